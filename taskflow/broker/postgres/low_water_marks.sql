@@ -5,7 +5,7 @@
 -- only added. A row of `marks` says that no row lives before (at, seq), of those that its transaction saw. Which transactions it saw is stored
 -- with it: all before `upto` but those in `open`. A function that puts a job at a time in the past adds a row to `lowered` in the same
 -- transaction (lower_mark). It counts against every mark whose transaction did not see it. A function that has read the index from a mark on
--- adds a higher one (raise_mark). So no mark hides a job, whichever of two transactions commits first.
+-- adds a higher one (raise_mark). So no mark hides a job, in whatever order transactions commit.
 --
 -- A function that puts a job at the present adds no row, because no mark goes beyond half a second ago. A transaction of a user adds one when
 -- it commits (on_commit). What is left, such as a commit that takes long itself, is found by a check of all indexes every ten seconds, or

@@ -239,7 +239,7 @@ async def clients(store: Store, work: Work) -> AsyncIterator[list[asyncpg.Connec
 
 @pytest.mark.parametrize("ends", list(itertools.permutations(range(3))), ids=str)
 async def test_of_marks_that_are_lowered_at_once_the_lowest_counts(clients: list[asyncpg.Connection], ends: tuple[int, ...]) -> None:
-    """In whichever order they commit, and though a mark is raised between any two, from what is visible then."""
+    """In every order of their commits, and though a mark is raised between any two, from what is visible then."""
     *lowering, raising = clients
     places, waiting = (50, 30, 70), {50, 30, 70}
     for connection, place in zip(lowering, places, strict=True):
@@ -263,7 +263,18 @@ async def test_a_mark_that_is_raised_does_not_hide_what_was_put_back_meanwhile(c
     assert await raising.fetchval(CURRENT) == 90
     await tidying.fetchval("SELECT taskflow.drop_old_marks(0)")
     await slow.execute("COMMIT")
+    await tidying.fetchval("SELECT taskflow.drop_old_marks(0)")
     assert await raising.fetchval(CURRENT) == 50
+
+
+async def test_a_job_in_the_past_counts_against_marks_that_are_raised_beyond_it(clients: list[asyncpg.Connection]) -> None:
+    """Though it was not before the mark that its own transaction saw."""
+    slow, raising, *_ = clients
+    await slow.execute("BEGIN")
+    await slow.fetchval(LOWER, 150)
+    await raising.fetchval(RAISE, 200, NEVER)
+    await slow.execute("COMMIT")
+    assert await raising.fetchval(CURRENT) == 150
 
 
 async def test_of_marks_that_are_raised_at_once_the_one_that_saw_most_counts(clients: list[asyncpg.Connection]) -> None:
@@ -276,7 +287,7 @@ async def test_of_marks_that_are_raised_at_once_the_one_that_saw_most_counts(cli
     await quick.fetchval("SELECT taskflow.raise_mark(m, 50, 0, $1) FROM taskflow.newest_mark('ready', 'default', 0) AS m", NEVER)
     await tidying.fetchval("SELECT taskflow.drop_old_marks(0)")
     assert await tidying.fetchval("SELECT count(*) FROM taskflow.lowered") == 0
-    await slow.fetchval(RAISE, 95, 2 * NEVER)
+    await slow.fetchval(RAISE, 150, 2 * NEVER)
     await slow.execute("COMMIT")
     assert await quick.fetchval(CURRENT) == 50
 
