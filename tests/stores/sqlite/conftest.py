@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import sqlite3
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,18 @@ def broker(open_broker: Open) -> SqliteBroker:
 @pytest.fixture
 def only_nudges_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StoreWatch, "look", lambda *_, **__: set[str]())
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every statement that brokers make from now on."""
+    statements = list[str]()
+    original: Callable[..., sqlite3.Connection] = sqlite3.connect
+
+    def connect(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection = original(*args, **options)
+        connection.set_trace_callback(statements.append)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    return statements

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from taskflow.broker.protocol import Broker
 from taskflow.broker.sqlite import SqliteBroker
@@ -89,11 +90,6 @@ def another_that_holds(path: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.communicate()
 
 
-def unmeasured(**more: str) -> dict[str, str]:
-    """The environment for a script that becomes another user: it could not write what a measurement of coverage is to write."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")} | more
-
-
 def run_script(script: str, *arguments: object, timeout: float = 30, **options: Any) -> str:
     """What the script prints, in a Python of its own, which must end well and say nothing on stderr."""
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
@@ -101,6 +97,51 @@ def run_script(script: str, *arguments: object, timeout: float = 30, **options: 
     assert (run.returncode, run.stderr) == (0, ""), run.stderr
     said: str = run.stdout
     return said
+
+
+@contextmanager
+def shared_folder(mode: int) -> Iterator[Path]:
+    """A folder that other users may enter. They may not enter pytest's own."""
+    folder = Path("/tmp") / f"taskflow-{os.getpid()}-{os.urandom(4).hex()}"
+    folder.mkdir()
+    folder.chmod(mode)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+_USES: Final = """
+import asyncio, os, sys
+from taskflow.broker.sqlite import SqliteBroker
+from taskflow.model.errors import BrokerRefused
+from tests.stores.sqlite.support import an_envelope
+
+async def use(broker):
+{}
+
+async def use_or_say_why_not(path):
+    broker = SqliteBroker(path)
+    try:
+        await use(broker)
+    except BrokerRefused as refused:
+        print(refused)
+    await broker.close()
+
+asyncio.run(use_or_say_why_not(sys.argv[2]))  # loads all that it needs: another user may not read it where it lies
+print("as the other:")
+os.setgid(int(sys.argv[1])), os.setuid(int(sys.argv[1]))
+for path in sys.argv[3:]:
+    asyncio.run(use_or_say_why_not(path))
+"""
+
+
+def used_by_nobody(own: Path, use: str, *paths: Path) -> str:
+    """Return what another user prints who uses stores so. They take an own one first. Coverage could not write what it measures of them."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[3])
+    script = _USES.format(textwrap.indent(textwrap.dedent(use), "    "))
+    return run_script(script, NOBODY, own, *paths, env=environment).partition("as the other:\n")[2]
 
 
 def files(path: Path) -> list[str]:

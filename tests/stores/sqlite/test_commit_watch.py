@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.sqlite import SqliteBroker, commit_watch, wakeups
+from taskflow.broker.sqlite import SqliteBroker, wakeups
 from taskflow.broker.sqlite.transactions import Durability
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.record import Status
@@ -98,42 +98,7 @@ async def test_a_rollback_wakes_no_one(broker: SqliteBroker, caller: Caller, mai
     assert not await is_expected(broker)
 
 
-async def test_a_completion_that_was_rolled_back_wakes_no_one(broker: SqliteBroker, open_broker: Open, caller: Caller) -> None:
-    """Although its job is there."""
-    session = await registered(broker)
-    await broker.enqueue([an_envelope()])
-    [lease] = await broker.claim(session.id, 1, ["default"], 1)
-    with open_broker().listen([topics.job(lease.envelope.id)]) as ended:
-        caller.begin()
-        caller.settle(succeeded(lease))
-        caller.roll_back()
-        with caller.transaction():
-            caller.enqueue(an_envelope())
-        assert not await ended.wait(0.05)
-
-
-async def test_it_is_looked_for_no_longer_than_a_minute(
-    broker: SqliteBroker, caller: Caller, mail: Waiter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert commit_watch.LOOKED_FOR == 60
-    monkeypatch.setattr(commit_watch, "LOOKED_FOR", 0.2)
-    caller.begin()
-    caller.enqueue(an_envelope(queue="mail"))
-    await asyncio.sleep(0.1)
-    assert await is_expected(broker)
-    await asyncio.sleep(0.2)
-    assert not await is_expected(broker)
-    caller.commit()
-
-
 # --- the end of a process ------------------------------------------------------------------------------------------------
-
-
-async def test_closing_announces_what_was_committed(broker: SqliteBroker, caller: Caller, mail: Waiter) -> None:
-    with caller.transaction():
-        caller.enqueue(an_envelope(queue="mail"))
-    await broker.close()
-    assert await mail.wait(0.2)
 
 
 SCRIPT = """
@@ -198,13 +163,10 @@ async def test_a_fork_looks_for_its_own_commits_only(open_broker: Open, mail: Wa
 # --- kills ---------------------------------------------------------------------------------------------------------------
 
 
-# --- kills ---------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("is_committed", [False, True])
 async def test_a_killed_program_has_sent_what_it_has_committed(broker: SqliteBroker, path: Path, is_committed: bool) -> None:
     """And nothing else, at whatever moment it dies; its lock goes with it."""
-    for _ in range(5):
+    for _ in range(2):
         job = an_envelope()
         ending = "caller.commit()" if is_committed else ""
         with running(f"{ending}\nprint('now', flush=True)\nsys.stdin.readline()", path, job.id.hex()) as process:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -16,35 +15,10 @@ from taskflow.broker.console import QueueRecord
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.sqlite.transactions import QueuedVerb, Transactions
 from taskflow.model.record import Status
-from taskflow.model.session import Beat
-from taskflow.model.verdict import Settled, Settlement
-from tests.stores.sqlite.support import Open, an_envelope, envelopes, registered, succeeded
+from taskflow.model.verdict import Settled
+from tests.stores.sqlite.support import an_envelope, envelopes, registered, succeeded
 
 MANY = 100
-
-
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every step that brokers make from now on."""
-    steps = list[str]()
-    original: Callable[..., sqlite3.Connection] = sqlite3.connect
-
-    def connect(*args: Any, **options: Any) -> sqlite3.Connection:
-        connection = original(*args, **options)
-        connection.set_trace_callback(steps.append)
-        return connection
-
-    monkeypatch.setattr(sqlite3, "connect", connect)
-    return steps
-
-
-async def two_of_which_one_loses_its_lease(broker: SqliteBroker, other: SqliteBroker) -> list[Settlement]:
-    """By another connection, which says that its session leaves."""
-    lost, living = await registered(broker), await registered(broker)
-    [first] = await broker.claim(lost.id, 1, ["default"], 1)
-    [second] = await broker.claim(living.id, 1, ["default"], 1)
-    await other.beat(Beat(session=lost.id, leaving=True))
-    return [succeeded(first), succeeded(second)]
 
 
 def counted(queue: QueueRecord) -> dict[Status, int]:
@@ -171,22 +145,6 @@ async def test_a_job_takes_few_calls_of_python(broker: SqliteBroker, calls: Call
 # --- leases of others ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_lease_that_another_connection_took_away_is_stale(open_broker: Open) -> None:
-    """And its neighbour in the batch counts, once."""
-    broker, other = open_broker(), open_broker()
-    jobs = envelopes(2)
-    await broker.enqueue(jobs)
-    batch = await two_of_which_one_loses_its_lease(broker, other)
-
-    assert await broker.settle(batch) == [Settled.STALE, Settled.OK]
-    assert await broker.settle(batch) == [Settled.STALE, Settled.OK]
-
-    records = await broker.read([job.id for job in jobs])
-    assert [record and record.status for record in records] == [Status.READY, Status.SUCCEEDED]
-    [queue] = await broker.console.queues()
-    assert counted(queue) == {Status.SUCCEEDED: 1, Status.READY: 1}
-
-
 async def test_a_claim_from_many_queues_reads_those_that_it_takes_from(broker: SqliteBroker, said: list[str]) -> None:
     """All queues that give all that they have by one look, and the rest of the statements as for one queue."""
     session = await registered(broker)
@@ -197,23 +155,6 @@ async def test_a_claim_from_many_queues_reads_those_that_it_takes_from(broker: S
         f"queue-{name}" for name in ("99", "99", "0", "0", "1", "1", "10", "10", "100", "100")
     ]
     assert len(said) <= 8 + 4, said
-
-
-async def test_a_claim_takes_the_first_of_a_queue_that_has_more_than_it_wants(broker: SqliteBroker, said: list[str]) -> None:
-    """Those before it are emptied; of two looks the second is into it alone."""
-    session = await registered(broker)
-    await broker.enqueue([an_envelope(queue=f"queue-{number % 3}", priority=number // 3) for number in range(30)])
-    said.clear()
-    leases = await broker.claim(session.id, 3, [], 14)
-    assert [(lease.envelope.queue, lease.envelope.priority) for lease in leases] == [
-        *(("queue-0", priority) for priority in range(9, -1, -1)),
-        *(("queue-1", priority) for priority in range(9, 5, -1)),
-    ]
-    assert len(said) <= 8 + 5, said
-    assert [lease.envelope.priority for lease in await broker.claim(session.id, 6, [], 100)] == [
-        *range(5, -1, -1),
-        *range(9, -1, -1),
-    ]
 
 
 async def test_every_queue_has_its_turn_however_many_there_are(broker: SqliteBroker) -> None:

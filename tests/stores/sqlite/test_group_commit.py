@@ -1,4 +1,4 @@
-"""One thread, one connection, and as few commits as the moment allows."""
+"""One thread, one connection, and as few commits as the moment allows; also after a fork."""
 
 from __future__ import annotations
 
@@ -15,28 +15,13 @@ from msgspec import structs
 
 from taskflow.broker.protocol import Added
 from taskflow.broker.sqlite import SqliteBroker
+from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.model.clock import Seams, start_thread
-from taskflow.model.errors import BrokerUnavailable, SessionLost
+from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.schedule import Definition, Firing
 from taskflow.model.verdict import Settled, Settlement, Verdict
 from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, locked, registered, run_script, succeeded
-
-
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every statement that brokers make from now on."""
-    statements = list[str]()
-
-    class Notifier(sqlite3.Connection):
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options)
-            self.set_trace_callback(statements.append)
-
-    def connect(*args: Any, **options: Any) -> sqlite3.Connection:
-        return Notifier(*args, **options)
-
-    monkeypatch.setattr(sqlite3, "connect", connect)
-    return statements
+from tests.support.listing import listed
 
 
 async def test_what_gathers_shares_a_commit(broker: SqliteBroker, said: list[str]) -> None:
@@ -78,19 +63,6 @@ async def test_a_schedule_and_its_job_are_flushed_and_an_offer_is_not(broker: Sq
     assert settings == ["PRAGMA synchronous=2", "PRAGMA synchronous=1", "PRAGMA synchronous=2", "PRAGMA synchronous=1"]
 
 
-async def test_a_refused_verb_leaves_its_neighbours_alone(broker: SqliteBroker) -> None:
-    jobs = envelopes(20)
-    outcomes = await asyncio.gather(
-        *(broker.enqueue([job]) for job in jobs[:10]),
-        *(broker.claim(bytes(16), 1, [], 10) for _ in range(10)),
-        *(broker.enqueue([job]) for job in jobs[10:]),
-        return_exceptions=True,
-    )
-
-    assert sum(isinstance(outcome, SessionLost) for outcome in outcomes) == 10
-    assert all(await broker.read([job.id for job in jobs]))
-
-
 async def test_a_broken_verb_undoes_itself_and_nothing_else(broker: SqliteBroker) -> None:
     """Half of its batch had been written when it broke."""
 
@@ -115,37 +87,6 @@ async def test_a_broken_verb_undoes_itself_and_nothing_else(broker: SqliteBroker
     assert await broker.settle([succeeded(lease) for lease in leases]) == [Settled.OK, Settled.OK]
     metrics = await broker.console.metrics()
     assert metrics.totals["default"] == {"enqueue": 12, "claim": 2, "succeed": 2}
-
-
-def test_one_broker_for_several_loops_and_threads(path: Path) -> None:
-    """Eight threads at once, each with loops of its own, one after the other."""
-    broker = SqliteBroker(path)
-    failed = list[BaseException]()
-
-    def work() -> None:
-        try:
-            for _ in range(3):
-                asyncio.run(add_ten())
-        except BaseException as error:
-            failed.append(error)
-
-    async def add_ten() -> None:
-        for _ in range(10):
-            await broker.enqueue([an_envelope()])
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    async def finish() -> int:
-        [queue] = await broker.console.queues()
-        await broker.close()
-        return sum(queue.counts.values())
-
-    assert failed == []
-    assert asyncio.run(finish()) == 240
 
 
 def test_a_loop_that_is_gone_stops_nobody(path: Path) -> None:
@@ -235,3 +176,123 @@ def no_thread_is_left_behind() -> Iterator[None]:
     deadline = time.monotonic() + 5
     while any(thread.name.startswith("taskflow-sqlite") for thread in threading.enumerate()) and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+async def test_a_read_of_the_console_does_not_hold_up_the_writer(broker: SqliteBroker) -> None:
+    """Jobs are added and read while a page is being read; the page shows the file as it was when it began."""
+    await broker.enqueue(envelopes(1))
+    is_reading, may_end = threading.Event(), threading.Event()
+
+    def read_slowly(store: SqliteStore) -> list[int]:
+        [(before,)] = store.connection.execute("SELECT count(*) FROM taskflow_jobs")
+        is_reading.set()
+        may_end.wait(30)
+        [(after,)] = store.connection.execute("SELECT count(*) FROM taskflow_jobs")
+        return [before, after]
+
+    slow = asyncio.create_task(broker.look(read_slowly))
+    await asyncio.to_thread(is_reading.wait, 30)
+    new = envelopes(2)
+    await asyncio.wait_for(broker.enqueue(new), 10)
+    assert None not in await asyncio.wait_for(broker.read([job.id for job in new]), 10)
+    may_end.set()
+    assert await slow == [1, 1]
+    assert len(await listed(broker.console)) == 3
+
+
+async def test_the_reader_cannot_write(broker: SqliteBroker) -> None:
+    await broker.enqueue(envelopes(1))
+
+    def write(store: SqliteStore) -> str:
+        try:
+            store.connection.execute("DELETE FROM taskflow_jobs")
+        except sqlite3.OperationalError as error:
+            return str(error)
+        return "written"
+
+    assert "readonly" in await broker.look(write)
+
+
+def test_parent_and_child_go_on_with_the_same_broker(path: Path) -> None:
+    """Between two calls: the child starts afresh, also its listening, and leaves alone what is its parent's."""
+    script = """
+        import asyncio, os, sys, warnings
+        from taskflow.broker.sqlite import SqliteBroker
+        from taskflow.model.envelope import Envelope
+        from taskflow.model.ids import IdFactory
+
+        warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads has its dangers
+        broker, an_id = SqliteBroker(sys.argv[1]), IdFactory()
+
+        def add(number, queue):
+            jobs = [Envelope(id=an_id(), job="work", payload=b"", queue=queue) for _ in range(number)]
+            return asyncio.run(broker.enqueue(jobs))
+
+        async def hear(queue):
+            with broker.listen([f"queue:{queue}"]) as waiter:
+                await broker.enqueue([Envelope(id=an_id(), job="work", payload=b"", queue=queue)])
+                return await waiter.wait(5)
+
+        add(10, "before")
+        asyncio.run(broker.console.queues())  # over a connection of its own
+        asyncio.run(hear("before"))
+        children = []
+        for number in range(3):
+            pid = os.fork()
+            if pid == 0:
+                add(10, "child")
+                heard = asyncio.run(hear("child")) and len(asyncio.run(broker.console.queues())) > 1
+                if number:  # the first one does not even close it
+                    asyncio.run(broker.close())
+                os._exit(0 if heard else 1) if number == 2 else sys.exit(0 if heard else 1)
+            children.append(pid)
+            add(10, "parent")
+        print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children])
+        add(10, "parent")
+
+        async def count():
+            queues = {queue.name: sum(queue.counts.values()) for queue in await broker.console.queues()}
+            await broker.close()
+            return queues
+
+        print(asyncio.run(count()))
+    """
+    assert run_script(script, path).splitlines() == ["[0, 0, 0]", "{'before': 11, 'child': 33, 'parent': 40}"]
+
+
+def test_a_process_that_is_forked_during_a_transaction_can_use_the_file(path: Path) -> None:
+    """SQLite's table of a process's locks is copied with the process."""
+    script = """
+        import asyncio, os, sys, threading, time, warnings
+        from taskflow.broker.sqlite import SqliteBroker
+        from taskflow.broker.sqlite.store import SqliteStore
+        from taskflow.model.envelope import Envelope
+        from taskflow.model.ids import IdFactory
+
+        warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads has its dangers
+        broker, an_id, parent = SqliteBroker(sys.argv[1]), IdFactory(), os.getpid()
+        inside, flush = threading.Event(), SqliteStore.flush
+
+        def flush_late(store):
+            if os.getpid() == parent:
+                inside.set()
+                time.sleep(0.3)
+            return flush(store)
+
+        def add():
+            return asyncio.run(broker.enqueue([Envelope(id=an_id(), job="work", payload=b"")]))
+
+        add()
+        SqliteStore.flush = flush_late
+        sender = threading.Thread(target=add)
+        sender.start()
+        inside.wait()
+        if (pid := os.fork()) == 0:
+            add()
+            os._exit(0)
+        sender.join()
+        add()
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), sum(asyncio.run(broker.console.queues())[0].counts.values()))
+        asyncio.run(broker.close())
+    """
+    assert run_script(script, path) == "0 4\n"

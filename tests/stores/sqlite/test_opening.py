@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from taskflow.broker import topics
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.broker.sqlite.wakeups import StoreWatch
-from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
-from tests.stores.sqlite.support import NOBODY, Open, an_envelope, connected, envelopes, run_script, unmeasured
+from taskflow.broker.sqlite.statements import table_prefix
+from taskflow.broker.sqlite.tables import VERSION
+from taskflow.model.errors import BrokerError, BrokerRefused
+from taskflow.model.session import Beat
+from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, registered, shared_folder, succeeded, used_by_nobody
 
 
 async def refusal(broker: SqliteBroker, kind: type[BrokerError] = BrokerRefused) -> str:
@@ -41,40 +42,27 @@ async def test_an_empty_file_is_adopted(open_broker: Open, path: Path) -> None:
     await open_broker().enqueue([an_envelope()])
 
 
-async def test_a_missing_folder(open_broker: Open, tmp_path: Path) -> None:
-    said = await refusal(open_broker(tmp_path / "no" / "queue.db"))
-    assert str(tmp_path / "no") in said
-    assert "does not exist: create it" in said
+DIARY = b"Dear diary, today I was mistaken for a database. " * 100
+
+IN_THE_WAY: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "a missing folder": ("no/queue.db", lambda path: None, "/no does not exist: create it"),
+    "a file in the place of a folder": ("file/queue.db", lambda path: path.parent.touch(), "/file is not a folder"),
+    "a folder": (".", lambda path: None, " is a folder: name a file"),
+    "a pipe": ("queue.db", os.mkfifo, "queue.db is a pipe, not a file"),
+    "a socket": ("queue.db", socket_at, "queue.db is a socket, not a file"),
+    "a device": ("/dev/null", lambda path: None, "/dev/null is a device, not a file"),
+    "not a database": ("queue.db", lambda path: path.write_bytes(DIARY), "queue.db is not an SQLite database"),
+}
 
 
-async def test_a_file_in_the_place_of_a_folder(open_broker: Open, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert "is not a folder" in await refusal(open_broker(tmp_path / "file" / "queue.db"))
-
-
-async def test_a_folder_in_the_place_of_the_file(open_broker: Open, tmp_path: Path) -> None:
-    assert f"{tmp_path} is a folder: name a file" in await refusal(open_broker(tmp_path))
-
-
-@pytest.mark.parametrize(("kind", "make"), [("pipe", os.mkfifo), ("socket", socket_at)])
-async def test_something_else_in_the_place_of_the_file(open_broker: Open, path: Path, kind: str, make: Callable[[Path], None]) -> None:
-    """SQLite would call it an I/O error, which would be tried again and again."""
-    make(path)
-    assert f"{path} is a {kind}, not a file" in await refusal(open_broker())
-
-
-async def test_a_device_in_the_place_of_the_file(open_broker: Open) -> None:
-    assert "/dev/null is a device, not a file" in await refusal(open_broker(Path("/dev/null")))
-
-
-async def test_not_a_database(open_broker: Open, path: Path) -> None:
-    text = b"Dear diary, today I was mistaken for a database. " * 100
-    path.write_bytes(text)
-
-    said = await refusal(open_broker())
-
-    assert f"{path} is not an SQLite database" in said
-    assert path.read_bytes() == text
+@pytest.mark.parametrize("what", IN_THE_WAY)
+async def test_something_else_in_the_place_of_the_file(open_broker: Open, tmp_path: Path, what: str) -> None:
+    """It is left as it is. SQLite would call a pipe an I/O error, which would be tried again and again."""
+    name, make, says = IN_THE_WAY[what]
+    make(path := tmp_path / name)
+    assert says in await refusal(open_broker(path))
+    if what == "not a database":
+        assert path.read_bytes() == DIARY
 
 
 async def test_tables_of_another_program(open_broker: Open, path: Path) -> None:
@@ -107,11 +95,6 @@ async def test_text_that_is_not_utf_8(open_broker: Open, path: Path) -> None:
     assert f"{path} has the encoding UTF-16" in said
     assert "use another one" in said
     assert path.read_bytes() == before
-
-
-async def test_tables_of_another_namespace_are_no_strangers(open_broker: Open) -> None:
-    await open_broker(namespace="one").enqueue([an_envelope()])
-    await open_broker(namespace="two").enqueue([an_envelope()])
 
 
 async def test_tables_that_only_look_like_ours(open_broker: Open, path: Path) -> None:
@@ -147,46 +130,15 @@ async def test_a_damaged_file(open_broker: Open, path: Path) -> None:
     ],
 )
 def test_what_may_not_be_written(tmp_path: Path, file_mode: int | None, folder_mode: int, says: str) -> None:
-    """As another user: root may do everything. (pytest's own folders are not for others to enter.)"""
-    folder = Path("/tmp") / f"taskflow-{os.getpid()}-{os.urandom(4).hex()}"
-    folder.mkdir()
-    try:
+    """As another user: root may do everything."""
+    with shared_folder(folder_mode) as folder:
         file = folder / "queue.db"
         if file_mode is not None:
             file.touch()
             file.chmod(file_mode)
-        folder.chmod(folder_mode)
-        script = """
-            import asyncio, os, sys
-            from taskflow.broker.sqlite import SqliteBroker
-            from taskflow.model.errors import BrokerRefused
-
-            async def read(path):
-                broker = SqliteBroker(path)
-                try:
-                    await broker.read([bytes(16)])
-                except BrokerRefused as refused:
-                    print(refused)
-                await broker.close()
-
-            asyncio.run(read(sys.argv[3]))  # loads all that it needs: another user may not read it where it lies
-            os.setgid(int(sys.argv[2])), os.setuid(int(sys.argv[2]))
-            asyncio.run(read(sys.argv[1]))
-        """
-        said = run_script(script, file, NOBODY, tmp_path / "own.db", env=unmeasured())
-        assert says in said
-        assert str(file) in said
-    finally:
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
-
-
-async def test_a_closed_broker_says_so(broker: SqliteBroker) -> None:
-    await broker.enqueue([an_envelope()])
-    await broker.close()
-    await broker.close()
-    assert "the broker is closed" in await refusal(broker, BrokerUnavailable)
+        said = used_by_nobody(tmp_path / "own.db", "await broker.read([bytes(16)])", file)
+    assert says in said
+    assert str(file) in said
 
 
 async def test_a_link_and_its_file_are_one_store(open_broker: Open, path: Path, tmp_path: Path) -> None:
@@ -211,47 +163,30 @@ async def test_a_path_is_not_led_elsewhere_by_a_change_of_folder(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="to be another user than oneself takes root")
 @pytest.mark.parametrize("mode", [0o777, 0o1777], ids=["", "in a sticky folder"])
-async def test_two_users_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
+@pytest.mark.usefixtures("only_nudges_count")
+async def test_two_users_share_a_file(tmp_path: Path, mode: int) -> None:
     """Whoever may write the file may use all that lies beside it: both work, and wake each other.
 
     In a sticky folder neither can remove the other's files.
     """
-    monkeypatch.setattr(StoreWatch, "look", lambda *_, **__: set[str]())  # only nudges count
-    folder = Path("/tmp") / f"taskflow-{os.getpid()}-{os.urandom(4).hex()}"
-    folder.mkdir()
-    folder.chmod(0o777)
-    file = folder / "queue.db"
-    broker = SqliteBroker(file)
-    try:
+    use = """
+        with broker.listen(["queues"]) as waiter:
+            await waiter.wait(1.5)
+        print(await broker.enqueue([an_envelope()]) != [])
+    """
+    with shared_folder(0o777) as folder:
+        file = folder / "queue.db"
         file.touch()
         file.chmod(0o666)
+        broker = SqliteBroker(file)
         await broker.enqueue([an_envelope()])
-        script = """
-            import asyncio, os, sys
-            from taskflow.broker.sqlite import SqliteBroker
-            from tests.stores.sqlite.support import an_envelope
-
-            async def send(path):
-                broker = SqliteBroker(path)
-                with broker.listen(["queues"]) as waiter:
-                    await waiter.wait(1.5)
-                print(await broker.enqueue([an_envelope()]) != [])
-                await broker.close()
-
-            asyncio.run(send(sys.argv[3]))  # loads all that it needs: another user may not read it where it lies
-            os.setgid(int(sys.argv[2])), os.setuid(int(sys.argv[2]))
-            asyncio.run(send(sys.argv[1]))
-        """
         with broker.listen([topics.ANY_QUEUE]) as waiter:
             Path(f"{file}-wake").chmod(mode)
-            environment = unmeasured(PYTHONPATH=str(Path(__file__).parents[3]))
-            said = asyncio.create_task(asyncio.to_thread(run_script, script, file, NOBODY, tmp_path / "own.db", env=environment))
+            said = asyncio.create_task(asyncio.to_thread(used_by_nobody, tmp_path / "own.db", use, file))
             woken = await waiter.wait(10)
-            assert await said == "True\nTrue\n"
+            assert await said == "True\n"
             assert woken
-    finally:
         await broker.close()
-        shutil.rmtree(folder)
 
 
 INTRUDERS = {
@@ -280,3 +215,60 @@ async def test_tables_with_the_trigger_or_view_of_another_program_are_refused(
         stranger.execute("DROP TRIGGER theirs" if kind == "trigger" else "DROP VIEW taskflow_tags")
     if kind == "trigger":
         await before.enqueue([job])
+
+
+@pytest.mark.parametrize(
+    "namespace", ["sqlite", "sqlite_x", "A", "a", "a_jobs", "x.y-z", "1", "select", "n" * 100, "Sqlite", "^".join("a")]
+)
+async def test_any_name_will_do(open_broker: Open, namespace: str) -> None:
+    """Also what SQLite keeps to itself, and what it takes for the same."""
+    job = an_envelope()
+    await open_broker(namespace=namespace).enqueue([job])
+    await open_broker(namespace=namespace + "2" if len(namespace) < 100 else "m").enqueue([an_envelope()])
+    [record] = await open_broker(namespace=namespace).read([job.id])
+    assert record is not None
+
+
+def test_no_two_names_share_tables() -> None:
+    names = ["a", "A", "aA", "Aa", "AA", "sqlite", "Sqlite", "SQLITE", "sqlite_", "a_", "a__"]
+    assert len({table_prefix(name).lower() for name in names}) == len(names)
+
+
+def test_a_name_that_would_be_sql_is_refused(open_broker: Open) -> None:
+    with pytest.raises(ValueError, match="characters"):
+        open_broker(namespace='a"; DROP TABLE x; --')
+
+
+@pytest.mark.parametrize("verb", ["claim", "settle", "beat", "enqueue", "read"])
+async def test_a_worker_is_refused_by_each_verb_once_its_tables_are_of_a_newer_version(open_broker: Open, path: Path, verb: str) -> None:
+    """By the first call after the change, on a connection that has run the same statements before. It changes nothing: a worker of the
+    newer version takes over the leases when the session has lapsed."""
+    broker = open_broker()
+    session = await registered(broker)
+    await broker.enqueue(envelopes(20))
+    leases = await broker.claim(session.id, 1, [], 10)
+    verbs: dict[str, Callable[[int], Awaitable[object]]] = {
+        "claim": lambda request: broker.claim(session.id, request, [], 1),
+        "settle": lambda request: broker.settle([succeeded(leases[request])]),
+        "beat": lambda _: broker.beat(Beat(session=session.id)),
+        "enqueue": lambda _: broker.enqueue([an_envelope()]),
+        "read": lambda _: broker.read([b"0" * 16]),
+    }
+    for request in range(2, 5):
+        await verbs[verb](request)
+    with connected(path) as stranger:
+        stranger.execute("ALTER TABLE taskflow_jobs ADD COLUMN sender TEXT")
+        stranger.execute("UPDATE taskflow_meta SET value = value + 1 WHERE name = 'version'")
+        jobs = stranger.execute("SELECT * FROM taskflow_jobs").fetchall()
+
+        with pytest.raises(BrokerRefused, match=f"table version {VERSION + 1}, this one knows {VERSION}"):
+            await verbs[verb](5)
+        assert stranger.execute("SELECT * FROM taskflow_jobs").fetchall() == jobs
+
+
+async def test_tables_of_another_taskflow_with_the_same_version_are_refused(open_broker: Open, path: Path) -> None:
+    await open_broker().enqueue([an_envelope()])
+    with connected(path) as stranger:
+        stranger.execute("UPDATE taskflow_meta SET value = value + 1 WHERE name = 'digest'")
+    with pytest.raises(BrokerRefused, match="was made by a taskflow with other tables"):
+        await open_broker().enqueue([an_envelope()])

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 import socket
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,44 @@ from taskflow.broker.sqlite import Opening, SqliteBroker
 from taskflow.broker.sqlite.wake_folder import topic_hash
 from taskflow.broker.url import connect
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
-from tests.stores.sqlite.support import NOBODY, Open, an_envelope, run_script, unmeasured
+from tests.stores.sqlite.support import NOBODY, Open, an_envelope, shared_folder, used_by_nobody
 from tests.support.listing import listed
 
 ENDINGS = ("-wake", "-taskflow", "-wal", "-shm", "-journal")
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-async def test_a_link_beside_the_store_is_refused(broker: SqliteBroker, path: Path, tmp_path: Path, ending: str) -> None:
-    """Its target stays as it is: neither are the files of a folder removed, nor is anything written."""
+Planting = Callable[[Path, Path], object]
+"""What a stranger does with the place beside the store, and a file or folder of somebody else's."""
+
+
+def a_folder_or_file_of_nobody(place: Path, _: Path) -> None:
+    place.mkdir() if place.name.endswith("-wake") else place.touch()
+    os.chown(place, NOBODY, NOBODY)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="to give a file away takes root")
+
+PLANTED: list[Any] = [
+    *((ending, lambda place, target: place.symlink_to(target), "is a link.*remove it") for ending in ENDINGS),
+    *((ending, lambda place, _: os.mkfifo(place), "is not a (regular file|folder)") for ending in ENDINGS),
+    *((ending, lambda place, target: os.link(target, place), "has a second name") for ending in ("", *ENDINGS[1:])),
+    *(pytest.param(ending, a_folder_or_file_of_nobody, f"belongs to uid {NOBODY}", marks=needs_root) for ending in ENDINGS),
+]
+
+
+@pytest.mark.parametrize(("ending", "plant", "says"), PLANTED)
+async def test_what_was_planted_beside_the_store_is_refused(
+    broker: SqliteBroker, path: Path, tmp_path: Path, ending: str, plant: Planting, says: str
+) -> None:
+    """A link's target stays as it is: neither are the files of a folder removed, nor is anything written. A pipe would keep whoever opens
+    it waiting."""
     target = tmp_path / "somebody's"
     target.mkdir() if ending == "-wake" else target.write_bytes(b"precious" * 100)
     letter = target / "letter" if ending == "-wake" else target
     letter.write_bytes(b"precious" * 100)
-    path.with_name(path.name + ending).symlink_to(target)
+    plant(path.with_name(path.name + ending), target)
 
-    with pytest.raises(BrokerRefused, match=f"queue.db{ending} is a link.*remove it"):
+    with pytest.raises(BrokerRefused, match=f"queue.db{ending} {says}"):
         await broker.enqueue([an_envelope()])
 
     assert letter.read_bytes() == b"precious" * 100
@@ -59,26 +81,6 @@ async def test_a_link_that_takes_the_place_of_the_wake_up_folder_is_not_followed
         await broker.enqueue([an_envelope()])
 
     assert len(list(target.iterdir())) == 2
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="to give a file away takes root")
-@pytest.mark.parametrize("ending", ENDINGS)
-async def test_what_another_user_put_beside_the_store_is_refused(broker: SqliteBroker, path: Path, ending: str) -> None:
-    beside = path.with_name(path.name + ending)
-    beside.mkdir() if ending == "-wake" else beside.touch()
-    os.chown(beside, NOBODY, NOBODY)
-
-    with pytest.raises(BrokerRefused, match=f"queue.db{ending} belongs to uid {NOBODY}"):
-        await broker.enqueue([an_envelope()])
-
-
-@pytest.mark.parametrize("ending", ENDINGS)
-async def test_what_is_of_another_kind_is_refused(broker: SqliteBroker, path: Path, ending: str) -> None:
-    """A pipe would keep whoever opens it waiting."""
-    os.mkfifo(path.with_name(path.name + ending))
-
-    with pytest.raises(BrokerRefused, match=r"is not a (regular file|folder)"):
-        await broker.enqueue([an_envelope()])
 
 
 async def test_new_files_are_for_their_owner_alone(broker: SqliteBroker, path: Path) -> None:
@@ -129,8 +131,6 @@ async def test_the_doctor_tells_of_wider_rights(broker: SqliteBroker, path: Path
 
 # --- the store itself ---------------------------------------------------------------------------------------------------
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="to give a file away takes root")
-
 
 @needs_root
 @pytest.mark.parametrize("mode", [0o600, 0o666])
@@ -152,34 +152,13 @@ async def test_the_file_of_another_user_is_refused_unless_the_url_names_them(
     await open_broker(opening=Opening(owner=NOBODY)).enqueue([an_envelope()])
 
 
-AS_ANOTHER_USER = """
-    import asyncio, os, sys
-    from taskflow.broker.sqlite import SqliteBroker
-    from taskflow.model.errors import BrokerRefused
-
-    async def read(path):
-        broker = SqliteBroker(path)
-        try:
-            print(os.path.basename(path), await broker.read([bytes(16)]))
-        except BrokerRefused as refused:
-            print(refused)
-        await broker.close()
-
-    asyncio.run(read(sys.argv[2]))  # loads all that it needs: another user may not read it where it lies
-    os.setgid(int(sys.argv[1])), os.setuid(int(sys.argv[1]))
-    for path in sys.argv[3:]:
-        asyncio.run(read(path))
-"""
-
-
 @needs_root
 def test_a_stranger_cannot_plant_a_store_or_a_link_to_one_in_a_shared_folder(tmp_path: Path) -> None:
     """In a folder like /tmp, for a user who is not root. Links of root, their own, and those in a folder of one user are followed."""
-    stranger, shared = NOBODY - 1, Path("/tmp") / f"taskflow-{os.getpid()}-{os.urandom(4).hex()}"
-    own = shared / "own"
-    own.mkdir(parents=True)
-    shared.chmod(0o1777)
-    try:
+    stranger = NOBODY - 1
+    with shared_folder(0o1777) as shared:
+        own = shared / "own"
+        own.mkdir()
         target = own / "target.db"
         target.touch()
         (shared / "planted.db").touch()
@@ -191,26 +170,12 @@ def test_a_stranger_cannot_plant_a_store_or_a_link_to_one_in_a_shared_folder(tmp
             os.chown(shared / name, stranger, stranger, follow_symlinks=False)
 
         names = ["planted.db", "theirs.db", "own.db", "roots.db", "own/deployed.db"]
-        said = run_script(AS_ANOTHER_USER, NOBODY, tmp_path / "own.db", *(shared / name for name in names), env=unmeasured())
-    finally:
-        shutil.rmtree(shared)
+        said = used_by_nobody(tmp_path / "own.db", "print(await broker.read([bytes(16)]))", *(shared / name for name in names))
 
-    _, planted, theirs, *others = said.splitlines()
+    planted, theirs, *others = said.splitlines()
     assert f"{shared}/planted.db belongs to uid {stranger}" in planted
     assert f"{shared}/theirs.db is a link of uid {stranger}" in theirs
-    assert others == ["own.db [None]", "roots.db [None]", "deployed.db [None]"]
-
-
-@pytest.mark.parametrize("ending", ["", "-taskflow", "-wal", "-shm", "-journal"])
-async def test_a_file_with_a_second_name_is_refused(broker: SqliteBroker, path: Path, tmp_path: Path, ending: str) -> None:
-    target = tmp_path / "somebody's"
-    target.write_bytes(b"")
-    os.link(target, f"{path}{ending}")
-
-    with pytest.raises(BrokerRefused, match=f"queue.db{ending} has a second name"):
-        await broker.enqueue([an_envelope()])
-
-    assert target.read_bytes() == b""
+    assert others == ["[None]"] * 3
 
 
 async def test_a_file_that_is_exchanged_while_sqlite_opens_it_is_not_used(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 import sys
 import threading
@@ -15,13 +14,13 @@ import pytest
 
 from taskflow.broker.console import View
 from taskflow.broker.protocol import Added
-from taskflow.broker.sqlite import SpaceLimits, SqliteBroker
+from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.transactional import Row, Statement, Transactional, drive
 from taskflow.model.envelope import Envelope, OnConflict
-from taskflow.model.errors import BrokerRefused, BrokerUnavailable, StoreFull, TooLarge, WrongConnection
+from taskflow.model.errors import BrokerRefused, BrokerUnavailable, WrongConnection
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
-from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, registered, succeeded
+from tests.stores.sqlite.support import an_envelope, connected, envelopes, registered, succeeded
 from tests.support.callers import Caller, unaffected
 
 Connect = Callable[..., Caller]
@@ -152,21 +151,6 @@ async def test_tables_of_another_version_are_refused(connect: Connect, version: 
     caller.roll_back()
 
 
-async def test_tables_of_the_program_change_with_the_job(open_broker: Open, path: Path) -> None:
-    """In a file that was the program's first."""
-    with connected(path) as connection:
-        connection.execute("CREATE TABLE orders (number INTEGER)")
-        broker = open_broker(shared=True)
-        caller = Caller(connection, await broker.transactional())
-        for ends in (caller.roll_back, caller.commit):
-            caller.begin()
-            connection.execute("INSERT INTO orders VALUES (1)")
-            caller.enqueue(job := an_envelope())
-            ends()
-            assert await status_of(broker, job) is (Status.READY if ends == caller.commit else None)
-        assert connection.execute("SELECT count(*) FROM orders").fetchone() == (1,)
-
-
 # --- what connections do to values ---------------------------------------------------------------------------------------
 
 
@@ -273,16 +257,18 @@ class Broken(Exception):
     pass
 
 
-def _break(caller: Caller, at: int) -> Callable[[Statement], Sequence[Row]]:
-    """Run statements, and fail at one of them."""
+def _break(caller: Caller, at: int, *, is_late: bool) -> Callable[[Statement], Sequence[Row]]:
+    """Run statements, and fail at one of them, before or after it has taken effect. The last one is the end of the verb."""
     left = at
 
     def run(statement: Statement) -> Sequence[Row]:
         nonlocal left
         left -= 1
-        if left == 0:
+        if left == 0 and not is_late:
             raise Broken
         rows: Sequence[Row] = caller.execute(*statement)
+        if left == 0 and not statement.sql.startswith("RELEASE"):
+            raise Broken
         return rows
 
     return run
@@ -293,8 +279,9 @@ async def _counts(broker: SqliteBroker) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("is_settlement", [False, True])
-async def test_a_verb_that_fails_half_way_changes_nothing(broker: SqliteBroker, connect: Connect, is_settlement: bool) -> None:
-    """Whichever statement fails, the program may commit what it has done itself."""
+@pytest.mark.parametrize("how", ["run", "steps", "cancelled steps"])
+async def test_a_verb_that_fails_half_way_changes_nothing(broker: SqliteBroker, connect: Connect, is_settlement: bool, how: str) -> None:
+    """Whichever statement fails, or is interrupted, the program may commit what it has done itself."""
     session, caller, at = await registered(broker), connect(), 0
     waiting = an_envelope(key=b"k" * 16)
     await broker.enqueue([waiting, an_envelope(queue="run")])
@@ -306,7 +293,8 @@ async def test_a_verb_that_fails_half_way_changes_nothing(broker: SqliteBroker, 
         verb = caller.store.settle(succeeded(lease)) if is_settlement else caller.store.enqueue([job, *envelopes(2, queue="other")])
         caller.begin()
         try:
-            verb.run(_break(caller, at))
+            run = _break(caller, at, is_late=how == "cancelled steps")
+            _ = verb.run(run) if how == "run" else drive(verb.steps(), run)
         except Broken:
             caller.commit()
             assert await _counts(broker) == before
@@ -315,22 +303,7 @@ async def test_a_verb_that_fails_half_way_changes_nothing(broker: SqliteBroker, 
             caller.roll_back()
             break
     assert at > 5
-
-
-async def test_refusals_of_ours_change_nothing(open_broker: Open, path: Path) -> None:
-    broker = open_broker(limits=SpaceLimits(capacity=2))
-    with connected(path) as connection:
-        caller = Caller(connection, await broker.transactional())
-        caller.begin()
-        caller.enqueue(first := an_envelope())
-        with unaffected(caller):
-            for batch, error in ((envelopes(2), StoreFull), ([an_envelope(payload=bytes((64 << 20) + 1))], TooLarge)):
-                for _ in range(2):
-                    with pytest.raises(error):
-                        caller.enqueue(*batch)
-        caller.commit()
-    assert await status_of(broker, first) is Status.READY
-    assert sum(queue.counts[Status.READY] for queue in await broker.console.queues()) == 1
+    assert _helpers() == []
 
 
 # --- in steps ------------------------------------------------------------------------------------------------------------
@@ -338,23 +311,6 @@ async def test_refusals_of_ours_change_nothing(open_broker: Open, path: Path) ->
 
 def _helpers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "taskflow-sqlite-statements"]
-
-
-async def test_both_ways_to_run_a_verb_run_the_same_statements(broker: SqliteBroker, connect: Connect) -> None:
-    caller, said = connect(), list[list[str]]()
-    caller.begin()
-    for number in range(2):
-        said.append([])
-
-        def run(statement: Statement) -> Sequence[Row]:
-            said[-1].append(statement.sql)
-            return caller.execute(*statement)
-
-        verb = caller.store.enqueue([an_envelope(), an_envelope(key=b"%016d" % number)])
-        _ = verb.run(run) if number else drive(verb.steps(), run)
-        said[-1] = [sql for sql in said[-1] if not sql.startswith("INSERT") or "_jobs" in sql]  # names are new to the first
-    assert said[0] == said[1]
-    assert _helpers() == []
 
 
 async def test_a_verb_that_is_given_up_leaves_no_thread_behind(connect: Connect) -> None:
@@ -378,70 +334,3 @@ async def test_a_verb_that_is_given_up_leaves_no_thread_behind(connect: Connect)
     next(steps)
     del steps
     assert _helpers() == []
-
-
-async def test_an_error_of_the_driver_is_raised_where_the_statement_was(connect: Connect) -> None:
-    """The verb undoes what it has done, by statements, and the caller gets its own error."""
-    caller = connect()
-    caller.begin()
-    said = list[str]()
-
-    def run(statement: Statement) -> Sequence[Row]:
-        said.append(statement.sql)
-        if statement.sql.startswith('INSERT INTO main."taskflow_jobs"'):
-            raise Broken
-        return caller.execute(*statement)
-
-    with pytest.raises(Broken):
-        drive(caller.store.enqueue([an_envelope(key=b"k" * 16)]).steps(), run)
-    assert said[-2:] == ["ROLLBACK TO taskflow", "RELEASE taskflow"]
-    assert _helpers() == []
-    caller.commit()
-
-
-async def test_a_cancelled_caller_undoes_the_verb_and_leaves_no_thread_behind(broker: SqliteBroker, connect: Connect) -> None:
-    """Wherever it is cancelled: what the transaction commits afterwards is whole. Only its last statement may have had its effect."""
-    number, all_sent = 0, list[Envelope]()
-    while True:
-        number += 1
-        caller, sent = connect(), an_envelope()
-        caller.begin()
-        caller.enqueue(before := an_envelope())
-        all_sent += [before, sent]
-        if not _cancelled_at(number, caller, sent):
-            caller.commit()
-            break
-        assert _helpers() == []
-        assert await status_of(broker, before) is None
-        caller.commit()
-        assert await status_of(broker, before) is Status.READY
-        there = [envelope for envelope in all_sent if await status_of(broker, envelope) is Status.READY]
-        [queue] = await broker.console.queues()
-        assert queue.counts[Status.READY] == len(there) <= number + 1
-    assert number > 6
-
-
-def _cancelled_at(number: int, caller: Caller, sent: Envelope) -> bool:
-    """Send, and cancel the sender in the middle of this statement. Return False if it takes fewer."""
-    steps = caller.store.enqueue([sent]).steps()
-    cancelled, statement, count = False, next(steps), 0
-    try:
-        while True:
-            count += 1
-            try:
-                rows = caller.execute(*statement)
-            except sqlite3.OperationalError as error:  # the savepoint was released before
-                statement = steps.throw(error)
-                continue
-            if count == number:
-                cancelled = True
-                statement = steps.throw(asyncio.CancelledError())
-            else:
-                statement = steps.send(rows)
-    except StopIteration:
-        return False
-    except asyncio.CancelledError:
-        return cancelled
-
-
-# --- what others find ----------------------------------------------------------------------------------------------------

@@ -44,18 +44,6 @@ async def test_any_text(broker: SqliteBroker, verdict: Verdict, reason: str) -> 
     assert worker.session == msgspec.structs.replace(session, name=SHOWN)
 
 
-async def test_payloads_of_all_sizes_in_one_claim(broker: SqliteBroker) -> None:
-    """They come out of SQLite as one value and are cut apart again."""
-    sent = [an_envelope(payload=bytes([number]) * (number * number)) for number in range(60)]
-    await broker.enqueue(sent)
-    session = await registered(broker)
-
-    leases = await broker.claim(session.id, 1, [], 100)
-
-    assert [lease.envelope for lease in leases] == sent
-    assert await broker.settle([succeeded(lease) for lease in leases]) == [Settled.OK] * 60
-
-
 # --- more than SQLite holds -------------------------------------------------------------------------------------------
 
 
