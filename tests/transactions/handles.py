@@ -321,13 +321,13 @@ class Django(User):
         self._alias = f"database{len(databases)}"
         databases[self._alias] = connections.configure_settings({"default": database})["default"]
         self.connection = connections[self._alias]
-        self._atomic: Callable[[], Any] = lambda: transaction.atomic(using=self._alias)
+        self.atomic: Callable[[], Any] = lambda: transaction.atomic(using=self._alias)
 
     async def driver_close(self) -> None:
         self.connection.connection.close()
 
     async def begin(self) -> None:
-        self._blocks: list[Any] = [self._atomic()]
+        self._blocks: list[Any] = [self.atomic()]
         self._blocks[0].__enter__()
 
     async def commit(self) -> None:
@@ -337,7 +337,7 @@ class Django(User):
         self._blocks.pop().__exit__(RuntimeError, RuntimeError(), None)
 
     async def savepoint(self) -> None:
-        self._blocks.append(self._atomic())
+        self._blocks.append(self.atomic())
         self._blocks[-1].__enter__()
 
     release = commit

@@ -151,50 +151,12 @@ async def test_isolation_and_constraints_lose_no_job(broker: Broker, postgres_da
     await connection.close()
 
 
-async def test_an_open_transaction_with_immediate_constraints_delays_no_other_job(broker: Broker, postgres_database: str) -> None:
-    ran.clear()
-    connection, other = await asyncpg.connect(postgres_database), await asyncpg.connect(postgres_database)
-    async with Worker(concurrency=10):
-        await connection.execute("BEGIN; SET CONSTRAINTS ALL IMMEDIATE")
-        await note.options(connection=connection).delay(-1)
-        await asyncio.sleep(0.5)
-        for number in range(5):
-            async with other.transaction():
-                await note.options(connection=other).delay(number)
-            await until({number}, within=0.5)
-            await asyncio.sleep(0.2)
-        await connection.execute("ROLLBACK")
-    await connection.close()
-    await other.close()
-
-
 async def test_a_long_transaction_whose_queue_is_claimed_meanwhile(postgres_database: str) -> None:
     """Three seconds here; a minute in tests.long."""
     await found_after_a_long_transaction(postgres_database, 3.0)
 
 
 # --- many ------------------------------------------------------------------------------------------------------------
-
-
-async def test_a_hundred_thousand_jobs_in_one_transaction(broker: Broker, postgres_database: str) -> None:
-    read = 0
-
-    def calls() -> Iterator[Any]:
-        nonlocal read
-        for read in range(1, 100_001):
-            yield charge.bind(read)
-
-    with a_database() as name:
-        url = shared_postgres().url(name)
-        with default_app().using(opened := connect(url)):
-            connection = await asyncpg.connect(url)
-            async with connection.transaction():
-                handles = await taskflow.enqueue(calls(), connection=connection)
-            assert len(handles) == read == 100_000
-            assert await connection.fetchval("SELECT count(*) FROM taskflow.jobs") == 100_000
-            assert await handles[-1].status() is Status.READY
-            await connection.close()
-            await opened.close()
 
 
 async def test_an_error_in_the_middle_leaves_the_rest_to_the_user(broker: Broker, postgres_database: str) -> None:
@@ -388,27 +350,3 @@ async def test_through_pgbouncer_in_transaction_mode() -> None:
             for connection in connections:
                 await connection.close()
             await broker.close()
-
-
-async def test_sixteen_clients_beside_a_load(broker: Broker, postgres_database: str) -> None:
-    """Each client commits or rolls back at random. Workers claim meanwhile, and run exactly what was committed."""
-    ran.clear()
-    committed = set[int]()
-
-    async def client(first: int) -> None:
-        connection = await asyncpg.connect(postgres_database)
-        for number in range(first, first + 30):
-            transaction = connection.transaction()
-            await transaction.start()
-            await note.options(connection=connection).delay(number)
-            if number % 3:
-                await transaction.commit()
-                committed.add(number)
-            else:
-                await transaction.rollback()
-        await connection.close()
-
-    async with Worker(concurrency=20):
-        await asyncio.gather(*(client(100 * number) for number in range(16)))
-        await until(committed)
-    assert sorted(number for number, _ in ran) == sorted(committed)

@@ -204,36 +204,6 @@ def test_a_broker_that_has_no_transactions(user: psycopg.Connection) -> None:
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_key_that_another_open_transaction_has_sent_with(broker: Broker, user: psycopg.Connection, postgres_database: str) -> None:
-    """Nobody waits for it. After the commits one of the jobs has the key."""
-    keyed = charge.options(key="busy")
-    with psycopg.connect(postgres_database) as other:
-        first = keyed.options(connection=other).delay_sync(1)
-        second = keyed.options(connection=user).delay_sync(2)
-        user.commit()
-        other.commit()
-    run_sync(admit())
-    assert [run_sync(handle.status()) for handle in (first, second)] == [Status.READY, Status.CANCELLED]
-    info = run_sync(second.info())
-    assert info is not None
-    assert info.reason == f"key held by {first.id}"
-    run_sync(first.cancel())
-
-
-@pytest.mark.parametrize("level", [psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE])
-def test_a_key_that_was_taken_since_the_transaction_began(broker: Broker, user: psycopg.Connection, level: psycopg.IsolationLevel) -> None:
-    """At this isolation level the transaction does not see the job that has the key."""
-    user.isolation_level = level
-    user.execute("SELECT 1 FROM orders")
-    keyed = charge.options(key=f"since {level}")
-    standing = run_sync(keyed.delay(1))
-    late = keyed.options(connection=user).delay_sync(2)
-    user.commit()
-    run_sync(admit())
-    assert [run_sync(handle.status()) for handle in (standing, late)] == [Status.READY, Status.CANCELLED]
-    run_sync(standing.cancel())
-
-
 @pytest.mark.parametrize("on_conflict", ["keep", "replace", "raise"])
 @pytest.mark.parametrize("ends", ["cancelled", "replaced"])
 def test_a_key_whose_job_has_ended_since_the_transaction_began(

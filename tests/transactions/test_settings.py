@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -125,16 +123,3 @@ async def test_a_hook_of_an_async_session_sends_in_its_transaction(in_loop: Brok
         await session.commit()
     assert [await handle.status() for handle in handles] == [Status.READY] * 3
     await engine.dispose()
-
-
-@pytest.mark.parametrize("isolation_level", ["", "DEFERRED", "IMMEDIATE", "EXCLUSIVE"])
-@pytest.mark.parametrize("row_factory", [None, sqlite3.Row, lambda cursor, row: dict(enumerate(row))])
-@pytest.mark.parametrize("text_factory", [str, bytes, lambda raw: raw.decode("latin-1")])
-def test_factories_of_sqlite3(sqlite_file: Path, isolation_level: Any, row_factory: Any, text_factory: Any) -> None:
-    broker = connect(f"sqlite:///{sqlite_file}?shared=1")
-    with default_app().using(broker):
-        connection = sqlite3.connect(sqlite_file, isolation_level=isolation_level, detect_types=sqlite3.PARSE_DECLTYPES)
-        connection.row_factory, connection.text_factory = row_factory, text_factory
-        assert_sends(connection, connection.commit)
-        connection.close()
-        run_sync(broker.close())
