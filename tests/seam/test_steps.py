@@ -189,21 +189,6 @@ async def test_fresh_rev__of_each_verb(store: SeamStore) -> None:
     assert sorted(map(len, revs.values())) == [2, 3, 4]
 
 
-async def test_fresh_rev__each_time(store: SeamStore) -> None:
-    """A job that is claimed, put and promoted again and again never has a revision twice."""
-    ref, session, revs = await store.job(), await store.session(), list[bytes]()
-
-    for request in range(1, 4):
-        assert await store.claim(session, request)
-        revs.append(await store.rev(ref))
-        await store.put(ref, {"status": SCHEDULED, "session": None, "claim": None})
-        revs.append(await store.rev(ref))
-        await store.perform(Promote(1))
-        revs.append(await store.rev(ref))
-
-    assert len(set(revs)) == 9
-
-
 async def test_fresh_rev__not_of_additions(store: SeamStore) -> None:
     """An addition leaves the revision alone, and a claim that of its session."""
     held, session = await store.job({"status": HELD, "awaits": 2}), Ref(Kind.SESSION, await store.session())
