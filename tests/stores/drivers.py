@@ -21,7 +21,7 @@ from taskflow.broker.redis import wakeups as redis_wakeups
 from taskflow.broker.redis.connect import pool
 from tests.stores.postgres import scene as of_postgres
 from tests.stores.redis import scene as of_redis
-from tests.stores.redis.killer import Killer
+from tests.stores.redis.scene import Killer
 from tests.stores.scene import Scene
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy

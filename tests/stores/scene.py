@@ -15,9 +15,14 @@ import taskflow
 from taskflow import EnqueueFailed, Status, StoreFull, Worker
 from taskflow.app.app import default_app
 from taskflow.app.handle import JobHandle
+from taskflow.broker.protocol import Added, Broker
 from taskflow.broker.url import connect
+from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerUnavailable
+from taskflow.model.ids import IdFactory
 from taskflow.model.record import Record
+from taskflow.model.session import Session
+from taskflow.model.verdict import Settled, Settlement, Succeeded
 from taskflow.worker.events import WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from tests.support.waiting import until
@@ -175,3 +180,18 @@ def _id(handle: JobHandle[Any]) -> bytes:
 
 def elapsed_since(began_at: float) -> float:
     return time.monotonic() - began_at
+
+
+_new_id = IdFactory()
+
+
+async def one_job_is_done(broker: Broker) -> None:
+    """In a queue that is its own: others do the same meanwhile."""
+    queue = _new_id().hex()
+    envelope = Envelope(id=_new_id(), job="work", payload=b"\x01payload", queue=queue)
+    session = Session(id=_new_id(), name="worker")
+    assert await broker.enqueue([envelope]) == [Added(envelope.id)]
+    await broker.register(session)
+    [lease] = await broker.claim(session.id, 1, [queue], 10)
+    settlement = Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=Succeeded(b"\xc0"))
+    assert await broker.settle([settlement]) == [Settled.OK]

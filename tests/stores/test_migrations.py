@@ -18,7 +18,7 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.ids import IdFactory
 from tests.stores.migrating import MigratingDriver, PostgresDriver, PsqlDriver, ScriptFailed, SqliteDriver
-from tests.stores.one_job import one_job_is_done
+from tests.stores.scene import one_job_is_done
 
 new_id = IdFactory()
 

@@ -1,15 +1,21 @@
-"""The server ends and comes back while workers work and senders send."""
+"""Servers end and come back, connections end, and jobs cancel every task, while workers work and senders send."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import pytest
 
-from taskflow.worker.events import BrokerCallFailed, SessionOpened
+import taskflow
+from taskflow import configure
+from taskflow.worker.events import BrokerCallFailed, SessionEnded, SessionOpened
 from tests.stores.drivers import DRIVERS, Driver
+from tests.stores.scene import TIMEOUT
+from tests.support.waiting import until
 
 MANY: Final = 100
 
@@ -47,3 +53,61 @@ async def test_senders_wait_for_a_server_that_is_away_at_first(driver: Driver) -
         async with scene.worker():
             await scene.until_done()
         await scene.assert_each_settled_once()
+
+
+JOBS: Final = 900
+
+
+ENDED: Final = 20
+"""Connections, at the least."""
+
+
+CUTS: Final = 15
+
+
+async def test_connections_ended_at_random_lose_and_repeat_nothing(driver: Driver) -> None:
+    """The server ends one, all, or those that listen, under two workers."""
+    configure(enqueue_timeout=TIMEOUT)
+    async with driver.scene() as scene:
+        async with scene.worker(), scene.worker(), driver.killing(scene, seed=3) as ended:
+            jobs = 0
+            while jobs < JOBS or ended() <= ENDED:
+                await scene.send(range(jobs, jobs + 15))
+                jobs += 15
+                await asyncio.sleep(0.01)
+            await scene.until_done()
+        await scene.assert_each_settled_once()
+
+
+async def test_cuts_of_all_connections_lose_and_repeat_nothing(driver: Driver) -> None:
+    """Half of the commands have been sent, and nobody knows whether they took effect."""
+    configure(enqueue_timeout=TIMEOUT)
+    async with driver.scene(far=True) as scene, scene.worker():
+        await scene.seconds_to_start(-1)
+        driver.proxy.latency = 0.002
+        for number in range(CUTS):
+            sending = asyncio.create_task(scene.send(range(number * 20, number * 20 + 20)))
+            await asyncio.sleep(0.001 + number * 0.0003)
+            await asyncio.to_thread(driver.proxy.cut_all)
+            await sending
+        await scene.until_done()
+        await scene.assert_each_settled_once()
+
+
+async def test_a_job_that_cancels_every_task_slows_no_later_job(driver: Driver) -> None:
+    """Twice. Idle workers need the nudges of other processes, the heartbeats go on, and every verdict arrives."""
+    host = asyncio.current_task()
+
+    @taskflow.job(name="tests.stores.cancel_everything", max_attempts=1)
+    async def cancel_everything() -> None:
+        for task in asyncio.all_tasks() - {host, asyncio.current_task()}:
+            task.cancel()
+
+    async with driver.scene() as scene, scene.worker(), scene.from_afar():
+        for number in range(2):
+            await until(partial(scene.has_succeeded, await cancel_everything.delay()))
+            assert max([await scene.seconds_to_start(10 * number + each) for each in range(4)]) < 1.0
+        looked_at = time.monotonic()
+        await until(lambda: scene.has_beaten_since(looked_at))
+        await scene.until_done()
+        assert not [event for event in scene.events if isinstance(event, SessionEnded)]

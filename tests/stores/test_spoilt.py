@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgpack
 import pytest
 
-from taskflow.broker.console import Redone, View
+from taskflow.broker.console import View
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import SessionLost
 from taskflow.model.record import Status
@@ -21,7 +21,7 @@ from taskflow.model.verdict import Settled
 from tests.support.harnesses import BROKERS, MemoryHarness
 from tests.support.listing import listed
 from tests.support.spoiling import Spoiler, Stored, Value
-from tests.support.verdicts import failed, handed_back, retried, succeeded
+from tests.support.verdicts import failed, retried, succeeded
 from tests.support.world import World, ids_of
 
 
@@ -142,72 +142,6 @@ async def test_whatever_of_a_session_is_spoilt_costs_nobody_else(world: World, s
         assert await world.settle(succeeded(neighbour)) == [Settled.OK], value.place
 
 
-EXTREME: Final = (-(1 << 63), (1 << 31) - 1, 253_402_300_799_999_999, (1 << 63) - 1)
-"""The last values that counters and instants of PostgreSQL take, and those of integers anywhere."""
-
-
-async def extreme(world: World, spoiler: Spoiler, stored: int, make: Callable[[], Awaitable[bytes]]) -> list[bytes]:
-    """One victim for each of its numbers, which gets this value, if the store admits it."""
-    victims = list[bytes]()
-    for number in range(sum(isinstance(value.stored, int) for value in spoiler.values_of(await make()))):
-        victims.append(await make())
-        place = [value for value in spoiler.values_of(victims[-1]) if isinstance(value.stored, int)][number]
-        spoiler.write(place, stored)
-    return victims
-
-
-@pytest.mark.parametrize("stored", EXTREME)
-async def test_numbers_at_their_limits_cost_nobody_else(world: World, spoiler: Spoiler, stored: int) -> None:
-    """Of jobs that are ready, run for a dead session, and have ended: all others are claimed, settled, released, retried and dropped."""
-    doomed, other = await world.a_session("doomed"), await world.a_session("other")
-
-    async def ready() -> bytes:
-        return (await world.add(payload=b"\x01", queue="ready")).id
-
-    async def scheduled() -> bytes:
-        return (await world.add(payload=b"\x01", queue="scheduled", after=1.0, expires=1_000.0)).id
-
-    async def runs() -> bytes:
-        await world.add(payload=b"\x01", queue="runs")
-        [lease] = await world.claim(doomed, ["runs"])
-        return lease.envelope.id
-
-    async def ended() -> bytes:
-        await world.add(payload=b"\x01", queue="ended")
-        [lease] = await world.claim(other, ["ended"])
-        await world.settle(failed(lease))
-        return lease.envelope.id
-
-    kinds = (ready, scheduled, runs, ended)
-    neighbours = {make: [await make()] for make in kinds}
-    victims = [victim for make in kinds for victim in await extreme(world, spoiler, stored, make)]
-    for make in kinds:
-        neighbours[make].append(await make())
-    await world.lapse(doomed, beside=[other])
-    for _ in range(2):
-        await world.upkeep()
-        await world.pass_time(11.0)
-        await world.beat(other)
-    for verdict in (retried, handed_back, succeeded):
-        leases = {lease.envelope.id: lease for lease in await world.claim(other, ["ready", "scheduled", "runs"])}
-        expected = [*neighbours[ready], *neighbours[scheduled], *neighbours[runs]]
-        assert leases.keys() >= set(expected)
-        answers = await world.settle(*(verdict(leases[each]) for each in expected))
-        assert answers == [Settled.OK] * len(expected)
-        for lease in (leases[each] for each in leases.keys() - set(expected)):
-            with contextlib.suppress(ValueError):
-                await world.settle(verdict(lease))
-        await world.upkeep()
-    assert {record.id for record in await listed(world.broker.console)} >= {each for ids in neighbours.values() for each in ids}
-    assert (await world.broker.console.retry([*victims, *neighbours[ended]]))[-2:] == [Redone.OK] * 2
-    assert len(await world.claim(other, ["ended"])) >= 2
-    await world.broker.console.drop(neighbours[ready])
-    await world.pass_time(1_000_000.0)
-    for _ in range(3):
-        await world.upkeep()
-    assert [await world.read(each) for each in neighbours[scheduled]] == [None, None]
-
-
 HUGE: Final = 24 << 20
 
 
@@ -242,7 +176,8 @@ async def test_a_huge_value_of_a_waiting_job_is_neither_fetched_nor_moved_again(
 
 IN_COLUMNS: Final[dict[str, Stored]] = {
     "absent": None,
-    "a column's end": (1 << 63) - 1,
+    "the first number": -(1 << 63),
+    "the last number": (1 << 63) - 1,
     "a text": "text",
     "a claim": bytes(24),
 }
@@ -267,8 +202,9 @@ class Scene:
         self.sound.append(await self._add(kind))
 
     async def _add(self, kind: str) -> bytes:
-        if kind == "waiting":
-            self.ids.append((await self.world.add(tags=("a",))).id)
+        if kind in ("waiting", "scheduled"):
+            fields = {"after": 1.0, "expires": 1_000_000.0} if kind == "scheduled" else {}
+            self.ids.append((await self.world.add(tags=("a",), **fields)).id)
             return self.ids[-1]
         lease = await self.world.running(self.session, tags=("a",))
         self.ids.append(lease.envelope.id)
@@ -297,6 +233,11 @@ async def _reaped(scene: Scene) -> Status:
     return Status.READY
 
 
+async def _promoted(scene: Scene) -> Status:
+    await scene.world.pass_time(1.0)
+    return Status.READY
+
+
 async def _retried_by_hand(scene: Scene) -> Status:
     await scene.world.broker.console.retry(scene.ids)
     return Status.READY
@@ -304,6 +245,7 @@ async def _retried_by_hand(scene: Scene) -> Status:
 
 MOVES: Final[dict[str, tuple[str, Callable[[Scene], Awaitable[Status]]]]] = {
     "claim": ("waiting", _claimed),
+    "promote": ("scheduled", _promoted),
     "settle": ("running", _retried),
     "reap": ("running", _reaped),
     "retry": ("failed", _retried_by_hand),

@@ -12,7 +12,6 @@ from taskflow.broker import topics
 from taskflow.broker.console import View
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerRefused
-from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
 from tests.support.harnesses import RedisHarness
 from tests.support.verdicts import succeeded
@@ -54,17 +53,6 @@ async def test_large_jobs_come_in_portions(world: World) -> None:
     assert max(portions) <= 4
     assert ids_of(leases) == ids_of(envelopes)
     assert await world.settle(*(succeeded(lease, bytes(300_000)) for lease in leases)) == [Settled.OK] * 12
-
-
-async def test_what_is_dropped_leaves_no_entry_behind_one_that_is_kept_for_long(world: World, client: redis.Redis) -> None:
-    await world.settle(succeeded(await world.running(queue="q"), keep_for=86_400.0))
-    for _ in range(20):
-        await world.settle(succeeded(await world.running(queue="q"), keep_for=0.0))
-    await world.upkeep()
-    await world.pass_time(world.rules.repeat_for + 1.0)
-
-    assert client.zcard(key(world, "i:ended")) == 1
-    assert client.zcard(key(world, "i:fading")) == 1
 
 
 async def test_ids_are_forgotten_in_portions(world: World, client: redis.Redis) -> None:
@@ -123,21 +111,6 @@ async def test_upkeep_nudges_again_for_jobs_that_no_claim_has_taken(world: World
         for waiter, broker in zip(waiters, idle, strict=True):
             waiter.close()
             await broker.close()
-
-
-async def test_many_leases_of_the_dead_are_released_with_the_cause(world: World) -> None:
-    session = await world.a_session("host:1")
-    await fill(world, 1_200)
-    leases = [lease for _ in range(3) for lease in await world.claim(session)]
-    assert len(leases) == 1_200
-    await world.die(session, "signal SIGSEGV")
-    await world.upkeep()
-
-    records = await world.broker.read(ids_of(leases))
-    assert {(record.status, record.crashes) for record in records if record is not None} == {(Status.READY, 1)}
-    messages = {error.message for record in records if record is not None for error in record.errors}
-    assert messages == {"worker host:1 was lost while it had this job (crash 1): signal SIGSEGV"}
-    assert await world.broker.console.workers() == []
 
 
 async def test_nine_thousand_queues_in_one_call(world: World) -> None:

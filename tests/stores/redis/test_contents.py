@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import pytest
 import redis
 
 from taskflow.broker.protocol import Added, Refused
-from taskflow.broker.redis import RedisBroker, RedisTarget, store
-from taskflow.broker.redis.contents import INLINE, INLINE_RESULT, reference_to
+from taskflow.broker.redis import store
+from taskflow.broker.redis.contents import INLINE, reference_to
 from taskflow.broker.redis.layout import MARK
 from taskflow.model.envelope import OnConflict
-from taskflow.model.errors import BrokerUnavailable, StoreFull
+from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
 from tests.support.harnesses import RedisHarness
-from tests.support.servers import HOST, RedisServer
 from tests.support.verdicts import failed, retried, succeeded
 from tests.support.world import World
 
 LARGE: Final = bytes(range(256)) * 40
 RESULT: Final = b"\x01" + bytes(10_000)
-
-
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    async with World(RedisHarness) as opened:
-        yield opened
-
-
-@pytest.fixture
-def client(world: World) -> Iterator[redis.Redis]:
-    assert isinstance(world.harness, RedisHarness)
-    with world.harness.server.client() as connected:
-        yield connected
 
 
 def keys_of(world: World, client: redis.Redis, job_id: bytes) -> list[bytes]:
@@ -146,15 +131,6 @@ async def test_contents_that_look_like_references(world: World) -> None:
     assert [(await world.record(lease)).result for lease in leases] == odd
 
 
-async def test_a_worker_that_lost_its_lease_replaces_no_result(world: World, client: redis.Redis) -> None:
-    lost = await world.running(session := await world.a_session())
-    await world.die(session)
-    [lease] = await world.claim(await world.a_session())
-    assert await world.settle(succeeded(lease, RESULT, keep_for=60.0)) == [Settled.OK]
-    assert await world.settle(succeeded(lost, bytes(INLINE_RESULT + 1))) == [Settled.STALE]
-    assert contents_of(world, client, lease.envelope.id) == [RESULT]
-
-
 @pytest.mark.parametrize("now", [None, b"short", LARGE + b"more"], ids=["gone", "shorter", "longer"])
 async def test_a_payload_that_was_altered_fails_its_job_and_no_other(world: World, client: redis.Redis, now: bytes | None) -> None:
     altered = await world.add(payload=LARGE)
@@ -178,18 +154,3 @@ async def test_a_result_beyond_what_a_record_may_have_is_refused(world: World, m
     with pytest.raises(ValueError, match="Redis allows results of at most"):
         await world.settle(succeeded(lease, RESULT))
     assert await world.status(lease.envelope.id) is Status.RUNNING
-
-
-async def test_a_full_server_refuses_both_the_payload_and_the_job() -> None:
-    with RedisServer() as server:
-        broker = RedisBroker(RedisTarget(host=HOST, port=server.port))
-        envelope = World(RedisHarness).an_envelope(payload=LARGE)
-        try:
-            await broker.read([envelope.id])
-            with server.client() as client:
-                client.config_set("maxmemory", 1)
-                with pytest.raises(StoreFull):
-                    await broker.enqueue([envelope])
-                assert list(client.scan_iter("{taskflow:0}:c:*")) == []
-        finally:
-            await broker.close()

@@ -6,22 +6,18 @@ import asyncio
 import os
 from typing import Final
 
-import msgspec
 import pytest
 
-from taskflow import Status, StoreFull
-from taskflow.broker.protocol import Refused
+from taskflow import StoreFull
 from taskflow.broker.redis import RedisBroker, RedisTarget
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.ids import IdFactory
-from taskflow.model.schedule import Definition, Firing
-from taskflow.model.session import Beat, Session
-from taskflow.model.verdict import Settled
+from taskflow.model.session import Session
 from tests.stores.redis.scene import Scene
 from tests.support.binaries import ServerBinary
 from tests.support.servers import HOST, RedisServer, redis_binaries
-from tests.support.verdicts import retried, succeeded
+from tests.support.verdicts import succeeded
 
 ROOM: Final = 6_000_000
 """Bytes beyond what an empty server takes."""
@@ -61,59 +57,6 @@ async def test_a_full_server_refuses_new_jobs_and_is_worked_off(found: ServerBin
     with capsys.disabled():
         print(f"\n{found.name}: full after {sent} jobs, all of them done while it was full")
     assert sent > 100
-
-
-async def test_every_verb_but_enqueue_goes_on_when_the_server_is_full(server: RedisServer) -> None:
-    broker, an_id = RedisBroker(RedisTarget(host=HOST, port=server.port)), IdFactory()
-    session = Session(id=os.urandom(16), name="worker")
-    envelopes = [Envelope(id=an_id(), job="work", payload=BALLAST) for _ in range(4)]
-    keyed = Envelope(id=an_id(), job="work", payload=b"", key=b"k" * 16)
-    try:
-        await broker.enqueue([*envelopes, keyed])
-        make_scarce(server, -ROOM)
-        with pytest.raises(StoreFull):
-            await broker.enqueue([Envelope(id=an_id(), job="work", payload=b"")])
-        [refused] = await broker.enqueue([Envelope(id=an_id(), job="work", payload=b"", key=keyed.key)])  # needs no room
-        assert isinstance(refused, Refused)
-        await broker.cancel([keyed.id])
-        await broker.register(session)
-        first, second, *_ = await broker.claim(session.id, 1, [], 3)
-        answer = await broker.beat(Beat(session=session.id, claims=(first.claim, second.claim), seen=1))
-        assert answer.lost == ()
-        assert await broker.settle([succeeded(first), retried(second)]) == [Settled.OK] * 2
-        assert await broker.cancel([envelopes[3].id]) == [Status.READY]
-        await broker.upkeep(100)
-        assert [record and record.status for record in await broker.read([envelope.id for envelope in envelopes])] == [
-            Status.SUCCEEDED,
-            Status.READY,
-            Status.RUNNING,
-            Status.CANCELLED,
-        ]
-        await broker.beat(Beat(session=session.id, leaving=True))
-    finally:
-        await broker.close()
-
-
-async def test_a_full_server_refuses_firings_with_jobs_and_nothing_else_of_schedules(server: RedisServer) -> None:
-    broker, session = RedisBroker(RedisTarget(host=HOST, port=server.port)), Session(id=bytes(16), name="worker")
-    envelope = Envelope(id=IdFactory()(), job="work", payload=BALLAST)
-    try:
-        await broker.register(session)
-        await broker.define([Definition("nightly", bytes(16), b"definition")])
-        [offer] = (await broker.upkeep(100)).offers
-        next_at = offer.now + 60_000_000
-        firing = Firing(name=offer.name, digest=offer.digest, expected=offer.next_at, next_at=next_at, look_at=next_at)
-        make_scarce(server, -ROOM)
-        with pytest.raises(StoreFull):
-            await broker.fire([msgspec.structs.replace(firing, envelope=envelope)])
-        with server.client() as client:
-            assert list(client.scan_iter("*:c:*")) == []
-        assert await broker.define([Definition("declared", bytes(16), b"definition")], session.id) == [True]
-        assert await broker.fire([msgspec.structs.replace(firing, missed=1)]) == [None]
-        [record] = await broker.console.schedules(["nightly"])
-        assert (record.missed, record.fired) == (1, 0)
-    finally:
-        await broker.close()
 
 
 @pytest.mark.parametrize("policy", ["noeviction", "volatile-ttl"])

@@ -40,17 +40,6 @@ def _rules_of_the_page() -> list[str]:
 OF_THE_PAGE: Final = _rules_of_the_page()
 
 
-async def refusal(url: str, *, kind: type[Exception] = BrokerRefused) -> str:
-    """What is told of that server by its first verb."""
-    broker = connect(url)
-    try:
-        with pytest.raises(kind) as caught:
-            await broker.read([bytes(16)])
-        return str(caught.value)
-    finally:
-        await broker.close()
-
-
 # --- passwords and access lists ------------------------------------------------------------------------------------
 
 
@@ -103,23 +92,14 @@ def id_of(scene: Scene, number: int) -> bytes:
     return bytes.fromhex(scene.handles[number].id.replace("-", ""))
 
 
-@pytest.mark.parametrize(
-    "denied", ["-info", "-evalsha", "-eval", "-subscribe", "-publish", "-scan", "-@write", "resetchannels", "resetkeys"]
-)
-def test_a_user_who_may_not_do_what_is_needed(denied: str, cli: Cli) -> None:
-    """Told at the start, not by a worker that does nothing."""
-    with with_user(*OF_THE_PAGE, denied) as url:
-        exits_by_broker(cli, url, "denies this user rights that taskflow needs.*configure-a-broker")
-
-
 @pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
-@pytest.mark.parametrize("denied", ["-evalsha", "-hget", "-zadd", "-publish", "resetchannels", "resetkeys"])
+@pytest.mark.parametrize("denied", ["-evalsha", "-hget", "-scan", "-publish", "-@write", "resetchannels", "resetkeys"])
 async def test_every_kind_of_server_says_what_a_user_may_not_do(found: ServerBinary, denied: str) -> None:
     """And survives the question: one before Redis 8 takes a command that is not whole at its word, and looks for keys beyond its end."""
     with with_user(*OF_THE_PAGE, denied, binary=found.path) as url:
         for _ in range(2):
             broker = connect(url)
-            with pytest.raises(BrokerRefused, match="denies this user rights that taskflow needs"):
+            with pytest.raises(BrokerRefused, match=r"denies this user rights that taskflow needs.*configure-a-broker"):
                 await broker.read([bytes(16)])
             await broker.close()
 
