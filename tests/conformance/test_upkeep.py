@@ -207,6 +207,18 @@ async def test_upkeep_bounded__dead_before_its_first_lease_is_released(world: Wo
     assert [await world.status(lease) for lease in leases] == [Status.READY] * 3
 
 
+@pytest.mark.parametrize("tags", [(), ("tag",)], ids=["untagged", "tagged"])
+async def test_upkeep_bounded__too_many_and_too_old(world: World, tags: tuple[str, ...]) -> None:
+    """Jobs beyond the cap of their queue and those that outlived their keep share one limit, also if the engine drops them."""
+    world = world.under(kept_per_queue=1)
+    session = await world.a_session(ttl=LONG)
+    for queue, keep_for in (("busy", LONG), ("busy", LONG), ("busy", LONG), ("quiet", 1.0), ("silent", 1.0)):
+        await world.settle(succeeded(await world.running(session, queue=queue, tags=tags), keep_for=keep_for))
+    world.clock.advance(1.0)
+
+    assert [(await world.upkeep(1)).dropped for _ in range(5)] == [1, 1, 1, 1, 0]
+
+
 # --- crash_backoff, crash_poison, crash_marked ----------------------------------------------------------------------------
 
 

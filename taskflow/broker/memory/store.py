@@ -150,7 +150,8 @@ class MemoryStore(RecordStore):
             if self._bury(ref, rev, repeat_for, left, is_surplus=True):
                 buried += 1
                 self._totals[queue, wording.DROPPED_OVER_CAP] += 1
-        most, room = limit - buried + MOST_FORGOTTEN, limit - buried
+        room = limit - buried - len(left)
+        most = room + MOST_FORGOTTEN
         fading = self._indexes["fading"].scan(Scan("fading", most + 1, until=(now, b"\xff" * ID_BYTES)))
         has_more = len(surplus) > limit or len(fading) > most
         for _, ref in fading[:most]:

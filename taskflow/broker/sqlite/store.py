@@ -71,7 +71,7 @@ class MaintainedRecords(RecordChanger):
         now, left = self.clock.wall(), dict[Ref, bool]()
         surplus = self._over_cap(most_kept, limit + 1)
         buried = self._bury(surplus[:limit], now, repeat_for, left, is_surplus=True)
-        rest = limit - buried
+        rest = limit - buried - len(left)
         fading = read_rows(self.connection, self.sql, FADING, MOVED, (now, rest + MOST_FORGOTTEN + 1))
         has_more = len(surplus) > limit or len(fading) > rest + MOST_FORGOTTEN
         fading.sort(key=itemgetter(0))
