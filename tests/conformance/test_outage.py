@@ -108,3 +108,60 @@ async def test_outage__the_machine_has_booted_again(world: World) -> None:
     record = await world.record(lease)
     assert (record.status, record.crashes, record.hand_backs) == (Status.READY, 0, 1)
     assert [record.session for record in await world.broker.console.workers()] == [newcomer]
+
+
+async def test_outage__after_some_had_lapsed(world: World) -> None:
+    """Each living session gets one more ttl, also one that had lapsed before and was not reaped: [beat_late] says that it lived on."""
+    session, other = await world.a_session(), await world.a_session("other")
+    lease = await world.running(session)
+    await world.lapse(session, beside=[other])
+    world.clock.advance(60.0)
+
+    assert (await world.upkeep()).reaped == 0
+    assert (await world.beat(session, lease)).lost == ()
+
+
+async def test_outage__gives_the_dead_no_time(world: World) -> None:
+    """A session that has died before shows the silence since its last heartbeat, while it still has leases."""
+    session = await world.a_session()
+    await world.running(session)
+    await world.lapse(session)
+    await world.upkeep(limit=0)
+    world.clock.advance(60.0)
+
+    [dying] = [record for record in await world.broker.console.workers() if record.is_dying]
+
+    assert (dying.session, dying.seconds_since_beat) == (session, 84.0)
+
+
+async def test_outage__heartbeats_from_before_a_boot_hide_none(world: World) -> None:
+    """A steady clock begins anew with each boot. A dead session's last heartbeat is none of the next boot, when its time comes there."""
+    world.needs(Capability.BOOT)
+    world.clock.reboot()
+    old = await world.a_session("old")
+    world.clock.advance(30.0)
+    await world.beat(old)
+    await world.beat(old, leaving=True)
+    world.clock.reboot()
+    session = await world.a_session()
+    lease = await world.running(session)
+    world.clock.advance(45.0)
+
+    assert (await world.upkeep()).reaped == 0
+    assert (await world.beat(session, lease)).lost == ()
+
+
+async def test_outage__a_boot_after_a_crash(world: World) -> None:
+    """What a session was when it died decides: leases of a dead one are crashes, though they are released after the next boot."""
+    world.needs(Capability.BOOT)
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.lapse(session)
+    await world.upkeep(limit=0)
+    world.clock.reboot()
+    await world.a_session()
+
+    await world.upkeep()
+
+    record = await world.record(lease)
+    assert (record.status, record.crashes, record.hand_backs) == (Status.READY, 1, 0)

@@ -106,7 +106,8 @@ class ReferenceStore(UpkeepStore):
 
     def session_records(self) -> list[SessionRecord]:
         shown = [state for state in self.sessions.values() if state.dead_at is None or state.leases]
-        return sorted((state.to_record(self.steady) for state in shown), key=lambda record: (record.session.name, record.session.id))
+        records = [state.to_record(self.steady, self.clock.boot_id()) for state in shown]
+        return sorted(records, key=lambda record: (record.session.name, record.session.id))
 
     def redo(self, ids: Sequence[bytes]) -> list[Redone]:
         return [self._redo_one(self.jobs.get(job_id)) for job_id in ids]

@@ -23,12 +23,13 @@ from tests.reference.transitions import ReferenceTransitions
 
 
 class SessionState:
-    """A session and its leases. `answer` holds the leases of its last claim, `declares` the names of the schedules that it declares."""
+    """A session and its leases. `beat_at` moves on if it is spared. `answer` holds the leases of its last claim, and `declares` the names
+    of the schedules that it declares."""
 
     def __init__(self, session: Session, now: int, steady: int, boot_id: str) -> None:
         self.session = session
         self.registered_at = now
-        self.beat_at = steady
+        self.beat_at = self.last_beat_at = steady
         self.boot_id = boot_id
         self.is_spared = False
         self.dead_at: int | None = None
@@ -41,11 +42,14 @@ class SessionState:
     def ttl(self) -> int:
         return to_microseconds(self.session.ttl)
 
-    def to_record(self, steady: int) -> SessionRecord:
+    def to_record(self, steady: int, boot_id: str) -> SessionRecord:
+        beat_at = self.beat_at if self.dead_at is None else self.last_beat_at
+        if self.boot_id != boot_id:  # silent since the machine has booted again
+            beat_at = 0
         return SessionRecord(
             session=self.session,
             registered_at=instant_of(self.registered_at),
-            seconds_since_beat=max(0.0, to_seconds(steady - self.beat_at)),
+            seconds_since_beat=max(0.0, to_seconds(steady - beat_at)),
             leases=len(self.leases),
             is_dying=self.dead_at is not None,
         )
@@ -186,7 +190,7 @@ class Store(ReferenceTransitions):
     def beat(self, beat: Beat) -> BeatAnswer:
         self._spare_after_outage()
         state = self._living(beat.session)
-        state.beat_at = self.pulse = self.steady
+        state.beat_at = state.last_beat_at = self.pulse = self.steady
         state.is_spared = False
         if beat.died_of:
             self._die(state, beat.died_of)

@@ -92,9 +92,12 @@ def workers(rules: Rules) -> Operation[list[SessionRecord]]:
     records = list[SessionRecord]()
     for record in found:
         session, held = Plain(record.ref, dict(record.header), record.state), leases[record.ref.id]
-        if session.header["dead_at"] is None or held:
+        is_living = session.header["dead_at"] is None
+        if is_living or held:
             lapses_at, _ = lapse(session, outages, pulse, draft)
-            beat_at = lapses_at - session.header["ttl"] - 1 if lapses_at else session.header["beat_at"]
+            beat_at = lapses_at - session.header["ttl"] - 1 if is_living else session.header["beat_at"]
+            if not lapses_at:  # silent since the machine has booted again
+                beat_at = 0
             records.append(record_of_session(session, held, draft.steady - beat_at))
     return sorted(records, key=lambda record: (record.session.name, record.session.id))
 

@@ -128,7 +128,7 @@ def lapse(session: Plain, outages: Outages, pulse: int | None, draft: Draft) -> 
     beat_at, ttl = header["beat_at"], header["ttl"]
     for outage in outages:
         silent_until = max(outage.until, draft.steady if pulse == outage.began else 0)
-        if beat_at <= outage.began <= beat_at + ttl and silent_until - outage.began > ttl:
+        if beat_at <= outage.began and silent_until - outage.began > ttl:
             return max(outage.noted, outage.began + ttl) + ttl + 1, True
     lapses_at: int = header["lapses_at"]
     return lapses_at, False

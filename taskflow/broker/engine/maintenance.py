@@ -86,11 +86,11 @@ def _suspects(seen: Snapshot, rules: Rules) -> list[Plain]:
 def _reap(suspects: Sequence[Plain], seen: Snapshot, rules: Rules) -> Operation[int]:
     """Mark lapsed sessions as dead, and return their number. From then on their claims are refused, so no new lease can be missed when
     their leases are released."""
-    pulse = sessions.pulse_in(seen.scans[3], seen.steady)
     least_ttl = min(session.header["ttl"] for session in sessions.lapsing(Draft(seen, rules)))
     refs = [session.ref for session in suspects]
 
     def one(draft: Draft, ref: Ref) -> bool:
+        pulse = sessions.pulse_in(draft.seen.scans[3], draft.steady)
         outages = note_outage(draft, least_ttl, pulse)
         session = draft.plain(*ref)
         if session is None or session.header["dead_at"] is not None:

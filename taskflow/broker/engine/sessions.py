@@ -37,8 +37,9 @@ LAPSING: Final = (Scan("lapsing", MOST_LAPSING), Scan("lapsing", MOST_LAPSING, b
 
 
 def pulse_in(entries: Sequence[Entry], steady: int) -> int | None:
-    """Return the time of the last heartbeat that `PULSE` has found. One from the future is from before the machine has booted again."""
-    return next((-entry.position[0] for entry in entries if -entry.position[0] <= steady), None)
+    """Return the time of the last heartbeat that `PULSE` has found. One from the future is from before the machine has booted again.
+    Such a session has 0 instead once one of this boot has been registered."""
+    return next((-entry.position[0] for entry in entries if 0 < -entry.position[0] <= steady), None)
 
 
 MOST_BURIED: Final = 16
@@ -55,7 +56,8 @@ def of_session(index: str, session: bytes, limit: int = MOST_LEASES) -> Scan:
 
 def register(session: Session, rules: Rules) -> Operation[None]:
     def one(draft: Draft, session: Session) -> bool:
-        note_outage(draft, to_microseconds(session.ttl), pulse_in(draft.seen.scans[-1], draft.steady))
+        beats = _of_this_boot(draft, draft.seen.scans[-1])
+        note_outage(draft, to_microseconds(session.ttl), pulse_in(beats, draft.steady))
         known = draft.plain(Kind.SESSION, session.id)
         if known is None:
             draft.put(new_session(session, draft))
@@ -65,10 +67,24 @@ def register(session: Session, rules: Rules) -> Operation[None]:
         return known is None or known.header["dead_at"] is None
 
     refs = [Ref(Kind.SESSION, session.id), OUTAGE]
-    [is_alive] = yield from decide([session], one, rules, refs, scans=(*MOVE_SCANS, PULSE))
+    [is_alive] = yield from decide([session], one, rules, refs, scans=(*MOVE_SCANS, PULSE._replace(with_records=True)))
     if not is_alive:
         raise SessionLost(wording.session_reaped(session.name))
     yield from _bury_unknown(rules)
+
+
+def _of_this_boot(draft: Draft, beats: Sequence[Entry]) -> list[Entry]:
+    """Return the heartbeats of sessions of this boot, and remove those from before it, which would soon count as later ones. The first
+    verb after a boot is the registration of a session, so no other verb looks for them."""
+    found = list[Entry]()
+    for entry in beats:
+        assert entry.record is not None
+        if session_body(Plain(entry.ref, entry.record.header, entry.record.state)).boot == draft.seen.boot:
+            found.append(entry)
+        elif entry.record.header["beat_at"] and (session := draft.plain(*entry.ref)) is not None:
+            session.header["beat_at"] = 0
+            draft.put(session)
+    return found
 
 
 def _bury_unknown(rules: Rules) -> Operation[None]:
