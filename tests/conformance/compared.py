@@ -8,10 +8,10 @@ from typing import Any, Final, NamedTuple
 from taskflow.broker.console import View
 from taskflow.broker.paging import pages
 from taskflow.broker.protocol import Broker
-from taskflow.model.clock import ManualClock
+from taskflow.model.clock import ManualClock, to_microseconds
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import SessionLost
-from taskflow.model.record import Record
+from taskflow.model.record import LIVE, Record
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settlement
@@ -39,6 +39,8 @@ _LOST: Any = "the session is lost"
 class Snapshot(NamedTuple):
     store: Any
     model: Any
+    over_since: dict[bytes, int]
+    forgettable: set[bytes]
 
 
 async def _in_order(broker: Broker, view: View, limit: int) -> list[Record]:
@@ -59,10 +61,26 @@ class ComparedBroker:
         self._model = World(ReferenceHarness, clock=self.clock, rules=rules) if compared else None
         self._checker = InvariantChecker()
         self._ids: list[bytes] = []
+        self._known = set[bytes]()
+        self._over_since: dict[bytes, int] = {}
+        self._forgettable = set[bytes]()
         self.steps = 0
 
     def can(self, capability: Capability) -> bool:
         return capability not in self.world.harness.lacks
+
+    def may_have_forgotten(self, job_or_session: bytes) -> bool:
+        """Whether it has been over for `repeat_for`. [upkeep_drops] and [register_dead] promise that its id is known for at least so long.
+        They leave open which later upkeep forgets it."""
+        return job_or_session in self._forgettable
+
+    def _note_what_is_over(self, shown: Shown) -> None:
+        now, repeat_for = self.clock.wall(), to_microseconds(self.world.rules.repeat_for)
+        living = {worker.session.id for worker in shown.workers if not worker.is_dying}
+        living |= {job_id for job_id, record in shown.records.items() if record is not None and record.status in LIVE}
+        self._known |= living
+        self._over_since = {each: min(now, self._over_since.get(each, now)) for each in self._known - living}
+        self._forgettable = self._forgettable - living | {each for each, since in self._over_since.items() if since + repeat_for <= now}
 
     # --- verbs ---------------------------------------------------------------------------------------------------------
 
@@ -126,13 +144,16 @@ class ComparedBroker:
         await self._look("restart")
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(self.world.snapshot(), None if self._model is None else self._model.snapshot())
+        model = None if self._model is None else self._model.snapshot()
+        return Snapshot(self.world.snapshot(), model, dict(self._over_since), set(self._forgettable))
 
     async def restore(self, snapshot: Snapshot) -> None:
         await self.world.restore(snapshot.store)
         if self._model is not None:
             await self._model.restore(snapshot.model)
         self._checker.restore()
+        self._known = set(snapshot.over_since)
+        self._over_since, self._forgettable = dict(snapshot.over_since), set(snapshot.forgettable)
         await self._look("restore")
 
     async def close(self) -> None:
@@ -162,6 +183,7 @@ class ComparedBroker:
             _same(f"the workers after {verb}", shown.workers, model.workers)
             _same(f"the index of tags after {verb}", self.world.harness.tagged(), self._model.harness.tagged())
         self._checker.check(verb, shown)
+        self._note_what_is_over(shown)
 
 
 async def _answer(call: Awaitable[Any]) -> Any:

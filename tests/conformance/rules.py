@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from taskflow.broker.console import View
-from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.session import Beat, Report
 from taskflow.model.verdict import Progress, Settlement
@@ -53,7 +52,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self._workers: list[WorkerModel] = []
         self._envelopes: list[Envelope] = []
         self._leases: list[Lease] = []
-        self._settlements: list[tuple[int, Settlement]] = []
+        self._settlements: list[Settlement] = []
         self._snapshot: Snapshot | None = None
 
     async def _opened(self) -> ComparedBroker:
@@ -103,7 +102,8 @@ class BrokerMachine(RuleBasedStateMachine):
         self._take(self._resend_enqueue(self._envelopes[-1 - pick % len(self._envelopes)]))
 
     async def _resend_enqueue(self, envelope: Envelope) -> None:
-        await self._compared.enqueue([envelope])
+        if not self._compared.may_have_forgotten(envelope.id):
+            await self._compared.enqueue([envelope])
 
     @rule(queue=st.sampled_from(QUEUES), members=st.integers(1, 3))
     def join(self, queue: str, members: int) -> None:
@@ -135,7 +135,8 @@ class BrokerMachine(RuleBasedStateMachine):
         self._take(self._register_again(self._worker(pick)))
 
     async def _register_again(self, worker: WorkerModel) -> None:
-        await self._compared.register(worker.session)
+        if not self._compared.may_have_forgotten(worker.session.id):
+            await self._compared.register(worker.session)
 
     def _worker(self, pick: int) -> WorkerModel:
         return self._workers[pick % len(self._workers)]
@@ -234,9 +235,9 @@ class BrokerMachine(RuleBasedStateMachine):
         return SETTLEMENTS[name](lease, follow_ups=follow_ups, **arguments)
 
     async def _settle(self, settlements: list[Settlement]) -> None:
-        self._settlements += [(self._compared.clock.wall(), settlement) for settlement in settlements]
+        self._settlements += settlements
         self._envelopes += [follow_up for settlement in settlements for follow_up in settlement.follow_ups]
-        await self._compared.settle(settlements)
+        await self._send_settlements(settlements)
         for worker in self._workers:
             for settlement in settlements:
                 worker.holds.pop(settlement.claim, None)
@@ -253,17 +254,21 @@ class BrokerMachine(RuleBasedStateMachine):
         if settlements:
             await self._settle(settlements)
         if settlements and is_resent:
-            await self._compared.settle(settlements)
+            await self._send_settlements(settlements)
 
     @precondition(lambda self: self._settlements)
     @rule(pick=PICK)
     def resend_settle(self, pick: int) -> None:
-        self._take(self._resend_settle(*self._settlements[-1 - pick % len(self._settlements)]))
+        self._take(self._resend_settle(self._settlements[-1 - pick % len(self._settlements)]))
 
-    async def _resend_settle(self, sent_at: int, settlement: Settlement) -> None:
-        """A store may forget a job sooner or later after `repeat_for`, and answers OK or STALE then."""
-        if self._compared.clock.wall() < sent_at + to_microseconds(self._compared.world.rules.repeat_for):
-            await self._compared.settle([settlement])
+    async def _resend_settle(self, settlement: Settlement) -> None:
+        await self._send_settlements([settlement])
+
+    async def _send_settlements(self, settlements: list[Settlement]) -> None:
+        """Of a job that it may have forgotten a store answers OK or STALE."""
+        of_known = [settlement for settlement in settlements if not self._compared.may_have_forgotten(settlement.id)]
+        if of_known:
+            await self._compared.settle(of_known)
 
     # --- operators -----------------------------------------------------------------------------------------------------
 

@@ -89,6 +89,7 @@ class UpkeepStore(ScheduleStore):
         claims are refused, so no new lease can be missed when their leases are released."""
         lapsed = [state for state in self._living_ones() if self._has_lapsed(state)]
         for state in lapsed:
+            state.is_spared |= self._is_of_another_boot(state)
             self._kill_session(state)
         return len(lapsed)
 
@@ -101,10 +102,11 @@ class UpkeepStore(ScheduleStore):
         return state.boot_id != self.clock.boot_id()
 
     def _release_leases(self, limit: int) -> int:
-        dying = [state for state in self.sessions.values() if state.dead_at is not None]
-        released = [(state, job) for state in dying for job in state.leases.values()][:limit]
+        dead = [state for state in self.sessions.values() if state.dead_at is not None]
+        dying = sorted(dead, key=lambda state: (state.dead_at, state.session.id))
+        released = [(state, state.leases[claim]) for state in dying for claim in sorted(state.leases)][:limit]
         for state, job in released:
-            if state.is_spared or self._is_of_another_boot(state):
+            if state.is_spared:
                 self.hand_back(job, counts=True)
             else:
                 self.crash(job)
