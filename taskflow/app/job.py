@@ -83,7 +83,7 @@ class Sendable(HasOptions, Generic[P, R_co]):
         return self._call(args, kwargs)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], given: CallArguments | None = None) -> Call[R_co]:
-        """Return a call with these arguments, encoded. `given` holds them for middleware. Each subclass encodes them in its own way."""
+        """Return a call with these arguments, encoded. `given` holds them for middleware."""
         raise NotImplementedError
 
     def _with(self, given: dict[str, Any]) -> None:
@@ -194,8 +194,7 @@ class NamedJob(Sendable[..., Any]):
         return Call(None, envelope, raises_on_conflict=resolved.options.raises_on_conflict, given=given, named=self)
 
     def _call_from_json(self, body: bytes) -> Call[Any]:
-        """Return a call whose arguments are a JSON object by parameter name. Their annotations say what becomes of text for a date, for
-        example: in this process if it has declared the job, otherwise in the worker. Raises CodecError for arguments that do not fit."""
+        """Return a call whose arguments are a JSON object by parameter name. Raises CodecError for arguments that do not fit."""
         payload, job = seal_json(body), self._declared()
         if job is not None:
             given = job.codec.decode_arguments(payload)

@@ -112,16 +112,13 @@ async def group_ids(console: Console, view: View, group: str) -> list[bytes]:
 def _shown(group: FailureGroupRecord, sample: Record | None) -> FailureGroup:
     """Return the group. Its sample may have been retried or dropped meanwhile."""
     error = None if sample is None else sample.last_error
+    shared: dict[str, Any] = {name: getattr(group, name) for name in ("count", "first", "last", "jobs", "deploys")}
     return FailureGroup(
         id=group.fingerprint.hex(),
-        count=group.count,
-        first=group.first,
-        last=group.last,
-        jobs=group.jobs,
-        deploys=group.deploys,
         error=(sample.reason if sample is not None else None) or "",
         frame="" if error is None else frame(error.traceback),
         sample=id_text(group.sample),
+        **shared,
     )
 
 
@@ -209,14 +206,10 @@ class Operate:
         """Return the running workers, sorted by name."""
         return [
             WorkerInfo(
-                name=record.session.name,
-                queues=record.session.queues,
-                concurrency=record.session.concurrency,
+                **{name: getattr(record.session, name) for name in ("name", "queues", "concurrency", "jobs", "deploy")},
                 running=record.leases,
                 silent_for=record.seconds_since_beat,
                 is_lost=record.is_dying,
-                jobs=record.session.jobs,
-                deploy=record.session.deploy,
             )
             for record in await default_app().client().call(lambda broker: broker.console.workers())
         ]

@@ -1,5 +1,4 @@
-"""Merges the settings from all sources. Precedence: flags, then configure(), then TASKFLOW_* in
-the environment, then [tool.taskflow] in pyproject.toml."""
+"""Merges the settings from all sources: flags, configure(), TASKFLOW_* in the environment, [tool.taskflow] in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -37,8 +36,7 @@ class Defaults(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of a process, which `configure` describes. If `broker` is None, the default SQLite file is used, and its path is logged
-    once."""
+    """The settings of a process, which `configure` describes. If `broker` is None, the default SQLite file is used."""
 
     broker: str | None = None
     enqueue_timeout: float = 5.0
@@ -73,8 +71,7 @@ _NUMBERS: Final[Mapping[str, tuple[type[int] | type[float], int, float]]] = {
 
 
 def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
-    """Return the current settings, merged from all sources. Raises
-    ConfigurationError for an invalid value, naming its source and the setting."""
+    """Return the current settings, merged from all sources. Raises ConfigurationError for an invalid value, naming source and setting."""
     environ = os.environ if environ is None else environ
     variables = {name: f"TASKFLOW_{name.upper()}" for name in TEXTUAL}
     given = {name: _read(variable, name, text) for name, variable in variables.items() if (text := environ.get(variable))}
@@ -92,30 +89,25 @@ def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None 
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that configure() was given. Raises ConfigurationError for an invalid value, naming the setting."""
-    middleware = given.get("middleware")
-    if middleware is not None:
-        if not isinstance(middleware, Sequence):
-            raise ConfigurationError(f"configure(middleware={middleware!r}): expected a list of Middleware instances")
-        for layer in middleware:
-            check_middleware(layer)
-    subscribers = given.get("subscribers")
-    if subscribers is not None:
-        if not isinstance(subscribers, Sequence):
-            raise ConfigurationError(f"configure(subscribers={subscribers!r}): expected a list of functions")
-        for subscriber in subscribers:
-            if not callable(subscriber) or inspect.iscoroutinefunction(subscriber):
-                raise ConfigurationError(f"configure(subscribers=[... {subscriber!r} ...]): expected plain functions that take an event")
-    for name in _NUMBERS:
-        if given.get(name) is not None:
-            _check_number(f"configure({name}={given[name]!r})", name, given[name])
-    if given.get("broker") is not None:
-        _check_url("configure(broker=...)", given["broker"])
-    for name, expected in _FUNCTIONS.items():
-        if given.get(name) is not None and not callable(given[name]):
-            raise ConfigurationError(f"configure({name}={given[name]!r}): expected {expected}")
-    if inspect.iscoroutinefunction(given.get("child_initializer")):
-        raise ConfigurationError(f"configure(child_initializer={given['child_initializer']!r}): it is async; use child_lifespan= for that")
     settings = {name: value for name, value in given.items() if value is not None}
+    for name, of_what in (("middleware", "Middleware instances"), ("subscribers", "functions")):
+        if not isinstance(settings.get(name, ()), Sequence):
+            raise ConfigurationError(f"configure({name}={settings[name]!r}): expected a list of {of_what}")
+    for layer in settings.get("middleware", ()):
+        check_middleware(layer)
+    for subscriber in settings.get("subscribers", ()):
+        if not callable(subscriber) or inspect.iscoroutinefunction(subscriber):
+            raise ConfigurationError(f"configure(subscribers=[... {subscriber!r} ...]): expected plain functions that take an event")
+    for name in _NUMBERS:
+        if name in settings:
+            _check_number(f"configure({name}={settings[name]!r})", name, settings[name])
+    if "broker" in settings:
+        _check_url("configure(broker=...)", settings["broker"])
+    for name, expected in _FUNCTIONS.items():
+        if name in settings and not callable(settings[name]):
+            raise ConfigurationError(f"configure({name}={settings[name]!r}): expected {expected}")
+    if inspect.iscoroutinefunction(settings.get("child_initializer")):
+        raise ConfigurationError(f"configure(child_initializer={given['child_initializer']!r}): it is async; use child_lifespan= for that")
     if "defaults" in settings:
         settings["defaults"] = _defaults("configure(defaults=...)", settings["defaults"])
     return settings

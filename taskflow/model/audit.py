@@ -11,13 +11,9 @@ import msgspec
 from taskflow.model.clock import instant_of
 from taskflow.model.stored_values import FieldReader, instant, octets, packed, text, unpacked, whole
 
-MOST_NAMES: Final = 10
-"""The maximum number of names that the log keeps of one act."""
-
-MOST_CHARACTERS: Final = 200
-"""The maximum length of each text of an act, in characters. A longer one is truncated."""
-
-MOST_REASON: Final = 1_000
+MAX_NAMES: Final = 10
+MAX_CHARACTERS: Final = 200
+MAX_REASON: Final = 1_000
 
 
 class Act(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +22,7 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
     `id`        16 bytes, by which a store recognizes an act that is sent again
     `by`        the operator, as "user@host" by default
     `verb`      "send", "retry", "cancel", "purge", "pause", "resume"; for schedules "schedules.pause" and so on
-    `names`     the jobs, queues or schedules that were named; the log keeps the first `MOST_NAMES`
+    `names`     the jobs, queues or schedules that were named; the log keeps the first `MAX_NAMES`
     `named`     how many were named
     `which`     the selection, if none were named: {"queue": "mail", "status": "failed"}
     `affected`  how many jobs, queues or schedules it has changed, running jobs that were asked to stop included
@@ -55,10 +51,10 @@ class ActRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 def pack_act(act: Act) -> bytes:
     """Pack an act without its id. Long texts are truncated, so that no act is large."""
-    names = [name[:MOST_CHARACTERS] for name in act.names[:MOST_NAMES]]
-    which = {name: value[:MOST_CHARACTERS] for name, value in act.which.items()}
-    texts = [value[:MOST_CHARACTERS] for value in (act.by, act.verb, act.stopped)]
-    return packed([*texts, act.reason[:MOST_REASON], names, act.named, which, act.affected])
+    names = [name[:MAX_CHARACTERS] for name in act.names[:MAX_NAMES]]
+    which = {name: value[:MAX_CHARACTERS] for name, value in act.which.items()}
+    texts = [value[:MAX_CHARACTERS] for value in (act.by, act.verb, act.stopped)]
+    return packed([*texts, act.reason[:MAX_REASON], names, act.named, which, act.affected])
 
 
 def act_record_of(number: Any, at: Any, body: Any) -> ActRecord:

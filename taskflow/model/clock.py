@@ -53,10 +53,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock that moves only when a test moves it.
-
-    `advance` moves both the wall clock and the steady clock, `skew` moves only the wall clock, and `reboot` restarts the steady clock.
-    """
+    """A clock that moves only when a test moves it. `skew` moves only the wall clock, and `reboot` restarts the steady one."""
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
         self._wall = microseconds_of(start)

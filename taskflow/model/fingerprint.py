@@ -68,7 +68,7 @@ def cause_of(verdict: Verdict, deploy: str) -> bytes | None:
 
 def poison_fingerprint(died_of: str = "") -> bytes:
     """Return the fingerprint of jobs that are poison. `died_of` says why the last worker died; it is empty if that is unknown."""
-    return fingerprint(wording.poison(wording.lost_in_a_row(1, died_of)))
+    return fingerprint(wording.poison(1, died_of))
 
 
 @lru_cache(maxsize=64)

@@ -112,7 +112,7 @@ class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScheduleState(msgspec.Struct):
-    """A schedule in the memory and SQLite stores, with the rules by which it changes. Times are in microseconds since 1970.
+    """A schedule as the engine keeps it, with the rules by which it changes. Times are in microseconds since 1970.
 
     `look_at`  when upkeep next has to handle it: to offer it or, if it is asleep, to remove it; None if it need not
     `since`    if `next_at` has to be computed: the time after which to look for it. Offers do not move it, so a caller
@@ -136,8 +136,7 @@ class ScheduleState(msgspec.Struct):
     since: int | None = None
 
     def look(self, at: int | None) -> None:
-        """Set the time at which the schedule is offered next. A paused schedule is never offered,
-        and a sleeping one keeps the time at which it is to be removed."""
+        """Set when the schedule is offered next. A paused one is not, and a sleeping one keeps the time at which it is to be removed."""
         if self.asleep_since is None:
             self.look_at = None if self.is_paused else at
 
@@ -176,8 +175,7 @@ class ScheduleState(msgspec.Struct):
         return not self.is_paused and (self.digest, self.next_at) == (firing.digest, firing.expected)
 
     def note_job(self, now: int, job_id: bytes, refused_for: str | None) -> None:
-        """Record that the schedule has fired with a job to add. If the store already
-        knew the job's id, the firing is not counted as fired or skipped."""
+        """Record that the schedule has fired with a job to add. One whose id the store already knew does not count."""
         self.last_at, self.fired_at = self.next_at, now
         if refused_for is None:
             self.fired += 1
@@ -193,8 +191,7 @@ class ScheduleState(msgspec.Struct):
         self.look(firing.look_at)
 
     def amend(self, amendment: Amendment, now: int) -> bool:
-        """Pause or resume the schedule. For REMOVE, change nothing and return whether
-        the caller may remove it: not while a living session declares it."""
+        """Pause or resume the schedule. For REMOVE, return whether the caller may remove it: not while a living session declares it."""
         if amendment is Amendment.REMOVE:
             return not self.is_declared or self.asleep_since is not None
         if amendment is Amendment.PAUSE:
@@ -206,19 +203,6 @@ class ScheduleState(msgspec.Struct):
         return True
 
     def record(self, declarers: Iterable[str]) -> ScheduleRecord:
-        return ScheduleRecord(
-            name=self.name,
-            digest=self.digest,
-            body=self.body,
-            is_declared=self.is_declared,
-            is_paused=self.is_paused,
-            next_at=maybe_instant(self.next_at),
-            last_at=maybe_instant(self.last_at),
-            fired_at=maybe_instant(self.fired_at),
-            last_id=self.last_id,
-            fired=self.fired,
-            skipped=self.skipped,
-            missed=self.missed,
-            declarers=tuple(declarers),
-            asleep_since=maybe_instant(self.asleep_since),
-        )
+        fields = {name: getattr(self, name) for name in ScheduleRecord.__struct_fields__ if name != "declarers"}
+        instants = {name: maybe_instant(fields[name]) for name in ("next_at", "last_at", "fired_at", "asleep_since")}
+        return ScheduleRecord(**fields | instants, declarers=tuple(declarers))

@@ -1,5 +1,4 @@
-"""Decides which jobs an offered schedule adds now, from its stored definition and the
-rules for late instants. Pure functions: they use no store and no clock."""
+"""Decides which jobs an offered schedule adds now, from its stored definition and the rules for late instants."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ PROMPT: Final = 10.0
 """Seconds by which a schedule may be late and still fire as usual; `catch_up` applies only if it is later than that.
 If a worker is killed while firing a schedule, the delay is shorter than this."""
 
-MOST_COUNTED: Final = 100
+MAX_COUNTED: Final = 100
 """The maximum number of missed instants that are counted at once. Any after those are skipped without being counted."""
 
 
@@ -79,8 +78,7 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
         return self.times.tz if isinstance(self.times, CronTimes) else "UTC"
 
     def delay_of(self, name: str, instant: int) -> int:
-        """Return the delay of an instant, up to `jitter`. It is derived from the name and
-        the instant, so all workers agree. Both are in microseconds."""
+        """Return the delay of an instant, up to `jitter`, in microseconds. All workers derive the same from the name and the instant."""
         if not self.jitter:
             return 0
         drawn = int.from_bytes(_digest_of(name, instant)[-4:], "big") / (1 << 32)
@@ -109,8 +107,7 @@ _decode: Final = msgspec.msgpack.Decoder(SchedulePlan).decode
 
 
 def id_of(name: str, instant: int) -> bytes:
-    """Return the id of a schedule's job for an instant: a UUIDv7 with the instant as its
-    time, and a hash of the name and the instant in place of random bits."""
+    """Return the id of a schedule's job for an instant: a UUIDv7 with a hash of both in place of random bits."""
     random = int.from_bytes(_digest_of(name, instant)[:8], "big") >> 2
     head = (max(instant, 0) // 1_000 << 16) | 0x7000
     return ((head << 64) | 0x8000_0000_0000_0000 | random).to_bytes(16, "big")
@@ -133,56 +130,37 @@ def scheduled_for(headers: dict[str, str]) -> datetime | None:
 
 
 def firings_of(offer: Offer, plan: SchedulePlan, times: Timetable) -> list[Firing]:
-    """Return the steps to take now for a schedule that was offered, at most `MAX_OFFERS`.
+    """Return the steps to take now for a schedule that was offered, at most `MAX_OFFERS`. Each expects what the one before has set.
 
     `times` is the plan's timetable, or one that the application defines. The last step sets when the schedule is offered again.
     """
-    steps = _Steps(offer, plan)
-    if offer.next_at is None:
-        return [steps.to(_next(times, offer.since))]
-    if steps.due_at(offer.next_at) > offer.now:  # offered early, for example because the schedule was asleep until now
-        return [steps.to(offer.next_at)]
-    firing, missed, following = _decide(offer, plan, times, steps.due_at)
+
+    def due_at(instant: int) -> int:
+        return instant + plan.delay_of(offer.name, instant)
+
+    def step(expected: int | None, then: int | None, *, missed: int = 0, envelope: Envelope | None = None) -> Firing:
+        # What is due already is offered again now: a schedule that catches up takes turns with the others.
+        look_at = None if then is None else min(max(due_at(then), offer.now), LATEST)
+        fields: dict[str, Any] = {"next_at": then, "look_at": look_at, "envelope": envelope, "missed": missed}
+        return Firing(name=offer.name, digest=offer.digest, expected=expected, **fields)
+
+    first = offer.next_at
+    if first is None:
+        return [step(None, _next(times, offer.since))]
+    if due_at(first) > offer.now:  # offered early, for example because the schedule was asleep until now
+        return [step(first, first)]
+    firing, missed, following = _decide(offer, plan, times, due_at)
     if not firing:
-        return [steps.to(following, missed=missed)]
+        return [step(first, following, missed=missed)]
     found = list[Firing]()
-    if firing[0] != offer.next_at:
-        found.append(steps.to(firing[0], missed=missed))
+    if firing[0] != first:
+        found.append(step(first, firing[0], missed=missed))
         missed = 0
     for instant, then in pairwise([*firing, following]):
         assert instant is not None
-        found.append(steps.to(then, missed=missed, envelope=plan.envelope_for(offer.name, instant)))
+        found.append(step(instant, then, missed=missed, envelope=plan.envelope_for(offer.name, instant)))
         missed = 0
     return found
-
-
-class _Steps:
-    """Creates the steps of one offered schedule. Each step expects the next instant that the previous one set."""
-
-    def __init__(self, offer: Offer, plan: SchedulePlan) -> None:
-        self._offer = offer
-        self._plan = plan
-        self._expected = offer.next_at
-
-    def due_at(self, instant: int) -> int:
-        return instant + self._plan.delay_of(self._offer.name, instant)
-
-    def _look_at(self, instant: int) -> int:
-        """Return when to offer the schedule for this instant. If that is in the past, it is now: a schedule
-        that catches up takes turns with the others."""
-        return min(max(self.due_at(instant), self._offer.now), LATEST)
-
-    def to(self, instant: int | None, *, missed: int = 0, envelope: Envelope | None = None) -> Firing:
-        expected, self._expected = self._expected, instant
-        return Firing(
-            name=self._offer.name,
-            digest=self._offer.digest,
-            expected=expected,
-            next_at=instant,
-            look_at=None if instant is None else self._look_at(instant),
-            envelope=envelope,
-            missed=missed,
-        )
 
 
 def _decide(offer: Offer, plan: SchedulePlan, times: Timetable, due_at: Callable[[int], int]) -> tuple[list[int], int, int | None]:
@@ -213,18 +191,16 @@ def _decide(offer: Offer, plan: SchedulePlan, times: Timetable, due_at: Callable
 
 
 def _skip(times: Timetable, at: int, until: int) -> tuple[int | None, int]:
-    """Skip the instants from `at` up to, but not including, `until`. Return the first one at or after `until`,
-    or None, and how many were skipped, counting no more than `MOST_COUNTED`."""
+    """Skip the instants from `at` to before `until`. Return the next one, and how many were skipped, at most `MAX_COUNTED`."""
     skipped, instant = 0, cast("int | None", at)
-    while instant is not None and instant < until and skipped < MOST_COUNTED:
+    while instant is not None and instant < until and skipped < MAX_COUNTED:
         instant = _next(times, instant)
         skipped += 1
     return (_next(times, until - 1) if instant is not None and instant < until else instant), skipped
 
 
 def _latest(times: Timetable, at: int, now: int, due_at: Callable[[int], int]) -> tuple[int, int | None]:
-    """Return the latest due instant and the one after it. `at` is due, but need not be the latest.
-    Timetables only look forward, so this searches from ever earlier starting points."""
+    """Return the latest due instant and the one after it. Timetables only look forward, so this begins ever earlier, at most at `at`."""
     back, latest = MICROSECONDS, _next(times, now - MICROSECONDS)
     while latest is None or due_at(latest) > now:
         back *= 2

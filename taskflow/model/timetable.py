@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect
 from copy import copy
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cache, lru_cache
@@ -34,10 +35,10 @@ MAX_EXPRESSION: Final = 200
 MAX_ZONE: Final = 64
 """The maximum length of a cron expression and of a zone's name, in characters. A stored one may be of any length."""
 
-LONGEST_GAP: Final = timedelta(hours=3)
+MAX_GAP: Final = timedelta(hours=3)
 """If the clock is set forward by more than this, as when a zone skips a whole day, the skipped local times do not fire."""
 
-SHORTEST: Final = 1.0
+MIN_INTERVAL: Final = 1.0
 """The shortest interval, in seconds."""
 
 
@@ -62,8 +63,7 @@ class CronTimes(msgspec.Struct, frozen=True, tag="cron"):
 
     @classmethod
     def checked(cls, expression: object, tz: object) -> CronTimes:
-        """Create and check a `CronTimes`. Raises a TypeError or ValueError that says
-        which part of the expression, or what about the zone, is wrong."""
+        """Create and check a `CronTimes`. Raises a TypeError or ValueError that says which part is wrong."""
         if not isinstance(expression, str):
             raise TypeError(f"{shown(expression)}: expected a cron expression as a str, such as '0 9 * * MON-FRI'")
         if len(expression) > MAX_EXPRESSION:
@@ -96,8 +96,7 @@ class CronTimes(msgspec.Struct, frozen=True, tag="cron"):
         return self.fields.split()[-4].startswith("*")
 
     def skipped_before(self, at: datetime) -> datetime | None:
-        """If `at` fires because the clock skipped a matching local time, return that
-        time (the first, if there are several), otherwise None."""
+        """If `at` fires because the clock skipped a matching local time, return the first such time, otherwise None."""
         if self.is_real_time:
             return None
         end, start = (moment.astimezone(zone_of(self.tz)).replace(tzinfo=None) for moment in (at, at - timedelta(seconds=1)))
@@ -119,8 +118,8 @@ class EveryTimes(msgspec.Struct, frozen=True, tag="every"):
         value = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"seconds={shown(seconds)}: expected seconds, as a number or a timedelta")
-        if not SHORTEST <= value <= LONGEST:
-            raise ValueError(f"seconds={shown(seconds)}: expected at least {SHORTEST:g} second, and at most a hundred years")
+        if not MIN_INTERVAL <= value <= LONGEST:
+            raise ValueError(f"seconds={shown(seconds)}: expected at least {MIN_INTERVAL:g} second, and at most a hundred years")
         return cls(float(value))
 
     def next(self, after: datetime) -> datetime | None:
@@ -145,8 +144,7 @@ class OwnTimes(msgspec.Struct, frozen=True, tag="own"):
 
 
 def zone_of(name: str) -> tzinfo:
-    """Return the zone with this IANA name. Raises ValueError, suggesting a similar
-    name, if there is none. UTC needs no time zone database."""
+    """Return the zone with this IANA name. Raises ValueError, suggesting a similar name, if there is none."""
     if len(name) > MAX_ZONE:
         raise ValueError(f"tz={shown(name)}: expected the name of a time zone, at most {MAX_ZONE} characters")
     found = _zone_or_problem(name)
@@ -226,8 +224,7 @@ def _without_needless_step(found: re.Match[str]) -> str:
 
 
 def _search(fields: str, local: datetime) -> CronSim:
-    """Return an iterator over the matching local times after `local`. The zone is not passed to cronsim, which would handle
-    clock changes differently from us for expressions with seconds, and where a zone skips a whole day."""
+    """Return an iterator over the matching local times after `local`. cronsim itself would handle clock changes in another way."""
     times = copy(_parsed(fields))
     times.dt = local.replace(microsecond=0)
     return times
@@ -242,14 +239,13 @@ def _next_local_time(fields: str, zone: tzinfo, after: datetime) -> datetime | N
 
 
 def _instant(local: datetime, zone: tzinfo) -> datetime | None:
-    """Return the instant of a local time. If the time is repeated, return the first one. If it is
-    skipped, return the end of the gap, or None if the gap is longer than `LONGEST_GAP`."""
+    """Return the instant of a local time: the first one if it is repeated, the end of the gap, if not too long, if it is skipped."""
     aware = local.replace(tzinfo=zone)
     at = aware.astimezone(UTC)
     if at.astimezone(zone).replace(tzinfo=None) == local:
         return at
     before, after = _offset(aware), _offset(aware.replace(fold=1))
-    if after - before > LONGEST_GAP:
+    if after - before > MAX_GAP:
         return None
     return _first_change(zone, at - (after - before), at)
 
@@ -270,26 +266,16 @@ def _next_real_time(fields: str, zone: tzinfo, after: datetime) -> datetime | No
 
 
 def _first_change(zone: tzinfo, start: datetime, end: datetime) -> datetime | None:
-    """Return the first instant in (start, end] at which the zone's offset changes, accurate
-    to a second, or None if there is none. Assumes at most one change a day."""
+    """Return the first instant in (start, end] at which the zone's offset changes, to the second. Assumes at most one change a day."""
     before = _offset(start.astimezone(zone))
     while start < end:
         later = min(start + timedelta(days=1), end)
         if _offset(later.astimezone(zone)) != before:
-            return _bisect(zone, start, later, before)
+            seconds = range(int(start.timestamp()), math.ceil(later.timestamp()) + 1)
+            changed = bisect(seconds, False, key=lambda second: _offset(datetime.fromtimestamp(second, zone)) != before)
+            return datetime.fromtimestamp(seconds[changed], UTC)
         start = later
     return None
-
-
-def _bisect(zone: tzinfo, start: datetime, end: datetime, before: timedelta) -> datetime:
-    low, high = int(start.timestamp()), math.ceil(end.timestamp())
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _offset(datetime.fromtimestamp(middle, zone)) == before:
-            low = middle
-        else:
-            high = middle
-    return datetime.fromtimestamp(high, UTC)
 
 
 def _offset(moment: datetime) -> timedelta:

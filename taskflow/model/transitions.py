@@ -187,7 +187,7 @@ def crash(
     lost = RunError(wording.CRASHED, wording.worker_lost(worker, job.crashes, died_of), "", job.failures + 1, ending=RunEnding.CRASHED)
     wait = to_microseconds(rules.crash_wait(job.crashes))
     if job.crashes > rules.max_crashes and not is_stopping:
-        reason = wording.poison(wording.lost_in_a_row(job.crashes, died_of))
+        reason = wording.poison(job.crashes, died_of)
         if has_follow_up and job.crashes <= rules.most_crashes_as_poison:
             due = now + wait if wait and job.crashes > rules.max_crashes + 1 else None
             return Transition(Event.CRASH, job, None, reason, due, wording.FOLLOW_UP_WAITS, lost, is_poison=True)

@@ -263,13 +263,9 @@ class Settled(Enum):
 # --- errors as stores keep them: a sequence of msgpack arrays ----------------------------------------------
 
 
-def parts_sent(error: RunError) -> list[Any]:
-    """Return the parts of a stored error that the worker sends. The store adds the run's worker, start and end."""
-    return [error.type, error.message, error.traceback, error.attempt, error.ending.value]
-
-
 def pack_error(error: RunError) -> bytes:
-    return packed([*parts_sent(error), error.worker, error.started_at, error.at])
+    sent_by_worker = (error.type, error.message, error.traceback, error.attempt, error.ending.value)
+    return packed([*sent_by_worker, error.worker, error.started_at, error.at])
 
 
 def append_error(errors: bytes | None, error: RunError) -> bytes:

@@ -1,7 +1,4 @@
-"""The wording that all stores share: reasons, messages, and the names of totals.
-
-Texts that contain a value are templates, which Python or a store's scripts fill in. The cause of a worker's death is appended unchanged.
-"""
+"""The wording that all stores share: reasons, messages, and the names of totals. The cause of a worker's death is appended unchanged."""
 
 from __future__ import annotations
 
@@ -32,22 +29,11 @@ STORE_FULL: Final = "the store is full: it takes at most %d live jobs; let worke
 
 SESSION_LOST: Final = "the session was reaped or never registered: register a new one, with a fresh id"
 
-
 REPLACED_BY: Final = "replaced by %s"
-WAITS_BEHIND: Final = "job %s, which runs with its key"
-KEY_HELD_BY: Final = "key held by %s"
 ARRIVES: Final = "a worker that admits it, because a transaction sent it with a key"
-WORKER_LOST: Final = "worker %s was lost while it had this job (crash %d)"
 HANDED_BACK_IN_VAIN: Final = "a back-off: handed back %d times without an outcome"
-LOST_IN_A_ROW: Final = "its worker was lost %d times in a row while it had this job"
 FOLLOW_UP_WAITS: Final = "a worker that ends it as poison and sends its on_failure call"
 FOLLOW_UP_LOST: Final = "; its on_failure call was not sent, because no worker lived to send it"
-
-DIED_OF: Final = ": "
-"""Separates `WORKER_LOST` from the cause of the worker's death, if that is known."""
-
-LAST_DIED_OF: Final = ", the last time: "
-"""Separates `LOST_IN_A_ROW` from the cause of the last worker's death, if that is known."""
 
 WAYS_OUT: Final = "deploy the code that sent it, or cancel it if that code was removed (taskflow cancel)"
 """What to do about a parked job."""
@@ -62,24 +48,21 @@ def replaced_by(job_id: bytes) -> str:
 
 
 def waits_behind(job_id: bytes) -> str:
-    return WAITS_BEHIND % id_text(job_id)
+    return f"job {id_text(job_id)}, which runs with its key"
 
 
 def key_held_by(job_id: bytes) -> str:
-    return KEY_HELD_BY % id_text(job_id)
+    return f"key held by {id_text(job_id)}"
 
 
 def worker_lost(worker: str | None, crashes: int, died_of: str = "") -> str:
-    return WORKER_LOST % (worker, crashes) + (DIED_OF + died_of if died_of else "")
+    return f"worker {worker} was lost while it had this job (crash {crashes})" + (f": {died_of}" if died_of else "")
 
 
-def poison(why: str) -> str:
-    return f"{POISON}{why}"
+def poison(crashes: int, died_of: str = "") -> str:
+    why = f"its worker was lost {crashes} times in a row while it had this job"
+    return f"{POISON}{why}" + (f", the last time: {died_of}" if died_of else "")
 
 
 def handed_back_in_vain(hand_backs: int) -> str:
     return HANDED_BACK_IN_VAIN % hand_backs
-
-
-def lost_in_a_row(crashes: int, died_of: str = "") -> str:
-    return LOST_IN_A_ROW % crashes + (LAST_DIED_OF + died_of if died_of else "")

@@ -43,7 +43,7 @@ BUDGETS = {
     "taskflow/app": 5_460,
     "taskflow/worker": 7_400,
     "taskflow/cli": 6_200,
-    "taskflow/testing": 1_000,
+    "taskflow/testing": 925,
     "taskflow": 48_400,
     "tests": 79_000,
 }

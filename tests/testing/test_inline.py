@@ -39,7 +39,7 @@ from taskflow import (
 )
 from taskflow.model.ids import id_text
 from taskflow.testing.jobs import jobs_in_memory
-from taskflow.testing.passes import DEEPEST
+from taskflow.testing.runs import MAX_DEPTH
 
 
 @dataclass
@@ -459,7 +459,7 @@ def test_a_job_ends_as_in_production(taskflow_jobs: TaskflowJobs, how: str, stat
 def test_a_job_that_sends_itself_is_named(taskflow_jobs: TaskflowJobs, sender: Any) -> None:
     with pytest.raises(AssertionError, match=f"50 jobs run inside one another, and then {sender.name} was sent"), taskflow_jobs.inline():
         sender.delay_sync(1)
-    assert ran == list(range(1, DEEPEST + 1))
+    assert ran == list(range(1, MAX_DEPTH + 1))
 
 
 @pytest.mark.parametrize("sender", [endless, endless_async])

@@ -33,7 +33,7 @@ from taskflow import (
     job,
 )
 from taskflow.app.app import default_app
-from taskflow.testing import passes
+from taskflow.testing import runs
 from tests.docs.pages import blocks
 
 pytest_plugins = ["pytester"]
@@ -200,7 +200,7 @@ async def test_a_running_job_hears_that_the_test_cancels_it(taskflow_jobs: Taskf
 
 @pytest.mark.parametrize("how", ["snoozes", "sends itself"])
 async def test_a_job_that_has_no_end_is_named(taskflow_jobs: TaskflowJobs, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    monkeypatch.setattr(passes, "MOST_RUNS", 500)
+    monkeypatch.setattr(runs, "MAX_RUNS", 500)
     await send.delay(Mail("a"))
     await never_sated.delay(how)
     with pytest.raises(AssertionError, match=r"500 runs, \d\d\d of them tests\.plugin\.never_sated: does it send itself, or snooze"):

@@ -328,8 +328,6 @@ class DjangoAdapter(SyncAdapter):
 
 
 class RunsStatementAdapter(SyncAdapter):
-    """A connection that implements `RunsStatement`."""
-
     dialect = None
 
     def run(self, statement: Statement) -> Sequence[Row]:

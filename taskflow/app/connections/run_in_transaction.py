@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -26,7 +26,8 @@ async def run_in_transaction(app: App, connection: object, purpose: Purpose, mak
     """
     adapter = adapter_of(connection)
     broker = _broker(app, purpose)
-    store = _stores.get(broker) or _note_store(broker, await broker.transactional())
+    if (store := _stores.get(broker)) is None:
+        _stores[broker] = store = await broker.transactional()
     if isinstance(adapter, RunSyncAdapter):
         return await adapter.run_sync(lambda below: _run(below, store, purpose, make))
     if isinstance(adapter, SyncAdapter):
@@ -46,7 +47,8 @@ def run_in_transaction_sync(app: App, connection: object, purpose: Purpose, make
     adapter = adapter_of(connection)
     assert isinstance(adapter, SyncAdapter)
     broker = _broker(app, purpose)
-    store = _stores.get(broker) or _note_store(broker, block_on(broker.transactional()))
+    if (store := _stores.get(broker)) is None:
+        _stores[broker] = store = block_on(broker.transactional())
     return _run(adapter, store, purpose, make)
 
 
@@ -110,20 +112,14 @@ def _check_dialect(adapter: ConnectionAdapter, store: Transactional) -> None:
 _stores: Final = WeakKeyDictionary[TransactionalBroker, Transactional]()
 
 
-def _note_store(broker: TransactionalBroker, store: Transactional) -> Transactional:
-    _stores[broker] = store
-    return store
-
-
 @contextmanager
 def _forgetting(store: Transactional) -> Iterator[None]:
     """Forget the store if a connection is to another one, because the store may have been replaced since."""
     try:
         yield
     except WrongConnection:
-        for broker, known in list(_stores.items()):
-            if known is store:
-                _stores.pop(broker, None)
+        for broker in [broker for broker, known in _stores.items() if known is store]:
+            _stores.pop(broker, None)
         raise
 
 
@@ -138,7 +134,5 @@ def _is_checked(adapter: ConnectionAdapter, store: Transactional, purpose: Purpo
 
 
 def _note_checked(adapter: ConnectionAdapter, store: Transactional, purpose: Purpose) -> None:
-    try:
+    with suppress(TypeError):
         _checked.setdefault(adapter.driver, set()).add((store, purpose))
-    except TypeError:
-        return

@@ -1,4 +1,7 @@
-"""Runs the jobs of a test with the real executor, in a session of the memory broker: when it says so, or where they are sent."""
+"""Runs the jobs of a test with the real executor, in a session of the memory broker: when it says so, or where they are sent.
+
+The broker also knows what was sent to it.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,24 @@ from taskflow.app.job import SyncJob
 from taskflow.app.job_type import AnyJob
 from taskflow.app.portal import callers_thread
 from taskflow.broker import topics
+from taskflow.broker.engine import maintenance
+from taskflow.broker.engine.job import Job
+from taskflow.broker.engine.records import Kind
+from taskflow.broker.engine.seam import Entry, Ref, Scan
+from taskflow.broker.engine.settle import read
+from taskflow.broker.memory import MemoryBroker
+from taskflow.broker.memory.store import MemoryStore
 from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.wakeups import Waiter
-from taskflow.model.envelope import Lease
+from taskflow.model.clock import Clock, microseconds_of
+from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import JobFailed
 from taskflow.model.record import Status
-from taskflow.model.schedule import SCHEDULE
+from taskflow.model.rules import Rules
+from taskflow.model.schedule import SCHEDULE, Firing
 from taskflow.model.session import Beat, Report, Session
-from taskflow.model.verdict import Discarded, Failed, Retried, Settlement, Succeeded, Verdict
+from taskflow.model.verdict import Discarded, Failed, Retried, Settled, Settlement, Succeeded, Verdict
 from taskflow.testing.assertions import SentJob
-from taskflow.testing.broker import RecordingBroker
 from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.lease_table import HeldLease
@@ -38,16 +49,68 @@ from taskflow.worker.thread_pool import carried
 
 CONCURRENCY: Final = 100
 # The most runs in one call, apart from those of schedules: more indicate an endless loop.
-MOST_RUNS = 50_000
+MAX_RUNS = 50_000
 runs_inline: Final[ContextVar[bool]] = ContextVar("taskflow_runs_inline", default=False)
 """True in jobs that run where they are sent."""
 # Seconds within which runs must end when a test gives up.
 STOP_TIMEOUT: Final = 1.0
 
 
+class _HeardStore(MemoryStore):
+    """Answers as if a worker that hears of ends without a run were always running."""
+
+    def _scan(self, scan: Scan, with_content: bool) -> list[Entry]:
+        if scan.of == "hearers":
+            return [Entry((b"",), Ref(Kind.SESSION, b""), None)]
+        return super()._scan(scan, with_content)
+
+
+class RecordingBroker(MemoryBroker):
+    """Keeps the envelopes that were sent: a job's record does not have all of their fields."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._heard = _HeardStore(clock)
+        super().__init__(rules=Rules(), store=self._heard)
+        self._clock = clock
+        self._sent: dict[bytes, Envelope] = {}
+
+    async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        answers = await super().enqueue(envelopes)
+        self._note(envelopes)
+        return answers
+
+    async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
+        answers = await super().fire(firings)
+        self._note([firing.envelope for firing in firings if firing.envelope is not None])
+        return answers
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        answers = await super().settle(settlements)
+        self._note([envelope for settlement in settlements for envelope in settlement.follow_ups])
+        return answers
+
+    def _note(self, envelopes: Sequence[Envelope]) -> None:
+        for envelope in envelopes:
+            self._sent.setdefault(envelope.id, envelope)
+
+    def live(self) -> list[SentJob]:
+        """Return the jobs that have not ended, oldest first."""
+        records = self.perform(read(list(self._sent)))
+        live = [record for record in records if record is not None and not record.status.is_ended]
+        return [SentJob(self._sent[record.id], microseconds_of(record.created_at)) for record in live]
+
+    async def claim_one(self, session: bytes, request: int, job_id: bytes) -> Lease | None:
+        """Claim a certain job. One that waits for its time is taken at once."""
+        record = self._heard.claim_job(session, request, job_id)
+        return None if record is None else Job.of_record(record).to_lease(self._clock.wall())
+
+    def take_ends(self) -> tuple[tuple[bytes, ...], int]:
+        """Remove and return the first ends of jobs without a run that were noted, and the number of those that were dropped."""
+        return self.perform(maintenance.take_ends(self.rules))
+
+
 class PassState:
-    """The state of one call of `run_all` or `advance`, or of a job that runs where it is sent: the executor, the number of runs
-    for each job name, and the failures."""
+    """The state of one call of `run_all` or `advance`, or of a job that runs where it is sent."""
 
     def __init__(self, executor: TestExecutor, scheduler: Scheduler, ended_hooks: EndedHooks | None) -> None:
         self.executor = executor
@@ -60,8 +123,7 @@ class PassState:
 
 
 class TestExecutor(Executor):
-    """Takes `complete_in` on any connection as a success of the run if that returns. Calls
-    plain functions in the thread of a synchronous caller, if there is one."""
+    """Takes `complete_in` on any connection as a success of the run. Calls plain functions in the thread of a synchronous caller."""
 
     __test__ = False
 
@@ -90,11 +152,8 @@ _Outcome = tuple[Any, BaseException | None]
 
 
 def _start_at_sender() -> Callable[[Callable[[], _Outcome]], asyncio.Future[_Outcome]] | None:
-    """Return a function that starts a plain function in the thread of its job's sender, or None if any thread will do.
-
-    That is the thread that waits in `run_sync` or the like. For a sender in a coroutine, it is the
-    thread in which Django uses its connections, if Django is loaded.
-    """
+    """Return a function that starts a plain function in the thread of its job's sender, or None if any thread will do. For a sender in a
+    coroutine, it is the thread in which Django uses its connections, if Django is loaded."""
     thread = callers_thread.get()
     if thread is not None:
         return thread.submit
@@ -146,8 +205,8 @@ class Pass:
     async def _claim(self) -> bool:
         leases = await self._leases()
         self._state.unscheduled += sum(SCHEDULE not in lease.envelope.headers for lease in leases)
-        if self._state.unscheduled > MOST_RUNS:
-            raise endless(f"{MOST_RUNS:,} runs", self._state.runs)
+        if self._state.unscheduled > MAX_RUNS:
+            raise endless(f"{MAX_RUNS:,} runs", self._state.runs)
         for lease in leases:
             holding = HeldLease(lease)
             task = asyncio.get_running_loop().create_task(self._run(holding))
@@ -209,7 +268,7 @@ def endless(after: str, runs: Counter[str]) -> AssertionError:
     )
 
 
-DEEPEST: Final = 50
+MAX_DEPTH: Final = 50
 """How many jobs may run inside one another. One that is sent inside the last of them waits."""
 
 
@@ -251,9 +310,9 @@ class Inline:
             return
         around, loop = _around.get(), asyncio.get_running_loop()
         depth = 1 if around is None else around.depth + 1
-        if depth > DEEPEST:
+        if depth > MAX_DEPTH:
             job = ready[0].job
-            self.failures.append(AssertionError(f"{DEEPEST} jobs run inside one another, and then {job} was sent: does it send itself?"))
+            self.failures.append(AssertionError(f"{MAX_DEPTH} jobs run inside one another, and then {job} was sent: does it send itself?"))
             return
         ids = [record.id for record in ready]
         if around is not None and around.loop is loop:
