@@ -20,7 +20,7 @@ from taskflow.model.errors import CodecError, JobCancelled, JobFailed, ResultExp
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.printable import message, shown
 from taskflow.model.record import Record, Status
-from taskflow.model.rules import LONGEST
+from taskflow.model.rules import MAX_DURATION
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.verdict import RunError
 
@@ -199,7 +199,7 @@ def _seconds(timeout: float | timedelta) -> float:
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"timeout={shown(timeout)}: expected seconds, as a number or a timedelta; None waits without a limit")
-    seconds = min(seconds, LONGEST)  # a larger int may not fit into a float
+    seconds = min(seconds, MAX_DURATION)  # a larger int may not fit into a float
     if math.isnan(seconds):
         raise ValueError("timeout=nan: expected seconds; 0 checks once, None waits without a limit")
     return seconds

@@ -18,8 +18,8 @@ from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.broker.retry import retry
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerUnavailable
+from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.record import Record
-from taskflow.model.retry import Pauses, Retries
 
 Q = TypeVar("Q")
 A = TypeVar("A")

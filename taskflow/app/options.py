@@ -16,7 +16,7 @@ from taskflow.model.envelope import OWN_HEADERS, Envelope, OnConflict, check_env
 from taskflow.model.ids import check_key, key_digest
 from taskflow.model.job_schema import DEFAULT_QUEUE, bare_text, check_headers, check_tags
 from taskflow.model.printable import nearest, shown
-from taskflow.model.rules import LONGEST, Backoff, RetryFunction
+from taskflow.model.rules import MAX_DURATION, Backoff, RetryFunction
 
 if TYPE_CHECKING:
     from taskflow.app.connections.adapters import Connection
@@ -314,8 +314,8 @@ def seconds_of(name: str, value: object) -> float:
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"{name}={shown(value)}: expected seconds, as a number or a timedelta")
-    if not 0 <= seconds <= LONGEST:
-        raise ValueError(f"{name}={shown(value)}: expected 0 to {LONGEST:,.0f} seconds, a hundred years")
+    if not 0 <= seconds <= MAX_DURATION:
+        raise ValueError(f"{name}={shown(value)}: expected 0 to {MAX_DURATION:,.0f} seconds, a hundred years")
     return float(seconds)
 
 
@@ -327,7 +327,7 @@ def _instant(value: object) -> int:
         microseconds = microseconds_of(value)
     except ValueError as error:
         raise ValueError(f"at={error}") from None
-    latest = to_microseconds(time.time() + LONGEST)
+    latest = to_microseconds(time.time() + MAX_DURATION)
     if microseconds > latest:
         raise ValueError(f"at={shown(value)}: expected a time up to a hundred years from now, {instant_of(latest):%Y-%m-%d}")
     return max(microseconds, 0)

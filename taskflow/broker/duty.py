@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.printable import log_safely
-from taskflow.model.retry import Pauses, Retries
 
 log: Final = logging.getLogger("taskflow")
 

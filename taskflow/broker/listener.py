@@ -20,8 +20,8 @@ from taskflow.broker.topics import ANY_QUEUE, QUEUE_PREFIX, job as job_topic, jo
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.clock import SYSTEM_RANDOM
 from taskflow.model.errors import BrokerError
+from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.record import Record
-from taskflow.model.retry import Pauses, Retries
 
 PAUSES: Final = Pauses(0.05, 2.0)
 

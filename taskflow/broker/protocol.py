@@ -154,7 +154,7 @@ never changes from declared to put, or back.
 
 **upkeep** for schedules:
   [schedule_offer] Upkeep offers the schedules that are due, at most `MAX_OFFERS` per call and fewer if their definitions are large, each to
-    one caller only. If that caller does not fire a schedule, it is offered again after `OFFERED_FOR`. `next_in`, and the
+    one caller only. If that caller does not fire a schedule, it is offered again after `OFFER_TTL`. `next_in`, and the
     `due_in` of an outlook, are no later than the next offer.
   [schedule_paused] A paused schedule is neither offered nor fired. When it is resumed, its next instant is computed afresh, so instants
     that passed during the pause do not fire.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from taskflow.model.retry import Pauses, Retries
+from taskflow.model.pauses import Pauses, Retries
 
 T = TypeVar("T")
 

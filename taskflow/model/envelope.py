@@ -14,7 +14,7 @@ import msgspec
 from taskflow.model.ids import id_text
 from taskflow.model.job_schema import NOT_PLAIN, OPAQUE, PRIORITIES, SentAndShown, check_headers, check_tags
 from taskflow.model.printable import shown
-from taskflow.model.rules import LONGEST, Backoff
+from taskflow.model.rules import MAX_DURATION, Backoff
 from taskflow.model.stored_values import Unreadable, unpacked
 
 NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
@@ -111,7 +111,7 @@ def check_envelope(envelope: Envelope) -> Envelope:
         raise ValueError(f"max_attempts={shown(envelope.max_attempts)}: expected at least 1")
     for name in ("after", "keep_result", "timeout", "expires"):
         seconds = getattr(envelope, name)
-        if seconds is not None and not 0 <= seconds <= LONGEST:
+        if seconds is not None and not 0 <= seconds <= MAX_DURATION:
             raise ValueError(f"{name}={shown(seconds)}: expected seconds, from 0 to a hundred years")
     return envelope
 

@@ -21,13 +21,13 @@ UNKNOWN: Final = bytes(FINGERPRINT_BYTES)
 POISON: Final = bytes.fromhex("e33c699416c01f47")
 """The fingerprint of poison whose last worker died of an unknown cause, which `fingerprint.poison_fingerprint` computes."""
 
-LONGEST_DEPLOY: Final = 100
-MOST_BYTES: Final = FINGERPRINT_BYTES + 4 * LONGEST_DEPLOY
+MAX_DEPLOY: Final = 100
+MAX_CAUSE_BYTES: Final = FINGERPRINT_BYTES + 4 * MAX_DEPLOY
 
 
 def pack_cause(fingerprint: bytes, deploy: str) -> bytes:
     """Return the fingerprint followed by the deploy. All causes with one fingerprint are next to each other in an index."""
-    return fingerprint + deploy[:LONGEST_DEPLOY].encode(errors="replace")
+    return fingerprint + deploy[:MAX_DEPLOY].encode(errors="replace")
 
 
 def fingerprint_in(cause: Any) -> bytes:
@@ -52,7 +52,7 @@ _VARYING: Final = (
 )
 """What differs between messages with one cause, and what stands for it."""
 
-LONGEST: Final = 300
+MAX_CHARACTERS: Final = 300
 """Characters of a message that count. What follows is mostly data."""
 
 
@@ -94,7 +94,7 @@ def frame(traceback: str) -> str:
 
 def shape(message: str) -> str:
     """Return a message without what varies: quoted text, ids and numbers."""
-    text = message[:LONGEST]
+    text = message[:MAX_CHARACTERS]
     for varying, stands_for in _VARYING:
         text = varying.sub(stands_for, text)
     return text.strip()

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from taskflow.model.printable import shown
-from taskflow.model.rules import LONGEST, Backoff
+from taskflow.model.rules import MAX_DURATION, Backoff
 from taskflow.model.stored_values import maybe, maybe_octets, maybe_text, number, text, unpacked, whole
 
 DEFAULT_QUEUE: Final = "default"
@@ -78,7 +78,7 @@ class Opaque(NamedTuple):
 
 
 def _read_seconds(stored: Any) -> float:
-    return number(stored, 0.0, LONGEST)
+    return number(stored, 0.0, MAX_DURATION)
 
 
 def _read_headers(stored: Any) -> dict[str, str]:

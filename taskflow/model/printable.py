@@ -10,7 +10,7 @@ from typing import Final
 MAX_CHARACTERS: Final = 16_384
 """The maximum length of a log line or a printed error, in characters."""
 
-MOST_SHOWN: Final = 200
+MAX_SHOWN: Final = 200
 
 INDENT: Final = "    "
 
@@ -55,7 +55,7 @@ def shown(value: object) -> str:
         text = repr(value)
     except Exception:
         return f"<{type(value).__name__}>"
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _escaped(text: str) -> str:

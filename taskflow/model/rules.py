@@ -13,7 +13,7 @@ from taskflow.model.clock import Chance
 from taskflow.model.printable import shown
 
 DAY: Final = 86_400.0
-LONGEST: Final = 100 * 365.25 * DAY
+MAX_DURATION: Final = 100 * 365.25 * DAY
 """The longest time, in seconds, that anything may wait or be kept. Stores keep times as 64-bit microseconds."""
 
 
@@ -98,9 +98,9 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
         if not self.base:
             return 0.0
         try:
-            return min(self.max, LONGEST, self.base * self.factor**failures)
+            return min(self.max, MAX_DURATION, self.base * self.factor**failures)
         except OverflowError:
-            return min(self.max, LONGEST)
+            return min(self.max, MAX_DURATION)
 
     def wait(self, failures: int, chance: Chance) -> float:
         """Return how many seconds to wait before the next attempt. With jitter, this is random."""

@@ -13,7 +13,7 @@ from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope
 from taskflow.model.stored_values import maybe_instant
 
-OFFERED_FOR: Final = 1.0
+OFFER_TTL: Final = 1.0
 """Seconds that a caller has to fire a schedule it was offered. After that, the schedule is offered again."""
 
 MAX_OFFERS: Final = 100
@@ -166,9 +166,9 @@ class ScheduleState(msgspec.Struct):
         self.bring_into_force(youngest, now)
 
     def offer(self, now: int) -> Offer:
-        """Offer the schedule to the caller of upkeep, and to no one else for `OFFERED_FOR` seconds."""
+        """Offer the schedule to the caller of upkeep, and to no one else for `OFFER_TTL` seconds."""
         since = now if self.since is None else self.since
-        self.look(now + to_microseconds(OFFERED_FOR))
+        self.look(now + to_microseconds(OFFER_TTL))
         return Offer(name=self.name, digest=self.digest, body=self.body, next_at=self.next_at, since=since, now=now)
 
     def expects(self, firing: Firing) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 from taskflow.model.clock import MICROSECONDS, instant_of, microseconds_of, to_microseconds, to_seconds
 from taskflow.model.envelope import Envelope, OnConflict, check_envelope
 from taskflow.model.job_schema import check_headers
-from taskflow.model.rules import LONGEST
+from taskflow.model.rules import MAX_DURATION
 from taskflow.model.schedule import MAX_OFFERS, SCHEDULE, SCHEDULED_FOR, Definition, Firing, Offer
 from taskflow.model.stored_values import LATEST
 from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes, Timetable, zone_of
@@ -65,7 +65,7 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
         if template.after or template.at is not None or template.awaits or template.joins or len(template.key or NO_KEY) != len(NO_KEY):
             raise ValueError("the template has a time, a key or links to other jobs that no call can have")
         for name, seconds in (("max_delay", plan.max_delay or 0.0), ("jitter", plan.jitter)):
-            if not 0 <= seconds <= LONGEST:
+            if not 0 <= seconds <= MAX_DURATION:
                 raise ValueError(f"{name}={seconds}: expected seconds, from 0 to a hundred years")
         if isinstance(plan.times, CronTimes):
             plan.times.checked(plan.times.expression, plan.times.tz)

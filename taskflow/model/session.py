@@ -18,7 +18,7 @@ MAX_DIED_OF: Final = 200
 
 UNKNOWN_DEATH: Final = "an unknown cause"
 
-MOST_NAMES: Final = 1_000
+MAX_NAMES: Final = 1_000
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +29,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
     `name`    "host:pid"
     `queues`  the queues that it takes; empty for all
-    `jobs`    the names of the jobs that its code declares, aliases included; empty if there are more than `MOST_NAMES`
+    `jobs`    the names of the jobs that its code declares, aliases included; empty if there are more than `MAX_NAMES`
     `deploy`  the value of TASKFLOW_DEPLOY in its environment
     `trouble` why its claims or its upkeep fail again and again; empty if they do not
     """

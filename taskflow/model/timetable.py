@@ -15,7 +15,7 @@ import msgspec
 
 from taskflow.model.clock import MICROSECONDS, instant_of, microseconds_of
 from taskflow.model.printable import nearest, shown
-from taskflow.model.rules import LONGEST
+from taskflow.model.rules import MAX_DURATION
 
 if TYPE_CHECKING:
     from cronsim import CronSim
@@ -118,7 +118,7 @@ class EveryTimes(msgspec.Struct, frozen=True, tag="every"):
         value = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"seconds={shown(seconds)}: expected seconds, as a number or a timedelta")
-        if not MIN_INTERVAL <= value <= LONGEST:
+        if not MIN_INTERVAL <= value <= MAX_DURATION:
             raise ValueError(f"seconds={shown(seconds)}: expected at least {MIN_INTERVAL:g} second, and at most a hundred years")
         return cls(float(value))
 

@@ -11,7 +11,7 @@ import msgpack
 import msgspec
 
 from taskflow.model.envelope import ClaimId, Envelope
-from taskflow.model.rules import LONGEST
+from taskflow.model.rules import MAX_DURATION
 from taskflow.model.stored_values import LATEST, number, octets, packed, text, unpacked, whole
 
 MAX_NOTE: Final = 4_096
@@ -307,7 +307,7 @@ def _keep_head(struct: msgspec.Struct, field: str) -> None:
 
 
 def _check_wait(seconds: float) -> None:
-    if not (math.isfinite(seconds) and 0 <= seconds <= LONGEST):
+    if not (math.isfinite(seconds) and 0 <= seconds <= MAX_DURATION):
         raise ValueError(f"a wait of {seconds!r} seconds: expected a finite number from 0 to a hundred years")
 
 

@@ -20,7 +20,7 @@ from taskflow.broker.paging import pages
 from taskflow.model.clock import ManualClock, Seams, instant_of, microseconds_of, to_seconds
 from taskflow.model.errors import JobFailed
 from taskflow.model.record import LIVE, Record, Status
-from taskflow.model.rules import LONGEST
+from taskflow.model.rules import MAX_DURATION
 from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.model.session import Session
 from taskflow.testing.assertions import ExpectedCall, SentJob, calls_of, check_enqueued, check_job
@@ -64,7 +64,7 @@ class TaskflowJobs:
         self._seams = seams
         self._clock = seams.clock
         self._inlines: list[Inline] = []
-        self._declarer = Session(id=secrets.token_bytes(16), name="advance", ttl=LONGEST)
+        self._declarer = Session(id=secrets.token_bytes(16), name="advance", ttl=MAX_DURATION)
 
     @property
     def now(self) -> datetime:

@@ -16,7 +16,7 @@ from taskflow.broker.wakeups import Waiter
 from taskflow.model.clock import Chance
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerError, SessionLost
-from taskflow.model.retry import Pauses, Retries
+from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.session import Outlook
 from taskflow.worker.events import BrokerCallFailed, BrokerRecovered, Events
 from taskflow.worker.options import QueueChoice

@@ -20,7 +20,7 @@ from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.clock import StartThread
 from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost
-from taskflow.model.retry import Pauses, Retries
+from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.session import Beat, BeatAnswer, Report, Session
 from taskflow.worker.events import BrokerCallFailed, DescriptorsClosed, Events
 from taskflow.worker.lease_table import LeaseTable

@@ -15,9 +15,9 @@ import msgspec
 from taskflow.broker.protocol import Broker
 from taskflow.broker.retry import retry
 from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost
-from taskflow.model.fingerprint import LONGEST_DEPLOY
-from taskflow.model.retry import Pauses
-from taskflow.model.session import MOST_NAMES, Beat, Session
+from taskflow.model.fingerprint import MAX_DEPLOY
+from taskflow.model.pauses import Pauses
+from taskflow.model.session import MAX_NAMES, Beat, Session
 from taskflow.worker.options import WorkerOptions
 
 
@@ -28,7 +28,7 @@ def worker_name() -> str:
 
 def deploy_name() -> str:
     """Return the name that this process's environment gives to the deploy, or an empty string."""
-    return os.environ.get("TASKFLOW_DEPLOY", "")[:LONGEST_DEPLOY]
+    return os.environ.get("TASKFLOW_DEPLOY", "")[:MAX_DEPLOY]
 
 
 def new_session(options: WorkerOptions, jobs: tuple[str, ...], *, wants_ends: bool) -> Session:
@@ -39,7 +39,7 @@ def new_session(options: WorkerOptions, jobs: tuple[str, ...], *, wants_ends: bo
         queues=options.queues.names,
         concurrency=options.concurrency,
         wants_ends=wants_ends,
-        jobs=jobs if len(jobs) <= MOST_NAMES else (),
+        jobs=jobs if len(jobs) <= MAX_NAMES else (),
         deploy=deploy_name(),
     )
 

@@ -18,7 +18,7 @@ from taskflow.broker.retry import retry
 from taskflow.model.clock import StartThread, start_thread, to_microseconds, to_seconds
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerError, BrokerUnavailable, DeclarationError, SessionLost, StoreFull
-from taskflow.model.retry import Pauses
+from taskflow.model.pauses import Pauses
 from taskflow.model.schedule import MAX_OFFERS, Definition, Firing, Offer
 from taskflow.worker.events import BrokerCallFailed, Events, ScheduleFailed, ScheduleFired, ScheduleMissed
 from taskflow.worker.thread_pool import ThreadPool

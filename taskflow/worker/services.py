@@ -14,7 +14,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from taskflow.model.clock import Chance
-from taskflow.model.retry import Pauses, Retries
+from taskflow.model.pauses import Pauses, Retries
 from taskflow.worker.events import Events, ServiceFailed
 
 Service = Callable[[], Coroutine[Any, Any, None]]

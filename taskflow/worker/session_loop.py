@@ -14,7 +14,7 @@ from taskflow.app.context import JobContext
 from taskflow.broker.retry import retry
 from taskflow.model.clock import Chance
 from taskflow.model.errors import BrokerUnavailable
-from taskflow.model.retry import Pauses, Retries
+from taskflow.model.pauses import Pauses, Retries
 from taskflow.worker.events import BrokerCallFailed, Events, ServiceFailed, WaitingForBroker
 from taskflow.worker.health import SessionHealth
 from taskflow.worker.lease_table import HeldLease

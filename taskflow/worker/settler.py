@@ -14,7 +14,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import BrokerError
 from taskflow.model.ids import id_text
-from taskflow.model.retry import Pauses, Retries
+from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.verdict import Completed, Failed, HandedBack, RunError, Settled, Settlement
 from taskflow.worker.events import (
     BrokerCallFailed,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from taskflow.model.retry import Pauses
+from taskflow.model.pauses import Pauses
 from taskflow.worker.exit_status import ExitStatus
 
 # Seconds of work after which a worker counts as healthy, and its earlier crashes no longer count.

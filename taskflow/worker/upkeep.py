@@ -13,7 +13,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.clock import Chance
 from taskflow.model.errors import BrokerError
-from taskflow.model.retry import Pauses, Retries
+from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.schedule import Offer
 from taskflow.model.session import Outlook
 from taskflow.worker.events import BrokerCallFailed, Events

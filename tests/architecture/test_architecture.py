@@ -33,14 +33,14 @@ TOP = 5
 
 # Lines of Python, Lua and SQL at most. Lower one when its room has shrunk: the package is to come below 36,500, the tests below 55,000.
 BUDGETS = {
-    "taskflow/model": 6_600,
+    "taskflow/model": 6_490,
     "taskflow/broker/engine": 3_450,
     "taskflow/broker/memory": 750,
     "taskflow/broker/sqlite": 4_600,
     "taskflow/broker/redis": 4_800,
     "taskflow/broker/postgres": 5_800,
     "taskflow/broker": 21_200,
-    "taskflow/app": 5_460,
+    "taskflow/app": 5_430,
     "taskflow/worker": 7_400,
     "taskflow/cli": 6_200,
     "taskflow/testing": 925,
@@ -216,9 +216,9 @@ def test_nobody_waits_in_a_way_that_swallows_a_cancellation() -> None:
     assert [str(path) for path in sorted((ROOT / "taskflow").rglob("*.py")) if "asyncio.wait_for(" in path.read_text()] == []
 
 
-# Where an exponent grows, each with its reason. Retries use `taskflow.model.retry`, whose exponent is bounded.
+# Where an exponent grows, each with its reason. Retries use `taskflow.model.pauses`, whose exponent is bounded.
 GROWING_EXPONENTS = {
-    "taskflow.model.retry": "the one place",
+    "taskflow.model.pauses": "the one place",
     "taskflow.model.rules": "a job's own factor, whose overflow is caught",
     "taskflow.worker.options": "of a number below 1: a weight's share",
     "taskflow.worker.watchdog": "of 1 s, 10 s, 100 s, as in runs",

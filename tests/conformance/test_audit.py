@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from taskflow.model.audit import MOST_CHARACTERS, MOST_NAMES, MOST_REASON, Act
+from taskflow.model.audit import MAX_CHARACTERS, MAX_NAMES, MAX_REASON, Act
 from taskflow.model.clock import instant_of
 from tests.support.world import World
 
@@ -47,8 +47,8 @@ async def test_console_acts__long_texts_are_cut(world: World) -> None:
     await world.broker.console.record_act(an_act(world, names=(long,) * 99, named=99, which={"tag": long}, reason=long))
 
     [record] = await world.broker.console.acts()
-    assert (record.act.names, record.act.named) == ((long[:MOST_CHARACTERS],) * MOST_NAMES, 99)
-    assert (record.act.which, record.act.reason) == ({"tag": long[:MOST_CHARACTERS]}, long[:MOST_REASON])
+    assert (record.act.names, record.act.named) == ((long[:MAX_CHARACTERS],) * MAX_NAMES, 99)
+    assert (record.act.which, record.act.reason) == ({"tag": long[:MAX_CHARACTERS]}, long[:MAX_REASON])
 
 
 async def test_console_acts_repeat(world: World) -> None:

@@ -14,7 +14,7 @@ from taskflow.model.clock import instant_of
 from taskflow.model.envelope import OnConflict
 from taskflow.model.errors import SessionLost, StoreFull
 from taskflow.model.record import Status
-from taskflow.model.schedule import MAX_OFFERS, OFFERED_FOR, Amendment, Definition, Firing, Offer, ScheduleRecord
+from taskflow.model.schedule import MAX_OFFERS, OFFER_TTL, Amendment, Definition, Firing, Offer, ScheduleRecord
 from taskflow.model.session import Session
 from tests.support.world import World
 
@@ -123,13 +123,13 @@ async def test_schedule_changed__says_since_when_again(world: World) -> None:
     created_at = world.clock.wall()
     await declare(world, None, a_definition())
     await offered(world)
-    world.clock.advance(OFFERED_FOR)
+    world.clock.advance(OFFER_TTL)
     assert (await offered(world)).since == created_at
     await declare(world, None, a_definition(version=2))
     offer = await offered(world)
     assert (offer.since, offer.next_at) == (created_at, None)
     await fire(world, a_firing(offer, None, look_at=offer.now + SECOND))  # it is passed on
-    world.clock.advance(OFFERED_FOR)
+    world.clock.advance(OFFER_TTL)
     assert (await offered(world)).since == created_at
 
 
@@ -143,7 +143,7 @@ async def test_schedule_changed__says_since_when_after_a_resume(world: World) ->
 
     for _ in range(2):
         assert (await offered(world)).since == resumed_at
-        world.clock.advance(OFFERED_FOR)
+        world.clock.advance(OFFER_TTL)
 
 
 async def test_schedule_changed__while_it_is_due(world: World) -> None:
@@ -152,7 +152,7 @@ async def test_schedule_changed__while_it_is_due(world: World) -> None:
 
     await declare(world, None, a_definition(version=2))
 
-    world.clock.advance(OFFERED_FOR)
+    world.clock.advance(OFFER_TTL)
     offer = await offered(world)
     assert (offer.digest, offer.next_at) == (a_definition(version=2).digest, expected)
 
@@ -308,7 +308,7 @@ async def test_schedule_offer__again(world: World) -> None:
     """A caller that dies with the offer costs a second."""
     offer = await due(world)
 
-    assert (await world.pass_time(OFFERED_FOR - 0.001)).offers == ()
+    assert (await world.pass_time(OFFER_TTL - 0.001)).offers == ()
     [again] = (await world.pass_time(0.001)).offers
 
     assert msgspec.structs.replace(again, now=offer.now, since=offer.since) == offer
@@ -342,7 +342,7 @@ async def test_schedule_paused(world: World) -> None:
     """It is not offered, and not fired by who was offered it before."""
     offer = await due(world)
     await world.broker.console.amend_schedule("nightly", Amendment.PAUSE)
-    world.clock.advance(OFFERED_FOR)
+    world.clock.advance(OFFER_TTL)
 
     assert await offers(world) == []
     assert await fire(world, a_firing(offer, 10.0, envelope=world.an_envelope())) == [None]

@@ -14,7 +14,7 @@ import pytest
 from taskflow import ConfigurationError, JobCancelled, configure
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
-from taskflow.model.retry import Pauses
+from taskflow.model.pauses import Pauses
 from tests.worker import set_up_jobs as jobs
 from tests.worker.child_scene import TIMEOUT, Lines, a_worker, failure, gone
 

@@ -11,7 +11,7 @@ import pytest
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
 from taskflow.model.errors import BrokerRefused
-from taskflow.model.retry import Pauses
+from taskflow.model.pauses import Pauses
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.worker import registration
 from taskflow.worker.registration import report_death

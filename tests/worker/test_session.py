@@ -14,8 +14,8 @@ from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
 from taskflow.model.ids import parse_id
+from taskflow.model.pauses import Pauses
 from taskflow.model.record import Record
-from taskflow.model.retry import Pauses
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import HandedBack, Settled, Settlement, Succeeded

@@ -14,7 +14,7 @@ from taskflow.broker.transactional import Dialect, Purpose, Row, RunStatement, S
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.errors import StoreFull, WrongConnection
-from taskflow.model.rules import LONGEST
+from taskflow.model.rules import MAX_DURATION
 from taskflow.model.stored_values import LATEST, packed
 from taskflow.model.verdict import Settled, Settlement, Succeeded
 
@@ -110,7 +110,7 @@ class PostgresTransactional:
             "id": settlement.id,
             "fence": fence,
             "ran_for": to_microseconds(settlement.ran_for),
-            "keep_for": to_microseconds(min(settlement.keep_for, LONGEST)),
+            "keep_for": to_microseconds(min(settlement.keep_for, MAX_DURATION)),
             "result": cast(Succeeded, settlement.verdict).result,
             "progress": None if progress is None else packed([progress.fraction, progress.note]),
         }

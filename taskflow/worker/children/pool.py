@@ -18,8 +18,8 @@ from taskflow.app.decorator import RUN_AS_MAIN
 from taskflow.app.job_type import AnyJob
 from taskflow.broker.retry import retry
 from taskflow.model.clock import StartThread
+from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.printable import log_safely
-from taskflow.model.retry import Pauses, Retries
 from taskflow.model.verdict import Verdict
 from taskflow.worker.children.messages import CHILD_HOOKS, CannotStart, ChildFailed, Handshake
 from taskflow.worker.children.output import Emit

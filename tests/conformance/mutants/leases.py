@@ -358,6 +358,6 @@ class HandBacksArePoison(Mutant):
 
     def apply(self, job: StoredJob, transition: Transition, *, keep: float | None = None) -> None:
         if transition.event is Event.HAND_BACK and transition.counters.hand_backs > 10 and job.cancel_requested is None:
-            why = poison("handed back too often")
+            why = poison(transition.counters.hand_backs, "handed back too often")
             transition = transition._replace(event=Event.CRASH, ends_as=Status.FAILED, reason=why, is_poison=True)
         super().apply(job, transition, keep=keep)

@@ -30,7 +30,7 @@ from taskflow.model.codec import seal_json
 from taskflow.model.envelope import MAX_JOB_NAME, OWN_HEADERS, Envelope, Lease
 from taskflow.model.ids import MAX_KEY_BYTES, IdFactory, key_digest
 from taskflow.model.job_schema import DEFAULT_QUEUE, MAX_HEADER_BYTES, MAX_PAYLOAD, PRIORITIES
-from taskflow.model.rules import DAY, LONGEST
+from taskflow.model.rules import DAY, MAX_DURATION
 from taskflow.model.session import Session
 from tests.cli.processes import Shell
 from tests.stores.postgres.scene import Scene
@@ -321,7 +321,7 @@ HEADERS: Final = {"trace": "é" * 300, "": "x", **{f"h{number}": "" for number i
             "tags => ARRAY(SELECT repeat('x', 99) || n FROM generate_series(0, 9) AS n)",
         ),
         ({"headers": HEADERS, "priority": 100}, f"headers => '{json.dumps(HEADERS)}', priority => 100"),
-        ({"max_attempts": MAX_ATTEMPTS, "timeout": LONGEST}, "max_attempts => 1000000, timeout => '36525 days'"),
+        ({"max_attempts": MAX_ATTEMPTS, "timeout": MAX_DURATION}, "max_attempts => 1000000, timeout => '36525 days'"),
         ({"keep_result": 7 * DAY, "timeout": 0}, "keep_result => '7 days', timeout => '0'"),
     ],
     ids=["none", "all", "tags", "headers", "most", "two"],
@@ -349,7 +349,7 @@ def plain(envelope: Envelope) -> Envelope:
         ("", 0),
         ("after => '90 seconds'", 90),
         ("after => '2 days 0.5 seconds'", 2 * DAY + 0.5),
-        ("after => '36525 days'", LONGEST),
+        ("after => '36525 days'", MAX_DURATION),
         ("at => now() + interval '1 hour'", 3600),
         ("at => now() - interval '1 hour'", 0),
         ("at => '0044-03-15 BC'", 0),

@@ -16,7 +16,7 @@ import pytest
 from taskflow import Backoff, DeclarationError, EnqueueOptions, JobHandle, Retry, Snooze, Status, job
 from taskflow.app.job import Declared
 from taskflow.app.options import DECORATOR_ONLY
-from taskflow.model.rules import LONGEST
+from taskflow.model.rules import MAX_DURATION
 from tests.unit.app.bench import Bench
 from tests.unit.app.jobs import add as typed_add
 
@@ -80,7 +80,7 @@ WRONG_SECONDS: list[tuple[Any, type[Exception], str]] = [
     (math.inf, ValueError, "inf: expected 0 to 3,155,760,000 seconds"),
     (-math.inf, ValueError, "-inf: expected 0 to"),
     (-0.001, ValueError, "-0.001: expected 0 to"),
-    (LONGEST + 1, ValueError, "expected 0 to 3,155,760,000 seconds, a hundred years"),
+    (MAX_DURATION + 1, ValueError, "expected 0 to 3,155,760,000 seconds, a hundred years"),
     (10**5_000, ValueError, "=<int>: expected 0 to 3,155,760,000 seconds"),
     (timedelta.max, ValueError, "expected 0 to"),
     (True, TypeError, "True: expected seconds, as a number or a timedelta"),
@@ -220,7 +220,7 @@ def test_a_zone_without_an_offset_names_no_instant() -> None:
 
 @pytest.mark.parametrize("signal", [Retry, Snooze])
 def test_a_run_cannot_ask_for_a_wait_beyond_a_hundred_years(signal: Callable[..., Exception]) -> None:
-    for after in (LONGEST + 1, math.nan, math.inf, 10**5_000):
+    for after in (MAX_DURATION + 1, math.nan, math.inf, 10**5_000):
         with pytest.raises(ValueError, match=r"^after=.*: expected 0 to 3,155,760,000 seconds, a hundred years"):
             signal(after=after)
 

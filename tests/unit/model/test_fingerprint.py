@@ -10,8 +10,8 @@ import pytest
 
 from taskflow.model.fingerprint import (
     FINGERPRINT_BYTES,
-    LONGEST_DEPLOY,
-    MOST_BYTES,
+    MAX_CAUSE_BYTES,
+    MAX_DEPLOY,
     POISON,
     UNKNOWN,
     cause_of,
@@ -95,8 +95,8 @@ def test_the_cause_of_a_verdict_has_its_fingerprint_and_the_deploy() -> None:
 
 def test_a_deploy_comes_back_and_is_not_too_long() -> None:
     assert deploy_in(pack_cause(UNKNOWN, "2026-11-28 \N{ROCKET}")) == "2026-11-28 \N{ROCKET}"
-    assert deploy_in(pack_cause(UNKNOWN, "x" * 1_000)) == "x" * LONGEST_DEPLOY
-    assert len(pack_cause(UNKNOWN, "\ud800" * 1_000)) <= MOST_BYTES
+    assert deploy_in(pack_cause(UNKNOWN, "x" * 1_000)) == "x" * MAX_DEPLOY
+    assert len(pack_cause(UNKNOWN, "\ud800" * 1_000)) <= MAX_CAUSE_BYTES
 
 
 @pytest.mark.parametrize("stored", [None, b"", b"1234567", "12345678", 8, [1]])

@@ -1,4 +1,4 @@
-"""Pauses between attempts to call a store or another process. (The back-off of jobs is in backoff.py.)"""
+"""Pauses between attempts to call a store or another process. (The back-off of jobs is in rules.py.)"""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from taskflow.model.retry import Pauses, Retries
+from taskflow.model.pauses import Pauses, Retries
 
 
 def test_pauses_double_from_the_first_to_the_longest() -> None:
