@@ -7,19 +7,15 @@ import pwd
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.support import postgres, servers
-from tests.support.binaries import ServerBinary, ServerFailed
-from tests.support.pgbouncer import PgBouncer, is_there
-from tests.support.postgres import PostgresServer, postgres_binaries, shared_postgres
+from tests.support.binaries import ServerBinary
+from tests.support.postgres import PostgresServer, postgres_binaries
 from tests.support.proxy import DROP_COMMAND, DROP_REPLY, GARBLE, PASS, Fate, Proxy, delay, delay_reply
 from tests.support.servers import HOST, RedisServer, redis_binaries
 
@@ -67,36 +63,6 @@ def test_committed_rows_outlive_each_kind_of_end(found: ServerBinary) -> None:
         assert os.geteuid() != 0 or Path(f"/proc/{server.pid}").stat().st_uid == pwd.getpwnam(server.user or "").pw_uid != 0
 
 
-@pytest.mark.parametrize("make", [RedisServer, PostgresServer])
-def test_a_suspended_server_can_be_resumed_and_ended(make: Callable[[], Any]) -> None:
-    with make() as server:
-        server.suspend()
-        server.resume()
-        assert server._answers()
-        server.suspend()
-        server.stop()
-        assert not server.is_running
-
-
-@pytest.mark.parametrize(
-    "server", [lambda: RedisServer(settings={"maxmemory": "much"}), lambda: PostgresServer(settings={"shared_buffers": "much"})]
-)
-def test_a_server_that_does_not_start_tells_what_its_log_says(server: Callable[[], Any]) -> None:
-    made = server()
-    with pytest.raises(ServerFailed, match=r"(?s)did not start. Its log ends:.*(maxmemory|shared_buffers)"):
-        made.start()
-    made.remove()
-
-
-@pytest.mark.parametrize(("module", "find"), [(servers, redis_binaries), (postgres, postgres_binaries)])
-def test_a_named_server_that_is_none_is_an_error(module: Any, find: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_NAMED", "/bin/true")
-    find.cache_clear()
-    with pytest.raises(ServerFailed, match="names /bin/true"):
-        find()
-    find.cache_clear()
-
-
 @pytest.mark.parametrize(
     "end", ["os.kill(os.getpid(), signal.SIGKILL)", "own.suspend(); os.kill(os.getpid(), signal.SIGKILL)", "sys.exit()"]
 )
@@ -117,17 +83,6 @@ print(own.folder, own.pid, *children_of(own.pid), flush=True)
     while left := [path for path in (folder, *(f"/proc/{pid}" for pid in pids)) if Path(path).exists()]:
         assert time.monotonic() < deadline, left
         time.sleep(0.01)
-
-
-@pytest.mark.skipif(not os.environ.get("CI") and not is_there(), reason="there is no pgbouncer on this machine: apt-get install pgbouncer")
-async def test_transactions_of_pgbouncers_clients_share_a_connection() -> None:
-    import asyncpg
-
-    with PgBouncer(shared_postgres(), pool_size=1) as bouncer:
-        clients = [await asyncpg.connect(bouncer.dsn, statement_cache_size=0) for _ in range(2)]
-        assert len({await client.fetchval("select pg_backend_pid()") for client in clients}) == 1
-        for client in clients:
-            client.terminate()
 
 
 @pytest.mark.parametrize(
