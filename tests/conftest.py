@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +15,24 @@ from tests.support import tiers
 
 _MEASURE: Final = "COVERAGE_PROCESS_CONFIG"
 """By this variable coverage tells a process to measure."""
+
+
+def _keep_bytecode() -> None:
+    """Keep it beside the checkout where the environment says that none is to be written into it.
+
+    Otherwise each worker compiles all tests, and each of a thousand processes that they start the package: a third of the time.
+    """
+    folder = Path(tempfile.gettempdir(), f"taskflow-tests-bytecode-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(folder)
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+        del os.environ["PYTHONDONTWRITEBYTECODE"]
+
+
+if os.environ.get("PYTHONDONTWRITEBYTECODE"):
+    _keep_bytecode()
 
 
 @pytest.hookimpl(optionalhook=True)
