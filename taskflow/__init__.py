@@ -11,7 +11,7 @@ TYPE_CHECKING = False  # loading typing takes 5 ms, in which a Ctrl-C for the co
 if TYPE_CHECKING:
     from taskflow.app.app import configure as configure
     from taskflow.app.bulk_actions import ActionResult as ActionResult, JobSelection as JobSelection
-    from taskflow.app.connections.adapters import RunsStatement as RunsStatement
+    from taskflow.app.connections import RunsStatement as RunsStatement
     from taskflow.app.context import (
         Cancel as Cancel,
         Discard as Discard,
@@ -91,7 +91,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "taskflow.app.app": "configure",
     "taskflow.app.bulk_actions": "ActionResult JobSelection",
-    "taskflow.app.connections.adapters": "RunsStatement",
+    "taskflow.app.connections": "RunsStatement",
     "taskflow.app.job_type": "Call",
     "taskflow.app.context": "Cancel Discard JobContext Retry Snooze current_job",
     "taskflow.app.declared_schedules": "Cron Every",

@@ -18,7 +18,7 @@ from taskflow.model.ids import IdFactory, id_text
 from taskflow.model.verdict import Progress
 
 if TYPE_CHECKING:
-    from taskflow.app.connections.adapters import Connection
+    from taskflow.app.connections import Connection
 
 D = TypeVar("D")
 

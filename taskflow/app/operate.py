@@ -200,7 +200,7 @@ class Operate:
         """Return every queue that is paused or has ever had jobs, sorted by name."""
         found = await default_app().client().call(lambda broker: broker.console.queues())
         counts = dict.fromkeys(Status, 0)
-        return [QueueInfo(**msgspec.structs.asdict(record) | {"counts": counts | record.counts}) for record in found]
+        return [QueueInfo(**{**msgspec.structs.asdict(record), "counts": counts | record.counts}) for record in found]
 
     async def workers(self) -> list[WorkerInfo]:
         """Return the running workers, sorted by name."""

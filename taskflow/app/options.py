@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, cast
 
 import msgspec
 
+from taskflow.app.connections import Connection
 from taskflow.model.clock import instant_of, microseconds_of, to_microseconds
 from taskflow.model.envelope import OWN_HEADERS, Envelope, OnConflict, check_envelope, pack_follow_up
 from taskflow.model.ids import check_key, key_digest
@@ -19,7 +20,6 @@ from taskflow.model.printable import nearest, shown
 from taskflow.model.rules import MAX_DURATION, Backoff, RetryFunction
 
 if TYPE_CHECKING:
-    from taskflow.app.connections.adapters import Connection
     from taskflow.app.declared_key import DeclaredKey
     from taskflow.model.schedule_plan import CatchUp, Overlap
     from taskflow.model.timetable import Timetable

@@ -20,7 +20,7 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerError, ConfigurationError, EnqueueFailed, KeyConflict, TaskflowError, WrongConnection
 
 if TYPE_CHECKING:
-    from taskflow.app.connections.adapters import Connection
+    from taskflow.app.connections import Connection
 
 
 R = TypeVar("R")

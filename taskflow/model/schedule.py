@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -203,6 +203,7 @@ class ScheduleState(msgspec.Struct):
         return True
 
     def record(self, declarers: Iterable[str]) -> ScheduleRecord:
-        fields = {name: getattr(self, name) for name in ScheduleRecord.__struct_fields__ if name != "declarers"}
-        instants = {name: maybe_instant(fields[name]) for name in ("next_at", "last_at", "fired_at", "asleep_since")}
-        return ScheduleRecord(**fields | instants, declarers=tuple(declarers))
+        fields: dict[str, Any] = {name: getattr(self, name) for name in ScheduleRecord.__struct_fields__ if name != "declarers"}
+        for name in ("next_at", "last_at", "fired_at", "asleep_since"):
+            fields[name] = maybe_instant(fields[name])
+        return ScheduleRecord(**fields, declarers=tuple(declarers))

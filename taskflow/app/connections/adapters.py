@@ -5,55 +5,14 @@ from __future__ import annotations
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Final, Protocol, TypeAlias, TypeVar, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final, TypeVar
 
+from taskflow.app.connections import RunsStatement
 from taskflow.broker.transactional import Dialect, Row, Statement
 from taskflow.model.errors import WrongConnection
 
 T = TypeVar("T")
-
-
-class _Commits(Protocol):
-    """A connection or session of psycopg, psycopg2, sqlite3, aiosqlite, SQLAlchemy, SQLModel or Django."""
-
-    def commit(self) -> Any: ...
-
-    def rollback(self) -> Any: ...
-
-
-class _Proxy(Protocol):
-    """``django.db.connection``, if Django's stubs are not installed."""
-
-    def __getattr__(self, item: Any, /) -> Any: ...
-
-    def __contains__(self, key: Any, /) -> Any: ...
-
-
-class _IsInTransaction(Protocol):
-    """A connection of asyncpg."""
-
-    def is_in_transaction(self) -> bool: ...
-
-
-@runtime_checkable
-class RunsStatement(Protocol):
-    """A connection of a driver that taskflow does not know. Implement this to send jobs in its transactions.
-
-    The connection must be in a transaction, which taskflow cannot check.
-    """
-
-    def run_statement(self, statement: str, parameters: Sequence[Any], /) -> Iterable[Iterable[Any]] | Awaitable[Iterable[Iterable[Any]]]:
-        """Run one SQL statement in the caller's transaction, and return its rows, each as an iterable of values. Must be an
-        ``async def`` if the driver is used with `await`.
-
-        `statement`   contains a placeholder for each parameter, ``%s`` for PostgreSQL and ``?`` for SQLite, and no other ``%`` or ``?``
-        `parameters`  the values: one str for PostgreSQL; int, str, bytes or None for SQLite
-        """
-        ...
-
-
-Connection: TypeAlias = _Commits | _Proxy | _IsInTransaction | RunsStatement
 
 
 class ConnectionAdapter:
@@ -382,7 +341,7 @@ def _class_for(connection: object) -> type[ConnectionAdapter]:
     if isinstance(connection, RunsStatement) and not isinstance(connection, type):
         return AwaitedRunsStatementAdapter if inspect.iscoroutinefunction(connection.run_statement) else RunsStatementAdapter
     kind = type(connection)
-    cure = next((_NEARLY[base.__name__] for base in kind.__mro__ if base.__name__ in _NEARLY), None) or (
+    cure = next((_NEARLY[base.__name__] for base in type.mro(kind) if base.__name__ in _NEARLY), None) or (
         "expected a connection or session of asyncpg, psycopg, psycopg2, sqlite3, aiosqlite, SQLAlchemy or Django, or a RunsStatement"
     )
     raise TypeError(f"connection= got a {kind.__module__}.{kind.__qualname__}: {cure}")

@@ -93,7 +93,8 @@ class Arguments:
                 raise
         if kwargs:
             self._write_keywords(kwargs, wires, levels)
-        self._refuse_missing(wires)
+        if not wires.keys() >= self._required:
+            raise self._missing(wires)
         return wires
 
     def _write_keywords(self, kwargs: Mapping[str, Any], wires: dict[str, Any], levels: int) -> None:
@@ -137,7 +138,8 @@ class Arguments:
             found = sorted(str(name)[:60] for name in unknown)
             message = f"the function has no such argument (another version of it has: {one_of(found)})"
             raise ShapeError(message, UnknownArgument).within(found[0])
-        self._refuse_missing(wires)
+        if not wires.keys() >= self._required:
+            raise self._missing(wires)
         name = ""
         values: dict[str, Any] = {}
         try:
@@ -148,11 +150,10 @@ class Arguments:
             raise
         return self._call(values) if values else ((), {})
 
-    def _refuse_missing(self, wires: Mapping[str, Any]) -> None:
-        if not wires.keys() >= self._required:
-            found = [name for name in self._required_in_order if name not in wires]
-            more = f" (and {one_of(found[1:])})" if len(found) > 1 else ""
-            raise ShapeError(f"is a required argument and was not given{more}", MissingArgument).within(found[0])
+    def _missing(self, wires: Mapping[str, Any]) -> ShapeError:
+        found = [name for name in self._required_in_order if name not in wires]
+        more = f" (and {one_of(found[1:])})" if len(found) > 1 else ""
+        return ShapeError(f"is a required argument and was not given{more}", MissingArgument).within(found[0])
 
     def _call(self, values: dict[str, Any]) -> CallArguments:
         """Arrange the values by position up to the first missing one (or beyond it, if a later value requires that), then by name."""
