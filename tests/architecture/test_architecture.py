@@ -45,7 +45,7 @@ BUDGETS = {
     "taskflow/cli": 6_200,
     "taskflow/testing": 925,
     "taskflow": 48_400,
-    "tests": 79_000,
+    "tests": 74_300,
 }
 
 
