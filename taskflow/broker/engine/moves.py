@@ -58,15 +58,17 @@ def decide(
     answers: list[T] = yield from decide_once(items, one, rules, Query(tuple(refs), scans, groups), released=released, **more)
     if released:
         ids = sorted(released)
-        yield from decide_once(ids, _free, rules, Query(tuple(Ref(Kind.JOB, job_id) for job_id in ids), scans))
+        yield from decide_once(ids, _free, rules, Query(tuple(Ref(Kind.JOB, job_id) for job_id in ids), scans), locked=False)
     return answers
 
 
-def _free(draft: Draft, job_id: bytes) -> None:
-    """Release a HELD job if it awaits nothing. Additions do not change its revision, but nothing else makes it HELD again."""
+def _free(draft: Draft, job_id: bytes) -> bool:
+    """Release a HELD job if it awaits nothing. Additions do not change its revision, but nothing else makes it HELD again. If another
+    program's open transaction has locked it, the next upkeep releases it."""
     job = draft.job(job_id)
     if job is not None and job.status == HELD and job.header["awaits"] <= 0 and not job.has(Flag.BEHIND):
         release(draft, job)
+    return True
 
 
 def move(draft: Draft, job: Job, event: Event, to: int) -> None:
