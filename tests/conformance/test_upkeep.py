@@ -219,6 +219,22 @@ async def test_upkeep_bounded__too_many_and_too_old(world: World, tags: tuple[st
     assert [(await world.upkeep(1)).dropped for _ in range(5)] == [1, 1, 1, 1, 0]
 
 
+async def test_upkeep_bounded__many_dead_at_once(world: World) -> None:
+    """Whoever has buried as many sessions as one call may asks to be called again while there are more."""
+    leases = [await world.running(await world.a_session(f"w{number}")) for number in range(20)]
+    await world.let_others_beat()
+    world.clock.advance(12.0)
+    await world.let_others_beat()
+    world.clock.advance(12.0)
+
+    calls = 0
+    while (await world.upkeep()).next_in == 0.0:
+        calls += 1
+        assert calls < 10
+
+    assert {await world.status(lease) for lease in leases} == {Status.READY}
+
+
 # --- crash_backoff, crash_poison, crash_marked ----------------------------------------------------------------------------
 
 

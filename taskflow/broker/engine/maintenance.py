@@ -18,7 +18,12 @@ from taskflow.model.record import Status
 from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event
 
-MOST_DYING: Final = 16
+MOST_DYING: Final = 100
+"""The most dead sessions that a call looks at. Other programs' open transactions may hold up the leases of the first ones for long."""
+
+MOST_RELEASED: Final = 16
+"""The most dead sessions whose leases a call releases."""
+
 MOST_GONE: Final = 100
 MOST_COUNTED: Final = 10_000
 
@@ -35,7 +40,7 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[Upkept]:
     readied = promoted + sum(taken)
     left = limit - promoted - len(taken)
     is_gone = bool(gone) and gone[0].position[0] < seen.now - to_microseconds(rules.repeat_for)
-    released = (yield from _release(left, rules)) if reaped or dying or is_gone else 0
+    released, has_more_dying = (yield from _release(left, rules)) if reaped or dying or is_gone else (0, False)
     left -= released
     expired = (yield from _expire(left, rules)) if released or taken or _is_due(expiring, seen.now) else 0
     left -= expired
@@ -46,7 +51,7 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[Upkept]:
     ended, ends_dropped = (yield from take_ends(rules)) if ends and (has_moved or seen.scans[2]) else ((), 0)
     if has_moved or ended:
         seen = yield Query((OUTAGE,), _scans(1))
-    next_in = _next_in(seen, rules, is_cut_off=left <= 0 or has_more, takes_ends=ends, takes_arrivals=all(taken))
+    next_in = _next_in(seen, rules, is_cut_off=left <= 0 or has_more or has_more_dying, takes_ends=ends, takes_arrivals=all(taken))
     return Upkept(
         readied=readied,
         reaped=reaped,
@@ -104,15 +109,23 @@ def _reap(suspects: Sequence[Plain], seen: Snapshot, rules: Rules) -> Operation[
     return sum((yield from decide(refs, one, rules, [OUTAGE, *refs], scans=_SESSION_SCANS, locked=False)))
 
 
-def _release(limit: int, rules: Rules) -> Operation[int]:
+def _release(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
+    """Release the leases of dead sessions, and forget the sessions that died long ago. Return how many leases it has released, and True if
+    it has stopped before the last session."""
     seen: Snapshot = yield Query(scans=(Scan("dying", MOST_DYING, with_records=False), Scan("gone", MOST_GONE, with_records=False)))
-    released = 0
+    released = sessions_released = 0
+    has_more = False
     for entry in seen.scans[0]:
-        released += yield from sessions.release(entry.ref.id, rules, max(0, limit - released))
+        has_more = released >= limit or sessions_released == MOST_RELEASED
+        if has_more:
+            break
+        number, is_done = yield from sessions.release(entry.ref.id, rules, limit - released)
+        released += number
+        sessions_released += is_done
     long_ago = seen.now - to_microseconds(rules.repeat_for)
     gone = [entry.ref for entry in seen.scans[1] if entry.position[0] < long_ago]
     yield from decide(gone, _forget, rules, gone, locked=False)
-    return released
+    return released, has_more
 
 
 def _forget(draft: Draft, ref: Ref) -> bool:

@@ -260,13 +260,13 @@ def kill(draft: Draft, session: Plain, died_of: str | None) -> None:
 _HELD_UP: Final = -1
 
 
-def release(session_id: bytes, rules: Rules, limit: int = MOST_LEASES) -> Operation[int]:
-    """Release the leases of a dead session, at most `limit`, and hand over its schedules. Return how many leases it has released. It leaves
-    those that another program's open transaction holds up to a later call."""
+def release(session_id: bytes, rules: Rules, limit: int = MOST_LEASES) -> Operation[tuple[int, bool]]:
+    """Release the leases of a dead session, at most `limit`, and hand over its schedules. It leaves those that another program's open
+    transaction holds up to a later call. Return how many leases it has released, and True if none are left."""
     seen: Snapshot = yield Query((Ref(Kind.SESSION, session_id),), (of_session("leases", session_id, limit),))
     record = seen.records[Ref(Kind.SESSION, session_id)]
     if record is None:
-        return 0
+        return 0, True
     died_of = session_body(Plain(record.ref, dict(record.header), record.state)).died_of
 
     def one(draft: Draft, job_id: bytes) -> int:
@@ -283,9 +283,10 @@ def release(session_id: bytes, rules: Rules, limit: int = MOST_LEASES) -> Operat
     refs = [Ref(Kind.SESSION, session_id), *(Ref(Kind.JOB, job_id) for job_id in ids)]
     released = yield from decide(ids, one, rules, refs, scans=MOVE_SCANS, locked=_HELD_UP)
     has_handed_over = yield from schedules.hand_over(session_id, rules)
-    if len(ids) < limit and _HELD_UP not in released and has_handed_over:
+    is_done = len(ids) < limit and _HELD_UP not in released and has_handed_over
+    if is_done:
         yield from _finish_release(session_id, rules)
-    return released.count(1)
+    return released.count(1), is_done
 
 
 def _finish_release(session_id: bytes, rules: Rules) -> Operation[None]:
