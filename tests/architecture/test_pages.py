@@ -26,7 +26,7 @@ def test_every_file_that_a_page_names_exists() -> None:
     for page in PAGES:
         text = page.read_text()
         gone = [path for path in _PATH.findall(text) if "NNNN" not in path and not (ROOT / path).exists()]
-        named = {name for name in _FILE_NAME.findall(text) if not (ROOT / name).exists()}
+        named = {name for name in _FILE_NAME.findall(text) if not (ROOT / name).exists()} - {"app/tasks.py"}  # the reader has this one
         gone += [name for name in named if not any(file.endswith(f"/{name}") for file in files)]
         missing += [(str(page.relative_to(ROOT)), path) for path in gone]
     assert missing == [], "name their present place"

@@ -65,6 +65,17 @@ class InlineTests(DocumentsTestCase, TestCase):
         pk = self.create(file=self.file(b"\xff"))
         assert self.found(pk)["problem"] == "the file cannot be read"
 
+    def test_what_is_rolled_back_takes_the_writes_of_its_jobs_with_it(self) -> None:
+        pk = self.create(text="kept")
+        with transaction.atomic():
+            self.post(f"/documents/{pk}", text="undone")
+            transaction.set_rollback(True)
+        assert self.found(pk)["words"] == ["kept"]
+
+    async def test_a_plain_function_that_a_coroutine_sends_sees_the_row_too(self) -> None:
+        document = await Document.objects.acreate(title="a letter", text="to be")
+        assert await (await reindex.delay(document.pk)).result(timeout=0) == 2
+
 
 class SentTests(DocumentsTestCase, TestCase):
     """Jobs wait in memory."""

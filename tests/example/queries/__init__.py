@@ -1,1 +1,0 @@
-"""Saved queries that workers answer, on Flask: two queues, priorities, and one run of a query at a time."""
