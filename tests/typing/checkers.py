@@ -13,8 +13,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.typing import odd
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -29,9 +27,8 @@ class Error(NamedTuple):
 
 POSITIVE = "tests/typing/positive.py"
 NEGATIVE = "tests/typing/negative.py"
-ODD = "tests/typing/odd_signatures.py"
 CONNECTIONS = "tests/typing/connections.py"
-FILES = (POSITIVE, NEGATIVE, ODD, CONNECTIONS)
+FILES = (POSITIVE, NEGATIVE, CONNECTIONS)
 
 
 def plant(tree: Path) -> Path:
@@ -43,7 +40,6 @@ def plant(tree: Path) -> Path:
         (package / "__init__.py").touch()
     for file in (POSITIVE, NEGATIVE, CONNECTIONS):
         shutil.copy(ROOT / file, folder)
-    (tree / ODD).write_text(odd.module())
     return tree
 
 

@@ -9,12 +9,11 @@ from typing import Any
 import aiosqlite
 import asyncpg
 import psycopg
-import psycopg2
 from asyncpg.pool import PoolConnectionProxy
 from django.db import connection as of_django
 from psycopg2.extensions import connection as Psycopg2Connection  # noqa: N812
 from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlmodel import Session as SqlModelSession
 from sqlmodel.ext.asyncio.session import AsyncSession as AsyncSqlModelSession
@@ -27,7 +26,6 @@ def of_drivers(of_psycopg: psycopg.Connection, of_psycopg2: Psycopg2Connection, 
     for_psycopg = add.options(connection=of_psycopg)
     for_psycopg.delay_sync(1)
     add.options(connection=of_psycopg2).delay_sync(1)
-    add.options(connection=psycopg2.connect("")).delay_sync(1)
     add.options(connection=of_sqlite).delay_sync(1)
     add.options(connection=of_django).delay_sync(1)
     enqueue_sync([add.bind(1)], connection=of_psycopg)
@@ -90,9 +88,7 @@ class MineAwaited:
 
 
 def of_others(below: asyncpg.Connection) -> None:
-    of_mine: RunsStatement = Mine()
     of_mine_awaited: RunsStatement = MineAwaited(below)
-    add.options(connection=of_mine).delay_sync(1)
     add.options(connection=Mine()).delay_sync(1)
     add.options(connection=of_mine_awaited)
     add.options(connection=MineAwaited(below))
@@ -100,16 +96,12 @@ def of_others(below: asyncpg.Connection) -> None:
 
 def of_nothing(
     engine: Engine,
-    async_engine: AsyncEngine,
     make: sessionmaker[Session],
-    make_async: async_sessionmaker[AsyncSession],
     pool: asyncpg.Pool,
     cursor: psycopg.Cursor,
 ) -> None:
     add.options(connection=engine)  # E: mypy[arg-type] pyright[reportArgumentType]
-    add.options(connection=async_engine)  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(connection=make)  # E: mypy[arg-type] pyright[reportArgumentType]
-    add.options(connection=make_async)  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(connection=pool)  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(connection=cursor)  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(connection=Session)  # E: mypy[arg-type] pyright[reportArgumentType]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.typing import checkers, odd
+from tests.typing import checkers
 from tests.typing.checkers import Error
 
 pytestmark = [pytest.mark.xdist_group("typing"), pytest.mark.unmeasured]  # each of the checkers takes much memory
@@ -47,6 +47,5 @@ def test_a_comment_names_the_error_of_each_checker(tree: Path) -> None:
 
 
 def test_what_is_typed_can_be_run() -> None:
-    """Importing the examples declares their jobs, and so does every odd signature."""
+    """Importing the examples declares their jobs."""
     importlib.import_module("tests.typing.positive")
-    exec(compile(odd.module(), "odd_signatures", "exec", dont_inherit=True), {"__name__": "tests.typing.odd_signatures"})
