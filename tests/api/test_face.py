@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import os
-import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
@@ -18,11 +16,10 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 import taskflow
-from taskflow import EnqueueOptions, JobCancelled, JobContext, JobFailed, JobHandle, Status, configure, current_job, job, schedules
+from taskflow import EnqueueOptions, JobCancelled, JobContext, JobFailed, JobHandle, Status, job, schedules
 from taskflow.app.app import default_app
 from taskflow.app.job_type import Registry
 from taskflow.app.settings import DEFAULT_BROKER
-from taskflow.broker.protocol import Broker
 from taskflow.broker.url import SCHEMES, connect
 from taskflow.cli.parser import a_parser
 from taskflow.model.ids import id_text, parse_id
@@ -132,22 +129,6 @@ async def names_in(block: str, **scope: Any) -> dict[str, Any]:
     return names
 
 
-def test_block_1_1_as_the_file_that_it_names(tmp_path: Path) -> None:
-    """app/tasks.py, imported by somebody else."""
-    (tmp_path / "app").mkdir()
-    (tmp_path / "app" / "tasks.py").write_text(promise.due_now(promise.blocks()["1.1"]))
-    script = """
-        import asyncio
-        from app.tasks import add, report, resize, send_welcome_email
-        print(add.name, send_welcome_email.name, report.queue)
-        print(asyncio.run(add(1, 2)), resize("a"))
-    """
-    environment = {**os.environ, "PYTHONPATH": "."}
-    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script)]
-    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True)
-    assert ran.stdout.splitlines() == ["app.tasks.add send_welcome_email reports", "3 a.small"]
-
-
 async def test_block_1_1_runs(worker: Worker, capsys: pytest.CaptureFixture[str]) -> None:
     handles: list[JobHandle[Any]] = [
         await define.send_welcome_email.delay(define.WelcomeEmail("user_123", "a@example.com")),
@@ -162,17 +143,6 @@ async def test_block_1_1_runs(worker: Worker, capsys: pytest.CaptureFixture[str]
     expected = f"{handles[2].id} attempt 1 of 10, made {info.created_at}, queue reports, 2026-01-02"
     assert results == [None, 3, expected, "a.small"]
     assert capsys.readouterr().out == "to a@example.com\n"
-
-
-async def test_section_1_in_words() -> None:
-    assert await define.add(1, 2) == 3
-    assert define.resize("a") == "a.small"
-    assert await define.add.function(1, 2) == 3
-    assert "attempt 1 of 1" in await define.report(date(2026, 1, 2))
-    with pytest.raises(taskflow.TaskflowError):
-        current_job()
-    with pytest.raises(TypeError, match="x"):
-        await define.add.delay("one")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 async def test_block_1_2(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,15 +208,6 @@ async def test_block_2_3(engine: AsyncEngine) -> None:
         handle = await send.charge.options(connection=session).delay(0)
         await session.rollback()
         assert await handle.status() is None
-
-
-async def test_section_2_in_words(world: World) -> None:
-    first = await define.add.options(key="k").delay(1)
-    again = await define.add.options(key="k").delay(1)
-    assert (again == first, again.is_new) == (True, False)
-    with pytest.raises(TypeError, match="max_attempt"):
-        define.add.options(max_attempt=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    assert asyncio.iscoroutinefunction(define.add.delay)
 
 
 async def test_block_3_1(worker: Worker) -> None:
@@ -360,12 +321,3 @@ async def test_block_11_1(world: World, capsys: pytest.CaptureFixture[str]) -> N
 async def reads_state(ctx: JobContext) -> str:
     state: str = ctx.state
     return state
-
-
-def test_configure_is_undone_after_a_test(tmp_path: Path) -> None:
-    """What a block configures is not left for the next."""
-    assert default_app().settings.middleware == ()
-    broker: Broker = World(BROKERS[0]).broker
-    with default_app().using(broker):
-        configure(max_payload=10)
-    assert default_app().settings.max_payload == 1 << 20

@@ -144,12 +144,6 @@ def fails(message: str) -> None:
     raise ValueError(message)
 
 
-@job(name="tests.inline.sends_one_that_fails", max_attempts=1)
-def sends_one_that_fails() -> str:
-    fails.delay_sync("inner")
-    return "unharmed"
-
-
 @job(name="tests.inline.slow", timeout=0.05, max_attempts=1)
 async def slow() -> None:
     await asyncio.sleep(60)
@@ -178,27 +172,11 @@ def test_a_plain_function_runs_in_the_senders_thread(taskflow_jobs: TaskflowJobs
         assert run_sync(handle.status()) is Status.SUCCEEDED
 
 
-def test_so_it_does_for_each_call_of_many(taskflow_jobs: TaskflowJobs) -> None:
-    with taskflow_jobs.inline():
-        handles = enqueue_sync(plain.bind(Mail(str(number))) for number in range(1_200))
-    assert [mail.to for _, mail in ran] == [str(number) for number in range(1_200)]
-    assert {thread for thread, _ in ran} == {threading.current_thread()}
-    assert run_sync(handles[-1].result(timeout=0)) == "to 1199"
-
-
 def test_and_in_a_transaction(taskflow_jobs: TaskflowJobs) -> None:
     with closing(sqlite3.connect(":memory:")) as connection, taskflow_jobs.inline():
         enqueue_sync([plain.bind(Mail("a"))], connection=connection)
         plain.options(connection=connection).delay_sync(Mail("b"))
     assert ran == [(threading.current_thread(), Mail("a")), (threading.current_thread(), Mail("b"))]
-
-
-async def test_and_in_a_synchronous_transaction_inside_a_loop(taskflow_jobs: TaskflowJobs) -> None:
-    with closing(sqlite3.connect(":memory:")) as connection, taskflow_jobs.inline():
-        plain.options(connection=connection).delay_sync(Mail("a"))
-        await plain.options(connection=connection).delay(Mail("b"))
-    assert [mail for _, mail in ran] == [Mail("a"), Mail("b")]
-    assert ran[0][0] is threading.current_thread()
 
 
 def test_each_thread_runs_its_own(taskflow_jobs: TaskflowJobs) -> None:
@@ -226,18 +204,6 @@ async def test_an_async_function_runs_in_the_senders_loop(taskflow_jobs: Taskflo
         assert [await handle.result(timeout=0) for handle in await enqueue(awaits.bind(number) for number in range(3))] == [1, 2, 3]
 
 
-async def test_a_plain_function_that_a_coroutine_sends_runs_in_a_thread(taskflow_jobs: TaskflowJobs) -> None:
-    with taskflow_jobs.inline():
-        handle = await plain.delay(Mail("a"))
-        assert await handle.result(timeout=0) == "to a"
-        assert ran[0][0] is not threading.current_thread()
-
-
-async def test_sending_synchronously_inside_a_loop_is_refused_as_in_production(taskflow_jobs: TaskflowJobs) -> None:
-    with taskflow_jobs.inline(), pytest.raises(RuntimeError, match=r"inside a running event loop.*: use await \.delay\(\) there"):
-        plain.delay_sync(Mail("a"))
-
-
 def test_a_job_for_a_child_process_runs_here(taskflow_jobs: TaskflowJobs) -> None:
     with taskflow_jobs.inline():
         assert run_sync(in_process.delay_sync().result(timeout=0)) == threading.current_thread().name
@@ -248,13 +214,6 @@ def test_it_sees_the_senders_context_variables_and_leaves_them(taskflow_jobs: Ta
     with taskflow_jobs.inline():
         assert run_sync(colored.delay_sync().result(timeout=0)) == "red"
     assert color.get() == "red"
-
-
-@pytest.mark.parametrize(("sender", "expected"), [(parent, "to a 2"), (parent_async, "to a 2")])
-def test_what_a_job_sends_runs_inside_it(taskflow_jobs: TaskflowJobs, sender: Any, expected: str) -> None:
-    with taskflow_jobs.inline():
-        assert run_sync(sender.delay_sync("a").result(timeout=0)) == expected
-    assert ran[0] == (threading.current_thread(), Mail("a"))
 
 
 async def test_what_a_job_sends_runs_inside_it_in_a_loop_too(taskflow_jobs: TaskflowJobs) -> None:
@@ -320,12 +279,6 @@ def test_what_was_sent_before_waits(taskflow_jobs: TaskflowJobs) -> None:
     assert run_sync(before.status()) is Status.READY
     plain.delay_sync(Mail("after"))
     assert run_sync(taskflow_jobs.run_all()) == 2
-
-
-def test_a_snooze_waits_for_its_time(taskflow_jobs: TaskflowJobs) -> None:
-    with taskflow_jobs.inline():
-        handle = ends.delay_sync("snoozes")
-        assert run_sync(handle.status()) is Status.SCHEDULED
 
 
 def test_a_key_is_free_once_its_job_has_run(taskflow_jobs: TaskflowJobs) -> None:
@@ -415,25 +368,6 @@ def test_a_failure_is_raised_at_the_end_of_the_block_and_not_where_the_job_is_se
     assert isinstance(failure.value.__cause__, ValueError)
 
 
-def test_several_failures_are_raised_together(taskflow_jobs: TaskflowJobs) -> None:
-    with pytest.raises(ExceptionGroup, match="jobs have failed for good") as failures, taskflow_jobs.inline():  # noqa: PT012  # the block raises at its end
-        fails.delay_sync("one")
-        fails.delay_sync("two")
-    assert [str(failure.__cause__) for failure in failures.value.exceptions] == ["one", "two"]
-
-
-def test_a_failure_inside_a_job_does_not_harm_that_job(taskflow_jobs: TaskflowJobs) -> None:
-    with pytest.raises(JobFailed, match="inner"), taskflow_jobs.inline():
-        assert run_sync(sends_one_that_fails.delay_sync().result(timeout=0)) == "unharmed"
-
-
-def test_failures_are_not_raised_if_the_test_says_so(taskflow_jobs: TaskflowJobs) -> None:
-    with taskflow_jobs.inline(raises=False):
-        handle = fails.delay_sync("boom")
-    with pytest.raises(JobFailed, match="boom"):
-        run_sync(handle.result(timeout=0))
-
-
 def test_an_error_of_the_block_names_the_failures(taskflow_jobs: TaskflowJobs) -> None:
     with pytest.raises(AssertionError) as failure, taskflow_jobs.inline():  # noqa: PT012  # the block raises at its end
         fails.delay_sync("boom")
@@ -460,12 +394,6 @@ def test_a_job_that_sends_itself_is_named(taskflow_jobs: TaskflowJobs, sender: A
     with pytest.raises(AssertionError, match=f"50 jobs run inside one another, and then {sender.name} was sent"), taskflow_jobs.inline():
         sender.delay_sync(1)
     assert ran == list(range(1, MAX_DEPTH + 1))
-
-
-@pytest.mark.parametrize("sender", [endless, endless_async])
-async def test_a_job_that_sends_itself_is_named_in_a_loop_too(taskflow_jobs: TaskflowJobs, sender: Any) -> None:
-    with pytest.raises(AssertionError, match="50 jobs run inside one another"), taskflow_jobs.inline():
-        await sender.delay(1)
 
 
 def test_ctrl_c_in_a_job_ends_the_test(taskflow_jobs: TaskflowJobs, monkeypatch: pytest.MonkeyPatch) -> None:
