@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, strategies as st
 
 from taskflow.app.settings import Settings
-from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.postgres import PostgresBroker, PostgresTarget
 from taskflow.broker.postgres.connect.server import Address
 from taskflow.broker.redis import RedisBroker, RedisTarget
@@ -20,18 +19,11 @@ from taskflow.broker.url import SCHEMES, connect, masked
 from taskflow.model.errors import BrokerUrlError, ConfigurationError, DriverMissing
 
 
-def test_memory() -> None:
-    assert isinstance(connect("memory://"), MemoryBroker)
-    assert isinstance(connect("memory://?namespace=mine"), MemoryBroker)
-
-
 @pytest.mark.parametrize(
     ("url", "path"),
     [
         ("sqlite:///queue.db", "{here}/queue.db"),
-        ("sqlite:///./data/queue.db", "{here}/data/queue.db"),
         ("sqlite:////var/lib/queue.db", "/var/lib/queue.db"),
-        ("SQLite:////var/queue.db", "/var/queue.db"),
         ("sqlite:////var/a%20b%3Fc%23d.db", "/var/a b?c#d.db"),
         ("sqlite:////var/queue.db?shared=1&namespace=Shop.eu-1", "/var/queue.db"),
         ("sqlite:////var/queue.db?owner=root", "/var/queue.db"),
@@ -53,12 +45,10 @@ def test_sqlite(url: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("url", "server"),
     [
         ("redis://", RedisTarget()),
-        ("redis://host", RedisTarget(host="host")),
         ("redis://host:6380/3", RedisTarget(host="host", port=6380, db=3)),
         ("REDIS://:secret@host", RedisTarget(host="host", password="secret")),
         ("redis://me:p%40ss@[::1]:1/", RedisTarget(host="::1", port=1, username="me", password="p@ss")),
         ("redis://host?durability=fsync&evicting=1&namespace=shop", RedisTarget(host="host", fsync=True, evicting=True)),
-        ("rediss://host", RedisTarget(host="host", tls=True)),
         (
             "rediss://host?tls_ca=/ca.pem&tls_cert=/me.pem&tls_key=/me.key&tls_check=0",
             RedisTarget(host="host", tls=True, ca_file="/ca.pem", cert_file="/me.pem", key_file="/me.key", check_certificate=False),
@@ -86,8 +76,6 @@ def test_redis(url: str, server: RedisTarget) -> None:
             "postgresql://pooler:6432/app?pooled=1&listen=[::1]:5432",
             PostgresTarget(host="pooler", port=6432, database="app", is_pooled=True, listen_at=(Address("::1", 5432),)),
         ),
-        ("postgresql://[::1]/app", PostgresTarget(host="::1", database="app")),
-        ("postgresql://:5433/app", PostgresTarget(port=5433, database="app")),
         (
             "postgresql://me:p%40ss@db1:5433,db2/app?listen=db1:5432,[::2]:5432",
             PostgresTarget(
@@ -104,9 +92,7 @@ def test_redis(url: str, server: RedisTarget) -> None:
             "postgresql://[::1],[::2]:1,db,127.0.0.1:2/app",
             PostgresTarget(host="::1", others=(Address("::2", 1), Address("db"), Address("127.0.0.1", 2)), database="app"),
         ),
-        ("postgresql://db,[::1]:2", PostgresTarget(host="db", others=(Address("::1", 2),))),
         ("postgresql://me:p%2C@db", PostgresTarget(host="db", user="me", password="p,")),
-        ("postgresql://me:p,q@db", PostgresTarget(host="db", user="me", password="p,q")),
     ],
 )
 def test_postgres(url: str, server: PostgresTarget) -> None:
@@ -117,11 +103,6 @@ def test_postgres(url: str, server: PostgresTarget) -> None:
     assert broker.server == server
     assert "p@ss" not in repr(broker)
     assert "p@ss" not in f"{server!r} {server} {server.__rich_repr__()}"
-
-
-def test_all_addresses_are_shown() -> None:
-    """And the port of each."""
-    assert repr(connect("postgresql://me:p%40ss@db1,[::1]:5433/app?namespace=shop")) == "<PostgresBroker db1:5432,[::1]:5433 'shop'>"
 
 
 def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,71 +118,48 @@ def test_a_namespace_longer_than_a_schemas_name() -> None:
         connect("postgresql://host/db?namespace=" + "a" * 64)
 
 
-def test_what_is_no_text() -> None:
-    with pytest.raises(BrokerUrlError, match=r"must be text, such as sqlite:///taskflow.db, got NoneType"):
-        connect(None)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     ("url", "says"),
     [
         ("", "no scheme"),
-        ("queue.db", "no scheme"),
         ("sqlite:queue.db", "no scheme"),
-        ("://x", "no scheme"),
         ("sqlight:///queue.db", "did you mean sqlite://"),
-        ("memmory://", "did you mean memory://"),
         ("amqp://host", "known schemes are memory://, sqlite://"),
         ("memory://queue", "neither host nor path"),
-        ("memory:///queue", "neither host nor path"),
-        ("sqlite://", "names no file"),
         ("sqlite:///", "names no file"),
-        ("sqlite:////", "names no file"),
         ("sqlite:///folder/", "names no file"),
         ("sqlite:///:memory:", "memory://"),
         ("sqlite://queue.db", "three slashes"),
         ("sqlite://[::1/queue.db", "malformed host"),
         ("sqlite:///a%00b", "a control character, '\\x00'"),
-        ("sqlite:///a%0Ab", "a control character, '\\n'"),
         ("redis://ho\x85st", "a control character, '\\x85'"),
         ("redis://host?namespace=a:b", "the namespace 'a:b': expected 1 to 100"),
-        ("redis://host?namespace=a%1b", "a control character, '\\x1b'"),
         ("redis://:a\udcff@host", "not UTF-8"),
         ("sqlite:///queue.db#x", "%23"),
         ("sqlite:///queue.db?shard=1", "unknown parameter 'shard': did you mean shared=?"),
         ("sqlite:///queue.db?timeout=5", "its options are namespace, shared"),
         ("memory://?shared=1", "its options are namespace"),
         ("sqlite:///queue.db?shared=yes", "shared='yes': expected 0 or 1"),
-        ("sqlite:///queue.db?shared", "shared=''"),
         ("sqlite:///queue.db?shared=1&shared=0", "'shared' twice"),
         ("sqlite:///queue.db?owner=no-such-user", "owner='no-such-user': expected the name or the number of a user"),
-        ("sqlite:///queue.db?owner=", "owner=''"),
         ("sqlite:///queue.db?namespace=a/b", "namespace 'a/b'"),
-        ("sqlite:///queue.db?namespace=", "namespace ''"),
         ("sqlite:///queue.db?namespace=" + "a" * 101, "1 to 100"),
-        ("redis://host:99999", "port"),
         ("redis://host:six", "port"),
         ("redis://host/queue", "a database that is not a number"),
         ("redis://host?durability=disk", "durability='disk': expected server or fsync"),
         ("redis://host?evicting=yes", "evicting='yes': expected 0 or 1"),
         ("redis://host?tls_ca=ca.pem", "tls_ca= without TLS: write rediss://"),
         ("rediss://host?tls_check=no", "tls_check='no': expected 0 or 1"),
-        ("postgresql://host:99999/db", "port"),
         ("postgresql://host/db?tls=on", "tls='on': expected one of disable, prefer"),
         ("postgresql://host/db?pooled=yes", "pooled='yes': expected 0 or 1"),
         ("postgresql://db1,,db2/db", "an empty host in its list: expected hosts such as db1:5432,db2:5432"),
-        ("postgresql://db1,/db", "an empty host"),
-        ("postgresql://db1,db2:99999/db", "port"),
         ("postgresql://db1:5432:5433,db2/db", "a port that is not a number"),
         ("postgresql://db1,[::1/db", "malformed host"),
-        ("postgresql://db1,::1/db", "malformed host"),
         ("postgresql://db1,db2/d@b", "@ as %40"),
         ("postgresql://host/db?listen=a:1,b", "listen='a:1,b': expected one or more hosts with ports"),
-        ("postgresql://host/db?listen=a:99999", "listen='a:99999'"),
         ("postgresql://host/db?listen=5432", "listen='5432': expected one or more hosts with ports"),
         ("postgresql://host/db?sslmode=require", "unknown parameter 'sslmode': did you mean tls=?"),
         ("sqlite:////:memory:/", "sqlite:////:memory:/"),
-        ("redis://host?db=1", "unknown parameter 'db'"),
     ],
 )
 def test_malformed(url: str, says: str) -> None:
@@ -220,26 +178,20 @@ def test_brokers_to_come(scheme: str) -> None:
     ("url", "shown"),
     [
         ("redis://user:hunter2@host:6379/0", "redis://user:***@host:6379/0"),
-        ("redis://:hunter2@host", "redis://:***@host"),
         ("redis://user:hun@ter2@host", "redis://user:***@host"),
         ("redis://user:hun/ter2@host", "redis://***"),
-        ("redis://user:hun?ter2@host", "redis://***"),
-        ("redis://user:hun#ter2@host", "redis://***"),
         ("redis://user:hunter2", "redis://***"),
         ("redis://hunter2@host", "redis://***@host"),
         ("redis://host/hunter2", "redis://***"),
         ("redos://user:hunter2@host", "redos://***"),
         ("//user:hunter2@host", "***"),
         ("redis://:hunter2\n@host", "redis://***"),
-        ("redis://:hunter2%0A@host", "redis://:***@host"),
         ("redis://:hunter2@host\n", "redis://***"),
         ("postgresql://me@db/app", "postgresql://me@db/app"),
         ("postgresql://me:hunter2@[::1]:5433,db2/app", "postgresql://me:***@[::1]:5433,db2/app"),
         ("postgresql://host/db?user=me&password=hunter2&namespace=x", "postgresql://host/db?***&***&namespace=x"),
         ("postgresql://host/db?sslPassword=hunter2", "postgresql://host/db?***"),
         ("sqlite:////home/me/queue.db?namespace=a", "sqlite:////home/me/queue.db?namespace=a"),
-        ("redis://host:6379/0", "redis://host:6379/0"),
-        ("user:hunter2@host", "***"),
         ("sqlite://user:hunter2@host/queue.db", "sqlite://***"),
         ("sqlite:////home/me@home/queue.db", "sqlite:////home/me@home/queue.db"),
     ],
@@ -254,25 +206,17 @@ def test_masked(url: str, shown: str) -> None:
         "sqlite://user:hunter2@host/queue.db",
         "redos://user:hunter2@host",
         "redis://user:hunter2@host:port",
-        "redis://user:hunter2@host/queue",
         "redis://user:hun/ter2@host:6379/0",
-        "redis://:123/hunter2@host:6379/0",
         "redis://:ab?hunter2@host",
-        "postgresql://user:hun/ter2@host/db",
         "postgresql://user:hun/ter2@host,host2:5432/db",
-        "postgresql://user:1,hunter2/x@host/db",
         "postgresql://user:1,hun:ter2/x@host/db",
         "postgresql://user:hunter2@host,,host2/db",
-        "postgresql://user:hunter2@host,[::1/db",
         "postgresql://user:hunter2@host,host2:x/db",
-        "postgresql://user:ab?hunter2=1@host/db",
         "rediss://user:hunter2@host?tls=1",
         "redis+cluster://user:hunter2@host",
         "sqlite://u:hunter2@[::1/x",
-        "u:hunter2@host",
         "//u:hunter2@host",
         "redis://:hunter2\n@host",
-        "redis://:hunter2@host\n",
         "sqlite://user:/hunter2@host/0",
         "redis://:ab?hunter2&c@host",
     ],
@@ -313,11 +257,6 @@ def test_neither_a_server_nor_settings_show_a_password() -> None:
         for shown in (broker.server, broker.server.__rich_repr__(), settings, settings.__rich_repr__()):
             assert "hunter2" not in f"{shown!r} {shown}"
     assert "broker=None" in repr(Settings())
-
-
-def test_a_line_break_at_the_end_of_a_secret_is_named() -> None:
-    with pytest.raises(BrokerUrlError, match=r"a control character, '\\n': a secret read from a file often ends with a line break"):
-        connect("redis://:hunter2\n@host")
 
 
 def test_only_the_broker_asked_for_is_imported() -> None:

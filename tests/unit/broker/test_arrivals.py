@@ -19,7 +19,7 @@ from taskflow.model.ids import IdFactory, id_text
 from taskflow.model.record import Record, Status
 from taskflow.model.session import Beat, Session
 from taskflow.model.stored_values import packed
-from tests.support.verdicts import failed, retried, succeeded
+from tests.support.verdicts import failed
 
 KEY = b"k" * 16
 SESSION = Session(id=b"s" * 16, name="host:1")
@@ -95,40 +95,6 @@ async def statuses(broker: MemoryBroker, *envelopes: Envelope) -> list[Status]:
 # --- jobs with a key ----------------------------------------------------------------------------------------------
 
 
-async def test_the_first_arrival_gets_the_key_and_the_others_are_cancelled(broker: MemoryBroker) -> None:
-    first, second = an_envelope(), an_envelope()
-    arrive(broker, first, second)
-    assert await statuses(broker, first, second) == [Status.HELD, Status.HELD]
-
-    await broker.upkeep(100)
-
-    ready, lost = await records(broker, first, second)
-    assert (ready.status, ready.waiting_for, ready.reason) == (Status.READY, None, None)
-    assert (lost.status, lost.reason) == (Status.CANCELLED, f"key held by {id_text(first.id)}")
-    assert await broker.holders([KEY]) == [first.id]
-
-
-async def test_an_arrival_gives_way_to_a_job_that_was_sent_meanwhile(broker: MemoryBroker) -> None:
-    late, sent = an_envelope(), an_envelope()
-    arrive(broker, late)
-    await broker.enqueue([sent])
-    await broker.upkeep(100)
-
-    assert await statuses(broker, late, sent) == [Status.CANCELLED, Status.READY]
-    assert await broker.holders([KEY]) == [sent.id]
-
-
-async def test_an_arrival_replaces_a_waiting_job(broker: MemoryBroker) -> None:
-    standing, new = an_envelope(), an_envelope(on_conflict=OnConflict.REPLACE)
-    await broker.enqueue([standing])
-    arrive(broker, new)
-    await broker.upkeep(100)
-
-    [replaced] = await records(broker, standing)
-    assert replaced.reason == f"replaced by {id_text(new.id)}"
-    assert await statuses(broker, new) == [Status.READY]
-
-
 async def test_an_arrival_that_its_own_transaction_has_replaced(broker: MemoryBroker) -> None:
     """It never gets the key, whatever becomes of the one in its place."""
     standing, first, second = an_envelope(), an_envelope(), an_envelope(on_conflict=OnConflict.REPLACE)
@@ -139,40 +105,6 @@ async def test_an_arrival_that_its_own_transaction_has_replaced(broker: MemoryBr
 
     assert [record.reason for record in await records(broker, standing, first)] == [f"replaced by {id_text(second.id)}"] * 2
     assert await statuses(broker, second) == [Status.READY]
-
-
-async def test_an_arrival_waits_behind_a_run(broker: MemoryBroker) -> None:
-    lease = await running(broker, 1, an_envelope())
-    new = an_envelope(on_conflict=OnConflict.REPLACE)
-    arrive(broker, new)
-    await broker.upkeep(100)
-
-    [behind] = await records(broker, new)
-    assert (behind.status, behind.waiting_for) == (Status.HELD, wording.waits_behind(lease.envelope.id))
-    await broker.settle([succeeded(lease)])
-    assert await statuses(broker, new) == [Status.READY]
-
-
-async def test_an_arrival_waits_for_its_time_and_for_other_jobs(broker: MemoryBroker) -> None:
-    later, tied = an_envelope(b"a" * 16, after=60.0), an_envelope(b"c" * 16, awaits=1)
-    member = an_envelope(b"b" * 16, joins=(tied.id,))
-    arrive(broker, later, tied, member)
-    await broker.upkeep(100)
-    assert await statuses(broker, later, tied, member) == [Status.SCHEDULED, Status.HELD, Status.READY]
-
-    [lease] = await broker.claim(SESSION.id, 1, [], 1)
-    await broker.settle([succeeded(lease)])
-    assert await statuses(broker, tied) == [Status.READY]
-
-
-async def test_nothing_but_the_engine_readies_an_arrival(broker: MemoryBroker, clock: ManualClock) -> None:
-    """It awaits nothing, and its time has come."""
-    new = an_envelope()
-    arrive(broker, new)
-    clock.advance(60)
-    await broker.enqueue([an_envelope(None)])
-    assert len(await broker.claim(SESSION.id, 1, [], 10)) == 1
-    assert await statuses(broker, new) == [Status.HELD]
 
 
 async def test_an_arrival_that_was_cancelled_is_not_admitted(broker: MemoryBroker) -> None:
@@ -220,20 +152,6 @@ async def test_an_end_frees_the_key_and_releases_what_waits(broker: MemoryBroker
     assert await broker.holders([KEY]) == [behind.id]
     [record] = await records(broker, lease.envelope)
     assert (record.status, record.result, record.progress and record.progress.fraction) == (Status.SUCCEEDED, b"\x01result", 0.5)
-
-
-async def test_an_end_clears_what_a_success_clears(broker: MemoryBroker) -> None:
-    lease = await running(broker, 1, an_envelope())
-    await broker.settle([retried(lease, after=0.0)])
-    [lease] = await broker.claim(SESSION.id, 2, [], 1)
-    complete(broker, lease)
-    await broker.upkeep(100)
-
-    [record] = await records(broker, lease.envelope)
-    assert (record.failures, len(record.errors), record.reason) == (1, 1, None)
-    other = await running(broker, 3, an_envelope())
-    await broker.settle([failed(other)])
-    assert await broker.holders([KEY]) == [None]
 
 
 async def test_an_end_takes_effect_though_its_job_was_dropped(broker: MemoryBroker) -> None:

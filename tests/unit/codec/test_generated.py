@@ -152,20 +152,6 @@ def test_what_encodes_decodes_without_being_asked_to(data: st.DataObject) -> Non
     shape.read(unpack(pack(written)), 64)
 
 
-@pytest.mark.parametrize("kind", [k.Tree, k.Order], ids=lambda kind: kind.__name__)
-def test_generated_instances_of_large_classes_come_back_the_same(kind: Any) -> None:
-    codec = codec_of(kind)
-    st.register_type_strategy(k.Tree, st.builds(k.Tree, st.integers(), children=st.just([]), parent=st.none()))
-
-    @settings(quick, max_examples=60)
-    @given(st.builds(kind, **({"extra": st.dictionaries(st.text(), values, max_size=2)} if kind is k.Order else {"parent": st.none()})))
-    def check(value: Any) -> None:
-        [decoded], _ = codec.decode_arguments(codec.encode_arguments((value,), {}))
-        assert same(decoded, value)
-
-    check()
-
-
 texts = st.lists(st.text(max_size=3), max_size=3)
 given_fields = st.fixed_dictionaries({}, optional={"title": st.none() | st.text(), "body": st.text(), "tags": texts, "words": st.just([2])})
 

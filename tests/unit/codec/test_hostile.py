@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import random
-import sys
 import tracemalloc
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -17,11 +15,12 @@ import msgspec
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from taskflow.model.codec import FunctionCodec, Limits, decode_value, encode_value, seal_json
+from taskflow.model.codec import FunctionCodec, decode_value, encode_value, seal_json
 from taskflow.model.codec.payload import seal
-from taskflow.model.errors import DecodeError, TooLarge
+from taskflow.model.errors import DecodeError
 from tests.unit.codec import kinds as k
 from tests.unit.codec.exactly import codec_of, quick
+from tests.unit.codec.golden_cases import ARGUMENTS
 from tests.unit.codec.values import ANNOTATED, INSTANCES, SELF_DESCRIBING
 
 pytestmark = pytest.mark.slow
@@ -113,13 +112,6 @@ def test_mutated_payloads(seed: int) -> None:
     assert not all(outcomes)
 
 
-def test_random_bodies() -> None:
-    dice = random.Random(1)
-    headers = [b"\x01\x00\x00\x01", b"\x01\x00\x00\x01\x82\xa1a", b"\x01\x00\x00\x01\x82\xa1a\xc0\xa1b", b"\x01\x00\x00\x02", b""]
-    for _ in range(10_000):
-        survives(dice.choice(headers) + dice.randbytes(dice.randint(0, 30)))
-
-
 @quick
 @given(st.binary(max_size=200))
 def test_any_bytes(body: bytes) -> None:
@@ -128,7 +120,6 @@ def test_any_bytes(body: bytes) -> None:
     survives(seal_json(body))
 
 
-TEXTS = [b"2024-01-01", b"1E5", b"+02:00[=x]", b"UTC", b"~12:00"]
 wire = st.recursive(
     st.none()
     | st.booleans()
@@ -157,7 +148,7 @@ def test_well_formed_wire_values_of_any_shape(value: Any) -> None:
         survives(seal(pack({"a": None, "b": [], name: value})))
 
 
-@pytest.mark.parametrize("annotation", {str(kind): kind for kind, _ in [*ANNOTATED, *INSTANCES]}.values(), ids=str)
+@pytest.mark.parametrize("annotation", {str(kind): kind for kind, _ in [*ANNOTATED, *INSTANCES, *ARGUMENTS.values()]}.values(), ids=str)
 def test_every_annotation_reads_anything_or_refuses(annotation: Any) -> None:
     codec = codec_of(annotation)
 
@@ -214,20 +205,6 @@ def test_memory_is_bounded_by_the_number_of_values(piece: bytes) -> None:
     assert peak_of(repeated(piece), [CODEC.decode_arguments, decode_value]) < 4 * MEGABYTE
 
 
-@pytest.mark.parametrize("piece", BOMBS.values(), ids=BOMBS)
-def test_what_passes_the_bound_grows_no_more_than_that(piece: bytes) -> None:
-    """The largest body within the number of values: at most 300 bytes for each of 131,072, and a copy."""
-    limits = Limits()
-    count = limits.items // 3 - 1
-    payload = seal(b"\xdd" + count.to_bytes(4, "big") + piece * count)
-    tracemalloc.start()
-    try:
-        assert len(decode_value(payload)) == count
-        assert tracemalloc.get_traced_memory()[1] < 300 * limits.items
-    finally:
-        tracemalloc.stop()
-
-
 @pytest.mark.parametrize(
     "head",
     [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff\x10"],
@@ -244,33 +221,6 @@ def test_nesting_beyond_every_limit(piece: bytes, depth: int) -> None:
             survives(seal(head + piece * depth + tail))
     with pytest.raises(DecodeError):
         decode_value(seal(piece * depth + b"\xc0"))
-
-
-def test_at_the_end_of_the_stack_it_is_still_a_decode_error() -> None:
-    value = [[[[[[[[[[1]]]]]]]]]]
-    payload = encode_value(value)
-
-    def deeper(left: int, act: Callable[[], object]) -> None:
-        if left:
-            deeper(left - 1, act)
-        else:
-            act()
-
-    def refusals(act: Callable[[], object], error: type[Exception]) -> int:
-        found = 0
-        for left in range(sys.getrecursionlimit() - len(inspect.stack(0)) - 15, 0, -1):
-            try:
-                deeper(left, act)
-            except error:
-                found += 1
-            except RecursionError:
-                continue
-            else:
-                break
-        return found
-
-    assert refusals(lambda: decode_value(payload), DecodeError) > 0
-    assert refusals(lambda: encode_value(value), TooLarge) > 0
 
 
 NUMBERS = {
@@ -313,11 +263,3 @@ def test_numbers_chosen_to_hash_alike_are_refused(annotation: Any) -> None:
     )
     with pytest.raises(DecodeError, match="value: has more than 100 keys or items with the same hash"):
         codec_of(annotation).decode_arguments(seal(pack({"value": head})))
-
-
-def test_equal_items_and_honest_numbers_are_not_taken_for_that() -> None:
-    assert codec_of(set[int]).decode_arguments(seal(pack({"value": [7] * 5000}))) == (({7},), {})
-    honest = {float(number) for number in range(-3000, 3000)} | set(range(2**70, 2**70 + 3000))
-    assert decode_value(encode_value(honest)) == honest
-    keyed = {(number, number // 7): number for number in range(3000)}
-    assert decode_value(encode_value(keyed)) == keyed

@@ -6,8 +6,9 @@ import base64
 import collections.abc as abc
 import json
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
+from enum import Enum
 from typing import Any, Literal
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -31,6 +32,14 @@ class Right:
     right: Left | Right | None
 
 
+class Alike(Enum):
+    TEXT = "1"
+    NUMBER = 1
+    HALF = 0.5
+    DAY = date(2024, 1, 1)
+    LISTED = [1, "a"]
+
+
 def from_json(annotation: Any, value: Any) -> Any:
     [decoded], by_name = codec_of(annotation).decode_arguments(seal_json(json.dumps({"value": value}).encode()))
     assert by_name == {}
@@ -38,84 +47,57 @@ def from_json(annotation: Any, value: Any) -> Any:
 
 
 READ: list[tuple[Any, Any, Any]] = [
-    (int, 1, 1),
     (int, 2**100, 2**100),
     (int, 1.0, 1),
     (int, 1e300, int(1e300)),
-    (float, 1, 1.0),
     (float, 1.5, 1.5),
-    (float, 2**63 + 1, 2.0**63),
     (float, 10**300, 1e300),
     (float, "Infinity", float("inf")),
     (float, "NaN", float("nan")),
-    (bool, True, True),
-    (None, None, None),
-    (str, "é", "é"),
     (bytes, "AP8=", b"\x00\xff"),
     (bytes, base64.encodebytes(bytes(100)).decode(), bytes(100)),
     (bytes, "\\x00fF", b"\x00\xff"),
-    (bytes, "\\x", b""),
-    (bytearray, "AA==", bytearray(b"\x00")),
     (bytearray, "\\x01", bytearray(b"\x01")),
     (Decimal, "1.10", Decimal("1.10")),
-    (Decimal, 1, Decimal(1)),
     (Decimal, 1.5, Decimal("1.5")),
     (Decimal, "-sNaN1", Decimal("-sNaN1")),
     (UUID, "12345678-1234-5678-1234-567812345678", UUID("12345678-1234-5678-1234-567812345678")),
-    (date, "2024-02-29", date(2024, 2, 29)),
     (time, "12:30", time(12, 30)),
     (datetime, "2024-02-29T12:30:00.5", datetime(2024, 2, 29, 12, 30, 0, 500000)),
-    (datetime, "2024-02-29T12:30:00Z", datetime(2024, 2, 29, 12, 30, tzinfo=UTC)),
     (datetime, "2024-07-01T12:30:00+02:00[Europe/Paris]", datetime(2024, 7, 1, 12, 30, tzinfo=ZoneInfo("Europe/Paris"))),
     (timedelta, 1.5, timedelta(seconds=1.5)),
-    (timedelta, 90, timedelta(seconds=90)),
     (timedelta, "01:30:00", timedelta(hours=1.5)),
-    (timedelta, "100:00:00.5", timedelta(hours=100, seconds=0.5)),
     (timedelta, "-00:00:01.000001", -timedelta(seconds=1, microseconds=1)),
-    (timedelta, "1 day", timedelta(days=1)),
     (timedelta, "-3 days +02:03:04.12", timedelta(days=-3, hours=2, minutes=3, seconds=4.12)),
-    (timedelta, "3 days -02:03:04", timedelta(days=3) - timedelta(hours=2, minutes=3, seconds=4)),
     (timezone, "+02:00", timezone(timedelta(hours=2))),
     (ZoneInfo, "Europe/Paris", ZoneInfo("Europe/Paris")),
     (tzinfo, "+02:00", timezone(timedelta(hours=2))),
-    (tzinfo, "Europe/Paris", ZoneInfo("Europe/Paris")),
     (list[date], ["2024-01-01"], [date(2024, 1, 1)]),
-    (tuple[int, ...], [1, 2], (1, 2)),
     (tuple[int, date], [1, "2024-01-01"], (1, date(2024, 1, 1))),
     (set[int], [1, 1], {1}),
-    (frozenset[UUID], [], frozenset()),
-    (abc.Sequence[int], [1], [1]),
     (abc.Set[int], [1], {1}),
-    (dict[str, int], {"1": 1}, {"1": 1}),
     (dict[int, date], {"1": "2024-01-01"}, {1: date(2024, 1, 1)}),
-    (dict[date, int], {"2024-01-01": 1}, {date(2024, 1, 1): 1}),
     (dict[bool, float], {"true": 1}, {True: 1.0}),
     (abc.Mapping[Decimal, int], {"1.0": 1}, {Decimal("1.0"): 1}),
-    (k.Color, "red", k.Color.RED),
-    (k.Level, 2, k.Level.HIGH),
     (k.Holiday, "2024-05-01", k.Holiday.LABOUR),
+    (k.Wide, 2**70 + 1, k.Wide.LOW | k.Wide.HIGH),
+    (k.Wide | int, 2**100, 2**100),
+    (Literal[1180591620717411303424, "a"], 2**70, 2**70),
+    *((Alike, value, member) for value, member in ((1, Alike.NUMBER), ("1", Alike.TEXT), (0.5, Alike.HALF), ([1, "a"], Alike.LISTED))),
+    (Alike, "2024-01-01", Alike.DAY),
     (k.Rights, 3, k.Rights.READ | k.Rights.WRITE),
     (Literal["a", 1, None], 1, 1),
-    (Literal["a", 1, None], "a", "a"),
     (Any, {"a": [1, 1.5, None, True, "x", {}]}, {"a": [1, 1.5, None, True, "x", {}]}),
-    (int | None, None, None),
     (date | None, "2024-01-01", date(2024, 1, 1)),
-    (date | str, "2024-01-01", "2024-01-01"),
     (date | UUID | int, "12345678-1234-5678-1234-567812345678", UUID("12345678-1234-5678-1234-567812345678")),
-    (int | float, 1, 1),
-    (float | bool | None, 1, 1.0),
     (str | list[date] | dict[str, date], ["2024-01-01"], [date(2024, 1, 1)]),
     (str | list[date] | dict[str, date], {"a": "2024-01-01"}, {"a": date(2024, 1, 1)}),
     (tuple[int, int] | list[int], [1, 2, 3], [1, 2, 3]),
     (k.Lamp | k.Point, {"x": 1}, k.Point(1)),
     (k.Tree | k.Point | int, {"x": 1, "y": 2}, k.Point(1, 2.0)),
-    (k.Json, {"a": [None]}, {"a": [None]}),
-    (k.Point, {"x": 1, "y": 2}, k.Point(1, 2.0)),
     (k.Tree, {"value": 1, "children": [{"value": 2}]}, k.Tree(1, [k.Tree(2)])),
     (k.Tree | None, {"value": 1, "parent": {"value": 2}}, k.Tree(1, [], k.Tree(2))),
     (k.Tree | k.Point, {"value": 1, "parent": {"value": 2}}, k.Tree(1, [], k.Tree(2))),
-    (k.Movie, {"title": "a"}, {"title": "a"}),
-    (k.Pin, {"x": 1}, k.Pin(1)),
     (k.User, {"id": 1, "born": "2024-01-01", "tags": ["x"]}, k.User(id=1, born=date(2024, 1, 1), tags={"x"})),
 ]
 
@@ -126,49 +108,39 @@ def test_json_is_read_as_annotated(annotation: Any, value: Any, expected: Any) -
 
 
 BAD: list[tuple[Any, Any, str, str]] = [
-    (int, "1", "value", "expected int, got str"),
     (int, 1.5, "value", "expected int, got float"),
     (int, True, "value", "expected int, got bool"),
     (float, "inf", "value", "expected float, got str"),
-    (str, 1, "value", "expected str"),
     (float, 10**400, "value", "beyond the range of a float"),
     (bytes, "!", "value", "base64"),
     (bytes, "\\x0", "value", "base64"),
-    (bytes, "A A==", "value", "base64"),
     (bytes, "é", "value", "base64"),
     (Decimal, "1_0", "value", "expected a Decimal"),
     (Decimal, "\u0661", "value", "expected a Decimal"),
-    (Decimal, " 1", "value", "expected a Decimal"),
     (Decimal, "1E99999999999999999999", "value", "exponent is out of range"),
     (Decimal, None, "value", "expected Decimal as a string or number"),
-    (UUID, "x", "value", "expected a UUID"),
-    (date, "x", "value", "expected a date"),
     (datetime, "x", "value", "expected a datetime"),
-    (time, "x", "value", "expected a time"),
     (timedelta, "1", "value", "number of seconds"),
-    (timedelta, "", "value", "number of seconds"),
     (timedelta, "1 mon", "value", "number of seconds"),
-    (timedelta, "1 day ", "value", "number of seconds"),
     (timedelta, "1 day02:00:00", "value", "number of seconds"),
     (timedelta, "999999999 days 24:00:00", "value", "beyond a billion days"),
     (timedelta, 1e300, "value", "beyond a billion days"),
     (timezone, "Europe/Paris", "value", "expected the offset"),
-    (timezone, "", "value", "expected the offset"),
     (ZoneInfo, "../etc/passwd", "value", "expected the key"),
-    (list[int], {}, "value", "expected list[int], got dict"),
     (list[int], ["a"], "value[0]", "expected int"),
-    (tuple[int, int], [1], "value", "with 2 items, got 1"),
     (set[tuple[int, list[int]]], [[1, [2]]], "value", "cannot be a key"),
     (dict[int, int], {"a": 1}, "value.<key>", "is not JSON"),
-    (dict[int, int], {'"1"': 1}, "value.<key>", "expected int, got str"),
     (dict[str, int], {"a": "b"}, "value[<str>]", "expected int"),
     (dict[str, int], [], "value", "expected dict[str, int], got list"),
-    (k.Color, "green", "value", "expected one of Color.RED"),
     (k.Rights, 4, "value", "unknown bits"),
+    (k.Wide, 1 << 65, "value", "unknown bits"),
+    (k.Wide, -(1 << 300), "value", "unknown bits"),
+    (Alike, 2**64, "value", "expected "),
+    (Literal[1, "a"], [2**70], "value", "expected "),
+    (Literal["a"] | None, {"a": [10**300]}, "value", "expected "),
     (k.Rights, "4", "value", "as an int"),
     (int | date, "x", "value", "expected int | date, got str"),
     (k.Lamp | k.Point, {"z": 1}, "value", "expected"),
-    (list[int] | int, {}, "value", "got dict"),
     (k.Point, {"x": "a"}, "value.x", "expected int"),
     (k.User, {"id": 0}, "value", "refuses its fields: ValidationError"),
 ]
@@ -185,23 +157,16 @@ def test_json_that_does_not_fit_is_a_decode_error(annotation: Any, value: Any, p
 WRITTEN: list[tuple[Any, str, Any]] = [
     (Decimal, "1.10", Decimal("1.10")),
     (Decimal, "0.12345678901234567890123", Decimal("0.12345678901234567890123")),
-    (Decimal, "-1e2", Decimal("-1e2")),
     (Decimal, "1e-400", Decimal("1e-400")),
     (Decimal, "1" + "0" * 400, Decimal("1" + "0" * 400)),
     (float, "1.10", 1.1),
-    (float, "0.12345678901234567890123", 0.12345678901234568),
     (float, "1e-400", 0.0),
     (float, "1e-99999999999999999999", 0.0),
     (float, "-0.00", -0.0),
     (int, "1.00", 1),
-    (int, "1E2", 100),
     (int, "100000000000000000001.0", 10**20 + 1),
-    (timedelta, "1.50", timedelta(seconds=1.5)),
     (Any, "[1.10, 1e2]", [1.1, 100.0]),
-    (dict[str, Any], '{"a": 1.10}', {"a": 1.1}),
-    (float | None, "1.10", 1.1),
     (int | float, "1.0", 1.0),
-    (int | float, "1.00", 1.0),
     (float | Decimal, "1.10", 1.1),
     (str | Decimal, "1.10", Decimal("1.10")),
     (dict[str, Decimal] | None, '{"a": 1.10}', {"a": Decimal("1.10")}),
@@ -214,13 +179,6 @@ def test_a_number_is_read_by_what_is_written(annotation: Any, text: str, expecte
     """A Decimal keeps every digit; to all others it is what a float would be."""
     [decoded], _ = codec_of(annotation).decode_arguments(seal_json(b'{"value": %s}' % text.encode()))
     assert same(decoded, expected)
-
-
-def test_a_number_that_does_not_fit_is_called_by_what_json_calls_it() -> None:
-    with pytest.raises(DecodeError, match="expected str, got float"):
-        codec_of(str).decode_arguments(seal_json(b'{"value": 1.10}'))
-    with pytest.raises(DecodeError, match=r"expected int \| date, got float"):
-        codec_of(int | date).decode_arguments(seal_json(b'{"value": 1.10}'))
 
 
 def function(a: int, b: date | None = None, /, *numbers: Decimal, **options: bytes) -> None: ...
@@ -262,15 +220,6 @@ def test_json_has_the_same_bounds() -> None:
     ):
         with pytest.raises(DecodeError, match=message):
             decode_value(seal_json(body), limits=limits)
-
-
-@pytest.mark.parametrize("annotation", [dict[str, int], list[int], tuple[int], k.Point, Any], ids=str)
-def test_containers_of_every_kind_count_as_a_level(annotation: Any) -> None:
-    value = {dict[str, int]: {}, k.Point: {"x": 1}}.get(annotation, [1])
-    payload = seal_json(json.dumps({"value": [value]}).encode())
-    with pytest.raises(DecodeError, match=r"value\[0\]: is nested deeper"):
-        codec_of(list[annotation], limits=Limits(depth=1)).decode_arguments(payload)
-    codec_of(list[annotation], limits=Limits(depth=2)).decode_arguments(payload)
 
 
 def test_a_body_of_quotes_costs_no_more_than_its_length() -> None:

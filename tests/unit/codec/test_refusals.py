@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import collections.abc as abc
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Any
-from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -18,13 +17,6 @@ from taskflow.model.errors import DecodeError, EncodeError, TooLarge
 from tests.support.ids import stable_id
 from tests.unit.codec import kinds as k
 from tests.unit.codec.exactly import codec_of
-
-
-class NoOffset(tzinfo):
-    def utcoffset(self, moment: datetime | None) -> None:
-        return None
-
-    tzname = dst = utcoffset
 
 
 def nested(depth: int) -> list[Any]:
@@ -44,64 +36,35 @@ WRONG_TYPES: list[tuple[Any, Any, str, str]] = [
     (int, "1", "value", "expected int, got str"),
     (int, True, "value", "expected int, got bool"),
     (int, 1.0, "value", "expected int, got float"),
-    (int, None, "value", "expected int, got NoneType"),
     (bool, 1, "value", "expected bool, got int"),
     (float, True, "value", "expected float, got bool"),
-    (float, "1", "value", "expected float, got str"),
-    (float, Decimal(1), "value", "expected float, got Decimal"),
     (float, 2**53 + 1, "value", "no float represents exactly"),
     (float, 10**400, "value", "beyond the range of a float"),
-    (str, b"a", "value", "expected str, got bytes"),
-    (bytes, "a", "value", "expected bytes, got str"),
     (bytes, bytearray(b"a"), "value", "expected bytes, got bytearray"),
-    (bytearray, b"a", "value", "expected bytearray, got bytes"),
     (Decimal, 1, "value", "expected Decimal, got int"),
-    (UUID, "12345678-1234-5678-1234-567812345678", "value", "expected UUID, got str"),
-    (date, datetime(2024, 1, 1), "value", "expected date, got datetime"),
     (datetime, date(2024, 1, 1), "value", "expected datetime, got date"),
-    (time, "12:00", "value", "expected time, got str"),
     (timedelta, 1, "value", "expected timedelta, got int"),
-    (timezone, ZoneInfo("UTC"), "value", "expected timezone, got ZoneInfo"),
     (ZoneInfo, UTC, "value", "expected ZoneInfo, got timezone"),
-    (None, 0, "value", "expected None, got int"),
-    (list[int], (1,), "value", "expected list[int], got tuple"),
     (list[int], [1, "2"], "value[1]", "expected int, got str"),
     (tuple[int, ...], [1], "value", "expected tuple[int, ...], got list"),
     (tuple[int, str], (1, "a", 2), "value", "with 2 items, got 3"),
-    (tuple[int, str], (1, 2), "value[1]", "expected str, got int"),
-    (tuple[int, str], [1, "a"], "value", "expected tuple[int, str], got list"),
-    (tuple[()], (1,), "value", "with 0 items, got 1"),
-    (set[int], [1], "value", "expected set[int], got list"),
     (set[int], {"a"}, "value.<item>", "expected int, got str"),
-    (frozenset[int], {1}, "value", "expected frozenset[int], got set"),
-    (dict[str, int], [("a", 1)], "value", "expected dict[str, int], got list"),
     (dict[str, int], {"a": "b"}, "value['a']", "expected int, got str"),
     (dict[str, int], {1: 1}, "value.<key>", "expected str, got int"),
     (dict[int, list[int]], {5: [1, None]}, "value[5][1]", "expected int, got NoneType"),
     (dict[tuple[int, int], int], {(1, 2): "a"}, "value[<tuple>]", "expected int, got str"),
     (dict[str, int], {"k" * 100: "a"}, f"value['{'k' * 60}'...]", "expected int, got str"),
-    (abc.Mapping[str, int], 5, "value", "expected Mapping[str, int], got int"),
     (abc.Sequence[str], "text", "value", "expected Sequence[str], which means list, tuple, got str"),
     (abc.Iterable[int], iter([1]), "value", "expected Iterable[int], which means list, tuple, set, frozenset, got list_iterator"),
-    (abc.Iterable[str], {"a": 1}, "value", "got dict"),
-    (abc.Sequence[int], {1}, "value", "got set"),
-    (abc.Set[int], [1], "value", "got list"),
     (k.Color, "red", "value", "expected tests.unit.codec.kinds.Color, got str"),
     (k.Rights, 1, "value", "expected tests.unit.codec.kinds.Rights, got int"),
     (k.Bits, k.Bits(2), "value", "unknown bits"),
-    (k.N, "a", "value", "expected int, got str"),
     (k.Json, {"a": (1,)}, "value['a']", "got tuple"),
     (Any, object(), "value", "object cannot be sent by itself"),
-    (Any, [k.Color.RED], "value[0]", "tests.unit.codec.kinds.Color cannot be sent by itself"),
-    (Any, {"a": {1: k.Color.RED}}, "value['a'][1]", "tests.unit.codec.kinds.Color cannot be sent"),
     (Any, {"a": {k.Color.RED: 1}}, "value['a'].<key>", "tests.unit.codec.kinds.Color cannot be sent"),
     (Any, {(1, k.Color.RED)}, "value.<item>[1]", "tests.unit.codec.kinds.Color cannot be sent"),
     (Any, msgspec.msgpack.Ext(1, b""), "value", "Ext cannot be sent"),
-    (Any, memoryview(b"a"), "value", "memoryview cannot be sent"),
-    (Any, 1j, "value", "complex cannot be sent"),
     (Any, len, "value", "builtin_function_or_method cannot be sent"),
-    (datetime, datetime(2024, 1, 1, tzinfo=NoOffset()), "value", "has a tzinfo without an offset, NoOffset"),
-    (time, time(1, tzinfo=NoOffset()), "value", "has a tzinfo without an offset, NoOffset"),
 ]
 
 
@@ -116,16 +79,12 @@ def test_a_value_that_is_not_of_its_annotation(annotation: Any, value: Any, path
 
 
 SURROGATES: list[tuple[Any, Any, str]] = [
-    (str, "a\ud800", "value"),
     (Any, "a\ud800", "value"),
     (Any, {"a": ["b", ("\udfff",)]}, "value['a'][1][0]"),
     (Any, {"\ud800": 1}, "value['\\ud800']"),
-    (Any, {1: "x", "\ud800": 1}, "value.<key>"),
     (dict[str, str], {"\ud800": "a"}, "value.<key>"),
     (list[str], ["é", "\ud800"], "value[1]"),
-    (set[str], {"\ud800"}, "value.<item>"),
     (k.Frozen, k.Frozen("\ud800"), "value.name"),
-    (k.Frozen | k.Point, k.Frozen("\ud800"), "value.name"),
     (datetime, datetime(2024, 1, 1, tzinfo=timezone(timedelta(0), "\ud800")), "value"),
     (str, type("S", (str,), {})("\ud800"), "value"),
 ]
@@ -165,17 +124,11 @@ def test_depth_is_bounded(annotation: Any) -> None:
 @pytest.mark.parametrize(
     ("annotation", "innermost"),
     [
-        (tuple[int, ...], (1,)),
-        (tuple[int], (1,)),
         (set[int], {1}),
         (dict[str, int], {}),
-        (abc.Sequence[int], [1]),
         (k.Point, k.Point(1)),
         (k.Movie, {"title": "a"}),
         (Any, (1,)),
-        (Any, {1}),
-        (Any, frozenset()),
-        (Any, {}),
         (Any, {1: 1}),
     ],
     ids=stable_id,
@@ -218,12 +171,6 @@ def test_the_number_of_values_is_bounded() -> None:
             encode_value(value, limits=limits)
     encode_value("x" * 1000, limits=limits)
     encode_value([b"x" * 70000, "x" * 70000, Decimal("1" * 300), Decimal("1" * 70000)], limits=limits)
-
-
-@pytest.mark.parametrize("bounds", [{"size": 0}, {"depth": 0}, {"items": 0}, {"depth": 201}])
-def test_limits_that_cannot_work_are_refused(bounds: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"limits must be at least 1|at most 200"):
-        Limits(**bounds)
 
 
 class Broken(Exception):
@@ -270,11 +217,3 @@ def test_a_value_whose_own_code_raises_is_refused_by_name(annotation: Any, value
         codec_of(annotation).encode_arguments((value,), {})
     with pytest.raises(EncodeError, match=rf"{message} \(in the result of app\.job\)"):
         codec_of(Any, annotation).encode_result(value)
-
-
-def test_an_instance_without_an_annotation_says_what_to_annotate() -> None:
-    with pytest.raises(EncodeError, match=r"value: .*Point cannot be sent .*: annotate the parameter \(or field\) with its class"):
-        codec_of(Any).encode_arguments((k.Point(1),), {})
-    with pytest.raises(EncodeError, match=r"^\[0\]: .*Point cannot be sent .*: annotate the function's return type ") as caught:
-        codec_of(Any, list).encode_result([k.Point(1)])
-    assert "parameter" not in str(caught.value)

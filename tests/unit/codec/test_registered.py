@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskflow import DeclarationError, DecodeError, EncodeError, TooLarge, register_type
-from taskflow.model.codec import FunctionCodec, Limits, decode_by_name, decode_value, encode_value, seal_json, untyped
+from taskflow.model.codec import FunctionCodec, Limits, decode_by_name, decode_value, encode_value, untyped
 from taskflow.model.errors import UnknownType
 from tests.support.ids import stable_id
 from tests.unit.codec import kinds as k
@@ -64,30 +64,12 @@ def test_it_needs_no_annotation(value: Any) -> None:
     assert same(there_and_back(Any, value), value)
 
 
-def test_its_name_is_all_that_the_bytes_say_of_it() -> None:
-    assert b"money" in encode_value(EUR)
-    assert b"Money" not in encode_value(EUR)
-
-
-def test_its_default_name_is_its_modules_and_its_own() -> None:
-    assert b"tests.unit.codec.kinds.Node" in encode_value(k.Node([]))
-
-
 def test_a_subclass_of_str_arrives_as_itself_once_it_is_registered() -> None:
     assert type(there_and_back(Any, Name("a"))) is str
     register(Name, lambda value: str(value), Name, "name")
     assert type(there_and_back(Any, Name("a"))) is Name
     assert type(there_and_back(str | Name, Name("a"))) is Name
     assert type(there_and_back(str | Name, "a")) is str
-
-
-def test_an_instance_of_a_subclass_is_refused() -> None:
-    class Exact(k.Money):
-        pass
-
-    for annotation in (Any, k.Money):
-        with pytest.raises(EncodeError, match=r"^value: .*Exact"):
-            codec_of(annotation).encode_arguments((Exact(Decimal(1), "EUR"),), {})
 
 
 def test_a_name_that_this_process_does_not_know_says_so() -> None:
@@ -133,26 +115,6 @@ def test_an_error_of_its_functions_names_type_and_path(annotation: Any) -> None:
         codec.decode_arguments(payload)
 
 
-@pytest.mark.parametrize("annotation", [Any, Celsius])
-def test_what_does_not_come_back_as_it_was_is_refused(annotation: Any) -> None:
-    register(encode=lambda value: value.degrees + 1)
-    with pytest.raises(EncodeError, match=r"^value: is changed by its class when it is decoded.* or decode=;"):
-        codec_of(annotation).encode_arguments((Celsius(1.0),), {})
-
-
-@pytest.mark.parametrize("annotation", [Any, Celsius])
-def test_decode_must_return_an_instance(annotation: Any) -> None:
-    register(decode=lambda degrees: degrees)
-    with pytest.raises(EncodeError, match=r"^value: cannot be decoded: decode= of .*Celsius returned float"):
-        codec_of(annotation).encode_arguments((Celsius(1.0),), {})
-
-
-def test_what_encode_makes_must_be_plain() -> None:
-    register(encode=lambda value: [object()])
-    with pytest.raises(EncodeError, match=r"^value\[0\]: object cannot be sent by itself"):
-        codec_of(Any).encode_arguments((Celsius(1.0),), {})
-
-
 def test_the_bounds_hold_inside_it() -> None:
     node = k.Node([])
     for _ in range(40):
@@ -168,13 +130,6 @@ def test_the_bounds_hold_inside_it() -> None:
         encode_value(Celsius(1.0))
     with pytest.raises(TooLarge, match="bytes"):
         encode_value(k.Money(Decimal(1), "E" * (1 << 20)))
-
-
-def test_json_is_read_as_what_encode_makes() -> None:
-    assert codec_of(k.Money).decode_arguments(seal_json(b'{"value": ["1.10", "EUR"]}')) == ((EUR,), {})
-    assert codec_of(str | k.Money).decode_arguments(seal_json(b'{"value": ["1.10", "EUR"]}')) == ((EUR,), {})
-    with pytest.raises(DecodeError, match="decode= of"):
-        codec_of(k.Money).decode_arguments(seal_json(b'{"value": 5}'))
 
 
 def test_a_class_must_be_registered_before_its_job_is_declared() -> None:
@@ -227,15 +182,11 @@ def test_registering_from_elsewhere_names_both_places() -> None:
     ("changed", "message"),
     [
         ({"kind": str}, "str.: this type needs no registration"),
-        ({"kind": list}, "list.: this type needs no registration"),
         ({"kind": object}, "object.: this type needs no registration"),
         ({"kind": Celsius(1.0)}, "expected a class"),
-        ({"kind": list[int]}, "expected a class"),
         ({"encode": None}, "encode=None.: expected a function"),
         ({"decode": 5}, "decode=5.: expected a function"),
         ({"name": ""}, "name=''.: expected up to 200 printable characters"),
-        ({"name": "a\nb"}, "expected up to 200 printable"),
-        ({"name": 5}, "expected up to 200 printable"),
     ],
     ids=stable_id,
 )

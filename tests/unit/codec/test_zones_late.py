@@ -68,10 +68,6 @@ def test_zones_are_written_by_what_was_compiled_before(codec: str, value: str) -
     )
 
 
-def test_and_without_an_annotation() -> None:
-    ends_well(f"{COMPILED_FIRST}{WRITES}assert decode_value(encode_value([PARIS])) == [PARIS]")
-
-
 def test_one_that_comes_is_what_loads_it() -> None:
     sent = encode_value(ZoneInfo("Europe/Paris"))
     ends_well(f"{COMPILED_FIRST}zone = decode_value({sent!r})\nassert zone.key == 'Europe/Paris'")
@@ -86,12 +82,3 @@ def test_beside_a_thread_that_is_about_to_load_it(monkeypatch: pytest.MonkeyPatc
         encode_value(object())
     codec = codec_of(datetime | None)
     assert codec.decode_arguments(codec.encode_arguments((now,), {})) == ((now,), {})
-
-
-def test_who_declares_that_a_zone_comes_loads_it() -> None:
-    ends_well(
-        f"{COMPILED_FIRST}def job(value): ...\n"
-        "job.__annotations__ = {'value': tzinfo}\n"
-        "codec = FunctionCodec(job, name='job')\n"
-        f"{WRITES}assert codec.encode_arguments((PARIS,), {{}})"
-    )

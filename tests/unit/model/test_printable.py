@@ -66,8 +66,3 @@ def test_long_text_is_cut() -> None:
     assert cut.endswith("x [... of 1,000,000 characters]")
     assert len(one_line("\x1b" * MAX_CHARACTERS)) == MAX_CHARACTERS
     assert one_line("x" * 100, 10) == "xxxxxxx..."
-
-
-def test_of_a_long_block_the_middle_is_left_out() -> None:
-    shown = indented(f"begin{'x' * 1_000}end", 20)
-    assert shown == f"    {'begin' + 'x' * 5}\n    [... 988 characters left out ...]\n    {'x' * 7}end"

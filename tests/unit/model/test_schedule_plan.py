@@ -48,24 +48,11 @@ def test_a_new_schedule_begins_after_now() -> None:
     assert (step.next_at, step.look_at, step.envelope) == (NOON + HOUR, NOON + HOUR, None)
 
 
-def test_one_that_is_not_due_keeps_its_time() -> None:
-    [step] = steps(a_plan(), NOON, NOON - 1)
-    assert (step.next_at, step.look_at, step.envelope) == (NOON, NOON, None)
-
-
 @pytest.mark.parametrize("catch_up", ["none", "latest", "all"])
 @pytest.mark.parametrize("late", [0.0, 0.5, PROMPT])
 def test_a_time_that_is_hardly_late_fires_whatever_is_caught_up(catch_up: str, late: float) -> None:
     found = steps(a_plan(catch_up=catch_up), NOON, NOON + round(late * MICROSECONDS))
     assert (fired(found), left(found)) == ([0], (0, 1))
-
-
-@pytest.mark.parametrize("catch_up", ["none", "latest", "all"])
-def test_short_intervals_are_not_missed_while_another_worker_takes_over(catch_up: str) -> None:
-    plan = a_plan(times=EveryTimes(1.0), catch_up=catch_up)
-    found = steps(plan, NOON, NOON + 5 * MICROSECONDS)
-    assert [step.expected for step in found] == [NOON + n * MICROSECONDS for n in range(6)]
-    assert all(step.envelope is not None for step in found)
 
 
 @pytest.mark.parametrize(("catch_up", "hours", "missed"), [("none", [], 4), ("latest", [3], 3), ("all", [0, 1, 2, 3], 0)])
@@ -95,12 +82,6 @@ def test_a_timetable_that_does_not_move_on_is_refused(back: int) -> None:
 
     with pytest.raises(ValueError, match="which is not later"):
         steps(a_plan(times=OwnTimes("tests.Stuck")), NOON, NOON, Stuck())
-
-
-@pytest.mark.parametrize("catch_up", ["none", "latest", "all"])
-def test_max_delay_leaves_out_all(catch_up: str) -> None:
-    found = steps(a_plan(catch_up=catch_up, max_delay=5.0), NOON, NOON + 6 * MICROSECONDS)
-    assert (fired(found), left(found)) == ([], (1, 1))
 
 
 def test_all_are_caught_up_in_portions() -> None:
@@ -159,22 +140,6 @@ def test_the_job_of_a_time() -> None:
     assert envelope.id == id_of("nightly", NOON)
     assert envelope.headers == {"a": "b", "tf-schedule": "nightly", "tf-scheduled-for": "2026-05-01T14:00:00+02:00[Europe/Paris]"}
     assert str(scheduled_for(envelope.headers)) == "2026-05-01 14:00:00+02:00"
-
-
-@pytest.mark.parametrize("header", ["", "yesterday", "2026-05-01T14:00:00[Mars/Base]", "2026-05-01T14:00:00+02:00"])
-def test_a_header_that_is_not_ours_is_no_time(header: str) -> None:
-    assert scheduled_for({"tf-scheduled-for": header}) is None
-    assert scheduled_for({}) is None
-
-
-def test_a_time_in_a_zone_that_this_machine_lacks_has_its_offset() -> None:
-    assert str(scheduled_for({"tf-scheduled-for": "2026-05-01T14:00:00+02:00[Mars/Base]"})) == "2026-05-01 14:00:00+02:00"
-
-
-def test_the_id_of_a_time_is_one_of_a_job() -> None:
-    ids = {id_of(name, NOON + n) for name in ("a", "b") for n in range(1_000)}
-    assert len(ids) == 2_000
-    assert all(len(id) == 16 and id[6] >> 4 == 7 and id[8] >> 6 == 2 for id in ids)
 
 
 @pytest.mark.parametrize(("overlap", "on_conflict"), [("skip", OnConflict.KEEP), ("latest", OnConflict.REPLACE)])
