@@ -36,11 +36,6 @@ async def about_itself(ctx: JobContext, word: str) -> list[str | int]:
 
 
 @job
-def id_seen_from_a_thread() -> str:
-    return current_job().job_id
-
-
-@job
 async def blob(data: bytes) -> int:
     return len(data)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -12,12 +10,10 @@ from typing import Any, cast
 
 import pytest
 
-from taskflow import JobContext, Progress, Status, TaskflowError, configure, current_job, job
+from taskflow import JobContext, Progress, Status, TaskflowError, current_job, job
 from taskflow.model.ids import parse_id
-from taskflow.worker.options import WorkerOptions
-from taskflow.worker.worker import Worker
 from tests.unit.app.bench import Bench
-from tests.unit.app.jobs import about_itself, add, fail, id_seen_from_a_thread
+from tests.unit.app.jobs import about_itself, add
 
 contexts: list[JobContext] = []
 
@@ -34,31 +30,9 @@ async def looks_around(ctx: JobContext) -> bool:
     return deep_down() is ctx
 
 
-@job
-def in_a_thread(ctx: JobContext, word: str) -> list[str]:
-    return [ctx.job_id, current_job().job_id, word]
-
-
-@job
-async def reads_state(ctx: JobContext) -> Any:
-    return ctx.state
-
-
-@job
-async def calls_another(ctx: JobContext) -> list[Any]:
-    """A plain call of a job runs it right here, in the run that is under way."""
-    return await about_itself("inner")
-
-
 @pytest.fixture(autouse=True)
 def _forget() -> None:
     contexts.clear()
-
-
-async def test_the_context_is_injected_and_not_sent(bench: Bench) -> None:
-    handle = await about_itself.options(queue="here").delay("word")
-    await bench.run_all()
-    assert await handle.result() == [handle.id, about_itself.name, "here", 1, 10, 1, "word"]
 
 
 async def test_each_attempt_has_its_own(bench: Bench) -> None:
@@ -76,20 +50,6 @@ async def test_each_attempt_has_its_own(bench: Bench) -> None:
     record = await bench.world.record(parse_id(handle.id))
     assert {each.created_at for each in contexts} == {record.created_at}
     assert contexts[0].created_at.tzinfo is UTC
-
-
-async def test_a_thread_has_it_too(bench: Bench) -> None:
-    handle, deeper = await in_a_thread.delay("word"), await id_seen_from_a_thread.delay()
-    await bench.run_all()
-    assert await handle.result() == [handle.id, handle.id, "word"]
-    assert await deeper.result() == deeper.id
-
-
-async def test_a_call_within_a_run_gets_the_runs_context(bench: Bench) -> None:
-    handle = await calls_another.delay()
-    await bench.run_all()
-    result = await handle.result()
-    assert (result[0], result[1], result[-1]) == (handle.id, calls_another.name, "inner")
 
 
 async def test_a_call_outside_gets_an_inert_one() -> None:
@@ -151,43 +111,3 @@ def test_progress_keeps_plain_values_and_the_head_of_a_long_note() -> None:
 
 
 # --- lifespan -------------------------------------------------------------------------------------------------------
-
-
-async def test_state_is_what_the_lifespan_yields(bench: Bench) -> None:
-    """It is entered once per worker, before the first job, and left after the last."""
-    story: list[str] = []
-
-    @asynccontextmanager
-    async def resources() -> AsyncIterator[dict[str, str]]:
-        story.append("open")
-        yield {"db": "here"}
-        story.append("closed")
-
-    with bench.app.using(bench.broker):
-        configure(lifespan=resources)
-        handles = [await reads_state.delay() for _ in range(3)]
-        async with Worker(options=WorkerOptions(subscribers=())):
-            assert [await handle.result(timeout=30) for handle in handles] == [{"db": "here"}] * 3
-            assert story == ["open"]
-    assert story == ["open", "closed"]
-
-
-async def test_a_lifespan_that_fails_keeps_the_worker_from_starting(bench: Bench) -> None:
-    @asynccontextmanager
-    async def broken() -> AsyncIterator[None]:
-        if not contexts:
-            raise ConnectionError("no database")
-        yield
-
-    with bench.app.using(bench.broker):
-        configure(lifespan=broken)
-        with pytest.raises(ConnectionError, match="no database"):
-            async with Worker(options=WorkerOptions(subscribers=())):
-                pytest.fail("it has started")
-
-
-async def test_the_state_is_none_without_a_lifespan(bench: Bench) -> None:
-    handle = await reads_state.delay()
-    await fail.options(max_attempts=1).delay("a neighbour")
-    await bench.run_all()
-    assert await handle.result() is None

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-import taskflow
 from taskflow import enqueue, job
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
@@ -22,8 +21,6 @@ from taskflow.model.envelope import Envelope
 CALLERS = 32
 EACH = 10
 SENT = CALLERS * EACH
-
-ROOT = str(Path(taskflow.__file__).parent)
 
 
 @job(name="tests.unit.app.costs.add")

@@ -101,26 +101,6 @@ def test_the_jobs_of_a_schedule_have_the_tags_of_the_job_and_of_its_options() ->
     assert [template.tags for template in templates] == [("reports",), ("reports", "hourly")]
 
 
-class Endless(Plain):
-    """It can be walked through, and is one timetable all the same."""
-
-    name = "endless"
-
-    def __iter__(self) -> Endless:
-        return self
-
-    def __next__(self) -> int:
-        raise AssertionError("it was walked through")
-
-
-def test_a_timetable_that_is_iterable_is_one_timetable() -> None:
-    assert names(schedule=Endless()) == ["endless"]
-
-
-def test_a_setting_may_leave_out_the_schedule_and_keep_its_terms() -> None:
-    assert names(schedule=None, overlap="skip", max_delay=60) == []
-
-
 def test_a_job_whose_arguments_are_missing_is_refused() -> None:
     async def daily(day: int) -> None: ...
 

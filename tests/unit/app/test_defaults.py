@@ -32,8 +32,6 @@ from taskflow.worker.children.child import Application
 from taskflow.worker.children.messages import Handshake
 from tests.unit.app.bench import Bench
 
-any_job: Any = job
-
 
 @pytest.fixture(autouse=True)
 def _configured_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -88,26 +86,6 @@ def test_a_default_holds_for_a_job_that_was_declared_before_it_and_for_its_copie
     assert (plain.policy.retry_on, plain.policy.discard_on, plain.stop_grace) == ((OSError,), (KeyError,), 2.0)
 
 
-def test_a_default_holds_for_a_job_that_is_declared_after_it() -> None:
-    configure(defaults={"max_attempts": 3, "timeout": 1800})
-
-    @job(name="tests.defaults.late")
-    def late() -> None: ...
-
-    assert sent(late) == ("default", 0, 3, 1800.0, None, 3600.0)
-
-
-def test_a_later_configure_replaces_the_defaults() -> None:
-    configure(defaults={"max_attempts": 3, "timeout": 1800})
-    assert sent(plain)[2:4] == (3, 1800.0)
-    configure(enqueue_timeout=1)
-    assert sent(plain)[2:4] == (3, 1800.0), "what is left out stays as it is"
-    configure(defaults={"max_attempts": 4})
-    assert sent(plain)[2:4] == (4, None)
-    configure(defaults={})
-    assert sent(plain)[2:4] == (10, None)
-
-
 def test_the_job_comes_before_the_default_and_the_call_before_the_job() -> None:
     configure(defaults=EVERY)
     assert sent(own) == ("own", 5, 7, 5.0, 3600.0, 60.0)
@@ -156,18 +134,6 @@ def test_a_declared_follow_up_has_defaults_that_are_configured_later(follow_up: 
         assert (sent.key, sent.key_text, sent.payload) == (expected.key, expected.key_text, expected.payload)
 
 
-def test_the_follow_up_of_a_follow_up_has_the_defaults_too() -> None:
-    @job(name="tests.defaults.followed_twice", on_failure=plain.options(on_failure=unlimited.bind()).bind())
-    async def followed() -> None: ...
-
-    configure(defaults={"queue": "io"})
-    envelope = followed.bind().envelope
-    for name in ("tests.defaults.plain", "tests.defaults.unlimited"):
-        assert envelope.on_failure is not None
-        envelope = follow_up_of(envelope.on_failure, bytes(16), bytes(16))
-        assert (envelope.job, envelope.queue) == (name, "io")
-
-
 def test_the_jobs_of_a_declared_schedule_have_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(default_app(), "registry", Registry())  # or the workers of other tests would fire it
 
@@ -182,24 +148,13 @@ def test_the_jobs_of_a_declared_schedule_have_the_defaults(monkeypatch: pytest.M
     assert (template().queue, template().max_attempts) == ("io", 1)
 
 
-def test_a_key_stays_unique_in_the_queue_that_the_default_names() -> None:
-    keyed = plain.options(key="k")
-    before = keyed.bind().envelope.key
-    configure(defaults={"queue": "io"})
-    assert keyed.bind().envelope.key == plain.options(key="k", queue="io").bind().envelope.key != before
-
-
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         ({"max_attempt": 3}, "configure(defaults=...): unknown option max_attempt=; did you mean max_attempts=?"),
-        ({"retries": 3}, "unknown option retries=: it is max_attempts= here"),
         ({"key": "k"}, "unknown option key=: give it to each job that needs it: it cannot be a default"),
-        ({"name": "n"}, "unknown option name=: give it to each job that needs it"),
         ({"max_attempts": 0}, "max_attempts=0: expected at least 1"),
         ({"queue": "a b"}, "queue 'a b': expected"),
-        ({"timeout": "5"}, "timeout='5': expected seconds"),
-        ({"retry": 3}, "retry=3: expected a Backoff"),
         ({"retry_on": ("OSError",)}, "retry_on=('OSError',): expected a tuple of exception classes"),
         ([("max_attempts", 3)], "configure(defaults=...): expected a dict of options, got"),
     ],
@@ -249,12 +204,6 @@ def store(url: str) -> str:
     return url
 
 
-def test_a_preset_gives_its_options_to_each_job() -> None:
-    assert sent_of(fetch.bind("a")) == ("io", 1, None)
-    assert fetch.policy.retry_on == (OSError,)
-    assert fetch.name == "tests.unit.app.test_defaults.fetch"
-
-
 def test_the_decorator_comes_before_the_preset_and_the_preset_before_the_defaults() -> None:
     configure(defaults={"max_attempts": 9, "timeout": 7, "keep_result": 8})
     assert sent_of(store.bind("a")) == ("io", 4, 60.0)
@@ -272,18 +221,12 @@ def test_a_preset_can_be_derived_from_another() -> None:
     assert sent_of(fetch.bind("a")) == ("io", 1, None), "the first is as it was"
 
 
-def test_a_job_of_a_preset_runs_its_function() -> None:
-    assert store("a") == "a"
-
-
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         ({"quue": "io"}, "preset(): unknown option quue=; did you mean queue=?"),
         ({"name": "n"}, "preset(): name= belongs to one job: give it where the preset is used, as in @io(name=...)"),
         ({"after": 5}, "preset(): unknown option after=: give it with a call, as in .options(after=...)"),
-        ({"max_attempts": 0}, "preset(): max_attempts=0: expected at least 1"),
-        ({"retry": 3}, "preset(): retry=3: expected a Backoff"),
     ],
 )
 def test_a_wrong_preset_is_refused_where_it_is_made(given: Any, says: str) -> None:
@@ -291,11 +234,6 @@ def test_a_wrong_preset_is_refused_where_it_is_made(given: Any, says: str) -> No
     with pytest.raises(DeclarationError) as caught:
         made(**given)
     assert says in str(caught.value)
-
-
-def test_a_wrong_option_beside_a_preset_is_refused_with_the_function() -> None:
-    with pytest.raises(DeclarationError, match="unknown option max_attempt="):
-        any_job(max_attempt=None)(lambda: None)
 
 
 def sent_of(call: Any) -> tuple[str, int, float | None]:

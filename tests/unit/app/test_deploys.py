@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -21,8 +15,6 @@ from taskflow.model.ids import parse_id
 from taskflow.model.verdict import Failed, Parked, Succeeded
 from taskflow.worker.executor import PARK_FOR_AT_MOST, PARK_LONGEST, PARK_SHORTEST
 from tests.unit.app.bench import Bench, loaded
-
-pytestmark = pytest.mark.slow
 
 OLD = """
 from taskflow import job
@@ -106,12 +98,6 @@ async def test_an_unknown_job_is_parked(deploy: Deploy) -> None:
     assert await handle.result() == "new"
 
 
-async def test_an_unknown_argument_is_parked(deploy: Deploy) -> None:
-    handle = await deploy.new.greet.delay("Ada", loud=True)
-    await is_parked(deploy, handle, "loud", "other code")
-    assert await handle.result() == "new Ada!"
-
-
 class Version:
     """A class that a newer version of the application registers."""
 
@@ -131,13 +117,6 @@ async def test_a_type_that_is_not_registered_yet_is_parked(deploy: Deploy, monke
     [verdict] = await deploy.bench.run_all(by=deploy.old_app)
     assert isinstance(verdict, Succeeded)
     assert "the newer one" in await handle.result()
-
-
-async def test_a_default_is_not_sent(deploy: Deploy) -> None:
-    """So that an old worker runs what a new sender sends, as long as nobody uses what is new."""
-    handle = await deploy.new.greet.delay("Ada")
-    await deploy.bench.run_all(by=deploy.old_app)
-    assert await handle.result() == "old Ada"
 
 
 @pytest.mark.parametrize(
@@ -207,15 +186,6 @@ async def test_a_missing_argument_is_parked(deploy: Deploy) -> None:
     assert await handle.result() == "old Ada"
 
 
-async def test_a_missing_argument_fails_after_seven_days(deploy: Deploy) -> None:
-    """The error names the argument, and the payload is kept."""
-    handle = await deploy.old.shrink.delay("Ada")
-    [verdict] = await deploy.bench.run_all(by=deploy.new_app)
-    assert isinstance(verdict, Parked)
-    await deploy.bench.pass_time(PARK_FOR_AT_MOST)
-    await fails_at_once(deploy, handle, "taskflow.NeverKnown", "waited 7 days", "to: is a required argument")
-
-
 async def test_an_argument_of_another_type_fails_at_once(deploy: Deploy) -> None:
     sender = App()
     other = loaded(OLD.replace("greet(name: str)", "greet(name: int)"), app=sender)
@@ -239,101 +209,4 @@ async def test_a_renamed_job_is_run_under_its_old_name(deploy: Deploy) -> None:
     await is_parked(deploy, await deploy.new.mail.delay("Bob"), "app.tasks.send_letter")
 
 
-async def test_a_worker_that_knows_neither_leaves_its_neighbours_alone(deploy: Deploy) -> None:
-    strange, known = await deploy.new.fresh.delay(), await deploy.old.greet.delay("Ada")
-    await deploy.bench.run_all(by=deploy.old_app)
-    assert await known.result() == "old Ada"
-    assert await strange.status() is Status.SCHEDULED
-
-
 # --- with processes -------------------------------------------------------------------------------------------------
-
-MAIN = """
-if __name__ == "__main__":
-    print(greet.delay_sync("Main").id)
-"""
-
-# A worker whose parking does not take five seconds.
-QUICK = """
-import sys
-from taskflow.cli.main import main
-from taskflow.worker import executor
-
-executor.PARK_SHORTEST = executor.PARK_LONGEST = 0.1
-sys.exit(main())
-"""
-
-
-class Folder:
-    """An application's folder, with a file as the store, where one version after the other is installed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder
-        (folder / "app").mkdir()
-
-    def install(self, source: str) -> None:
-        (self.path / "app" / "tasks.py").write_text(source)
-
-    def python(self, *command: str) -> str:
-        ran = subprocess.run(
-            [sys.executable, *command], cwd=self.path, env=self.environment, capture_output=True, text=True, timeout=60, check=False
-        )
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        return ran.stdout.strip()
-
-    def ask(self, job_id: str, expression: str) -> str:
-        return self.python("-c", f"from taskflow import JobHandle, run_sync; handle = JobHandle.of({job_id!r}); print({expression})")
-
-    @property
-    def environment(self) -> dict[str, str]:
-        # Two versions within one second of each other: no byte code of the first may stand in for the second.
-        return {**os.environ, "TASKFLOW_BROKER": "sqlite:///queue.db", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ""}
-
-    @contextmanager
-    def worker(self) -> Iterator[None]:
-        command = [sys.executable, "-c", QUICK, "worker", "app.tasks"]
-        process = subprocess.Popen(command, cwd=self.path, env=self.environment, stderr=subprocess.PIPE, text=True)
-        try:
-            yield
-        finally:
-            process.terminate()
-            _, said = process.communicate(timeout=60)
-        assert process.returncode == 0, said
-
-    def until_parked(self, *job_ids: str) -> None:
-        waiting = f"[run_sync(JobHandle.of(each).info()).waiting_for for each in {job_ids!r}]"
-        script = f"import time; from taskflow import JobHandle, run_sync\nwhile not all({waiting}): time.sleep(0.02)"
-        self.python("-c", script)
-
-
-def test_an_old_worker_hands_over_to_a_new_one(tmp_path: Path) -> None:
-    """Real workers: a new sender's jobs wait while the old one works, and are run by the new one, as is what has been renamed."""
-    folder = Folder(tmp_path)
-    folder.install(NEW)
-    unknown, louder, plain = folder.python(
-        "-c",
-        "from app.tasks import fresh, greet; "
-        "[print(call.id) for call in (fresh.delay_sync(), greet.delay_sync('Ada', loud=True), greet.delay_sync('Bob'))]",
-    ).splitlines()
-
-    folder.install(OLD)
-    with folder.worker():
-        assert folder.ask(plain, "run_sync(handle.result(timeout=30))") == "old Bob"
-        folder.until_parked(unknown, louder)
-    renamed = folder.python("-c", "from app.tasks import mail; print(mail.delay_sync('Ada').id)")
-
-    folder.install(NEW)
-    with folder.worker():
-        for job_id, result in ((unknown, "new"), (louder, "new Ada!"), (renamed, "new Ada")):
-            assert folder.ask(job_id, "run_sync(handle.result(timeout=30))") == result
-
-
-def test_what_a_main_module_sends_is_run_by_a_worker_that_imports_it(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
-    folder.install(OLD + MAIN)
-    sent = [folder.python("-m", "app.tasks"), folder.python("app/tasks.py")]
-    began = time.monotonic()
-    with folder.worker():
-        for job_id in sent:
-            assert folder.ask(job_id, "run_sync(handle.result(timeout=30))") == "old Main"
-    assert time.monotonic() - began < 30

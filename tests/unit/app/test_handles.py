@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import pickle
+import time
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, date, timedelta
@@ -15,25 +17,23 @@ from taskflow import (
     Backoff,
     Cancel,
     Discard,
-    EncodeError,
     JobCancelled,
     JobContext,
     JobFailed,
     JobHandle,
-    Progress,
     ResultExpired,
     RunEnding,
     Status,
     UnknownJob,
     job,
-    send,
 )
+from taskflow.model.envelope import Lease
 from taskflow.model.errors import DecodeError
 from taskflow.model.ids import id_text
-from taskflow.worker.options import WorkerOptions
-from taskflow.worker.worker import Worker
+from taskflow.model.verdict import Settlement
+from tests.support.verdicts import succeeded
 from tests.unit.app.bench import Bench
-from tests.unit.app.jobs import add, fail, nothing
+from tests.unit.app.jobs import add, fail
 from tests.unit.app.watched import Watched
 
 
@@ -42,23 +42,6 @@ async def discard_at_last(ctx: JobContext) -> None:
     if ctx.attempt == 2:
         raise Discard("enough")
     raise ValueError("not yet")
-
-
-@job
-async def unsendable() -> Any:
-    return object()
-
-
-@job
-async def half_way(ctx: JobContext) -> None:
-    await ctx.progress(0.5, "half way")
-    await asyncio.Event().wait()
-
-
-async def test_the_result_is_there_after_the_end(bench: Bench) -> None:
-    handles: list[JobHandle[Any]] = [await add.delay(1, 2), await nothing.delay()]
-    await bench.run_all()
-    assert [await handle.result() for handle in handles] == [3, None]
 
 
 async def test_a_failure_tells_type_message_and_traceback(bench: Bench) -> None:
@@ -75,30 +58,6 @@ async def test_a_failure_tells_type_message_and_traceback(bench: Bench) -> None:
     assert "raise ValueError(word)" in error.traceback
 
 
-async def test_a_failure_after_several_attempts_tells_the_last(bench: Bench) -> None:
-    handle = await fail.delay("again")
-    for _ in range(3):
-        await bench.run_all()
-        await bench.pass_time(10)
-    with pytest.raises(JobFailed, match="attempt 3 of 3"):
-        await handle.result()
-    info = await handle.info()
-    assert info is not None
-    assert [(error.attempt, error.message) for error in info.errors] == [(1, "again"), (2, "again"), (3, "again")]
-
-
-async def test_a_failure_that_is_not_retried_tells_its_attempt(bench: Bench) -> None:
-    """It was the first of ten, not the second."""
-    handle = await unsendable.delay()
-    await bench.run_all()
-    with pytest.raises(JobFailed, match="attempt 1 of 10") as caught:
-        await handle.result()
-    assert caught.value.type.endswith(EncodeError.__name__)
-    info = await handle.info()
-    assert info is not None
-    assert info.attempt == 1
-
-
 async def test_a_discarded_job_tells_its_own_reason(bench: Bench) -> None:
     """Not the error of an attempt before."""
     handle = await discard_at_last.delay()
@@ -108,14 +67,6 @@ async def test_a_discarded_job_tells_its_own_reason(bench: Bench) -> None:
     with pytest.raises(JobFailed, match=r"attempt 2 of 3.*enough") as caught:
         await handle.result()
     assert (caught.value.type, caught.value.message) == ("taskflow.Discard", "enough")
-
-
-async def test_a_cancelled_job_tells_why(bench: Bench) -> None:
-    handle = await add.delay(1)
-    assert await handle.cancel() is Status.READY
-    with pytest.raises(JobCancelled, match=f"{handle.id}.*cancelled") as caught:
-        await handle.result()
-    assert caught.value.reason == "cancelled"
 
 
 HOSTILE = "\x1b[2J\rover\nforged: all is well\u202e"
@@ -137,13 +88,6 @@ async def test_the_text_of_an_error_is_safe_to_print_and_its_fields_are_exact(
     assert not set(str(caught.value)) & {"\x1b", "\r", "\u202e"}
     assert not any(line.startswith("forged") for line in str(caught.value).split("\n"))
     assert getattr(caught.value, "reason" if how == "cancel" else "message") == HOSTILE
-
-
-async def test_an_expired_job_was_cancelled(bench: Bench) -> None:
-    handle = await add.options(expires=5).delay(1)
-    await bench.pass_time(6)
-    with pytest.raises(JobCancelled, match="expired"):
-        await handle.result()
 
 
 async def test_cancel_tells_what_it_found(bench: Bench) -> None:
@@ -171,20 +115,6 @@ async def test_a_result_that_is_no_longer_kept(bench: Bench) -> None:
     assert isinstance(unknown.value, LookupError)
 
 
-async def test_a_result_that_does_not_come_in_time(bench: Bench) -> None:
-    handle = await add.delay(1)
-    with pytest.raises(TimeoutError, match=f"{handle.id}.*still ready after 0.2 s"):
-        await handle.result(timeout=0.2)
-
-
-async def test_a_timeout_of_zero_looks_once(bench: Bench) -> None:
-    handle = await add.delay(1)
-    with pytest.raises(TimeoutError, match=f"{handle.id}.*still ready after 0 s"):
-        await handle.result(timeout=0)
-    await bench.run_all()
-    assert await handle.result(timeout=0) == 2
-
-
 async def test_a_timeout_is_seconds_or_a_timedelta_however_long(bench: Bench) -> None:
     handle = await add.delay(1)
     with pytest.raises(TimeoutError, match=r"still ready after 0.2 s"):
@@ -192,6 +122,8 @@ async def test_a_timeout_is_seconds_or_a_timedelta_however_long(bench: Bench) ->
     for wrong in ("5", True, b"5", [5]):
         with pytest.raises(TypeError, match=r"timeout=.*: expected seconds, as a number or a timedelta"):
             await handle.result(timeout=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"timeout=nan: expected seconds; 0 checks once"):
+        await handle.result(timeout=math.nan)
     await bench.run_all()
     for long in (10**400, float("inf"), timedelta.max, None):
         assert await handle.result(long) == 2
@@ -253,18 +185,6 @@ async def test_each_error_in_info_has_the_times_and_the_worker_of_its_run(bench:
     assert (error.ending, error.worker) == (RunEnding.FAILED, "worker")
 
 
-async def test_info_has_the_progress_of_a_run(bench: Bench) -> None:
-    """The worker's beat carries it up while the job runs."""
-    handle = await half_way.delay()
-    async with Worker(options=WorkerOptions(ttl=0.2, subscribers=())):
-        while (info := await handle.info()) is None or info.progress is None:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)  # a heartbeat wakes no one who waits for the job
-        assert (info.status, info.progress) == (Status.RUNNING, Progress(0.5, "half way"))
-        assert await handle.cancel() is Status.RUNNING
-        with pytest.raises(JobCancelled):
-            await handle.result(timeout=30)
-
-
 async def test_a_handle_from_an_id(bench: Bench) -> None:
     sent = await add.delay(1, 2)
     await bench.run_all()
@@ -274,13 +194,6 @@ async def test_a_handle_from_an_id(bench: Bench) -> None:
     assert [await typed.result(), await bare.result()] == [3, 3]
     assert add.name in repr(typed)
     assert sent.id in repr(bare)
-
-
-async def test_a_job_that_must_not_be_asked_twice_is_harmless(bench: Bench) -> None:
-    """The result may be asked for as often as one likes."""
-    handle = await add.delay(1)
-    await bench.run_all()
-    assert [await handle.result() for _ in range(3)] == [2, 2, 2]
 
 
 # --- info().arguments -------------------------------------------------------------------------------------------------
@@ -313,32 +226,6 @@ async def test_info_has_the_arguments_as_the_function_gets_them(bench: Bench) ->
     assert (await handle.status(), await arguments_of(handle)) == (Status.FAILED, expected)
 
 
-async def test_info_of_a_job_that_is_not_declared_here_has_the_arguments_without_annotations(bench: Bench) -> None:
-    handle = await send("tests.handles.elsewhere", order={"number": 7, "due": date(2026, 1, 2)}, tags=("a",))
-    assert await arguments_of(handle) == {"order": {"number": 7, "due": date(2026, 1, 2)}, "tags": ("a",)}
-
-
-async def test_info_of_arguments_that_do_not_fit_the_job_here_has_them_without_annotations(bench: Bench) -> None:
-    handle = await ship.delay(Order(7, date(2026, 1, 2)), fast=True)
-    name = ship.name
-
-    @job(name="tests.handles.renamed")
-    async def changed(order: int) -> None: ...
-
-    known = bench.app.registry
-    known._jobs[name] = changed
-    try:
-        assert await arguments_of(JobHandle.of(handle.id)) == {"order": {"number": 7, "due": date(2026, 1, 2)}, "fast": True}
-    finally:
-        known._jobs[name] = ship
-
-
-async def test_info_has_no_arguments_once_the_job_has_succeeded(bench: Bench) -> None:
-    handle = await add.delay(1, 2)
-    await bench.run_all()
-    assert (await handle.status(), await arguments_of(handle)) == (Status.SUCCEEDED, None)
-
-
 async def test_info_of_arguments_that_are_no_payload_has_none(bench: Bench) -> None:
     envelope = await bench.world.add(payload=b"\xff spoilt")
     assert await arguments_of(JobHandle.of(id_text(envelope.id))) is None
@@ -351,5 +238,75 @@ async def test_an_info_with_arguments_can_be_pickled(bench: Bench) -> None:
     assert (copied.id, copied.arguments) == (info.id, {"order": {"number": 7, "due": date(2026, 1, 2)}})
 
 
-async def test_a_call_without_arguments_has_an_empty_mapping(bench: Bench) -> None:
-    assert await arguments_of(await send("tests.handles.elsewhere")) == {}
+# --- waiting without polling ------------------------------------------------------------------------------------------
+
+
+A_WHILE = 4.0
+"""Seconds in which a waiter that polls would have looked, and one that is nudged has long been woken."""
+
+
+async def waiters_of(handles: list[JobHandle[int]], watched: Watched) -> list[asyncio.Task[int]]:
+    """Tasks that have looked once, and wait."""
+    tasks = [asyncio.ensure_future(handle.result(timeout=60)) for handle in handles]
+    while sum(len(ids) for ids in watched.reads) < len(set(handles)):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.05)  # the answers are on their way back from the writer's thread
+    return tasks
+
+
+async def test_a_waiter_looks_once_before_and_once_after(bench: Bench) -> None:
+    watched = Watched(bench.broker)
+    with bench.app.using(watched.as_broker):
+        handle = await add.delay(1, 2)
+        [waiting] = await waiters_of([handle], watched)
+        await asyncio.sleep(0.2)
+        assert len(watched.reads) == 1, "it does not poll"
+
+        began = time.monotonic()
+        await bench.run_all()
+        assert await waiting == 3
+        assert time.monotonic() - began < A_WHILE
+        assert len(watched.reads) == 2
+
+
+async def test_a_hundred_waiters_for_a_hundred_jobs_share_their_reads(bench: Bench) -> None:
+    """As far as the jobs end together, as those of one settled batch do."""
+    watched = Watched(bench.broker)
+    with bench.app.using(watched.as_broker):
+        handles = await asyncio.gather(*(add.delay(n, n) for n in range(100)))
+        waiting = await waiters_of(handles, watched)
+        looked = len(watched.reads)
+        await bench.broker.settle([_settlement(lease) for lease in await bench.claim()])
+        assert await asyncio.gather(*waiting) == [2 * n for n in range(100)]
+    assert looked <= 2
+    assert len(watched.reads) - looked <= 4
+
+
+def _settlement(lease: Lease) -> Settlement:
+    (x, y), _ = add.codec.decode_arguments(lease.envelope.payload)
+    return succeeded(lease, add.codec.encode_result(x + y))
+
+
+async def test_a_waiter_that_ends_leaves_nothing_behind(bench: Bench) -> None:
+    """Also one that is cancelled: it listens no more."""
+    handle = await add.delay(1)
+    waiting = asyncio.ensure_future(handle.result())
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    with pytest.raises(TimeoutError):
+        await handle.result(timeout=0.05)
+    flag = getattr(bench.broker, "_flag", None)
+    if flag is not None:
+        assert not flag.is_heard
+
+
+async def test_a_job_that_ended_before_the_listening_is_not_missed(bench: Bench) -> None:
+    """Between the listening and the first look nothing is lost: it listens first."""
+    watched = Watched(bench.broker)
+    handle = await add.delay(1)
+    with bench.app.using(watched.as_broker):
+        waiting = asyncio.ensure_future(handle.result(timeout=60))
+        await bench.run_all()
+        assert await waiting == 2

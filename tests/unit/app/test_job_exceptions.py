@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from taskflow import Backoff, Cancel, DeclarationError, Discard, JobCancelled, JobFailed, Retry, Snooze, Status, configure, job, preset
+from taskflow import Backoff, Cancel, DeclarationError, Discard, JobFailed, Retry, Snooze, Status, configure, job, preset
 from taskflow.model.verdict import Cancelled, Failed, Retried, Snoozed
 from tests.unit.app.bench import Bench
 
@@ -51,11 +51,6 @@ async def discards() -> None:
     raise Discard("no such user")
 
 
-@job
-async def cancels() -> None:
-    raise Cancel("not needed any more")
-
-
 @job(retry=EXACT, retry_on=(OSError,), discard_on=(Left,))
 async def breaks(how: str) -> None:
     raise ERRORS[how]("broken")
@@ -81,12 +76,6 @@ async def test_an_error_is_retried_until_the_last_attempt(bench: Bench) -> None:
     assert (info.failures, len(info.errors)) == (4, 4)
 
 
-async def test_options_override_the_decorators_backoff(bench: Bench) -> None:
-    handle = await breaks_as_it_likes.options(retry=Backoff(base=7, jitter=False)).delay("value")
-    await bench.run_all()
-    assert await bench.seconds_until_due(handle) == 7.0
-
-
 async def test_retry_waits_as_it_says(bench: Bench) -> None:
     explicit, by_policy, threaded = await retries.delay(30.0), await retries.delay(None), await retries_in_a_thread.delay()
     await bench.run_all()
@@ -94,16 +83,6 @@ async def test_retry_waits_as_it_says(bench: Bench) -> None:
     info = await explicit.info()
     assert info is not None
     assert (info.status, info.failures, info.attempt) == (Status.SCHEDULED, 1, 2)
-
-
-async def test_retry_obeys_max_attempts(bench: Bench) -> None:
-    handle = await retries.options(max_attempts=2).delay(1.0)
-    await bench.run_all()
-    await bench.pass_time(1)
-    [verdict] = await bench.run_all()
-    assert isinstance(verdict, Failed)
-    with pytest.raises(JobFailed, match="asked for another attempt"):
-        await handle.result()
 
 
 async def test_snooze_costs_no_attempt(bench: Bench) -> None:
@@ -115,23 +94,6 @@ async def test_snooze_costs_no_attempt(bench: Bench) -> None:
         assert info is not None
         assert (info.snoozes, info.failures, info.attempt) == (snoozed, 0, 1)
         await bench.pass_time(3600)
-
-
-async def test_discard_fails_for_good(bench: Bench) -> None:
-    handle = await discards.delay()
-    await bench.run_all()
-    assert await handle.status() is Status.FAILED
-    with pytest.raises(JobFailed, match="no such user") as caught:
-        await handle.result()
-    assert (caught.value.type, caught.value.message) == ("taskflow.Discard", "no such user")
-
-
-async def test_cancel_ends_it_as_cancelled(bench: Bench) -> None:
-    handle = await cancels.delay()
-    await bench.run_all()
-    with pytest.raises(JobCancelled) as caught:
-        await handle.result()
-    assert caught.value.reason == "not needed any more"
 
 
 @pytest.mark.parametrize(
@@ -227,13 +189,6 @@ async def test_a_mistake_of_the_function_is_logged_and_the_default_backoff_appli
     assert f"job {handle.id} (wrong): its retry= function failed after attempt 1; the default back-off" in record.getMessage()
 
 
-async def test_a_function_is_not_asked_about_what_ends_a_process(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    handle = await waits.delay("interrupt")
-    await bench.run_all()
-    assert await handle.status() is Status.SCHEDULED
-    assert caplog.records == []
-
-
 async def test_a_function_is_a_default_and_an_option_of_a_preset_but_not_of_a_call(bench: Bench) -> None:
     assert preset(retry=_wait_of)(name="of_preset")(waits.function).policy.retry is _wait_of
     configure(defaults={"retry": _wait_of})
@@ -246,10 +201,3 @@ async def test_a_function_is_a_default_and_an_option_of_a_preset_but_not_of_a_ca
 def test_what_is_no_function_of_attempt_and_exception_is_refused(retry: Any) -> None:
     with pytest.raises(DeclarationError, match=r"retry=.*: expected a Backoff, or a plain function \(attempt, exception\) that returns"):
         job(name="refused", retry=retry)(discards.function)
-
-
-async def test_signals_check_what_they_are_given() -> None:
-    with pytest.raises(ValueError, match="after=-1"):
-        Retry(after=-1)
-    with pytest.raises(TypeError, match="after='soon'"):
-        Snooze(after="soon")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

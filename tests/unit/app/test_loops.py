@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from taskflow import JobHandle, enqueue_sync, run_sync
-from taskflow.app.app import App, default_app
+from taskflow.app.app import default_app
 from taskflow.app.portal import INTERRUPTED, STOP_TIMEOUT
 from taskflow.broker.protocol import Broker
 from taskflow.model.session import Session
@@ -78,30 +78,6 @@ def test_connections_of_closed_loops_are_let_go(broker: Broker) -> None:
     for n in range(20):
         asyncio.run(add.delay(n))
     assert len(default_app()._clients) <= 2
-
-
-class TestLoopsOfPytest:
-    """Each test has a loop of its own; the application is one for all."""
-
-    loops: list[asyncio.AbstractEventLoop] = []
-
-    @pytest.mark.parametrize("n", [1, 2, 3])
-    async def test_each_sends(self, n: int) -> None:
-        assert asyncio.get_running_loop() not in self.loops
-        self.loops.append(asyncio.get_running_loop())
-        world = World(BROKERS[n % len(BROKERS)])
-        with default_app().using(world.broker):
-            assert (await add.delay(n)).is_new
-        await world.close()
-
-
-def test_two_loops_in_two_threads_at_once(broker: Broker) -> None:
-    async def send_many() -> list[JobHandle[int]]:
-        return await asyncio.gather(*(add.delay(n) for n in range(100)))
-
-    with ThreadPoolExecutor(4) as threads:
-        sent = [handle for each in [threads.submit(asyncio.run, send_many()) for _ in range(4)] for handle in each.result()]
-    assert len(ids_in(broker)) == len({handle.id for handle in sent}) == 400
 
 
 # --- threads --------------------------------------------------------------------------------------------------------
@@ -187,15 +163,6 @@ def say(handle):
     os.write(1, f"{handle.id}\\n".encode())  # in one piece: threads and processes share the pipe
 """
 
-SYNC = """
-say(add.delay_sync(1))
-def child():
-    say(add.delay_sync(2))
-    say(add.delay_sync(3))
-check(in_a_child(child))
-say(add.delay_sync(4))
-"""
-
 ASYNC = """
 async def main():
     say(await add.delay(1))
@@ -244,25 +211,14 @@ assert not waiting.is_alive()
 say(add.delay_sync(2))
 """
 
-GRANDCHILD = """
-say(add.delay_sync(1))
-def child():
-    say(add.delay_sync(2))
-    check(in_a_child(lambda: say(add.delay_sync(3))))
-    say(add.delay_sync(4))
-check(in_a_child(child))
-"""
-
 
 @pytest.mark.parametrize(
     ("script", "sent"),
-    [(SYNC, 4), (ASYNC, 4), (PRELOAD, 15), (WHOLE_LIFE, 4), (WAITING, 2), (GRANDCHILD, 4)],
-    ids=["sync", "async", "preload", "whole life", "waiting", "grandchild"],
+    [(ASYNC, 4), (PRELOAD, 15), (WHOLE_LIFE, 4), (WAITING, 2)],
+    ids=["async", "preload", "whole life", "waiting"],
 )
 def test_a_fork_between_two_sends(tmp_path: Path, script: str, sent: int) -> None:
     """Each process starts afresh; all that was sent is in the one file, once."""
-    (tmp_path / "app").mkdir()
-    (tmp_path / "app" / "tasks.py").write_text(TASKS)
     said = run_script(tmp_path, BEGIN + script)
     ids = [line for line in said.splitlines() if len(line) == 36]
     assert len(ids) == len(set(ids)) == sent
@@ -304,13 +260,14 @@ def test_no_thread_imports_the_store_while_the_process_may_fork(tmp_path: Path, 
     of_store = "taskflow.broker" if {is_configured} else ()
     print(taskflow.run_sync(handle.status()), [name for is_main, name in importers if not is_main or name.startswith(of_store)])
     """
-    (tmp_path / "app").mkdir()
     said = run_script(tmp_path, NOTE_IMPORTS + textwrap.dedent(script), TASKFLOW_BROKER="memory://" if is_configured else url_of(store))
     assert said == "ready []\n"
 
 
 def run_script(folder: Path, script: str, **variables: str) -> str:
     """Warnings are errors, but for Python's own (3.12) that a process with threads forks: that is what is tried here."""
+    (folder / "app").mkdir()
+    (folder / "app" / "tasks.py").write_text(TASKS)
     flags = ["-W", "error", "-W", "ignore:This process:DeprecationWarning"]
     environment = {**os.environ, "TASKFLOW_BROKER": "sqlite:///queue.db", "PYTHONPATH": ".", **variables}
     command = [sys.executable, *flags, "-c", textwrap.dedent(script)]
@@ -327,21 +284,6 @@ def claimed_from(path: Path) -> set[str]:
         return ids_in(broker)
     finally:
         asyncio.run(broker.close())
-
-
-def test_an_application_in_a_child_knows_its_brokers_are_the_parents(tmp_path: Path) -> None:
-    """Memory stays: it was copied with the process. A connection does not."""
-    app = App()
-    app.configure(broker="memory://")
-    memory = app.broker()
-    app.configure(broker=f"sqlite:///{tmp_path}/jobs.db")
-    file = app.broker()
-    app._pid = -1  # as after a fork
-    assert app.broker() is not file
-    app.configure(broker="memory://")
-    assert app.broker() is memory
-    asyncio.run(app.close())
-    asyncio.run(file.close())
 
 
 # --- the end --------------------------------------------------------------------------------------------------------
@@ -373,8 +315,6 @@ atexit.register(lambda: try_to("registered last:", lambda: add.delay_sync(2)))
 @pytest.mark.parametrize("has_sent", [True, False], ids=["has sent", "has not sent"])
 def test_what_is_sent_while_python_exits_arrives_or_is_refused_at_once(tmp_path: Path, store: str, has_sent: bool) -> None:
     """It hung for ever, or said that the broker was away. Python stops threads before it runs destructors."""
-    (tmp_path / "app").mkdir()
-    (tmp_path / "app" / "tasks.py").write_text(TASKS)
     script = BEFORE + BEGIN + AT_EXIT.format(url_of(store), "add.delay_sync(3)" if has_sent else "")
 
     last, first, destructor = run_script(tmp_path, script).splitlines()
@@ -395,8 +335,6 @@ threading.Thread(target=send).start()
 @pytest.mark.parametrize("store", ["sqlite", "redis", "postgres"])
 def test_a_thread_that_outlives_the_main_one_can_send_first(tmp_path: Path, store: str) -> None:
     """It failed with "can't register atexit after shutdown", and the job was not sent."""
-    (tmp_path / "app").mkdir()
-    (tmp_path / "app" / "tasks.py").write_text(TASKS)
     assert run_script(tmp_path, BEGIN + THREAD_THAT_OUTLIVES, TASKFLOW_BROKER=url_of(store)) == "sent\n"
 
 
@@ -422,8 +360,6 @@ print(add.delay_sync(2).id and "sent")
 def test_a_destructor_that_interrupts_taskflow_itself_is_refused_at_once(tmp_path: Path, thread: str, place: str) -> None:
     """Python collects garbage in any thread, at any time, as it calls a profiler. In the first send a destructor that sends hung for ever,
     waiting for a lock of its own thread. In the store's thread it waited for itself, and meanwhile the program's own calls failed."""
-    (tmp_path / "app").mkdir()
-    (tmp_path / "app" / "tasks.py").write_text(TASKS)
     place_of = f"PLACE, THREAD = {place!r}, {thread!r}\n"
     assert run_script(tmp_path, BEGIN + place_of + INTERRUPTS) == f"{INTERRUPTED}\nsent\n"
 
@@ -431,19 +367,8 @@ def test_a_destructor_that_interrupts_taskflow_itself_is_refused_at_once(tmp_pat
 TOO_LATE = "taskflow cannot send or ask any more, because Python is exiting: do so before the end of the program"
 
 
-def test_a_host_that_is_first_looked_up_while_python_exits_is_refused_at_once(tmp_path: Path) -> None:
-    """The event loop looks names up in threads, of which Python starts no more."""
-    (tmp_path / "app").mkdir()
-    (tmp_path / "app" / "tasks.py").write_text(TASKS)
-    script = BEFORE + BEGIN + AT_EXIT.format("postgresql://localhost:1/nowhere", "")
-    last, *_ = run_script(tmp_path, script).splitlines()
-    assert last.startswith(f"registered last: {TOO_LATE} (cannot schedule new futures after")
-
-
 def test_a_script_that_has_sent_ends_at_once(tmp_path: Path) -> None:
     """The portal's thread holds up no process; what waits in it when the script ends is cancelled."""
-    (tmp_path / "app").mkdir()
-    (tmp_path / "app" / "tasks.py").write_text(TASKS)
     script = """
     import concurrent.futures
     handle = add.delay_sync(1)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from taskflow import ConfigurationError, JobContext, JobFailed, Status, TaskflowError, Worker, configure, enqueue, job
+from taskflow import ConfigurationError, JobContext, JobFailed, Status, TaskflowError, Worker, configure, job
 from taskflow.app.app import App
 from taskflow.app.middleware import HOOKS, EnqueueCall, EnqueueNext, Middleware, RunNext
+from taskflow.model.ids import parse_id
 from taskflow.model.verdict import Discarded, Failed, Retried, Succeeded, Verdict
 from tests.unit.app.bench import Bench
 from tests.unit.app.jobs import add, fail
@@ -21,6 +22,7 @@ class Noting(Middleware):
         self.story = story
 
     async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
+        assert parse_id(call.job_id)
         self.story.append(f"{self.name} sends {call.job} to {call.queue}")
         call.headers["path"] = call.headers.get("path", "") + self.name
         await call_next(call)
@@ -46,26 +48,6 @@ async def test_the_first_is_the_outermost(bench: Bench) -> None:
     assert await handle.result() == 3
 
 
-async def test_headers_travel_by_every_way_of_sending(bench: Bench) -> None:
-    configure(middleware=[Noting("a", [])])
-    handles = [await add.options(headers={"own": "1"}).delay(1), *await enqueue([add.bind(2)]), await asyncio.to_thread(add.delay_sync, 3)]
-    headers = [info.headers for handle in handles if (info := await handle.info()) is not None]
-    assert headers == [{"own": "1", "path": "a"}, {"path": "a"}, {"path": "a"}]
-
-
-async def test_a_call_tells_its_job_and_id(bench: Bench) -> None:
-    seen: list[tuple[str, str, str]] = []
-
-    class Looking(Middleware):
-        async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
-            seen.append((call.job, call.queue, call.job_id))
-            await call_next(call)
-
-    configure(middleware=[Looking()])
-    handle = await add.delay(1)
-    assert seen == [(add.name, "default", handle.id)]
-
-
 async def test_what_is_not_passed_on_is_not_sent(bench: Bench) -> None:
     class Swallowing(Middleware):
         async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
@@ -77,28 +59,7 @@ async def test_what_is_not_passed_on_is_not_sent(bench: Bench) -> None:
     assert await bench.claim() == []
 
 
-async def test_a_header_that_is_no_text_is_refused(bench: Bench) -> None:
-    class Careless(Middleware):
-        async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
-            call.headers["user"] = 7  # type: ignore[assignment]  # pyright: ignore[reportArgumentType]
-            await call_next(call)
-
-    configure(middleware=[Careless()])
-    with pytest.raises(TypeError, match="'user': 7}: header names and values must be str"):
-        await add.delay(1)
-
-
 # --- runs -----------------------------------------------------------------------------------------------------------
-
-
-async def test_it_sees_whether_a_failure_is_final(bench: Bench) -> None:
-    story: list[str] = []
-    configure(middleware=[Noting("a", story)])
-    await fail.options(max_attempts=2).delay("twice")
-    await bench.run_all()
-    await bench.pass_time(10)
-    await bench.run_all()
-    assert [line for line in story if "saw" in line] == ["a saw Retried, not final", "a saw Failed, final"]
 
 
 async def test_it_may_settle_otherwise(bench: Bench) -> None:
@@ -128,17 +89,6 @@ async def test_what_is_not_passed_on_does_not_run(bench: Bench) -> None:
     assert await failing.status() is Status.SUCCEEDED
 
 
-async def test_an_empty_result_is_none(bench: Bench) -> None:
-    class Skipping(Middleware):
-        async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
-            return Succeeded(b"")
-
-    configure(middleware=[Skipping()])
-    handle = await add.delay(1)
-    await bench.run_all()
-    assert await handle.result() is None
-
-
 async def test_its_own_error_is_the_runs(bench: Bench) -> None:
     """It is retried as the job's would be."""
 
@@ -166,18 +116,6 @@ async def test_a_forgotten_return_fails_the_run_and_says_so(bench: Bench) -> Non
     assert isinstance(verdict, Failed)
     with pytest.raises(JobFailed, match=r"Forgetful.run\(\) returned None: expected a verdict"):
         await handle.result()
-
-
-async def test_only_what_is_overridden_is_called(bench: Bench) -> None:
-    """A middleware of one kind costs the other nothing, and one of neither is harmless."""
-
-    class Empty(Middleware):
-        pass
-
-    configure(middleware=[Empty()])
-    handle = await add.delay(1)
-    await bench.run_all()
-    assert await handle.result() == 2
 
 
 # --- call_next more than once ------------------------------------------------------------------------------------

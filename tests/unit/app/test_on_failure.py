@@ -13,7 +13,6 @@ from taskflow.app.app import App
 from taskflow.app.job import Declared
 from taskflow.broker.console import View
 from taskflow.model.envelope import CAUSED_BY, MAX_FOLLOW_UP, ClaimId, Lease, job_of
-from taskflow.model.ids import id_text, parse_id
 from taskflow.model.record import Record
 from taskflow.model.verdict import Completed, Discarded, Retried, RunError, Succeeded, Verdict
 from taskflow.worker.run_errors import follow_ups_of
@@ -74,36 +73,6 @@ async def test_other_outcomes_send_nothing(bench: Bench, how: str) -> None:
     assert await follow_ups(bench) == []
 
 
-async def test_jobs_that_end_without_a_failure_send_nothing(bench: Bench) -> None:
-    """Cancelled, replaced and expired jobs have not failed."""
-    watched = broken.options(on_failure=restore.bind("b1"))
-    await (await watched.options(after=60).delay()).cancel()
-    await watched.options(after=60, key="k").delay()
-    await watched.options(after=60, key="k", on_conflict="replace", expires=120).delay()
-    await bench.world.pass_time(50)
-    await bench.world.pass_time(100)
-    assert await follow_ups(bench) == []
-
-
-async def test_only_the_last_attempt_sends_it(bench: Bench) -> None:
-    handle = await broken.options(on_failure=restore.bind("b1"), max_attempts=2).delay()
-    await bench.run_all()
-    assert await handle.status() is Status.SCHEDULED
-    assert seen == []
-    await bench.world.pass_time(100)
-    await bench.run_all()
-    assert seen == [("b1", handle.id)]
-
-
-async def test_an_operators_retry_that_fails_again_sends_it_again(bench: Bench) -> None:
-    handle = await broken.options(on_failure=restore.bind("b1")).delay()
-    await bench.run_all()
-    await bench.broker.console.retry([parse_id(handle.id)])
-    await bench.run_all()
-    assert seen == [("b1", handle.id)] * 2
-    assert len({record.id for record in await follow_ups(bench)}) == 2
-
-
 async def test_the_options_of_the_call_hold(bench: Bench) -> None:
     call = restore.options(queue="q", priority=5, after=60, expires=600, timeout=9, headers={"a": "b"}, key="k", keep_result=7).bind("b")
     await broken.options(on_failure=call).delay()
@@ -116,23 +85,6 @@ async def test_the_options_of_the_call_hold(bench: Bench) -> None:
     await bench.world.pass_time(60)
     [lease] = await bench.claim()
     assert (lease.envelope.timeout, lease.envelope.keep_result, lease.envelope.key) == (9.0, 7.0, call.envelope.key)
-
-
-async def test_a_live_job_with_its_key_stands_for_it(bench: Bench) -> None:
-    call = restore.options(key="k", after=60)
-    standing = await call.delay("first")
-    failing = await broken.options(on_failure=call.bind("second")).delay()
-    await bench.run_all()
-    assert await failing.status() is Status.FAILED
-    assert [record.id for record in await follow_ups(bench)] == [parse_id(standing.id)]
-
-
-async def test_a_follow_up_may_have_one_itself(bench: Bench) -> None:
-    handle = await broken.options(on_failure=broken.options(on_failure=restore.bind("b1")).bind("discard")).delay()
-    await bench.run_all()
-    [(_, cause)] = seen
-    middle = next(r for r in await listed(bench.broker.console, View(job="tests.follow.broken")) if r.headers)
-    assert (middle.headers[CAUSED_BY], cause) == (handle.id, id_text(middle.id))
 
 
 async def test_an_unknown_job_and_undecodable_arguments_send_it_too(bench: Bench) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta, tzinfo
-from decimal import Decimal
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from taskflow import Backoff, DeclarationError, EnqueueOptions, JobHandle, Retry, Snooze, Status, job
+from taskflow import Backoff, DeclarationError, EnqueueOptions, Retry, Snooze, job
 from taskflow.app.job import Declared
 from taskflow.app.options import DECORATOR_ONLY
 from taskflow.model.rules import MAX_DURATION
@@ -66,26 +64,16 @@ def test_none_leaves_what_was_said_before() -> None:
     assert (call.key, call.envelope.queue, call.envelope.after) == ("k", "math", 5.0)
 
 
-def test_none_lifts_the_limits_of_a_job() -> None:
-    made = declared(timeout=5, expires=60)
-    assert (sent(made).timeout, sent(made).expires) == (5.0, 60.0)
-    lifted = sent(made.options(timeout=None, expires=None))
-    assert (lifted.timeout, lifted.expires) == (None, None)
-
-
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 WRONG_SECONDS: list[tuple[Any, type[Exception], str]] = [
     (math.nan, ValueError, "nan: expected 0 to 3,155,760,000 seconds"),
     (math.inf, ValueError, "inf: expected 0 to 3,155,760,000 seconds"),
-    (-math.inf, ValueError, "-inf: expected 0 to"),
-    (-0.001, ValueError, "-0.001: expected 0 to"),
     (MAX_DURATION + 1, ValueError, "expected 0 to 3,155,760,000 seconds, a hundred years"),
     (10**5_000, ValueError, "=<int>: expected 0 to 3,155,760,000 seconds"),
     (timedelta.max, ValueError, "expected 0 to"),
     (True, TypeError, "True: expected seconds, as a number or a timedelta"),
     ("5", TypeError, "'5': expected seconds"),
-    (Decimal(5), TypeError, "Decimal('5'): expected seconds"),
 ]
 
 
@@ -105,10 +93,7 @@ def test_a_duration_that_is_none_is_refused_at_the_call(option: str, value: Any,
 WRONG_COUNTS: list[tuple[str, Any, type[Exception], str]] = [
     ("priority", True, TypeError, "priority=True: expected an int"),
     ("priority", 1.0, TypeError, "priority=1.0: expected an int"),
-    ("priority", math.nan, TypeError, "priority=nan: expected an int"),
     ("priority", 10**5_000, ValueError, "priority=<int>: expected a whole number from -100 to 100"),
-    ("max_attempts", True, TypeError, "max_attempts=True: expected an int"),
-    ("max_attempts", 3.0, TypeError, "max_attempts=3.0: expected an int"),
     ("max_attempts", math.inf, TypeError, "max_attempts=inf: expected an int"),
     ("max_attempts", 0, ValueError, "max_attempts=0: expected at least 1"),
     ("max_attempts", 10**5_000, ValueError, "max_attempts=<int>: expected 1 to 1,000,000"),
@@ -160,11 +145,6 @@ def test_a_backoffs_jitter_is_a_bool() -> None:
         Backoff(jitter=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
-def test_a_backoff_of_nothing_never_waits() -> None:
-    """Also after so many failures that the factor's power is beyond all floats."""
-    assert Backoff(base=0, factor=2, jitter=False).span(5_000) == 0.0
-
-
 async def test_a_backoff_of_huge_whole_numbers_is_sent_to_every_store(bench: Bench) -> None:
     """No store's format has integers beyond 64 bits."""
     handle = await add.options(retry=Backoff(base=2**70, factor=10**30, max=2**80)).delay(1)
@@ -178,12 +158,11 @@ async def test_a_backoff_of_huge_whole_numbers_is_sent_to_every_store(bench: Ben
 @pytest.mark.parametrize(
     "at",
     [
-        datetime.max.replace(tzinfo=UTC),
         datetime.max.replace(tzinfo=ZoneInfo("America/New_York")),
         datetime(2256, 1, 1, tzinfo=UTC),
         datetime.now(UTC) + timedelta(days=36_526),
     ],
-    ids=["last", "last-elsewhere", "2256", "a-day-too-far"],
+    ids=["last-elsewhere", "2256", "a-day-too-far"],
 )
 def test_an_instant_more_than_a_hundred_years_away_is_refused(at: datetime) -> None:
     with pytest.raises(ValueError, match=r"^at=datetime\.datetime\(.*: expected a time up to a hundred years from now, 2\d\d\d-"):
@@ -199,25 +178,6 @@ def test_an_error_about_a_long_value_shows_its_head(options: dict[str, Any]) -> 
     assert len(str(refused.value)) < 1_000
 
 
-async def test_an_instant_before_1970_means_now(bench: Bench) -> None:
-    handle = await add.options(at=datetime.min.replace(tzinfo=UTC)).delay(1)
-    assert await handle.status() is Status.READY
-    await bench.run_all()
-    assert await handle.result() == 2
-
-
-class NoOffset(tzinfo):
-    def utcoffset(self, moment: datetime | None) -> None:
-        return None
-
-    tzname = dst = utcoffset
-
-
-def test_a_zone_without_an_offset_names_no_instant() -> None:
-    with pytest.raises(ValueError, match=r"^at=.* is naive"):
-        add.options(at=datetime(2030, 1, 1, tzinfo=NoOffset()))
-
-
 @pytest.mark.parametrize("signal", [Retry, Snooze])
 def test_a_run_cannot_ask_for_a_wait_beyond_a_hundred_years(signal: Callable[..., Exception]) -> None:
     for after in (MAX_DURATION + 1, math.nan, math.inf, 10**5_000):
@@ -228,25 +188,15 @@ def test_a_run_cannot_ask_for_a_wait_beyond_a_hundred_years(signal: Callable[...
 # --- names -----------------------------------------------------------------------------------------------------------
 
 OF_OTHERS: list[tuple[str, str]] = [
-    ("retries", "it is max_attempts= here"),
     ("max_retries", "it is max_attempts= here, which counts the first run too"),
-    ("max_tries", "it is max_attempts= here"),
     ("countdown", "it is after= here"),
-    ("delay", "it is after= here"),
-    ("defer_by", "it is after= here"),
     ("eta", "it is at= here"),
     ("unique", "it is key= here"),
-    ("job_id", "it is key= here"),
-    ("queueing_lock", "it is key= here"),
-    ("default_retry_delay", "it is retry=Backoff("),
     ("autoretry_for", "it is retry_on= here"),
-    ("time_limit", "it is timeout= here"),
     ("result_ttl", "it is keep_result= here"),
     ("ttl", "it is expires= here"),
     ("bind", "annotate the function's first parameter with JobContext"),
-    ("acks_late", "leave it out"),
     ("rate_limit", "--concurrency"),
-    ("crontab", "schedule"),
     ("kwargs", "given to .delay(...)"),
 ]
 
@@ -273,11 +223,3 @@ def test_the_decorator_says_that_an_option_belongs_to_a_call(name: str) -> None:
 def test_a_call_says_that_an_option_belongs_to_the_job(name: str) -> None:
     with pytest.raises(TypeError, match=rf"unknown option {name}=: give it to the decorator, as in @job\({name}=\.\.\.\)"):
         add.options(**{name: "x"})
-
-
-def test_a_result_is_not_waited_for_by_no_number() -> None:
-    async def wait() -> None:
-        await JobHandle.of("01a20e69-e073-7000-9acc-49abe1cd4c9a").result(timeout=math.nan)
-
-    with pytest.raises(ValueError, match=r"timeout=nan: expected seconds; 0 checks once"):
-        asyncio.run(wait())

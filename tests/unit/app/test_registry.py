@@ -1,20 +1,21 @@
-"""Which names stand for which jobs; who may take a name; what a module run as __main__ is called."""
+"""What @job makes of a function, what it refuses, who may take a name, and what a module run as __main__ is called."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import subprocess
 import sys
 import textwrap
+import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from taskflow import DeclarationError, job
-from taskflow.app.app import App, default_app
-from tests.unit.app.bench import Bench, loaded
-from tests.unit.app.jobs import add
-
-pytestmark = pytest.mark.slow
+from taskflow import DeclarationError, InvalidJobId, JobContext, JobHandle, TaskflowError, job
+from taskflow.app.app import App
+from tests.unit.app.bench import loaded
 
 
 def one(name: str, *, aliases: tuple[str, ...] = (), function: str = "work") -> str:
@@ -42,10 +43,6 @@ class Group:
 """
     loaded(source, app=app)
     assert [each.name for each in app.registry] == ["app.tasks.Group.inside", "app.tasks.plain"]
-
-
-def test_jobs_of_the_decorator_are_in_the_global_registry() -> None:
-    assert default_app().registry.get(add.name) is add
 
 
 def test_the_same_function_again_replaces_silently() -> None:
@@ -86,12 +83,6 @@ def test_another_owner_is_an_error_that_names_both_places(first: str, second: st
     assert app.registry.get(clash) is standing
 
 
-def test_another_function_of_the_same_file_is_another_owner() -> None:
-    app = App()
-    with pytest.raises(DeclarationError, match=r"work\).*other\)"):
-        loaded(one("mail") + one("mail", function="other"), app=app)
-
-
 def test_a_function_in_a_function_needs_a_name() -> None:
     with pytest.raises(DeclarationError, match=r"test_registry.py:\d+ .*a worker cannot import.*name="):
 
@@ -102,17 +93,6 @@ def test_a_function_in_a_function_needs_a_name() -> None:
     def named() -> None: ...
 
     assert named.name == "inner with a name"
-
-
-async def test_a_renamed_job_is_run_under_its_old_name(bench: Bench) -> None:
-    """What was sent by the old code, by the new one."""
-    old, new = App(), App()
-    before = loaded(one("old_name"), app=old)
-    loaded(one("new_name", aliases=("old_name",)), app=new)
-    with old.using(bench.broker):
-        handle = await before.work.delay()
-        await bench.run_all(by=new)
-        assert await handle.result() == "new_name"
 
 
 # --- run as __main__ ------------------------------------------------------------------------------------------------
@@ -160,40 +140,128 @@ def written(folder: Path, name: str, text: str) -> Path:
     return file
 
 
-def test_a_module_run_as_main_has_the_name_that_a_worker_sees(tmp_path: Path) -> None:
-    """As `taskflow worker app.tasks`, started in this folder, imports it: by -m, by its path, by its absolute path."""
-    file = written(tmp_path, "app/tasks.py", SCRIPT)
-    for command in (("-m", "app.tasks"), ("app/tasks.py",), (str(file),)):
-        assert said_by(tmp_path, *command) == "app.tasks.add"
-    assert said_by(tmp_path, "-c", "from app.tasks import add; print(add.name)") == "app.tasks.add"
-
-
-def test_a_script_in_the_current_folder(tmp_path: Path) -> None:
-    written(tmp_path, "tasks.py", SCRIPT)
-    assert said_by(tmp_path, "tasks.py") == said_by(tmp_path, "-m", "tasks") == "tasks.add"
-
-
-def test_a_package_run_as_main(tmp_path: Path) -> None:
-    """The worker imports app.__main__, where the job is; not app, where it is not."""
-    written(tmp_path, "app/__main__.py", SCRIPT)
-    written(tmp_path, "app/__init__.py", "")
-    assert said_by(tmp_path, "-m", "app") == "app.__main__.add"
-    assert said_by(tmp_path, "-c", "from app.__main__ import add; print(add.name)") == "app.__main__.add"
-
-
-def test_a_script_below_a_folder_of_packages(tmp_path: Path) -> None:
-    """In the layout with src/, the worker imports app.tasks, not src.app.tasks."""
-    written(tmp_path, "src/app/tasks.py", SCRIPT)
-    assert said_by(tmp_path, "src/app/tasks.py", path="src") == "app.tasks.add"
-
-
-def test_a_script_from_elsewhere(tmp_path: Path) -> None:
-    file = written(tmp_path, "there/tasks.py", SCRIPT)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "folder", "command", "name"),
+    [
+        ("app/tasks.py", ".", ("-m", "app.tasks"), "app.tasks.add"),
+        ("app/tasks.py", ".", ("app/tasks.py",), "app.tasks.add"),
+        ("app/tasks.py", ".", ("{file}",), "app.tasks.add"),
+        ("app/tasks.py", ".", ("-c", "from app.tasks import add; print(add.name)"), "app.tasks.add"),
+        ("tasks.py", ".", ("tasks.py",), "tasks.add"),
+        ("app/__main__.py", ".", ("-m", "app"), "app.__main__.add"),
+        ("src/app/tasks.py", ".", ("src/app/tasks.py",), "app.tasks.add"),
+        ("there/tasks.py", "here", ("{file}",), "tasks.add"),
+    ],
+)
+def test_a_module_run_as_main_has_the_name_that_a_worker_sees(
+    tmp_path: Path, file: str, folder: str, command: tuple[str, ...], name: str
+) -> None:
+    """As `taskflow worker app.tasks`, started in that folder, imports it. In the layout with src/, it imports app.tasks."""
     (tmp_path / "here").mkdir()
-    assert said_by(tmp_path / "here", str(file)) == "tasks.add"
+    script = written(tmp_path, file, SCRIPT)
+    assert said_by(tmp_path / folder, *(part.format(file=script) for part in command), path="src") == name
 
 
+@pytest.mark.slow
 def test_a_child_that_multiprocessing_spawns(tmp_path: Path) -> None:
     """It runs the main module once more, under another name."""
     written(tmp_path, "app/tasks.py", SPAWNS)
     assert said_by(tmp_path, "app/tasks.py") == said_by(tmp_path, "-m", "app.tasks") == "app.tasks.add"
+
+
+# --- what @job makes of a function, and what it refuses ---------------------------------------------------------------
+
+
+any_job: Any = job
+
+
+@job(name="tests.declaring.documented")
+async def documented(ctx: JobContext, day: int, *, unit: str = "h") -> str:
+    """Say it."""
+    return f"{day}{unit}"
+
+
+@job(name="tests.declaring.plain")
+def plain(path: str) -> str:
+    return path
+
+
+# --- a job looks like its function ------------------------------------------------------------------------------------
+
+
+def test_a_job_has_its_functions_name_and_docstring() -> None:
+    assert documented.__name__ == documented.__qualname__ == "documented"
+    assert documented.__doc__ == "Say it."
+    assert documented.__module__ == __name__
+    assert documented.__wrapped__ is documented.function
+    assert inspect.unwrap(documented) is documented.function
+    assert inspect.getsourcefile(inspect.unwrap(documented)) == __file__
+    assert plain.__doc__ is None
+
+
+def test_a_jobs_signature_is_that_of_its_callers() -> None:
+    assert str(inspect.signature(documented)) == "(day: 'int', *, unit: 'str' = 'h') -> 'str'"
+    assert str(inspect.signature(plain)) == "(path: 'str') -> 'str'"
+    assert typing.get_type_hints(plain) == {"path": str, "return": str}
+
+
+# --- methods ----------------------------------------------------------------------------------------------------------
+
+
+class Mailer:
+    def send(self, to: str) -> None: ...
+
+    @classmethod
+    def make(cls) -> None: ...
+
+    @staticmethod
+    def check(to: str) -> str:
+        return to
+
+
+METHODS: list[Any] = [Mailer.send, Mailer().send, Mailer.make, vars(Mailer)["make"]]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=["in its class", "bound", "bound to the class", "a classmethod"])
+def test_a_method_is_refused_as_a_job(method: Any) -> None:
+    with pytest.raises(DeclarationError, match=r"methods cannot be jobs.*make it a module-level function") as caught:
+        any_job(name="tests.declaring.method")(method)
+    assert "test_registry.py:" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_function_with_a_parameter_called_self_is_no_method() -> None:
+    def about(self: str) -> str:
+        return self
+
+    assert any_job(name="tests.declaring.about")(about)("me") == "me"
+
+
+def test_an_async_function_in_a_plain_wrapper_is_refused() -> None:
+    """It was declared as a plain job, and its coroutine was never awaited."""
+
+    def logged(function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapper(*args: Any) -> Any:
+            return function(*args)
+
+        return wrapper
+
+    async def fetch(n: int) -> int:
+        return n
+
+    with pytest.raises(DeclarationError, match=r"test_registry.py:\d+ .*wraps this async function in a plain one.* with `async def`"):
+        any_job(name="tests.declaring.wrapped")(logged(fetch))
+
+
+# --- handles of ids ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["x", "", "job-17", None, 17, b"0123456789abcdef", "x" * 5_000, ["a"]], ids=lambda each: repr(each)[:20])
+def test_a_text_that_is_no_id_is_refused_with_an_example(text: Any) -> None:
+    with pytest.raises(InvalidJobId, match=r"is not a job id: expected text such as '01a20e69-e073-7000-9acc-49abe1cd4c9a'") as caught:
+        JobHandle.of(text)
+    assert isinstance(caught.value, TaskflowError)
+    assert isinstance(caught.value, ValueError)
+    assert len(str(caught.value)) < 400

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, cast
 
 import msgspec
@@ -15,6 +14,7 @@ import pytest
 
 from taskflow import (
     Backoff,
+    Call,
     DeclarationError,
     EncodeError,
     EnqueueFailed,
@@ -31,40 +31,13 @@ from taskflow.app import sending as sending_module
 from taskflow.app.app import default_app
 from taskflow.app.loop_client import MAX_BYTES
 from taskflow.app.middleware import EnqueueCall, EnqueueNext, Middleware
-from taskflow.app.sending import READ_AHEAD_TIMEOUT, send_call
-from taskflow.model.clock import instant_of
+from taskflow.app.sending import send_call
 from taskflow.model.ids import parse_id
 from tests.unit.app.bench import Bench
-from tests.unit.app.jobs import add, blob, double, fail, invoice, total
+from tests.unit.app.jobs import add, blob, invoice
 from tests.unit.app.watched import Watched, settle_down
 
 # --- delay ----------------------------------------------------------------------------------------------------------
-
-
-async def test_a_sent_job_runs_with_its_arguments(bench: Bench) -> None:
-    by_position, by_name, mixed = await add.delay(1, 2), await add.delay(x=3, y=4), await add.delay(5, y=6)
-    by_default = await add.delay(7)
-
-    await bench.run_all()
-
-    assert [await handle.result() for handle in (by_position, by_name, mixed, by_default)] == [3, 7, 11, 8]
-
-
-async def test_a_call_of_a_job_runs_it_right_here(bench: Bench) -> None:
-    assert await add(1, 2) == 3
-    assert double(4) == 8
-    assert add.function is not add
-    assert await bench.claim() == []
-
-
-async def test_arguments_are_taken_as_they_are_when_bound(bench: Bench) -> None:
-    """What happens to a list afterwards is not in the job."""
-    numbers = [1, 2]
-    call = total.bind(numbers)
-    numbers.append(100)
-    [handle] = await enqueue([call])
-    await bench.run_all()
-    assert await handle.result() == 3
 
 
 # --- options --------------------------------------------------------------------------------------------------------
@@ -104,25 +77,6 @@ async def test_after_is_from_now(bench: Bench, after: float | timedelta) -> None
     assert await handle.result() == 2
 
 
-async def test_at_is_an_instant_in_any_zone(bench: Bench) -> None:
-    now = instant_of(bench.clock.wall())
-    handle = await add.options(at=(now + timedelta(hours=1)).astimezone()).delay(1)
-    assert await bench.seconds_until_due(handle) == 3600.0
-
-
-async def test_the_past_means_now(bench: Bench) -> None:
-    handle = await add.options(at=datetime(2000, 1, 1, tzinfo=UTC)).delay(1)
-    assert await handle.status() is Status.READY
-
-
-async def test_no_run_begins_after_expires(bench: Bench) -> None:
-    handle = await add.options(expires=timedelta(seconds=30)).delay(1)
-    await bench.pass_time(31)
-    info = await handle.info()
-    assert info is not None
-    assert (info.status, info.reason) == (Status.CANCELLED, "expired")
-
-
 async def test_options_make_a_copy(bench: Bench) -> None:
     """The job itself stays as it was declared, and so does the copy when the caller's dict changes."""
     headers = {"a": "1"}
@@ -132,13 +86,6 @@ async def test_options_make_a_copy(bench: Bench) -> None:
     assert (add.queue, changed.queue) == ("default", "math")
     assert changed.options(priority=3).queue == "math"
     assert (await bench.lease_of(await changed.delay(1))).envelope.headers == {"a": "1"}
-
-
-async def test_the_later_word_on_the_time_stands(bench: Bench) -> None:
-    """after= and at= say one thing: the later takes the place of the earlier, whichever it is."""
-    later = instant_of(bench.clock.wall()) + timedelta(hours=1)
-    assert await bench.seconds_until_due(await add.options(at=later).options(after=5).delay(1)) == 5.0
-    assert await bench.seconds_until_due(await add.options(after=5).options(at=later).delay(1)) == 3600.0
 
 
 async def test_tags_of_a_call_are_added_to_those_of_the_decorator(bench: Bench) -> None:
@@ -168,21 +115,6 @@ async def test_handles_come_in_the_order_of_the_calls(bench: Bench) -> None:
     handles = await enqueue(add.bind(n, n) for n in range(50))
     await bench.run_all()
     assert [await handle.result() for handle in handles] == [2 * n for n in range(50)]
-
-
-async def test_calls_of_several_jobs_go_together(bench: Bench) -> None:
-    handles = await enqueue([add.bind(1), double.bind(2), add.options(queue="math").bind(3)])
-    await bench.run_all()
-    assert [await handle.result() for handle in handles] == [2, 4, 4]
-
-
-async def test_an_async_iterable_is_as_good(bench: Bench) -> None:
-    async def calls() -> AsyncIterator[Any]:
-        for n in range(3):
-            await asyncio.sleep(0)
-            yield add.bind(n)
-
-    assert len(await enqueue(calls())) == 3
 
 
 async def test_a_batch_is_of_1000_calls(bench: Bench) -> None:
@@ -224,29 +156,6 @@ async def test_an_iterable_is_read_one_batch_ahead_at_most(bench: Bench, monkeyp
         with pytest.raises(asyncio.CancelledError):
             await sending
     assert len(watched.batches) == 1
-
-
-async def test_an_iterable_that_takes_its_time_is_not_read_ahead(bench: Bench) -> None:
-    """It would keep the loop from the answer."""
-    watched = Watched(bench.broker)
-    taken = 0
-
-    def slow() -> Iterator[Any]:
-        nonlocal taken
-        for taken in range(1, 1_101):
-            if taken > 1_000:
-                time.sleep(READ_AHEAD_TIMEOUT / 2)
-            yield add.bind(taken)
-
-    watched.gate.clear()
-    with bench.app.using(watched.as_broker):
-        sending = asyncio.create_task(enqueue(slow()))
-        await watched.arrived.wait()
-        await settle_down()
-        assert 1_001 <= taken < 1_010
-        watched.gate.set()
-        assert len(await sending) == 1_100
-    assert [len(batch) for batch in watched.batches] == [1_000, 100]
 
 
 async def test_a_failure_carries_the_handles_so_far(bench: Bench) -> None:
@@ -293,15 +202,6 @@ class Refusing(Middleware):
         await call_next(call)
 
 
-async def test_middleware_leaves_batches_whole(bench: Bench) -> None:
-    """A thousand calls through middleware are not a thousand round trips."""
-    watched, middleware = Watched(bench.broker), Refusing()
-    with bench.app.using(watched.as_broker):
-        configure(middleware=[middleware])
-        handles = await enqueue(add.bind(n) for n in range(1_000))
-    assert (middleware.seen, len(handles), len(watched.batches)) == (1_000, 1_000, 1)
-
-
 async def test_one_bad_item_leaves_its_neighbours_alone(bench: Bench) -> None:
     """A middleware that refuses one of a batch does not keep the others from being sent."""
     bad = add.options(headers={"bad": "yes"})
@@ -310,6 +210,49 @@ async def test_one_bad_item_leaves_its_neighbours_alone(bench: Bench) -> None:
         with pytest.raises(EnqueueFailed, match="PermissionError: not you") as caught:
             await enqueue([add.bind(1), bad.bind(2), add.bind(3)])
     assert [await handle.status() for handle in caught.value.handles] == [Status.READY] * 2
+
+
+# --- async generators ----------------------------------------------------------------------------------------------------
+
+
+class Opened:
+    """Calls from something that must be closed."""
+
+    def __init__(self, *, raises: bool = False) -> None:
+        self.is_closed = False
+        self._raises = raises
+
+    async def calls(self) -> AsyncIterator[Call[int]]:
+        try:
+            for number in range(5_000):
+                yield add.bind(number)
+            if self._raises:
+                raise RuntimeError("by design")
+        finally:
+            await asyncio.sleep(0)
+            self.is_closed = True
+
+
+async def test_a_cancelled_enqueue_closes_its_async_generator(bench: Bench) -> None:
+    """Not only when the garbage collector finds it: what it holds open (a cursor, a file) is closed by then."""
+    slow = Watched(bench.broker)
+    slow.gate.clear()
+    opened = Opened()
+    with bench.app.using(slow.as_broker):
+        sending = asyncio.create_task(enqueue(opened.calls()))
+        await slow.arrived.wait()
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        assert opened.is_closed
+
+
+async def test_an_async_generator_that_ends_or_raises_is_closed(bench: Bench) -> None:
+    opened, raising = Opened(), Opened(raises=True)
+    assert len(await enqueue(opened.calls())) == 5_000
+    with pytest.raises(EnqueueFailed, match="by design"):
+        await enqueue(raising.calls())
+    assert (opened.is_closed, raising.is_closed) == (True, True)
 
 
 # --- without a loop -------------------------------------------------------------------------------------------------
@@ -337,14 +280,6 @@ async def test_sync_code_sends_and_waits(bench: Bench) -> None:
 
     loop = asyncio.get_running_loop()
     assert await asyncio.to_thread(view) == [3, 1, 2, 3]
-
-
-async def test_sync_code_asks_and_cancels(bench: Bench) -> None:
-    def view() -> tuple[object, ...]:
-        handle = add.options(after=60).delay_sync(1)
-        return run_sync(handle.status()), run_sync(handle.cancel()), run_sync(handle.status())
-
-    assert await asyncio.to_thread(view) == (Status.SCHEDULED, Status.SCHEDULED, Status.CANCELLED)
 
 
 async def test_enqueue_sync_reads_the_iterable_in_the_callers_thread(bench: Bench) -> None:
@@ -404,24 +339,9 @@ async def test_middleware_sees_the_callers_context(bench: Bench) -> None:
         assert await asyncio.to_thread(view) == "sync"
 
 
-async def test_a_job_of_many_attempts_is_replayable(bench: Bench) -> None:
-    """A failed job stays, with its payload, for an operator to send again."""
-    handle = await fail.options(max_attempts=1).delay("broken")
-    await bench.run_all()
-    await bench.broker.console.retry([parse_id(handle.id)])
-    assert await handle.status() is Status.READY
-
-
 async def test_the_id_of_a_job_is_known_before_it_is_sent(bench: Bench) -> None:
     call = add.bind(1, 2)
     assert (call.job, repr(call)) == (add.name, f"<Call {add.name} {call.id}>")
     [handle] = await enqueue([call])
     assert handle.id == call.id
     assert [lease.envelope.id for lease in await bench.claim()] == [parse_id(call.id)]
-
-
-async def test_a_call_with_the_key_of_a_live_job_gets_the_handle_of_that_job(bench: Bench) -> None:
-    first, second = add.options(key="k").bind(1), add.options(key="k").bind(1)
-    [standing, found] = await enqueue([first, second])
-    assert (standing.id, found.id, found.is_new) == (first.id, first.id, False)
-    assert second.id != first.id

@@ -11,8 +11,7 @@ import pytest
 from taskflow import ConfigurationError, JobHandle, TooLarge, configure, job
 from taskflow.app.app import App
 from taskflow.app.settings import layered
-from taskflow.model.job_schema import MAX_PAYLOAD
-from tests.unit.app.bench import Bench, loaded
+from tests.unit.app.bench import Bench
 from tests.unit.app.jobs import blob
 
 
@@ -66,13 +65,6 @@ def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch, app: App) ->
     assert app.settings.broker is None
 
 
-def test_settings_are_read_when_they_are_used(app: App, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not when jobs are declared: the environment may be set after the import."""
-    loaded("from taskflow import job\n@job\ndef work() -> None: ...\n", app=app)
-    monkeypatch.setenv("TASKFLOW_BROKER", "memory://")
-    assert app.broker_url() == "memory://"
-
-
 async def test_a_limit_holds_for_jobs_that_are_declared_already(bench: Bench) -> None:
     with bench.app.using(bench.broker):
         configure(max_payload=1_000)
@@ -99,13 +91,6 @@ async def test_the_implicit_default_is_told_once_by_its_absolute_path(app: App, 
     assert "TASKFLOW_BROKER" in record.getMessage()
 
 
-async def test_a_closed_application_connects_again(app: App) -> None:
-    app.configure(broker="memory://")
-    first = app.broker()
-    await app.close()
-    assert app.broker() is not first
-
-
 async def test_using_a_broker_is_undone(app: App, bench: Bench) -> None:
     app.configure(broker="memory://", enqueue_timeout=1.0)
     own = app.broker()
@@ -127,15 +112,10 @@ async def test_using_a_broker_is_undone(app: App, bench: Bench) -> None:
         ({"subscribers": print}, ["subscribers=<built-in function print>", "a list of functions"]),
         ({"subscribers": [5]}, ["[... 5 ...]", "plain functions"]),
         ({"enqueue_timeout": "soon"}, ["enqueue_timeout='soon'", "a number, 0 or more"]),
-        ({"enqueue_timeout": -1}, ["enqueue_timeout=-1", "0 or more"]),
         ({"enqueue_timeout": float("nan")}, ["enqueue_timeout=nan"]),
         ({"max_payload": 0}, ["max_payload=0", "a whole number from 1 to 62,914,560"]),
-        ({"max_payload": MAX_PAYLOAD + 1}, ["max_payload=62914561", "a whole number from 1 to 62,914,560"]),
-        ({"max_payload": 1.5}, ["max_payload=1.5"]),
         ({"max_payload": True}, ["max_payload=True"]),
         ({"broker": 7}, ["broker=...", "a URL, for example 'sqlite:///taskflow.db', got int"]),
-        ({"broker": Path("queue.db")}, ["a URL", "got PosixPath"]),
-        ({"broker": b"memory://"}, ["a URL", "got bytes"]),
         ({"broker": ""}, ["a URL", "got an empty text"]),
         ({"lifespan": "resources"}, ["lifespan='resources'", "context manager"]),
     ],
@@ -148,24 +128,10 @@ def test_configure_names_what_is_wrong(given: dict[str, object], fragments: list
         assert fragment in str(caught.value)
 
 
-def test_configure_takes_no_async_subscriber() -> None:
-    async def hear(event: object) -> None: ...
-
-    with pytest.raises(ConfigurationError, match=r"hear.*plain functions"):
-        configure(subscribers=[hear])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
-
-
-def test_configure_takes_no_unknown_setting() -> None:
-    with pytest.raises(TypeError, match="borker"):
-        configure(borker="memory://")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-
-
 @pytest.mark.parametrize(
     ("name", "text", "fragment"),
     [
         ("TASKFLOW_ENQUEUE_TIMEOUT", "soon", "a number, 0 or more"),
-        ("TASKFLOW_ENQUEUE_TIMEOUT", "nan", "a number, 0 or more"),
-        ("TASKFLOW_MAX_PAYLOAD", "0", "a whole number from 1 to 62,914,560"),
         ("TASKFLOW_MAX_PAYLOAD", "62914561", "a whole number from 1 to 62,914,560"),
         ("TASKFLOW_MAX_PAYLOAD", "1e6", "a whole number from 1 to 62,914,560"),
     ],
@@ -182,9 +148,7 @@ def test_a_wrong_variable_is_named(folder: Path, name: str, text: str, fragment:
         ("max_payload = 'many'", ["max_payload", "'many'", "a whole number"]),
         ("broker = ", ["cannot be read"]),
         ("broker = 7", ["broker", "a URL, for example 'sqlite:///taskflow.db', got int"]),
-        ("broker = ['memory://']", ["broker", "a URL", "got list"]),
         ("max_payload = 62_914_561", ["max_payload", "is 62914561", "a whole number from 1 to 62,914,560"]),
-        ("max_payload = true", ["max_payload", "is True", "a whole number"]),
     ],
 )
 def test_a_wrong_pyproject_is_named(folder: Path, table: str, fragments: list[str]) -> None:
@@ -200,13 +164,6 @@ def test_a_pyproject_without_a_table_for_us_is_named(folder: Path, text: str) ->
     (folder / "pyproject.toml").write_text(text)
     with pytest.raises(ConfigurationError, match=r"pyproject.toml: \[tool.taskflow\] must be a table"):
         layered({}, environ={}, folder=folder)
-
-
-def test_an_empty_flag_is_no_broker(app: App) -> None:
-    """It is refused as a URL, not taken for a setting that is left out."""
-    app.flag(broker="")
-    with pytest.raises(ConfigurationError):
-        app.broker()
 
 
 async def test_more_than_the_default_may_be_sent_and_returned(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
