@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
@@ -16,9 +17,8 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 
-class Formatter(argparse.HelpFormatter):
-    """Formats help for the terminal's width. argparse's own formatter would load
-    shutil, and archive modules with it, as soon as a flag is declared."""
+class RawFormatter(argparse.HelpFormatter):
+    """Formats help for the terminal's width. argparse's own formatter would load shutil, and archive modules with it."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=columns() - 2)
@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
     """The hint for an unknown command that resembles no known one."""
 
     def __init__(self, **given: Any) -> None:
-        super().__init__(allow_abbrev=False, **{"formatter_class": Formatter, **given})
+        super().__init__(allow_abbrev=False, **{"formatter_class": RawFormatter, **given})
         self._positionals.title = "arguments"
 
     def branch(self, name: str, *, required: bool) -> argparse._SubParsersAction[Parser]:
@@ -88,8 +88,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the message to stderr and exit with 2. Unlike argparse, leave out the usage, which would hide the message."""
         message = re.sub(r"://\S*", "://***", message)  # hides the password of a broker URL in the wrong place
-        if slip := re.search(r"argument (\S+): invalid choice: (.+?) \(choose from (.+)\)", message):
-            name, value, known = slip[1], slip[2].strip("'\""), re.findall(r"[\w-]+", slip[3])
+        if typo := re.search(r"argument (\S+): invalid choice: (.+?) \(choose from (.+)\)", message):
+            name, value, known = typo[1], typo[2].strip("'\""), re.findall(r"[\w-]+", typo[3])
             hint = _hint(value, known)
             if name in ("COMMAND", "ACTION"):
                 message = f"unknown {name.lower()} '{value}'{hint or self.otherwise}"
@@ -98,43 +98,30 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\nsee {self.prog} --help\n")
 
 
-def _hint(slip: str, known: Iterable[str], prefix: str = "") -> str:
+def _hint(typo: str, known: Iterable[str], prefix: str = "") -> str:
     from taskflow.model.printable import nearest
 
-    near = nearest(slip, sorted(known))
+    near = nearest(typo, sorted(known))
     return f"; did you mean {prefix}{near}?" if near else ""
 
 
 # --- the types of options --------------------------------------------------------------------------------------------
 
-# The shortest ttl in seconds. A heartbeat is sent every quarter of it.
-SHORTEST_TTL: Final = 1.0
-
-SHORTEST_INTERVAL: Final = 0.1
-MOST_TIMES: Final = 10_000
-MOST_PROCESSES: Final = 1_000
-LONGEST: Final = 36_525 * 86_400.0
-"""A hundred years, in seconds. Stores cannot compute with much longer times."""
-
+MAX_PROCESSES: Final = 1_000
+MAX_SECONDS: Final = 36_525 * 86_400.0  # a hundred years: stores cannot compute with much longer times
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
-def positive(text: str) -> int:
+def positive(text: str, most: int | None = None, why: str = "") -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
+    if most is not None and int(text) > most:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {most}{why}")
     return int(text)
 
 
-def processes(text: str) -> int:
-    if (number := positive(text)) > MOST_PROCESSES:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than {MOST_PROCESSES}, which would fill the machine")
-    return number
-
-
-def count(text: str) -> int:
-    if (number := positive(text)) > MOST_TIMES:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than {MOST_TIMES}")
-    return number
+processes: Final = partial(positive, most=MAX_PROCESSES, why=", which would fill the machine")
+count: Final = partial(positive, most=10_000)
 
 
 def port(text: str) -> int:
@@ -162,29 +149,23 @@ def size(text: str) -> int:
     return int(written[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[written[2].upper()]
 
 
-def seconds(text: str) -> float:
+def seconds(text: str, least: float = 0.0, why: str = "") -> float:
     """Parse a number of seconds, or numbers with units, such as 90m or 1h30m."""
     parts = re.findall(r"([0-9.]+)(ms|[smhdw])", text, re.ASCII)
     has_units = bool(parts) and "".join(map("".join, parts)) == text
     with contextlib.suppress(ValueError):
         value = sum(float(number) * _UNITS[unit] for number, unit in parts) if has_units else float(text)
-        if LONGEST < value < float("inf"):
+        if MAX_SECONDS < value < float("inf"):
             raise argparse.ArgumentTypeError(f"{text!r} is longer than a hundred years")
-        if 0 <= value <= LONGEST:
+        if 0 <= value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is too short: {why}use {least:g} or more")
+        if 0 <= value <= MAX_SECONDS:
             return value
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more, or a duration such as 90m, 12h or 7d")
 
 
-def interval(text: str) -> float:
-    if (value := seconds(text)) < SHORTEST_INTERVAL:
-        raise argparse.ArgumentTypeError(f"{text!r} is too short: use {SHORTEST_INTERVAL:g} or more")
-    return value
-
-
-def ttl(text: str) -> float:
-    if (value := seconds(text)) < SHORTEST_TTL:
-        raise argparse.ArgumentTypeError(f"{text!r} is too short: a busy worker would be declared dead; use {SHORTEST_TTL:g} or more")
-    return value
+interval: Final = partial(seconds, least=0.1)
+ttl: Final = partial(seconds, least=1.0, why="a busy worker would be declared dead; ")
 
 
 def time(text: str) -> datetime:

@@ -27,11 +27,9 @@ from taskflow.model.verdict import Failed, Parked, Verdict
 from taskflow.model.wording import WAYS_OUT
 from taskflow.worker.executor import Executor
 
-LOOKED_AT: Final = (Status.READY, Status.RUNNING, Status.SCHEDULED, Status.HELD)
-"""The statuses of the jobs that a worker may still run, in the order in which they are looked at."""
-
-MOST_PROBLEMS: Final = 10
-"""The most problems that are shown for one job."""
+# The statuses of the jobs that a worker may still run, in the order in which they are read.
+STATUSES: Final = (Status.READY, Status.RUNNING, Status.SCHEDULED, Status.HELD)
+MAX_PROBLEMS: Final = 10  # that are shown for one job
 
 
 class Problem(msgspec.Struct, kw_only=True):
@@ -64,7 +62,7 @@ class JobCheck(msgspec.Struct, kw_only=True):
                 self.fits += 1
 
     def _note(self, kind: str, outcome: str, reason: str, record: Record) -> None:
-        if kind in self.problems or len(self.problems) < MOST_PROBLEMS:
+        if kind in self.problems or len(self.problems) < MAX_PROBLEMS:
             self.problems.setdefault(kind, Problem(outcome=outcome, reason=reason, example=id_text(record.id))).count += 1
 
 
@@ -103,8 +101,8 @@ async def _check(app: App, arguments: argparse.Namespace) -> int:
     ]
     found = sorted(checks.values(), key=lambda check: (-check.fails, -check.parks, check.job))
     if arguments.json:
-        jobs = [msgspec.structs.asdict(check) | {"problems": [*map(msgspec.structs.asdict, check.problems.values())]} for check in found]
-        print_json({"jobs": jobs, "queues": [*map(msgspec.structs.asdict, looked)]})
+        jobs = [msgspec.structs.asdict(check) | {"problems": list(check.problems.values())} for check in found]
+        print_json({"jobs": jobs, "queues": looked})
     else:
         with contextlib.suppress(BrokenPipeError):  # the exit code says more than the lines
             print_lines(_lines(found, looked))
@@ -113,14 +111,14 @@ async def _check(app: App, arguments: argparse.Namespace) -> int:
 
 async def _look(console: Console, executor: Executor, queue: QueueRecord, limit: int, checks: dict[str, JobCheck]) -> QueueCoverage:
     """Add up to `limit` live jobs of a queue to `checks`, by their names."""
-    looked_at, live = 0, View(queue=queue.name, statuses=LOOKED_AT)
+    looked_at, live = 0, View(queue=queue.name, statuses=STATUSES)
     async for records in pages(console, live, min(AT_ONCE, limit)):
         for record in records[: limit - looked_at]:
             looked_at += 1
             checks.setdefault(record.job, JobCheck(job=record.job)).add(record, executor.foresee(_lease_of(record)))
         if looked_at == limit:
             break
-    return QueueCoverage(queue=queue.name, looked_at=looked_at, of=max(looked_at, sum(queue.counts.get(status, 0) for status in LOOKED_AT)))
+    return QueueCoverage(queue=queue.name, looked_at=looked_at, of=max(looked_at, sum(queue.counts.get(status, 0) for status in STATUSES)))
 
 
 def _lease_of(record: Record) -> Lease:

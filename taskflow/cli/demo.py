@@ -37,16 +37,10 @@ from taskflow.model.record import ENDED
 
 BATCH: Final = 200
 
-# Appends the package's folder to sys.path, so that the package is found in a clone that is not installed.
-_START: Final = "import sys; sys.path.append(sys.argv.pop(1)); from taskflow.cli.main import program; raise SystemExit(program())"
-
 
 @dataclass(frozen=True)
 class SourceFile:
-    """The facts about one file: its SHA-256, how many lines and definitions it has, and which modules it imports.
-
-    `definitions` is None if the file cannot be parsed. Some test suites contain such files on purpose.
-    """
+    """The facts about one file. `definitions` is None if it cannot be parsed. Some test suites contain such files on purpose."""
 
     path: str
     sha256: str
@@ -60,21 +54,17 @@ def index(ctx: JobContext, path: str, *, fails_once: bool = False) -> SourceFile
     if fails_once and ctx.attempt == 1:
         raise OSError(f"{path}: this attempt fails on purpose, to show a retry")
     content = Path(path).read_bytes()
-    definitions, imports = _parsed(content)
-    return SourceFile(path, hashlib.sha256(content).hexdigest(), content.count(b"\n"), definitions, imports)
-
-
-def _parsed(content: bytes) -> tuple[int | None, list[str]]:
+    digest, lines = hashlib.sha256(content).hexdigest(), content.count(b"\n")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             nodes = list(ast.walk(ast.parse(content)))
     except (SyntaxError, ValueError, RecursionError):
-        return None, []
+        return SourceFile(path, digest, lines, None, [])
     definitions = sum(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in nodes)
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
-    return definitions, sorted({name.partition(".")[0] for name in imported})
+    return SourceFile(path, digest, lines, definitions, sorted({name.partition(".")[0] for name in imported}))
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -105,35 +95,33 @@ def source_files() -> Iterator[str]:
 
 
 async def _demo(files: list[str], file: str) -> int:
-    app = default_app()
-    url = f"sqlite:///{quote(file)}"
+    app, url = default_app(), f"sqlite:///{quote(file)}"
     app.flag(broker=url)
     try:
         began = time.monotonic()
         handles = await enqueue(index.bind(path, fails_once=number == 0) for number, path in enumerate(files))
         print(f"{len(handles):,} Python files queued in {file}, {time.monotonic() - began:.2f} s")
-        bar = Bar(len(handles))
         with _worker_process(url) as worker:
             began = time.monotonic()
-            await _watch(app, bar, worker)
+            await _watch(app, Bar(len(handles)), worker)
             took = time.monotonic() - began
-        failed = await _summarize(handles, took)
-        script, broker = sys.argv[0], f"--broker {shlex.quote(url)}"
-        command = shlex.quote(script) if Path(script).name == "taskflow" else f"{shlex.quote(sys.executable)} -m taskflow"
+        has_failed = await _summarize(handles, took)
+        broker = f"--broker {shlex.quote(url)}"
+        is_script = Path(sys.argv[0]).name == "taskflow"
+        command = shlex.quote(sys.argv[0]) if is_script else f"{shlex.quote(sys.executable)} -m taskflow"
         print("\nThe queue is kept. Try next:")
         print(f"  {command} status {broker}")
         print(f"  {command} jobs {broker} --limit 10")
         print(f"  {command} jobs {handles[0].id} {broker}    # the one that failed once")
-        return Exit.FAILED if failed else Exit.OK
+        return Exit.FAILED if has_failed else Exit.OK
     finally:
         await app.close()
 
 
 @contextmanager
 def _worker_process(url: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a real worker process, in the root folder, so that a `queue.py` in the user's folder does not hide Python's own."""
-    command = [sys.executable, "-P", "-c", _START, str(Path(__file__).parents[2])]
-    command += ["worker", "taskflow.cli.demo", "--queues", index.queue, "--log-level", "error"]
+    """Start a worker in another process, in the root folder, so that a `queue.py` in the user's folder does not hide Python's own."""
+    command = [sys.executable, "-P", "-m", "taskflow", "worker", __name__, "--queues", index.queue, "--log-level", "error"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)} | {"TASKFLOW_BROKER": url}
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd="/", env=environment) as process:
         try:
@@ -147,48 +135,42 @@ def _worker_process(url: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 async def _watch(app: App, bar: Bar, worker: subprocess.Popen[bytes]) -> None:
-    """Wait until all jobs have ended, updating the progress bar ten times a second.
-
-    Raises TaskflowError if the worker exits before that.
-    """
-    total = bar.total
+    """Show the progress until all jobs have ended. Raises TaskflowError if the worker exits before that."""
     while True:
         code = worker.poll()  # polled before the count, so that the count includes all its work
         queues = await app.broker().console.queues()
         done = sum(queue.counts[status] for queue in queues if queue.name == index.queue for status in ENDED)
         bar.show(done)
-        if done >= total:
-            bar.close()
-            return
-        if code is not None:
-            bar.close()
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            raise TaskflowError(
-                f"the worker ended too early ({how}): {done:,} of {total:,} jobs are done, the others wait for another worker"
-            )
+        if done >= bar.total or code is not None:
+            break
         await asyncio.sleep(0.1)
+    bar.close()
+    if done < bar.total and code is not None:
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        counts = f"{done:,} of {bar.total:,} jobs are done, the others wait for another worker"
+        raise TaskflowError(f"the worker ended too early ({how}): {counts}")
 
 
-async def _summarize(handles: list[JobHandle[SourceFile]], took: float) -> int:
-    """Print the summary. Return the number of failed jobs."""
-    results: list[SourceFile] = []
-    retries = failed = 0
+async def _summarize(handles: list[JobHandle[SourceFile]], took: float) -> bool:
+    """Print the summary. Return True if a job has failed."""
+    infos = []
     for start in range(0, len(handles), BATCH):
-        for info in await asyncio.gather(*(handle.info() for handle in handles[start : start + BATCH])):
-            if info is None or not isinstance(info.result, SourceFile):
-                failed += 1
-                continue
-            results.append(info.result)
-            retries += info.failures
+        infos += await asyncio.gather(*(handle.info() for handle in handles[start : start + BATCH]))
+    ended = [info for info in infos if info is not None and isinstance(info.result, SourceFile)]
+    results = [info.result for info in ended if info.result is not None]
     imports = Counter(name for result in results for name in result.imports)
     most_imported = sorted(imports.items(), key=lambda found: (-found[1], found[0]))[:5]
-    print(f"files        {len(results):,}")
-    print(f"lines        {sum(result.lines for result in results):,}")
-    print(f"definitions  {sum(result.definitions or 0 for result in results):,}")
-    print(f"not parsed   {sum(result.definitions is None for result in results):,}")
-    print(f"distinct     {len({result.sha256 for result in results}):,}")
-    print(f"imported     {', '.join(f'{name} ({count:,})' for name, count in most_imported)}")
-    print(f"retries      {retries:,}")
-    print(f"failed       {failed:,}")
-    print(f"jobs/s       {len(handles) / took:,.0f}")
-    return failed
+    figures = {
+        "files": f"{len(results):,}",
+        "lines": f"{sum(result.lines for result in results):,}",
+        "definitions": f"{sum(result.definitions or 0 for result in results):,}",
+        "not parsed": f"{sum(result.definitions is None for result in results):,}",
+        "distinct": f"{len({result.sha256 for result in results}):,}",
+        "imported": ", ".join(f"{name} ({count:,})" for name, count in most_imported),
+        "retries": f"{sum(info.failures for info in ended):,}",
+        "failed": f"{len(handles) - len(results):,}",
+        "jobs/s": f"{len(handles) / took:,.0f}",
+    }
+    for name, figure in figures.items():
+        print(f"{name:12} {figure}")
+    return len(results) < len(handles)

@@ -6,8 +6,6 @@ import argparse
 from typing import Final
 from urllib.parse import urlsplit
 
-import msgspec
-
 from taskflow.app.app import App
 from taskflow.app.package_conflict import advice
 from taskflow.broker.console import Console, Finding
@@ -56,7 +54,7 @@ async def _of_workers(console: Console) -> list[Finding]:
 def _print_findings(app: App, findings: list[Finding], arguments: argparse.Namespace) -> None:
     broker = masked(app.broker_url())
     if arguments.json:
-        print_json({"broker": broker, "findings": msgspec.to_builtins(findings)})
+        print_json({"broker": broker, "findings": findings})
         return
     print(f"broker   {one_line(broker)}")
     for finding in findings:
@@ -82,8 +80,9 @@ async def migrate(app: App, arguments: argparse.Namespace) -> int:
         upgrade = await (broker.migrate() if is_done else broker.pending())
     if arguments.json:
         migrations = [{"version": migration.version, "description": migration.description} for migration in upgrade.migrations]
-        told = {"place": upgrade.place, "version": upgrade.version, "target": upgrade.target, "migrations": migrations, "done": is_done}
-        print_json(told)
+        print_json(
+            {"place": upgrade.place, "version": upgrade.version, "target": upgrade.target, "migrations": migrations, "done": is_done}
+        )
     else:
         _print_upgrade(upgrade, is_done=is_done)
     return Exit.OK

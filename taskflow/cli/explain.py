@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,8 +16,8 @@ from taskflow.app.app import App
 from taskflow.broker.console import Console, View
 from taskflow.broker.paging import first
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.store import existing_broker, ids_of, on_store
-from taskflow.cli.terminal import BOLD, GREEN, OF_STATUS, hanging, moment, painted, print_json, print_lines, room, span
+from taskflow.cli.store import existing_broker, ids_of, on_store, print_each
+from taskflow.cli.terminal import BOLD, GREEN, OF_STATUS, hanging, moment, painted, print_json, room, span
 from taskflow.model import wording
 from taskflow.model.ids import id_text
 from taskflow.model.printable import INDENT, message, one_line
@@ -28,15 +27,11 @@ from taskflow.model.session import SessionRecord
 from taskflow.model.transitions import Event
 from taskflow.model.wording import POISON
 
-SAMPLED_FOR: Final = 1.0
-"""Seconds for which the rate of claims from a queue is measured."""
-
-MOST_PLACES: Final = 1_000
-"""The most jobs of a queue that are counted before a ready job."""
-
-PLACES_AT_ONCE: Final = 200
-MOST_LINES: Final = 5
-MOST_CHARACTERS: Final = 1_000
+SAMPLE_TIME: Final = 1.0  # seconds for which the rate of claims from a queue is measured
+MAX_POSITIONS: Final = 1_000  # jobs of a queue that are counted before a ready job
+POSITIONS_AT_ONCE: Final = 200
+MAX_LINES: Final = 5
+MAX_LENGTH: Final = 1_000
 
 
 class Reason(NamedTuple):
@@ -52,7 +47,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     `now`        by the store's clock, as far as it is known
     `is_paused`  whether the job's queue is paused
     `counts`     the number of jobs in its queue, by status
-    `places`     how many jobs run before each of the first ready jobs of its queue, by id; empty if that was not counted
+    `positions`  how many jobs run before each of the first ready jobs of its queue, by id; empty if that was not counted
     `workers`    all sessions
     `rate`       how many jobs of its queue are claimed in a second; None if that was not measured
     """
@@ -60,7 +55,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     now: datetime
     is_paused: bool = False
     counts: Mapping[Status, int] = {}
-    places: Mapping[bytes, int] = {}
+    positions: Mapping[bytes, int] = {}
     workers: Sequence[SessionRecord] = ()
     rate: float | None = None
 
@@ -73,17 +68,14 @@ async def explain(app: App, arguments: argparse.Namespace) -> int:
     for record in records:
         if record is not None and (record.queue, record.status) not in facts:
             facts[record.queue, record.status] = await facts_of(broker.console, record, datetime.now(UTC))
-    found = [[] if record is None else reasons(record, facts[record.queue, record.status]) for record in records]
+
+    def why(record: Record) -> list[Reason]:
+        return reasons(record, facts[record.queue, record.status])
+
     if arguments.json:
-        print_json([None if record is None else _json(record, why) for record, why in zip(records, found, strict=True)])
+        print_json([None if record is None else _json(record, why(record)) for record in records])
     else:
-        for number, (job_id, record, why) in enumerate(zip(ids, records, found, strict=True)):
-            if number:
-                print()
-            if record is None:
-                print(f"taskflow: job {id_text(job_id)} is unknown or no longer kept", file=sys.stderr)
-            else:
-                print_lines(_lines(job_id, record, why))
+        print_each(ids, records, lambda record: _lines(record, why(record)))
     return Exit.NOT_FOUND if None in records else Exit.OK
 
 
@@ -94,31 +86,26 @@ async def facts_of(console: Console, record: Record, now: datetime) -> Facts:
     queue = next((queue for queue in await console.queues() if queue.name == record.queue), None)
     counts = {} if queue is None else queue.counts
     is_paused = queue is not None and queue.is_paused
-    rate, places = None, dict[bytes, int]()
+    rate, positions = None, dict[bytes, int]()
     if record.status is Status.READY and counts.get(Status.READY, 0) > 1:
-        places = await _places(console, record.queue)
-    if places and not is_paused:
+        ready = await first(console, View(statuses=(Status.READY,), queue=record.queue), MAX_POSITIONS, POSITIONS_AT_ONCE)
+        positions = {other.id: position for position, other in enumerate(ready)}
+    if positions and not is_paused:
         begun = time.monotonic()
         before = await _claims(console, record.queue)
-        await asyncio.sleep(SAMPLED_FOR)
+        await asyncio.sleep(SAMPLE_TIME)
         rate = (await _claims(console, record.queue) - before) / (time.monotonic() - begun)
-    return Facts(now=now, is_paused=is_paused, counts=counts, places=places, workers=await console.workers(), rate=rate)
-
-
-async def _places(console: Console, queue: str) -> dict[bytes, int]:
-    """Return how many jobs run before each of the first ready jobs of a queue, by id. The numbers end at `MOST_PLACES`."""
-    view = View(statuses=(Status.READY,), queue=queue)
-    return {record.id: place for place, record in enumerate(await first(console, view, MOST_PLACES, PLACES_AT_ONCE))}
+    return Facts(now=now, is_paused=is_paused, counts=counts, positions=positions, workers=await console.workers(), rate=rate)
 
 
 async def _claims(console: Console, queue: str) -> int:
     return (await console.metrics()).totals.get(queue, {}).get(Event.CLAIM, 0)
 
 
-def _lines(job_id: bytes, record: Record, why: list[Reason]) -> Iterator[str]:
+def _lines(record: Record, why: list[Reason]) -> Iterator[str]:
     width, where = room(), f"{one_line(record.job)}  (queue {one_line(record.queue)})"
-    head = f"{id_text(job_id)}  {painted(record.status, OF_STATUS.get(record.status))}"
-    if len(f"{id_text(job_id)}  {record.status}  {where}") > width:
+    head = f"{_id(record)}  {painted(record.status, OF_STATUS.get(record.status))}"
+    if len(f"{_id(record)}  {record.status}  {where}") > width:
         yield head
         yield from hanging(INDENT, where, width)
     else:
@@ -134,18 +121,13 @@ def _lines(job_id: bytes, record: Record, why: list[Reason]) -> Iterator[str]:
 
 def _shortened(text: str) -> str:
     """Return the head of a reason. The message of an error, which it may contain, can have thousands of lines."""
-    head = "\n".join(text.split("\n", MOST_LINES)[:MOST_LINES])[:MOST_CHARACTERS]
+    head = "\n".join(text.split("\n", MAX_LINES)[:MAX_LINES])[:MAX_LENGTH]
     return message(head + ("..." if len(head) < len(text.rstrip()) else ""))
 
 
 def _json(record: Record, why: list[Reason]) -> dict[str, Any]:
-    return {
-        "id": id_text(record.id),
-        "status": record.status,
-        "job": record.job,
-        "queue": record.queue,
-        "reasons": [{"text": reason.text, "cure": reason.cure} for reason in why],
-    }
+    where = {"id": _id(record), "status": record.status, "job": record.job, "queue": record.queue}
+    return where | {"reasons": [reason._asdict() for reason in why]}
 
 
 # --- the reasons -----------------------------------------------------------------------------------------------------
@@ -153,31 +135,11 @@ def _json(record: Record, why: list[Reason]) -> dict[str, Any]:
 
 def reasons(record: Record, facts: Facts) -> list[Reason]:
     """Return the reasons for the job's present state. The first one is the cause; the others may matter once that is cured."""
-    found = list(_reasons(record, facts))
+    found = list(_OF_STATUS[record.status](record, facts))
     if record.unreadable:
         columns = ", ".join(field.column for field in record.unreadable)
         found.insert(0, Reason(f"stored values cannot be read: {columns}", f"`taskflow jobs {_id(record)}` shows their bytes"))
     return found
-
-
-def _reasons(record: Record, facts: Facts) -> Iterator[Reason]:
-    match record.status:
-        case Status.HELD:
-            yield from _held(record)
-        case Status.SCHEDULED:
-            yield from _scheduled(record, facts)
-            if facts.is_paused:
-                yield _paused(record, ", so no worker takes it when it is ready")
-        case Status.READY:
-            yield from _ready(record, facts)
-        case Status.RUNNING:
-            yield from _running(record, facts)
-        case Status.FAILED:
-            yield from _failed(record)
-        case Status.CANCELLED:
-            yield from _cancelled(record, facts)
-        case Status.SUCCEEDED:
-            yield Reason("it succeeded" if record.ended_at is None else f"it succeeded on {moment(record.ended_at.replace(microsecond=0))}")
 
 
 def short_reason(job: str, reason: str) -> str:
@@ -187,7 +149,7 @@ def short_reason(job: str, reason: str) -> str:
     return re.sub(r"(\S+): the function has no such argument", r"the function has no argument `\1`", reason)
 
 
-def _held(record: Record) -> Iterator[Reason]:
+def _held(record: Record, facts: Facts) -> Iterator[Reason]:
     if record.waiting_for == wording.ARRIVES:
         yield Reason(f"it waits for {record.waiting_for}", "start one with `taskflow worker MODULE` if none is running")
     elif record.waiting_for:
@@ -200,7 +162,8 @@ def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:
     wait = _after(record.due_at, facts.now)
     if record.due_at <= facts.now and not any(worker.is_alive for worker in facts.workers):
         yield Reason("it is due, but no worker is running to make it ready", "start one with `taskflow worker MODULE`")
-    if record.waiting_for and not _is_back_off(record.waiting_for):
+    is_back_off = (record.waiting_for or "").startswith(wording.HANDED_BACK_IN_VAIN.partition("%")[0])
+    if record.waiting_for and not is_back_off:
         yield Reason(
             f"no worker could run it: it waits for {short_reason(record.job, record.waiting_for)}, and is tried again {wait}",
             f"deploy the code that sent it, or `taskflow cancel {_id(record)}` if that code was removed",
@@ -225,6 +188,8 @@ def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:
         yield Reason(f"schedule {record.headers[SCHEDULE]} has added it for later; it is ready {wait}")
     else:
         yield Reason(f"it was sent for later; it is ready {wait}")
+    if facts.is_paused:
+        yield _paused(record, ", so no worker takes it when it is ready")
 
 
 def _ready(record: Record, facts: Facts) -> Iterator[Reason]:
@@ -261,16 +226,16 @@ def _paused(record: Record, consequence: str = "") -> Reason:
 
 
 def _behind(record: Record, facts: Facts) -> Iterator[Reason]:
-    place = facts.places.get(record.id)
-    ahead = place if place is not None else len(facts.places) or facts.counts.get(Status.READY, 0) - 1
+    position = facts.positions.get(record.id)
+    ahead = position if position is not None else len(facts.positions) or facts.counts.get(Status.READY, 0) - 1
     since = f"it has been ready for {span((facts.now - record.due_at).total_seconds())}"
-    behind = f"{since}, behind {'at least ' if place is None else ''}{ahead:,} other{'s' if ahead > 1 else ''} in queue {record.queue}"
-    if facts.is_paused:  # its place does not change, however many workers there are
+    behind = f"{since}, behind {'at least ' if position is None else ''}{ahead:,} other{'s' if ahead > 1 else ''} in queue {record.queue}"
+    if facts.is_paused:  # its position does not change, however many workers there are
         if ahead > 0:
             yield Reason(behind)
         return
     if ahead <= 0:
-        next_one = f"is the next one in queue {record.queue}" if place == 0 else "nothing is known to hold it up"
+        next_one = f"is the next one in queue {record.queue}" if position == 0 else "nothing is known to hold it up"
         yield Reason(f"{since}, and {next_one}", "look again: a worker is about to take it")
         return
     about = ""
@@ -299,7 +264,7 @@ def _running(record: Record, facts: Facts) -> Iterator[Reason]:
         yield Reason(f"its progress is {record.progress.fraction:.0%}{f': {record.progress.note}' if record.progress.note else ''}")
 
 
-def _failed(record: Record) -> Iterator[Reason]:
+def _failed(record: Record, facts: Facts) -> Iterator[Reason]:
     again = f"when the cause is fixed: `taskflow retry {_id(record)}`"
     error = record.last_error
     if (record.reason or "").startswith(POISON):
@@ -326,8 +291,8 @@ def _cancelled(record: Record, facts: Facts) -> Iterator[Reason]:
         yield Reason(f"it was cancelled{why}", cure)
 
 
-def _is_back_off(waiting_for: str) -> bool:
-    return waiting_for.startswith(wording.HANDED_BACK_IN_VAIN.partition("%")[0])
+def _succeeded(record: Record, facts: Facts) -> Iterator[Reason]:
+    yield Reason("it succeeded" if record.ended_at is None else f"it succeeded on {moment(record.ended_at.replace(microsecond=0))}")
 
 
 def _after(at: datetime, now: datetime) -> str:
@@ -349,3 +314,14 @@ def _none_of(workers: Sequence[SessionRecord], verb: str) -> str:
 
 def _id(record: Record) -> str:
     return id_text(record.id)
+
+
+_OF_STATUS: Final = {
+    Status.HELD: _held,
+    Status.SCHEDULED: _scheduled,
+    Status.READY: _ready,
+    Status.RUNNING: _running,
+    Status.SUCCEEDED: _succeeded,
+    Status.FAILED: _failed,
+    Status.CANCELLED: _cancelled,
+}

@@ -20,42 +20,36 @@ from taskflow.worker.health import HealthCheck, WorkerHealth
 
 if TYPE_CHECKING:
     from taskflow.cli.health_server import HealthServer
-    from taskflow.cli.supervisor_socket import SupervisorSocket
+    from taskflow.cli.supervise import SupervisorSocket
 
 log: Final = logging.getLogger("taskflow.worker")
 
-CHECK_EVERY: Final = 0.2
-REPORT_EVERY: Final = 1.0
-"""Seconds between two reports from a worker. A change is reported at once."""
-SILENT_AFTER: Final = 10.0
-"""Seconds without a report after which a worker is presumed dead, for example because C code holds the interpreter lock."""
-
-SENT_WITHIN: Final = 1.0
-AGAIN: Final = 1.0
-"""The longest pause, in seconds, before a worker that has failed its health check is checked again."""
+CHECK_INTERVAL: Final = 0.2
+REPORT_INTERVAL: Final = 1.0  # between two reports to a supervisor; a change is reported at once
+SILENCE_TIMEOUT: Final = 10.0  # after it a worker is presumed dead, for example because C code holds the interpreter lock
+SEND_TIMEOUT: Final = 1.0
+RECHECK_INTERVAL: Final = 1.0  # the longest pause before a worker that has failed its health check is checked again
 
 _STARTING: Final = "the worker has not started yet"
-_WORD: Final = "health"
-_OFF: Final[tuple[str, ...]] = ()
 
 
 class HealthReport:
     """A context manager that reports a worker's health. Until `show` is called, the worker is reported as starting: live, but not ready.
 
-    If there is a `line` to a supervisor, the worker reports over it, and the supervisor answers the probes.
+    If there is a supervisor, the worker reports to it, and the supervisor answers the probes.
     """
 
-    def __init__(self, arguments: argparse.Namespace, line: SupervisorSocket | None = None) -> None:
+    def __init__(self, arguments: argparse.Namespace, supervisor: SupervisorSocket | None = None) -> None:
         self._health: WorkerHealth | Fleet | None = None
-        self._line = line
+        self._supervisor = supervisor
         self._ending = threading.Event()
         self._server: HealthServer | None = None
-        if arguments.health_port is not None and line is None:
+        if arguments.health_port is not None and supervisor is None:
             from taskflow.cli.health_server import HealthServer, listener  # imported here, because most workers do not need it
 
             asks = {"/live": self._live, "/ready": self._ready}
             self._server = HealthServer(listener(arguments.health_host, arguments.health_port), asks)
-        self.notifier = SystemdNotifier.from_environment(os.environ, self._live) if line is None else None
+        self.notifier = SystemdNotifier.from_environment(os.environ, self._live) if supervisor is None else None
 
     def __enter__(self) -> Self:
         if self._server is not None:
@@ -63,7 +57,7 @@ class HealthReport:
             log.info("health: %s/live and /ready", self._server.url)
         if self.notifier is not None:
             self.notifier.start()
-        if self._line is not None:
+        if self._supervisor is not None:
             start_thread(self._tell_supervisor, "taskflow-health-report")
         return self
 
@@ -78,17 +72,21 @@ class HealthReport:
         self._health = health
 
     def note_event(self, event: WorkerEvent) -> None:
-        """Pass an event to the systemd notifier. Subscribe this method to the worker's events."""
+        """Tell systemd that the worker has started or is winding down. Subscribe this method to the worker's events."""
         if self.notifier is not None:
-            self.notifier.note_event(event)
+            match event:
+                case SessionOpened(name):
+                    self.notifier.ready(f"working as {name}")
+                case WindingDown(running):
+                    self.notifier.stopping(f"winding down: {running} running")
 
     def _tell_supervisor(self) -> None:
         last, reported_at = (False, False), float("-inf")
-        while self._line is not None and not self._ending.wait(CHECK_EVERY):
+        while self._supervisor is not None and not self._ending.wait(CHECK_INTERVAL):
             live, ready, now = self._live(), self._ready(), time.monotonic()
-            if (live.is_well, ready.is_well) != last or now >= reported_at + REPORT_EVERY:
+            if (live.is_well, ready.is_well) != last or now >= reported_at + REPORT_INTERVAL:
                 last, reported_at = (live.is_well, ready.is_well), now
-                self._line.say(report_line(live, ready))
+                self._supervisor.say(report_line(live, ready))
 
     def _live(self) -> HealthCheck:
         return self._health.live() if self._health is not None else HealthCheck(True, _STARTING)
@@ -122,7 +120,7 @@ class FleetHealthReport(HealthReport):
 
 def report_line(live: HealthCheck, ready: HealthCheck) -> str:
     """Return the line with which a worker reports its health to its supervisor."""
-    return f"{_WORD} {live.is_well:d} {ready.is_well:d} {live.why if not live.is_well else ready.why}"
+    return f"health {live.is_well:d} {ready.is_well:d} {live.why if not live.is_well else ready.why}"
 
 
 class WorkerReport(NamedTuple):
@@ -148,38 +146,33 @@ class Fleet:
             self._workers.pop(pid, None)
             return
         match news.split(" ", 3):
-            case [word, live, ready, why] if word == _WORD:
+            case ["health", live, ready, why]:
                 self._workers[pid] = WorkerReport(time.monotonic(), live == "1", ready == "1", why)
             case ["session", _]:
                 self.has_worked = True
-            case _:
-                return
 
     def live(self) -> HealthCheck:
-        workers = self._present()
-        if not workers or any(worker.is_live for worker in workers):
-            return HealthCheck(True, "a worker is alive" if workers else "no worker has started yet", _facts(workers))
-        return HealthCheck(False, f"no worker is alive: {workers[0].why}", _facts(workers))
+        return self._check("alive", "a worker is alive", lambda worker: worker.is_live, if_none=True)
 
     def ready(self) -> HealthCheck:
-        workers = self._present()
-        if any(worker.is_live and worker.is_ready for worker in workers):
-            return HealthCheck(True, "the broker answers the heartbeats, claims and settlements of a worker", _facts(workers))
-        return HealthCheck(False, f"no worker is ready: {workers[0].why}" if workers else "no worker has started yet", _facts(workers))
+        well = "the broker answers the heartbeats, claims and settlements of a worker"
+        return self._check("ready", well, lambda worker: worker.is_live and worker.is_ready, if_none=False)
 
-    def _present(self) -> list[WorkerReport]:
+    def _check(self, word: str, well: str, is_well: Callable[[WorkerReport], bool], *, if_none: bool) -> HealthCheck:
         now = time.monotonic()
-        return [
+        workers = [
             worker
-            if now - worker.at < SILENT_AFTER
-            else worker._replace(is_live=False, is_ready=False, why=f"it has been silent for {now - worker.at:.0f} s")
+            if now - worker.at < SILENCE_TIMEOUT
+            else WorkerReport(worker.at, False, False, f"it has been silent for {now - worker.at:.0f} s")
             for worker in list(self._workers.values())
         ]
-
-
-def _facts(workers: list[WorkerReport]) -> dict[str, float | int | str | None]:
-    live, ready = (sum(worker.is_live for worker in workers), sum(worker.is_live and worker.is_ready for worker in workers))
-    return {"workers": len(workers), "live": live, "ready": ready}
+        live, ready = (sum(worker.is_live for worker in workers), sum(worker.is_live and worker.is_ready for worker in workers))
+        facts: dict[str, float | int | str | None] = {"workers": len(workers), "live": live, "ready": ready}
+        if not workers:
+            return HealthCheck(if_none, "no worker has started yet", facts)
+        if any(map(is_well, workers)):
+            return HealthCheck(True, well, facts)
+        return HealthCheck(False, f"no worker is {word}: {workers[0].why}", facts)
 
 
 # --- systemd ---------------------------------------------------------------------------------------------------------
@@ -195,10 +188,9 @@ class SystemdNotifier:
 
     def __init__(self, address: str, watchdog: float | None, live: Callable[[], HealthCheck]) -> None:
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
-        self._period = watchdog / 2 if watchdog is not None else None
+        self._interval = watchdog / 2 if watchdog is not None else None
         self._live = live
-        self._messages = queue.SimpleQueue[tuple[str, ...]]()
-        self._thread: threading.Thread | None = None
+        self._messages = queue.SimpleQueue[tuple[str, ...] | None]()  # None ends the thread
         self._has_failed = False
         self._is_ready = False
         self._is_stopping = False
@@ -220,16 +212,6 @@ class SystemdNotifier:
         is_watched = microseconds.isascii() and microseconds.isdigit() and int(microseconds) > 0 and pid in ("", str(os.getpid()))
         return cls(address, int(microseconds) / 1e6 if is_watched else None, live)
 
-    def note_event(self, event: WorkerEvent) -> None:
-        """Report that the worker has started or is winding down. Subscribe this method to the worker's events."""
-        match event:
-            case SessionOpened(name):
-                self.ready(f"working as {name}")
-            case WindingDown(running):
-                self.stopping(f"winding down: {running} running")
-            case _:
-                return
-
     def ready(self, status: str) -> None:
         """Report `status`. The first time, also report that the worker is ready."""
         self._status = f"STATUS={status}"
@@ -241,42 +223,41 @@ class SystemdNotifier:
         self._messages.put(("STOPPING=1", self._status))
 
     def start(self) -> None:
-        self._thread = start_thread(self._keep, "taskflow-notify")
+        self._thread = start_thread(self._send_messages, "taskflow-notify")
 
     def stop(self) -> None:
         if not self._is_stopping:
             self.stopping("ending")
-        self._messages.put(_OFF)
-        if self._thread is not None:
-            self._thread.join(2 * SENT_WITHIN)
+        self._messages.put(None)
+        self._thread.join(2 * SEND_TIMEOUT)
 
-    def _keep(self) -> None:
-        keep_alive_at = time.monotonic() if self._period is not None else None
+    def _send_messages(self) -> None:
+        keep_alive_at = time.monotonic() if self._interval is not None else None
         while True:
             try:
                 message = self._messages.get(timeout=None if keep_alive_at is None else max(0.0, keep_alive_at - time.monotonic()))
             except queue.Empty:
                 keep_alive_at = time.monotonic() + self._send_keep_alive()
                 continue
-            if message == _OFF:
+            if message is None:
                 return
             self._send(*message)
 
     def _send_keep_alive(self) -> float:
         """Send a keep-alive message if the worker is alive. Return the seconds until the next one."""
-        found, period = self._live(), self._period or AGAIN
+        found, interval = self._live(), self._interval or RECHECK_INTERVAL
         if not found.is_well:
             self._is_unwell = True
             self._send(f"STATUS={found.why}")
-            return min(AGAIN, period)
+            return min(RECHECK_INTERVAL, interval)
         self._send("WATCHDOG=1", *([self._status] if self._is_unwell else []))
         self._is_unwell = False
-        return period
+        return interval
 
     def _send(self, *lines: str) -> None:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-                sender.settimeout(SENT_WITHIN)
+                sender.settimeout(SEND_TIMEOUT)
                 sender.sendto("\n".join(map(one_line, lines)).encode(), self._address)
         except OSError as error:
             if not self._has_failed:

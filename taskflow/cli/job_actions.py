@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import msgspec
 
+from taskflow.app import bulk_actions
 from taskflow.app.app import App
-from taskflow.app.bulk_actions import (
-    ASKED,
-    CHANGED,
-    DEFAULTS,
-    UNKNOWN,
-    ActionProgress,
-    ActionResult,
-    CallOnce,
-    act as act_on_view,
-    apply,
-    check_view,
-    count,
-    foresee,
-    recorded,
-    selection,
-)
+from taskflow.app.bulk_actions import ASKED, CHANGED, UNKNOWN, ActionProgress, ActionResult, CallOnce, recorded, selection
 from taskflow.app.operate import group_ids
 from taskflow.broker.console import Redone
 from taskflow.broker.protocol import Broker
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.interrupts import raising
+from taskflow.cli.startup import raising
 from taskflow.cli.store import (
     existing_broker,
     filter_of,
@@ -42,6 +29,7 @@ from taskflow.cli.store import (
     is_known_queue,
     note_unknown_job,
     operator,
+    reporting,
     suggestion,
     with_store,
 )
@@ -53,11 +41,8 @@ from taskflow.model.printable import message, one_line
 from taskflow.model.record import Record, Status
 
 AT_ONCE: Final = 100
-MOST_LOOKED_AT: Final = 1_000
-"""The most jobs that are read between two portions, however many have not run yet."""
-
-LOOK_EVERY: Final = 0.2
-
+MAX_CHECKED: Final = 1_000  # jobs that are read between two portions, however many have not run yet
+POLL_INTERVAL: Final = 0.2
 PAST: Final = {"retry": "retried", "cancel": "cancelled", "purge": "purged"}
 
 
@@ -83,16 +68,12 @@ class Report(msgspec.Struct, kw_only=True):
     def add(self, done: ActionResult) -> None:
         self.changed, self.asked, self.refused = done.changed, done.asked, done.refused
 
-    def print(self, *, is_json: bool, text: str = "") -> None:
-        if is_json:
-            print_json(msgspec.structs.asdict(self))
-        elif text:
-            print(text)
-
-    @property
-    def text(self) -> str:
+    def print(self, arguments: argparse.Namespace, text: str | None = None) -> None:
         asked = f", asked {self.asked:,} running to stop" if self.asked else ""
-        return f"{PAST[self.act]} {self.changed:,}{asked}"
+        if arguments.json:
+            print_json(self)
+        elif text != "":
+            print(text or f"{PAST[self.act]} {self.changed:,}{asked}")
 
 
 def act(arguments: argparse.Namespace) -> int:
@@ -126,23 +107,20 @@ async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
     broker = await existing_broker(app)
     report = Report(act=action, dry_run=arguments.dry_run, matching=len(ids))
     if arguments.dry_run:
-        answers = [foresee(action, record, by_id=True) for record in await broker.read(ids)]
+        answers = [bulk_actions.foresee(action, record, by_id=True) for record in await broker.read(ids)]
         report.matching = sum(answer in (CHANGED, ASKED) for answer in answers)
-        text = f"would {action} {report.matching:,}"
-        has_refused = report.matching < len(ids)
     else:
-        async with recorded(CallOnce(broker), action, names=[*map(id_text, ids)], **operator(arguments)) as doing:
-            answers = await apply(CallOnce(broker), action, ids)
+        async with recorded(CallOnce(broker), action, names=[*map(id_text, ids)], **operator(arguments)) as progress:
+            answers = await bulk_actions.apply(CallOnce(broker), action, ids)
             report.add(done := ActionResult.of(answers))
-            doing.affected = done.affected
+            progress.affected = done.affected
         for job_id, answer in zip(ids, answers, strict=True):
             if answer not in (CHANGED, ASKED):
                 holder = await _holder_of_key(broker, job_id) if answer == Redone.KEY_TAKEN.value else ""
                 print(f"taskflow: {id_text(job_id)} was not {PAST[action]}: {answer}{holder}", file=sys.stderr)
-        text, has_refused = report.text, bool(done.refused)
     report.jobs = [{"id": id_text(job_id), "answer": answer} for job_id, answer in zip(ids, answers, strict=True)]
-    report.print(is_json=arguments.json, text=text)
-    return Exit.NOT_FOUND if UNKNOWN in answers else Exit.FAILED if has_refused else Exit.OK
+    report.print(arguments, f"would {action} {report.matching:,}" if arguments.dry_run else None)
+    return Exit.NOT_FOUND if UNKNOWN in answers else Exit.OK if {CHANGED, ASKED}.issuperset(answers) else Exit.FAILED
 
 
 async def _holder_of_key(broker: Broker, job_id: bytes) -> str:
@@ -156,42 +134,50 @@ async def _holder_of_key(broker: Broker, job_id: bytes) -> str:
 
 async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
     action = arguments.command
-    view = filter_of(arguments, DEFAULTS[action])
-    try:
-        check_view(action, view)
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
+    view = filter_of(arguments, bulk_actions.DEFAULTS[action])
+    with reporting(ValueError):
+        bulk_actions.check_view(action, view)
     broker = await existing_broker(app)
     if not await is_known_queue(broker.console, view.queue):
         return Exit.NOT_FOUND
     call = CallOnce(broker)
-    report = Report(act=action, dry_run=arguments.dry_run, matching=(total := await count(call, view)))
+    report = Report(act=action, dry_run=arguments.dry_run, matching=(total := await bulk_actions.count(call, view)))
     if not total:
         await note_unknown_job(broker.console, view.job)
     if arguments.dry_run:
-        report.print(is_json=arguments.json, text=f"would {action} {total:,}")
+        report.print(arguments, f"would {action} {total:,}")
         return Exit.OK
     if action != "retry" and not confirmed(f"{action} {total:,} jobs?", arguments):
         return Exit.FAILED
     bar, done = None if arguments.json else Bar(total), ActionResult()
-    try:
-        async with recorded(call, action, which=selection(view), **operator(arguments)) as doing:
-            async for so_far in act_on_view(call, action, view):
-                done, doing.affected = so_far, so_far.affected
+    with (
+        _explaining_interrupts(lambda: f"{PAST[action]} {done.affected:,} of {total:,} or a few more"),
+        contextlib.closing(bar) if bar is not None else contextlib.nullcontext(),
+    ):
+        async with recorded(call, action, which=selection(view), **operator(arguments)) as progress:
+            async for so_far in bulk_actions.act(call, action, view):
+                done, progress.affected = so_far, so_far.affected
                 if bar is not None:
                     bar.show(min(total, done.seen))
-    except (KeyboardInterrupt, asyncio.CancelledError, BrokerError):
-        if bar is not None:
-            bar.close()
-        print(f"taskflow: interrupted: {PAST[action]} {done.affected:,} of {total:,} or a few more", file=sys.stderr)
-        raise
-    if bar is not None:
-        bar.close()
-    for why, number in done.refused.items():
-        print(f"taskflow: {number:,} were not {PAST[action]}: {why}", file=sys.stderr)
     report.add(done)
-    report.print(is_json=arguments.json, text=report.text)
+    _print_refused(report)
+    report.print(arguments)
     return Exit.FAILED if Redone.KEY_TAKEN.value in done.refused else Exit.OK
+
+
+@contextlib.contextmanager
+def _explaining_interrupts(words: Callable[[], str]) -> Iterator[None]:
+    """If the block is interrupted, or broken off by the store, print what it has done."""
+    try:
+        yield
+    except (KeyboardInterrupt, asyncio.CancelledError, BrokerError):
+        print(f"taskflow: interrupted: {words()}", file=sys.stderr)
+        raise
+
+
+def _print_refused(report: Report) -> None:
+    for why, number in report.refused.items():
+        print(f"taskflow: {number:,} were not {PAST[report.act]}: {why}", file=sys.stderr)
 
 
 # --- retry --group ---------------------------------------------------------------------------------------------------
@@ -209,30 +195,28 @@ async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         report.stages = [{"jobs": len(stage), "changed": 0} for stage in _stages(ids, arguments)]
         sizes = ", ".join(f"{stage['jobs']:,}" for stage in report.stages)
-        report.print(is_json=arguments.json, text=f"would retry {len(ids):,} in stages of {sizes}")
+        report.print(arguments, f"would retry {len(ids):,} in stages of {sizes}")
         return Exit.OK
     if not any(worker.is_alive for worker in await broker.console.workers()):
         print("taskflow: no worker is running: the jobs wait until one starts", file=sys.stderr)
     rollout = Rollout(broker, arguments)
-    try:
+
+    def left_alone() -> str:
+        return f"{len(ids) - rollout.done.seen:,} of {len(ids):,} were left alone"
+
+    with _explaining_interrupts(lambda: f"retried {rollout.done.changed:,}; {left_alone()}"):
         for stage in _stages(ids, arguments):
             before = rollout.done.changed
             report.stopped = await rollout.run(stage)
             report.add(rollout.done)
             report.stages = [*report.stages, {"jobs": len(stage), "changed": report.changed - before}]
             if report.stopped is not None:
-                left = len(ids) - rollout.done.seen
-                print(f"taskflow: stopped: {report.stopped}; {left:,} of {len(ids):,} were left alone", file=sys.stderr)
+                print(f"taskflow: stopped: {report.stopped}; {left_alone()}", file=sys.stderr)
                 break
             if not arguments.json:
                 print_now(f"retried {report.changed:,} of {len(ids):,}: none has failed again")
-    except (KeyboardInterrupt, asyncio.CancelledError, BrokerError):
-        left = len(ids) - rollout.done.seen
-        print(f"taskflow: interrupted: retried {rollout.done.changed:,}; {left:,} of {len(ids):,} were left alone", file=sys.stderr)
-        raise
-    for why, number in rollout.done.refused.items():
-        print(f"taskflow: {number:,} were not retried: {why}", file=sys.stderr)
-    report.print(is_json=arguments.json)
+    _print_refused(report)
+    report.print(arguments, "")
     return Exit.FAILED if report.stopped is not None or report.refused else Exit.OK
 
 
@@ -247,8 +231,7 @@ def _stages(ids: Sequence[bytes], arguments: argparse.Namespace) -> Iterator[Seq
 
 
 class Rollout:
-    """Retries jobs and watches them. `done` counts what has become of those that it was given. The audit log has an entry for each
-    stage."""
+    """Retries jobs and watches them. `done` counts the outcomes. The audit log has an entry for each stage."""
 
     def __init__(self, broker: Broker, arguments: argparse.Namespace) -> None:
         self.done = ActionResult()
@@ -260,21 +243,21 @@ class Rollout:
 
     async def run(self, stage: Sequence[bytes]) -> str | None:
         """Retry these jobs, and wait until they have ended. Return the reason to stop, if there is one."""
-        async with recorded(CallOnce(self._broker), "retry", **self._act) as doing:
-            problem = await self._retry(stage, doing)
-            doing.stopped = problem or ""
+        async with recorded(CallOnce(self._broker), "retry", **self._act) as progress:
+            problem = await self._retry(stage, progress)
+            progress.stopped = problem or ""
         return problem or await self._until_ended()
 
-    async def _retry(self, stage: Sequence[bytes], doing: ActionProgress) -> str | None:
+    async def _retry(self, stage: Sequence[bytes], progress: ActionProgress) -> str | None:
         size = AT_ONCE if self._rate is None else max(1, min(AT_ONCE, int(self._rate)))
         for begin in range(0, len(stage), size):
             portion, began = stage[begin : begin + size], time.monotonic()
-            answers = await apply(CallOnce(self._broker), "retry", portion)
+            answers = await bulk_actions.apply(CallOnce(self._broker), "retry", portion)
             self._watched += [job_id for job_id, answer in zip(portion, answers, strict=True) if answer == CHANGED]
             done = ActionResult.of(answers)
             self.done += done
-            doing.affected += done.changed
-            if (problem := await self._look()) is not None:
+            progress.affected += done.changed
+            if (problem := await self._check()) is not None:
                 return problem
             if self._rate is not None:
                 await asyncio.sleep(max(0.0, len(portion) / self._rate - (time.monotonic() - began)))
@@ -282,18 +265,18 @@ class Rollout:
 
     async def _until_ended(self) -> str | None:
         give_up_at = time.monotonic() + self._wait
-        while (problem := await self._look()) is None and self._watched:
+        while (problem := await self._check()) is None and self._watched:
             if time.monotonic() > give_up_at:
                 number = len(self._watched)
                 verb = "1 job has" if number == 1 else f"{number:,} jobs have"
                 return f"{verb} not ended within {self._wait:g} s, for example {id_text(self._watched[0])}"
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(POLL_INTERVAL)
         return problem
 
-    async def _look(self) -> str | None:
-        """Return what has failed again. Jobs that have ended otherwise are not watched any longer. Those that have not ended are looked at
+    async def _check(self) -> str | None:
+        """Return what has failed again. Jobs that have ended otherwise are not watched any longer. Those that have not ended are checked
         again after the others."""
-        left, next_ones = list[bytes](), self._watched[:MOST_LOOKED_AT]
+        left, next_ones = list[bytes](), self._watched[:MAX_CHECKED]
         for begin in range(0, len(next_ones), AT_ONCE):
             ids = next_ones[begin : begin + AT_ONCE]
             for job_id, record in zip(ids, await self._broker.read(ids), strict=True):
@@ -303,7 +286,7 @@ class Rollout:
                     return f"{id_text(job_id)} failed again: {message(why)}"
                 if record is not None and not record.status.is_ended:
                     left.append(job_id)
-        self._watched = self._watched[MOST_LOOKED_AT:] + left
+        self._watched = self._watched[MAX_CHECKED:] + left
         return None
 
 
@@ -324,18 +307,15 @@ async def _pause(app: App, arguments: argparse.Namespace) -> int:
     """Pause or resume queues, and leave those that are so already. A queue may be paused before its first job, but an unknown name
     is usually a typo, so the output says that it is unknown."""
     verb, broker = arguments.command, app.broker()
-    console = broker.console
-    try:
+    with reporting(ValueError):
         names = list(dict.fromkeys(check_queue(name) for name in arguments.names))
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
-    known = {queue.name: queue.is_paused for queue in await console.queues()}
+    known = {queue.name: queue.is_paused for queue in await broker.console.queues()}
     changing = [name for name in names if known.get(name, False) != (verb == "pause")]
-    async with recorded(CallOnce(broker), verb, names=changing, **operator(arguments)) as doing:
+    async with recorded(CallOnce(broker), verb, names=changing, **operator(arguments)) as progress:
         for name in names:
             if name in changing:
-                await (console.pause(name) if verb == "pause" else console.resume(name))
-                doing.affected += 1
+                await (broker.console.pause(name) if verb == "pause" else broker.console.resume(name))
+                progress.affected += 1
                 text = f"{verb}d {name}" + ("" if name in known else ", in which no job has ever been")
             else:
                 text = f"{name} is paused already" if verb == "pause" else f"{name} is not paused"

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from taskflow.app.app import App
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.store import existing_broker, filter_of, given_filters, ids_of, is_known_queue, note_unknown_job, on_store
+from taskflow.cli.store import existing_broker, filter_of, given_filters, ids_of, is_known_queue, note_unknown_job, on_store, print_each
 from taskflow.cli.terminal import (
-    LEAST_BAR_WIDTH,
-    LEAST_NAME,
+    MIN_BAR,
+    MIN_NAME,
     OF_STATUS,
     Column,
     bar_of,
@@ -42,14 +42,10 @@ from taskflow.model.verdict import RunError
 
 IN_FULL: Final = DisplayLimits(characters=16_384, items=10_000, levels=64)
 AT_A_GLANCE: Final = DisplayLimits(characters=400, items=20, levels=4)
-MOST_OF_VALUE: Final = 1_000
-"""The maximum number of characters of one argument, unless all is shown."""
-
+MAX_VALUE: Final = 1_000  # characters of one argument, unless all is shown
 FIRST_MOMENTS, LAST_MOMENTS = 5, 25
-WIDEST: Final = 200
-LABEL: Final = 16
-LONGEST_DETAIL: Final = 500
-"""The maximum length of a detail, in characters, on separate lines."""
+MAX_WIDTH: Final = 200
+MAX_DETAIL: Final = 500  # characters of a detail on separate lines
 
 
 @on_store
@@ -85,14 +81,8 @@ async def _show(app: App, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json([None if record is None else _detailed_json(record, limits) for record in records])
     else:
-        for number, (job_id, record) in enumerate(zip(ids, records, strict=True)):
-            if number:
-                print()
-            if record is None:
-                print(f"taskflow: job {id_text(job_id)} is unknown or no longer kept", file=sys.stderr)
-            else:
-                print_lines(_Page(record, limits, is_full=arguments.verbose).lines(datetime.now(UTC)))
-    return Exit.OK if all(record is not None for record in records) else Exit.NOT_FOUND
+        print_each(ids, records, lambda record: _Page(record, limits, is_full=arguments.verbose).lines(datetime.now(UTC)))
+    return Exit.NOT_FOUND if None in records else Exit.OK
 
 
 # --- the list --------------------------------------------------------------------------------------------------------
@@ -117,7 +107,7 @@ def _why(record: Record) -> str:
         return (record.reason or record.waiting_for or "").partition("\n")[0]
     if record.progress and record.status is Status.RUNNING:
         share = record.progress.fraction
-        return f"{bar_of(share, LEAST_BAR_WIDTH)} {share:.0%}  {record.progress.note}".rstrip()
+        return f"{bar_of(share, MIN_BAR)} {share:.0%}  {record.progress.note}".rstrip()
     if record.errors and not record.status.is_ended:
         return f"last error: {record.errors[-1].type}: {record.errors[-1].message}"
     return ""
@@ -131,30 +121,31 @@ _COLUMNS: Final = (
     Column("ID", lambda record: id_text(record.id)),
     Column("STATUS", lambda record: record.status, color=lambda record: OF_STATUS.get(record.status)),
     Column("QUEUE", lambda record: record.queue, keep=2, most=20),
-    Column("JOB", lambda record: record.job, least=LEAST_NAME, most=36),
+    Column("JOB", lambda record: record.job, least=MIN_NAME, most=36),
     Column("AGE", lambda record: span((datetime.now(UTC) - record.created_at).total_seconds())),
     Column("TRY", lambda record: f"{record.attempt}/{record.max_attempts}"),
     Column("DUE", _due, keep=1),
 )
-_DETAIL: Final = Column("DETAIL", detail, most=LONGEST_DETAIL)
+_DETAIL: Final = Column("DETAIL", detail, most=MAX_DETAIL)
 
 
 # --- one job as JSON -------------------------------------------------------------------------------------------------
 
-_APART: Final = frozenset(
-    (
-        *("id", "on_failure", "payload", "result", "errors", "progress"),
-        *("unreadable", "secrets", "key_text", "headers", "behind", "cause"),
-    )
-)  # fields of a record whose JSON has another form, or none
+# Fields of a record whose JSON has another form, or none.
+_APART: Final = {
+    *("id", "on_failure", "payload", "result", "errors", "progress"),
+    *("unreadable", "secrets", "key_text", "headers", "behind", "cause"),
+}
 
 
 def record_json(record: Record) -> dict[str, Any]:
     """Convert a record, without the job's arguments and its result."""
-    fields = {name: getattr(record, name) for name in Record.__struct_fields__ if name not in _APART}
-    shown: dict[str, Any] = {"id": id_text(record.id), "status": record.status, "attempt": record.attempt}
     headers = {name: HIDDEN if name in record.secrets or is_secret(name) else masked_text(text) for name, text in record.headers.items()}
-    fields |= {
+    return {
+        "id": id_text(record.id),
+        "status": record.status,
+        "attempt": record.attempt,
+        **{name: getattr(record, name) for name in Record.__struct_fields__ if name not in _APART},
         "key": record.key_text,
         "key_holder": None if record.behind is None else id_text(record.behind),
         "headers": headers,
@@ -163,14 +154,12 @@ def record_json(record: Record) -> dict[str, Any]:
         "deploy": record.deploy or None,
         "schedule": record.headers.get(SCHEDULE),
         "scheduled_for": scheduled_for(record.headers),
+        "tags": list(record.tags),
+        "on_failure": None if record.on_failure is None else _called_on_failure(record.on_failure),
+        "progress": None if record.progress is None else {"fraction": record.progress.fraction, "note": record.progress.note},
+        "unreadable": [{"column": each.column, "problem": each.problem, "bytes": each.raw.hex()} for each in record.unreadable],
+        "errors": [_error_json(error) for error in record.errors],
     }
-    shown |= {name: value.isoformat() if isinstance(value, datetime) else value for name, value in fields.items()}
-    shown["tags"] = list(record.tags)
-    shown["on_failure"] = None if record.on_failure is None else _called_on_failure(record.on_failure)
-    shown["progress"] = None if record.progress is None else {"fraction": record.progress.fraction, "note": record.progress.note}
-    shown["unreadable"] = [{"column": u.column, "problem": u.problem, "bytes": u.raw.hex()} for u in record.unreadable]
-    shown["errors"] = [_error_json(error) for error in record.errors]
-    return shown
 
 
 def _called_on_failure(packed: bytes) -> str:
@@ -188,8 +177,8 @@ def _error_json(error: RunError) -> dict[str, Any]:
         "attempt": error.attempt,
         "ending": error.ending,
         "worker": error.worker or None,
-        "started_at": instant_of(error.started_at).isoformat() if error.started_at else None,
-        "at": instant_of(error.at).isoformat(),
+        "started_at": instant_of(error.started_at) if error.started_at else None,
+        "at": instant_of(error.at),
     }
 
 
@@ -210,12 +199,10 @@ def _arguments_of(record: Record, limits: Limits, display: DisplayLimits) -> tup
 
 
 def _result_of(record: Record, limits: Limits, display: DisplayLimits) -> tuple[Any, str | None]:
-    """Return the result, for display. If there is none, return None. If it cannot be decoded, return None and why."""
+    """Return the result, for display, or None and why it cannot be decoded. If there is none, return None twice."""
     result = record.result
-    if not result:
-        return None, None
-    if RETURNED in record.secrets:
-        return HIDDEN, None
+    if not result or RETURNED in record.secrets:
+        return HIDDEN if result else None, None
     return _shown(lambda: masked_value(decode_value(result, limits=limits), record.secrets, display))
 
 
@@ -228,12 +215,11 @@ def _shown(convert: Callable[[], Any]) -> tuple[Any, str | None]:
 
 # --- one job as text -------------------------------------------------------------------------------------------------
 
-_ELSEWHERE: Final = frozenset(
-    (
-        *("errors", "unreadable", "headers", "progress", "epoch", "max_attempts"),
-        *("created_at", "due_at", "claimed_at", "started_at", "ended_at", "expires_at"),
-    )
-)  # fields that the text shows in another way than by their name and value
+# Fields that the text shows in another way than by their name and value.
+_ELSEWHERE: Final = {
+    *("errors", "unreadable", "headers", "progress", "epoch", "max_attempts"),
+    *("created_at", "due_at", "claimed_at", "started_at", "ended_at", "expires_at"),
+}
 
 
 class _Page:
@@ -241,16 +227,15 @@ class _Page:
 
     def __init__(self, record: Record, limits: Limits, *, is_full: bool) -> None:
         self._record = record
-        self._fields = record_json(record)
         self._limits = limits
-        self._width = min(room(), WIDEST) if sys.stdout.isatty() else MAX_CHARACTERS
+        self._width = min(room(), MAX_WIDTH) if sys.stdout.isatty() else MAX_CHARACTERS
         self._is_full = is_full
         self._display = IN_FULL if is_full else AT_A_GLANCE
-        self._most = MAX_CHARACTERS if is_full else MOST_OF_VALUE
+        self._most = MAX_CHARACTERS if is_full else MAX_VALUE
 
     def lines(self, now: datetime) -> Iterator[str]:
-        record = self._record
-        for field, value in self._set_fields():
+        record, fields = self._record, record_json(self._record)
+        for field, value in self._set_fields(fields):
             name = field.replace("_", " ")
             color = OF_STATUS.get(record.status) if name == "status" else None
             yield from (painted(line, color) for line in self._named(name, one_line(value, self._most)))
@@ -259,18 +244,18 @@ class _Page:
             yield from self._named("", f"its bytes begin with {spoilt.raw.hex() or 'nothing'}")
         arguments, problem = _arguments_of(record, self._limits, self._display)
         yield from self._section("arguments", arguments, problem or "none")
-        yield from self._section("headers", self._fields["headers"], "")
+        yield from self._section("headers", fields["headers"], "")
         yield from self._time_line(now)
         for error in record.errors if self._is_full else record.errors[-1:]:
             yield f"\nattempt {error.attempt}: {message(f'{error.type}: {error.message}')}\n{indented(error.traceback)}".rstrip()
 
-    def _set_fields(self) -> Iterator[tuple[str, object]]:
+    def _set_fields(self, fields: dict[str, Any]) -> Iterator[tuple[str, object]]:
         record = self._record
-        fields = {**self._fields}
-        fields |= {"attempt": f"{record.attempt} of {record.max_attempts}", "tags": ", ".join(record.tags)}
+        fields = {**fields, "attempt": f"{record.attempt} of {record.max_attempts}", "tags": ", ".join(record.tags)}
         for name, value in fields.items():
             if name not in _ELSEWHERE and value not in (None, "", False, 0):
-                yield name, f"{duration(value)} from ready to start" if name == "queue_wait" else value
+                shown = value.isoformat() if isinstance(value, datetime) else value
+                yield name, f"{duration(value)} from ready to start" if name == "queue_wait" else shown
         if record.progress is not None:
             which = " of the last run" if record.status.is_waiting else ""
             yield "progress", f"{record.progress.fraction:.0%}{which}{f': {record.progress.note}' if record.progress.note else ''}"
@@ -288,7 +273,7 @@ class _Page:
             yield from self._named(title, one_line(otherwise, self._most))
 
     def _named(self, name: str, text: str) -> Iterator[str]:
-        return hanging(f"{name:{LABEL}} ", text, self._width)
+        return hanging(f"{name:16} ", text, self._width)
 
     def _time_line(self, now: datetime) -> Iterator[str]:
         """Show each moment with the time since the one before: how long a run or a wait has lasted."""

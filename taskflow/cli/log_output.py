@@ -16,15 +16,9 @@ from taskflow.cli.terminal import json_text
 from taskflow.model.printable import MAX_CHARACTERS, indented, one_line
 
 FIELDS: Final = ("job", "job_id", "attempt", "queue")
-
-MOST_UNREAD: Final = 10_000
-"""The maximum number of lines waiting for a slow reader. Further lines are dropped."""
-
-LONGEST_STACK: Final = 65_536
-"""The maximum length of a traceback or a stack, in characters. The middle of a longer one is left out."""
-
-WRITTEN_WITHIN: Final = 0.5
-"""Seconds allowed for writing the last lines when the process ends."""
+MAX_UNREAD: Final = 10_000  # lines waiting for a slow reader; further lines are dropped
+MAX_STACK: Final = 65_536  # characters of a traceback or a stack; the middle of a longer one is left out
+CLOSE_TIMEOUT: Final = 0.5  # for writing the last lines when the process ends
 
 
 @contextmanager
@@ -37,21 +31,18 @@ def logging_to_stderr(
 ) -> Iterator[None]:
     """Log to stderr inside the `with` block, through `handler` if given. As JSON, Python's warnings are logged too. With `has_pid`, each
     line has the process's id."""
-    handler = handler or logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines(has_pid=has_pid) if form == "json" else TextLines(has_pid=has_pid))
+    is_json, root = form == "json", logging.getLogger()
+    handler, before = handler or logging.StreamHandler(sys.stderr), root.level
+    handler.setFormatter(JsonLines(has_pid=has_pid) if is_json else TextLines(has_pid=has_pid))
     for each in filters:
         handler.addFilter(each)
-    root = logging.getLogger()
-    before = root.level
     root.addHandler(handler)
     root.setLevel(level.upper())
-    if form == "json":
-        logging.captureWarnings(True)
+    logging.captureWarnings(is_json)
     try:
         yield
     finally:
-        if form == "json":
-            logging.captureWarnings(False)
+        logging.captureWarnings(False)
         root.setLevel(before)
         root.removeHandler(handler)
         handler.close()
@@ -61,7 +52,7 @@ class BackgroundHandler(logging.Handler):
     """Writes to stderr from a separate thread, so that a log call does not wait for a slow reader of stderr."""
 
     def __init__(self) -> None:
-        self._lines = queue.Queue[str | None](MOST_UNREAD)
+        self._lines = queue.Queue[str | None](MAX_UNREAD)
         self._writing = threading.Thread(target=self._write, name="taskflow-log", daemon=True)
         super().__init__()  # from now on, logging closes it when Python exits
         self._writing.start()
@@ -72,7 +63,7 @@ class BackgroundHandler(logging.Handler):
     def close(self) -> None:
         self._put(None)
         if self._writing.is_alive():  # a Ctrl-C may have come before the thread started
-            self._writing.join(WRITTEN_WITHIN)
+            self._writing.join(CLOSE_TIMEOUT)
         super().close()
 
     def _put(self, line: str | None) -> None:
@@ -94,10 +85,8 @@ class TextLines(logging.Formatter):
         """Format a record as one line, whatever the message contains. Any traceback and stack follow it, indented."""
         line = copy.copy(record)
         line.msg, line.args = one_line(_message(record)), None
-        if not (line.exc_info or line.exc_text or line.stack_info):
-            return super().format(line)
         line.exc_info = line.exc_text = line.stack_info = None
-        return "\n".join((super().format(line), *(indented(text, LONGEST_STACK) for text in _details(self, record).values())))
+        return "\n".join((super().format(line), *(indented(text, MAX_STACK) for text in _details(self, record).values())))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         line = super().formatMessage(record)
@@ -105,8 +94,7 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """Formats each record as a JSON object on one line: time (UTC), level, logger,
-    message, the job's fields, and any traceback and stack."""
+    """Formats each record as a JSON object on one line."""
 
     def __init__(self, *, has_pid: bool = False) -> None:
         super().__init__()
@@ -122,23 +110,21 @@ class JsonLines(logging.Formatter):
         if self._has_pid:
             shown["pid"] = record.process
         shown |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
-        shown |= {name: _bounded(text, LONGEST_STACK) for name, text in _details(self, record).items()}
+        shown |= {name: _bounded(text, MAX_STACK) for name, text in _details(self, record).items()}
         return json_text(shown)
 
 
 def _details(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, str]:
     """Return a record's traceback and stack, if it has them."""
-    error = _traceback(formatter, record.exc_info) if record.exc_info else record.exc_text
+    error = record.exc_text
+    if record.exc_info:
+        try:
+            error = formatter.formatException(record.exc_info)
+        except Exception:  # formatting runs the error's own code, which may raise
+            from taskflow.worker.run_errors import failure_of  # imported here, because a supervisor rarely needs it
+
+            error = failure_of(record.exc_info[1], attempt=1).traceback if record.exc_info[1] is not None else ""
     return {name: text for name, text in (("error", error), ("stack", record.stack_info)) if text}
-
-
-def _traceback(formatter: logging.Formatter, info: Any) -> str:
-    try:
-        return formatter.formatException(info)
-    except Exception:  # formatting runs the error's own code, which may raise
-        from taskflow.worker.run_errors import failure_of  # imported here, because a supervisor rarely needs it
-
-        return "" if info[1] is None else failure_of(info[1], attempt=1).traceback
 
 
 def _bounded(text: str, most: int) -> str:

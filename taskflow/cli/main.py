@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
 
 # Seconds that Python may take to exit. It would wait without limit for threads and processes that jobs have left behind.
-LEFT_BEHIND: Final = 5.0
-# Additional seconds for the message about that, and for buffered output.
-WARNED_WITHIN: Final = 0.5
+EXIT_TIMEOUT: Final = 5.0
+WARNING_TIMEOUT: Final = 0.5  # additional seconds for the message about that, and for buffered output
 
 
 def program() -> int:
@@ -35,7 +34,7 @@ def program() -> int:
         code = ending.code if isinstance(ending.code, int) else 1
         raise
     finally:
-        _bound_the_end(code)
+        _limit_exit_time(code)
     return code
 
 
@@ -52,11 +51,11 @@ def _open_standard_streams() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
-def _bound_the_end(code: int) -> None:
+def _limit_exit_time(code: int) -> None:
     """Start two threads that act if the process is slow to exit: one prints a warning, the other kills the process. They are separate
     because printing may block if nothing reads the output. Both start now, because later the system may be out of threads."""
     try:
-        _thread.start_new_thread(warn_of_slow_exit, (LEFT_BEHIND,))
+        _thread.start_new_thread(warn_of_slow_exit, (EXIT_TIMEOUT,))
         _thread.start_new_thread(_end_by_force, (code,))
     except RuntimeError:  # the system cannot start another thread
         return
@@ -69,16 +68,25 @@ def warn_of_slow_exit(after: float = 0.0) -> None:
 
 
 def _end_by_force(code: int) -> None:
-    time.sleep(LEFT_BEHIND + WARNED_WITHIN)
+    time.sleep(EXIT_TIMEOUT + WARNING_TIMEOUT)
     os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. A TaskflowError or OSError is printed to stderr as one line, without a traceback."""
     try:
-        return _with_interrupts(argv)
-    except KeyboardInterrupt as told:
-        return 128 + int(getattr(told, "number", _signal.SIGINT))
+        from taskflow.cli.startup import interrupts
+
+        interrupts.watch()
+        try:
+            return _run_and_flush(argv)
+        except Exception:
+            interrupts.raise_again()  # C code that loads a module may have replaced the exception with another error
+            raise
+        finally:
+            interrupts.forget()
+    except KeyboardInterrupt as interrupt:
+        return 128 + int(getattr(interrupt, "number", _signal.SIGINT))
     except BrokenPipeError:  # the reader of the output is gone, for example `head`
         _forget_output()
         return 0
@@ -86,47 +94,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _explain(error)
 
 
-def _with_interrupts(argv: Sequence[str] | None) -> int:
-    """Run the command, and make sure that no Ctrl-C is lost."""
+def _run_and_flush(argv: Sequence[str] | None) -> int:
     from io import TextIOWrapper
 
-    from taskflow.cli.interrupts import interrupts
-
-    interrupts.watch()
+    if isinstance(sys.stdout, TextIOWrapper):  # a job's error may have characters that stdout cannot encode
+        sys.stdout.reconfigure(errors="backslashreplace")  # like Python's own stderr
+    code = _run(argv)
     try:
-        sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # kept open until the process ends
-        sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-        if isinstance(sys.stdout, TextIOWrapper):  # a job's error may have characters that stdout cannot encode
-            sys.stdout.reconfigure(errors="backslashreplace")  # like Python's own stderr
-        code = _run(argv)
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _forget_output()
-        return code
-    except Exception:
-        interrupts.raise_again()  # C code that loads a module may have replaced the exception with another error
-        raise
-    finally:
-        interrupts.forget()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_output()
+    return code
 
 
 def _run(argv: Sequence[str] | None) -> int:
     from contextlib import nullcontext
     from importlib import import_module
 
-    from taskflow.cli.gc_tuning import Collector
     from taskflow.cli.parser import a_parser
+    from taskflow.cli.startup import Collector
+    from taskflow.cli.worker_options import is_supervised, parse_with_settings
 
     parser, given = a_parser(), list(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(given)
-    is_pid1 = arguments.module == "worker" and argv is None and _is_pid1(given)
+    is_worker = arguments.command == "worker"
+    is_pid1 = is_worker and not is_supervised(arguments) and argv is None and _is_pid1(given)
     if arguments.command in ("worker", "check") and not is_pid1:
-        arguments = import_module("taskflow.cli.worker_options").parse_with_settings(parser, given, arguments.command)
+        arguments = parse_with_settings(parser, given, arguments.command)
     arguments.argv = given
-    module, _, function = ("reexec:run_as_pid1" if is_pid1 else arguments.module).partition(":")
+    name = "startup:run_as_pid1" if is_pid1 else "supervise" if is_worker and is_supervised(arguments) else arguments.module
+    module, _, function = name.partition(":")
     arguments.collector = Collector()
-    with arguments.collector if module in ("worker", "supervise") else nullcontext():
+    with arguments.collector if is_worker and not is_pid1 else nullcontext():
         code: int = getattr(import_module(f"taskflow.cli.{module}"), function or "run")(arguments)
     return code
 

@@ -29,8 +29,7 @@ class TargetFailed(Exception):
 
 
 def import_targets(names: Iterable[str], *, all_submodules: bool) -> None:
-    """Import the modules, with the current folder first on sys.path. If an import fails, print its
-    traceback without taskflow's frames and raise TargetFailed."""
+    """Import the modules, with the current folder first on sys.path. If an import fails, print its traceback and raise TargetFailed."""
     if sys.path[:1] != [os.getcwd()]:
         sys.path.insert(0, os.getcwd())
     for name in names:
@@ -59,9 +58,9 @@ def _import(name: str) -> ModuleType:
             raise _shown(name, error) from error  # the module exists; one that it imports does not
         print(f"taskflow: found no module {name!r}{_hint(name)}", file=sys.stderr)
         raise TargetFailed(name) from error
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # includes SystemExit, or an exception class of the module
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise _shown(name, error) from error
 
 
@@ -103,15 +102,13 @@ def print_users(error: BaseException) -> None:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Return True if the error is taskflow's. This holds for a TaskflowError raised in taskflow's code, even if the
-    user's code called it. It also holds for an error whose traceback contains only frames of taskflow and Python.
-
-    Any other error has passed through other code, and is treated as the user's.
-    """
+    """Return True if the error is taskflow's: a TaskflowError raised in taskflow's code, even if the user's code called it, or an error
+    whose traceback contains only frames of taskflow and Python."""
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, TaskflowError) and files and _is_machinery(files[-1]):
         return True
-    return bool(files) and all(_is_machinery(file) or _is_pythons(file) for file in files)
+    of_python = ("<frozen ", _PYTHONS)
+    return bool(files) and all(_is_machinery(file) or (file.startswith(of_python) and "-packages" not in file) for file in files)
 
 
 def _of_user(told: traceback.TracebackException) -> traceback.TracebackException:
@@ -124,7 +121,3 @@ def _of_user(told: traceback.TracebackException) -> traceback.TracebackException
 
 def _is_machinery(file: str) -> bool:
     return file.startswith((_OURS, _LOOPS, "<frozen importlib", "uvloop/")) or file in (importlib.__file__, contextlib.__file__)
-
-
-def _is_pythons(file: str) -> bool:
-    return file.startswith("<frozen ") or (file.startswith(_PYTHONS) and "-packages" not in file)

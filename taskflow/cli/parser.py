@@ -11,6 +11,7 @@ from taskflow.cli.base_parser import Parser, count, fingerprint, interval, posit
 from taskflow.cli.exit_codes import TABLE, Exit
 from taskflow.cli.worker_options import add_worker_options
 
+# The commands of each group, the most used first, each with an example.
 GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
     "run and send jobs": {
         "worker": "taskflow worker app.tasks --queues mail=3,default=1",
@@ -45,8 +46,7 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "completion": "taskflow completion bash > ~/.local/share/bash-completion/completions/taskflow",
     },
 }
-"""The commands of each group, the most used first, each with an example."""
-
+# The actions of `taskflow schedules`, each with an example.
 OF_SCHEDULES: Final[Mapping[str, str]] = {
     "list": "taskflow schedules list nightly",
     "trigger": "taskflow schedules trigger nightly",
@@ -56,16 +56,13 @@ OF_SCHEDULES: Final[Mapping[str, str]] = {
     "backfill": "taskflow schedules backfill nightly --from 2026-01-01 --to 2026-02-01 --dry-run",
     "next": 'taskflow schedules next "0 9 * * MON-FRI" --tz Europe/Paris',
 }
-"""The actions of `taskflow schedules`, each with an example."""
-
 STATUSES: Final = ("held", "scheduled", "ready", "running", "succeeded", "failed", "cancelled")
+# The statuses that each action can act on, as in `taskflow.app.bulk_actions`, which takes longer to import.
 STATUSES_FOR: Final = {
     "retry": ("failed", "cancelled"),
     "cancel": ("held", "scheduled", "ready", "running"),
     "purge": ("held", "scheduled", "ready", "succeeded", "failed", "cancelled"),
 }
-"""The statuses that each action can act on, as in `taskflow.app.bulk_actions`, which takes longer to import."""
-
 BROKER: Final = "the broker's URL (default: TASKFLOW_BROKER, which keeps passwords off the command line, else sqlite:///taskflow.db)"
 
 
@@ -86,21 +83,31 @@ def a_parser() -> Parser:
         added.set_defaults(module=module, **defaults)
         return added
 
-    worker = command("worker", "worker", "run the jobs of modules", "Run the jobs that the modules declare.", line=None)
+    worker = command("worker", "worker", "run the jobs of modules", "Run the jobs that the modules declare.", supervisor=None)
     _modules(worker)
     _broker(worker)
     add_worker_options(worker)
     _send(command("send", "send:send", "send a job by its name", "Send one job by its name, and print its id."))
     fits = "Say whether the waiting and running jobs would run with the code of the modules. Runs none. Exits with 1 if one would not."
-    _check(command("check", "check:check", "say whether the waiting jobs would run with this code", fits))
+    check = command("check", "check:check", "say whether the waiting jobs would run with this code", fits)
+    _modules(check)
+    check.add_argument("--queue", action="append", metavar="Q", help="only jobs of this queue; may be repeated")
+    _limit(check, 10_000, "look at N jobs of each queue")
+    _reads(check)
     _add_looks(command)
-    _add_acts(command)
+    _add_actions(command)
     examine = "Check the store's settings. Exits with 1 if there is a problem."
     _reads(command("doctor", "doctor:doctor", "check whether jobs are safe in the store", examine))
     bring = "Migrate the tables of PostgreSQL or SQLite to the version that this taskflow needs."
-    _migrate(command("migrate", "doctor:migrate", "migrate the store's tables to this version", bring))
+    migrate = command("migrate", "doctor:migrate", "migrate the store's tables to this version", bring)
+    instead = migrate.add_mutually_exclusive_group()
+    instead.add_argument("--plan", action="store_true", help="only list pending migrations")
+    instead.add_argument("--sql", action="store_true", help="only print the SQL, for an administrator to run")
+    _reads(migrate)
     index = "Index the Python files of this machine with one job per file, starting with the standard library."
-    _demo(command("demo", "demo:demo", "index this machine's Python files as jobs", index))
+    demo = command("demo", "demo:demo", "index this machine's Python files as jobs", index)
+    demo.add_argument("--folder", metavar="DIR", help="the folder for the queue's file, which is kept (default: a new temporary folder)")
+    _limit(demo, 3000, "use at most N files")
     completes = "Print a script that completes commands and options."
     shells = command("completion", "parser:completion", "print a completion script for a shell", completes)
     shells.add_argument("shell", choices=("bash", "zsh"), help="the shell")
@@ -119,25 +126,41 @@ def _epilog(example: str, section: str) -> str:
 
 def _add_looks(command: Callable[..., Parser]) -> None:
     """Add the commands that look at jobs, queues and workers."""
-    _status(command("status", "status:status", "show a summary of the store", "Show the queues and workers of the store."))
+    status = command("status", "status:status", "show a summary of the store", "Show the queues and workers of the store.")
+    watch = "show it every S seconds (default: 2) with rates, in place on a terminal, until Ctrl-C"
+    status.add_argument("--watch", nargs="?", type=interval, const=2.0, metavar="S", help=watch)
+    _reads(status)
     listing = "List jobs by status, or show those with the given ids."
-    _jobs(command("jobs", "jobs:jobs", "list jobs, or show given ones", listing, all=False))
+    jobs = command("jobs", "jobs:jobs", "list jobs, or show given ones", listing, all=False)
+    jobs.add_argument("ids", nargs="*", metavar="ID", help="show these jobs: arguments, result, runs on a time line, error")
+    _filter_options(jobs)
+    _limit(jobs, 50, "list at most N jobs")
+    jobs.add_argument("--cursor", metavar="TEXT", help="list the next page: the text that the page before has printed")
+    jobs.add_argument("--verbose", action="store_true", help="with ids: show long values, and the tracebacks of all errors")
+    _reads(jobs)
     why = "Say why jobs are in their present state, the cause first, and what to do about it."
     explain = command("explain", "explain:explain", "say why a job has not run, or how it ended", why)
     explain.add_argument("ids", nargs="+", metavar="ID", help="the jobs")
     _reads(explain)
     causes = "List the causes for which jobs have failed, the most frequent first."
-    _failures(command("failures", "reports:failures", "list failed jobs by their cause", causes, status=None, poison=False))
+    failures = command("failures", "reports:failures", "list failed jobs by their cause", causes, status=None, poison=False)
+    _queue_and_job(failures)
+    failures.add_argument("--tag", metavar="TAG", help="only jobs with this tag")
+    failures.add_argument("--ended-before", type=seconds, metavar="S", help="only jobs that failed at least S seconds ago")
+    _reads(failures)
     _reads(command("queues", "status:queues", "list queues and their counts", "List every queue with its counts."))
     fleet = "List the running workers: busy slots, heartbeat, jobs, deploy and queues."
     _reads(command("workers", "status:workers", "list the running workers", fleet))
     events = "Show how often each event has happened since the store was created."
     _reads(command("metrics", "reports:metrics", "count events by queue", events))
     log = "List what operators did to jobs, queues and schedules, the newest first."
-    _audit(command("audit", "reports:audit", "list what operators did", log))
+    audit = command("audit", "reports:audit", "list what operators did", log)
+    _limit(audit, 50, "list at most N acts")
+    audit.add_argument("--before", type=positive, metavar="N", help="list acts older than number N: the next page")
+    _reads(audit)
 
 
-def _add_acts(command: Callable[..., Parser]) -> None:
+def _add_actions(command: Callable[..., Parser]) -> None:
     """Add the commands that act on jobs, queues and schedules."""
     again = "Make failed and cancelled jobs ready again."
     _acts(retry := command("retry", "job_actions:act", "run failed or cancelled jobs again", again), "retry", default="failed")
@@ -153,12 +176,6 @@ def _add_acts(command: Callable[..., Parser]) -> None:
         _reads(pause)
     regular = "List schedules, or act on them. Without an action, list all of them."
     _schedules(command("schedules", "schedules:show", "list schedules, or act on them", regular))
-
-
-def _status(parser: Parser) -> None:
-    watch = "show it every S seconds (default: 2) with rates, in place on a terminal, until Ctrl-C"
-    parser.add_argument("--watch", nargs="?", type=interval, const=2.0, metavar="S", help=watch)
-    _reads(parser)
 
 
 def _modules(parser: Parser) -> None:
@@ -180,34 +197,6 @@ def _send(parser: Parser) -> None:
     _reads(parser)
 
 
-def _check(parser: Parser) -> None:
-    _modules(parser)
-    parser.add_argument("--queue", action="append", metavar="Q", help="only jobs of this queue; may be repeated")
-    _limit(parser, 10_000, "look at N jobs of each queue")
-    _reads(parser)
-
-
-def _demo(parser: Parser) -> None:
-    parser.add_argument("--folder", metavar="DIR", help="the folder for the queue's file, which is kept (default: a new temporary folder)")
-    _limit(parser, 3000, "use at most N files")
-
-
-def _migrate(parser: Parser) -> None:
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--plan", action="store_true", help="only list pending migrations")
-    instead.add_argument("--sql", action="store_true", help="only print the SQL, for an administrator to run")
-    _reads(parser)
-
-
-def _jobs(parser: Parser) -> None:
-    parser.add_argument("ids", nargs="*", metavar="ID", help="show these jobs: arguments, result, runs on a time line, error")
-    _filter_options(parser)
-    _limit(parser, 50, "list at most N jobs")
-    parser.add_argument("--cursor", metavar="TEXT", help="list the next page: the text that the page before has printed")
-    parser.add_argument("--verbose", action="store_true", help="with ids: show long values, and the tracebacks of all errors")
-    _reads(parser)
-
-
 def _groups(parser: Parser) -> None:
     group = parser.add_argument_group("one cause", "Retry the failed jobs of one cause in stages, and stop when one of them fails again.")
     group.add_argument("--group", type=fingerprint, metavar="G", help="the jobs of this group of `taskflow failures`")
@@ -215,19 +204,6 @@ def _groups(parser: Parser) -> None:
     group.add_argument("--then", type=stages, default=(), metavar="N,...", help="the sizes of further stages, such as 10,100,all")
     group.add_argument("--rate", type=positive, metavar="N", help="retry at most N jobs a second")
     group.add_argument("--wait", type=seconds, default=300.0, metavar="S", help="stop if a stage takes longer (default: 300)")
-
-
-def _failures(parser: Parser) -> None:
-    _queue_and_job(parser)
-    parser.add_argument("--tag", metavar="TAG", help="only jobs with this tag")
-    parser.add_argument("--ended-before", type=seconds, metavar="S", help="only jobs that failed at least S seconds ago")
-    _reads(parser)
-
-
-def _audit(parser: Parser) -> None:
-    _limit(parser, 50, "list at most N acts")
-    parser.add_argument("--before", type=positive, metavar="N", help="list acts older than number N: the next page")
-    _reads(parser)
 
 
 def _schedules(parser: Parser) -> None:
@@ -256,7 +232,13 @@ def _schedules(parser: Parser) -> None:
         if name == "remove":
             _yes(acting)
         if name == "backfill":
-            _backfill(acting)
+            start = "the start of the span, included; ISO 8601, in the schedule's time zone unless it names an offset"
+            acting.add_argument("--from", dest="start", type=time, required=True, metavar="TIME", help=start)
+            acting.add_argument("--to", dest="end", type=time, required=True, metavar="TIME", help="the end of the span, excluded")
+            _limit(acting, 1000, "add nothing if a schedule has more than N times")
+            acting.add_argument(
+                "--dry-run", action="store_true", help="only print how many jobs would be added, and the first and last time"
+            )
         _operator(acting)
         _reads(acting, argparse.SUPPRESS)
     following = action("next", "next_times", "compute times, without a broker")
@@ -267,14 +249,6 @@ def _schedules(parser: Parser) -> None:
     following.add_argument("--from", dest="start", type=time, metavar="TIME", help="begin at this time in that zone (default: now)")
     _json(following, argparse.SUPPRESS)
     parser.list_commands({"actions": OF_SCHEDULES})
-
-
-def _backfill(parser: Parser) -> None:
-    start = "the start of the span, included; ISO 8601, in the schedule's time zone unless it names an offset"
-    parser.add_argument("--from", dest="start", type=time, required=True, metavar="TIME", help=start)
-    parser.add_argument("--to", dest="end", type=time, required=True, metavar="TIME", help="the end of the span, excluded")
-    _limit(parser, 1000, "add nothing if a schedule has more than N times")
-    parser.add_argument("--dry-run", action="store_true", help="only print how many jobs would be added, and the first and last time")
 
 
 # --- options of several commands -------------------------------------------------------------------------------------

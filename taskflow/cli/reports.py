@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import msgspec
-
 from taskflow.app.app import App
 from taskflow.app.operate import MAX_GROUPS, FailureGroup, failure_groups
 from taskflow.cli.exit_codes import Exit
@@ -19,11 +17,8 @@ from taskflow.model.audit import ActRecord
 from taskflow.model.printable import INDENT, one_line
 from taskflow.model.stored_values import LATEST
 
-MOST_DEPLOYS: Final = 3
-"""The number of deploys that are listed by name."""
-
-MOST_ACTS: Final = 10_000
-"""The maximum number of acts in one list, which is how many a store keeps."""
+MAX_DEPLOYS: Final = 3  # that are listed by name
+MAX_ACTS: Final = 10_000  # in one list, which is how many a store keeps
 
 
 @on_store
@@ -40,7 +35,7 @@ async def failures(app: App, arguments: argparse.Namespace) -> int:
         print(f"taskflow: only the {MAX_GROUPS} largest groups are listed", file=sys.stderr)
         groups = groups[:MAX_GROUPS]
     if arguments.json:
-        print_json([msgspec.structs.asdict(group) for group in groups])
+        print_json(groups)
     elif not groups:
         print("no failed jobs match", file=sys.stderr)
     else:
@@ -59,15 +54,15 @@ def _group_lines(groups: list[FailureGroup]) -> Iterator[str]:
         yield f"{INDENT}{painted(cut(one_line(group.error.partition(chr(10))[0]), width - 4), RED)}"
         yield f"{INDENT}{one_line(f'in {group.frame}, ' if group.frame else '', width - 4)}last: {group.sample}"
         if group.deploys:
-            named = ", ".join(f"{name} ({count:,})" for name, count in list(group.deploys.items())[:MOST_DEPLOYS])
-            others_too = f" and {len(group.deploys) - MOST_DEPLOYS} more" if len(group.deploys) > MOST_DEPLOYS else ""
+            named = ", ".join(f"{name} ({count:,})" for name, count in list(group.deploys.items())[:MAX_DEPLOYS])
+            others_too = f" and {len(group.deploys) - MAX_DEPLOYS} more" if len(group.deploys) > MAX_DEPLOYS else ""
             yield f"{INDENT}{one_line(f'deploys: {named}{others_too}', width - 4)}"
 
 
 @on_store
 async def audit(app: App, arguments: argparse.Namespace) -> int:
     before = None if arguments.before is None else min(arguments.before, LATEST)
-    records = await (await existing_broker(app)).console.acts(before=before, limit=min(arguments.limit, MOST_ACTS))
+    records = await (await existing_broker(app)).console.acts(before=before, limit=min(arguments.limit, MAX_ACTS))
     if arguments.json:
         print_json([_act_json(record) for record in records])
         return Exit.OK

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -16,7 +16,7 @@ from taskflow.app.declared_schedules import check_schedule_name, is_schedule_nam
 from taskflow.app.schedules import ScheduleInfo, check_backfill, instants_between, schedule_info_of, schedules, stored_plan
 from taskflow.broker.protocol import Broker
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.store import existing_broker, on_store, operator, suggestion
+from taskflow.cli.store import existing_broker, on_store, operator, reporting, suggestion
 from taskflow.cli.terminal import confirmed, moment, print_json, room, wrapped
 from taskflow.model.clock import instant_of
 from taskflow.model.errors import ConfigurationError, ScheduleConflict, UnknownSchedule
@@ -28,12 +28,7 @@ from taskflow.model.schedule_plan import PROMPT
 from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes, zone_of
 
 PAGE: Final = 500
-WIDEST: Final = 30
-"""The maximum length of a name or a timetable, in characters, in a list on a terminal."""
-
-LONGEST_STATE: Final = 500
-"""The maximum length of a state, in characters, in a list on a terminal."""
-
+MAX_NAME, MAX_STATE = 30, 500  # characters of a name or a timetable, and of a state, in a list on a terminal
 NEVER: Final = "has not fired yet"
 ENDED_AS: Final = {
     None: "is no longer kept",
@@ -56,7 +51,10 @@ async def show(app: App, arguments: argparse.Namespace) -> int:
         print_json([msgspec.structs.asdict(info) | {"last_status": outcome} for info, outcome in zip(found, outcomes, strict=True)])
     elif names:
         for info, outcome in zip(found, outcomes, strict=True):
-            _print_in_full(info, outcome)
+            for name, value in _in_full(info, outcome).items():
+                if value:
+                    print(f"{name:16} {one_line(value)}")
+            print()
     elif found:
         _print_rows(found, outcomes)
     else:
@@ -81,7 +79,7 @@ async def _outcomes(broker: Broker, found: Sequence[ScheduleInfo]) -> list[Statu
 def _print_rows(found: Sequence[ScheduleInfo], outcomes: Sequence[Status | None]) -> None:
     """Print a row for each schedule. If the states do not fit the terminal, print each on further lines, and so the next times."""
     is_terminal, most = sys.stdout.isatty(), room()
-    widest, longest = (WIDEST, LONGEST_STATE) if is_terminal else (MAX_CHARACTERS, MAX_CHARACTERS)
+    widest, longest = (MAX_NAME, MAX_STATE) if is_terminal else (MAX_CHARACTERS, MAX_CHARACTERS)
     rows = [("SCHEDULE", "WHEN", "NEXT", "STATE")]
     for info, outcome in zip(found, outcomes, strict=True):
         last = _last(info, outcome)
@@ -98,8 +96,8 @@ def _print_rows(found: Sequence[ScheduleInfo], outcomes: Sequence[Status | None]
                 print(f"{INDENT}{line}")
 
 
-def _print_in_full(info: ScheduleInfo, outcome: Status | None) -> None:
-    lines = {
+def _in_full(info: ScheduleInfo, outcome: Status | None) -> dict[str, str | None]:
+    return {
         "name": info.name,
         "when": info.timetable,
         "job": f"{info.job}, queue {info.queue}",
@@ -113,10 +111,6 @@ def _print_in_full(info: ScheduleInfo, outcome: Status | None) -> None:
         "state": "; ".join(_troubles(info)),
         "declared by": ", ".join(info.declarers) if info.is_declared else "no code: it was put",
     }
-    for name, value in lines.items():
-        if value:
-            print(f"{name:16} {one_line(value)}")
-    print()
 
 
 def _next(info: ScheduleInfo) -> str:
@@ -166,47 +160,33 @@ async def act(app: App, arguments: argparse.Namespace) -> int:
         return Exit.FAILED
     codes, report = {Exit.OK}, list[dict[str, Any]]()
     for name in names:
+        text, fields = "", dict[str, Any]()
         try:
-            done = await ACTIONS[action](name, arguments)
+            text, fields = await ACTIONS[action](name, arguments)
         except UnknownSchedule as error:
             await _report_unknown(broker, name)
             codes.add(Exit.NOT_FOUND)
-            done = Done("", problem=str(error))
+            fields = {"problem": str(error)}
         except ScheduleConflict as error:
             print(f"taskflow: {message(str(error))}", file=sys.stderr)
             codes.add(Exit.FAILED)
-            done = Done("", problem=str(error))
-        report.append({"name": name, **{field: value for field, value in done._asdict().items() if field != "text"}})
-        if done.text and not arguments.json:
-            print(one_line(done.text))
+            fields = {"problem": str(error)}
+        report.append({"name": name, **dict.fromkeys(("problem", "job", "times", "first", "last", "added")), **fields})
+        if text and not arguments.json:
+            print(one_line(text))
     if arguments.json:
         print_json({"act": f"schedules.{action}", "dry_run": getattr(arguments, "dry_run", False), "schedules": report})
     return max(codes)
 
 
-class Done(NamedTuple):
-    """The result of an action on a schedule.
-
-    `text`     a line for the terminal
-    `problem`  the reason why the action changed nothing, or None
-    `job`      the id of the job that `trigger` added
-    `times`    the number of times in the span of `backfill`, including `first` and `last`; `added` is the number of jobs added
-    """
-
-    text: str
-    problem: str | None = None
-    job: str | None = None
-    times: int | None = None
-    first: str | None = None
-    last: str | None = None
-    added: int | None = None
+Done = tuple[str, dict[str, Any]]  # a line for the terminal, and fields of the JSON
 
 
 async def _trigger(name: str, arguments: argparse.Namespace) -> Done:
     handle = await schedules.trigger(name, **operator(arguments))
     if not handle.is_new:
         raise ScheduleConflict(f"schedule {name!r} was not triggered: its job {handle.id} is live, and overlap= excludes another one")
-    return Done(f"triggered {name}: job {handle.id}", job=handle.id)
+    return f"triggered {name}: job {handle.id}", {"job": handle.id}
 
 
 async def _pause(name: str, arguments: argparse.Namespace) -> Done:
@@ -214,14 +194,14 @@ async def _pause(name: str, arguments: argparse.Namespace) -> Done:
     verb = arguments.action
     info = await schedules.get(name)
     if info is not None and info.is_paused == (verb == "pause"):
-        return Done(f"{name} is paused already" if info.is_paused else f"{name} is not paused")
+        return f"{name} is paused already" if info.is_paused else f"{name} is not paused", {}
     await (schedules.pause if verb == "pause" else schedules.resume)(name, **operator(arguments))
-    return Done(f"{verb}d {name}")
+    return f"{verb}d {name}", {}
 
 
 async def _remove(name: str, arguments: argparse.Namespace) -> Done:
     await schedules.remove(name, **operator(arguments))
-    return Done(f"removed {name}")
+    return f"removed {name}", {}
 
 
 async def _backfill(name: str, arguments: argparse.Namespace) -> Done:
@@ -238,20 +218,17 @@ async def _backfill(name: str, arguments: argparse.Namespace) -> Done:
     if len(instants) > arguments.limit:
         many = f"schedule {name!r} has more than {arguments.limit:,} times in this span"
         raise ConfigurationError(f"{many}: raise --limit, or choose a shorter span")
-    try:
+    with reporting(ValueError):
         check_backfill(name, plan, len(instants))
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
     ends = [instant_of(at).astimezone(zone) for at in (instants[:1] + instants[-1:])]
-    first, last = (at.isoformat() for at in ends) if ends else (None, None)
     span = f", first {moment(ends[0])}, last {moment(ends[1])}" if ends else ""
+    fields = {"times": len(instants), "added": 0, **dict(zip(("first", "last"), ends, strict=False))}
     if arguments.dry_run:
-        text = f"would backfill {name} with {len(instants):,}{span}"
-        return Done(text, times=len(instants), first=first, last=last, added=0)
+        return f"would backfill {name} with {len(instants):,}{span}", fields
     handles = await schedules.backfill(name, start, end, limit=arguments.limit, **operator(arguments))
     added = sum(handle.is_new for handle in handles)
     known = f"; {len(handles) - added:,} were there already" if added < len(handles) else ""
-    return Done(f"backfilled {name} with {added:,}{span}{known}", times=len(handles), first=first, last=last, added=added)
+    return f"backfilled {name} with {added:,}{span}{known}", fields | {"times": len(handles), "added": added}
 
 
 ACTIONS: Final[dict[str, Callable[[str, argparse.Namespace], Awaitable[Done]]]] = {
@@ -279,10 +256,8 @@ async def _names_of(broker: Broker, given: Sequence[str]) -> list[str]:
         return list(dict.fromkeys(given))
     odd = [record.name for record in await broker.console.schedules() if not is_schedule_name(record.name)]
     shown = {form: name for name in odd for form in (name, one_line(name))}
-    try:
+    with reporting(ValueError):
         return list(dict.fromkeys(shown.get(name, name) if name in shown else check_schedule_name(name) for name in given))
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
 
 
 async def _report_unknown(broker: Broker, name: str) -> None:
@@ -294,11 +269,8 @@ async def _report_unknown(broker: Broker, name: str) -> None:
 
 
 def next_times(arguments: argparse.Namespace) -> int:
-    try:
-        zone = zone_of(arguments.tz)
-        times = _timetable(arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(str(error)) from error
+    with reporting(TypeError, ValueError):
+        zone, times = zone_of(arguments.tz), _timetable(arguments)
     at = datetime.now(UTC)
     if (start := arguments.start) is not None:  # a time equal to `--from` is found
         at = (start if start.tzinfo is not None else start.replace(tzinfo=zone)).astimezone(UTC) - timedelta(microseconds=1)

@@ -10,16 +10,16 @@ import os
 import queue
 import signal
 import sys
-import threading
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any, Final, Self
 
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.interrupts import Interrupted, drops_exceptions, interrupts
-from taskflow.cli.main import WARNED_WITHIN, warn_of_slow_exit
+from taskflow.cli.main import WARNING_TIMEOUT, warn_of_slow_exit
+from taskflow.cli.startup import Interrupted, drops_exceptions, interrupts
 from taskflow.model.clock import start_thread
 from taskflow.model.printable import log_safely
 from taskflow.worker.children.syscalls import HANDLED, SAME_SIGNAL, keep_handlers_from_forks
@@ -27,26 +27,19 @@ from taskflow.worker.worker import Worker
 
 log: Final = logging.getLogger("taskflow.worker")
 
-# After the grace time, winding down takes at most this many times `stop_timeout`: for runs to react, for settlements, for the last
+# After the grace period, winding down takes at most this many times `stop_timeout`: for runs to react, for settlements, for the last
 # heartbeat, for leaving the session, and for hooks that hear of ended jobs.
-MOST_STOP_TIMEOUTS: Final = 5
-# Seconds for the exit after a forced end, because runs that were cut off have already had their time.
-AFTER_FORCE: Final = 1.0
-DUMPED_WITHIN: Final = 2.0
-
-_OFF: Final = float("-inf")
+MAX_STOP_TIMEOUTS: Final = 5
+FORCED_EXIT_TIMEOUT: Final = 1.0  # runs that were cut off have already had their time
+DUMP_TIMEOUT: Final = 2.0
 
 
 class ForcedExit:
-    """Kills the process from a separate thread if it does not exit in time.
-
-    A run may swallow every cancellation, a thread may never return, or the loop may be blocked. Leaving the `with`
-    block disarms it. The exit code is `Exit.FORCED`, or the exit code of the work, if it has already finished.
-    """
+    """Kills the process from a separate thread if it does not exit in time, for example because a thread never returns. Leaving the `with`
+    block disarms it. The exit code is `Exit.FORCED`, or the exit code of the work, if it has already finished."""
 
     def __init__(self) -> None:
-        self._deadlines = queue.SimpleQueue[float]()  # reentrant and without locks, because a signal handler may call `put` at any point
-        self._thread: threading.Thread | None = None
+        self._deadlines = queue.SimpleQueue[float | None]()  # reentrant, because a signal handler may call `put` at any point
         self._code: int = Exit.FORCED
 
     def end_within(self, seconds: float) -> None:
@@ -63,28 +56,24 @@ class ForcedExit:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._deadlines.put(_OFF)
-        if self._thread is not None:
-            self._thread.join()
+        self._deadlines.put(None)
+        self._thread.join()
 
     def _watch(self) -> None:
         ends_at: float | None = None
-        while True:
-            try:
-                told = self._deadlines.get(timeout=None if ends_at is None else max(0.0, ends_at - time.monotonic()))
-            except queue.Empty:
-                break
-            if told == _OFF:
-                return
-            ends_at = told if ends_at is None else min(ends_at, told)
-        say = _say_that_it_is_forced if self._code == Exit.FORCED else warn_of_slow_exit
-        with suppress(RuntimeError):  # the system cannot start another thread
-            start_thread(say, "taskflow-forced-exit").join(WARNED_WITHIN)  # the reader may be gone, or read nothing
+        with suppress(queue.Empty):
+            while (deadline := self._deadlines.get(timeout=None if ends_at is None else max(0.0, ends_at - time.monotonic()))) is not None:
+                ends_at = deadline if ends_at is None else min(ends_at, deadline)
+            return
+        forced = partial(log.error, "the process did not exit in time and is killed")
+        _run_for(WARNING_TIMEOUT, forced if self._code == Exit.FORCED else warn_of_slow_exit)
         os._exit(self._code)
 
 
-def _say_that_it_is_forced() -> None:
-    log.error("the process did not exit in time and is killed")
+def _run_for(seconds: float, say: Callable[[], None]) -> None:
+    """Print something, but not for longer than this, because the reader may be gone, or read nothing."""
+    with suppress(RuntimeError):  # the system cannot start another thread
+        start_thread(say, "taskflow-last-words").join(seconds)
 
 
 class Signals:
@@ -92,18 +81,15 @@ class Signals:
 
     - While modules are being imported, the first signal raises `Interrupted`. While the worker is starting, it
       cancels the start. In both cases, the second ends the process.
-    - After `begin`, the handler only records the signal and wakes the loop, because raising
-      an exception at an arbitrary bytecode would do more harm.
-    - The handler is Python's own, not the loop's, so that a third signal works even while a job blocks the loop. It stays installed until
-      the process exits. `anyio.open_signal_receiver` cannot do this: it installs the loop's handlers, receives nothing while the loop is
-      blocked or not yet running, and restores the system's handlers when it ends.
+    - After `begin`, the handler only records the signal and wakes the loop.
+    - The handler is Python's own, not the loop's (or anyio's), so that a third signal works even while a job blocks the loop.
     - After the first signal, SIGHUP is ignored, because a closing terminal sends several.
     """
 
     def __init__(self, forced_exit: ForcedExit, *, grace: float, stop_timeout: float) -> None:
         self._forced_exit = forced_exit
         self._grace = grace
-        self._bound = MOST_STOP_TIMEOUTS * stop_timeout
+        self._bound = MAX_STOP_TIMEOUTS * stop_timeout
         self._has_begun = False
         self._has_started = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -121,13 +107,12 @@ class Signals:
         interrupts.raise_again()  # a signal that arrived during an import may have been lost in a callback of the interpreter
 
     def begin(self) -> None:
-        """Raise no more exceptions from the handler. From now on, signals are handled in the event loop, which is created next."""
+        """Handle signals in the event loop from now on, which is created next. The handler raises no more exceptions."""
         self._has_begun = True
 
     @property
     def has_come(self) -> bool:
-        """True once a signal has arrived. A signal can also be the cause of a failed import,
-        because C code may replace its exception with another error."""
+        """True once a signal has arrived. It may be the cause of a failed import: C code replaces its exception with another error."""
         return self._count > 0
 
     @property
@@ -206,12 +191,10 @@ keep_handlers_from_forks(lambda handler: isinstance(getattr(handler, "__self__",
 def end_stalled(is_delivered: bool) -> None:
     """End the process, because its event loop is blocked for good. Called from the thread that noticed the stall.
 
-    If `is_delivered` is True, the stacks are already in the log. If not, logging itself may hang, so Python's fault handler, which takes no
-    lock, writes them to stderr. The process ends even if nothing reads the output.
+    If the stacks are not yet in the log, logging itself may hang, so Python's fault handler, which takes no lock, writes them to stderr.
     """
     if not is_delivered:
-        with suppress(RuntimeError):  # the system cannot start another thread
-            start_thread(_dump, "taskflow-dump").join(DUMPED_WITHIN)
+        _run_for(DUMP_TIMEOUT, _dump)
     os._exit(Exit.STALLED)
 
 
@@ -221,11 +204,7 @@ def _dump() -> None:
 
 
 def show_stacks_when_killed() -> None:
-    """Make Python write the stacks of all threads before a fatal signal ends the process, even while C code holds the interpreter lock.
-
-    These signals include SIGSEGV, and also SIGABRT, which systemd's watchdog sends to a silent worker.
-    Does nothing if the application has enabled faulthandler.
-    """
+    """Make Python write the stacks of all threads before a fatal signal ends the process, such as SIGABRT of systemd's watchdog."""
     if not faulthandler.is_enabled():
         with suppress(OSError, ValueError):  # there is no stderr
             faulthandler.enable(file=sys.stderr.fileno(), all_threads=True)

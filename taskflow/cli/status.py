@@ -24,7 +24,7 @@ from taskflow.cli.store import existing_broker, on_store
 from taskflow.cli.terminal import (
     ALWAYS_SHOWN,
     DIM,
-    LEAST_NAME,
+    MIN_NAME,
     OF_STATUS,
     RED,
     YELLOW,
@@ -45,21 +45,17 @@ from taskflow.model.record import Status
 from taskflow.model.session import SessionRecord
 from taskflow.model.transitions import Event
 
-MOST_WORKERS: Final = 10
-"""The most workers that `status` names. `taskflow workers` lists them all."""
+MAX_WORKERS: Final = 10  # that `status` names; `taskflow workers` lists them all
+MAX_HINTS: Final = 5
+MAX_READ: Final = 100  # scheduled jobs, to find those that no worker knows
 
-MOST_HINTS: Final = 5
-LOOKED_AT: Final = 100
-
+# The title of each rate, and the events that it counts.
 RATES: Final[Mapping[str, tuple[str, tuple[Event, ...]]]] = {
     "enqueued": ("IN/S", (Event.ENQUEUE,)),
     "done": ("DONE/S", (Event.SUCCEED,)),
     "failed": ("FAIL/S", (Event.FAIL, Event.DISCARD)),
 }
-"""The title of each rate, and the events that it counts."""
-
-Rates = Mapping[str, Mapping[str, float]]
-"""How many events of each kind a queue has had a second, by queue and then by kind."""
+Rates = Mapping[str, Mapping[str, float]]  # how many events of each kind a queue has had a second, by queue and then by kind
 
 
 @on_store
@@ -96,7 +92,7 @@ def _shown(arguments: argparse.Namespace, value: Any, lines: Iterable[str]) -> i
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a store at one time, on the monotonic clock.
 
-    `unknown`  for each job name that no running worker knows, the number of parked jobs among the `LOOKED_AT` jobs that are due next
+    `unknown`  for each job name that no running worker knows, the number of parked jobs among the `MAX_READ` jobs that are due next
     """
 
     broker: str
@@ -137,17 +133,18 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     def lines(self, rates: Rates | None = None) -> Iterator[str]:
         yield f"broker     {cut(one_line(self.broker), room() - 11)}"
         yield f"workers    {len(self.workers):,}"
-        for worker in self.workers[:MOST_WORKERS]:
-            yield _worker_line(worker)
-        if len(self.workers) > MOST_WORKERS:
-            yield f"  and {len(self.workers) - MOST_WORKERS:,} more: `taskflow workers` lists them"
+        for worker in self.workers[:MAX_WORKERS]:
+            state = f": {_busy(worker)} busy, heartbeat {_beat(worker)}{', dying' if worker.is_dying else ''}"
+            yield painted(f"  {cut(one_line(worker.session.name), room() - 2 - len(state))}{state}", _color(worker))
+        if len(self.workers) > MAX_WORKERS:
+            yield f"  and {len(self.workers) - MAX_WORKERS:,} more: `taskflow workers` lists them"
         if self.schedules["stored"]:
             details = ", ".join(f"{count:,} {word}" for word, count in self.schedules.items() if count and word != "stored")
             yield f"schedules  {self.schedules['stored']:,}{f' ({details})' if details else ''}"
         yield from queue_table(self.queues, rates)
-        hints = [*_hints(self.queues, self.workers), *map(_unknown_hint, self.unknown.items())]
-        if len(hints) > MOST_HINTS:
-            hints[MOST_HINTS:] = [f"and {len(hints) - MOST_HINTS:,} more hints about other queues and jobs"]
+        hints = list(_hints(self))
+        if len(hints) > MAX_HINTS:
+            hints[MAX_HINTS:] = [f"and {len(hints) - MAX_HINTS:,} more hints about other queues and jobs"]
         for hint in hints:
             yield from (painted(line, YELLOW) for line in wrapped(hint, room()))
 
@@ -165,10 +162,6 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 # --- workers --------------------------------------------------------------------------------------------------------
 
 
-def _name(worker: SessionRecord) -> str:
-    return worker.session.name + (" (dying)" if worker.is_dying else "")
-
-
 def _color(worker: SessionRecord) -> int | None:
     return RED if worker.is_dying else None if worker.is_alive else YELLOW
 
@@ -182,7 +175,7 @@ def _beat(worker: SessionRecord) -> str:
 
 
 _WORKER_COLUMNS: Final = (
-    Column("NAME", _name, color=_color, least=LEAST_NAME),
+    Column("NAME", lambda worker: worker.session.name + (" (dying)" if worker.is_dying else ""), color=_color, least=MIN_NAME),
     Column("BUSY", _busy),
     Column("HEARTBEAT", _beat, color=_color),
     Column("UP", lambda worker: span((datetime.now(UTC) - worker.registered_at).total_seconds()), keep=2),
@@ -190,12 +183,6 @@ _WORKER_COLUMNS: Final = (
     Column("DEPLOY", lambda worker: one_line(worker.session.deploy, 24) or "-", keep=3),
     Column("QUEUES", lambda worker: ", ".join(worker.session.queues) or "all"),
 )
-
-
-def _worker_line(worker: SessionRecord) -> str:
-    dying = ", dying" if worker.is_dying else ""
-    state = f": {_busy(worker)} busy, heartbeat {_beat(worker)}{dying}"
-    return painted(f"  {cut(one_line(worker.session.name), room() - 2 - len(state))}{state}", _color(worker))
 
 
 def worker_json(worker: SessionRecord) -> dict[str, Any]:
@@ -216,16 +203,15 @@ def worker_json(worker: SessionRecord) -> dict[str, Any]:
 
 
 def queue_table(queues: Sequence[QueueRecord], rates: Rates | None = None) -> Iterator[str]:
-    """Yield the table of queues, with their rates if those are known."""
     rated = [] if rates is None else [_rate_column(kind, rates) for kind in RATES]
     return table([_QUEUE_NAME, *(_count_column(status, is_rated=rates is not None) for status in Status), _OLDEST, *rated], queues)
 
 
-_QUEUE_NAME: Final = Column("QUEUE", lambda queue: queue.name + (" (paused)" if queue.is_paused else ""), least=LEAST_NAME)
+_QUEUE_NAME: Final = Column("QUEUE", lambda queue: queue.name + (" (paused)" if queue.is_paused else ""), least=MIN_NAME)
 _OLDEST: Final = Column("OLDEST", lambda queue: "" if queue.oldest_ready_for is None else span(queue.oldest_ready_for), is_number=True)
 
+# The counts that are left out first if the rates are shown and the terminal is narrow.
 _KEPT: Final = {Status.HELD: 1, Status.CANCELLED: 2, Status.SUCCEEDED: 3}
-"""The counts that are left out first if the rates are shown and the terminal is narrow."""
 
 
 def _count_column(status: Status, *, is_rated: bool) -> Column:
@@ -250,10 +236,10 @@ def _rate_column(kind: str, rates: Rates) -> Column:
     )
 
 
-def _hints(queues: Sequence[QueueRecord], workers: Sequence[SessionRecord]) -> Iterator[str]:
-    """Say which queues have jobs that no running worker will take."""
-    alive = [worker.session for worker in workers if worker.is_alive]
-    for queue in queues:
+def _hints(summary: Summary) -> Iterator[str]:
+    """Say which queues and which parked jobs no running worker will take."""
+    alive = [worker.session for worker in summary.workers if worker.is_alive]
+    for queue in summary.queues:
         ready = queue.counts.get(Status.READY, 0)
         if not ready:
             continue
@@ -261,6 +247,8 @@ def _hints(queues: Sequence[QueueRecord], workers: Sequence[SessionRecord]) -> I
             yield f"{one_line(queue.name)} is paused: `taskflow resume {one_line(queue.name)}` ends the pause"
         elif not any(not session.queues or queue.name in session.queues for session in alive):
             yield f"no running worker takes jobs from {one_line(queue.name)}: start one with `taskflow worker MODULE`"
+    for name, count in ((one_line(job), count) for job, count in summary.unknown.items()):
+        yield f"no running worker knows the job {name} ({count:,} parked): deploy the code that sent it, or `taskflow cancel --job {name}`"
 
 
 async def _unknown_jobs(console: Console, queues: Sequence[QueueRecord], workers: Sequence[SessionRecord]) -> dict[str, int]:
@@ -268,14 +256,8 @@ async def _unknown_jobs(console: Console, queues: Sequence[QueueRecord], workers
     known = [worker.session.jobs for worker in workers if worker.is_alive]
     if not known or not all(known) or not any(queue.counts.get(Status.SCHEDULED) for queue in queues):
         return {}
-    page = await console.page(View(statuses=(Status.SCHEDULED,)), limit=LOOKED_AT)
+    page = await console.page(View(statuses=(Status.SCHEDULED,)), limit=MAX_READ)
     return Counter(record.job for record in page.records if record.waiting_for and not any(record.job in jobs for jobs in known))
-
-
-def _unknown_hint(unknown: tuple[str, int]) -> str:
-    job, count = unknown
-    name = one_line(job)
-    return f"no running worker knows the job {name} ({count:,} parked): deploy the code that sent it, or `taskflow cancel --job {name}`"
 
 
 def queue_json(queue: QueueRecord) -> dict[str, Any]:
@@ -301,7 +283,8 @@ async def watch(read: Callable[[], Awaitable[Summary]], interval: float, *, is_j
         if is_json:
             print(json_text({"time": now.isoformat(), "trouble": trouble, **before.to_json(), "rates": rates}), flush=True)
         elif sys.stdout.isatty():
-            _show_in_place([f"{now:%Y-%m-%d %H:%M:%S}   Ctrl-C ends", *_trouble_lines(trouble), *before.lines(rates)])
+            troubles = [painted(line, RED) for line in wrapped(trouble, room())] if trouble else []
+            _show_in_place([f"{now:%Y-%m-%d %H:%M:%S}   Ctrl-C ends", *troubles, *before.lines(rates)])
         else:
             lines = [trouble] if trouble else before.lines(rates)
             print(f"{now:%Y-%m-%d %H:%M:%S}", *lines, "", sep="\n", flush=True)
@@ -311,11 +294,6 @@ async def watch(read: Callable[[], Awaitable[Summary]], interval: float, *, is_j
             before, rates, trouble = latest, latest.rates_since(before), None
         except BrokerError as error:
             trouble = trouble or f"since {datetime.now():%H:%M:%S} the store does not answer: {one_line(error)}"
-
-
-def _trouble_lines(trouble: str | None) -> Iterator[str]:
-    if trouble:
-        yield from (painted(line, RED) for line in wrapped(trouble, room()))
 
 
 def _show_in_place(lines: list[str]) -> None:

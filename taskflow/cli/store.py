@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from taskflow.app.app import App, default_app
 from taskflow.app.bulk_actions import check_error, header_of, this_operator
@@ -17,12 +18,13 @@ from taskflow.broker.console import Console, View
 from taskflow.broker.migrations import Migrating
 from taskflow.broker.paging import AT_ONCE
 from taskflow.broker.protocol import Broker
+from taskflow.cli.terminal import print_lines
 from taskflow.model.envelope import check_job_name, check_queue
 from taskflow.model.errors import BrokerRefused, ConfigurationError
-from taskflow.model.ids import parse_id
+from taskflow.model.ids import id_text, parse_id
 from taskflow.model.job_schema import check_tag
 from taskflow.model.printable import nearest, one_line
-from taskflow.model.record import Status
+from taskflow.model.record import Record, Status
 
 T = TypeVar("T")
 
@@ -55,16 +57,15 @@ async def existing_broker(app: App) -> Broker:
     """Return the application's broker. Raises BrokerRefused if its SQLite file, its schema on PostgreSQL or
     its tables do not exist, because a command that looks for jobs must not create them."""
     broker = app.broker()  # raises for a wrong URL
-    if (file := _missing_file(app.broker_url())) is not None:
+    if (file := _missing_file(urlsplit(app.broker_url()))) is not None:
         raise BrokerRefused(f"{file} {_MISSING}")
     if isinstance(broker, Migrating) and not (found := await broker.pending()).version:
         raise BrokerRefused(f"{found.place} {_MISSING}")
     return broker
 
 
-def _missing_file(broker_url: str) -> str | None:
+def _missing_file(url: SplitResult) -> str | None:
     """Return the SQLite file of the URL if it does not exist although its folder does, otherwise None."""
-    url = urlsplit(broker_url)
     file = os.path.realpath(unquote(url.path.removeprefix("/")))
     return file if url.scheme == "sqlite" and not os.path.exists(file) and os.path.isdir(os.path.dirname(file)) else None
 
@@ -78,11 +79,18 @@ def operator(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def ids_of(texts: Iterable[str]) -> list[bytes]:
-    """Parse ids, dropping duplicates. Raises ConfigurationError for text that is not an id."""
-    try:
+    """Parse ids, dropping duplicates."""
+    with reporting(ValueError):
         return list(dict.fromkeys(parse_id(text) for text in texts))
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
+
+
+@contextlib.contextmanager
+def reporting(*errors: type[Exception], prefix: str = "") -> Iterator[None]:
+    """Turn these errors into a ConfigurationError with the same message."""
+    try:
+        yield
+    except errors as error:
+        raise ConfigurationError(f"{prefix}{error}") from error
 
 
 def filter_of(arguments: argparse.Namespace, default: Iterable[Status] = ()) -> View:
@@ -105,10 +113,8 @@ def queue_of(name: str | None) -> str | None:
 
 
 def _checked(flag: str, check: Callable[[str], T], value: str | None) -> T | None:
-    try:
+    with reporting(ValueError, prefix=f"{flag}: "):
         return None if value is None else check(value)
-    except ValueError as error:
-        raise ConfigurationError(f"{flag}: {error}") from error
 
 
 def given_filters(arguments: argparse.Namespace) -> list[str]:
@@ -120,24 +126,31 @@ def given_filters(arguments: argparse.Namespace) -> list[str]:
     return flags
 
 
+def print_each(ids: Sequence[bytes], records: Sequence[Record | None], lines: Callable[[Record], Iterable[str]]) -> None:
+    """Print the lines of each record, or on stderr that it is unknown, with empty lines between them."""
+    for number, (job_id, record) in enumerate(zip(ids, records, strict=True)):
+        if number:
+            print()
+        if record is None:
+            print(f"taskflow: job {id_text(job_id)} is unknown or no longer kept", file=sys.stderr)
+        else:
+            print_lines(lines(record))
+
+
 # --- unknown names ---------------------------------------------------------------------------------------------------
 
 
 async def is_known_queue(console: Console, name: str | None) -> bool:
-    """Return True if the store knows the queue, or if `name` is None. Otherwise print
-    a message with a suggestion to stderr, and return False."""
-    if name is None:
-        return True
-    known = [queue.name for queue in await console.queues()]
-    if name in known:
+    """Return True if the store knows the queue, or if `name` is None. Otherwise print a message to stderr."""
+    known = [] if name is None else [queue.name for queue in await console.queues()]
+    if name is None or name in known:
         return True
     print(f"taskflow: no job has ever been in queue {name!r}{suggestion(name, known)}", file=sys.stderr)
     return False
 
 
 async def note_unknown_job(console: Console, name: str | None) -> None:
-    """If nothing was found for a job's name, and neither a running worker nor the first jobs of the store have that
-    name, print a message to stderr, with a suggestion. Stores have no index of names."""
+    """If nothing was found for a job's name, and neither a running worker nor the first jobs of the store have it, print a message."""
     if name is None:
         return
     known = {job for worker in await console.workers() for job in worker.session.jobs}

@@ -1,5 +1,5 @@
-"""Runs `taskflow worker` with `--processes` or another flag that needs a supervisor.
-Worker processes run the same command and also start here.
+"""Runs `taskflow worker` with `--processes` or another option that needs a supervisor.
+Worker processes run the same command and also start here, with a socket to their supervisor.
 
 This module does not import the application: the supervisor never does, and a worker does so later.
 """
@@ -7,24 +7,31 @@ This module does not import the application: the supervisor never does, and a wo
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+import signal
+import socket
 import threading
+from collections import deque
 from collections.abc import Callable
-from contextlib import nullcontext
+from concurrent.futures import Future
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from typing import Final
 
-from taskflow.cli.interrupts import interrupts
 from taskflow.cli.log_output import BackgroundHandler, logging_to_stderr
-from taskflow.cli.reexec import command_of, environment_of
+from taskflow.cli.startup import command_of, environment_of, interrupts
 from taskflow.cli.worker_options import PREFIX
 from taskflow.model.errors import ConfigurationError, DriverMissing
-from taskflow.worker.children.syscalls import die_before_parent
+from taskflow.model.printable import one_line
+from taskflow.worker.children.syscalls import die_before_parent, end_with_parent
 from taskflow.worker.processes import SUPERVISED, FileWatch, supervise
 from taskflow.worker.supervisor_state import SupervisorOptions
 
-DEBOUNCE: Final = 400
-"""Milliseconds over which changes are grouped, because an editor or a branch checkout may write several files."""
+log: Final = logging.getLogger("taskflow.worker")
+
+DEBOUNCE: Final = 400  # milliseconds over which changes are grouped, because an editor or a branch checkout may write several files
+MAX_LINE: Final = 2_000
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     if address is None:
         return _supervise(arguments)
     die_before_parent()
-    arguments.line = import_module("taskflow.cli.supervisor_socket").SupervisorSocket(address, max_jobs=arguments.max_jobs)
+    arguments.supervisor = SupervisorSocket(address, max_jobs=arguments.max_jobs)
     code: int = import_module("taskflow.cli.worker").run(arguments)
     return code
 
@@ -41,7 +48,6 @@ def _supervise(arguments: argparse.Namespace) -> int:
     arguments.collector.settle()
     if arguments.reload and arguments.drain:
         raise ConfigurationError("--reload and --drain exclude each other: a drained worker has nothing to reload")
-    watch = _a_watch() if arguments.reload else None
     options = SupervisorOptions(
         processes=arguments.processes or 1,
         grace=arguments.grace,
@@ -50,6 +56,7 @@ def _supervise(arguments: argparse.Namespace) -> int:
         is_draining=arguments.drain,
         is_reloading=arguments.reload,
     )
+    watch = _file_watch() if arguments.reload else None
     # If the number of processes is a setting, the environment keeps it, so that a worker also starts with a supervisor after
     # pyproject.toml has changed.
     pinned = {f"{PREFIX}PROCESSES": str(arguments.processes)} if "processes" in arguments.settings else {}
@@ -63,7 +70,7 @@ def _supervise(arguments: argparse.Namespace) -> int:
         return supervise(options, command_of(arguments.argv), environment, watch=watch, listener=health_report)
 
 
-def _a_watch() -> FileWatch:
+def _file_watch() -> FileWatch:
     """Return a function that watches the Python files in and below the current
     folder, except in virtual environments and similar folders."""
     try:
@@ -79,3 +86,74 @@ def _a_watch() -> FileWatch:
         threading.Thread(target=look, name="taskflow-reload", daemon=True).start()
 
     return watch
+
+
+class SupervisorSocket:
+    """A worker's connection to its supervisor, over which it sends reports. The worker kills itself when the supervisor's end closes.
+
+    `address`   the value of the environment variable `SUPERVISED`
+    `max_jobs`  the number of runs after which the worker retires, or None
+    `is_first`  True for the worker in the supervisor's first slot
+    `retired`   is done when this worker must retire: it stops claiming and exits after its runs, while another worker takes its slot
+    `deaths`    the session and the cause of death of other workers, to be reported to the broker and then confirmed with `say`. `on_death`
+                is called after each addition, in another thread
+    """
+
+    def __init__(self, address: str, *, max_jobs: int | None) -> None:
+        descriptor, supervisor, slot = map(int, address.split())
+        self.is_leaving = False
+        self.is_first = slot == 0
+        self.retired = Future[None]()
+        self.deaths = deque[tuple[bytes, str]]()
+        self.on_death: Callable[[], object] = lambda: None
+        self._runs_left = max_jobs
+        self._lock = threading.Lock()
+        self._end = socket.socket(fileno=descriptor)
+        self._end.set_inheritable(False)
+        end_with_parent()
+        if os.getppid() != supervisor:  # it has died already
+            os.kill(os.getpid(), signal.SIGKILL)
+        threading.Thread(target=self._listen, name="taskflow-supervisor-socket", daemon=True).start()
+
+    def say(self, words: str) -> None:
+        """Send a line without waiting, so that a stopped or dead supervisor delays nothing."""
+        try:
+            self._end.send(f"{one_line(words, MAX_LINE)}\n".encode(), socket.MSG_DONTWAIT)
+        except OSError:
+            log.debug("could not send to the supervisor: %s", words)
+
+    def count_run(self) -> None:
+        """Retire after the last of `max_jobs` runs."""
+        if self._runs_left is not None:
+            self._runs_left -= 1
+            if self._runs_left == 0:
+                took = "this worker has run its number of jobs (--max-jobs)"
+                log.info("%s: another one takes over, and the runs of this one still finish", took)
+                self._retire()
+
+    def _retire(self) -> None:
+        with self._lock:  # called from two threads
+            if self.is_leaving:
+                return
+            self.is_leaving = True
+        self.say("retiring")
+        self.retired.set_result(None)
+
+    def _listen(self) -> None:
+        rest = b""
+        while True:
+            try:
+                heard = self._end.recv(4096)
+            except OSError:  # a job has closed the descriptor
+                return
+            if not heard:  # the supervisor has died, and the kernel has not ended this process too
+                os.kill(os.getpid(), signal.SIGKILL)
+            *lines, rest = (rest + heard).split(b"\n")
+            for line in lines:
+                match line.decode("utf-8", "replace").split(" ", 2):
+                    case ["retire"]:
+                        self._retire()
+                    case ["died", session, cause]:
+                        self.deaths.append((bytes.fromhex(session), cause))
+                        with suppress(RuntimeError):  # the loop is closed: other workers report the death
+                            self.on_death()

@@ -17,25 +17,16 @@ from typing import Any, Final, NamedTuple
 from taskflow.cli.base_parser import columns
 from taskflow.model.printable import INDENT, MAX_CHARACTERS, one_line
 
-RED: Final = 31
-GREEN: Final = 32
-YELLOW: Final = 33
-CYAN: Final = 36
-BOLD: Final = 1
-DIM: Final = 2
-
+BOLD, DIM, RED, GREEN, YELLOW, CYAN = 1, 2, 31, 32, 33, 36  # codes of ANSI terminals
 OF_STATUS: Final = {"failed": RED, "succeeded": GREEN, "running": CYAN, "cancelled": YELLOW}
 
 
-def has_colors() -> bool:
-    """Return True if stdout is a terminal with colours, or FORCE_COLOR asks for them. NO_COLOR is stronger (https://no-color.org)."""
-    if os.environ.get("NO_COLOR"):
-        return False
-    return bool(os.environ.get("FORCE_COLOR")) or (sys.stdout.isatty() and os.environ.get("TERM") != "dumb")
-
-
 def painted(text: str, color: int | None) -> str:
-    return f"\033[{color}m{text}\033[0m" if color and text and has_colors() else text
+    """Colour the text if stdout is a terminal with colours, or FORCE_COLOR asks for it. NO_COLOR is stronger (https://no-color.org)."""
+    if not color or not text or os.environ.get("NO_COLOR"):
+        return text
+    has_colors = os.environ.get("FORCE_COLOR") or (sys.stdout.isatty() and os.environ.get("TERM") != "dumb")
+    return f"\033[{color}m{text}\033[0m" if has_colors else text
 
 
 def room() -> int:
@@ -125,25 +116,25 @@ def print_json(value: Any) -> None:
 def json_text(value: Any, indent: int | None = None) -> str:
     """Return the value as JSON in ASCII, with all control characters escaped, including DEL, which `json` leaves as it is.
 
-    Instants become text in ISO 8601. JSON has no infinity and no NaN, which a store may contain: they become null.
+    Structs become objects, instants text in ISO 8601. JSON has no infinity and no NaN, which a store may contain: they become null.
     """
-    try:
-        text = json.dumps(value, indent=indent, default=_as_text, allow_nan=False)
-    except ValueError:
-        text = json.dumps(_finite(value), indent=indent, default=_as_text, allow_nan=False)
-    return text.replace("\x7f", "\\u007f")
+    return json.dumps(_plain(value), indent=indent, default=str, allow_nan=False).replace("\x7f", "\\u007f")
 
 
-def _as_text(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [*map(_finite, value)]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _plain(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _plain(each) for name, each in value.items()}
+        case list() | tuple():
+            return [*map(_plain, value)]
+        case float():
+            return value if math.isfinite(value) else None
+        case datetime():
+            return value.isoformat()
+        case _ if hasattr(value, "__struct_fields__"):
+            return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+        case _:
+            return value
 
 
 # --- times -----------------------------------------------------------------------------------------------------------
@@ -187,8 +178,7 @@ def duration(seconds: float) -> str:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 ALWAYS_SHOWN: Final = 9
-LEAST_NAME: Final = 12
-"""The least width of a column of names."""
+MIN_NAME: Final = 12  # the least width of a column of names
 
 
 class Column(NamedTuple):
@@ -213,7 +203,7 @@ def table(columns: Sequence[Column], rows: Sequence[Any], *, detail: Column | No
     """Yield a header, and a line for each row. In a pipe, nothing is left out. `detail` is the last column if all of it fits; otherwise
     each row's detail is wrapped on further lines."""
     is_terminal, most = sys.stdout.isatty(), room()
-    all_columns = [*columns] if detail is None else [*columns, detail]
+    all_columns = [*columns, *([] if detail is None else [detail])]
     cells = {column: [one_line(column.cell(row)) for row in rows] for column in all_columns}
     widths = {column: min(max(map(width, (column.title, *texts))), column.most) for column, texts in cells.items()}
     is_beside = not is_terminal or _excess(all_columns, widths, "  ", most) <= 0
@@ -254,10 +244,8 @@ def _aligned(text: str, column: Column, most: int) -> str:
 
 # --- progress --------------------------------------------------------------------------------------------------------
 
-BAR_WIDTH: Final = 40
-LEAST_BAR_WIDTH: Final = 10
-BESIDE: Final = 40
-"""Columns for the numbers beside the bar."""
+MIN_BAR, MAX_BAR = 10, 40  # the width of a bar
+BESIDE: Final = 40  # columns for the numbers beside it
 
 
 def bar_of(share: float, width: int) -> str:
@@ -283,7 +271,7 @@ class Bar:
                 self._shown = tenth
                 print_now(f"{done:,} of {self.total:,} done")
             return
-        bar = bar_of(share, max(LEAST_BAR_WIDTH, min(BAR_WIDTH, columns() - BESIDE)))
+        bar = bar_of(share, max(MIN_BAR, min(MAX_BAR, columns() - BESIDE)))
         rate = done / max(1e-9, time.monotonic() - self._began)
         self._shown = 0
         print(f"\r{bar} {done:,}/{self.total:,}  {rate:,.0f} jobs/s \033[K", end="", flush=True)

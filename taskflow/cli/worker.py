@@ -9,8 +9,9 @@ import importlib
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
@@ -22,41 +23,39 @@ from taskflow.app.context import running
 from taskflow.app.package_conflict import advice_if_mixed
 from taskflow.broker.url import DEFAULT_NAMESPACE, masked
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.gc_tuning import Collector
 from taskflow.cli.health import HealthReport
 from taskflow.cli.log_output import logging_to_stderr
 from taskflow.cli.modules import TargetFailed, import_targets, is_ours, print_users, require_jobs
-from taskflow.cli.reexec import take_broker
-from taskflow.cli.signals import AFTER_FORCE, ForcedExit, Signals, end_stalled, show_stacks_when_killed
+from taskflow.cli.signals import FORCED_EXIT_TIMEOUT, ForcedExit, Signals, end_stalled, show_stacks_when_killed
+from taskflow.cli.startup import Collector, take_broker
 from taskflow.cli.terminal import span
 from taskflow.model.errors import BrokerError, ConfigurationError
 from taskflow.model.printable import log_safely, nearest, one_line
 from taskflow.model.record import Status
 from taskflow.worker.drain import Drain
-from taskflow.worker.events import DescriptorsClosed, WorkerEvent
+from taskflow.worker.events import DescriptorsClosed, RunEnded, SessionOpened, WaitingForBroker, WorkerEvent
 from taskflow.worker.options import QueueChoice, WorkerOptions
 from taskflow.worker.registration import report_death
 from taskflow.worker.worker import Worker
 
 if TYPE_CHECKING:
-    from taskflow.cli.supervisor_socket import SupervisorSocket
+    from taskflow.cli.supervise import SupervisorSocket
 
 log: Final = logging.getLogger("taskflow.worker")
 
 T = TypeVar("T")
 
-MOST_NAMED: Final = 20
-"""The most jobs that a worker names when it starts."""
+MAX_NAMED: Final = 20  # jobs that a worker names when it starts
 
 
 def run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     show_stacks_when_killed()
-    line: SupervisorSocket | None = arguments.line
+    supervisor: SupervisorSocket | None = arguments.supervisor
     with (
-        logging_to_stderr(arguments.log_level, arguments.log_format, _add_ids, has_pid=line is not None),
+        logging_to_stderr(arguments.log_level, arguments.log_format, _add_ids, has_pid=supervisor is not None),
         ForcedExit() as forced_exit,
-        HealthReport(arguments, line) as health_report,
+        HealthReport(arguments, supervisor) as health_report,
     ):
         signals = Signals(forced_exit, grace=options.grace, stop_timeout=options.stop_timeout)
         if (advice := advice_if_mixed()) is not None:
@@ -70,11 +69,19 @@ def run(arguments: argparse.Namespace) -> int:
         require_jobs(app.registry, arguments.modules, all_submodules=arguments.all_submodules)
         signals.begin()
         _announce(app, options)
-        if line is not None:
-            line.say("loaded")
-        return _run_to_exit(
-            WorkerRun(app, options, signals, forced_exit, health_report, arguments.collector, line, is_draining=arguments.drain)
+        if supervisor is not None:
+            supervisor.say("loaded")
+        run = WorkerRun(
+            app=app,
+            options=options,
+            signals=signals,
+            forced_exit=forced_exit,
+            health_report=health_report,
+            collector=arguments.collector,
+            supervisor=supervisor,
+            is_draining=arguments.drain,
         )
+        return _run_to_exit(run)
 
 
 def _options(arguments: argparse.Namespace) -> WorkerOptions:
@@ -103,8 +110,8 @@ def _announce(app: App, options: WorkerOptions) -> None:
     log.info("queues: %s; concurrency: %d", options.queues, options.concurrency)
     names = [job.name for job in app.registry]
     log.info("modules: %s; %s", ", ".join(options.modules), _counted(len(names), "job"))
-    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
-    log.info("jobs: %s%s", ", ".join(names[:MOST_NAMED]), more)
+    more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
+    log.info("jobs: %s%s", ", ".join(names[:MAX_NAMED]), more)
 
 
 def _counted(count: int, noun: str) -> str:
@@ -113,7 +120,11 @@ def _counted(count: int, noun: str) -> str:
 
 def _run_to_exit(run: WorkerRun) -> int:
     try:
-        with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
+        try:
+            new_loop = importlib.import_module("uvloop").new_event_loop
+        except ImportError:  # the extra `fast` is not installed
+            new_loop = None
+        with asyncio.Runner(loop_factory=new_loop) as runner:
             return _run_through(runner.get_loop(), run.work())
     except KeyboardInterrupt:
         raise
@@ -129,21 +140,9 @@ def _run_to_exit(run: WorkerRun) -> int:
         return Exit.FAILED
 
 
-def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's loop factory, or None if uvloop (the extra `fast`) is not installed."""
-    try:
-        factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
-    except ImportError:
-        return None
-    return factory
-
-
 def _run_through(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
-    """Run the loop until `work` ends, even if a job stops the loop before that.
-
-    A job may call `loop.stop()`. It may also raise SystemExit or KeyboardInterrupt in a task or callback, and
-    asyncio lets these escape from the loop. For code that awaits such a task, this is still an ordinary failure.
-    """
+    """Run the loop until `work` ends, even if a job calls `loop.stop()`, or raises SystemExit or KeyboardInterrupt in a task or callback,
+    which asyncio lets escape from the loop."""
     task = OwnTask(work, loop=loop)
     while True:
         try:
@@ -157,10 +156,7 @@ def _run_through(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) 
 
 
 class OwnTask(asyncio.Task[T]):
-    """A task that belongs to the command. Jobs cannot cancel it, even by cancelling all tasks.
-
-    Code outside jobs can cancel it, for example a task group in the application's lifespan when one of its tasks has failed.
-    """
+    """A task that belongs to the command. Jobs cannot cancel it, even by cancelling all tasks. The application's lifespan can."""
 
     _told_of = ""
 
@@ -178,94 +174,85 @@ def _create_own(work: Coroutine[Any, Any, T]) -> OwnTask[T]:
     return OwnTask(work, loop=asyncio.get_running_loop())
 
 
+@dataclass(kw_only=True)
 class WorkerRun:
-    """Runs a worker from its start to its exit. `line` is its socket to the supervisor, or None."""
+    """Runs a worker from its start to its exit. `supervisor` is its socket to the supervisor, or None."""
 
-    def __init__(
-        self,
-        app: App,
-        options: WorkerOptions,
-        signals: Signals,
-        forced_exit: ForcedExit,
-        health_report: HealthReport,
-        collector: Collector,
-        line: SupervisorSocket | None,
-        *,
-        is_draining: bool,
-    ) -> None:
-        self.has_ended = False
-        self._app = app
-        lines = () if line is None else (line,)
-        self._options = replace(options, subscribers=(*options.subscribers, health_report.note_event, self.note_event, *lines))
-        self._signals = signals
-        self._forced_exit = forced_exit
-        self._health_report = health_report
-        self._collector = collector
-        self._line = line
-        self._is_draining = is_draining
+    app: App
+    options: WorkerOptions
+    signals: Signals
+    forced_exit: ForcedExit
+    health_report: HealthReport
+    collector: Collector
+    supervisor: SupervisorSocket | None
+    is_draining: bool
+    has_ended: bool = False
 
     def note_event(self, event: WorkerEvent) -> None:
-        """End the process if the worker is broken, for example because a job has closed its file
-        descriptors. Otherwise, it could write to other files that have reused their numbers."""
-        if isinstance(event, DescriptorsClosed):
-            log.critical("this worker exits now (%s); its jobs run elsewhere after %g s without a heartbeat", event.why, self._options.ttl)
-            os._exit(Exit.FORCED)
+        match event:
+            case DescriptorsClosed(why):  # writing on could reach other files that have reused the numbers of the descriptors
+                log.critical("this worker exits now (%s); its jobs run elsewhere after %g s without a heartbeat", why, self.options.ttl)
+                os._exit(Exit.FORCED)
+            case RunEnded() if self.supervisor is not None:
+                self.supervisor.count_run()
+            case WaitingForBroker() if self.supervisor is not None:
+                self.supervisor.say("waiting")
+            case SessionOpened(_, session) if self.supervisor is not None:
+                self.supervisor.say(f"session {session.hex()}")
 
     async def work(self) -> int:
-        worker, death_reporter, began = Worker(options=self._options), DeathReporter(self._app), time.monotonic()
-        self._health_report.show(worker.health)
+        subscribers = (*self.options.subscribers, self.health_report.note_event, self.note_event)
+        worker, began = Worker(options=replace(self.options, subscribers=subscribers)), time.monotonic()
+        self.health_report.show(worker.health)
         code: int = Exit.FAILED  # unless the work ends without an error
         is_drained = False
         try:
             async with AsyncExitStack() as stack:
-                if not await self._signals.start(self._start(worker, stack)):
-                    code = self._signals.code
+                if not await self.signals.start(self._start(worker, stack)):
+                    code = self.signals.code
                     return code
-                if self._line is not None:
-                    death_reporter.begin(self._line)
                 is_drained = await self._until_stop(worker)
-                if not is_drained and self._line is not None:
-                    self._line.say("leaving")  # sent whatever the reason is
-            death_reporter.end()
+                if not is_drained and self.supervisor is not None:
+                    self.supervisor.say("leaving")  # sent whatever the reason is
             tally, took = worker.tally, time.monotonic() - began
             worked_for = span(took) if took >= 1 else f"{took:.1f} s"
             counts = f"{_counted(tally.runs, 'run')}, {_counted(tally.ended, 'job')} ended, {tally.failed:,} failed"
             log_safely(log.info, "worked for %s: %s", worked_for, counts)
-            if self._is_draining and (self._line is None or (self._line.is_first and not self._line.is_leaving)):
+            if self.is_draining and (self.supervisor is None or (self.supervisor.is_first and not self.supervisor.is_leaving)):
                 await self._print_remaining_jobs()
             code = self._code(worker, is_drained=is_drained)
         finally:
-            with anyio.move_on_after(self._options.stop_timeout, shield=True):
-                await self._app.close()
+            with anyio.move_on_after(self.options.stop_timeout, shield=True):
+                await self.app.close()
             self.has_ended = True
             # Next, Python ends the tasks and threads that jobs have left behind, and these may not cooperate.
-            self._forced_exit.exit_with(code, AFTER_FORCE if worker.has_forced else self._options.stop_timeout)
-        if self._line is not None:  # before Python shuts down, because a signal during the shutdown would change the exit status
-            self._line.say(f"{'drained' if is_drained else 'ended'} {code:d}")
+            self.forced_exit.exit_with(code, FORCED_EXIT_TIMEOUT if worker.has_forced else self.options.stop_timeout)
+        if self.supervisor is not None:  # before Python shuts down, because a signal during the shutdown would change the exit status
+            self.supervisor.say(f"{'drained' if is_drained else 'ended'} {code:d}")
         return code
 
     def _code(self, worker: Worker, *, is_drained: bool) -> int:
         if worker.has_forced:
             return Exit.FORCED
-        is_replaced = self._line is not None and self._line.is_leaving  # another worker takes its place
-        if self._is_draining and not (is_drained or is_replaced):
-            return self._signals.code
-        return Exit.FAILED if self._is_draining and (worker.tally.failed or worker.tally.set_aside) else Exit.OK
+        is_replaced = self.supervisor is not None and self.supervisor.is_leaving  # another worker takes its place
+        if self.is_draining and not (is_drained or is_replaced):
+            return self.signals.code
+        return Exit.FAILED if self.is_draining and (worker.tally.failed or worker.tally.set_aside) else Exit.OK
 
     async def _start(self, worker: Worker, stack: AsyncExitStack) -> None:
         await stack.enter_async_context(worker)
         with contextlib.suppress(BrokerError):  # the broker is unavailable again, and this is only a hint
             await self._warn_of_unknown_queues()
-        self._collector.settle()
+        self.collector.settle()
 
     async def _until_stop(self, worker: Worker) -> bool:
         """Wait for a signal, for drained queues or for retirement. Return True if the queues are drained."""
-        drained = _create_own(worker.drained()) if self._is_draining else None
-        waits: list[asyncio.Task[Any]] = [_create_own(self._signals.wait(worker))]
+        drained = _create_own(worker.drained()) if self.is_draining else None
+        waits: list[asyncio.Task[Any]] = [_create_own(self.signals.wait(worker))]
         if drained is not None:
             waits.append(drained)
-        if self._line is not None:
-            waits.append(_create_own(_retire(worker, self._line)))
+        if self.supervisor is not None:
+            waits += [_create_own(_retire(worker, self.supervisor)), _create_own(self._report_deaths(self.supervisor))]
         done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in pending:
             wait.cancel()
@@ -274,21 +261,31 @@ class WorkerRun:
             wait.result()
         return drained in done
 
+    async def _report_deaths(self, supervisor: SupervisorSocket) -> None:
+        """Report to the broker the worker deaths that the supervisor has noticed. It repeats those that are not confirmed."""
+        loop, has_come = asyncio.get_running_loop(), asyncio.Event()
+        supervisor.on_death = lambda: loop.call_soon_threadsafe(has_come.set)
+        while True:
+            while supervisor.deaths:
+                session, cause = supervisor.deaths.popleft()
+                if await report_death(self.app.broker(), session, cause):
+                    supervisor.say(f"told {session.hex()}")
+            has_come.clear()
+            await has_come.wait()
+
     async def _warn_of_unknown_queues(self) -> None:
-        """Warn about queues in `--queues` that no imported job uses and the store does not know.
-        They may be used later, but usually they are typos."""
-        if not self._options.queues.names:
+        """Warn about queues in `--queues` that no imported job uses and the store does not know. Usually they are typos."""
+        if not self.options.queues.names:
             return
-        known = {queue for job in self._app.registry for queue in job.queues}
-        known |= {queue.name for queue in await self._app.broker().console.queues()}
-        for name in self._options.queues.names:
+        known = {queue for job in self.app.registry for queue in job.queues}
+        known |= {queue.name for queue in await self.app.broker().console.queues()}
+        for name in self.options.queues.names:
             if name not in known:
-                near = nearest(name, known)
-                hint = f"; did you mean {near}?" if near else ""
+                hint = f"; did you mean {near}?" if (near := nearest(name, known)) else ""
                 log.warning("queue %s is unknown: it never had a job, and no job here names it%s", name, hint)
 
     async def _print_remaining_jobs(self) -> None:
-        drain = Drain(self._app.broker(), self._app.registry, self._options)
+        drain = Drain(self.app.broker(), self.app.registry, self.options)
         for queue in await drain.queues():
             parked = await drain.parked(queue)
             left = {status: queue.counts.get(status, 0) for status in (Status.HELD, Status.SCHEDULED, Status.READY, Status.RUNNING)}
@@ -301,38 +298,8 @@ class WorkerRun:
                 print(f"left in {one_line(queue.name)}{' (paused)' if queue.is_paused else ''}: {', '.join(counts)}")
 
 
-class DeathReporter:
-    """Reports to the broker the worker deaths that the supervisor has noticed. It
-    does so in separate tasks, because the broker may be slow."""
-
-    def __init__(self, app: App) -> None:
-        self._app = app
-        self._loop = asyncio.get_running_loop()
-        self._reports: dict[bytes, asyncio.Task[None]] = {}
-
-    def begin(self, line: SupervisorSocket) -> None:
-        def note(session: bytes, cause: str) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: other workers report the death
-                self._loop.call_soon_threadsafe(self._report, line, session, cause)
-
-        line.on_deaths(note)
-
-    def end(self) -> None:
-        for report in self._reports.values():
-            report.cancel()
-
-    def _report(self, line: SupervisorSocket, session: bytes, cause: str) -> None:
-        if session not in self._reports:
-            self._reports[session] = task = _create_own(self._report_one(line, session, cause))
-            task.add_done_callback(lambda _: self._reports.pop(session, None))
-
-    async def _report_one(self, line: SupervisorSocket, session: bytes, cause: str) -> None:
-        if await report_death(self._app.broker(), session, cause):
-            line.say(f"told {session.hex()}")
-
-
-async def _retire(worker: Worker, line: SupervisorSocket) -> None:
+async def _retire(worker: Worker, supervisor: SupervisorSocket) -> None:
     """Wait until this worker must retire, then let its runs finish, even those
-    that exceed the grace time. Another worker takes its place."""
-    await line.retired()
+    that exceed the grace period. Another worker takes its place."""
+    await asyncio.shield(asyncio.wrap_future(supervisor.retired))
     await worker.finish()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from taskflow.cli.base_parser import MOST_PROCESSES, Parser, port, positive, processes, seconds, size, ttl
+from taskflow.cli.base_parser import MAX_PROCESSES, Parser, port, positive, processes, seconds, size, ttl
 from taskflow.model.errors import ConfigurationError
 
 PREFIX: Final = "TASKFLOW_WORKER_"
@@ -41,22 +41,19 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group(
         "under a supervisor", "The supervisor replaces workers that die. SIGHUP replaces them one by one."
     ).add_argument
-    add("--processes", action=_Supervise, type=processes, metavar="N", help="run N worker processes, each with --concurrency jobs")
-    add("--max-jobs", action=_Supervise, type=positive, metavar="N", help="replace a worker that has run N jobs")
+    add("--processes", type=processes, metavar="N", help="run N worker processes, each with --concurrency jobs")
+    add("--max-jobs", type=positive, metavar="N", help="replace a worker that has run N jobs")
     memory = "replace a worker that uses more memory, for example 512M or 1G"
-    add("--max-memory", action=_Supervise, type=size, metavar="BYTES", help=memory)
-    add("--reload", action=_Supervise, nargs=0, default=False, help="replace workers when a Python file in this folder changes")
+    add("--max-memory", type=size, metavar="BYTES", help=memory)
+    add("--reload", action="store_true", help="replace workers when a Python file in this folder changes")
     add = parser.add_argument
     add("--log-level", type=str.lower, default="info", choices=("debug", "info", "warning", "error"), help="default: info")
     add("--log-format", type=str.lower, default="text", choices=("text", "json"), help="default: text")
 
 
-class _Supervise(argparse.Action):
-    """Selects the supervisor if one of its flags is given. Without them, the command runs the worker itself."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        namespace.module = "supervise"
-        setattr(namespace, self.dest, True if self.nargs == 0 else values)
+def is_supervised(arguments: argparse.Namespace) -> bool:
+    """Return True if an option needs a supervisor. Without one, the command runs the worker itself."""
+    return bool(arguments.processes or arguments.max_jobs or arguments.max_memory or arguments.reload)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -70,7 +67,7 @@ def parse_with_settings(parser: Parser, argv: Sequence[str] | None, command: str
     settings = {name: (value, where) for name, value, where in _settings() if command == "worker" or name == "modules"}
     defaults = {name: value for name, (value, _) in settings.items()}
     worker = parser.commands[command]
-    worker.set_defaults(**defaults, **({"module": "supervise"} if "processes" in defaults else {}))
+    worker.set_defaults(**defaults)
     arguments = parser.parse_args(argv)
     arguments.settings = {name: where for name, (value, where) in settings.items() if getattr(arguments, name) is value}
     if not arguments.modules:
@@ -117,8 +114,8 @@ def _count(where: str, given: object) -> int:
 
 
 def _processes(where: str, given: object) -> int:
-    if (number := _count(where, given)) > MOST_PROCESSES:
-        raise ConfigurationError(f"{where} is {given!r}: expected at most {MOST_PROCESSES}, because more would fill the machine")
+    if (number := _count(where, given)) > MAX_PROCESSES:
+        raise ConfigurationError(f"{where} is {given!r}: expected at most {MAX_PROCESSES}, because more would fill the machine")
     return number
 
 

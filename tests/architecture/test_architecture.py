@@ -42,7 +42,7 @@ BUDGETS = {
     "taskflow/broker": 21_200,
     "taskflow/app": 5_430,
     "taskflow/worker": 7_400,
-    "taskflow/cli": 6_200,
+    "taskflow/cli": 5_050,
     "taskflow/testing": 925,
     "taskflow": 48_400,
     "tests": 74_300,

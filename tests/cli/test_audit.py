@@ -11,7 +11,6 @@ import pytest
 
 from taskflow.app import bulk_actions
 from taskflow.broker.sqlite.broker import SqliteBroker, SqliteConsole
-from taskflow.model.audit import Act
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Status
@@ -119,21 +118,6 @@ def test_an_act_that_the_store_breaks_off_is_recorded_with_what_was_done(cli: Cl
     [act] = cli.json("audit")
     assert said.err.startswith("taskflow: interrupted: purged 2 of 4 or a few more\n")
     assert (act["act"], act["affected"], act["stopped"]) == ("purge", 2, "BrokerUnavailable: the disk is away")
-
-
-def test_an_act_that_cannot_be_recorded_is_done_all_the_same(
-    cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """An error is logged, which Python prints to stderr."""
-
-    async def record_act(console: SqliteConsole, act: Act) -> None:
-        raise BrokerUnavailable("the disk is away")
-
-    monkeypatch.setattr(SqliteConsole, "record_act", record_act)
-    said = cli("cancel", stock.scheduled)
-    assert said.out == "cancelled 1\n"
-    assert "could not record an act in the audit log (cancel, which affected 1): the disk is away" in caplog.messages
-    assert cli.json("audit") == []
 
 
 def test_the_list_fits_eighty_columns(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,11 +61,6 @@ def test_a_syntax_error_shows_the_line(cli: Cli) -> None:
     assert "SyntaxError" in said.err
 
 
-def test_a_module_that_exits_is_a_module_that_does_not_import(cli: Cli) -> None:
-    cli.write("tasks.py", "import sys\nsys.exit('not like this')\n")
-    assert "SystemExit: not like this" in refused(cli, "worker", "tasks").err
-
-
 def test_a_wrong_declaration_shows_the_users_line(cli: Cli) -> None:
     """The error is ours; the frames are not shown."""
     cli.write("tasks.py", "from taskflow import job\n\n@job(max_atempts=3)\ndef send(): pass\n")
@@ -142,10 +137,6 @@ def test_a_submodule_that_does_not_import_is_named(cli: Cli) -> None:
 def test_a_flag_that_is_wrong_is_named(cli: Cli, flags: list[str], complaint: str) -> None:
     cli.write("tasks.py", A_JOB)
     assert complaint in cli("worker", "tasks", *flags, code=2).err
-
-
-def test_a_worker_without_a_target_is_told_so(cli: Cli) -> None:
-    assert "name the modules that declare jobs" in cli("worker", code=2).err
 
 
 # --- brokers -------------------------------------------------------------------------------------------------------------

@@ -36,12 +36,3 @@ def test_a_worker_opens_closed_descriptors_on_the_null_device(shell: Shell, clos
     found = (shell.folder / "descriptors").read_text().split()
     numbers = [number for number, sign in enumerate(("<&-", " >&-", "2>&-")) if sign in f" {closed}"]
     assert [found[number] for number in numbers] == [os.devnull] * len(numbers)
-
-
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_other_commands_work_with_closed_descriptors(shell: Shell, closed: str) -> None:
-    command = [sys.executable, "-m", "taskflow", "pause", "mail"]
-    ended = subprocess.run(
-        ["sh", "-c", f'exec "$@" {closed}', "sh", *command], cwd=shell.folder, env=shell.environment, capture_output=True, check=False
-    )
-    assert ended.returncode == 0, ended.stderr

@@ -32,7 +32,7 @@ READY = Record(id=b"j" * 16, job="work", queue="mail", status=Status.READY, crea
 )
 def test_the_place_of_a_ready_job_is_told(place: int | None, others: int, rate: float | None, told: str) -> None:
     places = {number.to_bytes(16): number for number in range(min(others, 1_000))} | ({} if place is None else {READY.id: place})
-    facts = Facts(now=NOW, counts={Status.READY: others + 1}, places=places, workers=(IDLE,), rate=rate)
+    facts = Facts(now=NOW, counts={Status.READY: others + 1}, positions=places, workers=(IDLE,), rate=rate)
     [reason] = reasons(READY, facts)
     assert reason.text == f"it has been ready for 5s, {told}"
 
@@ -64,17 +64,10 @@ def test_a_missing_argument_is_told_without_the_jobs_name() -> None:
     assert told in reasons(parked, Facts(now=NOW, workers=(IDLE,)))[0].text
 
 
-def test_durations_and_times_are_those_of_other_commands() -> None:
-    later = msgspec.structs.replace(READY, status=Status.SCHEDULED, due_at=NOW + timedelta(seconds=8_144))
-    assert reasons(later, Facts(now=NOW))[0].text == "it was sent for later; it is ready in 2h15m"
-    ended = msgspec.structs.replace(READY, status=Status.SUCCEEDED, ended_at=NOW + timedelta(seconds=7.979283))
-    assert reasons(ended, Facts(now=NOW))[0].text.startswith("it succeeded on Sat 2026-11-28 00:00:07 UTC")
-
-
 def test_a_pause_is_the_cause_and_more_workers_are_no_cure() -> None:
     """Not even beside busy workers and other jobs, and also for a job that is due later or has expired."""
     busy = msgspec.structs.replace(IDLE, leases=IDLE.session.concurrency)
-    facts = Facts(now=NOW, is_paused=True, counts={Status.READY: 9}, places={READY.id: 3}, workers=(busy,), rate=0.0)
+    facts = Facts(now=NOW, is_paused=True, counts={Status.READY: 9}, positions={READY.id: 3}, workers=(busy,), rate=0.0)
     later = msgspec.structs.replace(READY, status=Status.SCHEDULED, due_at=NOW + timedelta(seconds=62))
     expired = msgspec.structs.replace(READY, status=Status.CANCELLED, reason="expired", ended_at=NOW)
     for record, place in ((READY, 0), (later, 1), (expired, 0)):

@@ -11,7 +11,7 @@ import taskflow
 from taskflow.broker.protocol import Broker
 from taskflow.model.verdict import RunError
 from tests.cli.inprocess import Cli, Said
-from tests.cli.stock import Stock, failed_with
+from tests.cli.stock import failed_with
 
 TASKS = """
 from taskflow import Backoff, Discard, job
@@ -79,13 +79,6 @@ def test_a_worker_stores_the_cause_and_its_deploy(cli: Cli, monkeypatch: pytest.
     work, unwanted = cli.json("failures")
     assert (work["count"], work["deploys"], work["frame"].rpartition("/")[2]) == (3, {"2026-11-28": 3}, "tasks.py:work")
     assert (unwanted["error"], unwanted["deploys"], unwanted["frame"]) == ("not wanted", {"2026-11-28": 1}, "")
-
-
-def test_only_failed_jobs_count(cli: Cli, stock: Stock) -> None:
-    groups = cli.json("failures")
-    assert {group["sample"] for group in groups} == {stock.failed, stock.poison}
-    cli("retry", stock.failed)
-    assert [group["sample"] for group in cli.json("failures")] == [stock.poison]
 
 
 def test_a_filter_without_an_index_looks_at_the_newest_jobs(cli: Cli, many: None, monkeypatch: pytest.MonkeyPatch) -> None:

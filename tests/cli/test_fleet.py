@@ -91,7 +91,7 @@ def test_one_worker_that_works_is_enough() -> None:
 def test_a_worker_that_has_fallen_silent_does_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
     workers = Fleet()
     workers.note(1, report_line(WELL, WELL))
-    monkeypatch.setattr(health, "SILENT_AFTER", 0.0)
+    monkeypatch.setattr(health, "SILENCE_TIMEOUT", 0.0)
     assert "has been silent for" in workers.live().why
     assert not workers.ready().is_well
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskflow.cli.gc_tuning import RARE_COLLECTIONS, Collector
+from taskflow.cli.startup import Collector
 from tests.cli.inprocess import Cli
 
 TASKS = """
@@ -33,13 +33,6 @@ def test_a_worker_is_collected_seldom_while_it_loads_and_as_ever_while_it_works(
     assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0), "whoever has called it goes on as before"
 
 
-def test_the_application_is_loaded_with_few_looks(cli: Cli) -> None:
-    cli.write("tasks.py", TASKS)
-    cli("worker", "tasks", "--drain")
-    tasks: Any = cli.load("tasks")
-    assert tasks.while_loading[0] == RARE_COLLECTIONS
-
-
 @pytest.mark.parametrize("threshold", [(9_999, 9, 9), (50_000, 500, 1_000)])
 def test_what_the_application_has_set_stays(threshold: tuple[int, int, int]) -> None:
     before = gc.get_threshold()
@@ -52,10 +45,3 @@ def test_what_the_application_has_set_stays(threshold: tuple[int, int, int]) -> 
         assert gc.get_threshold() == has_set
     finally:
         gc.set_threshold(*before)
-
-
-def test_a_start_that_fails_leaves_nothing_changed(cli: Cli) -> None:
-    before = gc.get_threshold()
-    cli.write("tasks.py", "raise ValueError('no')")
-    cli("worker", "tasks", code=2)
-    assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from typing import Any
 
 import pytest
@@ -74,19 +73,6 @@ def test_no_command_prints_stored_text_as_it_stands(cli: Cli, broker: HostileBro
         check(command, json.loads(said.out, parse_constant=pytest.fail))
 
 
-@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Lima"])
-def test_schedules_at_the_edge_of_the_calendar_are_shown(
-    cli: Cli, broker: HostileBroker, monkeypatch: pytest.MonkeyPatch, zone: str
-) -> None:
-    monkeypatch.setenv("TZ", zone)
-    time.tzset()
-    try:
-        assert len(cli("schedules").out.splitlines()) == 6
-    finally:
-        monkeypatch.undo()
-        time.tzset()
-
-
 def test_jobs_by_id_are_shown_safely(cli: Cli, broker: HostileBroker) -> None:
     for record in broker.records[1:]:
         said = cli("jobs", f"{record.id.hex()}")
@@ -99,12 +85,6 @@ def test_json_keeps_stored_text_exactly(cli: Cli, broker: HostileBroker) -> None
     assert all((job["reason"], job["headers"]) == (HOSTILE, {**job["headers"], HOSTILE: HOSTILE}) for job in jobs)
     assert odd["unreadable"][0] == {"column": HOSTILE, "problem": HOSTILE, "bytes": b"\x1b[2J\n".hex()}
     assert odd["due_at"].startswith("9999-12-31T23:59:59")
-
-
-def test_an_unreadable_job_is_marked_in_the_list(cli: Cli, broker: HostileBroker) -> None:
-    _, first, *_ = cli("jobs").out.splitlines()
-    assert "unreadable: \\x1b]52" in first
-    assert first.endswith("headers: TypeError: expected bytes")
 
 
 @pytest.mark.parametrize("command", ["retry", "cancel", "purge"])
@@ -121,18 +101,6 @@ def test_an_unreadable_job_is_shown_with_its_columns_and_bytes(cli: Cli, broker:
     assert "headers: TypeError: expected bytes" in said.out
     assert f"id               {odd.id.hex()}" in said.out
     assert_safe(said.out)
-
-
-@pytest.mark.parametrize("width", [80, 120, 200])
-def test_a_list_is_no_wider_than_the_terminal(cli: Cli, broker: HostileBroker, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    """Details that do not fit are wrapped on separate lines."""
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    heading, *lines = cli("jobs").out.splitlines()
-    assert len([line for line in lines if not line.startswith(" ")]) == len(broker.records)
-    assert "DETAIL" not in heading
-    assert max(map(len, lines)) <= width
 
 
 TASKS = """
@@ -188,15 +156,6 @@ def test_no_text_of_a_job_reaches_the_workers_log_as_it_stands(cli: Cli, form: s
         assert any(line["message"] == HOSTILE for line in lines)
 
 
-def test_the_lines_of_a_log_are_bounded(cli: Cli) -> None:
-    cli.write("tasks.py", "import logging\nfrom taskflow import job\n@job\ndef tell(): logging.getLogger('x').warning('y' * 10_000_000)\n")
-    cli.load("tasks").tell.delay_sync()
-    for form in ("text", "json"):
-        said = cli("worker", "tasks", "--drain", "--log-format", form)
-        assert max(map(len, said.err.splitlines())) < 17_000
-        cli.load("tasks").tell.delay_sync()
-
-
 def test_a_module_that_cannot_be_imported_is_shown_safely(cli: Cli) -> None:
     cli.write("tasks.py", "from tests.cli.hostile import HOSTILE\nraise ValueError(HOSTILE)\n")
     said = cli("worker", "tasks", code=2)
@@ -226,26 +185,6 @@ def test_an_error_that_cannot_be_formatted_is_logged_all_the_same(formatter: log
     shown = formatter.format(record)
     assert "and its arguments do not fit" in shown or "a message that cannot be shown" in shown
     assert "raise kind(" in shown
-
-
-ODD_ERROR = """
-class Mute(Exception):
-    def __str__(self):
-        raise RuntimeError("no words")
-
-class Unformattable(Exception):
-    @property
-    def __notes__(self):
-        raise RuntimeError("no notes")
-"""
-
-
-@pytest.mark.parametrize("kind", ["Mute", "Unformattable"])
-def test_an_error_that_cannot_be_formatted_is_shown_when_it_ends_an_import(cli: Cli, kind: str) -> None:
-    cli.write("tasks.py", f"{ODD_ERROR}\nraise {kind}('x')\n")
-    said = cli("worker", "tasks", code=2)
-    assert f"taskflow: tasks cannot be imported: {kind}: " in said.err
-    assert f"raise {kind}(" in said.err
 
 
 ERROR = RunError(HOSTILE, HOSTILE, "")

@@ -133,13 +133,6 @@ def test_a_dry_run_counts_and_changes_nothing(cli: Cli, stock: Stock, command: l
     assert cli(*command).out.splitlines()[-1].split()[-1] == str(would)
 
 
-def test_a_dry_run_by_id_counts_those_that_it_could_be_done_to(cli: Cli, stock: Stock) -> None:
-    assert cli("retry", stock.failed, "--dry-run").out == "would retry 1\n"
-    assert cli("retry", stock.failed, stock.succeeded, "--dry-run", code=1).out == "would retry 1\n"
-    assert cli("cancel", stock.scheduled, NOBODY, "--dry-run", code=4).out == "would cancel 1\n"
-    assert statuses(cli, stock.failed, stock.scheduled) == ["failed", "scheduled"]
-
-
 @pytest.mark.parametrize(("command", "status"), [("retry", "succeeded"), ("retry", "ready"), ("cancel", "failed"), ("purge", "running")])
 def test_what_cannot_be_done_to_a_status_is_refused(cli: Cli, stock: Stock, command: str, status: str) -> None:
     before = everything(cli)
@@ -179,13 +172,6 @@ def test_nothing_is_done_to_all_jobs_unasked(cli: Cli, stock: Stock, command: li
     before = everything(cli)
     assert cli(*command, code=2).err == f"taskflow: {complaint}\n"
     assert everything(cli) == before
-
-
-def test_progress_is_told_page_by_page(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk_actions, "PAGE", 1)
-    assert cli("cancel", "--all").out.splitlines()[:-1] == ["1 of 4 done", "2 of 4 done", "3 of 4 done", "4 of 4 done"]
-    assert cli("purge", "--status", "cancelled").out.splitlines()[-2:] == ["4 of 4 done", "purged 4"]
-    assert cli("retry", "--all").out.splitlines() == ["1 of 2 done", "2 of 2 done", "retried 2"]
 
 
 def test_a_command_does_all_of_its_work_if_nothing_reads_its_output(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:

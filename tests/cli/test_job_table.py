@@ -58,24 +58,11 @@ def test_a_long_detail_takes_no_column_from_the_other_rows(monkeypatch: pytest.M
     assert all("  1/2  in " in line for line in (first, second))
 
 
-def test_a_detail_longer_than_the_terminal_is_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
-    reason = " ".join(f"word{number}" for number in range(40))
-    _, _, *lines = shown([a_record(Status.FAILED, reason=reason)], 80, monkeypatch)
-    assert len(lines) > 2
-    assert all(line.startswith("    word") for line in lines)
-    assert " ".join(map(str.strip, lines)) == reason
-
-
 @pytest.mark.parametrize("width", [67, 80, 90])
 def test_a_long_name_takes_no_column_that_stays(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     heading, line = shown([a_record(Status.FAILED, job="app.accounts.tasks.send_monthly_statement", max_attempts=10)], width, monkeypatch)
     assert heading.split() == ["ID", "STATUS", "JOB", "AGE", "TRY"]
     assert line.endswith("t 17m 1/10")  # of statement
-
-
-def test_without_details_there_is_no_column_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    heading, _ = shown([a_record(Status.READY)], 120, monkeypatch)
-    assert heading.split() == ["ID", "STATUS", "QUEUE", "JOB", "AGE", "TRY"]
 
 
 def test_the_percentage_and_the_bar_of_a_running_job_stay_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

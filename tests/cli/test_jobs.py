@@ -11,11 +11,8 @@ from taskflow.broker import paging
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory, id_text
-from taskflow.model.rules import Rules
-from taskflow.model.session import Session
 from tests.cli.inprocess import Cli
 from tests.cli.stock import ERROR, SECRET_ARGUMENTS, Stock
-from tests.support.verdicts import handed_back
 
 
 def ids(jobs: list[dict[str, str]]) -> list[str]:
@@ -113,24 +110,6 @@ def test_jobs_given_by_id_are_shown_with_their_errors(cli: Cli, stock: Stock) ->
     text = cli("jobs", stock.failed).out
     assert ERROR.traceback in text
     assert f"id               {stock.failed}\n" in text
-
-
-def test_a_job_that_is_handed_back_often_says_so(cli: Cli) -> None:
-    """In its line of the list, and among its details."""
-    cli.with_broker(_hand_back, Rules(hand_back_backoff=(0.0, 60.0)))
-    _, line = cli("jobs").out.splitlines()
-    cells = re.split("  +", line)
-    assert [*cells[1:4], cells[-1]] == ["scheduled", "default", "long", "a back-off: handed back 2 times without an outcome"]
-    assert "waiting for      a back-off: handed back 2 times without an outcome\n" in cli("jobs", line.split()[0]).out
-
-
-async def _hand_back(broker: Broker) -> None:
-    session = Session(id=bytes(16), name="somewhere:2")
-    await broker.register(session)
-    await broker.enqueue([Envelope(id=bytes(16), job="long", payload=b"")])
-    for request in (1, 2):
-        [lease] = await broker.claim(session.id, request, ["default"], 1)
-        await broker.settle([handed_back(lease)])
 
 
 def test_lists_show_neither_arguments_nor_results(cli: Cli, stock: Stock) -> None:

@@ -6,12 +6,11 @@ import json
 import logging
 import os
 import re
-import threading
 from typing import Any
 
 import pytest
 
-from taskflow.cli.log_output import BackgroundHandler, JsonLines, TextLines
+from taskflow.cli.log_output import JsonLines, TextLines
 from tests.cli.inprocess import Cli
 
 TASKS = """
@@ -116,15 +115,6 @@ def test_a_failure_has_its_duration_apart_from_its_message_and_its_traceback_as_
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_failure_has_its_traceback_below_it_as_text(cli: Cli) -> None:
-    _sent(cli)
-    said = cli("worker", "tasks", "--drain", code=1)
-    _, below = said.err.split(": ValueError: as asked\n")
-    assert re.match(r" *Traceback \(most recent call last\):\n *File .*, in fail\n", below)
-    assert re.search(r"\n +ValueError: as asked\n", below)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_neither_arguments_nor_results_are_logged(cli: Cli, form: str) -> None:
     _sent(cli)
@@ -140,18 +130,3 @@ def test_text_lines_of_a_job_end_with_whose_they_are(cli: Cli) -> None:
     [record] = [job for job in cli.jobs() if job["job"] == "tasks.greet"]
     assert f"in the async job {record['id']}  [tasks.greet {record['id']}]\n" in said.err
     assert f"tasks.greet {record['id']} (attempt 1, queue mail) succeeded after " in said.err
-
-
-def test_the_log_of_a_supervisor_interrupted_as_it_opens_is_closed_silently(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python closes every handler when it exits."""
-
-    def interrupted(thread: threading.Thread) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(threading.Thread, "start", interrupted)
-    opened = set(logging._handlerList)  # type: ignore[attr-defined]
-    with pytest.raises(KeyboardInterrupt) as held:  # its traceback holds the handler
-        BackgroundHandler()
-    [handler] = [reference() for reference in set(logging._handlerList) - opened]  # type: ignore[attr-defined]
-    handler.close()
-    del held

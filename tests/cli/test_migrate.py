@@ -57,28 +57,5 @@ def test_the_others_need_none(cli: Cli, url: str) -> None:
     assert cli("migrate", "--sql", "--broker", url).out == f"-- {says}"  # which psql takes
 
 
-def test_an_sqlite_file(cli: Cli) -> None:
-    place = f"namespace 'taskflow' of {cli.folder / 'queue.db'}"
-    refused = cli("status", "--broker", "sqlite:///queue.db?migrate=0", code=3)
-    planned, printed = cli("migrate", "--plan", "--broker", "sqlite:///queue.db"), cli("migrate", "--sql", "--broker", "sqlite:///queue.db")
-
-    assert "queue.db" in refused.err
-    assert planned.out.startswith(f"{place} does not exist yet; pending:\n  1  The tables.\n")
-    assert printed.out.startswith(f"-- taskflow, {place}: from version 0 to 1.")
-    assert list(cli.folder.iterdir()) == []
-    assert cli("migrate", "--broker", "sqlite:///queue.db?migrate=0").out == f"{place}: created, version 1\n"
-    assert cli("migrate", "--broker", "sqlite:///queue.db").out == f"{place} is up to date (version 1)\n"
-    assert "workers    0" in cli("status", "--broker", "sqlite:///queue.db?migrate=0").out
-
-
-@pytest.mark.parametrize("flags", [[], ["--plan"], ["--sql"]])
-def test_a_server_that_does_not_answer(cli: Cli, flags: list[str]) -> None:
-    said = cli("migrate", *flags, "--broker", "postgresql://app:hunter2@127.0.0.1:1/app", code=3)
-
-    assert "PostgreSQL at 127.0.0.1:1 does not answer" in said.err
-    assert "hunter2" not in said.err
-    assert said.out == ""
-
-
 def test_a_plan_and_the_sql_are_two_things(cli: Cli) -> None:
     assert "--sql: not allowed with argument --plan" in cli("migrate", "--plan", "--sql", code=2).err

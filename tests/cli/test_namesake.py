@@ -55,9 +55,3 @@ def test_a_worker_says_which_one_to_remove(mixed: Shell) -> None:
 
 def test_pytest_says_which_one_to_remove(mixed: Shell) -> None:
     assert UNINSTALL in mixed.run("-m", "pytest", "-p", "no:cacheprovider", "test_tasks.py")
-
-
-def test_a_worker_alone_looks_at_no_metadata(shell: Shell) -> None:
-    """To load what reads it would cost a worker's start several milliseconds."""
-    shell.write("tasks.py", "import sys\nfrom taskflow import job\n@job\ndef work(): pass\nprint('importlib.metadata' in sys.modules)\n")
-    assert "False\n" in shell.run("-m", "taskflow", "worker", "tasks", "--drain")

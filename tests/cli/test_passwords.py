@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from taskflow.cli.reexec import command_of
+from taskflow.cli.startup import command_of
 from tests.cli.hostile import HostileBroker
 from tests.cli.inprocess import Cli
 from tests.cli.processes import Shell, ended_clearly, until

@@ -41,44 +41,6 @@ def test_as_pid1_it_reaps_what_others_leave_behind(shell: Shell, unshare: str, p
     assert shell.ledger() == ["reaped"]
 
 
-def test_as_pid1_a_plain_worker_has_its_own_children_for_itself(shell: Shell, unshare: str) -> None:
-    """Their exit codes are theirs who have started them: a job, in a thread and in the loop, multiprocessing, a job's child process."""
-    shell.write("tasks.py", CHILDREN)
-    shell.send("*[each.bind(n) for n in range(20) for each in (starts, starts_in_the_loop)]", "forks.bind()", "computes.bind()")
-    worker = shell.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks", "--drain")
-    ended_clearly(worker, [0])
-    assert shell.counts() == {"succeeded": 42}
-
-
-CHILDREN = """
-import asyncio, multiprocessing, os, subprocess, sys
-from taskflow import job
-
-def ends_with(n: int) -> list[str]:
-    return ["sh", "-c", f"(sleep 0.01 &) ; exit {n}"]
-
-@job(max_attempts=1)
-def starts(n: int) -> None:
-    assert subprocess.run(ends_with(n)).returncode == n
-
-@job(max_attempts=1)
-async def starts_in_the_loop(n: int) -> None:
-    process = await asyncio.create_subprocess_exec(*ends_with(n))
-    assert await process.wait() == n
-
-@job(max_attempts=1)
-def forks() -> None:
-    process = multiprocessing.get_context("spawn").Process(target=sys.exit, args=(7,))
-    process.start()
-    process.join()
-    assert process.exitcode == 7
-
-@job(runs_in="process", max_attempts=1)
-def computes() -> None:
-    assert os.getppid() != 1
-"""
-
-
 ENDS = """
 import os, signal
 from taskflow import job

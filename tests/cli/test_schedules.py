@@ -136,23 +136,10 @@ def test_the_outcome_is_that_of_the_last_job_while_it_is_kept(cli: Cli, stored: 
     assert f"; its last job {words}; " in cli("schedules").out
 
 
-def test_outcomes_are_read_in_portions(cli: Cli, stored: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskflow.cli.schedules.PAGE", 1)
-    cli.with_broker(lambda broker: fire(broker, "ticks", FRIDAY))
-    assert [schedule["last_status"] for schedule in cli.json("schedules")] == [None, "ready", None, "ready"]
-
-
 def test_an_unknown_schedule_is_not_found(cli: Cli, stored: None) -> None:
     said = cli("schedules", "list", "mornin", "ticks", code=4)
     assert said.err == "taskflow: there is no schedule called 'mornin'; did you mean morning?\n"
     assert "name             ticks\n" in said.out
-
-
-def test_it_says_that_there_are_none(cli: Cli) -> None:
-    cli("resume", "default")
-    assert cli("schedules").out.startswith("there are no schedules: ")
-    assert cli.json("schedules") == []
-    assert "schedules" not in cli("status").out
 
 
 def test_a_definition_that_cannot_be_read_is_a_problem_of_its_own(cli: Cli, stored: None) -> None:
@@ -185,11 +172,6 @@ def test_a_list_is_no_wider_than_the_terminal(
     assert [line.strip()[: len(text)] for text, line in zip(below, shown[row + 1 :], strict=False)] == below
     assert (len(shown) == 6) == (not below)
     assert "2 missed; declared by web3:7 and 2 more" in " ".join(map(str.strip, shown))
-
-
-def test_status_counts_the_schedules(cli: Cli, stored: None) -> None:
-    assert "schedules  4 (1 paused, 1 asleep)\n" in cli("status").out
-    assert cli.json("status")["schedules"] == {"stored": 4, "paused": 1, "asleep": 1}
 
 
 def test_jobs_say_which_schedule_added_them(cli: Cli, stored: None) -> None:

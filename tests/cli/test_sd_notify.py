@@ -13,7 +13,6 @@ import pytest
 
 from taskflow.cli import health
 from taskflow.cli.health import SystemdNotifier
-from taskflow.worker.events import SessionOpened, WindingDown
 from taskflow.worker.health import HealthCheck
 from tests.cli.processes import Shell, ended_clearly
 from tests.cli.systemd import FakeSystemd
@@ -112,7 +111,7 @@ def test_signs_of_life_are_given_when_they_are_asked_of_this_process(
     notifier = a_notifier({**systemd.environment, "WATCHDOG_USEC": microseconds, "WATCHDOG_PID": pid})
     assert notifier is not None
     notifier.start()
-    notifier.note_event(SessionOpened("a worker", bytes(16)))
+    notifier.ready("working as a worker")
     heard = [systemd.hear(), systemd.hear(0.5), systemd.hear(0.5)]
     notifier.stop()
     assert (["WATCHDOG=1"] in heard) is is_watched
@@ -123,8 +122,9 @@ def test_a_second_session_is_no_second_start(systemd: FakeSystemd) -> None:
     notifier = a_notifier(dict(systemd.environment))
     assert notifier is not None
     notifier.start()
-    for event in (SessionOpened("first", bytes(16)), SessionOpened("second", bytes(16)), WindingDown(3, 25.0)):
-        notifier.note_event(event)
+    notifier.ready("working as first")
+    notifier.ready("working as second")
+    notifier.stopping("winding down: 3 running")
     notifier.stop()
     told = [systemd.hear() for _ in range(3)]
     assert told == [["READY=1", "STATUS=working as first"], ["STATUS=working as second"], ["STOPPING=1", "STATUS=winding down: 3 running"]]
@@ -135,27 +135,19 @@ def test_a_line_break_in_a_name_gives_no_command_to_systemd(systemd: FakeSystemd
     notifier = a_notifier(dict(systemd.environment))
     assert notifier is not None
     notifier.start()
-    notifier.note_event(SessionOpened("a worker\nMAINPID=1\ud800", bytes(16)))
+    notifier.ready("working as a worker\nMAINPID=1\ud800")
     notifier.stop()
     assert systemd.hear() == ["READY=1", r"STATUS=working as a worker\nMAINPID=1\ud800"]
-
-
-def test_an_end_without_winding_down_is_a_stop_too(systemd: FakeSystemd) -> None:
-    notifier = a_notifier(dict(systemd.environment))
-    assert notifier is not None
-    notifier.start()
-    notifier.stop()
-    assert systemd.hear() == ["STOPPING=1", "STATUS=ending"]
 
 
 def test_a_socket_that_nobody_reads_holds_nothing_up(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "SENT_WITHIN", 0.2)
+    monkeypatch.setattr(health, "SEND_TIMEOUT", 0.2)
     notifier = a_notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")})
     assert notifier is not None
     notifier.start()
     for number in range(3):
-        notifier.note_event(SessionOpened(str(number), bytes(16)))
+        notifier.ready(str(number))
     notifier.stop()
     assert caplog.text.count("cannot notify systemd about this worker") == 1

@@ -45,12 +45,3 @@ def test_a_module_that_only_binds_or_sends_when_asked_is_not_warned_of(cli: Cli)
     )
     cli.load("tasks").go()
     assert "when it is imported" not in cli("worker", "tasks", "--drain").err
-
-
-def test_a_child_process_that_sends_while_it_imports_is_warned_of_too(cli: Cli) -> None:
-    cli.write(
-        "tasks.py",
-        f"{JOBS}\n@job(runs_in='process')\ndef crunch() -> None: ...\n\ncrunch.delay_sync()\n",
-    )
-    said = cli("worker", "tasks", "--drain")
-    assert said.err.count("tasks sends tasks.crunch when it is imported") >= 2, said.err

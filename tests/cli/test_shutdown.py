@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.processes import Shell, a_terminal, ended_clearly
 from tests.cli.shutdown import BRIEF, NOT_HEARD, STUBBORN, Stage, had_time, nothing_is_lost, stops
-from tests.cli.supervised import IN_A_CONTAINER, ON_A_TERMINAL, a_little_later, none_is_left, pids
+from tests.cli.supervised import IN_A_CONTAINER, ON_A_TERMINAL, a_little_later
 from tests.support.processes import children_of
 
 pytestmark = pytest.mark.unmeasured
@@ -76,20 +76,6 @@ async def wait() -> None:
             if not Path("stubborn").exists():
                 raise
 """
-
-
-def test_a_signal_to_every_process_of_a_service_is_one(waiting: Shell) -> None:
-    """As systemd sends it (KillMode=control-group), and `pkill`: the workers get theirs from it and from their supervisor."""
-    supervised = waiting.taskflow("worker", "tasks", "--processes", "2", "--concurrency", "1")
-    supervised.wait_for("begun by", times=2)
-    for pid in (supervised.process.pid, *pids(supervised)):
-        os.kill(pid, signal.SIGTERM)
-    supervised.wait_for("winding down: 1 running", times=2)
-    waiting.write("release", "")
-    ended_clearly(supervised, [0])
-    assert "again" not in supervised.said
-    assert waiting.counts() == {"succeeded": 2}
-    none_is_left(supervised)
 
 
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
@@ -178,36 +164,4 @@ LOADING = """
 import time
 print("loading\\n", end="", flush=True)
 time.sleep(3600)
-"""
-
-
-def test_as_pid1_a_sigterm_is_not_lost_in_a_callback_of_the_interpreter(shell: Shell, unshare: str) -> None:
-    """What is raised there is shown, and dropped: the worker would start."""
-    shell.start_sooner()
-    shell.write("argparse.py", LOADING_IN_A_CALLBACK)
-    shell.write("tasks.py", WAITING)
-    worker = shell.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks")
-    worker.wait_for("loading")
-    [pid1] = children_of(worker.process.pid)
-    os.kill(pid1, signal.SIGTERM)
-    assert worker.end() == 128 + signal.SIGTERM, worker.said
-    assert "broker" not in worker.said
-
-
-LOADING_IN_A_CALLBACK = """
-import importlib, sys, time, weakref
-
-class Interrupted: ...
-
-def note(reference) -> None:
-    print("loading\\n", end="", flush=True)
-    time.sleep(3600)
-
-told = Interrupted()
-reference = weakref.ref(told, note)
-del told
-here = sys.path.pop(0)
-del sys.modules["argparse"]
-sys.modules["argparse"] = importlib.import_module("argparse")
-sys.path.insert(0, here)
 """

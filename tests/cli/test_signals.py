@@ -329,26 +329,6 @@ def test_a_signal_while_modules_are_imported_ends_it(shell: Shell, number: signa
     assert "Traceback" not in worker.said
 
 
-def test_a_module_that_swallows_the_first_does_not_swallow_the_second(shell: Shell) -> None:
-    source = """
-        import time
-        try:
-            print("importing\\n", end="", flush=True)
-            time.sleep(3600)
-        except BaseException:
-            print("swallowed\\n", end="", flush=True)
-        time.sleep(3600)
-    """
-    shell.write("tasks.py", source)
-    worker = shell.taskflow("worker", "tasks")
-    worker.wait_for("importing")
-    worker.signal(signal.SIGINT)
-    worker.wait_for("swallowed")
-    a_little_later()
-    worker.signal(signal.SIGINT)
-    ended_clearly(worker, [128 + signal.SIGINT])
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_the_lifespan_starts_cancels_the_start(on_each_loop: Shell, number: signal.Signals) -> None:
     """It is said at once, the lifespan lets go of what it has, and no session is opened."""
@@ -374,18 +354,6 @@ def test_a_second_signal_ends_a_start_that_does_not_give_up(on_each_loop: Shell)
     a_little_later()
     worker.signal(signal.SIGINT)
     ended_clearly(worker, [128 + signal.SIGINT])
-
-
-def test_a_signal_while_the_store_is_locked_cancels_the_start(tasks: Shell) -> None:
-    """A verb that the store's thread has begun is waited for, up to its timeout."""
-    lock(tasks)
-    worker = tasks.taskflow("worker", "tasks")
-    worker.wait_for("jobs: tasks.block")
-    time.sleep(0.3)
-    worker.signal(signal.SIGINT)
-    worker.wait_for("SIGINT: cancelling the start")
-    ended_clearly(worker, [128 + signal.SIGINT])
-    assert "working as" not in worker.said
 
 
 def lock(shell: Shell) -> None:
@@ -481,11 +449,3 @@ def test_the_forced_exit_ends_the_process_at_the_first_of_its_deadlines(monkeypa
         while not ends and time.monotonic() < deadline:
             time.sleep(0.001)
     assert ends == [124]
-
-
-def test_the_forced_exit_is_off_when_its_block_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    ends: list[int] = []
-    monkeypatch.setattr("os._exit", ends.append)
-    with ForcedExit() as forced_exit:
-        forced_exit.end_within(3600)
-    assert ends == []

@@ -15,7 +15,7 @@ from taskflow import Status
 from taskflow.broker.console import Redone
 from taskflow.broker.protocol import Broker
 from taskflow.broker.sqlite.broker import SqliteConsole
-from taskflow.cli.job_actions import AT_ONCE, MOST_LOOKED_AT, Rollout
+from taskflow.cli.job_actions import AT_ONCE, MAX_CHECKED, Rollout
 from taskflow.cli.parser import a_parser
 from tests.cli.inprocess import Cli
 
@@ -109,12 +109,12 @@ class _Idle:
 
 
 async def test_jobs_that_wait_are_not_all_read_after_each_portion() -> None:
-    broker, number = _Idle(), 10 * MOST_LOOKED_AT
+    broker, number = _Idle(), 10 * MAX_CHECKED
     arguments = a_parser().parse_args(["retry", "--group", "0" * 16, "--wait", "0"])
     stopped = await Rollout(cast("Broker", broker), arguments).run([index.to_bytes(16, "big") for index in range(number)])
     assert stopped is not None
     assert f"{number:,} jobs have not ended" in stopped
-    assert broker.n_read <= (number / AT_ONCE + 2) * MOST_LOOKED_AT
+    assert broker.n_read <= (number / AT_ONCE + 2) * MAX_CHECKED
 
 
 def test_ctrl_c_says_how_many_were_retried(cli: Cli, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,15 +133,6 @@ def test_jobs_that_cannot_be_retried_are_counted(cli: Cli, group: str, monkeypat
     monkeypatch.setattr(SqliteConsole, "retry", retry)
     said = cli("retry", "--group", group, code=1)
     assert said.err == f"{IDLE}taskflow: {MANY} were not retried: another live job has its key\n"
-
-
-def test_a_dry_run_shows_the_stages(cli: Cli, group: str) -> None:
-    assert (
-        cli("retry", "--group", group, "--canary", "1", "--then", "10,100,all", "--dry-run").out
-        == "would retry 150 in stages of 1, 10, 100, 39\n"
-    )
-    assert cli("retry", "--group", group, "--dry-run").out == "would retry 150 in stages of 150\n"
-    assert sum(found["count"] for found in cli.json("failures")) == MANY + 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory
 from taskflow.model.session import Session
-from tests.cli.inprocess import Cli, Said
+from tests.cli.inprocess import Cli
 from tests.cli.stock import Stock
 from tests.support.verdicts import parked
 
@@ -50,13 +50,6 @@ def test_status_tells_broker_workers_queues_and_totals(cli: Cli, stock: Stock) -
     assert "broker     sqlite:///queue.db" in text
     assert re.search(r"^workers    1\n  somewhere:1: 1/7 busy, heartbeat \ds ago$", text, re.MULTILINE)
     assert "mail" in text
-
-
-def test_an_empty_store_has_nothing_to_tell(cli: Cli) -> None:
-    cli("resume", "default")
-    assert cli.json("queues") == cli.jobs() == []
-    assert cli.json("status")["workers"] == []
-    assert cli("jobs") == Said(0, "", "no jobs match\n")
 
 
 def test_status_names_queues_that_no_worker_takes(cli: Cli, stock: Stock) -> None:

@@ -155,21 +155,6 @@ def test_nothing_outlives_a_supervisor_that_is_killed(tasks: Shell) -> None:
 # --- signals -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_winds_all_down_and_what_runs_may_finish(tasks: Shell, number: signal.Signals) -> None:
-    tasks.send("wait.bind()", "wait.bind()")
-    supervised = workers(tasks, 2, "--concurrency", "1")
-    supervised.wait_for("begun by", times=2)
-    tasks.send("note.bind(1)")
-    supervised.signal(number)
-    supervised.wait_for("winding down: 1 running", times=2)
-    tasks.write("release", "")
-    ended_clearly(supervised, [0])
-    assert tasks.counts() == {"succeeded": 2, "ready": 1}
-    assert "again" not in supervised.said
-    none_is_left(supervised)
-
-
 def test_ctrl_c_at_any_moment_of_the_start(tasks: Shell) -> None:
     """Of the supervisor's, of the first worker's, of the others': a clear end, and none is left."""
     tasks.start_sooner()
@@ -250,22 +235,6 @@ def fewest_at_work(said: str) -> int:
 
 
 # --- recycling -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("processes", [["--processes", "2"], []])
-def test_a_worker_that_has_run_as_many_jobs_as_it_may_is_replaced(tasks: Shell, processes: list[str]) -> None:
-    """A few more than that it has begun by then."""
-    tasks.send("*[note.bind(n, seconds=0.005) for n in range(100)]")
-    supervised = tasks.taskflow("worker", "tasks", *processes, "--max-jobs", "20", "--concurrency", "2")
-    until(lambda: len(tasks.ledger()) >= 100, supervised)
-    supervised.signal(signal.SIGTERM)
-    ended_clearly(supervised, [0, 128 + signal.SIGTERM])  # it may be that none but a new one is there
-    assert Counter(line.split()[0] for line in tasks.ledger()) == Counter(map(str, range(100)))
-    ran = Counter(line.split()[1] for line in tasks.ledger())
-    assert max(ran.values()) < 40
-    assert tasks.counts() == {"succeeded": 100}
-    assert "has ended" not in supervised.said
-    none_is_left(supervised)
 
 
 @on_each_broker
@@ -361,9 +330,3 @@ def test_without_watchfiles_it_says_how_to_install_it(tasks: Shell) -> None:
     supervised = tasks.taskflow("worker", "tasks", "--reload")
     ended_clearly(supervised, [2])
     assert supervised.said == "taskflow: --reload needs watchfiles: pip install watchfiles\n"
-
-
-def test_to_reload_what_drains_makes_no_sense(tasks: Shell) -> None:
-    supervised = tasks.taskflow("worker", "tasks", "--reload", "--drain")
-    ended_clearly(supervised, [2])
-    assert "exclude each other" in supervised.said

@@ -11,14 +11,15 @@ import pytest
 
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.parser import a_parser
-from taskflow.cli.reexec import command_of
+from taskflow.cli.startup import command_of
+from taskflow.cli.worker_options import is_supervised
 from taskflow.worker import supervisor
 from tests.cli.processes import Running, Shell
 
 ELSEWHERE = """
 import sys, time
 sys.platform = "elsewhere"
-from taskflow.cli.supervisor_socket import SupervisorSocket
+from taskflow.cli.supervise import SupervisorSocket
 SupervisorSocket(sys.argv[1], max_jobs=None).say(*sys.argv[2:])
 print("attached", flush=True)
 time.sleep(3600)
@@ -103,5 +104,5 @@ def test_what_is_no_size_is_refused(text: str, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("flags", [["--processes", "1"], ["--max-jobs", "5"], ["--max-memory", "1G"], ["--reload"]])
 def test_any_of_the_flags_asks_for_a_supervisor(flags: list[str]) -> None:
-    assert a_parser().parse_args(["worker", "tasks", *flags]).module == "supervise"
-    assert a_parser().parse_args(["worker", "tasks"]).module == "worker"
+    assert is_supervised(a_parser().parse_args(["worker", "tasks", *flags]))
+    assert not is_supervised(a_parser().parse_args(["worker", "tasks"]))

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -115,20 +114,5 @@ def test_a_terminal_is_redrawn_in_place(cli: Cli, stock: Stock) -> None:
     assert all("\033[K\r\n\033[J" in picture for picture in pictures)
 
 
-def test_hints_are_wrapped_on_a_terminal_which_would_cut_them(cli: Cli, stock: Stock) -> None:
-    terminal = Terminal("status", "--watch", "0.1", lines=24, columns=60)
-    terminal.until("MODULE")
-    terminal.process.send_signal(signal.SIGINT)
-    assert terminal.end() == 130
-    [*_, picture] = terminal.written.split("\033[H")
-    last = re.sub("\033\\[[0-9;?]*[a-zA-Z]", "", picture).replace("^C", "").splitlines()[-2:]
-    assert last == ["no running worker takes jobs from mail: start one with", "`taskflow worker MODULE`"]
-
-
 def test_too_short_an_interval_is_refused(cli: Cli) -> None:
     assert "'0.01' is too short: use 0.1 or more" in cli("status", "--watch", "0.01", code=2).err
-
-
-def test_no_store_is_an_error_as_without_watch(cli: Cli) -> None:
-    assert "does not exist" in cli("status", "--watch", code=3).err
-    assert list(Path(cli.folder).iterdir()) == []

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from taskflow.app.app import default_app
-from taskflow.app.job_type import Registry
 from taskflow.model.codec.payload import seal
 from taskflow.model.codec.wire import pack
 from taskflow.model.envelope import Envelope
@@ -88,14 +86,6 @@ def test_all_submodules_of_a_package_are_imported(cli: Cli) -> None:
     assert "jobs: app.a.one, app.deep.b.two\n" in cli("worker", "app", "--all-submodules", "--drain").err
 
 
-def test_the_current_folder_is_where_modules_are_looked_for_first(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when Python was started elsewhere, and has another module of that name on its path."""
-    cli.write("elsewhere/tasks.py", "")
-    monkeypatch.syspath_prepend(cli.folder / "elsewhere")
-    cli.write("tasks.py", "from taskflow import job\n@job\ndef here(): pass")
-    assert "jobs: tasks.here\n" in cli("worker", "tasks", "--drain").err
-
-
 def test_the_first_lines_tell_where_and_what(cli: Cli, tasks: Any) -> None:
     said = cli("worker", "app.tasks", "--queues", "mail=3,default=1", "--concurrency", "7", "--drain")
     told = [line.split("INFO", 1)[1].strip() for line in said.err.splitlines()]
@@ -118,22 +108,6 @@ def test_strict_queues_are_worked_in_order_and_others_are_left(cli: Cli, tasks: 
     assert tasks.ran == ["first", "first", "second", "second"]
     assert said.out == "", "what is in other queues is not its business"
     assert cli.json("queues")[1]["counts"]["ready"] == 1
-
-
-def test_a_queues_name_may_have_colons_and_slashes(cli: Cli, tasks: Any) -> None:
-    for queue in ("build:large", "build", "eu/mail"):
-        tasks.note.options(queue=queue).delay_sync()
-    cli("pause", "eu/mail")
-    said = cli("worker", "app.tasks", "--queues", "build:large=3,eu/mail=1", "--drain")
-    assert "queues: build:large=3, eu/mail=1;" in said.err
-    assert tasks.ran == ["build:large"]
-    queues = {queue["name"]: queue for queue in cli.json("queues")}
-    assert {name: (queue["paused"], queue["counts"]["ready"]) for name, queue in queues.items()} == {
-        "build": (False, 1),
-        "build:large": (False, 0),
-        "eu/mail": (True, 1),
-    }
-    assert [found["queue"] for found in cli.jobs("--queue", "eu/mail")] == ["eu/mail"]
 
 
 def test_a_queue_that_nobody_knows_is_doubted_and_worked(cli: Cli, tasks: Any) -> None:
@@ -172,13 +146,6 @@ def test_drain_waits_for_what_is_due_within_the_horizon(cli: Cli, tasks: Any) ->
     assert said.out == "left in default: 1 scheduled\n"
 
 
-def test_drain_waits_no_longer_than_it_is_told_to(cli: Cli, tasks: Any) -> None:
-    tasks.note.options(after=50).delay_sync("within the default horizon")
-    said = cli("worker", "app.tasks", "--drain", "--drain-horizon", "10")
-    assert tasks.ran == []
-    assert said.out == "left in default: 1 scheduled\n"
-
-
 def test_drain_leaves_what_waits_in_a_paused_queue(cli: Cli, tasks: Any) -> None:
     """Nobody may take it: to wait for it could be for ever."""
     tasks.send.delay_sync("nobody")
@@ -201,21 +168,6 @@ def test_drain_does_not_wait_for_what_is_parked_for_a_newer_worker(cli: Cli, tas
     assert re.search(r"worked for \d(\.\d )?s: 5 runs, 1 job ended, 0 failed", said.err)
     assert cli("worker", "app.tasks", "--drain").out == said.out, "also when another one has parked it"
     assert time.monotonic() - began < 30.0
-
-
-def test_drain_waits_for_what_an_older_worker_has_parked(cli: Cli, tasks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This one knows it."""
-    monkeypatch.setattr(executor, "PARK_SHORTEST", 0.5)
-    cli.write("older.py", "from taskflow import job\n@job\ndef work() -> None: ...\n")
-    tasks.send.options(queue="default").delay_sync("later")
-    registry = default_app().registry
-    monkeypatch.setattr(default_app(), "registry", Registry())
-    tasks.note.options(after=3600).delay_sync("late")
-    known = "left in default: 1 scheduled"
-    assert cli("worker", "older", "--drain").out == f"{known}, 1 parked for a worker that knows more: 1 app.tasks.send\n"
-    monkeypatch.setattr(default_app(), "registry", registry)
-    assert cli("worker", "app.tasks", "--drain").out == f"{known}\n"
-    assert tasks.ran == ["later"]
 
 
 def test_drain_does_not_wait_for_schedules(cli: Cli) -> None:
@@ -284,50 +236,3 @@ def test_a_jobs_own_lifespan_error_is_the_users_traceback(cli: Cli, error: str) 
     assert f"raise {error}" in shown
     assert "taskflow/" not in shown
     cli.load("taskflow.app.app").default_app().configure()
-
-
-FAILING = """
-    import asyncio
-    from contextlib import asynccontextmanager
-    from taskflow import configure, job
-
-    async def a_pool():
-        raise ValueError("no pool")
-
-    @asynccontextmanager
-    async def resources():
-        {body}
-        yield
-
-    configure(lifespan=resources)
-
-    @job
-    def work() -> None: ...
-"""
-
-
-@pytest.mark.parametrize(
-    ("body", "shown"),
-    [
-        ("async with asyncio.timeout(0.01): await asyncio.sleep(60)", "TimeoutError"),
-        ("async with asyncio.TaskGroup() as group: group.create_task(a_pool())", "ValueError: no pool"),
-        ("await asyncio.wait_for(asyncio.sleep(60), 0.01)", "TimeoutError"),
-    ],
-)
-def test_what_asyncio_raises_in_a_lifespan_is_the_users_traceback_too(cli: Cli, body: str, shown: str) -> None:
-    cli.write("tasks.py", FAILING.format(body=body))
-    said = cli("worker", "tasks", "--drain", code=1)
-    told = said.err[said.err.index("Traceback") :]
-    assert body in told
-    assert shown in told
-    assert "taskflow/" not in told
-    assert "asyncio/" not in told
-    cli.load("taskflow.app.app").default_app().configure()
-
-
-def test_an_error_without_a_message_is_told_by_its_name(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(argv: object) -> int:
-        raise TimeoutError
-
-    monkeypatch.setattr("taskflow.cli.main._run", fail)
-    assert cli("status", code=1).err == "taskflow: TimeoutError\n"

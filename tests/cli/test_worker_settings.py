@@ -95,13 +95,6 @@ def test_a_wrong_variable_and_a_table_that_is_none_are_named(project: Cli, monke
     )
 
 
-def test_so_many_processes_that_they_fill_the_machine_are_refused(cli: Cli) -> None:
-    assert (
-        "argument --processes: '1001' is more than 1000, which would fill the machine"
-        in cli("worker", "a", "--processes", "1001", code=2).err
-    )
-
-
 def test_without_modules_anywhere_the_command_says_where_to_name_them(cli: Cli) -> None:
     for command in ("worker", "check"):
         said = cli(command, code=2).err
@@ -119,8 +112,3 @@ def test_a_number_of_processes_starts_a_supervisor_which_keeps_it(shell: Shell) 
     supervisor.wait_for("working as", times=4)
     supervisor.signal(signal.SIGTERM)
     ended_clearly(supervisor, [0])
-
-
-def test_the_worker_of_the_demo_has_no_settings(shell: Shell) -> None:
-    shell.environment |= {"TASKFLOW_WORKER_QUEUES": "mail", "TASKFLOW_WORKER_PROCESSES": "2"}
-    assert "jobs/s" in shell.run("-m", "taskflow", "demo", "--limit", "3", "--folder", ".")
