@@ -14,7 +14,7 @@ from taskflow.broker.console import Console, QueueRecord, View
 from taskflow.broker.paging import AT_ONCE, pages
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.explain import short_reason
-from taskflow.cli.modules import TargetFailed, import_targets, require_jobs
+from taskflow.cli.modules import import_targets, require_jobs
 from taskflow.cli.store import existing_broker, is_known_queue, queue_of, with_store
 from taskflow.cli.terminal import BOLD, GREEN, RED, YELLOW, cut, hanging, painted, print_json, print_lines, room, wrapped
 from taskflow.model.clock import Seams
@@ -77,10 +77,7 @@ class QueueCoverage(msgspec.Struct, frozen=True, kw_only=True):
 def check(arguments: argparse.Namespace) -> int:
     app = default_app()
     app.flag(broker=arguments.broker)
-    try:
-        import_targets(arguments.modules, all_submodules=arguments.all_submodules)
-    except TargetFailed:
-        return Exit.USAGE
+    import_targets(arguments.modules, all_submodules=arguments.all_submodules)
     require_jobs(app.registry, arguments.modules, all_submodules=arguments.all_submodules)
     app.registry.resolve()
     return with_store(_check, arguments)

@@ -15,6 +15,7 @@ from typing import Final
 
 from taskflow.app.app import default_app
 from taskflow.app.job_type import Registry
+from taskflow.cli.exit_codes import Exit
 from taskflow.model.errors import ConfigurationError, TaskflowError
 from taskflow.model.printable import indented, message, nearest
 from taskflow.worker.run_errors import failure_of
@@ -24,8 +25,11 @@ _PYTHONS: Final = f"{Path(os.__file__).parent}{os.sep}"
 _OURS: Final = f"{Path(__file__).parents[1]}{os.sep}"
 
 
-class TargetFailed(Exception):
-    """A module could not be imported. The message for the user has already been printed."""
+class TargetFailed(SystemExit):
+    """A module could not be imported. The message for the user has already been printed. Ends the command, like a wrong option."""
+
+    def __init__(self) -> None:
+        super().__init__(int(Exit.USAGE))
 
 
 def import_targets(names: Iterable[str], *, all_submodules: bool) -> None:
@@ -57,7 +61,7 @@ def _import(name: str) -> ModuleType:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise _shown(name, error) from error  # the module exists; one that it imports does not
         print(f"taskflow: found no module {name!r}{_hint(name)}", file=sys.stderr)
-        raise TargetFailed(name) from error
+        raise TargetFailed from error
     except BaseException as error:  # includes SystemExit, or an exception class of the module
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -69,7 +73,7 @@ def _shown(name: str, error: BaseException) -> TargetFailed:
     failure = failure_of(error, attempt=1)
     why = f"{failure.type.rpartition('.')[2]}: {failure.message}"
     print(f"taskflow: {name} cannot be imported: {message(why)}", file=sys.stderr)
-    return TargetFailed(name)
+    return TargetFailed()
 
 
 def _hint(name: str) -> str:

@@ -87,7 +87,17 @@ def a_parser() -> Parser:
     _modules(worker)
     _broker(worker)
     add_worker_options(worker)
-    _send(command("send", "send:send", "send a job by its name", "Send one job by its name, and print its id."))
+    send = command("send", "send:send", "send a job by its name", "Send one job by its name, and print its id.")
+    send.add_argument("job", metavar="JOB", help="the job's name, such as app.tasks.charge")
+    given = "its arguments, an object by parameter name such as '{\"x\": 1}'; - reads stdin"
+    send.add_argument("--args", default="{}", metavar="JSON", help=given)
+    module = "import this module, so that the arguments are checked here and the options of @job apply; may be repeated"
+    send.add_argument("--module", dest="modules", action="append", default=[], metavar="MODULE", help=module)
+    send.add_argument("--queue", metavar="Q", help="send it to this queue")
+    send.add_argument("--after", type=seconds, metavar="S", help="run it in S seconds or later; also 90m, 12h, 7d")
+    send.add_argument("--key", metavar="K", help="send nothing if a live job has this key, and print the id of that job")
+    _operator(send)
+    _reads(send)
     fits = "Say whether the waiting and running jobs would run with the code of the modules. Runs none. Exits with 1 if one would not."
     check = command("check", "check:check", "say whether the waiting jobs would run with this code", fits)
     _modules(check)
@@ -182,19 +192,6 @@ def _modules(parser: Parser) -> None:
     named = "a module that declares jobs, for example app.tasks (default: the modules of [tool.taskflow.worker] in pyproject.toml)"
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=named)
     parser.add_argument("--all-submodules", action="store_true", help="import every module of packages")
-
-
-def _send(parser: Parser) -> None:
-    parser.add_argument("job", metavar="JOB", help="the job's name, such as app.tasks.charge")
-    given = "its arguments, an object by parameter name such as '{\"x\": 1}'; - reads stdin"
-    parser.add_argument("--args", default="{}", metavar="JSON", help=given)
-    module = "import this module, so that the arguments are checked here and the options of @job apply; may be repeated"
-    parser.add_argument("--module", dest="modules", action="append", default=[], metavar="MODULE", help=module)
-    parser.add_argument("--queue", metavar="Q", help="send it to this queue")
-    parser.add_argument("--after", type=seconds, metavar="S", help="run it in S seconds or later; also 90m, 12h, 7d")
-    parser.add_argument("--key", metavar="K", help="send nothing if a live job has this key, and print the id of that job")
-    _operator(parser)
-    _reads(parser)
 
 
 def _groups(parser: Parser) -> None:

@@ -13,7 +13,7 @@ from taskflow.app.job import NamedJob
 from taskflow.app.job_type import Call
 from taskflow.app.sending import send_call
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.modules import TargetFailed, import_targets
+from taskflow.cli.modules import import_targets
 from taskflow.cli.store import operator, suggestion, with_store
 from taskflow.cli.terminal import print_json
 from taskflow.model.errors import CodecError, ConfigurationError, UnknownArgument
@@ -21,12 +21,8 @@ from taskflow.model.printable import one_line
 
 
 def send(arguments: argparse.Namespace) -> int:
-    app = default_app()
-    app.flag(broker=arguments.broker)
-    try:
-        import_targets(arguments.modules, all_submodules=False)
-    except TargetFailed:
-        return Exit.USAGE
+    default_app().flag(broker=arguments.broker)
+    import_targets(arguments.modules, all_submodules=False)
     return with_store(_send, arguments)
 
 

@@ -65,7 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             import_targets(arguments.modules, all_submodules=arguments.all_submodules)
         except TargetFailed:
-            return signals.code if signals.has_come else Exit.USAGE
+            if signals.has_come:
+                return signals.code
+            raise
         require_jobs(app.registry, arguments.modules, all_submodules=arguments.all_submodules)
         signals.begin()
         _announce(app, options)
