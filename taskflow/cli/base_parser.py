@@ -32,8 +32,8 @@ class RawFormatter(argparse.HelpFormatter):
 def columns() -> int:
     """Return the width of the terminal in characters, like `shutil.get_terminal_size`."""
     with contextlib.suppress(KeyError, ValueError):
-        if (told := int(os.environ["COLUMNS"])) > 0:
-            return told
+        if (given := int(os.environ["COLUMNS"])) > 0:
+            return given
     with contextlib.suppress(AttributeError, ValueError, OSError):  # no output, or no terminal
         if (seen := os.get_terminal_size(sys.__stdout__.fileno()).columns) > 0:  # type: ignore[union-attr]
             return seen

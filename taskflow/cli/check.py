@@ -12,10 +12,10 @@ import msgspec
 from taskflow.app.app import App, default_app
 from taskflow.broker.console import Console, QueueRecord, View
 from taskflow.broker.paging import AT_ONCE, pages
+from taskflow.cli.command import existing_broker, is_known_queue, queue_of, with_store
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.explain import short_reason
 from taskflow.cli.modules import import_targets, require_jobs
-from taskflow.cli.store import existing_broker, is_known_queue, queue_of, with_store
 from taskflow.cli.terminal import BOLD, GREEN, RED, YELLOW, cut, hanging, painted, print_json, print_lines, room, wrapped
 from taskflow.model.clock import Seams
 from taskflow.model.envelope import ClaimId, Envelope, Lease

@@ -11,8 +11,8 @@ from taskflow.app.package_conflict import advice
 from taskflow.broker.console import Console, Finding
 from taskflow.broker.migrations import Migrating, Upgrade
 from taskflow.broker.url import masked
+from taskflow.cli.command import existing_broker, on_store
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.store import existing_broker, on_store
 from taskflow.cli.terminal import GREEN, RED, YELLOW, painted, print_json
 from taskflow.model.errors import BrokerError, BrokerRefused, ConfigurationError
 from taskflow.model.printable import message, one_line

@@ -15,8 +15,8 @@ import msgspec
 from taskflow.app.app import App
 from taskflow.broker.console import Console, View
 from taskflow.broker.paging import first
+from taskflow.cli.command import existing_broker, ids_of, on_store, print_each
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.store import existing_broker, ids_of, on_store, print_each
 from taskflow.cli.terminal import BOLD, GREEN, OF_STATUS, hanging, moment, painted, print_json, room, span
 from taskflow.model import wording
 from taskflow.model.ids import id_text

@@ -19,9 +19,7 @@ from taskflow.app.bulk_actions import ASKED, CHANGED, UNKNOWN, ActionProgress, A
 from taskflow.app.operate import group_ids
 from taskflow.broker.console import Redone
 from taskflow.broker.protocol import Broker
-from taskflow.cli.exit_codes import Exit
-from taskflow.cli.startup import raising
-from taskflow.cli.store import (
+from taskflow.cli.command import (
     existing_broker,
     filter_of,
     given_filters,
@@ -33,6 +31,8 @@ from taskflow.cli.store import (
     suggestion,
     with_store,
 )
+from taskflow.cli.exit_codes import Exit
+from taskflow.cli.startup import raising
 from taskflow.cli.terminal import Bar, confirmed, print_json, print_now
 from taskflow.model.envelope import check_queue
 from taskflow.model.errors import BrokerError, ConfigurationError

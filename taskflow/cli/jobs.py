@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from taskflow.app.app import App
+from taskflow.cli.command import existing_broker, filter_of, given_filters, ids_of, is_known_queue, note_unknown_job, on_store, print_each
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.store import existing_broker, filter_of, given_filters, ids_of, is_known_queue, note_unknown_job, on_store, print_each
 from taskflow.cli.terminal import (
     MIN_BAR,
     MIN_NAME,

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from taskflow.app.app import App
 from taskflow.app.operate import MAX_GROUPS, FailureGroup, failure_groups
+from taskflow.cli.command import existing_broker, filter_of, is_known_queue, note_unknown_job, on_store
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.store import existing_broker, filter_of, is_known_queue, note_unknown_job, on_store
 from taskflow.cli.terminal import BOLD, RED, cut, painted, print_json, print_lines, room, span
 from taskflow.model.audit import ActRecord
 from taskflow.model.printable import INDENT, one_line

@@ -15,8 +15,8 @@ from taskflow.app.app import App
 from taskflow.app.declared_schedules import check_schedule_name, is_schedule_name
 from taskflow.app.schedules import ScheduleInfo, check_backfill, instants_between, schedule_info_of, schedules, stored_plan
 from taskflow.broker.protocol import Broker
+from taskflow.cli.command import existing_broker, on_store, operator, reporting, suggestion
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.store import existing_broker, on_store, operator, reporting, suggestion
 from taskflow.cli.terminal import confirmed, moment, print_json, room, wrapped
 from taskflow.model.clock import instant_of
 from taskflow.model.errors import ConfigurationError, ScheduleConflict, UnknownSchedule

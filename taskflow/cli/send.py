@@ -12,9 +12,9 @@ from taskflow.app.bulk_actions import CallOnce, recorded
 from taskflow.app.job import NamedJob
 from taskflow.app.job_type import Call
 from taskflow.app.sending import send_call
+from taskflow.cli.command import operator, suggestion, with_store
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.modules import import_targets
-from taskflow.cli.store import operator, suggestion, with_store
 from taskflow.cli.terminal import print_json
 from taskflow.model.errors import CodecError, ConfigurationError, UnknownArgument
 from taskflow.model.printable import one_line

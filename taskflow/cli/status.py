@@ -19,8 +19,8 @@ import msgspec
 from taskflow.app.app import App
 from taskflow.broker.console import Console, QueueRecord, View
 from taskflow.broker.url import masked
+from taskflow.cli.command import existing_broker, on_store
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.store import existing_broker, on_store
 from taskflow.cli.terminal import (
     ALWAYS_SHOWN,
     DIM,

@@ -210,6 +210,8 @@ class WorkerRun:
         is_drained = False
         try:
             async with AsyncExitStack() as stack:
+                if self.supervisor is not None:
+                    stack.callback(_create_own(self._report_deaths(self.supervisor)).cancel)
                 if not await self.signals.start(self._start(worker, stack)):
                     code = self.signals.code
                     return code
@@ -254,7 +256,7 @@ class WorkerRun:
         if drained is not None:
             waits.append(drained)
         if self.supervisor is not None:
-            waits += [_create_own(_retire(worker, self.supervisor)), _create_own(self._report_deaths(self.supervisor))]
+            waits.append(_create_own(_retire(worker, self.supervisor)))
         done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in pending:
             wait.cancel()

@@ -10,8 +10,8 @@ from typing import Final
 
 import pytest
 
+from taskflow.cli.command import FILTERS
 from taskflow.cli.parser import GROUPS, a_parser
-from taskflow.cli.store import FILTERS
 from tests.cli.inprocess import Cli
 from tests.cli.stock import Stock
 
