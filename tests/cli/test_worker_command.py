@@ -149,7 +149,7 @@ def test_drain_waits_for_what_is_due_within_the_horizon(cli: Cli, tasks: Any) ->
 def test_drain_leaves_what_waits_in_a_paused_queue(cli: Cli, tasks: Any) -> None:
     """Nobody may take it: to wait for it could be for ever."""
     tasks.send.delay_sync("nobody")
-    tasks.send.options(after=1).delay_sync("nobody")
+    tasks.send.options(after=50).delay_sync("nobody")
     cli("pause", "mail")
     assert cli("worker", "app.tasks", "--drain").out == "left in mail (paused): 1 scheduled, 1 ready\n"
     assert tasks.ran == []
