@@ -83,27 +83,7 @@ def a_parser() -> Parser:
         added.set_defaults(module=module, **defaults)
         return added
 
-    worker = command("worker", "worker", "run the jobs of modules", "Run the jobs that the modules declare.", supervisor=None)
-    _modules(worker)
-    _broker(worker)
-    add_worker_options(worker)
-    send = command("send", "send:send", "send a job by its name", "Send one job by its name, and print its id.")
-    send.add_argument("job", metavar="JOB", help="the job's name, such as app.tasks.charge")
-    given = "its arguments, an object by parameter name such as '{\"x\": 1}'; - reads stdin"
-    send.add_argument("--args", default="{}", metavar="JSON", help=given)
-    module = "import this module, so that the arguments are checked here and the options of @job apply; may be repeated"
-    send.add_argument("--module", dest="modules", action="append", default=[], metavar="MODULE", help=module)
-    send.add_argument("--queue", metavar="Q", help="send it to this queue")
-    send.add_argument("--after", type=seconds, metavar="S", help="run it in S seconds or later; also 90m, 12h, 7d")
-    send.add_argument("--key", metavar="K", help="send nothing if a live job has this key, and print the id of that job")
-    _operator(send)
-    _reads(send)
-    fits = "Say whether the waiting and running jobs would run with the code of the modules. Runs none. Exits with 1 if one would not."
-    check = command("check", "check:check", "say whether the waiting jobs would run with this code", fits)
-    _modules(check)
-    check.add_argument("--queue", action="append", metavar="Q", help="only jobs of this queue; may be repeated")
-    _limit(check, 10_000, "look at N jobs of each queue")
-    _reads(check)
+    _add_runs(command)
     _add_looks(command)
     _add_actions(command)
     examine = "Check the store's settings. Exits with 1 if there is a problem."
@@ -132,6 +112,31 @@ def a_parser() -> Parser:
 
 def _epilog(example: str, section: str) -> str:
     return f"example:\n  {example}\n\nmore: docs/reference/cli.md#taskflow-{section}"
+
+
+def _add_runs(command: Callable[..., Parser]) -> None:
+    """Add the commands that run and send jobs."""
+    worker = command("worker", "worker", "run the jobs of modules", "Run the jobs that the modules declare.", supervisor=None)
+    _modules(worker)
+    _broker(worker)
+    add_worker_options(worker)
+    send = command("send", "send:send", "send a job by its name", "Send one job by its name, and print its id.")
+    send.add_argument("job", metavar="JOB", help="the job's name, such as app.tasks.charge")
+    given = "its arguments, an object by parameter name such as '{\"x\": 1}'; - reads stdin"
+    send.add_argument("--args", default="{}", metavar="JSON", help=given)
+    module = "import this module, so that the arguments are checked here and the options of @job apply; may be repeated"
+    send.add_argument("--module", dest="modules", action="append", default=[], metavar="MODULE", help=module)
+    send.add_argument("--queue", metavar="Q", help="send it to this queue")
+    send.add_argument("--after", type=seconds, metavar="S", help="run it in S seconds or later; also 90m, 12h, 7d")
+    send.add_argument("--key", metavar="K", help="send nothing if a live job has this key, and print the id of that job")
+    _operator(send)
+    _reads(send)
+    fits = "Say whether the waiting and running jobs would run with the code of the modules. Runs none. Exits with 1 if one would not."
+    check = command("check", "check:check", "say whether the waiting jobs would run with this code", fits)
+    _modules(check)
+    check.add_argument("--queue", action="append", metavar="Q", help="only jobs of this queue; may be repeated")
+    _limit(check, 10_000, "look at N jobs of each queue")
+    _reads(check)
 
 
 def _add_looks(command: Callable[..., Parser]) -> None:
