@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from taskflow.model.clock import start_thread
 from taskflow.model.printable import one_line
+from taskflow.worker.children.syscalls import ExitStatus
 from taskflow.worker.events import SessionOpened, WindingDown, WorkerEvent
-from taskflow.worker.exit_status import ExitStatus
 from taskflow.worker.health import HealthCheck, WorkerHealth
 
 if TYPE_CHECKING:

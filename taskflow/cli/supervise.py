@@ -26,7 +26,7 @@ from taskflow.model.errors import ConfigurationError, DriverMissing
 from taskflow.model.printable import one_line
 from taskflow.worker.children.syscalls import die_before_parent, end_with_parent
 from taskflow.worker.processes import SUPERVISED, FileWatch, supervise
-from taskflow.worker.supervisor_state import SupervisorOptions
+from taskflow.worker.supervisor import SupervisorOptions
 
 log: Final = logging.getLogger("taskflow.worker")
 

@@ -32,11 +32,10 @@ from taskflow.cli.terminal import span
 from taskflow.model.errors import BrokerError, ConfigurationError
 from taskflow.model.printable import log_safely, nearest, one_line
 from taskflow.model.record import Status
-from taskflow.worker.drain import Drain
 from taskflow.worker.events import DescriptorsClosed, RunEnded, SessionOpened, WaitingForBroker, WorkerEvent
 from taskflow.worker.options import QueueChoice, WorkerOptions
 from taskflow.worker.registration import report_death
-from taskflow.worker.worker import Worker
+from taskflow.worker.worker import Drain, Worker
 
 if TYPE_CHECKING:
     from taskflow.cli.supervise import SupervisorSocket

@@ -28,8 +28,8 @@ from taskflow.testing.runs import CONCURRENCY, STOP_TIMEOUT, Inline, Pass, PassS
 from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
 from taskflow.worker.run_errors import frames_from
-from taskflow.worker.scheduler import Scheduler
 from taskflow.worker.thread_pool import ThreadPool
+from taskflow.worker.upkeep import Scheduler
 
 P = ParamSpec("P")
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
-import anyio
 import msgspec
 
 from taskflow.app.app import App
@@ -32,8 +31,8 @@ from taskflow.worker.lease_table import HeldLease
 log: Final = logging.getLogger("taskflow.worker")
 
 AT_ONCE: Final = 100  # about how many calls of `ended` run at once, and how many records one read fetches
-MOST_WAITING: Final = 10_000  # the maximum number of ends that wait for a call. Further ones are dropped, with an error in the log.
-STUCK_AFTER: Final = 1.0  # seconds without the end of a call after which the worker no longer waits for the hooks
+MAX_WAITING: Final = 10_000  # the maximum number of ends that wait for a call. Further ones are dropped, with an error in the log.
+STUCK_TIMEOUT: Final = 1.0  # seconds without the end of a call after which the worker no longer waits for the hooks
 TIMEOUT: Final = 30.0  # seconds after which a call of `ended` is cancelled, so that hooks that hang do not fill the memory
 
 
@@ -60,29 +59,13 @@ class EndedHooks:
         self._calling: set[asyncio.Task[None]] = set()
         self._reading: asyncio.Task[None] | None = None
         self._dropped = 0
-        self._is_stuck = False
-        self._caught_up = asyncio.Event()
+        self._called_at = 0.0
         self._is_closed = False
 
     @property
     def is_behind(self) -> bool:
         """True if the worker should claim no jobs, because so many ends wait for a call. Hooks that hang must not stop the worker."""
-        return len(self._waiting) >= MOST_WAITING // 2 and not self._is_stuck
-
-    def room(self, held: int) -> int:
-        """Return how many jobs the worker may claim beside the leases that it holds, so that no end is dropped."""
-        if self.is_behind:
-            return 0
-        return MOST_WAITING if self._is_stuck else max(0, MOST_WAITING - len(self._waiting) - held)
-
-    async def catch_up(self) -> None:
-        """Wait until a call ends, at most `STUCK_AFTER` seconds, in ten parts: time in which the process is stopped is one of them."""
-        self._caught_up.clear()
-        for _ in range(10):
-            with anyio.move_on_after(STUCK_AFTER / 10):
-                await self._caught_up.wait()
-                return
-        self._is_stuck = True
+        return len(self._waiting) >= MAX_WAITING // 2 and time.monotonic() - self._called_at < STUCK_TIMEOUT
 
     def tell_ended(self, ids: Sequence[bytes], dropped: int = 0) -> None:
         """Call the hooks for jobs that have ended without a run. `dropped` is the number of those that the store has forgotten."""
@@ -108,7 +91,7 @@ class EndedHooks:
     def _add(self, end: bytes | _Settlement) -> None:
         if self._is_closed:
             return
-        if len(self._waiting) >= MOST_WAITING:
+        if len(self._waiting) >= MAX_WAITING:
             self._dropped += 1
             if self._dropped == 1:
                 log_safely(log.error, "%s.ended() is too slow: ends of jobs are dropped", self._names())
@@ -118,6 +101,7 @@ class EndedHooks:
             self._start()
 
     def _start(self) -> None:
+        self._called_at = time.monotonic()
         self._reading = asyncio.get_running_loop().create_task(self._read(), name="taskflow-ended")
         self._reading.add_done_callback(self._note_end)
 
@@ -129,7 +113,7 @@ class EndedHooks:
         if self._waiting and not self._is_closed:
             self._start()
         elif self._dropped:
-            log_safely(log.error, "%s.ended() was not called for %d job(s): %d were waiting", self._names(), self._dropped, MOST_WAITING)
+            log_safely(log.error, "%s.ended() was not called for %d job(s): %d were waiting", self._names(), self._dropped, MAX_WAITING)
             self._dropped = 0
 
     async def _read(self) -> None:
@@ -154,8 +138,7 @@ class EndedHooks:
         self._calling.discard(call)
         if call.cancelled() and not self._is_closed:  # by a job, before the first step
             self._begin_call(info)
-        self._is_stuck = False
-        self._caught_up.set()
+        self._called_at = time.monotonic()
 
     async def _call(self, info: JobInfo) -> None:
         for layer in self._layers:

@@ -229,21 +229,13 @@ class DescriptorsClosed(WorkerEvent, frozen=True):
 
 
 class LoopStalled(WorkerEvent, frozen=True):
-    """The worker's event loop has made no progress for `seconds`, because code running in it does not return. `lease` is the lease of the
-    blocking job, or None if no job is blocking the loop. `stack` shows where that code is. Sent after 1 s, 10 s, 100 s and so on. This
-    event and the next five are sent from a separate thread."""
+    """The worker's event loop has made no progress for `seconds`. `lease` is the lease of the job whose code does not return, or None if
+    no job is blocking the loop: then the machine may be overloaded, or threads compete for the interpreter lock. `stack` shows where the
+    loop is. Sent after 1 s, 10 s, 100 s and so on. This event and the next three are sent from a separate thread."""
 
     lease: Lease | None
     seconds: float
     stack: str
-
-
-class CpuStarved(WorkerEvent, frozen=True):
-    """The worker got almost no CPU time for `seconds`. No job is to blame: the machine is overloaded. If `seconds` exceeds `ttl`, the
-    leases have lapsed."""
-
-    seconds: float
-    ttl: float
 
 
 class LoopResumed(WorkerEvent, frozen=True):
@@ -252,22 +244,12 @@ class LoopResumed(WorkerEvent, frozen=True):
     seconds: float
 
 
-class InterpreterContended(WorkerEvent, frozen=True):
-    """Threads of this process competed for the interpreter lock (GIL), so that the worker's own code had no turn for `seconds`. `lease` and
-    `stack` belong to the thread that used the most CPU time. If `seconds` exceeds `ttl`, the leases may have lapsed."""
-
-    lease: Lease | None
-    seconds: float
-    ttl: float
-    stack: str
-
-
 class InterpreterBlocked(WorkerEvent, frozen=True):
     """No Python code in this process ran for `seconds`. Sent afterwards. If `seconds` exceeds `ttl`, the leases have lapsed.
 
     `is_computed`  True if C code held the interpreter lock while computing: `lease` and `stack` then belong to the thread that used the
-                   most CPU time. False if the process was stopped, or if C code held the lock while waiting: `lease` and `stack` then
-                   belong to the event loop's thread
+                   most CPU time. False if the process was stopped, the machine is overloaded, or C code held the lock while
+                   waiting: `lease` and `stack` then belong to the event loop's thread
     """
 
     lease: Lease | None

@@ -7,12 +7,12 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, NoReturn
 
 from taskflow.app.app import App
-from taskflow.app.context import Cancel, Discard, JobContext, Retry, Snooze, running
+from taskflow.app.context import DONE, Cancel, Discard, JobContext, Retry, Snooze, running
 from taskflow.app.job import Job, SyncJob
 from taskflow.app.job_type import AnyJob
 from taskflow.app.middleware import Middleware, OneAtATime, RunNext, run_chain
@@ -20,7 +20,18 @@ from taskflow.app.options import seconds_of
 from taskflow.model.clock import Seams
 from taskflow.model.codec.function import CallArguments
 from taskflow.model.envelope import Lease
-from taskflow.model.errors import DecodeError, EncodeError, JobStopping, MissingArgument, NewerFormat, UnknownArgument, UnknownType
+from taskflow.model.errors import (
+    BrokerUnavailable,
+    DecodeError,
+    EncodeError,
+    JobStopping,
+    LeaseLost,
+    MissingArgument,
+    NewerFormat,
+    TaskflowError,
+    UnknownArgument,
+    UnknownType,
+)
 from taskflow.model.ids import id_text
 from taskflow.model.printable import log_safely
 from taskflow.model.rules import DAY, Backoff, RetryFunction
@@ -34,6 +45,7 @@ from taskflow.model.verdict import (
     Retried,
     RunEnding,
     RunError,
+    Settled,
     Settlement,
     Snoozed,
     Succeeded,
@@ -57,9 +69,9 @@ LOST: Final = "lost"
 # Errors which show that a job was sent by another version of the application or of taskflow, because every sender checks the arguments.
 PARKED_ON: Final = (NewerFormat, UnknownArgument, MissingArgument, UnknownType)
 
-PARK_FOR_AT_MOST: Final = 7 * DAY
-PARK_SHORTEST: Final = 5.0
-PARK_LONGEST: Final = 300.0
+MAX_PARK_TIME: Final = 7 * DAY
+MIN_PARK_PAUSE: Final = 5.0
+MAX_PARK_PAUSE: Final = 300.0
 
 
 class Executor:
@@ -195,10 +207,10 @@ class Executor:
 
     def _park(self, holding: HeldLease, waiting_for: str) -> Verdict:
         lease = holding.lease
-        if lease.parked_for >= PARK_FOR_AT_MOST:
+        if lease.parked_for >= MAX_PARK_TIME:
             return Failed(RunError("taskflow.NeverKnown", f"waited 7 days for {waiting_for}", "", lease.attempt))
         # Park it for as long as it has waited already: exponential back-off without a counter.
-        return Parked(waiting_for, min(PARK_LONGEST, max(PARK_SHORTEST, lease.parked_for)))
+        return Parked(waiting_for, min(MAX_PARK_PAUSE, max(MIN_PARK_PAUSE, lease.parked_for)))
 
     async def _run(self, holding: HeldLease, job: AnyJob, call: RunNext, given: CallArguments | None = None) -> Verdict:
         """Run the job and its middleware. If it was asked to stop, or has expired, it does not start: the store cancels expired jobs."""
@@ -270,10 +282,30 @@ class Executor:
         return self._complete_with(holding, connection, encoded)
 
     def _complete_with(self, holding: HeldLease, connection: object, result: bytes) -> Awaitable[None]:
-        from taskflow.worker.complete_in import Completion
+        """Settle the run on a connection of its function: at once if that is synchronous, and otherwise in the returned coroutine."""
+        from taskflow.app.connections.adapters import is_awaited
+        from taskflow.app.connections.run_in_transaction import run_in_transaction, run_in_transaction_sync
 
+        if holding.is_offered:
+            raise TaskflowError("complete_in() was called after the run had ended")
         settlement = self._settlement(holding, Succeeded(result), time.monotonic())
-        return Completion(self._app, holding, settlement).on(connection)
+        if not is_awaited(connection):
+            with _completing(holding, result):
+                _check_completed(run_in_transaction_sync(self._app, connection, "settle", lambda store: store.settle(settlement)))
+            return DONE
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise TypeError(
+                f"a {type(connection).__name__} is used with `await`, but a plain function runs without an event loop: make the job "
+                "an async function, or use a synchronous connection"
+            ) from None
+
+        async def settle() -> None:
+            with _completing(holding, result):
+                _check_completed(await run_in_transaction(self._app, connection, "settle", lambda store: store.settle(settlement)))
+
+        return settle()
 
     def _returned(self, holding: HeldLease, job: AnyJob) -> Verdict:
         otherwise = self._judge(holding, job, RolledBack())
@@ -366,3 +398,29 @@ def _not_begun(holding: HeldLease) -> Verdict:
 def _timeout_of(holding: HeldLease) -> TimeoutError:
     envelope = holding.lease.envelope
     return TimeoutError(f"{envelope.job} ran longer than its timeout of {envelope.timeout:g} s")
+
+
+@contextlib.contextmanager
+def _completing(holding: HeldLease, result: bytes) -> Iterator[None]:
+    """Keep the result in the lease even before the statement is sent, because a call that was cancelled may have had its effect."""
+    before, holding.completed = holding.completed, result
+    try:
+        yield
+    except TaskflowError:  # nothing has been settled
+        holding.completed = before
+        raise
+
+
+def _check_completed(answer: Settled) -> None:
+    if answer is Settled.HELD_UP:
+        raise BrokerUnavailable(
+            "complete_in(): another open transaction has locked the job or its key: find it in pg_stat_activity (state 'idle in "
+            "transaction'), and end it"
+        )
+    if answer is Settled.COMMITTED:
+        raise TaskflowError(
+            "complete_in() was called in a second transaction, but the first one has committed, and the job has ended: call it once, "
+            "in the last transaction of the job"
+        )
+    if answer is not Settled.OK:
+        raise LeaseLost("complete_in(): the run no longer holds its job, which runs elsewhere or has ended; roll the transaction back")

@@ -6,21 +6,23 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from taskflow.broker import topics
-from taskflow.broker.protocol import Broker
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.clock import Chance
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerError, SessionLost
 from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.session import Outlook
-from taskflow.worker.events import BrokerCallFailed, BrokerRecovered, Events
-from taskflow.worker.options import QueueChoice
-from taskflow.worker.registration import TroubleReport
+from taskflow.worker.options import WorkerOptions
+from taskflow.worker.registration import Registration
+from taskflow.worker.runs import Runs
+
+if TYPE_CHECKING:  # loaded only by workers with such hooks
+    from taskflow.worker.ended_hooks import EndedHooks
 
 LOOK_AGAIN: Final = 5.0
 """Seconds without a nudge after which the fetcher claims again, because nudges may
@@ -36,45 +38,36 @@ MANY: Final = 8
 claim follows without a nudge. With fewer jobs, every second claim would find nothing."""
 
 PAUSES: Final = Pauses(0.05, 2.0)
-
-
-class LeaseSink(Protocol):
-    """The session, which takes the leases. They start in a later turn of the event loop, or when `begin_taken` is called."""
-
-    def room(self) -> int: ...
-    async def wait_for_room(self) -> None: ...
-    def take(self, leases: Sequence[Lease], claimed_at: float) -> None: ...
-    def begin_taken(self) -> None: ...
-    def give_back(self, leases: Sequence[Lease], claimed_at: float) -> None: ...
-    def lose(self, why: str) -> None: ...
+BEHIND_PAUSE: Final = 0.1  # seconds after which the fetcher looks again whether the `ended` hooks have caught up
 
 
 class Fetcher:
     """Claims jobs for a session, one claim at a time. One whose answer was lost is repeated with the same number.
 
     `answered_at` is the time of the last answer, and `full_at` the last time that there was no room. Both are on the monotonic clock,
-    and None at first. `has_tried` is set when the first claim was answered or failed, or when there was no room for one. Leases that
-    arrive more than `too_old` seconds after the request are handed back.
+    and None at first. `has_tried` is set when the first claim was answered or failed, or when there was no room for one. `on_leases`
+    gets the leases and the time of the request. Those that arrive so late that they may count as ghosts are handed back.
     """
 
     def __init__(
         self,
-        broker: Broker,
-        session: bytes,
-        queues: QueueChoice,
-        sink: LeaseSink,
-        too_old: float,
-        events: Events,
+        registration: Registration,
+        options: WorkerOptions,
+        runs: Runs,
+        ended_hooks: EndedHooks | None,
         chance: Chance,
-        trouble: TroubleReport,
+        *,
+        on_leases: Callable[[Sequence[Lease], float], None],
+        on_lost: Callable[[str], None],
     ) -> None:
-        self._broker = broker
-        self._session = session
-        self._queues = queues
-        self._sink = sink
-        self._too_old = too_old
-        self._events = events
-        self._trouble = trouble
+        self._registration = registration
+        self._broker = registration.broker
+        self._queues = options.queues
+        self._too_old = options.ttl / 4  # half of the ghost age, which is half of the ttl
+        self._runs = runs
+        self._ended_hooks = ended_hooks
+        self._on_leases = on_leases
+        self._on_lost = on_lost
         self._retries = Retries(PAUSES, chance.random)
         self._nudge: Callable[[], None] = lambda: None
         self._answered = asyncio.Event()
@@ -94,7 +87,7 @@ class Fetcher:
                 while not self._is_stopping:
                     await self._fetch(waiter)
         except SessionLost as error:
-            self._sink.lose(str(error))
+            self._on_lost(str(error))
 
     async def stop(self, within: float) -> None:
         """Stop claiming. Wait at most `within` seconds for a claim in progress, whose leases would else belong to no worker for a while."""
@@ -117,10 +110,11 @@ class Fetcher:
             self._nudge()
 
     async def _fetch(self, waiter: Waiter) -> None:
-        limit = self._sink.room()
+        is_behind = self._ended_hooks is not None and self._ended_hooks.is_behind
+        limit = 0 if is_behind else self._runs.room()
         if not limit:
             self.has_tried.set()
-            await self._sink.wait_for_room()
+            await self._runs.lease_table.wait_for_change(BEHIND_PAUSE if is_behind else None)
             self.full_at = time.monotonic()
             return
         asked_at = self._looked_at = time.monotonic()
@@ -129,14 +123,14 @@ class Fetcher:
             leases = await self._claim(self._queues.order(), limit)
             self.answered_at = time.monotonic()
             # The leases of a slow answer may already count as ghosts, and run elsewhere.
-            take = self._sink.take if self.answered_at - asked_at < self._too_old else self._sink.give_back
+            take = self._on_leases if self.answered_at - asked_at < self._too_old else self._runs.refuse
             take(leases, asked_at)
         finally:
             self._answered.set()
         if len(leases) == limit:
             return
         if leases:  # no more jobs are ready: start these before claiming again
-            self._sink.begin_taken()
+            self._runs.begin_waiting()
             await asyncio.sleep(0)
         if not leases or (len(leases) * MANY <= limit and waiter.is_prompt):  # a job that arrived since the claim has sent a nudge
             await self._rest(waiter)
@@ -158,14 +152,11 @@ class Fetcher:
         number = self.request + 1
         while True:
             try:
-                leases = await self._broker.claim(self._session, number, queues, limit)
+                leases = await self._broker.claim(self._registration.session.id, number, queues, limit)
             except SessionLost:
                 raise
             except BrokerError as error:
-                pause = self._retries.failed()
-                self._events.emit(BrokerCallFailed("claiming", str(error), self._retries.failures))
-                await self._trouble.failed("claiming", str(error), self._retries.failures)
-                await asyncio.sleep(pause)
+                await asyncio.sleep(await self._registration.note_failure("claiming", error, self._retries))
                 if self._is_stopping:
                     return []
             except Exception:
@@ -177,8 +168,6 @@ class Fetcher:
                 break
             finally:
                 self.has_tried.set()
-        if self._retries.succeeded():
-            self._events.emit(BrokerRecovered("claiming"))
-            await self._trouble.recovered("claiming")
+        await self._registration.note_success("claiming", self._retries)
         self.request = number
         return leases

@@ -5,38 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from taskflow.model.ids import id_text
 
 if TYPE_CHECKING:  # a supervisor, which also imports this module, must stay small
+    from taskflow.worker.session import WorkerSession
     from taskflow.worker.watchdog import Watchdog
 
 LATE: Final = 12.0
 """Seconds without an answer after which the broker is considered unavailable.
 This is slightly longer than two of the fetcher's checks for jobs or room."""
 
-WATCHDOG_DEAD_AFTER: Final = 5.0  # seconds without a check after which the watchdog is considered dead
-
-
-class SessionHealth(NamedTuple):
-    """The state of one session, as a health check needs it. Times are on the monotonic clock, or None if there is none yet.
-
-    `full_at` is the last time that there was no room for more leases, which is checked every few seconds. `settling_since` is the time
-    since which a verdict has been waiting for its settlement. `left_behind` counts the threads whose functions were abandoned, `is_stuck`
-    is True if they occupy every slot, `is_over` if the session is winding down or has ended.
-    """
-
-    running: int
-    free: int
-    beaten_at: float | None
-    tried_at: float
-    claimed_at: float | None
-    full_at: float | None
-    settling_since: float | None
-    left_behind: int
-    is_stuck: bool
-    is_over: bool
+WATCHDOG_TIMEOUT: Final = 5.0  # seconds without a check after which the watchdog is considered dead
 
 
 @dataclass(frozen=True)
@@ -51,7 +32,7 @@ class HealthCheck:
 class WorkerHealth:
     """Checks whether a worker is alive and ready."""
 
-    def __init__(self, watchdog: Callable[[], Watchdog | None], session: Callable[[], SessionHealth | None], ttl: float) -> None:
+    def __init__(self, watchdog: Callable[[], Watchdog | None], session: Callable[[], WorkerSession | None], ttl: float) -> None:
         self._watchdog = watchdog
         self._session = session
         self._ttl = ttl
@@ -64,14 +45,14 @@ class WorkerHealth:
         if watchdog is None:
             return HealthCheck(True, self._without_watchdog())
         facts: dict[str, float | int | str | None] = {"stalled_for": round(watchdog.stalled_for, 3)}
-        if now - watchdog.looked_at > WATCHDOG_DEAD_AFTER:
+        if now - watchdog.looked_at > WATCHDOG_TIMEOUT:
             return HealthCheck(False, f"the watchdog thread has not run for {now - watchdog.looked_at:.0f} s", facts)
         if watchdog.stalled_for:
             blocker = watchdog.blocker
             where = f" in {blocker.envelope.job} {id_text(blocker.envelope.id)}" if blocker else ""
             return HealthCheck(False, f"the event loop has been blocked for {watchdog.stalled_for:.1f} s{where}", facts)
-        if session is not None and not session.is_over and now - session.tried_at > self._ttl + WATCHDOG_DEAD_AFTER:
-            return HealthCheck(False, f"the heartbeat thread has not run for {now - session.tried_at:.0f} s", facts)
+        if session is not None and not session.is_over and now - session.heartbeat.tried_at > self._ttl + WATCHDOG_TIMEOUT:
+            return HealthCheck(False, f"the heartbeat thread has not run for {now - session.heartbeat.tried_at:.0f} s", facts)
         return HealthCheck(True, "the event loop and the heartbeat thread are running", facts)
 
     def ready(self) -> HealthCheck:
@@ -91,25 +72,26 @@ class WorkerHealth:
     def _without_watchdog(self) -> str:
         return "the worker has ended" if self.is_winding_down else "the worker has not started yet"
 
-    def _check(self, session: SessionHealth, now: float) -> HealthCheck:
-        beaten, claimed = _since(session.beaten_at, now), _since(session.claimed_at, now)
-        settling = _since(session.settling_since, now)
+    def _check(self, session: WorkerSession, now: float) -> HealthCheck:
+        runs = session.runs
+        beaten, claimed = _since(session.heartbeat.beaten_at, now), _since(session.fetcher.answered_at, now)
+        settling = _since(session.settler.waiting_since, now)
         facts: dict[str, float | int | str | None] = {
-            "running": session.running,
-            "free": session.free,
+            "running": len(runs.under_way),
+            "free": runs.free,
             "since_beat": beaten,
             "since_claim": claimed,
             "settling_for": settling or 0.0,
-            "left_behind": session.left_behind,
+            "left_behind": runs.left_behind,
         }
-        if session.is_stuck:
-            return HealthCheck(False, f"no job can start: functions that were given up still run in all {session.left_behind} slots", facts)
+        if runs.is_stuck:
+            return HealthCheck(False, f"no job can start: functions that were given up still run in all {runs.left_behind} slots", facts)
         if beaten is None or beaten > max(LATE, self._ttl / 2):
             return HealthCheck(False, _not_for("a heartbeat", beaten), facts)
         # With every slot taken, the worker need not claim, but the runs must be settled when they end.
-        full = _since(session.full_at, now)
+        full = _since(session.fetcher.full_at, now)
         waited = claimed if claimed is None or full is None else min(claimed, full)
-        if waited is None or (session.free and waited > LATE):
+        if waited is None or (runs.free and waited > LATE):
             return HealthCheck(False, _not_for("a claim", waited), facts)
         if settling is not None and settling > LATE:
             return HealthCheck(False, _not_for("a settlement", settling), facts)

@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, Protocol, TypeVarTuple
+from typing import Final, TypeVarTuple
 
 import anyio
 import msgspec
@@ -18,11 +18,11 @@ from taskflow.broker.deadline import Deadline
 from taskflow.broker.protocol import Broker
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.clock import StartThread
-from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost
 from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.session import Beat, BeatAnswer, Report, Session
-from taskflow.worker.events import BrokerCallFailed, DescriptorsClosed, Events
+from taskflow.worker.events import BrokerCallFailed, DescriptorsClosed, Events, ReportDropped
+from taskflow.worker.fetcher import Fetcher
 from taskflow.worker.lease_table import LeaseTable
 
 Args = TypeVarTuple("Args")
@@ -31,25 +31,16 @@ BEATS_PER_TTL: Final = 4
 IDLE_BEATS_PER_TTL: Final = 3  # the number of heartbeats per ttl that a session without leases sends. Each of them also checks for work.
 PAUSES: Final = Pauses(0.1, 0.5)
 
-PROGRESS_EVERY: Final = 1.0  # minimum seconds between two heartbeats that are sent only to report progress
-STOPS_WITHIN: Final = 5.0
+PROGRESS_INTERVAL: Final = 1.0  # minimum seconds between two heartbeats that are sent only to report progress
+STOP_TIMEOUT: Final = 5.0
 NO_ANSWER: Final = "it does not answer"
 # The errors of a loop's selector if its descriptor has been closed, or has since been reused.
 LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
 
 
-class BeatListener(Protocol):
-    """The session, whose methods are called in its own event loop; only `request` is read from another thread."""
-
-    @property
-    def request(self) -> int: ...
-    def apply_answer(self, answer: BeatAnswer, asked_at: float) -> None: ...
-    def lose(self, why: str) -> None: ...
-    def note_dropped(self, claim: ClaimId, why: str) -> None: ...
-
-
 class Heartbeat:
-    """Sends the heartbeats of a session from `start` until it is stopped. `beaten_at` is the time of the last answer, `tried_at` that of
+    """Sends the heartbeats of a session from `start` until it is stopped. Its thread calls `on_answer`, with an answer and the time of the
+    heartbeat, and `on_lost`, with the reason, in the session's event loop. `beaten_at` is the time of the last answer, `tried_at` that of
     the last attempt, both on the monotonic clock.
 
     The session is lost a ttl after the last answered heartbeat was sent: it lapses in the store a ttl after that heartbeat arrived.
@@ -57,12 +48,22 @@ class Heartbeat:
     """
 
     def __init__(
-        self, session: Session, lease_table: LeaseTable, listener: BeatListener, events: Events, start_thread: StartThread
+        self,
+        session: Session,
+        fetcher: Fetcher,
+        lease_table: LeaseTable,
+        events: Events,
+        start_thread: StartThread,
+        *,
+        on_answer: Callable[[BeatAnswer, float], None],
+        on_lost: Callable[[str], None],
     ) -> None:
         self._session = session
+        self._fetcher = fetcher
         self._lease_table = lease_table
-        self._listener = listener
         self._events = events
+        self._on_answer = on_answer
+        self._on_lost = on_lost
         self._start_thread = start_thread
         self._stopping = threading.Event()
         self._waiter = Waiter(WakeUpFlag(), ())
@@ -80,15 +81,15 @@ class Heartbeat:
         self._start_thread(self._run_thread, "taskflow-heartbeat")
 
     async def stop(self) -> None:
-        """End the thread. Wait at most `STOPS_WITHIN` seconds for a heartbeat that is in progress."""
+        """End the thread. Wait at most `STOP_TIMEOUT` seconds for a heartbeat that is in progress."""
         self._stop_beating()
-        with anyio.move_on_after(STOPS_WITHIN):
+        with anyio.move_on_after(STOP_TIMEOUT):
             await self._ended.wait()
 
     def fall_silent(self, why: str) -> None:
         """Stop sending heartbeats. The session is lost as soon as the event loop handles this. May be called from any thread."""
         self._stop_beating()
-        self._in_loop(self._listener.lose, why)
+        self._in_loop(self._on_lost, why)
 
     def _stop_beating(self) -> None:
         self._stopping.set()
@@ -100,7 +101,7 @@ class Heartbeat:
         self._waiter.nudge()
 
     def beat_soon(self) -> None:
-        """Report progress, but not within `PROGRESS_EVERY` seconds of the last heartbeat. May be called from any thread."""
+        """Report progress, but not within `PROGRESS_INTERVAL` seconds of the last heartbeat. May be called from any thread."""
         self._waiter.nudge()
 
     def _run_thread(self) -> None:
@@ -109,7 +110,7 @@ class Heartbeat:
         except BaseException as error:  # any error ends the thread, and a session without heartbeats must not continue
             if isinstance(error, OSError) and error.errno in LOST_DESCRIPTORS:
                 self._events.emit(DescriptorsClosed(str(error)))
-            self._in_loop(self._listener.lose, f"its heartbeat thread has failed: {type(error).__name__}: {error}")
+            self._in_loop(self._on_lost, f"its heartbeat thread has failed: {type(error).__name__}: {error}")
         finally:
             self._in_loop(self._ended.set)
 
@@ -143,13 +144,13 @@ class Heartbeat:
                     await self._broker.beat(Beat(session=self._session.id, leaving=True))
                 return
             try:
-                asked_at, seen = time.monotonic(), self._listener.request  # read before the claims: one answered in between is younger
+                asked_at, seen = time.monotonic(), self._fetcher.request  # read before the claims: one answered in between is younger
                 claims = self._lease_table.claims()
                 beat = Beat(session=self._session.id, claims=claims, seen=seen, looks=not claims)
                 deadline.begin(left if (left := lapses_at - asked_at) > 0 else math.inf)
                 answer = await self._send(beat, self._lease_table.reports())
                 deadline.end()
-                self._in_loop(self._listener.apply_answer, answer, asked_at)
+                self._in_loop(self._on_answer, answer, asked_at)
                 self.beaten_at = self.tried_at = time.monotonic()
                 lapses_at = asked_at + self._session.ttl
                 retries.succeeded()
@@ -157,7 +158,7 @@ class Heartbeat:
                 pause = self._session.ttl / IDLE_BEATS_PER_TTL if beat.looks else interval
                 pause = max(0.0, pause - (self.tried_at - asked_at))  # so that a slow store has as long for its next answer
             except SessionLost as error:
-                self._in_loop(self._listener.lose, str(error))
+                self._in_loop(self._on_lost, str(error))
                 return
             except Exception as error:  # includes refusals (a revoked right, a migration) and bugs
                 if isinstance(error, OSError) and error.errno in LOST_DESCRIPTORS:
@@ -172,12 +173,12 @@ class Heartbeat:
             await self._rest(pause)
 
     def _lapse(self) -> None:
-        self._in_loop(self._listener.lose, f"no heartbeat has reached the broker for {self._session.ttl:g} s: {self._trouble}")
+        self._in_loop(self._on_lost, f"no heartbeat has reached the broker for {self._session.ttl:g} s: {self._trouble}")
 
     async def _rest(self, pause: float) -> None:
         rested_at = time.monotonic()
         await self._waiter.wait(pause)
-        while not self._is_urgent and (left := min(pause, PROGRESS_EVERY) - (time.monotonic() - rested_at)) > 0:
+        while not self._is_urgent and (left := min(pause, PROGRESS_INTERVAL) - (time.monotonic() - rested_at)) > 0:
             await self._waiter.wait(left)
         self._is_urgent = False
 
@@ -194,6 +195,7 @@ class Heartbeat:
                 await self._send(beat, reports[:half])
                 return await self._send(beat, reports[half:])
             answer = await self._broker.beat(beat)
-            self._in_loop(self._listener.note_dropped, reports[0].claim, f"{type(error).__name__}: {error}")
+            if (holding := self._lease_table.get(reports[0].claim)) is not None:
+                self._in_loop(self._events.emit, ReportDropped(holding.lease, f"{type(error).__name__}: {error}"))
         self._lease_table.reported(reports)
         return answer

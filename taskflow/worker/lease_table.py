@@ -195,7 +195,7 @@ class LeaseTable:
 
 
 # Minimum seconds between two scans. A timeout may be noticed that much later, but even ten thousand long runs cost little.
-SWEPT_EVERY: Final = 0.01
+SWEEP_INTERVAL: Final = 0.01
 
 
 class Deadlines:
@@ -233,4 +233,4 @@ class Deadlines:
             self.remove(holding)
             self._on_due(holding)
         if self._due_at:
-            self._look_at(loop, max(now + SWEPT_EVERY, min(self._due_at.values())))
+            self._look_at(loop, max(now + SWEEP_INTERVAL, min(self._due_at.values())))

@@ -24,11 +24,11 @@ from taskflow.model.verdict import (
     Verdict,
 )
 from taskflow.worker import events
-from taskflow.worker.heartbeat import BEATS_PER_TTL
 from taskflow.worker.run_errors import ROLLED_BACK
-from taskflow.worker.watchdog import LOOK
 
 log: Final = logging.getLogger("taskflow.worker")
+PARK_INTERVAL: Final = 60.0  # minimum seconds between two lines about parked jobs of one name
+_parked_at: Final = dict[str, float]()
 BLOCKING: Final = "Make it a plain function, which runs in a thread, or use async libraries"
 IN_PROCESS: Final = 'With runs_in="process" it gets a separate interpreter'
 
@@ -113,26 +113,20 @@ def _log_own(event: events.WorkerEvent) -> None:
 def _log_standstill(event: events.WorkerEvent) -> None:
     match event:
         case events.LoopStalled(lease, seconds, stack):
-            _say_where(logging.WARNING, lease, f"blocks the event loop for {seconds:.1f} s: nothing else can run. {BLOCKING}", stack)
-        case events.CpuStarved(seconds, ttl):
-            lapsed, load = _lapsed(seconds, ttl), os.getloadavg()[0]
-            words = f"the machine is overloaded (load average {load:.1f}), or threads of this process take all of it{lapsed}"
-            log.log(logging.ERROR if lapsed else logging.WARNING, "the worker got no processor time for %.1f s: %s", seconds, words)
+            words = f"blocks the event loop for {seconds:.1f} s: nothing else can run"
+            words = f"{words}. {BLOCKING}" if lease else f"{words}. Or the machine is overloaded (load average {os.getloadavg()[0]:.1f})"
+            _say_where(logging.WARNING, lease, words, stack)
         case events.LoopResumed(seconds):
             log.warning("the event loop responds again after %.1f s", seconds)
-        case events.InterpreterContended(lease, seconds, ttl, stack):
-            lapsed = _lapsed(seconds, ttl)
-            words = "computes in a thread, and competes for the interpreter lock (GIL) with other threads"
-            words = f"{words}: the worker had no turn for {seconds:.1f} s{lapsed}. {IN_PROCESS}"
-            _say_where(logging.ERROR if lapsed else logging.WARNING, lease, words, stack, otherwise="a function")
         case events.InterpreterBlocked(lease, seconds, ttl, is_computed, stack):
             lapsed = _lapsed(seconds, ttl)
             if is_computed:
                 words = f"kept the interpreter lock (GIL) for {seconds:.1f} s in C code: no thread could run, no heartbeat was sent{lapsed}"
                 _say_where(logging.ERROR if lapsed else logging.WARNING, lease, f"{words}. {IN_PROCESS}", stack)
             else:
-                words = f"was suspended for {seconds:.1f} s: it was stopped, or C code waited while it held the interpreter lock{lapsed}"
-                log.warning("the process %s%s", words, f". Then ran {_name(lease)}" if lease else "")
+                why = "it was stopped, the machine is overloaded, or C code held the interpreter lock"
+                then = f". Then ran {_name(lease)}" if lease else ""
+                log.warning("the process was suspended for %.1f s: %s%s%s", seconds, why, lapsed, then)
         case events.StalledForGood(lease, seconds, stacks):
             words = f"has blocked the event loop for {seconds:.0f} s: this worker stops its heartbeat, so that others take its jobs"
             _say_where(logging.CRITICAL, lease, f"{words}. All threads:", stacks)
@@ -141,8 +135,8 @@ def _log_standstill(event: events.WorkerEvent) -> None:
 
 
 def _lapsed(seconds: float, ttl: float) -> str:
-    """Return what to add if the ttl may have passed: the stall may have begun one check earlier, and one interval after a heartbeat."""
-    may_lapse = seconds + LOOK > ttl - ttl / BEATS_PER_TTL
+    """Return what to add if the ttl may have passed: the stall may have begun a quarter of it after the last heartbeat."""
+    may_lapse = seconds > 0.7 * ttl
     return f"; after the ttl of {ttl:g} s others may take its jobs, which counts as a crash" if may_lapse else ""
 
 
@@ -151,11 +145,10 @@ def _log_verdict(lease: Lease, verdict: Verdict, ran_for: float) -> None:
     if not log.isEnabledFor(level):
         return
     if type(verdict) is Parked:
-        others = _parks.count(lease.envelope.job, time.monotonic())
-        if others is None:
+        name, now = lease.envelope.job, time.monotonic()
+        if now - _parked_at.get(name, -PARK_INTERVAL) < PARK_INTERVAL:
             return
-        if others:
-            details += f" ({others:,} more were parked since the last such line)"
+        _parked_at[name] = now
     else:
         outcome += f" after {ran_for:.3f} s"
     _say(level, lease, outcome + details, _traceback(verdict))
@@ -210,10 +203,10 @@ def _say(level: int, lease: Lease, words: str, traceback: str = "") -> None:
     log.handle(record)
 
 
-def _say_where(level: int, lease: Lease | None, words: str, stack: str, otherwise: str = "code outside of jobs") -> None:
+def _say_where(level: int, lease: Lease | None, words: str, stack: str) -> None:
     """Log the message with the stack below it, like logging's `stack_info`."""
     if log.isEnabledFor(level):
-        name, fields = (_name(lease), _fields(lease)) if lease else (otherwise, None)
+        name, fields = (_name(lease), _fields(lease)) if lease else ("code outside of jobs", None)
         log.handle(log.makeRecord(log.name, level, __file__, 0, "%s %s", (name, words), None, extra=fields, sinfo=stack or None))
 
 
@@ -225,29 +218,3 @@ def _name(lease: Lease) -> str:
 def _fields(lease: Lease) -> dict[str, Any]:
     envelope = lease.envelope
     return {"job": envelope.job, "job_id": id_text(envelope.id), "attempt": lease.attempt, "queue": envelope.queue}
-
-
-PARK_INTERVAL: Final = 60.0
-MOST_NAMES: Final = 1_000
-
-
-class ParkLog:
-    """Decides which parked runs are logged: one for each job name and `PARK_INTERVAL` seconds."""
-
-    def __init__(self) -> None:
-        self._names: dict[str, tuple[float, int]] = {}
-
-    def count(self, name: str, now: float) -> int | None:
-        """Record a parked run. Return None if it is not to be logged. Otherwise, return how
-        many runs of the same job were parked, but not logged, since its previous line."""
-        since, unsaid = self._names.get(name, (now - PARK_INTERVAL, 0))
-        if now - since < PARK_INTERVAL:
-            self._names[name] = since, unsaid + 1
-            return None
-        if len(self._names) >= MOST_NAMES:
-            self._names.clear()
-        self._names[name] = now, 0
-        return unsaid
-
-
-_parks: Final = ParkLog()

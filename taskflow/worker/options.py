@@ -58,7 +58,7 @@ class QueueChoice:
         return ", ".join(f"{name}={self._weights[name]}" if name in self._weights else name for name in self.names)
 
 
-MOST_CONCURRENCY: Final = 100_000
+MAX_CONCURRENCY: Final = 100_000
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,8 +92,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     subscribers: tuple[Subscriber, ...] = (log_event,)
 
     def __post_init__(self) -> None:
-        if not _is_number(self.concurrency, int) or not 1 <= self.concurrency <= MOST_CONCURRENCY:
-            raise ConfigurationError(f"concurrency={self.concurrency!r}: expected an int from 1 to {MOST_CONCURRENCY:,}")
+        if not _is_number(self.concurrency, int) or not 1 <= self.concurrency <= MAX_CONCURRENCY:
+            raise ConfigurationError(f"concurrency={self.concurrency!r}: expected an int from 1 to {MAX_CONCURRENCY:,}")
         for name in ("grace", "stop_timeout", "ttl", "start_timeout", "drain_horizon", "stall_limit"):
             seconds = getattr(self, name)
             if not _is_number(seconds, int | float) or not 0 <= seconds < float("inf"):

@@ -11,14 +11,11 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
-from taskflow.worker.children.syscalls import resident_memory, spawn_in_session
-from taskflow.worker.exit_status import ExitStatus, OutOfMemory
-from taskflow.worker.supervisor import Supervisor
-from taskflow.worker.supervisor_state import SupervisorOptions
+from taskflow.worker.children.syscalls import ExitStatus, OutOfMemory, resident_memory, spawn_in_session
+from taskflow.worker.supervisor import Supervisor, SupervisorOptions
 
 SUPERVISED: Final = "TASKFLOW_SUPERVISED"
 """The environment variable that tells a worker about its supervisor: the
@@ -28,17 +25,15 @@ RETIRE: Final = b"retire\n"
 """The supervisor's message that asks a worker to retire. The other message is ``died
 SESSION CAUSE``: the worker reports the death to the broker and answers ``told SESSION``."""
 
-MEMORY_EVERY: Final = 1.0
-LONGEST_LINE: Final = 4096
+MEMORY_INTERVAL: Final = 1.0
+MAX_LINE_LENGTH: Final = 4096
 READ_AT_ONCE: Final = 4096
 
-REPORT_AGAIN_AFTER: Final = 5.0
-DROPPED_AFTER: Final = 300.0  # seconds after which a death is no longer reported, because by then the session has lapsed anyway
+REPORT_INTERVAL: Final = 5.0
+DEATH_TTL: Final = 300.0  # seconds after which a death is no longer reported, because by then the session has lapsed anyway
 CHANGED: Final = 0  # stands for changed files in place of a signal number. No signal has this number.
 FileWatch = Callable[[Callable[[], None]], None]
 """Starts watching files, and calls its argument from a separate thread when they have changed."""
-
-_STOPPED: Final = frozenset("Tt")  # the states of a stopped process (proc_pid_stat(5))
 
 
 class SupervisorListener(Protocol):
@@ -73,7 +68,7 @@ def supervise(
             processes.wait(min(timeout, max(0.0, measure_at - time.monotonic())))
             _handle_news(supervisor, signals, processes, listener)
             if time.monotonic() >= measure_at:
-                measure_at = time.monotonic() + MEMORY_EVERY
+                measure_at = time.monotonic() + MEMORY_INTERVAL
                 for pid in processes.pids():
                     supervisor.note_memory(pid, resident_memory(pid))
 
@@ -132,12 +127,6 @@ class Processes:
     def retire(self, pid: int) -> bool:
         return pid in self._sockets and self._sockets[pid].say(RETIRE)
 
-    def is_stopped(self, pid: int) -> bool:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2][:1] in _STOPPED
-        except OSError:  # not Linux
-            return False
-
     def note_death(self, session: bytes, cause: str) -> None:
         """Make every worker that has a session report the death to the broker, in case one of them dies too, until one has done so.
         Repeated reports do no harm."""
@@ -153,7 +142,7 @@ class Processes:
         now = time.monotonic()
         self._out_of_memory.look(now)
         if now >= self._remind_at:
-            self._deaths = {session: death for session, death in self._deaths.items() if now < death[1] + DROPPED_AFTER}
+            self._deaths = {session: death for session, death in self._deaths.items() if now < death[1] + DEATH_TTL}
             self._remind()
 
     def news(self) -> Iterator[tuple[int, str | ExitStatus]]:
@@ -182,7 +171,7 @@ class Processes:
                 self._deaths.pop(session, None)
 
     def _remind(self) -> None:
-        self._remind_at = time.monotonic() + REPORT_AGAIN_AFTER
+        self._remind_at = time.monotonic() + REPORT_INTERVAL
         for worker_socket in self._sockets.values():
             if worker_socket.has_session:
                 self._say_deaths(worker_socket)
@@ -231,13 +220,13 @@ class WorkerSocket:
         """Return the lines that have arrived, without waiting."""
         while not self.is_closed:
             try:
-                chunk = self._end.recv(LONGEST_LINE)
+                chunk = self._end.recv(MAX_LINE_LENGTH)
             except BlockingIOError:
                 break
             except OSError:  # the other end closed it with unread data
                 chunk = b""
             self._rest += chunk
-            self.is_closed = not chunk or len(self._rest) > LONGEST_LINE * 16
+            self.is_closed = not chunk or len(self._rest) > MAX_LINE_LENGTH * 16
         *lines, self._rest = self._rest.split(b"\n")
         return [line.decode("ascii", "replace") for line in lines]
 

@@ -16,8 +16,9 @@ from taskflow.broker.protocol import Broker
 from taskflow.broker.retry import retry
 from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost
 from taskflow.model.fingerprint import MAX_DEPLOY
-from taskflow.model.pauses import Pauses
+from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.session import MAX_NAMES, Beat, Session
+from taskflow.worker.events import BrokerCallFailed, BrokerRecovered, Events
 from taskflow.worker.options import WorkerOptions
 
 
@@ -45,35 +46,41 @@ def new_session(options: WorkerOptions, jobs: tuple[str, ...], *, wants_ends: bo
 
 
 TROUBLE_AFTER: Final = 3  # the number of failures in a row after which they are trouble. Fewer are common when a store restarts.
-SHOWN_WITHIN: Final = 1.0  # seconds that showing trouble may take. The operation that fails waits for it.
-LONGEST_TROUBLE: Final = 500
+SHOW_TIMEOUT: Final = 1.0  # seconds that showing trouble may take. The operation that fails waits for it.
+MAX_TROUBLE_LENGTH: Final = 500
 
 
-class TroubleReport:
-    """Shows in the store that operations of this worker fail again and again, for `taskflow doctor`."""
+class Registration:
+    """How the store knows a session. If its calls fail again and again, the store shows that too, for `taskflow doctor`."""
 
-    def __init__(self, broker: Broker, session: Session) -> None:
-        self._broker = broker
-        self._session = session
+    def __init__(self, broker: Broker, session: Session, events: Events) -> None:
+        self.broker = broker
+        self.session = session
+        self._events = events
         self._shown = dict[str, str]()
 
-    async def failed(self, operation: str, why: str, times: int) -> None:
-        """Show why an operation has failed, `times` times in a row."""
-        if times >= TROUBLE_AFTER and self._shown.get(operation) != why:
+    async def note_failure(self, operation: str, error: Exception, retries: Retries) -> float:
+        """Report that a call has failed. Return the seconds until the next attempt."""
+        pause, why = retries.failed(), str(error)
+        self._events.emit(BrokerCallFailed(operation, why, retries.failures))
+        if retries.failures >= TROUBLE_AFTER and self._shown.get(operation) != why:
             await self._show({**self._shown, operation: why})
+        return pause
 
-    async def recovered(self, operation: str) -> None:
-        if operation in self._shown:
-            await self._show({other: why for other, why in self._shown.items() if other != operation})
+    async def note_success(self, operation: str, retries: Retries) -> None:
+        if retries.succeeded():
+            self._events.emit(BrokerRecovered(operation))
+            if operation in self._shown:
+                await self._show({other: why for other, why in self._shown.items() if other != operation})
 
     async def _show(self, troubles: dict[str, str]) -> None:
-        text = "; ".join(f"{operation} fails: {why}" for operation, why in troubles.items())[:LONGEST_TROUBLE]
-        with contextlib.suppress(BrokerError), anyio.move_on_after(SHOWN_WITHIN):
-            await self._broker.register(msgspec.structs.replace(self._session, trouble=text))
+        text = "; ".join(f"{operation} fails: {why}" for operation, why in troubles.items())[:MAX_TROUBLE_LENGTH]
+        with contextlib.suppress(BrokerError), anyio.move_on_after(SHOW_TIMEOUT):
+            await self.broker.register(msgspec.structs.replace(self.session, trouble=text))
             self._shown = troubles
 
 
-ANSWER_WITHIN: Final = 5.0
+ANSWER_TIMEOUT: Final = 5.0
 
 PAUSES: Final = Pauses(0.1, 0.5)
 
@@ -82,7 +89,7 @@ async def report_death(broker: Broker, session_id: bytes, cause: str) -> bool:
     """Report to the broker that the session's process is dead. Each of its jobs then counts as crashed with this cause ("SIGSEGV"). Return
     False if the broker refuses or does not answer: upkeep then declares the session dead later, without a cause."""
     try:
-        async with asyncio.timeout(ANSWER_WITHIN):
+        async with asyncio.timeout(ANSWER_TIMEOUT):
             beat = Beat.of_death(session_id, cause)
             await retry(lambda: broker.beat(beat), PAUSES, on=BrokerUnavailable)
     except SessionLost:

@@ -6,12 +6,12 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from taskflow.broker.eager_tasks import started
 from taskflow.model.envelope import Lease
 from taskflow.model.verdict import Cancelled, HandedBack, Settlement, Verdict
-from taskflow.worker.events import Events, RunEnded, StillRunning
+from taskflow.worker.events import Events, QuarantineStarted, RunEnded, StillRunning
 from taskflow.worker.executor import CANCELLED, Executor
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.options import WorkerOptions
@@ -19,7 +19,7 @@ from taskflow.worker.settler import Settler
 from taskflow.worker.thread_pool import ThreadPool
 
 PORTION: Final = 0.002  # maximum seconds to spend on starting jobs before the event loop runs other tasks
-RESERVED_FOR: Final = 0.1  # seconds that a lease may wait in the reserve before it is handed back, so that another worker can start the job
+RESERVE_TTL: Final = 0.1  # seconds that a lease may wait in the reserve before it is handed back, so that another worker can start the job
 AHEAD: Final = 3
 """The reserve, and the leases whose settlements have not been answered, are each limited to this
 many times the slots. Claiming, running and settling jobs in cycles of 200 costs less per job than in
@@ -28,9 +28,9 @@ cycles of 100, mostly in the store. In longer cycles, the worker and the store w
 SLOW: Final = 0.5
 
 REMINDER_FACTOR: Final = 10  # a run that does not stop is reported again each time its delay has grown by this factor
-SHORTEST_LOOK: Final = 0.05
-LONGEST_LOOK: Final = 5.0
-CUT_OFF_WITHIN: Final = 1.0  # seconds to wait for runs to end after they have been cut off
+MIN_LOOK_INTERVAL: Final = 0.05
+MAX_LOOK_INTERVAL: Final = 5.0
+CUT_OFF_TIMEOUT: Final = 1.0  # seconds to wait for runs to end after they have been cut off
 
 
 class Runs:
@@ -48,7 +48,7 @@ class Runs:
         self._slots = options.concurrency
         self._stop_timeout = options.stop_timeout
         self._threads = threads
-        self._lease_table = lease_table
+        self.lease_table = lease_table
         self._executor = executor
         self._settler = settler
         self._events = events
@@ -63,9 +63,9 @@ class Runs:
     @property
     def free(self) -> int:
         """The number of slots in which a run may start now. An abandoned plain function occupies its slot until its thread ends."""
-        if not self._lease_table.is_open:
+        if not self.lease_table.is_open:
             return 0
-        unanswered = len(self._lease_table) - len(self._reserve) - self._slots
+        unanswered = len(self.lease_table) - len(self._reserve) - self._slots
         most = max(self._slots, self._ahead)
         return max(0, min(self._slots - self._threads.left_behind - len(self.under_way), most - unanswered))
 
@@ -80,7 +80,7 @@ class Runs:
 
     def room(self) -> int:
         """Return the number of leases to claim now. The reserve is refilled only when half of it is used, so that each round trip pays."""
-        if not self._lease_table.is_open:
+        if not self.lease_table.is_open:
             return 0
         self._look_ahead()
         idle, reserve = self.free - len(self._reserve), self._ahead
@@ -92,8 +92,8 @@ class Runs:
 
     def add(self, leases: Iterable[Lease], claimed_at: float) -> None:
         """Add leases to the reserve. They start in order as slots become free."""
-        self._reserve.extend([self._lease_table.add(lease, claimed_at) for lease in leases])
-        self._lease_table.nudge()
+        self._reserve.extend([self.lease_table.add(lease, claimed_at) for lease in leases])
+        self.lease_table.nudge()
 
     def give_back_reserve(self) -> None:
         while self._reserve:
@@ -102,8 +102,13 @@ class Runs:
     def give_back(self, holding: HeldLease) -> None:
         self._settler.offer(holding, settlement_of(holding.lease, HandedBack(counts=False)))
 
+    def refuse(self, leases: Iterable[Lease], claimed_at: float) -> None:
+        """Hand back claimed leases."""
+        for lease in leases:
+            self.give_back(self.lease_table.add(lease, claimed_at))
+
     def drop_reserve(self) -> None:
-        self._lease_table.remove([holding.lease.claim for holding in self._reserve])
+        self.lease_table.remove([holding.lease.claim for holding in self._reserve])
         self._reserve.clear()
 
     def ask_to_stop(self, holding: HeldLease, why: str) -> None:
@@ -121,9 +126,9 @@ class Runs:
             while self.free and self._reserve:
                 self.begin_waiting()
                 await asyncio.sleep(0)
-            if self._reserve and time.monotonic() - self._reserve[0].taken_at > RESERVED_FOR:
+            if self._reserve and time.monotonic() - self._reserve[0].taken_at > RESERVE_TTL:
                 self.give_back_reserve()
-            await self._lease_table.wait_for_change(RESERVED_FOR if self._reserve else None)
+            await self.lease_table.wait_for_change(RESERVE_TTL if self._reserve else None)
 
     def begin_waiting(self) -> None:
         """Start leases from the reserve while slots are free, for at most `PORTION` seconds."""
@@ -132,7 +137,7 @@ class Runs:
             self.begin(self._reserve.popleft())
             if time.monotonic() > until:
                 break
-        self._lease_table.nudge()
+        self.lease_table.nudge()
 
     def begin(self, holding: HeldLease) -> asyncio.Task[None]:
         task = started(self._loop, self._run(holding))
@@ -168,7 +173,7 @@ class Runs:
         holding = self.under_way.pop(task)
         if holding.started is None:  # other code has cancelled it before its first step
             self._settler.offer(holding, settlement_of(holding.lease, HandedBack()))
-        self._lease_table.nudge()
+        self.lease_table.nudge()
 
     async def stop_all(self, why: str) -> None:
         """Ask all runs to stop. After `stop_timeout` seconds, cut off those that remain, so that their jobs are handed back."""
@@ -180,20 +185,20 @@ class Runs:
             self._report_running(holding, time.monotonic())
             task.cancel()
         if self.under_way:
-            await asyncio.wait(list(self.under_way), timeout=CUT_OFF_WITHIN)
+            await asyncio.wait(list(self.under_way), timeout=CUT_OFF_TIMEOUT)
 
     async def watch(self) -> None:
         """Report runs that are still under way `stop_timeout` seconds after they were asked to stop, and again at growing intervals. Each
         check also makes the fetcher look for free slots, so that the health checks stay up to date."""
-        grace = max(SHORTEST_LOOK, self._stop_timeout)
+        grace = max(MIN_LOOK_INTERVAL, self._stop_timeout)
         while True:
-            await asyncio.sleep(min(LONGEST_LOOK, grace))
+            await asyncio.sleep(min(MAX_LOOK_INTERVAL, grace))
             now = time.monotonic()
             for holding in self.under_way.values():
                 if holding.asked_at is not None and now - holding.asked_at >= grace * REMINDER_FACTOR**holding.reminders:
                     holding.reminders += 1
                     self._report_running(holding, now)
-            self._lease_table.nudge()
+            self.lease_table.nudge()
 
     def _report_running(self, holding: HeldLease, now: float) -> None:
         if holding.asked_at is not None and holding.why_stopped is not None:
@@ -205,7 +210,7 @@ def settlement_of(lease: Lease, verdict: Verdict) -> Settlement:
     return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict, key=lease.envelope.key)
 
 
-STARTS_WITHIN: Final = 0.02
+RESERVE_WINDOW: Final = 0.02
 """Seconds within which a lease in the reserve should start. While the median run of some queue
 takes longer, there is no reserve, because another worker could start the jobs sooner."""
 
@@ -216,9 +221,7 @@ MOMENT: Final = 0.001  # minimum seconds for a measurement if `ENDS_NEEDED` runs
 HISTORY_CAP: Final = 16
 
 # If no run in a queue ends for this many seconds plus the duration of a long run, the queue is ignored, because it may be out of use.
-FADES_AFTER: Final = 60.0
-
-QUEUES: Final = 1_000  # if there are more queues than this, for example because their names are generated, all statistics are dropped
+SLOW_TTL: Final = 60.0
 
 
 class Prefetch:
@@ -236,31 +239,115 @@ class Prefetch:
     def note(self, queue: str, ran_for: float) -> None:
         self._ended += 1
         leaning = self._bias.get(queue, 0)
-        if ran_for > STARTS_WITHIN:
+        if ran_for > RESERVE_WINDOW:
             self._lean(queue, min(HISTORY_CAP, leaning + 1), ran_for)
         elif leaning > -HISTORY_CAP:
             self._lean(queue, leaning - 1, ran_for)
 
     def reserve(self, now: float) -> int:
-        """Return how many jobs are expected to start within `STARTS_WITHIN` seconds; 0 while the median run of some queue takes longer."""
+        """Return how many jobs are expected to start within `RESERVE_WINDOW` seconds; 0 while the median run of some queue takes longer."""
         self._now = now
         passed = now - self._since
         if passed >= MEASURED_OVER or (self._ended >= ENDS_NEEDED and passed >= MOMENT):
             self._rate = self._ended / passed
             self._since, self._ended = now, 0
         if self._slow_until and now >= self._fades_at:
-            self._fades_at = now + FADES_AFTER / 60
+            self._fades_at = now + SLOW_TTL / 60
             for queue in [queue for queue, until in self._slow_until.items() if until <= now]:
                 del self._slow_until[queue], self._bias[queue]
-        return 0 if self._slow_until else int(self._rate * STARTS_WITHIN)
+        return 0 if self._slow_until else int(self._rate * RESERVE_WINDOW)
 
     def _lean(self, queue: str, leaning: int, ran_for: float) -> None:
         """Set the leaning of a queue. One above 0 means that most of the queue's recent runs were long."""
-        if len(self._bias) >= QUEUES and queue not in self._bias:
-            self._bias.clear()
-            self._slow_until.clear()
         self._bias[queue] = leaning
         if leaning > 0:
-            self._slow_until[queue] = max(self._now + FADES_AFTER + ran_for, self._slow_until.get(queue, 0.0))
+            self._slow_until[queue] = max(self._now + SLOW_TTL + ran_for, self._slow_until.get(queue, 0.0))
         else:
             self._slow_until.pop(queue, None)
+
+
+class Trial(NamedTuple):
+    """How suspects are tried.
+
+    `together`     the number of jobs that run at the same time
+    `probation`    seconds after which other jobs may start alongside them
+    `until_alone`  seconds to wait for earlier runs to end and for the store to take back other leases. Runs that continue share the risk
+    """
+
+    together: int
+    probation: float
+    until_alone: float
+
+
+TRIALS: Final = {
+    # This clears most of a hundred neighbours of the guilty job in seconds, because a job that kills its worker usually does so at once.
+    1: Trial(10, 0.5, 2.0),
+    # The job may run out of memory after a while.
+    2: Trial(1, 10.0, 10.0),
+}
+LAST: Final = Trial(1, 300.0, 30.0)
+
+
+class Quarantine:
+    """Runs jobs that have crashed apart from all others. The last run of each either killed its worker, or ran alongside the one that did.
+
+    If the guilty job ran among others, it would take them down each time, and they would count as crashed as often as it does. So suspects
+    run a few at a time after their first crash, then one at a time, those with the fewest crashes first. Before a trial, runs that have
+    started are given time to end, and all other leases are handed back, so that they are not lost with the worker. Nothing is claimed until
+    the jobs on trial have survived for a period that grows with the number of crashes. If one more crash would make a job poison, it has
+    the worker to itself for its whole run, up to a limit.
+    """
+
+    def __init__(self, lease_table: LeaseTable, runs: Runs, events: Events) -> None:
+        self._lease_table = lease_table
+        self._runs = runs
+        self._events = events
+        self._waiting: list[HeldLease] = []
+        self._chosen: list[HeldLease] = []
+        self._has_some = asyncio.Event()
+
+    def add(self, lease: Lease, claimed_at: float) -> None:
+        self._waiting.append(self._lease_table.add(lease, claimed_at))
+        self._lease_table.set_trial(True)
+        self._has_some.set()
+
+    def take_all(self) -> list[HeldLease]:
+        """Remove and return the leases that have not started."""
+        taken = self._held([*self._chosen, *self._waiting])
+        self._chosen, self._waiting = [], []
+        return taken
+
+    async def run(self) -> None:
+        while True:
+            await self._has_some.wait()
+            if (trial := self._choose()) is not None:
+                alone_by = time.monotonic() + trial.until_alone
+                while (self._runs.under_way or len(self._lease_table) > len(self._chosen)) and (left := alone_by - time.monotonic()) > 0:
+                    await self._lease_table.wait_for_change(left)
+                chosen, self._chosen = self._held(self._chosen), []
+                for holding in chosen:
+                    self._events.emit(QuarantineStarted(holding.lease, trial.probation))
+                if runs := [self._runs.begin(holding) for holding in chosen]:
+                    await asyncio.wait(runs, timeout=trial.probation)
+            if not self._waiting:
+                self._has_some.clear()
+                self._lease_table.set_trial(False)
+
+    def _choose(self) -> Trial | None:
+        """Choose the leases to try now, and hand back the rest. If other code cancels `run`, it starts again with a new choice."""
+        waiting = sorted(self.take_all(), key=_crashes)
+        if not waiting:
+            return None
+        trial = TRIALS.get(_crashes(waiting[0]), LAST)
+        self._chosen = [holding for holding in waiting[: trial.together] if _crashes(holding) == _crashes(waiting[0])]
+        for holding in waiting[len(self._chosen) :]:
+            self._runs.give_back(holding)
+        return trial
+
+    def _held(self, waiting: list[HeldLease]) -> list[HeldLease]:
+        """Return the leases that are still held; the others were lost."""
+        return [holding for holding in waiting if self._lease_table.holds(holding)]
+
+
+def _crashes(holding: HeldLease) -> int:
+    return holding.lease.crashes

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from enum import IntEnum
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -13,7 +14,7 @@ import anyio
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
 from taskflow.model.clock import Seams
-from taskflow.model.envelope import ClaimId, Lease
+from taskflow.model.envelope import Lease
 from taskflow.model.errors import SessionLost
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer
@@ -22,7 +23,6 @@ from taskflow.worker.events import (
     HandedBackOften,
     LeaseRevoked,
     LeaveFailed,
-    ReportDropped,
     SessionEnded,
     SessionOpened,
     VerdictsLost,
@@ -30,18 +30,15 @@ from taskflow.worker.events import (
 )
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.fetcher import Fetcher
-from taskflow.worker.health import SessionHealth
 from taskflow.worker.heartbeat import Heartbeat
 from taskflow.worker.lease_table import LeaseTable
 from taskflow.worker.options import WorkerOptions
-from taskflow.worker.quarantine import Quarantine
-from taskflow.worker.registration import TroubleReport, new_session
-from taskflow.worker.runs import Runs
-from taskflow.worker.scheduler import Scheduler
+from taskflow.worker.registration import Registration, new_session
+from taskflow.worker.runs import Quarantine, Runs
 from taskflow.worker.services import Services
 from taskflow.worker.settler import Settler
 from taskflow.worker.thread_pool import ThreadPool
-from taskflow.worker.upkeep import Upkeep
+from taskflow.worker.upkeep import Scheduler, Upkeep
 
 if TYPE_CHECKING:  # loaded only by workers with such hooks
     from taskflow.worker.ended_hooks import EndedHooks
@@ -66,10 +63,10 @@ class Phase(IntEnum):
     """The session claims nothing more. Its runs may take as long as they need."""
 
     WINDING_DOWN = 2
-    """The runs have the grace time to finish."""
+    """The runs have the grace period to finish."""
 
     STOPPING = 3
-    """The grace time is over. The remaining runs are cancelled and handed back, then the session leaves."""
+    """The grace period is over. The remaining runs are cancelled and handed back, then the session leaves."""
 
     LOST = 4
     """The store, or the worker itself, has declared the session dead. Other workers may run its jobs."""
@@ -114,49 +111,53 @@ class WorkerSession:
         self._settles_until: float | None = None
         self.made_at = time.monotonic()
         self.lease_table = LeaseTable()
-        self._ended_hooks = ended_hooks
-        self._settler = Settler(broker, self.lease_table, events, ended_hooks)
-        self.runs = Runs(options, threads, self.lease_table, executor, self._settler, events)
-        too_old = options.ttl / 4  # half of the ghost age, which is half of the ttl
-        trouble = TroubleReport(broker, self.session)
-        self._fetcher = Fetcher(broker, self.session.id, options.queues, self, too_old, events, seams.chance, trouble)
+        self.settler = Settler(broker, self.lease_table, events, ended_hooks)
+        self.runs = Runs(options, threads, self.lease_table, executor, self.settler, events)
+        registration = Registration(broker, self.session, events)
+        self.fetcher = Fetcher(registration, options, self.runs, ended_hooks, seams.chance, on_leases=self.take, on_lost=self.lose)
         on_ended = None if ended_hooks is None else ended_hooks.tell_ended
-        self._upkeep = Upkeep(
-            broker, seams.chance, events, on_ready=self._fetcher.look, on_offers=scheduler.fire, on_ended=on_ended, trouble=trouble
-        )
+        self._upkeep = Upkeep(registration, seams.chance, on_ready=self.fetcher.look, on_offers=scheduler.fire, on_ended=on_ended)
         self._quarantine = Quarantine(self.lease_table, self.runs, events)
-        self._heartbeat = Heartbeat(self.session, self.lease_table, self, events, seams.start_thread)
-        self._services = Services(events, seams.chance, on_end=self.lease_table.nudge)
+        self.heartbeat = Heartbeat(
+            self.session,
+            self.fetcher,
+            self.lease_table,
+            events,
+            seams.start_thread,
+            on_answer=self.apply_answer,
+            on_lost=self.lose,
+        )
+        self._running = partial(Services, events, seams.chance, self.lease_table.nudge)
 
     async def begin(self) -> None:
         """Register the session and start its heartbeat. Raises the broker's errors."""
         await self._broker.register(self.session)
         self._events.emit(SessionOpened(self.session.name, self.session.id))
-        self._heartbeat.start(self._broker.sibling())
+        self.heartbeat.start(self._broker.sibling())
 
     async def run(self) -> None:
         """Run the session until it ends. If a call is cancelled, the next one continues in the same phase."""
         if self.phase is Phase.ENDED:
             return
-        async with self._services.running(self._settler.run, self._settler.run_held_up, self._watch_cancellations):
+        async with self._running(self.settler.run, self.settler.run_held_up, self._watch_cancellations):
             if not self.runs_stopped.is_set():
                 await self._work()
             if self.phase is Phase.LOST:
-                await self._heartbeat.stop()
+                await self.heartbeat.stop()
             await self._until_settled()
-        await self._heartbeat.stop()
+        await self.heartbeat.stop()
         await self._leave()
         self._enter(Phase.ENDED)
 
     async def _work(self) -> None:
         """Claim and run jobs. Return when no run continues, except in threads."""
-        async with self._services.running(self.runs.watch):
-            async with self._services.running(self._keep_up, self._begin_schedules):
+        async with self._running(self.runs.watch):
+            async with self._running(self._keep_up, self._begin_schedules):
                 # The fetcher is first, because a caller may be waiting for this worker.
-                async with self._services.running(self._fetcher.run, self.runs.run, self._quarantine.run):
+                async with self._running(self.fetcher.run, self.runs.run, self._quarantine.run):
                     await self.until(Phase.FINISHING)
                     if self.phase is not Phase.LOST:
-                        await self._fetcher.stop(min(LAST_CLAIM, self._options.stop_timeout))
+                        await self.fetcher.stop(min(LAST_CLAIM, self._options.stop_timeout))
                 self._release_unstarted()
                 await self._finish_runs()
             await self._use_grace()
@@ -165,7 +166,7 @@ class WorkerSession:
         self.runs_stopped.set()
 
     async def _keep_up(self) -> None:
-        await self._fetcher.has_tried.wait()  # a caller may be waiting for this worker, and upkeep would keep the server busy
+        await self.fetcher.has_tried.wait()  # a caller may be waiting for this worker, and upkeep would keep the server busy
         await self._upkeep.run()
 
     async def _begin_schedules(self) -> None:
@@ -187,7 +188,7 @@ class WorkerSession:
                 holding.ask_to_stop(WINDING_DOWN)
 
     async def _finish_runs(self) -> None:
-        """Wait for the runs to end, but not for those that were asked to stop more than the grace time ago. Then wait to wind down."""
+        """Wait for the runs to end, but not for those that were asked to stop more than the grace period ago. Then wait to wind down."""
         while self.phase is Phase.FINISHING and not self.all_ended.is_set():
             if len(self.lease_table) and not self.lease_table.do_not_end(time.monotonic() - self._options.grace):
                 await self.lease_table.wait_for_change(STUCK_RUN_CHECK_INTERVAL)
@@ -238,14 +239,14 @@ class WorkerSession:
         self._enter(Phase.FINISHING)
 
     def wind_down(self) -> None:
-        """Stop claiming, let runs finish during the grace time, cancel and hand back the rest, and leave."""
+        """Stop claiming, let runs finish during the grace period, cancel and hand back the rest, and leave."""
         if self.phase < Phase.WINDING_DOWN:
             self._grace_ends_at = time.monotonic() + self._options.grace
             self._enter(Phase.WINDING_DOWN)
             self._events.emit(WindingDown(len(self.runs.under_way), self._options.grace))
 
     def end_grace_period(self) -> None:
-        """End the grace time now, if it has begun."""
+        """End the grace period now, if it has begun."""
         if self.phase is Phase.WINDING_DOWN:
             self._enter(Phase.STOPPING)
 
@@ -259,7 +260,7 @@ class WorkerSession:
 
     def fall_silent(self, why: str) -> None:
         """Stop sending heartbeats. The session is lost as soon as the event loop handles this. May be called from any thread."""
-        self._heartbeat.fall_silent(why)
+        self.heartbeat.fall_silent(why)
 
     def settle_by(self, instant: float) -> None:
         self._settles_until = instant
@@ -276,35 +277,15 @@ class WorkerSession:
         self._moved.set()
         self.lease_table.nudge()
 
-    def health(self) -> SessionHealth:
-        return SessionHealth(
-            running=len(self.runs.under_way),
-            free=self.runs.free,
-            beaten_at=self._heartbeat.beaten_at,
-            tried_at=self._heartbeat.tried_at,
-            claimed_at=self._fetcher.answered_at,
-            full_at=self._fetcher.full_at,
-            settling_since=self._settler.waiting_since,
-            left_behind=self.runs.left_behind,
-            is_stuck=self.runs.is_stuck,
-            is_over=self.phase >= Phase.WINDING_DOWN,
-        )
-
-    def room(self) -> int:
-        room = self.runs.room()
-        return room if self._ended_hooks is None else min(room, self._ended_hooks.room(len(self.lease_table)))
-
-    async def wait_for_room(self) -> None:
-        if self._ended_hooks is not None and self._ended_hooks.is_behind:
-            await self._ended_hooks.catch_up()
-        else:
-            await self.lease_table.wait_for_change()
+    @property
+    def is_over(self) -> bool:
+        return self.phase >= Phase.WINDING_DOWN
 
     def take(self, leases: Sequence[Lease], claimed_at: float) -> None:
         """Accept claimed leases. Jobs that have crashed before go into quarantine: the others start now in the free slots, and the rest
         are handed back."""
         if self.phase >= Phase.WINDING_DOWN:
-            self.give_back(leases, claimed_at)
+            self.runs.refuse(leases, claimed_at)
             return
         if leases:
             self._upkeep.note_work()
@@ -319,20 +300,9 @@ class WorkerSession:
             for lease in quarantine:
                 self._quarantine.add(lease, claimed_at)
 
-    def begin_taken(self) -> None:
-        self.runs.begin_waiting()
-
-    def give_back(self, leases: Sequence[Lease], claimed_at: float) -> None:
-        for lease in leases:
-            self.runs.give_back(self.lease_table.add(lease, claimed_at))
-
-    @property
-    def request(self) -> int:
-        return self._fetcher.request
-
     def apply_answer(self, answer: BeatAnswer, asked_at: float) -> None:
         if answer.outlook is not None:
-            self._fetcher.apply_outlook(answer.outlook, asked_at)
+            self.fetcher.apply_outlook(answer.outlook, asked_at)
             self._upkeep.apply_outlook(answer.outlook, asked_at)
         for claim in answer.stopping:
             if (holding := self.lease_table.get(claim)) is not None:
@@ -344,13 +314,9 @@ class WorkerSession:
                 self.runs.ask_to_stop(holding, LOST)
                 self.lease_table.remove([claim])
 
-    def note_dropped(self, claim: ClaimId, why: str) -> None:
-        if (holding := self.lease_table.get(claim)) is not None:
-            self._events.emit(ReportDropped(holding.lease, why))
-
     async def _watch_cancellations(self) -> None:
         """Send a heartbeat whenever a nudge arrives, because the answer names the runs to stop."""
         with self._broker.listen([topics.session(self.session.id)]) as waiter:
             while True:
                 await waiter.wait()
-                self._heartbeat.beat_now()
+                self.heartbeat.beat_now()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 import anyio
@@ -15,11 +14,10 @@ from taskflow.broker.retry import retry
 from taskflow.model.clock import Chance
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.pauses import Pauses, Retries
-from taskflow.worker.events import BrokerCallFailed, Events, ServiceFailed, WaitingForBroker
-from taskflow.worker.health import SessionHealth
+from taskflow.worker.events import BrokerCallFailed, Events, WaitingForBroker
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.options import WorkerOptions
-from taskflow.worker.services import Group, a_group
+from taskflow.worker.services import Services
 from taskflow.worker.session import Phase, WorkerSession
 
 PAUSES: Final = Pauses(0.1, 5.0)
@@ -29,15 +27,11 @@ most likely end the next one too, so the next one begins only after a pause."""
 
 EARLY_PAUSES: Final = Pauses(0.25, 30.0)
 
-RESTART_PAUSES: Final = Pauses(0.01, 1.0)
-MOST_RESTARTS: Final = 20  # how many times in a row a worker that is winding down restarts its task after it has failed or been cancelled
-
 
 class SessionLoop:
     """Runs a worker's sessions, one after another. `past` holds lost sessions that are still offering their verdicts.
 
-    One task takes the sessions in turn, and each session is a task in its group. If a job cancels these tasks, as it may cancel every
-    existing one, a new task continues with the same sessions. `phase` is the phase of the worker itself.
+    One service takes the sessions in turn, and each session is a service too. `phase` is the phase of the worker itself.
     """
 
     def __init__(self, make: Callable[[], WorkerSession], options: WorkerOptions, events: Events, chance: Chance) -> None:
@@ -51,12 +45,11 @@ class SessionLoop:
         self._chance = chance
         self._lost: WorkerSession | None = None
         self._early_ends = Retries(EARLY_PAUSES, chance.random)
-        self._restarts = Retries(RESTART_PAUSES)
+        self._services = Services(events, chance, on_end=lambda: None)
         self._moved = asyncio.Event()
         self._ends_at = 0.0
         self._is_hurried = False
         self._beginning: anyio.CancelScope | None = None
-        self._error: BaseException | None = None
 
     async def begin(self) -> None:
         """Begin the first session. If the broker does not answer, keep trying for `start_timeout` seconds."""
@@ -68,7 +61,8 @@ class SessionLoop:
                 self._events.emit(WaitingForBroker(str(error), timeout))
 
         self.current = await retry(self._begin, PAUSES, on=BrokerUnavailable, note=note, give_up_at=time.monotonic() + timeout)
-        self._start()
+        self._services.start(self.current.run)
+        self._services.start(self._run_sessions)
 
     async def finish(self) -> None:
         self._enter(Phase.FINISHING)
@@ -90,8 +84,6 @@ class SessionLoop:
     async def end(self) -> bool:
         """Wait until all sessions have ended after `wind_down`. Return True if runs had to be cancelled."""
         await self.has_ended.wait()
-        if self._error is not None:
-            raise self._error
         return self.current is not None and self.current.has_forced
 
     def _enter(self, phase: Phase) -> None:
@@ -111,41 +103,21 @@ class SessionLoop:
                 if self._is_hurried:
                     self.current.end_grace_period()
 
-    def _start(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._run_sessions(), name="taskflow-sessions")
-        task.add_done_callback(partial(self._note_end, time.monotonic()))
-
-    def _note_end(self, began_at: float, task: asyncio.Task[None]) -> None:
-        if time.monotonic() - began_at > RESTART_PAUSES.longest:
-            self._restarts.succeeded()
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        is_closing = self.phase is Phase.WINDING_DOWN
-        if error is None or (is_closing and self._restarts.failures >= MOST_RESTARTS):
-            self._error = error
-            self.has_ended.set()
-            return
-        pause = self._restarts.failed()
-        if not task.cancelled():
-            self._events.emit(ServiceFailed(self._run_sessions.__qualname__, error, pause))
-        asyncio.get_running_loop().call_later(pause, self._start)
-
     async def _run_sessions(self) -> None:
-        async with a_group() as group:
-            for session in self.all:
-                group.start(self._run_session(session), "taskflow-session")
-            while self.phase is Phase.WORKING or self.current is not None:
-                if self.current is not None:
-                    await self.current.until(Phase.LOST)
-                    if self.current.phase is Phase.ENDED or self.phase is Phase.WINDING_DOWN:
-                        break
-                    self._lost, self.current = self.current, None
-                    self.past.append(self._lost)
-                if self._lost is not None:
-                    await self._lost.runs_stopped.wait()
-                await self._begin_next(group)
-            await self._end_all()
+        while self.phase is Phase.WORKING or self.current is not None:
+            if self.current is not None:
+                await self.current.until(Phase.LOST)
+                if self.current.phase is Phase.ENDED or self.phase is Phase.WINDING_DOWN:
+                    break
+                self._lost, self.current = self.current, None
+                self.past.append(self._lost)
+            if self._lost is not None:
+                await self._lost.runs_stopped.wait()
+            await self._begin_next()
+        await self._end_all()
+        self.has_ended.set()
 
-    async def _begin_next(self, group: Group) -> None:
+    async def _begin_next(self) -> None:
         def note(error: Exception, times: int) -> None:
             self._events.emit(BrokerCallFailed("a new session", str(error) or type(error).__name__, times))
 
@@ -159,13 +131,9 @@ class SessionLoop:
             # Any error, such as no thread left for the heartbeat: if it gave up, the worker would be alive and do nothing.
             self.current = await retry(self._begin, PAUSES, on=Exception, note=note, draw=self._chance.random)
         if self.current is not None:
-            group.start(self._run_session(self.current), "taskflow-session")
+            self.past = [session for session in self.past if session.phase is not Phase.ENDED]
+            self._services.start(self.current.run)
             self._lead()
-
-    async def _run_session(self, session: WorkerSession) -> None:
-        await session.run()
-        if session in self.past:
-            self.past.remove(session)
 
     async def _begin(self) -> WorkerSession:
         session = self._make()
@@ -188,15 +156,11 @@ class SessionLoop:
     def all(self) -> list[WorkerSession]:
         return [*(() if (current := self.current) is None else (current,)), *self.past]
 
-    def health(self) -> SessionHealth | None:
-        current = self.current
-        return None if current is None else current.health()
-
     @property
     def beats(self) -> object:
         """A value that changes with every answered heartbeat and with every new session."""
         current = self.current
-        return object() if current is None else (current, current.health().beaten_at)
+        return object() if current is None else (current, current.heartbeat.beaten_at)
 
     @property
     def slow(self) -> tuple[HeldLease, float] | None:

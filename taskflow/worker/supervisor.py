@@ -11,12 +11,12 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from taskflow.worker.children.syscalls import SAME_SIGNAL
-from taskflow.worker.exit_status import ExitStatus
-from taskflow.worker.supervisor_state import RollingRestart, SupervisorOptions, WorkerProcess, WorkerSlot
+from taskflow.model.pauses import Pauses
+from taskflow.worker.children.syscalls import SAME_SIGNAL, ExitStatus
 
 log: Final = logging.getLogger("taskflow.supervisor")
 
@@ -24,22 +24,146 @@ log: Final = logging.getLogger("taskflow.supervisor")
 SPACING: Final = 4 * SAME_SIGNAL
 # The first worker starts alone, so that an error in the application is reported once. The others wait until it has a session, or until
 # this many seconds after it has loaded its modules.
-ALONE_FOR: Final = 2.0
-# After the grace time, a worker ends by itself within this many seconds, unless C code holds its interpreter lock.
-FORCED_AFTER: Final = 30.0
+ALONE_TIMEOUT: Final = 2.0
+# After the grace period, a worker ends by itself within this many seconds, unless C code holds its interpreter lock.
+FORCE_TIMEOUT: Final = 30.0
 IDLE: Final = 5.0
 # A worker reports every second. If it has been silent for less than this many seconds, it may just have been waiting for a CPU.
-SILENT_AFTER: Final = 10.0
-GONE_WITHIN: Final = 120.0
+MIN_SILENCE: Final = 10.0
+EXIT_TIMEOUT: Final = 120.0
 """Seconds that a worker has to exit after its session has left. Python may take
 a while to shut down, and so may threads that jobs have left behind."""
-KILLED_AFTER: Final = 5.0  # seconds that an aborted worker has to write its stacks and exit
-MANY_RETIRING: Final = 3
+KILL_TIMEOUT: Final = 5.0  # seconds that an aborted worker has to write its stacks and exit
 # The exit code of a worker that cut off runs.
 FORCED: Final = 124
 ENDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 # Exit codes of a worker that cannot start: a failed lifespan, an application that cannot be imported, a broker that does not answer.
 NO_STARTS: Final = (1, 2, 3)
+
+
+# Seconds of work after which a worker counts as healthy, and its earlier crashes no longer count.
+HEALTHY_AFTER: Final = 30.0
+PAUSES: Final = Pauses(1.0, 30.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisorOptions:
+    """The options of a supervisor.
+
+    `processes`     the number of workers
+    `grace`         seconds for a worker's runs to finish when it winds down
+    `max_memory`    bytes of memory beyond which a worker is replaced
+    `stall_limit`   seconds after which a silent worker is ended; 0 disables
+    `is_draining`   True if workers that have drained their queues are not replaced
+    `is_reloading`  True if workers restart when files change; one that cannot start then waits for the next change
+    """
+
+    processes: int = 1
+    grace: float = 25.0
+    max_memory: int | None = None
+    stall_limit: float = 0.0
+    is_draining: bool = False
+    is_reloading: bool = False
+
+
+@dataclass(eq=False)
+class WorkerProcess:
+    """The state of a worker process.
+
+    `signals_sent`  the number of signals sent to it
+    `exit_code`     set once its session has left
+    `is_leaving`    True if it starts no more runs
+    `is_retiring`   True if its runs have as much time as they need, unless it is signalled
+    """
+
+    pid: int
+    slot: int
+    generation: int
+    loaded_at: float | None = None
+    waits_for_broker: bool = False
+    works_since: float | None = None
+    sessions: list[bytes] = field(default_factory=list)
+    is_leaving: bool = False
+    is_retiring: bool = False
+    has_drained: bool = False
+    exit_code: int | None = None
+    signals_sent: int = 0
+    signalled_at: float = float("-inf")
+    heard_at: float = float("inf")
+    aborted_at: float | None = None
+
+    def has_worked_for(self, now: float) -> float:
+        return 0.0 if self.works_since is None else now - self.works_since
+
+
+@dataclass(eq=False)
+class WorkerSlot:
+    """The slot of one of the workers, occupied by a process and then its successors.
+    `failures` counts consecutive deaths of workers that were not healthy."""
+
+    failures: int = 0
+    may_start_at: float = float("-inf")
+    has_drained: bool = False
+    no_start: ExitStatus | None = None
+
+    def note_death(self, worked_for: float, now: float) -> float:
+        """Record a death. Return the seconds until the next worker may start: 0 at first, then 1, 2, 4 and so on."""
+        self.failures = 1 if worked_for >= HEALTHY_AFTER else self.failures + 1
+        pause = 0.0 if self.failures == 1 else PAUSES.after(self.failures - 1)
+        self.may_start_at = now + pause
+        return pause
+
+
+class RollingRestart:
+    """Replaces the workers one by one. Each is asked to leave once its replacement is working. `generation` counts the restarts: workers
+    that were started in an earlier one are to be replaced."""
+
+    def __init__(self, start: Callable[[int], WorkerProcess | None]) -> None:
+        self.generation = 0
+        self._start = start
+        self._is_under_way = False
+        self._change: tuple[WorkerProcess, WorkerProcess] | None = None  # the first leaves once the second is working
+
+    def begin(self) -> None:
+        self.generation += 1
+        self._is_under_way = True
+
+    def replace_all(self) -> None:
+        """Count a restart of all workers at once, which ends the rolling one."""
+        self.generation += 1
+        self._end()
+
+    def give_up(self, why: str) -> None:
+        log.error("giving up the rolling restart; the other workers continue: %s", why)
+        self._end()
+
+    def waits_for(self, worker: WorkerProcess) -> bool:
+        """Return True if this worker replaces another one, and has not begun to work."""
+        return self._change is not None and self._change[1] is worker and worker.works_since is None
+
+    def advance(self, workers: Mapping[int, WorkerProcess]) -> None:
+        """Continue the restart, if one is in progress. `workers` are all workers by their pids."""
+        if not self._is_under_way:
+            return
+        if self._change is not None:
+            old, successor = self._change
+            if successor.works_since is None:
+                return
+            old.is_leaving, old.is_retiring = True, False
+            if old.pid in workers:
+                return
+            self._change = None
+        stale = next((worker for worker in workers.values() if not worker.is_leaving and worker.generation < self.generation), None)
+        if stale is None:
+            self._is_under_way = False
+            log.info("all workers have been replaced")
+        elif (new := self._start(stale.slot)) is not None:
+            self._change = (stale, new)
+        else:
+            self.give_up("no process can be started")
+
+    def _end(self) -> None:
+        self._is_under_way, self._change = False, None
 
 
 class ProcessControl(Protocol):
@@ -48,7 +172,6 @@ class ProcessControl(Protocol):
     def start(self, slot: int) -> int: ...
     def signal(self, pid: int, number: int) -> None: ...
     def retire(self, pid: int) -> bool: ...
-    def is_stopped(self, pid: int) -> bool: ...
     def note_death(self, session: bytes, cause: str) -> None: ...
 
 
@@ -63,7 +186,7 @@ class Supervisor:
         self._clock = clock
         self._workers: dict[int, WorkerProcess] = {}
         self._slots = [WorkerSlot() for _ in range(options.processes)]
-        self._restart = RollingRestart(self._start, clock)
+        self._restart = RollingRestart(self._start)
         self._has_worked = False
         self._may_crowd = False
         self._stops = 0
@@ -122,7 +245,7 @@ class Supervisor:
             case ["session", session]:
                 self._note_session(worker, session)
             case ["retiring"]:
-                self._note_retiring(worker)
+                worker.is_leaving = worker.is_retiring = True
             case ["leaving"]:
                 self._note_leaving(worker)
             case ["ended" | "drained" as how, code] if code.isdecimal():
@@ -182,7 +305,7 @@ class Supervisor:
         If that one waits for the broker, the others would only say so too."""
         first = self._staying()
         loaded = [worker for worker in first if not worker.waits_for_broker]
-        if any(worker.loaded_at is not None and worker.loaded_at + ALONE_FOR <= self._clock() for worker in loaded):
+        if any(worker.loaded_at is not None and worker.loaded_at + ALONE_TIMEOUT <= self._clock() for worker in loaded):
             self._may_crowd = True
         return self._may_crowd or not (first or any(slot.no_start for slot in self._slots))
 
@@ -206,22 +329,20 @@ class Supervisor:
             limit = self._silent_for(worker)
             if worker.works_since is None or now < worker.heard_at + limit:
                 continue
-            if self._processes.is_stopped(worker.pid):
-                worker.heard_at = now
-            elif worker.aborted_at is None:
+            if worker.aborted_at is None:
                 worker.aborted_at = now
                 if worker.exit_code is None:
                     log.error("worker %d has been silent for %g s: C code holds its interpreter; ending it", worker.pid, limit)
                 else:
                     log.error("worker %d has finished but did not exit within %g s: killing it", worker.pid, limit)
                 self._processes.signal(worker.pid, signal.SIGABRT)
-            elif now >= worker.aborted_at + KILLED_AFTER:
+            elif now >= worker.aborted_at + KILL_TIMEOUT:
                 self._processes.signal(worker.pid, signal.SIGKILL)
 
     def _silent_for(self, worker: WorkerProcess) -> float:
         if worker.exit_code is not None:
-            return GONE_WITHIN
-        return max(self._options.stall_limit, SILENT_AFTER) if self._options.stall_limit else math.inf
+            return EXIT_TIMEOUT
+        return max(self._options.stall_limit, MIN_SILENCE) if self._options.stall_limit else math.inf
 
     def _signal_workers(self) -> None:
         now = self._clock()
@@ -240,14 +361,14 @@ class Supervisor:
         return signal.SIGINT if self._number == signal.SIGINT and worker.loaded_at is not None else signal.SIGTERM
 
     def _forced_at(self, worker: WorkerProcess) -> float:
-        return worker.signalled_at + FORCED_AFTER + (self._options.grace if worker.signals_sent == 1 else 0.0)
+        return worker.signalled_at + FORCE_TIMEOUT + (self._options.grace if worker.signals_sent == 1 else 0.0)
 
     def _until_due(self) -> float:
         now = self._clock()
         dues = [now + IDLE, *(slot.may_start_at for slot in self._slots)]
         for worker in self._workers.values():
             if worker.loaded_at is not None and not worker.waits_for_broker:
-                dues.append(worker.loaded_at + ALONE_FOR)
+                dues.append(worker.loaded_at + ALONE_TIMEOUT)
             if worker.signals_sent:
                 dues += (worker.signalled_at + SPACING, self._forced_at(worker))
         return min(at for at in dues if at > now) - now
@@ -263,12 +384,6 @@ class Supervisor:
             if not self._options.is_reloading:
                 for slot in self._slots:  # workers that could not start before may do so now
                     slot.no_start = None
-
-    def _note_retiring(self, worker: WorkerProcess) -> None:
-        worker.is_leaving = worker.is_retiring = True
-        retiring = sum(each.slot == worker.slot and each.is_retiring for each in self._workers.values())
-        if retiring >= MANY_RETIRING:
-            log.warning("%d workers of process %d have been replaced and still run their jobs", retiring, worker.slot + 1)
 
     def _note_leaving(self, worker: WorkerProcess) -> None:
         worker.is_leaving = True

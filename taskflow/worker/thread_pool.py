@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from taskflow.model.clock import StartThread
 
 # Seconds after which an idle thread ends, so that a burst does not leave a hundred threads behind.
-IDLE_FOR: Final = 30.0
+IDLE_TIMEOUT: Final = 30.0
 
 
 class _ThreadCall(NamedTuple):
@@ -136,7 +136,7 @@ class ThreadPool:
                     self._alive -= 1
                     return False
                 self._idle += 1
-                is_late = not self._wake.wait(IDLE_FOR)
+                is_late = not self._wake.wait(IDLE_TIMEOUT)
                 self._idle -= 1
                 self._is_one_coming = False
             return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import selectors
 import sys
 import threading
 import time
@@ -12,24 +11,18 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from taskflow.app.context import JobContext, running
 from taskflow.model.clock import StartThread
 from taskflow.model.envelope import Lease
-from taskflow.worker.events import (
-    CpuStarved,
-    Events,
-    InterpreterBlocked,
-    InterpreterContended,
-    LoopResumed,
-    LoopStalled,
-    StalledForGood,
-    WorkerEvent,
-)
+from taskflow.worker.events import Events, InterpreterBlocked, LoopResumed, LoopStalled, StalledForGood, WorkerEvent
 from taskflow.worker.executor import Executor
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.thread_pool import ThreadPool
+
+if TYPE_CHECKING:  # for its type alone
+    from taskflow.worker.session_loop import SessionLoop
 
 _LOOPS: Final = str(Path(asyncio.__file__).parent)
 _OURS: Final = str(Path(__file__).parents[1])
@@ -49,10 +42,14 @@ def lines_of(thread: int) -> list[Line]:
     return lines[::-1]
 
 
-def lines_of_all() -> dict[str, list[Line]]:
-    """Return the lines of all threads, keyed by a thread's name and number."""
+def stacks_of_all() -> str:
+    """Format the stacks of all threads, each below the thread's name and number."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    return {f"{names.get(ident, 'a thread')} ({ident})": lines_of(ident) for ident in sys._current_frames()}
+    stacks = (
+        f"{names.get(thread, 'a thread')} ({thread}):\n{''.join(traceback.StackSummary.from_list(lines_of(thread)).format())}"
+        for thread in sys._current_frames()
+    )
+    return "\n".join(stacks).rstrip()
 
 
 def shown(lines: list[Line]) -> str:
@@ -60,21 +57,6 @@ def shown(lines: list[Line]) -> str:
     outside = [number for number, (file, *_) in enumerate(lines) if file.startswith((_OURS, _LOOPS, "<frozen "))]
     own = lines[outside[-1] + 1 :] if outside else lines
     return "".join(traceback.StackSummary.from_list(own or lines).format()).rstrip()
-
-
-def waits_for_work(lines: list[Line]) -> bool:
-    return bool(lines) and (lines[-1][0].startswith(_LOOPS) or lines[-1][0] == selectors.__file__)
-
-
-def is_in_own_code(lines: list[Line]) -> bool:
-    """Return True if a thread with these lines is in taskflow's or asyncio's code, or waits there for a lock."""
-    files = [file for file, *_ in lines if file not in (threading.__file__, selectors.__file__)]
-    return bool(files) and files[-1].startswith((_OURS, _LOOPS))
-
-
-def shown_all(threads: dict[str, list[Line]]) -> str:
-    stacks = (f"{name}:\n{''.join(traceback.StackSummary.from_list(lines).format())}" for name, lines in threads.items())
-    return "\n".join(stacks).rstrip()
 
 
 def run_in_loop(loop: asyncio.AbstractEventLoop, thread: int) -> JobContext | None:
@@ -112,26 +94,6 @@ def seconds_computed() -> dict[int, float]:
     return seconds
 
 
-def waited_for_processor() -> float:
-    """Return for how many seconds the calling thread was ready to run but had no CPU. It sleeps while it waits for the interpreter lock."""
-    return _schedstat("thread-self")[1] / 1e9
-
-
-def turns_of(native_id: int) -> int:
-    """Return how many times the thread has had a CPU. One that waits for the interpreter lock asks for it every few milliseconds."""
-    return _schedstat(f"self/task/{native_id}")[2]
-
-
-def _schedstat(thread: str) -> tuple[int, int, int]:
-    """Return the nanoseconds on a CPU, those of waiting for one, and the number of turns (proc(5)); zeros if they are not reported."""
-    try:
-        with open(f"/proc/{thread}/schedstat", "rb") as told:  # as bytes: decoding could import a module that an upgrade has just removed
-            ran, waited, turns = map(int, told.read().split())
-    except (OSError, ValueError):
-        return 0, 0, 0
-    return ran, waited, turns
-
-
 def _frames(thread: int) -> Iterator[FrameType]:
     """Yield the frames of a thread, from the current one outwards."""
     frame = sys._current_frames().get(thread)
@@ -143,20 +105,11 @@ def _frames(thread: int) -> Iterator[FrameType]:
 LOOK: Final = 0.25
 FIRST_REPORT: Final = 1.0
 REPORT_FACTOR: Final = 10  # a stall is reported again each time its duration has grown by this factor
-# Threads compete for the interpreter lock if they get at least this share of a CPU. The rest may go to other processes.
-LEAST_SHARE: Final = 0.1
-
-TURNS: Final = 10.0
-"""A thread that waits for the interpreter lock has more turns on a CPU than this in each second, because it asks for the lock about
-every 5 ms. A thread that is blocked, for example in `time.sleep`, has none, and so has one of a stopped process."""
-
-LOCK_LOOK: Final = 0.2
-
 # Seconds in which a run that has held the interpreter lock may end, if it is not in the midst of a step.
-ENDS_WITHIN: Final = 0.05
+END_TIMEOUT: Final = 0.05
 
 # Seconds to wait for the subscribers. They may hang, for example if the loop is blocked in the log that they write to.
-EMIT_WITHIN: Final = 2.0
+EMIT_TIMEOUT: Final = 2.0
 
 
 class Standstill:
@@ -178,18 +131,6 @@ class Standstill:
         return False
 
 
-class WatchdogTarget(Protocol):
-    """The sessions of a worker, as `SessionLoop` has them. The watchdog calls it from its own thread."""
-
-    @property
-    def slow(self) -> tuple[HeldLease, float] | None: ...
-    @property
-    def beats(self) -> object: ...
-    def holding_of(self, run: JobContext) -> HeldLease | None: ...
-    def note_silence(self) -> None: ...
-    def give_up(self, *, is_delivered: bool) -> None: ...
-
-
 class Watchdog:
     """Watches the event loop in which it was created. Its thread never logs and never waits for the loop, so neither can block it.
 
@@ -198,22 +139,21 @@ class Watchdog:
     `blocker`      the lease of the job that was reported as blocking the loop
     """
 
-    def __init__(self, watched: WatchdogTarget, events: Events, start_thread: StartThread, *, stall_limit: float, ttl: float) -> None:
+    def __init__(self, watched: SessionLoop, events: Events, start_thread: StartThread, *, stall_limit: float, ttl: float) -> None:
         self._events = events
         self._start_thread = start_thread
         self._watched = watched
         self._stall_limit = stall_limit
         self._ttl = ttl
         self._loop = asyncio.get_running_loop()
-        self._thread, self._native_id = threading.get_ident(), threading.get_native_id()
+        self._thread = threading.get_ident()
         self._stopping = threading.Event()
         self._ticks = 0
         self._loops = Standstill(lambda: self._ticks)
         self._beats = Standstill(lambda: watched.beats)
         self._times_reported = 0
         self._has_given_up = False
-        self._computed = self._computed_at_tick = dict[int, float]()
-        self._waited, self._turns = 0.0, 0
+        self._computed = dict[int, float]()
         self.looked_at = time.monotonic()
         self.blocker: Lease | None = None
 
@@ -224,7 +164,6 @@ class Watchdog:
     def start(self) -> None:
         self._tick()
         self.looked_at, self._computed = _clocks()
-        self._computed_at_tick = self._computed
         self._start_thread(self._watch, "taskflow-watchdog")
 
     def stop(self) -> None:
@@ -240,36 +179,23 @@ class Watchdog:
             now, computed = _clocks()
             passed, self.looked_at = now - self.looked_at, now
             before, self._computed = self._computed, computed
-            waited_before, self._waited = self._waited, waited_for_processor()
-            turns_before, self._turns = self._turns, turns_of(threading.get_native_id())
             if passed - LOOK >= FIRST_REPORT:
-                self._look_back(passed, before, self._waited - waited_before, self._turns - turns_before)
+                self._look_back(passed, before)
             self._look_at_loop(passed)
-            self._look_at_heartbeat(passed)
+            # If the ttl passes without a heartbeat, the heartbeat's thread reports that itself; if it does not, it is dead or stuck.
+            self._beats.look(passed)
+            if self._beats.seconds > self._ttl + 2 * FIRST_REPORT:
+                self._beats.seconds = 0.0
+                self._watched.note_silence()
 
-    def _look_back(self, passed: float, before: dict[int, float], waited: float, turns: int) -> None:
-        """Report why this check ran so late. `waited` is how many seconds this thread was ready to run but had no CPU, and `turns` is
-        how many times it had one.
-
-        If a thread used a lot of CPU time in the meantime, it was holding the interpreter lock: ordinary Python code gives the lock up
-        within milliseconds. If many threads did, they competed for the lock. A long `waited` shows that CPUs were scarce only if no thread
-        used much CPU time, because this thread also waits for a CPU each time that it asks for the lock.
-        """
-        spent = self._spent_since(before)
+    def _look_back(self, passed: float, before: dict[int, float]) -> None:
+        """Report why this check ran so late. If a thread used a lot of CPU time in the meantime, it was holding the interpreter lock:
+        ordinary Python code gives the lock up within milliseconds. Before a stop of the process, a thread may have computed for `LOOK`."""
+        spent = {thread: seconds - before.get(thread, 0.0) for thread, seconds in self._computed.items()}
         thread = max(spent, key=lambda one: spent[one], default=self._thread)
-        # If the process was stopped, a thread may have computed for less than `LOOK` before that. While this thread was waiting for a CPU,
-        # the other one got less CPU time too.
-        is_computed = spent.get(thread, 0.0) >= min(max((passed - waited) / 5, LOOK / 2), 2 * LOOK)
+        is_computed = spent.get(thread, 0.0) > LOOK
         lease, lines = self._run_since(thread, passed) if is_computed else (self._lease_on_loop(), lines_of(self._thread))
-        # The little that a thread uses while CPUs are scarce for seconds may be the worker's own work. That is no reason to accuse C code
-        # unless a run was under way.
-        if waited >= passed / 2 and (lease is None or not is_computed):
-            self._emit(lambda: CpuStarved(passed - LOOK, self._ttl))
-        elif 2 * spent.get(thread, 0.0) < sum(spent.values()) >= passed * LEAST_SHARE and turns > passed * TURNS:
-            lease, lines = self._run_since(thread, passed)
-            self._emit(lambda: InterpreterContended(lease, passed - LOOK, self._ttl, shown(lines) if lease else ""))
-        else:
-            self._emit(lambda: InterpreterBlocked(lease, passed - LOOK, self._ttl, is_computed, shown(lines)))
+        self._emit(lambda: InterpreterBlocked(lease, passed - LOOK, self._ttl, is_computed, shown(lines)))
 
     def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[Line]]:
         """Return the lease of the run that held the interpreter lock in `thread`, and the lines that the thread is executing.
@@ -279,7 +205,7 @@ class Watchdog:
         holding, lines, late = self._holding_in(thread), lines_of(thread), passed - LOOK
         if holding is not None and (holding.started or 0.0) <= self.looked_at - late / 2:
             return holding.lease, lines
-        for pause in (0.0, ENDS_WITHIN):  # it may have been between two of its steps, and ends now
+        for pause in (0.0, END_TIMEOUT):  # it may have been between two of its steps, and ends now
             self._stopping.wait(pause)
             slow = self._watched.slow
             if slow is not None and slow[1] > self.looked_at - late:
@@ -289,7 +215,6 @@ class Watchdog:
     def _look_at_loop(self, passed: float) -> None:
         lasted = self._loops.seconds
         if self._loops.look(passed):
-            self._computed_at_tick = self._computed
             if self._times_reported:
                 self._times_reported, self._has_given_up, self.blocker = 0, False, None
                 self._emit(lambda: LoopResumed(lasted))
@@ -299,53 +224,11 @@ class Watchdog:
             self._times_reported += 1
             self.blocker = lease = self._lease_on_loop()
             lines = lines_of(self._thread)
-            spent = self._spent_since(self._computed_at_tick)
-            is_waiting = bool(spent) and spent.pop(self._thread, 0.0) < lasted / 4
-            is_starved = is_waiting and is_in_own_code(lines)
-            if is_waiting and (contender := self._contender(spent, lasted, is_starved=is_starved)) is not None:
-                self.blocker, stack = contender
-                lease = self.blocker
-                self._emit(lambda: InterpreterContended(lease, lasted, self._ttl, stack))
-            elif is_starved or (lease is None and waits_for_work(lines)):
-                self._emit(lambda: CpuStarved(lasted, self._ttl))
-            else:
-                self._emit(lambda: LoopStalled(lease, lasted, shown(lines)))
+            self._emit(lambda: LoopStalled(lease, lasted, shown(lines)))
         if 0 < self._stall_limit <= lasted and not self._has_given_up:
-            self._give_up(lasted)
-
-    def _contender(self, spent: dict[int, float], lasted: float, *, is_starved: bool) -> tuple[Lease | None, str] | None:
-        """Return the run and the stack of the thread that has computed most, if it keeps the loop's thread from the interpreter lock.
-        The loop's thread is then in its own code, or asks for the lock."""
-        if sum(spent.values()) < lasted * LEAST_SHARE:
-            return None
-        thread = max(spent, key=lambda one: spent[one])
-        holding = self._holding_in(thread)
-        if is_starved and holding is None:
-            return None, ""
-        if holding is None:
-            return None
-        if not is_starved:  # does it ask for the lock?
-            turns = turns_of(self._native_id)
-            self._stopping.wait(LOCK_LOOK)
-            if turns_of(self._native_id) - turns <= LOCK_LOOK * TURNS:
-                return None
-        return holding.lease, shown(lines_of(thread))
-
-    def _spent_since(self, before: dict[int, float]) -> dict[int, float]:
-        """Return the CPU time of each thread since these readings of the clocks."""
-        return {thread: seconds - before.get(thread, 0.0) for thread, seconds in self._computed.items()}
-
-    def _give_up(self, lasted: float) -> None:
-        self._has_given_up = True
-        lease, threads = self._lease_on_loop(), lines_of_all()
-        self._watched.give_up(is_delivered=self._emit(lambda: StalledForGood(lease, lasted, shown_all(threads))))
-
-    def _look_at_heartbeat(self, passed: float) -> None:
-        """If the ttl passes without a heartbeat, the heartbeat's thread reports that itself; if it does not, it is dead or stuck."""
-        self._beats.look(passed)
-        if self._beats.seconds > self._ttl + 2 * FIRST_REPORT:
-            self._beats.seconds = 0.0
-            self._watched.note_silence()
+            self._has_given_up = True
+            lease, stacks = self._lease_on_loop(), stacks_of_all()
+            self._watched.give_up(is_delivered=self._emit(lambda: StalledForGood(lease, lasted, stacks)))
 
     def _lease_on_loop(self) -> Lease | None:
         """Return the lease of the job whose code the loop's thread is executing. Plain functions run in other threads."""
@@ -362,7 +245,7 @@ class Watchdog:
             emitting = self._start_thread(lambda: self._events.emit(make()), "taskflow-events")
         except RuntimeError:  # the system cannot start another thread
             return False
-        emitting.join(EMIT_WITHIN)
+        emitting.join(EMIT_TIMEOUT)
         return not emitting.is_alive()
 
 

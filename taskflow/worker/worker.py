@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import anyio
 
 from taskflow.app.app import default_app
+from taskflow.app.job_type import Registry
 from taskflow.app.middleware import has_ended_hook
+from taskflow.broker.console import QueueRecord, View
+from taskflow.broker.paging import first
+from taskflow.broker.protocol import Broker
 from taskflow.broker.retry import retry
 from taskflow.model.clock import Seams
-from taskflow.model.errors import BrokerUnavailable, ConfigurationError
+from taskflow.model.errors import BrokerUnavailable, CodecError, ConfigurationError
+from taskflow.model.record import Record, Status
 from taskflow.model.verdict import Discarded, Failed, Verdict
+from taskflow.model.wording import POISON, UNREADABLE
 from taskflow.worker.children.pool import ChildPool
-from taskflow.worker.drain import Drain
 from taskflow.worker.events import BrokerCallFailed, CompletionRolledBack, Events, RunEnded, VerdictIgnored, VerdictRejected, WorkerEvent
-from taskflow.worker.executor import Executor
+from taskflow.worker.executor import PARKED_ON, Executor
 from taskflow.worker.health import WorkerHealth
 from taskflow.worker.options import QueueChoice, WorkerOptions
 from taskflow.worker.registration import deploy_name, worker_name
-from taskflow.worker.scheduler import Scheduler
 from taskflow.worker.session import WorkerSession
 from taskflow.worker.session_loop import PAUSES, SessionLoop
 from taskflow.worker.thread_pool import ThreadPool
+from taskflow.worker.upkeep import Scheduler
 from taskflow.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:  # loaded only by workers with such hooks
@@ -40,7 +48,7 @@ log: Final = logging.getLogger("taskflow.worker")
 DRAIN_LOOK: Final = 0.05
 
 # Seconds that a drain waits for the worker's schedules to be declared. A store may refuse them, and has jobs to run all the same.
-BEGUN_WITHIN: Final = 5.0
+DECLARE_TIMEOUT: Final = 5.0
 
 FAILURES: Final = (Failed, Discarded)
 
@@ -72,6 +80,100 @@ class RunCounts:
     def _count(self, verdict: Verdict, times: int) -> None:
         self.ended += times * verdict.is_final
         self.failed += times * isinstance(verdict, FAILURES)
+
+
+# The maximum number of scheduled or failed jobs that one search examines. Examining more would put load on the store.
+MAX_SEARCHED: Final = 1_000
+SEARCH_INTERVAL: Final = 0.5
+
+
+class Drain:
+    """Checks whether the worker's queues are drained, one queue after another."""
+
+    def __init__(self, broker: Broker, registry: Registry, options: WorkerOptions) -> None:
+        self._broker = broker
+        self._registry = registry
+        self._names = options.queues.names
+        self._horizon = options.drain_horizon
+        self._search_at = dict[str, float]()
+        self._began_at: datetime | None = None
+
+    async def note_begin(self, session: bytes) -> None:
+        """Record when the store registered the session. Jobs that fail without a run after that count as failures of this drain."""
+        workers = await self._broker.console.workers()
+        self._began_at = next((worker.registered_at for worker in workers if worker.session.id == session), None)
+
+    async def set_aside(self) -> int:
+        """Return how many of the newest failed jobs the store has set aside since it registered the session: unreadable ones, and the
+        poison in the worker's queues."""
+        if self._began_at is None:
+            return 0
+        failed = await self._broker.console.page(View(statuses=(Status.FAILED,)), limit=MAX_SEARCHED)
+        return sum(
+            self._is_set_aside(record) and (record.ended_at is None or record.ended_at >= self._began_at) for record in failed.records
+        )
+
+    def _is_set_aside(self, record: Record) -> bool:
+        if record.unreadable or ((error := record.last_error) is not None and error.type == UNREADABLE):
+            return True
+        return (record.reason or "").startswith(POISON) and (not self._names or record.queue in self._names)
+
+    async def is_over(self) -> bool:
+        """Return True if no job in the queues is READY or RUNNING, and none that this worker can run is due within the horizon.
+
+        Runs on other workers count too. In a paused queue, only RUNNING jobs count, because no worker may claim the others.
+        """
+        for queue in await self.queues():
+            if queue.counts[Status.RUNNING] or (queue.counts[Status.READY] and not queue.is_paused):
+                return False
+            if not queue.is_paused and await self._has_something_due(queue):
+                return False
+        return True
+
+    async def queues(self) -> list[QueueRecord]:
+        """Return the worker's queues."""
+        return [queue for queue in await self._broker.console.queues() if not self._names or queue.name in self._names]
+
+    async def parked(self, queue: QueueRecord) -> Counter[str]:
+        """Return, for each job name, how many of the queue's newest scheduled jobs this worker cannot run."""
+        if not queue.counts[Status.SCHEDULED]:
+            return Counter()
+        return Counter(record.job for record in await self._scheduled(queue) if not self._can_run(record))
+
+    async def _has_something_due(self, queue: QueueRecord) -> bool:
+        """Return True if a job that the worker can run is due within the horizon.
+        If the queue has too many scheduled jobs to search, parked ones count too."""
+        if queue.next_due_in is None or queue.next_due_in > self._horizon:
+            return False
+        if queue.counts[Status.SCHEDULED] > MAX_SEARCHED or time.monotonic() < self._search_at.get(queue.name, 0.0):
+            return True
+        scheduled = await self._scheduled(queue)
+        if len(scheduled) == queue.counts[Status.SCHEDULED]:  # otherwise a job has become ready in the meantime, or is new
+            # The first record gives the store's time, which decides when jobs are due.
+            until = min(record.due_at for record in scheduled).timestamp() + self._horizon - queue.next_due_in
+            if not any(record.due_at.timestamp() <= until and self._can_run(record) for record in scheduled):
+                return False
+        self._search_at[queue.name] = time.monotonic() + SEARCH_INTERVAL
+        return True
+
+    async def _scheduled(self, queue: QueueRecord) -> list[Record]:
+        """Return the first of the queue's scheduled jobs."""
+        return await first(self._broker.console, View(queue=queue.name, statuses=(Status.SCHEDULED,)), MAX_SEARCHED)
+
+    def _can_run(self, record: Record) -> bool:
+        """Return True if this worker can run the job, even if another worker has parked it."""
+        if record.waiting_for is None:
+            return True
+        job = self._registry.get(record.job)
+        if job is None:
+            return False
+        try:
+            job.codec.decode_arguments(record.payload or b"")
+        except PARKED_ON:
+            return False
+        except CodecError:  # the job will fail, so it ends too
+            pass
+        return True
 
 
 class Worker:
@@ -114,7 +216,7 @@ class Worker:
         self._sessions = SessionLoop(self._new_session, self.options, self._events, self._seams.chance)
         self._watchdog: Watchdog | None = None
         self._ended_hooks: EndedHooks | None = None
-        self.health = WorkerHealth(lambda: self._watchdog, self._sessions.health, self.options.ttl)
+        self.health = WorkerHealth(lambda: self._watchdog, lambda: self._sessions.current, self.options.ttl)
 
     async def __aenter__(self) -> Self:
         if self._app.is_in_child:
@@ -172,7 +274,7 @@ class Worker:
                 log.exception("the lifespan's exit failed too, after %s", type(error).__name__)
 
     def end_grace_period(self) -> None:
-        """End the grace time early: cancel the runs now, or as soon as the worker winds down."""
+        """End the grace period early: cancel the runs now, or as soon as the worker winds down."""
         self._sessions.end_grace_period()
 
     async def finish(self) -> None:
@@ -192,7 +294,7 @@ class Worker:
         drain = Drain(self._app.broker(), self._app.registry, self.options)
         if (session := self._sessions.current) is not None:
             await self._look(lambda: drain.note_begin(session.session.id))
-            with anyio.move_on_after(BEGUN_WITHIN):
+            with anyio.move_on_after(DECLARE_TIMEOUT):
                 await session.schedules_begun.wait()
         while not await self._look(drain.is_over):  # noqa: ASYNC110  # no event tells it
             await asyncio.sleep(DRAIN_LOOK)
@@ -230,7 +332,7 @@ class Worker:
 
     async def _wind_down(self) -> None:
         """Wind down completely: stopping halfway would leave a session that sends heartbeats but runs nothing. If this task is cancelled,
-        the grace time ends early. The wait is shielded, because an enclosing anyio scope would otherwise cancel every await."""
+        the grace period ends early. The wait is shielded, because an enclosing anyio scope would otherwise cancel every await."""
         interrupted: BaseException | None = None
         self.health.is_winding_down = True
         self._sessions.wind_down()

@@ -11,7 +11,7 @@ import pytest
 
 from taskflow.cli import health
 from taskflow.cli.health import Fleet, report_line
-from taskflow.worker.exit_status import ExitStatus
+from taskflow.worker.children.syscalls import ExitStatus
 from taskflow.worker.health import HealthCheck
 from tests.cli.probes import ask, ask_until
 from tests.cli.processes import TIMEOUT, Running, Shell, ended_clearly

@@ -157,7 +157,7 @@ def test_drain_leaves_what_waits_in_a_paused_queue(cli: Cli, tasks: Any) -> None
 
 def test_drain_does_not_wait_for_what_is_parked_for_a_newer_worker(cli: Cli, tasks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """This one can never run it, and says so; what it does know and is due soon is waited for all the same."""
-    monkeypatch.setattr(executor, "PARK_SHORTEST", 30.0)
+    monkeypatch.setattr(executor, "MIN_PARK_PAUSE", 30.0)
     louder = seal(pack({"to": "you", "loud": True}))
     send_raw(cli, ("app.tasks.newer", b""), ("app.tasks.newest", b""), ("app.tasks.newer", b""), ("app.tasks.send", louder))
     tasks.note.options(after=0.5).delay_sync("soon")

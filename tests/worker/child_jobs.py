@@ -7,7 +7,6 @@ import ctypes
 import logging
 import multiprocessing
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -99,25 +98,16 @@ def dies(how: str) -> None:
             os.abort()
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        case "sys.exit":
-            sys.exit("out")
         case "hang up":
             os.closerange(3, 256)
             time.sleep(20)
-        case "noise" | "half a message":
+        case "noise":
             for descriptor in range(3, 64):
                 try:
-                    os.write(descriptor, b"\xff" * 64 if how == "noise" else b"\0\0\xff\xff of 65,535 bytes")
+                    os.write(descriptor, b"\xff" * 64)
                 except OSError:
                     continue
-            time.sleep(20 if how == "noise" else 0)
-
-
-@job(runs_in="process", max_attempts=1)
-def eats_memory(mebibytes: int) -> int:
-    limit = mebibytes << 20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    return len(bytearray(4 * limit))
+            time.sleep(20)
 
 
 @job(runs_in="process", max_attempts=1)
@@ -222,14 +212,6 @@ def returns(what: str) -> Any:
 def reads_state(ctx: JobContext) -> str:
     state: str = ctx.state.name
     return state
-
-
-@job(runs_in="process", max_attempts=1)
-def starts_a_loop() -> int:
-    async def three() -> int:
-        return 3
-
-    return asyncio.run(three())
 
 
 @job(runs_in="process", max_attempts=1)

@@ -81,15 +81,6 @@ def returns_when_stopped(ledger: str) -> str:
 
 
 @job(runs_in="process", max_attempts=1, stop_grace=20)
-def fails_when_stopped(ledger: str) -> None:
-    try:
-        note(ledger, "begun", os.getpid())
-        time.sleep(60)
-    finally:
-        raise OSError("no room for the tidying up")
-
-
-@job(runs_in="process", max_attempts=1, stop_grace=20)
 async def works_async(ctx: JobContext, ledger: str) -> None:
     try:
         note(ledger, "begun", os.getpid())
@@ -107,26 +98,6 @@ def is_deaf(ledger: str, how: str) -> None:
     finally:
         note(ledger, "finally")
         time.sleep(60)
-
-
-@job(runs_in="process", max_attempts=1, stop_grace=20)
-def tidies_up(ledger: str, seconds: float) -> None:
-    """Take that long to tidy up."""
-    try:
-        note(ledger, "begun", os.getpid())
-        time.sleep(60)
-    finally:
-        note(ledger, "tidying up")
-        time.sleep(seconds)
-        note(ledger, "tidied up")
-
-
-@job(runs_in="process", max_attempts=1, stop_grace=20)
-def begets(ledger: str) -> None:
-    """Wait beside a process that nobody else ends."""
-    started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    note(ledger, "begun", os.getpid(), started.pid)
-    time.sleep(60)
 
 
 @job(runs_in="process", max_attempts=1)

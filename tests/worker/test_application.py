@@ -124,23 +124,3 @@ async def test_an_error_of_the_lifespan_reaches_the_caller_as_it_is(broker: Brok
     assert raised.value is error
     assert error.__cause__ is error.__context__ is None
     assert await broker.console.workers() == []
-
-
-@pytest.mark.parametrize("when", ["beginning", "end"])
-def test_a_lifespan_that_exits_ends_the_applications_loop_as_any_exit_does(when: str) -> None:
-    """SystemExit, with its own word, out of asyncio.run."""
-
-    @asynccontextmanager
-    async def lifespan() -> AsyncIterator[None]:
-        if when == "beginning":
-            raise SystemExit("no database")
-        yield
-        raise SystemExit("no database")
-
-    async def application() -> None:
-        configure(lifespan=lifespan)
-        async with Worker():
-            pass
-
-    with default_app().using(connect("memory://")), pytest.raises(SystemExit, match="no database"):
-        asyncio.run(application())

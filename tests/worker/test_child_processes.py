@@ -27,7 +27,6 @@ from taskflow import (
     Progress,
     RunNext,
     Status,
-    TaskflowJobs,
     Verdict,
     Worker,
     configure,
@@ -41,7 +40,7 @@ from taskflow.model.codec.function import FunctionCodec
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.ids import id_text
 from taskflow.model.verdict import RunEnding, Succeeded
-from taskflow.worker.children import process, syscalls
+from taskflow.worker.children import syscalls
 from taskflow.worker.children.messages import ChildDied
 from taskflow.worker.children.process import Child, ChildOptions, ChildSpec
 from taskflow.worker.lease_table import HeldLease
@@ -103,16 +102,6 @@ async def test_a_shortage_of_the_machine_costs_no_attempt(
     ]
 
 
-async def test_a_shortage_that_stays_fails_the_attempt(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> syscalls.Process:
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    monkeypatch.setattr("taskflow.worker.children.process.spawn", refuse)
-    handle = await jobs.pid.options(max_attempts=1).delay()
-    async with a_worker(lines, start_within=0.5):
-        assert (await failure(handle)).type == "taskflow.CannotStart"
-
-
 async def test_arguments_and_results_are_what_they_are_annotated_as(worker: Worker) -> None:
     order = jobs.Order(1, date(2026, 2, 3))
     assert await (await jobs.describe.delay(order, times=3)).result(TIMEOUT) == [order] * 3
@@ -167,10 +156,6 @@ async def test_a_call_of_another_version_is_parked(worker: Worker, broker: Memor
     assert "a worker with other code" in info.waiting_for
 
 
-async def test_a_plain_function_may_have_a_loop_of_its_own(worker: Worker) -> None:
-    assert await (await jobs.starts_a_loop.delay()).result(TIMEOUT) == 3
-
-
 async def test_middleware_is_around_the_run_in_the_worker(lines: Lines) -> None:
     seen: list[tuple[int, str, type[Verdict]]] = []
 
@@ -209,13 +194,9 @@ async def test_the_state_of_the_lifespan_is_not_there_and_says_so(lines: Lines) 
         ("exit", "has died: exit code 7"),
         ("hang up", "has closed its connection to the worker, and was killed|has died: exit code 70"),  # whichever side sees it first
         ("noise", "sent a message of .*, and was killed"),
-        ("half a message", "sent half a message, and not the rest within 0.4 s, and was killed"),
     ],
 )
-async def test_a_child_that_dies_fails_its_run_alone_and_is_retried_whatever_retry_on_says(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch, how: str, cause: str
-) -> None:
-    monkeypatch.setattr(process, "_REST_WITHIN", 0.4)
+async def test_a_child_that_dies_fails_its_run_alone_and_is_retried_whatever_retry_on_says(worker: Worker, how: str, cause: str) -> None:
     before = await (await jobs.pid.delay()).result(TIMEOUT)
     handle = await jobs.dies.delay(how)
     failed = await failure(handle)
@@ -233,18 +214,6 @@ async def test_a_segfault_leaves_the_place_where_it_happened(worker: Worker) -> 
     failed = await failure(await jobs.dies.options(max_attempts=1).delay("segfault"))
     assert "child_jobs.py" in failed.traceback
     assert "in dies" in failed.traceback
-
-
-async def test_sys_exit_is_a_failure_like_others(worker: Worker) -> None:
-    child = await (await jobs.pid.delay()).result(TIMEOUT)
-    failed = await failure(await jobs.dies.delay("sys.exit"))
-    assert (failed.type, failed.message) == ("SystemExit", "out")
-    assert await (await jobs.pid.delay()).result(TIMEOUT) == child
-
-
-async def test_want_of_memory_is_a_failure(worker: Worker) -> None:
-    failed = await failure(await jobs.eats_memory.delay(2048))
-    assert failed.type == "MemoryError"
 
 
 @pytest.mark.parametrize("which", [jobs.endless, jobs.endless_async], ids=["plain", "async"])
@@ -332,19 +301,6 @@ async def test_a_child_that_has_grown_is_replaced(lines: Lines) -> None:
         assert small == [large, large]
         assert await (await jobs.pid.delay()).result(TIMEOUT) != large
         await gone(large)
-
-
-async def test_a_child_without_work_goes_home(lines: Lines) -> None:
-    async with a_worker(lines, idle_for=0.05):
-        pid = await (await jobs.pid.delay()).result(TIMEOUT)
-        await gone(pid)
-        assert await (await jobs.pid.delay()).result(TIMEOUT) != pid
-
-
-async def test_children_end_with_the_block(lines: Lines) -> None:
-    async with a_worker(lines):
-        pid = await (await jobs.pid.delay()).result(TIMEOUT)
-    assert not is_alive(pid)
 
 
 async def test_signals_to_all_processes_of_a_service_are_left_to_the_worker(worker: Worker) -> None:
@@ -583,12 +539,6 @@ def _plain() -> None: ...
 
 
 async def _async() -> None: ...
-
-
-async def test_the_test_fixture_runs_it_in_this_process(taskflow_jobs: TaskflowJobs) -> None:
-    handle, of_async = await jobs.pid.delay(), await jobs.pid_of_async.delay()
-    await taskflow_jobs.run_all()
-    assert await handle.result(0) == await of_async.result(0) == os.getpid()
 
 
 async def test_more_than_a_run_may_say_is_counted_and_dropped(worker: Worker, lines: Lines) -> None:

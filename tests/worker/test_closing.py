@@ -242,13 +242,6 @@ async def test_a_lifespan_whose_exit_fails_does_not_hide_the_blocks_error(broker
     assert "the pool could not be closed" in caplog.text
 
 
-async def test_a_lifespan_whose_exit_fails_alone_is_raised(broker: Broker) -> None:
-    taskflow.configure(lifespan=failing_lifespan)
-    with pytest.raises(OSError, match="the pool could not be closed"):
-        async with Worker(options=options(EventRecorder())):
-            pass
-
-
 async def test_what_an_applications_own_lifespan_yields_is_the_state_of_its_jobs(broker: Broker) -> None:
     @asynccontextmanager
     async def own(application: Any) -> AsyncIterator[dict[str, str]]:
@@ -257,20 +250,6 @@ async def test_what_an_applications_own_lifespan_yields_is_the_state_of_its_jobs
     async with worker_lifespan(own=own)("the application") as passed_on:
         assert passed_on == {"pool": "of the application"}
         assert await (await simple.delay()).result(10) == passed_on
-
-
-async def test_a_configured_lifespan_comes_before_the_applications_own(broker: Broker) -> None:
-    @asynccontextmanager
-    async def own(application: Any) -> AsyncIterator[str]:
-        yield "the application's"
-
-    @asynccontextmanager
-    async def configured() -> AsyncIterator[str]:
-        yield "the worker's"
-
-    taskflow.configure(lifespan=configured)
-    async with worker_lifespan(own=own)(None):
-        assert await (await simple.delay()).result(10) == "the worker's"
 
 
 async def test_what_runs_ends_by_itself_and_nothing_new_begins(broker: Broker) -> None:
@@ -289,18 +268,6 @@ async def test_what_runs_ends_by_itself_and_nothing_new_begins(broker: Broker) -
         assert await runs.result(10) == "epoch 1"
         assert await later.status() == Status.READY
     assert not worker.has_forced
-
-
-async def test_whoever_gives_up_the_waiting_winds_it_down_as_ever(broker: Broker) -> None:
-    runs = await waits.delay()
-    async with Worker(options=options(EventRecorder(), grace=0.0)) as worker:
-        await Run.started.wait()
-        finishing = asyncio.create_task(worker.finish())
-        await asyncio.sleep(0.01)
-        finishing.cancel()
-        await asyncio.wait([finishing])
-    assert worker.has_forced
-    assert await runs.status() == Status.READY
 
 
 async def test_when_its_session_is_lost_no_other_follows(broker: Broker) -> None:

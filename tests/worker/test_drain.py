@@ -69,7 +69,7 @@ async def test_a_drain_ends_though_the_store_refuses_its_schedules(broker: Broke
     registry = Registry()
     monkeypatch.setattr(default_app(), "registry", registry)
     monkeypatch.setattr(broker, "define", refuse)
-    monkeypatch.setattr("taskflow.worker.worker.BEGUN_WITHIN", 0.2)
+    monkeypatch.setattr("taskflow.worker.worker.DECLARE_TIMEOUT", 0.2)
 
     @job(name="tests.drain.scheduled", schedule=Every(3_600), keep_result=1_000.0)
     async def scheduled() -> None: ...

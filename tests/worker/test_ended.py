@@ -185,9 +185,9 @@ async def test_ends_beyond_the_bound_are_dropped_and_counted_in_the_log(
             await self.may_end.wait()
             await super().ended(info)
 
-    monkeypatch.setattr(ended_hooks, "MOST_WAITING", 10)
+    monkeypatch.setattr(ended_hooks, "MAX_WAITING", 10)
     monkeypatch.setattr(ended_hooks, "AT_ONCE", 5)
-    monkeypatch.setattr(ended_hooks, "STUCK_AFTER", 0.1)
+    monkeypatch.setattr(ended_hooks, "STUCK_TIMEOUT", 0.1)
     configure(middleware=[stuck := Stuck()])
     async with Worker() as worker:
         for number in (1, 2):
@@ -211,7 +211,7 @@ async def test_a_worker_claims_no_faster_than_its_hooks_hear(monkeypatch: pytest
             await asyncio.sleep(0.01)
             await super().ended(info)
 
-    monkeypatch.setattr(ended_hooks, "MOST_WAITING", 200)  # fewer than the worker may hold and leave unsettled
+    monkeypatch.setattr(ended_hooks, "MAX_WAITING", 1_000)  # half of it is more than the worker may hold
     configure(middleware=[slow := Slow()])
     handles = await enqueue(ends.bind("returns") for _ in range(3000))
     async with Worker(options=WorkerOptions(concurrency=20)) as worker:
@@ -230,8 +230,8 @@ async def test_hooks_that_hang_do_not_stop_the_worker(monkeypatch: pytest.Monkey
             if self.heard > 50:
                 await asyncio.sleep(3600)
 
-    monkeypatch.setattr(ended_hooks, "MOST_WAITING", 20)
-    monkeypatch.setattr(ended_hooks, "STUCK_AFTER", 0.2)
+    monkeypatch.setattr(ended_hooks, "MAX_WAITING", 20)
+    monkeypatch.setattr(ended_hooks, "STUCK_TIMEOUT", 0.2)
     configure(middleware=[Hanging()])
     await enqueue(ends.bind("returns") for _ in range(500))
     async with Worker(options=WorkerOptions(concurrency=20, stop_timeout=0.1)) as worker:

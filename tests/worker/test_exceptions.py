@@ -8,27 +8,22 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
 import pytest
 
 from taskflow import (
     Backoff,
     Cancel,
     Cancelled,
-    Completed,
     Discard,
     Discarded,
-    Failed,
     JobContext,
     Middleware,
     Retried,
     Retry,
-    RunError,
     RunNext,
     Snooze,
     Snoozed,
     Succeeded,
-    TaskflowJobs,
     Verdict,
     Worker,
     configure,
@@ -38,10 +33,7 @@ from taskflow import (
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.ids import parse_id
-from taskflow.model.verdict import attach_exception
-from taskflow.worker.children.messages import ChildDied, Finished, Unpacker, pack
-from taskflow.worker.events import RunEnded, WorkerEvent
-from taskflow.worker.options import WorkerOptions
+from taskflow.worker.children.messages import ChildDied
 from tests.worker.child_jobs import dies, fails
 
 
@@ -159,43 +151,6 @@ async def test_what_the_run_itself_met_counts_too(watching: Watching, broker: Me
     }
 
 
-async def test_a_last_attempt_that_fails_has_it_too(watching: Watching) -> None:
-    await in_loop.options(max_attempts=1).delay("raises")
-    async with Worker() as worker:
-        await until_ended(worker, 1)
-    verdict, error = watching.seen["raises"]
-    assert (type(verdict), type(error)) == (Failed, Own)
-
-
-async def test_an_exception_of_inner_middleware_is_seen_by_the_outer(watching: Watching) -> None:
-    class Broken(Middleware):
-        async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
-            await call_next(context)
-            raise Own("of the middleware")
-
-    class Asking(Middleware):
-        async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
-            try:
-                return await call_next(context)
-            except Own as error:
-                raise RuntimeError("outer") from error
-
-    heard = list[tuple[str, BaseException | None]]()
-
-    def hear(event: WorkerEvent) -> None:
-        if isinstance(event, RunEnded):
-            heard.append((type(event.verdict).__name__, event.verdict.exception))
-
-    configure(middleware=[Asking(), Broken()])
-    await in_loop.delay("returns")
-    async with Worker(options=WorkerOptions(subscribers=(hear,))) as worker:
-        await until_ended(worker, 1)
-    [(name, error)] = heard
-    assert name == "Retried"
-    assert isinstance(error, RuntimeError)
-    assert isinstance(error.__cause__, Own)
-
-
 async def test_it_is_gone_once_the_run_has_ended(watching: Watching) -> None:
     """It would keep the variables of the run alive, and the verdict may wait for the store."""
     kept = list[weakref.ref[BaseException]]()
@@ -223,29 +178,3 @@ async def test_of_a_child_process_only_its_death_is_an_exception_here(watching: 
     async with Worker() as worker:
         await until_ended(worker, 3)
     assert {name: type(error) for name, (_, error) in watching.seen.items()} == {fails.name: type(None), "exit": ChildDied}
-
-
-async def test_a_run_that_returned_after_complete_in_has_none(watching: Watching, taskflow_jobs: TaskflowJobs) -> None:
-    @job(name="tests.exceptions.completes", max_attempts=1)
-    async def completes(ctx: JobContext, how: str) -> None:
-        await ctx.complete_in(object(), result=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        raise Own("afterwards")
-
-    configure(middleware=[watching])
-    await completes.delay("completes")
-    await taskflow_jobs.run_all(raises=False)
-    verdict, error = watching.seen["completes"]
-    assert (type(verdict), type(error)) == (Failed, Own)
-
-
-def test_it_is_not_compared_copied_shown_or_sent() -> None:
-    verdict, plain = Failed(RunError("ValueError", "wrong")), Failed(RunError("ValueError", "wrong"))
-    attach_exception(verdict, ValueError("wrong"))
-    assert isinstance(verdict.exception, ValueError)
-    assert (verdict, hash(verdict), repr(verdict)) == (plain, hash(plain), repr(plain))
-    assert msgspec.structs.replace(verdict).exception is None
-    [message] = Unpacker(1 << 20).feed(pack(Finished(verdict, 0, True)))
-    assert isinstance(message, Finished)
-    assert message.verdict == verdict
-    assert message.verdict.exception is None
-    assert Completed(plain).exception is None

@@ -7,23 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from taskflow.worker.exit_status import FORGOTTEN_AFTER, ExitStatus, OomKill, OutOfMemory
+from taskflow.worker.children.syscalls import KILL_COUNT_TTL, ExitStatus, OutOfMemory
 
 
 @pytest.mark.parametrize(
-    ("status", "oom_kill", "code", "cause"),
+    ("status", "is_out_of_memory", "code", "cause"),
     [
-        (0, OomKill.NO, 0, "exit code 0"),
-        (7, OomKill.NO, 7, "exit code 7"),
-        (-11, OomKill.NO, 139, "SIGSEGV"),
-        (-9, OomKill.NO, 137, "SIGKILL"),
-        (-9, OomKill.YES, 137, "out of memory (SIGKILL)"),
-        (-9, OomKill.PERHAPS, 137, "SIGKILL, perhaps for lack of memory: the kernel has killed processes for it on this machine"),
-        (-40, OomKill.NO, 168, "signal 40"),
+        (0, False, 0, "exit code 0"),
+        (7, False, 7, "exit code 7"),
+        (-11, False, 139, "SIGSEGV"),
+        (-9, False, 137, "SIGKILL"),
+        (-9, True, 137, "out of memory (SIGKILL)"),
+        (-40, False, 168, "signal 40"),
     ],
 )
-def test_an_ending_in_words_and_as_a_shell_has_it(status: int, oom_kill: OomKill, code: int, cause: str) -> None:
-    exit_status = ExitStatus(status, oom_kill)
+def test_an_ending_in_words_and_as_a_shell_has_it(status: int, is_out_of_memory: bool, code: int, cause: str) -> None:
+    exit_status = ExitStatus(status, is_out_of_memory)
     assert (exit_status.code, exit_status.cause) == (code, cause)
 
 
@@ -33,7 +32,6 @@ class Cgroups:
     def __init__(self, folder: Path, membership: str) -> None:
         self.root = folder / "cgroup"
         self.write("../proc/self/cgroup", membership)
-        self.write("../proc/vmstat", "nr_free_pages 5\noom_kill 3\n")
 
     def write(self, path: str, text: str) -> None:
         file = self.root / path
@@ -63,12 +61,12 @@ def test_a_kill_that_the_kernel_has_counted_was_for_want_of_memory(tmp_path: Pat
     cgroups = Cgroups(tmp_path, membership)
     cgroups.write(path, text.format(3))
     out_of_memory = cgroups.watched()
-    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.NO
+    assert not out_of_memory.exit_status(-signal.SIGKILL).is_out_of_memory
     cgroups.write(path, text.format(4))
-    assert out_of_memory.exit_status(-signal.SIGTERM).oom_kill is OomKill.NO
-    assert out_of_memory.exit_status(0).oom_kill is OomKill.NO
-    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.YES
-    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.NO
+    assert not out_of_memory.exit_status(-signal.SIGTERM).is_out_of_memory
+    assert not out_of_memory.exit_status(0).is_out_of_memory
+    assert out_of_memory.exit_status(-signal.SIGKILL).is_out_of_memory
+    assert not out_of_memory.exit_status(-signal.SIGKILL).is_out_of_memory
 
 
 def test_what_was_counted_long_ago_is_nobodys_cause(tmp_path: Path) -> None:
@@ -78,29 +76,12 @@ def test_what_was_counted_long_ago_is_nobodys_cause(tmp_path: Path) -> None:
     out_of_memory = cgroups.watched()
     cgroups.write("memory.events", EVENTS.format(1))
     out_of_memory.look(0.0)
-    out_of_memory.look(0.9 * FORGOTTEN_AFTER)
-    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.YES
+    out_of_memory.look(0.9 * KILL_COUNT_TTL)
+    assert out_of_memory.exit_status(-signal.SIGKILL).is_out_of_memory
     cgroups.write("memory.events", EVENTS.format(2))
-    out_of_memory.look(FORGOTTEN_AFTER)
-    out_of_memory.look(2 * FORGOTTEN_AFTER)
-    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.NO
-
-
-@pytest.mark.parametrize("membership", ["", "0::/\n", "4:memory:/\n"])
-def test_where_no_group_counts_the_machines_own_kills_are_a_guess(tmp_path: Path, membership: str) -> None:
-    cgroups = Cgroups(tmp_path, membership)
-    out_of_memory = cgroups.watched()
-    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.NO
-    cgroups.write("../proc/vmstat", "nr_free_pages 5\noom_kill 4\n")
-    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.PERHAPS
-
-
-def test_the_machines_own_kills_are_nobodys_where_the_group_counts(tmp_path: Path) -> None:
-    cgroups = Cgroups(tmp_path, "0::/\n")
-    cgroups.write("memory.events", EVENTS.format(1))
-    out_of_memory = cgroups.watched()
-    cgroups.write("../proc/vmstat", "nr_free_pages 5\noom_kill 4\n")
-    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.NO
+    out_of_memory.look(KILL_COUNT_TTL)
+    out_of_memory.look(2 * KILL_COUNT_TTL)
+    assert not out_of_memory.exit_status(-signal.SIGKILL).is_out_of_memory
 
 
 def test_a_system_that_counts_nothing_is_believed_nothing(tmp_path: Path) -> None:

@@ -17,12 +17,11 @@ from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.ids import IdFactory, parse_id
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
-from taskflow.worker import quarantine as quarantine_module
+from taskflow.worker import runs as runs_module
 from taskflow.worker.events import Events, QuarantineStarted, SessionOpened
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.options import QueueChoice
-from taskflow.worker.quarantine import LAST, TRIALS, Quarantine, Trial
-from taskflow.worker.runs import Runs
+from taskflow.worker.runs import LAST, TRIALS, Quarantine, Runs, Trial
 from tests.support.listing import listed
 from tests.support.records import set_crashes
 from tests.worker.scene import EventRecorder, FaultyBroker, Run as Gate, a_faulty_broker, options, waits
@@ -106,19 +105,6 @@ async def test_neighbours_are_tried_ten_at_a_time() -> None:
     assert stage.beside == [10] * 20 + [5] * 5
 
 
-async def test_nothing_is_claimed_meanwhile() -> None:
-    released = asyncio.Event()
-
-    async def wait() -> None:
-        await released.wait()
-
-    async with a_stage([1], wait) as stage:
-        assert not stage.lease_table.is_open
-        released.set()
-        await stage.until_done()
-        assert stage.lease_table.is_open
-
-
 async def test_runs_that_began_before_are_waited_for() -> None:
     async with a_stage([]) as stage:
         stage.begin(stage.lease_table.add(stage.lease(0), 0.0))
@@ -128,7 +114,7 @@ async def test_runs_that_began_before_are_waited_for() -> None:
 
 
 async def test_one_that_goes_on_holds_the_others_up_for_no_longer_than_its_probation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(quarantine_module.TRIALS, 2, Trial(1, 0.02, 0.02))
+    monkeypatch.setitem(runs_module.TRIALS, 2, Trial(1, 0.02, 0.02))
     async with a_stage([2, 2, 2], lambda: asyncio.sleep(3600)) as stage:
         await stage.until_done()
         assert stage.begun == [2, 2, 2]
@@ -163,20 +149,6 @@ async def test_one_that_is_lost_meanwhile_is_not_begun() -> None:
 
 
 # --- those that are chosen, and wait to be alone ---------------------------------------------------------------
-
-
-async def test_one_that_waits_to_be_alone_is_tried_after_a_stranger_has_cancelled_the_trial() -> None:
-    stage = Stage(lambda: asyncio.sleep(0.001))
-    stage.begin(stage.lease_table.add(stage.lease(0), 0.0))
-    stage.quarantine.add(stage.lease(1), 0.0)
-    trying = asyncio.create_task(stage.quarantine.run())
-    await asyncio.sleep(0)
-    trying.cancel()
-    await asyncio.gather(trying, return_exceptions=True)
-    trying = asyncio.create_task(stage.quarantine.run())
-    await stage.until_done()
-    trying.cancel()
-    assert stage.begun == [0, 1]
 
 
 @asynccontextmanager

@@ -17,11 +17,11 @@ from taskflow.model.record import Record
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker import runs as runs_module
-from taskflow.worker.runs import FADES_AFTER, HISTORY_CAP, MEASURED_OVER, STARTS_WITHIN, Prefetch
+from taskflow.worker.runs import HISTORY_CAP, MEASURED_OVER, RESERVE_WINDOW, SLOW_TTL, Prefetch
 from tests.support.records import set_crashes, take_back_last
 from tests.worker.scene import EventRecorder, Run, options, waits
 
-QUICK, SLOW = STARTS_WITHIN / 10, STARTS_WITHIN * 2
+QUICK, SLOW = RESERVE_WINDOW / 10, RESERVE_WINDOW * 2
 SLOTS = 4
 
 
@@ -79,7 +79,7 @@ def watched() -> Iterator[Watched]:
 def a_reserve_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if two jobs were about to start, whatever is measured; and they may wait for as long as it takes."""
     monkeypatch.setattr(Prefetch, "reserve", lambda self, now: 2)
-    monkeypatch.setattr(runs_module, "RESERVED_FOR", 3600.0)
+    monkeypatch.setattr(runs_module, "RESERVE_TTL", 3600.0)
 
 
 def a_worker(slots: int = SLOTS, **more: Any) -> Worker:
@@ -126,23 +126,6 @@ async def test_of_jobs_that_are_not_short_no_more_await_their_answer_than_there_
         await asyncio.sleep(0.05)
         assert worker.tally.runs == watched.held == 2 * SLOTS
         watched.answers.set()
-
-
-async def test_no_more_run_at_one_time_than_there_are_slots(watched: Watched, a_reserve_of_two: None) -> None:
-    running, most = 0, 0
-
-    @job(name="tests.reserve.counted")
-    async def counted() -> None:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        await asyncio.sleep(0.001)
-        running -= 1
-
-    await enqueue(counted.bind() for _ in range(50))
-    async with a_worker() as worker:
-        await until(lambda: worker.tally.runs == 50)
-    assert most == SLOTS
 
 
 async def test_a_lone_job_begins_before_the_next_claim(watched: Watched) -> None:
@@ -210,18 +193,6 @@ async def test_nothing_is_in_reserve_beside_suspects(watched: Watched, a_reserve
     assert [record.hand_backs for record in await watched.records(handles)] == [0] * (SLOTS + 2)
 
 
-async def test_a_job_in_reserve_has_not_started(watched: Watched, a_reserve_of_two: None) -> None:
-    """And it is named in the beats: it is not a ghost."""
-    handles = [await waits.delay() for _ in range(SLOTS + 2)]
-    async with a_worker(ttl=0.4):
-        await until_running(watched, SLOTS + 2)
-        await until(lambda: watched.named == SLOTS + 2)
-        last = (await watched.records(handles))[-1]
-        assert last.started_at is None
-        Run.release.set()
-        await handles[-1].result(10)
-
-
 async def test_the_reserve_is_given_back_as_soon_as_the_worker_winds_down(watched: Watched, a_reserve_of_two: None) -> None:
     """While runs have their grace time, and it does not count."""
     handles = [await waits.delay() for _ in range(SLOTS + 2)]
@@ -239,16 +210,6 @@ async def test_the_reserve_is_given_back_as_soon_as_the_worker_winds_down(watche
     assert [record.hand_backs for record in records] == [0] * (SLOTS + 2)
 
 
-async def test_what_a_claim_brings_while_the_worker_winds_down_is_given_back_uncounted(watched: Watched) -> None:
-    watched.claims_take = 0.05
-    handle = await waits.delay()
-    async with a_worker():
-        await watched.asked.wait()
-    [record] = await watched.records([handle])
-    assert (record.status, record.epoch, record.hand_backs) == (Status.READY, 1, 0)
-    assert not Run.started.is_set()
-
-
 async def test_a_claim_that_is_not_answered_does_not_hold_up_the_end(watched: Watched) -> None:
     watched.claims_take = 3600.0
     async with asyncio.timeout(10):
@@ -264,7 +225,7 @@ def test_the_reserve_is_what_will_start_in_a_moment_at_the_measured_rate() -> No
     assert prefetch.reserve(MEASURED_OVER / 2) == 0
     for _ in range(50):
         prefetch.note("q", QUICK)
-    assert prefetch.reserve(MEASURED_OVER) == 50 * STARTS_WITHIN / MEASURED_OVER
+    assert prefetch.reserve(MEASURED_OVER) == 50 * RESERVE_WINDOW / MEASURED_OVER
     assert prefetch.reserve(10 * MEASURED_OVER) == 0
 
 
@@ -284,8 +245,8 @@ def test_a_slow_queue_that_is_used_no_more_is_forgotten() -> None:
     """One slow run in it does not take the reserve from all others for as long as the session lives."""
     prefetch = Prefetch(0.0)
     prefetch.note("once", SLOW)
-    assert reserve_after(prefetch, FADES_AFTER) == 0
-    assert reserve_after(prefetch, 1.1 * FADES_AFTER) > 0
+    assert reserve_after(prefetch, SLOW_TTL) == 0
+    assert reserve_after(prefetch, 1.1 * SLOW_TTL) > 0
 
 
 def reserve_after(prefetch: Prefetch, now: float) -> int:

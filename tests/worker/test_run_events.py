@@ -18,7 +18,6 @@ from taskflow.worker import runs as runs_module
 from taskflow.worker.events import (
     BrokerCallFailed,
     HandedBackOften,
-    LeaseRevoked,
     LeaveFailed,
     RunEnded,
     StillRunning,
@@ -82,18 +81,6 @@ async def test_a_thread_that_runs_on_keeps_its_slot() -> None:
             assert await next_one.result(10) == "epoch 1"
 
 
-async def test_a_job_that_swallows_its_cancellation_is_told_of_too(broker: Broker) -> None:
-    heard = EventRecorder()
-    handle = await deaf.delay()
-    async with Worker(options=options(heard, stop_timeout=0.1)):
-        await Run.started.wait()
-        await handle.cancel()
-        await heard.wait_for(StillRunning)
-        Run.release.set()
-        assert await handle.result(10) == "in its own time"
-    assert [event.why for event in heard.events if isinstance(event, StillRunning)] == ["cancelled"]
-
-
 async def test_what_the_store_refuses_is_told_and_does_not_count(caplog: pytest.LogCaptureFixture) -> None:
     """As after a worker was stopped for longer than its ttl: its run ends, and its job has been another's for long."""
 
@@ -119,21 +106,6 @@ async def test_what_the_store_refuses_is_told_and_does_not_count(caplog: pytest.
     [warning] = [record for record in caplog.records if "that was ignored" in record.getMessage()]
     assert warning.levelno == logging.WARNING
     assert warning.getMessage().startswith(f"tests.life.waits {handle.id} ")
-
-
-async def test_what_ends_after_its_lease_was_lost_does_not_count() -> None:
-    """A run that would not be cancelled: the worker knows that it has lost the job, and asks the store nothing."""
-    async with a_faulty_broker() as broker:
-        heard = EventRecorder()
-        await deaf.delay()
-        async with Worker(options=options(heard)) as worker:
-            await Run.started.wait()
-            await broker.console.pause("default")
-            await broker.take_back()
-            await heard.wait_for(LeaseRevoked)
-            Run.release.set()
-            await heard.wait_for(VerdictIgnored)
-            assert (worker.tally.runs, worker.tally.ended) == (1, 0)
 
 
 async def test_a_run_that_is_cancelled_before_its_first_step_is_given_back(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,12 @@ from taskflow.model import timetable
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.record import Record
-from taskflow.model.schedule import MAX_OFFERS, Definition, Firing
+from taskflow.model.schedule import Definition, Firing
 from taskflow.model.schedule_plan import SchedulePlan, _encode, id_of
 from taskflow.model.session import Session
 from taskflow.model.timetable import MAX_EXPRESSION, MAX_ZONE, CronTimes
 from taskflow.worker.events import ScheduleFailed, ScheduleFired, ScheduleMissed
-from taskflow.worker.scheduler import PASSED_ON_AFTER
+from taskflow.worker.upkeep import PASS_ON_DELAY
 from tests.support.harnesses import BROKERS, MemoryHarness
 from tests.support.listing import listed
 from tests.support.schedules import DAY, Process, replaced
@@ -131,14 +131,6 @@ async def test_skip_while_an_earlier_job_is_live(world: World) -> None:
     assert (await fired(world))[-1] == "01T05:00:00"
 
 
-async def test_latest_replaces_what_waits(world: World) -> None:
-    process = await Process(world, schedule=Cron("0 * * * *"), overlap="latest").begin()
-    await process.work(3 * 3_600.0, step=600.0)
-    assert [record.status for record in await jobs(world) if record.status == "ready"] == ["ready"]
-    lease = await run_next(world, await world.a_session("runner", ttl=1_000 * DAY))
-    assert lease.envelope.headers["tf-scheduled-for"] == "2026-01-01T03:00:00+00:00[UTC]"
-
-
 async def test_a_schedule_that_the_store_refuses_stops_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     process = await Process(world, schedule=[Every(60, name="good"), Every(60, name="bad")]).begin()
     fire = world.broker.fire
@@ -189,22 +181,6 @@ async def test_stored_schedules_that_cannot_be_computed_hold_up_no_other(world: 
     assert await world.broker.console.schedules(["bad 0"])
 
 
-async def test_schedules_that_catch_up_take_turns_with_the_others(world: World) -> None:
-    """A hundred that are days behind do not keep one from its time."""
-    behind = [Every(60, name=f"behind {number}") for number in range(MAX_OFFERS)]
-    schedule: dict[str, Any] = {"schedule": [*behind, Every(60, name="punctual")], "catch_up": "all"}
-    first = await Process(world, **schedule).begin()
-    await first.work(1.0, step=1.0)
-    await first.end()
-    await world.pass_time(DAY / 4)
-    second = await Process(world, **schedule).begin()
-    for _ in range(3):
-        world.clock.advance(0.001)
-        await second.upkeep()
-    records = {record.name: record.fired for record in await world.broker.console.schedules()}
-    assert min(records.values()) > 0
-
-
 # --- deploys ------------------------------------------------------------------------------------------------------------------
 
 
@@ -219,17 +195,6 @@ async def test_a_deploy_changes_a_schedule(world: World) -> None:
     await old.end()
     await new.work(DAY, step=1_800.0)
     assert await fired(world) == ["01T09:00:00", "02T10:00:00", "03T10:00:00"]
-
-
-async def test_an_old_process_with_a_new_session_stays_old(world: World) -> None:
-    """A session that lapsed in an outage is followed by another one. That is no deploy."""
-    old = await Process(world, "old", schedule=Cron("0 9 * * *")).begin()
-    world.clock.advance(1.0)
-    await Process(world, "new", schedule=Cron("0 10 * * *")).begin()
-    await old.end()
-    await old.begin()
-    await old.work(DAY, step=1_800.0)
-    assert await fired(world) == ["01T10:00:00"]
 
 
 async def test_a_deploy_removes_a_schedule(world: World) -> None:
@@ -262,7 +227,7 @@ async def test_a_timetable_of_the_application_is_computed_where_it_is(world: Wor
     world.clock.advance(DAY + 3_600.0)
     await other.upkeep()
     assert await fired(world) == []
-    world.clock.advance(PASSED_ON_AFTER)
+    world.clock.advance(PASS_ON_DELAY)
     await one.upkeep()
     assert await fired(world) == ["02T01:00:00"]
 

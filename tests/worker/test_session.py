@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from taskflow import Backoff, BrokerUnavailable, Cancel, Discard, JobContext, JobFailed, JobHandle, Retry, Status, Worker, job
+from taskflow import Discard, JobContext, JobFailed, JobHandle, Retry, Status, Worker, job
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
@@ -86,7 +86,7 @@ async def test_what_ended_during_an_outage_is_settled_after_it() -> None:
 @pytest.mark.parametrize(("verb", "operation"), [("claim", "claiming"), ("upkeep", "upkeep")])
 async def test_what_fails_again_and_again_is_shown_in_the_store(verb: str, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`taskflow doctor` looks there. A store may answer everything but this."""
-    monkeypatch.setattr("taskflow.worker.upkeep.PAUSES", Pauses(0.001, 0.01))
+    monkeypatch.setattr("taskflow.worker.upkeep.UPKEEP_PAUSES", Pauses(0.001, 0.01))
     async with a_faulty_broker() as broker, asyncio.timeout(20):
         shown: asyncio.Queue[str] = asyncio.Queue()
         register = broker.register
@@ -104,19 +104,6 @@ async def test_what_fails_again_and_again_is_shown_in_the_store(verb: str, opera
             broker.away = set()
             assert await shown.get() == ""
             assert shown.empty()
-
-
-async def test_a_broker_that_is_away_is_told_once_and_worked_with_again() -> None:
-    async with a_faulty_broker() as broker:
-        heard = EventRecorder()
-        Run.release.set()
-        async with Worker(options=options(heard, ttl=20.0)):
-            broker.away = {"claim"}
-            handle = await waits.delay()
-            await heard.wait_for(BrokerCallFailed, times=2)
-            broker.away = set()
-            assert await handle.result(10) == "epoch 1"
-            await heard.wait_for(BrokerRecovered)
 
 
 async def test_an_answer_that_was_long_under_way_is_given_back_and_not_run() -> None:
@@ -213,15 +200,6 @@ async def test_a_lost_lease_cancels_its_run_only() -> None:
             assert claim.request == 1
 
 
-async def test_the_first_registration_must_succeed() -> None:
-    class Away(MemoryBroker):
-        async def register(self, session: Any) -> None:
-            raise BrokerUnavailable("nobody there")
-
-    with default_app().using(Away()), pytest.raises(BrokerUnavailable, match="nobody there"):
-        await Worker().__aenter__()
-
-
 async def test_a_verdict_that_cannot_be_written_fails_its_own_job_alone(broker: Broker) -> None:
     """Its neighbours in the batch are settled, and the session lives on."""
 
@@ -245,15 +223,6 @@ async def test_a_verdict_that_cannot_be_written_fails_its_own_job_alone(broker: 
                 await handles[1].result(10)
     assert (worker.tally.runs, worker.tally.ended, worker.tally.failed) == (3, 3, 1)
     assert not any(isinstance(event, SessionEnded) for event in heard.events)
-
-
-@job(name="tests.life.odd_reasons", max_attempts=2, retry=Backoff(base=1e300, max=1e308))
-async def odd_reasons(what: str) -> None:
-    if what == "discard":
-        raise Discard(ValueError("as an exception"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    if what == "cancel":
-        raise Cancel(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    raise ValueError("to be retried in the far future")
 
 
 class Hard(BaseException):
@@ -289,27 +258,6 @@ async def test_a_worker_in_a_cancelled_scope_winds_down_all_the_same(broker: Bro
     with anyio.move_on_after(0.2):
         async with Worker(options=options(EventRecorder(), grace=0.1)):
             await anyio.sleep_forever()
-    assert await handle.status() is Status.READY
-    assert await broker.console.workers() == []
-
-
-async def test_a_second_cancellation_cuts_the_grace_time_short(broker: Broker) -> None:
-    handle = await waits.delay()
-    entered = asyncio.Event()
-
-    async def host() -> None:
-        async with Worker(options=options(EventRecorder(), grace=3600.0)):
-            entered.set()
-            await asyncio.Event().wait()
-
-    hosting = asyncio.create_task(host())
-    await entered.wait()
-    await Run.started.wait()
-    hosting.cancel()
-    await asyncio.sleep(0.05)
-    hosting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await hosting
     assert await handle.status() is Status.READY
     assert await broker.console.workers() == []
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -16,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from taskflow import DeclarationError, JobCancelled, JobHandle, JobStopping, Status, Worker, job
+from taskflow import DeclarationError, JobCancelled, JobHandle, Status, Worker, job
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.clock import start_thread
@@ -140,24 +138,6 @@ async def test_a_function_that_returns_after_its_timeout_has_failed(worker: Work
     assert failed.type == "TimeoutError"
 
 
-async def test_an_error_while_it_tidies_up_is_the_one_that_is_recorded(worker: Worker, ledger: Ledger) -> None:
-    failed = await failure(await jobs.fails_when_stopped.options(timeout=0.5).delay(ledger.path))
-    assert (failed.type, failed.message) == ("OSError", "no room for the tidying up")
-    handle = await jobs.fails_when_stopped.delay(ledger.path)
-    async with asyncio.timeout(TIMEOUT):
-        while len(ledger.lines) < 2:  # noqa: ASYNC110  # another process writes it
-            await asyncio.sleep(0.01)
-    await cancelled(handle)
-
-
-async def test_a_job_without_a_grace_time_is_killed_at_once(worker: Worker, ledger: Ledger) -> None:
-    handle = await jobs.is_not_asked.delay(ledger.path)
-    [pid] = await ledger.begun()
-    await cancelled(handle)
-    assert not is_alive(pid)
-    assert len(ledger.lines) == 1
-
-
 # --- the kill -----------------------------------------------------------------------------------------------------------
 
 
@@ -170,40 +150,6 @@ async def test_a_function_that_does_not_end_is_killed(worker: Worker, ledger: Le
     assert time.monotonic() - asked_at >= 0.5
     assert not is_alive(pid)
     assert ledger.lines[1:] == heard
-
-
-async def test_the_workers_stop_timeout_wins_over_a_longer_grace_time(ledger: Ledger) -> None:
-    async with a_worker(grace=0.1, stop_timeout=0.5):
-        handle = await jobs.tidies_up.delay(ledger.path, 60.0)
-        [pid] = await ledger.begun()
-        wound_down_at = time.monotonic()
-    assert time.monotonic() - wound_down_at < 10
-    assert (is_alive(pid), ledger.lines[1:]) == (False, ["tidying up"])
-    info = await handle.info()
-    assert info is not None
-    assert (info.status, info.failures, info.crashes) == (Status.READY, 0, 0)
-
-
-async def test_what_the_function_has_started_ends_with_its_process(worker: Worker, ledger: Ledger) -> None:
-    handle = await jobs.begets.delay(ledger.path)
-    pids = await ledger.begun()
-    await cancelled(handle)
-    await gone(*pids)
-
-
-@pytest.mark.parametrize("why", ["cancelled", "timed out"])
-async def test_a_child_that_is_killed_while_it_tidies_up(worker: Worker, ledger: Ledger, why: str) -> None:
-    handle = await jobs.tidies_up.options(timeout=0.5 if why == "timed out" else None).delay(ledger.path, 60.0)
-    [pid] = await ledger.begun()
-    if why == "cancelled":
-        await handle.cancel()
-    await ledger.until("tidying up")
-    os.kill(pid, signal.SIGKILL)
-    if why == "cancelled":
-        with pytest.raises(JobCancelled):
-            await handle.result(TIMEOUT)
-    else:
-        assert (await failure(handle)).type == "taskflow.ChildDied"
 
 
 async def test_a_stopped_child_is_not_used_again(ledger: Ledger) -> None:
@@ -288,20 +234,6 @@ calls.make()
 """
 
 
-async def test_cancelled_runs_among_others_harm_none_of_them(ledger: Ledger) -> None:
-    chance = random.Random(11)
-    async with a_worker(at_once=2):
-        handles = [await jobs.is_short.delay(number) for number in range(60)]
-        for handle in chance.sample(handles, 15):
-            await handle.cancel()
-            await asyncio.sleep(chance.random() * 0.01)
-        for number, handle in enumerate(handles):
-            try:
-                assert await handle.result(TIMEOUT) == number
-            except JobCancelled:
-                continue
-
-
 # --- how it is declared -------------------------------------------------------------------------------------------------
 
 
@@ -315,15 +247,6 @@ def test_a_job_that_does_not_run_in_a_process_has_no_grace_time() -> None:
         job(name="tests.stop.thread", stop_grace=5)(_plain)
     with pytest.raises(DeclarationError, match="an async function is cancelled"):
         job(name="tests.stop.loop", stop_grace=5)(_async)
-
-
-def test_the_exception_is_no_exception_that_a_function_would_catch() -> None:
-    stopping = JobStopping("timeout")
-    assert (issubclass(JobStopping, Exception), stopping.reason, str(stopping)) == (
-        False,
-        "timeout",
-        "the run was asked to stop: it has exceeded its timeout",
-    )
 
 
 def _plain() -> None: ...

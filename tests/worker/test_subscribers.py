@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -64,22 +60,3 @@ async def test_one_that_raises_is_logged_once_and_stops_neither_the_worker_nor_t
     [record] = [record for record in caplog.records if "subscriber" in record.getMessage()]
     assert "broken" in record.getMessage()
     assert record.exc_info is not None
-
-
-def test_the_command_has_them_too(tmp_path: Path) -> None:
-    (tmp_path / "tasks.py").write_text(
-        "from taskflow import configure, job\n"
-        "from taskflow.events import RunEnded\n"
-        "@job\n"
-        "def work() -> None: ...\n"
-        "def show(event: object) -> None:\n"
-        "    if isinstance(event, RunEnded):\n"
-        "        print('heard of', event.job, flush=True)\n"
-        "configure(subscribers=[show])\n"
-    )
-    environ = {**os.environ, "TASKFLOW_BROKER": f"sqlite:///{tmp_path / 'queue.db'}"}
-    send = [sys.executable, "-c", "import tasks; tasks.work.delay_sync()"]
-    subprocess.run(send, cwd=tmp_path, env=environ, check=True, timeout=60)
-    command = [sys.executable, "-m", "taskflow", "worker", "tasks", "--drain"]
-    done = subprocess.run(command, cwd=tmp_path, env=environ, check=True, timeout=60, capture_output=True, text=True)
-    assert "heard of tasks.work" in done.stdout

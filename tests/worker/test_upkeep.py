@@ -18,7 +18,7 @@ from taskflow.model.envelope import Lease
 from taskflow.model.schedule import Offer
 from taskflow.model.session import Session
 from taskflow.worker.events import Events
-from taskflow.worker.registration import TroubleReport
+from taskflow.worker.registration import Registration
 from taskflow.worker.upkeep import BATCH_PAUSE, LIMIT, PORTIONS, Upkeep
 from tests.worker.scene import EventRecorder, options
 
@@ -66,9 +66,8 @@ async def fires_none(offers: Sequence[Offer]) -> float:
 
 async def kept_up(*answers: Upkept) -> Told:
     broker = Told(answers)
-    trouble = TroubleReport(broker, Session(id=bytes(16), name="worker"))
-    events = Events(EventRecorder())
-    upkeep = Upkeep(broker, random.Random(1), events, on_ready=lambda: None, on_offers=fires_none, on_ended=None, trouble=trouble)
+    registration = Registration(broker, Session(id=bytes(16), name="worker"), Events(EventRecorder()))
+    upkeep = Upkeep(registration, random.Random(1), on_ready=lambda: None, on_offers=fires_none, on_ended=None)
     running = asyncio.create_task(upkeep.run())
     try:
         await asyncio.wait_for(broker.is_done.wait(), 10)

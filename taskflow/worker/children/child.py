@@ -43,7 +43,7 @@ from taskflow.worker.run_errors import failure_of
 from taskflow.worker.thread_pool import carried
 
 # Seconds to leave the lifespan and exit after the last job.
-_EXIT_WITHIN: Final = 4.0
+_EXIT_TIMEOUT: Final = 4.0
 
 
 def main(descriptor: int) -> None:
@@ -99,11 +99,11 @@ class WorkerConnection:
                 end_now()
             answering.cancel()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_EXIT_WITHIN):
+            async with asyncio.timeout(_EXIT_TIMEOUT):
                 if self._lifespan is not None:
                     await self._lifespan.end()
                 self._calls.end()
-                await asyncio.sleep(_EXIT_WITHIN)
+                await asyncio.sleep(_EXIT_TIMEOUT)
 
     def _hear(self, message: Message, heard: asyncio.Queue[Message]) -> None:
         if isinstance(message, Stop):

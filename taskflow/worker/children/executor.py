@@ -29,8 +29,8 @@ from taskflow.worker.thread_pool import CancelledBeforeStart, carried
 STOP_SIGNAL: Final = signal.SIGURG
 
 # Seconds until the signal is sent again. The first one may come just before a system call, which it then does not interrupt.
-_AGAIN_AFTER: Final = 0.02
-_LONGEST_PAUSE: Final = 1.0
+_RESEND_INTERVAL: Final = 0.02
+_MAX_PAUSE: Final = 1.0
 
 
 class _Call:
@@ -84,7 +84,7 @@ class MainThreadCalls:
         call = self._latest
         call.asked.append(reason)
         if not call.is_async:
-            self._interrupt(call, _AGAIN_AFTER)
+            self._interrupt(call, _RESEND_INTERVAL)
         elif call.task is not None and call.is_to_stop():
             call.task.get_loop().call_soon_threadsafe(call.task.cancel)
 
@@ -96,7 +96,7 @@ class MainThreadCalls:
         """Send the signal until it takes effect, or the call has ended."""
         if call.asked and not call.outcome.done() and self._main_thread is not None:
             signal.pthread_kill(self._main_thread, STOP_SIGNAL)
-            call.loop.call_later(pause, self._interrupt, call, min(2 * pause, _LONGEST_PAUSE))
+            call.loop.call_later(pause, self._interrupt, call, min(2 * pause, _MAX_PAUSE))
 
     def make(self) -> None:
         """Make the queued calls until `end` is called."""
@@ -147,7 +147,7 @@ def _settle(outcome: asyncio.Future[Any], value: Any, error: BaseException | Non
 
 
 # Minimum seconds between two progress reports, because a job may report each of a million items.
-PROGRESS_EVERY: Final = 0.05
+PROGRESS_INTERVAL: Final = 0.05
 
 Say = Callable[[Message], None]
 
@@ -189,7 +189,7 @@ class ChildExecutor(Executor):
 
 
 class _ProgressReports:
-    """Sends the latest progress of one run to the worker, at most every `PROGRESS_EVERY` seconds."""
+    """Sends the latest progress of one run to the worker, at most every `PROGRESS_INTERVAL` seconds."""
 
     def __init__(self, say: Say, holding: HeldLease) -> None:
         self._say = say
@@ -204,7 +204,7 @@ class _ProgressReports:
         """May be called from any thread."""
         if not self._is_under_way and not self._has_ended:
             self._is_under_way = True
-            self._loop.call_soon_threadsafe(lambda: self._loop.call_at(self._said_at + PROGRESS_EVERY, self._send))
+            self._loop.call_soon_threadsafe(lambda: self._loop.call_at(self._said_at + PROGRESS_INTERVAL, self._send))
 
     def end(self) -> None:
         """Send the latest report now, and ignore later ones."""

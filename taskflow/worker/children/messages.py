@@ -148,10 +148,6 @@ class Unpacker:
         self._most = most
         self._received = bytearray()
 
-    @property
-    def is_halfway(self) -> bool:
-        return bool(self._received)
-
     def feed(self, received: bytes) -> Iterator[Message]:
         self._received += received
         while len(self._received) >= _LENGTH.size:

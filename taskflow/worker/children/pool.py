@@ -22,8 +22,7 @@ from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.printable import log_safely
 from taskflow.model.verdict import Verdict
 from taskflow.worker.children.messages import CHILD_HOOKS, CannotStart, ChildFailed, Handshake
-from taskflow.worker.children.output import Emit
-from taskflow.worker.children.process import Child, ChildOptions, ChildSpec
+from taskflow.worker.children.process import Child, ChildOptions, ChildSpec, Emit
 from taskflow.worker.lease_table import HeldLease
 
 log: Final = logging.getLogger("taskflow.worker")

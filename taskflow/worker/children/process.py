@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
+import threading
+from collections import deque
+from collections.abc import Callable
 from typing import Final, Self, TypeVar, cast
 
 import msgspec
 
 from taskflow.model.clock import StartThread
-from taskflow.model.errors import ConfigurationError
+from taskflow.model.envelope import Lease
 from taskflow.model.verdict import Progress, Verdict
 from taskflow.worker.children import messages
 from taskflow.worker.children.messages import CannotStart, ChildDied, ChildFailed
-from taskflow.worker.children.output import Emit, Output
-from taskflow.worker.children.syscalls import CONNECTION, Process, spawn
-from taskflow.worker.exit_status import OutOfMemory
+from taskflow.worker.children.syscalls import CONNECTION, OutOfMemory, Process, spawn
+from taskflow.worker.events import ChildPrinted
 from taskflow.worker.lease_table import HeldLease
 
 MEBIBYTE: Final = 1 << 20
@@ -43,12 +47,6 @@ class ChildOptions(msgspec.Struct, frozen=True, kw_only=True):
     start_within: float = 60.0
     exit_within: float = 5.0
 
-    def __post_init__(self) -> None:
-        for name, least in (("at_once", 1), ("most_runs", 1), ("most_growth", 0), ("idle_for", 0), ("start_within", 0), ("exit_within", 0)):
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise ConfigurationError(f"{name}={value!r}: expected {least} or more")
-
     @property
     def slots(self) -> int:
         return self.at_once or cores()
@@ -56,11 +54,7 @@ class ChildOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 def cores() -> int:
     """Return the number of cores that this process may use."""
-    if sys.version_info >= (3, 13):
-        return os.process_cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0)) or 1
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # A new interpreter with the same path, never a fork: the worker has threads, connections and locks.
@@ -68,12 +62,122 @@ _BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.chi
 
 # Seconds to wait for the end of a child that has closed its connection, and then for its last output.
 _UNTIL_DEAD: Final = 1.0
-_OUTPUT_WITHIN: Final = 0.2
-
-# Seconds without a byte after which the rest of a message is not awaited any more: a job may have written to the connection.
-_REST_WITHIN: Final = 10.0
+_OUTPUT_TIMEOUT: Final = 0.2
 
 F = TypeVar("F", bound=ChildFailed)
+
+
+MAX_LINE_LENGTH: Final = 8_192  # the maximum length of a line in characters. Longer lines are reported in pieces.
+MAX_OUTPUT: Final = 1 << 20  # the maximum number of characters that are reported for one run. The rest is counted and dropped.
+LAST_LINES: Final = 40  # the number of lines of stderr that are added to the error of a run whose child died
+# The size of a pipe in bytes.
+_AT_ONCE: Final = 1 << 16
+
+Emit = Callable[[ChildPrinted], None]
+
+
+class Output:
+    """Reads the stdout and stderr of one child in a thread, which ends once every process has closed both."""
+
+    def __init__(self, pid: int, stdout: int, stderr: int, emit: Emit, start_thread: StartThread) -> None:
+        self._lock = threading.Lock()
+        self._streams = {stdout: _Stream("stdout", stdout, pid, emit), stderr: _Stream("stderr", stderr, pid, emit)}
+        self._errors = self._streams[stderr]
+        self._open = set(self._streams)
+        for descriptor in self._streams:
+            os.set_blocking(descriptor, False)
+        start_thread(self._empty, "taskflow-output")
+
+    def begin(self, lease: Lease) -> None:
+        """Attribute all output that is read from now on to this run."""
+        with self._lock:
+            for stream in self._streams.values():
+                stream.begin(lease)
+
+    def end(self) -> None:
+        """End the run. When this returns, everything that the run printed has been reported."""
+        with self._lock:
+            for descriptor, stream in self._streams.items():
+                if descriptor in self._open:
+                    self._read(descriptor)  # only once: a program that the job started may print for ever
+                stream.end()
+
+    @property
+    def last_lines(self) -> str:
+        """The last lines that the run wrote to stderr. They stay available until the next run begins."""
+        return "\n".join(self._errors.last_lines)
+
+    def _empty(self) -> None:
+        poll = select.poll()
+        for descriptor in self._streams:
+            poll.register(descriptor, select.POLLIN)
+        while self._open:
+            for descriptor, _ in poll.poll():
+                with self._lock:
+                    self._read(descriptor)
+                    if descriptor not in self._open:
+                        poll.unregister(descriptor)
+        with self._lock:
+            for descriptor, stream in self._streams.items():
+                stream.end()
+                os.close(descriptor)
+
+    def _read(self, descriptor: int) -> None:
+        """Read what is in the pipe. The caller holds the lock."""
+        try:
+            received = os.read(descriptor, _AT_ONCE)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = b""
+        if received:
+            self._streams[descriptor].take(received)
+        else:
+            self._open.discard(descriptor)
+
+
+class _Stream:
+    def __init__(self, name: str, descriptor: int, pid: int, emit: Emit) -> None:
+        self.last_lines = deque[str](maxlen=LAST_LINES)
+        self._name = name
+        self._pid = pid
+        self._emit = emit
+        self._lease: Lease | None = None
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._begun = ""
+        self._left = MAX_OUTPUT
+        self._dropped = 0
+
+    def begin(self, lease: Lease) -> None:
+        self.end()
+        self.last_lines.clear()
+        self._lease = lease
+
+    def take(self, received: bytes) -> None:
+        *lines, self._begun = (self._begun + self._decoder.decode(received)).split("\n")
+        for line in lines:
+            self._say(line.removesuffix("\r"))
+        while len(self._begun) >= MAX_LINE_LENGTH:
+            self._say(self._begun[:MAX_LINE_LENGTH])
+            self._begun = self._begun[MAX_LINE_LENGTH:]
+
+    def end(self) -> None:
+        if self._begun:
+            self._say(self._begun)
+            self._begun = ""
+        if self._dropped:
+            self._emit(ChildPrinted(self._lease, self._pid, self._name, f"... and {self._dropped:,} characters more, which are not shown"))
+        self._lease, self._left, self._dropped = None, MAX_OUTPUT, 0
+
+    def _say(self, line: str) -> None:
+        for start in range(0, max(1, len(line)), MAX_LINE_LENGTH):
+            piece = line[start : start + MAX_LINE_LENGTH]
+            if len(piece) >= self._left:
+                self._left, self._dropped = 0, self._dropped + len(piece) + 1
+            else:
+                self._left -= len(piece) + 1
+                self.last_lines.append(piece)
+                self._emit(ChildPrinted(self._lease, self._pid, self._name, piece))
 
 
 class ChildSpec(msgspec.Struct, frozen=True):
@@ -102,7 +206,6 @@ class Child(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._unpacker = messages.Unpacker(spec.handshake.settings["max_payload"] + messages.OVERHEAD)
-        self._until_rest: asyncio.TimerHandle | None = None
         self._answer: asyncio.Future[messages.Message] = self._loop.create_future()
         self._run: HeldLease | None = None
         self._out_of_memory = OutOfMemory()
@@ -229,17 +332,8 @@ class Child(asyncio.Protocol):
             for message in self._unpacker.feed(data):
                 self._hear(message)
         except messages.ProtocolError as garbled:
-            self._reject(str(garbled))
-        if self._until_rest is not None:
-            self._until_rest.cancel()
-            self._until_rest = None
-        if self._unpacker.is_halfway:
-            sent = f"half a message, and not the rest within {_REST_WITHIN:g} s"
-            self._until_rest = self._loop.call_later(_REST_WITHIN, self._reject, sent)
-
-    def _reject(self, sent: str) -> None:
-        self._give_up(_HungUp(f"sent {sent}", is_its_own=False))
-        self.kill()
+            self._give_up(_HungUp(f"sent {garbled}", is_its_own=False))
+            self.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._give_up(_HungUp("has closed its connection to the worker"))
@@ -302,8 +396,8 @@ class Child(asyncio.Protocol):
         if not self.ended.done():
             self.ended.set_result(code)
         # Its last output may still be in the pipe.
-        self._loop.call_later(_OUTPUT_WITHIN, self._give_up, _HungUp("has ended"))
-        self._loop.call_later(_OUTPUT_WITHIN, self._hang_up)
+        self._loop.call_later(_OUTPUT_TIMEOUT, self._give_up, _HungUp("has ended"))
+        self._loop.call_later(_OUTPUT_TIMEOUT, self._hang_up)
 
 
 class _HungUp(Exception):

@@ -7,10 +7,10 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 # <sys/prctl.h>
 _PR_SET_PDEATHSIG: Final = 1
@@ -127,3 +127,93 @@ def spawn(command: list[str], *, connection: int, stdout: int, stderr: int) -> P
             stack.callback(os.close, moved)
             actions.append((os.POSIX_SPAWN_DUP2, moved, place))
         return Process(spawn_in_session(command, os.environ, file_actions=actions, setsigdef=_DEFAULTS))
+
+
+# Minimum seconds between two checks of the counter. Kills counted before the second-to-last check are no longer considered as a cause.
+KILL_COUNT_TTL: Final = 5.0
+
+
+class ExitStatus(NamedTuple):
+    """How a process ended. `status` is an exit code or a negated signal number, as returned by `os.waitstatus_to_exitcode`."""
+
+    status: int
+    is_out_of_memory: bool = False
+
+    @property
+    def code(self) -> int:
+        """The exit code that a shell reports: 128+n for signal n."""
+        return self.status if self.status >= 0 else 128 - self.status
+
+    @property
+    def cause(self) -> str:
+        """The cause in words, as in the records of lost jobs: "SIGSEGV", "exit code 7", "out of memory (SIGKILL)"."""
+        if self.status >= 0:
+            return f"exit code {self.status}"
+        try:
+            name = signal.Signals(-self.status).name
+        except ValueError:  # a real-time signal
+            name = f"signal {-self.status}"
+        return f"out of memory ({name})" if self.is_out_of_memory else name
+
+
+class OutOfMemory:
+    """Counts the kernel's out-of-memory kills in the cgroup of this process, which its child processes share.
+
+    The counter is in `memory.events` for cgroups version 2 and in `memory.oom_control` for version 1. Without cgroups, no kill is detected.
+    """
+
+    def __init__(self, cgroups: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> None:
+        self._file = next((file for file in _counters(cgroups, proc / "self" / "cgroup") if _count(file) is not None), None)
+        self._looked_at = float("-inf")
+        self.mark()
+
+    def mark(self) -> None:
+        """Ignore all kills so far."""
+        self._older = self._newer = self._read()
+
+    def look(self, now: float) -> None:
+        """Check the counter, at most every `KILL_COUNT_TTL` seconds. Call this regularly, so that old kills are no longer considered."""
+        if now - self._looked_at >= KILL_COUNT_TTL:
+            self._looked_at = now
+            self._older, self._newer = self._newer, self._read()
+
+    def exit_status(self, status: int) -> ExitStatus:
+        """Return how a process with this status ended. Each out-of-memory kill explains the end of one process."""
+        if status != -signal.SIGKILL or self._read() <= self._older:
+            return ExitStatus(status)
+        self._older += 1
+        self._newer = max(self._newer, self._older)
+        return ExitStatus(status, is_out_of_memory=True)
+
+    def _read(self) -> int:
+        return (_count(self._file) if self._file is not None else None) or 0
+
+
+def _counters(cgroups: Path, memberships: Path) -> Iterator[Path]:
+    """Yield the files that may contain the counter. In a container, the path reported
+    for a cgroup may be its path on the host, although it is the root here."""
+    parts = [line.split(":", 2) for line in _text(memberships).splitlines() if line.count(":") >= 2]
+    folders = {name: folder for _, names, folder in parts for name in names.split(",")}  # "memory" for version 1, "" for version 2
+    if "" in folders:
+        for mount in (".", "unified"):
+            for folder in (folders[""].strip("/"), "."):
+                yield cgroups / mount / folder / "memory.events"
+    if "memory" in folders:
+        for folder in (folders["memory"].strip("/"), "."):
+            yield cgroups / "memory" / folder / "memory.oom_control"
+
+
+def _count(file: Path) -> int | None:
+    """Return the number of kills in the file, or None if the file is missing or has no such number."""
+    counts = {name: number for name, _, number in (line.partition(" ") for line in _text(file).splitlines())}
+    try:
+        return int(counts["oom_kill"])
+    except (KeyError, ValueError):
+        return None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from taskflow import Backoff, Every, JobContext, Snooze, configure, job
-from taskflow.events import CpuStarved, InterpreterBlocked, LoopResumed, ServiceFailed, VerdictIgnored, WorkerEvent
+from taskflow.events import InterpreterBlocked, LoopResumed, ServiceFailed, VerdictIgnored, WorkerEvent
 from tests.long.chaos import ledger as ledgers, tables
 from tests.long.chaos.state import EVERY, KEYED
 
@@ -29,7 +29,7 @@ def note(event: WorkerEvent) -> None:
     match event:
         case VerdictIgnored(lease):
             ledger.write("ignored", id=event.job_id or "", epoch=lease.epoch)
-        case CpuStarved() | InterpreterBlocked() | LoopResumed():
+        case InterpreterBlocked() | LoopResumed():
             ledger.write("starved", after=event.seconds, note=type(event).__name__)
         case ServiceFailed(service, error):
             ledger.write("service failed", note=f"{service}: {type(error).__name__}: {error}"[:500])

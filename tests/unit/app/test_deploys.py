@@ -13,7 +13,7 @@ from taskflow.model.codec.untyped import NAMED_READERS
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import parse_id
 from taskflow.model.verdict import Failed, Parked, Succeeded
-from taskflow.worker.executor import PARK_FOR_AT_MOST, PARK_LONGEST, PARK_SHORTEST
+from taskflow.worker.executor import MAX_PARK_PAUSE, MAX_PARK_TIME, MIN_PARK_PAUSE
 from tests.unit.app.bench import Bench, loaded
 
 OLD = """
@@ -147,10 +147,10 @@ async def test_parking_backs_off_and_ends_after_seven_days(deploy: Deploy) -> No
         assert isinstance(verdict, Parked)
         waits.append(verdict.after)
         await deploy.bench.pass_time(verdict.after)
-    assert waits[:5] == [PARK_SHORTEST, PARK_SHORTEST, 2 * PARK_SHORTEST, 4 * PARK_SHORTEST, 8 * PARK_SHORTEST]
-    assert waits[-1] == PARK_LONGEST
+    assert waits[:5] == [MIN_PARK_PAUSE, MIN_PARK_PAUSE, 2 * MIN_PARK_PAUSE, 4 * MIN_PARK_PAUSE, 8 * MIN_PARK_PAUSE]
+    assert waits[-1] == MAX_PARK_PAUSE
 
-    await deploy.bench.pass_time(PARK_FOR_AT_MOST - sum(waits) - 1)
+    await deploy.bench.pass_time(MAX_PARK_TIME - sum(waits) - 1)
     [verdict] = await deploy.bench.run_all(by=deploy.old_app)
     assert isinstance(verdict, Parked)
     await deploy.bench.pass_time(verdict.after)

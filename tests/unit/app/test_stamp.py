@@ -29,9 +29,9 @@ from taskflow import (
     schedules,
 )
 from taskflow.model.record import Record
-from taskflow.worker import scheduler as scheduler_module
+from taskflow.worker import upkeep as scheduler_module
 from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
-from taskflow.worker.scheduler import Scheduler
+from taskflow.worker.upkeep import Scheduler
 from tests.support.listing import listed
 from tests.unit.app.bench import Bench
 from tests.unit.app.jobs import add, nothing, total
@@ -142,7 +142,7 @@ async def test_a_stamp_that_does_not_return_holds_up_upkeep_for_a_limited_time(b
         def stamp(self, calls: Sequence[EnqueueCall]) -> None:
             release.wait(30)
 
-    monkeypatch.setattr(scheduler_module, "STAMPED_WITHIN", 0.01)
+    monkeypatch.setattr(scheduler_module, "STAMP_TIMEOUT", 0.01)
     configure(middleware=[Hanging()])
     await schedules.put("first", nothing.bind(), Every(seconds=60))
     await schedules.put("second", nothing.bind(), Every(seconds=60))
