@@ -41,7 +41,7 @@ BUDGETS = {
     "taskflow/broker/postgres": 5_800,
     "taskflow/broker": 21_200,
     "taskflow/app": 5_430,
-    "taskflow/worker": 7_400,
+    "taskflow/worker": 6_850,
     "taskflow/cli": 5_050,
     "taskflow/testing": 925,
     "taskflow": 48_400,
