@@ -32,7 +32,7 @@ from taskflow.worker.children.messages import (
     Unpacker,
     pack,
 )
-from taskflow.worker.children.process import MAX_LINE_LENGTH, Child, ChildOptions, ChildSpec, Output, cores
+from taskflow.worker.children.process import MAX_LINE_LENGTH, Child, ChildOptions, ChildSpec, Output
 from taskflow.worker.events import ChildPrinted
 from tests.worker.child_scene import HANDSHAKE
 
@@ -204,11 +204,6 @@ def test_the_last_lines_of_stderr_are_kept_for_the_error(pipes: Pipes) -> None:
 
 
 # --- options ------------------------------------------------------------------------------------------------------------
-
-
-def test_there_are_as_many_as_cores_unless_told_otherwise() -> None:
-    assert ChildOptions().slots == cores() == len(os.sched_getaffinity(0))
-    assert ChildOptions(at_once=3).slots == 3
 
 
 # --- a start that fails ---------------------------------------------------------------------------------------------------

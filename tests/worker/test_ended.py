@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from taskflow import Cancel, Discard, JobContext, JobInfo, Retry, Snooze, Status, TaskflowJobs, Worker, configure, enqueue, job
+from taskflow import Cancel, Discard, JobContext, JobInfo, Retry, Snooze, Status, Worker, configure, enqueue, job
 from taskflow.app.app import default_app
 from taskflow.app.middleware import Middleware
 from taskflow.broker.memory import MemoryBroker
@@ -22,7 +22,7 @@ from taskflow.worker import ended_hooks
 from taskflow.worker.options import WorkerOptions
 from tests.support.harnesses import BROKERS
 from tests.support.world import World
-from tests.worker.scene import EndedRecorder, FaultyBroker, Run, a_faulty_broker, waits
+from tests.worker.scene import EndedRecorder, FaultyBroker, a_faulty_broker
 
 
 @pytest.fixture(autouse=True)
@@ -161,18 +161,6 @@ async def test_a_slow_hook_delays_no_settlement_and_ends_with_the_worker(caplog:
     assert f"Hanging.ended() was not done with {number} ended job(s) when the worker ended" in caplog.text
 
 
-async def test_hooks_that_have_begun_may_finish_before_the_worker_ends(hearing: EndedRecorder) -> None:
-    class Slow(Middleware):
-        async def ended(self, info: JobInfo) -> None:
-            await asyncio.sleep(0.2)
-
-    configure(middleware=[Slow(), hearing])
-    async with Worker() as worker:
-        await enqueue(ends.bind("returns") for _ in range(10))
-        await worker.drained()
-    assert len(hearing.infos) == 10
-
-
 async def test_ends_beyond_the_bound_are_dropped_and_counted_in_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -276,14 +264,6 @@ async def test_a_job_that_cancels_every_task_costs_no_end(hearing: EndedRecorder
     assert len(hearing.infos) == 21
 
 
-async def test_tests_hear_of_ends_too(taskflow_jobs: TaskflowJobs) -> None:
-    hearing = EndedRecorder()
-    configure(middleware=[hearing])
-    handle = await ends.delay("returns")
-    await taskflow_jobs.run_all()
-    assert hearing.about(handle).result == "returns"
-
-
 async def test_without_such_a_hook_no_record_is_read(memory: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     class Plain(Middleware):
         pass
@@ -312,19 +292,6 @@ async def test_an_end_is_heard_once_the_store_has_it_and_not_before(hearing: End
             broker.away.clear()
             await hearing.wait_for(1)
     assert hearing.about(handle).status is Status.SUCCEEDED
-
-
-async def test_a_run_whose_lease_was_lost_ends_nothing(hearing: EndedRecorder) -> None:
-    """Only the run whose verdict counts does."""
-    async with a_faulty_broker() as broker:
-        handle = await waits.delay()
-        async with Worker():
-            await Run.started.wait()
-            await broker.take_back()
-            Run.release.set()
-            assert await handle.result(20) == "epoch 2"
-            await hearing.wait_for(1)
-    assert hearing.about(handle).result == "epoch 2"
 
 
 @job(name="tests.ended.completes", max_attempts=1)

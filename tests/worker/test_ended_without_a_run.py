@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taskflow import JobHandle, Middleware, Status, TaskflowJobs, Worker, configure, job
+from taskflow import Status, TaskflowJobs, Worker, configure, job
 from taskflow.app.app import default_app
 from taskflow.broker.console import View
 from taskflow.broker.memory import MemoryBroker
@@ -94,19 +94,6 @@ class Counting(MemoryBroker):
     async def register(self, session: Any) -> None:
         self.wants_ends.append(session.wants_ends)
         await super().register(session)
-
-
-@pytest.mark.parametrize("wants_ends", [False, True])
-async def test_only_a_worker_with_such_a_hook_asks(wants_ends: bool) -> None:
-    broker = Counting()
-    with default_app().using(broker):
-        configure(middleware=[EndedRecorder() if wants_ends else Middleware()])
-        async with Worker(options=elsewhere()):
-            await asyncio.wait_for(broker.has_asked.wait(), 20)
-        handle: JobHandle[Any] = await waits.delay()
-        await handle.cancel()
-    assert broker.wants_ends == [wants_ends]
-    assert set(broker.asked) == {wants_ends}
 
 
 async def test_ends_that_the_store_has_dropped_are_logged(caplog: pytest.LogCaptureFixture) -> None:

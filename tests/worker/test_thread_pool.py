@@ -46,38 +46,6 @@ async def test_there_are_never_more_threads_than_allowed() -> None:
     assert third.is_set()
 
 
-async def test_work_that_comes_while_a_thread_is_on_its_way_calls_no_other() -> None:
-    held = Held()
-    threads = ThreadPool(MANY, held.start)
-    outcomes = [threads.run(lambda: None) for _ in range(MANY)]
-    assert len(held.targets) == 1
-    held.let_go()
-    await asyncio.gather(*outcomes)
-    threads.close()
-
-
-async def test_results_travel_back_in_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One call into the loop brings all that was done while the loop was busy."""
-    held, loop, calls = Held(), asyncio.get_running_loop(), 0
-    threads = ThreadPool(1, held.start)
-    call_soon_threadsafe = loop.call_soon_threadsafe
-
-    def counted(callback: Callable[..., object], *args: object) -> asyncio.Handle:
-        nonlocal calls
-        calls += 1
-        return call_soon_threadsafe(callback, *args)
-
-    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
-    last = threading.Event()
-    outcomes = [threads.run(lambda number=number: number) for number in range(MANY)]  # type: ignore[misc]
-    outcomes.append(threads.run(last.set))
-    held.let_go()
-    assert last.wait(10)
-    assert await asyncio.gather(*outcomes) == [*range(MANY), None]
-    threads.close()
-    assert calls <= 2  # the last one's result may come after the loop goes on
-
-
 async def test_without_any_thread_left_the_caller_is_told() -> None:
     def refuse(target: Callable[[], None], name: str) -> threading.Thread:
         raise RuntimeError("can't start new thread")

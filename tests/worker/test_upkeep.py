@@ -19,7 +19,7 @@ from taskflow.model.schedule import Offer
 from taskflow.model.session import Session
 from taskflow.worker.events import Events
 from taskflow.worker.registration import Registration
-from taskflow.worker.upkeep import BATCH_PAUSE, LIMIT, PORTIONS, Upkeep
+from taskflow.worker.upkeep import BATCH_PAUSE, PORTIONS, Upkeep
 from tests.worker.scene import EventRecorder, options
 
 FIRST_PORTION = PORTIONS[0][1]
@@ -80,12 +80,6 @@ async def test_between_portions_of_what_nobody_waits_for_the_server_is_free_for_
     broker = await kept_up(DROPPED, DROPPED, LATER)
     assert waits == [BATCH_PAUSE, BATCH_PAUSE, 1.5]
     assert broker.limits == [FIRST_PORTION] * 3
-
-
-async def test_what_becomes_ready_is_waited_for(waits: list[float]) -> None:
-    broker = await kept_up(READIED, READIED, LATER, LATER)
-    assert waits == [1.5, 1.5]
-    assert broker.limits == [FIRST_PORTION, LIMIT, LIMIT, FIRST_PORTION]
 
 
 class SlowToClaim(MemoryBroker):
