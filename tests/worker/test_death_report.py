@@ -58,7 +58,7 @@ class IsAway(FaultyBroker):
 @pytest.mark.parametrize("kind", [Refuses, IsSilent, IsAway])
 async def test_a_broker_that_does_not_take_it_is_given_up(kind: Callable[[], MemoryBroker], monkeypatch: pytest.MonkeyPatch) -> None:
     """The supervisor has more to do, and upkeep comes to the same without it."""
-    monkeypatch.setattr(registration, "ANSWER_WITHIN", 0.05)
+    monkeypatch.setattr(registration, "ANSWER_TIMEOUT", 0.05)
 
     assert not await _soon(report_death(kind(), secrets.token_bytes(16), "exit code 1"))
 
