@@ -1,4 +1,4 @@
-"""`taskflow migrate`: what it says, and how it ends. What it does: test_migrations.py in tests/stores, and in the folders of the stores."""
+"""`taskflow migrate`: what it says, and how it ends. What it does: tests/stores/test_migrations.py."""
 
 from __future__ import annotations
 

@@ -10,8 +10,7 @@ import pytest
 from tests.stores.postgres.conftest import scene, store  # noqa: F401 - fixtures
 from tests.stores.postgres.counts import UNTIL_KEPT, Store
 from tests.stores.postgres.plans import CALLS, any_kind, assert_a_beat_is_cheap, assert_cheap
-from tests.stores.postgres.scene import Scene
-from tests.stores.postgres.sender import send
+from tests.stores.postgres.scene import Scene, send
 
 MANY = 1_000_000
 

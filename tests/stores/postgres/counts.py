@@ -49,6 +49,9 @@ class Clock:
     def __init__(self, ahead: float = 0.0) -> None:
         self.ahead = ahead
 
+    def advance(self, seconds: float) -> None:
+        self.ahead += seconds
+
     def wall(self) -> int:
         return round((time.time() + self.ahead) * 1_000_000)
 

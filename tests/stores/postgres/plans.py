@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,22 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 import pytest
 
-from taskflow.model.session import Beat
-from tests.stores.postgres.counts import SESSION, UNTIL_KEPT, Call, Clock, Cost, OnConnection, Store
+from taskflow import Status
+from taskflow.broker import topics
+from taskflow.broker.console import View
+from taskflow.broker.engine.records import Kind
+from taskflow.broker.engine.seam import ABSENT, Addition, Apply, Put, Query, Ref, Scan, Step
+from taskflow.broker.postgres import PostgresBroker
+from taskflow.broker.postgres.queries import HOT_SCANS
+from taskflow.broker.postgres.tables import TABLES
+from taskflow.model.audit import Act
+from taskflow.model.clock import ManualClock
+from taskflow.model.envelope import Envelope, Lease, OnConflict
+from taskflow.model.schedule import Amendment, Definition, Firing
+from taskflow.model.session import Beat, Report, Session
+from taskflow.model.verdict import Progress, Settled
+from tests.stores.postgres.counts import SESSION, UNTIL_KEPT, Call, Clock, Cost, OnConnection, Store, new_id
+from tests.support.verdicts import cancelled, failed, retried, snoozed, succeeded
 
 FEW: Final = 1_200
 """Rows that a plan may read: upkeep forgets up to 1,000 ids at a time."""
@@ -175,3 +190,130 @@ def assert_cheap(costs: list[Cost], index: str, *, is_there: bool = True) -> Non
 
 
 any_kind = pytest.mark.parametrize("after", [0.0, 3600.0], ids=["ready", "scheduled"])
+
+
+def an_envelope(**more: object) -> Envelope:
+    return Envelope(**{"id": new_id(), "job": "work", "payload": b"\x01", **more})  # type: ignore[arg-type]
+
+
+class Everything:
+    """Calls all that a worker, a sender and an operator call, and no function that only other functions call."""
+
+    def __init__(self, broker: PostgresBroker, clock: Clock | ManualClock) -> None:
+        self.clock = clock
+        self.broker = broker
+        self.session = Session(id=new_id(), name="worker", ttl=3600.0)
+        self.requests = 0
+
+    async def claim(self, limit: int, *queues: str) -> list[Lease]:
+        self.requests += 1
+        self.clock.advance(1.0)
+        return list(await self.broker.claim(self.session.id, self.requests, queues, limit))
+
+    async def run(self) -> None:
+        for part in (self.work, self.keys_and_joins, self.sessions, self.schedules, self.operate, self.wake, self.upkeep):
+            await part()
+
+    async def work(self) -> None:
+        broker, jobs = self.broker, [an_envelope(priority=n % 3, queue=f"q{n % 2}") for n in range(20)]
+        await broker.register(self.session)
+        for _ in range(2):
+            await broker.enqueue(jobs)
+        await broker.enqueue([an_envelope(after=0.1, expires=1.0, tags=("mine",)) for _ in range(4)])
+        await broker.enqueue([an_envelope(after=60.0)])
+        leases = [*await self.claim(4), *await self.claim(4, "q0"), *await self.claim(4, "q0", "q1")]
+        assert len(leases) == 12
+        claims = tuple(lease.claim for lease in leases)
+        reports = (Report(leases[0].claim, 1.0, Progress(0.5, "half")),)
+        await broker.beat(Beat(session=self.session.id, claims=claims[1:], seen=self.requests, reports=reports, looks=True))
+        await broker.cancel([leases[11].envelope.id])
+        for settlement in (
+            [succeeded(lease, keep_for=0.0) for lease in leases[:4]],
+            [failed(leases[4]), retried(leases[5])],
+            [snoozed(leases[6])],
+        ):
+            assert await broker.settle(settlement) == [Settled.OK] * len(settlement)
+        await broker.settle([succeeded(leases[7], follow_ups=(an_envelope(),), progress=Progress(1.0, "done")), cancelled(leases[11])])
+        assert all(await broker.read([lease.envelope.id for lease in leases[4:]]))
+
+    async def keys_and_joins(self) -> None:
+        broker, key = self.broker, os.urandom(16)
+        held = an_envelope(awaits=2, queue="joined")
+        ref, mark = Ref(Kind.JOB, held.id), Ref(Kind.MARK, b"mine")
+        await broker.enqueue([held, *[an_envelope(joins=(held.id,), queue="joins") for _ in range(2)]])
+        await broker.store.apply(Apply([Step({mark: ABSENT}, (Put(mark, {}),), adds=(Addition(ref, "awaits", 0, 5),))]))
+        await broker.settle([succeeded(lease) for lease in await self.claim(2, "joins")])
+        await broker.enqueue([an_envelope(key=key, queue="keyed")])
+        [lease] = await self.claim(1, "keyed")
+        await broker.enqueue([an_envelope(key=key, queue="keyed", on_conflict=OnConflict.REPLACE)])
+        await broker.enqueue([an_envelope(key=key, queue="keyed", on_conflict=OnConflict.REPLACE, tags=("mine",))])
+        assert await broker.holders([key]) != [None]
+        await broker.settle([succeeded(lease, key=key)])
+        await broker.enqueue([an_envelope(key=os.urandom(16)) for _ in range(3)])
+
+    async def sessions(self) -> None:
+        leaving, dying = Session(id=new_id(), name="leaving"), Session(id=new_id(), name="dying")
+        for number, session in enumerate((leaving, dying)):
+            await self.broker.register(session)
+            await self.broker.enqueue([an_envelope(queue="dying")])
+            assert await self.broker.claim(session.id, 1, ["dying"], 1)
+            await self.broker.beat(Beat.of_death(session.id, "exit code 1") if number else Beat(session=session.id, leaving=True))
+
+    async def schedules(self) -> None:
+        broker = self.broker
+        await broker.define([Definition("put", bytes(16), b"body")])
+        await broker.define([Definition("declared", bytes(16), b"body")], self.session.id, 1.0)
+        self.clock.advance(1.0)
+        for offer in (await broker.upkeep(LIMIT)).offers:
+            at = offer.now + 60_000_000
+            await broker.fire([Firing(name=offer.name, digest=offer.digest, expected=None, next_at=at, look_at=at, envelope=an_envelope())])
+        assert len(await broker.console.schedules(["put", "declared"])) == 2
+        assert await broker.console.amend_schedule("put", Amendment.REMOVE)
+
+    async def operate(self) -> None:
+        console = self.broker.console
+        await console.pause("paused")
+        await console.queues()
+        await console.metrics()
+        await console.workers()
+        for status in Status:
+            for queue in (None, "q0"):
+                page = await console.page(View(statuses=(status,), queue=queue), limit=1)
+                await console.page(View(statuses=(status,), queue=queue), limit=1, cursor=page.cursor)
+        await console.page(View(tag="mine"), limit=10)
+        [group] = await console.failure_groups(queue="q0", job="work")
+        ids = await console.failed_ids(group.fingerprint)
+        await console.retry(ids)
+        await console.drop(ids)
+        await console.purge(View(statuses=(Status.READY,), queue="q1"), limit=3)
+        await console.resume("paused")
+        await console.record_act(Act(id=new_id(), by="me", verb="purge"))
+        await console.acts(limit=5)
+
+    async def wake(self) -> None:
+        broker, job = self.broker, an_envelope()
+        await broker.enqueue([job, an_envelope(queue="q0")])
+        all_topics = [topics.ANY_QUEUE, topics.DUE, topics.queue("q0"), topics.session(self.session.id)]
+        for listener in ("me", "other"):
+            await broker._note_waiting(listener, [], 1, all_topics, [job.id])
+        await broker._look(all_topics, [job.id])
+        await broker.store.load_awaiting([job.id], [job.id], "me", 1_000_000)
+        await broker.store.claim(self.session.id, 1_000_000, ["q0"], 1, ("me", [1], 2, [topics.queue("q0")]))
+        self.requests = 1_000_000
+        await broker.cancel([job.id])
+        await broker._notify({topics.queue("q0"): 1, topics.DUE: 1, topics.session(self.session.id): 1, "*": 1}, [job.id])
+        await broker.call("forget_listener", "me")
+
+    async def upkeep(self) -> None:
+        broker = self.broker
+        for _ in range(3):
+            self.clock.advance(2.0)
+            await broker.upkeep(100, ends=True)
+        await broker.store.fade(LIMIT, 0, 0)
+        await broker.store.query(Query(tuple(Ref(kind, b"unknown") for kind in TABLES)))
+        for name, prefix, backwards, with_records in HOT_SCANS:
+            await broker.store.query(
+                Query(scans=(Scan(name, LIMIT, (self.session.id,)[:prefix], backwards=backwards, with_records=with_records),))
+            )
+        await broker.call("locked", [new_id()], [new_id()], '{"sessions": [{"id": "00"}]}')
+        await broker.call("check_marks", self.clock.wall())

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 
+from taskflow import JobHandle
 from tests.stores import scene
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy
@@ -81,3 +83,15 @@ async def killing(server: PostgresServer, database: str, seed: int) -> AsyncIter
     finally:
         killer.cancel()
         await asyncio.gather(killer, return_exceptions=True)
+
+
+NOTE: Final = "tests.stores.note"
+"""The scene's job."""
+
+
+async def send(sql: asyncpg.Connection, options: str = "", **arguments: Any) -> JobHandle[Any]:
+    """The scene's job, `options` as they stand in SQL."""
+    job_id = await sql.fetchval(
+        f"SELECT taskflow.enqueue('{NOTE}', $1::jsonb{options and ', ' + options})", json.dumps({"number": 1, **arguments})
+    )
+    return JobHandle.of(str(job_id))

@@ -11,23 +11,14 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
-from taskflow import BrokerUnavailable
+from taskflow import BrokerError, BrokerUnavailable
 from taskflow.broker.postgres import schema
 from taskflow.broker.postgres.broker import PostgresBroker
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.url import connect
 from taskflow.worker import fetcher
-from tests.stores.postgres.scene import Scene, listeners, terminate
-from tests.support.postgres import PostgresServer
+from tests.stores.postgres.scene import Scene
 from tests.support.waiting import until
-
-JOBS: Final = 900
-"""At least."""
-
-ENDED: Final = 20
-"""Connections, at the least."""
-HALF_WAY: Final = 60
-
 
 # --- what a new one costs ------------------------------------------------------------------------------------------
 
@@ -61,18 +52,6 @@ async def test_a_sibling_does_not_check_the_schema_again(scene: Scene, monkeypat
     await sibling.read([bytes(16)])
     await sibling.close()
     await broker.close()
-
-
-async def test_a_statement_goes_where_the_same_was_asked_before(scene: Scene) -> None:
-    """The server has its plans there already. Two at one time need two connections, and each stays with its own."""
-    broker = connect(scene.straight_url)
-    assert isinstance(broker, PostgresBroker)
-    pool, statements = ConnectionPool(broker.server), ("SELECT pg_backend_pid()", "SELECT pg_backend_pid() FROM pg_sleep(0.1)")
-    first = [rows[0][0] for rows in await asyncio.gather(*map(pool.fetch, statements))]
-    assert len(set(first)) == 2
-    for _ in range(3):
-        assert [(await pool.fetch(statement))[0][0] for statement in statements] == first
-    await pool.close()
 
 
 async def test_connections_that_were_not_needed_for_a_while_are_closed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +101,18 @@ async def test_a_statement_that_the_server_cancelled_is_sent_again_on_the_same_c
     await pool.close()
 
 
+async def test_a_transaction_that_fails_leaves_no_connection_behind(scene: Scene) -> None:
+    broker = connect(scene.straight_url)
+    assert isinstance(broker, PostgresBroker)
+    pool = ConnectionPool(broker.server)
+    with pytest.raises(BrokerError, match="division by zero"):
+        async with pool.transaction() as fetch:
+            await fetch("SELECT 1 / 0")
+    assert connections(scene) == 0
+    assert [row[0] for row in await pool.fetch("SELECT 1")] == [1]
+    await pool.close()
+
+
 async def test_a_statement_that_is_always_cancelled_fails_in_the_end(scene: Scene) -> None:
     scene.set("statement_timeout", "50")
     broker = connect(scene.straight_url)
@@ -133,22 +124,6 @@ async def test_a_statement_that_is_always_cancelled_fails_in_the_end(scene: Scen
 
 
 # --- ended by the server ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("harm", [terminate, lambda server, _: server.restart("immediate")], ids=["ended", "restarted"])
-async def test_once_it_listens_again_a_job_starts_at_once(server: PostgresServer, harm: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """The job is sent by another broker than the worker's, so that nothing but a notification can tell."""
-    async with Scene(server) as scene, scene.worker():
-        await scene.seconds_to_start(0)
-        number_of_listeners = len(listeners(scene))
-        await asyncio.to_thread(harm, server, scene.database)
-        await until(lambda: len(listeners(scene)) == number_of_listeners, 10)
-        await asyncio.sleep(0.2)
-        async with scene.from_afar():
-            waits = [await scene.seconds_to_start(number) for number in range(1, 6)]
-    with capsys.disabled():
-        print(f"\nfrom afar, after the listeners came back: {max(waits) * 1000:.0f} ms at worst")
-    assert max(waits) < 2.0  # to look again takes the worker 5 s
 
 
 @pytest.mark.parametrize("sends", ["note.delay_sync({})", "asyncio.run(send({}))", "asyncio.run(send_many({}))"])

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import msgspec
 import pytest
 
-from taskflow.broker import topics
-from taskflow.broker.console import View
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled
 from tests.stores.postgres.counts import SESSION, Store, counting, new_id, rows_of
-from tests.support.listing import listed
 from tests.support.verdicts import SettlementOf, failed, retried, succeeded
 from tests.support.waiting import until
 
@@ -78,15 +74,6 @@ async def test_a_job_is_written_three_times_in_a_hundredth_of_three_transactions
     assert transactions <= 5 * BATCHES + 20  # the first use looks at the schema, and each look of this test is one
 
 
-async def test_a_purge_of_20_000_waiting_jobs_ends_in_time(store: Store, broker: Broker) -> None:
-    for _ in range(20):
-        await broker.enqueue(envelopes(1_000))
-    assert await broker.console.purge(View(), limit=20_000) == 20_000
-    assert await listed(broker.console) == []
-    [queue] = await broker.console.queues()
-    assert set(queue.counts.values()) == {0}
-
-
 CALLS: Final[Mapping[str, tuple[dict[str, int], Callable[[Broker, list[Lease]], Awaitable[Any]]]]] = {
     "enqueue": ({"add": 1}, lambda broker, _: broker.enqueue(envelopes(BATCH))),
     "enqueue with keys": (
@@ -115,16 +102,3 @@ async def test_a_verb_takes_few_calls_however_many_jobs(store: Store, broker: Br
         await call(broker, leases)
         del asked["notify"]
     assert asked == expected
-
-
-async def test_a_purge_wakes_whoever_waits_for_one_of_many(store: Store) -> None:
-    broker, other = connect(store.url), connect(store.url)
-    waiting = envelopes(300)
-    await broker.enqueue(waiting)
-    with other.listen([topics.job(waiting[-1].id)]) as nudges:
-        waits = asyncio.create_task(nudges.wait(10))
-        await asyncio.sleep(0.5)
-        await broker.console.purge(View())
-        assert await waits
-    await broker.close()
-    await other.close()

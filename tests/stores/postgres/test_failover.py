@@ -21,7 +21,7 @@ from tests.stores.scene import TIMEOUT, elapsed_since
 from tests.support.postgres import PostgresServer, shared_postgres
 from tests.support.processes import HOST, free_port
 from tests.support.proxy import Proxy
-from tests.support.standby import Standby, come_back_as_standby
+from tests.support.standby import Standby
 
 MANY = 300
 
@@ -111,24 +111,6 @@ async def test_a_primary_that_turns_read_only_is_left(server: PostgresServer, st
         await scene.until_done()
         await scene.assert_each_settled_once()
     assert max(waits) < 2.0, waits  # to look again takes the worker 5 s
-
-
-async def test_a_primary_that_comes_back_as_a_standby_is_passed_over(server: PostgresServer, standby: Standby) -> None:
-    """It is the first of the two, and answers, which a broker takes no harm from that was there before, nor one that comes new."""
-    configure(enqueue_timeout=TIMEOUT)
-    standby.be_waited_for()
-    async with SceneOfTwo(server, standby) as scene, scene.worker(ttl=20):
-        await scene.send(range(20))
-        await scene.until_done()
-        await asyncio.to_thread(server.stop)
-        await asyncio.to_thread(standby.promote)
-        await asyncio.to_thread(come_back_as_standby, server)
-        await scene.send(range(20, 40))
-        await scene.until_done()
-        terminate(standby, scene.database)
-        await scene.send(range(40, 60))
-        await scene.until_done()
-        await scene.assert_each_settled_once()
 
 
 # --- which of several it is -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Where notifications get lost, or cannot be listened to, jobs are looked for once a second, and it is said."""
+"""Poolers in transaction mode. Where notifications get lost, jobs are looked for once a second, and the log says so."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from taskflow.broker.postgres import listen_connection, wakeups
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
+from taskflow.model.errors import BrokerRefused
 from taskflow.model.ids import IdFactory
 from tests.stores.postgres.counts import counting
 from tests.stores.postgres.scene import Scene
+from tests.stores.scene import one_job_is_done
 from tests.support.pgbouncer import PgBouncer, is_there
 from tests.support.postgres import shared_postgres
 from tests.support.processes import HOST, free_port
@@ -120,22 +122,6 @@ async def test_a_pooler_beside_which_it_listens_is_no_reason_to_poll(
 
 
 @pooled
-@loses
-async def test_a_pooler_that_is_mended_is_noticed(
-    scene: Scene, bouncer: PgBouncer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In session mode it loses nothing."""
-    monkeypatch.setattr(wakeups, "TEST_AGAIN", 0.5)
-    caplog.set_level(logging.INFO, "taskflow")
-    async with worker_at(scene, f"{bouncer.url(scene.database)}?pooled=1"):
-        await until(lambda: warnings(caplog))
-        await asyncio.to_thread(bouncer.command, "SET default_pool_size = 20")  # each of the connections keeps one of its own then
-        await asyncio.to_thread(bouncer.command, "SET pool_mode = session")
-        await until(lambda: "notifications arrive again" in caplog.text)
-        await assert_hears_of_jobs(scene)
-
-
-@pooled
 @pytest.mark.parametrize("topic", ["queue", "any queue", "due", "end"])
 async def test_all_that_one_waits_for_is_looked_for(topic: str, bouncer: PgBouncer) -> None:
     """And who finds nothing is left alone."""
@@ -200,9 +186,6 @@ def besides_upkeep(asked: Counter[str]) -> int:
     return asked.total() - CALLS_OF_UPKEEP * max(asked["promote"], asked["fade"])
 
 
-# --- the self-test --------------------------------------------------------------------------------------------------
-
-
 # --- the doctor -----------------------------------------------------------------------------------------------------
 
 
@@ -226,3 +209,30 @@ async def test_the_doctor_finds_a_pooler_that_loses_them(scene: Scene, bouncer: 
     assert level == "note"
     assert "listen=host:5432" in says
     assert (await wake_ups(f"{url}&listen={HOST}:{scene.postgres.port}"))[0] == "ok"
+
+
+@pooled
+@pytest.mark.parametrize(("prepared", "options"), [(0, "pooled=1"), (100, "pooled=1"), (100, "pooled=0")])
+async def test_jobs_are_done_through_a_pooler(prepared: int, options: str) -> None:
+    """With its support for prepared statements, and without, when the URL says so."""
+    database = shared_postgres().new_database()
+    with PgBouncer(shared_postgres(), pool_size=2, max_prepared_statements=prepared) as bouncer:
+        broker = connect(f"{bouncer.url(database)}?{options}")
+        for _ in range(5):
+            await one_job_is_done(broker)
+        await broker.close()
+
+
+@pooled
+async def test_a_pooler_without_prepared_statements_says_what_the_url_lacks() -> None:
+    """As soon as a statement meets a connection of the server's that knows it by another name, or not at all."""
+    with PgBouncer(shared_postgres(), pool_size=2) as bouncer:
+        broker = connect(bouncer.url(shared_postgres().new_database()))
+        with pytest.raises(BrokerRefused, match=r"without prepared statements: add pooled=1 to the broker URL"):
+            await many_jobs_are_done(broker)
+        await broker.close()
+
+
+async def many_jobs_are_done(broker: Broker) -> None:
+    for _ in range(20):
+        await asyncio.gather(*(one_job_is_done(broker) for _ in range(4)))

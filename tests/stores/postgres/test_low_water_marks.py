@@ -100,6 +100,9 @@ async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
     """Rows of every table and index of ours, by each verb of a busy worker, once ten thousand jobs have come and gone."""
     await stranger.execute("CREATE TABLE public.theirs (n integer)")
     await stranger.execute("BEGIN; INSERT INTO public.theirs VALUES (1)")
+    other = await asyncpg.connect(store.url)
+    await other.execute(_NOT_AWAITED_ANY_MORE)
+    await other.close()
     await work.pass_through(MANY // 2)
     await work.pass_through(MANY // 2, after=0.001)
     await work.beat()
@@ -110,8 +113,11 @@ async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
     await work.broker.upkeep(1_000)
     assert store.dead_rows() > MANY  # of two for each, those that the statistics know by now
     store.counted = "."
+    await work.broker.enqueue([an_envelope() for _ in range(20)])
+    settlements = [succeeded(lease) for lease in await work.claim()]
     beyond = work.request + 1
     verbs: dict[str, Call] = {
+        "settle": lambda broker: broker.settle(settlements),
         "enqueue": lambda broker: broker.enqueue([an_envelope() for _ in range(10)]),
         "claim of any queue": lambda broker: broker.claim(SESSION, beyond, [], 100),
         "claim of one": lambda broker: broker.claim(SESSION, beyond, ["default"], 100),
@@ -127,24 +133,12 @@ async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
         assert max(map(rows_of, costs)) < FEW, verb
 
 
-async def test_nor_does_a_settlement_read_who_was_awaited_once(store: Store, work: Work, stranger: asyncpg.Connection) -> None:
-    """Each wait for a result leaves a row that nobody may clean away meanwhile."""
-    await stranger.execute("CREATE TABLE public.theirs (n integer)")
-    await stranger.execute("BEGIN; INSERT INTO public.theirs VALUES (1)")
-    broker = await asyncpg.connect(store.url)
-    await broker.execute(
-        "INSERT INTO taskflow.awaited (id, listener, until_when) "
-        f"SELECT decode(md5(n::text), 'hex'), 'listener', 0 FROM generate_series(1, {MANY}) AS n"
-    )
-    await broker.execute("DELETE FROM taskflow.awaited")
-    await broker.close()
-    await work.broker.enqueue([an_envelope() for _ in range(BATCH)])
-    settlements = [succeeded(lease) for lease in await work.claim()]
-    store.counted = "^awaited"
-
-    costs = await store.costs(lambda broker: broker.settle(settlements), times=UNTIL_PLANS_ARE_KEPT)
-
-    assert max(map(rows_of, costs)) < FEW
+_NOT_AWAITED_ANY_MORE: Final = f"""
+    INSERT INTO taskflow.awaited (id, listener, until_when)
+    SELECT decode(md5(n::text), 'hex'), 'listener', 0 FROM generate_series(1, {MANY}) AS n;
+    DELETE FROM taskflow.awaited;
+"""
+"""Each wait for a result leaves a row that nobody may clean away meanwhile."""
 
 
 async def test_a_commit_that_comes_late_is_found_by_a_check_of_the_marks(work: Work, stranger: asyncpg.Connection) -> None:
@@ -362,16 +356,3 @@ async def test_what_comes_as_its_queue_comes_to_rest_is_found(work: Work, strang
     await looking.close()
 
     assert [lease.envelope.id for lease in await work.claim()] == [late.id]
-
-
-async def test_updates_that_come_often_stay_on_their_page(work: Work, stranger: asyncpg.Connection) -> None:
-    """Upkeep's sums are "heap-only" updates, which add nothing to any index."""
-    for _ in range(60):
-        await work.pass_through(BATCH)
-        await work.beat()
-        await stranger.execute("UPDATE taskflow.marks SET set_at = 0 WHERE kind = 'tally'")  # half a second is over
-        await work.broker.upkeep(10)
-    await work.broker.close()
-    [(updates, hot)] = await stranger.fetch("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'totals'")
-    assert updates > 50
-    assert hot >= 0.9 * updates

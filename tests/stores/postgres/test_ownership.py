@@ -11,7 +11,7 @@ from taskflow import BrokerRefused
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import key_digest
-from tests.stores.one_job import one_job_is_done
+from tests.stores.scene import one_job_is_done
 from tests.support.postgres import PostgresServer
 
 ROLES: Final = "CREATE ROLE app LOGIN; CREATE ROLE mallory LOGIN; CREATE ROLE team; CREATE ROLE other LOGIN"
@@ -152,28 +152,28 @@ def quoted(name: str) -> str:
 # --- who may only send by SQL ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "forbidden",
-    [
-        "SELECT * FROM taskflow.jobs",
-        "UPDATE taskflow.jobs SET priority = 100",
-        "DELETE FROM taskflow.jobs",
-        "INSERT INTO taskflow.queues (id, rev, is_paused) VALUES ('default', 1, 1)",
-        "SELECT * FROM taskflow.look(NULL, ARRAY[''::bytea], '{}', true, true)",
-        "SELECT * FROM taskflow.scan('SELECT * FROM taskflow.jobs')",
-        "SELECT * FROM taskflow.claim(NULL, NULL, ''::bytea, 1, '{}', 1, 1)",
-        "SELECT * FROM taskflow.fade(10, 0, 0, 1, NULL)",
-        "CREATE TABLE taskflow.mine (n integer)",
-        "CREATE FUNCTION taskflow.mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
-    ],
-)
-async def test_a_sender_may_add_jobs_and_neither_read_nor_change_any(roles: PostgresServer, database: str, forbidden: str) -> None:
+FORBIDDEN: Final = [
+    "SELECT * FROM taskflow.jobs",
+    "UPDATE taskflow.jobs SET priority = 100",
+    "DELETE FROM taskflow.jobs",
+    "INSERT INTO taskflow.queues (id, rev, is_paused) VALUES ('default', 1, 1)",
+    "SELECT * FROM taskflow.look(NULL, ARRAY[''::bytea], '{}', true, true)",
+    "SELECT * FROM taskflow.scan('SELECT * FROM taskflow.jobs')",
+    "SELECT * FROM taskflow.claim(NULL, NULL, ''::bytea, 1, '{}', 1, 1)",
+    "SELECT * FROM taskflow.fade(10, 0, 0, 1, NULL)",
+    "CREATE TABLE taskflow.mine (n integer)",
+    "CREATE FUNCTION taskflow.mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+]
+
+
+async def test_a_sender_may_add_jobs_and_neither_read_nor_change_any(roles: PostgresServer, database: str) -> None:
     await use(roles, database, "app")
     roles.execute("GRANT USAGE ON SCHEMA taskflow TO mallory", database)
     as_sender = "SET ROLE mallory; SET statement_timeout = 10000; "
     roles.execute(f"{as_sender} SELECT taskflow.enqueue('work', queue => 'any', priority => 100)", database)
-    with pytest.raises(Exception, match="permission denied"):
-        roles.execute(f"{as_sender} {forbidden}", database)
+    for forbidden in FORBIDDEN:
+        with pytest.raises(Exception, match="permission denied"):
+            roles.execute(f"{as_sender} {forbidden}", database)
 
 
 async def test_a_sender_learns_the_id_of_a_job_that_has_its_key_and_may_replace_that_job(roles: PostgresServer, database: str) -> None:
@@ -192,14 +192,3 @@ async def test_a_sender_learns_the_id_of_a_job_that_has_its_key_and_may_replace_
     await broker.upkeep(10)
     assert await broker.holders([key]) == [sent]
     await broker.close()
-
-
-async def test_a_role_from_which_execute_was_revoked_adds_nothing(roles: PostgresServer, database: str) -> None:
-    await use(roles, database, "app")
-    [(signature,)] = roles.rows(
-        "SELECT oid::regprocedure::text FROM pg_proc WHERE proname = 'enqueue' AND prosecdef AND pronamespace = 'taskflow'::regnamespace",
-        database=database,
-    )
-    roles.execute(f"GRANT USAGE ON SCHEMA taskflow TO mallory; REVOKE EXECUTE ON FUNCTION {signature} FROM PUBLIC", database)
-    with pytest.raises(Exception, match="permission denied for function enqueue"):
-        roles.execute("SET ROLE mallory; SELECT taskflow.enqueue('work')", database)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import asyncpg
 import pytest
@@ -17,8 +17,6 @@ from taskflow.model.stored_values import LATEST
 from tests.stores.postgres.counts import SESSION, Call, Store, new_id
 from tests.support.waiting import until
 
-T = TypeVar("T")
-
 DETECTED_WITHIN: Final = 0.7
 """Seconds. Less than those after which the server looks for deadlocks."""
 
@@ -26,8 +24,6 @@ SOON: Final = 2.0
 """Seconds. Less than those after which a verb gives up waiting for a lock."""
 
 SECOND: Final = 1_000_000
-
-levels = pytest.mark.parametrize("level", ["read committed", "repeatable read"])
 
 
 def a_definition(name: str = "nightly", version: int = 1) -> Definition:
@@ -49,11 +45,6 @@ def a_firing(offer: Offer, seconds: float = 60.0, **more: Any) -> Firing:
 async def named(broker: Broker, name: str = "nightly") -> ScheduleRecord:
     [record] = await broker.console.schedules([name])
     return record
-
-
-async def set_level(stranger: asyncpg.Connection, level: str) -> None:
-    database = await stranger.fetchval("SELECT current_database()")
-    await stranger.execute(f"ALTER DATABASE {database} SET default_transaction_isolation = '{level}'")
 
 
 # --- many at once -----------------------------------------------------------------------------------------
@@ -158,10 +149,3 @@ async def test_a_store_without_schedules_costs_upkeep_and_a_look_one_probe_each_
     for call in calls:
         for cost in await store.costs(call, times=2):
             assert cost == {"schedules_offers": (1, 0)}
-
-
-async def test_a_removed_schedule_leaves_no_declaration(broker: Broker, stranger: asyncpg.Connection) -> None:
-    await broker.define([a_definition()], SESSION)
-    await broker.beat(Beat(session=SESSION, leaving=True))
-    assert await broker.console.amend_schedule("nightly", Amendment.REMOVE)
-    assert await stranger.fetchval("SELECT count(*) FROM taskflow.declared") == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import traceback
-import tracemalloc
 from typing import Any, Final
 
 import asyncpg
@@ -13,10 +12,8 @@ from msgspec import structs
 from taskflow import BrokerRefused
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Envelope
-from taskflow.model.record import Record
 from taskflow.model.verdict import Settled
 from tests.stores.postgres.counts import SESSION, new_id
-from tests.support.listing import listed
 from tests.support.verdicts import failed, succeeded
 
 REFUSED: Final[dict[str, tuple[str, ...]]] = {
@@ -68,28 +65,6 @@ async def test_the_server_refuses_values_that_no_verb_could_work_with(broker: Br
         await assert_refused(stranger, envelope.id, *change.split(" = "))
 
 
-@pytest.mark.parametrize("of", ["sent", "state", "content"])
-async def test_of_a_body_that_is_too_long_only_the_length_is_looked_at(broker: Broker, stranger: asyncpg.Connection, of: str) -> None:
-    envelopes = [an_envelope() for _ in range(3)]
-    await broker.enqueue(envelopes)
-    size = 80_000_000 if of == "content" else 8_000_000
-    await spoil(stranger, envelopes[1].id, of, f"convert_to(repeat('x', {size}), 'UTF8')")
-    tracemalloc.start()
-    try:
-        records = await broker.read([envelope.id for envelope in envelopes])
-        leases = await broker.claim(SESSION, 1, [], 10)
-        found = await listed(broker.console)
-        assert tracemalloc.get_traced_memory()[1] < 4_000_000
-    finally:
-        tracemalloc.stop()
-
-    assert [unreadable_of(record) for record in records] == [[], [of], []]
-    assert [bool(lease.unreadable) for lease in leases] == [False, True, False]
-    assert len(found) == 3
-    settlements = [failed(lease) if lease.unreadable else succeeded(lease) for lease in leases]
-    assert await broker.settle(settlements) == [Settled.OK] * 3
-
-
 @pytest.mark.parametrize(("field", "value"), [("keep_for", float("nan")), ("keep_for", 1e300), ("ran_for", 1e300), ("ran_for", -9.223e12)])
 async def test_a_verdict_that_cannot_be_written_fails_alone(broker: Broker, field: str, value: float) -> None:
     """It is no error of the store: the worker sends the batch one by one, and the one as a failure."""
@@ -106,15 +81,6 @@ async def test_a_verdict_that_cannot_be_written_fails_alone(broker: Broker, fiel
 
 
 # --- text that is no UTF-8 -----------------------------------------------------------------------------------------
-
-
-BAD: Final = "convert_from('\\x6e61efff', 'SQL_ASCII')"
-"""A text of these bytes."""
-
-
-def unreadable_of(record: Record | None) -> list[str]:
-    assert record is not None
-    return [field.column for field in record.unreadable]
 
 
 @pytest.mark.parametrize("n", [-253_402_300_799_999_999, 253_402_300_799_999_999])
@@ -139,6 +105,3 @@ async def test_the_row_that_the_server_refuses_is_in_no_message(broker: Broker, 
         await broker.enqueue([mail])
     assert isinstance(refused.value.__cause__, asyncpg.CheckViolationError)
     assert mail.job not in "".join(traceback.format_exception(refused.value))
-
-
-HUGE: Final = 62_000_000

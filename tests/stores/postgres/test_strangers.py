@@ -1,8 +1,10 @@
-"""Transactions of others that stay open, and roles that may do no more than add jobs: neither harms the fleet."""
+"""Transactions of others that stay open, and roles that may do no more than add jobs: neither harms the fleet. No job is leased to two."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -10,49 +12,21 @@ import asyncpg
 import pytest
 from msgspec import structs
 
-from taskflow import JobFailed, Worker, job
-from taskflow.app.app import default_app
-from taskflow.broker.protocol import Added, Broker
+from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
-from taskflow.model.envelope import Envelope, OnConflict
-from taskflow.model.ids import key_digest
+from taskflow.model.envelope import Envelope, Lease, OnConflict
+from taskflow.model.ids import IdFactory, key_digest
 from taskflow.model.record import Status
-from taskflow.model.session import Beat, Report, Session
+from taskflow.model.session import Session
 from taskflow.model.verdict import Settled
-from taskflow.worker.events import SettlementBlocked, WorkerEvent
-from taskflow.worker.options import WorkerOptions
-from taskflow.worker.settler import HELD_UP_PAUSE
 from tests.stores.postgres.counts import SESSION, Store, new_id
+from tests.support.postgres import shared_postgres
 from tests.support.verdicts import succeeded
 
 SOON: Final = 2.0
 """Seconds. Less than those after which a verb gives up waiting for a lock."""
 
 HOUR: Final = 3_600_000_000
-
-TIMEOUT: Final = 60.0
-"""Seconds. What takes this long has hung."""
-
-
-async def test_no_verb_waits_for_a_transaction_that_has_sent_with_a_key(broker: Broker, stranger: asyncpg.Connection) -> None:
-    """A job with the key runs, and another one waits behind it. Somebody replaces that one, and does not commit."""
-    key = key_digest("default", "work", "k")
-    with_key = [Envelope(id=new_id(), job="work", payload=b"\x01", key=key, on_conflict=OnConflict.REPLACE) for _ in range(3)]
-    await broker.enqueue([with_key[0]])
-    [lease] = await broker.claim(SESSION, 1, [], 10)
-    await broker.enqueue([with_key[1]])
-    await stranger.execute("BEGIN; SELECT taskflow.enqueue('work', key => 'k', on_conflict => 'replace')")
-
-    async with asyncio.timeout(SOON):
-        await broker.beat(Beat(session=SESSION, claims=(lease.claim,), seen=1, reports=(Report(lease.claim, 1.0),)))
-        assert await broker.enqueue([with_key[2]]) == [Added(with_key[2].id, with_key[1].id)]
-        assert await broker.settle([succeeded(lease)]) == [Settled.OK]
-        await broker.upkeep(10)
-        assert await broker.cancel([with_key[2].id]) == [Status.READY]
-
-    await stranger.execute("COMMIT")
-    await broker.upkeep(10)
-    assert len(await broker.claim(SESSION, 2, [], 10)) == 1
 
 
 async def test_what_a_stranger_holds_harms_no_other_settlement(broker: Broker, stranger: asyncpg.Connection) -> None:
@@ -69,42 +43,6 @@ async def test_what_a_stranger_holds_harms_no_other_settlement(broker: Broker, s
 
     await stranger.execute("ROLLBACK")
     assert await broker.settle([held, *others]) == [Settled.OK] * 3
-
-
-async def test_a_worker_goes_on_beside_a_job_whose_end_cannot_be_written_yet(broker: Broker, stranger: asyncpg.Connection) -> None:
-    """With one slot, and jobs whose ends are written as that one's is. That it is held up is told once; it is written when it can be."""
-    begun, release = asyncio.Event(), asyncio.Event()
-    held_up: list[SettlementBlocked] = []
-
-    @job(name="tests.strangers.waits")
-    async def waits() -> str:
-        begun.set()
-        await release.wait()
-        return "in the end"
-
-    @job(name="tests.strangers.fails", max_attempts=1)
-    async def fails() -> None:
-        raise ValueError("as it must")
-
-    def hear(event: WorkerEvent) -> None:
-        if isinstance(event, SettlementBlocked):
-            held_up.append(event)
-
-    with default_app().using(broker):
-        async with asyncio.timeout(TIMEOUT), Worker(options=WorkerOptions(concurrency=1, subscribers=(hear,))):
-            held = await waits.delay()
-            await begun.wait()
-            await stranger.execute("BEGIN; SELECT FROM taskflow.jobs WHERE job = 'tests.strangers.waits' FOR UPDATE")
-            others = [await fails.delay() for _ in range(20)]
-            release.set()
-            for other in others:
-                with pytest.raises(JobFailed):
-                    await other.result()
-            assert (await held.status()) is Status.RUNNING
-            await asyncio.sleep(HELD_UP_PAUSE)
-            await stranger.execute("ROLLBACK")
-            assert await held.result() == "in the end"
-    assert len(held_up) == 1
 
 
 @pytest.mark.parametrize("level", ["read committed", "repeatable read"])
@@ -193,3 +131,39 @@ async def test_a_role_that_may_add_jobs_cannot_act_as_the_owner(store: Store, st
         await stranger.execute("CREATE TRIGGER springs AFTER INSERT ON trap FOR EACH ROW EXECUTE FUNCTION taskflow.on_commit()")
     await stranger.fetchval("SELECT taskflow.enqueue('work')")
     await stranger.execute("RESET ROLE; DROP TABLE trap; REVOKE USAGE ON SCHEMA taskflow FROM mallory; DROP ROLE mallory")
+
+
+JOBS: Final = 2_000
+
+
+CLAIMERS: Final = 6
+
+
+async def test_workers_never_get_the_same_job(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each with a store of its own, all of them at once, some from every queue and some from one."""
+    database, new_id = shared_postgres().new_database(), IdFactory()
+    brokers = [connect(shared_postgres().url(database)) for _ in range(CLAIMERS)]
+    for first in range(0, JOBS, 500):
+        envelopes = [Envelope(id=new_id(), job="work", payload=b"\x01", queue=f"queue{n % 3}") for n in range(first, first + 500)]
+        await brokers[0].enqueue(envelopes)
+    claims = await asyncio.gather(*(claim_all(broker, number) for number, broker in enumerate(brokers)))
+    taken = Counter(lease.envelope.id for leases in claims for lease in leases)
+    with capsys.disabled():
+        print(f"\n{JOBS} jobs taken by {CLAIMERS}: {[len(leases) for leases in claims]}")
+    assert len(taken) == taken.total() == JOBS
+    assert sum(bool(leases) for leases in claims) == CLAIMERS
+    for broker in brokers:
+        await broker.close()
+
+
+async def claim_all(broker: Broker, number: int) -> list[Lease]:
+    """A few at a time, until there are none, three times in a row: what others have locked is passed over."""
+    session = Session(id=os.urandom(16), name=f"worker {number}")
+    await broker.register(session)
+    found, request, in_vain = list[Lease](), 0, 0
+    while in_vain < 3:
+        request += 1
+        leases = await broker.claim(session.id, request, [] if number % 2 else [f"queue{request % 3}"], 7)
+        found += leases
+        in_vain = 0 if leases else in_vain + 1
+    return found

@@ -91,41 +91,11 @@ async def idle_workers(url: str, number: int) -> AsyncIterator[list[IdleWorker]]
         yield [await stack.enter_async_context(IdleWorker(url)) for _ in range(number)]
 
 
-class Spy:
-    """Hears what the listeners that are noted now are told."""
-
-    def __init__(self, connection: asyncpg.Connection) -> None:
-        self._connection = connection
-        self.heard: list[tuple[str, str]] = []
-
-    async def listen(self) -> None:
-        for row in await self._connection.fetch("SELECT listener FROM taskflow.idle UNION SELECT listener FROM taskflow.awaited"):
-            await self._connection.add_listener(row["listener"], lambda _, __, channel, words: self.heard.append((channel, str(words))))
-
-    def heard_of(self, beginning: str) -> list[str]:
-        """The channels on which such words were said."""
-        return [channel for channel, words in self.heard if words.startswith(beginning)]
-
-
-@pytest.fixture
-async def spy(store: Store) -> AsyncIterator[Spy]:
-    connection = await asyncpg.connect(store.url)
-    yield Spy(connection)
-    await connection.close()
-
-
 async def lone_result(sender: Broker, waiter: Broker) -> Record:
     """Send a job, and wait for its end as a handle does."""
     envelope = an_envelope()
     await sender.enqueue([envelope])
     return await ended(waiter, envelope.id)
-
-
-async def until_noted(waiter: Broker, *ids: bytes) -> None:
-    """Return when the server knows that somebody waits for these jobs."""
-    assert isinstance(waiter, PostgresBroker)
-    await asyncio.sleep(0)
-    await until(lambda: not waiter.listener.unnoted(ids))
 
 
 async def ended(waiter: Broker, job_id: bytes) -> Record:
@@ -160,95 +130,30 @@ async def test_a_lone_job_takes_six_calls_however_many_workers_idle(store: Store
     await waiter.close()
 
 
-async def test_a_claim_that_finds_the_listener_noted_writes_no_note(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
-    async with IdleWorker(store.url) as worker:
-        notes = await stranger.fetch("SELECT xmin, * FROM taskflow.idle")
-        for request in range(1, 4):
-            await worker.broker.claim(worker.session.id, 1_000_000 + request, [], 10)
-        assert len(notes) == 1
-        assert await stranger.fetch("SELECT xmin, * FROM taskflow.idle") == notes
-
-
 # --- ends -----------------------------------------------------------------------------------------------------------------
 
 
-async def test_many_ends_are_told_to_a_listener_in_one_message(store: Store, broker: Broker, spy: Spy) -> None:
-    """However many wait in its process; and each result comes with it."""
-    envelopes = [an_envelope() for _ in range(10)]
-    await broker.enqueue(envelopes)
-    leases = await broker.claim(SESSION, 1, [], 10)
-    waiter = broker.sibling()
-    with waiter.listen([topics.job(bytes(16))]) as nudges:
-        await until(lambda: nudges.is_prompt)
-        waiting = [asyncio.create_task(ended(waiter, envelope.id)) for envelope in envelopes]
-        await until_noted(waiter, *(envelope.id for envelope in envelopes))
-        await spy.listen()
-        with counting() as asked:
-            await broker.settle([succeeded(lease, b"\x01%d" % number) for number, lease in enumerate(leases)])
-            records = await asyncio.gather(*waiting)
-    assert {record.result for record in records} == {b"\x01%d" % number for number in range(10)}
-    await until(lambda: spy.heard)
-    assert len(spy.heard) == 1
-    assert asked == {"succeed": 1, "notify": 1}
-    assert records == await broker.read([envelope.id for envelope in envelopes])
-    await waiter.close()
-
-
-@pytest.mark.parametrize("size", [4_800, 5_200, 100_000])
-async def test_a_result_that_fits_no_message_is_read(store: Store, broker: Broker, size: int) -> None:
-    envelope = an_envelope()
-    await broker.enqueue([envelope])
-    [lease] = await broker.claim(SESSION, 1, [], 1)
-    waiter = broker.sibling()
-    with waiter.listen([topics.job(bytes(16))]) as nudges:
-        await until(lambda: nudges.is_prompt)
-        waiting = asyncio.create_task(ended(waiter, envelope.id))
-        await until_noted(waiter, envelope.id)
-        with counting() as asked:
-            await broker.settle([succeeded(lease, bytes(size))])
-            async with asyncio.timeout(SOON):
-                assert (await waiting).result == bytes(size)
-    assert asked["load_awaiting"] == (size > 5_000)
-    await waiter.close()
-
-
-async def test_an_end_during_the_first_read_is_told(store: Store, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The note of who waits, and the end, are written at the same time: neither transaction sees the other."""
-    envelope = an_envelope()
-    await broker.enqueue([envelope])
-    [lease] = await broker.claim(SESSION, 1, [], 1)
-    waiter = broker.sibling()
-    assert isinstance(waiter, PostgresBroker)
-    load = waiter.store.load_awaiting
-
-    async def slow(*arguments: Any) -> Any:
-        found = await load(*arguments)
-        await broker.settle([succeeded(lease)])
-        await asyncio.sleep(0.1)  # in which the end is told
-        return found
-
-    with waiter.listen([topics.job(bytes(16))]) as nudges:
-        await until(lambda: nudges.is_prompt)
-        monkeypatch.setattr(waiter.store, "load_awaiting", slow)
-        async with asyncio.timeout(SOON):
-            await ended(waiter, envelope.id)
-    await waiter.close()
-
-
-@pytest.mark.parametrize(("number", "size"), [(8, 2_000), (250, 10)], ids=["their results", "their names"])
-async def test_ends_that_are_too_long_for_a_message_are_told(store: Store, broker: Broker, number: int, size: int) -> None:
+@pytest.mark.parametrize(("number", "size"), [(10, 10), (1, 4_800), (1, 5_200), (8, 2_000), (250, 10)])
+async def test_many_ends_are_told_to_a_listener_in_one_message(store: Store, broker: Broker, number: int, size: int) -> None:
+    """However many wait in its process. Each result comes with it, unless they fit no message: then they are read."""
     envelopes = [an_envelope() for _ in range(number)]
     await broker.enqueue(envelopes)
     leases = await broker.claim(SESSION, 1, [], number)
     waiter = broker.sibling()
+    assert isinstance(waiter, PostgresBroker)
     with waiter.listen([topics.job(bytes(16))]) as nudges:
         await until(lambda: nudges.is_prompt)
         waiting = [asyncio.create_task(ended(waiter, envelope.id)) for envelope in envelopes]
-        await until_noted(waiter, *(envelope.id for envelope in envelopes))
-        await broker.settle([succeeded(lease, bytes(size)) for lease in leases])
-        async with asyncio.timeout(SOON):
-            records = await asyncio.gather(*waiting)
-    assert {record.result for record in records} == {bytes(size)}
+        await asyncio.sleep(0)
+        await until(lambda: not waiter.listener.unnoted([envelope.id for envelope in envelopes]))
+        with counting() as asked:
+            await broker.settle([succeeded(lease, n.to_bytes(size, "big")) for n, lease in enumerate(leases)])
+            async with asyncio.timeout(SOON):
+                records = await asyncio.gather(*waiting)
+    assert {record.result for record in records} == {n.to_bytes(size, "big") for n in range(number)}
+    assert (asked.pop("load_awaiting", 0) > 0) == (number * size > 5_000 or number == 250)
+    assert asked == {"succeed": 1, "notify": 1}
+    assert records == await broker.read([envelope.id for envelope in envelopes])
     await waiter.close()
 
 
@@ -278,17 +183,6 @@ async def test_a_job_that_a_sender_commits_while_a_worker_notes_itself_starts_so
         await worker.has(envelope.id)
 
 
-async def test_a_job_of_a_user_that_commits_while_a_worker_notes_itself_starts_soon(store: Store, stranger: asyncpg.Connection) -> None:
-    """Its trigger has run, and has seen no note."""
-    await stranger.execute("BEGIN")
-    job_id = await stranger.fetchval("SELECT taskflow.enqueue('work')")
-    await stranger.execute("SET CONSTRAINTS ALL IMMEDIATE")
-    async with IdleWorker(store.url) as worker:
-        await asyncio.sleep(0.5)
-        await stranger.execute("COMMIT")
-        await worker.has(job_id.bytes)
-
-
 async def test_a_sender_that_goes_on_for_long_keeps_no_worker_busy(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
     await broker.read([])
     await stranger.execute("BEGIN")
@@ -298,104 +192,6 @@ async def test_a_sender_that_goes_on_for_long_keeps_no_worker_busy(store: Store,
             await asyncio.sleep(1.0)
     assert asked["look_for"] <= 6
     await stranger.execute("ROLLBACK")
-
-
-class Waiting:
-    """Listeners with rows of their own in `idle`, which claim nothing by themselves."""
-
-    def __init__(self, broker: Broker, session: Session, queues: Sequence[str]) -> None:
-        self.broker = broker.sibling()
-        self.session = session
-        self.queues = queues
-        self.requests = 0
-        self.nudges: list[Waiter] = []
-        self.waiting: list[asyncio.Task[bool]] = []
-
-    async def begin(self) -> None:
-        await self.broker.register(self.session)
-        self.nudges.append(self.broker.listen([topics.queue(queue) for queue in self.queues]))
-        await self.wait()
-        await until(lambda: self.nudges[0].is_prompt)
-        assert await self.claim(10) == 0
-        assert isinstance(self.broker, PostgresBroker)
-        listener = self.broker.listener
-        await until(lambda: listener.is_at_rest)
-
-    async def wait(self) -> None:
-        self.waiting.append(asyncio.create_task(self.nudges[0].wait(60.0)))
-        await asyncio.sleep(0)
-
-    async def claim(self, limit: int) -> int:
-        self.requests += 1
-        return len(await self.broker.claim(self.session.id, self.requests, self.queues, limit))
-
-    async def stop_waiting(self) -> None:
-        self.waiting[-1].cancel()
-        await asyncio.wait(self.waiting)
-
-    @property
-    def is_nudged(self) -> bool:
-        return self.waiting[-1].done() and not self.waiting[-1].cancelled()
-
-    async def end(self) -> None:
-        await self.stop_waiting()
-        await self.broker.close()
-
-
-@asynccontextmanager
-async def waiting_for(broker: Broker, *queues: Sequence[str]) -> AsyncIterator[list[Waiting]]:
-    all_of_them = [Waiting(broker, Session(id=new_id(), name="waiting", ttl=3600.0), each) for each in queues]
-    for each in all_of_them:
-        await each.begin()
-    yield all_of_them
-    for each in all_of_them:
-        await each.end()
-
-
-TWO: Final = ("mail", "other")
-
-
-@pytest.mark.parametrize("limit", [1, 10])
-async def test_a_claim_leaves_the_note_of_another_worker_with_the_same_listener(store: Store, broker: Broker, limit: int) -> None:
-    """That worker waits for another queue. The claim gets its limit, or fewer jobs."""
-    waiter = broker.sibling()
-    assert isinstance(waiter, PostgresBroker)
-    session = Session(id=new_id(), name="mail", ttl=3600.0)
-    await waiter.register(session)
-    with waiter.listen([topics.queue("mail")]) as mail, waiter.listen([topics.queue("other")]) as other:
-        waiting = [asyncio.create_task(nudges.wait(60.0)) for nudges in (mail, other)]
-        await until(lambda: mail.is_prompt and waiter.listener.is_at_rest)
-        await broker.enqueue([an_envelope(queue="mail")])
-        assert await asyncio.wait_for(waiting[0], AT_ONCE)
-        assert len(await waiter.claim(session.id, 1, ["mail"], limit)) == 1
-        await until(lambda: waiter.listener.is_at_rest)
-        assert not waiting[1].done()
-        await broker.enqueue([an_envelope(queue="other")])
-        assert await asyncio.wait_for(waiting[1], AT_ONCE)
-    await waiter.close()
-
-
-@pytest.mark.parametrize("which", ["min", "max"])
-async def test_two_jobs_nudge_also_a_worker_that_was_nudged_before(
-    store: Store, broker: Broker, stranger: asyncpg.Connection, spy: Spy, which: str
-) -> None:
-    """Only one other waits. The nudged one has waited for longer than the other, or came after it."""
-    async with waiting_for(broker, ["default"], ["default"]):
-        await stranger.execute(f"UPDATE taskflow.idle SET is_nudged = true WHERE since = (SELECT {which}(since) FROM taskflow.idle)")
-        await spy.listen()
-        await broker.enqueue([an_envelope(), an_envelope()])
-        await until(lambda: len(set(spy.heard_of("queue:default"))) == 2, SOON)
-
-
-async def test_a_full_claim_tells_of_what_it_leaves_in_each_of_its_queues(store: Store, broker: Broker) -> None:
-    await broker.enqueue([an_envelope(queue=queue) for queue in TWO])
-    async with waiting_for(broker, ["third"], ["third"]) as idlers:
-        for idler in idlers:  # they wait for others too, and have missed these jobs
-            assert isinstance(idler.broker, PostgresBroker)
-            await idler.broker.call("note_idle", idler.broker.listener.id, [], 1_000, ["queue:mail", "queue:other"])
-        with counting() as asked:
-            assert len(await broker.claim(SESSION, 1, list(TWO), 1)) == 1
-            await until(lambda: asked["notify"], SOON)
 
 
 # --- transactions of users --------------------------------------------------------------------------------------------------
@@ -408,36 +204,6 @@ async def test_a_users_job_starts_at_once(store: Store, stranger: asyncpg.Connec
             job_id = (await stranger.fetchval("SELECT taskflow.enqueue('work')")).bytes
             await until(lambda: any(job_id in worker.taken for worker in workers), SOON)  # noqa: B023 - it is awaited here
             assert time.monotonic() - began_at < AT_ONCE
-
-
-async def test_a_user_tells_two_workers_at_most(store: Store, stranger: asyncpg.Connection) -> None:
-    async with idle_workers(store.url, 5) as workers:
-        before = sum(worker.claims for worker in workers)
-        await stranger.fetchval("SELECT count(taskflow.enqueue('work')) FROM generate_series(1, 3)")
-        await asyncio.sleep(0.5)
-        assert sum(len(worker.taken) for worker in workers) == 3
-        assert sum(worker.claims for worker in workers) <= before + 4
-
-
-async def test_of_users_that_commit_together_one_tells_and_the_jobs_of_all_start_soon(
-    store: Store, broker: Broker, stranger: asyncpg.Connection, spy: Spy
-) -> None:
-    """A NOTIFY in each would have them commit one after the other."""
-    third = await asyncpg.connect(store.url)
-    async with IdleWorker(store.url) as worker:
-        await spy.listen()
-        for user in (stranger, third):
-            await user.execute("BEGIN")
-        ids = [(await user.fetchval("SELECT taskflow.enqueue('work')")).bytes for user in (stranger, third)]
-        for user in (stranger, third):
-            await user.execute("SET CONSTRAINTS ALL IMMEDIATE")
-        await stranger.execute("COMMIT")
-        await worker.has(ids[0])
-        await asyncio.sleep(0.2)
-        await third.execute("COMMIT")
-        await worker.has(ids[1])
-    assert len(spy.heard) == 1
-    await third.close()
 
 
 async def test_a_users_commit_takes_no_lock_of_notifications_unless_a_worker_idles() -> None:
@@ -473,67 +239,7 @@ async def test_a_role_that_may_only_add_jobs_wakes_a_worker(store: Store, strang
     await stranger.execute("RESET ROLE; DROP OWNED BY sender_only; DROP ROLE sender_only")
 
 
-async def test_a_users_job_that_is_due_later_is_told_to_no_worker(
-    store: Store, broker: Broker, stranger: asyncpg.Connection, spy: Spy
-) -> None:
-    await broker.read([])
-    for listener, topic in (("a", "due"), ("b", "queues"), ("c", "queues")):
-        await stranger.execute("INSERT INTO taskflow.idle (listener, topic, since) VALUES ($1, $2, taskflow.wall(NULL))", listener, topic)
-    await spy.listen()
-    await stranger.fetchval("SELECT taskflow.enqueue('work', after => '60 s')")
-    await until(lambda: spy.heard, SOON)
-    await asyncio.sleep(0.1)
-    assert spy.heard_of("") == ["a"]
-
-
-async def test_a_users_job_in_a_paused_queue_wakes_no_worker(store: Store, broker: Broker, stranger: asyncpg.Connection, spy: Spy) -> None:
-    await broker.console.pause("default")
-    async with IdleWorker(store.url):
-        await spy.listen()
-        await stranger.fetchval("SELECT taskflow.enqueue('work')")
-        await asyncio.sleep(0.3)
-    assert spy.heard == []
-
-
-@pytest.mark.parametrize("which", ["min", "max"])
-async def test_a_users_job_wakes_two_workers_that_no_job_has_nudged(
-    store: Store, broker: Broker, stranger: asyncpg.Connection, spy: Spy, which: str
-) -> None:
-    """The one that has waited longest, or that came last, was nudged a moment ago."""
-    async with waiting_for(broker, *[["default"]] * 3) as workers:
-        nudged = await stranger.fetchval(
-            f"UPDATE taskflow.idle SET is_nudged = true WHERE since = (SELECT {which}(since) FROM taskflow.idle) RETURNING listener"
-        )
-        await spy.listen()
-        await stranger.fetchval("SELECT taskflow.enqueue('work')")
-        await until(lambda: len(spy.heard) >= 2, SOON)
-        await asyncio.sleep(0.1)
-        listeners = {worker.broker.listener.id for worker in workers if isinstance(worker.broker, PostgresBroker)}
-    assert {channel for channel, _ in spy.heard} == listeners - {nudged}
-
-
-async def test_who_waits_for_a_job_hears_that_a_user_has_replaced_it(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
-    job_id = (await stranger.fetchval("SELECT taskflow.enqueue('work', key => 'k')")).bytes
-    with broker.listen([topics.job(bytes(16))]) as nudges:
-        await until(lambda: nudges.is_prompt)
-        waiting = asyncio.create_task(ended(broker, job_id))
-        await asyncio.sleep(0.3)
-        await broker.upkeep(10)  # as an idle worker does when it is told of an arrival
-        await stranger.fetchval("SELECT taskflow.enqueue('work', key => 'k', on_conflict => 'replace')")
-        await broker.upkeep(10)
-        assert "replaced by" in str((await asyncio.wait_for(waiting, SOON)).reason)
-
-
-# --- what is due, and sessions ------------------------------------------------------------------------------------------------
-
-
 # --- notes --------------------------------------------------------------------------------------------------------------------
-
-
-async def test_a_broker_that_is_closed_leaves_no_note(store: Store, stranger: asyncpg.Connection) -> None:
-    async with IdleWorker(store.url):
-        assert len(await stranger.fetch("SELECT * FROM taskflow.idle")) == 1
-    assert await stranger.fetch("SELECT * FROM taskflow.idle") == []
 
 
 async def test_a_note_that_is_gone_is_written_again(
@@ -547,20 +253,6 @@ async def test_a_note_that_is_gone_is_written_again(
         job = an_envelope()
         await broker.enqueue([job])
         await worker.has(job.id, within=AT_ONCE)
-
-
-async def test_notes_of_listeners_that_are_gone_count_for_nothing(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
-    await broker.read([])
-    await stranger.execute(
-        "INSERT INTO taskflow.idle (listener, topic, since) SELECT 'gone' || n, 'queues', 0 FROM generate_series(1, 3) AS n"
-    )
-    with counting() as asked:
-        await broker.enqueue([an_envelope()])
-        await asyncio.sleep(0.1)
-    assert asked["notify"] == 0
-    await broker.upkeep(10)
-    await stranger.fetch("SELECT taskflow.check_marks(NULL)")
-    assert await stranger.fetch("SELECT * FROM taskflow.idle") == []
 
 
 @pytest.mark.parametrize("is_analyzed", [False, True], ids=["as it comes", "analyzed"])
@@ -652,19 +344,6 @@ async def test_rubbish_in_the_notes_harms_nobody(store: Store, broker: Broker, s
     for listener in ("", "x" * 64):
         with pytest.raises(asyncpg.CheckViolationError):
             await stranger.execute("INSERT INTO taskflow.idle (listener, topic, since) VALUES ($1, 'queues', 0)", listener)
-
-
-async def test_queues_that_another_program_has_named_are_told_of_or_not_and_break_nothing(
-    store: Store, broker: Broker, stranger: asyncpg.Connection
-) -> None:
-    names = ["a b", "a\nb", "1 queue:default", "*", "'", " "]
-    async with IdleWorker(store.url) as worker:
-        jobs = [an_envelope(queue=name, after=0.001) for name in names]
-        for job in jobs:
-            await broker.enqueue([job])
-        await asyncio.sleep(0.01)
-        await broker.upkeep(100)
-        await worker.has(*(job.id for job in jobs), within=10.0)
 
 
 async def test_a_crash_of_the_server_empties_the_notes_and_workers_write_them_again(server: PostgresServer) -> None:
