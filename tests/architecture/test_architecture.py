@@ -45,7 +45,7 @@ BUDGETS = {
     "taskflow/cli": 5_050,
     "taskflow/testing": 925,
     "taskflow": 48_400,
-    "tests": 74_300,
+    "tests": 67_600,
 }
 
 
