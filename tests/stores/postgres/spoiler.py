@@ -24,7 +24,8 @@ class PostgresSpoiler:
     """See `tests.support.spoiling.Spoiler`."""
 
     def __init__(self, url: str, schema: str) -> None:
-        self._connection: psycopg.Connection[Any] = psycopg.connect(url, autocommit=True, row_factory=rows.dict_row)
+        connect: Any = psycopg.connect
+        self._connection: Any = connect(url, autocommit=True, row_factory=rows.dict_row)
         self._schema = schema
         self._types: dict[tuple[str, str], str] = {}
 
@@ -49,7 +50,8 @@ class PostgresSpoiler:
             return False
         literal = _literal(stored, self._types[str(table), str(column)])
         try:
-            return self._connection.execute(f'UPDATE "{self._schema}".{table} SET {column} = {literal} WHERE {where}').rowcount == 1
+            done = self._connection.execute(f'UPDATE "{self._schema}".{table} SET {column} = {literal} WHERE {where}')
+            return bool(done.rowcount == 1)
         except psycopg.Error:  # no value of the column's type, or of no job, or not unique
             return False
 
