@@ -13,7 +13,7 @@ from benchmarks.tasks import noop
 from taskflow import Worker, enqueue
 from taskflow.app.app import default_app
 from taskflow.broker.redis import RedisBroker
-from taskflow.broker.redis.connect.server import RedisTarget
+from taskflow.broker.redis.server import RedisTarget
 from taskflow.model.rules import Rules
 from taskflow.worker.options import WorkerOptions
 from tests.support.processes import HOST

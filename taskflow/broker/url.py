@@ -121,7 +121,7 @@ def _open_sqlite(parts: SplitResult, options: dict[str, str], seams: Seams | Non
 
 def _open_redis(parts: SplitResult, options: dict[str, str], seams: Seams | None, rules: Rules | None) -> Broker:
     from taskflow.broker.redis import RedisBroker
-    from taskflow.broker.redis.connect.server import server_of
+    from taskflow.broker.redis.server import server_of
 
     return RedisBroker(server_of(parts, options), namespace=options.get("namespace", DEFAULT_NAMESPACE), rules=rules)
 

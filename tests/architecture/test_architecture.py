@@ -37,7 +37,7 @@ BUDGETS = {
     "taskflow/broker/engine": 3_450,
     "taskflow/broker/memory": 750,
     "taskflow/broker/sqlite": 4_600,
-    "taskflow/broker/redis": 4_800,
+    "taskflow/broker/redis": 4_410,
     "taskflow/broker/postgres": 5_800,
     "taskflow/broker": 21_200,
     "taskflow/app": 5_430,
@@ -175,7 +175,7 @@ def test_a_worker_loads_what_it_works_with() -> None:
     """Not what a mistake, a child process, a fleet, a zone or a settings file would need, nor what the driver would read about itself."""
     loaded = loaded_by(
         "import taskflow.cli.main, taskflow.cli.worker, taskflow.broker.redis\n"
-        "from taskflow.broker.redis.connect.server import RedisTarget\nRedisTarget().connection()"
+        "from taskflow.broker.redis.server import RedisTarget\nRedisTarget().connection()"
     )
     assert {"taskflow.worker.worker", "anyio"} <= loaded
     assert loaded.isdisjoint({"ctypes", "difflib", "tomllib", "email.parser", "zoneinfo", "taskflow.worker.supervisor"})

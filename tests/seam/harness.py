@@ -20,11 +20,10 @@ from taskflow.broker.memory.store import MemoryStore
 from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.postgres.connect.server import PostgresTarget
 from taskflow.broker.postgres.tables import TABLES
-from taskflow.broker.redis.connect.connection import Command
-from taskflow.broker.redis.connect.pool import ConnectionPool
-from taskflow.broker.redis.connect.server import RedisTarget
+from taskflow.broker.redis.connections import Command, ConnectionPool
 from taskflow.broker.redis.contents import Contents
 from taskflow.broker.redis.scripts import Scripts
+from taskflow.broker.redis.server import RedisTarget
 from taskflow.broker.redis.store import RedisStore
 from taskflow.broker.sqlite import SpaceLimits, SqliteBroker
 from taskflow.broker.sqlite.tables import TABLES as SQLITE_TABLES

@@ -17,8 +17,7 @@ import redis
 from taskflow.broker.postgres import listen_connection as postgres_listen_connection
 from taskflow.broker.postgres.connect import server as postgres_connect
 from taskflow.broker.postgres.connect.pool import ConnectionPool
-from taskflow.broker.redis import wakeups as redis_wakeups
-from taskflow.broker.redis.connect import pool
+from taskflow.broker.redis import connections, wakeups as redis_wakeups
 from tests.stores.postgres import scene as of_postgres
 from tests.stores.redis import scene as of_redis
 from tests.stores.redis.scene import Killer
@@ -98,7 +97,7 @@ class RedisDriver(ServerDriver[RedisServer]):
             yield lambda: killer.killed
 
     def shorten_timeouts(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(pool, "ANSWER_WITHIN", SHORT)
+        patch.setattr(connections, "ANSWER_WITHIN", SHORT)
         patch.setattr(redis_wakeups, "PING_EVERY", SHORT)
         patch.setattr(redis_wakeups, "PONG_WITHIN", SHORT)
 

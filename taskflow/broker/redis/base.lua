@@ -29,7 +29,7 @@
 -- counts                 hash    the digit of a status and a queue -> its jobs
 -- kept:0, kept:1         zset    queues by the number of their ended jobs; FAILED ones in kept:1
 -- totals                 hash    EVENT:QUEUE -> how many there were
--- waiting:, waiting:NAME zset    listeners that wait for jobs of every queue, of the one with this name, by the time
+-- waiting:, waiting:NAME zset    listeners that wait for jobs of every queue, of the one with this name, by the time; expires
 -- upkeepers              zset    listeners that wait for the next due time
 -- awaited                hash    ids of jobs whose end is awaited -> the listeners that await it
 --
@@ -146,3 +146,19 @@ local function has_missing(ahead)
   end
   return false
 end
+
+-- === script permitted ======================================================================================
+-- Finds the calls that the ACL of this user forbids. Argument: a list of calls, each the name of a command and its arguments, with keys
+-- and channels under our prefix. Reply: the names of the commands that are forbidden.
+--
+-- Each call must have all its arguments. For a call without them, a server before Redis 8 looks for keys where there are none and
+-- crashes. A command that the server does not know counts as permitted.
+
+local denied = {}
+for _, command in ipairs(given[1]) do
+  local is_command, is_allowed = pcall(redis.acl_check_cmd, unpack(command))
+  if is_command and not is_allowed then
+    denied[#denied + 1] = command[1]
+  end
+end
+return denied

@@ -22,15 +22,13 @@ from taskflow.broker.engine.sessions import leases_of
 from taskflow.broker.listener import LISTENER_ID_BYTES
 from taskflow.broker.per_loop import PerLoop
 from taskflow.broker.protocol import Added, Refused, Upkept
-from taskflow.broker.redis.connect.connection import Command
-from taskflow.broker.redis.connect.pool import ConnectionPool
-from taskflow.broker.redis.connect.server import RedisTarget
-from taskflow.broker.redis.connect.server_info import ServerInfo
+from taskflow.broker.redis.connections import Command, ConnectionPool
 from taskflow.broker.redis.contents import Contents
 from taskflow.broker.redis.errors import not_permitted
-from taskflow.broker.redis.hot import pack, plain_leases
 from taskflow.broker.redis.layout import LAYOUT
+from taskflow.broker.redis.packing import pack, plain_leases
 from taskflow.broker.redis.scripts import Scripts, smallest_calls
+from taskflow.broker.redis.server import RedisTarget, ServerInfo
 from taskflow.broker.redis.store import RedisStore
 from taskflow.broker.redis.wakeups import RedisListener, channel
 from taskflow.broker.wakeups import Waiter
@@ -279,13 +277,18 @@ class RedisBroker(EngineBroker):
         own = [channel(self.prefix, "0" * 2 * LISTENER_ID_BYTES).decode()] * 3
         if denied := await self._run("permitted", pack([smallest_calls(own)])):
             raise not_permitted(f"{b', '.join(denied).decode()} with keys and channels under {self.prefix}", str(self.server))
-        layout = await self._run("layout", pack([LAYOUT, creates]))
+        meta = f"{self.prefix}meta"
+        layout = await self.ask("HGET", meta, "layout")
+        if layout is None and creates:
+            await self.ask("HSETNX", meta, "layout", LAYOUT)
+            layout = await self.ask("HGET", meta, "layout")
         if layout is None:
             return
-        if int(layout) != LAYOUT:
+        if layout != b"%d" % LAYOUT:
             raise BrokerRefused(
                 f"{server_info.name} at {self.server} has jobs of another version of taskflow under {self.prefix}: their layout is "
-                f"{int(layout)}, but this version reads {LAYOUT}. Use that version, or another ?namespace= in the broker URL"
+                f"{layout.decode(errors='backslashreplace')}, but this version reads {LAYOUT}. Use that version, or another ?namespace= in "
+                "the broker URL"
             )
         self._server_info = server_info
 

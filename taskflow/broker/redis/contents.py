@@ -7,15 +7,13 @@ fetches the bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from taskflow.broker.engine.seam import Record
-from taskflow.broker.redis.connect.connection import Command, TooLong
-from taskflow.broker.redis.connect.pool import ConnectionPool
+from taskflow.broker.redis.connections import Command, ConnectionPool
 from taskflow.broker.redis.layout import MARK, REFERENCE_BYTES
 from taskflow.broker.redis.records import is_reference
-from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.stored_values import MAX_RAW
 
 INLINE: Final = 512
@@ -30,9 +28,6 @@ EXPIRES_IN: Final = 600
 
 FETCHED_AT_ONCE: Final = 4 * 1024 * 1024
 """The approximate maximum number of bytes that one command fetches."""
-
-AROUND_EACH: Final = 32
-"""An upper bound for the bytes that a reply adds to each content."""
 
 
 def is_apart(content: bytes, most: int = INLINE) -> bool:
@@ -65,56 +60,30 @@ class Contents:
 
     async def fill(self, records: Sequence[Record]) -> list[Record]:
         """Return the records with contents in place of references. One that is gone or damaged is noted as damage."""
-        references = {
-            (record.ref.id + record.content[6:]): int.from_bytes(record.content[2:6], "big")
-            for record in records
-            if record.content is not None and is_reference(record.content)
-        }
-        if not references:
+        sizes = {_key(each): int.from_bytes(each.content[2:6], "big") for each in records if each.content and is_reference(each.content)}
+        if not sizes:
             return list(records)
         found: dict[bytes, bytes | None] = {}
-        for portion in _portions(references):
-            found |= await self._fetch(portion)
-        return [self._filled(record, references, found) for record in records]
-
-    def _filled(self, record: Record, sizes: Mapping[bytes, int], found: Mapping[bytes, bytes | None]) -> Record:
-        if record.content is None or not is_reference(record.content):
-            return record
-        key = record.ref.id + record.content[6:]
-        content, size = found[key], sizes[key]
-        if content is not None and len(content) == size:
-            return record._replace(content=content)
-        problem = f"expected {size} bytes, got {_got(content, size)}"
-        shown = (content or b"")[:MAX_RAW]
-        lines = [*([record.damage] if record.damage else []), f"content\t{problem}: {shown!r}"]
-        return record._replace(content=content or None, damage="\n".join(lines))
-
-    async def _fetch(self, sizes: Mapping[bytes, int]) -> dict[bytes, bytes | None]:
-        """Fetch contents with one command. If the reply is late or too long, or a length wrong, fetch each alone, up to one byte more."""
-        keys = [self.prefix + key for key in sizes]
-        try:
-            most = sum(sizes.values()) + AROUND_EACH * (len(sizes) + 1)
-            found = await self._pool().ask("MGET", *keys, most=most)
-        except (TooLong, BrokerUnavailable):  # a server that copies half a gigabyte may answer late or cut the connection
-            found = []
-        if [None if content is None else len(content) for content in found] != list(sizes.values()):
-            found = await self._pool().ask_each([("GETRANGE", key, 0, size) for key, size in zip(keys, sizes.values(), strict=True)])
-        return dict(zip(sizes, found, strict=True))
+        portion, size = list[bytes](), 0
+        for key in sizes:
+            portion.append(key)
+            size += sizes[key]
+            if size >= FETCHED_AT_ONCE or len(found) + len(portion) == len(sizes):
+                found |= zip(portion, await self._pool().ask("MGET", *(self.prefix + each for each in portion)), strict=True)
+                portion, size = [], 0
+        return [
+            _filled(each, found[_key(each)], sizes[_key(each)]) if each.content and is_reference(each.content) else each for each in records
+        ]
 
 
-def _got(content: bytes | None, size: int) -> str:
-    if not content:
-        return "none"
-    return str(len(content)) if len(content) <= size else "more"
+def _key(record: Record) -> bytes:
+    """Return the key, after "c:", of a content that is stored apart."""
+    assert record.content is not None
+    return record.ref.id + record.content[6:]
 
 
-def _portions(references: dict[bytes, int]) -> Iterator[dict[bytes, int]]:
-    portion, size = dict[bytes, int](), 0
-    for key, its in references.items():
-        portion[key] = its
-        size += its
-        if size >= FETCHED_AT_ONCE:
-            yield portion
-            portion, size = {}, 0
-    if portion:
-        yield portion
+def _filled(record: Record, content: bytes | None, size: int) -> Record:
+    if content is not None and len(content) == size:
+        return record._replace(content=content)
+    problem = f"content\texpected {size} bytes, got {len(content or b'')}: {(content or b'')[:MAX_RAW]!r}"
+    return record._replace(content=content or None, damage="\n".join(filter(None, (record.damage, problem))))

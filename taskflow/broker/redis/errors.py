@@ -20,10 +20,6 @@ _PASSING_ERRORS: Final = (exceptions.ReadOnlyError, exceptions.MasterDownError, 
 _SPOILT: Final = ("user_script:", "not an integer", "not a valid float", "not a float", "hash value is not")
 
 
-class WrongType(BrokerRefused):
-    """A key under our prefix holds a value that none of our scripts wrote."""
-
-
 def broker_error(error: Exception, place: str) -> BrokerError:
     """Return the BrokerError that describes `error`. `place` names the server, without secrets."""
     if isinstance(error, BrokerError):
@@ -58,7 +54,7 @@ def _of_answer(text: str, place: str) -> BrokerError:
     if word in _PASSING or any(f"{passing} " in text[:60] for passing in _PASSING):
         return BrokerUnavailable(f"Redis at {place} cannot run this now: {text}")
     if "WRONGTYPE" in text or any(sign in text for sign in _SPOILT):
-        return WrongType(f"Redis at {place} has a value of taskflow that another program has changed: {re.sub(_OF_SCRIPT, '', text)}")
+        return BrokerRefused(f"Redis at {place} has a value of taskflow that another program has changed: {re.sub(_OF_SCRIPT, '', text)}")
     if word in ("NOAUTH", "WRONGPASS", "ERR") and "AUTH" in text.upper():
         return BrokerRefused(f"Redis at {place} rejects this user and password: {text}")
     if "NOPERM" in text or "ACL failure" in text:

@@ -4,7 +4,7 @@
 -- arguments  kinds and ids of records in turn; scans; groups; whether to read the counts of events
 -- a scan     name; least member; the member before which it ends, or ''; whether backwards; limit; whether with records; kind; where the id
 --            begins in a member, 0 for behind the first \0\1; the queue or session of the prefix, or false
--- groups     name; least member; the end, as above; how many fields of any length, of how many bytes the others are; whether counted
+-- groups     name; least member; the end, as above; how many fields of any length; whether counted
 -- reply      wall, steady, records, scans: members and records in turn, groups: members and sizes in turn, counts in turn. A session's
 --            record has the number of its last request behind it
 
@@ -230,7 +230,7 @@ local function scan(name, least, ends, backwards, limit, with_records, kind, id_
 end
 
 -- Returns the first and last member of each group and its size, by going from one to the next.
-local function groups(name, least, ends, texts, more, is_counted)
+local function groups(name, least, ends, texts, is_counted)
   local found = {}
   if name == 'status' then
     return call('HGETALL', P .. 'counts')
@@ -265,7 +265,7 @@ local function groups(name, least, ends, texts, more, is_counted)
       local _, last = string.find(first, '\0\1', at + 1, true)
       at = last
     end
-    local prefix = sub(first, 1, at + more)
+    local prefix = sub(first, 1, at)
     least = sub(prefix, 1, -2) .. char(byte(prefix, -1) + 1)
     found[#found + 1], found[#found + 2], found[#found + 3] = first, '', 0
     if is_counted then

@@ -280,28 +280,11 @@ local function move_job(record, header)
   end
 end
 
-local function write_places(before, after)
-  for i = 1, #before, 2 do
-    local stays = false
-    for k = 1, #after, 2 do
-      stays = stays or (after[k + 1] == before[i + 1] and after[k] == before[i])
-    end
-    if not stays then
-      append_to(zrems, 'i:' .. before[i], before[i + 1])
-    end
-  end
-  for i = 1, #after, 2 do
-    local was = false
-    for k = 1, #before, 2 do
-      was = was or (before[k + 1] == after[i + 1] and before[k] == after[i])
-    end
-    if not was then
-      append_to(zadds, 'i:' .. after[i], after[i + 1])
-    end
+local function note_places(places, changes)
+  for i = 1, places and #places or 0, 2 do
+    append_to(changes, 'i:' .. places[i], places[i + 1])
   end
 end
-
-local NOWHERE = {}
 
 local function write_record(record)
   local kind, id, header = record.kind, record.id, record.header
@@ -321,9 +304,8 @@ local function write_record(record)
   end
   local is_nowhere = not header or kind == K.JOB and (header[F.status] == F.ready_status or header[F.status] == F.running_status)
     and header[F.flags] < G.MARKED and not header[F.expires_at] and not header[F.entries]
-  if record.before or not is_nowhere then
-    write_places(record.before or NOWHERE, not is_nowhere and PLACES[kind + 1](header, id) or NOWHERE)
-  end
+  note_places(record.before, zrems)
+  note_places(not is_nowhere and PLACES[kind + 1](header, id), zadds)
   if kind == K.JOB then
     move_job(record, header)
   elseif kind == K.QUEUE then
@@ -390,11 +372,11 @@ local function flush()
   end
   set_all(values)
   unlink_all(gone)
+  for key, members in pairs(zrems) do -- first, because a record may stay where it was
+    in_portions('ZREM', P .. key, members)
+  end
   for key, members in pairs(zadds) do
     add_members(P .. key, members)
-  end
-  for key, members in pairs(zrems) do
-    in_portions('ZREM', P .. key, members)
   end
   write_leases()
   for queue, of_queue in pairs(readied_now) do

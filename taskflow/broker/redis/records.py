@@ -85,19 +85,11 @@ def ended_record(job_id: bytes, stored: bytes) -> JobRecord | None:
     return None if record.content is not None and is_reference(record.content) else Job.of_record(record).to_record()
 
 
-def _worker_in(name: bytes) -> str:
-    """Decode the name of a worker. It is only for people to read, so any bytes are one."""
-    try:
-        return name.decode(errors="surrogatepass")
-    except UnicodeDecodeError:
-        return name.decode(errors="backslashreplace")
-
-
 def _read_lease(stored: bytes, status: int, header: dict[str, Any]) -> int:
     """Read the parts of a job that has been claimed. Return where the rest begins."""
     epoch, session, claim, claimed_at, claimed_steady, worker_bytes = _LEASED.unpack_from(stored)
     at: int = RUNNING_BYTES + worker_bytes
-    header["epoch"], header["worker"] = epoch, _worker_in(stored[RUNNING_BYTES:at])
+    header["epoch"], header["worker"] = epoch, stored[RUNNING_BYTES:at].decode(errors="backslashreplace")
     header["claimed_at"], header["claimed_steady"] = claimed_at - _BIAS, claimed_steady - _BIAS
     if status == RUNNING:
         header["session"], header["claim"] = session, claim
@@ -130,18 +122,9 @@ def _take_names(header: dict[str, Any], names: bytes) -> str | None:
         return None
     except UnicodeDecodeError:
         queue_ends = 2 + int.from_bytes(names[:2], "big")
-        damage = [_text(name, part, header) for name, part in (("queue", names[2:queue_ends]), ("job", names[queue_ends:]))]
-        return "\n".join(filter(None, damage))
-
-
-def _text(name: str, stored: bytes, header: dict[str, Any]) -> str:
-    """Set a field to the text. Return what is wrong with it, or nothing."""
-    try:
-        header[name] = stored.decode()
-        return ""
-    except UnicodeDecodeError:
-        header[name] = stored.decode(errors="backslashreplace")
-        return f"{name}\t{header[name]}"
+        raw = {"queue": names[2:queue_ends], "job": names[queue_ends:]}
+        header.update({name: each.decode(errors="backslashreplace") for name, each in raw.items()})
+        return "\n".join(f"{name}\t{header[name]}" for name, each in raw.items() if header[name].encode() != each)
 
 
 _EXTRA: Final = struct.Struct(">8Q16s12sHHHIII")
@@ -166,7 +149,7 @@ def _job(ref: Ref, rev: bytes, stored: bytes, with_content: bool) -> Record:
         parts.append(stored[at : at + size - 1] if size else None)
         at += size - 1 if size else 0
     worker, header["settled"], header["cause"], _, state, content = parts
-    header["worker"] = None if worker is None else _worker_in(worker)
+    header["worker"] = None if worker is None else worker.decode(errors="backslashreplace")
     needed = ("claimed_steady",) if status == RUNNING else ("ended_at", "fade_at") if status > RUNNING else ()
     if at != len(stored) or status > BURIED or None in map(header.get, needed):
         return unreadable(ref, stored)

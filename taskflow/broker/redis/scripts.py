@@ -1,6 +1,6 @@
 """Assembles the Lua scripts from sections of the Lua files in this folder.
 
-A line ``-- === part NAME ===`` or ``-- === script NAME ===`` in a Lua file begins a section. A script consists of the parts that `_PARTS`
+A line ``-- === part NAME ===`` or ``-- === script NAME ===`` in a Lua file begins a section. A script consists of the parts that `PARTS`
 lists, and its own section. Names of fields, kinds, flags, events, words and rules (F.x, K.x, G.x, L.x, E.x, W.x, R.x) are replaced by their
 values.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -32,9 +32,8 @@ _CHANGES: Final = ("counts", "write_counts", "nudge", "push", "records", "places
 _ALL: Final = ("base", "change_count", "is_less", *_ENDS, *_CHANGES)
 _QUERY: Final = ("is_entry_of", "run_query")
 
-_PARTS: Final[Mapping[str, tuple[str, ...]]] = {
+PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "permitted": ("base",),
-    "layout": ("base",),
     "query": ("base", "is_less", "records", *_QUERY, "nudge", "listeners"),
     "apply": (*_ALL, *_QUERY, "apply_steps", "run_apply"),
     "grow": (*_ALL, *_QUERY, "apply_steps", "run_apply"),
@@ -63,8 +62,8 @@ _NAME: Final = re.compile(r"\b([FGKLEWR])\.(\w+)\b")
 _ARGUMENTS_NEEDED: Final[Mapping[int, str]] = {
     0: "INFO PING TIME",
     1: "DEL EXISTS HGETALL LLEN MGET PERSIST SCAN SUBSCRIBE UNLINK ZCARD ZPOPMAX",
-    2: "HDEL HGET HMGET LINDEX MSET MSETNX PUBLISH RPUSH SET ZREM ZSCORE",
-    3: "GETRANGE HINCRBY HSET HSETNX LRANGE LTRIM ZADD ZINCRBY ZLEXCOUNT ZRANGE ZRANGEBYSCORE ZREMRANGEBYRANK ZREMRANGEBYSCORE",
+    2: "EXPIRE HDEL HGET HMGET LINDEX MSET MSETNX PUBLISH RPUSH SET ZREM ZSCORE",
+    3: "HINCRBY HSET HSETNX LRANGE LTRIM ZADD ZINCRBY ZLEXCOUNT ZRANGE ZRANGEBYSCORE ZREMRANGEBYRANK ZREMRANGEBYSCORE",
 }
 """Every command that taskflow sends, grouped by its minimum number of arguments."""
 
@@ -72,7 +71,7 @@ _RUN_SCRIPT: Final = ("EVAL", "EVALSHA")
 """Commands that run a script. With one key they need three arguments, because the number of keys precedes the key."""
 
 
-class Scripts(Mapping[str, Script]):
+class Scripts(dict[str, Script]):
     """Maps names to scripts, for a store with the given rules.
 
     Each script is assembled on first use, which takes a millisecond or two. The files are read when this object is created, before an
@@ -80,21 +79,13 @@ class Scripts(Mapping[str, Script]):
     """
 
     def __init__(self, rules: Rules) -> None:
+        super().__init__()
         _sections()
         self._rules = rules
-        self._made: dict[str, Script] = {}
 
-    def __getitem__(self, name: str) -> Script:
-        script = self._made.get(name)
-        if script is None:
-            script = self._made[name] = _script(name, self._rules)
+    def __missing__(self, name: str) -> Script:
+        script = self[name] = _script(name, self._rules)
         return script
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_PARTS)
-
-    def __len__(self) -> int:
-        return len(_PARTS)
 
 
 def smallest_calls(names: Sequence[str]) -> list[list[str]]:
@@ -109,7 +100,7 @@ def _script(name: str, rules: Rules) -> Script:
     values = _values(rules)
     rest = _text_of(_REST.get(name, ()))
     lazy = f"local function load_rest(rev, session, unreadable)\n{rest}\nend\n" if rest else ""
-    body = f"{_text_of(_PARTS[name])}\n{lazy}{_text_of([name] if name in _sections() else [])}"
+    body = f"{_text_of(PARTS[name])}\n{lazy}{_text_of([name] if name in _sections() else [])}"
     text = f"{flags}\n{_NAME.sub(lambda found: values[found[0]], body)}".encode()
     return Script(text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
 

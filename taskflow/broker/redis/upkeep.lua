@@ -30,18 +30,12 @@ local next_due = found[ready + 1]
 return { ready, next_due and sub(next_due, 1, 8) or false }
 
 -- === script aside ==========================================================================================
--- Sets aside the jobs among these that cannot be read. Arguments: ids; of those that were READY, id and queue in turn.
+-- Sets aside the jobs among these that cannot be read. Arguments: ids, each with the queue in which it was READY, or false.
 
-for _, id in ipairs(given[1]) do
-  local stored = get_all({ P .. 'j:' .. id })[1]
+for i = 1, #given, 2 do
+  local stored = get_all({ P .. 'j:' .. given[i] })[1]
   if stored then
-    set_aside(id, stored)
-  end
-end
-for i = 1, #given[2], 2 do
-  local stored = get_all({ P .. 'j:' .. given[2][i] })[1]
-  if stored then
-    set_aside(given[2][i], stored, F.ready_status, given[2][i + 1])
+    set_aside(given[i], stored, given[i + 1] and F.ready_status, given[i + 1])
   end
 end
 flush()
@@ -51,7 +45,7 @@ flush()
 -- long a buried job is known. Reply: how many were buried, whether there are more, and the ids of those with ties, "t" or "f" before each.
 
 local rev, limit, most_kept, repeat_for = unpack(given)
-local left, buried, taken, again = {}, 0, {}, {}
+local left, buried, taken = {}, 0, {}
 
 local function bury(id, stored, is_surplus)
   local record = touch(K.JOB, id, stored)
@@ -73,26 +67,22 @@ local function bury(id, stored, is_surplus)
   local forgotten_at = dec(header[F.ended_at]) + repeat_for
   record.rev, record.sent, record.state, record.content = rev, nil, nil, nil
   header[F.status], header[F.cause], header[F.fade_at] = F.buried_status, false, enc(forgotten_at)
-  again[#again + 1] = not is_surplus and forgotten_at <= wall and record or nil
+  record.header = forgotten_at > wall and header or nil
   return true
 end
 
--- Returns the members of the oldest ended jobs of a queue, at most `number`.
+-- Returns the members of the oldest ended jobs of a queue, at most `number` of each status.
 local function oldest(queue, number, statuses)
   local found, from = {}, 3 + #esc(queue)
   for _, status in ipairs(statuses) do
     local prefix = struct.pack('>I2', 32768 + status) .. esc(queue)
-    local members = call('ZRANGE', P .. 'i:ended', '[' .. prefix, '(' .. sub(prefix, 1, -2) .. '\2', 'BYLEX', 'LIMIT', 0, number)
-    local merged, i, k = {}, 1, 1
-    while #merged < number and (found[i] or members[k]) do
-      if found[i] and (not members[k] or is_less(sub(found[i], from), sub(members[k], from))) then
-        merged[#merged + 1], i = found[i], i + 1
-      else
-        merged[#merged + 1], k = members[k], k + 1
-      end
+    for _, member in ipairs(call('ZRANGE', P .. 'i:ended', '[' .. prefix, '(' .. sub(prefix, 1, -2) .. '\2', 'BYLEX', 'LIMIT', 0, number)) do
+      found[#found + 1] = member
     end
-    found = merged
   end
+  table.sort(found, function(one, other)
+    return is_less(sub(one, from), sub(other, from))
+  end)
   return found
 end
 
@@ -139,12 +129,5 @@ local MOST_FORGOTTEN = 1000
 room = limit - buried - #left
 local fading = call('ZRANGE', P .. 'i:fading', '-', '(' .. enc(wall + 1), 'BYLEX', 'LIMIT', 0, room > 0 and room + MOST_FORGOTTEN or 1)
 local looked_at = room > 0 and bury_members('fading', fading, room, false) or 0
-local is_used_up = looked_at < #fading
--- If the limit is used up, only those ids are forgotten that were due before the last job that was buried.
-for _, record in ipairs(again) do
-  if not is_used_up or is_less(record.header[F.fade_at] .. record.id, fading[looked_at]) then
-    record.header = nil
-  end
-end
 flush()
-return { buried, (has_more or is_used_up or looked_at == room + MOST_FORGOTTEN) and 1 or 0, left }
+return { buried, (has_more or looked_at < #fading or looked_at == room + MOST_FORGOTTEN) and 1 or 0, left }

@@ -32,6 +32,9 @@ end
 local function add_listener(list, listener)
   call('ZREMRANGEBYSCORE', list, '-inf', wall - R.gone_after)
   call('ZADD', list, wall, listener)
+  if list ~= P .. 'upkeepers' then -- the queue may be out of use
+    call('EXPIRE', list, R.gone_after / 1000000)
+  end
 end
 
 -- awaited: ids of jobs -> the listeners that wait for their end, without separators. The entry goes when the job ends.

@@ -16,9 +16,8 @@ import msgpack
 
 from taskflow.broker import topics as names
 from taskflow.broker.listener import Listener
-from taskflow.broker.redis.connect.connection import ERRORS, Subscription, subscription_over
-from taskflow.broker.redis.connect.pool import ConnectionPool
-from taskflow.broker.redis.hot import pack
+from taskflow.broker.redis.connections import ERRORS, ConnectionPool, Subscription
+from taskflow.broker.redis.packing import pack
 from taskflow.broker.redis.records import ended_record
 from taskflow.model.ids import ID_BYTES
 from taskflow.model.record import Record
@@ -46,7 +45,7 @@ class RedisListener(Listener):
         return [topic.decode() for topic in available], [ended[at : at + ID_BYTES] for at in range(0, len(ended), ID_BYTES)]
 
     async def receive(self, on_subscribed: Callable[[], None]) -> None:
-        subscription = subscription_over(await self._pool.open(), self._take)
+        subscription = Subscription(await self._pool.open(), self._take)
         try:
             async with asyncio.timeout(PONG_WITHIN):
                 await subscription.subscribe(self._channel)
@@ -66,7 +65,7 @@ class RedisListener(Listener):
             await asyncio.sleep(PING_EVERY)
             if not self._has_received:
                 with contextlib.suppress(*ERRORS):
-                    await subscription.send("PING")
+                    subscription.send("PING")
                 await asyncio.sleep(PONG_WITHIN)
                 if not self._has_received:
                     await subscription.drop()

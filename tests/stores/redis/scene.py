@@ -10,7 +10,7 @@ from typing import Final, Self
 
 import redis
 
-from taskflow.broker.redis.scripts import Scripts
+from taskflow.broker.redis.scripts import PARTS, Scripts
 from taskflow.model.rules import Rules
 from tests.stores import scene
 from tests.support.proxy import Command
@@ -24,17 +24,17 @@ class Scene(scene.Scene):
 
 
 _COMMAND: Final = re.compile(r"\b(?:call|in_portions)\('([A-Z]+)'")
-_SENT: Final = ("EVAL", "EVALSHA", "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "MGET", "GETRANGE", "ZRANGE")
+_SENT: Final = ("EVAL", "EVALSHA", "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "MGET", "ZRANGE", "HGET", "HSETNX")
 
 
 def commands() -> set[str]:
     """Return the name of every command that taskflow sends, from a script or directly."""
-    return {*_SENT, *(name for script in Scripts(Rules()).values() for name in _COMMAND.findall(script.text.decode()))}
+    return {*_SENT, *(name for script in map(Scripts(Rules()).__getitem__, PARTS) for name in _COMMAND.findall(script.text.decode()))}
 
 
 def _verbs() -> dict[bytes, str]:
     """By what a client sends: the script's hash, or its text."""
-    return {sent: name for name, script in Scripts(Rules()).items() for sent in script}
+    return {sent: name for name in PARTS for sent in Scripts(Rules())[name]}
 
 
 _VERBS: Final = _verbs()

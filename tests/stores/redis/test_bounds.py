@@ -10,6 +10,7 @@ import redis
 
 from taskflow.broker import topics
 from taskflow.broker.console import View
+from taskflow.broker.protocol import GONE_AFTER
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.verdict import Settled
@@ -81,7 +82,7 @@ async def test_a_job_is_found_behind_thousands_that_were_cancelled(world: World)
 
 
 async def test_listeners_that_are_gone_leave_nothing_behind(world: World, client: redis.Redis) -> None:
-    """Their names go when the next listener waits, minutes later."""
+    """Their names go when the next listener waits, minutes later, and the list expires if there is none."""
     for _ in range(3):
         world.clock.advance(100.0)
         broker = world.broker.sibling()
@@ -91,6 +92,7 @@ async def test_listeners_that_are_gone_leave_nothing_behind(world: World, client
         await broker.close()
 
     assert (client.zcard(key(world, "waiting:mail")), client.zcard(key(world, "upkeepers"))) == (2, 2)
+    assert 0 < client.ttl(key(world, "waiting:mail")) <= GONE_AFTER
 
 
 async def test_upkeep_nudges_again_for_jobs_that_no_claim_has_taken(world: World) -> None:

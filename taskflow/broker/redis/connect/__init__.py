@@ -1,1 +1,0 @@
-"""Connects to a Redis server: its address, single connections, a pool for each event loop, and checks of the server."""

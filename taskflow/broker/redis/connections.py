@@ -1,0 +1,349 @@
+"""One event loop's connections to a server: one for all commands, and others that callers open for their own use.
+
+The driver opens connections, and handles addresses, passwords and TLS. This module then packs commands and parses replies directly on the
+transport, with hiredis. With the driver's streams, a process that sends one command at a time would take twice as long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any, Final, NamedTuple, cast
+
+import hiredis
+from redis import exceptions
+from redis.asyncio.connection import AbstractConnection
+
+from taskflow.broker.deadline import Deadline
+from taskflow.broker.redis.errors import broker_error
+from taskflow.broker.redis.scripts import Script
+from taskflow.broker.redis.server import ANSWER_WITHIN, RedisTarget
+from taskflow.model import wording
+from taskflow.model.errors import BrokerUnavailable
+
+Command = Sequence[Any]
+
+ERRORS: Final = (exceptions.RedisError, OSError, EOFError)
+"""Errors raised by the driver and by sockets. A TimeoutError is an OSError."""
+
+MOST_APART: Final = 8
+"""The maximum number of connections for calls that need one to themselves, in one event loop. Further calls wait for one of them."""
+
+ON_DISK_WITHIN: Final = 2_500
+"""Milliseconds within which the server must write changes to its disk."""
+
+
+class ConnectionPool:
+    """Sends commands over one connection, which it reopens after an error. Calls do not wait for each other's answers.
+
+    A call that waits for the server's disk has a connection to itself. `before_the_end` is awaited when the loop ends.
+    """
+
+    def __init__(self, server: RedisTarget) -> None:
+        self.server = server
+        self._connection: CommandConnection | None = None
+        self._connecting = asyncio.Lock()
+        self._waiting: list[CommandConnection] = []
+        self._apart = asyncio.Semaphore(MOST_APART)
+        self._is_closed = False
+        self._end: AsyncGenerator[None] | None = None
+        self.before_the_end: Callable[[], Awaitable[None]] | None = None
+
+    async def run(self, script: Script, *arguments: bytes | str, ahead: Sequence[Command] = (), on_disk: bool = False) -> Any:
+        """Run a script, and return its reply.
+
+        `ahead`    commands to send before the script in the same write; if one fails, the call fails
+        `on_disk`  wait until the server has written the changes to disk; raise BrokerUnavailable if that takes too long
+        """
+        ask, after = (self._ask_apart, (_ON_DISK,)) if on_disk else (self._ask, ())
+        try:
+            try:
+                return await ask((*ahead, ("EVALSHA", script.sha, 1, *arguments), *after))
+            except exceptions.NoScriptError:  # after a restart or SCRIPT FLUSH, EVAL loads the script again
+                return await ask((*ahead, ("EVAL", script.text, 1, *arguments), *after))
+        except ERRORS as error:
+            raise broker_error(error, str(self.server)) from error
+
+    async def ask(self, *command: Any) -> Any:
+        """Send a command, and return its reply."""
+        try:
+            return await self._ask((command,))
+        except ERRORS as error:
+            raise broker_error(error, str(self.server)) from error
+
+    async def open(self) -> AbstractConnection:
+        """Return a new connection for the exclusive use of the caller, who must drop it."""
+        if self._is_closed:
+            raise BrokerUnavailable(wording.CLOSED)
+        if self._end is None:
+            self._end = self._until_the_loop_ends()
+            await anext(self._end)
+        connection = self.server.connection()
+        connect: Any = connection.connect  # untyped in some versions of the driver
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN):
+                await connect()
+        except BaseException:
+            await drop(connection)
+            raise
+        return connection
+
+    async def close(self) -> None:
+        self._is_closed = True
+        if self._end is not None:
+            await self._end.aclose()
+
+    async def _ask(self, commands: Sequence[Command]) -> Any:
+        """Send commands, and return the reply to the last one. If the connection was cut, send them once more on a new one: every verb may
+        be sent twice."""
+        connection = self._connection
+        if connection is not None and not connection.is_lost:
+            try:
+                return await self._over(connection, commands)
+            except ERRORS as error:
+                if not _is_cut(error):
+                    raise
+        return await self._over(await self._connected(), commands)
+
+    async def _ask_apart(self, commands: Sequence[Command]) -> Any:
+        """Send commands over a connection that no other call uses in the meantime, and return the reply to the last one before WAITAOF.
+
+        While a call waits for the server's disk, the server answers nothing else on its connection. Such calls share one write to the disk.
+        """
+        async with self._apart:
+            connection = self._waiting.pop() if self._waiting else CommandConnection(await self.open())
+            try:
+                try:
+                    return await self._over(connection, commands)
+                except ERRORS as error:
+                    if not _is_cut(error):
+                        raise
+                await connection.drop()
+                connection = CommandConnection(await self.open())
+                return await self._over(connection, commands)
+            finally:
+                if connection.is_lost or self._is_closed:
+                    await connection.drop()
+                else:
+                    self._waiting.append(connection)
+
+    async def _connected(self) -> CommandConnection:
+        async with self._connecting:
+            if self._connection is None or self._connection.is_lost:
+                if self._connection is not None:
+                    await self._connection.drop()
+                self._connection = CommandConnection(await self.open())
+            return self._connection
+
+    async def _over(self, connection: CommandConnection, commands: Sequence[Command]) -> Any:
+        if self._is_closed:
+            raise BrokerUnavailable(wording.CLOSED)
+        replies = await connection.ask(commands)
+        reply = replies[0] if len(replies) == 1 else _reply_among(commands, replies)
+        if isinstance(reply, Exception):
+            if isinstance(reply, exceptions.ReadOnlyError):  # the primary was demoted: a new connection may reach its successor
+                await connection.drop()
+            raise reply
+        return reply
+
+    async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
+        """Close the connection when the loop ends: asyncio.run() and similar functions shut down asynchronous generators
+        before they close a loop."""
+        try:
+            yield
+        finally:
+            self._is_closed = True
+            if self.before_the_end is not None:
+                await self.before_the_end()
+            for connection in [*self._waiting, *([self._connection] if self._connection is not None else [])]:
+                await connection.drop(nowait=not self.server.tls)  # TLS first sends a closing message, for at most two seconds
+
+
+def _is_cut(error: Exception) -> bool:
+    """Return True if the connection was probably gone before the command reached the server: the error is
+    neither an answer nor a timeout."""
+    is_answer = isinstance(error, exceptions.ResponseError | exceptions.AuthenticationError | exceptions.BusyLoadingError)
+    is_silence = isinstance(error, TimeoutError | exceptions.TimeoutError)
+    return not is_answer and not is_silence
+
+
+_ON_DISK: Final = ("WAITAOF", 1, 0, ON_DISK_WITHIN)
+
+
+def _reply_among(commands: Sequence[Command], replies: list[Any]) -> Any:
+    """Return the first error, or the reply to the last command before WAITAOF. The errors include
+    a failure to write to disk in time. After any of them, the connection can still be used."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            return reply
+    if commands[-1] is not _ON_DISK:
+        return replies[-1]
+    if not replies[-1][0]:
+        return BrokerUnavailable(f"the server did not write the changes to its disk within {ON_DISK_WITHIN / 1000:g} s")
+    return replies[-2]
+
+
+# --- directly on the transport --------------------------------------------------------------------------------------
+
+_UNFINISHED: Final = object()
+_pack: Final[Callable[[Command], bytes]] = cast("Any", hiredis.pack_command)
+
+
+async def drop(connection: AbstractConnection, *, nowait: bool = True) -> None:
+    with contextlib.suppress(*ERRORS, RuntimeError):
+        await connection.disconnect(nowait=nowait)
+
+
+class _Direct(asyncio.Protocol, ABC):
+    """A protocol that takes over the transport of an open connection from the driver's streams, and still notifies them when the
+    connection is lost. It calls `_take` with each reply, and `_fail` with the error that ended the connection."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        untyped: Any = connection
+        self._connection = connection
+        self._transport: asyncio.Transport = untyped._writer.transport
+        self._streams: Any = self._transport.get_protocol()
+        self._loop = asyncio.get_running_loop()
+        self._reader = hiredis.Reader(
+            protocolError=exceptions.InvalidResponse, replyError=untyped._parser.parse_error, notEnoughData=_UNFINISHED
+        )
+        self._lost: Exception | None = None
+        self._transport.set_protocol(self)
+        if self._transport.is_closing():
+            self.connection_lost(None)
+
+    @property
+    def is_lost(self) -> bool:
+        return self._lost is not None
+
+    async def drop(self, *, nowait: bool = True) -> None:
+        await drop(self._connection, nowait=nowait)
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        try:
+            while (reply := self._reader.gets()) is not _UNFINISHED:
+                self._take(reply)
+        except exceptions.RedisError as error:  # not a reply, so what follows cannot be parsed either
+            self._fail(error)
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(exc or exceptions.ConnectionError("Connection closed by server."))
+        self._streams.connection_lost(exc)
+
+    @abstractmethod
+    def _take(self, reply: Any) -> None: ...
+
+    @abstractmethod
+    def _fail(self, error: Exception) -> None: ...
+
+
+class _Asked(NamedTuple):
+    """A call in progress: the future of its caller, how many replies it wants, and those so far."""
+
+    waiting: asyncio.Future[list[Any]]
+    wanted: int
+    replies: list[Any]
+
+
+class CommandConnection(_Direct):
+    """A connection on which several calls may be in progress at once; the server answers them in order."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._asked: deque[_Asked] = deque()
+        self._deadline = Deadline(self._give_up)
+        super().__init__(connection)
+
+    def ask(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
+        """Send commands and return a reply for each. An error from the server is returned as a reply. TimeoutError is raised
+        `ANSWER_WITHIN` seconds after the answer to the previous call. The caller may stop awaiting at any time.
+
+        If one call fails, the connection is lost, and all others fail with a ConnectionError.
+        """
+        waiting: asyncio.Future[list[Any]] = self._loop.create_future()
+        if self._lost is not None:
+            waiting.set_exception(self._lost)
+            return waiting
+        if not self._asked:
+            self._deadline.begin(ANSWER_WITHIN)
+        self._asked.append(_Asked(waiting, len(commands), []))
+        self._transport.write(_pack(commands[0]) if len(commands) == 1 else b"".join(map(_pack, commands)))
+        return waiting
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deadline.drop()
+        super().connection_lost(exc)
+
+    def _take(self, reply: Any) -> None:
+        if isinstance(reply, Exception) and not isinstance(reply, exceptions.ResponseError):
+            self._fail(reply)
+            self._transport.abort()
+        if not self._asked:
+            return
+        waiting, wanted, replies = self._asked[0]
+        replies.append(reply)
+        if len(replies) < wanted:
+            return
+        self._asked.popleft()
+        if self._asked:
+            self._deadline.begin(ANSWER_WITHIN)
+        else:
+            self._deadline.end()
+        if not waiting.done():
+            waiting.set_result(replies)
+
+    def _fail(self, error: Exception) -> None:
+        """Fail the first call with this error, and the others with a ConnectionError."""
+        self._lost = self._lost or exceptions.ConnectionError(f"the connection was given up: {str(error) or type(error).__name__}")
+        asked, self._asked = self._asked, deque()
+        for number, each in enumerate(asked):
+            if not each.waiting.done():
+                each.waiting.set_exception(error if number == 0 else self._lost)
+
+    def _give_up(self) -> None:
+        self._fail(TimeoutError())
+        self._transport.abort()
+
+
+class Subscription(_Direct):
+    """A connection that passes messages to a function."""
+
+    def __init__(self, connection: AbstractConnection, on_message: Callable[[Any], None]) -> None:
+        self._on_message = on_message
+        self._cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        super().__init__(connection)
+
+    async def subscribe(self, channel: bytes) -> None:
+        """Subscribe to a channel, and wait until the server has confirmed it."""
+        self.send("SUBSCRIBE", channel)
+        await self._confirmed
+
+    async def listen(self) -> None:
+        """Pass messages to `on_message` until the connection breaks, then raise the connection's error."""
+        await self._cut
+
+    def send(self, *command: Any) -> None:
+        """Send a command. Its reply is passed to `on_message`, like any message."""
+        if self._lost is not None:
+            raise self._lost
+        self._transport.write(_pack(command))
+
+    def _take(self, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            self._fail(reply)
+        elif not self._confirmed.done() and reply[0] == b"subscribe":
+            self._confirmed.set_result(None)
+        else:
+            self._on_message(reply)
+
+    def _fail(self, error: Exception) -> None:
+        self._lost = self._lost or error
+        for waiting in (self._confirmed, self._cut):
+            if not waiting.done():
+                waiting.set_exception(error)
+                waiting.exception()  # noted as seen: nothing may await it any more
