@@ -25,7 +25,7 @@ from taskflow.broker.redis.contents import Contents
 from taskflow.broker.redis.scripts import Scripts
 from taskflow.broker.redis.server import RedisTarget
 from taskflow.broker.redis.store import RedisStore
-from taskflow.broker.sqlite import SpaceLimits, SqliteBroker
+from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.sqlite.tables import TABLES as SQLITE_TABLES
 from taskflow.broker.sqlite.transactions import Durability
 from taskflow.model.clock import ManualClock, Seams
@@ -282,7 +282,7 @@ class SqliteSeamStore(SeamStore):
     @asynccontextmanager
     async def open(cls, capacity: int | None = None) -> AsyncIterator[SeamStore]:
         folder, clock = new_folder("seam"), ManualClock()
-        broker = SqliteBroker(folder / "jobs.db", seams=Seams(clock), limits=SpaceLimits(capacity=capacity))
+        broker = SqliteBroker(folder / "jobs.db", seams=Seams(clock), capacity=capacity)
         try:
             yield cls(broker, folder / "jobs.db", clock)
         finally:

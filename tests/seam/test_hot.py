@@ -113,6 +113,14 @@ async def test_hot_succeed__repeated(store: SeamStore) -> None:
     assert (await store.header(record.ref))["status"] == BURIED
 
 
+async def test_hot_succeed__twice_in_one_call(store: SeamStore) -> None:
+    """The end is counted once, whether the store remembers the claim's queue or not."""
+    record, other = await store.running(), await store.running()
+    assert await store.perform(Succeed([run_of(record), run_of(record), run_of(other)])) == [True] * 3
+    queues = [each.header["queue"] for each in (record, other)]
+    assert await totals(store) == {(queue, event): 1 for queue in queues for event in ("claim", "succeed")}
+
+
 @pytest.mark.parametrize("field", ["epoch", "session", "claim", "id"])
 async def test_hot_succeed__another_fence(store: SeamStore, field: str) -> None:
     """A run with another epoch, session or claim, or of an unknown job, is False. The runs beside it are ended."""

@@ -168,10 +168,7 @@ class ReferenceHarness(InProcessHarness):
 
 
 class SqliteHarness(StoreHarness):
-    """A file in a folder of its own, on a file system in memory where there is one: what fsync costs is not the suite's to measure.
-
-    A limited one is full as a disk is full: it has so many pages and no more.
-    """
+    """A file in a folder of its own, on a file system in memory where there is one: what fsync costs is not the suite's to measure."""
 
     name = "sqlite"
     lacks = {Capability.ROW_LOCKS: "an open transaction that has written locks the whole file"}
@@ -183,10 +180,8 @@ class SqliteHarness(StoreHarness):
 
     def open(self) -> Broker:
         from taskflow.broker.sqlite import SqliteBroker
-        from taskflow.broker.sqlite.store_file import SpaceLimits
 
-        limits = None if self.capacity is None else SpaceLimits(max_pages=_PAGES_OF_TABLES + 2 * self.capacity)
-        return SqliteBroker(self.path, seams=self.seams, rules=self.rules, limits=limits)
+        return SqliteBroker(self.path, seams=self.seams, rules=self.rules, capacity=self.capacity)
 
     async def waiting(self, broker: Broker, queue: str) -> int:
         from taskflow.broker.sqlite.wake_folder import Listeners
@@ -457,9 +452,6 @@ TABLES: Final = (
 """PostgreSQL's."""
 
 _SCHEMAS: Final[dict[tuple[str, Rules], list[str]]] = {}
-
-
-_PAGES_OF_TABLES: Final = 40
 
 
 BROKERS: Final[tuple[type[StoreHarness], ...]] = (MemoryHarness, SqliteHarness, RedisHarness, PostgresHarness)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures.thread  # noqa: F401  # imported for close(), because another version may be installed in its place by then
-import contextlib
 import os
 import weakref
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from taskflow.broker.console import Finding
@@ -17,21 +17,19 @@ from taskflow.broker.engine import maintenance, sessions, settle as settling
 from taskflow.broker.engine.broker import EngineBroker, EngineConsole
 from taskflow.broker.engine.enqueue import are_new, enqueue
 from taskflow.broker.engine.schedules import define, fire
-from taskflow.broker.engine.seam import Claimed, Operation, Query
+from taskflow.broker.engine.seam import Claimed, Effect, Operation, Query
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.protocol import Added, Refused, Upkept
-from taskflow.broker.sqlite import forks
-from taskflow.broker.sqlite.errors import check_definitions, check_payloads, check_settlements
 from taskflow.broker.sqlite.examination import examine
+from taskflow.broker.sqlite.notifier import Notifier
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.store import SqliteStore
-from taskflow.broker.sqlite.store_file import Opening, SpaceLimits, StoreFile
+from taskflow.broker.sqlite.store_file import Opening, StoreFile
 from taskflow.broker.sqlite.tables import script
 from taskflow.broker.sqlite.transactional import SqliteTransactional
-from taskflow.broker.sqlite.transactions import CannotRead, Durability, ReadTransactions, Transactions
-from taskflow.broker.sqlite.wake_folder import Notifier
+from taskflow.broker.sqlite.transactions import Durability, Transactions
 from taskflow.broker.sqlite.wakeups import SocketListener
-from taskflow.broker.sqlite.writer import Writer
+from taskflow.broker.sqlite.writer import Writer, no_fork
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model import wording
 from taskflow.model.clock import Seams
@@ -41,7 +39,6 @@ from taskflow.model.record import Record
 from taskflow.model.rules import Rules
 from taskflow.model.schedule import Definition, Firing
 from taskflow.model.session import Beat, BeatAnswer, Session
-from taskflow.model.verdict import Settled, Settlement
 
 T = TypeVar("T")
 
@@ -58,7 +55,7 @@ class SqliteBroker(EngineBroker):
     `shared`     True: the file may also contain tables of other programs
     `opening`    whether the first verb creates or migrates the tables, and whose file is accepted
     `timeout`    the maximum time in seconds to wait for a lock that another process holds
-    `limits`     limits on the number of jobs and the size of the file
+    `capacity`   the number of live jobs beyond which `enqueue` is refused
 
     The first verb opens the file, and raises BrokerRefused or BrokerUnavailable if something is wrong with it.
     """
@@ -73,13 +70,13 @@ class SqliteBroker(EngineBroker):
         seams: Seams | None = None,
         rules: Rules | None = None,
         timeout: float = _TIMEOUT,
-        limits: SpaceLimits | None = None,
+        capacity: int | None = None,
     ) -> None:
         super().__init__(rules or Rules())
         # Made absolute now, so that a later change of the working directory does not matter.
         given = os.fspath(path) if os.path.isabs(path) else os.path.join(os.getcwd(), path)
         real = os.path.realpath(given)
-        self._store = StoreFile(real, check_namespace(namespace), shared, timeout, limits or SpaceLimits(), opening or Opening(), given)
+        self._store = StoreFile(real, check_namespace(namespace), shared, timeout, capacity, opening or Opening(), given)
         self._seams = seams or Seams()
         self._parts: _ProcessParts | None = None
         self._is_closed = False
@@ -97,7 +94,6 @@ class SqliteBroker(EngineBroker):
         return await self.call(durability, lambda store: store.drive(operation))
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        check_payloads(envelopes)
         answers = await self.run(enqueue(envelopes, self.rules, assumes_new=self.assumes_new), Durability.GROWING)
         self.assumes_new = are_new(answers)
         return answers
@@ -122,10 +118,6 @@ class SqliteBroker(EngineBroker):
     async def beat(self, beat: Beat) -> BeatAnswer:
         return await self.run(sessions.beat(beat, self.rules), Durability.NORMAL)
 
-    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        check_settlements(settlements)
-        return await super().settle(settlements)
-
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
         return await self.run(settling.read(ids), Durability.READ)
 
@@ -140,33 +132,28 @@ class SqliteBroker(EngineBroker):
         return await self.call(Durability.NORMAL, keep_up)
 
     async def define(self, definitions: Sequence[Definition], session: bytes | None = None, age: float = 0.0) -> list[bool]:
-        check_definitions(definitions)
         return await self.run(define(definitions, session, age, self.rules), Durability.GROWING)
 
     async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
-        envelopes = [firing.envelope for firing in firings if firing.envelope is not None]
-        check_payloads(envelopes)
-        return await self.run(fire(firings, self.rules), Durability.GROWING if envelopes else Durability.NORMAL)
+        grows = any(firing.envelope is not None for firing in firings)
+        return await self.run(fire(firings, self.rules), Durability.GROWING if grows else Durability.NORMAL)
 
     async def examine(self) -> list[Finding]:
-        return await self.look(examine)
+        return await self._running().console.call(Durability.READ, examine)
 
     async def run_beside(self, operation: Operation[T]) -> T:
-        """Run an operation of the console. The reader's thread answers its queries, and each of its changes is a transaction."""
+        """Run an operation of the console, on a connection that does not hold up the writer. Each effect is a transaction."""
+        console = self._running().console
         try:
             effect = next(operation)
             while True:
-                effect = operation.send(await self._perform(effect))
+                durability = Durability.READ if isinstance(effect, Query) else Durability.FULL
+                effect = operation.send(await console.call(durability, partial(_perform, effect)))
         except StopIteration as end:
             answer: T = end.value
             return answer
         finally:
             operation.close()
-
-    async def _perform(self, effect: Any) -> Any:
-        if isinstance(effect, Query):
-            return await self.look(lambda store: store.query(effect))
-        return await self.call(Durability.FULL, lambda store: store.perform(effect))
 
     # --- the file -----------------------------------------------------------------------------------------------------
 
@@ -210,20 +197,12 @@ class SqliteBroker(EngineBroker):
     async def call(self, durability: Durability, verb: Callable[[SqliteStore], T]) -> T:
         return await self._running().writer.call(durability, verb)
 
-    async def look(self, verb: Callable[[SqliteStore], T]) -> T:
-        """Run a read-only verb in the reader's thread. If the reader cannot run it, the writer does."""
-        parts = self._running()
-        if parts.writer.is_open:  # otherwise the writer opens or migrates the file first
-            with contextlib.suppress(CannotRead):
-                return await parts.reader.call(Durability.READ, verb)
-        return await self.call(Durability.READ, verb)
-
     async def _alone(self, store: StoreFile, verb: Callable[[Transactions], T]) -> T:
         """Run a migration without the writer, which would migrate the file on opening it."""
 
         def run() -> T:
-            with forks.transactions:
-                return verb(Transactions(store, self._seams.clock, lambda *_: None))
+            with no_fork:
+                return verb(Transactions(store, self._seams.clock))
 
         return await asyncio.to_thread(run)
 
@@ -249,24 +228,24 @@ class SqliteConsole(EngineConsole):
 
 
 class _ProcessParts:
-    """Connects the writer, the notifier and the listener that a broker uses in one process."""
+    """Connects what a broker uses in one process: the writer, the listener, and another writer for the console."""
 
     def __init__(self, store: StoreFile, seams: Seams) -> None:
         self.listener = SocketListener(store, WakeUpFlag(), seams.start_thread)
-        self._notifier = Notifier(store, self.listener)
-        self._transactions = Transactions(store, seams.clock, self._notifier.announce)
-        self.writer = Writer(self._transactions, seams.start_thread)
-        self._reads = ReadTransactions(store, seams.clock)
-        self.reader = Writer(self._reads, seams.start_thread, "reader")
+        notifiers = [Notifier(store, self.listener) for _ in range(2)]
+        self.writer, self.console = [Writer(Transactions(store, seams.clock, each), seams.start_thread) for each in notifiers]
 
     def close(self) -> None:
         if self.writer.pid == os.getpid():
-            self.reader.close_and_wait()
+            self.console.close_and_wait()
             self.writer.close_and_wait()
-            self._notifier.close()
             self.listener.close()
 
     def abandon(self) -> None:
-        self._transactions.abandon()
-        self._reads.abandon()
+        self.writer.abandon()
+        self.console.abandon()
         self.listener.abandon()
+
+
+def _perform(effect: Effect, store: SqliteStore) -> Any:
+    return store.perform(effect)

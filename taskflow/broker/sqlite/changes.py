@@ -30,9 +30,8 @@ from taskflow.broker.engine.seam import (
     refuse_repeated,
 )
 from taskflow.broker.sqlite.counts import READY_OF, Counts
-from taskflow.broker.sqlite.rows import Packing, read_rows, rev_of
+from taskflow.broker.sqlite.queries import Packing, read_rows, rev_of
 from taskflow.broker.sqlite.statements import Statements, change_rows, filled_up, insert_rows, row_of
-from taskflow.broker.sqlite.store_file import SpaceLimits
 from taskflow.broker.sqlite.tables import ENTRIES, FIELDS, RESTARTED, TABLES, WRITTEN, has_seq
 from taskflow.model.clock import Clock
 
@@ -60,9 +59,11 @@ Shape = tuple[int, tuple[str, ...]]
 class RecordChanger(Counts):
     """Changes records. What it has read within a verb is true until the verb's end, because the transaction holds the write lock."""
 
-    def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, limits: SpaceLimits) -> None:
-        super().__init__(connection, sql, clock, limits)
+    def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, capacity: int | None) -> None:
+        super().__init__(connection, sql, clock, capacity)
         self._known: dict[Ref, Known | None] = {}
+        self._coming = 0
+        """The number of new live jobs in the present steps."""
         self._moves: dict[tuple[str, int | None, str, int], int] = {}
         """The jobs that the present steps move, by their queue and status before and after."""
 
@@ -82,6 +83,7 @@ class RecordChanger(Counts):
 
     def apply(self, apply: Apply) -> tuple[list[Answer], Snapshot | None]:
         refuse_repeated(apply.steps)
+        self._coming = 0
         self._learn(ref for step in apply.steps for ref in (*step.expect, *(each.ref for each in step.adds)))
         answers, applied, sums = list[Answer](), list[Step](), Counter[tuple[Ref, str]]()
         for step in apply.steps:
@@ -122,15 +124,13 @@ class RecordChanger(Counts):
             return Stale(stale)
         if step.adds and any(each.most is not None for each in step.adds) and (past := self._past_bounds(step.adds, sums)):
             return Full(past)
-        if grows and self.is_limited:
+        if grows and self._capacity is not None:
             new = [put for put in step.puts if put.ref.kind == Kind.JOB and known[put.ref] is None]
-            live = [put for put in new if put.header.get("status", READY) <= RUNNING]
-            message = self.room_for(len(live), sum(len(put.content) for put in live if isinstance(put.content, bytes)))
+            coming = self._coming + sum(put.header.get("status", READY) <= RUNNING for put in new)
+            message = self.room_for(coming)
             if message is not None:
                 return Full(says=message)
-            for put in live:  # for the steps behind it; `_apply_all` does not count these again
-                known[put.ref] = _RESERVED
-                self.count_move(put.header["queue"], None, put.header.get("status", READY))
+            self._coming = coming
         return _APPLIED
 
     def _past_bounds(self, adds: Sequence[Addition], sums: Mapping[tuple[Ref, str], int]) -> tuple[Ref, ...]:
@@ -196,9 +196,7 @@ class RecordChanger(Counts):
     ) -> None:
         """Collect the values of a put with those of others that write the same columns."""
         (kind, record_id), known, header, parts = put.ref, self._known[put.ref], put.header, put[2:5]
-        is_new = known is None or known is _RESERVED
-        writes_all = is_new or put.restarts
-        columns, written = _columns(kind, writes_all, tuple(header), *[part is not KEEP for part in parts])
+        columns, written = _columns(kind, known is None or put.restarts, tuple(header), *[part is not KEEP for part in parts])
         values = [now + value if type(value) is After else value for value in header.values()]
         if written is not None:
             values = [value for value, is_written in zip(values, written, strict=True) if is_written]
@@ -209,7 +207,7 @@ class RecordChanger(Counts):
             at = columns.index("name")
             values[at] = str(values[at]).encode(errors="backslashreplace").decode()  # a machine's name may have any bytes
         shape = (kind, columns)
-        if known is None or is_new:
+        if known is None:
             inserts.setdefault(shape, []).append((record_id, *values))
         else:
             updates.setdefault(shape, []).append((known.key, *values))
@@ -218,14 +216,9 @@ class RecordChanger(Counts):
 
     def _note_move(self, ref: Ref, known: Known | None, header: Mapping[str, Any]) -> None:
         """Note the change of a job's status, to count and announce it."""
-        if known is None or known is _RESERVED:
-            status, queue, was, was_queue = header.get("status", READY), header.get("queue", ""), None, ""
-            is_counted = known is not None
-        else:
-            was, was_queue = known.status, known.queue
-            status, queue = header.get("status", was), header.get("queue", was_queue)
-            is_counted = status == was and queue == was_queue
-        if not is_counted:
+        was, was_queue = (None, "") if known is None else (known.status, known.queue)
+        status, queue = header.get("status", READY if was is None else was), header.get("queue", was_queue)
+        if (status, queue) != (was, was_queue):
             move = (was_queue, was, queue, status)
             self._moves[move] = self._moves.get(move, 0) + 1
         if status == READY != was:
@@ -285,8 +278,6 @@ _MOST: Final = 1 << 61
 
 _END: Final = (1 << 63) - 1
 _APPLIED: Final = Applied()
-_RESERVED: Final = Known(ABSENT, b"")
-"""Stands for a new job whose place has been counted already."""
 
 
 def _known(record: Record) -> Known:

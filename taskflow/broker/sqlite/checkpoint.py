@@ -35,7 +35,8 @@ class Checkpointer:
     def __init__(self, connection: sqlite3.Connection, store: StoreFile) -> None:
         self._connection = connection
         self._store = store
-        self._lock = side_file(store)
+        self._lock = open_beside(store, SIDE, os.O_CREAT | os.O_RDONLY)
+        store.share(self._lock)  # also if it is not new: the store may have been opened to other users since
         self._commits = 0
         self._changes = connection.total_changes
 
@@ -62,32 +63,24 @@ class Checkpointer:
             self._connection.execute(pragma("busy_timeout", 0)).fetchall()
         fcntl.flock(self._lock, fcntl.LOCK_UN)
 
+    def wait(self) -> None:
+        """Wait while another connection makes a checkpoint, at most 100 ms. Call this before a read transaction.
+
+        A checkpoint waits for the readers that it finds, and the writers wait for it. It looks for gaps between their transactions ever
+        less often, so a reader that begins again and again would hold it up until its busy timeout ends.
+        """
+        give_up_at = time.monotonic() + _BUSY_TIMEOUT_MS / 1e3
+        while time.monotonic() < give_up_at:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                time.sleep(0.001)
+            else:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+                return
+
     def close(self) -> None:
         """Stop making checkpoints."""
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = -1
-
-
-def wait_for_checkpoint(side_file: int) -> None:
-    """Wait while a connection makes a checkpoint, at most 100 ms. Call this before a read transaction.
-
-    A checkpoint waits for the readers that it finds, and the writers wait for it. It looks for gaps between their transactions ever less
-    often, so a reader that begins again and again would hold it up until its busy timeout ends.
-    """
-    give_up_at = time.monotonic() + _BUSY_TIMEOUT_MS / 1e3
-    while time.monotonic() < give_up_at:
-        try:
-            fcntl.flock(side_file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            time.sleep(0.001)
-        else:
-            fcntl.flock(side_file, fcntl.LOCK_UN)
-            return
-
-
-def side_file(store: StoreFile) -> int:
-    """Open the file whose lock a checkpoint holds, and return its descriptor."""
-    file = open_beside(store, SIDE, os.O_CREAT | os.O_RDONLY)
-    store.share(file)  # also if it is not new: the store may have been opened to other users since
-    return file

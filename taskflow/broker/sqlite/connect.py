@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final, TypeVar
 
 from taskflow.broker.migrations import Upgrade
@@ -23,7 +23,7 @@ INCREMENTAL: Final = 2
 _CACHE_KIB: Final = 16_384
 
 
-def connect_for_writing(store: StoreFile, sql: Statements) -> tuple[sqlite3.Connection, Upgrade]:
+def connect(store: StoreFile, sql: Statements) -> tuple[sqlite3.Connection, Upgrade]:
     """Open a connection to the namespace's tables, creating or migrating these if necessary.
 
     If that fails, raises BrokerRefused or BrokerUnavailable, naming the file and the remedy. The connection belongs to the calling thread.
@@ -46,22 +46,6 @@ def look(store: StoreFile, sql: Statements) -> Upgrade:
     connection, found = _connect(store, lambda connection: _look(connection, store, sql))
     connection.close()
     return found
-
-
-def connect_for_reading(store: StoreFile) -> sqlite3.Connection:
-    """Open a connection that cannot write, to a file that is open already."""
-    check_store(store)
-    connection = sqlite3.connect(store.uri("ro"), uri=True, timeout=0, isolation_level=None, cached_statements=_STATEMENT_CACHE)
-    try:
-        check_opened(store)
-    except BaseException:
-        connection.close()
-        raise
-    connection.text_factory = decoded
-    connection.execute("PRAGMA trusted_schema=OFF")
-    connection.execute(pragma("cache_size", -_CACHE_KIB))
-    connection.execute("PRAGMA temp_store=MEMORY")
-    return connection
 
 
 def _connect(store: StoreFile, begin: Callable[[sqlite3.Connection], T]) -> tuple[sqlite3.Connection, T]:
@@ -122,24 +106,11 @@ def _check_path(store: StoreFile) -> None:
     if os.path.isdir(path):
         raise BrokerRefused(f"{path} is a folder: name a file, for example {os.path.join(path, 'taskflow.db')}")
     if os.path.exists(path):
-        _check_kind(path)
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise BrokerRefused(f"{path} is a pipe, a socket or a device, not a file: name a file, which is created if it is missing")
         _check_access(path, os.R_OK, f"{path} cannot be read")
         _check_access(path, os.W_OK, f"{path} is read-only")
     _check_access(folder, os.W_OK | os.X_OK, f"{path}: its folder {folder}, where SQLite keeps its other files, is read-only")
-
-
-def _check_kind(path: str) -> None:
-    mode = os.stat(path).st_mode
-    for kind, is_one in _NO_FILES.items():
-        if is_one(mode):
-            raise BrokerRefused(f"{path} is a {kind}, not a file: name a file, which is created if it is missing")
-
-
-_NO_FILES: Final[Mapping[str, Callable[[int], bool]]] = {
-    "pipe": stat.S_ISFIFO,
-    "socket": stat.S_ISSOCK,
-    "device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
-}
 
 
 def _check_access(path: str, mode: int, problem: str) -> None:

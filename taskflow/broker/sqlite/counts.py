@@ -10,7 +10,6 @@ from typing import Final, NamedTuple
 from taskflow.broker import topics
 from taskflow.broker.sqlite.queries import RecordReader
 from taskflow.broker.sqlite.statements import Statements, change_rows
-from taskflow.broker.sqlite.store_file import SpaceLimits
 from taskflow.model import wording
 from taskflow.model.clock import Clock
 
@@ -57,10 +56,6 @@ class Announcement:
         return found
 
 
-_ROW_BYTES: Final = 400
-"""About how many bytes a job takes up in the table and its indexes, beside its payload."""
-
-
 class Pending(NamedTuple):
     """Holds the counts and the news that a transaction has not written or announced yet."""
 
@@ -71,9 +66,9 @@ class Pending(NamedTuple):
 class Counts(RecordReader):
     """Counts in memory during a transaction, and writes the counts once at its end."""
 
-    def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, limits: SpaceLimits) -> None:
+    def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, capacity: int | None) -> None:
         super().__init__(connection, sql, clock)
-        self._limits = limits
+        self._capacity = capacity
         self.announcement = Announcement()
         self._counted = Counter[tuple[str, str]]()
         """Changes of the table of counts that have not been written yet."""
@@ -126,29 +121,13 @@ class Counts(RecordReader):
 
     # --- room ------------------------------------------------------------------------------------------------
 
-    @property
-    def is_limited(self) -> bool:
-        return self._limits.capacity is not None or self._limits.max_pages is not None
-
-    def room_for(self, jobs: int, payload_bytes: int) -> str | None:
+    def room_for(self, jobs: int) -> str | None:
         """Return None if there is room for new jobs, or the message for the caller."""
-        if not jobs:
+        if self._capacity is None or not jobs:
             return None
-        capacity, most_pages = self._limits.capacity, self._limits.max_pages
-        if capacity is not None and self._live() + jobs > capacity:
-            return wording.STORE_FULL % capacity
-        if most_pages is not None:
-            [(size,)] = self.connection.execute("PRAGMA main.page_size").fetchall()
-            [(pages,)] = self.connection.execute("PRAGMA main.page_count").fetchall()
-            [(free,)] = self.connection.execute("PRAGMA main.freelist_count").fetchall()
-            if pages - free + (jobs * _ROW_BYTES + payload_bytes) // size + 1 > most_pages:
-                return f"the file has reached its limit of {most_pages:,} pages: let workers catch up, or raise the limit"
-        return None
-
-    def _live(self) -> int:
         self.flush()
         [(live,)] = self.connection.execute(self.sql[_LIVE]).fetchall()
-        return int(live)
+        return wording.STORE_FULL % self._capacity if live + jobs > self._capacity else None
 
     # --- for wake-ups ----------------------------------------------------------------------------------------
 

@@ -1,19 +1,25 @@
-"""Answers queries over one connection, and reads records by their ids."""
+"""Reads records: answers queries over one connection, many records in one row.
+
+Their numbers and names come as JSON, their bytes one after another. See statements.py for the reason.
+"""
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from taskflow.broker.engine.records import Index, Kind, Position
-from taskflow.broker.engine.seam import Entry, Group, Query, Record, Ref, Scan, Snapshot
-from taskflow.broker.sqlite.rows import position_of, position_packing, read_rows, record_packing
+import msgspec
+
+from taskflow.broker.engine.records import HEADERS, Index, Kind, Position, Type
+from taskflow.broker.engine.seam import Entry, Group, Query, Record, Ref, Rev, Scan, Snapshot
 from taskflow.broker.sqlite.statements import Statements, filled_up
-from taskflow.broker.sqlite.tables import BY_INDEX, TABLES, falling_column, has_own_index, has_seq, index_name, places
+from taskflow.broker.sqlite.tables import BY_INDEX, PARTS, TABLES, falling_column, has_own_index, has_seq, index_name, places
 from taskflow.model.clock import Clock
+from taskflow.model.job_schema import SMALL
 
 
 class RecordReader:
@@ -53,19 +59,17 @@ class RecordReader:
 
     def _scan(self, scan: Scan, with_content: bool) -> list[Entry]:
         index = BY_INDEX[scan.of]
-        after, until = scan.after or (), scan.until or ()
-        prefix = scan.prefix
-        shape = _Shape(
-            scan.of, len(prefix), _within(prefix, after), len(after), _within(prefix, until), len(until), scan.backwards, scan.with_records
-        )
-        values: list[Any] = list(prefix)
-        for end, is_within in ((after, shape.after_is_within), (until, shape.until_is_within)):
-            values += end[len(prefix) :] if is_within else end
+        width, ends, values = len(scan.prefix), list[tuple[int, bool]](), list[Any](scan.prefix)
+        for end in (scan.after or (), scan.until or ()):
+            is_within = len(end) > width and end[:width] == scan.prefix
+            values += end[width:] if is_within else end
+            ends.append((len(end), is_within))
         values.append(max(0, scan.limit))
+        text = _scan_text(scan.of, width, tuple(ends), scan.backwards, scan.with_records)
         if scan.with_records:
             packing = record_packing(index.kind, with_content, index.entries)
             entries = list[Entry]()
-            for row in read_rows(self.connection, self.sql, _scan_text(shape), packing, values):
+            for row in read_rows(self.connection, self.sql, text, packing, values):
                 record = packing.record(self.connection, self.sql, row)
                 place = position_of(index, record)
                 entries.append(Entry((packing.value(row), *place) if index.entries else place, record.ref, record))
@@ -73,7 +77,7 @@ class RecordReader:
             positions = position_packing(index)
             at = [positions.names.index(name) for name in _position_names(index)]
             id_at = positions.names.index("id")
-            rows = read_rows(self.connection, self.sql, _scan_text(shape), positions, values)
+            rows = read_rows(self.connection, self.sql, text, positions, values)
             entries = [Entry(tuple([row[place] for place in at]), Ref(index.kind, row[id_at]), None) for row in rows]
         if len(entries) > 1:
             entries.sort(key=_position, reverse=scan.backwards)  # aggregates guarantee no order
@@ -84,8 +88,6 @@ class RecordReader:
     def _groups(self, index: Index, prefix: Position) -> list[Group]:
         if not index.listed:
             rows = self.connection.execute(self.sql[_STATUS_COUNTS]).fetchall()
-            if any(n < 0 for _, _, n in rows):  # another program has changed the counted jobs
-                rows = self.connection.execute(self.sql[ACTUAL_COUNTS]).fetchall()
             found = [Group((_text(queue), int(_text(what)[1:])), n, None, None) for what, queue, n in rows]
         else:
             text = _counted_groups(index) if index.counted else _first_of_groups(index)
@@ -114,7 +116,7 @@ def _text(value: Any) -> str:
 
 _position: Final = attrgetter("position")
 
-_STATUS_COUNTS: Final = """SELECT what, queue, n FROM "~counted" WHERE what >= '=0' AND what <= '=6' AND n <> 0"""
+_STATUS_COUNTS: Final = """SELECT what, queue, n FROM "~counted" WHERE what >= '=0' AND what <= '=6' AND n > 0"""
 ACTUAL_COUNTS: Final = """SELECT '=' || status AS what, queue, count(*) AS n FROM "~jobs" WHERE status < 7 GROUP BY queue, status"""
 _BY_SEQ: Final = 'WITH wanted (seq) AS (VALUES (?) ...) SELECT @ FROM wanted CROSS JOIN "~jobs" AS r ON r.seq = wanted.seq'
 
@@ -124,49 +126,29 @@ def _load_text(kind: int) -> str:
     return f'WITH wanted (id) AS (VALUES (?) ...) SELECT @ FROM wanted CROSS JOIN "~{TABLES[kind]}" AS r ON r.id = wanted.id'
 
 
-class _Shape(NamedTuple):
-    """Holds the properties of a scan that determine its text. An end `is_within` the prefix if it begins with it."""
-
-    of: str
-    prefix: int
-    after_is_within: bool
-    after: int
-    until_is_within: bool
-    until: int
-    backwards: bool
-    with_records: bool
-
-
-def _within(prefix: Position, end: Position) -> bool:
-    return len(end) > len(prefix) and end[: len(prefix)] == prefix
-
-
 @cache
-def _scan_text(shape: _Shape) -> str:
-    index = BY_INDEX[shape.of]
+def _scan_text(of: str, prefix: int, ends: tuple[tuple[int, bool], ...], backwards: bool, with_records: bool) -> str:
+    """Return the statement of a scan. `ends` has the widths of `after` and `until`, and whether these begin with the prefix."""
+    index = BY_INDEX[of]
     table = TABLES[index.kind]
     at = [f"r.{place}" for place in places(index)]
     source = f'"~{table}" AS r' + (f' INDEXED BY "~{index_name(index)}"' if has_own_index(index) else "")
     if index.entries is not None:
         at = ["e.value", "e.id"]
         source = f'"~{index.name}" AS e CROSS JOIN "~{table}" AS r ON r.id = e.id'
-    conditions = [f"{place} = ?" for place in at[: shape.prefix]]
+    conditions = [f"{place} = ?" for place in at[:prefix]]
     if index.when:
         conditions.append(f"({index.when})")
-    first, last = ("<", ">") if shape.backwards else (">", "<")
-    for sign, size, is_within, takes_whole in (
-        (first, shape.after, shape.after_is_within, False),
-        (last, shape.until, shape.until_is_within, True),
-    ):
+    for sign, takes_whole, (size, is_within) in zip(("<", ">") if backwards else (">", "<"), (False, True), ends, strict=True):
         if size:
-            columns = at[shape.prefix if is_within else 0 : size]
+            columns = at[prefix if is_within else 0 : size]
             # a shorter position is before all that begin with it
             is_inclusive = takes_whole if size == len(at) else sign == ">"
             conditions.append(f"({', '.join(columns)}) {sign}{'=' if is_inclusive else ''} ({', '.join('?' * len(columns))})")
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    order = ", ".join(f"{place} {'DESC' if shape.backwards else 'ASC'}" for place in at)
+    order = ", ".join(f"{place} {'DESC' if backwards else 'ASC'}" for place in at)
     found = f"FROM {source}{where} ORDER BY {order} LIMIT ?"
-    if not shape.with_records:
+    if not with_records:
         columns = [f"r.{name}" if name != "value" else "e.value" for name in position_packing(index).names]
         return f"SELECT @ FROM (SELECT {', '.join(columns)} {found}) AS r"
     # chosen first, so that no long value is read on the way
@@ -214,3 +196,161 @@ WITH RECURSIVE former (seq, {names}) AS (
   )
 )
 SELECT seq, seq, 0 FROM former"""
+
+
+# --- rows ------------------------------------------------------------------------------------------------------
+
+MOST_TOGETHER: Final = 65_536
+"""The maximum size in bytes of a value that is read together with others. A longer one is read alone."""
+
+_decode: Final = msgspec.json.Decoder(list[list[Any]]).decode
+
+
+class _TooLong(int):
+    """Stands for a value that is to be read alone: its size in bytes."""
+
+    __slots__ = ()
+
+
+class Packing:
+    """A list of columns to read. The rows have the columns that are not bytes first."""
+
+    def __init__(self, columns: Sequence[tuple[str, Type]]) -> None:
+        plain = [(name, of_type) for name, of_type in columns if of_type is not Type.BYTES]
+        large = [name for name, of_type in columns if of_type is Type.BYTES]
+        self.names = [name for name, _ in plain] + large
+        self._texts = [place for place, (_, of_type) in enumerate(plain) if of_type is Type.NAME]
+        self._number = len(plain)
+        self.select = _select([name for name, _ in plain], large)
+
+    def unpack(self, packed: bytes, joined: bytes | None) -> list[list[Any]]:
+        """Return the rows. One with a value that is to be read alone is longer than the others."""
+        at, joined = 0, joined or b""
+        try:
+            rows = _decode(packed)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            rows = self._decode_damaged(packed)
+        places = range(self._number, len(self.names))
+        for row in rows:
+            for place in places:
+                size = row[place]
+                if size is None:
+                    continue
+                if size >= 0:
+                    row[place] = joined[at : (end := at + size)]
+                    at = end
+                else:
+                    row[place] = _TooLong(-1 - size)
+                    row.append(None)
+        return rows
+
+    def _decode_damaged(self, packed: bytes) -> list[list[Any]]:
+        """Return the rows with escapes in place of bytes that are not UTF-8. The places of such texts follow the row's values."""
+        rows: list[list[Any]] = json.loads(packed.decode(errors="surrogateescape"), strict=False)
+        for row in rows:
+            damaged = list[int]()
+            for place in self._texts:
+                raw = (row[place] or "").encode(errors="surrogateescape")
+                if (text := raw.decode(errors="backslashreplace")) != (row[place] or ""):
+                    row[place] = text
+                    damaged.append(place)
+            if damaged:
+                row.append(damaged)
+        return rows
+
+
+def _select(plain: Sequence[str], large: Sequence[str]) -> str:
+    values = [f"r.{name}" for name in large]
+    items = [f"r.{name}" for name in plain]
+    items += [f"iif(length({value}) > {MOST_TOGETHER}, -1 - length({value}), length({value}))" for value in values]
+    parts = [f"iif(length({value}) <= {MOST_TOGETHER}, {value}, x'')" for value in values]
+    joined = f"CAST(group_concat({' || '.join(parts)}, '') AS BLOB)" if parts else "NULL"
+    return f"CAST(json_group_array(json_array({', '.join(items)})) AS BLOB), {joined}"
+
+
+def read_rows(
+    connection: sqlite3.Connection, sql: Statements, text: str, packing: Packing, values: Sequence[object], size: int | None = None
+) -> list[list[Any]]:
+    """Run a statement in whose text @ stands for what is selected."""
+    statement = text.replace("@", packing.select)
+    placed = sql[statement] if size is None else sql.of_rows(statement, size)
+    [(packed, joined)] = connection.execute(placed, tuple(values)).fetchall()
+    return packing.unpack(packed, joined)
+
+
+# --- records ------------------------------------------------------------------------------------------------------
+
+
+class RecordPacking(Packing):
+    """The columns of records of one kind. `with_content` adds their content, `entries` the value of an entry."""
+
+    def __init__(self, kind: int, with_content: bool, entries: Type | None) -> None:
+        columns = [("rev", Type.NUMBER), *[(field.name, field.type) for field in HEADERS[kind]], ("id", Type.BYTES)]
+        columns += [(part, Type.BYTES) for part in (PARTS if with_content else PARTS[:2])]
+        if entries is not None:
+            columns.append(("value", entries))
+        super().__init__(columns)
+        self._kind, self._with_content, self._width = kind, with_content, len(self.names)
+        self._entry_value = self.names.index("value") if entries is not None else None
+        self._named = [(field.name, self.names.index(field.name)) for field in HEADERS[kind]]
+        self._id = self.names.index("id")
+        self._sent = self.names.index("sent")
+        self._rev = self.names.index("rev")
+        if entries is not None:
+            self.select = self.select.replace("r.value", "e.value")
+
+    def record(self, connection: sqlite3.Connection, sql: Statements, row: list[Any]) -> Record:
+        damage = self._whole(connection, sql, row) if len(row) > self._width else None
+        content = row[self._sent + 2] if self._with_content else None
+        header = {name: row[place] for name, place in self._named}
+        ref = Ref(self._kind, row[self._id])
+        return Record(ref, rev_of(row[self._rev]), header, row[self._sent], row[self._sent + 1], content, damage)
+
+    def value(self, row: list[Any]) -> Any:
+        assert self._entry_value is not None
+        return row[self._entry_value]
+
+    def _whole(self, connection: sqlite3.Connection, sql: Statements, row: list[Any]) -> str | None:
+        """Read the long values of a row, and return what is damaged."""
+        damage = [f"{self.names[place]}\t{row[place]}" for places in row[self._width :] for place in places or ()]
+        for place, value in enumerate(row[: self._width]):
+            if type(value) is not _TooLong:
+                continue
+            name, row[place] = self.names[place], None
+            if self._kind == Kind.JOB and name != "content" and value > SMALL:  # another program has written it
+                damage.append(f"{name}\t{int(value)} bytes")
+            else:
+                statement = f'SELECT {name} FROM "~{TABLES[self._kind]}" WHERE id = ?'
+                [(row[place],)] = connection.execute(sql[statement], (row[self._id],)).fetchall()
+        return "\n".join(damage) or None
+
+
+@cache
+def record_packing(kind: int, with_content: bool, entries: Type | None = None) -> RecordPacking:
+    return RecordPacking(kind, with_content, entries)
+
+
+@cache
+def position_packing(index: Index) -> Packing:
+    """Return the columns of an index's positions, and the id."""
+    types = {field.name: field.type for field in HEADERS[index.kind]} | {"id": Type.BYTES}
+    columns = [(falling_column(name[1:]) if name[0] == "-" else name, types[name.removeprefix("-")]) for name in index.at]
+    if index.entries is not None:
+        columns.insert(0, ("value", index.entries))
+    if "id" not in index.at:
+        columns.append(("id", Type.BYTES))
+    return Packing(columns)
+
+
+def position_of(index: Index, record: Record) -> Position:
+    """Return the position of a record in an index, without the value of an entry."""
+    header = record.header
+    return tuple([record.ref.id if field == "id" else -header[field[1:]] if field[0] == "-" else header[field] for field in index.at])
+
+
+def rev_of(number: int) -> Rev:
+    """Return a revision as the seam has it. Tables keep it as a number."""
+    return (number & _ALL_BITS).to_bytes(8, "big")
+
+
+_ALL_BITS: Final = (1 << 64) - 1

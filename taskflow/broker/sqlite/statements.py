@@ -3,7 +3,7 @@
 sqlite3 releases the interpreter lock at every step of a statement: for every row of an `executemany`, and for every row fetched. With a
 busy event loop, each release may cost a thread switch. Claiming and settling 100 jobs beside a busy loop took 440 µs per job row by row,
 but 40 µs with all rows in one step; with an idle loop, both took 11 µs. So rows are passed in as VALUES lists, and come back as a single
-row of aggregates: see rows.py.
+row of aggregates: see queries.py.
 """
 
 from __future__ import annotations

@@ -2,122 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final, TypeVar
 
-from taskflow.broker.engine.records import BURIED, CANCELLED, FAILED, READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind
-from taskflow.broker.engine.seam import KEEP, MOST_FORGOTTEN, Claimed, Effect, Faded, Operation, Put, Record, Ref, Run, dispatch
-from taskflow.broker.sqlite.changes import RecordChanger, new_rev
+from taskflow.broker.engine.records import READY, RUNNING, SUCCEEDED, Flag, Kind, Type
+from taskflow.broker.engine.seam import KEEP, Claimed, Effect, Operation, Put, Record, Ref, Run, dispatch
+from taskflow.broker.sqlite.changes import new_rev
 from taskflow.broker.sqlite.counts import READY_QUEUES
-from taskflow.broker.sqlite.hot_statements import (
-    ADD,
-    ADDED,
-    ALL_READY,
-    BURY,
-    CLAIMED,
-    DUE,
-    FADING,
-    FIRST_READY,
-    FORGET,
-    FREE_KEYS,
-    IDS,
-    KEPT,
-    LEASE,
-    LEASES,
-    MAX_EPOCH,
-    MOVED,
-    NEXT_DUE,
-    NUMBER_OF_READY_QUEUES,
-    OLDEST,
-    PROMOTE,
-    SUCCEED,
-    TAKE_REQUEST,
-)
-from taskflow.broker.sqlite.rows import read_rows, record_packing, rev_of
+from taskflow.broker.sqlite.maintenance import MaintainedRecords
+from taskflow.broker.sqlite.queries import Packing, read_rows, record_packing, rev_of
 from taskflow.broker.sqlite.statements import Statements, change_rows, filled_up, insert_rows
-from taskflow.broker.sqlite.store_file import SpaceLimits
-from taskflow.model import wording
+from taskflow.broker.sqlite.tables import PARTS
 from taskflow.model.clock import Clock
-
-
-class MaintainedRecords(RecordChanger):
-    """Readies due jobs, and buries those that need not be kept."""
-
-    def promote(self, limit: int) -> tuple[int, int | None]:
-        self.forget()
-        now = self.clock.wall()
-        next_due = self._next_due()
-        if next_due is None or next_due > now or limit <= 0:
-            return 0, next_due
-        rows = read_rows(self.connection, self.sql, DUE, MOVED, (now, limit))
-        self._change(PROMOTE, (new_rev(), now), rows)
-        for (queue, status), number in Counter([(row[3], row[1]) for row in rows]).items():
-            self.count(queue, "due" if status == SCHEDULED else "release", number)
-            self.count_move(queue, status, READY, number)
-            self.announcement.ready[queue] += number
-        return len(rows), self._next_due()
-
-    def _next_due(self) -> int | None:
-        row = self.connection.execute(self.sql[NEXT_DUE]).fetchone()
-        return None if row is None else int(row[0])
-
-    def fade(self, limit: int, most_kept: int, repeat_for: int) -> Faded:
-        self.forget()
-        self.flush()
-        now, left = self.clock.wall(), dict[Ref, bool]()
-        surplus = self._over_cap(most_kept, limit + 1)
-        buried = self._bury(surplus[:limit], now, repeat_for, left, is_surplus=True)
-        rest = limit - buried - len(left)
-        fading = read_rows(self.connection, self.sql, FADING, MOVED, (now, rest + MOST_FORGOTTEN + 1))
-        has_more = len(surplus) > limit or len(fading) > rest + MOST_FORGOTTEN
-        fading.sort(key=itemgetter(0))
-        fading_jobs = [row for row in fading if row[1] != BURIED]
-        if len(fading_jobs) > rest:
-            has_more, fading = True, fading[: fading.index(fading_jobs[rest])]
-        self._change(FORGET, (), [row for row in fading[: rest + MOST_FORGOTTEN] if row[1] == BURIED])
-        buried += self._bury(fading_jobs[:rest], now, repeat_for, left, is_surplus=False)
-        return Faded(buried, has_more, left)
-
-    def _over_cap(self, most_kept: int, limit: int) -> list[list[Any]]:
-        """Return the oldest ended jobs of queues that have too many of them, at most `limit`."""
-        found, kept = list[list[Any]](), Counter[tuple[str, bool]]()
-        for queue, what, n in self.connection.execute(self.sql[KEPT]).fetchall():
-            kept[queue, what == f"={FAILED}"] += n
-        for (queue, has_failed), n in sorted(kept.items()):
-            if n > most_kept and len(found) < limit:
-                surplus = min(n - most_kept, limit - len(found))
-                statuses = (FAILED, FAILED) if has_failed else (SUCCEEDED, CANCELLED)
-                values = (statuses[0], queue, surplus, statuses[1], queue, 0 if has_failed else surplus, surplus)
-                rows = read_rows(self.connection, self.sql, OLDEST, MOVED, values)
-                found += rows
-        return found
-
-    def _bury(self, rows: Sequence[list[Any]], now: int, repeat_for: int, left: dict[Ref, bool], *, is_surplus: bool) -> int:
-        """Bury jobs without tags, and return their number. The others are added to `left`."""
-        plain = list[list[Any]]()
-        for row in rows:
-            if row[4] & Flag.TAGGED:
-                left.setdefault(Ref(Kind.JOB, row[6]), is_surplus)
-            else:
-                plain.append(row)
-        kept = [row for row in plain if row[5] + repeat_for > now]
-        self._change(BURY, (new_rev(), repeat_for), kept)
-        self._change(FORGET, (), [row for row in plain if row[5] + repeat_for <= now])
-        for (queue, status), number in Counter([(row[3], row[1]) for row in plain]).items():
-            self.count(queue, "drop", number)
-            self.count_move(queue, status, None, number)
-            if is_surplus:
-                self.count(queue, wording.DROPPED_OVER_CAP, number)
-        return len(plain)
-
-    def _change(self, text: str, values: tuple[Any, ...], rows: Sequence[list[Any]]) -> None:
-        if rows:
-            self.connection.execute(self.sql[text], (*values, json.dumps([row[2] for row in rows])))
-
 
 T = TypeVar("T")
 
@@ -133,12 +32,81 @@ REQUEST_BYTES: Final = 8
 MAX_REMEMBERED: Final = 256
 """The number of claims of which a store remembers the queue, so that counting their ends takes no statement."""
 
+ADD: Final = """\
+INSERT INTO "~jobs" (id, rev, flags, priority, queue, job, created_at, due_at, expires_at, sent, content)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ... ON CONFLICT (id) DO NOTHING"""
+
+IDS: Final = Packing([("id", Type.BYTES)])
+ADDED: Final = """\
+WITH wanted (id) AS (VALUES (?) ...) SELECT @ FROM wanted CROSS JOIN "~jobs" AS r ON r.id = wanted.id WHERE r.rev = ?"""
+
+TAKE_REQUEST: Final = 'UPDATE "~sessions" SET request = ? WHERE id = ? AND dead_at IS NULL AND request < ? RETURNING name'
+
+CLAIMED: Final = Packing(
+    [
+        *(("falling_priority", Type.SMALL), ("due_at", Type.NUMBER), ("seq", Type.NUMBER), ("flags", Type.SMALL), ("priority", Type.SMALL)),
+        *(("queue", Type.NAME), ("job", Type.NAME), ("created_at", Type.NUMBER), ("expires_at", Type.NUMBER)),
+        *(("epoch", Type.NUMBER), ("id", Type.BYTES), *((part, Type.BYTES) for part in PARTS)),
+    ]
+)
+FIRST_READY: Final = """\
+SELECT @
+FROM (
+  SELECT seq AS chosen FROM "~jobs" AS r INDEXED BY "~jobs_ready"
+  WHERE status = 2 AND queue = ? AND NOT EXISTS (SELECT 1 FROM "~queues" WHERE id = CAST(? AS BLOB))
+    AND (expires_at IS NULL OR expires_at > ?)
+  ORDER BY falling_priority, due_at, seq LIMIT ?
+) CROSS JOIN "~jobs" AS r ON r.seq = chosen"""
+
+ALL_READY: Final = """\
+WITH wanted (queue) AS (VALUES (?) ...)
+SELECT @
+FROM (
+  SELECT seq AS chosen
+  FROM wanted CROSS JOIN "~jobs" AS r INDEXED BY "~jobs_ready" ON status = 2 AND r.queue = wanted.queue
+  WHERE NOT EXISTS (SELECT 1 FROM "~queues" WHERE id = CAST(r.queue AS BLOB)) AND (expires_at IS NULL OR expires_at > ?)
+  LIMIT ?
+) CROSS JOIN "~jobs" AS r ON r.seq = chosen"""
+
+MAX_EPOCH: Final = (1 << 53) - 1
+"""A greater number is from another program. Sums stay within 64 bits."""
+
+LEASE: Final = f"""\
+WITH leased (seq, claim) AS (VALUES (?, ?) ...)
+UPDATE "~jobs" AS r SET
+  status = 3, epoch = min(epoch, {MAX_EPOCH}) + 1, claim = leased.claim, rev = ?, session = ?, claimed_at = ?,
+  claimed_steady = ?, worker = ?,
+  started_at = NULL
+FROM leased WHERE r.seq = leased.seq"""
+
+LEASES: Final = """\
+SELECT @ FROM (
+  SELECT seq AS chosen FROM "~jobs" INDEXED BY "~jobs_leases" WHERE status = 3 AND session = ? AND claim >= ? AND claim <= ? LIMIT ?
+) CROSS JOIN "~jobs" AS r ON r.seq = chosen"""
+
+NUMBER_OF_READY_QUEUES: Final = """SELECT count(*) FROM "~counted" INDEXED BY "~counted_ready" WHERE what = '=2' AND n > 0"""
+
+SUCCEED: Final = f"""\
+WITH run (session, claim, id, epoch, settled, started_at, fade_at, result, key) AS (VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ...)
+UPDATE "~jobs" AS r INDEXED BY "~jobs_leases" SET
+  status = 4, session = NULL, claim = NULL, settled = run.settled, started_at = run.started_at, fade_at = run.fade_at,
+  content = run.result, rev = ?, ended_at = ?
+FROM run
+WHERE r.status = 3 AND r.session = run.session AND r.claim = run.claim AND r.id = run.id AND r.epoch = run.epoch
+  AND r.flags & {Flag.TIES & ~Flag.KEYED} = 0
+  AND (r.flags & {Flag.KEYED} = 0 OR EXISTS (SELECT 1 FROM "~keys" AS k WHERE k.id = run.key AND k.holder = r.id AND k.next IS NULL))"""
+
+FREE_KEYS: Final = """\
+DELETE FROM "~keys" WHERE id IN (VALUES (?) ...) AND next IS NULL AND EXISTS (
+  SELECT 1 FROM "~jobs" AS r WHERE r.id = holder AND r.rev = ?
+)"""
+
 
 class SqliteStore(MaintainedRecords):
     """The complete store, over one connection."""
 
-    def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, limits: SpaceLimits) -> None:
-        super().__init__(connection, sql, clock, limits)
+    def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, capacity: int | None) -> None:
+        super().__init__(connection, sql, clock, capacity)
         self._leased_from: dict[tuple[bytes, bytes], str] = {}
 
     def drive(self, operation: Operation[T]) -> T:
@@ -164,9 +132,9 @@ class SqliteStore(MaintainedRecords):
         self.forget()
         rev, now = new_rev(), self.clock.wall()
         rows = [_added_row(put, put.header, rev, now) for put in jobs]
-        if self.is_limited:
+        if self._capacity is not None:
             known = self.records([put.ref for put in jobs])
-            message = self.room_for(len(jobs) - len(known), sum(len(row[-1] or b"") for row in rows))
+            message = self.room_for(len(jobs) - len(known))
             if message is not None:
                 return message
         if insert_rows(self.connection, self.sql, ADD, rows) == len(rows):
@@ -334,11 +302,13 @@ class SqliteStore(MaintainedRecords):
     def _find_ended(self, runs: Sequence[Run], fences: Sequence[bytes], rev: int, answers: list[bool | None]) -> list[str | None]:
         """Return the queues of the jobs that have just got this revision, None for other jobs, of which it gives the answers."""
         known, token, queues = self.records([Ref(Kind.JOB, run.id) for run in runs]), rev_of(rev), list[str | None]()
+        counted = set[bytes]()  # a run may be named twice
         for number, (run, fence) in enumerate(zip(runs, fences, strict=True)):
             record = known.get(Ref(Kind.JOB, run.id))
             header = {} if record is None else record.header
             is_ended = record is not None and record.rev == token and header["settled"] == fence
-            queues.append(header["queue"] if is_ended else None)
+            queues.append(header["queue"] if is_ended and run.id not in counted else None)
+            counted.add(run.id)
             if record is None or is_ended:
                 answers[number] = is_ended
             elif (header["status"], header["epoch"], header["session"], header["claim"]) == (RUNNING, run.epoch, run.session, run.claim):

@@ -32,18 +32,6 @@ WAKE: Final = "-wake"
 
 
 @dataclass(frozen=True, slots=True)
-class SpaceLimits:
-    """Limits on the space that a store may use.
-
-    `max_pages`    pages of the file beyond which `enqueue` is refused; None for no limit except the disk
-    `capacity`     live jobs beyond which `enqueue` is refused; None for no limit
-    """
-
-    max_pages: int | None = None
-    capacity: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Opening:
     """Which files are opened.
 
@@ -58,14 +46,15 @@ class Opening:
 @dataclass(frozen=True, slots=True)
 class StoreFile:
     """The file of a store, and how it is used. `path` is absolute and not a link; `given` is what the user gave, made absolute.
-    `timeout` is the maximum time in seconds to wait for another process's lock.
+    `timeout` is the maximum time in seconds to wait for another process's lock, `capacity` the number of live jobs beyond which `enqueue`
+    is refused, or None.
     """
 
     path: str
     namespace: str
     shared: bool
     timeout: float
-    limits: SpaceLimits
+    capacity: int | None
     opening: Opening = Opening()
     given: str = ""
 
@@ -193,27 +182,17 @@ def _is_named(store: StoreFile, owner: int) -> bool:
 
 
 def open_beside(store: StoreFile, ending: str, flags: int) -> int:
-    """Open a regular file beside the store. Raises OSError on failure; BrokerRefused for a link, a special file or another user's file."""
+    """Open a regular file beside the store, or a folder with O_DIRECTORY. Raises OSError on failure, and BrokerRefused for a link, a
+    special file or another user's file."""
     path = store.beside(ending)
     try:
-        file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, PRIVATE)
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, PRIVATE)
     except OSError as error:
         if error.errno in _LINKED:
             raise _refusal(path, "is a link") from error
         raise
-    return _checked(store, path, file, is_folder=False)
-
-
-def open_folder_beside(store: StoreFile, ending: str) -> int:
-    """Open a folder beside the store. Raises OSError if that fails or it is not a folder, and BrokerRefused if it is another user's."""
-    path = store.beside(ending)
-    return _checked(store, path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW), is_folder=True)
-
-
-def _checked(store: StoreFile, path: str, descriptor: int, *, is_folder: bool) -> int:
-    """Return the descriptor if the file or folder may be used. Otherwise close it and raise BrokerRefused."""
     try:
-        _check(store, path, os.fstat(descriptor), is_folder=is_folder)
+        _check(store, path, os.fstat(descriptor), is_folder=bool(flags & os.O_DIRECTORY))
     except BaseException:
         os.close(descriptor)
         raise

@@ -1,11 +1,17 @@
-"""The verbs in a transaction of the caller: see `taskflow.broker.transactional`."""
+"""The verbs in a transaction of the caller: see `taskflow.broker.transactional`.
+
+They are the broker's own code, on a connection of which only `run(statement)` is known.
+"""
 
 from __future__ import annotations
 
 import os
+import queue
 import sqlite3
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Generic, TypeVar, cast
@@ -15,14 +21,12 @@ from taskflow.broker.engine.job import claim_bytes, fence_bytes
 from taskflow.broker.engine.seam import Operation
 from taskflow.broker.engine.settle import complete
 from taskflow.broker.protocol import Added, Refused
-from taskflow.broker.sqlite.callers_connection import CallersConnection, in_steps
-from taskflow.broker.sqlite.commit_watch import IS_COMMITTED, ExpectedCommit
 from taskflow.broker.sqlite.counts import Announcement
-from taskflow.broker.sqlite.errors import check_payloads, check_settlements
 from taskflow.broker.sqlite.statements import Statements, table_prefix
 from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.tables import upgrade_from, version_of
+from taskflow.broker.sqlite.transactions import IS_COMMITTED, ExpectedCommit
 from taskflow.broker.sqlite.writer import Writer
 from taskflow.broker.transactional import Dialect, Purpose, Row, RunStatement, Statement, Verb
 from taskflow.model.clock import Seams, StartThread
@@ -119,7 +123,6 @@ class SqliteTransactional:
     # --- the verbs -------------------------------------------------------------------------------------------------
 
     def _enqueue(self, connection: CallersConnection, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        check_payloads(envelopes)
         writer = self._writer()
         announcement, answers = self._apply(connection, enqueue(envelopes, self._rules))
         added = next((answer.id for answer in answers if isinstance(answer, Added)), None)
@@ -132,7 +135,6 @@ class SqliteTransactional:
             fence = fence_bytes(settlement.epoch, *claim_bytes(settlement.claim), is_committed=True)
         except OverflowError:  # no store could have issued it
             return Settled.STALE
-        check_settlements([settlement])
         writer = self._writer()
         announcement, answer = self._apply(connection, complete(settlement, self._rules))
         if answer is not Settled.OK:
@@ -152,7 +154,7 @@ class SqliteTransactional:
         """Run an operation on the caller's connection."""
         connection.execute(self._sql[_TAKE_WRITE_LOCK])
         with connection.savepoint() as their_connection:
-            store = SqliteStore(their_connection, self._sql, self._seams.clock, self._store.limits)
+            store = SqliteStore(their_connection, self._sql, self._seams.clock, self._store.capacity)
             answer = store.drive(operation)
             store.flush()
         return store.take_announcement(), answer
@@ -168,3 +170,144 @@ class _Verb(Generic[T]):
 
     def steps(self) -> Generator[Statement, Sequence[Row], T]:
         return in_steps(self.run, self.start_thread)
+
+
+# --- the connection --------------------------------------------------------------------------------------------
+
+_STORED: Final = frozenset({int, float, str, bytes, type(None)})
+"""The types of the values that SQLite stores."""
+
+
+class CallersConnection:
+    """The part of `sqlite3.Connection` that verbs use, on the caller's connection."""
+
+    def __init__(self, run: RunStatement) -> None:
+        self._run = run
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> _Result:
+        try:
+            rows = self._run(Statement(sql, tuple(parameters)))
+        except Exception as error:
+            cause = _of_sqlite(error)
+            if isinstance(cause, sqlite3.IntegrityError):  # verbs expect some of these
+                raise cause from None
+            _explain(error, cause)
+            raise
+        return _Result(self, [_plain(row) for row in rows])
+
+    @property
+    def total_changes(self) -> int:
+        return self.number("SELECT total_changes()")
+
+    def number(self, sql: str) -> int:
+        [(number,)] = self.execute(sql)
+        return int(number)
+
+    @contextmanager
+    def savepoint(self) -> Iterator[sqlite3.Connection]:
+        """Yield this connection. If the `with` block raises, undo what it has changed, and nothing else of the transaction."""
+        self.execute("SAVEPOINT taskflow")
+        try:
+            yield cast("sqlite3.Connection", self)  # for verbs, it is one
+            self.execute("RELEASE taskflow")
+        except BaseException:
+            with suppress(Exception):  # after a serious error, SQLite has rolled back the whole transaction
+                self.execute("ROLLBACK TO taskflow")
+                self.execute("RELEASE taskflow")
+            raise
+
+
+class _Result:
+    """The part of `sqlite3.Cursor` that verbs use."""
+
+    def __init__(self, connection: CallersConnection, rows: list[tuple[Any, ...]]) -> None:
+        self._connection = connection
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return iter(self._rows)
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        return self._rows
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        return self._rows[0] if self._rows else None
+
+    @property
+    def rowcount(self) -> int:
+        """The number of rows that the statement has changed. No other statement may run in between."""
+        return self._connection.number("SELECT changes()")
+
+
+def _plain(row: Row) -> tuple[Any, ...]:
+    """Return a row as a tuple. Raises WrongConnection if the connection has converted its values: they would be stored like that."""
+    values = tuple(row)
+    for value in values:
+        if type(value) not in _STORED:
+            raise WrongConnection(
+                f"the connection converts stored values to {type(value).__qualname__}, so taskflow cannot read its tables: give a "
+                "connection without converters for INTEGER, TEXT and BLOB columns"
+            )
+    return values
+
+
+def _of_sqlite(error: BaseException) -> sqlite3.Error | None:
+    """Return the error of sqlite3 that a driver's own error wraps, if it is not one itself."""
+    found: list[object] = [error, getattr(error, "orig", None), error.__cause__]
+    return next((each for each in found if isinstance(each, sqlite3.Error)), None)
+
+
+def _explain(error: BaseException, cause: sqlite3.Error | None) -> None:
+    """Add a note to an error of the caller's driver, which is raised unchanged."""
+    if getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY_SNAPSHOT:
+        error.add_note(
+            "This transaction has read, and another connection has written since, so SQLite does not let it write any more. "
+            "Roll it back, and begin it with BEGIN IMMEDIATE."
+        )
+
+
+# --- for connections that are used with `await` ---------------------------------------------------------------------
+
+
+class _Abandoned(BaseException):
+    """Raised in the helper thread if no one waits for the verb any more."""
+
+
+def in_steps(work: Callable[[RunStatement], T], start_thread: StartThread) -> Generator[Statement, Sequence[Row], T]:
+    """Yield the statements that `work` runs, one by one, and return its answer.
+
+    `work` runs in a thread, because it waits for the rows of each statement in the middle of ordinary code. It runs only while this
+    generator is being resumed. Closing the generator ends it.
+    """
+    handed_over = queue.SimpleQueue[Statement | Future[T]]()
+    rows_or_error = queue.SimpleQueue[Sequence[Row] | BaseException]()
+
+    def run(statement: Statement) -> Sequence[Row]:
+        handed_over.put(statement)
+        got = rows_or_error.get()
+        if isinstance(got, BaseException):
+            raise got
+        return got
+
+    def work_here() -> None:
+        outcome = Future[T]()
+        try:
+            outcome.set_result(work(run))
+        except BaseException as error:  # the caller raises it
+            outcome.set_exception(error)
+        handed_over.put(outcome)
+
+    thread: threading.Thread = start_thread(work_here, "taskflow-sqlite-statements")
+    try:
+        while not isinstance(step := handed_over.get(), Future):
+            try:
+                rows_or_error.put((yield step))
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # also a cancellation: the verb then undoes itself, by further statements
+                rows_or_error.put(error)
+        return step.result()
+    finally:
+        for _ in range(2):  # for the statement that it runs, and for the one with which it would undo the verb
+            rows_or_error.put(_Abandoned())
+        thread.join()

@@ -1,9 +1,8 @@
-"""Runs groups of verbs, each group in one transaction; and the reads of the console beside the writer, each in its own."""
+"""Runs groups of verbs, each group in one transaction, and looks for the commits of callers' transactions."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -12,12 +11,11 @@ from enum import IntEnum
 from typing import Any, Final
 
 from taskflow.broker.migrations import Upgrade
-from taskflow.broker.sqlite.checkpoint import Checkpointer, side_file, wait_for_checkpoint
-from taskflow.broker.sqlite.commit_watch import CommitWatch
-from taskflow.broker.sqlite.connect import INCREMENTAL, connect_for_reading, connect_for_writing, look
+from taskflow.broker.sqlite.checkpoint import Checkpointer
+from taskflow.broker.sqlite.connect import INCREMENTAL, connect, look
 from taskflow.broker.sqlite.counts import Announcement
 from taskflow.broker.sqlite.errors import broker_error, is_about_the_file, is_busy, is_full
-from taskflow.broker.sqlite.forks import keep_open
+from taskflow.broker.sqlite.notifier import Notifier
 from taskflow.broker.sqlite.statements import Statements, pragma
 from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import StoreFile, check_beside
@@ -64,19 +62,59 @@ _MIN_PAUSES: Final = 50
 """The pauses in seconds between attempts to begin: short ones for as long as some transactions take, then longer ones."""
 
 
-Announce = Callable[[Announcement, SqliteStore], None]
+_LOOK_EVERY: Final = 0.004
+_LOOK_SHARE: Final = 1 / 250
+"""The pause between two looks for a caller's commit: its least length in seconds, and its share of the time since the last verb."""
+
+LOOKED_FOR: Final = 60.0
+"""The number of seconds for which a commit is looked for. Listeners find the jobs of later ones when they next look at the store."""
+
+IS_COMMITTED: Final = 'SELECT count(*) FROM "~jobs" WHERE id = ? AND settled IS coalesce(?, settled)'
+"""Whether a job is there and, unless the fence is NULL, was last settled with it."""
+
+
+@dataclass(eq=False, slots=True)
+class ExpectedCommit:
+    """An announcement to make once the caller's transaction has committed.
+
+    `job_id`  a job that exists then
+    `fence`   the fence with which it has been settled then; None for a new job
+
+    SQLite tells no other connection of a commit, but `PRAGMA data_version` changes on every other connection. A transaction that has
+    written holds the write lock until it ends. So the first change after a verb shows that the caller's transaction has ended, and whether
+    the verb's job is there shows how. After a rollback nothing changes: the announcement is dropped at the next commit of another
+    connection, or after `LOOKED_FOR` seconds.
+    """
+
+    announcement: Announcement
+    job_id: bytes
+    fence: bytes | None = None
+    since: float = field(default_factory=time.monotonic)
+    looked_at: int | None = None
+    """The data version at the last look."""
+
+    def is_open(self, version: int, store: SqliteStore, found: Announcement) -> bool:
+        """Return True if the transaction has not ended yet, as far as can be seen. If it has committed, add its announcement to `found`."""
+        before, self.looked_at = self.looked_at, version
+        if before == version:
+            return time.monotonic() - self.since < LOOKED_FOR
+        [(is_committed,)] = store.connection.execute(store.sql[IS_COMMITTED], (self.job_id, self.fence)).fetchall()
+        if is_committed:
+            found.add(self.announcement)
+        return not is_committed and before is None
 
 
 class Transactions:
     """Runs groups of verbs for the writer's thread. Opens the file on the first call, and reopens it after an error that closed it."""
 
-    def __init__(self, store: StoreFile, clock: Clock, announce: Announce) -> None:
+    def __init__(self, store: StoreFile, clock: Clock, notifier: Notifier | None = None) -> None:
         self.store = store
         self._clock = clock
-        self._announce = announce
+        self._notifier = notifier
         self._sql = Statements(store.namespace)
         self._file: OpenFile | None = None
-        self.commits = CommitWatch()
+        self._expected = list[ExpectedCommit]()
+        self._next_look = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -98,8 +136,7 @@ class Transactions:
             if isinstance(queued.error, sqlite3.Error):
                 self._fail([queued], queued.error)
         announcement = file.store.take_announcement()
-        if announcement:
-            self._announce(announcement, file.store)
+        self._announce(announcement, file.store)
         if announcement.is_upkeep:
             file.shrink()
 
@@ -134,19 +171,44 @@ class Transactions:
         if is_about_the_file(error) or isinstance(error, BrokerRefused):
             self.close()
 
+    def _announce(self, announcement: Announcement, store: SqliteStore) -> None:
+        if announcement and self._notifier is not None:
+            self._notifier.announce(announcement, store)
+
+    # --- commits of callers ----------------------------------------------------------------------------------------
+
+    def expect(self, commit: ExpectedCommit) -> None:
+        self._expected.append(commit)
+        self._next_look = commit.since + _LOOK_EVERY
+
+    @property
+    def pause(self) -> float | None:
+        """The number of seconds until the next look, or None if no commit is expected."""
+        return max(0.0, self._next_look - time.monotonic()) if self._expected else None
+
     def look_for_commits(self) -> None:
-        """Announce the transactions of callers that have committed."""
-        if self.commits.pause is None:
+        """Announce the transactions of callers that have committed, so that listeners are woken as after a commit of the writer."""
+        if not self._expected:
             return
+        now = time.monotonic()
+        self._next_look = now + max(_LOOK_EVERY, (now - self._expected[-1].since) * _LOOK_SHARE)
+        found = Announcement()
         try:
             store = self._opened().store
-            announcement = self.commits.look(store)
+            [(version,)] = store.connection.execute("PRAGMA data_version").fetchall()
+            self._expected = [commit for commit in self._expected if commit.is_open(version, store, found)]
         except (BrokerError, sqlite3.Error) as error:
             if not is_busy(error):  # the next verb reports it
-                self.commits.forget()
+                self._expected.clear()
             return
-        if announcement:
-            self._announce(announcement, store)
+        self._announce(found, store)
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def end(self) -> None:
+        self.close()
+        if self._notifier is not None:
+            self._notifier.close()
 
     def close(self) -> None:
         file, self._file = self._file, None
@@ -156,7 +218,9 @@ class Transactions:
     def abandon(self) -> None:
         """In a forked child, keep the parent's connection open for ever, because even closing it could damage the file."""
         if self._file is not None:
-            keep_open(self._file.store.connection)
+            import ctypes  # takes 10 ms, and only such a child needs it
+
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._file.store.connection))
 
     def migrate(self) -> Upgrade:
         """Migrate the file to this version, and close it. Runs in the calling thread, like `pending`."""
@@ -182,9 +246,9 @@ class Transactions:
     def _open(self) -> OpenFile:
         check_beside(self.store)
         before = self.store.identity()
-        connection, upgrade = connect_for_writing(self.store, self._sql)
+        connection, upgrade = connect(self.store, self._sql)
         try:
-            file = OpenFile(self.store, SqliteStore(connection, self._sql, self._clock, self.store.limits), upgrade)
+            file = OpenFile(self.store, SqliteStore(connection, self._sql, self._clock, self.store.capacity), upgrade)
         except OSError as error:
             connection.close()
             raise BrokerUnavailable(f"{self.store.path}: {error}") from error
@@ -222,6 +286,7 @@ class OpenFile:
         """Begin the transaction of a group. It fails if another connection holds the lock."""
         durability = max(queued.durability for queued in group)
         if durability is Durability.READ:
+            self._checkpointer.wait()
             self._connection.execute("BEGIN")
             try:
                 self._check_version(always=True)  # takes the snapshot too
@@ -326,72 +391,3 @@ class OpenFile:
         self._checkpointer.close()
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
-
-
-class CannotRead(Exception):
-    """Raised if the file cannot be read. Then the writer runs the verb: it reports what is wrong, or opens the file again."""
-
-
-class ReadTransactions:
-    """Runs verbs that only read, each in its own transaction, for a thread like the writer's."""
-
-    def __init__(self, store: StoreFile, clock: Clock) -> None:
-        self.store = store
-        self.commits = CommitWatch()
-        self._clock = clock
-        self._identity: tuple[int, int] | None = None
-        self._opened: SqliteStore | None = None
-        self._side_file = -1
-
-    @property
-    def is_open(self) -> bool:
-        return self._opened is not None
-
-    def run(self, group: Sequence[QueuedVerb]) -> None:
-        """Run the verbs. If the file cannot be read, their error is CannotRead."""
-        for queued in group:
-            try:
-                self._read(queued)
-            except Exception as error:
-                queued.error = error
-
-    def look_for_commits(self) -> None: ...
-
-    def close(self) -> None:
-        opened, self._opened = self._opened, None
-        if opened is not None:
-            os.close(self._side_file)
-            with contextlib.suppress(sqlite3.Error):
-                opened.connection.close()
-
-    def abandon(self) -> None:
-        """In a forked child, leave the parent's connection alone."""
-        if self._opened is not None:
-            keep_open(self._opened.connection)
-
-    def _read(self, queued: QueuedVerb) -> None:
-        try:
-            opened = self._open()
-            wait_for_checkpoint(self._side_file)
-            opened.connection.execute("BEGIN")
-            try:
-                version_of(opened.connection, self.store, opened.sql)  # refuses tables that another process has migrated
-                opened.forget()
-                queued.answer = queued.verb(opened)
-            finally:
-                opened.connection.execute("ROLLBACK")
-        except (sqlite3.Error, BrokerError, OSError) as error:
-            self.close()
-            raise CannotRead from error
-
-    def _open(self) -> SqliteStore:
-        """Return the open file. Raises CannotRead if the path names another one now."""
-        if self._opened is None:
-            self._identity = self.store.identity()
-            connection = connect_for_reading(self.store)
-            self._side_file = side_file(self.store)
-            self._opened = SqliteStore(connection, Statements(self.store.namespace), self._clock, self.store.limits)
-        if self._identity is None or self._identity != self.store.identity():
-            self.close()
-            raise CannotRead
-        return self._opened

@@ -1,9 +1,9 @@
-"""The folder beside the file in which senders find listeners, and what senders do there.
+"""The folder beside the file in which senders find listeners.
 
-A listener NAME has a socket, NAME, and up to three files:
+A listener NAME has a socket, NAME, and up to three empty files:
 
 NAME.t-HASH-HASH  names the topics that it listens to, other than jobs, by their hashes; or "any" if they are too many.
-NAME.j            marks the jobs whose end it awaits: a byte for each of `JOB_MARKS` groups of ids.
+NAME.j            exists while it awaits the end of jobs.
 SINCE.NAME        exists while it waits for jobs. SINCE is when that began.
 
 A sender takes a waiting listener by removing the last file. Only one sender succeeds, so a listener gets one nudge however many there are.
@@ -16,42 +16,26 @@ import errno
 import os
 import re
 import socket
-import sqlite3
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from hashlib import blake2b
-from typing import Final, Protocol
+from typing import Final
 
-from taskflow.broker import topics
-from taskflow.broker.protocol import UPKEEPERS
-from taskflow.broker.sqlite.counts import Announcement
-from taskflow.broker.sqlite.store import SqliteStore
-from taskflow.broker.sqlite.store_file import PRIVATE, WAKE, StoreFile, open_folder_beside
-from taskflow.model.clock import SYSTEM_RANDOM
+from taskflow.broker.sqlite.store_file import PRIVATE, WAKE, StoreFile, open_beside
 from taskflow.model.errors import BrokerRefused
-
-JOB_MARKS: Final = 4096
-ANYTHING: Final = "*"
-"""The topic of a message that would be too long for a datagram: anything may have happened."""
 
 _MAX_ADDRESS_BYTES: Final = 100
 """The maximum length of a socket's path. Linux allows 107 bytes, other systems 103."""
 
-_MAX_MESSAGE_BYTES: Final = 60_000
-"""The maximum size of a datagram. Some systems accept no larger one."""
-
 _MAX_TOPICS: Final = 20
 """The maximum number of topics whose hashes fit into a file name."""
-
-_MAX_QUEUES: Final = 100
-"""The maximum number of queues that are searched for remaining jobs after a claim from all queues."""
 
 _LONGEST_TICK: Final = 20_000_000
 """The longest time in nanoseconds between two ticks of the clock that sets the times of files."""
 
-_GONE: Final = (errno.ECONNREFUSED, errno.ENOENT)
+GONE: Final = (errno.ECONNREFUSED, errno.ENOENT)
 _FILE: Final = re.compile(r"(?:([0-9a-f]{16})\.)?([0-9a-f]{8}-\d+-[0-9a-f]{12})(?:\.(j|t-[0-9a-z-]+))?")
 
 
@@ -63,10 +47,6 @@ def topic_hash(topic: str) -> str:
 def topics_file(name: str, heard: Iterable[str]) -> str:
     hashes = [topic_hash(topic) for topic in heard]
     return f"{name}.t{''.join(hashes) if len(hashes) <= _MAX_TOPICS else '-any'}"
-
-
-def job_mark(job_id: bytes) -> int:
-    return int.from_bytes(job_id[-2:], "big") % JOB_MARKS
 
 
 class Listeners:
@@ -135,7 +115,7 @@ class Folder:
                 try:
                     probe.connect(self.address(name))
                 except OSError as error:
-                    if error.errno in _GONE:
+                    if error.errno in GONE:
                         self.forget(name)
 
     def listeners(self) -> Listeners:
@@ -156,11 +136,11 @@ class Folder:
         path = os.path.join(self._path, name)
         return path if len(os.fsencode(path)) <= _MAX_ADDRESS_BYTES else f"/proc/self/fd/{self._opened()}/{name}"
 
-    def create(self, file: str) -> int:
-        """Create a file and return its descriptor. Raises OSError if that fails."""
+    def create(self, file: str) -> None:
+        """Create an empty file. Raises OSError if that fails."""
         descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, PRIVATE, dir_fd=self._opened())
         self._store.share(descriptor)
-        return descriptor
+        os.close(descriptor)
 
     def has(self, file: str) -> bool:
         try:
@@ -168,13 +148,6 @@ class Folder:
         except OSError:
             return False
         return True
-
-    def read(self, file: str) -> bytes:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._opened())
-        try:
-            return os.read(descriptor, JOB_MARKS)
-        finally:
-            os.close(descriptor)
 
     def remove(self, file: str) -> bool:
         """Remove a file or socket. Return False if another process has done so."""
@@ -210,103 +183,8 @@ class Folder:
                 return self._descriptor
             self.close()
         try:
-            self._descriptor = open_folder_beside(self._store, WAKE)
+            self._descriptor = open_beside(self._store, WAKE, os.O_RDONLY | os.O_DIRECTORY)
         except BrokerRefused as refused:
             raise PermissionError(str(refused)) from refused
         self._changed_at = os.fstat(self._descriptor).st_mtime_ns
         return self._descriptor
-
-
-class OwnListener(Protocol):
-    """The listener of the sender's own broker. `name` is None while it has no socket."""
-
-    name: str | None
-
-    @property
-    def is_heard(self) -> bool: ...
-
-    def received(self, topics: Iterable[str]) -> None: ...
-
-
-class Notifier:
-    """Wakes the listeners of a store after commits. Used by one thread at a time."""
-
-    def __init__(self, store: StoreFile, own: OwnListener) -> None:
-        self._folder = Folder(store)
-        self._own = own
-        self._socket: socket.socket | None = None
-
-    def announce(self, news: Announcement, store: SqliteStore) -> None:
-        """Wake the listeners that wait for one of these events. It is a hint, so a failure raises nothing."""
-        listeners = self._folder.listeners()
-        if self._own.is_heard and (self._own.name is None or not listeners.names):
-            self._own.received(news.topics())
-        if listeners.names:
-            with contextlib.suppress(OSError, sqlite3.Error):
-                self._announce(news, store, listeners)
-
-    def _announce(self, news: Announcement, store: SqliteStore, listeners: Listeners) -> None:
-        waiting = [*listeners.waiting] if news.ready or news.full_claims else []
-        for queue, number in news.ready.items():
-            self._nudge(queue, number, waiting, listeners, store)
-        for queues, number in news.full_claims.items() if waiting else ():
-            for queue in queues or store.first_ready_queues(_MAX_QUEUES):
-                number -= self._nudge(queue, number, waiting, listeners, store)
-        if news.ended:
-            self._tell_ends(news.ended, listeners)
-        for topic in news.woken:
-            for name in listeners.names:
-                if listeners.hears(name, topic):
-                    self._send(name, [topic])
-        if news.is_due:
-            told = 0
-            for name in SYSTEM_RANDOM.sample(sorted(listeners.names), len(listeners.names)):
-                if told < UPKEEPERS and listeners.hears(name, topics.DUE):
-                    told += self._send(name, [topics.DUE])
-
-    def _nudge(self, queue: str, number: int, waiting: list[tuple[str, str]], listeners: Listeners, store: SqliteStore) -> int:
-        """Nudge waiting listeners of a queue, at most one for each READY job that no pause holds back. Return how many."""
-        nudge, nudged = [topics.queue(queue), topics.ANY_QUEUE], 0
-        hearing = [each for each in waiting if listeners.hears(each[1], *nudge)]
-        number = min(number, store.ready_in(queue)) if hearing else 0
-        for file, name in hearing:
-            if nudged >= number:
-                break
-            waiting.remove((file, name))
-            nudged += self._folder.remove(file) and self._send(name, nudge)
-        return nudged
-
-    def _tell_ends(self, ended: Iterable[bytes], listeners: Listeners) -> None:
-        """Tell each listener which of the jobs that it awaits have ended."""
-        for name in listeners.awaiting:
-            if name == self._own.name:
-                self._own.received(map(topics.job, ended))
-                continue
-            with contextlib.suppress(OSError):
-                marks = self._folder.read(f"{name}.j")
-                heard = [topics.job(job_id) for job_id in ended if any(marks[(at := job_mark(job_id)) : at + 1])]
-                if heard:
-                    self._send(name, heard)
-
-    def _send(self, name: str, heard: Sequence[str]) -> bool:
-        """Send topics to a listener. Return False if it does not accept them: it is gone, or its queue of messages is full."""
-        if name == self._own.name:
-            self._own.received(heard)
-            return True
-        message = "\n".join(heard).encode(errors="replace")
-        if self._socket is None:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._socket.setblocking(False)
-        try:
-            self._socket.sendto(message if len(message) <= _MAX_MESSAGE_BYTES else ANYTHING.encode(), self._folder.address(name))
-        except OSError as error:
-            if error.errno in _GONE:
-                self._folder.forget(name)
-            return False
-        return True
-
-    def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        self._folder.close()

@@ -18,10 +18,13 @@ from typing import Final
 from taskflow.broker.sqlite.counts import READY_IN
 from taskflow.broker.sqlite.statements import Statements, filled_up
 from taskflow.broker.sqlite.store_file import StoreFile
-from taskflow.broker.sqlite.wake_folder import ANYTHING, Folder, job_mark, topics_file
+from taskflow.broker.sqlite.wake_folder import Folder, topics_file
 from taskflow.broker.topics import ANY_QUEUE, DUE, QUEUE_PREFIX, SESSION_PREFIX, is_queue, job as job_topic, split_topics
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.clock import StartThread
+
+ANYTHING: Final = "*"
+"""The topic of a message that would be too long for a datagram: anything may have happened."""
 
 POLL_INTERVAL: Final = 1.0
 POLL_WITHOUT_SOCKETS_INTERVAL: Final = 0.05
@@ -66,8 +69,8 @@ class SocketListener:
         self._topics = Counter[str]()
         self._topics_file: str | None = None
         self._waiting_file: str | None = None
-        self._awaited = Counter[int]()
-        self._awaited_file: int | None = None
+        self._awaited = 0
+        self._awaited_file: str | None = None
 
     # --- for waiters and claims --------------------------------------------------------------------------------------
 
@@ -76,14 +79,12 @@ class SocketListener:
         with self._lock:
             waiter = SocketWaiter(self, self._flag, topics)
             if self._thread is None:
-                with contextlib.suppress(OSError):
-                    self.name, self._socket = self._folder.bind()
-                    self._socket.settimeout(POLL_INTERVAL)
+                self._bind()
                 self._stop.clear()
                 self._thread = self._start_thread(self._work, "taskflow-sqlite-listener")
             jobs, others = split_topics(topics)
-            for job_id in jobs:
-                self._await(job_mark(job_id), 1)
+            self._awaited += len(jobs)
+            self._show_awaited()
             new = [topic for topic in others if topic not in self._topics]
             self._topics.update(others)
             if new:
@@ -98,8 +99,7 @@ class SocketListener:
             return
         with self._lock:
             jobs, others = split_topics(topics)
-            for job_id in jobs:
-                self._await(job_mark(job_id), -1)
+            self._awaited -= len(jobs)
             self._topics.subtract(others)
             if any(not self._topics[topic] for topic in others):
                 self._topics = +self._topics
@@ -128,13 +128,42 @@ class SocketListener:
 
     # --- the files ---------------------------------------------------------------------------------------------------
 
+    def _bind(self) -> None:
+        with contextlib.suppress(OSError):
+            self.name, self._socket = self._folder.bind()
+            self._socket.settimeout(POLL_INTERVAL)
+
+    def _bind_again(self) -> None:
+        """Bind another socket if there is none, or another process has removed it, with its folder perhaps."""
+        if self.name is not None and self._folder.has(self.name):
+            return
+        self._unbind()
+        self._bind()
+        if self.name is None:
+            return
+        self._show_topics()
+        self._show_awaited()
+        if any(map(is_queue, self._topics)):
+            self._show_waiting()
+        self._must_look = True
+
+    def _unbind(self) -> None:
+        self._hide_waiting()
+        self._hide_awaited()
+        if self._topics_file is not None:
+            self._folder.remove(self._topics_file)
+        if self._socket is not None:
+            self._socket.close()
+            self._folder.forget(self.name or "")
+        self._socket = self.name = self._topics_file = None
+
     def _show_topics(self) -> None:
         before, file = self._topics_file, topics_file(self.name, self._topics) if self.name is not None and self._topics else None
         if file == before:
             return
         try:
             if file is not None:
-                os.close(self._folder.create(file))
+                self._folder.create(file)
         except OSError:  # a full disk, perhaps: the former file stays, and the thread tries again
             return
         self._topics_file = file
@@ -145,22 +174,23 @@ class SocketListener:
         with contextlib.suppress(OSError):
             if self.name is not None and (self._waiting_file is None or not self._folder.has(self._waiting_file)):
                 self._waiting_file = f"{time.monotonic_ns():016x}.{self.name}"
-                os.close(self._folder.create(self._waiting_file))
+                self._folder.create(self._waiting_file)
 
     def _hide_waiting(self) -> None:
         file, self._waiting_file = self._waiting_file, None
         if file is not None:
             self._folder.remove(file)
 
-    def _await(self, mark: int, number: int) -> None:
-        """Count the waiters for the jobs with a mark, and mark whether there are some."""
-        before = self._awaited[mark]
-        self._awaited[mark] += number
-        if self.name is not None and (not before or not self._awaited[mark]):
+    def _show_awaited(self) -> None:
+        if self._awaited and self._awaited_file is None and self.name is not None:
             with contextlib.suppress(OSError):
-                if self._awaited_file is None:
-                    self._awaited_file = self._folder.create(f"{self.name}.j")
-                os.pwrite(self._awaited_file, bytes([not before]), mark)
+                self._folder.create(f"{self.name}.j")
+                self._awaited_file = f"{self.name}.j"
+
+    def _hide_awaited(self) -> None:
+        file, self._awaited_file = self._awaited_file, None
+        if file is not None:
+            self._folder.remove(file)
 
     # --- what senders tell -------------------------------------------------------------------------------------------
 
@@ -214,9 +244,10 @@ class SocketListener:
         """If there are no waiters any more, release the socket and the files, and return True. The next waiter starts another thread."""
         with self._lock:
             if self._flag.is_heard:
+                self._bind_again()
                 self._show_topics()
-                if not +self._awaited:
-                    self._stop_awaiting()
+                if not self._awaited:
+                    self._hide_awaited()
                 return False
             self._thread = None
             self._release()
@@ -244,26 +275,12 @@ class SocketListener:
         """Close the descriptors that a forked child has inherited. The socket and the files belong to the parent, and stay."""
         if self._socket is not None:
             self._socket.close()
-        if self._awaited_file is not None:
-            os.close(self._awaited_file)
         self._folder.close()
-
-    def _stop_awaiting(self) -> None:
-        self._awaited.clear()
-        if self._awaited_file is not None:
-            os.close(self._awaited_file)
-            self._folder.remove(f"{self.name}.j")
-            self._awaited_file = None
 
     def _release(self) -> None:
         self._topics.clear()
-        self._hide_waiting()
-        self._show_topics()
-        self._stop_awaiting()
-        if self._socket is not None:
-            self._socket.close()
-            self._folder.forget(self.name or "")
-            self._socket = self.name = None
+        self._awaited = 0
+        self._unbind()
 
 
 _ENDED: Final = """\
@@ -311,26 +328,21 @@ class StoreWatch:
         if if_changed and version == self._version:
             return set()
         self._version = version
-        found = {*self._queues(connection, topics), *self._sessions(connection, topics)}
+        found = {topic for topic in topics if self._has_happened(connection, topic)}
         for size, values in filled_up([(job_id,) for job_id in jobs]):
             found.update(job_topic(job_id) for (job_id,) in connection.execute(self._sql.of_rows(_ENDED, size), values))
-        if DUE in topics and self._is_due_earlier(connection):
-            found.add(DUE)
         return found
 
-    def _queues(self, connection: sqlite3.Connection, topics: Sequence[str]) -> set[str]:
-        found = {
-            topic
-            for topic in topics
-            if topic.startswith(QUEUE_PREFIX) and connection.execute(self._sql[READY_IN], (topic.removeprefix(QUEUE_PREFIX),)).fetchone()
-        }
-        if ANY_QUEUE in topics and connection.execute(self._sql[_ANY_READY]).fetchone():
-            found.add(ANY_QUEUE)
-        return found
-
-    def _sessions(self, connection: sqlite3.Connection, topics: Iterable[str]) -> set[str]:
-        sessions = {topic: bytes.fromhex(topic.removeprefix(SESSION_PREFIX)) for topic in topics if topic.startswith(SESSION_PREFIX)}
-        return {topic for topic, session in sessions.items() if connection.execute(self._sql[_STOPPING], (session,)).fetchone()}
+    def _has_happened(self, connection: sqlite3.Connection, topic: str) -> bool:
+        if topic == DUE:
+            return self._is_due_earlier(connection)
+        if topic == ANY_QUEUE:
+            text, values = _ANY_READY, list[str | bytes]()
+        elif topic.startswith(QUEUE_PREFIX):
+            text, values = READY_IN, [topic.removeprefix(QUEUE_PREFIX)]
+        else:
+            text, values = _STOPPING, [bytes.fromhex(topic.removeprefix(SESSION_PREFIX))]
+        return connection.execute(self._sql[text], values).fetchone() is not None
 
     def _is_due_earlier(self, connection: sqlite3.Connection) -> bool:
         """Return True if the next due time is earlier than at the last check, or if there was none then."""

@@ -12,10 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from taskflow.broker.sqlite import forks
-from taskflow.broker.sqlite.commit_watch import ExpectedCommit
 from taskflow.broker.sqlite.store import SqliteStore
-from taskflow.broker.sqlite.transactions import Durability, QueuedVerb, ReadTransactions, Transactions
+from taskflow.broker.sqlite.transactions import Durability, ExpectedCommit, QueuedVerb, Transactions
 from taskflow.model import wording
 from taskflow.model.clock import StartThread
 from taskflow.model.errors import BrokerUnavailable
@@ -24,6 +22,52 @@ T = TypeVar("T")
 
 MOST_IN_A_GROUP: Final = 128
 """The maximum number of verbs that share a commit. A larger group would save no more time, and would delay the first verb."""
+
+MAX_WAIT: Final = 5.0
+"""The maximum time in seconds that a fork waits, longer than a transaction waits for another process's lock."""
+
+
+class _Gate:
+    """A gate that transactions in any thread pass through. A fork waits until no other thread is inside, for at most `MAX_WAIT` seconds.
+
+    SQLite keeps a process's file locks in a table in memory. A child forked during a transaction inherits the entry, and then finds the
+    file locked for ever. See https://sqlite.org/howtocorrupt.html, section 2.6.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            while self._is_forking:
+                self._changed.wait()
+            self._inside.add(threading.get_ident())
+
+    def __exit__(self, *error: object) -> None:
+        with self._changed:
+            self._inside.discard(threading.get_ident())  # does nothing in a child that was forked inside the gate
+            if self._is_forking:
+                self._changed.notify_all()
+
+    def before_fork(self) -> None:
+        with self._changed:
+            self._is_forking = True
+            self._changed.wait_for(lambda: self._inside <= {threading.get_ident()}, MAX_WAIT)
+
+    def after_in_parent(self) -> None:
+        with self._changed:
+            self._is_forking = False
+            self._changed.notify_all()
+
+    def reset(self) -> None:
+        """Also replaces the lock in a forked child, because the threads that held it or were inside do not exist there."""
+        self._changed = threading.Condition()
+        self._inside = set[int]()
+        self._is_forking = False
+
+
+no_fork: Final = _Gate()
+os.register_at_fork(before=no_fork.before_fork, after_in_parent=no_fork.after_in_parent, after_in_child=no_fork.reset)
 
 
 @dataclass(eq=False, slots=True)
@@ -35,12 +79,11 @@ class WriterCall(QueuedVerb):
 
 
 class Writer:
-    """Runs verbs in a thread that the first call starts: a broker's writes, or the reads of its console. It belongs to one
-    process: a forked child creates its own writer and does not touch this one."""
+    """Runs verbs in a thread that the first call starts. It belongs to one process: a forked child creates its own writer and does not
+    touch this one."""
 
-    def __init__(self, transactions: Transactions | ReadTransactions, start_thread: StartThread, name: str = "writer") -> None:
+    def __init__(self, transactions: Transactions, start_thread: StartThread) -> None:
         self.pid = os.getpid()
-        self._name = f"taskflow-sqlite-{name}"
         self._transactions = transactions
         self._start_thread = start_thread
         self._queue = queue.SimpleQueue[WriterCall | ExpectedCommit | None]()
@@ -61,16 +104,15 @@ class Writer:
 
     def expect(self, commit: ExpectedCommit) -> None:
         """Announce a caller's transaction after its commit. Does nothing if the writer is closed."""
-        if self._transactions.commits.expect(commit):
-            with contextlib.suppress(BrokerUnavailable):
-                self._put(commit)
+        with contextlib.suppress(BrokerUnavailable):
+            self._put(commit)
 
     def _put(self, call: WriterCall | ExpectedCommit) -> None:
         with self._lock:  # so that nothing follows the None that ends the thread
             if self._is_closed:
                 raise BrokerUnavailable(wording.CLOSED)
             if self._thread is None:
-                self._thread = self._start_thread(self._work, self._name)
+                self._thread = self._start_thread(self._work, "taskflow-sqlite-writer")
             self._queue.put(call)
 
     def close(self) -> threading.Thread | None:
@@ -82,6 +124,10 @@ class Writer:
                 self._is_closed = True
                 self._queue.put(None)
         return self._thread
+
+    def abandon(self) -> None:
+        """Leave the file and the sockets to the parent, in a forked child."""
+        self._transactions.abandon()
 
     def close_and_wait(self) -> None:
         """Close, and wait until the accepted calls have run, but no longer than the store's timeout."""
@@ -98,13 +144,13 @@ class Writer:
                 _deliver(group)
                 del group  # verbs hold payloads and their broker, so an idle thread must not keep them
         finally:
-            with forks.transactions:
+            with no_fork:
                 self._transactions.look_for_commits()
-                self._transactions.close()
+                self._transactions.end()
 
     def _run(self, group: list[WriterCall]) -> None:
         try:
-            with forks.transactions:
+            with no_fork:
                 if group:
                     self._transactions.run(group)
                 self._transactions.look_for_commits()
@@ -115,16 +161,15 @@ class Writer:
     def _next_group(self) -> list[WriterCall] | None:
         """Wait for verbs. Return all that are queued; none if it is time to look for a commit. None means that the thread must end."""
         group = list[WriterCall]()
-        commits = self._transactions.commits
         while len(group) < MOST_IN_A_GROUP:
             try:
-                call = self._queue.get(timeout=0 if group else commits.pause)
+                call = self._queue.get(timeout=0 if group else self._transactions.pause)
             except queue.Empty:
                 return group
             if isinstance(call, WriterCall):
                 group.append(call)
             elif call is not None:
-                continue  # a commit that is expected: the pause has changed
+                self._transactions.expect(call)
             elif group:
                 self._queue.put(None)  # put back, so that the next call ends the thread
                 return group

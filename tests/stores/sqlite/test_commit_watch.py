@@ -51,8 +51,8 @@ def mail(open_broker: Open) -> Iterator[Waiter]:
 
 async def is_expected(broker: SqliteBroker) -> bool:
     """Whether the writer looks for a commit."""
-    commits = broker._running().writer._transactions.commits
-    return await broker.call(Durability.READ, lambda _: commits.pause is not None)
+    its = broker._running().writer._transactions
+    return await broker.call(Durability.READ, lambda _: its.pause is not None)
 
 
 async def test_a_commit_wakes_within_milliseconds(caller: Caller, mail: Waiter, capsys: pytest.CaptureFixture[str]) -> None:

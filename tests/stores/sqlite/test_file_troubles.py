@@ -126,6 +126,9 @@ async def test_a_removed_or_replaced_file_is_not_used_any_more(open_broker: Open
     with pytest.raises(BrokerUnavailable, match=f"{path}.*was removed or replaced"):
         await read()
 
+    if of_console:
+        with pytest.raises(BrokerUnavailable, match="was removed or replaced"):  # the writer has the old file open too
+            await broker.read([new.id])
     if not is_replaced:
         await broker.enqueue([new])
     assert [record.id for record in await listed(broker.console)] == [new.id]

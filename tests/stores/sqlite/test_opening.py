@@ -48,9 +48,9 @@ IN_THE_WAY: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a missing folder": ("no/queue.db", lambda path: None, "/no does not exist: create it"),
     "a file in the place of a folder": ("file/queue.db", lambda path: path.parent.touch(), "/file is not a folder"),
     "a folder": (".", lambda path: None, " is a folder: name a file"),
-    "a pipe": ("queue.db", os.mkfifo, "queue.db is a pipe, not a file"),
-    "a socket": ("queue.db", socket_at, "queue.db is a socket, not a file"),
-    "a device": ("/dev/null", lambda path: None, "/dev/null is a device, not a file"),
+    "a pipe": ("queue.db", os.mkfifo, "queue.db is a pipe, a socket or a device, not a file"),
+    "a socket": ("queue.db", socket_at, "queue.db is a pipe, a socket or a device, not a file"),
+    "a device": ("/dev/null", lambda path: None, "/dev/null is a pipe, a socket or a device, not a file"),
     "not a database": ("queue.db", lambda path: path.write_bytes(DIARY), "queue.db is not an SQLite database"),
 }
 

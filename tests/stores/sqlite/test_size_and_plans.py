@@ -12,7 +12,7 @@ import pytest
 
 from taskflow.broker.engine.records import INDEXES, Kind
 from taskflow.broker.engine.seam import ABSENT, After, Apply, Put, Query, Ref, Run, Scan, Step
-from taskflow.broker.sqlite import SpaceLimits, SqliteBroker, tables
+from taskflow.broker.sqlite import SqliteBroker, tables
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.model.clock import ManualClock, Seams
@@ -45,7 +45,7 @@ def test_no_statement_reads_a_table_from_end_to_end(connection: sqlite3.Connecti
     """Each statement of every verb goes by an index, or reads a list of its own."""
     said = set[str]()
     connection.set_trace_callback(said.add)
-    store = SqliteStore(connection, Statements("taskflow"), ManualClock(), SpaceLimits())
+    store = SqliteStore(connection, Statements("taskflow"), ManualClock(), None)
     refs = [Ref(kind, bytes([kind] * 16)) for kind in tables.TABLES]
     job, session = refs[Kind.JOB], refs[Kind.SESSION]
     new = Put(job, {"queue": "default", "job": "work", "due_at": After(0), "flags": 4}, entries={"tags": ("a",)})

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -22,9 +23,11 @@ import pytest
 
 from taskflow.broker import topics
 from taskflow.broker.sqlite import SqliteBroker, wake_folder
-from taskflow.broker.sqlite.wake_folder import Folder, Notifier
+from taskflow.broker.sqlite.notifier import Notifier
+from taskflow.broker.sqlite.wake_folder import Folder
 from taskflow.broker.sqlite.wakeups import SocketListener
 from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, files, registered, run_script, succeeded
+from tests.support.waiting import until
 
 NUDGED_ONLY = "only_nudges_count"
 
@@ -204,14 +207,11 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Sequence[str]]]:
 async def test_many_ends_cost_their_listener_one_message(
     broker: SqliteBroker, open_broker: Open, sent: list[tuple[str, Sequence[str]]], number: int
 ) -> None:
-    """However many wait, and even if the ids do not fit into a datagram. A listener that waits for other jobs gets none."""
-    waiting, unconcerned, jobs = open_broker(), open_broker(), envelopes(number)
-    marks = {wake_folder.job_mark(job.id) for job in jobs}
-    other = next(job for job in (an_envelope() for _ in itertools.count()) if wake_folder.job_mark(job.id) not in marks)
+    """However many wait, and even if the ids do not fit into a datagram."""
+    waiting, jobs = open_broker(), envelopes(number)
     await broker.enqueue(jobs)
     with contextlib.ExitStack() as stack:
         waits = [stack.enter_context(waiting.listen([topics.job(job.id)])) for job in jobs for _ in range(2)]
-        stack.enter_context(unconcerned.listen([topics.job(other.id)]))
         await broker.cancel([job.id for job in jobs])
         assert all(await asyncio.gather(*(waiter.wait(5) for waiter in waits)))
     assert [len(heard) for _, heard in sent] == [number]
@@ -289,7 +289,7 @@ async def test_a_listener_that_does_not_keep_up_holds_nobody_up(broker: SqliteBr
     await broker.enqueue([an_envelope()])
     deaf = open_broker()._running().listener
     name, bound = deaf._folder.bind()
-    os.close(deaf._folder.create(wake_folder.topics_file(name, [topics.session(bytes(16))])))
+    deaf._folder.create(wake_folder.topics_file(name, [topics.session(bytes(16))]))
     sender = Notifier(deaf._store, deaf)
     with bound, contextlib.closing(sender):
         assert not all(sender._send(name, ["due"]) for _ in range(10_000))
@@ -344,6 +344,21 @@ async def test_a_claim_between_a_nudge_and_its_message_leaves_one_file(broker: S
         assert not [file for file in files(path) if file.endswith(str(listener.name)) and file != listener.name]
 
 
+async def test_a_listener_whose_folder_was_replaced_binds_again(broker: SqliteBroker, open_broker: Open, path: Path) -> None:
+    """Another process has removed the folder, and makes it again for its own listener."""
+    await broker.enqueue([an_envelope()])
+    other = open_broker()
+    with broker.listen([topics.queue("mail"), topics.DUE]) as waiter:
+        before = broker._running().listener.name
+        shutil.rmtree(f"{path}-wake")
+        with open_broker().listen([topics.ANY_QUEUE]):
+            await until(lambda: broker._running().listener.name not in (None, before))
+            await waiter.wait(0.1)
+            assert len(files(path)) == 6
+            await other.enqueue([an_envelope(queue="mail")])
+            assert await waiter.wait(0.5)
+
+
 async def test_topics_are_shown_once_the_disk_has_room_again(broker: SqliteBroker, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await broker.enqueue([an_envelope()])
     with broker.listen([topics.queue("default")]):
@@ -359,5 +374,5 @@ async def test_topics_are_shown_once_the_disk_has_room_again(broker: SqliteBroke
                 assert listener._topics_file in files(path)
 
 
-def raise_no_space(*_: object) -> int:
+def raise_no_space(*_: object) -> None:
     raise OSError(28, "No space left on device")
