@@ -10,6 +10,7 @@ from importlib import import_module
 TYPE_CHECKING = False  # loading typing takes 5 ms, in which a Ctrl-C for the command would still be Python's to handle, or to lose
 if TYPE_CHECKING:
     from taskflow.app.app import configure as configure
+    from taskflow.app.around import depends as depends
     from taskflow.app.bulk_actions import ActionResult as ActionResult, JobSelection as JobSelection
     from taskflow.app.connections import RunsStatement as RunsStatement
     from taskflow.app.context import (
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "taskflow.app.app": "configure",
+    "taskflow.app.around": "depends",
     "taskflow.app.bulk_actions": "ActionResult JobSelection",
     "taskflow.app.connections": "RunsStatement",
     "taskflow.app.job_type": "Call",

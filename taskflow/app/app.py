@@ -36,6 +36,7 @@ class App:
     """Holds the registry, the settings and the brokers, and one client per running event loop. A forked child starts without clients.
 
     `ignores_connections`  True in tests in memory: jobs sent in a transaction are sent at once
+    `overrides`            in tests: the functions in place of dependencies
     `run_inline`           in tests that run jobs where they are sent: takes the store's answers, and runs the jobs that were added
     """
 
@@ -59,6 +60,7 @@ class App:
         self.ignores_connections = False
         self.run_inline: RunInline | None = None
         self.importing_module: str | None = None
+        self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
 
     # --- settings ----------------------------------------------------------------------------------
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections.abc import Awaitable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from types import MappingProxyType
@@ -269,3 +270,18 @@ class Cancel(JobException):
 
 
 name_as_public({"Retry": Retry, "Snooze": Snooze, "Discard": Discard, "Cancel": Cancel})
+
+
+def takes_context(function: Callable[..., Any]) -> bool:
+    """Return True if the first parameter is annotated with JobContext, even if the annotation is a string that cannot be resolved yet."""
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
+        return False
+    annotation = first.annotation
+    if isinstance(annotation, str):
+        namespace = getattr(inspect.unwrap(function), "__globals__", {})
+        head, _, rest = annotation.strip("'\" ").partition(".")
+        annotation = namespace.get(head, JobContext if head == JobContext.__name__ else None)
+        for attribute in rest.split(".") if rest else ():
+            annotation = getattr(annotation, attribute, None)
+    return annotation is JobContext

@@ -11,6 +11,7 @@ from typing import Any, Final, ParamSpec, Protocol, TypeAlias, TypeVar, cast, ge
 from typing_extensions import Unpack
 
 from taskflow.app.app import App, default_app
+from taskflow.app.around import refuse_async
 from taskflow.app.context import JobContext
 from taskflow.app.job import Job, SyncJob, check_app_of
 from taskflow.app.job_type import AnyJob, location
@@ -149,6 +150,9 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     `stop_grace`    with ``runs_in="process"``: seconds or a timedelta between asking a run to stop and killing its process. A plain
                     function is asked by `JobStopping`, which is raised inside it, and an async one by cancelling it (default 0: the
                     process is killed at once)
+    `around`        functions that take the run's `JobContext` and return a context manager. The job's function runs inside them, in the
+                    same thread, task or child process, the first one outermost. Their errors are the run's errors. Those of
+                    `configure(defaults=...)` and of a preset surround them. For an async function they may be async
     `schedule`      a `Cron` or `Every`, any object with a method ``next(after)``, a list of these, or None. While a worker that
                     declares the schedule is running, the job is added at each of its times, once in the whole fleet
     `overlap`       whether a time adds a job while an earlier one of the schedule is live: "allow" (default) adds it, "skip"
@@ -182,6 +186,8 @@ def _decorator(preset: dict[str, Any]) -> Callable[..., Any]:
     def decorate(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
         says = {name: value for name, value in declared.items() if value is not None or name in UNLIMITED_BY_NONE or name not in preset}
         given = {**preset, **says}
+        if preset.get("around") and says.get("around"):
+            given["around"] = [*preset["around"], *says["around"]]
         return _decorator(given) if function is None else _declare(default_app(), function, given)
 
     return decorate
@@ -208,6 +214,8 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
             instead = "an async function is cancelled" if runs_in == "loop" else "nothing can interrupt a thread: check ctx.cancelled"
             raise ValueError(f'stop_grace={shown(grace)}: only a job with runs_in="process" takes it; {instead}')
         made: AnyJob = kind(app, function, _job_name("name", name), options, policy=policy, aliases=aliases, runs_in=runs_in)
+        if kind is SyncJob:
+            refuse_async(policy.get("around", ()), made.dependencies)
         if "key" in options:
             from taskflow.app.declared_key import declared_key
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Generic, ParamSpec, Self, TypeVar
 
 import msgspec
@@ -12,6 +13,7 @@ from typing_extensions import Unpack
 
 from taskflow.app import portal
 from taskflow.app.app import App, default_app
+from taskflow.app.around import surrounded
 from taskflow.app.context import JobContext, running
 from taskflow.app.handle import JobHandle
 from taskflow.app.job_type import UNRESOLVED, Call, HasOptions, JobType, Resolved
@@ -136,6 +138,15 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
             self._resolved = resolved = msgspec.structs.replace(resolved, envelope={**resolved.envelope, "secrets": self.codec.secrets})
         return resolved
 
+    def _function(self) -> Callable[..., Any]:
+        """Return the job's function, with the values of dependencies that the caller leaves out."""
+        if not self.dependencies:
+            return self.function
+        context = running.get() or JobContext(job_name=self.name, queue=self.queue, job=self)
+        found = surrounded(self.function, (), self.dependencies, self.app.overrides, is_async=isinstance(self, Job))
+        assert found is not None
+        return partial(found, context)
+
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Prepend a context to `args` if the function takes one: the running job's or, outside of a job, one that reports to no one."""
         if not self.takes_context:
@@ -147,7 +158,7 @@ class Job(Declared[P, R_co]):
     """A job whose function is async. Calling it runs the function directly, without sending anything."""
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        result: R_co = await self.function(*self._arguments(args, kwargs), **kwargs)
+        result: R_co = await self._function()(*self._arguments(args, kwargs), **kwargs)
         return result
 
 
@@ -156,7 +167,7 @@ class SyncJob(Declared[P, R_co]):
     it runs the function directly, without sending anything."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        result: R_co = self.function(*self._arguments(args, kwargs), **kwargs)
+        result: R_co = self._function()(*self._arguments(args, kwargs), **kwargs)
         return result
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 import msgspec
 
-from taskflow.app.context import JobContext
-from taskflow.app.options import Options, Policy, RunsIn
+from taskflow.app.around import dependencies_of
+from taskflow.app.context import takes_context
+from taskflow.app.options import Around, Options, Policy, RunsIn
 from taskflow.app.settings import Settings
 from taskflow.model.codec import FunctionCodec, Limits
 from taskflow.model.codec.function import CallArguments
@@ -110,14 +111,21 @@ class JobType(HasOptions, Generic[R_co]):
         self.takes_context = takes_context(function)
         functools.update_wrapper(cast(Any, self), function, updated=())
         skip, signature = int(self.takes_context), inspect.signature(function)
-        self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[skip:])
-        self.codec = FunctionCodec(function, name=name, skip=skip, limits=limits)
+        parameters = list(signature.parameters.values())[skip:]
+        self.dependencies = dependencies_of(parameters)
+        self.__signature__ = signature.replace(parameters=[each for each in parameters if each.name not in self.dependencies])
+        self.codec = FunctionCodec(function, name=name, skip=skip, injected=self.dependencies, limits=limits)
         self._policy = policy
 
     @property
     def policy(self) -> Policy:
         """The rules by which workers retry and stop its runs."""
         return Policy(**{**self._read_settings().defaults.policy, **self._policy})
+
+    @property
+    def around(self) -> tuple[Around, ...]:
+        """What surrounds its runs, outermost first: that of `configure(defaults=...)`, of its preset and its own."""
+        return (*self._read_settings().defaults.policy.get("around", ()), *self._policy.get("around", ()))
 
     @property
     def stop_grace(self) -> float:
@@ -141,21 +149,6 @@ class JobType(HasOptions, Generic[R_co]):
 
 
 AnyJob = JobType[Any]
-
-
-def takes_context(function: Callable[..., Any]) -> bool:
-    """Return True if the first parameter is annotated with JobContext, even if the annotation is a string that cannot be resolved yet."""
-    first = next(iter(inspect.signature(function).parameters.values()), None)
-    if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
-        return False
-    annotation = first.annotation
-    if isinstance(annotation, str):
-        namespace = getattr(inspect.unwrap(function), "__globals__", {})
-        head, _, rest = annotation.strip("'\" ").partition(".")
-        annotation = namespace.get(head, JobContext if head == JobContext.__name__ else None)
-        for attribute in rest.split(".") if rest else ():
-            annotation = getattr(annotation, attribute, None)
-    return annotation is JobContext
 
 
 def location(function: Callable[..., Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from functools import reduce
 from types import MappingProxyType
 from typing import Any, Final
@@ -117,12 +118,17 @@ class Middleware:
         """
         return await call_next(context)
 
+    def around(self, context: JobContext) -> AbstractContextManager[Any] | AbstractAsyncContextManager[Any]:
+        """Return a context manager inside which the job's function is called, in its own thread, task or child process. It surrounds those
+        of the job's `around=`. Only an async job takes an async one. Its error is the run's error."""
+        return nullcontext()
+
     async def ended(self, info: JobInfo) -> None:
         """Hear of the end of a job, in a worker, once the store has it. Jobs that end without a run are included, such as those that were
         cancelled or expired while they waited. The worker does not wait for this method, and logs its errors."""
 
 
-HOOKS: Final = ("stamp", "enqueue", "run", "ended")
+HOOKS: Final = ("stamp", "enqueue", "run", "around", "ended")
 _PREFIXES: Final = ("on_", "before_", "after_")
 
 
@@ -134,7 +140,7 @@ def check_middleware(layer: object) -> None:
         raise ConfigurationError(f"{where}: expected instances of subclasses of taskflow.Middleware")
     for name in HOOKS:
         is_async = inspect.iscoroutinefunction(getattr(layer, name))
-        if is_async is (name == "stamp"):
+        if is_async is (name in ("stamp", "around")):
             kinds = ("a plain function, not an async one", "an async function, not a plain one")
             raise ConfigurationError(f"{where}: {name}() must be {kinds[not is_async]}")
     classes = [each for each in type(layer).__mro__ if issubclass(each, Middleware) and each is not Middleware]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, cast, get_args, runtime_checkable
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from taskflow.model.schedule_plan import CatchUp, Overlap
     from taskflow.model.timetable import Timetable
 
+
+Around = Callable[[Any], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
+"""A function of a run's JobContext that returns a context manager. The job's function is called inside it."""
 
 Conflict = Literal["keep", "replace", "raise"]
 KeyScope = Literal["queue", "name"]
@@ -69,6 +72,7 @@ class DefaultOptions(SharedOptions, total=False):
     retry_on: Sequence[type[BaseException]] | None
     discard_on: Sequence[type[BaseException]] | None
     stop_grace: float | timedelta | None
+    around: Sequence[Around] | None
 
 
 class PresetOptions(DefaultOptions, KeyOptions, total=False):
@@ -167,6 +171,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     retry_on: Errors = (Exception,)
     discard_on: Errors = ()
     stop_grace: float = 0.0
+    around: tuple[Around, ...] = ()
 
 
 NOT_SENT: Final = ("key", "key_scope", "declared_tags", "raises_on_conflict", "on_failure", "connection")
@@ -285,6 +290,8 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
 def _policy_field(name: str, value: Any) -> Any:
     if name == "stop_grace":
         return seconds_of(name, value)
+    if name == "around":
+        return _context_managers(value)
     if name == "retry":
         return value if isinstance(value, Backoff) else _retry_function(value)
     errors = tuple(value) if isinstance(value, Sequence) else (value,)
@@ -292,6 +299,13 @@ def _policy_field(name: str, value: Any) -> Any:
         if not (isinstance(error, type) and issubclass(error, BaseException)):
             raise TypeError(f"{name}={shown(value)}: expected a tuple of exception classes")
     return errors
+
+
+def _context_managers(value: Any) -> tuple[Around, ...]:
+    given = () if isinstance(value, str) or not isinstance(value, Sequence) else tuple(value)
+    if not given or not all(callable(each) and not inspect.iscoroutinefunction(each) for each in given):
+        raise TypeError(f"around={shown(value)}: expected a list of functions that take the run's context and return a context manager")
+    return given
 
 
 def _retry_function(value: Any) -> RetryFunction:

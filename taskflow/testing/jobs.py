@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, ParamSpec, overload
 
 from taskflow.app.app import App, default_app
+from taskflow.app.around import depends
 from taskflow.app.handle import JobHandle
 from taskflow.app.job import Declared
 from taskflow.app.middleware import has_ended_hook
@@ -128,6 +129,22 @@ class TaskflowJobs:
         """Return the jobs that wait or run, and those that have run in `inline`."""
         ran = [job for inline in self._inlines for job in inline.ran]
         return list({job.envelope.id: job for job in [*ran, *self._broker.live()]}.values())
+
+    @contextmanager
+    def override(self, dependency: Callable[..., Any], fake: Callable[..., Any]) -> Iterator[None]:
+        """Call `fake` in place of `dependency`, a function given to `depends`, in this `with` block.
+
+        Its own dependencies are made too. Raises DeclarationError if it takes arguments that a dependency does not get.
+        """
+        depends(fake)
+        overrides = self._app.overrides
+        before = overrides.copy()
+        overrides[dependency] = fake
+        try:
+            yield
+        finally:
+            overrides.clear()
+            overrides.update(before)
 
     async def run_all(self, *, raises: bool = True) -> int:
         """Run all ready jobs, including those that become ready during the call, until none is left. Return the number of runs.

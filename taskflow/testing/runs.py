@@ -127,13 +127,15 @@ class TestExecutor(Executor):
 
     __test__ = False
 
-    def _invoke(self, holding: HeldLease, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
+    def _invoke(
+        self, holding: HeldLease, job: AnyJob, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Awaitable[Any]:
         start = _start_at_sender() if isinstance(job, SyncJob) else None
         if start is None:
-            return super()._invoke(holding, job, args, kwargs)
+            return super()._invoke(holding, job, function, args, kwargs)
         scope = contextvars.copy_context()
         scope.run(callers_thread.set, None)  # the thread is busy with this function
-        holding.in_thread = outcome = start(partial(_outcome_of, scope, partial(job.function, *args, **kwargs)))
+        holding.in_thread = outcome = start(partial(_outcome_of, scope, partial(function, *args, **kwargs)))
         return _returned_or_raised(outcome)
 
     def _complete_with(self, holding: HeldLease, connection: object, result: bytes) -> Awaitable[None]:

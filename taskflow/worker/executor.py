@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Final, NoReturn
 
 from taskflow.app.app import App
+from taskflow.app.around import surrounded
 from taskflow.app.context import DONE, Cancel, Discard, JobContext, Retry, Snooze, running
 from taskflow.app.job import Job, SyncJob
 from taskflow.app.job_type import AnyJob
@@ -97,6 +98,7 @@ class Executor:
         self._app = app
         self.registry = app.registry
         self._layers = [layer for layer in middleware if type(layer).run is not Middleware.run]
+        self._surroundings: dict[AnyJob, Callable[..., Any] | None] = {}
         self._threads = threads
         self._seams = seams
         self.state = state
@@ -241,7 +243,9 @@ class Executor:
 
     async def _call(self, holding: HeldLease, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any], context: JobContext) -> Verdict:
         try:
-            value = await self._invoke(holding, job, (context, *args) if job.takes_context else args, kwargs)
+            surroundings = self._surroundings[job] if job in self._surroundings else self._surroundings_of(job)
+            function = job.function if surroundings is None else partial(surroundings, context)
+            value = await self._invoke(holding, job, function, (context, *args) if job.takes_context else args, kwargs)
             if holding.why_stopped == TIMED_OUT and isinstance(job, SyncJob):
                 raise _timeout_of(holding)  # the async function swallowed our cancellation and returned, so it has succeeded
         except BaseException as error:
@@ -263,12 +267,24 @@ class Executor:
         holding.note_raised(verdict, error)
         return verdict
 
-    def _invoke(self, holding: HeldLease, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
+    def _surroundings_of(self, job: AnyJob) -> Callable[..., Any] | None:
+        """Return a function that calls the job's within what surrounds it, or None if nothing does."""
+        # a child process imports the application after this executor was made
+        of_middleware = [layer.around for layer in self._app.settings.middleware if type(layer).around is not Middleware.around]
+        found = surrounded(
+            job.function, (*of_middleware, *job.around), job.dependencies, self._app.overrides, is_async=isinstance(job, Job)
+        )
+        self._surroundings[job] = found
+        return found
+
+    def _invoke(
+        self, holding: HeldLease, job: AnyJob, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Awaitable[Any]:
         if isinstance(job, Job):
-            called: Awaitable[Any] = job.function(*args, **kwargs)
+            called: Awaitable[Any] = function(*args, **kwargs)
             return called
         assert self._threads is not None
-        holding.in_thread = outcome = self._threads.run(partial(job.function, *args, **kwargs))
+        holding.in_thread = outcome = self._threads.run(partial(function, *args, **kwargs))
         return outcome
 
     def _complete(self, holding: HeldLease, connection: object, result: object) -> Awaitable[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from inspect import Parameter
@@ -215,16 +215,19 @@ class _Compiled(msgspec.Struct, frozen=True):
 class FunctionCodec:
     """Encodes and decodes the calls and results of one function, by its signature and annotations. It is thread-safe.
 
-    `name` is the job's name, for messages. The first `skip` parameters are injected when the function runs, so callers do not pass them.
+    `name` is the job's name, for messages. The first `skip` parameters, and those named in `injected`, get their values when the function
+    runs, so callers do not pass them.
     Raises DeclarationError for an unsupported signature. An annotation may use a name that is not defined yet. If the name is
     still undefined when `resolve` is called or the codec is first used, DeclarationError is raised.
     """
 
-    def __init__(self, function: Callable[..., Any], *, name: str = "", skip: int = 0, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self, function: Callable[..., Any], *, name: str = "", skip: int = 0, injected: Container[str] = (), limits: Limits = DEFAULT_LIMITS
+    ) -> None:
         self.name = name or getattr(function, "__qualname__", repr(function))
         self.limits = limits
         self._function = function
-        self._parameters = self._own_parameters(skip)
+        self._parameters = [each for each in self._own_parameters(skip) if each.name not in injected]
         self._in_call = f" (in a call of {self.name})"
         self._in_result = f" (in the result of {self.name})"
         self._arguments: _Compiled | None = None

@@ -171,10 +171,10 @@ class ChildExecutor(Executor):
         finally:
             reports.end()
 
-    async def _invoke(self, holding: HeldLease, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if isinstance(job, Job):
-            return await self._calls.run_async(partial(job.function, *args, **kwargs))
-        return await self._calls.run(partial(job.function, *args, **kwargs))
+    async def _invoke(
+        self, holding: HeldLease, job: AnyJob, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        return await (self._calls.run_async if isinstance(job, Job) else self._calls.run)(partial(function, *args, **kwargs))
 
     def _stop(self, holding: HeldLease, context: JobContext, task: asyncio.Task[Any] | None) -> None:
         context.cancelled.set()

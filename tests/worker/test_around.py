@@ -1,0 +1,275 @@
+"""What surrounds the call of a job's function: `around=`, middleware's `around` and `depends`, and when each ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+import pytest
+
+from taskflow import (
+    Backoff,
+    DeclarationError,
+    EncodeError,
+    Job,
+    JobContext,
+    JobFailed,
+    RunNext,
+    Status,
+    SyncJob,
+    TaskflowJobs,
+    Verdict,
+    Worker,
+    configure,
+    depends,
+    job,
+    preset,
+)
+from taskflow.broker.protocol import Broker
+from tests.worker import around_jobs
+from tests.worker.around_jobs import SEEN, Noting, noting, noting_async
+
+
+@pytest.fixture(autouse=True)
+def _nothing_seen() -> Iterator[None]:
+    SEEN.clear()
+    yield
+    SEEN.clear()
+
+
+class Surrounding(Noting):
+    async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+        verdict = await call_next(context)
+        SEEN.append(f"verdict {type(verdict).__name__}")
+        return verdict
+
+
+def fresh_session(context: JobContext) -> Iterator[str]:
+    SEEN.append("session begins")
+    try:
+        yield f"session of {context.job_name}"
+    except BaseException as error:
+        SEEN.append(f"session sees {error}")
+        raise
+    finally:
+        SEEN.append("session ends")
+
+
+def a_user(session: str = depends(fresh_session)) -> str:
+    SEEN.append("user")
+    return f"user in {session}"
+
+
+async def a_client(session: str = depends(fresh_session)) -> AsyncIterator[str]:
+    SEEN.append("client begins")
+    yield f"client in {session}"
+    SEEN.append("client ends")
+
+
+io = preset(around=[noting("preset")])
+
+
+@io(around=[noting("own")], name="around.plain")
+def plain(number: int, *, session: str = depends(fresh_session), user: str = depends(a_user)) -> str:
+    SEEN.append(f"runs in {'a thread' if threading.current_thread() is not threading.main_thread() else 'the main thread'}")
+    return f"{number} {session} {user}"
+
+
+@job(name="around.asynchronous", around=[noting("own"), noting_async("own too")])
+async def asynchronous(number: int, client: str = depends(a_client), session: str = depends(fresh_session)) -> str:
+    SEEN.append("runs")
+    return f"{number} {client} {session}"
+
+
+NESTED = ["middleware begins", "defaults begins"], ["defaults ends", "middleware ends", "verdict Succeeded"]
+
+
+async def test_what_surrounds_a_plain_function_nests_in_its_own_thread(taskflow_jobs: TaskflowJobs) -> None:
+    configure(middleware=[Surrounding()], defaults={"around": [noting("defaults")]})
+    handle = await plain.delay(7)
+
+    await taskflow_jobs.run_all()
+
+    assert await handle.result(0) == "7 session of around.plain user in session of around.plain"
+    inner = ["preset begins", "own begins", "session begins", "user", "runs in a thread", "session ends", "own ends", "preset ends"]
+    assert [*NESTED[0], *inner, *NESTED[1]] == SEEN
+
+
+async def test_an_async_function_may_have_async_ones_too(taskflow_jobs: TaskflowJobs) -> None:
+    configure(middleware=[Surrounding()], defaults={"around": [noting("defaults")]})
+    handle = await asynchronous.delay(7)
+
+    await taskflow_jobs.run_all()
+
+    assert await handle.result(0) == "7 client in session of around.asynchronous session of around.asynchronous"
+    begins = ["own begins", "own too begins", "session begins", "client begins", "runs"]
+    assert [*NESTED[0], *begins, "client ends", "session ends", "own too ends", "own ends", *NESTED[1]] == SEEN
+
+
+async def test_it_surrounds_runs_in_child_processes(broker: Broker) -> None:
+    """Middleware too, as the application configures it there."""
+    async with Worker():
+        handle = await around_jobs.in_child.delay()
+        assert await handle.result(20) == ["middleware begins", "own begins", "session begins"]
+
+
+@contextmanager
+def failing(context: JobContext) -> Iterator[None]:
+    yield
+    raise LookupError("in the teardown")
+
+
+@contextmanager
+def refusing(context: JobContext) -> Iterator[None]:
+    if context.attempt:
+        raise LookupError("before the start")
+    yield
+
+
+@job(name="around.fails", around=[noting("own"), failing], max_attempts=1)
+def fails_at_its_end() -> None:
+    SEEN.append("runs")
+
+
+@job(name="around.never", around=[noting("own"), refusing], retry=Backoff(base=0.01), max_attempts=2)
+async def never_runs() -> None:
+    raise AssertionError
+
+
+async def test_its_error_is_the_runs_error(taskflow_jobs: TaskflowJobs) -> None:
+    fails, never = await fails_at_its_end.delay(), await never_runs.delay()
+
+    assert await taskflow_jobs.advance(minutes=1, raises=False) == 3
+
+    for handle, words in ((fails, "in the teardown"), (never, "before the start")):
+        with pytest.raises(JobFailed, match=f"LookupError: {words}"):
+            await handle.result(0)
+    assert SEEN.count("own ends LookupError") == 3
+
+
+@job(name="around.suppressed", around=[lambda context: suppress(KeyError)])
+def suppressed() -> None:
+    raise KeyError("gone")
+
+
+def swallowing() -> Iterator[str]:
+    with suppress(KeyError):
+        yield "value"
+
+
+async def swallowing_async() -> AsyncIterator[str]:
+    with suppress(KeyError):
+        yield "value"
+
+
+@job(name="around.swallowed", max_attempts=1)
+def swallowed(value: str = depends(swallowing)) -> None:
+    raise KeyError("kept")
+
+
+@job(name="around.swallowed_async", max_attempts=1)
+async def swallowed_async(value: str = depends(swallowing_async)) -> None:
+    raise KeyError("kept")
+
+
+async def test_a_context_manager_may_suppress_an_error_and_a_dependency_may_not(taskflow_jobs: TaskflowJobs) -> None:
+    """A run whose dependency swallows the error would seem to have succeeded."""
+    handles = [await suppressed.delay(), await swallowed.delay(), await swallowed_async.delay()]
+
+    await taskflow_jobs.run_all(raises=False)
+
+    assert [await handle.status() for handle in handles] == [Status.SUCCEEDED, Status.FAILED, Status.FAILED]
+
+
+@job(name="around.raises", max_attempts=1)
+def raises(session: str = depends(fresh_session)) -> None:
+    raise KeyError("mine")
+
+
+async def test_a_dependency_sees_the_error(taskflow_jobs: TaskflowJobs) -> None:
+    configure(middleware=[])
+    await raises.delay()
+
+    await taskflow_jobs.run_all(raises=False)
+
+    assert SEEN == ["session begins", "session sees 'mine'", "session ends"]
+
+
+# --- calls --------------------------------------------------------------------------------------------------------
+
+
+async def test_callers_do_not_give_dependencies() -> None:
+    with pytest.raises(EncodeError, match=r"session.*is not an argument of this function; its arguments are number"):
+        await plain.delay(7, session="mine")
+    with pytest.raises(EncodeError, match="takes at most 1 positional"):
+        asynchronous.bind(7, "mine")  # type: ignore[call-arg, unused-ignore]
+
+
+async def test_a_direct_call_makes_what_it_is_not_given() -> None:
+    """In the caller's thread or task, without what surrounds runs."""
+    assert plain(7, user="ada") == "7 session of around.plain ada"
+    assert SEEN == ["session begins", "runs in the main thread", "session ends"]
+    assert await asynchronous(8, session="mine") == "8 client in session of around.asynchronous mine"
+
+
+async def test_a_test_overrides_a_dependency(taskflow_jobs: TaskflowJobs) -> None:
+    """For all that depend on it, and only in the block."""
+    handles = []
+    with taskflow_jobs.override(fresh_session, lambda: "fake"):
+        handles += [await plain.delay(1), await asynchronous.delay(2)]
+        await taskflow_jobs.run_all()
+    handles.append(await plain.delay(3))
+    await taskflow_jobs.run_all()
+
+    results = [await handle.result(0) for handle in handles]
+    assert results[:2] == ["1 fake user in fake", "2 client in fake fake"]
+    assert "fake" not in results[2]
+
+
+# --- declarations -------------------------------------------------------------------------------------------------
+
+
+def needs_more(session: str) -> str:
+    return session
+
+
+def declare_before(db: str = depends(fresh_session), number: int = 1) -> None: ...
+def declare_positional(db: str = depends(fresh_session), /) -> None: ...
+def declare_async(client: str = depends(a_client)) -> None: ...
+def declare_nothing() -> None: ...
+
+
+def test_what_cannot_work_is_refused_where_it_is_declared() -> None:
+    for function in (declare_before, declare_positional):
+        with pytest.raises(DeclarationError, match=r"db = depends\(fresh_session\) stands before arguments of callers"):
+            job(function)
+    with pytest.raises(DeclarationError, match=r"client .* is async, and the job is a plain function"):
+        job(declare_async)
+    with pytest.raises(DeclarationError, match="its parameter session has no default"):
+        depends(needs_more)
+    with pytest.raises(DeclarationError, match=r"around.*is async, and the job is a plain function"):
+        job(around=[noting_async("own")])(declare_nothing)
+    for wrong in ("text", [1], noting("own")):
+        with pytest.raises(DeclarationError, match=r"around=.*expected a list of functions"):
+            job(around=wrong)(declare_nothing)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def late(context: JobContext) -> AsyncIterator[None]:
+    yield
+
+
+async def test_an_async_one_for_all_jobs_fails_plain_runs_clearly(taskflow_jobs: TaskflowJobs) -> None:
+    configure(defaults={"around": [late], "max_attempts": 1})
+    handle = await plain.delay(1)
+
+    await taskflow_jobs.run_all(raises=False)
+
+    with pytest.raises(JobFailed, match="late returned an async context manager, and the job is a plain function"):
+        await handle.result(0)
+
+
+def test_jobs_keep_their_kind() -> None:
+    assert isinstance(plain, SyncJob)
+    assert isinstance(asynchronous, Job)
