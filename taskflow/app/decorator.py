@@ -186,8 +186,8 @@ def _decorator(preset: dict[str, Any]) -> Callable[..., Any]:
     def decorate(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
         says = {name: value for name, value in declared.items() if value is not None or name in UNLIMITED_BY_NONE or name not in preset}
         given = {**preset, **says}
-        if preset.get("around") and says.get("around"):
-            given["around"] = [*preset["around"], *says["around"]]
+        if (outer := preset.get("around")) and (inner := says.get("around")):
+            given["around"] = [*outer, *inner]
         return _decorator(given) if function is None else _declare(default_app(), function, given)
 
     return decorate

@@ -26,5 +26,4 @@ LATER: Final = (
     Later("`taskflow move sqlite:///taskflow.db redis://...`", owner="move", absent="a_parser().commands['move']"),
     Later("[`async for event in handle.events()`", owner="events", absent="JobHandle.events"),
     Later("[`raise RateLimited(retry_after=30)`]", owner="limits", absent="taskflow.RateLimited"),
-    Later("[Dependencies: `db: Session = depends(get_session)`", owner="dependencies", absent="taskflow.depends"),
 )

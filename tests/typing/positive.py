@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, TypeVar, assert_type
@@ -54,6 +54,7 @@ from taskflow import (
     WorkerInfo,
     configure,
     current_job,
+    depends,
     enqueue,
     enqueue_sync,
     job,
@@ -463,6 +464,29 @@ async def resources() -> AsyncIterator[dict[str, str]]:
 class Temperature:
     def __init__(self, degrees: float) -> None:
         self.degrees = degrees
+
+
+def a_session(context: JobContext) -> Iterator[Temperature]:
+    yield Temperature(1.0)
+
+
+async def a_reading(session: Temperature = depends(a_session)) -> float:
+    return session.degrees
+
+
+@job(around=[lambda context: nullcontext(context.attempt)])
+async def measure(place: str, reading: float = depends(a_reading), *, at: Temperature = depends(a_session)) -> float:
+    return reading
+
+
+async def what_surrounds(jobs: TaskflowJobs) -> None:
+    assert_type(depends(resources), dict[str, str])
+    assert_type(depends(a_session), Temperature)
+    assert_type(depends(a_reading), float)
+    assert_type(depends(lambda: 1), int)
+    assert_type(await measure.delay("here"), JobHandle[float])
+    with jobs.override(a_session, lambda: Temperature(2.0)):
+        pass
 
 
 async def the_rest(jobs: TaskflowJobs) -> None:

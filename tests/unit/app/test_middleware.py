@@ -167,7 +167,7 @@ def test_a_hook_that_would_not_be_called_or_awaited_is_refused(hook: str) -> Non
     async def called(self: Any, *args: Any) -> Any: ...
     def plain(self: Any, *args: Any) -> Any: ...
 
-    wrong, right = (called, plain) if hook == "stamp" else (plain, called)
+    wrong, right = (called, plain) if hook in ("stamp", "around") else (plain, called)
     layer = type("Layer", (Middleware,), {hook: wrong})()
     with pytest.raises(ConfigurationError, match=rf"Layer object at .*{hook}\(\) (must be|looks like a hook, but would never be called)"):
         App().configure(middleware=[layer])
