@@ -182,7 +182,9 @@ class Schedules:
 
     async def _amend(self, name: str, amendment: Amendment, by: str | None, reason: str) -> None:
         async with _recorded(amendment.value, name, by, reason) as doing:
-            if is_schedule_name(name) and await _client().call(lambda broker: broker.console.amend_schedule(name, amendment)):
+            if not is_schedule_name(name) and not await _records([name]):
+                raise _unknown(name)
+            if await _client().call(lambda broker: broker.console.amend_schedule(name, amendment)):
                 doing.affected = 1
                 return
             if not await _records([name]):
@@ -210,10 +212,11 @@ def _client() -> LoopClient:
 
 
 async def _records(names: Sequence[str] | None) -> list[ScheduleRecord]:
-    """Return the records of these schedules, or of all. Stores differ in how they take a name that no schedule can have."""
-    if names is not None and not all(map(is_schedule_name, names)):
-        return []
-    return await _client().call(lambda broker: broker.console.schedules(names))
+    """Return the records of these schedules, or of all. Stores differ in how they take a name that no schedule
+    of ours can have, so one that another program has stored is looked for among all."""
+    if names is None or all(map(is_schedule_name, names)):
+        return await _client().call(lambda broker: broker.console.schedules(names))
+    return [record for record in await _records(None) if record.name in names]
 
 
 async def stored_plan(name: str) -> SchedulePlan:

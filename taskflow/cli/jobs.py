@@ -254,8 +254,10 @@ class _Page:
         fields = {**fields, "attempt": f"{record.attempt} of {record.max_attempts}", "tags": ", ".join(record.tags)}
         for name, value in fields.items():
             if name not in _ELSEWHERE and value not in (None, "", False, 0):
-                shown = value.isoformat() if isinstance(value, datetime) else value
-                yield name, f"{duration(value)} from ready to start" if name == "queue_wait" else shown
+                if name == "queue_wait":
+                    yield name, f"{duration(value)} from ready to start"
+                else:
+                    yield name, value.isoformat() if isinstance(value, datetime) else value
         if record.progress is not None:
             which = " of the last run" if record.status.is_waiting else ""
             yield "progress", f"{record.progress.fraction:.0%}{which}{f': {record.progress.note}' if record.progress.note else ''}"
