@@ -1,7 +1,7 @@
 """One event loop's connections to a server: one for all commands, and others that callers open for their own use.
 
 The driver opens connections, and handles addresses, passwords and TLS. This module then packs commands and parses replies directly on the
-transport, with hiredis. With the driver's streams, a process that sends one command at a time would take twice as long.
+transport: see resp.py. With the driver's streams, a process that sends one command at a time would take twice as long.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
-import hiredis
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
 
 from taskflow.broker.deadline import Deadline
 from taskflow.broker.redis.errors import broker_error
+from taskflow.broker.redis.resp import UNFINISHED, a_reader, pack
 from taskflow.broker.redis.scripts import Script
 from taskflow.broker.redis.server import ANSWER_WITHIN, RedisTarget
 from taskflow.model import wording
@@ -74,6 +74,17 @@ class ConnectionPool:
         except ERRORS as error:
             raise broker_error(error, str(self.server)) from error
 
+    async def ask_each(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands and return the reply to each, or None if its key has the wrong type."""
+        try:
+            replies = await self._ask(commands, each=True)
+        except ERRORS as error:
+            raise broker_error(error, str(self.server)) from error
+        for reply in replies:
+            if isinstance(reply, Exception) and "WRONGTYPE" not in str(reply):
+                raise broker_error(reply, str(self.server)) from reply
+        return [None if isinstance(reply, Exception) else reply for reply in replies]
+
     async def open(self) -> AbstractConnection:
         """Return a new connection for the exclusive use of the caller, who must drop it."""
         if self._is_closed:
@@ -96,17 +107,17 @@ class ConnectionPool:
         if self._end is not None:
             await self._end.aclose()
 
-    async def _ask(self, commands: Sequence[Command]) -> Any:
-        """Send commands, and return the reply to the last one. If the connection was cut, send them once more on a new one: every verb may
-        be sent twice."""
+    async def _ask(self, commands: Sequence[Command], *, each: bool = False) -> Any:
+        """Send commands, and return the reply to the last one, or all if `each` is True. If the connection was cut, send them once more
+        on a new one: every verb may be sent twice."""
         connection = self._connection
         if connection is not None and not connection.is_lost:
             try:
-                return await self._over(connection, commands)
+                return await self._over(connection, commands, each)
             except ERRORS as error:
                 if not _is_cut(error):
                     raise
-        return await self._over(await self._connected(), commands)
+        return await self._over(await self._connected(), commands, each)
 
     async def _ask_apart(self, commands: Sequence[Command]) -> Any:
         """Send commands over a connection that no other call uses in the meantime, and return the reply to the last one before WAITAOF.
@@ -138,10 +149,12 @@ class ConnectionPool:
                 self._connection = CommandConnection(await self.open())
             return self._connection
 
-    async def _over(self, connection: CommandConnection, commands: Sequence[Command]) -> Any:
+    async def _over(self, connection: CommandConnection, commands: Sequence[Command], each: bool = False) -> Any:
         if self._is_closed:
             raise BrokerUnavailable(wording.CLOSED)
         replies = await connection.ask(commands)
+        if each:
+            return replies
         reply = replies[0] if len(replies) == 1 else _reply_among(commands, replies)
         if isinstance(reply, Exception):
             if isinstance(reply, exceptions.ReadOnlyError):  # the primary was demoted: a new connection may reach its successor
@@ -188,9 +201,6 @@ def _reply_among(commands: Sequence[Command], replies: list[Any]) -> Any:
 
 # --- directly on the transport --------------------------------------------------------------------------------------
 
-_UNFINISHED: Final = object()
-_pack: Final[Callable[[Command], bytes]] = cast("Any", hiredis.pack_command)
-
 
 async def drop(connection: AbstractConnection, *, nowait: bool = True) -> None:
     with contextlib.suppress(*ERRORS, RuntimeError):
@@ -207,9 +217,7 @@ class _Direct(asyncio.Protocol, ABC):
         self._transport: asyncio.Transport = untyped._writer.transport
         self._streams: Any = self._transport.get_protocol()
         self._loop = asyncio.get_running_loop()
-        self._reader = hiredis.Reader(
-            protocolError=exceptions.InvalidResponse, replyError=untyped._parser.parse_error, notEnoughData=_UNFINISHED
-        )
+        self._reader = a_reader(untyped._parser.parse_error)
         self._lost: Exception | None = None
         self._transport.set_protocol(self)
         if self._transport.is_closing():
@@ -225,7 +233,7 @@ class _Direct(asyncio.Protocol, ABC):
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
         try:
-            while (reply := self._reader.gets()) is not _UNFINISHED:
+            while (reply := self._reader.gets()) is not UNFINISHED:
                 self._take(reply)
         except exceptions.RedisError as error:  # not a reply, so what follows cannot be parsed either
             self._fail(error)
@@ -271,7 +279,7 @@ class CommandConnection(_Direct):
         if not self._asked:
             self._deadline.begin(ANSWER_WITHIN)
         self._asked.append(_Asked(waiting, len(commands), []))
-        self._transport.write(_pack(commands[0]) if len(commands) == 1 else b"".join(map(_pack, commands)))
+        self._transport.write(pack(commands[0]) if len(commands) == 1 else b"".join(map(pack, commands)))
         return waiting
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -331,7 +339,7 @@ class Subscription(_Direct):
         """Send a command. Its reply is passed to `on_message`, like any message."""
         if self._lost is not None:
             raise self._lost
-        self._transport.write(_pack(command))
+        self._transport.write(pack(command))
 
     def _take(self, reply: Any) -> None:
         if isinstance(reply, Exception):

@@ -14,6 +14,7 @@ from taskflow.broker.engine.seam import Record
 from taskflow.broker.redis.connections import Command, ConnectionPool
 from taskflow.broker.redis.layout import MARK, REFERENCE_BYTES
 from taskflow.broker.redis.records import is_reference
+from taskflow.model.job_schema import LARGE
 from taskflow.model.stored_values import MAX_RAW
 
 INLINE: Final = 512
@@ -63,16 +64,21 @@ class Contents:
         sizes = {_key(each): int.from_bytes(each.content[2:6], "big") for each in records if each.content and is_reference(each.content)}
         if not sizes:
             return list(records)
-        found: dict[bytes, bytes | None] = {}
+        last = [*sizes][-1]
+        found = dict[bytes, bytes | None]()
         portion, size = list[bytes](), 0
         for key in sizes:
-            portion.append(key)
-            size += sizes[key]
-            if size >= FETCHED_AT_ONCE or len(found) + len(portion) == len(sizes):
-                found |= zip(portion, await self._pool().ask("MGET", *(self.prefix + each for each in portion)), strict=True)
+            if sizes[key] <= LARGE:
+                portion.append(key)
+                size += sizes[key]
+            if portion and (size >= FETCHED_AT_ONCE or key == last):
+                fetches = [("GETRANGE", self.prefix + each, 0, sizes[each]) for each in portion]  # a byte more shows that it is longer
+                found |= zip(portion, await self._pool().ask_each(fetches), strict=True)
                 portion, size = [], 0
+        is_apart = [each.content is not None and is_reference(each.content) for each in records]
         return [
-            _filled(each, found[_key(each)], sizes[_key(each)]) if each.content and is_reference(each.content) else each for each in records
+            _filled(each, found.get(_key(each)), sizes[_key(each)]) if apart else each
+            for each, apart in zip(records, is_apart, strict=True)
         ]
 
 
@@ -85,5 +91,6 @@ def _key(record: Record) -> bytes:
 def _filled(record: Record, content: bytes | None, size: int) -> Record:
     if content is not None and len(content) == size:
         return record._replace(content=content)
-    problem = f"content\texpected {size} bytes, got {len(content or b'')}: {(content or b'')[:MAX_RAW]!r}"
+    got = "more" if content is not None and len(content) > size else len(content or b"")
+    problem = f"content\texpected {size} bytes, got {got}: {(content or b'')[:MAX_RAW]!r}"
     return record._replace(content=content or None, damage="\n".join(filter(None, (record.damage, problem))))

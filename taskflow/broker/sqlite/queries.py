@@ -19,7 +19,7 @@ from taskflow.broker.engine.seam import Entry, Group, Query, Record, Ref, Rev, S
 from taskflow.broker.sqlite.statements import Statements, filled_up
 from taskflow.broker.sqlite.tables import BY_INDEX, PARTS, TABLES, falling_column, has_own_index, has_seq, index_name, places
 from taskflow.model.clock import Clock
-from taskflow.model.job_schema import SMALL
+from taskflow.model.job_schema import LARGE, SMALL
 
 
 class RecordReader:
@@ -317,7 +317,8 @@ class RecordPacking(Packing):
             if type(value) is not _TooLong:
                 continue
             name, row[place] = self.names[place], None
-            if self._kind == Kind.JOB and name != "content" and value > SMALL:  # another program has written it
+            is_part_of_job = self._kind == Kind.JOB and name != "content"
+            if value > (SMALL if is_part_of_job else LARGE if name in PARTS else 0):  # another program has written it
                 damage.append(f"{name}\t{int(value)} bytes")
             else:
                 statement = f'SELECT {name} FROM "~{TABLES[self._kind]}" WHERE id = ?'

@@ -24,7 +24,7 @@ class Scene(scene.Scene):
 
 
 _COMMAND: Final = re.compile(r"\b(?:call|in_portions)\('([A-Z]+)'")
-_SENT: Final = ("EVAL", "EVALSHA", "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "MGET", "ZRANGE", "HGET", "HSETNX")
+_SENT: Final = ("EVAL", "EVALSHA", "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "GETRANGE", "ZRANGE", "HGET", "HSETNX")
 
 
 def commands() -> set[str]:

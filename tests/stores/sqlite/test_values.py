@@ -48,13 +48,13 @@ async def test_any_text(broker: SqliteBroker, verdict: Verdict, reason: str) -> 
 
 async def test_a_long_payload_comes_back(broker: SqliteBroker) -> None:
     """Alone in its answer; its neighbour is in the next one."""
-    await broker.enqueue([an_envelope(payload=bytes(65 << 20)), an_envelope(payload=bytes(1_000_000))])
+    await broker.enqueue([an_envelope(payload=bytes(64 << 20)), an_envelope(payload=bytes(1_000_000))])
     session = await registered(broker)
 
     [first] = await broker.claim(session.id, 1, [], 10)
     [second] = await broker.claim(session.id, 2, [], 10)
 
-    assert (len(first.envelope.payload), first.unreadable) == (65 << 20, ())
+    assert (len(first.envelope.payload), first.unreadable) == (64 << 20, ())
     assert len(second.envelope.payload) == 1_000_000
 
 
