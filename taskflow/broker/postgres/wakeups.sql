@@ -238,33 +238,35 @@ $$;
 -- --- notifying ------------------------------------------------------------------------------------------------
 
 -- Tells `number` listeners that there are jobs in a queue: first those that came last, whose notes are the quickest to find. Until a
--- listener claims, none of the queues of its note nudges it, because that claim may take the jobs of all.
+-- listener claims, none of its notes nudges it, because that claim may take the jobs of all.
 CREATE FUNCTION @.nudge(of_topic text, number bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     from_when CONSTANT bigint := @.noted_since();
     place text;
-    found record;
+    known integer;
+    found text[];
     notified text[] := '{}';
 BEGIN
     FOREACH place IN ARRAY ARRAY[of_topic, 'queues'] LOOP
-        EXIT WHEN cardinality(notified) >= number;
-        WITH nudged AS (
+        LOOP -- again if a listener was found twice: while it replaces its note, it may have two
+            known := cardinality(notified);
+            EXIT WHEN known >= number;
+            WITH nudged AS (
+                UPDATE @.idle SET is_nudged = true WHERE ctid = ANY (ARRAY(
+                    SELECT ctid FROM @.idle WHERE topic = place AND NOT is_nudged AND since >= from_when
+                    ORDER BY since DESC LIMIT number - known FOR UPDATE SKIP LOCKED
+                )) RETURNING listener
+            )
+            SELECT array_agg(listener) INTO found FROM nudged;
+            EXIT WHEN found IS NULL;
+            notified := ARRAY(SELECT DISTINCT unnest(notified || found));
             UPDATE @.idle SET is_nudged = true WHERE ctid = ANY (ARRAY(
-                SELECT ctid FROM @.idle WHERE topic = place AND NOT is_nudged AND since >= from_when
-                ORDER BY since DESC LIMIT number - cardinality(notified) FOR UPDATE SKIP LOCKED
-            )) RETURNING listener, note
-        )
-        SELECT array_agg(listener) AS listeners, array_agg(note) AS notes INTO found FROM nudged;
-        IF found.listeners IS NOT NULL THEN
-            notified := notified || found.listeners;
-            UPDATE @.idle SET is_nudged = true WHERE ctid = ANY (ARRAY(
-                SELECT i.ctid FROM unnest(found.listeners, found.notes) AS f (listener, note)
-                CROSS JOIN LATERAL (
-                    SELECT ctid FROM @.idle WHERE idle.listener = f.listener AND idle.note = f.note AND NOT is_nudged FOR UPDATE SKIP LOCKED
-                ) AS i
+                SELECT i.ctid FROM unnest(found) AS one (listener)
+                CROSS JOIN LATERAL (SELECT ctid FROM @.idle WHERE idle.listener = one.listener AND NOT is_nudged FOR UPDATE SKIP LOCKED) AS i
             ));
-        END IF;
+            EXIT WHEN cardinality(notified) = known + cardinality(found);
+        END LOOP;
     END LOOP;
     FOREACH place IN ARRAY ARRAY[of_topic, 'queues'] LOOP -- claims of those nudged before may be under way, and have missed these jobs
         EXIT WHEN cardinality(notified) >= number;
