@@ -246,6 +246,7 @@ DECLARE
     place text;
     known integer;
     found text[];
+    notes bigint[];
     notified text[] := '{}';
 BEGIN
     FOREACH place IN ARRAY ARRAY[of_topic, 'queues'] LOOP
@@ -256,14 +257,18 @@ BEGIN
                 UPDATE @.idle SET is_nudged = true WHERE ctid = ANY (ARRAY(
                     SELECT ctid FROM @.idle WHERE topic = place AND NOT is_nudged AND since >= from_when
                     ORDER BY since DESC LIMIT number - known FOR UPDATE SKIP LOCKED
-                )) RETURNING listener
+                )) RETURNING listener, note
             )
-            SELECT array_agg(listener) INTO found FROM nudged;
+            SELECT array_agg(listener), array_agg(note) INTO found, notes FROM nudged;
             EXIT WHEN found IS NULL;
             notified := ARRAY(SELECT DISTINCT unnest(notified || found));
             UPDATE @.idle SET is_nudged = true WHERE ctid = ANY (ARRAY(
-                SELECT i.ctid FROM unnest(found) AS one (listener)
-                CROSS JOIN LATERAL (SELECT ctid FROM @.idle WHERE idle.listener = one.listener AND NOT is_nudged FOR UPDATE SKIP LOCKED) AS i
+                SELECT i.ctid FROM unnest(found, notes) AS f (listener, note)
+                CROSS JOIN LATERAL ( -- its two notes have neighbouring numbers, and dead versions of older ones are not read
+                    SELECT ctid FROM @.idle WHERE idle.listener = f.listener AND NOT is_nudged
+                        AND idle.note BETWEEN greatest(f.note, 2) - 2 AND least(f.note, P.LATEST) + 2
+                    FOR UPDATE SKIP LOCKED
+                ) AS i
             ));
             EXIT WHEN cardinality(notified) = known + cardinality(found);
         END LOOP;
