@@ -18,13 +18,13 @@ T = TypeVar("T")
 
 NAME: Final = "postgres-busy"
 
-MOST_BACKLOG: Final = 2.0
+MAX_BACKLOG: Final = 2.0
 """Seconds' worth of jobs."""
 
 WARMING_UP: Final = 10
 """Seconds in which the backlog does not count."""
 
-MOST_GROWTH: Final = 2.0
+MAX_GROWTH: Final = 2.0
 """Of a claim's p99 over its first minute's."""
 
 
@@ -220,12 +220,12 @@ def _ms(seconds: Iterable[float], share: float) -> float:
 
 def _failures(run: Run, seconds: Sequence[Second], minutes: Sequence[Minute]) -> list[str]:
     found: list[str] = []
-    limit = MOST_BACKLOG * run.rate
+    limit = MAX_BACKLOG * run.rate
     over = [second for second in seconds[WARMING_UP:] if second.most_backlog > limit]
     if over:
         worst = max(over, key=lambda second: second.most_backlog)
         found.append(f"a backlog of {worst.most_backlog:,} jobs in second {worst.second}, over {limit:,.0f} in {len(over)} seconds")
-    slow = [minute for minute in minutes if minute.claim_p99_ms > MOST_GROWTH * minutes[0].claim_p99_ms]
+    slow = [minute for minute in minutes if minute.claim_p99_ms > MAX_GROWTH * minutes[0].claim_p99_ms]
     if slow:
         worst_minute = max(slow, key=lambda minute: minute.claim_p99_ms)
         ratio = worst_minute.claim_p99_ms / minutes[0].claim_p99_ms
@@ -237,8 +237,8 @@ def _verdict(run: Run, seconds: Sequence[Second], minutes: Sequence[Minute], fai
     most = max((second.most_backlog for second in seconds[WARMING_UP:]), default=0)
     growth = max((minute.claim_p99_ms / minutes[0].claim_p99_ms for minute in minutes), default=0.0)
     return (
-        f"Most backlog after {WARMING_UP} s: {most:,} jobs (target: under {MOST_BACKLOG * run.rate:,.0f}); a claim's p99 at most "
-        f"{growth:.2f} times the first minute's (target: {MOST_GROWTH:g}). Target {'missed' if failures else 'met'}."
+        f"Most backlog after {WARMING_UP} s: {most:,} jobs (target: under {MAX_BACKLOG * run.rate:,.0f}); a claim's p99 at most "
+        f"{growth:.2f} times the first minute's (target: {MAX_GROWTH:g}). Target {'missed' if failures else 'met'}."
     )
 
 

@@ -40,7 +40,7 @@ CURVE: Final = (1, 3, 10, 32, 100, 300, 1_000)
 
 Note = Job[[int], None] | SyncJob[[int], None]
 
-LOOK_EVERY: Final = 0.05
+CHECK_INTERVAL: Final = 0.05
 """Seconds between two looks at whether all is done, which cost the server next to nothing."""
 
 SETTLED_IN: Final = 0.3
@@ -129,7 +129,7 @@ async def leave_ended(broker: Broker, jobs: int) -> None:
         await enqueue(ended.bind() for _ in range(min(BULK, jobs - start)))
     counts = Counter[Status]()
     while counts[Status.SUCCEEDED] < jobs:
-        await asyncio.sleep(LOOK_EVERY)
+        await asyncio.sleep(CHECK_INTERVAL)
         counts = sum((Counter(queue.counts) for queue in await broker.console.queues()), Counter[Status]())
 
 
@@ -175,15 +175,15 @@ async def until_all_ran(marks: Marks, jobs: int, within: float = 120.0) -> None:
     while (ran := marks.ran) < jobs:
         if time.monotonic() > give_up_at:
             raise AssertionError(f"{ran:,} of {jobs:,} jobs were run within {within:.0f} s")
-        await asyncio.sleep(LOOK_EVERY)
-    await asyncio.sleep(LOOK_EVERY)
+        await asyncio.sleep(CHECK_INTERVAL)
+    await asyncio.sleep(CHECK_INTERVAL)
 
 
 async def until_all_ended(handles: Sequence[JobHandle[object]]) -> None:
     """By looking: a server that must tell of an end does more for each job."""
     is_over = False
     while not is_over:
-        await asyncio.sleep(LOOK_EVERY)
+        await asyncio.sleep(CHECK_INTERVAL)
         is_over = all(status and status.is_ended for status in await asyncio.gather(*(handle.status() for handle in handles)))
 
 
@@ -208,7 +208,7 @@ async def _first_of_filled(store: Store, jobs: int, scheduled: int, kept: int, q
             await asyncio.sleep(SETTLED_IN)
             async with a_worker(server.url, marks=marks):
                 while marks.ran < FIRST:  # noqa: ASYNC110 - the jobs are in another process
-                    await asyncio.sleep(LOOK_EVERY)
+                    await asyncio.sleep(CHECK_INTERVAL)
         return {"jobs/s": _rate_of_first(marks, FIRST)}
 
 

@@ -32,7 +32,7 @@ KEPT: Final = 90_000
 """Jobs that go to one queue: of more than 100,000 that have ended there the first are dropped, and when they began is known no more."""
 
 AHEAD: Final = 2_000
-MOST_AT_ONCE: Final = 500
+MAX_AT_ONCE: Final = 500
 """Jobs that a sender is ahead of the worker at the most load, and how many of them it sends at a time."""
 
 
@@ -57,9 +57,9 @@ async def _most(store: Store, jobs: int) -> float:
     """Jobs a second that run while as many are sent, from the first one's first line to the last one's."""
     with store.start() as server, marks_of(jobs) as marks:
         async with using(server.url), a_worker(server.url, marks=marks):
-            for sent in range(0, jobs, MOST_AT_ONCE):
+            for sent in range(0, jobs, MAX_AT_ONCE):
                 await _until_run(sent - AHEAD, marks)
-                await enqueue(note.bind(number) for number in range(sent, min(sent + MOST_AT_ONCE, jobs)))
+                await enqueue(note.bind(number) for number in range(sent, min(sent + MAX_AT_ONCE, jobs)))
             await _until_run(jobs, marks)
         marks.check()
         return marks.rate

@@ -33,8 +33,8 @@ LONE: Final = 200
 PAUSES_BETWEEN_CALLS: Final = (0.005, 0.025)
 """Seconds between two lone jobs, so that the worker waits for the next one."""
 
-LOOK_EVERY: Final = 0.02
-STARTED_WITHIN: Final = 60.0
+CHECK_INTERVAL: Final = 0.02
+STARTED_TIMEOUT: Final = 60.0
 ROOT: Final = Path(__file__).parents[1]
 
 
@@ -134,10 +134,10 @@ async def _send(jobs: int) -> tuple[float, float]:
 
 
 async def _until_at_work(console: Console, worker: subprocess.Popen[bytes]) -> None:
-    async with asyncio.timeout(STARTED_WITHIN):
+    async with asyncio.timeout(STARTED_TIMEOUT):
         while not await console.workers():
             _require(worker)
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(CHECK_INTERVAL)
 
 
 async def _drain(console: Console, worker: subprocess.Popen[bytes]) -> float:
@@ -150,7 +150,7 @@ async def _drain(console: Console, worker: subprocess.Popen[bytes]) -> float:
         if done >= sum(queue.counts.values()):
             return done / (time.monotonic() - began)
         _require(worker)
-        await asyncio.sleep(LOOK_EVERY)
+        await asyncio.sleep(CHECK_INTERVAL)
 
 
 async def _send_lone(number: int) -> tuple[list[float], list[float]]:
@@ -159,7 +159,7 @@ async def _send_lone(number: int) -> tuple[list[float], list[float]]:
     for _ in range(number):
         await asyncio.sleep(SYSTEM_RANDOM.uniform(*PAUSES_BETWEEN_CALLS))
         began = time.monotonic()
-        started = await (await nothing.delay()).result(timeout=STARTED_WITHIN)
+        started = await (await nothing.delay()).result(timeout=STARTED_TIMEOUT)
         to_start.append(max(0.0, started - began))
         to_result.append(time.monotonic() - began)
     return _percentiles(to_start), _percentiles(to_result)

@@ -31,7 +31,7 @@ VICTIMS: Final = 50
 SURVIVORS: Final = 2
 EACH_HOLDS: Final = 10
 
-KILLED_WITHIN: Final = 5.0
+KILL_SPAN: Final = 5.0
 """Seconds, as long as from one beat to the next: whatever the moment of a kill is, another one is as likely."""
 
 MOST: Final = 25.0
@@ -84,7 +84,7 @@ async def _kill(victims: Sequence[int]) -> Mapping[int, float]:
     killed_at = dict[int, float]()
 
     async def kill(pid: int) -> None:
-        await asyncio.sleep(KILLED_WITHIN * random.random())
+        await asyncio.sleep(KILL_SPAN * random.random())
         killed_at[pid] = time.monotonic()
         os.kill(pid, signal.SIGKILL)
 
@@ -106,7 +106,7 @@ def _seconds(held: Sequence[Began], began: Sequence[Began], killed_at: Mapping[i
 
 def _title() -> str:
     return (
-        f"{machine()}: {ROUNDS * VICTIMS} workers killed by SIGKILL, {VICTIMS} within {KILLED_WITHIN:g} s at a time, each with "
+        f"{machine()}: {ROUNDS * VICTIMS} workers killed by SIGKILL, {VICTIMS} within {KILL_SPAN:g} s at a time, each with "
         f"{EACH_HOLDS} jobs, beside {SURVIVORS} that live; all settings as they come. Seconds from the kill to the first line."
     )
 

@@ -19,7 +19,7 @@ SLOW_TO_ASK: Final = 16
 """Round trips, of a peer that looks for its results only now and then."""
 
 
-MOST_PROCESSES: Final = 50
+MAX_PROCESSES: Final = 50
 """Idle workers of a peer: each is a process or several, and two hundred of the larger ones do not fit into memory."""
 
 LONE_JOBS: Final = 96
@@ -113,7 +113,7 @@ class Rivals:
             calls, cpu, each = runs.lone(peer, store, self.cache, workers, _aligned(self.share * LONE_JOBS))
             return {CALLS: calls, SERVER_CPU: 1e6 * cpu, **of_latencies(each)}
 
-        takes_part = workers <= MOST_PROCESSES
+        takes_part = workers <= MAX_PROCESSES
         return self._once(self._contenders(store, measure, lambda peer: takes_part and (peer.asks or _tells_no_results(peer))))
 
     def plans(self, store: Store, instants: Callable[[], Sequence[float]]) -> list[Contender]:

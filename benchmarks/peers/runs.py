@@ -27,16 +27,16 @@ from benchmarks.stores import Server, Store
 CANNOT: Final = 3
 TO_BEGIN: Final = 30.0
 TO_END: Final = 10.0
-LOOK_EVERY: Final = 0.01
+CHECK_INTERVAL: Final = 0.01
 WARM_UP: Final = 8
-MOST_SAID: Final = 100_000
+MAX_SAID: Final = 100_000
 
 TO_REST: Final = 3.0
 
 TO_BEGIN_EACH: Final = 0.5
 """Seconds more for each of many workers, which start at once."""
 
-LONE_EVERY: Final = 0.02
+LONE_INTERVAL: Final = 0.02
 
 SETTLED_IN: Final = 0.3
 """Seconds in which the last jobs are settled, and what that costs has shown."""
@@ -91,7 +91,7 @@ class Worker:
 
     def said(self) -> str:
         """All of it, without moving where it writes."""
-        return os.pread(self.told.fileno(), MOST_SAID, 0).decode(errors="replace")
+        return os.pread(self.told.fileno(), MAX_SAID, 0).decode(errors="replace")
 
     @property
     def cpu(self) -> float:
@@ -105,7 +105,7 @@ class Worker:
                 raise ContenderFailed(f"its worker ended with {self.process.returncode}: {_last_line(self.said())}")
             if time.monotonic() > give_up_at:
                 raise ContenderFailed(f"{what} within {within:.0f} s")
-            time.sleep(LOOK_EVERY)
+            time.sleep(CHECK_INTERVAL)
 
 
 @contextmanager
@@ -222,7 +222,7 @@ def lone(peer: Peer, store: Store, cache: Path, workers: int, jobs: int) -> tupl
         if peer.asks:
             each = list(bench.tell("ask", jobs, 1, within=60.0)["each"])
         else:
-            sent = bench.tell("one-by-one", jobs, LONE_EVERY, within=60.0)
+            sent = bench.tell("one-by-one", jobs, LONE_INTERVAL, within=60.0)
             fleet[0].wait_for(lambda: marks.ran >= jobs, "its workers did not run all jobs", TO_BEGIN)
             each = [start - begin for start, begin in zip(marks.stamps(), sent, strict=False)]
         time.sleep(SETTLED_IN)

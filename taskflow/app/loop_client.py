@@ -203,7 +203,7 @@ def _fail(batch: Iterable[_PendingQuestion[Q, A]], error: Exception) -> None:
             asked.answer.set_exception(copied)
 
 
-BLOCKED_FOR: Final = 0.25
+BLOCKED_GRACE: Final = 0.25
 """If a timer fires this many seconds late, something blocked its event loop."""
 
 
@@ -269,7 +269,7 @@ async def retry_within(verb: Callable[[], Awaitable[T]], timeout: float) -> T:
             async with asyncio.timeout(timeout):
                 return await retry(verb, pauses_within(timeout), on=BrokerUnavailable, note=note, give_up_at=give_up_at)
         except TimeoutError as error:
-            if time.monotonic() < give_up_at + BLOCKED_FOR:
+            if time.monotonic() < give_up_at + BLOCKED_GRACE:
                 raise gave_up(timeout, why) from error
         except BrokerUnavailable as error:
             raise gave_up(timeout, why) from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from taskflow.broker.protocol import GONE_AFTER, PASSED_ON_AFTER, UPKEEPERS
+from taskflow.broker.protocol import GONE_AFTER, MAX_NUDGED_WHEN_DUE, PASSED_ON_AFTER
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
 from taskflow.model.transitions import Event
@@ -21,5 +21,5 @@ def literals(text: Callable[[str], str]) -> dict[str, str]:
         "W.STORE_FULL": text(wording.STORE_FULL),
         "R.passed_on_after": str(to_microseconds(PASSED_ON_AFTER)),
         "R.gone_after": str(to_microseconds(GONE_AFTER)),
-        "R.upkeepers": str(UPKEEPERS),
+        "R.upkeepers": str(MAX_NUDGED_WHEN_DUE),
     }

@@ -33,7 +33,7 @@ Ended: time of the end, arrival. None, for a tag: id.
 AT_ONCE: Final = 500
 """How many jobs `pages` asks for at once."""
 
-MOST_CHECKED: Final = 200
+MAX_CHECKED: Final = 200
 """The most jobs that are read for a page with conditions that the store does not check: each is decoded for that."""
 
 
@@ -80,7 +80,7 @@ async def page(
         raise ValueError(f"limit={limit}: expected at least 1")
     sections: list[Status | None] = [None] if view.tag is not None else [status for status in Status if status in (view.statuses or Status)]
     begin, until, position = (sections[0], None, None) if cursor is None else _decoded(cursor, sections, types)
-    most = EXAMINED if view.is_checked_by_store else min(EXAMINED, MOST_CHECKED)
+    most = EXAMINED if view.is_checked_by_store else min(EXAMINED, MAX_CHECKED)
     records, examined = list[Record](), 0
     for status in sections[sections.index(begin) :]:
         after, position = position, None

@@ -133,7 +133,7 @@ end because their worker was lost, has left, or does not know them, and runs tha
     many.
   [ends_told] The first end that is noted nudges listeners under `topics.DUE`. While ends are noted, the `due_in` of an outlook for a
     session with `wants_ends` is 0.
-  [ends_purged] While such a session lives, a purge leaves a waiting job for `PURGED_FOR` seconds as CANCELLED, so that it can be read.
+  [ends_purged] While such a session lives, a purge leaves a waiting job for `PURGED_TTL` seconds as CANCELLED, so that it can be read.
 
 **define** stores definitions of schedules, and answers True for each that was stored and False for each that was refused. If a session
 is given, it declares the schedules, and its definitions apply only while it lives. Without a session, the schedules are put. A schedule
@@ -173,7 +173,7 @@ order.
   [listen_ready] a nudge for the queue when a job becomes READY, also under `topics.ANY_QUEUE`. How many listeners get it: see below.
   [listen_session] a nudge for the session when one of its runs is asked to stop.
   [listen_ended] a nudge for the job when it ends.
-  [listen_due] a nudge under `topics.DUE` to `UPKEEPERS` listeners when a newly SCHEDULED job is due before all others.
+  [listen_due] a nudge under `topics.DUE` to `MAX_NUDGED_WHEN_DUE` listeners when a newly SCHEDULED job is due before all others.
   [listen_sticky] a nudge between two waits is not missed by the second.
   [listen_lasts] code in the listener's loop may cancel every task there. Nudges still arrive afterwards.
 
@@ -208,7 +208,7 @@ PASSED_ON_AFTER: Final = 0.25
 GONE_AFTER: Final = 150.0
 """Seconds after which a listener that has not started to wait again is presumed gone. An idle worker claims at least once a minute."""
 
-UPKEEPERS: Final = 2
+MAX_NUDGED_WHEN_DUE: Final = 2
 """The maximum number of listeners nudged when a newly scheduled job is
 due before all others. Each of them calls upkeep when the job is due."""
 
@@ -216,7 +216,7 @@ due before all others. Each of them calls upkeep when the job is due."""
 MAX_ENDS: Final = 100
 """The maximum number of ends without a settlement that one call of upkeep returns."""
 
-PURGED_FOR: Final = 60.0
+PURGED_TTL: Final = 60.0
 """Seconds for which a purged job can still be read by workers that hear of its end."""
 
 

@@ -24,12 +24,12 @@ from taskflow.worker.runs import Runs
 if TYPE_CHECKING:  # loaded only by workers with such hooks
     from taskflow.worker.ended_hooks import EndedHooks
 
-LOOK_AGAIN: Final = 5.0
+POLL_INTERVAL: Final = 5.0
 """Seconds without a nudge after which the fetcher claims again, because nudges may
 be lost. It does not do so after a heartbeat has reported that there is no work."""
 
 OUTLOOK_TTL: Final = 1.4
-"""A heartbeat's report is trusted for `LOOK_AGAIN` times this factor. That is slightly
+"""A heartbeat's report is trusted for `POLL_INTERVAL` times this factor. That is slightly
 longer than the 6.7 s between an idle session's heartbeats (with a ttl of 20 s)."""
 
 MAX_IDLE_INTERVAL: Final = 60.0  # seconds after which the fetcher claims again, whatever the heartbeats report
@@ -102,7 +102,7 @@ class Fetcher:
             return
         if not outlook.is_ready:
             self.answered_at = asked_at
-        elif time.monotonic() - self._looked_at >= LOOK_AGAIN:  # otherwise the work is probably in a queue of other workers
+        elif time.monotonic() - self._looked_at >= POLL_INTERVAL:  # otherwise the work is probably in a queue of other workers
             self._nudge()
 
     def look(self) -> None:
@@ -136,15 +136,15 @@ class Fetcher:
             await self._rest(waiter)
 
     async def _rest(self, waiter: Waiter) -> None:
-        longest, pause = time.monotonic() + MAX_IDLE_INTERVAL, LOOK_AGAIN
+        longest, pause = time.monotonic() + MAX_IDLE_INTERVAL, POLL_INTERVAL
         self._is_waiting = True
         try:
             while not await waiter.wait(pause):
                 now = time.monotonic()
-                until = min(longest, self._nothing_since + OUTLOOK_TTL * LOOK_AGAIN)
+                until = min(longest, self._nothing_since + OUTLOOK_TTL * POLL_INTERVAL)
                 if now >= until or not waiter.is_prompt:
                     break
-                pause = min(LOOK_AGAIN, until - now)
+                pause = min(POLL_INTERVAL, until - now)
         finally:
             self._is_waiting = False
 

@@ -11,7 +11,7 @@ from benchmarks import results
 from benchmarks.kept import Kept, keep, read_all
 from benchmarks.peers import environments
 from benchmarks.peers.catalogue import PEERS
-from benchmarks.peers.rivals import MOST_PROCESSES, Rivals
+from benchmarks.peers.rivals import MAX_PROCESSES, Rivals
 from benchmarks.report import BARE, OURS, Contender, ContenderFailed, Row, in_turn
 from benchmarks.stores import REDIS, postgres
 from benchmarks.summary import digest, headlines, studies, targets_table, workload
@@ -183,8 +183,8 @@ def test_the_pages_tell_what_is_kept() -> None:
 
 def test_peers_of_each_store_stand_beside_a_lone_job_among_idle_workers() -> None:
     """By the variant that waits for results where there is one, and never by two variants of one program."""
-    on_redis, on_postgres = ({peer.name for peer in Rivals().herds(store, MOST_PROCESSES)} for store in (REDIS, postgres()))
+    on_redis, on_postgres = ({peer.name for peer in Rivals().herds(store, MAX_PROCESSES)} for store in (REDIS, postgres()))
     assert on_redis >= {"dramatiq with results", "taskiq with results", "saq", "bullmq"}
     assert on_postgres >= {"pgqueuer", "oban"}
     assert on_redis.isdisjoint({"dramatiq", "taskiq", "huey", "celery"})
-    assert not Rivals().herds(REDIS, MOST_PROCESSES + 1)
+    assert not Rivals().herds(REDIS, MAX_PROCESSES + 1)

@@ -8,7 +8,7 @@ import pytest
 
 from taskflow.broker import topics
 from taskflow.broker.console import View
-from taskflow.broker.protocol import MAX_ENDS, PURGED_FOR, Upkept
+from taskflow.broker.protocol import MAX_ENDS, PURGED_TTL, Upkept
 from taskflow.model.envelope import OnConflict
 from taskflow.model.record import Status
 from taskflow.model.session import Session
@@ -244,7 +244,7 @@ async def test_ends_purged(world: World) -> None:
     record = await world.record(waiting)
     assert (record.status, record.reason) == (Status.CANCELLED, "purged")
     assert await world.read(ended) is None
-    await world.pass_time(PURGED_FOR)
+    await world.pass_time(PURGED_TTL)
     assert await world.read(waiting) is None
 
 

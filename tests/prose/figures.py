@@ -26,7 +26,7 @@ class Figures:
         )
 
 
-MOST_WORDS = 35
+MAX_WORDS = 35
 HIGHEST_MEAN = 18.0
 
 
@@ -42,7 +42,7 @@ def figures(sentences: list[str]) -> Figures:
 
 
 def too_long(sentences: list[str]) -> list[str]:
-    return [sentence for sentence in sentences if words(sentence) > MOST_WORDS]
+    return [sentence for sentence in sentences if words(sentence) > MAX_WORDS]
 
 
 def with_phrases(sentences: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from taskflow.broker import topics
 from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
 from taskflow.broker.paging import ScanRequest, ScanResult, page
-from taskflow.broker.protocol import UPKEEPERS, Added, Refused, Upkept
+from taskflow.broker.protocol import MAX_NUDGED_WHEN_DUE, Added, Refused, Upkept
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.audit import Act, ActRecord
 from taskflow.model.clock import Seams
@@ -101,7 +101,7 @@ class ReferenceBroker:
             nudges = self._store.take_nudges()
         if topics.DUE in to_wake:
             to_wake.discard(topics.DUE)
-            self.flag.wake_some([topics.DUE], UPKEEPERS)
+            self.flag.wake_some([topics.DUE], MAX_NUDGED_WHEN_DUE)
         if to_wake:
             self.flag.wake(to_wake)
         for queue, jobs in nudges.items():

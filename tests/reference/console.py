@@ -9,7 +9,7 @@ from operator import attrgetter, itemgetter
 
 from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, QueueRecord, Redone, View
 from taskflow.broker.paging import Position, ScanRequest, ScanResult
-from taskflow.broker.protocol import PURGED_FOR
+from taskflow.broker.protocol import PURGED_TTL
 from taskflow.model import wording
 from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
 from taskflow.model.clock import Clock, to_microseconds, to_seconds
@@ -146,7 +146,7 @@ class ReferenceStore(UpkeepStore):
         purged, has_end_subscriber = found[:limit], self.has_end_subscriber()
         for job in purged:
             if job.status in WAITING:
-                self.finish(job, Event.CANCEL, Status.CANCELLED, wording.PURGED, keep=PURGED_FOR)
+                self.finish(job, Event.CANCEL, Status.CANCELLED, wording.PURGED, keep=PURGED_TTL)
                 if has_end_subscriber:
                     continue
             self.bury(job)

@@ -28,7 +28,7 @@ KEYS: Final = (b"a" * 16, b"b" * 16)
 ERROR: Final = RunError(type="E", message="m")
 SENDERS, SENDS, WORKERS = 4, 12, 3
 BEHIND_SCENES: Final = 4
-LONGEST_WAIT: Final = 5
+MAX_WAIT: Final = 5
 """In seconds: no job waits longer for its time."""
 
 MAX_ROUNDS: Final = 400
@@ -229,7 +229,7 @@ class Scene:
             if not live:
                 return
             idle = 0 if leases else idle + 1
-            if idle > LONGEST_WAIT:
+            if idle > MAX_WAIT:
                 raise Violation(f"{len(live)} jobs wait for ever")
         raise Violation("jobs do not end")
 

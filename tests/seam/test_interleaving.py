@@ -7,7 +7,7 @@ import pytest
 from tests.seam import interleaving
 from tests.seam.mutants import MUTANTS, Mutant
 
-MOST_SEEDS = 40
+MAX_SEEDS = 40
 """How many runs a defect may take to show."""
 
 
@@ -22,7 +22,7 @@ def test_a_defect_is_noticed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) ->
     """Some seed shows it."""
     mutant.apply(monkeypatch)
 
-    assert any(map(notices, range(MOST_SEEDS)))
+    assert any(map(notices, range(MAX_SEEDS)))
 
 
 def notices(seed: int) -> bool:

@@ -97,9 +97,9 @@ class RedisDriver(ServerDriver[RedisServer]):
             yield lambda: killer.killed
 
     def shorten_timeouts(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(connections, "ANSWER_WITHIN", SHORT)
-        patch.setattr(redis_wakeups, "PING_EVERY", SHORT)
-        patch.setattr(redis_wakeups, "PONG_WITHIN", SHORT)
+        patch.setattr(connections, "ANSWER_TIMEOUT", SHORT)
+        patch.setattr(redis_wakeups, "PING_INTERVAL", SHORT)
+        patch.setattr(redis_wakeups, "PONG_TIMEOUT", SHORT)
 
 
 class PostgresDriver(ServerDriver[PostgresServer]):
@@ -129,9 +129,9 @@ class PostgresDriver(ServerDriver[PostgresServer]):
     def shorten_timeouts(self, patch: pytest.MonkeyPatch) -> None:
         """To a tenth: a connection of PostgreSQL is not made as fast as one of Redis."""
         defaults: dict[str, Any] = ConnectionPool.fetch.__kwdefaults__ or {}
-        patch.setitem(defaults, "within", postgres_connect.ANSWER_WITHIN / 10)
-        patch.setattr(postgres_connect, "CONNECT_WITHIN", postgres_connect.CONNECT_WITHIN / 10)
-        patch.setattr(postgres_listen_connection, "LOOK_EVERY", SHORT)
+        patch.setitem(defaults, "within", postgres_connect.ANSWER_TIMEOUT / 10)
+        patch.setattr(postgres_connect, "CONNECT_TIMEOUT", postgres_connect.CONNECT_TIMEOUT / 10)
+        patch.setattr(postgres_listen_connection, "CHECK_INTERVAL", SHORT)
         execute = asyncpg.Connection.execute
 
         async def execute_within_less(self: asyncpg.Connection, query: str, *args: Any, timeout: float | None = None) -> str:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 STEP = timedelta(minutes=15)
-LONGEST_GAP = timedelta(hours=3)
+MAX_GAP = timedelta(hours=3)
 
 
 def parsed(field: str, least: int, most: int) -> frozenset[int]:
@@ -49,7 +49,7 @@ class Calendar:
         if self._follows_real_time:
             return self._matches(now)
         skipped = now - before - STEP
-        if timedelta() < skipped <= LONGEST_GAP and any(self._matches(before + STEP * n) for n in range(1, skipped // STEP + 1)):
+        if timedelta() < skipped <= MAX_GAP and any(self._matches(before + STEP * n) for n in range(1, skipped // STEP + 1)):
             return True
         return now not in seen and self._matches(now)
 

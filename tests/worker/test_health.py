@@ -20,7 +20,7 @@ LATE = 0.5
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "LATE", LATE)
-    monkeypatch.setattr(fetcher, "LOOK_AGAIN", LATE / 5)
+    monkeypatch.setattr(fetcher, "POLL_INTERVAL", LATE / 5)
     monkeypatch.setattr(fetcher, "MAX_IDLE_INTERVAL", LATE / 5)
     monkeypatch.setattr(heartbeat, "BEATS_PER_TTL", 200)
     monkeypatch.setattr(heartbeat, "IDLE_BEATS_PER_TTL", 200)

@@ -64,7 +64,7 @@ def _run() -> None:
 @pytest.mark.parametrize("is_blind", [False, True], ids=["beats tell", "beats tell nothing"])
 async def test_an_idle_worker_asks_by_its_beats_alone(broker: Counting, monkeypatch: pytest.MonkeyPatch, is_blind: bool) -> None:
     """As long as they tell it what there is to do; else it looks as often as before."""
-    monkeypatch.setattr(fetcher, "LOOK_AGAIN", TTL / 4)
+    monkeypatch.setattr(fetcher, "POLL_INTERVAL", TTL / 4)
     broker.is_blind = is_blind
     async with Worker(options=options(EventRecorder(), ttl=TTL)):
         await asyncio.sleep(TTL)
@@ -82,7 +82,7 @@ async def test_an_idle_worker_asks_by_its_beats_alone(broker: Counting, monkeypa
 
 async def test_what_nobody_was_told_of_is_found_by_the_next_beat(broker: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although it would look by itself only much later."""
-    monkeypatch.setattr(fetcher, "LOOK_AGAIN", 5 * TTL)
+    monkeypatch.setattr(fetcher, "POLL_INTERVAL", 5 * TTL)
     monkeypatch.setattr(fetcher, "OUTLOOK_TTL", 20)
     broker.is_deaf = True
     async with Worker(options=options(EventRecorder(), ttl=TTL)):
@@ -97,7 +97,7 @@ async def test_what_nobody_was_told_of_is_found_by_the_next_beat(broker: Countin
 
 async def test_who_cannot_hear_goes_by_no_beat(broker: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nudges are known to be lost it looks as often as before."""
-    monkeypatch.setattr(fetcher, "LOOK_AGAIN", TTL / 4)
+    monkeypatch.setattr(fetcher, "POLL_INTERVAL", TTL / 4)
     monkeypatch.setattr(Waiter, "is_prompt", False)
     async with Worker(options=options(EventRecorder(), ttl=TTL)):
         await asyncio.sleep(TTL)

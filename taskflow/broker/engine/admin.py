@@ -15,7 +15,7 @@ from taskflow.broker.engine.records import HELD, READY, SUCCEEDED, Kind
 from taskflow.broker.engine.seam import Operation, Query, Ref, Scan, Snapshot
 from taskflow.broker.engine.sessions import PULSE, pulse_in
 from taskflow.broker.paging import Position, ScanRequest
-from taskflow.broker.protocol import PURGED_FOR
+from taskflow.broker.protocol import PURGED_TTL
 from taskflow.model import wording
 from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
 from taskflow.model.clock import to_seconds
@@ -25,10 +25,10 @@ from taskflow.model.rules import Rules
 from taskflow.model.session import SessionRecord
 from taskflow.model.transitions import Event
 
-MOST_SESSIONS: Final = 100_000
-MOST_PAUSED: Final = 100_000
-MOST_ARRIVING: Final = 10_000
-MOST_FAILED: Final = 1_000_000
+MAX_SESSIONS: Final = 100_000
+MAX_PAUSED: Final = 100_000
+MAX_ARRIVING: Final = 10_000
+MAX_FAILED: Final = 1_000_000
 
 
 # --- queues ---------------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ MOST_FAILED: Final = 1_000_000
 
 def queues() -> Operation[list[QueueRecord]]:
     seen: Snapshot = yield Query(
-        scans=(Scan("paused", MOST_PAUSED, with_records=False), Scan("arriving", MOST_ARRIVING)),
+        scans=(Scan("paused", MAX_PAUSED, with_records=False), Scan("arriving", MAX_ARRIVING)),
         groups=(("status", ()), ("ready", ()), ("scheduled", ())),
         with_totals=True,
     )
@@ -82,7 +82,7 @@ def pause(queue: str, rules: Rules, *, is_paused: bool) -> Operation[None]:
 def workers(rules: Rules) -> Operation[list[SessionRecord]]:
     seen: Snapshot = yield Query(
         (OUTAGE,),
-        (PULSE, Scan("lapsing", MOST_SESSIONS), Scan("dying", MOST_SESSIONS)),
+        (PULSE, Scan("lapsing", MAX_SESSIONS), Scan("dying", MAX_SESSIONS)),
         (("leases", ()),),
     )
     draft = Draft(seen, rules)
@@ -127,7 +127,7 @@ def failure_groups(queue: str | None, job: str | None, limit: int) -> Operation[
 
 def failed_ids(fingerprint: bytes) -> Operation[list[bytes]]:
     last = (fingerprint + b"\xff" * 400,)
-    seen: Snapshot = yield Query(scans=(Scan("causes", MOST_FAILED, after=(fingerprint,), until=last, with_records=False),))
+    seen: Snapshot = yield Query(scans=(Scan("causes", MAX_FAILED, after=(fingerprint,), until=last, with_records=False),))
     return [entry.ref.id for entry in seen.scans[0] if fingerprint_in(entry.position[0][: FINGERPRINT_BYTES + 1]) == fingerprint]
 
 
@@ -180,7 +180,7 @@ def _purger(view: View) -> Callable[[Draft, bytes], bool]:
         if job is None or BY_CODE.get(job.status) is Status.RUNNING or not pages.matches(job, view, draft.now):
             return False  # it may have moved since it was listed
         if job.is_waiting:
-            moves.finish(draft, job, Event.CANCEL, Status.CANCELLED, wording.PURGED, keep=PURGED_FOR)
+            moves.finish(draft, job, Event.CANCEL, Status.CANCELLED, wording.PURGED, keep=PURGED_TTL)
             if draft.seen.scans[1]:
                 return True  # those who hear of ends still read it
         moves.bury(draft, job)

@@ -14,7 +14,7 @@ T = TypeVar("T")
 STALE_BEFORE_TURN: Final = 2
 """How often an operation is stale before it waits for its turn."""
 
-CONTESTED_FOR: Final = 1.0
+CONTENTION_TTL: Final = 1.0
 """Seconds for which the next operations on these records wait for theirs at once."""
 
 
@@ -64,7 +64,7 @@ class Contention:
 
     def note(self, refs: Sequence[Ref]) -> None:
         now = time.monotonic()
-        self._until = {ref: until for ref, until in self._until.items() if until > now} | dict.fromkeys(refs, now + CONTESTED_FOR)
+        self._until = {ref: until for ref, until in self._until.items() if until > now} | dict.fromkeys(refs, now + CONTENTION_TTL)
 
     def of(self, effect: Effect) -> list[Ref]:
         """Return the contested records that a query reads."""

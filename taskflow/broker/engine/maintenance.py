@@ -18,14 +18,14 @@ from taskflow.model.record import Status
 from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event
 
-MOST_DYING: Final = 100
+MAX_DYING: Final = 100
 """The most dead sessions that a call looks at. Other programs' open transactions may hold up the leases of the first ones for long."""
 
-MOST_RELEASED: Final = 16
+MAX_RELEASED: Final = 16
 """The most dead sessions whose leases a call releases."""
 
-MOST_GONE: Final = 100
-MOST_COUNTED: Final = 10_000
+MAX_GONE: Final = 100
+MAX_COUNTED: Final = 10_000
 
 
 def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[Upkept]:
@@ -74,7 +74,7 @@ _OFFERED: Final = len(_SESSION_SCANS)
 def _scans(arriving: int) -> tuple[Scan, ...]:
     """Return the scans of upkeep: those of sessions, then offers, living sessions, dying and gone ones, expiring jobs, and arrivals."""
     firsts = (Scan(name, 1, with_records=False) for name in ("dying", "gone", "expiring"))
-    living = Scan("lapsing", MOST_COUNTED, with_records=False)
+    living = Scan("lapsing", MAX_COUNTED, with_records=False)
     return (*_SESSION_SCANS, Scan("offers", 1, with_records=False), living, *firsts, *arrivals.scans(arriving))
 
 
@@ -112,11 +112,11 @@ def _reap(suspects: Sequence[Plain], seen: Snapshot, rules: Rules) -> Operation[
 def _release(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
     """Release the leases of dead sessions, and forget the sessions that died long ago. Return how many leases it has released, and True if
     it has stopped before the last session."""
-    seen: Snapshot = yield Query(scans=(Scan("dying", MOST_DYING, with_records=False), Scan("gone", MOST_GONE, with_records=False)))
+    seen: Snapshot = yield Query(scans=(Scan("dying", MAX_DYING, with_records=False), Scan("gone", MAX_GONE, with_records=False)))
     released = sessions_released = 0
     has_more = False
     for entry in seen.scans[0]:
-        has_more = released >= limit or sessions_released == MOST_RELEASED
+        has_more = released >= limit or sessions_released == MAX_RELEASED
         if has_more:
             break
         number, is_done = yield from sessions.release(entry.ref.id, rules, limit - released)

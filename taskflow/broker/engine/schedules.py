@@ -22,7 +22,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.schedule import MAX_OFFERED_BYTES, MAX_OFFERS, Amendment, Definition, Firing, Offer, ScheduleRecord, ScheduleState
 
 OFFER_SCANS: Final = (*MOVE_SCANS, Scan("offers", 2, with_records=False))
-MOST_DECLARED: Final = 10_000
+MAX_DECLARED: Final = 10_000
 
 
 class Declaration(msgspec.Struct, array_like=True):
@@ -113,7 +113,7 @@ def define(definitions: Sequence[Definition], session: bytes | None, age: float,
 def hand_over(session: bytes, rules: Rules) -> Operation[bool]:
     """Drop the declarations of a session that has died, and put the next youngest ones into force. Return False if another program's open
     transaction has locked one of the schedules."""
-    seen: Snapshot = yield Query(scans=(Scan("declared", MOST_DECLARED, (session,), with_records=False),))
+    seen: Snapshot = yield Query(scans=(Scan("declared", MAX_DECLARED, (session,), with_records=False),))
 
     def one(draft: Draft, ref: Ref) -> bool:
         record = draft.plain(*ref)

@@ -66,7 +66,7 @@ from taskflow.broker.engine.records import Position
 
 T = TypeVar("T")
 
-MOST_FORGOTTEN: Final = 1_000
+MAX_FORGOTTEN: Final = 1_000
 """The most ids that `fade` forgets beside the jobs of its limit. After a burst, very many may be due."""
 
 

@@ -25,14 +25,14 @@ from taskflow.model.session import Beat, BeatAnswer, Outlook, Report, Session
 from taskflow.model.stored_values import packed
 from taskflow.model.transitions import Event, Transition
 
-MOST_LEASES: Final = 100_000
+MAX_LEASES: Final = 100_000
 """The most leases of one session that a heartbeat looks at."""
 
 PULSE: Final = Scan("beats", 64, with_records=False)
 """Finds the last heartbeats of all sessions. That of a dead one counts too: the store was there."""
 
-MOST_LAPSING: Final = 16
-LAPSING: Final = (Scan("lapsing", MOST_LAPSING), Scan("lapsing", MOST_LAPSING, backwards=True))
+MAX_LAPSING: Final = 16
+LAPSING: Final = (Scan("lapsing", MAX_LAPSING), Scan("lapsing", MAX_LAPSING, backwards=True))
 """The sessions that lapse first, and those that lapse last: after the machine has booted again, these are from before."""
 
 
@@ -42,11 +42,11 @@ def pulse_in(entries: Sequence[Entry], steady: int) -> int | None:
     return next((-entry.position[0] for entry in entries if 0 < -entry.position[0] <= steady), None)
 
 
-MOST_BURIED: Final = 16
+MAX_BURIED: Final = 16
 """The most unknown sessions for which a new one adds a record. The next ones add the rest."""
 
 
-def of_session(index: str, session: bytes, limit: int = MOST_LEASES) -> Scan:
+def of_session(index: str, session: bytes, limit: int = MAX_LEASES) -> Scan:
     """Return a scan of the leases of a session."""
     return Scan(index, limit, (session,), with_records=False)
 
@@ -100,7 +100,7 @@ def _bury_unknown(rules: Rules) -> Operation[None]:
         if draft.plain(*ref) is None:
             kill(draft, new_session(Session(id=ref.id, name="unknown"), draft), None)
 
-    unknown = [ref for ref in refs if known.records[ref] is None][:MOST_BURIED]
+    unknown = [ref for ref in refs if known.records[ref] is None][:MAX_BURIED]
     yield from decide(unknown, one, rules, unknown)
 
 
@@ -209,7 +209,7 @@ _LOOK: Final = (
     Scan("offers", 1, with_records=False),
     Scan("expiring", 1, with_records=False),
     Scan("fading", 1, with_records=False),
-    Scan("paused", MOST_LEASES, with_records=False),
+    Scan("paused", MAX_LEASES, with_records=False),
     *arrivals.scans(1),
 )
 """The scans of a heartbeat that asks for an outlook. They follow those of the moves and `PULSE`."""
@@ -260,7 +260,7 @@ def kill(draft: Draft, session: Plain, died_of: str | None) -> None:
 _HELD_UP: Final = -1
 
 
-def release(session_id: bytes, rules: Rules, limit: int = MOST_LEASES) -> Operation[tuple[int, bool]]:
+def release(session_id: bytes, rules: Rules, limit: int = MAX_LEASES) -> Operation[tuple[int, bool]]:
     """Release the leases of a dead session, at most `limit`, and hand over its schedules. It leaves those that another program's open
     transaction holds up to a later call. Return how many leases it has released, and True if none are left."""
     seen: Snapshot = yield Query((Ref(Kind.SESSION, session_id),), (of_session("leases", session_id, limit),))

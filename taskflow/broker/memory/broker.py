@@ -11,7 +11,7 @@ from taskflow.broker.console import Finding
 from taskflow.broker.engine.broker import EngineBroker
 from taskflow.broker.engine.seam import Claimed, Operation
 from taskflow.broker.memory.store import MemoryStore
-from taskflow.broker.protocol import UPKEEPERS
+from taskflow.broker.protocol import MAX_NUDGED_WHEN_DUE
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.clock import Seams
 from taskflow.model.rules import Rules
@@ -81,7 +81,7 @@ class MemoryBroker(EngineBroker):
     def _announce(self, woken: set[str], readied: dict[str, int]) -> None:
         if topics.DUE in woken:
             woken.discard(topics.DUE)
-            self.flag.wake_some([topics.DUE], UPKEEPERS)
+            self.flag.wake_some([topics.DUE], MAX_NUDGED_WHEN_DUE)
         if woken:
             self.flag.wake(woken)
         for queue, jobs in readied.items():

@@ -10,7 +10,7 @@ from typing import Any, Final
 from taskflow.broker.engine.records import HEADERS, INDEXES, Index, Position
 from taskflow.broker.engine.seam import Group, Ref, Scan
 
-LEAST_REMOVED: Final = 1_000
+MIN_REMOVED: Final = 1_000
 """How many entries at the beginning of an index are removed before the list is shortened."""
 
 
@@ -55,7 +55,7 @@ class SortedIndex:
             del self._entries[at]
             return
         self._head += 1
-        if self._head > LEAST_REMOVED and self._head > len(self._entries) // 2:
+        if self._head > MIN_REMOVED and self._head > len(self._entries) // 2:
             del self._entries[: self._head]
             self._head = 0
 

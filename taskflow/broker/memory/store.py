@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from taskflow.broker.engine.records import BURIED, CANCELLED, FAILED, READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind, Position
-from taskflow.broker.engine.seam import MOST_FORGOTTEN, Claimed, Effect, Faded, Put, Record, Ref, Rev, Run, Scan, dispatch
+from taskflow.broker.engine.seam import MAX_FORGOTTEN, Claimed, Effect, Faded, Put, Record, Ref, Rev, Run, Scan, dispatch
 from taskflow.broker.memory.records import RecordStore, Stored
 from taskflow.model import wording
 from taskflow.model.ids import ID_BYTES
@@ -151,7 +151,7 @@ class MemoryStore(RecordStore):
                 buried += 1
                 self._totals[queue, wording.DROPPED_OVER_CAP] += 1
         room = limit - buried - len(left)
-        most = room + MOST_FORGOTTEN
+        most = room + MAX_FORGOTTEN
         fading = self._indexes["fading"].scan(Scan("fading", most + 1, until=(now, b"\xff" * ID_BYTES)))
         has_more = len(surplus) > limit or len(fading) > most
         for _, ref in fading[:most]:

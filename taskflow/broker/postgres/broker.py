@@ -17,10 +17,10 @@ from taskflow.broker.migrations import Upgrade
 from taskflow.broker.per_loop import PerLoop
 from taskflow.broker.postgres import schema
 from taskflow.broker.postgres.connect.pool import ConnectionPool
-from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget
+from taskflow.broker.postgres.connect.server import ANSWER_TIMEOUT, PostgresTarget
 from taskflow.broker.postgres.errors import was_about_a_value, was_dropped
 from taskflow.broker.postgres.listen_connection import trouble_with_listening
-from taskflow.broker.postgres.loop_connections import CLOSE_TIMEOUT, READ_WITHIN, LoopConnections, Notifier
+from taskflow.broker.postgres.loop_connections import CLOSE_TIMEOUT, READ_TIMEOUT, LoopConnections, Notifier
 from taskflow.broker.postgres.store import Hooks, PostgresStore
 from taskflow.broker.postgres.transactional import DESCRIBING, PostgresTransactional, name_in
 from taskflow.broker.postgres.wakeups import UNHEARD, UNNOTED, Notes, PostgresListener, parse_wakeups
@@ -35,10 +35,10 @@ from taskflow.model.verdict import Settled, Settlement
 
 T = TypeVar("T")
 
-MOST_NAME_BYTES: Final = 63
+MAX_NAME_BYTES: Final = 63
 """The maximum length of a schema's name in PostgreSQL, in bytes."""
 
-AWAITED_FOR: Final = 3600.0
+AWAITED_TTL: Final = 3600.0
 """Seconds for which the server remembers that a caller awaits a job's
 end. A caller that waits longer relies on polling every few seconds."""
 
@@ -48,10 +48,10 @@ LATE_AFTER: Final = 0.25
 MARKS_INTERVAL: Final = 10.0
 """Seconds after which an idle worker asks again whether it should check the low-water marks."""
 
-LOOKED_WITHIN: Final = 60.0
+CHECK_TIMEOUT: Final = 60.0
 """Seconds that a check of the low-water marks may take: see low_water_marks.sql. It reads all dead rows that cannot be vacuumed yet."""
 
-DROPPED_WITHIN: Final = 60.0
+DROP_TIMEOUT: Final = 60.0
 """Seconds that deleting the schema may take."""
 
 
@@ -76,8 +76,8 @@ class PostgresBroker(EngineBroker):
         capacity: int | None = None,
         migrates: bool = True,
     ) -> None:
-        if len(check_namespace(namespace)) > MOST_NAME_BYTES:
-            raise ConfigurationError(f"namespace {namespace!r} is too long for a schema: at most {MOST_NAME_BYTES} characters")
+        if len(check_namespace(namespace)) > MAX_NAME_BYTES:
+            raise ConfigurationError(f"namespace {namespace!r} is too long for a schema: at most {MAX_NAME_BYTES} characters")
         self.server = server or PostgresTarget()
         self._namespace = namespace
         super().__init__(rules or Rules())
@@ -180,10 +180,10 @@ class PostgresBroker(EngineBroker):
     async def _read_awaiting(self, ids: list[bytes], awaited: list[bytes]) -> dict[bytes, Record]:
         listener = self.listener
         times, began_at = listener.times, time.monotonic()
-        found, now = await self.store.load_awaiting(ids, awaited, listener.id, to_microseconds(AWAITED_FOR))
+        found, now = await self.store.load_awaiting(ids, awaited, listener.id, to_microseconds(AWAITED_TTL))
         jobs = {job_id: Job.of_record(record) for job_id, record in found.items()}
         records = {job_id: job.to_record() for job_id, job in jobs.items() if job.is_kept(now)}
-        if time.monotonic() - began_at < READ_WITHIN:  # the notifier announces an unawaited end later than that
+        if time.monotonic() - began_at < READ_TIMEOUT:  # the notifier announces an unawaited end later than that
             listener.armed([names.job(each) for each in awaited if each in records and not records[each].status.is_ended], times)
         return records
 
@@ -223,7 +223,7 @@ class PostgresBroker(EngineBroker):
 
     async def drop_namespace(self) -> None:
         """Delete the schema with everything that it holds. Nothing may use it at the same time."""
-        await self._per_loop.here().pool.fetch(f'DROP SCHEMA IF EXISTS "{self._namespace}" CASCADE', within=DROPPED_WITHIN)
+        await self._per_loop.here().pool.fetch(f'DROP SCHEMA IF EXISTS "{self._namespace}" CASCADE', within=DROP_TIMEOUT)
 
     # --- migrations: see taskflow.broker.migrations.Migrating -------------------------------------------------------
 
@@ -238,11 +238,11 @@ class PostgresBroker(EngineBroker):
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
-    async def call(self, name: str, *arguments: Any, within: float = ANSWER_WITHIN) -> list[Any]:
+    async def call(self, name: str, *arguments: Any, within: float = ANSWER_TIMEOUT) -> list[Any]:
         """Call one of our SQL functions and return its rows."""
         return await self._fetch(self._statement(name, len(arguments)), *arguments, within=within)
 
-    async def _fetch(self, statement: str, *arguments: Any, within: float = ANSWER_WITHIN) -> list[Any]:
+    async def _fetch(self, statement: str, *arguments: Any, within: float = ANSWER_TIMEOUT) -> list[Any]:
         """Run a statement that calls our SQL functions, and return its rows. The first call prepares the schema."""
         connections = self._per_loop.here()
         if not self._is_prepared:
@@ -300,7 +300,7 @@ class PostgresBroker(EngineBroker):
         return None if self._clock is None else self._clock.steady()
 
     async def _note_waiting(self, listener: str, former: list[int], note: int, topics: list[str], ids: list[bytes]) -> None:
-        await self.call("note_waiting", self.wall(), listener, former, note, topics, ids, to_microseconds(AWAITED_FOR))
+        await self.call("note_waiting", self.wall(), listener, former, note, topics, ids, to_microseconds(AWAITED_TTL))
 
     async def _look(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes], bool]:
         [row] = await self.call("look_for", topics, ids)
@@ -322,7 +322,7 @@ class PostgresBroker(EngineBroker):
 
         async def look() -> None:
             """Check the low-water marks, and wake listeners for jobs found behind them."""
-            [row] = await connections.pool.fetch(self._statement("check_marks", 1), self.wall(), within=LOOKED_WITHIN)
+            [row] = await connections.pool.fetch(self._statement("check_marks", 1), self.wall(), within=CHECK_TIMEOUT)
             if row["wakeups"]:
                 connections.notify(parse_wakeups(row["wakeups"]))
 

@@ -16,15 +16,15 @@ from typing import Final, Self
 import asyncpg
 
 from taskflow.broker.postgres.connect.pool import ConnectionPool
-from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget, drop, shown
+from taskflow.broker.postgres.connect.server import ANSWER_TIMEOUT, PostgresTarget, drop, shown
 from taskflow.broker.postgres.errors import ERRORS
 from taskflow.model.errors import BrokerError
 
-LOOK_EVERY: Final = 40.0
+CHECK_INTERVAL: Final = 40.0
 """Seconds of silence after which the connection is tested. Even if it is dead, the answers to heartbeats tell an
 idle worker about new jobs."""
 
-HEARD_WITHIN: Final = 2.0
+HEARD_TIMEOUT: Final = 2.0
 """Seconds that a test notification may take to arrive. It usually takes about a millisecond."""
 
 TESTS: Final = 2
@@ -35,7 +35,7 @@ _TEST: Final = "test:"
 
 _SAY: Final = "SELECT pg_catalog.set_config('synchronous_commit', 'off', true), pg_catalog.pg_notify($1, $2)"
 
-POLL_EVERY: Final = 1.0
+POLL_INTERVAL: Final = 1.0
 """Seconds between polls while notifications do not arrive."""
 
 
@@ -55,7 +55,7 @@ class ListenConnection:
         self._connection: asyncpg.Connection = await self._pool.open(for_listening=True)
         try:
             self._connection.add_termination_listener(self._cut)
-            async with asyncio.timeout(ANSWER_WITHIN):
+            async with asyncio.timeout(ANSWER_TIMEOUT):
                 for channel in self._takes:
                     await self._connection.add_listener(channel, self._heard)
         except BaseException:
@@ -79,7 +79,7 @@ class ListenConnection:
         for _ in range(tests):
             await self._pool.fetch(_SAY, next(iter(self._takes)), self._test)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(HEARD_WITHIN):
+                async with asyncio.timeout(HEARD_TIMEOUT):
                     await self._stirs.wait()
                 break
         if self._is_cut:
@@ -91,7 +91,7 @@ class ListenConnection:
         while not self._is_cut:
             self._stirs.clear()
             try:
-                async with asyncio.timeout(LOOK_EVERY):
+                async with asyncio.timeout(CHECK_INTERVAL):
                     await self._stirs.wait()
             except TimeoutError:
                 try:
@@ -141,4 +141,4 @@ def listen_failed(server: PostgresTarget, error: Exception) -> str:
     )
 
 
-_POLLED: Final = f"workers poll every {POLL_EVERY:g} s instead, and jobs start that much later"
+_POLLED: Final = f"workers poll every {POLL_INTERVAL:g} s instead, and jobs start that much later"

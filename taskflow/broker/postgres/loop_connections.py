@@ -17,14 +17,14 @@ from taskflow.model.errors import BrokerError
 
 _JOB: Final = names.job(b"")
 
-UNAWAITED_WITHIN: Final = 0.1
+UNAWAITED_TIMEOUT: Final = 0.1
 """Seconds by which the announcement of a job's end is delayed if no waiter for it is known."""
 
-READ_WITHIN: Final = 0.08
+READ_TIMEOUT: Final = 0.08
 """If a waiter's call to read a job takes at most this many seconds, the waiter is sure to
 be noted before the job's end is announced. After a longer call, the waiter checks again."""
 
-AT_MOST_EVERY: Final = 0.005
+MIN_NOTIFY_INTERVAL: Final = 0.005
 """Minimum seconds between two notifications from one process. Each needs a lock for which all notifying processes compete."""
 
 CLOSE_TIMEOUT: Final = 1.0
@@ -85,7 +85,7 @@ class Notifier:
     async def _run(self) -> None:
         while self._has_some:
             unawaited, self._unawaited = self._unawaited, set()
-            until = time.monotonic() + UNAWAITED_WITHIN
+            until = time.monotonic() + UNAWAITED_TIMEOUT
             try:
                 while unawaited or self._topics or self._ended:
                     with contextlib.suppress(TimeoutError):
@@ -96,7 +96,7 @@ class Notifier:
                     await self._send(unawaited if is_time else set())
                     if is_time:
                         unawaited = set()
-                    await asyncio.sleep(AT_MOST_EVERY)
+                    await asyncio.sleep(MIN_NOTIFY_INTERVAL)
             finally:  # if it is cancelled
                 self._unawaited |= unawaited
 

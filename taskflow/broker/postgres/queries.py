@@ -29,7 +29,7 @@ def placed(kind: int) -> dict[str, str]:
     return found
 
 
-_BODIES: Final = {"sent": "P.MOST_BYTES", "state": "P.MOST_BYTES", "content": "P.MOST_PAYLOAD_BYTES"}
+_BODIES: Final = {"sent": "P.MAX_BYTES", "state": "P.MAX_BYTES", "content": "P.MAX_PAYLOAD_BYTES"}
 """The most bytes of each part of a job that are fetched. Parts of other kinds may have as many as a payload."""
 
 

@@ -13,7 +13,7 @@ import asyncpg
 from taskflow.broker.migrations import Migration, Upgrade
 from taskflow.broker.postgres import sql_files
 from taskflow.broker.postgres.connect.pool import ConnectionPool
-from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, drop
+from taskflow.broker.postgres.connect.server import ANSWER_TIMEOUT, drop
 from taskflow.broker.postgres.errors import ERRORS
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 
@@ -22,7 +22,7 @@ VERSION: Final = 1
 
 OLDEST_SERVER: Final = 140_000
 
-MADE_WITHIN: Final = 30.0
+SCHEMA_TIMEOUT: Final = 30.0
 """Seconds that preparing the schema may take. `taskflow migrate` has no time limit."""
 
 # The key of the advisory lock for making a schema: "taskflow" in ASCII, which no other program should use.
@@ -35,7 +35,7 @@ async def prepare(pool: ConnectionPool, schema: str, *, migrates: bool) -> None:
     Raises BrokerRefused if the schema has another version, or is missing and `migrates` is False.
     This error is also raised if the server is too old, or if a role that is not trusted could change the schema.
     """
-    async with _opened(pool, within=MADE_WITHIN) as connection:
+    async with _opened(pool, within=SCHEMA_TIMEOUT) as connection:
         found = await _look(connection, pool, schema)
         found.refuse_unless(migrates, f"the schema {schema!r} of PostgreSQL at {pool.server}")
         if found.migrations:
@@ -45,7 +45,7 @@ async def prepare(pool: ConnectionPool, schema: str, *, migrates: bool) -> None:
 
 
 async def pending(pool: ConnectionPool, schema: str) -> Upgrade:
-    async with _opened(pool, within=MADE_WITHIN) as connection:
+    async with _opened(pool, within=SCHEMA_TIMEOUT) as connection:
         return await _look(connection, pool, schema)
 
 
@@ -209,7 +209,7 @@ async def _opened(pool: ConnectionPool, *, within: float | None) -> AsyncIterato
     try:
         connection = await pool.open()
         try:
-            async with asyncio.timeout(ANSWER_WITHIN):
+            async with asyncio.timeout(ANSWER_TIMEOUT):
                 await _check_server(connection, place)
             try:
                 async with asyncio.timeout(within):
@@ -248,7 +248,7 @@ async def check_owner(connection: asyncpg.Connection, schema: str, place: str, t
     roles that it is a member of, superusers, the owner of the database, and `trusted`. A role that was merely granted rights may use a
     schema that one of these owns. `place` names the server.
     """
-    found = await connection.fetchrow(FIRST_STRANGER, schema, trusted)
+    found = await connection.fetchrow(FIRST_UNTRUSTED_ROLE, schema, trusted)
     if found is None:
         return
     role = found["role"]
@@ -263,7 +263,7 @@ async def check_owner(connection: asyncpg.Connection, schema: str, place: str, t
 
 
 # Membership is read from the catalog, because for a superuser pg_has_role() returns true for every role.
-FIRST_STRANGER: Final = """
+FIRST_UNTRUSTED_ROLE: Final = """
 WITH RECURSIVE mine (oid) AS (
     SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user
     UNION SELECT roleid FROM pg_catalog.pg_auth_members JOIN mine ON member = mine.oid

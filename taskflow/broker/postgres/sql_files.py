@@ -64,16 +64,16 @@ def _text(text: str) -> str:
 
 # --- limits: P.LATEST and so on ---------------------------------------------------------------------------------------
 
-MOST_BYTES: Final = 1 << 20
+MAX_BYTES: Final = 1 << 20
 """The maximum size of a small stored value in bytes. A longer one is not fetched."""
 
-MOST_PAYLOAD_BYTES: Final = 1 << 26
+MAX_PAYLOAD_BYTES: Final = 1 << 26
 """The maximum size of a payload or a result in bytes. A longer one is not fetched."""
 
-NOTED_FOR: Final = 90_000_000
+NOTE_TTL: Final = 90_000_000
 """Microseconds for which a listener's note is valid. The listener renews it every minute."""
 
-MOST_NOTIFIED_BYTES: Final = 5_300
+MAX_NOTIFIED_BYTES: Final = 5_300
 """The maximum size, in bytes, of a record that is sent with the notification that its job
 has ended. A notification holds at most 8,000 bytes, and the record is sent as base64."""
 
@@ -82,12 +82,12 @@ def _limits() -> dict[str, str]:
     """Return the SQL literal of each limit. Some are in constraints."""
     return {
         "P.LATEST": str(LATEST),
-        "P.MOST_BYTES": str(MOST_BYTES),
-        "P.MOST_PAYLOAD_BYTES": str(MOST_PAYLOAD_BYTES),
+        "P.MAX_BYTES": str(MAX_BYTES),
+        "P.MAX_PAYLOAD_BYTES": str(MAX_PAYLOAD_BYTES),
         "P.MAX_PAYLOAD": str(MAX_PAYLOAD),
-        "P.MOST_REQUEST": str(2 * MAX_PAYLOAD + 16 * MOST_BYTES),  # bytes are sent in hexadecimal
-        "P.NOTED_FOR": str(NOTED_FOR),
-        "P.MOST_NOTIFIED_BYTES": str(MOST_NOTIFIED_BYTES),
+        "P.MAX_REQUEST": str(2 * MAX_PAYLOAD + 16 * MAX_BYTES),  # bytes are sent in hexadecimal
+        "P.NOTE_TTL": str(NOTE_TTL),
+        "P.MAX_NOTIFIED_BYTES": str(MAX_NOTIFIED_BYTES),
         "P.KEYED": str(Flag.KEYED),
         "P.AWAITED": str(Flag.AWAITED),
         "P.TAGGED": str(Flag.TAGGED),

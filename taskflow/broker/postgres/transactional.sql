@@ -19,7 +19,7 @@ $$;
 
 CREATE FUNCTION @.refuse_request(request text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM @.refuse(format('the request has %s bytes', octet_length(request)), 'Expected a JSON object of at most P.MOST_REQUEST bytes.');
+    PERFORM @.refuse(format('the request has %s bytes', octet_length(request)), 'Expected a JSON object of at most P.MAX_REQUEST bytes.');
 END
 $$;
 
@@ -258,7 +258,7 @@ $$;
 CREATE OR REPLACE FUNCTION @.enqueue_within(request text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    fields CONSTANT jsonb := CASE WHEN octet_length(request) <= P.MOST_REQUEST THEN request END;
+    fields CONSTANT jsonb := CASE WHEN octet_length(request) <= P.MAX_REQUEST THEN request END;
     single_call CONSTANT jsonb := fields -> 'one';
     now_at CONSTANT bigint := @.wall((fields ->> 'wall')::bigint);
     answer bytea;
@@ -297,7 +297,7 @@ CREATE OR REPLACE FUNCTION @.settle_within(request text) RETURNS text LANGUAGE p
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    fields CONSTANT jsonb := CASE WHEN octet_length(request) <= P.MOST_REQUEST THEN request END;
+    fields CONSTANT jsonb := CASE WHEN octet_length(request) <= P.MAX_REQUEST THEN request END;
     now_at CONSTANT bigint := @.wall((fields ->> 'wall')::bigint);
     of_id CONSTANT bytea := fields ->> 'id';
     fence CONSTANT bytea := fields ->> 'fence';

@@ -19,7 +19,7 @@ from taskflow.broker.engine.job import Job
 from taskflow.broker.listener import Listener
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.errors import ERRORS
-from taskflow.broker.postgres.listen_connection import POLL_EVERY, ListenConnection, listen_failed, notifications_lost
+from taskflow.broker.postgres.listen_connection import POLL_INTERVAL, ListenConnection, listen_failed, notifications_lost
 from taskflow.broker.postgres.rows import parse_row, record_of
 from taskflow.broker.topics import job_ids
 from taskflow.model.clock import SYSTEM_RANDOM
@@ -37,7 +37,7 @@ MISSES: Final = 2
 """How many attempts to listen must fail, on a server that answers queries, before a warning is logged."""
 
 NOTE_AGAIN: Final = 60.0
-"""Seconds after which a listener renews its notes, which are valid for 90 s: see bounds.NOTED_FOR."""
+"""Seconds after which a listener renews its notes, which are valid for 90 s: see bounds.NOTE_TTL."""
 
 LOOKS_AGAIN: Final = (0.0, 0.01, 0.05, 0.25, 1.0, 2.0, 4.0)
 """While a transaction that may have missed its note is open, a listener searches for jobs after each of these
@@ -275,7 +275,7 @@ class PostgresListener(Listener):
     async def _keep_polling(self) -> None:
         while True:
             await self._is_off.wait()
-            await asyncio.sleep(_about(POLL_EVERY))
+            await asyncio.sleep(_about(POLL_INTERVAL))
             topics = [topic for topic in self.waited if not topic.startswith(_SESSION)]
             if topics and not self.is_on:
                 await self._poll(topics)

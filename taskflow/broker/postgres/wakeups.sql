@@ -133,7 +133,7 @@ $$;
 -- Older notes are of listeners that are gone. Reading begins here, so that rows that cannot be cleaned away while a long transaction is
 -- open are not read again and again.
 CREATE FUNCTION @.noted_since() RETURNS bigint LANGUAGE sql AS $$
-    SELECT @.wall(NULL) - P.NOTED_FOR
+    SELECT @.wall(NULL) - P.NOTE_TTL
 $$;
 
 -- Returns two of those that wait for jobs of a queue: the one that has waited longest and the one that came last, as one of them may be
@@ -325,7 +325,7 @@ BEGIN
         ), packed_ends AS (
             SELECT id, 'job:' || encode(id, 'hex') AS topic, (
                 SELECT translate(encode(record_send(packed), 'base64'), E'\n', '') FROM @.load_jobs(ARRAY[awaited.id], true) AS packed
-                WHERE status BETWEEN S.SUCCEEDED AND S.CANCELLED AND fade_at > now_at AND octet_length(record_send(packed)) <= P.MOST_NOTIFIED_BYTES
+                WHERE status BETWEEN S.SUCCEEDED AND S.CANCELLED AND fade_at > now_at AND octet_length(record_send(packed)) <= P.MAX_NOTIFIED_BYTES
             ) AS packed FROM (SELECT DISTINCT id FROM gone) AS awaited
         )
         SELECT listener, string_agg(topic, E'\n') AS topics, string_agg(concat_ws(' ', topic, packed), E'\n') AS words
@@ -364,7 +364,7 @@ BEGIN
     END IF;
     IF others <> '' THEN
         PERFORM set_config('taskflow.at_commit', '', true);
-        PERFORM @.notify_topic(topic, sees_notes) FROM unnest(string_to_array(left(others, P.MOST_BYTES), E'\n')) AS topic
+        PERFORM @.notify_topic(topic, sees_notes) FROM unnest(string_to_array(left(others, P.MAX_BYTES), E'\n')) AS topic
         WHERE topic ~ '^(due|job:[0-9a-f]{32})$'; -- the sender's role can write the setting
     END IF;
 END

@@ -51,11 +51,11 @@ else
 end
 
 -- A number above this would lose digits, so sums end here.
-local MOST_EXACT = 2 ^ 53
+local MAX_EXACT = 2 ^ 53
 
 local function enc(number)
   if number >= 0 then
-    return '\128' .. struct.pack('>I7', number < MOST_EXACT and number or MOST_EXACT)
+    return '\128' .. struct.pack('>I7', number < MAX_EXACT and number or MAX_EXACT)
   end
   local packed = struct.pack('>i8', number)
   return char((byte(packed) + 128) % 256) .. sub(packed, 2)

@@ -42,7 +42,7 @@ from taskflow.model.verdict import Settled, Settlement, Succeeded
 
 T = TypeVar("T")
 
-MOST_AT_ONCE: Final = 500
+MAX_AT_ONCE: Final = 500
 """The maximum number of jobs that one claim or upkeep call moves, which takes the server about 4 ms. A caller that
 reaches the limit calls again."""
 
@@ -52,7 +52,7 @@ TURN: Final = 1.0
 _PAUSE: Final = (0.000_5, 0.004)
 _CHANCE: Final = random.SystemRandom()  # an application may seed the global one
 
-MOST_RESULT: Final = 60 * 1024 * 1024
+MAX_RESULT: Final = 60 * 1024 * 1024
 """The maximum size of a result in bytes: a full server gets it within the call."""
 
 
@@ -151,7 +151,7 @@ class RedisBroker(EngineBroker):
         listener = self._per_loop.here().listener
         times, topics = listener.times, [names.queue(queue) for queue in queues] or [names.ANY_QUEUE]
         is_listed = listener.standing(topics).is_listed
-        found = await self.store.claim(session, request, queues, min(limit, MOST_AT_ONCE), listener.id, is_listed=is_listed)
+        found = await self.store.claim(session, request, queues, min(limit, MAX_AT_ONCE), listener.id, is_listed=is_listed)
         if found is None:
             return None
         leased, is_armed, now = found
@@ -165,8 +165,8 @@ class RedisBroker(EngineBroker):
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         """Settle runs. Raises ValueError if one of the settlements cannot be stored; the caller then sends the others without it."""
         for settlement in settlements:
-            if isinstance(settlement.verdict, Succeeded) and len(settlement.verdict.result) > MOST_RESULT:
-                raise ValueError(f"Redis allows results of at most {MOST_RESULT:,} bytes, got {len(settlement.verdict.result):,}")
+            if isinstance(settlement.verdict, Succeeded) and len(settlement.verdict.result) > MAX_RESULT:
+                raise ValueError(f"Redis allows results of at most {MAX_RESULT:,} bytes, got {len(settlement.verdict.result):,}")
         return await super().settle(settlements)
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
@@ -190,7 +190,7 @@ class RedisBroker(EngineBroker):
     async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
         """Make the moves that time has made necessary. The first look also asks for a wake-up at an earlier due time."""
         listener = self._per_loop.here().listener
-        times, operation = listener.times, maintenance.upkeep(min(int(limit), MOST_AT_ONCE), ends, self.rules)
+        times, operation = listener.times, maintenance.upkeep(min(int(limit), MAX_AT_ONCE), ends, self.rules)
         look = next(operation)
         assert isinstance(look, Query)
         seen, has_faded = await self.store.look(look, listener=listener.id, most_kept=self.rules.kept_per_queue)

@@ -13,11 +13,11 @@ local reply, leased_count = { wall, 0, unreadable }, 0
 local skips_left = 5000
 
 -- The size of a reply in bytes, including contents apart, after which no more jobs are leased: a worker gets many large jobs in portions.
-local MOST_BYTES = 1048576
+local MAX_BYTES = 1048576
 local bytes = 0
 
 local function has_room()
-  return leased_count < limit and skips_left > 0 and bytes < MOST_BYTES
+  return leased_count < limit and skips_left > 0 and bytes < MAX_BYTES
 end
 
 local about = call('MGET', P .. 's:' .. session, P .. 'r:' .. session)
@@ -84,7 +84,7 @@ local function lease_all(entries, passed_over, queue, priority)
       if byte(stored, -L.reference) == 255 and sub(stored, -L.reference, 1 - L.reference) == L.mark then
         bytes = bytes + struct.unpack('>I4', stored, 3 - L.reference + #stored)
       end
-      if bytes >= MOST_BYTES then
+      if bytes >= MAX_BYTES then
         return i, leased_count - before
       end
     elseif stored == nil then

@@ -20,7 +20,7 @@ from taskflow.broker.deadline import Deadline
 from taskflow.broker.redis.errors import broker_error
 from taskflow.broker.redis.resp import UNFINISHED, a_reader, pack
 from taskflow.broker.redis.scripts import Script
-from taskflow.broker.redis.server import ANSWER_WITHIN, RedisTarget
+from taskflow.broker.redis.server import ANSWER_TIMEOUT, RedisTarget
 from taskflow.model import wording
 from taskflow.model.errors import BrokerUnavailable
 
@@ -29,10 +29,10 @@ Command = Sequence[Any]
 ERRORS: Final = (exceptions.RedisError, OSError, EOFError)
 """Errors raised by the driver and by sockets. A TimeoutError is an OSError."""
 
-MOST_APART: Final = 8
+MAX_DEDICATED_CONNECTIONS: Final = 8
 """The maximum number of connections for calls that need one to themselves, in one event loop. Further calls wait for one of them."""
 
-ON_DISK_WITHIN: Final = 2_500
+SYNC_TIMEOUT: Final = 2_500
 """Milliseconds within which the server must write changes to its disk."""
 
 
@@ -47,7 +47,7 @@ class ConnectionPool:
         self._connection: CommandConnection | None = None
         self._connecting = asyncio.Lock()
         self._waiting: list[CommandConnection] = []
-        self._apart = asyncio.Semaphore(MOST_APART)
+        self._apart = asyncio.Semaphore(MAX_DEDICATED_CONNECTIONS)
         self._is_closed = False
         self._end: AsyncGenerator[None] | None = None
         self.before_the_end: Callable[[], Awaitable[None]] | None = None
@@ -95,7 +95,7 @@ class ConnectionPool:
         connection = self.server.connection()
         connect: Any = connection.connect  # untyped in some versions of the driver
         try:
-            async with asyncio.timeout(ANSWER_WITHIN):
+            async with asyncio.timeout(ANSWER_TIMEOUT):
                 await connect()
         except BaseException:
             await drop(connection)
@@ -183,7 +183,7 @@ def _is_cut(error: Exception) -> bool:
     return not is_answer and not is_silence
 
 
-_ON_DISK: Final = ("WAITAOF", 1, 0, ON_DISK_WITHIN)
+_ON_DISK: Final = ("WAITAOF", 1, 0, SYNC_TIMEOUT)
 
 
 def _reply_among(commands: Sequence[Command], replies: list[Any]) -> Any:
@@ -195,7 +195,7 @@ def _reply_among(commands: Sequence[Command], replies: list[Any]) -> Any:
     if commands[-1] is not _ON_DISK:
         return replies[-1]
     if not replies[-1][0]:
-        return BrokerUnavailable(f"the server did not write the changes to its disk within {ON_DISK_WITHIN / 1000:g} s")
+        return BrokerUnavailable(f"the server did not write the changes to its disk within {SYNC_TIMEOUT / 1000:g} s")
     return replies[-2]
 
 
@@ -268,7 +268,7 @@ class CommandConnection(_Direct):
 
     def ask(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         """Send commands and return a reply for each. An error from the server is returned as a reply. TimeoutError is raised
-        `ANSWER_WITHIN` seconds after the answer to the previous call. The caller may stop awaiting at any time.
+        `ANSWER_TIMEOUT` seconds after the answer to the previous call. The caller may stop awaiting at any time.
 
         If one call fails, the connection is lost, and all others fail with a ConnectionError.
         """
@@ -277,7 +277,7 @@ class CommandConnection(_Direct):
             waiting.set_exception(self._lost)
             return waiting
         if not self._asked:
-            self._deadline.begin(ANSWER_WITHIN)
+            self._deadline.begin(ANSWER_TIMEOUT)
         self._asked.append(_Asked(waiting, len(commands), []))
         self._transport.write(pack(commands[0]) if len(commands) == 1 else b"".join(map(pack, commands)))
         return waiting
@@ -298,7 +298,7 @@ class CommandConnection(_Direct):
             return
         self._asked.popleft()
         if self._asked:
-            self._deadline.begin(ANSWER_WITHIN)
+            self._deadline.begin(ANSWER_TIMEOUT)
         else:
             self._deadline.end()
         if not waiting.done():

@@ -30,10 +30,10 @@ from taskflow.broker.redis.layout import (
 from taskflow.broker.redis.records import names_in
 from taskflow.model.envelope import ClaimId, Envelope, Lease, is_plain, pack_extras, unpack_extras
 
-MOST_ADDED: Final = 2_000
+MAX_ADDED: Final = 2_000
 """The maximum number of jobs in one call of the script `add`, which adds them all with one command."""
 
-MOST_ENDED: Final = 200
+MAX_ENDED: Final = 200
 """The maximum number of runs in one call of the script `succeed`."""
 
 
@@ -47,7 +47,7 @@ def pack(arguments: Sequence[object]) -> bytes:
 def packed_envelopes(envelopes: Sequence[Envelope], rev: Rev) -> tuple[list[Any], dict[bytes, bytes]] | None:
     """Return the runs of plain jobs for the script `add`, and the contents to send ahead.
     Return None if the script cannot add all of them."""
-    if not 0 < len(envelopes) <= MOST_ADDED:
+    if not 0 < len(envelopes) <= MAX_ADDED:
         return None
     runs, last, contents, ids = list[list[Any]](), None, dict[bytes, bytes](), set[bytes]()
     lengths = names = b""

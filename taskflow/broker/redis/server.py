@@ -21,10 +21,10 @@ from taskflow.broker.redis.errors import full
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, BrokerUrlError
 from taskflow.model.wording import IN_PASSWORDS
 
-ANSWER_WITHIN: Final = 3.0
+ANSWER_TIMEOUT: Final = 3.0
 """Seconds that one command may take. This leaves time to send it again within the default `enqueue_timeout` (5 s)."""
 
-CONNECT_WITHIN: Final = 2.0
+CONNECT_TIMEOUT: Final = 2.0
 
 
 # Detects within a minute that a firewall has dropped a connection, even an idle one.
@@ -92,7 +92,7 @@ class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
             "password": self.password,
             "retry": Retry(NoBackoff(), 0),
             "socket_timeout": None,
-            "socket_connect_timeout": CONNECT_WITHIN,
+            "socket_connect_timeout": CONNECT_TIMEOUT,
             "health_check_interval": 0,
             "protocol": 2,
             **_ABOUT,

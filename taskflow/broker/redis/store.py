@@ -31,7 +31,7 @@ from taskflow.broker.engine.seam import (
 from taskflow.broker.redis.connections import Command
 from taskflow.broker.redis.contents import INLINE, INLINE_RESULT, Contents, ahead
 from taskflow.broker.redis.layout import BY_NAME, MEMBERS, behind, bounds, id_at, number_in, position_bytes, split, text_bytes, texts_in
-from taskflow.broker.redis.packing import MOST_ENDED, Steps, answer_of, is_possible, pack, packed_envelopes, packed_runs
+from taskflow.broker.redis.packing import MAX_ENDED, Steps, answer_of, is_possible, pack, packed_envelopes, packed_runs
 from taskflow.broker.redis.records import UNREADABLE, record_of
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerError, StoreFull
@@ -174,8 +174,8 @@ class RedisStore:
 
     async def succeed(self, runs: Sequence[Run]) -> list[bool | None]:
         answers = list[bool | None]()
-        for first in range(0, len(runs), MOST_ENDED):
-            answers += await self._succeed(runs[first : first + MOST_ENDED])
+        for first in range(0, len(runs), MAX_ENDED):
+            answers += await self._succeed(runs[first : first + MAX_ENDED])
         return answers
 
     async def _succeed(self, runs: Sequence[Run]) -> list[bool | None]:

@@ -125,9 +125,9 @@ for failed, statuses in pairs({ ['kept:0'] = { F.succeeded_status, F.cancelled_s
 end
 flush()
 -- After a burst, very many ids may be due to be forgotten: a call looks at some of them.
-local MOST_FORGOTTEN = 1000
+local MAX_FORGOTTEN = 1000
 room = limit - buried - #left
-local fading = call('ZRANGE', P .. 'i:fading', '-', '(' .. enc(wall + 1), 'BYLEX', 'LIMIT', 0, room > 0 and room + MOST_FORGOTTEN or 1)
+local fading = call('ZRANGE', P .. 'i:fading', '-', '(' .. enc(wall + 1), 'BYLEX', 'LIMIT', 0, room > 0 and room + MAX_FORGOTTEN or 1)
 local looked_at = room > 0 and bury_members('fading', fading, room, false) or 0
 flush()
-return { buried, (has_more or looked_at < #fading or looked_at == room + MOST_FORGOTTEN) and 1 or 0, left }
+return { buried, (has_more or looked_at < #fading or looked_at == room + MAX_FORGOTTEN) and 1 or 0, left }

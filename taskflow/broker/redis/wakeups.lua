@@ -38,7 +38,7 @@ local function add_listener(list, listener)
 end
 
 -- awaited: ids of jobs -> the listeners that wait for their end, without separators. The entry goes when the job ends.
-local MOST_LISTENERS = 1000
+local MAX_LISTENERS = 1000
 
 -- Notes that the listener waits for the job's end. Returns false if it has ended.
 local function await_end(id, listener)
@@ -48,7 +48,7 @@ local function await_end(id, listener)
   end
   local known = call('HGET', P .. 'awaited', id) or ''
   if not string.find(known, listener, 1, true) then
-    call('HSET', P .. 'awaited', id, sub(known .. listener, -16 * MOST_LISTENERS))
+    call('HSET', P .. 'awaited', id, sub(known .. listener, -16 * MAX_LISTENERS))
   end
   return true
 end

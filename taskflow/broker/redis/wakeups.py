@@ -22,10 +22,10 @@ from taskflow.broker.redis.records import ended_record
 from taskflow.model.ids import ID_BYTES
 from taskflow.model.record import Record
 
-PING_EVERY: Final = 25.0
+PING_INTERVAL: Final = 25.0
 """Seconds without a message before the subscription sends PING."""
 
-PONG_WITHIN: Final = 3.0
+PONG_TIMEOUT: Final = 3.0
 """Seconds to wait for the answer to PING or SUBSCRIBE."""
 
 
@@ -47,7 +47,7 @@ class RedisListener(Listener):
     async def receive(self, on_subscribed: Callable[[], None]) -> None:
         subscription = Subscription(await self._pool.open(), self._take)
         try:
-            async with asyncio.timeout(PONG_WITHIN):
+            async with asyncio.timeout(PONG_TIMEOUT):
                 await subscription.subscribe(self._channel)
             on_subscribed()
             watching = asyncio.create_task(self._watch(subscription))
@@ -62,11 +62,11 @@ class RedisListener(Listener):
         """Send PING when no messages arrive. If the server does not answer, drop the connection, which ends `listen`."""
         while True:
             self._has_received = False
-            await asyncio.sleep(PING_EVERY)
+            await asyncio.sleep(PING_INTERVAL)
             if not self._has_received:
                 with contextlib.suppress(*ERRORS):
                     subscription.send("PING")
-                await asyncio.sleep(PONG_WITHIN)
+                await asyncio.sleep(PONG_TIMEOUT)
                 if not self._has_received:
                     await subscription.drop()
                     return

@@ -17,7 +17,7 @@ from taskflow.broker.sqlite.store_file import PRIVATE
 
 _LITTLE_ROOM: Final = 100 << 20
 
-CHECKED_FOR: Final = 2.0
+EXAMINE_TIMEOUT: Final = 2.0
 """Seconds that the check of the file's pages, and that of the counts, may take. They are read transactions, for which a checkpoint
 waits."""
 
@@ -44,8 +44,8 @@ def examine(store: SqliteStore) -> list[Finding]:
 
 
 def _ask(store: SqliteStore, statement: str) -> list[tuple[object, ...]] | None:
-    """Return the rows of a statement; None if it takes longer than `CHECKED_FOR`."""
-    until = time.monotonic() + CHECKED_FOR
+    """Return the rows of a statement; None if it takes longer than `EXAMINE_TIMEOUT`."""
+    until = time.monotonic() + EXAMINE_TIMEOUT
     store.connection.set_progress_handler(lambda: time.monotonic() > until, 10_000)
     try:
         return store.connection.execute(store.sql[statement]).fetchall()
@@ -64,7 +64,9 @@ def _pages(store: SqliteStore) -> Finding:
     except sqlite3.DatabaseError as error:
         rows = [(str(error),)]
     if rows is None:
-        return Finding("pages", "note", f"no damage found within {CHECKED_FOR:g} s; `PRAGMA quick_check` in the shell of SQLite checks all")
+        return Finding(
+            "pages", "note", f"no damage found within {EXAMINE_TIMEOUT:g} s; `PRAGMA quick_check` in the shell of SQLite checks all"
+        )
     damage = [str(text) for (text,) in rows if text != "ok"]
     if damage:
         return Finding("pages", "problem", f"the file is damaged: {' '.join(damage)[:200]}; restore a backup, or `.recover` it")
@@ -75,7 +77,7 @@ def _counts(store: SqliteStore) -> Finding:
     """Compare the counts of jobs with the jobs: another program may have changed them."""
     rows = _ask(store, _MISCOUNTED)
     if rows is None:
-        return Finding("counts", "note", f"no difference found within {CHECKED_FOR:g} s")
+        return Finding("counts", "note", f"no difference found within {EXAMINE_TIMEOUT:g} s")
     if rows[0][0]:
         return Finding("counts", "problem", f"{rows[0][0]} counts of jobs are wrong: another program has changed the tables")
     return Finding("counts", "ok", "the counts of jobs are right")

@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any, Final
 
 from taskflow.broker.engine.records import BURIED, CANCELLED, FAILED, READY, SCHEDULED, SUCCEEDED, Flag, Kind, Type
-from taskflow.broker.engine.seam import MOST_FORGOTTEN, Faded, Ref
+from taskflow.broker.engine.seam import MAX_FORGOTTEN, Faded, Ref
 from taskflow.broker.sqlite.changes import RecordChanger, new_rev
 from taskflow.broker.sqlite.queries import Packing, read_rows
 from taskflow.model import wording
@@ -85,13 +85,13 @@ class MaintainedRecords(RecordChanger):
         surplus = self._over_cap(most_kept, limit + 1)
         buried = self._bury(surplus[:limit], now, repeat_for, left, is_surplus=True)
         rest = limit - buried - len(left)
-        fading = read_rows(self.connection, self.sql, FADING, MOVED, (now, rest + MOST_FORGOTTEN + 1))
-        has_more = len(surplus) > limit or len(fading) > rest + MOST_FORGOTTEN
+        fading = read_rows(self.connection, self.sql, FADING, MOVED, (now, rest + MAX_FORGOTTEN + 1))
+        has_more = len(surplus) > limit or len(fading) > rest + MAX_FORGOTTEN
         fading.sort(key=itemgetter(0))
         fading_jobs = [row for row in fading if row[1] != BURIED]
         if len(fading_jobs) > rest:
             has_more, fading = True, fading[: fading.index(fading_jobs[rest])]
-        self._change(FORGET, (), [row for row in fading[: rest + MOST_FORGOTTEN] if row[1] == BURIED])
+        self._change(FORGET, (), [row for row in fading[: rest + MAX_FORGOTTEN] if row[1] == BURIED])
         buried += self._bury(fading_jobs[:rest], now, repeat_for, left, is_surplus=False)
         return Faded(buried, has_more, left)
 

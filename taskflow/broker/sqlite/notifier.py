@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from taskflow.broker import topics
-from taskflow.broker.protocol import UPKEEPERS
+from taskflow.broker.protocol import MAX_NUDGED_WHEN_DUE
 from taskflow.broker.sqlite.counts import Announcement
 from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import StoreFile
@@ -59,7 +59,7 @@ class Notifier:
         if news.is_due:
             told = 0
             for name in SYSTEM_RANDOM.sample(sorted(listeners.names), len(listeners.names)):
-                if told < UPKEEPERS and listeners.hears(name, topics.DUE):
+                if told < MAX_NUDGED_WHEN_DUE and listeners.hears(name, topics.DUE):
                     told += self._send(name, [topics.DUE])
 
     def _nudge(self, queue: str, number: int, waiting: list[tuple[str, str]], listeners: Listeners, store: SqliteStore) -> int:

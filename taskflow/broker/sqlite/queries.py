@@ -200,7 +200,7 @@ SELECT seq, seq, 0 FROM former"""
 
 # --- rows ------------------------------------------------------------------------------------------------------
 
-MOST_TOGETHER: Final = 65_536
+MAX_TOGETHER: Final = 65_536
 """The maximum size in bytes of a value that is read together with others. A longer one is read alone."""
 
 _decode: Final = msgspec.json.Decoder(list[list[Any]]).decode
@@ -262,8 +262,8 @@ class Packing:
 def _select(plain: Sequence[str], large: Sequence[str]) -> str:
     values = [f"r.{name}" for name in large]
     items = [f"r.{name}" for name in plain]
-    items += [f"iif(length({value}) > {MOST_TOGETHER}, -1 - length({value}), length({value}))" for value in values]
-    parts = [f"iif(length({value}) <= {MOST_TOGETHER}, {value}, x'')" for value in values]
+    items += [f"iif(length({value}) > {MAX_TOGETHER}, -1 - length({value}), length({value}))" for value in values]
+    parts = [f"iif(length({value}) <= {MAX_TOGETHER}, {value}, x'')" for value in values]
     joined = f"CAST(group_concat({' || '.join(parts)}, '') AS BLOB)" if parts else "NULL"
     return f"CAST(json_group_array(json_array({', '.join(items)})) AS BLOB), {joined}"
 

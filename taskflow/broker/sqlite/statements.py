@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
 from typing import Final
 
-_MOST_ROWS: Final = 256
+_MAX_ROWS: Final = 256
 """The maximum number of rows in one statement. The length of a list is always a power of two, so a few prepared statements serve lists of
 any length."""
 
@@ -75,8 +75,8 @@ def row_of(columns: int) -> str:
 def filled_up(rows: Sequence[tuple[object, ...]]) -> Iterator[tuple[int, tuple[object, ...]]]:
     """Split the rows into chunks, and pad each to a power of two with rows of NULLs, which never match in a join. Yield the number of rows
     in each, and its values."""
-    for start in range(0, len(rows), _MOST_ROWS):
-        chunk = rows[start : start + _MOST_ROWS]
+    for start in range(0, len(rows), _MAX_ROWS):
+        chunk = rows[start : start + _MAX_ROWS]
         missing = (1 << (len(chunk) - 1).bit_length()) - len(chunk)
         padded = [*chunk, *repeat((None,) * len(chunk[0]), missing)] if missing else chunk
         yield len(padded), tuple(chain.from_iterable(padded))
@@ -94,7 +94,7 @@ def insert_rows(connection: sqlite3.Connection, sql: Statements, text: str, rows
     """Insert the rows, and return how many were inserted."""
     start = inserted = 0
     while start < len(rows):
-        size = min(_MOST_ROWS, 1 << (len(rows) - start).bit_length() - 1)
+        size = min(_MAX_ROWS, 1 << (len(rows) - start).bit_length() - 1)
         values = tuple(chain.from_iterable(rows[start : start + size]))
         inserted += connection.execute(sql.of_rows(text, size), values).rowcount
         start += size

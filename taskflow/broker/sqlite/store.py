@@ -20,7 +20,7 @@ from taskflow.model.clock import Clock
 
 T = TypeVar("T")
 
-MOST_ANSWERED: Final = 64 << 20
+MAX_ANSWERED: Final = 64 << 20
 """The maximum total size in bytes of the payloads in one answer to a claim. The next request gets the rest."""
 
 _MIN_QUEUES: Final = 32
@@ -165,7 +165,7 @@ class SqliteStore(MaintainedRecords):
             for row in rows:
                 record = self._leased(row, token, session, prefix + len(found).to_bytes(4, "big"))
                 size += len(record.content or b"")
-                if size > MOST_ANSWERED and found:
+                if size > MAX_ANSWERED and found:
                     limit = 0
                     break
                 found.append(record)

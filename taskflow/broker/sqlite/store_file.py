@@ -96,7 +96,7 @@ PRIVATE: Final = 0o600
 _LINKED: Final = (errno.ELOOP, errno.EMLINK)
 """The error codes for opening a link with O_NOFOLLOW, on Linux and on BSD."""
 
-_MOST_LINKS: Final = 40
+_MAX_LINKS: Final = 40
 
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
@@ -161,7 +161,7 @@ def _open_files() -> Iterator[tuple[int, int]]:
 def _links_to(path: str) -> Iterator[str]:
     """Yield the symbolic links that opening this absolute path follows, as many as the system would follow."""
     folder, ahead, number = "/", path.split("/")[::-1], 0
-    while ahead and number < _MOST_LINKS:
+    while ahead and number < _MAX_LINKS:
         at = os.path.normpath(os.path.join(folder, ahead.pop()))
         if not os.path.islink(at):
             folder = at

@@ -62,11 +62,11 @@ _MIN_PAUSES: Final = 50
 """The pauses in seconds between attempts to begin: short ones for as long as some transactions take, then longer ones."""
 
 
-_LOOK_EVERY: Final = 0.004
+_COMMIT_POLL_INTERVAL: Final = 0.004
 _LOOK_SHARE: Final = 1 / 250
 """The pause between two looks for a caller's commit: its least length in seconds, and its share of the time since the last verb."""
 
-LOOKED_FOR: Final = 60.0
+COMMIT_POLL_TIMEOUT: Final = 60.0
 """The number of seconds for which a commit is looked for. Listeners find the jobs of later ones when they next look at the store."""
 
 IS_COMMITTED: Final = 'SELECT count(*) FROM "~jobs" WHERE id = ? AND settled IS coalesce(?, settled)'
@@ -83,7 +83,7 @@ class ExpectedCommit:
     SQLite tells no other connection of a commit, but `PRAGMA data_version` changes on every other connection. A transaction that has
     written holds the write lock until it ends. So the first change after a verb shows that the caller's transaction has ended, and whether
     the verb's job is there shows how. After a rollback nothing changes: the announcement is dropped at the next commit of another
-    connection, or after `LOOKED_FOR` seconds.
+    connection, or after `COMMIT_POLL_TIMEOUT` seconds.
     """
 
     announcement: Announcement
@@ -97,7 +97,7 @@ class ExpectedCommit:
         """Return True if the transaction has not ended yet, as far as can be seen. If it has committed, add its announcement to `found`."""
         before, self.looked_at = self.looked_at, version
         if before == version:
-            return time.monotonic() - self.since < LOOKED_FOR
+            return time.monotonic() - self.since < COMMIT_POLL_TIMEOUT
         [(is_committed,)] = store.connection.execute(store.sql[IS_COMMITTED], (self.job_id, self.fence)).fetchall()
         if is_committed:
             found.add(self.announcement)
@@ -179,7 +179,7 @@ class Transactions:
 
     def expect(self, commit: ExpectedCommit) -> None:
         self._expected.append(commit)
-        self._next_look = commit.since + _LOOK_EVERY
+        self._next_look = commit.since + _COMMIT_POLL_INTERVAL
 
     @property
     def pause(self) -> float | None:
@@ -191,7 +191,7 @@ class Transactions:
         if not self._expected:
             return
         now = time.monotonic()
-        self._next_look = now + max(_LOOK_EVERY, (now - self._expected[-1].since) * _LOOK_SHARE)
+        self._next_look = now + max(_COMMIT_POLL_INTERVAL, (now - self._expected[-1].since) * _LOOK_SHARE)
         found = Announcement()
         try:
             store = self._opened().store
@@ -262,7 +262,7 @@ _NORMAL, _FULL = 1, 2
 """Values of the `synchronous` pragma (https://sqlite.org/pragma.html#pragma_synchronous)."""
 
 _PAGES_AT_ONCE: Final = 64
-_LEAST_FREE: Final = 256
+_MIN_FREE: Final = 256
 """How many free pages an upkeep gives back to the disk, if at least so many are free, and at least half of the file."""
 
 
@@ -382,7 +382,7 @@ class OpenFile:
         with contextlib.suppress(sqlite3.Error):  # another connection has the lock, or the disk is full
             [(free,)] = self._connection.execute("PRAGMA freelist_count").fetchall()
             [(pages,)] = self._connection.execute("PRAGMA page_count").fetchall()
-            if free > max(_LEAST_FREE, pages // 2):
+            if free > max(_MIN_FREE, pages // 2):
                 # in Python 3.11, execute() gives back one page, because the statement returns no columns
                 self._connection.executescript(pragma("incremental_vacuum", _PAGES_AT_ONCE))
                 self._checkpointer.after_commit()

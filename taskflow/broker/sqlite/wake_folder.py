@@ -32,7 +32,7 @@ _MAX_ADDRESS_BYTES: Final = 100
 _MAX_TOPICS: Final = 20
 """The maximum number of topics whose hashes fit into a file name."""
 
-_LONGEST_TICK: Final = 20_000_000
+_MAX_TICK: Final = 20_000_000
 """The longest time in nanoseconds between two ticks of the clock that sets the times of files."""
 
 GONE: Final = (errno.ECONNREFUSED, errno.ENOENT)
@@ -128,7 +128,7 @@ class Folder:
         except OSError:
             return Listeners(())
         # The system's clock for files moves on in ticks: another change within this one would leave the same time.
-        self._listed = (self._changed_at, listeners) if listed_at - self._changed_at > _LONGEST_TICK else None
+        self._listed = (self._changed_at, listeners) if listed_at - self._changed_at > _MAX_TICK else None
         return listeners
 
     def address(self, name: str) -> str:

@@ -20,7 +20,7 @@ from taskflow.model.errors import BrokerUnavailable
 
 T = TypeVar("T")
 
-MOST_IN_A_GROUP: Final = 128
+MAX_GROUP_SIZE: Final = 128
 """The maximum number of verbs that share a commit. A larger group would save no more time, and would delay the first verb."""
 
 MAX_WAIT: Final = 5.0
@@ -161,7 +161,7 @@ class Writer:
     def _next_group(self) -> list[WriterCall] | None:
         """Wait for verbs. Return all that are queued; none if it is time to look for a commit. None means that the thread must end."""
         group = list[WriterCall]()
-        while len(group) < MOST_IN_A_GROUP:
+        while len(group) < MAX_GROUP_SIZE:
             try:
                 call = self._queue.get(timeout=0 if group else self._transactions.pause)
             except queue.Empty:

@@ -18,7 +18,7 @@ POISON: Final = "poison: "
 COMPLETED: Final = "chaos.completed"
 """The job that completes in a transaction of its own."""
 
-MOST_CRASHES: Final = 3
+MAX_CRASHES: Final = 3
 
 EARLY: Final = 0.01
 """Seconds by which the clocks of a machine may seem to differ: they are read before and after a call."""
@@ -85,7 +85,7 @@ def each_job_ends_as_it_may(case: Case) -> Iterator[tuple[str, tuple[str, ...]]]
 
 def _wrong_end(case: Case, sent: Line, end: Stored) -> str:
     if end.status == "failed" and end.reason.startswith(POISON):
-        return "" if end.crashes > MOST_CRASHES and end.epoch > MOST_CRASHES else "its workers were not lost that often"
+        return "" if end.crashes > MAX_CRASHES and end.epoch > MAX_CRASHES else "its workers were not lost that often"
     expected = "succeeded"
     match sent.kind:
         case "retried":

@@ -39,10 +39,10 @@ SECONDS: Final = float(os.environ.get("CHAOS_SECONDS", "600"))
 SEED: Final = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1_000)
 """Chosen by chance unless the environment names it. It decides what is sent and which faults come, not when processes run."""
 
-DRAINS_WITHIN: Final = 180.0
+DRAINS_TIMEOUT: Final = 180.0
 """Seconds until one more job has ended. One that has crashed three times waits 35 s, and on a busy machine everything takes longer."""
 
-CENSUS_EVERY: Final = 30.0
+CENSUS_INTERVAL: Final = 30.0
 """Seconds between two looks at cancelled jobs, which the store drops after five minutes."""
 
 
@@ -101,7 +101,7 @@ async def census(broker: Broker, ledger: Ledger) -> AsyncIterator[None]:
         while True:
             with contextlib.suppress(BrokerError):
                 await take_census(broker, ledger, seen)
-            await asyncio.sleep(CENSUS_EVERY)
+            await asyncio.sleep(CENSUS_INTERVAL)
 
     looking = asyncio.create_task(look())
     try:
@@ -125,7 +125,7 @@ async def drain(broker: Broker) -> None:
     left, gives_up_at = math.inf, 0.0
     while (live := await live_jobs(broker)) and (live < left or time.monotonic() < gives_up_at):
         if live < left:
-            left, gives_up_at = live, time.monotonic() + DRAINS_WITHIN
+            left, gives_up_at = live, time.monotonic() + DRAINS_TIMEOUT
         await asyncio.sleep(0.1)
 
 

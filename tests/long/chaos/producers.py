@@ -41,7 +41,7 @@ PUT: Final = "chaos.put"
 GIVES_UP_AFTER: Final = 50.0
 """Seconds for which a call is sent again. A store knows its id for longer than that."""
 
-MOST_AT_ONCE: Final = 60
+MAX_AT_ONCE: Final = 60
 
 TROUBLES: Final = (BrokerUnavailable, BrokerRefused)
 """Errors after which a call is sent again. SQLite refuses one that has waited for long for a transaction of the same process."""
@@ -54,7 +54,7 @@ class Producer:
         self._chance = random.Random(seed)
         self._rate = rate
         self._numbers = iter(range(seed * 1_000_000, (seed + 1) * 1_000_000))
-        self._room = asyncio.Semaphore(MOST_AT_ONCE)
+        self._room = asyncio.Semaphore(MAX_AT_ONCE)
         self._watching = set[asyncio.Task[None]]()
         acts: dict[Callable[[], Awaitable[None]], int] = {
             self.plain: 4,

@@ -17,7 +17,7 @@ from tests.stores import scene
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy
 
-KILLED_EVERY: Final = (0.01, 0.1)
+KILLED_INTERVAL: Final = (0.01, 0.1)
 
 LISTENERS: Final = "(query LIKE 'LISTEN%' OR query = 'SELECT 1')"
 """Of pg_stat_activity: a listening connection, which says this when it is asked whether it is there."""
@@ -73,7 +73,7 @@ async def killing(server: PostgresServer, database: str, seed: int) -> AsyncIter
 
     async def kill_on() -> None:
         while True:
-            await asyncio.sleep(chance.uniform(*KILLED_EVERY))
+            await asyncio.sleep(chance.uniform(*KILLED_INTERVAL))
             which, most = chance.choice((("true", 1), ("true", 1_000), (LISTENERS, 1_000)))
             ended.append(await asyncio.to_thread(terminate, server, database, which=which, most=most))
 

@@ -131,7 +131,7 @@ async def test_a_program_that_ends_as_soon_as_it_has_sent_has_told_the_workers(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, sends: str
 ) -> None:
     """A worker that hears nothing looks for itself after 5 s, or here never."""
-    monkeypatch.setattr(fetcher, "LOOK_AGAIN", 3600.0)
+    monkeypatch.setattr(fetcher, "POLL_INTERVAL", 3600.0)
     async with scene.worker():
         await scene.seconds_to_start(0)
         async with scene.from_afar():  # the worker's listener is connected

@@ -29,7 +29,7 @@ from tests.support.processes import HOST, free_port
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
 
-POLLED_WITHIN: Final = 2.5
+POLLED_TIMEOUT: Final = 2.5
 """Seconds: the longest pause between two looks, twice. Without polling a worker looks again after 5."""
 
 pooled = pytest.mark.skipif(
@@ -56,7 +56,7 @@ def bouncer() -> Iterator[PgBouncer]:
 @pytest.fixture
 def _loss_is_found_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A notification that takes longer than this counts as lost. Only for tests that lose them: on a busy machine one may take as long."""
-    monkeypatch.setattr(listen_connection, "HEARD_WITHIN", 0.5)
+    monkeypatch.setattr(listen_connection, "HEARD_TIMEOUT", 0.5)
 
 
 loses = pytest.mark.usefixtures("_loss_is_found_soon")
@@ -105,7 +105,7 @@ async def test_a_worker_behind_a_pooler_that_loses_notifications_says_so_once_an
     async with worker_at(scene, f"{bouncer.url(scene.database)}?pooled=1"):
         await until(lambda: warnings(caplog), 10)
         waits = [await scene.seconds_to_start(number) for number in range(5)]
-    assert max(waits) < POLLED_WITHIN, waits
+    assert max(waits) < POLLED_TIMEOUT, waits
     [said] = warnings(caplog)
     assert f"PostgreSQL at 127.0.0.1:{bouncer.port} loses notifications" in said
     assert "listen=host:5432" in said
@@ -137,7 +137,7 @@ async def test_all_that_one_waits_for_is_looked_for(topic: str, bouncer: PgBounc
             await there.cancel([running.id])
         else:
             await there.enqueue([an_envelope(after=60.0 if topic == "due" else 0.0)])
-        assert await nudges.wait(POLLED_WITHIN)
+        assert await nudges.wait(POLLED_TIMEOUT)
     await here.close()
     await there.close()
 
@@ -164,7 +164,7 @@ async def test_a_wrong_place_to_listen_at_is_named_and_jobs_are_polled(scene: Sc
     async with worker_at(scene, f"{scene.straight_url}?listen={HOST}:{nowhere}"):
         await until(lambda: warnings(caplog), 20)
         waits = [await scene.seconds_to_start(number) for number in range(4)]
-    assert max(waits) < POLLED_WITHIN, waits
+    assert max(waits) < POLLED_TIMEOUT, waits
     [said] = warnings(caplog)
     assert f"PostgreSQL at 127.0.0.1:{nowhere} (listen= in the broker URL) accepts no listening connection" in said
 

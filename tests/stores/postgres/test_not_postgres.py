@@ -55,7 +55,7 @@ async def said_by(url: str) -> BrokerError:
 
 
 async def test_a_silent_server_is_said_not_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "CONNECT_WITHIN", 0.2)
+    monkeypatch.setattr(server_module, "CONNECT_TIMEOUT", 0.2)
     async with listening(None) as port:
         error = await said_by(f"postgresql://app@{HOST}:{port}/app")
     assert isinstance(error, BrokerUnavailable)
@@ -78,7 +78,7 @@ async def test_a_server_that_falls_silent_once_connected_is_said_not_to_answer(m
     async def wait(*_: object) -> None:
         await asyncio.sleep(60)
 
-    monkeypatch.setattr(schema, "ANSWER_WITHIN", 0.2)
+    monkeypatch.setattr(schema, "ANSWER_TIMEOUT", 0.2)
     monkeypatch.setattr(schema, "_check_server", wait)
     assert "does not answer" in str(await said_by(shared_postgres().dsn))
 

@@ -17,7 +17,7 @@ from taskflow.model.stored_values import LATEST
 from tests.stores.postgres.counts import SESSION, Call, Store, new_id
 from tests.support.waiting import until
 
-DETECTED_WITHIN: Final = 0.7
+DETECTED_TIMEOUT: Final = 0.7
 """Seconds. Less than those after which the server looks for deadlocks."""
 
 SOON: Final = 2.0
@@ -66,7 +66,7 @@ async def test_several_schedules_and_keys_are_locked_in_one_order(broker: Broker
     call = broker.define([a_definition("b", 2), a_definition("a", 2)]) if verb == "define" else broker.fire(firings)
     waits: asyncio.Task[Sequence[Added | Refused | bool | None]] = asyncio.create_task(call)
     await until(lambda: is_blocked(stranger))
-    async with asyncio.timeout(DETECTED_WITHIN):
+    async with asyncio.timeout(DETECTED_TIMEOUT):
         await stranger.fetch(lock, ids[1])
     await stranger.execute("COMMIT")
     assert all(await waits)

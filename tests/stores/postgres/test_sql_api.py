@@ -37,7 +37,7 @@ from tests.stores.postgres.scene import NOTE, Scene, send
 from tests.support.listing import listed
 from tests.support.postgres import postgres_binaries, shared_postgres
 
-MOST_BYTES: Final = Settings(broker="").max_payload
+MAX_BYTES: Final = Settings(broker="").max_payload
 
 
 @pytest.fixture
@@ -330,8 +330,8 @@ REFUSED: Final = [
     ("arguments => 'null'", "arguments is 'null'", "JSON object"),
     ("arguments => NULL", "arguments is NULL", "JSON object"),
     (
-        f"arguments => jsonb_build_object('a', repeat('x', {MOST_BYTES}))",
-        f"has {MOST_BYTES + 13} bytes, but the limit is {MOST_BYTES}",
+        f"arguments => jsonb_build_object('a', repeat('x', {MAX_BYTES}))",
+        f"has {MAX_BYTES + 13} bytes, but the limit is {MAX_BYTES}",
         "max_payload",
     ),
     ("after => '1 s', at => now()", "after is '00:00:01' and at is", "give one of them"),
@@ -374,7 +374,7 @@ async def test_what_is_wrong_is_named_with_its_value(scene: Scene, sql: asyncpg.
 
 async def test_the_bounds_themselves_are_allowed(scene: Scene, sql: asyncpg.Connection) -> None:
     await sql.fetchval("SELECT taskflow.enqueue($1, queue => $2)", "é" * MAX_JOB_NAME, "q" * 100)
-    text = "x" * (MOST_BYTES - len(seal_json(b'{"a": ""}')))
+    text = "x" * (MAX_BYTES - len(seal_json(b'{"a": ""}')))
     await sql.fetchval(f"SELECT taskflow.enqueue('{NOTE}', jsonb_build_object('a', $1::text))", text)
     await sql.fetchval(f"SELECT taskflow.enqueue('{NOTE}', headers => jsonb_build_object('', repeat('x', {MAX_HEADER_BYTES})))")
     await sql.fetchval(f"SELECT taskflow.enqueue('{NOTE}', key => $1)", "k" * MAX_KEY_BYTES)
@@ -387,8 +387,8 @@ async def test_the_bytes_that_a_call_may_take_can_be_set(sql: asyncpg.Connection
     await sql.execute("SET taskflow.max_payload = 100")
     with pytest.raises(asyncpg.InvalidParameterValueError, match="the limit is 100"):
         await send(sql, padding="x" * 100)
-    await sql.execute(f"SET taskflow.max_payload = {2 * MOST_BYTES}")
-    await send(sql, padding="x" * MOST_BYTES)
+    await sql.execute(f"SET taskflow.max_payload = {2 * MAX_BYTES}")
+    await send(sql, padding="x" * MAX_BYTES)
 
 
 async def test_no_setting_allows_a_call_that_could_not_be_claimed(sql: asyncpg.Connection) -> None:

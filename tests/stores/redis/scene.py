@@ -46,7 +46,7 @@ def verb_of(command: Command) -> str:
     return _VERBS.get(command.args[0], "another script") if is_script else command.name.decode()
 
 
-_KILLED_EVERY: Final = (0.02, 0.2)
+_KILLED_INTERVAL: Final = (0.02, 0.2)
 
 
 class Killer:
@@ -72,7 +72,7 @@ class Killer:
 
     def _kill_on(self) -> None:
         with self._server.client() as client:
-            while not self._is_over.wait(self._chance.uniform(*_KILLED_EVERY)):
+            while not self._is_over.wait(self._chance.uniform(*_KILLED_INTERVAL)):
                 kill = self._chance.choice((self._kill_all, self._kill_listeners, self._kill_one))
                 self.killed += int(kill(client))
 

@@ -83,9 +83,9 @@ async def test_so_it_does_after_minutes_of_idleness_on_a_server_that_cuts_who_is
 ) -> None:
     """As many looks and pings as in minutes. The server cuts who says nothing for a second, so the first command connects anew, which is
     two more round trips: the driver tells its name and its version."""
-    monkeypatch.setattr(fetcher, "LOOK_AGAIN", 5.0 / 200)
-    monkeypatch.setattr(wakeups, "PING_EVERY", 25.0 / 200)
-    monkeypatch.setattr(wakeups, "PONG_WITHIN", 4 * LATENCY)
+    monkeypatch.setattr(fetcher, "POLL_INTERVAL", 5.0 / 200)
+    monkeypatch.setattr(wakeups, "PING_INTERVAL", 25.0 / 200)
+    monkeypatch.setattr(wakeups, "PONG_TIMEOUT", 4 * LATENCY)
     proxy.rule = ledger = Ledger()
     with server.client() as client:
         client.config_set("timeout", 1)
@@ -93,7 +93,7 @@ async def test_so_it_does_after_minutes_of_idleness_on_a_server_that_cuts_who_is
         await far_scene.seconds_to_start(0)
         await asyncio.sleep(2)
         proxy.latency = LATENCY
-        monkeypatch.setattr(fetcher, "LOOK_AGAIN", 5.0)
+        monkeypatch.setattr(fetcher, "POLL_INTERVAL", 5.0)
         await asyncio.sleep(1.5)
         waits = [await far_scene.seconds_to_start(number) for number in range(1, 4)]
     assert ledger.verbs["claim"] > 40

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from taskflow import BrokerUnavailable, JobHandle, Status, StoreFull, configure
-from taskflow.app.loop_client import BLOCKED_FOR, MAX_BYTES, Coalescer, retry_within
+from taskflow.app.loop_client import BLOCKED_GRACE, MAX_BYTES, Coalescer, retry_within
 from tests.unit.app.bench import Bench
 from tests.unit.app.jobs import add, blob
 from tests.unit.app.watched import Watched, settle_down
@@ -279,7 +279,7 @@ async def test_an_answer_that_came_while_the_loop_stood_still_counts() -> None:
         times += 1
         answer: asyncio.Future[int] = loop.create_future()
         threading.Timer(0.02, loop.call_soon_threadsafe, [answer.set_result, times]).start()
-        loop.call_later(0.01, time.sleep, 0.1 + BLOCKED_FOR if times == 1 else 0.0)
+        loop.call_later(0.01, time.sleep, 0.1 + BLOCKED_GRACE if times == 1 else 0.0)
         return await answer
 
     assert await retry_within(verb, timeout=0.1) in (1, 2)

@@ -12,19 +12,19 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import asyncpg
 
-from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, Address, PostgresTarget, drop as drop, is_only_read
+from taskflow.broker.postgres.connect.server import ANSWER_TIMEOUT, Address, PostgresTarget, drop as drop, is_only_read
 from taskflow.broker.postgres.errors import ERRORS, broker_error, is_cut, is_lost, is_read_only, is_stale, was_cancelled
 from taskflow.model import wording
 from taskflow.model.errors import BrokerError, BrokerUnavailable
 
-MOST_CONNECTIONS: Final = 8
+MAX_CONNECTIONS: Final = 8
 """The maximum number of connections on which one loop runs statements at a time. Further calls wait."""
 
 SURPLUS_AFTER: Final = 30.0
 """In each window of so many seconds, or longer if there are few statements, the pool counts the connections that stayed idle all the time.
 It drops them at the first statement after the window, and keeps one."""
 
-MOST_TRIES: Final = 5
+MAX_TRIES: Final = 5
 
 
 class ConnectionPool:
@@ -46,11 +46,11 @@ class ConnectionPool:
         self._in_use: set[asyncpg.Connection] = set()
         self._listening: WeakSet[asyncpg.Connection] = WeakSet()
         self._primary: Address | None = None
-        self._semaphore = asyncio.Semaphore(MOST_CONNECTIONS)
+        self._semaphore = asyncio.Semaphore(MAX_CONNECTIONS)
         self._is_closed = False
         self._end: AsyncGenerator[None] | None = None
 
-    async def fetch(self, statement: str, *arguments: Any, within: float = ANSWER_WITHIN) -> list[asyncpg.Record]:
+    async def fetch(self, statement: str, *arguments: Any, within: float = ANSWER_TIMEOUT) -> list[asyncpg.Record]:
         """Run a statement and return its rows. Like any verb, it may be sent more than once."""
         try:
             return await self._fetch(statement, arguments, within)
@@ -67,7 +67,7 @@ class ConnectionPool:
                 connection = await self._acquire("BEGIN")
                 self._in_use.add(connection)
                 try:
-                    async with asyncio.timeout(ANSWER_WITHIN), connection.transaction(isolation="read_committed"):
+                    async with asyncio.timeout(ANSWER_TIMEOUT), connection.transaction(isolation="read_committed"):
                         yield connection.fetch
                 except BaseException:
                     drop(connection)
@@ -120,7 +120,7 @@ class ConnectionPool:
         ends_at = time.monotonic() + within
         connection: asyncpg.Connection | None = None
         async with self._semaphore:
-            for tries in range(1, MOST_TRIES + 1):
+            for tries in range(1, MAX_TRIES + 1):
                 connection = await self._acquire(statement, connection)
                 try:
                     rows: list[asyncpg.Record] = await self._over(connection, partial(connection.fetch, statement, *arguments), within)
@@ -134,7 +134,7 @@ class ConnectionPool:
                         or (is_read_only(error) and self.server.others)
                         or (was_cancelled(error) and time.monotonic() < ends_at)
                     )
-                    if tries == MOST_TRIES or not is_to_be_tried:
+                    if tries == MAX_TRIES or not is_to_be_tried:
                         raise
                     if is_lost(error) or is_stale(error):
                         self._drop_idle()  # the server was unavailable or migrated, so the other connections are lost or stale too

@@ -22,10 +22,10 @@ from taskflow.model.wording import IN_PASSWORDS
 
 log: Final = logging.getLogger("taskflow")
 
-ANSWER_WITHIN: Final = 4.0
+ANSWER_TIMEOUT: Final = 4.0
 """Seconds that one statement may take. This is less than the default `enqueue_timeout` (5 s), so that its error is raised first."""
 
-CONNECT_WITHIN: Final = 3.0
+CONNECT_TIMEOUT: Final = 3.0
 """Seconds that connecting may take, however many addresses there are."""
 
 DEFAULT_PORT: Final = 5432
@@ -106,14 +106,14 @@ class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
                 user=self.user,
                 password=self.password,
                 ssl=self._tls(),
-                timeout=CONNECT_WITHIN,
+                timeout=CONNECT_TIMEOUT,
                 command_timeout=None,
                 statement_cache_size=0 if self.is_pooled else 100,
                 server_settings={} if self.is_pooled else _SETTINGS,
                 **more,
             )
         except ERRORS as error:
-            raise connect_error(error, self.tls, CONNECT_WITHIN) from error
+            raise connect_error(error, self.tls, CONNECT_TIMEOUT) from error
         with contextlib.suppress(AttributeError, LookupError):  # other versions of the driver query the types
             connection.get_settings().register_data_types(_ARRAYS)
         return connection
@@ -178,14 +178,14 @@ class _Search:
     def __init__(self, server: PostgresTarget, places: Sequence[Address]) -> None:
         self._server = server
         self._untried = list(places)
-        self._head_start = CONNECT_WITHIN / (2 * len(places))
+        self._head_start = CONNECT_TIMEOUT / (2 * len(places))
         self._trying: dict[asyncio.Task[asyncpg.Connection], Address] = {}
         self._failures: dict[Address, Exception] = {}
 
     async def run(self) -> tuple[asyncpg.Connection, Address]:
         try:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CONNECT_WITHIN):
+                async with asyncio.timeout(CONNECT_TIMEOUT):
                     while self._untried or self._trying:
                         self._try_next()
                         if found := await self._first_to_succeed():
