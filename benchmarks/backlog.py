@@ -88,7 +88,7 @@ async def _drained(jobs: int, rounds: int, under: Path | None) -> Drained:
             worker_cpu = server_cpu = 0.0
             for _ in range(rounds):
                 seen = len(read_calls(file))
-                await broker.console.pause("default")
+                await broker.admin.pause("default")
                 await fill(jobs)
                 cpu = cpu_of(worker), cpu_of_family(server.pid)
                 await _let_go(broker)
@@ -102,7 +102,7 @@ async def _drained(jobs: int, rounds: int, under: Path | None) -> Drained:
 async def _let_go(broker: Broker) -> None:
     """Until all has ended: one more job, of the least priority, is the last."""
     [last] = await enqueue([noop.options(priority=-100).bind()])
-    await broker.console.resume("default")
+    await broker.admin.resume("default")
     await until_all_ended([last])
     await asyncio.sleep(SETTLED_IN)
 

@@ -130,7 +130,7 @@ async def leave_ended(broker: Broker, jobs: int) -> None:
     counts = Counter[Status]()
     while counts[Status.SUCCEEDED] < jobs:
         await asyncio.sleep(CHECK_INTERVAL)
-        counts = sum((Counter(queue.counts) for queue in await broker.console.queues()), Counter[Status]())
+        counts = sum((Counter(queue.counts) for queue in await broker.admin.queues()), Counter[Status]())
 
 
 # --- ours ------------------------------------------------------------------------------------------------
@@ -146,12 +146,12 @@ async def _drain_paused(store: Store, jobs: int, concurrency: int, job: Note) ->
         async with AsyncExitStack() as working:
             async with using(server.url) as broker:
                 worker = await working.enter_async_context(a_worker(server.url, concurrency, marks=marks))
-                await broker.console.pause("default")
+                await broker.admin.pause("default")
                 await fill_with_notes(jobs, job)
             await asyncio.sleep(SETTLED_IN)
             before, cpu = server.cost(), cpu_of(worker)
             async with using(server.url) as broker:
-                await broker.console.resume("default")
+                await broker.admin.resume("default")
             await until_all_ran(marks, jobs)
             spent, server_cpu = cpu_of(worker) - cpu, server.cost().since(before).cpu
         await asyncio.sleep(SETTLED_IN)
@@ -226,12 +226,12 @@ async def _cost_of_first_paused(store: Store, jobs: int) -> Mapping[str, float]:
     """Until the first so many have been run; what runs beyond them before the look is counted too."""
     with store.start() as server, marks_of(jobs) as marks:
         async with using(server.url) as broker, a_worker(server.url, marks=marks) as worker:
-            await broker.console.pause("default")
+            await broker.admin.pause("default")
             await fill_with_notes(jobs)
             server.rest()
             await asyncio.sleep(SETTLED_IN)
             before, cpu = server.cost().cpu, cpu_of(worker)
-            await broker.console.resume("default")
+            await broker.admin.resume("default")
             while marks.ran < BACKLOGS[0]:  # noqa: ASYNC110 - the jobs are in another process
                 await asyncio.sleep(0.01)
             done, spent, server_spent = marks.ran, cpu_of(worker) - cpu, server.cost().cpu - before

@@ -77,12 +77,12 @@ async def _drained_by(store: Store, jobs: int, processes: int) -> Measured:
     with store.start() as server, marks_of(jobs) as marks:
         async with using(server.url) as broker, AsyncExitStack() as working:
             pids = [await working.enter_async_context(a_worker(server.url, marks=marks)) for _ in range(processes)]
-            await broker.console.pause("default")
+            await broker.admin.pause("default")
             await fill_with_notes(jobs)
             server.rest()
             await asyncio.sleep(SETTLED_IN)
             before, cpu = server.cost().cpu, sum(map(cpu_of_family, pids))
-            await broker.console.resume("default")
+            await broker.admin.resume("default")
             await until_all_ran(marks, jobs)
             spent, server_spent = sum(map(cpu_of_family, pids)) - cpu, server.cost().cpu - before
         marks.check()
@@ -118,9 +118,9 @@ async def _slept(store: Store, jobs: int, concurrency: int, seconds: float) -> M
     """Each job runs once: one whose lease was lost would run again. How long the worker was silent at most tells of its beats."""
     with store.start() as server, marks_of(jobs) as marks:
         async with using(server.url) as broker, a_worker(server.url, concurrency, marks=marks):
-            await broker.console.pause("default")
+            await broker.admin.pause("default")
             handles = await enqueue(sleep.bind(number, seconds) for number in range(jobs))
-            await broker.console.resume("default")
+            await broker.admin.resume("default")
             longest = await _watched(broker, marks, jobs, seconds)
             epochs = [record.epoch for record in await broker.read([parse_id(handle.id) for handle in handles[:1_000]]) if record]
         marks.check()
@@ -137,7 +137,7 @@ async def _watched(broker: Broker, marks: Marks, jobs: int, seconds: float) -> f
     """Until the last has slept; the longest that a session was seen without a beat."""
     longest, left = 0.0, seconds + 1.0
     while left > 0:
-        longest = max([longest, *(session.seconds_since_beat for session in await broker.console.workers())])
+        longest = max([longest, *(session.seconds_since_beat for session in await broker.admin.workers())])
         await asyncio.sleep(0.25)
         if marks.ran >= jobs:
             left -= 0.25
@@ -171,11 +171,11 @@ async def _drained(store: Store, calls: Sequence[Call[Any]]) -> Measured:
     jobs = len(calls)
     with store.start() as server, marks_of(jobs) as marks:
         async with using(server.url) as broker, a_worker(server.url, marks=marks) as worker:
-            await broker.console.pause("default")
+            await broker.admin.pause("default")
             await enqueue(calls)
             server.rest()
             cpu, before = cpu_of_family(worker), server.cost().cpu
-            await broker.console.resume("default")
+            await broker.admin.resume("default")
             await until_all_ran(marks, jobs)
             spent, server_spent = cpu_of_family(worker) - cpu, server.cost().cpu - before
         marks.check()

@@ -92,7 +92,7 @@ async def _beat(store: Store) -> Measured:
 async def idle_workers(url: str, number: int, broker: Broker) -> AsyncIterator[None]:
     """So many workers, several in each process. In the block they have sessions."""
     shares = [min(IN_ONE_PROCESS, number - first) for first in range(0, number, IN_ONE_PROCESS)]
-    before = len(await broker.console.workers())
+    before = len(await broker.admin.workers())
     processes = [await asyncio.create_subprocess_exec(python(), "-m", "benchmarks.herd", url, str(share), cwd=ROOT) for share in shares]
     try:
         await until_there_are(before + number, broker)

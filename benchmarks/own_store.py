@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from taskflow import enqueue, job
 from taskflow.app.app import default_app
-from taskflow.broker.console import Console
+from taskflow.broker.admin import Admin
 from taskflow.broker.url import connect, masked
 from taskflow.model.clock import SYSTEM_RANDOM
 from taskflow.model.record import ENDED
@@ -92,8 +92,8 @@ async def _measure(jobs: int, concurrency: int, url: str) -> dict[str, Any]:
     """Return rates in jobs a second, and latencies in seconds: p50 and p99."""
     app = default_app()
     try:
-        console = app.broker().console
-        await console.pause(nothing.queue)  # also creates the store, which is not measured
+        admin = app.broker().admin
+        await admin.pause(nothing.queue)  # also creates the store, which is not measured
         _say("measuring how fast jobs are sent")
         enqueue_rate, delay_rate = await _send(jobs)
         command = [sys.executable, "-m", "taskflow", "worker", "benchmarks.own_store", "--log-level", "warning"]
@@ -101,8 +101,8 @@ async def _measure(jobs: int, concurrency: int, url: str) -> dict[str, Any]:
         with subprocess.Popen([*command, "--concurrency", f"{concurrency}"], cwd=ROOT, env=environment) as worker:  # noqa: ASYNC220  # starts at once
             try:
                 _say("measuring how fast a worker runs them")
-                await _until_at_work(console, worker)
-                drain_rate = await _drain(console, worker)
+                await _until_at_work(admin, worker)
+                drain_rate = await _drain(admin, worker)
                 _say("measuring how long a lone job takes")
                 to_start, to_result = await _send_lone(min(LONE, jobs))
             finally:
@@ -133,19 +133,19 @@ async def _send(jobs: int) -> tuple[float, float]:
     return jobs / (between - began), sent / (time.monotonic() - between)
 
 
-async def _until_at_work(console: Console, worker: subprocess.Popen[bytes]) -> None:
+async def _until_at_work(admin: Admin, worker: subprocess.Popen[bytes]) -> None:
     async with asyncio.timeout(STARTED_TIMEOUT):
-        while not await console.workers():
+        while not await admin.workers():
             _require(worker)
             await asyncio.sleep(CHECK_INTERVAL)
 
 
-async def _drain(console: Console, worker: subprocess.Popen[bytes]) -> float:
+async def _drain(admin: Admin, worker: subprocess.Popen[bytes]) -> float:
     """Let the worker run all jobs. Return its rate."""
     began = time.monotonic()
-    await console.resume(nothing.queue)
+    await admin.resume(nothing.queue)
     while True:
-        [queue] = await console.queues()
+        [queue] = await admin.queues()
         done = sum(queue.counts[status] for status in ENDED)
         if done >= sum(queue.counts.values()):
             return done / (time.monotonic() - began)

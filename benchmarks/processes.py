@@ -61,7 +61,7 @@ async def a_worker(
 @asynccontextmanager
 async def workers(url: str, number: int, broker: Broker, *flags: str) -> AsyncIterator[list[int]]:
     """So many of `taskflow worker` with the jobs that are held, their pids, once all have sessions. At the end they are told to go."""
-    before = len(await broker.console.workers())
+    before = len(await broker.admin.workers())
     command = [python(), "-m", "taskflow", "worker", "benchmarks.held", "--broker", url, "--log-level", "error", *flags]
     started = [await asyncio.create_subprocess_exec(*command, cwd=ROOT) for _ in range(number)]
     try:
@@ -79,7 +79,7 @@ async def until_there_are(workers: int, broker: Broker) -> None:
     """Of any name, at most for a minute."""
     async with asyncio.timeout(60):
         while True:
-            if len(await broker.console.workers()) >= workers:
+            if len(await broker.admin.workers()) >= workers:
                 return
             await asyncio.sleep(0.05)
 

@@ -14,7 +14,7 @@ from benchmarks.processes import a_worker, using
 from benchmarks.servers import RedisServer
 from benchmarks.tasks import noop
 from taskflow import enqueue
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.broker.protocol import Broker
 from taskflow.broker.redis.scripts import Scripts
 from taskflow.model.envelope import Lease
@@ -60,7 +60,7 @@ async def _measure(queued: int) -> Durations:
             await phase("100 callers await results", _await_results(server.url))
             await phase("10,000 due at one instant", _bring_due(broker, 10_000))
             await phase("1,000 ids", _ids(broker))
-            await phase("console", _look(broker))
+            await phase("admin", _look(broker))
             await phase(f"{LEASES:,} leases, 1,000 a claim", _hold(broker))
     return durations
 
@@ -125,18 +125,18 @@ async def _ids(broker: Broker) -> None:
     for _ in range(5):
         await broker.read(ids)
     await broker.cancel(ids)
-    await broker.console.retry(ids)
+    await broker.admin.retry(ids)
     await broker.cancel(ids)
-    await broker.console.purge(View(queue="aside", statuses=(Status.CANCELLED,)))
+    await broker.admin.purge(View(queue="aside", statuses=(Status.CANCELLED,)))
 
 
 async def _look(broker: Broker) -> None:
     for _ in range(20):
-        await broker.console.queues()
-        await broker.console.workers()
-        await broker.console.metrics()
-    await listed(broker.console, View(statuses=(Status.SUCCEEDED,)))
-    await broker.console.purge(View(statuses=(Status.SUCCEEDED,)))
+        await broker.admin.queues()
+        await broker.admin.workers()
+        await broker.admin.metrics()
+    await listed(broker.admin, View(statuses=(Status.SUCCEEDED,)))
+    await broker.admin.purge(View(statuses=(Status.SUCCEEDED,)))
 
 
 async def _hold(broker: Broker) -> None:

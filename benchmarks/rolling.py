@@ -157,7 +157,7 @@ async def _settled(broker: Broker, jobs: int) -> Counter[Status]:
     give_up_at = time.monotonic() + TIMEOUT
     while True:
         counts = Counter[Status]()
-        for queue in await broker.console.queues():
+        for queue in await broker.admin.queues():
             counts.update(queue.counts)
         if counts[Status.SUCCEEDED] + counts[Status.FAILED] >= jobs or time.monotonic() > give_up_at:
             return counts

@@ -63,9 +63,9 @@ async def _lags(url: str) -> Measured:
 
 async def _lags_of(broker: Broker) -> list[tuple[datetime, float]]:
     """The times that have fired, each with the seconds until its job's first line."""
-    bodies = {record.name: SchedulePlan.from_body(record.body) for record in await broker.console.schedules()}
+    bodies = {record.name: SchedulePlan.from_body(record.body) for record in await broker.admin.schedules()}
     found = list[tuple[datetime, float]]()
-    for record in await listed(broker.console):
+    for record in await listed(broker.admin):
         at = scheduled_for(record.headers)
         if at is not None and record.result is not None:
             name = record.headers[SCHEDULE]

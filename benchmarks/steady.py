@@ -36,7 +36,7 @@ class Sending:
 async def send(url: str, rate: float, seconds: float, file: TextIO) -> None:
     """Says "began" and the instant, so that others know."""
     async with using(url) as broker:
-        await broker.console.queues()  # it is connected
+        await broker.admin.queues()  # it is connected
         began, sent = time.monotonic(), 0
         print(began, flush=True)
         while sent < int(rate * seconds):

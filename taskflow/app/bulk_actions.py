@@ -15,9 +15,9 @@ import msgspec
 
 from taskflow.app.job_type import JobType
 from taskflow.app.options import seconds_of
-from taskflow.broker.console import Redone, View
+from taskflow.broker.admin import Redone, View
 from taskflow.broker.protocol import Broker
-from taskflow.model.audit import Act
+from taskflow.model.audit import Action
 from taskflow.model.envelope import check_job_name, check_queue
 from taskflow.model.errors import BrokerError, BrokerRefused
 from taskflow.model.job_schema import check_tag
@@ -115,15 +115,15 @@ _CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
     "header": header_of,
 }
 
-Action = Literal["retry", "cancel", "purge"]
+ActionName = Literal["retry", "cancel", "purge"]
 
 PAGE: Final = 500
 """The number of jobs in one call of the store."""
 
-DEFAULTS: Final[Mapping[Action, frozenset[Status]]] = {"retry": frozenset({Status.FAILED}), "cancel": LIVE, "purge": ENDED}
+DEFAULTS: Final[Mapping[ActionName, frozenset[Status]]] = {"retry": frozenset({Status.FAILED}), "cancel": LIVE, "purge": ENDED}
 """The statuses that each action acts on, unless others are asked for."""
 
-POSSIBLE: Final[Mapping[Action, frozenset[Status]]] = {
+POSSIBLE: Final[Mapping[ActionName, frozenset[Status]]] = {
     "retry": frozenset({Status.FAILED, Status.CANCELLED}),
     "cancel": LIVE,
     "purge": ENDED | WAITING,
@@ -167,13 +167,13 @@ class ActionResult(msgspec.Struct, frozen=True, kw_only=True):
         return ActionResult(changed=counts.pop(CHANGED, 0), asked=counts.pop(ASKED, 0), refused=dict(counts))
 
 
-class CallVerb(Protocol):
+class CallBroker(Protocol):
     """A function that calls a verb of the broker, and may repeat it while the store does not answer."""
 
     async def __call__(self, verb: Callable[[Broker], Awaitable[T]], /) -> T: ...
 
 
-class CallOnce:
+class CallBrokerOnce:
     """Calls a verb of the broker, once."""
 
     def __init__(self, broker: Broker) -> None:
@@ -183,7 +183,7 @@ class CallOnce:
         return await verb(self._broker)
 
 
-def check_view(action: Action, view: View) -> None:
+def check_view(action: ActionName, view: View) -> None:
     """Raise ValueError if the action cannot act on jobs with one of the statuses, or on jobs that are selected in this way."""
     for status in view.statuses:
         if status not in POSSIBLE[action]:
@@ -192,17 +192,17 @@ def check_view(action: Action, view: View) -> None:
         raise ValueError("purge cannot select waiting jobs by an error, a header or their age: cancel them first")
 
 
-async def apply(call: CallVerb, action: Action, ids: Sequence[bytes]) -> list[str]:
+async def apply(call: CallBroker, action: ActionName, ids: Sequence[bytes]) -> list[str]:
     """Act on jobs by their ids; a purge drops only those that have ended. Return for each CHANGED, ASKED, or why it stayed as it was."""
     if action == "purge":
-        return [_dropped(status) for status in await call(lambda broker: broker.console.drop(ids))]
+        return [_dropped(status) for status in await call(lambda broker: broker.admin.drop(ids))]
     if action == "retry":
         redone = {Redone.OK: CHANGED, Redone.UNKNOWN: UNKNOWN}
-        return [redone.get(answer, answer.value) for answer in await call(lambda broker: broker.console.retry(ids))]
+        return [redone.get(answer, answer.value) for answer in await call(lambda broker: broker.admin.retry(ids))]
     return [_cancelled(status) for status in await call(lambda broker: broker.cancel(ids))]
 
 
-def foresee(action: Action, record: Record | None, *, by_id: bool) -> str:
+def foresee(action: ActionName, record: Record | None, *, by_id: bool) -> str:
     """Return what the action would answer for the job, named by its id or selected, as far as its status tells."""
     if record is None:
         return UNKNOWN
@@ -231,28 +231,28 @@ def _cancelled(status: Status | None) -> str:
     return ASKED if status is Status.RUNNING else CHANGED
 
 
-async def pages(call: CallVerb, view: View) -> AsyncIterator[list[Record]]:
+async def pages(call: CallBroker, view: View) -> AsyncIterator[list[Record]]:
     """Yield the records of matching jobs, in the order of their pages. An action on them does not shift the later pages."""
     cursor: str | None = None
     while True:
-        page = await call(lambda broker, cursor=cursor: broker.console.page(view, cursor=cursor, limit=PAGE))  # type: ignore[misc]
+        page = await call(lambda broker, cursor=cursor: broker.admin.page(view, cursor=cursor, limit=PAGE))  # type: ignore[misc]
         if page.records:
             yield page.records
         if (cursor := page.cursor) is None:
             return
 
 
-async def count(call: CallVerb, view: View) -> int:
+async def count(call: CallBroker, view: View) -> int:
     """Count the jobs that match the filter. For live jobs, the counts of the queues suffice; for ended
     jobs, those counts include some that are no longer kept."""
     statuses = view.statuses
     if statuses and LIVE.issuperset(statuses) and view == View(queue=view.queue, statuses=statuses):
-        queues = [queue for queue in await call(lambda broker: broker.console.queues()) if view.queue in (None, queue.name)]
+        queues = [queue for queue in await call(lambda broker: broker.admin.queues()) if view.queue in (None, queue.name)]
         return sum(queue.counts[status] for queue in queues for status in statuses)
     return sum([len(records) async for records in pages(call, view)])
 
 
-async def act(call: CallVerb, action: Action, view: View) -> AsyncIterator[ActionResult]:
+async def act(call: CallBroker, action: ActionName, view: View) -> AsyncIterator[ActionResult]:
     """Act on all matching jobs, and yield what was done so far after each batch."""
     done = ActionResult()
     if action == "purge":
@@ -265,7 +265,7 @@ async def act(call: CallVerb, action: Action, view: View) -> AsyncIterator[Actio
                 yield done
         while waiting is not None and left > 0:
             most = min(PAGE, left)
-            dropped = await call(lambda broker, most=most: broker.console.purge(waiting, limit=most))  # type: ignore[misc]
+            dropped = await call(lambda broker, most=most: broker.admin.purge(waiting, limit=most))  # type: ignore[misc]
             if not dropped:
                 break
             left -= dropped
@@ -309,7 +309,7 @@ def this_operator() -> str:
 
 @asynccontextmanager
 async def recorded(
-    call: CallVerb, verb: str, *, by: str | None, reason: str, names: Sequence[str] = (), which: Mapping[str, str] | None = None
+    call: CallBroker, verb: str, *, by: str | None, reason: str, names: Sequence[str] = (), which: Mapping[str, str] | None = None
 ) -> AsyncIterator[ActionProgress]:
     """Record the act that the block does, once, at its end.
 
@@ -327,7 +327,7 @@ async def recorded(
         raise
     finally:
         if doing.affected or doing.stopped:
-            act = Act(
+            act = Action(
                 id=os.urandom(16),
                 by=by or this_operator(),
                 verb=verb,
@@ -341,14 +341,14 @@ async def recorded(
             await _record(call, act)
 
 
-async def _record(call: CallVerb, act: Act) -> None:
+async def _record(call: CallBroker, act: Action) -> None:
     """Add the act to the log, even in a task that is being cancelled. If that fails, log an error: the act itself is done."""
     import anyio
 
     async def add() -> None:
         try:
             with anyio.fail_after(RECORD_TIMEOUT, shield=True):
-                await call(lambda broker: broker.console.record_act(act))
+                await call(lambda broker: broker.admin.record_action(act))
         except (BrokerError, TimeoutError) as error:
             why = error or f"the store did not answer within {RECORD_TIMEOUT:g} s"
             log.error("could not record an act in the audit log (%s, which affected %s): %s", act.verb, f"{act.affected:,}", why)

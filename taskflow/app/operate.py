@@ -13,9 +13,9 @@ from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import (
     DEFAULTS as STATUSES_OF,
     PAGE,
-    Action,
+    ActionName,
     ActionResult,
-    CallVerb,
+    CallBroker,
     JobSelection,
     act,
     apply,
@@ -31,7 +31,7 @@ from taskflow.app.bulk_actions import (
 from taskflow.app.handle import JobHandle, info_of
 from taskflow.app.job_info import JobInfo
 from taskflow.app.job_type import JobType
-from taskflow.broker.console import EXAMINED, Console, FailureGroupRecord, View
+from taskflow.broker.admin import EXAMINED, Admin, FailureGroupRecord, View
 from taskflow.broker.failure_parts import FailurePart, failure_groups_of
 from taskflow.broker.paging import pages as all_pages
 from taskflow.broker.protocol import Broker
@@ -87,9 +87,9 @@ async def failure_groups(broker: Broker, view: View, limit: int = MAX_GROUPS) ->
     """
     view, window = msgspec.structs.replace(view, statuses=(Status.FAILED,)), None
     if view == View(queue=view.queue, job=view.job, statuses=view.statuses):
-        found = await broker.console.failure_groups(queue=view.queue, job=view.job, limit=limit)
+        found = await broker.admin.failure_groups(queue=view.queue, job=view.job, limit=limit)
     else:
-        page = await broker.console.page(view, limit=EXAMINED)
+        page = await broker.admin.page(view, limit=EXAMINED)
         ends = [(record, microseconds_of(record.ended_at or record.created_at)) for record in page.records]
         found = failure_groups_of([FailurePart(record.cause, record.job, 1, at, at, record.id) for record, at in ends], limit)
         window = None if page.cursor is None else page.examined
@@ -100,12 +100,12 @@ async def failure_groups(broker: Broker, view: View, limit: int = MAX_GROUPS) ->
     return Failures([_shown(group, samples.get(group.sample)) for group in found], window)
 
 
-async def group_ids(console: Console, view: View, group: str) -> list[bytes]:
+async def group_ids(admin: Admin, view: View, group: str) -> list[bytes]:
     """Return the ids of the group's jobs in this view, newest first."""
     fingerprint = bytes.fromhex(group)
     if view == View():
-        return sorted(await console.failed_ids(fingerprint), reverse=True)
-    found = all_pages(console, msgspec.structs.replace(view, statuses=(Status.FAILED,)))
+        return sorted(await admin.failed_ids(fingerprint), reverse=True)
+    found = all_pages(admin, msgspec.structs.replace(view, statuses=(Status.FAILED,)))
     return [record.id async for records in found for record in records if record.fingerprint == fingerprint]
 
 
@@ -198,7 +198,7 @@ class Operate:
 
     async def queues(self) -> list[QueueInfo]:
         """Return every queue that is paused or has ever had jobs, sorted by name."""
-        found = await default_app().client().call(lambda broker: broker.console.queues())
+        found = await default_app().client().call(lambda broker: broker.admin.queues())
         counts = dict.fromkeys(Status, 0)
         return [QueueInfo(**{**msgspec.structs.asdict(record), "counts": counts | record.counts}) for record in found]
 
@@ -211,12 +211,12 @@ class Operate:
                 silent_for=record.seconds_since_beat,
                 is_lost=record.is_dying,
             )
-            for record in await default_app().client().call(lambda broker: broker.console.workers())
+            for record in await default_app().client().call(lambda broker: broker.admin.workers())
         ]
 
     async def metrics(self) -> dict[str, dict[str, int]]:
         """Return how often each event has happened in each queue since the store was created, by queue and then by event."""
-        return (await default_app().client().call(lambda broker: broker.console.metrics())).totals
+        return (await default_app().client().call(lambda broker: broker.admin.metrics())).totals
 
     async def failures(
         self,
@@ -249,7 +249,7 @@ class Operate:
         """Return some of the selected jobs, at most `limit`. For the next page, give the cursor of this one, and the same arguments."""
         _check_limit(limit)
         app, view = default_app(), view_of("page", which)
-        page = await app.client().call(lambda broker: broker.console.page(view, cursor=cursor, limit=limit))
+        page = await app.client().call(lambda broker: broker.admin.page(view, cursor=cursor, limit=limit))
         jobs = [info_of(app, record) for record in page.records]
         return JobPage(jobs=jobs, cursor=page.cursor, examined=page.examined, stopped_early=page.stopped_early)
 
@@ -284,11 +284,11 @@ class Operate:
         check_operator(by, reason)
         name, call = check_queue(queue), default_app().client().call
         async with recorded(call, verb, by=by, reason=reason, names=[name]) as doing:
-            was_paused = any(queue.is_paused for queue in await call(lambda broker: broker.console.queues()) if queue.name == name)
-            await call(lambda broker: broker.console.pause(name) if verb == "pause" else broker.console.resume(name))
+            was_paused = any(queue.is_paused for queue in await call(lambda broker: broker.admin.queues()) if queue.name == name)
+            await call(lambda broker: broker.admin.pause(name) if verb == "pause" else broker.admin.resume(name))
             doing.affected = int(was_paused != (verb == "pause"))
 
-    async def _act(self, action: Action, ids: tuple[str | JobHandle[Any], ...], options: ActionOptions) -> ActionResult:
+    async def _act(self, action: ActionName, ids: tuple[str | JobHandle[Any], ...], options: ActionOptions) -> ActionResult:
         by, reason, everything = options.get("by"), options.get("reason", ""), options.get("everything", False)
         check_operator(by, reason)
         which = {name: value for name, value in options.items() if name not in ("everything", "dry_run", "by", "reason")}
@@ -314,13 +314,13 @@ class Operate:
         return result
 
 
-async def _read(call: CallVerb, ids: list[bytes]) -> AsyncIterator[list[Record | None]]:
+async def _read(call: CallBroker, ids: list[bytes]) -> AsyncIterator[list[Record | None]]:
     for first in range(0, len(ids), PAGE):
         some = ids[first : first + PAGE]
         yield await call(lambda broker, some=some: broker.read(some))  # type: ignore[misc]
 
 
-async def _act_on_ids(call: CallVerb, action: Action, ids: list[bytes]) -> AsyncIterator[ActionResult]:
+async def _act_on_ids(call: CallBroker, action: ActionName, ids: list[bytes]) -> AsyncIterator[ActionResult]:
     """Act on these jobs, and yield what was done so far after each batch."""
     done = ActionResult()
     for first in range(0, len(ids), PAGE):

@@ -184,7 +184,7 @@ class Schedules:
         async with _recorded(amendment.value, name, by, reason) as doing:
             if not is_schedule_name(name) and not await _records([name]):
                 raise _unknown(name)
-            if await _client().call(lambda broker: broker.console.amend_schedule(name, amendment)):
+            if await _client().call(lambda broker: broker.admin.amend_schedule(name, amendment)):
                 doing.affected = 1
                 return
             if not await _records([name]):
@@ -215,7 +215,7 @@ async def _records(names: Sequence[str] | None) -> list[ScheduleRecord]:
     """Return the records of these schedules, or of all. Stores differ in how they take a name that no schedule
     of ours can have, so one that another program has stored is looked for among all."""
     if names is None or all(map(is_schedule_name, names)):
-        return await _client().call(lambda broker: broker.console.schedules(names))
+        return await _client().call(lambda broker: broker.admin.schedules(names))
     return [record for record in await _records(None) if record.name in names]
 
 

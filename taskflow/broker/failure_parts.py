@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from taskflow.broker.console import FailureGroupRecord
+from taskflow.broker.admin import FailureGroupRecord
 from taskflow.model.clock import instant_of
 from taskflow.model.fingerprint import deploy_in, fingerprint_in
 from taskflow.model.stored_values import LATEST

@@ -31,7 +31,7 @@ Lookup = Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[byte
 """A function that takes topics and job ids, and returns those for which something has already happened."""
 
 
-class Standing(NamedTuple):
+class ListenerState(NamedTuple):
     """The facts that a listener reports to the server with each claim.
 
     `is_listed`   True if, as far as the listener knows, the server lists it as waiting for jobs
@@ -107,11 +107,11 @@ class Listener(ABC):
         for job_id in job_ids(topics):
             self._ended.pop(job_id, None)
 
-    def standing(self, topics: Iterable[str]) -> Standing:
+    def standing(self, topics: Iterable[str]) -> ListenerState:
         """Return the listener's standing for a claim from the queues of
         these topics. A claim must follow, because `was_nudged` is reset."""
         was_nudged, self._was_nudged = self._was_nudged, False
-        return Standing(not self._armed.isdisjoint(topics), was_nudged)
+        return ListenerState(not self._armed.isdisjoint(topics), was_nudged)
 
     def take_ended(self, job_id: bytes) -> Record | None:
         """Remove and return the record that arrived with the message that the job has ended, if there is one."""

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from taskflow.broker.console import EXAMINED, Console, Page, View
+from taskflow.broker.admin import EXAMINED, Admin, Page, View
 from taskflow.model.clock import instant_of, to_microseconds
 from taskflow.model.printable import shown
 from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
@@ -102,21 +102,21 @@ async def page(
     return Page(records=records, cursor=None, examined=examined, stopped_early=False)
 
 
-async def pages(console: Console, view: View, limit: int = AT_ONCE) -> AsyncIterator[list[Record]]:
+async def pages(admin: Admin, view: View, limit: int = AT_ONCE) -> AsyncIterator[list[Record]]:
     """Yield the jobs of a view, page by page."""
     cursor: str | None = None
     while True:
-        page = await console.page(view, cursor=cursor, limit=limit)
+        page = await admin.page(view, cursor=cursor, limit=limit)
         if page.records:
             yield page.records
         if (cursor := page.cursor) is None:
             return
 
 
-async def first(console: Console, view: View, most: int, limit: int = AT_ONCE) -> list[Record]:
+async def first(admin: Admin, view: View, most: int, limit: int = AT_ONCE) -> list[Record]:
     """Return the first `most` jobs of a view, or all if there are fewer. Each page has at most `limit` jobs."""
     found = list[Record]()
-    async for records in pages(console, view, limit):
+    async for records in pages(admin, view, limit):
         found += records
         if len(found) >= most:
             break

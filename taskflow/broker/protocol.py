@@ -63,7 +63,7 @@ such a write has made wrong.
     that the session has `seen`. No counter is raised.
   [beat_young] A younger lease, or one of a request not yet seen, is not affected.
   [beat_reports] The record shows the reported start and progress of runs.
-  [beat_looks] A beat with `looks` is answered with an outlook; other beats get none. It `is_ready` while a claim could lease anything from
+  [beat_looks] A beat with `looks` is answered with a `WorkHint`, others with none. It `is_ready` while a claim could lease anything from
     a queue that is not paused. Upkeep has nothing to move before `due_in`, except later changes and what is beyond `kept_per_queue`.
   [beat_leaving] A leaving session is dead at once. Then its remaining leases are handed back, each in a separate step. Upkeep does this
     for those that the call has not reached.
@@ -114,7 +114,7 @@ and any number of times. Calls may overlap: each move is made once.
   [poison_follow_up] A poison job with `on_failure` becomes READY in its old place instead of FAILED, and no longer expires. Its leases have
     the reason as `poison`: the worker settles it as `Discarded`, with the follow-up, without a run. That resets no counts. After further
     crashes it waits as `crash_backoff` says; beyond `most_crashes_as_poison` it becomes FAILED without the follow-up, and its reason says
-    so. Cancellation and [key_gives_way] apply as to other jobs that wait again. The console counts it as poison only once it is FAILED.
+    so. Cancellation and [key_gives_way] apply as to other jobs that wait again. It counts as poison only once it is FAILED.
   [crash_marked] A job that was asked to stop becomes CANCELLED after a crash, and does not run again.
   [outage] If no session has sent a heartbeat for a session's whole ttl, the store was unavailable. The session gets one more ttl. If it
     does not return, its leases count as handed back, not as crashed.
@@ -131,7 +131,7 @@ end because their worker was lost, has left, or does not know them, and runs tha
   [ends_unheard] While no such session lives, nothing is noted. Upkeep without `ends` takes nothing.
   [ends_bounded] About `most_ends` of them are kept. Older ones are dropped, at the latest by upkeep with `ends`, which returns about how
     many.
-  [ends_told] The first end that is noted nudges listeners under `topics.DUE`. While ends are noted, the `due_in` of an outlook for a
+  [ends_told] The first end that is noted nudges listeners under `topics.DUE`. While ends are noted, the `due_in` of a work hint for a
     session with `wants_ends` is 0.
   [ends_purged] While such a session lives, a purge leaves a waiting job for `PURGED_TTL` seconds as CANCELLED, so that it can be read.
 
@@ -155,7 +155,7 @@ never changes from declared to put, or back.
 **upkeep** for schedules:
   [schedule_offer] Upkeep offers the schedules that are due, at most `MAX_OFFERS` per call and fewer if their definitions are large, each to
     one caller only. If that caller does not fire a schedule, it is offered again after `OFFER_TTL`. `next_in`, and the
-    `due_in` of an outlook, are no later than the next offer.
+    `due_in` of an work_hint, are no later than the next offer.
   [schedule_paused] A paused schedule is neither offered nor fired. When it is resumed, its next instant is computed afresh, so instants
     that passed during the pause do not fire.
 
@@ -179,7 +179,7 @@ order.
 
 **nudges** wake as many workers as there is work for. A listener waits for jobs after a claim that got fewer than its limit. A nudge is a
 hint: it may reach a listener that is gone, hangs, or has no room. Then another listener finds the job within about a second, and the
-outlook of a beat shows that jobs are there.
+hint of a beat shows that jobs are there.
   [nudge_few] n jobs that become READY nudge n of the listeners that are waiting for jobs of their queue.
   [nudge_next] a claim that gets its limit and leaves READY jobs nudges another listener.
   [nudge_full] a listener whose claim got its limit does not wait.
@@ -194,7 +194,7 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
-from taskflow.broker.console import Console
+from taskflow.broker.admin import Admin
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import Record, Status
@@ -245,7 +245,7 @@ class Refused(msgspec.Struct, frozen=True):
         return cls(envelope.id, envelope.id, "id" if is_resent else "clash")
 
 
-class Upkept(msgspec.Struct, frozen=True, kw_only=True):
+class UpkeepResult(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one upkeep call: the number of jobs moved, by kind. The next call is due in `next_in` seconds.
 
     `offers`        the schedules that the caller is to fire
@@ -268,7 +268,7 @@ class Broker(Protocol):
     """A store of jobs, as a client uses it. The module's docstring is the contract."""
 
     @property
-    def console(self) -> Console:
+    def admin(self) -> Admin:
         """Return the operations behind the command line."""
         ...
 
@@ -288,7 +288,7 @@ class Broker(Protocol):
 
     async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
 
-    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept: ...
+    async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult: ...
 
     async def define(self, definitions: Sequence[Definition], session: bytes | None = None, age: float = 0.0) -> list[bool]: ...
 

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from taskflow.app.app import App, default_app
-from taskflow.broker.console import Console, QueueRecord, View
+from taskflow.broker.admin import Admin, QueueRecord, View
 from taskflow.broker.paging import AT_ONCE, pages
 from taskflow.cli.command import existing_broker, is_known_queue, queue_of, with_store
 from taskflow.cli.exit_codes import Exit
@@ -85,15 +85,15 @@ def check(arguments: argparse.Namespace) -> int:
 
 async def _check(app: App, arguments: argparse.Namespace) -> int:
     queues = [queue_of(name) for name in arguments.queue or ()]
-    console = (await existing_broker(app)).console
+    admin = (await existing_broker(app)).admin
     for name in queues:
-        if not await is_known_queue(console, name):
+        if not await is_known_queue(admin, name):
             return Exit.NOT_FOUND
     executor = Executor(app, middleware=(), threads=None, seams=Seams())
     checks: dict[str, JobCheck] = {}
     looked = [
-        await _look(console, executor, queue, arguments.limit, checks)
-        for queue in await console.queues()
+        await _look(admin, executor, queue, arguments.limit, checks)
+        for queue in await admin.queues()
         if queue.name in (arguments.queue or (queue.name,))
     ]
     found = sorted(checks.values(), key=lambda check: (-check.fails, -check.parks, check.job))
@@ -106,10 +106,10 @@ async def _check(app: App, arguments: argparse.Namespace) -> int:
     return Exit.FAILED if any(check.problems for check in found) else Exit.OK
 
 
-async def _look(console: Console, executor: Executor, queue: QueueRecord, limit: int, checks: dict[str, JobCheck]) -> QueueCoverage:
+async def _look(admin: Admin, executor: Executor, queue: QueueRecord, limit: int, checks: dict[str, JobCheck]) -> QueueCoverage:
     """Add up to `limit` live jobs of a queue to `checks`, by their names."""
     looked_at, live = 0, View(queue=queue.name, statuses=STATUSES)
-    async for records in pages(console, live, min(AT_ONCE, limit)):
+    async for records in pages(admin, live, min(AT_ONCE, limit)):
         for record in records[: limit - looked_at]:
             looked_at += 1
             checks.setdefault(record.job, JobCheck(job=record.job)).add(record, executor.foresee(_lease_of(record)))

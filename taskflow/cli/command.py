@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from taskflow.app.app import App, default_app
 from taskflow.app.bulk_actions import check_error, header_of, this_operator
-from taskflow.broker.console import Console, View
+from taskflow.broker.admin import Admin, View
 from taskflow.broker.migrations import Migrating
 from taskflow.broker.paging import AT_ONCE
 from taskflow.broker.protocol import Broker
@@ -140,24 +140,24 @@ def print_each(ids: Sequence[bytes], records: Sequence[Record | None], lines: Ca
 # --- unknown names ---------------------------------------------------------------------------------------------------
 
 
-async def is_known_queue(console: Console, name: str | None) -> bool:
+async def is_known_queue(admin: Admin, name: str | None) -> bool:
     """Return True if the store knows the queue, or if `name` is None. Otherwise print a message to stderr."""
-    known = [] if name is None else [queue.name for queue in await console.queues()]
+    known = [] if name is None else [queue.name for queue in await admin.queues()]
     if name is None or name in known:
         return True
     print(f"taskflow: no job has ever been in queue {name!r}{suggestion(name, known)}", file=sys.stderr)
     return False
 
 
-async def note_unknown_job(console: Console, name: str | None) -> None:
+async def note_unknown_job(admin: Admin, name: str | None) -> None:
     """If nothing was found for a job's name, and neither a running worker nor the first jobs of the store have it, print a message."""
     if name is None:
         return
-    known = {job for worker in await console.workers() for job in worker.session.jobs}
-    found = await console.page(View(job=name), limit=1)
+    known = {job for worker in await admin.workers() for job in worker.session.jobs}
+    found = await admin.page(View(job=name), limit=1)
     if name in known or found.records or (found.stopped_early and not known):
         return
-    known.update(record.job for record in (await console.page(View(), limit=AT_ONCE)).records)
+    known.update(record.job for record in (await admin.page(View(), limit=AT_ONCE)).records)
     where = f"among the {found.examined:,} that were looked at" if found.stopped_early else "in the store"
     print(f"taskflow: no job called {name!r} is {where}, and no running worker declares one{suggestion(name, known)}", file=sys.stderr)
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from taskflow.app.app import App
 from taskflow.app.package_conflict import advice
-from taskflow.broker.console import Console, Finding
+from taskflow.broker.admin import Admin, Finding
 from taskflow.broker.migrations import Migrating, Upgrade
 from taskflow.broker.url import masked
 from taskflow.cli.command import existing_broker, on_store
@@ -25,10 +25,10 @@ async def doctor(app: App, arguments: argparse.Namespace) -> int:
     """Print the findings. Return 1 if any of them is a problem. If there is no store, print those about the installation."""
     findings = [] if (says := advice()) is None else [Finding("installation", "problem", says)]
     try:
-        console = (await existing_broker(app)).console
-        findings += await console.examine()
+        admin = (await existing_broker(app)).admin
+        findings += await admin.examine()
         try:
-            findings += await _of_workers(console)
+            findings += await _of_workers(admin)
         except BrokerRefused:
             if not _has_problem(findings):  # otherwise they say why
                 raise
@@ -44,9 +44,9 @@ def _has_problem(findings: list[Finding]) -> bool:
     return any(finding.level == "problem" for finding in findings)
 
 
-async def _of_workers(console: Console) -> list[Finding]:
+async def _of_workers(admin: Admin) -> list[Finding]:
     """Return what running workers have reported: a store may answer everything but their claims, or their upkeep."""
-    workers = [worker.session for worker in await console.workers()]
+    workers = [worker.session for worker in await admin.workers()]
     troubled = [Finding(f"worker {one_line(worker.name)}", "problem", worker.trouble) for worker in workers if worker.trouble]
     return troubled or [Finding("workers", "ok", f"no trouble reported by {len(workers):,}")] * bool(workers)
 

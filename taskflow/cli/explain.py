@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from taskflow.app.app import App
-from taskflow.broker.console import Console, View
+from taskflow.broker.admin import Admin, View
 from taskflow.broker.paging import first
 from taskflow.cli.command import existing_broker, ids_of, on_store, print_each
 from taskflow.cli.exit_codes import Exit
@@ -67,7 +67,7 @@ async def explain(app: App, arguments: argparse.Namespace) -> int:
     facts: dict[tuple[str, Status], Facts] = {}  # the same for all jobs of a queue with this status
     for record in records:
         if record is not None and (record.queue, record.status) not in facts:
-            facts[record.queue, record.status] = await facts_of(broker.console, record, datetime.now(UTC))
+            facts[record.queue, record.status] = await facts_of(broker.admin, record, datetime.now(UTC))
 
     def why(record: Record) -> list[Reason]:
         return reasons(record, facts[record.queue, record.status])
@@ -79,27 +79,27 @@ async def explain(app: App, arguments: argparse.Namespace) -> int:
     return Exit.NOT_FOUND if None in records else Exit.OK
 
 
-async def facts_of(console: Console, record: Record, now: datetime) -> Facts:
+async def facts_of(admin: Admin, record: Record, now: datetime) -> Facts:
     """Ask for what matters in the job's state. The rate is measured only if other jobs are ready in the same queue."""
     if record.status in (Status.SUCCEEDED, Status.FAILED):
         return Facts(now=now)
-    queue = next((queue for queue in await console.queues() if queue.name == record.queue), None)
+    queue = next((queue for queue in await admin.queues() if queue.name == record.queue), None)
     counts = {} if queue is None else queue.counts
     is_paused = queue is not None and queue.is_paused
     rate, positions = None, dict[bytes, int]()
     if record.status is Status.READY and counts.get(Status.READY, 0) > 1:
-        ready = await first(console, View(statuses=(Status.READY,), queue=record.queue), MAX_POSITIONS, POSITIONS_AT_ONCE)
+        ready = await first(admin, View(statuses=(Status.READY,), queue=record.queue), MAX_POSITIONS, POSITIONS_AT_ONCE)
         positions = {other.id: position for position, other in enumerate(ready)}
     if positions and not is_paused:
         begun = time.monotonic()
-        before = await _claims(console, record.queue)
+        before = await _claims(admin, record.queue)
         await asyncio.sleep(SAMPLE_TIME)
-        rate = (await _claims(console, record.queue) - before) / (time.monotonic() - begun)
-    return Facts(now=now, is_paused=is_paused, counts=counts, positions=positions, workers=await console.workers(), rate=rate)
+        rate = (await _claims(admin, record.queue) - before) / (time.monotonic() - begun)
+    return Facts(now=now, is_paused=is_paused, counts=counts, positions=positions, workers=await admin.workers(), rate=rate)
 
 
-async def _claims(console: Console, queue: str) -> int:
-    return (await console.metrics()).totals.get(queue, {}).get(Event.CLAIM, 0)
+async def _claims(admin: Admin, queue: str) -> int:
+    return (await admin.metrics()).totals.get(queue, {}).get(Event.CLAIM, 0)
 
 
 def _lines(record: Record, why: list[Reason]) -> Iterator[str]:

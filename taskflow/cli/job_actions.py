@@ -15,9 +15,9 @@ import msgspec
 
 from taskflow.app import bulk_actions
 from taskflow.app.app import App
-from taskflow.app.bulk_actions import ASKED, CHANGED, UNKNOWN, ActionProgress, ActionResult, CallOnce, recorded, selection
+from taskflow.app.bulk_actions import ASKED, CHANGED, UNKNOWN, ActionProgress, ActionResult, CallBrokerOnce, recorded, selection
 from taskflow.app.operate import group_ids
-from taskflow.broker.console import Redone
+from taskflow.broker.admin import Redone
 from taskflow.broker.protocol import Broker
 from taskflow.cli.command import (
     existing_broker,
@@ -110,8 +110,8 @@ async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
         answers = [bulk_actions.foresee(action, record, by_id=True) for record in await broker.read(ids)]
         report.matching = sum(answer in (CHANGED, ASKED) for answer in answers)
     else:
-        async with recorded(CallOnce(broker), action, names=[*map(id_text, ids)], **operator(arguments)) as progress:
-            answers = await bulk_actions.apply(CallOnce(broker), action, ids)
+        async with recorded(CallBrokerOnce(broker), action, names=[*map(id_text, ids)], **operator(arguments)) as progress:
+            answers = await bulk_actions.apply(CallBrokerOnce(broker), action, ids)
             report.add(done := ActionResult.of(answers))
             progress.affected = done.affected
         for job_id, answer in zip(ids, answers, strict=True):
@@ -138,12 +138,12 @@ async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
     with reporting(ValueError):
         bulk_actions.check_view(action, view)
     broker = await existing_broker(app)
-    if not await is_known_queue(broker.console, view.queue):
+    if not await is_known_queue(broker.admin, view.queue):
         return Exit.NOT_FOUND
-    call = CallOnce(broker)
+    call = CallBrokerOnce(broker)
     report = Report(act=action, dry_run=arguments.dry_run, matching=(total := await bulk_actions.count(call, view)))
     if not total:
-        await note_unknown_job(broker.console, view.job)
+        await note_unknown_job(broker.admin, view.job)
     if arguments.dry_run:
         report.print(arguments, f"would {action} {total:,}")
         return Exit.OK
@@ -187,7 +187,7 @@ async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
     """Retry the failed jobs of one cause in stages. Returns FAILED if a job has failed again, or has not ended in time; the rest is then
     left as it is."""
     broker = await existing_broker(app)
-    ids = await group_ids(broker.console, filter_of(arguments), arguments.group)
+    ids = await group_ids(broker.admin, filter_of(arguments), arguments.group)
     if not ids:
         print(f"taskflow: no failed job is in group {arguments.group}: `taskflow failures` lists the groups", file=sys.stderr)
         return Exit.NOT_FOUND
@@ -197,7 +197,7 @@ async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
         sizes = ", ".join(f"{stage['jobs']:,}" for stage in report.stages)
         report.print(arguments, f"would retry {len(ids):,} in stages of {sizes}")
         return Exit.OK
-    if not any(worker.is_alive for worker in await broker.console.workers()):
+    if not any(worker.is_alive for worker in await broker.admin.workers()):
         print("taskflow: no worker is running: the jobs wait until one starts", file=sys.stderr)
     rollout = Rollout(broker, arguments)
 
@@ -243,7 +243,7 @@ class Rollout:
 
     async def run(self, stage: Sequence[bytes]) -> str | None:
         """Retry these jobs, and wait until they have ended. Return the reason to stop, if there is one."""
-        async with recorded(CallOnce(self._broker), "retry", **self._act) as progress:
+        async with recorded(CallBrokerOnce(self._broker), "retry", **self._act) as progress:
             problem = await self._retry(stage, progress)
             progress.stopped = problem or ""
         return problem or await self._until_ended()
@@ -252,7 +252,7 @@ class Rollout:
         size = AT_ONCE if self._rate is None else max(1, min(AT_ONCE, int(self._rate)))
         for begin in range(0, len(stage), size):
             portion, began = stage[begin : begin + size], time.monotonic()
-            answers = await bulk_actions.apply(CallOnce(self._broker), "retry", portion)
+            answers = await bulk_actions.apply(CallBrokerOnce(self._broker), "retry", portion)
             self._watched += [job_id for job_id, answer in zip(portion, answers, strict=True) if answer == CHANGED]
             done = ActionResult.of(answers)
             self.done += done
@@ -309,12 +309,12 @@ async def _pause(app: App, arguments: argparse.Namespace) -> int:
     verb, broker = arguments.command, app.broker()
     with reporting(ValueError):
         names = list(dict.fromkeys(check_queue(name) for name in arguments.names))
-    known = {queue.name: queue.is_paused for queue in await broker.console.queues()}
+    known = {queue.name: queue.is_paused for queue in await broker.admin.queues()}
     changing = [name for name in names if known.get(name, False) != (verb == "pause")]
-    async with recorded(CallOnce(broker), verb, names=changing, **operator(arguments)) as progress:
+    async with recorded(CallBrokerOnce(broker), verb, names=changing, **operator(arguments)) as progress:
         for name in names:
             if name in changing:
-                await (broker.console.pause(name) if verb == "pause" else broker.console.resume(name))
+                await (broker.admin.pause(name) if verb == "pause" else broker.admin.resume(name))
                 progress.affected += 1
                 text = f"{verb}d {name}" + ("" if name in known else ", in which no job has ever been")
             else:

@@ -55,13 +55,13 @@ async def jobs(app: App, arguments: argparse.Namespace) -> int:
         return await _show(app, arguments)
     view = filter_of(arguments)
     broker = await existing_broker(app)
-    is_known = await is_known_queue(broker.console, view.queue)
+    is_known = await is_known_queue(broker.admin, view.queue)
     try:
-        page = await broker.console.page(view, cursor=arguments.cursor, limit=arguments.limit)
+        page = await broker.admin.page(view, cursor=arguments.cursor, limit=arguments.limit)
     except ValueError as error:
         raise ConfigurationError(f"--cursor: {error}") from error
     if is_known and not page.records and arguments.cursor is None:
-        await note_unknown_job(broker.console, view.job)
+        await note_unknown_job(broker.admin, view.job)
     if arguments.json:
         print_json({"jobs": [record_json(record) for record in page.records], "cursor": page.cursor, "examined": page.examined})
         return Exit.OK if is_known else Exit.NOT_FOUND

@@ -13,7 +13,7 @@ from taskflow.app.operate import MAX_GROUPS, FailureGroup, failure_groups
 from taskflow.cli.command import existing_broker, filter_of, is_known_queue, note_unknown_job, on_store
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.terminal import BOLD, RED, cut, painted, print_json, print_lines, room, span
-from taskflow.model.audit import ActRecord
+from taskflow.model.audit import ActionRecord
 from taskflow.model.printable import INDENT, one_line
 from taskflow.model.stored_values import LATEST
 
@@ -24,11 +24,11 @@ MAX_ACTS: Final = 10_000  # in one list, which is how many a store keeps
 @on_store
 async def failures(app: App, arguments: argparse.Namespace) -> int:
     view, broker = filter_of(arguments), await existing_broker(app)
-    if not await is_known_queue(broker.console, view.queue):
+    if not await is_known_queue(broker.admin, view.queue):
         return Exit.NOT_FOUND
     groups, window = await failure_groups(broker, view, MAX_GROUPS + 1)
     if not groups:
-        await note_unknown_job(broker.console, view.job)
+        await note_unknown_job(broker.admin, view.job)
     if window is not None:
         print(f"taskflow: only the newest {window:,} failed jobs that match were counted", file=sys.stderr)
     if len(groups) > MAX_GROUPS:
@@ -62,7 +62,7 @@ def _group_lines(groups: list[FailureGroup]) -> Iterator[str]:
 @on_store
 async def audit(app: App, arguments: argparse.Namespace) -> int:
     before = None if arguments.before is None else min(arguments.before, LATEST)
-    records = await (await existing_broker(app)).console.acts(before=before, limit=min(arguments.limit, MAX_ACTS))
+    records = await (await existing_broker(app)).admin.actions(before=before, limit=min(arguments.limit, MAX_ACTS))
     if arguments.json:
         print_json([_act_json(record) for record in records])
         return Exit.OK
@@ -75,7 +75,7 @@ async def audit(app: App, arguments: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def _act_lines(records: list[ActRecord]) -> Iterator[str]:
+def _act_lines(records: list[ActionRecord]) -> Iterator[str]:
     """Yield a header, and lines for each act: when, how many it affected, what and who. The reason has a separate line."""
     now, width = datetime.now(UTC), room()
     verbs = max(len("ACT"), *(len(one_line(record.act.verb, 24)) for record in records))
@@ -91,7 +91,7 @@ def _act_lines(records: list[ActRecord]) -> Iterator[str]:
                 yield f"{INDENT}{one_line(remark, width - len(INDENT))}"
 
 
-def _act_json(record: ActRecord) -> dict[str, Any]:
+def _act_json(record: ActionRecord) -> dict[str, Any]:
     act = record.act
     return {
         "number": record.number,
@@ -109,7 +109,7 @@ def _act_json(record: ActRecord) -> dict[str, Any]:
 
 @on_store
 async def metrics(app: App, arguments: argparse.Namespace) -> int:
-    totals = (await (await existing_broker(app)).console.metrics()).totals
+    totals = (await (await existing_broker(app)).admin.metrics()).totals
     if arguments.json:
         print_json({"totals": totals})
         return Exit.OK

@@ -243,25 +243,25 @@ ACTIONS: Final[dict[str, Callable[[str, argparse.Namespace], Awaitable[Done]]]] 
 async def _stored(broker: Broker, names: Sequence[str]) -> list[ScheduleRecord]:
     """Return the schedules with these names, or all. A store is not asked for a name that only another program can have stored."""
     if all(map(is_schedule_name, names)):
-        return await broker.console.schedules(names or None)
-    return [record for record in await broker.console.schedules() if record.name in names]
+        return await broker.admin.schedules(names or None)
+    return [record for record in await broker.admin.schedules() if record.name in names]
 
 
 async def _names_of(broker: Broker, given: Sequence[str]) -> list[str]:
     """Return the names of the schedules that are meant. Another program may have stored a name with control
     characters: it is also meant by its escaped form, as lists show it."""
     usual = [name for name in given if is_schedule_name(name)]
-    known = {record.name for record in await broker.console.schedules(usual)} if usual else set()
+    known = {record.name for record in await broker.admin.schedules(usual)} if usual else set()
     if known.issuperset(given):
         return list(dict.fromkeys(given))
-    odd = [record.name for record in await broker.console.schedules() if not is_schedule_name(record.name)]
+    odd = [record.name for record in await broker.admin.schedules() if not is_schedule_name(record.name)]
     shown = {form: name for name in odd for form in (name, one_line(name))}
     with reporting(ValueError):
         return list(dict.fromkeys(shown.get(name, name) if name in shown else check_schedule_name(name) for name in given))
 
 
 async def _report_unknown(broker: Broker, name: str) -> None:
-    known = [record.name for record in await broker.console.schedules()]
+    known = [record.name for record in await broker.admin.schedules()]
     print(f"taskflow: there is no schedule called {name!r}{suggestion(name, known)}", file=sys.stderr)
 
 

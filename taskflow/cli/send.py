@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from taskflow.app.app import App, default_app
-from taskflow.app.bulk_actions import CallOnce, recorded
+from taskflow.app.bulk_actions import CallBrokerOnce, recorded
 from taskflow.app.job import NamedJob
 from taskflow.app.job_type import Call
 from taskflow.app.sending import send_call
@@ -28,7 +28,7 @@ def send(arguments: argparse.Namespace) -> int:
 
 async def _send(app: App, arguments: argparse.Namespace) -> int:
     call = _call(app, arguments)
-    async with recorded(CallOnce(app.broker()), "send", names=(call.id,), which={"job": call.job}, **operator(arguments)) as doing:
+    async with recorded(CallBrokerOnce(app.broker()), "send", names=(call.id,), which={"job": call.job}, **operator(arguments)) as doing:
         handle = await send_call(app, call)
         doing.affected = int(handle.is_new)
     if arguments.json:
@@ -84,7 +84,7 @@ def _json_of(text: str) -> bytes:
 
 async def _warn_of_unknown_job(app: App, name: str) -> None:
     """Warn if there are workers, but none that knows the job: usually the name is a typo."""
-    alive = [worker.session.jobs for worker in await app.broker().console.workers() if worker.is_alive]
+    alive = [worker.session.jobs for worker in await app.broker().admin.workers() if worker.is_alive]
     known = {job for jobs in alive for job in jobs}
     if alive and all(alive) and name not in known:
         print(f"taskflow: no running worker knows {one_line(name)}{suggestion(name, known)}", file=sys.stderr)

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from taskflow.app.app import App
-from taskflow.broker.console import Console, QueueRecord, View
+from taskflow.broker.admin import Admin, QueueRecord, View
 from taskflow.broker.url import masked
 from taskflow.cli.command import existing_broker, on_store
 from taskflow.cli.exit_codes import Exit
@@ -60,22 +60,22 @@ Rates = Mapping[str, Mapping[str, float]]  # how many events of each kind a queu
 
 @on_store
 async def status(app: App, arguments: argparse.Namespace) -> int:
-    console = (await existing_broker(app)).console
+    admin = (await existing_broker(app)).admin
     if arguments.watch is not None:
-        return await watch(partial(Summary.read, app, console), arguments.watch, is_json=arguments.json)
-    summary = await Summary.read(app, console)
+        return await watch(partial(Summary.read, app, admin), arguments.watch, is_json=arguments.json)
+    summary = await Summary.read(app, admin)
     return _shown(arguments, summary.to_json(), summary.lines())
 
 
 @on_store
 async def queues(app: App, arguments: argparse.Namespace) -> int:
-    found = await (await existing_broker(app)).console.queues()
+    found = await (await existing_broker(app)).admin.queues()
     return _shown(arguments, [queue_json(queue) for queue in found], queue_table(found))
 
 
 @on_store
 async def workers(app: App, arguments: argparse.Namespace) -> int:
-    found = await (await existing_broker(app)).console.workers()
+    found = await (await existing_broker(app)).admin.workers()
     if not found and not arguments.json:
         print("no worker is running", file=sys.stderr)
     return _shown(arguments, [worker_json(worker) for worker in found], table(_WORKER_COLUMNS, found) if found else ())
@@ -104,19 +104,19 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     unknown: Mapping[str, int] = {}
 
     @classmethod
-    async def read(cls, app: App, console: Console) -> Summary:
-        schedules, queues, workers = await console.schedules(), await console.queues(), await console.workers()
+    async def read(cls, app: App, admin: Admin) -> Summary:
+        schedules, queues, workers = await admin.schedules(), await admin.queues(), await admin.workers()
         return cls(
             broker=masked(app.broker_url()),
             queues=queues,
             workers=workers,
-            unknown=await _unknown_jobs(console, queues, workers),
+            unknown=await _unknown_jobs(admin, queues, workers),
             schedules={
                 "stored": len(schedules),
                 "paused": sum(schedule.is_paused for schedule in schedules),
                 "asleep": sum(schedule.asleep_since is not None for schedule in schedules),
             },
-            totals=(await console.metrics()).totals,
+            totals=(await admin.metrics()).totals,
             at=time.monotonic(),
         )
 
@@ -251,12 +251,12 @@ def _hints(summary: Summary) -> Iterator[str]:
         yield f"no running worker knows the job {name} ({count:,} parked): deploy the code that sent it, or `taskflow cancel --job {name}`"
 
 
-async def _unknown_jobs(console: Console, queues: Sequence[QueueRecord], workers: Sequence[SessionRecord]) -> dict[str, int]:
+async def _unknown_jobs(admin: Admin, queues: Sequence[QueueRecord], workers: Sequence[SessionRecord]) -> dict[str, int]:
     """Count parked jobs that no running worker knows. They are due again within minutes, so they are among the next ones."""
     known = [worker.session.jobs for worker in workers if worker.is_alive]
     if not known or not all(known) or not any(queue.counts.get(Status.SCHEDULED) for queue in queues):
         return {}
-    page = await console.page(View(statuses=(Status.SCHEDULED,)), limit=MAX_READ)
+    page = await admin.page(View(statuses=(Status.SCHEDULED,)), limit=MAX_READ)
     return Counter(record.job for record in page.records if record.waiting_for and not any(record.job in jobs for jobs in known))
 
 

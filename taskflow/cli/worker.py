@@ -281,7 +281,7 @@ class WorkerRun:
         if not self.options.queues.names:
             return
         known = {queue for job in self.app.registry for queue in job.queues}
-        known |= {queue.name for queue in await self.app.broker().console.queues()}
+        known |= {queue.name for queue in await self.app.broker().admin.queues()}
         for name in self.options.queues.names:
             if name not in known:
                 hint = f"; did you mean {near}?" if (near := nearest(name, known)) else ""

@@ -16,7 +16,7 @@ MAX_CHARACTERS: Final = 200
 MAX_REASON: Final = 1_000
 
 
-class Act(msgspec.Struct, frozen=True, kw_only=True):
+class Action(msgspec.Struct, frozen=True, kw_only=True):
     """An act of an operator.
 
     `id`        16 bytes, by which a store recognizes an act that is sent again
@@ -41,15 +41,15 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-class ActRecord(msgspec.Struct, frozen=True, kw_only=True):
+class ActionRecord(msgspec.Struct, frozen=True, kw_only=True):
     """An act in the log of a store. `number` rises with each act. `at` is the store's time. `act` has no `id`."""
 
     number: int
     at: datetime
-    act: Act
+    act: Action
 
 
-def pack_act(act: Act) -> bytes:
+def pack_action(act: Action) -> bytes:
     """Pack an act without its id. Long texts are truncated, so that no act is large."""
     names = [name[:MAX_CHARACTERS] for name in act.names[:MAX_NAMES]]
     which = {name: value[:MAX_CHARACTERS] for name, value in act.which.items()}
@@ -57,20 +57,20 @@ def pack_act(act: Act) -> bytes:
     return packed([*texts, act.reason[:MAX_REASON], names, act.named, which, act.affected])
 
 
-def act_record_of(number: Any, at: Any, body: Any) -> ActRecord:
+def action_record_of(number: Any, at: Any, body: Any) -> ActionRecord:
     """Return the record of a stored act. What cannot be read gets a default."""
     reader = FieldReader()
-    unreadable = Act(id=b"", by="?", verb="?", reason="this entry cannot be read")
-    return ActRecord(
+    unreadable = Action(id=b"", by="?", verb="?", reason="this entry cannot be read")
+    return ActionRecord(
         number=reader.read("number", number, whole, 0),
         at=reader.read("at", at, instant, instant_of(0)),
         act=reader.read("body", body, _act, unreadable),
     )
 
 
-def _act(stored: Any) -> Act:
+def _act(stored: Any) -> Action:
     by, verb, stopped, reason, names, named, which, affected, *_ = unpacked(octets(stored))
-    return Act(
+    return Action(
         id=b"",
         by=text(by),
         verb=text(verb),

@@ -108,7 +108,7 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
 
     @property
     def fingerprint(self) -> bytes:
-        """The fingerprint of a failed job's cause, by which `Console.failure_groups` groups it."""
+        """The fingerprint of a failed job's cause, by which `Admin.failure_groups` groups it."""
         return fingerprint_in(self.cause)
 
     @property

@@ -116,7 +116,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     `seen`      the number of the last claim request whose answer the session has processed or given up on. A lease from a later request
                 is never a ghost, so a delayed heartbeat cannot take it back
     `leaving`   True in the last heartbeat: the remaining leases go back, and the session ends
-    `looks`     True to ask for the `Outlook` as well, so that an idle worker needs no separate query
+    `looks`     True to ask for the `WorkHint` as well, so that an idle worker needs no separate query
     `died_of`   why the session's process died ("signal SIGSEGV"), as reported by another process. This ends the session, and each of
                 its leases counts as a crash with that cause. Such a heartbeat must carry nothing else: use `of_death` to make it
     """
@@ -141,7 +141,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"died_of has {len(self.died_of)} characters, expected at most {MAX_DIED_OF}: Beat.of_death() shortens it")
 
 
-class Outlook(msgspec.Struct, frozen=True):
+class WorkHint(msgspec.Struct, frozen=True):
     """The work that a worker can expect to find in a store.
 
     `is_ready`  True if a claim may find jobs in some queue
@@ -158,10 +158,10 @@ class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
     `lost`      the leases in the heartbeat that the session no longer has
     `stopping`  the leases whose runs should stop
     `ghosts`    how many leases went back because the heartbeat did not list them
-    `outlook`   set if the heartbeat asked for it
+    `work_hint`   set if the heartbeat asked for it
     """
 
     lost: tuple[ClaimId, ...] = ()
     stopping: tuple[ClaimId, ...] = ()
     ghosts: int = 0
-    outlook: Outlook | None = None
+    work_hint: WorkHint | None = None

@@ -16,7 +16,7 @@ from taskflow.app.job import Declared
 from taskflow.app.middleware import has_ended_hook
 from taskflow.app.options import EnqueueOptions
 from taskflow.app.portal import serve_callers
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.broker.paging import pages
 from taskflow.model.clock import ManualClock, Seams, instant_of, microseconds_of, to_seconds
 from taskflow.model.errors import JobFailed
@@ -75,7 +75,7 @@ class TaskflowJobs:
     async def enqueued(self, job: Declared[..., Any] | None = None) -> list[Record]:
         """Return the records of the jobs that have not ended, oldest first. With `job`, return only the jobs of that type."""
         chosen = View(job=None if job is None else job.name, statuses=tuple(LIVE))
-        found = [record async for records in pages(self._broker.console, chosen) for record in records]
+        found = [record async for records in pages(self._broker.admin, chosen) for record in records]
         return sorted(found, key=lambda record: record.id)
 
     @overload
@@ -285,8 +285,8 @@ class TaskflowJobs:
                 await state.scheduler.fire(done.offers)
 
     async def _next_due_in(self) -> float | None:
-        waits = [queue.next_due_in for queue in await self._broker.console.queues() if queue.next_due_in is not None]
-        for schedule in await self._broker.console.schedules():
+        waits = [queue.next_due_in for queue in await self._broker.admin.queues() if queue.next_due_in is not None]
+        for schedule in await self._broker.admin.schedules():
             if schedule.next_at is not None and not schedule.is_paused:
                 delay = to_seconds(SchedulePlan.from_body(schedule.body).delay_of(schedule.name, microseconds_of(schedule.next_at)))
                 waits.append((schedule.next_at - self.now).total_seconds() + delay)

@@ -16,7 +16,7 @@ from taskflow.model.clock import Chance
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerError, SessionLost
 from taskflow.model.pauses import Pauses, Retries
-from taskflow.model.session import Outlook
+from taskflow.model.session import WorkHint
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.registration import Registration
 from taskflow.worker.runs import Runs
@@ -28,7 +28,7 @@ POLL_INTERVAL: Final = 5.0
 """Seconds without a nudge after which the fetcher claims again, because nudges may
 be lost. It does not do so after a heartbeat has reported that there is no work."""
 
-OUTLOOK_TTL: Final = 1.4
+WORK_HINT_TTL: Final = 1.4
 """A heartbeat's report is trusted for `POLL_INTERVAL` times this factor. That is slightly
 longer than the 6.7 s between an idle session's heartbeats (with a ttl of 20 s)."""
 
@@ -95,12 +95,12 @@ class Fetcher:
         with anyio.move_on_after(within):
             await self._answered.wait()
 
-    def apply_outlook(self, outlook: Outlook, asked_at: float) -> None:
-        """Apply the outlook from the answer to a heartbeat that was sent at `asked_at`."""
-        self._nothing_since = -math.inf if outlook.is_ready else asked_at
+    def apply_work_hint(self, work_hint: WorkHint, asked_at: float) -> None:
+        """Apply the work hint from the answer to a heartbeat that was sent at `asked_at`."""
+        self._nothing_since = -math.inf if work_hint.is_ready else asked_at
         if not self._is_waiting:
             return
-        if not outlook.is_ready:
+        if not work_hint.is_ready:
             self.answered_at = asked_at
         elif time.monotonic() - self._looked_at >= POLL_INTERVAL:  # otherwise the work is probably in a queue of other workers
             self._nudge()
@@ -141,7 +141,7 @@ class Fetcher:
         try:
             while not await waiter.wait(pause):
                 now = time.monotonic()
-                until = min(longest, self._nothing_since + OUTLOOK_TTL * POLL_INTERVAL)
+                until = min(longest, self._nothing_since + WORK_HINT_TTL * POLL_INTERVAL)
                 if now >= until or not waiter.is_prompt:
                     break
                 pause = min(POLL_INTERVAL, until - now)

@@ -301,9 +301,9 @@ class WorkerSession:
                 self._quarantine.add(lease, claimed_at)
 
     def apply_answer(self, answer: BeatAnswer, asked_at: float) -> None:
-        if answer.outlook is not None:
-            self.fetcher.apply_outlook(answer.outlook, asked_at)
-            self._upkeep.apply_outlook(answer.outlook, asked_at)
+        if answer.work_hint is not None:
+            self.fetcher.apply_work_hint(answer.work_hint, asked_at)
+            self._upkeep.apply_work_hint(answer.work_hint, asked_at)
         for claim in answer.stopping:
             if (holding := self.lease_table.get(claim)) is not None:
                 self.runs.ask_to_stop(holding, CANCELLED)

@@ -22,7 +22,7 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerError, BrokerUnavailable, DeclarationError, SessionLost, StoreFull
 from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.schedule import MAX_OFFERS, Definition, Firing, Offer
-from taskflow.model.session import Outlook
+from taskflow.model.session import WorkHint
 from taskflow.worker.events import BrokerCallFailed, Events, ScheduleFailed, ScheduleFired, ScheduleMissed
 from taskflow.worker.registration import Registration
 from taskflow.worker.thread_pool import ThreadPool
@@ -251,7 +251,7 @@ The next ones have 250, so that old results are dropped as fast as new ones are 
 
 MAX_UPKEEP_INTERVAL: Final = 5.0
 UPKEEP_PAUSES: Final = Pauses(0.5, MAX_UPKEEP_INTERVAL)
-OUTLOOK_TTL: Final = 1.4 * MAX_UPKEEP_INTERVAL  # seconds for which a heartbeat's outlook is trusted
+WORK_HINT_TTL: Final = 1.4 * MAX_UPKEEP_INTERVAL  # seconds for which a heartbeat's work hint is trusted
 MAX_IDLE_INTERVAL: Final = 60.0  # seconds after which upkeep is called, whatever the heartbeats report
 SHORT: Final = 2.0
 UNANNOUNCED: Final = 0.1
@@ -302,9 +302,9 @@ class Upkeep:
     def note_work(self) -> None:
         self._is_at_rest = False
 
-    def apply_outlook(self, outlook: Outlook, asked_at: float) -> None:
-        """Apply the outlook from the answer to a heartbeat that was sent at `asked_at`."""
-        self._outlook_at, self._due_at = asked_at, asked_at + outlook.due_in
+    def apply_work_hint(self, work_hint: WorkHint, asked_at: float) -> None:
+        """Apply the work hint from the answer to a heartbeat that was sent at `asked_at`."""
+        self._outlook_at, self._due_at = asked_at, asked_at + work_hint.due_in
         if self._due_at < self._next_at - UNANNOUNCED:
             self._forget_due()
             self._when_due = asyncio.get_running_loop().call_later(self._due_at - time.monotonic(), self._nudge)
@@ -320,7 +320,7 @@ class Upkeep:
         self._next_at = began_at + pause
         while not await waiter.wait(pause):
             now = time.monotonic()
-            self._next_at = min(self._due_at, self._outlook_at + OUTLOOK_TTL, began_at + MAX_IDLE_INTERVAL)
+            self._next_at = min(self._due_at, self._outlook_at + WORK_HINT_TTL, began_at + MAX_IDLE_INTERVAL)
             if self._next_at <= now or self._outlook_at < began_at or not self._is_at_rest:
                 return False
             pause = self._next_at - now

@@ -17,7 +17,7 @@ import anyio
 from taskflow.app.app import default_app
 from taskflow.app.job_type import Registry
 from taskflow.app.middleware import has_ended_hook
-from taskflow.broker.console import QueueRecord, View
+from taskflow.broker.admin import QueueRecord, View
 from taskflow.broker.paging import first
 from taskflow.broker.protocol import Broker
 from taskflow.broker.retry import retry
@@ -100,7 +100,7 @@ class Drain:
 
     async def note_begin(self, session: bytes) -> None:
         """Record when the store registered the session. Jobs that fail without a run after that count as failures of this drain."""
-        workers = await self._broker.console.workers()
+        workers = await self._broker.admin.workers()
         self._began_at = next((worker.registered_at for worker in workers if worker.session.id == session), None)
 
     async def set_aside(self) -> int:
@@ -108,7 +108,7 @@ class Drain:
         poison in the worker's queues."""
         if self._began_at is None:
             return 0
-        failed = await self._broker.console.page(View(statuses=(Status.FAILED,)), limit=MAX_SEARCHED)
+        failed = await self._broker.admin.page(View(statuses=(Status.FAILED,)), limit=MAX_SEARCHED)
         return sum(
             self._is_set_aside(record) and (record.ended_at is None or record.ended_at >= self._began_at) for record in failed.records
         )
@@ -132,7 +132,7 @@ class Drain:
 
     async def queues(self) -> list[QueueRecord]:
         """Return the worker's queues."""
-        return [queue for queue in await self._broker.console.queues() if not self._names or queue.name in self._names]
+        return [queue for queue in await self._broker.admin.queues() if not self._names or queue.name in self._names]
 
     async def parked(self, queue: QueueRecord) -> Counter[str]:
         """Return, for each job name, how many of the queue's newest scheduled jobs this worker cannot run."""
@@ -158,7 +158,7 @@ class Drain:
 
     async def _scheduled(self, queue: QueueRecord) -> list[Record]:
         """Return the first of the queue's scheduled jobs."""
-        return await first(self._broker.console, View(queue=queue.name, statuses=(Status.SCHEDULED,)), MAX_SEARCHED)
+        return await first(self._broker.admin, View(queue=queue.name, statuses=(Status.SCHEDULED,)), MAX_SEARCHED)
 
     def _can_run(self, record: Record) -> bool:
         """Return True if this worker can run the job, even if another worker has parked it."""

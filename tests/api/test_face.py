@@ -163,7 +163,7 @@ async def test_block_2_1(world: World) -> None:
     session = await world.a_session()
     [math] = await world.claim(session, ["math"])
     assert (math.envelope.priority, math.envelope.timeout, math.envelope.keep_result) == (5, 10.0, 300.0)
-    [queue] = [queue for queue in await world.broker.console.queues() if queue.name == "default"]
+    [queue] = [queue for queue in await world.broker.admin.queues() if queue.name == "default"]
     assert (queue.counts[Status.SCHEDULED], queue.counts[Status.READY]) == (1, 10_001)
 
 
@@ -198,10 +198,10 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 
 async def test_block_2_3(engine: AsyncEngine) -> None:
-    assert await listed(default_app().broker().console) == []  # its tables are there
+    assert await listed(default_app().broker().admin) == []  # its tables are there
     async with AsyncSession(engine, expire_on_commit=False) as session:
         await names_in("2.3", **vars(send), session=session, order=(order := send.Order()))
-        [record] = await listed(default_app().broker().console)
+        [record] = await listed(default_app().broker().admin)
         async with Worker(options=WorkerOptions(subscribers=())):
             assert await JobHandle.of(id_text(record.id), job=send.charge).result(timeout=30) == order.id
 
@@ -255,7 +255,7 @@ async def test_block_6_1(world: World) -> None:
         assert await (await define.add.delay(1, 2)).result(timeout=30) == 3
 
     await names_in("6.1", **vars(work), serve=serve)
-    assert await world.broker.console.workers() == []
+    assert await world.broker.admin.workers() == []
 
 
 async def test_block_6_2(world: World) -> None:
@@ -263,7 +263,7 @@ async def test_block_6_2(world: World) -> None:
         assert state == {"name": "the application's own"}
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=work.app), base_url="http://testing") as client:
             assert (await client.get("/")).text == "3"
-    assert await world.broker.console.workers() == []
+    assert await world.broker.admin.workers() == []
 
 
 async def test_blocks_7_1_and_7_2(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
+from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
 from taskflow.broker.migrations import Migration, Upgrade
 from taskflow.broker.protocol import Added, Refused
-from taskflow.model.audit import Act, ActRecord
+from taskflow.model.audit import Action, ActionRecord
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.record import Record, Status
@@ -36,7 +36,7 @@ def assert_safe(*outputs: str) -> None:
 
 
 class HostileBroker:
-    """It holds a job in each status, an unreadable one and one whose numbers, instants and id are odd. It is its own console."""
+    """It holds a job in each status, an unreadable one and one whose numbers, instants and id are odd. It is its own admin."""
 
     def __init__(self, text: str = HOSTILE) -> None:
         self._text = text
@@ -46,7 +46,7 @@ class HostileBroker:
         self.acted_on: list[bytes] = []
 
     @property
-    def console(self) -> HostileBroker:
+    def admin(self) -> HostileBroker:
         return self
 
     async def close(self) -> None: ...
@@ -110,12 +110,12 @@ class HostileBroker:
         sample = self.records[0].id
         return [FailureGroupRecord(fingerprint=bytes(8), count=HUGE, first=never, last=never, jobs=counts, deploys=counts, sample=sample)]
 
-    async def record_act(self, act: Act) -> None: ...
+    async def record_action(self, act: Action) -> None: ...
 
-    async def acts(self, *, before: int | None = None, limit: int = 100) -> list[ActRecord]:
+    async def actions(self, *, before: int | None = None, limit: int = 100) -> list[ActionRecord]:
         text = self._text
-        odd = Act(id=b"", by=text, verb=text, names=(text,), named=HUGE, which={text: text}, affected=HUGE, stopped=text, reason=text)
-        return [ActRecord(number=HUGE, at=datetime.max.replace(tzinfo=UTC), act=odd)]
+        odd = Action(id=b"", by=text, verb=text, names=(text,), named=HUGE, which={text: text}, affected=HUGE, stopped=text, reason=text)
+        return [ActionRecord(number=HUGE, at=datetime.max.replace(tzinfo=UTC), act=odd)]
 
     async def metrics(self) -> Metrics:
         return Metrics(totals={self._text: {self._text: HUGE}})

@@ -199,7 +199,7 @@ def counts_of(url: str) -> Counter[str]:
         broker = connect(url)
         try:
             counts = Counter[str]()
-            for queue in await broker.console.queues():
+            for queue in await broker.admin.queues():
                 counts.update({status.value: number for status, number in queue.counts.items()})
             return +counts
         finally:

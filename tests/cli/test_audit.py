@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from taskflow.app import bulk_actions
-from taskflow.broker.sqlite.broker import SqliteBroker, SqliteConsole
+from taskflow.broker.sqlite.broker import SqliteAdmin, SqliteBroker
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Status
@@ -22,7 +22,7 @@ from tests.cli.stock import Stock
 ME = f"{getpass.getuser()}@{socket.gethostname()}"
 
 
-def acts(cli: Cli) -> list[list[Any]]:
+def actions(cli: Cli) -> list[list[Any]]:
     """What was done, to what, to how many and why: the oldest first."""
     found = cli.json("audit")
     return [[act["act"], act["names"] or act["selection"], act["affected"], act["reason"]] for act in reversed(found)]
@@ -35,7 +35,7 @@ def test_each_act_is_recorded_with_its_target_its_count_and_its_reason(cli: Cli,
     cli("pause", "mail", "default")
     cli("resume", "mail")
 
-    assert acts(cli) == [
+    assert actions(cli) == [
         ["retry", [stock.failed, stock.poison], 2, "fixed in 1.2"],
         ["cancel", {"queue": "mail", "status": "ready"}, 2, ""],
         ["purge", {"status": "cancelled, failed, succeeded"}, 4, ""],
@@ -102,17 +102,17 @@ def test_an_act_that_is_interrupted_is_recorded_with_what_was_done(
 
 
 def test_an_act_that_the_store_breaks_off_is_recorded_with_what_was_done(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
-    dropped = SqliteConsole.drop
+    dropped = SqliteAdmin.drop
     calls: list[int] = []
 
-    async def drop(console: SqliteConsole, ids: list[bytes]) -> list[Status | None]:
+    async def drop(admin: SqliteAdmin, ids: list[bytes]) -> list[Status | None]:
         calls.append(1)
         if len(calls) == 3:
             raise BrokerUnavailable("the disk is away")
-        return await dropped(console, ids)
+        return await dropped(admin, ids)
 
     monkeypatch.setattr(bulk_actions, "PAGE", 1)
-    monkeypatch.setattr(SqliteConsole, "drop", drop)
+    monkeypatch.setattr(SqliteAdmin, "drop", drop)
     said = cli("purge", "--all", code=3)
 
     [act] = cli.json("audit")

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pytest
 
-from taskflow.broker.console import Console
+from taskflow.broker.admin import Admin
 from taskflow.cli.explain import Facts, _shortened
 from taskflow.model.ids import id_text
 from taskflow.model.record import Record, Status
@@ -18,7 +18,7 @@ def test_facts_are_asked_for_once_for_all_jobs_of_a_queue(cli: Cli, stock: Stock
     """Asking takes a second if other jobs are ready."""
     asked = []
 
-    async def facts_of(console: Console, record: Record, now: datetime) -> Facts:
+    async def facts_of(admin: Admin, record: Record, now: datetime) -> Facts:
         asked.append((record.queue, record.status))
         return Facts(now=now)
 

@@ -40,7 +40,7 @@ def cause(text: str, cure: str = "") -> Callable[[Plant], Plant]:
 @cause("queue default is paused", "taskflow resume default")
 async def paused(world: World) -> Job:
     await world.a_session()
-    await world.broker.console.pause("default")
+    await world.broker.admin.pause("default")
     return await world.add()
 
 
@@ -219,7 +219,7 @@ async def expired(world: World) -> Job:
 @cause("it expired before a worker had started it; queue default is paused", "`taskflow resume default` ends the pause; then")
 async def expired_in_a_pause(world: World) -> Job:
     job = await world.add(expires=10.0)
-    await world.broker.console.pause("default")
+    await world.broker.admin.pause("default")
     await world.pass_time(11.0)
     return job
 
@@ -244,7 +244,7 @@ async def test_the_cause_is_named_first_with_its_cure(world: World, name: str) -
     job = await plant(world)
     record = await world.record(job)
 
-    first, *_ = reasons(record, await facts_of(world.broker.console, record, instant_of(world.clock.wall())))
+    first, *_ = reasons(record, await facts_of(world.broker.admin, record, instant_of(world.clock.wall())))
 
     assert text in first.text
     assert cure in first.cure.replace(id_text(record.id), "ID")
@@ -253,8 +253,8 @@ async def test_the_cause_is_named_first_with_its_cure(world: World, name: str) -
 
 async def test_further_reasons_follow(world: World) -> None:
     """What would hold the job up next is told, too."""
-    await world.broker.console.pause("default")
+    await world.broker.admin.pause("default")
     record = await world.record(await world.add())
-    told = reasons(record, await facts_of(world.broker.console, record, instant_of(world.clock.wall())))
+    told = reasons(record, await facts_of(world.broker.admin, record, instant_of(world.clock.wall())))
     assert [reason.text for reason in told] == ["queue default is paused", "no worker is running"]
     assert all(isinstance(reason, Reason) and reason.cure for reason in told)

@@ -41,7 +41,7 @@ async def stock(broker: Broker) -> None:
         names = ["gone"] if number == 4 else ["morning", "poll"]
         await broker.define([a_definition(name, PARIS, overlap="skip", max_delay=60.0) for name in names], session.id, 9.0 - number)
     await broker.beat(Beat(session=bytes([4]) * 16, leaving=True))
-    await broker.console.amend_schedule("poll", Amendment.PAUSE)
+    await broker.admin.amend_schedule("poll", Amendment.PAUSE)
     await fire(broker, "morning", FRIDAY)
     await broker.define([a_definition("ticks", EveryTimes(30.0), jitter=5.0)])
 

@@ -12,9 +12,9 @@ import pytest
 
 import taskflow
 from taskflow import Status
-from taskflow.broker.console import Redone
+from taskflow.broker.admin import Redone
 from taskflow.broker.protocol import Broker
-from taskflow.broker.sqlite.broker import SqliteConsole
+from taskflow.broker.sqlite.broker import SqliteAdmin
 from taskflow.cli.job_actions import AT_ONCE, MAX_CHECKED, Rollout
 from taskflow.cli.parser import a_parser
 from tests.cli.inprocess import Cli
@@ -96,12 +96,12 @@ class _Idle:
     """A broker that retries every job, and whose workers are busy with others."""
 
     def __init__(self) -> None:
-        self.console, self.n_read = self, 0
+        self.admin, self.n_read = self, 0
 
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
         return [Redone.OK] * len(ids)
 
-    async def record_act(self, act: object) -> None: ...
+    async def record_action(self, act: object) -> None: ...
 
     async def read(self, ids: Sequence[bytes]) -> list[object]:
         self.n_read += len(ids)
@@ -127,10 +127,10 @@ def test_ctrl_c_says_how_many_were_retried(cli: Cli, group: str, monkeypatch: py
 
 
 def test_jobs_that_cannot_be_retried_are_counted(cli: Cli, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def retry(console: object, ids: Sequence[bytes]) -> list[Redone]:
+    async def retry(admin: object, ids: Sequence[bytes]) -> list[Redone]:
         return [Redone.KEY_TAKEN] * len(ids)
 
-    monkeypatch.setattr(SqliteConsole, "retry", retry)
+    monkeypatch.setattr(SqliteAdmin, "retry", retry)
     said = cli("retry", "--group", group, code=1)
     assert said.err == f"{IDLE}taskflow: {MANY} were not retried: another live job has its key\n"
 

@@ -1,4 +1,4 @@
-"""One behavioural suite that every broker passes: each clause of `taskflow.broker.protocol` and `console` is a test of its name.
+"""One behavioural suite that every broker passes: each clause of `taskflow.broker.protocol` and `admin` is a test of its name.
 
 `test_<clause>` or `test_<clause>__<more>` claims one clause, on each kind of store in `tests.support.harnesses`.
 Beside them: `moves` the table of legal moves, one by one · `traces` counterexamples of the model · `machine` random orders of verbs

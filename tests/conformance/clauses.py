@@ -13,14 +13,14 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from taskflow.broker import console, protocol, transactional
+from taskflow.broker import admin, protocol, transactional
 from tests.support.harnesses import StoreHarness
 from tests.support.world import World
 
 MODULES: Final = (
     *("enqueue", "keys", "joins", "claim", "beat", "settle", "turns", "ends"),
     *("cancel_read", "upkeep", "poison_follow_up", "outage", "listen", "nudges", "schedules"),
-    *("console", "pages", "console_acts", "console_failures", "audit"),
+    *("admin", "pages", "admin_acts", "admin_failures", "audit"),
     *("tags", "spoilt_rows"),
     "transactional",
 )
@@ -37,7 +37,7 @@ def clauses() -> frozenset[str]:
     texts = [
         protocol.__doc__,
         transactional.__doc__,
-        *(method.__doc__ for _, method in inspect.getmembers(console.Console, inspect.isfunction)),
+        *(method.__doc__ for _, method in inspect.getmembers(admin.Admin, inspect.isfunction)),
     ]
     return frozenset(name for text in texts for name in _BRACKETED.findall(text or ""))
 

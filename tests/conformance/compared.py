@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.broker.paging import pages
 from taskflow.broker.protocol import Broker
 from taskflow.model.clock import ManualClock, to_microseconds
@@ -44,7 +44,7 @@ class Snapshot(NamedTuple):
 
 
 async def _in_order(broker: Broker, view: View, limit: int) -> list[Record]:
-    return [record async for records in pages(broker.console, view, limit) for record in records]
+    return [record async for records in pages(broker.admin, view, limit) for record in records]
 
 
 class Difference(AssertionError):
@@ -122,16 +122,16 @@ class ComparedBroker:
         await self._ask("upkeep", lambda broker: broker.upkeep(limit))
 
     async def retry(self, ids: Sequence[bytes]) -> None:
-        await self._ask("retry", lambda broker: broker.console.retry(ids))
+        await self._ask("retry", lambda broker: broker.admin.retry(ids))
 
     async def purge(self, job_filter: View) -> None:
-        await self._ask("purge", lambda broker: broker.console.purge(job_filter))
+        await self._ask("purge", lambda broker: broker.admin.purge(job_filter))
 
     async def pause(self, queue: str) -> None:
-        await self._ask("pause", lambda broker: broker.console.pause(queue))
+        await self._ask("pause", lambda broker: broker.admin.pause(queue))
 
     async def resume(self, queue: str) -> None:
-        await self._ask("resume", lambda broker: broker.console.resume(queue))
+        await self._ask("resume", lambda broker: broker.admin.resume(queue))
 
     async def page(self, view: View, limit: int) -> None:
         """Ask for all pages of the view."""
@@ -218,12 +218,12 @@ def _plain_lease(lease: Lease) -> tuple[Any, ...]:
 
 async def _show(broker: Broker, ids: Sequence[bytes]) -> Shown:
     records = await broker.read(ids)
-    totals = (await broker.console.metrics()).totals
+    totals = (await broker.admin.metrics()).totals
     return Shown(
         records=dict(zip(ids, records, strict=True)),
-        queues=await broker.console.queues(),
+        queues=await broker.admin.queues(),
         metrics={
             queue: {event: count for event, count in events.items() if count} for queue, events in totals.items() if any(events.values())
         },
-        workers=await broker.console.workers(),
+        workers=await broker.admin.workers(),
     )

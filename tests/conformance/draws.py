@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.model.envelope import ClaimId, Lease, OnConflict
 from taskflow.model.record import Status
 from taskflow.model.session import Session

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.record import Status
 from taskflow.model.session import Session
@@ -182,11 +182,11 @@ async def _replace(stage: Stage, to: Status | None) -> None:
 
 
 async def _redo(stage: Stage, to: Status | None) -> None:
-    await stage.world.broker.console.retry([stage.envelope.id])
+    await stage.world.broker.admin.retry([stage.envelope.id])
 
 
 async def _drop(stage: Stage, to: Status | None) -> None:
-    await stage.world.broker.console.purge(View())
+    await stage.world.broker.admin.purge(View())
 
 
 CAUSES: Final[dict[Event, Callable[[Stage, Status | None], Awaitable[None]]]] = {

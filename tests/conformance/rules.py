@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.session import Beat, Report
 from taskflow.model.verdict import Progress, Settlement

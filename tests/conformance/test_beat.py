@@ -63,7 +63,7 @@ async def test_beat_dead__reaped(world: World) -> None:
 
     with pytest.raises(SessionLost):
         await world.beat(session, lease)
-    assert [record for record in await world.broker.console.workers() if record.session == session] == []
+    assert [record for record in await world.broker.admin.workers() if record.session == session] == []
 
 
 async def test_beat_dead__departed(world: World) -> None:
@@ -283,9 +283,9 @@ async def test_beat_looks__nothing(world: World) -> None:
     """Where there is nothing to do a session hears so; until it would lapse itself nobody need look."""
     session = await world.a_session()
 
-    outlook = await world.outlook(session)
-    assert not outlook.is_ready
-    assert outlook.due_in == pytest.approx(session.ttl, abs=0.001)
+    work_hint = await world.work_hint(session)
+    assert not work_hint.is_ready
+    assert work_hint.due_in == pytest.approx(session.ttl, abs=0.001)
 
 
 async def test_beat_looks__ready(world: World) -> None:
@@ -294,10 +294,10 @@ async def test_beat_looks__ready(world: World) -> None:
     await world.add(queue="some")
     await world.add(queue="other", priority=-3)
     for queue in ("some", "other"):
-        assert (await world.outlook(session)).is_ready
+        assert (await world.work_hint(session)).is_ready
         await world.claim(session, [queue])
 
-    assert not (await world.outlook(session)).is_ready
+    assert not (await world.work_hint(session)).is_ready
 
 
 @pytest.mark.parametrize("how", ["handed_back", "due", "resumed"])
@@ -312,19 +312,19 @@ async def test_beat_looks__ready_again(world: World, how: str) -> None:
             await world.pass_time(5.0)
         case _:
             await world.add(queue="halted")
-            await world.broker.console.pause("halted")
-            await world.broker.console.resume("halted")
+            await world.broker.admin.pause("halted")
+            await world.broker.admin.resume("halted")
 
-    assert (await world.outlook(session)).is_ready
+    assert (await world.work_hint(session)).is_ready
 
 
 async def test_beat_looks__paused(world: World) -> None:
     """What is paused is nothing to claim."""
     session = await world.a_session()
     await world.add(queue="halted")
-    await world.broker.console.pause("halted")
+    await world.broker.admin.pause("halted")
 
-    assert not (await world.outlook(session)).is_ready
+    assert not (await world.work_hint(session)).is_ready
 
 
 @pytest.mark.parametrize("fields", [{"after": 5.0}, {"expires": 5.0}])
@@ -334,20 +334,20 @@ async def test_beat_looks__due(world: World, fields: dict[str, float]) -> None:
     await world.add(**fields)
     world.clock.advance(3.0)
 
-    assert (await world.outlook(session)).due_in == pytest.approx(2.0, abs=0.001)
+    assert (await world.work_hint(session)).due_in == pytest.approx(2.0, abs=0.001)
 
     world.clock.advance(3.0)
-    assert (await world.outlook(session)).due_in == 0.0
+    assert (await world.work_hint(session)).due_in == 0.0
 
 
 async def test_beat_looks__lapses(world: World) -> None:
     """Another session's life ends before the own one."""
     session, other = await world.a_session(), await world.a_session(ttl=5.0)
     await world.running(other)
-    assert (await world.outlook(session)).due_in == pytest.approx(5.0, abs=0.001)
+    assert (await world.work_hint(session)).due_in == pytest.approx(5.0, abs=0.001)
 
     await world.lapse(other, beside=[session])
-    assert (await world.outlook(session)).due_in == 0.0
+    assert (await world.work_hint(session)).due_in == 0.0
 
 
 # --- beat_leaving ---------------------------------------------------------------------------------------------------------
@@ -363,7 +363,7 @@ async def test_beat_leaving(world: World) -> None:
 
     assert [await world.status(lease) for lease in leases] == [Status.SUCCEEDED, Status.READY, Status.READY]
     assert [(await world.record(lease)).crashes for lease in leases[1:]] == [0, 0]
-    assert await world.broker.console.workers() == []
+    assert await world.broker.admin.workers() == []
 
 
 # --- beat_died ------------------------------------------------------------------------------------------------------------
@@ -387,7 +387,7 @@ async def test_beat_died(world: World) -> None:
         [error] = record.errors
         assert (error.type, error.at) == ("taskflow.WorkerLost", world.clock.wall())
         assert error.message == "worker host:1 was lost while it had this job (crash 1): signal SIGSEGV"
-    assert [record.session for record in await world.broker.console.workers()] == [other]
+    assert [record.session for record in await world.broker.admin.workers()] == [other]
     assert ids_of(await world.claim(other)) == ids_of(leases)
     assert await world.settle(succeeded(kept)) == [Settled.OK]
 

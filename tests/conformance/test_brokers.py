@@ -58,15 +58,15 @@ async def test_a_restart_loses_nothing(world: World) -> None:
     session = await world.a_session("host:1", queues=("a",), concurrency=3)
     lease = await world.running(session)
     waiting, scheduled = await world.add(key="k", headers={"a": "b"}), await world.add(after=60.0)
-    await world.broker.console.pause("b")
+    await world.broker.admin.pause("b")
     ids = ids_of([lease, waiting, scheduled])
-    console = world.broker.console
-    before = (await world.broker.read(ids), await console.workers(), await console.queues(), await console.metrics())
+    admin = world.broker.admin
+    before = (await world.broker.read(ids), await admin.workers(), await admin.queues(), await admin.metrics())
 
     await world.restart()
 
-    console = world.broker.console
-    assert (await world.broker.read(ids), await console.workers(), await console.queues(), await console.metrics()) == before
+    admin = world.broker.admin
+    assert (await world.broker.read(ids), await admin.workers(), await admin.queues(), await admin.metrics()) == before
     assert [str(settled) for settled in await world.settle(succeeded(lease))] == ["Settled.OK"]
 
 

@@ -24,17 +24,17 @@ async def test_register_repeat(world: World) -> None:
     await world.add()
     leases = await world.claim(session)
 
-    before = await world.broker.console.workers()
+    before = await world.broker.admin.workers()
 
     await world.broker.register(session)
 
-    assert await world.broker.console.workers() == before
+    assert await world.broker.admin.workers() == before
     assert before[0].leases == 1
 
     changed = msgspec.structs.replace(session, trouble="claiming fails: the page is damaged", jobs=("send",))
     await world.broker.register(changed)
 
-    assert await world.broker.console.workers() == [msgspec.structs.replace(before[0], session=changed)]
+    assert await world.broker.admin.workers() == [msgspec.structs.replace(before[0], session=changed)]
     assert await world.settle(succeeded(leases[0])) == [Settled.OK]
 
 
@@ -116,7 +116,7 @@ async def test_claim_eligible__not_paused(world: World) -> None:
     """Nothing of a paused queue is leased, whether the queue is named or not."""
     await world.add(queue="paused")
     other = await world.add(queue="other")
-    await world.broker.console.pause("paused")
+    await world.broker.admin.pause("paused")
     session = await world.a_session()
 
     assert await world.claim(session, ["paused"]) == []

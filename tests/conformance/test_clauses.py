@@ -9,7 +9,7 @@ from tests.support.harnesses import BROKERS
 
 
 def test_every_clause_is_claimed_and_nothing_else() -> None:
-    """The bracketed names of `protocol` and `console` are those that tests are named for."""
+    """The bracketed names of `protocol` and `admin` are those that tests are named for."""
     assert {test.clause for test in clauses.clause_tests()} == clauses.clauses()
 
 

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.console import View
-from taskflow.broker.protocol import MAX_ENDS, PURGED_TTL, Upkept
+from taskflow.broker.admin import View
+from taskflow.broker.protocol import MAX_ENDS, PURGED_TTL, UpkeepResult
 from taskflow.model.envelope import OnConflict
 from taskflow.model.record import Status
 from taskflow.model.session import Session
@@ -23,7 +23,7 @@ async def a_subscriber(world: World) -> Session:
     return await world.a_session("subscriber", ttl=LONG, wants_ends=True)
 
 
-async def hear(world: World) -> Upkept:
+async def hear(world: World) -> UpkeepResult:
     return await world.broker.upkeep(EVERYTHING, ends=True)
 
 
@@ -69,7 +69,7 @@ async def test_ends_heard__purged(world: World) -> None:
     waiting = [await world.add(), await world.add(key="k")]
     await world.settle(failed(await world.running()))
 
-    assert await world.broker.console.purge(View()) == 3
+    assert await world.broker.admin.purge(View()) == 3
 
     assert sorted(await heard(world)) == sorted(ids_of(waiting))
 
@@ -224,11 +224,11 @@ async def test_ends_told(world: World) -> None:
             await world.cancel(await world.add())
             await asyncio.sleep(0.01)
         assert waiting.result()
-    assert (await world.outlook(subscriber)).due_in == 0.0
-    assert (await world.outlook(other)).due_in > 0.0
+    assert (await world.work_hint(subscriber)).due_in == 0.0
+    assert (await world.work_hint(other)).due_in > 0.0
 
     await hear(world)
-    assert (await world.outlook(subscriber)).due_in > 0.0
+    assert (await world.work_hint(subscriber)).due_in > 0.0
 
 
 # --- ends_purged ------------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ async def test_ends_purged(world: World) -> None:
     await a_subscriber(world)
     waiting, ended = await world.add(), await world.running()
     await world.settle(failed(ended))
-    await world.broker.console.purge(View())
+    await world.broker.admin.purge(View())
 
     record = await world.record(waiting)
     assert (record.status, record.reason) == (Status.CANCELLED, "purged")
@@ -251,6 +251,6 @@ async def test_ends_purged(world: World) -> None:
 async def test_ends_purged__at_once_if_no_one_hears(world: World) -> None:
     """Without such a session, a purge leaves nothing to read."""
     waiting = await world.add()
-    await world.broker.console.purge(View())
+    await world.broker.admin.purge(View())
 
     assert await world.read(waiting) is None

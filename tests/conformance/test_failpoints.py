@@ -19,7 +19,7 @@ from taskflow.model.session import Beat
 from taskflow.model.transitions import Event
 from taskflow.model.verdict import Settled
 from tests.support import child
-from tests.support.failpoints import Act, FailingBroker, Failpoint, When
+from tests.support.failpoints import Action, FailingBroker, Failpoint, When
 from tests.support.fileclock import FileClock
 from tests.support.forks import run_in_fork
 from tests.support.harnesses import BROKERS, Capability, StoreHarness
@@ -42,7 +42,7 @@ def named(point: Failpoint) -> str:
 # --- lost replies ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("point", [Failpoint(*point, Act.RAISE) for point in POINTS], ids=named)
+@pytest.mark.parametrize("point", [Failpoint(*point, Action.RAISE) for point in POINTS], ids=named)
 async def test_a_lost_reply_and_a_resend_are_as_if_nothing_had_been(world: World, point: Failpoint) -> None:
     """Each verb, sent again after BrokerUnavailable, whether it had taken effect or not: every job is added once and ends once."""
     broker, said = FailingBroker(world.broker, point), list[str]()
@@ -53,7 +53,7 @@ async def test_a_lost_reply_and_a_resend_are_as_if_nothing_had_been(world: World
     assert said[-1] == "done"
     records = await world.broker.read(_all_ids())
     assert [record and (record.status, record.epoch, record.crashes) for record in records] == [(Status.SUCCEEDED, 1, 0)] * len(records)
-    assert (await world.broker.console.metrics()).totals["default"] == {
+    assert (await world.broker.admin.metrics()).totals["default"] == {
         Event.ENQUEUE: len(records),
         Event.CLAIM: len(records),
         Event.SUCCEED: len(records),
@@ -118,7 +118,7 @@ def _program(survivor: Survivor, folder: Path, point: Failpoint) -> str:
     return f"import asyncio\nfrom tests.support import child\nasyncio.run(child.main{arguments})"
 
 
-@pytest.mark.parametrize("point", [Failpoint(*point, Act.KILL) for point in POINTS], ids=named)
+@pytest.mark.parametrize("point", [Failpoint(*point, Action.KILL) for point in POINTS], ids=named)
 async def test_a_killed_process_loses_nothing(tmp_path: Path, survivor: Survivor, point: Failpoint) -> None:
     """SIGKILL at each verb: what it was told is added is there, what it had leased runs again, and what it had settled does not."""
     code, said = run_in_fork(_program(survivor, tmp_path, point), ROOT, os.environ)
@@ -133,7 +133,7 @@ async def test_a_killed_process_loses_nothing(tmp_path: Path, survivor: Survivor
 _THROUGH_PIPES = "import sys\nsys.stdout, sys.stdin = open({!r}, 'w'), open({!r})\n"
 
 
-@pytest.mark.parametrize("point", [Failpoint(*point, Act.PAUSE) for point in POINTS if point[1] is not When.DURING], ids=named)
+@pytest.mark.parametrize("point", [Failpoint(*point, Action.PAUSE) for point in POINTS if point[1] is not When.DURING], ids=named)
 async def test_a_process_held_up_settles_nothing_twice(tmp_path: Path, survivor: Survivor, point: Failpoint) -> None:
     """It stands still at each verb until it was reaped and another has done its work; then it goes on, and does no harm."""
     pipes = [tmp_path / "said", tmp_path / "told"]
@@ -166,7 +166,7 @@ async def _check_the_ledger(survivor: Survivor, said: list[str]) -> None:
     assert all(child.follow_up(envelope).id in there for envelope in child.envelopes() if envelope.id in there), "a follow-up is lost"
     assert len(survivor.settled) == len(set(survivor.settled))
     assert by_child.isdisjoint(survivor.settled), "a job was settled twice"
-    totals = (await survivor.broker.console.metrics()).totals.get("default", {})
+    totals = (await survivor.broker.admin.metrics()).totals.get("default", {})
     counted = (totals.get(Event.ENQUEUE, 0), totals.get(Event.SUCCEED, 0))
     assert counted == (len(there), len(there)), "a job was added or settled more than once"
     assert all(record.epoch == 1 + len(record.errors) for record in records), "a job ran again that no worker was lost with"

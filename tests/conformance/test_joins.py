@@ -88,7 +88,7 @@ async def test_joins__each_counts_once(world: World) -> None:
     first, second = await world.claim(session)
     await world.settle(failed(first))
     await world.settle(failed(first))
-    await world.broker.console.retry([first.envelope.id])
+    await world.broker.admin.retry([first.envelope.id])
     [again] = await world.claim(session)
     await world.settle(succeeded(again))
     assert await world.status(held) is Status.HELD

@@ -120,9 +120,9 @@ async def _expire(world: World, holder: Envelope) -> None:
 
 
 async def _purge(world: World, holder: Envelope) -> None:
-    from taskflow.broker.console import View
+    from taskflow.broker.admin import View
 
-    await world.broker.console.purge(View())
+    await world.broker.admin.purge(View())
 
 
 @pytest.mark.parametrize("end", [_cancel, _expire, _purge])

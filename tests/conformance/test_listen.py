@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Sequence
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from tests.support.verdicts import SettlementOf, cancelled, failed, handed_back, retried, snoozed, succeeded
 from tests.support.world import World
 
@@ -90,7 +90,7 @@ async def test_listen_ended__without_having_run(world: World) -> None:
 
     assert await nudges(world, topics.job(first.id), world.cancel(first))
     assert await nudges(world, topics.job(second.id), world.pass_time(5.0))
-    assert await nudges(world, topics.job(third.id), world.broker.console.purge(View(queue="purged")))
+    assert await nudges(world, topics.job(third.id), world.broker.admin.purge(View(queue="purged")))
 
 
 async def test_listen_due__when_it_is_added(world: World) -> None:

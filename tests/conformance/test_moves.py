@@ -18,7 +18,7 @@ def _named(move: Move) -> str:
 
 
 async def _made(stage: Stage) -> Counter[str]:
-    metrics = await stage.world.broker.console.metrics()
+    metrics = await stage.world.broker.admin.metrics()
     return Counter(metrics.totals.get("stage", {}))
 
 

@@ -183,12 +183,12 @@ async def test_nudge_full(world: World, place: int) -> None:
 async def test_nudge_paused(world: World) -> None:
     """Jobs of a paused queue nudge nobody. When it is resumed, they nudge as many workers as there are jobs."""
     async with idle(world, 3) as workers:
-        await world.broker.console.pause("mail")
+        await world.broker.admin.pause("mail")
         await world.add(queue="mail")
         await world.add(queue="mail")
         assert await nudged(world, workers, 0) == []
 
-        await world.broker.console.resume("mail")
+        await world.broker.admin.resume("mail")
         assert len(await nudged(world, workers, 2)) == 2
 
 

@@ -107,7 +107,7 @@ async def test_outage__the_machine_has_booted_again(world: World) -> None:
     assert (upkept.reaped, upkept.released) == (1, 1)
     record = await world.record(lease)
     assert (record.status, record.crashes, record.hand_backs) == (Status.READY, 0, 1)
-    assert [record.session for record in await world.broker.console.workers()] == [newcomer]
+    assert [record.session for record in await world.broker.admin.workers()] == [newcomer]
 
 
 async def test_outage__after_some_had_lapsed(world: World) -> None:
@@ -129,7 +129,7 @@ async def test_outage__gives_the_dead_no_time(world: World) -> None:
     await world.upkeep(limit=0)
     world.clock.advance(60.0)
 
-    [dying] = [record for record in await world.broker.console.workers() if record.is_dying]
+    [dying] = [record for record in await world.broker.admin.workers() if record.is_dying]
 
     assert (dying.session, dying.seconds_since_beat) == (session, 84.0)
 

@@ -1,4 +1,4 @@
-"""Pages of the console: which jobs they list, in which order, and where each begins."""
+"""Pages of the admin interface: which jobs they list, in which order, and where each begins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskflow.broker import paging
-from taskflow.broker.console import Page, View
+from taskflow.broker.admin import Page, View
 from taskflow.model.envelope import Envelope
 from taskflow.model.record import Status
 from taskflow.model.session import Beat
@@ -21,10 +21,10 @@ LONG = 1_000_000.0
 
 
 async def pages_of(world: World, view: View, limit: int) -> AsyncIterator[Page]:
-    page = await world.broker.console.page(view, limit=limit)
+    page = await world.broker.admin.page(view, limit=limit)
     yield page
     while page.cursor is not None:
-        page = await world.broker.console.page(view, cursor=page.cursor, limit=limit)
+        page = await world.broker.admin.page(view, cursor=page.cursor, limit=limit)
         yield page
 
 
@@ -83,7 +83,7 @@ async def test_page_lists(world: World, view: View, expected: list[int]) -> None
     world = world.under(max_crashes=0)
     jobs = await _a_few(world)
 
-    records = await listed(world.broker.console, view)
+    records = await listed(world.broker.admin, view)
 
     assert [record.id for record in records] == ids_of([jobs[index] for index in expected])
     assert records == await world.broker.read([record.id for record in records])
@@ -137,9 +137,9 @@ async def test_page_order(world: World) -> None:
 
     for status, ids in expected.items():
         view = View(statuses=(status,))
-        assert [record.id for record in (await world.broker.console.page(view)).records] == ids, status
+        assert [record.id for record in (await world.broker.admin.page(view)).records] == ids, status
         assert await ids_in_order(world, view) == ids, status
-        records = await listed(world.broker.console, view)
+        records = await listed(world.broker.admin, view)
         for queue in ("a", "b"):
             of_queue = {record.id for record in records if record.queue == queue}
             assert await ids_in_order(world, View(statuses=(status,), queue=queue)) == [job_id for job_id in ids if job_id in of_queue]
@@ -161,7 +161,7 @@ async def test_page_cursor(world: World) -> None:
             ids = [record.id for record in page.records]
             found += ids
             world.clock.advance(0.001)
-            await world.broker.cancel(ids) if status in (Status.READY, Status.SCHEDULED, Status.HELD) else await world.broker.console.retry(
+            await world.broker.cancel(ids) if status in (Status.READY, Status.SCHEDULED, Status.HELD) else await world.broker.admin.retry(
                 ids
             )
             await world.add(queue="b")
@@ -208,7 +208,7 @@ async def test_page_refuses(world: World) -> None:
     for _ in range(3):
         await world.add()
     view = View(statuses=(Status.READY,))
-    cursor = (await world.broker.console.page(view, limit=1)).cursor
+    cursor = (await world.broker.admin.page(view, limit=1)).cursor
     assert cursor is not None
     packed = base64.urlsafe_b64decode(cursor + "==")
     damaged = [
@@ -223,8 +223,8 @@ async def test_page_refuses(world: World) -> None:
     texts = ["", "x", "\0", "é", "=" * 10, "A" * 5_000, *(base64.urlsafe_b64encode(each).decode().rstrip("=") for each in damaged)]
     for text in texts:
         with pytest.raises(ValueError, match="the cursor is damaged"):
-            await world.broker.console.page(view, cursor=text)
+            await world.broker.admin.page(view, cursor=text)
     with pytest.raises(ValueError, match="belongs to another view"):
-        await world.broker.console.page(View(statuses=(Status.FAILED,)), cursor=cursor)
+        await world.broker.admin.page(View(statuses=(Status.FAILED,)), cursor=cursor)
     with pytest.raises(ValueError, match="limit=0"):
-        await world.broker.console.page(view, limit=0)
+        await world.broker.admin.page(view, limit=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.record import Record, Status
@@ -107,7 +107,7 @@ async def test_poison_follow_up__not_for_ever(world: World) -> None:
     assert record.reason is not None
     assert record.reason.startswith("poison: ")
     assert record.reason.endswith("its on_failure call was not sent, because no worker lived to send it")
-    assert (await listed(world.broker.console, View(poison=True)))[0].id == envelope.id
+    assert (await listed(world.broker.admin, View(poison=True)))[0].id == envelope.id
 
 
 async def test_poison_follow_up__cancelled(world: World) -> None:
@@ -153,9 +153,9 @@ async def test_poison_follow_up__counts_as_poison_at_its_end(world: World) -> No
     """While it waits, the filter for poison does not find it, and a purge of poison leaves it alone."""
     world = shortened(world)
     envelope = await poisoned(world)
-    assert await listed(world.broker.console, View(poison=True)) == []
-    assert await world.broker.console.purge(View(poison=True)) == 0
+    assert await listed(world.broker.admin, View(poison=True)) == []
+    assert await world.broker.admin.purge(View(poison=True)) == 0
 
     await world.settle(ended(await leased(world)))
 
-    assert [record.id for record in await listed(world.broker.console, View(poison=True))] == [envelope.id]
+    assert [record.id for record in await listed(world.broker.admin, View(poison=True))] == [envelope.id]

@@ -77,7 +77,7 @@ async def fill(world: World) -> None:
 
 
 async def record(world: World, name: str = "nightly") -> ScheduleRecord:
-    [found] = await world.broker.console.schedules([name])
+    [found] = await world.broker.admin.schedules([name])
     return found
 
 
@@ -136,10 +136,10 @@ async def test_schedule_changed__says_since_when_again(world: World) -> None:
 async def test_schedule_changed__says_since_when_after_a_resume(world: World) -> None:
     """Instants of the pause are left out, and later ones are not lost."""
     await declare(world, None, a_definition())
-    await world.broker.console.amend_schedule("nightly", Amendment.PAUSE)
+    await world.broker.admin.amend_schedule("nightly", Amendment.PAUSE)
     await world.pass_time(100.0)
     resumed_at = world.clock.wall()
-    await world.broker.console.amend_schedule("nightly", Amendment.RESUME)
+    await world.broker.admin.amend_schedule("nightly", Amendment.RESUME)
 
     for _ in range(2):
         assert (await offered(world)).since == resumed_at
@@ -228,10 +228,10 @@ async def test_schedule_declared__is_removed_at_last(world: World) -> None:
     await other.reap(session)
 
     await other.pass_time(900.0)
-    assert await other.broker.console.schedules() != []
+    assert await other.broker.admin.schedules() != []
 
     await other.pass_time(101.0)
-    assert await other.broker.console.schedules() == []
+    assert await other.broker.admin.schedules() == []
 
 
 @pytest.mark.parametrize("death", ["leaves", "lapses", "dies"])
@@ -275,7 +275,7 @@ async def test_schedule_session(world: World) -> None:
         with pytest.raises(SessionLost):
             await declare(world, dead, a_definition())
 
-    assert await world.broker.console.schedules() == []
+    assert await world.broker.admin.schedules() == []
 
 
 # --- schedule_due, schedule_offer -------------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ async def test_schedule_offer__says_when_to_come_again(world: World) -> None:
     await a_schedule(world, 0.25)
 
     assert 0.0 < (await world.upkeep()).next_in <= 0.25
-    assert 0.0 < (await world.outlook(session)).due_in <= 0.25
+    assert 0.0 < (await world.work_hint(session)).due_in <= 0.25
 
 
 async def test_schedule_offer__many(world: World) -> None:
@@ -341,7 +341,7 @@ async def test_schedule_offer__many(world: World) -> None:
 async def test_schedule_paused(world: World) -> None:
     """It is not offered, and not fired by who was offered it before."""
     offer = await due(world)
-    await world.broker.console.amend_schedule("nightly", Amendment.PAUSE)
+    await world.broker.admin.amend_schedule("nightly", Amendment.PAUSE)
     world.clock.advance(OFFER_TTL)
 
     assert await offers(world) == []
@@ -352,10 +352,10 @@ async def test_schedule_paused(world: World) -> None:
 async def test_schedule_paused__resumed(world: World) -> None:
     """What it would have fired meanwhile is not made up for."""
     await a_schedule(world)
-    await world.broker.console.amend_schedule("nightly", Amendment.PAUSE)
+    await world.broker.admin.amend_schedule("nightly", Amendment.PAUSE)
     await world.pass_time(100.0)
 
-    await world.broker.console.amend_schedule("nightly", Amendment.RESUME)
+    await world.broker.admin.amend_schedule("nightly", Amendment.RESUME)
 
     assert (await offered(world)).next_at is None
     assert not (await record(world)).is_paused
@@ -365,7 +365,7 @@ async def test_schedule_paused__stays_so_when_it_is_defined(world: World) -> Non
     """A deploy does not resume it."""
     session = await world.a_session(ttl=LONG)
     await a_schedule(world, session=session)
-    await world.broker.console.amend_schedule("nightly", Amendment.PAUSE)
+    await world.broker.admin.amend_schedule("nightly", Amendment.PAUSE)
 
     await declare(world, session, a_definition(version=2))
 
@@ -522,14 +522,14 @@ async def test_schedule_full(world: World) -> None:
     assert (await record(other)).next_at == instant_of(offer.next_at or 0)
 
 
-# --- the console ---------------------------------------------------------------------------------------------------------------
+# --- the admin interface ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_console_schedules(world: World) -> None:
+async def test_admin_schedules(world: World) -> None:
     """All of them by name, or those asked for."""
     await declare(world, None, a_definition("b", 2), a_definition("a", 1, 20_000), a_definition("ä ☃", 3))
 
-    found = await world.broker.console.schedules()
+    found = await world.broker.admin.schedules()
 
     assert [record.name for record in found] == ["a", "b", "ä ☃"]
     assert [Definition(record.name, record.digest, record.body) for record in found][:1] == [a_definition("a", 1, 20_000)]
@@ -547,52 +547,52 @@ async def test_console_schedules(world: World) -> None:
         declarers=(),
         asleep_since=None,
     )
-    assert await world.broker.console.schedules(["ä ☃", "none"]) == [found[2]]
-    assert await world.broker.console.schedules([]) == []
+    assert await world.broker.admin.schedules(["ä ☃", "none"]) == [found[2]]
+    assert await world.broker.admin.schedules([]) == []
 
 
-async def test_console_amend_schedule(world: World) -> None:
+async def test_admin_amend_schedule(world: World) -> None:
     """A schedule is removed; whatever is asked of one that is not there is refused."""
     await a_schedule(world)
 
-    assert await world.broker.console.amend_schedule("nightly", Amendment.REMOVE)
+    assert await world.broker.admin.amend_schedule("nightly", Amendment.REMOVE)
 
-    assert await world.broker.console.schedules() == []
+    assert await world.broker.admin.schedules() == []
     assert (await world.pass_time(100.0)).offers == ()
     for amendment in Amendment:
-        assert not await world.broker.console.amend_schedule("nightly", amendment)
+        assert not await world.broker.admin.amend_schedule("nightly", amendment)
 
 
-async def test_console_amend_schedule__repeated(world: World) -> None:
+async def test_admin_amend_schedule__repeated(world: World) -> None:
     """What it is already is no mistake, and changes nothing."""
     await a_schedule(world)
-    console = world.broker.console
+    admin = world.broker.admin
     before = await record(world)
 
-    assert await console.amend_schedule("nightly", Amendment.RESUME)
+    assert await admin.amend_schedule("nightly", Amendment.RESUME)
     assert await record(world) == before
-    assert await console.amend_schedule("nightly", Amendment.PAUSE)
-    assert await console.amend_schedule("nightly", Amendment.PAUSE)
+    assert await admin.amend_schedule("nightly", Amendment.PAUSE)
+    assert await admin.amend_schedule("nightly", Amendment.PAUSE)
     assert (await record(world)).is_paused
 
 
-async def test_console_amend_schedule__of_a_declared_one(world: World) -> None:
+async def test_admin_amend_schedule__of_a_declared_one(world: World) -> None:
     """It is removed once no session declares it."""
     session = await world.a_session(ttl=LONG)
     await a_schedule(world, session=session)
 
-    assert not await world.broker.console.amend_schedule("nightly", Amendment.REMOVE)
-    assert await world.broker.console.schedules() != []
+    assert not await world.broker.admin.amend_schedule("nightly", Amendment.REMOVE)
+    assert await world.broker.admin.schedules() != []
 
     await world.beat(session, leaving=True)
-    assert await world.broker.console.amend_schedule("nightly", Amendment.REMOVE)
-    assert await world.broker.console.schedules() == []
+    assert await world.broker.admin.amend_schedule("nightly", Amendment.REMOVE)
+    assert await world.broker.admin.schedules() == []
 
 
-async def test_console_amend_schedule__then_put_anew(world: World) -> None:
+async def test_admin_amend_schedule__then_put_anew(world: World) -> None:
     """A removed schedule has left nothing behind."""
     await world.broker.fire([a_firing(await due(world), 60.0, envelope=world.an_envelope())])
-    await world.broker.console.amend_schedule("nightly", Amendment.REMOVE)
+    await world.broker.admin.amend_schedule("nightly", Amendment.REMOVE)
 
     await declare(world, None, a_definition())
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from taskflow.broker.console import Redone, View
+from taskflow.broker.admin import Redone, View
 from taskflow.broker.paging import pages
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import Status
@@ -19,7 +19,7 @@ TAGS = ("import:42", "tenant/7", "x" * 100)
 
 
 async def _found(world: World, tag: str, **fields: Any) -> list[bytes]:
-    return [record.id for record in await listed(world.broker.console, View(tag=tag, **fields))]
+    return [record.id for record in await listed(world.broker.admin, View(tag=tag, **fields))]
 
 
 # --- tags_kept ------------------------------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ async def test_tags_kept__by_runs_and_retries(world: World) -> None:
     await world.settle(failed(lease))
     assert await _found(world, "tenant/7", statuses=(Status.FAILED,)) == [lease.envelope.id]
 
-    assert await world.broker.console.retry([lease.envelope.id]) == [Redone.OK]
+    assert await world.broker.admin.retry([lease.envelope.id]) == [Redone.OK]
 
     assert await _found(world, "tenant/7", statuses=(Status.READY,)) == [lease.envelope.id]
     assert [each.envelope.tags for each in await world.claim(session)] == [TAGS]
@@ -108,7 +108,7 @@ async def test_tags_dropped__by_a_purge(world: World) -> None:
     for fields in ({}, {"after": 60.0}, {"key": "k"}, {"awaits": 1}):
         await world.add(tags=("b",), **fields)
 
-    assert await world.broker.console.purge(View()) == 6
+    assert await world.broker.admin.purge(View()) == 6
 
     assert world.harness.tagged() == set()
 
@@ -150,24 +150,24 @@ async def _jobs(world: World) -> list[Envelope]:
 async def test_page_tag(world: World, fields: dict[str, Any], expected: list[int]) -> None:
     """The newest first, of those that the other parts of the filter admit too."""
     jobs = await _jobs(world)
-    records = [record async for page in pages(world.broker.console, View(**fields), 1) for record in page]
+    records = [record async for page in pages(world.broker.admin, View(**fields), 1) for record in page]
     assert [record.id for record in records] == ids_of([jobs[index] for index in expected])
     assert records == await world.broker.read([record.id for record in records])
-    assert (await world.broker.console.page(View(**fields))).records == records
+    assert (await world.broker.admin.page(View(**fields))).records == records
 
 
-# --- console_purge_tag ----------------------------------------------------------------------------------------------------
+# --- admin_purge_tag ----------------------------------------------------------------------------------------------------
 
 
-async def test_console_purge_tag(world: World) -> None:
+async def test_admin_purge_tag(world: World) -> None:
     """Only jobs with the tag go, and of them only those that the rest of the filter admits."""
     jobs = await _jobs(world)
 
-    assert await world.broker.console.purge(View(tag="a", statuses=(Status.FAILED,))) == 2
-    assert await world.broker.console.purge(View(tag="nobody")) == 0
-    assert await world.broker.console.purge(View(tag="a"), limit=1) == 1
-    assert await world.broker.console.purge(View(tag="a")) == 1
-    assert await world.broker.console.purge(View(tag="a")) == 0
+    assert await world.broker.admin.purge(View(tag="a", statuses=(Status.FAILED,))) == 2
+    assert await world.broker.admin.purge(View(tag="nobody")) == 0
+    assert await world.broker.admin.purge(View(tag="a"), limit=1) == 1
+    assert await world.broker.admin.purge(View(tag="a")) == 1
+    assert await world.broker.admin.purge(View(tag="a")) == 0
 
     assert [await world.status(job) for job in jobs[::3]] == [None] * 4
     assert [await world.status(job) for job in jobs[1::3]] == [Status.READY] * 4

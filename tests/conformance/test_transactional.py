@@ -80,7 +80,7 @@ async def test_within_commit__as_enqueue_does(world: World, fields: dict[str, An
     record, like = await world.record(sent), await world.record(other)
     assert record.status is status
     assert (record.created_at, record.due_at, record.expires_at, record.job) == (like.created_at, like.due_at, like.expires_at, like.job)
-    assert {queue.name: queue.counts[status] for queue in await world.broker.console.queues()} == {"default": 1, "other": 1}
+    assert {queue.name: queue.counts[status] for queue in await world.broker.admin.queues()} == {"default": 1, "other": 1}
     assert record.tags == like.tags
     assert world.harness.tagged() == {(tag, each.id) for each in (sent, other) for tag in each.tags}
 
@@ -107,7 +107,7 @@ async def test_within_rollback(world: World) -> None:
     assert await world.read(sent) is None
     assert await world.cancel(sent) is None
     assert await world.claim(await world.a_session()) == []
-    assert sum(sum(queue.counts.values()) for queue in await world.broker.console.queues()) == 0
+    assert sum(sum(queue.counts.values()) for queue in await world.broker.admin.queues()) == 0
     assert await world.enqueue(sent) == [Added(sent.id)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskflow.broker.protocol import Added, Refused, Upkept
+from taskflow.broker.protocol import Added, Refused, UpkeepResult
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import Record, Status
@@ -104,7 +104,7 @@ async def test_upkeep_reaps__says_when_a_session_lapses(world: World) -> None:
     assert 0.0 < next_in <= 1.001
     assert (await world.pass_time(next_in)).reaped == 1
 
-    assert "short" not in {worker.session.name for worker in await world.broker.console.workers()}
+    assert "short" not in {worker.session.name for worker in await world.broker.admin.workers()}
 
 
 async def test_upkeep_reaps__not_before_its_ttl(world: World) -> None:
@@ -179,7 +179,7 @@ async def _much_to_do(world: World) -> int:
 @pytest.mark.parametrize("limit", [1, 2, 5])
 async def test_upkeep_bounded(world: World, limit: int) -> None:
     """No call moves more jobs than its limit, over all its duties together; it asks to be called again while there is more."""
-    expected, calls = await _much_to_do(world), list[Upkept]()
+    expected, calls = await _much_to_do(world), list[UpkeepResult]()
     while len(calls) <= expected and (not calls or calls[-1].next_in == 0.0):
         calls.append(await world.upkeep(limit))
 
@@ -188,7 +188,7 @@ async def test_upkeep_bounded(world: World, limit: int) -> None:
     assert _moved(await world.upkeep()) == 0
 
 
-def _moved(upkept: Upkept) -> int:
+def _moved(upkept: UpkeepResult) -> int:
     return upkept.readied + upkept.released + upkept.expired + upkept.dropped
 
 
@@ -200,7 +200,7 @@ async def test_upkeep_bounded__dead_before_its_first_lease_is_released(world: Wo
 
     for left in (3, 2, 1):
         await world.upkeep(limit=left < 3)
-        [record] = [record for record in await world.broker.console.workers() if record.session == session]
+        [record] = [record for record in await world.broker.admin.workers() if record.session == session]
         assert (record.is_dying, record.leases) == (True, left)
     await world.upkeep()
 
@@ -349,7 +349,7 @@ async def test_upkeep_drops(world: World) -> None:
     assert (await world.pass_time(199.0)).dropped == 0
     assert (await world.pass_time(1.0)).dropped == 1
     assert (await world.upkeep()).dropped == 0
-    [record] = [record for record in await world.broker.console.queues() if record.name == lease.envelope.queue]
+    [record] = [record for record in await world.broker.admin.queues() if record.name == lease.envelope.queue]
     assert record.counts[Status.SUCCEEDED] == 0
 
 
@@ -409,7 +409,7 @@ async def test_upkeep_caps(world: World) -> None:
 
     assert [await world.status(lease) for lease in leases] == [None, None, Status.SUCCEEDED, Status.SUCCEEDED]
     assert await world.status(other) is Status.SUCCEEDED
-    assert (await world.broker.console.metrics()).totals["busy"]["dropped over the cap"] == 2
+    assert (await world.broker.admin.metrics()).totals["busy"]["dropped over the cap"] == 2
 
 
 async def test_upkeep_caps__failed_ones_apart(world: World) -> None:
@@ -422,5 +422,5 @@ async def test_upkeep_caps__failed_ones_apart(world: World) -> None:
 
     assert (await world.upkeep()).dropped == 2
 
-    [record] = [record for record in await world.broker.console.queues() if record.name == "busy"]
+    [record] = [record for record in await world.broker.admin.queues() if record.name == "busy"]
     assert (record.counts[Status.SUCCEEDED], record.counts[Status.FAILED]) == (1, 1)

@@ -54,7 +54,7 @@ def schedules(shell: Shell) -> list[ScheduleRecord]:
     async def look() -> list[ScheduleRecord]:
         broker = connect(url)
         try:
-            return await broker.console.schedules()
+            return await broker.admin.schedules()
         finally:
             await broker.close()
 

@@ -92,7 +92,7 @@ class Bench:
         async with asyncio.timeout(TIMEOUT):
             while True:
                 asked_at = time.monotonic()
-                [worker] = await default_app().broker().console.workers()
+                [worker] = await default_app().broker().admin.workers()
                 if worker.seconds_since_beat < asked_at - called_at:
                     return
                 await asyncio.sleep(0.05)

@@ -59,7 +59,7 @@ async def test_a_worker_that_is_cut_off_in_silence_stops_its_runs_before_others_
             await bench.until_beaten()
             outage.fall_silent()
             asked_at = time.monotonic()
-            [worker] = await straight.console.workers()
+            [worker] = await straight.admin.workers()
             lapses_at = asked_at - worker.seconds_since_beat + ttl
             await asyncio.wait_for(cancelled.wait(), 20)
             assert time.monotonic() <= lapses_at + PROMPT

@@ -56,7 +56,7 @@ async def a_thread_left_behind(broker: FaultyBroker, heard: EventRecorder, **mor
         async with Worker(options=quick(heard, concurrency=1, **more)) as worker:
             while await handle.status() is not Status.RUNNING:  # noqa: ASYNC110  # no event tells it
                 await asyncio.sleep(0.01)
-            await broker.console.pause("stuck")
+            await broker.admin.pause("stuck")
             await lose_session(broker, heard)
             yield worker
     finally:
@@ -99,7 +99,7 @@ async def test_a_plain_job_that_waits_for_a_thread_can_be_stopped_and_costs_noth
         handle = await call.options(timeout=0.3 if how == "timeout" else None).delay()
         while await handle.status() is not Status.RUNNING:  # noqa: ASYNC110  # no event tells it
             await asyncio.sleep(0.01)
-        await broker.console.pause("default")
+        await broker.admin.pause("default")
         if how == "cancel":
             await handle.cancel()
         if how != "winding down":

@@ -324,7 +324,7 @@ async def test_a_heartbeat_that_no_thread_can_be_had_for_is_tried_again(broker: 
 
     heard = ThreadSafeEventRecorder()
     async with Worker(options=options(heard), seams=Seams(start_thread=start)):
-        [worker] = await broker.console.workers()
+        [worker] = await broker.admin.workers()
         await broker.beat(Beat(session=worker.session.id, leaving=True))
         await waits.delay()
         await heard.wait_for(SessionEnded)

@@ -100,16 +100,16 @@ async def test_a_heartbeat_whose_descriptors_are_gone_says_so(broker: MemoryBrok
 
 
 async def test_drained_asks_again_while_the_broker_is_away(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    console, outages = broker.console, iter([BrokerUnavailable("away"), BrokerUnavailable("away")])
-    queues = console.queues
+    admin, outages = broker.admin, iter([BrokerUnavailable("away"), BrokerUnavailable("away")])
+    queues = admin.queues
 
     async def away_at_first() -> Any:
         if (outage := next(outages, None)) is not None:
             raise outage
         return await queues()
 
-    monkeypatch.setattr(console, "queues", away_at_first)
-    monkeypatch.setattr(type(broker), "console", property(lambda self: console))
+    monkeypatch.setattr(admin, "queues", away_at_first)
+    monkeypatch.setattr(type(broker), "admin", property(lambda self: admin))
     heard = TimedEventRecorder()
     async with Worker(options=WorkerOptions(subscribers=(heard,))) as worker:
         async with asyncio.timeout(60):

@@ -10,8 +10,8 @@ from typing import Final
 
 from tests.protocol_model import verbs
 from tests.protocol_model.rules import Rules
-from tests.protocol_model.states import SESSION_LOST, Lease, Settled, Standing, Status, Store
-from tests.protocol_model.world import Action, BeatArrived, ClaimArrived, SettlementArrived, TailLost, Upkept, World
+from tests.protocol_model.states import SESSION_LOST, Lease, ListenerState, Settled, Status, Store
+from tests.protocol_model.world import Action, BeatArrived, ClaimArrived, SettlementArrived, TailLost, UpkeepResult, World
 
 Invariant = Callable[[Rules, World, Action, World], bool]
 
@@ -29,7 +29,7 @@ def nothing_takes_effect_twice(rules: Rules, before: World, action: Action, afte
 
 def the_reaped_settle_nothing(rules: Rules, before: World, action: Action, after: World) -> bool:
     """A lease whose session was reaped and whose job was released settles nothing."""
-    return all(_stands(before.store, lease) is not Standing.GONE for lease in _took_effect(before, action, after))
+    return all(_stands(before.store, lease) is not ListenerState.GONE for lease in _took_effect(before, action, after))
 
 
 def the_living_keep_their_jobs(rules: Rules, before: World, action: Action, after: World) -> bool:
@@ -37,15 +37,15 @@ def the_living_keep_their_jobs(rules: Rules, before: World, action: Action, afte
     for lease in _released(before, action, after):
         if isinstance(action, BeatArrived) and _is_known(before, lease):
             return False
-        if isinstance(action, Upkept) and not _may_be_taken_from(before.store, lease):
+        if isinstance(action, UpkeepResult) and not _may_be_taken_from(before.store, lease):
             return False
     return True
 
 
 def the_dead_stay_dead(rules: Rules, before: World, action: Action, after: World) -> bool:
     """A reaped session does not live again."""
-    alive = {row.session for row in after.store.rows if row.standing is Standing.ALIVE}
-    return all(row.session not in alive for row in before.store.rows if row.standing is not Standing.ALIVE)
+    alive = {row.session for row in after.store.rows if row.standing is ListenerState.ALIVE}
+    return all(row.session not in alive for row in before.store.rows if row.standing is not ListenerState.ALIVE)
 
 
 def epochs_only_rise(rules: Rules, before: World, action: Action, after: World) -> bool:
@@ -130,14 +130,14 @@ def _released(before: World, action: Action, after: World) -> list[Lease]:
     return [old.lease for old, new in pairs if old.lease is not None and old.lease != new.lease]
 
 
-def _stands(store: Store, lease: Lease) -> Standing | None:
+def _stands(store: Store, lease: Lease) -> ListenerState | None:
     row = store.row(lease.session)
     return None if row is None else row.standing
 
 
 def _may_be_taken_from(store: Store, lease: Lease) -> bool:
     row = store.row(lease.session)
-    return row is not None and (row.is_lapsed or row.standing is Standing.DYING)
+    return row is not None and (row.is_lapsed or row.standing is ListenerState.DYING)
 
 
 def _is_known(world: World, lease: Lease) -> bool:
@@ -148,7 +148,7 @@ def _is_known(world: World, lease: Lease) -> bool:
 
 def _is_in_hands(rules: Rules, world: World, lease: Lease) -> bool:
     standing = _stands(world.store, lease)
-    if standing is not Standing.ALIVE:
+    if standing is not ListenerState.ALIVE:
         return standing is not None and verbs.upkeep(rules, world.store).jobs[lease.job].lease != lease
     process = world.process_in(lease.session)
     if process is None or lease in process.holds:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from tests.protocol_model.states import Job, Lease, Row, Session, Standing, Status, Store
+from tests.protocol_model.states import Job, Lease, ListenerState, Row, Session, Status, Store
 
 Fence = Callable[[Job, Lease], bool]
 """May this settlement, addressed to that lease, take effect on the job as it stands?"""
@@ -68,16 +68,16 @@ def by_claim_id(job: Job, lease: Lease) -> bool:
 def dead_first_in_steps(store: Store, row: Row) -> Store | None:
     """Dead, then released one lease a call; known as dying until the last is released, so any later call goes on with it."""
     if _may_be_reaped(row):
-        return store.with_row(_dead(row, Standing.DYING))
-    if row.standing is not Standing.DYING:
+        return store.with_row(_dead(row, ListenerState.DYING))
+    if row.standing is not ListenerState.DYING:
         return None
     leases = store.leases_of(row.session)
     after = store.released(leases[0]) if leases else store
-    return after if len(leases) > 1 else after.with_row(_dead(row, Standing.GONE))
+    return after if len(leases) > 1 else after.with_row(_dead(row, ListenerState.GONE))
 
 
 def in_one_atom(store: Store, row: Row) -> Store | None:
-    return _release_all(store, row.session).with_row(_dead(row, Standing.GONE)) if _may_be_reaped(row) else None
+    return _release_all(store, row.session).with_row(_dead(row, ListenerState.GONE)) if _may_be_reaped(row) else None
 
 
 def row_removed_first(store: Store, row: Row) -> Store | None:
@@ -85,7 +85,7 @@ def row_removed_first(store: Store, row: Row) -> Store | None:
     if not _may_be_reaped(row):
         return None
     if store.leases_of(row.session):
-        return store.with_row(_dead(row, Standing.GONE))
+        return store.with_row(_dead(row, ListenerState.GONE))
     return in_one_atom(store, row)
 
 
@@ -95,7 +95,7 @@ def jobs_released_first(store: Store, row: Row) -> Store | None:
         return None
     if store.leases_of(row.session) and not row.is_marked:
         return _release_all(store, row.session).with_row(row._replace(is_marked=True))
-    return store.with_row(_dead(row, Standing.GONE))
+    return store.with_row(_dead(row, ListenerState.GONE))
 
 
 def by_age(store: Store, row: Row) -> Store | None:
@@ -104,10 +104,10 @@ def by_age(store: Store, row: Row) -> Store | None:
 
 
 def _may_be_reaped(row: Row) -> bool:
-    return row.standing is Standing.ALIVE and row.is_lapsed
+    return row.standing is ListenerState.ALIVE and row.is_lapsed
 
 
-def _dead(row: Row, standing: Standing) -> Row:
+def _dead(row: Row, standing: ListenerState) -> Row:
     return Row(row.session, standing)
 
 

@@ -12,7 +12,7 @@ from typing import Final
 from tests.protocol_model import invariants
 from tests.protocol_model.invariants import Invariant
 from tests.protocol_model.rules import Rules
-from tests.protocol_model.states import Job, Lease, Row, Session, Standing, Store
+from tests.protocol_model.states import Job, Lease, ListenerState, Row, Session, Store
 from tests.protocol_model.world import Action, Bounds, Process, World, first_world, successors
 
 
@@ -111,4 +111,4 @@ def _tidy_process(bounds: Bounds, process: Process, store: Store, kept: Store | 
 
 def _is_dead(store: Store, session: Session) -> bool:
     row = store.row(session)
-    return row is not None and row.standing is not Standing.ALIVE
+    return row is not None and row.standing is not ListenerState.ALIVE

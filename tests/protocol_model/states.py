@@ -48,7 +48,7 @@ class Job(NamedTuple):
     outcome: Lease | None = None
 
 
-class Standing(StrEnum):
+class ListenerState(StrEnum):
     """DYING: dead, with leases that upkeep still has to release. GONE: dead, and upkeep does not look there any more."""
 
     ALIVE = "ALIVE"
@@ -64,7 +64,7 @@ class Row(NamedTuple):
     """
 
     session: Session
-    standing: Standing = Standing.ALIVE
+    standing: ListenerState = ListenerState.ALIVE
     is_lapsed: bool = False
     request: int = 0
     is_marked: bool = False

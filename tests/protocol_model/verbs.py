@@ -9,11 +9,11 @@ from tests.protocol_model.states import (
     Granted,
     Job,
     Lease,
+    ListenerState,
     Row,
     Session,
     SessionLost,
     Settled,
-    Standing,
     Status,
     Store,
     Verdict,
@@ -25,13 +25,13 @@ def register(store: Store, session: Session) -> tuple[Store, SessionLost | None]
     row = store.row(session)
     if row is None:
         return store.with_row(Row(session)), None
-    return store, None if row.standing is Standing.ALIVE else SESSION_LOST
+    return store, None if row.standing is ListenerState.ALIVE else SESSION_LOST
 
 
 def claim(rules: Rules, store: Store, session: Session, request: int, limit: int) -> tuple[Store, Granted | SessionLost]:
     """Up to `limit` ready jobs for a living session; the last request again gets its answer again, an older one nothing."""
     row = store.row(session)
-    if row is None or (rules.claims_check_session and row.standing is not Standing.ALIVE):
+    if row is None or (rules.claims_check_session and row.standing is not ListenerState.ALIVE):
         return store, SESSION_LOST
     if rules.claims_are_remembered and request == row.request:
         return store, store.answer_to(session, request)
@@ -52,10 +52,10 @@ def _grant(store: Store, row: Row, request: int, limit: int) -> tuple[Store, Gra
 def beat(rules: Rules, store: Store, session: Session, named: tuple[Lease, ...], seen: int) -> tuple[Store, BeatAnswer | SessionLost]:
     """Not lapsed any more; says which of the named leases are lost, and takes back what the session does not know that it has."""
     row = store.row(session)
-    if row is None or (row.standing is not Standing.ALIVE and not rules.beats_revive):
+    if row is None or (row.standing is not ListenerState.ALIVE and not rules.beats_revive):
         return store, SESSION_LOST
-    if row.is_lapsed or row.standing is not Standing.ALIVE:
-        store = store.with_row(row._replace(is_lapsed=False, standing=Standing.ALIVE))
+    if row.is_lapsed or row.standing is not ListenerState.ALIVE:
+        store = store.with_row(row._replace(is_lapsed=False, standing=ListenerState.ALIVE))
     lost = tuple(lease for lease in named if store.jobs[lease.job].lease != lease)
     ghosts = tuple(lease for lease in store.leases_of(session) if rules.ghosts(lease, named, seen))
     for lease in ghosts:

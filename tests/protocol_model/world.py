@@ -31,10 +31,10 @@ from tests.protocol_model.states import (
     Granted,
     Job,
     Lease,
+    ListenerState,
     Session,
     SessionLost,
     Settled,
-    Standing,
     Store,
     Verdict,
 )
@@ -172,7 +172,7 @@ class Lapsed(NamedTuple):
     session: Session
 
 
-class Upkept(NamedTuple):
+class UpkeepResult(NamedTuple):
     """One bounded call of upkeep, spent on that session."""
 
     session: Session
@@ -201,7 +201,7 @@ Action = (
     | BeatSent
     | BeatArrived
     | Lapsed
-    | Upkept
+    | UpkeepResult
     | LapsedAndUpkept
     | TailBegan
     | TailLost
@@ -234,7 +234,7 @@ def _is_gone(world: World, session: Session) -> bool:
     """Dead, all its leases released, and no store to come back in which it is not."""
     for store in (world.store, world.kept):
         row = None if store is None else store.row(session)
-        if store is not None and (row is None or row.standing is not Standing.GONE):
+        if store is not None and (row is None or row.standing is not ListenerState.GONE):
             return False
     return True
 
@@ -379,13 +379,13 @@ def _registrations_arrive(world: World) -> Successors:
 
 def _time_passes(rules: Rules, bounds: Bounds, world: World) -> Successors:
     for row in world.store.rows:
-        if not bounds.lapses_apart and row.standing is Standing.ALIVE:
+        if not bounds.lapses_apart and row.standing is ListenerState.ALIVE:
             store = rules.reaping(world.store, row._replace(is_lapsed=True))
             if store is not None:
                 yield LapsedAndUpkept(row.session), world._replace(store=store)
             continue
-        if row.standing is Standing.ALIVE and not row.is_lapsed:
+        if row.standing is ListenerState.ALIVE and not row.is_lapsed:
             yield Lapsed(row.session), world._replace(store=verbs.lapse(rules, world.store, row))
         store = rules.reaping(world.store, row)
         if store is not None:
-            yield Upkept(row.session), world._replace(store=store)
+            yield UpkeepResult(row.session), world._replace(store=store)

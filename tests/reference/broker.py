@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from taskflow.broker import topics
-from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
+from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
 from taskflow.broker.paging import ScanRequest, ScanResult, page
-from taskflow.broker.protocol import MAX_NUDGED_WHEN_DUE, Added, Refused, Upkept
+from taskflow.broker.protocol import MAX_NUDGED_WHEN_DUE, Added, Refused, UpkeepResult
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
-from taskflow.model.audit import Act, ActRecord
+from taskflow.model.audit import Action, ActionRecord
 from taskflow.model.clock import Seams
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import LIVE, Record, Status
@@ -19,7 +19,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.schedule import Amendment, Definition, Firing, ScheduleRecord
 from taskflow.model.session import Beat, BeatAnswer, Session, SessionRecord
 from taskflow.model.verdict import Settled, Settlement
-from tests.reference.console import ReferenceStore
+from tests.reference.admin import ReferenceStore
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class ReferenceBroker:
         self.flag = WakeUpFlag()
 
     @property
-    def console(self) -> ReferenceConsole:
+    def admin(self) -> ReferenceConsole:
         return ReferenceConsole(self)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
@@ -74,7 +74,7 @@ class ReferenceBroker:
     async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return self._atomically(lambda: self._store.live_holders(keys))
 
-    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
+    async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
         return self._atomically(lambda: self._store.upkeep(limit, ends=ends))
 
     async def define(self, definitions: Sequence[Definition], session: bytes | None = None, age: float = 0.0) -> list[bool]:
@@ -153,10 +153,10 @@ class ReferenceConsole:
     async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
         return self._atomically(lambda: self._store.amend_schedule(name, amendment))
 
-    async def record_act(self, act: Act) -> None:
-        self._atomically(lambda: self._store.record_act(act))
+    async def record_action(self, act: Action) -> None:
+        self._atomically(lambda: self._store.record_action(act))
 
-    async def acts(self, *, before: int | None = None, limit: int = 100) -> list[ActRecord]:
+    async def actions(self, *, before: int | None = None, limit: int = 100) -> list[ActionRecord]:
         return self._atomically(lambda: self._store.act_records(before, limit))
 
     async def metrics(self) -> Metrics:

@@ -108,7 +108,7 @@ class ScheduleStore(Store):
         schedule.advance(firing)
         return answer
 
-    # --- the console ----------------------------------------------------------------------------------------
+    # --- the admin interface ----------------------------------------------------------------------------------------
 
     def schedule_records(self, names: Sequence[str] | None) -> list[ScheduleRecord]:
         chosen = sorted(self.schedules if names is None else set(names) & set(self.schedules))

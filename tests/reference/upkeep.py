@@ -7,11 +7,11 @@ import math
 
 import msgspec
 
-from taskflow.broker.protocol import MAX_ENDS, Upkept
+from taskflow.broker.protocol import MAX_ENDS, UpkeepResult
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import ENDED, WAITING, Status
-from taskflow.model.session import Beat, BeatAnswer, Outlook
+from taskflow.model.session import Beat, BeatAnswer, WorkHint
 from taskflow.model.transitions import Event
 from tests.reference.job import StoredJob
 from tests.reference.schedules import ScheduleStore
@@ -21,7 +21,7 @@ from tests.reference.store import SessionState
 class UpkeepStore(ScheduleStore):
     """A store with every verb, including upkeep."""
 
-    def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
+    def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
         self._spare_after_outage()
         reaped = self._reap()
         left = limit
@@ -32,7 +32,7 @@ class UpkeepStore(ScheduleStore):
         readied, released, expired, dropped = moves
         offers = self.offers()
         ended, ends_dropped = self.take_ends() if ends else ((), 0)
-        return Upkept(
+        return UpkeepResult(
             readied=readied,
             reaped=reaped,
             released=released,
@@ -51,14 +51,14 @@ class UpkeepStore(ScheduleStore):
 
     def beat(self, beat: Beat) -> BeatAnswer:
         answer = super().beat(beat)
-        return msgspec.structs.replace(answer, outlook=self._outlook(beat.session)) if beat.looks else answer
+        return msgspec.structs.replace(answer, work_hint=self._work_hint(beat.session)) if beat.looks else answer
 
-    def _outlook(self, session_id: bytes) -> Outlook:
+    def _work_hint(self, session_id: bytes) -> WorkHint:
         has_ends = bool(self.ends) and self.sessions[session_id].session.wants_ends
         is_dying = any(state.leases for state in self.sessions.values() if not self._lives(state))
         at = [heap[0][0] for heap in (self.expiring, self.fading) if heap]
         waits = [*self._waits(), *(max(0.0, to_seconds(instant - self.now)) for instant in at)]
-        return Outlook(is_ready=bool(self.ready_queues()), due_in=0.0 if is_dying or has_ends else min(waits, default=math.inf))
+        return WorkHint(is_ready=bool(self.ready_queues()), due_in=0.0 if is_dying or has_ends else min(waits, default=math.inf))
 
     def _next_in(self) -> float:
         """Return the seconds until the caller's next upkeep. With n live sessions, each calls it every

@@ -9,7 +9,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
-from taskflow.broker.console import Finding
+from taskflow.broker.admin import Finding
 from taskflow.broker.engine.broker import EngineBroker
 from taskflow.broker.engine.records import HELD, RUNNING, Flag, Kind
 from taskflow.broker.engine.seam import Claimed, Operation, Query, Ref
@@ -164,7 +164,7 @@ class Scene:
                 await call(lambda ids=ids: self.broker.cancel(ids))  # type: ignore[misc]
             if self.dice.random() < 0.15:
                 ids = list(dict.fromkeys(self.dice.choices(self._sent, k=3)))
-                await call(lambda ids=ids: self.broker.console.retry(ids))  # type: ignore[misc]
+                await call(lambda ids=ids: self.broker.admin.retry(ids))  # type: ignore[misc]
             self.broker.clock.advance(self.dice.choice((0.0, 0.0, 1.0)))
 
     def _verdict(self) -> Verdict:

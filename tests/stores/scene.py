@@ -137,7 +137,7 @@ class Scene:
 
     async def has_beaten_since(self, instant: float) -> bool:
         """Whether the only worker has sent a heartbeat since then, on the monotonic clock."""
-        [worker] = await self.store.console.workers()
+        [worker] = await self.store.admin.workers()
         return worker.seconds_since_beat < elapsed_since(instant)
 
     async def told(self, numbers: Iterable[int]) -> dict[str, int]:
@@ -151,13 +151,13 @@ class Scene:
 
     async def totals(self) -> Counter[str]:
         """How often each event has happened, over all queues, says the store."""
-        by_queue = (await self.store.console.metrics()).totals.values()
+        by_queue = (await self.store.admin.metrics()).totals.values()
         return sum((Counter(events) for events in by_queue), Counter[str]())
 
     async def waiting(self) -> dict[str, int]:
         """How many jobs have not ended, by status; nothing where none has."""
         counts: Counter[str] = Counter()
-        for queue in await self.store.console.queues():
+        for queue in await self.store.admin.queues():
             counts.update({status.value: count for status, count in queue.counts.items() if not status.is_ended})
         return dict(+counts)
 

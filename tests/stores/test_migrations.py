@@ -53,7 +53,7 @@ async def test_of_twenty_at_once_one_makes_the_tables(driver: MigratingDriver) -
     assert all(isinstance(answer, Added) for [answer] in added)
     assert {upgrade.target for upgrade in done} == {VERSION}
     assert sum(bool(upgrade.migrations) for upgrade in done) <= 1
-    [queue] = await brokers[0].console.queues()
+    [queue] = await brokers[0].admin.queues()
     assert sum(queue.counts.values()) == 10
     for broker in brokers:
         await broker.close()

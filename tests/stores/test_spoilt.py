@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgpack
 import pytest
 
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import SessionLost
 from taskflow.model.record import Status
@@ -83,15 +83,15 @@ async def test_tags_that_cannot_be_read_spoil_their_own_job(world: World, spoile
         world.clock.advance(1.0)
     spoil_extras(spoiler, envelopes[1].id, extras)
 
-    records = await listed(world.broker.console, View(tag="a"))
+    records = await listed(world.broker.admin, View(tag="a"))
     assert [record.tags for record in records] == [("a",), (), ("a",)]
     assert [bool(record.unreadable) for record in records] == [False, True, False]
     leases = await world.claim(await world.a_session())
     assert [lease.envelope.tags for lease in leases] == [("a",), (), ("a",)]
     await world.settle(*map(failed, leases[:2]))
-    assert await world.broker.console.purge(View(statuses=(Status.FAILED,))) == 2
+    assert await world.broker.admin.purge(View(statuses=(Status.FAILED,))) == 2
     assert await world.read(envelopes[1]) is None
-    assert [record.id for record in await listed(world.broker.console, View(tag="a"))] == [envelopes[2].id]
+    assert [record.id for record in await listed(world.broker.admin, View(tag="a"))] == [envelopes[2].id]
 
 
 @pytest.mark.parametrize("extras", EXTRAS.values(), ids=EXTRAS)
@@ -128,7 +128,7 @@ async def test_whatever_of_a_session_is_spoilt_costs_nobody_else(world: World, s
         if not spoiler.write(same, stored):
             continue
         assert (await world.beat(other, neighbour)).lost == (), value.place
-        assert other.id in [worker.session.id for worker in await world.broker.console.workers()], value.place
+        assert other.id in [worker.session.id for worker in await world.broker.admin.workers()], value.place
         for _ in range(2):  # a session whose last beat cannot be read has one more ttl
             await world.lapse(doomed, beside=[other])
             await world.upkeep()
@@ -155,13 +155,13 @@ async def test_a_huge_value_of_a_waiting_job_is_neither_fetched_nor_moved_again(
     tracemalloc.start()
     try:
         await world.broker.read([job.id for job in jobs])
-        await listed(world.broker.console)
+        await listed(world.broker.admin)
         leases = await world.claim(session)
         await world.beat(session, *leases)
         await world.settle(*map(failed, leases))
         await world.upkeep()
-        await listed(world.broker.console)
-        await world.broker.console.retry([job.id for job in jobs])
+        await listed(world.broker.admin)
+        await world.broker.admin.retry([job.id for job in jobs])
         await world.broker.cancel([job.id for job in jobs])
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -239,7 +239,7 @@ async def _promoted(scene: Scene) -> Status:
 
 
 async def _retried_by_hand(scene: Scene) -> Status:
-    await scene.world.broker.console.retry(scene.ids)
+    await scene.world.broker.admin.retry(scene.ids)
     return Status.READY
 
 
@@ -264,14 +264,14 @@ async def test_whatever_column_of_a_job_is_spoilt_costs_nobody_else(world: World
             for _ in range(2):
                 await world.upkeep()
             assert {await world.status(job_id) for job_id in scene.sound} == {expected}
-            await listed(world.broker.console)
-            await world.broker.console.queues()
+            await listed(world.broker.admin)
+            await world.broker.admin.queues()
             added = await world.add()
             taken = [*(await world.claim(other := await world.a_session(), limit=100)), *(await world.claim(other, limit=100))]
             assert added.id in ids_of(taken)
             await world.broker.cancel(scene.ids)
             await world.die(other)
-            await world.broker.console.purge(View())
+            await world.broker.admin.purge(View())
         except Exception as error:
             error.add_note(f"spoilt with {how}")
             raise

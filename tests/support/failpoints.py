@@ -22,7 +22,7 @@ class When(StrEnum):
     AFTER = "after"
 
 
-class Act(StrEnum):
+class Action(StrEnum):
     """What happens there: the call fails, the process is killed, or it stands still until its standard input says go on."""
 
     RAISE = "raise"
@@ -34,12 +34,12 @@ class Failpoint(NamedTuple):
     verb: str
     when: When
     number: int
-    act: Act
+    act: Action
 
     @classmethod
     def parse(cls, text: str) -> Self:
         verb, when, number, act = text.split(":")
-        return cls(verb, When(when), int(number), Act(act))
+        return cls(verb, When(when), int(number), Action(act))
 
     def __str__(self) -> str:
         return f"{self.verb}:{self.when}:{self.number}:{self.act}"
@@ -84,10 +84,10 @@ class FailingBroker:
 
     def _act(self) -> None:
         match self._point.act:
-            case Act.RAISE:
+            case Action.RAISE:
                 raise BrokerUnavailable(f"failpoint {self._point}")
-            case Act.KILL:
+            case Action.KILL:
                 os.kill(os.getpid(), signal.SIGKILL)
-            case Act.PAUSE:
+            case Action.PAUSE:
                 print("paused", flush=True)
                 sys.stdin.readline()

@@ -26,7 +26,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.clock import Seams
 from taskflow.model.rules import Rules
 from tests.reference import ReferenceBroker
-from tests.reference.console import ReferenceStore
+from tests.reference.admin import ReferenceStore
 from tests.support.postgres import PostgresServer, shared_postgres, the_newest_postgres_binary
 from tests.support.processes import new_folder
 from tests.support.servers import shared_redis

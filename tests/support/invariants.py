@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from taskflow.broker.console import QueueRecord
+from taskflow.broker.admin import QueueRecord
 from taskflow.model.envelope import ClaimId, Envelope
 from taskflow.model.ids import id_text
 from taskflow.model.record import ENDED, LIVE, WAITING, Record, Status

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from taskflow.broker.console import Console, View
+from taskflow.broker.admin import Admin, View
 from taskflow.broker.paging import pages
 from taskflow.model.record import Record
 
 
-async def listed(console: Console, view: View | None = None) -> list[Record]:
+async def listed(admin: Admin, view: View | None = None) -> list[Record]:
     """Return the records of all jobs of a view, the newest first."""
-    found = [record async for records in pages(console, view or View()) for record in records]
+    found = [record async for records in pages(admin, view or View()) for record in records]
     return sorted(found, key=lambda record: record.id, reverse=True)

@@ -97,7 +97,7 @@ class PgBouncer(OwnServer):
         return url_of(self.port, database, user, password)
 
     def command(self, text: str) -> None:
-        """Say that to its console, such as "PAUSE", "RESUME", "RECONNECT" or "KILL taskflow_1", and return once it has been done.
+        """Say that to its admin, such as "PAUSE", "RESUME", "RECONNECT" or "KILL taskflow_1", and return once it has been done.
 
         Raises:
             asyncpg.PostgresError: as it says.

@@ -16,7 +16,7 @@ import pytest
 
 from taskflow import JobHandle, Worker, job
 from taskflow.app.app import App, default_app
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.broker.paging import pages
 from taskflow.cli import job_actions, jobs
 from taskflow.cli.parser import a_parser
@@ -195,7 +195,7 @@ class Scene:
         await self.world.upkeep()
         unfound = {one.owner for one in self.spoilt if self.world.harness.name == "sqlite" and one.value.place == "jobs.queue"}
         view = View(statuses=(Status.READY, Status.RUNNING))
-        left = [record async for records in pages(self.world.broker.console, view) for record in records]
+        left = [record async for records in pages(self.world.broker.admin, view) for record in records]
         return {id_text(record.id): record.queue for record in left if record.status is Status.RUNNING or record.id not in unfound}
 
     async def _check_results(self) -> None:
@@ -217,14 +217,14 @@ class Scene:
     async def _listed(self) -> dict[bytes, Record]:
         """By pages, as a command goes through them."""
         found = dict[bytes, Record]()
-        async for records in pages(self.world.broker.console, View(), limit=7):
+        async for records in pages(self.world.broker.admin, View(), limit=7):
             repeated = [(id_text(record.id), found[record.id].status, record.status) for record in records if record.id in found]
             assert not repeated, f"a page repeats what another had: {repeated}"
             found.update({record.id: record for record in records})
         return found
 
     async def _commands(self, app: App) -> None:
-        await self.world.broker.console.pause("later")
+        await self.world.broker.admin.pause("later")
         later = [await self._add(queue="later") for _ in range(3)]
         ids = [id_text(record_id) for record_id in await self._listed()]
         for command in (
@@ -237,7 +237,7 @@ class Scene:
             ["jobs", *ids, "--json"],
         ):
             await self._command(app, command)
-        await self.world.broker.console.examine()
+        await self.world.broker.admin.examine()
         await self._command(app, ["retry", "--all"])
         await self._until(self._at_rest_but_for_later, "the store does not come to rest after the retry")
         await self._command(app, ["cancel", "--all"])

@@ -13,14 +13,14 @@ from typing import Any, Self
 import msgspec
 import pytest
 
-from taskflow.broker.protocol import Added, Broker, Refused, Upkept
+from taskflow.broker.protocol import Added, Broker, Refused, UpkeepResult
 from taskflow.model.clock import ManualClock, Seams
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.errors import SessionLost
 from taskflow.model.ids import IdFactory, key_digest
 from taskflow.model.record import Record, Status
 from taskflow.model.rules import Rules
-from taskflow.model.session import Beat, BeatAnswer, Outlook, Report, Session
+from taskflow.model.session import Beat, BeatAnswer, Report, Session, WorkHint
 from taskflow.model.verdict import Settled, Settlement
 from tests.support.harnesses import Capability, StoreHarness
 
@@ -134,11 +134,11 @@ class World:
         seen = self.last_request(session) if seen is None else seen
         return await self.broker.beat(Beat(session=session.id, claims=claims, seen=seen, reports=tuple(reports), leaving=leaving))
 
-    async def outlook(self, session: Session) -> Outlook:
+    async def work_hint(self, session: Session) -> WorkHint:
         """What a beat of a session that has nothing is told when it looks."""
         answer = await self.broker.beat(Beat(session=session.id, seen=self.last_request(session), looks=True))
-        assert answer.outlook is not None
-        return answer.outlook
+        assert answer.work_hint is not None
+        return answer.work_hint
 
     async def die(self, session: Session, cause: str = "exit code 77") -> BeatAnswer:
         """Somebody who knows it tells that the session's process has died."""
@@ -165,12 +165,12 @@ class World:
         record = await self.read(job)
         return None if record is None else record.status
 
-    async def upkeep(self, limit: int = EVERYTHING) -> Upkept:
+    async def upkeep(self, limit: int = EVERYTHING) -> UpkeepResult:
         return await self.broker.upkeep(limit)
 
     # --- time and mishaps ----------------------------------------------------------------------------------------
 
-    async def pass_time(self, seconds: float) -> Upkept:
+    async def pass_time(self, seconds: float) -> UpkeepResult:
         """Let time pass, and upkeep do what it has brought. Who does not beat meanwhile lapses."""
         self.clock.advance(seconds)
         return await self.upkeep()
@@ -182,7 +182,7 @@ class World:
             self.clock.advance(session.ttl * 0.6)
         await self.let_others_beat(beside)
 
-    async def reap(self, session: Session, *, beside: Sequence[Session] = ()) -> Upkept:
+    async def reap(self, session: Session, *, beside: Sequence[Session] = ()) -> UpkeepResult:
         """Let the session lapse, and its leases be released."""
         await self.lapse(session, beside=beside)
         return await self.upkeep()

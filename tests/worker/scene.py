@@ -11,7 +11,7 @@ from typing import Any
 from taskflow import BrokerUnavailable, JobContext, JobHandle, JobInfo, Middleware, job
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.protocol import Upkept
+from taskflow.broker.protocol import UpkeepResult
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Record
@@ -90,7 +90,7 @@ class FaultyBroker(MemoryBroker):
         self._check("settle")
         return await super().settle(settlements)
 
-    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
+    async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
         self._check("upkeep")
         return await super().upkeep(limit, ends=ends)
 

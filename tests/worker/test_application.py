@@ -89,7 +89,7 @@ def test_a_worker_whose_loop_is_stopped_winds_down_while_asyncio_cancels_all() -
             await asyncio.Event().wait()
 
     async def afterwards() -> tuple[Status | None, int]:
-        return await handles[0].status(), len(await broker.console.workers())
+        return await handles[0].status(), len(await broker.admin.workers())
 
     handles: list[JobHandle[None]] = []
     broker = connect("memory://")
@@ -123,4 +123,4 @@ async def test_an_error_of_the_lifespan_reaches_the_caller_as_it_is(broker: Brok
             assert when == "end"
     assert raised.value is error
     assert error.__cause__ is error.__context__ is None
-    assert await broker.console.workers() == []
+    assert await broker.admin.workers() == []

@@ -55,7 +55,7 @@ async def test_a_winding_down_whose_tasks_are_all_cancelled_is_done_to_its_end(b
     await asyncio.wait([hosting], timeout=20)
     assert hosting.done()
     assert await handle.status() is Status.READY
-    assert await broker.console.workers() == []
+    assert await broker.admin.workers() == []
     async with asyncio.timeout(5):
         while heartbeats():  # noqa: ASYNC110  # no event tells it
             await asyncio.sleep(0.01)
@@ -78,7 +78,7 @@ async def test_a_worker_whose_own_closing_alone_is_cancelled_goes_on_with_its_gr
     Run.release.set()
     await hosting
     assert await handle.status() is Status.SUCCEEDED
-    assert await broker.console.workers() == []
+    assert await broker.admin.workers() == []
 
 
 @pytest.mark.parametrize("how", ["reaped", "no beat"])
@@ -92,7 +92,7 @@ async def test_a_session_that_is_lost_while_it_winds_down_stops_its_runs(how: st
             await Run.started.wait()
             loop, began_at = asyncio.get_running_loop(), time.monotonic()
             if how == "reaped":
-                [worker] = await broker.console.workers()
+                [worker] = await broker.admin.workers()
                 leave = Beat(session=worker.session.id, leaving=True)
                 tasks = []
                 loop.call_later(0.1, lambda: tasks.append(loop.create_task(broker.beat(leave))))
@@ -128,7 +128,7 @@ def test_a_run_that_asyncio_run_cancels_with_its_worker_is_handed_back() -> None
         return handle
 
     async def look(handle: Any) -> Any:
-        return await handle.info(), await broker.console.workers()
+        return await handle.info(), await broker.admin.workers()
 
     tasks: list[Any] = []
     with default_app().using(broker):
@@ -183,7 +183,7 @@ def test_a_worker_whose_loop_is_closed_leaves_and_beats_no_more() -> None:
         while heartbeats():
             assert time.monotonic() < give_up_at, "the heartbeat continues"
             time.sleep(0.01)
-        assert asyncio.run(broker.console.workers()) == []
+        assert asyncio.run(broker.admin.workers()) == []
         assert asyncio.run(handle.status()) is Status.READY
 
 
@@ -204,7 +204,7 @@ def test_two_ctrl_cs_under_asyncio_run_leave_no_lease() -> None:
         with pytest.raises(KeyboardInterrupt):
             asyncio.run(main())
         give_up_at = time.monotonic() + 10
-        while asyncio.run(broker.console.workers()):
+        while asyncio.run(broker.admin.workers()):
             assert time.monotonic() < give_up_at, "its session beats on"
             time.sleep(0.02)
         assert asyncio.run(handles[0].status()) is Status.READY
@@ -219,7 +219,7 @@ async def test_a_worker_that_is_entered_twice_is_refused(broker: Broker) -> None
         assert await (await simple.delay()).result(10) is None
     with pytest.raises(ConfigurationError, match="create another Worker"):
         await worker.__aenter__()
-    assert await broker.console.workers() == []
+    assert await broker.admin.workers() == []
 
 
 @job(name="tests.closing.simple")
@@ -277,7 +277,7 @@ async def test_when_its_session_is_lost_no_other_follows(broker: Broker) -> None
     async with Worker(options=options(heard)) as worker:
         await Run.started.wait()
         finishing = asyncio.create_task(worker.finish())
-        [known] = await broker.console.workers()
+        [known] = await broker.admin.workers()
         await broker.beat(Beat(session=known.session.id, leaving=True))
         await asyncio.wait_for(finishing, 20)
     assert sum(isinstance(event, SessionEnded) for event in heard.events) == 1

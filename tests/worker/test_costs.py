@@ -18,7 +18,7 @@ from taskflow import Worker, enqueue, job
 from taskflow.app.app import default_app
 from taskflow.app.job import Declared
 from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.protocol import Added, Refused, Upkept
+from taskflow.broker.protocol import Added, Refused, UpkeepResult
 from taskflow.broker.url import connect
 from taskflow.model.clock import Seams
 from taskflow.model.envelope import Envelope, Lease
@@ -73,7 +73,7 @@ class CountingBroker(MemoryBroker):
         self.calls["beat"] += 1
         return await super().beat(beat)
 
-    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
+    async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
         self.calls["upkeep"] += 1
         return await super().upkeep(limit, ends=ends)
 

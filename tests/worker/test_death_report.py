@@ -35,7 +35,7 @@ async def test_a_broker_that_is_away_for_a_moment_is_told_when_it_is_back(monkey
     broker.away.clear()
 
     assert await telling
-    assert await broker.console.workers() == []
+    assert await broker.admin.workers() == []
 
 
 class Refuses(MemoryBroker):

@@ -88,7 +88,7 @@ async def test_a_drain_counts_a_job_that_cannot_be_read_as_a_failure(broker: Bro
         spoilt = spoil_one(spoiler, parse_id(victim.id), random.Random(seed))
         worker = await drained()
         assert [await first.result(5), await last.result(5)] == [0, 2], spoilt
-        bad = [record for record in await listed(broker.console) if record.id == parse_id(victim.id)]
+        bad = [record for record in await listed(broker.admin) if record.id == parse_id(victim.id)]
         if any(record.status is Status.FAILED and (error := record.last_error) and error.type == UNREADABLE for record in bad):
             assert worker.tally.failed + worker.tally.set_aside, spoilt
         again = await drained()

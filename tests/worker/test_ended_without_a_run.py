@@ -10,7 +10,7 @@ import pytest
 
 from taskflow import Status, TaskflowJobs, Worker, configure, job
 from taskflow.app.app import default_app
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.ids import parse_id
 from taskflow.model.rules import Rules
@@ -49,7 +49,7 @@ async def test_each_end_without_a_run_is_heard_once(world: World) -> None:
         replaced = await waits.options(key="k").delay(4)
         replacement = await waits.options(key="k", on_conflict="replace").delay(6)
         await cancelled.cancel()
-        await world.broker.console.purge(View(queue="purged"))
+        await world.broker.admin.purge(View(queue="purged"))
         await world.die(session)
         await hearing.wait_for(4)
         world.clock.advance(60)
@@ -117,7 +117,7 @@ async def test_a_job_that_was_retried_before_its_end_was_read_has_not_ended() ->
         async with Worker(options=elsewhere()):
             retried, other = await waits.delay(1), await waits.delay(2)
             await broker.cancel([parse_id(retried.id), parse_id(other.id)])
-            await broker.console.retry([parse_id(retried.id)])
+            await broker.admin.retry([parse_id(retried.id)])
             told = await hearing.wait_for(1)
     assert told.keys() == {other.id}
 

@@ -103,7 +103,7 @@ async def test_between_two_sessions_a_worker_lives_and_is_not_ready(broker: Faul
     heard = EventRecorder()
     async with Worker(options=options(heard, ttl=20.0)) as worker:
         await until(worker.health.ready, is_well=True)
-        [record] = await broker.console.workers()
+        [record] = await broker.admin.workers()
         broker.away = {"claim"}
         await broker.beat(Beat(session=record.session.id, leaving=True))
         await until(worker.health.ready, is_well=False)

@@ -11,7 +11,7 @@ import pytest
 from taskflow import Worker
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.protocol import Upkept
+from taskflow.broker.protocol import UpkeepResult
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.envelope import Lease
 from taskflow.model.rules import Rules
@@ -44,7 +44,7 @@ class Counting(MemoryBroker):
         answer = await super().beat(beat)
         return BeatAnswer(lost=answer.lost, stopping=answer.stopping) if self.is_blind else answer
 
-    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
+    async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
         self.calls["upkeep"] += 1
         return await super().upkeep(limit, ends=ends)
 
@@ -83,7 +83,7 @@ async def test_an_idle_worker_asks_by_its_beats_alone(broker: Counting, monkeypa
 async def test_what_nobody_was_told_of_is_found_by_the_next_beat(broker: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although it would look by itself only much later."""
     monkeypatch.setattr(fetcher, "POLL_INTERVAL", 5 * TTL)
-    monkeypatch.setattr(fetcher, "OUTLOOK_TTL", 20)
+    monkeypatch.setattr(fetcher, "WORK_HINT_TTL", 20)
     broker.is_deaf = True
     async with Worker(options=options(EventRecorder(), ttl=TTL)):
         await asyncio.sleep(6 * TTL)

@@ -11,7 +11,7 @@ import pytest
 
 from taskflow import JobCancelled, JobFailed, JobHandle, Status, Worker
 from taskflow.app.app import default_app
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.ids import IdFactory, parse_id
@@ -162,11 +162,11 @@ async def a_suspect_beside_a_run(
         worker = Worker(options=options(heard, **more))
         async with worker:
             await Gate.started.wait()
-            await broker.console.pause("default")
+            await broker.admin.pause("default")
             suspect = await waits.options(expires=expires).delay()
             set_crashes(broker, parse_id(suspect.id), 1)
             Gate.started.clear()
-            await broker.console.resume("default")
+            await broker.admin.resume("default")
             while await suspect.status() is not Status.RUNNING:  # noqa: ASYNC110  # no event tells it
                 await asyncio.sleep(0.001)
             await asyncio.sleep(0.01)
@@ -231,5 +231,5 @@ async def test_a_poison_job_that_waits_for_its_follow_up_is_no_suspect() -> None
             with pytest.raises(JobFailed, match="poison: its worker was lost"):
                 await handle.result()
         assert not any(isinstance(event, QuarantineStarted) for event in heard.events)
-        [sent] = await listed(broker.console, View(queue="another"))
+        [sent] = await listed(broker.admin, View(queue="another"))
         assert sent.status is Status.READY

@@ -65,7 +65,7 @@ class Watched(MemoryBroker):
         return [record for record in await self.read([parse_id(handle.id) for handle in handles]) if record is not None]
 
     async def number(self, status: Status) -> int:
-        return sum(queue.counts[status] for queue in await self.console.queues())
+        return sum(queue.counts[status] for queue in await self.admin.queues())
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ async def test_a_lease_that_is_lost_in_reserve_is_not_run(watched: Watched, a_re
     handles = [await waits.delay() for _ in range(SLOTS + 1)]
     async with a_worker(ttl=0.4) as worker:
         await until_running(watched, SLOTS + 1)
-        await watched.console.pause("default")
+        await watched.admin.pause("default")
         take_back_last(watched)
         await until(lambda: watched.named == SLOTS + 1 and watched.last_named == SLOTS)
         Run.release.set()

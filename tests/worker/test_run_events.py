@@ -89,7 +89,7 @@ async def test_what_the_store_refuses_is_told_and_does_not_count(caplog: pytest.
             if not Run.started.is_set():
                 return await super().settle(settlements)
             Run.started.clear()
-            [worker] = await self.console.workers()
+            [worker] = await self.admin.workers()
             await self.beat(Beat(session=worker.session.id, leaving=True))  # as if it had been reaped
             return await super().settle(settlements)
 

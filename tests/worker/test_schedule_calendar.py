@@ -42,11 +42,11 @@ async def test_no_time_is_missed_or_doubled_in_400_days(tz: str) -> None:
         processes = [await Process(world, **declared).begin() for _ in range(2)]
         while world.clock.wall() < microseconds_of(end):
             await let_one_work(world, processes, declared, chance)
-            due = [record.next_at for record in await world.broker.console.schedules() if record.next_at is not None]
+            due = [record.next_at for record in await world.broker.admin.schedules() if record.next_at is not None]
             pause = (min(due, default=start) - start).total_seconds() - (world.clock.wall() - microseconds_of(start)) / 1e6
             world.clock.advance(max(0.0, pause) + chance.choice([0.0, 0.0, 0.25, 5.0, 90.0]))
         found = dict[str, list[datetime]]()
-        for record in await listed(world.broker.console):
+        for record in await listed(world.broker.admin):
             at = scheduled_for(record.headers)
             assert at is not None
             found.setdefault(record.headers[SCHEDULE], []).append(at.astimezone(UTC))

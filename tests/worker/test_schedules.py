@@ -45,7 +45,7 @@ on_each_store = pytest.mark.parametrize("world", BROKERS, indirect=True, ids=lam
 
 async def jobs(world: World) -> list[Record]:
     """All that schedules have added, oldest first."""
-    found = await listed(world.broker.console)
+    found = await listed(world.broker.admin)
     return sorted(found, key=lambda record: record.headers["tf-scheduled-for"])
 
 
@@ -123,7 +123,7 @@ async def test_skip_while_an_earlier_job_is_live(world: World) -> None:
 
     await process.work(3 * 3_600.0, step=600.0)
     assert await fired(world) == ["01T01:00:00"]
-    [record] = await world.broker.console.schedules(["report"])
+    [record] = await world.broker.admin.schedules(["report"])
     assert (record.fired, record.skipped, record.next_at) == (1, 3, START + timedelta(hours=5))
 
     await world.settle(succeeded(lease))
@@ -178,7 +178,7 @@ async def test_stored_schedules_that_cannot_be_computed_hold_up_no_other(world: 
     assert failures == {f"bad {number}" for number in range(22)}
     assert all(len(call.args[0]) <= MAX_EXPRESSION for call in parse.call_args_list)
     assert look.call_count <= len(unknown)
-    assert await world.broker.console.schedules(["bad 0"])
+    assert await world.broker.admin.schedules(["bad 0"])
 
 
 # --- deploys ------------------------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ async def test_a_deploy_removes_a_schedule(world: World) -> None:
     await old.end()
     await new.work(DAY, step=1_800.0)
     assert await fired(world) == ["01T09:00:00"]
-    [record] = await world.broker.console.schedules()
+    [record] = await world.broker.admin.schedules()
     assert record.asleep_since is not None
     await (await Process(world, "newer", schedule=Cron("0 9 * * *"), catch_up="none").begin()).work(DAY, step=1_800.0)
     assert await fired(world) == ["01T09:00:00", "03T09:00:00"]

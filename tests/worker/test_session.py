@@ -38,7 +38,7 @@ async def test_a_session_that_was_reaped_is_followed_by_another(broker: Broker) 
     handle = await waits.delay()
     async with Worker(options=options(heard)):
         await Run.started.wait()
-        [worker] = await broker.console.workers()
+        [worker] = await broker.admin.workers()
         await broker.beat(Beat(session=worker.session.id, leaving=True))
         Run.started.clear()
         await heard.wait_for(SessionEnded)
@@ -99,7 +99,7 @@ async def test_what_fails_again_and_again_is_shown_in_the_store(verb: str, opera
         broker.away = {verb}
         async with Worker(options=options(EventRecorder(), ttl=20.0)):
             assert (await shown.get(), await shown.get()) == ("", f"{operation} fails: it is away, for this test")
-            [worker] = await broker.console.workers()
+            [worker] = await broker.admin.workers()
             assert worker.session.trouble.startswith(operation)
             broker.away = set()
             assert await shown.get() == ""
@@ -151,7 +151,7 @@ async def test_after_the_grace_time_runs_are_handed_back(broker: Broker) -> None
     info = await handle.info()
     assert info is not None
     assert (info.status, info.attempt, info.failures) == (Status.READY, 1, 0)
-    assert await broker.console.workers() == []
+    assert await broker.admin.workers() == []
 
 
 async def test_a_dozen_wind_downs_during_one_job_do_not_fail_it() -> None:
@@ -259,7 +259,7 @@ async def test_a_worker_in_a_cancelled_scope_winds_down_all_the_same(broker: Bro
         async with Worker(options=options(EventRecorder(), grace=0.1)):
             await anyio.sleep_forever()
     assert await handle.status() is Status.READY
-    assert await broker.console.workers() == []
+    assert await broker.admin.workers() == []
 
 
 class Undone(Exception):

@@ -37,7 +37,7 @@ async def test_a_store_shows_the_text(broker: Broker) -> None:
     assert info is not None
     [record] = await broker.read([parse_id(handle.id)])
     assert record is not None
-    [queue] = await broker.console.queues()
+    [queue] = await broker.admin.queues()
     for text in (info.queue, record.queue, record.job, *record.headers, *record.headers.values(), queue.name):
         assert type(text) is str
     assert (str(info.queue), str(queue.name), record.headers) == ("high", "high", {"high": "high"})

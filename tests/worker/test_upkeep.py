@@ -12,7 +12,7 @@ import pytest
 from taskflow import BrokerUnavailable, Worker
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.protocol import Upkept
+from taskflow.broker.protocol import UpkeepResult
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.envelope import Lease
 from taskflow.model.schedule import Offer
@@ -23,21 +23,21 @@ from taskflow.worker.upkeep import BATCH_PAUSE, PORTIONS, Upkeep
 from tests.worker.scene import EventRecorder, options
 
 FIRST_PORTION = PORTIONS[0][1]
-LATER = Upkept(next_in=1.5)
-DROPPED = Upkept(dropped=3, next_in=0.0)
-READIED = Upkept(readied=3, next_in=0.0)
+LATER = UpkeepResult(next_in=1.5)
+DROPPED = UpkeepResult(dropped=3, next_in=0.0)
+READIED = UpkeepResult(readied=3, next_in=0.0)
 
 
 class Told(MemoryBroker):
     """Answers as it is told, and has no more to say then."""
 
-    def __init__(self, answers: Sequence[Upkept]) -> None:
+    def __init__(self, answers: Sequence[UpkeepResult]) -> None:
         super().__init__()
         self.answers = list(answers)
         self.limits: list[int] = []
         self.is_done = asyncio.Event()
 
-    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
+    async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
         if not self.answers:
             self.is_done.set()
             await asyncio.Event().wait()
@@ -64,7 +64,7 @@ async def fires_none(offers: Sequence[Offer]) -> float:
     return math.inf
 
 
-async def kept_up(*answers: Upkept) -> Told:
+async def kept_up(*answers: UpkeepResult) -> Told:
     broker = Told(answers)
     registration = Registration(broker, Session(id=bytes(16), name="worker"), Events(EventRecorder()))
     upkeep = Upkeep(registration, random.Random(1), on_ready=lambda: None, on_offers=fires_none, on_ended=None)
@@ -98,7 +98,7 @@ class SlowToClaim(MemoryBroker):
             raise BrokerUnavailable("it is away, for this test")
         return await super().claim(session, request, queues, limit)
 
-    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
+    async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
         self.noted.append("upkeep")
         self.is_kept_up.set()
         return await super().upkeep(limit, ends=ends)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from taskflow.broker.console import EXAMINED, FailureGroupRecord, Metrics, QueueRecord, Redone, View
+from taskflow.broker.admin import EXAMINED, FailureGroupRecord, Metrics, QueueRecord, Redone, View
 from taskflow.broker.engine import moves, pages
 from taskflow.broker.engine.bodies import OUTAGE, lapse, outages_of, record_of_session
 from taskflow.broker.engine.draft import Draft, Plain
@@ -17,7 +17,7 @@ from taskflow.broker.engine.sessions import PULSE, pulse_in
 from taskflow.broker.paging import Position, ScanRequest
 from taskflow.broker.protocol import PURGED_TTL
 from taskflow.model import wording
-from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
+from taskflow.model.audit import Action, ActionRecord, action_record_of, pack_action
 from taskflow.model.clock import to_seconds
 from taskflow.model.fingerprint import FINGERPRINT_BYTES, fingerprint_in
 from taskflow.model.record import BY_CODE, CODES, ENDED, Status
@@ -205,14 +205,14 @@ def drop(ids: Sequence[bytes], rules: Rules) -> Operation[list[Status | None]]:
 # --- the audit log --------------------------------------------------------------------------------------------
 
 
-def record_action(act: Act, rules: Rules) -> Operation[None]:
+def record_action(act: Action, rules: Rules) -> Operation[None]:
     newest: Snapshot = yield Query(scans=(Scan("actions", rules.most_acts + 100, backwards=True, with_records=False),))
     ref = Ref(Kind.ACTION, act.id)
     surplus = [entry.ref for entry in newest.scans[0][rules.most_acts - 1 :]]
 
     def one(draft: Draft, ref: Ref) -> None:
         if draft.plain(*ref) is None:
-            draft.put(Plain(ref, {}, pack_act(act)))
+            draft.put(Plain(ref, {}, pack_action(act)))
             for old in surplus:
                 if old != ref and draft.plain(*old) is not None:
                     draft.drop(old)
@@ -220,8 +220,8 @@ def record_action(act: Act, rules: Rules) -> Operation[None]:
     yield from decide([ref], one, rules, [ref, *surplus])
 
 
-def actions(before: int | None, limit: int) -> Operation[list[ActRecord]]:
+def actions(before: int | None, limit: int) -> Operation[list[ActionRecord]]:
     after = None if before is None else (before,)
     seen: Snapshot = yield Query(scans=(Scan("actions", limit, after=after, backwards=True),))
     records = [entry.record for entry in seen.scans[0] if entry.record is not None]
-    return [act_record_of(record.header["seq"], record.header["created_at"], record.state) for record in records]
+    return [action_record_of(record.header["seq"], record.header["created_at"], record.state) for record in records]

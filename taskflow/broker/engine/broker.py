@@ -1,4 +1,4 @@
-"""The broker and the console, for any store: each method runs an operation of the engine."""
+"""The broker and the admin interface, for any store: each method runs an operation of the engine."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TypeVar
 
-from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
+from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
 from taskflow.broker.engine import admin, enqueue as adding, maintenance, pages, schedules, sessions, settle as settling
 from taskflow.broker.engine.seam import Claimed, Operation
 from taskflow.broker.paging import ScanRequest, ScanResult, page
-from taskflow.broker.protocol import Added, Refused, Upkept
+from taskflow.broker.protocol import Added, Refused, UpkeepResult
 from taskflow.broker.wakeups import Waiter
-from taskflow.model.audit import Act, ActRecord
+from taskflow.model.audit import Action, ActionRecord
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import Record, Status
 from taskflow.model.rules import Rules
@@ -44,8 +44,8 @@ class EngineBroker(ABC):
     def listen(self, topics: Sequence[str]) -> Waiter: ...
 
     @property
-    def console(self) -> EngineConsole:
-        return EngineConsole(self)
+    def admin(self) -> EngineAdmin:
+        return EngineAdmin(self)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         answers = await self.run(adding.enqueue(envelopes, self.rules, assumes_new=self.assumes_new))
@@ -73,7 +73,7 @@ class EngineBroker(ABC):
     async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return await self.run(settling.holders(keys, self.rules))
 
-    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
+    async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
         return await self.run(maintenance.upkeep(limit, ends, self.rules))
 
     async def define(self, definitions: Sequence[Definition], session: bytes | None = None, age: float = 0.0) -> list[bool]:
@@ -83,8 +83,8 @@ class EngineBroker(ABC):
         return await self.run(schedules.fire(firings, self.rules))
 
 
-class EngineConsole:
-    """The console over a store."""
+class EngineAdmin:
+    """The admin interface over a store."""
 
     def __init__(self, broker: EngineBroker) -> None:
         self._broker = broker
@@ -130,10 +130,10 @@ class EngineConsole:
     async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
         return await self._run(schedules.amend(name, amendment, self._rules))
 
-    async def record_act(self, act: Act) -> None:
+    async def record_action(self, act: Action) -> None:
         await self._run(admin.record_action(act, self._rules))
 
-    async def acts(self, *, before: int | None = None, limit: int = 100) -> list[ActRecord]:
+    async def actions(self, *, before: int | None = None, limit: int = 100) -> list[ActionRecord]:
         return await self._run(admin.actions(before, limit))
 
     async def metrics(self) -> Metrics:

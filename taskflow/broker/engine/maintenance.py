@@ -11,7 +11,7 @@ from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.records import BURIED
 from taskflow.broker.engine.seam import Entry, Fade, Faded, Operation, Promote, Query, Ref, Scan, Snapshot
-from taskflow.broker.protocol import MAX_ENDS, Upkept
+from taskflow.broker.protocol import MAX_ENDS, UpkeepResult
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import Status
@@ -28,7 +28,7 @@ MAX_GONE: Final = 100
 MAX_COUNTED: Final = 10_000
 
 
-def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[Upkept]:
+def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     """Make the moves that time has made necessary. One look shows which kinds of them there are; most calls find none."""
     seen: Snapshot = yield Query((OUTAGE,), _scans(limit))
     offered, _, dying, gone, expiring, *arrived = seen.scans[_OFFERED:]
@@ -52,7 +52,7 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[Upkept]:
     if has_moved or ended:
         seen = yield Query((OUTAGE,), _scans(1))
     next_in = _next_in(seen, rules, is_cut_off=left <= 0 or has_more or has_more_dying, takes_ends=ends, takes_arrivals=all(taken))
-    return Upkept(
+    return UpkeepResult(
         readied=readied,
         reaped=reaped,
         released=released,

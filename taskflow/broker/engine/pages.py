@@ -6,7 +6,7 @@ import heapq
 from collections import deque
 from typing import Final
 
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.broker.engine.job import Job, claim_bytes, claim_id
 from taskflow.broker.engine.records import FAILED, Flag
 from taskflow.broker.engine.seam import Entry, Operation, Query, Scan, Snapshot

@@ -21,7 +21,7 @@ from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.errors import SessionLost
 from taskflow.model.ids import ID_BYTES
 from taskflow.model.rules import Rules
-from taskflow.model.session import Beat, BeatAnswer, Outlook, Report, Session
+from taskflow.model.session import Beat, BeatAnswer, Report, Session, WorkHint
 from taskflow.model.stored_values import packed
 from taskflow.model.transitions import Event, Transition
 
@@ -121,7 +121,7 @@ class _Seen(NamedTuple):
 
 
 def beat(beat: Beat, rules: Rules) -> Operation[BeatAnswer]:
-    seen, outlook = yield from _extend(beat, rules)
+    seen, work_hint = yield from _extend(beat, rules)
     leases = _Seen(
         {claim_id(*entry.position): entry.ref.id for entry in seen.scans[-2]},
         frozenset(claim_id(*entry.position) for entry in seen.scans[-1]),
@@ -141,17 +141,17 @@ def beat(beat: Beat, rules: Rules) -> Operation[BeatAnswer]:
         lost=tuple(claim for claim in beat.claims if claim not in leases.held),
         stopping=tuple(claim for claim in beat.claims if claim in leases.stopping),
         ghosts=ghosts,
-        outlook=outlook,
+        work_hint=work_hint,
     )
 
 
-def _extend(beat: Beat, rules: Rules) -> Operation[tuple[Snapshot, Outlook | None]]:
+def _extend(beat: Beat, rules: Rules) -> Operation[tuple[Snapshot, WorkHint | None]]:
     """Note the heartbeat, and the death of a session that leaves or has died.
 
-    Return what was seen before, with the session's leases and the marked ones at its end; and the outlook if the heartbeat asks for it.
+    Return what was seen before, with the session's leases and the marked ones at its end; and the work_hint if the heartbeat asks for it.
     """
 
-    def one(draft: Draft, beat: Beat) -> tuple[Snapshot, Outlook | None] | None:
+    def one(draft: Draft, beat: Beat) -> tuple[Snapshot, WorkHint | None] | None:
         session = draft.plain(Kind.SESSION, beat.session)
         ttl = to_microseconds(rules.session_ttl) if session is None else session.header["ttl"]
         note_outage(draft, ttl, pulse_in(draft.seen.scans[len(MOVE_SCANS)], draft.steady))
@@ -161,7 +161,7 @@ def _extend(beat: Beat, rules: Rules) -> Operation[tuple[Snapshot, Outlook | Non
         if beat.leaving or beat.died_of:
             kill(draft, session, beat.died_of or None)
         draft.put(session)
-        return draft.seen, _outlook(draft, session) if beat.looks else None
+        return draft.seen, _work_hint(draft, session) if beat.looks else None
 
     refs = [Ref(Kind.SESSION, beat.session), OUTAGE]
     scans = (*MOVE_SCANS, PULSE, *(_LOOK if beat.looks else ()), of_session("leases", beat.session), of_session("marked", beat.session))
@@ -212,18 +212,18 @@ _LOOK: Final = (
     Scan("paused", MAX_LEASES, with_records=False),
     *arrivals.scans(1),
 )
-"""The scans of a heartbeat that asks for an outlook. They follow those of the moves and `PULSE`."""
+"""The scans of a heartbeat that asks for an work_hint. They follow those of the moves and `PULSE`."""
 
 
-def _outlook(draft: Draft, session: Plain) -> Outlook:
-    """Return the outlook for a session whose heartbeat has been noted in the draft."""
+def _work_hint(draft: Draft, session: Plain) -> WorkHint:
+    """Return the work_hint for a session whose heartbeat has been noted in the draft."""
     seen = draft.seen
     dying, offers, expiring, fading, paused, *arriving = seen.scans[6:-2]
     has_ends = bool(seen.scans[2]) and bool(session.header["wants_ends"])
     names = {entry.ref.id.decode(errors="backslashreplace") for entry in paused}
     waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offers, expiring, fading) if entries]
     waits += lapses(draft, session)
-    return Outlook(
+    return WorkHint(
         is_ready=any(group.prefix[0] not in names for group in seen.groups[0]),
         due_in=0.0 if dying or has_ends or any(arriving) else max(0.0, min(waits, default=math.inf)),
     )

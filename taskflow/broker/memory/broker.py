@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from taskflow.broker import topics
-from taskflow.broker.console import Finding
+from taskflow.broker.admin import Finding
 from taskflow.broker.engine.broker import EngineBroker
 from taskflow.broker.engine.seam import Claimed, Operation
 from taskflow.broker.memory.store import MemoryStore

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Final, TypeVar
 
 from taskflow.broker import topics as names
-from taskflow.broker.console import Finding
+from taskflow.broker.admin import Finding
 from taskflow.broker.engine.broker import EngineBroker
 from taskflow.broker.engine.contention import Contention, advance
 from taskflow.broker.engine.job import Job

@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
 from taskflow.broker import topics as names
-from taskflow.broker.console import Finding
+from taskflow.broker.admin import Finding
 from taskflow.broker.engine import maintenance
 from taskflow.broker.engine.broker import EngineBroker
 from taskflow.broker.engine.contention import Contention, advance
@@ -21,7 +21,7 @@ from taskflow.broker.engine.seam import Apply, Claimed, Effect, Fade, Faded, Ope
 from taskflow.broker.engine.sessions import leases_of
 from taskflow.broker.listener import LISTENER_ID_BYTES
 from taskflow.broker.per_loop import PerLoop
-from taskflow.broker.protocol import Added, Refused, Upkept
+from taskflow.broker.protocol import Added, Refused, UpkeepResult
 from taskflow.broker.redis.connections import Command, ConnectionPool
 from taskflow.broker.redis.contents import Contents
 from taskflow.broker.redis.errors import not_permitted
@@ -187,7 +187,7 @@ class RedisBroker(EngineBroker):
         listener.armed([awaited[each] for each in awaited.keys() & records.keys() if not records[each].status.is_ended], times)
         return records
 
-    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
+    async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
         """Make the moves that time has made necessary. The first look also asks for a wake-up at an earlier due time."""
         listener = self._per_loop.here().listener
         times, operation = listener.times, maintenance.upkeep(min(int(limit), MAX_AT_ONCE), ends, self.rules)

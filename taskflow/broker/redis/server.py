@@ -16,7 +16,7 @@ from redis.asyncio.connection import AbstractConnection, Connection, SSLConnecti
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from taskflow.broker.console import Finding
+from taskflow.broker.admin import Finding
 from taskflow.broker.redis.errors import full
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, BrokerUrlError
 from taskflow.model.wording import IN_PASSWORDS

@@ -12,14 +12,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from taskflow.broker.console import Finding
+from taskflow.broker.admin import Finding
 from taskflow.broker.engine import maintenance, sessions, settle as settling
-from taskflow.broker.engine.broker import EngineBroker, EngineConsole
+from taskflow.broker.engine.broker import EngineAdmin, EngineBroker
 from taskflow.broker.engine.enqueue import are_new, enqueue
 from taskflow.broker.engine.schedules import define, fire
 from taskflow.broker.engine.seam import Claimed, Effect, Operation, Query
 from taskflow.broker.migrations import Upgrade
-from taskflow.broker.protocol import Added, Refused, Upkept
+from taskflow.broker.protocol import Added, Refused, UpkeepResult
 from taskflow.broker.sqlite.examination import examine
 from taskflow.broker.sqlite.notifier import Notifier
 from taskflow.broker.sqlite.statements import Statements
@@ -85,8 +85,8 @@ class SqliteBroker(EngineBroker):
         return f"<SqliteBroker {self._store.path} {self._store.namespace!r}>"
 
     @property
-    def console(self) -> SqliteConsole:
-        return SqliteConsole(self)
+    def admin(self) -> SqliteAdmin:
+        return SqliteAdmin(self)
 
     # --- verbs: each is one operation in the writer's transaction -----------------------------------------------------
 
@@ -124,8 +124,8 @@ class SqliteBroker(EngineBroker):
     async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return await self.run(settling.holders(keys, self.rules), Durability.READ)
 
-    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
-        def keep_up(store: SqliteStore) -> Upkept:
+    async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
+        def keep_up(store: SqliteStore) -> UpkeepResult:
             store.announcement.is_upkeep = True
             return store.drive(maintenance.upkeep(limit, ends, self.rules))
 
@@ -139,16 +139,16 @@ class SqliteBroker(EngineBroker):
         return await self.run(fire(firings, self.rules), Durability.GROWING if grows else Durability.NORMAL)
 
     async def examine(self) -> list[Finding]:
-        return await self._running().console.call(Durability.READ, examine)
+        return await self._running().admin.call(Durability.READ, examine)
 
     async def run_beside(self, operation: Operation[T]) -> T:
-        """Run an operation of the console, on a connection that does not hold up the writer. Each effect is a transaction."""
-        console = self._running().console
+        """Run an operation of the admin interface, on a connection that does not hold up the writer. Each effect is a transaction."""
+        admin = self._running().admin
         try:
             effect = next(operation)
             while True:
                 durability = Durability.READ if isinstance(effect, Query) else Durability.FULL
-                effect = operation.send(await console.call(durability, partial(_perform, effect)))
+                effect = operation.send(await admin.call(durability, partial(_perform, effect)))
         except StopIteration as end:
             answer: T = end.value
             return answer
@@ -219,8 +219,8 @@ class SqliteBroker(EngineBroker):
         return parts
 
 
-class SqliteConsole(EngineConsole):
-    """The console, which does not wait for the writer to read."""
+class SqliteAdmin(EngineAdmin):
+    """The admin interface, which does not wait for the writer to read."""
 
     def __init__(self, broker: SqliteBroker) -> None:
         super().__init__(broker)
@@ -228,22 +228,22 @@ class SqliteConsole(EngineConsole):
 
 
 class _ProcessParts:
-    """Connects what a broker uses in one process: the writer, the listener, and another writer for the console."""
+    """Connects what a broker uses in one process: the writer, the listener, and another writer for the admin."""
 
     def __init__(self, store: StoreFile, seams: Seams) -> None:
         self.listener = SocketListener(store, WakeUpFlag(), seams.start_thread)
         notifiers = [Notifier(store, self.listener) for _ in range(2)]
-        self.writer, self.console = [Writer(Transactions(store, seams.clock, each), seams.start_thread) for each in notifiers]
+        self.writer, self.admin = [Writer(Transactions(store, seams.clock, each), seams.start_thread) for each in notifiers]
 
     def close(self) -> None:
         if self.writer.pid == os.getpid():
-            self.console.close_and_wait()
+            self.admin.close_and_wait()
             self.writer.close_and_wait()
             self.listener.close()
 
     def abandon(self) -> None:
         self.writer.abandon()
-        self.console.abandon()
+        self.admin.abandon()
         self.listener.abandon()
 
 

@@ -10,7 +10,7 @@ import stat
 import time
 from typing import Final
 
-from taskflow.broker.console import Finding
+from taskflow.broker.admin import Finding
 from taskflow.broker.sqlite.queries import ACTUAL_COUNTS
 from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import PRIVATE

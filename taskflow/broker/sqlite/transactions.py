@@ -38,7 +38,7 @@ class Durability(IntEnum):
     """
 
     FULL = 2
-    """For settlements, cancellations and console operations: the log is flushed before the answer."""
+    """For settlements, cancellations and admin operations: the log is flushed before the answer."""
 
     GROWING = 3
     """For verbs that add jobs: in addition, a full disk is StoreFull."""

@@ -11,12 +11,12 @@ import msgspec
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.record import Status
-from taskflow.model.session import Beat, BeatAnswer, Outlook, Report, Session
+from taskflow.model.session import Beat, BeatAnswer, Report, Session, WorkHint
 from taskflow.model.transitions import Event, Transition
 from taskflow.model.verdict import Retried, Settled, Settlement
 from taskflow.model.wording import poison
 from tests.conformance.mutants.mutant import Mutant
-from tests.reference.console import ReferenceStore
+from tests.reference.admin import ReferenceStore
 from tests.reference.job import Fence, StoredJob
 from tests.reference.store import SessionState
 
@@ -74,7 +74,7 @@ class CutsAnswersShort(Mutant):
 
 
 class ClaimsWhatIsPaused(Mutant):
-    breaks = frozenset({"claim_eligible", "console_pause"})
+    breaks = frozenset({"claim_eligible", "admin_pause"})
     because = "the pause is looked up by the fetcher, once"
 
     def _order(self, queues: Sequence[str], request: int) -> Sequence[str]:
@@ -108,7 +108,7 @@ class ClaimsTwice(Mutant):
 
 
 class RepeatsEpochs(Mutant):
-    breaks = frozenset({"claim_fence", "console_retry"})
+    breaks = frozenset({"claim_fence", "admin_retry"})
     because = "the epoch is raised by failures, not by leases"
 
     def _lease(self, state: SessionState, job: StoredJob, claim: ClaimId) -> Lease:
@@ -153,7 +153,7 @@ class BeatRevives(Mutant):
 
 
 class BeatExtendsNothing(Mutant):
-    breaks = frozenset({"beat_extends", "beat_late", "claim_exclusive", "console_workers", "outage"})
+    breaks = frozenset({"beat_extends", "beat_late", "claim_exclusive", "admin_workers", "outage"})
     because = "sessions are told dead by age (hexpm#1825)"
 
     def beat(self, beat: Beat) -> BeatAnswer:
@@ -177,8 +177,8 @@ class LooksAtPlansAlone(Mutant):
     breaks = frozenset({"beat_looks", "ends_told"})
     because = "what expires or fades stays until somebody has something else to do"
 
-    def _outlook(self, session_id: bytes) -> Outlook:
-        return msgspec.structs.replace(super()._outlook(session_id), due_in=min(self._waits(), default=math.inf))
+    def _work_hint(self, session_id: bytes) -> WorkHint:
+        return msgspec.structs.replace(super()._work_hint(session_id), due_in=min(self._waits(), default=math.inf))
 
 
 class ForgetsReports(Mutant):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from typing import ClassVar
 
-from tests.reference.console import ReferenceStore
+from tests.reference.admin import ReferenceStore
 from tests.support.harnesses import ReferenceHarness
 
 

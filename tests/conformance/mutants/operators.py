@@ -9,9 +9,9 @@ from operator import itemgetter
 import msgspec
 
 from taskflow.broker import topics
-from taskflow.broker.console import FailureGroupRecord, Finding, Redone, View
+from taskflow.broker.admin import FailureGroupRecord, Finding, Redone, View
 from taskflow.broker.paging import Position, ScanRequest
-from taskflow.model.audit import Act, ActRecord
+from taskflow.model.audit import Action, ActionRecord
 from taskflow.model.clock import Clock, instant_of
 from taskflow.model.record import ENDED, Record, Status
 from taskflow.model.rules import Rules
@@ -44,7 +44,7 @@ class CancelDoesNotNudge(Mutant):
 
 
 class PurgesWhatRuns(Mutant):
-    breaks = frozenset({"console_purge"})
+    breaks = frozenset({"admin_purge"})
     because = "DELETE FROM jobs: a worker settles what is not there"
 
     def purge(self, view: View, *, limit: int = 1_000) -> int:
@@ -57,7 +57,7 @@ class PurgesWhatRuns(Mutant):
 
 
 class DropsLiveJobs(Mutant):
-    breaks = frozenset({"console_drop"})
+    breaks = frozenset({"admin_drop"})
     because = "an operator mistypes an id, and a job that waits is gone without a run"
 
     def _drop_one(self, job: StoredJob | None) -> Status | None:
@@ -69,7 +69,7 @@ class DropsLiveJobs(Mutant):
 
 
 class RedoTakesTheKeyTwice(Mutant):
-    breaks = frozenset({"console_retry"})
+    breaks = frozenset({"admin_retry"})
     because = "an operator's retry brings back a job whose key another has taken meanwhile"
 
     def _redo_one(self, job: StoredJob | None) -> Redone:
@@ -117,7 +117,7 @@ class DueIsNotTold(Mutant):
 
 
 class SaysNothingOfPersistence(Mutant):
-    breaks = frozenset({"console_examine"})
+    breaks = frozenset({"admin_examine"})
     because = "nobody is told that the jobs end with the process"
 
     def findings(self) -> list[Finding]:
@@ -125,23 +125,23 @@ class SaysNothingOfPersistence(Mutant):
 
 
 class TellsTheTimeOfReading(Mutant):
-    breaks = frozenset({"console_acts"})
+    breaks = frozenset({"admin_acts"})
     because = "the entry's time is set by a column's default that is computed when it is read"
 
-    def act_records(self, before: int | None, limit: int) -> list[ActRecord]:
+    def act_records(self, before: int | None, limit: int) -> list[ActionRecord]:
         return [msgspec.structs.replace(record, at=instant_of(self.now)) for record in super().act_records(before, limit)]
 
 
 class RecordsTheRepeat(Mutant):
-    breaks = frozenset({"console_acts_repeat"})
+    breaks = frozenset({"admin_acts_repeat"})
     because = "an append-only log without an id: a resent call is a second act"
 
-    def record_act(self, act: Act) -> None:
-        super().record_act(msgspec.structs.replace(act, id=secrets.token_bytes(16)))
+    def record_action(self, act: Action) -> None:
+        super().record_action(msgspec.structs.replace(act, id=secrets.token_bytes(16)))
 
 
 class KeepsEveryAct(Mutant):
-    breaks = frozenset({"console_acts_bounded"})
+    breaks = frozenset({"admin_acts_bounded"})
     because = "nobody ever deletes from an audit table"
 
     def __init__(self, clock: Clock, rules: Rules, capacity: int | None = None) -> None:
@@ -149,7 +149,7 @@ class KeepsEveryAct(Mutant):
 
 
 class CountsAsMayBe(Mutant):
-    breaks = frozenset({"console_failures"})
+    breaks = frozenset({"admin_failures"})
     because = "the largest groups are chosen before the filter, as by a cached list of them"
 
     def failure_groups(self, queue: str | None, job: str | None, limit: int) -> list[FailureGroupRecord]:
@@ -158,7 +158,7 @@ class CountsAsMayBe(Mutant):
 
 
 class ListsOtherCausesToo(Mutant):
-    breaks = frozenset({"console_failures_ids"})
+    breaks = frozenset({"admin_failures_ids"})
     because = "a range of an index that ends too late"
 
     def failed_ids(self, fingerprint: bytes) -> list[bytes]:
@@ -186,7 +186,7 @@ class OldEndsComeFirst(Mutant):
 
 
 class AnEndLosesTheTags(Mutant):
-    breaks = frozenset({"page_tag", "console_purge_tag", "tags_kept", "tags_dropped"})
+    breaks = frozenset({"page_tag", "admin_purge_tag", "tags_kept", "tags_dropped"})
     because = "the index holds live jobs only, and nobody finds the failed ones of an import"
 
     def finish(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:

@@ -41,7 +41,7 @@ class CrashesForEver(Mutant):
                 "beat_died",
                 "key_waits_behind",
             ),
-            *("page_lists", "console_retry", "console_failures_poison", "ends_heard"),
+            *("page_lists", "admin_retry", "admin_failures_poison", "ends_heard"),
         }
     )
     because = "the counter lives in the process that is killed (sidekiq#3400, faktory#99)"
@@ -80,7 +80,7 @@ class ReadiesAtTheEnd(Mutant):
 
 
 class ForgetsTombstones(Mutant):
-    breaks = frozenset({"upkeep_drops", "console_purge", "console_drop", "settle_repeat"})
+    breaks = frozenset({"upkeep_drops", "admin_purge", "admin_drop", "settle_repeat"})
     because = "a job that is not kept is forgotten at once, and a resent enqueue runs it twice"
 
     def _is_forgettable(self, job: StoredJob, now: int) -> bool:
@@ -92,7 +92,7 @@ class ForgetsTombstones(Mutant):
 
 
 class DropsNothing(Mutant):
-    breaks = frozenset({"upkeep_drops", "upkeep_bounded", "console_queues", "tags_dropped", "console_failures_exact", "console_metrics"})
+    breaks = frozenset({"upkeep_drops", "upkeep_bounded", "admin_queues", "tags_dropped", "admin_failures_exact", "admin_metrics"})
     because = "keys that never expire (bull#416, celery#436)"
 
     def _drop(self, limit: int) -> int:
@@ -133,7 +133,7 @@ class HearsSettlementsToo(Mutant):
 
 
 class HearsWithoutEars(Mutant):
-    breaks = frozenset({"ends_unheard", "console_purge", "console_purge_tag", "tags_dropped", "ends_purged"})
+    breaks = frozenset({"ends_unheard", "admin_purge", "admin_purge_tag", "tags_dropped", "ends_purged"})
     because = "ends are noted for a hook that no application has, and never taken"
 
     def has_end_subscriber(self) -> bool:

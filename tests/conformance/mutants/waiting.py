@@ -20,7 +20,7 @@ from tests.reference.store import SessionState
 
 
 class KeyOutlivesItsJob(Mutant):
-    breaks = frozenset({"key_released", "console_retry"})
+    breaks = frozenset({"key_released", "admin_retry"})
     because = "a unique lock outlives its job (sidekiq-unique-jobs#379)"
 
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
@@ -244,7 +244,7 @@ class LetsPutsTakeDeclared(Mutant):
 
 
 class NeverSleeps(Mutant):
-    breaks = frozenset({"schedule_declared", "schedule_handover", "console_amend_schedule"})
+    breaks = frozenset({"schedule_declared", "schedule_handover", "admin_amend_schedule"})
     because = "removed tasks linger (solid_queue#310)"
 
     def _kill_session(self, state: SessionState) -> None:
@@ -275,7 +275,7 @@ class MakesUpForPauses(Mutant):
 
 
 class ShowsNothingOfItsSchedules(Mutant):
-    breaks = frozenset({"console_schedules"})
+    breaks = frozenset({"admin_schedules"})
     because = "one that is asked for by name is not found if its name is not ASCII"
 
     def schedule_records(self, names: Sequence[str] | None) -> list[ScheduleRecord]:

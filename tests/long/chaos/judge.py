@@ -259,7 +259,7 @@ def effects_are_of_successes(case: Case) -> Iterator[tuple[str, tuple[str, ...]]
 def counts_are_true(case: Case) -> Iterator[tuple[str, tuple[str, ...]]]:
     there = dict(Counter(stored.status for stored in case.state.jobs.values()))
     if there != case.state.counts:
-        yield f"the console counts {case.state.counts}, and lists {there}", ()
+        yield f"the admin interface counts {case.state.counts}, and lists {there}", ()
     for problem in case.state.problems:
         yield problem, ()
 

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from taskflow import BrokerError
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.model.ids import id_text
@@ -112,7 +112,7 @@ async def census(broker: Broker, ledger: Ledger) -> AsyncIterator[None]:
 
 
 async def take_census(broker: Broker, ledger: Ledger, seen: set[bytes]) -> None:
-    for record in await listed(broker.console, View(statuses=(Status.CANCELLED,))):
+    for record in await listed(broker.admin, View(statuses=(Status.CANCELLED,))):
         if record.id not in seen:
             seen.add(record.id)
             ledger.write("ended", id=id_text(record.id), status="cancelled", note=record.reason or "")
@@ -120,8 +120,8 @@ async def take_census(broker: Broker, ledger: Ledger, seen: set[bytes]) -> None:
 
 async def drain(broker: Broker) -> None:
     """Pause the schedules, and wait until nothing is left to do. If nothing gets done any more, the judge tells what is stuck."""
-    for schedule in await broker.console.schedules():
-        await broker.console.amend_schedule(schedule.name, Amendment.PAUSE)
+    for schedule in await broker.admin.schedules():
+        await broker.admin.amend_schedule(schedule.name, Amendment.PAUSE)
     left, gives_up_at = math.inf, 0.0
     while (live := await live_jobs(broker)) and (live < left or time.monotonic() < gives_up_at):
         if live < left:
@@ -130,8 +130,8 @@ async def drain(broker: Broker) -> None:
 
 
 async def live_jobs(broker: Broker) -> int:
-    return sum(queue.counts.get(status, 0) for queue in await broker.console.queues() for status in LIVE)
+    return sum(queue.counts.get(status, 0) for queue in await broker.admin.queues() for status in LIVE)
 
 
 async def has_no_dead_session(broker: Broker, living: int) -> bool:
-    return len(await broker.console.workers()) <= living
+    return len(await broker.admin.workers()) <= living

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.broker.protocol import Broker
 from taskflow.model.codec import decode_value
 from taskflow.model.envelope import CAUSED_BY
@@ -82,16 +82,16 @@ async def read_state(broker: Broker, tables: Tables | None) -> State:
 
 
 async def _read(broker: Broker, tables: Tables | None) -> State:
-    console = broker.console
+    admin = broker.admin
     counts, totals = Counter[str](), Counter[str]()
-    for queue in await console.queues():
+    for queue in await admin.queues():
         counts.update({status.value: number for status, number in queue.counts.items()})
-    for events in (await console.metrics()).totals.values():
+    for events in (await admin.metrics()).totals.values():
         totals.update(events)
-    records = await listed(console, View(statuses=(Status.CANCELLED,)))
-    records += await listed(console, View(statuses=tuple(status for status in Status if status is not Status.CANCELLED)))
+    records = await listed(admin, View(statuses=(Status.CANCELLED,)))
+    records += await listed(admin, View(statuses=tuple(status for status in Status if status is not Status.CANCELLED)))
     holders = await broker.holders([key_digest("default", KEYED, key) for key in KEYS])
-    sessions, findings = await console.workers(), await console.examine()
+    sessions, findings = await admin.workers(), await admin.examine()
     return State(
         jobs={id_text(record.id): _stored(record) for record in records},
         counts=dict(+counts),
@@ -100,12 +100,12 @@ async def _read(broker: Broker, tables: Tables | None) -> State:
         sessions=len(sessions),
         held_keys=tuple(key for key, holder in zip(KEYS, holders, strict=True) if holder is not None),
         schedules=tuple(
-            Fired(name=schedule.name, every=EVERY, fired=schedule.fired, missed=schedule.missed) for schedule in await console.schedules()
+            Fired(name=schedule.name, every=EVERY, fired=schedule.fired, missed=schedule.missed) for schedule in await admin.schedules()
         ),
         orders=tables.orders() if tables else None,
         effects=dict(tables.effects()) if tables else None,
         problems=(
-            *_untagged(records, await listed(console, View(tag=TAG))),
+            *_untagged(records, await listed(admin, View(tag=TAG))),
             *[found.says for found in findings if found.level == "problem"],
         ),
     )

@@ -14,13 +14,13 @@ import pytest
 
 from taskflow import Status
 from taskflow.broker import topics
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.broker.engine.records import Kind
 from taskflow.broker.engine.seam import ABSENT, Addition, Apply, Put, Query, Ref, Scan, Step
 from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.postgres.queries import HOT_SCANS
 from taskflow.broker.postgres.tables import TABLES
-from taskflow.model.audit import Act
+from taskflow.model.audit import Action
 from taskflow.model.clock import ManualClock
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.schedule import Amendment, Definition, Firing
@@ -267,28 +267,28 @@ class Everything:
         for offer in (await broker.upkeep(LIMIT)).offers:
             at = offer.now + 60_000_000
             await broker.fire([Firing(name=offer.name, digest=offer.digest, expected=None, next_at=at, look_at=at, envelope=an_envelope())])
-        assert len(await broker.console.schedules(["put", "declared"])) == 2
-        assert await broker.console.amend_schedule("put", Amendment.REMOVE)
+        assert len(await broker.admin.schedules(["put", "declared"])) == 2
+        assert await broker.admin.amend_schedule("put", Amendment.REMOVE)
 
     async def operate(self) -> None:
-        console = self.broker.console
-        await console.pause("paused")
-        await console.queues()
-        await console.metrics()
-        await console.workers()
+        admin = self.broker.admin
+        await admin.pause("paused")
+        await admin.queues()
+        await admin.metrics()
+        await admin.workers()
         for status in Status:
             for queue in (None, "q0"):
-                page = await console.page(View(statuses=(status,), queue=queue), limit=1)
-                await console.page(View(statuses=(status,), queue=queue), limit=1, cursor=page.cursor)
-        await console.page(View(tag="mine"), limit=10)
-        [group] = await console.failure_groups(queue="q0", job="work")
-        ids = await console.failed_ids(group.fingerprint)
-        await console.retry(ids)
-        await console.drop(ids)
-        await console.purge(View(statuses=(Status.READY,), queue="q1"), limit=3)
-        await console.resume("paused")
-        await console.record_act(Act(id=new_id(), by="me", verb="purge"))
-        await console.acts(limit=5)
+                page = await admin.page(View(statuses=(status,), queue=queue), limit=1)
+                await admin.page(View(statuses=(status,), queue=queue), limit=1, cursor=page.cursor)
+        await admin.page(View(tag="mine"), limit=10)
+        [group] = await admin.failure_groups(queue="q0", job="work")
+        ids = await admin.failed_ids(group.fingerprint)
+        await admin.retry(ids)
+        await admin.drop(ids)
+        await admin.purge(View(statuses=(Status.READY,), queue="q1"), limit=3)
+        await admin.resume("paused")
+        await admin.record_action(Action(id=new_id(), by="me", verb="purge"))
+        await admin.actions(limit=5)
 
     async def wake(self) -> None:
         broker, job = self.broker, an_envelope()

@@ -192,7 +192,7 @@ def besides_upkeep(asked: Counter[str]) -> int:
 async def wake_ups(url: str) -> tuple[str, str]:
     """Level and words of the finding."""
     broker: Broker = connect(url)
-    [finding] = [finding for finding in await broker.console.examine() if finding.topic == "wake-ups"]
+    [finding] = [finding for finding in await broker.admin.examine() if finding.topic == "wake-ups"]
     await broker.close()
     return finding.level, finding.says
 

@@ -43,7 +43,7 @@ def a_firing(offer: Offer, seconds: float = 60.0, **more: Any) -> Firing:
 
 
 async def named(broker: Broker, name: str = "nightly") -> ScheduleRecord:
-    [record] = await broker.console.schedules([name])
+    [record] = await broker.admin.schedules([name])
     return record
 
 
@@ -94,11 +94,11 @@ async def test_upkeep_and_beats_do_not_wait_for_a_schedule_that_somebody_has_loc
         assert offer.name == "other"
         await broker.beat(Beat(session=SESSION, leaving=True))
         await broker.upkeep(10)
-    assert [record.asleep_since is None for record in await broker.console.schedules()] == [True, False]
+    assert [record.asleep_since is None for record in await broker.admin.schedules()] == [True, False]
 
     await stranger.execute("ROLLBACK")
     assert (await broker.upkeep(10)).offers == ()
-    assert [record.asleep_since is None for record in await broker.console.schedules()] == [False, False]
+    assert [record.asleep_since is None for record in await broker.admin.schedules()] == [False, False]
 
 
 # --- what others have written -----------------------------------------------------------------------------
@@ -128,10 +128,10 @@ async def test_a_value_that_the_server_admits_stops_no_schedule_beside_it(
     answers = await broker.fire([a_firing(offer) for offer in offers.values()])
 
     assert isinstance(answers[list(offers).index("other")], Added)
-    assert "other" in {record.name for record in await broker.console.schedules()}
+    assert "other" in {record.name for record in await broker.admin.schedules()}
     for amendment in (Amendment.PAUSE, Amendment.RESUME):
-        assert await broker.console.amend_schedule("other", amendment)
-        await broker.console.amend_schedule("spoilt", amendment)
+        assert await broker.admin.amend_schedule("other", amendment)
+        await broker.admin.amend_schedule("spoilt", amendment)
     await broker.define([a_definition(name, 2) for name in ("spoilt", "other")], SESSION)
     assert (await named(broker, "other")).digest == a_definition(version=2).digest
     await broker.beat(Beat(session=SESSION, leaving=True))

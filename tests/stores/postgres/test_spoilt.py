@@ -90,9 +90,9 @@ async def test_counts_at_their_limits_stay_there(broker: Broker, stranger: async
         await stranger.execute("INSERT INTO taskflow.totals VALUES ('default', 'enqueue', $1)", (1 << 63) - 1)
     await stranger.execute("INSERT INTO taskflow.totals VALUES ('default', 'enqueue', $1)", n)
     await stranger.execute("INSERT INTO taskflow.tally (queue, event, n) SELECT 'default', 'enqueue', $1 FROM generate_series(1, 100)", n)
-    assert (await broker.console.metrics()).totals["default"]["enqueue"] == n
+    assert (await broker.admin.metrics()).totals["default"]["enqueue"] == n
     await broker.upkeep(100)
-    assert (await broker.console.metrics()).totals["default"]["enqueue"] == n
+    assert (await broker.admin.metrics()).totals["default"]["enqueue"] == n
     assert len(await broker.claim(SESSION, 1, [], 10)) == 1
 
 

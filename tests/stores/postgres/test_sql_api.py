@@ -23,7 +23,7 @@ from taskflow import JobHandle, Status
 from taskflow.app.options import MAX_ATTEMPTS
 from taskflow.app.settings import Settings
 from taskflow.broker import topics
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.url import connect
 from taskflow.model.codec import seal_json
@@ -255,7 +255,7 @@ async def test_a_worker_gets_what_it_gets_from_python(scene: Scene, sql: asyncpg
     assert plain(envelopes[0]) == plain(envelopes[1])
     assert (envelopes[0].expires is None) == (envelopes[1].expires is None)
     for tag in options.get("tags", ()):
-        assert len(await listed(scene.store.console, View(tag=tag))) == 2
+        assert len(await listed(scene.store.admin, View(tag=tag))) == 2
 
 
 def plain(envelope: Envelope) -> Envelope:

@@ -198,5 +198,5 @@ async def test_transactions_with_the_same_keys_wait_for_nobody(
     await broker.upkeep(1_000)
 
     holders = await broker.holders(KEYS)
-    waiting = [record.id for record in await listed(broker.console) if record.status is Status.READY]
+    waiting = [record.id for record in await listed(broker.admin) if record.status is Status.READY]
     assert sorted(filter(None, holders)) == sorted(waiting)

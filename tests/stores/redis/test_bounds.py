@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from taskflow.broker import topics
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.broker.protocol import GONE_AFTER
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerRefused
@@ -59,7 +59,7 @@ async def test_large_jobs_come_in_portions(world: World) -> None:
 async def test_ids_are_forgotten_in_portions(world: World, client: redis.Redis) -> None:
     """Upkeep asks to be called again while there are more, and in the end nothing is there."""
     await fill(world, 2_000)
-    assert await world.broker.console.purge(View(), limit=10_000) == 2_000
+    assert await world.broker.admin.purge(View(), limit=10_000) == 2_000
     upkept = await world.pass_time(world.rules.repeat_for + 1.0)
     assert upkept.next_in == 0.0
     assert client.zcard(key(world, "i:fading")) >= 500
@@ -120,7 +120,7 @@ async def test_nine_thousand_queues_in_one_call(world: World) -> None:
     answers = await world.enqueue(*(world.an_envelope(queue=f"q{number}") for number in range(9_000)))
 
     assert len(answers) == 9_000
-    assert len((await world.broker.console.metrics()).totals) == 9_000
+    assert len((await world.broker.admin.metrics()).totals) == 9_000
 
 
 async def test_a_job_whose_key_has_a_wrong_type_is_gone_and_spoils_no_other(world: World, client: redis.Redis) -> None:
@@ -138,7 +138,7 @@ async def test_a_job_whose_key_has_a_wrong_type_is_gone_and_spoils_no_other(worl
     with world.broker.listen([topics.job(waiting.id)]) as waiter:
         await waiter.wait(0.05)
         assert await world.broker.read([running.envelope.id, waiting.id]) == [None, None]
-    assert len(await world.broker.console.workers()) == 2
+    assert len(await world.broker.admin.workers()) == 2
 
 
 @pytest.mark.parametrize("name", ["i:due", "counts", "list:0:default"])

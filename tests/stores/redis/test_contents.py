@@ -65,7 +65,7 @@ async def test_one_that_has_failed_is_there_for_a_retry_until_it_is_dropped(worl
     lease = await world.running(payload=LARGE)
     await world.settle(failed(lease))
     assert (await world.record(lease)).payload == LARGE
-    await world.broker.console.retry([lease.envelope.id])
+    await world.broker.admin.retry([lease.envelope.id])
     [again] = await world.claim(await world.a_session())
     assert again.envelope.payload == LARGE
     await world.settle(retried(again, 0.0))

@@ -16,7 +16,7 @@ import redis
 from redis.exceptions import NoPermissionError
 
 from taskflow import BrokerRefused, Status
-from taskflow.broker.console import Redone, View
+from taskflow.broker.admin import Redone, View
 from taskflow.broker.redis import RedisBroker
 from taskflow.broker.redis.scripts import smallest_calls
 from taskflow.broker.url import connect
@@ -59,7 +59,7 @@ def test_the_page_permits_the_commands_that_are_used_and_no_others() -> None:
 
 @pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
 async def test_a_user_with_the_rights_of_the_page_can_do_everything(found: ServerBinary) -> None:
-    """Every verb, every act of the console; and nothing beside."""
+    """Every verb, every act of the admin interface; and nothing beside."""
     with with_user(*OF_THE_PAGE, binary=found.path, appendonly="yes") as url, RedisServer(found.path) as unused:
         async with Scene(unused, f"{url}?durability=fsync") as scene:
             broker = scene._broker
@@ -71,18 +71,18 @@ async def test_a_user_with_the_rights_of_the_page_can_do_everything(found: Serve
                 await scene.handles[0].result(timeout=10)
             await scene.send(range(25, 30))
             waiting = [id_of(scene, number) for number in range(25, 30)]
-            console = broker.console
+            admin = broker.admin
             assert await broker.cancel(waiting[:1]) == [Status.READY]
-            assert [record.id for record in await listed(console, View(statuses=(Status.CANCELLED,)))] == waiting[:1]
-            assert await console.retry(waiting[:1]) == [Redone.OK]
-            await console.pause("default")
-            await console.resume("default")
-            assert [queue.counts[Status.READY] for queue in await console.queues()] == [5]
-            assert len(await listed(console)) == 30
-            assert await console.purge(View()) == 30
-            assert await console.workers() == []
-            assert (await console.metrics()).totals["default"]["drop"] == 30
-            assert await console.examine()
+            assert [record.id for record in await listed(admin, View(statuses=(Status.CANCELLED,)))] == waiting[:1]
+            assert await admin.retry(waiting[:1]) == [Redone.OK]
+            await admin.pause("default")
+            await admin.resume("default")
+            assert [queue.counts[Status.READY] for queue in await admin.queues()] == [5]
+            assert len(await listed(admin)) == 30
+            assert await admin.purge(View()) == 30
+            assert await admin.workers() == []
+            assert (await admin.metrics()).totals["default"]["drop"] == 30
+            assert await admin.examine()
             assert (await broker.upkeep(100)).reaped == 0
         with pytest.raises(NoPermissionError), redis.Redis.from_url(url) as client:
             client.execute_command("RANDOMKEY")

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from taskflow.broker.console import QueueRecord
+from taskflow.broker.admin import QueueRecord
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.sqlite.transactions import QueuedVerb, Transactions
 from taskflow.model.record import Status

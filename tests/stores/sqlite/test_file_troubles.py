@@ -107,11 +107,11 @@ async def test_a_lock_that_is_held_for_long_is_named(open_broker: Open, path: Pa
 
 
 @pytest.mark.parametrize("is_replaced", [False, True], ids=["removed", "replaced"])
-@pytest.mark.parametrize("of_console", [False, True], ids=["the writer", "the console's reader"])
-async def test_a_removed_or_replaced_file_is_not_used_any_more(open_broker: Open, path: Path, is_replaced: bool, of_console: bool) -> None:
+@pytest.mark.parametrize("of_admin", [False, True], ids=["the writer", "the admin interface's reader"])
+async def test_a_removed_or_replaced_file_is_not_used_any_more(open_broker: Open, path: Path, is_replaced: bool, of_admin: bool) -> None:
     """The next call says so once, so that nobody takes the new store for the old one. The one after it uses the new file."""
     broker, new = open_broker(), an_envelope()
-    read: Callable[[], Awaitable[object]] = (lambda: listed(broker.console)) if of_console else (lambda: broker.read([new.id]))
+    read: Callable[[], Awaitable[object]] = (lambda: listed(broker.admin)) if of_admin else (lambda: broker.read([new.id]))
     await broker.enqueue([an_envelope()])
     await read()
     path.unlink()
@@ -126,12 +126,12 @@ async def test_a_removed_or_replaced_file_is_not_used_any_more(open_broker: Open
     with pytest.raises(BrokerUnavailable, match=f"{path}.*was removed or replaced"):
         await read()
 
-    if of_console:
+    if of_admin:
         with pytest.raises(BrokerUnavailable, match="was removed or replaced"):  # the writer has the old file open too
             await broker.read([new.id])
     if not is_replaced:
         await broker.enqueue([new])
-    assert [record.id for record in await listed(broker.console)] == [new.id]
+    assert [record.id for record in await listed(broker.admin)] == [new.id]
     assert [record is not None for record in await broker.read([new.id])] == [True]
 
 

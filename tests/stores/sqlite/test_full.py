@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.broker.protocol import Added
 from taskflow.broker.sqlite import SqliteBroker, checkpoint
 from taskflow.model.errors import StoreFull
@@ -144,16 +144,16 @@ async def test_nobody_makes_a_checkpoint_beside_another(broker: SqliteBroker, pa
 
 
 @pytest.mark.parametrize("is_endless", [False, True])
-async def test_a_read_of_the_console_waits_for_a_checkpoint(
+async def test_a_read_of_the_admin_interface_waits_for_a_checkpoint(
     broker: SqliteBroker, path: Path, monkeypatch: pytest.MonkeyPatch, is_endless: bool
 ) -> None:
     """Until it has ended, else for a while. The checkpoint waits for readers, so one that reads page after page would hold it up."""
     monkeypatch.setattr(checkpoint, "_BUSY_TIMEOUT_MS", 1 if is_endless else 60_000)
     await broker.enqueue(envelopes(1))
-    assert len((await broker.console.page(View())).records) == 1
+    assert len((await broker.admin.page(View())).records) == 1
     lock = os.open(f"{path}-taskflow", os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    reading = asyncio.create_task(broker.console.page(View()))
+    reading = asyncio.create_task(broker.admin.page(View()))
     if not is_endless:
         await asyncio.wait([reading], timeout=0.1)
         assert not reading.done()

@@ -85,7 +85,7 @@ async def test_a_broken_verb_undoes_itself_and_nothing_else(broker: SqliteBroker
     assert isinstance(outcomes[5], TypeError)
     assert all(await broker.read([job.id for job in jobs]))
     assert await broker.settle([succeeded(lease) for lease in leases]) == [Settled.OK, Settled.OK]
-    metrics = await broker.console.metrics()
+    metrics = await broker.admin.metrics()
     assert metrics.totals["default"] == {"enqueue": 12, "claim": 2, "succeed": 2}
 
 
@@ -178,7 +178,7 @@ def no_thread_is_left_behind() -> Iterator[None]:
         time.sleep(0.01)
 
 
-async def test_a_read_of_the_console_does_not_hold_up_the_writer(broker: SqliteBroker) -> None:
+async def test_a_read_of_the_admin_interface_does_not_hold_up_the_writer(broker: SqliteBroker) -> None:
     """Jobs are added and read while a page is being read; the page shows the file as it was when it began."""
     await broker.enqueue(envelopes(1))
     is_reading, may_end = threading.Event(), threading.Event()
@@ -190,14 +190,14 @@ async def test_a_read_of_the_console_does_not_hold_up_the_writer(broker: SqliteB
         [(after,)] = store.connection.execute("SELECT count(*) FROM taskflow_jobs")
         return [before, after]
 
-    slow = asyncio.create_task(broker._running().console.call(Durability.READ, read_slowly))
+    slow = asyncio.create_task(broker._running().admin.call(Durability.READ, read_slowly))
     await asyncio.to_thread(is_reading.wait, 30)
     new = envelopes(2)
     await asyncio.wait_for(broker.enqueue(new), 10)
     assert None not in await asyncio.wait_for(broker.read([job.id for job in new]), 10)
     may_end.set()
     assert await slow == [1, 1]
-    assert len(await listed(broker.console)) == 3
+    assert len(await listed(broker.admin)) == 3
 
 
 def test_parent_and_child_go_on_with_the_same_broker(path: Path) -> None:
@@ -221,14 +221,14 @@ def test_parent_and_child_go_on_with_the_same_broker(path: Path) -> None:
                 return await waiter.wait(5)
 
         add(10, "before")
-        asyncio.run(broker.console.queues())  # over a connection of its own
+        asyncio.run(broker.admin.queues())  # over a connection of its own
         asyncio.run(hear("before"))
         children = []
         for number in range(3):
             pid = os.fork()
             if pid == 0:
                 add(10, "child")
-                heard = asyncio.run(hear("child")) and len(asyncio.run(broker.console.queues())) > 1
+                heard = asyncio.run(hear("child")) and len(asyncio.run(broker.admin.queues())) > 1
                 if number:  # the first one does not even close it
                     asyncio.run(broker.close())
                 os._exit(0 if heard else 1) if number == 2 else sys.exit(0 if heard else 1)
@@ -238,7 +238,7 @@ def test_parent_and_child_go_on_with_the_same_broker(path: Path) -> None:
         add(10, "parent")
 
         async def count():
-            queues = {queue.name: sum(queue.counts.values()) for queue in await broker.console.queues()}
+            queues = {queue.name: sum(queue.counts.values()) for queue in await broker.admin.queues()}
             await broker.close()
             return queues
 
@@ -279,7 +279,7 @@ def test_a_process_that_is_forked_during_a_transaction_can_use_the_file(path: Pa
             os._exit(0)
         sender.join()
         add()
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), sum(asyncio.run(broker.console.queues())[0].counts.values()))
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), sum(asyncio.run(broker.admin.queues())[0].counts.values()))
         asyncio.run(broker.close())
     """
     assert run_script(script, path) == "0 4\n"

@@ -123,7 +123,7 @@ async def test_the_doctor_tells_of_wider_rights(broker: SqliteBroker, path: Path
     await broker.enqueue([an_envelope()])
     path.chmod(mode)
 
-    [finding] = [finding for finding in await broker.console.examine() if finding.topic == "permissions"]
+    [finding] = [finding for finding in await broker.admin.examine() if finding.topic == "permissions"]
 
     assert finding.level == level
     assert says in finding.says
@@ -199,4 +199,4 @@ async def test_a_file_that_is_exchanged_while_sqlite_opens_it_is_not_used(
     with pytest.raises(BrokerUnavailable, match="was replaced while it was opened"):
         await open_broker().enqueue([an_envelope()])
     monkeypatch.undo()
-    assert len(await listed(open_broker().console)) == 1
+    assert len(await listed(open_broker().admin)) == 1

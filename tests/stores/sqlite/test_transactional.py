@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.broker.protocol import Added
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.transactional import Row, Statement, Transactional, drive
@@ -102,7 +102,7 @@ async def test_temporary_tables_of_our_names_are_not_taken_for_ours(
     assert [type(answer) for answer in answers] == [Added] * 4
     assert [await status_of(broker, job) for job in jobs] == [Status.READY] * 4
     assert await status_of(broker, lease.envelope) is Status.SUCCEEDED
-    assert len((await broker.console.page(View(tag="b"))).records) == 1
+    assert len((await broker.admin.page(View(tag="b"))).records) == 1
 
 
 async def test_the_file_is_known_by_any_of_its_names(broker: SqliteBroker, connect: Connect, path: Path, tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def _break(caller: Caller, at: int, *, is_late: bool) -> Callable[[Statement], S
 
 
 async def _counts(broker: SqliteBroker) -> dict[str, Any]:
-    return {queue.name: queue.counts for queue in await broker.console.queues()}
+    return {queue.name: queue.counts for queue in await broker.admin.queues()}
 
 
 @pytest.mark.parametrize("is_settlement", [False, True])

@@ -39,7 +39,7 @@ async def test_any_text(broker: SqliteBroker, verdict: Verdict, reason: str) -> 
     [record] = await broker.read([lease.envelope.id])
     assert record is not None
     assert (record.reason, record.worker, record.progress) == (reason, SHOWN, Progress(0.25, ODD))
-    [worker] = await broker.console.workers()
+    [worker] = await broker.admin.workers()
     assert worker.session == msgspec.structs.replace(session, name=SHOWN)
 
 

@@ -158,7 +158,7 @@ async def test_parking_backs_off_and_ends_after_seven_days(deploy: Deploy) -> No
     assert isinstance(verdict, Failed)
     with pytest.raises(JobFailed, match=r"waited 7 days for a worker that knows the job 'app.tasks.fresh'"):
         await handle.result()
-    await deploy.bench.broker.console.retry([parse_id(handle.id)])
+    await deploy.bench.broker.admin.retry([parse_id(handle.id)])
     await deploy.bench.run_all(by=deploy.new_app)
     assert await handle.result() == "new"
 

@@ -11,7 +11,7 @@ import pytest
 from taskflow import Cancel, DeclarationError, Discard, JobContext, Snooze, Status, current_job, job
 from taskflow.app.app import App
 from taskflow.app.job import Declared
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.model.envelope import CAUSED_BY, MAX_FOLLOW_UP, ClaimId, Lease, job_of
 from taskflow.model.record import Record
 from taskflow.model.verdict import Completed, Discarded, Retried, RunError, Succeeded, Verdict
@@ -52,7 +52,7 @@ async def broken(how: str = "raise") -> object:
 
 async def follow_ups(bench: Bench) -> list[Record]:
     """Return the follow-ups that the store has, oldest first."""
-    return (await listed(bench.broker.console, View(job="tests.follow.restore")))[::-1]
+    return (await listed(bench.broker.admin, View(job="tests.follow.restore")))[::-1]
 
 
 @pytest.mark.parametrize("how", ["raise", "discard", "encode"])

@@ -267,7 +267,7 @@ async def test_acts_are_recorded_with_who_and_why(bench: Bench) -> None:
     await schedules.put("theirs", call, every, by="ada")
     await schedules.remove("theirs", reason="done")
 
-    found = [record.act for record in reversed(await default_app().client().broker.console.acts())]
+    found = [record.act for record in reversed(await default_app().client().broker.admin.actions())]
     assert [(act.verb, act.names or act.which, act.affected, act.reason) for act in found] == [
         ("cancel", (handles["ready"].id,), 1, "wrong customer"),
         ("retry", {"tag": "import:42", "status": "failed"}, 1, "fixed"),
@@ -277,7 +277,7 @@ async def test_acts_are_recorded_with_who_and_why(bench: Bench) -> None:
         ("schedules.remove", ("theirs",), 1, "done"),
     ]
     assert [act.by for act in found] == ["ada", this_operator(), "ada", this_operator(), "ada", this_operator()]
-    assert len({record.number for record in await default_app().client().broker.console.acts()}) == 6
+    assert len({record.number for record in await default_app().client().broker.admin.actions()}) == 6
 
 
 async def test_an_act_in_a_scope_that_is_cancelled_is_recorded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +297,7 @@ async def test_an_act_in_a_scope_that_is_cancelled_is_recorded(bench: Bench, mon
         monkeypatch.setattr(bulk_actions, "apply", apply)
         await operate.cancel(everything=True)
 
-    [record] = await default_app().client().broker.console.acts()
+    [record] = await default_app().client().broker.admin.actions()
     assert record.act.stopped == "interrupted"
     assert record.act.affected < 3
 

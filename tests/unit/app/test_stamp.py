@@ -63,7 +63,7 @@ async def stamps(bench: Bench) -> list[str | None]:
 
 
 async def all_records(bench: Bench) -> list[Record]:
-    return await listed(bench.broker.console)
+    return await listed(bench.broker.admin)
 
 
 async def test_each_way_of_sending_stamps_once_a_batch_in_the_callers_thread(bench: Bench, stamping: Stamping) -> None:

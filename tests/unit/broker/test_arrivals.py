@@ -115,7 +115,7 @@ async def test_an_arrival_that_was_cancelled_is_not_admitted(broker: MemoryBroke
 
     assert await statuses(broker, new) == [Status.CANCELLED]
     assert await broker.holders([KEY]) == [None]
-    await broker.console.retry([new.id])
+    await broker.admin.retry([new.id])
     assert await statuses(broker, new) == [Status.READY]
 
 
@@ -123,16 +123,16 @@ async def test_an_arrival_is_counted_as_ready_and_calls_for_upkeep_at_once(broke
     """`--drain` and autoscalers look at the counts. Without a worker nothing admits it."""
     await broker.upkeep(100)
     arrive(broker, an_envelope(), an_envelope())
-    [queue] = await broker.console.queues()
+    [queue] = await broker.admin.queues()
     assert (queue.counts[Status.READY], queue.counts[Status.HELD]) == (2, 0)
     assert queue.oldest_ready_for == 0
-    outlook = (await broker.beat(Beat(session=SESSION.id, looks=True))).outlook
-    assert outlook is not None
-    assert (outlook.is_ready, outlook.due_in) == (False, 0.0)
+    work_hint = (await broker.beat(Beat(session=SESSION.id, looks=True))).work_hint
+    assert work_hint is not None
+    assert (work_hint.is_ready, work_hint.due_in) == (False, 0.0)
 
     assert (await broker.upkeep(1)).next_in == 0.0
     assert (await broker.upkeep(10)).next_in > 0.0
-    assert (await broker.console.queues())[0].counts[Status.READY] == 1
+    assert (await broker.admin.queues())[0].counts[Status.READY] == 1
 
 
 # --- ends of runs -------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ async def test_an_end_takes_effect_though_its_job_was_dropped(broker: MemoryBrok
     behind = an_envelope(on_conflict=OnConflict.REPLACE)
     await broker.enqueue([behind])
     complete(broker, lease)
-    await broker.console.drop([lease.envelope.id])
+    await broker.admin.drop([lease.envelope.id])
     assert await broker.read([lease.envelope.id]) == [None]
 
     await broker.upkeep(100)
@@ -194,7 +194,7 @@ async def test_an_end_does_not_release_joined_jobs_twice(broker: MemoryBroker) -
     tied = an_envelope(None, awaits=2)
     lease = await running(broker, 1, an_envelope(joins=(tied.id,)), tied)
     await broker.settle([failed(lease)])
-    await broker.console.retry([lease.envelope.id])
+    await broker.admin.retry([lease.envelope.id])
     [lease] = await broker.claim(SESSION.id, 2, [], 1)
     complete(broker, lease)
     await broker.upkeep(100)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.broker.engine import admin
 from taskflow.broker.engine.enqueue import enqueue
 from taskflow.broker.engine.records import Kind
@@ -55,7 +55,7 @@ async def test_a_job_that_was_retried_after_it_was_listed_is_not_purged(store: M
     await broker.settle([failed(lease)])
 
     async def retry(step: Apply) -> None:
-        await broker.console.retry([job_id])
+        await broker.admin.retry([job_id])
 
     assert await performed(admin.purge(View(statuses=(Status.FAILED,)), 10, broker.rules), store, retry) == 0
     [record] = await broker.read([job_id])

@@ -13,7 +13,7 @@ import msgpack
 import pytest
 from hypothesis import given, strategies as st
 
-from taskflow.model.audit import Act, act_record_of, pack_act
+from taskflow.model.audit import Action, action_record_of, pack_action
 from taskflow.model.clock import ManualClock, Seams, SystemClock, instant_of, microseconds_of, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, check_envelope, pack_extras, unpack_extras
 from taskflow.model.ids import IdFactory, id_text, key_digest, parse_id
@@ -259,20 +259,20 @@ def test_pauses_are_spread_over_half_to_one_and_a_half_times_their_length() -> N
 # --- the audit log ----------------------------------------------------------------------------------------------------
 
 
-SOUND = Act(id=bytes(16), by="ada", verb="cancel", names=("a",), named=1, which={"tag": "b"}, affected=2, stopped="", reason="\ud800")
+SOUND = Action(id=bytes(16), by="ada", verb="cancel", names=("a",), named=1, which={"tag": "b"}, affected=2, stopped="", reason="\ud800")
 
 
 def test_a_packed_act_is_read_as_it_was() -> None:
-    record = act_record_of(7, 1_000_000, pack_act(SOUND))
+    record = action_record_of(7, 1_000_000, pack_action(SOUND))
     assert (record.number, record.at.timestamp(), record.act.reason, record.act.which) == (7, 1.0, "\ud800", {"tag": "b"})
 
 
 @pytest.mark.parametrize(
     "body",
-    [None, 7, "text", b"", b"\xc1", msgpack.packb([]), msgpack.packb([1] * 8), msgpack.packb(["a"] * 8), pack_act(SOUND)[:-1]],
+    [None, 7, "text", b"", b"\xc1", msgpack.packb([]), msgpack.packb([1] * 8), msgpack.packb(["a"] * 8), pack_action(SOUND)[:-1]],
     ids=str,
 )
 def test_an_entry_that_cannot_be_read_is_listed_as_such(body: Any) -> None:
     """With a time that the calendar lacks, too."""
-    record = act_record_of("one", 1 << 62, body)
+    record = action_record_of("one", 1 << 62, body)
     assert (record.number, record.at.timestamp(), record.act.by, record.act.verb) == (0, 0.0, "?", "?")

@@ -1,4 +1,4 @@
-"""Pages of the console in a store with a million jobs: how long each kind takes, and how long a neighbour's enqueue takes beside them."""
+"""Pages of jobs in a store with a million: how long each kind takes, and how long a neighbour's enqueue takes beside them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.loops import run_in_fastest_loop
 from benchmarks.options import Options
 from benchmarks.places import PLACES
 from benchmarks.report import Measured, Row, in_turn, percentile
-from taskflow.broker.console import View
+from taskflow.broker.admin import View
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope, Lease
@@ -145,7 +145,7 @@ async def _pages(url: str) -> Measured:
         taken = await _timed(broker, view, None)
         cursor: str | None = None
         for _ in range(DEEP):
-            cursor = (await broker.console.page(view, cursor=cursor, limit=1_000)).cursor
+            cursor = (await broker.admin.page(view, cursor=cursor, limit=1_000)).cursor
             if cursor is None:
                 break
         if cursor is not None:
@@ -160,7 +160,7 @@ async def _timed(broker: Broker, view: View, cursor: str | None) -> list[float]:
     first = cursor
     for _ in range(PAGES):
         began = time.perf_counter()
-        page = await broker.console.page(view, cursor=cursor, limit=LIMIT)
+        page = await broker.admin.page(view, cursor=cursor, limit=LIMIT)
         taken.append(time.perf_counter() - began)
         cursor = first if page.cursor is None else page.cursor
     return taken
@@ -215,7 +215,7 @@ async def _page(url: str) -> None:
     cursors: dict[str, str | None] = dict.fromkeys(VIEWS)
     while True:
         for kind, view in VIEWS.items():
-            cursors[kind] = (await broker.console.page(view, cursor=cursors[kind], limit=LIMIT)).cursor
+            cursors[kind] = (await broker.admin.page(view, cursor=cursors[kind], limit=LIMIT)).cursor
         print(flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Adds the console's operations, as plain methods, to the memory broker's store."""
+"""Adds the admin interface's operations, as plain methods, to the memory broker's store."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from operator import attrgetter, itemgetter
 
-from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, QueueRecord, Redone, View
+from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, QueueRecord, Redone, View
 from taskflow.broker.paging import Position, ScanRequest, ScanResult
 from taskflow.broker.protocol import PURGED_TTL
 from taskflow.model import wording
-from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
+from taskflow.model.audit import Action, ActionRecord, action_record_of, pack_action
 from taskflow.model.clock import Clock, to_microseconds, to_seconds
 from taskflow.model.fingerprint import fingerprint_in
 from taskflow.model.record import ENDED, WAITING, Record, Status
@@ -23,7 +23,7 @@ from tests.reference.upkeep import UpkeepStore
 
 
 class ReferenceStore(UpkeepStore):
-    """The complete store, with all verbs and the console's operations."""
+    """The complete store, with all verbs and the admin interface's operations."""
 
     def __init__(self, clock: Clock, rules: Rules, capacity: int | None = None) -> None:
         super().__init__(clock, rules, capacity)
@@ -170,14 +170,14 @@ class ReferenceStore(UpkeepStore):
         self.paused.discard(queue)
         self.readied[queue] += len(self.ready[queue])
 
-    def record_act(self, act: Act) -> None:
+    def record_action(self, act: Action) -> None:
         if not any(act_id == act.id for _, _, act_id, _ in self.acts):
             number = self.acts[-1][0] + 1 if self.acts else 1
-            self.acts.append((number, self.now, act.id, pack_act(act)))
+            self.acts.append((number, self.now, act.id, pack_action(act)))
 
-    def act_records(self, before: int | None, limit: int) -> list[ActRecord]:
+    def act_records(self, before: int | None, limit: int) -> list[ActionRecord]:
         found = [(number, at, body) for number, at, _, body in reversed(self.acts) if before is None or number < before]
-        return [act_record_of(*each) for each in found[:limit]]
+        return [action_record_of(*each) for each in found[:limit]]
 
     def metrics(self) -> Metrics:
         return Metrics(totals={queue: {str(event): count for event, count in events.items()} for queue, events in self.totals.items()})

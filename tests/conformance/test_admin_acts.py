@@ -1,11 +1,11 @@
-"""The console, continued: purging, pausing, and totals."""
+"""The admin interface, continued: purging, pausing, and totals."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from taskflow.broker import topics
-from taskflow.broker.console import QueueRecord, View
+from taskflow.broker.admin import QueueRecord, View
 from taskflow.broker.protocol import Refused
 from taskflow.model.record import Status
 from taskflow.model.transitions import Event
@@ -16,21 +16,21 @@ from tests.support.world import ODD_QUEUES, World, id_of, ids_of
 
 
 async def _queue(world: World, name: str) -> QueueRecord:
-    [record] = [record for record in await world.broker.console.queues() if record.name == name]
+    [record] = [record for record in await world.broker.admin.queues() if record.name == name]
     return record
 
 
-# --- console_purge --------------------------------------------------------------------------------------------------------
+# --- admin_purge --------------------------------------------------------------------------------------------------------
 
 
-async def test_console_purge(world: World) -> None:
+async def test_admin_purge(world: World) -> None:
     """Ended and waiting jobs go, what runs is left alone; it is said how many went."""
     session = await world.a_session()
     running, ended = await world.running(session), await world.running(session)
     await world.settle(succeeded(ended))
     waiting = [await world.add(), await world.add(after=60.0), await world.add(awaits=1)]
 
-    assert await world.broker.console.purge(View()) == 4
+    assert await world.broker.admin.purge(View()) == 4
 
     assert await world.broker.read(ids_of([ended, *waiting])) == [None] * 4
     assert await world.status(running) is Status.RUNNING
@@ -38,112 +38,112 @@ async def test_console_purge(world: World) -> None:
     assert await world.claim(session) == []
 
 
-async def test_console_purge__only_what_is_chosen(world: World) -> None:
+async def test_admin_purge__only_what_is_chosen(world: World) -> None:
     """The filter decides, and the limit."""
     fields: tuple[dict[str, Any], ...] = ({"queue": "mail"}, {"queue": "mail", "after": 60.0}, {}, {}, {})
     jobs = [await world.add(**given) for given in fields]
 
-    assert await world.broker.console.purge(View(queue="mail", statuses=(Status.READY,))) == 1
+    assert await world.broker.admin.purge(View(queue="mail", statuses=(Status.READY,))) == 1
     assert [await world.status(job) for job in jobs[:3]] == [None, Status.SCHEDULED, Status.READY]
-    assert await world.broker.console.purge(View(), limit=3) == 3
-    assert await world.broker.console.purge(View()) == 1
+    assert await world.broker.admin.purge(View(), limit=3) == 3
+    assert await world.broker.admin.purge(View()) == 1
 
 
-async def test_console_purge__their_ids_stay_known(world: World) -> None:
+async def test_admin_purge__their_ids_stay_known(world: World) -> None:
     """A resent enqueue brings no purged job back, as long as one may be resent."""
     lease = await world.running()
     await world.settle(succeeded(lease))
     waiting = await world.add()
-    await world.broker.console.purge(View())
+    await world.broker.admin.purge(View())
     await world.pass_time(world.rules.repeat_for - 1.0)
 
     assert await world.enqueue(waiting, lease.envelope) == [Refused(id_of(job), id_of(job), "id") for job in (waiting, lease)]
 
 
-async def test_console_purge__others_hear_of_it(world: World) -> None:
+async def test_admin_purge__others_hear_of_it(world: World) -> None:
     """A purged job has ended: what was held for it is released."""
     held = await world.add(awaits=1, queue="joined")
     await world.add(joins=(held.id,))
 
-    await world.broker.console.purge(View(queue="default"))
+    await world.broker.admin.purge(View(queue="default"))
 
     assert await world.status(held) is Status.READY
 
 
-async def test_console_purge__a_held_job_with_those_that_it_awaits(world: World) -> None:
+async def test_admin_purge__a_held_job_with_those_that_it_awaits(world: World) -> None:
     """They go in the order of their arrival: a job that was held before its members came is not released by their purge."""
     held = await world.add(awaits=2)
     for _ in range(2):
         await world.add(joins=(held.id,))
 
-    assert await world.broker.console.purge(View()) == 3
-    assert (await world.broker.console.metrics()).totals["default"] == {"enqueue": 3, "cancel": 3, "drop": 3}
+    assert await world.broker.admin.purge(View()) == 3
+    assert (await world.broker.admin.metrics()).totals["default"] == {"enqueue": 3, "cancel": 3, "drop": 3}
 
 
-# --- console_pause --------------------------------------------------------------------------------------------------------
+# --- admin_pause --------------------------------------------------------------------------------------------------------
 
 
-async def test_console_pause(world: World) -> None:
+async def test_admin_pause(world: World) -> None:
     """A paused queue gives nothing, takes what comes, and what runs goes on; afterwards all of it is there, in order."""
     session = await world.a_session()
     running = await world.running(session, queue="mail")
     first = await world.add(queue="mail")
-    await world.broker.console.pause("mail")
+    await world.broker.admin.pause("mail")
     second = await world.add(queue="mail")
     assert (await _queue(world, "mail")).is_paused
     assert await world.claim(session) == []
     assert await world.settle(succeeded(running)) == [Settled.OK]
 
-    await world.broker.console.resume("mail")
+    await world.broker.admin.resume("mail")
 
     assert not (await _queue(world, "mail")).is_paused
     assert ids_of(await world.claim(session)) == ids_of([first, second])
 
 
-async def test_console_pause__by_its_whole_name(world: World) -> None:
+async def test_admin_pause__by_its_whole_name(world: World) -> None:
     """A pause stops one queue, and none whose name begins or ends alike."""
     for queue in ODD_QUEUES:
         await world.add(queue=queue)
     for queue in ("a", "queue:a", ":"):
-        await world.broker.console.pause(queue)
+        await world.broker.admin.pause(queue)
 
     session = await world.a_session()
     claimed = [lease.envelope.queue for queue in ODD_QUEUES for lease in await world.claim(session, [queue])]
 
     assert claimed == [queue for queue in ODD_QUEUES if queue not in ("a", "queue:a", ":")]
-    assert [record.name for record in await world.broker.console.queues()] == sorted(ODD_QUEUES)
+    assert [record.name for record in await world.broker.admin.queues()] == sorted(ODD_QUEUES)
 
 
-async def test_console_pause__resume_nudges(world: World) -> None:
+async def test_admin_pause__resume_nudges(world: World) -> None:
     """Workers that wait hear that a pause is over."""
     await world.add(queue="mail")
-    await world.broker.console.pause("mail")
+    await world.broker.admin.pause("mail")
     with world.broker.listen([topics.queue("mail")]) as one, world.broker.listen([topics.ANY_QUEUE]) as every:
-        await world.broker.console.resume("mail")
+        await world.broker.admin.resume("mail")
 
         assert await one.wait(world.harness.wakes_within)
         assert await every.wait(world.harness.wakes_within)
 
 
-# --- console_examine ------------------------------------------------------------------------------------------------------
+# --- admin_examine ------------------------------------------------------------------------------------------------------
 
 
-async def test_console_examine(world: World) -> None:
+async def test_admin_examine(world: World) -> None:
     """Each store tells how safe jobs are in it, whether it holds any or not, and changes nothing by it."""
-    before = await world.broker.console.examine()
+    before = await world.broker.admin.examine()
     await world.add()
-    findings = await world.broker.console.examine()
+    findings = await world.broker.admin.examine()
 
     assert [finding.topic for finding in findings] == [finding.topic for finding in before]
     assert "persistence" in {finding.topic for finding in findings}
     assert all(finding.says for finding in findings)
-    assert (await world.broker.console.metrics()).totals == {"default": {"enqueue": 1}}
+    assert (await world.broker.admin.metrics()).totals == {"default": {"enqueue": 1}}
 
 
-# --- console_metrics ------------------------------------------------------------------------------------------------------
+# --- admin_metrics ------------------------------------------------------------------------------------------------------
 
 
-async def test_console_metrics(world: World) -> None:
+async def test_admin_metrics(world: World) -> None:
     """How often each kind of move was made, by queue, since the store was made."""
     session = await world.a_session()
     lease = await world.running(session, queue="mail")
@@ -152,7 +152,7 @@ async def test_console_metrics(world: World) -> None:
     await world.settle(succeeded(lease))
     await world.cancel(await world.add(queue="other"))
 
-    totals = (await world.broker.console.metrics()).totals
+    totals = (await world.broker.admin.metrics()).totals
 
     assert totals == {
         "mail": {str(Event.ENQUEUE): 1, str(Event.CLAIM): 2, str(Event.RETRY): 1, str(Event.SUCCEED): 1},
@@ -160,23 +160,23 @@ async def test_console_metrics(world: World) -> None:
     }
 
 
-async def test_console_metrics__stay_when_jobs_go(world: World) -> None:
+async def test_admin_metrics__stay_when_jobs_go(world: World) -> None:
     """Totals are of all that ever was: dropping jobs takes nothing off."""
     lease = await world.running(queue="mail")
     await world.settle(succeeded(lease, keep_for=0.0))
     await world.pass_time(1_000.0)
 
-    totals = (await world.broker.console.metrics()).totals["mail"]
+    totals = (await world.broker.admin.metrics()).totals["mail"]
 
     assert (totals[Event.SUCCEED], totals[Event.DROP]) == (1, 1)
 
 
-async def test_console_metrics__by_whole_names(world: World) -> None:
+async def test_admin_metrics__by_whole_names(world: World) -> None:
     """Each queue has its own totals, and a filter its own jobs, whatever characters the names have."""
     jobs = {queue: await world.add(queue=queue) for queue in ODD_QUEUES}
 
-    totals = (await world.broker.console.metrics()).totals
-    found = {queue: await listed(world.broker.console, View(queue=queue)) for queue in ODD_QUEUES}
+    totals = (await world.broker.admin.metrics()).totals
+    found = {queue: await listed(world.broker.admin, View(queue=queue)) for queue in ODD_QUEUES}
 
     assert totals == {queue: {str(Event.ENQUEUE): 1} for queue in ODD_QUEUES}
     assert {queue: [record.id for record in records] for queue, records in found.items()} == {

@@ -1,10 +1,10 @@
-"""The console: what an operator sees, and what he can do."""
+"""The admin interface: what an operator sees, and what he can do."""
 
 from __future__ import annotations
 
 import pytest
 
-from taskflow.broker.console import QueueRecord, Redone, View
+from taskflow.broker.admin import QueueRecord, Redone, View
 from taskflow.broker.protocol import Refused
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Envelope, Lease
@@ -19,14 +19,14 @@ LONG = 1_000_000.0
 
 
 async def queue(world: World, name: str) -> QueueRecord:
-    [record] = [record for record in await world.broker.console.queues() if record.name == name]
+    [record] = [record for record in await world.broker.admin.queues() if record.name == name]
     return record
 
 
-# --- console_queues -------------------------------------------------------------------------------------------------------
+# --- admin_queues -------------------------------------------------------------------------------------------------------
 
 
-async def test_console_queues(world: World) -> None:
+async def test_admin_queues(world: World) -> None:
     """Each queue by name, with how many of its jobs stand where; nought is said too."""
     session = await world.a_session()
     for settlement in (succeeded, failed, failed, cancelled):
@@ -37,14 +37,14 @@ async def test_console_queues(world: World) -> None:
     await world.add(queue="b", awaits=1)
     await world.add(queue="a")
 
-    records = await world.broker.console.queues()
+    records = await world.broker.admin.queues()
 
     assert [record.name for record in records] == ["a", "b"]
     assert records[0].counts == {**dict.fromkeys(Status, 0), Status.READY: 1}
     assert records[1].counts == {**dict.fromkeys(Status, 1), Status.FAILED: 2}
 
 
-async def test_console_queues__one_that_had_jobs(world: World) -> None:
+async def test_admin_queues__one_that_had_jobs(world: World) -> None:
     """A queue is not forgotten when its last job is."""
     envelope = await world.add(queue="mail")
     await world.cancel(envelope)
@@ -54,7 +54,7 @@ async def test_console_queues__one_that_had_jobs(world: World) -> None:
     assert (await queue(world, "mail")).counts == dict.fromkeys(Status, 0)
 
 
-async def test_console_queues__how_long_the_oldest_has_been_ready(world: World) -> None:
+async def test_admin_queues__how_long_the_oldest_has_been_ready(world: World) -> None:
     """Seconds since the longest-waiting ready job became ready, and until the first scheduled one is due; None without such."""
     await world.add(queue="mail", after=60.0)
     record = await queue(world, "mail")
@@ -68,10 +68,10 @@ async def test_console_queues__how_long_the_oldest_has_been_ready(world: World) 
     assert (record.oldest_ready_for, record.next_due_in) == (3.5, 56.5)
 
 
-# --- console_workers ------------------------------------------------------------------------------------------------------
+# --- admin_workers ------------------------------------------------------------------------------------------------------
 
 
-async def test_console_workers(world: World) -> None:
+async def test_admin_workers(world: World) -> None:
     """The living sessions by name: since when, how long silent, how many leases."""
     second = await world.a_session("host:2", queues=("mail",), concurrency=7)
     first = await world.a_session("host:1", ttl=33.0)
@@ -81,47 +81,47 @@ async def test_console_workers(world: World) -> None:
     await world.beat(first)
     world.clock.advance(1.5)
 
-    assert await world.broker.console.workers() == [
+    assert await world.broker.admin.workers() == [
         SessionRecord(session=first, registered_at=registered_at, seconds_since_beat=1.5, leases=0, is_dying=False),
         SessionRecord(session=second, registered_at=registered_at, seconds_since_beat=5.5, leases=1, is_dying=False),
     ]
 
 
 @pytest.mark.parametrize("name", ["host\udcff:1", "host\0:1", "host\N{SKULL}:1"])
-async def test_console_workers__of_any_name(world: World, name: str) -> None:
+async def test_admin_workers__of_any_name(world: World, name: str) -> None:
     """A machine's name may be no UTF-8: its worker works. A store that cannot hold the name as it is writes the odd part out."""
     session = await world.a_session(name)
     lease = await world.running(session)
 
-    [record] = [record for record in await world.broker.console.workers() if record.session.id == session.id]
+    [record] = [record for record in await world.broker.admin.workers() if record.session.id == session.id]
 
     assert (record.session.name[:4], record.session.name[-2:]) == ("host", ":1")
     assert (await world.record(lease)).worker == record.session.name
 
 
-async def test_console_workers__the_dying(world: World) -> None:
+async def test_admin_workers__the_dying(world: World) -> None:
     """A dead session is shown, as dying, as long as there are leases of it to be released."""
     session = await world.a_session("host:1")
     await world.running(session)
     await world.lapse(session)
     await world.upkeep(limit=0)
 
-    [record] = [record for record in await world.broker.console.workers() if record.session == session]
+    [record] = [record for record in await world.broker.admin.workers() if record.session == session]
     assert (record.is_dying, record.leases) == (True, 1)
     await world.upkeep()
-    assert session not in [record.session for record in await world.broker.console.workers()]
+    assert session not in [record.session for record in await world.broker.admin.workers()]
 
 
-# --- console_retry --------------------------------------------------------------------------------------------------------
+# --- admin_retry --------------------------------------------------------------------------------------------------------
 
 
 async def redo(world: World, job: Envelope | Lease) -> Redone:
-    [redone] = await world.broker.console.retry([id_of(job)])
+    [redone] = await world.broker.admin.retry([id_of(job)])
     return redone
 
 
 @pytest.mark.parametrize("settlement", [failed, discarded, cancelled])
-async def test_console_retry(world: World, settlement: SettlementOf) -> None:
+async def test_admin_retry(world: World, settlement: SettlementOf) -> None:
     """A failed or cancelled job is READY now, as good as new, with its payload; its errors are kept."""
     session = await world.a_session(ttl=LONG)
     lease = await world.running(session, expires=50.0, max_attempts=2)
@@ -147,7 +147,7 @@ async def test_console_retry(world: World, settlement: SettlementOf) -> None:
     assert await world.settle(succeeded(again)) == [Settled.OK]
 
 
-async def test_console_retry__poison(world: World) -> None:
+async def test_admin_retry__poison(world: World) -> None:
     """A poisoned job may be tried again, and is no poison any more."""
     world = world.under(max_crashes=0)
     lease = await world.running()
@@ -155,27 +155,27 @@ async def test_console_retry__poison(world: World) -> None:
 
     assert await redo(world, lease) is Redone.OK
 
-    assert await listed(world.broker.console, View(poison=True)) == []
+    assert await listed(world.broker.admin, View(poison=True)) == []
     [lease] = await world.claim(await world.a_session())
     assert lease.crashes == 0
     await world.settle(failed(lease))
-    assert await listed(world.broker.console, View(poison=True)) == []
+    assert await listed(world.broker.admin, View(poison=True)) == []
 
 
-async def test_console_retry__refusals(world: World) -> None:
+async def test_admin_retry__refusals(world: World) -> None:
     """What lives, has succeeded, is unknown or not kept any more is left as it is, each with its reason, in its place."""
     session = await world.a_session(ttl=LONG)
     waiting, running, done, gone, good = await world.add(), *[await world.running(session) for _ in range(4)]
     await world.settle(succeeded(done), failed(good), succeeded(gone, keep_for=0.0))
     jobs = (waiting.id, running.envelope.id, done.envelope.id, gone.envelope.id, world.an_id(), good.envelope.id)
 
-    redone = await world.broker.console.retry(jobs)
+    redone = await world.broker.admin.retry(jobs)
 
     assert redone == [Redone.LIVE, Redone.LIVE, Redone.SUCCEEDED, Redone.UNKNOWN, Redone.UNKNOWN, Redone.OK]
     assert [await world.status(job) for job in (waiting, running, done)] == [Status.READY, Status.RUNNING, Status.SUCCEEDED]
 
 
-async def test_console_retry__its_key_is_taken(world: World) -> None:
+async def test_admin_retry__its_key_is_taken(world: World) -> None:
     """A job whose key another live one has stays ended; else it takes the key again."""
     session = await world.a_session()
     lease = await world.running(session, queue="default", key="k")
@@ -191,7 +191,7 @@ async def test_console_retry__its_key_is_taken(world: World) -> None:
     assert await world.enqueue(other) == [Refused(other.id, lease.envelope.id, "key")]
 
 
-async def test_console_retry__while_a_cancelled_run_has_the_key(world: World) -> None:
+async def test_admin_retry__while_a_cancelled_run_has_the_key(world: World) -> None:
     """A run that was asked to stop has its key until it has ended: a job put back would be READY at once, beside it."""
     ended = await world.running(queue="default", key="k")
     await world.settle(failed(ended))
@@ -203,10 +203,10 @@ async def test_console_retry__while_a_cancelled_run_has_the_key(world: World) ->
     assert await redo(world, ended) is Redone.OK
 
 
-# --- console_drop ---------------------------------------------------------------------------------------------------------
+# --- admin_drop ---------------------------------------------------------------------------------------------------------
 
 
-async def test_console_drop(world: World) -> None:
+async def test_admin_drop(world: World) -> None:
     """Ended jobs are gone, with their tags; live ones stay; the statuses are answered in order."""
     session = await world.a_session()
     ended = list[Lease]()
@@ -218,14 +218,14 @@ async def test_console_drop(world: World) -> None:
     live = [await world.add(tags=("a",)), await world.add(after=60.0), await world.add(awaits=1)]
     asked = [id_of(world.an_envelope()), *map(id_of, ended), id_of(running), *map(id_of, live)]
 
-    answers = await world.broker.console.drop(asked)
+    answers = await world.broker.admin.drop(asked)
 
     assert answers == [
         None, Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.RUNNING, Status.READY, Status.SCHEDULED, Status.HELD,
     ]  # fmt: skip
     assert [record is None for record in await world.broker.read(asked)] == [True] * 4 + [False] * 4
-    assert await world.broker.console.drop(asked[:4]) == [None] * 4
-    assert await world.broker.console.drop([]) == []
-    assert [record.id for record in await listed(world.broker.console, View(tag="a"))] == [live[0].id]
+    assert await world.broker.admin.drop(asked[:4]) == [None] * 4
+    assert await world.broker.admin.drop([]) == []
+    assert [record.id for record in await listed(world.broker.admin, View(tag="a"))] == [live[0].id]
     assert (await queue(world, "default")).counts[Status.FAILED] == 0
     assert await world.enqueue(ended[1].envelope) == [Refused(ended[1].envelope.id, ended[1].envelope.id, "id")]

@@ -1,4 +1,4 @@
-"""The console, continued: failed jobs by their cause."""
+"""The admin interface, continued: failed jobs by their cause."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from typing import Any
 
-from taskflow.broker.console import FailureGroupRecord, Redone, View
+from taskflow.broker.admin import FailureGroupRecord, Redone, View
 from taskflow.broker.paging import pages
 from taskflow.model.clock import instant_of
 from taskflow.model.fingerprint import UNKNOWN, pack_cause, poison_fingerprint
@@ -29,17 +29,17 @@ async def fail(world: World, session: Session, cause: bytes | None = ONE, **fiel
 
 
 async def groups(world: World, **of: Any) -> list[FailureGroupRecord]:
-    return await world.broker.console.failure_groups(**of)
+    return await world.broker.admin.failure_groups(**of)
 
 
 async def counts(world: World) -> dict[bytes, int]:
     return {group.fingerprint: group.count for group in await groups(world)}
 
 
-# --- console_failures -------------------------------------------------------------------------------------------------------
+# --- admin_failures -------------------------------------------------------------------------------------------------------
 
 
-async def test_console_failures(world: World) -> None:
+async def test_admin_failures(world: World) -> None:
     """The largest group first: how many of each job and deploy, the first and the last, and the id of the last."""
     session, begin, last = await world.a_session(ttl=LONG), world.clock.wall(), b""
     for deploy, job in (("d1", "send"), ("d1", "save"), ("d2", "send"), ("", "send")):
@@ -58,7 +58,7 @@ async def test_console_failures(world: World) -> None:
     assert (record.fingerprint, record.deploy) == (ONE, "")
 
 
-async def test_console_failures__of_a_queue_or_a_job(world: World) -> None:
+async def test_admin_failures__of_a_queue_or_a_job(world: World) -> None:
     """Only what fits is counted, and only the largest groups are returned if there are more."""
     session = await world.a_session(ttl=LONG)
     first, last = await fail(world, session, queue="mail"), b""
@@ -76,7 +76,7 @@ async def test_console_failures__of_a_queue_or_a_job(world: World) -> None:
     assert [group.count for group in await groups(world, limit=1)] == [4]
 
 
-async def test_console_failures__only_failed_jobs(world: World) -> None:
+async def test_admin_failures__only_failed_jobs(world: World) -> None:
     """Other ends, waits and runs belong to no group. A job that discarded itself has failed. One without a cause is unknown."""
     session = await world.a_session(ttl=LONG)
     for verdict in (succeeded, cancelled, retried):
@@ -89,20 +89,20 @@ async def test_console_failures__only_failed_jobs(world: World) -> None:
     assert await counts(world) == {OTHER: 1, UNKNOWN: 1}
 
 
-# --- console_failures_exact -------------------------------------------------------------------------------------------------
+# --- admin_failures_exact -------------------------------------------------------------------------------------------------
 
 
-async def test_console_failures_exact(world: World) -> None:
+async def test_admin_failures_exact(world: World) -> None:
     """A job leaves its group when it is retried, purged, or not kept any longer. It can fail again of another cause."""
     world = world.under(keep_failed=100.0, repeat_for=10.0)
     session = await world.a_session(ttl=LONG)
     again, purged, dropped, *_ = [await fail(world, session, job="odd" if number == 1 else "work") for number in range(6)]
 
-    assert await world.broker.console.retry([again]) == [Redone.OK]
+    assert await world.broker.admin.retry([again]) == [Redone.OK]
     assert await counts(world) == {ONE: 5}
-    await world.broker.console.drop([dropped])
+    await world.broker.admin.drop([dropped])
     assert await counts(world) == {ONE: 4}
-    assert await world.broker.console.purge(View(job="odd")) == 1
+    assert await world.broker.admin.purge(View(job="odd")) == 1
     assert await counts(world) == {ONE: 3}
     [lease] = await world.claim(session)
     record = await world.read(lease)
@@ -118,7 +118,7 @@ async def test_console_failures_exact(world: World) -> None:
     assert await world.read(purged) is None
 
 
-async def test_console_failures_exact__while_many_work(world: World) -> None:
+async def test_admin_failures_exact__while_many_work(world: World) -> None:
     """Workers that fail, and operators that retry and purge, all at once: the groups are what the records say."""
     chance = random.Random(7)
 
@@ -129,14 +129,14 @@ async def test_console_failures_exact__while_many_work(world: World) -> None:
             leases = await world.claim(session, limit=4)
             causes = [pack_cause(chance.choice((ONE, OTHER)), chance.choice(("d1", "d2"))) for _ in leases]
             await world.settle(*(failed(lease, cause=cause) for lease, cause in zip(leases, causes, strict=True)))
-            ids = await world.broker.console.failed_ids(chance.choice((ONE, OTHER)))
-            await world.broker.console.retry(chance.sample(ids, min(2, len(ids))))
+            ids = await world.broker.admin.failed_ids(chance.choice((ONE, OTHER)))
+            await world.broker.admin.retry(chance.sample(ids, min(2, len(ids))))
             if chance.random() < 0.3:
-                await world.broker.console.purge(View(statuses=(Status.FAILED,), job=chance.choice(("send", "save"))), limit=2)
+                await world.broker.admin.purge(View(statuses=(Status.FAILED,), job=chance.choice(("send", "save"))), limit=2)
 
     await asyncio.gather(*(work(number) for number in range(4)))
 
-    records = [record async for some in pages(world.broker.console, View(statuses=(Status.FAILED,))) for record in some]
+    records = [record async for some in pages(world.broker.admin, View(statuses=(Status.FAILED,))) for record in some]
     assert len(records) > 20
     found = await groups(world)
     assert {group.fingerprint: group.count for group in found} == Counter(record.fingerprint for record in records)
@@ -146,13 +146,13 @@ async def test_console_failures_exact__while_many_work(world: World) -> None:
         assert group.jobs == Counter(record.job for record in members)
         assert group.deploys == Counter(record.deploy for record in members)
         assert (group.first, group.last) == (min(ends), max(ends))
-    assert sum(group.count for group in found) == sum(queue.counts[Status.FAILED] for queue in await world.broker.console.queues())
+    assert sum(group.count for group in found) == sum(queue.counts[Status.FAILED] for queue in await world.broker.admin.queues())
 
 
-# --- console_failures_poison ------------------------------------------------------------------------------------------------
+# --- admin_failures_poison ------------------------------------------------------------------------------------------------
 
 
-async def test_console_failures_poison(world: World) -> None:
+async def test_admin_failures_poison(world: World) -> None:
     """Whether somebody knows what the worker died of, or it only falls silent. Poison with a follow-up is settled with its cause."""
     world = world.under(max_crashes=0)
     for number, cause in enumerate(("SIGSEGV", "SIGSEGV", "")):
@@ -168,10 +168,10 @@ async def test_console_failures_poison(world: World) -> None:
     assert (silent.fingerprint, silent.count, silent.deploys) == (poison_fingerprint(), 1, {"d0": 1})
 
 
-# --- console_failures_ids ---------------------------------------------------------------------------------------------------
+# --- admin_failures_ids ---------------------------------------------------------------------------------------------------
 
 
-async def test_console_failures_ids(world: World) -> None:
+async def test_admin_failures_ids(world: World) -> None:
     """All of the group and no others, whatever their deploys, names and queues."""
     session = await world.a_session(ttl=LONG)
     expected = {
@@ -183,8 +183,8 @@ async def test_console_failures_ids(world: World) -> None:
     await fail(world, session, ONE[:7] + b"0")
     unknown = await fail(world, session, None)
 
-    ids = await world.broker.console.failed_ids(ONE)
+    ids = await world.broker.admin.failed_ids(ONE)
     assert (len(ids), set(ids)) == (3, expected)
-    assert await world.broker.console.failed_ids(OTHER) == [id_of(lease)]
-    assert await world.broker.console.failed_ids(UNKNOWN) == [unknown]
-    assert await world.broker.console.failed_ids(b"nobody's") == []
+    assert await world.broker.admin.failed_ids(OTHER) == [id_of(lease)]
+    assert await world.broker.admin.failed_ids(UNKNOWN) == [unknown]
+    assert await world.broker.admin.failed_ids(b"nobody's") == []

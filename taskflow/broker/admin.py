@@ -9,7 +9,7 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
-from taskflow.model.audit import Act, ActRecord
+from taskflow.model.audit import Action, ActionRecord
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.session import SessionRecord
@@ -77,7 +77,7 @@ EXAMINED: Final = 2_000
 
 
 class Redone(Enum):
-    """The result of retrying one job from the console."""
+    """The result of retrying one job from the admin."""
 
     OK = "ok"
     UNKNOWN = "unknown"
@@ -122,11 +122,11 @@ class Finding(msgspec.Struct, frozen=True):
     says: str
 
 
-class Console(Protocol):
+class Admin(Protocol):
     """The operations behind the command line. As in `protocol`, each name in brackets is the name of a conformance test."""
 
     async def queues(self) -> list[QueueRecord]:
-        """Return every queue that is paused or has ever had jobs, sorted by name. [console_queues]"""
+        """Return every queue that is paused or has ever had jobs, sorted by name. [admin_queues]"""
         ...
 
     async def page(self, view: View, *, cursor: str | None = None, limit: int = 100) -> Page:
@@ -155,81 +155,81 @@ class Console(Protocol):
         ...
 
     async def workers(self) -> list[SessionRecord]:
-        """Return all live sessions, and dead ones that still hold leases, sorted by name. [console_workers]"""
+        """Return all live sessions, and dead ones that still hold leases, sorted by name. [admin_workers]"""
         ...
 
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
-        """Make failed and cancelled jobs READY now, with fresh counters and no expiry. Their errors are kept. [console_retry]"""
+        """Make failed and cancelled jobs READY now, with fresh counters and no expiry. Their errors are kept. [admin_retry]"""
         ...
 
     async def failure_groups(self, *, queue: str | None = None, job: str | None = None, limit: int = 100) -> list[FailureGroupRecord]:
-        """Return the groups of the failed jobs in this queue and with this job name, the largest first. [console_failures]
+        """Return the groups of the failed jobs in this queue and with this job name, the largest first. [admin_failures]
 
         Each failed job is in one group until an operator retries it or it is dropped. The counts are those of one look, and exact in it.
-        While jobs do not change, their sum is the number of failed jobs in `queues`. [console_failures_exact]
+        While jobs do not change, their sum is the number of failed jobs in `queues`. [admin_failures_exact]
         The cause of a settled job is that of its settlement. Poison has the fingerprint of what the last worker died of, and the deploy of
-        that worker. [console_failures_poison]
+        that worker. [admin_failures_poison]
         Stores count by an index, and read no job but the last one of each group.
         """
         ...
 
     async def failed_ids(self, fingerprint: bytes) -> list[bytes]:
         """Return the ids of the failed jobs with this fingerprint, in no particular order. A job that joins or leaves its group
-        meanwhile may be missing. [console_failures_ids]"""
+        meanwhile may be missing. [admin_failures_ids]"""
         ...
 
     async def purge(self, view: View, *, limit: int = 1_000) -> int:
-        """Drop up to `limit` matching jobs, and return their number. Waiting ones are cancelled first; running ones stay. [console_purge]
+        """Drop up to `limit` matching jobs, and return their number. Waiting ones are cancelled first; running ones stay. [admin_purge]
 
         Each job is dropped in a separate step, if it still matches then and does not run. A job that begins to match during the call may
         stay.
         The ids stay known for `repeat_for`, so that a resent enqueue does not add the jobs again.
-        A filter with a tag drops no job without it. [console_purge_tag]
+        A filter with a tag drops no job without it. [admin_purge_tag]
         """
         ...
 
     async def drop(self, ids: Sequence[bytes]) -> list[Status | None]:
         """Drop ended jobs, as `purge` does. Return the status that each job had, or None for one that `read` would not return. Live jobs
-        stay as they are. [console_drop]"""
+        stay as they are. [admin_drop]"""
         ...
 
     async def pause(self, queue: str) -> None:
         """Stop claims from the queue until `resume`. Jobs that are already
-        running continue. A second pause changes nothing. [console_pause]"""
+        running continue. A second pause changes nothing. [admin_pause]"""
         ...
 
     async def resume(self, queue: str) -> None:
-        """End a pause, and wake the queue's workers. [console_pause]"""
+        """End a pause, and wake the queue's workers. [admin_pause]"""
         ...
 
     async def schedules(self, names: Sequence[str] | None = None) -> list[ScheduleRecord]:
-        """Return the schedules with these names, or all of them, sorted by name. [console_schedules]"""
+        """Return the schedules with these names, or all of them, sorted by name. [admin_schedules]"""
         ...
 
     async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
-        """Pause, resume or remove a schedule. [console_amend_schedule]
+        """Pause, resume or remove a schedule. [admin_amend_schedule]
 
         Return True on success, even if nothing had to change. Return False if there is no such schedule, or if it cannot be
         removed because a living session declares it.
         """
         ...
 
-    async def record_act(self, act: Act) -> None:
-        """Add what an operator did to the audit log, with the store's time. [console_acts]
+    async def record_action(self, act: Action) -> None:
+        """Add what an operator did to the audit log, with the store's time. [admin_acts]
 
-        The same act sent again is not added again. [console_acts_repeat]
-        The log keeps the newest `rules.most_acts`. [console_acts_bounded]
+        The same act sent again is not added again. [admin_acts_repeat]
+        The log keeps the newest `rules.most_acts`. [admin_acts_bounded]
         """
         ...
 
-    async def acts(self, *, before: int | None = None, limit: int = 100) -> list[ActRecord]:
-        """Return the newest acts whose numbers are below `before`, newest first. [console_acts]"""
+    async def actions(self, *, before: int | None = None, limit: int = 100) -> list[ActionRecord]:
+        """Return the newest acts whose numbers are below `before`, newest first. [admin_acts]"""
         ...
 
     async def metrics(self) -> Metrics:
-        """Return the number of events in each queue since the store was created. [console_metrics]"""
+        """Return the number of events in each queue since the store was created. [admin_metrics]"""
         ...
 
     async def examine(self) -> list[Finding]:
-        """Return findings about the store: how safe its jobs are, and how much space it has. [console_examine]"""
+        """Return findings about the store: how safe its jobs are, and how much space it has. [admin_examine]"""
         ...
