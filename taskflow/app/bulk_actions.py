@@ -168,13 +168,13 @@ class ActionResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CallBroker(Protocol):
-    """A function that calls a verb of the broker, and may repeat it while the store does not answer."""
+    """A function that calls an operation of the broker, and may repeat it while the store does not answer."""
 
     async def __call__(self, verb: Callable[[Broker], Awaitable[T]], /) -> T: ...
 
 
 class CallBrokerOnce:
-    """Calls a verb of the broker, once."""
+    """Calls an operation of the broker, once."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker

@@ -234,7 +234,7 @@ class LoopClient:
         return await retry_within(lambda: self.broker.enqueue(envelopes), self._timeout)
 
     async def call(self, verb: Callable[[Broker], Awaitable[T]]) -> T:
-        """Call a verb, and repeat the call until the store answers. The verb must be safe to repeat."""
+        """Call an operation, and repeat the call until the store answers. The operation must be safe to repeat."""
         return await retry_within(lambda: verb(self.broker), self._timeout)
 
     async def _enqueue_by_key(self, envelopes: list[Envelope]) -> list[Added | Refused]:

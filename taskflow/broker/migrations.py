@@ -47,7 +47,7 @@ class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
 @runtime_checkable
 class Migrating(Protocol):
     """A broker that can migrate its store. If a method fails, it raises BrokerUnavailable
-    or BrokerRefused, as verbs do. A store newer than the installed taskflow is refused."""
+    or BrokerRefused, as operations do. A store newer than the installed taskflow is refused."""
 
     async def pending(self) -> Upgrade:
         """Return the migrations that `migrate` would apply now. Changes nothing."""

@@ -1,14 +1,16 @@
 """The contract for all brokers. Each clause has a name in brackets; the conformance test of that name runs on every broker.
 
 Every item of a call is atomic: it takes effect as a whole or not at all. An `enqueue` and a claim are one item each. In other calls each
-settlement, each job, each definition, each firing, and each move of upkeep is one. After `BrokerUnavailable`, every verb may be sent again
-for up to 60 s without harm. Time is the store's time: clients send durations. All methods may be called from any running event loop in the
+settlement, each job, each definition, each firing, and each move of upkeep is one. After `BrokerUnavailable`, every operation may be sent
+again for up to 60 s without harm. Time is the store's time: clients send durations. All methods may be called from any running event loop
+in the
 process. Several processes may share a store, unless it is in memory.
 
 A store may contain anything: other programs write to it, disks fail, releases differ. No store has to correct counts or indexes that
 such a write has made wrong.
-  [unreadable_row] A value that no broker could have stored affects only its own job or session, and stops no verb. Such a job ends FAILED:
-    `Lease.unreadable` and `Record.unreadable` name the field, or the part of the record that has it, and hold the value's first bytes.
+  [unreadable_row] A value that no broker could have stored affects only its own job or session, and stops no operation. Such a job ends
+    FAILED: `Lease.unreadable` and `Record.unreadable` name the field, or the part of the record that has it, and hold the value's first
+    bytes.
     Such a session lives on with a default in its place, or is reaped. (The memory broker holds objects that no other program can write.)
 
 **enqueue** adds envelopes in order, with one answer for each.
@@ -29,12 +31,12 @@ such a write has made wrong.
   [key_survives_retry] A job that waits for its retry keeps its key.
   [key_replaces] With REPLACE, the waiting holder becomes CANCELLED, "replaced by ID", and the new job is Added with its own id.
   [key_waits_behind] With REPLACE while the holder runs, the new job is HELD until the holder is no longer RUNNING. It is released by the
-    end of the verb that ends that run, or by the next upkeep. Its record shows the holder as `behind`. Jobs that name it in `joins` do not
-    release it earlier.
+    end of the operation that ends that run, or by the next upkeep. Its record shows the holder as `behind`. Jobs that name it in `joins`
+    do not release it earlier.
   [key_gives_way] A run that would wait again while a replacement waits for it becomes CANCELLED, "replaced by ID".
-  [enqueue_full] If the store has no room, enqueue raises StoreFull and adds none of the batch. All other verbs still work.
-  [joins] A HELD job with `awaits` n is released when n jobs that name it in `joins` have ended, with any outcome, by the end of that verb
-    or by the next upkeep.
+  [enqueue_full] If the store has no room, enqueue raises StoreFull and adds none of the batch. All other operations still work.
+  [joins] A HELD job with `awaits` n is released when n jobs that name it in `joins` have ended, with any outcome, by the end of that
+    operation or by the next upkeep.
 
 **register** adds a session.
   [register_repeat] Registering a living session again changes only what is shown of it: its queues, jobs, deploy and trouble.

@@ -6,7 +6,7 @@ else is done to it: no commit, no rollback, no setting that outlives the transac
 
 **enqueue** adds envelopes as `Broker.enqueue` does, but in the caller's transaction.
   [within_commit] Once the transaction commits, the jobs exist. A job with a key may be HELD until upkeep has admitted it.
-  [within_rollback] If it rolls back, they never existed, for any verb.
+  [within_rollback] If it rolls back, they never existed, for any operation.
   [within_savepoint] The same holds for a savepoint that is released or rolled back.
   [within_keys] Keys and `on_conflict` see the jobs that the transaction has added, and those that have a key already. The answer may leave
     out a job of others that it replaces.
@@ -22,7 +22,7 @@ else is done to it: no commit, no rollback, no setting that outlives the transac
     the latest.
   [complete_rollback] If it rolls back, the run is still leased, and a settlement by `Broker.settle` with the same fence takes effect.
   [complete_stale] If the lease is not valid any more, the answer is STALE. Nothing changes, and the transaction is not affected.
-  [complete_open] While the transaction is open, no other verb waits for it: a settlement with the same fence is HELD_UP, upkeep and
+  [complete_open] While the transaction is open, no other operation waits for it: a settlement with the same fence is HELD_UP, upkeep and
     the session's end leave the lease to a later call. (On SQLite, an open write transaction locks the whole store.)
   [complete_repeat] Settling again in the same transaction is OK and changes nothing. In a later one the answer is COMMITTED.
 """
@@ -42,7 +42,7 @@ T_co = TypeVar("T_co", covariant=True)
 Dialect = Literal["postgresql", "sqlite"]
 
 Purpose = Literal["enqueue", "settle"]
-"""A verb, and so the rights that a connection needs."""
+"""An operation, and so the rights that a connection needs."""
 
 Row = Sequence[Any]
 
@@ -62,19 +62,19 @@ RunStatement = Callable[[Statement], Sequence[Row]]
 
 
 class Verb(Protocol[T_co]):
-    """A verb that has not run yet. Exactly one of its methods is called, once."""
+    """An operation that has not run yet. Exactly one of its methods is called, once."""
 
     def run(self, run: RunStatement, /) -> T_co:
-        """Run the verb's statements with `run`, and return its answer."""
+        """Run the operation's statements with `run`, and return its answer."""
         ...
 
     def steps(self) -> Generator[Statement, Sequence[Row], T_co]:
-        """Yield the verb's statements one by one, for a connection that is used with `await`. Each is answered with its rows."""
+        """Yield the operation's statements one by one, for a connection that is used with `await`. Each is answered with its rows."""
         ...
 
 
 class Transactional(Protocol):
-    """A store's verbs for a caller's transaction.
+    """A store's operations for a caller's transaction.
 
     `dialect`  the kind of database that the connection must be to
     `place`    the store, for messages
@@ -87,8 +87,8 @@ class Transactional(Protocol):
     def place(self) -> str: ...
 
     def check(self, purpose: Purpose = "enqueue") -> Verb[None]:
-        """Return a verb that raises WrongConnection unless the connection is to this store, and may run the verb. It
-        runs before the first such verb on each connection, and must not make the transaction fail."""
+        """Return an operation that raises WrongConnection unless the connection is to this store, and may run the operation. It
+        runs before the first such operation on each connection, and must not make the transaction fail."""
         ...
 
     def enqueue(self, envelopes: Sequence[Envelope]) -> Verb[list[Added | Refused]]: ...
@@ -101,13 +101,14 @@ class TransactionalBroker(Protocol):
     """A broker that can act in a caller's transaction."""
 
     async def transactional(self) -> Transactional:
-        """Prepare the store, and return its verbs for a caller's transaction, which callers keep. Raises
+        """Prepare the store, and return its operations for a caller's transaction, which callers keep. Raises
         BrokerRefused or BrokerUnavailable."""
         ...
 
 
 def drive(steps: Generator[Statement, Sequence[Row], T], run: RunStatement) -> T:
-    """Run the statements of a verb, and return its answer. If one fails, the verb may undo what it has done, and raises the error."""
+    """Run the statements of an operation, and return its answer. If one fails, the operation may undo what it has done, and raises the
+    error."""
     try:
         statement = next(steps)
         while True:

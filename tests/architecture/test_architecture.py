@@ -36,7 +36,7 @@ BUDGETS = {
     "taskflow/model": 6_490,
     "taskflow/broker/engine": 3_450,
     "taskflow/broker/memory": 750,
-    "taskflow/broker/sqlite": 4_140,
+    "taskflow/broker/sqlite": 4_145,
     "taskflow/broker/redis": 4_520,
     "taskflow/broker/postgres": 5_800,
     "taskflow/broker": 20_520,

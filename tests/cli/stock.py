@@ -1,4 +1,4 @@
-"""A store with jobs in every state, made by the broker's own verbs."""
+"""A store with jobs in every state, made by the broker's own operations."""
 
 from __future__ import annotations
 

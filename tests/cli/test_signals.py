@@ -389,7 +389,7 @@ def test_other_commands_end_by_ctrl_c(shell: Shell) -> None:
     command = shell.taskflow("pause", "mail")
     command.wait_for("opens the store")
     command.signal(signal.SIGINT)
-    # A verb that the store's thread has begun is waited for, up to its timeout: then it may be said that the store is locked.
+    # An operation that the store's thread has begun is waited for, up to its timeout: then it may be said that the store is locked.
     ended_clearly(command, [128 + signal.SIGINT, 3])
     assert "Traceback" not in command.said
 

@@ -1,4 +1,5 @@
-"""A broker and, beside it, the memory broker as its model: each verb is sent to both, and all that they answer and show is compared."""
+"""A broker and, beside it, the memory broker as its model: each operation is sent to both, and all that they answer and show is
+compared."""
 
 from __future__ import annotations
 
@@ -82,7 +83,7 @@ class ComparedBroker:
         self._over_since = {each: min(now, self._over_since.get(each, now)) for each in self._known - living}
         self._forgettable = self._forgettable - living | {each for each, since in self._over_since.items() if since + repeat_for <= now}
 
-    # --- verbs ---------------------------------------------------------------------------------------------------------
+    # --- operations ---------------------------------------------------------------------------------------------------------
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> None:
         self._expect(envelopes)

@@ -1,7 +1,7 @@
-"""Random orders of verbs, mishaps and the passing of time, on any broker beside its model. See `rules` for what may happen.
+"""Random orders of operations, mishaps and the passing of time, on any broker beside its model. See `rules` for what may happen.
 
-`python -m tests.conformance.machine --broker sqlite --steps 10000 --seed 1` goes on until so many verbs were sent, prints how often each
-rule was taken, and ends with "without a difference", or with the shortest way to the first one that hypothesis finds.
+`python -m tests.conformance.machine --broker sqlite --steps 10000 --seed 1` goes on until so many operations were sent, prints how often
+each rule was taken, and ends with "without a difference", or with the shortest way to the first one that hypothesis finds.
 """
 
 from __future__ import annotations

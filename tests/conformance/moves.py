@@ -1,4 +1,4 @@
-"""One scenario for each legal move: how a job is brought to make it, through verbs alone."""
+"""One scenario for each legal move: how a job is brought to make it, through operations alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the contract says of every verb at once: loops, threads, siblings, closing."""
+"""What the contract says of every operation at once: loops, threads, siblings, closing."""
 
 from __future__ import annotations
 

@@ -294,7 +294,7 @@ async def test_enqueue_full__other_verbs_go_on(world: World) -> None:
 
 
 async def _added_in_the_end(limited: World) -> object:
-    """Room comes with the verbs that make it, though not with each: a server tidies up after some dozens of calls."""
+    """Room comes with the operations that make it, though not with each: a server tidies up after some dozens of calls."""
     for _ in range(200):
         try:
             [answer] = await limited.enqueue(limited.an_envelope())

@@ -1,4 +1,4 @@
-"""The failpoint matrix: whatever verb a reply is lost of, a process killed or held up at, no job is lost and none is settled twice."""
+"""The failpoint matrix: whatever operation a reply is lost of, a process killed or held up at, no job is lost and none is settled twice."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def named(point: Failpoint) -> str:
 
 @pytest.mark.parametrize("point", [Failpoint(*point, Action.RAISE) for point in POINTS], ids=named)
 async def test_a_lost_reply_and_a_resend_are_as_if_nothing_had_been(world: World, point: Failpoint) -> None:
-    """Each verb, sent again after BrokerUnavailable, whether it had taken effect or not: every job is added once and ends once."""
+    """Each operation, sent again after BrokerUnavailable, whether it had taken effect or not: every job is added once and ends once."""
     broker, said = FailingBroker(world.broker, point), list[str]()
 
     await child.work(broker.as_broker, said.append)
@@ -135,7 +135,7 @@ _THROUGH_PIPES = "import sys\nsys.stdout, sys.stdin = open({!r}, 'w'), open({!r}
 
 @pytest.mark.parametrize("point", [Failpoint(*point, Action.PAUSE) for point in POINTS if point[1] is not When.DURING], ids=named)
 async def test_a_process_held_up_settles_nothing_twice(tmp_path: Path, survivor: Survivor, point: Failpoint) -> None:
-    """It stands still at each verb until it was reaped and another has done its work; then it goes on, and does no harm."""
+    """It stands still at each operation until it was reaped and another has done its work; then it goes on, and does no harm."""
     pipes = [tmp_path / "said", tmp_path / "told"]
     for pipe in pipes:
         os.mkfifo(pipe)

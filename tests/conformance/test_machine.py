@@ -12,7 +12,7 @@ from tests.support.harnesses import StoreHarness
 
 pytestmark = pytest.mark.slow
 
-# What single verbs in a random order find, and what only steps put together do.
+# What single operations in a random order find, and what only steps put together do.
 FOUND: tuple[type[Mutant], ...] = (
     leases.SettlesByIdAndState,
     leases.SettlesByEpoch,
@@ -25,11 +25,11 @@ FOUND: tuple[type[Mutant], ...] = (
 
 
 EXAMPLES: Final = {"memory": 12, "sqlite": 10, "redis": 8, "postgres": 5}
-"""Fewer where a verb takes longer. `python -m tests.nightly` runs 200 on each broker."""
+"""Fewer where an operation takes longer. `python -m tests.nightly` runs 200 on each broker."""
 
 
 def test_a_broker_does_as_its_model(any_harness: type[StoreHarness]) -> None:
-    """Hundreds of verbs without a difference to the memory broker, and without an invariant broken."""
+    """Hundreds of operations without a difference to the memory broker, and without an invariant broken."""
     machine = machine_for(any_harness)
 
     run_machine(machine, examples=EXAMPLES[any_harness.name], steps=40)

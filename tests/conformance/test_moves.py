@@ -37,7 +37,7 @@ async def test_every_legal_move_is_made(world: World, move: Move) -> None:
 
 
 def test_every_event_has_its_cause_and_its_moves() -> None:
-    """No event without a move, and none that no verb brings about."""
+    """No event without a move, and none that no operation brings about."""
     assert {event for _, event in MOVES} == set(Event) == set(CAUSES)
 
 

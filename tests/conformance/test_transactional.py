@@ -1,4 +1,4 @@
-"""Verbs in a caller's transaction, through a plain connection of the database's driver."""
+"""Operations in a caller's transaction, through a plain connection of the database's driver."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEEP, REPLACE = OnConflict.KEEP, OnConflict.REPLACE
 
 
 async def test_cancel_waiting__beside_an_open_transaction(world: World) -> None:
-    """A transaction that replaces a waiting job holds up no other verb."""
+    """A transaction that replaces a waiting job holds up no other operation."""
     world.needs(Capability.ROW_LOCKS)
     standing, other = await world.add(key="k"), await world.add()
     with await a_caller(world) as caller:
@@ -97,7 +97,7 @@ async def test_within_commit__many(world: World) -> None:
 
 
 async def test_within_rollback(world: World) -> None:
-    """After a rollback no verb finds the job, and another may have its id and key."""
+    """After a rollback no operation finds the job, and another may have its id and key."""
     sent = world.an_envelope(key="k", queue="new", job="never_seen")
     with await a_caller(world) as caller:
         caller.begin()
@@ -409,7 +409,7 @@ async def test_complete_stale(world: World) -> None:
 
 
 async def test_complete_open(world: World) -> None:
-    """No other verb waits for the transaction: each leaves the lease to a later call."""
+    """No other operation waits for the transaction: each leaves the lease to a later call."""
     world.needs(Capability.ROW_LOCKS)
     session, leaving = await world.a_session(), await world.a_session()
     lease, left = await world.running(session), await world.running(leaving)

@@ -35,7 +35,7 @@ async def any_broker(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
 
 
 def fails(broker: Broker, monkeypatch: pytest.MonkeyPatch, verb: str, error: Exception, *, after: bool, times: int) -> None:
-    """The verb raises `error` the first `times` times: before it has reached the store, or after."""
+    """The operation raises `error` the first `times` times: before it has reached the store, or after."""
     sound: Callable[..., Any] = getattr(broker, verb)
     left = iter(range(times))
 
@@ -57,7 +57,8 @@ def fails(broker: Broker, monkeypatch: pytest.MonkeyPatch, verb: str, error: Exc
 async def test_a_verb_that_raises_what_no_broker_does_costs_no_lease(
     any_broker: Broker, monkeypatch: pytest.MonkeyPatch, verb: str, after: bool
 ) -> None:
-    """The neighbour that runs meanwhile ends as if nothing were; what the verb was about is done in the end, and nothing is counted."""
+    """The neighbour that runs meanwhile ends as if nothing were; what the operation was about is done in the end, and nothing is
+    counted."""
     heard = EventRecorder()
     neighbour = await waits.delay()
     async with Worker(options=options(heard, ttl=4.0)):

@@ -1,4 +1,4 @@
-"""What a store does: each verb is one atom, from a store to the next store and an answer."""
+"""What a store does: each operation is one atom, from a store to the next store and an answer."""
 
 from __future__ import annotations
 

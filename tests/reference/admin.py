@@ -23,7 +23,7 @@ from tests.reference.upkeep import UpkeepStore
 
 
 class ReferenceStore(UpkeepStore):
-    """The complete store, with all verbs and the admin interface's operations."""
+    """The complete store, with all operations and the admin interface's operations."""
 
     def __init__(self, clock: Clock, rules: Rules, capacity: int | None = None) -> None:
         super().__init__(clock, rules, capacity)

@@ -78,7 +78,7 @@ class ScheduleStore(Store):
         return min((schedule.look_at for schedule in self.schedules.values() if schedule.look_at is not None), default=None)
 
     def _announce_look(self, names: Iterable[str]) -> None:
-        """Wake listeners if one of the schedules that the verb has changed is now the first one due."""
+        """Wake listeners if one of the schedules that the operation has changed is now the first one due."""
         looks = {schedule.look_at for name in names if (schedule := self.schedules.get(name)) is not None}
         if looks and (first := self.next_look()) is not None and first in looks:
             self.to_wake.add(topics.DUE)

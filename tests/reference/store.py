@@ -1,4 +1,4 @@
-"""Implements the memory broker's verbs in small, plain methods that follow the clauses of the contract."""
+"""Implements the memory broker's operations in small, plain methods that follow the clauses of the contract."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SessionState:
 
 
 class Store(ReferenceTransitions):
-    """A store with every verb except upkeep. The caller must hold the lock."""
+    """A store with every operation except upkeep. The caller must hold the lock."""
 
     def __init__(self, clock: Clock, rules: Rules, capacity: int | None = None) -> None:
         super().__init__(clock, rules)

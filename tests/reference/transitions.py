@@ -44,7 +44,7 @@ class ReferenceTransitions:
         self._seq = 0
 
     def begin_verb(self) -> None:
-        """Read the clocks once, so that all changes of a verb have the same time."""
+        """Read the clocks once, so that all changes of an operation have the same time."""
         self.now, self.steady = self.clock.wall(), self.clock.steady()
 
     # --- moves: every change of status goes through here --------------------------------------------

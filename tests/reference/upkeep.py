@@ -19,7 +19,7 @@ from tests.reference.store import SessionState
 
 
 class UpkeepStore(ScheduleStore):
-    """A store with every verb, including upkeep."""
+    """A store with every operation, including upkeep."""
 
     def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
         self._spare_after_outage()

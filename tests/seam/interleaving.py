@@ -110,7 +110,7 @@ class InterleavedBroker(EngineBroker):
 
 
 async def call(make: Callable[[], Awaitable[T]]) -> T:
-    """Call a verb again while others keep changing its records, as clients do."""
+    """Call an operation again while others keep changing its records, as clients do."""
     for _ in range(100):
         try:
             return await make()

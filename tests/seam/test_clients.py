@@ -195,7 +195,7 @@ async def test_resent__step(store: SeamStore) -> None:
 
 
 async def test_resent__verbs(store: SeamStore) -> None:
-    """A hot verb whose reply was lost answers the same when it is sent again, and changes nothing then."""
+    """A hot operation whose reply was lost answers the same when it is sent again, and changes nothing then."""
     session, refs = await store.session(), [store.ref() for _ in range(3)]
     async with store.losing_replies() as are_lost:
         if not are_lost:

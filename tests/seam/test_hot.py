@@ -1,4 +1,4 @@
-"""The hot verbs: what each takes, leaves, writes and counts."""
+"""The hot operations: what each takes, leaves, writes and counts."""
 
 from __future__ import annotations
 

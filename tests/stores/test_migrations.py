@@ -44,7 +44,7 @@ def an_envelope() -> Envelope:
 
 
 async def test_of_twenty_at_once_one_makes_the_tables(driver: MigratingDriver) -> None:
-    """None of them fails or finds half of it, whether it comes by its first verb or to migrate."""
+    """None of them fails or finds half of it, whether it comes by its first operation or to migrate."""
     url = driver.nowhere()
     brokers: list[Any] = [connect(url) for _ in range(20)]
     verbs = [broker.enqueue([an_envelope()]) for broker in brokers[:10]]

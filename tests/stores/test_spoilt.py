@@ -147,7 +147,7 @@ HUGE: Final = 24 << 20
 
 @pytest.mark.parametrize("column", ["extras", "joins", "errors"])
 async def test_a_huge_value_of_a_waiting_job_is_neither_fetched_nor_moved_again(world: World, spoiler: Spoiler, column: str) -> None:
-    """No sender can have written it. Whichever verb meets it looks at its length, and its neighbours are done."""
+    """No sender can have written it. Whichever operation meets it looks at its length, and its neighbours are done."""
     jobs = [await world.add(tags=("a",)) for _ in range(3)]
     if not spoiler.write(value_in(spoiler, jobs[1].id, column), bytes(HUGE)):
         pytest.skip("the store cannot hold it")
@@ -254,7 +254,7 @@ MOVES: Final[dict[str, tuple[str, Callable[[Scene], Awaitable[Status]]]]] = {
 
 @pytest.mark.parametrize("move", MOVES)
 async def test_whatever_column_of_a_job_is_spoilt_costs_nobody_else(world: World, spoiler: Spoiler, move: str) -> None:
-    """Arithmetic with it may fail: each column in turn, with each value that the store admits. All other verbs go on past it too."""
+    """Arithmetic with it may fail: each column in turn, with each value that the store admits. All other operations go on past it too."""
     kind, does = MOVES[move]
     for how, stored in IN_COLUMNS.items():
         scene = Scene(world, await world.a_session())

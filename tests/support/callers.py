@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Caller:
-    """A DB-API connection in autocommit mode, which begins and ends its transactions by statements. Verbs run
+    """A DB-API connection in autocommit mode, which begins and ends its transactions by statements. Operations run
     by `run` and by `steps`, by turns."""
 
     def __init__(self, connection: Any, store: Transactional) -> None:
@@ -53,7 +53,7 @@ class Caller:
     # --- transactions ----------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Begin a transaction, and check the connection as the first verb on it does."""
+        """Begin a transaction, and check the connection as the first operation on it does."""
         self.execute("BEGIN")
         self.check()
 

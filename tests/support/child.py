@@ -1,4 +1,4 @@
-"""A worker that uses the broker's verbs and nothing else, to be killed: `python -m tests.support.child PLACE CLOCK FAILPOINT`.
+"""A worker that uses the broker's operations and nothing else, to be killed: `python -m tests.support.child PLACE CLOCK FAILPOINT`.
 
 It says on standard output what it was told, line by line: `added ID`, `settled ID ok|stale`, `lost`, `done`.
 """

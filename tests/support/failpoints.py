@@ -1,4 +1,4 @@
-"""A broker that fails where it is told to: at the n-th call of a verb, before it has taken effect, while it does, or after."""
+"""A broker that fails where it is told to: at the n-th call of an operation, before it has taken effect, while it does, or after."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class FailingBroker:
 
     @property
     def as_broker(self) -> Any:
-        """This, where a broker is expected: a type checker does not see the verbs that it passes on."""
+        """This, where a broker is expected: a type checker does not see the operations that it passes on."""
         return self
 
     def __getattr__(self, verb: str) -> Any:

@@ -108,7 +108,7 @@ class StoreHarness(ABC):
 class InProcessHarness(StoreHarness):
     """A store in the test's own memory."""
 
-    wakes_within = 0.05  # its nudges come before the verb returns
+    wakes_within = 0.05  # its nudges come before the operation returns
     lacks = {
         Capability.RESTART: "jobs in a process's memory end with the process",
         Capability.SHARING: "a process's memory is its own",

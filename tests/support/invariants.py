@@ -21,7 +21,7 @@ Fence = tuple[int, ClaimId]
 _END: Final = frozenset({Event.RELEASE})  # what the end of another job may bring about
 _BACK: Final = _END | {Event.HAND_BACK}
 
-# What each verb may do to a job, a beat that tells of a death apart from others. Looking, time, restarts do nothing.
+# What each operation may do to a job, a beat that tells of a death apart from others. Looking, time, restarts do nothing.
 EVENTS: Final[Mapping[str, frozenset[Event]]] = {
     "enqueue": _END | {Event.ENQUEUE, Event.REPLACE},
     "claim": frozenset({Event.CLAIM}),
@@ -46,7 +46,7 @@ class Shown(msgspec.Struct, frozen=True):
 
 
 class InvariantChecker:
-    """Looks at a store after each verb; AssertionError says what it should not have done."""
+    """Looks at a store after each operation; AssertionError says what it should not have done."""
 
     def __init__(self) -> None:
         self._keys: dict[bytes, bytes | None] = {}
@@ -101,7 +101,7 @@ class InvariantChecker:
                 assert statuses[Status.HELD] == 1, f"beside a run with its key waits {dict(statuses)}"
 
     def _moved(self, verb: str, job_id: bytes, before: Record | None, after: Record | None) -> None:
-        """By the table, each step of it one that the verb may take. That an ended job is not shown any more is no move."""
+        """By the table, each step of it one that the operation may take. That an ended job is not shown any more is no move."""
         was, now = None if before is None else before.status, None if after is None else after.status
         if now is not None and not (was is None and now in ENDED):  # it had outlived its keep, and the clock was set back
             _hold(now in reachable(was, EVENTS.get(verb, frozenset())), job_id, f"went from {was} to {now} by {verb}")

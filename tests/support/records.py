@@ -1,4 +1,4 @@
-"""Changes to the records of a memory broker that no verb makes, for tests of what workers do then."""
+"""Changes to the records of a memory broker that no operation makes, for tests of what workers do then."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class World:
         [lease] = await self.claim(session, [envelope.queue])
         return lease
 
-    # --- verbs -------------------------------------------------------------------------------------------------
+    # --- operations -------------------------------------------------------------------------------------------------
 
     async def enqueue(self, *envelopes: Envelope) -> list[Added | Refused]:
         return await self.broker.enqueue(envelopes)

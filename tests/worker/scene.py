@@ -65,7 +65,7 @@ class EndedRecorder(Middleware):
 
 
 class FaultyBroker(MemoryBroker):
-    """Memory that can be away: every verb named in `away` raises, and what was to be done is not."""
+    """Memory that can be away: every operation named in `away` raises, and what was to be done is not."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -159,8 +159,8 @@ class SqliteAdapter(SyncAdapter):
 
 
 class AiosqliteAdapter(RunSyncAdapter):
-    """aiosqlite. A verb runs as a whole in the connection's thread, because each call of aiosqlite switches threads twice, and a statement
-    takes four calls: that took 5 ms for a job, instead of 0.5."""
+    """aiosqlite. An operation runs as a whole in the connection's thread, because each call of aiosqlite switches threads twice, and a
+    statement takes four calls: that took 5 ms for a job, instead of 0.5."""
 
     dialect = "sqlite"
 

@@ -1,4 +1,4 @@
-"""Runs a verb of the store on a caller's connection."""
+"""Runs an operation of the store on a caller's connection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MakeVerb = Callable[[Transactional], Verb[T]]
 
 
 async def run_in_transaction(app: App, connection: object, purpose: Purpose, make: MakeVerb[T]) -> T:
-    """Run a verb on the connection, in the caller's task and thread. `purpose` is what the connection needs rights for.
+    """Run an operation on the connection, in the caller's task and thread. `purpose` is what the connection needs rights for.
 
     Raises WrongConnection if the connection is closed, not in a transaction, or to another database than the store's. Errors of the
     connection's own driver are not translated.

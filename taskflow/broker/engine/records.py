@@ -30,7 +30,7 @@ class Kind:
 
 
 class Owner(Enum):
-    """The only writer of a field. A field without an owner is written by puts and hot verbs, which change the revision."""
+    """The only writer of a field. A field without an owner is written by puts and hot operations, which change the revision."""
 
     CLAIM = "claim"
     ADDITION = "addition"
@@ -66,7 +66,7 @@ class Field(NamedTuple):
 
 
 class Flag:
-    """Names the facts about a job's body that hot verbs need. The flags are plain numbers, for the reason that kinds are."""
+    """Names the facts about a job's body that hot operations need. The flags are plain numbers, for the reason that kinds are."""
 
     KEYED: Final = 1
     AWAITED: Final = 2

@@ -75,7 +75,7 @@ def register(session: Session, rules: Rules) -> Operation[None]:
 
 def _of_this_boot(draft: Draft, beats: Sequence[Entry]) -> list[Entry]:
     """Return the heartbeats of sessions of this boot, and remove those from before it, which would soon count as later ones. The first
-    verb after a boot is the registration of a session, so no other verb looks for them."""
+    operation after a boot is the registration of a session, so no other operation looks for them."""
     found = list[Entry]()
     for entry in beats:
         assert entry.record is not None

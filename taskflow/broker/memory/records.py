@@ -256,7 +256,7 @@ class RecordStore:
         return self._last_rev.to_bytes(8, "big")
 
     def _change(self, ref: Ref, event: str, rev: Rev, header: Mapping[str, Any]) -> None:
-        """Change a job as hot verbs do, and count the event."""
+        """Change a job as hot operations do, and count the event."""
         stored = self._records[ref]
         was = stored.header["status"]
         stored.header.update(header)

@@ -16,7 +16,7 @@ CLAIM_NUMBER_BYTES: Final = 4
 
 
 class MemoryStore(RecordStore):
-    """The complete store. Its hot verbs change jobs by their headers alone."""
+    """The complete store. Its hot operations change jobs by their headers alone."""
 
     def perform(self, effect: Effect) -> Any:
         """Answer what an operation has yielded."""

@@ -43,7 +43,7 @@ AWAITED_TTL: Final = 3600.0
 end. A caller that waits longer relies on polling every few seconds."""
 
 LATE_AFTER: Final = 0.25
-"""Seconds after which a verb counts as slow: its jobs may lie behind the low-water marks, which stay half a second in the past."""
+"""Seconds after which an operation counts as slow: its jobs may lie behind the low-water marks, which stay half a second in the past."""
 
 MARKS_INTERVAL: Final = 10.0
 """Seconds after which an idle worker asks again whether it should check the low-water marks."""
@@ -61,9 +61,9 @@ class PostgresBroker(EngineBroker):
     `namespace`  the name of the schema, so that several applications can share a database
     `clock`      replaces the server's clock, for tests
     `capacity`   the maximum number of live jobs; None for no limit
-    `migrates`   True: the first verb creates or migrates the schema if necessary. False: it raises BrokerRefused instead
+    `migrates`   True: the first operation creates or migrates the schema if necessary. False: it raises BrokerRefused instead
 
-    The first verb connects, and raises BrokerRefused or BrokerUnavailable if the server is unsuitable or does not answer.
+    The first operation connects, and raises BrokerRefused or BrokerUnavailable if the server is unsuitable or does not answer.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class PostgresBroker(EngineBroker):
             capacity=self._capacity,
             migrates=self._migrates,
         )
-        another._is_prepared = self._is_prepared  # the check takes longer than any verb
+        another._is_prepared = self._is_prepared  # the check takes longer than any operation
         return another
 
     async def close(self) -> None:

@@ -24,8 +24,8 @@ _OF_A_POOLER: Final = ("26000", "42P05")
 
 
 class NoRoom(BrokerUnavailable):
-    """The server's disk is full. `enqueue` raises StoreFull instead. Other verbs treat it as BrokerUnavailable, so that sessions survive
-    until there is space again."""
+    """The server's disk is full. `enqueue` raises StoreFull instead. Other operations treat it as BrokerUnavailable, so that sessions
+    survive until there is space again."""
 
 
 class Unsuitable(ConnectionError):
@@ -116,12 +116,12 @@ def may_pass(error: Exception) -> bool:
 
 
 def was_held_up(error: BaseException) -> bool:
-    """Return True if a verb stopped waiting for a lock that another program's transaction was holding."""
+    """Return True if an operation stopped waiting for a lock that another program's transaction was holding."""
     return isinstance(error.__cause__, asyncpg.LockNotAvailableError)
 
 
 def was_dropped(error: BaseException) -> bool:
-    """Return True if a verb failed because the schema has been dropped, or has not been created yet."""
+    """Return True if an operation failed because the schema has been dropped, or has not been created yet."""
     return isinstance(error.__cause__, asyncpg.InvalidSchemaNameError | asyncpg.UndefinedTableError)
 
 

@@ -1,4 +1,4 @@
--- The verbs for jobs without ties, which know headers alone. Rows are changed in the order of their ids, as they are locked everywhere.
+-- The operations for jobs without ties, which know headers alone. Rows are changed in the order of their ids, as they are locked everywhere.
 
 -- Adds READY jobs without ties, all or none. Queue, priority, job and flags may have one element if all are equal. Returns the numbers of the
 -- jobs whose ids are known, from 1, and whether there is no room.
@@ -276,7 +276,7 @@ $$;
 
 -- --- counts -------------------------------------------------------------------------------------------
 
--- Sums up to 20,000 rows of tally, and returns how many. They are small, and each stands for a whole verb. Not again within half a second
+-- Sums up to 20,000 rows of tally, and returns how many. They are small, and each stands for a whole operation. Not again within half a second
 -- after all were summed: while a long transaction keeps dead rows, each sum has to pass all former versions.
 CREATE FUNCTION @.sum_counts(now_at bigint) RETURNS integer LANGUAGE plpgsql @SETTINGS AS $$
 #variable_conflict use_column

@@ -116,7 +116,7 @@ class Notifier:
 
 
 LOOK_PAUSE: Final = 1.0
-"""Seconds before each check of the marks. If all verbs on a server are slow, more checks do not help."""
+"""Seconds before each check of the marks. If all operations on a server are slow, more checks do not help."""
 
 
 class LoopConnections:

@@ -9,7 +9,7 @@
 --
 -- A function that puts a job at the present adds no row, because no mark goes beyond half a second ago. A transaction of a user adds one when
 -- it commits (on_commit). What is left, such as a commit that takes long itself, is found by a check of all indexes every ten seconds, or
--- after a verb that took long (check_marks).
+-- after an operation that took long (check_marks).
 
 -- Returns the lowest position that counts against a mark, or NULL.
 CREATE FUNCTION @.lowest_since(of_kind text, of_queue text, of_rank smallint, of_upto xid8, of_open xid8[]) RETURNS TABLE (lowest bigint)
@@ -263,8 +263,8 @@ BEGIN
 END
 $$;
 
--- Drops rows that no mark and no verb needs any more. Claims need not look at a place in which no job has become ready for 20 seconds. A
--- verb that finds a mark older than ten seconds renews it (lower_mark), so none relies on one that is dropped.
+-- Drops rows that no mark and no operation needs any more. Claims need not look at a place in which no job has become ready for 20 seconds. A
+-- operation that finds a mark older than ten seconds renews it (lower_mark), so none relies on one that is dropped.
 CREATE FUNCTION @.drop_old_marks(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE

@@ -41,7 +41,7 @@ async def prepare(pool: ConnectionPool, schema: str, *, migrates: bool) -> None:
         if found.migrations:
             await _make(connection, pool, schema)
         else:
-            pool.put_back(connection)  # the first verb reuses it: a new one would add 3 ms to a worker's start, and load everything again
+            pool.put_back(connection)  # the first operation reuses it: a new one would add 3 ms to a worker's start
 
 
 async def pending(pool: ConnectionPool, schema: str) -> Upgrade:

@@ -66,7 +66,7 @@ class Fetch(Protocol):
 class Hooks(NamedTuple):
     """Holds the functions that the store calls to tell its broker of a change.
 
-    `readied`       the wake-ups of a verb, and the seconds that it took
+    `readied`       the wake-ups of an operation, and the seconds that it took
     `ended`         the jobs that have ended, and whether a caller awaits one of them
     `woken`         the topics to announce
     `checks_marks`  asks for a check of the low-water marks
@@ -238,7 +238,7 @@ class PostgresStore:
                 found[number] = Locked(named)
         return dict(found)
 
-    # --- hot verbs -------------------------------------------------------------------------------------------
+    # --- hot operations -------------------------------------------------------------------------------------------
 
     async def claim(
         self, session: bytes, request: int, queues: Sequence[str], limit: int, noting: tuple[str | None, list[int], int, list[str]]

@@ -18,7 +18,7 @@ TABLES: Final[Mapping[int, str]] = {
     Kind.INBOX: "inbox",
     Kind.MARK: "facts",
 }
-"""The table of each kind of record, in the order in which verbs lock them, but keys before jobs."""
+"""The table of each kind of record, in the order in which operations lock them, but keys before jobs."""
 
 OTHERS: Final = tuple(kind for kind in TABLES if kind not in (Kind.JOB, Kind.KEY))
 """The kinds whose changes are sent as JSON: few records of them change at a time."""

@@ -1,4 +1,4 @@
-"""The verbs in a caller's transaction: each is one statement, which calls a function in transactional.sql."""
+"""The operations in a caller's transaction: each is one statement, which calls a function in transactional.sql."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PostgresVerb(Generic[T]):
 
 
 class PostgresTransactional:
-    """The verbs of one store. `name` is the one that the store calls itself (see describe_store() in transactional.sql)."""
+    """The operations of one store. `name` is the one that the store calls itself (see describe_store() in transactional.sql)."""
 
     dialect: Dialect = "postgresql"
 

@@ -1,4 +1,4 @@
--- Verbs in a caller's transaction. They are functions from text to text, which every driver can call. A refusal is an answer too, because
+-- Operations in a caller's transaction. They are functions from text to text, which every driver can call. A refusal is an answer too, because
 -- an error would make the caller's transaction fail. They run as the schema's owner: a role that only sends needs EXECUTE on
 -- enqueue_within().
 --

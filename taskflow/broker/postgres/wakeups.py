@@ -318,7 +318,7 @@ def _about(seconds: float) -> float:
 
 
 def parse_wakeups(wakeups: str) -> dict[str, int]:
-    """Parse the wake-ups that a verb returned into the number of jobs for each topic. The number is 0 if
+    """Parse the wake-ups that an operation returned into the number of jobs for each topic. The number is 0 if
     no listener is waiting for them. If the topics were too many to list, the only key is EVERYTHING."""
     if wakeups == EVERYTHING:
         return {EVERYTHING: 1}

@@ -1,8 +1,8 @@
--- Wake-ups. First the notes of listeners, which say who waits for what; then the news that a verb gathers, and its notifications.
+-- Wake-ups. First the notes of listeners, which say who waits for what; then the news that an operation gathers, and its notifications.
 --
 -- Each listener has its own channel, and a sender notifies as many as there is work for.
 --
--- A listener notes itself in `idle` and `awaited`. A sender reads these notes in notify(), after the commit of its verb. If a verb finds no
+-- A listener notes itself in `idle` and `awaited`. A sender reads these notes in notify(), after the commit of its operation. If an operation finds no
 -- note, it sends nothing. A note and a job may be written at the same moment, so that neither transaction sees the other. Therefore a
 -- transaction that looks for notes holds a shared lock until its commit. A listener that has just noted itself looks for jobs again until
 -- that lock is free.
@@ -170,7 +170,7 @@ BEGIN
 END
 $$;
 
--- --- what a verb has to tell --------------------------------------------------------------------------------
+-- --- what an operation has to tell --------------------------------------------------------------------------------
 
 -- Adds a topic to announce after the commit, with the number of jobs. A setting of the transaction gathers them, a line for each. If they
 -- exceed one notification, it becomes "*", which means everything: each addition copies the whole text. A queue's name with a line break is

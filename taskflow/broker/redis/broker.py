@@ -62,7 +62,7 @@ class RedisBroker(EngineBroker):
     `namespace`  every key begins with "{namespace:0}:", so that several applications can share a server
     `clock`      replaces the server's clock, for tests
 
-    The first verb connects, and raises BrokerRefused or BrokerUnavailable if the server is unsuitable or does not answer.
+    The first operation connects, and raises BrokerRefused or BrokerUnavailable if the server is unsuitable or does not answer.
     """
 
     def __init__(

@@ -109,7 +109,7 @@ class ConnectionPool:
 
     async def _ask(self, commands: Sequence[Command], *, each: bool = False) -> Any:
         """Send commands, and return the reply to the last one, or all if `each` is True. If the connection was cut, send them once more
-        on a new one: every verb may be sent twice."""
+        on a new one: every operation may be sent twice."""
         connection = self._connection
         if connection is not None and not connection.is_lost:
             try:

@@ -53,11 +53,11 @@ class SqliteBroker(EngineBroker):
     `path`       the file, which is created if it is missing; its folder must exist
     `namespace`  the prefix of the tables: several applications may share a file
     `shared`     True: the file may also contain tables of other programs
-    `opening`    whether the first verb creates or migrates the tables, and whose file is accepted
+    `opening`    whether the first operation creates or migrates the tables, and whose file is accepted
     `timeout`    the maximum time in seconds to wait for a lock that another process holds
     `capacity`   the number of live jobs beyond which `enqueue` is refused
 
-    The first verb opens the file, and raises BrokerRefused or BrokerUnavailable if something is wrong with it.
+    The first operation opens the file, and raises BrokerRefused or BrokerUnavailable if something is wrong with it.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class SqliteBroker(EngineBroker):
     def admin(self) -> SqliteAdmin:
         return SqliteAdmin(self)
 
-    # --- verbs: each is one operation in the writer's transaction -----------------------------------------------------
+    # --- operations: each is one operation in the writer's transaction -----------------------------------------------------
 
     async def run(self, operation: Operation[T], durability: Durability = Durability.FULL) -> T:
         return await self.call(durability, lambda store: store.drive(operation))
@@ -170,7 +170,7 @@ class SqliteBroker(EngineBroker):
         # An open file is not opened again: the writer may wait for a lock that the caller holds.
         if not self._running().writer.is_open:
             await self.call(Durability.READ, lambda _: None)
-        this = weakref.ref(self)  # callers keep the verbs for as long as the broker lives
+        this = weakref.ref(self)  # callers keep the operations for as long as the broker lives
 
         def writer() -> Writer:
             if (broker := this()) is None:
@@ -192,7 +192,7 @@ class SqliteBroker(EngineBroker):
         self._is_closed = True
         parts, self._parts = self._parts, None
         if parts is not None:
-            await asyncio.to_thread(parts.close)  # waits for accepted verbs, and for the file to be closed
+            await asyncio.to_thread(parts.close)  # waits for accepted operations, and for the file to be closed
 
     async def call(self, durability: Durability, verb: Callable[[SqliteStore], T]) -> T:
         return await self._running().writer.call(durability, verb)

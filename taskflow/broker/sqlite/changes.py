@@ -57,7 +57,8 @@ Shape = tuple[int, tuple[str, ...]]
 
 
 class RecordChanger(Counts):
-    """Changes records. What it has read within a verb is true until the verb's end, because the transaction holds the write lock."""
+    """Changes records. What it has read within an operation is true until the operation's end, because the transaction holds the write
+    lock."""
 
     def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, capacity: int | None) -> None:
         super().__init__(connection, sql, clock, capacity)
@@ -76,7 +77,7 @@ class RecordChanger(Counts):
         return seen
 
     def forget(self) -> None:
-        """Forget what was known, when a verb begins or has failed."""
+        """Forget what was known, when an operation begins or has failed."""
         self._known.clear()
 
     # --- steps -----------------------------------------------------------------------------------------------

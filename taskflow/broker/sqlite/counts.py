@@ -91,28 +91,28 @@ class Counts(RecordReader):
             change_rows(self.connection, self.sql, _COUNT, rows)
 
     def forget(self) -> None:
-        """Forget what was read, when a verb begins or has failed."""
+        """Forget what was read, when an operation begins or has failed."""
 
-    # --- a verb among others -----------------------------------------------------------------------------------
+    # --- an operation among others -----------------------------------------------------------------------------------
 
     def save(self) -> Pending:
-        """Return what the verbs before this one have not written or announced yet, and collect that of this one apart."""
+        """Return what the operations before this one have not written or announced yet, and collect that of this one apart."""
         before = Pending(self._counted.copy(), self.announcement)
         self.announcement = Announcement()
         return before
 
     def join(self, before: Pending) -> None:
-        """Add what this verb has announced to that of the verbs before it."""
+        """Add what this operation has announced to that of the operations before it."""
         before.announcement.add(self.announcement)
         self.announcement = before.announcement
 
     def restore(self, before: Pending) -> None:
-        """Forget this verb, which has failed."""
+        """Forget this operation, which has failed."""
         self._counted, self.announcement = before
         self.forget()
 
     def reset(self) -> None:
-        """Forget all verbs of a transaction, which was rolled back."""
+        """Forget all operations of a transaction, which was rolled back."""
         self.restore(Pending(Counter(), Announcement()))
 
     def take_announcement(self) -> Announcement:

@@ -1,4 +1,4 @@
-"""Readies due jobs, and buries those that need not be kept: the hot verbs of upkeep."""
+"""Readies due jobs, and buries those that need not be kept: the hot operations of upkeep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store of records in a file: the operations of the engine, and the verbs for jobs without ties, which know headers alone."""
+"""The store of records in a file: the operations of the engine, and the operations for jobs without ties, which know headers alone."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ WAKE: Final = "-wake"
 class Opening:
     """Which files are opened.
 
-    `migrates` True: the first verb creates or migrates the tables. False: verbs are refused until `migrate` is called
+    `migrates` True: the first operation creates or migrates the tables. False: operations are refused until `migrate` is called
     `owner`    the number of a user who may own the file; this user and root always may
     """
 

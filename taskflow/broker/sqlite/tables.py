@@ -253,7 +253,7 @@ def _not_ours(store: StoreFile) -> BrokerError:
 
 
 def execute_with_lock(connection: sqlite3.Connection, store: StoreFile, statement: str) -> list[Any]:
-    """Execute a statement that prepares the store, and return its rows. It waits for the lock like a verb."""
+    """Execute a statement that prepares the store, and return its rows. It waits for the lock like an operation."""
     until = time.monotonic() + store.timeout
     connection.execute(pragma("busy_timeout", 0)).fetchall()
     try:

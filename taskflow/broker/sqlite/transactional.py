@@ -1,4 +1,4 @@
-"""The verbs in a transaction of the caller: see `taskflow.broker.transactional`.
+"""The operations in a transaction of the caller: see `taskflow.broker.transactional`.
 
 They are the broker's own code, on a connection of which only `run(statement)` is known.
 """
@@ -51,7 +51,7 @@ def _our_library() -> str:
 
 
 class SqliteTransactional:
-    """The verbs of one store. `writer` returns the broker's writer, or raises BrokerUnavailable if it is closed."""
+    """The operations of one store. `writer` returns the broker's writer, or raises BrokerUnavailable if it is closed."""
 
     dialect: Dialect = "sqlite"
 
@@ -120,7 +120,7 @@ class SqliteTransactional:
         except OSError:  # it has no name, or was removed
             return False
 
-    # --- the verbs -------------------------------------------------------------------------------------------------
+    # --- the operations -------------------------------------------------------------------------------------------------
 
     def _enqueue(self, connection: CallersConnection, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         writer = self._writer()
@@ -179,7 +179,7 @@ _STORED: Final = frozenset({int, float, str, bytes, type(None)})
 
 
 class CallersConnection:
-    """The part of `sqlite3.Connection` that verbs use, on the caller's connection."""
+    """The part of `sqlite3.Connection` that operations use, on the caller's connection."""
 
     def __init__(self, run: RunStatement) -> None:
         self._run = run
@@ -189,7 +189,7 @@ class CallersConnection:
             rows = self._run(Statement(sql, tuple(parameters)))
         except Exception as error:
             cause = _of_sqlite(error)
-            if isinstance(cause, sqlite3.IntegrityError):  # verbs expect some of these
+            if isinstance(cause, sqlite3.IntegrityError):  # operations expect some of these
                 raise cause from None
             _explain(error, cause)
             raise
@@ -208,7 +208,7 @@ class CallersConnection:
         """Yield this connection. If the `with` block raises, undo what it has changed, and nothing else of the transaction."""
         self.execute("SAVEPOINT taskflow")
         try:
-            yield cast("sqlite3.Connection", self)  # for verbs, it is one
+            yield cast("sqlite3.Connection", self)  # for operations, it is one
             self.execute("RELEASE taskflow")
         except BaseException:
             with suppress(Exception):  # after a serious error, SQLite has rolled back the whole transaction
@@ -218,7 +218,7 @@ class CallersConnection:
 
 
 class _Result:
-    """The part of `sqlite3.Cursor` that verbs use."""
+    """The part of `sqlite3.Cursor` that operations use."""
 
     def __init__(self, connection: CallersConnection, rows: list[tuple[Any, ...]]) -> None:
         self._connection = connection
@@ -270,7 +270,7 @@ def _explain(error: BaseException, cause: sqlite3.Error | None) -> None:
 
 
 class _Abandoned(BaseException):
-    """Raised in the helper thread if no one waits for the verb any more."""
+    """Raised in the helper thread if no one waits for the operation any more."""
 
 
 def in_steps(work: Callable[[RunStatement], T], start_thread: StartThread) -> Generator[Statement, Sequence[Row], T]:
@@ -304,10 +304,10 @@ def in_steps(work: Callable[[RunStatement], T], start_thread: StartThread) -> Ge
                 rows_or_error.put((yield step))
             except GeneratorExit:
                 raise
-            except BaseException as error:  # also a cancellation: the verb then undoes itself, by further statements
+            except BaseException as error:  # also a cancellation: the operation then undoes itself, by further statements
                 rows_or_error.put(error)
         return step.result()
     finally:
-        for _ in range(2):  # for the statement that it runs, and for the one with which it would undo the verb
+        for _ in range(2):  # for the statement that it runs, and for the one with which it would undo the operation
             rows_or_error.put(_Abandoned())
         thread.join()

@@ -1,4 +1,4 @@
-"""Runs groups of verbs, each group in one transaction, and looks for the commits of callers' transactions."""
+"""Runs groups of operations, each group in one transaction, and looks for the commits of callers' transactions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable,
 
 
 class Durability(IntEnum):
-    """How durable the changes of a verb must be. The strictest verb in a group decides for the whole group."""
+    """How durable the changes of an operation must be. The strictest operation in a group decides for the whole group."""
 
     READ = 0
     """Nothing is written, and no write lock is taken."""
@@ -41,12 +41,12 @@ class Durability(IntEnum):
     """For settlements, cancellations and admin operations: the log is flushed before the answer."""
 
     GROWING = 3
-    """For verbs that add jobs: in addition, a full disk is StoreFull."""
+    """For operations that add jobs: in addition, a full disk is StoreFull."""
 
 
 @dataclass(eq=False, slots=True)
 class QueuedVerb:
-    """A verb, and its answer or error. `accepted_at` is a `time.monotonic()` value."""
+    """An operation, and its answer or error. `accepted_at` is a `time.monotonic()` value."""
 
     verb: Callable[[SqliteStore], Any]
     durability: Durability
@@ -64,7 +64,7 @@ _MIN_PAUSES: Final = 50
 
 _COMMIT_POLL_INTERVAL: Final = 0.004
 _LOOK_SHARE: Final = 1 / 250
-"""The pause between two looks for a caller's commit: its least length in seconds, and its share of the time since the last verb."""
+"""The pause between two looks for a caller's commit: its least length in seconds, and its share of the time since the last operation."""
 
 COMMIT_POLL_TIMEOUT: Final = 60.0
 """The number of seconds for which a commit is looked for. Listeners find the jobs of later ones when they next look at the store."""
@@ -81,8 +81,9 @@ class ExpectedCommit:
     `fence`   the fence with which it has been settled then; None for a new job
 
     SQLite tells no other connection of a commit, but `PRAGMA data_version` changes on every other connection. A transaction that has
-    written holds the write lock until it ends. So the first change after a verb shows that the caller's transaction has ended, and whether
-    the verb's job is there shows how. After a rollback nothing changes: the announcement is dropped at the next commit of another
+    written holds the write lock until it ends. So the first change after an operation shows that the caller's transaction has ended, and
+    whether the operation's job is there shows how. After a rollback nothing changes: the announcement is dropped at the next commit of
+    another
     connection, or after `COMMIT_POLL_TIMEOUT` seconds.
     """
 
@@ -105,7 +106,7 @@ class ExpectedCommit:
 
 
 class Transactions:
-    """Runs groups of verbs for the writer's thread. Opens the file on the first call, and reopens it after an error that closed it."""
+    """Runs groups of operations for the writer's thread. Opens the file on the first call, and reopens it after an error that closed it."""
 
     def __init__(self, store: StoreFile, clock: Clock, notifier: Notifier | None = None) -> None:
         self.store = store
@@ -121,7 +122,7 @@ class Transactions:
         return self._file is not None
 
     def run(self, group: Sequence[QueuedVerb]) -> None:
-        """Run the group's verbs, and give each its answer or its error."""
+        """Run the group's operations, and give each its answer or its error."""
         try:
             file = self._opened()
             self._begin(file, group)
@@ -160,7 +161,7 @@ class Transactions:
             pauses += 1
 
     def _fail(self, group: Sequence[QueuedVerb], error: BaseException) -> None:
-        """Give the verbs an error. If it is about the file, the next call opens the file again."""
+        """Give the operations an error. If it is about the file, the next call opens the file again."""
         for number, queued in enumerate(group):
             queued.answer, queued.error = None, error
             if number and is_about_the_file(error):
@@ -198,7 +199,7 @@ class Transactions:
             [(version,)] = store.connection.execute("PRAGMA data_version").fetchall()
             self._expected = [commit for commit in self._expected if commit.is_open(version, store, found)]
         except (BrokerError, sqlite3.Error) as error:
-            if not is_busy(error):  # the next verb reports it
+            if not is_busy(error):  # the next operation reports it
                 self._expected.clear()
             return
         self._announce(found, store)
@@ -301,9 +302,9 @@ class OpenFile:
         self._connection.execute("BEGIN IMMEDIATE")
 
     def run(self, group: Sequence[QueuedVerb]) -> BaseException | None:
-        """Run the group's verbs in the transaction that has begun, and commit. If that fails, roll back, and return the error.
+        """Run the group's operations in the transaction that has begun, and commit. If that fails, roll back, and return the error.
 
-        An error of one of several verbs undoes this verb only.
+        An error of one of several operations undoes this operation only.
         """
         try:
             for queued in group:
@@ -328,7 +329,7 @@ class OpenFile:
         return None
 
     def _run(self, queued: QueuedVerb) -> None:
-        """Run a verb. A refusal is an answer like any other."""
+        """Run an operation. A refusal is an answer like any other."""
         self.store.forget()
         try:
             queued.answer = queued.verb(self.store)
@@ -336,7 +337,7 @@ class OpenFile:
             queued.error = refused
 
     def _run_apart(self, queued: QueuedVerb) -> None:
-        """Run a verb whose error must not concern others."""
+        """Run an operation whose error must not concern others."""
         if queued.durability is Durability.READ:
             try:
                 self._run(queued)

@@ -1,4 +1,4 @@
-"""Runs verbs in a separate thread, in groups: what is queued shares a transaction, and so one flush to the disk."""
+"""Runs operations in a separate thread, in groups: what is queued shares a transaction, and so one flush to the disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from taskflow.model.errors import BrokerUnavailable
 T = TypeVar("T")
 
 MAX_GROUP_SIZE: Final = 128
-"""The maximum number of verbs that share a commit. A larger group would save no more time, and would delay the first verb."""
+"""The maximum number of operations that share a commit. A larger group would save no more time, and would delay the first operation."""
 
 MAX_WAIT: Final = 5.0
 """The maximum time in seconds that a fork waits, longer than a transaction waits for another process's lock."""
@@ -72,14 +72,14 @@ os.register_at_fork(before=no_fork.before_fork, after_in_parent=no_fork.after_in
 
 @dataclass(eq=False, slots=True)
 class WriterCall(QueuedVerb):
-    """A verb and its caller. Only the writer's thread uses the outcome until it is delivered."""
+    """An operation and its caller. Only the writer's thread uses the outcome until it is delivered."""
 
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
 
 
 class Writer:
-    """Runs verbs in a thread that the first call starts. It belongs to one process: a forked child creates its own writer and does not
+    """Runs operations in a thread that the first call starts. It belongs to one process: a forked child creates its own writer and does not
     touch this one."""
 
     def __init__(self, transactions: Transactions, start_thread: StartThread) -> None:
@@ -142,7 +142,7 @@ class Writer:
             while (group := self._next_group()) is not None:
                 self._run(group)
                 _deliver(group)
-                del group  # verbs hold payloads and their broker, so an idle thread must not keep them
+                del group  # operations hold payloads and their broker, so an idle thread must not keep them
         finally:
             with no_fork:
                 self._transactions.look_for_commits()
@@ -159,7 +159,7 @@ class Writer:
                 call.error = error
 
     def _next_group(self) -> list[WriterCall] | None:
-        """Wait for verbs. Return all that are queued; none if it is time to look for a commit. None means that the thread must end."""
+        """Wait for operations. Return all that are queued; none if it is time to look for a commit. None means that the thread must end."""
         group = list[WriterCall]()
         while len(group) < MAX_GROUP_SIZE:
             try:

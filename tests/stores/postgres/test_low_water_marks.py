@@ -1,4 +1,5 @@
-"""A transaction of somebody else's that stays open keeps all that dies meanwhile; what verbs read does not grow by it, and nothing is lost.
+"""A transaction of somebody else's that stays open keeps all that dies meanwhile; what operations read does not grow by it, and nothing
+is lost.
 
 See low_water_marks.sql.
 """
@@ -97,7 +98,7 @@ async def work(store: Store) -> AsyncIterator[Work]:
 async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
     store: Store, work: Work, stranger: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rows of every table and index of ours, by each verb of a busy worker, once ten thousand jobs have come and gone."""
+    """Rows of every table and index of ours, by each operation of a busy worker, once ten thousand jobs have come and gone."""
     await stranger.execute("CREATE TABLE public.theirs (n integer)")
     await stranger.execute("BEGIN; INSERT INTO public.theirs VALUES (1)")
     other = await asyncpg.connect(store.url)

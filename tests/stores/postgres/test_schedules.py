@@ -21,7 +21,7 @@ DETECTED_TIMEOUT: Final = 0.7
 """Seconds. Less than those after which the server looks for deadlocks."""
 
 SOON: Final = 2.0
-"""Seconds. Less than those after which a verb gives up waiting for a lock."""
+"""Seconds. Less than those after which an operation gives up waiting for a lock."""
 
 SECOND: Final = 1_000_000
 
@@ -52,7 +52,7 @@ async def named(broker: Broker, name: str = "nightly") -> ScheduleRecord:
 
 @pytest.mark.parametrize("verb", ["define", "fire", "fire with keys"])
 async def test_several_schedules_and_keys_are_locked_in_one_order(broker: Broker, stranger: asyncpg.Connection, verb: str) -> None:
-    """Otherwise a transaction that locks them in that order would wait for a verb that waits for it."""
+    """Otherwise a transaction that locks them in that order would wait for an operation that waits for it."""
     table, ids = "schedules", [name.encode() for name in ("a", "b")]
     offers = (await due(broker, "a", "b"))[::-1]
     firings = [a_firing(offer) for offer in offers]

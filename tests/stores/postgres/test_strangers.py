@@ -24,7 +24,7 @@ from tests.support.postgres import shared_postgres
 from tests.support.verdicts import succeeded
 
 SOON: Final = 2.0
-"""Seconds. Less than those after which a verb gives up waiting for a lock."""
+"""Seconds. Less than those after which an operation gives up waiting for a lock."""
 
 HOUR: Final = 3_600_000_000
 

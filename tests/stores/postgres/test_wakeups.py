@@ -112,7 +112,7 @@ async def ended(waiter: Broker, job_id: bytes) -> Record:
 
 @pytest.mark.parametrize("number", [1, 5])
 async def test_a_lone_job_takes_six_calls_however_many_workers_idle(store: Store, broker: Broker, number: int) -> None:
-    """One by each verb, and two notifications. Its result comes with the second one."""
+    """One by each operation, and two notifications. Its result comes with the second one."""
     waiter = broker.sibling()
     async with idle_workers(store.url, number):
         await lone_result(broker, waiter)  # the waiter listens from now on

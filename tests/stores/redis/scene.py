@@ -1,4 +1,4 @@
-"""The scene of every store on a Redis server, and which verb a command on the wire is."""
+"""The scene of every store on a Redis server, and which operation a command on the wire is."""
 
 from __future__ import annotations
 

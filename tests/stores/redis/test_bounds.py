@@ -124,7 +124,7 @@ async def test_nine_thousand_queues_in_one_call(world: World) -> None:
 
 
 async def test_a_job_whose_key_has_a_wrong_type_is_gone_and_spoils_no_other(world: World, client: redis.Redis) -> None:
-    """The broker is told of no such job, and each verb goes on."""
+    """The broker is told of no such job, and each operation goes on."""
     running, waiting, sound = await world.running(), await world.add(queue="mail"), await world.add(queue="mail")
     for job_id in (running.envelope.id, waiting.id):
         client.delete(record := key(world, "j:").encode() + job_id)

@@ -41,7 +41,7 @@ async def add(world: World, number: int, *, payload: bytes = b"\x01payload", **f
 
 
 async def commands_of(client: redis.Redis, verb: Callable[[], Awaitable[object]]) -> tuple[int, int]:
-    """Scripts that a verb sends, and commands that they call."""
+    """Scripts that an operation sends, and commands that they call."""
     client.config_resetstat()
     await verb()
     stats: Any = client.info("commandstats")
@@ -53,7 +53,7 @@ async def commands_of(client: redis.Redis, verb: Callable[[], Awaitable[object]]
 async def rounds(
     world: World, client: redis.Redis, session: Session, number: int, payload: bytes = b"\x01payload"
 ) -> dict[str, tuple[int, int]]:
-    """A batch through its life, counted verb by verb."""
+    """A batch through its life, counted operation by operation."""
     leases = list[Lease]()
 
     async def claim() -> None:

@@ -59,7 +59,7 @@ def test_the_page_permits_the_commands_that_are_used_and_no_others() -> None:
 
 @pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
 async def test_a_user_with_the_rights_of_the_page_can_do_everything(found: ServerBinary) -> None:
-    """Every verb, every act of the admin interface; and nothing beside."""
+    """Every operation, every act of the admin interface; and nothing beside."""
     with with_user(*OF_THE_PAGE, binary=found.path, appendonly="yes") as url, RedisServer(found.path) as unused:
         async with Scene(unused, f"{url}?durability=fsync") as scene:
             broker = scene._broker

@@ -153,7 +153,7 @@ FORKING = """
 
 
 async def test_a_fork_looks_for_its_own_commits_only(open_broker: Open, mail: Waiter, path: Path) -> None:
-    """The verbs that the parent has kept work there, on a connection of the child."""
+    """The operations that the parent has kept work there, on a connection of the child."""
     with open_broker().listen([topics.queue("child")]) as child, running(FORKING, path, an_envelope().id.hex()) as process:
         assert await child.wait(10)
         assert await mail.wait(5)

@@ -61,7 +61,7 @@ async def test_a_claim_and_a_settlement_that_wait_together_share_a_transaction(
     together = said[:]
     assert [step for step in together if step in ("BEGIN IMMEDIATE", "COMMIT")] in (
         ["BEGIN IMMEDIATE", "COMMIT"],
-        ["BEGIN IMMEDIATE", "COMMIT"] * 2,  # the writer's thread was quicker than the second verb
+        ["BEGIN IMMEDIATE", "COMMIT"] * 2,  # the writer's thread was quicker than the second operation
     )
     assert len(together) <= 16, together  # each is in a savepoint
 

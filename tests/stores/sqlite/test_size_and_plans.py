@@ -42,7 +42,7 @@ def connection(request: pytest.FixtureRequest) -> Iterator[sqlite3.Connection]:
 
 
 def test_no_statement_reads_a_table_from_end_to_end(connection: sqlite3.Connection) -> None:
-    """Each statement of every verb goes by an index, or reads a list of its own."""
+    """Each statement of every operation goes by an index, or reads a list of its own."""
     said = set[str]()
     connection.set_trace_callback(said.add)
     store = SqliteStore(connection, Statements("taskflow"), ManualClock(), None)

@@ -1,4 +1,4 @@
-"""Verbs in a caller's transaction: what only SQLite has."""
+"""Operations in a caller's transaction: what only SQLite has."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ class Broken(Exception):
 
 
 def _break(caller: Caller, at: int, *, is_late: bool) -> Callable[[Statement], Sequence[Row]]:
-    """Run statements, and fail at one of them, before or after it has taken effect. The last one is the end of the verb."""
+    """Run statements, and fail at one of them, before or after it has taken effect. The last one is the end of the operation."""
     left = at
 
     def run(statement: Statement) -> Sequence[Row]:

@@ -267,11 +267,11 @@ def test_a_loop_that_ends_cancels_what_waits() -> None:
     assert ends == ["cancelled"] * 3
 
 
-# --- retries of one verb -----------------------------------------------------------------------------------------------
+# --- retries of one operation -----------------------------------------------------------------------------------------------
 
 
 async def test_an_answer_that_came_while_the_loop_stood_still_counts() -> None:
-    """The time to wait ran out, but nobody could have heard: the verb is sent again."""
+    """The time to wait ran out, but nobody could have heard: the operation is sent again."""
     loop, times = asyncio.get_running_loop(), 0
 
     async def verb() -> int:

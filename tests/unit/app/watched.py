@@ -17,8 +17,8 @@ class Watched:
     """Passes on to the broker behind it. Cast it by `as_broker`.
 
     `batches`    the envelopes of each enqueue, in order
-    `calls`      how often each verb was asked
-    `is_away`    every verb raises BrokerUnavailable, before anything is done
+    `calls`      how often each operation was asked
+    `is_away`    every operation raises BrokerUnavailable, before anything is done
     `loses_answers`  so many answers of enqueue are lost after it has been done
     `gate`       closed, it holds up each enqueue that `is_held_up` says
     """

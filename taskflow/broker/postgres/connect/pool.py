@@ -51,7 +51,7 @@ class ConnectionPool:
         self._end: AsyncGenerator[None] | None = None
 
     async def fetch(self, statement: str, *arguments: Any, within: float = ANSWER_TIMEOUT) -> list[asyncpg.Record]:
-        """Run a statement and return its rows. Like any verb, it may be sent more than once."""
+        """Run a statement and return its rows. Like any operation, it may be sent more than once."""
         try:
             return await self._fetch(statement, arguments, within)
         except ERRORS as error:
