@@ -153,7 +153,7 @@ BEGIN
         FROM (
             SELECT * FROM @.marks
             WHERE kind = 'ready' AND queue = of_queue AND rank > after_rank AND upto <= pg_snapshot_xmax(pg_current_snapshot())
-            ORDER BY kind, queue, rank, upto DESC, n_open LIMIT 1
+            ORDER BY kind, queue, rank, upto DESC, n_open, set_at DESC LIMIT 1
         ) AS place CROSS JOIN LATERAL @.lowest_since('ready', of_queue, place.rank, place.upto, place.open) AS since;
         EXIT WHEN NOT FOUND;
         found_here := ARRAY(

@@ -37,7 +37,7 @@ BEGIN
     FROM (SELECT pg_current_snapshot() AS now, pg_current_xact_id_if_assigned() AS own) AS seen
     LEFT JOIN LATERAL (
         SELECT * FROM @.marks WHERE kind = of_kind AND queue = of_queue AND rank = of_rank AND upto <= pg_snapshot_xmax(pg_current_snapshot())
-        ORDER BY kind, queue, rank, upto DESC, n_open LIMIT 1
+        ORDER BY kind, queue, rank, upto DESC, n_open, set_at DESC LIMIT 1
     ) AS m ON true
     LEFT JOIN LATERAL @.lowest_since(of_kind, of_queue, of_rank::smallint, m.upto, m.open) AS since ON true;
     RETURN newest;
@@ -52,7 +52,7 @@ DECLARE
     newest @.marks;
 BEGIN
     SELECT * INTO newest FROM @.marks WHERE kind = of_kind AND queue = of_queue AND rank = of_rank AND upto <= pg_snapshot_xmax(pg_current_snapshot())
-    ORDER BY kind, queue, rank, upto DESC, n_open LIMIT 1;
+    ORDER BY kind, queue, rank, upto DESC, n_open, set_at DESC LIMIT 1;
     IF of_kind = 'ready' AND newest.set_at >= now_at - 10000000 IS NOT TRUE THEN
         INSERT INTO @.marks (kind, queue, rank, upto, open, n_open, at, seq, set_at)
         VALUES (
@@ -91,13 +91,13 @@ CREATE FUNCTION @.walk_marks(first text, past text) RETURNS TABLE (queue text, r
     WITH RECURSIVE step AS (
         (
             SELECT * FROM @.marks WHERE kind = 'ready' AND marks.queue >= first AND upto <= pg_snapshot_xmax(pg_current_snapshot())
-            ORDER BY kind, marks.queue, marks.rank, upto DESC, n_open LIMIT 1
+            ORDER BY kind, marks.queue, marks.rank, upto DESC, n_open, set_at DESC LIMIT 1
         )
         UNION ALL
         SELECT next.* FROM step CROSS JOIN LATERAL (
             SELECT * FROM @.marks
             WHERE kind = 'ready' AND (marks.queue, marks.rank) > (step.queue, step.rank) AND upto <= pg_snapshot_xmax(pg_current_snapshot())
-            ORDER BY kind, marks.queue, marks.rank, marks.upto DESC, marks.n_open LIMIT 1
+            ORDER BY kind, marks.queue, marks.rank, marks.upto DESC, marks.n_open, marks.set_at DESC LIMIT 1
         ) AS next
         WHERE past IS NULL OR next.queue < past
     )
@@ -267,19 +267,18 @@ $$;
 -- operation that finds a mark older than ten seconds renews it (lower_mark), so none relies on one that is dropped.
 CREATE FUNCTION @.drop_old_marks(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
-DECLARE
-    next_xid CONSTANT xid8 := pg_snapshot_xmax(pg_current_snapshot());
 BEGIN
     DELETE FROM @.marks AS old USING (
-        SELECT DISTINCT ON (kind, queue, rank) * FROM @.marks WHERE upto <= next_xid ORDER BY kind, queue, rank, upto DESC, n_open
+        SELECT DISTINCT ON (kind, queue, rank) *, ctid AS tid FROM @.marks WHERE upto <= pg_snapshot_xmax(pg_current_snapshot())
+        ORDER BY kind, queue, rank, upto DESC, n_open, set_at DESC
     ) AS newest
     WHERE newest.kind = old.kind AND newest.queue = old.queue AND newest.rank = old.rank
-        AND (newest.upto > old.upto OR newest.upto = old.upto AND newest.n_open < old.n_open OR old.upto > next_xid);
-    DELETE FROM @.lowered AS old WHERE xid <> pg_current_xact_id() AND (
-        xid > next_xid OR NOT EXISTS (SELECT 1 FROM @.marks AS m WHERE m.kind = old.kind AND m.queue = old.queue AND m.rank = old.rank)
+        AND newest.tid <> old.ctid; -- also those of equal worth, which renewals have added
+    DELETE FROM @.lowered AS old WHERE xid <> pg_current_xact_id() AND ( -- each statement sees more transactions than the one before
+        xid > pg_snapshot_xmax(pg_current_snapshot()) OR NOT EXISTS (SELECT 1 FROM @.marks AS m WHERE m.kind = old.kind AND m.queue = old.queue AND m.rank = old.rank)
         OR EXISTS (
             SELECT 1 FROM @.marks AS m
-            WHERE m.kind = old.kind AND m.queue = old.queue AND m.rank = old.rank AND m.upto <= next_xid AND old.xid < m.upto AND old.xid <> ALL (m.open)
+            WHERE m.kind = old.kind AND m.queue = old.queue AND m.rank = old.rank AND m.upto <= pg_snapshot_xmax(pg_current_snapshot()) AND old.xid < m.upto AND old.xid <> ALL (m.open)
         )
     );
     DELETE FROM @.marks AS old WHERE kind = 'ready' AND set_at < now_at - 20000000 AND (@.first_ready(queue, rank, at, seq)).due_at IS NULL

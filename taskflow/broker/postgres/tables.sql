@@ -80,7 +80,7 @@ CREATE TABLE @.marks (
     set_at bigint NOT NULL
 ) WITH (autovacuum_vacuum_threshold = 500, autovacuum_vacuum_scale_factor = 0);
 COMMENT ON TABLE @.marks IS 'Low-water marks: where to begin to read an index of jobs.';
-CREATE INDEX marks_newest ON @.marks (kind, queue, rank, upto DESC, n_open);
+CREATE INDEX marks_newest ON @.marks (kind, queue, rank, upto DESC, n_open, set_at DESC);
 
 CREATE TABLE @.lowered (
     kind text COLLATE "C" NOT NULL,

@@ -146,7 +146,11 @@ class ConnectionPool:
             if self._connection is None or self._connection.is_lost:
                 if self._connection is not None:
                     await self._connection.drop()
-                self._connection = CommandConnection(await self.open())
+                connection = CommandConnection(await self.open())
+                if self._is_closed:  # meanwhile
+                    await connection.drop()
+                    raise BrokerUnavailable(wording.CLOSED)
+                self._connection = connection
             return self._connection
 
     async def _over(self, connection: CommandConnection, commands: Sequence[Command], each: bool = False) -> Any:

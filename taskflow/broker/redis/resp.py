@@ -22,13 +22,13 @@ class Reader:
         self._parsing: Generator[None, None, Any] | None = None
 
     def feed(self, data: bytes) -> None:
-        if self._parsing is None:
-            del self._received[: self._at]
-            self._at = 0
         self._received += data
 
     def gets(self) -> Any:
         """Return the next reply, or `UNFINISHED`. An error of the server is a reply. Raises InvalidResponse for what is none."""
+        if self._parsing is None:
+            del self._received[: self._at]
+            self._at = 0
         parsing = self._parsing or self._reply()
         try:
             next(parsing)

@@ -179,8 +179,9 @@ class Transactions:
     # --- commits of callers ----------------------------------------------------------------------------------------
 
     def expect(self, commit: ExpectedCommit) -> None:
+        look = commit.since + _COMMIT_POLL_INTERVAL
+        self._next_look = min(self._next_look, look) if self._expected else look
         self._expected.append(commit)
-        self._next_look = commit.since + _COMMIT_POLL_INTERVAL
 
     @property
     def pause(self) -> float | None:

@@ -310,6 +310,18 @@ async def test_what_is_handed_back_is_found_where_it_stood(work: Work) -> None:
     assert [lease.envelope.id for lease in await work.claim()] == [old.id]
 
 
+async def test_a_queue_without_claims_keeps_few_marks(work: Work, stranger: asyncpg.Connection) -> None:
+    """A mark that may soon be dropped is renewed once, not by each job, and the check leaves one."""
+    await work.broker.enqueue([an_envelope()])
+    await stranger.execute("UPDATE taskflow.marks SET set_at = set_at - 11000000")
+    for _ in range(20):
+        await work.broker.enqueue([an_envelope()])
+    number = "SELECT count(*) FROM taskflow.marks WHERE kind = 'ready'"
+    assert await stranger.fetchval(number) == 2
+    await stranger.fetch("SELECT * FROM taskflow.check_marks(NULL)")
+    assert await stranger.fetchval(number) == 1
+
+
 async def check_marks_after_a_while(stranger: asyncpg.Connection) -> None:
     """As if every mark had been set a quarter of a minute earlier."""
     await stranger.execute("UPDATE taskflow.marks SET set_at = set_at - 15000000")

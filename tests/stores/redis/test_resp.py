@@ -28,6 +28,7 @@ def test_replies_are_parsed_in_pieces_of_any_size(size: int, reader: type[Reader
         while (reply := parser.gets()) is not UNFINISHED:
             replies.append(plainly(reply))
     assert replies == REPLIES
+    assert not isinstance(parser, Reader) or not parser._received  # nothing is kept
 
 
 @pytest.mark.parametrize("nonsense", [b"!1\r\n", b"$x\r\n", b"HTTP/1.1 400 Bad Request\r\n", b":1.5\r\n"])
