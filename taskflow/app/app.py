@@ -23,6 +23,7 @@ from taskflow.model.errors import ConfigurationError
 from taskflow.model.ids import IdFactory
 
 if TYPE_CHECKING:  # loaded only by applications that use them
+    from taskflow.app.around import Plan
     from taskflow.app.options import DefaultOptions
     from taskflow.worker.events import Subscriber
 
@@ -60,7 +61,7 @@ class App:
         self.ignores_connections = False
         self.run_inline: RunInline | None = None
         self.importing_module: str | None = None
-        self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self.overrides: list[tuple[Callable[..., Any], Plan]] = []
 
     # --- settings ----------------------------------------------------------------------------------
 

@@ -186,7 +186,7 @@ def _decorator(preset: dict[str, Any]) -> Callable[..., Any]:
     def decorate(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
         says = {name: value for name, value in declared.items() if value is not None or name in UNLIMITED_BY_NONE or name not in preset}
         given = {**preset, **says}
-        if (outer := preset.get("around")) and (inner := says.get("around")):
+        if (outer := preset.get("around")) and isinstance(inner := says.get("around"), list | tuple):
             given["around"] = [*outer, *inner]
         return _decorator(given) if function is None else _declare(default_app(), function, given)
 

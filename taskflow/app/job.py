@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Generic, ParamSpec, Self, TypeVar
 
 import msgspec
@@ -138,27 +138,25 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
             self._resolved = resolved = msgspec.structs.replace(resolved, envelope={**resolved.envelope, "secrets": self.codec.secrets})
         return resolved
 
-    def _function(self) -> Callable[..., Any]:
-        """Return the job's function, with the values of dependencies that the caller leaves out."""
-        if not self.dependencies:
-            return self.function
-        context = running.get() or JobContext(job_name=self.name, queue=self.queue, job=self)
-        found = surrounded(self.function, (), self.dependencies, self.app.overrides, is_async=isinstance(self, Job))
-        assert found is not None
-        return partial(found, context)
-
-    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """Prepend a context to `args` if the function takes one: the running job's or, outside of a job, one that reports to no one."""
-        if not self.takes_context:
-            return args
-        return (running.get() or JobContext(job_name=self.name, queue=self.queue, job=self, given=(args, kwargs)), *args)
+    def _run_here(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the function with the values of dependencies that the caller leaves out. Its context, if it takes one, is the running job's
+        or, outside of a job, one that reports to no one."""
+        if not self.takes_context and not self.dependencies:
+            return self.function(*args, **kwargs)
+        names = [*inspect.signature(self.function).parameters][int(self.takes_context) :]
+        missing = {name: each for name, each in self.dependencies.items() if name not in names[: len(args)] and name not in kwargs}
+        given = (args[: len(names) - len(self.dependencies)], {name: kwargs[name] for name in kwargs if name not in self.dependencies})
+        context = running.get() or JobContext(job_name=self.name, queue=self.queue, job=self, given=given)
+        called = surrounded(self.function, (), missing, self.app.overrides, is_async=isinstance(self, Job))
+        whole = (context, *args) if self.takes_context else args
+        return self.function(*whole, **kwargs) if called is None else called(context, *whole, **kwargs)
 
 
 class Job(Declared[P, R_co]):
     """A job whose function is async. Calling it runs the function directly, without sending anything."""
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        result: R_co = await self._function()(*self._arguments(args, kwargs), **kwargs)
+        result: R_co = await self._run_here(args, kwargs)
         return result
 
 
@@ -167,7 +165,7 @@ class SyncJob(Declared[P, R_co]):
     it runs the function directly, without sending anything."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        result: R_co = self._function()(*self._arguments(args, kwargs), **kwargs)
+        result: R_co = self._run_here(args, kwargs)
         return result
 
 

@@ -143,6 +143,8 @@ def check_middleware(layer: object) -> None:
         if is_async is (name in ("stamp", "around")):
             kinds = ("a plain function, not an async one", "an async function, not a plain one")
             raise ConfigurationError(f"{where}: {name}() must be {kinds[not is_async]}")
+    if inspect.isgeneratorfunction(layer.around) or inspect.isasyncgenfunction(layer.around):
+        raise ConfigurationError(f"{where}: write @contextmanager or @asynccontextmanager above around()")
     classes = [each for each in type(layer).__mro__ if issubclass(each, Middleware) and each is not Middleware]
     for name in dict.fromkeys(name for each in classes for name, value in vars(each).items() if inspect.isfunction(value)):
         looks_like_a_hook = name.startswith(_PREFIXES) or nearest(name.lower(), HOOKS, similarity=0.75) is not None

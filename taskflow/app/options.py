@@ -302,23 +302,31 @@ def _policy_field(name: str, value: Any) -> Any:
 
 
 def _context_managers(value: Any) -> tuple[Around, ...]:
-    given = () if isinstance(value, str) or not isinstance(value, Sequence) else tuple(value)
-    if not given or not all(callable(each) and not inspect.iscoroutinefunction(each) for each in given):
-        raise TypeError(f"around={shown(value)}: expected a list of functions that take the run's context and return a context manager")
-    return given
+    expected = "expected a list of functions that take the run's context and return a context manager"
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(f"around={shown(value)}: {expected}")
+    for each in value:
+        if inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each):
+            raise TypeError(f"around=[... {shown(each)} ...]: write @contextmanager or @asynccontextmanager above it")
+        if not callable(each) or inspect.iscoroutinefunction(each) or not _takes(each, None):
+            raise TypeError(f"around=[... {shown(each)} ...]: {expected}")
+    return tuple(value)
+
+
+def _takes(function: Any, *arguments: object) -> bool:
+    with suppress(ValueError):  # a built-in function without a signature
+        try:
+            inspect.signature(function).bind(*arguments)
+        except TypeError:
+            return False
+    return True
 
 
 def _retry_function(value: Any) -> RetryFunction:
     """Return the value if it is a plain function that takes an attempt and an exception. Raises TypeError if not."""
     is_function = callable(value) and not isinstance(value, type)
-    if is_function and not inspect.iscoroutinefunction(value):
-        with suppress(ValueError):  # a built-in function without a signature
-            try:
-                inspect.signature(value).bind(1, Exception())
-            except TypeError:
-                is_function = False
-        if is_function:
-            return cast(RetryFunction, value)
+    if is_function and not inspect.iscoroutinefunction(value) and _takes(value, 1, Exception()):
+        return cast(RetryFunction, value)
     raise TypeError(f"retry={shown(value)}: expected a Backoff, or a plain function (attempt, exception) that returns seconds or None")
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, ParamSpec, overload
 
 from taskflow.app.app import App, default_app
-from taskflow.app.around import depends
+from taskflow.app.around import plan_of
 from taskflow.app.handle import JobHandle
 from taskflow.app.job import Declared
 from taskflow.app.middleware import has_ended_hook
@@ -136,15 +136,12 @@ class TaskflowJobs:
 
         Its own dependencies are made too. Raises DeclarationError if it takes arguments that a dependency does not get.
         """
-        depends(fake)
-        overrides = self._app.overrides
-        before = overrides.copy()
-        overrides[dependency] = fake
+        override = (dependency, plan_of(fake))
+        self._app.overrides.append(override)
         try:
             yield
         finally:
-            overrides.clear()
-            overrides.update(before)
+            self._app.overrides.remove(override)
 
     async def run_all(self, *, raises: bool = True) -> int:
         """Run all ready jobs, including those that become ready during the call, until none is left. Return the number of runs.

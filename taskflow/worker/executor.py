@@ -277,6 +277,10 @@ class Executor:
         self._surroundings[job] = found
         return found
 
+    def renew_surroundings(self) -> None:
+        """Look again at what surrounds jobs: code that was imported may have configured it."""
+        self._surroundings.clear()
+
     def _invoke(
         self, holding: HeldLease, job: AnyJob, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Awaitable[Any]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from functools import partial
+from typing import Any
 
 import pytest
 
 from taskflow import (
     Backoff,
     DeclarationError,
+    Discard,
     EncodeError,
     Job,
     JobContext,
@@ -23,10 +26,14 @@ from taskflow import (
     Worker,
     configure,
     depends,
+    enqueue,
     job,
     preset,
 )
+from taskflow.app.app import default_app
 from taskflow.broker.protocol import Broker
+from taskflow.model.codec import encode_by_name
+from taskflow.model.errors import UnknownArgument
 from tests.worker import around_jobs
 from tests.worker.around_jobs import SEEN, Noting, noting, noting_async
 
@@ -227,6 +234,111 @@ async def test_a_test_overrides_a_dependency(taskflow_jobs: TaskflowJobs) -> Non
     assert "fake" not in results[2]
 
 
+def numbers(first: int = 1) -> Iterator[int]:
+    SEEN.append("numbers begin")
+    yield first
+    SEEN.append("numbers end")
+
+
+async def one_more() -> int:
+    return 1
+
+
+class Page:
+    """As FastAPI's dependencies with parameters. It cannot be hashed."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self) -> Iterator[int]:
+        yield self.size
+
+
+@job(name="around.odd", max_attempts=1)
+async def odd(
+    a: int = depends(partial(numbers, 5)),
+    b: int = depends(partial(one_more)),
+    c: Any = depends(lambda: one_more()),
+    d: int = depends(Page(3)),
+) -> list[int]:
+    return [a, b, c, d]
+
+
+async def test_any_callable_may_be_a_dependency(taskflow_jobs: TaskflowJobs) -> None:
+    """What it returns decides: a generator is entered, and a coroutine is awaited."""
+    handle = await odd.delay()
+    await taskflow_jobs.run_all()
+    assert await handle.result(0) == [5, 1, 1, 3]
+    assert SEEN[-2:] == ["numbers begin", "numbers end"]
+
+
+def losing() -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        raise ConnectionError("lost in the rollback") from None
+
+
+@job(name="around.discards", max_attempts=5)
+def discards(lost: None = depends(losing)) -> None:
+    SEEN.append("runs")
+    raise Discard("bad card")
+
+
+async def test_a_dependency_that_fails_at_its_end_does_not_replace_the_jobs_error(taskflow_jobs: TaskflowJobs) -> None:
+    """A Discard would become a retry, which charges the card again."""
+    handle = await discards.delay()
+    await taskflow_jobs.run_all(raises=False)
+    with pytest.raises(JobFailed, match="bad card"):
+        await handle.result(0)
+    assert SEEN.count("runs") == 1
+
+
+@job(name="around.open")
+def takes_more(number: int, *, session: str = depends(fresh_session), **more: str) -> str:
+    return session
+
+
+async def test_a_job_with_any_keywords_refuses_dependencies_too(taskflow_jobs: TaskflowJobs) -> None:
+    """Else any sender could replace them."""
+    with pytest.raises(EncodeError, match="session"):
+        await takes_more.delay(1, session="evil")  # type: ignore[call-arg, unused-ignore]
+    call = takes_more.bind(1, other="x")
+    forged = encode_by_name({"number": 1, "session": "evil"}, job="around.open", limits=default_app().limits)
+    with pytest.raises(UnknownArgument, match="session"):
+        takes_more.codec.decode_arguments(forged)
+    [handle] = await enqueue([call])
+    await taskflow_jobs.run_all()
+    assert await handle.result(0) == "session of around.open"
+
+
+def of_context(context: JobContext) -> tuple[str, dict[str, Any]]:
+    return context.job_id, dict(context.arguments)
+
+
+@job(name="around.direct")
+def direct(context: JobContext, number: int, seen: Any = depends(of_context)) -> Any:
+    return context.job_id, seen
+
+
+async def test_a_direct_call_has_one_context(taskflow_jobs: TaskflowJobs) -> None:
+    job_id, seen = direct(7)
+    assert seen == (job_id, {"number": 7})
+    assert direct(7, "given")[1] == "given"
+
+
+async def test_a_fake_may_use_what_it_replaces(taskflow_jobs: TaskflowJobs) -> None:
+    def fake(real: str = depends(fresh_session)) -> str:
+        return f"fake {real}"
+
+    with taskflow_jobs.override(fresh_session, fake):
+        handle = await plain.delay(1)
+        await taskflow_jobs.run_all()
+    assert "fake session of around.plain" in await handle.result(0)
+
+
 # --- declarations -------------------------------------------------------------------------------------------------
 
 
@@ -238,6 +350,7 @@ def declare_before(db: str = depends(fresh_session), number: int = 1) -> None: .
 def declare_positional(db: str = depends(fresh_session), /) -> None: ...
 def declare_async(client: str = depends(a_client)) -> None: ...
 def declare_nothing() -> None: ...
+def declare_partial(one: int = depends(partial(one_more))) -> None: ...
 
 
 def test_what_cannot_work_is_refused_where_it_is_declared() -> None:
@@ -250,7 +363,11 @@ def test_what_cannot_work_is_refused_where_it_is_declared() -> None:
         depends(needs_more)
     with pytest.raises(DeclarationError, match=r"around.*is async, and the job is a plain function"):
         job(around=[noting_async("own")])(declare_nothing)
-    for wrong in ("text", [1], noting("own")):
+    with pytest.raises(DeclarationError, match="write @contextmanager"):
+        job(around=[numbers])(declare_nothing)  # type: ignore[list-item]
+    with pytest.raises(DeclarationError, match=r"client .* is async|one_more.* is async"):
+        job(declare_partial)
+    for wrong in ("text", [1], noting("own"), [lambda: nullcontext()]):
         with pytest.raises(DeclarationError, match=r"around=.*expected a list of functions"):
             job(around=wrong)(declare_nothing)  # type: ignore[arg-type]
 

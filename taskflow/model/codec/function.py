@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from inspect import Parameter
@@ -35,7 +35,8 @@ class Arguments:
     ``**kwargs`` a map, each under the parameter's name; if empty, they are left out.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], shapes: Mapping[str, Shape]) -> None:
+    def __init__(self, parameters: Sequence[Parameter], shapes: Mapping[str, Shape], injected: frozenset[str]) -> None:
+        self._injected = injected
         single = [each for each in parameters if each.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
         self._positional = [each for each in single if each.kind is not Parameter.KEYWORD_ONLY]
         self._position_names = [each.name for each in self._positional]
@@ -117,7 +118,7 @@ class Arguments:
         """Return the name of an argument that belongs to ``**kwargs``. Raises ShapeError if it is not allowed there."""
         if name in self._keyword_writes and name in wires:
             raise ShapeError("is given twice, by position and by name")
-        if self._extra is None:
+        if self._extra is None or name in self._injected:
             takes = f"; its arguments are {one_of(list(self._keyword_writes))}" if self._keyword_writes else ""
             raise ShapeError(("is positional only" if name in self._position_only else "is not an argument of this function") + takes)
         return encodable(name)
@@ -159,6 +160,8 @@ class Arguments:
         """Arrange the values by position up to the first missing one (or beyond it, if a later value requires that), then by name."""
         rest = values.pop(self._rest, ()) if self._rest else ()
         extra = values.pop(self._extra, {}) if self._extra else {}
+        if extra and (foreign := self._injected.intersection(extra)):
+            raise ShapeError("is made for each run, and not an argument of this function", UnknownArgument).within(min(foreign))
         args: list[Any] = []
         for name in self._position_names:
             if name not in values:
@@ -222,11 +225,18 @@ class FunctionCodec:
     """
 
     def __init__(
-        self, function: Callable[..., Any], *, name: str = "", skip: int = 0, injected: Container[str] = (), limits: Limits = DEFAULT_LIMITS
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str = "",
+        skip: int = 0,
+        injected: Collection[str] = (),
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.name = name or getattr(function, "__qualname__", repr(function))
         self.limits = limits
         self._function = function
+        self._injected = frozenset(injected)
         self._parameters = [each for each in self._own_parameters(skip) if each.name not in injected]
         self._in_call = f" (in a call of {self.name})"
         self._in_result = f" (in the result of {self.name})"
@@ -318,7 +328,7 @@ class FunctionCodec:
             result = self._compiled({RETURNED: hints.get(RETURNED, Any)}, lambda shapes: shapes[RETURNED])
             parameters = self._annotated(hints)
             arguments = self._compiled(
-                {each.name: each.annotation for each in parameters}, lambda shapes: Arguments(parameters, shapes).shape
+                {each.name: each.annotation for each in parameters}, lambda shapes: Arguments(parameters, shapes, self._injected).shape
             )
         except Unresolved as unresolved:
             return unresolved

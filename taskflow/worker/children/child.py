@@ -127,6 +127,7 @@ class WorkerConnection:
             match message:
                 case Import():
                     await self._calls.run(partial(application.load, message))
+                    runs.renew_surroundings()
                     refusal = await self._lifespan.begin()
                     runs.state = self._lifespan.state
                     self._answer(refusal or Ready(resident_memory()))
