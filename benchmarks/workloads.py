@@ -9,8 +9,8 @@ from functools import partial
 from typing import Final
 
 from benchmarks import (
-    admin_pages,
     backlog,
+    console_pages,
     drain,
     fleet,
     herd,
@@ -78,7 +78,7 @@ def _workloads() -> dict[str, Workload]:
         "bytes": Workload("SQLite: what a queued job takes", sqlite_verbs.sizes),
         "schedules": Workload("how late schedules fire", schedules.lags, is_costly=True),
         "transactions": Workload("jobs in the sender's own transaction", transactions.transactions, is_costly=True),
-        "admin-pages": Workload("pages of the admin interface, a million jobs", admin_pages.pages, is_costly=True),
+        "console-pages": Workload("pages of the console, a million jobs", console_pages.pages, is_costly=True),
         "start": Workload("commands and imports", starting.commands),
     }
     for name, title, measure, is_costly in ON_SERVERS:

@@ -18,7 +18,7 @@ import yaml
 from taskflow.cli.parser import a_parser
 from tests.docs.pages import Block, all_blocks
 
-SHELL: Final = ("bash", "sh", "admin")
+SHELL: Final = ("bash", "sh", "console")
 CHECKED: Final = {*SHELL, "python", "dockerfile", "yaml", "ini", "toml", "json", "sql", "postgresql", "py"}
 FREE: Final = {"text", "{toctree}", "{eval-rst}"}
 """Output of programs, and directives, which the build of the pages checks."""
@@ -88,7 +88,7 @@ def test_the_python_of_another_library_parses(block: Block) -> None:
 
 def _script(block: Block) -> str:
     """Return the commands of a block. In a admin the lines that begin with a dollar sign are commands, the others are output."""
-    if block.language != "admin":
+    if block.language != "console":
         return block.text
     return "\n".join(re.findall(r"^\$ (.*)$", block.text, re.MULTILINE))
 

@@ -89,7 +89,7 @@ def _read_lease(stored: bytes, status: int, header: dict[str, Any]) -> int:
     """Read the parts of a job that has been claimed. Return where the rest begins."""
     epoch, session, claim, claimed_at, claimed_steady, worker_bytes = _LEASED.unpack_from(stored)
     at: int = RUNNING_BYTES + worker_bytes
-    header["epoch"], header["worker"] = epoch, stored[RUNNING_BYTES:at].decode(errors="backslashreplace")
+    header["epoch"], header["worker"] = epoch, _worker_name(stored[RUNNING_BYTES:at])
     header["claimed_at"], header["claimed_steady"] = claimed_at - _BIAS, claimed_steady - _BIAS
     if status == RUNNING:
         header["session"], header["claim"] = session, claim
@@ -149,7 +149,7 @@ def _job(ref: Ref, rev: bytes, stored: bytes, with_content: bool) -> Record:
         parts.append(stored[at : at + size - 1] if size else None)
         at += size - 1 if size else 0
     worker, header["settled"], header["cause"], _, state, content = parts
-    header["worker"] = None if worker is None else worker.decode(errors="backslashreplace")
+    header["worker"] = None if worker is None else _worker_name(worker)
     needed = ("claimed_steady",) if status == RUNNING else ("ended_at", "fade_at") if status > RUNNING else ()
     if at != len(stored) or status > BURIED or None in map(header.get, needed):
         return unreadable(ref, stored)
@@ -189,3 +189,11 @@ def _general(ref: Ref, rev: bytes, stored: bytes, request: bytes, with_content: 
         return unreadable(ref, stored)
     sent, state, content = parts
     return Record(ref, rev, header, sent, state, content if with_content else None)
+
+
+def _worker_name(raw: bytes) -> str:
+    """Return a worker's name, in which lone surrogates may stand. Another program may have written any bytes."""
+    try:
+        return raw.decode(errors="surrogatepass")
+    except UnicodeDecodeError:
+        return raw.decode(errors="backslashreplace")
