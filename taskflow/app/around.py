@@ -1,4 +1,4 @@
-"""What surrounds the call of a job's function: the context managers of `around=` and of middleware, and its dependencies."""
+"""Calls a job's function inside the context managers of `around=` and of middleware, with the values of its dependencies."""
 
 from __future__ import annotations
 

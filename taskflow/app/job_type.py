@@ -124,7 +124,7 @@ class JobType(HasOptions, Generic[R_co]):
 
     @property
     def around(self) -> tuple[Around, ...]:
-        """What surrounds its runs, outermost first: that of `configure(defaults=...)`, of its preset and its own."""
+        """The context managers around its runs, outermost first: those of `configure(defaults=...)`, of its preset, and its own."""
         return (*self._read_settings().defaults.policy.get("around", ()), *self._policy.get("around", ()))
 
     @property
