@@ -140,6 +140,8 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     `max_attempts`  the number of attempts, including the first (default 10)
     `retry`         the `Backoff` between attempts, or a plain function of the number of the attempt that failed (starting at 1) and its
                     exception. It returns the wait in seconds or as a timedelta, or None to fail the job at once
+    `keep_arguments`  True keeps the arguments of a successful job for as long as its result, see `JobInfo.arguments` (default False: a
+                    success drops them). If both together have more than 60 MiB, only the result is kept
     `retry_on`      the exceptions after which the job is retried (default `Exception`); any other fails it at once
     `discard_on`    exceptions that fail the job at once, even if `retry_on` covers them
     `aliases`       former names of the job, so that waiting jobs with these names still run

@@ -148,7 +148,8 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
 
         If this process knows the job, they are as its function gets them, with the defaults of those that were not given. If it does not
         know the job, or if they do not fit its annotations, they are decoded without annotations: instances of classes are dicts, for
-        example. None if the store no longer has them, as for a job that has succeeded, or if they cannot be decoded at all.
+        example. None if the store no longer has them, as for a job that has succeeded without `keep_arguments`, or if they cannot be
+        decoded at all.
 
         Values that are marked as `Secret` are here as they were sent: only what taskflow prints hides them.
         """

@@ -73,6 +73,7 @@ class DefaultOptions(SharedOptions, total=False):
     discard_on: Sequence[type[BaseException]] | None
     stop_grace: float | timedelta | None
     around: Sequence[Around] | None
+    keep_arguments: bool | None
 
 
 class PresetOptions(DefaultOptions, KeyOptions, total=False):
@@ -164,7 +165,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """The rules by which workers retry and stop the runs of a job. It is retried after errors in `retry_on`, except those in
+    """The rules by which workers retry, stop and settle the runs of a job. It is retried after errors in `retry_on`, except those in
     `discard_on`. In a child process, a run has `stop_grace` seconds between being asked to stop and being killed."""
 
     retry: Backoff | RetryFunction = Backoff()
@@ -172,6 +173,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     discard_on: Errors = ()
     stop_grace: float = 0.0
     around: tuple[Around, ...] = ()
+    keep_arguments: bool = False
 
 
 NOT_SENT: Final = ("key", "key_scope", "declared_tags", "raises_on_conflict", "on_failure", "connection")
@@ -292,6 +294,10 @@ def _policy_field(name: str, value: Any) -> Any:
         return seconds_of(name, value)
     if name == "around":
         return _context_managers(value)
+    if name == "keep_arguments":
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}={shown(value)}: expected True or False")
+        return value
     if name == "retry":
         return value if isinstance(value, Backoff) else _retry_function(value)
     errors = tuple(value) if isinstance(value, Sequence) else (value,)

@@ -82,7 +82,7 @@ class Redone(Enum):
     OK = "ok"
     UNKNOWN = "unknown"
     LIVE = "it has not ended yet"
-    SUCCEEDED = "it succeeded, so its payload is gone"
+    SUCCEEDED = "it has succeeded"
     KEY_TAKEN = "another live job has its key"
 
 

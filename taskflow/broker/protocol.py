@@ -17,7 +17,7 @@ such a write has made wrong.
   [enqueue_adds] A new id is Added: HELD while it awaits other jobs, SCHEDULED until its time, otherwise READY.
   [enqueue_repeat] A known id, ended or not, adds nothing: it is Refused with that id, because of "id".
   [enqueue_clash] If the known job is another one, the envelope is Refused because of "clash" instead. Until the job is dropped, name,
-    queue and key are compared, and the payload while the job has one: a success has none.
+    queue and key are compared, and the payload unless it has succeeded.
   [enqueue_order] Ready jobs are claimed by priority (higher first), then by the time they became ready, then in order of arrival.
   [enqueue_past] A time in the past means now.
   [tags_kept] A job keeps its tags until it is dropped, whatever happens to it. Its leases and records show them.
@@ -91,6 +91,8 @@ such a write has made wrong.
   [hand_back_backoff] No number of hand-backs fails a job. A counted one waits as `hand_back_backoff` says, by the number of hand-backs
     without an outcome in between. `waiting_for` shows that number while it waits.
   [settle_forgets_payload] A success keeps its result and no payload; a failure keeps its payload.
+  [settle_keeps_arguments] A success with `arguments` keeps these as its payload, for as long as its result, unless both together have more
+    than `MAX_PAYLOAD` bytes.
 
 **cancel** returns the status that the job had, or None for an unknown job.
   [cancel_waiting] A waiting job is CANCELLED at once.
@@ -242,7 +244,7 @@ class Refused(msgspec.Struct, frozen=True):
         """Refuse an envelope whose id is known. `known` is the job's record, or None if it has been dropped."""
         is_resent = known is None or (
             (known.job, known.queue, known.key_text) == (envelope.job, envelope.queue, envelope.key_text)
-            and known.payload in (None, envelope.payload)
+            and (known.status is Status.SUCCEEDED or known.payload in (None, envelope.payload))
         )
         return cls(envelope.id, envelope.id, "id" if is_resent else "clash")
 

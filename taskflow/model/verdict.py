@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from copy import copy
 from enum import Enum, StrEnum
 from typing import Any, ClassVar, Final, Self
@@ -118,11 +119,41 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 class Succeeded(Verdict, frozen=True):
     """The run succeeded. `result` is the encoded return value."""
 
+    _decode: ClassVar[Any] = None
+
     result: bytes
 
     def __post_init__(self) -> None:
         if type(self.result) is not bytes:
             _check("result", self.result, bytes)
+
+    @property
+    def value(self) -> Any:
+        """The return value, decoded each time: for the worker's middleware and subscribers as the job's return annotation says, and
+        without an annotation if middleware has made the verdict. Raises DecodeError if the result cannot be decoded."""
+        from taskflow.model.codec import decode_value
+
+        return (self._decode or decode_value)(self.result) if self.result else None
+
+
+class _Decodable(Succeeded, frozen=True, dict=True, gc=True):
+    """A success with `_decode`. The dict of its attributes would make every success an object for the garbage collector."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Succeeded) and other.result == self.result
+
+    def __hash__(self) -> int:
+        return hash((Succeeded, self.result))
+
+
+_Decodable.__name__ = _Decodable.__qualname__ = Succeeded.__name__
+
+
+def decodable(success: Succeeded, decode: Callable[[bytes], Any]) -> Succeeded:
+    """Return a success whose `value` is decoded by `decode`."""
+    found = _Decodable(success.result)
+    msgspec.structs.force_setattr(found, "_decode", decode)
+    return found
 
 
 class Failed(Verdict, frozen=True, dict=True, gc=True):
@@ -227,6 +258,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `progress`   the last progress that the run reported; None if it reported none
     `cause`      the cause of a run that ends its job as FAILED: see `fingerprint.cause_of`
     `key`        the key of the job, from its lease: with it, a store reads all that it needs at once
+    `arguments`  the payload of the job, if it is kept with the result of a success
     """
 
     id: bytes
@@ -239,11 +271,12 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     progress: Progress | None = None
     cause: bytes | None = None
     key: bytes | None = None
+    arguments: bytes | None = None
 
 
 def is_plain_success(settlement: Settlement) -> bool:
     """Return True for a success that carries nothing but its result. Stores settle many of these in one step."""
-    return type(settlement.verdict) is Succeeded and not settlement.follow_ups and settlement.progress is None
+    return isinstance(settlement.verdict, Succeeded) and not settlement.follow_ups and settlement.progress is None
 
 
 class Settled(Enum):

@@ -206,6 +206,7 @@ class EndedHooks:
             worker=self._worker,
             progress=end.settlement.progress,
             result=end.verdict.result or None if isinstance(end.verdict, Succeeded) else None,
+            payload=end.settlement.arguments,
             reason=plan.reason,
             errors=() if plan.error is None else (plan.error.of_run(self._worker, started, end.at),),
         )

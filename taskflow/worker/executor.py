@@ -51,6 +51,7 @@ from taskflow.model.verdict import (
     Snoozed,
     Succeeded,
     Verdict,
+    decodable,
     detach_exception,
 )
 from taskflow.model.wording import WAYS_OUT
@@ -99,6 +100,8 @@ class Executor:
         self.registry = app.registry
         self._layers = [layer for layer in middleware if type(layer).run is not Middleware.run]
         self._surroundings: dict[AnyJob, Callable[..., Any] | None] = {}
+        self._keeping: dict[str, bool] = {}
+        self._is_watched = bool(self._layers or app.settings.subscribers)
         self._threads = threads
         self._seams = seams
         self.state = state
@@ -136,6 +139,8 @@ class Executor:
         lease = holding.lease
         if holding.completed is not None:
             verdict = self._completed(holding, verdict)
+        is_success, name = isinstance(verdict, Succeeded), lease.envelope.job
+        keeps = is_success and (self._keeping[name] if name in self._keeping else self._keeps_arguments(name))
         return Settlement(
             id=lease.envelope.id,
             epoch=lease.epoch,
@@ -145,9 +150,15 @@ class Executor:
             keep_for=lease.envelope.keep_result,
             follow_ups=() if lease.envelope.on_failure is None else follow_ups_of(lease, verdict),
             progress=holding.progress,
-            cause=None if type(verdict) is Succeeded else stored_cause(verdict, self._deploy),
+            cause=None if is_success else stored_cause(verdict, self._deploy),
             key=lease.envelope.key,
+            arguments=lease.envelope.payload if keeps else None,
         )
+
+    def _keeps_arguments(self, name: str) -> bool:
+        job = self.registry.get(name)
+        self._keeping[name] = keeps = job is not None and job.policy.keep_arguments
+        return keeps
 
     def _verdict(self, holding: HeldLease) -> Verdict | Coroutine[Any, Any, Verdict]:
         """Return the verdict if the job need not run, or else a coroutine that runs it, which spares each run another call."""
@@ -180,7 +191,8 @@ class Executor:
             grace = job.stop_grace
             try:
                 with child.soft_stop(context, grace) if grace else contextlib.nullcontext():
-                    return await child.run()
+                    verdict = await child.run()
+                return decodable(verdict, job.codec.decode_result) if self._is_watched and isinstance(verdict, Succeeded) else verdict
             except BaseException as error:
                 return self._completed(holding, self._judge(holding, job, error))
 
@@ -257,10 +269,11 @@ class Executor:
         if holding.completed is not None:
             return self._returned(holding, job)
         try:
-            return Succeeded(job.codec.encode_result(value))
+            success = Succeeded(job.codec.encode_result(value))
         except BaseException as error:
             # The run has had its effects: another attempt would repeat them and fail in the same way.
             return self._failed(holding, unencodable(error, context.attempt), error)
+        return decodable(success, job.codec.decode_result) if self._is_watched else success
 
     def _failed(self, holding: HeldLease, why: RunError, error: BaseException) -> Verdict:
         verdict = Failed(why)
@@ -280,6 +293,7 @@ class Executor:
     def renew_surroundings(self) -> None:
         """Look again at what surrounds jobs: code that was imported may have configured it."""
         self._surroundings.clear()
+        self._keeping.clear()
 
     def _invoke(
         self, holding: HeldLease, job: AnyJob, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

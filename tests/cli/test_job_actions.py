@@ -47,7 +47,7 @@ def test_retry_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> Non
     said = cli("retry", stock.failed, stock.succeeded, stock.running, code=1)
     assert said.out == "retried 1\n"
     assert said.err.splitlines() == [
-        f"taskflow: {stock.succeeded} was not retried: it succeeded, so its payload is gone",
+        f"taskflow: {stock.succeeded} was not retried: it has succeeded",
         f"taskflow: {stock.running} was not retried: it has not ended yet",
     ]
     said = cli("retry", stock.poison, NOBODY, code=4)

@@ -56,6 +56,10 @@ def returns_a_secret(lease: Any) -> Any:
     return succeeded(lease, encode_value({"token": "t-1", "kind": "x"}))
 
 
+def keeps_its_arguments(lease: Any) -> Any:
+    return succeeded(lease, encode_value({"token": "t-1", "kind": "x"}), arguments=lease.envelope.payload)
+
+
 def returns_half_way(lease: Any) -> Any:
     return succeeded(lease, progress=Progress(0.5, "half way"))
 
@@ -136,6 +140,13 @@ def test_the_result_is_shown_without_secrets(cli: Cli) -> None:
     assert "arguments        not kept: the job has succeeded\n" in out
     assert re.search(r"^queue wait       \S+ from ready to start$", out, re.MULTILINE)
     assert cli.json("jobs", ID)[0]["result"] == {"token": "[hidden]", "kind": "x"}
+
+
+def test_kept_arguments_are_shown_without_secrets(cli: Cli) -> None:
+    cli.with_broker(stored(last=keeps_its_arguments), Rules(crash_backoff=(0.0,)))
+    [shown] = cli.json("jobs", ID)
+    assert shown["arguments"]["card"] == {"number": "[hidden]", "owner": "Ada"}
+    assert (shown["status"], shown["result"]) == ("succeeded", {"token": "[hidden]", "kind": "x"})
 
 
 def test_a_result_that_is_marked_is_hidden(cli: Cli) -> None:

@@ -90,7 +90,7 @@ def test_what_acts_says_what_it_has_done(cli: Cli, stock: Stock) -> None:
     """Errors are text on stderr; the exit codes are the same as without `--json`."""
     told = cli.json("retry", stock.failed, stock.succeeded, NOBODY, code=4)
     assert (told["matching"], told["changed"], told["refused"]) == (
-        3, 1, {"it succeeded, so its payload is gone": 1, "it is unknown or no longer kept": 1},
+        3, 1, {"it has succeeded": 1, "it is unknown or no longer kept": 1},
     )  # fmt: skip
     assert [job["answer"] for job in told["jobs"]] == ["changed", *told["refused"]]
     told = cli.json("cancel", stock.running, stock.cancelled, "--dry-run", code=1)

@@ -70,6 +70,7 @@ def verdicts(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
         arguments["after"] = after
     if name == "succeeded":
         arguments["keep_for"] = draw(st.sampled_from((0.0, 25.0, 300.0)))
+        arguments["arguments"] = draw(st.sampled_from((None, None, b"kept")))
     if name == "handed_back":
         arguments["counts"] = draw(st.booleans())
     return name, arguments

@@ -159,11 +159,11 @@ async def test_enqueue_clash__another_job_has_the_id(world: World) -> None:
 
 
 async def test_enqueue_clash__ended(world: World) -> None:
-    """Of a success, which has no payload, the name is compared, of a failure the payload too."""
+    """Of a success, which has no payload or has kept it, the name is compared, of a failure the payload too."""
     session = await world.a_session()
     for settlement, name, payload in ((succeeded, "other", b"first"), (failed, "work", b"second")):
         lease = await world.running(session, payload=b"first")
-        await world.settle(settlement(lease))
+        await world.settle(settlement(lease, arguments=b"others"))
         sent: dict[str, Any] = {"id": lease.envelope.id, "queue": lease.envelope.queue, "payload": b"first"}
         answers = await world.enqueue(world.an_envelope(**sent), world.an_envelope(**sent | {"job": name, "payload": payload}))
         assert [answer.because for answer in answers if isinstance(answer, Refused)] == ["id", "clash"]

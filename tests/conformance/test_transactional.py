@@ -333,6 +333,16 @@ async def test_complete_commit(world: World, key: str | None) -> None:
     assert (await world.beat(session, lease)).lost == (lease.claim,)
 
 
+async def test_complete_commit__keeps_arguments(world: World) -> None:
+    """As a settlement of the worker does."""
+    lease = await world.running()
+    with await a_caller(world) as caller, caller.transaction():
+        caller.settle(succeeded(lease, arguments=lease.envelope.payload))
+
+    record = await world.record(lease)
+    assert (record.result, record.payload) == (A_RESULT, lease.envelope.payload)
+
+
 async def test_complete_commit__releases(world: World) -> None:
     """The key is free, a replacement and a join are released, and follow-ups are added."""
     held = await world.add(queue="held", awaits=1)

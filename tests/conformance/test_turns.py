@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Lease
 from taskflow.model.record import Status
 from taskflow.model.session import Beat
-from taskflow.model.verdict import Settled
+from taskflow.model.verdict import Progress, Settled
 from tests.conformance.outcomes import ENDING, MARKED, OUTCOMES, Outcome, check_outcome
 from tests.support.verdicts import A_RESULT, SettlementOf, cancelled, discarded, failed, handed_back, parked, retried, snoozed, succeeded
 from tests.support.world import World, ids_of
@@ -84,7 +85,7 @@ async def test_settle_marked(world: World, outcome: Outcome) -> None:
     await check_outcome(world, outcome, MARKED)
 
 
-# --- hand_back_place, hand_back_backoff, settle_forgets_payload ----------------------------------------------------------
+# --- hand_back_place, hand_back_backoff, settle_forgets_payload, settle_keeps_arguments ----------------------------------
 
 
 async def test_settle_marked__as_a_ghost(world: World) -> None:
@@ -204,6 +205,41 @@ async def test_settle_forgets_payload__a_success(world: World) -> None:
 
     record = await world.record(lease)
     assert (record.result, record.payload) == (A_RESULT, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "more"),
+    [
+        ({}, {}),
+        ({"payload": b""}, {"result": b""}),
+        ({"payload": bytes(100_000)}, {}),
+        ({"payload": bytes(1_000)}, {"result": bytes(100_000)}),
+        ({"key": "k", "tags": ("a",)}, {}),
+        ({"headers": {"a": "b"}, "expires": 60.0}, {"progress": Progress(0.5, "half")}),
+    ],
+)
+async def test_settle_keeps_arguments(world: World, fields: dict[str, Any], more: dict[str, Any]) -> None:
+    """They are the payload of its record, beside the result, until both are dropped. Others of the batch keep none."""
+    session = await world.a_session()
+    lease, plain = await world.running(session, **fields), await world.running(session)
+
+    kept = succeeded(lease, arguments=lease.envelope.payload, keep_for=50.0, **more)
+    assert await world.settle(kept, succeeded(plain), kept) == [Settled.OK] * 3
+
+    record = await world.record(lease)
+    assert (record.status, record.result, record.payload) == (Status.SUCCEEDED, more.get("result", A_RESULT), lease.envelope.payload)
+    assert (await world.record(plain)).payload is None
+    await world.pass_time(51.0)
+    assert await world.read(lease) is None
+
+
+async def test_settle_keeps_arguments__of_successes_alone(world: World) -> None:
+    """Whatever else a run leads to keeps its payload as it always does."""
+    lease = await world.running()
+
+    await world.settle(failed(lease, arguments=b"others"))
+
+    assert (await world.record(lease)).payload == lease.envelope.payload
 
 
 @pytest.mark.parametrize("settlement", [failed, discarded, cancelled, retried])

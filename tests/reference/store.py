@@ -263,7 +263,7 @@ class Store(ReferenceTransitions):
         if job.is_poison:  # no run has reported an outcome
             transition = transition._replace(counters=job.counters)
         if isinstance(settlement.verdict, Succeeded):
-            job.result, job.payload = settlement.verdict.result, None
+            job.result, job.payload = settlement.verdict.result, settlement.arguments
             self.apply(job, transition, keep=settlement.keep_for)
         else:
             self.apply(job, transition)

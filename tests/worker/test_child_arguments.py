@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from taskflow import Failed, JobContext, Middleware, Parked, RunNext, Succeeded, Verdict, Worker, configure
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
+from taskflow.events import RunEnded, WorkerEvent
 from taskflow.model.codec import encode_value
 from taskflow.worker.options import WorkerOptions
 from tests.worker.child_jobs import Order, describe, pid
@@ -43,13 +44,19 @@ def broker() -> Iterator[MemoryBroker]:
 
 
 async def test_they_are_decoded_in_the_worker_too() -> None:
-    looking = Looking()
-    configure(middleware=[looking])
+    """And so is the result, for subscribers as well. The arguments stay with it if the worker has it so by default."""
+    looking, verdicts, ended = Looking(), Verdicts(), list[WorkerEvent]()
+    configure(middleware=[looking, verdicts], subscribers=[ended.append], defaults={"keep_arguments": True})
     order = Order(7, date(2026, 1, 31))
     handle = await describe.delay(order)
     async with Worker():
         assert await handle.result(20) == [order, order]
     assert [dict(arguments) for arguments in looking.arguments] == [{"order": order, "times": 2}]
+    events = [event.verdict for event in ended if isinstance(event, RunEnded)]
+    assert [verdict.value for verdict in (*verdicts.seen, *events) if isinstance(verdict, Succeeded)] == [[order, order]] * 2
+    info = await handle.info()
+    assert info is not None
+    assert info.arguments == {"order": order, "times": 2}
 
 
 @pytest.mark.parametrize("asks", [True, False], ids=["asked", "not asked"])

@@ -12,7 +12,7 @@ from taskflow.broker.engine.seam import KEEP, NOW, After, Keep, Put, Record, Ref
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, pack_extras, unpack_extras
 from taskflow.model.ids import ID_BYTES
-from taskflow.model.job_schema import Counters
+from taskflow.model.job_schema import MAX_PAYLOAD, Counters
 from taskflow.model.record import BY_CODE, Record as JobRecord, Status, record_of
 from taskflow.model.stored_values import MAX_RAW, FieldReader, Unreadable, maybe
 from taskflow.model.transitions import due_at
@@ -352,8 +352,7 @@ class _Shown:
         self.errors, self.behind, self.cancel_requested, self.reason = state.errors, state.behind, state.stop, state.reason
         self.waiting_for = state.waiting if job.is_waiting else None
         self.progress = state.progress[1] if state.progress is not None and state.progress[0] == header["epoch"] else None
-        self.result = job.content if status is Status.SUCCEEDED else None
-        self.payload = None if status is Status.SUCCEEDED else job.content
+        self.result, self.payload = result_and_arguments(job.content) if status is Status.SUCCEEDED else (None, job.content)
 
 
 def _flags(envelope: Envelope) -> int:
@@ -381,6 +380,29 @@ def claim_bytes(claim: ClaimId) -> tuple[bytes, bytes]:
 
 def claim_id(session: bytes, claim: bytes) -> ClaimId:
     return ClaimId(session, int.from_bytes(claim[:8], "big"), int.from_bytes(claim[8:], "big"))
+
+
+# --- the content of a success -------------------------------------------------------------------------------------
+
+_KEPT: Final = b"\0kept"
+"""Begins the content of a success with arguments: this, the size of the result in 4 bytes, the result, the payload. No encoded result
+begins with 0, which is no version of a payload."""
+_RESULT_AT: Final = len(_KEPT) + 4
+
+
+def content_of(result: bytes, arguments: bytes | None) -> bytes:
+    """Return the content of a job that has succeeded. Arguments that a store could not keep with the result are left out."""
+    if arguments is None or len(arguments) + len(result) > MAX_PAYLOAD:
+        return result
+    return _KEPT + len(result).to_bytes(4, "big") + result + arguments
+
+
+def result_and_arguments(content: bytes | None) -> tuple[bytes | None, bytes | None]:
+    """Return the result of a job that has succeeded, and its payload if that was kept."""
+    if content is None or not content.startswith(_KEPT):
+        return content, None
+    end = _RESULT_AT + int.from_bytes(content[len(_KEPT) : _RESULT_AT], "big")
+    return content[_RESULT_AT:end], content[end:]
 
 
 def fence_bytes(epoch: int, session: bytes, claim: bytes, *, is_committed: bool = False) -> bytes:

@@ -8,7 +8,7 @@ from typing import Final
 from taskflow.broker import topics
 from taskflow.broker.engine import moves
 from taskflow.broker.engine.draft import Draft
-from taskflow.broker.engine.job import Job, claim_bytes, fence_bytes, text_bytes
+from taskflow.broker.engine.job import Job, claim_bytes, content_of, fence_bytes, text_bytes
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.records import RUNNING, Flag, Kind
 from taskflow.broker.engine.seam import Operation, Query, Ref, Run, Snapshot, Succeed
@@ -39,14 +39,15 @@ def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Se
 
 
 def _runs(settlements: Sequence[Settlement]) -> list[Run]:
-    """Return successes as a store takes them. It makes no call for each."""
+    """Return successes as a store takes them. It makes no call for each, unless it keeps its arguments."""
     return [
         Run(
             each.id,
             each.epoch,
             each.claim.session,
             each.claim.request.to_bytes(8, "big") + each.claim.number.to_bytes(4, "big"),
-            each.verdict.result,  # type: ignore[attr-defined]  # a success
+            # a success
+            each.verdict.result if each.arguments is None else content_of(each.verdict.result, each.arguments),  # type: ignore[attr-defined]
             round(each.ran_for * MICROSECONDS),
             round(each.keep_for * MICROSECONDS),
             each.key,
@@ -92,7 +93,7 @@ def _settle(draft: Draft, settlement: Settlement, *, is_committed: bool = False)
         transition = transition._replace(counters=job.counters)
     keep = None
     if isinstance(settlement.verdict, Succeeded):
-        job.new_content, keep = settlement.verdict.result, settlement.keep_for
+        job.new_content, keep = content_of(settlement.verdict.result, settlement.arguments), settlement.keep_for
     moves.apply_transition(draft, job, transition, keep=keep, is_settled=True)
     for follow_up in settlement.follow_ups:
         moves.add(draft, follow_up)

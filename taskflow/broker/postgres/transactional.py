@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final, Generic, TypeVar, cast
 
-from taskflow.broker.engine.job import Job, claim_bytes, fence_bytes
+from taskflow.broker.engine.job import Job, claim_bytes, content_of, fence_bytes
 from taskflow.broker.engine.seam import After
 from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.script_values import added_or_refused
@@ -111,7 +111,7 @@ class PostgresTransactional:
             "fence": fence,
             "ran_for": to_microseconds(settlement.ran_for),
             "keep_for": to_microseconds(min(settlement.keep_for, MAX_DURATION)),
-            "result": cast(Succeeded, settlement.verdict).result,
+            "result": content_of(cast(Succeeded, settlement.verdict).result, settlement.arguments),
             "progress": None if progress is None else packed([progress.fraction, progress.note]),
         }
         if settlement.follow_ups:

@@ -13,7 +13,7 @@ from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.record import Status
 from taskflow.model.session import Beat, BeatAnswer, Report, Session, WorkHint
 from taskflow.model.transitions import Event, Transition
-from taskflow.model.verdict import Retried, Settled, Settlement
+from taskflow.model.verdict import Retried, Settled, Settlement, Succeeded
 from taskflow.model.wording import poison
 from tests.conformance.mutants.mutant import Mutant
 from tests.reference.admin import ReferenceStore
@@ -330,6 +330,16 @@ class KeepsPayloads(Mutant):
         payload = job.payload
         super().apply_verdict(job, settlement)
         job.payload = payload
+
+
+class DropsArguments(Mutant):
+    breaks = frozenset({"settle_keeps_arguments"})
+    because = "whoever asks later what has succeeded is told that it is gone"
+
+    def apply_verdict(self, job: StoredJob, settlement: Settlement) -> None:
+        super().apply_verdict(job, settlement)
+        if isinstance(settlement.verdict, Succeeded):
+            job.payload = None
 
 
 class OutcomesResetNothing(Mutant):

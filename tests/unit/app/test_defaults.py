@@ -45,7 +45,15 @@ def _configured_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 async def plain() -> None: ...
 
 
-@job(name="tests.defaults.own", max_attempts=7, timeout=5, queue="own", retry_on=(ValueError,), retry=Backoff(base=9))
+@job(
+    name="tests.defaults.own",
+    max_attempts=7,
+    timeout=5,
+    queue="own",
+    retry_on=(ValueError,),
+    retry=Backoff(base=9),
+    keep_arguments=False,
+)
 async def own() -> None: ...
 
 
@@ -65,6 +73,7 @@ EVERY: DefaultOptions = {
     "retry_on": (OSError,),
     "discard_on": [KeyError],
     "stop_grace": 2,
+    "keep_arguments": True,
 }
 
 
@@ -84,6 +93,8 @@ def test_a_default_holds_for_a_job_that_was_declared_before_it_and_for_its_copie
     assert sent(copied) == ("io", 3, 3, 1800.0, 3600.0, 60.0)
     assert (plain.queue, plain.queues, plain.policy.retry) == ("io", {"io"}, Backoff(base=2))
     assert (plain.policy.retry_on, plain.policy.discard_on, plain.stop_grace) == ((OSError,), (KeyError,), 2.0)
+    assert plain.policy.keep_arguments
+    assert not own.policy.keep_arguments
 
 
 def test_the_job_comes_before_the_default_and_the_call_before_the_job() -> None:

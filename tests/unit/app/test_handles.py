@@ -16,6 +16,7 @@ import pytest
 from taskflow import (
     Backoff,
     Cancel,
+    DeclarationError,
     Discard,
     JobCancelled,
     JobContext,
@@ -27,9 +28,11 @@ from taskflow import (
     UnknownJob,
     job,
 )
+from taskflow.broker.engine.job import content_of, result_and_arguments
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import DecodeError
 from taskflow.model.ids import id_text
+from taskflow.model.job_schema import MAX_PAYLOAD
 from taskflow.model.verdict import Settlement
 from tests.support.verdicts import succeeded
 from tests.unit.app.bench import Bench
@@ -224,6 +227,30 @@ async def test_info_has_the_arguments_as_the_function_gets_them(bench: Bench) ->
     assert await arguments_of(handle) == await arguments_of(JobHandle.of(handle.id)) == expected
     await bench.run_all()
     assert (await handle.status(), await arguments_of(handle)) == (Status.FAILED, expected)
+
+
+@job(name="tests.handles.deliver", aliases=("tests.handles.send_off",), keep_arguments=True)
+def deliver(order: Order, *, fast: bool = False) -> int:
+    return order.number
+
+
+@pytest.mark.parametrize("name", ["tests.handles.deliver", "tests.handles.send_off"])
+async def test_a_success_has_its_arguments_and_its_result_if_its_job_says_so(bench: Bench, name: str) -> None:
+    order = Order(7, date(2026, 1, 2))
+    payload = deliver.bind(order).envelope.payload
+    sent, plain = await bench.world.add(job=name, payload=payload), await add.delay(1)
+    await bench.run_all()
+    handle = JobHandle.of(id_text(sent.id), job=deliver)
+    assert (await handle.result(), await arguments_of(handle)) == (7, {"order": order, "fast": False})
+    assert await arguments_of(plain) is None
+    with pytest.raises(DeclarationError, match="keep_arguments='yes': expected True or False"):
+        job(name="tests.handles.wrong", keep_arguments="yes")(deliver.function)  # type: ignore[call-overload]
+
+
+def test_what_no_store_could_keep_with_the_result_is_dropped() -> None:
+    half = bytes(MAX_PAYLOAD // 2)
+    assert result_and_arguments(content_of(half, half)) == (half, half)
+    assert content_of(half, half + b"1") == half
 
 
 async def test_info_of_arguments_that_are_no_payload_has_none(bench: Bench) -> None:

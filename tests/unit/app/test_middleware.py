@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import date, timedelta
 from typing import Any
 
 import pytest
@@ -87,6 +88,34 @@ async def test_what_is_not_passed_on_does_not_run(bench: Bench) -> None:
     await bench.run_all()
     assert await handle.result() == 99
     assert await failing.status() is Status.SUCCEEDED
+
+
+async def test_it_sees_what_the_function_returned(bench: Bench) -> None:
+    """As annotated, so that nobody has to import the codec."""
+    seen: list[Any] = []
+
+    class Looking(Middleware):
+        async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+            verdict = await call_next(context)
+            assert isinstance(verdict, Succeeded)
+            seen.append(verdict.value)
+            assert verdict == Succeeded(verdict.result)
+            assert Succeeded(verdict.result) == verdict
+            assert repr(verdict).startswith("Succeeded(result=b")
+            return Succeeded(b"") if verdict.value == 3 else verdict
+
+    configure(middleware=[Looking(), Looking()])
+    await add.delay(1, 2)
+    assert await bench.run_all() == [Succeeded(b"")]
+    await tomorrow.delay(date(2026, 1, 31))
+    await bench.run_all()
+    assert seen == [3, None, date(2026, 2, 1), date(2026, 2, 1)]
+    assert Succeeded(tomorrow.codec.encode_result(date(2026, 2, 1))).value == date(2026, 2, 1)
+
+
+@job(name="tests.middleware.tomorrow")
+async def tomorrow(day: date) -> date:
+    return day + timedelta(days=1)
 
 
 async def test_its_own_error_is_the_runs(bench: Bench) -> None:
