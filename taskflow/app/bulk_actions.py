@@ -1,4 +1,4 @@
-"""Selects jobs, retries, cancels or purges them in batches, and records it in the audit log: for `operate` and the command line."""
+"""Selects jobs, retries, runs, cancels or purges them in batches, and records it in the audit log: for `operate` and the command line."""
 
 from __future__ import annotations
 
@@ -115,16 +115,22 @@ _CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
     "header": header_of,
 }
 
-ActionName = Literal["retry", "cancel", "purge"]
+ActionName = Literal["retry", "run-now", "cancel", "purge"]
 
 PAGE: Final = 500
 """The number of jobs in one call of the store."""
 
-DEFAULTS: Final[Mapping[ActionName, frozenset[Status]]] = {"retry": frozenset({Status.FAILED}), "cancel": LIVE, "purge": ENDED}
+DEFAULTS: Final[Mapping[ActionName, frozenset[Status]]] = {
+    "retry": frozenset({Status.FAILED}),
+    "run-now": frozenset({Status.SCHEDULED}),
+    "cancel": LIVE,
+    "purge": ENDED,
+}
 """The statuses that each action acts on, unless others are asked for."""
 
 POSSIBLE: Final[Mapping[ActionName, frozenset[Status]]] = {
     "retry": frozenset({Status.FAILED, Status.CANCELLED}),
+    "run-now": frozenset({Status.SCHEDULED}),
     "cancel": LIVE,
     "purge": ENDED | WAITING,
 }
@@ -138,7 +144,7 @@ UNKNOWN: Final = "it is unknown or no longer kept"
 class ActionResult(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of an action, in numbers of jobs. With ``dry_run=True``, nothing was changed, and these are the numbers to expect.
 
-    `changed`  the jobs that were cancelled, retried or purged
+    `changed`  the jobs that were cancelled, retried or purged, or made ready by `run_now`
     `asked`    running jobs that were asked to stop: their workers stop them
     `refused`  the jobs that stayed as they were, by the reason
     """
@@ -199,6 +205,11 @@ async def apply(call: CallBroker, action: ActionName, ids: Sequence[bytes]) -> l
     if action == "retry":
         redone = {Redone.OK: CHANGED, Redone.UNKNOWN: UNKNOWN}
         return [redone.get(answer, answer.value) for answer in await call(lambda broker: broker.admin.retry(ids))]
+    if action == "run-now":
+        found = await call(lambda broker: broker.admin.run_now(ids))
+        held = [job_id for job_id, status in zip(ids, found, strict=True) if status is Status.HELD]
+        records = dict(zip(held, await call(lambda broker: broker.read(held)), strict=True)) if held else {}
+        return [_made_ready(status, records.get(job_id)) for job_id, status in zip(ids, found, strict=True)]
     return [_cancelled(status) for status in await call(lambda broker: broker.cancel(ids))]
 
 
@@ -208,11 +219,28 @@ def foresee(action: ActionName, record: Record | None, *, by_id: bool) -> str:
         return UNKNOWN
     if action == "cancel":
         return _cancelled(record.status)
+    if action == "run-now":
+        return _made_ready(record.status, record)
     if action == "purge" and by_id:
         return _dropped(record.status)
     if record.status in POSSIBLE[action]:
         return CHANGED
     return "it is running" if action == "purge" else (Redone.SUCCEEDED if record.status.is_ended else Redone.LIVE).value
+
+
+def _made_ready(status: Status | None, record: Record | None) -> str:
+    """Return the answer for a job that had this status when it was to run now. `record` is that of a HELD job."""
+    match status:
+        case None:
+            return UNKNOWN
+        case Status.SCHEDULED:
+            return CHANGED
+        case Status.READY | Status.RUNNING:
+            return f"it is already {status}"
+        case Status.HELD:
+            waits_for_key = record is not None and record.behind is not None
+            return "it waits for the running job with its key" if waits_for_key else "it waits for other jobs"
+    return _cancelled(status)
 
 
 def _dropped(status: Status | None) -> str:

@@ -95,6 +95,12 @@ class JobHandle(Generic[R_co]):
         [found] = await self._app.client().call(lambda broker: broker.cancel([self._id]))
         return found
 
+    async def run_now(self) -> Status | None:
+        """Make the job ready if it waits for its time or for its next attempt, and return its previous status, or None if the store does
+        not know the job. Any other job stays as it is: one that waits for other jobs, or for a running job with its key, is HELD."""
+        [found] = await self._app.client().call(lambda broker: broker.admin.run_now([self._id]))
+        return found
+
     async def result(self, timeout: float | timedelta | None = None) -> R_co:
         """Wait up to `timeout` (seconds or a timedelta) for the job to end, and return its result. 0 checks once; None waits for ever.
 

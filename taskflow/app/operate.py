@@ -267,6 +267,11 @@ class Operate:
         Cancelled jobs are retried by their ids, or with ``status="cancelled"``."""
         return await self._act("retry", ids, which)
 
+    async def run_now(self, *ids: str | JobHandle[Any], **which: Unpack[ActionOptions]) -> ActionResult:
+        """Make jobs ready that wait for their time or for their next attempt: those with these ids or handles, or those that are selected.
+        Jobs that wait for other jobs, or for a running job with their key, stay as they are, and so do paused queues."""
+        return await self._act("run-now", ids, which)
+
     async def purge(self, *ids: str | JobHandle[Any], **which: Unpack[ActionOptions]) -> ActionResult:
         """Delete jobs that have ended, with their results: those with these ids or handles, or those that are selected. Waiting jobs are
         deleted only with a `status` that names them, such as "ready"; running ones never."""
@@ -292,12 +297,13 @@ class Operate:
         by, reason, everything = options.get("by"), options.get("reason", ""), options.get("everything", False)
         check_operator(by, reason)
         which = {name: value for name, value in options.items() if name not in ("everything", "dry_run", "by", "reason")}
-        call, view = default_app().client().call, view_of(action, cast(JobSelection, which))
+        method = action.replace("-", "_")
+        call, view = default_app().client().call, view_of(method, cast(JobSelection, which))
         selects = view != View()
         if len([way for way in (ids, selects, everything) if way]) > 1:
-            raise ValueError(f"operate.{action}() got more than one of ids, a selection and everything=True: give one of them")
+            raise ValueError(f"operate.{method}() got more than one of ids, a selection and everything=True: give one of them")
         if not ids and not selects and not everything:
-            raise ValueError(f"operate.{action}() needs to know which jobs: give ids, a selection such as tag=, or everything=True")
+            raise ValueError(f"operate.{method}() needs to know which jobs: give ids, a selection such as tag=, or everything=True")
         check_view(action, view)
         if not view.statuses:
             view = msgspec.structs.replace(view, statuses=tuple(sorted(STATUSES_OF[action])))

@@ -162,6 +162,14 @@ class Admin(Protocol):
         """Make failed and cancelled jobs READY now, with fresh counters and no expiry. Their errors are kept. [admin_retry]"""
         ...
 
+    async def run_now(self, ids: Sequence[bytes]) -> list[Status | None]:
+        """Make SCHEDULED jobs READY now: their due time, the wait before a retry and any other back-off are over. [admin_run_now]
+
+        Return the status that each job had, or None for one that `read` would not return. Jobs with other statuses stay as they are: a
+        HELD one waits on for other jobs, or for the running job with its key. [admin_run_now_leaves]
+        """
+        ...
+
     async def failure_groups(self, *, queue: str | None = None, job: str | None = None, limit: int = 100) -> list[FailureGroupRecord]:
         """Return the groups of the failed jobs in this queue and with this job name, the largest first. [admin_failures]
 

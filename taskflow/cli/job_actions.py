@@ -1,4 +1,4 @@
-"""`taskflow retry | cancel | purge | pause | resume`: changes the jobs and queues in a store."""
+"""`taskflow retry | run-now | cancel | purge | pause | resume`: changes the jobs and queues in a store."""
 
 from __future__ import annotations
 
@@ -43,11 +43,12 @@ from taskflow.model.record import Record, Status
 AT_ONCE: Final = 100
 MAX_CHECKED: Final = 1_000  # jobs that are read between two portions, however many have not run yet
 POLL_INTERVAL: Final = 0.2
-PAST: Final = {"retry": "retried", "cancel": "cancelled", "purge": "purged"}
+PAST: Final = {"retry": "retried", "run-now": "made ready", "cancel": "cancelled", "purge": "purged"}
+WOULD: Final = {"run-now": "make ready"}
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """The JSON of `retry`, `cancel` and `purge`.
+    """The JSON of `retry`, `run-now`, `cancel` and `purge`.
 
     `matching`  the number of jobs that match or were named; in a dry run, only the named jobs that can be changed
     `jobs`      the result for each job that was named
@@ -119,7 +120,7 @@ async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
                 holder = await _holder_of_key(broker, job_id) if answer == Redone.KEY_TAKEN.value else ""
                 print(f"taskflow: {id_text(job_id)} was not {PAST[action]}: {answer}{holder}", file=sys.stderr)
     report.jobs = [{"id": id_text(job_id), "answer": answer} for job_id, answer in zip(ids, answers, strict=True)]
-    report.print(arguments, f"would {action} {report.matching:,}" if arguments.dry_run else None)
+    report.print(arguments, f"would {WOULD.get(action, action)} {report.matching:,}" if arguments.dry_run else None)
     return Exit.NOT_FOUND if UNKNOWN in answers else Exit.OK if {CHANGED, ASKED}.issuperset(answers) else Exit.FAILED
 
 
@@ -145,9 +146,9 @@ async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
     if not total:
         await note_unknown_job(broker.admin, view.job)
     if arguments.dry_run:
-        report.print(arguments, f"would {action} {total:,}")
+        report.print(arguments, f"would {WOULD.get(action, action)} {total:,}")
         return Exit.OK
-    if action != "retry" and not confirmed(f"{action} {total:,} jobs?", arguments):
+    if action in ("cancel", "purge") and not confirmed(f"{action} {total:,} jobs?", arguments):
         return Exit.FAILED
     bar, done = None if arguments.json else Bar(total), ActionResult()
     with (

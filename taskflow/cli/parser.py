@@ -30,6 +30,7 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "act on jobs, queues and schedules": {
         "retry": "taskflow retry --queue mail --error timeout",
+        "run-now": 'taskflow run-now --job app.tasks.sync --reason "the service is back"',
         "cancel": 'taskflow cancel --tag import:42 --reason "wrong file"',
         "purge": "taskflow purge --ended-before 30d",
         "pause": "taskflow pause mail",
@@ -60,6 +61,7 @@ STATUSES: Final = ("held", "scheduled", "ready", "running", "succeeded", "failed
 # The statuses that each action can act on, as in `taskflow.app.bulk_actions`, which takes longer to import.
 STATUSES_FOR: Final = {
     "retry": ("failed", "cancelled"),
+    "run-now": ("scheduled",),
     "cancel": ("held", "scheduled", "ready", "running"),
     "purge": ("held", "scheduled", "ready", "succeeded", "failed", "cancelled"),
 }
@@ -180,6 +182,8 @@ def _add_actions(command: Callable[..., Parser]) -> None:
     again = "Make failed and cancelled jobs ready again."
     _acts(retry := command("retry", "job_actions:act", "run failed or cancelled jobs again", again), "retry", default="failed")
     _groups(retry)
+    early = "Make jobs ready that wait for their time, or for their next attempt. Limits, pauses and the order of keys still apply."
+    _acts(command("run-now", "job_actions:act", "run scheduled jobs now", early), "run-now", default="scheduled")
     stop = "Cancel waiting jobs at once, and ask running ones to stop."
     _acts(command("cancel", "job_actions:act", "cancel jobs", stop), "cancel", default="held, scheduled, ready and running")
     drop = "Drop ended jobs; with --status, cancel and drop waiting ones. Running jobs are not affected."

@@ -17,5 +17,6 @@ async def block_3_1(handle: JobHandle[int], job_id: str) -> None:
     found = await handle.cancel()            # waiting: at once; running: its scope is cancelled wherever it runs
     other = JobHandle.of(job_id, job=add)    # from an id kept elsewhere; without job=, JobHandle[Any]
     live = await add.live("sum:1:2")          # the live job with that key, or None
+    await handle.run_now()                   # a scheduled job becomes ready
     print(info.arguments, info.tags)         # decoded where the job is known here
     # end of block

@@ -17,7 +17,7 @@ OF_SCHEDULES: Final = frozenset({"trigger", "pause", "resume", "remove", "backfi
 def definition_of(argv: Sequence[str]) -> str:
     """The definition for this command line."""
     command, *rest = [word for word in argv if word != "--json"]
-    if command in ("retry", "cancel", "purge"):
+    if command in ("retry", "run-now", "cancel", "purge"):
         return "act"
     if command in ("pause", "resume"):
         return "pause"

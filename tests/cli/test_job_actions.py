@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from taskflow.app import bulk_actions
 from taskflow.app.bulk_actions import POSSIBLE
 from taskflow.broker.protocol import Broker
 from taskflow.cli.parser import STATUSES_FOR
-from taskflow.model.envelope import Envelope
+from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.ids import IdFactory, id_text, key_digest
 from taskflow.model.record import Status
 from taskflow.model.session import Session
@@ -76,6 +77,46 @@ async def _failed_with_its_key_taken(broker: Broker) -> str:
     return id_text(first.id)
 
 
+# --- run-now ---------------------------------------------------------------------------------------------------------
+
+
+def test_run_now_takes_every_scheduled_job(cli: Cli, stock: Stock) -> None:
+    assert cli("run-now", "--all", "--dry-run").out == "would make ready 1\n"
+    assert cli("run-now", "--all", "--reason", "it is time").out.splitlines()[-1] == "made ready 1"
+    assert statuses(cli, stock.scheduled, stock.failed) == ["ready", "failed"]
+    [done] = cli.json("audit")
+    assert (done["act"], done["selection"], done["affected"], done["reason"]) == ("run-now", {"status": "scheduled"}, 1, "it is time")
+
+
+def test_run_now_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> None:
+    told = {
+        stock.ready[0]: "it is already ready",
+        stock.running: "it is already running",
+        stock.succeeded: "it has already succeeded",
+        stock.cancelled: "it was already cancelled",
+        **dict(zip(cli.with_broker(_held), ("it waits for other jobs", "it waits for the running job with its key"), strict=True)),
+    }
+    assert cli("run-now", *told, stock.scheduled, "--dry-run", code=1).out == "would make ready 1\n"
+    said = cli("run-now", *told, stock.scheduled, code=1)
+    assert said.out == "made ready 1\n"
+    assert said.err.splitlines() == [f"taskflow: {job_id} was not made ready: {why}" for job_id, why in told.items()]
+    shown = cli.json("run-now", *told, NOBODY, code=4)
+    assert [job["answer"] for job in shown["jobs"]] == [*told.values(), "it is unknown or no longer kept"]
+
+
+async def _held(broker: Broker) -> tuple[str, str]:
+    """Add a job that awaits another, and one that waits for a running job with its key. Return their ids."""
+    new_id, session = IdFactory(), Session(id=bytes(16), name="a worker")
+    call = partial(Envelope, job="work", payload=b"", queue="keys")
+    keyed = partial(call, key=key_digest("keys", "work", "k"), key_text="k")
+    await broker.register(session)
+    await broker.enqueue([keyed(id=new_id())])
+    await broker.claim(session.id, 1, ["keys"], 1)
+    held = call(id=new_id(), awaits=1), keyed(id=new_id(), on_conflict=OnConflict.REPLACE)
+    await broker.enqueue(held)
+    return id_text(held[0].id), id_text(held[1].id)
+
+
 # --- cancel ----------------------------------------------------------------------------------------------------------
 
 
@@ -133,7 +174,9 @@ def test_a_dry_run_counts_and_changes_nothing(cli: Cli, stock: Stock, command: l
     assert cli(*command).out.splitlines()[-1].split()[-1] == str(would)
 
 
-@pytest.mark.parametrize(("command", "status"), [("retry", "succeeded"), ("retry", "ready"), ("cancel", "failed"), ("purge", "running")])
+@pytest.mark.parametrize(
+    ("command", "status"), [("retry", "succeeded"), ("retry", "ready"), ("run-now", "ready"), ("cancel", "failed"), ("purge", "running")]
+)
 def test_what_cannot_be_done_to_a_status_is_refused(cli: Cli, stock: Stock, command: str, status: str) -> None:
     before = everything(cli)
     assert f"{command}: --status '{status}' is not allowed; use " in cli(command, "--status", status, code=2).err
@@ -145,7 +188,7 @@ def test_the_help_has_the_statuses_that_an_action_takes(cli: Cli) -> None:
     assert "--status {failed,cancelled}" in cli("retry", "--help").out
 
 
-@pytest.mark.parametrize("command", ["retry", "cancel", "purge"])
+@pytest.mark.parametrize("command", ["retry", "run-now", "cancel", "purge"])
 def test_a_queue_that_never_was_is_not_found(cli: Cli, stock: Stock, command: str) -> None:
     assert "no job has ever been in queue 'mial'; did you mean mail?" in cli(command, "--queue", "mial", code=4).err
 

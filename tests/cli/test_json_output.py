@@ -71,7 +71,7 @@ def test_what_looks_at_an_empty_store_is_as_documented(cli: Cli, monkeypatch: py
     for command in LOOKING:
         cli.json(command)
     cli.json("migrate")
-    for command in ("retry", "cancel", "purge"):
+    for command in ("retry", "run-now", "cancel", "purge"):
         assert cli.json(command, "--all")["matching"] == 0
     assert cli.json("jobs", NOBODY, code=4) == [None]
     assert cli.json("explain", NOBODY, code=4) == [None]

@@ -125,6 +125,9 @@ class ComparedBroker:
     async def retry(self, ids: Sequence[bytes]) -> None:
         await self._ask("retry", lambda broker: broker.admin.retry(ids))
 
+    async def run_now(self, ids: Sequence[bytes]) -> None:
+        await self._ask("run_now", lambda broker: broker.admin.run_now(ids))
+
     async def purge(self, job_filter: View) -> None:
         await self._ask("purge", lambda broker: broker.admin.purge(job_filter))
 

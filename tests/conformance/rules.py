@@ -298,6 +298,14 @@ class BrokerMachine(RuleBasedStateMachine):
     async def _retry(self, ids: list[bytes]) -> None:
         await self._compared.retry(ids)
 
+    @precondition(lambda self: self._envelopes)
+    @rule(picks=st.lists(PICK, min_size=1, max_size=3))
+    def run_now(self, picks: list[int]) -> None:
+        self._take(self._run_now([self._envelopes[-1 - pick % len(self._envelopes)].id for pick in picks]))
+
+    async def _run_now(self, ids: list[bytes]) -> None:
+        await self._compared.run_now(ids)
+
     @rule(job_filter=FILTERS)
     def purge(self, job_filter: View) -> None:
         self._take(self._purge(job_filter))

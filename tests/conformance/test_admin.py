@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 
+from taskflow.broker import topics
 from taskflow.broker.admin import QueueRecord, Redone, View
 from taskflow.broker.protocol import Refused
 from taskflow.model.clock import instant_of
-from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.record import Status
 from taskflow.model.session import Beat, SessionRecord
 from taskflow.model.verdict import Settled
 from tests.support.listing import listed
-from tests.support.verdicts import SettlementOf, cancelled, discarded, failed, retried, snoozed, succeeded
-from tests.support.world import World, id_of
+from tests.support.verdicts import SettlementOf, cancelled, discarded, failed, parked, retried, snoozed, succeeded
+from tests.support.world import World, id_of, ids_of
 
 LONG = 1_000_000.0
 
@@ -201,6 +205,81 @@ async def test_admin_retry__while_a_cancelled_run_has_the_key(world: World) -> N
     assert await redo(world, ended) is Redone.KEY_TAKEN
     await world.settle(cancelled(lease))
     assert await redo(world, ended) is Redone.OK
+
+
+# --- admin_run_now, admin_run_now_leaves ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "settlement"),
+    [
+        ({"after": 60.0}, None),
+        ({"after": 60.0, "key": "k", "tags": ("a",), "expires": 90.0}, None),
+        ({}, partial(retried, after=60.0)),
+        ({"key": "k"}, partial(snoozed, after=60.0)),
+        ({}, partial(parked, after=60.0)),
+    ],
+)
+async def test_admin_run_now(world: World, fields: dict[str, Any], settlement: SettlementOf | None) -> None:
+    """It is READY behind those that are ready already, keeps its errors, counters, key and expiry, and can be claimed at once."""
+    session = await world.a_session()
+    job = await world.add(**fields)
+    if settlement is not None:
+        [lease] = await world.claim(session)
+        await world.settle(settlement(lease))
+    other, before = await world.add(), await world.record(job)
+    world.clock.advance(1.0)
+
+    assert await world.broker.admin.run_now([job.id]) == [Status.SCHEDULED]
+
+    record = await world.record(job)
+    assert (record.status, record.due_at) == (Status.READY, instant_of(world.clock.wall()))
+    assert (record.errors, record.failures, record.snoozes, record.expires_at, record.tags, record.key_text) == (
+        *(before.errors, before.failures, before.snoozes, before.expires_at, before.tags, before.key_text),
+    )
+    leases = await world.claim(session)
+    assert ids_of(leases) == ids_of([other, job])
+    assert [await world.broker.admin.run_now([lease.envelope.id]) for lease in leases] == [[Status.RUNNING]] * 2
+    assert await world.settle(*map(succeeded, leases)) == [Settled.OK] * 2
+
+
+async def test_admin_run_now__wakes_workers(world: World) -> None:
+    """As a job that becomes due does."""
+    job = await world.add(after=60.0)
+    with world.broker.listen([topics.queue("default")]) as listener:
+        await world.claim(await world.a_session())
+        assert not await listener.wait(0.1)
+        await world.broker.admin.run_now([job.id])
+        assert await listener.wait(world.harness.wakes_within)
+
+
+async def test_admin_run_now__in_a_paused_queue(world: World) -> None:
+    """It is READY, and waits for the end of the pause."""
+    job = await world.add(after=60.0)
+    await world.broker.admin.pause("default")
+    assert await world.broker.admin.run_now([job.id]) == [Status.SCHEDULED]
+    assert await world.claim(await world.a_session()) == []
+    await world.broker.admin.resume("default")
+    assert ids_of(await world.claim(await world.a_session())) == [job.id]
+
+
+async def test_admin_run_now_leaves(world: World) -> None:
+    """Each answer is the status that the job had and has; a job is named twice, and one is not kept any more."""
+    session = await world.a_session()
+    joined, member = await world.add(queue="others", awaits=1), await world.add(queue="others", after=60.0)
+    running, done, gone = [await world.running(session, key=key) for key in ("k", None, None)]
+    behind = world.an_envelope(queue=running.envelope.queue, key="k", after=60.0, on_conflict=OnConflict.REPLACE)
+    await world.enqueue(behind)
+    await world.settle(succeeded(done), succeeded(gone, keep_for=0.0))
+    jobs = (joined, member, member, behind, running, done)
+
+    found = await world.broker.admin.run_now([*ids_of(jobs), gone.envelope.id, world.an_id()])
+
+    ready = [Status.SCHEDULED, Status.READY]
+    assert found == [Status.HELD, *ready, Status.HELD, Status.RUNNING, Status.SUCCEEDED, None, None]
+    assert [await world.status(job) for job in jobs] == [Status.HELD, Status.READY, Status.READY, *found[3:6]]
+    await world.settle(succeeded(running))
+    assert await world.status(behind) is Status.SCHEDULED
 
 
 # --- admin_drop ---------------------------------------------------------------------------------------------------------

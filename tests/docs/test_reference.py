@@ -28,7 +28,7 @@ CLI: Final = (REFERENCE / "cli.md").read_text()
 COMMANDS: Final = a_parser().commands
 
 # Options that several commands share stand in sections of their own.
-SHARED: Final = ("Options of every command", "Selecting jobs for retry, cancel and purge", "Filters")
+SHARED: Final = ("Options of every command", "Selecting jobs for retry, run-now, cancel and purge", "Filters")
 
 
 def section(page: str, title: str) -> str:

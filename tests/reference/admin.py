@@ -128,6 +128,18 @@ class ReferenceStore(UpkeepStore):
         self.enter(job, Event.REDO)
         return Redone.OK
 
+    def run_now(self, ids: Sequence[bytes]) -> list[Status | None]:
+        return [self._run_one_now(self.jobs.get(job_id)) for job_id in ids]
+
+    def _run_one_now(self, job: StoredJob | None) -> Status | None:
+        if job is None or not job.is_kept(self.now):
+            return None
+        found = job.status
+        if found is Status.SCHEDULED:
+            job.due_at = self.now
+            self.enter(job, Event.DUE)
+        return found
+
     def failure_groups(self, queue: str | None, job: str | None, limit: int) -> list[FailureGroupRecord]:
         from taskflow.broker.failure_parts import FailurePart, failure_groups_of
 

@@ -129,6 +129,9 @@ class ReferenceConsole:
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
         return self._atomically(lambda: self._store.redo(ids))
 
+    async def run_now(self, ids: Sequence[bytes]) -> list[Status | None]:
+        return self._atomically(lambda: self._store.run_now(ids))
+
     async def failure_groups(self, *, queue: str | None = None, job: str | None = None, limit: int = 100) -> list[FailureGroupRecord]:
         return self._atomically(lambda: self._store.failure_groups(queue, job, limit))
 

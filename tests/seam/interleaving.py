@@ -165,6 +165,7 @@ class Scene:
             if self.dice.random() < 0.15:
                 ids = list(dict.fromkeys(self.dice.choices(self._sent, k=3)))
                 await call(lambda ids=ids: self.broker.admin.retry(ids))  # type: ignore[misc]
+                await call(lambda ids=ids: self.broker.admin.run_now(ids))  # type: ignore[misc]
             self.broker.clock.advance(self.dice.choice((0.0, 0.0, 1.0)))
 
     def _verdict(self) -> Verdict:

@@ -32,6 +32,7 @@ EVENTS: Final[Mapping[str, frozenset[Event]]] = {
     "cancel": _END | {Event.CANCEL},
     "upkeep": _BACK | {Event.DUE, Event.CRASH, Event.EXPIRE, Event.DROP},
     "retry": frozenset({Event.REDO}),
+    "run_now": frozenset({Event.DUE}),
     "purge": _END | {Event.CANCEL, Event.DROP},
 }
 

@@ -115,6 +115,7 @@ async def wrong_lookups() -> None:
 
 async def wrong_operations() -> None:
     await operate.cancel(tags="a")  # E: mypy[call-arg] pyright[reportCallIssue]
+    await operate.run_now(after=1)  # E: mypy[call-arg] pyright[reportCallIssue]
     await operate.cancel(tag=42)  # E: mypy[arg-type] pyright[reportArgumentType]
     await operate.count(header=("trace", "1"))  # E: mypy[arg-type] pyright[reportArgumentType]
     await operate.retry(job=print)  # E: mypy[arg-type] pyright[reportArgumentType]
@@ -219,6 +220,8 @@ async def wrong_presets() -> None:
 
 
 def wrong_defaults() -> None:
+    preset(keep_arguments="yes")  # E: mypy[arg-type] pyright[reportArgumentType]
+    add.options(keep_arguments=True)  # E: mypy[call-arg] pyright[reportCallIssue]
     configure(defaults={"max_attempt": 3})  # E: mypy[arg-type] pyright[reportArgumentType]
     configure(defaults={"max_attempts": "3"})  # E: mypy[arg-type] pyright[reportArgumentType]
     current_job(default=None).job_id  # E: mypy[union-attr] pyright[reportOptionalMemberAccess]  # noqa: B018

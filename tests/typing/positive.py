@@ -321,6 +321,7 @@ async def the_operations() -> None:
     assert_type(run_sync(operate.cancel(tag="import:42")), ActionResult)
     which: JobSelection = {"tag": "import:42", "status": ["failed"]}
     assert_type(await operate.retry(**which), ActionResult)
+    assert_type(await operate.run_now("id", reason="now"), ActionResult)
     await operate.pause("mail")
     await operate.resume("mail")
 
@@ -375,6 +376,7 @@ async def the_handle(handle: JobHandle[int], job_id: str) -> None:
     assert_type(await handle.result(), int)
     assert_type(await handle.status(), Status | None)
     assert_type(await handle.cancel(), Status | None)
+    assert_type(await handle.run_now(), Status | None)
     assert_type(handle.id, str)
     assert_type(handle.is_new, bool)
     assert_type(JobHandle.of(job_id, job=add), JobHandle[int])

@@ -12,7 +12,7 @@ from taskflow.broker.engine.bodies import OUTAGE, lapse, outages_of, record_of_s
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.records import HELD, READY, SUCCEEDED, Kind
-from taskflow.broker.engine.seam import Operation, Query, Ref, Scan, Snapshot
+from taskflow.broker.engine.seam import NOW, Operation, Query, Ref, Scan, Snapshot
 from taskflow.broker.engine.sessions import PULSE, pulse_in
 from taskflow.broker.paging import Position, ScanRequest
 from taskflow.broker.protocol import PURGED_TTL
@@ -151,6 +151,21 @@ def _retry(draft: Draft, job_id: bytes) -> Redone:
         draft.put(Plain(Ref(Kind.KEY, job.sent.key), {"holder": job.id, "next": None}))
     moves.enter(draft, job, Event.REDO)
     return Redone.OK
+
+
+def run_now(ids: Sequence[bytes], rules: Rules) -> Operation[list[Status | None]]:
+    return (yield from decide(ids, _run_now, rules, [Ref(Kind.JOB, job_id) for job_id in ids], scans=MOVE_SCANS))
+
+
+def _run_now(draft: Draft, job_id: bytes) -> Status | None:
+    job = draft.job(job_id)
+    if job is None or not job.is_kept(draft.now):
+        return None
+    found = BY_CODE[job.status]
+    if found is Status.SCHEDULED:
+        job.header["due_at"] = NOW
+        moves.move(draft, job, Event.DUE, READY)
+    return found
 
 
 # --- dropping jobs --------------------------------------------------------------------------------------------

@@ -106,6 +106,9 @@ class EngineAdmin:
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
         return await self._run(admin.retry(ids, self._rules))
 
+    async def run_now(self, ids: Sequence[bytes]) -> list[Status | None]:
+        return await self._run(admin.run_now(ids, self._rules))
+
     async def failure_groups(self, *, queue: str | None = None, job: str | None = None, limit: int = 100) -> list[FailureGroupRecord]:
         return await self._run(admin.failure_groups(queue, job, limit))
 

@@ -78,6 +78,26 @@ class RedoTakesTheKeyTwice(Mutant):
         return super()._redo_one(job)
 
 
+class RunsNowInTheOldPlace(Mutant):
+    breaks = frozenset({"admin_run_now"})
+    because = "the job stays SCHEDULED for all that the operator is told"
+
+    def _run_one_now(self, job: StoredJob | None) -> Status | None:
+        return None if job is None or not job.is_kept(self.now) else job.status
+
+
+class RunsNowBesideItsKey(Mutant):
+    breaks = frozenset({"admin_run_now_leaves"})
+    because = "a HELD job is made READY, and two runs have one key"
+
+    def _run_one_now(self, job: StoredJob | None) -> Status | None:
+        if job is None or job.status is not Status.HELD:
+            return super()._run_one_now(job)
+        job.awaits, job.behind, job.due_at = 0, None, self.now
+        self.enter(job, Event.RELEASE)
+        return Status.HELD
+
+
 class CancelSaysNothing(Mutant):
     breaks = frozenset({"cancel_running", "cancel_waiting"})
     because = "only what was ended is answered, and the caller takes a running job for unknown"

@@ -154,6 +154,27 @@ async def test_the_failed_jobs_of_an_import_are_retried(bench: Bench) -> None:
     assert await ids(tag="import:42", status="ready") == newest_first(handles, "ready", "failed")
 
 
+async def test_scheduled_jobs_run_now(bench: Bench) -> None:
+    later, retried = await add.options(after=60, tags=("late",)).delay(1), await fail.options(tags=("late",)).delay("word")
+    await bench.run_all()
+    assert await operate.run_now(tag="late", dry_run=True) == await operate.run_now(tag="late") == ActionResult(changed=2)
+    assert [await handle.status() for handle in (later, retried)] == ["ready", "ready"]
+    assert await operate.run_now(later, retried.id) == ActionResult(refused={"it is already ready": 2})
+    with pytest.raises(ValueError, match="run-now cannot act on failed jobs: allowed statuses are scheduled"):
+        await operate.run_now(status="failed")
+    with pytest.raises(ValueError, match=r"operate.run_now\(\) needs to know which jobs"):
+        await operate.run_now()
+
+
+async def test_a_handle_runs_its_job_now(bench: Bench) -> None:
+    handle = await add.options(after=60).delay(1, 2)
+    assert await handle.run_now() is Status.SCHEDULED
+    assert await handle.run_now() is Status.READY
+    await bench.run_all()
+    assert (await handle.run_now(), await handle.result()) == (Status.SUCCEEDED, 3)
+    assert await JobHandle.of("00000000-0000-0000-0000-000000000000").run_now() is None
+
+
 async def test_ended_jobs_are_purged_and_waiting_ones_on_demand(bench: Bench) -> None:
     handles = await an_import(bench)
     some = handles["failed"], handles["ready"].id
