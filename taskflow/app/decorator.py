@@ -152,6 +152,9 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     `stop_grace`    with ``runs_in="process"``: seconds or a timedelta between asking a run to stop and killing its process. A plain
                     function is asked by `JobStopping`, which is raised inside it, and an async one by cancelling it (default 0: the
                     process is killed at once)
+    `timeout_raises`  True raises `JobStopping` inside a plain function when its run exceeds its timeout, wherever it runs Python code, and
+                    takes what it returns then as its result. A child process is killed `stop_grace` seconds later, or 5 s if that is 0.
+                    (default False: a function in a thread sees `JobContext.cancelled`, and the run has failed whatever it returns)
     `around`        functions that take the run's `JobContext` and return a context manager. The job's function runs inside them, in the
                     same thread, task or child process, the first one outermost. Their errors are the run's errors. Those of
                     `configure(defaults=...)` and of a preset surround them. For an async function they may be async
@@ -213,7 +216,11 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
         kind = Job if inspect.iscoroutinefunction(function) else SyncJob
         runs_in = mode_for(function, declared.get("runs_in"))
         if (grace := declared.get("stop_grace")) is not None and runs_in != "process":
-            instead = "an async function is cancelled" if runs_in == "loop" else "nothing can interrupt a thread: check ctx.cancelled"
+            instead = (
+                "an async function is cancelled"
+                if runs_in == "loop"
+                else "a thread is interrupted only with timeout_raises=True: check ctx.cancelled"
+            )
             raise ValueError(f'stop_grace={shown(grace)}: only a job with runs_in="process" takes it; {instead}')
         made: AnyJob = kind(app, function, _job_name("name", name), options, policy=policy, aliases=aliases, runs_in=runs_in)
         if kind is SyncJob:

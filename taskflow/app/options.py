@@ -73,6 +73,7 @@ class DefaultOptions(SharedOptions, total=False):
     discard_on: Sequence[type[BaseException]] | None
     stop_grace: float | timedelta | None
     around: Sequence[Around] | None
+    timeout_raises: bool | None
     keep_arguments: bool | None
 
 
@@ -173,6 +174,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     discard_on: Errors = ()
     stop_grace: float = 0.0
     around: tuple[Around, ...] = ()
+    timeout_raises: bool = False
     keep_arguments: bool = False
 
 
@@ -294,7 +296,7 @@ def _policy_field(name: str, value: Any) -> Any:
         return seconds_of(name, value)
     if name == "around":
         return _context_managers(value)
-    if name == "keep_arguments":
+    if name in ("timeout_raises", "keep_arguments"):
         if not isinstance(value, bool):
             raise TypeError(f"{name}={shown(value)}: expected True or False")
         return value

@@ -177,14 +177,14 @@ StopReason = Literal["cancelled", "timeout", "shutdown", "lost"]
 
 
 class JobStopping(BaseException):
-    """Raised inside a plain function in a child process when its run is asked to stop, if the job has a `stop_grace`. The process is
-    killed that many seconds later. It is no Exception, so `except Exception` does not catch it.
+    """Raised inside a plain function when its run is asked to stop. In a child process this takes a `stop_grace`. A timeout is also
+    raised if the job has `timeout_raises`, in a thread too. It is no Exception, so `except Exception` does not catch it.
 
     `reason`  "cancelled", "timeout", "shutdown" if the worker's grace time is over, or "lost" if the worker has lost the lease, so that
               the job may already run elsewhere
     """
 
-    def __init__(self, reason: StopReason) -> None:
+    def __init__(self, reason: StopReason = "timeout") -> None:  # a thread can only be interrupted by a class, without arguments
         super().__init__(reason)
         self.reason: StopReason = reason
 

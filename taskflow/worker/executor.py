@@ -59,7 +59,7 @@ from taskflow.worker.children.messages import ChildFailed
 from taskflow.worker.children.pool import ChildPool
 from taskflow.worker.lease_table import Deadlines, HeldLease
 from taskflow.worker.run_errors import RolledBack, failure_of, follow_ups_of, stored_cause, unencodable
-from taskflow.worker.thread_pool import CancelledBeforeStart, RaisedInThread, ThreadPool
+from taskflow.worker.thread_pool import CancelledBeforeStart, RaisedInThread, StoppableCall, ThreadPool
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -100,6 +100,7 @@ class Executor:
         self.registry = app.registry
         self._layers = [layer for layer in middleware if type(layer).run is not Middleware.run]
         self._surroundings: dict[AnyJob, Callable[..., Any] | None] = {}
+        self._raising = set[AnyJob]()
         self._keeping: dict[str, bool] = {}
         self._is_watched = bool(self._layers or app.settings.subscribers)
         self._threads = threads
@@ -188,9 +189,9 @@ class Executor:
             return _not_begun(holding) if isinstance(verdict, HandedBack) else verdict
 
         async def call(context: JobContext) -> Verdict:
-            grace = job.stop_grace
+            policy = job.policy
             try:
-                with child.soft_stop(context, grace) if grace else contextlib.nullcontext():
+                with child.soft_stop(context, policy) if policy.stop_grace or policy.timeout_raises else contextlib.nullcontext():
                     verdict = await child.run()
                 return decodable(verdict, job.codec.decode_result) if self._is_watched and isinstance(verdict, Succeeded) else verdict
             except BaseException as error:
@@ -258,8 +259,8 @@ class Executor:
             surroundings = self._surroundings[job] if job in self._surroundings else self._surroundings_of(job)
             function = job.function if surroundings is None else partial(surroundings, context)
             value = await self._invoke(holding, job, function, (context, *args) if job.takes_context else args, kwargs)
-            if holding.why_stopped == TIMED_OUT and isinstance(job, SyncJob):
-                raise _timeout_of(holding)  # the async function swallowed our cancellation and returned, so it has succeeded
+            if holding.why_stopped == TIMED_OUT and isinstance(job, SyncJob) and not job.policy.timeout_raises:
+                raise _timeout_of(holding)  # an async function that swallowed our cancellation and returned has succeeded
         except BaseException as error:
             if holding.in_thread is not None and self._threads is not None:
                 self._threads.give_up(holding.in_thread)
@@ -288,6 +289,8 @@ class Executor:
             job.function, (*of_middleware, *job.around), job.dependencies, self._app.overrides, is_async=isinstance(job, Job)
         )
         self._surroundings[job] = found
+        if job.policy.timeout_raises:
+            self._raising.add(job)
         return found
 
     def renew_surroundings(self) -> None:
@@ -302,7 +305,11 @@ class Executor:
             called: Awaitable[Any] = function(*args, **kwargs)
             return called
         assert self._threads is not None
-        holding.in_thread = outcome = self._threads.run(partial(function, *args, **kwargs))
+        call: Callable[[], Any] = partial(function, *args, **kwargs)
+        if job in self._raising:
+            call = stoppable = StoppableCall(call)
+            holding.stop = partial(_stop_raising, holding, stoppable, holding.stop)
+        holding.in_thread = outcome = self._threads.run(call)
         return outcome
 
     def _complete(self, holding: HeldLease, connection: object, result: object) -> Awaitable[None]:
@@ -427,6 +434,14 @@ def end_forked_process() -> NoReturn:
 def _not_begun(holding: HeldLease) -> Verdict:
     """Return the verdict for a run that was stopped before its function was called. It does not use up an attempt."""
     return Cancelled(CANCELLED) if holding.why_stopped == CANCELLED else HandedBack(counts=False)
+
+
+def _stop_raising(holding: HeldLease, call: StoppableCall, stop: Callable[[], object] | None) -> None:
+    """Stop a run in a thread, whose function is interrupted by its timeout alone."""
+    if stop is not None:
+        stop()
+    if holding.why_stopped == TIMED_OUT:
+        call.stop()
 
 
 def _timeout_of(holding: HeldLease) -> TimeoutError:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from taskflow.model.clock import StartThread
+from taskflow.model.errors import JobStopping
 
 # Seconds after which an idle thread ends, so that a burst does not leave a hundred threads behind.
 IDLE_TIMEOUT: Final = 30.0
@@ -163,6 +164,54 @@ class ThreadPool:
                 outcome.set_result(value)
             else:
                 outcome.set_exception(carried(error))
+
+
+class StoppableCall:
+    """A call of a function in a thread, which `stop` interrupts: JobStopping is raised in the function when it next runs Python code.
+
+    The exception is raised once at most, and not after the call has ended, so that it never hits the pool or another call.
+    """
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self._lock = threading.Lock()
+        self._thread: int | None = None
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Interrupt the function, or keep it from being called."""
+        if self._is_stopped:
+            return
+        with self._lock:
+            if self._thread is not None:
+                _raise_in(self._thread, JobStopping)
+            self._is_stopped = True
+
+    def __call__(self) -> Any:
+        with self._lock:
+            if self._is_stopped:
+                raise JobStopping
+            self._thread = threading.get_ident()
+        try:
+            return self._function()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        try:
+            with self._lock:
+                thread, self._thread = self._thread, None
+                if self._is_stopped and thread is not None:
+                    _raise_in(thread, None)  # takes back what has not been raised yet
+        except JobStopping:  # too late: the function had ended
+            pass
+
+
+def _raise_in(thread: int, error: type[BaseException] | None) -> None:
+    """Raise an exception in a thread when it next runs Python code. None takes back one that has not been raised yet."""
+    import ctypes
+
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None if error is None else ctypes.py_object(error))
 
 
 class CancelledBeforeStart(Exception):

@@ -140,7 +140,7 @@ async def waits_in_minutes() -> None: ...
 def waits_always() -> None: ...
 
 
-@job(runs_in="process", timeout=60, stop_grace=timedelta(seconds=5), keep_arguments=True)
+@job(runs_in="process", timeout=60, stop_grace=timedelta(seconds=5), timeout_raises=True, keep_arguments=True)
 def factor(n: int, *, limit: int = 10) -> list[int]:
     return [each for each in range(2, limit) if n % each == 0]
 
@@ -497,7 +497,7 @@ async def the_rest(jobs: TaskflowJobs) -> None:
     register_type(Temperature, encode=lambda value: value.degrees, decode=Temperature)
     configure(child_initializer=the_places, child_lifespan=resources)
     configure(defaults={"max_attempts": 3, "timeout": 1800, "retry": Backoff(), "retry_on": (OSError,), "discard_on": [KeyError]})
-    configure(defaults={"keep_arguments": True})
+    configure(defaults={"timeout_raises": True, "keep_arguments": True})
     configure(defaults={"retry": wait_of})
     kept: DefaultOptions = {"queue": "io", "priority": 1, "expires": timedelta(days=1), "keep_result": None}
     configure(defaults=kept)

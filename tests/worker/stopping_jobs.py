@@ -80,6 +80,24 @@ def returns_when_stopped(ledger: str) -> str:
     return ""
 
 
+@job(runs_in="process", timeout=1, max_attempts=1, timeout_raises=True)
+def returns_at_its_timeout(ctx: JobContext) -> str:
+    try:
+        time.sleep(60)
+    except JobStopping as stopping:
+        return f"in part: {stopping.reason}, {ctx.cancelled.is_set()}"
+    return ""
+
+
+@job(runs_in="process", timeout=1, max_attempts=1, timeout_raises=True)
+def is_deaf_to_its_timeout(ledger: str) -> None:
+    while True:
+        try:
+            time.sleep(60)
+        except JobStopping as stopping:
+            note(ledger, "stopping", stopping.reason)
+
+
 @job(runs_in="process", max_attempts=1, stop_grace=20)
 async def works_async(ctx: JobContext, ledger: str) -> None:
     try:

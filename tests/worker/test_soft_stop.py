@@ -243,7 +243,7 @@ def test_the_grace_time_is_seconds_or_a_timedelta() -> None:
 
 
 def test_a_job_that_does_not_run_in_a_process_has_no_grace_time() -> None:
-    with pytest.raises(DeclarationError, match="nothing can interrupt a thread"):
+    with pytest.raises(DeclarationError, match="a thread is interrupted only with timeout_raises=True"):
         job(name="tests.stop.thread", stop_grace=5)(_plain)
     with pytest.raises(DeclarationError, match="an async function is cancelled"):
         job(name="tests.stop.loop", stop_grace=5)(_async)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from taskflow.model.clock import start_thread
-from taskflow.worker.thread_pool import CancelledBeforeStart, ThreadPool
+from taskflow.model.errors import JobStopping
+from taskflow.worker.thread_pool import CancelledBeforeStart, StoppableCall, ThreadPool
 
 MANY = 100
 
@@ -106,3 +112,36 @@ async def test_a_function_that_is_given_up_counts_until_it_ends() -> None:
         await freed.wait()
     assert threads.left_behind == 0
     threads.close()
+
+
+async def test_a_call_that_is_stopped_interrupts_nothing_else() -> None:
+    """The request comes before, while or after the function runs: its outcome is its value or JobStopping, and the thread lives on."""
+    threads, chance = ThreadPool(1, start_thread), random.Random(7)
+    thread, came_to = await threads.run(threading.get_ident), Counter[str]()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for number in range(3_000):
+            call = StoppableCall(partial(_counted, chance.randrange(400), number))
+            outcome = threads.run(call)
+            busy_until = time.perf_counter() + chance.random() * 0.0002
+            while time.perf_counter() < busy_until:
+                pass
+            call.stop()
+            call.stop()
+            try:
+                assert await outcome == number
+                came_to["returned"] += 1
+            except JobStopping as stopping:
+                came_to[f"stopped by {stopping.reason}"] += 1
+    finally:
+        sys.setswitchinterval(before)
+    assert await threads.run(threading.get_ident) == thread
+    threads.close()
+    assert min(came_to["returned"], came_to["stopped by timeout"]) > 20, came_to
+
+
+def _counted(rounds: int, number: int) -> int:
+    for _ in range(rounds):
+        pass
+    return number

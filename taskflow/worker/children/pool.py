@@ -16,11 +16,12 @@ from taskflow.app.app import App
 from taskflow.app.context import JobContext
 from taskflow.app.decorator import RUN_AS_MAIN
 from taskflow.app.job_type import AnyJob
+from taskflow.app.options import Policy
 from taskflow.broker.retry import retry
 from taskflow.model.clock import StartThread
 from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.printable import log_safely
-from taskflow.model.verdict import Verdict
+from taskflow.model.verdict import RunEnding, Verdict
 from taskflow.worker.children.messages import CHILD_HOOKS, CannotStart, ChildFailed, Handshake
 from taskflow.worker.children.process import Child, ChildOptions, ChildSpec, Emit
 from taskflow.worker.lease_table import HeldLease
@@ -28,6 +29,9 @@ from taskflow.worker.lease_table import HeldLease
 log: Final = logging.getLogger("taskflow.worker")
 
 START_PAUSES: Final = Pauses(0.1, 2.0)
+
+# Seconds that a run with `timeout_raises` and without a `stop_grace` has after its timeout.
+TIMEOUT_GRACE: Final = 5.0
 
 # Seconds within which a killed child is usually gone, unless the system itself is stuck.
 _UNTIL_GONE: Final = 5.0
@@ -170,14 +174,20 @@ class ReservedChild:
             raise
 
     @contextlib.contextmanager
-    def soft_stop(self, context: JobContext, grace: float) -> Iterator[None]:
-        """In this block, a request to stop the run is passed on to the child, which is killed `grace` seconds later."""
+    def soft_stop(self, context: JobContext, policy: Policy) -> Iterator[None]:
+        """In this block, a request to stop the run is passed on to the child, which is killed after the job's grace."""
         holding, kill, timers = self._holding, self._holding.stop, list[asyncio.TimerHandle]()
 
         def stop() -> None:
             assert holding.why_stopped is not None
             assert kill is not None
             context.cancelled.set()
+            grace = policy.stop_grace
+            if policy.timeout_raises and holding.why_stopped == RunEnding.TIMED_OUT:
+                grace = grace or TIMEOUT_GRACE
+            if not grace:
+                kill()
+                return
             self._child.ask_to_stop(holding.why_stopped)
             timers.append(asyncio.get_running_loop().call_later(grace, kill))
 

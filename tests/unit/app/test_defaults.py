@@ -73,6 +73,7 @@ EVERY: DefaultOptions = {
     "retry_on": (OSError,),
     "discard_on": [KeyError],
     "stop_grace": 2,
+    "timeout_raises": True,
     "keep_arguments": True,
 }
 
@@ -93,8 +94,8 @@ def test_a_default_holds_for_a_job_that_was_declared_before_it_and_for_its_copie
     assert sent(copied) == ("io", 3, 3, 1800.0, 3600.0, 60.0)
     assert (plain.queue, plain.queues, plain.policy.retry) == ("io", {"io"}, Backoff(base=2))
     assert (plain.policy.retry_on, plain.policy.discard_on, plain.stop_grace) == ((OSError,), (KeyError,), 2.0)
-    assert plain.policy.keep_arguments
-    assert not own.policy.keep_arguments
+    assert (plain.policy.timeout_raises, plain.policy.keep_arguments) == (True, True)
+    assert (own.policy.timeout_raises, own.policy.keep_arguments) == (True, False)
 
 
 def test_the_job_comes_before_the_default_and_the_call_before_the_job() -> None:

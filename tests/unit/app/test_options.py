@@ -219,7 +219,7 @@ def test_the_decorator_says_that_an_option_belongs_to_a_call(name: str) -> None:
         declared(**{name: "x"})
 
 
-@pytest.mark.parametrize("name", ["name", "retry_on", "discard_on", "aliases", "runs_in", "stop_grace", "keep_arguments"])
+@pytest.mark.parametrize("name", ["name", "retry_on", "discard_on", "aliases", "runs_in", "stop_grace", "timeout_raises", "keep_arguments"])
 def test_a_call_says_that_an_option_belongs_to_the_job(name: str) -> None:
     with pytest.raises(TypeError, match=rf"unknown option {name}=: give it to the decorator, as in @job\({name}=\.\.\.\)"):
         add.options(**{name: "x"})
