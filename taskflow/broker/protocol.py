@@ -120,8 +120,9 @@ and any number of times. Calls may overlap: each move is made once.
     crashes it waits as `crash_backoff` says; beyond `most_crashes_as_poison` it becomes FAILED without the follow-up, and its reason says
     so. Cancellation and [key_gives_way] apply as to other jobs that wait again. It counts as poison only once it is FAILED.
   [crash_marked] A job that was asked to stop becomes CANCELLED after a crash, and does not run again.
-  [outage] If no session has sent a heartbeat for a session's whole ttl, the store was unavailable. The session gets one more ttl. If it
-    does not return, its leases count as handed back, not as crashed.
+  [outage] If a session lapses while no session at all has sent a heartbeat for two thirds of its ttl, the store was unavailable. The
+    session gets one more ttl, once, from then or from when the silence is noticed. A call of `register`, `beat`, or of upkeep that finds a
+    lapsed session notices it. If the session does not return, its leases count as handed back, not as crashed.
   [upkeep_expires] A waiting job past its expiry is CANCELLED, "expired".
   [upkeep_drops] An ended job is dropped when it need not be kept any longer. Its id is known for at least `repeat_for` after its end.
   [upkeep_caps] If a queue has more than `kept_per_queue` ended jobs, or more failed ones, its oldest are dropped and counted.

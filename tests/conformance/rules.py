@@ -404,13 +404,13 @@ class BrokerMachine(RuleBasedStateMachine):
             await self._compared.upkeep(1_000)
 
     @precondition(lambda self: self._workers)
-    @rule(pick=PICK)
-    def outage(self, pick: int) -> None:
+    @rule(pick=PICK, seconds=st.sampled_from((15.0, 50.0)))
+    def outage(self, pick: int, seconds: float) -> None:
         """Nobody beats for long; then one comes back."""
-        self._take(self._outage(self._worker(pick)))
+        self._take(self._outage(self._worker(pick), seconds))
 
-    async def _outage(self, worker: WorkerModel) -> None:
-        self._compared.clock.advance(50.0)
+    async def _outage(self, worker: WorkerModel, seconds: float) -> None:
+        self._compared.clock.advance(seconds)
         await self._beat(worker)
         await self._compared.upkeep(1_000)
 

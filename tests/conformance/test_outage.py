@@ -38,6 +38,36 @@ async def test_outage__the_first_to_come_back_dooms_nobody(world: World) -> None
     assert await world.settle(succeeded(lease)) == [Settled.OK]
 
 
+async def test_outage__that_begins_between_two_heartbeats(world: World) -> None:
+    """A session that sent its last heartbeat a little before the others lapses in the silence of all. It has not crashed either."""
+    early, late = await world.a_session("early"), await world.a_session("late")
+    lease = await world.running(early)
+    world.clock.advance(7.0)
+    await world.beat(late)
+    world.clock.advance(14.0)
+    await world.beat(late)
+
+    assert (await world.upkeep()).reaped == 0
+    world.clock.advance(19.0)
+    await world.beat(late)
+    assert (await world.beat(early, lease)).lost == ()
+
+
+async def test_outage__spares_none_that_lapses_after_it(world: World) -> None:
+    """One that had time to come back, and did not, has crashed, as its ttl says."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    world.clock.advance(14.0)
+    newcomer = await world.a_session("newcomer")
+    world.clock.advance(5.0)
+    await world.beat(newcomer)
+    assert (await world.upkeep()).reaped == 0
+    world.clock.advance(2.0)
+
+    assert (await world.upkeep()).reaped == 1
+    assert (await world.record(lease)).crashes == 1
+
+
 async def test_outage__who_does_not_come_back_has_not_crashed(world: World) -> None:
     """What a session held that never came back counts as handed back: the outage may have ended its worker, the job did not."""
     session = await world.a_session()

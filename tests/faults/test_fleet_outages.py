@@ -142,7 +142,6 @@ def test_after_an_outage_that_is_longer_what_had_ended_counts_and_the_rest_runs_
     supervised = two_at_work(tasks, "--ttl", "6")
     with away(outage, supervised):
         supervised.wait_for("the session of .* has ended: .*; a new one follows", times=2)
-        time.sleep(2.0)  # the store takes a silence for an outage if it is longer than the ttl, counted from the last heartbeat of all
     supervised.wait_for("working as", times=4)
     supervised.wait_for("begun by", times=2 * len(LONG))
     nobody_was_replaced(supervised)

@@ -62,6 +62,7 @@ class Store(ReferenceTransitions):
         super().__init__(clock, rules)
         self.sessions: dict[bytes, SessionState] = {}
         self.pulse = clock.steady()
+        self.noticed: int | None = None
         self._capacity = capacity
 
     # --- enqueue -----------------------------------------------------------------------------------------
@@ -97,11 +98,11 @@ class Store(ReferenceTransitions):
     # --- sessions and claims -----------------------------------------------------------------------------
 
     def register(self, session: Session) -> None:
-        self._spare_after_outage()
+        self._notice_silence(to_microseconds(session.ttl))
         known = self.sessions.get(session.id)
         if known is None:
             self.sessions[session.id] = SessionState(session, self.now, self.steady, self.clock.boot_id())
-            self.pulse = self.steady
+            self.pulse, self.noticed = self.steady, None
         elif known.dead_at is not None:
             raise SessionLost(wording.session_reaped(session.name))
         else:
@@ -176,22 +177,26 @@ class Store(ReferenceTransitions):
         """Return True if this is the fence of the job's current lease."""
         return job.status is Status.RUNNING and job.epoch == fence.epoch and job.claim == fence.claim
 
-    def _spare_after_outage(self) -> None:
-        """Give a session one more ttl if no session at all has sent a heartbeat for that long:
-        the store must have been unavailable. A session is spared only once between heartbeats."""
-        steady = self.steady
+    def _notice_silence(self, ttl: int) -> None:
+        """Give a session one more ttl if it has lapsed while no session at all sent a heartbeat for two thirds of its ttl: the store must
+        have been unavailable. A session is spared only once between heartbeats."""
+        silence = self.steady - self.pulse
+        if self.noticed is None and silence > ttl * 2 // 3:
+            self.noticed = self.steady
         for state in self.sessions.values():
-            if self._lives(state) and not state.is_spared and steady - self.pulse > state.ttl:
+            has_lapsed = self._lives(state) and self.steady - state.beat_at > state.ttl
+            if self.noticed is not None and has_lapsed and not state.is_spared and silence > state.ttl * 2 // 3:
                 state.is_spared = True
-                state.beat_at = steady
+                state.beat_at = max(self.noticed, state.beat_at + state.ttl)
 
     # --- beat ------------------------------------------------------------------------------------------------
 
     def beat(self, beat: Beat) -> BeatAnswer:
-        self._spare_after_outage()
+        known = self.sessions.get(beat.session)
+        self._notice_silence(to_microseconds(self.rules.session_ttl) if known is None else known.ttl)
         state = self._living(beat.session)
         state.beat_at = state.last_beat_at = self.pulse = self.steady
-        state.is_spared = False
+        state.is_spared, self.noticed = False, None
         if beat.died_of:
             self._die(state, beat.died_of)
         for report in beat.reports:

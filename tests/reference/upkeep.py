@@ -22,7 +22,9 @@ class UpkeepStore(ScheduleStore):
     """A store with every operation, including upkeep."""
 
     def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
-        self._spare_after_outage()
+        living = self._living_ones()
+        if any(self._is_of_another_boot(state) or self.steady - state.last_beat_at > state.ttl for state in living):
+            self._notice_silence(min(state.ttl for state in living))
         reaped = self._reap()
         left = limit
         moves = list[int]()

@@ -104,8 +104,11 @@ class InvariantChecker:
     def _moved(self, verb: str, job_id: bytes, before: Record | None, after: Record | None) -> None:
         """By the table, each step of it one that the operation may take. That an ended job is not shown any more is no move."""
         was, now = None if before is None else before.status, None if after is None else after.status
-        if now is not None and not (was is None and now in ENDED):  # it had outlived its keep, and the clock was set back
-            _hold(now in reachable(was, EVENTS.get(verb, frozenset())), job_id, f"went from {was} to {now} by {verb}")
+        if now is not None:
+            # One that was not shown may have ended: it had outlived its keep, and then the clock was set back.
+            ways = [reachable(each, EVENTS.get(verb, frozenset())) for each in ((was,) if was is not None else (None, *ENDED))]
+            is_hidden = was is None and now in ENDED
+            _hold(is_hidden or any(now in way for way in ways), job_id, f"went from {was} to {now} by {verb}")
         _hold(verb != "purge" or was is not Status.RUNNING or now is was, job_id, "ran, and was purged")
         if before is not None and after is not None:
             self._went_on(verb, before, after)

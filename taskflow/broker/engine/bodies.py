@@ -29,7 +29,7 @@ class SessionBody(msgspec.Struct, array_like=True):
 
 
 class Outage(msgspec.Struct, array_like=True):
-    """A time at which no session sent a heartbeat for a session's ttl, by the steady clock.
+    """A time at which no session sent a heartbeat for two thirds of a session's ttl, by the steady clock.
 
     `began`  the last heartbeat before it
     `noted`  when it was noticed
@@ -102,12 +102,16 @@ def outages_of(draft: Draft) -> Outages:
 
 
 def note_outage(draft: Draft, ttl: int, pulse: int | None) -> Outages:
-    """Note that no session has sent a heartbeat for `ttl`, if that is so. `pulse` is the steady time of the last one.
+    """Note that no session has sent a heartbeat for two thirds of `ttl`, if that is so. `pulse` is the steady time of the last one.
 
     A heartbeat hides the silence before it. So the step that writes the heartbeat also notes the silence.
     """
     outages = outages_of(draft)
-    if pulse is None or draft.steady - pulse <= ttl:
+    if pulse is None:
+        return outages
+    if outages:
+        pulse = max(pulse, outages[-1].began)  # the session that sent the last heartbeat may be forgotten
+    if draft.steady - pulse <= ttl * 2 // 3:
         return outages
     if outages and outages[-1].began == pulse:
         outages[-1].until = draft.steady
@@ -120,15 +124,17 @@ def note_outage(draft: Draft, ttl: int, pulse: int | None) -> Outages:
 def lapse(session: Plain, outages: Outages, pulse: int | None, draft: Draft) -> tuple[int, bool]:
     """Return when a session lapses by the steady clock, and whether its leases are handed back then rather than counted as crashes.
 
-    If the store was unavailable, or the machine has booted again, the worker is not to blame. After an outage it gets one more ttl.
+    If the store was unavailable, or the machine has booted again, the worker is not to blame. After an outage it gets one more ttl. The
+    session may have sent its last heartbeat a little before the others sent theirs: workers send one three times in a ttl.
     """
     header = session.header
     if session_body(session).boot != draft.seen.boot:
         return 0, True
     beat_at, ttl = header["beat_at"], header["ttl"]
     for outage in outages:
-        silent_until = max(outage.until, draft.steady if pulse == outage.began else 0)
-        if beat_at <= outage.began and silent_until - outage.began > ttl:
-            return max(outage.noted, outage.began + ttl) + ttl + 1, True
+        goes_on = outage is outages[-1] and (pulse or 0) <= outage.began
+        silent_until = draft.steady if goes_on else outage.until
+        if beat_at <= outage.began and silent_until - beat_at > ttl and silent_until - outage.began > ttl * 2 // 3:
+            return max(outage.noted, beat_at + ttl) + ttl + 1, True
     lapses_at: int = header["lapses_at"]
     return lapses_at, False

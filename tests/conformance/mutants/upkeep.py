@@ -65,7 +65,7 @@ class OutageIsADeath(Mutant):
     breaks = frozenset({"outage"})
     because = "a failover of half a minute, and the whole fleet is reaped"
 
-    def _spare_after_outage(self) -> None:
+    def _notice_silence(self, ttl: int) -> None:
         pass
 
 
