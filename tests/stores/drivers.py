@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import random
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from types import TracebackType
-from typing import Any, ClassVar, Final, Generic, Self, TypeVar
+from typing import Any, ClassVar, Final, Self
 
 import asyncpg
 import pytest
@@ -19,8 +20,6 @@ from taskflow.broker.postgres.connect import server as postgres_connect
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.redis import connections, wakeups as redis_wakeups
 from tests.stores.postgres import scene as of_postgres
-from tests.stores.redis import scene as of_redis
-from tests.stores.redis.scene import Killer
 from tests.stores.scene import Scene
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy
@@ -30,71 +29,91 @@ SHORT: Final = 0.3
 """Seconds of a timeout that a test has shortened."""
 
 
-S = TypeVar("S", RedisServer, PostgresServer)
-
-
-class ServerDriver(ABC, Generic[S]):
-    """As a context manager: a server that keeps what it acknowledged, and a proxy before it."""
+class Driver(ABC):
+    """A server that keeps what it acknowledged, and a proxy before it."""
 
     name: ClassVar[str]
     ends: ClassVar[Mapping[str, Callable[[Any], None]]]
     """The ways in which the server's process may end."""
 
-    server: S
+    server: Any
+    proxy: Proxy
 
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        self.server = self._stack.enter_context(self._a_server())
-        self.proxy = self._stack.enter_context(self._a_proxy())
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stack.close()
-
+    @staticmethod
     @abstractmethod
-    def _a_server(self) -> Any: ...
+    def a_server() -> Any: ...
 
-    def _a_proxy(self) -> Proxy:
-        return Proxy(HOST, self.server.port, parse=None)
+    @classmethod
+    @contextmanager
+    def started(cls) -> Iterator[Self]:
+        driver = cls()
+        with cls.a_server() as driver.server, Proxy(HOST, driver.server.port, parse=None) as driver.proxy:
+            yield driver
 
     @abstractmethod
     def scene(self, *, far: bool = False) -> Scene:
         """An application on the server; if `far`, through the proxy."""
 
     @abstractmethod
-    def listeners(self, scene: Scene) -> set[Any]:
+    def listeners(self, scene: Any) -> set[Any]:
         """Return the connections on which workers wait for wake-ups; none while the server is away."""
 
     @abstractmethod
-    def killing(self, scene: Scene, seed: int) -> AbstractAsyncContextManager[Callable[[], int]]:
-        """Let the server end connections again and again: one, all, or those that listen. Gives a function that counts them."""
+    def kill(self, scene: Any, which: str) -> int:
+        """End "one" connection, "all", or the "listeners". Return how many were ended."""
+
+    @abstractmethod
+    def refuse_writes(self, scene: Any, refused: bool) -> None:
+        """Let the server be read-only, or no longer."""
 
     @abstractmethod
     def shorten_timeouts(self, patch: pytest.MonkeyPatch) -> None:
         """Make a second longer than every timeout of a command and of a listener."""
 
+    @asynccontextmanager
+    async def killing(self, scene: Scene, seed: int) -> AsyncIterator[Callable[[], int]]:
+        """Inside, the server ends connections again and again. Gives a function that counts them."""
+        ended, chance = 0, random.Random(seed)
 
-class RedisDriver(ServerDriver[RedisServer]):
+        async def kill_on() -> None:
+            nonlocal ended
+            while True:
+                await asyncio.sleep(chance.uniform(0.01, 0.15))
+                ended += await asyncio.to_thread(self.kill, scene, chance.choice(("one", "all", "listeners")))
+
+        killer = asyncio.create_task(kill_on())
+        try:
+            yield lambda: ended
+        finally:
+            killer.cancel()
+            await asyncio.gather(killer, return_exceptions=True)
+
+
+class RedisDriver(Driver):
     name = "redis"
     ends = {"stopped": RedisServer.stop, "killed": RedisServer.kill}
-
-    def _a_server(self) -> RedisServer:
-        return RedisServer(aof=True)
+    a_server = staticmethod(partial(RedisServer, aof=True))
 
     def scene(self, *, far: bool = False) -> Scene:
-        return of_redis.Scene(self.server, self.proxy.url() if far else None)
+        return Scene(self.server.url, self.proxy.url() if far else None)
 
-    def listeners(self, scene: Scene) -> set[Any]:
+    def listeners(self, scene: Any) -> set[Any]:
         with contextlib.suppress(redis.ConnectionError), self.server.client() as client:
             return {each["id"] for each in client.client_list(_type="pubsub")}
         return set()
 
-    @asynccontextmanager
-    async def killing(self, scene: Scene, seed: int) -> AsyncIterator[Callable[[], int]]:
-        with Killer(self.server, seed) as killer:
-            yield lambda: killer.killed
+    def kill(self, scene: Any, which: str) -> int:
+        with self.server.client() as client:
+            if which == "one":
+                ids = [int(each["id"]) for each in client.client_list() if int(each["id"]) != client.client_id()]
+                return int(client.client_kill_filter(_id=str(random.choice(ids)))) if ids else 0
+            others = int(client.client_kill_filter(_type="normal", skipme=True)) if which == "all" else 0
+            return others + int(client.client_kill_filter(_type="pubsub"))
+
+    def refuse_writes(self, scene: Any, refused: bool) -> None:
+        """A primary is demoted and promoted."""
+        with self.server.client() as client:
+            client.replicaof(*((HOST, 1) if refused else ("NO", "ONE")))
 
     def shorten_timeouts(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(connections, "ANSWER_TIMEOUT", SHORT)
@@ -102,29 +121,29 @@ class RedisDriver(ServerDriver[RedisServer]):
         patch.setattr(redis_wakeups, "PONG_TIMEOUT", SHORT)
 
 
-class PostgresDriver(ServerDriver[PostgresServer]):
+class PostgresDriver(Driver):
     name = "postgres"
     ends = {
         "stopped": partial(PostgresServer.stop, mode="fast"),
         "stopped at once": partial(PostgresServer.stop, mode="immediate"),
         "killed": PostgresServer.kill,
     }
+    a_server = staticmethod(partial(PostgresServer, fsync=False))
 
-    def _a_server(self) -> PostgresServer:
-        return PostgresServer(fsync=False)
-
-    def scene(self, *, far: bool = False) -> of_postgres.Scene:
+    def scene(self, *, far: bool = False) -> Scene:
         return of_postgres.Scene(self.server, proxy=self.proxy if far else None)
 
-    def listeners(self, scene: Scene) -> set[Any]:
-        assert isinstance(scene, of_postgres.Scene)
-        return of_postgres.listeners(scene)
+    def listeners(self, scene: Any) -> set[Any]:
+        with contextlib.suppress(OSError, asyncpg.PostgresError):
+            return set(self.server.rows(f"SELECT pid FROM pg_stat_activity WHERE {of_postgres.LISTENS} AND datname = $1", scene.database))
+        return set()
 
-    @asynccontextmanager
-    async def killing(self, scene: Scene, seed: int) -> AsyncIterator[Callable[[], int]]:
-        assert isinstance(scene, of_postgres.Scene)
-        async with of_postgres.killing(self.server, scene.database, seed) as ended:
-            yield lambda: sum(ended)
+    def kill(self, scene: Any, which: str) -> int:
+        condition = of_postgres.LISTENS if which == "listeners" else "true"
+        return of_postgres.terminate(self.server, scene.database, which=condition, most=1 if which == "one" else 1_000)
+
+    def refuse_writes(self, scene: Any, refused: bool) -> None:
+        scene.set("default_transaction_read_only", "on" if refused else None)
 
     def shorten_timeouts(self, patch: pytest.MonkeyPatch) -> None:
         """To a tenth: a connection of PostgreSQL is not made as fast as one of Redis."""
@@ -139,7 +158,5 @@ class PostgresDriver(ServerDriver[PostgresServer]):
 
         patch.setattr(asyncpg.Connection, "execute", execute_within_less)
 
-
-Driver = RedisDriver | PostgresDriver
 
 DRIVERS: Final[tuple[type[Driver], ...]] = (RedisDriver, PostgresDriver)

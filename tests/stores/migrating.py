@@ -10,14 +10,9 @@ run                  runs a script on the store, or raises ScriptFailed
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
 import sqlite3
 import subprocess
 from pathlib import Path
-
-import asyncpg
-import pytest
 
 from taskflow.broker.migrations import Migration, Upgrade
 from taskflow.broker.postgres.schema import VERSION
@@ -26,6 +21,8 @@ from taskflow.broker.sqlite.statements import Statements
 from tests.stores.postgres import versions as postgres
 from tests.stores.sqlite.support import connected
 from tests.support.postgres import shared_postgres
+
+NEXT_VERSION = "UPDATE {}meta SET value = value + 1 WHERE name = 'version'"
 
 
 class ScriptFailed(Exception):
@@ -44,11 +41,9 @@ class SqliteDriver:
         return f"sqlite:///{self._folder}/{next(self._numbers)}.db"
 
     def of_the_next_version(self) -> str:
-        self.run(
-            url := self.nowhere(),
-            tables.script(Upgrade(place="tables", version=0, migrations=(Migration(VERSION, ""),)), Statements("taskflow")),
-        )
-        self.run(url, "UPDATE taskflow_meta SET value = value + 1 WHERE name = 'version';")
+        upgrade = Upgrade(place="tables", version=0, migrations=(Migration(VERSION, ""),))
+        self.run(url := self.nowhere(), tables.script(upgrade, Statements("taskflow")))
+        self.run(url, NEXT_VERSION.format("taskflow_"))
         return url
 
     def shape(self, url: str) -> list[tuple[str, str]]:
@@ -68,6 +63,8 @@ def _path(url: str) -> Path:
 
 
 class PostgresDriver:
+    """Runs scripts by psql, for which they are written."""
+
     name = "postgres"
     run_again = "let `taskflow migrate --sql` print this script again"
 
@@ -79,7 +76,7 @@ class PostgresDriver:
 
     def of_the_next_version(self) -> str:
         database = postgres.of_this_version(shared_postgres())
-        shared_postgres().execute("UPDATE taskflow.meta SET value = value + 1 WHERE name = 'version'", database)
+        shared_postgres().execute(NEXT_VERSION.format("taskflow."), database)
         return shared_postgres().url(database)
 
     def shape(self, url: str) -> dict[str, list[str]]:
@@ -87,26 +84,9 @@ class PostgresDriver:
 
     def run(self, url: str, script: str) -> None:
         try:
-            shared_postgres().execute(postgres.without_meta_commands(script), _database(url))
-        except asyncpg.PostgresError as error:
-            raise ScriptFailed(str(error)) from error
-
-
-class PsqlDriver(PostgresDriver):
-    """Runs scripts by psql, for which they are written."""
-
-    name = "postgres-psql"
-
-    def run(self, url: str, script: str) -> None:
-        psql = shutil.which("psql") or shared_postgres().binary.with_name("psql")
-        if not Path(psql).exists():
-            if os.environ.get("CI"):
-                pytest.fail("there is no psql on this machine: apt-get install postgresql-client")
-            pytest.skip("there is no psql on this machine: apt-get install postgresql-client (where CI is set, that is a failure)")
-        command = [psql, "--no-psqlrc", "--quiet", shared_postgres().url(_database(url))]
-        ran = subprocess.run(command, input=script, text=True, capture_output=True, check=False)
-        if ran.returncode:
-            raise ScriptFailed(ran.stderr)
+            postgres.psql(shared_postgres().url(_database(url)), script)
+        except subprocess.CalledProcessError as error:
+            raise ScriptFailed(error.stderr) from error
 
 
 def _database(url: str) -> str:

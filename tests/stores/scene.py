@@ -17,14 +17,13 @@ from taskflow.app.app import default_app
 from taskflow.app.handle import JobHandle
 from taskflow.broker.protocol import Added, Broker
 from taskflow.broker.url import connect
-from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerUnavailable
-from taskflow.model.ids import IdFactory
 from taskflow.model.record import Record
-from taskflow.model.session import Session
-from taskflow.model.verdict import Settled, Settlement, Succeeded
-from taskflow.worker.events import WorkerEvent
+from taskflow.model.verdict import Settled
+from taskflow.worker.events import SessionEnded, WorkerEvent
 from taskflow.worker.options import WorkerOptions
+from tests.stores.jobs import an_envelope, new_id, registered
+from tests.support.verdicts import succeeded
 from tests.support.waiting import until
 
 TIMEOUT: Final = 60.0
@@ -32,6 +31,9 @@ TIMEOUT: Final = 60.0
 
 SHORT_TTL: Final = 4.0
 """Seconds: a beat each second, and longer than what a machine with much else to do stands still."""
+
+NOTE: Final = "tests.stores.note"
+"""The scene's job."""
 
 
 class Scene:
@@ -52,7 +54,7 @@ class Scene:
         self._stack = ExitStack()
         self._ran = asyncio.Event()
 
-        @taskflow.job(name="tests.stores.note", keep_result=3600)
+        @taskflow.job(name=NOTE, keep_result=3600)
         async def note(number: int, padding: bytes = b"") -> None:
             if self.takes:
                 await asyncio.sleep(self.takes)
@@ -71,26 +73,29 @@ class Scene:
         await self.store.close()
         self._stack.close()
 
-    def worker(self, *, ttl: float = SHORT_TTL, concurrency: int = 50) -> Worker:
-        return Worker(options=WorkerOptions(ttl=ttl, concurrency=concurrency, grace=5.0, subscribers=(self.events.append,)))
+    def worker(self, *, ttl: float = SHORT_TTL) -> Worker:
+        return Worker(options=WorkerOptions(ttl=ttl, concurrency=50, grace=5.0, subscribers=(self.events.append,)))
+
+    @property
+    def has_lost_a_session(self) -> bool:
+        return any(isinstance(event, SessionEnded) for event in self.events)
 
     async def send(self, numbers: Iterable[int], *, padding: bytes = b"") -> None:
         numbers = list(numbers)
         handles = await taskflow.enqueue(self.note.bind(number, padding) for number in numbers)
         self.handles.update(zip(numbers, handles, strict=True))
 
-    async def keep_sending(self, numbers: range, *, by: int = 5, every: float = 0.005, ahead: int | None = None) -> None:
+    async def keep_sending(self, numbers: range, *, by: int = 5, ahead: int | None = None) -> None:
         """In batches, with a pause after each. If `ahead` is given, only that many jobs wait to be run, however slow the machine is."""
         for first in range(numbers.start, numbers.stop, by):
             if ahead is not None and first - ahead >= numbers.start:
                 await self.until_ran([first - ahead])
             await self.send(range(first, min(first + by, numbers.stop)))
-            await asyncio.sleep(every)
+            await asyncio.sleep(0.005)
 
     async def fill(self, padding: bytes) -> int:
         """Send until the store is full. Return the number that comes next."""
-        first = len(self.handles)
-        for sent in range(first, 10_000, 20):
+        for sent in range(len(self.handles), 10_000, 20):
             try:
                 await self.send(range(sent, sent + 20), padding=padding)
             except EnqueueFailed as error:
@@ -106,12 +111,18 @@ class Scene:
                 self._ran.clear()
                 await self._ran.wait()
 
-    async def until_done(self, numbers: Iterable[int] | None = None, *, within: float = TIMEOUT) -> None:
+    async def until_done(self, numbers: Iterable[int] | None = None) -> None:
         """Until the store says of each of these jobs, of all by default, that it has succeeded."""
         wanted = list(self.handles if numbers is None else numbers)
+
+        async def have_succeeded() -> bool:
+            with contextlib.suppress(BrokerUnavailable):  # the connection of this look may be cut, too
+                return await self.told(wanted) == {Status.SUCCEEDED.value: len(wanted)}
+            return False
+
         try:
-            await self.until_ran(wanted, within=within)
-            await until(lambda: self._have_succeeded(wanted), within)
+            await self.until_ran(wanted)
+            await until(have_succeeded, TIMEOUT)
         except TimeoutError:
             raise AssertionError(f"not done: {await self.told(wanted)}; the last events: {self.events[-5:]}") from None
 
@@ -131,28 +142,17 @@ class Scene:
             yield
         await afar.close()
 
-    async def has_succeeded(self, handle: JobHandle[Any]) -> bool:
-        [record] = await self.store.read([_id(handle)])
-        return record is not None and record.status is Status.SUCCEEDED
-
-    async def has_beaten_since(self, instant: float) -> bool:
-        """Whether the only worker has sent a heartbeat since then, on the monotonic clock."""
-        [worker] = await self.store.admin.workers()
-        return worker.seconds_since_beat < elapsed_since(instant)
-
     async def told(self, numbers: Iterable[int]) -> dict[str, int]:
         """How many of these jobs the store says what of."""
-        records = await self.records(numbers)
-        return dict(Counter("gone" if record is None else record.status.value for record in records))
+        return dict(Counter("gone" if record is None else record.status.value for record in await self.records(numbers)))
 
     async def records(self, numbers: Iterable[int]) -> list[Record | None]:
-        ids = [self.handles[number] for number in numbers]
-        return [record for first in range(0, len(ids), 500) for record in await self.store.read([_id(h) for h in ids[first : first + 500]])]
+        ids = [id_of(self.handles[number]) for number in numbers]
+        return [record for first in range(0, len(ids), 500) for record in await self.store.read(ids[first : first + 500])]
 
     async def totals(self) -> Counter[str]:
         """How often each event has happened, over all queues, says the store."""
-        by_queue = (await self.store.admin.metrics()).totals.values()
-        return sum((Counter(events) for events in by_queue), Counter[str]())
+        return sum(map(Counter[str], (await self.store.admin.metrics()).totals.values()), Counter[str]())
 
     async def waiting(self) -> dict[str, int]:
         """How many jobs have not ended, by status; nothing where none has."""
@@ -168,13 +168,8 @@ class Scene:
         assert await self.waiting() == {}
         assert all(self.runs[number] >= 1 for number in self.handles)
 
-    async def _have_succeeded(self, numbers: list[int]) -> bool:
-        with contextlib.suppress(BrokerUnavailable):  # the connection of this look may be cut, too
-            return await self.told(numbers) == {Status.SUCCEEDED.value: len(numbers)}
-        return False
 
-
-def _id(handle: JobHandle[Any]) -> bytes:
+def id_of(handle: JobHandle[Any]) -> bytes:
     return bytes.fromhex(handle.id.replace("-", ""))
 
 
@@ -182,16 +177,9 @@ def elapsed_since(began_at: float) -> float:
     return time.monotonic() - began_at
 
 
-_new_id = IdFactory()
-
-
 async def one_job_is_done(broker: Broker) -> None:
     """In a queue that is its own: others do the same meanwhile."""
-    queue = _new_id().hex()
-    envelope = Envelope(id=_new_id(), job="work", payload=b"\x01payload", queue=queue)
-    session = Session(id=_new_id(), name="worker")
+    envelope = an_envelope(queue=new_id().hex())
     assert await broker.enqueue([envelope]) == [Added(envelope.id)]
-    await broker.register(session)
-    [lease] = await broker.claim(session.id, 1, [queue], 10)
-    settlement = Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=Succeeded(b"\xc0"))
-    assert await broker.settle([settlement]) == [Settled.OK]
+    [lease] = await broker.claim((await registered(broker)).id, 1, [envelope.queue], 10)
+    assert await broker.settle([succeeded(lease)]) == [Settled.OK]

@@ -1,56 +1,154 @@
-"""Servers that let nobody in, or are not there: a clear error, exit code 3, and no secret in what is said."""
+"""Servers that let nobody in, are not there, or cannot be used: a clear error, exit code 3, and no secret in what is said."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+import gc
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, Final
 
 import pytest
 
 from taskflow.broker.url import connect
+from taskflow.cli.exit_codes import Exit
 from tests.cli.inprocess import Cli
-from tests.stores.refusals import SECRET, WRONG, exits_by_broker, locked_postgres
-from tests.support.servers import HOST, RedisServer, free_port
+from tests.cli.processes import OUR_FRAMES
+from tests.support.postgres import PostgresServer, shared_postgres
+from tests.support.servers import HOST, RedisServer, free_port, has_tls, redis_binaries
 
-REFUSES: Final = {"redis": "rejects this user and password", "postgres": "refuses: .*password"}
-LACKS_TLS: Final = {"redis": "over TLS does not answer", "postgres": "offers no TLS, which tls=require"}
-NAMES: Final = {"redis": "Redis", "postgres": "PostgreSQL"}
+SECRET: Final = "hush-hush"
+WRONG: Final = "not-the-secret"
+
+SERVERS: Final[dict[str, Any]] = {
+    "redis": (RedisServer, {"settings": {"requirepass": SECRET}}, "Redis", "rejects this user and password", "over TLS does not answer"),
+    "postgres": (
+        PostgresServer,
+        {"fsync": False, "access": ["host all app all scram-sha-256"]},
+        "PostgreSQL",
+        "refuses: .*password",
+        "offers no TLS, which tls=require",
+    ),
+}
+"""How a server is started whose user has the password SECRET, and what is said of it."""
 
 
-@pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.xdist_group(f"refusals of {kind}")) for kind in NAMES], scope="module")
+@pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.xdist_group(f"refusals of {kind}")) for kind in SERVERS], scope="module")
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
 def port(kind: str) -> Iterator[int]:
-    """Of a server without TLS whose user has the password SECRET."""
-    with RedisServer(settings={"requirepass": SECRET}) if kind == "redis" else locked_postgres() as server:
+    with SERVERS[kind][0](**SERVERS[kind][1]) as server:
+        if kind == "postgres":
+            server.execute(f"CREATE ROLE app LOGIN PASSWORD '{SECRET}'; GRANT CREATE ON DATABASE postgres TO app")
         yield server.port
 
 
-def url_of(kind: str, port: int, password: str | None, *, tls: bool = False) -> str:
-    secret = "" if password is None else f":{password}"
+def exits_by_broker(cli: Cli, url: str, *patterns: str, look: str | None = None) -> None:
+    """Check that a worker and a look end with exit code 3, say why, and show neither a traceback nor a secret.
+
+    `look` is what the look says, if that is something else: it creates no store, so it is not refused that.
+    """
+    cli.write("tasks.py", "from taskflow import job\n\n@job\nasync def note(number: int) -> None: ...\n")
+    for command in (["worker", "tasks", "--start-timeout", "0.2"], ["queues"]):
+        said = cli(*command, "--broker", url, code=Exit.BROKER)
+        told = said.out + said.err
+        for pattern in patterns if look is None or command != ["queues"] else (look,):
+            assert re.search(pattern, told), told
+        assert not OUR_FRAMES.search(told), told
+        assert SECRET not in told
+        assert WRONG not in told
+
+
+def url_of(kind: str, port: int, password: str = "", *, tls: bool = False) -> str:
+    secret = password and f":{password}"
     if kind == "redis":
         return f"redis{'s' * tls}://{secret and f'{secret}@'}{HOST}:{port}/0"
     return f"postgresql://app{secret}@{HOST}:{port}/postgres{'?tls=require' * tls}"
 
 
-@pytest.mark.parametrize("password", [None, WRONG], ids=["none", "a wrong one"])
-def test_a_wrong_password(cli: Cli, kind: str, port: int, password: str | None) -> None:
-    exits_by_broker(cli, url_of(kind, port, password), f"{HOST}:{port} {REFUSES[kind]}")
-
-
-async def test_the_right_password(kind: str, port: int) -> None:
+async def test_the_right_password_is_not_shown(kind: str, port: int) -> None:
     broker = connect(url_of(kind, port, SECRET))
     assert await broker.read([bytes(16)]) == [None]
     assert SECRET not in repr(broker)
     await broker.close()
 
 
-def test_nobody_there(cli: Cli, kind: str) -> None:
-    exits_by_broker(cli, url_of(kind, port := free_port(), SECRET), f"{NAMES[kind]} at {HOST}:{port} does not answer")
+def test_no_password_a_wrong_one_no_tls_and_nobody_there(cli: Cli, kind: str, port: int) -> None:
+    _, _, name, refuses, lacks_tls = SERVERS[kind]
+    for password in ("", WRONG):
+        exits_by_broker(cli, url_of(kind, port, password), f"{HOST}:{port} {refuses}")
+    exits_by_broker(cli, url_of(kind, port, SECRET, tls=True), f"{name} at {HOST}:{port} {lacks_tls}")
+    exits_by_broker(cli, url_of(kind, nobody := free_port(), SECRET), f"{name} at {HOST}:{nobody} does not answer")
 
 
-def test_tls_asked_of_a_server_without(cli: Cli, kind: str, port: int) -> None:
-    exits_by_broker(cli, url_of(kind, port, SECRET, tls=True), f"{NAMES[kind]} at {HOST}:{port} {LACKS_TLS[kind]}")
+# --- what cannot be used ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def a_replica() -> Iterator[str]:
+    with RedisServer() as primary, RedisServer(settings={"replicaof": f"{HOST} {primary.port}"}) as replica:
+        yield replica.url
+
+
+@contextmanager
+def behind_tls(options: str = "") -> Iterator[str]:
+    able = [found for found in redis_binaries() if has_tls(found.path)]
+    assert able, "no server of this machine has TLS"
+    with RedisServer(able[0].path, tls=True, settings={"requirepass": SECRET}) as server:
+        yield f"{server.url}{options.format(server.ca_file)}"
+
+
+@contextmanager
+def another_layout() -> Iterator[str]:
+    """It is left alone; another namespace of the same server is another store."""
+    with RedisServer() as server, server.client() as client:
+        client.hset("{taskflow:0}:meta", "layout", 99)
+        yield server.url
+        assert client.keys("*") == [b"{taskflow:0}:meta"]
+
+
+@contextmanager
+def a_standby() -> Iterator[str]:
+    with PostgresServer(fsync=False) as server:
+        server.stop()
+        server.data.joinpath("standby.signal").touch()
+        server.start()
+        yield server.url()
+
+
+@contextmanager
+def a_read_only_database() -> Iterator[str]:
+    database = shared_postgres().new_database()
+    shared_postgres().execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    yield shared_postgres().url(database)
+
+
+UNUSABLE: Final[dict[str, tuple[Callable[[], AbstractContextManager[str]], Sequence[str]]]] = {
+    "replica": (a_replica, ["read-only replica: name the primary"]),
+    "TLS of an unknown authority": (behind_tls, ["over TLS cannot be trusted: .*certificate", r"\?tls_ca="]),
+    "no file of an authority": (partial(behind_tls, "?tls_ca={}.none"), ["no TLS with Redis at .*none"]),
+    "layout": (another_layout, [r"another version of taskflow under \{taskflow:0\}:", r"layout is 99", r"namespace="]),
+    "standby": (a_standby, ["read-only standby: name the primary"]),
+    "read-only database": (a_read_only_database, ["read-only transaction"]),
+}
+
+
+@pytest.mark.parametrize("what", UNUSABLE)
+def test_a_server_that_cannot_be_used(cli: Cli, what: str) -> None:
+    opened, patterns = UNUSABLE[what]
+    with opened() as url:
+        exits_by_broker(cli, url, *patterns, look="schema 'taskflow' does not exist" if "database" in what else None)
+        if what == "layout":
+            cli("queues", "--broker", f"{url}?namespace=other")
+
+
+async def test_tls_with_the_right_authority() -> None:
+    with behind_tls("?tls_ca={}") as url:
+        broker = connect(url)
+        assert await broker.read([bytes(16)]) == [None]
+        await broker.close()
+        gc.collect()  # what was not closed would be told here

@@ -132,8 +132,7 @@ async def test_a_drain_runs_what_was_committed_with_a_key(postgres_database: str
 
 
 @pytest.mark.parametrize(
-    "begins",
-    ["BEGIN ISOLATION LEVEL REPEATABLE READ", "BEGIN ISOLATION LEVEL SERIALIZABLE", "BEGIN; SET CONSTRAINTS ALL IMMEDIATE"],
+    "begins", ["BEGIN ISOLATION LEVEL REPEATABLE READ", "BEGIN ISOLATION LEVEL SERIALIZABLE", "BEGIN; SET CONSTRAINTS ALL IMMEDIATE"]
 )
 async def test_isolation_and_constraints_lose_no_job(broker: Broker, postgres_database: str, begins: str) -> None:
     """With immediate constraints a job may be found 10 s after the commit."""

@@ -19,13 +19,9 @@ from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.errors import broker_error
 from taskflow.broker.postgres.wakeups import UNHEARD
 from taskflow.broker.url import connect
-from taskflow.model.envelope import Envelope
-from taskflow.model.ids import IdFactory
 from taskflow.model.session import Session
 from tests.stores.postgres.versions import of_this_version
 from tests.support.postgres import PostgresServer
-
-new_id = IdFactory()
 
 SESSION: Final = os.urandom(16)
 
@@ -34,13 +30,6 @@ UNTIL_KEPT: Final = 6
 
 Cost = dict[str, tuple[int, int]]
 """Of each table by itself, and of each index, how often it was scanned and how many rows that gave."""
-
-_FILL: Final = """
-    INSERT INTO taskflow.jobs (id, rev, status, flags, priority, queue, job, created_at, due_at, awaits, epoch, sent, content)
-    SELECT decode(md5(n::text), 'hex'), n, status, flags, priority, queue, job, 0, due_at + n, 0, 0, sent, content
-    FROM generate_series(2, $2::integer) AS n, (SELECT * FROM taskflow.jobs WHERE id = $1) AS like_it
-"""
-"""More like the one that the broker has added."""
 
 
 class Clock:
@@ -107,47 +96,22 @@ class Store:
         self._database = database
         self._broker = OnConnection.of(connection)
 
-    async def fill(self, rows: int, *, after: float = 0.0) -> None:
-        if rows == 0:
-            return
-        envelope = Envelope(id=new_id(), job="work", payload=b"\x01payload", after=after)
-        broker = connect(self.url)
-        await broker.enqueue([envelope])
-        await broker.close()
-        other = await asyncpg.connect(self.url)
-        await other.execute(_FILL, envelope.id, rows)
-        await other.execute(
-            "INSERT INTO taskflow.tally (queue, after, n) SELECT queue, status, $2 FROM taskflow.jobs WHERE id = $1", envelope.id, rows - 1
-        )
-        await other.close()
+    def rows(self, query: str, *arguments: object) -> list[tuple[Any, ...]]:
+        """Ask the server on a connection of its own."""
+        return self._server.rows(query, *arguments, database=self._database)
 
-    def others(self) -> list[tuple[Any, ...]]:
-        """The connections of brokers."""
-        return self._server.rows("SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name = 'taskflow'", self._database)
+    def execute(self, script: str) -> None:
+        self._server.execute(script, self._database)
 
-    def dead_rows(self) -> int:
-        """Of jobs, as the server's statistics have it, which come a moment late."""
-        [(rows,)] = self._server.rows("SELECT n_dead_tup FROM pg_stat_user_tables WHERE relname = 'jobs'", database=self._database)
-        return int(rows)
-
-    def database_stats(self) -> tuple[int, int, int]:
-        """Of jobs the rows that were inserted and updated; of the database the transactions."""
-        [row] = self._server.rows(
-            "SELECT n_tup_ins, n_tup_upd, (SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()) "
-            "FROM pg_stat_user_tables WHERE relname = 'jobs'",
-            database=self._database,
-        )
-        return row[0], row[1], row[2]
-
-    async def costs(self, call: Call | str, *arguments: Any, times: int = 1) -> list[Cost]:
+    async def costs(self, call: Call | str, *, times: int = 1) -> list[Cost]:
         """Each time, what a call or a statement reads. It is rolled back."""
-        return [await self._cost(call, *arguments) for _ in range(times)]
+        return [await self._cost(call) for _ in range(times)]
 
-    async def _cost(self, call: Call | str, *arguments: Any) -> Cost:
+    async def _cost(self, call: Call | str) -> Cost:
         transaction = self.connection.transaction()
         await transaction.start()
         before = await self._counts()
-        await (self.connection.fetch(call, *arguments) if isinstance(call, str) else call(self._broker))
+        await (self.connection.fetch(call) if isinstance(call, str) else call(self._broker))
         after = await self._counts()
         await transaction.rollback()
         return {name: (scans - before[name][0], rows - before[name][1]) for name, (scans, rows) in after.items() if scans > before[name][0]}

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import asyncpg
-import pytest
 
 from taskflow import Status
 from taskflow.broker import topics
@@ -22,18 +21,19 @@ from taskflow.broker.postgres.queries import HOT_SCANS
 from taskflow.broker.postgres.tables import TABLES
 from taskflow.model.audit import Action
 from taskflow.model.clock import ManualClock
-from taskflow.model.envelope import Envelope, Lease, OnConflict
+from taskflow.model.envelope import Lease, OnConflict
 from taskflow.model.schedule import Amendment, Definition, Firing
 from taskflow.model.session import Beat, Report, Session
 from taskflow.model.verdict import Progress, Settled
-from tests.stores.postgres.counts import SESSION, UNTIL_KEPT, Call, Clock, Cost, OnConnection, Store, new_id
+from tests.stores.jobs import an_envelope, new_id
+from tests.stores.postgres.counts import Clock
 from tests.support.verdicts import cancelled, failed, retried, snoozed, succeeded
 
 FEW: Final = 1_200
 """Rows that a plan may read: upkeep forgets up to 1,000 ids at a time."""
 SOME: Final = 200
 MANY: Final = 3_000
-"""How many records `fill_tables` makes of each kind, and of jobs in each status."""
+"""How many records FILL makes of each kind, and of jobs in each status."""
 
 _MODULE: Final = """
     LOAD 'auto_explain';
@@ -97,35 +97,15 @@ def _reads(node: dict[str, Any], function: str, text: str, *, is_limited: bool) 
         yield from _reads(child, function, text, is_limited=is_limited and not is_apart)
 
 
-async def fill_tables(connection: asyncpg.Connection) -> None:
-    """Make many records that are nobody's business: in other queues, of other sessions, or due in a hundred years."""
-    await connection.execute(_FILL)
-
-
 async def empty_tables(connection: asyncpg.Connection) -> None:
-    """Delete what `fill_tables` has made. The server then knows that the tables are empty, and large."""
+    """Delete what FILL has made. The server then knows that the tables are empty, and large."""
     for table in _FILLED:
         await connection.execute(f"DELETE FROM taskflow.{table} WHERE NOT {'name = $$worker$$' if table == 'sessions' else 'false'}")
         await connection.execute(f"ANALYZE taskflow.{table}")
 
 
-_FILLED: Final = (
-    "jobs",
-    "keys",
-    "tags",
-    "sessions",
-    "schedules",
-    "declared",
-    "queues",
-    "ends",
-    "actions",
-    "facts",
-    "idle",
-    "awaited",
-    "requests",
-    "marks",
-    "lowered",
-    "totals",
+_FILLED: Final = re.findall(
+    r"\w+", "jobs keys tags sessions schedules declared queues ends actions facts idle awaited requests marks lowered totals"
 )
 
 _ALL: Final = f"FROM generate_series(1, {MANY}) AS n"
@@ -133,7 +113,7 @@ _SOME: Final = f"FROM generate_series(1, {SOME}) AS n"
 _ID: Final = "substr(sha256(int8send(n * 8 + {})), 1, 16)"
 _OWN: Final = _ID.format(0)
 
-_FILL: Final = f"""
+FILL: Final = f"""
     INSERT INTO taskflow.jobs (id, rev, status, flags, priority, queue, job, created_at, due_at, expires_at, awaits, epoch, session, claim,
         claimed_at, claimed_steady, ended_at, fade_at, cause)
     SELECT {_ID.format("s")}, n, s, CASE s WHEN 3 THEN 16 ELSE 0 END, 0, 'other' || n % 3, 'work', 0,
@@ -161,39 +141,7 @@ _FILL: Final = f"""
     INSERT INTO taskflow.lowered (kind, queue, rank, xid, at) SELECT 'kept', 'other' || n, 0, '3', 0 {_ALL};
     INSERT INTO taskflow.totals (queue, what, n) SELECT 'other' || n % 3, '=' || n / 3, {MANY} FROM generate_series(0, 20) AS n;
 """
-
-# --- what calls cost, whether or not the server can explain ----------------------------------------------------------
-
-LIMIT: Final = 10
-
-CALLS: Final[Sequence[Call]] = (
-    lambda broker: broker.claim(SESSION, 1, [], LIMIT),
-    lambda broker: broker.claim(SESSION, 1, ["default"], LIMIT),
-    lambda broker: broker.upkeep(LIMIT),
-    lambda broker: OnConnection.of(broker.connection, Clock(86_400.0)).upkeep(LIMIT),
-)
-
-
-async def assert_a_beat_is_cheap(store: Store) -> None:
-    """However many jobs there are, it reads none but the session's own."""
-    for cost in await store.costs(lambda broker: broker.beat(Beat(session=SESSION, seen=1)), times=UNTIL_KEPT):
-        assert "jobs" not in cost
-        assert all(rows <= 20 * LIMIT for _, rows in cost.values()), cost  # claims that were rolled back have left dead leases
-
-
-def assert_cheap(costs: list[Cost], index: str, *, is_there: bool = True) -> None:
-    """By that index each time, if there is something to be found by it, never by the table from end to end, and of few rows."""
-    for cost in costs:
-        assert index in cost or not is_there, costs
-        assert "jobs" not in cost, costs
-        assert all(rows <= 4 * LIMIT for _, rows in cost.values()), cost
-
-
-any_kind = pytest.mark.parametrize("after", [0.0, 3600.0], ids=["ready", "scheduled"])
-
-
-def an_envelope(**more: object) -> Envelope:
-    return Envelope(**{"id": new_id(), "job": "work", "payload": b"\x01", **more})  # type: ignore[arg-type]
+"""Makes many records that are nobody's business: in other queues, of other sessions, or due in a hundred years."""
 
 
 class Everything:
@@ -264,7 +212,7 @@ class Everything:
         await broker.define([Definition("put", bytes(16), b"body")])
         await broker.define([Definition("declared", bytes(16), b"body")], self.session.id, 1.0)
         self.clock.advance(1.0)
-        for offer in (await broker.upkeep(LIMIT)).offers:
+        for offer in (await broker.upkeep(10)).offers:
             at = offer.now + 60_000_000
             await broker.fire([Firing(name=offer.name, digest=offer.digest, expected=None, next_at=at, look_at=at, envelope=an_envelope())])
         assert len(await broker.admin.schedules(["put", "declared"])) == 2
@@ -309,11 +257,11 @@ class Everything:
         for _ in range(3):
             self.clock.advance(2.0)
             await broker.upkeep(100, ends=True)
-        await broker.store.fade(LIMIT, 0, 0)
+        await broker.store.fade(10, 0, 0)
         await broker.store.query(Query(tuple(Ref(kind, b"unknown") for kind in TABLES)))
         for name, prefix, backwards, with_records in HOT_SCANS:
             await broker.store.query(
-                Query(scans=(Scan(name, LIMIT, (self.session.id,)[:prefix], backwards=backwards, with_records=with_records),))
+                Query(scans=(Scan(name, 10, (self.session.id,)[:prefix], backwards=backwards, with_records=with_records),))
             )
         await broker.call("locked", [new_id()], [new_id()], '{"sessions": [{"id": "00"}]}')
         await broker.call("check_marks", self.clock.wall())

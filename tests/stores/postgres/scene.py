@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import asyncpg
 
 from taskflow import JobHandle
 from tests.stores import scene
+from tests.stores.scene import NOTE
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy
 
-KILLED_INTERVAL: Final = (0.01, 0.1)
-
-LISTENERS: Final = "(query LIKE 'LISTEN%' OR query = 'SELECT 1')"
+LISTENS: Final = "(query LIKE 'LISTEN%' OR query = 'SELECT 1')"
 """Of pg_stat_activity: a listening connection, which says this when it is asked whether it is there."""
 
 
@@ -37,21 +31,11 @@ class Scene(scene.Scene):
         await super().assert_each_settled_once()
         assert (await self.totals())["enqueue"] == len(self.handles)
 
-    def set(self, setting: str, value: str) -> None:
-        """For all connections to the database that are made from now on; the others are ended."""
-        self.postgres.execute(f"ALTER DATABASE {self.database} SET {setting} = {value}")
+    def set(self, setting: str, value: str | None) -> None:
+        """For all connections to the database that are made from now on; the others are ended. None: as it was."""
+        change = f"RESET {setting}" if value is None else f"SET {setting} = {value}"
+        self.postgres.execute(f"ALTER DATABASE {self.database} {change}")
         terminate(self.postgres, self.database)
-
-    def reset(self, setting: str) -> None:
-        self.postgres.execute(f"ALTER DATABASE {self.database} RESET {setting}")
-        terminate(self.postgres, self.database)
-
-
-def listeners(scene: Scene) -> set[tuple[object, ...]]:
-    """Return the server's processes behind the listening connections; none while it is away."""
-    with contextlib.suppress(OSError, asyncpg.PostgresError):
-        return set(scene.postgres.rows(f"SELECT pid FROM pg_stat_activity WHERE {LISTENERS} AND datname = $1", scene.database))
-    return set()
 
 
 def terminate(server: PostgresServer, database: str, *, which: str = "true", most: int = 1_000) -> int:
@@ -63,30 +47,6 @@ def terminate(server: PostgresServer, database: str, *, which: str = "true", mos
         most,
     )
     return int(ended)
-
-
-@asynccontextmanager
-async def killing(server: PostgresServer, database: str, seed: int) -> AsyncIterator[list[int]]:
-    """Inside, connections to the database are ended again and again: one, all, or the listeners. How many at each time."""
-    ended: list[int] = []
-    chance = random.Random(seed)
-
-    async def kill_on() -> None:
-        while True:
-            await asyncio.sleep(chance.uniform(*KILLED_INTERVAL))
-            which, most = chance.choice((("true", 1), ("true", 1_000), (LISTENERS, 1_000)))
-            ended.append(await asyncio.to_thread(terminate, server, database, which=which, most=most))
-
-    killer = asyncio.create_task(kill_on())
-    try:
-        yield ended
-    finally:
-        killer.cancel()
-        await asyncio.gather(killer, return_exceptions=True)
-
-
-NOTE: Final = "tests.stores.note"
-"""The scene's job."""
 
 
 async def send(sql: asyncpg.Connection, options: str = "", **arguments: Any) -> JobHandle[Any]:

@@ -10,19 +10,16 @@ import pytest
 
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
-from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.envelope import Lease
 from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled
-from tests.stores.postgres.counts import SESSION, Store, counting, new_id, rows_of
+from tests.stores.jobs import an_envelope, envelopes, new_id
+from tests.stores.postgres.counts import SESSION, Store, counting, rows_of
 from tests.support.verdicts import SettlementOf, failed, retried, succeeded
 from tests.support.waiting import until
 
 BATCH: Final = 100
 BATCHES: Final = 5
-
-
-def envelopes(number: int, **more: Any) -> list[Envelope]:
-    return [Envelope(id=new_id(), job="work", payload=b"\x01payload", **more) for _ in range(number)]
 
 
 def settling(leases: list[Lease], settlement: SettlementOf = succeeded) -> Callable[[Broker], Awaitable[Any]]:
@@ -38,7 +35,7 @@ async def test_each_verb_reads_what_it_changes_and_no_more(store: Store, broker:
     [success] = await store.costs(settling(leases))
     [retry] = await store.costs(settling(leases, retried))
     [enqueue] = await store.costs(lambda broker: broker.enqueue(envelopes(BATCH)))
-    [keyed] = await store.costs(lambda broker: broker.enqueue([each for _ in range(BATCH) for each in envelopes(1, key=new_id())]))
+    [keyed] = await store.costs(lambda broker: broker.enqueue([an_envelope(key=new_id()) for _ in range(BATCH)]))
     versions = 3  # as it was added, as the claim that was rolled back has left it, and as it was leased
     for cost, most in ((claim, BATCH), (success, versions * BATCH), (retry, 4 * versions * BATCH), (enqueue, 0), (keyed, 0)):
         assert rows_of(cost) <= most + 20, cost
@@ -59,27 +56,33 @@ async def test_jobs_without_tags_never_touch_the_table_of_tags(store: Store, bro
     assert await store.connection.fetchval("SELECT count(*) FROM taskflow.tags") == 4
 
 
+STATS: Final = """
+    SELECT n_tup_ins, n_tup_upd, (SELECT xact_commit FROM pg_stat_database WHERE datname = current_database())
+    FROM pg_stat_user_tables WHERE relname = 'jobs'
+"""
+"""Of jobs the rows that were inserted and updated; of the database the transactions."""
+
+
 async def test_a_job_is_written_three_times_in_a_hundredth_of_three_transactions(store: Store) -> None:
     """As it is added, leased and ended; besides, one transaction that tells who waits."""
-    before = store.database_stats()
+    [before] = store.rows(STATS)
     broker = connect(store.url)
     for request in range(1, BATCHES + 1):
         await broker.enqueue(envelopes(BATCH))
         leases = await broker.claim(SESSION, request, [], BATCH)
         assert await broker.settle([succeeded(lease) for lease in leases]) == [Settled.OK] * BATCH
     await broker.close()
-    await until(lambda: not store.others(), 5)  # the server has counted what a connection did once it has ended
-    inserted, updated, transactions = (after - earlier for after, earlier in zip(store.database_stats(), before, strict=True))
+    ours = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'taskflow'"
+    await until(lambda: not store.rows(ours), 5)  # the server has counted what a connection did once it has ended
+    [after] = store.rows(STATS)
+    inserted, updated, transactions = (now - then for now, then in zip(after, before, strict=True))
     assert (inserted, updated) == (BATCHES * BATCH, 2 * BATCHES * BATCH)
     assert transactions <= 5 * BATCHES + 20  # the first use looks at the schema, and each look of this test is one
 
 
 CALLS: Final[Mapping[str, tuple[dict[str, int], Callable[[Broker, list[Lease]], Awaitable[Any]]]]] = {
     "enqueue": ({"add": 1}, lambda broker, _: broker.enqueue(envelopes(BATCH))),
-    "enqueue with keys": (
-        {"apply": 1},
-        lambda broker, _: broker.enqueue([*envelopes(1, key=bytes(16)), *envelopes(1, key=b"k" * 16)]),
-    ),
+    "enqueue with keys": ({"apply": 1}, lambda broker, _: broker.enqueue([*envelopes(1, key=bytes(16)), *envelopes(1, key=b"k" * 16)])),
     "success": ({"succeed": 1}, lambda broker, leases: settling(leases)(broker)),
     "retry": ({"look": 1, "apply": 1}, lambda broker, leases: settling(leases, retried)(broker)),
     "failure": ({"look": 1, "apply": 1}, lambda broker, leases: settling(leases, failed)(broker)),

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
@@ -17,9 +16,8 @@ from taskflow.broker import topics
 from taskflow.broker.postgres import listen_connection, wakeups
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
-from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused
-from taskflow.model.ids import IdFactory
+from tests.stores.jobs import an_envelope
 from tests.stores.postgres.counts import counting
 from tests.stores.postgres.scene import Scene
 from tests.stores.scene import one_job_is_done
@@ -39,12 +37,6 @@ pooled = pytest.mark.skipif(
 
 CALLS_OF_UPKEEP: Final = 3
 """If there is nothing to do: see test_costs.py. One of them is `promote`."""
-
-new_id = IdFactory()
-
-
-def an_envelope(queue: str = "mail", **more: Any) -> Envelope:
-    return Envelope(id=new_id(), job="work", payload=b"\x01", queue=queue, **more)
 
 
 @pytest.fixture
@@ -102,10 +94,16 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_a_worker_behind_a_pooler_that_loses_notifications_says_so_once_and_polls(
     scene: Scene, bouncer: PgBouncer, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """About once a second, for all that wait in the process together."""
     async with worker_at(scene, f"{bouncer.url(scene.database)}?pooled=1"):
         await until(lambda: warnings(caplog), 10)
         waits = [await scene.seconds_to_start(number) for number in range(5)]
+        with counting() as asked:
+            await asyncio.sleep(6)
     assert max(waits) < POLLED_TIMEOUT, waits
+    assert 4 <= asked["look_for"] <= 9, asked
+    besides = asked.total() - CALLS_OF_UPKEEP * max(asked["promote"], asked["fade"]) - asked["look_for"]
+    assert besides < 14, asked  # what an idle worker asks anyway: claims and beats
     [said] = warnings(caplog)
     assert f"PostgreSQL at 127.0.0.1:{bouncer.port} loses notifications" in said
     assert "listen=host:5432" in said
@@ -122,38 +120,25 @@ async def test_a_pooler_beside_which_it_listens_is_no_reason_to_poll(
 
 
 @pooled
-@pytest.mark.parametrize("topic", ["queue", "any queue", "due", "end"])
-async def test_all_that_one_waits_for_is_looked_for(topic: str, bouncer: PgBouncer) -> None:
+async def test_all_that_one_waits_for_is_looked_for(bouncer: PgBouncer) -> None:
     """And who finds nothing is left alone."""
     database = shared_postgres().new_database()
     here, there = connect(f"{bouncer.url(database)}?pooled=1"), connect(shared_postgres().url(database))
-    running = an_envelope("elsewhere", after=3600.0)
-    if topic == "end":
-        await there.enqueue([running])
-    wanted = {"queue": topics.queue("mail"), "any queue": topics.ANY_QUEUE, "due": topics.DUE, "end": topics.job(running.id)}[topic]
-    with here.listen([wanted]) as nudges:
-        assert not await nudges.wait(1.6)
-        if topic == "end":
-            await there.cancel([running.id])
-        else:
-            await there.enqueue([an_envelope(after=60.0 if topic == "due" else 0.0)])
-        assert await nudges.wait(POLLED_TIMEOUT)
+    job = an_envelope(queue="elsewhere", after=3600.0)
+    await there.enqueue([job])
+    wanted: dict[str, Callable[[], Awaitable[object]]] = {
+        topics.ANY_QUEUE: lambda: there.enqueue([an_envelope()]),
+        topics.queue("mail"): lambda: there.enqueue([an_envelope(queue="mail")]),
+        topics.job(job.id): lambda: there.cancel([job.id]),
+        topics.DUE: lambda: there.enqueue([an_envelope(after=60.0)]),
+    }
+    for topic, act in wanted.items():
+        with here.listen([topic]) as nudges:
+            assert not await nudges.wait(1.6), topic
+            await act()
+            assert await nudges.wait(POLLED_TIMEOUT), topic
     await here.close()
     await there.close()
-
-
-@pooled
-@loses
-async def test_an_idle_worker_that_polls_looks_about_once_a_second(
-    scene: Scene, bouncer: PgBouncer, caplog: pytest.LogCaptureFixture
-) -> None:
-    """All that wait in the process together."""
-    async with worker_at(scene, f"{bouncer.url(scene.database)}?pooled=1"):
-        await until(lambda: warnings(caplog), 10)
-        with counting() as asked:
-            await asyncio.sleep(6)
-    assert 4 <= asked["look_for"] <= 9, asked
-    assert besides_upkeep(asked) - asked["look_for"] < 14, asked  # what an idle worker asks anyway: claims and beats
 
 
 # --- a way that cannot be listened on ---------------------------------------------------------------------------------
@@ -181,11 +166,6 @@ async def test_once_one_can_listen_again_a_job_starts_at_once(scene: Scene, capl
     assert len(warnings(caplog)) == 1
 
 
-def besides_upkeep(asked: Counter[str]) -> int:
-    """Return the number of all calls but those of upkeep, which are as many each time."""
-    return asked.total() - CALLS_OF_UPKEEP * max(asked["promote"], asked["fade"])
-
-
 # --- the doctor -----------------------------------------------------------------------------------------------------
 
 
@@ -197,13 +177,10 @@ async def wake_ups(url: str) -> tuple[str, str]:
     return finding.level, finding.says
 
 
-async def test_the_doctor_finds_that_notifications_are_heard(scene: Scene) -> None:
-    assert await wake_ups(scene.straight_url) == ("ok", "notifications arrive")
-
-
 @pooled
 @loses
 async def test_the_doctor_finds_a_pooler_that_loses_them(scene: Scene, bouncer: PgBouncer) -> None:
+    assert await wake_ups(scene.straight_url) == ("ok", "notifications arrive")
     url = f"{bouncer.url(scene.database)}?pooled=1"
     level, says = await wake_ups(url)
     assert level == "note"
@@ -229,10 +206,5 @@ async def test_a_pooler_without_prepared_statements_says_what_the_url_lacks() ->
     with PgBouncer(shared_postgres(), pool_size=2) as bouncer:
         broker = connect(bouncer.url(shared_postgres().new_database()))
         with pytest.raises(BrokerRefused, match=r"without prepared statements: add pooled=1 to the broker URL"):
-            await many_jobs_are_done(broker)
+            await asyncio.gather(*(one_job_is_done(broker) for _ in range(40)))
         await broker.close()
-
-
-async def many_jobs_are_done(broker: Broker) -> None:
-    for _ in range(20):
-        await asyncio.gather(*(one_job_is_done(broker) for _ in range(4)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 import pytest
@@ -19,9 +19,10 @@ from taskflow.broker.protocol import Added, Broker
 from taskflow.broker.url import connect
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.envelope import Envelope, Lease
-from taskflow.model.session import Beat, Session
+from taskflow.model.session import Beat
 from taskflow.model.verdict import HandedBack, Settled
-from tests.stores.postgres.counts import SESSION, Call, OnConnection, Store, new_id, rows_of
+from tests.stores.jobs import an_envelope, envelopes, registered
+from tests.stores.postgres.counts import SESSION, Call, OnConnection, Store, rows_of
 from tests.support.verdicts import settlement, succeeded
 
 MANY: Final = 10_000
@@ -34,10 +35,6 @@ UNTIL_PLANS_ARE_KEPT: Final = 8
 
 BEYOND_THE_MARKS: Final = 0.8
 """Seconds. A mark lies half a second back."""
-
-
-def an_envelope(**given: Any) -> Envelope:
-    return Envelope(id=new_id(), job="work", payload=b"\x01payload", **given)
 
 
 class Work:
@@ -54,7 +51,7 @@ class Work:
     async def pass_through(self, jobs: int, *, after: float = 0.0) -> None:
         """Each is added, readied if it has to wait, claimed and settled."""
         for _ in range(jobs // BATCH):
-            await self.broker.enqueue([an_envelope(after=after) for _ in range(BATCH)])
+            await self.broker.enqueue(envelopes(BATCH, after=after))
             if after:
                 await asyncio.sleep(2 * after)
                 assert (await self.broker.upkeep(BATCH)).readied == BATCH
@@ -64,11 +61,6 @@ class Work:
 
     async def beat(self) -> None:
         await self.broker.beat(Beat(session=SESSION, claims=(), seen=self.request))
-
-    async def another_session(self) -> bytes:
-        session = Session(id=new_id(), name="another")
-        await self.broker.register(session)
-        return session.id
 
     async def found(self, nudges: Waiter) -> list[Lease]:
         """Claim as soon as a job is ready, and return the leases."""
@@ -95,15 +87,11 @@ async def work(store: Store) -> AsyncIterator[Work]:
     await broker.close()
 
 
-async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
-    store: Store, work: Work, stranger: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(store: Store, work: Work, stranger: asyncpg.Connection) -> None:
     """Rows of every table and index of ours, by each operation of a busy worker, once ten thousand jobs have come and gone."""
     await stranger.execute("CREATE TABLE public.theirs (n integer)")
     await stranger.execute("BEGIN; INSERT INTO public.theirs VALUES (1)")
-    other = await asyncpg.connect(store.url)
-    await other.execute(_NOT_AWAITED_ANY_MORE)
-    await other.close()
+    store.execute(_NOT_AWAITED_ANY_MORE)
     await work.pass_through(MANY // 2)
     await work.pass_through(MANY // 2, after=0.001)
     await work.beat()
@@ -112,14 +100,15 @@ async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
     await work.pass_through(BATCH)  # whose claims raise the mark
     await work.beat()
     await work.broker.upkeep(1_000)
-    assert store.dead_rows() > MANY  # of two for each, those that the statistics know by now
+    [(dead,)] = store.rows("SELECT n_dead_tup FROM pg_stat_user_tables WHERE relname = 'jobs'")
+    assert dead > MANY  # of two for each, those that the statistics know by now
     store.counted = "."
-    await work.broker.enqueue([an_envelope() for _ in range(20)])
+    await work.broker.enqueue(envelopes(20))
     settlements = [succeeded(lease) for lease in await work.claim()]
     beyond = work.request + 1
     verbs: dict[str, Call] = {
         "settle": lambda broker: broker.settle(settlements),
-        "enqueue": lambda broker: broker.enqueue([an_envelope() for _ in range(10)]),
+        "enqueue": lambda broker: broker.enqueue(envelopes(10)),
         "claim of any queue": lambda broker: broker.claim(SESSION, beyond, [], 100),
         "claim of one": lambda broker: broker.claim(SESSION, beyond, ["default"], 100),
         "beat": lambda broker: broker.beat(Beat(session=SESSION, seen=beyond)),
@@ -128,9 +117,7 @@ async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
         "arming": lambda broker: broker._look([topics.ANY_QUEUE, topics.DUE, topics.queue("default")], []),
     }
     for verb, call in verbs.items():
-        *_, cost = costs = await store.costs(call, times=UNTIL_PLANS_ARE_KEPT)
-        with capsys.disabled():
-            print(f"\n{verb}: " + ", ".join(f"{name} {rows}" for name, (_, rows) in sorted(cost.items()) if rows), end="")
+        costs = await store.costs(call, times=UNTIL_PLANS_ARE_KEPT)
         assert max(map(rows_of, costs)) < FEW, verb
 
 
@@ -164,7 +151,7 @@ async def test_what_a_claim_that_is_rolled_back_has_held_is_found_at_once(work: 
     held = an_envelope()
     await work.broker.enqueue([held])
     await stranger.execute("BEGIN")
-    await OnConnection.of(stranger).claim(await work.another_session(), 1, [], 1)
+    await OnConnection.of(stranger).claim((await registered(work.broker)).id, 1, [], 1)
     await work.go_beyond(held)
 
     await stranger.execute("ROLLBACK")
@@ -189,7 +176,7 @@ async def test_a_scheduled_job_of_a_transaction_that_commits_late_is_found(work:
 async def test_a_verb_that_took_long_checks_the_marks_itself(work: Work, stranger: asyncpg.Connection) -> None:
     """The commit of an enqueue takes two seconds; others' jobs come and go meanwhile."""
     await stranger.execute(_SLOW_COMMIT)
-    late = Envelope(id=new_id(), job="slow", payload=b"\x01")
+    late = an_envelope(job="slow")
     with work.broker.listen([topics.queue("default")]) as nudges:
         adding = asyncio.create_task(work.broker.enqueue([late]))
         await work.go_beyond(late)

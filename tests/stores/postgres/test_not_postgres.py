@@ -15,16 +15,21 @@ import asyncpg
 import pytest
 
 from taskflow import BrokerError, BrokerRefused, BrokerUnavailable
+from taskflow.broker.postgres import schema
 from taskflow.broker.postgres.connect import server as server_module
 from taskflow.broker.postgres.connect.server import Address, PostgresTarget
 from taskflow.broker.url import connect
 from taskflow.model.errors import BrokerUrlError
+from tests.support.postgres import shared_postgres
 from tests.support.servers import HOST
+
+CERTIFICATE: Final = Path(__file__).parent / "db.internal.pem"
+"""Self-signed, for the host db.internal, with its key; valid until 2126."""
 
 
 @asynccontextmanager
-async def listening(answer: bytes | None) -> AsyncIterator[int]:
-    """A port where something answers so to the first bytes and closes; None: it says nothing."""
+async def listening(answer: bytes | None, context: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """A port where something answers so to the first bytes, begins TLS if there is a context, and closes. None: it says nothing."""
     opened = list[asyncio.StreamWriter]()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -34,6 +39,10 @@ async def listening(answer: bytes | None) -> AsyncIterator[int]:
             await reader.read()
         else:
             writer.write(answer)
+        if context is not None:
+            with contextlib.suppress(OSError):
+                await writer.start_tls(context)
+                await reader.read(1)
         writer.close()
 
     server = await asyncio.start_server(serve, HOST, 0)
@@ -55,11 +64,20 @@ async def said_by(url: str) -> BrokerError:
 
 
 async def test_a_silent_server_is_said_not_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that falls silent once connected."""
+
+    async def wait(*_: object) -> None:
+        await asyncio.sleep(60)
+
     monkeypatch.setattr(server_module, "CONNECT_TIMEOUT", 0.2)
     async with listening(None) as port:
         error = await said_by(f"postgresql://app@{HOST}:{port}/app")
     assert isinstance(error, BrokerUnavailable)
     assert "does not answer: no answer within 0.2 s" in str(error)
+    monkeypatch.undo()
+    monkeypatch.setattr(schema, "ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr(schema, "_check_server", wait)
+    assert "does not answer" in str(await said_by(shared_postgres().dsn))
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"-ERR unknown command\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"])
@@ -71,69 +89,28 @@ async def test_a_foreign_server_is_said_not_to_speak_postgresql(answer: bytes) -
         assert "perhaps it does not speak PostgreSQL" in str(await said_by(f"postgresql://app@{HOST}:{port}/app?tls=disable"))
 
 
-async def test_a_server_that_falls_silent_once_connected_is_said_not_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from taskflow.broker.postgres import schema
-    from tests.support.postgres import shared_postgres
-
-    async def wait(*_: object) -> None:
-        await asyncio.sleep(60)
-
-    monkeypatch.setattr(schema, "ANSWER_TIMEOUT", 0.2)
-    monkeypatch.setattr(schema, "_check_server", wait)
-    assert "does not answer" in str(await said_by(shared_postgres().dsn))
-
-
-# --- TLS ----------------------------------------------------------------------------------------------------------
-
-
-CERTIFICATE: Final = Path(__file__).parent / "db.internal.pem"
-"""Self-signed, for the host db.internal, with its key; valid until 2126."""
-
-
-@asynccontextmanager
-async def with_certificate() -> AsyncIterator[int]:
-    """A port where something agrees to TLS and shows that certificate."""
+async def test_a_certificate_that_does_not_fit_is_refused() -> None:
+    """One that no authority of the system has signed, one for another host, and a file of authorities that is not there."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(8)
-        writer.write(b"S")
-        with contextlib.suppress(OSError):
-            await writer.start_tls(context)
-            await reader.read(1)
-        writer.close()
-
-    server = await asyncio.start_server(serve, HOST, 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
-
-
-async def test_a_certificate_that_does_not_fit_is_refused() -> None:
-    """One that no authority of the system has signed, and one for another host."""
-    async with with_certificate() as port:
-        for options in ("tls=verify-full", f"tls_ca={CERTIFICATE}"):
+    async with listening(b"S", context) as port:
+        for options, says in {
+            "tls=verify-full": "has an invalid certificate",
+            f"tls_ca={CERTIFICATE}": "has an invalid certificate",
+            "tls_ca=/nowhere/ca.pem": "tls_ca=/nowhere/ca.pem",
+        }.items():
             error = await said_by(f"postgresql://app@{HOST}:{port}/app?{options}")
             assert isinstance(error, BrokerRefused)
-            assert "has an invalid certificate" in str(error)
+            assert says in str(error)
 
 
-def test_verify_full_without_a_file_checks_by_the_authorities_of_the_system() -> None:
+def test_verify_full_checks_by_the_authorities_of_the_system_and_verify_ca_needs_a_file() -> None:
     context = PostgresTarget(tls="verify-full")._tls()
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
     assert context.cert_store_stats() == ssl.create_default_context().cert_store_stats()
-
-
-def test_verify_ca_needs_a_file() -> None:
     with pytest.raises(BrokerUrlError, match="verify-ca without tls_ca="):
         connect("postgresql://db.internal/app?tls=verify-ca")
-
-
-async def test_a_file_of_authorities_that_is_not_there_is_named() -> None:
-    error = await said_by(f"postgresql://app@{HOST}/app?tls_ca=/nowhere/ca.pem")
-    assert isinstance(error, BrokerRefused)
-    assert "tls_ca=/nowhere/ca.pem" in str(error)
 
 
 async def test_prefer_off_the_loopback_is_warned_of_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,12 +119,11 @@ async def test_prefer_off_the_loopback_is_warned_of_once(caplog: pytest.LogCaptu
 
     monkeypatch.setattr(asyncpg, "connect", refuse)
     server_module._warn_of_prefer.cache_clear()
+    targets = [PostgresTarget(host=host) for host in ("localhost", "127.0.0.3", "::1", "db.internal", "db.internal")]
+    targets += [PostgresTarget(host="db.internal", tls=tls) for tls in ("disable", "require", "verify-full")]
     with caplog.at_level(logging.WARNING, "taskflow"):
-        for host in ("localhost", "127.0.0.3", "::1", "db.internal", "db.internal"):
+        for target in targets:
             with pytest.raises(ConnectionRefusedError):
-                await PostgresTarget(host=host).connect([Address(host)])
-        for tls in ("disable", "require", "verify-full"):
-            with pytest.raises(ConnectionRefusedError):
-                await PostgresTarget(host="db.internal", tls=tls).connect([Address("db.internal")])
+                await target.connect([Address(target.host)])
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["PostgreSQL at db.internal"]
     assert "tls=verify-full" in caplog.text

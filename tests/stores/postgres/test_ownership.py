@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import pytest
 
 from taskflow import BrokerRefused
 from taskflow.broker.url import connect
-from taskflow.model.envelope import Envelope
 from taskflow.model.ids import key_digest
+from tests.stores.jobs import an_envelope, registered
 from tests.stores.scene import one_job_is_done
 from tests.support.postgres import PostgresServer
 
@@ -22,6 +23,9 @@ GRANTS: Final = """
     GRANT USAGE ON ALL SEQUENCES IN SCHEMA taskflow TO app
 """
 """The rights that docs/how-to/configure-a-broker.md grants to a role that does not own the schema."""
+
+
+REVOKE: Final = "REVOKE CREATE ON SCHEMA taskflow FROM PUBLIC, mallory"
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +54,11 @@ async def use(roles: PostgresServer, database: str, user: str, options: str = ""
 async def test_an_empty_schema_of_another_role_is_refused(roles: PostgresServer, database: str, user: str) -> None:
     """A superuser has most to lose by running somebody's functions, and is a member of every role as far as pg_has_role() knows."""
     roles.execute("SET ROLE mallory; CREATE SCHEMA taskflow; GRANT ALL ON SCHEMA taskflow TO app", database)
-    with pytest.raises(BrokerRefused, match=r"mallory owns it.* owner=mallory"):
-        await use(roles, database, user)
+    broker: Any = connect(roles.url(database, user))
+    for verb in (partial(broker.read, [bytes(16)]), broker.migrate, broker.pending):
+        with pytest.raises(BrokerRefused, match=r"mallory owns it.* owner=mallory"):
+            await verb()
+    await broker.close()
     assert roles.rows("SELECT count(*) FROM pg_proc WHERE pronamespace = 'taskflow'::regnamespace", database=database) == [(0,)]
 
 
@@ -63,43 +70,33 @@ async def test_a_full_schema_of_another_role_is_refused_until_the_url_names_that
     await use(roles, database, "app", "?owner=mallory")
 
 
-async def test_a_function_of_another_role_in_our_schema_is_refused(roles: PostgresServer, database: str) -> None:
-    """It may be there since a time when that role could create in the schema."""
-    await use(roles, database, "app")
-    roles.execute(
+HARMS: Final = {
+    "a function": (
         "CREATE FUNCTION taskflow.wall(text) RETURNS bigint LANGUAGE sql AS 'SELECT 1::bigint';"
         "ALTER FUNCTION taskflow.wall(text) OWNER TO mallory",
-        database,
-    )
-    with pytest.raises(BrokerRefused, match="mallory owns its function wall"):
-        await use(roles, database, "app")
+        "mallory owns its function wall",
+        "DROP FUNCTION taskflow.wall(text)",
+    ),
+    "all may create": ("GRANT CREATE ON SCHEMA taskflow TO PUBLIC", "everybody may create in it.*revoke that right", REVOKE),
+    "one may create": ("GRANT CREATE ON SCHEMA taskflow TO mallory", "mallory may create in it.*revoke that right", REVOKE),
+    "triggers": (
+        "GRANT ALL ON taskflow.jobs TO mallory",
+        "mallory may put triggers on jobs in it.*revoke that right",
+        "REVOKE ALL ON taskflow.jobs FROM mallory",
+    ),
+}
+"""What another role has in our schema, also since a time when it could create there. A trigger runs with the rights of whoever changes
+the table."""
 
 
-@pytest.mark.parametrize(("grantee", "named"), [("PUBLIC", "everybody"), ("mallory", "mallory")])
-async def test_a_schema_in_which_others_may_create_is_refused(roles: PostgresServer, database: str, grantee: str, named: str) -> None:
+async def test_what_lets_others_change_our_functions_is_refused(roles: PostgresServer, database: str) -> None:
     await use(roles, database, "app")
-    roles.execute(f"GRANT CREATE ON SCHEMA taskflow TO {grantee}", database)
-    with pytest.raises(BrokerRefused, match=f"{named} may create in it.*revoke that right"):
+    for harm, says, mends in HARMS.values():
+        roles.execute(harm, database)
+        with pytest.raises(BrokerRefused, match=says):
+            await use(roles, database, "app")
+        roles.execute(mends, database)
         await use(roles, database, "app")
-    roles.execute(f"REVOKE CREATE ON SCHEMA taskflow FROM {grantee}", database)
-    await use(roles, database, "app")
-
-
-async def test_a_table_on_which_others_may_put_triggers_is_refused(roles: PostgresServer, database: str) -> None:
-    """A trigger runs with the rights of whoever changes the table."""
-    await use(roles, database, "app")
-    roles.execute("GRANT ALL ON taskflow.jobs TO mallory", database)
-    with pytest.raises(BrokerRefused, match=r"mallory may put triggers on jobs in it.*revoke that right"):
-        await use(roles, database, "app")
-
-
-async def test_a_schema_is_looked_at_before_it_is_migrated(roles: PostgresServer, database: str) -> None:
-    roles.execute("SET ROLE mallory; CREATE SCHEMA taskflow; GRANT ALL ON SCHEMA taskflow TO app", database)
-    broker = connect(roles.url(database, "app"))
-    for verb in (broker.migrate, broker.pending):  # type: ignore[attr-defined]
-        with pytest.raises(BrokerRefused, match="mallory owns it"):
-            await verb()
-    await broker.close()
 
 
 async def test_members_of_the_owner_migrate_and_work_alike(roles: PostgresServer, database: str) -> None:
@@ -133,20 +130,60 @@ async def test_missing_rights_are_answered_with_the_lines_that_grant_them(roles:
     await use(roles, database, "app")
 
 
-async def test_a_role_that_may_not_make_the_schema_is_told_what_it_lacks(roles: PostgresServer) -> None:
-    name = f'{roles.new_database()} of "app"'
-    roles.execute(f"ALTER DATABASE {name.partition(' ')[0]} RENAME TO {quoted(name)}")
+async def test_a_role_that_may_not_make_the_schema_is_told_what_it_lacks(roles: PostgresServer, database: str) -> None:
+    """None is needed if the schema was made for it."""
+    name = f'{database} of "app"'
+    quoted = '"{}"'.format(name.replace('"', '""'))
+    roles.execute(f"ALTER DATABASE {database} RENAME TO {quoted}; REVOKE CREATE ON DATABASE {quoted} FROM app")
     with pytest.raises(BrokerRefused, match="permission denied for database") as refused:
         await use(roles, name, "app")
     statement = str(refused.value).partition("or run: ")[2]
-    assert statement == f'GRANT CREATE ON DATABASE {quoted(name)} TO "app";'
-    roles.execute(statement)
+    assert statement == f'GRANT CREATE ON DATABASE {quoted} TO "app";'
+    roles.execute("CREATE SCHEMA taskflow AUTHORIZATION app", name)
+    await use(roles, name, "app")
+    roles.execute(f"DROP SCHEMA taskflow CASCADE; {statement}", name)
     await use(roles, name, "app")
 
 
-def quoted(name: str) -> str:
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'
+async def test_a_user_who_may_only_look_can_look(roles: PostgresServer, database: str) -> None:
+    await use(roles, database, "postgres")
+    roles.execute("GRANT USAGE ON SCHEMA taskflow TO app; GRANT SELECT ON ALL TABLES IN SCHEMA taskflow TO app", database)
+    broker = connect(roles.url(database, "app"))
+    assert [queue.name for queue in await broker.admin.queues()] != []
+    with pytest.raises(BrokerRefused, match="refuses: permission denied for table"):
+        await registered(broker)
+    await broker.close()
+
+
+# --- databases and schemas that are not ours --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"database": "nowhere"}, 'database "nowhere" does not exist'), ({"user": "nobody"}, 'role "nobody" does not exist')],
+)
+async def test_a_database_or_a_user_that_is_not_there(roles: PostgresServer, change: dict[str, str], says: str) -> None:
+    with pytest.raises(BrokerRefused, match=f"refuses: {says}"):
+        await use(roles, **{"database": "postgres", "user": "postgres", **change})
+
+
+async def test_a_database_that_checks_no_text(roles: PostgresServer) -> None:
+    roles.execute("CREATE DATABASE ascii ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+    with pytest.raises(BrokerRefused, match="the database has the encoding SQL_ASCII, which checks no text: use one with UTF8"):
+        await use(roles, "ascii", "postgres")
+
+
+async def test_a_schema_that_has_gone_is_made_anew_but_not_with_the_table_of_another_program(roles: PostgresServer, database: str) -> None:
+    """By a broker that had looked at it."""
+    broker = connect(roles.url(database))
+    await one_job_is_done(broker)
+    roles.execute("DROP SCHEMA taskflow CASCADE", database)
+    await one_job_is_done(broker)
+    await broker.close()
+    roles.execute("DROP SCHEMA taskflow CASCADE; CREATE SCHEMA taskflow; CREATE TABLE taskflow.meta (name text, value text)", database)
+    says = r"'taskflow' of PostgreSQL at .* has a table meta without a version: it belongs to another program"
+    with pytest.raises(BrokerRefused, match=says):
+        await use(roles, database, "postgres")
 
 
 # --- who may only send by SQL ----------------------------------------------------------------------------------
@@ -167,20 +204,28 @@ FORBIDDEN: Final = [
 
 
 async def test_a_sender_may_add_jobs_and_neither_read_nor_change_any(roles: PostgresServer, database: str) -> None:
+    """The use of the schema is all that it needs, unless the right is kept from all but some."""
     await use(roles, database, "app")
     roles.execute("GRANT USAGE ON SCHEMA taskflow TO mallory", database)
     as_sender = "SET ROLE mallory; SET statement_timeout = 10000; "
-    roles.execute(f"{as_sender} SELECT taskflow.enqueue('work', queue => 'any', priority => 100)", database)
+    send = f"{as_sender} SELECT taskflow.enqueue('work', queue => 'any', priority => 100)"
+    roles.execute(send, database)
     for forbidden in FORBIDDEN:
         with pytest.raises(Exception, match="permission denied"):
             roles.execute(f"{as_sender} {forbidden}", database)
+    [(function,)] = roles.rows("SELECT oid::regprocedure::text FROM pg_proc WHERE proname = 'enqueue' AND prosecdef", database=database)
+    roles.execute(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC", database)
+    with pytest.raises(Exception, match="permission denied for function enqueue"):
+        roles.execute(send, database)
+    roles.execute(f"GRANT EXECUTE ON FUNCTION {function} TO mallory", database)
+    roles.execute(send, database)
 
 
 async def test_a_sender_learns_the_id_of_a_job_that_has_its_key_and_may_replace_that_job(roles: PostgresServer, database: str) -> None:
     """The two things that the page warns of."""
     broker = connect(roles.url(database))
     key = key_digest("default", "work", "k")
-    standing = Envelope(id=bytes(16), job="work", payload=b"\x01", key=key)
+    standing = an_envelope(key=key)
     await broker.enqueue([standing])
     roles.execute("GRANT USAGE ON SCHEMA taskflow TO mallory", database)
     send = (

@@ -10,11 +10,12 @@ import asyncpg
 import pytest
 
 from taskflow.broker.protocol import Added, Broker, Refused
-from taskflow.model.envelope import Envelope, OnConflict
-from taskflow.model.schedule import Amendment, Definition, Firing, Offer, ScheduleRecord
+from taskflow.model.envelope import OnConflict
+from taskflow.model.schedule import Amendment, Definition, Firing, Offer
 from taskflow.model.session import Beat
 from taskflow.model.stored_values import LATEST
-from tests.stores.postgres.counts import SESSION, Call, Store, new_id
+from tests.stores.jobs import an_envelope
+from tests.stores.postgres.counts import SESSION, Call, Store
 from tests.support.waiting import until
 
 DETECTED_TIMEOUT: Final = 0.7
@@ -23,72 +24,44 @@ DETECTED_TIMEOUT: Final = 0.7
 SOON: Final = 2.0
 """Seconds. Less than those after which an operation gives up waiting for a lock."""
 
-SECOND: Final = 1_000_000
 
-
-def a_definition(name: str = "nightly", version: int = 1) -> Definition:
+def a_definition(name: str, version: int = 1) -> Definition:
     return Definition(name, bytes([version]) * 16, b"body")
 
 
-async def due(broker: Broker, *names: str) -> list[Offer]:
-    """Schedules that are put and offered, by name."""
-    assert await broker.define([a_definition(name) for name in names or ("nightly",)]) == [True] * (len(names) or 1)
-    return sorted((await broker.upkeep(10)).offers, key=lambda offer: offer.name)
-
-
-def a_firing(offer: Offer, seconds: float = 60.0, **more: Any) -> Firing:
-    next_at = offer.now + round(seconds * SECOND)
-    envelope = Envelope(id=new_id(), job="work", payload=b"\x01", **more)
-    return Firing(name=offer.name, digest=offer.digest, expected=offer.next_at, next_at=next_at, look_at=next_at, envelope=envelope)
-
-
-async def named(broker: Broker, name: str = "nightly") -> ScheduleRecord:
-    [record] = await broker.admin.schedules([name])
-    return record
-
-
-# --- many at once -----------------------------------------------------------------------------------------
+def a_firing(offer: Offer, **more: Any) -> Firing:
+    at = offer.now + 60_000_000
+    return Firing(name=offer.name, digest=offer.digest, expected=offer.next_at, next_at=at, look_at=at, envelope=an_envelope(**more))
 
 
 @pytest.mark.parametrize("verb", ["define", "fire", "fire with keys"])
 async def test_several_schedules_and_keys_are_locked_in_one_order(broker: Broker, stranger: asyncpg.Connection, verb: str) -> None:
     """Otherwise a transaction that locks them in that order would wait for an operation that waits for it."""
-    table, ids = "schedules", [name.encode() for name in ("a", "b")]
-    offers = (await due(broker, "a", "b"))[::-1]
+    table, ids = "schedules", [b"a", b"b"]
+    assert await broker.define([a_definition("a"), a_definition("b")]) == [True] * 2
+    offers = sorted((await broker.upkeep(10)).offers, key=lambda offer: offer.name, reverse=True)
     firings = [a_firing(offer) for offer in offers]
     if verb == "fire with keys":
         table, ids = "keys", [bytes([number]) * 16 for number in (1, 2)]
-        await broker.enqueue([Envelope(id=new_id(), job="work", payload=b"\x01", key=key) for key in ids])
+        await broker.enqueue([an_envelope(key=key) for key in ids])
         firings = [a_firing(offer, key=key, on_conflict=OnConflict.REPLACE) for offer, key in zip(offers, ids[::-1], strict=True)]
     lock = f"SELECT * FROM taskflow.{table} WHERE id = $1 FOR UPDATE"
     await stranger.execute("BEGIN")
     await stranger.fetch(lock, ids[0])
     call = broker.define([a_definition("b", 2), a_definition("a", 2)]) if verb == "define" else broker.fire(firings)
     waits: asyncio.Task[Sequence[Added | Refused | bool | None]] = asyncio.create_task(call)
-    await until(lambda: is_blocked(stranger))
+    blocked = "EXISTS (SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')"
+    await until(lambda: stranger.fetchval(f"SELECT pg_stat_clear_snapshot() IS NOT NULL AND {blocked}"))
     async with asyncio.timeout(DETECTED_TIMEOUT):
         await stranger.fetch(lock, ids[1])
     await stranger.execute("COMMIT")
     assert all(await waits)
 
 
-async def is_blocked(stranger: asyncpg.Connection) -> bool:
-    """Return True if a call waits for a lock."""
-    blocked = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    found: bool = await stranger.fetchval(f"SELECT pg_stat_clear_snapshot() IS NOT NULL AND EXISTS ({blocked})")
-    return found
-
-
-# --- what others have locked ------------------------------------------------------------------------------
-
-
-async def test_upkeep_and_beats_do_not_wait_for_a_schedule_that_somebody_has_locked(
-    store: Store, broker: Broker, stranger: asyncpg.Connection
-) -> None:
+async def test_upkeep_and_beats_do_not_wait_for_a_schedule_that_somebody_has_locked(broker: Broker, stranger: asyncpg.Connection) -> None:
     """Other due schedules are offered. The locked one is offered, or put to sleep, once it is free."""
     await broker.define([a_definition("locked"), a_definition("other")], SESSION)
     await stranger.execute("BEGIN; SELECT * FROM taskflow.schedules WHERE id = 'locked' FOR UPDATE")
-
     async with asyncio.timeout(SOON):
         [offer] = (await broker.upkeep(10)).offers
         assert offer.name == "other"
@@ -101,17 +74,13 @@ async def test_upkeep_and_beats_do_not_wait_for_a_schedule_that_somebody_has_loc
     assert [record.asleep_since is None for record in await broker.admin.schedules()] == [False, False]
 
 
-# --- what others have written -----------------------------------------------------------------------------
+STATES: Final = ("NULL", "''", "'\\xc1'", "decode(repeat('00', 1000), 'hex')", "decode(repeat('c0', 80000000), 'hex')")
 
 ADMITTED: Final = (
-    *(f"offer_at = {n}" for n in (-(1 << 63), 0, LATEST, (1 << 63) - 1)),
+    *(f"offer_at = {n}" for n in (-(1 << 63), 0, LATEST, (1 << 63) - 1, "NULL")),
     *(f"is_paused = {n}" for n in (-1, 1, 2)),
     *(f"rev = {n}" for n in (0, -(1 << 63))),
-    *(
-        f"state = {state}"
-        for state in ("NULL", "''", "'\\xc1'", "decode(repeat('00', 1000), 'hex')", "decode(repeat('c0', 80000000), 'hex')")
-    ),
-    "offer_at = NULL",
+    *(f"state = {state}" for state in STATES),
     "sent = state, content = state",
 )
 
@@ -133,13 +102,12 @@ async def test_a_value_that_the_server_admits_stops_no_schedule_beside_it(
         assert await broker.admin.amend_schedule("other", amendment)
         await broker.admin.amend_schedule("spoilt", amendment)
     await broker.define([a_definition(name, 2) for name in ("spoilt", "other")], SESSION)
-    assert (await named(broker, "other")).digest == a_definition(version=2).digest
+    [record] = await broker.admin.schedules(["other"])
+    assert record.digest == a_definition("other", 2).digest
     await broker.beat(Beat(session=SESSION, leaving=True))
     await broker.upkeep(10)
-    assert (await named(broker, "other")).asleep_since is not None
-
-
-# --- costs ------------------------------------------------------------------------------------------------
+    [record] = await broker.admin.schedules(["other"])
+    assert record.asleep_since is not None
 
 
 async def test_a_store_without_schedules_costs_upkeep_and_a_look_one_probe_each_time(store: Store) -> None:
@@ -147,5 +115,4 @@ async def test_a_store_without_schedules_costs_upkeep_and_a_look_one_probe_each_
     store.counted = "^(schedules|declared)(_|$)"
     calls: Sequence[Call] = (lambda broker: broker.upkeep(10), lambda broker: broker.beat(Beat(session=SESSION, looks=True)))
     for call in calls:
-        for cost in await store.costs(call, times=2):
-            assert cost == {"schedules_offers": (1, 0)}
+        assert await store.costs(call, times=2) == [{"schedules_offers": (1, 0)}] * 2

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 import pytest
@@ -18,10 +18,10 @@ from taskflow.broker.postgres import PostgresBroker, wakeups
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.broker.wakeups import Waiter
-from taskflow.model.envelope import Envelope
 from taskflow.model.record import Record
 from taskflow.model.session import Beat, Session
-from tests.stores.postgres.counts import SESSION, UNTIL_KEPT, Call, OnConnection, Store, counting, new_id, rows_of
+from tests.stores.jobs import an_envelope, envelopes, registered
+from tests.stores.postgres.counts import SESSION, UNTIL_KEPT, Call, OnConnection, Store, counting, rows_of
 from tests.stores.postgres.scene import Scene
 from tests.support.postgres import PostgresServer
 from tests.support.verdicts import succeeded
@@ -35,10 +35,6 @@ AT_ONCE: Final = 1.0
 MANY: Final = 5_000
 
 
-def an_envelope(**more: Any) -> Envelope:
-    return Envelope(id=new_id(), job="work", payload=b"\x01", **more)
-
-
 class IdleWorker:
     """Claims all that there is, and waits for a nudge. `taken` are the ids of its jobs, each with the time of its claim."""
 
@@ -46,34 +42,30 @@ class IdleWorker:
         self.broker = connect(url)
         self.taken: dict[bytes, float] = {}
         self.claims = 0
-        self.session = Session(id=new_id(), name="idle", ttl=3600.0)
         self._limit = limit
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> IdleWorker:
-        await self.broker.register(self.session)
+        session = await registered(self.broker, "idle", ttl=3600.0)
         nudges = self.broker.listen([topics.ANY_QUEUE])
         nudges.nudge()
         with contextlib.suppress(TimeoutError):
             await nudges.wait(0)
         await until(lambda: nudges.is_prompt)
-        self._task = asyncio.create_task(self._work(nudges))
+        self._task = asyncio.create_task(self._work(session, nudges))
         await until(lambda: self.claims)
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self.stop()
-        await self.broker.close()
-
-    async def stop(self) -> None:
         assert self._task is not None
         self._task.cancel()
         await asyncio.wait([self._task])
+        await self.broker.close()
 
-    async def _work(self, nudges: Waiter) -> None:
+    async def _work(self, session: Session, nudges: Waiter) -> None:
         with nudges:
             for request in range(1, 1_000_000):
-                leases = await self.broker.claim(self.session.id, request, [], self._limit)
+                leases = await self.broker.claim(session.id, request, [], self._limit)
                 self.claims += 1
                 for lease in leases:
                     self.taken[lease.envelope.id] = time.monotonic()
@@ -89,13 +81,6 @@ class IdleWorker:
 async def idle_workers(url: str, number: int) -> AsyncIterator[list[IdleWorker]]:
     async with contextlib.AsyncExitStack() as stack:
         yield [await stack.enter_async_context(IdleWorker(url)) for _ in range(number)]
-
-
-async def lone_result(sender: Broker, waiter: Broker) -> Record:
-    """Send a job, and wait for its end as a handle does."""
-    envelope = an_envelope()
-    await sender.enqueue([envelope])
-    return await ended(waiter, envelope.id)
 
 
 async def ended(waiter: Broker, job_id: bytes) -> Record:
@@ -114,14 +99,19 @@ async def ended(waiter: Broker, job_id: bytes) -> Record:
 async def test_a_lone_job_takes_six_calls_however_many_workers_idle(store: Store, broker: Broker, number: int) -> None:
     """One by each operation, and two notifications. Its result comes with the second one."""
     waiter = broker.sibling()
+
+    async def lone_result() -> None:
+        await broker.enqueue([job := an_envelope()])
+        await ended(waiter, job.id)
+
     async with idle_workers(store.url, number):
-        await lone_result(broker, waiter)  # the waiter listens from now on
+        await lone_result()  # the waiter listens from now on
         with waiter.listen([topics.job(bytes(16))]) as nudges:
             await until(lambda: nudges.is_prompt)
         await asyncio.sleep(0.3)
         with counting() as asked:
             for _ in range(4):
-                await lone_result(broker, waiter)
+                await lone_result()
                 await asyncio.sleep(0.1)
     for call in ("look_for", "check_marks"):  # if the machine is slow
         del asked[call]
@@ -136,16 +126,16 @@ async def test_a_lone_job_takes_six_calls_however_many_workers_idle(store: Store
 @pytest.mark.parametrize(("number", "size"), [(10, 10), (1, 4_800), (1, 5_200), (8, 2_000), (250, 10)])
 async def test_many_ends_are_told_to_a_listener_in_one_message(store: Store, broker: Broker, number: int, size: int) -> None:
     """However many wait in its process. Each result comes with it, unless they fit no message: then they are read."""
-    envelopes = [an_envelope() for _ in range(number)]
-    await broker.enqueue(envelopes)
+    jobs = envelopes(number)
+    await broker.enqueue(jobs)
     leases = await broker.claim(SESSION, 1, [], number)
     waiter = broker.sibling()
     assert isinstance(waiter, PostgresBroker)
     with waiter.listen([topics.job(bytes(16))]) as nudges:
         await until(lambda: nudges.is_prompt)
-        waiting = [asyncio.create_task(ended(waiter, envelope.id)) for envelope in envelopes]
+        waiting = [asyncio.create_task(ended(waiter, job.id)) for job in jobs]
         await asyncio.sleep(0)
-        await until(lambda: not waiter.listener.unnoted([envelope.id for envelope in envelopes]))
+        await until(lambda: not waiter.listener.unnoted([job.id for job in jobs]))
         with counting() as asked:
             await broker.settle([succeeded(lease, n.to_bytes(size, "big")) for n, lease in enumerate(leases)])
             async with asyncio.timeout(SOON):
@@ -153,15 +143,15 @@ async def test_many_ends_are_told_to_a_listener_in_one_message(store: Store, bro
     assert {record.result for record in records} == {n.to_bytes(size, "big") for n in range(number)}
     assert (asked.pop("load_awaiting", 0) > 0) == (number * size > 5_000 or number == 250)
     assert asked == {"succeed": 1, "notify": 1}
-    assert records == await broker.read([envelope.id for envelope in envelopes])
+    assert records == await broker.read([job.id for job in jobs])
     await waiter.close()
 
 
 async def test_jobs_in_too_many_queues_to_name_wake_a_worker(store: Store, broker: Broker) -> None:
-    envelopes = [an_envelope(queue=f"{number:03}" + "x" * 90) for number in range(100)]
+    jobs = [an_envelope(queue=f"{number:03}" + "x" * 90) for number in range(100)]
     async with IdleWorker(store.url, limit=1_000) as worker:
-        await broker.enqueue(envelopes)
-        await worker.has(*(envelope.id for envelope in envelopes))
+        await broker.enqueue(jobs)
+        await worker.has(*(job.id for job in jobs))
 
 
 # --- notes and jobs that cross ----------------------------------------------------------------------------------------------
@@ -250,8 +240,7 @@ async def test_a_note_that_is_gone_is_written_again(
     async with IdleWorker(store.url) as worker:
         await stranger.execute("DELETE FROM taskflow.idle")
         await asyncio.sleep(1.0)
-        job = an_envelope()
-        await broker.enqueue([job])
+        await broker.enqueue([job := an_envelope()])
         await worker.has(job.id, within=AT_ONCE)
 
 

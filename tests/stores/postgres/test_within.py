@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Final, Literal
 
 import asyncpg
@@ -12,13 +12,14 @@ import pytest
 
 from taskflow.broker.postgres.transactional import PostgresTransactional
 from taskflow.broker.protocol import Broker
-from taskflow.broker.transactional import Transactional, TransactionalBroker
+from taskflow.broker.transactional import Statement, TransactionalBroker
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.ids import key_digest
 from taskflow.model.record import Status
 from taskflow.model.session import Beat, Report
 from taskflow.model.verdict import Completed, Failed, RunError, Settled, Settlement
-from tests.stores.postgres.counts import SESSION, Store, new_id
+from tests.stores.jobs import an_envelope, statuses
+from tests.stores.postgres.counts import SESSION, Store
 from tests.support.listing import listed
 from tests.support.verdicts import failed, settlement, succeeded
 
@@ -26,17 +27,20 @@ KEY: Final = key_digest("default", "work", "k")
 ROLLED_BACK: Final = Failed(RunError("taskflow.RolledBack", "its transaction was rolled back"))
 
 
-async def within(broker: Broker, connection: asyncpg.Connection, settlement: Settlement) -> Settled:
-    assert isinstance(broker, TransactionalBroker)
-    steps = (await broker.transactional()).settle(settlement).steps()
+async def run(steps: Generator[Statement, Any, Any], connection: asyncpg.Connection) -> Any:
     statement = next(steps)
     while True:
         rows = await connection.fetch(statement.sql.replace("%s", "$1"), *statement.parameters)
         try:
             statement = steps.send(list(map(tuple, rows)))
         except StopIteration as end:
-            answer: Settled = end.value
-            return answer
+            return end.value
+
+
+async def within(broker: Broker, connection: asyncpg.Connection, settlement: Settlement) -> Settled:
+    assert isinstance(broker, TransactionalBroker)
+    answer: Settled = await run((await broker.transactional()).settle(settlement).steps(), connection)
+    return answer
 
 
 async def running(broker: Broker, request: int = 1, **fields: Any) -> Lease:
@@ -45,17 +49,8 @@ async def running(broker: Broker, request: int = 1, **fields: Any) -> Lease:
     return lease
 
 
-def an_envelope(**fields: Any) -> Envelope:
-    return Envelope(id=new_id(), job="work", payload=b"\x01", **fields)
-
-
 def completed(lease: Lease) -> Settlement:
     return settlement(lease, Completed(ROLLED_BACK))
-
-
-async def status_of(broker: Broker, lease: Lease) -> Status | None:
-    [record] = await broker.read([lease.envelope.id])
-    return None if record is None else record.status
 
 
 async def test_a_lock_of_another_transaction_is_an_answer(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
@@ -103,7 +98,7 @@ async def test_at_repeatable_read_a_run_that_has_been_reported_since_is_settled_
 
     async with stranger.transaction(isolation="repeatable_read"):
         assert await within(broker, stranger, succeeded(lease)) is Settled.OK
-    assert await status_of(broker, lease) is Status.SUCCEEDED
+    assert await statuses(broker, lease.envelope) == [Status.SUCCEEDED]
 
 
 LEVELS: Final = ("repeatable read", "serializable")
@@ -138,26 +133,25 @@ async def test_a_key_that_a_snapshot_does_not_show_has_one_job_after_the_commit(
 Isolation = Literal["read_committed", "serializable"]
 
 
-async def add(store: Transactional, connection: asyncpg.Connection, envelopes: list[Envelope]) -> None:
-    steps = store.enqueue(envelopes).steps()
-    statement = next(steps)
-    with pytest.raises(StopIteration):
-        steps.send([tuple(row) for row in await connection.fetch(statement.sql.replace("%s", "$1"), *statement.parameters)])
+HERE: Final = PostgresTransactional("here", "taskflow", "", lambda: None, None)
+
+
+async def add(connection: asyncpg.Connection, envelope: Envelope) -> None:
+    await run(HERE.enqueue([envelope]).steps(), connection)
 
 
 async def test_a_transaction_notes_its_place_once(broker: Broker, stranger: asyncpg.Connection) -> None:
     """Each note is a trigger at the commit."""
     await broker.read([])
-    store = PostgresTransactional("here", "taskflow", "", lambda: None, None)
     async with stranger.transaction():
         for _ in range(5):
-            await add(store, stranger, [an_envelope()])
-        await add(store, stranger, [an_envelope(priority=1)])
+            await add(stranger, an_envelope())
+        await add(stranger, an_envelope(priority=1))
         assert await stranger.fetchval("SELECT count(*) FROM taskflow.tally WHERE late_at IS NOT NULL") == 2
         await stranger.execute("SAVEPOINT here")
-        await add(store, stranger, [an_envelope(priority=2)])
+        await add(stranger, an_envelope(priority=2))
         await stranger.execute("ROLLBACK TO SAVEPOINT here")
-        await add(store, stranger, [an_envelope(priority=2)])
+        await add(stranger, an_envelope(priority=2))
         assert await stranger.fetchval("SELECT count(*) FROM taskflow.tally WHERE late_at IS NOT NULL") == 3
 
 
@@ -170,7 +164,6 @@ async def test_transactions_with_the_same_keys_wait_for_nobody(
 ) -> None:
     """They take several keys in any order, beside each other and beside senders of batches. The server ends none of them. At "serializable"
     it may end one that has read which job has a key."""
-    within = PostgresTransactional("here", "taskflow", "", lambda: None, None)
     await broker.upkeep(1)
     is_over = asyncio.Event()
 
@@ -187,7 +180,7 @@ async def test_transactions_with_the_same_keys_wait_for_nobody(
         for _ in range(30):
             async with connection.transaction(isolation=level):
                 for envelope in some(chance, 4):
-                    await add(within, connection, [envelope])
+                    await add(connection, envelope)
         await connection.close()
 
     batches = asyncio.create_task(send_batches(random.Random(1)))

@@ -1,14 +1,19 @@
-"""Schemas of this version."""
+"""Schemas of this version, and psql, for which scripts are written."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from functools import cache
 from typing import Final
 
+import pytest
+
 from taskflow.broker.migrations import Migration, Upgrade
 from taskflow.broker.postgres import schema
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import PostgresServer, postgres_binaries
 
 _THIS: Final = schema.script(Upgrade(place="schema", version=0, migrations=(Migration(schema.VERSION, ""),)), "taskflow")
 
@@ -22,13 +27,21 @@ def of_this_version(server: PostgresServer) -> str:
 def _template(server: PostgresServer) -> str:
     """Make the schema once: to copy it takes the server a third of the time."""
     database = server.new_database()
-    server.execute(without_meta_commands(_THIS), database)
+    server.execute(re.sub(r"(?m)^\\set .*$", "", _THIS), database)
     return database
 
 
-def without_meta_commands(script: str) -> str:
-    """Return the script without the lines that only psql understands."""
-    return re.sub(r"(?m)^\\set .*$", "", script)
+def psql(url: str, script: str) -> str:
+    """Return what psql prints. Raises CalledProcessError."""
+    beside = os.pathsep.join(str(found.path.parent) for found in postgres_binaries())
+    program = shutil.which("psql") or shutil.which("psql", path=beside)
+    if program is None:
+        if os.environ.get("CI"):
+            pytest.fail("there is no psql on this machine: apt-get install postgresql-client")
+        pytest.skip("there is no psql on this machine: apt-get install postgresql-client (where CI is set, that is a failure)")
+    command = [program, "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", url]
+    ran = subprocess.run(command, input=script, check=True, capture_output=True, text=True, env={**os.environ, "PGCLIENTENCODING": "UTF8"})
+    return ran.stdout.strip()
 
 
 CATALOG: Final = {

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import redis
 
-from tests.stores.redis.scene import Scene
+from tests.stores.scene import Scene
 from tests.support.harnesses import RedisHarness
 from tests.support.proxy import Proxy
 from tests.support.servers import HOST, RedisServer
@@ -25,16 +25,9 @@ def proxy(server: RedisServer) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-async def scene(server: RedisServer) -> AsyncIterator[Scene]:
-    """An application straight on the server."""
-    async with Scene(server) as scene:
-        yield scene
-
-
-@pytest.fixture
 async def far_scene(server: RedisServer, proxy: Proxy) -> AsyncIterator[Scene]:
     """An application whose every command goes by way of the proxy."""
-    async with Scene(server, proxy.url()) as scene:
+    async with Scene(server.url, proxy.url()) as scene:
         yield scene
 
 
@@ -45,8 +38,21 @@ async def world() -> AsyncIterator[World]:
         yield opened
 
 
+class Stored:
+    """What the world's server holds of its store, by the ends of the keys' names."""
+
+    def __init__(self, harness: RedisHarness) -> None:
+        self.client: redis.Redis = harness.server.client()
+        self.prefix = harness.prefix
+
+    def key(self, name: str, of: bytes = b"") -> bytes:
+        return self.prefix + name.encode() + of
+
+    def keys(self, begin: bytes) -> list[bytes]:
+        return [key for key in self.client.scan_iter(self.key("*"), count=1_000) if key.startswith(begin)]
+
+
 @pytest.fixture
-def client(world: World) -> redis.Redis:
-    """Of the server that the world is on."""
+def stored(world: World) -> Stored:
     assert isinstance(world.harness, RedisHarness)
-    return world.harness.server.client()
+    return Stored(world.harness)

@@ -6,39 +6,35 @@ from functools import partial
 from typing import Any
 
 import pytest
-import redis
 
 from taskflow.broker import topics
 from taskflow.broker.admin import View
 from taskflow.broker.protocol import GONE_AFTER
-from taskflow.model.envelope import Lease
+from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.verdict import Settled
-from tests.support.harnesses import RedisHarness
+from tests.stores.redis.conftest import Stored
 from tests.support.verdicts import succeeded
 from tests.support.waiting import until
 from tests.support.world import World, ids_of
 
 
-def key(world: World, name: str) -> str:
-    assert isinstance(world.harness, RedisHarness)
-    return world.harness.prefix.decode() + name
-
-
-async def fill(world: World, number: int, **fields: Any) -> None:
+async def fill(world: World, number: int, **fields: Any) -> list[Envelope]:
+    envelopes = [world.an_envelope(**fields) for _ in range(number)]
     for first in range(0, number, 500):
-        await world.enqueue(*(world.an_envelope(**fields) for _ in range(min(500, number - first))))
+        await world.enqueue(*envelopes[first : first + 500])
+    return envelopes
 
 
-async def test_a_claim_passes_over_so_many_expired_jobs_and_no_more(world: World, client: redis.Redis) -> None:
+async def test_a_claim_passes_over_so_many_expired_jobs_and_no_more(world: World, stored: Stored) -> None:
     """They are upkeep's to end: a backlog of them does not hold the server at each claim."""
     await fill(world, 3_000, expires=1.0)
     world.clock.advance(2.0)
 
     assert await world.claim(await world.a_session()) == []
 
-    assert client.zcard(key(world, "back:0:default")) < 1_000
-    assert client.llen(key(world, "list:0:default")) > 2_000
+    assert stored.client.zcard(stored.key("back:0:default")) < 1_000
+    assert stored.client.llen(stored.key("list:0:default")) > 2_000
 
 
 async def test_large_jobs_come_in_portions(world: World) -> None:
@@ -56,32 +52,29 @@ async def test_large_jobs_come_in_portions(world: World) -> None:
     assert await world.settle(*(succeeded(lease, bytes(300_000)) for lease in leases)) == [Settled.OK] * 12
 
 
-async def test_ids_are_forgotten_in_portions(world: World, client: redis.Redis) -> None:
+async def test_ids_are_forgotten_in_portions(world: World, stored: Stored) -> None:
     """Upkeep asks to be called again while there are more, and in the end nothing is there."""
     await fill(world, 2_000)
     assert await world.broker.admin.purge(View(), limit=10_000) == 2_000
     upkept = await world.pass_time(world.rules.repeat_for + 1.0)
     assert upkept.next_in == 0.0
-    assert client.zcard(key(world, "i:fading")) >= 500
+    assert stored.client.zcard(stored.key("i:fading")) >= 500
 
     while upkept.next_in == 0.0:
         upkept = await world.upkeep()
 
-    assert client.exists(key(world, "i:fading"), key(world, "list:0:default"), key(world, "priorities:default")) == 0
-    assert list(client.scan_iter(key(world, "j:*"))) == []
+    assert stored.client.exists(stored.key("i:fading"), stored.key("list:0:default"), stored.key("priorities:default")) == 0
+    assert stored.keys(stored.key("j:")) == []
 
 
 async def test_a_job_is_found_behind_thousands_that_were_cancelled(world: World) -> None:
-    envelopes = [world.an_envelope() for _ in range(6_000)]
-    for first in range(0, 6_000, 500):
-        await world.enqueue(*envelopes[first : first + 500])
-    await world.broker.cancel(ids_of(envelopes))
+    await world.broker.cancel(ids_of(await fill(world, 6_000)))
     last = await world.add()
 
     assert ids_of(await world.claim(await world.a_session())) == [last.id]
 
 
-async def test_listeners_that_are_gone_leave_nothing_behind(world: World, client: redis.Redis) -> None:
+async def test_listeners_that_are_gone_leave_nothing_behind(world: World, stored: Stored) -> None:
     """Their names go when the next listener waits, minutes later, and the list expires if there is none."""
     for _ in range(3):
         world.clock.advance(100.0)
@@ -91,8 +84,8 @@ async def test_listeners_that_are_gone_leave_nothing_behind(world: World, client
         await broker.upkeep(10)
         await broker.close()
 
-    assert (client.zcard(key(world, "waiting:mail")), client.zcard(key(world, "upkeepers"))) == (2, 2)
-    assert 0 < client.ttl(key(world, "waiting:mail")) <= GONE_AFTER
+    assert (stored.client.zcard(stored.key("waiting:mail")), stored.client.zcard(stored.key("upkeepers"))) == (2, 2)
+    assert 0 < stored.client.ttl(stored.key("waiting:mail")) <= GONE_AFTER
 
 
 async def test_upkeep_nudges_again_for_jobs_that_no_claim_has_taken(world: World) -> None:
@@ -123,12 +116,12 @@ async def test_nine_thousand_queues_in_one_call(world: World) -> None:
     assert len((await world.broker.admin.metrics()).totals) == 9_000
 
 
-async def test_a_job_whose_key_has_a_wrong_type_is_gone_and_spoils_no_other(world: World, client: redis.Redis) -> None:
+async def test_a_job_whose_key_has_a_wrong_type_is_gone_and_spoils_no_other(world: World, stored: Stored) -> None:
     """The broker is told of no such job, and each operation goes on."""
     running, waiting, sound = await world.running(), await world.add(queue="mail"), await world.add(queue="mail")
     for job_id in (running.envelope.id, waiting.id):
-        client.delete(record := key(world, "j:").encode() + job_id)
-        client.rpush(record, "not ours")
+        stored.client.delete(record := stored.key("j:", job_id))
+        stored.client.rpush(record, "not ours")
 
     assert await world.settle(succeeded(running)) == [Settled.STALE]
     assert await world.broker.cancel([waiting.id]) == [None]
@@ -142,10 +135,10 @@ async def test_a_job_whose_key_has_a_wrong_type_is_gone_and_spoils_no_other(worl
 
 
 @pytest.mark.parametrize("name", ["i:due", "counts", "list:0:default"])
-async def test_a_shared_key_of_a_wrong_type_is_a_clear_error(world: World, client: redis.Redis, name: str) -> None:
+async def test_a_shared_key_of_a_wrong_type_is_a_clear_error(world: World, stored: Stored, name: str) -> None:
     await world.add()
-    client.delete(key(world, name))
-    client.xadd(key(world, name), {"not": "ours"})
+    stored.client.delete(stored.key(name))
+    stored.client.xadd(stored.key(name), {"not": "ours"})
 
     with pytest.raises(BrokerRefused, match="has a value of taskflow that another program has changed: Operation against a key"):
         await (world.upkeep() if name == "i:due" else world.add())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Final
 
 import pytest
-import redis
 
 from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.redis import store
@@ -15,6 +14,7 @@ from taskflow.model.envelope import OnConflict
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
+from tests.stores.redis.conftest import Stored
 from tests.support.harnesses import RedisHarness
 from tests.support.verdicts import failed, retried, succeeded
 from tests.support.world import World
@@ -23,45 +23,38 @@ LARGE: Final = bytes(range(256)) * 40
 RESULT: Final = b"\x01" + bytes(10_000)
 
 
-def keys_of(world: World, client: redis.Redis, job_id: bytes) -> list[bytes]:
-    """Return the keys of the job's contents that stay."""
-    assert isinstance(world.harness, RedisHarness)
-    begin = world.harness.prefix + b"c:" + job_id
-    found: Any = client.scan_iter(world.harness.prefix + b"c:*", count=1_000)
-    return [key for key in found if key.startswith(begin) and client.ttl(key) == -1]
+def contents_of(stored: Stored, job_id: bytes) -> dict[bytes, Any]:
+    """Return the job's contents that stay, by their keys."""
+    return {key: stored.client.get(key) for key in stored.keys(stored.key("c:", job_id)) if stored.client.ttl(key) == -1}
 
 
-def contents_of(world: World, client: redis.Redis, job_id: bytes) -> list[Any]:
-    return [client.get(key) for key in keys_of(world, client, job_id)]
-
-
-async def test_a_large_payload_is_apart_from_its_job_until_that_succeeds(world: World, client: redis.Redis) -> None:
+async def test_a_large_payload_is_apart_from_its_job_until_that_succeeds(world: World, stored: Stored) -> None:
     small, large = await world.add(payload=bytes(INLINE)), await world.add(payload=LARGE)
-    assert [contents_of(world, client, each.id) for each in (small, large)] == [[], [LARGE]]
+    assert [list(contents_of(stored, each.id).values()) for each in (small, large)] == [[], [LARGE]]
     assert (await world.record(large)).payload == LARGE
 
     leases = await world.claim(session := await world.a_session())
     assert [lease.envelope.payload for lease in leases] == [small.payload, LARGE]
     assert await world.claim_again(session) == leases
     await world.settle(*map(succeeded, leases))
-    assert contents_of(world, client, large.id) == []
+    assert contents_of(stored, large.id) == {}
 
 
 @pytest.mark.parametrize("fields", [{}, {"key": "k"}, {"after": 1.0}], ids=["plain", "with a key", "scheduled"])
-async def test_a_large_result_takes_its_place_until_the_job_is_dropped(world: World, client: redis.Redis, fields: dict[str, Any]) -> None:
+async def test_a_large_result_takes_its_place_until_the_job_is_dropped(world: World, stored: Stored, fields: dict[str, Any]) -> None:
     envelope = await world.add(payload=LARGE, **fields)
     await world.pass_time(1.0)
     [lease] = await world.claim(await world.a_session())
     assert await world.settle(succeeded(lease, RESULT, keep_for=60.0)) == [Settled.OK]
     assert await world.settle(succeeded(lease, RESULT, keep_for=60.0)) == [Settled.OK]
-    assert contents_of(world, client, envelope.id) == [RESULT]
+    assert list(contents_of(stored, envelope.id).values()) == [RESULT]
     record = await world.record(envelope)
     assert (record.result, record.payload) == (RESULT, None)
     await world.pass_time(61.0)
-    assert contents_of(world, client, envelope.id) == []
+    assert contents_of(stored, envelope.id) == {}
 
 
-async def test_one_that_has_failed_is_there_for_a_retry_until_it_is_dropped(world: World, client: redis.Redis) -> None:
+async def test_one_that_has_failed_is_there_for_a_retry_until_it_is_dropped(world: World, stored: Stored) -> None:
     lease = await world.running(payload=LARGE)
     await world.settle(failed(lease))
     assert (await world.record(lease)).payload == LARGE
@@ -73,29 +66,29 @@ async def test_one_that_has_failed_is_there_for_a_retry_until_it_is_dropped(worl
     await world.settle(failed(last))
     await world.pass_time(world.rules.keep_failed + 1)
     assert await world.read(lease) is None
-    assert contents_of(world, client, lease.envelope.id) == []
+    assert contents_of(stored, lease.envelope.id) == {}
 
 
-async def test_what_comes_again_leaves_nothing_behind(world: World, client: redis.Redis) -> None:
+async def test_what_comes_again_leaves_nothing_behind(world: World, stored: Stored) -> None:
     """A call whose answer was lost, when its job waits, when it has succeeded meanwhile, and when it is hardly known any more."""
     envelope = await world.add(payload=LARGE)
     for content in ([LARGE], []):
         assert await world.enqueue(envelope) == [Refused(envelope.id, envelope.id, "id")]
-        assert contents_of(world, client, envelope.id) == content
+        assert list(contents_of(stored, envelope.id).values()) == content
         for lease in await world.claim(await world.a_session()):
             await world.settle(succeeded(lease, keep_for=1.0))
     await world.pass_time(2.0)
     assert await world.enqueue(envelope) == [Refused(envelope.id, envelope.id, "id")]
-    assert contents_of(world, client, envelope.id) == []
+    assert contents_of(stored, envelope.id) == {}
 
 
-async def test_of_a_key_that_is_taken_no_payload_is_left(world: World, client: redis.Redis) -> None:
+async def test_of_a_key_that_is_taken_no_payload_is_left(world: World, stored: Stored) -> None:
     standing, refused = await world.add(key="k", payload=LARGE), world.an_envelope(key="k", payload=LARGE)
     assert await world.enqueue(refused) == [Refused(refused.id, standing.id, "key")]
-    assert contents_of(world, client, refused.id) == []
+    assert contents_of(stored, refused.id) == {}
     instead = world.an_envelope(key="k", payload=LARGE, on_conflict=OnConflict.REPLACE)
     assert await world.enqueue(instead) == [Added(instead.id, standing.id)]
-    assert contents_of(world, client, instead.id) == [LARGE]
+    assert list(contents_of(stored, instead.id).values()) == [LARGE]
 
 
 @pytest.mark.parametrize("fields", [{}, {"key": "k"}], ids=["plain", "with a key"])
@@ -132,14 +125,14 @@ async def test_contents_that_look_like_references(world: World) -> None:
 
 
 @pytest.mark.parametrize("now", [None, b"short", LARGE + b"more"], ids=["gone", "shorter", "longer"])
-async def test_a_payload_that_was_altered_fails_its_job_and_no_other(world: World, client: redis.Redis, now: bytes | None) -> None:
+async def test_a_payload_that_was_altered_fails_its_job_and_no_other(world: World, stored: Stored, now: bytes | None) -> None:
     altered = await world.add(payload=LARGE)
     await world.add(payload=LARGE)
-    [key] = keys_of(world, client, altered.id)
+    [key] = contents_of(stored, altered.id)
     if now is None:
-        client.delete(key)
+        stored.client.delete(key)
     else:
-        client.set(key, now)
+        stored.client.set(key, now)
     leases = await world.claim(await world.a_session())
     assert [len(lease.unreadable) for lease in leases] == [1, 0]
     assert leases[0].unreadable[0].column == "content"

@@ -8,30 +8,23 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-import redis
 
 from taskflow.broker.redis import scripts
 from taskflow.broker.redis.layout import number_bytes
-from taskflow.broker.redis.scripts import PARTS, Scripts, smallest_calls
-from taskflow.model.envelope import Lease
+from taskflow.broker.redis.scripts import PARTS
+from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import CODES, Status
-from taskflow.model.rules import Rules
 from taskflow.model.session import Session
-from tests.stores.redis.scene import commands
-from tests.support.harnesses import RedisHarness
+from tests.stores.redis.conftest import Stored
+from tests.stores.redis.scene import SCRIPTS
 from tests.support.verdicts import succeeded
 from tests.support.world import World
 
 BATCH: Final = 100
 
 
-def prefix_of(world: World) -> bytes:
-    assert isinstance(world.harness, RedisHarness)
-    return world.harness.prefix
-
-
-def stored(world: World, client: redis.Redis, job_id: bytes) -> bytes:
-    value: Any = client.get(prefix_of(world) + b"j:" + job_id)
+def record(stored: Stored, job: Envelope) -> bytes:
+    value: Any = stored.client.get(stored.key("j:", job.id))
     assert isinstance(value, bytes)
     return value
 
@@ -40,18 +33,18 @@ async def add(world: World, number: int, *, payload: bytes = b"\x01payload", **f
     await world.enqueue(*(world.an_envelope(payload=payload, **fields) for _ in range(number)))
 
 
-async def commands_of(client: redis.Redis, verb: Callable[[], Awaitable[object]]) -> tuple[int, int]:
+async def commands_of(stored: Stored, verb: Callable[[], Awaitable[object]]) -> tuple[int, int]:
     """Scripts that an operation sends, and commands that they call."""
-    client.config_resetstat()
+    stored.client.config_resetstat()
     await verb()
-    stats: Any = client.info("commandstats")
+    stats: Any = stored.client.info("commandstats")
     calls = {name.removeprefix("cmdstat_"): told["calls"] for name, told in stats.items()}
     scripts = calls.pop("evalsha", 0) + calls.pop("eval", 0)
     return scripts, sum(number for name, number in calls.items() if name not in ("config|resetstat", "info", "script|load", "ping"))
 
 
 async def rounds(
-    world: World, client: redis.Redis, session: Session, number: int, payload: bytes = b"\x01payload"
+    world: World, stored: Stored, session: Session, number: int, payload: bytes = b"\x01payload"
 ) -> dict[str, tuple[int, int]]:
     """A batch through its life, counted operation by operation."""
     leases = list[Lease]()
@@ -59,20 +52,20 @@ async def rounds(
     async def claim() -> None:
         leases.extend(await world.claim(session, limit=number))
 
-    counted = {"enqueue": await commands_of(client, lambda: add(world, number, payload=payload)), "claim": await commands_of(client, claim)}
+    counted = {"enqueue": await commands_of(stored, lambda: add(world, number, payload=payload)), "claim": await commands_of(stored, claim)}
     assert len(leases) == number
-    counted["settle"] = await commands_of(client, lambda: world.settle(*(succeeded(lease) for lease in leases)))
+    counted["settle"] = await commands_of(stored, lambda: world.settle(*(succeeded(lease) for lease in leases)))
     await add(world, number, payload=payload, after=1.0)
     world.clock.advance(1.0)
-    counted["upkeep"] = await commands_of(client, world.upkeep)
+    counted["upkeep"] = await commands_of(stored, world.upkeep)
     await world.settle(*(succeeded(lease) for lease in await world.claim(session)))
     return counted
 
 
-async def test_a_batch_costs_one_script_and_no_command_a_job(world: World, client: redis.Redis) -> None:
+async def test_a_batch_costs_one_script_and_no_command_a_job(world: World, stored: Stored) -> None:
     session = await world.a_session(ttl=1_000.0)
-    await rounds(world, client, session, 1)  # the server learns the scripts, the store its queue
-    single, whole = await rounds(world, client, session, 1), await rounds(world, client, session, BATCH)
+    await rounds(world, stored, session, 1)  # the server learns the scripts, the store its queue
+    single, whole = await rounds(world, stored, session, 1), await rounds(world, stored, session, BATCH)
     for counted in (single, whole):
         assert {name: scripts for name, (scripts, _) in counted.items()} == {"enqueue": 1, "claim": 1, "settle": 1, "upkeep": 3}
     assert {name: commands for name, (_, commands) in single.items() if commands > MOST[name]} == {}
@@ -83,85 +76,68 @@ MOST: Final = {"enqueue": 15, "claim": 20, "settle": 10, "upkeep": 56}
 """Commands of a call. Some of an enqueue's pass over a worker that waits, but whose process is gone."""
 
 
-async def test_a_plain_job_is_kept_in_the_fixed_layout_all_its_life(world: World, client: redis.Redis) -> None:
+async def test_a_plain_job_is_kept_in_the_fixed_layout_all_its_life(world: World, stored: Stored) -> None:
     """A job that has to be unpacked and packed again takes the server three times as long."""
     plain = await world.add(payload=bytes(200))
     with_extras = await world.add(max_attempts=3, timeout=5.0, headers={"a": "b"})
     planned = await world.add(after=5.0)
-    ids = [plain.id, with_extras.id, planned.id]
+    jobs = [plain, with_extras, planned]
     codes = [CODES[Status.READY], CODES[Status.READY], CODES[Status.SCHEDULED]]
-    assert [stored(world, client, job_id)[0] for job_id in ids] == codes
-    assert len(stored(world, client, plain.id)) <= 200 + 70
+    assert [record(stored, job)[0] for job in jobs] == codes
+    assert len(record(stored, plain)) <= 200 + 70
 
     await world.pass_time(5.0)
-    assert stored(world, client, planned.id)[0] == CODES[Status.READY]
+    assert record(stored, planned)[0] == CODES[Status.READY]
     leases = await world.claim(await world.a_session())
-    assert [stored(world, client, job_id)[0] for job_id in ids] == [CODES[Status.RUNNING]] * 3
+    assert [record(stored, job)[0] for job in jobs] == [CODES[Status.RUNNING]] * 3
     await world.settle(*(succeeded(lease) for lease in leases))
-    assert [stored(world, client, job_id)[0] for job_id in ids] == [CODES[Status.SUCCEEDED]] * 3
-    assert len(stored(world, client, plain.id)) <= 200
+    assert [record(stored, job)[0] for job in jobs] == [CODES[Status.SUCCEEDED]] * 3
+    assert len(record(stored, plain)) <= 200
 
 
-async def test_the_leases_of_a_busy_session_are_a_table(world: World, client: redis.Redis) -> None:
+async def test_the_leases_of_a_busy_session_are_a_table(world: World, stored: Stored) -> None:
     """As one string, which the server reads through at each lookup, they would cost a claim half as much again."""
     session = await world.a_session()
     await add(world, BATCH)
     await world.claim(session)
-    assert client.object("encoding", prefix_of(world) + b"leases:" + session.id) == b"hashtable"
-    assert client.hlen(prefix_of(world) + b"leases:" + session.id) == BATCH
+    assert stored.client.object("encoding", stored.key("leases:", session.id)) == b"hashtable"
+    assert stored.client.hlen(stored.key("leases:", session.id)) == BATCH
 
 
-async def test_the_fixed_layout_byte_by_byte(world: World, client: redis.Redis) -> None:
+async def test_the_fixed_layout_byte_by_byte(world: World, stored: Stored) -> None:
     """Stores hold it: a change raises LAYOUT in layout.py. The revision, which is random, is left out."""
     session = await world.a_session("w1")
     created = number_bytes(world.clock.wall())
     envelope = await world.add(priority=-2, payload=b"\x01p")
     lengths = len(envelope.queue).to_bytes(2) + len(envelope.job).to_bytes(2) + bytes(4)
     head = bytes(2) + b"\x7e" + created + number_bytes(1) + created + lengths + envelope.queue.encode() + envelope.job.encode()
-    waiting = stored(world, client, envelope.id)
+    waiting = record(stored, envelope)
     assert (waiting[:1], waiting[9:]) == (b"\x02", head + b"\x01p")
 
     [lease] = await world.claim(session)
     fence = (1).to_bytes(8) + session.id + lease.claim.request.to_bytes(8) + bytes(4)
     leased = fence + number_bytes(world.clock.wall()) + number_bytes(world.clock.steady()) + (2).to_bytes(2) + b"w1"
-    running = stored(world, client, envelope.id)
+    running = record(stored, envelope)
     assert (running[:1], running[9:]) == (b"\x03", leased + waiting)
 
     await world.settle(succeeded(lease, b"\x01r", ran_for=0.5, keep_for=9.0))
     ended = b"".join(map(number_bytes, (world.clock.wall(), world.clock.wall() + 9_000_000, 500_000)))
-    succeeded_job = stored(world, client, envelope.id)
+    succeeded_job = record(stored, envelope)
     assert (succeeded_job[:1], succeeded_job[9:]) == (b"\x04", leased + waiting[:9] + head + ended + b"\x01r")
 
 
-SCRIPTS = Scripts(Rules())
-
-
 TEXTS = {name: SCRIPTS[name].text.decode() for name in PARTS}
-
-
 FUNCTION = re.compile(r"^ *local function (\w+)", re.MULTILINE)
-
-
-CALL = re.compile(r"(?<![.\w])(\w+)\(")
-
-
 ALL = {function for text in TEXTS.values() for function in FUNCTION.findall(text)} - {"load_rest"}
 
 
-@pytest.mark.parametrize("name", PARTS)
-def test_each_function_that_a_script_calls_is_in_it_once(name: str) -> None:
-    functions = FUNCTION.findall(TEXTS[name])
-    assert len(functions) == len(set(functions))
-    assert ALL & set(CALL.findall(TEXTS[name])) <= set(functions)
-
-
-def test_each_function_of_the_lua_files_is_used_by_a_script() -> None:
+def test_each_function_of_the_lua_files_is_once_in_each_script_that_calls_it() -> None:
+    for text in TEXTS.values():
+        functions = FUNCTION.findall(text)
+        assert len(functions) == len(set(functions))
+        assert ALL & set(re.findall(r"(?<![.\w])(\w+)\(", text)) <= set(functions)
     assert {function for function in ALL if not any(len(re.findall(rf"\b{function}\b", text)) > 1 for text in TEXTS.values())} == set()
-
-
-def test_each_section_of_the_lua_files_is_in_a_script() -> None:
-    folder = Path(scripts.__file__).parent
-    written = {function for file in folder.glob("*.lua") for function in FUNCTION.findall(file.read_text())}
+    written = {function for file in Path(scripts.__file__).parent.glob("*.lua") for function in FUNCTION.findall(file.read_text())}
     assert written == ALL
 
 
@@ -170,7 +146,3 @@ def test_a_script_for_plain_jobs_makes_few_functions(name: str, most: int) -> No
     """Each costs the server a quarter of a command, also when it is not called."""
     at_once = re.sub(r"^local function load_rest.*?^return [\w, ]+\nend$", "", TEXTS[name], flags=re.MULTILINE | re.DOTALL)
     assert len(FUNCTION.findall(at_once)) <= most
-
-
-def test_what_the_server_is_told_is_what_a_user_is_asked_to_be_permitted() -> None:
-    assert {call[0] for call in smallest_calls(["a", "b", "c"])} == commands()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -13,145 +14,115 @@ import pytest
 
 from taskflow import Status, configure
 from taskflow.worker.events import SessionOpened
-from tests.stores.redis.scene import Scene, verb_of
-from tests.stores.scene import TIMEOUT
+from tests.stores.redis.scene import verb_of
+from tests.stores.scene import TIMEOUT, Scene
 from tests.support.proxy import DROP_REPLY, GARBLE, PASS, Command, Fate, Proxy, delay, delay_reply
 from tests.support.servers import RedisServer
 from tests.support.waiting import until
 
-JOBS: Final = 1_500
-VERBS: Final = ("add", "claim", "succeed", "apply")
-
 
 @contextmanager
-def flushing(server: RedisServer) -> Iterator[list[int]]:
-    """The server forgets all scripts, as often as it can be told to. How often, as the only item."""
-    is_over, flushed = threading.Event(), [0]
+def flushing(server: RedisServer) -> Iterator[Callable[[], int]]:
+    """The server forgets all scripts, as often as it can be told to. Gives a function that counts how often."""
+    is_over, flushed = threading.Event(), 0
 
     def flush_on() -> None:
+        nonlocal flushed
         with server.client() as client:
             while not is_over.wait(0.001):
                 client.script_flush()
-                flushed[0] += 1
+                flushed += 1
 
     thread = threading.Thread(target=flush_on)
     thread.start()
     try:
-        yield flushed
+        yield lambda: flushed
     finally:
         is_over.set()
         thread.join()
 
 
-async def test_scripts_flushed_in_a_loop_are_taught_again(
-    far_scene: Scene, server: RedisServer, proxy: Proxy, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_scripts_flushed_in_a_loop_are_taught_again(far_scene: Scene, server: RedisServer, proxy: Proxy) -> None:
     async with far_scene.worker():
         with flushing(server) as flushed:
             jobs = 0
-            while jobs < JOBS or flushed[0] <= 100:
+            while jobs < 900 or flushed() <= 100:
                 await far_scene.send(range(jobs, jobs + 15))
                 jobs += 15
             await far_scene.until_done()
     await far_scene.assert_each_settled_once()
-    sent: dict[bytes, int] = {}
-    for (name, _), number in proxy.counts.items():
-        sent[name] = sent.get(name, 0) + number
-    with capsys.disabled():
-        print(f"\n{flushed[0]} times SCRIPT FLUSH under {jobs} jobs; {sent.get(b'EVALSHA')} EVALSHA, {sent.get(b'EVAL')} EVAL")
-    assert sent[b"EVAL"] > 20
+    assert sum(number for (name, _), number in proxy.counts.items() if name == b"EVAL") > 20
 
 
-class Rule:
-    """A proxy's rule: of the commands for which there is a `fate`, a third meets it."""
-
-    def __init__(self, fate: Callable[[random.Random], Fate], verbs: Sequence[str]) -> None:
-        self.hit = 0
-        self._fate, self._verbs, self._chance = fate, verbs, random.Random(5)
-
-    def __call__(self, command: Command) -> Fate:
-        if verb_of(command) not in self._verbs or self._chance.random() > 0.35:
-            return PASS
-        self.hit += 1
-        return self._fate(self._chance)
-
-
-RULES: Final[Mapping[str, Callable[[random.Random], Fate]]] = {
+FATES: Final[Mapping[str, Callable[[random.Random], Fate]]] = {
     "delays on both ways": lambda chance: chance.choice((delay, delay_reply))(chance.random() * 0.05),
     "garbled replies": lambda _: GARBLE,
     "lost replies": lambda _: DROP_REPLY,
 }
 
 
-@pytest.mark.parametrize("name", RULES)
-async def test_troubles_on_the_way_lose_and_repeat_nothing(
-    far_scene: Scene, proxy: Proxy, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+@pytest.mark.parametrize("name", FATES)
+async def test_troubles_on_the_way_lose_and_repeat_nothing(far_scene: Scene, proxy: Proxy, name: str) -> None:
     """What was garbled or lost may have taken effect, and the connection is not used again. Large payloads go ahead of their calls."""
     configure(enqueue_timeout=TIMEOUT)
+    hit, chance = Counter[str](), random.Random(5)
+
+    def rule(command: Command) -> Fate:
+        """A third meets its fate."""
+        if verb_of(command) not in ("add", "claim", "succeed", "apply", "SUBSCRIBE", "query") or chance.random() > 0.35:
+            return PASS
+        hit[verb_of(command)] += 1
+        return FATES[name](chance)
+
     async with far_scene.worker():
-        proxy.rule = rule = Rule(RULES[name], (*VERBS, "SUBSCRIBE", "query"))
+        proxy.rule = rule
         for number in range(100):
             await far_scene.send([number], padding=bytes(2_000 * (number % 2)))
         await far_scene.until_done()
         proxy.rule = lambda _command: PASS
     await far_scene.assert_each_settled_once()
     assert (await far_scene.totals())["enqueue"] == 100
-    with capsys.disabled():
-        print(f"\n{name}: {rule.hit} times under 100 jobs")
-    assert rule.hit > 25
+    assert hit.total() > 25, hit
 
 
 MANY: Final = 200
 
 
-@pytest.fixture
-def durable() -> Iterator[RedisServer]:
-    with RedisServer(aof=True, appendfsync="always") as server:
-        yield server
-
-
-async def test_without_one_all_is_gone_and_the_worker_begins_anew(scene: Scene, server: RedisServer) -> None:
+async def test_without_persistence_all_is_gone_and_the_worker_begins_anew(server: RedisServer) -> None:
     """Its session is gone with the rest: it opens another, and does what comes then."""
-    async with scene.worker():
-        await scene.send(range(MANY))
-        await scene.until_done()
-        await asyncio.to_thread(server.kill)
-        await asyncio.to_thread(server.start)
-        await scene.send(range(MANY, 2 * MANY))
-        await scene.until_done(range(MANY, 2 * MANY))
-        assert (await scene.told(range(MANY))) == {"gone": MANY}
-        assert (await scene.totals())["succeed"] == MANY
-    assert sum(isinstance(event, SessionOpened) for event in scene.events) == 2
-
-
-async def test_an_older_append_only_file_copied_back(durable: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:
-    """Power was cut and the tail is lost: what was sent after the copy is gone, what was done after it is done again, the rest stays."""
-    async with Scene(durable) as scene:
+    async with Scene(server.url) as scene:
         async with scene.worker():
             await scene.send(range(MANY))
             await scene.until_done()
-        await scene.send(range(MANY, 2 * MANY))
-        copy = durable.copy_aof()
-        async with scene.worker():
-            await scene.send(range(2 * MANY, 3 * MANY))
-            await scene.until_done()
-            await asyncio.to_thread(durable.kill)
-            durable.put_back_aof(copy)
-            await asyncio.to_thread(durable.start)
-            await until(lambda: _have_succeeded(scene, range(2 * MANY)))
-            await scene.send(range(3 * MANY, 4 * MANY))
-            await scene.until_done(range(3 * MANY, 4 * MANY))
-        assert await scene.told(range(2 * MANY)) == {Status.SUCCEEDED.value: 2 * MANY}
-        assert await scene.told(range(2 * MANY, 3 * MANY)) == {"gone": MANY}
-        assert await scene.waiting() == {}
-        assert (await scene.totals())["succeed"] == 3 * MANY
-        again = sum(scene.runs[number] == 2 for number in range(MANY, 2 * MANY))
-        with capsys.disabled():
-            print(f"\n{again} of {MANY} jobs that were done after the copy were done again; {MANY} sent after it are gone")
-        assert again == MANY
-        assert all(scene.runs[number] == 1 for number in range(MANY))
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+            await scene.send(range(MANY, 2 * MANY))
+            await scene.until_done(range(MANY, 2 * MANY))
+            assert (await scene.told(range(MANY))) == {"gone": MANY}
+            assert (await scene.totals())["succeed"] == MANY
+        assert sum(isinstance(event, SessionOpened) for event in scene.events) == 2
 
 
-async def _have_succeeded(scene: Scene, numbers: range) -> bool:
-    return await scene.told(numbers) == {Status.SUCCEEDED.value: len(numbers)}
+async def test_an_older_append_only_file_copied_back() -> None:
+    """Power was cut and the tail is lost: what was sent after the copy is gone, what was done after it is done again, the rest stays."""
+    with RedisServer(aof=True, appendfsync="always") as durable:
+        async with Scene(durable.url) as scene:
+            async with scene.worker():
+                await scene.send(range(MANY))
+                await scene.until_done()
+            await scene.send(range(MANY, 2 * MANY))
+            copy = durable.copy_aof()
+            async with scene.worker():
+                await scene.send(range(2 * MANY, 3 * MANY))
+                await scene.until_done()
+                await asyncio.to_thread(durable.kill)
+                durable.put_back_aof(copy)
+                await asyncio.to_thread(durable.start)
+                await until(lambda: all(scene.runs[number] == 2 for number in range(MANY, 2 * MANY)))
+                await scene.send(range(3 * MANY, 4 * MANY))
+                await scene.until_done([*range(2 * MANY), *range(3 * MANY, 4 * MANY)])
+            assert await scene.told(range(2 * MANY)) == {Status.SUCCEEDED.value: 2 * MANY}
+            assert await scene.told(range(2 * MANY, 3 * MANY)) == {"gone": MANY}
+            assert await scene.waiting() == {}
+            assert (await scene.totals())["succeed"] == 3 * MANY
+            assert all(scene.runs[number] == 1 for number in range(MANY))

@@ -11,7 +11,8 @@ import pytest
 from taskflow.broker.redis import wakeups
 from taskflow.worker import fetcher
 from taskflow.worker.options import WorkerOptions
-from tests.stores.redis.scene import Scene, verb_of
+from tests.stores.redis.scene import verb_of
+from tests.stores.scene import Scene
 from tests.support.proxy import PASS, Command, Fate, Proxy
 from tests.support.servers import RedisServer
 
@@ -24,15 +25,17 @@ SLACK: Final = 0.14
 BLOCKING: Final = {"BLPOP", "BRPOP", "BLMOVE", "BLMPOP", "BRPOPLPUSH", "BZPOPMIN", "BZPOPMAX", "BZMPOP", "XREAD", "XREADGROUP", "WAIT"}
 
 
-class Ledger:
-    """A proxy's rule that lets all pass, and counts what it is."""
+@pytest.fixture
+def sent(proxy: Proxy) -> Counter[str]:
+    """Counts what is sent through the proxy."""
+    counted = Counter[str]()
 
-    def __init__(self) -> None:
-        self.verbs: Counter[str] = Counter()
-
-    def __call__(self, command: Command) -> Fate:
-        self.verbs[verb_of(command)] += 1
+    def rule(command: Command) -> Fate:
+        counted[verb_of(command)] += 1
         return PASS
+
+    proxy.rule = rule
+    return counted
 
 
 def check_round_trips(waits: list[float], number: int) -> None:
@@ -42,32 +45,25 @@ def check_round_trips(waits: list[float], number: int) -> None:
     assert longest < (number + 2) * LATENCY + SLACK, waits
 
 
-async def test_an_idle_worker_sends_less_than_one_command_a_second(
-    far_scene: Scene, proxy: Proxy, server: RedisServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_an_idle_worker_sends_less_than_one_command_a_second(far_scene: Scene, server: RedisServer, sent: Counter[str]) -> None:
     """Counted on the wire and by the server over 10 s, with a user's own settings; then a job starts at once."""
-    proxy.rule = ledger = Ledger()
     async with far_scene.worker(ttl=WorkerOptions().ttl):
         await far_scene.seconds_to_start(0)
         await asyncio.sleep(1)
-        ledger.verbs.clear()
+        sent.clear()
         with server.client() as client:
             client.config_resetstat()
-        await asyncio.sleep(10)
-        sent = ledger.verbs.copy()
-        with server.client() as client:
+            await asyncio.sleep(10)
+            when_idle = sent.copy()
             told = {name: stat["calls"] for name, stat in client.info("commandstats").items()}
         waited = await far_scene.seconds_to_start(1)
-    with capsys.disabled():
-        print(f"\nidle for 10 s: {dict(sent)}; the server counts {told}; then a job started within {waited * 1000:.1f} ms")
-    assert sent.total() < 8  # a heartbeat takes two, a call of upkeep that finds nothing one
-    assert told.get("cmdstat_evalsha", 0) + told.get("cmdstat_eval", 0) + told.get("cmdstat_ping", 0) < 8
+    assert when_idle.total() < 8, when_idle  # a heartbeat takes two, a call of upkeep that finds nothing one
+    assert sum(told.get(f"cmdstat_{name}", 0) for name in ("evalsha", "eval", "ping")) < 8, told
     assert waited < 2.0  # to look again takes the worker 5 s
-    assert not BLOCKING & sent.keys()
+    assert not BLOCKING & when_idle.keys()
 
 
-async def test_a_job_starts_within_two_round_trips_of_its_enqueue(far_scene: Scene, proxy: Proxy) -> None:
-    proxy.rule = ledger = Ledger()
+async def test_a_job_starts_within_two_round_trips_of_its_enqueue(far_scene: Scene, proxy: Proxy, sent: Counter[str]) -> None:
     async with far_scene.worker():
         await far_scene.seconds_to_start(0)
         proxy.latency = LATENCY
@@ -75,18 +71,17 @@ async def test_a_job_starts_within_two_round_trips_of_its_enqueue(far_scene: Sce
         waits = [await far_scene.seconds_to_start(number) for number in range(1, 6)]
     assert min(waits) >= 2 * LATENCY  # or the proxy would not slow down anything
     check_round_trips(waits, 2)
-    assert not BLOCKING & ledger.verbs.keys()
+    assert not BLOCKING & sent.keys()
 
 
 async def test_so_it_does_after_minutes_of_idleness_on_a_server_that_cuts_who_is_idle(
-    far_scene: Scene, proxy: Proxy, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    far_scene: Scene, proxy: Proxy, server: RedisServer, monkeypatch: pytest.MonkeyPatch, sent: Counter[str]
 ) -> None:
     """As many looks and pings as in minutes. The server cuts who says nothing for a second, so the first command connects anew, which is
     two more round trips: the driver tells its name and its version."""
     monkeypatch.setattr(fetcher, "POLL_INTERVAL", 5.0 / 200)
     monkeypatch.setattr(wakeups, "PING_INTERVAL", 25.0 / 200)
     monkeypatch.setattr(wakeups, "PONG_TIMEOUT", 4 * LATENCY)
-    proxy.rule = ledger = Ledger()
     with server.client() as client:
         client.config_set("timeout", 1)
     async with far_scene.worker():
@@ -96,6 +91,6 @@ async def test_so_it_does_after_minutes_of_idleness_on_a_server_that_cuts_who_is
         monkeypatch.setattr(fetcher, "POLL_INTERVAL", 5.0)
         await asyncio.sleep(1.5)
         waits = [await far_scene.seconds_to_start(number) for number in range(1, 4)]
-    assert ledger.verbs["claim"] > 40
-    assert ledger.verbs["PING"] > 4
+    assert sent["claim"] > 40
+    assert sent["PING"] > 4
     check_round_trips(waits, 4)

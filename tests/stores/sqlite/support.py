@@ -8,53 +8,37 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from taskflow.broker.protocol import Broker
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.model.envelope import Envelope, Lease
-from taskflow.model.ids import IdFactory
-from taskflow.model.session import Session
-from taskflow.model.verdict import Settlement, Succeeded
 
-_an_id = IdFactory()
+NOBODY: Final = 65_534
+_ROOT: Final = Path(__file__).parents[3]
 
-NOBODY = 65_534
+_PRELUDE: Final = """
+import asyncio, os, sqlite3, sys, threading, time, warnings
+from taskflow.broker.sqlite import SqliteBroker
+from taskflow.model.errors import BrokerRefused, BrokerUnavailable, StoreFull
+from tests.stores.jobs import an_envelope, envelopes, registered
+from tests.support.verdicts import succeeded
+
+warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads has its dangers
+broker = SqliteBroker(sys.argv[1])
+"""
+"""What each script begins with. Its first argument is the path of a store."""
 
 
 class Open(Protocol):
     def __call__(self, at: Path = ..., **options: Any) -> SqliteBroker: ...
 
 
-def an_envelope(**fields: Any) -> Envelope:
-    return Envelope(**{"id": _an_id(), "job": "work", "payload": b"payload", **fields})
-
-
-def envelopes(number: int, **fields: Any) -> list[Envelope]:
-    return [an_envelope(**fields) for _ in range(number)]
-
-
-def a_session(name: str = "worker", **fields: Any) -> Session:
-    return Session(id=os.urandom(16), name=name, **fields)
-
-
-async def registered(broker: Broker) -> Session:
-    session = a_session()
-    await broker.register(session)
-    return session
-
-
-def succeeded(lease: Lease) -> Settlement:
-    return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=Succeeded(b"result"))
-
-
 @contextmanager
-def connected(path: Path, **options: Any) -> Iterator[sqlite3.Connection]:
+def connected(path: Path) -> Iterator[sqlite3.Connection]:
     """A stranger's connection."""
-    connection = sqlite3.connect(path, isolation_level=None, **options)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         yield connection
     finally:
@@ -64,7 +48,7 @@ def connected(path: Path, **options: Any) -> Iterator[sqlite3.Connection]:
 @contextmanager
 def locked(path: Path) -> Iterator[sqlite3.Connection]:
     """Somebody holds the write lock."""
-    with connected(path, check_same_thread=False) as connection:
+    with connected(path) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield connection
         if connection.in_transaction:
@@ -72,31 +56,22 @@ def locked(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 @contextmanager
-def another_that_holds(path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Another process has the write lock, until it is killed."""
-    script = """
-        import sqlite3, sys, time
-        sqlite3.connect(sys.argv[1], isolation_level=None).execute("BEGIN IMMEDIATE")
-        print("ready", flush=True)
-        time.sleep(60)
-    """
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script), str(path)], stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def started(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A Python of its own runs the script, and is killed at the end."""
+    command = [sys.executable, "-c", _PRELUDE + textwrap.dedent(script), *map(str, arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def run_script(script: str, *arguments: object, timeout: float = 30, **options: Any) -> str:
-    """What the script prints, in a Python of its own, which must end well and say nothing on stderr."""
-    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
+def run_script(script: str, *arguments: object, within: Sequence[str] = (), **options: Any) -> str:
+    """Return what the script prints, in a Python of its own, which must end well in silence. `within` is a program for it."""
+    command = [*within, sys.executable, "-c", _PRELUDE + textwrap.dedent(script), *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=_ROOT, **options)
     assert (run.returncode, run.stderr) == (0, ""), run.stderr
-    said: str = run.stdout
-    return said
+    return str(run.stdout)
 
 
 @contextmanager
@@ -112,11 +87,6 @@ def shared_folder(mode: int) -> Iterator[Path]:
 
 
 _USES: Final = """
-import asyncio, os, sys
-from taskflow.broker.sqlite import SqliteBroker
-from taskflow.model.errors import BrokerRefused
-from tests.stores.sqlite.support import an_envelope
-
 async def use(broker):
 {}
 
@@ -128,9 +98,9 @@ async def use_or_say_why_not(path):
         print(refused)
     await broker.close()
 
-asyncio.run(use_or_say_why_not(sys.argv[2]))  # loads all that it needs: another user may not read it where it lies
+asyncio.run(use_or_say_why_not(sys.argv[1]))  # loads all that it needs: another user may not read it where it lies
 print("as the other:")
-os.setgid(int(sys.argv[1])), os.setuid(int(sys.argv[1]))
+os.setgid(int(sys.argv[2])), os.setuid(int(sys.argv[2]))
 for path in sys.argv[3:]:
     asyncio.run(use_or_say_why_not(path))
 """
@@ -139,12 +109,11 @@ for path in sys.argv[3:]:
 def used_by_nobody(own: Path, use: str, *paths: Path) -> str:
     """Return what another user prints who uses stores so. They take an own one first. Coverage could not write what it measures of them."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[3])
     script = _USES.format(textwrap.indent(textwrap.dedent(use), "    "))
-    return run_script(script, NOBODY, own, *paths, env=environment).partition("as the other:\n")[2]
+    return run_script(script, own, NOBODY, *paths, env=environment).partition("as the other:\n")[2]
 
 
-def files(path: Path) -> list[str]:
+def wake_files(path: Path) -> list[str]:
     """Return the names of the files by which senders find listeners."""
     folder = path.with_name(path.name + "-wake")
     return sorted(file.name for file in folder.iterdir()) if folder.exists() else []

@@ -1,28 +1,23 @@
-"""What claims and settlements cost in statements, and leases that another connection takes away."""
+"""What operations cost in statements and in calls of Python."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
 import msgspec
 import pytest
 
-from taskflow.broker.admin import QueueRecord
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.sqlite.transactions import QueuedVerb, Transactions
-from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
-from tests.stores.sqlite.support import an_envelope, envelopes, registered, succeeded
+from tests.stores.jobs import an_envelope, envelopes, registered
+from tests.support.verdicts import succeeded
 
 MANY = 100
-
-
-def counted(queue: QueueRecord) -> dict[Status, int]:
-    return {status: number for status, number in queue.counts.items() if number}
 
 
 @pytest.mark.parametrize("number", [1, MANY])
@@ -35,13 +30,11 @@ async def test_a_claim_and_a_settlement_are_a_handful_of_statements(broker: Sqli
     said.clear()
     leases = await broker.claim(session.id, 2, ["default"], number)
     assert len(leases) == number
-    # What is flushed, begin, the request, a look, the leases, the counts, commit.
-    assert len(said) <= 7, said
+    assert len(said) <= 7, said  # what is flushed, begin, the request, a look, the leases, the counts, commit
 
     said.clear()
     assert await broker.settle([succeeded(lease) for lease in leases]) == [Settled.OK] * number
-    # What is flushed, begin, a look, the jobs, the counts, commit.
-    assert len(said) <= 6, said
+    assert len(said) <= 6, said  # what is flushed, begin, a look, the jobs, the counts, commit
 
 
 @pytest.mark.parametrize("queues", [[], ["default"]], ids=["of every queue", "of one queue"])
@@ -52,17 +45,14 @@ async def test_a_claim_and_a_settlement_that_wait_together_share_a_transaction(
     session = await registered(broker)
     await broker.enqueue(envelopes(2 * MANY))
     leases = await broker.claim(session.id, 1, queues, MANY)
-
     said.clear()
     settled, claimed = await asyncio.gather(
         broker.settle([succeeded(lease) for lease in leases]), broker.claim(session.id, 2, queues, MANY)
     )
     assert (settled, len(claimed)) == ([Settled.OK] * MANY, MANY)
     together = said[:]
-    assert [step for step in together if step in ("BEGIN IMMEDIATE", "COMMIT")] in (
-        ["BEGIN IMMEDIATE", "COMMIT"],
-        ["BEGIN IMMEDIATE", "COMMIT"] * 2,  # the writer's thread was quicker than the second operation
-    )
+    bounds = [step for step in together if step in ("BEGIN IMMEDIATE", "COMMIT")]
+    assert bounds in [["BEGIN IMMEDIATE", "COMMIT"] * times for times in (1, 2)]  # two, if the writer's thread was quicker than the claim
     assert len(together) <= 16, together  # each is in a savepoint
 
 
@@ -79,70 +69,60 @@ async def test_jobs_without_tags_cost_no_statement_for_tags(broker: SqliteBroker
     session = await registered(broker)
     await broker.enqueue([an_envelope(tags=("a", "b"), after=3_600.0)])
 
-    async def whole_life(**fields: Any) -> list[str]:
+    async def whole_life(request: int, **fields: Any) -> list[str]:
         said.clear()
         await broker.enqueue([*envelopes(MANY, max_attempts=3, **fields), an_envelope(key=b"k" * 16, **fields)])
-        leases = await broker.claim(session.id, next(requests), ["default"], MANY + 1)
+        leases = await broker.claim(session.id, request, ["default"], MANY + 1)
         await broker.settle([msgspec.structs.replace(succeeded(lease), keep_for=0.0) for lease in leases])
         assert (await broker.upkeep(1_000)).dropped == MANY + 1
         return [step for step in said if "taskflow_tags" in step]
 
-    requests = iter((1, 2))
-    assert await whole_life() == []
-    assert len(await whole_life(tags=("a", "b"))) <= 6  # the rows of a batch are cut into pieces
-
-
-class Calls:
-    """Counts calls of Python functions, in this thread and in transactions."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def __call__(self, frame: FrameType, event: str, argument: object) -> None:
-        self.number += event == "call"
-
-    def take(self) -> int:
-        number, self.number = self.number, 0
-        return number
+    assert await whole_life(1) == []
+    assert len(await whole_life(2, tags=("a", "b"))) <= 6  # the rows of a batch are cut into pieces
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
-    counted, run = Calls(), Transactions.run
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
+    """Returns how many Python functions were called since it was asked last, in this thread and in transactions."""
+    number, run, before = 0, Transactions.run, sys.getprofile()
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal number
+        number += event == "call"
 
     def run_counted(self: Transactions, group: Sequence[QueuedVerb]) -> None:
-        before = sys.getprofile()
-        sys.setprofile(counted)
+        sys.setprofile(count)
         try:
             run(self, group)
         finally:
-            sys.setprofile(before)
+            sys.setprofile(None)
+
+    def take() -> int:
+        nonlocal number
+        taken, number = number, 0
+        return taken
 
     monkeypatch.setattr(Transactions, "run", run_counted)
-    before = sys.getprofile()
-    sys.setprofile(counted)
-    yield counted
+    sys.setprofile(count)
+    yield take
     sys.setprofile(before)
 
 
-async def test_a_job_takes_few_calls_of_python(broker: SqliteBroker, calls: Calls) -> None:
+async def test_a_job_takes_few_calls_of_python(broker: SqliteBroker, calls: Callable[[], int]) -> None:
     """Rows are packed and unpacked many at a time."""
     session = await registered(broker)
     await broker.enqueue(envelopes(800))
     claiming, settling = list[int](), list[int]()
     for request, number in enumerate((100, 300, 100, 300), 1):  # SQLite compiles a statement at its first use
-        calls.take()
+        calls()
         leases = await broker.claim(session.id, request, ["default"], number)
-        claiming.append(calls.take())
+        claiming.append(calls())
         settlements = [succeeded(lease) for lease in leases]
-        calls.take()
+        calls()
         assert await broker.settle(settlements) == [Settled.OK] * number
-        settling.append(calls.take())
+        settling.append(calls())
     assert (claiming[3] - claiming[2]) / 200 <= 5.1
     assert (settling[3] - settling[2]) / 200 <= 3.1
-
-
-# --- leases of others ---------------------------------------------------------------------------------------------------
 
 
 async def test_a_claim_from_many_queues_reads_those_that_it_takes_from(broker: SqliteBroker, said: list[str]) -> None:
@@ -151,18 +131,15 @@ async def test_a_claim_from_many_queues_reads_those_that_it_takes_from(broker: S
     await broker.enqueue([an_envelope(queue=f"queue-{number % 500}") for number in range(1_000)])
     said.clear()
     leases = await broker.claim(session.id, 499, [], 10)
-    assert [lease.envelope.queue for lease in leases] == [
-        f"queue-{name}" for name in ("99", "99", "0", "0", "1", "1", "10", "10", "100", "100")
-    ]
+    names = ("99", "99", "0", "0", "1", "1", "10", "10", "100", "100")
+    assert [lease.envelope.queue for lease in leases] == [f"queue-{name}" for name in names]
     assert len(said) <= 8 + 4, said
 
 
-async def test_every_queue_has_its_turn_however_many_there_are(broker: SqliteBroker) -> None:
-    """All are looked into when those before them give nothing: their jobs have expired, and nobody has cleared them away yet."""
+async def test_every_queue_has_its_turn_behind_those_whose_jobs_have_expired(broker: SqliteBroker) -> None:
     session = await registered(broker)
     await broker.enqueue([an_envelope(queue=f"empty-{number}", expires=0.0) for number in range(100)])
-    await broker.enqueue([an_envelope(queue="a-full-one"), an_envelope(queue="one-more")])
     for request in range(1, 204, 101):
+        await broker.enqueue([an_envelope(queue="a-full-one"), an_envelope(queue="one-more")])
         leases = await broker.claim(session.id, request, [], 2)
         assert {lease.envelope.queue for lease in leases} == {"a-full-one", "one-more"}
-        await broker.enqueue([an_envelope(queue="a-full-one"), an_envelope(queue="one-more")])

@@ -4,52 +4,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import os
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 
 from taskflow.broker.admin import View
-from taskflow.broker.protocol import Added
 from taskflow.broker.sqlite import SqliteBroker, checkpoint
-from taskflow.model.errors import StoreFull
-from taskflow.model.session import Beat
-from taskflow.model.verdict import Settled
-from tests.stores.sqlite.support import Open, a_session, connected, envelopes, run_script, succeeded
+from tests.stores.jobs import envelopes
+from tests.stores.sqlite.support import Open, connected, run_script
 from tests.support.namespaces import unshare_flags
 
 pytestmark = pytest.mark.slow
-
-
-async def fill(broker: SqliteBroker, payload: int = 3_000) -> int:
-    """Until not one more goes in. How many jobs it has taken."""
-    added = 0
-    for size in (50, 5, 1):
-        with contextlib.suppress(StoreFull):
-            for _ in range(1_000):
-                answers = await broker.enqueue(envelopes(size, payload=bytes(payload)))
-                added += sum(isinstance(answer, Added) for answer in answers)
-            raise AssertionError("it is never full")
-    return added
-
-
-async def drain(broker: SqliteBroker) -> int:
-    """Claim and settle until nothing is left. How many were settled."""
-    session, settled, request = a_session(), 0, 0
-    await broker.register(session)
-    while True:
-        request += 1
-        leases = await broker.claim(session.id, request, [], 100)
-        if not leases:
-            return settled
-        await broker.beat(Beat(session=session.id, claims=tuple(lease.claim for lease in leases), seen=request))
-        assert await broker.settle([succeeded(lease) for lease in leases]) == [Settled.OK] * len(leases)
-        await broker.upkeep(1_000)
-        settled += len(leases)
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
@@ -59,30 +26,38 @@ def test_a_full_disk(tmp_path: Path) -> None:
     if flags is None:
         pytest.skip("this machine lets us mount no small disk")
     script = """
-        import asyncio, subprocess, sys
+        import contextlib, subprocess
         from pathlib import Path
+        from taskflow.model.session import Beat
 
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", sys.argv[1]], check=True)
-        sys.path.insert(0, sys.argv[2])
-        from taskflow.broker.sqlite import SqliteBroker
-        from tests.stores.sqlite.support import an_envelope, registered, succeeded
-        from tests.stores.sqlite.test_full import drain, fill
-        from taskflow.model.errors import BrokerUnavailable, StoreFull
+        folder = Path(sys.argv[1]).parent
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", folder], check=True)
+
+        async def fill():
+            added = 0
+            for size in (50, 5, 1):
+                with contextlib.suppress(StoreFull):
+                    while True:
+                        added += len(await broker.enqueue(envelopes(size, payload=bytes(3_000))))
+            return added
+
+        async def drain():
+            session, settled, request = await registered(broker), 0, 0
+            while leases := await broker.claim(session.id, request := request + 1, [], 100):
+                await broker.beat(Beat(session=session.id, claims=tuple(lease.claim for lease in leases), seen=request))
+                settled += [answer.value for answer in await broker.settle(list(map(succeeded, leases)))].count("ok")
+                await broker.upkeep(1_000)
+            return settled
 
         async def main():
-            folder = Path(sys.argv[1])
-            broker = SqliteBroker(folder / "queue.db")
             session = await registered(broker)
-            await broker.enqueue([an_envelope() for _ in range(10)])
+            await broker.enqueue(envelopes(10))
             leases = await broker.claim(session.id, 1, [], 10)
             (folder / "ballast").write_bytes(bytes(24 << 20))
-            added = await fill(broker)
-            with open(folder / "other", "ab", buffering=0) as other:
-                try:
-                    while True:
-                        other.write(bytes(4096))
-                except OSError:
-                    pass
+            added = await fill()
+            with open(folder / "other", "ab", buffering=0) as other, contextlib.suppress(OSError):
+                while True:
+                    other.write(bytes(4096))
             try:
                 for number in range(2_000):
                     await broker.enqueue([an_envelope(payload=bytes(3_000))])
@@ -91,29 +66,23 @@ def test_a_full_disk(tmp_path: Path) -> None:
             added += number
             try:
                 for _ in range(200):
-                    await broker.settle([succeeded(lease) for lease in leases])
+                    await broker.settle(list(map(succeeded, leases)))
                     await broker.enqueue([an_envelope(payload=bytes(3_000))])
             except (BrokerUnavailable, StoreFull) as unavailable:
                 print("refused:", "full" in str(unavailable) or "no room" in str(unavailable))
             (folder / "other").unlink()
             (folder / "ballast").unlink()
-            print("settled", {answer.value for answer in await broker.settle([succeeded(lease) for lease in leases])})
-            print("drained", await drain(broker) == added)
+            print("settled", {answer.value for answer in await broker.settle(list(map(succeeded, leases)))})
+            print("drained", await drain() == added)
             await broker.close()
 
         asyncio.run(main())
     """
-    root = Path(__file__).parents[3]
-    command = ["unshare", *flags.split(), sys.executable, "-c", textwrap.dedent(script), str(tmp_path), str(root)]
-    said = run_script("import os, sys; os.execvp(sys.argv[1], sys.argv[1:])", *command)
+    said = run_script(script, tmp_path / "queue.db", within=["unshare", *flags.split()])
     assert said.splitlines() == ["refused: True", "refused: True", "settled {'ok'}", "drained True"]
 
 
 MIB = 1 << 20
-
-
-def log_size(path: Path) -> int:
-    return Path(f"{path}-wal").stat().st_size
 
 
 async def write(broker: SqliteBroker, mebibytes: int) -> None:
@@ -121,11 +90,11 @@ async def write(broker: SqliteBroker, mebibytes: int) -> None:
         await broker.enqueue(envelopes(256, payload=bytes(1_000)))
 
 
-async def test_with_two_brokers_too(open_broker: Open, path: Path) -> None:
+async def test_the_log_of_two_brokers_stays_bounded(open_broker: Open, path: Path) -> None:
     one, two = open_broker(), open_broker()
     await one.enqueue(envelopes(1))
     await asyncio.gather(write(one, 60), write(two, 60))
-    assert log_size(path) < 100 * MIB
+    assert Path(f"{path}-wal").stat().st_size < 100 * MIB
     with connected(path) as reader:
         assert reader.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 

@@ -20,16 +20,24 @@ from taskflow.model.clock import Seams, start_thread
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.schedule import Definition, Firing
 from taskflow.model.verdict import Settled, Settlement, Verdict
-from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, locked, registered, run_script, succeeded
+from tests.stores.jobs import an_envelope, envelopes, registered
+from tests.stores.sqlite.support import Open, connected, locked, run_script
 from tests.support.listing import listed
+from tests.support.verdicts import succeeded
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left_behind() -> Iterator[None]:
+    yield
+    deadline = time.monotonic() + 5
+    while any(thread.name.startswith("taskflow-sqlite") for thread in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 async def test_what_gathers_shares_a_commit(broker: SqliteBroker, said: list[str]) -> None:
     await broker.enqueue([an_envelope()])
     said.clear()
-
     answers = await asyncio.gather(*(broker.enqueue([an_envelope()]) for _ in range(200)))
-
     assert all(isinstance(answer, Added) for [answer] in answers)
     assert said.count("COMMIT") < 20
 
@@ -42,25 +50,24 @@ async def test_reading_takes_no_write_lock(broker: SqliteBroker, path: Path) -> 
     assert record is not None
 
 
+NOT_FLUSHED, FLUSHED = "PRAGMA synchronous=1", "PRAGMA synchronous=2"
+
+
 async def test_settling_and_enqueuing_are_flushed_and_claiming_is_not(broker: SqliteBroker, said: list[str]) -> None:
+    """Nor is the offer of a schedule; its definition and its job are."""
     session = await registered(broker)
     assert await broker.enqueue([an_envelope()])
     [lease] = await broker.claim(session.id, 1, [], 10)
     assert await broker.settle([succeeded(lease)]) == [Settled.OK]
+    assert [each for each in said if "synchronous" in each] == [NOT_FLUSHED, FLUSHED, NOT_FLUSHED, FLUSHED]
 
-    settings = [statement for statement in said if "synchronous" in statement]
-    assert settings == ["PRAGMA synchronous=1", "PRAGMA synchronous=2", "PRAGMA synchronous=1", "PRAGMA synchronous=2"]
-
-
-async def test_a_schedule_and_its_job_are_flushed_and_an_offer_is_not(broker: SqliteBroker, said: list[str]) -> None:
+    said.clear()
     await broker.define([Definition("nightly", bytes(16), b"")])
     [offer] = (await broker.upkeep(100)).offers
     firing = Firing(name="nightly", digest=bytes(16), expected=None, next_at=offer.now, look_at=offer.now, envelope=an_envelope())
     assert isinstance((await broker.fire([firing]))[0], Added)
     await broker.fire([structs.replace(firing, expected=offer.now, envelope=None)])
-
-    settings = [statement for statement in said if "synchronous" in statement]
-    assert settings == ["PRAGMA synchronous=2", "PRAGMA synchronous=1", "PRAGMA synchronous=2", "PRAGMA synchronous=1"]
+    assert [each for each in said if "synchronous" in each] == [NOT_FLUSHED, FLUSHED, NOT_FLUSHED]
 
 
 async def test_a_broken_verb_undoes_itself_and_nothing_else(broker: SqliteBroker) -> None:
@@ -69,9 +76,8 @@ async def test_a_broken_verb_undoes_itself_and_nothing_else(broker: SqliteBroker
     class Unheard(Verdict, frozen=True):
         pass
 
-    session = await registered(broker)
-    first, second, jobs = an_envelope(), an_envelope(), envelopes(10)
-    await broker.enqueue([first, second])
+    session, jobs = await registered(broker), envelopes(10)
+    await broker.enqueue(envelopes(2))
     leases = await broker.claim(session.id, 1, [], 2)
     broken = Settlement(id=leases[1].envelope.id, epoch=1, claim=leases[1].claim, verdict=Unheard(), follow_ups=(an_envelope(),))
 
@@ -124,26 +130,13 @@ async def test_closing_does_not_hang_while_calls_wait(open_broker: Open, path: P
 def test_what_was_accepted_is_done_at_the_interpreters_end(path: Path) -> None:
     """The thread is a daemon; the end waits for what it has taken on."""
     script = """
-        import asyncio, sys
-        from taskflow.broker.sqlite import SqliteBroker
-        from taskflow.model.envelope import Envelope
-        from taskflow.model.ids import IdFactory
-
-        broker, an_id = SqliteBroker(sys.argv[1]), IdFactory()
-
         async def main():
-            for _ in range(50):
-                jobs = [Envelope(id=an_id(), job="work", payload=bytes(1_000)) for _ in range(100)]
-                asyncio.get_running_loop().create_task(broker.enqueue(jobs))
+            tasks = [asyncio.create_task(broker.enqueue(envelopes(100, payload=bytes(1_000)))) for _ in range(50)]
             await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
 
-        loop = asyncio.new_event_loop()
-        loop.run_until_complete(main())
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        loop.close()
+        asyncio.run(main())
     """
     run_script(script, path)
     with connected(path) as reader:
@@ -166,16 +159,7 @@ async def test_a_forgotten_broker_ends_its_thread(path: Path) -> None:
 
     broker = None
     thread.join(timeout=5)
-
     assert not thread.is_alive()
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left_behind() -> Iterator[None]:
-    yield
-    deadline = time.monotonic() + 5
-    while any(thread.name.startswith("taskflow-sqlite") for thread in threading.enumerate()) and time.monotonic() < deadline:
-        time.sleep(0.01)
 
 
 async def test_a_read_of_the_admin_interface_does_not_hold_up_the_writer(broker: SqliteBroker) -> None:
@@ -203,21 +187,12 @@ async def test_a_read_of_the_admin_interface_does_not_hold_up_the_writer(broker:
 def test_parent_and_child_go_on_with_the_same_broker(path: Path) -> None:
     """Between two calls: the child starts afresh, also its listening, and leaves alone what is its parent's."""
     script = """
-        import asyncio, os, sys, warnings
-        from taskflow.broker.sqlite import SqliteBroker
-        from taskflow.model.envelope import Envelope
-        from taskflow.model.ids import IdFactory
-
-        warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads has its dangers
-        broker, an_id = SqliteBroker(sys.argv[1]), IdFactory()
-
         def add(number, queue):
-            jobs = [Envelope(id=an_id(), job="work", payload=b"", queue=queue) for _ in range(number)]
-            return asyncio.run(broker.enqueue(jobs))
+            return asyncio.run(broker.enqueue(envelopes(number, queue=queue)))
 
         async def hear(queue):
             with broker.listen([f"queue:{queue}"]) as waiter:
-                await broker.enqueue([Envelope(id=an_id(), job="work", payload=b"", queue=queue)])
+                await broker.enqueue([an_envelope(queue=queue)])
                 return await waiter.wait(5)
 
         add(10, "before")
@@ -236,13 +211,8 @@ def test_parent_and_child_go_on_with_the_same_broker(path: Path) -> None:
             add(10, "parent")
         print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children])
         add(10, "parent")
-
-        async def count():
-            queues = {queue.name: sum(queue.counts.values()) for queue in await broker.admin.queues()}
-            await broker.close()
-            return queues
-
-        print(asyncio.run(count()))
+        print({queue.name: sum(queue.counts.values()) for queue in asyncio.run(broker.admin.queues())})
+        asyncio.run(broker.close())
     """
     assert run_script(script, path).splitlines() == ["[0, 0, 0]", "{'before': 11, 'child': 33, 'parent': 40}"]
 
@@ -250,15 +220,9 @@ def test_parent_and_child_go_on_with_the_same_broker(path: Path) -> None:
 def test_a_process_that_is_forked_during_a_transaction_can_use_the_file(path: Path) -> None:
     """SQLite's table of a process's locks is copied with the process."""
     script = """
-        import asyncio, os, sys, threading, time, warnings
-        from taskflow.broker.sqlite import SqliteBroker
         from taskflow.broker.sqlite.store import SqliteStore
-        from taskflow.model.envelope import Envelope
-        from taskflow.model.ids import IdFactory
 
-        warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads has its dangers
-        broker, an_id, parent = SqliteBroker(sys.argv[1]), IdFactory(), os.getpid()
-        inside, flush = threading.Event(), SqliteStore.flush
+        parent, inside, flush = os.getpid(), threading.Event(), SqliteStore.flush
 
         def flush_late(store):
             if os.getpid() == parent:
@@ -267,7 +231,7 @@ def test_a_process_that_is_forked_during_a_transaction_can_use_the_file(path: Pa
             return flush(store)
 
         def add():
-            return asyncio.run(broker.enqueue([Envelope(id=an_id(), job="work", payload=b"")]))
+            return asyncio.run(broker.enqueue([an_envelope()]))
 
         add()
         SqliteStore.flush = flush_late

@@ -15,16 +15,25 @@ from taskflow.broker import topics
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.sqlite.statements import table_prefix
 from taskflow.broker.sqlite.tables import VERSION
-from taskflow.model.errors import BrokerError, BrokerRefused
+from taskflow.model.errors import BrokerRefused
 from taskflow.model.session import Beat
-from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, registered, shared_folder, succeeded, used_by_nobody
+from tests.stores.jobs import an_envelope, envelopes, record_of, registered
+from tests.stores.sqlite.support import Open, connected, shared_folder, used_by_nobody
+from tests.support.verdicts import succeeded
 
 
-async def refusal(broker: SqliteBroker, kind: type[BrokerError] = BrokerRefused) -> str:
-    with pytest.raises(kind) as refused:
+async def refusal(broker: SqliteBroker) -> str:
+    with pytest.raises(BrokerRefused) as refused:
         await broker.enqueue([an_envelope()])
-    assert type(refused.value) is kind
+    assert type(refused.value) is BrokerRefused
     return str(refused.value)
+
+
+async def test_an_empty_file_is_adopted_by_the_first_verb(open_broker: Open, path: Path) -> None:
+    broker = open_broker()
+    assert not path.exists()
+    path.touch()
+    await broker.enqueue([an_envelope()])
 
 
 def socket_at(path: Path) -> None:
@@ -32,17 +41,23 @@ def socket_at(path: Path) -> None:
         opened.bind(str(path))
 
 
-async def test_nothing_is_opened_before_the_first_verb(open_broker: Open, path: Path) -> None:
-    open_broker()
-    assert not path.exists()
+def database_at(path: Path, *statements: str) -> None:
+    with connected(path) as stranger:
+        for statement in statements:
+            stranger.execute(statement)
 
 
-async def test_an_empty_file_is_adopted(open_broker: Open, path: Path) -> None:
-    path.touch()
-    await open_broker().enqueue([an_envelope()])
+def damaged_store_at(path: Path) -> None:
+    async def fill() -> None:
+        broker = SqliteBroker(path)
+        await broker.enqueue(envelopes(2_000))
+        await broker.close()
+
+    asyncio.run(fill())
+    path.write_bytes(path.read_bytes()[:8_192].ljust(path.stat().st_size, b"\xa5"))
 
 
-DIARY = b"Dear diary, today I was mistaken for a database. " * 100
+UTF_16 = ("PRAGMA encoding='UTF-16'", "CREATE TABLE orders (id)")
 
 IN_THE_WAY: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a missing folder": ("no/queue.db", lambda path: None, "/no does not exist: create it"),
@@ -51,7 +66,14 @@ IN_THE_WAY: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a pipe": ("queue.db", os.mkfifo, "queue.db is a pipe, a socket or a device, not a file"),
     "a socket": ("queue.db", socket_at, "queue.db is a pipe, a socket or a device, not a file"),
     "a device": ("/dev/null", lambda path: None, "/dev/null is a pipe, a socket or a device, not a file"),
-    "not a database": ("queue.db", lambda path: path.write_bytes(DIARY), "queue.db is not an SQLite database"),
+    "not a database": ("queue.db", lambda path: path.write_bytes(b"Dear diary, " * 400), "queue.db is not an SQLite database"),
+    "UTF-16": ("queue.db", lambda path: database_at(path, *UTF_16), "queue.db has the encoding UTF-16"),
+    "a table that only looks like ours": (
+        "queue.db",
+        lambda path: database_at(path, "CREATE TABLE taskflow_jobs (id)"),
+        "belong to another program",
+    ),
+    "a damaged store": ("queue.db", damaged_store_at, "queue.db is damaged"),
 }
 
 
@@ -59,16 +81,16 @@ IN_THE_WAY: dict[str, tuple[str, Callable[[Path], object], str]] = {
 async def test_something_else_in_the_place_of_the_file(open_broker: Open, tmp_path: Path, what: str) -> None:
     """It is left as it is. SQLite would call a pipe an I/O error, which would be tried again and again."""
     name, make, says = IN_THE_WAY[what]
-    make(path := tmp_path / name)
-    assert says in await refusal(open_broker(path))
-    if what == "not a database":
-        assert path.read_bytes() == DIARY
+    path = tmp_path / name
+    await asyncio.to_thread(make, path)
+    before = path.read_bytes() if path.is_file() else None
+    assert says in await refusal(open_broker(path, shared=what == "UTF-16"))
+    assert before is None or path.read_bytes() == before
 
 
 async def test_tables_of_another_program(open_broker: Open, path: Path) -> None:
     """They are left as they are, unless the file is to be shared; once it is, that need not be said again."""
-    with connected(path) as stranger:
-        stranger.execute("CREATE TABLE orders (id)")
+    database_at(path, "CREATE TABLE orders (id)")
     before = path.read_bytes()
 
     said = await refusal(open_broker())
@@ -84,42 +106,10 @@ async def test_tables_of_another_program(open_broker: Open, path: Path) -> None:
         assert stranger.execute("PRAGMA user_version").fetchall() == [(0,)]
 
 
-async def test_text_that_is_not_utf_8(open_broker: Open, path: Path) -> None:
-    with connected(path) as stranger:
-        stranger.execute("PRAGMA encoding='UTF-16'")
-        stranger.execute("CREATE TABLE orders (id)")
-    before = path.read_bytes()
-
-    said = await refusal(open_broker(shared=True))
-
-    assert f"{path} has the encoding UTF-16" in said
-    assert "use another one" in said
-    assert path.read_bytes() == before
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="to be another user than oneself takes root")
 
 
-async def test_tables_that_only_look_like_ours(open_broker: Open, path: Path) -> None:
-    with connected(path) as stranger:
-        stranger.execute("CREATE TABLE taskflow_jobs (id)")
-    assert "belong to another program" in await refusal(open_broker())
-
-
-async def test_a_damaged_file(open_broker: Open, path: Path) -> None:
-    """It says so, and what to do; the file is not touched."""
-    first = open_broker()
-    await first.enqueue(envelopes(2_000))
-    await first.close()
-    whole = path.read_bytes()
-    damaged = bytearray(whole)
-    damaged[8_192:] = b"\xa5" * (len(whole) - 8_192)
-    path.write_bytes(damaged)
-
-    said = await refusal(open_broker())
-
-    assert f"{path} is damaged" in said
-    assert "restore a backup" in said
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="to be another user than oneself takes root")
+@needs_root
 @pytest.mark.parametrize(
     ("file_mode", "folder_mode", "says"),
     [
@@ -141,27 +131,17 @@ def test_what_may_not_be_written(tmp_path: Path, file_mode: int | None, folder_m
     assert str(file) in said
 
 
-async def test_a_link_and_its_file_are_one_store(open_broker: Open, path: Path, tmp_path: Path) -> None:
-    (tmp_path / "link.db").symlink_to(path)
-    job = an_envelope()
-    await open_broker(tmp_path / "link.db").enqueue([job])
-
-    [record] = await open_broker(path).read([job.id])
-
-    assert record is not None
-
-
-async def test_a_path_is_not_led_elsewhere_by_a_change_of_folder(
-    open_broker: Open, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    broker = open_broker(Path("queue.db"))
+async def test_a_store_is_found_by_any_of_its_names(open_broker: Open, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a link, and by a relative path, wherever the process goes afterwards."""
+    monkeypatch.chdir(path.parent)
+    path.with_name("link.db").symlink_to(path)
+    by_link, relative, job = open_broker(path.with_name("link.db")), open_broker(Path("queue.db")), an_envelope()
     monkeypatch.chdir("/")
-    await broker.enqueue([an_envelope()])
-    assert path.exists()
+    await by_link.enqueue([job])
+    assert await record_of(relative, job) == await record_of(open_broker(path), job)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="to be another user than oneself takes root")
+@needs_root
 @pytest.mark.parametrize("mode", [0o777, 0o1777], ids=["", "in a sticky folder"])
 @pytest.mark.usefixtures("only_nudges_count")
 async def test_two_users_share_a_file(tmp_path: Path, mode: int) -> None:
@@ -202,73 +182,63 @@ async def test_tables_with_the_trigger_or_view_of_another_program_are_refused(
 ) -> None:
     """It would run a stranger's SQL; also if it is added while the file is open, and before it has run."""
     before, job = open_broker(), an_envelope()
-    await before.enqueue([an_envelope()])
-    with connected(path) as stranger:
-        if kind == "view":
-            stranger.execute("DROP TABLE taskflow_tags")
-        stranger.execute(INTRUDERS[kind])
-
+    await before.enqueue([an_envelope(payload=b"ours")])
+    database_at(path, *["DROP TABLE taskflow_tags"][: kind == "view"], INTRUDERS[kind])
     with pytest.raises(BrokerRefused, match=f"have the {kind}.*not part of taskflow"):
         await (before if is_open else open_broker(shared=True)).enqueue([job])
     with connected(path) as stranger:
-        assert stranger.execute("SELECT content FROM taskflow_jobs").fetchall() == [(b"payload",)]
-        stranger.execute("DROP TRIGGER theirs" if kind == "trigger" else "DROP VIEW taskflow_tags")
+        assert stranger.execute("SELECT content FROM taskflow_jobs").fetchall() == [(b"ours",)]
     if kind == "trigger":
+        database_at(path, "DROP TRIGGER theirs")
         await before.enqueue([job])
 
 
-@pytest.mark.parametrize(
-    "namespace", ["sqlite", "sqlite_x", "A", "a", "a_jobs", "x.y-z", "1", "select", "n" * 100, "Sqlite", "^".join("a")]
-)
-async def test_any_name_will_do(open_broker: Open, namespace: str) -> None:
-    """Also what SQLite keeps to itself, and what it takes for the same."""
-    job = an_envelope()
-    await open_broker(namespace=namespace).enqueue([job])
-    await open_broker(namespace=namespace + "2" if len(namespace) < 100 else "m").enqueue([an_envelope()])
-    [record] = await open_broker(namespace=namespace).read([job.id])
-    assert record is not None
+NAMES = ["sqlite", "Sqlite", "SQLite", "sqlite_", "sqlite_x", "a", "A", "aA", "AA", "a_", "a_jobs", "x.y-z", "1", "select", "n" * 100]
 
 
-def test_no_two_names_share_tables() -> None:
-    names = ["a", "A", "aA", "Aa", "AA", "sqlite", "Sqlite", "SQLITE", "sqlite_", "a_", "a__"]
-    assert len({table_prefix(name).lower() for name in names}) == len(names)
-
-
-def test_a_name_that_would_be_sql_is_refused(open_broker: Open) -> None:
+async def test_any_name_will_do(open_broker: Open) -> None:
+    """Also what SQLite keeps to itself, and what it takes for the same. No two share tables, and none is SQL."""
+    assert len({table_prefix(name).lower() for name in NAMES}) == len(NAMES)
+    jobs = {name: an_envelope() for name in NAMES}
+    for name, job in jobs.items():
+        await open_broker(namespace=name).enqueue([job])
+    for name, job in jobs.items():
+        records = await open_broker(namespace=name).read([each.id for each in jobs.values()])
+        assert [record.id for record in records if record is not None] == [job.id]
     with pytest.raises(ValueError, match="characters"):
         open_broker(namespace='a"; DROP TABLE x; --')
 
 
-@pytest.mark.parametrize("verb", ["claim", "settle", "beat", "enqueue", "read"])
-async def test_a_worker_is_refused_by_each_verb_once_its_tables_are_of_a_newer_version(open_broker: Open, path: Path, verb: str) -> None:
+async def test_a_worker_is_refused_by_each_verb_once_its_tables_are_of_a_newer_version(open_broker: Open, path: Path) -> None:
     """By the first call after the change, on a connection that has run the same statements before. It changes nothing: a worker of the
     newer version takes over the leases when the session has lapsed."""
-    broker = open_broker()
-    session = await registered(broker)
-    await broker.enqueue(envelopes(20))
-    leases = await broker.claim(session.id, 1, [], 10)
-    verbs: dict[str, Callable[[int], Awaitable[object]]] = {
-        "claim": lambda request: broker.claim(session.id, request, [], 1),
-        "settle": lambda request: broker.settle([succeeded(leases[request])]),
-        "beat": lambda _: broker.beat(Beat(session=session.id)),
-        "enqueue": lambda _: broker.enqueue([an_envelope()]),
-        "read": lambda _: broker.read([b"0" * 16]),
-    }
+    brokers = [open_broker() for _ in range(5)]
+    session = await registered(brokers[0])
+    await brokers[0].enqueue(envelopes(20))
+    leases = await brokers[0].claim(session.id, 1, [], 10)
+    verbs: tuple[Callable[[SqliteBroker, int], Awaitable[object]], ...] = (
+        lambda broker, request: broker.claim(session.id, request, [], 1),
+        lambda broker, request: broker.settle([succeeded(leases[request])]),
+        lambda broker, _: broker.beat(Beat(session=session.id)),
+        lambda broker, _: broker.enqueue([an_envelope()]),
+        lambda broker, _: broker.read([b"0" * 16]),
+    )
     for request in range(2, 5):
-        await verbs[verb](request)
+        for broker, verb in zip(brokers, verbs, strict=True):
+            await verb(broker, request)
+    database_at(path, "ALTER TABLE taskflow_jobs ADD COLUMN sender TEXT", NEWER.format("version"))
     with connected(path) as stranger:
-        stranger.execute("ALTER TABLE taskflow_jobs ADD COLUMN sender TEXT")
-        stranger.execute("UPDATE taskflow_meta SET value = value + 1 WHERE name = 'version'")
         jobs = stranger.execute("SELECT * FROM taskflow_jobs").fetchall()
-
-        with pytest.raises(BrokerRefused, match=f"table version {VERSION + 1}, this one knows {VERSION}"):
-            await verbs[verb](5)
+        for broker, verb in zip(brokers, verbs, strict=True):
+            with pytest.raises(BrokerRefused, match=f"table version {VERSION + 1}, this one knows {VERSION}"):
+                await verb(broker, 5)
         assert stranger.execute("SELECT * FROM taskflow_jobs").fetchall() == jobs
+
+
+NEWER = "UPDATE taskflow_meta SET value = value + 1 WHERE name = '{}'"
 
 
 async def test_tables_of_another_taskflow_with_the_same_version_are_refused(open_broker: Open, path: Path) -> None:
     await open_broker().enqueue([an_envelope()])
-    with connected(path) as stranger:
-        stranger.execute("UPDATE taskflow_meta SET value = value + 1 WHERE name = 'digest'")
-    with pytest.raises(BrokerRefused, match="was made by a taskflow with other tables"):
-        await open_broker().enqueue([an_envelope()])
+    database_at(path, NEWER.format("digest"))
+    assert "was made by a taskflow with other tables" in await refusal(open_broker())

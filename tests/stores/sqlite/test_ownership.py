@@ -18,7 +18,8 @@ from taskflow.broker.sqlite import Opening, SqliteBroker
 from taskflow.broker.sqlite.wake_folder import topic_hash
 from taskflow.broker.url import connect
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
-from tests.stores.sqlite.support import NOBODY, Open, an_envelope, shared_folder, used_by_nobody
+from tests.stores.jobs import an_envelope
+from tests.stores.sqlite.support import NOBODY, Open, shared_folder, used_by_nobody
 from tests.support.listing import listed
 
 ENDINGS = ("-wake", "-taskflow", "-wal", "-shm", "-journal")
@@ -83,37 +84,25 @@ async def test_a_link_that_takes_the_place_of_the_wake_up_folder_is_not_followed
     assert len(list(target.iterdir())) == 2
 
 
-async def test_new_files_are_for_their_owner_alone(broker: SqliteBroker, path: Path) -> None:
+def modes_beside(path: Path) -> dict[str, int]:
+    return {file.name.removeprefix("queue.db"): file.stat().st_mode & 0o777 for file in path.parent.glob("queue.db*")}
+
+
+async def test_files_beside_the_store_are_for_their_owner_alone_and_follow_its_mode(open_broker: Open, path: Path) -> None:
+    """Also those that are older than a change."""
     before = os.umask(0)
     try:
-        with broker.listen([topics.ANY_QUEUE, topics.job(bytes(16))]):
-            await broker.enqueue([an_envelope()])
-            modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.glob("queue.db*")}
-            in_folder = {file.stat().st_mode & 0o777 for file in path.with_name("queue.db-wake").iterdir()}
+        for mode, of_folder in ((0o600, 0o700), (0o660, 0o770)):
+            broker = open_broker()
+            with broker.listen([topics.ANY_QUEUE, topics.job(bytes(16))]):
+                await broker.enqueue([an_envelope()])
+                assert modes_beside(path) == {"": mode, "-wal": mode, "-shm": mode, "-taskflow": mode, "-wake": of_folder}
+                in_folder = {file.stat().st_mode & 0o777 for file in path.with_name("queue.db-wake").iterdir()}
+                assert in_folder == {0o600} or mode != 0o600
+            await broker.close()
+            path.chmod(0o660)
     finally:
         os.umask(before)
-
-    assert modes.pop("queue.db-wake") == 0o700
-    assert set(modes.values()) == {0o600}, modes
-    assert {"queue.db", "queue.db-wal", "queue.db-shm", "queue.db-taskflow"} <= modes.keys()
-    assert in_folder == {0o600}
-
-
-async def test_the_files_beside_the_store_follow_its_mode(open_broker: Open, path: Path) -> None:
-    """Also those that are older than the change."""
-    one = open_broker()
-    with one.listen([topics.ANY_QUEUE]):
-        await one.enqueue([an_envelope()])
-    await one.close()
-    path.chmod(0o660)
-
-    another = open_broker()
-    with another.listen([topics.ANY_QUEUE]):
-        await another.enqueue([an_envelope()])
-        modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.glob("queue.db*")}
-
-    assert modes.pop("queue.db-wake") == 0o770
-    assert modes == dict.fromkeys(("queue.db", "queue.db-wal", "queue.db-shm", "queue.db-taskflow"), 0o660)
 
 
 @pytest.mark.parametrize(

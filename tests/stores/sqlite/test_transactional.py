@@ -16,12 +16,14 @@ from taskflow.broker.admin import View
 from taskflow.broker.protocol import Added
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.transactional import Row, Statement, Transactional, drive
-from taskflow.model.envelope import Envelope, OnConflict
+from taskflow.model.envelope import OnConflict
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable, WrongConnection
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
-from tests.stores.sqlite.support import an_envelope, connected, envelopes, registered, succeeded
+from tests.stores.jobs import an_envelope, envelopes, registered, statuses
+from tests.stores.sqlite.support import connected
 from tests.support.callers import Caller, unaffected
+from tests.support.verdicts import succeeded
 
 Connect = Callable[..., Caller]
 
@@ -45,11 +47,6 @@ def connect(store: Transactional, path: Path) -> Iterator[Connect]:
         connection.close()
 
 
-async def status_of(broker: SqliteBroker, envelope: Envelope) -> Status | None:
-    [record] = await broker.read([envelope.id])
-    return None if record is None else record.status
-
-
 # --- which file --------------------------------------------------------------------------------------------------------
 
 
@@ -64,19 +61,19 @@ async def test_a_file_that_is_only_attached_is_refused(broker: SqliteBroker, con
         caller.commit()
 
 
+_TABLE, _VIEW = "CREATE TEMP TABLE {0} AS SELECT * FROM main.{0}", "CREATE TEMP VIEW {0} AS SELECT * FROM main.{0}"
+_TRIGGER = "CREATE TEMP TRIGGER taskflow_{{0}} {} ON {{0}} BEGIN SELECT RAISE(ABORT, 'theirs'); END"
 TEMPORARY = {
-    "table": "CREATE TEMP TABLE {0} AS SELECT * FROM main.{0}",
-    "view": "CREATE TEMP VIEW {0} AS SELECT * FROM main.{0}",
-    "view with a trigger": "CREATE TEMP VIEW {0} AS SELECT * FROM main.{0}; "
-    "CREATE TEMP TRIGGER taskflow_{0} INSTEAD OF INSERT ON {0} BEGIN SELECT RAISE(ABORT, 'theirs'); END",
-    "trigger": "CREATE TEMP TABLE {0} AS SELECT * FROM main.{0}; "
-    "CREATE TEMP TRIGGER taskflow_{0} AFTER UPDATE ON {0} BEGIN SELECT RAISE(ABORT, 'theirs'); END",
+    "table": [_TABLE],
+    "view": [_VIEW],
+    "view with a trigger": [_VIEW, _TRIGGER.format("INSTEAD OF INSERT")],
+    "trigger": [_TABLE, _TRIGGER.format("AFTER UPDATE")],
 }
 
 
 @pytest.mark.parametrize("temporary", TEMPORARY.values(), ids=TEMPORARY)
 async def test_temporary_tables_of_our_names_are_not_taken_for_ours(
-    broker: SqliteBroker, connect: Connect, path: Path, temporary: str
+    broker: SqliteBroker, connect: Connect, path: Path, temporary: list[str]
 ) -> None:
     """Their names go before those of the file, and a job that is sent to one is lost with the connection."""
     held = an_envelope(awaits=1)
@@ -85,23 +82,17 @@ async def test_temporary_tables_of_our_names_are_not_taken_for_ours(
     [lease] = await broker.claim(session.id, 1, [], 1)
     caller = connect()
     for (name,) in caller.execute("SELECT name FROM main.sqlite_master WHERE type = 'table' AND name LIKE 'taskflow%'"):
-        for statement in temporary.format(name).split("; CREATE"):
-            caller.execute(statement if statement.startswith("CREATE") else f"CREATE{statement}")
+        for statement in temporary:
+            caller.execute(statement.format(name))
 
-    jobs = [
-        an_envelope(),
-        an_envelope(key=b"k" * 16, tags=("b",)),
-        an_envelope(joins=(held.id,)),
-        an_envelope(job="another", queue="other"),
-    ]
+    jobs = [an_envelope(), an_envelope(key=b"k" * 16, tags=("b",)), an_envelope(joins=(held.id,)), an_envelope(queue="other")]
     with caller.transaction():
         caller.check()
         answers = caller.enqueue(*jobs)
         assert caller.settle(succeeded(lease)) is Settled.OK
 
     assert [type(answer) for answer in answers] == [Added] * 4
-    assert [await status_of(broker, job) for job in jobs] == [Status.READY] * 4
-    assert await status_of(broker, lease.envelope) is Status.SUCCEEDED
+    assert await statuses(broker, *jobs, lease.envelope) == [Status.READY] * 4 + [Status.SUCCEEDED]
     assert len((await broker.admin.page(View(tag="b"))).records) == 1
 
 
@@ -120,6 +111,12 @@ async def test_a_connection_through_another_copy_of_sqlite_is_refused(connect: C
     with unaffected(caller), pytest.raises(WrongConnection, match=r"another copy of SQLite.+2020-01-01 another"):
         caller.check()
     caller.commit()
+
+
+async def test_a_connection_that_converts_numbers_is_refused(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sqlite3.converters, "INTEGER", lambda raw: uuid.uuid5(uuid.NAMESPACE_OID, raw.hex()))
+    with pytest.raises(WrongConnection, match="converts stored values to UUID"):
+        connect(detect_types=sqlite3.PARSE_DECLTYPES).begin()
 
 
 async def test_a_transaction_that_began_before_the_tables_is_refused(broker: SqliteBroker, path: Path, store: Transactional) -> None:
@@ -154,24 +151,33 @@ async def test_tables_of_another_version_are_refused(connect: Connect, version: 
 # --- what connections do to values ---------------------------------------------------------------------------------------
 
 
-def _as_dict(cursor: sqlite3.Cursor, row: Sequence[Any]) -> Any:
-    return tuple(dict(zip([column[0] for column in cursor.description], row, strict=True)).values())
+SETTINGS: dict[str, tuple[str, Any]] = {
+    "text as bytes": ("text_factory", bytes),
+    "text ignoring errors": ("text_factory", lambda raw: raw.decode(errors="ignore")),
+    "sqlite3.Row": ("row_factory", sqlite3.Row),
+    "a row factory": ("row_factory", lambda _, row: tuple(dict(enumerate(row)).values())),
+    "TEXT": ("convert", None),
+    "BLOB": ("convert", None),
+}
+"""A kind of column is converted to what taskflow has never stored."""
 
 
-@pytest.mark.parametrize("setting", ["text as bytes", "text ignoring errors", "sqlite3.Row", "a row factory", "detect_types"])
-async def test_settings_of_the_connection_change_nothing(broker: SqliteBroker, connect: Connect, setting: str) -> None:
+@pytest.mark.parametrize("name", SETTINGS)
+async def test_settings_of_the_connection_change_nothing(
+    broker: SqliteBroker, connect: Connect, path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """Jobs are read, changed and written by it, with text in each column that has some."""
-    caller = connect(detect_types=sqlite3.PARSE_DECLTYPES | sqlite3.PARSE_COLNAMES if setting == "detect_types" else 0)
-    if setting.startswith("text"):
-        caller.connection.text_factory = bytes if setting == "text as bytes" else lambda raw: raw.decode(errors="ignore")
-    elif "ow" in setting:
-        caller.connection.row_factory = sqlite3.Row if setting == "sqlite3.Row" else _as_dict
+    setting, value = SETTINGS[name]
+    caller = connect(detect_types=sqlite3.PARSE_DECLTYPES if setting == "convert" else 0)
+    if setting == "convert":
+        monkeypatch.setitem(sqlite3.converters, name, lambda raw: uuid.uuid5(uuid.NAMESPACE_OID, raw.hex()))
+    else:
+        setattr(caller.connection, setting, value)
     session = await registered(broker)
     running = an_envelope(queue="zürich", job="prüfe", key=b"k" * 16)
     await broker.enqueue([running])
     [lease] = await broker.claim(session.id, 1, ["zürich"], 1)
-    behind = an_envelope(queue="zürich", job="prüfe", key=b"k" * 16, on_conflict=OnConflict.REPLACE)
-    replacing = an_envelope(queue="zürich", job="neu", key=b"k" * 16, on_conflict=OnConflict.REPLACE)
+    behind, replacing = [an_envelope(queue="zürich", job=job, key=b"k" * 16, on_conflict=OnConflict.REPLACE) for job in ("prüfe", "neu")]
     await broker.enqueue([behind])
     with caller.transaction():
         assert caller.enqueue(replacing, *envelopes(3, queue="zürich")) != []
@@ -184,25 +190,8 @@ async def test_settings_of_the_connection_change_nothing(broker: SqliteBroker, c
         (Status.READY, "zürich", "neu", None),
     ]
     assert not any(record and record.unreadable for record in records)
-    with connected(Path(broker._store.path)) as stranger:
+    with connected(path) as stranger:
         assert {row[0] for row in stranger.execute("SELECT typeof(worker) FROM taskflow_jobs")} == {"null", "text"}
-
-
-@pytest.mark.parametrize("declared", ["INTEGER", "TEXT", "BLOB"])
-async def test_a_connection_may_convert_values(broker: SqliteBroker, connect: Connect, declared: str) -> None:
-    """It converts none that taskflow reads."""
-    sqlite3.register_converter(declared, lambda raw: uuid.uuid5(uuid.NAMESPACE_OID, raw.hex()))
-    waiting, job = an_envelope(key=b"k" * 16), an_envelope(key=b"k" * 16, on_conflict=OnConflict.REPLACE)
-    await broker.enqueue([waiting])
-    try:
-        caller = connect(detect_types=sqlite3.PARSE_DECLTYPES)
-        for _ in range(2):
-            caller.execute("BEGIN")
-            caller.enqueue(job)
-            caller.commit()
-    finally:
-        sqlite3.converters.pop(declared)
-    assert [await status_of(broker, each) for each in (waiting, job)] == [Status.CANCELLED, Status.READY]
 
 
 # --- transactions --------------------------------------------------------------------------------------------------------
@@ -224,7 +213,7 @@ async def test_each_way_to_begin_a_transaction(broker: SqliteBroker, connect: Co
         caller.enqueue(job := an_envelope())
         assert connection.in_transaction
         ends()
-        assert await status_of(broker, job) is (Status.READY if ends == connection.commit else None)
+        assert await statuses(broker, job) == [Status.READY if ends == connection.commit else None]
 
 
 async def test_a_transaction_that_has_read_too_early_is_told_what_to_do(broker: SqliteBroker, connect: Connect) -> None:
@@ -257,6 +246,10 @@ class Broken(Exception):
     pass
 
 
+def _helpers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "taskflow-sqlite-statements"]
+
+
 def _break(caller: Caller, at: int, *, is_late: bool) -> Callable[[Statement], Sequence[Row]]:
     """Run statements, and fail at one of them, before or after it has taken effect. The last one is the end of the operation."""
     left = at
@@ -274,10 +267,6 @@ def _break(caller: Caller, at: int, *, is_late: bool) -> Callable[[Statement], S
     return run
 
 
-async def _counts(broker: SqliteBroker) -> dict[str, Any]:
-    return {queue.name: queue.counts for queue in await broker.admin.queues()}
-
-
 @pytest.mark.parametrize("is_settlement", [False, True])
 @pytest.mark.parametrize("how", ["run", "steps", "cancelled steps"])
 async def test_a_verb_that_fails_half_way_changes_nothing(broker: SqliteBroker, connect: Connect, is_settlement: bool, how: str) -> None:
@@ -286,7 +275,7 @@ async def test_a_verb_that_fails_half_way_changes_nothing(broker: SqliteBroker, 
     waiting = an_envelope(key=b"k" * 16)
     await broker.enqueue([waiting, an_envelope(queue="run")])
     [lease] = await broker.claim(session.id, 1, ["run"], 1)
-    before = await _counts(broker)
+    before = await broker.admin.queues()
     while True:
         at += 1
         job = an_envelope(key=b"k" * 16, queue="new", job=f"job{at}", on_conflict=OnConflict.REPLACE)
@@ -297,20 +286,13 @@ async def test_a_verb_that_fails_half_way_changes_nothing(broker: SqliteBroker, 
             _ = verb.run(run) if how == "run" else drive(verb.steps(), run)
         except Broken:
             caller.commit()
-            assert await _counts(broker) == before
-            assert [await status_of(broker, each) for each in (waiting, job)] == [Status.READY, None]
+            assert [each.counts for each in await broker.admin.queues()] == [each.counts for each in before]
+            assert await statuses(broker, waiting, job) == [Status.READY, None]
         else:
             caller.roll_back()
             break
     assert at > 5
     assert _helpers() == []
-
-
-# --- in steps ------------------------------------------------------------------------------------------------------------
-
-
-def _helpers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "taskflow-sqlite-statements"]
 
 
 async def test_a_verb_that_is_given_up_leaves_no_thread_behind(connect: Connect) -> None:
