@@ -90,7 +90,7 @@ such a write has made wrong.
   [hand_back_place] A job handed back without a wait keeps its place.
   [hand_back_backoff] No number of hand-backs fails a job. A counted one waits as `hand_back_backoff` says, by the number of hand-backs
     without an outcome in between. `waiting_for` shows that number while it waits.
-  [settle_forgets_payload] A success keeps its result and no payload; a failure keeps its payload.
+  [settle_forgets_payload] A success without `arguments` keeps its result and no payload; a failure keeps its payload.
   [settle_keeps_arguments] A success with `arguments` keeps these as its payload, for as long as its result, unless both together have more
     than `MAX_PAYLOAD` bytes.
 

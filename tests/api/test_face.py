@@ -25,7 +25,7 @@ from taskflow.cli.parser import a_parser
 from taskflow.model.ids import id_text, parse_id
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.worker import Worker
-from tests.api import around, ask, define, operate, promise, say, send, work
+from tests.api import around, ask, define, operate, promise, runs, say, send, work
 from tests.api.later import LATER, Later
 from tests.api.testing import test_signup as test_signup  # block 10.1 is itself a test
 from tests.support.harnesses import BROKERS
@@ -37,6 +37,7 @@ from tests.support.world import World
 MODULES = {
     "define.py": ["1.1"],
     "defaults.py": ["1.2"],
+    "runs.py": ["1.3"],
     "send.py": ["2.1", "2.2", "2.3", "2.4"],
     "ask.py": ["3.1"],
     "work.py": ["6.1", "6.2"],
@@ -153,6 +154,16 @@ async def test_block_1_2(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (define.add.bind(1).envelope.max_attempts, define.add.bind(1).envelope.timeout) == (3, 1800.0)
     call = defaults.sync_project.bind(7, Path("a"))
     assert (call.key, call.envelope.queue, call.envelope.max_attempts, call.envelope.timeout) == ("7", "io", 1, 1800.0)
+
+
+async def test_block_1_3(worker: Worker) -> None:
+    handles = [await runs.export.options(timeout=timeout).delay(project) for timeout, project in ((0.2, 7), (60, 0))]
+    assert [await handle.result(timeout=30) for handle in handles] == ["in part", "whole"]
+    assert not runs.transaction.is_open
+    info = await handles[0].info()
+    assert info is not None
+    assert info.arguments == {"project_id": 7}
+    assert runs.pull.policy.retry(1, OSError()) == 60.0  # type: ignore[operator]  # a function  # pyright: ignore[reportCallIssue]
 
 
 async def test_block_2_1(world: World) -> None:

@@ -61,7 +61,7 @@ async def in_loop(ctx: JobContext) -> str:
     return "ignored"
 
 
-@job(name="tests.complete.in_thread", max_attempts=1)
+@job(name="tests.complete.in_thread", max_attempts=1, keep_arguments=True)
 def in_thread(ctx: JobContext) -> str:
     an_effect(ctx)
     return "ignored"
@@ -94,11 +94,14 @@ async def failure_of(handle: JobHandle[Any]) -> JobFailed:
     return caught.value
 
 
-@pytest.mark.parametrize("which", [in_loop, in_thread], ids=["in the loop", "in a thread"])
-async def test_a_synchronous_connection_acts_when_called(broker: None, which: Any) -> None:
+@pytest.mark.parametrize(("which", "kept"), [(in_loop, None), (in_thread, {})], ids=["in the loop", "in a thread"])
+async def test_a_synchronous_connection_acts_when_called(broker: None, which: Any, kept: object) -> None:
     handle = await which.delay()
     async with Worker(options=options(EventRecorder(), concurrency=2)):
         assert await handle.result(TIMEOUT) == "receipt"
+    info = await handle.info()
+    assert info is not None
+    assert info.arguments == kept
 
 
 async def test_a_plain_function_cannot_use_a_connection_that_is_awaited(broker: None) -> None:
