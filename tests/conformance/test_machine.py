@@ -6,8 +6,9 @@ from typing import Final
 
 import pytest
 
-from tests.conformance.machine import BrokerMachine, machine_for, run_machine
+from tests.conformance.machine import machine_for, run_machine
 from tests.conformance.mutants import Mutant, harness_of, leases, upkeep
+from tests.conformance.rules import BrokerMachine
 from tests.support.harnesses import StoreHarness
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.processes import Shell
 from tests.long.chaos.places import Place, places
-from tests.long.chaos.play import SECONDS, SEED, play
+from tests.long.chaos.play import SECONDS, SEED, play, play_in_memory
 
 TTL = 6.0
 
@@ -19,3 +19,8 @@ async def test_chaos(shell: Shell, kind: type[Place]) -> None:
     """No accepted job is lost, none ends twice, nothing is stuck; `tests/long/chaos/judge.py` has all the rules."""
     with kind() as place:
         await play(shell, place, seed=SEED, seconds=SECONDS, ttl=TTL)
+
+
+def test_chaos_in_memory(shell: Shell) -> None:
+    """The same rules in a process of its own, which nobody can kill: its workers and their services are cancelled, and its clocks jump."""
+    play_in_memory(shell, seed=SEED, seconds=SECONDS)

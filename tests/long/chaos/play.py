@@ -23,11 +23,11 @@ from taskflow.broker.url import connect
 from taskflow.model.ids import id_text
 from taskflow.model.record import LIVE, Status
 from taskflow.model.schedule import Amendment
-from tests.cli.processes import Shell
-from tests.long.chaos.faults import SUPERVISED, Chaos, Fleet
+from tests.cli.processes import TIMEOUT, Shell
+from tests.long.chaos.faults import ROOT, SUPERVISED, Chaos, Fleet
 from tests.long.chaos.history import History
 from tests.long.chaos.judge import judge, told
-from tests.long.chaos.ledger import Ledger, Line
+from tests.long.chaos.ledger import VARIABLE, Ledger, Line
 from tests.long.chaos.overlaps import Zombies, overlaps
 from tests.long.chaos.places import Place
 from tests.long.chaos.state import State, read_state
@@ -76,6 +76,15 @@ async def play(shell: Shell, place: Place, *, seed: int, seconds: float, ttl: fl
     finally:
         await broker.close()
     check(ledger.read(), state, ttl=ttl, name=f"{place.name}, CHAOS_SEED={seed} CHAOS_SECONDS={seconds:g}", folder=shell.folder)
+
+
+def play_in_memory(shell: Shell, *, seed: int, seconds: float) -> None:
+    """Run `tests/long/chaos/memory.py` in a process of its own, which has the memory broker to itself."""
+    shell.environment |= {"PYTHONPATH": str(ROOT), VARIABLE: str(shell.folder / "ledger")}
+    running = shell.start("-m", "tests.long.chaos.memory", str(seed), str(seconds))
+    running.process.wait(2 * seconds + DRAINS_WITHIN + TIMEOUT)  # faults keep the workers from a third of the jobs
+    assert running.end() == 0, running.said
+    print(running.said)
 
 
 def check(lines: list[Line], state: State, *, ttl: float, name: str, folder: Path) -> None:
