@@ -82,7 +82,7 @@ def play_in_memory(shell: Shell, *, seed: int, seconds: float) -> None:
     """Run `tests/long/chaos/memory.py` in a process of its own, which has the memory broker to itself."""
     shell.environment |= {"PYTHONPATH": str(ROOT), VARIABLE: str(shell.folder / "ledger")}
     running = shell.start("-m", "tests.long.chaos.memory", str(seed), str(seconds))
-    running.process.wait(2 * seconds + DRAINS_WITHIN + TIMEOUT)  # faults keep the workers from a third of the jobs
+    running.process.wait(2 * seconds + DRAINS_TIMEOUT + TIMEOUT)  # faults keep the workers from a third of the jobs
     assert running.end() == 0, running.said
     print(running.said)
 
