@@ -64,7 +64,7 @@ def view_of(method: str, which: JobSelection) -> View:
     given: dict[str, Any] = {name: value for name, value in which.items() if value is not None and name not in ("status", "poison")}
     if isinstance(job := given.get("job"), JobType):
         given["job"] = job.name
-    for name, check in _CHECKS.items():
+    for name, check in CHECKS.items():
         if name in given and not isinstance(given[name], str):
             raise TypeError(f"{name}={shown(given[name])}: expected a str")
         if name in given:
@@ -107,7 +107,7 @@ def check_error(text: str) -> str:
     return text
 
 
-_CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
+CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
     "tag": check_tag,
     "queue": check_queue,
     "job": check_job_name,

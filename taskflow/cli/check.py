@@ -12,11 +12,11 @@ import msgspec
 from taskflow.app.app import App, default_app
 from taskflow.broker.admin import Admin, QueueRecord, View
 from taskflow.broker.paging import AT_ONCE, pages
-from taskflow.cli.command import existing_broker, is_known_queue, queue_of, with_store
+from taskflow.cli.command import checked, existing_broker, is_known_queue, with_store
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.explain import short_reason
 from taskflow.cli.modules import import_targets, require_jobs
-from taskflow.cli.terminal import BOLD, GREEN, RED, YELLOW, cut, hanging, painted, print_json, print_lines, room, wrapped
+from taskflow.cli.terminal import GREEN, RED, YELLOW, Column, hanging, painted, room, show, table, wrapped
 from taskflow.model.clock import Seams
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.fingerprint import shape
@@ -52,16 +52,16 @@ class JobCheck(msgspec.Struct, kw_only=True):
 
     def add(self, record: Record, verdict: Verdict | None) -> None:
         match verdict:
-            case Parked(waiting_for):
+            case Parked(reason):
                 self.parks += 1
-                self._note(waiting_for, "park", waiting_for, record)
+                kind, outcome = reason, "park"
             case Failed(error):
                 self.fails += 1
-                self._note(shape(f"{error.type}: {error.message}"), "fail", f"{error.type}: {error.message}", record)
+                reason = f"{error.type}: {error.message}"
+                kind, outcome = shape(reason), "fail"
             case _:
                 self.fits += 1
-
-    def _note(self, kind: str, outcome: str, reason: str, record: Record) -> None:
+                return
         if kind in self.problems or len(self.problems) < MAX_PROBLEMS:
             self.problems.setdefault(kind, Problem(outcome=outcome, reason=reason, example=id_text(record.id))).count += 1
 
@@ -84,7 +84,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 async def _check(app: App, arguments: argparse.Namespace) -> int:
-    queues = [queue_of(name) for name in arguments.queue or ()]
+    queues = [checked("queue", name) for name in arguments.queue or ()]
     admin = (await existing_broker(app)).admin
     for name in queues:
         if not await is_known_queue(admin, name):
@@ -97,12 +97,9 @@ async def _check(app: App, arguments: argparse.Namespace) -> int:
         if queue.name in (arguments.queue or (queue.name,))
     ]
     found = sorted(checks.values(), key=lambda check: (-check.fails, -check.parks, check.job))
-    if arguments.json:
-        jobs = [msgspec.structs.asdict(check) | {"problems": list(check.problems.values())} for check in found]
-        print_json({"jobs": jobs, "queues": looked})
-    else:
-        with contextlib.suppress(BrokenPipeError):  # the exit code says more than the lines
-            print_lines(_lines(found, looked))
+    jobs = (msgspec.structs.asdict(check) | {"problems": list(check.problems.values())} for check in found)
+    with contextlib.nullcontext() if arguments.json else contextlib.suppress(BrokenPipeError):  # the exit code says more than the lines
+        show(arguments, {"jobs": jobs, "queues": looked}, _lines(found, looked))
     return Exit.FAILED if any(check.problems for check in found) else Exit.OK
 
 
@@ -134,19 +131,26 @@ def _lease_of(record: Record) -> Lease:
 _SHOWN: Final = {"park": (YELLOW, "would park, and wait for"), "fail": (RED, "would fail:")}
 
 
+_COLUMNS: Final = (
+    Column("FITS", lambda check: f"{check.fits:,}", is_number=True, pad=9),
+    Column("PARKS", lambda check: f"{check.parks:,}", is_number=True, pad=9),
+    Column("FAILS", lambda check: f"{check.fails:,}", is_number=True, pad=9),
+    Column("JOB", lambda check: check.job),
+)
+
+
 def _lines(found: list[JobCheck], looked: Iterable[QueueCoverage]) -> Iterator[str]:
-    width = room()
-    if found:
-        yield painted(f"{'FITS':>9}  {'PARKS':>9}  {'FAILS':>9}  JOB", BOLD)
-    for check in found:
-        yield cut(one_line(f"{check.fits:>9,}  {check.parks:>9,}  {check.fails:>9,}  {check.job}"), width)
-        for problem in check.problems.values():
-            color, words = _SHOWN[problem.outcome]
-            reason = f"{problem.count:,} {words} {one_line(short_reason(check.job, problem.reason))}"
-            yield from (painted(line, color) for line in hanging(INDENT, reason, width))
-            yield f"{INDENT}for example {problem.example}"
+    yield from table(_COLUMNS, found, below=_problems_of) if found else ()
     for line in _summary(found, looked):
-        yield from wrapped(line, width)
+        yield from wrapped(line, room())
+
+
+def _problems_of(check: JobCheck) -> Iterator[str]:
+    for problem in check.problems.values():
+        color, words = _SHOWN[problem.outcome]
+        reason = f"{problem.count:,} {words} {one_line(short_reason(check.job, problem.reason))}"
+        yield from (painted(line, color) for line in hanging(INDENT, reason, room()))
+        yield f"{INDENT}for example {problem.example}"
 
 
 def _summary(found: list[JobCheck], looked: Iterable[QueueCoverage]) -> Iterator[str]:

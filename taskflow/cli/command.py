@@ -6,27 +6,23 @@ import argparse
 import asyncio
 import contextlib
 import os
-import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from taskflow.app.app import App, default_app
-from taskflow.app.bulk_actions import check_error, header_of, this_operator
+from taskflow.app.bulk_actions import CHECKS, this_operator
 from taskflow.broker.admin import Admin, View
 from taskflow.broker.migrations import Migrating
 from taskflow.broker.paging import AT_ONCE
 from taskflow.broker.protocol import Broker
-from taskflow.cli.terminal import print_lines
-from taskflow.model.envelope import check_job_name, check_queue
+from taskflow.cli.exit_codes import Exit
+from taskflow.cli.terminal import print_json, warn
 from taskflow.model.errors import BrokerRefused, ConfigurationError
 from taskflow.model.ids import id_text, parse_id
-from taskflow.model.job_schema import check_tag
 from taskflow.model.printable import nearest, one_line
 from taskflow.model.record import Record, Status
-
-T = TypeVar("T")
 
 FILTERS: Final = ("queue", "job", "tag", "status", "error", "header", "created_before", "ended_before", "poison")
 
@@ -71,7 +67,7 @@ def _missing_file(url: SplitResult) -> str | None:
 
 
 def operator(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return who acts, and why, as arguments of the functions that record acts."""
+    """Return who acts, and why, as arguments of the functions that record actions."""
     return {"by": arguments.by or this_operator(), "reason": arguments.reason}
 
 
@@ -94,27 +90,15 @@ def reporting(*errors: type[Exception], prefix: str = "") -> Iterator[None]:
 
 
 def filter_of(arguments: argparse.Namespace, default: Iterable[Status] = ()) -> View:
-    statuses = [Status(status) for status in arguments.status] if arguments.status else default
-    return View(
-        queue=queue_of(arguments.queue),
-        job=_checked("--job", check_job_name, arguments.job),
-        tag=_checked("--tag", check_tag, arguments.tag),
-        statuses=tuple(sorted(set(statuses))),
-        error=_checked("--error", check_error, getattr(arguments, "error", None)),
-        header=_checked("--header", header_of, getattr(arguments, "header", None)),
-        created_before=getattr(arguments, "created_before", None),
-        ended_before=arguments.ended_before,
-        poison=arguments.poison,
-    )
+    given = {name: checked(name, getattr(arguments, name, None)) for name in FILTERS}
+    statuses = map(Status, given.pop("status") or default)
+    return View(statuses=tuple(sorted(set(statuses))), **given)
 
 
-def queue_of(name: str | None) -> str | None:
-    return _checked("--queue", check_queue, name)
-
-
-def _checked(flag: str, check: Callable[[str], T], value: str | None) -> T | None:
-    with reporting(ValueError, prefix=f"{flag}: "):
-        return None if value is None else check(value)
+def checked(name: str, value: Any) -> Any:
+    """Return the value of the option with this name, checked and converted. Raises ConfigurationError, naming the option."""
+    with reporting(ValueError, prefix=f"--{name}: "):
+        return value if value is None or name not in CHECKS else CHECKS[name](value)
 
 
 def given_filters(arguments: argparse.Namespace) -> list[str]:
@@ -126,15 +110,25 @@ def given_filters(arguments: argparse.Namespace) -> list[str]:
     return flags
 
 
-def print_each(ids: Sequence[bytes], records: Sequence[Record | None], lines: Callable[[Record], Iterable[str]]) -> None:
-    """Print the lines of each record, or on stderr that it is unknown, with empty lines between them."""
-    for number, (job_id, record) in enumerate(zip(ids, records, strict=True)):
-        if number:
-            print()
-        if record is None:
-            print(f"taskflow: job {id_text(job_id)} is unknown or no longer kept", file=sys.stderr)
-        else:
-            print_lines(lines(record))
+def show_each(
+    arguments: argparse.Namespace,
+    ids: Sequence[bytes],
+    records: Sequence[Record | None],
+    document: Callable[[Record], object],
+    lines: Callable[[Record], Iterable[str]],
+) -> int:
+    """Show each job as JSON or as lines, with empty lines between them. An unknown one is null, or named on stderr, and the code is 4."""
+    if arguments.json:
+        print_json([None if record is None else document(record) for record in records])
+    else:
+        for number, (job_id, record) in enumerate(zip(ids, records, strict=True)):
+            if number:
+                print()
+            if record is None:
+                warn(f"job {id_text(job_id)} is unknown or no longer kept")
+            else:
+                print(*lines(record), sep="\n")
+    return Exit.NOT_FOUND if None in records else Exit.OK
 
 
 # --- unknown names ---------------------------------------------------------------------------------------------------
@@ -145,7 +139,7 @@ async def is_known_queue(admin: Admin, name: str | None) -> bool:
     known = [] if name is None else [queue.name for queue in await admin.queues()]
     if name is None or name in known:
         return True
-    print(f"taskflow: no job has ever been in queue {name!r}{suggestion(name, known)}", file=sys.stderr)
+    warn(f"no job has ever been in queue {name!r}{suggestion(name, known)}")
     return False
 
 
@@ -159,7 +153,7 @@ async def note_unknown_job(admin: Admin, name: str | None) -> None:
         return
     known.update(record.job for record in (await admin.page(View(), limit=AT_ONCE)).records)
     where = f"among the {found.examined:,} that were looked at" if found.stopped_early else "in the store"
-    print(f"taskflow: no job called {name!r} is {where}, and no running worker declares one{suggestion(name, known)}", file=sys.stderr)
+    warn(f"no job called {name!r} is {where}, and no running worker declares one{suggestion(name, known)}")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -13,7 +14,7 @@ from taskflow.broker.migrations import Migrating, Upgrade
 from taskflow.broker.url import masked
 from taskflow.cli.command import existing_broker, on_store
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.terminal import GREEN, RED, YELLOW, painted, print_json
+from taskflow.cli.terminal import GREEN, RED, YELLOW, only, painted, show
 from taskflow.model.errors import BrokerError, BrokerRefused, ConfigurationError
 from taskflow.model.printable import message, one_line
 
@@ -24,6 +25,7 @@ OF_LEVEL: Final = {"ok": GREEN, "note": YELLOW, "problem": RED}
 async def doctor(app: App, arguments: argparse.Namespace) -> int:
     """Print the findings. Return 1 if any of them is a problem. If there is no store, print those about the installation."""
     findings = [] if (says := advice()) is None else [Finding("installation", "problem", says)]
+    trouble: BrokerError | None = None
     try:
         admin = (await existing_broker(app)).admin
         findings += await admin.examine()
@@ -32,11 +34,13 @@ async def doctor(app: App, arguments: argparse.Namespace) -> int:
         except BrokerRefused:
             if not _has_problem(findings):  # otherwise they say why
                 raise
-    except BrokerError:
-        if findings:
-            _print_findings(app, findings, arguments)
-        raise
-    _print_findings(app, findings, arguments)
+    except BrokerError as error:
+        trouble = error
+    if findings or trouble is None:
+        broker = masked(app.broker_url())
+        show(arguments, {"broker": broker, "findings": findings}, _finding_lines(broker, findings))
+    if trouble is not None:
+        raise trouble
     return Exit.FAILED if _has_problem(findings) else Exit.OK
 
 
@@ -45,20 +49,16 @@ def _has_problem(findings: list[Finding]) -> bool:
 
 
 async def _of_workers(admin: Admin) -> list[Finding]:
-    """Return what running workers have reported: a store may answer everything but their claims, or their upkeep."""
+    """Return what running workers have reported: a store may answer everything but their claims, or their maintenance."""
     workers = [worker.session for worker in await admin.workers()]
     troubled = [Finding(f"worker {one_line(worker.name)}", "problem", worker.trouble) for worker in workers if worker.trouble]
     return troubled or [Finding("workers", "ok", f"no trouble reported by {len(workers):,}")] * bool(workers)
 
 
-def _print_findings(app: App, findings: list[Finding], arguments: argparse.Namespace) -> None:
-    broker = masked(app.broker_url())
-    if arguments.json:
-        print_json({"broker": broker, "findings": findings})
-        return
-    print(f"broker   {one_line(broker)}")
+def _finding_lines(broker: str, findings: list[Finding]) -> Iterator[str]:
+    yield f"broker   {one_line(broker)}"
     for finding in findings:
-        print(f"{painted(f'{finding.level:<8}', OF_LEVEL[finding.level])} {finding.topic}: {message(finding.says)}")
+        yield f"{painted(f'{finding.level:<8}', OF_LEVEL[finding.level])} {finding.topic}: {message(finding.says)}"
 
 
 @on_store
@@ -66,38 +66,27 @@ async def migrate(app: App, arguments: argparse.Namespace) -> int:
     if arguments.sql and arguments.json:
         raise ConfigurationError("migrate takes --sql or --json, not both")
     broker, scheme = app.broker(), urlsplit(app.broker_url()).scheme
-    is_done = False
-    if not isinstance(broker, Migrating):
-        upgrade = Upgrade(place=f"{scheme}://", version=0, migrations=())
-        if not arguments.json:
-            print(f"{'-- ' if arguments.sql else ''}{scheme}:// needs no migrations: the first use creates everything")
-            return Exit.OK
-    elif arguments.sql:
+    if arguments.sql and isinstance(broker, Migrating):
         print(await broker.sql(), end="")
         return Exit.OK
+    is_done = isinstance(broker, Migrating) and not arguments.plan
+    if not isinstance(broker, Migrating):
+        upgrade = Upgrade(place=f"{scheme}://", version=0, migrations=())
+        lines = iter([f"{'-- ' if arguments.sql else ''}{scheme}:// needs no migrations: the first use creates everything"])
     else:
-        is_done = not arguments.plan
         upgrade = await (broker.migrate() if is_done else broker.pending())
-    if arguments.json:
-        migrations = [{"version": migration.version, "description": migration.description} for migration in upgrade.migrations]
-        print_json(
-            {"place": upgrade.place, "version": upgrade.version, "target": upgrade.target, "migrations": migrations, "done": is_done}
-        )
-    else:
-        _print_upgrade(upgrade, is_done=is_done)
-    return Exit.OK
+        lines = _upgrade_lines(upgrade, is_done=is_done)
+    migrations = [only(migration, "version", "description") for migration in upgrade.migrations]
+    return show(arguments, only(upgrade, "place", "version", "target") | {"migrations": migrations, "done": is_done}, lines)
 
 
-def _print_upgrade(upgrade: Upgrade, *, is_done: bool) -> None:
+def _upgrade_lines(upgrade: Upgrade, *, is_done: bool) -> Iterator[str]:
     place = one_line(upgrade.place)
     if not upgrade.migrations:
-        print(f"{place} is up to date (version {upgrade.version})")
+        yield f"{place} is up to date (version {upgrade.version})"
     elif not is_done:
-        print(f"{place} {f'has version {upgrade.version}' if upgrade.version else 'does not exist yet'}; pending:")
-        for migration in upgrade.migrations:
-            print(f"  {migration.version}  {migration.description}")
-        print("to apply: taskflow migrate; to see the SQL: taskflow migrate --sql")
-    elif upgrade.version:
-        print(f"{place}: version {upgrade.version} -> {upgrade.target}")
+        yield f"{place} {f'has version {upgrade.version}' if upgrade.version else 'does not exist yet'}; pending:"
+        yield from (f"  {migration.version}  {migration.description}" for migration in upgrade.migrations)
+        yield "to apply: taskflow migrate; to see the SQL: taskflow migrate --sql"
     else:
-        print(f"{place}: created, version {upgrade.target}")
+        yield f"{place}: {f'version {upgrade.version} ->' if upgrade.version else 'created, version'} {upgrade.target}"

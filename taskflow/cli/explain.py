@@ -8,16 +8,15 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import msgspec
 
 from taskflow.app.app import App
 from taskflow.broker.admin import Admin, View
 from taskflow.broker.paging import first
-from taskflow.cli.command import existing_broker, ids_of, on_store, print_each
-from taskflow.cli.exit_codes import Exit
-from taskflow.cli.terminal import BOLD, GREEN, OF_STATUS, hanging, moment, painted, print_json, room, span
+from taskflow.cli.command import existing_broker, ids_of, on_store, show_each
+from taskflow.cli.terminal import BOLD, GREEN, OF_STATUS, hanging, moment, only, painted, room, span
 from taskflow.model import wording
 from taskflow.model.ids import id_text
 from taskflow.model.printable import INDENT, message, one_line
@@ -34,7 +33,7 @@ MAX_LINES: Final = 5
 MAX_LENGTH: Final = 1_000
 
 
-class Reason(NamedTuple):
+class Reason(msgspec.Struct, frozen=True):
     """One reason, and its cure if there is one."""
 
     text: str
@@ -72,11 +71,10 @@ async def explain(app: App, arguments: argparse.Namespace) -> int:
     def why(record: Record) -> list[Reason]:
         return reasons(record, facts[record.queue, record.status])
 
-    if arguments.json:
-        print_json([None if record is None else _json(record, why(record)) for record in records])
-    else:
-        print_each(ids, records, lambda record: _lines(record, why(record)))
-    return Exit.NOT_FOUND if None in records else Exit.OK
+    def document(record: Record) -> dict[str, object]:
+        return {"id": _id(record), **only(record, "status", "job", "queue"), "reasons": why(record)}
+
+    return show_each(arguments, ids, records, document, lambda record: _lines(record, why(record)))
 
 
 async def facts_of(admin: Admin, record: Record, now: datetime) -> Facts:
@@ -123,11 +121,6 @@ def _shortened(text: str) -> str:
     """Return the head of a reason. The message of an error, which it may contain, can have thousands of lines."""
     head = "\n".join(text.split("\n", MAX_LINES)[:MAX_LINES])[:MAX_LENGTH]
     return message(head + ("..." if len(head) < len(text.rstrip()) else ""))
-
-
-def _json(record: Record, why: list[Reason]) -> dict[str, Any]:
-    where = {"id": _id(record), "status": record.status, "job": record.job, "queue": record.queue}
-    return where | {"reasons": [reason._asdict() for reason in why]}
 
 
 # --- the reasons -----------------------------------------------------------------------------------------------------

@@ -10,23 +10,10 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from taskflow.app.app import App
-from taskflow.cli.command import existing_broker, filter_of, given_filters, ids_of, is_known_queue, note_unknown_job, on_store, print_each
+from taskflow.cli import terminal
+from taskflow.cli.command import existing_broker, filter_of, given_filters, ids_of, is_known_queue, note_unknown_job, on_store, show_each
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.terminal import (
-    MIN_BAR,
-    MIN_NAME,
-    OF_STATUS,
-    Column,
-    bar_of,
-    duration,
-    hanging,
-    painted,
-    print_json,
-    print_lines,
-    room,
-    span,
-    table,
-)
+from taskflow.cli.terminal import MIN_BAR, MIN_NAME, OF_STATUS, Column, ago, bar_of, duration, hanging, only, painted, span
 from taskflow.model.clock import instant_of
 from taskflow.model.codec import Limits, decode_by_name, decode_value
 from taskflow.model.codec.compiler import RETURNED
@@ -62,27 +49,24 @@ async def jobs(app: App, arguments: argparse.Namespace) -> int:
         raise ConfigurationError(f"--cursor: {error}") from error
     if is_known and not page.records and arguments.cursor is None:
         await note_unknown_job(broker.admin, view.job)
-    if arguments.json:
-        print_json({"jobs": [record_json(record) for record in page.records], "cursor": page.cursor, "examined": page.examined})
-        return Exit.OK if is_known else Exit.NOT_FOUND
-    if page.records:
-        print_lines(job_table(page.records))
-    elif is_known and page.cursor is None:
-        print("no jobs match" if arguments.cursor is None else "no more jobs match", file=sys.stderr)
-    if page.cursor is not None:
+    document = {"jobs": map(record_json, page.records), "cursor": page.cursor, "examined": page.examined}
+    terminal.show(arguments, document, job_table(page.records) if page.records else ())
+    if not arguments.json and page.cursor is not None:
         more = f"looked at {page.examined:,} jobs; continue with" if page.stopped_early else "there may be more:"
         print(f"{more} --cursor {page.cursor}", file=sys.stderr)
+    elif not arguments.json and is_known and not page.records:
+        print("no jobs match" if arguments.cursor is None else "no more jobs match", file=sys.stderr)
     return Exit.OK if is_known else Exit.NOT_FOUND
 
 
 async def _show(app: App, arguments: argparse.Namespace) -> int:
     ids, limits = ids_of(arguments.ids), app.limits
     records = await (await existing_broker(app)).read(ids)
-    if arguments.json:
-        print_json([None if record is None else _detailed_json(record, limits) for record in records])
-    else:
-        print_each(ids, records, lambda record: _Page(record, limits, is_full=arguments.verbose).lines(datetime.now(UTC)))
-    return Exit.NOT_FOUND if None in records else Exit.OK
+
+    def lines(record: Record) -> Iterator[str]:
+        return _Page(record, limits, is_full=arguments.verbose).lines(datetime.now(UTC))
+
+    return show_each(arguments, ids, records, lambda record: _detailed_json(record, limits), lines)
 
 
 # --- the list --------------------------------------------------------------------------------------------------------
@@ -91,7 +75,7 @@ async def _show(app: App, arguments: argparse.Namespace) -> int:
 def job_table(records: Sequence[Record]) -> Iterator[str]:
     """Return the lines of the table. A column without any text is left out."""
     filled = [column for column in _COLUMNS if any(map(column.cell, records))]
-    return table(filled, records, detail=_DETAIL if any(map(detail, records)) else None)
+    return terminal.table(filled, records, detail=_DETAIL if any(map(detail, records)) else None)
 
 
 def detail(record: Record) -> str:
@@ -113,20 +97,20 @@ def _why(record: Record) -> str:
     return ""
 
 
-def _due(record: Record) -> str:
-    return f"in {span((record.due_at - datetime.now(UTC)).total_seconds())}" if record.status is Status.SCHEDULED else ""
-
-
 _COLUMNS: Final = (
     Column("ID", lambda record: id_text(record.id)),
     Column("STATUS", lambda record: record.status, color=lambda record: OF_STATUS.get(record.status)),
     Column("QUEUE", lambda record: record.queue, keep=2, most=20),
     Column("JOB", lambda record: record.job, least=MIN_NAME, most=36),
-    Column("AGE", lambda record: span((datetime.now(UTC) - record.created_at).total_seconds())),
+    Column("AGE", lambda record: ago(record.created_at)),
     Column("TRY", lambda record: f"{record.attempt}/{record.max_attempts}"),
-    Column("DUE", _due, keep=1),
+    Column("DUE", lambda record: f"in {_until(record.due_at)}" if record.status is Status.SCHEDULED else "", keep=1),
 )
 _DETAIL: Final = Column("DETAIL", detail, most=MAX_DETAIL)
+
+
+def _until(at: datetime) -> str:
+    return span((at - datetime.now(UTC)).total_seconds())
 
 
 # --- one job as JSON -------------------------------------------------------------------------------------------------
@@ -136,6 +120,7 @@ _APART: Final = {
     *("id", "on_failure", "payload", "result", "errors", "progress"),
     *("unreadable", "secrets", "key_text", "headers", "behind", "cause"),
 }
+_ALIKE: Final = tuple(name for name in Record.__struct_fields__ if name not in _APART)
 
 
 def record_json(record: Record) -> dict[str, Any]:
@@ -145,7 +130,7 @@ def record_json(record: Record) -> dict[str, Any]:
         "id": id_text(record.id),
         "status": record.status,
         "attempt": record.attempt,
-        **{name: getattr(record, name) for name in Record.__struct_fields__ if name not in _APART},
+        **only(record, *_ALIKE),
         "key": record.key_text,
         "key_holder": None if record.behind is None else id_text(record.behind),
         "headers": headers,
@@ -156,8 +141,8 @@ def record_json(record: Record) -> dict[str, Any]:
         "scheduled_for": scheduled_for(record.headers),
         "tags": list(record.tags),
         "on_failure": None if record.on_failure is None else _called_on_failure(record.on_failure),
-        "progress": None if record.progress is None else {"fraction": record.progress.fraction, "note": record.progress.note},
-        "unreadable": [{"column": each.column, "problem": each.problem, "bytes": each.raw.hex()} for each in record.unreadable],
+        "progress": record.progress,
+        "unreadable": [only(each, "column", "problem") | {"bytes": each.raw.hex()} for each in record.unreadable],
         "errors": [_error_json(error) for error in record.errors],
     }
 
@@ -170,16 +155,8 @@ def _called_on_failure(packed: bytes) -> str:
 
 
 def _error_json(error: RunError) -> dict[str, Any]:
-    return {
-        "type": error.type,
-        "message": error.message,
-        "traceback": error.traceback,
-        "attempt": error.attempt,
-        "ending": error.ending,
-        "worker": error.worker or None,
-        "started_at": instant_of(error.started_at) if error.started_at else None,
-        "at": instant_of(error.at),
-    }
+    times = {"started_at": instant_of(error.started_at) if error.started_at else None, "at": instant_of(error.at)}
+    return only(error, "type", "message", "traceback", "attempt", "ending") | {"worker": error.worker or None} | times
 
 
 def _detailed_json(record: Record, limits: Limits) -> dict[str, Any]:
@@ -228,7 +205,7 @@ class _Page:
     def __init__(self, record: Record, limits: Limits, *, is_full: bool) -> None:
         self._record = record
         self._limits = limits
-        self._width = min(room(), MAX_WIDTH) if sys.stdout.isatty() else MAX_CHARACTERS
+        self._width = min(terminal.room(), MAX_WIDTH) if sys.stdout.isatty() else MAX_CHARACTERS
         self._is_full = is_full
         self._display = IN_FULL if is_full else AT_A_GLANCE
         self._most = MAX_CHARACTERS if is_full else MAX_VALUE
@@ -236,9 +213,8 @@ class _Page:
     def lines(self, now: datetime) -> Iterator[str]:
         record, fields = self._record, record_json(self._record)
         for field, value in self._set_fields(fields):
-            name = field.replace("_", " ")
-            color = OF_STATUS.get(record.status) if name == "status" else None
-            yield from (painted(line, color) for line in self._named(name, one_line(value, self._most)))
+            color = OF_STATUS.get(record.status) if field == "status" else None
+            yield from (painted(line, color) for line in self._named(field.replace("_", " "), value))
         for spoilt in record.unreadable:
             yield from self._named("unreadable", one_line(spoilt))
             yield from self._named("", f"its bytes begin with {spoilt.raw.hex() or 'nothing'}")
@@ -250,17 +226,15 @@ class _Page:
             yield f"\nattempt {error.attempt}: {message(f'{error.type}: {error.message}')}\n{indented(error.traceback)}".rstrip()
 
     def _set_fields(self, fields: dict[str, Any]) -> Iterator[tuple[str, object]]:
-        record = self._record
-        fields = {**fields, "attempt": f"{record.attempt} of {record.max_attempts}", "tags": ", ".join(record.tags)}
+        record, progress = self._record, self._record.progress
+        fields |= {"attempt": f"{record.attempt} of {record.max_attempts}", "tags": ", ".join(record.tags)}
         for name, value in fields.items():
             if name not in _ELSEWHERE and value not in (None, "", False, 0):
-                if name == "queue_wait":
-                    yield name, f"{duration(value)} from ready to start"
-                else:
-                    yield name, value.isoformat() if isinstance(value, datetime) else value
-        if record.progress is not None:
+                value = f"{duration(value)} from ready to start" if name == "queue_wait" else value
+                yield name, value.isoformat() if isinstance(value, datetime) else value
+        if progress is not None:
             which = " of the last run" if record.status.is_waiting else ""
-            yield "progress", f"{record.progress.fraction:.0%}{which}{f': {record.progress.note}' if record.progress.note else ''}"
+            yield "progress", f"{progress.fraction:.0%}{which}{f': {progress.note}' if progress.note else ''}"
         result, problem = _result_of(record, self._limits, self._display)
         if problem is not None or record.result:
             yield "result", problem or _text_of(result)
@@ -272,10 +246,10 @@ class _Page:
             for name, value in values.items():
                 yield from hanging(f"  {one_line(name, 200):{label}}  ", one_line(_text_of(value), self._most), self._width)
         elif otherwise:
-            yield from self._named(title, one_line(otherwise, self._most))
+            yield from self._named(title, otherwise)
 
-    def _named(self, name: str, text: str) -> Iterator[str]:
-        return hanging(f"{name:16} ", text, self._width)
+    def _named(self, name: str, value: object) -> Iterator[str]:
+        return hanging(f"{name:16} ", one_line(value, self._most), self._width)
 
     def _time_line(self, now: datetime) -> Iterator[str]:
         """Show each moment with the time since the one before: how long a run or a wait has lasted."""

@@ -86,16 +86,18 @@ def a_parser() -> Parser:
         return added
 
     _add_runs(command)
-    _add_looks(command)
+    _add_reports(command)
     _add_actions(command)
     examine = "Check the store's settings. Exits with 1 if there is a problem."
-    _reads(command("doctor", "doctor:doctor", "check whether jobs are safe in the store", examine))
+    command("doctor", "doctor:doctor", "check whether jobs are safe in the store", examine)
     bring = "Migrate the tables of PostgreSQL or SQLite to the version that this taskflow needs."
     migrate = command("migrate", "doctor:migrate", "migrate the store's tables to this version", bring)
     instead = migrate.add_mutually_exclusive_group()
     instead.add_argument("--plan", action="store_true", help="only list pending migrations")
     instead.add_argument("--sql", action="store_true", help="only print the SQL, for an administrator to run")
-    _reads(migrate)
+    for name, added in commands.choices.items():
+        if name not in ("worker", "retry", "schedules"):  # which have options after these
+            _add_output_options(added)
     index = "Index the Python files of this machine with one job per file, starting with the standard library."
     demo = command("demo", "demo:demo", "index this machine's Python files as jobs", index)
     demo.add_argument("--folder", metavar="DIR", help="the folder for the queue's file, which is kept (default: a new temporary folder)")
@@ -132,21 +134,18 @@ def _add_runs(command: Callable[..., Parser]) -> None:
     send.add_argument("--after", type=seconds, metavar="S", help="run it in S seconds or later; also 90m, 12h, 7d")
     send.add_argument("--key", metavar="K", help="send nothing if a live job has this key, and print the id of that job")
     _operator(send)
-    _reads(send)
     fits = "Say whether the waiting and running jobs would run with the code of the modules. Runs none. Exits with 1 if one would not."
     check = command("check", "check:check", "say whether the waiting jobs would run with this code", fits)
     _modules(check)
     check.add_argument("--queue", action="append", metavar="Q", help="only jobs of this queue; may be repeated")
     _limit(check, 10_000, "look at N jobs of each queue")
-    _reads(check)
 
 
-def _add_looks(command: Callable[..., Parser]) -> None:
-    """Add the commands that look at jobs, queues and workers."""
+def _add_reports(command: Callable[..., Parser]) -> None:
+    """Add the commands that show jobs, queues and workers."""
     status = command("status", "status:status", "show a summary of the store", "Show the queues and workers of the store.")
     watch = "show it every S seconds (default: 2) with rates, in place on a terminal, until Ctrl-C"
     status.add_argument("--watch", nargs="?", type=interval, const=2.0, metavar="S", help=watch)
-    _reads(status)
     listing = "List jobs by status, or show those with the given ids."
     jobs = command("jobs", "jobs:jobs", "list jobs, or show given ones", listing, all=False)
     jobs.add_argument("ids", nargs="*", metavar="ID", help="show these jobs: arguments, result, runs on a time line, error")
@@ -154,34 +153,37 @@ def _add_looks(command: Callable[..., Parser]) -> None:
     _limit(jobs, 50, "list at most N jobs")
     jobs.add_argument("--cursor", metavar="TEXT", help="list the next page: the text that the page before has printed")
     jobs.add_argument("--verbose", action="store_true", help="with ids: show long values, and the tracebacks of all errors")
-    _reads(jobs)
     why = "Say why jobs are in their present state, the cause first, and what to do about it."
     explain = command("explain", "explain:explain", "say why a job has not run, or how it ended", why)
     explain.add_argument("ids", nargs="+", metavar="ID", help="the jobs")
-    _reads(explain)
     causes = "List the causes for which jobs have failed, the most frequent first."
     failures = command("failures", "reports:failures", "list failed jobs by their cause", causes, status=None, poison=False)
     _queue_and_job(failures)
     failures.add_argument("--tag", metavar="TAG", help="only jobs with this tag")
     failures.add_argument("--ended-before", type=seconds, metavar="S", help="only jobs that failed at least S seconds ago")
-    _reads(failures)
-    _reads(command("queues", "status:queues", "list queues and their counts", "List every queue with its counts."))
+    command("queues", "status:queues", "list queues and their counts", "List every queue with its counts.")
     fleet = "List the running workers: busy slots, heartbeat, jobs, deploy and queues."
-    _reads(command("workers", "status:workers", "list the running workers", fleet))
+    command("workers", "status:workers", "list the running workers", fleet)
     events = "Show how often each event has happened since the store was created."
-    _reads(command("metrics", "reports:metrics", "count events by queue", events))
+    command("metrics", "reports:metrics", "count events by queue", events)
     log = "List what operators did to jobs, queues and schedules, the newest first."
     audit = command("audit", "reports:audit", "list what operators did", log)
-    _limit(audit, 50, "list at most N acts")
-    audit.add_argument("--before", type=positive, metavar="N", help="list acts older than number N: the next page")
-    _reads(audit)
+    _limit(audit, 50, "list at most N actions")
+    audit.add_argument("--before", type=positive, metavar="N", help="list actions older than number N: the next page")
 
 
 def _add_actions(command: Callable[..., Parser]) -> None:
     """Add the commands that act on jobs, queues and schedules."""
     again = "Make failed and cancelled jobs ready again."
-    _acts(retry := command("retry", "job_actions:act", "run failed or cancelled jobs again", again), "retry", default="failed")
-    _groups(retry)
+    retry = command("retry", "job_actions:act", "run failed or cancelled jobs again", again)
+    _acts(retry, "retry", default="failed")
+    _add_output_options(retry)
+    group = retry.add_argument_group("one cause", "Retry the failed jobs of one cause in stages, and stop when one of them fails again.")
+    group.add_argument("--group", type=fingerprint, metavar="G", help="the jobs of this group of `taskflow failures`")
+    group.add_argument("--canary", type=positive, default=0, metavar="N", help="first retry N jobs, and wait until they have ended")
+    group.add_argument("--then", type=stages, default=(), metavar="N,...", help="the sizes of further stages, such as 10,100,all")
+    group.add_argument("--rate", type=positive, metavar="N", help="retry at most N jobs a second")
+    group.add_argument("--wait", type=seconds, default=300.0, metavar="S", help="stop if a stage takes longer (default: 300)")
     early = "Make jobs ready that wait for their time, or for their next attempt. Limits, pauses and the order of keys still apply."
     _acts(command("run-now", "job_actions:act", "run scheduled jobs now", early), "run-now", default="scheduled")
     stop = "Cancel waiting jobs at once, and ask running ones to stop."
@@ -192,9 +194,8 @@ def _add_actions(command: Callable[..., Parser]) -> None:
         pause = command(verb, "job_actions:pause", meaning, f"{meaning[0].upper()}{meaning[1:]}.")
         pause.add_argument("names", nargs="+", metavar="QUEUE", help=f"the queues to {verb}")
         _operator(pause)
-        _reads(pause)
     regular = "List schedules, or act on them. Without an action, list all of them."
-    _schedules(command("schedules", "schedules:show", "list schedules, or act on them", regular))
+    _schedules(command("schedules", "schedules:list_schedules", "list schedules, or act on them", regular))
 
 
 def _modules(parser: Parser) -> None:
@@ -203,17 +204,8 @@ def _modules(parser: Parser) -> None:
     parser.add_argument("--all-submodules", action="store_true", help="import every module of packages")
 
 
-def _groups(parser: Parser) -> None:
-    group = parser.add_argument_group("one cause", "Retry the failed jobs of one cause in stages, and stop when one of them fails again.")
-    group.add_argument("--group", type=fingerprint, metavar="G", help="the jobs of this group of `taskflow failures`")
-    group.add_argument("--canary", type=positive, default=0, metavar="N", help="first retry N jobs, and wait until they have ended")
-    group.add_argument("--then", type=stages, default=(), metavar="N,...", help="the sizes of further stages, such as 10,100,all")
-    group.add_argument("--rate", type=positive, metavar="N", help="retry at most N jobs a second")
-    group.add_argument("--wait", type=seconds, default=300.0, metavar="S", help="stop if a stage takes longer (default: 300)")
-
-
 def _schedules(parser: Parser) -> None:
-    _reads(parser)
+    _add_output_options(parser)
     actions = parser.branch("action", required=False)
     parser.otherwise = "; to show one schedule: taskflow schedules list NAME"
     parser.set_defaults(action="list", names=[])
@@ -226,7 +218,7 @@ def _schedules(parser: Parser) -> None:
             added.add_argument("names", nargs="*" if name == "list" else "+", metavar="NAME", help="the schedules")
         return added
 
-    _reads(action("list", "show", "list all schedules, or show given ones in full"), argparse.SUPPRESS)
+    _add_output_options(action("list", "list_schedules", "list all schedules, or show given ones in full"), argparse.SUPPRESS)
     for name, summary in (
         ("trigger", "add a job of schedules now; their next times fire all the same"),
         ("pause", "stop schedules"),
@@ -246,14 +238,14 @@ def _schedules(parser: Parser) -> None:
                 "--dry-run", action="store_true", help="only print how many jobs would be added, and the first and last time"
             )
         _operator(acting)
-        _reads(acting, argparse.SUPPRESS)
+        _add_output_options(acting, argparse.SUPPRESS)
     following = action("next", "next_times", "compute times, without a broker")
     following.add_argument("expression", nargs="*", metavar="EXPRESSION", help='a cron expression in quotes, such as "0 9 * * MON-FRI"')
     following.add_argument("--every", type=seconds, metavar="SECONDS", help="an interval, instead of an expression")
     following.add_argument("--tz", default="UTC", metavar="ZONE", help="the time zone, such as Europe/Paris (default: UTC)")
     following.add_argument("--count", type=count, default=5, metavar="N", help="the number of times, at most 10000 (default: 5)")
     following.add_argument("--from", dest="start", type=time, metavar="TIME", help="begin at this time in that zone (default: now)")
-    _json(following, argparse.SUPPRESS)
+    _add_output_options(following, argparse.SUPPRESS, has_broker=False)
     parser.list_commands({"actions": OF_SCHEDULES})
 
 
@@ -267,7 +259,6 @@ def _acts(parser: Parser, action: str, *, default: str) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only print how many jobs would be affected")
     _yes(parser)
     _operator(parser)
-    _reads(parser)
 
 
 def _filter_options(parser: Parser, default: str = "all", statuses: Sequence[str] = STATUSES) -> None:
@@ -301,13 +292,10 @@ def _operator(parser: Parser) -> None:
     parser.add_argument("--by", metavar="WHO", help="who acts, for the audit log (default: your user and machine)")
 
 
-def _reads(parser: Parser, default: Any = None) -> None:
-    _json(parser, default or False)
-    _broker(parser, default)
-
-
-def _json(parser: Parser, default: Any) -> None:
-    parser.add_argument("--json", action="store_true", default=default, help="JSON, for programs")
+def _add_output_options(parser: Parser, default: Any = None, *, has_broker: bool = True) -> None:
+    parser.add_argument("--json", action="store_true", default=default or False, help="JSON, for programs")
+    if has_broker:
+        _broker(parser, default)
 
 
 def _broker(parser: Parser, default: Any = None) -> None:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from taskflow.app.app import App
 from taskflow.app.operate import MAX_GROUPS, FailureGroup, failure_groups
 from taskflow.cli.command import existing_broker, filter_of, is_known_queue, note_unknown_job, on_store
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.terminal import BOLD, RED, cut, painted, print_json, print_lines, room, span
+from taskflow.cli.terminal import RED, Column, ago, cut, only, painted, room, show, table, warn
 from taskflow.model.audit import ActionRecord
 from taskflow.model.printable import INDENT, one_line
 from taskflow.model.stored_values import LATEST
 
 MAX_DEPLOYS: Final = 3  # that are listed by name
-MAX_ACTS: Final = 10_000  # in one list, which is how many a store keeps
+MAX_ACTIONS: Final = 10_000  # in one list, which is how many a store keeps
+
+
+# --- failures ----------------------------------------------------------------------------------------------------------
 
 
 @on_store
@@ -30,95 +32,96 @@ async def failures(app: App, arguments: argparse.Namespace) -> int:
     if not groups:
         await note_unknown_job(broker.admin, view.job)
     if window is not None:
-        print(f"taskflow: only the newest {window:,} failed jobs that match were counted", file=sys.stderr)
+        warn(f"only the newest {window:,} failed jobs that match were counted")
     if len(groups) > MAX_GROUPS:
-        print(f"taskflow: only the {MAX_GROUPS} largest groups are listed", file=sys.stderr)
+        warn(f"only the {MAX_GROUPS} largest groups are listed")
         groups = groups[:MAX_GROUPS]
-    if arguments.json:
-        print_json(groups)
-    elif not groups:
+    if not groups and not arguments.json:
         print("no failed jobs match", file=sys.stderr)
-    else:
-        print_lines(_group_lines(groups))
-    return Exit.OK
+    return show(arguments, groups, table(_GROUP_COLUMNS, groups, below=_below_group) if groups else ())
 
 
-def _group_lines(groups: list[FailureGroup]) -> Iterator[str]:
-    now, width = datetime.now(UTC), room()
-    yield painted(f"{'GROUP':16}  {'COUNT':>7}  FIRST AGO  LAST AGO  JOB", BOLD)
-    for group in groups:
-        first, last = (span((now - at).total_seconds()) for at in (group.first, group.last))
-        [job, *others] = group.jobs
-        more = f" and {len(others)} more" if others else ""
-        yield cut(one_line(f"{group.id}  {group.count:>7,}  {first:>9}  {last:>8}  {job}{more}"), width)
-        yield f"{INDENT}{painted(cut(one_line(group.error.partition(chr(10))[0]), width - 4), RED)}"
-        yield f"{INDENT}{one_line(f'in {group.frame}, ' if group.frame else '', width - 4)}last: {group.sample}"
-        if group.deploys:
-            named = ", ".join(f"{name} ({count:,})" for name, count in list(group.deploys.items())[:MAX_DEPLOYS])
-            others_too = f" and {len(group.deploys) - MAX_DEPLOYS} more" if len(group.deploys) > MAX_DEPLOYS else ""
-            yield f"{INDENT}{one_line(f'deploys: {named}{others_too}', width - 4)}"
+def _jobs_of(group: FailureGroup) -> str:
+    [job, *others] = group.jobs
+    return f"{job} and {len(others)} more" if others else job
+
+
+_GROUP_COLUMNS: Final = (
+    Column("GROUP", lambda group: group.id),
+    Column("COUNT", lambda group: f"{group.count:,}", is_number=True, pad=7),
+    Column("FIRST AGO", lambda group: ago(group.first), is_number=True),
+    Column("LAST AGO", lambda group: ago(group.last), is_number=True),
+    Column("JOB", _jobs_of),
+)
+
+
+def _below_group(group: FailureGroup) -> Iterator[str]:
+    width = room() - len(INDENT)
+    yield INDENT + painted(cut(one_line(group.error.partition("\n")[0]), width), RED)
+    yield f"{INDENT}{one_line(f'in {group.frame}, ' if group.frame else '', width)}last: {group.sample}"
+    if group.deploys:
+        named = ", ".join(f"{name} ({count:,})" for name, count in list(group.deploys.items())[:MAX_DEPLOYS])
+        more = f" and {len(group.deploys) - MAX_DEPLOYS} more" if len(group.deploys) > MAX_DEPLOYS else ""
+        yield INDENT + one_line(f"deploys: {named}{more}", width)
+
+
+# --- audit -------------------------------------------------------------------------------------------------------------
 
 
 @on_store
 async def audit(app: App, arguments: argparse.Namespace) -> int:
     before = None if arguments.before is None else min(arguments.before, LATEST)
-    records = await (await existing_broker(app)).admin.actions(before=before, limit=min(arguments.limit, MAX_ACTS))
-    if arguments.json:
-        print_json([_act_json(record) for record in records])
-        return Exit.OK
-    if records:
-        print_lines(_act_lines(records))
-    else:
-        print("no act of an operator is recorded", file=sys.stderr)
-    if len(records) == arguments.limit:
+    records = await (await existing_broker(app)).admin.actions(before=before, limit=min(arguments.limit, MAX_ACTIONS))
+    lines = table(_ACTION_COLUMNS, records, below=_below_action, color=None) if records else ()
+    show(arguments, map(_action_json, records), lines)
+    if not records and not arguments.json:
+        print("no action of an operator is recorded", file=sys.stderr)
+    if len(records) == arguments.limit and not arguments.json:
         print(f"there may be more: --before {records[-1].number}", file=sys.stderr)
     return Exit.OK
 
 
-def _act_lines(records: list[ActionRecord]) -> Iterator[str]:
-    """Yield a header, and lines for each act: when, how many it affected, what and who. The reason has a separate line."""
-    now, width = datetime.now(UTC), room()
-    verbs = max(len("ACT"), *(len(one_line(record.act.verb, 24)) for record in records))
-    yield f"{'AGO':>6}  {'ACT':{verbs}}  {'COUNT':>9}  BY, WHAT"
-    for record in records:
-        act, ago = record.act, span((now - record.at).total_seconds())
-        more = f" and {act.named - len(act.names):,} more" if act.named > len(act.names) else ""
-        what = [", ".join(act.names) + more, *(f"{name}={value}" for name, value in act.which.items())]
-        line = f"{ago:>6}  {one_line(act.verb, 24):{verbs}}  {act.affected:>9,}  {act.by}: {' '.join(filter(None, what))}"
-        yield one_line(line, width).rstrip()
-        for remark in (act.reason and f"reason: {act.reason}", act.stopped and f"stopped early: {act.stopped}"):
-            if remark:
-                yield f"{INDENT}{one_line(remark, width - len(INDENT))}"
-
-
-def _act_json(record: ActionRecord) -> dict[str, Any]:
+def _by_and_what(record: ActionRecord) -> str:
     act = record.act
-    return {
-        "number": record.number,
-        "at": record.at,
-        "by": act.by,
-        "act": act.verb,
-        "names": list(act.names),
-        "named": act.named,
-        "selection": dict(act.which),
-        "affected": act.affected,
-        "stopped": act.stopped or None,
-        "reason": act.reason,
-    }
+    more = f" and {act.named - len(act.names):,} more" if act.named > len(act.names) else ""
+    what = [", ".join(act.names) + more, *(f"{name}={value}" for name, value in act.which.items())]
+    return f"{act.by}: {' '.join(filter(None, what))}"
+
+
+_ACTION_COLUMNS: Final = (
+    Column("AGO", lambda record: ago(record.at), is_number=True, pad=6),
+    Column("ACT", lambda record: one_line(record.act.verb, 24)),
+    Column("COUNT", lambda record: f"{record.act.affected:,}", is_number=True, pad=9),
+    Column("BY, WHAT", _by_and_what),
+)
+
+
+def _below_action(record: ActionRecord) -> Iterator[str]:
+    for title, text in (("reason", record.act.reason), ("stopped early", record.act.stopped)):
+        if text:
+            yield INDENT + one_line(f"{title}: {text}", room() - len(INDENT))
+
+
+def _action_json(record: ActionRecord) -> dict[str, Any]:
+    act, at = record.act, only(record, "number", "at")
+    named = {"by": act.by, "act": act.verb, "names": act.names, "named": act.named, "selection": act.which}
+    return at | named | {"affected": act.affected, "stopped": act.stopped or None, "reason": act.reason}
+
+
+# --- metrics -----------------------------------------------------------------------------------------------------------
 
 
 @on_store
 async def metrics(app: App, arguments: argparse.Namespace) -> int:
     totals = (await (await existing_broker(app)).admin.metrics()).totals
-    if arguments.json:
-        print_json({"totals": totals})
-        return Exit.OK
-    if not totals:
+    if not totals and not arguments.json:
         print("no job has been sent yet", file=sys.stderr)
-    width = room()
+    return show(arguments, {"totals": totals}, _metric_lines(totals))
+
+
+def _metric_lines(totals: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
     for queue, events in sorted(totals.items()):
-        print(one_line(queue, width))
+        yield one_line(queue, room())
         most = max((len(f"{number:,}") for number in events.values()), default=0)
         for event, number in events.items():
-            print(one_line(f"{INDENT}{number:>{most},}  {event}", width))
-    return Exit.OK
+            yield one_line(f"{INDENT}{number:>{most},}  {event}", room())

@@ -1,10 +1,10 @@
-"""`taskflow schedules`: lists schedules, acts on them, and computes the times of an expression or an interval."""
+"""`taskflow schedules`: lists schedules, changes them, and computes the times of an expression or an interval."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import islice
 from typing import Any, Final
@@ -17,7 +17,7 @@ from taskflow.app.schedules import ScheduleInfo, check_backfill, instants_betwee
 from taskflow.broker.protocol import Broker
 from taskflow.cli.command import existing_broker, on_store, operator, reporting, suggestion
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.terminal import confirmed, moment, print_json, room, wrapped
+from taskflow.cli.terminal import confirmed, moment, room, show, warn, wrapped
 from taskflow.model.clock import instant_of
 from taskflow.model.errors import ConfigurationError, ScheduleConflict, UnknownSchedule
 from taskflow.model.ids import parse_id
@@ -30,6 +30,7 @@ from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes, zone_of
 PAGE: Final = 500
 MAX_NAME, MAX_STATE = 30, 500  # characters of a name or a timetable, and of a state, in a list on a terminal
 NEVER: Final = "has not fired yet"
+NONE: Final = "there are no schedules: start a worker whose jobs declare some, or add one with schedules.put()"
 ENDED_AS: Final = {
     None: "is no longer kept",
     Status.SUCCEEDED: "has succeeded",
@@ -42,23 +43,13 @@ ENDED_AS: Final = {
 
 
 @on_store
-async def show(app: App, arguments: argparse.Namespace) -> int:
+async def list_schedules(app: App, arguments: argparse.Namespace) -> int:
     broker = await existing_broker(app)
     names = await _names_of(broker, arguments.names)
     found = [schedule_info_of(record) for record in await _stored(broker, names)]
     outcomes = await _outcomes(broker, found)
-    if arguments.json:
-        print_json([msgspec.structs.asdict(info) | {"last_status": outcome} for info, outcome in zip(found, outcomes, strict=True)])
-    elif names:
-        for info, outcome in zip(found, outcomes, strict=True):
-            for name, value in _in_full(info, outcome).items():
-                if value:
-                    print(f"{name:16} {one_line(value)}")
-            print()
-    elif found:
-        _print_rows(found, outcomes)
-    else:
-        print("there are no schedules: start a worker whose jobs declare some, or add one with schedules.put()")
+    document = (msgspec.structs.asdict(info) | {"last_status": outcome} for info, outcome in zip(found, outcomes, strict=True))
+    show(arguments, document, _details(found, outcomes) if names else _rows(found, outcomes) if found else iter([NONE]))
     unknown = set(names).difference(info.name for info in found)
     for name in sorted(unknown):
         await _report_unknown(broker, name)
@@ -76,8 +67,8 @@ async def _outcomes(broker: Broker, found: Sequence[ScheduleInfo]) -> list[Statu
     return [statuses.get(info.last_id) for info in found]
 
 
-def _print_rows(found: Sequence[ScheduleInfo], outcomes: Sequence[Status | None]) -> None:
-    """Print a row for each schedule. If the states do not fit the terminal, print each on further lines, and so the next times."""
+def _rows(found: Sequence[ScheduleInfo], outcomes: Sequence[Status | None]) -> Iterator[str]:
+    """Yield a row for each schedule. If the states do not fit the terminal, each is on further lines, and so are the next times."""
     is_terminal, most = sys.stdout.isatty(), room()
     widest, longest = (MAX_NAME, MAX_STATE) if is_terminal else (MAX_CHARACTERS, MAX_CHARACTERS)
     rows = [("SCHEDULE", "WHEN", "NEXT", "STATE")]
@@ -85,15 +76,20 @@ def _print_rows(found: Sequence[ScheduleInfo], outcomes: Sequence[Status | None]
         last = _last(info, outcome)
         state = "; ".join(filter(None, [*_troubles(info), f"last {last}" if last else NEVER, _counts(info), _declarers(info)]))
         rows.append((one_line(info.name, widest), one_line(info.timetable, widest), _next(info), one_line(state, longest)))
-    first, second, third, fourth = (max(len(row[column]) for row in rows) for column in range(4))
+    first, second, third, fourth = (max(map(len, column)) for column in zip(*rows, strict=True))
     left = most - (first + second + third + 4)
     beside = 4 if not is_terminal or fourth + 2 <= left else 3 if left >= 0 else 2
     for name, when, following, state in rows:
         cells = [f"{name:{first}}", f"{when:{second}}", f"{following:{third}}", state]
-        print(one_line("  ".join(cells[:beside]).rstrip(), most))
+        yield one_line("  ".join(cells[:beside]).rstrip(), most)
         for text in filter(None, map(str.strip, cells[beside:])):
-            for line in wrapped(text, most - len(INDENT)):
-                print(f"{INDENT}{line}")
+            yield from (f"{INDENT}{line}" for line in wrapped(text, most - len(INDENT)))
+
+
+def _details(found: Sequence[ScheduleInfo], outcomes: Sequence[Status | None]) -> Iterator[str]:
+    for info, outcome in zip(found, outcomes, strict=True):
+        yield from (f"{name:16} {one_line(value)}" for name, value in _in_full(info, outcome).items() if value)
+        yield ""
 
 
 def _in_full(info: ScheduleInfo, outcome: Status | None) -> dict[str, str | None]:
@@ -149,7 +145,7 @@ def _declarers(info: ScheduleInfo) -> str:
     return f"declared by {first}{f' and {len(more)} more' if more else ''}"
 
 
-# --- act ---------------------------------------------------------------------------------------------------------------
+# --- actions -----------------------------------------------------------------------------------------------------------
 
 
 @on_store
@@ -163,19 +159,19 @@ async def act(app: App, arguments: argparse.Namespace) -> int:
         text, fields = "", dict[str, Any]()
         try:
             text, fields = await ACTIONS[action](name, arguments)
-        except UnknownSchedule as error:
-            await _report_unknown(broker, name)
-            codes.add(Exit.NOT_FOUND)
+        except (UnknownSchedule, ScheduleConflict) as error:
             fields = {"problem": str(error)}
-        except ScheduleConflict as error:
-            print(f"taskflow: {message(str(error))}", file=sys.stderr)
-            codes.add(Exit.FAILED)
-            fields = {"problem": str(error)}
+            if isinstance(error, UnknownSchedule):
+                await _report_unknown(broker, name)
+                codes.add(Exit.NOT_FOUND)
+            else:
+                warn(message(str(error)))
+                codes.add(Exit.FAILED)
         report.append({"name": name, **dict.fromkeys(("problem", "job", "times", "first", "last", "added")), **fields})
         if text and not arguments.json:
             print(one_line(text))
-    if arguments.json:
-        print_json({"act": f"schedules.{action}", "dry_run": getattr(arguments, "dry_run", False), "schedules": report})
+    dry_run = getattr(arguments, "dry_run", False)
+    show(arguments, {"act": f"schedules.{action}", "dry_run": dry_run, "schedules": report}, ())
     return max(codes)
 
 
@@ -231,13 +227,7 @@ async def _backfill(name: str, arguments: argparse.Namespace) -> Done:
     return f"backfilled {name} with {added:,}{span}{known}", fields | {"times": len(handles), "added": added}
 
 
-ACTIONS: Final[dict[str, Callable[[str, argparse.Namespace], Awaitable[Done]]]] = {
-    "trigger": _trigger,
-    "pause": _pause,
-    "resume": _pause,
-    "remove": _remove,
-    "backfill": _backfill,
-}
+ACTIONS: Final = {"trigger": _trigger, "pause": _pause, "resume": _pause, "remove": _remove, "backfill": _backfill}
 
 
 async def _stored(broker: Broker, names: Sequence[str]) -> list[ScheduleRecord]:
@@ -262,7 +252,7 @@ async def _names_of(broker: Broker, given: Sequence[str]) -> list[str]:
 
 async def _report_unknown(broker: Broker, name: str) -> None:
     known = [record.name for record in await broker.admin.schedules()]
-    print(f"taskflow: there is no schedule called {name!r}{suggestion(name, known)}", file=sys.stderr)
+    warn(f"there is no schedule called {name!r}{suggestion(name, known)}")
 
 
 # --- next --------------------------------------------------------------------------------------------------------------
@@ -278,12 +268,8 @@ def next_times(arguments: argparse.Namespace) -> int:
     while len(found) < arguments.count and (following := times.next(at)) is not None:
         at = following
         found.append((at.astimezone(zone), _note(times, at, zone)))
-    if arguments.json:
-        print_json([{"at": at, "here": at.astimezone(), "note": note} for at, note in found])
-        return Exit.OK
-    for at, note in found:
-        print(f"{moment(at)}{note and f'  ({note})'}")
-    return Exit.OK
+    document = ({"at": at, "here": at.astimezone(), "note": note} for at, note in found)
+    return show(arguments, document, (f"{moment(at)}{note and f'  ({note})'}" for at, note in found))
 
 
 def _timetable(arguments: argparse.Namespace) -> CronTimes | EveryTimes:

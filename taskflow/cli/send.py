@@ -15,7 +15,7 @@ from taskflow.app.sending import send_call
 from taskflow.cli.command import operator, suggestion, with_store
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.modules import import_targets
-from taskflow.cli.terminal import print_json
+from taskflow.cli.terminal import show, warn
 from taskflow.model.errors import CodecError, ConfigurationError, UnknownArgument
 from taskflow.model.printable import one_line
 
@@ -31,12 +31,9 @@ async def _send(app: App, arguments: argparse.Namespace) -> int:
     async with recorded(CallBrokerOnce(app.broker()), "send", names=(call.id,), which={"job": call.job}, **operator(arguments)) as doing:
         handle = await send_call(app, call)
         doing.affected = int(handle.is_new)
-    if arguments.json:
-        print_json({"id": handle.id, "job": call.job, "new": handle.is_new})
-    else:
-        print(handle.id)
+    show(arguments, {"id": handle.id, "job": call.job, "new": handle.is_new}, [handle.id])
     if not handle.is_new:
-        print(f"taskflow: nothing was sent: live job {handle.id} has the key {one_line(call.key)}", file=sys.stderr)
+        warn(f"nothing was sent: live job {handle.id} has the key {one_line(call.key)}")
     elif not arguments.modules:
         await _warn_of_unknown_job(app, call.job)
     return Exit.OK
@@ -87,4 +84,4 @@ async def _warn_of_unknown_job(app: App, name: str) -> None:
     alive = [worker.session.jobs for worker in await app.broker().admin.workers() if worker.is_alive]
     known = {job for jobs in alive for job in jobs}
     if alive and all(alive) and name not in known:
-        print(f"taskflow: no running worker knows {one_line(name)}{suggestion(name, known)}", file=sys.stderr)
+        warn(f"no running worker knows {one_line(name)}{suggestion(name, known)}")

@@ -9,8 +9,8 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
@@ -19,26 +19,9 @@ import msgspec
 from taskflow.app.app import App
 from taskflow.broker.admin import Admin, QueueRecord, View
 from taskflow.broker.url import masked
+from taskflow.cli import terminal
 from taskflow.cli.command import existing_broker, on_store
-from taskflow.cli.exit_codes import Exit
-from taskflow.cli.terminal import (
-    ALWAYS_SHOWN,
-    DIM,
-    MIN_NAME,
-    OF_STATUS,
-    RED,
-    YELLOW,
-    Column,
-    cut,
-    json_text,
-    painted,
-    print_json,
-    print_lines,
-    room,
-    span,
-    table,
-    wrapped,
-)
+from taskflow.cli.terminal import ALWAYS_SHOWN, DIM, MIN_NAME, OF_STATUS, RED, YELLOW, Column, ago, cut, only, painted, room, span, wrapped
 from taskflow.model.errors import BrokerError
 from taskflow.model.printable import one_line
 from taskflow.model.record import Status
@@ -64,13 +47,13 @@ async def status(app: App, arguments: argparse.Namespace) -> int:
     if arguments.watch is not None:
         return await watch(partial(Summary.read, app, admin), arguments.watch, is_json=arguments.json)
     summary = await Summary.read(app, admin)
-    return _shown(arguments, summary.to_json(), summary.lines())
+    return terminal.show(arguments, summary.to_json(), summary.lines())
 
 
 @on_store
 async def queues(app: App, arguments: argparse.Namespace) -> int:
     found = await (await existing_broker(app)).admin.queues()
-    return _shown(arguments, [queue_json(queue) for queue in found], queue_table(found))
+    return terminal.show(arguments, map(queue_json, found), queue_table(found))
 
 
 @on_store
@@ -78,15 +61,7 @@ async def workers(app: App, arguments: argparse.Namespace) -> int:
     found = await (await existing_broker(app)).admin.workers()
     if not found and not arguments.json:
         print("no worker is running", file=sys.stderr)
-    return _shown(arguments, [worker_json(worker) for worker in found], table(_WORKER_COLUMNS, found) if found else ())
-
-
-def _shown(arguments: argparse.Namespace, value: Any, lines: Iterable[str]) -> int:
-    if arguments.json:
-        print_json(value)
-    else:
-        print_lines(lines)
-    return Exit.OK
+    return terminal.show(arguments, map(worker_json, found), terminal.table(_WORKER_COLUMNS, found) if found else ())
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,10 +126,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     def to_json(self) -> dict[str, Any]:
         return {
             "broker": self.broker,
-            "queues": [queue_json(queue) for queue in self.queues],
-            "workers": [worker_json(worker) for worker in self.workers],
-            "schedules": self.schedules,
-            "totals": self.totals,
+            "queues": map(queue_json, self.queues),
+            "workers": map(worker_json, self.workers),
+            **only(self, "schedules", "totals"),
             "unknown_jobs": dict(self.unknown),
         }
 
@@ -178,7 +152,7 @@ _WORKER_COLUMNS: Final = (
     Column("NAME", lambda worker: worker.session.name + (" (dying)" if worker.is_dying else ""), color=_color, least=MIN_NAME),
     Column("BUSY", _busy),
     Column("HEARTBEAT", _beat, color=_color),
-    Column("UP", lambda worker: span((datetime.now(UTC) - worker.registered_at).total_seconds()), keep=2),
+    Column("UP", lambda worker: ago(worker.registered_at), keep=2),
     Column("JOBS", lambda worker: len(worker.session.jobs) or "?", keep=1),
     Column("DEPLOY", lambda worker: one_line(worker.session.deploy, 24) or "-", keep=3),
     Column("QUEUES", lambda worker: ", ".join(worker.session.queues) or "all"),
@@ -186,28 +160,19 @@ _WORKER_COLUMNS: Final = (
 
 
 def worker_json(worker: SessionRecord) -> dict[str, Any]:
-    return {
-        "name": worker.session.name,
-        "queues": list(worker.session.queues),
-        "concurrency": worker.session.concurrency,
-        "jobs": list(worker.session.jobs),
-        "deploy": worker.session.deploy,
-        "registered_at": worker.registered_at,
-        "leases": worker.leases,
-        "seconds_since_beat": worker.seconds_since_beat,
-        "dying": worker.is_dying,
-    }
+    said = only(worker.session, "name", "queues", "concurrency", "jobs", "deploy")
+    return said | only(worker, "registered_at", "leases", "seconds_since_beat") | {"dying": worker.is_dying}
 
 
 # --- queues ---------------------------------------------------------------------------------------------------------
 
 
 def queue_table(queues: Sequence[QueueRecord], rates: Rates | None = None) -> Iterator[str]:
-    rated = [] if rates is None else [_rate_column(kind, rates) for kind in RATES]
-    return table([_QUEUE_NAME, *(_count_column(status, is_rated=rates is not None) for status in Status), _OLDEST, *rated], queues)
+    counts = [_count_column(status, is_rated=rates is not None) for status in Status]
+    return terminal.table([_NAME, *counts, _OLDEST, *([] if rates is None else [_rate_column(kind, rates) for kind in RATES])], queues)
 
 
-_QUEUE_NAME: Final = Column("QUEUE", lambda queue: queue.name + (" (paused)" if queue.is_paused else ""), least=MIN_NAME)
+_NAME: Final = Column("QUEUE", lambda queue: queue.name + (" (paused)" if queue.is_paused else ""), least=MIN_NAME)
 _OLDEST: Final = Column("OLDEST", lambda queue: "" if queue.oldest_ready_for is None else span(queue.oldest_ready_for), is_number=True)
 
 # The counts that are left out first if the rates are shown and the terminal is narrow.
@@ -215,25 +180,20 @@ _KEPT: Final = {Status.HELD: 1, Status.CANCELLED: 2, Status.SUCCEEDED: 3}
 
 
 def _count_column(status: Status, *, is_rated: bool) -> Column:
-    def count(queue: QueueRecord) -> int:
-        return queue.counts.get(status, 0)
+    keep = _KEPT.get(status, ALWAYS_SHOWN) if is_rated or status is Status.HELD else ALWAYS_SHOWN
 
-    return Column(
-        status.upper(),
-        lambda queue: f"{count(queue):,}",
-        _KEPT.get(status, ALWAYS_SHOWN) if is_rated or status is Status.HELD else ALWAYS_SHOWN,
-        is_number=True,
-        color=lambda queue: OF_STATUS.get(status) if count(queue) else DIM,
-    )
+    def color(queue: QueueRecord) -> int | None:
+        return OF_STATUS.get(status) if queue.counts.get(status) else DIM
+
+    return Column(status.upper(), lambda queue: f"{queue.counts.get(status, 0):,}", keep, is_number=True, color=color)
 
 
 def _rate_column(kind: str, rates: Rates) -> Column:
-    return Column(
-        RATES[kind][0],
-        lambda queue: f"{rates[queue.name][kind]:,.1f}" if queue.name in rates else "-",
-        is_number=True,
-        color=lambda queue: RED if kind == "failed" and rates.get(queue.name, {}).get(kind) else None,
-    )
+    def color(queue: QueueRecord) -> int | None:
+        return RED if kind == "failed" and rates.get(queue.name, {}).get(kind) else None
+
+    title, _ = RATES[kind]
+    return Column(title, lambda queue: f"{rates[queue.name][kind]:,.1f}" if queue.name in rates else "-", is_number=True, color=color)
 
 
 def _hints(summary: Summary) -> Iterator[str]:
@@ -261,13 +221,8 @@ async def _unknown_jobs(admin: Admin, queues: Sequence[QueueRecord], workers: Se
 
 
 def queue_json(queue: QueueRecord) -> dict[str, Any]:
-    return {
-        "name": queue.name,
-        "paused": queue.is_paused,
-        "counts": {str(status): queue.counts.get(status, 0) for status in Status},
-        "oldest_ready_for": queue.oldest_ready_for,
-        "next_due_in": queue.next_due_in,
-    }
+    counts = {str(status): queue.counts.get(status, 0) for status in Status}
+    return {"name": queue.name, "paused": queue.is_paused, "counts": counts, **only(queue, "oldest_ready_for", "next_due_in")}
 
 
 # --- status --watch --------------------------------------------------------------------------------------------------
@@ -281,7 +236,7 @@ async def watch(read: Callable[[], Awaitable[Summary]], interval: float, *, is_j
     while True:
         now = datetime.now().astimezone()
         if is_json:
-            print(json_text({"time": now.isoformat(), "trouble": trouble, **before.to_json(), "rates": rates}), flush=True)
+            print(terminal.json_text({"time": now.isoformat(), "trouble": trouble, **before.to_json(), "rates": rates}), flush=True)
         elif sys.stdout.isatty():
             troubles = [painted(line, RED) for line in wrapped(trouble, room())] if trouble else []
             _show_in_place([f"{now:%Y-%m-%d %H:%M:%S}   Ctrl-C ends", *troubles, *before.lines(rates)])

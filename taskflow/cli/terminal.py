@@ -1,4 +1,4 @@
-"""Prints for commands: tables, colours and a progress bar on a terminal, plain text in a pipe, JSON, and times."""
+"""Renders what commands show: tables, fields, JSON, times and a progress bar; colours and widths only on a terminal."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from taskflow.cli.base_parser import columns
+from taskflow.cli.exit_codes import Exit
 from taskflow.model.printable import INDENT, MAX_CHARACTERS, one_line
 
 BOLD, DIM, RED, GREEN, YELLOW, CYAN = 1, 2, 31, 32, 33, 36  # codes of ANSI terminals
@@ -84,9 +85,18 @@ def hanging(label: str, text: str, most: int) -> Iterator[str]:
         label = " " * len(label)
 
 
-def print_lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line)
+def show(arguments: argparse.Namespace, document: object, lines: Iterable[str]) -> int:
+    """Print the document with `--json`, otherwise the lines. If both are iterators, only one of them does any work."""
+    if arguments.json:
+        print_json(document)
+    else:
+        for line in lines:
+            print(line)
+    return Exit.OK
+
+
+def warn(text: str) -> None:
+    print(f"taskflow: {text}", file=sys.stderr)
 
 
 def print_now(line: str) -> None:
@@ -102,7 +112,7 @@ def confirmed(question: str, arguments: argparse.Namespace) -> bool:
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() in ("y", "yes"):
         return True
-    print("taskflow: nothing was changed", file=sys.stderr)
+    warn("nothing was changed")
     return False
 
 
@@ -116,23 +126,28 @@ def print_json(value: Any) -> None:
 def json_text(value: Any, indent: int | None = None) -> str:
     """Return the value as JSON in ASCII, with all control characters escaped, including DEL, which `json` leaves as it is.
 
-    Structs become objects, instants text in ISO 8601. JSON has no infinity and no NaN, which a store may contain: they become null.
+    Structs become objects, iterators arrays, instants text in ISO 8601. Infinity and NaN, which JSON does not have, become null.
     """
     return json.dumps(_plain(value), indent=indent, default=str, allow_nan=False).replace("\x7f", "\\u007f")
+
+
+def only(value: object, *names: str) -> dict[str, Any]:
+    """Return these attributes by name."""
+    return {name: getattr(value, name) for name in names}
 
 
 def _plain(value: Any) -> Any:
     match value:
         case dict():
             return {name: _plain(each) for name, each in value.items()}
-        case list() | tuple():
+        case list() | tuple() | Iterator():
             return [*map(_plain, value)]
         case float():
             return value if math.isfinite(value) else None
         case datetime():
             return value.isoformat()
         case _ if hasattr(value, "__struct_fields__"):
-            return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+            return _plain(only(value, *value.__struct_fields__))
         case _:
             return value
 
@@ -158,9 +173,14 @@ def _clock(at: datetime) -> str:
     return time.isoformat("minutes" if not (time.second or time.microsecond) else "seconds" if not time.microsecond else "milliseconds")
 
 
+def ago(at: datetime) -> str:
+    """Return the time since then."""
+    return span((datetime.now(UTC) - at).total_seconds())
+
+
 def span(seconds: float) -> str:
     """Return a duration in its two largest units, for example 3d4h."""
-    whole = max(0, round(seconds))
+    whole = round(min(max(0.0, seconds), 1e15))  # a store may contain infinity
     for unit, name, smaller, smaller_name in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
         if whole >= unit:
             rest = whole % unit // smaller
@@ -187,6 +207,7 @@ class Column(NamedTuple):
     `keep`   its importance on a narrow terminal, where the less important ones are left out; `ALWAYS_SHOWN` for those that always stay
     `least`  the width to which it is narrowed if the columns that stay do not fit; None if it is not narrowed
     `most`   its maximum width on a terminal
+    `pad`    its minimum width
     `color`  returns the colour of a row's cell, or None
     """
 
@@ -197,18 +218,26 @@ class Column(NamedTuple):
     color: Callable[[Any], int | None] = lambda row: None
     least: int | None = None
     most: int = MAX_CHARACTERS
+    pad: int = 0
 
 
-def table(columns: Sequence[Column], rows: Sequence[Any], *, detail: Column | None = None) -> Iterator[str]:
-    """Yield a header, and a line for each row. In a pipe, nothing is left out. `detail` is the last column if all of it fits; otherwise
-    each row's detail is wrapped on further lines."""
+def table(
+    columns: Sequence[Column],
+    rows: Sequence[Any],
+    *,
+    detail: Column | None = None,
+    below: Callable[[Any], Iterable[str]] = lambda row: (),
+    color: int | None = BOLD,
+) -> Iterator[str]:
+    """Yield a header in this colour, and for each row a line and the lines `below` it. In a pipe, nothing is left out. `detail` is the last
+    column if all of it fits; otherwise each row's detail is wrapped on further lines."""
     is_terminal, most = sys.stdout.isatty(), room()
     all_columns = [*columns, *([] if detail is None else [detail])]
     cells = {column: [one_line(column.cell(row)) for row in rows] for column in all_columns}
-    widths = {column: min(max(map(width, (column.title, *texts))), column.most) for column, texts in cells.items()}
+    widths = {column: max(column.pad, min(max(map(width, (column.title, *texts))), column.most)) for column, texts in cells.items()}
     is_beside = not is_terminal or _excess(all_columns, widths, "  ", most) <= 0
     shown, gap = _fitting_columns(all_columns if is_beside else columns, widths, most) if is_terminal else (all_columns, "  ")
-    yield painted(cut(gap.join(_aligned(column.title, column, widths[column]) for column in shown).rstrip(), most), BOLD)
+    yield painted(cut(gap.join(_aligned(column.title, column, widths[column]) for column in shown).rstrip(), most), color)
     for number, row in enumerate(rows):
         texts = [_aligned(cells[column][number], column, widths[column]) for column in shown]
         if not shown[-1].is_number:
@@ -217,11 +246,13 @@ def table(columns: Sequence[Column], rows: Sequence[Any], *, detail: Column | No
         yield gap.join(painted(text, column.color(row)) for text, column in zip(texts, shown, strict=True)).rstrip()
         if detail is not None and not is_beside and (text := one_line(detail.cell(row), detail.most)):
             yield from (f"{INDENT}{line}" for line in wrapped(text, most - len(INDENT)))
+        yield from below(row)
 
 
 def _fitting_columns(columns: Sequence[Column], widths: dict[Column, int], most: int) -> tuple[Sequence[Column], str]:
     """Return the columns that fit a terminal, and the gap between them. If the columns that stay do not fit, narrow one in `widths`."""
-    if _excess(columns, widths, "  ", most) <= 0:
+    is_fixed = all(column.keep == ALWAYS_SHOWN and column.least is None for column in columns)
+    if is_fixed or _excess(columns, widths, "  ", most) <= 0:
         return columns, "  "
     shown = [column for column in columns if column.keep == ALWAYS_SHOWN]
     for column in sorted((column for column in columns if column.keep < ALWAYS_SHOWN), key=lambda column: -column.keep):

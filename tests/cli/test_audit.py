@@ -55,7 +55,7 @@ def test_what_changes_nothing_is_not_recorded(cli: Cli, stock: Stock) -> None:
     cli("jobs", "--status", "failed")
 
     said = cli("audit")
-    assert (said.out, said.err) == ("", "no act of an operator is recorded\n")
+    assert (said.out, said.err) == ("", "no action of an operator is recorded\n")
 
 
 def test_acts_on_schedules_are_recorded(cli: Cli, stock: Stock) -> None:

@@ -78,6 +78,7 @@ def test_jobs_by_id_are_shown_safely(cli: Cli, broker: HostileBroker) -> None:
         said = cli("jobs", f"{record.id.hex()}")
         assert "all is well" in said.out
         assert_safe(said.out, said.err)
+        assert_safe(cli("explain", f"{record.id.hex()}").out)
 
 
 def test_json_keeps_stored_text_exactly(cli: Cli, broker: HostileBroker) -> None:
