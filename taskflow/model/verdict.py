@@ -116,7 +116,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     exception: ClassVar[BaseException | None] = None
 
 
-class Succeeded(Verdict, frozen=True):
+class Succeeded(Verdict, frozen=True, dict=True, gc=True):
     """The run succeeded. `result` is the encoded return value."""
 
     _decode: ClassVar[Any] = None
@@ -136,24 +136,10 @@ class Succeeded(Verdict, frozen=True):
         return (self._decode or decode_value)(self.result) if self.result else None
 
 
-class _Decodable(Succeeded, frozen=True, dict=True, gc=True):
-    """A success with `_decode`. The dict of its attributes would make every success an object for the garbage collector."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Succeeded) and other.result == self.result
-
-    def __hash__(self) -> int:
-        return hash((Succeeded, self.result))
-
-
-_Decodable.__name__ = _Decodable.__qualname__ = Succeeded.__name__
-
-
 def decodable(success: Succeeded, decode: Callable[[bytes], Any]) -> Succeeded:
-    """Return a success whose `value` is decoded by `decode`."""
-    found = _Decodable(success.result)
-    msgspec.structs.force_setattr(found, "_decode", decode)
-    return found
+    """Return the success, whose `value` is now decoded by `decode`."""
+    msgspec.structs.force_setattr(success, "_decode", decode)
+    return success
 
 
 class Failed(Verdict, frozen=True, dict=True, gc=True):
@@ -276,7 +262,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 def is_plain_success(settlement: Settlement) -> bool:
     """Return True for a success that carries nothing but its result. Stores settle many of these in one step."""
-    return isinstance(settlement.verdict, Succeeded) and not settlement.follow_ups and settlement.progress is None
+    return type(settlement.verdict) is Succeeded and not settlement.follow_ups and settlement.progress is None
 
 
 class Settled(Enum):

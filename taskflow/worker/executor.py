@@ -140,7 +140,7 @@ class Executor:
         lease = holding.lease
         if holding.completed is not None:
             verdict = self._completed(holding, verdict)
-        is_success, name = isinstance(verdict, Succeeded), lease.envelope.job
+        is_success, name = type(verdict) is Succeeded, lease.envelope.job
         keeps = is_success and (self._keeping[name] if name in self._keeping else self._keeps_arguments(name))
         return Settlement(
             id=lease.envelope.id,
