@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from taskflow import run_sync
+from taskflow.app.app import default_app
+from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from tests.support.postgres import shared_postgres
 from tests.transactions.handles import TABLE
@@ -21,6 +23,24 @@ def postgres_database() -> Iterator[str]:
     _make_store(server.url(name))
     yield server.url(name)
     server.drop_database(name)
+
+
+@pytest.fixture
+def broker(postgres_database: str) -> Iterator[Broker]:
+    """The default broker of sends without an event loop."""
+    broker = connect(postgres_database)
+    with default_app().using(broker):
+        yield broker
+    run_sync(broker.close())
+
+
+@pytest.fixture
+async def broker_in_loop(postgres_database: str) -> AsyncIterator[Broker]:
+    """The default broker of sends in the test's event loop."""
+    broker = connect(postgres_database)
+    with default_app().using(broker):
+        yield broker
+        await broker.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,11 @@ The methods are coroutines. Those of a connection that is used without `await` w
 
 from __future__ import annotations
 
+import inspect
 import sqlite3
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import cached_property, partial
+from operator import methodcaller
 from typing import Any, Final, TypeVar
 
 import aiosqlite
@@ -28,6 +31,11 @@ T = TypeVar("T")
 TABLE: Final = "CREATE TABLE orders (number integer PRIMARY KEY)"
 
 
+async def maybe(made: Any) -> Any:
+    """Await what a driver's method has returned, if that can be awaited."""
+    return await made if inspect.isawaitable(made) else made
+
+
 class User:
     """A user's connection to the database at `place`: the URL of a PostgreSQL database, or the path of a SQLite file."""
 
@@ -38,10 +46,16 @@ class User:
     when_closed: type[Exception] = WrongConnection
     """The error if it is used after it was closed."""
 
-    connection: Any
+    below: Any
+    """What the framework or driver calls a connection or session."""
 
     def __init__(self, place: str) -> None:
         self.place = place
+
+    @property
+    def connection(self) -> Any:
+        """What taskflow is given."""
+        return self.below
 
     async def open(self) -> None:
         raise NotImplementedError
@@ -50,18 +64,18 @@ class User:
         """For drivers that begin a transaction with the first statement there is nothing to do."""
 
     async def commit(self) -> None:
-        self.connection.commit()
+        await maybe(self.below.commit())
 
     async def rollback(self) -> None:
-        self.connection.rollback()
+        await maybe(self.below.rollback())
 
-    async def execute(self, sql: str) -> None:
-        self.connection.cursor().execute(sql)
+    async def execute(self, sql: str) -> Any:
+        cursor = await maybe(self.below.cursor())
+        await maybe(cursor.execute(sql))
+        return cursor
 
     async def number(self, sql: str) -> Any:
-        cursor = self.connection.cursor()
-        cursor.execute(sql)
-        [value] = cursor.fetchone()
+        [value] = await maybe((await self.execute(sql)).fetchone())
         return value
 
     async def savepoint(self) -> None:
@@ -75,14 +89,13 @@ class User:
         await self.execute("ROLLBACK TO SAVEPOINT here")
 
     async def close(self) -> None:
-        self.connection.close()
+        await maybe(self.below.close())
 
     async def lose(self) -> None:
         """End the connection as an outage does. One to SQLite is closed, as it is when its process ends."""
         if self.place.startswith("postgresql"):
             pid = await self.number("SELECT pg_backend_pid()")
-            server = shared_postgres()
-            server.execute(f"SELECT pg_terminate_backend({pid}, 5000)")
+            shared_postgres().execute(f"SELECT pg_terminate_backend({pid}, 5000)")
         else:
             await self.driver_close()
 
@@ -106,11 +119,11 @@ class Asyncpg(User):
     is_awaited = True
 
     async def open(self) -> None:
-        self.connection = await asyncpg.connect(self.place)
+        self.below = await asyncpg.connect(self.place)
 
     async def begin(self) -> None:
-        self._transactions = [self.connection.transaction()]
-        await self._transactions[0].start()
+        self._transactions: list[Any] = []
+        await self.savepoint()
 
     async def commit(self) -> None:
         await self._transactions.pop().commit()
@@ -118,168 +131,110 @@ class Asyncpg(User):
     async def rollback(self) -> None:
         await self._transactions.pop().rollback()
 
-    async def execute(self, sql: str) -> None:
-        await self.connection.execute(sql)
+    async def execute(self, sql: str) -> Any:
+        await self.below.execute(sql)
 
     async def number(self, sql: str) -> Any:
-        return await self.connection.fetchval(sql)
+        return await self.below.fetchval(sql)
 
     async def savepoint(self) -> None:
-        self._transactions.append(self.connection.transaction())
+        self._transactions.append(self.below.transaction())
         await self._transactions[-1].start()
 
     release = commit
     undo = rollback
 
-    async def close(self) -> None:
-        await self.connection.close()
-
 
 class AsyncpgPool(Asyncpg):
     async def open(self) -> None:
         self._pool = await asyncpg.create_pool(self.place, min_size=1, max_size=1)
-        self.connection = await self._pool.acquire()
+        self.below = await self._pool.acquire()
 
     async def close(self) -> None:
-        await self._pool.release(self.connection)
+        await self._pool.release(self.below)
         self._pool.terminate()
 
 
 class Psycopg(User):
     async def open(self) -> None:
-        self.connection = psycopg.connect(self.place)
+        self.below = psycopg.connect(self.place)
 
 
 class AsyncPsycopg(User):
     is_awaited = True
 
     async def open(self) -> None:
-        self.connection = await psycopg.AsyncConnection.connect(self.place)
-
-    async def commit(self) -> None:
-        await self.connection.commit()
-
-    async def rollback(self) -> None:
-        await self.connection.rollback()
-
-    async def execute(self, sql: str) -> None:
-        await self.connection.execute(sql)
-
-    async def number(self, sql: str) -> Any:
-        [value] = await (await self.connection.execute(sql)).fetchone()
-        return value
-
-    async def close(self) -> None:
-        await self.connection.close()
+        self.below = await psycopg.AsyncConnection.connect(self.place)
 
 
 class Psycopg2(User):
     async def open(self) -> None:
-        self.connection = psycopg2.connect(self.place)
+        self.below = psycopg2.connect(self.place)
 
 
 class Sqlite3(User):
     async def open(self) -> None:
-        self.connection = sqlite3.connect(self.place)
+        self.below = sqlite3.connect(self.place)
 
     async def begin(self) -> None:
         """The driver begins only before a statement that writes: not before a savepoint."""
-        self.connection.execute("BEGIN IMMEDIATE")
+        await maybe(self.below.execute("BEGIN IMMEDIATE"))
 
 
-class Aiosqlite(AsyncPsycopg):
+class Aiosqlite(Sqlite3):
+    is_awaited = True
+
     async def open(self) -> None:
-        self.connection = await aiosqlite.connect(self.place)
-
-    async def begin(self) -> None:
-        await self.connection.execute("BEGIN IMMEDIATE")
+        self.below = await aiosqlite.connect(self.place)
 
 
 # --- SQLAlchemy ------------------------------------------------------------------------------------------------------
 
 
 class Alchemy(User):
-    """A session, or what `kind` makes of an engine."""
+    """A session, or what `kind` makes of an engine; awaited if its driver is."""
 
-    def __init__(self, place: str, driver: str, kind: Callable[[Any], Any]) -> None:
+    def __init__(self, place: str, driver: str, kind: Callable[[Any], Any], *, is_awaited: bool = False) -> None:
         super().__init__(place)
-        self._driver = driver
-        self._kind = kind
-
-    @property
-    def _url(self) -> str:
-        return f"{self._driver}:///{self.place}" if "sqlite" in self._driver else self.place.replace("postgresql", self._driver)
+        self._driver, self._kind, self.is_awaited = driver, kind, is_awaited
 
     async def open(self) -> None:
-        self._engine: Any = sqlalchemy.create_engine(self._url, poolclass=pool.NullPool)
-        if "sqlite" in self._driver:
-            begin_as_documented(self._engine)
-        self.connection = self._kind(self._engine)
-        self.opens_again = not hasattr(self.connection, "exec_driver_sql")
-
-    async def driver_close(self) -> None:
-        core = self.connection.connection() if self.opens_again else self.connection
-        core.connection.dbapi_connection.close()
-
-    async def execute(self, sql: str) -> None:
-        self.connection.execute(sqlalchemy.text(sql))
-
-    async def number(self, sql: str) -> Any:
-        return self.connection.execute(sqlalchemy.text(sql)).scalar_one()
-
-    async def savepoint(self) -> None:
-        self._nested = self.connection.begin_nested()
-
-    async def release(self) -> None:
-        self._nested.commit()
-
-    async def undo(self) -> None:
-        self._nested.rollback()
-
-    async def close(self) -> None:
-        self.connection.close()
-        self._engine.dispose()
-
-
-class AsyncAlchemy(Alchemy):
-    is_awaited = True
-
-    async def open(self) -> None:
-        self._engine = sqlalchemy_asyncio.create_async_engine(self._url, poolclass=pool.NullPool)
-        if "sqlite" in self._driver:
-            begin_as_documented(self._engine.sync_engine)
+        is_sqlite = "sqlite" in self._driver
+        url = f"{self._driver}:///{self.place}" if is_sqlite else self.place.replace("postgresql", self._driver)
+        create: Any = sqlalchemy_asyncio.create_async_engine if self.is_awaited else sqlalchemy.create_engine
+        self._engine: Any = create(url, poolclass=pool.NullPool)
+        if is_sqlite:
+            begin_as_documented(self._engine.sync_engine if self.is_awaited else self._engine)
         made = self._kind(self._engine)
-        self.connection = await made if isinstance(made, sqlalchemy_asyncio.AsyncConnection) else made
-        self.opens_again = not hasattr(self.connection, "exec_driver_sql")
+        self.below = await made if isinstance(made, sqlalchemy_asyncio.AsyncConnection) else made
+        self.opens_again = not hasattr(self.below, "exec_driver_sql")
 
     async def driver_close(self) -> None:
-        core = await self.connection.connection() if self.opens_again else self.connection
-        await (await core.get_raw_connection()).driver_connection.close()
+        core = await maybe(self.below.connection()) if self.opens_again else self.below
+        if self.is_awaited:
+            await (await core.get_raw_connection()).driver_connection.close()
+        else:
+            core.connection.dbapi_connection.close()
 
-    async def commit(self) -> None:
-        await self.connection.commit()
-
-    async def rollback(self) -> None:
-        await self.connection.rollback()
-
-    async def execute(self, sql: str) -> None:
-        await self.connection.execute(sqlalchemy.text(sql))
+    async def execute(self, sql: str) -> Any:
+        return await maybe(self.below.execute(sqlalchemy.text(sql)))
 
     async def number(self, sql: str) -> Any:
-        return (await self.connection.execute(sqlalchemy.text(sql))).scalar_one()
+        return (await self.execute(sql)).scalar_one()
 
     async def savepoint(self) -> None:
-        self._nested = await self.connection.begin_nested()
+        nested = self.below.begin_nested()
+        self._nested = await nested if self.is_awaited else nested
 
     async def release(self) -> None:
-        await self._nested.commit()
+        await maybe(self._nested.commit())
 
     async def undo(self) -> None:
-        await self._nested.rollback()
+        await maybe(self._nested.rollback())
 
     async def close(self) -> None:
-        await self.connection.close()
-        await self._engine.dispose()
+        await maybe(self.below.close())
+        await maybe(self._engine.dispose())
 
 
 def begin_as_documented(engine: Any) -> None:
@@ -320,11 +275,11 @@ class Django(User):
         databases: Any = connections.databases
         self._alias = f"database{len(databases)}"
         databases[self._alias] = connections.configure_settings({"default": database})["default"]
-        self.connection = connections[self._alias]
+        self.below = connections[self._alias]
         self.atomic: Callable[[], Any] = lambda: transaction.atomic(using=self._alias)
 
     async def driver_close(self) -> None:
-        self.connection.connection.close()
+        self.below.connection.close()
 
     async def begin(self) -> None:
         self._blocks: list[Any] = [self.atomic()]
@@ -370,79 +325,42 @@ class _MineAwaited:
 class MinePostgres(Psycopg2):
     when_closed = Exception  # its driver's
 
-    async def open(self) -> None:
-        await super().open()
-        self._below = self.connection
-        self.connection = _Mine(self._below)
-
-    async def commit(self) -> None:
-        self._below.commit()
-
-    async def rollback(self) -> None:
-        self._below.rollback()
-
-    async def execute(self, sql: str) -> None:
-        self._below.cursor().execute(sql)
-
-    async def number(self, sql: str) -> Any:
-        [[value]] = self.connection.run_statement(sql, ())
-        return value
-
-    async def close(self) -> None:
-        self._below.close()
+    @cached_property
+    def connection(self) -> Any:
+        return _Mine(self.below)
 
 
-class MineSqlite(MinePostgres):
-    async def open(self) -> None:
-        self._below = sqlite3.connect(self.place)
-        self.connection = _Mine(self._below)
+class MineSqlite(Sqlite3):
+    when_closed = Exception
 
-    async def begin(self) -> None:
-        self._below.execute("BEGIN IMMEDIATE")
+    @cached_property
+    def connection(self) -> Any:
+        return _Mine(self.below)
 
 
 class MineAwaited(Asyncpg):
     when_closed = Exception
 
-    async def open(self) -> None:
-        self._below = await asyncpg.connect(self.place)
-        self.connection = _MineAwaited(self._below)
-
-    async def begin(self) -> None:
-        self._transactions = [self._below.transaction()]
-        await self._transactions[0].start()
-
-    async def execute(self, sql: str) -> None:
-        await self._below.execute(sql)
-
-    async def number(self, sql: str) -> Any:
-        return await self._below.fetchval(sql)
-
-    async def savepoint(self) -> None:
-        self._transactions.append(self._below.transaction())
-        await self._transactions[-1].start()
-
-    async def close(self) -> None:
-        await self._below.close()
+    @cached_property
+    def connection(self) -> Any:
+        return _MineAwaited(self.below)
 
 
 # --- all of them -----------------------------------------------------------------------------------------------------
 
 
-def _connection(engine: Any) -> Any:
-    return engine.connect()
+_connection: Final = methodcaller("connect")
 
 
 def _scoped(engine: Any) -> Any:
     return orm.scoped_session(orm.sessionmaker(engine))
 
 
-def _alchemy(driver: str, kind: Callable[[Any], Any]) -> Callable[[str], User]:
-    return lambda place: Alchemy(place, driver, kind)
+def _alchemy(driver: str, kind: Callable[[Any], Any], *, is_awaited: bool = False) -> Callable[[str], User]:
+    return lambda place: Alchemy(place, driver, kind, is_awaited=is_awaited)
 
 
-def _async_alchemy(driver: str, kind: Callable[[Any], Any]) -> Callable[[str], User]:
-    return lambda place: AsyncAlchemy(place, driver, kind)
+_async_alchemy: Final = partial(_alchemy, is_awaited=True)
 
 
 POSTGRES: Final[Mapping[str, Callable[[str], User]]] = {

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import orm
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.pool import NullPool
 
 import taskflow
 from taskflow import ConfigurationError, JobHandle, Status, WrongConnection, run_sync
@@ -29,23 +29,11 @@ from tests.transactions.jobs import admit, charge, refund
 
 
 @pytest.fixture
-def broker(postgres_database: str) -> Iterator[Broker]:
-    """The default broker of sends without an event loop."""
-    broker = connect(postgres_database)
-    with default_app().using(broker):
-        yield broker
-    run_sync(broker.close())
-
-
-@pytest.fixture
 def user(postgres_database: str) -> Iterator[psycopg.Connection]:
     with psycopg.connect(postgres_database) as connection:
         yield connection
         if not connection.closed:
             connection.rollback()
-
-
-# --- declared keys ---------------------------------------------------------------------------------------------------
 
 
 def test_a_declared_key_holds_inside_a_transaction_and_is_found_after_it(broker: Broker, user: psycopg.Connection) -> None:
@@ -60,9 +48,6 @@ def test_a_declared_key_holds_inside_a_transaction_and_is_found_after_it(broker:
     run_sync(admit())
     assert run_sync(refund.live("7")) == first
     assert not refund.delay_sync(8).is_new
-
-
-# --- what is no connection -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -83,48 +68,51 @@ def test_what_is_no_connection_is_refused_when_it_is_given(given: Any, cure: str
         taskflow.enqueue_sync([charge.bind(1)], connection=given)
 
 
-# --- closed, in no transaction, of another thread ---------------------------------------------------------------------
-
-
-def test_a_closed_connection(broker: Broker, user: psycopg.Connection) -> None:
-    user.close()
-    with pytest.raises(WrongConnection, match="the connection is closed"):
-        charge.options(connection=user).delay_sync(1)
-
-
-@pytest.mark.parametrize("module", [psycopg, psycopg2], ids=["psycopg", "psycopg2"])
-def test_a_connection_in_autocommit_mode(broker: Broker, postgres_database: str, module: Any) -> None:
-    connection = module.connect(postgres_database)
+def in_autocommit(connection: Any) -> Any:
     connection.autocommit = True
-    with pytest.raises(WrongConnection, match="is not in a transaction"):
+    return connection
+
+
+def closed(connection: Any) -> Any:
+    connection.close()
+    return connection
+
+
+def of_engine(url: str) -> Any:
+    return sqlalchemy.create_engine(
+        url.replace("postgresql", "postgresql+psycopg"), isolation_level="AUTOCOMMIT", poolclass=NullPool
+    ).connect()
+
+
+UNFIT: dict[str, tuple[Callable[[str], Any], str]] = {
+    "closed": (lambda url: closed(psycopg.connect(url)), "the connection is closed"),
+    "psycopg": (lambda url: in_autocommit(psycopg.connect(url)), "is not in a transaction"),
+    "psycopg2": (lambda url: in_autocommit(psycopg2.connect(url)), "is not in a transaction"),
+    "engine": (of_engine, "AUTOCOMMIT"),
+    "kind": (lambda _: sqlite3.connect(":memory:"), "is to a SQLite database, but the broker is PostgreSQL, the schema 'taskflow' at"),
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_a_connection_that_is_closed_in_no_transaction_or_of_another_kind(broker: Broker, postgres_database: str, what: str) -> None:
+    make, says = UNFIT[what]
+    connection = make(postgres_database)
+    with pytest.raises(WrongConnection, match=says):
         charge.options(connection=connection).delay_sync(1)
     connection.close()
 
 
-def test_an_engine_in_autocommit_mode(broker: Broker, postgres_database: str) -> None:
-    url = postgres_database.replace("postgresql", "postgresql+psycopg")
-    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection, pytest.raises(WrongConnection, match="AUTOCOMMIT"):
-        charge.options(connection=connection).delay_sync(1)
-    engine.dispose()
-
-
-async def test_asyncpg_outside_a_transaction(postgres_database: str) -> None:
-    broker = connect(postgres_database)
+async def test_asyncpg_outside_a_transaction(broker_in_loop: Broker, postgres_database: str) -> None:
     connection = await asyncpg.connect(postgres_database)
-    with default_app().using(broker), pytest.raises(WrongConnection, match=r"connection\.transaction\(\)"):
+    with pytest.raises(WrongConnection, match=r"connection\.transaction\(\)"):
         await charge.options(connection=connection).delay(1)
     await connection.close()
-    await broker.close()
 
 
 def test_an_awaited_connection_in_code_without_a_loop(broker: Broker) -> None:
     connection = AsyncSession()
     with pytest.raises(TypeError, match=r"an? AsyncSession is used with `await`, so send with `await \.delay\(\)`"):
         charge.options(connection=connection).delay_sync(1)
-
-
-# --- another database ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -137,23 +125,18 @@ def elsewhere() -> Iterator[str]:
     server.drop_database(name)
 
 
-def test_a_database_without_a_store(broker: Broker, elsewhere: str) -> None:
-    with psycopg.connect(elsewhere) as connection:
-        connection.execute("INSERT INTO orders (number) VALUES (1)")
-        with pytest.raises(WrongConnection, match="the database of the connection has no store there"):
-            charge.options(connection=connection).delay_sync(1)
-        connection.commit()
-        assert connection.execute("SELECT count(*) FROM orders").fetchone() == (1,)
-
-
-def test_the_same_schema_in_another_database(broker: Broker, elsewhere: str) -> None:
-    other = connect(elsewhere)
-    run_sync(other.read([bytes(16)]))  # makes the schema
-    run_sync(other.close())
+@pytest.mark.parametrize(
+    ("has_store", "says"), [(False, "of the connection has no store there"), (True, "another database than the broker's")]
+)
+def test_another_database(broker: Broker, elsewhere: str, has_store: bool, says: str) -> None:
+    if has_store:
+        other = connect(elsewhere)
+        run_sync(other.read([bytes(16)]))  # makes the schema
+        run_sync(other.close())
     with psycopg.connect(elsewhere) as connection:
         connection.execute("INSERT INTO orders (number) VALUES (1)")
         for _ in range(2):
-            with pytest.raises(WrongConnection, match="another database than the broker's"):
+            with pytest.raises(WrongConnection, match=says):
                 charge.options(connection=connection).delay_sync(1)
         connection.commit()
         assert connection.execute("SELECT count(*) FROM orders").fetchone() == (1,)
@@ -178,14 +161,7 @@ def test_a_store_that_was_made_anew(postgres_database: str, user: psycopg.Connec
     run_sync(broker.close())
 
 
-def test_a_connection_of_another_kind(broker: Broker, user: psycopg.Connection, tmp_path: Path) -> None:
-    with (
-        closing(sqlite3.connect(":memory:")) as other,
-        pytest.raises(
-            WrongConnection, match="the connection is to a SQLite database, but the broker is PostgreSQL, the schema 'taskflow' at"
-        ),
-    ):
-        charge.options(connection=other).delay_sync(1)
+def test_a_connection_to_postgresql_for_a_sqlite_file(user: psycopg.Connection, tmp_path: Path) -> None:
     with default_app().using(opened := connect(f"sqlite:///{tmp_path}/app.db")):
         user.execute("SELECT 1")
         with pytest.raises(WrongConnection, match="the connection is to a PostgreSQL database, but the broker is"):
@@ -199,9 +175,6 @@ def test_a_broker_that_has_no_transactions(user: psycopg.Connection) -> None:
         pytest.raises(ConfigurationError, match=r"^connection= needs .* PostgreSQL or SQLite, but this broker is"),
     ):
         charge.options(connection=user).delay_sync(1)
-
-
-# --- keys ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("on_conflict", ["keep", "replace", "raise"])
@@ -224,25 +197,19 @@ def test_a_key_whose_job_has_ended_since_the_transaction_began(
     run_sync((later if comes_too_late and isinstance(later, JobHandle) else sent).cancel())
 
 
-# --- handles, middleware ---------------------------------------------------------------------------------------------
-
-
-class Stamps(taskflow.Middleware):
-    def __init__(self) -> None:
-        self.threads = list[str]()
-
-    async def enqueue(self, call: taskflow.EnqueueCall, call_next: taskflow.EnqueueNext) -> None:
-        call.headers["stamp"] = "here"
-        await asyncio.sleep(0.01)
-        await call_next(call)
-        self.threads.append(threading.current_thread().name)
-
-
 def test_middleware_of_a_sender_without_a_loop(broker: Broker, user: psycopg.Connection) -> None:
     """It runs in the portal, the statement in the caller's thread."""
-    stamps = Stamps()
+    threads = list[str]()
+
+    class Stamps(taskflow.Middleware):
+        async def enqueue(self, call: taskflow.EnqueueCall, call_next: taskflow.EnqueueNext) -> None:
+            call.headers["stamp"] = "here"
+            await asyncio.sleep(0.01)
+            await call_next(call)
+            threads.append(threading.current_thread().name)
+
     with default_app().using(broker):
-        taskflow.configure(middleware=[stamps])
+        taskflow.configure(middleware=[Stamps()])
         handle = charge.options(connection=user).delay_sync(1)
         [many] = taskflow.enqueue_sync([charge.bind(2)], connection=user)
         user.commit()
@@ -250,4 +217,4 @@ def test_middleware_of_a_sender_without_a_loop(broker: Broker, user: psycopg.Con
             info = run_sync(each.info())
             assert info is not None
             assert info.headers == {"stamp": "here"}
-    assert stamps.threads == ["taskflow-portal"] * 2
+    assert threads == ["taskflow-portal"] * 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -18,26 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 import taskflow
 from taskflow import Status, run_sync
-from taskflow.app.app import default_app
 from taskflow.broker.protocol import Broker
-from taskflow.broker.url import connect
 from tests.transactions.jobs import admit, charge
-
-
-@pytest.fixture
-def broker(postgres_database: str) -> Iterator[Broker]:
-    broker = connect(postgres_database)
-    with default_app().using(broker):
-        yield broker
-    run_sync(broker.close())
-
-
-@pytest.fixture
-async def in_loop(postgres_database: str) -> AsyncIterator[Broker]:
-    broker = connect(postgres_database)
-    with default_app().using(broker):
-        yield broker
-        await broker.close()
 
 
 def assert_sends(connection: Any, commit: Callable[[], None]) -> None:
@@ -75,16 +57,15 @@ def test_connections_of_psycopg2(broker: Broker, postgres_database: str, kind: A
     connection.close()
 
 
-async def test_codecs_of_asyncpg(in_loop: Broker, postgres_database: str) -> None:
+async def test_codecs_of_asyncpg(broker_in_loop: Broker, postgres_database: str) -> None:
     connection = await asyncpg.connect(postgres_database)
     for name in ("json", "jsonb"):
         await connection.set_type_codec(name, encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
     async with connection.transaction():
-        handle = await charge.options(connection=connection).delay(1)
-        [other] = await taskflow.enqueue([charge.options(key="codecs").bind(2)], connection=connection)
+        [handle] = await taskflow.enqueue([charge.options(key="codecs").bind(2)], connection=connection)
     await admit()
-    assert (await handle.status(), await other.status()) == (Status.READY, Status.READY)
-    await other.cancel()
+    assert await handle.status() is Status.READY
+    await handle.cancel()
     await connection.close()
 
 
@@ -100,15 +81,14 @@ def test_sessions_of_sqlalchemy(broker: Broker, postgres_database: str, driver: 
     with engine.connect() as connection, orm.Session(bind=connection) as session:
         assert_sends(session, session.commit)
     with orm.sessionmaker(engine).begin() as session, session.begin_nested():
-        handle = charge.options(connection=session).delay_sync(1)
-    assert run_sync(handle.status()) is Status.READY
+        handles = [charge.options(connection=session).delay_sync(1)]
     with engine.begin() as connection:
-        handle = charge.options(connection=connection).delay_sync(1)
-    assert run_sync(handle.status()) is Status.READY
+        handles.append(charge.options(connection=connection).delay_sync(1))
+    assert [run_sync(handle.status()) for handle in handles] == [Status.READY] * 2
     engine.dispose()
 
 
-async def test_a_hook_of_an_async_session_sends_in_its_transaction(in_loop: Broker, postgres_database: str) -> None:
+async def test_a_hook_of_an_async_session_sends_in_its_transaction(broker_in_loop: Broker, postgres_database: str) -> None:
     """It is synchronous, although its thread has a running loop."""
     engine = create_async_engine(postgres_database.replace("postgresql", "postgresql+asyncpg"))
     handles = []
