@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 import asyncpg
 import pytest
@@ -57,6 +57,17 @@ def a_job(ref: Ref, header: Mapping[str, Any] = NOTHING, **parts: Any) -> Put:
     return Put(ref, possible(header), **parts)
 
 
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def closing_at_the_end(opened: T) -> AsyncIterator[T]:
+    try:
+        yield opened
+    finally:
+        await opened.close()  # type: ignore[attr-defined]
+
+
 class SeamStore(ABC):
     """A store, empty at first. `open` is called in the event loop of the test."""
 
@@ -64,7 +75,8 @@ class SeamStore(ABC):
     examples: ClassVar[int] = 25
     """How many random histories a test tries."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: ManualClock | None = None) -> None:
+        self.clock = clock or ManualClock()
         self._numbers = itertools.count(1)
 
     @classmethod
@@ -80,12 +92,12 @@ class SeamStore(ABC):
     @abstractmethod
     async def claim(self, session: bytes, request: int, queues: Sequence[str] = (), limit: int = 10) -> Claimed | None: ...
 
-    @abstractmethod
     def advance(self, seconds: float) -> None:
         """Move the store's clocks."""
+        self.clock.advance(seconds)
 
     async def spoil(self, ref: Ref) -> bool:
-        """Make the job's header unreadable. Return False if nobody but the store can write its records. See `open`."""
+        """Make the job's header unreadable. Return False if the store takes no such header."""
         return False
 
     @asynccontextmanager
@@ -103,7 +115,10 @@ class SeamStore(ABC):
         """Lose the first reply to each call, so that the same bytes are sent again. Give False if this store loses none."""
         yield False
 
-    # --- what tests say in one word ---------------------------------------------------------------------------
+    def _beside(self, other: SeamStore) -> SeamStore:
+        """Let another client make other ids."""
+        other._numbers = self._numbers
+        return other
 
     def ref(self, kind: int = Kind.JOB) -> Ref:
         """Return the name of a record that does not exist yet."""
@@ -178,7 +193,6 @@ class MemorySeamStore(SeamStore):
 
     def __init__(self, capacity: int | None = None) -> None:
         super().__init__()
-        self.clock = ManualClock()
         self.store = MemoryStore(self.clock, capacity)
 
     @classmethod
@@ -192,9 +206,6 @@ class MemorySeamStore(SeamStore):
     async def claim(self, session: bytes, request: int, queues: Sequence[str] = (), limit: int = 10) -> Claimed | None:
         return self.store.claim(session, request, queues, limit)
 
-    def advance(self, seconds: float) -> None:
-        self.clock.advance(seconds)
-
 
 class PostgresSeamStore(SeamStore):
     """The store of `postgresql://`, in a schema that the tests of a process share."""
@@ -203,8 +214,7 @@ class PostgresSeamStore(SeamStore):
     examples = 10
 
     def __init__(self, broker: PostgresBroker, clock: ManualClock, other: asyncpg.Connection) -> None:
-        super().__init__()
-        self.clock = clock
+        super().__init__(clock)
         self._broker, self._other = broker, other
 
     @classmethod
@@ -214,23 +224,17 @@ class PostgresSeamStore(SeamStore):
         target = PostgresTarget(host=HOST, port=server.port, user="postgres", database=database, tls="disable")
         broker = PostgresBroker(target, namespace=_SCHEMA, clock=clock, capacity=capacity)
         other = await asyncpg.connect(server.url(database))
-        try:
+        async with closing_at_the_end(other), closing_at_the_end(broker):
             await broker.migrate()
             tables = await other.fetch("SELECT tablename FROM pg_tables WHERE schemaname = $1 AND tablename <> 'meta'", _SCHEMA)
             await other.execute(f"TRUNCATE {', '.join(f'{_SCHEMA}.{table}' for (table,) in tables)}")
             yield cls(broker, clock, other)
-        finally:
-            await other.close()
-            await broker.close()
 
     async def perform(self, effect: Effect) -> Any:
         return await self._broker.store.perform(effect)
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str] = (), limit: int = 10) -> Claimed | None:
         return await self._broker.claim_records(session, request, queues, limit)
-
-    def advance(self, seconds: float) -> None:
-        self.clock.advance(seconds)
 
     @asynccontextmanager
     async def lock(self, ref: Ref) -> AsyncIterator[bool]:
@@ -240,31 +244,20 @@ class PostgresSeamStore(SeamStore):
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[SeamStore]:
-        broker = self._broker.sibling()
-        try:
-            other = PostgresSeamStore(broker, self.clock, self._other)
-            other._numbers = self._numbers
-            yield other
-        finally:
-            await broker.close()
+        async with closing_at_the_end(self._broker.sibling()) as broker:
+            yield self._beside(PostgresSeamStore(broker, self.clock, self._other))
 
     @asynccontextmanager
     async def losing_replies(self) -> AsyncIterator[bool]:
-        store = self._broker.store
-        fetch = store._fetch
+        fetch = self._broker.store._fetch
 
         async def fetch_twice(statement: str, *arguments: Any) -> list[Any]:
             await fetch(statement, *arguments)
             return await fetch(statement, *arguments)
 
-        store._fetch = fetch_twice
-        try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self._broker.store, "_fetch", fetch_twice)
             yield True
-        finally:
-            store._fetch = fetch
-
-    async def spoil(self, ref: Ref) -> bool:
-        return False  # the server refuses all that cannot be read
 
 
 class SqliteSeamStore(SeamStore):
@@ -274,8 +267,7 @@ class SqliteSeamStore(SeamStore):
     examples = 10
 
     def __init__(self, broker: SqliteBroker, path: Path, clock: ManualClock) -> None:
-        super().__init__()
-        self.clock = clock
+        super().__init__(clock)
         self._broker, self._path = broker, path
 
     @classmethod
@@ -283,11 +275,9 @@ class SqliteSeamStore(SeamStore):
     async def open(cls, capacity: int | None = None) -> AsyncIterator[SeamStore]:
         folder, clock = new_folder("seam"), ManualClock()
         broker = SqliteBroker(folder / "jobs.db", seams=Seams(clock), capacity=capacity)
-        try:
+        async with closing_at_the_end(broker):
             yield cls(broker, folder / "jobs.db", clock)
-        finally:
-            await broker.close()
-            shutil.rmtree(folder)
+        shutil.rmtree(folder)
 
     async def perform(self, effect: Effect) -> Any:
         return await self._broker.call(Durability.GROWING, lambda store: store.perform(effect))
@@ -295,18 +285,10 @@ class SqliteSeamStore(SeamStore):
     async def claim(self, session: bytes, request: int, queues: Sequence[str] = (), limit: int = 10) -> Claimed | None:
         return await self._broker.claim_records(session, request, queues, limit)
 
-    def advance(self, seconds: float) -> None:
-        self.clock.advance(seconds)
-
     @asynccontextmanager
     async def client(self) -> AsyncIterator[SeamStore]:
-        broker = self._broker.sibling()
-        try:
-            other = SqliteSeamStore(broker, self._path, self.clock)
-            other._numbers = self._numbers
-            yield other
-        finally:
-            await broker.close()
+        async with closing_at_the_end(self._broker.sibling()) as broker:
+            yield self._beside(SqliteSeamStore(broker, self._path, self.clock))
 
     async def spoil(self, ref: Ref) -> bool:
         with closing(sqlite3.connect(self._path, timeout=30, isolation_level=None)) as connection:
@@ -321,8 +303,7 @@ class RedisSeamStore(SeamStore):
     _prefix = "{seam}:"
 
     def __init__(self, pool: ConnectionPool, clock: ManualClock) -> None:
-        super().__init__()
-        self.clock = clock
+        super().__init__(clock)
         self._pool, self._scripts, self._sends = pool, Scripts(Rules()), 1
         self._store = RedisStore(self._call, Contents(lambda: pool, self._prefix), clock.steady, self._lost)
 
@@ -335,10 +316,8 @@ class RedisSeamStore(SeamStore):
         with shared_redis().client() as client:
             for key in client.scan_iter(f"{cls._prefix}*"):
                 client.delete(key)
-        try:
+        async with closing_at_the_end(pool):
             yield cls(pool, ManualClock())
-        finally:
-            await pool.close()
 
     async def _call(self, name: str, arguments: bytes, *, ahead: Sequence[Command] = (), on_disk: bool = False) -> Any:
         reply = None
@@ -357,26 +336,17 @@ class RedisSeamStore(SeamStore):
         found = await self._store.claim(session, request, queues, limit, "l" * 16, is_listed=False)
         return None if found is None else await self._store.claimed(found[0], found[2])
 
-    def advance(self, seconds: float) -> None:
-        self.clock.advance(seconds)
-
     @asynccontextmanager
     async def client(self) -> AsyncIterator[SeamStore]:
         pool = ConnectionPool(RedisTarget(host=HOST, port=shared_redis().port))
-        other = RedisSeamStore(pool, self.clock)
-        other._numbers = self._numbers
-        try:
-            yield other
-        finally:
-            await pool.close()
+        async with closing_at_the_end(pool):
+            yield self._beside(RedisSeamStore(pool, self.clock))
 
     @asynccontextmanager
     async def losing_replies(self) -> AsyncIterator[bool]:
         self._sends = 2
-        try:
-            yield True
-        finally:
-            self._sends = 1
+        yield True
+        self._sends = 1
 
     async def spoil(self, ref: Ref) -> bool:
         await self.write(ref, (await self.bytes_of(ref)).replace(b"default", b"\xff" * 7))

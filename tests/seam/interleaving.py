@@ -81,8 +81,6 @@ class InterleavedBroker(EngineBroker):
     def listen(self, topics: Sequence[str]) -> Waiter:
         raise NotImplementedError
 
-    # --- what must hold at each instant -----------------------------------------------------------------------
-
     def headers(self) -> dict[Ref, dict[str, Any]]:
         """Return the headers of all jobs that were sent and are known."""
         found = self.store.query(Query(tuple(self.keys))).records

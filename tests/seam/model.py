@@ -48,11 +48,9 @@ def entries(index: Index, records: Records) -> list[tuple[Position, Ref]]:
 def answer(scan: Scan, records: Records) -> list[tuple[Position, Ref]]:
     """Return what a scan selects."""
     found = [entry for entry in entries(BY_NAME[scan.of], records) if entry[0][: len(scan.prefix)] == scan.prefix]
-    if scan.backwards:
-        found = [entry for entry in reversed(found) if _is_between(scan.until, entry[0], scan.after)]
-        return [entry for entry in found if entry[0] != scan.after][: scan.limit]
-    found = [entry for entry in found if _is_between(scan.after, entry[0], scan.until)]
-    return [entry for entry in found if entry[0] != scan.after][: scan.limit]
+    first, last = (scan.until, scan.after) if scan.backwards else (scan.after, scan.until)
+    ordered = reversed(found) if scan.backwards else found
+    return [entry for entry in ordered if _is_between(first, entry[0], last) and entry[0] != scan.after][: scan.limit]
 
 
 def _is_between(first: Position | None, place: Position, last: Position | None) -> bool:

@@ -14,5 +14,4 @@ def test_every_clause_has_a_test_and_every_test_a_clause() -> None:
     names = {
         name for path in tests for name in re.findall(r"^(?:async )?def test_(\w+)\(.*(?:store|kind): ", path.read_text(), re.MULTILINE)
     }
-
     assert {name.split("__")[0] for name in names} == set(clauses)

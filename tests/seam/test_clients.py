@@ -12,28 +12,10 @@ from typing import Any, Final, TypeVar
 import pytest
 
 from taskflow.broker.engine.records import HELD, READY, RUNNING, SUCCEEDED, Kind
-from taskflow.broker.engine.seam import (
-    ABSENT,
-    Add,
-    Addition,
-    Answer,
-    Applied,
-    Claimed,
-    Full,
-    Put,
-    Query,
-    Ref,
-    Run,
-    Scan,
-    Stale,
-    Step,
-    Succeed,
-)
+from taskflow.broker.engine.seam import ABSENT, Add, Addition, Applied, Claimed, Full, Put, Query, Ref, Run, Scan, Stale, Step, Succeed
 from tests.seam.harness import SeamStore, a_job
 
 T = TypeVar("T")
-
-# --- at once --------------------------------------------------------------------------------------------------
 
 
 def _made(ref: Ref, number: int) -> Put:
@@ -62,7 +44,7 @@ async def at_once(store: SeamStore, *calls: Callable[[SeamStore], Awaitable[T]])
         return await asyncio.gather(*(call(clients[number % 2]) for number, call in enumerate(calls)))
 
 
-def applying(*steps: Step) -> Callable[[SeamStore], Awaitable[list[Answer]]]:
+def applying(*steps: Step) -> Callable[[SeamStore], Awaitable[list[Any]]]:
     return lambda client: client.apply(*steps)
 
 
@@ -100,11 +82,9 @@ async def test_expect__racing_step_by_step(store: SeamStore, of_kind: int) -> No
         await store.put(ref, _made(ref, 50).header)
     revs, dice = {ref: await store.rev(ref) for ref in refs}, random.Random(1)
     orders = [dice.sample(refs, len(refs)) for _ in range(40)]
-
     answers = await at_once(
         store, *(applying(*(Step({ref: revs[ref]}, (_made(ref, number),)) for ref in order)) for number, order in enumerate(orders))
     )
-
     [field] = _CHANGED[of_kind]
     for ref in refs:
         winners = [number for number, order in enumerate(orders) if answers[number][order.index(ref)] == Applied()]
@@ -161,13 +141,9 @@ async def test_full__racing(store: SeamStore) -> None:
     marks = [store.ref(Kind.MARK) for _ in range(40)]
     adds = (Addition(ref, "awaits", 2, most=21),)
     answers = await at_once(store, *(applying(Step({mark: ABSENT}, (Put(mark, {}),), adds=adds)) for mark in marks))
-
     assert Counter(type(answer) for [answer] in answers) == {Applied: 10, Full: 30}
     assert (await store.header(ref))["awaits"] == 20
     assert [await store.load(mark) is not None for mark in marks] == [answer == Applied() for [answer] in answers]
-
-
-# --- lost replies ---------------------------------------------------------------------------------------------
 
 
 async def test_resent__step(store: SeamStore) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskflow.broker.engine.records import HEADERS, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Owner
+from taskflow.broker.engine.records import HEADERS, HELD, READY, RUNNING, SCHEDULED, Kind, Owner
 from taskflow.broker.engine.seam import ABSENT, KEEP, NOW, Add, Addition, After, Applied, Full, Promote, Put, Query, Ref, Scan, Step
 from tests.seam.harness import RedisSeamStore, SeamStore, a_job, possible
 
@@ -24,41 +24,27 @@ async def is_due(store: SeamStore, ref: Ref) -> bool:
     return ref in [entry.ref for entry in due]
 
 
-# --- additions ------------------------------------------------------------------------------------------------
-
-
 async def test_added__summed_across_steps(store: SeamStore) -> None:
     """Several steps of a call may add to one field, and one step several times."""
     held, marks = await store.job({"status": HELD, "awaits": 10}), [store.ref(Kind.MARK) for _ in range(3)]
     one = Addition(held, "awaits", -1)
-
     await store.apply(*(Step({mark: ABSENT}, (Put(mark, {}),), adds=(one,) * times) for times, mark in enumerate(marks, 1)))
-
     assert await awaits(store, held) == 4
 
 
 async def test_added__beside_a_put(store: SeamStore) -> None:
-    """An addition counts if the same step puts the record, which leaves the field alone; also if that makes the record."""
+    """An addition counts if the same step puts the record, which leaves the field alone; also if that makes the record.
+    To a record that does not exist it does nothing, and does not spoil its step.
+    """
     held, new = await store.job({"status": HELD, "awaits": 3}), store.ref()
     puts = (Put(held, {"priority": 5, "awaits": 99}), a_job(new, {"status": HELD, "awaits": 3}))
     adds = (Addition(held, "awaits", -1), Addition(new, "awaits", -1))
-
     assert await store.apply(Step({held: await store.rev(held), new: ABSENT}, puts, adds=adds)) == [Applied()]
-
     assert [await awaits(store, held), await awaits(store, new)] == [2, 2]
-    assert (await store.header(held))["priority"] == 5
-
-
-async def test_added__to_no_record(store: SeamStore) -> None:
-    """An addition to a record that does not exist does nothing, and does not spoil its step."""
     missing = store.ref()
-
     assert await store.add(missing, -1) == Applied()
-
     assert await store.load(missing) is None
-
-
-# --- owned fields ---------------------------------------------------------------------------------------------
+    assert (await store.header(held))["priority"] == 5
 
 
 async def test_owned__puts_leave_them(store: SeamStore) -> None:
@@ -67,9 +53,7 @@ async def test_owned__puts_leave_them(store: SeamStore) -> None:
         owned = {field.name for field in fields if field.owner is not None}
         ref = await store.new(kind, {"status": HELD} if kind == Kind.JOB else {})
         before = await store.header(ref)
-
         await store.put(ref, {**before, **dict.fromkeys(owned, 77)})
-
         assert await store.header(ref) == before
 
 
@@ -78,7 +62,6 @@ async def test_owned__new_records(store: SeamStore) -> None:
     for kind, fields in HEADERS.items():
         owned = {field.name: 77 for field in fields if field.owner is not None}
         header = await store.header(await store.new(kind, owned))
-
         written = {field.name: 77 for field in fields if field.owner in (Owner.CLAIM, Owner.ADDITION)}
         assert {name: header[name] for name in written} == written
         assert all(header[field.name] != 77 for field in fields if field.owner is Owner.STORE)
@@ -88,9 +71,7 @@ async def test_owned__restarts(store: SeamStore) -> None:
     """A put that `restarts` writes the fields of additions and claims too. What the store gave stays."""
     ref = await store.job({"status": HELD, "awaits": 4})
     before = await store.header(ref)
-
     await store.put(ref, {"awaits": 0, "seq": 77, "created_at": 77}, restarts=True)
-
     assert await store.header(ref) == before | {"awaits": 0}
 
 
@@ -99,24 +80,17 @@ async def test_owned__request(store: SeamStore) -> None:
     session = Ref(Kind.SESSION, await store.session())
     read = await store.found(session)
     await store.claim(session.id, 7)
-
     await store.put(session, {**read.header, "beat_at": 5})
-
     header = await store.header(session)
     assert (header["request"], header["beat_at"]) == (7, 5)
-
-
-# --- awaits ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [SCHEDULED, READY, RUNNING])
 async def test_released__only_held(store: SeamStore, status: int) -> None:
     """An addition to `awaits` counts only while the job is HELD. What does not count meets no bound either."""
     ref = await store.job({"status": status, "awaits": 2})
-
     assert await store.add(ref, -1) == Applied()
     assert await store.add(ref, 5, most=2) == Applied()
-
     assert await awaits(store, ref) == 2
 
 
@@ -124,7 +98,6 @@ async def test_released__by_the_put_of_its_step(store: SeamStore) -> None:
     """Whether the job is HELD is decided after the puts of the step."""
     ref = await store.job({"status": HELD, "awaits": 2})
     adds = (Addition(ref, "awaits", -1),)
-
     await store.apply(Step({ref: await store.rev(ref)}, (Put(ref, {"status": READY}),), adds=adds))
     assert await awaits(store, ref) == 2
     await store.apply(Step({ref: await store.rev(ref)}, (Put(ref, {"status": HELD}),), adds=adds))
@@ -132,8 +105,9 @@ async def test_released__by_the_put_of_its_step(store: SeamStore) -> None:
 
 
 async def test_released__due(store: SeamStore) -> None:
-    """The last addition brings the job into the index `due`, still HELD and with its revision. `promote` makes it READY."""
-    ref = await store.job({"status": HELD, "awaits": 2})
+    """The last addition brings the job into the index `due`, still HELD and with its revision. `promote` makes it READY in time."""
+    due_at = await store.now() + ALL_AT_ONCE
+    ref = await store.job({"status": HELD, "awaits": 2, "due_at": due_at})
     rev = await store.rev(ref)
 
     await store.add(ref, -1)
@@ -144,37 +118,11 @@ async def test_released__due(store: SeamStore) -> None:
     assert (await store.header(ref))["status"] == HELD
     assert await store.rev(ref) == rev
 
-    assert await store.perform(Promote(9)) == (1, None)
-    assert (await store.header(ref))["status"] == READY
-
-
-async def test_released__behind(store: SeamStore) -> None:
-    """A job that is BEHIND stays out of `due`, whatever it awaits. A put that clears the flag lets it in."""
-    ref = await store.job({"status": HELD, "awaits": 1, "flags": Flag.BEHIND | Flag.KEYED})
-
-    await store.add(ref, -1)
-    assert not await is_due(store, ref)
-    assert await store.perform(Promote(9)) == (0, None)
-    await store.put(ref, {"flags": Flag.KEYED})
-
-    assert await store.perform(Promote(9)) == (1, None)
-
-
-async def test_released__not_yet_due(store: SeamStore) -> None:
-    """A released job stays HELD until its time has come."""
-    due_at = await store.now() + ALL_AT_ONCE
-    ref = await store.job({"status": HELD, "awaits": 1, "due_at": due_at})
-    await store.add(ref, -1)
-
     assert await store.perform(Promote(9)) == (0, due_at)
     assert (await store.header(ref))["status"] == HELD
     store.advance(30)
-
     assert await store.perform(Promote(9)) == (1, None)
     assert (await store.header(ref))["status"] == READY
-
-
-# --- what the store gives -------------------------------------------------------------------------------------
 
 
 async def test_stamped__seq(store: SeamStore) -> None:
@@ -187,7 +135,6 @@ async def test_stamped__seq(store: SeamStore) -> None:
         await store.put(refs[5], header)
         await store.drop(refs[0])
         again = await store.put(refs[0], header)
-
         numbers = [(await store.header(ref))["seq"] for ref in (*refs[1:], again)]
         assert numbers == sorted(set(numbers))
 
@@ -206,32 +153,17 @@ async def test_stamped__at_the_apply(store: SeamStore) -> None:
     for stamp in (seen["created_at"], seen["due_at"], seen["expires_at"] - 5_000_000, (await store.header(action))["created_at"]):
         assert before <= stamp <= after
     assert seen["claimed_at"] == early
+    await store.put(ref, {"due_at": NOW})  # a later put takes NOW anew, and leaves what the store gave
+    assert await store.header(ref) == seen | {"due_at": (await store.header(ref))["due_at"]}
+    assert (await store.header(ref))["due_at"] >= seen["due_at"]
     assert {type(seen[name]) for name in ("due_at", "expires_at")} == {int}
-
-
-async def test_stamped__once(store: SeamStore) -> None:
-    """A later put leaves `created_at` and `seq`, and takes NOW anew."""
-    ref = await store.job()
-    before = await store.header(ref)
-    store.advance(60)
-
-    await store.put(ref, {"due_at": NOW})
-
-    header = await store.header(ref)
-    assert [header[name] for name in ("seq", "created_at")] == [before[name] for name in ("seq", "created_at")]
-    assert header["due_at"] >= before["due_at"] + 60_000_000
-
-
-# --- bounds ---------------------------------------------------------------------------------------------------
 
 
 async def test_full__bound(store: SeamStore) -> None:
     """An addition may reach its bound, but not pass it."""
     ref = await store.job({"status": HELD, "awaits": 1})
-
     assert await store.add(ref, 1, most=2) == Applied()
     answer = await store.add(ref, 1, most=2)
-
     assert isinstance(answer, Full)
     assert answer.refs in ((), (ref,))
     assert await awaits(store, ref) == 2
@@ -248,9 +180,7 @@ async def test_full__room_of_each_step(kind: type[SeamStore], sizes: tuple[int, 
             steps.append(Step(dict.fromkeys([mark, *refs], ABSENT), (Put(mark, {}), *map(a_job, refs))))
             expected.append(Applied if size <= room else Full)
             room -= size if size <= room else 0
-
         answers = await store.apply(*steps, grows=True)
-
         assert [type(answer) for answer in answers] == expected
         found = (await store.perform(Query(tuple(ref for step in steps for ref in step.expect)))).records
         assert [{found[ref] is not None for ref in step.expect} for step in steps] == [{answer is Applied} for answer in expected]
@@ -262,10 +192,8 @@ async def test_full__no_room(kind: type[SeamStore]) -> None:
         await store.job()
         refs = [store.ref() for _ in range(4)]
         steps = [Step({ref: ABSENT}, (a_job(ref),)) for ref in refs]
-
         answers = await store.apply(*steps[:2], grows=True)
         said = await store.perform(Add([a_job(refs[2])]))
-
         assert [type(answer) for answer in answers] == [Applied, Full]
         [full] = [answer for answer in answers if isinstance(answer, Full)]
         assert full.refs == ()
@@ -274,24 +202,10 @@ async def test_full__no_room(kind: type[SeamStore]) -> None:
         assert [await store.load(ref) is not None for ref in refs] == [True, False, True, False]
 
 
-async def test_full__only_new_live_jobs(kind: type[SeamStore]) -> None:
-    """A change of known jobs, a record of another kind, and a job whose id is known need no room."""
-    async with kind.open(capacity=1) as store:
-        ref, key = await store.job(), store.ref(Kind.KEY)
-        step = Step({ref: await store.rev(ref), key: ABSENT}, (Put(ref, {"priority": 1}), Put(key, {"holder": ref.id})))
-
-        assert await store.apply(step, grows=True) == [Applied()]
-        assert await store.perform(Add([a_job(ref)])) == [False]
-
-
-# --- bodies ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("part", ["sent", "state", "content"])
 async def test_content__kept_replaced_removed(store: SeamStore, part: str) -> None:
     """A put keeps, replaces or removes each part by itself."""
     ref = await store.job(sent=b"sent", state=b"state", content=b"content")
-
     for value in (KEEP, b"", b"\xff\x00 other", KEEP, None, KEEP):
         before = await store.found(ref, with_content=True)
         parts: dict[str, Any] = {part: value}
@@ -304,7 +218,6 @@ async def test_content__kept_replaced_removed(store: SeamStore, part: str) -> No
 async def test_content__only_if_asked_for(store: SeamStore) -> None:
     """A query returns the content of records and entries only if it asks for it, and the other parts always."""
     ref = await store.job(sent=b"sent", state=b"state", content=b"content")
-
     for with_content, content in ((False, None), (True, b"content")):
         seen = await store.perform(Query((ref,), (Scan("ready", 1),), with_content=with_content))
         assert seen.records[ref][3:6] == (b"sent", b"state", content)
@@ -350,7 +263,6 @@ async def test_unread__addition_keeps_bytes() -> None:
         held = await store.job({"status": HELD, "awaits": 1})
         rev, cut = await store.rev(held), (await store.bytes_of(held))[:12]
         await store.write(held, cut)
-
         await store.apply(Step({held: rev}, adds=(Addition(held, "awaits", -1),)))
         assert await store.bytes_of(held) == cut
 
@@ -364,5 +276,4 @@ async def test_locked(store: SeamStore) -> None:
             pytest.skip("no program has a transaction in this store")
         async with asyncio.timeout(5):
             answers = await store.apply(*steps)
-
     assert [type(answer).__name__ for answer in answers] == ["Locked", "Applied"]

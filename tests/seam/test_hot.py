@@ -20,16 +20,11 @@ async def totals(store: SeamStore) -> dict[tuple[str, str], int]:
     return {name: number for name, number in found.items() if number}
 
 
-# --- add ------------------------------------------------------------------------------------------------------
-
-
 async def test_hot_add__known_ids(store: SeamStore) -> None:
     """A job whose id is known is left as it is, even if it has ended. The others are added, and each counts as `enqueue`."""
     known, ended, new = await store.job({"priority": 5}), await store.job({"status": BURIED}), store.ref()
     before = [await store.found(ref) for ref in (known, ended)]
-
     answer = await store.perform(Add([a_job(ref, {"queue": "q", "priority": 1}) for ref in (known, new, ended)]))
-
     assert answer == [False, True, False]
     assert [await store.found(ref) for ref in (known, ended)] == before
     assert await totals(store) == {("q", "enqueue"): 1}
@@ -40,10 +35,8 @@ async def test_hot_add__fields(store: SeamStore) -> None:
     """An added job is as a put would have made it."""
     ref, twin = store.ref(), store.ref()
     put = Put(ref, {"queue": "q", "job": "j", "priority": -3, "due_at": NOW, "expires_at": After(SECOND)}, None, b"sent", b"content")
-
     assert await store.perform(Add([put])) == [True]
     await store.put(twin, put.header, sent=b"sent", state=None, content=b"content")
-
     added, applied = [await store.found(ref, with_content=True) for ref in (ref, twin)]
     times = ("created_at", "due_at", "expires_at")
     assert added[3:] == applied[3:]
@@ -53,20 +46,6 @@ async def test_hot_add__fields(store: SeamStore) -> None:
     assert [added.header[name] - added.header["created_at"] for name in times] == [0, 0, SECOND]
     [ready] = (await store.perform(Query(scans=(Scan("ready", 9, ("q",)),)))).scans
     assert [entry.ref for entry in ready] == [ref, twin]
-
-
-async def test_hot_add__whole(kind: type[SeamStore]) -> None:
-    """If the store has no room for all of them, it adds none."""
-    async with kind.open(capacity=2) as store:
-        refs = [store.ref() for _ in range(3)]
-
-        assert isinstance(await store.perform(Add([a_job(ref) for ref in refs])), str)
-
-        assert [await store.load(ref) for ref in refs] == [None] * 3
-        assert await store.perform(Add([a_job(ref) for ref in refs[:2]])) == [True, True]
-
-
-# --- succeed --------------------------------------------------------------------------------------------------
 
 
 def run_of(record: Record, **fields: Any) -> Run:
@@ -103,7 +82,6 @@ async def test_hot_succeed__repeated(store: SeamStore) -> None:
     """A repeated call answers True and changes nothing, also after the job was buried."""
     record = await store.running()
     assert await store.perform(Succeed([run_of(record)])) == [True]
-
     for _ in range(2):
         before = await store.found(record.ref, with_content=True)
         assert await store.perform(Succeed([run_of(record, result=b"other"), run_of(record)])) == [True, True]
@@ -127,9 +105,7 @@ async def test_hot_succeed__another_fence(store: SeamStore, field: str) -> None:
     record, other = await store.running(), await store.running()
     changed = {"epoch": 2, "session": bytes(16), "claim": bytes(12), "id": bytes(16)}[field]
     before = await store.found(record.ref)
-
     assert await store.perform(Succeed([run_of(record, **{field: changed}), run_of(other)])) == [False, True]
-
     assert await store.found(record.ref) == before
 
 
@@ -137,9 +113,7 @@ async def test_hot_succeed__another_fence(store: SeamStore, field: str) -> None:
 async def test_hot_succeed__ties(store: SeamStore, flag: int) -> None:
     """A job with a tie is None, and is left as it is. With another fence it is False."""
     record = await store.running({"flags": flag})
-
     assert await store.perform(Succeed([run_of(record), run_of(record, epoch=9)])) == [None, False]
-
     assert await store.found(record.ref) == record._replace(content=None)
 
 
@@ -154,33 +128,13 @@ async def test_hot_key(store: SeamStore, *, named: bool, next_up: bytes | None, 
     await store.put(keys[0], {"holder": record.ref.id if named else bytes(16), "next": next_up})
     await store.put(keys[1], {"holder": other.ref.id, "next": None})
     runs = [run_of(each, key=key.id) for each, key in zip((record, other), keys, strict=True)]
-
     assert await store.perform(Succeed([runs[1]._replace(epoch=9), runs[0]])) == [False, ends]
     assert await store.load(keys[1])
     assert await store.perform(Succeed(runs)) == [ends, True]
-
     assert await store.load(keys[1]) is None
     assert (await store.load(keys[0]) is None) is bool(ends)
     assert (await store.header(record.ref))["status"] == (SUCCEEDED if ends else RUNNING)
     assert await store.perform(Succeed(runs)) == [ends, True]
-
-
-# --- promote --------------------------------------------------------------------------------------------------
-
-
-async def test_hot_promote__limit(store: SeamStore) -> None:
-    """It readies the first due jobs, at most the limit, and says when the next one is due, even if that is past."""
-    now = await store.now()
-    refs = [await store.job({"status": SCHEDULED, "due_at": now - 10 + n}) for n in (1, 0, 2)]
-    last = await store.job({"status": SCHEDULED, "due_at": now + 50 * SECOND})
-
-    assert await store.perform(Promote(0)) == (0, now - 10)
-    assert await store.perform(Promote(2)) == (2, now - 8)
-    assert [(await store.header(ref))["status"] for ref in (*refs, last)] == [READY, READY, SCHEDULED, SCHEDULED]
-    assert await store.perform(Promote(2)) == (1, now + 50 * SECOND)
-    store.advance(50)
-    assert await store.perform(Promote(2)) == (1, None)
-    assert await store.perform(Promote(2)) == (0, None)
 
 
 async def test_hot_promote__fields(store: SeamStore) -> None:
@@ -190,19 +144,14 @@ async def test_hot_promote__fields(store: SeamStore) -> None:
     released = await store.job({"status": HELD, "due_at": now, "queue": "other"}, state=b"state", content=b"content")
     before = [await store.found(ref, with_content=True) for ref in (scheduled, released)]
     store.advance(5)
-
     early = await store.now()
     assert await store.perform(Promote(9)) == (2, None)
     after = [await store.found(ref, with_content=True) for ref in (scheduled, released)]
-
     assert early <= after[1].header["due_at"] <= await store.now()
     assert after[0].header == before[0].header | {"status": READY}
     assert after[1].header == before[1].header | {"status": READY, "due_at": after[1].header["due_at"]}
     assert [record[3:6] for record in after] == [record[3:6] for record in before]
     assert await totals(store) == {("default", "due"): 1, ("other", "release"): 1}
-
-
-# --- fade -----------------------------------------------------------------------------------------------------
 
 
 async def ended(store: SeamStore, status: int, at: int, fields: Mapping[str, Any] = {}, **parts: Any) -> Ref:
@@ -243,24 +192,11 @@ async def test_hot_fade__too_many(store: SeamStore) -> None:
     others = [await ended(store, (SUCCEEDED, CANCELLED)[n % 2], now + n) for n in range(5)]
     elsewhere = [await ended(store, FAILED, now + n, {"queue": "other"}) for n in range(2)]
     live = [await store.job({"status": status}) for status in (HELD, SCHEDULED, READY)]
-
     assert await store.perform(Fade(99, 2, 60 * SECOND)) == (4, False, {})
-
     assert await statuses(store, *failed) == [BURIED, FAILED, FAILED]
     assert await statuses(store, *others) == [BURIED] * 3 + [CANCELLED, SUCCEEDED]
     assert await statuses(store, *elsewhere, *live) == [FAILED, FAILED, HELD, SCHEDULED, READY]
     assert await totals(store) == {("default", wording.DROPPED_OVER_CAP): 4, ("default", "drop"): 4}
-
-
-async def test_hot_fade__limit(store: SeamStore) -> None:
-    """It buries at most the limit in a call, and says that there is more."""
-    now = await store.now()
-    refs = [await ended(store, SUCCEEDED, now + n, {"fade_at": now + n} if n < 2 else {}) for n in range(7)]
-
-    answers = [await store.perform(Fade(2, 1, 60 * SECOND)) for _ in range(4)]
-
-    assert [(answer.buried, answer.has_more) for answer in answers] == [(2, True), (2, True), (2, False), (0, False)]
-    assert await statuses(store, *refs) == [BURIED] * 6 + [SUCCEEDED]
 
 
 @pytest.mark.parametrize("flag", [Flag.TAGGED])
@@ -271,9 +207,7 @@ async def test_hot_fade__ties(store: SeamStore, flag: int) -> None:
     kept = await ended(store, FAILED, now - 4)
     old = await ended(store, FAILED, now - 6, {"flags": flag, "fade_at": now, "queue": "other"})
     before = [await store.found(ref) for ref in (surplus, old)]
-
     assert await store.perform(Fade(9, 1, 60 * SECOND)) == (0, False, {surplus: True, old: False})
-
     assert [await store.found(ref) for ref in (surplus, old)] == before
     assert await statuses(store, kept) == [FAILED]
     assert await totals(store) == {}

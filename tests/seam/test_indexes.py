@@ -13,7 +13,7 @@ from taskflow.broker.engine.records import FAILED, HEADERS, HELD, INDEXES, READY
 from taskflow.broker.engine.seam import ABSENT, Addition, Applied, Put, Query, Ref, Scan, Step
 from taskflow.model.stored_values import LATEST
 from tests.seam import model
-from tests.seam.harness import SeamStore, a_job, possible
+from tests.seam.harness import SeamStore, a_job
 
 KINDS: Final = sorted({index.kind for index in INDEXES})
 NAMES: Final = ("", "Z", "a", "a b", "é", "\uffee", "\U0001f600", "a" * 100)
@@ -193,37 +193,12 @@ async def test_indexed__by_every_verb(store: SeamStore) -> None:
     refs = [await store.job({"priority": number}) for number in range(3)]
     session = await store.session()
     assert await store.claim(session, 1, limit=2)
-
     seen = await store.perform(Query(scans=(Scan("ready", 9), Scan("leases", 9, (session,))), groups=(("status", ()), ("leases", ()))))
-
     assert [[entry.ref for entry in found] for found in seen.scans] == [[refs[0]], [refs[2], refs[1]]]
     assert [[(group.prefix, group.size) for group in found] for found in seen.groups] == [
         [(("default", 2), 1), (("default", 3), 2)],
         [((session,), 2)],
     ]
-
-
-async def test_indexed__entries_of_one_put(store: SeamStore) -> None:
-    """A put replaces the entries of the indexes that it names, and leaves those of others. It can remove them."""
-    ref = await store.job(entries={"tags": ("a", "b")})
-
-    async def tags() -> list[Any]:
-        return [entry.position[0] for entry in (await store.perform(Query(scans=(Scan("tags", 9),)))).scans[0]]
-
-    for entries, expected in ((None, ["a", "b"]), ({}, ["a", "b"]), ({"tags": ("c", "b")}, ["b", "c"]), ({"tags": ()}, [])):
-        await store.put(ref, {"priority": 1}, entries=entries)
-        assert await tags() == expected
-
-
-@pytest.mark.parametrize(("of_kind", "index", "value"), [(Kind.JOB, "tags", "a"), (Kind.SCHEDULE, "declared", b"a")])
-async def test_indexed__entries_of_a_record_made_again(store: SeamStore, of_kind: int, index: str, value: str | bytes) -> None:
-    """A record that is dropped and made again has none of its former entries."""
-    ref, header = store.ref(of_kind), possible() if of_kind == Kind.JOB else {}
-    await store.put(ref, header, entries={index: (value,)})
-    await store.drop(ref)
-    await store.put(ref, header)
-
-    assert (await store.perform(Query(scans=(Scan(index, 9),)))).scans == ([],)
 
 
 async def test_counted__many(store: SeamStore) -> None:
@@ -233,9 +208,7 @@ async def test_counted__many(store: SeamStore) -> None:
     revs = (await store.perform(Query(tuple(refs)))).records
     moves = [Step({ref: revs[ref].rev}, (Put(ref, {"status": HELD}),)) for ref in refs[:30]]
     await store.apply(*moves, *(Step({ref: revs[ref].rev}, drops=(ref,)) for ref in refs[30:50]))
-
     groups = (await store.perform(Query(groups=(("status", ()), ("ready", ()))))).groups
-
     assert [(group.prefix, group.size) for group in groups[0]] == sorted(
         [((f"q{n}", HELD), 10) for n in range(3)] + [((f"q{n}", READY), len([r for r in range(50, 60) if r % 3 == n])) for n in range(3)]
     )

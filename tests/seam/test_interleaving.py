@@ -21,7 +21,6 @@ def test_the_rules_hold_between_any_two_effects(seed: int) -> None:
 def test_a_defect_is_noticed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some seed shows it."""
     mutant.apply(monkeypatch)
-
     assert any(map(notices, range(MAX_SEEDS)))
 
 

@@ -35,29 +35,10 @@ async def test_step__as_a_whole(store: SeamStore) -> None:
     expect = {changed: await store.rev(changed), dropped: b"none has", new: ABSENT}
     puts = (Put(changed, {"priority": 7}), a_job(new, {"queue": "new"}))
     before = await store.perform(Query((changed, dropped, held, new), (Scan("ready", 9),), with_totals=True))
-
     [answer] = await store.apply(Step(expect, puts, (dropped,), (Addition(held, "awaits", -1),), {("default", "claim"): 3}))
-
     after = await store.perform(Query((changed, dropped, held, new), (Scan("ready", 9),), with_totals=True))
     assert isinstance(answer, Stale)
     assert (after.records, after.scans, after.totals) == (before.records, before.scans, before.totals)
-
-
-async def test_step__all_parts_take_effect(store: SeamStore) -> None:
-    changed, dropped, held = await store.job(), await store.job(), await store.job({"status": HELD, "awaits": 2})
-    expect = {changed: await store.rev(changed), dropped: await store.rev(dropped)}
-    counted = {("default", "claim"): 3, ("other", "claim"): 1}
-
-    for totals in (counted, {("default", "claim"): 2}):
-        expect = {changed: await store.rev(changed), dropped: await store.rev(dropped)}
-        drops = (dropped,) if expect[dropped] else ()
-        step = Step(expect, (Put(changed, {"priority": 7}),), drops, (Addition(held, "awaits", -1),), totals)
-        assert await store.apply(step) == [Applied()]
-
-    seen = await store.perform(Query((changed, dropped, held), with_totals=True))
-    headers = [record and (record.header["priority"], record.header["awaits"]) for record in seen.records.values()]
-    assert headers == [(7, 0), None, (0, 0)]
-    assert seen.totals == {("default", "claim"): 5, ("other", "claim"): 1}
 
 
 async def test_step__independent(store: SeamStore) -> None:
@@ -67,9 +48,7 @@ async def test_step__independent(store: SeamStore) -> None:
     steps = [Step({ref: ABSENT}, (key(ref, b"a"),)) for ref in refs]
     steps[1] = steps[1]._replace(expect={refs[1]: b"none has"})
     steps[2] = steps[2]._replace(adds=(Addition(held, "awaits", 1, most=1),))
-
     answers = await store.apply(*steps)
-
     assert [type(answer) for answer in answers] == [Applied, Stale, Full, Applied]
     assert [await store.load(ref) is not None for ref in refs] == [True, False, False, True]
     assert (await store.header(held))["awaits"] == 1
@@ -82,13 +61,8 @@ async def test_step__none_sees_another(store: SeamStore) -> None:
     change = Step({ref: rev}, (key(ref, b"b"),))
     readers = [Step({other: ABSENT, ref: rev}, (key(other, b"c"),)) for other in others[:2]]
     waits_for_it = Step({others[2]: ABSENT, ref: ABSENT}, (key(others[2], b"c"),))
-
     answers = await store.apply(readers[0], change, readers[1], waits_for_it)
-
     assert [type(answer) for answer in answers] == [Applied, Applied, Applied, Stale]
-
-
-# --- what a step expects --------------------------------------------------------------------------------------
 
 
 async def test_snapshot__stays(store: SeamStore) -> None:
@@ -98,38 +72,27 @@ async def test_snapshot__stays(store: SeamStore) -> None:
     [entry] = (await store.perform(Query(scans=(Scan("held", 1),)))).scans[0]
     seen, running = await store.found(ref), await store.running()
     status, awaits, claim = seen.header["status"], seen.header["awaits"], running.header["claim"]
-
     await store.add(ref, -1)
     await store.put(ref, {"status": READY})
     await store.put(running.ref, {"status": READY, "session": None, "claim": None})
-
     assert (seen.header["status"], seen.header["awaits"], running.header["claim"]) == (status, awaits, claim)
     assert entry.record is not None
     assert (entry.record.header["status"], entry.record.header["awaits"]) == (status, awaits)
 
 
-async def test_expect__absent(store: SeamStore) -> None:
-    """A step that expects no record is Stale if there is one, and the other way round."""
+async def test_expect__absent_or_changed(store: SeamStore) -> None:
+    """A step that expects no record is Stale if there is one, and the other way round. A revision that was read holds for one change."""
     ref, there = store.ref(), await store.job()
-
     [was_there, was_missing] = await store.apply(
         Step({there: ABSENT}, (Put(there, {"priority": 1}),)), Step({ref: b"12345678"}, (a_job(ref),))
     )
-
     assert isinstance(was_there, Stale)
     assert isinstance(was_missing, Stale)
     assert was_there.refs in ((), (there,))
     assert was_missing.refs in ((), (ref,))
     assert await store.apply(Step({ref: ABSENT}, (a_job(ref),))) == [Applied()]
-
-
-async def test_expect__changed(store: SeamStore) -> None:
-    """The revision that was read holds for one change."""
-    ref = await store.job()
-    rev = await store.rev(ref)
-    step = Step({ref: rev}, (Put(ref, {"priority": 1}),))
-
-    assert [await store.apply(step), [type(answer) for answer in await store.apply(step)]] == [[Applied()], [Stale]]
+    change = Step({ref: await store.rev(ref)}, (Put(ref, {"priority": 1}),))
+    assert [await store.apply(change), [type(answer) for answer in await store.apply(change)]] == [[Applied()], [Stale]]
 
 
 @pytest.mark.parametrize("is_there", [True, False])
@@ -138,28 +101,21 @@ async def test_expect__only_read(store: SeamStore, is_there: bool) -> None:
     read = await store.job() if is_there else store.ref()
     rev = await store.rev(read)
     written = [store.ref(Kind.KEY) for _ in range(2)]
-
     assert await store.apply(Step({read: rev, written[0]: ABSENT}, (key(written[0], b"a"),))) == [Applied()]
     await store.put(read, possible({"priority": 3}))
     [answer] = await store.apply(Step({read: rev, written[1]: ABSENT}, (key(written[1], b"a"),)))
-
     assert isinstance(answer, Stale)
     assert await store.load(written[1]) is None
-
-
-# --- revisions ------------------------------------------------------------------------------------------------
 
 
 async def test_fresh_rev__of_a_record_made_again(store: SeamStore) -> None:
     """A record that is dropped and made again never repeats a revision, however often."""
     ref, revs = store.ref(Kind.KEY), set[bytes]()
-
     for number in range(20):
         await store.put(ref, {"holder": b"a"})
         revs.add(await store.rev(ref))
         if number % 2:
             await store.drop(ref)
-
     assert len(revs) == 20
     assert all(len(rev) == 8 for rev in revs)
 
@@ -194,14 +150,9 @@ async def test_fresh_rev__not_of_additions(store: SeamStore) -> None:
     held, session = await store.job({"status": HELD, "awaits": 2}), Ref(Kind.SESSION, await store.session())
     await store.job()
     revs = [await store.rev(held), await store.rev(session)]
-
     await store.add(held, -1)
     assert await store.claim(session.id, 5)
-
     assert [await store.rev(held), await store.rev(session)] == revs
-
-
-# --- calls that are bugs --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ways", ["put put", "put drop", "drop drop"])
@@ -216,9 +167,7 @@ async def test_once(store: SeamStore, ways: str, is_one_step: bool) -> None:
     ]
     if is_one_step:
         both = [Step({ref: rev}, both[0].puts + both[1].puts, both[0].drops + both[1].drops)]
-
     with pytest.raises(ValueError, match="times in one apply"):
         await store.apply(Step({other: ABSENT}, (key(other, b"a"),)), *both)
-
     assert await store.rev(ref) == rev
     assert await store.load(other) is None

@@ -11,18 +11,15 @@ from taskflow.app.app import default_app
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from tests.support.postgres import shared_postgres
-from tests.transactions.handles import TABLE
+from tests.transactions.handles import TABLE, a_database
 
 
 @pytest.fixture(scope="module")
 def postgres_database() -> Iterator[str]:
     """The URL of a database with a store and a table of the user's, for the tests of a module."""
-    server = shared_postgres()
-    name = server.new_database()
-    server.execute(TABLE, name)
-    _make_store(server.url(name))
-    yield server.url(name)
-    server.drop_database(name)
+    with a_database() as name:
+        _make_store(shared_postgres().url(name))
+        yield shared_postgres().url(name)
 
 
 @pytest.fixture

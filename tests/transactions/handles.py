@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import sqlite3
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from operator import methodcaller
 from typing import Any, Final, TypeVar
@@ -29,6 +30,16 @@ from tests.support.postgres import shared_postgres
 T = TypeVar("T")
 
 TABLE: Final = "CREATE TABLE orders (number integer PRIMARY KEY)"
+
+
+@contextmanager
+def a_database() -> Iterator[str]:
+    """The name of a database with a table of the user's."""
+    server = shared_postgres()
+    name = server.new_database()
+    server.execute(TABLE, name)
+    yield name
+    server.drop_database(name)
 
 
 async def maybe(made: Any) -> Any:

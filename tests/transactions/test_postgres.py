@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import asyncpg
@@ -26,17 +25,8 @@ from tests.support.pgbouncer import PgBouncer, is_there
 from tests.support.postgres import shared_postgres
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
-from tests.transactions.handles import TABLE
+from tests.transactions.handles import a_database
 from tests.transactions.jobs import charge, note, ran
-
-
-@contextmanager
-def a_database() -> Iterator[str]:
-    server = shared_postgres()
-    name = server.new_database()
-    server.execute(TABLE, name)
-    yield name
-    server.drop_database(name)
 
 
 @pytest.mark.parametrize("is_warm", [False, True], ids=["cold", "warm"])

@@ -24,7 +24,7 @@ from taskflow.app.app import default_app
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from tests.support.postgres import shared_postgres
-from tests.transactions.handles import TABLE
+from tests.transactions.handles import a_database
 from tests.transactions.jobs import admit, charge, refund
 
 
@@ -59,7 +59,6 @@ def test_a_declared_key_holds_inside_a_transaction_and_is_found_after_it(broker:
         (orm.sessionmaker(), "give a session made by it"),
         (sqlite3.Connection, "expected a connection"),
     ],
-    ids=["text", "number", "engine", "sessionmaker", "class"],
 )
 def test_what_is_no_connection_is_refused_when_it_is_given(given: Any, cure: str) -> None:
     with pytest.raises(TypeError, match=cure):
@@ -118,11 +117,8 @@ def test_an_awaited_connection_in_code_without_a_loop(broker: Broker) -> None:
 @pytest.fixture
 def elsewhere() -> Iterator[str]:
     """Another database, with a table of the user's."""
-    server = shared_postgres()
-    name = server.new_database()
-    server.execute(TABLE, name)
-    yield server.url(name)
-    server.drop_database(name)
+    with a_database() as name:
+        yield shared_postgres().url(name)
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,7 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 def headers_of(broker: Broker) -> list[str]:
-    records = run_sync(listed(broker.admin))
-    return sorted(record.headers["note"] for record in records)
+    return sorted(record.headers["note"] for record in run_sync(listed(broker.admin)))
 
 
 def test_it_joins_the_callers_transaction(broker: Broker, user: Django) -> None:
