@@ -7,9 +7,10 @@ from typing import Final
 import pytest
 
 from tests.conformance.machine import machine_for, run_machine
-from tests.conformance.mutants import Mutant, harness_of, leases, upkeep
+from tests.conformance.mutants import Mutant, engine, harness_of, leases, upkeep
 from tests.conformance.rules import BrokerMachine
-from tests.support.harnesses import StoreHarness
+from tests.support.changes import Changed
+from tests.support.harnesses import MemoryHarness, StoreHarness
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +44,15 @@ def test_the_machine_finds_what_is_broken(mutant: type[Mutant]) -> None:
     """Beside its model a broken broker does not get far."""
     with pytest.raises(AssertionError):
         _run_seeds(machine_for(harness_of(mutant), is_compared=True))
+
+
+@pytest.mark.parametrize("mutant", engine.FOUND, ids=lambda mutant: mutant.name)
+def test_the_machine_finds_a_changed_engine(mutant: Changed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference broker does not share the engine, so it shows what is wrong there."""
+    mutant.apply(monkeypatch)
+
+    with pytest.raises(AssertionError):
+        _run_seeds(machine_for(MemoryHarness))
 
 
 def _run_seeds(machine: type[BrokerMachine]) -> None:

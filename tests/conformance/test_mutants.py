@@ -15,8 +15,9 @@ from taskflow.broker.postgres.transactional import PostgresTransactional
 from taskflow.broker.redis import scripts
 from taskflow.broker.transactional import Row, Statement
 from tests.conformance import clauses
-from tests.conformance.mutants import MUTANTS, Mutant, harness_of
-from tests.support.harnesses import PostgresHarness, RedisHarness
+from tests.conformance.mutants import ENGINES, MUTANTS, Mutant, harness_of
+from tests.support.changes import Changed
+from tests.support.harnesses import MemoryHarness, PostgresHarness, RedisHarness
 
 pytestmark = pytest.mark.unmeasured  # the clauses are measured where they run by themselves
 
@@ -27,9 +28,18 @@ def test_a_mutant_fails_its_clauses(mutant: type[Mutant]) -> None:
     assert clauses.failing(harness_of(mutant), of=mutant.breaks).keys() == mutant.breaks
 
 
+@pytest.mark.parametrize("mutant", ENGINES, ids=lambda mutant: mutant.name)
+def test_a_changed_engine_fails_its_clauses(mutant: Changed, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant.apply(monkeypatch)
+
+    assert clauses.failing(MemoryHarness, of=mutant.breaks).keys() == mutant.breaks
+
+
 def test_every_mutant_breaks_a_clause_of_the_contract() -> None:
     """Each names clauses that there are, and says why it is worth trying."""
-    assert all(mutant.breaks and mutant.breaks <= clauses.clauses() and mutant.because for mutant in MUTANTS)
+    claimed = [(mutant.breaks, mutant.because) for mutant in MUTANTS] + [(mutant.breaks, mutant.because) for mutant in ENGINES]
+
+    assert all(breaks and breaks <= clauses.clauses() and because for breaks, because in claimed)
 
 
 def test_every_clause_has_its_mutant() -> None:

@@ -49,6 +49,16 @@ def ended(lease: Lease, *follow_ups: Envelope) -> Settlement:
     return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict, follow_ups=follow_ups)
 
 
+async def test_poison_follow_up__does_not_expire(world: World) -> None:
+    """Its follow-up is sent, however late a worker comes."""
+    world = shortened(world)
+    envelope = await poisoned(world, expires=100.0)
+    world.clock.advance(200.0)
+
+    assert (await world.upkeep()).expired == 0
+    assert (await world.record(envelope)).status is Status.READY
+
+
 @pytest.mark.parametrize("tags", [(), ("a",), ("a", "b" * 40), tuple(f"{n}" * 100 for n in range(10))])
 async def test_poison_follow_up(world: World, tags: tuple[str, ...]) -> None:
     """It is READY at once, its lease says why it is poison, and one settlement ends it and adds the follow-up."""

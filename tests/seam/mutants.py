@@ -2,54 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-import sys
-import textwrap
-from typing import Any, Final, NamedTuple
-
-import pytest
+from typing import Final
 
 from taskflow.broker.engine import moves
 from taskflow.broker.engine.draft import Draft
 from taskflow.broker.engine.job import Job
 from taskflow.broker.memory.records import RecordStore
 from taskflow.broker.memory.store import MemoryStore
-
-
-class Change(NamedTuple):
-    """A change of a function's text."""
-
-    owner: Any
-    function: str
-    before: str
-    after: str
-
-
-class Mutant(NamedTuple):
-    """`because` says how the defect harms."""
-
-    name: str
-    because: str
-    changes: tuple[Change, ...]
-
-    def apply(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name, owner in {(change.function, change.owner) for change in self.changes}:
-            monkeypatch.setattr(owner, name, self._changed(owner, name))
-
-    def _changed(self, owner: Any, name: str) -> Any:
-        function = getattr(owner, name)
-        text = textwrap.dedent(inspect.getsource(function))
-        for change in self.changes:
-            if (change.owner, change.function) == (owner, name):
-                assert text.count(change.before) == 1, f"{name} has changed: write the mutant anew"
-                text = text.replace(change.before, change.after)
-        made = dict[str, Any]()
-        exec(compile(f"from __future__ import annotations\n{text}", name, "exec"), vars(sys.modules[function.__module__]), made)
-        return made[name]
-
+from tests.support.changes import Change, Changed
 
 MUTANTS: Final = (
-    Mutant(
+    Changed(
         "holder_not_expected",
         "a holder that begins to run is taken for one that waits: two jobs run with one key",
         (
@@ -62,7 +25,7 @@ MUTANTS: Final = (
             ),
         ),
     ),
-    Mutant(
+    Changed(
         "retry_without_its_key",
         "a retried job waits beside the replacement that came meanwhile",
         (
@@ -76,7 +39,7 @@ MUTANTS: Final = (
             ),
         ),
     ),
-    Mutant(
+    Changed(
         "behind_in_awaits",
         "a job that is released once more than it awaits becomes READY while the job before it runs",
         (
@@ -90,7 +53,7 @@ MUTANTS: Final = (
             Change(moves, "release_key", 'if waiting.status == HELD and waiting.header["awaits"] <= 0:', "if False:"),
         ),
     ),
-    Mutant(
+    Changed(
         "unowned_awaits",
         "a put brings back the number that it read, and a release is lost",
         (
@@ -98,22 +61,22 @@ MUTANTS: Final = (
             Change(Job, "to_put", "if stored[name] != value}", "}"),
         ),
     ),
-    Mutant(
+    Changed(
         "tied_parts_apart",
         "two items of a batch that write one record are two steps",
         (Change(Draft, "steps", "_tied(parts)", "[[part] for part in parts]"),),
     ),
-    Mutant(
+    Changed(
         "claim_keeps_the_rev",
         "a decision about a waiting job takes effect though the job runs",
         (Change(MemoryStore, "_lease", '"claim", rev, lease', '"claim", self._records[ref].rev, lease'),),
     ),
-    Mutant(
+    Changed(
         "next_forgotten",
         "a job that ends drops its key's record though another one waits behind it",
         (Change(moves, "release_key", "if waiting is None or not waiting.is_live:", "if True:"),),
     ),
-    Mutant(
+    Changed(
         "expects_writes_only",
         "a decision holds though a record that it has only read has changed",
         (Change(Draft, "_step", "for ref in whole.read}", "for ref in whole.written}"),),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.seam import interleaving
-from tests.seam.mutants import MUTANTS, Mutant
+from tests.seam.mutants import MUTANTS
+from tests.support.changes import Changed
 
 MAX_SEEDS = 40
 """How many runs a defect may take to show."""
@@ -18,7 +19,7 @@ def test_the_rules_hold_between_any_two_effects(seed: int) -> None:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_a_defect_is_noticed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_is_noticed(mutant: Changed, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some seed shows it."""
     mutant.apply(monkeypatch)
     assert any(map(notices, range(MAX_SEEDS)))

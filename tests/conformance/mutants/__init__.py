@@ -1,4 +1,5 @@
-"""Broken brokers, to test the suite: each is the memory broker with one rule wrong, and must fail the clauses named for it.
+"""Broken brokers, to test the suite: each is the reference broker, or the engine, with one rule wrong, and must fail the clauses named for
+it.
 
 Most are mistakes of real queues; `because` names one that made it, or says how it comes about. Where a defect shows in two clauses
 whatever one does, both are named.
@@ -8,9 +9,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.conformance.mutants import leases, operators, upkeep, waiting
+from tests.conformance.mutants import engine, leases, operators, upkeep, waiting
+from tests.conformance.mutants.engine import ENGINES
 from tests.conformance.mutants.mutant import Mutant, harness_of
 
-__all__ = ["MUTANTS", "Mutant", "harness_of", "leases", "operators", "upkeep", "waiting"]
+__all__ = ["ENGINES", "MUTANTS", "Mutant", "engine", "harness_of", "leases", "operators", "upkeep", "waiting"]
 
 MUTANTS: Final[tuple[type[Mutant], ...]] = tuple(Mutant.__subclasses__())

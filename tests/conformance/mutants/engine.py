@@ -1,0 +1,205 @@
+"""Engines with one rule wrong, to test the suite: the clauses named must fail on the memory store.
+
+A change begins with the functions to change, the clauses, and how the defect harms. Beside the reference broker, which shares no code with
+the engine, the state machine finds those that begin with a star. It takes the steps of the others too seldom.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Final
+
+from tests.support.changes import Change, Changed
+
+_CHANGES: Final = """
+* settle._settle: settle_repeat settle_stale: a run that was lost settles the next one's job
+- (header["status"], header["epoch"], header["session"], header["claim"]) != (RUNNING, settlement.epoch, session, claim)
++ header["status"] != RUNNING
+
+* settle._settle: settle_stale: after a loss of the store's tail, epochs repeat
+- (header["status"], header["epoch"], header["session"], header["claim"]) != (RUNNING, settlement.epoch, session, claim)
++ (header["status"], header["epoch"]) != (RUNNING, settlement.epoch)
+
+* settle._answer_repeated: settle_repeat: a settlement whose reply was lost counts as stale
+- if settled == _fence(settlement, is_committed=False):
++ if False:
+
+settle._settle: settle_progress: the last progress of a run is not kept
+- if settlement.progress is not None:
++ if False:
+
+settle._settle: poison_follow_up: a follow-up of a poison job resets its crashes
+- if job.has(Flag.POISON):
++ if False:
+
+* settle._settle: settle_follow_ups: a follow-up is lost
+- for follow_up in settlement.follow_ups:
++ for follow_up in ():
+
+* settle._cancel: cancel_running: a run that was cancelled is not told
+- job.set_flag(Flag.MARKED, True)
++ pass
+
+settle._cancel: listen_session: a run hears of its cancellation with the next heartbeat only
+- draft.wake(topics.session(job.header["session"]))
++ pass
+
+* moves.requeue: key_gives_way: two jobs of one key wait
+- successor = _successor(draft, job)
++ successor = None
+
+* moves.requeue: crash_marked settle_marked: a job that was asked to stop runs again
+- successor is not None or job.state.stop is not None
++ successor is not None
+
+* moves.requeue: beat_ghosts hand_back_place: a job that was handed back goes to the end of its queue
+-         move(draft, job, transition.event, READY)
++         job.header["due_at"] = NOW
++         move(draft, job, transition.event, READY)
+
+* moves.finish: key_gives_way key_waits_behind: a key is never free again
+- release_key(draft, job.id, job.sent.key)
++ pass
+
+* moves.finish: joins: a job that awaits others never runs
+- if job.has(Flag.AWAITED):
++ if False:
+
+moves.finish: ends_heard: nobody hears of a job that was cancelled
+- if not is_settled and draft.seen.scans[1]:
++ if False:
+
+* moves.add: enqueue_clash enqueue_repeat: a resent job replaces itself
+- if draft.job(envelope.id) is not None:
++ if False:
+
+* moves.take_key: key_replaces: a job and its replacement both run
+- if waiting is not None:
++ if False:
+
+* moves.take_key: key_waits_behind: two jobs of one key run
+- if running is not None:
+-         job.set_flag
++ if False:
++         job.set_flag
+
+* moves.holders: key_keeps key_waits_behind: a key is never free again once a failed job had it
+- job is not None and job.is_waiting
++ job is not None
+
+* moves.enter: enqueue_adds hand_back_backoff upkeep_due: a delayed job runs at once
+- isinstance(due_at, After) or due_at <= draft.now
++ True
+
+* moves._free: joins: a job runs before those that it awaits
+- job.header["awaits"] <= 0 and not
++ not
+
+* moves.bury: admin_drop admin_purge: a resent job runs twice
+- if forgotten_at <= draft.now:
++ if True:
+
+moves.apply_transition: poison_follow_up: a poison job loses its follow-up
+- job.header["expires_at"], job.state.reason = None, text_bytes(transition.reason)
++ job.state.reason = text_bytes(transition.reason)
+
+* moves.apply_transition: settle_history: a failure leaves no trace
+- if transition.error is not None:
++ if False:
+
+* sessions._extend: beat_dead: a session that was reaped lives on, and its jobs run twice
+- session is None or session.header["dead_at"] is not None
++ session is None
+
+* sessions._return_ghosts: beat_young: a job is handed back while its lease is on the way
+- if draft.steady - job.header["claimed_steady"] < to_microseconds(rules.ghost_after):
++ if False:
+
+* sessions.beat: beat_ghosts: a lease that was lost on the way is never returned
+- claim not in named and claim.request <= beat.seen
++ False
+
+* sessions.release: crash_backoff crash_poison: a job that kills its workers is never poison
+- if died_of is None:
++ if True:
+
+sessions.release: beat_leaving hand_back_backoff: a shutdown counts as a crash
+- if died_of is None:
++ if False:
+
+* maintenance.note_outage sessions.note_outage: outage: in an outage, the session that sent its last heartbeat first has crashed
+- ttl * 2 // 3
++ ttl
+
+* maintenance.lapse: outage: a crash beside an outage is none
+- silent_until - beat_at > ttl and silent_until
++ silent_until
+
+* maintenance._reap: outage: a failover, and the whole fleet is reaped
+- if lapses_at > draft.steady:
++ if False:
+
+* maintenance._expire: upkeep_expires: a job runs after its expiry
+- if job is None or not job.is_waiting
++ if True or not job.is_waiting
+
+schedules.fire: schedule_cas: a schedule fires once for each worker
+- body is None or not body.state.expects(firing)
++ body is None
+
+schedules.fire: schedule_advances schedule_fires: a schedule fires again and again
+- body.state.advance(firing)
++ pass
+
+schedules.hand_over: schedule_handover: a schedule of a dead worker stays
+- each.session != session
++ True
+
+schedules.define: schedule_session: a worker that was reaped declares a schedule
+- known is None or known.header["dead_at"] is not None
++ known is None
+
+schedules.offers: schedule_declared: a schedule that nobody declares stays for ever
+- if body.state.asleep_since is not None:
++ if False:
+
+admin._retry: admin_retry: a failed job is retried beside another one of its key
+- if any(moves.holders(draft, job.sent.key)):
++ if False:
+
+admin._retry: admin_retry: a success is retried
+- if job.status == SUCCEEDED:
++ if False:
+
+admin._retry: admin_retry: a job that runs is retried
+- if job.is_live:
++ if job.is_waiting:
+
+admin._run_now: admin_run_now_leaves: a job that waits for a key runs now
+- if found is Status.SCHEDULED:
++ if found in (Status.SCHEDULED, Status.HELD):
+
+admin.drop: admin_drop: a live job is dropped
+- if found.is_ended:
++ if found is not Status.RUNNING:
+
+enqueue.compare_known: enqueue_clash: a job of another content with a known id counts as sent
+- isinstance(answer, Refused) and answer.because == "id"]
++ False]
+"""
+
+
+def _changed(text: str) -> Changed:
+    first, *lines = text.splitlines()
+    functions, breaks, because = first.removeprefix("* ").split(": ")
+    before, after = ("\n".join(line[2:] for line in lines if line[0] == sign) for sign in "-+")
+    changes = list[Change]()
+    for name in functions.split():
+        module, function = name.split(".")
+        changes.append(Change(import_module(f"taskflow.broker.engine.{module}"), function, before, after))
+    return Changed(f"{functions.split()[0]}: {because}", because, tuple(changes), frozenset(breaks.split()))
+
+
+_TEXTS: Final = _CHANGES.strip().split("\n\n")
+ENGINES: Final = tuple(map(_changed, _TEXTS))
+FOUND: Final = tuple(changed for changed, text in zip(ENGINES, _TEXTS, strict=True) if text.startswith("* "))
