@@ -159,13 +159,7 @@ class Fleet:
         return self._check("ready", well, lambda worker: worker.is_live and worker.is_ready, if_none=False)
 
     def _check(self, word: str, well: str, is_well: Callable[[WorkerReport], bool], *, if_none: bool) -> HealthCheck:
-        now = time.monotonic()
-        workers = [
-            worker
-            if now - worker.at < SILENCE_TIMEOUT
-            else WorkerReport(worker.at, False, False, f"it has been silent for {now - worker.at:.0f} s")
-            for worker in list(self._workers.values())
-        ]
+        workers = [self._heard(worker, time.monotonic() - worker.at) for worker in list(self._workers.values())]
         live, ready = (sum(worker.is_live for worker in workers), sum(worker.is_live and worker.is_ready for worker in workers))
         facts: dict[str, float | int | str | None] = {"workers": len(workers), "live": live, "ready": ready}
         if not workers:
@@ -173,6 +167,10 @@ class Fleet:
         if any(map(is_well, workers)):
             return HealthCheck(True, well, facts)
         return HealthCheck(False, f"no worker is {word}: {workers[0].why}", facts)
+
+    @staticmethod
+    def _heard(worker: WorkerReport, silence: float) -> WorkerReport:
+        return worker if silence < SILENCE_TIMEOUT else WorkerReport(worker.at, False, False, f"it has been silent for {silence:.0f} s")
 
 
 # --- systemd ---------------------------------------------------------------------------------------------------------
@@ -191,10 +189,7 @@ class SystemdNotifier:
         self._interval = watchdog / 2 if watchdog is not None else None
         self._live = live
         self._messages = queue.SimpleQueue[tuple[str, ...] | None]()  # None ends the thread
-        self._has_failed = False
-        self._is_ready = False
-        self._is_stopping = False
-        self._is_unwell = False
+        self._has_failed = self._is_ready = self._is_stopping = self._is_unwell = False
         self._status = "STATUS=starting"
 
     @classmethod
@@ -215,7 +210,7 @@ class SystemdNotifier:
     def ready(self, status: str) -> None:
         """Report `status`. The first time, also report that the worker is ready."""
         self._status = f"STATUS={status}"
-        self._messages.put((*(["READY=1"] if not self._is_ready else []), self._status))
+        self._messages.put((self._status,) if self._is_ready else ("READY=1", self._status))
         self._is_ready = True
 
     def stopping(self, status: str) -> None:

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -19,21 +18,11 @@ from taskflow.app.bulk_actions import ASKED, CHANGED, UNKNOWN, ActionProgress, A
 from taskflow.app.operate import group_ids
 from taskflow.broker.admin import Redone
 from taskflow.broker.protocol import Broker
-from taskflow.cli.command import (
-    existing_broker,
-    filter_of,
-    given_filters,
-    ids_of,
-    is_known_queue,
-    note_unknown_job,
-    operator,
-    reporting,
-    suggestion,
-    with_store,
-)
+from taskflow.cli import command
+from taskflow.cli.command import existing_broker, filter_of, operator
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.startup import raising
-from taskflow.cli.terminal import Bar, confirmed, print_json, print_now
+from taskflow.cli.terminal import Bar, confirmed, print_now, show, warn
 from taskflow.model.envelope import check_queue
 from taskflow.model.errors import BrokerError, ConfigurationError
 from taskflow.model.ids import id_text, key_digest
@@ -69,42 +58,44 @@ class Report(msgspec.Struct, kw_only=True):
     def add(self, done: ActionResult) -> None:
         self.changed, self.asked, self.refused = done.changed, done.asked, done.refused
 
-    def print(self, arguments: argparse.Namespace, text: str | None = None) -> None:
-        asked = f", asked {self.asked:,} running to stop" if self.asked else ""
-        if arguments.json:
-            print_json(self)
-        elif text != "":
-            print(text or f"{PAST[self.act]} {self.changed:,}{asked}")
+    def show(self, arguments: argparse.Namespace, *lines: str) -> None:
+        for why, number in self.refused.items() if not self.jobs else ():
+            warn(f"{number:,} were not {PAST[self.act]}: {why}")
+        show(arguments, self, lines)
+
+    def show_done(self, arguments: argparse.Namespace) -> None:
+        self.show(arguments, f"{PAST[self.act]} {self.changed:,}" + (f", asked {self.asked:,} running to stop" if self.asked else ""))
+
+    def show_dry(self, arguments: argparse.Namespace, stages: str = "") -> None:
+        self.show(arguments, f"would {WOULD.get(self.act, self.act)} {self.matching:,}{stages}")
 
 
 def act(arguments: argparse.Namespace) -> int:
     with raising(signal.SIGTERM, signal.SIGHUP):  # so that the audit log gets what was done until then
-        return with_store(_act, arguments)
+        return command.with_store(_act, arguments)
 
 
 async def _act(app: App, arguments: argparse.Namespace) -> int:
-    command, filters = arguments.command, given_filters(arguments)
-    if command == "retry" and arguments.group is not None:
+    action, filters = arguments.command, command.given_filters(arguments)
+    if getattr(arguments, "group", None) is not None:
         if arguments.ids or arguments.all:
             raise ConfigurationError("retry takes --group, ids or --all: leave out all but one")
         if arguments.status:
             raise ConfigurationError("retry --group takes no --status: its jobs have failed")
         return await _retry_group(app, arguments)
-    if command == "retry":
-        needing = {"--canary": arguments.canary, "--then": arguments.then, "--rate": arguments.rate}
-        if flags := [flag for flag, value in needing.items() if value]:
-            raise ConfigurationError(f"{flags[0]} needs --group: `taskflow failures` lists the groups")
+    if flags := [f"--{name}" for name in ("canary", "then", "rate") if getattr(arguments, name, None)]:
+        raise ConfigurationError(f"{flags[0]} needs --group: `taskflow failures` lists the groups")
     if arguments.ids:
         return await _on_ids(app, arguments)
     if filters and arguments.all:
-        raise ConfigurationError(f"{command} takes filters or --all, not both: leave out {filters[0]}, or --all")
+        raise ConfigurationError(f"{action} takes filters or --all, not both: leave out {filters[0]}, or --all")
     if not filters and not arguments.all:  # a forgotten filter or an empty shell variable must not affect every job
-        raise ConfigurationError(f"{command} needs to know which jobs: ids, filters or --all")
+        raise ConfigurationError(f"{action} needs to know which jobs: ids, filters or --all")
     return await _on_filtered(app, arguments)
 
 
 async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
-    ids, action = ids_of(arguments.ids), arguments.command
+    ids, action = command.ids_of(arguments.ids), arguments.command
     broker = await existing_broker(app)
     report = Report(act=action, dry_run=arguments.dry_run, matching=len(ids))
     if arguments.dry_run:
@@ -118,9 +109,9 @@ async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
         for job_id, answer in zip(ids, answers, strict=True):
             if answer not in (CHANGED, ASKED):
                 holder = await _holder_of_key(broker, job_id) if answer == Redone.KEY_TAKEN.value else ""
-                print(f"taskflow: {id_text(job_id)} was not {PAST[action]}: {answer}{holder}", file=sys.stderr)
+                warn(f"{id_text(job_id)} was not {PAST[action]}: {answer}{holder}")
     report.jobs = [{"id": id_text(job_id), "answer": answer} for job_id, answer in zip(ids, answers, strict=True)]
-    report.print(arguments, f"would {WOULD.get(action, action)} {report.matching:,}" if arguments.dry_run else None)
+    (report.show_dry if arguments.dry_run else report.show_done)(arguments)
     return Exit.NOT_FOUND if UNKNOWN in answers else Exit.OK if {CHANGED, ASKED}.issuperset(answers) else Exit.FAILED
 
 
@@ -136,34 +127,33 @@ async def _holder_of_key(broker: Broker, job_id: bytes) -> str:
 async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
     action = arguments.command
     view = filter_of(arguments, bulk_actions.DEFAULTS[action])
-    with reporting(ValueError):
+    with command.reporting(ValueError):
         bulk_actions.check_view(action, view)
     broker = await existing_broker(app)
-    if not await is_known_queue(broker.admin, view.queue):
+    if not await command.is_known_queue(broker.admin, view.queue):
         return Exit.NOT_FOUND
     call = CallBrokerOnce(broker)
     report = Report(act=action, dry_run=arguments.dry_run, matching=(total := await bulk_actions.count(call, view)))
     if not total:
-        await note_unknown_job(broker.admin, view.job)
+        await command.note_unknown_job(broker.admin, view.job)
     if arguments.dry_run:
-        report.print(arguments, f"would {WOULD.get(action, action)} {total:,}")
+        report.show_dry(arguments)
         return Exit.OK
     if action in ("cancel", "purge") and not confirmed(f"{action} {total:,} jobs?", arguments):
         return Exit.FAILED
-    bar, done = None if arguments.json else Bar(total), ActionResult()
+    bar = None if arguments.json else Bar(total)
     with (
-        _explaining_interrupts(lambda: f"{PAST[action]} {done.affected:,} of {total:,} or a few more"),
+        _explaining_interrupts(lambda: f"{PAST[action]} {report.changed + report.asked:,} of {total:,} or a few more"),
         contextlib.closing(bar) if bar is not None else contextlib.nullcontext(),
     ):
         async with recorded(call, action, which=selection(view), **operator(arguments)) as progress:
-            async for so_far in bulk_actions.act(call, action, view):
-                done, progress.affected = so_far, so_far.affected
+            async for done in bulk_actions.act(call, action, view):
+                report.add(done)
+                progress.affected = done.affected
                 if bar is not None:
                     bar.show(min(total, done.seen))
-    report.add(done)
-    _print_refused(report)
-    report.print(arguments)
-    return Exit.FAILED if Redone.KEY_TAKEN.value in done.refused else Exit.OK
+    report.show_done(arguments)
+    return Exit.FAILED if Redone.KEY_TAKEN.value in report.refused else Exit.OK
 
 
 @contextlib.contextmanager
@@ -172,13 +162,8 @@ def _explaining_interrupts(words: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, asyncio.CancelledError, BrokerError):
-        print(f"taskflow: interrupted: {words()}", file=sys.stderr)
+        warn(f"interrupted: {words()}")
         raise
-
-
-def _print_refused(report: Report) -> None:
-    for why, number in report.refused.items():
-        print(f"taskflow: {number:,} were not {PAST[report.act]}: {why}", file=sys.stderr)
 
 
 # --- retry --group ---------------------------------------------------------------------------------------------------
@@ -190,16 +175,15 @@ async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
     broker = await existing_broker(app)
     ids = await group_ids(broker.admin, filter_of(arguments), arguments.group)
     if not ids:
-        print(f"taskflow: no failed job is in group {arguments.group}: `taskflow failures` lists the groups", file=sys.stderr)
+        warn(f"no failed job is in group {arguments.group}: `taskflow failures` lists the groups")
         return Exit.NOT_FOUND
     report = Report(act="retry", dry_run=arguments.dry_run, matching=len(ids))
     if arguments.dry_run:
         report.stages = [{"jobs": len(stage), "changed": 0} for stage in _stages(ids, arguments)]
-        sizes = ", ".join(f"{stage['jobs']:,}" for stage in report.stages)
-        report.print(arguments, f"would retry {len(ids):,} in stages of {sizes}")
+        report.show_dry(arguments, " in stages of " + ", ".join(f"{stage['jobs']:,}" for stage in report.stages))
         return Exit.OK
     if not any(worker.is_alive for worker in await broker.admin.workers()):
-        print("taskflow: no worker is running: the jobs wait until one starts", file=sys.stderr)
+        warn("no worker is running: the jobs wait until one starts")
     rollout = Rollout(broker, arguments)
 
     def left_alone() -> str:
@@ -212,12 +196,11 @@ async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
             report.add(rollout.done)
             report.stages = [*report.stages, {"jobs": len(stage), "changed": report.changed - before}]
             if report.stopped is not None:
-                print(f"taskflow: stopped: {report.stopped}; {left_alone()}", file=sys.stderr)
+                warn(f"stopped: {report.stopped}; {left_alone()}")
                 break
             if not arguments.json:
                 print_now(f"retried {report.changed:,} of {len(ids):,}: none has failed again")
-    _print_refused(report)
-    report.print(arguments, "")
+    report.show(arguments)
     return Exit.FAILED if report.stopped is not None or report.refused else Exit.OK
 
 
@@ -239,12 +222,12 @@ class Rollout:
         self._broker = broker
         self._rate: float | None = arguments.rate
         self._wait: float = arguments.wait
-        self._act = {"which": {"group": arguments.group, **selection(filter_of(arguments))}, **operator(arguments)}
+        self._action = {"which": {"group": arguments.group, **selection(filter_of(arguments))}, **operator(arguments)}
         self._watched: list[bytes] = []
 
     async def run(self, stage: Sequence[bytes]) -> str | None:
         """Retry these jobs, and wait until they have ended. Return the reason to stop, if there is one."""
-        async with recorded(CallBrokerOnce(self._broker), "retry", **self._act) as progress:
+        async with recorded(CallBrokerOnce(self._broker), "retry", **self._action) as progress:
             problem = await self._retry(stage, progress)
             progress.stopped = problem or ""
         return problem or await self._until_ended()
@@ -301,14 +284,14 @@ def _has_failed(record: Record) -> bool:
 
 def pause(arguments: argparse.Namespace) -> int:
     with raising(signal.SIGTERM, signal.SIGHUP):
-        return with_store(_pause, arguments)
+        return command.with_store(_pause, arguments)
 
 
 async def _pause(app: App, arguments: argparse.Namespace) -> int:
     """Pause or resume queues, and leave those that are so already. A queue may be paused before its first job, but an unknown name
     is usually a typo, so the output says that it is unknown."""
     verb, broker = arguments.command, app.broker()
-    with reporting(ValueError):
+    with command.reporting(ValueError):
         names = list(dict.fromkeys(check_queue(name) for name in arguments.names))
     known = {queue.name: queue.is_paused for queue in await broker.admin.queues()}
     changing = [name for name in names if known.get(name, False) != (verb == "pause")]
@@ -321,7 +304,5 @@ async def _pause(app: App, arguments: argparse.Namespace) -> int:
             else:
                 text = f"{name} is paused already" if verb == "pause" else f"{name} is not paused"
             if not arguments.json:
-                print(text + ("" if name in known else suggestion(name, known)))
-    if arguments.json:
-        print_json({"act": verb, "queues": [{"name": name, "known": name in known} for name in names]})
-    return Exit.OK
+                print(text + ("" if name in known else command.suggestion(name, known)))
+    return show(arguments, {"act": verb, "queues": [{"name": name, "known": name in known} for name in names]}, ())

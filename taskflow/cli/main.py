@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 
-# Seconds that Python may take to exit. It would wait without limit for threads and processes that jobs have left behind.
-EXIT_TIMEOUT: Final = 5.0
+EXIT_TIMEOUT: Final = 5.0  # without it, Python would wait without limit for threads and processes that jobs have left behind
 WARNING_TIMEOUT: Final = 0.5  # additional seconds for the message about that, and for buffered output
 
 
@@ -52,11 +51,16 @@ def _open_standard_streams() -> None:
 
 
 def _limit_exit_time(code: int) -> None:
-    """Start two threads that act if the process is slow to exit: one prints a warning, the other kills the process. They are separate
-    because printing may block if nothing reads the output. Both start now, because later the system may be out of threads."""
+    """Start a thread that warns if the process is slow to exit, and one that kills it: printing may block if nothing reads the output.
+    Both start now, because later the system may be out of threads."""
+
+    def end_by_force() -> None:
+        time.sleep(EXIT_TIMEOUT + WARNING_TIMEOUT)
+        os._exit(code)
+
     try:
         _thread.start_new_thread(warn_of_slow_exit, (EXIT_TIMEOUT,))
-        _thread.start_new_thread(_end_by_force, (code,))
+        _thread.start_new_thread(end_by_force, ())
     except RuntimeError:  # the system cannot start another thread
         return
 
@@ -65,11 +69,6 @@ def warn_of_slow_exit(after: float = 0.0) -> None:
     time.sleep(after)
     print("taskflow: threads or processes left behind by jobs do not end; exiting without them", file=sys.stderr)
     sys.stdout.flush()
-
-
-def _end_by_force(code: int) -> None:
-    time.sleep(EXIT_TIMEOUT + WARNING_TIMEOUT)
-    os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,12 +120,11 @@ def _run(argv: Sequence[str] | None) -> int:
     is_pid1 = is_worker and not is_supervised(arguments) and argv is None and _is_pid1(given)
     if arguments.command in ("worker", "check") and not is_pid1:
         arguments = parse_with_settings(parser, given, arguments.command)
-    arguments.argv = given
-    name = "startup:run_as_pid1" if is_pid1 else "supervise" if is_worker and is_supervised(arguments) else arguments.module
+    arguments.argv, arguments.collector = given, Collector()
+    name = "startup:run_as_pid1" if is_pid1 else "supervise:run" if is_worker and is_supervised(arguments) else arguments.module
     module, _, function = name.partition(":")
-    arguments.collector = Collector()
     with arguments.collector if is_worker and not is_pid1 else nullcontext():
-        code: int = getattr(import_module(f"taskflow.cli.{module}"), function or "run")(arguments)
+        code: int = getattr(import_module(f"taskflow.cli.{module}"), function)(arguments)
     return code
 
 

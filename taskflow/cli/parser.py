@@ -120,7 +120,7 @@ def _epilog(example: str, section: str) -> str:
 
 def _add_runs(command: Callable[..., Parser]) -> None:
     """Add the commands that run and send jobs."""
-    worker = command("worker", "worker", "run the jobs of modules", "Run the jobs that the modules declare.", supervisor=None)
+    worker = command("worker", "worker:run", "run the jobs of modules", "Run the jobs that the modules declare.", supervisor=None)
     _modules(worker)
     _broker(worker)
     add_worker_options(worker)

@@ -44,17 +44,14 @@ def _raise(number: int, frame: object) -> None:
 
 
 def drops_exceptions(frame: object) -> bool:
-    """Return True if `frame` is a function that the import system calls when a weak reference
-    dies. The interpreter would drop an exception raised there, and print it as an error of taskflow."""
+    """Return True if the interpreter would drop an exception raised in `frame`: the import system calls it when a weak reference dies."""
     code = getattr(frame, "f_code", None)
     return code is not None and code.co_name in ("cb", "remove") and code.co_filename.startswith("<frozen importlib")
 
 
 class Interrupts:
     """Remembers a Ctrl-C and raises it again, because the interpreter drops exceptions that are raised in its callbacks, and imports run
-    many of them. A second Ctrl-C ends the process at once.
-
-    In process 1 of a container, SIGTERM is handled in the same way, because there the kernel drops signals without a handler.
+    many of them. A second Ctrl-C ends the process at once. So does SIGTERM in process 1, where the kernel drops signals without a handler.
     """
 
     def __init__(self) -> None:

@@ -72,17 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         _announce(app, options)
         if supervisor is not None:
             supervisor.say("loaded")
-        run = WorkerRun(
-            app=app,
-            options=options,
-            signals=signals,
-            forced_exit=forced_exit,
-            health_report=health_report,
-            collector=arguments.collector,
-            supervisor=supervisor,
-            is_draining=arguments.drain,
-        )
-        return _run_to_exit(run)
+        return _run_to_exit(WorkerRun(app, options, signals, forced_exit, health_report, arguments.collector, supervisor, arguments.drain))
 
 
 def _options(arguments: argparse.Namespace) -> WorkerOptions:
@@ -175,7 +165,7 @@ def _create_own(work: Coroutine[Any, Any, T]) -> OwnTask[T]:
     return OwnTask(work, loop=asyncio.get_running_loop())
 
 
-@dataclass(kw_only=True)
+@dataclass
 class WorkerRun:
     """Runs a worker from its start to its exit. `supervisor` is its socket to the supervisor, or None."""
 
@@ -189,6 +179,10 @@ class WorkerRun:
     is_draining: bool
     has_ended: bool = False
 
+    def say(self, words: str) -> None:
+        if self.supervisor is not None:
+            self.supervisor.say(words)
+
     def note_event(self, event: WorkerEvent) -> None:
         match event:
             case DescriptorsClosed(why):  # writing on could reach other files that have reused the numbers of the descriptors
@@ -196,10 +190,10 @@ class WorkerRun:
                 os._exit(Exit.FORCED)
             case RunEnded() if self.supervisor is not None:
                 self.supervisor.count_run()
-            case WaitingForBroker() if self.supervisor is not None:
-                self.supervisor.say("waiting")
-            case SessionOpened(_, session) if self.supervisor is not None:
-                self.supervisor.say(f"session {session.hex()}")
+            case WaitingForBroker():
+                self.say("waiting")
+            case SessionOpened(_, session):
+                self.say(f"session {session.hex()}")
 
     async def work(self) -> int:
         subscribers = (*self.options.subscribers, self.health_report.note_event, self.note_event)
@@ -215,8 +209,8 @@ class WorkerRun:
                     code = self.signals.code
                     return code
                 is_drained = await self._until_stop(worker)
-                if not is_drained and self.supervisor is not None:
-                    self.supervisor.say("leaving")  # sent whatever the reason is
+                if not is_drained:
+                    self.say("leaving")  # sent whatever the reason is
             tally, took = worker.tally, time.monotonic() - began
             worked_for = span(took) if took >= 1 else f"{took:.1f} s"
             counts = f"{_counted(tally.runs, 'run')}, {_counted(tally.ended, 'job')} ended, {tally.failed:,} failed"
@@ -230,8 +224,8 @@ class WorkerRun:
             self.has_ended = True
             # Next, Python ends the tasks and threads that jobs have left behind, and these may not cooperate.
             self.forced_exit.exit_with(code, FORCED_EXIT_TIMEOUT if worker.has_forced else self.options.stop_timeout)
-        if self.supervisor is not None:  # before Python shuts down, because a signal during the shutdown would change the exit status
-            self.supervisor.say(f"{'drained' if is_drained else 'ended'} {code:d}")
+        # Before Python shuts down, because a signal during the shutdown would change the exit status.
+        self.say(f"{'drained' if is_drained else 'ended'} {code:d}")
         return code
 
     def _code(self, worker: Worker, *, is_drained: bool) -> int:
@@ -250,10 +244,8 @@ class WorkerRun:
 
     async def _until_stop(self, worker: Worker) -> bool:
         """Wait for a signal, for drained queues or for retirement. Return True if the queues are drained."""
-        drained = _create_own(worker.drained()) if self.is_draining else None
-        waits: list[asyncio.Task[Any]] = [_create_own(self.signals.wait(worker))]
-        if drained is not None:
-            waits.append(drained)
+        drained = [_create_own(worker.drained())] if self.is_draining else []
+        waits: list[asyncio.Task[Any]] = [_create_own(self.signals.wait(worker)), *drained]
         if self.supervisor is not None:
             waits.append(_create_own(_retire(worker, self.supervisor)))
         done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -262,7 +254,7 @@ class WorkerRun:
         await asyncio.gather(*pending, return_exceptions=True)
         for wait in done:
             wait.result()
-        return drained in done
+        return not done.isdisjoint(drained)
 
     async def _report_deaths(self, supervisor: SupervisorSocket) -> None:
         """Report to the broker the worker deaths that the supervisor has noticed. It repeats those that are not confirmed."""
@@ -302,7 +294,6 @@ class WorkerRun:
 
 
 async def _retire(worker: Worker, supervisor: SupervisorSocket) -> None:
-    """Wait until this worker must retire, then let its runs finish, even those
-    that exceed the grace period. Another worker takes its place."""
+    """Wait until this worker must retire, then let its runs finish, even those that exceed the grace period."""
     await asyncio.shield(asyncio.wrap_future(supervisor.retired))
     await worker.finish()
