@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from taskflow.broker.admin import Admin
-from taskflow.cli.explain import Facts, _shortened
+from taskflow.cli.explain import Facts, Reason, _shortened, facts_of, reasons
+from taskflow.model.clock import instant_of
+from taskflow.model.envelope import OnConflict
 from taskflow.model.ids import id_text
 from taskflow.model.record import Record, Status
+from taskflow.model.schedule import SCHEDULE
+from taskflow.model.session import Report, Session, SessionRecord
+from taskflow.model.verdict import RunError
+from taskflow.model.wording import WAYS_OUT
 from tests.cli.inprocess import Cli
 from tests.cli.stock import Stock
+from tests.support.harnesses import MemoryHarness
+from tests.support.verdicts import cancelled, discarded, failed, handed_back, parked, retried, snoozed
+from tests.support.world import Job, World
 
 
 def test_facts_are_asked_for_once_for_all_jobs_of_a_queue(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,3 +75,323 @@ def test_the_cause_is_explained_briefly() -> None:
     assert _shortened("IntegrityError: no\nuser") == "IntegrityError: no\n    user"
     assert _shortened("1\n2\n3\n4\n5\n6") == "1\n    2\n    3\n    4\n    5..."
     assert len(_shortened("x" * 5_000)) < 1_100
+
+
+# --- planted causes; that each broker gives the same facts is proven by conformance -------------------------------------
+
+
+Plant = Callable[[World], Awaitable[Job]]
+
+_CAUSES: dict[str, tuple[Plant, str, str]] = {}
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with World(MemoryHarness) as opened:
+        yield opened
+
+
+def cause(text: str, cure: str = "") -> Callable[[Plant], Plant]:
+    """Declare a cause: the function plants it, and the first reason has this text and this cure."""
+
+    def declare(plant: Plant) -> Plant:
+        _CAUSES[plant.__name__] = plant, text, cure
+        return plant
+
+    return declare
+
+
+@cause("queue default is paused", "taskflow resume default")
+async def paused(world: World) -> Job:
+    await world.a_session()
+    await world.broker.admin.pause("default")
+    return await world.add()
+
+
+@cause("no worker is running", "taskflow worker MODULE")
+async def no_worker(world: World) -> Job:
+    return await world.add()
+
+
+@cause("worker elsewhere does not take queue default", "--queues default")
+async def no_worker_of_the_queue(world: World) -> Job:
+    await world.a_session("elsewhere", queues=("mail",))
+    return await world.add()
+
+
+@cause("none of the 2 workers knows work", "start one with its module")
+async def no_worker_that_knows_it(world: World) -> Job:
+    await world.a_session("one", jobs=("other",))
+    await world.a_session("two", jobs=("another",), queues=("default",))
+    return await world.add()
+
+
+@cause("the only slot of worker busy is busy", "more workers")
+async def busy_workers(world: World) -> Job:
+    session = await world.a_session("busy", concurrency=1, jobs=("work",))
+    await world.running(session)
+    return await world.add()
+
+
+@cause("it has been ready for 5s, behind 31 others in queue default; none was claimed just now", "wait")
+async def behind_others(world: World) -> Job:
+    await world.a_session(concurrency=10)
+    await world.enqueue(*(world.an_envelope() for _ in range(31)))
+    job = await world.add()
+    world.clock.advance(5.0)
+    return job
+
+
+@cause("it waits for a worker that knows it", "deploy the code that sent it")
+async def parked_job(world: World) -> Job:
+    lease = await world.running()
+    await world.settle(parked(lease, 60.0))
+    return lease
+
+
+@cause("attempt 1 of 10 failed: builtins.ValueError: no such user; the next one starts in 1m", "retry is automatic")
+async def waiting_for_a_retry(world: World) -> Job:
+    lease = await world.running()
+    await world.settle(retried(lease, 60.0))
+    return lease
+
+
+@cause("it has snoozed once; it is ready again in 1m")
+async def snoozing(world: World) -> Job:
+    lease = await world.running()
+    await world.settle(snoozed(lease, 60.0))
+    return lease
+
+
+@cause("it was sent for later; it is ready in 1m")
+async def planned(world: World) -> Job:
+    return await world.add(after=60.0)
+
+
+@cause("schedule nightly has added it for later; it is ready in 1m")
+async def added_by_a_schedule(world: World) -> Job:
+    return await world.add(after=60.0, headers={SCHEDULE: "nightly"})
+
+
+@cause("which runs with its key", "let that job end")
+async def behind_the_holder_of_its_key(world: World) -> Job:
+    await world.running(key="k", queue="default")
+    return await world.add(key="k", on_conflict=OnConflict.REPLACE)
+
+
+@cause("it waits for other jobs to end")
+async def held_by_a_join(world: World) -> Job:
+    return await world.add(awaits=2)
+
+
+@cause("handed back 10 times without an outcome; it is ready again in 5s", "why its workers stop")
+async def handed_back_often(world: World) -> Job:
+    session = await world.a_session()
+    lease = await world.running(session, queue="default")
+    for _ in range(9):
+        await world.settle(handed_back(lease))
+        [lease] = await world.claim(session)
+    await world.settle(handed_back(lease))
+    return lease
+
+
+@cause("it was asked to stop, and has not stopped yet", "ctx.cancelled")
+async def asked_to_stop(world: World) -> Job:
+    lease = await world.running()
+    await world.cancel(lease)
+    return lease
+
+
+@cause("its worker stopped has sent no heartbeat for 15s", "another worker takes the job; none is running: start one")
+async def on_a_silent_worker(world: World) -> Job:
+    lease = await world.running(await world.a_session("stopped"))
+    world.clock.advance(15.0)
+    return lease
+
+
+@cause("no heartbeat for 25s from worker stopped, which could run it", "start another one")
+async def only_silent_workers(world: World) -> Job:
+    session = await world.a_session("stopped", concurrency=1)
+    await world.running(session)
+    world.clock.advance(25.0)
+    return await world.add()
+
+
+@cause("it is due, but no worker is running", "start one")
+async def due_without_a_worker(world: World) -> Job:
+    await world.a_session("stopped")
+    job = await world.add(after=10.0)
+    world.clock.advance(25.0)
+    return job
+
+
+@cause("it has been running on worker for 3s, attempt 1 of 10")
+async def running(world: World) -> Job:
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.beat(session, lease, reports=[Report(lease.claim, 1.0)])
+    world.clock.advance(2.0)
+    return lease
+
+
+@cause("worker worker took it 3s ago, and has not reported its start yet")
+async def not_begun(world: World) -> Job:
+    lease = await world.running()
+    world.clock.advance(3.0)
+    return lease
+
+
+@cause("its last attempt, 1 of 1, failed: builtins.ValueError: no such user", "taskflow retry")
+async def out_of_attempts(world: World) -> Job:
+    lease = await world.running(max_attempts=1)
+    await world.settle(failed(lease))
+    return lease
+
+
+@cause("builtins.ValueError: no such user; this error is not retried", "taskflow retry")
+async def an_error_that_is_not_retried(world: World) -> Job:
+    lease = await world.running()
+    await world.settle(failed(lease))
+    return lease
+
+
+@cause("it was discarded: not wanted", "taskflow retry")
+async def thrown_away(world: World) -> Job:
+    lease = await world.running()
+    await world.settle(discarded(lease))
+    return lease
+
+
+@cause("its worker was lost 4 times in a row", "find out what kills its workers")
+async def poisonous(world: World) -> Job:
+    job = await world.add()
+    for _ in range(4):
+        session = await world.a_session()
+        await world.claim(session, limit=1)
+        await world.die(session)
+        await world.pass_time(400.0)
+    return job
+
+
+@cause("it expired: no worker had started it in time", "start more workers")
+async def expired(world: World) -> Job:
+    job = await world.add(expires=10.0)
+    await world.pass_time(11.0)
+    return job
+
+
+@cause("it expired before a worker had started it; queue default is paused", "`taskflow resume default` ends the pause; then")
+async def expired_in_a_pause(world: World) -> Job:
+    job = await world.add(expires=10.0)
+    await world.broker.admin.pause("default")
+    await world.pass_time(11.0)
+    return job
+
+
+@cause("it was replaced by ", "look at that job")
+async def replaced(world: World) -> Job:
+    job = await world.add(key="k")
+    await world.add(key="k", on_conflict=OnConflict.REPLACE)
+    return job
+
+
+@cause("it was cancelled: asked to", "runs it all the same")
+async def cancelled_by_itself(world: World) -> Job:
+    lease = await world.running()
+    await world.settle(cancelled(lease))
+    return lease
+
+
+@pytest.mark.parametrize("name", _CAUSES)
+async def test_the_cause_is_named_first_with_its_cure(world: World, name: str) -> None:
+    plant, text, cure = _CAUSES[name]
+    job = await plant(world)
+    record = await world.record(job)
+
+    first, *_ = reasons(record, await facts_of(world.broker.admin, record, instant_of(world.clock.wall())))
+
+    assert text in first.text
+    assert cure in first.cure.replace(id_text(record.id), "ID")
+    assert (first.cure == "") == (cure == "") or name in ("held_by_a_join",)
+
+
+async def test_further_reasons_follow(world: World) -> None:
+    """What would hold the job up next is told, too."""
+    await world.broker.admin.pause("default")
+    record = await world.record(await world.add())
+    told = reasons(record, await facts_of(world.broker.admin, record, instant_of(world.clock.wall())))
+    assert [reason.text for reason in told] == ["queue default is paused", "no worker is running"]
+    assert all(isinstance(reason, Reason) and reason.cure for reason in told)
+
+
+# --- the words: the place of a ready job, durations, times and cures ----------------------------------------------------
+
+
+NOW = datetime(2026, 11, 28, tzinfo=UTC)
+IDLE = SessionRecord(session=Session(id=b"s" * 16, name="one"), registered_at=NOW, seconds_since_beat=0.0, leases=0, is_dying=False)
+READY = Record(id=b"j" * 16, job="work", queue="mail", status=Status.READY, created_at=NOW, due_at=NOW - timedelta(seconds=5))
+
+
+@pytest.mark.parametrize(
+    ("place", "others", "rate", "told"),
+    [
+        (0, 5, 10.0, "and is the next one in queue mail"),
+        (1, 5, 10.0, "behind 1 other in queue mail; at the present rate its turn comes in about 0s"),
+        (31, 500, 2.0, "behind 31 others in queue mail; at the present rate its turn comes in about 16s"),
+        (31, 500, 0.0, "behind 31 others in queue mail; none was claimed just now"),
+        (None, 50_000, 100.0, "behind at least 1,000 others in queue mail; at the present rate its turn comes in about 10s"),
+        (None, 0, None, "and nothing is known to hold it up"),
+    ],
+)
+def test_the_place_of_a_ready_job_is_told(place: int | None, others: int, rate: float | None, told: str) -> None:
+    places = {number.to_bytes(16): number for number in range(min(others, 1_000))} | ({} if place is None else {READY.id: place})
+    facts = Facts(now=NOW, counts={Status.READY: others + 1}, positions=places, workers=(IDLE,), rate=rate)
+    [reason] = reasons(READY, facts)
+    assert reason.text == f"it has been ready for 5s, {told}"
+
+
+@pytest.mark.parametrize(
+    ("attempt", "told"), [(2, "ValueError: no; this error is not retried"), (3, "its last attempt, 3 of 3, failed: ValueError: no")]
+)
+def test_an_error_that_is_not_retried_is_told_from_the_last_attempt(attempt: int, told: str) -> None:
+    error = RunError("ValueError", "no", "", attempt)
+    failed = msgspec.structs.replace(
+        READY, status=Status.FAILED, failures=attempt, max_attempts=3, errors=(error,), reason="ValueError: no", ended_at=NOW
+    )
+    assert reasons(failed, Facts(now=NOW))[0].text == told
+
+
+def test_a_parked_job_is_told_its_cure_once() -> None:
+    parked = msgspec.structs.replace(
+        READY, status=Status.SCHEDULED, due_at=NOW + timedelta(seconds=62), waiting_for=f"a worker that knows the job 'work'; {WAYS_OUT}"
+    )
+    [reason] = reasons(parked, Facts(now=NOW))
+    assert reason.text == "no worker could run it: it waits for a worker that knows the job 'work', and is tried again in 1m2s"
+    assert reason.cure == f"deploy the code that sent it, or `taskflow cancel {id_text(READY.id)}` if that code was removed"
+
+
+def test_a_missing_argument_is_told_without_the_jobs_name() -> None:
+    waiting_for = f"a worker with other code: last: is a required argument and was not given (in a call of work); {WAYS_OUT}"
+    parked = msgspec.structs.replace(READY, status=Status.SCHEDULED, due_at=NOW + timedelta(seconds=5), waiting_for=waiting_for)
+    told = "it waits for a worker with other code: the argument `last` is required, and was not given, and is tried again in 5s"
+    assert told in reasons(parked, Facts(now=NOW, workers=(IDLE,)))[0].text
+
+
+def test_a_pause_is_the_cause_and_more_workers_are_no_cure() -> None:
+    """Not even beside busy workers and other jobs, and also for a job that is due later or has expired."""
+    busy = msgspec.structs.replace(IDLE, leases=IDLE.session.concurrency)
+    facts = Facts(now=NOW, is_paused=True, counts={Status.READY: 9}, positions={READY.id: 3}, workers=(busy,), rate=0.0)
+    later = msgspec.structs.replace(READY, status=Status.SCHEDULED, due_at=NOW + timedelta(seconds=62))
+    expired = msgspec.structs.replace(READY, status=Status.CANCELLED, reason="expired", ended_at=NOW)
+    for record, place in ((READY, 0), (later, 1), (expired, 0)):
+        found = reasons(record, facts)
+        assert "queue mail is paused" in found[place].text
+        assert found[place].cure.startswith("`taskflow resume mail` ends the pause")
+        assert not any("workers" in reason.cure for reason in found)
+    assert reasons(READY, facts)[1].text == "it has been ready for 5s, behind 3 others in queue mail"
+
+
+def test_a_reason_that_only_says_cancelled_is_left_out() -> None:
+    for reason, told in ((None, "it was cancelled"), ("cancelled", "it was cancelled"), ("duplicate", "it was cancelled: duplicate")):
+        record = msgspec.structs.replace(READY, status=Status.CANCELLED, reason=reason, ended_at=NOW)
+        assert reasons(record, Facts(now=NOW))[0].text == told

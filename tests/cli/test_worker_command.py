@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
 import re
+import signal
 import time
 from typing import Any
 
 import pytest
 
+from taskflow.cli.startup import Collector
 from taskflow.model.codec.payload import seal
 from taskflow.model.codec.wire import pack
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory
 from taskflow.worker import executor
 from tests.cli.inprocess import Cli
+from tests.cli.processes import Shell, ended_clearly
 
 TASKS = """
 import asyncio
@@ -236,3 +241,194 @@ def test_a_jobs_own_lifespan_error_is_the_users_traceback(cli: Cli, error: str) 
     assert f"raise {error}" in shown
     assert "taskflow/" not in shown
     cli.load("taskflow.app.app").default_app().configure()
+
+
+# --- a module that sends jobs while it is imported sends them again with every worker -----------------------------------
+
+
+JOBS = """
+import asyncio
+from taskflow import enqueue_sync, job
+
+ran = []
+
+@job
+def note(n: int) -> None:
+    ran.append(n)
+
+@job
+async def other(n: int) -> None:
+    ran.append(n)
+"""
+
+
+@pytest.mark.parametrize(
+    "sends",
+    [
+        "note.delay_sync(1)",
+        "enqueue_sync(note.bind(n) for n in range(3))",
+        "asyncio.run(note.delay(1))",
+        "note.delay_sync(1); other.delay_sync(2)",
+    ],
+)
+def test_a_module_that_sends_while_it_is_imported_is_warned_of_once(cli: Cli, sends: str) -> None:
+    cli.write("tasks.py", f"{JOBS}\n{sends}\n")
+    said = cli("worker", "tasks", "--drain")
+    assert said.err.count("tasks sends tasks.note when it is imported, so every worker that imports the module sends the job again") == 1
+    assert said.err.count("when it is imported") == 1
+
+
+def test_a_module_that_only_binds_or_sends_when_asked_is_not_warned_of(cli: Cli) -> None:
+    cli.write(
+        "tasks.py",
+        f"{JOBS}\ncall = note.bind(1)\nif __name__ == '__main__':\n    note.delay_sync(1)\n\ndef go() -> None:\n    note.delay_sync(1)\n",
+    )
+    cli.load("tasks").go()
+    assert "when it is imported" not in cli("worker", "tasks", "--drain").err
+
+
+# --- settings -----------------------------------------------------------------------------------------------------------
+
+
+A_TASK = """
+    from taskflow import job
+
+    @job(queue="mail")
+    def send() -> None: ...
+"""
+PROJECT = """
+    [tool.taskflow.worker]
+    modules = ["app.tasks"]
+    queues = ["mail=3", "default=1"]
+    concurrency = 7
+"""
+
+
+@pytest.fixture
+def project(cli: Cli) -> Cli:
+    cli.write("app/tasks.py", A_TASK)
+    cli.write("app/other.py", A_TASK)
+    cli.write("pyproject.toml", PROJECT)
+    return cli
+
+
+def test_a_worker_takes_its_modules_queues_and_concurrency_from_pyproject(project: Cli) -> None:
+    project.load("app.tasks").send.delay_sync()
+    project.forget_modules()
+    said = project("worker", "--drain").err
+    assert "queues: mail=3, default=1; concurrency: 7" in said
+    assert "modules: app.tasks; 1 job" in said
+    assert project.json("queues")[0]["counts"]["succeeded"] == 1
+
+
+def test_the_environment_overrides_pyproject_and_options_override_both(project: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKFLOW_WORKER_MODULES", "app.tasks, app.other")
+    monkeypatch.setenv("TASKFLOW_WORKER_CONCURRENCY", "8")
+    monkeypatch.setenv("TASKFLOW_WORKER_QUEUES", "")
+    said = project("worker", "--drain").err
+    assert "modules: app.tasks, app.other;" in said
+    assert "queues: mail=3, default=1; concurrency: 8" in said
+    said = project("worker", "app.tasks", "--drain", "--queues", "mail", "--concurrency", "100").err
+    assert "modules: app.tasks;" in said
+    assert "queues: mail; concurrency: 100" in said
+
+
+def test_a_check_takes_its_modules_from_pyproject(project: Cli) -> None:
+    project.load("app.tasks").send.delay_sync()
+    project.forget_modules()
+    assert project("check").out.splitlines()[-1] == "all 1 jobs would run with this code"
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        (
+            'module = ["a"]',
+            "[tool.taskflow.worker] in FOLDER/pyproject.toml has an unknown setting 'module'; settings are modules, queues, ",
+        ),
+        ("modules = 5", "modules in [tool.taskflow.worker] of FOLDER/pyproject.toml is 5: expected text or a list of texts"),
+        ('modules = ["a", 5]', "is ['a', 5]: expected text or a list of texts"),
+        ("modules = []", "is []: expected text or a list of texts"),
+        (
+            "concurrency = true",
+            "concurrency in [tool.taskflow.worker] of FOLDER/pyproject.toml is True: expected a whole number, 1 or more",
+        ),
+        ("processes = 0", "is 0: expected a whole number, 1 or more"),
+        ("processes = 1001", "is 1001: expected at most 1000, because more would fill the machine"),
+        ('modules = "app.tasks"\nqueues = "two words"', "queues in [tool.taskflow.worker] of FOLDER/pyproject.toml: queue 'two words'"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_place(project: Cli, settings: str, complaint: str) -> None:
+    project.write("pyproject.toml", f"[tool.taskflow.worker]\n{settings}")
+    assert complaint.replace("FOLDER", os.path.realpath(project.folder)) in project("worker", code=2).err
+    assert project("queues", "--broker", "memory://").err == "", "other commands do not read these settings"
+
+
+def test_a_wrong_variable_and_a_table_that_is_none_are_named(project: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.write("pyproject.toml", "[tool.taskflow]\nworker = 5")
+    assert "[tool.taskflow.worker] must be a table, got 5" in project("worker", code=2).err
+    project.write("pyproject.toml", "")
+    monkeypatch.setenv("TASKFLOW_WORKER_PORT", "tcp://10.0.0.1:80")  # as Kubernetes sets it for a service of this name
+    monkeypatch.setenv("TASKFLOW_WORKER_PROCESSES", "many")
+    assert project("worker", "app.tasks", code=2).err == (
+        "taskflow: TASKFLOW_WORKER_PROCESSES is 'many': expected a whole number, 1 or more\n"
+    )
+
+
+def test_without_modules_anywhere_the_command_says_where_to_name_them(cli: Cli) -> None:
+    for command in ("worker", "check"):
+        said = cli(command, code=2).err
+        assert f"taskflow {command}: name the modules that declare jobs, as in `taskflow {command} app.tasks`, or set modules in" in said
+
+
+def test_a_number_of_processes_starts_a_supervisor_which_keeps_it(shell: Shell) -> None:
+    """Also for a worker that takes another one's place after the setting is gone."""
+    shell.write("tasks.py", A_TASK)
+    shell.write("pyproject.toml", '[tool.taskflow.worker]\nmodules = ["tasks"]\nprocesses = 2\n')
+    supervisor = shell.taskflow("worker")
+    supervisor.wait_for("working as", times=2)
+    shell.write("pyproject.toml", '[tool.taskflow.worker]\nmodules = ["tasks"]\n')
+    supervisor.signal(signal.SIGHUP)
+    supervisor.wait_for("working as", times=4)
+    supervisor.signal(signal.SIGTERM)
+    ended_clearly(supervisor, [0])
+
+
+# --- the garbage collector ----------------------------------------------------------------------------------------------
+
+
+COLLECTED = """
+import gc
+from taskflow import job
+
+while_loading = gc.get_threshold()
+told = []
+
+@job
+def tell() -> None:
+    told.append((gc.get_threshold(), gc.get_freeze_count() > 10_000))
+"""
+
+
+def test_a_worker_is_collected_seldom_while_it_loads_and_as_ever_while_it_works(cli: Cli) -> None:
+    before = gc.get_threshold()
+    cli.write("tasks.py", COLLECTED)
+    tasks: Any = cli.load("tasks")
+    tasks.tell.delay_sync()
+    cli("worker", "tasks", "--drain")
+    assert tasks.told == [(before, True)]
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0), "whoever has called it goes on as before"
+
+
+@pytest.mark.parametrize("threshold", [(9_999, 9, 9), (50_000, 500, 1_000)])
+def test_what_the_application_has_set_stays(threshold: tuple[int, int, int]) -> None:
+    before = gc.get_threshold()
+    try:
+        with Collector() as collector:
+            gc.set_threshold(*threshold)
+            has_set = gc.get_threshold()  # newer versions of Python leave out the last
+            collector.settle()
+            assert gc.get_threshold() == has_set
+        assert gc.get_threshold() == has_set
+    finally:
+        gc.set_threshold(*before)
