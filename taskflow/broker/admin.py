@@ -226,7 +226,7 @@ class Admin(Protocol):
         """Add what an operator did to the audit log, with the store's time. [admin_acts]
 
         The same act sent again is not added again. [admin_acts_repeat]
-        The log keeps the newest `rules.most_acts`. [admin_acts_bounded]
+        The log keeps the newest `rules.max_actions`. [admin_acts_bounded]
         """
         ...
 

@@ -117,7 +117,7 @@ and any number of times. Calls may overlap: each move is made once.
   [crash_poison] More than `max_crashes` crashes in a row make the job FAILED as poison, whatever attempts are left or used.
   [poison_follow_up] A poison job with `on_failure` becomes READY in its old place instead of FAILED, and no longer expires. Its leases have
     the reason as `poison`: the worker settles it as `Discarded`, with the follow-up, without a run. That resets no counts. After further
-    crashes it waits as `crash_backoff` says; beyond `most_crashes_as_poison` it becomes FAILED without the follow-up, and its reason says
+    crashes it waits as `crash_backoff` says; beyond `max_poison_crashes` it becomes FAILED without the follow-up, and its reason says
     so. Cancellation and [key_gives_way] apply as to other jobs that wait again. It counts as poison only once it is FAILED.
   [crash_marked] A job that was asked to stop becomes CANCELLED after a crash, and does not run again.
   [outage] If a session lapses while no session at all has sent a heartbeat for two thirds of its ttl, the store was unavailable. The
@@ -134,7 +134,7 @@ end because their worker was lost, has left, or does not know them, and runs tha
     them, oldest first. `next_in` is 0 if more are left. Each is given to one caller, once.
   [ends_settled] The end of a job by a verdict that is final is not noted: the worker that settled it knows.
   [ends_unheard] While no such session lives, nothing is noted. Upkeep without `ends` takes nothing.
-  [ends_bounded] About `most_ends` of them are kept. Older ones are dropped, at the latest by upkeep with `ends`, which returns about how
+  [ends_bounded] About `max_ends` of them are kept. Older ones are dropped, at the latest by upkeep with `ends`, which returns about how
     many.
   [ends_told] The first end that is noted nudges listeners under `topics.DUE`. While ends are noted, the `due_in` of a work hint for a
     session with `wants_ends` is 0.

@@ -30,8 +30,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     `keep_cancelled`    how long a cancelled job is kept
     `keep_asleep`       how long a declared schedule is kept after the last session that declared it has ended
     `kept_per_queue`    how many failed jobs each queue keeps at most, and how many other ended jobs; the oldest are dropped first
-    `most_ends`         how many ends of jobs the store keeps for workers that hear of them; the oldest are dropped and counted
-    `most_acts`         how many acts of operators the audit log keeps
+    `max_ends`         how many ends of jobs the store keeps for workers that hear of them; the oldest are dropped and counted
+    `max_actions`         how many actions of operators the audit log keeps
     `upkeep_every`      how often upkeep runs in the whole fleet while nothing is due. By default, an idle worker sends less than one
                         command a second, and a dead worker's jobs run again within 25 s
     """
@@ -46,12 +46,12 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     keep_cancelled: float = 300.0
     keep_asleep: float = 30 * DAY
     kept_per_queue: int = 100_000
-    most_ends: int = 10_000
-    most_acts: int = 10_000
+    max_ends: int = 10_000
+    max_actions: int = 10_000
     upkeep_every: float = 2.0
 
     @property
-    def most_crashes_as_poison(self) -> int:
+    def max_poison_crashes(self) -> int:
         """The number of crashes after which a poison job ends even if no worker has sent its follow-up."""
         return 2 * self.max_crashes + 1
 

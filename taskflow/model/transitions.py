@@ -188,7 +188,7 @@ def crash(
     wait = to_microseconds(rules.crash_wait(job.crashes))
     if job.crashes > rules.max_crashes and not is_stopping:
         reason = wording.poison(job.crashes, died_of)
-        if has_follow_up and job.crashes <= rules.most_crashes_as_poison:
+        if has_follow_up and job.crashes <= rules.max_poison_crashes:
             due = now + wait if wait and job.crashes > rules.max_crashes + 1 else None
             return Transition(Event.CRASH, job, None, reason, due, wording.FOLLOW_UP_WAITS, lost, is_poison=True)
         reason += wording.FOLLOW_UP_LOST * has_follow_up

@@ -62,7 +62,7 @@ async def test_admin_acts_repeat(world: World) -> None:
 
 async def test_admin_acts_bounded(world: World) -> None:
     """The oldest go, and the numbers rise all the same."""
-    world = world.under(most_acts=3)
+    world = world.under(max_actions=3)
     for number in range(5):
         await world.broker.admin.record_action(an_act(world, verb=str(number)))
 

@@ -198,7 +198,7 @@ async def test_ends_unheard__by_upkeep_that_does_not_ask(world: World) -> None:
 
 async def test_ends_bounded(world: World) -> None:
     """The oldest are dropped, and their number is told once."""
-    world = world.under(most_ends=3)
+    world = world.under(max_ends=3)
     await a_subscriber(world)
     jobs = [await world.add() for _ in range(5)]
     for job in jobs[:4]:

@@ -193,7 +193,7 @@ class ReferenceTransitions:
         if not self.ends:
             self.to_wake.add(topics.DUE)
         self.ends.append(job_id)
-        if len(self.ends) > self.rules.most_ends:
+        if len(self.ends) > self.rules.max_ends:
             self.ends.popleft()
             self.ends_dropped += 1
 

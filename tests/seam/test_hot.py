@@ -186,7 +186,7 @@ async def test_hot_fade__buries_and_forgets(store: SeamStore) -> None:
 
 
 async def test_hot_fade__too_many(store: SeamStore) -> None:
-    """Each queue keeps `most_kept` FAILED jobs, and as many SUCCEEDED and CANCELLED ones together. The oldest are buried, and counted."""
+    """Each queue keeps `max_kept` FAILED jobs, and as many SUCCEEDED and CANCELLED ones together. The oldest are buried, and counted."""
     now = await store.now()
     failed = [await ended(store, FAILED, now + n) for n in range(3)]
     others = [await ended(store, (SUCCEEDED, CANCELLED)[n % 2], now + n) for n in range(5)]

@@ -288,14 +288,14 @@ async def test_more_jobs_than_slots_wait_for_their_turn_and_all_run(lines: Lines
 
 
 async def test_a_child_is_replaced_after_so_many_runs(lines: Lines) -> None:
-    async with a_worker(lines, at_once=1, most_runs=3):
+    async with a_worker(lines, at_once=1, max_runs=3):
         pids = [await (await jobs.pid.delay()).result(TIMEOUT) for _ in range(7)]
         assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [3, 3, 1]
         await gone(pids[0], pids[3])
 
 
 async def test_a_child_that_has_grown_is_replaced(lines: Lines) -> None:
-    async with a_worker(lines, at_once=1, most_growth=32 << 20):
+    async with a_worker(lines, at_once=1, max_growth=32 << 20):
         small = [await (await jobs.grows.delay(1)).result(TIMEOUT) for _ in range(2)]
         large = await (await jobs.grows.delay(64)).result(TIMEOUT)
         assert small == [large, large]

@@ -59,7 +59,7 @@ async def until(ledger: Path, word: str) -> int:
 
 
 async def test_each_child_is_set_up_once_in_its_main_thread_before_its_first_job(ledger: Path) -> None:
-    async with a_worker(at_once=1, most_runs=2):
+    async with a_worker(at_once=1, max_runs=2):
         for _ in range(3):
             assert await (await jobs.reads_state.delay()).result(TIMEOUT) == "a model"
     assert words(ledger) == ["initialized", "entered", "run", "run", "left", "initialized", "entered", "run", "left"] or words(ledger) == [

@@ -98,7 +98,7 @@ class Counting(MemoryBroker):
 
 async def test_ends_that_the_store_has_dropped_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     hearing = EndedRecorder()
-    broker = MemoryBroker(rules=Rules(most_ends=2))
+    broker = MemoryBroker(rules=Rules(max_ends=2))
     with default_app().using(broker):
         configure(middleware=[hearing])
         async with Worker(options=elsewhere()):

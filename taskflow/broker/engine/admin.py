@@ -221,9 +221,9 @@ def drop(ids: Sequence[bytes], rules: Rules) -> Operation[list[Status | None]]:
 
 
 def record_action(act: Action, rules: Rules) -> Operation[None]:
-    newest: Snapshot = yield Query(scans=(Scan("actions", rules.most_acts + 100, backwards=True, with_records=False),))
+    newest: Snapshot = yield Query(scans=(Scan("actions", rules.max_actions + 100, backwards=True, with_records=False),))
     ref = Ref(Kind.ACTION, act.id)
-    surplus = [entry.ref for entry in newest.scans[0][rules.most_acts - 1 :]]
+    surplus = [entry.ref for entry in newest.scans[0][rules.max_actions - 1 :]]
 
     def one(draft: Draft, ref: Ref) -> None:
         if draft.plain(*ref) is None:

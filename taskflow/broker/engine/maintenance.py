@@ -178,9 +178,9 @@ def _drop(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
 
 def take_ends(rules: Rules) -> Operation[tuple[tuple[bytes, ...], int]]:
     """Remove and return the first ends that were noted. If too many were noted, drop the oldest before that, and return their number."""
-    seen: Snapshot = yield Query(scans=(Scan("ends", rules.most_ends + MAX_ENDS, with_records=False),))
+    seen: Snapshot = yield Query(scans=(Scan("ends", rules.max_ends + MAX_ENDS, with_records=False),))
 
-    surplus = max(0, len(seen.scans[0]) - rules.most_ends)
+    surplus = max(0, len(seen.scans[0]) - rules.max_ends)
     refs = [entry.ref for entry in seen.scans[0][: surplus + MAX_ENDS]]
     taken = yield from decide(refs, _forget, rules, refs, locked=False)
     ended = tuple(ref.id for ref, is_taken in zip(refs[surplus:], taken[surplus:], strict=True) if is_taken)

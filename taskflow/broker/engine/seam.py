@@ -301,7 +301,7 @@ class Fade(NamedTuple):
     """Calls `Store.fade`."""
 
     limit: int
-    most_kept: int
+    max_kept: int
     repeat_for: int
 
 
@@ -378,10 +378,10 @@ class Store(Protocol):
         """Make due jobs READY. Return their number, and when the next one is due, or None."""
         ...
 
-    def fade(self, limit: int, most_kept: int, repeat_for: int) -> Faded:
+    def fade(self, limit: int, max_kept: int, repeat_for: int) -> Faded:
         """Bury the ended jobs without ties that need not be kept, and forget buried ones `repeat_for` microseconds after their end.
 
-        Each queue keeps at most `most_kept` FAILED jobs, and as many other ended ones. The oldest are buried first, and counted as
+        Each queue keeps at most `max_kept` FAILED jobs, and as many other ended ones. The oldest are buried first, and counted as
         `wording.DROPPED_OVER_CAP`. Any job is buried once its `fade_at` has come.
         """
         ...
@@ -400,8 +400,8 @@ def dispatch(store: Any, effect: Effect) -> Any:
             return store.succeed(runs)
         case Promote(limit):
             return store.promote(limit)
-        case Fade(limit, most_kept, repeat_for):
-            return store.fade(limit, most_kept, repeat_for)
+        case Fade(limit, max_kept, repeat_for):
+            return store.fade(limit, max_kept, repeat_for)
 
 
 def refuse_repeated(steps: Iterable[Step]) -> None:

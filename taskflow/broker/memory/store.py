@@ -142,10 +142,10 @@ class MemoryStore(RecordStore):
                 self._change(ref, "release", rev, {"status": READY, "due_at": max(header["due_at"], now)})
         return len(ready), due[len(ready)][0][0] if len(due) > len(ready) else None
 
-    def fade(self, limit: int, most_kept: int, repeat_for: int) -> Faded:
+    def fade(self, limit: int, max_kept: int, repeat_for: int) -> Faded:
         now, rev = self._clock.wall(), self._new_rev()
         buried, left = 0, dict[Ref, bool]()
-        surplus = self._over_cap(most_kept, limit + 1)
+        surplus = self._over_cap(max_kept, limit + 1)
         for queue, ref in surplus[:limit]:
             if self._bury(ref, rev, repeat_for, left, is_surplus=True):
                 buried += 1
@@ -165,12 +165,12 @@ class MemoryStore(RecordStore):
                 break
         return Faded(buried, has_more, left)
 
-    def _over_cap(self, most_kept: int, limit: int) -> list[tuple[str, Ref]]:
+    def _over_cap(self, max_kept: int, limit: int) -> list[tuple[str, Ref]]:
         """Return the oldest ended jobs of queues that have too many of them, at most `limit`."""
         found = list[tuple[str, Ref]]()
         for queue in sorted({group.prefix[0] for group in self._indexes["status"].groups(())}):
             for statuses in ((SUCCEEDED, CANCELLED), (FAILED,)):
-                surplus = sum(self._indexes["status"].size((queue, status)) for status in statuses) - most_kept
+                surplus = sum(self._indexes["status"].size((queue, status)) for status in statuses) - max_kept
                 if surplus > 0:
                     oldest = sorted(itertools.chain(*(self._ended(status, queue, surplus) for status in statuses)))
                     found += [(queue, ref) for _, ref in oldest[:surplus]]

@@ -146,7 +146,7 @@ $$;
 -- Buries ended jobs without ties that are too many in their queue, or need not be kept any longer. Then forgets ids that no resent call can
 -- refer to any more, 1,000 of these at a time. Returns how many it has buried, and those with ties, with whether they are too many.
 CREATE FUNCTION @.fade(
-    most integer, most_kept bigint, repeat_for bigint, new_rev bigint, wall bigint,
+    most integer, max_kept bigint, repeat_for bigint, new_rev bigint, wall bigint,
     OUT buried bigint, OUT has_more boolean, OUT left_ids bytea[], OUT left_over_cap boolean[]
 ) LANGUAGE plpgsql @SETTINGS SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
@@ -161,7 +161,7 @@ BEGIN
     left_ids := '{}';
     left_over_cap := '{}';
     FOR crowded IN
-        SELECT queue, failed, sum(n) - most_kept AS over FROM (
+        SELECT queue, failed, sum(n) - max_kept AS over FROM (
             SELECT queue, what = '=' || S.FAILED AS failed, n FROM @.totals
             WHERE what IN ('=' || S.SUCCEEDED, '=' || S.CANCELLED, '=' || S.FAILED)
             UNION ALL
@@ -169,7 +169,7 @@ BEGIN
             UNION ALL
             SELECT queue, before = S.FAILED, -n FROM @.tally WHERE id >= unsummed AND before BETWEEN S.SUCCEEDED AND S.CANCELLED
         ) AS every
-        GROUP BY 1, 2 HAVING sum(n) > most_kept ORDER BY 1, 2
+        GROUP BY 1, 2 HAVING sum(n) > max_kept ORDER BY 1, 2
     LOOP
         EXIT WHEN buried + cardinality(left_ids) >= most;
         SELECT * INTO faded FROM @.drop_oldest(

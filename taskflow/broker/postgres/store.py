@@ -311,8 +311,8 @@ class PostgresStore:
             self._hooks.checks_marks()
         return row["moved"], row["next_due"]
 
-    async def fade(self, limit: int, most_kept: int, repeat_for: int) -> Faded:
-        row = await self._call_one("fade", limit, most_kept, repeat_for, new_rev(), self._wall())
+    async def fade(self, limit: int, max_kept: int, repeat_for: int) -> Faded:
+        row = await self._call_one("fade", limit, max_kept, repeat_for, new_rev(), self._wall())
         left = {Ref(Kind.JOB, job_id): is_over for job_id, is_over in zip(row["left_ids"], row["left_over_cap"], strict=True)}
         return Faded(row["buried"], row["has_more"], left)
 

@@ -193,7 +193,7 @@ class RedisBroker(EngineBroker):
         times, operation = listener.times, maintenance.upkeep(min(int(limit), MAX_AT_ONCE), ends, self.rules)
         look = next(operation)
         assert isinstance(look, Query)
-        seen, has_faded = await self.store.look(look, listener=listener.id, most_kept=self.rules.kept_per_queue)
+        seen, has_faded = await self.store.look(look, listener=listener.id, max_kept=self.rules.kept_per_queue)
         is_due = bool(seen.scans[0]) and seen.scans[0][0].position[0] <= seen.now
         has_applied = False
 

@@ -123,7 +123,7 @@ def _from_sent(sent: bytes) -> dict[str, Any]:
 _BIAS: Final = 1 << 63
 
 
-def packed_runs(runs: Sequence[Run], rev: Rev, most_inline: int) -> tuple[list[Any], list[int], dict[bytes, bytes]]:
+def packed_runs(runs: Sequence[Run], rev: Rev, max_inline: int) -> tuple[list[Any], list[int], dict[bytes, bytes]]:
     """Return runs in groups for the script `succeed`, the places of its answers, and the contents to send ahead."""
     groups: dict[tuple[bytes, int], tuple[list[bytes], list[bytes], list[bytes], list[bytes], list[int]]] = {}
     contents: dict[bytes, bytes] = {}
@@ -131,7 +131,7 @@ def packed_runs(runs: Sequence[Run], rev: Rev, most_inline: int) -> tuple[list[A
         group = groups.get((session, keep_for))
         if group is None:
             group = groups[session, keep_for] = ([], [], [], [], [])
-        if is_apart(result, most_inline):
+        if is_apart(result, max_inline):
             contents[job_id + rev] = result
             result = reference_to(result, rev)
         ids, fences, outcomes, keys, places = group
@@ -163,8 +163,8 @@ _SESSION_TOPIC: Final = "session:"
 class Steps:
     """Packs the steps of a call. `contents` has the large contents to send ahead, by id and revision."""
 
-    def __init__(self, steps: Sequence[Step], rev: Rev, most_inline: int) -> None:
-        self._rev, self._most_inline = rev, most_inline
+    def __init__(self, steps: Sequence[Step], rev: Rev, max_inline: int) -> None:
+        self._rev, self._max_inline = rev, max_inline
         self._numbers: dict[Ref, int] = {}
         self._news = 0
         self.contents: dict[bytes, bytes] = {}
@@ -216,7 +216,7 @@ class Steps:
         content = put.content
         if content is KEEP or content is None:
             return content is KEEP
-        if put.ref.kind != Kind.JOB or not is_apart(content, self._most_inline):
+        if put.ref.kind != Kind.JOB or not is_apart(content, self._max_inline):
             return content
         self.contents[put.ref.id + self._rev] = content
         return reference_to(content, self._rev)

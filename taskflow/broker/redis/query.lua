@@ -302,8 +302,8 @@ end
 -- Arguments: those of a query, and behind them the ids of jobs whose end a caller awaits; its listener; and for upkeep, the most jobs that a
 -- queue keeps, else false. Upkeep's listener waits for the next due time, and its reply ends with whether `fade` has anything to do.
 
-local most_kept = given[7]
-if most_kept then
+local max_kept = given[7]
+if max_kept then
   add_listener(P .. 'upkeepers', given[6])
   for _, queue in ipairs(call('ZRANGE', P .. 'ready', 0, 999)) do -- a nudged listener may hang, or have no room
     nudge(queue, tonumber(call('HGET', P .. 'counts', F.ready_status .. queue) or 0))
@@ -313,9 +313,9 @@ for _, id in ipairs(given[5]) do
   await_end(id, given[6])
 end
 local reply = run_query(given)
-reply[7] = most_kept and (#range('fading', '', enc(wall + 1), false, 1) > 0
-  or #call('ZRANGEBYSCORE', P .. 'kept:0', '(' .. most_kept, '+inf', 'LIMIT', 0, 1) > 0
-  or #call('ZRANGEBYSCORE', P .. 'kept:1', '(' .. most_kept, '+inf', 'LIMIT', 0, 1) > 0)
+reply[7] = max_kept and (#range('fading', '', enc(wall + 1), false, 1) > 0
+  or #call('ZRANGEBYSCORE', P .. 'kept:0', '(' .. max_kept, '+inf', 'LIMIT', 0, 1) > 0
+  or #call('ZRANGEBYSCORE', P .. 'kept:1', '(' .. max_kept, '+inf', 'LIMIT', 0, 1) > 0)
 return reply
 
 -- === part is_entry_of ======================================================================================

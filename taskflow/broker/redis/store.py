@@ -78,11 +78,11 @@ class RedisStore:
         return (await self.look(query, awaited, listener))[0]
 
     async def look(
-        self, query: Query, awaited: Sequence[bytes] = (), listener: str = "", most_kept: int | None = None
+        self, query: Query, awaited: Sequence[bytes] = (), listener: str = "", max_kept: int | None = None
     ) -> tuple[Snapshot, bool]:
-        """Read. If `most_kept` is given, this is for upkeep: the listener awaits the next due time, others are nudged again for READY jobs,
+        """Read. If `max_kept` is given, this is for upkeep: the listener awaits the next due time, others are nudged again for READY jobs,
         and the second answer is whether `fade` has anything to do."""
-        for_upkeep: Any = most_kept is not None and most_kept
+        for_upkeep: Any = max_kept is not None and max_kept
         reply = await self._call("query", pack([*packed_query(query), list(awaited), listener, for_upkeep]))
         seen = await snapshot_of(query, reply, self._steady(), self.contents)
         if damaged := unreadable_in(seen):
@@ -204,8 +204,8 @@ class RedisStore:
         moved, next_due = await self._call("promote", pack([new_rev(), max(0, limit)]))
         return moved, None if next_due is None else number_in(next_due)
 
-    async def fade(self, limit: int, most_kept: int, repeat_for: int) -> Faded:
-        buried, has_more, left = await self._call("fade", pack([new_rev(), limit, most_kept, repeat_for]))
+    async def fade(self, limit: int, max_kept: int, repeat_for: int) -> Faded:
+        buried, has_more, left = await self._call("fade", pack([new_rev(), limit, max_kept, repeat_for]))
         return Faded(buried, bool(has_more), {Ref(Kind.JOB, each[1:]): each[:1] == b"t" for each in left})
 
 

@@ -44,7 +44,7 @@ flush()
 -- Buries ended jobs that need not be kept, and forgets buried ones. Arguments: revision, limit, the most jobs that a queue keeps, for how
 -- long a buried job is known. Reply: how many were buried, whether there are more, and the ids of those with ties, "t" or "f" before each.
 
-local rev, limit, most_kept, repeat_for = unpack(given)
+local rev, limit, max_kept, repeat_for = unpack(given)
 local left, buried, taken = {}, 0, {}
 
 local function bury(id, stored, is_surplus)
@@ -112,9 +112,9 @@ end
 local has_more, room = false, limit
 for failed, statuses in pairs({ ['kept:0'] = { F.succeeded_status, F.cancelled_status }, ['kept:1'] = { F.failed_status } }) do
   call('ZREMRANGEBYSCORE', P .. failed, '-inf', 0)
-  local crowded = call('ZRANGEBYSCORE', P .. failed, '(' .. most_kept, '+inf', 'WITHSCORES')
+  local crowded = call('ZRANGEBYSCORE', P .. failed, '(' .. max_kept, '+inf', 'WITHSCORES')
   for i = 1, #crowded, 2 do
-    local surplus = tonumber(crowded[i + 1]) - most_kept
+    local surplus = tonumber(crowded[i + 1]) - max_kept
     has_more = has_more or surplus > room
     surplus = math.min(surplus, room)
     if surplus > 0 then

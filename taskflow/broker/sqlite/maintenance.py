@@ -78,11 +78,11 @@ class MaintainedRecords(RecordChanger):
         row = self.connection.execute(self.sql[NEXT_DUE]).fetchone()
         return None if row is None else int(row[0])
 
-    def fade(self, limit: int, most_kept: int, repeat_for: int) -> Faded:
+    def fade(self, limit: int, max_kept: int, repeat_for: int) -> Faded:
         self.forget()
         self.flush()
         now, left = self.clock.wall(), dict[Ref, bool]()
-        surplus = self._over_cap(most_kept, limit + 1)
+        surplus = self._over_cap(max_kept, limit + 1)
         buried = self._bury(surplus[:limit], now, repeat_for, left, is_surplus=True)
         rest = limit - buried - len(left)
         fading = read_rows(self.connection, self.sql, FADING, MOVED, (now, rest + MAX_FORGOTTEN + 1))
@@ -95,14 +95,14 @@ class MaintainedRecords(RecordChanger):
         buried += self._bury(fading_jobs[:rest], now, repeat_for, left, is_surplus=False)
         return Faded(buried, has_more, left)
 
-    def _over_cap(self, most_kept: int, limit: int) -> list[list[Any]]:
+    def _over_cap(self, max_kept: int, limit: int) -> list[list[Any]]:
         """Return the oldest ended jobs of queues that have too many of them, at most `limit`."""
         found, kept = list[list[Any]](), Counter[tuple[str, bool]]()
         for queue, what, n in self.connection.execute(self.sql[KEPT]).fetchall():
             kept[queue, what == f"={FAILED}"] += n
         for (queue, has_failed), n in sorted(kept.items()):
-            if n > most_kept and len(found) < limit:
-                surplus = min(n - most_kept, limit - len(found))
+            if n > max_kept and len(found) < limit:
+                surplus = min(n - max_kept, limit - len(found))
                 statuses = (FAILED, FAILED) if has_failed else (SUCCEEDED, CANCELLED)
                 values = (statuses[0], queue, surplus, statuses[1], queue, 0 if has_failed else surplus, surplus)
                 rows = read_rows(self.connection, self.sql, OLDEST, MOVED, values)

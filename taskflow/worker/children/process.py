@@ -33,16 +33,16 @@ class ChildOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Options for a worker's child processes.
 
     `at_once`       the maximum number of children that run jobs at once; None means the number of cores that this process may use
-    `most_runs`     the number of runs after which a child is replaced
-    `most_growth`   the number of bytes by which a child's memory may grow after its imports before the child is replaced
+    `max_runs`     the number of runs after which a child is replaced
+    `max_growth`   the number of bytes by which a child's memory may grow after its imports before the child is replaced
     `idle_for`      seconds without work after which a child ends
     `start_within`  seconds allowed for a child to start, and for each later import
     `exit_within`   seconds allowed for a child to exit by itself before it is killed
     """
 
     at_once: int | None = None
-    most_runs: int = 100
-    most_growth: int = 256 * MEBIBYTE
+    max_runs: int = 100
+    max_growth: int = 256 * MEBIBYTE
     idle_for: float = 300.0
     start_within: float = 60.0
     exit_within: float = 5.0
@@ -253,8 +253,8 @@ class Child(asyncio.Protocol):
             self._output.end()
         if not isinstance(answer, messages.Finished):
             raise self._refusal(answer)
-        has_grown = answer.memory - self._memory_at_first > self._spec.options.most_growth
-        self.is_spent |= not answer.is_whole or has_grown or self._runs >= self._spec.options.most_runs
+        has_grown = answer.memory - self._memory_at_first > self._spec.options.max_growth
+        self.is_spent |= not answer.is_whole or has_grown or self._runs >= self._spec.options.max_runs
         return answer.verdict
 
     def ask_to_stop(self, why: str) -> None:

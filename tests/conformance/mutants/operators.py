@@ -165,7 +165,7 @@ class KeepsEveryAct(Mutant):
     because = "nobody ever deletes from an audit table"
 
     def __init__(self, clock: Clock, rules: Rules, capacity: int | None = None) -> None:
-        super().__init__(clock, msgspec.structs.replace(rules, most_acts=1_000_000), capacity)
+        super().__init__(clock, msgspec.structs.replace(rules, max_actions=1_000_000), capacity)
 
 
 class CountsAsMayBe(Mutant):
