@@ -28,17 +28,12 @@ if TYPE_CHECKING:
     from taskflow.app.job_info import ErrorInfo as ErrorInfo, JobInfo as JobInfo
     from taskflow.app.job_type import Call as Call
     from taskflow.app.middleware import EnqueueCall as EnqueueCall, EnqueueNext as EnqueueNext, Middleware as Middleware, RunNext as RunNext
-    from taskflow.app.operate import (
-        FailureGroup as FailureGroup,
-        JobPage as JobPage,
-        QueueInfo as QueueInfo,
-        WorkerInfo as WorkerInfo,
-        operate as operate,
-    )
+    from taskflow.app.operate import FailureGroup as FailureGroup, JobPage as JobPage, WorkerInfo as WorkerInfo, operate as operate
     from taskflow.app.options import DefaultOptions as DefaultOptions, EnqueueOptions as EnqueueOptions
     from taskflow.app.portal import run_sync as run_sync
     from taskflow.app.schedules import ScheduleInfo as ScheduleInfo, schedules as schedules
     from taskflow.app.sending import enqueue as enqueue, enqueue_sync as enqueue_sync
+    from taskflow.broker.admin import QueueInfo as QueueInfo
     from taskflow.model.codec.compiler import Secret as Secret
     from taskflow.model.codec.untyped import register_type as register_type
     from taskflow.model.errors import (
@@ -102,11 +97,12 @@ _HOMES = {
     "taskflow.app.job": "Job NamedJob SyncJob named send send_sync",
     "taskflow.app.job_info": "ErrorInfo JobInfo",
     "taskflow.app.middleware": "EnqueueCall EnqueueNext Middleware RunNext",
-    "taskflow.app.operate": "FailureGroup JobPage QueueInfo WorkerInfo operate",
+    "taskflow.app.operate": "FailureGroup JobPage WorkerInfo operate",
     "taskflow.app.options": "DefaultOptions EnqueueOptions",
     "taskflow.app.portal": "run_sync",
     "taskflow.app.schedules": "ScheduleInfo schedules",
     "taskflow.app.sending": "enqueue enqueue_sync",
+    "taskflow.broker.admin": "QueueInfo",
     "taskflow.model.rules": "Backoff",
     "taskflow.model.codec.untyped": "register_type",
     "taskflow.model.codec.compiler": "Secret",

@@ -31,7 +31,7 @@ from taskflow.app.bulk_actions import (
 from taskflow.app.handle import JobHandle, info_of
 from taskflow.app.job_info import JobInfo
 from taskflow.app.job_type import JobType
-from taskflow.broker.admin import EXAMINED, Admin, FailureGroupRecord, View
+from taskflow.broker.admin import EXAMINED, Admin, FailureGroupRecord, QueueInfo, View
 from taskflow.broker.failure_parts import FailurePart, failure_groups_of
 from taskflow.broker.paging import pages as all_pages
 from taskflow.broker.protocol import Broker
@@ -131,21 +131,6 @@ class ActionOptions(JobSelection, total=False):
     reason: str
 
 
-class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A queue.
-
-    `counts`            the number of its jobs by `Status`
-    `oldest_ready_for`  seconds since its oldest ready job became ready; None if no job is ready
-    `next_due_in`       seconds until its first scheduled job is due; None if no job is scheduled
-    """
-
-    name: str
-    is_paused: bool
-    counts: dict[Status, int]
-    oldest_ready_for: float | None
-    next_due_in: float | None
-
-
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A running worker, or one that was lost a moment ago.
 
@@ -200,7 +185,7 @@ class Operate:
         """Return every queue that is paused or has ever had jobs, sorted by name."""
         found = await default_app().client().call(lambda broker: broker.admin.queues())
         counts = dict.fromkeys(Status, 0)
-        return [QueueInfo(**{**msgspec.structs.asdict(record), "counts": counts | record.counts}) for record in found]
+        return [msgspec.structs.replace(queue, counts=counts | queue.counts) for queue in found]
 
     async def workers(self) -> list[WorkerInfo]:
         """Return the running workers, sorted by name."""

@@ -15,11 +15,12 @@ from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.session import SessionRecord
 
 
-class QueueRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a queue.
+class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A queue.
 
-    `oldest_ready_for`  seconds since its oldest ready job became ready
-    `next_due_in`       seconds until its first scheduled job is due; negative if upkeep is late
+    `counts`            the number of its jobs by `Status`
+    `oldest_ready_for`  seconds since its oldest ready job became ready; None if no job is ready
+    `next_due_in`       seconds until its first scheduled job is due, negative if maintenance is late; None if no job is scheduled
     """
 
     name: str
@@ -125,7 +126,7 @@ class Finding(msgspec.Struct, frozen=True):
 class Admin(Protocol):
     """The operations behind the command line. As in `protocol`, each name in brackets is the name of a conformance test."""
 
-    async def queues(self) -> list[QueueRecord]:
+    async def queues(self) -> list[QueueInfo]:
         """Return every queue that is paused or has ever had jobs, sorted by name. [admin_queues]"""
         ...
 

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from taskflow.app.app import App, default_app
-from taskflow.broker.admin import Admin, QueueRecord, View
+from taskflow.broker.admin import Admin, QueueInfo, View
 from taskflow.broker.paging import AT_ONCE, pages
 from taskflow.cli.command import checked, existing_broker, is_known_queue, with_store
 from taskflow.cli.exit_codes import Exit
@@ -103,7 +103,7 @@ async def _check(app: App, arguments: argparse.Namespace) -> int:
     return Exit.FAILED if any(check.problems for check in found) else Exit.OK
 
 
-async def _look(admin: Admin, executor: Executor, queue: QueueRecord, limit: int, checks: dict[str, JobCheck]) -> QueueCoverage:
+async def _look(admin: Admin, executor: Executor, queue: QueueInfo, limit: int, checks: dict[str, JobCheck]) -> QueueCoverage:
     """Add up to `limit` live jobs of a queue to `checks`, by their names."""
     looked_at, live = 0, View(queue=queue.name, statuses=STATUSES)
     async for records in pages(admin, live, min(AT_ONCE, limit)):

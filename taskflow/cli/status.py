@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from taskflow.app.app import App
-from taskflow.broker.admin import Admin, QueueRecord, View
+from taskflow.broker.admin import Admin, QueueInfo, View
 from taskflow.broker.url import masked
 from taskflow.cli import terminal
 from taskflow.cli.command import existing_broker, on_store
@@ -72,7 +72,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     broker: str
     at: float
-    queues: list[QueueRecord]
+    queues: list[QueueInfo]
     workers: list[SessionRecord]
     schedules: dict[str, int]
     totals: dict[str, dict[str, int]]
@@ -167,7 +167,7 @@ def worker_json(worker: SessionRecord) -> dict[str, Any]:
 # --- queues ---------------------------------------------------------------------------------------------------------
 
 
-def queue_table(queues: Sequence[QueueRecord], rates: Rates | None = None) -> Iterator[str]:
+def queue_table(queues: Sequence[QueueInfo], rates: Rates | None = None) -> Iterator[str]:
     counts = [_count_column(status, is_rated=rates is not None) for status in Status]
     return terminal.table([_NAME, *counts, _OLDEST, *([] if rates is None else [_rate_column(kind, rates) for kind in RATES])], queues)
 
@@ -182,14 +182,14 @@ _KEPT: Final = {Status.HELD: 1, Status.CANCELLED: 2, Status.SUCCEEDED: 3}
 def _count_column(status: Status, *, is_rated: bool) -> Column:
     keep = _KEPT.get(status, ALWAYS_SHOWN) if is_rated or status is Status.HELD else ALWAYS_SHOWN
 
-    def color(queue: QueueRecord) -> int | None:
+    def color(queue: QueueInfo) -> int | None:
         return OF_STATUS.get(status) if queue.counts.get(status) else DIM
 
     return Column(status.upper(), lambda queue: f"{queue.counts.get(status, 0):,}", keep, is_number=True, color=color)
 
 
 def _rate_column(kind: str, rates: Rates) -> Column:
-    def color(queue: QueueRecord) -> int | None:
+    def color(queue: QueueInfo) -> int | None:
         return RED if kind == "failed" and rates.get(queue.name, {}).get(kind) else None
 
     title, _ = RATES[kind]
@@ -211,7 +211,7 @@ def _hints(summary: Summary) -> Iterator[str]:
         yield f"no running worker knows the job {name} ({count:,} parked): deploy the code that sent it, or `taskflow cancel --job {name}`"
 
 
-async def _unknown_jobs(admin: Admin, queues: Sequence[QueueRecord], workers: Sequence[SessionRecord]) -> dict[str, int]:
+async def _unknown_jobs(admin: Admin, queues: Sequence[QueueInfo], workers: Sequence[SessionRecord]) -> dict[str, int]:
     """Count parked jobs that no running worker knows. They are due again within minutes, so they are among the next ones."""
     known = [worker.session.jobs for worker in workers if worker.is_alive]
     if not known or not all(known) or not any(queue.counts.get(Status.SCHEDULED) for queue in queues):
@@ -220,7 +220,7 @@ async def _unknown_jobs(admin: Admin, queues: Sequence[QueueRecord], workers: Se
     return Counter(record.job for record in page.records if record.waiting_for and not any(record.job in jobs for jobs in known))
 
 
-def queue_json(queue: QueueRecord) -> dict[str, Any]:
+def queue_json(queue: QueueInfo) -> dict[str, Any]:
     counts = {str(status): queue.counts.get(status, 0) for status in Status}
     return {"name": queue.name, "paused": queue.is_paused, "counts": counts, **only(queue, "oldest_ready_for", "next_due_in")}
 

@@ -17,7 +17,7 @@ import anyio
 from taskflow.app.app import default_app
 from taskflow.app.job_type import Registry
 from taskflow.app.middleware import has_ended_hook
-from taskflow.broker.admin import QueueRecord, View
+from taskflow.broker.admin import QueueInfo, View
 from taskflow.broker.paging import first
 from taskflow.broker.protocol import Broker
 from taskflow.broker.retry import retry
@@ -130,17 +130,17 @@ class Drain:
                 return False
         return True
 
-    async def queues(self) -> list[QueueRecord]:
+    async def queues(self) -> list[QueueInfo]:
         """Return the worker's queues."""
         return [queue for queue in await self._broker.admin.queues() if not self._names or queue.name in self._names]
 
-    async def parked(self, queue: QueueRecord) -> Counter[str]:
+    async def parked(self, queue: QueueInfo) -> Counter[str]:
         """Return, for each job name, how many of the queue's newest scheduled jobs this worker cannot run."""
         if not queue.counts[Status.SCHEDULED]:
             return Counter()
         return Counter(record.job for record in await self._scheduled(queue) if not self._can_run(record))
 
-    async def _has_something_due(self, queue: QueueRecord) -> bool:
+    async def _has_something_due(self, queue: QueueInfo) -> bool:
         """Return True if a job that the worker can run is due within the horizon.
         If the queue has too many scheduled jobs to search, parked ones count too."""
         if queue.next_due_in is None or queue.next_due_in > self._horizon:
@@ -156,7 +156,7 @@ class Drain:
         self._search_at[queue.name] = time.monotonic() + SEARCH_INTERVAL
         return True
 
-    async def _scheduled(self, queue: QueueRecord) -> list[Record]:
+    async def _scheduled(self, queue: QueueInfo) -> list[Record]:
         """Return the first of the queue's scheduled jobs."""
         return await first(self._broker.admin, View(queue=queue.name, statuses=(Status.SCHEDULED,)), MAX_SEARCHED)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
+from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, Page, QueueInfo, Redone, View
 from taskflow.broker.migrations import Migration, Upgrade
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.audit import Action, ActionRecord
@@ -62,8 +62,8 @@ class HostileBroker:
         self.acted_on += ids
         return [None if record is None else record.status for record in await self.read(ids)]
 
-    async def queues(self) -> list[QueueRecord]:
-        return [QueueRecord(name=self._text, is_paused=True, counts=dict.fromkeys(Status, HUGE), oldest_ready_for=1e300)]
+    async def queues(self) -> list[QueueInfo]:
+        return [QueueInfo(name=self._text, is_paused=True, counts=dict.fromkeys(Status, HUGE), oldest_ready_for=1e300)]
 
     async def page(self, view: View, *, cursor: str | None = None, limit: int = 100) -> Page:
         first = 0 if cursor is None else int(cursor)

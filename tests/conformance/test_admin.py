@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.admin import QueueRecord, Redone, View
+from taskflow.broker.admin import QueueInfo, Redone, View
 from taskflow.broker.protocol import Refused
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Envelope, Lease, OnConflict
@@ -22,7 +22,7 @@ from tests.support.world import World, id_of, ids_of
 LONG = 1_000_000.0
 
 
-async def queue(world: World, name: str) -> QueueRecord:
+async def queue(world: World, name: str) -> QueueInfo:
     [record] = [record for record in await world.broker.admin.queues() if record.name == name]
     return record
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from taskflow.broker import topics
-from taskflow.broker.admin import QueueRecord, View
+from taskflow.broker.admin import QueueInfo, View
 from taskflow.broker.protocol import Refused
 from taskflow.model.record import Status
 from taskflow.model.transitions import Event
@@ -15,7 +15,7 @@ from tests.support.verdicts import retried, succeeded
 from tests.support.world import ODD_QUEUES, World, id_of, ids_of
 
 
-async def _queue(world: World, name: str) -> QueueRecord:
+async def _queue(world: World, name: str) -> QueueInfo:
     [record] = [record for record in await world.broker.admin.queues() if record.name == name]
     return record
 

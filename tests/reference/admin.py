@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from operator import attrgetter, itemgetter
 
-from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, QueueRecord, Redone, View
+from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, QueueInfo, Redone, View
 from taskflow.broker.paging import Position, ScanRequest, ScanResult
 from taskflow.broker.protocol import PURGED_TTL
 from taskflow.model import wording
@@ -30,10 +30,10 @@ class ReferenceStore(UpkeepStore):
         self.acts = deque[tuple[int, int, bytes, bytes]](maxlen=rules.max_actions)
         """The audit log: number, time, id and body of each act, oldest first."""
 
-    def queue_records(self) -> list[QueueRecord]:
+    def queue_records(self) -> list[QueueInfo]:
         names = sorted(set(self.counts) | self.paused)
         return [
-            QueueRecord(
+            QueueInfo(
                 name=name,
                 is_paused=name in self.paused,
                 counts={status: self._count(name, status) for status in Status},

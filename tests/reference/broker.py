@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from taskflow.broker import topics
-from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
+from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, Page, QueueInfo, Redone, View
 from taskflow.broker.paging import ScanRequest, ScanResult, page
 from taskflow.broker.protocol import MAX_NUDGED_WHEN_DUE, Added, Refused, UpkeepResult
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
@@ -114,7 +114,7 @@ class ReferenceConsole:
         self._store = broker._store
         self._atomically = broker._atomically
 
-    async def queues(self) -> list[QueueRecord]:
+    async def queues(self) -> list[QueueInfo]:
         return self._atomically(self._store.queue_records)
 
     async def page(self, view: View, *, cursor: str | None = None, limit: int = 100) -> Page:

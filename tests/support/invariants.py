@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from taskflow.broker.admin import QueueRecord
+from taskflow.broker.admin import QueueInfo
 from taskflow.model.envelope import ClaimId, Envelope
 from taskflow.model.ids import id_text
 from taskflow.model.record import ENDED, LIVE, WAITING, Record, Status
@@ -41,7 +41,7 @@ class Shown(msgspec.Struct, frozen=True):
     """All that a store shows of itself: its records by id, None for what it does not know or keep."""
 
     records: dict[bytes, Record | None]
-    queues: list[QueueRecord]
+    queues: list[QueueInfo]
     metrics: dict[str, dict[str, int]]
     workers: list[SessionRecord]
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from taskflow.broker.admin import EXAMINED, FailureGroupRecord, Metrics, QueueRecord, Redone, View
+from taskflow.broker.admin import EXAMINED, FailureGroupRecord, Metrics, QueueInfo, Redone, View
 from taskflow.broker.engine import moves, pages
 from taskflow.broker.engine.bodies import OUTAGE, lapse, outages_of, record_of_session
 from taskflow.broker.engine.draft import Draft, Plain
@@ -34,7 +34,7 @@ MAX_FAILED: Final = 1_000_000
 # --- queues ---------------------------------------------------------------------------------------------------
 
 
-def queues() -> Operation[list[QueueRecord]]:
+def queues() -> Operation[list[QueueInfo]]:
     seen: Snapshot = yield Query(
         scans=(Scan("paused", MAX_PAUSED, with_records=False), Scan("arriving", MAX_ARRIVING)),
         groups=(("status", ()), ("ready", ()), ("scheduled", ())),
@@ -55,7 +55,7 @@ def queues() -> Operation[list[QueueRecord]]:
     next_due = {group.prefix[0]: group.first[1] for group in seen.groups[2] if group.first is not None}
     paused = {entry.ref.id.decode(errors="backslashreplace") for entry in seen.scans[0]}
     return [
-        QueueRecord(
+        QueueInfo(
             name=name,
             is_paused=name in paused,
             counts={status: counts.get((name, CODES[status]), 0) for status in Status},

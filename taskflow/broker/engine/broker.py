@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TypeVar
 
-from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
+from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, Page, QueueInfo, Redone, View
 from taskflow.broker.engine import admin, enqueue as adding, maintenance, pages, schedules, sessions, settle as settling
 from taskflow.broker.engine.seam import Claimed, Operation
 from taskflow.broker.paging import ScanRequest, ScanResult, page
@@ -91,7 +91,7 @@ class EngineAdmin:
         self._run = broker.run
         self._rules = broker.rules
 
-    async def queues(self) -> list[QueueRecord]:
+    async def queues(self) -> list[QueueInfo]:
         return await self._run(admin.queues())
 
     async def page(self, view: View, *, cursor: str | None = None, limit: int = 100) -> Page:
