@@ -23,7 +23,7 @@ MEANINGS: Final = {
     Exit.BROKER: "the broker cannot be reached, or refuses",
     Exit.NOT_FOUND: "the requested job, queue or file does not exist",
     Exit.STALLED: "a job has blocked the worker's event loop for --stall-limit seconds",
-    Exit.FORCED: "ended by force after the grace time",
+    Exit.FORCED: "ended by force after the grace period",
 }
 
 TABLE: Final = "\n".join(f"  {code:>5}  {meaning}" for code, meaning in MEANINGS.items()) + "\n  128+n  ended by signal n"

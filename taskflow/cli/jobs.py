@@ -221,7 +221,7 @@ class _Page:
         arguments, problem = _arguments_of(record, self._limits, self._display)
         yield from self._section("arguments", arguments, problem or "none")
         yield from self._section("headers", fields["headers"], "")
-        yield from self._time_line(now)
+        yield from self._timeline(now)
         for error in record.errors if self._is_full else record.errors[-1:]:
             yield f"\nattempt {error.attempt}: {message(f'{error.type}: {error.message}')}\n{indented(error.traceback)}".rstrip()
 
@@ -251,9 +251,9 @@ class _Page:
     def _named(self, name: str, value: object) -> Iterator[str]:
         return hanging(f"{name:16} ", one_line(value, self._most), self._width)
 
-    def _time_line(self, now: datetime) -> Iterator[str]:
+    def _timeline(self, now: datetime) -> Iterator[str]:
         """Show each moment with the time since the one before: how long a run or a wait has lasted."""
-        yield "time line (UTC)"
+        yield "timeline (UTC)"
         moments = timeline(self._record, now)
         left_out = 0 if self._is_full else max(0, len(moments) - FIRST_MOMENTS - LAST_MOMENTS)
         before: Moment | None = None

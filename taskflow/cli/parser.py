@@ -148,7 +148,7 @@ def _add_reports(command: Callable[..., Parser]) -> None:
     status.add_argument("--watch", nargs="?", type=interval, const=2.0, metavar="S", help=watch)
     listing = "List jobs by status, or show those with the given ids."
     jobs = command("jobs", "jobs:jobs", "list jobs, or show given ones", listing, all=False)
-    jobs.add_argument("ids", nargs="*", metavar="ID", help="show these jobs: arguments, result, runs on a time line, error")
+    jobs.add_argument("ids", nargs="*", metavar="ID", help="show these jobs: arguments, result, runs on a timeline, error")
     _filter_options(jobs)
     _limit(jobs, 50, "list at most N jobs")
     jobs.add_argument("--cursor", metavar="TEXT", help="list the next page: the text that the page before has printed")

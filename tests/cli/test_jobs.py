@@ -288,7 +288,7 @@ def test_a_failed_job_is_shown_with_arguments_runs_and_traceback(cli: Cli, faile
     assert '  url      "pg://u:[hidden]@h/x"' in lines
     assert "  authorization  [hidden]" in lines
     assert not any(secret in out for secret in ("4242", "k-1", "b-1", "pw@"))
-    start = lines.index("time line (UTC)") + 2
+    start = lines.index("timeline (UTC)") + 2
     assert [line[25:] for line in lines[start : start + 5]] == [
         "sent",
         "attempt 1 started on somewhere:0",

@@ -42,7 +42,7 @@ def test_in_the_midst_of_work(brief: Stage, processes: list[str]) -> None:
 
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
 def test_with_jobs_that_ignore_their_cancellation(shell: Shell, processes: list[str]) -> None:
-    """The first signal ends it too, after the grace time and `stop_timeout`; what ran is ready for others."""
+    """The first signal ends it too, after the grace period and `stop_timeout`; what ran is ready for others."""
     stage = Stage(shell, *STUBBORN)
     stopped = stage.stop_all(stops(range(0, 181, 30)), "--grace", "0.1", *processes, once="working as")
     for one in stopped:

@@ -254,7 +254,7 @@ def test_a_job_longer_than_the_grace_time_ends_in_the_worker_that_has_run_as_man
 
 
 def test_a_worker_that_takes_too_much_memory_is_replaced_and_finishes_what_it_runs(tasks: Shell) -> None:
-    """Also what takes longer than the grace time."""
+    """Also what takes longer than the grace period."""
     tasks.send("wait.bind()")
     supervised = tasks.taskflow("worker", "tasks", "--max-memory", "300M", "--grace", "0.1")
     supervised.wait_for("begun by")

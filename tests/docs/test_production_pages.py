@@ -14,7 +14,7 @@ from tests.docs.pages import ROOT, blocks
 
 HOW_TO: Final = ROOT / "docs/how-to"
 LEAST: Final = a_parser().parse_args(["worker", "app.tasks"]).grace + 10
-"""Seconds that a worker may take to stop: its grace time, and what follows on it."""
+"""Seconds that a worker may take to stop: its grace period, and what follows on it."""
 
 
 def documents(page: str) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ def test_the_jobs_of_a_killed_worker_start_again_within_25_s(shell: Shell) -> No
 
 
 def test_a_worker_whose_loop_a_job_blocks_ends_by_the_first_signal(shell: Shell) -> None:
-    """After the grace time and `stop_timeout`, by force: the loop cannot hear of anything."""
+    """After the grace period and `stop_timeout`, by force: the loop cannot hear of anything."""
     shell.write("tasks.py", TASKS)
     shell.send("block.bind()")
     worker = shell.worker("--grace", "1")

@@ -83,7 +83,7 @@ async def test_a_worker_whose_own_closing_alone_is_cancelled_goes_on_with_its_gr
 
 @pytest.mark.parametrize("how", ["reaped", "no beat"])
 async def test_a_session_that_is_lost_while_it_winds_down_stops_its_runs(how: str) -> None:
-    """Others run these jobs already: the grace time is over at once, and no other session begins."""
+    """Others run these jobs already: the grace period is over at once, and no other session begins."""
     async with a_faulty_broker() as broker:
         heard = EventRecorder()
         handle = await waits.delay()
@@ -253,7 +253,7 @@ async def test_what_an_applications_own_lifespan_yields_is_the_state_of_its_jobs
 
 
 async def test_what_runs_ends_by_itself_and_nothing_new_begins(broker: Broker) -> None:
-    """However long it takes: the grace time does not count."""
+    """However long it takes: the grace period does not count."""
     heard = EventRecorder()
     runs = await waits.delay()
     async with Worker(options=options(heard, grace=0.0)) as worker:

@@ -183,7 +183,7 @@ async def test_a_suspect_that_waits_to_be_alone_goes_back_uncounted_as_soon_as_t
 
 
 async def _end(worker: Worker, suspect: JobHandle[str]) -> Status | None:
-    """What becomes of it while the other run has its grace time."""
+    """What becomes of it while the other run has its grace period."""
     try:
         async with asyncio.timeout(10):
             while (status := await suspect.status()) is Status.RUNNING:  # noqa: ASYNC110  # no event tells it

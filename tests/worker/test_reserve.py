@@ -194,7 +194,7 @@ async def test_nothing_is_in_reserve_beside_suspects(watched: Watched, a_reserve
 
 
 async def test_the_reserve_is_given_back_as_soon_as_the_worker_winds_down(watched: Watched, a_reserve_of_two: None) -> None:
-    """While runs have their grace time, and it does not count."""
+    """While runs have their grace period, and it does not count."""
     handles = [await waits.delay() for _ in range(SLOTS + 2)]
 
     async def release() -> None:

@@ -294,7 +294,7 @@ async def test_an_error_that_winding_down_brings_about_costs_no_attempt(broker: 
 
 
 async def wound_down(broker: Broker, handle: JobHandle[Any]) -> Record:
-    """What has become of a job that ran when its worker's grace time was over."""
+    """What has become of a job that ran when its worker's grace period was over."""
     async with Worker(options=options(EventRecorder(), grace=0.05, stop_timeout=10.0, ttl=20.0)):
         while await handle.status() is not Status.RUNNING:  # noqa: ASYNC110  # no event tells it
             await asyncio.sleep(0.01)

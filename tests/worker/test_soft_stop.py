@@ -82,7 +82,7 @@ async def test_a_cancelled_function_tidies_up_wherever_it_is(worker: Worker, led
     await asyncio.sleep(random.random() * 0.2)
     begun = time.monotonic()
     await cancelled(handle)
-    assert time.monotonic() - begun < 10, "it is not killed after its grace time"
+    assert time.monotonic() - begun < 10, "it is not killed after its grace period"
     assert ledger.lines[1:] == ["stopping cancelled True", "finally", "context manager"]
     await gone(pid)
 
