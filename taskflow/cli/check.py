@@ -15,7 +15,7 @@ from taskflow.broker.paging import AT_ONCE, pages
 from taskflow.cli.command import checked, existing_broker, is_known_queue, with_store
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.explain import short_reason
-from taskflow.cli.modules import import_targets, require_jobs
+from taskflow.cli.modules import import_jobs
 from taskflow.cli.terminal import GREEN, RED, YELLOW, Column, hanging, painted, room, show, table, wrapped
 from taskflow.model.clock import Seams
 from taskflow.model.envelope import ClaimId, Envelope, Lease
@@ -77,8 +77,7 @@ class QueueCoverage(msgspec.Struct, frozen=True, kw_only=True):
 def check(arguments: argparse.Namespace) -> int:
     app = default_app()
     app.flag(broker=arguments.broker)
-    import_targets(arguments.modules, all_submodules=arguments.all_submodules)
-    require_jobs(app.registry, arguments.modules, all_submodules=arguments.all_submodules)
+    import_jobs(app.registry, arguments)
     app.registry.resolve()
     return with_store(_check, arguments)
 

@@ -50,8 +50,7 @@ def with_store(work: Work, arguments: argparse.Namespace) -> int:
 
 
 async def existing_broker(app: App) -> Broker:
-    """Return the application's broker. Raises BrokerRefused if its SQLite file, its schema on PostgreSQL or
-    its tables do not exist, because a command that looks for jobs must not create them."""
+    """Return the broker. Raises BrokerRefused if its file, schema or tables do not exist: a command that shows jobs creates none."""
     broker = app.broker()  # raises for a wrong URL
     if (file := _missing_file(urlsplit(app.broker_url()))) is not None:
         raise BrokerRefused(f"{file} {_MISSING}")

@@ -106,13 +106,11 @@ async def _demo(files: list[str], file: str) -> int:
             await _watch(app, Bar(len(handles)), worker)
             took = time.monotonic() - began
         has_failed = await _summarize(handles, took)
-        broker = f"--broker {shlex.quote(url)}"
         is_script = Path(sys.argv[0]).name == "taskflow"
         command = shlex.quote(sys.argv[0]) if is_script else f"{shlex.quote(sys.executable)} -m taskflow"
         print("\nThe queue is kept. Try next:")
-        print(f"  {command} status {broker}")
-        print(f"  {command} jobs {broker} --limit 10")
-        print(f"  {command} jobs {handles[0].id} {broker}    # the one that failed once")
+        for words in ("status {}", "jobs {} --limit 10", f"jobs {handles[0].id} {{}}    # the one that failed once"):
+            print(f"  {command} {words.format(f'--broker {shlex.quote(url)}')}")
         return Exit.FAILED if has_failed else Exit.OK
     finally:
         await app.close()

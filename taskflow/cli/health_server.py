@@ -105,12 +105,10 @@ class HealthServer:
         except asyncio.LimitOverrunError:
             return _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         match head.partition(b"\r\n")[0].decode("latin-1").split(" "):
-            case ["GET" | "HEAD" as method, target, version] if version.startswith("HTTP/1."):
-                return self._check(target, with_body=method == "GET")
-            case [_, _, version] if version.startswith("HTTP/1."):
-                return _response(HTTPStatus.METHOD_NOT_ALLOWED)
-            case _:
-                return _response(HTTPStatus.BAD_REQUEST)
+            case [method, target, version] if version.startswith("HTTP/1."):
+                is_known = method in ("GET", "HEAD")
+                return self._check(target, with_body=method == "GET") if is_known else _response(HTTPStatus.METHOD_NOT_ALLOWED)
+        return _response(HTTPStatus.BAD_REQUEST)
 
     def _check(self, target: str, *, with_body: bool) -> bytes:
         try:
@@ -120,8 +118,8 @@ class HealthServer:
         if ask is None:
             return _response(HTTPStatus.NOT_FOUND, {"why": f"there are {' and '.join(self._asks)}"}, with_body=with_body)
         found = ask()
-        status = HTTPStatus.OK if found.is_well else HTTPStatus.SERVICE_UNAVAILABLE
-        return _response(status, {"ok": found.is_well, "why": found.why, **found.facts}, with_body=with_body)
+        shown = {"ok": found.is_well, "why": found.why, **found.facts}
+        return _response(HTTPStatus.OK if found.is_well else HTTPStatus.SERVICE_UNAVAILABLE, shown, with_body=with_body)
 
 
 def _response(status: HTTPStatus, shown: Mapping[str, object] | None = None, *, with_body: bool = True) -> bytes:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -32,7 +33,7 @@ class TargetFailed(SystemExit):
         super().__init__(int(Exit.USAGE))
 
 
-def import_targets(names: Iterable[str], *, all_submodules: bool) -> None:
+def import_targets(names: Iterable[str], *, all_submodules: bool = False) -> None:
     """Import the modules, with the current folder first on sys.path. If an import fails, print its traceback and raise TargetFailed."""
     if sys.path[:1] != [os.getcwd()]:
         sys.path.insert(0, os.getcwd())
@@ -43,12 +44,13 @@ def import_targets(names: Iterable[str], *, all_submodules: bool) -> None:
                 _import(submodule)
 
 
-def require_jobs(registry: Registry, modules: Sequence[str], *, all_submodules: bool) -> None:
-    """Raise ConfigurationError if the imported modules declare no job."""
+def import_jobs(registry: Registry, arguments: argparse.Namespace) -> None:
+    """Import the modules of a command. Raises ConfigurationError if they declare no job."""
+    import_targets(arguments.modules, all_submodules=arguments.all_submodules)
     if not len(registry):
-        packages = [] if all_submodules else [name for name in modules if hasattr(sys.modules.get(name), "__path__")]
+        packages = [name for name in arguments.modules if hasattr(sys.modules.get(name), "__path__") and not arguments.all_submodules]
         hint = f"; {packages[0]} is a package: name its modules, or add --all-submodules" if packages else ""
-        raise ConfigurationError(f"{', '.join(modules)} declares no job: decorate a function with @job{hint}")
+        raise ConfigurationError(f"{', '.join(arguments.modules)} declares no job: decorate a function with @job{hint}")
 
 
 def _import(name: str) -> ModuleType:

@@ -22,7 +22,7 @@ from taskflow.model.printable import one_line
 
 def send(arguments: argparse.Namespace) -> int:
     default_app().flag(broker=arguments.broker)
-    import_targets(arguments.modules, all_submodules=False)
+    import_targets(arguments.modules)
     return with_store(_send, arguments)
 
 

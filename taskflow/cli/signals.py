@@ -42,14 +42,10 @@ class ForcedExit:
         self._deadlines = queue.SimpleQueue[float | None]()  # reentrant, because a signal handler may call `put` at any point
         self._code: int = Exit.FORCED
 
-    def end_within(self, seconds: float) -> None:
-        """End the process after `seconds`. If several deadlines are set, the earliest applies."""
+    def end_within(self, seconds: float, code: int | None = None) -> None:
+        """End the process after `seconds`, with the code of the finished work if given. Of several deadlines, the earliest applies."""
+        self._code = self._code if code is None else code
         self._deadlines.put(time.monotonic() + seconds)
-
-    def exit_with(self, code: int, within: float) -> None:
-        """Make the process exit with `code`, the result of the finished work, after at most `within` seconds."""
-        self._code = code
-        self.end_within(within)
 
     def __enter__(self) -> Self:
         self._thread = start_thread(self._watch, "taskflow-forced-exit")
@@ -162,8 +158,7 @@ class Signals:
                 self._loop.call_soon_threadsafe(self._handle_in_loop)
 
     def _ignore_late_signals(self) -> None:
-        """Keep signals from changing the exit code while Python shuts down. Python then
-        resets the handlers, so SIGTERM would kill the process."""
+        """Keep signals from changing the exit code while Python shuts down and resets the handlers, so that SIGTERM would kill it."""
         for number in HANDLED:
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, signal.SIG_IGN)

@@ -71,19 +71,18 @@ def _supervise(arguments: argparse.Namespace) -> int:
 
 
 def _file_watch() -> FileWatch:
-    """Return a function that watches the Python files in and below the current
-    folder, except in virtual environments and similar folders."""
+    """Return a function that watches the Python files in and below the current folder, except in virtual environments and the like."""
     try:
         watchfiles = import_module("watchfiles")
     except ImportError as error:
         raise DriverMissing("--reload needs watchfiles: pip install watchfiles") from error
 
     def watch(note_change: Callable[[], None]) -> None:
-        def look() -> None:
+        def wait_for_changes() -> None:
             for _ in watchfiles.watch(os.getcwd(), watch_filter=watchfiles.PythonFilter(), debounce=DEBOUNCE, raise_interrupt=False):
                 note_change()
 
-        threading.Thread(target=look, name="taskflow-reload", daemon=True).start()
+        threading.Thread(target=wait_for_changes, name="taskflow-reload", daemon=True).start()
 
     return watch
 

@@ -25,7 +25,7 @@ from taskflow.broker.url import DEFAULT_NAMESPACE, masked
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.health import HealthReport
 from taskflow.cli.log_output import logging_to_stderr
-from taskflow.cli.modules import TargetFailed, import_targets, is_ours, print_users, require_jobs
+from taskflow.cli.modules import TargetFailed, import_jobs, is_ours, print_users
 from taskflow.cli.signals import FORCED_EXIT_TIMEOUT, ForcedExit, Signals, end_stalled, show_stacks_when_killed
 from taskflow.cli.startup import Collector, take_broker
 from taskflow.cli.terminal import span
@@ -62,12 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
         app = default_app()
         app.flag(broker=take_broker(arguments.broker))
         try:
-            import_targets(arguments.modules, all_submodules=arguments.all_submodules)
+            import_jobs(app.registry, arguments)
         except TargetFailed:
             if signals.has_come:
                 return signals.code
             raise
-        require_jobs(app.registry, arguments.modules, all_submodules=arguments.all_submodules)
         signals.begin()
         _announce(app, options)
         if supervisor is not None:
@@ -223,7 +222,7 @@ class WorkerRun:
                 await self.app.close()
             self.has_ended = True
             # Next, Python ends the tasks and threads that jobs have left behind, and these may not cooperate.
-            self.forced_exit.exit_with(code, FORCED_EXIT_TIMEOUT if worker.has_forced else self.options.stop_timeout)
+            self.forced_exit.end_within(FORCED_EXIT_TIMEOUT if worker.has_forced else self.options.stop_timeout, code)
         # Before Python shuts down, because a signal during the shutdown would change the exit status.
         self.say(f"{'drained' if is_drained else 'ended'} {code:d}")
         return code
