@@ -8,28 +8,7 @@ import re
 import time
 from typing import Any, NamedTuple
 
-from tests.cli.processes import TIMEOUT, Running, Shell
-
-TASKS = """
-import asyncio, time
-from pathlib import Path
-from taskflow import job
-
-@job
-async def block() -> None:
-    print("begun", flush=True)
-    while not Path("release").exists():
-        time.sleep(0.005)
-
-@job
-async def wait() -> None:
-    print("begun", flush=True)
-    while not Path("release").exists():
-        await asyncio.sleep(0.005)
-
-@job
-async def note() -> None: ...
-"""
+from tests.cli.processes import JOBS, TIMEOUT, Running, Shell
 
 
 class Interrupted(NamedTuple):
@@ -59,7 +38,7 @@ def ask_until(port: int, path: str, status: int) -> Interrupted:
 
 def a_worker(shell: Shell, *arguments: str) -> tuple[Running, int]:
     """And the port that it answers at."""
-    shell.write("tasks.py", TASKS)
+    shell.write("tasks.py", JOBS)
     worker = shell.worker("--health-port", "0", *arguments)
     found = re.search(r"health: http://127\.0\.0\.1:(\d+)/live and /ready", worker.said)
     assert found, worker.said

@@ -39,6 +39,53 @@ def write(line: str) -> None:
 """
 """The beginning of a module of jobs that keep a ledger: each line is one write, whichever process it is of."""
 
+JOBS = (
+    LEDGER
+    + """
+import asyncio, threading, time
+from pathlib import Path
+from taskflow import JobContext, job
+
+@job
+async def brief(n: int, seconds: float = 0.01) -> None:
+    await asyncio.sleep(seconds)
+    write(str(n))
+
+@job
+def brief_in_a_thread(n: int) -> None:
+    time.sleep(0.01)
+    write(str(n))
+
+@job
+async def wait(ctx: JobContext, n: int = 0) -> None:
+    print(f"begun by {os.getpid()}, attempt {ctx.attempt}\\n", end="", flush=True)
+    while not Path("release").exists():
+        await asyncio.sleep(0.005)
+    write("ended")
+
+@job
+async def swallow(n: int = 0) -> None:
+    print("begun\\n", end="", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass
+
+@job
+def never_return(n: int = 0) -> None:
+    print("begun\\n", end="", flush=True)
+    threading.Event().wait()
+
+@job
+async def block() -> None:
+    print("begun\\n", end="", flush=True)
+    while not Path("release").exists():
+        time.sleep(0.005)
+"""
+)
+"""A module of jobs that end at once, when the test writes the file `release`, or never."""
+
 on_each_broker = pytest.mark.parametrize("new_store", ["sqlite", "redis", "postgres"], indirect=True)
 """The test's shell has a new store, of each kind in turn."""
 

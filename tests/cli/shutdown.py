@@ -15,43 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from tests.cli.processes import LEDGER, Running, Shell, counts_of, ended_clearly
+from tests.cli.processes import JOBS, Running, Shell, counts_of, ended_clearly
 from tests.cli.supervised import PYTHONS_OWN, a_little_later, interrupt_again_if_lost, none_is_left, pids
-
-TASKS: Final = (
-    LEDGER
-    + """
-import asyncio, os, threading, time
-from taskflow import job
-
-@job
-async def brief(n: int) -> None:
-    await asyncio.sleep(0.01)
-    write(str(n))
-
-@job
-def brief_in_a_thread(n: int) -> None:
-    time.sleep(0.01)
-    write(str(n))
-
-@job
-async def swallow(n: int) -> None:
-    while True:
-        try:
-            await asyncio.sleep(3600)
-        except asyncio.CancelledError:
-            pass
-
-@job
-def never_return(n: int) -> None:
-    threading.Event().wait()
-
-@job
-async def wait(n: int) -> None:
-    print("begun\\n", end="", flush=True)
-    await asyncio.sleep(3600)
-"""
-)
 
 AT_ONE_TIME: Final = 4
 """Workers that are stopped beside each other: their moments are no longer exact, and all the more mixed."""
@@ -118,7 +83,7 @@ class Stage:
         self._calls = calls
         self._new_store = new_store
         self._numbers = itertools.count()
-        shell.write("tasks.py", TASKS)
+        shell.write("tasks.py", JOBS)
         shell.start_sooner()
         if new_store is not None:
             return

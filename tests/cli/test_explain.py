@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,12 +13,12 @@ import pytest
 from taskflow.broker.admin import Admin
 from taskflow.cli.explain import Facts, Reason, _shortened, facts_of, reasons
 from taskflow.model.clock import instant_of
-from taskflow.model.envelope import OnConflict
+from taskflow.model.envelope import Lease, OnConflict
 from taskflow.model.ids import id_text
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.session import Report, Session, SessionRecord
-from taskflow.model.verdict import RunError
+from taskflow.model.verdict import RunError, Settlement
 from taskflow.model.wording import WAYS_OUT
 from tests.cli.inprocess import Cli
 from tests.cli.stock import Stock
@@ -142,27 +144,6 @@ async def behind_others(world: World) -> Job:
     return job
 
 
-@cause("it waits for a worker that knows it", "deploy the code that sent it")
-async def parked_job(world: World) -> Job:
-    lease = await world.running()
-    await world.settle(parked(lease, 60.0))
-    return lease
-
-
-@cause("attempt 1 of 10 failed: builtins.ValueError: no such user; the next one starts in 1m", "retry is automatic")
-async def waiting_for_a_retry(world: World) -> Job:
-    lease = await world.running()
-    await world.settle(retried(lease, 60.0))
-    return lease
-
-
-@cause("it has snoozed once; it is ready again in 1m")
-async def snoozing(world: World) -> Job:
-    lease = await world.running()
-    await world.settle(snoozed(lease, 60.0))
-    return lease
-
-
 @cause("it was sent for later; it is ready in 1m")
 async def planned(world: World) -> Job:
     return await world.add(after=60.0)
@@ -241,27 +222,6 @@ async def not_begun(world: World) -> Job:
     return lease
 
 
-@cause("its last attempt, 1 of 1, failed: builtins.ValueError: no such user", "taskflow retry")
-async def out_of_attempts(world: World) -> Job:
-    lease = await world.running(max_attempts=1)
-    await world.settle(failed(lease))
-    return lease
-
-
-@cause("builtins.ValueError: no such user; this error is not retried", "taskflow retry")
-async def an_error_that_is_not_retried(world: World) -> Job:
-    lease = await world.running()
-    await world.settle(failed(lease))
-    return lease
-
-
-@cause("it was discarded: not wanted", "taskflow retry")
-async def thrown_away(world: World) -> Job:
-    lease = await world.running()
-    await world.settle(discarded(lease))
-    return lease
-
-
 @cause("its worker was lost 4 times in a row", "find out what kills its workers")
 async def poisonous(world: World) -> Job:
     job = await world.add()
@@ -295,11 +255,30 @@ async def replaced(world: World) -> Job:
     return job
 
 
-@cause("it was cancelled: asked to", "runs it all the same")
-async def cancelled_by_itself(world: World) -> Job:
-    lease = await world.running()
-    await world.settle(cancelled(lease))
-    return lease
+def settled(verdict: Callable[[Lease], Settlement], **fields: Any) -> Plant:
+    """Plant a job whose run has ended so."""
+
+    async def plant(world: World) -> Job:
+        lease = await world.running(**fields)
+        await world.settle(verdict(lease))
+        return lease
+
+    return plant
+
+
+NO_USER = "builtins.ValueError: no such user"
+_CAUSES |= {
+    "parked": (settled(partial(parked, after=60.0)), "it waits for a worker that knows it", "deploy the code that sent it"),
+    "to be retried": (
+        *(settled(partial(retried, after=60.0)), f"attempt 1 of 10 failed: {NO_USER}; the next one starts in 1m"),
+        "retry is automatic",
+    ),
+    "snoozing": (settled(partial(snoozed, after=60.0)), "it has snoozed once; it is ready again in 1m", ""),
+    "out of attempts": (settled(failed, max_attempts=1), f"its last attempt, 1 of 1, failed: {NO_USER}", "taskflow retry"),
+    "not retried": (settled(failed), f"{NO_USER}; this error is not retried", "taskflow retry"),
+    "discarded": (settled(discarded), "it was discarded: not wanted", "taskflow retry"),
+    "cancelled": (settled(cancelled), "it was cancelled: asked to", "runs it all the same"),
+}
 
 
 @pytest.mark.parametrize("name", _CAUSES)

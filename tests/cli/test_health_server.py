@@ -22,8 +22,8 @@ from taskflow.cli.health import SystemdNotifier
 from taskflow.cli.health_server import HealthServer, listener
 from taskflow.model.errors import ConfigurationError
 from taskflow.worker.health import HealthCheck
-from tests.cli.probes import TASKS, a_worker, ask, ask_until
-from tests.cli.processes import TIMEOUT, Shell, ended_clearly
+from tests.cli.probes import a_worker, ask, ask_until
+from tests.cli.processes import JOBS, TIMEOUT, Shell, ended_clearly
 from tests.cli.systemd import FakeSystemd
 
 # --- a worker's process --------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def test_a_worker_that_starts_lives_and_is_not_ready(shell: Shell) -> None:
 
 
 def test_a_port_that_is_taken_is_said_and_nothing_is_begun(shell: Shell) -> None:
-    shell.write("tasks.py", TASKS)
+    shell.write("tasks.py", JOBS)
     with listener("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         worker = shell.taskflow("worker", "tasks", "--health-port", str(port))
@@ -222,21 +222,14 @@ def test_ipv6_is_as_good() -> None:
 # --- systemd, by a socket that stands for its own -----------------------------------------------------------------------
 
 
-TELLING = """
-import asyncio, os, time
-from pathlib import Path
-from taskflow import job
-
-@job
-async def block() -> None:
-    print("begun", flush=True)
-    while not Path("release").exists():
-        time.sleep(0.005)
-
+TELLING = (
+    JOBS
+    + """
 @job
 async def tell() -> None:
     print("a job sees", os.environ.get("NOTIFY_SOCKET"), os.environ.get("WATCHDOG_USEC"), flush=True)
 """
+)
 
 
 @pytest.fixture(params=["path", "abstract"])

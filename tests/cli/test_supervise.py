@@ -12,24 +12,13 @@ from collections import Counter
 import pytest
 
 from taskflow.worker.children.syscalls import resident_memory
-from tests.cli.processes import LEDGER, Running, Shell, a_terminal, ended_clearly, on_each_broker, until
+from tests.cli.processes import JOBS, Running, Shell, a_terminal, ended_clearly, on_each_broker, until
 from tests.cli.supervised import ON_A_TERMINAL, PYTHONS_OWN, interrupt, none_is_left, pids, workers
 
 TASKS = (
-    LEDGER
+    JOBS
     + """
-import asyncio, os, signal, time
-from pathlib import Path
-from taskflow import JobContext, job
-
 print("imported\\n", end="", flush=True)
-
-@job
-async def wait(ctx: JobContext) -> None:
-    print(f"begun by {os.getpid()}\\n", end="", flush=True)
-    while not Path("release").exists():
-        await asyncio.sleep(0.005)
-    write("ended")
 
 @job
 async def note(n: int, seconds: float = 0.05) -> None:
@@ -45,11 +34,6 @@ async def leave_at_first(ctx: JobContext) -> None:
     if ctx.epoch == 1:
         os._exit(0)
     write(f"epoch {ctx.epoch}")
-
-@job
-async def block() -> None:
-    print("begun\\n", end="", flush=True)
-    time.sleep(3600)
 
 hoard: list[bytes] = []
 

@@ -22,7 +22,7 @@ from taskflow.worker import supervisor
 from taskflow.worker.children.syscalls import ExitStatus
 from taskflow.worker.health import HealthCheck
 from tests.cli.probes import ask, ask_until
-from tests.cli.processes import TIMEOUT, Running, Shell, ended_clearly
+from tests.cli.processes import JOBS, TIMEOUT, Running, Shell, ended_clearly
 from tests.cli.systemd import FakeSystemd
 
 ELSEWHERE = """
@@ -120,25 +120,13 @@ def test_any_of_the_flags_asks_for_a_supervisor(flags: list[str]) -> None:
 # --- probes and systemd ask a supervisor how its workers are ------------------------------------------------------------
 
 
-TASKS = """
-import time
-from pathlib import Path
-from taskflow import job
-
-@job
-async def block() -> None:
-    print("begun", flush=True)
-    while not Path("release").exists():
-        time.sleep(0.005)
-"""
-
 WELL = HealthCheck(True, "fine")
 UNWELL = HealthCheck(False, "it stands still")
 
 
 def supervised(shell: Shell, processes: int, *arguments: str) -> tuple[Running, int]:
     """At work, and the port that it answers at."""
-    shell.write("tasks.py", TASKS)
+    shell.write("tasks.py", JOBS)
     started = shell.taskflow("worker", "tasks", "--processes", str(processes), "--health-port", "0", *arguments)
     started.wait_for("working as", times=processes)
     found = re.search(r"health: http://127\.0\.0\.1:(\d+)/live and /ready", started.said)
