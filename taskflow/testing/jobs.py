@@ -28,9 +28,9 @@ from taskflow.testing.assertions import ExpectedCall, SentJob, calls_of, check_e
 from taskflow.testing.runs import CONCURRENCY, STOP_TIMEOUT, Inline, Pass, PassState, RecordingBroker, TestExecutor, endless
 from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
+from taskflow.worker.maintenance import Scheduler
 from taskflow.worker.run_errors import frames_from
 from taskflow.worker.thread_pool import ThreadPool
-from taskflow.worker.upkeep import Scheduler
 
 P = ParamSpec("P")
 

@@ -44,8 +44,8 @@ from taskflow.testing.assertions import SentJob
 from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.lease_table import HeldLease
+from taskflow.worker.maintenance import Scheduler
 from taskflow.worker.thread_pool import carried
-from taskflow.worker.upkeep import Scheduler
 
 CONCURRENCY: Final = 100
 # The most runs in one call, apart from those of schedules: more indicate an endless loop.

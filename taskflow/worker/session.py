@@ -32,13 +32,13 @@ from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.fetcher import Fetcher
 from taskflow.worker.heartbeat import Heartbeat
 from taskflow.worker.lease_table import LeaseTable
+from taskflow.worker.maintenance import Maintenance, Scheduler
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.registration import Registration, new_session
 from taskflow.worker.runs import Quarantine, Runs
 from taskflow.worker.services import Services
 from taskflow.worker.settler import Settler
 from taskflow.worker.thread_pool import ThreadPool
-from taskflow.worker.upkeep import Scheduler, Upkeep
 
 if TYPE_CHECKING:  # loaded only by workers with such hooks
     from taskflow.worker.ended_hooks import EndedHooks
@@ -116,7 +116,7 @@ class WorkerSession:
         registration = Registration(broker, self.session, events)
         self.fetcher = Fetcher(registration, options, self.runs, ended_hooks, seams.chance, on_leases=self.take, on_lost=self.lose)
         on_ended = None if ended_hooks is None else ended_hooks.tell_ended
-        self._upkeep = Upkeep(registration, seams.chance, on_ready=self.fetcher.look, on_offers=scheduler.fire, on_ended=on_ended)
+        self._maintenance = Maintenance(registration, seams.chance, on_ready=self.fetcher.look, on_offers=scheduler.fire, on_ended=on_ended)
         self._quarantine = Quarantine(self.lease_table, self.runs, events)
         self.heartbeat = Heartbeat(
             self.session,
@@ -167,7 +167,7 @@ class WorkerSession:
 
     async def _keep_up(self) -> None:
         await self.fetcher.has_tried.wait()  # a caller may be waiting for this worker, and upkeep would keep the server busy
-        await self._upkeep.run()
+        await self._maintenance.run()
 
     async def _begin_schedules(self) -> None:
         await self._scheduler.begin(self.session.id)
@@ -288,7 +288,7 @@ class WorkerSession:
             self.runs.refuse(leases, claimed_at)
             return
         if leases:
-            self._upkeep.note_work()
+            self._maintenance.note_work()
         for lease in leases:
             if lease.hand_backs and _RULES.hand_back_wait(lease.hand_backs):
                 self._events.emit(HandedBackOften(lease))
@@ -303,7 +303,7 @@ class WorkerSession:
     def apply_answer(self, answer: BeatAnswer, asked_at: float) -> None:
         if answer.work_hint is not None:
             self.fetcher.apply_work_hint(answer.work_hint, asked_at)
-            self._upkeep.apply_work_hint(answer.work_hint, asked_at)
+            self._maintenance.apply_work_hint(answer.work_hint, asked_at)
         for claim in answer.stopping:
             if (holding := self.lease_table.get(claim)) is not None:
                 self.runs.ask_to_stop(holding, CANCELLED)

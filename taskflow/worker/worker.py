@@ -30,12 +30,12 @@ from taskflow.worker.children.pool import ChildPool
 from taskflow.worker.events import BrokerCallFailed, CompletionRolledBack, Events, RunEnded, VerdictIgnored, VerdictRejected, WorkerEvent
 from taskflow.worker.executor import PARKED_ON, Executor
 from taskflow.worker.health import WorkerHealth
+from taskflow.worker.maintenance import Scheduler
 from taskflow.worker.options import QueueChoice, WorkerOptions
 from taskflow.worker.registration import deploy_name, worker_name
 from taskflow.worker.session import WorkerSession
 from taskflow.worker.session_loop import PAUSES, SessionLoop
 from taskflow.worker.thread_pool import ThreadPool
-from taskflow.worker.upkeep import Scheduler
 from taskflow.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:  # loaded only by workers with such hooks

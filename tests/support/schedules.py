@@ -8,7 +8,7 @@ from taskflow.app.app import App
 from taskflow.app.decorator import _declare
 from taskflow.model.session import Session
 from taskflow.worker.events import Events, WorkerEvent
-from taskflow.worker.upkeep import Scheduler
+from taskflow.worker.maintenance import Scheduler
 from tests.support.world import World
 
 DAY: Final = 86_400.0

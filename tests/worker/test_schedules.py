@@ -23,7 +23,7 @@ from taskflow.model.schedule_plan import SchedulePlan, _encode, id_of
 from taskflow.model.session import Session
 from taskflow.model.timetable import MAX_EXPRESSION, MAX_ZONE, CronTimes
 from taskflow.worker.events import ScheduleFailed, ScheduleFired, ScheduleMissed
-from taskflow.worker.upkeep import PASS_ON_DELAY
+from taskflow.worker.maintenance import PASS_ON_DELAY
 from tests.support.harnesses import BROKERS, MemoryHarness
 from tests.support.listing import listed
 from tests.support.schedules import DAY, Process, replaced

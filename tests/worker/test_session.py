@@ -86,7 +86,7 @@ async def test_what_ended_during_an_outage_is_settled_after_it() -> None:
 @pytest.mark.parametrize(("verb", "operation"), [("claim", "claiming"), ("upkeep", "upkeep")])
 async def test_what_fails_again_and_again_is_shown_in_the_store(verb: str, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`taskflow doctor` looks there. A store may answer everything but this."""
-    monkeypatch.setattr("taskflow.worker.upkeep.UPKEEP_PAUSES", Pauses(0.001, 0.01))
+    monkeypatch.setattr("taskflow.worker.maintenance.MAINTENANCE_PAUSES", Pauses(0.001, 0.01))
     async with a_faulty_broker() as broker, asyncio.timeout(20):
         shown: asyncio.Queue[str] = asyncio.Queue()
         register = broker.register

@@ -29,9 +29,9 @@ from taskflow import (
     schedules,
 )
 from taskflow.model.record import Record
-from taskflow.worker import upkeep as scheduler_module
+from taskflow.worker import maintenance as scheduler_module
 from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
-from taskflow.worker.upkeep import Scheduler
+from taskflow.worker.maintenance import Scheduler
 from tests.support.listing import listed
 from tests.unit.app.bench import Bench
 from tests.unit.app.jobs import add, nothing, total

@@ -18,8 +18,8 @@ from taskflow.model.envelope import Lease
 from taskflow.model.schedule import Offer
 from taskflow.model.session import Session
 from taskflow.worker.events import Events
+from taskflow.worker.maintenance import BATCH_PAUSE, PORTIONS, Maintenance
 from taskflow.worker.registration import Registration
-from taskflow.worker.upkeep import BATCH_PAUSE, PORTIONS, Upkeep
 from tests.worker.scene import EventRecorder, options
 
 FIRST_PORTION = PORTIONS[0][1]
@@ -67,7 +67,7 @@ async def fires_none(offers: Sequence[Offer]) -> float:
 async def kept_up(*answers: UpkeepResult) -> Told:
     broker = Told(answers)
     registration = Registration(broker, Session(id=bytes(16), name="worker"), Events(EventRecorder()))
-    upkeep = Upkeep(registration, random.Random(1), on_ready=lambda: None, on_offers=fires_none, on_ended=None)
+    upkeep = Maintenance(registration, random.Random(1), on_ready=lambda: None, on_offers=fires_none, on_ended=None)
     running = asyncio.create_task(upkeep.run())
     try:
         await asyncio.wait_for(broker.is_done.wait(), 10)

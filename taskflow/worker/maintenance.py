@@ -1,4 +1,4 @@
-"""Calls the store's upkeep, declares the schedules of a worker's jobs, and fires the schedules that upkeep offers."""
+"""Calls maintenance of the store, declares the schedules of jobs, and fires the schedules that maintenance offers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FIRST_ROUNDS: Final = 3
 MAX_BYTES: Final = 1 << 20  # the maximum size, in bytes, of the arguments in one call of `fire`, unless one job alone has more
 PAUSES: Final = Pauses(0.5, 30.0)
 
-STAMP_TIMEOUT: Final = 15.0  # seconds within which middleware must stamp the jobs of schedules. Upkeep waits for it.
+STAMP_TIMEOUT: Final = 15.0  # seconds within which middleware must stamp the jobs of schedules. Maintenance waits for it.
 
 
 class _Step(NamedTuple):
@@ -91,9 +91,9 @@ class Scheduler:
                 if not (offers := (await self._broker.upkeep(1)).offers):
                     break
                 await self.fire(offers)
-            except BrokerError:  # the session's upkeep tries again
+            except BrokerError:  # the maintenance of the session tries again
                 break
-        async with self._firing:  # the session's upkeep may have been offered some
+        async with self._firing:  # the maintenance of the session may have been offered some
             pass
 
     async def declare(self, session: bytes) -> None:
@@ -249,23 +249,23 @@ BATCH_PAUSE: Final = 0.01
 seconds apart, so that claims find the server free. The first hundred portions have 50 moves each.
 The next ones have 250, so that old results are dropped as fast as new ones are added."""
 
-MAX_UPKEEP_INTERVAL: Final = 5.0
-UPKEEP_PAUSES: Final = Pauses(0.5, MAX_UPKEEP_INTERVAL)
-WORK_HINT_TTL: Final = 1.4 * MAX_UPKEEP_INTERVAL  # seconds for which a heartbeat's work hint is trusted
-MAX_IDLE_INTERVAL: Final = 60.0  # seconds after which upkeep is called, whatever the heartbeats report
+MAX_MAINTENANCE_INTERVAL: Final = 5.0
+MAINTENANCE_PAUSES: Final = Pauses(0.5, MAX_MAINTENANCE_INTERVAL)
+WORK_HINT_TTL: Final = 1.4 * MAX_MAINTENANCE_INTERVAL  # seconds for which a heartbeat's work hint is trusted
+MAX_IDLE_INTERVAL: Final = 60.0  # seconds after which maintenance is called, whatever the heartbeats report
 SHORT: Final = 2.0
 UNANNOUNCED: Final = 0.1
 """If a heartbeat reports work that is due this many seconds or more before
-the planned call, no nudge announced it, and upkeep is called earlier."""
+the planned call, no nudge announced it, and maintenance is called earlier."""
 
 # Minimum seconds between two calls. Each job that is due soon sends a nudge, and a flood of nudges must not cause a flood of calls.
 MIN_INTERVAL: Final = 0.005
 
 
-class Upkeep:
-    """Calls the store's upkeep when it is due. `on_ready` is called when a call has made jobs ready. `on_offers` fires the schedules that a
-    call offers, and returns the seconds until the first of them is due again. `on_ended`, if given, gets the ids of jobs that have ended
-    without a settlement, and how many ids the store has dropped."""
+class Maintenance:
+    """Calls maintenance of the store when it is due. `on_ready` is called when a call has made jobs ready. `on_offers` fires the schedules
+    that a call offers, and returns the seconds until the first of them is due again. `on_ended`, if given, gets the ids of jobs that
+    have ended without a settlement, and how many ids the store has dropped."""
 
     def __init__(
         self,
@@ -282,7 +282,7 @@ class Upkeep:
         self._chance = chance
         self._on_ready = on_ready
         self._on_ended = on_ended
-        self._retries = Retries(UPKEEP_PAUSES, chance.random)
+        self._retries = Retries(MAINTENANCE_PAUSES, chance.random)
         self._is_awaited = False
         self._portions = 0
         self._is_at_rest = False
@@ -315,7 +315,7 @@ class Upkeep:
             self._when_due = None
 
     async def _wait(self, waiter: Waiter, pause: float) -> bool:
-        """Wait until the next call is due. It is postponed while upkeep is at rest. Return True if a nudge arrived."""
+        """Wait until the next call is due. It is postponed while maintenance is at rest. Return True if a nudge arrived."""
         began_at = time.monotonic()
         self._next_at = began_at + pause
         while not await waiter.wait(pause):
@@ -354,7 +354,7 @@ class Upkeep:
             # short time is not changed: it means that this worker is alone, or that something is due.
             if next_in > SHORT:
                 next_in *= 1.0 - 0.2 * self._chance.random()
-            return max(0.0, min(looks_in, min(next_in, MAX_UPKEEP_INTERVAL) - fired_for))
+            return max(0.0, min(looks_in, min(next_in, MAX_MAINTENANCE_INTERVAL) - fired_for))
         self._portions += 1
         return 0.0 if self._is_awaited else BATCH_PAUSE
 
