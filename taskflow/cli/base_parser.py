@@ -41,14 +41,11 @@ def columns() -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that suggests the intended command or flag for an unknown one.
-
-    Flags cannot be abbreviated, because a flag added in a later version could change the meaning of an abbreviation.
-    """
+    """An argument parser that suggests the intended command or flag for an unknown one. Flags cannot be abbreviated, because a flag of a
+    later version could change the meaning of an abbreviation."""
 
     commands: Mapping[str, Parser] = {}
-    otherwise = ""
-    """The hint for an unknown command that resembles no known one."""
+    otherwise = ""  # the hint for an unknown command that resembles no known one
 
     def __init__(self, **given: Any) -> None:
         super().__init__(allow_abbrev=False, **{"formatter_class": RawFormatter, **given})

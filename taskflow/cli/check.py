@@ -27,17 +27,16 @@ from taskflow.model.verdict import Failed, Parked, Verdict
 from taskflow.model.wording import WAYS_OUT
 from taskflow.worker.executor import Executor
 
-# The statuses of the jobs that a worker may still run, in the order in which they are read.
-STATUSES: Final = (Status.READY, Status.RUNNING, Status.SCHEDULED, Status.HELD)
+STATUSES: Final = (Status.READY, Status.RUNNING, Status.SCHEDULED, Status.HELD)  # of jobs that may still run, in the order of reading
 MAX_PROBLEMS: Final = 10  # that are shown for one job
 
 
 class Problem(msgspec.Struct, kw_only=True):
-    """Jobs that would not run, all for one reason. `outcome` is "park" or "fail"; `example` is the id of one of them."""
+    """Jobs that would not run, all for one reason."""
 
-    outcome: str
+    outcome: str  # "park" or "fail"
     reason: str
-    example: str
+    example: str  # the id of one of them
     count: int = 0
 
 

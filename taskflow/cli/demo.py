@@ -1,5 +1,4 @@
-"""`taskflow demo`: real jobs on real input. Python files on this machine become jobs in a SQLite file, a worker in another process runs
-them, and the summary is computed from the stored results."""
+"""`taskflow demo`: indexes the Python files of this machine by a worker in another process, and sums up the stored results."""
 
 from __future__ import annotations
 
@@ -40,12 +39,12 @@ BATCH: Final = 200
 
 @dataclass(frozen=True)
 class SourceFile:
-    """The facts about one file. `definitions` is None if it cannot be parsed. Some test suites contain such files on purpose."""
+    """The facts about one file."""
 
     path: str
     sha256: str
     lines: int
-    definitions: int | None
+    definitions: int | None  # None if it cannot be parsed: some test suites contain such files on purpose
     imports: list[str]
 
 

@@ -41,22 +41,14 @@ class Reason(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of the store around a job, for `reasons`.
+    """The state of the store around a job, for `reasons`."""
 
-    `now`        by the store's clock, as far as it is known
-    `is_paused`  whether the job's queue is paused
-    `counts`     the number of jobs in its queue, by status
-    `positions`  how many jobs run before each of the first ready jobs of its queue, by id; empty if that was not counted
-    `workers`    all sessions
-    `rate`       how many jobs of its queue are claimed in a second; None if that was not measured
-    """
-
-    now: datetime
+    now: datetime  # by the store's clock, as far as it is known
     is_paused: bool = False
-    counts: Mapping[Status, int] = {}
-    positions: Mapping[bytes, int] = {}
-    workers: Sequence[SessionRecord] = ()
-    rate: float | None = None
+    counts: Mapping[Status, int] = {}  # of the job's queue
+    positions: Mapping[bytes, int] = {}  # how many jobs run before each of the first ready jobs of its queue; empty if that was not counted
+    workers: Sequence[SessionRecord] = ()  # all sessions
+    rate: float | None = None  # claims a second from its queue; None if that was not measured
 
 
 @on_store
@@ -143,10 +135,10 @@ def short_reason(job: str, reason: str) -> str:
 
 
 def _held(record: Record, facts: Facts) -> Iterator[Reason]:
-    if record.waiting_for == wording.ARRIVES:
-        yield Reason(f"it waits for {record.waiting_for}", "start one with `taskflow worker MODULE` if none is running")
-    elif record.waiting_for:
-        yield Reason(f"it waits for {record.waiting_for}", "let that job end, or cancel it")
+    if record.waiting_for:
+        is_arriving = record.waiting_for == wording.ARRIVES
+        cure = "start one with `taskflow worker MODULE` if none is running" if is_arriving else "let that job end, or cancel it"
+        yield Reason(f"it waits for {record.waiting_for}", cure)
     else:
         yield Reason("it waits for other jobs to end", "see `taskflow jobs --status running`")
 

@@ -34,10 +34,8 @@ _STARTING: Final = "the worker has not started yet"
 
 
 class HealthReport:
-    """A context manager that reports a worker's health. Until `show` is called, the worker is reported as starting: live, but not ready.
-
-    If there is a supervisor, the worker reports to it, and the supervisor answers the probes.
-    """
+    """A context manager that reports a worker's health: to its supervisor, which answers the probes, or to probes and systemd. Until `show`
+    is called, the worker is starting: live, but not ready."""
 
     def __init__(self, arguments: argparse.Namespace, supervisor: SupervisorSocket | None = None) -> None:
         self._health: WorkerHealth | Fleet | None = None
@@ -131,11 +129,8 @@ class WorkerReport(NamedTuple):
 
 
 class Fleet:
-    """The health of all workers. The supervisor updates it; the thread that answers health probes reads it.
-
-    The fleet is live and ready as long as at least one worker is, because the supervisor itself replaces the others. A failed
-    probe would end the supervisor, and with it the runs of all workers.
-    """
+    """The health of all workers: live and ready as long as one is, because the supervisor itself replaces the others. A failed probe would
+    end the supervisor, and with it the runs of all. The supervisor writes here, and the thread that answers probes reads."""
 
     def __init__(self) -> None:
         self._workers: dict[int, WorkerReport] = {}
@@ -177,14 +172,10 @@ class Fleet:
 
 
 class SystemdNotifier:
-    """Sends notifications to systemd (sd_notify(3)) from a separate thread, so that a blocked socket delays nothing else.
-
-    `address`   the value of NOTIFY_SOCKET
-    `watchdog`  seconds within which systemd expects a keep-alive message; None if it expects none
-    `live`      called before each keep-alive message. If the worker is blocked, none is sent, and systemd ends the worker
-    """
+    """Sends notifications to systemd (sd_notify(3)) from a separate thread, so that a blocked socket delays nothing else."""
 
     def __init__(self, address: str, watchdog: float | None, live: Callable[[], HealthCheck]) -> None:
+        """Send to `address`, and a keep-alive message twice within `watchdog` seconds, if given, as long as the worker is `live`."""
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._interval = watchdog / 2 if watchdog is not None else None
         self._live = live
@@ -194,10 +185,8 @@ class SystemdNotifier:
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str], live: Callable[[], HealthCheck]) -> Self | None:
-        """Create a notifier from NOTIFY_SOCKET and the watchdog's variables. Return None if there is no usable socket.
-
-        The variables are removed, as sd_notify(3) advises, because programs that jobs start must not send notifications for the worker.
-        """
+        """Create a notifier from NOTIFY_SOCKET and the watchdog's variables, or return None if there is no usable socket. The variables are
+        removed, as sd_notify(3) advises, because programs that jobs start must not send notifications for the worker."""
         address, microseconds, pid = (environment.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"))
         if not address:
             return None

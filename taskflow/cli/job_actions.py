@@ -37,23 +37,17 @@ WOULD: Final = {"run-now": "make ready"}
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """The JSON of `retry`, `run-now`, `cancel` and `purge`.
-
-    `matching`  the number of jobs that match or were named; in a dry run, only the named jobs that can be changed
-    `jobs`      the result for each job that was named
-    `stages`    the stages of `retry --group`
-    `stopped`   the reason why `retry --group` stopped early
-    """
+    """The JSON of `retry`, `run-now`, `cancel` and `purge`."""
 
     act: str
     dry_run: bool
-    matching: int
+    matching: int  # the jobs that match or were named; in a dry run, only the named ones that can be changed
     changed: int = 0
     asked: int = 0
     refused: dict[str, int] = {}
-    jobs: list[dict[str, str]] = []
-    stages: list[dict[str, int]] = []
-    stopped: str | None = None
+    jobs: list[dict[str, str]] = []  # the result for each job that was named
+    stages: list[dict[str, int]] = []  # of `retry --group`
+    stopped: str | None = None  # why `retry --group` has stopped early
 
     def add(self, done: ActionResult) -> None:
         self.changed, self.asked, self.refused = done.changed, done.asked, done.refused

@@ -75,9 +75,8 @@ def _run_for(seconds: float, say: Callable[[], None]) -> None:
 class Signals:
     """Handles the signals sent to a worker. The first winds it down, the second cancels its runs, and the third ends the process at once.
 
-    - While modules are being imported, the first signal raises `Interrupted`. While the worker is starting, it
-      cancels the start. In both cases, the second ends the process.
-    - After `begin`, the handler only records the signal and wakes the loop.
+    - While modules are being imported, the first signal raises `Interrupted`; while the worker is starting, it cancels the start. In both
+      cases, the second ends the process. After `begin`, the handler only records the signal and wakes the loop.
     - The handler is Python's own, not the loop's (or anyio's), so that a third signal works even while a job blocks the loop.
     - After the first signal, SIGHUP is ignored, because a closing terminal sends several.
     """
@@ -86,16 +85,13 @@ class Signals:
         self._forced_exit = forced_exit
         self._grace = grace
         self._bound = MAX_STOP_TIMEOUTS * stop_timeout
-        self._has_begun = False
-        self._has_started = False
+        self._has_begun = self._has_started = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._start: asyncio.Task[Any] | None = None
         self._worker: Worker | None = None
         self._stopped = asyncio.Event()
-        self._count = 0
+        self._count = self._number = self._handled = 0
         self._handled_at = float("-inf")
-        self._number = 0
-        self._handled = 0
         for number in HANDLED:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup, SIGHUP stays ignored
                 signal.signal(number, self._handle)
@@ -184,10 +180,8 @@ keep_handlers_from_forks(lambda handler: isinstance(getattr(handler, "__self__",
 
 
 def end_stalled(is_delivered: bool) -> None:
-    """End the process, because its event loop is blocked for good. Called from the thread that noticed the stall.
-
-    If the stacks are not yet in the log, logging itself may hang, so Python's fault handler, which takes no lock, writes them to stderr.
-    """
+    """End the process, because its event loop is blocked for good. If the stacks are not yet in the log, logging itself may hang: then
+    Python's fault handler, which takes no lock, writes them to stderr."""
     if not is_delivered:
         _run_for(DUMP_TIMEOUT, _dump)
     os._exit(Exit.STALLED)

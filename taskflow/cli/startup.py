@@ -121,19 +121,15 @@ class Collector:
 
 _BROKER = "TASKFLOW_BROKER_FLAG"  # carries the value of --broker, because every user of the machine can read command lines
 # Signals that cannot be caught, SIGCHLD, the kernel's signals for faults of this process, and a terminal's stop signals.
-_NOT_PASSED_ON = frozenset(
-    (
-        *(signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
-        *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS),
-    )
-)
+_NOT_PASSED_ON = {
+    *(signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
+    *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS),
+}
 
 
 def command_of(argv: list[str]) -> list[str]:
-    """Return the command line of this process, with the same Python options, but without `--broker`: see `environment_of`.
-
-    If another program has called taskflow, return `python -m taskflow` with the same arguments.
-    """
+    """Return the command line of this process, with the same Python options, but without `--broker`: see `environment_of`. If another
+    program has called taskflow, return `python -m taskflow` with the same arguments."""
     how = sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]
     if argv != sys.orig_argv[len(sys.orig_argv) - len(argv) :] or argv != sys.argv[1:]:
         how = ["-m", "taskflow"]
@@ -158,11 +154,8 @@ def take_broker(given: str | None) -> str | None:
 
 
 def run_as_pid1(arguments: argparse.Namespace) -> int:
-    """Run the worker as a child of process 1 and pass signals on to it. Return its exit code, or 128+n if signal n ended it.
-
-    Process 1 has to reap orphans. The worker could not do that, because it cannot tell an orphan from a process that a job, or a library's
-    C code, has started and is waiting for.
-    """
+    """Run the worker as a child of process 1 and pass signals on to it. Return its exit code, or 128+n if signal n ended it. Process 1 has
+    to reap orphans, which a worker cannot tell from processes that a job, or a library's C code, has started and is waiting for."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # Python writes the number of each signal into the pipe

@@ -65,18 +65,15 @@ async def workers(app: App, arguments: argparse.Namespace) -> int:
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a store at one time, on the monotonic clock.
-
-    `unknown`  for each job name that no running worker knows, the number of parked jobs among the `MAX_READ` jobs that are due next
-    """
+    """The state of a store at one time."""
 
     broker: str
-    at: float
+    at: float  # on the monotonic clock
     queues: list[QueueInfo]
     workers: list[SessionRecord]
     schedules: dict[str, int]
     totals: dict[str, dict[str, int]]
-    unknown: Mapping[str, int] = {}
+    unknown: Mapping[str, int] = {}  # parked jobs among the `MAX_READ` that are due next, by the names that no running worker knows
 
     @classmethod
     async def read(cls, app: App, admin: Admin) -> Summary:

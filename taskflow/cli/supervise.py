@@ -88,23 +88,15 @@ def _file_watch() -> FileWatch:
 
 
 class SupervisorSocket:
-    """A worker's connection to its supervisor, over which it sends reports. The worker kills itself when the supervisor's end closes.
-
-    `address`   the value of the environment variable `SUPERVISED`
-    `max_jobs`  the number of runs after which the worker retires, or None
-    `is_first`  True for the worker in the supervisor's first slot
-    `retired`   is done when this worker must retire: it stops claiming and exits after its runs, while another worker takes its slot
-    `deaths`    the session and the cause of death of other workers, to be reported to the broker and then confirmed with `say`. `on_death`
-                is called after each addition, in another thread
-    """
+    """A worker's connection to its supervisor, over which it sends reports. The worker kills itself when the supervisor's end closes."""
 
     def __init__(self, address: str, *, max_jobs: int | None) -> None:
-        descriptor, supervisor, slot = map(int, address.split())
+        descriptor, supervisor, slot = map(int, address.split())  # of the environment variable `SUPERVISED`
         self.is_leaving = False
         self.is_first = slot == 0
-        self.retired = Future[None]()
-        self.deaths = deque[tuple[bytes, str]]()
-        self.on_death: Callable[[], object] = lambda: None
+        self.retired = Future[None]()  # done when this worker must stop claiming and exit after its runs: another one takes its slot
+        self.deaths = deque[tuple[bytes, str]]()  # sessions of other workers and of what they died, to be reported, then confirmed by `say`
+        self.on_death: Callable[[], object] = lambda: None  # called after each addition, in another thread
         self._runs_left = max_jobs
         self._lock = threading.Lock()
         self._end = socket.socket(fileno=descriptor)

@@ -202,23 +202,16 @@ MIN_NAME: Final = 12  # the least width of a column of names
 
 
 class Column(NamedTuple):
-    """A column of a table.
-
-    `keep`   its importance on a narrow terminal, where the less important ones are left out; `ALWAYS_SHOWN` for those that always stay
-    `least`  the width to which it is narrowed if the columns that stay do not fit; None if it is not narrowed
-    `most`   its maximum width on a terminal
-    `pad`    its minimum width
-    `color`  returns the colour of a row's cell, or None
-    """
+    """A column of a table."""
 
     title: str
     cell: Callable[[Any], object]
-    keep: int = ALWAYS_SHOWN
+    keep: int = ALWAYS_SHOWN  # its importance on a narrow terminal, where the less important columns are left out
     is_number: bool = False
-    color: Callable[[Any], int | None] = lambda row: None
-    least: int | None = None
-    most: int = MAX_CHARACTERS
-    pad: int = 0
+    color: Callable[[Any], int | None] = lambda row: None  # of a row's cell
+    least: int | None = None  # the width to which it is narrowed if the columns that stay do not fit; None if it is not
+    most: int = MAX_CHARACTERS  # its maximum width on a terminal
+    pad: int = 0  # its minimum width
 
 
 def table(

@@ -109,11 +109,10 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _run_to_exit(run: WorkerRun) -> int:
+    new_loop = None
+    with contextlib.suppress(ImportError):  # the extra `fast` is not installed
+        new_loop = importlib.import_module("uvloop").new_event_loop
     try:
-        try:
-            new_loop = importlib.import_module("uvloop").new_event_loop
-        except ImportError:  # the extra `fast` is not installed
-            new_loop = None
         with asyncio.Runner(loop_factory=new_loop) as runner:
             return _run_through(runner.get_loop(), run.work())
     except KeyboardInterrupt:

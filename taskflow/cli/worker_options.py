@@ -1,7 +1,4 @@
-"""The options of `taskflow worker`, and its settings: `[tool.taskflow.worker]` in pyproject.toml, and TASKFLOW_WORKER_* in the environment.
-
-Like the parser, this module imports little besides argparse.
-"""
+"""The options of `taskflow worker`, and its settings in pyproject.toml and in the environment. It imports little besides argparse."""
 
 from __future__ import annotations
 
@@ -15,8 +12,7 @@ from typing import Any, Final
 from taskflow.cli.base_parser import MAX_PROCESSES, Parser, port, positive, processes, seconds, size, ttl
 from taskflow.model.errors import ConfigurationError
 
-PREFIX: Final = "TASKFLOW_WORKER_"
-"""The beginning of the names of environment variables with settings."""
+PREFIX: Final = "TASKFLOW_WORKER_"  # of environment variables with settings
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
@@ -60,10 +56,8 @@ def is_supervised(arguments: argparse.Namespace) -> bool:
 
 
 def parse_with_settings(parser: Parser, argv: Sequence[str] | None, command: str) -> argparse.Namespace:
-    """Parse the command line with the settings as defaults, so that options override them.
-
-    `settings` of the result says where each setting comes from that no option overrides. Raises ConfigurationError for an invalid setting.
-    """
+    """Parse the command line with the settings as defaults. `settings` of the result says where each setting comes from that no option
+    overrides. Raises ConfigurationError for an invalid setting."""
     settings = {name: (value, where) for name, value, where in _settings() if command == "worker" or name == "modules"}
     defaults = {name: value for name, (value, _) in settings.items()}
     worker = parser.commands[command]
