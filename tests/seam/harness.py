@@ -311,7 +311,7 @@ class RedisSeamStore(SeamStore):
     @asynccontextmanager
     async def open(cls, capacity: int | None = None) -> AsyncIterator[SeamStore]:
         if capacity is not None:
-            pytest.skip("the room of Redis is a number of bytes, not of jobs: see tests/stores/redis/test_full.py")
+            pytest.skip("the room of Redis is a number of bytes, not of jobs: see tests/stores/redis/test_troubles.py")
         pool = ConnectionPool(RedisTarget(host=HOST, port=shared_redis().port))
         with shared_redis().client() as client:
             for key in client.scan_iter(f"{cls._prefix}*"):

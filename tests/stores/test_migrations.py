@@ -43,7 +43,6 @@ async def test_of_twenty_at_once_one_makes_the_tables(driver: MigratingDriver) -
     brokers: list[Any] = [connect(url) for _ in range(20)]
     verbs = [broker.enqueue([an_envelope()]) for broker in brokers[:10]]
     added, done = await asyncio.gather(asyncio.gather(*verbs), asyncio.gather(*(broker.migrate() for broker in brokers[10:])))
-
     assert all(isinstance(answer, Added) for [answer] in added)
     assert {upgrade.target for upgrade in done} == {VERSION}
     assert sum(bool(upgrade.migrations) for upgrade in done) <= 1
@@ -72,9 +71,7 @@ async def test_who_is_told_not_to_migrate_says_what_to_do(driver: MigratingDrive
         with pytest.raises(BrokerRefused, match=says):
             await broker.enqueue([an_envelope()])
         assert await broker.pending() == plan
-
         await broker.migrate()  # what it is told is not to do so by itself
-
         await one_job_is_done(broker)
 
 
@@ -97,7 +94,6 @@ async def test_an_administrator_runs_the_script(driver: MigratingDriver) -> None
         driver.run(url, script)
         assert driver.shape(url) == driver.shape(twin)
         await one_job_is_done(broker)
-
         with pytest.raises(ScriptFailed, match=driver.run_again):
             driver.run(url, script)
         await one_job_is_done(broker)

@@ -85,9 +85,6 @@ def test_no_password_a_wrong_one_no_tls_and_nobody_there(cli: Cli, kind: str, po
     exits_by_broker(cli, url_of(kind, nobody := free_port(), SECRET), f"{name} at {HOST}:{nobody} does not answer")
 
 
-# --- what cannot be used ----------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def a_replica() -> Iterator[str]:
     with RedisServer() as primary, RedisServer(settings={"replicaof": f"{HOST} {primary.port}"}) as replica:

@@ -98,7 +98,6 @@ async def test_tags_that_cannot_be_read_spoil_their_own_job(world: World, spoile
 async def test_options_that_cannot_be_read_spoil_their_own_job(world: World, spoiler: Spoiler, extras: bytes) -> None:
     envelopes = [await world.add(max_attempts=3) for _ in range(3)]
     spoil_extras(spoiler, envelopes[1].id, extras)
-
     leases = await world.claim(await world.a_session())
     assert [len(lease.unreadable) for lease in leases] == [0, 1, 0]
     assert [lease.envelope.max_attempts for lease in leases] == [3, 10, 3]
@@ -171,8 +170,6 @@ async def test_a_huge_value_of_a_waiting_job_is_neither_fetched_nor_moved_again(
     assert {await world.status(job.id) for job in (jobs[0], jobs[2])} == {Status.CANCELLED}
     assert peak < HUGE / 2
 
-
-# --- every column in turn ---------------------------------------------------------------------------------------------
 
 IN_COLUMNS: Final[dict[str, Stored]] = {
     "absent": None,

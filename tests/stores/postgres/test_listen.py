@@ -86,9 +86,6 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING and record.name == "taskflow"]
 
 
-# --- through a pooler ---------------------------------------------------------------------------------------------
-
-
 @pooled
 @loses
 async def test_a_worker_behind_a_pooler_that_loses_notifications_says_so_once_and_polls(
@@ -141,9 +138,6 @@ async def test_all_that_one_waits_for_is_looked_for(bouncer: PgBouncer) -> None:
     await there.close()
 
 
-# --- a way that cannot be listened on ---------------------------------------------------------------------------------
-
-
 async def test_a_wrong_place_to_listen_at_is_named_and_jobs_are_polled(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     nowhere = free_port()
     async with worker_at(scene, f"{scene.straight_url}?listen={HOST}:{nowhere}"):
@@ -164,9 +158,6 @@ async def test_once_one_can_listen_again_a_job_starts_at_once(scene: Scene, capl
             await until(lambda: "notifications arrive again" in caplog.text, 20)
             await assert_hears_of_jobs(scene)
     assert len(warnings(caplog)) == 1
-
-
-# --- the doctor -----------------------------------------------------------------------------------------------------
 
 
 async def wake_ups(url: str) -> tuple[str, str]:

@@ -139,10 +139,8 @@ async def test_a_commit_that_comes_late_is_found_by_a_check_of_the_marks(work: W
     await stranger.execute("COMMIT")
     assert await work.claim() == []
     await stranger.execute("UPDATE taskflow.meta SET value = 0 WHERE name = 'check_marks_at'")  # ten seconds are over
-
     with work.broker.listen([topics.queue("default")]) as nudges:
         await work.broker.upkeep(10)
-
         assert [lease.envelope.id for lease in await work.found(nudges)] == [late.id]
 
 
@@ -153,9 +151,7 @@ async def test_what_a_claim_that_is_rolled_back_has_held_is_found_at_once(work: 
     await stranger.execute("BEGIN")
     await OnConnection.of(stranger).claim((await registered(work.broker)).id, 1, [], 1)
     await work.go_beyond(held)
-
     await stranger.execute("ROLLBACK")
-
     assert [lease.envelope.id for lease in await work.claim()] == [held.id]
 
 
@@ -167,9 +163,7 @@ async def test_a_scheduled_job_of_a_transaction_that_commits_late_is_found(work:
         await asyncio.sleep(BEYOND_THE_MARKS)
         await work.broker.upkeep(10)
     await stranger.execute("COMMIT")
-
     await work.broker.upkeep(10)
-
     assert [lease.envelope.id for lease in await work.claim()] == [job_id.bytes]
 
 
@@ -198,7 +192,6 @@ async def test_the_first_jobs_of_a_queue_are_all_found_whoever_commits_first(wor
     await OnConnection.of(stranger).enqueue([early])
     await work.broker.enqueue([late])
     await stranger.execute("COMMIT")
-
     assert [lease.envelope.id for lease in await work.claim()] == [early.id, late.id]
 
 
@@ -291,9 +284,7 @@ async def test_what_is_handed_back_is_found_where_it_stood(work: Work) -> None:
     await work.broker.enqueue([old])
     [lease] = await work.claim()
     await work.go_beyond(old)
-
     await work.broker.settle([settlement(lease, HandedBack())])
-
     assert [lease.envelope.id for lease in await work.claim()] == [old.id]
 
 

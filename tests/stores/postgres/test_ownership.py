@@ -155,9 +155,6 @@ async def test_a_user_who_may_only_look_can_look(roles: PostgresServer, database
     await broker.close()
 
 
-# --- databases and schemas that are not ours --------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [({"database": "nowhere"}, 'database "nowhere" does not exist'), ({"user": "nobody"}, 'role "nobody" does not exist')],
@@ -184,9 +181,6 @@ async def test_a_schema_that_has_gone_is_made_anew_but_not_with_the_table_of_ano
     says = r"'taskflow' of PostgreSQL at .* has a table meta without a version: it belongs to another program"
     with pytest.raises(BrokerRefused, match=says):
         await use(roles, database, "postgres")
-
-
-# --- who may only send by SQL ----------------------------------------------------------------------------------
 
 
 FORBIDDEN: Final = [

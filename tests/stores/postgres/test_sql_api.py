@@ -50,8 +50,6 @@ async def claimed(scene: Scene, queue: str = "default") -> list[Lease]:
     return await scene.store.claim((await registered(scene.store)).id, 1, [queue], 100)
 
 
-# --- psql, transactions and triggers ---------------------------------------------------------------------------------
-
 CALL: Final = """
     SET timezone = 'UTC';
     SELECT taskflow.enqueue('take', jsonb_build_object(
@@ -110,9 +108,6 @@ async def test_what_is_rolled_back_adds_nothing(scene: Scene, sql: asyncpg.Conne
     assert lease.envelope.payload == seal_json(b'{"number": 3}')
 
 
-# --- keys ------------------------------------------------------------------------------------------------------------
-
-
 async def test_a_key_is_the_same_in_sql_and_python(sql: asyncpg.Connection) -> None:
     """Also where it fills a block of the digest just so."""
     names = [("q", "j", "é" * 100), ("Q" * 100, "ü" * 200, "\U0001f600" * 50), ("q" * 100, "j" * 25, "k")]
@@ -150,8 +145,6 @@ async def test_a_key_that_is_taken_can_be_replaced(scene: Scene, sql: asyncpg.Co
         await asking
     assert (await old.status(), await new.status()) == (Status.CANCELLED, Status.READY)
 
-
-# --- options ---------------------------------------------------------------------------------------------------------
 
 HEADERS: Final = {"trace": "é" * 300, "": "x", **{f"h{number}": "" for number in range(20)}}
 
@@ -236,8 +229,6 @@ async def test_arguments_that_do_not_fit_fail_the_job_as_any_others_do(scene: Sc
     assert info is not None
     assert info.attempt == 1
 
-
-# --- what is refused ---------------------------------------------------------------------------------------------------
 
 NAME, WORD, SPELL = "1 to 200 printable", "1 to 100 of the characters", "0 to a hundred years"
 REFUSED: Final = [
@@ -330,9 +321,6 @@ async def test_nothing_of_the_callers_is_run_as_the_owner(sql: asyncpg.Connectio
     assert await sql.fetchval("SELECT count(*) FROM taskflow.jobs") == 1
 
 
-# --- beside the other broker function -----------------------------------------------------------------------------------
-
-
 async def test_calls_with_few_arguments_are_never_taken_for_the_brokers_own(sql: asyncpg.Connection) -> None:
     """Untyped literals and parameters too."""
     for call in (f"'{NOTE}'", f"'{NOTE}', '{{}}'", f"'{NOTE}', '{{}}', 'q', 1, '1 s', NULL, '1 m', 5, '1 h', 'k', 'keep', '1 h', '{{}}'"):
@@ -366,9 +354,6 @@ async def test_another_namespace_is_told_on_its_own_channel(scene: Scene, sql: a
     assert record is not None
     assert record.created_at <= datetime.now(UTC) + timedelta(seconds=1)
     await other.close()
-
-
-# --- absurd settings and requests --------------------------------------------------------------------------------------
 
 
 async def test_a_request_that_is_no_object_or_too_long_is_refused(sql: asyncpg.Connection) -> None:

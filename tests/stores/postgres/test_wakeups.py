@@ -92,9 +92,6 @@ async def ended(waiter: Broker, job_id: bytes) -> Record:
             await nudges.wait(60.0)
 
 
-# --- what a lone job costs ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("number", [1, 5])
 async def test_a_lone_job_takes_six_calls_however_many_workers_idle(store: Store, broker: Broker, number: int) -> None:
     """One by each operation, and two notifications. Its result comes with the second one."""
@@ -118,9 +115,6 @@ async def test_a_lone_job_takes_six_calls_however_many_workers_idle(store: Store
     assert asked.pop("notify") <= 8  # fewer if the machine is slow and a job ends before its waiter is noted
     assert asked == {"add": 4, "load_awaiting": 4, "claim": 4, "succeed": 4}
     await waiter.close()
-
-
-# --- ends -----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("number", "size"), [(10, 10), (1, 4_800), (1, 5_200), (8, 2_000), (250, 10)])
@@ -154,9 +148,6 @@ async def test_jobs_in_too_many_queues_to_name_wake_a_worker(store: Store, broke
         await worker.has(*(job.id for job in jobs))
 
 
-# --- notes and jobs that cross ----------------------------------------------------------------------------------------------
-
-
 async def test_a_job_that_a_sender_commits_while_a_worker_notes_itself_starts_soon(
     store: Store, broker: Broker, stranger: asyncpg.Connection
 ) -> None:
@@ -182,9 +173,6 @@ async def test_a_sender_that_goes_on_for_long_keeps_no_worker_busy(store: Store,
             await asyncio.sleep(1.0)
     assert asked["look_for"] <= 6
     await stranger.execute("ROLLBACK")
-
-
-# --- transactions of users --------------------------------------------------------------------------------------------------
 
 
 async def test_a_users_job_starts_at_once(store: Store, stranger: asyncpg.Connection) -> None:
@@ -227,9 +215,6 @@ async def test_a_role_that_may_only_add_jobs_wakes_a_worker(store: Store, strang
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await stranger.fetch("SELECT listener FROM taskflow.idle")
     await stranger.execute("RESET ROLE; DROP OWNED BY sender_only; DROP ROLE sender_only")
-
-
-# --- notes --------------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_note_that_is_gone_is_written_again(

@@ -59,12 +59,10 @@ async def test_a_lock_of_another_transaction_is_an_answer(store: Store, broker: 
     other = await asyncpg.connect(store.url)
     await other.execute("BEGIN")
     await other.execute("SELECT FROM taskflow.jobs FOR UPDATE")
-
     await stranger.execute("BEGIN; CREATE TABLE effects (n integer); INSERT INTO effects VALUES (1)")
     assert await within(broker, stranger, succeeded(lease)) is Settled.HELD_UP
     await other.execute("ROLLBACK")
     await other.close()
-
     assert await broker.settle([failed(lease)]) == [Settled.OK]
     await stranger.execute("COMMIT")
     assert await stranger.fetchval("SELECT n FROM effects") == 1
@@ -80,7 +78,6 @@ async def test_two_transactions_that_wait_for_each_other_both_go_on(store: Store
         answers = await asyncio.gather(within(broker, stranger, succeeded(second)), within(broker, other, succeeded(first)))
         assert list(answers) == [Settled.HELD_UP] * 2
     await other.close()
-
     assert await broker.settle([completed(first), completed(second)]) == [Settled.COMMITTED] * 2
 
 
@@ -95,7 +92,6 @@ async def test_at_repeatable_read_a_run_that_has_been_reported_since_is_settled_
         with pytest.raises(asyncpg.SerializationError):
             async with stranger.transaction():
                 await within(broker, stranger, succeeded(lease))
-
     async with stranger.transaction(isolation="repeatable_read"):
         assert await within(broker, stranger, succeeded(lease)) is Settled.OK
     assert await statuses(broker, lease.envelope) == [Status.SUCCEEDED]

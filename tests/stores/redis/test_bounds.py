@@ -1,20 +1,25 @@
-"""No call does more than so much, whatever lies in the store; nothing is left behind; spoilt values are put in order."""
+"""No call does more than so much, whatever lies in the store, and nothing is left behind. Large payloads and results have own keys."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from taskflow.broker import topics
 from taskflow.broker.admin import View
-from taskflow.broker.protocol import GONE_AFTER
-from taskflow.model.envelope import Envelope, Lease
-from taskflow.model.errors import BrokerRefused
+from taskflow.broker.protocol import GONE_AFTER, Added, Refused
+from taskflow.broker.redis import store
+from taskflow.broker.redis.contents import INLINE, reference_to
+from taskflow.broker.redis.layout import MARK
+from taskflow.model.envelope import Envelope, Lease, OnConflict
+from taskflow.model.errors import BrokerRefused, BrokerUnavailable
+from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
 from tests.stores.redis.conftest import Stored
-from tests.support.verdicts import succeeded
+from tests.support.harnesses import RedisHarness
+from tests.support.verdicts import failed, retried, succeeded
 from tests.support.waiting import until
 from tests.support.world import World, ids_of
 
@@ -30,9 +35,7 @@ async def test_a_claim_passes_over_so_many_expired_jobs_and_no_more(world: World
     """They are upkeep's to end: a backlog of them does not hold the server at each claim."""
     await fill(world, 3_000, expires=1.0)
     world.clock.advance(2.0)
-
     assert await world.claim(await world.a_session()) == []
-
     assert stored.client.zcard(stored.key("back:0:default")) < 1_000
     assert stored.client.llen(stored.key("list:0:default")) > 2_000
 
@@ -46,7 +49,6 @@ async def test_large_jobs_come_in_portions(world: World) -> None:
         got = await world.claim(session, limit=100)
         portions.append(len(got))
         leases += got
-
     assert max(portions) <= 4
     assert ids_of(leases) == ids_of(envelopes)
     assert await world.settle(*(succeeded(lease, bytes(300_000)) for lease in leases)) == [Settled.OK] * 12
@@ -59,10 +61,8 @@ async def test_ids_are_forgotten_in_portions(world: World, stored: Stored) -> No
     upkept = await world.pass_time(world.rules.repeat_for + 1.0)
     assert upkept.next_in == 0.0
     assert stored.client.zcard(stored.key("i:fading")) >= 500
-
     while upkept.next_in == 0.0:
         upkept = await world.upkeep()
-
     assert stored.client.exists(stored.key("i:fading"), stored.key("list:0:default"), stored.key("priorities:default")) == 0
     assert stored.keys(stored.key("j:")) == []
 
@@ -70,7 +70,6 @@ async def test_ids_are_forgotten_in_portions(world: World, stored: Stored) -> No
 async def test_a_job_is_found_behind_thousands_that_were_cancelled(world: World) -> None:
     await world.broker.cancel(ids_of(await fill(world, 6_000)))
     last = await world.add()
-
     assert ids_of(await world.claim(await world.a_session())) == [last.id]
 
 
@@ -83,7 +82,6 @@ async def test_listeners_that_are_gone_leave_nothing_behind(world: World, stored
         await broker.claim(session.id, 1, ["mail"], 10)
         await broker.upkeep(10)
         await broker.close()
-
     assert (stored.client.zcard(stored.key("waiting:mail")), stored.client.zcard(stored.key("upkeepers"))) == (2, 2)
     assert 0 < stored.client.ttl(stored.key("waiting:mail")) <= GONE_AFTER
 
@@ -111,7 +109,6 @@ async def test_upkeep_nudges_again_for_jobs_that_no_claim_has_taken(world: World
 async def test_nine_thousand_queues_in_one_call(world: World) -> None:
     """More than Lua unpacks at once."""
     answers = await world.enqueue(*(world.an_envelope(queue=f"q{number}") for number in range(9_000)))
-
     assert len(answers) == 9_000
     assert len((await world.broker.admin.metrics()).totals) == 9_000
 
@@ -122,7 +119,6 @@ async def test_a_job_whose_key_has_a_wrong_type_is_gone_and_spoils_no_other(worl
     for job_id in (running.envelope.id, waiting.id):
         stored.client.delete(record := stored.key("j:", job_id))
         stored.client.rpush(record, "not ours")
-
     assert await world.settle(succeeded(running)) == [Settled.STALE]
     assert await world.broker.cancel([waiting.id]) == [None]
     session = await world.a_session()
@@ -139,6 +135,136 @@ async def test_a_shared_key_of_a_wrong_type_is_a_clear_error(world: World, store
     await world.add()
     stored.client.delete(stored.key(name))
     stored.client.xadd(stored.key(name), {"not": "ours"})
-
     with pytest.raises(BrokerRefused, match="has a value of taskflow that another program has changed: Operation against a key"):
         await (world.upkeep() if name == "i:due" else world.add())
+
+
+LARGE: Final = bytes(range(256)) * 40
+
+
+RESULT: Final = b"\x01" + bytes(10_000)
+
+
+def contents_of(stored: Stored, job_id: bytes) -> dict[bytes, Any]:
+    """Return the job's contents that stay, by their keys."""
+    return {key: stored.client.get(key) for key in stored.keys(stored.key("c:", job_id)) if stored.client.ttl(key) == -1}
+
+
+async def test_a_large_payload_is_apart_from_its_job_until_that_succeeds(world: World, stored: Stored) -> None:
+    small, large = await world.add(payload=bytes(INLINE)), await world.add(payload=LARGE)
+    assert [list(contents_of(stored, each.id).values()) for each in (small, large)] == [[], [LARGE]]
+    assert (await world.record(large)).payload == LARGE
+    leases = await world.claim(session := await world.a_session())
+    assert [lease.envelope.payload for lease in leases] == [small.payload, LARGE]
+    assert await world.claim_again(session) == leases
+    await world.settle(*map(succeeded, leases))
+    assert contents_of(stored, large.id) == {}
+
+
+@pytest.mark.parametrize("fields", [{}, {"key": "k"}, {"after": 1.0}], ids=["plain", "with a key", "scheduled"])
+async def test_a_large_result_takes_its_place_until_the_job_is_dropped(world: World, stored: Stored, fields: dict[str, Any]) -> None:
+    envelope = await world.add(payload=LARGE, **fields)
+    await world.pass_time(1.0)
+    [lease] = await world.claim(await world.a_session())
+    assert await world.settle(succeeded(lease, RESULT, keep_for=60.0)) == [Settled.OK]
+    assert await world.settle(succeeded(lease, RESULT, keep_for=60.0)) == [Settled.OK]
+    assert list(contents_of(stored, envelope.id).values()) == [RESULT]
+    record = await world.record(envelope)
+    assert (record.result, record.payload) == (RESULT, None)
+    await world.pass_time(61.0)
+    assert contents_of(stored, envelope.id) == {}
+
+
+async def test_one_that_has_failed_is_there_for_a_retry_until_it_is_dropped(world: World, stored: Stored) -> None:
+    lease = await world.running(payload=LARGE)
+    await world.settle(failed(lease))
+    assert (await world.record(lease)).payload == LARGE
+    await world.broker.admin.retry([lease.envelope.id])
+    [again] = await world.claim(await world.a_session())
+    assert again.envelope.payload == LARGE
+    await world.settle(retried(again, 0.0))
+    [last] = await world.claim(await world.a_session())
+    await world.settle(failed(last))
+    await world.pass_time(world.rules.keep_failed + 1)
+    assert await world.read(lease) is None
+    assert contents_of(stored, lease.envelope.id) == {}
+
+
+async def test_what_comes_again_leaves_nothing_behind(world: World, stored: Stored) -> None:
+    """A call whose answer was lost, when its job waits, when it has succeeded meanwhile, and when it is hardly known any more."""
+    envelope = await world.add(payload=LARGE)
+    for content in ([LARGE], []):
+        assert await world.enqueue(envelope) == [Refused(envelope.id, envelope.id, "id")]
+        assert list(contents_of(stored, envelope.id).values()) == content
+        for lease in await world.claim(await world.a_session()):
+            await world.settle(succeeded(lease, keep_for=1.0))
+    await world.pass_time(2.0)
+    assert await world.enqueue(envelope) == [Refused(envelope.id, envelope.id, "id")]
+    assert contents_of(stored, envelope.id) == {}
+
+
+async def test_of_a_key_that_is_taken_no_payload_is_left(world: World, stored: Stored) -> None:
+    standing, refused = await world.add(key="k", payload=LARGE), world.an_envelope(key="k", payload=LARGE)
+    assert await world.enqueue(refused) == [Refused(refused.id, standing.id, "key")]
+    assert contents_of(stored, refused.id) == {}
+    instead = world.an_envelope(key="k", payload=LARGE, on_conflict=OnConflict.REPLACE)
+    assert await world.enqueue(instead) == [Added(instead.id, standing.id)]
+    assert list(contents_of(stored, instead.id).values()) == [LARGE]
+
+
+@pytest.mark.parametrize("fields", [{}, {"key": "k"}], ids=["plain", "with a key"])
+async def test_no_job_is_there_without_its_payload(world: World, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]) -> None:
+    """One that was sent ahead and has gone before the call: nothing is stored."""
+    envelopes = [world.an_envelope(), world.an_envelope(payload=LARGE, **fields)]
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "ahead", lambda prefix, contents: [])
+        with pytest.raises(BrokerUnavailable, match="lost a payload before its job was stored: send it again"):
+            await world.enqueue(*envelopes)
+    assert [await world.read(envelope) for envelope in envelopes] == [None, None]
+    assert await world.enqueue(*envelopes) == [Added(envelope.id) for envelope in envelopes]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_result_that_is_lost_before_its_settlement_is_sent_within_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    leases = [await world.running(payload=LARGE) for _ in range(number)]
+    monkeypatch.setattr(store, "ahead", lambda prefix, contents: [])
+    assert await world.settle(*(succeeded(lease, RESULT, keep_for=60.0) for lease in leases)) == [Settled.OK] * number
+    assert [(await world.record(lease)).result for lease in leases] == [RESULT] * number
+
+
+async def test_contents_that_look_like_references(world: World) -> None:
+    """No codec of ours makes such, but a broker carries any bytes."""
+    odd = [reference_to(b"", bytes(8)), MARK, MARK + bytes(100)]
+    for payload in odd:
+        await world.add(payload=payload)
+    leases = await world.claim(await world.a_session())
+    assert [lease.envelope.payload for lease in leases] == odd
+    await world.settle(*(succeeded(lease, content, keep_for=60.0) for lease, content in zip(leases, odd, strict=True)))
+    assert [(await world.record(lease)).result for lease in leases] == odd
+
+
+@pytest.mark.parametrize("now", [None, b"short", LARGE + b"more"], ids=["gone", "shorter", "longer"])
+async def test_a_payload_that_was_altered_fails_its_job_and_no_other(world: World, stored: Stored, now: bytes | None) -> None:
+    altered = await world.add(payload=LARGE)
+    await world.add(payload=LARGE)
+    [key] = contents_of(stored, altered.id)
+    if now is None:
+        stored.client.delete(key)
+    else:
+        stored.client.set(key, now)
+    leases = await world.claim(await world.a_session())
+    assert [len(lease.unreadable) for lease in leases] == [1, 0]
+    assert leases[0].unreadable[0].column == "content"
+    assert leases[1].envelope.payload == LARGE
+    assert isinstance(world.harness, RedisHarness)
+    world.harness._is_spoilt = True
+
+
+async def test_a_result_beyond_what_a_record_may_have_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskflow.broker.redis.broker.MAX_RESULT", 5_000)
+    lease = await world.running()
+    with pytest.raises(ValueError, match="Redis allows results of at most"):
+        await world.settle(succeeded(lease, RESULT))
+    assert await world.status(lease.envelope.id) is Status.RUNNING

@@ -87,9 +87,6 @@ async def test_a_rollback_wakes_no_one(broker: SqliteBroker, caller: Caller, mai
     assert not await is_expected()
 
 
-# --- the end of a process ------------------------------------------------------------------------------------------------
-
-
 SENDS = """
     from tests.support.callers import Caller
 

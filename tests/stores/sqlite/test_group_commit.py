@@ -60,7 +60,6 @@ async def test_settling_and_enqueuing_are_flushed_and_claiming_is_not(broker: Sq
     [lease] = await broker.claim(session.id, 1, [], 10)
     assert await broker.settle([succeeded(lease)]) == [Settled.OK]
     assert [each for each in said if "synchronous" in each] == [NOT_FLUSHED, FLUSHED, NOT_FLUSHED, FLUSHED]
-
     said.clear()
     await broker.define([Definition("nightly", bytes(16), b"")])
     [offer] = (await broker.upkeep(100)).offers

@@ -92,13 +92,11 @@ async def test_tables_of_another_program(open_broker: Open, path: Path) -> None:
     """They are left as they are, unless the file is to be shared; once it is, that need not be said again."""
     database_at(path, "CREATE TABLE orders (id)")
     before = path.read_bytes()
-
     said = await refusal(open_broker())
     assert "orders" in said
     assert "?shared=1" in said
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-
     await open_broker(shared=True).enqueue([an_envelope()])
     await open_broker().enqueue([an_envelope()])
     with connected(path) as stranger:

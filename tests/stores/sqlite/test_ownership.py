@@ -55,10 +55,8 @@ async def test_what_was_planted_beside_the_store_is_refused(
     letter = target / "letter" if ending == "-wake" else target
     letter.write_bytes(b"precious" * 100)
     plant(path.with_name(path.name + ending), target)
-
     with pytest.raises(BrokerRefused, match=f"queue.db{ending} {says}"):
         await broker.enqueue([an_envelope()])
-
     assert letter.read_bytes() == b"precious" * 100
 
 
@@ -111,14 +109,9 @@ async def test_files_beside_the_store_are_for_their_owner_alone_and_follow_its_m
 async def test_the_doctor_tells_of_wider_rights(broker: SqliteBroker, path: Path, mode: int, level: str, says: str) -> None:
     await broker.enqueue([an_envelope()])
     path.chmod(mode)
-
     [finding] = [finding for finding in await broker.admin.examine() if finding.topic == "permissions"]
-
     assert finding.level == level
     assert says in finding.says
-
-
-# --- the store itself ---------------------------------------------------------------------------------------------------
 
 
 @needs_root
@@ -131,10 +124,8 @@ async def test_the_file_of_another_user_is_refused_unless_the_url_names_them(
     await broker.close()
     os.chown(path, NOBODY, NOBODY)
     path.chmod(mode)
-
     with pytest.raises(BrokerRefused, match=f"queue.db belongs to uid {NOBODY}.*owner={NOBODY}"):
         await open_broker().enqueue([an_envelope()])
-
     by_name = connect(f"sqlite:///{path}?owner={pwd.getpwuid(NOBODY).pw_name}")
     assert len(await by_name.enqueue([an_envelope()])) == 1
     await by_name.close()

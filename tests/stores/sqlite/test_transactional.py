@@ -47,9 +47,6 @@ def connect(store: Transactional, path: Path) -> Iterator[Connect]:
         connection.close()
 
 
-# --- which file --------------------------------------------------------------------------------------------------------
-
-
 async def test_a_file_that_is_only_attached_is_refused(broker: SqliteBroker, connect: Connect, path: Path, tmp_path: Path) -> None:
     """A commit to several files is not atomic: after a crash one of them may lack it."""
     for main in (tmp_path / "main.db", ":memory:", ""):
@@ -148,9 +145,6 @@ async def test_tables_of_another_version_are_refused(connect: Connect, version: 
     caller.roll_back()
 
 
-# --- what connections do to values ---------------------------------------------------------------------------------------
-
-
 SETTINGS: dict[str, tuple[str, Any]] = {
     "text as bytes": ("text_factory", bytes),
     "text ignoring errors": ("text_factory", lambda raw: raw.decode(errors="ignore")),
@@ -194,9 +188,6 @@ async def test_settings_of_the_connection_change_nothing(
         assert {row[0] for row in stranger.execute("SELECT typeof(worker) FROM taskflow_jobs")} == {"null", "text"}
 
 
-# --- transactions --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("mode", ["legacy", "none", "autocommit"])
 async def test_each_way_to_begin_a_transaction(broker: SqliteBroker, connect: Connect, mode: str) -> None:
     if mode == "autocommit" and sys.version_info < (3, 12):
@@ -237,9 +228,6 @@ async def test_a_closed_broker_says_so(broker: SqliteBroker, connect: Connect) -
     with unaffected(caller), pytest.raises(BrokerUnavailable, match="closed"):
         caller.enqueue(an_envelope())
     caller.commit()
-
-
-# --- all or nothing ------------------------------------------------------------------------------------------------------
 
 
 class Broken(Exception):

@@ -30,9 +30,6 @@ from tests.support.waiting import until
 NUDGED_ONLY = "only_nudges_count"
 
 
-# --- other processes --------------------------------------------------------------------------------------------------------
-
-
 def killed_while_it_waited(path: Path) -> int:
     """Return the id of a worker's process that waited for jobs when it was killed."""
     script = """
@@ -113,9 +110,6 @@ async def test_another_process_wakes_us_at_once(open_broker: Open, tmp_path: Pat
     assert statistics.median(waits) < 0.05
 
 
-# --- messages ---------------------------------------------------------------------------------------------------------------
-
-
 async def test_a_listener_to_more_topics_than_a_file_name_holds(broker: SqliteBroker, open_broker: Open) -> None:
     with open_broker().listen([topics.queue(f"queue-{number}") for number in range(30)]) as waiter:
         await broker.enqueue([an_envelope(queue="queue-29")])
@@ -152,9 +146,6 @@ async def test_a_listener_that_does_not_keep_up_holds_nobody_up(broker: SqliteBr
     sender = Notifier(deaf._store, deaf)
     with bound, contextlib.closing(sender):
         assert not all(sender._send(name, ["due"]) for _ in range(10_000))
-
-
-# --- what nobody announces ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("change", ["ready", "ended", "stopping", "due"])
@@ -207,9 +198,6 @@ async def test_without_sockets_the_file_is_looked_at(broker: SqliteBroker, open_
             monkeypatch.setattr(SocketListener, "_receive", lambda _: time.sleep(0.01))
             await broker.enqueue([an_envelope(queue="mail")])
             assert await ours.wait(0.5)
-
-
-# --- the folder ---------------------------------------------------------------------------------------------------------------
 
 
 async def test_other_files_in_the_folder_stay_there(broker: SqliteBroker, open_broker: Open, path: Path) -> None:
