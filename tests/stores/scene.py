@@ -94,7 +94,6 @@ class Scene:
             await asyncio.sleep(0.005)
 
     async def fill(self, padding: bytes) -> int:
-        """Send until the store is full. Return the number that comes next."""
         for sent in range(len(self.handles), 10_000, 20):
             try:
                 await self.send(range(sent, sent + 20), padding=padding)

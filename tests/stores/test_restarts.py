@@ -43,7 +43,6 @@ async def test_restarts_under_load_lose_and_repeat_nothing(kind: type[Driver], e
 
 
 async def test_senders_wait_for_a_server_that_is_away_at_first_or_refuses_writes_for_a_while(driver: Driver) -> None:
-    """The worker goes on with its session."""
     async with driver.scene() as scene:
         driver.server.stop()
         sending = asyncio.create_task(scene.send(range(20)))

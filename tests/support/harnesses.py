@@ -204,7 +204,7 @@ class SqliteHarness(StoreHarness):
         return contextlib.closing(sqlite3.connect(self.path, timeout=30))
 
     def spoiler(self) -> Spoiler:
-        from tests.stores.sqlite.spoiler import SqliteSpoiler
+        from tests.support.spoilers import SqliteSpoiler
 
         return SqliteSpoiler(self.path)
 
@@ -265,7 +265,7 @@ class RedisHarness(StoreHarness):
         return f"redis {self.server.port} {self.namespace}"
 
     def spoiler(self) -> Spoiler:
-        from tests.stores.redis.spoiler import RedisSpoiler
+        from tests.support.spoilers import RedisSpoiler
 
         self._is_spoilt = True  # nobody can tell what a spoilt record has named
         return RedisSpoiler(self.server.client(), self.prefix)
@@ -366,7 +366,7 @@ class PostgresHarness(StoreHarness):
         return self.server.rows(at_work, f'"{self.namespace}".') == [(0,)]
 
     def spoiler(self) -> Spoiler:
-        from tests.stores.postgres.spoiler import PostgresSpoiler
+        from tests.support.spoilers import PostgresSpoiler
 
         self._is_spoilt = True
         return PostgresSpoiler(self.server.dsn, self.namespace)

@@ -97,7 +97,6 @@ class Store:
         self._broker = OnConnection.of(connection)
 
     def rows(self, query: str, *arguments: object) -> list[tuple[Any, ...]]:
-        """Ask the server on a connection of its own."""
         return self._server.rows(query, *arguments, database=self._database)
 
     def execute(self, script: str) -> None:
@@ -126,7 +125,6 @@ class Store:
 
 
 def rows_of(cost: Cost) -> int:
-    """Return how many rows were read."""
     return sum(rows for _, rows in cost.values())
 
 

@@ -43,8 +43,6 @@ _MODULE: Final = """
 
 
 class Read(NamedTuple):
-    """How a plan reads a table."""
-
     function: str
     table: str
     by: str | None

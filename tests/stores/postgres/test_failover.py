@@ -26,7 +26,6 @@ MANY = 300
 
 @pytest.fixture
 def standby(server: PostgresServer) -> Iterator[Standby]:
-    """Of the server."""
     with Standby(server) as standby:
         yield standby
 
@@ -54,7 +53,6 @@ class SceneOfTwo(Scene):
 
 
 async def one_is_added(broker: Broker) -> float:
-    """Return the seconds that it took."""
     began_at, envelope = time.monotonic(), an_envelope()
     assert await broker.enqueue([envelope]) == [Added(envelope.id)]
     return elapsed_since(began_at)

@@ -38,8 +38,6 @@ BEYOND_THE_MARKS: Final = 0.8
 
 
 class Work:
-    """One session's claims and settlements."""
-
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
         self.request = 0
@@ -276,16 +274,6 @@ async def test_marks_that_were_restored_from_a_dump_are_not_trusted(work: Work, 
     await stranger.fetch("SELECT * FROM taskflow.check_marks(NULL)")
     assert [lease.envelope.id for lease in await work.claim()] == [envelope.id]
     assert await stranger.fetchval("SELECT count(*) FROM taskflow.marks WHERE upto = '4000000000000' AND kind = 'ready'") == 0
-
-
-async def test_what_is_handed_back_is_found_where_it_stood(work: Work) -> None:
-    """At once, though the mark has passed it long ago."""
-    old = an_envelope()
-    await work.broker.enqueue([old])
-    [lease] = await work.claim()
-    await work.go_beyond(old)
-    await work.broker.settle([settlement(lease, HandedBack())])
-    assert [lease.envelope.id for lease in await work.claim()] == [old.id]
 
 
 async def test_a_queue_without_claims_keeps_few_marks(work: Work, stranger: asyncpg.Connection) -> None:

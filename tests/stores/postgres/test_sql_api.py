@@ -21,7 +21,6 @@ from taskflow.app.options import MAX_ATTEMPTS
 from taskflow.app.settings import Settings
 from taskflow.broker import topics
 from taskflow.broker.admin import View
-from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.url import connect
 from taskflow.model.codec import seal_json
 from taskflow.model.envelope import MAX_JOB_NAME, OWN_HEADERS, Lease
@@ -39,7 +38,6 @@ MAX_BYTES: Final = Settings(broker="").max_payload
 
 @pytest.fixture
 async def sql(scene: Scene) -> AsyncIterator[asyncpg.Connection]:
-    """A user's connection to the database of a scene that has the schema."""
     await scene.store.read([bytes(16)])
     connection = await asyncpg.connect(scene.straight_url)
     yield connection
@@ -61,7 +59,6 @@ CALL: Final = """
 
 
 async def test_psql_adds_a_job_that_a_worker_runs_with_its_annotated_values(scene: Scene, sql: asyncpg.Connection) -> None:
-    """It prints the id of the job."""
     taken = list[object]()
 
     @taskflow.job(name="take")
@@ -85,14 +82,6 @@ TRIGGER: Final = f"""
     $$;
     CREATE TRIGGER order_came AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION order_came();
 """
-
-
-async def test_a_trigger_adds_a_job_for_each_row(scene: Scene, sql: asyncpg.Connection) -> None:
-    await sql.execute(TRIGGER)
-    async with scene.worker():
-        await sql.execute("INSERT INTO orders SELECT generate_series(1, 50)")
-        await scene.until_ran(range(1, 51))
-    assert scene.runs == dict.fromkeys(range(1, 51), 1)
 
 
 async def test_what_is_rolled_back_adds_nothing(scene: Scene, sql: asyncpg.Connection) -> None:
@@ -220,16 +209,6 @@ async def test_the_id_is_one_like_the_clients(sql: asyncpg.Connection) -> None:
         assert before - 1 <= int.from_bytes(each.bytes[:6], "big") / 1000 <= time.time() + 1
 
 
-async def test_arguments_that_do_not_fit_fail_the_job_as_any_others_do(scene: Scene, sql: asyncpg.Connection) -> None:
-    handle = await send(sql, number="one")
-    async with scene.worker():
-        with pytest.raises(taskflow.JobFailed, match="number: expected int, got str"):
-            await handle.result(timeout=10)
-    info = await handle.info()
-    assert info is not None
-    assert info.attempt == 1
-
-
 NAME, WORD, SPELL = "1 to 200 printable", "1 to 100 of the characters", "0 to a hundred years"
 REFUSED: Final = [
     ("job => ''", "job is ''", NAME),
@@ -342,7 +321,6 @@ async def test_the_settings_of_a_session_change_nothing(scene: Scene, sql: async
 
 async def test_another_namespace_is_told_on_its_own_channel(scene: Scene, sql: asyncpg.Connection) -> None:
     other = connect(f"{scene.straight_url}?namespace=Other-one")
-    assert isinstance(other, PostgresBroker)
     await other.read([bytes(16)])
     with other.listen([topics.queue("default")]) as nudges:
         await nudges.wait(0.5)  # it listens now
@@ -350,9 +328,7 @@ async def test_another_namespace_is_told_on_its_own_channel(scene: Scene, sql: a
         assert not await nudges.wait(0.3)
         job_id = await sql.fetchval("SELECT \"Other-one\".enqueue('work')")
         assert await nudges.wait(5.0)
-    [record] = await other.read([job_id.bytes])
-    assert record is not None
-    assert record.created_at <= datetime.now(UTC) + timedelta(seconds=1)
+    assert await other.read([job_id.bytes]) != [None]
     await other.close()
 
 

@@ -12,6 +12,7 @@ import pytest
 from msgspec import structs
 
 from taskflow import BrokerRefused
+from taskflow.broker import topics
 from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.broker.url import connect
 from taskflow.model.envelope import OnConflict
@@ -109,13 +110,16 @@ async def test_advisory_locks_of_a_stranger_stop_neither_commits_nor_verbs_nor_a
         await new.close()
 
 
-async def test_a_role_that_may_add_jobs_cannot_act_as_the_owner(store: Store, stranger: asyncpg.Connection) -> None:
+async def test_a_role_that_may_add_jobs_wakes_workers_and_cannot_act_as_the_owner(broker: Broker, stranger: asyncpg.Connection) -> None:
     """The trigger function that runs as the schema's owner works for our table only, and no other role may call it."""
     await stranger.execute("DROP ROLE IF EXISTS mallory; CREATE ROLE mallory; GRANT USAGE ON SCHEMA taskflow TO mallory; SET ROLE mallory")
     await stranger.execute("CREATE TEMP TABLE trap (queue text, late_priority integer, late_at bigint)")
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await stranger.execute("CREATE TRIGGER springs AFTER INSERT ON trap FOR EACH ROW EXECUTE FUNCTION taskflow.on_commit()")
-    await stranger.fetchval("SELECT taskflow.enqueue('work')")
+    with broker.listen([topics.queue("default")]) as waiter:
+        await waiter.wait(0.5)  # it listens now
+        await stranger.fetchval("SELECT taskflow.enqueue('work')")
+        assert await waiter.wait(SOON)
     await stranger.execute("RESET ROLE; DROP TABLE trap; REVOKE USAGE ON SCHEMA taskflow FROM mallory; DROP ROLE mallory")
 
 
@@ -283,7 +287,6 @@ async def test_a_value_that_the_server_admits_stops_no_schedule_beside_it(
 
 
 async def test_a_store_without_schedules_costs_upkeep_and_a_look_one_probe_each_time(store: Store) -> None:
-    """That many schedules cost no more is shown in test_plans.py."""
     store.counted = "^(schedules|declared)(_|$)"
     calls: Sequence[Call] = (lambda broker: broker.upkeep(10), lambda broker: broker.beat(Beat(session=SESSION, looks=True)))
     for call in calls:

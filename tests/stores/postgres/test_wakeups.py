@@ -175,15 +175,6 @@ async def test_a_sender_that_goes_on_for_long_keeps_no_worker_busy(store: Store,
     await stranger.execute("ROLLBACK")
 
 
-async def test_a_users_job_starts_at_once(store: Store, stranger: asyncpg.Connection) -> None:
-    async with idle_workers(store.url, 3) as workers:
-        for _ in range(5):
-            began_at = time.monotonic()
-            job_id = (await stranger.fetchval("SELECT taskflow.enqueue('work')")).bytes
-            await until(lambda: any(job_id in worker.taken for worker in workers), SOON)  # noqa: B023 - it is awaited here
-            assert time.monotonic() - began_at < AT_ONCE
-
-
 async def test_a_users_commit_takes_no_lock_of_notifications_unless_a_worker_idles() -> None:
     """Somebody else holds that lock, in a commit that waits for a standby."""
     settings = {"synchronous_standby_names": "nobody", "synchronous_commit": "local"}
@@ -205,16 +196,6 @@ async def test_a_users_commit_takes_no_lock_of_notifications_unless_a_worker_idl
         holder.terminate()
         await user.close()
         await broker.close()
-
-
-async def test_a_role_that_may_only_add_jobs_wakes_a_worker(store: Store, stranger: asyncpg.Connection) -> None:
-    async with IdleWorker(store.url) as worker:
-        await stranger.execute("CREATE ROLE sender_only; GRANT USAGE ON SCHEMA taskflow TO sender_only; SET ROLE sender_only")
-        job_id = await stranger.fetchval("SELECT taskflow.enqueue('work')")
-        await worker.has(job_id.bytes, within=AT_ONCE)
-        with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await stranger.fetch("SELECT listener FROM taskflow.idle")
-    await stranger.execute("RESET ROLE; DROP OWNED BY sender_only; DROP ROLE sender_only")
 
 
 async def test_a_note_that_is_gone_is_written_again(

@@ -46,7 +46,6 @@ async def commands_of(stored: Stored, verb: Callable[[], Awaitable[object]]) -> 
 async def rounds(
     world: World, stored: Stored, session: Session, number: int, payload: bytes = b"\x01payload"
 ) -> dict[str, tuple[int, int]]:
-    """A batch through its life, counted operation by operation."""
     leases = list[Lease]()
 
     async def claim() -> None:

@@ -33,7 +33,6 @@ each_server = pytest.mark.parametrize("found", redis_binaries(), ids=lambda foun
 
 @contextmanager
 def with_user(*rules: str, binary: Path | None = None, **settings: str) -> Iterator[str]:
-    """The URL of a server with one user who may do this."""
     with RedisServer(binary, users=["default off", f"app on >secret {' '.join(rules)}"], settings=settings) as server:
         yield f"redis://app:secret@{HOST}:{server.port}/0"
 

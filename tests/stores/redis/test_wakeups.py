@@ -27,7 +27,6 @@ BLOCKING: Final = {"BLPOP", "BRPOP", "BLMOVE", "BLMPOP", "BRPOPLPUSH", "BZPOPMIN
 
 @pytest.fixture
 def sent(proxy: Proxy) -> Counter[str]:
-    """Counts what is sent through the proxy."""
     counted = Counter[str]()
 
     def rule(command: Command) -> Fate:

@@ -37,7 +37,6 @@ class Open(Protocol):
 
 @contextmanager
 def connected(path: Path) -> Iterator[sqlite3.Connection]:
-    """A stranger's connection."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         yield connection
@@ -114,6 +113,5 @@ def used_by_nobody(own: Path, use: str, *paths: Path) -> str:
 
 
 def wake_files(path: Path) -> list[str]:
-    """Return the names of the files by which senders find listeners."""
     folder = path.with_name(path.name + "-wake")
     return sorted(file.name for file in folder.iterdir()) if folder.exists() else []

@@ -240,23 +240,6 @@ async def test_idleness_costs_next_to_nothing(broker: SqliteBroker) -> None:
         assert (time.process_time() - began) / 3 < 0.003
 
 
-async def test_a_claim_between_a_nudge_and_its_message_leaves_one_file(broker: SqliteBroker, path: Path) -> None:
-    """The sender has removed the listener's file, and a claim has shown another one before the message was read."""
-    queue = topics.queue("default")
-    await broker.enqueue([an_envelope()])
-    with broker.listen([queue]):
-        listener = broker._running().listener
-        for _ in range(5):
-            assert listener._waiting_file is not None
-            listener._folder.remove(listener._waiting_file)
-            listener.claimed(is_full=False)
-            listener.received([queue])
-            listener.claimed(is_full=False)
-        assert len([file for file in wake_files(path) if file.endswith(str(listener.name)) and file != listener.name]) == 1
-        listener.claimed(is_full=True)
-        assert not [file for file in wake_files(path) if file.endswith(str(listener.name)) and file != listener.name]
-
-
 async def test_a_listener_whose_folder_was_replaced_binds_again(broker: SqliteBroker, open_broker: Open, path: Path) -> None:
     """Another process has removed the folder, and makes it again for its own listener."""
     await broker.enqueue([an_envelope()])

@@ -1,25 +1,146 @@
-"""Spoils what a server holds of one job or session: its record, part by part and as a whole.
-
-Indexes do not repair themselves. So no part is spoilt that an index is made of, and a whole record only so that it cannot be read.
-"""
+"""Spoils what a store holds of one job or session, behind its broker's back. See `tests.support.spoiling.Spoiler`."""
 
 from __future__ import annotations
 
+import sqlite3
 import struct
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import msgpack
+import psycopg
 import redis
+from psycopg import rows
 
 from taskflow.broker.engine.records import HEADERS, RUNNING, Kind
 from taskflow.broker.redis.records import UNREADABLE, record_of
 from tests.support.spoiling import Stored, Value
 
+_HIDING: Final = frozenset({"id", "status", "ended_at", "fade_at", "queue"})
+"""Ended jobs are listed queue by queue, and counts know no queue that another program has written."""
+
+
+class SqlSpoiler(ABC):
+    """Spoils values by SQL: with each value that the columns and the tables' checks admit."""
+
+    _connection: Any
+
+    @abstractmethod
+    def _row(self, table: str, owner: bytes) -> Mapping[str, Any] | None: ...
+
+    @abstractmethod
+    def _is_spoilt(self, table: str, column: str) -> bool: ...
+
+    @abstractmethod
+    def _of_id(self, owner: bytes) -> str:
+        """Return a session's id in SQL."""
+
+    @abstractmethod
+    def _update(self, table: str, column: str, stored: Stored, where: str) -> bool: ...
+
+    def values_of(self, owner: bytes) -> Sequence[Value]:
+        for table in ("jobs", "sessions"):
+            if (row := self._row(table, owner)) is not None:
+                where = f"seq = {row['seq']}" if table == "jobs" else f"id = {self._of_id(owner)}"
+                columns = [(column, stored) for column, stored in row.items() if self._is_spoilt(table, column)]
+                return [Value(f"{table}.{column}", (table, column, where), stored) for column, stored in columns]
+        raise AssertionError(f"{owner!r} is in no table")
+
+    def columns_of(self, job_id: bytes) -> Sequence[Value]:
+        return [value for value in self.values_of(job_id) if value.place.startswith("jobs.") and value.address[1] != "id"]
+
+    def write(self, value: Value, stored: Stored) -> bool:
+        try:
+            return self._update(*value.address[:2], stored, value.address[2])  # type: ignore[call-arg, arg-type]
+        except (sqlite3.Error, psycopg.Error):  # no value of the column's type, or of no job, or not unique
+            return False
+
+    def may_hide(self, value: Value) -> bool:
+        return value.address[1] in _HIDING
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class SqliteSpoiler(SqlSpoiler):
+    def __init__(self, path: Path, namespace: str = "taskflow") -> None:
+        self._connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+        self._connection.text_factory = lambda raw: raw.decode(errors="surrogateescape")
+        self._connection.row_factory = sqlite3.Row
+        self._prefix = namespace
+
+    def _row(self, table: str, owner: bytes) -> Mapping[str, Any] | None:
+        row = self._connection.execute(f'SELECT * FROM "{self._prefix}_{table}" WHERE id = ?', (owner,)).fetchone()
+        return None if row is None else dict(row)
+
+    def _is_spoilt(self, table: str, column: str) -> bool:
+        return not column.startswith("falling_") and column != ("seq" if table == "jobs" else "id")
+
+    def _of_id(self, owner: bytes) -> str:
+        return f"x'{owner.hex()}'"
+
+    def _update(self, table: str, column: str, stored: Stored, where: str) -> bool:
+        parameter = "CAST(? AS TEXT)" if isinstance(stored, str) else "?"
+        given = stored.encode(errors="surrogateescape") if isinstance(stored, str) else stored
+        self._connection.execute(f'UPDATE "{self._prefix}_{table}" SET "{column}" = {parameter} WHERE {where}', (given,))
+        return True
+
+
+_TYPES: Final = """
+    SELECT relname, attname, format_type(atttypid, NULL) AS kind FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+    WHERE relnamespace = %s::regnamespace AND relname IN ('jobs', 'sessions') AND attnum > 0 AND attidentity = ''
+        AND NOT (relname = 'sessions' AND attname = 'id')
+"""
+
+
+class PostgresSpoiler(SqlSpoiler):
+    def __init__(self, url: str, schema: str) -> None:
+        connect: Any = psycopg.connect
+        self._connection = connect(url, autocommit=True, row_factory=rows.dict_row)
+        self._schema = schema
+        self._types: dict[tuple[str, str], str] = {}
+
+    def _row(self, table: str, owner: bytes) -> Mapping[str, Any] | None:
+        row: Mapping[str, Any] | None = self._connection.execute(
+            f'SELECT * FROM "{self._schema}".{table} WHERE id = %s', [owner]
+        ).fetchone()
+        return row
+
+    def _is_spoilt(self, table: str, column: str) -> bool:
+        if not self._types:  # the schema is there now
+            found = self._connection.execute(_TYPES, [f'"{self._schema}"'])
+            self._types = {(row["relname"], row["attname"]): row["kind"] for row in found}
+        return (table, column) in self._types
+
+    def _of_id(self, owner: bytes) -> str:
+        return f"'\\x{owner.hex()}'"
+
+    def _update(self, table: str, column: str, stored: Stored, where: str) -> bool:
+        if isinstance(stored, str) and any(0xD800 <= ord(sign) <= 0xDFFF or sign == "\0" for sign in stored):
+            return False  # no UTF-8 database takes it as text
+        literal = _literal(stored, self._types[table, column])
+        done = self._connection.execute(f'UPDATE "{self._schema}".{table} SET {column} = {literal} WHERE {where}')
+        return bool(done.rowcount == 1)
+
+
+def _literal(stored: Stored, kind: str) -> str:
+    """As the column's type where there is such a value: PostgreSQL refuses all others."""
+    if stored is None:
+        return "NULL"
+    if isinstance(stored, bytes):
+        return f"'\\x{stored.hex()}'::bytea"
+    if isinstance(stored, str) and kind == "bytea":
+        return f"'\\x{stored.encode().hex()}'::bytea"
+    quoted = str(stored).replace("'", "''")
+    return f"'{quoted}'::{kind}"
+
+
 _PARTS: Final = ("sent", "state", "content")
 _NUMBERS: Final = ("expires_at", "awaits", "epoch", "claimed_at", "claimed_steady", "started_at", "ended_at", "fade_at")
 _SPOILT: Final = ("epoch", "claimed_at", "claimed_steady", "started_at", "worker", "settled", *_PARTS)
-_HIDING: Final = frozenset({"record", "epoch"})
+_SET_ASIDE: Final = frozenset({"record", "epoch"})
 """A job that cannot be read is set aside when it is met, and then stands under another status."""
 
 _OF_SESSIONS: Final = ("name", "ttl", "is_released", "wants_ends")
@@ -27,7 +148,10 @@ _BIAS: Final = 1 << 63
 
 
 class RedisSpoiler:
-    """See `tests.support.spoiling.Spoiler`."""
+    """Spoils a record, part by part and as a whole.
+
+    Indexes do not repair themselves. So no part is spoilt that an index is made of, and a whole record only so that it cannot be read.
+    """
 
     def __init__(self, client: redis.Redis, prefix: bytes) -> None:
         self._client: Any = client
@@ -101,7 +225,7 @@ class RedisSpoiler:
         return bool(self._client.set(key, raw[:9] + struct.pack(">I", len(header)) + header + raw[13 + length :]))
 
     def may_hide(self, value: Value) -> bool:
-        return value.place.removeprefix("jobs.") in _HIDING
+        return value.place.removeprefix("jobs.") in _SET_ASIDE
 
     def close(self) -> None:
         self._client.close()
