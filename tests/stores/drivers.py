@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, ClassVar, Final, Self
@@ -29,19 +28,22 @@ SHORT: Final = 0.3
 """Seconds of a timeout that a test has shortened."""
 
 
-class Driver(ABC):
-    """A server that keeps what it acknowledged, and a proxy before it."""
+class ServerDriver:
+    """A server that keeps what it acknowledged, and a proxy before it. Each kind has
 
-    name: ClassVar[str]
-    ends: ClassVar[Mapping[str, Callable[[Any], None]]]
-    """The ways in which the server's process may end."""
+    ends              the ways in which the server's process may end
+    a_server          makes a server
+    scene             returns an application on the server; if `far`, through the proxy
+    listeners         returns the connections on which workers wait for wake-ups; none while the server is away
+    kill              ends "one" connection, "all", or the "listeners", and returns how many were ended
+    refuse_writes     lets the server be read-only, or no longer
+    shorten_timeouts  makes a second longer than every timeout of a command and of a listener
+    """
 
+    a_server: ClassVar[Callable[[], Any]]
+    kill: Callable[[Any, str], int]
     server: Any
     proxy: Proxy
-
-    @staticmethod
-    @abstractmethod
-    def a_server() -> Any: ...
 
     @classmethod
     @contextmanager
@@ -50,29 +52,9 @@ class Driver(ABC):
         with cls.a_server() as driver.server, Proxy(HOST, driver.server.port, parse=None) as driver.proxy:
             yield driver
 
-    @abstractmethod
-    def scene(self, *, far: bool = False) -> Scene:
-        """An application on the server; if `far`, through the proxy."""
-
-    @abstractmethod
-    def listeners(self, scene: Any) -> set[Any]:
-        """Return the connections on which workers wait for wake-ups; none while the server is away."""
-
-    @abstractmethod
-    def kill(self, scene: Any, which: str) -> int:
-        """End "one" connection, "all", or the "listeners". Return how many were ended."""
-
-    @abstractmethod
-    def refuse_writes(self, scene: Any, refused: bool) -> None:
-        """Let the server be read-only, or no longer."""
-
-    @abstractmethod
-    def shorten_timeouts(self, patch: pytest.MonkeyPatch) -> None:
-        """Make a second longer than every timeout of a command and of a listener."""
-
     @asynccontextmanager
     async def killing(self, scene: Scene, seed: int) -> AsyncIterator[Callable[[], int]]:
-        """Inside, the server ends connections again and again. Gives a function that counts them."""
+        """Inside, the server ends connections again and again. Give a function that counts them."""
         ended, chance = 0, random.Random(seed)
 
         async def kill_on() -> None:
@@ -89,7 +71,7 @@ class Driver(ABC):
             await asyncio.gather(killer, return_exceptions=True)
 
 
-class RedisDriver(Driver):
+class RedisDriver(ServerDriver):
     name = "redis"
     ends = {"stopped": RedisServer.stop, "killed": RedisServer.kill}
     a_server = staticmethod(partial(RedisServer, aof=True))
@@ -111,7 +93,6 @@ class RedisDriver(Driver):
             return others + int(client.client_kill_filter(_type="pubsub"))
 
     def refuse_writes(self, scene: Any, refused: bool) -> None:
-        """A primary is demoted and promoted."""
         with self.server.client() as client:
             client.replicaof(*((HOST, 1) if refused else ("NO", "ONE")))
 
@@ -121,7 +102,7 @@ class RedisDriver(Driver):
         patch.setattr(redis_wakeups, "PONG_TIMEOUT", SHORT)
 
 
-class PostgresDriver(Driver):
+class PostgresDriver(ServerDriver):
     name = "postgres"
     ends = {
         "stopped": partial(PostgresServer.stop, mode="fast"),
@@ -158,5 +139,7 @@ class PostgresDriver(Driver):
 
         patch.setattr(asyncpg.Connection, "execute", execute_within_less)
 
+
+Driver = RedisDriver | PostgresDriver
 
 DRIVERS: Final[tuple[type[Driver], ...]] = (RedisDriver, PostgresDriver)

@@ -1,4 +1,7 @@
-"""Servers end and come back, connections end, and jobs cancel every task, while workers work and senders send."""
+"""Servers end and come back or fall silent, connections end, and jobs cancel every task, while workers work and senders send.
+
+tests/faults has the outages that last longer than a session.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any, Final
 import pytest
 
 import taskflow
-from taskflow import configure
+from taskflow import BrokerUnavailable, configure
 from taskflow.worker.events import BrokerCallFailed, SessionOpened
 from tests.stores.drivers import DRIVERS, Driver
 from tests.stores.scene import TIMEOUT, elapsed_since
@@ -113,3 +116,38 @@ async def test_a_job_that_cancels_every_task_slows_no_later_job(driver: Driver) 
         await until(has_beaten_since)
         await scene.until_done()
         assert not scene.has_lost_a_session
+
+
+async def test_a_server_suspended_for_longer_than_a_command_may_take_costs_no_run(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGSTOP under load. Sending fails in time. Each run that ends meanwhile is settled once the server goes on."""
+    driver.shorten_timeouts(monkeypatch)
+    async with driver.scene() as scene, scene.worker(ttl=20):
+        scene.takes = 0.2
+        await scene.send(range(60))
+        await asyncio.sleep(0.05)
+        driver.server.suspend()
+        began_at = time.monotonic()
+        configure(enqueue_timeout=0.6)
+        with pytest.raises(BrokerUnavailable, match="has been away for"):
+            await scene.note.delay(-1)
+        assert elapsed_since(began_at) < 2
+        driver.server.resume()
+        configure(enqueue_timeout=TIMEOUT)
+        await scene.send(range(60, 120))
+        await scene.until_done()
+        assert not scene.has_lost_a_session
+        assert all(scene.runs[number] == 1 for number in scene.handles)
+
+
+async def test_a_listening_connection_that_has_died_in_silence_is_replaced(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old connections carry nothing any more, new ones do. Then a notification starts a job at once."""
+    driver.shorten_timeouts(monkeypatch)
+    async with driver.scene(far=True) as scene, scene.worker():
+        await scene.seconds_to_start(0)
+        dead = driver.listeners(scene)
+        await asyncio.to_thread(driver.proxy.blackhole)
+        await asyncio.sleep(1)  # a connection that nobody has used meanwhile would have lost nothing
+        await asyncio.to_thread(driver.proxy.heal)
+        await until(lambda: driver.listeners(scene) - dead, 10)
+        async with scene.from_afar():
+            assert await scene.seconds_to_start(1) < 2.0  # to look again takes the worker 5 s

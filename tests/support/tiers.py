@@ -16,8 +16,8 @@ _FAST: Final = [
 ]
 """Places whose tests are fast, but for modules marked `slow` and for tests on a server."""
 
-_PROCESSES: Final = frozenset(TESTS / "stores/sqlite" / f"test_{module}.py" for module in ("commit_watch", "fork", "shrinking"))
-"""Modules in these places whose tests start processes, or write very much."""
+_PROCESSES: Final = frozenset([TESTS / "stores/sqlite/test_commit_watch.py"])
+"""Modules in these places whose tests start processes."""
 
 _SERVERS: Final = frozenset({"redis", "postgres"})
 """Parameters of tests that need one."""

@@ -197,10 +197,6 @@ async def test_the_row_that_the_server_refuses_is_in_no_message(broker: Broker, 
     assert mail.job not in "".join(traceback.format_exception(refused.value))
 
 
-DETECTED_TIMEOUT: Final = 0.7
-"""Seconds. Less than those after which the server looks for deadlocks."""
-
-
 def a_definition(name: str, version: int = 1) -> Definition:
     return Definition(name, bytes([version]) * 16, b"body")
 
@@ -228,7 +224,7 @@ async def test_several_schedules_and_keys_are_locked_in_one_order(broker: Broker
     waits: asyncio.Task[Sequence[Added | Refused | bool | None]] = asyncio.create_task(call)
     blocked = "EXISTS (SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')"
     await until(lambda: stranger.fetchval(f"SELECT pg_stat_clear_snapshot() IS NOT NULL AND {blocked}"))
-    async with asyncio.timeout(DETECTED_TIMEOUT):
+    async with asyncio.timeout(0.7):  # less than what the server takes to look for deadlocks
         await stranger.fetch(lock, ids[1])
     await stranger.execute("COMMIT")
     assert all(await waits)

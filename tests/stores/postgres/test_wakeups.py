@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
@@ -17,7 +17,6 @@ from taskflow.broker import topics
 from taskflow.broker.postgres import PostgresBroker, wakeups
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
-from taskflow.broker.wakeups import Waiter
 from taskflow.model.record import Record
 from taskflow.model.session import Beat, Session
 from tests.stores.jobs import an_envelope, envelopes, registered
@@ -30,57 +29,40 @@ from tests.support.waiting import until
 SOON: Final = 3.0
 """Seconds. A worker looks again after five."""
 
-AT_ONCE: Final = 1.0
-
-MANY: Final = 5_000
-
-
-class IdleWorker:
-    """Claims all that there is, and waits for a nudge. `taken` are the ids of its jobs, each with the time of its claim."""
-
-    def __init__(self, url: str, *, limit: int = 10) -> None:
-        self.broker = connect(url)
-        self.taken: dict[bytes, float] = {}
-        self.claims = 0
-        self._limit = limit
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> IdleWorker:
-        session = await registered(self.broker, "idle", ttl=3600.0)
-        nudges = self.broker.listen([topics.ANY_QUEUE])
-        nudges.nudge()
-        with contextlib.suppress(TimeoutError):
-            await nudges.wait(0)
-        await until(lambda: nudges.is_prompt)
-        self._task = asyncio.create_task(self._work(session, nudges))
-        await until(lambda: self.claims)
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        await self.broker.close()
-
-    async def _work(self, session: Session, nudges: Waiter) -> None:
-        with nudges:
-            for request in range(1, 1_000_000):
-                leases = await self.broker.claim(session.id, request, [], self._limit)
-                self.claims += 1
-                for lease in leases:
-                    self.taken[lease.envelope.id] = time.monotonic()
-                await self.broker.settle([succeeded(lease, b"\x01result") for lease in leases])
-                if len(leases) < self._limit:
-                    await nudges.wait(60.0)
-
-    async def has(self, *ids: bytes, within: float = SOON) -> None:
-        await until(lambda: set(ids) <= self.taken.keys(), within)
-
 
 @asynccontextmanager
-async def idle_workers(url: str, number: int) -> AsyncIterator[list[IdleWorker]]:
-    async with contextlib.AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(IdleWorker(url)) for _ in range(number)]
+async def idle_worker(url: str, *, limit: int = 10) -> AsyncIterator[set[bytes]]:
+    """A worker that claims all that there is, and waits for a nudge. Gives the ids of its jobs."""
+    broker, taken, claims = connect(url), set[bytes](), 0
+    session, nudges = await registered(broker, "idle", ttl=3600.0), broker.listen([topics.ANY_QUEUE])
+    nudges.nudge()
+    with contextlib.suppress(TimeoutError):
+        await nudges.wait(0)
+    await until(lambda: nudges.is_prompt)
+
+    async def work() -> None:
+        nonlocal claims
+        for request in itertools.count(1):
+            leases = await broker.claim(session.id, request, [], limit)
+            claims += 1
+            taken.update(lease.envelope.id for lease in leases)
+            await broker.settle([succeeded(lease, b"\x01result") for lease in leases])
+            if len(leases) < limit:
+                await nudges.wait(60.0)
+
+    working = asyncio.create_task(work())
+    try:
+        await until(lambda: claims)
+        yield taken
+    finally:
+        working.cancel()
+        await asyncio.wait([working])
+        nudges.close()
+        await broker.close()
+
+
+async def are_taken(taken: set[bytes], *ids: bytes, within: float = 1.0) -> None:
+    await until(lambda: taken.issuperset(ids), within)
 
 
 async def ended(waiter: Broker, job_id: bytes) -> Record:
@@ -101,7 +83,9 @@ async def test_a_lone_job_takes_six_calls_however_many_workers_idle(store: Store
         await broker.enqueue([job := an_envelope()])
         await ended(waiter, job.id)
 
-    async with idle_workers(store.url, number):
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(number):
+            await stack.enter_async_context(idle_worker(store.url))
         await lone_result()  # the waiter listens from now on
         with waiter.listen([topics.job(bytes(16))]) as nudges:
             await until(lambda: nudges.is_prompt)
@@ -143,9 +127,9 @@ async def test_many_ends_are_told_to_a_listener_in_one_message(store: Store, bro
 
 async def test_jobs_in_too_many_queues_to_name_wake_a_worker(store: Store, broker: Broker) -> None:
     jobs = [an_envelope(queue=f"{number:03}" + "x" * 90) for number in range(100)]
-    async with IdleWorker(store.url, limit=1_000) as worker:
+    async with idle_worker(store.url, limit=1_000) as taken:
         await broker.enqueue(jobs)
-        await worker.has(*(job.id for job in jobs))
+        await are_taken(taken, *(job.id for job in jobs), within=SOON)
 
 
 async def test_a_job_that_a_sender_commits_while_a_worker_notes_itself_starts_soon(
@@ -158,17 +142,17 @@ async def test_a_job_that_a_sender_commits_while_a_worker_notes_itself_starts_so
     sender = OnConnection.of(stranger)
     await sender.enqueue([envelope])
     assert sender.wakeups == ["0 queue:default"]
-    async with IdleWorker(store.url) as worker:
+    async with idle_worker(store.url) as taken:
         await asyncio.sleep(0.5)
         await stranger.execute("COMMIT")
-        await worker.has(envelope.id)
+        await are_taken(taken, envelope.id, within=SOON)
 
 
 async def test_a_sender_that_goes_on_for_long_keeps_no_worker_busy(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
     await broker.read([])
     await stranger.execute("BEGIN")
     await OnConnection.of(stranger).enqueue([an_envelope()])
-    async with IdleWorker(store.url):
+    async with idle_worker(store.url):
         with counting() as asked:
             await asyncio.sleep(1.0)
     assert asked["look_for"] <= 6
@@ -203,11 +187,11 @@ async def test_a_note_that_is_gone_is_written_again(
 ) -> None:
     """Another program has deleted it."""
     monkeypatch.setattr(wakeups, "NOTE_AGAIN", 0.3)
-    async with IdleWorker(store.url) as worker:
+    async with idle_worker(store.url) as taken:
         await stranger.execute("DELETE FROM taskflow.idle")
         await asyncio.sleep(1.0)
         await broker.enqueue([job := an_envelope()])
-        await worker.has(job.id, within=AT_ONCE)
+        await are_taken(taken, job.id)
 
 
 @pytest.mark.parametrize("is_analyzed", [False, True], ids=["as it comes", "analyzed"])
@@ -217,15 +201,11 @@ async def test_nobody_reads_the_notes_that_a_long_transaction_keeps(
     """Whatever the statistics say, which autovacuum gathers at any moment."""
     await broker.read([])
     await stranger.execute("CREATE TABLE public.theirs (n integer); BEGIN; INSERT INTO public.theirs VALUES (1)")
-    other = await asyncpg.connect(store.url)
-    await other.execute(
-        f"INSERT INTO taskflow.idle (listener, topic, since) SELECT 'l' || n, 'queue:default', n FROM generate_series(1, {MANY}) AS n"
+    store.execute(
+        "INSERT INTO taskflow.idle (listener, topic, since) SELECT 'l' || n, 'queue:default', n FROM generate_series(1, 5000) AS n"
     )
-    await other.execute("UPDATE taskflow.idle SET is_nudged = true")
-    await other.execute("DELETE FROM taskflow.idle")
-    if is_analyzed:
-        await other.execute("ANALYZE taskflow.idle")
-    await other.close()
+    for change in ("UPDATE taskflow.idle SET is_nudged = true", "DELETE FROM taskflow.idle", *["ANALYZE taskflow.idle"][:is_analyzed]):
+        store.execute(change)
     store.counted = "^idle"
 
     calls: Sequence[Call | str] = (
@@ -245,8 +225,7 @@ async def test_nobody_reads_former_notes_that_a_long_transaction_keeps(store: St
     """The listener was nudged, and has waited again, many times. What a call reads is counted in buffers."""
     await broker.read([])
     await stranger.execute("CREATE TABLE public.theirs (n integer); BEGIN; INSERT INTO public.theirs VALUES (1)")
-    other = await asyncpg.connect(store.url)
-    await other.execute(
+    store.execute(
         "DO $$ BEGIN FOR i IN 1 .. 2000 LOOP PERFORM taskflow.note_idle('one', ARRAY[i - 1], i, ARRAY['queue:default', 'queue:other']); "
         "PERFORM taskflow.nudge('queue:default', 1) WHERE i < 2000; END LOOP; END $$"
     )
@@ -255,12 +234,11 @@ async def test_nobody_reads_former_notes_that_a_long_transaction_keeps(store: St
         "SELECT taskflow.notify(NULL, ARRAY['queue:default'], ARRAY[1::bigint], '{}')",
         "SELECT taskflow.note_waiting(NULL, 'one', ARRAY[2000::bigint], 2001, ARRAY['queue:default', 'queue:other'], '{}', 0)",
     ):
-        await other.fetch(call.replace("2001", "2002"))  # its plans are made
-        await other.execute("SELECT taskflow.note_idle('one', ARRAY[2000, 2002], 2000, ARRAY['queue:default', 'queue:other'])")
-        [(explained,)] = await other.fetch(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {call}")
+        await store.connection.fetch(call.replace("2001", "2002"))  # its plans are made
+        await store.connection.execute("SELECT taskflow.note_idle('one', ARRAY[2000, 2002], 2000, ARRAY['queue:default', 'queue:other'])")
+        [(explained,)] = await store.connection.fetch(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {call}")
         assert json.loads(explained)[0]["Plan"]["Shared Hit Blocks"] < 100, call
-    assert await other.fetchval("SELECT count(*) FROM taskflow.idle") == 2
-    await other.close()
+    assert await store.connection.fetchval("SELECT count(*) FROM taskflow.idle") == 2
     await stranger.execute("ROLLBACK")
 
 
@@ -280,7 +258,7 @@ RUBBISH: Final = r"""
 
 async def test_rubbish_in_the_notes_harms_nobody(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
     """Another program has written whatever the columns take."""
-    async with IdleWorker(store.url) as worker:
+    async with idle_worker(store.url) as taken:
         await broker.enqueue([an_envelope(after=3600.0, queue="other")])
         for _ in range(3):
             await stranger.execute(RUBBISH)
@@ -292,7 +270,7 @@ async def test_rubbish_in_the_notes_harms_nobody(store: Store, broker: Broker, s
                 await asyncio.sleep(0.3)
                 await broker.beat(Beat(session=SESSION, looks=True))
                 await broker.upkeep(100)
-                if {job.id, by_user.bytes} <= worker.taken.keys():
+                if {job.id, by_user.bytes} <= taken:
                     break
             await asyncio.wait_for(waiting, SOON)
             await stranger.fetch("SELECT taskflow.check_marks(NULL)")
@@ -302,14 +280,14 @@ async def test_rubbish_in_the_notes_harms_nobody(store: Store, broker: Broker, s
 
 
 async def test_a_crash_of_the_server_empties_the_notes_and_workers_write_them_again(server: PostgresServer) -> None:
-    async with Scene(server) as scene, IdleWorker(scene.straight_url) as worker:
+    async with Scene(server) as scene, idle_worker(scene.straight_url) as taken:
         await asyncio.to_thread(server.restart, "immediate")
         sender = connect(scene.straight_url)
         await sender.read([])
         await until(lambda: server.rows("SELECT count(*) FROM taskflow.idle", database=scene.database) == [(1,)], 10)
         job = an_envelope()
         await sender.enqueue([job])
-        await worker.has(job.id, within=AT_ONCE)
+        await are_taken(taken, job.id)
         await sender.close()
 
 
@@ -319,7 +297,7 @@ async def test_a_user_whose_transaction_sees_no_present_notes_tells_all_workers(
 ) -> None:
     await broker.read([])
     await stranger.execute(f"BEGIN ISOLATION LEVEL {level}; SELECT count(*) FROM pg_class")
-    async with IdleWorker(store.url) as worker:
+    async with idle_worker(store.url) as taken:
         job_id = await stranger.fetchval("SELECT taskflow.enqueue('work')")
         await stranger.execute("COMMIT")
-        await worker.has(job_id.bytes, within=AT_ONCE)
+        await are_taken(taken, job_id.bytes)

@@ -23,7 +23,6 @@ from tests.stores.postgres.counts import SESSION, Store
 from tests.support.listing import listed
 from tests.support.verdicts import failed, settlement, succeeded
 
-KEY: Final = key_digest("default", "work", "k")
 ROLLED_BACK: Final = Failed(RunError("taskflow.RolledBack", "its transaction was rolled back"))
 
 
@@ -55,7 +54,7 @@ def completed(lease: Lease) -> Settlement:
 
 async def test_a_lock_of_another_transaction_is_an_answer(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
     """The user's transaction goes on, and holds nothing of the job."""
-    lease = await running(broker, key=KEY)
+    lease = await running(broker, key=key_digest("default", "work", "k"))
     other = await asyncpg.connect(store.url)
     await other.execute("BEGIN")
     await other.execute("SELECT FROM taskflow.jobs FOR UPDATE")
@@ -97,12 +96,9 @@ async def test_at_repeatable_read_a_run_that_has_been_reported_since_is_settled_
     assert await statuses(broker, lease.envelope) == [Status.SUCCEEDED]
 
 
-LEVELS: Final = ("repeatable read", "serializable")
-
-
 @pytest.mark.parametrize("conflict", ["keep", "replace"])
 @pytest.mark.parametrize("stands", ["waits", "runs"])
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
 async def test_a_key_that_a_snapshot_does_not_show_has_one_job_after_the_commit(
     store: Store, broker: Broker, stranger: asyncpg.Connection, level: str, stands: str, conflict: str
 ) -> None:
@@ -124,9 +120,6 @@ async def test_a_key_that_a_snapshot_does_not_show_has_one_job_after_the_commit(
     assert await broker.settle([succeeded(leases[0])]) == [Settled.OK]
     following = await broker.claim(SESSION, 3, [], 10)
     assert [lease.envelope.id for lease in following] == ([late.bytes] if (stands, conflict) == ("runs", "replace") else [])
-
-
-Isolation = Literal["read_committed", "serializable"]
 
 
 HERE: Final = PostgresTransactional("here", "taskflow", "", lambda: None, None)
@@ -156,7 +149,7 @@ KEYS: Final = [bytes([number]) * 16 for number in range(8)]
 
 @pytest.mark.parametrize(("level", "modes"), [("read_committed", tuple(OnConflict)), ("serializable", (OnConflict.REPLACE,))])
 async def test_transactions_with_the_same_keys_wait_for_nobody(
-    store: Store, broker: Broker, level: Isolation, modes: Sequence[OnConflict]
+    store: Store, broker: Broker, level: Literal["read_committed", "serializable"], modes: Sequence[OnConflict]
 ) -> None:
     """They take several keys in any order, beside each other and beside senders of batches. The server ends none of them. At "serializable"
     it may end one that has read which job has a key."""

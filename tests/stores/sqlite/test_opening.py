@@ -57,8 +57,6 @@ def damaged_store_at(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:8_192].ljust(path.stat().st_size, b"\xa5"))
 
 
-UTF_16 = ("PRAGMA encoding='UTF-16'", "CREATE TABLE orders (id)")
-
 IN_THE_WAY: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a missing folder": ("no/queue.db", lambda path: None, "/no does not exist: create it"),
     "a file in the place of a folder": ("file/queue.db", lambda path: path.parent.touch(), "/file is not a folder"),
@@ -67,7 +65,11 @@ IN_THE_WAY: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a socket": ("queue.db", socket_at, "queue.db is a pipe, a socket or a device, not a file"),
     "a device": ("/dev/null", lambda path: None, "/dev/null is a pipe, a socket or a device, not a file"),
     "not a database": ("queue.db", lambda path: path.write_bytes(b"Dear diary, " * 400), "queue.db is not an SQLite database"),
-    "UTF-16": ("queue.db", lambda path: database_at(path, *UTF_16), "queue.db has the encoding UTF-16"),
+    "UTF-16": (
+        "queue.db",
+        lambda path: database_at(path, "PRAGMA encoding='UTF-16'", "CREATE TABLE orders (id)"),
+        "queue.db has the encoding UTF-16",
+    ),
     "a table that only looks like ours": (
         "queue.db",
         lambda path: database_at(path, "CREATE TABLE taskflow_jobs (id)"),

@@ -25,10 +25,6 @@ from tests.support.listing import listed
 ENDINGS = ("-wake", "-taskflow", "-wal", "-shm", "-journal")
 
 
-Planting = Callable[[Path, Path], object]
-"""What a stranger does with the place beside the store, and a file or folder of somebody else's."""
-
-
 def a_folder_or_file_of_nobody(place: Path, _: Path) -> None:
     place.mkdir() if place.name.endswith("-wake") else place.touch()
     os.chown(place, NOBODY, NOBODY)
@@ -46,7 +42,7 @@ PLANTED: list[Any] = [
 
 @pytest.mark.parametrize(("ending", "plant", "says"), PLANTED)
 async def test_what_was_planted_beside_the_store_is_refused(
-    broker: SqliteBroker, path: Path, tmp_path: Path, ending: str, plant: Planting, says: str
+    broker: SqliteBroker, path: Path, tmp_path: Path, ending: str, plant: Callable[[Path, Path], object], says: str
 ) -> None:
     """A link's target stays as it is: neither are the files of a folder removed, nor is anything written. A pipe would keep whoever opens
     it waiting."""
