@@ -45,7 +45,7 @@ BUDGETS = {
     "taskflow/cli": 4_850,
     "taskflow/testing": 940,
     "taskflow": 48_400,
-    "tests": 67_600,
+    "tests": 66_200,
 }
 
 
