@@ -90,6 +90,15 @@ def returns_at_its_timeout(ctx: JobContext) -> str:
 
 
 @job(runs_in="process", timeout=1, max_attempts=1, timeout_raises=True)
+async def returns_at_its_timeout_async(ctx: JobContext) -> str:
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        return f"in part: timeout, {ctx.cancelled.is_set()}"
+    return ""
+
+
+@job(runs_in="process", timeout=1, max_attempts=1, timeout_raises=True)
 def is_deaf_to_its_timeout(ledger: str) -> None:
     while True:
         try:

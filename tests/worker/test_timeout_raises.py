@@ -87,7 +87,15 @@ def watches(ctx: JobContext) -> str:
     return "asked" if ctx.cancelled.wait(TIMEOUT) else "not asked"
 
 
-@pytest.mark.parametrize("made", [in_thread, in_loop, jobs.returns_at_its_timeout], ids=["thread", "loop", "process"])
+PLACES = {
+    "thread": in_thread,
+    "loop": in_loop,
+    "process": jobs.returns_at_its_timeout,
+    "process, async": jobs.returns_at_its_timeout_async,
+}
+
+
+@pytest.mark.parametrize("made", PLACES.values(), ids=PLACES)
 async def test_what_the_function_returns_is_its_result(worker: Worker, made: Job[[], str] | SyncJob[[], str]) -> None:
     assert await (await made.delay()).result(TIMEOUT) == "in part: timeout, True"
 

@@ -78,7 +78,7 @@ class RedoTakesTheKeyTwice(Mutant):
         return super()._redo_one(job)
 
 
-class RunsNowInTheOldPlace(Mutant):
+class RunsNothingNow(Mutant):
     breaks = frozenset({"admin_run_now"})
     because = "the job stays SCHEDULED for all that the operator is told"
 
