@@ -362,5 +362,4 @@ class RedisSeamStore(SeamStore):
 
 _SCHEMA: Final = "seam"
 
-
 STORES: Final[tuple[type[SeamStore], ...]] = (MemorySeamStore, PostgresSeamStore, SqliteSeamStore, RedisSeamStore)

@@ -5,10 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cli.conftest import cli
 from tests.stores.drivers import DRIVERS, Driver
-
-__all__ = ["cli"]
 
 
 @pytest.fixture(autouse=True)

@@ -29,9 +29,6 @@ from tests.support.waiting import until
 TIMEOUT: Final = 60.0
 """Seconds for what takes far less on a machine that does nothing else. What takes this long has hung."""
 
-SHORT_TTL: Final = 4.0
-"""Seconds: a beat each second, and longer than what a machine with much else to do stands still."""
-
 NOTE: Final = "tests.stores.note"
 """The scene's job."""
 
@@ -73,7 +70,8 @@ class Scene:
         await self.store.close()
         self._stack.close()
 
-    def worker(self, *, ttl: float = SHORT_TTL) -> Worker:
+    def worker(self, *, ttl: float = 4.0) -> Worker:
+        """By default it beats each second, and may stand still for as long as a machine with much else to do."""
         return Worker(options=WorkerOptions(ttl=ttl, concurrency=50, grace=5.0, subscribers=(self.events.append,)))
 
     @property

@@ -52,17 +52,6 @@ async def test_of_twenty_at_once_one_makes_the_tables(driver: MigratingDriver) -
         await broker.close()
 
 
-async def test_what_is_pending_is_told_before_it_is_done(driver: MigratingDriver) -> None:
-    async with a_broker(driver.nowhere()) as broker:
-        plan, again = await broker.pending(), await broker.pending()
-        assert (plan.version, plan.target) == (again.version, again.target) == (0, VERSION)
-        assert plan.migrations[-1].description == again.migrations[-1].description == "The tables."
-        done = await broker.migrate()
-        assert (done.version, done.migrations) == (0, plan.migrations)
-        assert not (await broker.migrate()).migrations
-        assert (await broker.pending()).version == VERSION
-
-
 async def test_who_is_told_not_to_migrate_says_what_to_do(driver: MigratingDriver) -> None:
     """Nothing is changed; it works once somebody has migrated."""
     says = rf"does not exist, this taskflow needs version {VERSION}, and may not migrate it \(migrate=0\): run `taskflow migrate`"

@@ -161,7 +161,6 @@ IN_COLUMNS: Final[dict[str, Stored]] = {
     "a claim": bytes(24),
 }
 
-
 MOVES: Final = {
     "claim": ("waiting", Status.FAILED),
     "promote": ("scheduled", Status.READY),

@@ -373,7 +373,6 @@ def _alchemy(driver: str, kind: Callable[[Any], Any], *, is_awaited: bool = Fals
 
 _async_alchemy: Final = partial(_alchemy, is_awaited=True)
 
-
 POSTGRES: Final[Mapping[str, Callable[[str], User]]] = {
     "asyncpg": Asyncpg,
     "asyncpg pool": AsyncpgPool,

@@ -24,7 +24,6 @@ GRANTS: Final = """
 """
 """The rights that docs/how-to/configure-a-broker.md grants to a role that does not own the schema."""
 
-
 REVOKE: Final = "REVOKE CREATE ON SCHEMA taskflow FROM PUBLIC, mallory"
 
 

@@ -133,7 +133,6 @@ REFUSED: Final = {
 }
 """Column to values that a check of the table refuses, of a job that is ready."""
 
-
 NEVER_NULL: Final = ("rev", "status", "flags", "queue", "job", "priority", "seq", "created_at", "due_at", "epoch", "awaits")
 
 
@@ -246,7 +245,6 @@ async def test_upkeep_and_beats_do_not_wait_for_a_schedule_that_somebody_has_loc
 
 
 STATES: Final = ("NULL", "''", "'\\xc1'", "decode(repeat('00', 1000), 'hex')", "decode(repeat('c0', 80000000), 'hex')")
-
 
 ADMITTED: Final = (
     *(f"offer_at = {n}" for n in (-(1 << 63), 0, LATEST, (1 << 63) - 1, "NULL")),

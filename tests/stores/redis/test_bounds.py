@@ -1,4 +1,7 @@
-"""No call does more than so much, whatever lies in the store, and nothing is left behind. Large payloads and results have own keys."""
+"""No call does more than so much, whatever lies in the store, and nothing is left behind. Large payloads and results have own keys.
+
+Each test of the conformance suite checks at its end that none is left there without its job.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,17 @@ import pytest
 
 from taskflow.broker import topics
 from taskflow.broker.admin import View
-from taskflow.broker.protocol import GONE_AFTER, Added, Refused
+from taskflow.broker.protocol import GONE_AFTER, Added
 from taskflow.broker.redis import store
 from taskflow.broker.redis.contents import INLINE, reference_to
 from taskflow.broker.redis.layout import MARK
-from taskflow.model.envelope import Envelope, Lease, OnConflict
+from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
 from tests.stores.redis.conftest import Stored
 from tests.support.harnesses import RedisHarness
-from tests.support.verdicts import failed, retried, succeeded
+from tests.support.verdicts import succeeded
 from tests.support.waiting import until
 from tests.support.world import World, ids_of
 
@@ -141,7 +144,6 @@ async def test_a_shared_key_of_a_wrong_type_is_a_clear_error(world: World, store
 
 LARGE: Final = bytes(range(256)) * 40
 
-
 RESULT: Final = b"\x01" + bytes(10_000)
 
 
@@ -173,43 +175,6 @@ async def test_a_large_result_takes_its_place_until_the_job_is_dropped(world: Wo
     assert (record.result, record.payload) == (RESULT, None)
     await world.pass_time(61.0)
     assert contents_of(stored, envelope.id) == {}
-
-
-async def test_one_that_has_failed_is_there_for_a_retry_until_it_is_dropped(world: World, stored: Stored) -> None:
-    lease = await world.running(payload=LARGE)
-    await world.settle(failed(lease))
-    assert (await world.record(lease)).payload == LARGE
-    await world.broker.admin.retry([lease.envelope.id])
-    [again] = await world.claim(await world.a_session())
-    assert again.envelope.payload == LARGE
-    await world.settle(retried(again, 0.0))
-    [last] = await world.claim(await world.a_session())
-    await world.settle(failed(last))
-    await world.pass_time(world.rules.keep_failed + 1)
-    assert await world.read(lease) is None
-    assert contents_of(stored, lease.envelope.id) == {}
-
-
-async def test_what_comes_again_leaves_nothing_behind(world: World, stored: Stored) -> None:
-    """A call whose answer was lost, when its job waits, when it has succeeded meanwhile, and when it is hardly known any more."""
-    envelope = await world.add(payload=LARGE)
-    for content in ([LARGE], []):
-        assert await world.enqueue(envelope) == [Refused(envelope.id, envelope.id, "id")]
-        assert list(contents_of(stored, envelope.id).values()) == content
-        for lease in await world.claim(await world.a_session()):
-            await world.settle(succeeded(lease, keep_for=1.0))
-    await world.pass_time(2.0)
-    assert await world.enqueue(envelope) == [Refused(envelope.id, envelope.id, "id")]
-    assert contents_of(stored, envelope.id) == {}
-
-
-async def test_of_a_key_that_is_taken_no_payload_is_left(world: World, stored: Stored) -> None:
-    standing, refused = await world.add(key="k", payload=LARGE), world.an_envelope(key="k", payload=LARGE)
-    assert await world.enqueue(refused) == [Refused(refused.id, standing.id, "key")]
-    assert contents_of(stored, refused.id) == {}
-    instead = world.an_envelope(key="k", payload=LARGE, on_conflict=OnConflict.REPLACE)
-    assert await world.enqueue(instead) == [Added(instead.id, standing.id)]
-    assert list(contents_of(stored, instead.id).values()) == [LARGE]
 
 
 @pytest.mark.parametrize("fields", [{}, {"key": "k"}], ids=["plain", "with a key"])

@@ -29,8 +29,8 @@ def record(stored: Stored, job: Envelope) -> bytes:
     return value
 
 
-async def add(world: World, number: int, *, payload: bytes = b"\x01payload", **fields: Any) -> None:
-    await world.enqueue(*(world.an_envelope(payload=payload, **fields) for _ in range(number)))
+async def add(world: World, number: int, **fields: Any) -> None:
+    await world.enqueue(*(world.an_envelope(payload=b"\x01payload", **fields) for _ in range(number)))
 
 
 async def commands_of(stored: Stored, verb: Callable[[], Awaitable[object]]) -> tuple[int, int]:
@@ -43,18 +43,16 @@ async def commands_of(stored: Stored, verb: Callable[[], Awaitable[object]]) -> 
     return scripts, sum(number for name, number in calls.items() if name not in ("config|resetstat", "info", "script|load", "ping"))
 
 
-async def rounds(
-    world: World, stored: Stored, session: Session, number: int, payload: bytes = b"\x01payload"
-) -> dict[str, tuple[int, int]]:
+async def rounds(world: World, stored: Stored, session: Session, number: int) -> dict[str, tuple[int, int]]:
     leases = list[Lease]()
 
     async def claim() -> None:
         leases.extend(await world.claim(session, limit=number))
 
-    counted = {"enqueue": await commands_of(stored, lambda: add(world, number, payload=payload)), "claim": await commands_of(stored, claim)}
+    counted = {"enqueue": await commands_of(stored, lambda: add(world, number)), "claim": await commands_of(stored, claim)}
     assert len(leases) == number
     counted["settle"] = await commands_of(stored, lambda: world.settle(*(succeeded(lease) for lease in leases)))
-    await add(world, number, payload=payload, after=1.0)
+    await add(world, number, after=1.0)
     world.clock.advance(1.0)
     counted["upkeep"] = await commands_of(stored, world.upkeep)
     await world.settle(*(succeeded(lease) for lease in await world.claim(session)))

@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from taskflow import Status, StoreFull, configure
+from taskflow import StoreFull, configure
 from taskflow.broker.url import connect
 from taskflow.model.errors import BrokerRefused
 from taskflow.worker.events import SessionOpened
@@ -23,7 +23,6 @@ from tests.support.binaries import ServerBinary
 from tests.support.proxy import DROP_REPLY, GARBLE, PASS, Command, Fate, Proxy, delay, delay_reply
 from tests.support.servers import RedisServer, redis_binaries
 from tests.support.verdicts import succeeded
-from tests.support.waiting import until
 
 
 @contextmanager
@@ -106,31 +105,6 @@ async def test_without_persistence_all_is_gone_and_the_worker_begins_anew(server
             assert (await scene.told(range(MANY))) == {"gone": MANY}
             assert (await scene.totals())["succeed"] == MANY
         assert sum(isinstance(event, SessionOpened) for event in scene.events) == 2
-
-
-async def test_an_older_append_only_file_copied_back() -> None:
-    """Power was cut and the tail is lost: what was sent after the copy is gone, what was done after it is done again, the rest stays."""
-    with RedisServer(aof=True, appendfsync="always") as durable:
-        async with Scene(durable.url) as scene:
-            async with scene.worker():
-                await scene.send(range(MANY))
-                await scene.until_done()
-            await scene.send(range(MANY, 2 * MANY))
-            copy = durable.copy_aof()
-            async with scene.worker():
-                await scene.send(range(2 * MANY, 3 * MANY))
-                await scene.until_done()
-                await asyncio.to_thread(durable.kill)
-                durable.put_back_aof(copy)
-                await asyncio.to_thread(durable.start)
-                await until(lambda: all(scene.runs[number] == 2 for number in range(MANY, 2 * MANY)))
-                await scene.send(range(3 * MANY, 4 * MANY))
-                await scene.until_done([*range(2 * MANY), *range(3 * MANY, 4 * MANY)])
-            assert await scene.told(range(2 * MANY)) == {Status.SUCCEEDED.value: 2 * MANY}
-            assert await scene.told(range(2 * MANY, 3 * MANY)) == {"gone": MANY}
-            assert await scene.waiting() == {}
-            assert (await scene.totals())["succeed"] == 3 * MANY
-            assert all(scene.runs[number] == 1 for number in range(MANY))
 
 
 ROOM: Final = 6_000_000
