@@ -12,10 +12,9 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from taskflow.broker.deadline import Deadline
-from taskflow.broker.eager_tasks import STARTS_AT_ONCE, started
 from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.broker.retry import retry
+from taskflow.broker.tasks import STARTS_AT_ONCE, Deadline, started
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.pauses import Pauses, Retries

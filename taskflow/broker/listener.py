@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from taskflow.broker.duty import Duty
+from taskflow.broker.tasks import Duty
 from taskflow.broker.topics import ANY_QUEUE, QUEUE_PREFIX, job as job_topic, job_ids, split_topics
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.clock import SYSTEM_RANDOM

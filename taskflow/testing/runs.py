@@ -25,9 +25,9 @@ from taskflow.app.portal import callers_thread
 from taskflow.broker import topics
 from taskflow.broker.engine import maintenance
 from taskflow.broker.engine.job import Job
+from taskflow.broker.engine.jobs import read
 from taskflow.broker.engine.records import Kind
 from taskflow.broker.engine.seam import Entry, Ref, Scan
-from taskflow.broker.engine.settle import read
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.memory.store import MemoryStore
 from taskflow.broker.protocol import Added, Refused

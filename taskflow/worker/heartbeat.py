@@ -14,8 +14,8 @@ from typing import Final, TypeVarTuple
 import anyio
 import msgspec
 
-from taskflow.broker.deadline import Deadline
 from taskflow.broker.protocol import Broker
+from taskflow.broker.tasks import Deadline
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.clock import StartThread
 from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost

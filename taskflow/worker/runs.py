@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from taskflow.broker.eager_tasks import started
+from taskflow.broker.tasks import started
 from taskflow.model.envelope import Lease
 from taskflow.model.verdict import Cancelled, HandedBack, Settlement, Verdict
 from taskflow.worker.events import Events, QuarantineStarted, RunEnded, StillRunning

@@ -21,7 +21,7 @@ from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.postgres.connect.server import PostgresTarget
 from taskflow.broker.postgres.tables import TABLES
 from taskflow.broker.redis.connections import Command, ConnectionPool
-from taskflow.broker.redis.contents import Contents
+from taskflow.broker.redis.records import Contents
 from taskflow.broker.redis.scripts import Scripts
 from taskflow.broker.redis.server import RedisTarget
 from taskflow.broker.redis.store import RedisStore

@@ -292,7 +292,7 @@ class RedisHarness(StoreHarness):
 
     def _stray_bodies(self) -> list[bytes]:
         """Large payloads and results that stay, of jobs that have none, or are gone."""
-        from taskflow.broker.redis.contents import reference_to
+        from taskflow.broker.redis.records import reference_to
         from taskflow.model.ids import ID_BYTES
 
         begin = self.prefix + b"c:"

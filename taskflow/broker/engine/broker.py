@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, Page, QueueInfo, Redone, View
-from taskflow.broker.engine import admin, enqueue as adding, maintenance, pages, schedules, sessions, settle as settling
+from taskflow.broker.engine import admin, jobs, maintenance, pages, schedules, sessions
 from taskflow.broker.engine.seam import Claimed, Operation
 from taskflow.broker.paging import ScanRequest, ScanResult, page
 from taskflow.broker.protocol import Added, Refused, UpkeepResult
@@ -48,8 +48,8 @@ class EngineBroker(ABC):
         return EngineAdmin(self)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        answers = await self.run(adding.enqueue(envelopes, self.rules, assumes_new=self.assumes_new))
-        self.assumes_new = adding.are_new(answers)
+        answers = await self.run(jobs.enqueue(envelopes, self.rules, assumes_new=self.assumes_new))
+        self.assumes_new = jobs.are_new(answers)
         return answers
 
     async def register(self, session: Session) -> None:
@@ -62,16 +62,16 @@ class EngineBroker(ABC):
         return await self.run(sessions.beat(beat, self.rules))
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        return await self.run(settling.settle(settlements, self.rules))
+        return await self.run(jobs.settle(settlements, self.rules))
 
     async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
-        return await self.run(settling.cancel(ids, self.rules))
+        return await self.run(jobs.cancel(ids, self.rules))
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        return await self.run(settling.read(ids))
+        return await self.run(jobs.read(ids))
 
     async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        return await self.run(settling.holders(keys, self.rules))
+        return await self.run(jobs.holders(keys, self.rules))
 
     async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
         return await self.run(maintenance.upkeep(limit, ends, self.rules))

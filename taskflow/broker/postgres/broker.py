@@ -14,7 +14,6 @@ from taskflow.broker.engine.contention import Contention, advance
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.seam import Apply, Claimed, Effect, Operation, Ref
 from taskflow.broker.migrations import Upgrade
-from taskflow.broker.per_loop import PerLoop
 from taskflow.broker.postgres import schema
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.connect.server import ANSWER_TIMEOUT, PostgresTarget
@@ -24,6 +23,7 @@ from taskflow.broker.postgres.loop_connections import CLOSE_TIMEOUT, READ_TIMEOU
 from taskflow.broker.postgres.store import Hooks, PostgresStore
 from taskflow.broker.postgres.transactional import DESCRIBING, PostgresTransactional, name_in
 from taskflow.broker.postgres.wakeups import UNHEARD, UNNOTED, Notes, PostgresListener, parse_wakeups
+from taskflow.broker.tasks import PerLoop
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.envelope import check_namespace

@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final
 
 from taskflow.broker import topics as names
-from taskflow.broker.duty import Duty
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.wakeups import EVERYTHING, PostgresListener
+from taskflow.broker.tasks import Duty
 from taskflow.model.errors import BrokerError
 
 _JOB: Final = names.job(b"")

@@ -17,7 +17,7 @@
 -- meta                   hash    layout; the last seq
 -- j:ID, k:, s:, h:, q:,  string  records: jobs, keys, sessions, schedules, queues, ends, actions, inbox, marks. See records.lua
 -- e:, a:, x:, m:
--- c:ID, then 8 bytes     string  a large payload or result: see contents.py
+-- c:ID, then 8 bytes     string  a large payload or result: see records.py
 -- r:SESSION              string  the number of the session's last request (8 bytes), and its listener
 -- i:INDEX                zset    the members of an index, all with score 0: position and id
 -- list:PLACE             list    ready jobs in order: see ready_lists.lua. PLACE: priority, ":", queue
@@ -133,7 +133,7 @@ local function append_to(lists, name, value)
 end
 
 -- === part has_missing =======================================================================================
--- Returns whether a content that was sent ahead is gone: see contents.py.
+-- Returns whether a content that was sent ahead is gone: see records.py.
 local function has_missing(ahead)
   for first = 1, #ahead, MOST do
     local keys = {}

@@ -14,23 +14,23 @@ from taskflow.broker.admin import Finding
 from taskflow.broker.engine import maintenance
 from taskflow.broker.engine.broker import EngineBroker
 from taskflow.broker.engine.contention import Contention, advance
-from taskflow.broker.engine.enqueue import compare_known
 from taskflow.broker.engine.job import Job
+from taskflow.broker.engine.jobs import compare_known
 from taskflow.broker.engine.records import Kind
 from taskflow.broker.engine.seam import Apply, Claimed, Effect, Fade, Faded, Operation, Promote, Query, Ref
 from taskflow.broker.engine.sessions import leases_of
 from taskflow.broker.listener import LISTENER_ID_BYTES
-from taskflow.broker.per_loop import PerLoop
 from taskflow.broker.protocol import Added, Refused, UpkeepResult
 from taskflow.broker.redis.connections import Command, ConnectionPool
-from taskflow.broker.redis.contents import Contents
 from taskflow.broker.redis.errors import not_permitted
 from taskflow.broker.redis.layout import LAYOUT
 from taskflow.broker.redis.packing import pack, plain_leases
+from taskflow.broker.redis.records import Contents
 from taskflow.broker.redis.scripts import Scripts, smallest_calls
 from taskflow.broker.redis.server import RedisTarget, ServerInfo
 from taskflow.broker.redis.store import RedisStore
 from taskflow.broker.redis.wakeups import RedisListener, channel
+from taskflow.broker.tasks import PerLoop
 from taskflow.broker.wakeups import Waiter
 from taskflow.model import wording
 from taskflow.model.clock import Clock

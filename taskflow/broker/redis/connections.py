@@ -16,11 +16,11 @@ from typing import Any, Final, NamedTuple
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
 
-from taskflow.broker.deadline import Deadline
 from taskflow.broker.redis.errors import broker_error
 from taskflow.broker.redis.resp import UNFINISHED, a_reader, pack
 from taskflow.broker.redis.scripts import Script
 from taskflow.broker.redis.server import ANSWER_TIMEOUT, RedisTarget
+from taskflow.broker.tasks import Deadline
 from taskflow.model import wording
 from taskflow.model.errors import BrokerUnavailable
 

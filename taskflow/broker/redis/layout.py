@@ -21,7 +21,7 @@ PREFIXES: Final = ("j:", "k:", "s:", "h:", "q:", "e:", "a:", "x:", "m:")
 
 MARK: Final = b"\xff@"
 REFERENCE_BYTES: Final = 14
-"""A content that is stored apart leaves a reference: the mark, its length (4 bytes) and the end of its key (8). See `contents.py`."""
+"""A content that is stored apart leaves a reference: the mark, its length (4 bytes) and the end of its key (8). See `records.py`."""
 
 WAITING_BYTES: Final = 44
 RUNNING_BYTES: Final = 63

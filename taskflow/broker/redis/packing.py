@@ -13,7 +13,6 @@ import msgspec
 from taskflow.broker.engine.job import Sent, encode
 from taskflow.broker.engine.records import HEADERS, INDEXES, READY, RUNNING, Flag, Kind, Owner
 from taskflow.broker.engine.seam import ABSENT, KEEP, NOW, After, Answer, Applied, Full, Put, Ref, Rev, Run, Stale, Step
-from taskflow.broker.redis.contents import is_apart, reference_to
 from taskflow.broker.redis.layout import (
     DEFAULTS,
     ENTRIES,
@@ -27,7 +26,7 @@ from taskflow.broker.redis.layout import (
     packed_entries,
     text_bytes,
 )
-from taskflow.broker.redis.records import names_in
+from taskflow.broker.redis.records import is_apart, names_in, reference_to
 from taskflow.model.envelope import ClaimId, Envelope, Lease, is_plain, pack_extras, unpack_extras
 
 MAX_ADDED: Final = 2_000

@@ -29,10 +29,9 @@ from taskflow.broker.engine.seam import (
     refuse_repeated,
 )
 from taskflow.broker.redis.connections import Command
-from taskflow.broker.redis.contents import INLINE, INLINE_RESULT, Contents, ahead
 from taskflow.broker.redis.layout import BY_NAME, MEMBERS, behind, bounds, id_at, number_in, position_bytes, split, text_bytes, texts_in
 from taskflow.broker.redis.packing import MAX_ENDED, Steps, answer_of, is_possible, pack, packed_envelopes, packed_runs
-from taskflow.broker.redis.records import UNREADABLE, record_of
+from taskflow.broker.redis.records import INLINE, INLINE_RESULT, UNREADABLE, Contents, ahead, record_of
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerError, StoreFull
 from taskflow.model.ids import id_text

@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from taskflow.broker.admin import Finding
-from taskflow.broker.engine import maintenance, sessions, settle as settling
+from taskflow.broker.engine import jobs, maintenance, sessions
 from taskflow.broker.engine.broker import EngineAdmin, EngineBroker
-from taskflow.broker.engine.enqueue import are_new, enqueue
+from taskflow.broker.engine.jobs import are_new, enqueue
 from taskflow.broker.engine.schedules import define, fire
 from taskflow.broker.engine.seam import Claimed, Effect, Operation, Query
 from taskflow.broker.migrations import Upgrade
@@ -119,10 +119,10 @@ class SqliteBroker(EngineBroker):
         return await self.run(sessions.beat(beat, self.rules), Durability.NORMAL)
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        return await self.run(settling.read(ids), Durability.READ)
+        return await self.run(jobs.read(ids), Durability.READ)
 
     async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        return await self.run(settling.holders(keys, self.rules), Durability.READ)
+        return await self.run(jobs.holders(keys, self.rules), Durability.READ)
 
     async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
         def keep_up(store: SqliteStore) -> UpkeepResult:

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Generic, TypeVar, cast
 
-from taskflow.broker.engine.enqueue import enqueue
 from taskflow.broker.engine.job import claim_bytes, fence_bytes
+from taskflow.broker.engine.jobs import complete, enqueue
 from taskflow.broker.engine.seam import Operation
-from taskflow.broker.engine.settle import complete
 from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.sqlite.counts import Announcement
 from taskflow.broker.sqlite.statements import Statements, table_prefix

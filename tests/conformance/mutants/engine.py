@@ -12,35 +12,35 @@ from typing import Final
 from tests.support.changes import Change, Changed
 
 _CHANGES: Final = """
-* settle._settle: settle_repeat settle_stale: a run that was lost settles the next one's job
+* jobs._settle: settle_repeat settle_stale: a run that was lost settles the next one's job
 - (header["status"], header["epoch"], header["session"], header["claim"]) != (RUNNING, settlement.epoch, session, claim)
 + header["status"] != RUNNING
 
-* settle._settle: settle_stale: after a loss of the store's tail, epochs repeat
+* jobs._settle: settle_stale: after a loss of the store's tail, epochs repeat
 - (header["status"], header["epoch"], header["session"], header["claim"]) != (RUNNING, settlement.epoch, session, claim)
 + (header["status"], header["epoch"]) != (RUNNING, settlement.epoch)
 
-* settle._answer_repeated: settle_repeat: a settlement whose reply was lost counts as stale
+* jobs._answer_repeated: settle_repeat: a settlement whose reply was lost counts as stale
 - if settled == _fence(settlement, is_committed=False):
 + if False:
 
-settle._settle: settle_progress: the last progress of a run is not kept
+jobs._settle: settle_progress: the last progress of a run is not kept
 - if settlement.progress is not None:
 + if False:
 
-settle._settle: poison_follow_up: a follow-up of a poison job resets its crashes
+jobs._settle: poison_follow_up: a follow-up of a poison job resets its crashes
 - if job.has(Flag.POISON):
 + if False:
 
-* settle._settle: settle_follow_ups: a follow-up is lost
+* jobs._settle: settle_follow_ups: a follow-up is lost
 - for follow_up in settlement.follow_ups:
 + for follow_up in ():
 
-* settle._cancel: cancel_running: a run that was cancelled is not told
+* jobs._cancel: cancel_running: a run that was cancelled is not told
 - job.set_flag(Flag.MARKED, True)
 + pass
 
-settle._cancel: listen_session: a run hears of its cancellation with the next heartbeat only
+jobs._cancel: listen_session: a run hears of its cancellation with the next heartbeat only
 - draft.wake(topics.session(job.header["session"]))
 + pass
 
@@ -183,7 +183,7 @@ admin.drop: admin_drop: a live job is dropped
 - if found.is_ended:
 + if found is not Status.RUNNING:
 
-enqueue.compare_known: enqueue_clash: a job of another content with a known id counts as sent
+jobs.compare_known: enqueue_clash: a job of another content with a known id counts as sent
 - isinstance(answer, Refused) and answer.because == "id"]
 + False]
 """

@@ -14,8 +14,8 @@ from taskflow.broker import topics
 from taskflow.broker.admin import View
 from taskflow.broker.protocol import GONE_AFTER, Added
 from taskflow.broker.redis import store
-from taskflow.broker.redis.contents import INLINE, reference_to
 from taskflow.broker.redis.layout import MARK
+from taskflow.broker.redis.records import INLINE, reference_to
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.record import Status

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from taskflow.broker.deadline import Deadline
+from taskflow.broker.tasks import Deadline
 
 SOON = 0.05
 

@@ -9,7 +9,7 @@ import pytest
 
 from taskflow.broker.admin import View
 from taskflow.broker.engine import admin
-from taskflow.broker.engine.enqueue import enqueue
+from taskflow.broker.engine.jobs import enqueue
 from taskflow.broker.engine.records import Kind
 from taskflow.broker.engine.seam import Apply, Operation, Ref
 from taskflow.broker.memory import MemoryBroker
