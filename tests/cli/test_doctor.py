@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -105,42 +105,31 @@ def test_the_memory_of_a_server(cli: Cli, maxmemory: float, level: str, says: st
     assert says in room["says"]
 
 
-def test_a_server_without_persistence_is_a_problem(cli: Cli) -> None:
-    """Jobs that end with the server are worth an exit code of a check that failed; the URL's password is not told."""
-    with RedisServer(settings={"requirepass": "hunter2"}) as server:
-        told = cli.json("doctor", "--broker", server.url, code=1)
-
-    problems = [finding["topic"] for finding in told["findings"] if finding["level"] == "problem"]
-    assert problems == ["persistence"]
-    assert "hunter2" not in str(told)
+EVICTING = {"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}
 
 
 @pytest.mark.parametrize(
-    ("appendfsync", "options", "level", "says"),
+    ("server", "options", "topic", "level", "says"),
     [
-        ("everysec", "", "note", "a power failure may lose the last second or more"),
-        ("everysec", "?durability=fsync", "ok", "survives a power failure"),
-        ("always", "", "ok", "survives a power failure"),
+        ({"settings": {"requirepass": "hunter2"}}, "", "persistence", "problem", ""),
+        ({"aof": True, "appendfsync": "everysec"}, "", "persistence", "note", "a power failure may lose the last second or more"),
+        ({"aof": True, "appendfsync": "everysec"}, "?durability=fsync", "persistence", "ok", "survives a power failure"),
+        ({"aof": True, "appendfsync": "always"}, "", "persistence", "ok", "survives a power failure"),
+        ({"aof": True, "settings": EVICTING}, "", "eviction", "problem", "allkeys-lru"),
     ],
+    ids=["no persistence", "each second", "each second, but the URL waits", "always", "evicting"],
 )
-def test_an_append_only_file(cli: Cli, appendfsync: str, options: str, level: str, says: str) -> None:
-    """What a power cut may lose depends on both the server's setting and the URL's."""
-    with RedisServer(aof=True, appendfsync=appendfsync) as server:
-        told = cli.json("doctor", "--broker", server.url + options)
-
-    [persistence] = [finding for finding in told["findings"] if finding["topic"] == "persistence"]
-    assert persistence["level"] == level
-    assert says in persistence["says"]
-
-
-def test_a_server_that_evicts(cli: Cli) -> None:
-    """It is not worked with; who says in the URL that jobs may be lost is told that it is a problem all the same."""
-    with RedisServer(aof=True, settings={"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}) as server:
-        refused = cli("status", "--broker", server.url, code=3)
-        told = cli.json("doctor", "--broker", server.url, code=1)
-
-    assert "maxmemory-policy allkeys-lru" in refused.err
-    assert [finding["topic"] for finding in told["findings"] if finding["level"] == "problem"] == ["eviction"]
+def test_how_a_server_keeps_jobs(cli: Cli, server: dict[str, Any], options: str, topic: str, level: str, says: str) -> None:
+    """What a power cut may lose depends on both the server's setting and the URL's. A server that evicts is not worked with."""
+    with RedisServer(**server) as running:
+        told = cli.json("doctor", "--broker", running.url + options, code=int(level == "problem"))
+        if topic == "eviction":
+            assert says in cli("status", "--broker", running.url, code=3).err
+    [found] = [finding for finding in told["findings"] if finding["topic"] == topic]
+    assert found["level"] == level
+    assert says in found["says"]
+    assert {finding["topic"] for finding in told["findings"] if finding["level"] == "problem"} == ({topic} if level == "problem" else set())
+    assert "hunter2" not in str(told)
 
 
 @pytest.mark.parametrize("setting", ["fsync", "full_page_writes", "synchronous_commit"])
@@ -161,12 +150,8 @@ def test_a_postgres_that_is_sound(cli: Cli) -> None:
         cli("migrate", "--broker", url)
         told = cli.json("doctor", "--broker", url)
 
-    assert {finding["topic"]: finding["level"] for finding in told["findings"]} == {
-        "server": "ok",
-        "persistence": "ok",
-        "wake-ups": "ok",
-        "room": "ok",
-    }
+    levels = {finding["topic"]: finding["level"] for finding in told["findings"]}
+    assert levels == dict.fromkeys(("server", "persistence", "wake-ups", "room"), "ok")
 
 
 def test_no_server(cli: Cli, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -14,6 +13,9 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+
+from tests.cli.processes import Shell, counts_of, ended_clearly
+from tests.support.processes import children_of
 
 TASKS = """
 from taskflow import job
@@ -45,48 +47,33 @@ asyncio.run(main())
 """
 
 
-def an_application(folder: Path) -> None:
-    (folder / "app").mkdir()
-    (folder / "app" / "tasks.py").write_text(TASKS)
-    (folder / "send.py").write_text(SEND)
+@pytest.fixture
+def application(shell: Shell) -> Shell:
+    shell.write("app/tasks.py", TASKS)
+    shell.write("send.py", SEND)
+    shell.environment |= {"PYTHONPATH": "", "TMPDIR": str(shell.folder)}
+    return shell
 
 
-def environment(temporary: Path | None = None) -> dict[str, str]:
-    given = {"TASKFLOW_BROKER": "sqlite:///queue.db", "PYTHONPATH": ""}
-    return {**os.environ, **given} | ({} if temporary is None else {"TMPDIR": str(temporary)})
+def test_a_worker_in_another_process_does_what_was_sent(application: Shell) -> None:
+    worker = application.taskflow("worker", "app.tasks")
+    assert application.run("send.py").splitlines() == [str(sum(2 * n for n in range(200))), "ValueError as asked"]
+    worker.signal(signal.SIGTERM)
+    ended_clearly(worker, [0])
 
 
-def run(folder: Path, *command: str, code: int = 0) -> str:
-    ran = subprocess.run([sys.executable, *command], cwd=folder, env=environment(), capture_output=True, text=True, timeout=120)
-    assert ran.returncode == code, ran.stdout + ran.stderr
-    return ran.stdout
-
-
-def test_a_worker_in_another_process_does_what_was_sent(tmp_path: Path) -> None:
-    an_application(tmp_path)
-    command = [sys.executable, "-m", "taskflow", "worker", "app.tasks"]
-    worker = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE)
-    try:
-        assert run(tmp_path, "send.py").splitlines() == [str(sum(2 * n for n in range(200))), "ValueError as asked"]
-    finally:
-        worker.terminate()
-        _, said = worker.communicate(timeout=30)
-    assert worker.returncode == 0, said
-
-
-def test_a_draining_worker_ends_by_itself_and_tells_of_failures(tmp_path: Path) -> None:
-    an_application(tmp_path)
-    run(tmp_path, "-c", "from app.tasks import add, fail; add.delay_sync(1); fail.options(max_attempts=1).delay_sync()")
-    run(tmp_path, "-m", "taskflow", "worker", "app.tasks", "--drain", code=1)
-    run(tmp_path, "-m", "taskflow", "worker", "app.tasks", "--drain")
+def test_a_draining_worker_ends_by_itself_and_tells_of_failures(application: Shell) -> None:
+    application.run("-c", "from app.tasks import add, fail; add.delay_sync(1); fail.options(max_attempts=1).delay_sync()")
+    application.run("-m", "taskflow", "worker", "app.tasks", "--drain", code=1)
+    application.run("-m", "taskflow", "worker", "app.tasks", "--drain")
 
 
 # --- the demo --------------------------------------------------------------------------------------------------------
 
 
-def test_the_demo_counts_what_is_there(tmp_path: Path) -> None:
+def test_the_demo_counts_what_is_there(application: Shell) -> None:
     """Its figures are those of an independent count of the same files; so are those of the queue that it keeps."""
-    said = demo(tmp_path, "--limit", "60")
+    said = application.run("-m", "taskflow", "demo", "--folder", "demo", "--limit", "60")
     contents = [file.read_bytes() for file in the_first_files(60)]
     assert figure(said, "files") == 60
     assert figure(said, "lines") == sum(content.count(b"\n") for content in contents)
@@ -96,69 +83,52 @@ def test_the_demo_counts_what_is_there(tmp_path: Path) -> None:
     assert figure(said, "failed") == 0
     assert re.search(r"^imported +\w+ \(\d+\), ", said, re.MULTILINE)
     assert "60 of 60 done" in said.splitlines()
-    [file] = (tmp_path / "demo").glob("demo-*.db")
-    assert done_in(file) == 60
-    assert [file.name for file in (tmp_path / "demo").iterdir() if file.stat().st_mode & 0o077] == []  # for their owner alone
+    [file] = (application.folder / "demo").glob("demo-*.db")
+    assert counts_of(f"sqlite:///{file}") == {"succeeded": 60}
+    assert [file.name for file in (application.folder / "demo").iterdir() if file.stat().st_mode & 0o077] == []  # for their owner alone
 
 
-def test_what_the_demo_says_to_type_next_works(tmp_path: Path) -> None:
+def test_what_the_demo_says_to_type_next_works(application: Shell) -> None:
     """Pasted into the shell it was called from; also when no folder is named, and when the folder's name is odd."""
     script = shlex.quote(str(Path(sys.executable).with_name("taskflow")))
     python = f"{shlex.quote(sys.executable)} -m taskflow"
     for command in (f"{script} demo --limit 2", f"{python} demo --limit 2 --folder 'a b%20?#&c'"):
-        status, jobs, one = (shell(tmp_path, line) for line in shell(tmp_path, command).splitlines()[-3:])
+        status, jobs, one = (pasted(application, line) for line in pasted(application, command).splitlines()[-3:])
         assert re.search(r"^demo +0 +0 +0 +0 +2 +0 +0$", status, re.MULTILINE)
         assert jobs.count("succeeded") == 2
         assert "attempt 1: OSError: " in one
         assert "on purpose" in one
 
 
-def test_the_demo_is_not_confused_by_modules_in_the_current_folder(tmp_path: Path) -> None:
+def test_the_demo_is_not_confused_by_modules_in_the_current_folder(application: Shell) -> None:
     for name in ("taskflow", "queue", "hashlib", "ast"):
-        (tmp_path / f"{name}.py").write_text("raise AssertionError('not this one')\n")
-    shell(tmp_path, f"{shlex.quote(str(Path(sys.executable).with_name('taskflow')))} demo --limit 2")
+        application.write(f"{name}.py", "raise AssertionError('not this one')\n")
+    pasted(application, f"{shlex.quote(str(Path(sys.executable).with_name('taskflow')))} demo --limit 2")
 
 
 @pytest.mark.parametrize("moment", ["at its start", "half way"])
-def test_a_demo_whose_worker_dies_ends(tmp_path: Path, moment: str) -> None:
-    command = [sys.executable, "-m", "taskflow", "demo", "--folder", "demo"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
-    assert process.stdout is not None
-    awaited = b"0 of " if moment == "at its start" else b"[1-9][0-9,]* of "
-    while not re.match(awaited, process.stdout.readline()):
-        assert process.poll() is None
-    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        os.kill(int(child), signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert b"taskflow: the worker ended too early (SIGKILL): " in said
+def test_a_demo_whose_worker_dies_ends(application: Shell, moment: str) -> None:
+    demonstrating = application.taskflow("demo", "--folder", "demo")
+    demonstrating.wait_for("^0 of " if moment == "at its start" else "^[1-9][0-9,]* of ")
+    for child in children_of(demonstrating.process.pid):
+        os.kill(child, signal.SIGKILL)
+    assert demonstrating.end() == 1
+    assert "taskflow: the worker ended too early (SIGKILL): " in demonstrating.said
 
 
 @pytest.mark.parametrize("folder", ["file/inside", "/proc"])
-def test_a_folder_that_cannot_be_made_or_written_is_said_so(tmp_path: Path, folder: str) -> None:
-    (tmp_path / "file").touch()
-    command = [sys.executable, "-m", "taskflow", "demo", "--limit", "1", "--folder", folder]
-    ran = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 3
-    assert ran.stderr.startswith("taskflow: --folder ")
-    assert "Traceback" not in ran.stderr
+def test_a_folder_that_cannot_be_made_or_written_is_said_so(application: Shell, folder: str) -> None:
+    application.write("file", "")
+    said = application.run("-m", "taskflow", "demo", "--limit", "1", "--folder", folder, code=3)
+    assert said.startswith("taskflow: --folder ")
+    assert "Traceback" not in said
 
 
-def demo(folder: Path, *flags: str) -> str:
-    return run(folder, "-m", "taskflow", "demo", "--folder", "demo", *flags)
-
-
-def shell(folder: Path, line: str) -> str:
-    ran = subprocess.run(line, shell=True, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=120)
+def pasted(shell: Shell, line: str) -> str:
+    """What the line says in a shell."""
+    ran = subprocess.run(line, shell=True, cwd=shell.folder, env=shell.environment, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
-
-
-def done_in(file: Path) -> int:
-    [queue] = json.loads(run(file.parent, "-m", "taskflow", "queues", "--json", "--broker", f"sqlite:///{file}"))
-    counts = {status: count for status, count in queue["counts"].items() if count}
-    assert list(counts) == ["succeeded"]
-    return int(counts["succeeded"])
 
 
 def the_first_files(count: int) -> list[Path]:
