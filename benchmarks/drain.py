@@ -18,7 +18,7 @@ from benchmarks.options import Options
 from benchmarks.processes import ROOT, a_worker, cpu_of, python, using
 from benchmarks.report import Row, in_turn
 from benchmarks.stores import Store
-from benchmarks.tasks import noop, note, note_in_thread
+from benchmarks.tasks import noop, note, record_in_thread
 from taskflow import Job, JobHandle, Status, SyncJob, enqueue
 from taskflow.broker.protocol import Broker
 
@@ -70,7 +70,7 @@ def threads(store: Store, options: Options) -> list[Row]:
     jobs = options.of(JOBS)
     for concurrency in CONCURRENCIES:
         rivals = options.peers.in_threads(store) if concurrency == CONCURRENCIES[0] else []
-        ours = partial(_drain, store, jobs, concurrency, note_in_thread)
+        ours = partial(_drain, store, jobs, concurrency, record_in_thread)
         rows += in_turn(
             f"{jobs:,} plain functions, {concurrency} threads", options.repeats, ours, None, rivals, part=f"threads, {concurrency}"
         )

@@ -40,8 +40,8 @@ async def note(number: int) -> None:
     mark(number)
 
 
-@job(name="benchmarks.note_in_thread")
-def note_in_thread(number: int) -> None:
+@job(name="benchmarks.record_in_thread")
+def record_in_thread(number: int) -> None:
     mark(number)
 
 
@@ -75,10 +75,10 @@ def stamp_into(stamps: list[float]) -> Job[[], None]:
     return stamped
 
 
-def note_into(marks: Marks) -> Job[[int], None]:
+def record_into(marks: Marks) -> Job[[int], None]:
     """The same for one that writes down that it ran."""
 
-    @job(name="benchmarks.note_into")
+    @job(name="benchmarks.record_into")
     async def noted(number: int) -> None:
         marks.mark(number)
 

@@ -19,7 +19,7 @@ from benchmarks.marks import marks_of
 from benchmarks.options import Options
 from benchmarks.processes import python
 from benchmarks.report import BARE, OURS, Measure, Row, a_pair, in_turn
-from benchmarks.tasks import noop, note_into, stamp, stamp_into
+from benchmarks.tasks import noop, record_into, stamp, stamp_into
 from taskflow import Worker, enqueue
 from taskflow.app.app import default_app
 from taskflow.broker.url import connect
@@ -125,7 +125,7 @@ async def _drain(kind: str) -> float:
     `drained()` would look at the queues again and again, which costs memory as much as running the jobs.
     """
     with marks_of(JOBS) as marks:
-        noted = note_into(marks)
+        noted = record_into(marks)
         async with _using(kind):
             await enqueue(noted.bind(number) for number in range(JOBS))
             async with Worker(options=_quiet()):

@@ -97,9 +97,9 @@ class Coalescer(Generic[Q, A]):
             return
         self._flushing = flushing
         if not STARTS_AT_ONCE:
-            flushing.add_done_callback(self._note_end)
+            flushing.add_done_callback(self._record_end)
 
-    def _note_end(self, flushing: asyncio.Task[None]) -> None:
+    def _record_end(self, flushing: asyncio.Task[None]) -> None:
         """Start another flush if this one was cancelled before its first step."""
         if self._flushing is flushing:
             self._flushing = None

@@ -122,7 +122,7 @@ class Duty:
         if not (self.is_running or self._has_ended):
             self._began_at = time.monotonic()
             self._task = asyncio.create_task(self._run())
-            self._task.add_done_callback(self._note_end)
+            self._task.add_done_callback(self._record_end)
 
     async def end(self, within: float = 0.0) -> None:
         """Wait at most `within` seconds for the task to return, then cancel it."""
@@ -133,7 +133,7 @@ class Duty:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def _note_end(self, task: asyncio.Task[None]) -> None:
+    def _record_end(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if self._has_ended or (error is None and not task.cancelled()):
             return

@@ -142,7 +142,7 @@ async def is_known_queue(admin: Admin, name: str | None) -> bool:
     return False
 
 
-async def note_unknown_job(admin: Admin, name: str | None) -> None:
+async def report_unknown_job(admin: Admin, name: str | None) -> None:
     """If nothing was found for a job's name, and neither a running worker nor the first jobs of the store have it, print a message."""
     if name is None:
         return

@@ -69,7 +69,7 @@ class HealthReport:
     def show(self, health: WorkerHealth | Fleet) -> None:
         self._health = health
 
-    def note_event(self, event: WorkerEvent) -> None:
+    def on_event(self, event: WorkerEvent) -> None:
         """Tell systemd that the worker has started or is winding down. Subscribe this method to the worker's events."""
         if self.notifier is not None:
             match event:

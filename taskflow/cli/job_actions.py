@@ -129,7 +129,7 @@ async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
     call = CallBrokerOnce(broker)
     report = Report(act=action, dry_run=arguments.dry_run, matching=(total := await bulk_actions.count(call, view)))
     if not total:
-        await command.note_unknown_job(broker.admin, view.job)
+        await command.report_unknown_job(broker.admin, view.job)
     if arguments.dry_run:
         report.show_dry(arguments)
         return Exit.OK

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from taskflow.app.app import App
 from taskflow.cli import terminal
-from taskflow.cli.command import existing_broker, filter_of, given_filters, ids_of, is_known_queue, note_unknown_job, on_store, show_each
+from taskflow.cli.command import existing_broker, filter_of, given_filters, ids_of, is_known_queue, on_store, report_unknown_job, show_each
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.terminal import MIN_BAR, MIN_NAME, OF_STATUS, Column, ago, bar_of, duration, hanging, only, painted, span
 from taskflow.model.clock import instant_of
@@ -48,7 +48,7 @@ async def jobs(app: App, arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise ConfigurationError(f"--cursor: {error}") from error
     if is_known and not page.records and arguments.cursor is None:
-        await note_unknown_job(broker.admin, view.job)
+        await report_unknown_job(broker.admin, view.job)
     document = {"jobs": map(record_json, page.records), "cursor": page.cursor, "examined": page.examined}
     terminal.show(arguments, document, job_table(page.records) if page.records else ())
     if not arguments.json and page.cursor is not None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from taskflow.app.app import App
 from taskflow.app.operate import MAX_GROUPS, FailureGroup, failure_groups
-from taskflow.cli.command import existing_broker, filter_of, is_known_queue, note_unknown_job, on_store
+from taskflow.cli.command import existing_broker, filter_of, is_known_queue, on_store, report_unknown_job
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.terminal import RED, Column, ago, cut, only, painted, room, show, table, warn
 from taskflow.model.audit import ActionRecord
@@ -30,7 +30,7 @@ async def failures(app: App, arguments: argparse.Namespace) -> int:
         return Exit.NOT_FOUND
     groups, window = await failure_groups(broker, view, MAX_GROUPS + 1)
     if not groups:
-        await note_unknown_job(broker.admin, view.job)
+        await report_unknown_job(broker.admin, view.job)
     if window is not None:
         warn(f"only the newest {window:,} failed jobs that match were counted")
     if len(groups) > MAX_GROUPS:

@@ -77,10 +77,10 @@ def _file_watch() -> FileWatch:
     except ImportError as error:
         raise DriverMissing("--reload needs watchfiles: pip install watchfiles") from error
 
-    def watch(note_change: Callable[[], None]) -> None:
+    def watch(record_change: Callable[[], None]) -> None:
         def wait_for_changes() -> None:
             for _ in watchfiles.watch(os.getcwd(), watch_filter=watchfiles.PythonFilter(), debounce=DEBOUNCE, raise_interrupt=False):
-                note_change()
+                record_change()
 
         threading.Thread(target=wait_for_changes, name="taskflow-reload", daemon=True).start()
 

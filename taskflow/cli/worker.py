@@ -119,7 +119,7 @@ def _run_to_exit(run: WorkerRun) -> int:
         raise
     except BaseException as error:
         if not run.has_ended:  # the event loop has failed
-            run.note_event(DescriptorsClosed(str(error)))
+            run.on_event(DescriptorsClosed(str(error)))
         if isinstance(error, asyncio.CancelledError):
             log.error("the worker has wound down, because code that it called cancelled its task")
             return Exit.FAILED
@@ -181,7 +181,7 @@ class WorkerRun:
         if self.supervisor is not None:
             self.supervisor.say(words)
 
-    def note_event(self, event: WorkerEvent) -> None:
+    def on_event(self, event: WorkerEvent) -> None:
         match event:
             case DescriptorsClosed(why):  # writing on could reach other files that have reused the numbers of the descriptors
                 log.critical("this worker exits now (%s); its jobs run elsewhere after %g s without a heartbeat", why, self.options.ttl)
@@ -194,7 +194,7 @@ class WorkerRun:
                 self.say(f"session {session.hex()}")
 
     async def work(self) -> int:
-        subscribers = (*self.options.subscribers, self.health_report.note_event, self.note_event)
+        subscribers = (*self.options.subscribers, self.health_report.on_event, self.on_event)
         worker, began = Worker(options=replace(self.options, subscribers=subscribers)), time.monotonic()
         self.health_report.show(worker.health)
         code: int = Exit.FAILED  # unless the work ends without an error

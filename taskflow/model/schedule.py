@@ -174,7 +174,7 @@ class ScheduleState(msgspec.Struct):
     def expects(self, firing: Firing) -> bool:
         return not self.is_paused and (self.digest, self.next_at) == (firing.digest, firing.expected)
 
-    def note_job(self, now: int, job_id: bytes, refused_for: str | None) -> None:
+    def record_job(self, now: int, job_id: bytes, refused_for: str | None) -> None:
         """Record that the schedule has fired with a job to add. One whose id the store already knew does not count."""
         self.last_at, self.fired_at = self.next_at, now
         if refused_for is None:

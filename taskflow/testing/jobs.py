@@ -195,7 +195,7 @@ class TaskflowJobs:
         block; several are raised as an ExceptionGroup. If the block itself raises, they are added to its exception as notes.
         """
         outer = self._app.run_inline
-        inline = Inline(self._broker, partial(self._at_work, raises=False), self._note_failures)
+        inline = Inline(self._broker, partial(self._at_work, raises=False), self._record_failures)
         self._app.run_inline = inline
         served = serve_callers(True)
         self._inlines.append(inline)
@@ -227,11 +227,11 @@ class TaskflowJobs:
 
     async def _run_ready(self, state: PassState) -> None:
         await Pass(self._broker, state).run()
-        await self._note_failures(state)
+        await self._record_failures(state)
         while state.ended_hooks is not None and (ended := self._broker.take_ends())[0]:
             state.ended_hooks.tell_ended(*ended)
 
-    async def _note_failures(self, state: PassState) -> None:
+    async def _record_failures(self, state: PassState) -> None:
         for job_id, error in state.ended_badly:
             if (failure := await self._failure_of(job_id, error)) is not None:
                 state.failures.append(failure)

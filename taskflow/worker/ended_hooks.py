@@ -103,9 +103,9 @@ class EndedHooks:
     def _start(self) -> None:
         self._called_at = time.monotonic()
         self._reading = asyncio.get_running_loop().create_task(self._read(), name="taskflow-ended")
-        self._reading.add_done_callback(self._note_end)
+        self._reading.add_done_callback(self._record_end)
 
-    def _note_end(self, reading: asyncio.Task[None]) -> None:
+    def _record_end(self, reading: asyncio.Task[None]) -> None:
         """Start again if ends are left: a job may cancel every existing task."""
         self._reading = None
         if not reading.cancelled() and (error := reading.exception()) is not None:
@@ -132,9 +132,9 @@ class EndedHooks:
     def _begin_call(self, info: JobInfo) -> None:
         call = asyncio.get_running_loop().create_task(self._call(info), name="taskflow-ended")
         self._calling.add(call)
-        call.add_done_callback(partial(self._note_called, info))
+        call.add_done_callback(partial(self._record_called, info))
 
-    def _note_called(self, info: JobInfo, call: asyncio.Task[None]) -> None:
+    def _record_called(self, info: JobInfo, call: asyncio.Task[None]) -> None:
         self._calling.discard(call)
         if call.cancelled() and not self._is_closed:  # by a job, before the first step
             self._begin_call(info)

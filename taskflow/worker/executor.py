@@ -278,7 +278,7 @@ class Executor:
 
     def _failed(self, holding: HeldLease, why: RunError, error: BaseException) -> Verdict:
         verdict = Failed(why)
-        holding.note_raised(verdict, error)
+        holding.record_raised(verdict, error)
         return verdict
 
     def _surroundings_of(self, job: AnyJob) -> Callable[..., Any] | None:
@@ -359,7 +359,7 @@ class Executor:
             return verdict
         completed = Completed(verdict)
         if verdict.exception is not None:
-            holding.note_raised(completed, verdict.exception)
+            holding.record_raised(completed, verdict.exception)
         return completed
 
     def _judge(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
@@ -372,7 +372,7 @@ class Executor:
         except BaseException as broken:  # `error` is the context of the new error, so the traceback shows it too
             error, verdict = broken, Failed(failure_of(broken, holding.lease.attempt))
         if isinstance(verdict, Failed | Retried | Discarded | Cancelled):
-            holding.note_raised(verdict, error)
+            holding.record_raised(verdict, error)
         return verdict
 
     def _decide(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:

@@ -156,7 +156,7 @@ class Fetcher:
             except SessionLost:
                 raise
             except BrokerError as error:
-                await asyncio.sleep(await self._registration.note_failure("claiming", error, self._retries))
+                await asyncio.sleep(await self._registration.record_failure("claiming", error, self._retries))
                 if self._is_stopping:
                     return []
             except Exception:
@@ -168,6 +168,6 @@ class Fetcher:
                 break
             finally:
                 self.has_tried.set()
-        await self._registration.note_success("claiming", self._retries)
+        await self._registration.record_success("claiming", self._retries)
         self.request = number
         return leases

@@ -74,7 +74,7 @@ class HeldLease:
         if self.on_report is not None:
             self.on_report()
 
-    def note_raised(self, verdict: Verdict, error: BaseException) -> None:
+    def record_raised(self, verdict: Verdict, error: BaseException) -> None:
         """Attach the exception to a verdict of the run, until `forget_raised` is called."""
         attach_exception(verdict, error)
         self.raised = [*(self.raised or ()), verdict]
@@ -89,7 +89,7 @@ class HeldLease:
         assert self.complete_on is not None
         return self.complete_on(self, connection, result)
 
-    def note_completing(self) -> None:
+    def record_completing(self) -> None:
         """Note that a child process may complete the run in a transaction. The child's verdict says whether it has tried."""
         self.completed = b""
 
@@ -103,7 +103,7 @@ class LeaseTable:
         self._is_on_trial = self._is_closed = False
         self.on_news: Callable[[], None] = lambda: None
         self._has_news = False
-        self._on_report = self._note_news  # bound once, not for each lease
+        self._on_report = self._record_news  # bound once, not for each lease
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
@@ -188,7 +188,7 @@ class LeaseTable:
             if (holding := self._held.get(report.claim)) is not None:
                 holding.reported = report.progress
 
-    def _note_news(self) -> None:
+    def _record_news(self) -> None:
         if not self._has_news:
             self._has_news = True
             self.on_news()

@@ -299,7 +299,7 @@ class Maintenance:
                 if pause > 0 and await self._wait(waiter, pause):
                     await asyncio.sleep(max(0.0, ended_at + MIN_INTERVAL - time.monotonic()))
 
-    def note_work(self) -> None:
+    def record_work(self) -> None:
         self._is_at_rest = False
 
     def apply_work_hint(self, work_hint: WorkHint, asked_at: float) -> None:
@@ -341,8 +341,8 @@ class Maintenance:
                 self._on_ready()  # so a claim need not wait for the nudge
         except BrokerError as error:
             self._is_at_rest = False
-            return await self._registration.note_failure("upkeep", error, self._retries)
-        await self._registration.note_success("upkeep", self._retries)
+            return await self._registration.record_failure("upkeep", error, self._retries)
+        await self._registration.record_success("upkeep", self._retries)
         self._is_awaited = done.readied > 0 or done.released > 0
         if self._is_awaited:
             self._on_ready()

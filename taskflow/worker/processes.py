@@ -58,7 +58,7 @@ def supervise(
     """
     with SignalPipe() as signals, Processes(command, signals, environment) as processes:
         if watch is not None:
-            watch(signals.note_change)
+            watch(signals.record_change)
         supervisor = Supervisor(options, processes)
         measure_at = 0.0 if options.max_memory is not None else float("inf")
         while True:
@@ -70,7 +70,7 @@ def supervise(
             if time.monotonic() >= measure_at:
                 measure_at = time.monotonic() + MEMORY_INTERVAL
                 for pid in processes.pids():
-                    supervisor.note_memory(pid, resident_memory(pid))
+                    supervisor.record_memory(pid, resident_memory(pid))
 
 
 def _handle_news(supervisor: Supervisor, signals: SignalPipe, processes: Processes, listener: SupervisorListener | None) -> None:
@@ -80,7 +80,7 @@ def _handle_news(supervisor: Supervisor, signals: SignalPipe, processes: Process
         if isinstance(said, ExitStatus):
             supervisor.ended(pid, said)
         else:
-            supervisor.note_report(pid, said)
+            supervisor.record_report(pid, said)
     for number in signals.take():
         if number in (signal.SIGTERM, signal.SIGINT):
             supervisor.stop(number)
@@ -127,7 +127,7 @@ class Processes:
     def retire(self, pid: int) -> bool:
         return pid in self._sockets and self._sockets[pid].say(RETIRE)
 
-    def note_death(self, session: bytes, cause: str) -> None:
+    def record_death(self, session: bytes, cause: str) -> None:
         """Make every worker that has a session report the death to the broker, in case one of them dies too, until one has done so.
         Repeated reports do no harm."""
         self._deaths[session.hex()] = f"died {session.hex()} {cause}\n".encode(), time.monotonic()
@@ -150,7 +150,7 @@ class Processes:
         are reaped: workers after their last report and, if this is process 1, orphans."""
         for pid, worker_socket in self._sockets.items():
             for line in worker_socket.take():
-                self._note_line(worker_socket, line)
+                self._record_line(worker_socket, line)
                 yield pid, line
             if worker_socket.is_closed:
                 self._unregister(worker_socket)  # otherwise its end would wake the loop again and again
@@ -162,7 +162,7 @@ class Processes:
                 worker.close()
             yield pid, self._out_of_memory.exit_status(status)
 
-    def _note_line(self, worker_socket: WorkerSocket, line: str) -> None:
+    def _record_line(self, worker_socket: WorkerSocket, line: str) -> None:
         match line.split():
             case ["session", _]:
                 worker_socket.has_session = True
@@ -262,7 +262,7 @@ class SignalPipe:
         except BlockingIOError:
             return b""
 
-    def note_change(self) -> None:
+    def record_change(self) -> None:
         """Record that files have changed. May be called from any thread."""
         os.write(self._writer, bytes([CHANGED]))
 

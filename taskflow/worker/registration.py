@@ -59,7 +59,7 @@ class Registration:
         self._events = events
         self._shown = dict[str, str]()
 
-    async def note_failure(self, operation: str, error: Exception, retries: Retries) -> float:
+    async def record_failure(self, operation: str, error: Exception, retries: Retries) -> float:
         """Report that a call has failed. Return the seconds until the next attempt."""
         pause, why = retries.failed(), str(error)
         self._events.emit(BrokerCallFailed(operation, why, retries.failures))
@@ -67,7 +67,7 @@ class Registration:
             await self._show({**self._shown, operation: why})
         return pause
 
-    async def note_success(self, operation: str, retries: Retries) -> None:
+    async def record_success(self, operation: str, retries: Retries) -> None:
         if retries.succeeded():
             self._events.emit(BrokerRecovered(operation))
             if operation in self._shown:

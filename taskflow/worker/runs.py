@@ -143,7 +143,7 @@ class Runs:
         task = started(self._loop, self._run(holding))
         if not task.done():
             self.under_way[task] = holding
-            task.add_done_callback(self._note_end)
+            task.add_done_callback(self._record_end)
         return task
 
     async def _run(self, holding: HeldLease) -> None:
@@ -169,7 +169,7 @@ class Runs:
             self._settler.offer(holding, settlement)
         self._prefetch.note(lease.envelope.queue, ran_for)
 
-    def _note_end(self, task: asyncio.Task[None]) -> None:
+    def _record_end(self, task: asyncio.Task[None]) -> None:
         holding = self.under_way.pop(task)
         if holding.started is None:  # other code has cancelled it before its first step
             self._settler.offer(holding, settlement_of(holding.lease, HandedBack()))

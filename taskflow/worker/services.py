@@ -52,9 +52,9 @@ class Services:
         if not self._is_over:
             task = asyncio.get_running_loop().create_task(service(), name=service.__qualname__)
             self._tasks.add(task)
-            task.add_done_callback(partial(self._note_end, service, retries, time.monotonic()))
+            task.add_done_callback(partial(self._record_end, service, retries, time.monotonic()))
 
-    def _note_end(self, service: Service, retries: Retries, began_at: float, task: asyncio.Task[None]) -> None:
+    def _record_end(self, service: Service, retries: Retries, began_at: float, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._on_end()
         if task.cancelled():

@@ -171,12 +171,12 @@ class SessionLoop:
     def holding_of(self, run: JobContext) -> HeldLease | None:
         return next((holding for session in self.all if (holding := session.lease_table.held_by(run)) is not None), None)
 
-    def note_freed(self) -> None:
+    def record_freed(self) -> None:
         """Note that a thread has become free, in which an abandoned function had run."""
         if (current := self.current) is not None:
             current.lease_table.nudge()
 
-    def note_silence(self) -> None:
+    def record_silence(self) -> None:
         if (current := self.current) is not None:
             current.fall_silent("its heartbeat thread has sent nothing for longer than the ttl")
 

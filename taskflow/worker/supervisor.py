@@ -106,7 +106,7 @@ class WorkerSlot:
     has_drained: bool = False
     no_start: ExitStatus | None = None
 
-    def note_death(self, worked_for: float, now: float) -> float:
+    def record_death(self, worked_for: float, now: float) -> float:
         """Record a death. Return the seconds until the next worker may start: 0 at first, then 1, 2, 4 and so on."""
         self.failures = 1 if worked_for >= HEALTHY_AFTER else self.failures + 1
         pause = 0.0 if self.failures == 1 else PAUSES.after(self.failures - 1)
@@ -172,7 +172,7 @@ class ProcessControl(Protocol):
     def start(self, slot: int) -> int: ...
     def signal(self, pid: int, number: int) -> None: ...
     def retire(self, pid: int) -> bool: ...
-    def note_death(self, session: bytes, cause: str) -> None: ...
+    def record_death(self, session: bytes, cause: str) -> None: ...
 
 
 class Supervisor:
@@ -230,7 +230,7 @@ class Supervisor:
         for slot in self._slots:
             slot.no_start, slot.failures, slot.may_start_at = None, 0, float("-inf")
 
-    def note_report(self, pid: int, line: str) -> None:
+    def record_report(self, pid: int, line: str) -> None:
         """Handle a worker's report: ``loaded``, ``waiting`` (for the broker), ``session ID``, ``retiring``, ``leaving``, ``ended CODE`` or
         ``drained CODE``."""
         worker = self._workers.get(pid)
@@ -243,16 +243,16 @@ class Supervisor:
             case ["waiting"]:
                 worker.waits_for_broker = True
             case ["session", session]:
-                self._note_session(worker, session)
+                self._record_session(worker, session)
             case ["retiring"]:
                 worker.is_leaving = worker.is_retiring = True
             case ["leaving"]:
-                self._note_leaving(worker)
+                self._record_leaving(worker)
             case ["ended" | "drained" as how, code] if code.isdecimal():
                 worker.exit_code = int(code)
                 worker.has_drained = how == "drained"
 
-    def note_memory(self, pid: int, size: int) -> None:
+    def record_memory(self, pid: int, size: int) -> None:
         """Retire a worker if its memory use, `size` in bytes, exceeds `max_memory`."""
         worker, most = self._workers.get(pid), self._options.max_memory
         if worker is None or worker.is_leaving or worker.works_since is None or most is None or size <= most:
@@ -262,7 +262,7 @@ class Supervisor:
         log.info("worker %d uses %s of memory, more than %s (--max-memory): another one takes over", pid, _bytes(size), _bytes(most))
         worker.is_leaving = True
         worker.is_retiring = self._processes.retire(pid)  # otherwise a signal follows
-        if pause := self._slots[worker.slot].note_death(worked_for, now):
+        if pause := self._slots[worker.slot].record_death(worked_for, now):
             log.warning("worker %d worked for only %.0f s, like the one before; the next one starts in %g s", pid, worked_for, pause)
 
     def ended(self, pid: int, exit_status: ExitStatus) -> None:
@@ -273,11 +273,11 @@ class Supervisor:
             return
         if worker.exit_code is not None and -exit_status.status in (*ENDS, *([signal.SIGABRT] if worker.aborted_at is not None else ())):
             exit_status = ExitStatus(worker.exit_code)  # the signal arrived while Python was already ending, or refused to
-        self._note_end(worker, exit_status)
+        self._record_end(worker, exit_status)
         if worker.exit_code is None:  # even with code 0: a job has ended the process, and with it the other runs
             for session in worker.sessions:
                 log.info("jobs of session %s run again; its worker died: %s", session.hex(), exit_status.cause)
-                self._processes.note_death(session, exit_status.cause)
+                self._processes.record_death(session, exit_status.cause)
 
     def act(self) -> float:
         """Do everything that is due. Return the seconds until the next call is needed if no event arrives earlier."""
@@ -313,7 +313,7 @@ class Supervisor:
         try:
             pid = self._processes.start(number)
         except OSError as error:
-            pause = max(1.0, self._slots[number].note_death(0.0, self._clock()))
+            pause = max(1.0, self._slots[number].record_death(0.0, self._clock()))
             self._slots[number].may_start_at = self._clock() + pause
             log.error("cannot start a worker, trying again in %g s: %s", pause, error)
             return None
@@ -373,7 +373,7 @@ class Supervisor:
                 dues += (worker.signalled_at + SPACING, self._forced_at(worker))
         return min(at for at in dues if at > now) - now
 
-    def _note_session(self, worker: WorkerProcess, session: str) -> None:
+    def _record_session(self, worker: WorkerProcess, session: str) -> None:
         try:
             worker.sessions.append(bytes.fromhex(session))
         except ValueError:  # a job has written to a file descriptor that is not its own
@@ -385,20 +385,20 @@ class Supervisor:
                 for slot in self._slots:  # workers that could not start before may do so now
                     slot.no_start = None
 
-    def _note_leaving(self, worker: WorkerProcess) -> None:
+    def _record_leaving(self, worker: WorkerProcess) -> None:
         worker.is_leaving = True
         if not worker.signals_sent:  # another program has signalled it
             worker.signals_sent, worker.signalled_at = 1, self._clock()
 
-    def _note_end(self, worker: WorkerProcess, exit_status: ExitStatus) -> None:
+    def _record_end(self, worker: WorkerProcess, exit_status: ExitStatus) -> None:
         slot = self._slots[worker.slot]
         if worker.has_drained:
             slot.has_drained = True
             self._codes.append(exit_status.code)
         elif self._stops:
-            self._note_stopped(worker, exit_status)
+            self._record_stopped(worker, exit_status)
         elif worker.is_leaving:
-            self._note_left(worker, exit_status)
+            self._record_left(worker, exit_status)
         elif self._restart.waits_for(worker):
             self._restart.give_up(f"the new worker {worker.pid} did not start ({exit_status.cause})")
         elif worker.works_since is None and exit_status.status in NO_STARTS and (self._options.is_reloading or not self._has_worked):
@@ -406,18 +406,18 @@ class Supervisor:
             if self._options.is_reloading:
                 log.error("the application cannot start (%s): waiting for a file to change", exit_status.cause)
         else:
-            pause = slot.note_death(worker.has_worked_for(self._clock()), self._clock())
+            pause = slot.record_death(worker.has_worked_for(self._clock()), self._clock())
             when = f"in {pause:g} s" if pause else "now"
             log.error("worker %d has ended: %s; another one starts %s", worker.pid, exit_status.cause, when)
 
-    def _note_stopped(self, worker: WorkerProcess, exit_status: ExitStatus) -> None:
+    def _record_stopped(self, worker: WorkerProcess, exit_status: ExitStatus) -> None:
         """Record the exit code of a worker that ended after the supervisor received a
         signal to stop. A worker that was still starting while others worked is ignored."""
         if worker.works_since is not None or not self._has_worked:
             by_us = worker.works_since is None and exit_status.code == 128 + signal.SIGTERM
             self._codes.append(128 + self._number if by_us or self._stops > 2 else exit_status.code)
 
-    def _note_left(self, worker: WorkerProcess, exit_status: ExitStatus) -> None:
+    def _record_left(self, worker: WorkerProcess, exit_status: ExitStatus) -> None:
         if self._options.is_draining and exit_status.status == 1:
             self._codes.append(exit_status.code)
         if worker.works_since is None or (worker.exit_code is not None and exit_status.code != FORCED):

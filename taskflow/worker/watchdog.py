@@ -186,7 +186,7 @@ class Watchdog:
             self._beats.look(passed)
             if self._beats.seconds > self._ttl + 2 * FIRST_REPORT:
                 self._beats.seconds = 0.0
-                self._watched.note_silence()
+                self._watched.record_silence()
 
     def _look_back(self, passed: float, before: dict[int, float]) -> None:
         """Report why this check ran so late. If a thread used a lot of CPU time in the meantime, it was holding the interpreter lock:

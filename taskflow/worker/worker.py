@@ -98,7 +98,7 @@ class Drain:
         self._search_at = dict[str, float]()
         self._began_at: datetime | None = None
 
-    async def note_begin(self, session: bytes) -> None:
+    async def record_begin(self, session: bytes) -> None:
         """Record when the store registered the session. Jobs that fail without a run after that count as failures of this drain."""
         workers = await self._broker.admin.workers()
         self._began_at = next((worker.registered_at for worker in workers if worker.session.id == session), None)
@@ -235,7 +235,7 @@ class Worker:
         async with AsyncExitStack() as stack:
             if (lifespan := self._app.settings.lifespan) is not None:
                 self._state = await stack.enter_async_context(lifespan())
-            self._threads = ThreadPool(self.options.concurrency, self._seams.start_thread, self._sessions.note_freed)
+            self._threads = ThreadPool(self.options.concurrency, self._seams.start_thread, self._sessions.record_freed)
             stack.callback(self._threads.close)
             middleware, start_thread, options = self._app.settings.middleware, self._seams.start_thread, self.options
             self._children = ChildPool(
@@ -293,7 +293,7 @@ class Worker:
         """
         drain = Drain(self._app.broker(), self._app.registry, self.options)
         if (session := self._sessions.current) is not None:
-            await self._look(lambda: drain.note_begin(session.session.id))
+            await self._look(lambda: drain.record_begin(session.session.id))
             with anyio.move_on_after(DECLARE_TIMEOUT):
                 await session.schedules_begun.wait()
         while not await self._look(drain.is_over):  # noqa: ASYNC110  # no event tells it

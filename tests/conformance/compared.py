@@ -75,7 +75,7 @@ class ComparedBroker:
         They leave open which later upkeep forgets it."""
         return job_or_session in self._forgettable
 
-    def _note_what_is_over(self, shown: Shown) -> None:
+    def _record_what_is_over(self, shown: Shown) -> None:
         now, repeat_for = self.clock.wall(), to_microseconds(self.world.rules.repeat_for)
         living = {worker.session.id for worker in shown.workers if not worker.is_dying}
         living |= {job_id for job_id, record in shown.records.items() if record is not None and record.status in LIVE}
@@ -187,7 +187,7 @@ class ComparedBroker:
             _same(f"the workers after {verb}", shown.workers, model.workers)
             _same(f"the index of tags after {verb}", self.world.harness.tagged(), self._model.harness.tagged())
         self._checker.check(verb, shown)
-        self._note_what_is_over(shown)
+        self._record_what_is_over(shown)
 
 
 async def _answer(call: Awaitable[Any]) -> Any:

@@ -104,7 +104,7 @@ class ScheduleStore(Store):
         answer = None
         if firing.envelope is not None:
             answer = self._enqueue_one(firing.envelope)
-            schedule.note_job(self.now, answer.id, answer.because if isinstance(answer, Refused) else None)
+            schedule.record_job(self.now, answer.id, answer.because if isinstance(answer, Refused) else None)
         schedule.advance(firing)
         return answer
 

@@ -165,7 +165,7 @@ class ReferenceTransitions:
             self.release_awaiting(self.jobs.get(joined))
         self.to_wake.add(topics.job(job.id))
         if not is_settled and self.has_end_subscriber():
-            self.note_end(job.id)
+            self.record_end(job.id)
 
     def leave_group(self, job: StoredJob) -> None:
         """Remove an ended job from those that have failed, if it is one of them."""
@@ -188,7 +188,7 @@ class ReferenceTransitions:
         """Return True if a living session subscribes to ends without a settlement. A store with sessions overrides this."""
         return False
 
-    def note_end(self, job_id: bytes) -> None:
+    def record_end(self, job_id: bytes) -> None:
         """Note that the job has ended without a settlement, for upkeep to tell."""
         if not self.ends:
             self.to_wake.add(topics.DUE)

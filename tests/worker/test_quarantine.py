@@ -196,7 +196,7 @@ async def _end(worker: Worker, suspect: JobHandle[str]) -> Status | None:
 async def test_a_suspect_that_waits_to_be_alone_when_its_session_is_lost_is_not_held_for_ever() -> None:
     """The past session ends, and leaves: it costs the suspect no crash."""
     async with a_suspect_beside_a_run(ttl=20.0) as (broker, worker, heard, suspect):
-        worker._sessions.note_silence()
+        worker._sessions.record_silence()
         await heard.wait_for(SessionOpened, times=2)
         async with asyncio.timeout(10):
             while worker._sessions.past:  # noqa: ASYNC110  # no event tells it

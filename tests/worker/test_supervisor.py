@@ -55,7 +55,7 @@ class Office:
             self.retired.append(pid)
         return self.is_heard
 
-    def note_death(self, session: bytes, cause: str) -> None:
+    def record_death(self, session: bytes, cause: str) -> None:
         self.crashes.append((session, cause))
 
     # --- what happens
@@ -69,15 +69,15 @@ class Office:
 
     def works(self, *pids: int) -> None:
         for pid in pids:
-            self.supervisor.note_report(pid, "loaded")
-            self.supervisor.note_report(pid, f"session {session_of(pid).hex()}")
+            self.supervisor.record_report(pid, "loaded")
+            self.supervisor.record_report(pid, f"session {session_of(pid).hex()}")
             self.act()
 
     def ends(self, *pids: int, status: int = 0, is_out_of_memory: bool = False, is_told: bool = True) -> None:
         for pid in pids:
             self.alive.discard(pid)
             if is_told and not status and self.supervisor._workers[pid].exit_code is None:
-                self.supervisor.note_report(pid, "ended 0")
+                self.supervisor.record_report(pid, "ended 0")
             self.supervisor.ended(pid, ExitStatus(status, is_out_of_memory=is_out_of_memory))
             self.act()
 
@@ -134,7 +134,7 @@ def test_an_application_that_cannot_be_started_ends_it_with_the_workers_code(sta
 
 def test_when_all_have_been_started_it_ends_after_the_last(caplog: pytest.LogCaptureFixture) -> None:
     office = an_office(3, working=False)
-    office.supervisor.note_report(1, "loaded")
+    office.supervisor.record_report(1, "loaded")
     office.act(ALONE_TIMEOUT)
     office.ends(1, 3, status=3)
     assert (office.code, office.started) == (None, 3)
@@ -154,7 +154,7 @@ def test_a_worker_that_dies_is_replaced_at_once_in_its_place(caplog: pytest.LogC
 
 def test_the_cause_is_handed_on_with_each_session_of_the_dead() -> None:
     office = an_office(2)
-    office.supervisor.note_report(2, f"session {bytes(16).hex()}")
+    office.supervisor.record_report(2, f"session {bytes(16).hex()}")
     office.ends(2, status=-signal.SIGSEGV)
     assert office.crashes == [(session_of(2), "SIGSEGV"), (bytes(16), "SIGSEGV")]
 
@@ -184,9 +184,9 @@ def test_a_worker_that_ends_without_a_word_has_crashed_whatever_its_code() -> No
 def test_a_worker_that_a_stranger_winds_down_has_a_successor_at_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     office = an_office(2)
-    office.does(lambda: office.supervisor.note_report(1, "leaving"))
+    office.does(lambda: office.supervisor.record_report(1, "leaving"))
     assert (office.started, office.sent) == (3, [])
-    office.supervisor.note_report(1, "ended 0")
+    office.supervisor.record_report(1, "ended 0")
     office.ends(1)
     assert "worker 1 has wound down" in caplog.text
     assert "has ended" not in caplog.text
@@ -206,8 +206,8 @@ def test_a_system_that_has_no_process_to_give_is_asked_again(caplog: pytest.LogC
 def test_what_a_job_has_written_into_the_line_is_passed_over() -> None:
     office = an_office(2)
     for nonsense in ("", "session", "session zz", "hello \x00", "session aa bb", "ended", "ended x", "ended -1"):
-        office.supervisor.note_report(1, nonsense)
-    office.supervisor.note_report(4711, "loaded")
+        office.supervisor.record_report(1, nonsense)
+    office.supervisor.record_report(4711, "loaded")
     office.act()
     assert office.started == 2
 
@@ -278,11 +278,11 @@ def test_a_signal_that_comes_while_one_ends_already_is_not_its_end() -> None:
     """Python has given its handlers back by then, and the process ends by the signal."""
     office = an_office(2)
     office.stops(TERM)
-    office.supervisor.note_report(1, "ended 0")
+    office.supervisor.record_report(1, "ended 0")
     office.stops(TERM)
     assert (office.sent_to(1), office.sent_to(2)) == ([TERM], [TERM, TERM])
     office.ends(1, status=-TERM)
-    office.supervisor.note_report(2, "ended 124")
+    office.supervisor.record_report(2, "ended 124")
     office.ends(2, status=124)
     assert (office.code, office.crashes) == (124, [])
 
@@ -355,7 +355,7 @@ def test_a_stop_ends_a_rolling_restart() -> None:
 
 def test_one_that_has_run_as_many_jobs_as_it_may_has_a_successor_at_once() -> None:
     office = an_office(1)
-    office.does(lambda: office.supervisor.note_report(1, "retiring"))
+    office.does(lambda: office.supervisor.record_report(1, "retiring"))
     assert (office.started, office.sent) == (2, [])
     office.works(2)
     office.ends(1)
@@ -366,13 +366,13 @@ def test_one_that_has_run_as_many_jobs_as_it_may_has_a_successor_at_once() -> No
 def test_one_that_retires_has_all_the_time_that_its_runs_take() -> None:
     """Neither is it signalled nor ended by force; when it has wound down it must end."""
     office = an_office(1, grace=10.0, max_memory=1000)
-    office.does(lambda: office.supervisor.note_report(1, "retiring"))
+    office.does(lambda: office.supervisor.record_report(1, "retiring"))
     office.works(2)
-    office.does(lambda: office.supervisor.note_memory(2, 2000))
+    office.does(lambda: office.supervisor.record_memory(2, 2000))
     office.act(24 * 3600.0)
     assert (office.retired, office.sent) == ([2], [])
     for pid in (1, 2):
-        office.does(lambda pid=pid: office.supervisor.note_report(pid, "leaving"))  # type: ignore[misc]
+        office.does(lambda pid=pid: office.supervisor.record_report(pid, "leaving"))  # type: ignore[misc]
     office.act(FORCE_TIMEOUT + 12.0)
     assert {pid for pid, number in office.sent if number == KILL} == {1, 2}
 
@@ -381,7 +381,7 @@ def test_one_that_cannot_be_told_to_retire_is_wound_down() -> None:
     """A job has closed its line."""
     office = an_office(1, max_memory=1000)
     office.is_heard = False
-    office.does(lambda: office.supervisor.note_memory(1, 2000))
+    office.does(lambda: office.supervisor.record_memory(1, 2000))
     assert office.sent == [(1, TERM)]
 
 
@@ -389,14 +389,14 @@ def test_one_that_is_too_large_is_told_to_leave_once_and_has_a_successor() -> No
     office = an_office(2, max_memory=1000)
     office.act(HEALTHY_AFTER)
     for size in (1000, 1001, 1002):
-        office.does(lambda size=size: office.supervisor.note_memory(2, size))  # type: ignore[misc]
+        office.does(lambda size=size: office.supervisor.record_memory(2, size))  # type: ignore[misc]
     assert (office.slots, office.retired, office.sent) == ([0, 1, 1], [2], [])
 
 
 def test_a_limit_that_every_worker_is_beyond_does_not_make_it_spin(caplog: pytest.LogCaptureFixture) -> None:
     office = an_office(1, max_memory=1000)
     for pid in range(1, 6):
-        office.does(lambda pid=pid: office.supervisor.note_memory(pid, 2000))  # type: ignore[misc]
+        office.does(lambda pid=pid: office.supervisor.record_memory(pid, 2000))  # type: ignore[misc]
         office.ends(pid)
         office.act(PAUSES.longest)
         office.works(pid + 1)
@@ -412,7 +412,7 @@ def test_drained_workers_are_not_replaced_and_the_worst_code_is_ours() -> None:
     office = an_office(3, is_draining=True)
     for pid, status in enumerate((0, 1, 0), 1):
         assert office.code is None
-        office.supervisor.note_report(pid, f"drained {status}")
+        office.supervisor.record_report(pid, f"drained {status}")
         office.ends(pid, status=status)
     assert (office.code, office.started) == (1, 3)
     assert office.crashes == []
@@ -465,7 +465,7 @@ def test_a_worker_that_says_nothing_for_the_stall_limit_is_aborted_and_then_kill
     assert unlimited.sent == []
     for _ in range(60):
         office.act(1.0)
-        office.supervisor.note_report(1, "health 1 1 ")
+        office.supervisor.record_report(1, "health 1 1 ")
     office.act(29.0)
     assert office.sent == []
     office.act(6.0)  # it looks every five seconds
@@ -481,7 +481,7 @@ def test_nor_has_it_all_time_to_be_gone(said: str, caplog: pytest.LogCaptureFixt
         office = Office(options)
         office.act()
         office.works(1)
-        office.supervisor.note_report(1, said)
+        office.supervisor.record_report(1, said)
         office.act(EXIT_TIMEOUT + 6.0)
         assert office.sent == [(1, signal.SIGABRT)]
         office.act(KILL_TIMEOUT + 6.0)

@@ -38,7 +38,7 @@ async def run_in_transaction(app: App, connection: object, purpose: Purpose, mak
     with _forgetting(store):
         if not _is_checked(adapter, store, purpose):
             await _await_steps(adapter, store.check(purpose))
-            _note_checked(adapter, store, purpose)
+            _record_checked(adapter, store, purpose)
         return await _await_steps(adapter, make(store))
 
 
@@ -58,7 +58,7 @@ def _run(adapter: SyncAdapter, store: Transactional, purpose: Purpose, make: Mak
     with _forgetting(store):
         if not _is_checked(adapter, store, purpose):
             store.check(purpose).run(adapter.run)
-            _note_checked(adapter, store, purpose)
+            _record_checked(adapter, store, purpose)
         adapter.begin()
         return make(store).run(adapter.run)
 
@@ -133,6 +133,6 @@ def _is_checked(adapter: ConnectionAdapter, store: Transactional, purpose: Purpo
         return False
 
 
-def _note_checked(adapter: ConnectionAdapter, store: Transactional, purpose: Purpose) -> None:
+def _record_checked(adapter: ConnectionAdapter, store: Transactional, purpose: Purpose) -> None:
     with suppress(TypeError):
         _checked.setdefault(adapter.driver, set()).add((store, purpose))

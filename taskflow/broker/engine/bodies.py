@@ -66,12 +66,12 @@ def new_session(session: Session, draft: Draft) -> Plain:
     ttl = to_microseconds(session.ttl)
     header: dict[str, Any] = {"name": session.name, "ttl": ttl, "wants_ends": int(session.wants_ends), "is_released": 0, "dead_at": None}
     record = Plain(Ref(Kind.SESSION, session.id), header)
-    note_beat(record, draft.steady)
+    record_beat(record, draft.steady)
     set_session_body(record, SessionBody(session.pack_about(), draft.now, draft.seen.boot))
     return record
 
 
-def note_beat(session: Plain, steady: int) -> None:
+def record_beat(session: Plain, steady: int) -> None:
     session.header |= {"beat_at": steady, "lapses_at": steady + session.header["ttl"] + 1}
 
 
@@ -101,7 +101,7 @@ def outages_of(draft: Draft) -> Outages:
     return outages if boot == draft.seen.boot else []
 
 
-def note_outage(draft: Draft, ttl: int, pulse: int | None) -> Outages:
+def record_outage(draft: Draft, ttl: int, pulse: int | None) -> Outages:
     """Note that no session has sent a heartbeat for two thirds of `ttl`, if that is so. `pulse` is the steady time of the last one.
 
     A heartbeat hides the silence before it. So the step that writes the heartbeat also notes the silence.

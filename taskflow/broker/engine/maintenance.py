@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from taskflow.broker.engine import arrivals, moves, schedules, sessions
-from taskflow.broker.engine.bodies import OUTAGE, lapse, note_outage, session_body
+from taskflow.broker.engine.bodies import OUTAGE, lapse, record_outage, session_body
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.records import BURIED
@@ -96,7 +96,7 @@ def _reap(suspects: Sequence[Plain], seen: Snapshot, rules: Rules) -> Operation[
 
     def one(draft: Draft, ref: Ref) -> bool:
         pulse = sessions.pulse_in(draft.seen.scans[3], draft.steady)
-        outages = note_outage(draft, least_ttl, pulse)
+        outages = record_outage(draft, least_ttl, pulse)
         session = draft.plain(*ref)
         if session is None or session.header["dead_at"] is not None:
             return False

@@ -235,7 +235,7 @@ def finish(
         release_joined(draft, job.sent.joined)
         job.set_flag(Flag.AWAITED, False)
     if not is_settled and draft.seen.scans[1]:
-        _note_end(draft, job.id)
+        _record_end(draft, job.id)
 
 
 def release_key(draft: Draft, job_id: bytes, key: bytes | None) -> None:
@@ -274,7 +274,7 @@ def release_joined(draft: Draft, joined: Sequence[bytes]) -> None:
     draft.released.update(joined)
 
 
-def _note_end(draft: Draft, job_id: bytes) -> None:
+def _record_end(draft: Draft, job_id: bytes) -> None:
     """Note that the job has ended without a settlement, for upkeep to tell."""
     if draft.plain(Kind.END, job_id) is None:
         draft.put(Plain(Ref(Kind.END, job_id), {}))

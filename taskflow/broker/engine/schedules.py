@@ -164,7 +164,7 @@ def fire(firings: Sequence[Firing], rules: Rules) -> Operation[list[Added | Refu
         answer = None
         if firing.envelope is not None:
             answer = moves.add(draft, firing.envelope)
-            body.state.note_job(draft.now, answer.id, answer.because if isinstance(answer, Refused) else None)
+            body.state.record_job(draft.now, answer.id, answer.because if isinstance(answer, Refused) else None)
         body.state.advance(firing)
         _put(draft, body)
         return answer

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from taskflow.broker.engine import arrivals, moves, schedules
-from taskflow.broker.engine.bodies import OUTAGE, lapse, new_session, note_beat, note_outage, outages_of, session_body, set_session_body
+from taskflow.broker.engine.bodies import OUTAGE, lapse, new_session, outages_of, record_beat, record_outage, session_body, set_session_body
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job, claim_id, text_bytes
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
@@ -57,7 +57,7 @@ def of_session(index: str, session: bytes, limit: int = MAX_LEASES) -> Scan:
 def register(session: Session, rules: Rules) -> Operation[None]:
     def one(draft: Draft, session: Session) -> bool:
         beats = _of_this_boot(draft, draft.seen.scans[-1])
-        note_outage(draft, to_microseconds(session.ttl), pulse_in(beats, draft.steady))
+        record_outage(draft, to_microseconds(session.ttl), pulse_in(beats, draft.steady))
         known = draft.plain(Kind.SESSION, session.id)
         if known is None:
             draft.put(new_session(session, draft))
@@ -154,10 +154,10 @@ def _extend(beat: Beat, rules: Rules) -> Operation[tuple[Snapshot, WorkHint | No
     def one(draft: Draft, beat: Beat) -> tuple[Snapshot, WorkHint | None] | None:
         session = draft.plain(Kind.SESSION, beat.session)
         ttl = to_microseconds(rules.session_ttl) if session is None else session.header["ttl"]
-        note_outage(draft, ttl, pulse_in(draft.seen.scans[len(MOVE_SCANS)], draft.steady))
+        record_outage(draft, ttl, pulse_in(draft.seen.scans[len(MOVE_SCANS)], draft.steady))
         if session is None or session.header["dead_at"] is not None:
             return None
-        note_beat(session, draft.steady)
+        record_beat(session, draft.steady)
         if beat.leaving or beat.died_of:
             kill(draft, session, beat.died_of or None)
         draft.put(session)

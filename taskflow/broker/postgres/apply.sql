@@ -80,7 +80,7 @@ BEGIN
             SELECT queue, priority, status, count(*) AS number, min(due_at) AS due_at, min(fade_at) AS fade_at
             FROM made WHERE status > S.HELD OR awaits <= 0 AND flags & @BEHIND = 0 GROUP BY queue, priority, status
         LOOP
-            PERFORM @.note_place(place.queue, place.priority, place.status, place.number, place.due_at, place.fade_at, now_at);
+            PERFORM @.record_place(place.queue, place.priority, place.status, place.number, place.due_at, place.fade_at, now_at);
         END LOOP;
     END IF;
     IF num_nonnulls(VARIADIC j_old) > 0 THEN
@@ -96,7 +96,7 @@ BEGIN
                 min(fade_at) AS fade_at
             FROM made WHERE status > S.HELD OR awaits <= 0 AND flags & @BEHIND = 0 GROUP BY queue, priority, status
         LOOP
-            PERFORM @.note_place(place.queue, place.priority, place.status, place.number, place.due_at, place.fade_at, now_at);
+            PERFORM @.record_place(place.queue, place.priority, place.status, place.number, place.due_at, place.fade_at, now_at);
         END LOOP;
     END IF;
     IF true = ANY (x_drops) THEN
@@ -138,7 +138,7 @@ END
 $$;
 
 -- Notes that jobs are now at a place: low-water marks must not be above it, and READY jobs are to be announced.
-CREATE FUNCTION @.note_place(
+CREATE FUNCTION @.record_place(
     of_queue text, of_priority integer, of_status integer, number bigint, due bigint, fades bigint, now_at bigint
 ) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN

@@ -299,8 +299,8 @@ class PostgresBroker(EngineBroker):
     def _steady(self) -> int | None:
         return None if self._clock is None else self._clock.steady()
 
-    async def _note_waiting(self, listener: str, former: list[int], note: int, topics: list[str], ids: list[bytes]) -> None:
-        await self.call("note_waiting", self.wall(), listener, former, note, topics, ids, to_microseconds(AWAITED_TTL))
+    async def _record_waiting(self, listener: str, former: list[int], note: int, topics: list[str], ids: list[bytes]) -> None:
+        await self.call("record_waiting", self.wall(), listener, former, note, topics, ids, to_microseconds(AWAITED_TTL))
 
     async def _look(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes], bool]:
         [row] = await self.call("look_for", topics, ids)
@@ -317,7 +317,7 @@ class PostgresBroker(EngineBroker):
             await notifier.close()
 
         pool = ConnectionPool(self.server, before_the_end, schema=self._namespace)
-        listener = PostgresListener(pool, self._namespace, Notes(self._note_waiting, self._look))
+        listener = PostgresListener(pool, self._namespace, Notes(self._record_waiting, self._look))
         connections = LoopConnections(pool, listener, notifier)
 
         async def look() -> None:

@@ -83,7 +83,7 @@ BEGIN
         RETURN NEXT;
     ELSIF cardinality(picked.tids) >= most THEN
         IF cardinality(former) > 0 THEN
-            PERFORM @.note_idle(of_listener, former, 0, NULL);
+            PERFORM @.record_idle(of_listener, former, 0, NULL);
         END IF;
         FOR damage IN
             SELECT 'queue:' || queue FROM unnest(CASE cardinality(queues) WHEN 0 THEN ARRAY[picked.last_queue] ELSE queues END) AS queue
@@ -92,7 +92,7 @@ BEGIN
             RETURN NEXT;
         END LOOP;
     ELSIF of_listener IS NOT NULL AND note <> ALL (former) THEN
-        PERFORM @.note_idle(of_listener, former, note, topics);
+        PERFORM @.record_idle(of_listener, former, note, topics);
     END IF;
 END
 $$;

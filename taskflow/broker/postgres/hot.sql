@@ -33,7 +33,7 @@ BEGIN
         SELECT queue, priority, count(*) AS number FROM made GROUP BY queue, priority
     LOOP
         added := added + place.number;
-        PERFORM @.note_place(place.queue, place.priority, S.READY, place.number, now_at, NULL, now_at);
+        PERFORM @.record_place(place.queue, place.priority, S.READY, place.number, now_at, NULL, now_at);
     END LOOP;
     IF added < cardinality(ids) THEN -- one with this revision is from the same call, which was sent again
         known := ARRAY(SELECT g.n FROM unnest(ids) WITH ORDINALITY AS g (id, n) WHERE (SELECT rev FROM @.jobs WHERE jobs.id = g.id) <> new_rev);
@@ -130,7 +130,7 @@ BEGIN
         SELECT queue, priority, count(*) AS number, min(due_at) AS due_at FROM readied GROUP BY queue, priority
     LOOP
         moved := moved + place.number;
-        PERFORM @.note_place(place.queue, place.priority, S.READY, place.number, place.due_at, NULL, now_at);
+        PERFORM @.record_place(place.queue, place.priority, S.READY, place.number, place.due_at, NULL, now_at);
     END LOOP;
     SELECT due_at INTO next_due FROM @.jobs
     WHERE (status = S.SCHEDULED OR status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0) AND due_at >= m.at ORDER BY due_at, seq LIMIT 1;

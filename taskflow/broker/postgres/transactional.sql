@@ -64,7 +64,7 @@ $$;
 
 -- Counts jobs that were added to a place, the first of them due at `due`. Marks are lowered and listeners are notified at the commit. A
 -- setting of the transaction lists the places with READY jobs: each is noted once, because the first such job is the oldest.
-CREATE FUNCTION @.note_added(
+CREATE FUNCTION @.record_added(
     of_queue text, of_priority integer, of_status integer, number bigint, due bigint, is_arriving boolean, now_at bigint
 ) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -175,7 +175,7 @@ BEGIN
     IF cardinality(of_tags) > 0 THEN
         INSERT INTO @.tags (value, id) SELECT DISTINCT tag, j.id FROM unnest(of_tags) AS tag ON CONFLICT DO NOTHING;
     END IF;
-    PERFORM @.note_added(j.queue, j.priority, j.status, 1, CASE WHEN is_arriving THEN j.created_at ELSE j.due_at END, is_arriving, j.created_at);
+    PERFORM @.record_added(j.queue, j.priority, j.status, 1, CASE WHEN is_arriving THEN j.created_at ELSE j.due_at END, is_arriving, j.created_at);
     RETURN CASE WHEN replaced IS NULL THEN ''::bytea ELSE 'r'::bytea || replaced END;
 END
 $$;
@@ -235,7 +235,7 @@ BEGIN
             SELECT queue, priority, status, count(*) AS number, min(due_at) AS due, array_agg(id) AS ids FROM added GROUP BY queue, priority, status
         LOOP
             added_ids := added_ids || each.ids;
-            PERFORM @.note_added(each.queue, each.priority, each.status, each.number, each.due, false, now_at);
+            PERFORM @.record_added(each.queue, each.priority, each.status, each.number, each.due, false, now_at);
         END LOOP;
         IF cardinality(added_ids) = jsonb_array_length(calls) THEN
             RETURN '{"answers": null}';

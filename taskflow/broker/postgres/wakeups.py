@@ -73,7 +73,7 @@ class PostgresListener(Listener):
     """
 
     def __init__(self, pool: ConnectionPool, schema: str, notes: Notes) -> None:
-        super().__init__(self._note_and_look, ERRORS)
+        super().__init__(self._record_and_look, ERRORS)
         self._pool = pool
         self._schema = schema
         self._notes = notes
@@ -184,7 +184,7 @@ class PostgresListener(Listener):
         if note:
             self._noted.difference_update(former)
 
-    async def _note_and_look(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
+    async def _record_and_look(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
         self.has_noted = self._is_noting = True
         try:
             await self._note(topics, ids)

@@ -18,7 +18,7 @@ $$;
 
 -- Replaces a listener's notes by one, a row for each queue; `note` is its number, 0 if it waits for nothing. Each has another number, so
 -- that replacing one reads no former versions, which a long transaction keeps.
-CREATE FUNCTION @.note_idle(of_listener text, former bigint[], note bigint, topics text[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.record_idle(of_listener text, former bigint[], note bigint, topics text[]) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
 BEGIN
     DELETE FROM @.idle AS i WHERE i.listener = of_listener AND i.note = ANY (former);
@@ -29,7 +29,7 @@ END
 $$;
 
 -- Notes what a listener waits for: queues, what is due, a session's cancellations, and the ends of jobs.
-CREATE FUNCTION @.note_waiting(
+CREATE FUNCTION @.record_waiting(
     wall bigint, of_listener text, former bigint[], note bigint, topics text[], ids bytea[], awaited_for bigint
 ) RETURNS void LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off AS $$
@@ -40,7 +40,7 @@ BEGIN
     WHERE id = ANY (ARRAY(SELECT decode(substr(topic, 9), 'hex') FROM unnest(topics) AS topic WHERE topic LIKE 'session:%'))
         AND listener IS DISTINCT FROM of_listener;
     IF note > 0 THEN
-        PERFORM @.note_idle(of_listener, former, note, ARRAY(SELECT topic FROM unnest(topics) AS topic WHERE topic LIKE 'queue%'));
+        PERFORM @.record_idle(of_listener, former, note, ARRAY(SELECT topic FROM unnest(topics) AS topic WHERE topic LIKE 'queue%'));
     END IF;
     IF 'due' = ANY (topics) THEN -- once a minute, under one number
         INSERT INTO @.idle (listener, note, topic, since) VALUES (of_listener, 0, 'due', @.wall(NULL))

@@ -62,9 +62,9 @@ local function apply_steps(rev, refs, numbers, steps)
     local position = now .. next_seq()
     values[#values + 1] = keys[i]
     values[#values + 1] = char(F.ready_status) .. rev .. struct.pack('>I2B', flags, priority + 128) .. position .. now .. tail
-    note_ready(queue, priority, position .. refs[2 * i])
+    record_ready(queue, priority, position .. refs[2 * i])
     count(queue, F.ready_status, 1)
-    note_readied(queue, 1)
+    record_readied(queue, 1)
     local key = apart(refs[2 * i], sub(tail, -L.reference))
     if key then
       call('PERSIST', P .. 'c:' .. key)

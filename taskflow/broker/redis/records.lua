@@ -203,7 +203,7 @@ local values, gone, zadds, zrems, hsets, hdels, readied_now, queues_resumed = {}
 -- Names of queues -> the number of their jobs that became READY; and the ids of jobs that have ended.
 local readied, ended_ids = {}, {}
 
-local function note_readied(queue, jobs)
+local function record_readied(queue, jobs)
   readied[queue] = (readied[queue] or 0) + jobs
 end
 
@@ -239,7 +239,7 @@ end
 
 
 -- Notes a job that is READY now, or elsewhere.
-local function note_ready(queue, priority, entry)
+local function record_ready(queue, priority, entry)
   local of_queue = readied_now[queue]
   if not of_queue then
     of_queue = {}
@@ -260,7 +260,7 @@ local function move_job(record, header)
   end
   if status == F.ready_status and not (was == status and place == record.place and queue == record.queue
       and header[F.priority] == record.priority) then
-    note_ready(queue, header[F.priority], place .. id)
+    record_ready(queue, header[F.priority], place .. id)
   elseif status == F.running_status then
     append_to(hsets, header[F.session], header[F.claim])
     append_to(hsets, header[F.session], id)
@@ -274,13 +274,13 @@ local function move_job(record, header)
     end
   end
   if status == F.ready_status and was ~= status then
-    note_readied(queue, 1)
+    record_readied(queue, 1)
   elseif (not status or status > F.running_status) and (record.is_new or was and was <= F.running_status) then
     ended_ids[#ended_ids + 1] = id
   end
 end
 
-local function note_places(places, changes)
+local function record_places(places, changes)
   for i = 1, places and #places or 0, 2 do
     append_to(changes, 'i:' .. places[i], places[i + 1])
   end
@@ -304,8 +304,8 @@ local function write_record(record)
   end
   local is_nowhere = not header or kind == K.JOB and (header[F.status] == F.ready_status or header[F.status] == F.running_status)
     and header[F.flags] < G.MARKED and not header[F.expires_at] and not header[F.entries]
-  note_places(record.before, zrems)
-  note_places(not is_nowhere and PLACES[kind + 1](header, id), zadds)
+  record_places(record.before, zrems)
+  record_places(not is_nowhere and PLACES[kind + 1](header, id), zadds)
   if kind == K.JOB then
     move_job(record, header)
   elseif kind == K.QUEUE then
@@ -341,7 +341,7 @@ local function write_queues()
       call('ZREM', P .. 'ready', name)
     elseif ready > 0 then
       call('ZADD', P .. 'ready', 0, name)
-      note_readied(name, ready)
+      record_readied(name, ready)
     end
   end
 end

@@ -213,9 +213,9 @@ class RecordChanger(Counts):
         else:
             updates.setdefault(shape, []).append((known.key, *values))
         if kind == Kind.JOB:
-            self._note_move(put.ref, known, header)
+            self._record_move(put.ref, known, header)
 
-    def _note_move(self, ref: Ref, known: Known | None, header: Mapping[str, Any]) -> None:
+    def _record_move(self, ref: Ref, known: Known | None, header: Mapping[str, Any]) -> None:
         """Note the change of a job's status, to count and announce it."""
         was, was_queue = (None, "") if known is None else (known.status, known.queue)
         status, queue = header.get("status", READY if was is None else was), header.get("queue", was_queue)

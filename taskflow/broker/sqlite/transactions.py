@@ -279,7 +279,7 @@ class OpenFile:
         self._checkpointer = Checkpointer(store.connection, file)
         self._synchronous = -1
         self._has_compiled = True
-        self._connection.set_authorizer(self._note_compilation)
+        self._connection.set_authorizer(self._record_compilation)
         self._connection.execute(pragma("busy_timeout", 0)).fetchall()  # the caller of `begin` waits instead
         [(vacuum,)] = self._connection.execute("PRAGMA auto_vacuum").fetchall()
         self._can_shrink = not file.shared and vacuum == INCREMENTAL
@@ -360,7 +360,7 @@ class OpenFile:
 
     # --- the tables' version -----------------------------------------------------------------------------------------
 
-    def _note_compilation(self, action: int, *_: object) -> int:
+    def _record_compilation(self, action: int, *_: object) -> int:
         """SQLite compiles each statement on first use, and all of them again after another process has changed the tables."""
         self._has_compiled |= action != sqlite3.SQLITE_PRAGMA  # a PRAGMA is compiled at every use
         return sqlite3.SQLITE_OK

@@ -37,7 +37,7 @@ from taskflow.model.codec.hints import stands_for, substitute
 from taskflow.model.codec.scalars import PATHS, SCALARS
 from taskflow.model.codec.shape import DictKeys, Shape, Tag, Unresolved, Unsupported, type_name
 from taskflow.model.codec.unions import enum_of, literals_of, union_of
-from taskflow.model.codec.untyped import ANY, note_unregistered, registered_shape
+from taskflow.model.codec.untyped import ANY, record_unregistered, registered_shape
 
 _NO_FEATURES: Final[dict[str, Any]] = {}
 
@@ -114,12 +114,12 @@ class Compiler:
 
     def _class(self, annotation: Any, origin: type, arguments: tuple[Any, ...]) -> Shape:
         if issubclass(origin, Enum) and origin.__members__:
-            note_unregistered(origin)
+            record_unregistered(origin)
             return enum_of(origin)
         record = record_for(origin, arguments)
         if record is None:
             raise Unsupported(f"{type_name(origin)} cannot be sent; {_ADVICE}")
-        note_unregistered(origin)
+        record_unregistered(origin)
         label = type_name(origin)
         self.runs_code |= record.runs_code
         features: dict[str, Any] = {

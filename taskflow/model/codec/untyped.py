@@ -218,7 +218,7 @@ def registered_shape(kind: type) -> Shape | None:
     return next((each.shape for each in _by_name.values() if each.kind is kind), None)
 
 
-def note_unregistered(kind: type) -> None:
+def record_unregistered(kind: type) -> None:
     """Note that a job sends instances of the class by their fields, so that it cannot be registered any more."""
     _without.add(kind)
 

@@ -346,7 +346,7 @@ class Child(asyncio.Protocol):
                         self._run.report(Progress.checked(fraction, note))
             case messages.Completing():
                 if self._run is not None:
-                    self._run.note_completing()
+                    self._run.record_completing()
             case _ if not self._answer.done():
                 self._answer.set_result(message)
 
@@ -370,17 +370,17 @@ class Child(asyncio.Protocol):
                 self._spec.start_thread(self._wait_in_a_thread, "taskflow-child")
             except RuntimeError as error:  # without this thread the child's end would go unnoticed, so the child must not start
                 self.kill()
-                self._note_end(self._process.wait())
+                self._record_end(self._process.wait())
                 raise _cannot_start(error) from error
             return
-        self._loop.add_reader(descriptor, self._note_end_of, descriptor)
+        self._loop.add_reader(descriptor, self._record_end_of, descriptor)
 
-    def _note_end_of(self, descriptor: int) -> None:
+    def _record_end_of(self, descriptor: int) -> None:
         self._loop.remove_reader(descriptor)
         os.close(descriptor)
         if not self.is_retired or self._was_asked:  # done before the pid is released, because another process may get it after that
             self._kill_group()
-        self._note_end(self._process.wait())
+        self._record_end(self._process.wait())
 
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -389,9 +389,9 @@ class Child(asyncio.Protocol):
     def _wait_in_a_thread(self) -> None:
         code = self._process.wait()
         with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing waits
-            self._loop.call_soon_threadsafe(self._note_end, code)
+            self._loop.call_soon_threadsafe(self._record_end, code)
 
-    def _note_end(self, code: int) -> None:
+    def _record_end(self, code: int) -> None:
         self.is_spent = True
         if not self.ended.done():
             self.ended.set_result(code)

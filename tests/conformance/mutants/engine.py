@@ -127,7 +127,7 @@ sessions.release: beat_leaving hand_back_backoff: a shutdown counts as a crash
 - if died_of is None:
 + if False:
 
-* maintenance.note_outage sessions.note_outage: outage: in an outage, the session that sent its last heartbeat first has crashed
+* maintenance.record_outage sessions.record_outage: outage: in an outage, the session that sent its last heartbeat first has crashed
 - ttl * 2 // 3
 + ttl
 

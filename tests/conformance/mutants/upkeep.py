@@ -144,7 +144,7 @@ class NotesWithoutBound(Mutant):
     breaks = frozenset({"ends_bounded"})
     because = "the workers that hear are stuck, and the list fills the store"
 
-    def note_end(self, job_id: bytes) -> None:
+    def record_end(self, job_id: bytes) -> None:
         if not self.ends:
             self.to_wake.add(topics.DUE)
         self.ends.append(job_id)

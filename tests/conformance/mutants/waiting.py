@@ -165,8 +165,8 @@ class CountsRepeats(Mutant):
     because = "an operator reads of skipped runs that were never skipped"
 
     class Schedule(StoredSchedule):
-        def note_job(self, now: int, job_id: bytes, refused_for: str | None) -> None:
-            super().note_job(now, job_id, refused_for and "key")
+        def record_job(self, now: int, job_id: bytes, refused_for: str | None) -> None:
+            super().record_job(now, job_id, refused_for and "key")
 
 
 class FiresWithoutTheJob(Mutant):

@@ -50,9 +50,9 @@ def reindex(document_id: int) -> int:
     return len(words)
 
 
-@job(name="documents.note_problem")
+@job(name="documents.record_problem")
 @with_database
-def note_problem(document_id: int) -> None:
+def record_problem(document_id: int) -> None:
     Document.objects.filter(pk=document_id).update(problem="the file cannot be read")
 
 

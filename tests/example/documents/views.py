@@ -8,14 +8,14 @@ from django.shortcuts import get_object_or_404
 from django.urls import path
 
 from .models import Document
-from .tasks import consume, note_problem
+from .tasks import consume, record_problem
 
 
 @transaction.atomic
 def documents(request: HttpRequest) -> JsonResponse:
     document = Document.objects.create(title=request.POST["title"], text=request.POST.get("text", ""))
     if "file" in request.POST:
-        watched = consume.options(connection=connection, on_failure=note_problem.bind(document.pk))
+        watched = consume.options(connection=connection, on_failure=record_problem.bind(document.pk))
         watched.delay_sync(document.pk, Path(request.POST["file"]))
     return JsonResponse({"id": document.pk}, status=201)
 

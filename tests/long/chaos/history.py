@@ -65,16 +65,16 @@ class History:
         for line in self.lines:
             if line.id:
                 self.of_job[line.id].append(line)
-                self._note_job(line)
+                self._record_job(line)
             else:
-                self._note_process(line)
+                self._record_process(line)
         for (pid, event), begin in self._since.items():
             self._windows[pid].append(Window(begin, math.inf, event == "stopped"))
         for runs in self.runs.values():
             for run in runs:
                 run.end = run.end if run.status else self.killed.get(run.pid, math.inf)
 
-    def _note_job(self, line: Line) -> None:
+    def _record_job(self, line: Line) -> None:
         match line.event:
             case "send":
                 self.sent.setdefault(line.id, line)
@@ -94,7 +94,7 @@ class History:
             case "end":
                 self._end_run(line)
 
-    def _note_process(self, line: Line) -> None:
+    def _record_process(self, line: Line) -> None:
         windows = self._windows[line.pid]
         match line.event:
             case "killed":

@@ -241,7 +241,7 @@ class Everything:
         await broker.enqueue([job, an_envelope(queue="q0")])
         all_topics = [topics.ANY_QUEUE, topics.DUE, topics.queue("q0"), topics.session(self.session.id)]
         for listener in ("me", "other"):
-            await broker._note_waiting(listener, [], 1, all_topics, [job.id])
+            await broker._record_waiting(listener, [], 1, all_topics, [job.id])
         await broker._look(all_topics, [job.id])
         await broker.store.load_awaiting([job.id], [job.id], "me", 1_000_000)
         await broker.store.claim(self.session.id, 1_000_000, ["q0"], 1, ("me", [1], 2, [topics.queue("q0")]))

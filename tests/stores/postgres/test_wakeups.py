@@ -226,16 +226,16 @@ async def test_nobody_reads_former_notes_that_a_long_transaction_keeps(store: St
     await broker.read([])
     await stranger.execute("CREATE TABLE public.theirs (n integer); BEGIN; INSERT INTO public.theirs VALUES (1)")
     store.execute(
-        "DO $$ BEGIN FOR i IN 1 .. 2000 LOOP PERFORM taskflow.note_idle('one', ARRAY[i - 1], i, ARRAY['queue:default', 'queue:other']); "
+        "DO $$ BEGIN FOR i IN 1 .. 2000 LOOP PERFORM taskflow.record_idle('one', ARRAY[i - 1], i, ARRAY['queue:default', 'queue:other']); "
         "PERFORM taskflow.nudge('queue:default', 1) WHERE i < 2000; END LOOP; END $$"
     )
     for call in (
         "SELECT taskflow.has_note('queue:default')",
         "SELECT taskflow.notify(NULL, ARRAY['queue:default'], ARRAY[1::bigint], '{}')",
-        "SELECT taskflow.note_waiting(NULL, 'one', ARRAY[2000::bigint], 2001, ARRAY['queue:default', 'queue:other'], '{}', 0)",
+        "SELECT taskflow.record_waiting(NULL, 'one', ARRAY[2000::bigint], 2001, ARRAY['queue:default', 'queue:other'], '{}', 0)",
     ):
         await store.connection.fetch(call.replace("2001", "2002"))  # its plans are made
-        await store.connection.execute("SELECT taskflow.note_idle('one', ARRAY[2000, 2002], 2000, ARRAY['queue:default', 'queue:other'])")
+        await store.connection.execute("SELECT taskflow.record_idle('one', ARRAY[2000, 2002], 2000, ARRAY['queue:default', 'queue:other'])")
         [(explained,)] = await store.connection.fetch(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {call}")
         assert json.loads(explained)[0]["Plan"]["Shared Hit Blocks"] < 100, call
     assert await store.connection.fetchval("SELECT count(*) FROM taskflow.idle") == 2
