@@ -89,19 +89,19 @@ async def _check(app: App, arguments: argparse.Namespace) -> int:
             return Exit.NOT_FOUND
     executor = Executor(app, middleware=(), threads=None, seams=Seams())
     checks: dict[str, JobCheck] = {}
-    looked = [
-        await _look(admin, executor, queue, arguments.limit, checks)
+    coverage = [
+        await _check_queue(admin, executor, queue, arguments.limit, checks)
         for queue in await admin.queues()
         if queue.name in (arguments.queue or (queue.name,))
     ]
     found = sorted(checks.values(), key=lambda check: (-check.fails, -check.parks, check.job))
     jobs = (msgspec.structs.asdict(check) | {"problems": list(check.problems.values())} for check in found)
     with contextlib.nullcontext() if arguments.json else contextlib.suppress(BrokenPipeError):  # the exit code says more than the lines
-        show(arguments, {"jobs": jobs, "queues": looked}, _lines(found, looked))
+        show(arguments, {"jobs": jobs, "queues": coverage}, _lines(found, coverage))
     return Exit.FAILED if any(check.problems for check in found) else Exit.OK
 
 
-async def _look(admin: Admin, executor: Executor, queue: QueueInfo, limit: int, checks: dict[str, JobCheck]) -> QueueCoverage:
+async def _check_queue(admin: Admin, executor: Executor, queue: QueueInfo, limit: int, checks: dict[str, JobCheck]) -> QueueCoverage:
     """Add up to `limit` live jobs of a queue to `checks`, by their names."""
     looked_at, live = 0, View(queue=queue.name, statuses=STATUSES)
     async for records in pages(admin, live, min(AT_ONCE, limit)):
@@ -137,9 +137,9 @@ _COLUMNS: Final = (
 )
 
 
-def _lines(found: list[JobCheck], looked: Iterable[QueueCoverage]) -> Iterator[str]:
+def _lines(found: list[JobCheck], coverage: Iterable[QueueCoverage]) -> Iterator[str]:
     yield from table(_COLUMNS, found, below=_problems_of) if found else ()
-    for line in _summary(found, looked):
+    for line in _summary(found, coverage):
         yield from wrapped(line, room())
 
 
@@ -151,8 +151,8 @@ def _problems_of(check: JobCheck) -> Iterator[str]:
         yield f"{INDENT}for example {problem.example}"
 
 
-def _summary(found: list[JobCheck], looked: Iterable[QueueCoverage]) -> Iterator[str]:
-    for queue in looked:
+def _summary(found: list[JobCheck], coverage: Iterable[QueueCoverage]) -> Iterator[str]:
+    for queue in coverage:
         if queue.looked_at < queue.of:
             yield f"looked at {queue.looked_at:,} of {queue.of:,} jobs in {one_line(queue.queue)}: --limit looks at more"
     total, fits = sum(check.fits + check.parks + check.fails for check in found), sum(check.fits for check in found)

@@ -38,7 +38,7 @@ MANY: Final = 8
 claim follows without a nudge. With fewer jobs, every second claim would find nothing."""
 
 PAUSES: Final = Pauses(0.05, 2.0)
-BEHIND_PAUSE: Final = 0.1  # seconds after which the fetcher looks again whether the `ended` hooks have caught up
+BEHIND_PAUSE: Final = 0.1  # seconds after which the fetcher checks again whether the `ended` hooks have caught up
 
 
 class Fetcher:
@@ -75,7 +75,7 @@ class Fetcher:
         self.has_tried = asyncio.Event()
         self._is_stopping = False
         self._is_waiting = False
-        self._nothing_since = self._looked_at = -math.inf
+        self._nothing_since = self._polled_at = -math.inf
         self.request = 0
         self.answered_at: float | None = None
         self.full_at: float | None = None
@@ -102,10 +102,10 @@ class Fetcher:
             return
         if not work_hint.is_ready:
             self.answered_at = asked_at
-        elif time.monotonic() - self._looked_at >= POLL_INTERVAL:  # otherwise the work is probably in a queue of other workers
+        elif time.monotonic() - self._polled_at >= POLL_INTERVAL:  # otherwise the work is probably in a queue of other workers
             self._nudge()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         if self._is_waiting:
             self._nudge()
 
@@ -117,7 +117,7 @@ class Fetcher:
             await self._runs.lease_table.wait_for_change(BEHIND_PAUSE if is_behind else None)
             self.full_at = time.monotonic()
             return
-        asked_at = self._looked_at = time.monotonic()
+        asked_at = self._polled_at = time.monotonic()
         self._answered.clear()
         try:
             leases = await self._claim(self._queues.order(), limit)

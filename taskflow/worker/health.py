@@ -45,8 +45,8 @@ class WorkerHealth:
         if watchdog is None:
             return HealthCheck(True, self._without_watchdog())
         facts: dict[str, float | int | str | None] = {"stalled_for": round(watchdog.stalled_for, 3)}
-        if now - watchdog.looked_at > WATCHDOG_TIMEOUT:
-            return HealthCheck(False, f"the watchdog thread has not run for {now - watchdog.looked_at:.0f} s", facts)
+        if now - watchdog.checked_at > WATCHDOG_TIMEOUT:
+            return HealthCheck(False, f"the watchdog thread has not run for {now - watchdog.checked_at:.0f} s", facts)
         if watchdog.stalled_for:
             blocker = watchdog.blocker
             where = f" in {blocker.envelope.job} {id_text(blocker.envelope.id)}" if blocker else ""

@@ -140,7 +140,7 @@ class Processes:
         """Wait for a report, the end of a process or a signal, for at most `timeout` seconds."""
         self._selector.select(timeout)
         now = time.monotonic()
-        self._out_of_memory.look(now)
+        self._out_of_memory.check(now)
         if now >= self._remind_at:
             self._deaths = {session: death for session, death in self._deaths.items() if now < death[1] + DEATH_TTL}
             self._remind()

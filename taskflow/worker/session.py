@@ -116,7 +116,7 @@ class WorkerSession:
         registration = Registration(broker, self.session, events)
         self.fetcher = Fetcher(registration, options, self.runs, ended_hooks, seams.chance, on_leases=self.take, on_lost=self.lose)
         on_ended = None if ended_hooks is None else ended_hooks.tell_ended
-        self._maintenance = Maintenance(registration, seams.chance, on_ready=self.fetcher.look, on_offers=scheduler.fire, on_ended=on_ended)
+        self._maintenance = Maintenance(registration, seams.chance, on_ready=self.fetcher.poll, on_offers=scheduler.fire, on_ended=on_ended)
         self._quarantine = Quarantine(self.lease_table, self.runs, events)
         self.heartbeat = Heartbeat(
             self.session,

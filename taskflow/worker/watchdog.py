@@ -121,7 +121,7 @@ class Standstill:
         self._seen = read()
         self.seconds = 0.0
 
-    def look(self, passed: float) -> bool:
+    def check(self, passed: float) -> bool:
         """Read the value, `passed` seconds after the last check. Return True if it has changed."""
         seen = self._read()
         if seen != self._seen:
@@ -135,7 +135,7 @@ class Watchdog:
     """Watches the event loop in which it was created. Its thread never logs and never waits for the loop, so neither can block it.
 
     `stalled_for`  how many seconds the loop has made no progress; 0.0 until that has been reported
-    `looked_at`    when the loop was last checked, on the monotonic clock; shows that the watchdog itself is running
+    `checked_at`    when the loop was last checked, on the monotonic clock; shows that the watchdog itself is running
     `blocker`      the lease of the job that was reported as blocking the loop
     """
 
@@ -154,7 +154,7 @@ class Watchdog:
         self._times_reported = 0
         self._has_given_up = False
         self._computed = dict[int, float]()
-        self.looked_at = time.monotonic()
+        self.checked_at = time.monotonic()
         self.blocker: Lease | None = None
 
     @property
@@ -163,7 +163,7 @@ class Watchdog:
 
     def start(self) -> None:
         self._tick()
-        self.looked_at, self._computed = _clocks()
+        self.checked_at, self._computed = _clocks()
         self._start_thread(self._watch, "taskflow-watchdog")
 
     def stop(self) -> None:
@@ -177,13 +177,13 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stopping.wait(LOOK):
             now, computed = _clocks()
-            passed, self.looked_at = now - self.looked_at, now
+            passed, self.checked_at = now - self.checked_at, now
             before, self._computed = self._computed, computed
             if passed - LOOK >= FIRST_REPORT:
                 self._look_back(passed, before)
-            self._look_at_loop(passed)
+            self._check_loop(passed)
             # If the ttl passes without a heartbeat, the heartbeat's thread reports that itself; if it does not, it is dead or stuck.
-            self._beats.look(passed)
+            self._beats.check(passed)
             if self._beats.seconds > self._ttl + 2 * FIRST_REPORT:
                 self._beats.seconds = 0.0
                 self._watched.record_silence()
@@ -203,18 +203,18 @@ class Watchdog:
         If the current run has not lasted for half of this check's delay, it is the last slow run, whose lines are gone.
         """
         holding, lines, late = self._holding_in(thread), lines_of(thread), passed - LOOK
-        if holding is not None and (holding.started or 0.0) <= self.looked_at - late / 2:
+        if holding is not None and (holding.started or 0.0) <= self.checked_at - late / 2:
             return holding.lease, lines
         for pause in (0.0, END_TIMEOUT):  # it may have been between two of its steps, and ends now
             self._stopping.wait(pause)
             slow = self._watched.slow
-            if slow is not None and slow[1] > self.looked_at - late:
+            if slow is not None and slow[1] > self.checked_at - late:
                 return slow[0].lease, []
         return None, lines
 
-    def _look_at_loop(self, passed: float) -> None:
+    def _check_loop(self, passed: float) -> None:
         lasted = self._loops.seconds
-        if self._loops.look(passed):
+        if self._loops.check(passed):
             if self._times_reported:
                 self._times_reported, self._has_given_up, self.blocker = 0, False, None
                 self._emit(lambda: LoopResumed(lasted))

@@ -293,18 +293,18 @@ class Worker:
         """
         drain = Drain(self._app.broker(), self._app.registry, self.options)
         if (session := self._sessions.current) is not None:
-            await self._look(lambda: drain.record_begin(session.session.id))
+            await self._poll(lambda: drain.record_begin(session.session.id))
             with anyio.move_on_after(DECLARE_TIMEOUT):
                 await session.schedules_begun.wait()
-        while not await self._look(drain.is_over):  # noqa: ASYNC110  # no event tells it
+        while not await self._poll(drain.is_over):  # noqa: ASYNC110  # no event tells it
             await asyncio.sleep(DRAIN_LOOK)
-        self.tally.set_aside = await self._look(drain.set_aside)
+        self.tally.set_aside = await self._poll(drain.set_aside)
 
-    async def _look(self, look: Callable[[], Awaitable[T]]) -> T:
+    async def _poll(self, poll: Callable[[], Awaitable[T]]) -> T:
         def note(error: Exception, times: int) -> None:
             self._events.emit(BrokerCallFailed("a look at the queues", str(error), times))
 
-        return await retry(look, PAUSES, on=BrokerUnavailable, note=note)
+        return await retry(poll, PAUSES, on=BrokerUnavailable, note=note)
 
     def _new_session(self) -> WorkerSession:
         executor = Executor(

@@ -403,6 +403,6 @@ async def test_a_process_that_stood_still_without_computing_accuses_nobody(broke
 def test_time_that_the_watch_has_not_seen_is_no_stall() -> None:
     """Ten minutes in a stopped process are two looks."""
     still = watchdog.Standstill(lambda: 1)
-    still.look(600.0)
-    still.look(600.0)
+    still.check(600.0)
+    still.check(600.0)
     assert still.seconds <= 4 * watchdog.LOOK

@@ -75,12 +75,12 @@ def test_what_was_counted_long_ago_is_nobodys_cause(tmp_path: Path) -> None:
     cgroups.write("memory.events", EVENTS.format(0))
     out_of_memory = cgroups.watched()
     cgroups.write("memory.events", EVENTS.format(1))
-    out_of_memory.look(0.0)
-    out_of_memory.look(0.9 * KILL_COUNT_TTL)
+    out_of_memory.check(0.0)
+    out_of_memory.check(0.9 * KILL_COUNT_TTL)
     assert out_of_memory.exit_status(-signal.SIGKILL).is_out_of_memory
     cgroups.write("memory.events", EVENTS.format(2))
-    out_of_memory.look(KILL_COUNT_TTL)
-    out_of_memory.look(2 * KILL_COUNT_TTL)
+    out_of_memory.check(KILL_COUNT_TTL)
+    out_of_memory.check(2 * KILL_COUNT_TTL)
     assert not out_of_memory.exit_status(-signal.SIGKILL).is_out_of_memory
 
 

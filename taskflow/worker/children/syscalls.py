@@ -164,17 +164,17 @@ class OutOfMemory:
 
     def __init__(self, cgroups: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> None:
         self._file = next((file for file in _counters(cgroups, proc / "self" / "cgroup") if _count(file) is not None), None)
-        self._looked_at = float("-inf")
+        self._checked_at = float("-inf")
         self.mark()
 
     def mark(self) -> None:
         """Ignore all kills so far."""
         self._older = self._newer = self._read()
 
-    def look(self, now: float) -> None:
+    def check(self, now: float) -> None:
         """Check the counter, at most every `KILL_COUNT_TTL` seconds. Call this regularly, so that old kills are no longer considered."""
-        if now - self._looked_at >= KILL_COUNT_TTL:
-            self._looked_at = now
+        if now - self._checked_at >= KILL_COUNT_TTL:
+            self._checked_at = now
             self._older, self._newer = self._newer, self._read()
 
     def exit_status(self, status: int) -> ExitStatus:
