@@ -52,16 +52,16 @@ class Report(msgspec.Struct, kw_only=True):
     def add(self, done: ActionResult) -> None:
         self.changed, self.asked, self.refused = done.changed, done.asked, done.refused
 
-    def show(self, arguments: argparse.Namespace, *lines: str) -> None:
-        for why, number in self.refused.items() if not self.jobs else ():
+    def print(self, arguments: argparse.Namespace, *lines: str) -> None:
+        for why, number in self.refused.items() if not self.jobs else ():  # named jobs have been reported one by one
             warn(f"{number:,} were not {PAST[self.act]}: {why}")
         show(arguments, self, lines)
 
-    def show_done(self, arguments: argparse.Namespace) -> None:
-        self.show(arguments, f"{PAST[self.act]} {self.changed:,}" + (f", asked {self.asked:,} running to stop" if self.asked else ""))
+    def print_done(self, arguments: argparse.Namespace) -> None:
+        self.print(arguments, f"{PAST[self.act]} {self.changed:,}" + (f", asked {self.asked:,} running to stop" if self.asked else ""))
 
-    def show_dry(self, arguments: argparse.Namespace, stages: str = "") -> None:
-        self.show(arguments, f"would {WOULD.get(self.act, self.act)} {self.matching:,}{stages}")
+    def print_dry(self, arguments: argparse.Namespace, stages: str = "") -> None:
+        self.print(arguments, f"would {WOULD.get(self.act, self.act)} {self.matching:,}{stages}")
 
 
 def act(arguments: argparse.Namespace) -> int:
@@ -105,7 +105,7 @@ async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
                 holder = await _holder_of_key(broker, job_id) if answer == Redone.KEY_TAKEN.value else ""
                 warn(f"{id_text(job_id)} was not {PAST[action]}: {answer}{holder}")
     report.jobs = [{"id": id_text(job_id), "answer": answer} for job_id, answer in zip(ids, answers, strict=True)]
-    (report.show_dry if arguments.dry_run else report.show_done)(arguments)
+    (report.print_dry if arguments.dry_run else report.print_done)(arguments)
     return Exit.NOT_FOUND if UNKNOWN in answers else Exit.OK if {CHANGED, ASKED}.issuperset(answers) else Exit.FAILED
 
 
@@ -131,7 +131,7 @@ async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
     if not total:
         await command.report_unknown_job(broker.admin, view.job)
     if arguments.dry_run:
-        report.show_dry(arguments)
+        report.print_dry(arguments)
         return Exit.OK
     if action in ("cancel", "purge") and not confirmed(f"{action} {total:,} jobs?", arguments):
         return Exit.FAILED
@@ -146,7 +146,7 @@ async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
                 progress.affected = done.affected
                 if bar is not None:
                     bar.show(min(total, done.seen))
-    report.show_done(arguments)
+    report.print_done(arguments)
     return Exit.FAILED if Redone.KEY_TAKEN.value in report.refused else Exit.OK
 
 
@@ -174,7 +174,7 @@ async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
     report = Report(act="retry", dry_run=arguments.dry_run, matching=len(ids))
     if arguments.dry_run:
         report.stages = [{"jobs": len(stage), "changed": 0} for stage in _stages(ids, arguments)]
-        report.show_dry(arguments, " in stages of " + ", ".join(f"{stage['jobs']:,}" for stage in report.stages))
+        report.print_dry(arguments, " in stages of " + ", ".join(f"{stage['jobs']:,}" for stage in report.stages))
         return Exit.OK
     if not any(worker.is_alive for worker in await broker.admin.workers()):
         warn("no worker is running: the jobs wait until one starts")
@@ -194,7 +194,7 @@ async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
                 break
             if not arguments.json:
                 print_now(f"retried {report.changed:,} of {len(ids):,}: none has failed again")
-    report.show(arguments)
+    report.print(arguments)
     return Exit.FAILED if report.stopped is not None or report.refused else Exit.OK
 
 
