@@ -314,11 +314,11 @@ def _narrowed(view: View, statuses: Collection[Status]) -> View | None:
 log: Final = logging.getLogger("taskflow.operate")
 
 RECORD_TIMEOUT: Final = 5.0
-"""Seconds that adding an act to the log may take."""
+"""Seconds that adding an action to the log may take."""
 
 
 class ActionProgress(msgspec.Struct):
-    """The progress of an act. The code that acts keeps it up to date."""
+    """The progress of an action. The code that acts keeps it up to date."""
 
     affected: int = 0
     stopped: str = ""
@@ -339,9 +339,9 @@ def this_operator() -> str:
 async def recorded(
     call: CallBroker, verb: str, *, by: str | None, reason: str, names: Sequence[str] = (), which: Mapping[str, str] | None = None
 ) -> AsyncIterator[ActionProgress]:
-    """Record the act that the block does, once, at its end.
+    """Record the action that the block does, once, at its end.
 
-    An act that is interrupted, or that the store breaks off, is recorded with what it had done. One that has affected nothing is not
+    An action that is interrupted, or that the store breaks off, is recorded with what it had done. One that has affected nothing is not
     recorded, unless it was broken off: then it may have affected something.
     """
     doing = ActionProgress()
@@ -350,7 +350,7 @@ async def recorded(
     except BaseException as error:
         if not isinstance(error, Exception):
             doing.stopped = "interrupted"
-        elif isinstance(error, BrokerError) and not isinstance(error, BrokerRefused):  # otherwise the act was refused
+        elif isinstance(error, BrokerError) and not isinstance(error, BrokerRefused):  # otherwise the action was refused
             doing.stopped = f"{type(error).__name__}: {error}"
         raise
     finally:
@@ -370,7 +370,7 @@ async def recorded(
 
 
 async def _record(call: CallBroker, act: Action) -> None:
-    """Add the act to the log, even in a task that is being cancelled. If that fails, log an error: the act itself is done."""
+    """Add the action to the log, even in a task that is being cancelled. If that fails, log an error: the action itself is done."""
     import anyio
 
     async def add() -> None:
@@ -379,12 +379,12 @@ async def _record(call: CallBroker, act: Action) -> None:
                 await call(lambda broker: broker.admin.record_action(act))
         except (BrokerError, TimeoutError) as error:
             why = error or f"the store did not answer within {RECORD_TIMEOUT:g} s"
-            log.error("could not record an act in the audit log (%s, which affected %s): %s", act.verb, f"{act.affected:,}", why)
+            log.error("could not record an action in the audit log (%s, which affected %s): %s", act.verb, f"{act.affected:,}", why)
 
     try:
         await add()
     except anyio.get_cancelled_exc_class():  # asyncio's own cancel() heeds no shield
-        await add()  # a store that has the act already does not add it again
+        await add()  # a store that has the action already does not add it again
         raise
 
 

@@ -177,8 +177,8 @@ class Operate:
     `cancel`, `retry` and `purge` act on all jobs that their arguments select (see `JobSelection`), in batches of 500. Each needs at least
     one argument, or ``everything=True``, so that an empty call cannot affect every job. With ``dry_run=True`` they change nothing.
 
-    The audit log of the store records each act: `by` is who acts (the process's user and machine by default), `reason` is why.
-    An act that changes nothing is not recorded.
+    The audit log of the store records each action: `by` is who acts (the process's user and machine by default), `reason` is why.
+    An action that changes nothing is not recorded.
     """
 
     async def queues(self) -> list[QueueInfo]:

@@ -200,7 +200,7 @@ schedules: Final = Schedules()
 def _recorded(
     verb: str, name: str, by: str | None, reason: str, which: Mapping[str, str] | None = None
 ) -> AbstractAsyncContextManager[ActionProgress]:
-    """Record the act in the audit log, if it is said who does it, or why."""
+    """Record the action in the audit log, if it is said who does it, or why."""
     check_operator(by, reason)
     if by is None and not reason:
         return nullcontext(ActionProgress())

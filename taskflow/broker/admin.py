@@ -226,13 +226,13 @@ class Admin(Protocol):
     async def record_action(self, act: Action) -> None:
         """Add what an operator did to the audit log, with the store's time. [admin_acts]
 
-        The same act sent again is not added again. [admin_acts_repeat]
+        The same action sent again is not added again. [admin_acts_repeat]
         The log keeps the newest `rules.max_actions`. [admin_acts_bounded]
         """
         ...
 
     async def actions(self, *, before: int | None = None, limit: int = 100) -> list[ActionRecord]:
-        """Return the newest acts whose numbers are below `before`, newest first. [admin_acts]"""
+        """Return the newest actions whose numbers are below `before`, newest first. [admin_acts]"""
         ...
 
     async def metrics(self) -> Metrics:

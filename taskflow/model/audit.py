@@ -17,9 +17,9 @@ MAX_REASON: Final = 1_000
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
-    """An act of an operator.
+    """An action of an operator.
 
-    `id`        16 bytes, by which a store recognizes an act that is sent again
+    `id`        16 bytes, by which a store recognizes an action that is sent again
     `by`        the operator, as "user@host" by default
     `verb`      "send", "retry", "run-now", "cancel", "purge", "pause", "resume"; for schedules "schedules.pause" and so on
     `names`     the jobs, queues or schedules that were named; the log keeps the first `MAX_NAMES`
@@ -42,7 +42,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ActionRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """An act in the log of a store. `number` rises with each act. `at` is the store's time. `act` has no `id`."""
+    """An action in the log of a store. `number` rises with each action. `at` is the store's time. `act` has no `id`."""
 
     number: int
     at: datetime
@@ -50,7 +50,7 @@ class ActionRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def pack_action(act: Action) -> bytes:
-    """Pack an act without its id. Long texts are truncated, so that no act is large."""
+    """Pack an action without its id. Long texts are truncated, so that no action is large."""
     names = [name[:MAX_CHARACTERS] for name in act.names[:MAX_NAMES]]
     which = {name: value[:MAX_CHARACTERS] for name, value in act.which.items()}
     texts = [value[:MAX_CHARACTERS] for value in (act.by, act.verb, act.stopped)]
@@ -58,7 +58,7 @@ def pack_action(act: Action) -> bytes:
 
 
 def action_record_of(number: Any, at: Any, body: Any) -> ActionRecord:
-    """Return the record of a stored act. What cannot be read gets a default."""
+    """Return the record of a stored action. What cannot be read gets a default."""
     reader = FieldReader()
     unreadable = Action(id=b"", by="?", verb="?", reason="this entry cannot be read")
     return ActionRecord(

@@ -18,7 +18,7 @@ async def verbs(world: World, **page: Any) -> list[str]:
 
 
 async def test_admin_acts(world: World) -> None:
-    """Each act is listed as it was told, with the store's time, the newest first, in pages."""
+    """Each action is listed as it was told, with the store's time, the newest first, in pages."""
     admin, told = world.broker.admin, list[Action]()
     assert await admin.actions() == []
     for number in range(3):
@@ -52,7 +52,7 @@ async def test_admin_acts__long_texts_are_cut(world: World) -> None:
 
 
 async def test_admin_acts_repeat(world: World) -> None:
-    """A call whose answer was lost is sent again: the act is listed once, in its place."""
+    """A call whose answer was lost is sent again: the action is listed once, in its place."""
     first, second = an_act(world, verb="first"), an_act(world, verb="second")
     for act in (first, second, first):
         await world.broker.admin.record_action(act)

@@ -28,7 +28,7 @@ class ReferenceStore(UpkeepStore):
     def __init__(self, clock: Clock, rules: Rules, capacity: int | None = None) -> None:
         super().__init__(clock, rules, capacity)
         self.acts = deque[tuple[int, int, bytes, bytes]](maxlen=rules.max_actions)
-        """The audit log: number, time, id and body of each act, oldest first."""
+        """The audit log: number, time, id and body of each action, oldest first."""
 
     def queue_records(self) -> list[QueueInfo]:
         names = sorted(set(self.counts) | self.paused)
