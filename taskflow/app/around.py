@@ -89,6 +89,7 @@ def plan_of(function: Callable[..., Any]) -> Plan:
         has_context = takes_context(function)
         parameters = list(inspect.signature(function).parameters.values())[int(has_context) :]
     for each in parameters:
+        _refuse_annotated(each)
         is_open = each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
         if (each.default is each.empty and not is_open) or (each.kind is each.POSITIONAL_ONLY and isinstance(each.default, Dependency)):
             raise DeclarationError(
@@ -110,12 +111,21 @@ def dependencies_of(parameters: Sequence[inspect.Parameter]) -> dict[str, Depend
     """Return the dependencies among parameters, by name. Raises DeclarationError for one that cannot be given by name."""
     found = dict[str, Dependency]()
     for number, each in enumerate(parameters):
+        _refuse_annotated(each)
         if isinstance(each.default, Dependency):
             found[each.name] = each.default
             given = [other for other in parameters[number + 1 :] if not isinstance(other.default, Dependency)]
             if each.kind is each.POSITIONAL_ONLY or any(other.kind not in (other.KEYWORD_ONLY, other.VAR_KEYWORD) for other in given):
                 raise DeclarationError(f"{each.name} = {each.default!r} stands before arguments of callers: put it last, or behind a *")
     return found
+
+
+def _refuse_annotated(parameter: inspect.Parameter) -> None:
+    """Raise DeclarationError for a dependency in an annotation. A type checker would ask every caller for the argument."""
+    annotation = parameter.annotation
+    is_written = isinstance(annotation, str) and "Annotated[" in annotation and "depends(" in annotation
+    if is_written or any(isinstance(each, Dependency) for each in getattr(annotation, "__metadata__", ())):
+        raise DeclarationError(f"{parameter.name}: a dependency is a default, as in {parameter.name}: Session = depends(get_session)")
 
 
 def refuse_async(arounds: Sequence[Around], dependencies: Mapping[str, Dependency]) -> None:

@@ -167,7 +167,8 @@ def _field(template: str, written: str, spec: str, job: Any) -> _TemplateField:
         if name in parameters:
             reason = "takes any number of values"
         elif name in signature(job.function).parameters:
-            reason = "is the context, which callers do not pass"
+            kind = "a dependency" if name in job.dependencies else "the context"
+            reason = f"is {kind}, which callers do not pass"
         else:
             reason = f"is not a parameter; did you mean {near!r}?" if near else "is not a parameter"
         raise ValueError(f"{said}: {name!r} {reason}; {known}")

@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
@@ -350,6 +350,7 @@ def declare_before(db: str = depends(fresh_session), number: int = 1) -> None: .
 def declare_positional(db: str = depends(fresh_session), /) -> None: ...
 def declare_async(client: str = depends(a_client)) -> None: ...
 def declare_nothing() -> None: ...
+def declare_annotated(db: Annotated[str, depends(fresh_session)]) -> None: ...
 def declare_partial(one: int = depends(partial(one_more))) -> None: ...
 
 
@@ -359,6 +360,8 @@ def test_what_cannot_work_is_refused_where_it_is_declared() -> None:
             job(function)
     with pytest.raises(DeclarationError, match=r"client .* is async, and the job is a plain function"):
         job(declare_async)
+    with pytest.raises(DeclarationError, match="db: a dependency is a default, as in db: Session"):
+        job(declare_annotated)
     with pytest.raises(DeclarationError, match="its parameter session has no default"):
         depends(needs_more)
     with pytest.raises(DeclarationError, match=r"around.*is async, and the job is a plain function"):

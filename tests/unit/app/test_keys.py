@@ -21,6 +21,7 @@ from taskflow import (
     JobContext,
     KeyConflict,
     Secret,
+    depends,
     enqueue,
     job,
     operate,
@@ -300,6 +301,13 @@ def test_the_context_is_no_part_of_a_key() -> None:
 
     with pytest.raises(DeclarationError, match=r"'ctx' is the context, which callers do not pass; the function has no parameters that"):
         declared("{ctx}", work)
+
+
+def test_a_dependency_is_no_part_of_a_key() -> None:
+    async def work(db: str = depends(lambda: "session")) -> None: ...
+
+    with pytest.raises(DeclarationError, match=r"'db' is a dependency, which callers do not pass"):
+        declared("{db}", work)
 
 
 def test_a_scope_is_queue_or_name() -> None:
