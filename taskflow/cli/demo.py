@@ -83,8 +83,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def source_files() -> Iterator[str]:
-    """Yield the paths of readable Python files: this Python's standard library, then its installed packages. The order is always the
-    same: folder by folder from the top, with names sorted."""
+    """Yield readable Python files: the standard library, then installed packages, folder by folder from the top, with names sorted."""
     for root in dict.fromkeys(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")):
         for folder, subfolders, names in os.walk(root):
             subfolders[:] = sorted(set(subfolders) - {"site-packages", "dist-packages", "__pycache__"})

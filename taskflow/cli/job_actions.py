@@ -164,8 +164,7 @@ def _explaining_interrupts(words: Callable[[], str]) -> Iterator[None]:
 
 
 async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
-    """Retry the failed jobs of one cause in stages. Returns FAILED if a job has failed again, or has not ended in time; the rest is then
-    left as it is."""
+    """Retry the failed jobs of one cause in stages. If a job fails again, or does not end in time, leave the rest, and return FAILED."""
     broker = await existing_broker(app)
     ids = await group_ids(broker.admin, filter_of(arguments), arguments.group)
     if not ids:
@@ -252,8 +251,7 @@ class Rollout:
         return problem
 
     async def _check(self) -> str | None:
-        """Return what has failed again. Jobs that have ended otherwise are not watched any longer. Those that have not ended are checked
-        again after the others."""
+        """Return what has failed again. Jobs that have not ended are checked again after the others."""
         left, next_ones = list[bytes](), self._watched[:MAX_CHECKED]
         for begin in range(0, len(next_ones), AT_ONCE):
             ids = next_ones[begin : begin + AT_ONCE]
@@ -282,8 +280,7 @@ def pause(arguments: argparse.Namespace) -> int:
 
 
 async def _pause(app: App, arguments: argparse.Namespace) -> int:
-    """Pause or resume queues, and leave those that are so already. A queue may be paused before its first job, but an unknown name
-    is usually a typo, so the output says that it is unknown."""
+    """Pause or resume queues. One may be paused before its first job, but as that is usually a typo, the output says so."""
     verb, broker = arguments.command, app.broker()
     with command.reporting(ValueError):
         names = list(dict.fromkeys(check_queue(name) for name in arguments.names))

@@ -29,8 +29,7 @@ def logging_to_stderr(
     handler: logging.Handler | None = None,
     has_pid: bool = False,
 ) -> Iterator[None]:
-    """Log to stderr inside the `with` block, through `handler` if given. As JSON, Python's warnings are logged too. With `has_pid`, each
-    line has the process's id."""
+    """Log to stderr inside the `with` block, through `handler` if given. As JSON, Python's warnings are logged too."""
     is_json, root = form == "json", logging.getLogger()
     handler, before = handler or logging.StreamHandler(sys.stderr), root.level
     handler.setFormatter(JsonLines(has_pid=has_pid) if is_json else TextLines(has_pid=has_pid))

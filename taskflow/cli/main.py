@@ -19,10 +19,8 @@ WARNING_TIMEOUT: Final = 0.5  # additional seconds for the message about that, a
 
 
 def program() -> int:
-    """Run `main` as the main program, then end the process with its exit code, even if something keeps Python from exiting.
-
-    A Ctrl-C that `main` does not handle ends the process silently, because Python's handler would print a traceback of taskflow's frames.
-    """
+    """Run `main` as the main program, then end the process with its exit code, even if something keeps Python from exiting."""
+    # A Ctrl-C that `main` does not handle ends the process silently: Python's handler would print a traceback of taskflow's frames.
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     _open_standard_streams()
@@ -129,8 +127,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _is_pid1(argv: list[str]) -> bool:
-    """Return True if this command is process 1 itself, and not called by another program there. Under systemd, return False, because it
-    expects notifications only from its service's own process."""
+    """Return True if this command is process 1 itself. Systemd expects notifications only from its service's own process."""
     return os.getpid() == 1 and argv == sys.orig_argv[len(sys.orig_argv) - len(argv) :] and "NOTIFY_SOCKET" not in os.environ
 
 

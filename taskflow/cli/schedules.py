@@ -238,8 +238,7 @@ async def _stored(broker: Broker, names: Sequence[str]) -> list[ScheduleRecord]:
 
 
 async def _names_of(broker: Broker, given: Sequence[str]) -> list[str]:
-    """Return the names of the schedules that are meant. Another program may have stored a name with control
-    characters: it is also meant by its escaped form, as lists show it."""
+    """Return the names that are meant. One with control characters, of another program, is also meant by its escaped form in lists."""
     usual = [name for name in given if is_schedule_name(name)]
     known = {record.name for record in await broker.admin.schedules(usual)} if usual else set()
     if known.issuperset(given):

@@ -1,7 +1,5 @@
-"""The process of a command while it starts: Ctrl-C during imports, rare garbage collections, and the same command in another process.
-
-It imports no other part of taskflow, so that process 1 of a container stays as small as Python itself.
-"""
+"""The start of a command: Ctrl-C during imports, rare garbage collections, and the same command in another process. It imports no other
+part of taskflow, so that process 1 of a container stays as small as Python itself."""
 
 from __future__ import annotations
 

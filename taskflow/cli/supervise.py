@@ -1,8 +1,5 @@
-"""Runs `taskflow worker` with `--processes` or another option that needs a supervisor.
-Worker processes run the same command and also start here, with a socket to their supervisor.
-
-This module does not import the application: the supervisor never does, and a worker does so later.
-"""
+"""Runs `taskflow worker` with `--processes` or another option that needs a supervisor. Worker processes run the same command and also start
+here, with a socket to their supervisor. This module does not import the application, which only workers do."""
 
 from __future__ import annotations
 

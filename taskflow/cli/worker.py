@@ -130,8 +130,7 @@ def _run_to_exit(run: WorkerRun) -> int:
 
 
 def _run_through(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
-    """Run the loop until `work` ends, even if a job calls `loop.stop()`, or raises SystemExit or KeyboardInterrupt in a task or callback,
-    which asyncio lets escape from the loop."""
+    """Run the loop until `work` ends, even if a job stops it, or a task of a job raises SystemExit or KeyboardInterrupt through it."""
     task = OwnTask(work, loop=loop)
     while True:
         try:

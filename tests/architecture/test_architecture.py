@@ -42,7 +42,7 @@ BUDGETS = {
     "taskflow/broker": 20_540,
     "taskflow/app": 5_820,
     "taskflow/worker": 6_940,
-    "taskflow/cli": 4_850,
+    "taskflow/cli": 4_830,
     "taskflow/testing": 940,
     "taskflow": 48_400,
     "tests": 66_200,
