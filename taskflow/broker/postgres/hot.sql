@@ -198,6 +198,7 @@ DECLARE
     first_at bigint;
     last_at bigint;
     last_seq bigint;
+    skipped bigint; -- locked by others
 BEGIN
     WITH chosen AS MATERIALIZED (
         SELECT ended.* FROM unnest(CASE WHEN are_failed THEN ARRAY[S.FAILED] ELSE ARRAY[S.SUCCEEDED, S.CANCELLED] END) AS one (status)
@@ -222,10 +223,10 @@ BEGIN
         SELECT ended_at, seq FROM chosen ORDER BY ended_at DESC, seq DESC LIMIT 1
     )
     SELECT (SELECT count(*) FROM buried), (SELECT min(fade_at) FROM buried), (SELECT ended_at FROM reached), (SELECT reached.seq FROM reached),
-        ARRAY(SELECT id FROM locked WHERE flags & @TAGGED <> 0)
-    INTO moved, first_at, last_at, last_seq, tied;
+        ARRAY(SELECT id FROM locked WHERE flags & @TAGGED <> 0), (SELECT count(*) FROM chosen) - (SELECT count(*) FROM locked)
+    INTO moved, first_at, last_at, last_seq, tied, skipped;
     PERFORM @.lower_mark('fade', '', 0, first_at, now_at) WHERE moved > 0;
-    PERFORM @.raise_mark(m, last_at, last_seq, now_at) WHERE last_at IS NOT NULL AND cardinality(tied) = 0;
+    PERFORM @.raise_mark(m, last_at, last_seq, now_at) WHERE last_at IS NOT NULL AND cardinality(tied) = 0 AND skipped = 0;
 END
 $$;
 

@@ -145,6 +145,23 @@ async def test_what_a_claim_that_is_rolled_back_has_held_is_found_at_once(work: 
     assert [lease.envelope.id for lease in await work.claim()] == [held.id]
 
 
+async def test_an_ended_job_that_another_program_had_locked_is_dropped_afterwards(
+    store: Store, work: Work, stranger: asyncpg.Connection
+) -> None:
+    drop = "SELECT moved FROM taskflow.drop_oldest('default', false, 10, 0, 1, (extract(epoch FROM clock_timestamp()) * 1e6)::bigint)"
+    await work.broker.enqueue(envelopes(3))
+    await work.broker.settle([succeeded(lease, keep_for=100.0) for lease in await work.claim()])
+    await asyncio.sleep(BEYOND_THE_MARKS)
+    other = await asyncpg.connect(store.url)
+    try:
+        async with other.transaction():
+            await other.execute("SELECT FROM taskflow.jobs ORDER BY ended_at, seq LIMIT 1 FOR UPDATE")
+            assert await stranger.fetchval(drop) == 2
+        assert await stranger.fetchval(drop) == 1
+    finally:
+        await other.close()
+
+
 async def test_a_scheduled_job_of_a_transaction_that_commits_late_is_found(work: Work, stranger: asyncpg.Connection) -> None:
     await stranger.execute("BEGIN")
     job_id = await stranger.fetchval("SELECT taskflow.enqueue('work', after => '100 milliseconds')")
