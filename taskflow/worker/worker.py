@@ -302,7 +302,7 @@ class Worker:
 
     async def _poll(self, poll: Callable[[], Awaitable[T]]) -> T:
         def note(error: Exception, times: int) -> None:
-            self._events.emit(BrokerCallFailed("a look at the queues", str(error), times))
+            self._events.emit(BrokerCallFailed("a check of the queues", str(error), times))
 
         return await retry(poll, PAUSES, on=BrokerUnavailable, note=note)
 

@@ -114,4 +114,4 @@ async def test_drained_asks_again_while_the_broker_is_away(broker: MemoryBroker,
     async with Worker(options=WorkerOptions(subscribers=(heard,))) as worker:
         async with asyncio.timeout(60):
             await worker.drained()
-    assert [event.operation for _, event in heard.events if isinstance(event, BrokerCallFailed)] == ["a look at the queues"] * 2
+    assert [event.operation for _, event in heard.events if isinstance(event, BrokerCallFailed)] == ["a check of the queues"] * 2
