@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from taskflow.app.job_type import Registry
 from taskflow.app.loop_client import LoopClient
 from taskflow.app.middleware import Middleware
@@ -45,6 +47,7 @@ class App:
         self.registry = Registry()
         self.new_id: Callable[[], bytes] = IdFactory()
         self.limits = Limits()
+        self._integrated: dict[str, Any] = {}
         self._configured: dict[str, Any] = {}
         self._flags: dict[str, Any] = {}
         self._settings: Settings | None = None
@@ -69,7 +72,10 @@ class App:
         """Return the current settings. They are read on first use, not at import, and after each change. Declared jobs get new limits."""
         settings = self._settings
         if settings is None:
-            self._settings = settings = layered({**self._configured, **self._flags})
+            integrated = {name: value for name, value in self._integrated.items() if value is not None}
+            outermost = integrated.pop("middleware", ())
+            settings = layered({**integrated, **self._configured, **self._flags})
+            self._settings = settings = replace(settings, middleware=(*outermost, *settings.middleware)) if outermost else settings
             self.limits = Limits(size=settings.max_payload)
             for job in self.registry:
                 job.codec.limits = self.limits
@@ -79,6 +85,15 @@ class App:
 
     def configure(self, **given: Any) -> None:
         self._configured.update(checked(given))
+        if given.get("broker") is not None:
+            load(given["broker"])
+        self._settings = None
+        self._clients.clear()
+
+    def integrate(self, **given: Any) -> None:
+        """Apply settings of a framework, which `configure` overrides. Its middleware surrounds that of the application."""
+        checked(given)
+        self._integrated.update(given)
         if given.get("broker") is not None:
             load(given["broker"])
         self._settings = None

@@ -26,6 +26,14 @@ _PYTHONS: Final = f"{Path(os.__file__).parent}{os.sep}"
 _OURS: Final = f"{Path(__file__).parents[1]}{os.sep}"
 
 
+_NOT_READY: Final = "django.core.exceptions.AppRegistryNotReady"
+_NOT_CONFIGURED: Final = "django.core.exceptions.ImproperlyConfigured"
+_SET_UP_DJANGO: Final = (
+    'taskflow: Django is not set up: put "taskflow.django" into INSTALLED_APPS and run `python manage.py taskflow worker`, or set '
+    "DJANGO_SETTINGS_MODULE and name the module taskflow.django.setup before {}"
+)
+
+
 class TargetFailed(SystemExit):
     """A module could not be imported. The message for the user has already been printed. Ends the command, like a wrong option."""
 
@@ -75,6 +83,8 @@ def _shown(name: str, error: BaseException) -> TargetFailed:
     failure = failure_of(error, attempt=1)
     why = f"{failure.type.rpartition('.')[2]}: {failure.message}"
     print(f"taskflow: {name} cannot be imported: {message(why)}", file=sys.stderr)
+    if failure.type == _NOT_READY or (failure.type == _NOT_CONFIGURED and "settings are not configured" in failure.message):
+        print(_SET_UP_DJANGO.format(name), file=sys.stderr)
     return TargetFailed()
 
 

@@ -117,6 +117,9 @@ class Collector:
 
 # --- the same command in another process -----------------------------------------------------------------------------
 
+program: list[str] = []
+"""The arguments of Python before those of the command, if another program runs taskflow's commands, as Django's manage.py does."""
+
 _BROKER = "TASKFLOW_BROKER_FLAG"  # carries the value of --broker, because every user of the machine can read command lines
 # Signals that cannot be caught, SIGCHLD, the kernel's signals for faults of this process, and a terminal's stop signals.
 _NOT_PASSED_ON = {
@@ -128,8 +131,8 @@ _NOT_PASSED_ON = {
 def command_of(argv: list[str]) -> list[str]:
     """Return the command line of this process, with the same Python options, but without `--broker`: see `environment_of`. If another
     program has called taskflow, return `python -m taskflow` with the same arguments."""
-    how = sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]
-    if argv != sys.orig_argv[len(sys.orig_argv) - len(argv) :] or argv != sys.argv[1:]:
+    how = program or sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]
+    if not program and (argv != sys.orig_argv[len(sys.orig_argv) - len(argv) :] or argv != sys.argv[1:]):
         how = ["-m", "taskflow"]
     options = argv[: argv.index("--")] if "--" in argv else argv
     kept: list[str] = []

@@ -55,6 +55,12 @@ def is_supervised(arguments: argparse.Namespace) -> bool:
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
+own_modules: Final[list[str]] = []
+"""Modules that `taskflow worker` imports before all others, if a framework runs the command."""
+found_modules: Final[list[str]] = []
+"""Modules to import if none is named, which a framework has found."""
+
+
 def parse_with_settings(parser: Parser, argv: Sequence[str] | None, command: str) -> argparse.Namespace:
     """Parse the command line with the settings as defaults. `settings` of the result says where each setting comes from that no option
     overrides. Raises ConfigurationError for an invalid setting."""
@@ -64,7 +70,8 @@ def parse_with_settings(parser: Parser, argv: Sequence[str] | None, command: str
     worker.set_defaults(**defaults)
     arguments = parser.parse_args(argv)
     arguments.settings = {name: where for name, (value, where) in settings.items() if getattr(arguments, name) is value}
-    if not arguments.modules:
+    arguments.modules = [*own_modules, *(arguments.modules or found_modules)]
+    if not arguments.modules[len(own_modules) :]:
         worker.error(
             f"name the modules that declare jobs, as in `taskflow {command} app.tasks`, "
             "or set modules in [tool.taskflow.worker] of pyproject.toml"
