@@ -12,13 +12,13 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from contextvars import ContextVar, copy_context
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-_serves_callers = False
+_waits: Callable[[Awaitable[Any]], Any] | None = None
+"""The function that tests call in place of `wait`: see `wait_by`."""
 
 # Seconds within which running calls must finish when the process exits.
 STOP_TIMEOUT: Final = 5.0
@@ -40,10 +40,12 @@ def run_sync(awaitable: Awaitable[T]) -> T:
 
 def block_on(awaitable: Awaitable[T]) -> T:
     """Like `run_sync`, but blocks a running loop too."""
-    if _serves_callers:
-        scope, thread = copy_context(), CallersThread()
-        scope.run(callers_thread.set, thread)
-        return scope.run(thread.serve, awaitable)
+    result: T = (_waits or wait)(awaitable)
+    return result
+
+
+def wait(awaitable: Awaitable[T]) -> T:
+    """Wait for an awaitable that runs in the portal."""
     return _portal_for(awaitable).wait_for(awaitable)
 
 
@@ -78,6 +80,7 @@ class CallersThread:
 
     def __init__(self) -> None:
         self._queue = queue.SimpleQueue[Callable[[], None] | None]()
+        self.put: Callable[[Callable[[], None]], None] = self._queue.put
 
     def serve(self, awaitable: Awaitable[T]) -> T:
         """Wait for the awaitable in the portal, and meanwhile run in this thread what it passes to `call`."""
@@ -114,14 +117,10 @@ class CallersThread:
         return future
 
 
-callers_thread: Final[ContextVar[CallersThread | None]] = ContextVar("taskflow_callers_thread", default=None)
-"""The thread that waits in `run_sync` for the current coroutine, if it serves functions meanwhile."""
-
-
-def serve_callers(serves: bool) -> bool:
-    """Let every thread that waits in `run_sync` or the like run functions meanwhile, or not. Return the former setting."""
-    global _serves_callers
-    former, _serves_callers = _serves_callers, serves
+def wait_by(waits: Callable[[Awaitable[Any]], Any] | None) -> Callable[[Awaitable[Any]], Any] | None:
+    """Let threads in `run_sync` or the like wait by this function, or by `wait`. Return the former one."""
+    global _waits
+    former, _waits = _waits, waits
     return former
 
 

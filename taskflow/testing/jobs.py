@@ -15,7 +15,7 @@ from taskflow.app.handle import JobHandle
 from taskflow.app.job import Declared
 from taskflow.app.middleware import has_ended_hook
 from taskflow.app.options import EnqueueOptions
-from taskflow.app.portal import serve_callers
+from taskflow.app.portal import wait_by
 from taskflow.broker.admin import View
 from taskflow.broker.paging import pages
 from taskflow.model.clock import ManualClock, Seams, instant_of, microseconds_of, to_seconds
@@ -25,6 +25,7 @@ from taskflow.model.rules import MAX_DURATION
 from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.model.session import Session
 from taskflow.testing.assertions import ExpectedCall, SentJob, calls_of, check_enqueued, check_job
+from taskflow.testing.callers import wait_for_django, wait_inline, with_djangos_thread
 from taskflow.testing.runs import CONCURRENCY, STOP_TIMEOUT, Inline, Pass, PassState, RecordingBroker, TestExecutor, endless
 from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
@@ -45,11 +46,12 @@ def jobs_in_memory(app: App | None = None) -> Iterator[TaskflowJobs]:
     seams = Seams(clock=ManualClock(datetime.now(UTC)))
     broker = RecordingBroker(seams.clock)
     with app.using(broker):
-        app.ignores_connections = True
+        app.ignores_connections, waits = True, wait_by(wait_for_django)
         try:
             yield TaskflowJobs(app, broker, seams)
         finally:
             app.ignores_connections, app.run_inline = False, None
+            wait_by(waits)
 
 
 class TaskflowJobs:
@@ -197,7 +199,7 @@ class TaskflowJobs:
         outer = self._app.run_inline
         inline = Inline(self._broker, partial(self._at_work, raises=False), self._record_failures)
         self._app.run_inline = inline
-        served = serve_callers(True)
+        waits = wait_by(wait_inline)
         self._inlines.append(inline)
         try:
             yield
@@ -207,7 +209,7 @@ class TaskflowJobs:
             raise
         finally:
             self._app.run_inline = outer
-            serve_callers(served)
+            wait_by(waits)
         if raises:
             _raise_all(inline.failures)
 
@@ -266,6 +268,7 @@ class TaskflowJobs:
             if ended_hooks is not None:
                 stack.push_async_callback(ended_hooks.close, STOP_TIMEOUT)
             executor = TestExecutor(self._app, middleware=middleware, threads=threads, seams=self._seams, state=lifespan_state)
+            executor.is_in_djangos_thread = await stack.enter_async_context(with_djangos_thread())
             failed = list[WorkerEvent]()
             scheduler = Scheduler(self._broker, self._app.registry, middleware, Events(failed.append), self._seams.start_thread)
             stack.callback(scheduler.close)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import secrets
-import sys
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -21,7 +20,6 @@ import msgspec
 from taskflow.app.context import DONE
 from taskflow.app.job import SyncJob
 from taskflow.app.job_type import AnyJob
-from taskflow.app.portal import callers_thread
 from taskflow.broker import topics
 from taskflow.broker.engine import maintenance
 from taskflow.broker.engine.job import Job
@@ -41,6 +39,7 @@ from taskflow.model.schedule import SCHEDULE, Firing
 from taskflow.model.session import Beat, Report, Session
 from taskflow.model.verdict import Discarded, Failed, Retried, Settled, Settlement, Succeeded, Verdict
 from taskflow.testing.assertions import SentJob
+from taskflow.testing.callers import callers_thread, is_django_loaded, sync_to_async
 from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.lease_table import HeldLease
@@ -109,6 +108,9 @@ class RecordingBroker(MemoryBroker):
         return self.perform(maintenance.take_ends(self.rules))
 
 
+_Outcome = tuple[Any, BaseException | None]
+
+
 class PassState:
     """The state of one call of `run_all` or `advance`, or of a job that runs where it is sent."""
 
@@ -123,20 +125,30 @@ class PassState:
 
 
 class TestExecutor(Executor):
-    """Takes `complete_in` on any connection as a success of the run. Calls plain functions in the thread of a synchronous caller."""
+    """Takes `complete_in` on any connection as a success of the run. Calls plain functions in the thread of a synchronous caller, or in the
+    one in which Django uses its connections."""
 
     __test__ = False
+    is_in_djangos_thread = False
 
     def _invoke(
         self, holding: HeldLease, job: AnyJob, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Awaitable[Any]:
-        start = _start_at_sender() if isinstance(job, SyncJob) else None
+        start = self._start_at_sender() if isinstance(job, SyncJob) else None
         if start is None:
             return super()._invoke(holding, job, function, args, kwargs)
         scope = contextvars.copy_context()
         scope.run(callers_thread.set, None)  # the thread is busy with this function
         holding.in_thread = outcome = start(partial(_outcome_of, scope, partial(function, *args, **kwargs)))
         return _returned_or_raised(outcome)
+
+    def _start_at_sender(self) -> Callable[[Callable[[], _Outcome]], asyncio.Future[_Outcome]] | None:
+        """Return a function that starts a plain function in the thread of its job's sender, or None if any thread will do."""
+        if not (self.is_in_djangos_thread or runs_inline.get()):
+            return None
+        if (thread := callers_thread.get()) is not None:
+            return thread.submit
+        return (lambda function: asyncio.ensure_future(sync_to_async(function))) if is_django_loaded() else None
 
     def _complete_with(self, holding: HeldLease, connection: object, result: bytes) -> Awaitable[None]:
         holding.completed = result
@@ -148,21 +160,6 @@ class TestExecutor(Executor):
 
     def _completed(self, holding: HeldLease, verdict: Verdict) -> Verdict:
         return verdict
-
-
-_Outcome = tuple[Any, BaseException | None]
-
-
-def _start_at_sender() -> Callable[[Callable[[], _Outcome]], asyncio.Future[_Outcome]] | None:
-    """Return a function that starts a plain function in the thread of its job's sender, or None if any thread will do. For a sender in a
-    coroutine, it is the thread in which Django uses its connections, if Django is loaded."""
-    thread = callers_thread.get()
-    if thread is not None:
-        return thread.submit
-    if runs_inline.get() and "django.db" in sys.modules:
-        sync_to_async: Any = sys.modules["asgiref.sync"].sync_to_async  # Django has imported it
-        return lambda function: asyncio.ensure_future(sync_to_async(function, thread_sensitive=True)())
-    return None
 
 
 def _outcome_of(scope: contextvars.Context, function: Callable[[], Any]) -> _Outcome:
