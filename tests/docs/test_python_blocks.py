@@ -21,10 +21,10 @@ pytestmark = pytest.mark.slow
 _FILE: Final = re.compile(r"# ((?:\w+/)*\w+\.py)\n")
 """The first line of a block that is a file by itself. Later blocks of the page can import it."""
 
-BY_ITSELF: Final = ROOT / "docs/how-to/send-in-a-transaction.md"
-"""It needs servers: see test_transactions_page.py."""
+BY_ITSELF: Final = [ROOT / "docs/how-to" / page for page in ("send-in-a-transaction.md", "use-with-django.md")]
+"""One needs servers, and one a project: see test_transactions_page.py, and tests/django/test_manage.py."""
 
-WITH_PYTHON: Final = [page for page in PAGES if blocks(page, "python") and page != BY_ITSELF]
+WITH_PYTHON: Final = [page for page in PAGES if blocks(page, "python") and page not in BY_ITSELF]
 
 
 @pytest.mark.parametrize("page", [page for page in WITH_PYTHON if page != README], ids=name_of)

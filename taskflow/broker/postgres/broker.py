@@ -109,7 +109,6 @@ class PostgresBroker(EngineBroker):
         Return that change, and its answer. If a statement of the transaction fails, the last effect runs without one.
         """
         connections, told = self._per_loop.here(), list[Callable[[], None]]()
-        began_at = time.monotonic()
         async with connections.turn:
             try:
                 async with connections.pool.transaction() as fetch:
@@ -123,8 +122,6 @@ class PostgresBroker(EngineBroker):
                 return effect, await self.store.perform(effect)
         for tell in told:
             tell()
-        if told and time.monotonic() - began_at >= LATE_AFTER:  # `told` measured no commit
-            connections.check_marks()
         return effect, answer
 
     async def claim_records(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> Claimed | None:
