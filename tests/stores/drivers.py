@@ -40,7 +40,7 @@ class ServerDriver:
     shorten_timeouts  makes a second longer than every timeout of a command and of a listener
     """
 
-    a_server: ClassVar[Callable[[], Any]]
+    a_server: ClassVar[Any]
     kill: Callable[[Any, str], int]
     server: Any
     proxy: Proxy

@@ -63,7 +63,7 @@ class User:
     def __init__(self, place: str) -> None:
         self.place = place
 
-    @property
+    @cached_property
     def connection(self) -> Any:
         """What taskflow is given."""
         return self.below

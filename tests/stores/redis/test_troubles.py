@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import pytest
@@ -25,35 +23,23 @@ from tests.support.servers import RedisServer, redis_binaries
 from tests.support.verdicts import succeeded
 
 
-@contextmanager
-def flushing(server: RedisServer) -> Iterator[Callable[[], int]]:
-    """The server forgets all scripts, as often as it can be told to. Gives a function that counts how often."""
-    is_over, flushed = threading.Event(), 0
+async def test_scripts_flushed_in_a_loop_are_taught_again(far_scene: Scene, server: RedisServer, proxy: Proxy) -> None:
+    flushed = jobs = 0
 
-    def flush_on() -> None:
+    async def flush_on() -> None:
         nonlocal flushed
         with server.client() as client:
-            while not is_over.wait(0.001):
-                client.script_flush()
+            while True:
+                await asyncio.to_thread(client.script_flush)
                 flushed += 1
 
-    thread = threading.Thread(target=flush_on)
-    thread.start()
-    try:
-        yield lambda: flushed
-    finally:
-        is_over.set()
-        thread.join()
-
-
-async def test_scripts_flushed_in_a_loop_are_taught_again(far_scene: Scene, server: RedisServer, proxy: Proxy) -> None:
+    flushing = asyncio.create_task(flush_on())
     async with far_scene.worker():
-        with flushing(server) as flushed:
-            jobs = 0
-            while jobs < 900 or flushed() <= 100:
-                await far_scene.send(range(jobs, jobs + 15))
-                jobs += 15
-            await far_scene.until_done()
+        while jobs < 900 or flushed <= 100:
+            await far_scene.send(range(jobs, jobs + 15))
+            jobs += 15
+        flushing.cancel()
+        await far_scene.until_done()
     await far_scene.assert_each_settled_once()
     assert sum(number for (name, _), number in proxy.counts.items() if name == b"EVAL") > 20
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import FrameType
@@ -91,9 +91,8 @@ async def test_jobs_without_tags_cost_no_statement_for_tags(broker: SqliteBroker
     assert len(await whole_life(2, tags=("a", "b"))) <= 6  # the rows of a batch are cut into pieces
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
-    """Returns how many Python functions were called since it was asked last, in this thread and in transactions."""
+async def test_a_job_takes_few_calls_of_python(broker: SqliteBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this thread and in transactions: rows are packed and unpacked many at a time."""
     number, run, before = 0, Transactions.run, sys.getprofile()
 
     def count(frame: FrameType, event: str, argument: object) -> None:
@@ -102,37 +101,27 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
 
     def run_counted(self: Transactions, group: Sequence[QueuedVerb]) -> None:
         sys.setprofile(count)
-        try:
-            run(self, group)
-        finally:
-            sys.setprofile(None)
-
-    def take() -> int:
-        nonlocal number
-        taken, number = number, 0
-        return taken
+        run(self, group)
+        sys.setprofile(None)
 
     monkeypatch.setattr(Transactions, "run", run_counted)
-    sys.setprofile(count)
-    yield take
-    sys.setprofile(before)
-
-
-async def test_a_job_takes_few_calls_of_python(broker: SqliteBroker, calls: Callable[[], int]) -> None:
-    """Rows are packed and unpacked many at a time."""
     session = await registered(broker)
     await broker.enqueue(envelopes(800))
-    claiming, settling = list[int](), list[int]()
-    for request, number in enumerate((100, 300, 100, 300), 1):  # SQLite compiles a statement at its first use
-        calls()
-        leases = await broker.claim(session.id, request, ["default"], number)
-        claiming.append(calls())
-        settlements = [succeeded(lease) for lease in leases]
-        calls()
-        assert await broker.settle(settlements) == [Settled.OK] * number
-        settling.append(calls())
-    assert (claiming[3] - claiming[2]) / 200 <= 5.1
-    assert (settling[3] - settling[2]) / 200 <= 3.1
+    calls = dict[tuple[int, int], tuple[int, int]]()
+    sys.setprofile(count)
+    try:
+        for request, jobs in enumerate((100, 300, 100, 300), 1):  # SQLite compiles a statement at its first use
+            number = 0
+            leases = await broker.claim(session.id, request, ["default"], jobs)
+            claiming, settlements = number, [succeeded(lease) for lease in leases]
+            number = 0
+            assert await broker.settle(settlements) == [Settled.OK] * jobs
+            calls[request, jobs] = claiming, number
+    finally:
+        sys.setprofile(before)
+    claiming, settling = (more - fewer for more, fewer in zip(calls[4, 300], calls[3, 100], strict=True))
+    assert claiming / 200 <= 5.1
+    assert settling / 200 <= 3.1
 
 
 async def test_a_claim_from_many_queues_reads_those_that_it_takes_from(broker: SqliteBroker, said: list[str]) -> None:
