@@ -9,7 +9,7 @@ from typing import Any, Final
 from taskflow.broker.engine.records import HEADERS, RUNNING, Field, Flag, Kind, Type
 from taskflow.broker.engine.seam import KEEP, After, Put, Ref, Rev, Step
 from taskflow.broker.postgres.queries import claimed_bodies
-from taskflow.broker.postgres.tables import OTHERS, RESTARTED, SETTINGS, TABLES, WRITTEN, is_made_apart, tables, type_of
+from taskflow.broker.postgres.tables import BY_INDEX, OTHERS, RESTARTED, SETTINGS, TABLES, WRITTEN, is_made_apart, tables, type_of
 
 AFTER_BASE: Final = -(1 << 63) + (1 << 61)
 """Added to the microseconds of an instant that is relative to the store's time."""
@@ -165,7 +165,9 @@ def fragments() -> dict[str, str]:
         "@CHECK_OTHERS": checks,
         "@CHANGE_OTHERS": changes,
         "@TIES": str(Flag.TIES),
+        "@IS_DUE": BY_INDEX["due"].when,
         "@KEYED": str(Flag.KEYED),
+        "@AWAITED": str(Flag.AWAITED),
         "@TAGGED": str(Flag.TAGGED),
         "@BEHIND": str(Flag.BEHIND),
         "@MARKED": str(Flag.MARKED),

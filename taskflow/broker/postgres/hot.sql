@@ -118,7 +118,7 @@ BEGIN
     FOR place IN
         WITH due AS MATERIALIZED (
             SELECT id, status FROM @.jobs
-            WHERE (status = S.SCHEDULED OR status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0) AND due_at >= m.at AND due_at <= now_at
+            WHERE (@IS_DUE) AND due_at >= m.at AND due_at <= now_at
             ORDER BY due_at, seq LIMIT most FOR UPDATE SKIP LOCKED
         ), readied AS (
             UPDATE @.jobs AS r SET status = S.READY, rev = new_rev, due_at = CASE WHEN due.status = S.HELD THEN greatest(r.due_at, now_at) ELSE r.due_at END
@@ -133,7 +133,7 @@ BEGIN
         PERFORM @.record_place(place.queue, place.priority, S.READY, place.number, place.due_at, NULL, now_at);
     END LOOP;
     SELECT due_at INTO next_due FROM @.jobs
-    WHERE (status = S.SCHEDULED OR status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0) AND due_at >= m.at ORDER BY due_at, seq LIMIT 1;
+    WHERE (@IS_DUE) AND due_at >= m.at ORDER BY due_at, seq LIMIT 1;
     PERFORM @.raise_mark(m, coalesce(next_due, now_at), 0, now_at);
     PERFORM @.sum_counts(now_at);
     IF moved = 0 THEN

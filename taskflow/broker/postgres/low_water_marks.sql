@@ -225,7 +225,7 @@ BEGIN
         SELECT 'ready' AS kind, queue, -priority::integer AS rank, due_at AS at, seq FROM ready
         UNION ALL
         (
-            SELECT 'due', '', 0, due_at, 0 FROM @.jobs WHERE status = S.SCHEDULED OR status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0
+            SELECT 'due', '', 0, due_at, 0 FROM @.jobs WHERE @IS_DUE
             ORDER BY due_at, seq LIMIT 1
         )
         UNION ALL

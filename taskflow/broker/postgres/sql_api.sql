@@ -263,7 +263,7 @@ BEGIN
     j.priority := priority;
     j.content := @.payload_of(arguments);
     j.sent := @.packed_sent(extras, digest);
-    j.flags := CASE WHEN key IS NULL THEN 0 ELSE P.KEYED END | CASE WHEN tags = '{}' THEN 0 ELSE P.TAGGED END;
+    j.flags := CASE WHEN key IS NULL THEN 0 ELSE @KEYED END | CASE WHEN tags = '{}' THEN 0 ELSE @TAGGED END;
     j.due_at := coalesce(@.instant_of(after, at), now_at + @.duration('after', after));
     j.expires_at := now_at + @.duration('expires', expires);
     answer := @.add_one_within(@.as_new(j, now_at), tags, digest, on_conflict = 'replace');

@@ -88,9 +88,6 @@ def _limits() -> dict[str, str]:
         "P.MAX_REQUEST": str(2 * MAX_PAYLOAD + 16 * MAX_BYTES),  # bytes are sent in hexadecimal
         "P.NOTE_TTL": str(NOTE_TTL),
         "P.MAX_NOTIFIED_BYTES": str(MAX_NOTIFIED_BYTES),
-        "P.KEYED": str(Flag.KEYED),
-        "P.AWAITED": str(Flag.AWAITED),
-        "P.TAGGED": str(Flag.TAGGED),
         "P.CONSEQUENTIAL": str(Flag.KEYED | Flag.AWAITED | Flag.STATED),
         "P.STATE_ARRIVING": _state(State(waiting=_ARRIVES)),
         "P.STATE_REPLACING": _state(State(waiting=_ARRIVES, replaces=True)),

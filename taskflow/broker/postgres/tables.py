@@ -33,7 +33,7 @@ RESTARTED: Final = {kind: [field for field in fields if field.owner in (Owner.AD
 _TYPES: Final = {Type.SMALL: "smallint", Type.NUMBER: "bigint", Type.NAME: "text", Type.BYTES: "bytea"}
 
 _MADE_APART: Final = {(Kind.SESSION, "request")}
-"""Fields that a separate table has: see `requests` in schema/1.sql."""
+"""Fields that a separate table has: see `requests` in tables.sql."""
 
 _ROW: Final = {
     Kind.JOB: "autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_threshold = 100000, "

@@ -32,7 +32,7 @@ $$;
 -- Returns "i" if the id is known, "c" if it is that of another job, and NULL if it is unknown.
 CREATE FUNCTION @.known_as(of_id bytea, of_queue text, of_job text, of_key bytea, of_payload bytea) RETURNS bytea LANGUAGE sql STABLE AS $$
     SELECT CASE
-        WHEN status = S.BURIED OR queue = of_queue AND job = of_job AND (flags & P.KEYED <> 0) = (of_key IS NOT NULL)
+        WHEN status = S.BURIED OR queue = of_queue AND job = of_job AND (flags & @KEYED <> 0) = (of_key IS NOT NULL)
             AND coalesce(position(of_key IN sent) > 0, true) AND (status = S.SUCCEEDED OR content = of_payload) THEN 'i'::bytea
         ELSE 'c'::bytea
     END FROM @.jobs WHERE id = of_id
@@ -92,7 +92,7 @@ DECLARE
 BEGIN
     RETURN NOT EXISTS (
         SELECT 1 FROM @.jobs
-        WHERE (status = S.SCHEDULED OR status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0) AND due_at >= from_at AND due_at < due
+        WHERE (@IS_DUE) AND due_at >= from_at AND due_at < due
     );
 END
 $$;
@@ -189,7 +189,7 @@ BEGIN
     j.seq := nextval('@.jobs_seq_seq');
     j.created_at := now_at;
     j.due_at := greatest(now_at, j.due_at);
-    j.status := CASE WHEN j.flags & P.KEYED <> 0 OR j.awaits > 0 THEN S.HELD WHEN j.due_at > now_at THEN S.SCHEDULED ELSE S.READY END;
+    j.status := CASE WHEN j.flags & @KEYED <> 0 OR j.awaits > 0 THEN S.HELD WHEN j.due_at > now_at THEN S.SCHEDULED ELSE S.READY END;
     RETURN j;
 END
 $$;
@@ -315,7 +315,7 @@ BEGIN
         RETURN '{"settled": "stale"}';
     END IF;
     UPDATE @.jobs SET
-        status = S.SUCCEEDED, rev = @.random_rev(), flags = flags & ~P.AWAITED, content = (fields ->> 'result')::bytea, session = NULL,
+        status = S.SUCCEEDED, rev = @.random_rev(), flags = flags & ~@AWAITED, content = (fields ->> 'result')::bytea, session = NULL,
         claim = NULL, settled = committed, cause = NULL, started_at = now_at - (fields ->> 'ran_for')::bigint, ended_at = now_at,
         fade_at = now_at + (fields ->> 'keep_for')::bigint
     WHERE id = of_id;

@@ -37,7 +37,7 @@ MISSES: Final = 2
 """How many attempts to listen must fail, on a server that answers queries, before a warning is logged."""
 
 NOTE_AGAIN: Final = 60.0
-"""Seconds after which a listener renews its notes, which are valid for 90 s: see bounds.NOTE_TTL."""
+"""Seconds after which a listener renews its notes, which are valid for 90 s: see sql_files.NOTE_TTL."""
 
 LOOKS_AGAIN: Final = (0.0, 0.01, 0.05, 0.25, 1.0, 2.0, 4.0)
 """While a transaction that may have missed its note is open, a listener searches for jobs after each of these

@@ -95,7 +95,7 @@ BEGIN
             )
             WHEN topic = 'due' THEN EXISTS (
                 SELECT 1 FROM @.jobs
-                WHERE (status = S.SCHEDULED OR status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0)
+                WHERE (@IS_DUE)
                     AND due_at >= (SELECT (@.newest_mark('due')).at)
             ) OR EXISTS (SELECT 1 FROM @.schedules WHERE offer_at IS NOT NULL) OR EXISTS (SELECT 1 FROM @.jobs WHERE flags & @ARRIVING <> 0)
                 OR EXISTS (SELECT 1 FROM @.inbox)
