@@ -22,7 +22,6 @@ POISON: Final = bytes.fromhex("e33c699416c01f47")
 """The fingerprint of poison whose last worker died of an unknown cause, which `fingerprint.poison_fingerprint` computes."""
 
 MAX_DEPLOY: Final = 100
-MAX_CAUSE_BYTES: Final = FINGERPRINT_BYTES + 4 * MAX_DEPLOY
 
 
 def pack_cause(fingerprint: bytes, deploy: str) -> bytes:

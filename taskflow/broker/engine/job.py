@@ -18,8 +18,6 @@ from taskflow.model.stored_values import MAX_RAW, FieldReader, Unreadable, maybe
 from taskflow.model.transitions import due_at
 from taskflow.model.verdict import RunError, append_error
 
-FENCE_NUMBERS: Final = 8
-
 
 class Sent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The immutable body: what an envelope says and no store decides by. `joins` holds ids, one after another."""

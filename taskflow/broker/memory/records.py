@@ -33,9 +33,6 @@ from taskflow.broker.memory.indexes import Places, SortedIndex, placing
 from taskflow.model import wording
 from taskflow.model.clock import Clock
 
-CLAIM_NUMBER_BYTES: Final = 4
-
-
 STATUS_INDEX: Final = next(number for number, index in enumerate(INDEXES) if not index.listed)
 """The number of the index that is only counted. Each move of a job changes it, so it is counted without a call."""
 
