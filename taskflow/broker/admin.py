@@ -78,7 +78,7 @@ EXAMINED: Final = 2_000
 
 
 class Redone(Enum):
-    """The result of retrying one job from the admin."""
+    """The result of an operator's retry of one job."""
 
     OK = "ok"
     UNKNOWN = "unknown"
@@ -90,7 +90,7 @@ class Redone(Enum):
 class FailureGroupRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The failed jobs with one cause.
 
-    `fingerprint`  that of their failures: see `model/fingerprint.py`. `failure_cause.UNKNOWN` for jobs without a sound cause
+    `fingerprint`  that of their failures: see `model/fingerprint.py`. `fingerprint.UNKNOWN` for jobs without a sound cause
     `count`        how many there are
     `first`        when the first of them failed
     `last`         when the last one failed
@@ -148,8 +148,8 @@ class Admin(Protocol):
         end. [page_cursor]
 
         At most `EXAMINED` jobs are read for a page, and fewer for `error`, `header` and `created_before`. Where a field of the view has no
-        index, the page may then have fewer jobs than `limit`, or none, and a cursor. Queues have an index of their READY, SUCCEEDED, FAILED
-        and CANCELLED jobs. [page_bounded]
+        index, the page may then have fewer jobs than `limit`, or none, and a cursor. Queues have an index of their SCHEDULED, READY,
+        SUCCEEDED, FAILED and CANCELLED jobs. [page_bounded]
 
         Raises ValueError if the cursor is damaged, or belongs to a view with other statuses. [page_refuses]
         """

@@ -3,8 +3,7 @@
 Every item of a call is atomic: it takes effect as a whole or not at all. An `enqueue` and a claim are one item each. In other calls each
 settlement, each job, each definition, each firing, and each move of upkeep is one. After `BrokerUnavailable`, every operation may be sent
 again for up to 60 s without harm. Time is the store's time: clients send durations. All methods may be called from any running event loop
-in the
-process. Several processes may share a store, unless it is in memory.
+in the process. Several processes may share a store, unless it is in memory.
 
 A store may contain anything: other programs write to it, disks fail, releases differ. No store has to correct counts or indexes that
 such a write has made wrong.
@@ -160,7 +159,7 @@ never changes from declared to put, or back.
 **upkeep** for schedules:
   [schedule_offer] Upkeep offers the schedules that are due, at most `MAX_OFFERS` per call and fewer if their definitions are large, each to
     one caller only. If that caller does not fire a schedule, it is offered again after `OFFER_TTL`. `next_in`, and the
-    `due_in` of an work_hint, are no later than the next offer.
+    `due_in` of a work hint, are no later than the next offer.
   [schedule_paused] A paused schedule is neither offered nor fired. When it is resumed, its next instant is computed afresh, so instants
     that passed during the pause do not fire.
 
@@ -208,15 +207,13 @@ from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
 
 PASSED_ON_AFTER: Final = 0.25
-"""Seconds after which a nudge that no claim has followed is passed on to another listener."""
+"""Seconds for which a job is READY before upkeep on PostgreSQL nudges another listener for it."""
 
 GONE_AFTER: Final = 150.0
 """Seconds after which a listener that has not started to wait again is presumed gone. An idle worker claims at least once a minute."""
 
 MAX_NUDGED_WHEN_DUE: Final = 2
-"""The maximum number of listeners nudged when a newly scheduled job is
-due before all others. Each of them calls upkeep when the job is due."""
-
+"""The maximum number of listeners nudged when a newly scheduled job is due before all others. Each calls upkeep when the job is due."""
 
 MAX_ENDS: Final = 100
 """The maximum number of ends without a settlement that one call of upkeep returns."""

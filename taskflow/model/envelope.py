@@ -42,7 +42,7 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
     `key`       a digest made by `ids.key_digest`; a new job with the key of a live job is a conflict
     `awaits`    how many jobs with this job's id in their `joins` must end before this one leaves HELD
     `joins`     ids of held jobs that are waiting for this one to end, whatever its outcome
-    `on_failure` the call to send if the job ends FAILED, as `follow_ups.pack_follow_up` packs it
+    `on_failure` the call to send if the job ends FAILED, as `pack_follow_up` packs it
     """
 
     payload: bytes

@@ -212,11 +212,11 @@ _LOOK: Final = (
     Scan("paused", MAX_LEASES, with_records=False),
     *arrivals.scans(1),
 )
-"""The scans of a heartbeat that asks for an work_hint. They follow those of the moves and `PULSE`."""
+"""The scans of a heartbeat that asks for a work hint. They follow those of the moves and `PULSE`."""
 
 
 def _work_hint(draft: Draft, session: Plain) -> WorkHint:
-    """Return the work_hint for a session whose heartbeat has been noted in the draft."""
+    """Return the work hint for a session whose heartbeat has been noted in the draft."""
     seen = draft.seen
     dying, offers, expiring, fading, paused, *arriving = seen.scans[6:-2]
     has_ends = bool(seen.scans[2]) and bool(session.header["wants_ends"])
