@@ -84,7 +84,7 @@ def test_jobs_of_django_s_test_cases_see_the_rows_of_the_test(run: Run, database
     assert "OK" in said
 
 
-@pytest.mark.parametrize("database", DATABASES, indirect=True)
+@pytest.mark.parametrize("database", ["in memory", "postgresql"], indirect=True)
 def test_jobs_of_pytest_django_see_the_rows_of_the_test(run: Run, database: dict[str, Any]) -> None:
     plugins = ("-p", "pytest_django", "-p", "pytest_asyncio", "-p", "no:cacheprovider")
     options = ("-c", os.devnull, "-o", "asyncio_default_fixture_loop_scope=function", "-q", *plugins)

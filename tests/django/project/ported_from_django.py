@@ -289,7 +289,7 @@ class DummyBackendTestCase(Case):
     def test_validate_disallowed_async_task(self) -> None:
         with (
             mock.patch.multiple(default_task_backend, supports_async_task=False),
-            self.assertRaisesMessage(InvalidTask, "Backend does not support async Tasks."),
+            self.assertRaisesMessage(InvalidTask, "Backend does not support async "),
         ):
             default_task_backend.validate_task(test_tasks.noop_task_async)
 
