@@ -33,7 +33,8 @@ such a write has made wrong.
     end of the operation that ends that run, or by the next upkeep. Its record shows the holder as `behind`. Jobs that name it in `joins`
     do not release it earlier.
   [key_gives_way] A run that would wait again while a replacement waits for it becomes CANCELLED, "replaced by ID".
-  [enqueue_full] If the store has no room, enqueue raises StoreFull and adds none of the batch. All other operations still work.
+  [enqueue_full] If the store has no room, enqueue raises StoreFull and adds none of the batch. All other operations still work. (On SQLite
+    and PostgreSQL a full disk stops all that write. They raise BrokerUnavailable until there is room.)
   [joins] A HELD job with `awaits` n is released when n jobs that name it in `joins` have ended, with any outcome, by the end of that
     operation or by the next upkeep.
 

@@ -2,7 +2,7 @@
 
 `test_<clause>` or `test_<clause>__<more>` claims one clause, on each kind of store in `tests.support.harnesses`.
 Beside them: `moves` the table of legal moves, one by one · `traces` counterexamples of the model · `machine` random orders of operations
-and mishaps, compared with the memory broker · `mutants` broken brokers, each of which must fail its clauses ·
+and mishaps, compared with the reference broker · `mutants` broken brokers, each of which must fail its clauses ·
 `failpoints` a process killed at every operation.
 
 `python -m tests.conformance` runs every test on every broker, `python -m tests.conformance.machine --help` tells of the long form.

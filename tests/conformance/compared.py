@@ -1,4 +1,4 @@
-"""A broker and, beside it, the memory broker as its model: each operation is sent to both, and all that they answer and show is
+"""A broker and, beside it, the reference broker as its model: each operation is sent to both, and all that they answer and show is
 compared."""
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Difference(AssertionError):
 
 
 class ComparedBroker:
-    """The memory broker itself has no model: it is judged by the invariants alone."""
+    """The reference broker itself has no model: it is judged by the invariants alone."""
 
     def __init__(self, harness: type[StoreHarness], *, rules: Rules = TIGHT, is_compared: bool | None = None) -> None:
         self.clock = ManualClock()

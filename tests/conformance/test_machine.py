@@ -31,7 +31,7 @@ EXAMPLES: Final = {"memory": 12, "sqlite": 10, "redis": 8, "postgres": 5}
 
 
 def test_a_broker_does_as_its_model(any_harness: type[StoreHarness]) -> None:
-    """Hundreds of operations without a difference to the memory broker, and without an invariant broken."""
+    """Hundreds of operations without a difference to the reference broker, and without an invariant broken."""
     machine = machine_for(any_harness)
 
     run_machine(machine, examples=EXAMPLES[any_harness.name], steps=40)

@@ -43,9 +43,9 @@ def test_every_mutant_breaks_a_clause_of_the_contract() -> None:
 
 
 def test_every_clause_has_its_mutant() -> None:
-    """Each has been seen to fail on the memory broker, but for those that it cannot break.
+    """Each has been seen to fail on the reference broker, but for those that it cannot break.
 
-    All stores share one class of waiters, and the reading of cursors. The memory broker has no tasks that could be cancelled. Nobody
+    All stores share one class of waiters, and the reading of cursors. The reference broker has no tasks that could be cancelled. Nobody
     can spoil its rows. Its workers are in one process, which ends or stops as a whole; the clauses about that have mutants of the Redis
     scripts below. No program has a transaction in its memory: those clauses have mutants of the PostgreSQL functions.
     """

@@ -1,4 +1,4 @@
-"""Adds the admin interface's operations, as plain methods, to the memory broker's store."""
+"""Adds the admin interface's operations, as plain methods, to the reference broker's store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory broker, which guards its store with a lock so that all threads and event loops of the process can share it."""
+"""The reference broker, which guards its store with a lock so that all threads and event loops of the process can share it."""
 
 from __future__ import annotations
 

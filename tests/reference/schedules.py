@@ -1,4 +1,4 @@
-"""Defines the part of the memory broker's store that keeps, offers and fires schedules."""
+"""Defines the part of the reference broker's store that keeps, offers and fires schedules."""
 
 from __future__ import annotations
 

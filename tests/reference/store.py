@@ -1,4 +1,4 @@
-"""Implements the memory broker's operations in small, plain methods that follow the clauses of the contract."""
+"""Implements the reference broker's operations in small, plain methods that follow the clauses of the contract."""
 
 from __future__ import annotations
 
