@@ -10,7 +10,6 @@ import msgspec
 from taskflow.broker.admin import FailureGroupRecord
 from taskflow.model.clock import instant_of
 from taskflow.model.fingerprint import deploy_in, fingerprint_in
-from taskflow.model.stored_values import LATEST
 
 
 class FailurePart(msgspec.Struct):
@@ -26,11 +25,6 @@ class FailurePart(msgspec.Struct):
     first_at: int
     last_at: int
     last_id: bytes
-
-
-def moment(stored: Any) -> int:
-    """Return a stored time in microseconds, or 0 if it is none."""
-    return int(stored) if isinstance(stored, int | float) and 0 <= stored <= LATEST else 0
 
 
 def failure_groups_of(parts: Iterable[FailurePart], limit: int) -> list[FailureGroupRecord]:

@@ -9,7 +9,6 @@ from typing import Any, Final, Generic, TypeVar, cast
 from taskflow.broker.engine.job import Job, claim_bytes, content_of, fence_bytes
 from taskflow.broker.engine.seam import After
 from taskflow.broker.protocol import Added, Refused
-from taskflow.broker.script_values import added_or_refused
 from taskflow.broker.transactional import Dialect, Purpose, Row, RunStatement, Statement, drive
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, OnConflict
@@ -26,6 +25,18 @@ DESCRIBING: Final = "describe_store"
 
 _FUNCTIONS: Final[dict[Purpose, str]] = {"enqueue": "enqueue_within", "settle": "settle_within"}
 """The functions that a role needs EXECUTE on."""
+
+
+def _added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:
+    match answer[:1]:
+        case b"i":
+            return Refused(envelope.id, envelope.id, "id")
+        case b"c":
+            return Refused(envelope.id, envelope.id, "clash")
+        case b"k":
+            return Refused(envelope.id, answer[1:], "key")
+        case _:
+            return Added(envelope.id, answer[1:] or None)
 
 
 def name_in(told: str) -> str:
@@ -97,7 +108,7 @@ class PostgresTransactional:
         if answer["answers"] is None:
             return [Added(envelope.id) for envelope in envelopes]
         answers = [bytes.fromhex(each) for each in answer["answers"]]
-        return [added_or_refused(*pair) for pair in zip(envelopes, answers, strict=True)]
+        return [_added_or_refused(*pair) for pair in zip(envelopes, answers, strict=True)]
 
     def _settle(self, settlement: Settlement) -> Steps[Settled]:
         try:

@@ -39,9 +39,6 @@ def number_in(stored: bytes) -> int:
     return int.from_bytes(stored, "big") - _BIAS
 
 
-ZERO: Final = number_bytes(0)
-
-
 def text_bytes(text: str) -> bytes:
     return text.encode(errors="surrogatepass")
 
