@@ -143,6 +143,50 @@ sessions.release: beat_leaving hand_back_backoff: a shutdown counts as a crash
 - if job is None or not job.is_waiting
 + if True or not job.is_waiting
 
+* jobs._cancel: cancel_waiting: a job that was cancelled runs
+- if job.is_waiting:
++ if False:
+
+* jobs._shown: read_kept: a job is shown for longer than it is kept
+- if job is not None and job.is_kept(seen.now) else
++ if job is not None else
+
+* moves.apply_transition: settle_resets: crashes that lie between successes make poison
+- job.counters = transition.counters
++ job.counters = max(job.counters, transition.counters)
+
+moves.finish: ends_unheard: ends are noted for nobody
+- if not is_settled and draft.seen.scans[1]:
++ if not is_settled:
+
+moves.finish: ends_settled: a hook hears of an end twice
+- if not is_settled and draft.seen.scans[1]:
++ if draft.seen.scans[1]:
+
+* sessions.register: register_dead: a session that was reaped begins again
+- return known is None or known.header["dead_at"] is None
++ return True
+
+* sessions.beat: beat_lost: a worker runs a job on that it has lost
+- if claim not in leases.held),
++ if False),
+
+* sessions.beat: beat_stopping: a job that is to stop runs on
+- if claim in leases.stopping),
++ if False),
+
+* maintenance._reap: upkeep_reaps: jobs of a dead worker never run again
+- if lapses_at > draft.steady:
++ if True:
+
+maintenance.upkeep: upkeep_bounded: one call readies the jobs of a night
+- Promote(limit - len(taken))
++ Promote(10 * limit)
+
+* maintenance._drop: upkeep_caps: ended jobs fill the store
+- rules.kept_per_queue
++ 10**9
+
 schedules.fire: schedule_cas: a schedule fires once for each worker
 - body is None or not body.state.expects(firing)
 + body is None
