@@ -49,10 +49,7 @@ class TaskflowBackend(_Base):
     Raises ImproperlyConfigured for wrong options.
     """
 
-    supports_defer = True
-    supports_async_task = True
-    supports_get_result = True
-    supports_priority = True
+    supports_defer = supports_async_task = supports_get_result = supports_priority = True
 
     def __init__(self, alias: str, params: dict[str, Any]) -> None:
         super().__init__(alias, params)

@@ -24,6 +24,19 @@ def sync_to_async(function: Callable[[], T]) -> Awaitable[T]:
     return outcome
 
 
+class DjangosThread:
+    """A `ThreadPool` of that thread."""
+
+    def run(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.ensure_future(sync_to_async(function))
+
+    def give_up(self, outcome: asyncio.Future[Any]) -> None:
+        """A thread of the pool would be replaced."""
+
+    def close(self) -> None:
+        """A thread of the pool would end."""
+
+
 def is_django_loaded() -> bool:
     return "django.db" in sys.modules and bool(sys.modules["django.conf"].settings.configured)
 

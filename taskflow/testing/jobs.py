@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, ParamSpec, overload
+from typing import Any, ParamSpec, cast, overload
 
 from taskflow.app.app import App, default_app
 from taskflow.app.around import plan_of
@@ -25,7 +25,7 @@ from taskflow.model.rules import MAX_DURATION
 from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.model.session import Session
 from taskflow.testing.assertions import ExpectedCall, SentJob, calls_of, check_enqueued, check_job
-from taskflow.testing.callers import wait_for_django, wait_inline, with_djangos_thread
+from taskflow.testing.callers import DjangosThread, wait_for_django, wait_inline, with_djangos_thread
 from taskflow.testing.runs import CONCURRENCY, STOP_TIMEOUT, Inline, Pass, PassState, RecordingBroker, TestExecutor, endless
 from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
@@ -268,10 +268,11 @@ class TaskflowJobs:
             if ended_hooks is not None:
                 stack.push_async_callback(ended_hooks.close, STOP_TIMEOUT)
             executor = TestExecutor(self._app, middleware=middleware, threads=threads, seams=self._seams, state=lifespan_state)
-            executor.is_in_djangos_thread = await stack.enter_async_context(with_djangos_thread())
             failed = list[WorkerEvent]()
             scheduler = Scheduler(self._broker, self._app.registry, middleware, Events(failed.append), self._seams.start_thread)
             stack.callback(scheduler.close)
+            if await stack.enter_async_context(with_djangos_thread()):
+                executor.is_in_djangos_thread, scheduler._threads = True, cast(ThreadPool, DjangosThread())
             yield (state := PassState(executor, scheduler, ended_hooks))
         for event in failed:
             if isinstance(event, ScheduleFailed):

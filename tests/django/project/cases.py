@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -14,7 +15,21 @@ from django.core.management import call_command
 from django.db import connection, transaction
 from django.test import SimpleTestCase, TestCase, TransactionTestCase, override_settings, skipUnlessDBFeature
 
-from taskflow import EnqueueCall, EnqueueNext, JobContext, JobHandle, Middleware, RunNext, Verdict, configure, run_sync
+from taskflow import (
+    EnqueueCall,
+    EnqueueNext,
+    Every,
+    JobContext,
+    JobHandle,
+    JobInfo,
+    Middleware,
+    RunNext,
+    Verdict,
+    configure,
+    operate,
+    run_sync,
+    schedules,
+)
 from taskflow.app.app import default_app
 from taskflow.testing.jobs import jobs_in_memory
 
@@ -38,6 +53,16 @@ class CountsNotes(Middleware):
     async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
         self.counted.append(await Note.objects.acount())
         return await call_next(context)
+
+
+class StampsNotes(Middleware):
+    def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+        for call in calls:
+            call.headers["notes"] = str(Note.objects.count())
+
+
+async def first_jobs() -> list[JobInfo]:
+    return [info async for info in operate.jobs()]
 
 
 class SeesRows:
@@ -77,6 +102,13 @@ class SeesRows:
         run_sync(self.jobs.advance(hours=1))
         assert Note.objects.filter(text="of the second attempt").count() == 1
 
+    def test_jobs_of_schedules_are_stamped_with_the_rows(self) -> None:
+        configure(middleware=[StampsNotes()])
+        run_sync(schedules.put("hourly", tasks.count_in_job.bind("of the test"), Every(seconds=3600)))
+        run_sync(self.jobs.advance(hours=1.0))
+        [sent] = run_sync(first_jobs())
+        assert (sent.headers["notes"], sent.result) == ("1", 1)
+
     async def test_in_a_coroutine(self) -> None:
         handle = await tasks.count_in_job.delay("of the test")
         counted = await tasks.count_notes_async.aenqueue()
@@ -87,13 +119,16 @@ class SeesRows:
             assert await (await tasks.count_in_job.delay("of the test")).result(timeout=0) == 1
         await self.jobs.advance(hours=1)
 
-    def test_the_loop_of_the_jobs_is_not_left_to_async_to_sync(self) -> None:
-        run_sync(self.jobs.run_all())
+    def test_jobs_leave_the_thread_as_it_was(self) -> None:
+        async def loop() -> asyncio.AbstractEventLoop:
+            return asyncio.get_running_loop()
 
-        async def count() -> int:
-            return int(await Note.objects.acount())
-
-        assert async_to_sync(count)() == 1
+        before = connection.connection
+        with self.jobs.inline():
+            tasks.count_notes.enqueue()
+            tasks.count_notes_async.enqueue()
+        assert connection.connection is before
+        assert async_to_sync(loop)() is not run_sync(loop())
 
 
 class InTestCase(SeesRows, TestCase):
@@ -209,6 +244,7 @@ class Runs(SimpleTestCase):
         run_worker()
         once.refresh()
         assert (once.status, once.attempts) == (TaskResultStatus.FAILED, 1)
+        assert once.errors[0].traceback.splitlines()[1].endswith("in flaky")
         heard: list[str] = []
         for signal in (task_started, task_finished):
             signal.connect(lambda task_result, **_: heard.append(task_result.status), weak=False, dispatch_uid="heard")
