@@ -53,6 +53,22 @@ async def test_outage__that_begins_between_two_heartbeats(world: World) -> None:
     assert (await world.beat(early, lease)).lost == ()
 
 
+async def test_outage__that_ends_with_the_heartbeat_of_a_longer_ttl(world: World) -> None:
+    """A silence that is short for the first to come back, or for a new worker, may be long for a session with a shorter ttl."""
+    for comes_back_first in ("patient", "newcomer"):
+        hasty, patient = await world.a_session("hasty", ttl=6.0), await world.a_session("patient", ttl=60.0)
+        lease = await world.running(hasty)
+        world.clock.advance(10.0)
+        if comes_back_first == "patient":
+            await world.beat(patient)
+        else:
+            await world.a_session("newcomer", ttl=60.0)
+
+        assert (await world.upkeep()).reaped == 0
+        assert (await world.beat(hasty, lease)).lost == ()
+        assert await world.settle(succeeded(lease)) == [Settled.OK]
+
+
 async def test_outage__spares_none_that_lapses_after_it(world: World) -> None:
     """One that had time to come back, and did not, has crashed, as its ttl says."""
     session = await world.a_session()

@@ -181,11 +181,12 @@ class Store(ReferenceTransitions):
         """Give a session one more ttl if it has lapsed while no session at all sent a heartbeat for two thirds of its ttl: the store must
         have been unavailable. A session is spared only once between heartbeats."""
         silence = self.steady - self.pulse
+        lapsed = [state for state in self.sessions.values() if self._lives(state) and self.steady - state.beat_at > state.ttl]
+        ttl = min([ttl, *(state.ttl for state in lapsed)])
         if self.noticed is None and silence > ttl * 2 // 3:
             self.noticed = self.steady
-        for state in self.sessions.values():
-            has_lapsed = self._lives(state) and self.steady - state.beat_at > state.ttl
-            if self.noticed is not None and has_lapsed and not state.is_spared and silence > state.ttl * 2 // 3:
+        for state in lapsed:
+            if self.noticed is not None and not state.is_spared and silence > state.ttl * 2 // 3:
                 state.is_spared = True
                 state.beat_at = max(self.noticed, state.beat_at + state.ttl)
 

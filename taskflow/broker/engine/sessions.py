@@ -35,11 +35,21 @@ MAX_LAPSING: Final = 16
 LAPSING: Final = (Scan("lapsing", MAX_LAPSING), Scan("lapsing", MAX_LAPSING, backwards=True))
 """The sessions that lapse first, and those that lapse last: after the machine has booted again, these are from before."""
 
+LAPSED: Final = Scan("lapsing", 1)
+"""The first of `LAPSING`. A heartbeat and a registration look whether it has lapsed."""
+
 
 def pulse_in(entries: Sequence[Entry], steady: int) -> int | None:
     """Return the time of the last heartbeat that `PULSE` has found. One from the future is from before the machine has booted again.
     Such a session has 0 instead once one of this boot has been registered."""
     return next((-entry.position[0] for entry in entries if 0 < -entry.position[0] <= steady), None)
+
+
+def _least_ttl(draft: Draft, ttl: int) -> int:
+    """Return `ttl`, or that of the first session that has lapsed if it is shorter: the heartbeat hides the silence in which that lapsed."""
+    first = draft.seen.scans[len(MOVE_SCANS) + 1]
+    header = first[0].record.header if first and first[0].record is not None else {}
+    return min(ttl, header["ttl"]) if header and header["lapses_at"] <= draft.steady else ttl
 
 
 MAX_BURIED: Final = 16
@@ -56,8 +66,8 @@ def of_session(index: str, session: bytes, limit: int = MAX_LEASES) -> Scan:
 
 def register(session: Session, rules: Rules) -> Operation[None]:
     def one(draft: Draft, session: Session) -> bool:
-        beats = _of_this_boot(draft, draft.seen.scans[-1])
-        record_outage(draft, to_microseconds(session.ttl), pulse_in(beats, draft.steady))
+        beats = _of_this_boot(draft, draft.seen.scans[len(MOVE_SCANS)])
+        record_outage(draft, _least_ttl(draft, to_microseconds(session.ttl)), pulse_in(beats, draft.steady))
         known = draft.plain(Kind.SESSION, session.id)
         if known is None:
             draft.put(new_session(session, draft))
@@ -67,7 +77,7 @@ def register(session: Session, rules: Rules) -> Operation[None]:
         return known is None or known.header["dead_at"] is None
 
     refs = [Ref(Kind.SESSION, session.id), OUTAGE]
-    [is_alive] = yield from decide([session], one, rules, refs, scans=(*MOVE_SCANS, PULSE._replace(with_records=True)))
+    [is_alive] = yield from decide([session], one, rules, refs, scans=(*MOVE_SCANS, PULSE._replace(with_records=True), LAPSED))
     if not is_alive:
         raise SessionLost(wording.session_reaped(session.name))
     yield from _bury_unknown(rules)
@@ -154,7 +164,7 @@ def _extend(beat: Beat, rules: Rules) -> Operation[tuple[Snapshot, WorkHint | No
     def one(draft: Draft, beat: Beat) -> tuple[Snapshot, WorkHint | None] | None:
         session = draft.plain(Kind.SESSION, beat.session)
         ttl = to_microseconds(rules.session_ttl) if session is None else session.header["ttl"]
-        record_outage(draft, ttl, pulse_in(draft.seen.scans[len(MOVE_SCANS)], draft.steady))
+        record_outage(draft, _least_ttl(draft, ttl), pulse_in(draft.seen.scans[len(MOVE_SCANS)], draft.steady))
         if session is None or session.header["dead_at"] is not None:
             return None
         record_beat(session, draft.steady)
@@ -164,7 +174,8 @@ def _extend(beat: Beat, rules: Rules) -> Operation[tuple[Snapshot, WorkHint | No
         return draft.seen, _work_hint(draft, session) if beat.looks else None
 
     refs = [Ref(Kind.SESSION, beat.session), OUTAGE]
-    scans = (*MOVE_SCANS, PULSE, *(_LOOK if beat.looks else ()), of_session("leases", beat.session), of_session("marked", beat.session))
+    leases = of_session("leases", beat.session), of_session("marked", beat.session)
+    scans = (*MOVE_SCANS, PULSE, *(_LOOK if beat.looks else (LAPSED,)), *leases)
     groups = (("ready", ()),) if beat.looks else ()
     [answer] = yield from decide([beat], one, rules, refs, scans=scans, groups=groups)
     if answer is None:
