@@ -13,12 +13,13 @@ import msgspec
 from taskflow.app.app import App, default_app
 from taskflow.app.job_info import ErrorInfo, JobInfo, StoredArguments
 from taskflow.app.job_type import AnyJob, JobType
+from taskflow.app.portal import wait
 from taskflow.broker import topics
 from taskflow.model.clock import instant_of
 from taskflow.model.codec import decode_value
 from taskflow.model.errors import CodecError, JobCancelled, JobFailed, ResultExpired, UnknownJob
 from taskflow.model.ids import id_text, parse_id
-from taskflow.model.printable import message, shown
+from taskflow.model.printable import MAX_SHOWN, message, one_line, shown
 from taskflow.model.record import Record, Status
 from taskflow.model.rules import MAX_DURATION
 from taskflow.model.schedule import SCHEDULE
@@ -29,6 +30,9 @@ R_co = TypeVar("R_co", covariant=True)
 
 # Wake-ups may be lost, so a waiting caller also polls at this interval, in seconds.
 POLL_INTERVAL: Final = 5.0
+
+# A notebook shows a handle without the store's answer after this many seconds.
+NOTEBOOK_TIMEOUT: Final = 2.0
 
 # The error type of a job that was discarded without another error.
 DISCARDED: Final = "taskflow.Discard"
@@ -194,11 +198,39 @@ class JobHandle(Generic[R_co]):
         name = self._job.name if self._job is not None else "?"
         return f"<JobHandle {name} {self.id}>"
 
+    def _repr_html_(self) -> str:
+        """Return a table of the job as it stands, which a notebook shows. If the store does not answer within 2 s, the table says so."""
+        from html import escape
+
+        facts: dict[str, object] = {"job": "?" if self._job is None else self._job.name, "id": self.id}
+        try:
+            info = wait(self._current_info())
+        except Exception as error:
+            facts["status"] = f"unknown: the store could not be read ({type(error).__name__})"
+        else:
+            facts |= {"status": "unknown to the store"} if info is None else _facts(info)
+        rows = (f"<tr><th>{name}</th><td>{escape(one_line(fact, MAX_SHOWN))}</td></tr>" for name, fact in facts.items())
+        return f"<table>{''.join(rows)}</table>"
+
+    async def _current_info(self) -> JobInfo | None:
+        async with asyncio.timeout(NOTEBOOK_TIMEOUT):
+            return await self.info()
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, JobHandle) and other._id == self._id
 
     def __hash__(self) -> int:
         return hash(self._id)
+
+
+def _facts(info: JobInfo) -> dict[str, object]:
+    """Return what a person wants to see first, in rows. A result may be long or secret."""
+    facts: dict[str, object] = {"job": info.job, "status": info.status, "attempt": f"{info.attempt} of {info.max_attempts}"}
+    if info.progress is not None:
+        facts["progress"] = f"{info.progress.fraction:.0%} {info.progress.note}"
+    if info.waiting_for or info.reason:
+        facts["reason"] = info.waiting_for or info.reason
+    return facts
 
 
 def _seconds(timeout: float | timedelta) -> float:

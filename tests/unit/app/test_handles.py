@@ -199,6 +199,23 @@ async def test_a_handle_from_an_id(bench: Bench) -> None:
     assert sent.id in repr(bare)
 
 
+async def test_a_notebook_shows_a_handle_as_its_job_stands(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From inside the notebook's running loop. Stored text cannot add HTML, and a store that hangs delays the cell for a moment only."""
+    handle, failing = await add.delay(1, 2), await fail.options(max_attempts=1).delay("<script>")
+    assert f"<tr><th>id</th><td>{handle.id}</td></tr><tr><th>status</th><td>ready</td></tr>" in handle._repr_html_()
+    await bench.run_all()
+    assert "<td>succeeded</td>" in JobHandle.of(handle.id)._repr_html_()
+    assert "<tr><th>reason</th><td>ValueError: &lt;script&gt;</td></tr>" in failing._repr_html_()
+    assert "unknown to the store" in JobHandle.of(add.bind(1).id)._repr_html_()
+
+    async def hang(*_: object) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr("taskflow.app.handle.NOTEBOOK_TIMEOUT", 0.01)
+    monkeypatch.setattr(JobHandle, "info", hang)
+    assert "could not be read (TimeoutError)" in handle._repr_html_()
+
+
 # --- info().arguments -------------------------------------------------------------------------------------------------
 
 
