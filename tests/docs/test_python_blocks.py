@@ -38,7 +38,8 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     if script:
         _write(tmp_path / "page.py", _at_their_lines(script))
         _run(tmp_path, ["-W", "error", "page.py"])
-    _run(tmp_path, *(["-m", "pytest", "-q", "-p", "no:cacheprovider", name] for name, _ in files if _is_test(name)))
+    if tests := [name for name, _ in files if _is_test(name)]:
+        _run(tmp_path, ["-m", "pytest", "-q", "-p", "no:cacheprovider", *tests])
 
 
 @pytest.mark.parametrize("block", blocks(README, "python"), ids=lambda block: block.place)

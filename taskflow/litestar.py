@@ -1,0 +1,74 @@
+"""A plugin that runs a worker inside a Litestar application. Needs the extra `litestar`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from litestar import Litestar, Request, Response
+from litestar.config.app import AppConfig
+from litestar.exceptions import NotFoundException, ServiceUnavailableException
+from litestar.exceptions.responses import create_exception_response
+from litestar.plugins import InitPlugin
+
+from taskflow.model.errors import BrokerUnavailable, InvalidJobId, UnknownJob
+from taskflow.worker.worker import Worker
+
+log = logging.getLogger(__name__)
+
+
+class TaskflowPlugin(InitPlugin):
+    """Run a worker inside a Litestar application: ``Litestar(routes, plugins=[TaskflowPlugin(concurrency=50)])``.
+
+    The worker starts after the application's lifespans and `on_startup` hooks, and winds down before they end. In its jobs,
+    `ctx.state` is the application's `state`. Put the plugin behind those that open what jobs use.
+
+    A handler that raises `InvalidJobId` or `UnknownJob` answers 404, and one that raises `BrokerUnavailable` answers 503,
+    unless the application has its own handlers for these errors.
+
+    `worker`       False if the worker is a separate process (default True)
+    `queues`       the queues to take jobs from, as in `Worker` (default None: every queue)
+    `concurrency`  the maximum number of jobs that run at once (default 100)
+    `grace`        seconds that runs have to finish when the application stops (default 25)
+
+    Raises the errors of `Worker` when the application starts.
+    """
+
+    __slots__ = ("_options", "_worker")
+
+    def __init__(
+        self, *, worker: bool = True, queues: str | Sequence[str] | None = None, concurrency: int = 100, grace: float = 25.0
+    ) -> None:
+        self._worker = worker
+        self._options: dict[str, Any] = {"queues": queues, "concurrency": concurrency, "grace": grace}
+
+    def on_app_init(self, app_config: AppConfig) -> AppConfig:
+        """Add the worker and the handlers of errors to the application. Litestar calls this."""
+        own: dict[Any, Any] = {InvalidJobId: _not_found, UnknownJob: _not_found, BrokerUnavailable: _unavailable}
+        app_config.exception_handlers = own | dict(app_config.exception_handlers)
+        if self._worker:
+            # Lifespans are entered before the hooks run, and left before the hooks of the shutdown: the stack ends the worker in between.
+            stack = AsyncExitStack()
+
+            @asynccontextmanager
+            async def lifespan(app: Litestar) -> AsyncIterator[None]:
+                async with stack:
+                    yield
+
+            async def start(app: Litestar) -> None:
+                await stack.enter_async_context(Worker(state=app.state, **self._options))
+
+            app_config.lifespan.append(lifespan)
+            app_config.on_startup.append(start)
+        return app_config
+
+
+def _not_found(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    return create_exception_response(request, NotFoundException(detail="there is no such job"))
+
+
+def _unavailable(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    log.error("%s %s: %s", request.method, request.url.path, error)  # for the operator: the message names the server
+    return create_exception_response(request, ServiceUnavailableException(detail="jobs are not available at the moment"))
