@@ -1,5 +1,7 @@
 """What the project's tests share: Django's names, in Django 6 or in the package django-tasks, and a worker."""
 
+# mypy: implicit-reexport
+# ruff: noqa: F401
 from __future__ import annotations
 
 import asyncio
@@ -28,27 +30,6 @@ else:
 
 LOGGER = "django.tasks" if HAS_TASKS_OF_DJANGO else "django_tasks"
 OTHER_BACKENDS = f"{LOGGER}.backends"
-
-__all__ = [
-    "LOGGER",
-    "OTHER_BACKENDS",
-    "InvalidTask",
-    "InvalidTaskBackend",
-    "Task",
-    "TaskContext",
-    "TaskResult",
-    "TaskResultDoesNotExist",
-    "TaskResultMismatch",
-    "TaskResultStatus",
-    "arun_worker",
-    "default_task_backend",
-    "run_worker",
-    "task",
-    "task_backends",
-    "task_enqueued",
-    "task_finished",
-    "task_started",
-]
 
 
 async def arun_worker(**options: Any) -> None:
