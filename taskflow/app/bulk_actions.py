@@ -300,8 +300,12 @@ async def act(call: CallBroker, action: ActionName, view: View) -> AsyncIterator
             done += ActionResult(changed=dropped)
             yield done
         return
+    acted = set[bytes]()
     async for records in pages(call, view):
-        done += ActionResult.of(await apply(call, action, [record.id for record in records]))
+        ids = [record.id for record in records if record.id not in acted]
+        if action == "run-now":
+            acted.update(ids)  # one that has run meanwhile and waits again, due later, is on a later page, too
+        done += ActionResult.of(await apply(call, action, ids) if ids else ())
         yield done
 
 

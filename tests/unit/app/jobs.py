@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskflow import JobContext, current_job, job
+from taskflow import JobContext, Snooze, current_job, job
 
 
 @job
@@ -28,6 +28,11 @@ async def total(numbers: list[int], *more: int, scale: int = 1, **rest: int) -> 
 @job(max_attempts=3)
 async def fail(word: str) -> int:
     raise ValueError(word)
+
+
+@job
+async def snooze() -> None:
+    raise Snooze(after=60)
 
 
 @job

@@ -14,9 +14,10 @@ from taskflow import ActionResult, Every, FailureGroup, InvalidJobId, JobHandle,
 from taskflow.app import bulk_actions
 from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import JobSelection, this_operator
+from taskflow.broker.admin import View
 from taskflow.model.session import Session
 from tests.unit.app.bench import Bench
-from tests.unit.app.jobs import add, fail, nothing
+from tests.unit.app.jobs import add, fail, nothing, snooze
 
 
 async def ids(**which: Any) -> list[str]:
@@ -164,6 +165,18 @@ async def test_scheduled_jobs_run_now(bench: Bench) -> None:
         await operate.run_now(status="failed")
     with pytest.raises(ValueError, match=r"operate.run_now\(\) needs to know which jobs"):
         await operate.run_now()
+
+
+async def test_a_job_that_waits_again_meanwhile_is_run_now_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers may run the first jobs while the later pages are read."""
+    monkeypatch.setattr(bulk_actions, "PAGE", 1)
+    await enqueue([snooze.options(after=10).bind() for _ in range(3)])
+    runs, changed = 0, list[int]()
+    async for done in bulk_actions.act(default_app().client().call, "run-now", View(statuses=(Status.SCHEDULED,))):
+        runs += len(await bench.run_all())
+        changed.append(done.changed)
+        assert runs <= 3
+    assert (runs, changed[-1]) == (3, 3)
 
 
 async def test_a_handle_runs_its_job_now(bench: Bench) -> None:
