@@ -110,6 +110,7 @@ class PostgresBroker(EngineBroker):
         """
         connections, told = self._per_loop.here(), list[Callable[[], None]]()
         async with connections.turn:
+            began_at = time.monotonic()
             try:
                 async with connections.pool.transaction() as fetch:
                     store = self.store.within(fetch, told)
@@ -122,6 +123,8 @@ class PostgresBroker(EngineBroker):
                 return effect, await self.store.perform(effect)
         for tell in told:
             tell()
+        if told and time.monotonic() - began_at >= LATE_AFTER:  # `told` measured no commit
+            connections.check_marks()
         return effect, answer
 
     async def claim_records(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> Claimed | None:

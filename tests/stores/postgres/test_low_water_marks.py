@@ -15,10 +15,14 @@ import asyncpg
 import pytest
 
 from taskflow.broker import topics
+from taskflow.broker.engine.records import Kind
+from taskflow.broker.engine.seam import Ref
+from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.protocol import Added, Broker
 from taskflow.broker.url import connect
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.record import Status
 from taskflow.model.session import Beat
 from taskflow.model.verdict import HandedBack, Settled
 from tests.stores.jobs import an_envelope, envelopes, registered
@@ -185,10 +189,24 @@ async def test_a_verb_that_took_long_checks_the_marks_itself(work: Work, strange
         assert [lease.envelope.id for lease in await work.found(nudges)] == [late.id]
 
 
+async def test_a_turn_whose_commit_took_long_checks_the_marks_too(work: Work, stranger: asyncpg.Connection) -> None:
+    """A transaction for contested records measures its statements, and not only these."""
+    await stranger.execute(_SLOW_COMMIT)
+    late = an_envelope(job="slow", after=3600.0)
+    await work.broker.enqueue([late])
+    assert isinstance(work.broker, PostgresBroker)
+    work.broker._contention.note([Ref(Kind.JOB, late.id)])
+    with work.broker.listen([topics.queue("default")]) as nudges:
+        readying = asyncio.create_task(work.broker.admin.run_now([late.id]))
+        await work.go_beyond(late)
+        assert await readying == [Status.SCHEDULED]
+        assert [lease.envelope.id for lease in await work.found(nudges)] == [late.id]
+
+
 _SLOW_COMMIT: Final = """
     CREATE FUNCTION public.takes_its_time() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(2.5); RETURN NULL; END $$;
-    CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON taskflow.jobs DEFERRABLE INITIALLY DEFERRED
-        FOR EACH ROW WHEN (NEW.job = 'slow') EXECUTE FUNCTION public.takes_its_time();
+    CREATE CONSTRAINT TRIGGER slow AFTER INSERT OR UPDATE ON taskflow.jobs DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW WHEN (NEW.job = 'slow' AND NEW.status = 2) EXECUTE FUNCTION public.takes_its_time();
 """
 
 
