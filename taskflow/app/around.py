@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import inspect
@@ -255,6 +256,11 @@ async def _entered_async(stack: AsyncExitStack, entered: AbstractAsyncContextMan
     async def leave(kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         try:
             await entered.__aexit__(kind, error, traceback)
+        except asyncio.CancelledError as raised:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            _stay(error, raised)  # of something that it has cancelled itself, such as a task
         except Exception as raised:
             _stay(error, raised)
 
@@ -263,7 +269,7 @@ async def _entered_async(stack: AsyncExitStack, entered: AbstractAsyncContextMan
     return value
 
 
-def _stay(error: BaseException | None, raised: Exception) -> None:
+def _stay(error: BaseException | None, raised: BaseException) -> None:
     """Let the job's error stay the run's error, with a note of what a dependency raised at its end."""
     if error is None:
         raise raised

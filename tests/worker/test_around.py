@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
@@ -290,6 +291,30 @@ def discards(lost: None = depends(losing)) -> None:
 async def test_a_dependency_that_fails_at_its_end_does_not_replace_the_jobs_error(taskflow_jobs: TaskflowJobs) -> None:
     """A Discard would become a retry, which charges the card again."""
     handle = await discards.delay()
+    await taskflow_jobs.run_all(raises=False)
+    with pytest.raises(JobFailed, match="bad card"):
+        await handle.result(0)
+    assert SEEN.count("runs") == 1
+
+
+async def ends_its_task() -> AsyncIterator[None]:
+    """It forgets that its own cancellation comes back."""
+    task = asyncio.create_task(asyncio.sleep(60))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await task
+
+
+@job(name="around.discards_async", max_attempts=5)
+async def discards_async(lost: None = depends(ends_its_task)) -> None:
+    SEEN.append("runs")
+    raise Discard("bad card")
+
+
+async def test_a_cancelled_task_of_a_dependency_does_not_replace_the_jobs_error_either(taskflow_jobs: TaskflowJobs) -> None:
+    handle = await discards_async.delay()
     await taskflow_jobs.run_all(raises=False)
     with pytest.raises(JobFailed, match="bad card"):
         await handle.result(0)
