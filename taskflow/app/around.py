@@ -256,12 +256,10 @@ async def _entered_async(stack: AsyncExitStack, entered: AbstractAsyncContextMan
     async def leave(kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         try:
             await entered.__aexit__(kind, error, traceback)
-        except asyncio.CancelledError as raised:
+        except (Exception, asyncio.CancelledError) as raised:
             task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            _stay(error, raised)  # of something that it has cancelled itself, such as a task
-        except Exception as raised:
+            if not isinstance(raised, Exception) and task is not None and task.cancelling():
+                raise  # the run itself is cancelled, and not just a task of the dependency
             _stay(error, raised)
 
     value = await entered.__aenter__()
