@@ -140,6 +140,24 @@ async def test_outage__ends_with_a_beat(world: World) -> None:
     assert (record.crashes, record.hand_backs) == (1, 0)
 
 
+async def test_outage__of_a_clock_that_was_set_back_spares_nobody(world: World) -> None:
+    """An outage that seems to be in the future is over. It would keep the jobs of dead workers until then."""
+    early = await world.a_session("early")
+    for _ in range(2):
+        world.clock.advance(60.0)
+        await world.beat(early)
+    world.clock.reboot()  # sets the clock of a server back
+    session, other = await world.a_session(), await world.a_session("other")
+    lease = await world.running(session)
+    for _ in range(2):
+        world.clock.advance(10.5)
+        await world.beat(other)
+
+    await world.upkeep()
+
+    assert (await world.record(lease)).crashes == 1
+
+
 async def test_outage__the_machine_has_booted_again(world: World) -> None:
     """Nobody lives through the boot of its machine: sessions from before it are dead at once, and their jobs have not crashed."""
     world.needs(Capability.BOOT)

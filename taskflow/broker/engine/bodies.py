@@ -98,7 +98,7 @@ def outages_of(draft: Draft) -> Outages:
         boot, outages = _decode_outages(record.state) if record is not None and isinstance(record.state, bytes) else (b"", [])
     except msgspec.MsgspecError:
         return []
-    return outages if boot == draft.seen.boot else []
+    return [each for each in outages if each.until <= draft.steady] if boot == draft.seen.boot else []  # a server's clock may be set back
 
 
 def record_outage(draft: Draft, ttl: int, pulse: int | None) -> Outages:
