@@ -123,6 +123,19 @@ class Finding(msgspec.Struct, frozen=True):
     says: str
 
 
+class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of `rebuild`.
+
+    `corrected`   the number of wrong or missing entries by index, and of wrong counts as `counts`
+    `records`     how many records the store has
+    `unreadable`  how many of those that it had to decode could not be decoded; they and their entries were left as they are
+    """
+
+    corrected: dict[str, int] = {}
+    records: int = 0
+    unreadable: int = 0
+
+
 class Admin(Protocol):
     """The operations behind the command line. As in `protocol`, each name in brackets is the name of a conformance test."""
 
@@ -240,5 +253,14 @@ class Admin(Protocol):
         ...
 
     async def examine(self) -> list[Finding]:
-        """Return findings about the store: how safe its jobs are, and how much space it has. [admin_examine]"""
+        """Return findings about the store: how safe its jobs are, how much space it has, and whether indexes and counts agree with the
+        records. The comparison takes a few seconds at most, and stops at what it has found by then. [admin_examine]"""
+        ...
+
+    async def rebuild(self) -> Rebuilt:
+        """Compute indexes and counts from the records, after another program has changed the store.
+
+        The records themselves stay as they are. A call that is broken off loses nothing, and can be repeated.
+        Raises BrokerRefused while a worker is running. [admin_rebuild]
+        """
         ...

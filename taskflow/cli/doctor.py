@@ -8,13 +8,14 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from taskflow.app.app import App
+from taskflow.app.bulk_actions import CallBrokerOnce, recorded
 from taskflow.app.package_conflict import advice
 from taskflow.broker.admin import Admin, Finding
 from taskflow.broker.migrations import Migrating, Upgrade
 from taskflow.broker.url import masked
-from taskflow.cli.command import existing_broker, on_store
+from taskflow.cli.command import existing_broker, on_store, operator
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.terminal import GREEN, RED, YELLOW, only, painted, show
+from taskflow.cli.terminal import GREEN, RED, YELLOW, confirmed, only, painted, show
 from taskflow.model.errors import BrokerError, BrokerRefused, ConfigurationError
 from taskflow.model.printable import message, one_line
 
@@ -24,6 +25,8 @@ OF_LEVEL: Final = {"ok": GREEN, "note": YELLOW, "problem": RED}
 @on_store
 async def doctor(app: App, arguments: argparse.Namespace) -> int:
     """Print the findings. Return 1 if any of them is a problem. If there is no store, print those about the installation."""
+    if arguments.rebuild:
+        return await _rebuild(app, arguments)
     findings = [] if (says := advice()) is None else [Finding("installation", "problem", says)]
     trouble: BrokerError | None = None
     try:
@@ -42,6 +45,20 @@ async def doctor(app: App, arguments: argparse.Namespace) -> int:
     if trouble is not None:
         raise trouble
     return Exit.FAILED if _has_problem(findings) else Exit.OK
+
+
+async def _rebuild(app: App, arguments: argparse.Namespace) -> int:
+    broker, place = await existing_broker(app), masked(app.broker_url())
+    if not confirmed(f"compute the indexes and counts of {one_line(place)} from its records?", arguments):
+        return Exit.FAILED
+    async with recorded(CallBrokerOnce(broker), "rebuild", **operator(arguments)) as progress:
+        done = await broker.admin.rebuild()
+        progress.affected = sum(done.corrected.values())
+    where = ", ".join(f"{number:,} in {name}" for name, number in sorted(done.corrected.items()))
+    lines = [f"{done.records:,} records read; " + (f"corrected {progress.affected:,}: {where}" if where else "nothing to correct")]
+    if done.unreadable:
+        lines.append(f"{done.unreadable:,} cannot be read and were left as they are")
+    return show(arguments, {"broker": place, **only(done, "corrected", "records", "unreadable")}, lines)
 
 
 def _has_problem(findings: list[Finding]) -> bool:

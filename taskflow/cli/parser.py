@@ -88,8 +88,12 @@ def a_parser() -> Parser:
     _add_runs(command)
     _add_reports(command)
     _add_actions(command)
-    examine = "Check the store's settings. Exits with 1 if there is a problem."
-    command("doctor", "doctor:doctor", "check whether jobs are safe in the store", examine)
+    examine = "Check the store's settings, and its indexes. Exits with 1 if there is a problem."
+    doctor = command("doctor", "doctor:doctor", "check whether jobs are safe in the store", examine)
+    computes = "compute indexes and counts from the records, with workers stopped, after another program has changed the store"
+    doctor.add_argument("--rebuild", action="store_true", help=computes)
+    _yes(doctor)
+    _operator(doctor)
     bring = "Migrate the tables of PostgreSQL or SQLite to the version that this taskflow needs."
     migrate = command("migrate", "doctor:migrate", "migrate the store's tables to this version", bring)
     instead = migrate.add_mutually_exclusive_group()

@@ -21,6 +21,8 @@ def definition_of(argv: Sequence[str]) -> str:
         return "act"
     if command in ("pause", "resume"):
         return "pause"
+    if command == "doctor" and "--rebuild" in rest:
+        return "doctor_rebuild"
     if command == "status":
         return "status_watch" if "--watch" in rest else "status"
     if command == "jobs" and rest and not rest[0].startswith("-"):

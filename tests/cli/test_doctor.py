@@ -12,12 +12,14 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 import msgspec
+import psycopg
 import pytest
+import redis
 
 from taskflow.broker.postgres.schema import VERSION
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Envelope
-from taskflow.model.session import Session
+from taskflow.model.session import Beat, Session
 from tests.cli.inprocess import Cli
 from tests.cli.processes import on_each_broker
 from tests.support.postgres import PostgresServer, shared_postgres
@@ -151,7 +153,43 @@ def test_a_postgres_that_is_sound(cli: Cli) -> None:
         told = cli.json("doctor", "--broker", url)
 
     levels = {finding["topic"]: finding["level"] for finding in told["findings"]}
-    assert levels == dict.fromkeys(("server", "persistence", "wake-ups", "room"), "ok")
+    assert levels == dict.fromkeys(("server", "persistence", "wake-ups", "room", "indexes"), "ok")
+
+
+@on_each_broker
+def test_a_rebuild_corrects_what_differs(cli: Cli, new_store: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told and recorded. A worker keeps it from beginning, and is named."""
+    url = new_store()
+    monkeypatch.setenv("TASKFLOW_BROKER", url)
+    session = Session(id=b"1" * 16, name="web:1")
+    cli.with_broker(lambda broker: broker.enqueue([Envelope(id=os.urandom(16), job="send", payload=b"\x01", tags=("a",))]))
+    cli.with_broker(lambda broker: broker.register(session))
+    refused = cli("doctor", "--rebuild", code=3)
+    assert "1 running worker(s): web:1. Stop them with SIGTERM" in refused.err
+    cli.with_broker(lambda broker: broker.beat(Beat(session=session.id, leaving=True)))
+
+    assert cli("doctor", "--rebuild").out.endswith("records read; nothing to correct\n")
+    _change_counts(url)
+    findings = cli.json("doctor", code=1)["findings"]
+    [found] = [finding for finding in findings if finding["topic"] == "indexes"]
+    assert (found["level"], "`taskflow doctor --rebuild`" in found["says"]) == ("problem", True)
+    assert cli.json("doctor", "--rebuild", "--reason", "restored")["corrected"] == {"counts": 1}
+    [entry] = cli.json("audit")
+    assert (entry["act"], entry["affected"], entry["reason"]) == ("rebuild", 1, "restored")
+    assert cli("doctor", "--rebuild").out.endswith("nothing to correct\n")
+
+
+def _change_counts(url: str) -> None:
+    if url.startswith("redis"):
+        server, _, namespace = url.partition("?namespace=")
+        with closing(redis.Redis.from_url(server)) as client:
+            client.hset(f"{{{namespace}:0}}:counts", "2default", "5")
+    elif url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as file:
+            file.execute("UPDATE taskflow_counted SET n = 5 WHERE what = '=2'")
+    else:
+        with psycopg.connect(url.split("?")[0], autocommit=True) as database:
+            database.execute("INSERT INTO taskflow.tally (queue, after, n) VALUES ('default', 2, 4)")
 
 
 def test_no_server(cli: Cli, tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from taskflow.broker import topics
 from taskflow.broker.admin import QueueInfo, View
 from taskflow.broker.protocol import Refused
+from taskflow.model.errors import BrokerRefused
 from taskflow.model.record import Status
 from taskflow.model.transitions import Event
 from taskflow.model.verdict import Settled
@@ -138,6 +141,25 @@ async def test_admin_examine(world: World) -> None:
     assert "persistence" in {finding.topic for finding in findings}
     assert all(finding.says for finding in findings)
     assert (await world.broker.admin.metrics()).totals == {"default": {"enqueue": 1}}
+
+
+# --- admin_rebuild ------------------------------------------------------------------------------------------------------
+
+
+async def test_admin_rebuild(world: World) -> None:
+    """It is refused while a worker is running, and names it. What is sound stays as it is."""
+    session = await world.a_session("web:1")
+    await world.running(session)
+    waiting = await world.add(tags=("a",))
+    with pytest.raises(BrokerRefused):
+        await world.broker.admin.rebuild()
+    await world.reap(session)
+    world.clock.advance(2_000_000.0)  # the bystander is silent, too
+    before = await world.broker.admin.queues()
+
+    assert (await world.broker.admin.rebuild()).corrected == {}
+    assert [(queue.name, queue.counts) for queue in await world.broker.admin.queues()] == [(queue.name, queue.counts) for queue in before]
+    assert waiting.id in ids_of(await world.claim(await world.a_session()))
 
 
 # --- admin_metrics ------------------------------------------------------------------------------------------------------

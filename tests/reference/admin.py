@@ -7,12 +7,13 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from operator import attrgetter, itemgetter
 
-from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, QueueInfo, Redone, View
+from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, QueueInfo, Rebuilt, Redone, View
 from taskflow.broker.paging import Position, ScanRequest, ScanResult
 from taskflow.broker.protocol import PURGED_TTL
 from taskflow.model import wording
 from taskflow.model.audit import Action, ActionRecord, action_record_of, pack_action
 from taskflow.model.clock import Clock, to_microseconds, to_seconds
+from taskflow.model.errors import BrokerRefused
 from taskflow.model.fingerprint import fingerprint_in
 from taskflow.model.record import ENDED, WAITING, Record, Status
 from taskflow.model.rules import Rules
@@ -193,6 +194,11 @@ class ReferenceStore(UpkeepStore):
 
     def metrics(self) -> Metrics:
         return Metrics(totals={queue: {str(event): count for event, count in events.items()} for queue, events in self.totals.items()})
+
+    def rebuild(self) -> Rebuilt:
+        if any(worker.is_alive for worker in self.session_records()):
+            raise BrokerRefused("a worker is running")
+        return Rebuilt()
 
     def findings(self) -> list[Finding]:
         return [

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from taskflow.broker import topics
-from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, Page, QueueInfo, Redone, View
+from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, Page, QueueInfo, Rebuilt, Redone, View
 from taskflow.broker.paging import ScanRequest, ScanResult, page
 from taskflow.broker.protocol import MAX_NUDGED_WHEN_DUE, Added, Refused, UpkeepResult
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
@@ -167,3 +167,6 @@ class ReferenceConsole:
 
     async def examine(self) -> list[Finding]:
         return self._atomically(self._store.findings)
+
+    async def rebuild(self) -> Rebuilt:
+        return self._atomically(self._store.rebuild)

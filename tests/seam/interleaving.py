@@ -9,7 +9,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
-from taskflow.broker.admin import Finding
+from taskflow.broker.admin import Finding, Rebuilt
 from taskflow.broker.engine.broker import EngineBroker
 from taskflow.broker.engine.records import HELD, RUNNING, Flag, Kind
 from taskflow.broker.engine.seam import Claimed, Operation, Query, Ref
@@ -76,6 +76,9 @@ class InterleavedBroker(EngineBroker):
         return claimed
 
     async def examine(self) -> list[Finding]:
+        raise NotImplementedError
+
+    async def rebuild(self) -> Rebuilt:
         raise NotImplementedError
 
     def listen(self, topics: Sequence[str]) -> Waiter:

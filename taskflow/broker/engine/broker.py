@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TypeVar
 
-from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, Page, QueueInfo, Redone, View
+from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, Page, QueueInfo, Rebuilt, Redone, View
 from taskflow.broker.engine import admin, jobs, maintenance, pages, schedules, sessions
 from taskflow.broker.engine.seam import Claimed, Operation
 from taskflow.broker.paging import ScanRequest, ScanResult, page
@@ -14,6 +14,8 @@ from taskflow.broker.protocol import Added, Refused, UpkeepResult
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.audit import Action, ActionRecord
 from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.errors import BrokerRefused
+from taskflow.model.printable import one_line
 from taskflow.model.record import Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.schedule import Amendment, Definition, Firing, ScheduleRecord
@@ -39,6 +41,9 @@ class EngineBroker(ABC):
 
     @abstractmethod
     async def examine(self) -> list[Finding]: ...
+
+    @abstractmethod
+    async def rebuild(self) -> Rebuilt: ...
 
     @abstractmethod
     def listen(self, topics: Sequence[str]) -> Waiter: ...
@@ -144,3 +149,12 @@ class EngineAdmin:
 
     async def examine(self) -> list[Finding]:
         return await self._broker.examine()
+
+    async def rebuild(self) -> Rebuilt:
+        living = [one_line(worker.session.name) for worker in await self.workers() if worker.is_alive]
+        if living:
+            raise BrokerRefused(
+                f"{len(living):,} running worker(s): {', '.join(living[:5])}{', ...' * (len(living) > 5)}. "
+                "Stop them with SIGTERM or your service manager, and run this again"
+            )
+        return await self._broker.rebuild()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from taskflow.broker import topics
-from taskflow.broker.admin import Finding
+from taskflow.broker.admin import Finding, Rebuilt
 from taskflow.broker.engine.broker import EngineBroker
 from taskflow.broker.engine.seam import Claimed, Operation
 from taskflow.broker.memory.store import MemoryStore
@@ -67,6 +67,9 @@ class MemoryBroker(EngineBroker):
                 "persistence", "note", "jobs are in this process's memory and end with it: use it for tests, and for jobs that may be lost"
             )
         ]
+
+    async def rebuild(self) -> Rebuilt:
+        return Rebuilt()  # no other program can change this process's memory
 
     def listen(self, topics: Sequence[str]) -> Waiter:
         return self.flag.listen(topics)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Final, TypeVar
 
 from taskflow.broker import topics as names
-from taskflow.broker.admin import Finding
+from taskflow.broker.admin import Finding, Rebuilt
 from taskflow.broker.engine.broker import EngineBroker
 from taskflow.broker.engine.contention import Contention, advance
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.seam import Apply, Claimed, Effect, Operation, Ref
 from taskflow.broker.migrations import Upgrade
-from taskflow.broker.postgres import schema
+from taskflow.broker.postgres import examination, schema
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.connect.server import ANSWER_TIMEOUT, PostgresTarget
 from taskflow.broker.postgres.errors import was_about_a_value, was_dropped
@@ -203,7 +203,11 @@ class PostgresBroker(EngineBroker):
             ),
             Finding("wake-ups", "ok", "notifications arrive") if trouble is None else Finding("wake-ups", "note", trouble),
             Finding("room", "ok", f"the tables take {row['size']:,} bytes"),
+            await examination.examine(self._per_loop.here().pool, self._namespace),
         ]
+
+    async def rebuild(self) -> Rebuilt:
+        return await examination.rebuild(self._per_loop.here().pool, self._namespace)
 
     def listen(self, topics: Sequence[str]) -> Waiter:
         return self.listener.listen(topics)

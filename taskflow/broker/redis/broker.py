@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
 from taskflow.broker import topics as names
-from taskflow.broker.admin import Finding
+from taskflow.broker.admin import Finding, Rebuilt
 from taskflow.broker.engine import maintenance
 from taskflow.broker.engine.broker import EngineBroker
 from taskflow.broker.engine.contention import Contention, advance
+from taskflow.broker.engine.examination import EXAMINE_TIMEOUT, finding
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.jobs import compare_known
 from taskflow.broker.engine.records import Kind
@@ -23,6 +25,7 @@ from taskflow.broker.listener import LISTENER_ID_BYTES
 from taskflow.broker.protocol import Added, Refused, UpkeepResult
 from taskflow.broker.redis.connections import Command, ConnectionPool
 from taskflow.broker.redis.errors import not_permitted
+from taskflow.broker.redis.examination import Comparison, keys_of
 from taskflow.broker.redis.layout import LAYOUT
 from taskflow.broker.redis.packing import pack, plain_leases
 from taskflow.broker.redis.records import Contents
@@ -216,7 +219,18 @@ class RedisBroker(EngineBroker):
             reply = await self.ask("CONFIG", "GET", "append*", "save")
             settings = {reply[i].decode(): reply[i + 1].decode() for i in range(0, len(reply), 2)}
         info = await self.server_info()
-        return info.findings(str(self.server), settings=settings, is_fsync=self.server.fsync)
+        findings = info.findings(str(self.server), settings=settings, is_fsync=self.server.fsync)
+        with contextlib.suppress(BrokerRefused):  # the findings, or the commands that follow, say why
+            findings.append(finding(await self._comparison(repairs=False, within=EXAMINE_TIMEOUT).run()))
+        return findings
+
+    async def rebuild(self) -> Rebuilt:
+        found = await self._comparison(repairs=True).run()
+        assert found is not None  # it had no time limit
+        return found
+
+    def _comparison(self, *, repairs: bool, within: float = math.inf) -> Comparison:
+        return Comparison(self.ask, self._call, self.prefix, repairs=repairs, within=within)
 
     def listen(self, topics: Sequence[str]) -> Waiter:
         return self._per_loop.here().listener.listen(topics)
@@ -232,13 +246,9 @@ class RedisBroker(EngineBroker):
 
     async def drop_namespace(self) -> None:
         """Delete everything that this namespace holds. Nothing may use it at the same time."""
-        cursor: Any = 0
-        while True:
-            cursor, keys = await self.ask("SCAN", cursor, "MATCH", f"{self.prefix}*", "COUNT", 1_000)
+        async for keys in keys_of(self.ask, self.prefix):
             if keys:
                 await self.ask("UNLINK", *keys)
-            if int(cursor) == 0:
-                return
 
     async def server_info(self) -> ServerInfo:
         """Return the server's current INFO."""
@@ -254,7 +264,7 @@ class RedisBroker(EngineBroker):
         return (self._check_and_run if self._server_info is None else self._run)(name, arguments, ahead, on_disk)
 
     async def _check_and_run(self, name: str, arguments: bytes, ahead: Sequence[Command], on_disk: bool) -> Any:
-        await self._check_server(creates=name != "query")  # an application or a command that looks creates no store
+        await self._check_server(creates=name not in ("query", "compare"))  # an application or a command that looks creates no store
         return await self._run(name, arguments, ahead, on_disk)
 
     def _run(self, name: str, arguments: bytes, ahead: Sequence[Command] = (), on_disk: bool = False) -> Coroutine[Any, Any, Any]:

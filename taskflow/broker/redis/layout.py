@@ -220,7 +220,7 @@ def lua_bytes(value: bytes) -> str:
     return "'" + "".join(f"\\{byte:03d}" for byte in value) + "'"
 
 
-_BY_HAND: Final = frozenset({"status", "ready", "leases"})
+BY_HAND: Final = frozenset({"status", "ready", "leases"})
 """Indexes that move_job() in records.lua and the hot scripts write."""
 
 
@@ -228,7 +228,7 @@ def _places(kind: int) -> str:
     """Return a Lua function of a header and an id, which returns names of indexes and members in turn."""
     lines = ["function(h, id)", "  local at = {}"]
     for index in INDEXES:
-        if index.kind != kind or index.name in _BY_HAND:
+        if index.kind != kind or index.name in BY_HAND:
             continue
         condition = _in_lua(kind, index.when) if index.when else "true"
         parts = [_part(kind, name) for name in index.at if name != "id"]

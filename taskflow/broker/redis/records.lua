@@ -346,6 +346,14 @@ local function write_queues()
   end
 end
 
+-- Returns the status and the queue in which a job that cannot be read is counted, as far as its bytes tell them.
+local function counted_as(stored)
+  local first = byte(stored) or 0
+  local is_read, read = pcall(decode_waiting, stored, 1)
+  is_read = is_read and (first >= 64 or first < F.running_status)
+  return first % 64 < F.buried_status and is_read and first % 64, is_read and read[F.queue]
+end
+
 -- Puts a FAILED job in the place of one that cannot be read: another program has changed it. Its state keeps the bytes. The status and the
 -- queue are those in which it is counted, if they are known.
 local function set_aside(id, stored, status, queue)
@@ -354,10 +362,8 @@ local function set_aside(id, stored, status, queue)
     touched[#touched] = nil
     return
   end
-  local first = byte(stored) or 0
-  local is_read, read = pcall(decode_waiting, stored, 1)
-  is_read = is_read and (first >= 64 or first < F.running_status)
-  status, queue = status or first % 64 < F.buried_status and is_read and first % 64, queue or is_read and read[F.queue]
+  local its_status, its_queue = counted_as(stored)
+  status, queue = status or its_status, queue or its_queue
   record.status, record.queue = queue and status or nil, queue or '?'
   record.rev, record.is_new = L.stand_in, not record.status
   local now, header = enc(wall), cmsgpack.unpack(L.defaults[1])

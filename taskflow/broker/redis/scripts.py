@@ -43,6 +43,7 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "promote": _ALL,
     "fade": _ALL,
     "aside": _ALL,
+    "compare": (*_ALL, *_QUERY, "compare_records"),
     "arm": ("base", "listeners"),
 }
 """The parts of each script, in order."""

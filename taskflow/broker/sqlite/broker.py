@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from taskflow.broker.admin import Finding
+from taskflow.broker.admin import Finding, Rebuilt
 from taskflow.broker.engine import jobs, maintenance, sessions
 from taskflow.broker.engine.broker import EngineAdmin, EngineBroker
 from taskflow.broker.engine.jobs import are_new, enqueue
@@ -20,7 +20,7 @@ from taskflow.broker.engine.schedules import define, fire
 from taskflow.broker.engine.seam import Claimed, Effect, Operation, Query
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.protocol import Added, Refused, UpkeepResult
-from taskflow.broker.sqlite.examination import examine
+from taskflow.broker.sqlite.examination import examine, rebuild
 from taskflow.broker.sqlite.notifier import Notifier
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.store import SqliteStore
@@ -140,6 +140,9 @@ class SqliteBroker(EngineBroker):
 
     async def examine(self) -> list[Finding]:
         return await self._running().admin.call(Durability.READ, examine)
+
+    async def rebuild(self) -> Rebuilt:
+        return await self.call(Durability.FULL, rebuild)
 
     async def run_beside(self, operation: Operation[T]) -> T:
         """Run an operation of the admin interface, on a connection that does not hold up the writer. Each effect is a transaction."""

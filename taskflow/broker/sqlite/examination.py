@@ -1,4 +1,4 @@
-"""Examines a file for `taskflow doctor`."""
+"""Examines a file for `taskflow doctor`, and corrects its counts and entries."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import shutil
 import sqlite3
 import stat
 import time
-from typing import Final
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, TypeVar
 
-from taskflow.broker.admin import Finding
+from taskflow.broker.admin import Finding, Rebuilt
+from taskflow.broker.engine.examination import EXAMINE_TIMEOUT, WITH_ENTRIES, compare_entries, finding
 from taskflow.broker.sqlite.queries import ACTUAL_COUNTS
 from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import PRIVATE
+from taskflow.broker.sqlite.tables import TABLES
+
+T = TypeVar("T")
 
 _LITTLE_ROOM: Final = 100 << 20
-
-EXAMINE_TIMEOUT: Final = 2.0
-"""Seconds that the check of the file's pages, and that of the counts, may take. They are read transactions, for which a checkpoint
-waits."""
 
 _MISCOUNTED: Final = f"""\
 WITH actual AS ({ACTUAL_COUNTS})
@@ -37,18 +39,18 @@ def examine(store: SqliteStore) -> list[Finding]:
         Finding("file", "ok", f"{path}: {size:,} bytes, SQLite {sqlite3.sqlite_version}"),
         Finding("persistence", "ok", "enqueues and outcomes are on disk before they are answered"),
         _pages(store),
-        _counts(store),
+        _indexes(store),
         _permissions(path),
         Finding("room", "ok" if free > max(size, _LITTLE_ROOM) else "problem", f"{free:,} bytes free on its disk"),
     ]
 
 
-def _ask(store: SqliteStore, statement: str) -> list[tuple[object, ...]] | None:
-    """Return the rows of a statement; None if it takes longer than `EXAMINE_TIMEOUT`."""
+def _limited(store: SqliteStore, ask: Callable[[], T]) -> T | None:
+    """Return the answer; None if its statements take longer than `EXAMINE_TIMEOUT`. A checkpoint waits for this read transaction."""
     until = time.monotonic() + EXAMINE_TIMEOUT
     store.connection.set_progress_handler(lambda: time.monotonic() > until, 10_000)
     try:
-        return store.connection.execute(store.sql[statement]).fetchall()
+        return ask()
     except sqlite3.OperationalError as error:
         if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_INTERRUPT:
             raise
@@ -60,7 +62,7 @@ def _ask(store: SqliteStore, statement: str) -> list[tuple[object, ...]] | None:
 def _pages(store: SqliteStore) -> Finding:
     """Check the structure of the file's pages, and its indexes."""
     try:
-        rows = _ask(store, "PRAGMA main.quick_check(1)")
+        rows = _limited(store, lambda: store.connection.execute("PRAGMA main.quick_check(1)").fetchall())
     except sqlite3.DatabaseError as error:
         rows = [(str(error),)]
     if rows is None:
@@ -73,14 +75,33 @@ def _pages(store: SqliteStore) -> Finding:
     return Finding("pages", "ok", "quick_check found no damage")
 
 
-def _counts(store: SqliteStore) -> Finding:
-    """Compare the counts of jobs with the jobs: another program may have changed them."""
-    rows = _ask(store, _MISCOUNTED)
-    if rows is None:
-        return Finding("counts", "note", f"no difference found within {EXAMINE_TIMEOUT:g} s")
-    if rows[0][0]:
-        return Finding("counts", "problem", f"{rows[0][0]} counts of jobs are wrong: another program has changed the tables")
-    return Finding("counts", "ok", "the counts of jobs are right")
+def _indexes(store: SqliteStore) -> Finding:
+    """Compare counts and entries with the records. SQLite keeps the other indexes itself."""
+    return finding(_limited(store, lambda: _compare(store, repairs=False)))
+
+
+def rebuild(store: SqliteStore) -> Rebuilt:
+    """Correct counts and entries, in the transaction of this operation."""
+    store.flush()
+    return _compare(store, repairs=True)
+
+
+def _compare(store: SqliteStore, *, repairs: bool) -> Rebuilt:
+    ask = store.connection.execute
+    [(miscounted,)] = ask(store.sql[_MISCOUNTED])
+    if repairs and miscounted:
+        ask(store.sql["""DELETE FROM "~counted" WHERE what LIKE '=%'"""])
+        ask(store.sql[f'INSERT INTO "~counted" (what, queue, n) {ACTUAL_COUNTS}'])
+    corrected, unreadable = Counter[str](counts=miscounted), 0
+    for index, condition in WITH_ENTRIES.items():
+        records = ask(store.sql[f'SELECT id, sent, state FROM "~{TABLES[index.kind]}" WHERE {condition}'])
+        found = compare_entries(index.kind, records, set(ask(store.sql[f'SELECT value, id FROM "~{index.name}"'])))
+        corrected[index.name], unreadable = len(found.missing) + len(found.wrong), unreadable + found.unreadable
+        if repairs:
+            store.connection.executemany(store.sql[f'DELETE FROM "~{index.name}" WHERE value = ? AND id = ?'], found.wrong)
+            store.connection.executemany(store.sql[f'INSERT INTO "~{index.name}" (value, id) VALUES (?, ?)'], found.missing)
+    records = sum(ask(store.sql[f'SELECT count(*) FROM "~{table}"']).fetchone()[0] for table in TABLES.values())
+    return Rebuilt(corrected=+corrected, records=records, unreadable=unreadable)
 
 
 def _permissions(path: str) -> Finding:

@@ -9,7 +9,7 @@ from operator import itemgetter
 import msgspec
 
 from taskflow.broker import topics
-from taskflow.broker.admin import FailureGroupRecord, Finding, Redone, View
+from taskflow.broker.admin import FailureGroupRecord, Finding, Rebuilt, Redone, View
 from taskflow.broker.paging import Position, ScanRequest
 from taskflow.model.audit import Action, ActionRecord
 from taskflow.model.clock import Clock, instant_of
@@ -142,6 +142,14 @@ class SaysNothingOfPersistence(Mutant):
 
     def findings(self) -> list[Finding]:
         return []
+
+
+class RebuildsBesideWorkers(Mutant):
+    breaks = frozenset({"admin_rebuild"})
+    because = "workers change the counts that are being computed"
+
+    def rebuild(self) -> Rebuilt:
+        return Rebuilt()
 
 
 class TellsTheTimeOfReading(Mutant):

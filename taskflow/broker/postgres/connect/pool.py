@@ -60,14 +60,14 @@ class ConnectionPool:
             raise self.broker_error(error) from error
 
     @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncGenerator[Callable[..., Awaitable[list[asyncpg.Record]]]]:
-        """Open a transaction, which sees what others commit. Return a function that runs a statement in it, once."""
+    async def transaction(self, within: float = ANSWER_TIMEOUT) -> AsyncGenerator[Callable[..., Awaitable[list[asyncpg.Record]]]]:
+        """Open a transaction, which sees what others commit, for at most so many seconds. Return a function that runs a statement in it."""
         try:
             async with self._semaphore:
                 connection = await self._acquire("BEGIN")
                 self._in_use.add(connection)
                 try:
-                    async with asyncio.timeout(ANSWER_TIMEOUT), connection.transaction(isolation="read_committed"):
+                    async with asyncio.timeout(within), connection.transaction(isolation="read_committed"):
                         yield connection.fetch
                 except BaseException:
                     drop(connection)
