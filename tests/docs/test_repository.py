@@ -69,3 +69,9 @@ def test_the_changelog_has_each_heading_and_each_change_once() -> None:
     for version in released:
         lines = [line for line in version.splitlines() if line.startswith(("### ", "- "))]
         assert [line for line, times in Counter(lines).items() if times > 1] == []
+
+
+def test_a_release_is_built_by_the_script_that_the_nightly_test_runs() -> None:
+    steps = yaml.safe_load((GITHUB / "workflows/release.yml").read_text())["jobs"]["package"]["steps"]
+    assert {"run": ".ci/package packages"} in steps
+    assert os.access(ROOT / ".ci/package", os.X_OK)

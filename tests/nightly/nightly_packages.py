@@ -1,0 +1,224 @@
+"""What a release publishes: the files of the packages, their types, the oldest dependencies, and workers of the release before.
+
+Needs the package index. `.ci/package` builds the packages and checks them with twine and check-wheel-contents.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import uuid
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.support.postgres import shared_postgres
+from tests.support.servers import shared_redis
+
+ROOT: Final = Path(__file__).parents[2]
+PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS: Final = ("fast", "postgres", "django", "litestar", "reload", "completion")
+LOWEST: Final = {
+    found[1]: found[2]
+    for group in (PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in EXTRAS))
+    for requirement in group
+    if (found := re.match(r"([\w-]+)>=([\w.]+)", requirement))
+}
+
+CONSUMER: Final = """
+from typing import assert_type
+from taskflow import JobHandle, job
+
+@job
+async def add(x: int, y: int = 1) -> int:
+    return x + y
+
+async def use() -> None:
+    handle = await add.delay(1, y=2)
+    assert_type(handle, JobHandle[int])
+    assert_type(await handle.result(timeout=1), int)
+"""
+
+IMPORT_ALL: Final = """
+import pkgutil, importlib, taskflow
+for module in pkgutil.walk_packages(taskflow.__path__, "taskflow."):
+    if not module.name.startswith(("taskflow.__main__", "taskflow.testing.plugin", "taskflow.django")):
+        importlib.import_module(module.name)
+"""
+
+
+def run(*command: object, cwd: Path = ROOT, **environment: str) -> str:
+    ran = subprocess.run(list(map(str, command)), cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, f"{command}: {ran.stdout[-20_000:]}{ran.stderr[-5_000:]}"
+    return ran.stdout
+
+
+def environment(folder: Path, *packages: object) -> Path:
+    """Make a virtual environment with these packages, and return the path of its Python."""
+    run(sys.executable, "-m", "venv", folder)
+    run(folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check", *packages)
+    return folder / "bin/python"
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packages")
+    run(".ci/package", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(packages: Path) -> Path:
+    [wheel] = packages.glob("dist/*.whl")
+    return wheel
+
+
+def test_both_packages_have_the_files_of_the_repository_and_no_others(packages: Path, wheel: Path) -> None:
+    ours = set(run("git", "ls-files", "taskflow").split())
+    assert "taskflow/py.typed" in ours
+    assert {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name} == ours
+    [sdist] = packages.glob("dist/*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
+    described = {"LICENSE", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
+    assert {name for name in names if ".egg-info/" not in name} == ours | described
+
+
+def test_the_bill_of_materials_lists_the_dependencies(packages: Path) -> None:
+    bill = json.loads((packages / "sbom.cdx.json").read_text())
+    assert (bill["bomFormat"], bill["metadata"]["component"]["version"]) == ("CycloneDX", PROJECT["version"])
+    declared = {re.split("[>=]", requirement)[0].replace("-", "_") for requirement in PROJECT["dependencies"]}
+    assert declared <= {component["name"].replace("-", "_") for component in bill["components"]}
+
+
+def test_a_consumer_of_the_wheel_gets_its_types(wheel: Path, tmp_path: Path) -> None:
+    python = environment(tmp_path / "venv", wheel, "mypy", "pyright[nodejs]")
+    (tmp_path / "right.py").write_text(CONSUMER)
+    (tmp_path / "wrong.py").write_text(CONSUMER + '    await add.delay("1")\n')
+    for checker in (["-m", "mypy", "--strict"], ["-m", "pyright", "--pythonpath", str(python)]):
+        run(python, *checker, "right.py", cwd=tmp_path)
+        ran = subprocess.run([python, *checker, "wrong.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (ran.returncode, ran.stdout.count("error:")) == (1, 1), ran.stdout
+
+
+def test_the_wheel_works_with_the_oldest_dependencies_that_it_declares(wheel: Path, tmp_path: Path) -> None:
+    constraints = tmp_path / "lowest.txt"
+    constraints.write_text("".join(f"{name}=={version}\n" for name, version in LOWEST.items()))
+    python = environment(tmp_path / "venv", "--constraint", constraints, f"{wheel}[{','.join(EXTRAS)}]")
+    run(python, "-c", IMPORT_ALL, cwd=tmp_path)
+    run(python, "-m", "taskflow", "demo", cwd=tmp_path)
+
+
+def test_the_fast_tier_passes_with_the_oldest_dependencies(tmp_path: Path) -> None:
+    """All but typing-extensions: libraries that only the tests use need a newer one."""
+    python = environment(tmp_path / "venv", "--editable", f"{ROOT}[test]")
+    oldest = [f"{name}=={version}" for name, version in LOWEST.items() if name != "typing-extensions"]
+    run(python.with_name("pip"), "install", "--quiet", "--disable-pip-version-check", "--no-deps", *oldest)
+    run(python, "-m", "pytest", "-n", "auto", "-m", "fast", "-p", "no:cacheprovider")
+
+
+# --- beside the release before ----------------------------------------------------------------------------------------
+
+JOBS: Final = """
+import asyncio, sys
+from taskflow import Backoff, JobContext, JobHandle, enqueue, job
+
+@job(name="work", max_attempts=2)
+async def work(ctx: JobContext, release: str, number: int) -> str:
+    if number % 10 == 0 and ctx.attempt == 1:
+        raise OSError("once")
+    return f"{release} {number}"
+
+async def send(release):
+    calls = [work.options(retry=Backoff(base=0.1), tags=(release,)).bind(release, number) for number in range(100)]
+    handles = [*await enqueue(calls), await work.options(key="one", after=1).delay(release, 101)]
+    print(*(handle.id for handle in handles))
+
+async def check(*ids):
+    results = [await JobHandle.of(id, job=work).result(timeout=60) for id in ids]
+    print(*sorted({result.split()[0] for result in results}), len(results))
+
+if __name__ == "__main__":
+    asyncio.run(globals()[sys.argv[1]](*sys.argv[2:]))
+"""
+
+
+@dataclass(frozen=True)
+class Release:
+    """An installed release, called "before" or "new", in whose environment commands run on a store."""
+
+    name: str
+    python: Path
+    folder: Path
+    url: str
+
+    def run(self, *arguments: str) -> str:
+        return run(self.python, *arguments, cwd=self.folder, TASKFLOW_BROKER=self.url)
+
+    def worker(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [str(self.python), "-m", "taskflow", "worker", "work", *arguments]
+        environment = {**os.environ, "TASKFLOW_BROKER": self.url}
+        return subprocess.Popen(command, cwd=self.folder, env=environment, stderr=subprocess.DEVNULL, text=True)
+
+
+@pytest.fixture(scope="session")
+def wheel_before(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
+    """The wheel of the newest tagged release that is not this commit's. Without one, before 0.1.0 is tagged, this commit's own wheel."""
+    tags = run("git", "tag", "--list", "v*", "--sort=-version:refname", "--no-contains", "HEAD", "--merged", "HEAD").split()
+    if not tags:
+        return wheel
+    clone, folder = tmp_path_factory.mktemp("before"), tmp_path_factory.mktemp("wheel")
+    run("git", "clone", "--quiet", "--branch", tags[0], ROOT, clone)
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, clone)
+    [before] = folder.glob("*.whl")
+    return before
+
+
+@pytest.fixture(scope="session")
+def pythons(tmp_path_factory: pytest.TempPathFactory, wheel: Path, wheel_before: Path) -> dict[str, Path]:
+    wheels = {"before": wheel_before, "new": wheel}
+    return {name: environment(tmp_path_factory.mktemp(name), f"{which}[postgres]") for name, which in wheels.items()}
+
+
+@pytest.fixture(params=["sqlite", "redis", "postgres"])
+def releases(request: pytest.FixtureRequest, tmp_path: Path, pythons: dict[str, Path]) -> Iterator[dict[str, Release]]:
+    (tmp_path / "work.py").write_text(JOBS)
+    url = f"sqlite:///{tmp_path}/queue.db"
+    if request.param == "redis":
+        url = f"{shared_redis().url}?namespace=releases-{uuid.uuid4().hex}"
+    elif request.param == "postgres":
+        url = shared_postgres().url(shared_postgres().new_database())
+    yield {name: Release(name, python, tmp_path, url) for name, python in pythons.items()}
+    if request.param == "postgres":
+        shared_postgres().drop_database(url.rpartition("/")[2].partition("?")[0])
+
+
+@pytest.mark.parametrize(("first", "second"), [("before", "new"), ("new", "before")])
+def test_workers_of_two_releases_share_a_store(releases: dict[str, Release], first: str, second: str) -> None:
+    """Each sends and runs jobs beside the other. Then the new ones go on alone, in the store of both."""
+    before, new = releases["before"], releases["new"]
+    if first == "new" and before.run("-m", "taskflow", "--version") != new.run("-m", "taskflow", "--version"):
+        pytest.skip("the promise is that a new release reads the store of the release before, not the reverse")
+    sent = {name: releases[name].run("work.py", "send", name).split() for name in (first, second)}
+    assert sent[first][-1] == sent[second].pop(), "the key of one release's job holds for the other"
+    both = [before.worker(), new.worker()]
+    try:
+        for reader in releases.values():
+            for name, ids in sent.items():
+                assert reader.run("work.py", "check", *ids).split() == [name, f"{len(ids)}"]
+    finally:
+        for worker in both:
+            worker.terminate()
+    assert [worker.wait(60) for worker in both] == [0, 0]
+    last = before.run("work.py", "send", "last").split()
+    assert new.worker("--drain").wait(60) == 0
+    assert new.run("work.py", "check", *last).split() == ["last", "101"]
