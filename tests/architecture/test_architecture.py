@@ -41,7 +41,7 @@ BUDGETS = {
     "taskflow/broker/sqlite": 4_170,
     "taskflow/broker/redis": 4_805,
     "taskflow/broker/postgres": 5_800,
-    "taskflow/broker": 20_970,
+    "taskflow/broker": 20_990,
     "taskflow/app": 5_870,
     "taskflow/worker": 6_940,
     "taskflow/cli": 4_875,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from taskflow.broker.admin import Finding, Rebuilt
@@ -38,15 +39,25 @@ _RESET_MARKS: Final = (
 Ask = Callable[..., Awaitable[list[Any]]]
 
 
-async def examine(pool: ConnectionPool, schema: str) -> Finding:
-    async def ask(statement: str, *arguments: Any) -> list[Any]:
-        return await pool.fetch(filled(statement, schema), *arguments, within=EXAMINE_TIMEOUT)
+@asynccontextmanager
+async def _transaction(pool: ConnectionPool, schema: str, within: float) -> AsyncGenerator[Ask]:
+    """Open a transaction in which no operator of another schema takes the place of a built-in one."""
+    async with pool.transaction(within) as fetch:
 
+        async def ask(statement: str, *arguments: Any) -> list[Any]:
+            return await fetch(filled(statement, schema), *arguments)
+
+        await ask("SET LOCAL search_path = pg_catalog, pg_temp")
+        yield ask
+
+
+async def examine(pool: ConnectionPool, schema: str) -> Finding:
     try:
-        corrected = Counter(counts=len(await ask(_MISCOUNTED)))
-        for index in WITH_ENTRIES:
-            found = await _compare(ask, index)
-            corrected[index.name] = len(found.missing) + len(found.wrong)
+        async with _transaction(pool, schema, EXAMINE_TIMEOUT) as ask:
+            corrected = Counter(counts=len(await ask(_MISCOUNTED)))
+            for index in WITH_ENTRIES:
+                found = await _compare(ask, index)
+                corrected[index.name] = len(found.missing) + len(found.wrong)
     except BrokerUnavailable:
         return finding(None)
     except BrokerRefused:
@@ -56,11 +67,7 @@ async def examine(pool: ConnectionPool, schema: str) -> Finding:
 
 async def rebuild(pool: ConnectionPool, schema: str) -> Rebuilt:
     """Correct counts and entries, and reset the low-water marks, in one transaction that keeps out all that write."""
-    async with pool.transaction(REBUILD_TIMEOUT) as fetch:
-
-        async def ask(statement: str, *arguments: Any) -> list[Any]:
-            return await fetch(filled(statement, schema), *arguments, timeout=REBUILD_TIMEOUT)
-
+    async with _transaction(pool, schema, REBUILD_TIMEOUT) as ask:
         await ask("SET LOCAL lock_timeout = '5s'")
         for table in ("jobs", "schedules", *(index.name for index in WITH_ENTRIES), "marks", "lowered"):
             await ask(f"LOCK TABLE @.{table} IN SHARE ROW EXCLUSIVE MODE")

@@ -140,6 +140,8 @@ async def all_verbs(world: World) -> None:
     await world.broker.migrate()
     await Everything(world.broker, world.clock).run()
     assert await world.broker.admin.examine()
+    world.clock.advance(1_000_000.0)  # the workers are gone
+    assert (await world.broker.admin.rebuild()).records
     await go_through_transactions(world)
 
 
