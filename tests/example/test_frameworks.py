@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import socket
@@ -16,7 +17,7 @@ from litestar import Litestar, Response, get
 from litestar.params import FromQuery
 from litestar.testing import TestClient
 
-from taskflow import BrokerUnavailable, JobContext, UnknownJob, job
+from taskflow import BrokerUnavailable, JobContext, UnknownJob, Worker, job
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.litestar import TaskflowPlugin
@@ -57,6 +58,21 @@ def test_a_command_starts_the_application_and_its_jobs_run(shell: Shell, command
         until(lambda: http.get(f"/reports/{job_id}").json()["status"] == "succeeded", running)
         assert http.get(f"/reports/{job_id}").json()["result"].startswith("report of 2026-01")
         assert http.get("/reports/1").status_code == 404
+
+
+@job(name="tests.frameworks.loop")
+async def loop_of() -> str:
+    return type(asyncio.get_running_loop()).__module__
+
+
+def test_a_worker_runs_in_a_loop_of_uvloop(memory: None) -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def main() -> str:
+        async with Worker():
+            return await (await loop_of.delay()).result(timeout=10)
+
+    assert uvloop.run(main()) == "uvloop"
 
 
 # --- Litestar's plugin ----------------------------------------------------------------------------------------------
