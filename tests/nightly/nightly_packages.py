@@ -123,7 +123,8 @@ def test_the_fast_tier_passes_with_the_oldest_dependencies(tmp_path: Path) -> No
     python = environment(tmp_path / "venv", "--editable", f"{ROOT}[test]")
     oldest = [f"{name}=={version}" for name, version in LOWEST.items() if name != "typing-extensions"]
     run(python.with_name("pip"), "install", "--quiet", "--disable-pip-version-check", "--no-deps", *oldest)
-    run(python, "-m", "pytest", "-n", "auto", "-m", "fast", "-p", "no:cacheprovider")
+    # What an import loads is measured with the newest driver.
+    run(python, "-m", "pytest", "-n", "auto", "-m", "fast", "-p", "no:cacheprovider", "--ignore", "tests/architecture")
 
 
 # --- beside the release before ----------------------------------------------------------------------------------------
