@@ -179,7 +179,7 @@ async def test_a_record_that_cannot_be_read_is_left(world: World) -> None:
 
 
 async def test_jobs_may_be_sent_beside_a_rebuild(world: World) -> None:
-    spoil_nothing = await fill(world)
+    jobs = await fill(world)
 
     async def send() -> list[bytes]:
         return ids_of([await world.add() for _ in range(60)])
@@ -189,4 +189,4 @@ async def test_jobs_may_be_sent_beside_a_rebuild(world: World) -> None:
     assert isinstance(sent, list)
     await world.broker.admin.rebuild()
     assert await level(world) == "ok"
-    assert await run_all(world) == {*spoil_nothing, *sent}
+    assert await run_all(world) == {*jobs, *sent}
