@@ -35,9 +35,9 @@ TOP = 5
 
 # Lines of Python, Lua and SQL at most. Lower one when its room has shrunk: the package is to come below 36,500, the tests below 55,000.
 BUDGETS = {
-    "taskflow/model": 6_540,
+    "taskflow/model": 6_520,
     "taskflow/broker/engine": 3_530,
-    "taskflow/broker/memory": 750,
+    "taskflow/broker/memory": 700,
     "taskflow/broker/sqlite": 4_170,
     "taskflow/broker/redis": 4_805,
     "taskflow/broker/postgres": 5_800,
@@ -47,7 +47,7 @@ BUDGETS = {
     "taskflow/cli": 4_875,
     "taskflow/testing": 1_070,
     "taskflow/django": 550,
-    "taskflow": 48_400,
+    "taskflow": 47_050,
     "tests": 67_570,
 }
 
