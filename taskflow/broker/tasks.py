@@ -33,7 +33,7 @@ else:
     def started(loop: asyncio.AbstractEventLoop, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return loop.create_task(run)
 
-# --- a deadline for operations that repeat often and are rarely late -------------------------------------------
+# --- deadlines -------------------------------------------------------------------------------------------------------
 
 BLOCKED: Final = 0.05
 """If the timer fires this many seconds late, the loop was blocked, and the answer
@@ -91,7 +91,7 @@ class Deadline:
             self._look_at(self._due_at)
 
 
-# --- background tasks of a broker, which start again after code outside has cancelled them -------------------------
+# --- background tasks ------------------------------------------------------------------------------------------------
 
 log: Final = logging.getLogger("taskflow")
 
@@ -150,7 +150,7 @@ class Duty:
             self.start()
 
 
-# --- keeps a connection for each event loop, because a connection is bound to the loop that opened it --------------
+# --- connections for each event loop ---------------------------------------------------------------------------------
 
 
 class LoopBound(Protocol):

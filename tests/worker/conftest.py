@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from taskflow.app.app import default_app
+from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from tests.worker.scene import Run
@@ -23,6 +24,13 @@ async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     with default_app().using(opened):
         yield opened
     await opened.close()
+
+
+@pytest.fixture
+def memory_broker() -> Iterator[MemoryBroker]:
+    opened = MemoryBroker()
+    with default_app().using(opened):
+        yield opened
 
 
 @pytest.fixture(autouse=True)

@@ -49,14 +49,9 @@ from tests.cli.processes import Shell
 from tests.worker import child_jobs as jobs
 from tests.worker.child_scene import HANDSHAKE, TIMEOUT, Lines, a_worker, failure, gone, is_alive, read, written
 
+pytestmark = pytest.mark.usefixtures("memory_broker")
+
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def broker() -> Iterator[MemoryBroker]:
-    opened = MemoryBroker()
-    with default_app().using(opened):
-        yield opened
 
 
 @pytest.fixture
@@ -138,7 +133,7 @@ async def test_an_exception_is_a_failure_with_its_own_traceback_and_is_retried(w
 
 
 @pytest.mark.parametrize("is_missing", [False, True], ids=["unknown argument", "missing argument"])
-async def test_a_call_of_another_version_is_parked(worker: Worker, broker: MemoryBroker, *, is_missing: bool) -> None:
+async def test_a_call_of_another_version_is_parked(worker: Worker, memory_broker: MemoryBroker, *, is_missing: bool) -> None:
     """The payload is decoded in the child, and its answer stands."""
 
     def newer(n: int) -> None: ...
@@ -147,7 +142,7 @@ async def test_a_call_of_another_version_is_parked(worker: Worker, broker: Memor
 
     payload = FunctionCodec(older).encode_arguments((), {}) if is_missing else FunctionCodec(newer).encode_arguments((1,), {})
     job_id = default_app().new_id()
-    await broker.enqueue([Envelope(id=job_id, job=jobs.describe.name if is_missing else jobs.pid.name, payload=payload)])
+    await memory_broker.enqueue([Envelope(id=job_id, job=jobs.describe.name if is_missing else jobs.pid.name, payload=payload)])
     handle = JobHandle.of(id_text(job_id))
     async with asyncio.timeout(TIMEOUT):
         while (info := await handle.info()) is None or info.waiting_for is None:  # noqa: ASYNC110  # nobody rings for it

@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from taskflow import DeclarationError, JobCancelled, JobHandle, Status, Worker, job
-from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.clock import start_thread
 from taskflow.model.envelope import ClaimId, Envelope, Lease
@@ -26,6 +25,8 @@ from taskflow.worker.executor import CANCELLED
 from taskflow.worker.lease_table import HeldLease
 from tests.worker import stopping_jobs as jobs
 from tests.worker.child_scene import HANDSHAKE, TIMEOUT, Lines, a_worker, failure, gone, is_alive
+
+pytestmark = pytest.mark.usefixtures("memory_broker")
 
 
 class Ledger:
@@ -46,13 +47,6 @@ class Ledger:
     async def begun(self) -> list[int]:
         """The pids of the child, and of what it has started."""
         return await self.until("begun")
-
-
-@pytest.fixture(autouse=True)
-def broker() -> Iterator[MemoryBroker]:
-    opened = MemoryBroker()
-    with default_app().using(opened):
-        yield opened
 
 
 @pytest.fixture
@@ -106,7 +100,7 @@ async def test_a_worker_that_winds_down_asks_after_its_grace_time_and_hands_back
     assert (info.status, info.failures, info.crashes) == (Status.READY, 0, 0)
 
 
-async def test_a_lost_lease_asks_too(worker: Worker, ledger: Ledger, broker: MemoryBroker) -> None:
+async def test_a_lost_lease_asks_too(worker: Worker, ledger: Ledger, memory_broker: MemoryBroker) -> None:
     handle = await jobs.works.delay(ledger.path, "sleeps")
     await ledger.begun()
     session = worker._sessions.current

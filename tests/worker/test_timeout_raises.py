@@ -12,18 +12,11 @@ from pathlib import Path
 import pytest
 
 from taskflow import DeclarationError, Job, JobContext, JobStopping, RunEnding, Status, SyncJob, Worker, configure, job
-from taskflow.app.app import default_app
-from taskflow.broker.memory import MemoryBroker
 from taskflow.worker.children import pool
 from tests.worker import stopping_jobs as jobs
 from tests.worker.child_scene import TIMEOUT, a_worker, failure
 
-
-@pytest.fixture(autouse=True)
-def broker() -> Iterator[MemoryBroker]:
-    opened = MemoryBroker()
-    with default_app().using(opened):
-        yield opened
+pytestmark = pytest.mark.usefixtures("memory_broker")
 
 
 @pytest.fixture

@@ -101,14 +101,13 @@ def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Se
 
 
 def _runs(settlements: Sequence[Settlement]) -> list[Run]:
-    """Return successes as a store takes them. It makes no call for each, unless it keeps its arguments."""
+    """Return the settlements of successes as a store takes them. It makes no call for each, unless it keeps its arguments."""
     return [
         Run(
             each.id,
             each.epoch,
             each.claim.session,
             each.claim.request.to_bytes(8, "big") + each.claim.number.to_bytes(4, "big"),
-            # a success
             each.verdict.result if each.arguments is None else content_of(each.verdict.result, each.arguments),  # type: ignore[attr-defined]
             round(each.ran_for * MICROSECONDS),
             round(each.keep_for * MICROSECONDS),

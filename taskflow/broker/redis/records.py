@@ -18,7 +18,7 @@ from taskflow.model.job_schema import LARGE
 from taskflow.model.record import Record as JobRecord
 from taskflow.model.stored_values import LATEST, MAX_RAW
 
-# --- decodes stored records: see records.lua -----------------------------------------------------------------------
+# --- records ---------------------------------------------------------------------------------------------------------
 
 
 def is_reference(content: bytes) -> bool:
@@ -204,7 +204,7 @@ def _worker_name(raw: bytes) -> str:
         return raw.decode(errors="backslashreplace")
 
 
-# --- stores large payloads and results under separate keys, so that no script reads them ---------------------------
+# --- large contents --------------------------------------------------------------------------------------------------
 
 # They are sent ahead of the call that writes their records, and expire unless it keeps them, so a call that never arrives leaves nothing
 # behind. The key is the job's id and the revision that the call writes, so no other call replaces it. Records hold references; this module
