@@ -51,6 +51,7 @@ async def _rebuild(app: App, arguments: argparse.Namespace) -> int:
     broker, place = await existing_broker(app), masked(app.broker_url())
     if not confirmed(f"compute the indexes and counts of {one_line(place)} from its records?", arguments):
         return Exit.FAILED
+    await broker.admin.workers()  # if the store does not answer now, nothing has been done that could be recorded
     async with recorded(CallBrokerOnce(broker), "rebuild", **operator(arguments)) as progress:
         done = await broker.admin.rebuild()
         progress.affected = sum(done.corrected.values())

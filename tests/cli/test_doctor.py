@@ -195,6 +195,8 @@ def _change_counts(url: str) -> None:
 def test_no_server(cli: Cli, tmp_path: Path) -> None:
     """A store that is not there is no finding, but an error: exit 3."""
     assert "does not answer" in cli("doctor", "--broker", "redis://127.0.0.1:1", code=3).err
+    [line] = cli("doctor", "--rebuild", "--broker", "redis://127.0.0.1:1", code=3).err.splitlines()  # nothing of the audit log
+    assert "does not answer" in line
 
 
 # --- migrate: what it says, and how it ends; what it does: tests/stores/test_migrations.py ------------------------------
