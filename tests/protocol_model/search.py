@@ -6,7 +6,7 @@ What can play no part any more is forgotten: worlds that differ in nothing else 
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tests.protocol_model import invariants
@@ -112,3 +112,24 @@ def _tidy_process(bounds: Bounds, process: Process, store: Store, kept: Store | 
 def _is_dead(store: Store, session: Session) -> bool:
     row = store.row(session)
     return row is not None and row.standing is not ListenerState.ALIVE
+
+
+# --- worlds --------------------------------------------------------------------------------------------------------
+
+LEAN: Final = Bounds(late_beats=0, losses=0, lapses_apart=False, empty_answers=False)
+"""Without what `Bounds` calls the same or more permissive, to afford more of the rest."""
+
+REGULAR: Final = {
+    "every detail, one life each": Bounds(epochs=2, restarts=0, losses=0, late_beats=0),
+    "a restart": replace(LEAN, epochs=2, restarts=1, requests=1),
+    "a lost tail": replace(LEAN, epochs=2, restarts=0, losses=1, requests=1),
+    "two jobs": replace(LEAN, jobs=2, epochs=1, restarts=0, limit=2),
+}
+FULL: Final = {
+    "every detail, late beats": Bounds(epochs=2, restarts=0, losses=0, late_beats=1, requests=2),
+    "three leases, two restarts": replace(LEAN, epochs=3, restarts=2, requests=1),
+    "a lost tail, two requests": replace(LEAN, epochs=2, restarts=0, losses=1),
+    "a lost tail, a restart": replace(LEAN, epochs=2, restarts=1, losses=1, requests=1),
+    "two jobs, one by one": replace(LEAN, jobs=2, epochs=2, restarts=0),
+}
+"""Nightly: they take a minute and a half."""
