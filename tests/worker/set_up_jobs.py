@@ -28,14 +28,8 @@ def initialize() -> None:
     match HOW:
         case "fails":
             raise LookupError("no model")
-        case "fails once":
-            if not os.path.exists(f"{LEDGER}.once"):
-                open(f"{LEDGER}.once", "w").close()
-                raise LookupError("no model yet")
         case "exits":
             os._exit(3)
-        case "hangs":
-            time.sleep(60)
 
 
 @contextmanager
@@ -95,11 +89,6 @@ async def is_in_its_loop(ctx: JobContext) -> bool:
 async def cancels_everything() -> None:
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
-
-
-@job(runs_in="process", max_attempts=2, retry=None)
-def retried() -> int:
-    return 1
 
 
 @job(runs_in="process", max_attempts=1, stop_grace=10)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
@@ -11,7 +11,6 @@ import pytest
 from msgspec.structs import replace
 
 from taskflow import Failed, JobContext, Middleware, Parked, RunNext, Succeeded, Verdict, Worker, configure
-from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.events import RunEnded, WorkerEvent
 from taskflow.model.codec import encode_value
@@ -37,10 +36,7 @@ class Verdicts(Middleware):
         return self.seen[-1]
 
 
-@pytest.fixture(autouse=True)
-def broker() -> Iterator[MemoryBroker]:
-    with default_app().using(broker := MemoryBroker()):
-        yield broker
+pytestmark = pytest.mark.usefixtures("memory_broker")
 
 
 async def test_they_are_decoded_in_the_worker_too() -> None:

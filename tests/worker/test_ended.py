@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,7 @@ from tests.support.harnesses import BROKERS
 from tests.support.world import World
 from tests.worker.scene import EndedRecorder, FaultyBroker, a_faulty_broker
 
-
-@pytest.fixture(autouse=True)
-def memory() -> Iterator[MemoryBroker]:
-    """The broker of tests that name no other. Settings are put back afterwards."""
-    broker = MemoryBroker()
-    with default_app().using(broker):
-        yield broker
+pytestmark = pytest.mark.usefixtures("memory_broker")
 
 
 @pytest.fixture
@@ -264,7 +258,7 @@ async def test_a_job_that_cancels_every_task_costs_no_end(hearing: EndedRecorder
     assert len(hearing.infos) == 21
 
 
-async def test_without_such_a_hook_no_record_is_read(memory: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_such_a_hook_no_record_is_read(memory_broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     class Plain(Middleware):
         pass
 
@@ -273,7 +267,7 @@ async def test_without_such_a_hook_no_record_is_read(memory: MemoryBroker, monke
 
     configure(middleware=[Plain()])
     await ends.delay("returns")
-    monkeypatch.setattr(memory, "read", read)
+    monkeypatch.setattr(memory_broker, "read", read)
     async with Worker() as worker:
         await worker.drained()
     assert worker.tally.ended == 1

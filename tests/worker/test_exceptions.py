@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,7 +29,6 @@ from taskflow import (
     enqueue,
     job,
 )
-from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.ids import parse_id
 from taskflow.worker.children.messages import ChildDied
@@ -49,11 +47,7 @@ class Watching(Middleware):
         return verdict
 
 
-@pytest.fixture(autouse=True)
-def broker() -> Iterator[MemoryBroker]:
-    broker = MemoryBroker()
-    with default_app().using(broker):
-        yield broker
+pytestmark = pytest.mark.usefixtures("memory_broker")
 
 
 @pytest.fixture
@@ -134,14 +128,14 @@ async def test_middleware_sees_the_exception_itself(watching: Watching, kind: An
     assert mine.__traceback__ is not None
 
 
-async def test_what_the_run_itself_met_counts_too(watching: Watching, broker: MemoryBroker) -> None:
+async def test_what_the_run_itself_met_counts_too(watching: Watching, memory_broker: MemoryBroker) -> None:
     """A timeout, a cancellation, and a result that cannot be encoded."""
     cancelled = await in_loop.delay("is cancelled")
     await in_loop.options(timeout=0.05).delay("overruns")
     await in_loop.delay("returns what cannot be encoded")
     async with Worker() as worker:
         await until_ended(worker, 2)
-        await broker.cancel([parse_id(cancelled.id)])
+        await memory_broker.cancel([parse_id(cancelled.id)])
         await until_ended(worker, 3)
     found = {how: (type(verdict).__name__, type(error).__name__) for how, (verdict, error) in watching.seen.items()}
     assert found == {

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from taskflow import Worker, configure, job
-from taskflow.app.app import default_app
-from taskflow.broker.memory import MemoryBroker
 from taskflow.events import RunEnded, SessionOpened, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 
@@ -18,10 +14,7 @@ async def quick() -> None:
     return None
 
 
-@pytest.fixture(autouse=True)
-def broker() -> Iterator[MemoryBroker]:
-    with default_app().using(broker := MemoryBroker()):
-        yield broker
+pytestmark = pytest.mark.usefixtures("memory_broker")
 
 
 async def work() -> None:

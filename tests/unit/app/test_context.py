@@ -108,6 +108,3 @@ def test_progress_keeps_plain_values_and_the_head_of_a_long_note() -> None:
     context.progress(1, "x" * 10_000_000)
     assert reported == [Progress(0.25, "ready"), Progress(1.0, "x" * 4_096)]
     assert [(type(each.fraction), type(each.note)) for each in reported] == [(float, str)] * 2
-
-
-# --- lifespan -------------------------------------------------------------------------------------------------------

@@ -207,6 +207,3 @@ async def test_a_renamed_job_is_run_under_its_old_name(deploy: Deploy) -> None:
     await deploy.bench.run_all(by=deploy.new_app)
     assert await handle.result() == "new Ada"
     await is_parked(deploy, await deploy.new.mail.delay("Bob"), "app.tasks.send_letter")
-
-
-# --- with processes -------------------------------------------------------------------------------------------------

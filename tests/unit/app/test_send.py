@@ -37,9 +37,6 @@ from tests.unit.app.bench import Bench
 from tests.unit.app.jobs import add, blob, invoice
 from tests.unit.app.watched import Watched, settle_down
 
-# --- delay ----------------------------------------------------------------------------------------------------------
-
-
 # --- options --------------------------------------------------------------------------------------------------------
 
 IN_THE_ENVELOPE: list[tuple[EnqueueOptions, str, Any]] = [
