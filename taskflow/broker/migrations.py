@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import msgspec
 
 from taskflow.model.errors import BrokerRefused
+
+ADDITIONS: Final = "New tables and indexes."
+"""The description of a migration that only adds."""
 
 
 class Migration(msgspec.Struct, frozen=True):
@@ -22,11 +25,13 @@ class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
     `place`       the location of the tables: "schema 'taskflow'", "namespace 'taskflow' of /var/queue.db"
     `version`     the store's version before the migrations; 0 if there were no tables
     `migrations`  the migrations in order; empty if the store is up to date
+    `missing`     the statements that make the tables and indexes that the store's version lacks, if that is all
     """
 
     place: str
     version: int
     migrations: tuple[Migration, ...] = ()
+    missing: tuple[str, ...] = ()
 
     @property
     def target(self) -> int:
@@ -37,11 +42,11 @@ class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
         """Raise BrokerRefused if a migration is pending and `migrates` is False.
         The message names `place`, or by default the location of the tables."""
         if self.migrations and not migrates:
-            stands = f"has version {self.version}" if self.version else "does not exist"
-            raise BrokerRefused(
-                f"{place or self.place} {stands}, this taskflow needs version {self.target}, "
-                "and may not migrate it (migrate=0): run `taskflow migrate`"
-            )
+            if self.version == self.target:
+                stands = "lacks tables or indexes that this taskflow needs"
+            else:
+                stands = f"{f'has version {self.version}' if self.version else 'does not exist'}, this taskflow needs version {self.target}"
+            raise BrokerRefused(f"{place or self.place} {stands}, and may not migrate it (migrate=0): run `taskflow migrate`")
 
 
 @runtime_checkable
@@ -57,8 +62,7 @@ class Migrating(Protocol):
         """Apply all pending migrations or none, and return those applied. If
         several callers migrate at once, only one of them applies the migrations.
 
-        Raises BrokerUnavailable if another session holds locks on the tables for too long. The method makes several attempts and waits
-        only briefly each time, so that other sessions do not queue behind it for long.
+        Raises BrokerUnavailable if another session holds locks on the tables for longer than 2 s: others would queue behind this one.
         """
         ...
 

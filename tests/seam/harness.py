@@ -14,19 +14,17 @@ from typing import Any, ClassVar, Final, TypeVar
 import asyncpg
 import pytest
 
-from taskflow.broker.engine.records import FAILED, READY, RUNNING, Kind
+from taskflow.broker.engine.records import FAILED, READY, RUNNING, TABLES, Kind
 from taskflow.broker.engine.seam import ABSENT, NOW, Addition, Answer, Applied, Apply, Claimed, Effect, Put, Query, Record, Ref, Rev, Step
 from taskflow.broker.memory.store import MemoryStore
 from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.postgres.connect.server import PostgresTarget
-from taskflow.broker.postgres.tables import TABLES
 from taskflow.broker.redis.connections import Command, ConnectionPool
 from taskflow.broker.redis.records import Contents
 from taskflow.broker.redis.scripts import Scripts
 from taskflow.broker.redis.server import RedisTarget
 from taskflow.broker.redis.store import RedisStore
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.broker.sqlite.tables import TABLES as SQLITE_TABLES
 from taskflow.broker.sqlite.transactions import Durability
 from taskflow.model.clock import ManualClock, Seams
 from taskflow.model.errors import BrokerError, BrokerUnavailable
@@ -292,7 +290,7 @@ class SqliteSeamStore(SeamStore):
 
     async def spoil(self, ref: Ref) -> bool:
         with closing(sqlite3.connect(self._path, timeout=30, isolation_level=None)) as connection:
-            connection.execute(f"UPDATE taskflow_{SQLITE_TABLES[ref.kind]} SET queue = CAST(x'61ff' AS TEXT) WHERE id = ?", (ref.id,))
+            connection.execute(f"UPDATE taskflow_{TABLES[ref.kind]} SET queue = CAST(x'61ff' AS TEXT) WHERE id = ?", (ref.id,))
         return True
 
 

@@ -17,11 +17,11 @@ from functools import cache
 from typing import Any, ClassVar, Final
 
 from taskflow.broker import topics
+from taskflow.broker.engine import records
 from taskflow.broker.engine.records import INDEXES
 from taskflow.broker.engine.seam import Query, Scan
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.memory.store import MemoryStore
-from taskflow.broker.postgres import tables
 from taskflow.broker.protocol import Broker
 from taskflow.model.clock import Seams
 from taskflow.model.rules import Rules
@@ -446,7 +446,7 @@ class NewestPostgresHarness(PostgresHarness):
 
 
 TABLES: Final = (
-    *("meta", "requests", "marks", "lowered", *tables.TABLES.values(), *(index.name for index in INDEXES if index.entries)),
+    *("meta", "requests", "marks", "lowered", *records.TABLES.values(), *(index.name for index in INDEXES if index.entries)),
     *("tally", "totals", "awaited", "idle"),
 )
 """PostgreSQL's."""

@@ -31,6 +31,8 @@ class EngineBroker(ABC):
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.assumes_new = True
+        self.rebuilds = False
+        """Its caller is about to compute the indexes, so those that are missing do not matter."""
 
     @abstractmethod
     async def run(self, operation: Operation[T]) -> T:
@@ -151,6 +153,7 @@ class EngineAdmin:
         return await self._broker.examine()
 
     async def rebuild(self) -> Rebuilt:
+        self._broker.rebuilds = True
         living = [one_line(worker.session.name) for worker in await self.workers() if worker.is_alive]
         if living:
             raise BrokerRefused(

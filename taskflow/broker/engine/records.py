@@ -29,6 +29,21 @@ class Kind:
     """A fact about the whole store, such as an outage."""
 
 
+TABLES: Final[Mapping[int, str]] = {
+    Kind.JOB: "jobs",
+    Kind.KEY: "keys",
+    Kind.SESSION: "sessions",
+    Kind.SCHEDULE: "schedules",
+    Kind.QUEUE: "queues",
+    Kind.END: "ends",
+    Kind.ACTION: "actions",
+    Kind.INBOX: "inbox",
+    Kind.MARK: "facts",
+}
+"""The table of each kind in SQL stores. PostgreSQL locks rows in this order, but keys before jobs. A release may add kinds and indexes,
+and keeps what the release before reads; only an index with entries of a former kind needs a separate migration."""
+
+
 class Owner(Enum):
     """The only writer of a field. A field without an owner is written by puts and hot operations, which change the revision."""
 

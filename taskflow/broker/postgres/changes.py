@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from taskflow.broker.engine.records import HEADERS, RUNNING, Field, Flag, Kind, Type
+from taskflow.broker.engine.records import HEADERS, RUNNING, TABLES, Field, Flag, Kind, Type
 from taskflow.broker.engine.seam import KEEP, After, Put, Ref, Rev, Step
 from taskflow.broker.postgres.queries import claimed_bodies
-from taskflow.broker.postgres.tables import BY_INDEX, OTHERS, RESTARTED, SETTINGS, TABLES, WRITTEN, is_made_apart, tables, type_of
+from taskflow.broker.postgres.tables import BY_INDEX, OTHERS, RESTARTED, SETTINGS, WRITTEN, is_made_apart, tables, type_of
 
 AFTER_BASE: Final = -(1 << 63) + (1 << 61)
 """Added to the microseconds of an instant that is relative to the store's time."""

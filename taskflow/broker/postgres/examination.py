@@ -9,10 +9,9 @@ from typing import Any, Final
 
 from taskflow.broker.admin import Finding, Rebuilt
 from taskflow.broker.engine.examination import EXAMINE_TIMEOUT, WITH_ENTRIES, Entries, compare_entries, finding
-from taskflow.broker.engine.records import Index, Type
+from taskflow.broker.engine.records import TABLES, Index, Type
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.sql_files import filled
-from taskflow.broker.postgres.tables import TABLES
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 
 REBUILD_TIMEOUT: Final = 3600.0

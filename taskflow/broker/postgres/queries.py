@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from taskflow.broker.engine.records import HEADERS, Field, Index, Kind, Type
-from taskflow.broker.postgres.tables import BY_INDEX, JOB, SETTINGS, TABLES, places, type_of
+from taskflow.broker.engine.records import HEADERS, TABLES, Field, Index, Kind, Type
+from taskflow.broker.postgres.tables import BY_INDEX, JOB, SETTINGS, places, type_of
 
 
 def _function(name: str, arguments: str, returns: str, body: str) -> str:

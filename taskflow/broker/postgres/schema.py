@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
 import asyncpg
 
-from taskflow.broker.migrations import Migration, Upgrade
+from taskflow.broker.migrations import ADDITIONS, Migration, Upgrade
 from taskflow.broker.postgres import sql_files
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.connect.server import ANSWER_TIMEOUT, drop
@@ -18,7 +19,9 @@ from taskflow.broker.postgres.errors import ERRORS
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 
 VERSION: Final = 1
-"""The schema version that the installed taskflow needs. It is part of a release: see tests/stores/postgres/digest.py."""
+"""The schema version that the installed taskflow needs. It is part of a release: see tests/stores/postgres/digest.py. An older schema gets
+the tables and indexes that it lacks, and all functions in their new form. A release that changes more needs a migration for that:
+columns, types, the arguments or rows of a function, or an index with entries of records that are there already."""
 
 OLDEST_SERVER: Final = 140_000
 
@@ -58,12 +61,13 @@ def script(found: Upgrade, schema: str) -> str:
     """Return what `migrate` would do as a psql script. It fails, changing nothing, if the schema is there."""
     if not found.migrations:
         return f"-- {found.place} is up to date (version {found.version})\n"
+    ahead = (_GUARD_VERSION.replace("%version", str(found.version)),) if found.version else (_GUARD, _MAKE_SCHEMA)
     parts = (
         f"-- taskflow, {found.place}: from version {found.version} to {found.target}. To be run by the owner of the schema.",
         "\\set ON_ERROR_STOP on\n\\set ON_ERROR_ROLLBACK off",
         "BEGIN ISOLATION LEVEL READ COMMITTED;",
-        *(part.replace("%schema", schema) for part in (_TAKE_LOCK, _GUARD, _MAKE_SCHEMA)),
-        _contents(schema),
+        *(part.replace("%schema", schema) for part in (_TAKE_LOCK, *ahead)),
+        _additions(schema) if found.version else _contents(schema),
         "COMMIT;\n",
     )
     return "\n\n".join(parts)
@@ -92,12 +96,12 @@ async def _pending(connection: asyncpg.Connection, schema: str, place: str) -> U
         raise BrokerRefused(
             f"the schema {schema!r} of PostgreSQL at {place} has a table meta without a version: it belongs to another program"
         )
-    if version not in (0, VERSION):
-        remedy = "upgrade taskflow" if version > VERSION else "use the taskflow that made it, or drop it"
+    if version > VERSION:
         raise BrokerRefused(
-            f"the schema {schema!r} of PostgreSQL at {place} has version {version}, but this taskflow knows {VERSION}: {remedy}"
+            f"the schema {schema!r} of PostgreSQL at {place} has version {version}, but this taskflow knows {VERSION}: upgrade taskflow"
         )
-    migrations = () if version else (Migration(VERSION, "The tables."),)
+    description = f"{ADDITIONS} New functions." if version else "The tables."
+    migrations = () if version == VERSION else (Migration(VERSION, description),)
     return Upgrade(place=f"schema {schema!r}", version=version, migrations=migrations)
 
 
@@ -131,7 +135,7 @@ async def _make(connection: asyncpg.Connection, pool: ConnectionPool, schema: st
             await connection.execute(_MAKE_SCHEMA.replace("%schema", schema))
             await check_owner(connection, schema, place, pool.server.owner)  # again: another process may have created the schema
             await connection.execute(_AS_ITS_OWNER.replace("%schema", schema))
-            await connection.execute(_contents(schema))
+            await connection.execute(_additions(schema) if found.version else _contents(schema))
         return found
 
 
@@ -144,6 +148,25 @@ def _contents(schema: str) -> str:
         ]
     )
 
+
+def _additions(schema: str) -> str:
+    """Return what an older schema lacks, and all functions."""
+    tables = [_MADE.sub(r"\1IF NOT EXISTS ", made[0]) for made in _STATEMENT.finditer(sql_files.filled(sql_files.tables(), schema))]
+    functions = [_TRIGGER.sub("", sql_files.filled(text, schema)) for text in sql_files.functions()]
+    return "\n\n".join(
+        [
+            "SET LOCAL check_function_bodies = off;\nSET LOCAL client_min_messages = warning;",
+            "SET LOCAL lock_timeout = '2s'; -- others would queue behind it",
+            *tables,
+            *(re.sub("^CREATE FUNCTION", "CREATE OR REPLACE FUNCTION", text, flags=re.MULTILINE) for text in functions),
+            sql_files.placed(f"UPDATE @.meta SET value = {VERSION} WHERE name = 'version';", schema),
+        ]
+    )
+
+
+_STATEMENT: Final = re.compile(r"^CREATE (?:UNLOGGED )?(?:TABLE|INDEX)\b.*?;$", re.MULTILINE | re.DOTALL)
+_TRIGGER: Final = re.compile(r"^CREATE CONSTRAINT TRIGGER .*?;$", re.MULTILINE | re.DOTALL)
+_MADE: Final = re.compile(r"^(CREATE (?:UNLOGGED )?(?:TABLE|INDEX) )")
 
 # Overrides limits set for the role or database: the lock may be granted late. A program that holds the lock all the same is passed over,
 # unless its role may make a schema.
@@ -171,6 +194,15 @@ DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_tables WHERE schemaname = '%schema' AND tablename = 'meta') THEN
         RAISE EXCEPTION 'the schema %schema is there already: let `taskflow migrate --sql` print this script again';
+    END IF;
+END
+$$;"""
+
+_GUARD_VERSION: Final = """\
+DO $$
+BEGIN
+    IF (SELECT value FROM "%schema".meta WHERE name = 'version') <> %version THEN
+        RAISE EXCEPTION 'the schema %schema has another version by now: let `taskflow migrate --sql` print this script again';
     END IF;
 END
 $$;"""

@@ -11,7 +11,7 @@ from functools import cache, partial
 from typing import Any, Final, NamedTuple, Protocol
 
 from taskflow.broker.engine.moves import MOVE_SCANS
-from taskflow.broker.engine.records import Kind, Position
+from taskflow.broker.engine.records import TABLES, Kind, Position
 from taskflow.broker.engine.seam import (
     KEEP,
     Add,
@@ -42,7 +42,7 @@ from taskflow.broker.postgres.errors import NoRoom, was_held_up
 from taskflow.broker.postgres.queries import HOT_SCANS, ScanShape, hot_name, scan_sql
 from taskflow.broker.postgres.rows import AT, Row, add_to_group, claim_of, leased_record, position_of, record_of
 from taskflow.broker.postgres.sql_files import filled
-from taskflow.broker.postgres.tables import BY_INDEX, TABLES
+from taskflow.broker.postgres.tables import BY_INDEX
 from taskflow.model import wording
 from taskflow.model.errors import BrokerError, StoreFull
 from taskflow.model.ids import ID_BYTES

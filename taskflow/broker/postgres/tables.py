@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
-from taskflow.broker.engine.records import HEADERS, INDEXES, Field, Index, Kind, Owner, Type
-
-TABLES: Final[Mapping[int, str]] = {
-    Kind.JOB: "jobs",
-    Kind.KEY: "keys",
-    Kind.SESSION: "sessions",
-    Kind.SCHEDULE: "schedules",
-    Kind.QUEUE: "queues",
-    Kind.END: "ends",
-    Kind.ACTION: "actions",
-    Kind.INBOX: "inbox",
-    Kind.MARK: "facts",
-}
-"""The table of each kind of record, in the order in which operations lock them, but keys before jobs."""
+from taskflow.broker.engine.records import HEADERS, INDEXES, TABLES, Field, Index, Kind, Owner, Type
 
 OTHERS: Final = tuple(kind for kind in TABLES if kind not in (Kind.JOB, Kind.KEY))
 """The kinds whose changes are sent as JSON: few records of them change at a time."""

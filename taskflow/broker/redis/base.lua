@@ -14,7 +14,7 @@
 -- All keys, after the prefix. A claim is the number of a request (8 bytes) and of a lease (4 bytes).
 --
 -- key                    type    content
--- meta                   hash    layout; the last seq
+-- meta                   hash    layout; indexes: their names and digests; the last seq
 -- j:ID, k:, s:, h:, q:,  string  records: jobs, keys, sessions, schedules, queues, ends, actions, inbox, marks. See records.lua
 -- e:, a:, x:, m:
 -- c:ID, then 8 bytes     string  a large payload or result: see records.py

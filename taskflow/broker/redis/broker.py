@@ -26,7 +26,7 @@ from taskflow.broker.protocol import Added, Refused, UpkeepResult
 from taskflow.broker.redis.connections import Command, ConnectionPool
 from taskflow.broker.redis.errors import not_permitted
 from taskflow.broker.redis.examination import Comparison, keys_of
-from taskflow.broker.redis.layout import LAYOUT
+from taskflow.broker.redis.layout import DECLARED, LAYOUT, compare_declarations
 from taskflow.broker.redis.packing import pack, plain_leases
 from taskflow.broker.redis.records import Contents
 from taskflow.broker.redis.scripts import Scripts, smallest_calls
@@ -227,6 +227,8 @@ class RedisBroker(EngineBroker):
     async def rebuild(self) -> Rebuilt:
         found = await self._comparison(repairs=True).run()
         assert found is not None  # it had no time limit
+        if stored := await self._declared():
+            await self._declare(stored)
         return found
 
     def _comparison(self, *, repairs: bool, within: float = math.inf) -> Comparison:
@@ -300,7 +302,33 @@ class RedisBroker(EngineBroker):
                 f"{layout.decode(errors='backslashreplace')}, but this version reads {LAYOUT}. Use that version, or another ?namespace= in "
                 "the broker URL"
             )
+        await self._check_indexes(server_info.name, creates=creates)
         self._server_info = server_info
+
+    async def _check_indexes(self, server: str, *, creates: bool) -> None:
+        """Refuse a store whose indexes are others, but for `rebuild`, and name those that a new version adds for new kinds of records."""
+        stored = await self._declared()
+        if self.rebuilds or stored == DECLARED:
+            return
+        missing, unknown = compare_declarations(stored)
+        where = f"{server} at {self.server} has jobs of another version of taskflow under {self.prefix}"
+        if unknown:
+            raise BrokerRefused(f"{where}, with the index {unknown[0]!r}, which this version does not know: use that version")
+        if missing and stored:
+            raise BrokerRefused(
+                f"{where}, without the index {missing[0]!r}: stop its workers and senders, and run `taskflow doctor --rebuild`"
+            )
+        if creates and not stored >= DECLARED:
+            await self._declare(stored)
+
+    async def _declared(self) -> frozenset[str]:
+        return frozenset((await self.ask("HGET", f"{self.prefix}meta", "indexes") or b"").decode(errors="replace").split())
+
+    async def _declare(self, stored: frozenset[str]) -> None:
+        """Add the indexes that are complete now to those that the store names."""
+        _, unknown = compare_declarations(stored)
+        kept = {name for name in stored if name.split(".")[1] not in unknown}
+        await self.ask("HSET", f"{self.prefix}meta", "indexes", " ".join(sorted(DECLARED | kept)))
 
     def _time(self) -> str:
         return "" if self._clock is None else f"{self._clock.wall()}:{self._clock.steady()}"

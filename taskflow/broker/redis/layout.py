@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Sequence, Set
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -14,7 +15,7 @@ from taskflow.model.ids import ID_BYTES
 
 LAYOUT: Final = 2
 """The version of keys and records. A store with another version is refused. Increase it with every change that an older taskflow would
-misread."""
+misread. Kinds and indexes may be added without that: see DECLARED."""
 
 PREFIXES: Final = ("j:", "k:", "s:", "h:", "q:", "e:", "a:", "x:", "m:")
 """The beginnings of the keys of records, by kind."""
@@ -170,6 +171,21 @@ def behind(begin: bytes) -> bytes:
     """Return the first bytes behind all that begin with `begin`; b"" if there are none."""
     begin = begin.rstrip(b"\xff")
     return begin[:-1] + bytes([begin[-1] + 1]) if begin else b""
+
+
+DECLARED: Final = frozenset(f"{index.kind}.{index.name}.{zlib.crc32(repr(index).encode()):08x}" for index in INDEXES)
+"""The indexes by their kinds, as the store knows them. A taskflow that does not know an index of its records would leave it wrong."""
+
+
+def compare_declarations(stored: Set[str]) -> tuple[list[str], list[str]]:
+    """Return the indexes of known records that the store lacks, and those that this version does not know. Those of new kinds do not count:
+    they have no records yet, or the other version never touches them."""
+
+    def of(names: Set[str], others: Set[str]) -> list[str]:
+        kinds = {name.partition(".")[0] for name in others}
+        return sorted(name.split(".")[1] for name in names - others if name.partition(".")[0] in kinds)
+
+    return of(DECLARED, stored), of(stored, DECLARED)
 
 
 # --- for the scripts ----------------------------------------------------------------------------------------------

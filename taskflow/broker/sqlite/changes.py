@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, Final, NamedTuple
 
 from taskflow.broker import topics
-from taskflow.broker.engine.records import READY, RUNNING, Kind, Type
+from taskflow.broker.engine.records import READY, RUNNING, TABLES, Kind, Type
 from taskflow.broker.engine.seam import (
     ABSENT,
     KEEP,
@@ -32,7 +32,7 @@ from taskflow.broker.engine.seam import (
 from taskflow.broker.sqlite.counts import READY_OF, Counts
 from taskflow.broker.sqlite.queries import Packing, read_rows, rev_of
 from taskflow.broker.sqlite.statements import Statements, change_rows, filled_up, insert_rows, row_of
-from taskflow.broker.sqlite.tables import ENTRIES, FIELDS, RESTARTED, TABLES, WRITTEN, has_seq
+from taskflow.broker.sqlite.tables import ENTRIES, FIELDS, RESTARTED, WRITTEN, has_seq
 from taskflow.model.clock import Clock
 
 

@@ -14,10 +14,10 @@ from typing import Final, TypeVar
 
 from taskflow.broker.admin import Finding, Rebuilt
 from taskflow.broker.engine.examination import EXAMINE_TIMEOUT, WITH_ENTRIES, compare_entries, finding
+from taskflow.broker.engine.records import TABLES
 from taskflow.broker.sqlite.queries import ACTUAL_COUNTS
 from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import PRIVATE
-from taskflow.broker.sqlite.tables import TABLES
 
 T = TypeVar("T")
 

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 import msgspec
 
-from taskflow.broker.engine.records import HEADERS, Index, Kind, Position, Type
+from taskflow.broker.engine.records import HEADERS, TABLES, Index, Kind, Position, Type
 from taskflow.broker.engine.seam import Entry, Group, Query, Record, Ref, Rev, Scan, Snapshot
 from taskflow.broker.sqlite.statements import Statements, filled_up
-from taskflow.broker.sqlite.tables import BY_INDEX, PARTS, TABLES, falling_column, has_own_index, has_seq, index_name, places
+from taskflow.broker.sqlite.tables import BY_INDEX, PARTS, falling_column, has_own_index, has_seq, index_name, places
 from taskflow.model.clock import Clock
 from taskflow.model.job_schema import LARGE, SMALL
 

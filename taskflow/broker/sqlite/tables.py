@@ -8,11 +8,11 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from taskflow.broker.engine.records import HEADERS, INDEXES, Field, Index, Kind, Owner, Type
-from taskflow.broker.migrations import Migration, Upgrade
+from taskflow.broker.engine.records import HEADERS, INDEXES, TABLES, Field, Index, Kind, Owner, Type
+from taskflow.broker.migrations import ADDITIONS, Migration, Upgrade
 from taskflow.broker.sqlite.errors import is_busy
 from taskflow.broker.sqlite.statements import Statements, pragma, table_prefix
 from taskflow.broker.sqlite.store_file import StoreFile
@@ -20,19 +20,6 @@ from taskflow.model.errors import BrokerError, BrokerRefused
 
 VERSION: Final = 1
 """The version of the tables that this taskflow makes and uses."""
-
-TABLES: Final[Mapping[int, str]] = {
-    Kind.JOB: "jobs",
-    Kind.KEY: "keys",
-    Kind.SESSION: "sessions",
-    Kind.SCHEDULE: "schedules",
-    Kind.QUEUE: "queues",
-    Kind.END: "ends",
-    Kind.ACTION: "actions",
-    Kind.INBOX: "inbox",
-    Kind.MARK: "facts",
-}
-"""The table of each kind of record."""
 
 BY_INDEX: Final = {index.name: index for index in INDEXES}
 ENTRIES: Final = {kind: [index for index in INDEXES if index.entries is not None and index.kind == kind] for kind in HEADERS}
@@ -87,7 +74,7 @@ def ddl() -> str:
 
 
 def digest() -> int:
-    """Return a number that identifies the tables. A client whose tables differ is refused."""
+    """Return a number that identifies the tables and indexes."""
     return int.from_bytes(hashlib.sha256(ddl().encode()).digest()[:7], "big")
 
 
@@ -166,12 +153,13 @@ _COMMENT: Final = re.compile(r"^\s*--.*$", re.MULTILINE)
 def pending(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
     """Return what making the tables would do: nothing if they are there. Raises BrokerRefused if this version cannot use them."""
     is_there = tables_of(store.namespace) & tables_in(connection)
-    return upgrade_from(version_of(connection, store, sql) if is_there else 0, store)
+    return check_tables(connection, store, sql) if is_there else upgrade_from(0, store)
 
 
-def upgrade_from(version: int, store: StoreFile) -> Upgrade:
-    migrations = () if version else (Migration(VERSION, "The tables."),)
-    return Upgrade(place=f"namespace {store.namespace!r} of {store.path}", version=version, migrations=migrations)
+def upgrade_from(version: int, store: StoreFile, missing: Sequence[str] = ()) -> Upgrade:
+    done = [Migration(VERSION, ADDITIONS if version else "The tables.")] if missing or not version else []
+    place = f"namespace {store.namespace!r} of {store.path}"
+    return Upgrade(place=place, version=version, migrations=tuple(done), missing=tuple(missing))
 
 
 def make(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
@@ -179,7 +167,7 @@ def make(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> U
     execute_with_lock(connection, store, "BEGIN IMMEDIATE")
     try:
         found = pending(connection, store, sql)
-        for statement in _statements(sql) if found.migrations else ():
+        for statement in _statements(found, sql) if found.migrations else ():
             connection.execute(statement)
         connection.execute("COMMIT")
     except BaseException:
@@ -193,14 +181,23 @@ def script(found: Upgrade, sql: Statements, *, shared: bool = False) -> str:
     """Return what `make` would do as a script for the `sqlite3` program. It fails, changing nothing, if the tables are there."""
     if not found.migrations:
         return f"-- {found.place} is up to date (version {found.version})\n"
-    head = f"-- taskflow, {found.place}: from version 0 to {VERSION}."
+    head = f"-- taskflow, {found.place}: from version {found.version} to {VERSION}."
     shrinking = "" if shared else "PRAGMA auto_vacuum=INCREMENTAL;\n"  # a file that has tables keeps its setting
-    return "\n\n".join([head, f".bail on\n{shrinking}BEGIN IMMEDIATE;", *_statements(sql), "COMMIT;\n"])
+    return "\n\n".join([head, f".bail on\n{shrinking}BEGIN IMMEDIATE;", *(f"{each};" for each in _statements(found, sql)), "COMMIT;\n"])
 
 
-def _statements(sql: Statements) -> Iterator[str]:
-    yield from (f"{part.strip()};" for part in sql.script(_COMMENT.sub("", ddl())).split(";")[:-1])
-    yield sql.script(f"""INSERT INTO "~meta" (name, value) VALUES ('version', {VERSION}), ('digest', {digest()});""")
+def _statements(found: Upgrade, sql: Statements) -> Iterator[str]:
+    yield from found.missing or _objects(sql).values()
+    yield sql.script(f"""INSERT OR REPLACE INTO "~meta" (name, value) VALUES ('version', {VERSION}), ('digest', {digest()})""")
+
+
+_NAME: Final = re.compile(r'CREATE (?:TABLE|INDEX) "([^"]+)"')
+
+
+def _objects(sql: Statements) -> dict[str, str]:
+    """Return the statement that makes each table and index, as SQLite keeps it."""
+    statements = [part.strip() for part in sql.script(_COMMENT.sub("", ddl())).split(";")[:-1]]
+    return {_NAME.match(each)[1]: each for each in statements}  # type: ignore[index]
 
 
 def tables_in(connection: sqlite3.Connection) -> set[str]:
@@ -214,14 +211,14 @@ def tables_of(namespace: str) -> set[str]:
 
 
 def tables_of_namespaces(there: set[str]) -> set[str]:
-    """Return the tables that belong to a complete taskflow namespace."""
+    """Return the tables that belong to a taskflow namespace. The one before may lack some, and the next one may have more."""
     prefixes = {name.removesuffix("counted") for name in there if name.endswith("_counted")}
-    whole = [{prefix + name for name in names()} for prefix in prefixes]
-    return set().union(*(tables for tables in whole if tables <= there))
+    whole = [prefix for prefix in prefixes if {f"{prefix}meta", f"{prefix}{TABLES[Kind.JOB]}"} <= there]
+    return {name for name in there if name.startswith(tuple(whole))}
 
 
-def version_of(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> int:
-    """Return the version of the tables. Raises BrokerRefused if they are not those of the installed taskflow, or if a trigger or a view,
+def check_tables(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
+    """Return what the tables lack. Raises BrokerRefused if they are not those of the installed taskflow, or if a trigger or a view,
     which would run another program's SQL, has been put on them."""
     try:
         [(version, made_from, has_triggers)] = connection.execute(sql[_VERSION]).fetchall()
@@ -235,15 +232,26 @@ def version_of(connection: sqlite3.Connection, store: StoreFile, sql: Statements
             f"{namespace} was made by a newer taskflow (table version {version}, this one knows {VERSION}): upgrade taskflow, or use "
             "another file"
         )
-    if made_from != digest():
-        raise BrokerRefused(f"{namespace} was made by a taskflow with other tables: use the same version, or another file")
+    missing = [] if made_from == digest() else _missing(connection, namespace, sql)
     if has_triggers:
         for kind, name in connection.execute(sql[_INTRUDERS], (json.dumps(sorted(tables_of(store.namespace))),)):
             raise BrokerRefused(
                 f"{store.path}: the tables of namespace {store.namespace!r} have the {kind} {name!r}, which is not part of taskflow: "
                 "drop it if you trust the rest of the file, or use another file"
             )
-    return version
+    return upgrade_from(version, store, missing)
+
+
+def _missing(connection: sqlite3.Connection, namespace: str, sql: Statements) -> list[str]:
+    """Compare the tables with those of this version. Another one may have more, and SQLite keeps up its indexes; see `records.INDEXES`."""
+    there = dict(connection.execute("SELECT name, sql FROM main.sqlite_master WHERE sql IS NOT NULL").fetchall())
+    needed = _objects(sql)
+    missing = {name: text for name, text in needed.items() if name not in there}
+    # the entries of records that are there already would be missing, too
+    without = {f"{sql.prefix}{index.name}" for index in INDEXES if index.entries and f"{sql.prefix}{TABLES[index.kind]}" in there}
+    if other := [name for name, text in needed.items() if there.get(name, text) != text] or sorted(without & missing.keys()):
+        raise BrokerRefused(f"{namespace} was made by a taskflow with another {other[0]}: use the same version, or another file")
+    return list(missing.values())
 
 
 def _not_ours(store: StoreFile) -> BrokerError:

@@ -24,7 +24,7 @@ from taskflow.broker.sqlite.counts import Announcement
 from taskflow.broker.sqlite.statements import Statements, table_prefix
 from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import StoreFile
-from taskflow.broker.sqlite.tables import upgrade_from, version_of
+from taskflow.broker.sqlite.tables import check_tables
 from taskflow.broker.sqlite.transactions import IS_COMMITTED, ExpectedCommit
 from taskflow.broker.sqlite.writer import Writer
 from taskflow.broker.transactional import Dialect, Purpose, Row, RunStatement, Statement, Verb
@@ -111,7 +111,7 @@ class SqliteTransactional:
                 f"the transaction does not see the tables of namespace {self._store.namespace!r} in {ours}: nothing was sent; roll it back "
                 "and begin another, because they were created after it had begun"
             ) from error
-        upgrade_from(version_of(cast("Any", connection), self._store, self._sql), self._store).refuse_unless(migrates=False)
+        check_tables(cast("Any", connection), self._store, self._sql).refuse_unless(migrates=False)
 
     def _is_ours(self, file: str) -> bool:
         try:

@@ -19,7 +19,7 @@ from taskflow.broker.sqlite.notifier import Notifier
 from taskflow.broker.sqlite.statements import Statements, pragma
 from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import StoreFile, check_beside
-from taskflow.broker.sqlite.tables import version_of
+from taskflow.broker.sqlite.tables import check_tables
 from taskflow.model.clock import Clock
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, SessionLost, StoreFull
 
@@ -368,7 +368,7 @@ class OpenFile:
     def _check_version(self, *, always: bool = False) -> None:
         """Raise BrokerRefused if another process has changed the tables. Costs nothing while they do not change."""
         if self._has_compiled or always:
-            version_of(self._connection, self._file, self.store.sql)
+            check_tables(self._connection, self._file, self.store.sql)
             self._has_compiled = False
 
     def _roll_back(self) -> None:

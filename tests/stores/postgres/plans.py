@@ -14,11 +14,10 @@ import asyncpg
 from taskflow import Status
 from taskflow.broker import topics
 from taskflow.broker.admin import View
-from taskflow.broker.engine.records import Kind
+from taskflow.broker.engine.records import TABLES, Kind
 from taskflow.broker.engine.seam import ABSENT, Addition, Apply, Put, Query, Ref, Scan, Step
 from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.postgres.queries import HOT_SCANS
-from taskflow.broker.postgres.tables import TABLES
 from taskflow.model.audit import Action
 from taskflow.model.clock import ManualClock
 from taskflow.model.envelope import Lease, OnConflict

@@ -14,8 +14,8 @@ import asyncpg
 import pytest
 
 from taskflow.broker import topics
+from taskflow.broker.engine.records import TABLES
 from taskflow.broker.postgres.queries import HOT_SCANS, hot_name
-from taskflow.broker.postgres.tables import TABLES
 from taskflow.model.session import Beat
 from tests.stores.postgres.counts import SESSION, UNTIL_KEPT, Call, Clock, OnConnection, Store, a_store, rows_of
 from tests.stores.postgres.plans import FEW, FILL, Everything, Read, can_explain, empty_tables, explaining

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from taskflow.broker.engine.records import INDEXES, Kind
+from taskflow.broker.engine.records import INDEXES, TABLES, Kind
 from taskflow.broker.engine.seam import ABSENT, After, Apply, Put, Query, Ref, Run, Scan, Step
 from taskflow.broker.sqlite import SqliteBroker, tables
 from taskflow.broker.sqlite.statements import Statements
@@ -167,7 +167,7 @@ def test_no_statement_reads_a_table_from_end_to_end(connection: sqlite3.Connecti
     said = set[str]()
     connection.set_trace_callback(said.add)
     store = SqliteStore(connection, Statements("taskflow"), ManualClock(), None)
-    refs = [Ref(kind, bytes([kind] * 16)) for kind in tables.TABLES]
+    refs = [Ref(kind, bytes([kind] * 16)) for kind in TABLES]
     job, session = refs[Kind.JOB], refs[Kind.SESSION]
     new = Put(job, {"queue": "default", "job": "work", "due_at": After(0), "flags": 4}, entries={"tags": ("a",)})
     store.apply(Apply([Step({ref: ABSENT}, (new if ref == job else Put(ref, {}),)) for ref in refs]))
