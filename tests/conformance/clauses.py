@@ -18,7 +18,7 @@ from tests.support.harnesses import StoreHarness
 from tests.support.world import World
 
 MODULES: Final = (
-    *("enqueue", "keys", "joins", "claim", "beat", "settle", "turns", "ends"),
+    *("enqueue", "keys", "joins", "sessions", "claim", "beat", "settle", "turns", "ends"),
     *("cancel_read", "upkeep", "poison_follow_up", "outage", "listen", "nudges", "schedules"),
     *("admin", "pages", "admin_acts", "admin_failures", "audit"),
     *("tags", "spoilt_rows"),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from functools import wraps
 from typing import Any, ClassVar, TypeVar
 
 from hypothesis import strategies as st
@@ -35,6 +36,21 @@ from tests.support.harnesses import Capability, StoreHarness
 from tests.support.verdicts import handed_back
 
 T = TypeVar("T")
+
+
+def step(**draws: Any) -> Callable[[Callable[..., Coroutine[Any, Any, None]]], Any]:
+    """Make a rule of a coroutine function. Each of its steps is counted under its name."""
+
+    def decorate(act: Callable[..., Coroutine[Any, Any, None]]) -> Any:
+        @wraps(act)
+        def take(machine: BrokerMachine, *drawn: Any, **more: Any) -> None:
+            machine.taken[act.__name__] += 1
+            machine._run(act(machine, *drawn, **more))
+
+        made: Any = rule(**draws)
+        return made(take)
+
+    return decorate
 
 
 class BrokerMachine(RuleBasedStateMachine):
@@ -66,11 +82,6 @@ class BrokerMachine(RuleBasedStateMachine):
     def _run(self, steps: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(steps)
 
-    def _take(self, steps: Coroutine[Any, Any, None]) -> None:
-        """One rule: what it does, counted under its name."""
-        self.taken[str(getattr(steps, "__name__", steps)).lstrip("_")] += 1
-        self._run(steps)
-
     @initialize()
     def two_workers(self) -> None:
         self._run(self._register("w0"))
@@ -78,9 +89,9 @@ class BrokerMachine(RuleBasedStateMachine):
 
     # --- enqueue -------------------------------------------------------------------------------------------------------
 
-    @rule(batch=st.lists(envelope_fields(), min_size=1, max_size=3))
-    def enqueue(self, batch: list[dict[str, Any]]) -> None:
-        self._take(self._enqueue([self._an_envelope(fields) for fields in batch]))
+    @step(batch=st.lists(envelope_fields(), min_size=1, max_size=3))
+    async def enqueue(self, batch: list[dict[str, Any]]) -> None:
+        await self._enqueue([self._an_envelope(fields) for fields in batch])
 
     async def _enqueue(self, envelopes: list[Envelope]) -> None:
         self._envelopes += envelopes
@@ -97,29 +108,24 @@ class BrokerMachine(RuleBasedStateMachine):
         return self._compared.world.an_envelope(**given)
 
     @precondition(lambda self: self._envelopes)
-    @rule(pick=PICK)
-    def resend_enqueue(self, pick: int) -> None:
-        self._take(self._resend_enqueue(self._envelopes[-1 - pick % len(self._envelopes)]))
-
-    async def _resend_enqueue(self, envelope: Envelope) -> None:
+    @step(pick=PICK)
+    async def resend_enqueue(self, pick: int) -> None:
+        envelope = self._envelopes[-1 - pick % len(self._envelopes)]
         if not self._compared.may_have_forgotten(envelope.id):
             await self._compared.enqueue([envelope])
 
-    @rule(queue=st.sampled_from(QUEUES), members=st.integers(1, 3))
-    def join(self, queue: str, members: int) -> None:
+    @step(queue=st.sampled_from(QUEUES), members=st.integers(1, 3))
+    async def join(self, queue: str, members: int) -> None:
         """A held job and all that it awaits, in one batch."""
         held = self._an_envelope({"queue": queue, "awaits": members})
         joiners = [self._compared.world.an_envelope(queue=queue, joins=(held.id,)) for _ in range(members)]
-        self._take(self._join([held, *joiners]))
-
-    async def _join(self, envelopes: list[Envelope]) -> None:
-        await self._enqueue(envelopes)
+        await self._enqueue([held, *joiners])
 
     # --- sessions ------------------------------------------------------------------------------------------------------
 
-    @rule(name=st.sampled_from(("w0", "w1", "w2")))
-    def register(self, name: str) -> None:
-        self._take(self._register(name))
+    @step(name=st.sampled_from(("w0", "w1", "w2")))
+    async def register(self, name: str) -> None:
+        await self._register(name)
 
     async def _register(self, name: str) -> None:
         session = self._compared.world.an_unregistered_session(name)
@@ -130,11 +136,9 @@ class BrokerMachine(RuleBasedStateMachine):
         await self._compared.register(session)
 
     @precondition(lambda self: self._workers)
-    @rule(pick=PICK)
-    def register_again(self, pick: int) -> None:
-        self._take(self._register_again(self._worker(pick)))
-
-    async def _register_again(self, worker: WorkerModel) -> None:
+    @step(pick=PICK)
+    async def register_again(self, pick: int) -> None:
+        worker = self._worker(pick)
         if not self._compared.may_have_forgotten(worker.session.id):
             await self._compared.register(worker.session)
 
@@ -144,9 +148,9 @@ class BrokerMachine(RuleBasedStateMachine):
     # --- claim ---------------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self._workers)
-    @rule(pick=PICK, queues=st.sampled_from(((), ("a",), ("b", "a"))), limit=LIMITS, is_received=st.sampled_from((True, True, False)))
-    def claim(self, pick: int, queues: Sequence[str], limit: int, is_received: bool) -> None:
-        self._take(self._claim(self._worker(pick), queues, limit, is_received=is_received))
+    @step(pick=PICK, queues=st.sampled_from(((), ("a",), ("b", "a"))), limit=LIMITS, is_received=st.sampled_from((True, True, False)))
+    async def claim(self, pick: int, queues: Sequence[str], limit: int, is_received: bool) -> None:
+        await self._claim(self._worker(pick), queues, limit, is_received=is_received)
 
     async def _claim(self, worker: WorkerModel, queues: Sequence[str] = (), limit: int = 5, *, is_received: bool = True) -> None:
         worker.asked += 1
@@ -162,34 +166,32 @@ class BrokerMachine(RuleBasedStateMachine):
             worker.holds.update((lease.claim, lease) for lease in leases)
 
     @precondition(lambda self: any(worker.asked for worker in self._workers))
-    @rule(pick=PICK)
-    def resend_claim(self, pick: int) -> None:
+    @step(pick=PICK)
+    async def resend_claim(self, pick: int) -> None:
         asked = [worker for worker in self._workers if worker.asked]
-        self._take(self._resend_claim(asked[pick % len(asked)]))
-
-    async def _resend_claim(self, worker: WorkerModel) -> None:
-        # A store that lost its tail may not remember the request: then it is a new one there, under the same claim ids.
+        worker = asked[pick % len(asked)]
         leases = await self._compared.claim(worker.session, worker.asked, *worker.asked_for)
         self._receive(worker, leases, is_received=True)
 
     @precondition(lambda self: any(worker.asked > 1 for worker in self._workers))
-    @rule(pick=PICK)
-    def late_claim(self, pick: int) -> None:
+    @step(pick=PICK)
+    async def late_claim(self, pick: int) -> None:
         asked = [worker for worker in self._workers if worker.asked > 1]
-        self._take(self._late_claim(asked[pick % len(asked)]))
-
-    async def _late_claim(self, worker: WorkerModel) -> None:
+        worker = asked[pick % len(asked)]
         leases = await self._compared.claim(worker.session, worker.asked - 1, (), 5)
         self._leases += leases or []
 
     # --- beat ----------------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self._workers)
-    @rule(pick=PICK, progress=st.sampled_from((None, Progress(0.5, "half"))), what=st.sampled_from(("all", "all", "some", "nothing")))
-    def beat(self, pick: int, progress: Progress | None, what: str) -> None:
+    @step(pick=PICK, progress=st.sampled_from((None, Progress(0.5, "half"))), what=st.sampled_from(("all", "all", "some", "nothing")))
+    async def beat(self, pick: int, progress: Progress | None, what: str) -> None:
         """It names all that it holds; or less, having been sent before the last answers came; or nothing, having given up on them all."""
         worker = self._worker(pick)
-        self._take(self._beat_of_the_unknowing(worker) if what == "nothing" else self._beat(worker, progress, is_stale=what == "some"))
+        if what == "nothing":
+            worker.holds.clear()
+            worker.seen = worker.asked
+        await self._beat(worker, progress, is_stale=what == "some")
 
     async def _beat(self, worker: WorkerModel, progress: Progress | None = None, *, is_stale: bool = False) -> None:
         claims = tuple(worker.holds)
@@ -198,24 +200,17 @@ class BrokerMachine(RuleBasedStateMachine):
         named = tuple(claim for claim in claims if claim.request <= seen)
         await self._compared.beat(Beat(session=worker.session.id, claims=named, seen=seen, reports=reports))
 
-    async def _beat_of_the_unknowing(self, worker: WorkerModel) -> None:
-        worker.holds.clear()
-        worker.seen = worker.asked
-        await self._compared.beat(Beat(session=worker.session.id, seen=worker.asked))
-
     @precondition(lambda self: len(self._workers) > 1)
-    @rule(pick=PICK)
-    def leave(self, pick: int) -> None:
-        self._take(self._leave(self._worker(pick)))
-
-    async def _leave(self, worker: WorkerModel) -> None:
+    @step(pick=PICK)
+    async def leave(self, pick: int) -> None:
+        worker = self._worker(pick)
         await self._compared.beat(Beat(session=worker.session.id, claims=tuple(worker.holds), seen=worker.seen, leaving=True))
 
     @precondition(lambda self: len(self._workers) > 1)
-    @rule(pick=PICK, cause=CAUSES_OF_DEATH)
-    def die(self, pick: int, cause: str) -> None:
+    @step(pick=PICK, cause=CAUSES_OF_DEATH)
+    async def die(self, pick: int, cause: str) -> None:
         """Its supervisor says so, when it is true or when it is not: what it settles afterwards is a zombie's."""
-        self._take(self._die(self._worker(pick), cause))
+        await self._die(self._worker(pick), cause)
 
     async def _die(self, worker: WorkerModel, cause: str) -> None:
         await self._compared.beat(Beat.of_death(worker.session.id, cause))
@@ -223,11 +218,11 @@ class BrokerMachine(RuleBasedStateMachine):
     # --- settle --------------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self._leases)
-    @rule(picks=st.lists(PICK, min_size=1, max_size=3), verdict=verdicts(), follow_up=st.one_of(st.none(), envelope_fields()))
-    def settle(self, picks: list[int], verdict: tuple[str, dict[str, Any]], follow_up: dict[str, Any] | None) -> None:
+    @step(picks=st.lists(PICK, min_size=1, max_size=3), verdict=verdicts(), follow_up=st.one_of(st.none(), envelope_fields()))
+    async def settle(self, picks: list[int], verdict: tuple[str, dict[str, Any]], follow_up: dict[str, Any] | None) -> None:
         """Of any lease that ever was, the latest first: zombies settle too."""
         leases = {self._leases[-1 - pick % len(self._leases)].claim: self._leases[-1 - pick % len(self._leases)] for pick in picks}
-        self._take(self._settle([self._settlement(lease, verdict, follow_up) for lease in leases.values()]))
+        await self._settle([self._settlement(lease, verdict, follow_up) for lease in leases.values()])
 
     def _settlement(self, lease: Lease, verdict: tuple[str, dict[str, Any]], follow_up: dict[str, Any] | None = None) -> Settlement:
         name, arguments = verdict
@@ -243,12 +238,10 @@ class BrokerMachine(RuleBasedStateMachine):
                 worker.holds.pop(settlement.claim, None)
 
     @precondition(lambda self: self._workers)
-    @rule(pick=PICK, limit=LIMITS, verdict=verdicts(), is_resent=st.booleans())
-    def work(self, pick: int, limit: int, verdict: tuple[str, dict[str, Any]], is_resent: bool) -> None:
+    @step(pick=PICK, limit=LIMITS, verdict=verdicts(), is_resent=st.booleans())
+    async def work(self, pick: int, limit: int, verdict: tuple[str, dict[str, Any]], is_resent: bool) -> None:
         """Claim, and settle all that it holds, twice when the reply is lost."""
-        self._take(self._work(self._worker(pick), limit, verdict, is_resent))
-
-    async def _work(self, worker: WorkerModel, limit: int, verdict: tuple[str, dict[str, Any]], is_resent: bool) -> None:
+        worker = self._worker(pick)
         await self._claim(worker, limit=limit)
         settlements = [self._settlement(lease, verdict) for lease in worker.holds.values()]
         if settlements:
@@ -257,11 +250,9 @@ class BrokerMachine(RuleBasedStateMachine):
             await self._send_settlements(settlements)
 
     @precondition(lambda self: self._settlements)
-    @rule(pick=PICK)
-    def resend_settle(self, pick: int) -> None:
-        self._take(self._resend_settle(self._settlements[-1 - pick % len(self._settlements)]))
-
-    async def _resend_settle(self, settlement: Settlement) -> None:
+    @step(pick=PICK)
+    async def resend_settle(self, pick: int) -> None:
+        settlement = self._settlements[-1 - pick % len(self._settlements)]
         await self._send_settlements([settlement])
 
     async def _send_settlements(self, settlements: list[Settlement]) -> None:
@@ -273,101 +264,64 @@ class BrokerMachine(RuleBasedStateMachine):
     # --- operators -----------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self._envelopes)
-    @rule(picks=st.lists(PICK, min_size=1, max_size=2))
-    def cancel(self, picks: list[int]) -> None:
-        self._take(self._cancel([self._envelopes[-1 - pick % len(self._envelopes)].id for pick in picks]))
+    @step(picks=st.lists(PICK, min_size=1, max_size=2))
+    async def cancel(self, picks: list[int]) -> None:
+        await self._compared.cancel([self._envelopes[-1 - pick % len(self._envelopes)].id for pick in picks])
 
-    async def _cancel(self, ids: list[bytes]) -> None:
-        await self._compared.cancel(ids)
-
-    @rule(queue=st.sampled_from(QUEUES), is_pause=st.booleans())
-    def pause_or_resume(self, queue: str, is_pause: bool) -> None:
-        self._take(self._pause(queue) if is_pause else self._resume(queue))
-
-    async def _pause(self, queue: str) -> None:
-        await self._compared.pause(queue)
-
-    async def _resume(self, queue: str) -> None:
-        await self._compared.resume(queue)
+    @step(queue=st.sampled_from(QUEUES), is_pause=st.booleans())
+    async def pause_or_resume(self, queue: str, is_pause: bool) -> None:
+        await (self._compared.pause(queue) if is_pause else self._compared.resume(queue))
 
     @precondition(lambda self: self._envelopes)
-    @rule(picks=st.lists(PICK, min_size=1, max_size=3))
-    def retry(self, picks: list[int]) -> None:
-        self._take(self._retry([self._envelopes[-1 - pick % len(self._envelopes)].id for pick in picks]))
-
-    async def _retry(self, ids: list[bytes]) -> None:
-        await self._compared.retry(ids)
+    @step(picks=st.lists(PICK, min_size=1, max_size=3))
+    async def retry(self, picks: list[int]) -> None:
+        await self._compared.retry([self._envelopes[-1 - pick % len(self._envelopes)].id for pick in picks])
 
     @precondition(lambda self: self._envelopes)
-    @rule(picks=st.lists(PICK, min_size=1, max_size=3))
-    def run_now(self, picks: list[int]) -> None:
-        self._take(self._run_now([self._envelopes[-1 - pick % len(self._envelopes)].id for pick in picks]))
+    @step(picks=st.lists(PICK, min_size=1, max_size=3))
+    async def run_now(self, picks: list[int]) -> None:
+        await self._compared.run_now([self._envelopes[-1 - pick % len(self._envelopes)].id for pick in picks])
 
-    async def _run_now(self, ids: list[bytes]) -> None:
-        await self._compared.run_now(ids)
-
-    @rule(job_filter=FILTERS)
-    def purge(self, job_filter: View) -> None:
-        self._take(self._purge(job_filter))
-
-    async def _purge(self, job_filter: View) -> None:
+    @step(job_filter=FILTERS)
+    async def purge(self, job_filter: View) -> None:
         await self._compared.purge(job_filter)
 
-    @rule(view=FILTERS, limit=st.sampled_from((1, 3, 100)))
-    def page(self, view: View, limit: int) -> None:
-        self._take(self._page(view, limit))
-
-    async def _page(self, view: View, limit: int) -> None:
+    @step(view=FILTERS, limit=st.sampled_from((1, 3, 100)))
+    async def page(self, view: View, limit: int) -> None:
         await self._compared.page(view, limit)
 
     @precondition(lambda self: any(envelope.key for envelope in self._envelopes))
-    @rule(pick=PICK)
-    def holders(self, pick: int) -> None:
+    @step(pick=PICK)
+    async def holders(self, pick: int) -> None:
         keys = [envelope.key for envelope in self._envelopes if envelope.key is not None]
-        self._take(self._holders([keys[-1 - pick % len(keys)], keys[0], bytes(16)]))
-
-    async def _holders(self, keys: list[bytes]) -> None:
-        await self._compared.holders(keys)
+        await self._compared.holders([keys[-1 - pick % len(keys)], keys[0], bytes(16)])
 
     # --- time and mishaps ----------------------------------------------------------------------------------------------
 
-    @rule(limit=st.sampled_from((0, 1, 3, 1_000, 1_000)))
-    def upkeep(self, limit: int) -> None:
-        self._take(self._upkeep(limit))
-
-    async def _upkeep(self, limit: int = 1_000) -> None:
+    @step(limit=st.sampled_from((0, 1, 3, 1_000, 1_000)))
+    async def upkeep(self, limit: int) -> None:
         await self._compared.upkeep(limit)
 
-    @rule(seconds=st.sampled_from((0.001, 1.0, 5.0, 11.0, 35.0)), is_tended=st.booleans())
-    def pass_time(self, seconds: float, is_tended: bool) -> None:
-        self._take(self._pass_time(seconds, is_tended=is_tended))
-
-    async def _pass_time(self, seconds: float, *, is_tended: bool) -> None:
+    @step(seconds=st.sampled_from((0.001, 1.0, 5.0, 11.0, 35.0)), is_tended=st.booleans())
+    async def pass_time(self, seconds: float, is_tended: bool) -> None:
         self._compared.clock.advance(seconds)
         if is_tended:
             await self._compared.upkeep(1_000)
 
-    @rule(seconds=st.sampled_from((-3_600.0, -10.0, -1.0, 1.0, 10.0)))
-    def set_the_clock(self, seconds: float) -> None:
-        self._take(self._set_the_clock(seconds))
-
-    async def _set_the_clock(self, seconds: float) -> None:
+    @step(seconds=st.sampled_from((-3_600.0, -10.0, -1.0, 1.0, 10.0)))
+    async def set_the_clock(self, seconds: float) -> None:
         self._compared.clock.skew(seconds)
 
     @precondition(lambda self: self._workers)
-    @rule(pick=PICK, other=PICK, verdict=verdicts(), is_bounded=st.booleans())
-    def lapse_reap_reclaim(self, pick: int, other: int, verdict: tuple[str, dict[str, Any]], is_bounded: bool) -> None:
+    @step(pick=PICK, other=PICK, verdict=verdicts(), is_bounded=st.booleans())
+    async def lapse_reap_reclaim(self, pick: int, other: int, verdict: tuple[str, dict[str, Any]], is_bounded: bool) -> None:
         """A worker sleeps, is reaped, another takes over what it had; then it wakes and settles as if nothing had been."""
-        self._take(self._lapse_reap_reclaim(self._worker(pick), self._worker(other), verdict, is_bounded))
-
-    async def _lapse_reap_reclaim(
-        self, worker: WorkerModel, other: WorkerModel, verdict: tuple[str, dict[str, Any]], is_bounded: bool
-    ) -> None:
+        worker, successor = self._worker(pick), self._worker(other)
         await self._enqueue([self._compared.world.an_envelope(queue="a") for _ in range(2)])
         await self._claim(worker)
         await self._sleep(worker)
         await self._compared.upkeep(1 if is_bounded else 1_000)
-        await self._claim(other)
+        await self._claim(successor)
         if worker.holds:
             await self._settle([self._settlement(lease, verdict) for lease in worker.holds.values()])
 
@@ -379,12 +333,9 @@ class BrokerMachine(RuleBasedStateMachine):
                 if each is not worker:
                     await self._beat(each)
 
-    @rule(queue=st.sampled_from(QUEUES), how=st.lists(ENDS_OF_WORKERS, min_size=1, max_size=4), is_cancelled=st.booleans())
-    def lose_workers(self, queue: str, how: list[str], is_cancelled: bool) -> None:
+    @step(queue=st.sampled_from(QUEUES), how=st.lists(ENDS_OF_WORKERS, min_size=1, max_size=4), is_cancelled=st.booleans())
+    async def lose_workers(self, queue: str, how: list[str], is_cancelled: bool) -> None:
         """One worker after the other is lost, in silence or told of, or gives back, with the same job."""
-        self._take(self._lose_workers(queue, how, is_cancelled))
-
-    async def _lose_workers(self, queue: str, how: list[str], is_cancelled: bool) -> None:
         envelope = self._an_envelope({"queue": queue, "priority": 5, "max_attempts": 1})
         await self._enqueue([envelope])
         for number, end in enumerate(how, 1):
@@ -404,65 +355,47 @@ class BrokerMachine(RuleBasedStateMachine):
             await self._compared.upkeep(1_000)
 
     @precondition(lambda self: self._workers)
-    @rule(pick=PICK, seconds=st.sampled_from((15.0, 50.0)))
-    def outage(self, pick: int, seconds: float) -> None:
+    @step(pick=PICK, seconds=st.sampled_from((15.0, 50.0)))
+    async def outage(self, pick: int, seconds: float) -> None:
         """Nobody beats for long; then one comes back."""
-        self._take(self._outage(self._worker(pick), seconds))
-
-    async def _outage(self, worker: WorkerModel, seconds: float) -> None:
+        worker = self._worker(pick)
         self._compared.clock.advance(seconds)
         await self._beat(worker)
         await self._compared.upkeep(1_000)
 
-    @rule(mishap=st.sampled_from(("save", "save", "lose", "lose", "restart", "reboot")))
-    def mishap(self, mishap: str) -> None:
+    @step(mishap=st.sampled_from(("save", "save", "lose", "lose", "restart", "reboot")))
+    async def mishap(self, mishap: str) -> None:
         if mishap == "save":
-            self._take(self._save())
+            self._snapshot = self._compared.snapshot()
         if mishap == "lose" and self._snapshot is not None:
-            self._take(self._lose_the_tail(self._snapshot))
+            await self._compared.restore(self._snapshot)
         if mishap == "restart" and self._compared.can(Capability.RESTART):
-            self._take(self._restart())
+            await self._compared.restart()
         if mishap == "reboot" and self._compared.can(Capability.BOOT):
-            self._take(self._reboot())
-
-    async def _save(self) -> None:
-        self._snapshot = self._compared.snapshot()
-
-    async def _lose_the_tail(self, snapshot: Snapshot) -> None:
-        await self._compared.restore(snapshot)
-
-    async def _restart(self) -> None:
-        await self._compared.restart()
-
-    async def _reboot(self) -> None:
-        self._compared.clock.reboot()
-        await self._register("w9")
-        await self._compared.upkeep(1_000)
+            self._compared.clock.reboot()
+            await self._register("w9")
+            await self._compared.upkeep(1_000)
 
     @precondition(lambda self: self._workers)
-    @rule(pick=PICK, other=PICK, verdict=verdicts(), is_settled=st.booleans())
-    def lose_a_claim(self, pick: int, other: int, verdict: tuple[str, dict[str, Any]], is_settled: bool) -> None:
+    @step(pick=PICK, other=PICK, verdict=verdicts(), is_settled=st.booleans())
+    async def lose_a_claim(self, pick: int, other: int, verdict: tuple[str, dict[str, Any]], is_settled: bool) -> None:
         """The store forgets that it gave jobs out, gives them out again, and the first worker settles."""
-        self._take(self._lose_a_claim(self._worker(pick), self._worker(other), verdict, is_settled))
-
-    async def _lose_a_claim(self, worker: WorkerModel, other: WorkerModel, verdict: tuple[str, dict[str, Any]], is_settled: bool) -> None:
+        worker, successor = self._worker(pick), self._worker(other)
         snapshot = self._compared.snapshot()
         await self._claim(worker)
         settlements = [self._settlement(lease, verdict) for lease in worker.holds.values()]
         if is_settled and settlements:
             await self._settle(settlements)
         await self._compared.restore(snapshot)
-        await self._claim(other)
+        await self._claim(successor)
         if settlements:
             await self._settle(settlements)
 
     @precondition(lambda self: self._workers)
-    @rule(pick=PICK, queue=st.sampled_from(QUEUES), verdict=verdicts(), is_cancelled=st.booleans())
-    def replace_behind_a_run(self, pick: int, queue: str, verdict: tuple[str, dict[str, Any]], is_cancelled: bool) -> None:
+    @step(pick=PICK, queue=st.sampled_from(QUEUES), verdict=verdicts(), is_cancelled=st.booleans())
+    async def replace_behind_a_run(self, pick: int, queue: str, verdict: tuple[str, dict[str, Any]], is_cancelled: bool) -> None:
         """A job runs with a key, two replacements come one after the other, and the run comes to something."""
-        self._take(self._replace_behind_a_run(self._worker(pick), queue, verdict, is_cancelled))
-
-    async def _replace_behind_a_run(self, worker: WorkerModel, queue: str, verdict: tuple[str, dict[str, Any]], is_cancelled: bool) -> None:
+        worker = self._worker(pick)
         first, *others = (self._compared.world.an_envelope(queue=queue, key="k1", on_conflict=OnConflict.REPLACE) for _ in range(3))
         await self._enqueue([first])
         await self._claim(worker, (queue,))
@@ -478,19 +411,15 @@ class BrokerMachine(RuleBasedStateMachine):
         await self._enqueue([self._compared.world.an_envelope(queue=queue, key="k1")])
 
     @precondition(lambda self: self._workers)
-    @rule(
+    @step(
         pick=PICK,
         queue=st.sampled_from(QUEUES),
         verdict=verdicts(),
         conflicts=st.lists(st.sampled_from(OnConflict), min_size=1, max_size=2),
     )
-    def cancel_and_run_again(self, pick: int, queue: str, verdict: tuple[str, dict[str, Any]], conflicts: list[OnConflict]) -> None:
+    async def cancel_and_run_again(self, pick: int, queue: str, verdict: tuple[str, dict[str, Any]], conflicts: list[OnConflict]) -> None:
         """A job runs with a key and is asked to stop, others with that key come, and the run comes to something."""
-        self._take(self._cancel_and_run_again(self._worker(pick), queue, verdict, conflicts))
-
-    async def _cancel_and_run_again(
-        self, worker: WorkerModel, queue: str, verdict: tuple[str, dict[str, Any]], conflicts: list[OnConflict]
-    ) -> None:
+        worker = self._worker(pick)
         first = self._compared.world.an_envelope(queue=queue, key="k1")
         await self._enqueue([first])
         await self._claim(worker, (queue,))

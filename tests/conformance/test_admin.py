@@ -27,11 +27,8 @@ async def queue(world: World, name: str) -> QueueInfo:
     return record
 
 
-# --- admin_queues -------------------------------------------------------------------------------------------------------
-
-
 async def test_admin_queues(world: World) -> None:
-    """Each queue by name, with how many of its jobs stand where; nought is said too."""
+    """Each queue by name, with how many of its jobs stand where; nought is said too, also when its last job is forgotten."""
     session = await world.a_session()
     for settlement in (succeeded, failed, failed, cancelled):
         await world.settle(settlement(await world.running(session, queue="b")))
@@ -39,23 +36,17 @@ async def test_admin_queues(world: World) -> None:
     await world.add(queue="b")
     await world.add(queue="b", after=60.0)
     await world.add(queue="b", awaits=1)
-    await world.add(queue="a")
+    last = await world.add(queue="a")
 
     records = await world.broker.admin.queues()
 
     assert [record.name for record in records] == ["a", "b"]
     assert records[0].counts == {**dict.fromkeys(Status, 0), Status.READY: 1}
     assert records[1].counts == {**dict.fromkeys(Status, 1), Status.FAILED: 2}
-
-
-async def test_admin_queues__one_that_had_jobs(world: World) -> None:
-    """A queue is not forgotten when its last job is."""
-    envelope = await world.add(queue="mail")
-    await world.cancel(envelope)
+    await world.cancel(last)
     for _ in range(3):
         await world.pass_time(1_000.0)
-
-    assert (await queue(world, "mail")).counts == dict.fromkeys(Status, 0)
+    assert (await queue(world, "a")).counts == dict.fromkeys(Status, 0)
 
 
 async def test_admin_queues__how_long_the_oldest_has_been_ready(world: World) -> None:
@@ -70,9 +61,6 @@ async def test_admin_queues__how_long_the_oldest_has_been_ready(world: World) ->
 
     record = await queue(world, "mail")
     assert (record.oldest_ready_for, record.next_due_in) == (3.5, 56.5)
-
-
-# --- admin_workers ------------------------------------------------------------------------------------------------------
 
 
 async def test_admin_workers(world: World) -> None:
@@ -114,9 +102,6 @@ async def test_admin_workers__the_dying(world: World) -> None:
     assert (record.is_dying, record.leases) == (True, 1)
     await world.upkeep()
     assert session not in [record.session for record in await world.broker.admin.workers()]
-
-
-# --- admin_retry --------------------------------------------------------------------------------------------------------
 
 
 async def redo(world: World, job: Envelope | Lease) -> Redone:
@@ -207,9 +192,6 @@ async def test_admin_retry__while_a_cancelled_run_has_the_key(world: World) -> N
     assert await redo(world, ended) is Redone.OK
 
 
-# --- admin_run_now, admin_run_now_leaves ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("fields", "settlement"),
     [
@@ -253,16 +235,6 @@ async def test_admin_run_now__wakes_workers(world: World) -> None:
         assert await listener.wait(world.harness.wakes_within)
 
 
-async def test_admin_run_now__in_a_paused_queue(world: World) -> None:
-    """It is READY, and waits for the end of the pause."""
-    job = await world.add(after=60.0)
-    await world.broker.admin.pause("default")
-    assert await world.broker.admin.run_now([job.id]) == [Status.SCHEDULED]
-    assert await world.claim(await world.a_session()) == []
-    await world.broker.admin.resume("default")
-    assert ids_of(await world.claim(await world.a_session())) == [job.id]
-
-
 async def test_admin_run_now_leaves(world: World) -> None:
     """Each answer is the status that the job had and has; a job is named twice, and one is not kept any more."""
     session = await world.a_session()
@@ -280,9 +252,6 @@ async def test_admin_run_now_leaves(world: World) -> None:
     assert [await world.status(job) for job in jobs] == [Status.HELD, Status.READY, Status.READY, *found[3:6]]
     await world.settle(succeeded(running))
     assert await world.status(behind) is Status.SCHEDULED
-
-
-# --- admin_drop ---------------------------------------------------------------------------------------------------------
 
 
 async def test_admin_drop(world: World) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from taskflow.broker import topics
 from taskflow.broker.admin import QueueInfo, View
 from taskflow.broker.protocol import Refused
 from taskflow.model.errors import BrokerRefused
@@ -21,9 +20,6 @@ from tests.support.world import ODD_QUEUES, World, id_of, ids_of
 async def _queue(world: World, name: str) -> QueueInfo:
     [record] = [record for record in await world.broker.admin.queues() if record.name == name]
     return record
-
-
-# --- admin_purge --------------------------------------------------------------------------------------------------------
 
 
 async def test_admin_purge(world: World) -> None:
@@ -63,29 +59,6 @@ async def test_admin_purge__their_ids_stay_known(world: World) -> None:
     assert await world.enqueue(waiting, lease.envelope) == [Refused(id_of(job), id_of(job), "id") for job in (waiting, lease)]
 
 
-async def test_admin_purge__others_hear_of_it(world: World) -> None:
-    """A purged job has ended: what was held for it is released."""
-    held = await world.add(awaits=1, queue="joined")
-    await world.add(joins=(held.id,))
-
-    await world.broker.admin.purge(View(queue="default"))
-
-    assert await world.status(held) is Status.READY
-
-
-async def test_admin_purge__a_held_job_with_those_that_it_awaits(world: World) -> None:
-    """They go in the order of their arrival: a job that was held before its members came is not released by their purge."""
-    held = await world.add(awaits=2)
-    for _ in range(2):
-        await world.add(joins=(held.id,))
-
-    assert await world.broker.admin.purge(View()) == 3
-    assert (await world.broker.admin.metrics()).totals["default"] == {"enqueue": 3, "cancel": 3, "drop": 3}
-
-
-# --- admin_pause --------------------------------------------------------------------------------------------------------
-
-
 async def test_admin_pause(world: World) -> None:
     """A paused queue gives nothing, takes what comes, and what runs goes on; afterwards all of it is there, in order."""
     session = await world.a_session()
@@ -104,9 +77,11 @@ async def test_admin_pause(world: World) -> None:
 
 
 async def test_admin_pause__by_its_whole_name(world: World) -> None:
-    """A pause stops one queue, and none whose name begins or ends alike."""
-    for queue in ODD_QUEUES:
-        await world.add(queue=queue)
+    """A pause stops one queue, and none whose name begins or ends alike. Totals and filters are by whole names too."""
+    jobs = [await world.add(queue=queue) for queue in ODD_QUEUES]
+    assert (await world.broker.admin.metrics()).totals == {queue: {str(Event.ENQUEUE): 1} for queue in ODD_QUEUES}
+    found = [await listed(world.broker.admin, View(queue=queue)) for queue in ODD_QUEUES]
+    assert [[record.id for record in records] for records in found] == [[job.id] for job in jobs]
     for queue in ("a", "queue:a", ":"):
         await world.broker.admin.pause(queue)
 
@@ -115,20 +90,6 @@ async def test_admin_pause__by_its_whole_name(world: World) -> None:
 
     assert claimed == [queue for queue in ODD_QUEUES if queue not in ("a", "queue:a", ":")]
     assert [record.name for record in await world.broker.admin.queues()] == sorted(ODD_QUEUES)
-
-
-async def test_admin_pause__resume_nudges(world: World) -> None:
-    """Workers that wait hear that a pause is over."""
-    await world.add(queue="mail")
-    await world.broker.admin.pause("mail")
-    with world.broker.listen([topics.queue("mail")]) as one, world.broker.listen([topics.ANY_QUEUE]) as every:
-        await world.broker.admin.resume("mail")
-
-        assert await one.wait(world.harness.wakes_within)
-        assert await every.wait(world.harness.wakes_within)
-
-
-# --- admin_examine ------------------------------------------------------------------------------------------------------
 
 
 async def test_admin_examine(world: World) -> None:
@@ -141,9 +102,6 @@ async def test_admin_examine(world: World) -> None:
     assert "persistence" in {finding.topic for finding in findings}
     assert all(finding.says for finding in findings)
     assert (await world.broker.admin.metrics()).totals == {"default": {"enqueue": 1}}
-
-
-# --- admin_rebuild ------------------------------------------------------------------------------------------------------
 
 
 async def test_admin_rebuild(world: World) -> None:
@@ -162,45 +120,19 @@ async def test_admin_rebuild(world: World) -> None:
     assert waiting.id in ids_of(await world.claim(await world.a_session()))
 
 
-# --- admin_metrics ------------------------------------------------------------------------------------------------------
-
-
 async def test_admin_metrics(world: World) -> None:
-    """How often each kind of move was made, by queue, since the store was made."""
+    """How often each kind of move was made, by queue, since the store was made. Dropping jobs takes nothing off."""
     session = await world.a_session()
     lease = await world.running(session, queue="mail")
     await world.settle(retried(lease))
     [lease] = await world.claim(session)
-    await world.settle(succeeded(lease))
+    await world.settle(succeeded(lease, keep_for=0.0))
     await world.cancel(await world.add(queue="other"))
+    await world.pass_time(1.0)
 
     totals = (await world.broker.admin.metrics()).totals
 
     assert totals == {
-        "mail": {str(Event.ENQUEUE): 1, str(Event.CLAIM): 2, str(Event.RETRY): 1, str(Event.SUCCEED): 1},
+        "mail": {str(Event.ENQUEUE): 1, str(Event.CLAIM): 2, str(Event.RETRY): 1, str(Event.SUCCEED): 1, str(Event.DROP): 1},
         "other": {str(Event.ENQUEUE): 1, str(Event.CANCEL): 1},
-    }
-
-
-async def test_admin_metrics__stay_when_jobs_go(world: World) -> None:
-    """Totals are of all that ever was: dropping jobs takes nothing off."""
-    lease = await world.running(queue="mail")
-    await world.settle(succeeded(lease, keep_for=0.0))
-    await world.pass_time(1_000.0)
-
-    totals = (await world.broker.admin.metrics()).totals["mail"]
-
-    assert (totals[Event.SUCCEED], totals[Event.DROP]) == (1, 1)
-
-
-async def test_admin_metrics__by_whole_names(world: World) -> None:
-    """Each queue has its own totals, and a filter its own jobs, whatever characters the names have."""
-    jobs = {queue: await world.add(queue=queue) for queue in ODD_QUEUES}
-
-    totals = (await world.broker.admin.metrics()).totals
-    found = {queue: await listed(world.broker.admin, View(queue=queue)) for queue in ODD_QUEUES}
-
-    assert totals == {queue: {str(Event.ENQUEUE): 1} for queue in ODD_QUEUES}
-    assert {queue: [record.id for record in records] for queue, records in found.items()} == {
-        queue: [job.id] for queue, job in jobs.items()
     }

@@ -36,9 +36,6 @@ async def counts(world: World) -> dict[bytes, int]:
     return {group.fingerprint: group.count for group in await groups(world)}
 
 
-# --- admin_failures -------------------------------------------------------------------------------------------------------
-
-
 async def test_admin_failures(world: World) -> None:
     """The largest group first: how many of each job and deploy, the first and the last, and the id of the last."""
     session, begin, last = await world.a_session(ttl=LONG), world.clock.wall(), b""
@@ -87,9 +84,6 @@ async def test_admin_failures__only_failed_jobs(world: World) -> None:
     await world.settle(discarded(await world.running(session), cause=OTHER), failed(await world.running(session), cause=None))
 
     assert await counts(world) == {OTHER: 1, UNKNOWN: 1}
-
-
-# --- admin_failures_exact -------------------------------------------------------------------------------------------------
 
 
 async def test_admin_failures_exact(world: World) -> None:
@@ -149,9 +143,6 @@ async def test_admin_failures_exact__while_many_work(world: World) -> None:
     assert sum(group.count for group in found) == sum(queue.counts[Status.FAILED] for queue in await world.broker.admin.queues())
 
 
-# --- admin_failures_poison ------------------------------------------------------------------------------------------------
-
-
 async def test_admin_failures_poison(world: World) -> None:
     """Whether somebody knows what the worker died of, or it only falls silent. Poison with a follow-up is settled with its cause."""
     world = world.under(max_crashes=0)
@@ -166,9 +157,6 @@ async def test_admin_failures_poison(world: World) -> None:
     segv, silent = await groups(world)
     assert (segv.fingerprint, segv.count, segv.deploys) == (poison_fingerprint("SIGSEGV"), 2, {"d0": 1, "d1": 1})
     assert (silent.fingerprint, silent.count, silent.deploys) == (poison_fingerprint(), 1, {"d0": 1})
-
-
-# --- admin_failures_ids ---------------------------------------------------------------------------------------------------
 
 
 async def test_admin_failures_ids(world: World) -> None:

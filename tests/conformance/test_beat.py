@@ -8,7 +8,6 @@ import pytest
 
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import ClaimId
-from taskflow.model.errors import SessionLost
 from taskflow.model.record import Record, Status
 from taskflow.model.session import Beat, BeatAnswer, Report
 from taskflow.model.verdict import Progress, Settled
@@ -16,9 +15,6 @@ from tests.support.verdicts import handed_back, succeeded
 from tests.support.world import World, ids_of
 
 NOTHING = BeatAnswer()
-
-
-# --- beat_extends, beat_dead, beat_late ---------------------------------------------------------------------------------
 
 
 async def test_beat_extends(world: World) -> None:
@@ -43,58 +39,6 @@ async def test_beat_extends__each_for_itself(world: World) -> None:
     await world.beat(other)
 
 
-async def test_beat_extends__by_its_own_ttl(world: World) -> None:
-    """The ttl is each session's own."""
-    short, long = await world.a_session(ttl=5.0), await world.a_session(ttl=500.0)
-
-    assert (await world.reap(short)).reaped == 1
-    await world.beat(long)
-
-
-async def test_beat_dead__reaped(world: World) -> None:
-    """A session that was reaped is not revived, before its leases are released and after."""
-    session = await world.a_session()
-    lease = await world.running(session)
-    await world.lapse(session)
-    await world.upkeep(limit=0)
-    with pytest.raises(SessionLost):
-        await world.beat(session, lease)
-    await world.upkeep()
-
-    with pytest.raises(SessionLost):
-        await world.beat(session, lease)
-    assert [record for record in await world.broker.admin.workers() if record.session == session] == []
-
-
-async def test_beat_dead__departed(world: World) -> None:
-    """A session that has left does not come back by a beat that was long under way."""
-    session = await world.a_session()
-    await world.beat(session, leaving=True)
-
-    with pytest.raises(SessionLost):
-        await world.beat(session)
-
-
-async def test_beat_dead__said_to_have_died(world: World) -> None:
-    """Nor does one that is said to have died of something; that said again, its answer having been lost, changes nothing."""
-    session = await world.a_session()
-    lease = await world.running(session)
-    await world.die(session)
-    record = await world.record(lease)
-
-    for beat in (Beat(session=session.id, claims=(lease.claim,)), Beat.of_death(session.id, "exit code 77")):
-        with pytest.raises(SessionLost):
-            await world.broker.beat(beat)
-
-    assert await world.record(lease) == record
-
-
-async def test_beat_dead__unknown(world: World) -> None:
-    """A session that never registered is told so: a store that lost its tail does not know who it is."""
-    with pytest.raises(SessionLost):
-        await world.beat(world.an_unregistered_session())
-
-
 async def test_beat_late(world: World) -> None:
     """A session past its ttl that nobody has reaped yet lives on, with all its leases, for a whole ttl."""
     session = await world.a_session()
@@ -108,29 +52,17 @@ async def test_beat_late(world: World) -> None:
     assert await world.settle(succeeded(lease)) == [Settled.OK]
 
 
-# --- beat_lost, beat_stopping ---------------------------------------------------------------------------------------------
-
-
 async def test_beat_lost(world: World) -> None:
-    """Each claim that is not the session's any more is named, and no other: settled, handed back, or never its own."""
+    """Each claim that is not the session's any more is named, and no other: settled, handed back, never its own, or never given."""
     session, other = await world.a_session(), await world.a_session()
     held, ended, back = [await world.running(session) for _ in range(3)]
     foreign = await world.running(other)
     await world.settle(succeeded(ended), handed_back(back))
-
-    answer = await world.beat(session, ended, held, back, foreign)
-
-    assert answer == BeatAnswer(lost=(ended.claim, back.claim, foreign.claim))
-
-
-async def test_beat_lost__never_given(world: World) -> None:
-    """A claim id that the store never gave is lost: it may have given it before it lost its tail."""
-    session = await world.a_session()
     invented = ClaimId(session.id, 7, 0)
 
-    answer = await world.broker.beat(Beat(session=session.id, claims=(invented,)))
+    answer = await world.broker.beat(Beat(session=session.id, claims=(ended.claim, held.claim, back.claim, foreign.claim, invented)))
 
-    assert answer.lost == (invented,)
+    assert answer == BeatAnswer(lost=(ended.claim, back.claim, foreign.claim, invented))
 
 
 async def test_beat_lost__after_the_tail_was_lost(world: World) -> None:
@@ -145,29 +77,16 @@ async def test_beat_lost__after_the_tail_was_lost(world: World) -> None:
 
 
 async def test_beat_stopping(world: World) -> None:
-    """A run that was asked to stop is named at every beat until it ends; others are not."""
+    """A run that was asked to stop is named at every beat until it ends, also if the beat looks; others are not."""
     session = await world.a_session()
     asked, other = await world.running(session), await world.running(session)
     await world.cancel(asked)
 
-    for _ in range(2):
-        assert await world.beat(session, other, asked) == BeatAnswer(stopping=(asked.claim,))
+    for looks in (False, False, True):
+        beat = Beat(session=session.id, claims=(other.claim, asked.claim), seen=world.last_request(session), looks=looks)
+        assert (await world.broker.beat(beat)).stopping == (asked.claim,)
     await world.settle(succeeded(asked))
     assert await world.beat(session, other, asked) == BeatAnswer(lost=(asked.claim,))
-
-
-async def test_beat_stopping__while_it_looks(world: World) -> None:
-    """Also to a beat that asks what there is to do."""
-    session = await world.a_session()
-    asked = await world.running(session)
-    await world.cancel(asked)
-
-    answer = await world.broker.beat(Beat(session=session.id, claims=(asked.claim,), seen=1, looks=True))
-
-    assert answer.stopping == (asked.claim,)
-
-
-# --- beat_ghosts, beat_young ----------------------------------------------------------------------------------------------
 
 
 async def test_beat_ghosts(world: World) -> None:
@@ -198,37 +117,23 @@ async def test_beat_ghosts__when_the_clock_was_set_back(world: World) -> None:
     assert await world.status(lease) is Status.READY
 
 
-async def test_beat_young__too_young(world: World) -> None:
-    """A lease whose answer may still be under way is left alone."""
-    session = await world.a_session()
-    lease = await world.running(session)
-    world.clock.advance(world.rules.ghost_after - 0.001)
-
-    assert await world.beat(session) == NOTHING
-    assert await world.settle(succeeded(lease)) == [Settled.OK]
-
-
-async def test_beat_young__not_yet_seen(world: World) -> None:
-    """However old, a lease of a request whose answer the beat did not know of is left alone: the beat was sent before it."""
+@pytest.mark.parametrize("is_seen", [True, False])
+async def test_beat_young(world: World, is_seen: bool) -> None:
+    """A lease whose answer may still be under way is left alone. So is one, however old, if the beat was sent before its answer came."""
     session = await world.a_session()
     await world.claim(session)
     lease = await world.running(session)
-    world.clock.advance(world.rules.ghost_after + 1.0)
-
-    assert await world.beat(session, seen=1) == NOTHING
+    world.clock.advance(world.rules.ghost_after + (-0.001 if is_seen else 1.0))
+    assert await world.beat(session, seen=2 if is_seen else 1) == NOTHING
     assert await world.settle(succeeded(lease)) == [Settled.OK]
 
 
-# --- beat_reports ---------------------------------------------------------------------------------------------------------
-
-
 async def test_beat_reports(world: World) -> None:
-    """When a run began and how far it is stands in its record, by the store's clock."""
+    """When a run began and how far it is stands in its record, by the store's clock. A report without progress leaves the last one."""
     session = await world.a_session("host:1")
     lease, other = await world.running(session), await world.running(session)
     assert (await world.record(lease)).started_at is None
     world.clock.advance(3.0)
-
     await world.beat(session, lease, other, reports=[Report(lease.claim, 2.5, Progress(0.25, "a quarter"))])
 
     record = await world.record(lease)
@@ -236,18 +141,9 @@ async def test_beat_reports(world: World) -> None:
     assert (record.progress, record.worker) == (Progress(0.25, "a quarter"), "host:1")
     other_record = await world.record(other)
     assert (other_record.started_at, other_record.progress) == (None, None)
-
-
-async def test_beat_reports__what_has_not_changed_stays(world: World) -> None:
-    """A report without progress leaves the last one; the next one takes its place."""
-    session = await world.a_session()
-    lease = await world.running(session)
-    await world.beat(session, lease, reports=[Report(lease.claim, 0.0, Progress(0.5))])
-
-    await world.beat(session, lease, reports=[Report(lease.claim, 1.0)])
-    assert (await world.record(lease)).progress == Progress(0.5)
-    await world.beat(session, lease, reports=[Report(lease.claim, 1.0, Progress(0.0, "again"))])
-    assert (await world.record(lease)).progress == Progress(0.0, "again")
+    for progress, expected in ((None, Progress(0.25, "a quarter")), (Progress(0.0, "again"), Progress(0.0, "again"))):
+        await world.beat(session, lease, reports=[Report(lease.claim, 1.0, progress)])
+        assert (await world.record(lease)).progress == expected
 
 
 async def test_beat_reports__only_of_its_own(world: World) -> None:
@@ -261,22 +157,6 @@ async def test_beat_reports__only_of_its_own(world: World) -> None:
     await world.beat(session, new, reports=[Report(old.claim, 5.0, Progress(1.0))])
 
     assert await world.record(new) == before
-
-
-async def test_beat_reports__the_next_run_begins_afresh(world: World) -> None:
-    """A new lease has not started and has no progress."""
-    session = await world.a_session()
-    lease = await world.running(session)
-    await world.beat(session, lease, reports=[Report(lease.claim, 1.0, Progress(0.5))])
-    await world.settle(handed_back(lease))
-
-    await world.claim(session)
-
-    record = await world.record(lease)
-    assert (record.started_at, record.progress, record.claimed_at) == (None, None, instant_of(world.clock.wall()))
-
-
-# --- beat_looks -----------------------------------------------------------------------------------------------------------
 
 
 async def test_beat_looks__nothing(world: World) -> None:
@@ -302,7 +182,7 @@ async def test_beat_looks__ready(world: World) -> None:
 
 @pytest.mark.parametrize("how", ["handed_back", "due", "resumed"])
 async def test_beat_looks__ready_again(world: World, how: str) -> None:
-    """However it has come to be so."""
+    """However it has come to be so. What is paused is nothing to claim."""
     session = await world.a_session()
     match how:
         case "handed_back":
@@ -313,18 +193,10 @@ async def test_beat_looks__ready_again(world: World, how: str) -> None:
         case _:
             await world.add(queue="halted")
             await world.broker.admin.pause("halted")
+            assert not (await world.work_hint(session)).is_ready
             await world.broker.admin.resume("halted")
 
     assert (await world.work_hint(session)).is_ready
-
-
-async def test_beat_looks__paused(world: World) -> None:
-    """What is paused is nothing to claim."""
-    session = await world.a_session()
-    await world.add(queue="halted")
-    await world.broker.admin.pause("halted")
-
-    assert not (await world.work_hint(session)).is_ready
 
 
 @pytest.mark.parametrize("fields", [{"after": 5.0}, {"expires": 5.0}])
@@ -350,9 +222,6 @@ async def test_beat_looks__lapses(world: World) -> None:
     assert (await world.work_hint(session)).due_in == 0.0
 
 
-# --- beat_leaving ---------------------------------------------------------------------------------------------------------
-
-
 async def test_beat_leaving(world: World) -> None:
     """A session that leaves is dead, and its leases are handed back, whether the beat names them or not."""
     session = await world.a_session()
@@ -364,9 +233,6 @@ async def test_beat_leaving(world: World) -> None:
     assert [await world.status(lease) for lease in leases] == [Status.SUCCEEDED, Status.READY, Status.READY]
     assert [(await world.record(lease)).crashes for lease in leases[1:]] == [0, 0]
     assert await world.broker.admin.workers() == []
-
-
-# --- beat_died ------------------------------------------------------------------------------------------------------------
 
 
 def causes(record: Record) -> list[str]:
@@ -410,21 +276,6 @@ async def test_beat_died__beside_deaths_of_which_nobody_knows_why(world: World) 
         "worker host:1 was lost while it had this job (crash 1)",
         "worker host:2 was lost while it had this job (crash 2): out of memory",
     ]
-
-
-async def test_beat_died__once_too_often(world: World) -> None:
-    """Poison says of what the worker has died the last time."""
-    world = world.under(max_crashes=1, crash_backoff=(0.0,))
-    envelope = await world.add()
-    for cause in ("signal SIGSEGV", "exit code 77"):
-        session = await world.a_session()
-        await world.claim(session)
-        await world.die(session, cause)
-
-    record = await world.record(envelope)
-    assert (record.status, record.payload) == (Status.FAILED, envelope.payload)
-    assert record.reason == "poison: its worker was lost 2 times in a row while it had this job, the last time: exit code 77"
-    assert record.last_error == record.errors[-1]
 
 
 async def test_beat_died__in_an_outage(world: World) -> None:

@@ -16,15 +16,12 @@ from tests.support.verdicts import succeeded
 from tests.support.world import World, ids_of
 
 
-async def test_closing_twice_is_harmless(world: World) -> None:
-    """As the fixture closes it once more."""
-    await world.add()
+@pytest.mark.parametrize("is_used", [False, True])
+async def test_closing_twice_is_harmless(world: World, is_used: bool) -> None:
+    """Also of a broker that was never asked anything."""
+    if is_used:
+        await world.add()
     await world.broker.close()
-    await world.broker.close()
-
-
-async def test_closing_unused_is_harmless(world: World) -> None:
-    """A broker that was opened and never asked anything lets go of what it has not got."""
     await world.broker.close()
 
 

@@ -70,9 +70,6 @@ async def test_cancel_ended(world: World, settlement: SettlementOf) -> None:
     assert await world.record(lease) == before
 
 
-# --- read_kept ------------------------------------------------------------------------------------------------------------
-
-
 async def test_read_kept__a_success_as_long_as_it_says(world: World) -> None:
     """A success is there for its own keep, to the microsecond, and then for nobody, upkeep or not."""
     lease = await world.running(await world.a_session(ttl=1_000.0))

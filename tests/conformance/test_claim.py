@@ -9,7 +9,6 @@ from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
 from taskflow.model.errors import SessionLost
 from taskflow.model.record import Status
-from taskflow.model.session import Session
 from taskflow.model.verdict import Settled
 from tests.support.harnesses import Capability
 from tests.support.verdicts import SettlementOf, handed_back, parked, retried, snoozed, succeeded
@@ -38,15 +37,6 @@ async def test_register_repeat(world: World) -> None:
     assert await world.settle(succeeded(leases[0])) == [Settled.OK]
 
 
-async def test_register_dead__reaped(world: World) -> None:
-    """A session that was reaped does not live again by registering."""
-    session = await world.a_session()
-    await world.reap(session)
-
-    with pytest.raises(SessionLost):
-        await world.broker.register(session)
-
-
 async def test_register_dead__as_long_as_calls_are_resent(world: World) -> None:
     """A registration that was long under way does not revive it, leases or none."""
     session = await world.a_session()
@@ -55,17 +45,6 @@ async def test_register_dead__as_long_as_calls_are_resent(world: World) -> None:
 
     with pytest.raises(SessionLost):
         await world.broker.register(session)
-
-
-async def test_register_dead__departed(world: World) -> None:
-    """A session that has left stays away; its worker's next incarnation, of the same name, is another one."""
-    session = await world.a_session("host:1")
-    await world.beat(session, leaving=True)
-
-    with pytest.raises(SessionLost):
-        await world.broker.register(session)
-    await world.add()
-    assert len(await world.claim(await world.a_session("host:1"))) == 1
 
 
 async def test_register_dead__one_that_was_forgotten_begins_anew(world: World) -> None:
@@ -80,9 +59,6 @@ async def test_register_dead__one_that_was_forgotten_begins_anew(world: World) -
     await world.add()
 
     assert len(await world.broker.claim(session.id, 1, [], 10)) == 1
-
-
-# --- claim_fewer ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("queues", [["mail"], []])
@@ -109,9 +85,6 @@ async def test_claim_fewer__than_there_are(world: World) -> None:
             claimed += len(await world.claim(session, ["mail"], 10))
 
 
-# --- claim_eligible ---------------------------------------------------------------------------------------------------
-
-
 async def test_claim_eligible__not_paused(world: World) -> None:
     """Nothing of a paused queue is leased, whether the queue is named or not."""
     await world.add(queue="paused")
@@ -132,60 +105,19 @@ async def test_claim_eligible__not_expired(world: World) -> None:
     assert ids_of(await world.claim(await world.a_session())) == [other.id]
 
 
-async def test_claim_eligible__not_before_it_is_due(world: World) -> None:
-    """A scheduled job is not leased a microsecond early."""
-    envelope = await world.add(after=10.0)
-    session = await world.a_session(ttl=100.0)
-    await world.pass_time(9.999_999)
-    assert await world.claim(session) == []
-
-    await world.pass_time(0.000_001)
-
-    assert ids_of(await world.claim(session)) == [envelope.id]
-
-
-# --- claim_queues -------------------------------------------------------------------------------------------------------
-
-
 async def test_claim_queues__in_the_order_given(world: World) -> None:
-    """The first queue named is emptied before the next one is looked at, whatever the priorities."""
-    second = await world.add(queue="b", priority=100)
+    """The first queue named is emptied before the next one is looked at, whatever the priorities, up to the limit over all of them. No
+    queue named means every queue."""
+    second = [await world.add(queue="b", priority=100) for _ in range(2)]
     first = [await world.add(queue="a") for _ in range(2)]
-    await world.add(queue="c")
-    session = await world.a_session()
-
-    assert ids_of(await world.claim(session, ["a", "b"], limit=3)) == ids_of([*first, second])
-    assert await world.claim(session, ["a", "b"]) == []
-
-
-async def test_claim_queues__every_one(world: World) -> None:
-    """No queue named means every queue."""
-    envelopes = [await world.add(queue=queue) for queue in ("a", "b", "c")]
-
-    assert sorted(ids_of(await world.claim(await world.a_session()))) == sorted(ids_of(envelopes))
-
-
-async def test_claim_queues__each_has_its_turn(world: World) -> None:
-    """Where every queue is meant, one that never runs dry does not keep the others waiting."""
-    for queue in ("a", "b", "c"):
-        for _ in range(10):
-            await world.add(queue=queue)
-    session = await world.a_session()
-
-    claimed = [(await world.claim(session, limit=1))[0].envelope.queue for _ in range(6)]
-
-    assert sorted(claimed) == ["a", "a", "b", "b", "c", "c"]
-
-
-async def test_claim_queues__up_to_the_limit(world: World) -> None:
-    """Never more than asked for, over all the queues together; and none at all when none is asked for."""
-    for queue in ("a", "a", "b", "b"):
-        await world.add(queue=queue)
+    others = [await world.add(queue=queue) for queue in ("c", "d")]
     session = await world.a_session()
 
     assert await world.claim(session, ["a", "b"], limit=0) == []
-    assert len(await world.claim(session, ["a", "b"], limit=3)) == 3
-    assert len(await world.claim(session, ["a", "b"], limit=3)) == 1
+    assert ids_of(await world.claim(session, ["a", "b"], limit=3)) == ids_of([*first, second[0]])
+    assert ids_of(await world.claim(session, ["a", "b"], limit=3)) == [second[1].id]
+    assert await world.claim(session, ["a", "b"]) == []
+    assert sorted(ids_of(await world.claim(session))) == sorted(ids_of(others))
 
 
 async def test_claim_queues__by_their_whole_names(world: World) -> None:
@@ -197,9 +129,6 @@ async def test_claim_queues__by_their_whole_names(world: World) -> None:
 
     assert {queue: ids_of(leases) for queue, leases in claimed.items()} == {queue: ids_of([job]) for queue, job in jobs.items()}
     assert [lease.envelope.queue for leases in claimed.values() for lease in leases] == list(ODD_QUEUES)
-
-
-# --- claim_fence --------------------------------------------------------------------------------------------------------
 
 
 async def test_claim_fence__the_epoch_rises(world: World) -> None:
@@ -219,18 +148,6 @@ async def test_claim_fence__the_epoch_rises(world: World) -> None:
     assert (await world.record(lease)).epoch == 5
 
 
-async def test_claim_fence__names_the_request(world: World) -> None:
-    """A claim id is the session, the request and the number in its answer: a beat can name them in ranges."""
-    session = await world.a_session()
-    for _ in range(4):
-        await world.add()
-    await world.claim(session, limit=1)
-
-    leases = await world.claim(session)
-
-    assert [tuple(lease.claim) for lease in leases] == [(session.id, 2, number) for number in range(3)]
-
-
 async def test_claim_fence__new_after_the_tail_is_lost(world: World) -> None:
     """A store that goes back in time counts epochs again, but gives no claim id again."""
     session = await world.a_session()
@@ -245,69 +162,19 @@ async def test_claim_fence__new_after_the_tail_is_lost(world: World) -> None:
 
 
 async def test_claim_fence__carries_what_was_before(world: World) -> None:
-    """A lease tells its worker what became of the job's earlier ones."""
+    """A lease tells its worker what became of the job's earlier ones, and how much time is left, by the store's clock."""
     session = await world.a_session()
-    lease = await world.running(session)
-    assert (lease.failures, lease.crashes, lease.snoozes, lease.hand_backs, lease.parked_for) == (0, 0, 0, 0, 0.0)
+    lease = await world.running(session, expires=10.0)
     created_at = world.clock.wall()
-    await world.settle(retried(lease))
-    [lease] = await world.claim(session)
-    await world.settle(snoozed(lease))
-    [lease] = await world.claim(session)
-    await world.settle(handed_back(lease))
-    [lease] = await world.claim(session)
-    await world.settle(parked(lease))
-    world.clock.advance(2.5)
-    [lease] = await world.claim(session)
+    assert (lease.failures, lease.crashes, lease.snoozes, lease.hand_backs, lease.parked_for) == (0, 0, 0, 0, 0.0)
+    for settlement in (retried, snoozed, handed_back, parked):
+        await world.settle(settlement(lease))
+        if settlement is parked:
+            world.clock.advance(2.5)
+        [lease] = await world.claim(session)
 
     assert (lease.failures, lease.snoozes, lease.hand_backs, lease.parked_for) == (1, 1, 1, 2.5)
-    assert (lease.attempt, lease.created_at) == (2, created_at)
-
-
-async def test_claim_fence__carries_how_long_it_may_wait(world: World) -> None:
-    """A lease tells its worker how much is left, by the store's clock, until no run may begin any more."""
-    session = await world.a_session()
-    await world.add()
-    await world.add(expires=10.0)
-    await world.add(expires=20.0, priority=-1, headers={"sent-by": "x"})
-    world.clock.advance(2.5)
-    assert [lease.expires_in for lease in await world.claim(session)] == [None, 7.5, 17.5]
-
-
-# --- claim_session ------------------------------------------------------------------------------------------------------
-
-
-async def _leases_nothing(world: World, session: Session) -> None:
-    envelope = await world.add()
-    with pytest.raises(SessionLost):
-        await world.claim(session)
-    assert await world.status(envelope) is Status.READY
-
-
-async def test_claim_session__unknown(world: World) -> None:
-    """A session that never registered gets nothing."""
-    await _leases_nothing(world, world.an_unregistered_session())
-
-
-async def test_claim_session__reaped(world: World) -> None:
-    """A session that was reaped gets nothing, however long it slept before it asked."""
-    session = await world.a_session()
-    await world.reap(session)
-
-    await _leases_nothing(world, session)
-
-
-async def test_claim_session__dying(world: World) -> None:
-    """A session that is dead already gets nothing, though its leases are not released yet."""
-    session = await world.a_session()
-    await world.running(session)
-    await world.lapse(session)
-    await world.upkeep(limit=0)
-
-    await _leases_nothing(world, session)
-
-
-# --- claim_exclusive ------------------------------------------------------------------------------------------------------
+    assert (lease.attempt, lease.created_at, lease.expires_in) == (2, created_at, 7.5)
 
 
 async def test_claim_exclusive__while_it_beats(world: World) -> None:
@@ -338,20 +205,20 @@ async def test_claim_exclusive__from_two_brokers(world: World) -> None:
         await sibling.close()
 
 
-# --- claim_memory -----------------------------------------------------------------------------------------------------------
-
-
-async def test_claim_memory__the_same_again(world: World) -> None:
-    """A request whose answer was lost gets the same leases again, and nothing that has come since."""
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_claim_memory__the_same_again(world: World, restarts: bool) -> None:
+    """A request whose answer was lost gets the same leases again, and nothing that has come since. The memory is the store's."""
+    if restarts:
+        world.needs(Capability.RESTART)
     session = await world.a_session()
     for _ in range(3):
         await world.add()
     leases = await world.claim(session, limit=2)
     await world.add(priority=100)
+    if restarts:
+        await world.restart()
 
-    again = await world.claim_again(session, limit=100)
-
-    assert fences_of(again) == fences_of(leases)
+    assert fences_of(await world.claim_again(session, limit=100)) == fences_of(leases)
     assert len(leases) == 2
 
 
@@ -365,20 +232,6 @@ async def test_claim_memory__less_what_is_no_longer_its_own(world: World) -> Non
     await world.claim(other)
 
     assert fences_of(await world.claim_again(session)) == fences_of(leases[2:])
-
-
-async def test_claim_memory__over_a_restart(world: World) -> None:
-    """The memory is the store's, not the process's."""
-    world.needs(Capability.RESTART)
-    session = await world.a_session()
-    await world.add()
-    leases = await world.claim(session)
-    await world.restart()
-
-    assert fences_of(await world.claim_again(session)) == fences_of(leases)
-
-
-# --- claim_old_request ------------------------------------------------------------------------------------------------------
 
 
 async def test_claim_old_request(world: World) -> None:

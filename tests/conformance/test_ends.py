@@ -35,9 +35,6 @@ async def heard(world: World) -> list[bytes]:
     return ends
 
 
-# --- ends_heard -------------------------------------------------------------------------------------------------------
-
-
 async def test_ends_heard__cancelled(world: World) -> None:
     """Waiting jobs that are cancelled have ended, in whatever way they wait; a running job has not."""
     await a_subscriber(world)
@@ -151,9 +148,6 @@ async def test_ends_heard__a_portion_at_a_time(world: World) -> None:
     assert second.next_in > 0
 
 
-# --- ends_settled -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("settlement", [succeeded, failed, discarded, cancelled])
 async def test_ends_settled(world: World, settlement: SettlementOf) -> None:
     """The worker that settled a job knows of its end, and of that of no other."""
@@ -161,9 +155,6 @@ async def test_ends_settled(world: World, settlement: SettlementOf) -> None:
     assert await world.settle(settlement(await world.running()), settlement(await world.running(key="k"))) == [Settled.OK] * 2
 
     assert await heard(world) == []
-
-
-# --- ends_unheard -----------------------------------------------------------------------------------------------------
 
 
 async def test_ends_unheard(world: World) -> None:
@@ -193,9 +184,6 @@ async def test_ends_unheard__by_upkeep_that_does_not_ask(world: World) -> None:
     assert await heard(world) == [job.id]
 
 
-# --- ends_bounded -----------------------------------------------------------------------------------------------------
-
-
 async def test_ends_bounded(world: World) -> None:
     """The oldest are dropped, and their number is told once."""
     world = world.under(max_ends=3)
@@ -208,9 +196,6 @@ async def test_ends_bounded(world: World) -> None:
     upkept = await hear(world)
     assert (upkept.ended, upkept.ends_dropped) == (tuple(ids_of(jobs[2:])), 2)
     assert (await hear(world)).ends_dropped == 0
-
-
-# --- ends_told --------------------------------------------------------------------------------------------------------
 
 
 async def test_ends_told(world: World) -> None:
@@ -229,9 +214,6 @@ async def test_ends_told(world: World) -> None:
 
     await hear(world)
     assert (await world.work_hint(subscriber)).due_in > 0.0
-
-
-# --- ends_purged ------------------------------------------------------------------------------------------------------
 
 
 async def test_ends_purged(world: World) -> None:

@@ -18,43 +18,26 @@ from tests.support.world import World, ids_of
 SECOND = 1_000_000
 
 
-# --- enqueue_adds ------------------------------------------------------------------------------------------------
-
-
-async def test_enqueue_adds__ready(world: World) -> None:
-    """A job that is due and awaits nothing is READY, due since now."""
-    envelope = world.an_envelope()
+@pytest.mark.parametrize(
+    ("fields", "status", "microseconds"),
+    [
+        ({}, Status.READY, 0),
+        ({"after": 90.5}, Status.SCHEDULED, 90_500_000),
+        ({"at": None, "after": 5.0}, Status.SCHEDULED, 3_600_000_001),
+        ({"awaits": 2}, Status.HELD, 0),
+    ],
+)
+async def test_enqueue_adds(world: World, fields: dict[str, Any], status: Status, microseconds: int) -> None:
+    """A job is READY, SCHEDULED, by the store's time and to the microsecond, or HELD. An instant wins over a wait."""
+    if "at" in fields:
+        fields = fields | {"at": world.clock.wall() + microseconds}
+    envelope = world.an_envelope(**fields)
 
     assert await world.enqueue(envelope) == [Added(envelope.id)]
 
     record = await world.record(envelope)
-    assert record.status is Status.READY
-    assert record.due_at == record.created_at == instant_of(world.clock.wall())
-
-
-async def test_enqueue_adds__scheduled_after(world: World) -> None:
-    """A job with a wait is SCHEDULED for that many seconds of the store's time from now."""
-    envelope = await world.add(after=90.5)
-
-    record = await world.record(envelope)
-    assert record.status is Status.SCHEDULED
-    assert record.due_at == instant_of(world.clock.wall()) + timedelta(seconds=90.5)
-    assert record.created_at == instant_of(world.clock.wall())
-
-
-async def test_enqueue_adds__scheduled_at(world: World) -> None:
-    """A job for an instant is SCHEDULED until it, to the microsecond; the instant wins over a wait."""
-    at = world.clock.wall() + 3_600 * SECOND + 1
-    envelope = await world.add(at=at, after=5.0)
-
-    record = await world.record(envelope)
-    assert record.status is Status.SCHEDULED
-    assert record.due_at == instant_of(at)
-
-
-async def test_enqueue_adds__held(world: World) -> None:
-    """A job that awaits others is HELD."""
-    assert await world.status(await world.add(awaits=2)) is Status.HELD
+    assert (record.status, record.created_at) == (status, instant_of(world.clock.wall()))
+    assert record.due_at == instant_of(world.clock.wall() + microseconds)
 
 
 async def test_enqueue_adds__what_it_was_given(world: World) -> None:
@@ -95,16 +78,6 @@ def _as_leased(envelope: Envelope) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-async def test_enqueue_adds__a_full_batch(world: World) -> None:
-    """A thousand envelopes are added in one call, answered one by one in order."""
-    envelopes = [world.an_envelope() for _ in range(1_000)]
-
-    assert await world.enqueue(*envelopes) == [Added(envelope.id) for envelope in envelopes]
-
-
-# --- enqueue_repeat ------------------------------------------------------------------------------------------------
-
-
 async def _adds_nothing(world: World, envelope: Envelope) -> None:
     before = await world.read(envelope)
     assert await world.enqueue(envelope) == [Refused(envelope.id, envelope.id, "id")]
@@ -139,8 +112,6 @@ async def test_enqueue_repeat__within_a_batch(world: World) -> None:
     assert answers == [Added(envelope.id), Refused(envelope.id, envelope.id, "id"), Added(neighbour.id)]
 
 
-# --- enqueue_clash -------------------------------------------------------------------------------------------------
-
 LARGE = bytes(100_000)
 
 
@@ -169,9 +140,6 @@ async def test_enqueue_clash__ended(world: World) -> None:
         assert [answer.because for answer in answers if isinstance(answer, Refused)] == ["id", "clash"]
 
 
-# --- enqueue_order ------------------------------------------------------------------------------------------------
-
-
 async def _claimed_order(world: World) -> list[bytes]:
     """One at a time, so that the store's order is seen and not that of an answer."""
     session, order = await world.a_session(), list[bytes]()
@@ -188,13 +156,6 @@ async def test_enqueue_order__arrival(world: World) -> None:
     await world.enqueue(*envelopes[10:])
 
     assert await _claimed_order(world) == ids_of(envelopes)
-
-
-async def test_enqueue_order__priority(world: World) -> None:
-    """A higher priority is claimed first, later arrival or not."""
-    envelopes = [await world.add(priority=priority) for priority in (-100, 0, 100, 1)]
-
-    assert await _claimed_order(world) == ids_of([envelopes[index] for index in (2, 3, 1, 0)])
 
 
 async def test_enqueue_order__ready_time(world: World) -> None:
@@ -225,9 +186,6 @@ async def test_enqueue_order__after_a_retry(world: World) -> None:
     assert await _claimed_order(world) == ids_of([before, lease, other, after])
 
 
-# --- enqueue_past -------------------------------------------------------------------------------------------------
-
-
 async def test_enqueue_past(world: World) -> None:
     """A job for an instant gone by, or for this very one, is READY, and stands where one sent now would."""
     before = await world.add()
@@ -241,8 +199,6 @@ async def test_enqueue_past(world: World) -> None:
         assert record.due_at == instant_of(world.clock.wall())
     assert await _claimed_order(world) == ids_of([before, past, now])
 
-
-# --- enqueue_full -------------------------------------------------------------------------------------------------
 
 ROOM = 40
 
@@ -265,16 +221,21 @@ async def _full(world: World) -> tuple[World, list[Envelope]]:
     raise AssertionError("the store is never full")
 
 
-async def test_enqueue_full__adds_nothing_of_the_batch(world: World) -> None:
-    """A store without room refuses a batch as a whole, by name."""
+async def test_enqueue_full(world: World) -> None:
+    """A batch is refused as a whole, by name. Who resends what filled the store up hears that it is there. Follow-ups are taken in:
+    refusing them would undo what the run has done."""
     limited, held = await _full(world)
     batch = [limited.an_envelope(payload=bytes(world.harness.much)) for _ in range(3)]
-
     with pytest.raises(StoreFull):
         await limited.enqueue(*batch)
-
-    assert held
     assert await limited.broker.read(ids_of(batch)) == [None] * 3
+    assert await limited.enqueue(held[-1]) == [Refused(held[-1].id, held[-1].id, "id")]
+
+    [lease] = await limited.claim(await limited.a_session(), limit=1)
+    follow_up = limited.an_envelope()
+    await limited.settle(succeeded(lease, follow_ups=(follow_up,)))
+
+    assert await limited.status(follow_up) is Status.READY
 
 
 async def test_enqueue_full__other_verbs_go_on(world: World) -> None:
@@ -303,21 +264,3 @@ async def _added_in_the_end(limited: World) -> object:
         else:
             return answer
     return None
-
-
-async def test_enqueue_full__follow_ups_go_through(world: World) -> None:
-    """A settlement's follow-ups are taken in by a full store: refusing them would undo what the run has done."""
-    limited, _ = await _full(world)
-    [lease] = await limited.claim(await limited.a_session(), limit=1)
-    follow_up = limited.an_envelope()
-
-    await limited.settle(succeeded(lease, follow_ups=(follow_up,)))
-
-    assert await limited.status(follow_up) is Status.READY
-
-
-async def test_enqueue_full__a_resend_is_answered(world: World) -> None:
-    """Who resends what filled the store up hears that it is there, not that there is no room for it."""
-    limited, held = await _full(world)
-
-    assert await limited.enqueue(held[-1]) == [Refused(held[-1].id, held[-1].id, "id")]

@@ -12,7 +12,6 @@ from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.ids import id_text, key_digest
 from taskflow.model.record import Status
-from taskflow.model.verdict import Settled
 from tests.conformance.outcomes import REPLACED, WAITING_AGAIN, Outcome, check_outcome
 from tests.support.verdicts import SettlementOf, cancelled, discarded, failed, handed_back, parked, retried, snoozed, succeeded
 from tests.support.world import Job, World, id_of
@@ -30,28 +29,20 @@ async def stands(world: World, job: Job, **where: object) -> bool:
     return await world.enqueue(other) == [Refused(other.id, id_of(job), "key")]
 
 
-async def test_key_keeps__waiting(world: World) -> None:
-    """A waiting holder stands, READY, SCHEDULED or HELD, and nothing is added."""
-    for queue, fields in (("a", {}), ("b", {"after": 60.0}), ("c", {"awaits": 1})):
-        holder = await world.add(queue=queue, key="k", **fields)
-        other = world.an_envelope(queue=queue, key="k")
-        assert await world.enqueue(other) == [Refused(other.id, holder.id, "key")]
-        assert await world.read(other) is None
+@pytest.mark.parametrize("fields", [{}, {"after": 60.0}, {"awaits": 1}], ids=["ready", "scheduled", "held"])
+async def test_key_keeps(world: World, fields: dict[str, object]) -> None:
+    """A waiting holder stands, and nothing is added."""
+    holder, other = await world.add(key="k", **fields), world.an_envelope(key="k")
+    assert await world.enqueue(other) == [Refused(other.id, holder.id, "key")]
+    assert await world.read(other) is None
 
 
 async def test_key_keeps__running(world: World) -> None:
-    """A running holder stands."""
+    """A running holder stands. The job that waits behind it is named: it is what the caller's job would have been."""
     lease = await world.running(queue="default", key="k")
-
     assert await stands(world, lease)
-
-
-async def test_key_keeps__the_waiting_one_is_named(world: World) -> None:
-    """Where one runs and another waits behind it, the waiting one is named: it is what the caller's job would have been."""
-    await world.running(queue="default", key="k")
     behind = replacement(world)
     await world.enqueue(behind)
-
     assert await stands(world, behind)
 
 
@@ -71,17 +62,6 @@ async def test_key_keeps__within_a_batch(world: World) -> None:
     assert await world.enqueue(first, second) == [Added(first.id), Refused(second.id, first.id, "key")]
 
 
-async def test_key_keeps__among_follow_ups(world: World) -> None:
-    """A follow-up with a key that a live job has is not added, and its settlement takes effect."""
-    holder = await world.add(key="k")
-    lease = await world.running()
-    follow_up = world.an_envelope(key="k")
-
-    assert await world.settle(succeeded(lease, follow_ups=(follow_up,))) == [Settled.OK]
-    assert await world.read(follow_up) is None
-    assert await world.status(holder) is Status.READY
-
-
 async def test_key_neighbours(world: World) -> None:
     """A refused item leaves the others of its batch alone, in their order."""
     holder = await world.add(key="k")
@@ -91,9 +71,6 @@ async def test_key_neighbours(world: World) -> None:
 
     assert answers == [Added(before.id), Refused(refused.id, holder.id, "key"), Added(after.id)]
     assert [await world.status(job) for job in (before, after)] == [Status.READY] * 2
-
-
-# --- key_released ---------------------------------------------------------------------------------------------------
 
 
 async def _is_free(world: World) -> bool:
@@ -133,32 +110,20 @@ async def test_key_released__while_it_waited(world: World, end: Callable[[World,
     assert await _is_free(world)
 
 
-# --- key_survives_retry ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("settlement", [retried, snoozed, parked])
-async def test_key_survives_retry(world: World, settlement: SettlementOf) -> None:
-    """A job that waits to come again holds its key, and goes on with it."""
-    lease = await world.running(queue="default", key="k")
-
-    await world.settle(settlement(lease, 60.0))
-
-    assert await world.status(lease) is Status.SCHEDULED
-    assert await stands(world, lease)
-
-
-async def test_key_survives_retry__and_a_crash(world: World) -> None:
-    """So does a job whose worker was lost, while it runs again too."""
+@pytest.mark.parametrize("settlement", [retried, snoozed, parked, None])
+async def test_key_survives_retry(world: World, settlement: SettlementOf | None) -> None:
+    """A job that waits to come again, or whose worker was lost, holds its key, and goes on with it."""
     session = await world.a_session()
     lease = await world.running(session, queue="default", key="k")
-
-    await world.reap(session)
+    if settlement is None:
+        await world.reap(session)
+    else:
+        await world.settle(settlement(lease, 60.0))
+        assert await world.status(lease) is Status.SCHEDULED
     assert await stands(world, lease)
+    await world.pass_time(60.0)
     assert await world.claim(await world.a_session())
     assert await stands(world, lease)
-
-
-# --- key_replaces -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fields", [{}, {"after": 60.0}, {"awaits": 1}], ids=["ready", "scheduled", "held"])
@@ -193,9 +158,6 @@ async def test_key_replaces__in_a_chain(world: World) -> None:
 
     assert answers == [Added(chain[0].id), Added(chain[1].id, replaced=chain[0].id), Added(chain[2].id, replaced=chain[1].id)]
     assert [await world.status(job) for job in chain] == [Status.CANCELLED, Status.CANCELLED, Status.READY]
-
-
-# --- key_waits_behind -------------------------------------------------------------------------------------------------
 
 
 async def _behind(world: World, **fields: object) -> tuple[Lease, Envelope]:
@@ -245,17 +207,6 @@ async def test_key_waits_behind__until_it_has_ended(world: World, settlement: Se
     assert [leased.envelope.id for leased in await world.claim(await world.a_session())] == [new.id]
 
 
-async def test_key_waits_behind__until_its_own_time(world: World) -> None:
-    """A replacement with a wait of its own goes on waiting when the run has ended."""
-    lease, new = await _behind(world, after=60.0)
-
-    await world.settle(succeeded(lease))
-
-    assert await world.status(new) is Status.SCHEDULED
-    await world.pass_time(60.0)
-    assert await world.status(new) is Status.READY
-
-
 @pytest.mark.parametrize("awaits", [0, 1])
 async def test_key_waits_behind__whatever_joins_it(world: World, awaits: int) -> None:
     """Not even joiners beyond those that it awaits release it while the holder runs."""
@@ -267,33 +218,6 @@ async def test_key_waits_behind__whatever_joins_it(world: World, awaits: int) ->
     assert await world.status(new) is Status.HELD
     await world.settle(succeeded(lease))
     assert await world.status(new) is Status.READY
-
-
-async def test_key_waits_behind__one_at_most(world: World) -> None:
-    """A second replacement takes the place of the first, and waits behind the same run."""
-    lease, first = await _behind(world)
-    second = replacement(world)
-
-    assert await world.enqueue(second) == [Added(second.id, replaced=first.id)]
-    assert [await world.status(job) for job in (lease, first, second)] == [Status.RUNNING, Status.CANCELLED, Status.HELD]
-    await world.settle(succeeded(lease))
-    assert await world.status(second) is Status.READY
-
-
-async def test_key_waits_behind__its_worker_lost_for_good(world: World) -> None:
-    """When the run ends as poison its replacement is released like after any other end."""
-    world = world.under(max_crashes=0)
-    session = await world.a_session()
-    lease = await world.running(session, queue="default", key="k")
-    new = replacement(world)
-    await world.enqueue(new)
-
-    await world.reap(session)
-
-    assert [await world.status(job) for job in (lease, new)] == [Status.FAILED, Status.READY]
-
-
-# --- key_cancelled ----------------------------------------------------------------------------------------------------
 
 
 CONFLICTS = pytest.mark.parametrize("on_conflict", list(OnConflict))
@@ -333,18 +257,6 @@ async def test_key_cancelled__until_that_run_has_ended(world: World, settlement:
     assert [leased.envelope.id for leased in await world.claim(await world.a_session())] == [new.id]
 
 
-async def test_key_cancelled__its_worker_is_lost(world: World) -> None:
-    """When the worker of the old job is lost, the new job is READY."""
-    session = await world.a_session()
-    lease = await world.running(session, queue="default", key="k")
-    await world.cancel(lease)
-    new = await world.add(key="k")
-
-    await world.reap(session)
-
-    assert [await world.status(job) for job in (lease, new)] == [Status.CANCELLED, Status.READY]
-
-
 async def test_key_cancelled__one_behind_it_at_most(world: World) -> None:
     """The job that waits behind the run has the key: a third one is refused with its id, or replaces it."""
     lease = await _asked_to_stop(world)
@@ -356,47 +268,29 @@ async def test_key_cancelled__one_behind_it_at_most(world: World) -> None:
     assert [await world.status(job) for job in (lease, new, newest)] == [Status.RUNNING, Status.CANCELLED, Status.HELD]
 
 
-async def test_key_cancelled__a_replacement_waited_before(world: World) -> None:
-    """A replacement that waited behind the run before it was asked to stop has the key still."""
-    lease, waiting = await _behind(world)
-    await world.cancel(lease)
-
-    assert await stands(world, waiting)
-
-
-async def test_key_cancelled__as_a_follow_up(world: World) -> None:
-    """A follow-up of another run with that key is added, and waits likewise."""
-    lease = await _asked_to_stop(world)
-    other = await world.running()
-    follow_up = world.an_envelope(key="k")
-
-    await world.settle(succeeded(other, follow_ups=(follow_up,)))
-
-    assert await world.status(follow_up) is Status.HELD
-    await world.settle(cancelled(lease))
-    assert await world.status(follow_up) is Status.READY
-
-
-# --- key_gives_way -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("outcome", WAITING_AGAIN, ids=str)
 async def test_key_gives_way(world: World, outcome: Outcome) -> None:
     """A run that would wait again ends CANCELLED in favour of the replacement behind it, which is READY."""
     await check_outcome(world, outcome, REPLACED)
 
 
-async def test_key_gives_way__after_a_crash(world: World) -> None:
-    """A run whose worker was lost does not come again when a replacement waits behind it."""
+@pytest.mark.parametrize("way", ["gives way", "is poison", "was asked to stop"])
+async def test_key_gives_way__after_a_crash(world: World, way: str) -> None:
+    """A run whose worker was lost does not come again when a replacement waits behind it, which is READY."""
+    world = world.under(max_crashes=0 if way == "is poison" else 3)
     session = await world.a_session()
     lease = await world.running(session, queue="default", key="k")
+    if way == "was asked to stop":
+        await world.cancel(lease)
     new = replacement(world)
     await world.enqueue(new)
 
     await world.reap(session)
 
+    reasons = {"gives way": f"replaced by {id_text(new.id)}", "was asked to stop": "cancelled"}
     record = await world.record(lease)
-    assert (record.status, record.reason) == (Status.CANCELLED, f"replaced by {id_text(new.id)}")
+    assert record.status is (Status.FAILED if way == "is poison" else Status.CANCELLED)
+    assert record.reason == reasons.get(way, record.reason)
     assert await world.status(new) is Status.READY
 
 
@@ -407,7 +301,8 @@ KEY = key_digest("default", "work", "k")
 
 @pytest.mark.parametrize("fields", [{}, {"after": 60.0}, {"awaits": 1}], ids=["ready", "scheduled", "held"])
 async def test_holders_waiting(world: World, fields: dict[str, object]) -> None:
-    """A waiting job is found by its key, and no other key finds it."""
+    """A waiting job is found by its key, and no other key finds it. An ended job with the key is not."""
+    await world.cancel(await world.add(key="k"))
     holder = await world.add(key="k", **fields)
     other = await world.add(key="k", queue="other")
 
@@ -417,35 +312,19 @@ async def test_holders_waiting(world: World, fields: dict[str, object]) -> None:
     assert await world.broker.holders([]) == []
 
 
-async def test_holders_waiting__behind_a_run(world: World) -> None:
-    """The replacement that waits behind a run is found, as by an enqueue; afterwards it is found as it runs."""
+async def test_holders_running(world: World) -> None:
+    """A run is found until it has ended, also when it is asked to stop. A replacement that waits behind it is found, as by an enqueue."""
     lease = await world.running(queue="default", key="k")
+    assert await world.broker.holders([KEY]) == [lease.envelope.id]
+    await world.cancel(lease)
+    assert await world.broker.holders([KEY]) == [lease.envelope.id]
     behind = replacement(world)
     await world.enqueue(behind)
     assert await world.broker.holders([KEY]) == [behind.id]
 
-    await world.settle(succeeded(lease))
-    await world.claim(await world.a_session(), ["default"])
-
-    assert await world.broker.holders([KEY]) == [behind.id]
-
-
-async def test_holders_running(world: World) -> None:
-    """A run is found until it has ended, also when it is asked to stop."""
-    lease = await world.running(queue="default", key="k")
-    assert await world.broker.holders([KEY]) == [lease.envelope.id]
-
-    await world.cancel(lease)
-
-    assert await world.broker.holders([KEY]) == [lease.envelope.id]
-
 
 async def test_holders_none(world: World) -> None:
     """Nothing is found once the holder has ended, whether it ran or not, or where there never was one."""
-    lease = await world.running(queue="default", key="k")
-    await world.settle(cancelled(lease))
-    assert await world.broker.holders([KEY]) == [None]
-
+    await world.settle(cancelled(await world.running(queue="default", key="k")))
     await world.cancel(await world.add(key="waited"))
-
     assert await world.broker.holders([key_digest("default", "work", key) for key in ("k", "waited", "other")]) == [None] * 3

@@ -20,9 +20,6 @@ async def nudges(world: World, topic: str | Sequence[str], deed: Awaitable[objec
         return await listener.wait(world.harness.wakes_within)
 
 
-# --- listen_ready ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("topic", [topics.queue("mail"), topics.ANY_QUEUE])
 async def test_listen_ready__when_it_is_added(world: World, topic: str) -> None:
     """A new READY job is told of under its queue, and to those who listen to every queue."""
@@ -56,18 +53,6 @@ async def test_listen_ready__when_it_is_released(world: World) -> None:
         assert await following.wait(world.harness.wakes_within)
 
 
-async def test_listen_ready__from_a_sibling(world: World) -> None:
-    """What another broker of the store does is told of here too."""
-    sibling = world.broker.sibling()
-    try:
-        assert await nudges(world, topics.queue("mail"), sibling.enqueue([world.an_envelope(queue="mail")]))
-    finally:
-        await sibling.close()
-
-
-# --- listen_session, listen_ended, listen_due -----------------------------------------------------------------------------
-
-
 async def test_listen_session(world: World) -> None:
     """A worker is woken when one of its runs is asked to stop, and need not wait for its next beat."""
     session = await world.a_session()
@@ -98,40 +83,21 @@ async def test_listen_due__when_it_is_added(world: World) -> None:
     assert await nudges(world, topics.DUE, world.add(after=10.0))
 
 
-# --- listen_sticky --------------------------------------------------------------------------------------------------------
-
-
 async def test_listen_sticky(world: World) -> None:
-    """Look, then wait, and nothing is missed: a nudge that came while nobody waited ends the next wait."""
+    """Look, then wait, and nothing is missed: a nudge that came while nobody waited ends the next wait. A nudge ends a wait under way, and
+    a wait that was cancelled leaves the next nudge to the next wait."""
     with world.broker.listen([topics.queue("mail")]) as listener:
         for _ in range(2):
             await world.add(queue="mail")
             assert await listener.wait(world.harness.wakes_within)
-
-
-async def test_listen_sticky__while_it_waits(world: World) -> None:
-    """A nudge ends a wait under way."""
-    with world.broker.listen([topics.queue("mail")]) as listener:
-        waiting = asyncio.create_task(listener.wait(world.harness.wakes_within))
-        await asyncio.sleep(0)
-        await world.add(queue="mail")
-
-        assert await waiting
-
-
-async def test_listen_sticky__a_wait_given_up_loses_nothing(world: World) -> None:
-    """A wait that was cancelled leaves the next nudge to the next wait."""
-    with world.broker.listen([topics.queue("mail")]) as listener:
-        waiting = asyncio.create_task(listener.wait())
-        await asyncio.sleep(0)
-        waiting.cancel()
-        await asyncio.wait([waiting])
-        await world.add(queue="mail")
-
-        assert await listener.wait(world.harness.wakes_within)
-
-
-# --- listen_lasts ---------------------------------------------------------------------------------------------------------
+        for is_cancelled in (False, True):
+            waiting = asyncio.create_task(listener.wait(world.harness.wakes_within))
+            await asyncio.sleep(0)
+            if is_cancelled:
+                waiting.cancel()
+                await asyncio.wait([waiting])
+            await world.add(queue="mail")
+            assert await (listener.wait(world.harness.wakes_within) if is_cancelled else waiting)
 
 
 async def test_listen_lasts(world: World) -> None:

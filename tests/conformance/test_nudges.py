@@ -102,9 +102,6 @@ async def nudged(world: World, workers: Sequence[IdleWorker], expected: int) -> 
     return [worker for worker in workers if worker.is_nudged]
 
 
-# --- nudge_few ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("queues", [["mail"], [], ["other", "mail"]], ids=["one queue", "every queue", "two queues"])
 @pytest.mark.parametrize("jobs", [1, 2, 9])
 async def test_nudge_few(world: World, queues: Sequence[str], jobs: int) -> None:
@@ -113,14 +110,6 @@ async def test_nudge_few(world: World, queues: Sequence[str], jobs: int) -> None
         await world.enqueue(*(world.an_envelope(queue="mail") for _ in range(jobs)))
 
         assert len(await nudged(world, workers, min(jobs, 4))) == min(jobs, 4)
-
-
-async def test_nudge_few__job_by_job(world: World) -> None:
-    """Each job nudges another worker, as long as there is one."""
-    async with idle(world, 3) as workers:
-        for number in range(1, 4):
-            await world.add(queue="mail")
-            assert len(await nudged(world, workers, number)) == number
 
 
 async def test_nudge_few__again_and_again(world: World) -> None:
@@ -141,9 +130,6 @@ async def test_nudge_few__for_another_queue(world: World) -> None:
         await world.add(queue="other")
 
         assert await nudged(world, workers, 0) == []
-
-
-# --- nudge_next, nudge_full -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("queues", [["mail"], []], ids=["one queue", "every queue"])
@@ -177,9 +163,6 @@ async def test_nudge_full(world: World, place: int) -> None:
         assert await nudged(world, [first, other], 2) == [first, other]
 
 
-# --- nudge_paused ---------------------------------------------------------------------------------------------------------
-
-
 async def test_nudge_paused(world: World) -> None:
     """Jobs of a paused queue nudge nobody. When it is resumed, they nudge as many workers as there are jobs."""
     async with idle(world, 3) as workers:
@@ -190,9 +173,6 @@ async def test_nudge_paused(world: World) -> None:
 
         await world.broker.admin.resume("mail")
         assert len(await nudged(world, workers, 2)) == 2
-
-
-# --- ended_told -----------------------------------------------------------------------------------------------------------
 
 
 async def test_ended_told(world: World) -> None:

@@ -32,9 +32,6 @@ async def ids_in_order(world: World, view: View, limit: int = 1) -> list[bytes]:
     return [record.id async for page in pages_of(world, view, limit) for record in page.records]
 
 
-# --- page_lists -----------------------------------------------------------------------------------------------------------
-
-
 async def _a_few(world: World) -> list[Envelope]:
     """Five jobs, a second apart, oldest first: ready mail, scheduled mail, ready default, failed x, poisoned x.
 
@@ -87,9 +84,6 @@ async def test_page_lists(world: World, view: View, expected: list[int]) -> None
 
     assert [record.id for record in records] == ids_of([jobs[index] for index in expected])
     assert records == await world.broker.read([record.id for record in records])
-
-
-# --- page_order -----------------------------------------------------------------------------------------------------------
 
 
 async def _ended(world: World, settlement: SettlementOf, queue: str) -> bytes:
@@ -148,9 +142,6 @@ async def test_page_order(world: World) -> None:
     assert await ids_in_order(world, both, limit=3) == expected[Status.READY] + expected[Status.FAILED]
 
 
-# --- page_cursor ----------------------------------------------------------------------------------------------------------
-
-
 async def test_page_cursor(world: World) -> None:
     """A page begins behind the one before, although its last job is gone. New jobs are not listed, so the pages have an end."""
     await _stock(world)
@@ -169,9 +160,6 @@ async def test_page_cursor(world: World) -> None:
             await world.add(queue="a", awaits=1)
             assert len(found) < 100
         assert found == expected, status
-
-
-# --- page_bounded ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [Status.READY, Status.SCHEDULED, Status.HELD, Status.FAILED, None])
@@ -198,9 +186,6 @@ async def test_page_bounded(world: World, status: Status | None) -> None:
     assert ids == ids_of([job for job in jobs if job.job == "job1"])
     assert all(page.examined <= 3 and page.stopped_early == (page.cursor is not None and len(page.records) < 2) for page in found)
     assert sum(page.examined for page in found) == 10
-
-
-# --- page_refuses ---------------------------------------------------------------------------------------------------------
 
 
 async def test_page_refuses(world: World) -> None:

@@ -93,26 +93,18 @@ async def test_poison_follow_up__not_without_one(world: World) -> None:
 
 
 async def test_poison_follow_up__a_worker_dies_over_it(world: World) -> None:
-    """It waits as after other crashes, and is offered again."""
+    """It waits as after other crashes, and is offered again. If workers keep dying over it, it ends without its follow-up and says so."""
     world = shortened(world)
     envelope = await poisoned(world)
-
     record = await crash(world, envelope)
     assert (record.status, record.due_at) == (Status.SCHEDULED, instant_of(world.clock.wall() + 5_000_000))
-
     await world.pass_time(5.0)
-    assert (await leased(world)).poison == POISON.replace("2", "3")
+    [lease] = await world.claim(session := await world.a_session("lost"))
+    assert lease.poison == POISON.replace("2", "3")
 
+    await world.reap(session)
 
-async def test_poison_follow_up__not_for_ever(world: World) -> None:
-    """If workers keep dying over it, it ends without its follow-up and says so."""
-    world = shortened(world)
-    envelope = await poisoned(world)
-    await crash(world, envelope)
-    await world.pass_time(5.0)
-
-    record = await crash(world, envelope)
-
+    record = await world.record(envelope)
     assert (record.status, record.crashes) == (Status.FAILED, 4)
     assert record.reason is not None
     assert record.reason.startswith("poison: ")
@@ -120,43 +112,22 @@ async def test_poison_follow_up__not_for_ever(world: World) -> None:
     assert (await listed(world.broker.admin, View(poison=True)))[0].id == envelope.id
 
 
-async def test_poison_follow_up__cancelled(world: World) -> None:
-    """While it waits, it may be cancelled like any job: then it has not failed."""
-    world = shortened(world)
-    envelope = await poisoned(world)
-
-    assert await world.cancel(envelope) is Status.READY
-
-    assert await world.status(envelope) is Status.CANCELLED
-    assert await world.claim(await world.a_session()) == []
-
-
-async def test_poison_follow_up__asked_to_stop(world: World) -> None:
-    """A run that was asked to stop is CANCELLED when its worker is lost, not poison."""
-    world = shortened(world)
-    envelope = await world.add(on_failure=CALL)
-    await crash(world, envelope)
-    session = await world.a_session("lost")
-    await world.claim(session)
-    await world.cancel(envelope)
-
-    await world.reap(session)
-
-    assert await world.status(envelope) is Status.CANCELLED
-
-
-async def test_poison_follow_up__replaced(world: World) -> None:
-    """A replacement that waits behind the run takes its place, as when a run would wait again."""
+@pytest.mark.parametrize("is_replaced", [False, True])
+async def test_poison_follow_up__not_if_it_would_be_cancelled(world: World, is_replaced: bool) -> None:
+    """A run that was asked to stop, or that a replacement waits behind, is CANCELLED when its worker is lost, not poison."""
     world = world.under(max_crashes=0)
-    envelope = await world.add(on_failure=CALL, key="k")
-    session = await world.a_session("lost")
+    envelope, session = await world.add(on_failure=CALL, key="k"), await world.a_session("lost")
     await world.claim(session)
-    successor = await world.add(key="k", on_conflict=OnConflict.REPLACE)
+    successor = world.an_envelope(key="k", on_conflict=OnConflict.REPLACE)
+    if is_replaced:
+        await world.enqueue(successor)
+    else:
+        await world.cancel(envelope)
 
     await world.reap(session)
 
     assert await world.status(envelope) is Status.CANCELLED
-    assert await world.status(successor) is Status.READY
+    assert not is_replaced or await world.status(successor) is Status.READY
 
 
 async def test_poison_follow_up__counts_as_poison_at_its_end(world: World) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -12,7 +12,7 @@ from taskflow.broker import topics
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import OnConflict
-from taskflow.model.errors import SessionLost, StoreFull
+from taskflow.model.errors import StoreFull
 from taskflow.model.record import Status
 from taskflow.model.schedule import MAX_OFFERS, OFFER_TTL, Amendment, Definition, Firing, Offer, ScheduleRecord
 from taskflow.model.session import Session
@@ -81,9 +81,6 @@ async def record(world: World, name: str = "nightly") -> ScheduleRecord:
     return found
 
 
-# --- schedule_put_repeat, schedule_changed, schedule_taken -----------------------------------------------------------------
-
-
 async def test_schedule_put_repeat(world: World) -> None:
     """A schedule that is put again as it is keeps its next instant, and is not offered before it."""
     definition = await a_schedule(world)
@@ -108,21 +105,13 @@ async def test_schedule_changed(world: World, size: int) -> None:
 
 
 async def test_schedule_changed__says_since_when(world: World) -> None:
-    """An instant between the change and the offer is not lost: the next one is computed from the change on."""
-    await declare(world, None, a_definition())
-    changed_at = world.clock.wall()
-    world.clock.advance(5.0)
-
-    offer = await offered(world)
-
-    assert (offer.next_at, offer.since, offer.now) == (None, changed_at, changed_at + 5 * SECOND)
-
-
-async def test_schedule_changed__says_since_when_again(world: World) -> None:
-    """A caller that dies with the offer or passes it on, or another change before the next instant is computed, loses no instant either."""
+    """An instant between the change and the offer is not lost: the next one is computed from the change on. Nor is it if a caller dies
+    with the offer or passes it on, or if the schedule is changed again before that."""
     created_at = world.clock.wall()
     await declare(world, None, a_definition())
-    await offered(world)
+    world.clock.advance(5.0)
+    offer = await offered(world)
+    assert (offer.next_at, offer.since, offer.now) == (None, created_at, created_at + 5 * SECOND)
     world.clock.advance(OFFER_TTL)
     assert (await offered(world)).since == created_at
     await declare(world, None, a_definition(version=2))
@@ -170,9 +159,6 @@ async def test_schedule_taken(world: World) -> None:
     assert {offer.name for offer in await offers(world)} == {"other", "third"}
 
 
-# --- schedule_declared, schedule_handover, schedule_session -----------------------------------------------------------------
-
-
 @pytest.mark.parametrize("first", ["old", "young"])
 async def test_schedule_declared(world: World, first: str) -> None:
     """The definition of the youngest session is in force, whichever was stored last."""
@@ -189,49 +175,30 @@ async def test_schedule_declared(world: World, first: str) -> None:
 
 
 async def test_schedule_declared__sleeps(world: World) -> None:
-    """Without a living session that declares it, it is not offered, and keeps its next instant."""
-    session = await world.a_session()
-    await a_schedule(world, 100.0, session)
-    next_at = (await record(world)).next_at
-
-    await world.reap(session)
-    await world.pass_time(200.0)
-
-    assert await offers(world) == []
-    found = await record(world)
-    assert (found.next_at, found.declarers) == (next_at, ())
-    assert found.asleep_since is not None
-
-
-async def test_schedule_declared__wakes(world: World) -> None:
-    """One that slept over its instant is offered as soon as a session declares it."""
+    """Without a living session that declares it, it is not offered, and keeps its next instant. It is offered as soon as a session declares
+    it again. One that nobody has declared for long goes."""
+    world = world.under(keep_asleep=1_000.0)
     session = await world.a_session()
     definition = await a_schedule(world, 100.0, session)
     next_at = (await record(world)).next_at
     await world.reap(session)
     await world.pass_time(200.0)
+    found = await record(world)
+    assert (await offers(world), found.next_at, found.declarers) == ([], next_at, ())
+    assert found.asleep_since is not None
 
-    await declare(world, await world.a_session("new", ttl=LONG), definition)
-
+    session = await world.a_session("new")
+    await declare(world, session, definition)
     offer = await offered(world)
-    assert next_at is not None
     assert offer.next_at is not None
     assert instant_of(offer.next_at) == next_at
     assert (await record(world)).asleep_since is None
 
-
-async def test_schedule_declared__is_removed_at_last(world: World) -> None:
-    """A schedule that nobody has declared for long goes."""
-    other = world.under(keep_asleep=1_000.0)
-    session = await other.a_session()
-    await a_schedule(other, session=session)
-    await other.reap(session)
-
-    await other.pass_time(900.0)
-    assert await other.broker.admin.schedules() != []
-
-    await other.pass_time(101.0)
-    assert await other.broker.admin.schedules() == []
+    await world.reap(session)
+    await world.pass_time(900.0)
+    assert await world.broker.admin.schedules() != []
+    await world.pass_time(101.0)
+    assert await world.broker.admin.schedules() == []
 
 
 @pytest.mark.parametrize("death", ["leaves", "lapses", "dies"])
@@ -264,21 +231,6 @@ async def test_schedule_handover__to_the_same_definition(world: World) -> None:
 
     assert await offers(world) == []
     assert (await record(world)).declarers == ("old",)
-
-
-async def test_schedule_session(world: World) -> None:
-    """A session that does not live declares nothing."""
-    session = await world.a_session()
-    await world.beat(session, leaving=True)
-
-    for dead in (session, world.an_unregistered_session()):
-        with pytest.raises(SessionLost):
-            await declare(world, dead, a_definition())
-
-    assert await world.broker.admin.schedules() == []
-
-
-# --- schedule_due, schedule_offer -------------------------------------------------------------------------------------------
 
 
 async def test_schedule_due__fired(world: World) -> None:
@@ -335,28 +287,17 @@ async def test_schedule_offer__many(world: World) -> None:
     assert len({offer.name for offer in first.offers + second.offers}) == 2 * MAX_OFFERS
 
 
-# --- schedule_paused -----------------------------------------------------------------------------------------------------------
-
-
 async def test_schedule_paused(world: World) -> None:
-    """It is not offered, and not fired by who was offered it before."""
+    """It is not offered, and not fired by who was offered it before. What it would have fired meanwhile is not made up for."""
     offer = await due(world)
     await world.broker.admin.amend_schedule("nightly", Amendment.PAUSE)
     world.clock.advance(OFFER_TTL)
-
     assert await offers(world) == []
     assert await fire(world, a_firing(offer, 10.0, envelope=world.an_envelope())) == [None]
     assert (await record(world)).is_paused
 
-
-async def test_schedule_paused__resumed(world: World) -> None:
-    """What it would have fired meanwhile is not made up for."""
-    await a_schedule(world)
-    await world.broker.admin.amend_schedule("nightly", Amendment.PAUSE)
     await world.pass_time(100.0)
-
     await world.broker.admin.amend_schedule("nightly", Amendment.RESUME)
-
     assert (await offered(world)).next_at is None
     assert not (await record(world)).is_paused
 
@@ -371,9 +312,6 @@ async def test_schedule_paused__stays_so_when_it_is_defined(world: World) -> Non
 
     assert await offers(world) == []
     assert (await record(world)).is_paused
-
-
-# --- schedule_fires, schedule_cas, schedule_advances, schedule_full ---------------------------------------------------------------
 
 
 async def test_schedule_fires(world: World) -> None:
@@ -448,58 +386,36 @@ async def test_schedule_fires__for_the_last_time(world: World) -> None:
 
 
 async def test_schedule_cas(world: World) -> None:
-    """Of two that fire the same instant, one does."""
+    """Of two that fire the same instant, one does. A schedule that was removed meanwhile stays removed. Its neighbours are fired."""
     offer = await due(world)
     first, second = world.an_envelope(), world.an_envelope()
-
-    assert await fire(world, a_firing(offer, 60.0, envelope=first)) == [Added(first.id)]
+    gone = msgspec.structs.replace(offer, name="gone")
+    assert await fire(world, a_firing(gone, 60.0), a_firing(offer, 60.0, envelope=first)) == [None, Added(first.id)]
     assert await fire(world, a_firing(offer, 60.0, envelope=second)) == [None]
-
     assert await world.read(second) is None
     assert (await record(world)).fired == 1
 
 
 async def test_schedule_cas__of_another_definition(world: World) -> None:
     """What was offered before a deploy is not fired after it."""
-    offer = await due(world)
+    offer, envelope = await due(world), world.an_envelope()
     await declare(world, None, a_definition(version=2))
-    envelope = world.an_envelope()
-
     assert await fire(world, a_firing(offer, 60.0, envelope=envelope)) == [None]
-
     assert await world.read(envelope) is None
 
 
-async def test_schedule_cas__of_an_unknown_schedule(world: World) -> None:
-    """A schedule that was removed meanwhile stays removed. Its neighbours are fired."""
-    offer, envelope = await due(world), world.an_envelope()
-
-    answers = await fire(world, a_firing(msgspec.structs.replace(offer, name="gone"), 60.0), a_firing(offer, 60.0, envelope=envelope))
-
-    assert answers == [None, Added(envelope.id)]
-
-
-async def test_schedule_advances(world: World) -> None:
-    """A run that overlaps the next instant keeps its key, and the schedule goes on."""
+@pytest.mark.parametrize(("because", "skipped"), [("key", 1), ("id", 0)])
+async def test_schedule_advances(world: World, because: Literal["key", "id"], skipped: int) -> None:
+    """A run that overlaps the next instant keeps its key, and the schedule goes on. An instant whose job is there already, as after a loss
+    of the latest changes, is not counted again."""
     holder = await world.add(key="overlap")
     offer = await due(world)
-    envelope = world.an_envelope(key="overlap")
+    envelope = holder if because == "id" else world.an_envelope(key="overlap")
 
-    assert await fire(world, a_firing(offer, 60.0, envelope=envelope)) == [Refused(envelope.id, holder.id, "key")]
-
-    found = await record(world)
-    assert (found.next_at, found.fired, found.skipped) == (instant_of(offer.now + 60 * SECOND), 0, 1)
-
-
-async def test_schedule_advances__over_a_known_job(world: World) -> None:
-    """An instant whose job is there already, as after a loss of the latest changes, is not counted again."""
-    envelope = await world.add()
-    offer = await due(world)
-
-    assert await fire(world, a_firing(offer, 60.0, envelope=envelope)) == [Refused(envelope.id, envelope.id, "id")]
+    assert await fire(world, a_firing(offer, 60.0, envelope=envelope)) == [Refused(envelope.id, holder.id, because)]
 
     found = await record(world)
-    assert (found.next_at, found.fired, found.skipped) == (instant_of(offer.now + 60 * SECOND), 0, 0)
+    assert (found.next_at, found.fired, found.skipped) == (instant_of(offer.now + 60 * SECOND), 0, skipped)
 
 
 async def test_key_replaces__when_a_schedule_fires(world: World) -> None:
@@ -552,15 +468,29 @@ async def test_admin_schedules(world: World) -> None:
 
 
 async def test_admin_amend_schedule(world: World) -> None:
-    """A schedule is removed; whatever is asked of one that is not there is refused."""
-    await a_schedule(world)
-
+    """A schedule is removed, and leaves nothing behind; whatever is asked of one that is not there is refused."""
+    await fire(world, a_firing(await due(world), 60.0, envelope=world.an_envelope()))
     assert await world.broker.admin.amend_schedule("nightly", Amendment.REMOVE)
-
     assert await world.broker.admin.schedules() == []
     assert (await world.pass_time(100.0)).offers == ()
     for amendment in Amendment:
         assert not await world.broker.admin.amend_schedule("nightly", amendment)
+
+    await declare(world, None, a_definition())
+    found = await record(world)
+    assert (found.next_at, found.last_at, found.last_id, found.fired) == (None, None, None, 0)
+    assert (await offered(world)).next_at is None
+
+
+async def test_admin_amend_schedule__of_a_declared_one(world: World) -> None:
+    """It is removed once no session declares it."""
+    session = await world.a_session(ttl=LONG)
+    await a_schedule(world, session=session)
+    assert not await world.broker.admin.amend_schedule("nightly", Amendment.REMOVE)
+    assert await world.broker.admin.schedules() != []
+    await world.beat(session, leaving=True)
+    assert await world.broker.admin.amend_schedule("nightly", Amendment.REMOVE)
+    assert await world.broker.admin.schedules() == []
 
 
 async def test_admin_amend_schedule__repeated(world: World) -> None:
@@ -574,28 +504,3 @@ async def test_admin_amend_schedule__repeated(world: World) -> None:
     assert await admin.amend_schedule("nightly", Amendment.PAUSE)
     assert await admin.amend_schedule("nightly", Amendment.PAUSE)
     assert (await record(world)).is_paused
-
-
-async def test_admin_amend_schedule__of_a_declared_one(world: World) -> None:
-    """It is removed once no session declares it."""
-    session = await world.a_session(ttl=LONG)
-    await a_schedule(world, session=session)
-
-    assert not await world.broker.admin.amend_schedule("nightly", Amendment.REMOVE)
-    assert await world.broker.admin.schedules() != []
-
-    await world.beat(session, leaving=True)
-    assert await world.broker.admin.amend_schedule("nightly", Amendment.REMOVE)
-    assert await world.broker.admin.schedules() == []
-
-
-async def test_admin_amend_schedule__then_put_anew(world: World) -> None:
-    """A removed schedule has left nothing behind."""
-    await world.broker.fire([a_firing(await due(world), 60.0, envelope=world.an_envelope())])
-    await world.broker.admin.amend_schedule("nightly", Amendment.REMOVE)
-
-    await declare(world, None, a_definition())
-
-    found = await record(world)
-    assert (found.next_at, found.last_at, found.last_id, found.fired) == (None, None, None, 0)
-    assert (await offered(world)).next_at is None

@@ -18,9 +18,6 @@ OK, STALE = Settled.OK, Settled.STALE
 ALL = (succeeded, failed, discarded, cancelled, retried, snoozed, parked, handed_back)
 
 
-# --- settle_outcomes ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=str)
 async def test_settle_outcomes(world: World, outcome: Outcome) -> None:
     """The record after a verdict is the one of the table, field by field."""
@@ -101,19 +98,6 @@ async def test_settle_outcomes__parked_for(world: World) -> None:
     assert (await world.record(lease)).waiting_for is None
 
 
-async def test_settle_outcomes__a_large_result(world: World) -> None:
-    """A result of a mebibyte comes back byte for byte."""
-    lease = await world.running()
-    result = bytes(range(256)) * 4_096
-
-    await world.settle(succeeded(lease, result))
-
-    assert (await world.record(lease)).result == result
-
-
-# --- settle_progress ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("settlement", ALL)
 async def test_settle_progress(world: World, settlement: SettlementOf) -> None:
     """What a run reported last is in its job's record, also if no beat has told of it."""
@@ -127,31 +111,18 @@ async def test_settle_progress(world: World, settlement: SettlementOf) -> None:
     assert (await world.record(lease)).progress == last
 
 
-async def test_settle_progress__without_a_report(world: World) -> None:
-    """A settlement without progress leaves what a beat has told."""
-    session = await world.a_session()
-    lease = await world.running(session)
-    await world.beat(session, lease, reports=[Report(lease.claim, 0.0, Progress(0.5))])
-
-    await world.settle(succeeded(lease))
-
-    assert (await world.record(lease)).progress == Progress(0.5)
-
-
 async def test_settle_progress__beside_plain_successes(world: World) -> None:
-    """In a batch each settlement's progress is its own job's."""
+    """In a batch each settlement's progress is its own job's. One without progress leaves what a beat has told."""
     session = await world.a_session()
     leases = [await world.running(session) for _ in range(4)]
+    await world.beat(session, *leases, reports=[Report(leases[0].claim, 0.0, Progress(0.5))])
     settlements = [succeeded(lease) for lease in leases]
     for number in (1, 3):
         settlements[number] = msgspec.structs.replace(settlements[number], progress=Progress(number / 4))
 
     assert await world.settle(*settlements) == [OK] * 4
 
-    assert [(await world.record(lease)).progress for lease in leases] == [None, Progress(0.25), None, Progress(0.75)]
-
-
-# --- settle_stale ---------------------------------------------------------------------------------------------------
+    assert [(await world.record(lease)).progress for lease in leases] == [Progress(0.5), Progress(0.25), None, Progress(0.75)]
 
 
 async def _changes_nothing(world: World, settlement: Settlement) -> None:
@@ -175,22 +146,16 @@ async def test_settle_stale__after_the_lease_was_lost(world: World, settlement: 
     await _changes_nothing(world, settlement(old))
 
 
-async def test_settle_stale__another_epoch(world: World) -> None:
-    """The right claim id with another epoch is not the fence."""
-    lease = await world.running()
-
-    for epoch in (0, lease.epoch + 1):
-        await _changes_nothing(world, succeeded(msgspec.structs.replace(lease, epoch=epoch)))
-
-
-async def test_settle_stale__another_claim(world: World) -> None:
-    """The right epoch with another claim id is not the fence."""
-    lease = await world.running()
+async def test_settle_stale__another_fence(world: World) -> None:
+    """The claim id with another epoch is not the fence, nor is the epoch with another claim id. Nobody settles a job that waits."""
+    lease, waiting = await world.running(), await world.add()
     session, request, number = lease.claim
     other = await world.a_session()
-
+    for epoch in (0, lease.epoch + 1):
+        await _changes_nothing(world, succeeded(msgspec.structs.replace(lease, epoch=epoch)))
     for claim in (ClaimId(other.id, request, number), ClaimId(session, request + 1, number), ClaimId(session, request, number + 1)):
         await _changes_nothing(world, succeeded(msgspec.structs.replace(lease, claim=claim)))
+    await _changes_nothing(world, Settlement(id=waiting.id, epoch=0, claim=ClaimId(session, 0, 0), verdict=succeeded(lease).verdict))
 
 
 async def test_settle_stale__after_the_tail_was_lost(world: World) -> None:
@@ -205,23 +170,6 @@ async def test_settle_stale__after_the_tail_was_lost(world: World) -> None:
 
     await _changes_nothing(world, succeeded(old))
     assert await world.settle(succeeded(new)) == [OK]
-
-
-async def test_settle_stale__a_waiting_job(world: World) -> None:
-    """A job that nobody runs cannot be settled."""
-    envelope = await world.add()
-    session = await world.a_session()
-
-    await _changes_nothing(
-        world, Settlement(id=envelope.id, epoch=0, claim=ClaimId(session.id, 0, 0), verdict=succeeded(_a_lease(world)).verdict)
-    )
-
-
-def _a_lease(world: World) -> Lease:
-    return Lease(envelope=world.an_envelope(), epoch=1, claim=ClaimId(bytes(16), 1, 0), created_at=0)
-
-
-# --- settle_repeat --------------------------------------------------------------------------------------------------
 
 
 async def _is_repeatable(world: World, settlement: Settlement) -> None:
@@ -241,26 +189,18 @@ async def test_settle_repeat(world: World, settlement: SettlementOf) -> None:
     await _is_repeatable(world, settlement(lease))
 
 
-async def test_settle_repeat__while_it_runs_again(world: World) -> None:
-    """The repeat of a retry does not touch the next run, whoever has it."""
-    session = await world.a_session()
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_settle_repeat__while_it_runs_again(world: World, is_lost: bool) -> None:
+    """The repeat of a retry does not touch the next run, whoever has it. It stays known though a later run came to nothing."""
+    session, other = await world.a_session(), await world.a_session()
     first = await world.running(session)
     await world.settle(retried(first))
-    [second] = await world.claim(await world.a_session())
+    [second] = await world.claim(other)
+    if is_lost:
+        await world.reap(other)
 
     await _is_repeatable(world, retried(first))
-    assert await world.settle(succeeded(second)) == [OK]
-
-
-async def test_settle_repeat__after_its_worker_was_lost(world: World) -> None:
-    """What took effect last stays known though a later run came to nothing."""
-    session = await world.a_session()
-    first = await world.running(session)
-    await world.settle(retried(first))
-    await world.claim(session)
-    await world.reap(session)
-
-    await _is_repeatable(world, retried(first))
+    assert await world.settle(succeeded(second)) == [STALE if is_lost else OK]
 
 
 async def test_settle_repeat__only_the_last_one(world: World) -> None:
@@ -294,36 +234,17 @@ async def test_settle_repeat__over_a_restart(world: World) -> None:
     await _is_repeatable(world, succeeded(lease))
 
 
-# --- settle_batch ---------------------------------------------------------------------------------------------------
-
-
 async def test_settle_batch(world: World) -> None:
     """Each item is judged by itself, and answered in its place."""
     session = await world.a_session()
     leases = [await world.running(session) for _ in range(4)]
-    unknown = _a_lease(world)
+    unknown = msgspec.structs.replace(succeeded(leases[0]), id=world.an_id())
 
-    answers = await world.settle(
-        succeeded(leases[0]), succeeded(unknown), retried(leases[1], 5.0), failed(leases[2]), succeeded(unknown), cancelled(leases[3])
-    )
+    answers = await world.settle(succeeded(leases[0]), unknown, retried(leases[1], 5.0), failed(leases[2]), unknown, cancelled(leases[3]))
 
     assert answers == [OK, STALE, OK, OK, STALE, OK]
     statuses = [await world.status(lease) for lease in leases]
     assert statuses == [Status.SUCCEEDED, Status.SCHEDULED, Status.FAILED, Status.CANCELLED]
-
-
-async def test_settle_batch__of_hundreds(world: World) -> None:
-    """A large batch lands as a whole, every item in its place."""
-    session = await world.a_session()
-    await world.enqueue(*(world.an_envelope() for _ in range(500)))
-    leases = await world.claim(session)
-
-    assert await world.settle(*(succeeded(lease, lease.envelope.id) for lease in leases)) == [OK] * 500
-    records = await world.broker.read(ids_of(leases))
-    assert [record and record.result for record in records] == ids_of(leases)
-
-
-# --- settle_follow_ups ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settlement", ALL)
@@ -338,27 +259,17 @@ async def test_settle_follow_ups(world: World, settlement: SettlementOf) -> None
     assert ids_of(await world.claim(await world.a_session(), ["next"])) == [chain[0].id, chain[2].id]
 
 
-async def test_settle_follow_ups__not_when_it_is_stale(world: World) -> None:
-    """A zombie's follow-ups are not sent: its successor sends its own."""
-    session = await world.a_session()
-    lease = await world.running(session)
-    await world.reap(session)
-    follow_up = world.an_envelope()
-
-    await world.settle(succeeded(lease, follow_ups=(follow_up,)))
-
-    assert await world.read(follow_up) is None
-
-
 async def test_settle_follow_ups__once(world: World) -> None:
-    """A repeat adds none again, and none that it did not bring the first time."""
-    lease = await world.running()
-    first, second = world.an_envelope(), world.an_envelope()
+    """A repeat adds none again, and none that it did not bring the first time. A zombie's are not sent: its successor sends its own."""
+    lease, lost = await world.running(), await world.a_session()
+    zombie = await world.running(lost)
+    first, second, third = [world.an_envelope() for _ in range(3)]
     await world.settle(succeeded(lease, follow_ups=(first,)))
-
     await world.settle(succeeded(lease, follow_ups=(first, second)))
+    await world.reap(lost)
+    await world.settle(succeeded(zombie, follow_ups=(third,)))
 
-    assert await world.read(second) is None
+    assert await world.broker.read(ids_of([second, third])) == [None, None]
     assert ids_of(await world.claim(await world.a_session(), ["default"])) == [first.id]
 
 

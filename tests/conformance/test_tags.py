@@ -22,9 +22,6 @@ async def _found(world: World, tag: str, **fields: Any) -> list[bytes]:
     return [record.id for record in await listed(world.broker.admin, View(tag=tag, **fields))]
 
 
-# --- tags_kept ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "fields", [{}, {"after": 60.0}, {"key": "k"}, {"awaits": 1}, {"expires": 9.0}, {"headers": {"\N{INVERTED EXCLAMATION MARK}g": "a"}}]
 )
@@ -57,9 +54,6 @@ async def test_tags_kept__by_runs_and_retries(world: World) -> None:
 
     assert await _found(world, "tenant/7", statuses=(Status.READY,)) == [lease.envelope.id]
     assert [each.envelope.tags for each in await world.claim(session)] == [TAGS]
-
-
-# --- tags_dropped ---------------------------------------------------------------------------------------------------------
 
 
 async def test_tags_dropped(world: World) -> None:
@@ -113,9 +107,6 @@ async def test_tags_dropped__by_a_purge(world: World) -> None:
     assert world.harness.tagged() == set()
 
 
-# --- page_tag -------------------------------------------------------------------------------------------------------------
-
-
 async def _jobs(world: World) -> list[Envelope]:
     """Twelve jobs, of which every third has the tag "a", every fourth "b". Two with "a" have failed."""
     session = await world.a_session(ttl=LONG)
@@ -154,9 +145,6 @@ async def test_page_tag(world: World, fields: dict[str, Any], expected: list[int
     assert [record.id for record in records] == ids_of([jobs[index] for index in expected])
     assert records == await world.broker.read([record.id for record in records])
     assert (await world.broker.admin.page(View(**fields))).records == records
-
-
-# --- admin_purge_tag ----------------------------------------------------------------------------------------------------
 
 
 async def test_admin_purge_tag(world: World) -> None:

@@ -16,7 +16,7 @@ from taskflow.model.record import Status
 from taskflow.model.verdict import Completed, Failed, Retried, Settled, Verdict
 from tests.support.callers import Caller, a_caller, unaffected
 from tests.support.harnesses import Capability
-from tests.support.verdicts import A_RESULT, AN_ERROR, retried, settlement, succeeded
+from tests.support.verdicts import A_RESULT, AN_ERROR, settlement, succeeded
 from tests.support.world import World, ids_of
 
 KEEP, REPLACE = OnConflict.KEEP, OnConflict.REPLACE
@@ -37,9 +37,6 @@ async def test_cancel_waiting__beside_an_open_transaction(world: World) -> None:
 async def admitted(world: World) -> None:
     """Let the store admit what transactions have sent with keys. SQLite has done so in the transactions."""
     await world.upkeep()
-
-
-# --- within_commit, within_rollback --------------------------------------------------------------------------------
 
 
 async def test_within_commit(world: World) -> None:
@@ -85,17 +82,6 @@ async def test_within_commit__as_enqueue_does(world: World, fields: dict[str, An
     assert world.harness.tagged() == {(tag, each.id) for each in (sent, other) for tag in each.tags}
 
 
-async def test_within_commit__many(world: World) -> None:
-    """A thousand in one call and several calls in one transaction, in order."""
-    batches = [[world.an_envelope() for _ in range(size)] for size in (1_000, 1, 3)]
-    with await a_caller(world) as caller, caller.transaction():
-        for batch in batches:
-            assert caller.enqueue(*batch) == [Added(envelope.id) for envelope in batch]
-
-    leases = await world.claim(await world.a_session())
-    assert [lease.envelope.id for lease in leases] == ids_of([envelope for batch in batches for envelope in batch])
-
-
 async def test_within_rollback(world: World) -> None:
     """After a rollback no operation finds the job, and another may have its id and key."""
     sent = world.an_envelope(key="k", queue="new", job="never_seen")
@@ -111,21 +97,6 @@ async def test_within_rollback(world: World) -> None:
     assert await world.enqueue(sent) == [Added(sent.id)]
 
 
-async def test_within_rollback__connection_lost(world: World) -> None:
-    """A connection that is closed in its transaction has rolled back."""
-    sent = world.an_envelope()
-    caller = await a_caller(world)
-    caller.begin()
-    caller.enqueue(sent)
-    caller.close()
-
-    await world.add(queue="other")
-    assert await world.read(sent) is None
-
-
-# --- within_savepoint ----------------------------------------------------------------------------------------------
-
-
 async def test_within_savepoint__rolled_back(world: World) -> None:
     """A job of a savepoint that was rolled back never was, and those around it are there."""
     before, inside, after = world.an_envelope(key="k"), world.an_envelope(key="other"), world.an_envelope(key="other")
@@ -139,22 +110,6 @@ async def test_within_savepoint__rolled_back(world: World) -> None:
 
     assert await world.read(inside) is None
     assert [lease.envelope.id for lease in await world.claim(await world.a_session())] == [before.id, after.id]
-
-
-async def test_within_savepoint__transaction_rolled_back(world: World) -> None:
-    """A savepoint that was released does not outlive its transaction."""
-    sent = world.an_envelope()
-    with await a_caller(world) as caller:
-        caller.begin()
-        caller.execute("SAVEPOINT s")
-        caller.enqueue(sent)
-        caller.execute("RELEASE SAVEPOINT s")
-        caller.roll_back()
-
-    assert await world.read(sent) is None
-
-
-# --- within_keys ---------------------------------------------------------------------------------------------------
 
 
 async def test_within_keys__kept(world: World) -> None:
@@ -270,9 +225,6 @@ def _is_added(caller: Caller, envelope: Envelope) -> bool:
     return True
 
 
-# --- within_nudges -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("listened", "fields"),
     [
@@ -383,18 +335,6 @@ async def test_complete_rollback(world: World, verdict: Verdict, status: Status)
     assert await world.settle(settlement(lease, verdict)) == [Settled.OK]
     record = await world.record(lease)
     assert (record.status, record.failures, record.result) == (status, 1, None)
-
-
-async def test_complete_rollback__savepoint(world: World) -> None:
-    """A savepoint that is rolled back takes the settlement with it."""
-    lease = await world.running()
-    with await a_caller(world) as caller, caller.transaction():
-        caller.execute("SAVEPOINT s")
-        caller.settle(succeeded(lease))
-        caller.execute("ROLLBACK TO SAVEPOINT s")
-
-    assert await world.status(lease) is Status.RUNNING
-    assert await world.settle(retried(lease)) == [Settled.OK]
 
 
 async def test_complete_stale(world: World) -> None:

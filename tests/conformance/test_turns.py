@@ -19,25 +19,14 @@ from tests.support.world import World, ids_of
 OK, STALE = Settled.OK, Settled.STALE
 
 
-# --- settle_late, settle_resets, settle_marked -------------------------------------------------------------------------
-
-
-async def test_settle_late__lapsed(world: World) -> None:
-    """A run that ended counts though its session is past its ttl: nobody else has the job yet."""
+@pytest.mark.parametrize("is_dead", [False, True])
+async def test_settle_late(world: World, is_dead: bool) -> None:
+    """A run that ended counts though its session is past its ttl, or dead, until the lease is released: nobody else has the job yet."""
     session = await world.a_session()
     lease = await world.running(session)
     await world.lapse(session)
-
-    assert await world.settle(succeeded(lease)) == [OK]
-
-
-async def test_settle_late__dead_with_its_lease(world: World) -> None:
-    """It counts even though the session is dead, until the lease is released."""
-    session = await world.a_session()
-    lease = await world.running(session)
-    await world.lapse(session)
-    await world.upkeep(limit=0)
-
+    if is_dead:
+        await world.upkeep(limit=0)
     assert await world.settle(succeeded(lease)) == [OK]
     await world.upkeep()
     assert await world.status(lease) is Status.SUCCEEDED
@@ -56,36 +45,20 @@ async def _crash_and_hand_back(world: World) -> Lease:
     return lease
 
 
-@pytest.mark.parametrize("settlement", [succeeded, failed, discarded, cancelled, retried, snoozed])
+@pytest.mark.parametrize("settlement", [succeeded, failed, discarded, cancelled, retried, snoozed, parked, handed_back])
 async def test_settle_resets(world: World, settlement: SettlementOf) -> None:
-    """A run that came to something starts the counts of crashes and hand-backs again."""
+    """A run that came to something starts the counts of crashes and hand-backs again. Parked and handed back are no outcomes."""
     lease = await _crash_and_hand_back(world)
-
     await world.settle(settlement(lease))
-
     record = await world.record(lease)
-    assert (record.crashes, record.hand_backs) == (0, 0)
-
-
-@pytest.mark.parametrize("settlement", [parked, handed_back])
-async def test_settle_resets__no_outcome(world: World, settlement: SettlementOf) -> None:
-    """Parked and handed back are not outcomes: nothing was run."""
-    lease = await _crash_and_hand_back(world)
-
-    await world.settle(settlement(lease))
-
-    record = await world.record(lease)
-    assert record.crashes == 1
-    assert record.hand_backs >= 1
+    is_outcome = settlement not in (parked, handed_back)
+    assert (record.crashes, record.hand_backs) == ((0, 0) if is_outcome else (1, 1 + (settlement is handed_back)))
 
 
 @pytest.mark.parametrize("outcome", [outcome for outcome in OUTCOMES if outcome not in ENDING], ids=str)
 async def test_settle_marked(world: World, outcome: Outcome) -> None:
     """A run that would wait again ends CANCELLED when that was asked for, with what its verdict counts."""
     await check_outcome(world, outcome, MARKED)
-
-
-# --- hand_back_place, hand_back_backoff, settle_forgets_payload, settle_keeps_arguments ----------------------------------
 
 
 async def test_settle_marked__as_a_ghost(world: World) -> None:
@@ -147,19 +120,6 @@ async def test_hand_back_backoff(world: World) -> None:
         assert (lease.hand_backs, (await world.record(lease)).waiting_for) == (number, None)
 
 
-async def test_hand_back_backoff__by_default(world: World) -> None:
-    """Nine hand-backs are free; from the tenth on the job waits 5, 30 and then always 300 seconds. Forty do not fail it."""
-    lease = await world.running()
-    for wait in [0.0] * 9 + [5.0, 30.0] + [300.0] * 29:
-        await world.settle(handed_back(lease))
-        assert await world.status(lease) is (Status.SCHEDULED if wait else Status.READY)
-        await world.pass_time(wait)
-        [lease] = await world.claim(await world.a_session())
-
-    assert (await world.record(lease)).failures == 0
-    assert await world.settle(succeeded(lease)) == [OK]
-
-
 async def test_hand_back_backoff__by_a_leaving_beat(world: World) -> None:
     """The leases of a session that leaves wait likewise."""
     world = world.under(hand_back_backoff=(5.0,))
@@ -185,26 +145,14 @@ async def test_hand_back_backoff__uncounted_ones_are_free(world: World) -> None:
     assert lease.hand_backs == 0
 
 
-async def test_hand_back_backoff__an_outcome_between(world: World) -> None:
-    """Hand-backs are counted since the last outcome."""
-    world = world.under(hand_back_backoff=(0.0, 0.0, 5.0))
-    session = await world.a_session()
-    lease = await world.running(session)
-    for settlement in (handed_back, handed_back, retried, handed_back, handed_back):
-        await world.settle(settlement(lease))
-        [lease] = await world.claim(session)
-
-    assert await world.status(lease) is Status.RUNNING
-
-
-async def test_settle_forgets_payload__a_success(world: World) -> None:
-    """A success keeps its result, and its payload goes: it may be large, and secret."""
+@pytest.mark.parametrize("settlement", [succeeded, failed, discarded, cancelled, retried])
+async def test_settle_forgets_payload(world: World, settlement: SettlementOf) -> None:
+    """A success keeps its result, and its payload goes: it may be large, and secret. What may run again, by itself or by an operator,
+    keeps its payload and has no result."""
     lease = await world.running()
-
-    await world.settle(succeeded(lease))
-
+    await world.settle(settlement(lease))
     record = await world.record(lease)
-    assert (record.result, record.payload) == (A_RESULT, None)
+    assert (record.result, record.payload) == ((A_RESULT, None) if settlement is succeeded else (None, lease.envelope.payload))
 
 
 @pytest.mark.parametrize(
@@ -231,23 +179,3 @@ async def test_settle_keeps_arguments(world: World, fields: dict[str, Any], more
     assert (await world.record(plain)).payload is None
     await world.pass_time(51.0)
     assert await world.read(lease) is None
-
-
-async def test_settle_keeps_arguments__of_successes_alone(world: World) -> None:
-    """Whatever else a run leads to keeps its payload as it always does."""
-    lease = await world.running()
-
-    await world.settle(failed(lease, arguments=b"others"))
-
-    assert (await world.record(lease)).payload == lease.envelope.payload
-
-
-@pytest.mark.parametrize("settlement", [failed, discarded, cancelled, retried])
-async def test_settle_forgets_payload__others_keep_it(world: World, settlement: SettlementOf) -> None:
-    """What may run again, by itself or by an operator's hand, keeps its payload and has no result."""
-    lease = await world.running()
-
-    await world.settle(settlement(lease))
-
-    record = await world.record(lease)
-    assert (record.result, record.payload) == (None, lease.envelope.payload)

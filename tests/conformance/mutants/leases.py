@@ -278,7 +278,7 @@ class RefusesTheLate(Mutant):
 
 
 class RepeatIsStale(Mutant):
-    breaks = frozenset({"settle_repeat"})
+    breaks = frozenset({"settle_keeps_arguments", "settle_repeat"})
     because = "a lost reply turns into STALE, and the worker thinks that its run was in vain"
 
     def _took_effect(self, job: StoredJob, fence: Fence) -> bool:
@@ -323,7 +323,7 @@ class FollowsUpWhenStale(Mutant):
 
 
 class KeepsPayloads(Mutant):
-    breaks = frozenset({"settle_forgets_payload"})
+    breaks = frozenset({"settle_keeps_arguments", "settle_forgets_payload"})
     because = "the store grows by what no run will ever read again"
 
     def apply_verdict(self, job: StoredJob, settlement: Settlement) -> None:
@@ -343,7 +343,7 @@ class DropsArguments(Mutant):
 
 
 class OutcomesResetNothing(Mutant):
-    breaks = frozenset({"settle_resets", "hand_back_backoff", "crash_backoff"})
+    breaks = frozenset({"settle_resets"})
     because = "a long-lived job that snoozes collects crashes over weeks until it is called poison"
 
     def apply(self, job: StoredJob, transition: Transition, *, keep: float | None = None) -> None:
@@ -363,7 +363,7 @@ class HandsBackToTheEnd(Mutant):
 
 
 class HandBacksArePoison(Mutant):
-    breaks = frozenset({"hand_back_backoff", "outage"})
+    breaks = frozenset({"outage"})
     because = "eleven deploys during one long job failed it, though each run went well until then"
 
     def apply(self, job: StoredJob, transition: Transition, *, keep: float | None = None) -> None:

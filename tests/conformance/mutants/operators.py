@@ -79,7 +79,7 @@ class RedoTakesTheKeyTwice(Mutant):
 
 
 class RunsNothingNow(Mutant):
-    breaks = frozenset({"admin_run_now"})
+    breaks = frozenset({"admin_run_now_leaves", "admin_run_now"})
     because = "the job stays SCHEDULED for all that the operator is told"
 
     def _run_one_now(self, job: StoredJob | None) -> Status | None:
@@ -117,7 +117,7 @@ class ReadsWhatIsOver(Mutant):
 
 
 class NudgesOnlyForTheNew(Mutant):
-    breaks = frozenset({"listen_ready"})
+    breaks = frozenset({"admin_run_now", "listen_ready"})
     because = "a retry that is READY at once waits for the next poll"
 
     def make_ready(self, job: StoredJob, event: Event) -> None:
@@ -214,7 +214,7 @@ class OldEndsComeFirst(Mutant):
 
 
 class AnEndLosesTheTags(Mutant):
-    breaks = frozenset({"page_tag", "admin_purge_tag", "tags_kept", "tags_dropped"})
+    breaks = frozenset({"upkeep_bounded", "page_tag", "admin_purge_tag", "tags_kept", "tags_dropped"})
     because = "the index holds live jobs only, and nobody finds the failed ones of an import"
 
     def finish(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:

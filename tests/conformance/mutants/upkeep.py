@@ -39,7 +39,7 @@ class CrashesForEver(Mutant):
                 "crash_poison",
                 "poison_follow_up",
                 "beat_died",
-                "key_waits_behind",
+                "key_gives_way",
             ),
             *("page_lists", "admin_retry", "admin_failures_poison", "ends_heard"),
         }
@@ -53,7 +53,7 @@ class CrashesForEver(Mutant):
 
 
 class CrashForgetsTheMark(Mutant):
-    breaks = frozenset({"crash_marked", "poison_follow_up", "ends_heard"})
+    breaks = frozenset({"key_gives_way", "crash_marked", "poison_follow_up", "ends_heard"})
     because = "a cancelled job comes back with its worker's end"
 
     def crash(self, job: StoredJob, died_of: str = "") -> None:

@@ -36,7 +36,7 @@ class KeyOutlivesItsJob(Mutant):
 
 
 class RunsBesideItsHolder(Mutant):
-    breaks = frozenset({"key_waits_behind", "key_gives_way", "key_cancelled", "poison_follow_up", "ends_heard"})
+    breaks = frozenset({"admin_run_now_leaves", "key_waits_behind", "key_gives_way", "key_cancelled", "poison_follow_up", "ends_heard"})
     because = "two of one key run at once when the first is replaced as it runs"
 
     def add(self, job: StoredJob, behind: StoredJob | None) -> None:
@@ -84,7 +84,7 @@ class HidesAStoppingRun(Mutant):
 
 
 class KeepsAKeyForEver(Mutant):
-    breaks = frozenset({"holders_none", "holders_waiting"})
+    breaks = frozenset({"holders_none", "holders_running", "holders_waiting"})
     because = "the lock is looked up in the table of all jobs, ended ones too"
 
     def live_holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
