@@ -36,7 +36,7 @@ def quick(heard: EventRecorder, **more: Any) -> WorkerOptions:
 async def lose_session(broker: FaultyBroker, heard: EventRecorder, **away: set[str]) -> None:
     """By an outage that is longer than the ttl; another session has begun when this ends. `meanwhile` and `after` are operations that are
     away besides."""
-    opened = sum(isinstance(event, SessionOpened) for event in heard.events)
+    opened = len(heard.of(SessionOpened))
     broker.away = {"beat", *away.get("meanwhile", ())}
     await heard.wait_for(SessionEnded, times=opened)
     broker.away = set(away.get("after", ()))

@@ -33,37 +33,25 @@ from taskflow.worker.events import (
 )
 from taskflow.worker.options import WorkerOptions
 from tests.support.waiting import until
-from tests.worker.scene import FaultyBroker, Run, waits
+from tests.worker.scene import EventRecorder, FaultyBroker, Run, waits
 
 TIMEOUT = 60.0
 
 
-class ThreadSafeEventRecorder:
-    """Events of all threads, and what is to be done when one comes."""
+class ActingRecorder(EventRecorder):
+    """It does something at the event of that number and kind, in the thread that tells it."""
 
-    def __init__(self, on: type[WorkerEvent] | None = None, do: Callable[[], object] = lambda: None, times: int = 1) -> None:
-        self.events: list[WorkerEvent] = []
+    def __init__(self, on: type[WorkerEvent], do: Callable[[], object], times: int = 1) -> None:
+        super().__init__()
         self._on, self._do, self._times = on, do, times
-        self._loop = asyncio.get_running_loop()
-        self._changed = asyncio.Event()
 
     def __call__(self, event: WorkerEvent) -> None:
-        self.events.append(event)
-        if self._on is not None and len(self.of(self._on)) == self._times:
+        super().__call__(event)
+        if isinstance(event, self._on) and len(self.of(self._on)) == self._times:
             self._do()
-        self._loop.call_soon_threadsafe(self._changed.set)
-
-    def of(self, kind: type[WorkerEvent]) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kind)]
-
-    async def wait_for(self, kind: type[WorkerEvent], times: int = 1) -> None:
-        async with asyncio.timeout(TIMEOUT):
-            while len(self.of(kind)) < times:
-                self._changed.clear()
-                await self._changed.wait()
 
 
-def options(heard: ThreadSafeEventRecorder, **more: Any) -> WorkerOptions:
+def options(heard: EventRecorder, **more: Any) -> WorkerOptions:
     return WorkerOptions(subscribers=(heard,), **{"ttl": 20.0, "grace": 5.0, "stop_timeout": 0.5, **more})
 
 
@@ -100,7 +88,7 @@ async def leaves_a_callback() -> None:
 
 
 async def test_a_job_that_blocks_the_loop_is_named_with_its_own_lines(broker: Broker) -> None:
-    heard = ThreadSafeEventRecorder(LoopStalled, Run.release_thread.set)
+    heard = ActingRecorder(LoopStalled, Run.release_thread.set)
     handle = await blocks.delay()
     async with Worker(options=options(heard)):
         assert await handle.result(TIMEOUT) == "epoch 1"
@@ -115,7 +103,7 @@ async def test_a_job_that_blocks_the_loop_is_named_with_its_own_lines(broker: Br
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="a task's context cannot be read before")
 async def test_a_task_that_a_job_has_begun_is_the_jobs(broker: Broker) -> None:
-    heard = ThreadSafeEventRecorder(LoopStalled, Run.release_thread.set)
+    heard = ActingRecorder(LoopStalled, Run.release_thread.set)
     handle = await blocks_in_a_task.delay()
     async with Worker(options=options(heard)):
         await handle.result(TIMEOUT)
@@ -126,7 +114,7 @@ async def test_a_task_that_a_job_has_begun_is_the_jobs(broker: Broker) -> None:
 
 
 async def test_what_is_no_jobs_code_is_shown_all_the_same(broker: Broker) -> None:
-    heard = ThreadSafeEventRecorder(LoopStalled, Run.release_thread.set)
+    heard = ActingRecorder(LoopStalled, Run.release_thread.set)
     await leaves_a_callback.delay()
     async with Worker(options=options(heard)):
         await heard.wait_for(LoopStalled)
@@ -143,7 +131,7 @@ def runs_in_a_thread(seconds: float) -> None:
 async def test_a_plain_function_is_not_accused_when_the_loop_gets_no_time(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop is in its own code, and makes no progress, as on an overloaded machine."""
     monkeypatch.setattr(watchdog.Watchdog, "_tick", lambda watch: setattr(watch, "_timer", watch._loop.call_later(60.0, int)))
-    heard = ThreadSafeEventRecorder()
+    heard = EventRecorder()
     long = await runs_in_a_thread.delay(3.0)
     async with Worker(options=options(heard)):
         await heard.wait_for(LoopStalled)
@@ -155,7 +143,7 @@ async def test_a_stall_is_told_ever_more_rarely(broker: Broker, monkeypatch: pyt
     """After 1 s, 10 s, 100 s: here after a twentieth of that."""
     monkeypatch.setattr(watchdog, "LOOK", 0.01)
     monkeypatch.setattr(watchdog, "FIRST_REPORT", 0.05)
-    heard = ThreadSafeEventRecorder(LoopStalled, Run.release_thread.set, times=2)
+    heard = ActingRecorder(LoopStalled, Run.release_thread.set, times=2)
     handle = await blocks.delay()
     async with Worker(options=options(heard)):
         await handle.result(TIMEOUT)
@@ -182,7 +170,7 @@ async def test_in_an_application_a_loop_that_stands_still_for_good_ends_the_sess
         return before, Counted.beats
 
     with default_app().using(Counted()):
-        heard = ThreadSafeEventRecorder(StalledForGood, Run.release_thread.set)
+        heard = ActingRecorder(StalledForGood, Run.release_thread.set)
         handle = await blocks_for_good.delay()
         async with Worker(options=options(heard, stall_limit=1.5, ttl=1.0)):
             before, after = await handle.result(TIMEOUT)
@@ -207,7 +195,7 @@ async def test_a_subscriber_that_hangs_does_not_keep_the_limit_from_being_heeded
         told.append(is_delivered)
         Run.release_thread.set()
 
-    heard = ThreadSafeEventRecorder(StalledForGood, block)
+    heard = ActingRecorder(StalledForGood, block)
     handle = await blocks.delay()
     async with Worker(options=options(heard, stall_limit=1.5, on_stall_limit=on_limit)):
         await handle.result(TIMEOUT)
@@ -241,7 +229,7 @@ async def test_whatever_ends_the_heartbeat_thread_another_session_takes_its_plac
 
     Run.release.set()
     with default_app().using(WithHeartbeat(fails_once)):
-        heard = ThreadSafeEventRecorder()
+        heard = EventRecorder()
         async with Worker(options=options(heard)):
             await heard.wait_for(SessionOpened, times=2)
             assert await (await waits.delay()).result(TIMEOUT) is not None
@@ -262,7 +250,7 @@ async def test_a_heartbeat_thread_that_hangs_is_replaced(monkeypatch: pytest.Mon
 
     Run.release.set()
     with default_app().using(WithHeartbeat(hangs_at_first)):
-        heard = ThreadSafeEventRecorder()
+        heard = EventRecorder()
         async with Worker(options=options(heard, ttl=0.4)):
             await heard.wait_for(SessionOpened, times=2)
             assert await (await waits.delay()).result(TIMEOUT) is not None
@@ -281,7 +269,7 @@ async def test_beats_that_are_answered_slowly_keep_the_session() -> None:
         return answer
 
     with default_app().using(WithHeartbeat(answers_slowly)):
-        heard = ThreadSafeEventRecorder()
+        heard = EventRecorder()
         async with Worker(options=options(heard, ttl=1.5)):
             handle = await waits.delay()
             await until(lambda: len(answered) == 4)
@@ -303,7 +291,7 @@ async def test_a_beat_that_a_suspended_thread_sends_after_the_ttl_keeps_the_sess
         return await beat(told)
 
     with default_app().using(WithHeartbeat(is_suspended_after_the_first)):
-        heard = ThreadSafeEventRecorder()
+        heard = EventRecorder()
         async with Worker(options=options(heard, ttl=0.5)):
             handle = await waits.delay()
             await until(lambda: len(beats) == 3)
@@ -322,7 +310,7 @@ async def test_a_heartbeat_that_no_thread_can_be_had_for_is_tried_again(broker: 
             raise refusals.pop()
         return start_thread(target, name)
 
-    heard = ThreadSafeEventRecorder()
+    heard = EventRecorder()
     async with Worker(options=options(heard), seams=Seams(start_thread=start)):
         [worker] = await broker.admin.workers()
         await broker.beat(Beat(session=worker.session.id, leaving=True))
@@ -342,7 +330,7 @@ async def test_a_worker_winds_down_when_jobs_have_taken_all_of_the_loops_own_thr
             asyncio.get_running_loop().run_in_executor(None, block)
 
     handle = await takes_threads.delay()
-    async with Worker(options=options(ThreadSafeEventRecorder())):
+    async with Worker(options=options(EventRecorder())):
         await handle.result(TIMEOUT)
         began_at = time.monotonic()
     assert time.monotonic() - began_at < heartbeat.STOP_TIMEOUT
@@ -378,7 +366,7 @@ async def sleeps_in_c() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what a thread has computed")
 @pytest.mark.parametrize("culprit", [computes, computes_in_a_thread], ids=["in the loop", "in a thread"])
 async def test_c_code_that_keeps_the_interpreter_is_named_afterwards(broker: Broker, culprit: Any) -> None:
-    heard = ThreadSafeEventRecorder(InterpreterBlocked, Run.release_thread.set)
+    heard = ActingRecorder(InterpreterBlocked, Run.release_thread.set)
     handle = await culprit.delay()
     async with Worker(options=options(heard)):
         await handle.result(TIMEOUT)
@@ -390,7 +378,7 @@ async def test_c_code_that_keeps_the_interpreter_is_named_afterwards(broker: Bro
 
 
 async def test_a_process_that_stood_still_without_computing_accuses_nobody(broker: Broker) -> None:
-    heard = ThreadSafeEventRecorder()
+    heard = EventRecorder()
     handle = await sleeps_in_c.delay()
     async with Worker(options=options(heard)):
         await handle.result(TIMEOUT)
@@ -398,11 +386,3 @@ async def test_a_process_that_stood_still_without_computing_accuses_nobody(broke
         assert await handle.status() is Status.SUCCEEDED
     [held, *_] = heard.of(InterpreterBlocked)
     assert not held.is_computed
-
-
-def test_time_that_the_watch_has_not_seen_is_no_stall() -> None:
-    """Ten minutes in a stopped process are two looks."""
-    still = watchdog.Standstill(lambda: 1)
-    still.check(600.0)
-    still.check(600.0)
-    assert still.seconds <= 4 * watchdog.LOOK

@@ -18,33 +18,12 @@ from taskflow.model.session import Beat, BeatAnswer
 from taskflow.worker.events import BrokerCallFailed, DescriptorsClosed, SessionOpened, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.session_loop import EARLY_PAUSES
+from tests.worker.scene import EventRecorder
 
 
 @job(name="tests.cli.add")
 async def add(x: int) -> int:
     return x + 1
-
-
-class TimedEventRecorder:
-    """A subscriber that can be waited for."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[float, WorkerEvent]] = []
-        self._arrived = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-
-    def __call__(self, event: WorkerEvent) -> None:
-        self.events.append((time.monotonic(), event))
-        self._loop.call_soon_threadsafe(self._arrived.set)
-
-    def times_of(self, kind: type[WorkerEvent]) -> list[float]:
-        return [at for at, event in self.events if isinstance(event, kind)]
-
-    async def wait_for(self, kind: type[WorkerEvent], count: int = 1) -> None:
-        async with asyncio.timeout(60):
-            while len(self.times_of(kind)) < count:
-                self._arrived.clear()
-                await self._arrived.wait()
 
 
 @pytest.fixture
@@ -75,26 +54,30 @@ async def test_sessions_that_end_early_in_a_row_begin_at_growing_intervals(broke
         raise OSError(errno.EMFILE, "as the system says")
 
     monkeypatch.setattr("taskflow.worker.heartbeat.asyncio.run", no_loop)
-    heard = TimedEventRecorder()
-    async with Worker(options=WorkerOptions(subscribers=(heard,))):
+    heard, times = EventRecorder(), list[float]()
+
+    def note_time(event: WorkerEvent) -> None:
+        if isinstance(event, SessionOpened):
+            times.append(time.monotonic())
+
+    async with Worker(options=WorkerOptions(subscribers=(note_time, heard))):
         await heard.wait_for(SessionOpened, 5)
-    times = heard.times_of(SessionOpened)
     for number in range(1, 5):
         assert times[number] - times[number - 1] >= 0.5 * EARLY_PAUSES.after(number)
-    assert not heard.times_of(DescriptorsClosed)
+    assert not heard.of(DescriptorsClosed)
 
 
 async def test_without_descriptors_for_a_beat_the_session_lives_on(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     without_descriptors(broker, monkeypatch, errno.EMFILE)
-    heard = TimedEventRecorder()
+    heard = EventRecorder()
     async with Worker(options=WorkerOptions(subscribers=(heard,))):
         await heard.wait_for(BrokerCallFailed, 3)
-    assert len(heard.times_of(SessionOpened)) == 1
+    assert len(heard.of(SessionOpened)) == 1
 
 
 async def test_a_heartbeat_whose_descriptors_are_gone_says_so(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     without_descriptors(broker, monkeypatch, errno.EBADF)
-    heard = TimedEventRecorder()
+    heard = EventRecorder()
     async with Worker(options=WorkerOptions(subscribers=(heard,))):
         await heard.wait_for(DescriptorsClosed)
 
@@ -110,8 +93,8 @@ async def test_drained_asks_again_while_the_broker_is_away(broker: MemoryBroker,
 
     monkeypatch.setattr(admin, "queues", away_at_first)
     monkeypatch.setattr(type(broker), "admin", property(lambda self: admin))
-    heard = TimedEventRecorder()
+    heard = EventRecorder()
     async with Worker(options=WorkerOptions(subscribers=(heard,))) as worker:
         async with asyncio.timeout(60):
             await worker.drained()
-    assert [event.operation for _, event in heard.events if isinstance(event, BrokerCallFailed)] == ["a check of the queues"] * 2
+    assert [event.operation for event in heard.of(BrokerCallFailed)] == ["a check of the queues"] * 2

@@ -23,19 +23,25 @@ from tests.support.records import take_back_last
 
 
 class EventRecorder:
-    """The worker's events, and a way to wait for one."""
+    """The worker's events, of all its threads, and a way to wait for one."""
 
     def __init__(self) -> None:
         self.events: list[WorkerEvent] = []
         self._changed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def __call__(self, event: WorkerEvent) -> None:
         self.events.append(event)
-        self._changed.set()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._changed.set)
+
+    def of(self, kind: type[WorkerEvent]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
 
     async def wait_for(self, kind: type[WorkerEvent], times: int = 1) -> None:
-        async with asyncio.timeout(20):
-            while sum(isinstance(event, kind) for event in self.events) < times:
+        self._loop = asyncio.get_running_loop()
+        async with asyncio.timeout(60):
+            while len(self.of(kind)) < times:
                 self._changed.clear()
                 await self._changed.wait()
 
