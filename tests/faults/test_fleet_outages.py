@@ -21,7 +21,7 @@ import pytest
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, until
 from tests.cli.supervised import is_alive, none_is_left, pids, workers
 from tests.faults.outage import FIRST_TRIES, SLOWEST
-from tests.support.outages import Outage, PostgresOutage, RedisOutage, SqliteOutage
+from tests.support.outages import Outage, PostgresOutage, SqliteOutage
 
 pytestmark = pytest.mark.unmeasured
 
@@ -119,21 +119,6 @@ def all_end(tasks: Shell, supervised: Running) -> None:
     assert tasks.counts() == {"succeeded": ALL.total()}
     assert "that was ignored" not in supervised.said
     none_is_left(supervised)
-
-
-@pytest.mark.parametrize("outage", [RedisOutage], indirect=True, ids=lambda kind: kind.name)
-def test_an_outage_that_is_shorter_than_the_ttl_costs_nothing(tasks: Shell, outage: Outage) -> None:
-    """The sessions live on, what runs goes on, and what ends meanwhile is settled after it."""
-    supervised = two_at_work(tasks, "--ttl", "60")
-    with away(outage, supervised):
-        supervised.wait_for("settling failed, trying again", times=2)
-        supervised.wait_for(r"BrokerCallFailed\(operation='settling'.*times=6", times=2)
-    supervised.wait_for("settling works again", times=2)
-    until(lambda: len(tasks.ledger()) >= MANY, supervised)
-    nobody_was_replaced(supervised)
-    assert supervised.said.count("working as") == 2
-    all_end(tasks, supervised)
-    assert supervised.said.count("begun by") == len(LONG)
 
 
 @pytest.mark.parametrize("outage", [PostgresOutage], indirect=True, ids=lambda kind: kind.name)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 import sys
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import pytest
 
 from taskflow import Backoff, Cancel, Discard, JobFailed, Retry, Worker, job
 from taskflow.broker.protocol import Broker
-from taskflow.model.codec.payload import seal_json
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory, parse_id
-from taskflow.model.record import Record, Status
+from taskflow.model.record import Record
 
 AT_ONCE = Backoff(base=0.0)
 ODD_PLACE: Any = [("file", "x", None, object(), 1, 2)]
@@ -242,27 +240,6 @@ async def test_an_argument_whose_check_raises_anything_fails_the_job(broker: Bro
     [record] = await broker.read([parse_id(handle.id)])
     assert record is not None
     assert record.hand_backs == 0
-
-
-class Level(enum.Enum):
-    LOW = 1
-    NAMED = "named"
-
-
-@pytest.mark.parametrize("annotation", [Level, Literal[1, "x"], int, float, Any])
-@pytest.mark.parametrize("body", ["1" + "0" * 30, "1e999", '{"a": [1' + "0" * 30 + "]}"])
-async def test_a_json_number_of_any_size_is_decoded_or_fails_the_job(broker: Broker, annotation: Any, body: str) -> None:
-    async def takes(value: Any) -> None:
-        return None
-
-    takes.__annotations__ = {"value": annotation, "return": None}
-    declared = job(name="tests.odd.json")(takes)
-    record = await run_once(broker, declared.name, seal_json(b'{"value": ' + body.encode() + b"}"))
-    assert record.hand_backs == 0
-    assert record.status in (Status.SUCCEEDED, Status.FAILED)
-    if record.status is Status.FAILED:
-        assert record.last_error is not None
-        assert record.last_error.type == "taskflow.DecodeError"
 
 
 async def run_once(broker: Broker, name: str, payload: bytes, **more: Any) -> Record:

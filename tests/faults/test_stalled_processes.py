@@ -175,18 +175,6 @@ def test_c_code_that_keeps_the_interpreter_beyond_the_ttl_is_fenced_counted_as_a
     assert tasks.ledger() == ["epoch 2", "epoch 1"]
 
 
-def test_a_worker_that_is_aborted_shows_where_its_threads_were(tasks: Shell) -> None:
-    """As systemd's watchdog does it, to one whose interpreter C code keeps: no Python code can tell it any more."""
-    tasks.send("wait_in_c.bind()")
-    worker = tasks.worker()
-    worker.wait_for("begun")
-    time.sleep(1.0)  # any moment will do, this one is in the midst of C code
-    worker.signal(signal.SIGABRT)
-    assert worker.end() == -signal.SIGABRT
-    assert "Fatal Python error: Aborted" in worker.said
-    assert "in wait_in_c" in worker.said
-
-
 @pytest.mark.parametrize("new_store", ["redis"], indirect=True)
 def test_a_supervisor_ends_a_worker_whose_interpreter_c_code_keeps_for_good(tasks: Shell) -> None:
     """Nothing in the worker's own process can. The job's record says what became of that run, and others have been run meanwhile."""

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import pytest
 
-import taskflow
 from taskflow import BrokerUnavailable, configure
 from taskflow.worker.events import BrokerCallFailed, SessionOpened
 from tests.stores.drivers import DRIVERS, Driver
@@ -92,30 +91,6 @@ async def test_cuts_of_all_connections_lose_and_repeat_nothing(driver: Driver) -
             await sending
         await scene.until_done()
         await scene.assert_each_settled_once()
-
-
-async def test_a_job_that_cancels_every_task_slows_no_later_job(driver: Driver) -> None:
-    """Twice. Idle workers need the nudges of other processes, the heartbeats go on, and every verdict arrives."""
-    host = asyncio.current_task()
-
-    @taskflow.job(name="tests.stores.cancel_everything", max_attempts=1)
-    async def cancel_everything() -> None:
-        for task in asyncio.all_tasks() - {host, asyncio.current_task()}:
-            task.cancel()
-
-    async with driver.scene() as scene, scene.worker(), scene.from_afar():
-        for number in range(2):
-            await (await cancel_everything.delay()).result(TIMEOUT)
-            assert max([await scene.seconds_to_start(10 * number + each) for each in range(4)]) < 1.0
-        looked_at = time.monotonic()
-
-        async def has_beaten_since() -> bool:
-            [worker] = await scene.store.admin.workers()
-            return worker.seconds_since_beat < elapsed_since(looked_at)
-
-        await until(has_beaten_since)
-        await scene.until_done()
-        assert not scene.has_lost_a_session
 
 
 async def test_a_server_suspended_for_longer_than_a_command_may_take_costs_no_run(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import asyncpg
 import psycopg
@@ -125,20 +124,6 @@ async def test_isolation_and_constraints_lose_no_job(broker_in_loop: Broker, pos
         assert not ran
         await connection.execute("COMMIT")
         await until(lambda: set(range(1, 6)) <= dict(ran).keys())
-    await connection.close()
-
-
-async def test_an_error_in_the_middle_leaves_the_rest_to_the_user(broker_in_loop: Broker, postgres_database: str) -> None:
-    def calls() -> Iterator[Any]:
-        yield from (charge.bind(number) for number in range(1_500))
-        raise ValueError("no more")
-
-    connection = await asyncpg.connect(postgres_database)
-    async with connection.transaction():
-        with pytest.raises(taskflow.EnqueueFailed, match="no more") as raised:
-            await taskflow.enqueue(calls(), connection=connection)
-    assert len(raised.value.handles) == 1_500
-    assert await raised.value.handles[-1].status() is Status.READY
     await connection.close()
 
 

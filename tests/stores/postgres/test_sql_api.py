@@ -124,17 +124,6 @@ async def test_a_key_that_is_taken_keeps_the_standing_job(scene: Scene, sql: asy
     assert info.key == "b"
 
 
-async def test_a_key_that_is_taken_can_be_replaced(scene: Scene, sql: asyncpg.Connection) -> None:
-    old = await scene.note.options(key="a").delay(1)
-    asking = asyncio.create_task(old.result(timeout=10))
-    await asyncio.sleep(0.2)
-    new = await send(sql, "key => 'a', on_conflict => 'replace'")
-    await scene.store.upkeep(100)
-    with pytest.raises(taskflow.JobCancelled, match=f"replaced by {new.id}"):
-        await asking
-    assert (await old.status(), await new.status()) == (Status.CANCELLED, Status.READY)
-
-
 HEADERS: Final = {"trace": "é" * 300, "": "x", **{f"h{number}": "" for number in range(20)}}
 
 
@@ -260,16 +249,6 @@ async def test_what_is_wrong_is_named_with_its_value(scene: Scene, sql: asyncpg.
         assert message in str(caught.value), options
         assert hint in (caught.value.hint or ""), options
     assert await scene.waiting() == {}
-
-
-async def test_the_bounds_themselves_are_allowed(scene: Scene, sql: asyncpg.Connection) -> None:
-    await sql.fetchval("SELECT taskflow.enqueue($1, queue => $2)", "é" * MAX_JOB_NAME, "q" * 100)
-    text = "x" * (MAX_BYTES - len(seal_json(b'{"a": ""}')))
-    await sql.fetchval(f"SELECT taskflow.enqueue('{NOTE}', jsonb_build_object('a', $1::text))", text)
-    await sql.fetchval(f"SELECT taskflow.enqueue('{NOTE}', headers => jsonb_build_object('', repeat('x', {MAX_HEADER_BYTES})))")
-    await sql.fetchval(f"SELECT taskflow.enqueue('{NOTE}', key => $1)", "k" * MAX_KEY_BYTES)
-    await sql.fetchval(f"SELECT taskflow.enqueue('{NOTE}', at => '9999-12-31 23:59:59.999999Z')")
-    assert await scene.waiting() == {"ready": 4, "scheduled": 1}
 
 
 async def test_the_bytes_that_a_call_may_take_can_be_set(sql: asyncpg.Connection) -> None:

@@ -109,20 +109,6 @@ async def test_a_removed_or_replaced_file_is_not_used_any_more(open_broker: Open
     assert [record is not None for record in await broker.read([new.id])] == [True]
 
 
-async def test_a_removed_folder_is_a_clear_error(open_broker: Open, tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    broker = open_broker(folder / "queue.db")
-    await broker.enqueue([an_envelope()])
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
-    with pytest.raises(BrokerUnavailable):
-        await broker.enqueue([an_envelope()])
-    folder.mkdir()
-    assert await broker.enqueue([an_envelope()])
-
-
 async def test_neighbours_of_a_call_that_finds_the_file_damaged_may_try_again(broker: SqliteBroker, path: Path) -> None:
     await broker.enqueue(envelopes(10))
     with connected(path) as connection:

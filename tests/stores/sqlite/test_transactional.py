@@ -17,7 +17,7 @@ from taskflow.broker.protocol import Added
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.transactional import Row, Statement, Transactional, drive
 from taskflow.model.envelope import OnConflict
-from taskflow.model.errors import BrokerRefused, BrokerUnavailable, WrongConnection
+from taskflow.model.errors import BrokerRefused, WrongConnection
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
 from tests.stores.jobs import an_envelope, envelopes, registered, statuses
@@ -219,15 +219,6 @@ async def test_a_transaction_that_has_read_too_early_is_told_what_to_do(broker: 
                 verb()
             assert "BEGIN IMMEDIATE" in locked.value.__notes__[0]
             caller.roll_back()
-
-
-async def test_a_closed_broker_says_so(broker: SqliteBroker, connect: Connect) -> None:
-    caller = connect()
-    caller.begin()
-    await broker.close()
-    with unaffected(caller), pytest.raises(BrokerUnavailable, match="closed"):
-        caller.enqueue(an_envelope())
-    caller.commit()
 
 
 class Broken(Exception):

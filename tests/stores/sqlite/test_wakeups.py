@@ -227,18 +227,3 @@ async def test_a_listener_whose_folder_was_replaced_binds_again(broker: SqliteBr
             assert len(wake_files(path)) == 6
             await other.enqueue([an_envelope(queue="mail")])
             assert await waiter.wait(0.5)
-
-
-async def test_topics_are_shown_once_the_disk_has_room_again(broker: SqliteBroker, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    await broker.enqueue([an_envelope()])
-    with broker.listen([topics.queue("default")]):
-        listener = broker._running().listener
-        before = listener._topics_file
-        with monkeypatch.context() as full:
-            full.setattr(Folder, "create", raise_no_space)
-            with broker.listen([topics.DUE]):
-                assert listener._topics_file == before in wake_files(path)
-                full.undo()
-                listener._is_done()
-                assert listener._topics_file != before
-                assert listener._topics_file in wake_files(path)
