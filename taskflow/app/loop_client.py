@@ -8,13 +8,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
 import msgspec
 
 from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.broker.retry import retry
-from taskflow.broker.tasks import STARTS_AT_ONCE, Deadline, started
+from taskflow.broker.tasks import Deadline, started
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.pauses import Pauses, Retries
@@ -42,7 +43,7 @@ def gave_up(timeout: float, why: str) -> BrokerUnavailable:
     )
 
 
-class _PendingQuestion(msgspec.Struct, Generic[Q, A]):
+class _Pending(msgspec.Struct, Generic[Q, A]):
     question: Q
     answer: asyncio.Future[A]
     give_up_at: float
@@ -59,12 +60,12 @@ class Coalescer(Generic[Q, A]):
     """
 
     def __init__(
-        self, call: Callable[[list[Q]], Awaitable[Sequence[A]]], *, timeout: float, size_of: Callable[[Q], int] | None = None
+        self, call: Callable[[list[Q]], Awaitable[Sequence[A]]], *, timeout: float, size_of: Callable[[Q], int] = lambda question: 0
     ) -> None:
         self._call = call
         self._timeout = timeout
         self._size_of = size_of
-        self._waiting: deque[_PendingQuestion[Q, A]] = deque()
+        self._waiting: deque[_Pending[Q, A]] = deque()
         self._flushing: asyncio.Task[None] | None = None
         self._deadline = Deadline(self._give_up)
         self._is_late = False
@@ -75,16 +76,14 @@ class Coalescer(Generic[Q, A]):
     def __call__(self, question: Q) -> asyncio.Future[A]:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[A] = loop.create_future()
-        self._waiting.append(_PendingQuestion(question, answer, time.monotonic() + self._timeout))
+        self._waiting.append(_Pending(question, answer, time.monotonic() + self._timeout))
         if self._flushing is None:
             self._start_soon(loop)
         return answer
 
     def _start_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start a flush once all tasks that are ready in this turn of the loop have run."""
-        if not STARTS_AT_ONCE:
-            self._start(loop)
-        elif not self._is_start_due:
+        if not self._is_start_due:
             self._is_start_due = True
             loop.call_soon(self._start, loop)
 
@@ -92,21 +91,23 @@ class Coalescer(Generic[Q, A]):
         self._is_start_due = False
         if self._flushing is not None:
             return  # that flush takes the waiting questions
-        flushing = started(loop, self._flush(loop))
+        flushing = started(loop, self._flush())
         if flushing.done():
-            return
-        self._flushing = flushing
-        if not STARTS_AT_ONCE:
-            flushing.add_done_callback(self._record_end)
+            self._go_on(flushing)
+        else:
+            self._flushing = flushing
+            flushing.add_done_callback(self._go_on)
 
-    def _record_end(self, flushing: asyncio.Task[None]) -> None:
-        """Start another flush if this one was cancelled before its first step."""
-        if self._flushing is flushing:
-            self._flushing = None
-            self._go_on(flushing.get_loop())
+    def _go_on(self, flushing: asyncio.Task[None]) -> None:
+        """Start another flush if callers are waiting. If every task of the loop was cancelled, all callers have been cancelled too."""
+        self._flushing = None
+        while self._waiting and self._waiting[0].answer.done():
+            self._waiting.popleft()
+        if self._waiting:
+            self._start_soon(flushing.get_loop())
 
-    async def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch: list[_PendingQuestion[Q, A]] = []
+    async def _flush(self) -> None:
+        batch: list[_Pending[Q, A]] = []
         is_answered = False
         try:
             while self._waiting and not is_answered:
@@ -114,32 +115,22 @@ class Coalescer(Generic[Q, A]):
                     is_answered = await self._ask(batch)
         except Exception as error:  # a bug in taskflow or in the store: fail the callers, or they would wait forever
             _fail(batch or self._waiting, error)
-        finally:
-            self._flushing = None
-            self._go_on(loop)
 
-    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start another flush if callers are waiting. If every task of the loop was cancelled, all callers have been cancelled too."""
-        while self._waiting and self._waiting[0].answer.done():
-            self._waiting.popleft()
-        if self._waiting:
-            self._start_soon(loop)
-
-    def _take(self) -> list[_PendingQuestion[Q, A]]:
+    def _take(self) -> list[_Pending[Q, A]]:
         """Remove and return as many questions as one call may carry. Cancelled questions are skipped, so the batch may be empty."""
-        batch: list[_PendingQuestion[Q, A]] = []
+        batch: list[_Pending[Q, A]] = []
         size = 0
         while self._waiting and len(batch) < MAX_ITEMS:
             asked = self._waiting[0]
             if not asked.answer.done():
-                size += self._size_of(asked.question) if self._size_of else 0
+                size += self._size_of(asked.question)
                 if batch and size > MAX_BYTES:
                     break
                 batch.append(asked)
             self._waiting.popleft()
         return batch
 
-    async def _ask(self, batch: list[_PendingQuestion[Q, A]]) -> bool:
+    async def _ask(self, batch: list[_Pending[Q, A]]) -> bool:
         """Send the batch to the store. Return True if it was answered: then its callers may ask again before the next call."""
         flushing = asyncio.current_task()
         assert flushing is not None
@@ -160,22 +151,19 @@ class Coalescer(Generic[Q, A]):
             raise
         except (TimeoutError, BrokerUnavailable) as error:
             await self._ask_again(batch, error)
-        except Exception as error:
-            _fail(batch, error)
-        else:
-            self._retries.succeeded()
-            self._last_error = ""
-            for asked, answer in zip(batch, answers, strict=True):
-                if not asked.answer.done():
-                    asked.answer.set_result(answer)
-            return True
-        return False
+            return False
+        for asked, answer in zip(batch, answers, strict=True):
+            if not asked.answer.done():
+                asked.answer.set_result(answer)
+        self._retries.succeeded()
+        self._last_error = ""
+        return True
 
     def _give_up(self) -> None:
         if self._flushing is not None:
             self._is_late = self._flushing.cancel()
 
-    async def _ask_again(self, batch: list[_PendingQuestion[Q, A]], error: Exception) -> None:
+    async def _ask_again(self, batch: list[_Pending[Q, A]], error: Exception) -> None:
         """Put the questions that still have time back at the front of the queue, then pause. Fail the others."""
         self._last_error = str(error) or self._last_error
         pause = self._retries.failed()
@@ -188,18 +176,15 @@ class Coalescer(Generic[Q, A]):
             await asyncio.sleep(pause)
 
 
-def _fail(batch: Iterable[_PendingQuestion[Q, A]], error: Exception) -> None:
+def _fail(batch: Iterable[_Pending[Q, A]], error: Exception) -> None:
     """Fail each question with a copy of the error. A shared one would collect the tracebacks of all tasks that raise it."""
     for asked in batch:
         if not asked.answer.done():
-            try:
-                copied = copy.copy(error)
-            except Exception:
-                copied = error  # the class cannot be rebuilt from its arguments
-            else:
-                copied.__cause__ = error.__cause__
-                copied = copied.with_traceback(error.__traceback__)
-            asked.answer.set_exception(copied)
+            own = error
+            with suppress(Exception):  # the class may not be rebuilt from its arguments
+                own = copy.copy(error).with_traceback(error.__traceback__)
+                own.__cause__ = error.__cause__
+            asked.answer.set_exception(own)
 
 
 BLOCKED_GRACE: Final = 0.25
