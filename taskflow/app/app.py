@@ -25,7 +25,7 @@ from taskflow.model.errors import ConfigurationError
 from taskflow.model.ids import IdFactory
 
 if TYPE_CHECKING:  # loaded only by applications that use them
-    from taskflow.app.around import Plan
+    from taskflow.app.around import Dependency
     from taskflow.app.options import DefaultOptions
     from taskflow.worker.events import Subscriber
 
@@ -64,7 +64,7 @@ class App:
         self.ignores_connections = False
         self.run_inline: RunInline | None = None
         self.importing_module: str | None = None
-        self.overrides: list[tuple[Callable[..., Any], Plan]] = []
+        self.overrides: list[tuple[Callable[..., Any], Dependency]] = []
 
     # --- settings ----------------------------------------------------------------------------------
 

@@ -29,16 +29,19 @@ T = TypeVar("T")
 F = TypeVar("F", bound=IO[Any])
 
 
-class Dependency:
-    """The default of a parameter whose value is made for each run, by `plan`."""
+class Dependency(msgspec.Struct, frozen=True, eq=False):
+    """The default of a parameter whose value a function makes for each run. `needs` are the dependencies of the function itself.
 
-    __slots__ = ("plan",)
+    `is_async` is True if it is known before the call that only an async job can use it.
+    """
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    function: Callable[..., Any]
+    takes_context: bool
+    needs: dict[str, Dependency]
+    is_async: bool
 
     def __repr__(self) -> str:
-        return f"depends({_name(self.plan.function)})"
+        return f"depends({_name(self.function)})"
 
 
 @overload
@@ -69,19 +72,10 @@ def depends(function: Callable[..., Any], /) -> Any:
 
     Callers do not pass the parameter: `delay` refuses it. Raises DeclarationError if `function` takes other arguments without a default.
     """
-    return Dependency(plan_of(function))
+    return dependency_of(function)
 
 
-class Plan(msgspec.Struct, frozen=True):
-    """How to call a dependency's function. `is_async` is True if it is known before the call that only an async job can use it."""
-
-    function: Callable[..., Any]
-    takes_context: bool
-    needs: dict[str, Dependency]
-    is_async: bool
-
-
-def plan_of(function: Callable[..., Any]) -> Plan:
+def dependency_of(function: Callable[..., Any]) -> Dependency:
     if not callable(function):
         raise DeclarationError(f"depends({shown(function)}): expected a function")
     inner = _innermost(function)
@@ -98,7 +92,7 @@ def plan_of(function: Callable[..., Any]) -> Plan:
                 "run's context as a first parameter annotated with JobContext, and other values from depends()"
             )
     needs = {each.name: each.default for each in parameters if isinstance(each.default, Dependency)}
-    return Plan(function, has_context, needs, inspect.isasyncgenfunction(inner) or inspect.iscoroutinefunction(inner))
+    return Dependency(function, has_context, needs, inspect.isasyncgenfunction(inner) or inspect.iscoroutinefunction(inner))
 
 
 def _innermost(function: Callable[..., Any]) -> Any:
@@ -137,12 +131,12 @@ def refuse_async(arounds: Sequence[Around], dependencies: Mapping[str, Dependenc
         if is_async_class or inspect.isasyncgenfunction(inner):
             raise TypeError(f"around=[... {_name(each)} ...] is async, and the job is a plain function; make either one like the other")
     for name, dependency in dependencies.items():
-        if dependency.plan.is_async:
+        if dependency.is_async:
             raise TypeError(f"{name} = {dependency!r} is async, and the job is a plain function; make either one like the other")
-        refuse_async((), dependency.plan.needs)
+        refuse_async((), dependency.needs)
 
 
-Overrides = Sequence[tuple[Callable[..., Any], Plan]]
+Overrides = Sequence[tuple[Callable[..., Any], Dependency]]
 """Functions of dependencies, with what a test calls in their place. The last one counts."""
 
 
@@ -155,8 +149,11 @@ def surrounded(
         with ExitStack() as stack:
             for around in arounds:
                 stack.enter_context(_plain(around, around(context)))
-            values = _Values(context, overrides)
-            given = {name: values.get(stack, each) for name, each in dependencies.items()}
+            given, making = dict[str, Any](), _Values(context, overrides, stack).by_name(dependencies)
+            try:
+                making.send(None)
+            except StopIteration as end:
+                given = end.value
             return function(*args, **kwargs, **given)
 
     async def call_async(context: JobContext, /, *args: Any, **kwargs: Any) -> Any:
@@ -167,9 +164,7 @@ def surrounded(
                     await stack.enter_async_context(cast(AbstractAsyncContextManager[Any], entered))
                 else:
                     stack.enter_context(_plain(around, entered))
-            values = _Values(context, overrides)
-            given = {name: await values.get_async(stack, each) for name, each in dependencies.items()}
-            return await function(*args, **kwargs, **given)
+            return await function(*args, **kwargs, **await _Values(context, overrides, stack).by_name(dependencies))
 
     return (call_async if is_async else call) if arounds or dependencies else None
 
@@ -182,52 +177,41 @@ def _plain(around: Around, entered: object) -> AbstractContextManager[Any]:
 
 
 class _Values:
-    """The values of one run's dependencies. Each function is called once."""
+    """The values of one run's dependencies. Each function is called once. For a plain job, nothing is awaited."""
 
-    def __init__(self, context: JobContext, overrides: Overrides) -> None:
+    def __init__(self, context: JobContext, overrides: Overrides, stack: ExitStack | AsyncExitStack) -> None:
         self._context = context
         self._overrides = overrides
-        self._made: list[tuple[Plan, Any]] = []
+        self._stack = stack
+        self._made: list[tuple[Dependency, Any]] = []
 
-    def get(self, stack: ExitStack, dependency: Dependency, fakes: tuple[Plan, ...] = ()) -> Any:
-        plan, fakes = self._chosen(dependency, fakes)
-        if (known := self._known(plan)) is not None:
-            return known[1]
-        made = plan.function(*self._first(plan), **{name: self.get(stack, each, fakes) for name, each in plan.needs.items()})
-        if inspect.isawaitable(made) or inspect.isasyncgen(made) or isinstance(made, _AsyncGeneratorContextManager):
+    async def by_name(self, dependencies: Mapping[str, Dependency], fakes: tuple[Dependency, ...] = ()) -> dict[str, Any]:
+        return {name: await self._value(each, fakes) for name, each in dependencies.items()}
+
+    async def _value(self, wanted: Dependency, fakes: tuple[Dependency, ...]) -> Any:
+        for function, fake in reversed(self._overrides):
+            if function == wanted.function and fake not in fakes:  # a fake may depend on the original
+                wanted, fakes = fake, (*fakes, fake)
+                break
+        for known, value in self._made:
+            if known is wanted or known.function == wanted.function:
+                return value
+        first = (self._context,) if wanted.takes_context else ()
+        made = wanted.function(*first, **await self.by_name(wanted.needs, fakes))
+        if isinstance(self._stack, AsyncExitStack):
+            made = await made if inspect.isawaitable(made) else made
+            if inspect.isasyncgen(generator := made):
+                made = contextlib.asynccontextmanager(lambda: generator)()
+            is_async = isinstance(made, _AsyncGeneratorContextManager)
+            value = await _entered_async(self._stack, made) if is_async else _entered(self._stack, made)
+        elif inspect.isawaitable(made) or inspect.isasyncgen(made) or isinstance(made, _AsyncGeneratorContextManager):
             if inspect.iscoroutine(made):
                 made.close()
-            raise TypeError(f"depends({_name(plan.function)}) is async, and the job is a plain function")
-        return self._keep(plan, _entered(stack, made))
-
-    async def get_async(self, stack: AsyncExitStack, dependency: Dependency, fakes: tuple[Plan, ...] = ()) -> Any:
-        plan, fakes = self._chosen(dependency, fakes)
-        if (known := self._known(plan)) is not None:
-            return known[1]
-        made = plan.function(*self._first(plan), **{name: await self.get_async(stack, each, fakes) for name, each in plan.needs.items()})
-        if inspect.isawaitable(made):
-            made = await made
-        if inspect.isasyncgen(generator := made):
-            made = contextlib.asynccontextmanager(lambda: generator)()
-        is_async = isinstance(made, _AsyncGeneratorContextManager)
-        return self._keep(plan, await _entered_async(stack, made) if is_async else _entered(stack, made))
-
-    def _chosen(self, dependency: Dependency, fakes: tuple[Plan, ...]) -> tuple[Plan, tuple[Plan, ...]]:
-        """Return the plan in place of a dependency's, and the fakes within which it is called. A fake may depend on the original."""
-        for function, fake in reversed(self._overrides):
-            if function == dependency.plan.function and fake not in fakes:
-                return fake, (*fakes, fake)
-        return dependency.plan, fakes
-
-    def _known(self, plan: Plan) -> tuple[Plan, Any] | None:
-        return next((known for known in self._made if known[0] is plan or known[0].function == plan.function), None)
-
-    def _keep(self, plan: Plan, value: Any) -> Any:
-        self._made.append((plan, value))
+            raise TypeError(f"depends({_name(wanted.function)}) is async, and the job is a plain function")
+        else:
+            value = _entered(self._stack, made)
+        self._made.append((wanted, value))
         return value
-
-    def _first(self, plan: Plan) -> tuple[JobContext, ...]:
-        return (self._context,) if plan.takes_context else ()
 
 
 # A dependency cannot suppress or replace the job's error. The run would seem to have succeeded, or a Discard become a retry.

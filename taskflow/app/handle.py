@@ -28,16 +28,9 @@ from taskflow.model.verdict import RunError
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 
-# Wake-ups may be lost, so a waiting caller also polls at this interval, in seconds.
-POLL_INTERVAL: Final = 5.0
-
-# A notebook shows a handle without the store's answer after this many seconds.
-NOTEBOOK_TIMEOUT: Final = 2.0
-
-# The error type of a job that was discarded without another error.
-DISCARDED: Final = "taskflow.Discard"
-
-
+POLL_INTERVAL: Final = 5.0  # seconds: wake-ups may be lost, so a waiting caller also polls
+NOTEBOOK_TIMEOUT: Final = 2.0  # seconds after which a notebook shows a handle without the store's answer
+DISCARDED: Final = "taskflow.Discard"  # the error type of a job that was discarded without another error
 _SHARED: Final = tuple(name for name in JobInfo.__struct_fields__ if hasattr(Record, name) and name not in ("id", "errors", "result"))
 
 
@@ -135,20 +128,16 @@ class JobHandle(Generic[R_co]):
         if record.status is Status.CANCELLED:
             reason = record.reason or "cancelled"
             raise JobCancelled(f"{self!r} was cancelled: {message(reason)}", job_id=self.id, reason=reason)
-        value: R_co = self._decode(record)
-        return value
+        return self._decode(record)  # type: ignore[no-any-return]
 
     def _missing(self) -> ResultExpired | UnknownJob:
         if self._origin is Origin.SENT:
             why = f"{self!r} has ended and its result is no longer kept: read it sooner, or raise keep_result="
             return ResultExpired(why, job_id=self.id)
-        why = f"the store does not know job {self.id}, or no longer keeps it"
         if self._origin is Origin.TRANSACTION:
-            why = (
-                f"the store does not know {self!r}: the transaction in which it was sent has not committed, or was rolled back; or it has "
-            )
-            why += "ended and is no longer kept"
-        return UnknownJob(why, job_id=self.id)
+            not_there = "the transaction in which it was sent has not committed, or was rolled back; or it has ended and is no longer kept"
+            return UnknownJob(f"the store does not know {self!r}: {not_there}", job_id=self.id)
+        return UnknownJob(f"the store does not know job {self.id}, or no longer keeps it", job_id=self.id)
 
     def _failure(self, record: Record) -> JobFailed:
         reason = record.reason or ""
@@ -181,18 +170,7 @@ class JobHandle(Generic[R_co]):
         if record.payload is not None:
             job = self._job or self._app.registry.get(record.job)
             fields["_arguments"] = StoredArguments(record.payload, self._app.limits, job)
-        errors = tuple(
-            ErrorInfo(
-                **msgspec.structs.asdict(error)
-                | {
-                    "at": instant_of(error.at),
-                    "worker": error.worker or None,
-                    "started_at": instant_of(error.started_at) if error.started_at else None,
-                }
-            )
-            for error in record.errors
-        )
-        return JobInfo(id=self.id, errors=errors, result=result, **fields)
+        return JobInfo(id=self.id, errors=tuple(map(_error_info, record.errors)), result=result, **fields)
 
     def __repr__(self) -> str:
         name = self._job.name if self._job is not None else "?"
@@ -221,6 +199,12 @@ class JobHandle(Generic[R_co]):
 
     def __hash__(self) -> int:
         return hash(self._id)
+
+
+def _error_info(error: RunError) -> ErrorInfo:
+    started_at = instant_of(error.started_at) if error.started_at else None
+    fields = {"at": instant_of(error.at), "worker": error.worker or None, "started_at": started_at}
+    return ErrorInfo(**msgspec.structs.asdict(error) | fields)
 
 
 def _facts(info: JobInfo) -> dict[str, object]:

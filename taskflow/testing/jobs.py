@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, ParamSpec, cast, overload
 
 from taskflow.app.app import App, default_app
-from taskflow.app.around import plan_of
+from taskflow.app.around import dependency_of
 from taskflow.app.handle import JobHandle
 from taskflow.app.job import Declared
 from taskflow.app.middleware import has_ended_hook
@@ -138,7 +138,7 @@ class TaskflowJobs:
 
         Its own dependencies are made too. Raises DeclarationError if it takes arguments that a dependency does not get.
         """
-        override = (dependency, plan_of(fake))
+        override = (dependency, dependency_of(fake))
         self._app.overrides.append(override)
         try:
             yield

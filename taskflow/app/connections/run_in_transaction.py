@@ -24,8 +24,7 @@ async def run_in_transaction(app: App, connection: object, purpose: Purpose, mak
     Raises WrongConnection if the connection is closed, not in a transaction, or to another database than the store's. Errors of the
     connection's own driver are not translated.
     """
-    adapter = adapter_of(connection)
-    broker = _broker(app, purpose)
+    adapter, broker = adapter_of(connection), _broker(app, purpose)
     if (store := _stores.get(broker)) is None:
         _stores[broker] = store = await broker.transactional()
     if isinstance(adapter, RunSyncAdapter):
@@ -44,9 +43,8 @@ async def run_in_transaction(app: App, connection: object, purpose: Purpose, mak
 
 def run_in_transaction_sync(app: App, connection: object, purpose: Purpose, make: MakeVerb[T]) -> T:
     """Like `run_in_transaction`, for a connection that is used without `await`: see `is_awaited`."""
-    adapter = adapter_of(connection)
+    adapter, broker = adapter_of(connection), _broker(app, purpose)
     assert isinstance(adapter, SyncAdapter)
-    broker = _broker(app, purpose)
     if (store := _stores.get(broker)) is None:
         _stores[broker] = store = block_on(broker.transactional())
     return _run(adapter, store, purpose, make)
