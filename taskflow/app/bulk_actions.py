@@ -117,8 +117,7 @@ CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
 
 ActionName = Literal["retry", "run-now", "cancel", "purge"]
 
-PAGE: Final = 500
-"""The number of jobs in one call of the store."""
+PAGE: Final = 500  # jobs in one call of the store
 
 DEFAULTS: Final[Mapping[ActionName, frozenset[Status]]] = {
     "retry": frozenset({Status.FAILED}),
@@ -136,9 +135,7 @@ POSSIBLE: Final[Mapping[ActionName, frozenset[Status]]] = {
 }
 """The statuses that each action can act on."""
 
-CHANGED: Final = "changed"
-ASKED: Final = "asked to stop"
-UNKNOWN: Final = "it is unknown or no longer kept"
+CHANGED, ASKED, UNKNOWN = "changed", "asked to stop", "it is unknown or no longer kept"
 
 
 class ActionResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,63 +197,50 @@ def check_view(action: ActionName, view: View) -> None:
 
 async def apply(call: CallBroker, action: ActionName, ids: Sequence[bytes]) -> list[str]:
     """Act on jobs by their ids; a purge drops only those that have ended. Return for each CHANGED, ASKED, or why it stayed as it was."""
-    if action == "purge":
-        return [_dropped(status) for status in await call(lambda broker: broker.admin.drop(ids))]
     if action == "retry":
         redone = {Redone.OK: CHANGED, Redone.UNKNOWN: UNKNOWN}
         return [redone.get(answer, answer.value) for answer in await call(lambda broker: broker.admin.retry(ids))]
-    if action == "run-now":
+    if action == "purge":
+        found = await call(lambda broker: broker.admin.drop(ids))
+    elif action == "cancel":
+        found = await call(lambda broker: broker.cancel(ids))
+    else:
         found = await call(lambda broker: broker.admin.run_now(ids))
-        held = [job_id for job_id, status in zip(ids, found, strict=True) if status is Status.HELD]
-        records = dict(zip(held, await call(lambda broker: broker.read(held)), strict=True)) if held else {}
-        return [_made_ready(status, records.get(job_id)) for job_id, status in zip(ids, found, strict=True)]
-    return [_cancelled(status) for status in await call(lambda broker: broker.cancel(ids))]
+    held = [job_id for job_id, status in zip(ids, found, strict=True) if status is Status.HELD and action == "run-now"]
+    records = dict(zip(held, await call(lambda broker: broker.read(held)), strict=True)) if held else {}
+    return [_answer(action, status, records.get(job_id)) for job_id, status in zip(ids, found, strict=True)]
+
+
+def _answer(action: ActionName, status: Status | None, record: Record | None) -> str:
+    """Return the answer for a job that had this status at a purge, a cancel or a run-now. `record` is that of a HELD job."""
+    if status is None:
+        return UNKNOWN
+    match action, status:
+        case "purge", _:
+            return CHANGED if status.is_ended else f"it is {status}: cancel it first"
+        case "run-now", Status.SCHEDULED:
+            return CHANGED
+        case "run-now", Status.READY | Status.RUNNING:
+            return f"it is already {status}"
+        case "run-now", Status.HELD:
+            waits_for_key = record is not None and record.behind is not None
+            return "it waits for the running job with its key" if waits_for_key else "it waits for other jobs"
+        case _, Status.CANCELLED:
+            return "it was already cancelled"
+    if status.is_ended:
+        return f"it has already {status}"
+    return ASKED if status is Status.RUNNING else CHANGED
 
 
 def foresee(action: ActionName, record: Record | None, *, by_id: bool) -> str:
     """Return what the action would answer for the job, named by its id or selected, as far as its status tells."""
     if record is None:
         return UNKNOWN
-    if action == "cancel":
-        return _cancelled(record.status)
-    if action == "run-now":
-        return _made_ready(record.status, record)
-    if action == "purge" and by_id:
-        return _dropped(record.status)
+    if action in ("cancel", "run-now") or (action == "purge" and by_id):
+        return _answer(action, record.status, record)
     if record.status in POSSIBLE[action]:
         return CHANGED
     return "it is running" if action == "purge" else (Redone.SUCCEEDED if record.status.is_ended else Redone.LIVE).value
-
-
-def _made_ready(status: Status | None, record: Record | None) -> str:
-    """Return the answer for a job that had this status when it was to run now. `record` is that of a HELD job."""
-    match status:
-        case None:
-            return UNKNOWN
-        case Status.SCHEDULED:
-            return CHANGED
-        case Status.READY | Status.RUNNING:
-            return f"it is already {status}"
-        case Status.HELD:
-            waits_for_key = record is not None and record.behind is not None
-            return "it waits for the running job with its key" if waits_for_key else "it waits for other jobs"
-    return _cancelled(status)
-
-
-def _dropped(status: Status | None) -> str:
-    """Return the answer for a job that had this status when it was to be dropped."""
-    if status is None:
-        return UNKNOWN
-    return CHANGED if status.is_ended else f"it is {status}: cancel it first"
-
-
-def _cancelled(status: Status | None) -> str:
-    """Return the answer for a job that had this status when it was cancelled."""
-    if status is None:
-        return UNKNOWN
-    if status.is_ended:
-        return f"it has already {status}" if status is not Status.CANCELLED else "it was already cancelled"
-    return ASKED if status is Status.RUNNING else CHANGED
 
 
 async def pages(call: CallBroker, view: View) -> AsyncIterator[list[Record]]:
@@ -271,8 +255,7 @@ async def pages(call: CallBroker, view: View) -> AsyncIterator[list[Record]]:
 
 
 async def count(call: CallBroker, view: View) -> int:
-    """Count the jobs that match the filter. For live jobs, the counts of the queues suffice; for ended
-    jobs, those counts include some that are no longer kept."""
+    """Count the jobs that match. The counts of the queues have the live ones; among ended jobs they include some that are not kept."""
     statuses = view.statuses
     if statuses and LIVE.issuperset(statuses) and view == View(queue=view.queue, statuses=statuses):
         queues = [queue for queue in await call(lambda broker: broker.admin.queues()) if view.queue in (None, queue.name)]
@@ -343,11 +326,7 @@ def this_operator() -> str:
 async def recorded(
     call: CallBroker, verb: str, *, by: str | None, reason: str, names: Sequence[str] = (), which: Mapping[str, str] | None = None
 ) -> AsyncIterator[ActionProgress]:
-    """Record the action that the block does, once, at its end.
-
-    An action that is interrupted, or that the store breaks off, is recorded with what it had done. One that has affected nothing is not
-    recorded, unless it was broken off: then it may have affected something.
-    """
+    """Record the action that the block does, once, at its end: if it has affected something, or was broken off and may have done so."""
     doing = ActionProgress()
     try:
         yield doing

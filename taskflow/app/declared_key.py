@@ -1,6 +1,4 @@
-"""Keys that a job's decorator declares, as in ``@job(key="{project_id}")``. Each call's key is formatted from its arguments as its run gets
-them: 1 is 1.0 for a float. ``{branch?main}`` says which text stands for None. Without it, None makes no key, because its text "None" is
-also that of a str."""
+"""Keys that a job's decorator declares, as in ``@job(key="{project_id}")``, formatted from the arguments as a call's run gets them."""
 
 from __future__ import annotations
 
@@ -35,8 +33,7 @@ _MAX_LENGTH: Final = 10_000
 
 
 def declared_key(template: str, job: Any) -> DeclaredKey | str:
-    """Return the template of a job's keys, or the key itself if it is the same for all calls.
-    Raises ValueError if a part of it does not fit the job's function."""
+    """Return the template of a job's keys, or the key if all calls have the same. Raises ValueError if it does not fit the function."""
     key = DeclaredKey(template, job)
     return key.of((), {}) if all(isinstance(part, str) for part in key._parts) else key
 

@@ -285,16 +285,14 @@ def _is_in_a_class(function: object) -> bool:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Return the default name of a job: the module from which a worker imports the function, then the function's qualified name. Raises
-    DeclarationError for a function inside a function."""
+    """Return the default name of a job: its module and qualified name. Raises DeclarationError for a function inside a function."""
     if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
         raise DeclarationError(f"{location(function)}: a worker cannot import a function inside a function by name; set name=")
     return check_job_name(f"{_module_of(function)}.{function.__qualname__}")
 
 
 def _module_of(function: Callable[..., Any]) -> str:
-    """Return the module name under which a worker would import a function. For a script, it is the path from the nearest enclosing folder
-    that is on sys.path (other than the script's own, which Python adds) or is the current one; else the file's name."""
+    """Return the module from which a worker imports a function. A script's is its path from the nearest folder on sys.path, or here."""
     if function.__module__ not in RUN_AS_MAIN:
         return function.__module__
     scope = getattr(inspect.unwrap(function), "__globals__", {})
@@ -313,8 +311,7 @@ RUN_AS_MAIN: Final = ("__main__", "__mp_main__")
 
 
 def mode_for(function: Callable[..., Any], asked: object) -> RunsIn:
-    """Return the execution mode of a function: the requested one, or by default "loop" for an async function and "thread" for a plain one.
-    Raises ValueError if that does not fit the function, or DeclarationError if a child process cannot import the function."""
+    """Return the requested execution mode, or the default. Raises ValueError or DeclarationError if it does not fit the function."""
     own: RunsIn = "loop" if inspect.iscoroutinefunction(function) else "thread"
     if asked is None or asked == own:
         return own

@@ -139,8 +139,7 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
         return resolved
 
     def _run_here(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the function with the values of dependencies that the caller leaves out. Its context, if it takes one, is the running job's
-        or, outside of a job, one that reports to no one."""
+        """Call the function with dependencies that the caller leaves out, and the running job's context, or one that reports to no one."""
         if not self.takes_context and not self.dependencies:
             return self.function(*args, **kwargs)
         names = [*inspect.signature(self.function).parameters][int(self.takes_context) :]

@@ -52,11 +52,8 @@ class _Pending(msgspec.Struct, Generic[Q, A]):
 class Coalescer(Generic[Q, A]):
     """Bundles the questions that callers in one event loop ask (envelopes to add, or ids to read) into shared calls to the store.
 
-    A single question is sent at the end of the current turn of the loop. Callers that have just received an answer may ask again before the
-    next call is sent.
-
-    While the store is unavailable, questions are sent again, together with those that have arrived in the meantime. Each question fails
-    with BrokerUnavailable `timeout` seconds after it was asked. If a caller is cancelled, its question may already have been sent.
+    While the store is unavailable, questions are sent again, with those that have arrived meanwhile. Each fails with BrokerUnavailable
+    `timeout` seconds after it was asked. If a caller is cancelled, its question may already have been sent.
     """
 
     def __init__(
@@ -192,12 +189,10 @@ BLOCKED_GRACE: Final = 0.25
 
 
 class LoopClient:
-    """Sends the calls of one event loop to the broker, coalesced into shared round trips.
+    """Sends the calls of one event loop to the broker, in shared round trips. After `timeout` seconds, a call raises BrokerUnavailable.
 
     Envelopes with a key are sent separately, sorted by key. So a lock that another program holds on a key does not delay calls without a
     key, and two senders cannot deadlock, because both lock keys in the same order.
-
-    While the store does not answer, each call is repeated for `timeout` seconds; then it raises BrokerUnavailable.
     """
 
     def __init__(self, broker: Broker, *, timeout: float) -> None:
@@ -235,11 +230,9 @@ class LoopClient:
 
 
 async def retry_within(verb: Callable[[], Awaitable[T]], timeout: float) -> T:
-    """Call `verb` until the store answers, for at most `timeout` seconds; then raise
-    BrokerUnavailable. Ids make it harmless to repeat a call.
+    """Call `verb`, which must be safe to repeat, until the store answers, for at most `timeout` seconds; then raise BrokerUnavailable.
 
-    If the event loop was blocked when the time ran out, for example by a slow iterable, an
-    answer may have arrived unread. Then `verb` is called again.
+    If the event loop was blocked when the time ran out, an answer may have arrived unread. Then `verb` is called again.
     """
     why = NO_ANSWER
 

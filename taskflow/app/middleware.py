@@ -133,8 +133,7 @@ _PREFIXES: Final = ("on_", "before_", "after_")
 
 
 def check_middleware(layer: object) -> None:
-    """Raise ConfigurationError if `layer` is no middleware, or if one of its hooks is async and should be plain, or the other way round.
-    The same holds if one of its methods looks like a hook, but would never be called."""
+    """Raise ConfigurationError if `layer` is no middleware, has a hook that should be async or plain, or a method that looks like one."""
     where = f"configure(middleware=[... {layer!r} ...])"
     if not isinstance(layer, Middleware):
         raise ConfigurationError(f"{where}: expected instances of subclasses of taskflow.Middleware")

@@ -15,7 +15,6 @@ from taskflow.app.bulk_actions import (
     PAGE,
     ActionName,
     ActionResult,
-    CallBroker,
     JobSelection,
     act,
     apply,
@@ -80,10 +79,9 @@ class Failures(NamedTuple):
 
 
 async def failure_groups(broker: Broker, view: View, limit: int = MAX_GROUPS) -> Failures:
-    """Return the largest groups of the failed jobs in this view.
+    """Return the largest groups of the failed jobs in this view. Stores count all failed jobs, also those of a queue or a job name.
 
-    Stores count all failed jobs, also those of a queue or a job name. With any other condition no more than `EXAMINED` are read: those
-    that failed last, or the newest with a tag.
+    With any other condition no more than `EXAMINED` are read: those that failed last, or the newest with a tag.
     """
     view, window = msgspec.structs.replace(view, statuses=(Status.FAILED,)), None
     if view == View(queue=view.queue, job=view.job, statuses=view.statuses):
@@ -293,30 +291,24 @@ class Operate:
         if not view.statuses:
             view = msgspec.structs.replace(view, statuses=tuple(sorted(STATUSES_OF[action])))
         distinct = list(dict.fromkeys(parse_id(each.id if isinstance(each, JobHandle) else each) for each in ids))
-        result = ActionResult()
+        portions, result = [distinct[first : first + PAGE] for first in range(0, len(distinct), PAGE)], ActionResult()
         if options.get("dry_run"):
-            async for records in _read(call, distinct) if ids else pages(call, view):
-                result += ActionResult.of(foresee(action, record, by_id=bool(ids)) for record in records)
+            for some in portions:
+                found = await call(lambda broker, some=some: broker.read(some))  # type: ignore[misc]
+                result += ActionResult.of(foresee(action, record, by_id=True) for record in found)
+            if not ids:
+                async for records in pages(call, view):
+                    result += ActionResult.of(foresee(action, record, by_id=False) for record in records)
             return result
         target: dict[str, Any] = {"names": [*map(id_text, distinct)]} if ids else {"which": selection(view)}
         async with recorded(call, action, by=by, reason=reason, **target) as doing:
-            async for so_far in _act_on_ids(call, action, distinct) if ids else act(call, action, view):
-                result, doing.affected = so_far, so_far.affected
+            for some in portions:
+                result += ActionResult.of(await apply(call, action, some))
+                doing.affected = result.affected
+            if not ids:
+                async for result in act(call, action, view):
+                    doing.affected = result.affected
         return result
-
-
-async def _read(call: CallBroker, ids: list[bytes]) -> AsyncIterator[list[Record | None]]:
-    for first in range(0, len(ids), PAGE):
-        some = ids[first : first + PAGE]
-        yield await call(lambda broker, some=some: broker.read(some))  # type: ignore[misc]
-
-
-async def _act_on_ids(call: CallBroker, action: ActionName, ids: list[bytes]) -> AsyncIterator[ActionResult]:
-    """Act on these jobs, and yield what was done so far after each batch."""
-    done = ActionResult()
-    for first in range(0, len(ids), PAGE):
-        done += ActionResult.of(await apply(call, action, ids[first : first + PAGE]))
-        yield done
 
 
 operate: Final = Operate()

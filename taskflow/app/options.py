@@ -160,8 +160,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return {field: value for field, value in fields.items() if value != getattr(_PLAIN, field)}
 
     def key_fields(self, job: str, key: str, text: str | None = None) -> dict[str, Any]:
-        """Return the envelope fields of a call's key. `text` is stored and shown in place of a key with secrets.
-        Raises ValueError for an invalid key."""
+        """Return the envelope fields of a call's key. `text` stands for a key with secrets. Raises ValueError for an invalid key."""
         return {"key": key_digest("" if self.key_scope == "name" else self.queue, job, key), "key_text": key if text is None else text}
 
 
@@ -222,8 +221,7 @@ def default_options(given: object) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def merged_options(before: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields of `Options` that later ones have changed. Raises ValueError if these remove a key that does not exist, or add too
-    many tags."""
+    """Return fields of `Options` with the later ones. Raises ValueError if these remove no key, or add too many tags."""
     after = {**before, **fields}
     if fields.get("key") == "":
         if not before.get("key"):
@@ -339,8 +337,7 @@ def _retry_function(value: Any) -> RetryFunction:
 
 
 def seconds_of(name: str, value: object) -> float:
-    """Convert a number or a timedelta to seconds, up to a hundred years.
-    Raises TypeError or ValueError for an invalid value, naming the option."""
+    """Convert a number or a timedelta to seconds, up to a hundred years. Raises TypeError or ValueError, naming the option."""
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"{name}={shown(value)}: expected seconds, as a number or a timedelta")
@@ -394,8 +391,7 @@ _NAMES: Final = {
 
 
 def unknown_option(name: str, known: Collection[str], elsewhere: Collection[str], where_else: str) -> str:
-    """Return the error message for an option that is not in `known`. For an
-    option in `elsewhere`, the message says to give it to `where_else` instead."""
+    """Return the error message for an option that is not in `known`. One in `elsewhere` is to be given to `where_else` instead."""
     unknown = f"unknown option {name}="
     if name in elsewhere:
         return f"{unknown}: give it {where_else}"

@@ -10,8 +10,7 @@ _THEIRS: Final = Path(__file__).parents[1] / "engines" / "__init__.py"
 
 
 def advice_if_mixed() -> str | None:
-    """Return advice if OpenStack's package is installed in the same folder as ours and so breaks
-    it, else None. If it is not installed there, this costs one file-system look-up."""
+    """Return advice if OpenStack's package is installed in our folder and so breaks ours, else None. This looks up one file."""
     return advice() if _THEIRS.exists() else None
 
 

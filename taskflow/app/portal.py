@@ -125,8 +125,7 @@ def wait_by(waits: Callable[[Awaitable[Any]], Any] | None) -> Callable[[Awaitabl
 
 
 def refuse_inside_a_loop(name: str, instead: str) -> None:
-    """Raise RuntimeError where the caller would wait for ever: inside a running event loop, if Python stops its threads, and in a thread
-    of a store, where Python may call any object's `__del__`."""
+    """Raise RuntimeError where the caller would wait for ever: inside a running loop, in a thread of a store, or while Python exits."""
     if sys.is_finalizing():
         raise RuntimeError(_AT_EXIT)
     if threading.current_thread().name.startswith(_STORE_THREADS):
@@ -139,8 +138,7 @@ def refuse_inside_a_loop(name: str, instead: str) -> None:
 
 
 class _Portal:
-    """An event loop in a daemon thread. It is used instead of anyio's portal, which would
-    hang if a forked child closed it, because the child does not have its thread."""
+    """An event loop in a daemon thread. A forked child that closed anyio's portal would hang, because it does not have the thread."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()

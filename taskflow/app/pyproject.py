@@ -10,8 +10,7 @@ from taskflow.model.errors import ConfigurationError
 
 
 def project_table(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
-    """Return the pyproject.toml in this folder, or in the nearest parent that has one, and its table. If there is no file, return None.
-    The names in the table are not checked. Raises ConfigurationError for a file that cannot be read."""
+    """Return the nearest pyproject.toml, here or in a parent, and its table, or None. Raises ConfigurationError if it is unreadable."""
     for candidate in (folder, *folder.parents):
         file = candidate / "pyproject.toml"
         if file.is_file():

@@ -212,8 +212,7 @@ def _client() -> LoopClient:
 
 
 async def _records(names: Sequence[str] | None) -> list[ScheduleRecord]:
-    """Return the records of these schedules, or of all. Stores differ in how they take a name that no schedule
-    of ours can have, so one that another program has stored is looked for among all."""
+    """Return the records of these schedules, or of all. A name that no schedule of ours can have is looked for among all."""
     if names is None or all(map(is_schedule_name, names)):
         return await _client().call(lambda broker: broker.admin.schedules(names))
     return [record for record in await _records(None) if record.name in names]
@@ -246,8 +245,7 @@ def _timetable(app: App, name: str, plan: SchedulePlan) -> Timetable:
 
 
 def instants_between(timetable: Timetable, start: datetime, end: datetime) -> Iterator[int]:
-    """Yield the instants from `start` (inclusive) to `end` (exclusive), in microseconds
-    since 1970. Raises ValueError for naive datetimes."""
+    """Yield the instants in [start, end), in microseconds since 1970. Raises ValueError for naive datetimes."""
     at: datetime | None = instant_of(microseconds_of(start) - 1)
     while at is not None and (at := timetable.next(at)) is not None and microseconds_of(at) < microseconds_of(end):
         yield microseconds_of(at)

@@ -240,8 +240,7 @@ async def _send_batch(app: App, batch: Batch[R], sent: Sent[R], within: _Within 
 
 
 async def _answers(app: App, calls: list[Call[Any]], within: _Within | None) -> Sequence[_Answer]:
-    """Return an answer or an error for each call. The calls share one call to the store, or one statement, unless middleware wraps each:
-    then one that fails does not affect the others."""
+    """Return an answer or an error for each call. Calls that middleware wraps one by one do not affect each other if one fails."""
     lane = app.client() if within is None else within
     if not _has_enqueue_middleware(app):
         try:

@@ -138,10 +138,7 @@ _PLAIN: Final = Envelope(id=b"", job="", payload=b"")
 
 
 def _has_more() -> str:
-    """Return an expression that is true if the envelope `e` sets a field that plain jobs do not have.
-
-    It is compiled, because a loop over the fields would take several times as long for each job.
-    """
+    """Return an expression that is true if the envelope `e` sets a field that plain jobs lack. Compiled, it is faster than a loop."""
     names = [*NOT_PLAIN, *(field.name for field in OPAQUE if not field.is_plain)]
     return " or ".join(f"e.{name} is not None" if getattr(_PLAIN, name) is None else f"e.{name}" for name in names)
 
@@ -171,7 +168,7 @@ def pack_extras(envelope: Envelope) -> bytes | None:
 def unpack_extras(packed: bytes | None) -> dict[str, Any]:
     """Unpack the result of `pack_extras` as keyword arguments for `Envelope`. Unknown letters, which a newer version wrote, are ignored.
 
-    Raises ValueError, TypeError or a msgpack error for data that cannot be decoded or values that `check_envelope` would reject.
+    Raises ValueError, TypeError or a msgpack error for data or values that are not valid.
     """
     if packed is None:
         return {}

@@ -1,7 +1,4 @@
-"""The cause of a failed job: the fingerprint of its failure, and the deploy on which it failed.
-
-Failures with one cause have the same fingerprint, whatever ids, numbers and names their messages contain.
-"""
+"""The cause of a failed job: the fingerprint of its failure, whatever ids and numbers its message has, and the deploy."""
 
 from __future__ import annotations
 
@@ -80,8 +77,7 @@ def fingerprint(message: str, kind: str = "", traceback: str = "") -> bytes:
 
 
 def frame(traceback: str) -> str:
-    """Return the innermost frame that is not in a library, as "folder/file.py:function"; of libraries alone, the innermost one.
-    In an exception group, which says little itself, this is a frame of its last exception."""
+    """Return the innermost frame outside of libraries, or of all, as "folder/file.py:function"; of a group, one of its last exception."""
     frames = [(found["file"], found["function"]) for found in _FRAME.finditer(traceback)]
     own = [place for place in frames if not _LIBRARIES.search(place[0])]
     if not frames:

@@ -18,10 +18,7 @@ EXAMPLE: Final = "01a20e69-e073-7000-9acc-49abe1cd4c9a"
 
 
 class IdFactory:
-    """Makes 16-byte ids as in RFC 9562, version 7: 48 bits of milliseconds, 12 bits for the shard, and 62 random bits.
-
-    The shard replaces the RFC's `rand_a`, so that an id alone shows which shard holds the job.
-    """
+    """Makes 16-byte ids, UUIDv7: 48 bits of milliseconds, 62 random bits, and the shard in place of the RFC's `rand_a`."""
 
     def __init__(self, seams: Seams | None = None) -> None:
         seams = seams or Seams()
@@ -51,8 +48,7 @@ def parse_id(text: str) -> bytes:
 
 
 def key_digest(queue: str, job: str, key: str) -> bytes:
-    """Return the stored form of a deduplication key: the first 16 bytes of the SHA-256 of queue, job and key.
-    The queue is "", which is no queue's name, if the key belongs to the job whatever its queue."""
+    """Return the stored form of a key: 16 bytes of the SHA-256 of queue, job and key. Queue "" stands for any queue."""
     return hashlib.sha256(b"\0".join((queue.encode(), job.encode(), check_key(key).encode()))).digest()[:16]
 
 

@@ -1,7 +1,4 @@
-"""The fields of an envelope: those that records show too, those that no plain job has, and the opaque ones, which stores keep packed.
-
-The engine declares what stores keep of a job: the headers in `broker/engine/records.py`, and the bodies in `broker/engine/job.py`.
-"""
+"""The fields of an envelope: those that records show too, those that no plain job has, and the opaque ones, which are kept packed."""
 
 from __future__ import annotations
 

@@ -63,10 +63,9 @@ def _masked_parameter(found: re.Match[str]) -> str:
 
 
 def masked_value(value: object, secrets: Collection[str], limits: DisplayLimits) -> Any:
-    """Return a decoded value as JSON can express it: sets and tuples as lists, instants and decimals as text, keys of dicts as text.
+    """Return a decoded value as JSON can express it: sets and tuples as lists, instants, decimals and keys of dicts as text.
 
-    A value whose name is in `secrets`, or that `is_secret` names, is replaced by `HIDDEN`, unless it is None, True or False. Passwords and
-    tokens in URLs are hidden too. What does not fit into `limits` is left out, and the place says so.
+    A value whose name is in `secrets`, or that `is_secret` names, and passwords in URLs are hidden. What exceeds `limits` is left out.
     """
     if value is None or isinstance(value, bool | float):
         return _number(value)

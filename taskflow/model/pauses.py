@@ -30,10 +30,8 @@ class Pauses:
 
 
 class Retries:
-    """Counts the consecutive failures of a call, and returns the pause after each.
-
-    `draw` returns a random number from 0 to 1. If it is given, each pause varies between 50 % and 150 % of its length.
-    """
+    """Counts the consecutive failures of a call, and returns the pause after each. `draw` returns a random number from 0 to 1: if it is
+    given, each pause varies between 50 % and 150 % of its length."""
 
     __slots__ = ("_draw", "_pauses", "failures")
 

@@ -19,8 +19,7 @@ _HARMLESS: Final = frozenset("\u00a0\u2007\u200c\u200d\u202f\u3000")
 
 
 def one_line(text: object, most: int = MAX_CHARACTERS) -> str:
-    """Return the text as one line of at most `most` characters. Control characters, most invisible characters and text-direction marks
-    are escaped."""
+    """Return the text as one line of at most `most` characters. Control characters, text-direction marks and the like are escaped."""
     whole = str(text)
     if len(whole) <= most and whole.isprintable():
         return whole
@@ -28,10 +27,7 @@ def one_line(text: object, most: int = MAX_CHARACTERS) -> str:
 
 
 def indented(text: object, most: int | None = None) -> str:
-    """Return the text with each line escaped and indented, so that none can pass for a log line. Line breaks are kept.
-
-    If the text is longer than `most` characters, its middle is left out.
-    """
+    """Return the text with each line escaped and indented, so that none can pass for a log line. A long one loses its middle."""
     whole = str(text)
     if most is not None and len(whole) > most:
         half = most // 2
@@ -47,10 +43,7 @@ def message(text: object, most: int = MAX_CHARACTERS) -> str:
 
 
 def shown(value: object) -> str:
-    """Return the value's repr, truncated to 200 characters. If `repr` fails, return the name of the value's type.
-
-    It fails, for example, for an int with 5,000 digits, or if `__repr__` raises.
-    """
+    """Return the value's repr, truncated to 200 characters, or the name of its type if `repr` fails, as for an int with 5,000 digits."""
     try:
         text = repr(value)
     except Exception:

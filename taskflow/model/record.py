@@ -42,17 +42,9 @@ WAITING: Final = frozenset({Status.HELD, Status.SCHEDULED, Status.READY})
 LIVE: Final = WAITING | {Status.RUNNING}
 ENDED: Final = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED})
 
-# Stores write these numbers instead of the names. Never renumber them: databases contain them.
-CODES: Final = {
-    Status.HELD: 0,
-    Status.SCHEDULED: 1,
-    Status.READY: 2,
-    Status.RUNNING: 3,
-    Status.SUCCEEDED: 4,
-    Status.FAILED: 5,
-    Status.CANCELLED: 6,
-}
-BY_CODE: Final = {code: status for status, code in CODES.items()}
+# Stores write these numbers instead of the names. Databases contain them, so the order of the statuses above never changes.
+BY_CODE: Final = dict(enumerate(Status))
+CODES: Final = {status: code for code, status in BY_CODE.items()}
 
 
 class Record(SentAndShown, frozen=True, kw_only=True, gc=True):

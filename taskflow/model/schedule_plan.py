@@ -89,8 +89,7 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
         return 0.0 if instant is None else to_seconds(now - instant - self.delay_of(name, instant))
 
     def envelope_for(self, name: str, instant: int, *, is_alone: bool = False) -> Envelope:
-        """Return the envelope of the job for an instant. Its id is derived from the schedule's name
-        and the instant, so the job is added only once. If `is_alone`, `overlap` is ignored."""
+        """Return the envelope of the job for an instant. Its id follows from name and instant. If `is_alone`, `overlap` is ignored."""
         local = instant_of(instant).astimezone(zone_of(self.zone))
         headers = {**self.template.headers, SCHEDULE: name, SCHEDULED_FOR: f"{local.isoformat()}[{self.zone}]"}
         fields: dict[str, Any] = {"id": id_of(name, instant), "headers": headers}
@@ -130,10 +129,7 @@ def scheduled_for(headers: dict[str, str]) -> datetime | None:
 
 
 def firings_of(offer: Offer, plan: SchedulePlan, times: Timetable) -> list[Firing]:
-    """Return the steps to take now for a schedule that was offered, at most `MAX_OFFERS`. Each expects what the one before has set.
-
-    `times` is the plan's timetable, or one that the application defines. The last step sets when the schedule is offered again.
-    """
+    """Return the steps to take now for a schedule that was offered, at most `MAX_OFFERS`. `times` may be the application's own."""
 
     def due_at(instant: int) -> int:
         return instant + plan.delay_of(offer.name, instant)

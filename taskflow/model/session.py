@@ -68,10 +68,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
 def session_record_of(
     *, id: bytes, name: Any, ttl: float, about: Any, registered_at: Any, silent_for: int, leases: int, is_dying: bool
 ) -> SessionRecord:
-    """Return the record of a stored session. `ttl` is in seconds; the other times are in microseconds.
-
-    A field that cannot be read gets its default. Such a session works and lapses like any other.
-    """
+    """Return the record of a stored session. `ttl` is in seconds, other times in microseconds. Unreadable fields get their defaults."""
     reader = FieldReader()
     nothing: dict[str, Any] = {}
     return SessionRecord(

@@ -1,7 +1,4 @@
-"""The rules for a job's transitions: the legal moves, and the state of a job after a run.
-
-The functions are pure: they return a `Transition`. The engine applies it (`broker/engine/moves.py`), on all stores.
-"""
+"""The rules for a job's transitions: the legal moves, and the state after a run. The engine applies them (`broker/engine/moves.py`)."""
 
 from __future__ import annotations
 
@@ -180,8 +177,7 @@ def crash(
 ) -> Transition:
     """Return the transition of a job whose worker was lost. A job that was asked to stop never becomes poison.
 
-    A poison job with a follow-up waits for a worker that ends it and sends that. If its workers keep being lost, it ends without.
-    To the cause in the transition, the store adds the worker's deploy.
+    A poison job with a follow-up waits for a worker that sends that. If its workers keep being lost, it ends without.
     """
     job = job._replace(crashes=job.crashes + 1)
     lost = RunError(wording.CRASHED, wording.worker_lost(worker, job.crashes, died_of), "", job.failures + 1, ending=RunEnding.CRASHED)

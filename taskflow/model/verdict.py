@@ -115,6 +115,11 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     is_final: ClassVar[bool] = True
     exception: ClassVar[BaseException | None] = None
 
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if name in _CHECKS:
+                _CHECKS[name](self, name)
+
 
 class Succeeded(Verdict, frozen=True, dict=True, gc=True):
     """The run succeeded. `result` is the encoded return value."""
@@ -147,26 +152,17 @@ class Failed(Verdict, frozen=True, dict=True, gc=True):
 
     error: RunError
 
-    def __post_init__(self) -> None:
-        _check("error", self.error, RunError)
-
 
 class Discarded(Verdict, frozen=True, dict=True, gc=True):
     """The job raised `Discard`. It ends as FAILED, without another attempt."""
 
     reason: str
 
-    def __post_init__(self) -> None:
-        _keep_head(self, "reason")
-
 
 class Cancelled(Verdict, frozen=True, dict=True, gc=True):
     """The run was asked to stop, or the job raised `Cancel`."""
 
     reason: str
-
-    def __post_init__(self) -> None:
-        _keep_head(self, "reason")
 
 
 class _Waits(Verdict, frozen=True):
@@ -179,18 +175,11 @@ class Retried(_Waits, frozen=True, dict=True, gc=True):
     error: RunError
     after: float = 0.0
 
-    def __post_init__(self) -> None:
-        _check("error", self.error, RunError)
-        _check_wait(self.after)
-
 
 class Snoozed(_Waits, frozen=True):
     """The job asked to run again after `after` seconds. This uses no attempt."""
 
     after: float
-
-    def __post_init__(self) -> None:
-        _check_wait(self.after)
 
 
 class Parked(_Waits, frozen=True):
@@ -198,10 +187,6 @@ class Parked(_Waits, frozen=True):
 
     waiting_for: str
     after: float
-
-    def __post_init__(self) -> None:
-        _keep_head(self, "waiting_for")
-        _check_wait(self.after)
 
 
 class HandedBack(_Waits, frozen=True):
@@ -220,7 +205,7 @@ class Completed(Verdict, frozen=True, dict=True, gc=True):
     otherwise: Verdict
 
     def __post_init__(self) -> None:
-        _check("otherwise", self.otherwise, Verdict)
+        super().__post_init__()
         if isinstance(self.otherwise, Succeeded | Completed):
             raise TypeError(f"otherwise={self.otherwise!r}: a run whose transaction rolled back has not succeeded")
 
@@ -325,7 +310,8 @@ def _keep_head(struct: msgspec.Struct, field: str) -> None:
         msgspec.structs.force_setattr(struct, field, text[:MAX_MESSAGE])
 
 
-def _check_wait(seconds: float) -> None:
+def _check_wait(struct: msgspec.Struct, field: str) -> None:
+    seconds: float = getattr(struct, field)
     if not (math.isfinite(seconds) and 0 <= seconds <= MAX_DURATION):
         raise ValueError(f"a wait of {seconds!r} seconds: expected a finite number from 0 to a hundred years")
 
@@ -334,3 +320,12 @@ def _check(name: str, value: object, kind: type) -> None:
     """Raise TypeError if a verdict's field has the wrong type. Middleware can create verdicts too, even some that no store can write."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}={value!r}: expected {kind.__name__}")
+
+
+_CHECKS: Final[dict[str, Callable[[Any, str], None]]] = {
+    "error": lambda verdict, name: _check(name, verdict.error, RunError),
+    "otherwise": lambda verdict, name: _check(name, verdict.otherwise, Verdict),
+    "reason": _keep_head,
+    "waiting_for": _keep_head,
+    "after": _check_wait,
+}

@@ -42,8 +42,7 @@ def is_django_loaded() -> bool:
 
 
 def wait_inline(awaitable: Awaitable[T]) -> T:
-    """Wait as `run_sync` does, and meanwhile run in this thread what is passed to `callers_thread`, and to `sync_to_async` if Django is
-    loaded, as inside `async_to_sync`: it sees the rows of this thread's transaction."""
+    """Wait as `run_sync` does, and meanwhile run in this thread what `callers_thread` and Django's `sync_to_async` pass to it."""
     scope, thread = copy_context(), CallersThread()
     scope.run(callers_thread.set, thread)
     if not is_django_loaded():
@@ -92,8 +91,7 @@ class _InThread(Executor):
 async def with_djangos_thread() -> AsyncIterator[bool]:
     """Return True if the thread in which Django uses its connections has an open one: plain jobs run there, too.
 
-    If a transaction is open in the thread of the event loop, no job can use it. Then the first query raises AssertionError, and so does
-    the end of the block: otherwise the job would not see the test's rows, and what it writes would stay.
+    No job could use a transaction in the thread of the event loop. Then the first query and the end of the block raise AssertionError.
     """
     if not is_django_loaded():
         yield False

@@ -1,7 +1,4 @@
-"""Runs the jobs of a test with the real executor, in a session of the memory broker: when it says so, or where they are sent.
-
-The broker also knows what was sent to it.
-"""
+"""Runs the jobs of a test with the real executor, in a session of a memory broker that knows what was sent to it."""
 
 from __future__ import annotations
 
@@ -125,8 +122,7 @@ class PassState:
 
 
 class TestExecutor(Executor):
-    """Takes `complete_in` on any connection as a success of the run. Calls plain functions in the thread of a synchronous caller, or in the
-    one in which Django uses its connections."""
+    """Takes `complete_in` on any connection as a success. Calls plain functions in their sender's thread, or in that of Django."""
 
     __test__ = False
     is_in_djangos_thread = False

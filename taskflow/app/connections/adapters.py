@@ -16,11 +16,7 @@ T = TypeVar("T")
 
 
 class ConnectionAdapter:
-    """Runs statements on one caller's connection.
-
-    `dialect`  its database's dialect of SQL, or None if unknown
-    `driver`   the driver's own connection, below that of a framework
-    """
+    """Runs statements on a caller's connection, in a `dialect` of SQL, or None. `driver` is the connection below that of a framework."""
 
     is_awaited: ClassVar[bool] = False
     dialect: Dialect | None = "postgresql"
@@ -159,8 +155,7 @@ class SqliteAdapter(SyncAdapter):
 
 
 class AiosqliteAdapter(RunSyncAdapter):
-    """aiosqlite. An operation runs as a whole in the connection's thread, because each call of aiosqlite switches threads twice, and a
-    statement takes four calls: that took 5 ms for a job, instead of 0.5."""
+    """aiosqlite. An operation runs as a whole in the connection's thread: to switch threads four times a statement took 5 ms, not 0.5."""
 
     dialect = "sqlite"
 
@@ -206,8 +201,7 @@ def by_class_name(connection: object, among: Mapping[str, T]) -> T | None:
 
 
 class SqlAlchemyAdapter(SyncAdapter):
-    """A session or connection of SQLAlchemy. Statements go through its `exec_driver_sql`, because some dialects begin
-    the driver's transaction only then."""
+    """A session or connection of SQLAlchemy. Some dialects begin the driver's transaction only in its `exec_driver_sql`."""
 
     def __init__(self, connection: Any) -> None:
         super().__init__(connection if hasattr(connection, "exec_driver_sql") else connection.connection())

@@ -21,8 +21,7 @@ MakeVerb = Callable[[Transactional], Verb[T]]
 async def run_in_transaction(app: App, connection: object, purpose: Purpose, make: MakeVerb[T]) -> T:
     """Run an operation on the connection, in the caller's task and thread. `purpose` is what the connection needs rights for.
 
-    Raises WrongConnection if the connection is closed, not in a transaction, or to another database than the store's. Errors of the
-    connection's own driver are not translated.
+    Raises WrongConnection if the connection is closed, in no transaction, or to another database. Errors of its driver are not translated.
     """
     adapter, broker = adapter_of(connection), _broker(app, purpose)
     if (store := _stores.get(broker)) is None:

@@ -1,7 +1,4 @@
-"""Encodes arguments and results as bytes, exactly and within limits.
-
-`FunctionCodec` is the place to start reading. `docs/reference/wire-format.md` describes the bytes.
-"""
+"""Encodes arguments and results as bytes, exactly and within limits. Begin to read with `FunctionCodec`."""
 
 from taskflow.model.codec.function import FunctionCodec, decode_by_name, encode_by_name
 from taskflow.model.codec.payload import Content, Limits, decode_value, encode_value, open_payload, seal_json

@@ -1,16 +1,16 @@
 """Shapes for classes with named fields: dataclasses, TypedDicts, NamedTuples, msgspec Structs, attrs classes and pydantic v2 models.
 
-Instances are written as maps keyed by field name. Decoding calls the class, so all checks in its constructor apply. A payload names no
-class; the annotation decides which one is called. An unknown field raises UnknownArgument: another version of the class wrote it. A missing
-required field raises MissingArgument. attrs and pydantic classes are recognized by their attributes, so neither is imported here.
+Instances are maps keyed by field name. Decoding calls the class that the annotation names, so all checks in its constructor apply. attrs
+and pydantic classes are recognized by their attributes, so neither is imported here.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NotRequired, Required, get_origin
+from typing import Any, Final, NotRequired, Required, get_origin
 
 import msgspec
 from typing_extensions import ReadOnly, is_typeddict
@@ -102,7 +102,7 @@ def _converter(
             raise too_deep()
         converts = declared
         if undeclared := parts.keys() - declared.keys():
-            if refused := [name for name in undeclared if record.undeclared is None or not _is_text(name)]:
+            if refused := [name for name in undeclared if record.undeclared is None or type(name) is not str or _SURROGATE.search(name)]:
                 raise ShapeError(f"has {_names(refused)}, which {label} does not know", UnknownArgument)
             converts = declared | dict.fromkeys(undeclared, convert_of(record.undeclared or ANY))
         if not parts.keys() >= required:
@@ -120,8 +120,7 @@ def _converter(
     return convert
 
 
-def _is_text(name: Any) -> bool:
-    return type(name) is str and (name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name))
+_SURROGATE: Final = re.compile("[\\ud800-\\udfff]")
 
 
 def _names(names: Iterable[Any]) -> str:
@@ -247,8 +246,7 @@ def _with_state(of_fields: Shape) -> Shape:
 
 
 def _private_wires(value: Any, levels: int) -> dict[str, Any]:
-    """Return the wire values of the private attributes that differ from their defaults. One that cannot be sent and whose class does not
-    define `__eq__`, such as a lock or a client, is left out: the model's class has to recreate it."""
+    """Return the private attributes that differ from their defaults, without those that cannot be sent and have no `__eq__` (a lock)."""
     wires: dict[str, Any] = {}
     for name, part in (value.__pydantic_private__ or {}).items():
         if _is_default(type(value).__private_attributes__[name], part):
@@ -296,10 +294,7 @@ def _foreign(annotation: Any) -> Shape:
 
 
 def record_for(kind: type, arguments: tuple[Any, ...]) -> ClassFields | None:
-    """Return the fields of `kind[arguments]`, or None if the class is not of a known kind.
-
-    Raises Unsupported if instances cannot be rebuilt from their fields, and Unresolved if the annotations cannot be resolved yet.
-    """
+    """Return the fields of `kind[arguments]`, or None for another kind of class. Raises Unsupported, or Unresolved if it is too early."""
     for is_one, build in _KINDS:
         if is_one(kind):
             return build(kind, arguments)

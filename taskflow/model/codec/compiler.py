@@ -34,19 +34,16 @@ from taskflow.model.codec.classes import ClassField, ClassFields, record_for, re
 from taskflow.model.codec.containers import abstract_collection, collection_of, fixed_tuple, mapping_of
 from taskflow.model.codec.datetimes import DATETIMES, shape_of_zoneinfo, zoneinfo_shape
 from taskflow.model.codec.hints import stands_for, substitute
-from taskflow.model.codec.scalars import PATHS, SCALARS
 from taskflow.model.codec.shape import DictKeys, Shape, Tag, Unresolved, Unsupported, type_name
 from taskflow.model.codec.unions import enum_of, literals_of, union_of
-from taskflow.model.codec.untyped import ANY, record_unregistered, registered_shape
+from taskflow.model.codec.untyped import ANY, LEAVES, record_unregistered, registered_shape
 
 _NO_FEATURES: Final[dict[str, Any]] = {}
 
 
 class Compiler:
-    """Compiles annotations into shapes, each class only once. `runs_code` is True if decoding runs code in users' classes.
-
-    Raises Unsupported for an annotation that has no shape, and Unresolved for one that contains an undefined name.
-    """
+    """Compiles annotations into shapes, each class once. `runs_code` is True if decoding runs code in users' classes. Raises Unsupported
+    for an annotation that has no shape, and Unresolved for one that contains an undefined name."""
 
     def __init__(self) -> None:
         self.runs_code = False
@@ -88,7 +85,7 @@ class Compiler:
         if origin is datetime.tzinfo:
             return union_of([DATETIMES[datetime.timezone], zoneinfo_shape()])
         return (
-            _LEAVES.get(origin)
+            LEAVES.get(origin)
             or shape_of_zoneinfo(origin)
             or self._container(annotation, origin, arguments)
             or self._class(annotation, origin, arguments)
@@ -277,7 +274,6 @@ _PLAINLY: tuple[tuple[Any, Any], ...] = (
     (typing.LiteralString, str),
     (typing_extensions.Any, Any),
 )
-_LEAVES: dict[type, Shape] = {**SCALARS, **DATETIMES, **PATHS}
 _COLLECTIONS = (list, set, frozenset)
 _MAPPINGS = (dict, abc.Mapping, abc.MutableMapping)
 _ABSTRACT = (
@@ -304,8 +300,7 @@ class Secret:
 
 
 def secret_names(annotations: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names among these, and of fields in their types, whose annotation has the mark or contains a part without a name that
-    has it. All names in the annotations must be defined."""
+    """Return the names among these, and of fields in their types, whose annotation has the mark, or has it in a part without a name."""
     found = set[str]()
     _walk(annotations.items(), found, set())
     return tuple(sorted(found))

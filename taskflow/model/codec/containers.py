@@ -1,8 +1,7 @@
 """Shapes for containers: list, tuple, set, frozenset, dict and their abstract base classes.
 
-`levels` is how many more levels of nesting are allowed *inside* the container. A mapping whose keys are all encoded as str becomes a
-msgpack map. Any other becomes an array: the marker PAIRS, then keys and values in turn, so that keys of any type are encoded exactly.
-If a part does not fit, its position is added to the path of the ShapeError.
+`levels` is how many more levels of nesting are allowed inside. A mapping whose keys are all encoded as str becomes a msgpack map. Any other
+becomes an array: the marker PAIRS, then keys and values in turn.
 """
 
 from __future__ import annotations
@@ -153,16 +152,20 @@ def collection_of(kind: type, item: Shape) -> Shape:
         return write_collection(kind, value, item.write, levels)
 
     read, read_json = (_reader(kind, label, each) for each in (item.read, item.read_json))
-    return Shape(label, write, read, read_json, types=frozenset((kind,)), forms=frozenset((_KINDS[kind] or list,)), fits_json=is_list)
+    return Shape(
+        label,
+        write,
+        read,
+        read_json,
+        types=frozenset((kind,)),
+        forms=frozenset((_KINDS[kind] or list,)),
+        fits_json=lambda wire: type(wire) is list,
+    )
 
 
 def write_collection(kind: type, value: Any, write: Convert, levels: int) -> list[Any]:
     code = _KINDS[kind]
     return convert_items(value, write, inside(levels), (marker(code),) if code else (), ordered=kind in (list, tuple))
-
-
-def is_list(wire: Any) -> bool:
-    return type(wire) is list
 
 
 def _reader(kind: type, label: str, read_item: Convert) -> Convert:
@@ -237,8 +240,7 @@ def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
 
 
 def abstract_collection(kind: type, item: Shape) -> Shape:
-    """Return the shape of `Sequence[item]` or a similar abstract type. Concrete types that fit it are kept; others become a list or set.
-    Text, bytes and mappings are rejected, because sending them as iterables is usually a mistake."""
+    """Return the shape of `Sequence[item]` or the like. Others than concrete types become a list or set; text and mappings are refused."""
     label = f"{kind.__name__}[{item.label}]"
     concrete = tuple(each for each in _KINDS if issubclass(each, kind))
     otherwise: type = set if issubclass(kind, Set) else list
@@ -257,4 +259,4 @@ def abstract_collection(kind: type, item: Shape) -> Shape:
 
     forms = frozenset(_KINDS[each] or list for each in concrete)
     read_json = _reader(otherwise, label, item.read_json)
-    return Shape(label, write, read, read_json, types=frozenset(concrete), forms=forms, fits_json=is_list)
+    return Shape(label, write, read, read_json, types=frozenset(concrete), forms=forms, fits_json=lambda wire: type(wire) is list)

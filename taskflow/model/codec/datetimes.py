@@ -1,9 +1,7 @@
 """Shapes for dates and times: date, time, datetime, timedelta, timezone and ZoneInfo.
 
-A zone is written as text after the time: ``+02:00`` for a fixed offset, ``+02:00[=CEST]`` for a fixed offset with a name, and
-``+02:00[Europe/Paris]`` for a ZoneInfo. The offset is included so that a reader with different zone data gets the same instant.
-
-`zoneinfo` takes 0.8 MB of memory per process and a fortieth of a worker's start-up time, so it is loaded only when needed.
+A zone is written after the time: ``+02:00``, ``+02:00[=CEST]`` for an offset with a name, ``+02:00[Europe/Paris]`` for a ZoneInfo. A reader
+with other zone data gets the same instant. `zoneinfo` takes memory and time to load, so it is loaded only when needed.
 """
 
 from __future__ import annotations
@@ -129,8 +127,7 @@ def _key_of_zone(value: ZoneInfo) -> str:
 
 
 def _zone_suffix(zone: tzinfo | None, value: datetime | time | None) -> str:
-    """Return the zone's name in brackets, to be appended to the ISO text of `value`. Return "" if there is none, or if only its offset is
-    stored, as for a `timezone` without a custom name, a ZoneInfo without a key, and zones from other libraries (pytz, dateutil)."""
+    """Return the zone's name in brackets, or "" if there is none, or if only its offset is stored, as for zones of pytz or dateutil."""
     if zone is None:
         return ""
     key: str | None = getattr(zone, "key", None) if isinstance(zone, _loaded_zoneinfo()) else None

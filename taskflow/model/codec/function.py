@@ -10,7 +10,7 @@ from functools import partial
 from inspect import Parameter
 from typing import Any, Final, get_args, get_origin
 
-import msgspec
+from msgspec.structs import replace
 from typing_extensions import is_typeddict
 
 from taskflow.model.codec.classes import record_for
@@ -29,11 +29,8 @@ CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Arguments:
-    """Converts the arguments of calls to one function, according to its parameters and their shapes. Immutable.
-
-    An argument that was not passed is not written, so the called function uses its default. ``*args`` becomes an array and
-    ``**kwargs`` a map, each under the parameter's name; if empty, they are left out.
-    """
+    """Converts the arguments of calls to one function, by its parameters and their shapes. Immutable. An argument that was not passed is
+    not written. ``*args`` becomes an array and ``**kwargs`` a map, each under the parameter's name; if empty, they are left out."""
 
     def __init__(self, parameters: Sequence[Parameter], shapes: Mapping[str, Shape], injected: frozenset[str]) -> None:
         self._injected = injected
@@ -77,31 +74,16 @@ class Arguments:
     def _write(self, call: CallArguments, levels: int) -> dict[str, Any]:
         args, kwargs = call
         wires: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
         name = ""
         try:
             for (name, write), value in zip(self._position_writes, args, strict=False):
                 wires[name] = write(value, levels)
-        except ShapeError as error:
-            error.within(name)
-            raise
-        if len(args) > (taken := len(self._positional)):
-            if self._rest is None:
-                raise ShapeError(f"takes at most {taken} positional arguments, got {len(args)}")
-            try:
-                wires[self._rest] = convert_items(args[taken:], self._shapes[self._rest].write, levels)
-            except ShapeError as error:
-                error.within(self._rest)
-                raise
-        if kwargs:
-            self._write_keywords(kwargs, wires, levels)
-        if not wires.keys() >= self._required:
-            raise self._missing(wires)
-        return wires
-
-    def _write_keywords(self, kwargs: Mapping[str, Any], wires: dict[str, Any], levels: int) -> None:
-        extra: dict[str, Any] = {}
-        name = ""
-        try:
+            if len(args) > (taken := len(self._positional)):
+                name = self._rest or ""
+                if not name:
+                    raise ShapeError(f"takes at most {taken} positional arguments, got {len(args)}")
+                wires[name] = convert_items(args[taken:], self._shapes[name].write, levels)
             for name, value in kwargs.items():
                 if name in self._keyword_writes and name not in wires:
                     wires[name] = self._keyword_writes[name](value, levels)
@@ -113,6 +95,9 @@ class Arguments:
             raise
         if extra:
             wires[self._extra or ""] = extra
+        if not wires.keys() >= self._required:
+            raise self._missing(wires)
+        return wires
 
     def _extra_name(self, name: str, wires: Mapping[str, Any]) -> str:
         """Return the name of an argument that belongs to ``**kwargs``. Raises ShapeError if it is not allowed there."""
@@ -208,20 +193,11 @@ def decode_by_name(payload: bytes, *, limits: Limits) -> dict[str, Any]:
     return arguments
 
 
-class _Compiled(msgspec.Struct, frozen=True):
-    """A shape, and whether decoding with it runs code in users' classes."""
-
-    shape: Shape
-    runs_code: bool
-
-
 class FunctionCodec:
     """Encodes and decodes the calls and results of one function, by its signature and annotations. It is thread-safe.
 
-    `name` is the job's name, for messages. The first `skip` parameters, and those named in `injected`, get their values when the function
-    runs, so callers do not pass them.
-    Raises DeclarationError for an unsupported signature. An annotation may use a name that is not defined yet. If the name is
-    still undefined when `resolve` is called or the codec is first used, DeclarationError is raised.
+    `name` is the job's name, for messages. Callers do not pass the first `skip` parameters, nor those named in `injected`. Raises
+    DeclarationError for an unsupported signature, or for a name that is undefined when `resolve` is called or the codec is first used.
     """
 
     def __init__(
@@ -240,19 +216,18 @@ class FunctionCodec:
         self._parameters = [each for each in self._own_parameters(skip) if each.name not in injected]
         self._in_call = f" (in a call of {self.name})"
         self._in_result = f" (in the result of {self.name})"
-        self._arguments: _Compiled | None = None
-        self._result: _Compiled | None = None
+        self._compiled: tuple[Shape, Shape] | None = None
         self._of_none: bytes | None = None
         self._try_to_compile()
 
     @property
     def is_resolved(self) -> bool:
         """True if all names in the annotations have been resolved."""
-        return self._arguments is not None
+        return self._compiled is not None
 
     def resolve(self) -> None:
         """Resolve names that were undefined at construction. If one still is, raises DeclarationError, naming the parameter."""
-        unresolved = self._try_to_compile() if self._arguments is None else None
+        unresolved = self._try_to_compile() if self._compiled is None else None
         if unresolved is not None:
             raise DeclarationError(
                 f"{self.name}, {unresolved}: define or import it where the function is defined, outside `if TYPE_CHECKING:`"
@@ -270,27 +245,17 @@ class FunctionCodec:
         return [each for one in self._parameters for each in _expanded(one.replace(annotation=hints.get(one.name, Any)))]
 
     def encode_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-        """Encode arguments as a payload that `decode_arguments` is guaranteed to accept.
-
-        Raises TooLarge if a limit is exceeded, and EncodeError, with the path of the offending value, for:
-        - too many, unknown or missing arguments
-        - values that do not fit their annotation or cannot be encoded exactly
-        """
-        arguments = self._arguments or self._ready()[0]
-        return encode(arguments.shape, (args, kwargs), self.limits, runs_code=arguments.runs_code, where=self._in_call)
+        """Encode arguments as a payload that `decode_arguments` accepts. Raises TooLarge, or EncodeError with the path of the value."""
+        arguments, _ = self._compiled or self._ready()
+        return encode(arguments, (args, kwargs), self.limits, where=self._in_call)
 
     def decode_arguments(self, payload: bytes) -> CallArguments:
-        """Decode the positional and keyword arguments of a call, which do not include the skipped parameters.
-
-        Raises UnknownArgument, MissingArgument, NewerFormat or DecodeError, and no other error, whatever the bytes are.
-        """
-        arguments = self._arguments or self._ready()[0]
-        call: CallArguments = decode(arguments.shape, payload, self.limits, where=self._in_call)
-        return call
+        """Decode the arguments of a call. Raises only DecodeError or a subclass (NewerFormat, ...), whatever the bytes are."""
+        arguments, _ = self._compiled or self._ready()
+        return decode(arguments, payload, self.limits, where=self._in_call)  # type: ignore[no-any-return]
 
     def as_sent(self, name: str) -> Callable[[Any], Any]:
-        """Return a function that converts a value of a parameter to the one that a run gets: both are equal, but their types may differ.
-        It raises EncodeError for a value that does not fit."""
+        """Return a function that converts a value of a parameter to the one that a run gets. It raises EncodeError if it does not fit."""
         self.resolve()
         shape = _shape(Compiler(), hints_of_function(self._function, (name,)).get(name, Any), name)
         return lambda value: decode(shape, encode(shape, value, self.limits), self.limits)
@@ -299,18 +264,18 @@ class FunctionCodec:
         """Encode the function's result as a payload. Raises TooLarge if a limit is exceeded, and EncodeError for any other problem."""
         if value is None and self._of_none is not None:
             return self._of_none
-        result = self._result or self._ready()[1]
-        return encode(result.shape, value, self.limits, runs_code=result.runs_code, where=self._in_result, annotated=_RETURN)
+        _, result = self._compiled or self._ready()
+        return encode(result, value, self.limits, where=self._in_result, annotated=_RETURN)
 
     def decode_result(self, payload: bytes) -> Any:
         """Decode the function's result. Raises DecodeError if the payload is invalid or does not fit the annotation."""
-        return decode((self._result or self._ready()[1]).shape, payload, self.limits, where=self._in_result)
+        _, result = self._compiled or self._ready()
+        return decode(result, payload, self.limits, where=self._in_result)
 
-    def _ready(self) -> tuple[_Compiled, _Compiled]:
+    def _ready(self) -> tuple[Shape, Shape]:
         self.resolve()
-        assert self._arguments is not None
-        assert self._result is not None
-        return self._arguments, self._result
+        assert self._compiled is not None
+        return self._compiled
 
     def _own_parameters(self, skip: int) -> list[Parameter]:
         try:
@@ -325,25 +290,18 @@ class FunctionCodec:
         """Compile the signature. Returns the Unresolved error if a name is undefined. Raises DeclarationError if it can never work."""
         try:
             hints = hints_of_function(self._function, ("return", *(each.name for each in self._parameters)))
-            result = self._compiled({RETURNED: hints.get(RETURNED, Any)}, lambda shapes: shapes[RETURNED])
-            parameters = self._annotated(hints)
-            arguments = self._compiled(
-                {each.name: each.annotation for each in parameters}, lambda shapes: Arguments(parameters, shapes, self._injected).shape
-            )
+            parameters, compiler, of_result = self._annotated(hints), Compiler(), Compiler()
+            result = replace(_shape(of_result, hints.get(RETURNED, Any), RETURNED), runs_code=of_result.runs_code)
+            shapes = {each.name: _shape(compiler, each.annotation, each.name) for each in parameters}
+            arguments = replace(Arguments(parameters, shapes, self._injected).shape, runs_code=compiler.runs_code)
         except Unresolved as unresolved:
             return unresolved
         except Unsupported as unsupported:
             raise DeclarationError(f"{self.name}: {unsupported}") from unsupported
-        self._result = result
         with suppress(EncodeError):  # most functions return None, but the annotation may forbid it
-            self._of_none = encode(result.shape, None, self.limits, runs_code=result.runs_code)
-        self._arguments = arguments  # assigned last: to other threads, it means that everything is compiled
+            self._of_none = encode(result, None, self.limits)
+        self._compiled = arguments, result  # assigned last: to other threads, it means that everything is compiled
         return None
-
-    def _compiled(self, annotations: Mapping[str, Any], shape_of: Callable[[Mapping[str, Shape]], Shape]) -> _Compiled:
-        compiler = Compiler()
-        shape = shape_of({name: _shape(compiler, annotation, name) for name, annotation in annotations.items()})
-        return _Compiled(shape, compiler.runs_code)
 
 
 _RETURN = "the function's return type (or the field)"

@@ -1,7 +1,6 @@
-"""Encodes values as payloads and decodes them, according to a shape and within limits. `docs/reference/wire-format.md` describes the bytes.
+"""Encodes values as payloads and decodes them, by a shape and within limits. `docs/reference/wire-format.md` describes the bytes.
 
-An unknown version, flag, key or content means that a newer taskflow wrote the payload. Opening it raises `NewerFormat`, and the job waits
-for a newer worker.
+An unknown version, flag, key or content raises `NewerFormat`: a newer taskflow wrote the payload, and the job waits for a newer worker.
 """
 
 from __future__ import annotations
@@ -45,10 +44,7 @@ def seal_json(body: bytes) -> bytes:
 
 
 def open_payload(payload: bytes) -> tuple[Content, bytes]:
-    """Return the encoding of the body, and the body itself.
-
-    Raises NewerFormat for a payload that a newer taskflow wrote, and DecodeError for bytes that are not a payload.
-    """
+    """Return the encoding of the body, and the body. Raises NewerFormat for a newer taskflow's payload, and DecodeError for other bytes."""
     if payload.startswith(_MSGPACK_HEADER):
         return Content.MSGPACK, payload[HEADER_SIZE:]
     if payload.startswith(_JSON_HEADER):
@@ -63,15 +59,11 @@ def open_payload(payload: bytes) -> tuple[Content, bytes]:
     raise NewerFormat(f"payload with flags {flags:#04x}, key {key_id}, content {content} is not known; a newer taskflow wrote it")
 
 
-MAX_DEPTH: Final = 200
-"""The highest value that `depth` may have. Each level takes up to three of the 1,000 frames to which Python limits recursion."""
-
-
 class Limits(msgspec.Struct, frozen=True):
     """The limits on one payload. Any value that can be encoded within them can also be decoded within them.
 
     `size`   the bytes of the whole payload
-    `depth`  how deeply containers are nested in an argument, at most `MAX_DEPTH`: ``[[1]]`` is two deep
+    `depth`  how deeply containers are nested in an argument: ``[[1]]`` is two deep. At most 200: a level takes 3 of Python's 1,000 frames
     `items`  the number of values of any kind: a million empty lists fit into 1 MiB, but take sixty times that when decoded
     """
 
@@ -81,10 +73,6 @@ class Limits(msgspec.Struct, frozen=True):
     unchecked_size: int = 0  # computed: a smaller payload needs no check, because each value takes at least one byte
 
     def __post_init__(self) -> None:
-        if min(self.size, self.depth, self.items) < 1:
-            raise ValueError(f"limits must be at least 1: {self}")
-        if self.depth > MAX_DEPTH:
-            raise ValueError(f"depth must be at most {MAX_DEPTH}, got {self.depth}")
         msgspec.structs.force_setattr(self, "unchecked_size", min(self.size, self.items))
 
 
@@ -194,19 +182,17 @@ DEFAULT_LIMITS = Limits()
 _NAMED = pack(marker(NAMED))
 
 
-def encode(
-    shape: Shape, value: Any, limits: Limits, *, runs_code: bool = False, where: str = "", annotated: str = "the parameter (or field)"
-) -> bytes:
+def encode(shape: Shape, value: Any, limits: Limits, *, where: str = "", annotated: str = "the parameter (or field)") -> bytes:
     """Encode a value as a payload. Raises EncodeError, or TooLarge beyond the limits.
 
-    If `runs_code`, because the shape's classes check or convert their fields, the payload is also decoded and encoded again, and must not
-    change. So is one that contains a registered type. `where` ends every message; `annotated` names what the user should annotate.
+    If the shape's classes check or convert their fields, the payload is also decoded and encoded again, and must not change. So is one
+    that contains a registered type. `where` ends every message; `annotated` names what the user should annotate.
     """
     try:
         payload = seal(pack(shape.write(value, limits.depth)))
         if len(payload) > limits.unchecked_size:
             _check_limits(payload, Content.MSGPACK, limits)
-        if runs_code or (NAMED_READERS and _NAMED in payload):
+        if shape.runs_code or (NAMED_READERS and _NAMED in payload):
             check_stable(shape, payload[HEADER_SIZE:], limits.depth)
     except ShapeError as error:
         raise error.as_encode_error(where, annotated) from error.__cause__
@@ -242,15 +228,13 @@ def encode_value(value: object, *, limits: Limits = DEFAULT_LIMITS) -> bytes:
 def decode_value(payload: bytes, *, limits: Limits = DEFAULT_LIMITS) -> Any:
     """Decode a payload without an annotation. Raises DecodeError if the payload is invalid or exceeds a limit.
 
-    If it was encoded with an annotation, instances of classes are returned as dicts keyed by field name, and Enum members as their values.
-    Instances of types that are not registered here are returned as the value that was made of them.
+    Instances of classes are returned as dicts, Enum members as their values, unregistered types as the value that was made of them.
     """
     return decode_plain(ANY, payload, limits)
 
 
 def decode_plain(shape: Shape, payload: bytes, limits: Limits) -> Any:
-    """Decode a payload with a shape whose values have no annotations. Instances of types that are not registered here are returned as
-    the value that was made of them."""
+    """Decode a payload with a shape without annotations. Types that are not registered here become the value that was made of them."""
     try:
         return decode(shape, payload, limits)
     except UnknownType:

@@ -1,7 +1,6 @@
 """Shapes for scalars and paths: None, bool, int, float, str, bytes, bytearray, Decimal, UUID and the classes of pathlib.
 
-A concrete path belongs to a system. One from another system is read as a path of this system if it is relative. An absolute one is refused,
-because it would lead elsewhere: `PureWindowsPath` and `PurePosixPath` carry such paths between systems.
+A relative path of another system is read as one of this system. An absolute one is refused, because it would lead elsewhere.
 """
 
 from __future__ import annotations
@@ -117,10 +116,7 @@ def _read_float(wire: Any, _levels: int) -> float:
 
 
 def _read_json_float(wire: Any, levels: int) -> float:
-    """Read any number as the nearest float, because JSON numbers have no type, and a database may write 1e300 with all its digits.
-
-    JSON has no literals for values that are not finite, so the strings "NaN", "Infinity" and "-Infinity" stand for them.
-    """
+    """Read any number as the nearest float. The strings "NaN", "Infinity" and "-Infinity" stand for values that JSON lacks."""
     if type(wire) is str and wire in ("NaN", "Infinity", "-Infinity"):
         return float(wire)
     return _nearest_float(wire) if type(wire) is int else _read_float(plain_number(wire), levels)
@@ -278,18 +274,14 @@ def _on_error(letter: bytes) -> str:
     return "surrogateescape" if letter in b"Pp" else "surrogatepass"
 
 
-def read_path(wire: Any, _levels: int) -> PurePath:
-    return _parse_path(data_of(wire, codes.PATH, "path"))
-
-
 def _path(kind: type[PurePath], label: str) -> Shape:
     def write(value: Any, _levels: int) -> Ext:
         if not isinstance(value, kind):
             raise unexpected(label, value)
         return Ext(codes.PATH, _pack_path(value))
 
-    def read(wire: Any, levels: int) -> PurePath:
-        path = read_path(wire, levels)
+    def read(wire: Any, _levels: int) -> PurePath:
+        path = _parse_path(data_of(wire, codes.PATH, label))
         if not isinstance(path, kind):
             raise ShapeError(f"expected {label}, got {type(path).__name__}")
         return path

@@ -15,10 +15,8 @@ _KNOWN_MODULES = ("builtins", "datetime", "uuid", "decimal", "zoneinfo", "pathli
 
 
 class ShapeError(Exception):
-    """Raised when a value does not fit its shape. Each enclosing container adds a step to its path with `within`.
-
-    It never leaves this package: the codec converts it to an error of class `error`, or to EncodeError or DecodeError.
-    """
+    """Raised when a value does not fit its shape. Each enclosing container adds a step to its path with `within`. The codec converts it
+    to an error of class `error`, or to EncodeError or DecodeError."""
 
     def __init__(self, message: str, error: type[CodecError] | None = None, *, needs_annotation: bool = False) -> None:
         super().__init__(message)
@@ -138,6 +136,7 @@ class Shape(msgspec.Struct, frozen=True):
     `wide`       True if it accepts every self-describing value, as `Any` does. In a union, it replaces members such as int or str
     `fits_json`  returns True if a JSON array or object fits, judged by its type, keys and length. A union chooses the first such member
     `keys`       the keys of a TypedDict, by which a union tells its values from those of another
+    `runs_code`  True if decoding runs code in users' classes. Set on the shape of all arguments, and of a result
     """
 
     label: str
@@ -150,6 +149,7 @@ class Shape(msgspec.Struct, frozen=True):
     wide: bool = False
     fits_json: Callable[[Any], bool] = lambda wire: False
     keys: DictKeys | None = None
+    runs_code: bool = False
 
 
 class Tag(msgspec.Struct, frozen=True):

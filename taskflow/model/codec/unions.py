@@ -1,9 +1,8 @@
 """Shapes for annotations that give a choice: Enum, Flag, Literal, and unions.
 
-A union chooses the member that can write a value or read a wire value, without trying each in turn. The choice depends on the exact type of
-the value, or on the form of the wire value. If two members look alike on the wire (two dataclasses, or an Enum and str), each instance is
-written as an array that begins with the marker TAGGED and the name of the class. TypedDicts are told apart by their keys. If even that is
-not enough, the union is ambiguous, and is rejected when it is declared.
+A union chooses a member by the exact type of the value, or by the form of the wire value. If two members look alike on the wire, instances
+are written as arrays: the marker TAGGED, the name of the class, the value. TypedDicts are told apart by their keys. An ambiguous union is
+rejected when it is declared.
 """
 
 from __future__ import annotations
@@ -130,8 +129,7 @@ def _shown(value: Any) -> str:
 
 
 def _with_dicts_joined(members: Sequence[Shape]) -> list[Shape]:
-    """Return the members with all TypedDicts joined into one, if there are several. Two can be told apart if one requires a key that the
-    other does not have, or if both require a key whose Literals have no value in common. Raises Unsupported if they cannot."""
+    """Return the members with all TypedDicts joined into one. Raises Unsupported if their required keys and Literals cannot differ."""
     keyed = [(member, member.keys) for member in members if member.keys is not None]
     if len(keyed) < 2:
         return list(members)
@@ -202,7 +200,15 @@ def union_of(members: Sequence[Shape]) -> Shape:
     if len(told_apart) == 2 and NONE in told_apart:
         [member] = [each for each in told_apart if each is not NONE]
         return _optional(member)
-    return _union(told_apart)
+    label = " | ".join(member.label for member in told_apart)
+    return Shape(
+        label,
+        _writer(label, told_apart),
+        _reader(label, told_apart),
+        _json_reader(label, told_apart),
+        types=frozenset().union(*(member.types for member in told_apart)),
+        forms=frozenset().union(*(member.forms for member in told_apart)),
+    )
 
 
 def _without_covered(members: Sequence[Shape]) -> list[Shape]:
@@ -236,7 +242,6 @@ def _told_apart(members: list[Shape]) -> list[Shape]:
 
 def _tagged(member: Shape) -> Shape:
     """Return a shape that writes the member's values together with the name of their class."""
-
     return msgspec.structs.replace(
         member,
         write=lambda value, levels: [marker(codes.TAGGED), member.tag, member.write(value, levels)],
@@ -248,7 +253,7 @@ def _tagged(member: Shape) -> Shape:
 def _optional(member: Shape) -> Shape:
     """Return the shape of `member | None`, which is the most frequent union. It needs no table of members."""
 
-    def around(convert: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
+    def around(convert: Convert) -> Convert:
         return lambda value, levels: None if value is None else convert(value, levels)
 
     return msgspec.structs.replace(
@@ -260,18 +265,6 @@ def _optional(member: Shape) -> Shape:
         types=member.types | NONE.types,
         forms=member.forms | NONE.forms,
         tag="",
-    )
-
-
-def _union(members: Sequence[Shape]) -> Shape:
-    label = " | ".join(member.label for member in members)
-    return Shape(
-        label,
-        _writer(label, members),
-        _reader(label, members),
-        _json_reader(label, members),
-        types=frozenset().union(*(member.types for member in members)),
-        forms=frozenset().union(*(member.forms for member in members)),
     )
 
 
@@ -314,8 +307,7 @@ def _reader(label: str, members: Sequence[Shape]) -> Convert:
 
 
 def _json_reader(label: str, members: Sequence[Shape]) -> Convert:
-    """Return a reader for JSON. An array or object is read as the first member that it appears to fit: trying each in turn could take
-    2**depth steps on hostile input."""
+    """Return a reader that takes the first member which seems to fit: to try each in turn could take 2**depth steps on hostile input."""
 
     def read_json(wire: Any, levels: int) -> Any:
         if type(wire) in (list, dict):

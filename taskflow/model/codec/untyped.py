@@ -1,8 +1,7 @@
 """The shape for values without an annotation, and the types that the application registers.
 
-Every self-describing type is preserved exactly. Instances of other classes are rejected, unless their class is registered. An instance of a
-registered type is an array: the marker NAMED, the type's name, and what `encode` makes of it. The application connects the name with a
-class, so a payload cannot make a worker call anything but the `decode` of a registered type.
+An instance of a registered type is an array: the marker NAMED, the type's name, and what `encode` makes of it. The application connects the
+name with a class, so a payload cannot make a worker call anything but the `decode` of a registered type.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from taskflow.model.codec.containers import (
     write_pairs,
 )
 from taskflow.model.codec.datetimes import DATETIMES, read_zoneinfo, shape_of_zoneinfo
-from taskflow.model.codec.scalars import PATHS, SCALARS, read_path
+from taskflow.model.codec.scalars import PATHS, SCALARS
 from taskflow.model.codec.shape import Convert, Shape, ShapeError, raised, type_name, unexpected
 from taskflow.model.codec.wire import Ext, form_of, marker, marker_of, plain_number, wire_type
 from taskflow.model.errors import DeclarationError, UnknownType
@@ -104,8 +103,7 @@ def _read_array(wire: list[Any], levels: int) -> Any:
 
 
 def not_named(wire: Any, expected: str) -> ShapeError:
-    """Return the ShapeError for a wire value that is not of the expected registered type. If its name is registered nowhere
-    in this process, another version of the code wrote it."""
+    """Return the ShapeError for a value that is not of the expected registered type: UnknownType if its name is registered nowhere here."""
     if _has_unknown_name(form := form_of(wire)):
         return ShapeError(f"has the type {form[1][:200]!r}, which is not registered here", UnknownType)
     return ShapeError(f"expected {expected}, got {wire_type(wire)}")
@@ -131,16 +129,15 @@ _ARRAYS: Final[dict[int, type[tuple[Any, ...]] | type[set[Any]] | type[frozenset
     codes.FROZENSET: frozenset,
 }
 _PLAIN_BASES: Final = (str, int, float)
-_LEAVES: Final = {**SCALARS, **DATETIMES, **PATHS}
+LEAVES: Final[dict[type, Shape]] = {**SCALARS, **DATETIMES, **PATHS}
 WRITERS: Final[dict[type, Convert]] = {
-    **{kind: shape.write for kind, shape in _LEAVES.items()},
+    **{kind: shape.write for kind, shape in LEAVES.items()},
     **{kind: _writer(kind) for kind in (list, tuple, set, frozenset)},
     dict: write_any_dict,
 }
 _READERS: Final[dict[object, Convert]] = {
-    **{form: shape.read for shape in _LEAVES.values() for form in shape.forms if type(form) is int},
+    **{form: shape.read for shape in LEAVES.values() for form in shape.forms if type(form) is int},
     codes.ZONEINFO: read_zoneinfo,
-    codes.PATH: read_path,
 }
 NAMED_READERS: Final[dict[str, Convert]] = {}
 """The reader of each registered type, by its name. `WRITERS` has the writers."""

@@ -1,10 +1,9 @@
-"""Converts wire values to bytes and back. The bytes are msgpack with taskflow's extension codes (`docs/reference/wire-format.md`).
+"""Converts wire values to bytes and back: msgpack with taskflow's extension codes (`docs/reference/wire-format.md`).
 
-A wire value is None, a bool, an int of 64 bits, a float, a str, bytes, a list, a dict with str keys, or an `Ext`. A wire value from JSON
-may also be a Decimal: see `unpack_json`.
+A wire value is None, a bool, an int of 64 bits, a float, a str, bytes, a list, a dict with str keys, or an `Ext`; from JSON also a Decimal.
 
-msgspec is faster here than the `msgpack` package. Bytes that announce 2**31 items allocate nothing, and invalid bytes raise only ValueError
-or RecursionError. Its typed decoding is not used: it confuses str-like members of a union, has no tuple in Any, and rounds numbers.
+msgspec is faster than `msgpack`, and raises only ValueError or RecursionError for invalid bytes. Its typed decoding is not used: it
+confuses str-like members of a union, has no tuple in Any, and rounds numbers.
 """
 
 from __future__ import annotations
@@ -20,28 +19,12 @@ from taskflow.model.codec.shape import ShapeError
 
 Ext = msgspec.msgpack.Ext
 
+# Never change the number of an extension: payloads contain it.
 # Markers: extensions without data. As the first element of an array, a marker tells what the other elements mean.
-TUPLE: Final = 1
-SET: Final = 2
-FROZENSET: Final = 3
-PAIRS: Final = 4
-TAGGED: Final = 5
-MODEL: Final = 6
-NAMED: Final = 7
+TUPLE, SET, FROZENSET, PAIRS, TAGGED, MODEL, NAMED = range(1, 8)
 LAST_MARKER: Final = 15
-
 # Values: extensions whose data represents a value.
-INT: Final = 16
-DECIMAL: Final = 17
-UUID: Final = 18
-DATE: Final = 19
-TIME: Final = 20
-DATETIME: Final = 21
-TIMEDELTA: Final = 22
-TIMEZONE: Final = 23
-BYTEARRAY: Final = 24
-ZONEINFO: Final = 25
-PATH: Final = 26
+INT, DECIMAL, UUID, DATE, TIME, DATETIME, TIMEDELTA, TIMEZONE, BYTEARRAY, ZONEINFO, PATH = range(16, 27)
 
 _decode = msgspec.msgpack.Decoder().decode
 
@@ -59,10 +42,9 @@ def unpack(body: bytes) -> Any:
 
 
 def unpack_json(body: bytes) -> Any:
-    """Parse JSON strictly. Raises ShapeError for NaN, lone surrogates, and numbers beyond a float's range, as for any other invalid JSON.
+    """Parse JSON strictly. Raises ShapeError for invalid JSON, NaN, lone surrogates, and numbers beyond a float's range.
 
-    A number with a fraction or an exponent becomes a float if Python writes that float in the same way. Otherwise, as for 1.10 or a number
-    with more digits than a float has, it becomes a Decimal. `plain_number` converts it for readers that do not need a Decimal.
+    A number that Python would write differently as a float, such as 1.10, becomes a Decimal: see `plain_number`.
     """
     try:
         return _decode_json(body)
@@ -134,22 +116,7 @@ def wire_type(wire: Any) -> str:
 
 
 _NAMES: Final = {
-    TUPLE: "tuple",
-    SET: "set",
-    FROZENSET: "frozenset",
-    PAIRS: "dict",
-    TAGGED: "tagged object",
-    MODEL: "model",
-    NAMED: "registered type",
-    INT: "int",
-    DECIMAL: "Decimal",
-    UUID: "UUID",
-    DATE: "date",
-    TIME: "time",
-    DATETIME: "datetime",
-    TIMEDELTA: "timedelta",
-    TIMEZONE: "timezone",
-    BYTEARRAY: "bytearray",
-    ZONEINFO: "ZoneInfo",
-    PATH: "path",
+    **dict(enumerate(("tuple", "set", "frozenset", "dict", "tagged object", "model", "registered type"), TUPLE)),
+    **dict(enumerate(("int", "Decimal", "UUID", "date", "time", "datetime"), INT)),
+    **dict(enumerate(("timedelta", "timezone", "bytearray", "ZoneInfo", "path"), TIMEDELTA)),
 }
