@@ -35,17 +35,17 @@ TOP = 5
 
 # Lines of Python, Lua and SQL at most. Lower one when its room has shrunk: the package is to come below 36,500, the tests below 55,000.
 BUDGETS = {
-    "taskflow/model": 6_520,
+    "taskflow/model": 6_345,
     "taskflow/broker/engine": 3_545,
     "taskflow/broker/memory": 700,
     "taskflow/broker/sqlite": 4_180,
     "taskflow/broker/redis": 4_850,
     "taskflow/broker/postgres": 5_800,
     "taskflow/broker": 21_080,
-    "taskflow/app": 5_870,
+    "taskflow/app": 5_725,
     "taskflow/worker": 6_940,
     "taskflow/cli": 4_875,
-    "taskflow/testing": 1_070,
+    "taskflow/testing": 1_065,
     "taskflow/django": 550,
     "taskflow": 47_140,
     "tests": 66_180,
