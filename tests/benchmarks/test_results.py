@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pytest
-
 from benchmarks import results
 from benchmarks.kept import Kept, keep, read_all
 from benchmarks.peers import environments
-from benchmarks.peers.catalogue import PEERS
 from benchmarks.peers.rivals import MAX_PROCESSES, Rivals
 from benchmarks.report import BARE, OURS, Contender, ContenderFailed, Row, in_turn
 from benchmarks.stores import REDIS, postgres
 from benchmarks.summary import digest, headlines, studies, targets_table, workload
 from benchmarks.tables import tables
-from benchmarks.targets import CHECKS, Check
 
 # --- rows -------------------------------------------------------------------------------------------------------------
 
@@ -89,22 +85,6 @@ def test_a_table_has_a_line_for_each_contender_and_a_word_for_each_that_failed()
     ]
 
 
-def test_a_block_of_a_readme_is_rewritten_and_the_rest_left(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n\n<!-- digest writes this -->\n\nold\n\n<!-- end of digest -->\n\nafter\n")
-
-    results.write_block("digest", "new", readme)
-    results.write_block("digest", "newer", readme)
-
-    assert readme.read_text() == "before\n\n<!-- digest writes this -->\n\nnewer\n\n<!-- end of digest -->\n\nafter\n"
-
-
-def test_every_peer_is_pinned_and_named_once() -> None:
-    assert len({peer.name for peer in PEERS}) == len(PEERS)
-    assert all(peer.version[0].isdigit() for peer in PEERS)
-    assert {peer.store for peer in PEERS} == {"redis", "postgres"}
-
-
 def test_everything_that_a_peer_brings_is_pinned_and_names_no_host() -> None:
     for pinned in (environments.HERE / "requirements").glob("*.txt"):
         assert all("==" in line for line in pinned.read_text().splitlines())
@@ -122,40 +102,6 @@ def kept(workload: str, *rows: Row, **conditions: str) -> dict[str, Kept]:
 
 def a_row(values: Mapping[str, Sequence[float]], *, part: str = "part", figure: str = "jobs/s") -> Row:
     return Row(part, part, figure, values)
-
-
-def a_check(**bounds: object) -> Check:
-    told: dict[str, object] = dict.fromkeys(("target", "what", "wanted"), "it")
-    told |= {"workload": "w", "part": "part", "figure": "jobs/s", **bounds}
-    return Check(**told)  # type: ignore[arg-type]
-
-
-def is_held(check: Check, **values: Sequence[float]) -> bool:
-    named = {{"ours": OURS, "bare": BARE}.get(name, name): told for name, told in values.items()}
-    verdict = check.judge(kept("w", a_row(named)))
-    assert verdict is not None
-    return verdict.is_held
-
-
-@pytest.mark.parametrize(
-    ("bounds", "ours", "held"),
-    [({"least": 100.0}, 100.0, True), ({"least": 100.0}, 99.9, False), ({"most": 18.0}, 18.0, True), ({"most": 18.0}, 18.1, False)],
-)
-def test_a_figure_is_held_against_its_own_bound(bounds: dict[str, object], ours: float, held: bool) -> None:
-    assert is_held(a_check(**bounds), ours=[ours]) is held
-
-
-def test_peers_that_lose_jobs_and_those_in_node_are_no_safe_python_peers() -> None:
-    check = a_check(by_peer=12.0, among="safe in Python")
-    verdict = check.judge(kept("w", a_row({OURS: [60.0], "huey": [900.0], "bullmq": [900.0], "dramatiq": [5.0]})))
-
-    assert verdict is not None
-    assert verdict.peer == ("dramatiq", 5.0)
-    assert verdict.is_held
-
-
-def test_every_target_but_the_one_that_judges_itself_has_a_check() -> None:
-    assert list(dict.fromkeys(check.target for check in CHECKS)) == [f"T{number}" for number in (*range(1, 18), 19, 20, 21, 26, 28)]
 
 
 def test_the_table_tells_what_is_held_what_is_missed_and_what_was_not_measured() -> None:

@@ -44,23 +44,6 @@ def test_a_module_that_lacks_what_it_imports_is_not_called_missing(cli: Cli) -> 
     assert "found no module" not in said.err
 
 
-def test_a_chained_error_shows_both_of_the_users_tracebacks(cli: Cli) -> None:
-    cli.write("tasks.py", "try:\n    {}['first']\nexcept KeyError as error:\n    raise RuntimeError('second') from error\n")
-    said = refused(cli, "worker", "tasks")
-    assert "KeyError: 'first'" in said.err
-    assert "direct cause" in said.err
-    assert f'File "{cli.folder}/tasks.py", line 2' in said.err
-    assert f'File "{cli.folder}/tasks.py", line 4' in said.err
-
-
-def test_a_syntax_error_shows_the_line(cli: Cli) -> None:
-    cli.write("tasks.py", "def broken(:\n")
-    said = refused(cli, "worker", "tasks")
-    assert f'File "{cli.folder}/tasks.py", line 1' in said.err
-    assert "def broken(:" in said.err
-    assert "SyntaxError" in said.err
-
-
 def test_a_wrong_declaration_shows_the_users_line(cli: Cli) -> None:
     """The error is ours; the frames are not shown."""
     cli.write("tasks.py", "from taskflow import job\n\n@job(max_atempts=3)\ndef send(): pass\n")

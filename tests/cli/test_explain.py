@@ -11,14 +11,14 @@ import msgspec
 import pytest
 
 from taskflow.broker.admin import Admin
-from taskflow.cli.explain import Facts, Reason, _shortened, facts_of, reasons
+from taskflow.cli.explain import Facts, Reason, facts_of, reasons
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Lease, OnConflict
 from taskflow.model.ids import id_text
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.session import Report, Session, SessionRecord
-from taskflow.model.verdict import RunError, Settlement
+from taskflow.model.verdict import Settlement
 from taskflow.model.wording import WAYS_OUT
 from tests.cli.inprocess import Cli
 from tests.cli.stock import Stock
@@ -71,12 +71,6 @@ def test_an_explanation_is_wrapped_on_a_terminal(cli: Cli, stock: Stock, monkeyp
     ]
     monkeypatch.setenv("COLUMNS", "120")
     assert cli("explain", stock.failed).out.splitlines() == lines
-
-
-def test_the_cause_is_explained_briefly() -> None:
-    assert _shortened("IntegrityError: no\nuser") == "IntegrityError: no\n    user"
-    assert _shortened("1\n2\n3\n4\n5\n6") == "1\n    2\n    3\n    4\n    5..."
-    assert len(_shortened("x" * 5_000)) < 1_100
 
 
 # --- planted causes; that each broker gives the same facts is proven by conformance -------------------------------------
@@ -329,17 +323,6 @@ def test_the_place_of_a_ready_job_is_told(place: int | None, others: int, rate: 
     assert reason.text == f"it has been ready for 5s, {told}"
 
 
-@pytest.mark.parametrize(
-    ("attempt", "told"), [(2, "ValueError: no; this error is not retried"), (3, "its last attempt, 3 of 3, failed: ValueError: no")]
-)
-def test_an_error_that_is_not_retried_is_told_from_the_last_attempt(attempt: int, told: str) -> None:
-    error = RunError("ValueError", "no", "", attempt)
-    failed = msgspec.structs.replace(
-        READY, status=Status.FAILED, failures=attempt, max_attempts=3, errors=(error,), reason="ValueError: no", ended_at=NOW
-    )
-    assert reasons(failed, Facts(now=NOW))[0].text == told
-
-
 def test_a_parked_job_is_told_its_cure_once() -> None:
     parked = msgspec.structs.replace(
         READY, status=Status.SCHEDULED, due_at=NOW + timedelta(seconds=62), waiting_for=f"a worker that knows the job 'work'; {WAYS_OUT}"
@@ -368,9 +351,3 @@ def test_a_pause_is_the_cause_and_more_workers_are_no_cure() -> None:
         assert found[place].cure.startswith("`taskflow resume mail` ends the pause")
         assert not any("workers" in reason.cure for reason in found)
     assert reasons(READY, facts)[1].text == "it has been ready for 5s, behind 3 others in queue mail"
-
-
-def test_a_reason_that_only_says_cancelled_is_left_out() -> None:
-    for reason, told in ((None, "it was cancelled"), ("cancelled", "it was cancelled"), ("duplicate", "it was cancelled: duplicate")):
-        record = msgspec.structs.replace(READY, status=Status.CANCELLED, reason=reason, ended_at=NOW)
-        assert reasons(record, Facts(now=NOW))[0].text == told

@@ -44,13 +44,6 @@ def everything(cli: Cli) -> dict[str, str]:
 # --- retry -----------------------------------------------------------------------------------------------------------
 
 
-def test_retry_takes_every_failed_job(cli: Cli, stock: Stock) -> None:
-    assert cli("retry", "--all", "--yes").out.splitlines()[-1] == "retried 2"
-    assert statuses(cli, stock.failed, stock.poison, stock.cancelled) == ["ready", "ready", "cancelled"]
-    [again] = cli.json("jobs", stock.failed)
-    assert (again["failures"], again["attempt"], len(again["errors"])) == (0, 1, 2)
-
-
 def test_retry_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> None:
     said = cli("retry", stock.failed, stock.succeeded, stock.running, code=1)
     assert said.out == "retried 1\n"
@@ -87,14 +80,6 @@ async def _failed_with_its_key_taken(broker: Broker) -> str:
 # --- run-now ---------------------------------------------------------------------------------------------------------
 
 
-def test_run_now_takes_every_scheduled_job(cli: Cli, stock: Stock) -> None:
-    assert cli("run-now", "--all", "--dry-run").out == "would make ready 1\n"
-    assert cli("run-now", "--all", "--reason", "it is time").out.splitlines()[-1] == "made ready 1"
-    assert statuses(cli, stock.scheduled, stock.failed) == ["ready", "failed"]
-    [done] = cli.json("audit")
-    assert (done["act"], done["selection"], done["affected"], done["reason"]) == ("run-now", {"status": "scheduled"}, 1, "it is time")
-
-
 def test_run_now_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> None:
     told = {
         stock.ready[0]: "it is already ready",
@@ -127,14 +112,6 @@ async def _held(broker: Broker) -> tuple[str, str]:
 # --- cancel ----------------------------------------------------------------------------------------------------------
 
 
-def test_cancel_takes_all_that_lives(cli: Cli, stock: Stock) -> None:
-    """What waits is cancelled, what runs is asked to stop."""
-    assert cli("cancel", "--all").out.splitlines()[-1] == "cancelled 3, asked 1 running to stop"
-    assert statuses(cli, *stock.ready, stock.scheduled, stock.running) == ["cancelled", "cancelled", "cancelled", "running"]
-    [asked] = cli.json("jobs", stock.running)
-    assert asked["cancel_requested"] is True
-
-
 def test_cancel_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> None:
     said = cli("cancel", stock.scheduled, stock.failed, stock.running, code=1)
     assert said.out == "cancelled 1, asked 1 running to stop\n"
@@ -143,11 +120,6 @@ def test_cancel_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> No
 
 
 # --- purge -----------------------------------------------------------------------------------------------------------
-
-
-def test_purge_drops_what_has_ended(cli: Cli, stock: Stock) -> None:
-    assert cli("purge", "--all").out.splitlines()[-1] == "purged 4"
-    assert set(everything(cli).values()) == {"ready", "scheduled", "running"}
 
 
 def test_purge_by_id_drops_what_has_ended_and_refuses_the_rest(cli: Cli, stock: Stock) -> None:

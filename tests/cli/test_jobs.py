@@ -140,11 +140,6 @@ def test_an_unknown_job_is_not_found(cli: Cli, stock: Stock) -> None:
     assert cli.json("jobs", nobody, code=4) == [None]
 
 
-def test_a_queue_that_never_was_is_not_found(cli: Cli, stock: Stock) -> None:
-    said = cli("jobs", "--queue", "mial", code=4)
-    assert said.err == "taskflow: no job has ever been in queue 'mial'; did you mean mail?\n"
-
-
 @pytest.mark.parametrize("command", ["jobs", "failures", "retry", "cancel", "purge"])
 def test_a_job_name_that_nothing_has_is_said(cli: Cli, stock: Stock, command: str) -> None:
     said = cli(command, "--job", "goood", "--json")
@@ -199,18 +194,6 @@ def test_a_long_detail_takes_no_column_from_the_other_rows(monkeypatch: pytest.M
     assert heading.split() == ["ID", "STATUS", "QUEUE", "JOB", "AGE", "TRY", "DUE"]
     assert reason == f"    {UNKNOWN}"
     assert all("  1/2  in " in line for line in (first, second))
-
-
-@pytest.mark.parametrize("width", [67, 80, 90])
-def test_a_long_name_takes_no_column_that_stays(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    heading, line = rows_of([a_record(Status.FAILED, job="app.accounts.tasks.send_monthly_statement", max_attempts=10)], width, monkeypatch)
-    assert heading.split() == ["ID", "STATUS", "JOB", "AGE", "TRY"]
-    assert line.endswith("t 17m 1/10")  # of statement
-
-
-def test_the_percentage_and_the_bar_of_a_running_job_stay_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    records = [a_record(Status.RUNNING, progress=Progress(0.999, note)) for note in ("", "row 7")]
-    assert rows_of(records, 67, monkeypatch)[2::2] == ["    [#########.] 100%", "    [#########.] 100%  row 7"]
 
 
 @pytest.mark.parametrize(

@@ -116,10 +116,6 @@ def test_help_is_another_way_to_ask_for_the_help_of_a_command(cli: Cli, words: t
     assert cli("help", *words).out == cli(*words, "--help").out
 
 
-def test_help_suggests_the_command_that_was_meant(cli: Cli) -> None:
-    assert "unknown command 'job'; did you mean jobs?" in cli("help", "job", code=2).err
-
-
 # --- completion: the script completes what the parser takes -------------------------------------------------------------
 
 

@@ -62,12 +62,6 @@ def test_a_worker_in_another_process_does_what_was_sent(application: Shell) -> N
     ended_clearly(worker, [0])
 
 
-def test_a_draining_worker_ends_by_itself_and_tells_of_failures(application: Shell) -> None:
-    application.run("-c", "from app.tasks import add, fail; add.delay_sync(1); fail.options(max_attempts=1).delay_sync()")
-    application.run("-m", "taskflow", "worker", "app.tasks", "--drain", code=1)
-    application.run("-m", "taskflow", "worker", "app.tasks", "--drain")
-
-
 # --- the demo --------------------------------------------------------------------------------------------------------
 
 

@@ -6,13 +6,12 @@ import re
 import signal
 import sys
 import time
-from collections import Counter
 
 import pytest
 
 from taskflow.cli.signals import ForcedExit
 from tests.cli.processes import JOBS, Running, Shell, ended_clearly, on_each_broker
-from tests.cli.supervised import PYTHONS_OWN, a_little_later, interrupt
+from tests.cli.supervised import PYTHONS_OWN, a_little_later
 
 pytestmark = pytest.mark.unmeasured
 
@@ -169,23 +168,6 @@ def test_the_third_ends_the_process_even_when_a_job_blocks_the_loop(on_each_loop
 
 
 # --- at any moment ---------------------------------------------------------------------------------------------------------
-
-
-def test_ctrl_c_at_any_moment_of_start_and_work(on_each_loop: Shell) -> None:
-    """Eleven workers, each interrupted a little later in its life than the one before. At the end every job has run, once."""
-    tasks = on_each_loop
-    tasks.start_sooner()
-    tasks.send("*[brief.bind(n) for n in range(200)]", "*[brief_in_a_thread.bind(n) for n in range(200, 400)]")
-    for tenth in range(11):
-        worker = tasks.taskflow("worker", "tasks", "--concurrency", "4")
-        time.sleep(0.05 * tenth)
-        interrupt(worker)
-        ended_clearly(worker, [0, 128 + signal.SIGINT, *PYTHONS_OWN])
-        if worker.process.returncode in PYTHONS_OWN:
-            assert "broker" not in worker.said
-    ended_clearly(tasks.taskflow("worker", "tasks", "--drain"), [0])
-    assert Counter(tasks.ledger()) == Counter(map(str, range(400)))
-    assert tasks.counts() == {"succeeded": 400}
 
 
 @pytest.mark.parametrize("where", ["argparse.py", "tasks.py"], ids=["ours", "the application's"])

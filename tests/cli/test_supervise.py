@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
-import time
 from collections import Counter
 
 import pytest
 
-from taskflow.worker.children.syscalls import resident_memory
-from tests.cli.processes import JOBS, Running, Shell, a_terminal, ended_clearly, on_each_broker, until
-from tests.cli.supervised import ON_A_TERMINAL, PYTHONS_OWN, interrupt, none_is_left, pids, workers
+from tests.cli.processes import JOBS, Shell, ended_clearly, on_each_broker, until
+from tests.cli.supervised import none_is_left, pids, workers
 
 TASKS = (
     JOBS
@@ -24,16 +21,6 @@ print("imported\\n", end="", flush=True)
 async def note(n: int, seconds: float = 0.05) -> None:
     await asyncio.sleep(seconds)
     write(f"{n} {os.getpid()}")
-
-@job(max_attempts=1)
-async def fail() -> None:
-    raise ValueError("as asked")
-
-@job
-async def leave_at_first(ctx: JobContext) -> None:
-    if ctx.epoch == 1:
-        os._exit(0)
-    write(f"epoch {ctx.epoch}")
 
 hoard: list[bytes] = []
 
@@ -59,7 +46,7 @@ def tasks(shell: Shell) -> Shell:
 @on_each_broker
 def test_a_killed_worker_is_replaced_and_what_it_ran_runs_again(tasks: Shell) -> None:
     tasks.send("wait.bind()", "wait.bind()")
-    supervised = workers(tasks, 2, "--concurrency", "1", "--ttl", "1")
+    supervised = workers(tasks, 2, "--concurrency", "1", "--ttl", "3600")
     supervised.wait_for("begun by", times=2)
     victim = pids(supervised)[0]
     os.kill(victim, signal.SIGKILL)
@@ -73,27 +60,6 @@ def test_a_killed_worker_is_replaced_and_what_it_ran_runs_again(tasks: Shell) ->
     assert tasks.counts() == {"succeeded": 2}
     assert supervised.said.count("imported") == 3, "each has imported the application itself, once, and the supervisor has not"
     none_is_left(supervised)
-
-
-def has_run_again(tasks: Shell, supervised: Running, ledger: list[str], *, after: str) -> None:
-    """The one job, whose record says of what its first worker died."""
-    until(lambda: tasks.ledger() == ledger, supervised)
-    supervised.signal(signal.SIGTERM)
-    ended_clearly(supervised, [0])
-    [job] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))["jobs"]
-    assert after in tasks.run("-m", "taskflow", "jobs", job["id"])
-
-
-@on_each_broker
-def test_the_broker_is_told_of_a_death_and_its_cause(tasks: Shell) -> None:
-    """By the successor, at once: the job does not wait until the session has been silent for its ttl, and its record says what it was."""
-    tasks.send("wait.bind()")
-    supervised = workers(tasks, 1, "--ttl", "3600")
-    supervised.wait_for("begun by")
-    os.kill(pids(supervised)[0], signal.SIGKILL)
-    supervised.wait_for("begun by", times=2)
-    tasks.write("release", "")
-    has_run_again(tasks, supervised, ["ended"], after="SIGKILL")
 
 
 # --- what cannot start ---------------------------------------------------------------------------------------------------
@@ -134,44 +100,6 @@ def test_nothing_outlives_a_supervisor_that_is_killed(tasks: Shell) -> None:
     supervised.signal(signal.SIGKILL)
     assert supervised.end() == -signal.SIGKILL
     none_is_left(supervised)
-
-
-# --- signals -------------------------------------------------------------------------------------------------------------
-
-
-def test_ctrl_c_at_any_moment_of_the_start(tasks: Shell) -> None:
-    """Of the supervisor's, of the first worker's, of the others': a clear end, and none is left."""
-    tasks.start_sooner()
-    for tenth in range(9):
-        supervised = tasks.taskflow("worker", "tasks", "--processes", "2")
-        time.sleep(0.1 * tenth)
-        interrupt(supervised)
-        ended_clearly(supervised, [0, 128 + signal.SIGINT, *PYTHONS_OWN])
-        if supervised.process.returncode in PYTHONS_OWN:
-            assert pids(supervised) == []
-        none_is_left(supervised)
-
-
-class Terminal:
-    """A supervisor of two workers, each with a run, on a terminal of its own."""
-
-    def __init__(self, shell: Shell) -> None:
-        shell.send("wait.bind()", "wait.bind()")
-        self.ours, theirs = a_terminal()
-        arguments = ["-m", "taskflow", "worker", "tasks", "--processes", "2", "--concurrency", "1"]
-        self.supervised = shell.start("-c", ON_A_TERMINAL, *arguments, stdin=theirs)
-        os.close(theirs)
-        self.supervised.wait_for("begun by", times=2)
-
-
-def test_a_terminal_that_goes_away_ends_it(tasks: Shell) -> None:
-    """Its SIGHUP is not meant as one that asks for new workers."""
-    terminal = Terminal(tasks)
-    os.close(terminal.ours)
-    terminal.supervised.wait_for("SIGHUP: winding down 2 workers")
-    tasks.write("release", "")
-    ended_clearly(terminal.supervised, [0])
-    assert len(pids(terminal.supervised)) == 2
 
 
 # --- rolling restart -----------------------------------------------------------------------------------------------------
@@ -254,13 +182,6 @@ def test_a_worker_that_takes_too_much_memory_is_replaced_and_finishes_what_it_ru
     assert Counter(line.split()[0] for line in tasks.ledger()) == {"grown": 1, "1": 1, "ended": 1}
     assert supervised.said.count("begun by") == 1
     assert tasks.counts() == {"succeeded": 3}
-
-
-def test_the_supervisor_is_smaller_than_its_workers(tasks: Shell) -> None:
-    supervised = workers(tasks, 1)
-    assert 0 < resident_memory(supervised.process.pid) < 0.75 * resident_memory(pids(supervised)[0])
-    supervised.signal(signal.SIGTERM)
-    ended_clearly(supervised, [0])
 
 
 # --- drain ---------------------------------------------------------------------------------------------------------------

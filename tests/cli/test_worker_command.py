@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from taskflow.cli.startup import Collector
 from taskflow.model.codec.payload import seal
 from taskflow.model.codec.wire import pack
 from taskflow.model.envelope import Envelope
@@ -70,17 +69,6 @@ def tasks(cli: Cli) -> Any:
 
 
 # --- modules -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_jobs_of_several_modules_are_worked(cli: Cli) -> None:
-    for name in ("first", "second"):
-        cli.write(f"{name}.py", f"from taskflow import job\nran = []\n@job\nasync def work(): ran.append({name!r})")
-    first, second = cli.load("first"), cli.load("second")
-    first.work.delay_sync()
-    second.work.delay_sync()
-    said = cli("worker", "first", "second", "--drain")
-    assert (first.ran, second.ran) == (["first"], ["second"])
-    assert "jobs: first.work, second.work" in said.err
 
 
 def test_all_submodules_of_a_package_are_imported(cli: Cli) -> None:
@@ -141,14 +129,6 @@ def test_a_drained_worker_ends_with_1_when_a_job_that_it_ran_has_failed(cli: Cli
     tasks.note.delay_sync()
     cli("worker", "app.tasks", "--drain", code=1)
     assert cli("worker", "app.tasks", "--drain").out == "", "it was another worker's"
-
-
-def test_drain_waits_for_what_is_due_within_the_horizon(cli: Cli, tasks: Any) -> None:
-    tasks.note.options(after=0.3).delay_sync("soon")
-    tasks.note.options(after=3600).delay_sync("late")
-    said = cli("worker", "app.tasks", "--drain")
-    assert tasks.ran == ["soon"]
-    assert said.out == "left in default: 1 scheduled\n"
 
 
 def test_drain_leaves_what_waits_in_a_paused_queue(cli: Cli, tasks: Any) -> None:
@@ -333,12 +313,6 @@ def test_the_environment_overrides_pyproject_and_options_override_both(project: 
     assert "queues: mail; concurrency: 100" in said
 
 
-def test_a_check_takes_its_modules_from_pyproject(project: Cli) -> None:
-    project.load("app.tasks").send.delay_sync()
-    project.forget_modules()
-    assert project("check").out.splitlines()[-1] == "all 1 jobs would run with this code"
-
-
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
@@ -418,17 +392,3 @@ def test_a_worker_is_collected_seldom_while_it_loads_and_as_ever_while_it_works(
     cli("worker", "tasks", "--drain")
     assert tasks.told == [(before, True)]
     assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0), "whoever has called it goes on as before"
-
-
-@pytest.mark.parametrize("threshold", [(9_999, 9, 9), (50_000, 500, 1_000)])
-def test_what_the_application_has_set_stays(threshold: tuple[int, int, int]) -> None:
-    before = gc.get_threshold()
-    try:
-        with Collector() as collector:
-            gc.set_threshold(*threshold)
-            has_set = gc.get_threshold()  # newer versions of Python leave out the last
-            collector.settle()
-            assert gc.get_threshold() == has_set
-        assert gc.get_threshold() == has_set
-    finally:
-        gc.set_threshold(*before)

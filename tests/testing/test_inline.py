@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -17,19 +16,14 @@ from taskflow import (
     Cancel,
     Discard,
     EncodeError,
-    EnqueueCall,
-    EnqueueNext,
     JobCancelled,
     JobContext,
     JobFailed,
     JobHandle,
-    Middleware,
     Retry,
-    RunNext,
     Snooze,
     Status,
     TaskflowJobs,
-    Verdict,
     configure,
     current_job,
     enqueue,
@@ -48,7 +42,6 @@ class Mail:
 
 
 ran: list[Any] = []
-color: contextvars.ContextVar[str] = contextvars.ContextVar("color", default="none")
 
 
 @pytest.fixture(autouse=True)
@@ -149,13 +142,6 @@ async def slow() -> None:
     await asyncio.sleep(60)
 
 
-@job(name="tests.inline.colored")
-def colored() -> str:
-    seen = color.get()
-    color.set("changed")
-    return seen
-
-
 @job(name="tests.inline.stateful")
 async def stateful(ctx: JobContext) -> str:
     return str(ctx.state)
@@ -179,16 +165,6 @@ def test_and_in_a_transaction(taskflow_jobs: TaskflowJobs) -> None:
     assert ran == [(threading.current_thread(), Mail("a")), (threading.current_thread(), Mail("b"))]
 
 
-def test_each_thread_runs_its_own(taskflow_jobs: TaskflowJobs) -> None:
-    with taskflow_jobs.inline():
-        threads = [threading.Thread(target=parent.delay_sync, args=(str(number),)) for number in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert {thread for thread, mail in ran if isinstance(mail, Mail)} == set(threads)
-
-
 def test_an_async_function_runs_in_a_loop_for_a_sender_without_one(taskflow_jobs: TaskflowJobs) -> None:
     with taskflow_jobs.inline():
         assert run_sync(awaits.delay_sync(1).result(timeout=0)) == 2
@@ -207,13 +183,6 @@ async def test_an_async_function_runs_in_the_senders_loop(taskflow_jobs: Taskflo
 def test_a_job_for_a_child_process_runs_here(taskflow_jobs: TaskflowJobs) -> None:
     with taskflow_jobs.inline():
         assert run_sync(in_process.delay_sync().result(timeout=0)) == threading.current_thread().name
-
-
-def test_it_sees_the_senders_context_variables_and_leaves_them(taskflow_jobs: TaskflowJobs) -> None:
-    color.set("red")
-    with taskflow_jobs.inline():
-        assert run_sync(colored.delay_sync().result(timeout=0)) == "red"
-    assert color.get() == "red"
 
 
 async def test_what_a_job_sends_runs_inside_it_in_a_loop_too(taskflow_jobs: TaskflowJobs) -> None:
@@ -271,16 +240,6 @@ def test_a_job_with_a_delay_waits_for_its_time(taskflow_jobs: TaskflowJobs) -> N
     assert run_sync(handle.result(timeout=0)) == "to a"
 
 
-def test_what_was_sent_before_waits(taskflow_jobs: TaskflowJobs) -> None:
-    before = plain.options(priority=100).delay_sync(Mail("before"))
-    with taskflow_jobs.inline():
-        plain.delay_sync(Mail("a"))
-    assert [mail for _, mail in ran] == [Mail("a")]
-    assert run_sync(before.status()) is Status.READY
-    plain.delay_sync(Mail("after"))
-    assert run_sync(taskflow_jobs.run_all()) == 2
-
-
 def test_a_key_is_free_once_its_job_has_run(taskflow_jobs: TaskflowJobs) -> None:
     with taskflow_jobs.inline():
         waiting = plain.options(key="a", after=60).delay_sync(Mail("a"))
@@ -289,13 +248,6 @@ def test_a_key_is_free_once_its_job_has_run(taskflow_jobs: TaskflowJobs) -> None
         handles = [plain.options(key="b").delay_sync(Mail("b")) for _ in range(2)]
     assert [handle.is_new for handle in handles] == [True, True]
     assert len(ran) == 2
-
-
-def test_a_timeout_holds(taskflow_jobs: TaskflowJobs) -> None:
-    with taskflow_jobs.inline(raises=False):
-        handle = slow.delay_sync()
-        with pytest.raises(JobFailed, match="ran longer than its timeout"):
-            run_sync(handle.result(timeout=0))
 
 
 async def test_a_running_job_hears_that_it_is_cancelled(taskflow_jobs: TaskflowJobs) -> None:
@@ -311,29 +263,6 @@ async def test_a_running_job_hears_that_it_is_cancelled(taskflow_jobs: TaskflowJ
             handles = await sending
         with pytest.raises(JobCancelled):
             await handles[0].result(timeout=0)
-
-
-class Around(Middleware):
-    async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
-        call.headers["sent-by"] = "a test"
-        await call_next(call)
-
-    async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
-        ran.append(context.headers["sent-by"])
-        verdict = await call_next(context)
-        ran.append(type(verdict).__name__)
-        return verdict
-
-
-@pytest.mark.parametrize("many", [False, True])
-def test_middleware_wraps_both_sides(taskflow_jobs: TaskflowJobs, many: bool) -> None:
-    configure(middleware=[Around()])
-    with taskflow_jobs.inline():
-        if many:
-            enqueue_sync([plain.bind(Mail("a"))])
-        else:
-            plain.delay_sync(Mail("a"))
-    assert ran == ["a test", (threading.current_thread(), Mail("a")), "Succeeded"]
 
 
 def test_the_lifespan_is_entered_for_each_send(taskflow_jobs: TaskflowJobs) -> None:

@@ -16,12 +16,10 @@ from taskflow import (
     DeclarationError,
     Discard,
     EncodeError,
-    Job,
     JobContext,
     JobFailed,
     RunNext,
     Status,
-    SyncJob,
     TaskflowJobs,
     Verdict,
     Worker,
@@ -339,31 +337,6 @@ async def test_a_job_with_any_keywords_refuses_dependencies_too(taskflow_jobs: T
     assert await handle.result(0) == "session of around.open"
 
 
-def of_context(context: JobContext) -> tuple[str, dict[str, Any]]:
-    return context.job_id, dict(context.arguments)
-
-
-@job(name="around.direct")
-def direct(context: JobContext, number: int, seen: Any = depends(of_context)) -> Any:
-    return context.job_id, seen
-
-
-async def test_a_direct_call_has_one_context(taskflow_jobs: TaskflowJobs) -> None:
-    job_id, seen = direct(7)
-    assert seen == (job_id, {"number": 7})
-    assert direct(7, "given")[1] == "given"
-
-
-async def test_a_fake_may_use_what_it_replaces(taskflow_jobs: TaskflowJobs) -> None:
-    def fake(real: str = depends(fresh_session)) -> str:
-        return f"fake {real}"
-
-    with taskflow_jobs.override(fresh_session, fake):
-        handle = await plain.delay(1)
-        await taskflow_jobs.run_all()
-    assert "fake session of around.plain" in await handle.result(0)
-
-
 # --- declarations -------------------------------------------------------------------------------------------------
 
 
@@ -413,8 +386,3 @@ async def test_an_async_one_for_all_jobs_fails_plain_runs_clearly(taskflow_jobs:
 
     with pytest.raises(JobFailed, match="late returned an async context manager, and the job is a plain function"):
         await handle.result(0)
-
-
-def test_jobs_keep_their_kind() -> None:
-    assert isinstance(plain, SyncJob)
-    assert isinstance(asynchronous, Job)

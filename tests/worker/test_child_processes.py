@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,6 @@ from taskflow.worker.children import syscalls
 from taskflow.worker.children.messages import ChildDied
 from taskflow.worker.children.process import Child, ChildOptions, ChildSpec
 from taskflow.worker.lease_table import HeldLease
-from taskflow.worker.log import log_event
 from tests.cli.processes import Shell
 from tests.worker import child_jobs as jobs
 from tests.worker.child_scene import HANDSHAKE, TIMEOUT, Lines, a_worker, failure, gone, is_alive, read, written
@@ -95,11 +93,6 @@ async def test_a_shortage_of_the_machine_costs_no_attempt(
     assert [message for message in caplog.messages if "cannot be started" in message] == [
         f"a child process cannot be started: {error}; trying again for at most 60 s"
     ]
-
-
-async def test_arguments_and_results_are_what_they_are_annotated_as(worker: Worker) -> None:
-    order = jobs.Order(1, date(2026, 2, 3))
-    assert await (await jobs.describe.delay(order, times=3)).result(TIMEOUT) == [order] * 3
 
 
 async def test_the_context_has_the_facts_of_the_run(worker: Worker) -> None:
@@ -314,18 +307,6 @@ async def test_a_mebibyte_on_both_streams_holds_nobody_up(worker: Worker, lines:
         assert lines.of(stream) == [f"{number} ".ljust(1000, letter) for number in range(1024)]
 
 
-async def test_a_line_has_the_jobs_name_and_id_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"):
-        async with a_worker(log_event):
-            handle = await jobs.logs.delay()
-            await handle.result(TIMEOUT)
-    said = [record for record in caplog.records if "stderr:" in record.getMessage()]
-    assert [record.getMessage() for record in said] == [
-        f"{jobs.logs.name} {handle.id} (attempt 1, queue default) stderr: INFO shop: sold 3",
-    ]
-    assert vars(said[0])["job_id"] == handle.id
-
-
 async def test_progress_is_seen_while_it_runs_and_the_last_of_it_after(worker: Worker, tmp_path: Path) -> None:
     handle = await jobs.reports.delay(str(tmp_path / "note"))
     async with asyncio.timeout(TIMEOUT):
@@ -522,12 +503,6 @@ def test_a_function_inside_a_function_is_refused_where_it_is_declared() -> None:
 
         @job(name="tests.children.local", runs_in="process")
         def local() -> None: ...
-
-
-def test_a_job_knows_where_it_runs() -> None:
-    assert [jobs.pid.runs_in, jobs.pid_of_async.runs_in, jobs.plain.runs_in] == ["process", "process", "thread"]
-    assert job(name="tests.children.async", runs_in="loop")(_async).runs_in == "loop"
-    assert job(name="tests.children.thread", runs_in="thread")(_plain).options(queue="other").runs_in == "thread"
 
 
 def _plain() -> None: ...

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import taskflow
-from taskflow import ConfigurationError, JobContext, Status, Worker, job, worker_lifespan
+from taskflow import ConfigurationError, JobContext, Status, Worker, job
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
@@ -240,16 +240,6 @@ async def test_a_lifespan_whose_exit_fails_does_not_hide_the_blocks_error(broker
             raise LookupError("the block's own")
     assert "the lifespan's exit failed too, after LookupError" in caplog.text
     assert "the pool could not be closed" in caplog.text
-
-
-async def test_what_an_applications_own_lifespan_yields_is_the_state_of_its_jobs(broker: Broker) -> None:
-    @asynccontextmanager
-    async def own(application: Any) -> AsyncIterator[dict[str, str]]:
-        yield {"pool": f"of {application}"}
-
-    async with worker_lifespan(own=own)("the application") as passed_on:
-        assert passed_on == {"pool": "of the application"}
-        assert await (await simple.delay()).result(10) == passed_on
 
 
 async def test_what_runs_ends_by_itself_and_nothing_new_begins(broker: Broker) -> None:

@@ -203,24 +203,6 @@ async def test_a_worker_claims_no_faster_than_its_hooks_hear(monkeypatch: pytest
     assert "dropped" not in caplog.text
 
 
-async def test_hooks_that_hang_do_not_stop_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Hanging(Middleware):
-        heard = 0
-
-        async def ended(self, info: JobInfo) -> None:
-            self.heard += 1
-            if self.heard > 50:
-                await asyncio.sleep(3600)
-
-    monkeypatch.setattr(ended_hooks, "MAX_WAITING", 20)
-    monkeypatch.setattr(ended_hooks, "STUCK_TIMEOUT", 0.2)
-    configure(middleware=[Hanging()])
-    await enqueue(ends.bind("returns") for _ in range(500))
-    async with Worker(options=WorkerOptions(concurrency=20, stop_timeout=0.1)) as worker:
-        async with asyncio.timeout(20):
-            await worker.drained()
-
-
 async def test_a_hook_hears_of_an_end_while_the_records_cannot_be_read(hearing: EndedRecorder) -> None:
     class Unread(FaultyBroker):
         async def read(self, ids: Any) -> Any:

@@ -12,22 +12,7 @@ from typing import Any, NoReturn
 import anyio
 import pytest
 
-from taskflow import (
-    Backoff,
-    Cancel,
-    Discard,
-    JobCancelled,
-    JobContext,
-    JobFailed,
-    Middleware,
-    Retry,
-    Snooze,
-    Status,
-    Worker,
-    configure,
-    current_job,
-    job,
-)
+from taskflow import Backoff, Discard, JobCancelled, JobContext, JobFailed, Middleware, Retry, Status, Worker, configure, current_job, job
 from taskflow.app.middleware import RunNext
 from taskflow.broker.protocol import Broker
 from taskflow.model.verdict import RunEnding, Verdict
@@ -59,38 +44,6 @@ def upper(text: str) -> str:
     return text.upper()
 
 
-@job(name="tests.worker.fail", max_attempts=3, retry=AT_ONCE)
-async def fail(ctx: JobContext) -> None:
-    raise ValueError(f"attempt {ctx.attempt}")
-
-
-@job(name="tests.worker.third_time", max_attempts=5, retry=AT_ONCE)
-async def third_time(ctx: JobContext) -> int:
-    if ctx.attempt < 3:
-        raise OSError("not yet")
-    return ctx.attempt
-
-
-@job(name="tests.worker.picky", retry=AT_ONCE, retry_on=(OSError,), discard_on=(ConnectionError,))
-async def picky(which: str) -> None:
-    raise {"value": ValueError, "connection": ConnectionResetError}[which]("no")
-
-
-@job(name="tests.worker.says", max_attempts=4)
-async def says(ctx: JobContext, what: str) -> str:
-    if ctx.epoch == 1:
-        match what:
-            case "retry":
-                raise Retry(after=0)
-            case "snooze":
-                raise Snooze(after=0)
-            case "discard":
-                raise Discard("no use")
-            case "cancel":
-                raise Cancel("not any more")
-    return f"attempt {ctx.attempt}"
-
-
 @job(name="tests.worker.waits")
 async def waits() -> str:
     Gate.started.set()
@@ -106,17 +59,6 @@ async def stubborn() -> str:
     except asyncio.CancelledError:
         return "finished all the same"
     return "released"
-
-
-@job(name="tests.worker.stops_slowly")
-async def stops_slowly(which: str) -> None:
-    Gate.seen.append(f"{which} begins")
-    try:
-        if which == "first":
-            await asyncio.sleep(30)
-    finally:
-        await asyncio.sleep(0.2)
-        Gate.seen.append(f"{which} ends")
 
 
 def _raise(what: str) -> NoReturn:
@@ -152,56 +94,10 @@ async def base_error(which: str) -> None:
     raise asyncio.CancelledError("its own")
 
 
-@job(name="tests.worker.returns")
-async def returns(what: str) -> Any:
-    return object() if what == "object" else "x" * (2 << 20)
-
-
-@job(name="tests.worker.slow_thread", timeout=0.05, max_attempts=1)
-def slow_thread(ctx: JobContext) -> str:
-    ctx.cancelled.wait(10)
-    return "late"
-
-
 async def test_async_and_plain_functions_are_run(broker: Broker) -> None:
     async with Worker():
         assert await (await add.delay(1, y=2)).result(10) == 3
         assert await (await upper.delay("a")).result(10) == "A"
-
-
-async def test_a_failing_job_is_retried_to_its_last_attempt_and_kept(broker: Broker) -> None:
-    handle = await fail.delay()
-    async with Worker():
-        with pytest.raises(JobFailed, match="attempt 3") as failure:
-            await handle.result(10)
-    assert (failure.value.type, failure.value.message) == ("ValueError", "attempt 3")
-    assert 'raise ValueError(f"attempt {ctx.attempt}")' in failure.value.traceback
-    assert "executor.py" not in failure.value.traceback
-    info = await handle.info()
-    assert info is not None
-    assert [(error.message, error.attempt) for error in info.errors] == [("attempt 1", 1), ("attempt 2", 2), ("attempt 3", 3)]
-
-
-@pytest.mark.parametrize("which", ["value", "connection"])
-async def test_errors_that_are_not_retried_fail_at_once(broker: Broker, which: str) -> None:
-    """What retry_on does not name, and what discard_on names although retry_on does."""
-    handle = await picky.delay(which)
-    async with Worker():
-        with pytest.raises(JobFailed):
-            await handle.result(10)
-    info = await handle.info()
-    assert info is not None
-    assert len(info.errors) == 1
-
-
-async def test_signals_turn_the_run(broker: Broker) -> None:
-    async with Worker():
-        assert await (await says.delay("retry")).result(10) == "attempt 2"
-        assert await (await says.delay("snooze")).result(10) == "attempt 1"
-        with pytest.raises(JobFailed, match="no use"):
-            await (await says.delay("discard")).result(10)
-        with pytest.raises(JobCancelled, match="not any more"):
-            await (await says.delay("cancel")).result(10)
 
 
 @pytest.mark.parametrize(
@@ -220,18 +116,6 @@ async def test_base_exceptions_are_failures_like_others(broker: Broker, which: s
     assert info.failures == 2
 
 
-@pytest.mark.parametrize("what", ["object", "large"])
-async def test_a_result_that_cannot_be_kept_fails_without_a_retry(broker: Broker, what: str) -> None:
-    """Its effects have happened: another attempt would repeat them."""
-    handle = await returns.delay(what)
-    async with Worker():
-        with pytest.raises(JobFailed):
-            await handle.result(10)
-    info = await handle.info()
-    assert info is not None
-    assert info.failures == 1
-
-
 async def test_an_async_job_past_its_timeout_fails_and_is_retried(broker: Broker) -> None:
     handle = await waits.options(timeout=0.05, max_attempts=2, retry=AT_ONCE).delay()
     async with Worker():
@@ -242,13 +126,6 @@ async def test_an_async_job_past_its_timeout_fails_and_is_retried(broker: Broker
     assert info.failures == 2
     assert [error.ending for error in info.errors] == [RunEnding.TIMED_OUT] * 2
     assert all(error.ran_for is not None and error.ran_for >= 0.05 and error.worker == info.worker for error in info.errors)
-
-
-async def test_a_thread_past_its_timeout_hears_of_it_and_fails_when_it_ends(broker: Broker) -> None:
-    handle = await slow_thread.delay()
-    async with Worker():
-        with pytest.raises(JobFailed, match="longer than its timeout"):
-            await handle.result(10)
 
 
 async def test_a_running_job_is_cancelled_by_a_nudge(broker: Broker) -> None:

@@ -22,7 +22,7 @@ from taskflow.model.schedule import Definition, Firing
 from taskflow.model.schedule_plan import SchedulePlan, _encode, id_of
 from taskflow.model.session import Session
 from taskflow.model.timetable import MAX_EXPRESSION, MAX_ZONE, CronTimes
-from taskflow.worker.events import ScheduleFailed, ScheduleFired, ScheduleMissed
+from taskflow.worker.events import ScheduleFailed, ScheduleMissed
 from taskflow.worker.maintenance import PASS_ON_DELAY
 from tests.support.harnesses import BROKERS, MemoryHarness
 from tests.support.listing import listed
@@ -63,14 +63,6 @@ async def test_each_time_fires_once_whoever_is_there(world: World) -> None:
     for n in range(48):
         await processes[n % 3].work(3_600.0, step=1_800.0)
     assert await fired(world) == [f"0{1 + n // 4}T{n % 4 * 6:02}:00:00" for n in range(1, 9)]
-
-
-async def test_the_log_counts_from_the_time_with_its_jitter(world: World) -> None:
-    process = await Process(world, schedule=Every(3_600, jitter=1_800)).begin()
-    await process.work(4 * 3_600.0, step=10.0)
-    late = [event.late_by for event in process.events if isinstance(event, ScheduleFired)]
-    assert len(late) >= 3
-    assert all(0.0 <= seconds <= 11.0 for seconds in late)
 
 
 @on_each_store

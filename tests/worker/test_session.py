@@ -19,16 +19,7 @@ from taskflow.model.record import Record
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import HandedBack, Settled, Settlement, Succeeded
-from taskflow.worker.events import (
-    BrokerCallFailed,
-    BrokerRecovered,
-    LeaseRevoked,
-    RunEnded,
-    ServiceFailed,
-    SessionEnded,
-    SessionOpened,
-    WindingDown,
-)
+from taskflow.worker.events import BrokerCallFailed, BrokerRecovered, LeaseRevoked, RunEnded, ServiceFailed, SessionEnded, SessionOpened
 from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker, options, waits
 
 
@@ -130,17 +121,6 @@ async def epoch_of(broker: Broker, handle: Any) -> int:
     return record.epoch
 
 
-async def test_winding_down_lets_runs_finish(broker: Broker) -> None:
-    heard = EventRecorder()
-    handle = await waits.delay()
-    worker = Worker(options=options(heard))
-    async with worker:
-        await Run.started.wait()
-        asyncio.get_running_loop().call_later(0.05, Run.release.set)
-    assert await handle.status() is Status.SUCCEEDED
-    assert not worker.has_forced
-
-
 async def test_after_the_grace_time_runs_are_handed_back(broker: Broker) -> None:
     """No attempt is used up, and the job is ready at once."""
     handle = await waits.delay()
@@ -173,17 +153,6 @@ async def test_a_dozen_wind_downs_during_one_job_do_not_fail_it() -> None:
         Run.release.set()
         async with Worker(options=options(EventRecorder())):
             assert await handle.result(10) == "epoch 13"
-
-
-async def test_hurry_cuts_the_grace_time_short(broker: Broker) -> None:
-    heard = EventRecorder()
-    handle = await waits.delay()
-    worker = Worker(options=options(heard, grace=3600.0))
-    async with worker:
-        await Run.started.wait()
-        asyncio.get_running_loop().call_later(0.05, worker.end_grace_period)
-    assert await handle.status() is Status.READY
-    assert any(isinstance(event, WindingDown) for event in heard.events)
 
 
 async def test_a_lost_lease_cancels_its_run_only() -> None:

@@ -145,13 +145,6 @@ def test_when_all_have_been_started_it_ends_after_the_last(caplog: pytest.LogCap
 # --- crashes -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_that_dies_is_replaced_at_once_in_its_place(caplog: pytest.LogCaptureFixture) -> None:
-    office = an_office(3)
-    office.ends(2, status=-KILL, is_out_of_memory=True)
-    assert office.slots == [0, 1, 2, 1]
-    assert "worker 2 has ended: out of memory (SIGKILL); another one starts now" in caplog.text
-
-
 def test_the_cause_is_handed_on_with_each_session_of_the_dead() -> None:
     office = an_office(2)
     office.supervisor.record_report(2, f"session {bytes(16).hex()}")
@@ -403,19 +396,6 @@ def test_a_limit_that_every_worker_is_beyond_does_not_make_it_spin(caplog: pytes
     office.act(0.9 * 2.0**3)
     assert office.started == 6
     assert "the next one starts in 8 s" in caplog.text
-
-
-# --- drain ---------------------------------------------------------------------------------------------------------------
-
-
-def test_drained_workers_are_not_replaced_and_the_worst_code_is_ours() -> None:
-    office = an_office(3, is_draining=True)
-    for pid, status in enumerate((0, 1, 0), 1):
-        assert office.code is None
-        office.supervisor.record_report(pid, f"drained {status}")
-        office.ends(pid, status=status)
-    assert (office.code, office.started) == (1, 3)
-    assert office.crashes == []
 
 
 # --- reload --------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-import traceback
 from collections.abc import Awaitable, Iterator
 from typing import Any
 
@@ -58,33 +57,6 @@ async def test_a_batch_is_of_one_mebibyte(watched: Watched) -> None:
     await asyncio.gather(*(blob.delay(bytes(size)) for size in (500_000, 500_000, 500_000, 1_000_000, 10)))
     assert [len(batch) for batch in watched.batches] == [2, 1, 2]
     assert all(sum(len(envelope.payload) for envelope in batch) <= MAX_BYTES for batch in watched.batches)
-
-
-async def test_those_that_are_answered_ask_again_before_what_waits_goes_out() -> None:
-    """They would be two steps for ever, each with a call of its own."""
-    opens, is_asked = asyncio.Event(), asyncio.Event()
-    batches = list[list[int]]()
-
-    async def store(questions: list[int]) -> list[int]:
-        batches.append(questions)
-        is_asked.set()
-        await opens.wait()
-        await asyncio.sleep(0)
-        return questions
-
-    ask = Coalescer[int, int](store, timeout=10.0)
-
-    async def asker(number: int) -> None:
-        for _ in range(4):
-            await ask(number)
-
-    first = asyncio.create_task(asker(1))
-    await is_asked.wait()
-    second = asyncio.create_task(asker(2))
-    await asyncio.sleep(0)
-    opens.set()
-    await asyncio.gather(first, second)
-    assert [len(batch) for batch in batches] == [1, 2, 2, 2, 1]
 
 
 # --- keys -----------------------------------------------------------------------------------------------------------
@@ -189,23 +161,6 @@ async def test_a_full_store_is_told_at_once(bench: Bench) -> None:
     assert full.calls["enqueue"] == 1
 
 
-async def test_each_sender_has_an_error_of_its_own(watched: Watched) -> None:
-    """With its own line in the traceback, and not those of all others."""
-    configure(enqueue_timeout=0.05)
-    watched.is_away = True
-
-    async def here() -> None:
-        await add.delay(1)
-
-    async def there() -> None:
-        await add.delay(2)
-
-    errors = await asyncio.gather(here(), there(), return_exceptions=True)
-    shown = ["".join(traceback.format_exception(error)) for error in errors if isinstance(error, BaseException)]
-    assert ["in here" in each for each in shown] == [True, False]
-    assert ["in there" in each for each in shown] == [False, True]
-
-
 @pytest.mark.parametrize("askers", [1, 3])
 async def test_a_store_that_answers_too_few_leaves_nobody_waiting(askers: int) -> None:
     async def short(questions: list[int]) -> list[int]:
@@ -283,13 +238,3 @@ async def test_an_answer_that_came_while_the_loop_stood_still_counts() -> None:
         return await answer
 
     assert await retry_within(verb, timeout=0.1) in (1, 2)
-
-
-async def test_without_an_answer_it_is_given_up() -> None:
-    async def verb() -> None:
-        await asyncio.sleep(5)
-
-    began = time.monotonic()
-    with pytest.raises(BrokerUnavailable, match=r"away for 0\.1 s"):
-        await retry_within(verb, timeout=0.1)
-    assert time.monotonic() - began < 2

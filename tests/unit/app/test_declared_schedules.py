@@ -84,15 +84,6 @@ def test_jitter_is_less_than_the_time_between_two_times(expression: str) -> None
     assert Cron("0 9 * * *", jitter=300).jitter == 300.0
 
 
-def test_headers_leave_room_for_those_of_the_schedule() -> None:
-    async def report() -> None: ...
-
-    options: Any = {"headers": {"a": "x" * 4_050}}
-    [schedule] = any_job(name="report", schedule=Every(30, options=options))(report).schedules
-    with pytest.raises(ValueError, match=r"headers have \d+ bytes in all, expected at most 4096"):
-        _ = schedule.definition
-
-
 def test_the_jobs_of_a_schedule_have_the_tags_of_the_job_and_of_its_options() -> None:
     async def report() -> None: ...
 

@@ -17,7 +17,6 @@ from taskflow import (
     DeclarationError,
     EnqueueFailed,
     Every,
-    JobCancelled,
     JobContext,
     KeyConflict,
     Secret,
@@ -107,18 +106,6 @@ def app(monkeypatch: pytest.MonkeyPatch) -> App:
 once = add.options(key="sum")
 
 
-async def test_replace_takes_the_place_of_a_waiting_job(bench: Bench) -> None:
-    old = await once.delay(1)
-    new = await once.options(on_conflict="replace").delay(2)
-
-    assert new.is_new
-    with pytest.raises(JobCancelled, match=f"replaced by {new.id}") as caught:
-        await old.result()
-    assert caught.value.reason == f"replaced by {new.id}"
-    await bench.run_all()
-    assert await new.result() == 3
-
-
 async def test_raise_in_a_batch_comes_after_it_with_both_lists(bench: Bench) -> None:
     """Those without a conflict are sent, and the caller has all handles, in order, and which of them conflicted."""
     standing = await once.delay(0)
@@ -179,11 +166,6 @@ def test_each_call_has_the_key_of_its_arguments() -> None:
     assert [call.key for call in (sync.bind(7), sync.bind(project_id=7), sync.bind(8))] == ["7", "7", "8"]
     assert many.bind("acme", Order(3)).key == "acme:3:main"
     assert many.bind("acme", order=Order(3), branch="dev").key == "acme:3:dev"
-
-
-def test_a_constant_key_is_the_same_for_all_calls() -> None:
-    assert rebuild.bind().key == rebuild.key == "singleton"
-    assert declared("{{braces}}").key == "{braces}"
 
 
 VALUES: list[tuple[Any, Any, str, str]] = [
@@ -341,16 +323,6 @@ async def test_a_declared_key_dedupes_whatever_the_queue(bench: Bench) -> None:
     info = await first.info()
     assert info is not None
     assert info.key == "7"
-
-
-async def test_a_declared_conflict_raises_and_names_the_key(bench: Bench) -> None:
-    first = await rebuild.delay()
-    with pytest.raises(KeyConflict, match="'singleton'") as caught:
-        await rebuild.delay()
-    assert caught.value.job_id == first.id
-    assert not (await rebuild.options(on_conflict="keep").delay()).is_new
-    with pytest.raises(EnqueueFailed):
-        await enqueue([rebuild.bind()])
 
 
 # --- schedules ------------------------------------------------------------------------------------------------------

@@ -12,10 +12,8 @@ from taskflow import Cancel, DeclarationError, Discard, JobContext, Snooze, Stat
 from taskflow.app.app import App
 from taskflow.app.job import Declared
 from taskflow.broker.admin import View
-from taskflow.model.envelope import CAUSED_BY, MAX_FOLLOW_UP, ClaimId, Lease, job_of
+from taskflow.model.envelope import CAUSED_BY, MAX_FOLLOW_UP, job_of
 from taskflow.model.record import Record
-from taskflow.model.verdict import Completed, Discarded, Retried, RunError, Succeeded, Verdict
-from taskflow.worker.run_errors import follow_ups_of
 from tests.support.listing import listed
 from tests.unit.app.bench import Bench
 
@@ -100,17 +98,6 @@ async def test_an_unknown_job_and_undecodable_arguments_send_it_too(bench: Bench
         await bench.run_all()
         await bench.world.pass_time(3_600)
     assert len(seen) == 2
-
-
-def test_a_rolled_back_completion_sends_it_with_the_failure() -> None:
-    envelope = broken.options(on_failure=restore.bind("b1")).bind().envelope
-    lease = Lease(envelope=envelope, epoch=1, claim=ClaimId(bytes(16), 1, 0), created_at=0)
-
-    def sent(verdict: Verdict) -> int:
-        return len(follow_ups_of(lease, verdict))
-
-    assert sent(Completed(Discarded("x"))) == sent(Discarded("x")) == 1
-    assert sent(Completed(Retried(RunError("E", "")))) == sent(Succeeded(b"")) == 0
 
 
 # --- the decorator, and what is refused ------------------------------------------------------------------------------

@@ -32,11 +32,6 @@ def declared(**options: Any) -> Declared[..., Any]:
     return made
 
 
-def sent(made: Declared[..., Any]) -> Any:
-    """The envelope of a call."""
-    return made.bind().envelope
-
-
 # --- None ------------------------------------------------------------------------------------------------------------
 
 
@@ -57,11 +52,6 @@ def test_none_is_not_given_for_every_option_of_the_decorator(option: str) -> Non
     plain: Declared[..., Any] = any_job(function)
     assert (made.name, made.policy, made.aliases, made.runs_in) == (plain.name, plain.policy, plain.aliases, plain.runs_in)
     assert made._current().options == plain._current().options
-
-
-def test_none_leaves_what_was_said_before() -> None:
-    call = add.options(key="k", queue="math", after=5).options(key=None, queue=None, after=None).bind(1)
-    assert (call.key, call.envelope.queue, call.envelope.after) == ("k", "math", 5.0)
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------

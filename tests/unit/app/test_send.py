@@ -32,7 +32,6 @@ from taskflow.app.app import default_app
 from taskflow.app.loop_client import MAX_BYTES
 from taskflow.app.middleware import EnqueueCall, EnqueueNext, Middleware
 from taskflow.app.sending import send_call
-from taskflow.model.ids import parse_id
 from tests.unit.app.bench import Bench
 from tests.unit.app.jobs import add, blob, invoice
 from tests.unit.app.watched import Watched, settle_down
@@ -106,19 +105,6 @@ def test_the_decorator_and_the_call_have_ten_tags_together() -> None:
 
 
 # --- enqueue --------------------------------------------------------------------------------------------------------
-
-
-async def test_handles_come_in_the_order_of_the_calls(bench: Bench) -> None:
-    handles = await enqueue(add.bind(n, n) for n in range(50))
-    await bench.run_all()
-    assert [await handle.result() for handle in handles] == [2 * n for n in range(50)]
-
-
-async def test_a_batch_is_of_1000_calls(bench: Bench) -> None:
-    watched = Watched(bench.broker)
-    with bench.app.using(watched.as_broker):
-        await enqueue(add.bind(n) for n in range(2_500))
-    assert [len(batch) for batch in watched.batches] == [1_000, 1_000, 500]
 
 
 async def test_a_batch_is_of_one_mebibyte(bench: Bench) -> None:
@@ -296,16 +282,6 @@ async def test_enqueue_sync_reads_the_iterable_in_the_callers_thread(bench: Benc
     assert {await asyncio.to_thread(view)} == threads
 
 
-async def test_errors_come_through_to_sync_code(bench: Bench) -> None:
-    def view() -> None:
-        with pytest.raises(EncodeError, match="x: expected int"):
-            add.delay_sync("one")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        with pytest.raises(EnqueueFailed):
-            enqueue_sync(add.bind(n) for n in ["one"])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-
-    await asyncio.to_thread(view)
-
-
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
 
 
@@ -334,11 +310,3 @@ async def test_middleware_sees_the_callers_context(bench: Bench) -> None:
         configure(middleware=[Naming()])
         assert await asyncio.gather(*(send(name) for name in ("a", "b"))) == ["a", "b"]
         assert await asyncio.to_thread(view) == "sync"
-
-
-async def test_the_id_of_a_job_is_known_before_it_is_sent(bench: Bench) -> None:
-    call = add.bind(1, 2)
-    assert (call.job, repr(call)) == (add.name, f"<Call {add.name} {call.id}>")
-    [handle] = await enqueue([call])
-    assert handle.id == call.id
-    assert [lease.envelope.id for lease in await bench.claim()] == [parse_id(call.id)]

@@ -14,9 +14,8 @@ import pytest
 
 from taskflow import EncodeError, KeyConflict, Status, configure, enqueue, job, named, run_sync, send, send_sync
 from taskflow.app.app import App
-from taskflow.model.codec import FunctionCodec, Limits, decode_by_name, encode_by_name
+from taskflow.model.codec import FunctionCodec, Limits, encode_by_name
 from taskflow.model.errors import DecodeError, TooLarge
-from taskflow.model.ids import parse_id
 from taskflow.model.verdict import Succeeded
 from tests.unit.app.bench import Bench, speaking_for
 from tests.unit.codec import kinds as k
@@ -91,13 +90,6 @@ async def test_a_job_that_only_the_worker_knows_runs(bench: Bench) -> None:
     [verdict] = await bench.run_all(by=ELSEWHERE)
     assert isinstance(verdict, Succeeded)
     assert await handle.result() == "Order 7 2026-01-02 ada 3"
-
-
-async def test_the_names_of_python_are_free_too(bench: Bench) -> None:
-    made = await send("app.tasks.odd", self=1, args=2, kwargs=3, cls=4, arguments=5)
-    [lease] = await bench.claim()
-    assert decode_by_name(lease.envelope.payload, limits=Limits()) == {"self": 1, "args": 2, "kwargs": 3, "cls": 4, "arguments": 5}
-    assert lease.envelope.id == parse_id(made.id)
 
 
 async def test_its_options_are_those_of_the_call_and_the_defaults(bench: Bench) -> None:
