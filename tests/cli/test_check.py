@@ -101,24 +101,6 @@ def test_the_reasons_are_those_of_a_worker(cli: Cli, waiting: dict[str, list[str
     assert told["retyped"][0]["reason"] in reasons
 
 
-def test_a_reason_is_told_in_its_row_and_wrapped_on_a_terminal(
-    cli: Cli, waiting: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cli.write("new.py", NEW + '\n    @job(name="gone", queue="slow")\n    def gone(last: int) -> None: ...\n')
-    out = cli("check", "new", code=1).out
-    assert "    1 would park, and wait for a worker with other code: the argument `last` is required, and was not given\n" in out
-    assert "    1 would park, and wait for a worker with other code: the function has no argument `before` (" in out
-    assert "(in a call of" not in out
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("NO_COLOR", "1")
-    default_app().registry._jobs.clear()
-    cli.forget_modules()
-    told = cli("check", "new", code=1).out
-    assert max(map(len, told.splitlines())) <= 80
-    assert told.split() == out.split()
-
-
 def test_all_that_fits_exits_with_0_and_the_window_is_told(cli: Cli, waiting: dict[str, list[str]]) -> None:
     cli("cancel", *waiting["gone"], *waiting["retyped"], *waiting["renamed"], *waiting["apart"])
     assert cli("check", "new").out.splitlines()[-1] == "all 3 jobs would run with this code"

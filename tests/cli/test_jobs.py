@@ -131,15 +131,6 @@ def test_lists_show_neither_arguments_nor_results(cli: Cli, stock: Stock) -> Non
         assert "result" not in said.out
 
 
-def test_an_unknown_job_is_not_found(cli: Cli, stock: Stock) -> None:
-    """Those that are known are shown all the same."""
-    nobody = id_text(bytes(16))
-    said = cli("jobs", nobody, stock.running, code=4)
-    assert nobody in said.err
-    assert stock.running in said.out
-    assert cli.json("jobs", nobody, code=4) == [None]
-
-
 @pytest.mark.parametrize("command", ["jobs", "failures", "retry", "cancel", "purge"])
 def test_a_job_name_that_nothing_has_is_said(cli: Cli, stock: Stock, command: str) -> None:
     said = cli(command, "--job", "goood", "--json")
@@ -151,7 +142,6 @@ def test_a_job_name_that_nothing_has_is_said(cli: Cli, stock: Stock, command: st
 
 
 REFUSED = "ConnectionError: smtp.example.com refused the message of order 1011"
-UNKNOWN = "a worker that knows the job 'app.legacy.send_fax'; deploy the code that sent it"
 DOWN = RunError("OSError", "the warehouse is down")
 
 
@@ -185,15 +175,6 @@ def test_a_reason_is_whole_and_no_column_is_empty(width: int | None, titles: str
     assert heading.split() == titles.split()
     beside = [line.endswith(f"  {REFUSED}") for line in lines]
     assert beside == [True] * 2 if "DETAIL" in titles else lines[1::2] == [f"    {REFUSED}"] * 2
-
-
-def test_a_long_detail_takes_no_column_from_the_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    later = datetime.now(UTC) + timedelta(hours=2)
-    parked, plain = (a_record(Status.SCHEDULED, due_at=later, waiting_for=reason) for reason in (UNKNOWN, None))
-    heading, first, reason, second = rows_of([parked, plain], 120, monkeypatch)
-    assert heading.split() == ["ID", "STATUS", "QUEUE", "JOB", "AGE", "TRY", "DUE"]
-    assert reason == f"    {UNKNOWN}"
-    assert all("  1/2  in " in line for line in (first, second))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator, ValidationError
+from jsonschema import Draft202012Validator
 
 from taskflow.cli.base_parser import Parser
 from taskflow.cli.parser import a_parser
@@ -16,7 +16,7 @@ from taskflow.model.ids import id_text
 from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.model.timetable import EveryTimes
 from tests.cli.inprocess import Cli
-from tests.cli.json_output import OF_SCHEDULES, SCHEMA, check, definition_of
+from tests.cli.json_output import OF_SCHEDULES, SCHEMA, definition_of
 from tests.cli.stock import Stock
 
 NOBODY = id_text(bytes(16))
@@ -54,13 +54,6 @@ def test_each_command_with_json_is_documented_and_no_other() -> None:
     shared = {"queue", "worker", "job", "job_fields", "job_in_full", "totals", "status_of_job", "id", "time", "seconds", "count"}
     assert found | shared == set(SCHEMA["$defs"])
     assert {words[-1] for words in commands(a_parser()) if words[0] == "schedules" and words[1:]} == {*OF_SCHEDULES, "list", "next"}
-
-
-def test_a_field_that_is_not_documented_is_noticed(cli: Cli, stock: Stock) -> None:
-    [queue, *_] = cli.json("queues")
-    for changed in ({**queue, "new": 1}, {name: queue[name] for name in queue if name != "paused"}, {**queue, "paused": "no"}):
-        with pytest.raises(ValidationError):
-            check(["queues"], [changed])
 
 
 LOOKING = ("status", "workers", "queues", "metrics", "jobs", "failures", "doctor", "schedules", "audit")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-
 import pytest
 
 from tests.cli.processes import LEDGER, Shell, ended_clearly
@@ -39,36 +37,3 @@ def test_as_pid1_it_reaps_what_others_leave_behind(shell: Shell, unshare: str, p
     worker = shell.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks", *processes)
     ended_clearly(worker, [0])
     assert shell.ledger() == ["reaped"]
-
-
-ENDS = """
-import os, signal
-from taskflow import job
-
-{at_import}
-
-@job(max_attempts=1)
-def end() -> None:
-    {end}
-"""
-
-
-@pytest.mark.parametrize(
-    ("end", "at_import", "code"),
-    [
-        ("os._exit(7)", "", 7),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "", 128 + signal.SIGKILL),
-        ("raise ValueError", "", 1),
-        ("raise ValueError", "raise ImportError", 2),
-        ("os.kill(1, signal.SIGUSR1)", "signal.signal(signal.SIGUSR1, lambda *_: os._exit(9))", 9),
-    ],
-)
-def test_as_pid1_a_plain_worker_ends_as_anywhere_else(shell: Shell, unshare: str, end: str, at_import: str, code: int) -> None:
-    """It is not replaced, and nothing more is said; and what it has a handler for it hears."""
-    shell.write("tasks.py", ENDS.format(end=end, at_import=""))
-    shell.send("end.bind()")
-    shell.write("tasks.py", ENDS.format(end=end, at_import=at_import))
-    worker = shell.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks", "--drain")
-    assert worker.end() == code, worker.said
-    assert "started" not in worker.said
-    assert worker.said.count("queues: every queue") == (code != 2)

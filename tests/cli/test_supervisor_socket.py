@@ -17,7 +17,6 @@ from taskflow.cli.exit_codes import Exit
 from taskflow.cli.health import Fleet, report_line
 from taskflow.cli.parser import a_parser
 from taskflow.cli.startup import command_of
-from taskflow.cli.worker_options import is_supervised
 from taskflow.worker import supervisor
 from taskflow.worker.children.syscalls import ExitStatus
 from taskflow.worker.health import HealthCheck
@@ -89,13 +88,6 @@ def test_workers_are_started_as_the_supervisor_was(monkeypatch: pytest.MonkeyPat
     assert command_of(ARGV) == [sys.executable, *how, *ARGV]
 
 
-def test_called_by_another_program_they_are_started_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That program, run again, would do who knows what."""
-    monkeypatch.setattr(sys, "argv", ["manage.py", "work"])
-    monkeypatch.setattr(sys, "orig_argv", ["python", "manage.py", "work"])
-    assert command_of(ARGV) == [sys.executable, "-m", "taskflow", *ARGV]
-
-
 # --- its flags -----------------------------------------------------------------------------------------------------------
 
 
@@ -109,12 +101,6 @@ def test_what_is_no_size_is_refused(text: str, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit, match="2"):
         a_parser().parse_args(["worker", "tasks", f"--max-memory={text}"])
     assert "is not a number of bytes, such as 536870912, 512M or 1G" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("flags", [["--processes", "1"], ["--max-jobs", "5"], ["--max-memory", "1G"], ["--reload"]])
-def test_any_of_the_flags_asks_for_a_supervisor(flags: list[str]) -> None:
-    assert is_supervised(a_parser().parse_args(["worker", "tasks", *flags]))
-    assert not is_supervised(a_parser().parse_args(["worker", "tasks"]))
 
 
 # --- probes and systemd ask a supervisor how its workers are ------------------------------------------------------------

@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from tests.docs.pages import README, ROOT
@@ -31,22 +30,6 @@ def test_the_workflow_has_each_python_that_the_checks_use() -> None:
     used = set(re.findall(r"\b3\.\d+\b", re.sub(r"#.*", "", (ROOT / ".ci/run").read_text())))
     assert set(versions) == used
     assert versions[-1] == "3.13"  # the last one is `python3`
-
-
-@pytest.mark.parametrize("name", ["bug", "feature"])
-def test_an_issue_template_has_what_its_list_shows(name: str) -> None:
-    _, front, body = (GITHUB / f"ISSUE_TEMPLATE/{name}.md").read_text().split("---\n", 2)
-    assert set(yaml.safe_load(front)) == {"name", "about"}
-    assert body.count("**") >= 6
-
-
-def test_the_configuration_of_the_issue_templates_is_valid() -> None:
-    assert yaml.safe_load((GITHUB / "ISSUE_TEMPLATE/config.yml").read_text()) == {"blank_issues_enabled": True}
-
-
-def test_the_security_policy_says_how_to_report_and_what_is_supported() -> None:
-    headings = re.findall(r"^## (.*)$", (GITHUB / "SECURITY.md").read_text(), re.MULTILINE)
-    assert headings == ["Report a vulnerability", "Supported versions", "What counts as a vulnerability"]
 
 
 def test_the_metadata_of_the_package_names_files_that_exist() -> None:

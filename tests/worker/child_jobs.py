@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import logging
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
 
-from taskflow import Backoff, Discard, JobContext, Progress, Retry, Snooze, Worker, current_job, job
+from taskflow import Backoff, JobContext, Worker, job
 
 AT_ONCE = Backoff(base=0.0)
 
@@ -52,39 +49,9 @@ def describe(order: Order, *, times: int = 2) -> list[Order]:
     return [order] * times
 
 
-@job(runs_in="process", queue="facts")
-def facts(ctx: JobContext) -> dict[str, Any]:
-    assert current_job() is ctx
-    return {
-        "job_id": ctx.job_id,
-        "epoch": ctx.epoch,
-        "attempt": ctx.attempt,
-        "max_attempts": ctx.max_attempts,
-        "queue": ctx.queue,
-        "headers": dict(ctx.headers),
-        "tags": list(ctx.tags),
-        "created_at": ctx.created_at,
-        "is_main_thread": threading.current_thread() is threading.main_thread(),
-        "argv": sys.argv,
-    }
-
-
 @job(runs_in="process", max_attempts=2, retry=AT_ONCE)
 def fails(ctx: JobContext) -> None:
     raise ValueError(f"attempt {ctx.attempt} \ud800")
-
-
-@job(runs_in="process", max_attempts=4)
-def says(ctx: JobContext, what: str) -> str:
-    if ctx.epoch == 1:
-        match what:
-            case "retry":
-                raise Retry(after=0)
-            case "snooze":
-                raise Snooze(after=0)
-            case "discard":
-                raise Discard("no use")
-    return f"attempt {ctx.attempt}"
 
 
 @job(runs_in="process", max_attempts=2, retry=AT_ONCE, retry_on=(OSError,))
@@ -160,37 +127,12 @@ def prints_natively() -> None:
 
 
 @job(runs_in="process")
-def logs() -> None:
-    logging.getLogger("shop").info("sold %d", 3)
-    logging.getLogger("shop").debug("not shown")
-
-
-@job(runs_in="process")
 def reports(ctx: JobContext, note: str) -> None:
     for number in range(100_000):
         ctx.progress(number / 200_000, "counting")
     ctx.progress(0.75, "waits")
     while not Path(note).exists():
         time.sleep(0.01)
-
-
-@job(runs_in="process", max_attempts=1)
-def reports_wrongly(ctx: JobContext, how: str) -> str:
-    """As `ctx.progress` refuses to, or past its checks."""
-    assert ctx._run is not None
-    past_checks = ctx._run.report
-    match how:
-        case "a note of another type":
-            ctx.progress(0.5, Path("x"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        case "a note of another type, past the checks":
-            past_checks(Progress(0.5, b"x"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        case "no fraction":
-            ctx.progress(3)
-        case "no fraction, past the checks":
-            past_checks(Progress(3.0, "x"))
-        case "too long, past the checks":
-            past_checks(Progress(0.5, "x" * 5_000_000))
-    return "done"
 
 
 @job(runs_in="process")
@@ -201,11 +143,6 @@ def overlaps(note: str) -> float:
         time.sleep(0.05)
         file.write("-")
     return 1.0
-
-
-@job(runs_in="process")
-def returns(what: str) -> Any:
-    return object() if what == "object" else "x" * (2 << 20)
 
 
 @job(runs_in="process", max_attempts=1)
@@ -243,8 +180,3 @@ def outlives_signals() -> bool:
     started = subprocess.run(["grep", "SigIgn", "/proc/self/status"], capture_output=True, text=True, check=True)
     ignored = int(started.stdout.split()[1], 16)
     return not any(ignored & 1 << (number - 1) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-
-
-@job(name="tests.children.plain")
-def plain() -> int:
-    return os.getpid()

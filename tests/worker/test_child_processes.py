@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,28 +16,14 @@ from typing import Any
 
 import pytest
 
-from taskflow import (
-    DeclarationError,
-    JobCancelled,
-    JobContext,
-    JobHandle,
-    Middleware,
-    Progress,
-    RunNext,
-    Status,
-    Verdict,
-    Worker,
-    configure,
-    enqueue,
-    job,
-)
+from taskflow import DeclarationError, JobCancelled, JobHandle, Progress, Status, Worker, configure, enqueue, job
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.clock import start_thread
 from taskflow.model.codec.function import FunctionCodec
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.ids import id_text
-from taskflow.model.verdict import RunEnding, Succeeded
+from taskflow.model.verdict import RunEnding
 from taskflow.worker.children import syscalls
 from taskflow.worker.children.messages import ChildDied
 from taskflow.worker.children.process import Child, ChildOptions, ChildSpec
@@ -95,25 +80,6 @@ async def test_a_shortage_of_the_machine_costs_no_attempt(
     ]
 
 
-async def test_the_context_has_the_facts_of_the_run(worker: Worker) -> None:
-    handle = await jobs.facts.options(headers={"sent-by": "web"}, max_attempts=4, tags=("import:42",)).delay()
-    found = await handle.result(TIMEOUT)
-    info = await handle.info()
-    assert info is not None
-    assert found == {
-        "job_id": handle.id,
-        "epoch": 1,
-        "attempt": 1,
-        "max_attempts": 4,
-        "queue": "facts",
-        "headers": {"sent-by": "web"},
-        "tags": ["import:42"],
-        "created_at": info.created_at,
-        "is_main_thread": True,
-        "argv": sys.argv,
-    }
-
-
 async def test_an_exception_is_a_failure_with_its_own_traceback_and_is_retried(worker: Worker) -> None:
     handle = await jobs.fails.delay()
     failed = await failure(handle)
@@ -142,21 +108,6 @@ async def test_a_call_of_another_version_is_parked(worker: Worker, memory_broker
             await asyncio.sleep(0.01)
     assert (info.status, info.failures) == (Status.SCHEDULED, 0)
     assert "a worker with other code" in info.waiting_for
-
-
-async def test_middleware_is_around_the_run_in_the_worker(lines: Lines) -> None:
-    seen: list[tuple[int, str, type[Verdict]]] = []
-
-    class Notes(Middleware):
-        async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
-            verdict = await call_next(context)
-            seen.append((os.getpid(), context.job_name, type(verdict)))
-            return verdict
-
-    configure(middleware=[Notes()])
-    async with a_worker(lines):
-        await (await jobs.pid.delay()).result(TIMEOUT)
-    assert seen == [(os.getpid(), jobs.pid.name, Succeeded)]
 
 
 async def test_the_state_of_the_lifespan_is_not_there_and_says_so(lines: Lines) -> None:

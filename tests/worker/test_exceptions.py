@@ -31,8 +31,6 @@ from taskflow import (
 )
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.ids import parse_id
-from taskflow.worker.children.messages import ChildDied
-from tests.worker.child_jobs import dies, fails
 
 
 class Watching(Middleware):
@@ -164,11 +162,3 @@ async def test_it_is_gone_once_the_run_has_ended(watching: Watching) -> None:
     await asyncio.sleep(0)
     gc.collect()
     assert [reference() for reference in kept] == [None, None]
-
-
-async def test_of_a_child_process_only_its_death_is_an_exception_here(watching: Watching) -> None:
-    """What is raised there arrives as text."""
-    await enqueue([fails.bind(), dies.options(max_attempts=1).bind("exit")])
-    async with Worker() as worker:
-        await until_ended(worker, 3)
-    assert {name: type(error) for name, (_, error) in watching.seen.items()} == {fails.name: type(None), "exit": ChildDied}

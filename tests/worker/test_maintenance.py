@@ -25,7 +25,6 @@ from tests.worker.scene import EventRecorder, options
 FIRST_PORTION = PORTIONS[0][1]
 LATER = UpkeepResult(next_in=1.5)
 DROPPED = UpkeepResult(dropped=3, next_in=0.0)
-READIED = UpkeepResult(readied=3, next_in=0.0)
 
 
 class Told(MemoryBroker):

@@ -17,7 +17,7 @@ from taskflow.model.record import Record
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker import runs as runs_module
-from taskflow.worker.runs import HISTORY_CAP, MEASURED_OVER, RESERVE_WINDOW, SLOW_TTL, Prefetch
+from taskflow.worker.runs import RESERVE_WINDOW, Prefetch
 from tests.support.records import set_crashes, take_back_last
 from tests.worker.scene import EventRecorder, Run, options, waits
 
@@ -215,45 +215,3 @@ async def test_a_claim_that_is_not_answered_does_not_hold_up_the_end(watched: Wa
     async with asyncio.timeout(10):
         async with a_worker(stop_timeout=0.1):
             await watched.asked.wait()
-
-
-# --- how large the reserve is ----------------------------------------------------------------------------------
-
-
-def test_the_reserve_is_what_will_start_in_a_moment_at_the_measured_rate() -> None:
-    prefetch = Prefetch(0.0)
-    assert prefetch.reserve(MEASURED_OVER / 2) == 0
-    for _ in range(50):
-        prefetch.note("q", QUICK)
-    assert prefetch.reserve(MEASURED_OVER) == 50 * RESERVE_WINDOW / MEASURED_OVER
-    assert prefetch.reserve(10 * MEASURED_OVER) == 0
-
-
-def test_a_queue_of_long_runs_has_no_reserve_until_its_median_is_short_again() -> None:
-    prefetch = Prefetch(0.0)
-    for _ in range(1_000):
-        prefetch.note("quick", QUICK)
-    for _ in range(HISTORY_CAP + 1):
-        prefetch.note("slow", SLOW)
-    assert prefetch.reserve(MEASURED_OVER) == 0
-    for _ in range(HISTORY_CAP + 1):
-        prefetch.note("slow", QUICK)
-    assert prefetch.reserve(2 * MEASURED_OVER) > 0
-
-
-def test_a_slow_queue_that_is_used_no_more_is_forgotten() -> None:
-    """One slow run in it does not take the reserve from all others for as long as the session lives."""
-    prefetch = Prefetch(0.0)
-    prefetch.note("once", SLOW)
-    assert reserve_after(prefetch, SLOW_TTL) == 0
-    assert reserve_after(prefetch, 1.1 * SLOW_TTL) > 0
-
-
-def reserve_after(prefetch: Prefetch, now: float) -> int:
-    """While another queue has short runs."""
-    for _ in range(1_000):
-        prefetch.note("quick", QUICK)
-    prefetch.reserve(now - MEASURED_OVER)
-    for _ in range(1_000):
-        prefetch.note("quick", QUICK)
-    return prefetch.reserve(now)

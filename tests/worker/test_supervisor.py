@@ -125,13 +125,6 @@ def test_the_first_worker_starts_alone_and_the_others_when_it_works() -> None:
     assert office.slots == [0, 1, 2]
 
 
-@pytest.mark.parametrize("status", [1, 2, 3])
-def test_an_application_that_cannot_be_started_ends_it_with_the_workers_code(status: int) -> None:
-    office = an_office(3, working=False)
-    office.ends(1, status=status)
-    assert (office.code, office.started) == (status, 1)
-
-
 def test_when_all_have_been_started_it_ends_after_the_last(caplog: pytest.LogCaptureFixture) -> None:
     office = an_office(3, working=False)
     office.supervisor.record_report(1, "loaded")
@@ -346,16 +339,6 @@ def test_a_stop_ends_a_rolling_restart() -> None:
 # --- recycling -----------------------------------------------------------------------------------------------------------
 
 
-def test_one_that_has_run_as_many_jobs_as_it_may_has_a_successor_at_once() -> None:
-    office = an_office(1)
-    office.does(lambda: office.supervisor.record_report(1, "retiring"))
-    assert (office.started, office.sent) == (2, [])
-    office.works(2)
-    office.ends(1)
-    office.act(60.0)
-    assert (office.alive, office.sent, office.crashes) == ({2}, [], [])
-
-
 def test_one_that_retires_has_all_the_time_that_its_runs_take() -> None:
     """Neither is it signalled nor ended by force; when it has wound down it must end."""
     office = an_office(1, grace=10.0, max_memory=1000)
@@ -408,19 +391,6 @@ def test_a_change_replaces_all_at_once_the_first_alone() -> None:
     assert office.slots == [0, 1, 0]
     office.works(3)
     assert office.slots == [0, 1, 0, 1]
-
-
-def test_what_cannot_start_waits_for_the_next_change(caplog: pytest.LogCaptureFixture) -> None:
-    office = an_office(2, is_reloading=True)
-    office.does(office.supervisor.reload)
-    office.ends(1, 2)
-    office.ends(3, status=2)
-    office.act(3600.0)
-    assert (office.started, office.code) == (3, None)
-    assert caplog.text.count("waiting for a file to change") == 1
-    office.does(office.supervisor.reload)
-    office.works(4)
-    assert office.started == 5
 
 
 def test_a_change_amid_a_rolling_restart_ends_it() -> None:

@@ -17,23 +17,6 @@ from taskflow.model.clock import start_thread
 from taskflow.model.errors import JobStopping
 from taskflow.worker.thread_pool import CancelledBeforeStart, StoppableCall, ThreadPool
 
-MANY = 100
-
-
-class Held:
-    """Threads that begin when they are let go."""
-
-    def __init__(self) -> None:
-        self.targets: list[Callable[[], None]] = []
-
-    def start(self, target: Callable[[], None], name: str) -> threading.Thread:
-        self.targets.append(target)
-        return threading.Thread(target=target, name=name, daemon=True)
-
-    def let_go(self) -> None:
-        for target in self.targets:
-            start_thread(target, "let-go")
-
 
 async def test_functions_that_wait_for_each_other_run_at_one_time() -> None:
     """As many as there may be threads, each in its own."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from taskflow import DeclarationError, Job, JobContext, JobStopping, RunEnding, Status, SyncJob, Worker, configure, job
+from taskflow import DeclarationError, Job, JobContext, JobStopping, RunEnding, Status, SyncJob, Worker, job
 from taskflow.worker.children import pool
 from tests.worker import stopping_jobs as jobs
 from tests.worker.child_scene import TIMEOUT, a_worker, failure
@@ -65,16 +65,6 @@ def falls_through() -> None:
         left.append("finally")
 
 
-@job(name="tests.timeout.default", timeout=0.2, max_attempts=1)
-def as_configured() -> str:
-    try:
-        for _ in range(60):
-            time.sleep(0.01)
-    except JobStopping:
-        return "in part"
-    return "whole"
-
-
 @job(name="tests.timeout.cancelled", timeout=60, max_attempts=1, timeout_raises=True)
 def watches(ctx: JobContext) -> str:
     return "asked" if ctx.cancelled.wait(TIMEOUT) else "not asked"
@@ -113,15 +103,6 @@ async def test_a_function_that_lets_it_pass_has_exceeded_its_timeout(worker: Wor
     assert [error.ending for error in info.errors] == [RunEnding.TIMED_OUT]
 
 
-async def test_it_may_be_the_default(worker: Worker) -> None:
-    failed = await failure(await as_configured.options(timeout=0.05).delay())
-    assert failed.type == "TimeoutError"
-    configure(defaults={"timeout_raises": True})
-    async with a_worker():
-        await worker.finish()
-        assert await (await as_configured.delay()).result(TIMEOUT) == "in part"
-
-
 async def test_a_cancellation_interrupts_no_thread(worker: Worker) -> None:
     handle = await watches.delay()
     while await handle.status() is not Status.RUNNING:  # noqa: ASYNC110  # a claim wakes no sender
@@ -147,4 +128,4 @@ async def test_a_child_that_goes_on_is_killed_a_while_later(worker: Worker, tmp_
 
 def test_a_wrong_value_is_refused_where_it_is_declared() -> None:
     with pytest.raises(DeclarationError, match="timeout_raises=5: expected True or False"):
-        job(name="tests.timeout.wrong", timeout_raises=5)(as_configured.function)  # type: ignore[call-overload]
+        job(name="tests.timeout.wrong", timeout_raises=5)(in_thread.function)  # type: ignore[call-overload]

@@ -75,11 +75,6 @@ async def test_outside_of_a_run_there_is_none(bench: Bench) -> None:
         current_job()
 
 
-async def test_a_run_is_completed_only_while_a_worker_runs_it(bench: Bench) -> None:
-    with pytest.raises(TaskflowError, match=r"complete_in\(\) was called outside of a run"):
-        JobContext().complete_in(cast(Any, None))
-
-
 @pytest.mark.parametrize(
     ("fraction", "error", "words"),
     [

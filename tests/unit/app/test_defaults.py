@@ -223,16 +223,6 @@ def test_the_decorator_comes_before_the_preset_and_the_preset_before_the_default
     assert fetch.bind("a").envelope.keep_result == 8.0
 
 
-def test_a_preset_can_be_derived_from_another() -> None:
-    slow = io(timeout=3600, max_attempts=2)
-
-    @slow(name="tests.defaults.slow", timeout=None, queue=None)
-    def crawl() -> None: ...
-
-    assert sent_of(crawl.bind()) == ("io", 2, None)
-    assert sent_of(fetch.bind("a")) == ("io", 1, None), "the first is as it was"
-
-
 @pytest.mark.parametrize(
     ("given", "says"),
     [

@@ -6,7 +6,6 @@ import asyncio
 import math
 import pickle
 import time
-import uuid
 from dataclasses import dataclass
 from datetime import UTC, date, timedelta
 from typing import Any
@@ -93,15 +92,6 @@ async def test_the_text_of_an_error_is_safe_to_print_and_its_fields_are_exact(
     assert getattr(caught.value, "reason" if how == "cancel" else "message") == HOSTILE
 
 
-async def test_cancel_tells_what_it_found(bench: Bench) -> None:
-    ended, waiting, scheduled = await add.delay(1), await add.delay(2), await add.options(after=60).delay(3)
-    [first, _] = await bench.claim()
-    await bench.run(first)
-    assert [await handle.cancel() for handle in (ended, waiting, scheduled)] == [Status.SUCCEEDED, Status.RUNNING, Status.SCHEDULED]
-    assert [await handle.status() for handle in (ended, waiting, scheduled)] == [Status.SUCCEEDED, Status.RUNNING, Status.CANCELLED]
-    assert await JobHandle.of(str(uuid.uuid4())).cancel() is None
-
-
 async def test_a_result_that_is_no_longer_kept(bench: Bench) -> None:
     """The sender knows that the job was there: expired. Whoever has an id only does not: unknown."""
     handle = await add.options(keep_result=10).delay(1)
@@ -186,17 +176,6 @@ async def test_each_error_in_info_has_the_times_and_the_worker_of_its_run(bench:
     assert error.started_at <= error.at
     assert info.created_at <= error.at <= bench.now
     assert (error.ending, error.worker) == (RunEnding.FAILED, "worker")
-
-
-async def test_a_handle_from_an_id(bench: Bench) -> None:
-    sent = await add.delay(1, 2)
-    await bench.run_all()
-    typed, bare = JobHandle.of(sent.id, job=add), JobHandle.of(sent.id)
-    assert typed == bare == sent
-    assert len({typed, bare, sent}) == 1
-    assert [await typed.result(), await bare.result()] == [3, 3]
-    assert add.name in repr(typed)
-    assert sent.id in repr(bare)
 
 
 async def test_a_notebook_shows_a_handle_as_its_job_stands(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,21 +308,6 @@ async def test_a_hundred_waiters_for_a_hundred_jobs_share_their_reads(bench: Ben
 def _settlement(lease: Lease) -> Settlement:
     (x, y), _ = add.codec.decode_arguments(lease.envelope.payload)
     return succeeded(lease, add.codec.encode_result(x + y))
-
-
-async def test_a_waiter_that_ends_leaves_nothing_behind(bench: Bench) -> None:
-    """Also one that is cancelled: it listens no more."""
-    handle = await add.delay(1)
-    waiting = asyncio.ensure_future(handle.result())
-    await asyncio.sleep(0.05)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    with pytest.raises(TimeoutError):
-        await handle.result(timeout=0.05)
-    flag = getattr(bench.broker, "_flag", None)
-    if flag is not None:
-        assert not flag.is_heard
 
 
 async def test_a_job_that_ended_before_the_listening_is_not_missed(bench: Bench) -> None:

@@ -32,7 +32,7 @@ from taskflow.app.options import EnqueueOptions
 from taskflow.model.ids import key_digest
 from taskflow.model.schedule_plan import SchedulePlan
 from tests.unit.app.bench import Bench
-from tests.unit.app.jobs import add, double
+from tests.unit.app.jobs import add
 from tests.unit.app.watched import Watched
 
 any_job: Any = job
@@ -133,16 +133,6 @@ async def test_live_finds_a_job_by_its_key_until_it_has_ended(bench: Bench) -> N
     await bench.run_all()
     assert await found.result() == 2
     assert await add.live("sum") is None
-
-
-async def test_live_looks_where_a_call_with_these_options_would(bench: Bench) -> None:
-    of_queue = await once.options(queue="math").delay(1)
-    of_name = await once.options(queue="math", key_scope="name").delay(1)
-
-    assert await add.live("sum") is None
-    assert await add.options(queue="math").live("sum") == of_queue
-    assert await add.options(key_scope="name").live("sum") == of_name
-    assert await double.live("sum") is None
 
 
 async def test_live_takes_one_round_trip(bench: Bench) -> None:

@@ -217,16 +217,6 @@ async def test_middleware_that_calls_the_job_twice_at_once_fails_the_run(bench: 
 
 
 @pytest.mark.usefixtures("_nobody_at_work")
-async def test_middleware_may_call_the_job_again(bench: Bench) -> None:
-    """One run after the other, in the slot of the run."""
-    configure(middleware=[Twice("one after the other")])
-    handle = await counted.delay()
-    async with Worker():
-        assert await handle.result(20) == "done"
-    assert (AtWork.most, AtWork.ended) == (1, 2)
-
-
-@pytest.mark.usefixtures("_nobody_at_work")
 @pytest.mark.parametrize("how", ["left behind", "too late"])
 async def test_a_call_that_middleware_leaves_behind_does_not_outlive_the_run(bench: Bench, how: str) -> None:
     middleware = Twice(how)

@@ -254,17 +254,6 @@ async def test_an_id_of_another_job_is_never_reported_as_sent(bench: Bench) -> N
         await send_call(default_app(), other)
 
 
-async def test_sync_code_sends_and_waits(bench: Bench) -> None:
-    def view() -> list[int]:
-        handle = add.delay_sync(1, 2)
-        handles = enqueue_sync(add.bind(n) for n in range(3))
-        asyncio.run_coroutine_threadsafe(bench.run_all(), loop).result(30)
-        return [run_sync(each.result(timeout=10)) for each in [handle, *handles]]
-
-    loop = asyncio.get_running_loop()
-    assert await asyncio.to_thread(view) == [3, 1, 2, 3]
-
-
 async def test_enqueue_sync_reads_the_iterable_in_the_callers_thread(bench: Bench) -> None:
     """A database cursor, for one, refuses other threads; and a slow one must not hold up other senders."""
     threads: set[int] = set()

@@ -240,11 +240,6 @@ async def charge(ctx: JobContext, order: Order, *lines: int, cents: int = 5, **r
     return f"{current_job().arguments is ctx.arguments}"
 
 
-@job(name="tests.stamp.charge_in_thread")
-def charge_in_thread(order: Order, cents: int = 5) -> bool:
-    return current_job().arguments["order"] is order
-
-
 class Looking(Middleware):
     def __init__(self) -> None:
         self.stamped: list[Mapping[str, Any]] = []
@@ -281,13 +276,6 @@ async def test_arguments_have_their_parameters_names_and_defaults(bench: Bench, 
     assert dict(looking.stamped[-1]) == {"x": 1, "y": 1}
     await nothing.delay()
     assert dict(looking.stamped[-1]) == {}
-
-
-async def test_a_function_gets_the_objects_that_middleware_sees(bench: Bench, looking: Looking) -> None:
-    inline, threaded = await charge.delay(Order(1)), await charge_in_thread.delay(Order(1))
-    await bench.run_all()
-    assert await inline.result() == "True"
-    assert await threaded.result() is True
 
 
 async def test_they_are_not_looked_for_unless_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
