@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.cli.processes import Shell, a_terminal, ended_clearly
+from tests.cli.processes import LEDGER, Shell, a_terminal, ended_clearly
 from tests.cli.shutdown import BRIEF, NOT_HEARD, STUBBORN, Stage, had_time, nothing_is_lost, stops
 from tests.cli.supervised import IN_A_CONTAINER, ON_A_TERMINAL, a_little_later
 from tests.support.processes import children_of
@@ -165,3 +165,38 @@ import time
 print("loading\\n", end="", flush=True)
 time.sleep(3600)
 """
+
+
+# --- orphans ---------------------------------------------------------------------------------------------------------------
+
+
+ORPHAN = (
+    LEDGER
+    + """
+import os, signal, subprocess, time
+from taskflow import job
+
+@job
+def leave_an_orphan() -> None:
+    said = subprocess.run(["sh", "-c", "sleep 0.1 >/dev/null & echo $!"], capture_output=True, text=True, check=True)
+    orphan = int(said.stdout)
+    give_up_at = time.monotonic() + 30
+    while time.monotonic() < give_up_at:
+        try:
+            os.kill(orphan, 0)  # a zombie takes signals too
+        except ProcessLookupError:
+            write("reaped")
+            break
+        time.sleep(0.01)
+    os.kill(os.getppid(), signal.SIGTERM)
+"""
+)
+
+
+@pytest.mark.parametrize("processes", [[], ["--processes", "1"]], ids=["plain", "supervised"])
+def test_as_pid1_it_reaps_what_others_leave_behind(shell: Shell, unshare: str, processes: list[str]) -> None:
+    shell.write("tasks.py", ORPHAN)
+    shell.send("leave_an_orphan.bind()")
+    worker = shell.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks", *processes)
+    ended_clearly(worker, [0])
+    assert shell.ledger() == ["reaped"]

@@ -6,12 +6,15 @@ import argparse
 import inspect
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from typing import Final
+from zoneinfo import ZoneInfo
 
 import pytest
 
 import taskflow
-from taskflow import EnqueueOptions, TaskflowError
+from taskflow import Cron, EnqueueOptions, TaskflowError
 from taskflow.app.options import DECORATOR_ONLY
 from taskflow.app.settings import DEFAULT_BROKER, TEXTUAL, Settings
 from taskflow.broker.url import SCHEMES
@@ -159,3 +162,64 @@ def test_the_parameters_of_enqueue_in_sql_are_those_of_the_function() -> None:
 )
 def test_a_table_is_made_from_the_code(page: str, table: Callable[[], str]) -> None:
     assert f"\n\n{table()}\n\n" in (ROOT / "docs" / page).read_text()
+
+
+# --- public names and guarantees -------------------------------------------------------------------------------------------
+
+
+def test_every_public_name_is_in_the_reference_of_the_api() -> None:
+    page = (ROOT / "docs/reference/api.md").read_text()
+    assert sorted(re.findall(r"^\.\. auto\w+:: (\w+)$", page, re.MULTILINE)) == taskflow.__all__
+
+
+def test_every_guarantee_names_tests_that_exist() -> None:
+    text = (ROOT / "docs/explanation/guarantees.md").read_text()
+    named = re.findall(r"\[`(test_\w+)`\]\(\.\./\.\./(tests/[\w/]+\.py)\)", text)
+    assert [(test, file) for test, file in named if f"def {test}(" not in (ROOT / file).read_text()] == []
+    promises = re.findall(r"^\*\*", text, re.MULTILINE)
+    assert len(promises) == text.count("\nTested by ") >= 15
+
+
+@pytest.mark.parametrize("folder", ["tutorial", "how-to", "explanation", "reference", "migrate"])
+def test_the_index_of_a_folder_lists_its_pages(folder: str) -> None:
+    """Sphinx could make the list, but GitHub shows the file as it is."""
+    index = ROOT / "docs" / folder / "index.md"
+    listed = re.findall(r"^(?:-|\d+\.) \[[^]]+\]\(([^/)]+)\)", index.read_text(), re.MULTILINE)
+    assert sorted([*listed, "index.md"]) == sorted(page.name for page in index.parent.glob("*.md"))
+
+
+# --- clock changes ---------------------------------------------------------------------------------------------------------
+
+
+_ROWS: Final = re.findall(
+    r"^\| (\w+/\w+) \| ([\d-]+) \| ([^|]*) \| `([^`]+)` \| ([^|]+) \|$", (ROOT / "docs/how-to/schedule-jobs.md").read_text(), re.MULTILINE
+)
+
+
+def fired_on(day: str, zone: ZoneInfo, expression: str) -> list[str]:
+    at = datetime.fromisoformat(day).replace(tzinfo=zone).astimezone(UTC) - timedelta(microseconds=1)
+    cron, found = Cron(expression, tz=zone), []
+    while (following := cron.next(at)) is not None and following.astimezone(zone).date().isoformat() == day:
+        at = following
+        offset = at.astimezone(zone).strftime("%z")
+        found.append(f"{at.astimezone(zone):%H:%M} {offset[:3]}:{offset[3:]}")
+    return found
+
+
+def test_there_are_changes_of_five_zones() -> None:
+    assert len({zone for zone, *_ in _ROWS}) == 5
+
+
+@pytest.mark.parametrize(("zone", "day", "change", "expression", "times"), _ROWS)
+def test_a_schedule_fires_as_the_table_says(zone: str, day: str, change: str, expression: str, times: str) -> None:
+    shown = list(takewhile(lambda time: time != "...", times.strip().split(", ")))
+    fired = fired_on(day, ZoneInfo(zone), expression)
+    assert (fired[: len(shown)] if times.strip().endswith("...") else fired) == shown
+
+
+@pytest.mark.parametrize(("zone", "day", "change"), [row[:3] for row in _ROWS if row[2]])
+def test_the_clock_changes_as_the_table_says(zone: str, day: str, change: str) -> None:
+    begin = datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone))
+    before, after = (begin + timedelta(hours=int(time[:2]), minutes=int(time[3:])) for time in change.strip().split(" → "))
+    gained = (before - timedelta(minutes=1)).astimezone(UTC) + timedelta(minutes=1)
+    assert gained.astimezone(begin.tzinfo).replace(tzinfo=None) == after.replace(tzinfo=None)

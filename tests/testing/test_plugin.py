@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import subprocess
+import sys
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -33,7 +35,7 @@ from taskflow import (
 from taskflow.app.app import default_app
 from taskflow.app.job_type import Registry
 from taskflow.testing import runs
-from tests.docs.pages import blocks
+from tests.docs.pages import ROOT, blocks
 
 pytest_plugins = ["pytester"]
 
@@ -283,3 +285,19 @@ async def test_a_job_that_a_schedule_has_added_sends_its_follow_up(taskflow_jobs
     await schedules.put("put", fails.options(on_failure=hears.bind("put")).bind(), Every(3_600))
     await taskflow_jobs.advance(3_600, raises=False)  # exactly one instant, wherever the clock stands
     assert sorted(heard) == ["declared", "put"]
+
+
+# --- without pytest --------------------------------------------------------------------------------------------------------
+
+
+WITHOUT_PYTEST = "import sys, unittest; sys.modules['pytest'] = None; unittest.main('page', argv=['page', '-v'])"
+
+
+@pytest.mark.slow
+def test_the_classes_of_the_page_pass_without_pytest(tmp_path: Path) -> None:
+    page = [block.text for block in blocks(ROOT / "docs/how-to/test-jobs.md", "python") if "import pytest" not in block.text]
+    page = [text.partition("def test_an_account_that_does_not_exist")[0] if "pytest.raises" in text else text for text in page]
+    (tmp_path / "page.py").write_text("\n\n".join(page))
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", WITHOUT_PYTEST], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "Ran 3 tests" in ran.stderr

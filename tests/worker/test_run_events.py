@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -11,9 +12,10 @@ import pytest
 from taskflow import JobFailed, Status, Worker, enqueue, job
 from taskflow.app.app import default_app
 from taskflow.broker.protocol import Broker
+from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.session import Beat
-from taskflow.model.verdict import Settled, Settlement, Succeeded
+from taskflow.model.verdict import Parked, Settled, Settlement, Succeeded
 from taskflow.worker import runs as runs_module
 from taskflow.worker.events import (
     BrokerCallFailed,
@@ -25,7 +27,7 @@ from taskflow.worker.events import (
     VerdictsLost,
     WorkerEvent,
 )
-from taskflow.worker.log import log_event
+from taskflow.worker.log import PARK_INTERVAL, log_event
 from taskflow.worker.options import WorkerOptions
 from tests.support.records import set_hand_backs
 from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker, options, waits
@@ -203,3 +205,25 @@ async def test_a_log_handler_that_raises_costs_no_verdict(
 def _log_runs(event: WorkerEvent) -> None:
     if isinstance(event, RunEnded):
         log_event(event)
+
+
+# --- parked jobs -----------------------------------------------------------------------------------------------------------
+
+
+def test_parked_jobs_of_one_name_have_one_line_an_interval(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    caplog.set_level(logging.INFO, "taskflow.worker")
+
+    def park(name: str) -> None:
+        lease = Lease(envelope=Envelope(id=bytes(16), job=name, payload=b""), epoch=1, claim=ClaimId(bytes(16), 1, 0), created_at=0)
+        log_event(RunEnded(lease, Parked(f"a worker that knows the job {name!r}", 5.0), 0.001))
+
+    for _ in range(1_000):
+        park("app.parked_a")
+        park("app.parked_b")
+    assert [line.partition(" ")[0] for line in caplog.messages] == ["app.parked_a", "app.parked_b"]
+    assert "parked for 5.0 s: it waits for a worker that knows the job 'app.parked_a'" in caplog.messages[0]
+    now += PARK_INTERVAL
+    park("app.parked_a")
+    assert len(caplog.messages) == 3
