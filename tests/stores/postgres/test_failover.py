@@ -58,8 +58,12 @@ async def one_is_added(broker: Broker) -> float:
     return elapsed_since(began_at)
 
 
-async def test_a_primary_that_dies_under_load_loses_and_repeats_nothing(server: PostgresServer, standby: Standby) -> None:
-    """Its standby is synchronous, as it has to be for that. Sessions and leases survive with the rest, and wake-ups come as before."""
+@pytest.mark.parametrize("is_dead", [True, False], ids=["dies", "turns read-only"])
+async def test_a_primary_that_is_replaced_under_load_loses_and_repeats_nothing(
+    server: PostgresServer, standby: Standby, is_dead: bool
+) -> None:
+    """Its standby is synchronous, as it has to be for that. Sessions and leases survive with the rest, and wake-ups come as before.
+    Connections to a primary that turns read-only live on, and every write on them fails: the listener leaves it too."""
     configure(enqueue_timeout=TIMEOUT)
     standby.be_waited_for()
     async with SceneOfTwo(server, standby) as scene:
@@ -68,7 +72,11 @@ async def test_a_primary_that_dies_under_load_loses_and_repeats_nothing(server: 
             sending = asyncio.create_task(scene.keep_sending(range(MANY), ahead=MANY // 4))
             await scene.until_ran([40])
             assert not sending.done()
-            await asyncio.to_thread(server.stop, "immediate")
+            if is_dead:
+                await asyncio.to_thread(server.stop, "immediate")
+            else:
+                server.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+                server.execute("SELECT pg_reload_conf()")
             await asyncio.to_thread(standby.promote)
             await sending
             await scene.until_done()
@@ -76,24 +84,6 @@ async def test_a_primary_that_dies_under_load_loses_and_repeats_nothing(server: 
             await scene.until_done()
         await scene.assert_each_settled_once()
     assert not scene.has_lost_a_session
-
-
-async def test_a_primary_that_turns_read_only_is_left(server: PostgresServer, standby: Standby) -> None:
-    """Its connections live on, and every write on them fails: the listener leaves it too, though no one cuts its connection."""
-    configure(enqueue_timeout=TIMEOUT)
-    standby.be_waited_for()
-    async with SceneOfTwo(server, standby) as scene, scene.worker(ttl=20):
-        await scene.send(range(20))
-        await scene.until_done()
-        server.execute("ALTER SYSTEM SET default_transaction_read_only = on")
-        server.execute("SELECT pg_reload_conf()")
-        sending = asyncio.create_task(scene.keep_sending(range(20, 60)))
-        await asyncio.to_thread(standby.promote)
-        await sending
-        await scene.until_done()
-        await scene.check_wake_ups(range(60, 66))
-        await scene.until_done()
-        await scene.assert_each_settled_once()
 
 
 async def test_a_standby_at_the_first_address_is_passed_over_and_standbys_alone_are_waited_for(

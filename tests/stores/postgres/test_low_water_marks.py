@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
-from typing import Final
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, Final
 
 import asyncpg
 import pytest
@@ -178,28 +178,21 @@ async def test_a_scheduled_job_of_a_transaction_that_commits_late_is_found(work:
     assert [lease.envelope.id for lease in await work.claim()] == [job_id.bytes]
 
 
-async def test_a_verb_that_took_long_checks_the_marks_itself(work: Work, stranger: asyncpg.Connection) -> None:
-    """The commit of an enqueue takes two seconds; others' jobs come and go meanwhile."""
+@pytest.mark.parametrize("is_turn", [False, True], ids=["a statement", "a turn"])
+async def test_a_verb_that_took_long_checks_the_marks_itself(work: Work, stranger: asyncpg.Connection, is_turn: bool) -> None:
+    """Its commit takes two seconds; others' jobs come and go meanwhile. A turn is a transaction for contested records: it measures its
+    statements, and not only these."""
     await stranger.execute(_SLOW_COMMIT)
-    late = an_envelope(job="slow")
+    late = an_envelope(job="slow", after=3600.0 if is_turn else 0.0)
+    if is_turn:
+        await work.broker.enqueue([late])
+        assert isinstance(work.broker, PostgresBroker)
+        work.broker._contention.note([Ref(Kind.JOB, late.id)])
     with work.broker.listen([topics.queue("default")]) as nudges:
-        adding = asyncio.create_task(work.broker.enqueue([late]))
+        call: Coroutine[Any, Any, Any] = work.broker.admin.run_now([late.id]) if is_turn else work.broker.enqueue([late])
+        calling = asyncio.create_task(call)
         await work.go_beyond(late)
-        assert await adding == [Added(late.id)]
-        assert [lease.envelope.id for lease in await work.found(nudges)] == [late.id]
-
-
-async def test_a_turn_whose_commit_took_long_checks_the_marks_too(work: Work, stranger: asyncpg.Connection) -> None:
-    """A transaction for contested records measures its statements, and not only these."""
-    await stranger.execute(_SLOW_COMMIT)
-    late = an_envelope(job="slow", after=3600.0)
-    await work.broker.enqueue([late])
-    assert isinstance(work.broker, PostgresBroker)
-    work.broker._contention.note([Ref(Kind.JOB, late.id)])
-    with work.broker.listen([topics.queue("default")]) as nudges:
-        readying = asyncio.create_task(work.broker.admin.run_now([late.id]))
-        await work.go_beyond(late)
-        assert await readying == [Status.SCHEDULED]
+        assert await calling == ([Status.SCHEDULED] if is_turn else [Added(late.id)])
         assert [lease.envelope.id for lease in await work.found(nudges)] == [late.id]
 
 

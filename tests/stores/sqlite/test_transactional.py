@@ -47,15 +47,31 @@ def connect(store: Transactional, path: Path) -> Iterator[Connect]:
         connection.close()
 
 
-async def test_a_file_that_is_only_attached_is_refused(broker: SqliteBroker, connect: Connect, path: Path, tmp_path: Path) -> None:
-    """A commit to several files is not atomic: after a crash one of them may lack it."""
-    for main in (tmp_path / "main.db", ":memory:", ""):
-        caller = connect(main)
+@pytest.mark.parametrize(
+    ("main", "version", "kind", "says"),
+    [
+        *((main, None, WrongConnection, "is only attached to the connection, as 'jobs'") for main in ("main.db", ":memory:", "")),
+        (None, None, WrongConnection, r"another copy of SQLite.+2020-01-01 another"),
+        (None, 99, BrokerRefused, "newer taskflow"),
+        (None, 0, BrokerRefused, "taskflow migrate"),
+    ],
+)
+async def test_a_connection_that_cannot_carry_jobs_is_refused(
+    connect: Connect, path: Path, main: str | None, version: int | None, kind: type[Exception], says: str
+) -> None:
+    """A commit to several files is not atomic: after a crash one of them may lack it. Some packages bring another copy of SQLite:
+    https://sqlite.org/howtocorrupt.html, section 2.2.1."""
+    caller = connect(path if main is None else path.with_name(main) if main == "main.db" else main)
+    if main is not None:
         caller.execute("ATTACH ? AS jobs", [str(path)])
-        caller.execute("BEGIN")
-        with unaffected(caller), pytest.raises(WrongConnection, match=f"{path} is only attached to the connection, as 'jobs'"):
-            caller.check()
-        caller.commit()
+    elif version is not None:
+        caller.execute(f"UPDATE taskflow_meta SET value = {version} WHERE name = 'version'")
+    else:
+        caller.connection.create_function("sqlite_source_id", 0, lambda: "2020-01-01 another")
+    caller.execute("BEGIN")
+    with unaffected(caller), pytest.raises(kind, match=says):
+        caller.check()
+    caller.roll_back()
 
 
 _TABLE, _VIEW = "CREATE TEMP TABLE {0} AS SELECT * FROM main.{0}", "CREATE TEMP VIEW {0} AS SELECT * FROM main.{0}"
@@ -100,16 +116,6 @@ async def test_the_file_is_known_by_any_of_its_names(broker: SqliteBroker, conne
             pass
 
 
-async def test_a_connection_through_another_copy_of_sqlite_is_refused(connect: Connect) -> None:
-    """As those of some other packages are: https://sqlite.org/howtocorrupt.html, section 2.2.1."""
-    caller = connect()
-    caller.connection.create_function("sqlite_source_id", 0, lambda: "2020-01-01 another")
-    caller.execute("BEGIN")
-    with unaffected(caller), pytest.raises(WrongConnection, match=r"another copy of SQLite.+2020-01-01 another"):
-        caller.check()
-    caller.commit()
-
-
 async def test_a_connection_that_converts_numbers_is_refused(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sqlite3.converters, "INTEGER", lambda raw: uuid.uuid5(uuid.NAMESPACE_OID, raw.hex()))
     with pytest.raises(WrongConnection, match="converts stored values to UUID"):
@@ -133,16 +139,6 @@ async def test_a_transaction_that_began_before_the_tables_is_refused(broker: Sql
         with caller.transaction():
             caller.enqueue(an_envelope())
         await early.close()
-
-
-@pytest.mark.parametrize(("version", "message"), [(99, "newer taskflow"), (0, "taskflow migrate")])
-async def test_tables_of_another_version_are_refused(connect: Connect, version: int, message: str) -> None:
-    caller = connect()
-    caller.execute(f"UPDATE taskflow_meta SET value = {version} WHERE name = 'version'")
-    caller.execute("BEGIN")
-    with unaffected(caller), pytest.raises(BrokerRefused, match=message):
-        caller.check()
-    caller.roll_back()
 
 
 SETTINGS: dict[str, tuple[str, Any]] = {
