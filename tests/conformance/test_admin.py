@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from taskflow.broker import topics
 from taskflow.broker.admin import QueueInfo, Redone, View
 from taskflow.broker.protocol import Refused
 from taskflow.model.clock import instant_of
@@ -91,19 +90,6 @@ async def test_admin_workers__of_any_name(world: World, name: str) -> None:
     assert (await world.record(lease)).worker == record.session.name
 
 
-async def test_admin_workers__the_dying(world: World) -> None:
-    """A dead session is shown, as dying, as long as there are leases of it to be released."""
-    session = await world.a_session("host:1")
-    await world.running(session)
-    await world.lapse(session)
-    await world.upkeep(limit=0)
-
-    [record] = [record for record in await world.broker.admin.workers() if record.session == session]
-    assert (record.is_dying, record.leases) == (True, 1)
-    await world.upkeep()
-    assert session not in [record.session for record in await world.broker.admin.workers()]
-
-
 async def redo(world: World, job: Envelope | Lease) -> Redone:
     [redone] = await world.broker.admin.retry([id_of(job)])
     return redone
@@ -164,32 +150,26 @@ async def test_admin_retry__refusals(world: World) -> None:
     assert [await world.status(job) for job in (waiting, running, done)] == [Status.READY, Status.RUNNING, Status.SUCCEEDED]
 
 
-async def test_admin_retry__its_key_is_taken(world: World) -> None:
-    """A job whose key another live one has stays ended; else it takes the key again."""
+@pytest.mark.parametrize("is_running", [False, True])
+async def test_admin_retry__its_key_is_taken(world: World, is_running: bool) -> None:
+    """A job whose key another live one has stays ended; else it takes the key again. A run that was asked to stop has its key until it has
+    ended: a job put back would be READY at once, beside it."""
     session = await world.a_session()
-    lease = await world.running(session, queue="default", key="k")
-    await world.settle(failed(lease))
+    ended = await world.running(session, queue="default", key="k")
+    await world.settle(failed(ended))
     holder = await world.add(key="k")
-    assert await redo(world, lease) is Redone.KEY_TAKEN
-    assert await world.status(lease) is Status.FAILED
+    running = await world.claim(session) if is_running else []
+    if is_running:
+        await world.cancel(holder)
+    assert await redo(world, ended) is Redone.KEY_TAKEN
+    assert await world.status(ended) is Status.FAILED
 
+    await world.settle(*map(cancelled, running))
     await world.cancel(holder)
 
-    assert await redo(world, lease) is Redone.OK
-    other = world.an_envelope(key="k")
-    assert await world.enqueue(other) == [Refused(other.id, lease.envelope.id, "key")]
-
-
-async def test_admin_retry__while_a_cancelled_run_has_the_key(world: World) -> None:
-    """A run that was asked to stop has its key until it has ended: a job put back would be READY at once, beside it."""
-    ended = await world.running(queue="default", key="k")
-    await world.settle(failed(ended))
-    lease = await world.running(queue="default", key="k")
-    await world.cancel(lease)
-
-    assert await redo(world, ended) is Redone.KEY_TAKEN
-    await world.settle(cancelled(lease))
     assert await redo(world, ended) is Redone.OK
+    other = world.an_envelope(key="k")
+    assert await world.enqueue(other) == [Refused(other.id, ended.envelope.id, "key")]
 
 
 @pytest.mark.parametrize(
@@ -223,16 +203,6 @@ async def test_admin_run_now(world: World, fields: dict[str, Any], settlement: S
     assert ids_of(leases) == ids_of([other, job])
     assert [await world.broker.admin.run_now([lease.envelope.id]) for lease in leases] == [[Status.RUNNING]] * 2
     assert await world.settle(*map(succeeded, leases)) == [Settled.OK] * 2
-
-
-async def test_admin_run_now__wakes_workers(world: World) -> None:
-    """As a job that becomes due does."""
-    job = await world.add(after=60.0)
-    with world.broker.listen([topics.queue("default")]) as listener:
-        await world.claim(await world.a_session())
-        assert not await listener.wait(0.1)
-        await world.broker.admin.run_now([job.id])
-        assert await listener.wait(world.harness.wakes_within)
 
 
 async def test_admin_run_now_leaves(world: World) -> None:

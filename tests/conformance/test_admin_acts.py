@@ -1,4 +1,4 @@
-"""The admin interface, continued: purging, pausing, and totals."""
+"""The admin interface, continued: purging, pausing, totals, and the audit log of what operators did."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import pytest
 
 from taskflow.broker.admin import QueueInfo, View
 from taskflow.broker.protocol import Refused
+from taskflow.model.audit import MAX_CHARACTERS, MAX_NAMES, MAX_REASON, Action
+from taskflow.model.clock import instant_of
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.record import Status
 from taskflow.model.transitions import Event
 from taskflow.model.verdict import Settled
 from tests.support.listing import listed
 from tests.support.verdicts import retried, succeeded
-from tests.support.world import ODD_QUEUES, World, id_of, ids_of
+from tests.support.world import ODD_QUEUES, World, ids_of
 
 
 async def _queue(world: World, name: str) -> QueueInfo:
@@ -23,18 +25,22 @@ async def _queue(world: World, name: str) -> QueueInfo:
 
 
 async def test_admin_purge(world: World) -> None:
-    """Ended and waiting jobs go, what runs is left alone; it is said how many went."""
-    session = await world.a_session()
+    """Ended and waiting jobs go, what runs is left alone; it is said how many went. A resent enqueue brings no purged job back, as long as
+    one may be resent."""
+    session = await world.a_session(ttl=1_000.0)
     running, ended = await world.running(session), await world.running(session)
     await world.settle(succeeded(ended))
     waiting = [await world.add(), await world.add(after=60.0), await world.add(awaits=1)]
+    gone = [ended.envelope, *waiting]
 
     assert await world.broker.admin.purge(View()) == 4
 
-    assert await world.broker.read(ids_of([ended, *waiting])) == [None] * 4
+    assert await world.broker.read(ids_of(gone)) == [None] * 4
     assert await world.status(running) is Status.RUNNING
     assert await world.settle(succeeded(running)) == [Settled.OK]
     assert await world.claim(session) == []
+    await world.pass_time(world.rules.repeat_for - 1.0)
+    assert await world.enqueue(*gone) == [Refused(job_id, job_id, "id") for job_id in ids_of(gone)]
 
 
 async def test_admin_purge__only_what_is_chosen(world: World) -> None:
@@ -46,17 +52,6 @@ async def test_admin_purge__only_what_is_chosen(world: World) -> None:
     assert [await world.status(job) for job in jobs[:3]] == [None, Status.SCHEDULED, Status.READY]
     assert await world.broker.admin.purge(View(), limit=3) == 3
     assert await world.broker.admin.purge(View()) == 1
-
-
-async def test_admin_purge__their_ids_stay_known(world: World) -> None:
-    """A resent enqueue brings no purged job back, as long as one may be resent."""
-    lease = await world.running()
-    await world.settle(succeeded(lease))
-    waiting = await world.add()
-    await world.broker.admin.purge(View())
-    await world.pass_time(world.rules.repeat_for - 1.0)
-
-    assert await world.enqueue(waiting, lease.envelope) == [Refused(id_of(job), id_of(job), "id") for job in (waiting, lease)]
 
 
 async def test_admin_pause(world: World) -> None:
@@ -136,3 +131,66 @@ async def test_admin_metrics(world: World) -> None:
         "mail": {str(Event.ENQUEUE): 1, str(Event.CLAIM): 2, str(Event.RETRY): 1, str(Event.SUCCEED): 1, str(Event.DROP): 1},
         "other": {str(Event.ENQUEUE): 1, str(Event.CANCEL): 1},
     }
+
+
+def an_act(world: World, **fields: Any) -> Action:
+    return Action(**{"id": world.an_id(), "by": "ada@host", "verb": "cancel", **fields})
+
+
+async def verbs(world: World, **page: Any) -> list[str]:
+    return [record.act.verb for record in await world.broker.admin.actions(**page)]
+
+
+async def test_admin_acts(world: World) -> None:
+    """Each action is listed as it was told, with the store's time, the newest first, in pages."""
+    admin, told = world.broker.admin, list[Action]()
+    assert await admin.actions() == []
+    for number in range(3):
+        told.append(an_act(world, names=(f"queue\udcff{number}",), named=1, which={"tag": "a:\0b"}, affected=2**40, reason="it was\nlate"))
+        await admin.record_action(told[-1])
+        await world.pass_time(60.0)
+
+    found = await admin.actions()
+
+    assert [(record.act.names, record.act.named, record.act.which) for record in found] == [
+        (act.names, act.named, act.which) for act in reversed(told)
+    ]
+    assert {(record.act.by, record.act.verb, record.act.affected, record.act.reason, record.act.stopped) for record in found} == {
+        ("ada@host", "cancel", 2**40, "it was\nlate", "")
+    }
+    assert [record.at for record in found] == [instant_of(world.clock.wall() - 60_000_000 * ago) for ago in (1, 2, 3)]
+    pages = [(await admin.actions(before=before, limit=1))[0] for before in (None, found[0].number, found[1].number)]
+    assert pages == found
+    assert await admin.actions(before=found[2].number) == []
+    assert await admin.actions(limit=0) == []
+
+
+async def test_admin_acts__long_texts_are_cut(world: World) -> None:
+    """Whoever names a million jobs, or writes a book as a reason, makes a small entry."""
+    long = "x" * 1_000_000
+    await world.broker.admin.record_action(an_act(world, names=(long,) * 99, named=99, which={"tag": long}, reason=long))
+
+    [record] = await world.broker.admin.actions()
+    assert (record.act.names, record.act.named) == ((long[:MAX_CHARACTERS],) * MAX_NAMES, 99)
+    assert (record.act.which, record.act.reason) == ({"tag": long[:MAX_CHARACTERS]}, long[:MAX_REASON])
+
+
+async def test_admin_acts_repeat(world: World) -> None:
+    """A call whose answer was lost is sent again: the action is listed once, in its place."""
+    first, second = an_act(world, verb="first"), an_act(world, verb="second")
+    for act in (first, second, first):
+        await world.broker.admin.record_action(act)
+
+    assert await verbs(world) == ["second", "first"]
+
+
+async def test_admin_acts_bounded(world: World) -> None:
+    """The oldest go, and the numbers rise all the same."""
+    world = world.under(max_actions=3)
+    for number in range(5):
+        await world.broker.admin.record_action(an_act(world, verb=str(number)))
+
+    assert await verbs(world) == ["4", "3", "2"]
+    numbers = [record.number for record in await world.broker.admin.actions()]
+    assert numbers == sorted(numbers, reverse=True)
+    assert await verbs(world, before=numbers[0], limit=1) == ["3"]

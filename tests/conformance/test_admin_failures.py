@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections import Counter
 from typing import Any
 
 from taskflow.broker.admin import FailureGroupRecord, Redone, View
-from taskflow.broker.paging import pages
 from taskflow.model.clock import instant_of
 from taskflow.model.fingerprint import UNKNOWN, pack_cause, poison_fingerprint
-from taskflow.model.record import Status
 from taskflow.model.session import Session
 from tests.support.verdicts import cancelled, discarded, failed, retried, succeeded
 from tests.support.world import World, id_of
@@ -110,37 +105,6 @@ async def test_admin_failures_exact(world: World) -> None:
     await world.pass_time(20.0)
     assert await groups(world) == []
     assert await world.read(purged) is None
-
-
-async def test_admin_failures_exact__while_many_work(world: World) -> None:
-    """Workers that fail, and operators that retry and purge, all at once: the groups are what the records say."""
-    chance = random.Random(7)
-
-    async def work(number: int) -> None:
-        session = await world.a_session(f"worker-{number}", ttl=LONG)
-        for _ in range(6):
-            await world.enqueue(*(world.an_envelope(job=chance.choice(("send", "save")), queue=f"q{number % 2}") for _ in range(4)))
-            leases = await world.claim(session, limit=4)
-            causes = [pack_cause(chance.choice((ONE, OTHER)), chance.choice(("d1", "d2"))) for _ in leases]
-            await world.settle(*(failed(lease, cause=cause) for lease, cause in zip(leases, causes, strict=True)))
-            ids = await world.broker.admin.failed_ids(chance.choice((ONE, OTHER)))
-            await world.broker.admin.retry(chance.sample(ids, min(2, len(ids))))
-            if chance.random() < 0.3:
-                await world.broker.admin.purge(View(statuses=(Status.FAILED,), job=chance.choice(("send", "save"))), limit=2)
-
-    await asyncio.gather(*(work(number) for number in range(4)))
-
-    records = [record async for some in pages(world.broker.admin, View(statuses=(Status.FAILED,))) for record in some]
-    assert len(records) > 20
-    found = await groups(world)
-    assert {group.fingerprint: group.count for group in found} == Counter(record.fingerprint for record in records)
-    for group in found:
-        members = [record for record in records if record.fingerprint == group.fingerprint]
-        ends = [record.ended_at for record in members if record.ended_at is not None]
-        assert group.jobs == Counter(record.job for record in members)
-        assert group.deploys == Counter(record.deploy for record in members)
-        assert (group.first, group.last) == (min(ends), max(ends))
-    assert sum(group.count for group in found) == sum(queue.counts[Status.FAILED] for queue in await world.broker.admin.queues())
 
 
 async def test_admin_failures_poison(world: World) -> None:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from taskflow.broker.engine import moves
+from taskflow.broker.engine.records import BURIED, READY, RUNNING
+from taskflow.model.transitions import MOVES, Event
 from tests.conformance import clauses
-from tests.support.harnesses import BROKERS
+from tests.support.harnesses import BROKERS, MemoryHarness
 
 
 def test_every_clause_is_claimed_and_nothing_else() -> None:
@@ -20,7 +26,7 @@ def test_every_test_says_its_claim() -> None:
 
 def test_no_module_of_clauses_is_left_out() -> None:
     """Each test module here that takes a world is looked through for clauses, or says of itself that it has none."""
-    others = {"brokers", "clauses", "machine", "moves", "mutants", "traces", "failpoints"}
+    others = {"brokers", "clauses", "machine", "mutants", "traces", "failpoints"}
     found = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
 
     assert found - others == set(clauses.MODULES)
@@ -33,3 +39,18 @@ def test_every_broker_has_joined() -> None:
     packages = {path.parent.name for folder in taskflow.broker.__path__ for path in Path(folder).glob("*/__init__.py")}
 
     assert {harness.name for harness in BROKERS} == packages - {"engine"}
+
+
+@pytest.mark.slow
+def test_every_legal_move_is_made_by_the_test_of_a_clause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine refuses all others. Claims are the stores' own."""
+    made, move = set[tuple[int, Event, int]](), moves.move
+
+    def noted(draft: Any, job: Any, event: Event, to: int) -> None:
+        made.add((BURIED if event is Event.ENQUEUE else job.header["status"], event, to))
+        move(draft, job, event, to)
+
+    monkeypatch.setattr(moves, "move", noted)
+    assert clauses.failing(MemoryHarness) == {}
+    assert moves._LEGAL - made == {(READY, Event.CLAIM, RUNNING)}
+    assert {event for _, event in MOVES} == set(Event)

@@ -71,40 +71,21 @@ async def test_ends_heard__purged(world: World) -> None:
     assert sorted(await heard(world)) == sorted(ids_of(waiting))
 
 
-async def test_ends_heard__poison(world: World) -> None:
-    """A run whose worker was lost for the last time has ended, by upkeep or by the report of a death."""
+async def test_ends_heard__by_the_loss_of_a_worker(world: World) -> None:
+    """Poison, by upkeep or by the report of a death; a run that was asked to stop, whose worker is lost or leaves. Poison that waits for
+    its follow-up ends by a settlement."""
     world = world.under(max_crashes=0)
     await a_subscriber(world)
-    first, second = await world.a_session("lost"), await world.a_session("lost, too", ttl=LONG)
-    reaped, reported = await world.running(first), await world.running(second)
-    await world.reap(first)
-    await world.die(second)
-
-    assert await heard(world) == ids_of([reaped, reported])
-
-
-async def test_ends_heard__not_poison_that_waits_for_its_follow_up(world: World) -> None:
-    """It ends by a settlement."""
-    world = world.under(max_crashes=0)
-    await a_subscriber(world)
-    session = await world.a_session("lost")
-    await world.running(session, on_failure=b"call")
-    await world.die(session)
-
-    assert await heard(world) == []
-
-
-async def test_ends_heard__lost_when_asked_to_stop(world: World) -> None:
-    """A run that was asked to stop, and whose worker is lost or leaves, is CANCELLED there and then."""
-    await a_subscriber(world)
-    first, second = await world.a_session("lost"), await world.a_session("leaves", ttl=LONG)
-    lost, left = await world.running(first), await world.running(second)
-    for job in (lost, left):
+    lost, dies, leaves = [await world.a_session(name, ttl=ttl) for name, ttl in (("lost", 20.0), ("dies", LONG), ("leaves", LONG))]
+    poisoned, stopped = [await world.running(lost), await world.running(dies)], [await world.running(lost), await world.running(leaves)]
+    await world.running(dies, on_failure=b"call")
+    for job in stopped:
         await world.cancel(job)
-    await world.reap(first)
-    await world.beat(second, leaving=True)
+    await world.reap(lost)
+    await world.die(dies)
+    await world.beat(leaves, leaving=True)
 
-    assert await heard(world) == ids_of([lost, left])
+    assert sorted(await heard(world)) == sorted(ids_of([*poisoned, *stopped]))
 
 
 async def test_ends_heard__after_an_earlier_settlement(world: World) -> None:
@@ -216,23 +197,17 @@ async def test_ends_told(world: World) -> None:
     assert (await world.work_hint(subscriber)).due_in > 0.0
 
 
-async def test_ends_purged(world: World) -> None:
-    """Who hears of it can read it for a minute."""
-    await a_subscriber(world)
+@pytest.mark.parametrize("is_heard", [True, False])
+async def test_ends_purged(world: World, is_heard: bool) -> None:
+    """Who hears of it can read it for a minute. Without such a session, a purge leaves nothing to read."""
+    if is_heard:
+        await a_subscriber(world)
     waiting, ended = await world.add(), await world.running()
     await world.settle(failed(ended))
     await world.broker.admin.purge(View())
 
-    record = await world.record(waiting)
-    assert (record.status, record.reason) == (Status.CANCELLED, "purged")
+    record = await world.read(waiting)
+    assert (record and (record.status, record.reason)) == ((Status.CANCELLED, "purged") if is_heard else None)
     assert await world.read(ended) is None
     await world.pass_time(PURGED_TTL)
-    assert await world.read(waiting) is None
-
-
-async def test_ends_purged__at_once_if_no_one_hears(world: World) -> None:
-    """Without such a session, a purge leaves nothing to read."""
-    waiting = await world.add()
-    await world.broker.admin.purge(View())
-
     assert await world.read(waiting) is None

@@ -85,11 +85,14 @@ async def _adds_nothing(world: World, envelope: Envelope) -> None:
 
 
 async def test_enqueue_repeat__waiting(world: World) -> None:
-    """A waiting job's id adds nothing, READY, SCHEDULED or HELD."""
+    """A waiting job's id adds nothing, READY, SCHEDULED or HELD. The second of two same ids in one batch leaves its neighbours alone."""
     for fields in ({}, {"after": 60.0}, {"awaits": 1}):
         await _adds_nothing(world, await world.add(**fields))
-
     assert len(await world.claim(await world.a_session())) == 1
+
+    envelope, neighbour = world.an_envelope(), world.an_envelope()
+    answers = await world.enqueue(envelope, envelope, neighbour)
+    assert answers == [Added(envelope.id), Refused(envelope.id, envelope.id, "id"), Added(neighbour.id)]
 
 
 async def test_enqueue_repeat__ended(world: World) -> None:
@@ -101,15 +104,6 @@ async def test_enqueue_repeat__ended(world: World) -> None:
         await _adds_nothing(world, lease.envelope)
 
     assert await world.claim(session) == []
-
-
-async def test_enqueue_repeat__within_a_batch(world: World) -> None:
-    """The second of two same ids in one batch adds nothing, and leaves its neighbours alone."""
-    envelope, neighbour = world.an_envelope(), world.an_envelope()
-
-    answers = await world.enqueue(envelope, envelope, neighbour)
-
-    assert answers == [Added(envelope.id), Refused(envelope.id, envelope.id, "id"), Added(neighbour.id)]
 
 
 LARGE = bytes(100_000)

@@ -26,11 +26,12 @@ async def test_listen_ready__when_it_is_added(world: World, topic: str) -> None:
     assert await nudges(world, topic, world.add(queue="mail"))
 
 
-async def test_listen_ready__when_it_is_due(world: World) -> None:
-    """A job that upkeep readies is told of."""
-    await world.add(queue="mail", after=10.0)
+@pytest.mark.parametrize("is_run_now", [False, True])
+async def test_listen_ready__when_it_is_due(world: World, is_run_now: bool) -> None:
+    """A job that upkeep readies, or an operator, is told of."""
+    job = await world.add(queue="mail", after=10.0)
 
-    assert await nudges(world, topics.queue("mail"), world.pass_time(10.0))
+    assert await nudges(world, topics.queue("mail"), world.broker.admin.run_now([job.id]) if is_run_now else world.pass_time(10.0))
 
 
 @pytest.mark.parametrize("settlement", [retried, snoozed, handed_back])

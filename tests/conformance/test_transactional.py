@@ -113,27 +113,20 @@ async def test_within_savepoint__rolled_back(world: World) -> None:
 
 
 async def test_within_keys__kept(world: World) -> None:
-    """A job of the same transaction keeps its key, and so does one that was there before."""
+    """A job of the same transaction keeps its key, and so does one that was there before. A replacement ends the former."""
     standing = await world.add(key="there")
     first, second, third = world.an_envelope(key="k"), world.an_envelope(key="k"), world.an_envelope(key="there")
+    fourth = world.an_envelope(key="k", on_conflict=OnConflict.REPLACE)
     with await a_caller(world) as caller, caller.transaction():
         assert caller.enqueue(first) == [Added(first.id)]
         assert caller.enqueue(second, third) == [Refused(second.id, first.id, "key"), Refused(third.id, standing.id, "key")]
-
-    assert await world.broker.read([second.id, third.id]) == [None, None]
-
-
-async def test_within_keys__replaced(world: World) -> None:
-    """A replacement ends a waiting job of the same transaction."""
-    first = world.an_envelope(key="k")
-    second = world.an_envelope(key="k", on_conflict=OnConflict.REPLACE)
-    with await a_caller(world) as caller, caller.transaction():
-        assert caller.enqueue(first, second) == [Added(first.id), Added(second.id, first.id)]
+        assert caller.enqueue(fourth) == [Added(fourth.id, first.id)]
     await admitted(world)
 
+    assert await world.broker.read([second.id, third.id]) == [None, None]
     record = await world.record(first)
-    assert (record.status, record.reason) == (Status.CANCELLED, f"replaced by {id_text(second.id)}")
-    assert await world.status(second) is Status.READY
+    assert (record.status, record.reason) == (Status.CANCELLED, f"replaced by {id_text(fourth.id)}")
+    assert await world.status(fourth) is Status.READY
 
 
 async def test_within_keys__behind_a_run(world: World) -> None:
@@ -235,22 +228,17 @@ def _is_added(caller: Caller, envelope: Envelope) -> bool:
     ],
 )
 async def test_within_nudges(world: World, listened: list[str], fields: dict[str, Any]) -> None:
-    """A listener is woken by the commit."""
+    """A listener is woken by the commit, not by what is still open, or was rolled back."""
     with await a_caller(world) as caller, world.broker.listen(listened) as listener:
         assert not await listener.wait(0.1)  # it looks once more by itself when it begins
-        with caller.transaction():
-            caller.enqueue(world.an_envelope(queue="mail", **fields))
-        assert await listener.wait(world.harness.wakes_within)
-
-
-async def test_within_nudges__not_before(world: World) -> None:
-    """Nor by what is still open, or was rolled back."""
-    with await a_caller(world) as caller, world.broker.listen([topics.queue("mail")]) as listener:
         caller.begin()
-        caller.enqueue(world.an_envelope(queue="mail"))
+        caller.enqueue(world.an_envelope(queue="mail", **fields))
         assert not await listener.wait(0.05)
         caller.roll_back()
         assert not await listener.wait(0.05)
+        with caller.transaction():
+            caller.enqueue(world.an_envelope(queue="mail", **fields))
+        assert await listener.wait(world.harness.wakes_within)
 
 
 async def test_within_nudges__end(world: World) -> None:
@@ -286,13 +274,17 @@ async def test_complete_commit(world: World, key: str | None) -> None:
 
 
 async def test_complete_commit__keeps_arguments(world: World) -> None:
-    """As a settlement of the worker does."""
+    """As a settlement of the worker does. The answer stays the same after the job was dropped, as long as its id is known."""
     lease = await world.running()
     with await a_caller(world) as caller, caller.transaction():
-        caller.settle(succeeded(lease, arguments=lease.envelope.payload))
-
+        caller.settle(succeeded(lease, arguments=lease.envelope.payload, keep_for=1.0))
     record = await world.record(lease)
     assert (record.result, record.payload) == (A_RESULT, lease.envelope.payload)
+    await world.pass_time(5.0)
+    await world.upkeep()
+
+    assert await world.read(lease) is None
+    assert await world.settle(settlement(lease, AFTERWARDS[0])) == [Settled.COMMITTED]
 
 
 async def test_complete_commit__releases(world: World) -> None:
@@ -306,18 +298,6 @@ async def test_complete_commit__releases(world: World) -> None:
     await world.upkeep()  # on PostgreSQL the consequences follow the commit
 
     assert [await world.status(job) for job in (held, behind, follow_up)] == [Status.READY] * 3
-
-
-async def test_complete_commit__long_ago(world: World) -> None:
-    """The answer stays the same after the job was dropped, as long as its id is known."""
-    lease = await world.running()
-    with await a_caller(world) as caller, caller.transaction():
-        caller.settle(succeeded(lease, keep_for=1.0))
-    await world.pass_time(5.0)
-    await world.upkeep()
-
-    assert await world.read(lease) is None
-    assert await world.settle(settlement(lease, AFTERWARDS[0])) == [Settled.COMMITTED]
 
 
 @pytest.mark.parametrize(("verdict", "status"), [(AFTERWARDS[0], Status.READY), (AFTERWARDS[1], Status.FAILED)])

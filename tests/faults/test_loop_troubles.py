@@ -1,9 +1,11 @@
-"""What jobs do to the event loop that they share with their worker: it goes on, and so do their neighbours."""
+"""What jobs do to the process and the event loop that they share with their worker: it goes on, and so do their neighbours."""
 
 from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -12,7 +14,7 @@ from tests.cli.processes import Running, Shell, ended_clearly, until
 pytestmark = pytest.mark.unmeasured
 
 TASKS = """
-import asyncio, logging, sys
+import asyncio, logging, os, sys
 from pathlib import Path
 from taskflow import JobContext, job
 
@@ -63,6 +65,20 @@ class Failing(logging.Handler):
 @job
 async def break_the_log() -> None:
     logging.getLogger().addHandler(Failing())
+
+@job(max_attempts=1)
+async def fork() -> None:
+    pid = os.fork()
+    if pid == 0:
+        sys.exit()
+    Path("status").write_text(str(os.waitpid(pid, 0)[1]))
+
+@job(max_attempts=1)
+async def cancel_all() -> None:
+    for _ in range(100):
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.sleep(0)
 
 @job
 async def add() -> None: ...
@@ -131,3 +147,23 @@ def test_a_worker_whose_log_fails_works_on_and_heeds_signals(tasks: Shell) -> No
     until(lambda: tasks.counts() == {"succeeded": 2}, worker)
     worker.signal(signal.SIGTERM)
     assert worker.end() == 0
+
+
+def drained(shell: Shell, call: str) -> str:
+    shell.write("tasks.py", TASKS)
+    shell.send(call)
+    command = [sys.executable, "-m", "taskflow", "worker", "tasks", "--drain"]
+    ended = subprocess.run(command, cwd=shell.folder, env=shell.environment, capture_output=True, check=False, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stderr
+
+
+def test_a_process_that_a_job_has_forked_does_not_go_on_as_a_second_worker(shell: Shell) -> None:
+    """It outlived the worker, and filled a processor and the log."""
+    assert drained(shell, "fork.bind()").count("a job has returned in a process that it had forked, which ends now") == 1
+    assert (shell.folder / "status").read_text() == str(1 << 8)
+
+
+def test_a_job_that_cancels_every_task_in_a_loop_is_said_once_for_each_task(shell: Shell) -> None:
+    """It wrote 38 MB in six seconds."""
+    assert 1 <= drained(shell, "cancel_all.bind()").count("a job tried to cancel a task of the worker") <= 5

@@ -6,7 +6,7 @@ import gc
 import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Final
 
@@ -127,6 +127,8 @@ UNUSABLE: Final[dict[str, tuple[Callable[[], AbstractContextManager[str]], Seque
     "layout": (another_layout, [r"another version of taskflow under \{taskflow:0\}:", r"layout is 99", r"namespace="]),
     "standby": (a_standby, ["read-only standby: name the primary"]),
     "read-only database": (a_read_only_database, ["read-only transaction"]),
+    "no database": (lambda: nullcontext(shared_postgres().url("nowhere")), ['refuses: database "nowhere" does not exist']),
+    "no role": (lambda: nullcontext(shared_postgres().url(user="nobody")), ['refuses: role "nobody" does not exist']),
 }
 
 

@@ -166,37 +166,21 @@ class AsyncpgPool(Asyncpg):
         self._pool.terminate()
 
 
-class Psycopg(User):
+class Plain(User):
+    """What a driver's own function has made."""
+
+    def __init__(self, place: str, connect: Callable[[str], Any], *, is_awaited: bool = False) -> None:
+        super().__init__(place)
+        self._connect, self.is_awaited = connect, is_awaited
+
     async def open(self) -> None:
-        self.below = psycopg.connect(self.place)
+        self.below = await maybe(self._connect(self.place))
 
 
-class AsyncPsycopg(User):
-    is_awaited = True
-
-    async def open(self) -> None:
-        self.below = await psycopg.AsyncConnection.connect(self.place)
-
-
-class Psycopg2(User):
-    async def open(self) -> None:
-        self.below = psycopg2.connect(self.place)
-
-
-class Sqlite3(User):
-    async def open(self) -> None:
-        self.below = sqlite3.connect(self.place)
-
+class PlainSqlite(Plain):
     async def begin(self) -> None:
         """The driver begins only before a statement that writes: not before a savepoint."""
         await maybe(self.below.execute("BEGIN IMMEDIATE"))
-
-
-class Aiosqlite(Sqlite3):
-    is_awaited = True
-
-    async def open(self) -> None:
-        self.below = await aiosqlite.connect(self.place)
 
 
 # --- SQLAlchemy ------------------------------------------------------------------------------------------------------
@@ -333,7 +317,7 @@ class _MineAwaited:
         return await self._below.fetch(statement.replace("%s", "$1"), *parameters)
 
 
-class MinePostgres(Psycopg2):
+class MinePostgres(Plain):
     when_closed = Exception  # its driver's
 
     @cached_property
@@ -341,12 +325,9 @@ class MinePostgres(Psycopg2):
         return _Mine(self.below)
 
 
-class MineSqlite(Sqlite3):
+class MineSqlite(PlainSqlite):
     when_closed = Exception
-
-    @cached_property
-    def connection(self) -> Any:
-        return _Mine(self.below)
+    connection = MinePostgres.connection
 
 
 class MineAwaited(Asyncpg):
@@ -376,9 +357,9 @@ _async_alchemy: Final = partial(_alchemy, is_awaited=True)
 POSTGRES: Final[Mapping[str, Callable[[str], User]]] = {
     "asyncpg": Asyncpg,
     "asyncpg pool": AsyncpgPool,
-    "psycopg": Psycopg,
-    "psycopg async": AsyncPsycopg,
-    "psycopg2": Psycopg2,
+    "psycopg": partial(Plain, connect=psycopg.connect),
+    "psycopg async": partial(Plain, connect=psycopg.AsyncConnection.connect, is_awaited=True),
+    "psycopg2": partial(Plain, connect=psycopg2.connect),
     "SQLAlchemy Connection, psycopg": _alchemy("postgresql+psycopg", _connection),
     "SQLAlchemy Session, psycopg": _alchemy("postgresql+psycopg", orm.Session),
     "SQLAlchemy scoped_session, psycopg": _alchemy("postgresql+psycopg", _scoped),
@@ -390,20 +371,20 @@ POSTGRES: Final[Mapping[str, Callable[[str], User]]] = {
     "SQLAlchemy AsyncSession, psycopg": _async_alchemy("postgresql+psycopg", sqlalchemy_asyncio.AsyncSession),
     "SQLModel Session, psycopg": _alchemy("postgresql+psycopg", SqlModelSession),
     "Django, psycopg": lambda place: Django(place, "postgresql"),
-    "RunsStatement": MinePostgres,
+    "RunsStatement": partial(MinePostgres, connect=psycopg2.connect),
     "RunsStatement async": MineAwaited,
 }
 
 SQLITE: Final[Mapping[str, Callable[[str], User]]] = {
-    "sqlite3": Sqlite3,
-    "aiosqlite": Aiosqlite,
+    "sqlite3": partial(PlainSqlite, connect=sqlite3.connect),
+    "aiosqlite": partial(PlainSqlite, connect=aiosqlite.connect, is_awaited=True),
     "SQLAlchemy Connection, sqlite3": _alchemy("sqlite+pysqlite", _connection),
     "SQLAlchemy Session, sqlite3": _alchemy("sqlite+pysqlite", orm.Session),
     "SQLAlchemy AsyncConnection, aiosqlite": _async_alchemy("sqlite+aiosqlite", _connection),
     "SQLAlchemy AsyncSession, aiosqlite": _async_alchemy("sqlite+aiosqlite", sqlalchemy_asyncio.AsyncSession),
     "SQLModel Session, sqlite3": _alchemy("sqlite+pysqlite", SqlModelSession),
     "Django, sqlite3": lambda place: Django(place, "sqlite3"),
-    "RunsStatement, SQLite": MineSqlite,
+    "RunsStatement, SQLite": partial(MineSqlite, connect=sqlite3.connect),
 }
 
 ALL: Final = {**POSTGRES, **SQLITE}

@@ -117,7 +117,7 @@ class ReadsWhatIsOver(Mutant):
 
 
 class NudgesOnlyForTheNew(Mutant):
-    breaks = frozenset({"admin_run_now", "listen_ready"})
+    breaks = frozenset({"listen_ready"})
     because = "a retry that is READY at once waits for the next poll"
 
     def make_ready(self, job: StoredJob, event: Event) -> None:

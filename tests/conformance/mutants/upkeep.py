@@ -53,7 +53,7 @@ class CrashesForEver(Mutant):
 
 
 class CrashForgetsTheMark(Mutant):
-    breaks = frozenset({"key_gives_way", "crash_marked", "poison_follow_up", "ends_heard"})
+    breaks = frozenset({"key_gives_way", "crash_marked", "poison_follow_up"})
     because = "a cancelled job comes back with its worker's end"
 
     def crash(self, job: StoredJob, died_of: str = "") -> None:

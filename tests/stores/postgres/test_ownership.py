@@ -154,15 +154,6 @@ async def test_a_user_who_may_only_look_can_look(roles: PostgresServer, database
     await broker.close()
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [({"database": "nowhere"}, 'database "nowhere" does not exist'), ({"user": "nobody"}, 'role "nobody" does not exist')],
-)
-async def test_a_database_or_a_user_that_is_not_there(roles: PostgresServer, change: dict[str, str], says: str) -> None:
-    with pytest.raises(BrokerRefused, match=f"refuses: {says}"):
-        await use(roles, **{"database": "postgres", "user": "postgres", **change})
-
-
 async def test_a_database_that_checks_no_text(roles: PostgresServer) -> None:
     roles.execute("CREATE DATABASE ascii ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
     with pytest.raises(BrokerRefused, match="the database has the encoding SQL_ASCII, which checks no text: use one with UTF8"):

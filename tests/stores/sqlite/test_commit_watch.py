@@ -45,6 +45,7 @@ def mail(open_broker: Open) -> Iterator[Waiter]:
 
 
 async def test_a_commit_wakes_within_milliseconds(caller: Caller, mail: Waiter) -> None:
+    """Also after a long transaction, which has woken nobody before."""
     waits = list[float]()
     for _ in range(30):
         with caller.transaction():
@@ -54,9 +55,8 @@ async def test_a_commit_wakes_within_milliseconds(caller: Caller, mail: Waiter) 
         waits.append(time.monotonic() - committed_at)
         await asyncio.sleep(0.003)
     assert statistics.median(waits) < 0.008
-
-
-async def test_so_does_one_after_a_long_transaction(caller: Caller, mail: Waiter) -> None:
+    while await mail.wait(0.1):  # it may be woken once more
+        pass
     with caller.transaction():
         caller.enqueue(an_envelope(queue="mail"))
         assert not await mail.wait(1.5)

@@ -29,13 +29,6 @@ async def refusal(broker: SqliteBroker) -> str:
     return str(refused.value)
 
 
-async def test_an_empty_file_is_adopted_by_the_first_verb(open_broker: Open, path: Path) -> None:
-    broker = open_broker()
-    assert not path.exists()
-    path.touch()
-    await broker.enqueue([an_envelope()])
-
-
 def socket_at(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as opened:
         opened.bind(str(path))

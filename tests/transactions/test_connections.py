@@ -1,8 +1,9 @@
-"""Connections that cannot carry a job. Each is refused with the reason, and the user's transaction goes on."""
+"""Connections that cannot carry a job, which are refused with the reason, and settings of connections that change nothing for jobs."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -12,10 +13,12 @@ from typing import Any, Literal
 import asyncpg
 import psycopg
 import psycopg2
+import psycopg2.extras
 import pytest
 import sqlalchemy
-from sqlalchemy import orm
-from sqlalchemy.ext.asyncio import AsyncSession
+from psycopg import rows
+from sqlalchemy import event, orm
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
 import taskflow
@@ -157,20 +160,19 @@ def test_a_store_that_was_made_anew(postgres_database: str, user: psycopg.Connec
     run_sync(broker.close())
 
 
-def test_a_connection_to_postgresql_for_a_sqlite_file(user: psycopg.Connection, tmp_path: Path) -> None:
-    with default_app().using(opened := connect(f"sqlite:///{tmp_path}/app.db")):
-        user.execute("SELECT 1")
-        with pytest.raises(WrongConnection, match="the connection is to a PostgreSQL database, but the broker is"):
+@pytest.mark.parametrize(
+    ("url", "kind", "says"),
+    [
+        ("sqlite:///{}/app.db", WrongConnection, "the connection is to a PostgreSQL database, but the broker is"),
+        ("memory://", ConfigurationError, r"^connection= needs .* PostgreSQL or SQLite, but this broker is"),
+    ],
+)
+def test_a_broker_of_another_kind(user: psycopg.Connection, tmp_path: Path, url: str, kind: type[Exception], says: str) -> None:
+    user.execute("SELECT 1")
+    with default_app().using(opened := connect(url.format(tmp_path))):
+        with pytest.raises(kind, match=says):
             charge.options(connection=user).delay_sync(1)
         run_sync(opened.close())
-
-
-def test_a_broker_that_has_no_transactions(user: psycopg.Connection) -> None:
-    with (
-        default_app().using(connect("memory://")),
-        pytest.raises(ConfigurationError, match=r"^connection= needs .* PostgreSQL or SQLite, but this broker is"),
-    ):
-        charge.options(connection=user).delay_sync(1)
 
 
 @pytest.mark.parametrize("on_conflict", ["keep", "replace", "raise"])
@@ -214,3 +216,86 @@ def test_middleware_of_a_sender_without_a_loop(broker: Broker, user: psycopg.Con
             assert info is not None
             assert info.headers == {"stamp": "here"}
     assert threads == ["taskflow-portal"] * 2
+
+
+def assert_sends(connection: Any, commit: Callable[[], None]) -> None:
+    """A lone job, many, and a key that another job has, which is read from rows."""
+    handles = [charge.options(connection=connection).delay_sync(1)]
+    handles += taskflow.enqueue_sync([charge.bind(2), charge.options(key="settings").bind(3)], connection=connection)
+    again = charge.options(connection=connection, key="settings").delay_sync(4)
+    assert (again.id, again.is_new) == (handles[-1].id, False)
+    commit()
+    run_sync(admit())
+    assert [run_sync(handle.status()) for handle in handles] == [Status.READY] * 3
+    run_sync(again.cancel())
+
+
+@pytest.mark.parametrize("row_factory", [rows.dict_row, rows.namedtuple_row, rows.scalar_row])
+@pytest.mark.parametrize("cursor_factory", [psycopg.Cursor, psycopg.ClientCursor, psycopg.RawCursor])
+def test_factories_of_psycopg(broker: Broker, postgres_database: str, row_factory: Any, cursor_factory: Any) -> None:
+    with psycopg.connect(postgres_database, row_factory=row_factory, cursor_factory=cursor_factory) as connection:
+        assert_sends(connection, connection.commit)
+
+
+def test_a_pipeline_of_psycopg(broker: Broker, postgres_database: str) -> None:
+    with psycopg.connect(postgres_database) as connection:
+        with connection.pipeline():
+            connection.execute("SELECT 1")
+            handle = charge.options(connection=connection).delay_sync(1)
+        connection.commit()
+    assert run_sync(handle.status()) is Status.READY
+
+
+@pytest.mark.parametrize("kind", [psycopg2.extras.DictConnection, psycopg2.extras.RealDictConnection, psycopg2.extras.NamedTupleConnection])
+def test_connections_of_psycopg2(broker: Broker, postgres_database: str, kind: Any) -> None:
+    connection = psycopg2.connect(postgres_database, connection_factory=kind)
+    assert_sends(connection, connection.commit)
+    connection.close()
+
+
+async def test_codecs_of_asyncpg(broker_in_loop: Broker, postgres_database: str) -> None:
+    connection = await asyncpg.connect(postgres_database)
+    for name in ("json", "jsonb"):
+        await connection.set_type_codec(name, encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+    async with connection.transaction():
+        [handle] = await taskflow.enqueue([charge.options(key="codecs").bind(2)], connection=connection)
+    await admit()
+    assert await handle.status() is Status.READY
+    await handle.cancel()
+    await connection.close()
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_sessions_of_sqlalchemy(broker: Broker, postgres_database: str, driver: str) -> None:
+    """Bound to a connection, made by `begin()`, nested, with a listener that rewrites statements."""
+    engine = sqlalchemy.create_engine(postgres_database.replace("postgresql", f"postgresql+{driver}"))
+
+    @event.listens_for(engine, "before_cursor_execute", retval=True)
+    def comment(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> tuple[str, Any]:
+        return f"{statement} /* by 100%% of us */", parameters
+
+    with engine.connect() as connection, orm.Session(bind=connection) as session:
+        assert_sends(session, session.commit)
+    with orm.sessionmaker(engine).begin() as session, session.begin_nested():
+        handles = [charge.options(connection=session).delay_sync(1)]
+    with engine.begin() as connection:
+        handles.append(charge.options(connection=connection).delay_sync(1))
+    assert [run_sync(handle.status()) for handle in handles] == [Status.READY] * 2
+    engine.dispose()
+
+
+async def test_a_hook_of_an_async_session_sends_in_its_transaction(broker_in_loop: Broker, postgres_database: str) -> None:
+    """It is synchronous, although its thread has a running loop."""
+    engine = create_async_engine(postgres_database.replace("postgresql", "postgresql+asyncpg"))
+    handles = []
+    async with AsyncSession(engine) as session:
+
+        @event.listens_for(session.sync_session, "before_commit")
+        def outbox(session: orm.Session) -> None:
+            handles.append(charge.options(connection=session).delay_sync(1))
+
+        handles.append(await session.run_sync(lambda below: charge.options(connection=below).delay_sync(2)))
+        handles += await session.run_sync(lambda below: taskflow.enqueue_sync([charge.bind(3)], connection=below))
+        await session.commit()
+    assert [await handle.status() for handle in handles] == [Status.READY] * 3
+    await engine.dispose()
