@@ -134,7 +134,7 @@ class FindsNoGhosts(Mutant):
 
 
 class TakesTheUnseenForGhosts(Mutant):
-    breaks = frozenset({"beat_young"})
+    breaks = frozenset({"beat_extends", "beat_young"})
     because = "a beat long under way takes back what a later answer gave"
 
     def _is_ghost(self, job: StoredJob, claim: ClaimId, beat: Beat) -> bool:

@@ -79,7 +79,7 @@ class RedoTakesTheKeyTwice(Mutant):
 
 
 class RunsNothingNow(Mutant):
-    breaks = frozenset({"admin_run_now_leaves", "admin_run_now"})
+    breaks = frozenset({"listen_ready", "admin_run_now_leaves", "admin_run_now"})
     because = "the job stays SCHEDULED for all that the operator is told"
 
     def _run_one_now(self, job: StoredJob | None) -> Status | None:
