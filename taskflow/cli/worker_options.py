@@ -55,10 +55,8 @@ def is_supervised(arguments: argparse.Namespace) -> bool:
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-own_modules: Final[list[str]] = []
-"""Modules that `taskflow worker` imports before all others, if a framework runs the command."""
-found_modules: Final[list[str]] = []
-"""Modules to import if none is named, which a framework has found."""
+own_modules: Final[list[str]] = []  # modules that `taskflow worker` imports before all others, if a framework runs the command
+found_modules: Final[list[str]] = []  # modules to import if none is named, which a framework has found
 
 
 def parse_with_settings(parser: Parser, argv: Sequence[str] | None, command: str) -> argparse.Namespace:

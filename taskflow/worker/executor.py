@@ -81,8 +81,7 @@ class Executor:
 
     Without `children`, jobs for child processes run in this process, as in tests and in a child. Without `threads`, `_invoke` must call
     plain functions itself. `is_cut_short()` returns True while the worker's `async with` block is being cancelled: runs that are cancelled
-    along with it, for example when `asyncio.run` ends, are handed back.
-    """
+    along with it, for example when `asyncio.run` ends, are handed back."""
 
     def __init__(
         self,

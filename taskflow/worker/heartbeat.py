@@ -43,9 +43,8 @@ class Heartbeat:
     heartbeat, and `on_lost`, with the reason, in the session's event loop. `beaten_at` is the time of the last answer, `tried_at` that of
     the last attempt, both on the monotonic clock.
 
-    The session is lost a ttl after the last answered heartbeat was sent: it lapses in the store a ttl after that heartbeat arrived.
-    An attempt in progress ends then. Only an attempt that begins later, in a process that was suspended, may still save the session.
-    """
+    The session is lost a ttl after the last answered heartbeat was sent: it lapses in the store a ttl after that heartbeat arrived. An
+    attempt in progress ends then. Only an attempt that begins later, in a process that was suspended, may still save the session."""
 
     def __init__(
         self,

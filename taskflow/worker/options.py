@@ -17,11 +17,10 @@ from taskflow.worker.log import log_event
 
 
 class QueueChoice:
-    """The order in which a worker claims from its queues: strict for ``a,b``, weighted
-    for ``a=3,b=1``. If no queues are named, it claims from all of them in turn.
+    """The order in which a worker claims from its queues: strict for ``a,b``, weighted for ``a=3,b=1``. If no queues are named, it claims
+    from all of them in turn.
 
-    With weights, each queue comes first in a share of the claims that is proportional to its weight, so that none starves.
-    """
+    With weights, each queue comes first in a share of the claims that is proportional to its weight, so that none starves."""
 
     def __init__(self, weights: Mapping[str, int | None] | None = None) -> None:
         weights = dict(weights or {})

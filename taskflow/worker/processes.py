@@ -1,7 +1,6 @@
 """Starts and reaps worker processes for the supervisor, reads their reports, and waits for signals.
 
-It imports neither an event loop nor the application, so that the supervisor stays as small as Python itself.
-"""
+It imports neither an event loop nor the application, so that the supervisor stays as small as Python itself."""
 
 from __future__ import annotations
 
@@ -53,9 +52,8 @@ def supervise(
 ) -> int:
     """Keep the workers running until all have ended for good. Each is a process that runs `command`. Return the exit code.
 
-    The workers get `environment`, or by default the environment of this process. When a worker crashes,
-    the other workers report its death to the broker. If there are none, the next worker does.
-    """
+    The workers get `environment`, or by default the environment of this process. When a worker crashes, the other workers report its death
+    to the broker. If there are none, the next worker does."""
     with SignalPipe() as signals, Processes(command, signals, environment) as processes:
         if watch is not None:
             watch(signals.record_change)

@@ -39,8 +39,7 @@ class Runs:
     At most `slots` jobs run at once, but the worker may hold more leases: the reserve, and leases whose settlements have not been answered
     yet. The reserve is at most the number of runs expected to end within 20 ms, and never more than `AHEAD` times `slots`. The same limit
     applies to unanswered settlements, except that `slots` of them are always allowed. While the jobs of some queue typically take longer
-    than 20 ms, there is no reserve, so at most twice `slots` leases are held.
-    """
+    than 20 ms, there is no reserve, so at most twice `slots` leases are held."""
 
     def __init__(
         self, options: WorkerOptions, threads: ThreadPool, lease_table: LeaseTable, executor: Executor, settler: Settler, events: Events
@@ -295,8 +294,7 @@ class Quarantine:
     run a few at a time after their first crash, then one at a time, those with the fewest crashes first. Before a trial, runs that have
     started are given time to end, and all other leases are handed back, so that they are not lost with the worker. Nothing is claimed until
     the jobs on trial have survived for a period that grows with the number of crashes. If one more crash would make a job poison, it has
-    the worker to itself for its whole run, up to a limit.
-    """
+    the worker to itself for its whole run, up to a limit."""
 
     def __init__(self, lease_table: LeaseTable, runs: Runs, events: Events) -> None:
         self._lease_table = lease_table

@@ -22,8 +22,7 @@ class Services:
     """An async context manager that runs services inside its block: without one of them, the worker would be alive but do nothing.
 
     A service that was cancelled by other code restarts at once, because a job may cancel every existing task. One that failed restarts
-    after a growing pause, so that a bug here does not cost the jobs their leases. `on_end` is called whenever a service stops.
-    """
+    after a growing pause, so that a bug here does not cost the jobs their leases. `on_end` is called whenever a service stops."""
 
     def __init__(self, events: Events, chance: Chance, on_end: Callable[[], None], *services: Service) -> None:
         self._events = events

@@ -55,21 +55,16 @@ class Phase(IntEnum):
     | WINDING_DOWN | -            | -               | -> STOPPING        | -> LOST; verdicts are offered for a while              |
     | STOPPING     | -            | -               | -                  | -> LOST; as before                                     |
 
-    A worker has a phase too: WORKING, FINISHING or WINDING_DOWN. Its current session follows it.
-    """
+    A worker has a phase too: WORKING, FINISHING or WINDING_DOWN. Its current session follows it."""
 
     WORKING = 0
-    FINISHING = 1
-    """The session claims nothing more. Its runs may take as long as they need."""
+    FINISHING = 1  # the session claims nothing more. Its runs may take as long as they need
 
-    WINDING_DOWN = 2
-    """The runs have the grace period to finish."""
+    WINDING_DOWN = 2  # the runs have the grace period to finish
 
-    STOPPING = 3
-    """The grace period is over. The remaining runs are cancelled and handed back, then the session leaves."""
+    STOPPING = 3  # the grace period is over. The remaining runs are cancelled and handed back, then the session leaves
 
-    LOST = 4
-    """The store, or the worker itself, has declared the session dead. Other workers may run its jobs."""
+    LOST = 4  # the store, or the worker itself, has declared the session dead. Other workers may run its jobs
 
     ENDED = 5
 
@@ -84,8 +79,7 @@ class WorkerSession:
 
     `run` takes the session through its phases. `finish`, `wind_down`, `end_grace_period` and `lose` only set the phase, and `settle_by` a
     time limit. `has_forced` is True if runs had to be cancelled. `all_ended` is set when a finishing session has nothing left to wait for,
-    `runs_stopped` when no run continues here except in threads, `schedules_begun` when the worker's schedules have been declared.
-    """
+    `runs_stopped` when no run continues here except in threads, `schedules_begun` when the worker's schedules have been declared."""
 
     def __init__(
         self,

@@ -31,8 +31,7 @@ EARLY_PAUSES: Final = Pauses(0.25, 30.0)
 class SessionLoop:
     """Runs a worker's sessions, one after another. `past` holds lost sessions that are still offering their verdicts.
 
-    One service takes the sessions in turn, and each session is a service too. `phase` is the phase of the worker itself.
-    """
+    One service takes the sessions in turn, and each session is a service too. `phase` is the phase of the worker itself."""
 
     def __init__(self, make: Callable[[], WorkerSession], options: WorkerOptions, events: Events, chance: Chance) -> None:
         self.current: WorkerSession | None = None

@@ -2,8 +2,7 @@
 
 A worker starts, reports that its modules are `loaded`, opens a `session`, and works. Once it has been asked to leave, the next worker may
 take its slot. A worker that has run its number of jobs, or has grown too large, retires: it finishes its runs while the next worker takes
-its slot. A worker that ends in any other way has crashed. It is replaced at once, or after a pause if crashes continue.
-"""
+its slot. A worker that ends in any other way has crashed. It is replaced at once, or after a pause if crashes continue."""
 
 from __future__ import annotations
 

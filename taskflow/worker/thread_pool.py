@@ -47,9 +47,8 @@ class ThreadPool:
     def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
         """Call the function in a thread, with this task's context variables. Return a future for its outcome.
 
-        If the future is cancelled before a thread calls the function, it is never called. If it is cancelled later, call `give_up`.
-        Raises RuntimeError if the system cannot start a thread for the call.
-        """
+        If the future is cancelled before a thread calls the function, it is never called. If it is cancelled later, call `give_up`. Raises
+        RuntimeError if the system cannot start a thread for the call."""
         outcome: asyncio.Future[Any] = self._loop.create_future()
         work = _ThreadCall(function, contextvars.copy_context(), outcome)
         self._waiting.append(work)
@@ -169,8 +168,7 @@ class ThreadPool:
 class StoppableCall:
     """A call of a function in a thread, which `stop` interrupts: JobStopping is raised in the function when it next runs Python code.
 
-    The exception is raised once at most, and not after the call has ended, so that it never hits the pool or another call.
-    """
+    The exception is raised once at most, and not after the call has ended, so that it never hits the pool or another call."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._function = function

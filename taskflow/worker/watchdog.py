@@ -200,8 +200,7 @@ class Watchdog:
     def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[Line]]:
         """Return the lease of the run that held the interpreter lock in `thread`, and the lines that the thread is executing.
 
-        If the current run has not lasted for half of this check's delay, it is the last slow run, whose lines are gone.
-        """
+        If the current run has not lasted for half of this check's delay, it is the last slow run, whose lines are gone."""
         holding, lines, late = self._holding_in(thread), lines_of(thread), passed - LOOK
         if holding is not None and (holding.started or 0.0) <= self.checked_at - late / 2:
             return holding.lease, lines

@@ -121,8 +121,7 @@ class Drain:
     async def is_over(self) -> bool:
         """Return True if no job in the queues is READY or RUNNING, and none that this worker can run is due within the horizon.
 
-        Runs on other workers count too. In a paused queue, only RUNNING jobs count, because no worker may claim the others.
-        """
+        Runs on other workers count too. In a paused queue, only RUNNING jobs count, because no worker may claim the others."""
         for queue in await self.queues():
             if queue.counts[Status.RUNNING] or (queue.counts[Status.READY] and not queue.is_paused):
                 return False
@@ -185,12 +184,11 @@ class Worker:
     `grace`        seconds that runs have to finish when the block ends
     `state`        the value of `ctx.state`, if no lifespan is configured for the application
 
-    Use a worker for one block only. It installs no signal handlers and never ends the
-    process. For health checks, any thread may call `health.live()` and `health.ready()`.
+    Use a worker for one block only. It installs no signal handlers and never ends the process. For health checks, any thread may call
+    `health.live()` and `health.ready()`.
 
-    Raises ConfigurationError for invalid arguments, BrokerUnavailable if the broker
-    does not answer at startup, and any error from the application's lifespan.
-    """
+    Raises ConfigurationError for invalid arguments, BrokerUnavailable if the broker does not answer at startup, and any error from the
+    application's lifespan."""
 
     def __init__(
         self,
@@ -280,17 +278,15 @@ class Worker:
     async def finish(self) -> None:
         """Stop claiming jobs, and wait until all runs have ended and the broker has their verdicts, however long that takes.
 
-        If the session is lost, its runs are cancelled, because their jobs belong to other workers.
-        If this call is cancelled, the worker still winds down as usual at the end of the block.
-        """
+        If the session is lost, its runs are cancelled, because their jobs belong to other workers. If this call is cancelled, the worker
+        still winds down as usual at the end of the block."""
         self.health.is_winding_down = True
         await self._sessions.finish()
 
     async def drained(self) -> None:
         """Wait until the queues have no READY or RUNNING job, and no job SCHEDULED within the horizon.
 
-        Parked jobs stay in their queues, and so do waiting jobs in paused queues. If the broker does not answer, the worker tries again.
-        """
+        Parked jobs stay in their queues, and so do waiting jobs in paused queues. If the broker does not answer, the worker tries again."""
         drain = Drain(self._app.broker(), self._app.registry, self.options)
         if (session := self._sessions.current) is not None:
             await self._poll(lambda: drain.record_begin(session.session.id))
@@ -363,8 +359,7 @@ def worker_lifespan(
     `concurrency`  the maximum number of jobs that run at once (default 100)
     `grace`        seconds that runs have to finish when the application stops (default 25)
 
-    Raises the errors of `Worker` when the application starts.
-    """
+    Raises the errors of `Worker` when the application starts."""
 
     @asynccontextmanager
     async def lifespan(application: Any) -> AsyncIterator[Any]:

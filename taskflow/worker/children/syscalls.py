@@ -36,8 +36,7 @@ _OUT_OF_MEMORY: Final = Path("/proc/self/oom_score_adj")
 def die_before_parent() -> None:
     """If memory runs out, make Linux kill this process and its descendants before the parent, which then reports the death.
 
-    An adjustment of 100 counts as a tenth of the total memory: https://man7.org/linux/man-pages/man5/proc_pid_oom_score_adj.5.html
-    """
+    An adjustment of 100 counts as a tenth of the total memory: https://man7.org/linux/man-pages/man5/proc_pid_oom_score_adj.5.html"""
     with contextlib.suppress(OSError, ValueError):  # another system, or no /proc
         _OUT_OF_MEMORY.write_text(str(min(1_000, int(_OUT_OF_MEMORY.read_text()) + 100)))
 
