@@ -11,7 +11,7 @@ import msgspec
 from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
 from taskflow.model.printable import log_safely
-from taskflow.model.verdict import Completed, Failed, Verdict
+from taskflow.model.verdict import Completed, Discarded, Failed, Verdict
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -269,6 +269,29 @@ class StalledForGood(WorkerEvent, frozen=True):
 
 
 Subscriber = Callable[[WorkerEvent], None]
+_FAILURES: Final = (Failed, Discarded)
+
+
+class RunCounts:
+    """Counts a worker's runs from its events. `ended` are those that ended their job, `failed` those of them whose job is FAILED.
+    `set_aside` are jobs that a drain found FAILED because their stored values cannot be read, or as poison."""
+
+    def __init__(self) -> None:
+        self.runs = self.ended = self.failed = self.set_aside = 0
+
+    def __call__(self, event: WorkerEvent) -> None:
+        if type(event) is RunEnded:  # by far the most frequent event
+            self.runs += 1
+            self.ended += event.verdict.is_final
+            self.failed += isinstance(event.verdict, _FAILURES)
+        elif isinstance(event, VerdictIgnored | VerdictRejected | CompletionRolledBack):
+            self._count(event.verdict, -1)
+            if not isinstance(event, VerdictIgnored):
+                self._count(event.instead, 1)
+
+    def _count(self, verdict: Verdict, times: int) -> None:
+        self.ended += times * verdict.is_final
+        self.failed += times * isinstance(verdict, _FAILURES)
 
 
 class Events:

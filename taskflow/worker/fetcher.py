@@ -167,6 +167,7 @@ class Fetcher:
                 break
             finally:
                 self.has_tried.set()
-        await self._registration.record_success("claiming", self._retries)
+        if self._retries.failures:
+            await self._registration.record_success("claiming", self._retries)
         self.request = number
         return leases

@@ -265,7 +265,7 @@ MIN_INTERVAL: Final = 0.005
 class Maintenance:
     """Calls maintenance of the store when it is due. `on_ready` is called when a call has made jobs ready. `on_offers` fires the schedules
     that a call offers, and returns the seconds until the first of them is due again. `on_ended`, if given, gets the ids of jobs that
-    have ended without a settlement, and how many ids the store has dropped."""
+    have ended without a settlement, and how many ids the store has dropped. `is_at_rest` is True while there seems to be nothing to do."""
 
     def __init__(
         self,
@@ -285,7 +285,7 @@ class Maintenance:
         self._retries = Retries(MAINTENANCE_PAUSES, chance.random)
         self._is_awaited = False
         self._portions = 0
-        self._is_at_rest = False
+        self.is_at_rest = False
         self._outlook_at = self._due_at = self._next_at = 0.0
         self._nudge: Callable[[], None] = lambda: None
         self._when_due: asyncio.TimerHandle | None = None
@@ -298,9 +298,6 @@ class Maintenance:
                 ended_at = time.monotonic()
                 if pause > 0 and await self._wait(waiter, pause):
                     await asyncio.sleep(max(0.0, ended_at + MIN_INTERVAL - time.monotonic()))
-
-    def record_work(self) -> None:
-        self._is_at_rest = False
 
     def apply_work_hint(self, work_hint: WorkHint, asked_at: float) -> None:
         """Apply the work hint from the answer to a heartbeat that was sent at `asked_at`."""
@@ -321,7 +318,7 @@ class Maintenance:
         while not await waiter.wait(pause):
             now = time.monotonic()
             self._next_at = min(self._due_at, self._outlook_at + WORK_HINT_TTL, began_at + MAX_IDLE_INTERVAL)
-            if self._next_at <= now or self._outlook_at < began_at or not self._is_at_rest:
+            if self._next_at <= now or self._outlook_at < began_at or not self.is_at_rest:
                 return False
             pause = self._next_at - now
         return True
@@ -340,13 +337,14 @@ class Maintenance:
                 fired_for = time.monotonic() - began_at
                 self._on_ready()  # so a claim need not wait for the nudge
         except BrokerError as error:
-            self._is_at_rest = False
+            self.is_at_rest = False
             return await self._registration.record_failure("upkeep", error, self._retries)
-        await self._registration.record_success("upkeep", self._retries)
+        if self._retries.failures:
+            await self._registration.record_success("upkeep", self._retries)
         self._is_awaited = done.readied > 0 or done.released > 0
         if self._is_awaited:
             self._on_ready()
-        self._is_at_rest = not any((done.readied, done.released, done.reaped, done.expired, done.dropped, done.offers, done.ended))
+        self.is_at_rest = not any((done.readied, done.released, done.reaped, done.expired, done.dropped, done.offers, done.ended))
         if done.next_in > 0:
             self._portions = 0
             next_in = done.next_in

@@ -68,10 +68,11 @@ class Registration:
         return pause
 
     async def record_success(self, operation: str, retries: Retries) -> None:
-        if retries.succeeded():
-            self._events.emit(BrokerRecovered(operation))
-            if operation in self._shown:
-                await self._show({other: why for other, why in self._shown.items() if other != operation})
+        """Report that a call has succeeded after failures."""
+        retries.succeeded()
+        self._events.emit(BrokerRecovered(operation))
+        if operation in self._shown:
+            await self._show({other: why for other, why in self._shown.items() if other != operation})
 
     async def _show(self, troubles: dict[str, str]) -> None:
         text = "; ".join(f"{operation} fails: {why}" for operation, why in troubles.items())[:MAX_TROUBLE_LENGTH]

@@ -282,7 +282,7 @@ class WorkerSession:
             self.runs.refuse(leases, claimed_at)
             return
         if leases:
-            self._maintenance.record_work()
+            self._maintenance.is_at_rest = False
         for lease in leases:
             if lease.hand_backs and _RULES.hand_back_wait(lease.hand_backs):
                 self._events.emit(HandedBackOften(lease))

@@ -116,7 +116,8 @@ class Settler:
             await self._settle_apart(batch, error)
             return
         self.waiting_since = None
-        if self._retries.succeeded():
+        if self._retries.failures:
+            self._retries.succeeded()
             self._events.emit(BrokerRecovered("settling"))
         if self._ended_hooks is not None:
             self._ended_hooks.settled([self._lease_table.get(settlement.claim) for settlement in batch], batch, answers)

@@ -24,10 +24,9 @@ from taskflow.broker.retry import retry
 from taskflow.model.clock import Seams
 from taskflow.model.errors import BrokerUnavailable, CodecError, ConfigurationError
 from taskflow.model.record import Record, Status
-from taskflow.model.verdict import Discarded, Failed, Verdict
 from taskflow.model.wording import POISON, UNREADABLE
 from taskflow.worker.children.pool import ChildPool
-from taskflow.worker.events import BrokerCallFailed, CompletionRolledBack, Events, RunEnded, VerdictIgnored, VerdictRejected, WorkerEvent
+from taskflow.worker.events import BrokerCallFailed, Events, RunCounts
 from taskflow.worker.executor import PARKED_ON, Executor
 from taskflow.worker.health import WorkerHealth
 from taskflow.worker.maintenance import Scheduler
@@ -49,38 +48,6 @@ DRAIN_LOOK: Final = 0.05
 
 # Seconds that a drain waits for the worker's schedules to be declared. A store may refuse them, and has jobs to run all the same.
 DECLARE_TIMEOUT: Final = 5.0
-
-FAILURES: Final = (Failed, Discarded)
-
-
-class RunCounts:
-    """Counts a worker's runs from its events. `ended` are those that ended their job, `failed` those of them whose job is FAILED.
-    `set_aside` are jobs that a drain found FAILED because their stored values cannot be read, or as poison."""
-
-    def __init__(self) -> None:
-        self.runs = 0
-        self.ended = 0
-        self.failed = 0
-        self.set_aside = 0
-
-    def __call__(self, event: WorkerEvent) -> None:
-        if type(event) is RunEnded:  # by far the most frequent event
-            self.runs += 1
-            verdict = event.verdict
-            self.ended += verdict.is_final
-            self.failed += isinstance(verdict, FAILURES)
-            return
-        match event:
-            case VerdictIgnored(_, verdict):
-                self._count(verdict, -1)
-            case VerdictRejected(_, verdict, instead) | CompletionRolledBack(_, verdict, instead):
-                self._count(verdict, -1)
-                self._count(instead, 1)
-
-    def _count(self, verdict: Verdict, times: int) -> None:
-        self.ended += times * verdict.is_final
-        self.failed += times * isinstance(verdict, FAILURES)
-
 
 # The maximum number of scheduled or failed jobs that one search examines. Examining more would put load on the store.
 MAX_SEARCHED: Final = 1_000
