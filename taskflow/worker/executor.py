@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NoReturn
 
@@ -76,6 +77,7 @@ MIN_PARK_PAUSE: Final = 5.0
 MAX_PARK_PAUSE: Final = 300.0
 
 
+@dataclass(eq=False)
 class Executor:
     """Runs a job: finds it, decodes its arguments, calls it, decides the verdict, and encodes the result.
 
@@ -83,31 +85,22 @@ class Executor:
     plain functions itself. `is_cut_short()` returns True while the worker's `async with` block is being cancelled: runs that are cancelled
     along with it, for example when `asyncio.run` ends, are handed back."""
 
-    def __init__(
-        self,
-        app: App,
-        *,
-        middleware: Sequence[Middleware],
-        threads: ThreadPool | None,
-        seams: Seams,
-        state: Any = None,
-        children: ChildPool | None = None,
-        is_cut_short: Callable[[], bool] = lambda: False,
-        deploy: str = "",
-    ) -> None:
-        self._app = app
-        self.registry = app.registry
-        self._layers = [layer for layer in middleware if type(layer).run is not Middleware.run]
+    app: App
+    middleware: Sequence[Middleware]
+    threads: ThreadPool | None
+    seams: Seams
+    state: Any = None
+    children: ChildPool | None = None
+    is_cut_short: Callable[[], bool] = lambda: False
+    deploy: str = ""
+
+    def __post_init__(self) -> None:
+        self.registry = self.app.registry
+        self._layers = [layer for layer in self.middleware if type(layer).run is not Middleware.run]
         self._surroundings: dict[AnyJob, Callable[..., Any] | None] = {}
         self._raising = set[AnyJob]()
         self._keeping: dict[str, bool] = {}
-        self._is_watched = bool(self._layers or app.settings.subscribers)
-        self._threads = threads
-        self._seams = seams
-        self.state = state
-        self._children = children
-        self._is_cut_short = is_cut_short
-        self._deploy = deploy
+        self._is_watched = bool(self._layers or self.app.settings.subscribers)
         self._pid = os.getpid()
         self._completes = self._complete  # bound once, not for each run
         self._deadlines = Deadlines(self._end_at_timeout)
@@ -150,7 +143,7 @@ class Executor:
             keep_for=lease.envelope.keep_result,
             follow_ups=() if lease.envelope.on_failure is None else follow_ups_of(lease, verdict),
             progress=holding.progress,
-            cause=None if is_success else stored_cause(verdict, self._deploy),
+            cause=None if is_success else stored_cause(verdict, self.deploy),
             key=lease.envelope.key,
             arguments=lease.envelope.payload if keeps else None,
         )
@@ -171,8 +164,8 @@ class Executor:
         job = self.registry.get(lease.envelope.job)
         if job is None:
             return self._park(holding, f"a worker that knows the job {lease.envelope.job!r}; {WAYS_OUT}")
-        if job.runs_in == "process" and self._children is not None:
-            return self._verdict_of_child(holding, job, self._children)
+        if job.runs_in == "process" and self.children is not None:
+            return self._verdict_of_child(holding, job, self.children)
         try:
             given = job.codec.decode_arguments(lease.envelope.payload)
         except BaseException as error:  # decoding calls the application's own checks
@@ -213,8 +206,8 @@ class Executor:
         if holding.in_thread is None:
             if task is not None:
                 task.cancel()
-        elif self._threads is not None:
-            self._threads.take_back(holding.in_thread)
+        elif self.threads is not None:
+            self.threads.take_back(holding.in_thread)
 
     def _end_at_timeout(self, holding: HeldLease) -> None:
         holding.ask_to_stop(TIMED_OUT)
@@ -261,8 +254,8 @@ class Executor:
             if holding.why_stopped == TIMED_OUT and isinstance(job, SyncJob) and not job.policy.timeout_raises:
                 raise _timeout_of(holding)  # an async function that swallowed our cancellation and returned has succeeded
         except BaseException as error:
-            if holding.in_thread is not None and self._threads is not None:
-                self._threads.give_up(holding.in_thread)
+            if holding.in_thread is not None and self.threads is not None:
+                self.threads.give_up(holding.in_thread)
             return self._completed(holding, self._judge(holding, job, error.error if isinstance(error, RaisedInThread) else error))
         finally:
             holding.in_thread = None
@@ -283,10 +276,8 @@ class Executor:
     def _surroundings_of(self, job: AnyJob) -> Callable[..., Any] | None:
         """Return a function that calls the job's within what surrounds it, or None if nothing does."""
         # a child process imports the application after this executor was made
-        of_middleware = [layer.around for layer in self._app.settings.middleware if type(layer).around is not Middleware.around]
-        found = surrounded(
-            job.function, (*of_middleware, *job.around), job.dependencies, self._app.overrides, is_async=isinstance(job, Job)
-        )
+        of_middleware = [layer.around for layer in self.app.settings.middleware if type(layer).around is not Middleware.around]
+        found = surrounded(job.function, (*of_middleware, *job.around), job.dependencies, self.app.overrides, is_async=isinstance(job, Job))
         self._surroundings[job] = found
         if job.policy.timeout_raises:
             self._raising.add(job)
@@ -303,12 +294,12 @@ class Executor:
         if isinstance(job, Job):
             called: Awaitable[Any] = function(*args, **kwargs)
             return called
-        assert self._threads is not None
+        assert self.threads is not None
         call: Callable[[], Any] = partial(function, *args, **kwargs)
         if job in self._raising:
             call = stoppable = StoppableCall(call)
             holding.stop = partial(_stop_raising, holding, stoppable, holding.stop)
-        holding.in_thread = outcome = self._threads.run(call)
+        holding.in_thread = outcome = self.threads.run(call)
         return outcome
 
     def _complete(self, holding: HeldLease, connection: object, result: object) -> Awaitable[None]:
@@ -331,7 +322,7 @@ class Executor:
         settlement = self._settlement(holding, Succeeded(result), time.monotonic())
         if not is_awaited(connection):
             with _completing(holding, result):
-                _check_completed(run_in_transaction_sync(self._app, connection, "settle", lambda store: store.settle(settlement)))
+                _check_completed(run_in_transaction_sync(self.app, connection, "settle", lambda store: store.settle(settlement)))
             return DONE
         try:
             asyncio.get_running_loop()
@@ -343,7 +334,7 @@ class Executor:
 
         async def settle() -> None:
             with _completing(holding, result):
-                _check_completed(await run_in_transaction(self._app, connection, "settle", lambda store: store.settle(settlement)))
+                _check_completed(await run_in_transaction(self.app, connection, "settle", lambda store: store.settle(settlement)))
 
         return settle()
 
@@ -386,7 +377,7 @@ class Executor:
             case Cancel(reason=reason):
                 return Cancelled(reason)
         why, task = holding.why_stopped, asyncio.current_task()
-        if why in (WINDING_DOWN, LOST) or (why is None and task is not None and task.cancelling() and self._is_cut_short()):
+        if why in (WINDING_DOWN, LOST) or (why is None and task is not None and task.cancelling() and self.is_cut_short()):
             return HandedBack()  # whatever the error is: our cancellation may have cut a connection, which is not a failure of the job
         if why == CANCELLED:
             return Cancelled(CANCELLED)  # any error here, too: the job would not run again
@@ -421,7 +412,7 @@ class Executor:
                 said = "job %s (%s): its retry= function failed after attempt %d; the default back-off applies"
                 log_safely(partial(log.error, exc_info=True), said, id_text(lease.envelope.id), lease.envelope.job, lease.attempt)
             retry = Backoff()
-        return retry.wait(lease.failures, self._seams.chance)
+        return retry.wait(lease.failures, self.seams.chance)
 
 
 def end_forked_process() -> NoReturn:

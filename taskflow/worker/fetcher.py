@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -41,6 +42,7 @@ PAUSES: Final = Pauses(0.05, 2.0)
 BEHIND_PAUSE: Final = 0.1  # seconds after which the fetcher checks again whether the `ended` hooks have caught up
 
 
+@dataclass(eq=False)
 class Fetcher:
     """Claims jobs for a session, one claim at a time. One whose answer was lost is repeated with the same number.
 
@@ -48,26 +50,19 @@ class Fetcher:
     None at first. `has_tried` is set when the first claim was answered or failed, or when there was no room for one. `on_leases` gets the
     leases and the time of the request. Those that arrive so late that they may count as ghosts are handed back."""
 
-    def __init__(
-        self,
-        registration: Registration,
-        options: WorkerOptions,
-        runs: Runs,
-        ended_hooks: EndedHooks | None,
-        chance: Chance,
-        *,
-        on_leases: Callable[[Sequence[Lease], float], None],
-        on_lost: Callable[[str], None],
-    ) -> None:
-        self._registration = registration
-        self._broker = registration.broker
-        self._queues = options.queues
-        self._too_old = options.ttl / 4  # half of the ghost age, which is half of the ttl
-        self._runs = runs
-        self._ended_hooks = ended_hooks
-        self._on_leases = on_leases
-        self._on_lost = on_lost
-        self._retries = Retries(PAUSES, chance.random)
+    registration: Registration
+    options: WorkerOptions
+    runs: Runs
+    ended_hooks: EndedHooks | None
+    chance: Chance
+    on_leases: Callable[[Sequence[Lease], float], None]
+    on_lost: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self._broker = self.registration.broker
+        self._queues = self.options.queues
+        self._too_old = self.options.ttl / 4  # half of the ghost age, which is half of the ttl
+        self._retries = Retries(PAUSES, self.chance.random)
         self._nudge: Callable[[], None] = lambda: None
         self._answered = asyncio.Event()
         self._answered.set()
@@ -86,7 +81,7 @@ class Fetcher:
                 while not self._is_stopping:
                     await self._fetch(waiter)
         except SessionLost as error:
-            self._on_lost(str(error))
+            self.on_lost(str(error))
 
     async def stop(self, within: float) -> None:
         """Stop claiming. Wait at most `within` seconds for a claim in progress, whose leases would else belong to no worker for a while."""
@@ -109,11 +104,11 @@ class Fetcher:
             self._nudge()
 
     async def _fetch(self, waiter: Waiter) -> None:
-        is_behind = self._ended_hooks is not None and self._ended_hooks.is_behind
-        limit = 0 if is_behind else self._runs.room()
+        is_behind = self.ended_hooks is not None and self.ended_hooks.is_behind
+        limit = 0 if is_behind else self.runs.room()
         if not limit:
             self.has_tried.set()
-            await self._runs.lease_table.wait_for_change(BEHIND_PAUSE if is_behind else None)
+            await self.runs.lease_table.wait_for_change(BEHIND_PAUSE if is_behind else None)
             self.full_at = time.monotonic()
             return
         asked_at = self._polled_at = time.monotonic()
@@ -122,14 +117,14 @@ class Fetcher:
             leases = await self._claim(self._queues.order(), limit)
             self.answered_at = time.monotonic()
             # The leases of a slow answer may already count as ghosts, and run elsewhere.
-            take = self._on_leases if self.answered_at - asked_at < self._too_old else self._runs.refuse
+            take = self.on_leases if self.answered_at - asked_at < self._too_old else self.runs.refuse
             take(leases, asked_at)
         finally:
             self._answered.set()
         if len(leases) == limit:
             return
         if leases:  # no more jobs are ready: start these before claiming again
-            self._runs.begin_waiting()
+            self.runs.begin_waiting()
             await asyncio.sleep(0)
         if not leases or (len(leases) * MANY <= limit and waiter.is_prompt):  # a job that arrived since the claim has sent a nudge
             await self._rest(waiter)
@@ -151,11 +146,11 @@ class Fetcher:
         number = self.request + 1
         while True:
             try:
-                leases = await self._broker.claim(self._registration.session.id, number, queues, limit)
+                leases = await self._broker.claim(self.registration.session.id, number, queues, limit)
             except SessionLost:
                 raise
             except BrokerError as error:
-                await asyncio.sleep(await self._registration.record_failure("claiming", error, self._retries))
+                await asyncio.sleep(await self.registration.record_failure("claiming", error, self._retries))
                 if self._is_stopping:
                     return []
             except Exception:
@@ -168,6 +163,6 @@ class Fetcher:
             finally:
                 self.has_tried.set()
         if self._retries.failures:
-            await self._registration.record_success("claiming", self._retries)
+            await self.registration.record_success("claiming", self._retries)
         self.request = number
         return leases

@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, TypeVarTuple
 
 import anyio
@@ -38,6 +39,7 @@ NO_ANSWER: Final = "it does not answer"
 LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
 
 
+@dataclass(eq=False)
 class Heartbeat:
     """Sends the heartbeats of a session from `start` until it is stopped. Its thread calls `on_answer`, with an answer and the time of the
     heartbeat, and `on_lost`, with the reason, in the session's event loop. `beaten_at` is the time of the last answer, `tried_at` that of
@@ -46,24 +48,15 @@ class Heartbeat:
     The session is lost a ttl after the last answered heartbeat was sent: it lapses in the store a ttl after that heartbeat arrived. An
     attempt in progress ends then. Only an attempt that begins later, in a process that was suspended, may still save the session."""
 
-    def __init__(
-        self,
-        session: Session,
-        fetcher: Fetcher,
-        lease_table: LeaseTable,
-        events: Events,
-        start_thread: StartThread,
-        *,
-        on_answer: Callable[[BeatAnswer, float], None],
-        on_lost: Callable[[str], None],
-    ) -> None:
-        self._session = session
-        self._fetcher = fetcher
-        self._lease_table = lease_table
-        self._events = events
-        self._on_answer = on_answer
-        self._on_lost = on_lost
-        self._start_thread = start_thread
+    session: Session
+    fetcher: Fetcher
+    lease_table: LeaseTable
+    events: Events
+    start_thread: StartThread
+    on_answer: Callable[[BeatAnswer, float], None]
+    on_lost: Callable[[str], None]
+
+    def __post_init__(self) -> None:
         self._stopping = threading.Event()
         self._waiter = Waiter(WakeUpFlag(), ())
         self._is_urgent = False
@@ -72,12 +65,12 @@ class Heartbeat:
         self._ended = asyncio.Event()
         self.beaten_at: float | None = None
         self.tried_at = time.monotonic()
-        lease_table.on_news = self.beat_soon
+        self.lease_table.on_news = self.beat_soon
 
     def start(self, broker: Broker) -> None:
         """Start the heartbeat thread. `broker` is a separate connection, which the thread closes."""
         self._broker = broker
-        self._start_thread(self._run_thread, "taskflow-heartbeat")
+        self.start_thread(self._run_thread, "taskflow-heartbeat")
 
     async def stop(self) -> None:
         """End the thread. Wait at most `STOP_TIMEOUT` seconds for a heartbeat that is in progress."""
@@ -88,7 +81,7 @@ class Heartbeat:
     def fall_silent(self, why: str) -> None:
         """Stop sending heartbeats. The session is lost as soon as the event loop handles this. May be called from any thread."""
         self._stop_beating()
-        self._in_loop(self._on_lost, why)
+        self._in_loop(self.on_lost, why)
 
     def _stop_beating(self) -> None:
         self._stopping.set()
@@ -108,8 +101,8 @@ class Heartbeat:
             asyncio.run(self._main())
         except BaseException as error:  # any error ends the thread, and a session without heartbeats must not continue
             if isinstance(error, OSError) and error.errno in LOST_DESCRIPTORS:
-                self._events.emit(DescriptorsClosed(str(error)))
-            self._in_loop(self._on_lost, f"its heartbeat thread has failed: {type(error).__name__}: {error}")
+                self.events.emit(DescriptorsClosed(str(error)))
+            self._in_loop(self.on_lost, f"its heartbeat thread has failed: {type(error).__name__}: {error}")
         finally:
             self._in_loop(self._ended.set)
 
@@ -134,30 +127,30 @@ class Heartbeat:
             await self._broker.close()
 
     async def _beat_on(self, deadline: Deadline) -> None:
-        interval = self._session.ttl / BEATS_PER_TTL
-        lapses_at = self.tried_at + self._session.ttl  # the session was registered later than `tried_at`
+        interval = self.session.ttl / BEATS_PER_TTL
+        lapses_at = self.tried_at + self.session.ttl  # the session was registered later than `tried_at`
         retries = Retries(PAUSES.at_most(interval))
         while not self._stopping.is_set():
             if self._loop.is_closed():  # without winding down: other workers can take the jobs now, rather than when this process ends
                 with contextlib.suppress(BrokerError):
-                    await self._broker.beat(Beat(session=self._session.id, leaving=True))
+                    await self._broker.beat(Beat(session=self.session.id, leaving=True))
                 return
             try:
-                asked_at, seen = time.monotonic(), self._fetcher.request  # read before the claims: one answered in between is younger
-                claims = self._lease_table.claims()
-                beat = Beat(session=self._session.id, claims=claims, seen=seen, looks=not claims)
+                asked_at, seen = time.monotonic(), self.fetcher.request  # read before the claims: one answered in between is younger
+                claims = self.lease_table.claims()
+                beat = Beat(session=self.session.id, claims=claims, seen=seen, looks=not claims)
                 deadline.begin(left if (left := lapses_at - asked_at) > 0 else math.inf)
-                answer = await self._send(beat, self._lease_table.reports())
+                answer = await self._send(beat, self.lease_table.reports())
                 deadline.end()
-                self._in_loop(self._on_answer, answer, asked_at)
+                self._in_loop(self.on_answer, answer, asked_at)
                 self.beaten_at = self.tried_at = time.monotonic()
-                lapses_at = asked_at + self._session.ttl
+                lapses_at = asked_at + self.session.ttl
                 retries.succeeded()
                 self._trouble = NO_ANSWER
-                pause = self._session.ttl / IDLE_BEATS_PER_TTL if beat.looks else interval
+                pause = self.session.ttl / IDLE_BEATS_PER_TTL if beat.looks else interval
                 pause = max(0.0, pause - (self.tried_at - asked_at))  # so that a slow store has as long for its next answer
             except SessionLost as error:
-                self._in_loop(self._on_lost, str(error))
+                self._in_loop(self.on_lost, str(error))
                 return
             except Exception as error:  # includes refusals (a revoked right, a migration) and bugs
                 if isinstance(error, OSError) and error.errno in LOST_DESCRIPTORS:
@@ -168,11 +161,11 @@ class Heartbeat:
                     self._lapse()
                     return
                 pause = retries.failed()
-                self._in_loop(self._events.emit, BrokerCallFailed("a heartbeat", why, retries.failures))
+                self._in_loop(self.events.emit, BrokerCallFailed("a heartbeat", why, retries.failures))
             await self._rest(pause)
 
     def _lapse(self) -> None:
-        self._in_loop(self._on_lost, f"no heartbeat has reached the broker for {self._session.ttl:g} s: {self._trouble}")
+        self._in_loop(self.on_lost, f"no heartbeat has reached the broker for {self.session.ttl:g} s: {self._trouble}")
 
     async def _rest(self, pause: float) -> None:
         rested_at = time.monotonic()
@@ -194,7 +187,7 @@ class Heartbeat:
                 await self._send(beat, reports[:half])
                 return await self._send(beat, reports[half:])
             answer = await self._broker.beat(beat)
-            if (holding := self._lease_table.get(reports[0].claim)) is not None:
-                self._in_loop(self._events.emit, ReportDropped(holding.lease, f"{type(error).__name__}: {error}"))
-        self._lease_table.reported(reports)
+            if (holding := self.lease_table.get(reports[0].claim)) is not None:
+                self._in_loop(self.events.emit, ReportDropped(holding.lease, f"{type(error).__name__}: {error}"))
+        self.lease_table.reported(reports)
         return answer

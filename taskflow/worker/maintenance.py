@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -52,27 +53,22 @@ class _StampFailed(Exception):
     """The cause is what middleware has raised."""
 
 
+@dataclass(eq=False)
 class Scheduler:
     """Declares a worker's schedules in each of its sessions, and fires the schedules that it is offered. Every session reports the age of
     the worker, so that a worker whose session is replaced does not look like a newer deploy. Middleware stamps the jobs in a thread without
     an event loop: it may block there. Raises DeclarationError if two schedules have the same name, or if a call does not fit its job."""
 
-    def __init__(
-        self,
-        broker: Broker,
-        registry: Registry,
-        middleware: Sequence[Middleware],
-        events: Events,
-        start_thread: StartThread = start_thread,
-    ) -> None:
-        self._broker = broker
-        self._registry = registry
-        self._middleware = middleware
-        self._events = events
-        self._start_thread = start_thread
+    broker: Broker
+    registry: Registry
+    middleware: Sequence[Middleware]
+    events: Events
+    start_thread: StartThread = start_thread
+
+    def __post_init__(self) -> None:
         self._threads: ThreadPool | None = None
         self._began_at = time.monotonic()
-        self._declared = _by_name(registry)
+        self._declared = _by_name(self.registry)
         self._firing = asyncio.Lock()
         self._has_failed = dict[str, type[BaseException] | None]()
 
@@ -88,7 +84,7 @@ class Scheduler:
         await self.declare(session)
         for _ in range(FIRST_ROUNDS if self._declared else 0):
             try:
-                if not (offers := (await self._broker.upkeep(1)).offers):
+                if not (offers := (await self.broker.upkeep(1)).offers):
                     break
                 await self.fire(offers)
             except BrokerError:  # the maintenance of the session tries again
@@ -110,12 +106,12 @@ class Scheduler:
                     self._fail(definition.name, "a schedule with its name was put by `schedules.put`: remove that, or rename this one")
 
     async def _define(self, portion: Sequence[Definition], session: bytes) -> list[bool]:
-        return await self._broker.define(portion, session, self.age())  # the age at each try
+        return await self.broker.define(portion, session, self.age())  # the age at each try
 
     def _note(self, error: Exception, times: int) -> None:
         if isinstance(error, SessionLost):
             raise error
-        self._events.emit(BrokerCallFailed("declaring schedules", str(error), times))
+        self.events.emit(BrokerCallFailed("declaring schedules", str(error), times))
 
     async def fire(self, offers: Sequence[Offer]) -> float:
         """Fire the offered schedules. Return the seconds until the first of them is due
@@ -164,7 +160,7 @@ class Scheduler:
 
     async def _send(self, steps: Sequence[_Step], began_at: float) -> None:
         try:
-            answers = await self._broker.fire(await self._stamped([step.firing for step in steps]))
+            answers = await self.broker.fire(await self._stamped([step.firing for step in steps]))
         except (BrokerUnavailable, StoreFull):
             raise
         except Exception as raised:  # the store cannot take one of them, or middleware cannot stamp it
@@ -179,23 +175,23 @@ class Scheduler:
             return
         for (step, lag), answer in zip(steps, answers, strict=True):
             if step.missed:
-                self._events.emit(ScheduleMissed(step.name, step.missed))
+                self.events.emit(ScheduleMissed(step.name, step.missed))
             if answer is not None and step.expected is not None:
                 late_by = lag + time.monotonic() - began_at
-                self._events.emit(ScheduleFired(step.name, answer.id, isinstance(answer, Added), late_by))
+                self.events.emit(ScheduleFired(step.name, answer.id, isinstance(answer, Added), late_by))
 
     async def _stamped(self, firings: list[Firing]) -> list[Firing]:
         """Return the firings with their jobs as the middleware stamps them."""
         envelopes = [firing.envelope for firing in firings if firing.envelope is not None]
-        if not envelopes or not stamping(self._middleware):
+        if not envelopes or not stamping(self.middleware):
             return firings
         if self._threads is None:
-            self._threads = ThreadPool(1, self._start_thread)
+            self._threads = ThreadPool(1, self.start_thread)
         raised = list[BaseException]()
 
         def stamp() -> list[Envelope]:
             try:
-                return stamped_envelopes(self._middleware, self._registry.get, envelopes)
+                return stamped_envelopes(self.middleware, self.registry.get, envelopes)
             except BaseException as error:  # raised here, SystemExit would end the worker
                 raised.append(error)
                 return []
@@ -216,7 +212,7 @@ class Scheduler:
         """Report a failure, unless the schedule's last one was of the same kind: a schedule that does not fire is offered each second."""
         if name not in self._has_failed or self._has_failed[name] is not kind:
             self._has_failed[name] = kind
-            self._events.emit(ScheduleFailed(name, why))
+            self.events.emit(ScheduleFailed(name, why))
 
 
 def _passed_on(offer: Offer) -> Firing:
@@ -262,27 +258,21 @@ the planned call, no nudge announced it, and maintenance is called earlier."""
 MIN_INTERVAL: Final = 0.005
 
 
+@dataclass(eq=False)
 class Maintenance:
     """Calls maintenance of the store when it is due. `on_ready` is called when a call has made jobs ready. `on_offers` fires the schedules
     that a call offers, and returns the seconds until the first of them is due again. `on_ended`, if given, gets the ids of jobs that
     have ended without a settlement, and how many ids the store has dropped. `is_at_rest` is True while there seems to be nothing to do."""
 
-    def __init__(
-        self,
-        registration: Registration,
-        chance: Chance,
-        *,
-        on_ready: Callable[[], None],
-        on_offers: Callable[[Sequence[Offer]], Awaitable[float]],
-        on_ended: Callable[[Sequence[bytes], int], None] | None,
-    ) -> None:
-        self._registration = registration
-        self._broker = registration.broker
-        self._on_offers = on_offers
-        self._chance = chance
-        self._on_ready = on_ready
-        self._on_ended = on_ended
-        self._retries = Retries(MAINTENANCE_PAUSES, chance.random)
+    registration: Registration
+    chance: Chance
+    on_ready: Callable[[], None]
+    on_offers: Callable[[Sequence[Offer]], Awaitable[float]]
+    on_ended: Callable[[Sequence[bytes], int], None] | None
+
+    def __post_init__(self) -> None:
+        self._broker = self.registration.broker
+        self._retries = Retries(MAINTENANCE_PAUSES, self.chance.random)
         self._is_awaited = False
         self._portions = 0
         self.is_at_rest = False
@@ -328,22 +318,22 @@ class Maintenance:
         self._forget_due()
         looks_in, fired_for = math.inf, 0.0
         try:
-            done = await self._broker.upkeep(self._limit(), ends=self._on_ended is not None)
-            if self._on_ended is not None and (done.ended or done.ends_dropped):
-                self._on_ended(done.ended, done.ends_dropped)
+            done = await self._broker.upkeep(self._limit(), ends=self.on_ended is not None)
+            if self.on_ended is not None and (done.ended or done.ends_dropped):
+                self.on_ended(done.ended, done.ends_dropped)
             if done.offers:
                 began_at = time.monotonic()
-                looks_in = await self._on_offers(done.offers)
+                looks_in = await self.on_offers(done.offers)
                 fired_for = time.monotonic() - began_at
-                self._on_ready()  # so a claim need not wait for the nudge
+                self.on_ready()  # so a claim need not wait for the nudge
         except BrokerError as error:
             self.is_at_rest = False
-            return await self._registration.record_failure("upkeep", error, self._retries)
+            return await self.registration.record_failure("upkeep", error, self._retries)
         if self._retries.failures:
-            await self._registration.record_success("upkeep", self._retries)
+            await self.registration.record_success("upkeep", self._retries)
         self._is_awaited = done.readied > 0 or done.released > 0
         if self._is_awaited:
-            self._on_ready()
+            self.on_ready()
         self.is_at_rest = not any((done.readied, done.released, done.reaped, done.expired, done.dropped, done.offers, done.ended))
         if done.next_in > 0:
             self._portions = 0
@@ -351,7 +341,7 @@ class Maintenance:
             # Workers that get the same time spread their calls. They call early rather than late, because a planned job may be due then. A
             # short time is not changed: it means that this worker is alone, or that something is due.
             if next_in > SHORT:
-                next_in *= 1.0 - 0.2 * self._chance.random()
+                next_in *= 1.0 - 0.2 * self.chance.random()
             return max(0.0, min(looks_in, min(next_in, MAX_MAINTENANCE_INTERVAL) - fired_for))
         self._portions += 1
         return 0.0 if self._is_awaited else BATCH_PAUSE
