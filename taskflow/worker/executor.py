@@ -19,21 +19,10 @@ from taskflow.app.job import Job, SyncJob
 from taskflow.app.job_type import AnyJob
 from taskflow.app.middleware import Middleware, OneAtATime, RunNext, run_chain
 from taskflow.app.options import seconds_of
+from taskflow.model import errors
 from taskflow.model.clock import Seams
 from taskflow.model.codec.function import CallArguments
 from taskflow.model.envelope import Lease
-from taskflow.model.errors import (
-    BrokerUnavailable,
-    DecodeError,
-    EncodeError,
-    JobStopping,
-    LeaseLost,
-    MissingArgument,
-    NewerFormat,
-    TaskflowError,
-    UnknownArgument,
-    UnknownType,
-)
 from taskflow.model.ids import id_text
 from taskflow.model.printable import log_safely
 from taskflow.model.rules import DAY, Backoff, RetryFunction
@@ -70,7 +59,7 @@ WINDING_DOWN: Final = "winding down"
 LOST: Final = "lost"
 
 # Errors which show that a job was sent by another version of the application or of taskflow, because every sender checks the arguments.
-PARKED_ON: Final = (NewerFormat, UnknownArgument, MissingArgument, UnknownType)
+PARKED_ON: Final = (errors.NewerFormat, errors.UnknownArgument, errors.MissingArgument, errors.UnknownType)
 
 MAX_PARK_TIME: Final = 7 * DAY
 MIN_PARK_PAUSE: Final = 5.0
@@ -221,7 +210,7 @@ class Executor:
 
     async def _run(self, holding: HeldLease, job: AnyJob, call: RunNext, given: CallArguments | None = None) -> Verdict:
         """Run the job and its middleware. If it was asked to stop, or has expired, it does not start: the store cancels expired jobs."""
-        if holding.why_stopped is not None or (holding.begins_by is not None and holding.is_too_late):
+        if holding.why_stopped is not None or (holding.begins_by is not None and time.monotonic() >= holding.begins_by):
             return _not_begun(holding)
         holding.complete_on = self._completes
         context = JobContext(holding.lease, state=self.state, run=holding, job=job, given=given)
@@ -235,7 +224,7 @@ class Executor:
         try:
             return await chain(context)
         except BaseException as error:  # middleware raised it
-            if given is None and isinstance(error, DecodeError):  # it has asked for the arguments of a job in a child process
+            if given is None and isinstance(error, errors.DecodeError):  # it has asked for the arguments of a job in a child process
                 return self._undecodable(holding, error)
             return self._judge(holding, job, error)
         finally:
@@ -260,7 +249,9 @@ class Executor:
         finally:
             holding.in_thread = None
         if holding.completed is not None:
-            return self._returned(holding, job)
+            otherwise = self._judge(holding, job, RolledBack())
+            detach_exception(otherwise)  # nothing has been raised
+            return Completed(otherwise)
         try:
             success = Succeeded(job.codec.encode_result(value))
         except BaseException as error:
@@ -307,7 +298,7 @@ class Executor:
         assert job is not None
         try:
             encoded = job.codec.encode_result(result)
-        except EncodeError as error:
+        except errors.EncodeError as error:
             error.add_note("complete_in() takes the job's result as result=, not what the function returns.")
             raise
         return self._complete_with(holding, connection, encoded)
@@ -318,7 +309,7 @@ class Executor:
         from taskflow.app.connections.run_in_transaction import run_in_transaction, run_in_transaction_sync
 
         if holding.is_offered:
-            raise TaskflowError("complete_in() was called after the run had ended")
+            raise errors.TaskflowError("complete_in() was called after the run had ended")
         settlement = self._settlement(holding, Succeeded(result), time.monotonic())
         if not is_awaited(connection):
             with _completing(holding, result):
@@ -338,11 +329,6 @@ class Executor:
 
         return settle()
 
-    def _returned(self, holding: HeldLease, job: AnyJob) -> Verdict:
-        otherwise = self._judge(holding, job, RolledBack())
-        detach_exception(otherwise)  # nothing has been raised
-        return Completed(otherwise)
-
     def _completed(self, holding: HeldLease, verdict: Verdict) -> Verdict:
         """Return the verdict of a run that has had this verdict, perhaps after it was completed in a transaction."""
         if holding.completed is None or isinstance(verdict, Completed | Succeeded):
@@ -355,9 +341,9 @@ class Executor:
     def _judge(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
         """Turn a raised error into a verdict. Never raises, although it runs code from the error's class and the job's policy."""
         try:
-            if holding.why_stopped == TIMED_OUT and isinstance(error, JobStopping | asyncio.CancelledError):
+            if holding.why_stopped == TIMED_OUT and isinstance(error, errors.JobStopping | asyncio.CancelledError):
                 timeout = _timeout_of(holding)
-                error = timeout.with_traceback(error.__traceback__) if isinstance(error, JobStopping) else timeout
+                error = timeout.with_traceback(error.__traceback__) if isinstance(error, errors.JobStopping) else timeout
             verdict = self._decide(holding, job, error)
         except BaseException as broken:  # `error` is the context of the new error, so the traceback shows it too
             error, verdict = broken, Failed(failure_of(broken, holding.lease.attempt))
@@ -445,21 +431,23 @@ def _completing(holding: HeldLease, result: bytes) -> Iterator[None]:
     before, holding.completed = holding.completed, result
     try:
         yield
-    except TaskflowError:  # nothing has been settled
+    except errors.TaskflowError:  # nothing has been settled
         holding.completed = before
         raise
 
 
 def _check_completed(answer: Settled) -> None:
     if answer is Settled.HELD_UP:
-        raise BrokerUnavailable(
+        raise errors.BrokerUnavailable(
             "complete_in(): another open transaction has locked the job or its key: find it in pg_stat_activity (state 'idle in "
             "transaction'), and end it"
         )
     if answer is Settled.COMMITTED:
-        raise TaskflowError(
+        raise errors.TaskflowError(
             "complete_in() was called in a second transaction, but the first one has committed, and the job has ended: call it once, "
             "in the last transaction of the job"
         )
     if answer is not Settled.OK:
-        raise LeaseLost("complete_in(): the run no longer holds its job, which runs elsewhere or has ended; roll the transaction back")
+        raise errors.LeaseLost(
+            "complete_in(): the run no longer holds its job, which runs elsewhere or has ended; roll the transaction back"
+        )

@@ -65,7 +65,7 @@ class Heartbeat:
         self._ended = asyncio.Event()
         self.beaten_at: float | None = None
         self.tried_at = time.monotonic()
-        self.lease_table.on_news = self.beat_soon
+        self.lease_table.on_news = self._waiter.nudge  # may be called from any thread; see `_rest`
 
     def start(self, broker: Broker) -> None:
         """Start the heartbeat thread. `broker` is a separate connection, which the thread closes."""
@@ -90,10 +90,6 @@ class Heartbeat:
     def beat_now(self) -> None:
         """May be called from any thread."""
         self._is_urgent = True
-        self._waiter.nudge()
-
-    def beat_soon(self) -> None:
-        """Report progress, but not within `PROGRESS_INTERVAL` seconds of the last heartbeat. May be called from any thread."""
         self._waiter.nudge()
 
     def _run_thread(self) -> None:

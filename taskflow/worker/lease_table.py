@@ -56,10 +56,6 @@ class HeldLease:
     complete_on: CompleteOn | None = None
     raised: list[Verdict] | None = None
 
-    @property
-    def is_too_late(self) -> bool:
-        return self.begins_by is not None and time.monotonic() >= self.begins_by
-
     def ask_to_stop(self, why: str) -> None:
         """Ask the run to stop. Only the first call has an effect."""
         if self.why_stopped is None:
@@ -88,10 +84,6 @@ class HeldLease:
         """Complete the run in a transaction, as `JobContext.complete_in` describes."""
         assert self.complete_on is not None
         return self.complete_on(self, connection, result)
-
-    def record_completing(self) -> None:
-        """Note that a child process may complete the run in a transaction. The child's verdict says whether it has tried."""
-        self.completed = b""
 
 
 class LeaseTable:
@@ -153,10 +145,6 @@ class LeaseTable:
 
     def unanswered(self) -> list[HeldLease]:
         return [holding for holding in self.all() if holding.is_offered]
-
-    def do_not_end(self, asked_before: float) -> bool:
-        """Return True if every run was asked to stop, by a timeout or a cancellation, at `asked_before` or earlier."""
-        return all(holding.asked_at is not None and holding.asked_at <= asked_before for holding in self.all())
 
     def nudge(self) -> None:
         """Wake the tasks that are waiting for a change."""

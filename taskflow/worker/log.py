@@ -7,22 +7,10 @@ import os
 import time
 from typing import Any, Final
 
+from taskflow.model import verdict as verdicts
 from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
 from taskflow.model.printable import one_line
-from taskflow.model.verdict import (
-    Cancelled,
-    Completed,
-    Discarded,
-    Failed,
-    HandedBack,
-    Parked,
-    Retried,
-    RunError,
-    Snoozed,
-    Succeeded,
-    Verdict,
-)
 from taskflow.worker import events
 from taskflow.worker.run_errors import ROLLED_BACK
 
@@ -40,7 +28,7 @@ INTERRUPTED_HINT: Final = (
 def log_event(event: events.WorkerEvent) -> None:
     """Log an event. Subscribe this function to a worker's events."""
     if type(event) is events.RunEnded:  # by far the most frequent event
-        if type(event.verdict) is not Succeeded or log.isEnabledFor(logging.INFO):
+        if type(event.verdict) is not verdicts.Succeeded or log.isEnabledFor(logging.INFO):
             _log_verdict(event.lease, event.verdict, event.ran_for)
         return
     match event:
@@ -140,11 +128,11 @@ def _lapsed(seconds: float, ttl: float) -> str:
     return f"; after the ttl of {ttl:g} s others may take its jobs, which counts as a crash" if may_lapse else ""
 
 
-def _log_verdict(lease: Lease, verdict: Verdict, ran_for: float) -> None:
+def _log_verdict(lease: Lease, verdict: verdicts.Verdict, ran_for: float) -> None:
     level, outcome, details = _words(verdict)
     if not log.isEnabledFor(level):
         return
-    if type(verdict) is Parked:
+    if type(verdict) is verdicts.Parked:
         name, now = lease.envelope.job, time.monotonic()
         if now - _parked_at.get(name, -PARK_INTERVAL) < PARK_INTERVAL:
             return
@@ -154,41 +142,41 @@ def _log_verdict(lease: Lease, verdict: Verdict, ran_for: float) -> None:
     _say(level, lease, outcome + details, _traceback(verdict))
 
 
-def _words(verdict: Verdict) -> tuple[int, str, str]:
+def _words(verdict: verdicts.Verdict) -> tuple[int, str, str]:
     """Return the log level for a verdict, its outcome in words, and the details that follow."""
     match verdict:
-        case Succeeded():
+        case verdicts.Succeeded():
             return logging.INFO, "succeeded", ""
-        case Failed(error):
+        case verdicts.Failed(error):
             return logging.ERROR, "failed for good", f": {_of(error)}"
-        case Retried(error, after):
+        case verdicts.Retried(error, after):
             return logging.WARNING, "failed", f", again in {after:.1f} s: {_of(error)}"
-        case Discarded(reason):
+        case verdicts.Discarded(reason):
             return logging.WARNING, "discarded itself", f": {reason}"
-        case Cancelled(reason):
+        case verdicts.Cancelled(reason):
             return logging.INFO, "cancelled", f": {reason}"
-        case Snoozed(after):
+        case verdicts.Snoozed(after):
             return logging.INFO, f"snoozed for {after:.1f} s", ""
-        case Parked(waiting_for, after):
+        case verdicts.Parked(waiting_for, after):
             return logging.WARNING, f"parked for {after:.1f} s", f": it waits for {waiting_for}"
-        case HandedBack():
+        case verdicts.HandedBack():
             return logging.INFO, "handed back", ""
-        case Completed(Failed(error) | Retried(error)) if error.type != ROLLED_BACK:
+        case verdicts.Completed(verdicts.Failed(error) | verdicts.Retried(error)) if error.type != ROLLED_BACK:
             return logging.WARNING, "called complete_in()", f", and raised {_of(error)}; it has succeeded if the transaction has committed"
-        case Completed():
+        case verdicts.Completed():
             return logging.INFO, "completed in its transaction", ""
     return logging.INFO, type(verdict).__name__, ""
 
 
-def _traceback(verdict: Verdict) -> str:
-    if isinstance(verdict, Completed):
+def _traceback(verdict: verdicts.Verdict) -> str:
+    if isinstance(verdict, verdicts.Completed):
         return _traceback(verdict.otherwise) if _words(verdict)[2] else ""
-    if not isinstance(verdict, Failed | Retried):
+    if not isinstance(verdict, verdicts.Failed | verdicts.Retried):
         return ""
     return f"{verdict.error.traceback.rstrip()}\n".removeprefix(f"{_of(verdict.error)}\n").rstrip()
 
 
-def _of(error: RunError) -> str:
+def _of(error: verdicts.RunError) -> str:
     return f"{error.type}: {error.message}"
 
 

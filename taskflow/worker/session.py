@@ -18,16 +18,8 @@ from taskflow.model.envelope import Lease
 from taskflow.model.errors import SessionLost
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer
-from taskflow.worker.events import (
-    Events,
-    HandedBackOften,
-    LeaseRevoked,
-    LeaveFailed,
-    SessionEnded,
-    SessionOpened,
-    VerdictsLost,
-    WindingDown,
-)
+from taskflow.worker import events
+from taskflow.worker.events import Events
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.fetcher import Fetcher
 from taskflow.worker.heartbeat import Heartbeat
@@ -126,7 +118,7 @@ class WorkerSession:
     async def begin(self) -> None:
         """Register the session and start its heartbeat. Raises the broker's errors."""
         await self._broker.register(self.session)
-        self._events.emit(SessionOpened(self.session.name, self.session.id))
+        self._events.emit(events.SessionOpened(self.session.name, self.session.id))
         self.heartbeat.start(self._broker.sibling())
 
     async def run(self) -> None:
@@ -184,7 +176,8 @@ class WorkerSession:
     async def _finish_runs(self) -> None:
         """Wait for the runs to end, but not for those that were asked to stop more than the grace period ago. Then wait to wind down."""
         while self.phase is Phase.FINISHING and not self.all_ended.is_set():
-            if len(self.lease_table) and not self.lease_table.do_not_end(time.monotonic() - self._options.grace):
+            by = time.monotonic() - self._options.grace
+            if any(holding.asked_at is None or holding.asked_at > by for holding in self.lease_table.all()):
                 await self.lease_table.wait_for_change(STUCK_RUN_CHECK_INTERVAL)
             else:
                 self.all_ended.set()
@@ -208,7 +201,7 @@ class WorkerSession:
                 break
             await self.lease_table.wait_for_change(left)
         if untold := tuple(holding.lease for holding in self.lease_table.unanswered() if holding.started is not None):
-            self._events.emit(VerdictsLost(untold, "the broker did not answer before the worker ended"))
+            self._events.emit(events.VerdictsLost(untold, "the broker did not answer before the worker ended"))
 
     async def _leave(self) -> None:
         """End the session in the store, which hands back its remaining leases. Even a lost session may have some."""
@@ -226,7 +219,7 @@ class WorkerSession:
             except Exception as raised:
                 error = raised
         if not is_past and (error is not None or waiting.cancelled_caught):
-            self._events.emit(LeaveFailed(self.session.name, str(error or "no answer in time"), self.session.ttl))
+            self._events.emit(events.LeaveFailed(self.session.name, str(error or "no answer in time"), self.session.ttl))
 
     def finish(self) -> None:
         """Stop claiming and let the runs finish."""
@@ -237,7 +230,7 @@ class WorkerSession:
         if self.phase < Phase.WINDING_DOWN:
             self._grace_ends_at = time.monotonic() + self._options.grace
             self._enter(Phase.WINDING_DOWN)
-            self._events.emit(WindingDown(len(self.runs.under_way), self._options.grace))
+            self._events.emit(events.WindingDown(len(self.runs.under_way), self._options.grace))
 
     def end_grace_period(self) -> None:
         """End the grace period now, if it has begun."""
@@ -250,7 +243,7 @@ class WorkerSession:
             is_followed = self.phase < Phase.WINDING_DOWN
             self.lease_table.close()  # nothing starts any more
             self._enter(Phase.LOST)
-            self._events.emit(SessionEnded(self.session.name, why, is_followed))
+            self._events.emit(events.SessionEnded(self.session.name, why, is_followed))
 
     def fall_silent(self, why: str) -> None:
         """Stop sending heartbeats. The session is lost as soon as the event loop handles this. May be called from any thread."""
@@ -285,7 +278,7 @@ class WorkerSession:
             self._maintenance.is_at_rest = False
         for lease in leases:
             if lease.hand_backs and _RULES.hand_back_wait(lease.hand_backs):
-                self._events.emit(HandedBackOften(lease))
+                self._events.emit(events.HandedBackOften(lease))
         quarantine = [lease for lease in leases if lease.crashes and lease.poison is None]
         self.runs.add([lease for lease in leases if lease not in quarantine] if quarantine else leases, claimed_at)
         if quarantine:
@@ -304,7 +297,7 @@ class WorkerSession:
         for claim in answer.lost:
             # Ignored if its settlement is under way, or it was completed in a transaction: that ended the lease, and an answer follows.
             if (holding := self.lease_table.get(claim)) is not None and not holding.is_offered and holding.completed is None:
-                self._events.emit(LeaseRevoked(holding.lease))
+                self._events.emit(events.LeaseRevoked(holding.lease))
                 self.runs.ask_to_stop(holding, LOST)
                 self.lease_table.remove([claim])
 

@@ -80,11 +80,6 @@ class SessionLoop:
         self._is_hurried = True
         self._lead()
 
-    async def end(self) -> bool:
-        """Wait until all sessions have ended after `wind_down`. Return True if runs had to be cancelled."""
-        await self.has_ended.wait()
-        return self.current is not None and self.current.has_forced
-
     def _enter(self, phase: Phase) -> None:
         self.phase = max(phase, self.phase)
         self._moved.set()

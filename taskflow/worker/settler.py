@@ -16,16 +16,8 @@ from taskflow.model.errors import BrokerError
 from taskflow.model.ids import id_text
 from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.verdict import Completed, Failed, HandedBack, RunError, Settled, Settlement
-from taskflow.worker.events import (
-    BrokerCallFailed,
-    BrokerRecovered,
-    CompletionRolledBack,
-    Events,
-    SettlementBlocked,
-    VerdictIgnored,
-    VerdictRejected,
-    WorkerEvent,
-)
+from taskflow.worker import events
+from taskflow.worker.events import Events
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.run_errors import follow_ups_of
 
@@ -109,7 +101,7 @@ class Settler:
         except BrokerError as error:
             self._put_back(batch)
             pause = self._retries.failed()
-            self._events.emit(BrokerCallFailed("settling", str(error), self._retries.failures))
+            self._events.emit(events.BrokerCallFailed("settling", str(error), self._retries.failures))
             await asyncio.sleep(pause)
             return
         except Exception as error:
@@ -118,7 +110,7 @@ class Settler:
         self.waiting_since = None
         if self._retries.failures:
             self._retries.succeeded()
-            self._events.emit(BrokerRecovered("settling"))
+            self._events.emit(events.BrokerRecovered("settling"))
         if self._ended_hooks is not None:
             self._ended_hooks.settled([self._lease_table.get(settlement.claim) for settlement in batch], batch, answers)
         if answers.count(Settled.OK) < len(answers) or any(type(settlement.verdict) is Completed for settlement in batch):
@@ -132,16 +124,16 @@ class Settler:
             holding = self._lease_table.get(settlement.claim)
             if answer is Settled.HELD_UP:
                 if holding is not None:
-                    self._set_aside(settlement, SettlementBlocked(holding.lease))
+                    self._set_aside(settlement, events.SettlementBlocked(holding.lease))
                 continue
             if answer is Settled.STALE and holding is not None:
                 self._report_stale(holding.lease, settlement)
             elif answer is Settled.OK and holding is not None and isinstance(settlement.verdict, Completed):
-                self._events.emit(CompletionRolledBack(holding.lease, settlement.verdict, settlement.verdict.otherwise))
+                self._events.emit(events.CompletionRolledBack(holding.lease, settlement.verdict, settlement.verdict.otherwise))
             answered.append(settlement)
         return answered
 
-    def _set_aside(self, settlement: Settlement, event: WorkerEvent) -> None:
+    def _set_aside(self, settlement: Settlement, event: events.WorkerEvent) -> None:
         """Queue the settlement separately from the others. Send the event only the first time."""
         if (holding := self._lease_table.get(settlement.claim)) is not None:
             if not holding.is_held_up:
@@ -152,7 +144,7 @@ class Settler:
 
     def _report_stale(self, lease: Lease, settlement: Settlement) -> None:
         if not isinstance(settlement.verdict, HandedBack):  # for a hand-back it makes no difference: the job is already elsewhere
-            self._events.emit(VerdictIgnored(lease, settlement.verdict))
+            self._events.emit(events.VerdictIgnored(lease, settlement.verdict))
 
     async def _settle_apart(self, batch: list[Settlement], error: Exception) -> None:
         """Settle the batch one settlement at a time, because part of it cannot be written."""
@@ -169,11 +161,11 @@ class Settler:
                 log.error("job %s failed, but its on_failure call cannot be written, and is not sent: %s", id_text(unwritable.id), error)
                 await self._settle([msgspec.structs.replace(unwritable, follow_ups=())])
                 return
-            self._set_aside(unwritable, BrokerCallFailed("settling", f"{type(error).__name__}: {error}", 1))
+            self._set_aside(unwritable, events.BrokerCallFailed("settling", f"{type(error).__name__}: {error}", 1))
             return
         why = RunError(UNWRITABLE, f"its verdict {type(unwritable.verdict).__name__} cannot be written: {type(error).__name__}: {error}")
         follow_ups: tuple[Envelope, ...] = ()
         if (holding := self._lease_table.get(unwritable.claim)) is not None:
-            self._events.emit(VerdictRejected(holding.lease, unwritable.verdict, Failed(why)))
+            self._events.emit(events.VerdictRejected(holding.lease, unwritable.verdict, Failed(why)))
             follow_ups = follow_ups_of(holding.lease, Failed(why))
         await self._settle([msgspec.structs.replace(unwritable, verdict=Failed(why), follow_ups=follow_ups)])

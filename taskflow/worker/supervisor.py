@@ -246,7 +246,9 @@ class Supervisor:
             case ["retiring"]:
                 worker.is_leaving = worker.is_retiring = True
             case ["leaving"]:
-                self._record_leaving(worker)
+                worker.is_leaving = True
+                if not worker.signals_sent:  # another program has signalled it
+                    worker.signals_sent, worker.signalled_at = 1, self._clock()
             case ["ended" | "drained" as how, code] if code.isdecimal():
                 worker.exit_code = int(code)
                 worker.has_drained = how == "drained"
@@ -325,7 +327,8 @@ class Supervisor:
         interpreter lock blocks everything in its process, even the watchdog."""
         now = self._clock()
         for worker in self._workers.values():
-            limit = self._silent_for(worker)
+            limit = max(self._options.stall_limit, MIN_SILENCE) if self._options.stall_limit else math.inf
+            limit = limit if worker.exit_code is None else EXIT_TIMEOUT
             if worker.works_since is None or now < worker.heard_at + limit:
                 continue
             if worker.aborted_at is None:
@@ -338,11 +341,6 @@ class Supervisor:
             elif now >= worker.aborted_at + KILL_TIMEOUT:
                 self._processes.signal(worker.pid, signal.SIGKILL)
 
-    def _silent_for(self, worker: WorkerProcess) -> float:
-        if worker.exit_code is not None:
-            return EXIT_TIMEOUT
-        return max(self._options.stall_limit, MIN_SILENCE) if self._options.stall_limit else math.inf
-
     def _signal_workers(self) -> None:
         now = self._clock()
         for worker in self._workers.values():
@@ -352,12 +350,9 @@ class Supervisor:
             elif worker.exit_code is None and worker.signals_sent < wanted and now >= worker.signalled_at + SPACING:
                 worker.signals_sent += 1
                 worker.signalled_at = now
-                self._processes.signal(worker.pid, self._signal_for(worker))
-
-    def _signal_for(self, worker: WorkerProcess) -> int:
-        """Return SIGINT if that is what the supervisor received, and otherwise SIGTERM. A worker that
-        is still loading Python always gets SIGTERM: a SIGINT would look like an error in taskflow."""
-        return signal.SIGINT if self._number == signal.SIGINT and worker.loaded_at is not None else signal.SIGTERM
+                # While a worker is loading Python, a SIGINT would look like an error in taskflow.
+                is_interrupt = self._number == signal.SIGINT and worker.loaded_at is not None
+                self._processes.signal(worker.pid, signal.SIGINT if is_interrupt else signal.SIGTERM)
 
     def _forced_at(self, worker: WorkerProcess) -> float:
         return worker.signalled_at + FORCE_TIMEOUT + (self._options.grace if worker.signals_sent == 1 else 0.0)
@@ -383,11 +378,6 @@ class Supervisor:
             if not self._options.is_reloading:
                 for slot in self._slots:  # workers that could not start before may do so now
                     slot.no_start = None
-
-    def _record_leaving(self, worker: WorkerProcess) -> None:
-        worker.is_leaving = True
-        if not worker.signals_sent:  # another program has signalled it
-            worker.signals_sent, worker.signalled_at = 1, self._clock()
 
     def _record_end(self, worker: WorkerProcess, exit_status: ExitStatus) -> None:
         slot = self._slots[worker.slot]

@@ -306,7 +306,7 @@ class Worker:
                 except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
                     interrupted = error
                     self.end_grace_period()
-            self.has_forced = await self._sessions.end()
+            self.has_forced = self._sessions.current is not None and self._sessions.current.has_forced
         if interrupted is not None:
             raise interrupted
 

@@ -26,17 +26,9 @@ from typing import Any, Final
 from taskflow.app.app import default_app
 from taskflow.app.job_type import AnyJob
 from taskflow.model.errors import ConfigurationError, TaskflowError
+from taskflow.worker.children import syscalls
 from taskflow.worker.children.executor import ChildExecutor, MainThreadCalls
 from taskflow.worker.children.messages import CallRefused, Finished, Handshake, Import, Message, Ready, Run, Stop, Unpacker, pack
-from taskflow.worker.children.syscalls import (
-    HANDLED,
-    die_before_parent,
-    end_now,
-    end_with_parent,
-    flush_native,
-    keep_handlers_from_forks,
-    resident_memory,
-)
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.run_errors import failure_of
 from taskflow.worker.thread_pool import carried
@@ -47,12 +39,12 @@ _EXIT_TIMEOUT: Final = 4.0
 
 def main(descriptor: int) -> None:
     """Run the child process. `descriptor` is its end of the socket to the worker."""
-    end_with_parent()
-    die_before_parent()
+    syscalls.end_with_parent()
+    syscalls.die_before_parent()
     os.set_inheritable(descriptor, False)
-    for number in HANDLED:
+    for number in syscalls.HANDLED:
         signal.signal(number, _leave_it_to_the_worker)
-    keep_handlers_from_forks(lambda handler: handler is _leave_it_to_the_worker)
+    syscalls.keep_handlers_from_forks(lambda handler: handler is _leave_it_to_the_worker)
     faulthandler.enable(all_threads=False)  # shows a crash of this process in the log and in the job's error
     for stream in (sys.stdout, sys.stderr):  # prints at once, while the job runs
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]  # no code has replaced them yet
@@ -83,7 +75,7 @@ class WorkerConnection:
         except BaseException:  # a job has closed this thread's descriptors, or taskflow has a bug: the worker gets the last lines of stderr
             traceback.print_exc()
             os._exit(os.EX_SOFTWARE)
-        end_now()
+        syscalls.end_now()
 
     async def _serve(self) -> None:
         reader, self._writer = await asyncio.open_unix_connection(sock=self._end)
@@ -95,7 +87,7 @@ class WorkerConnection:
                 for message in unpacker.feed(received):
                     self._hear(message, heard)
             if self._is_busy:  # the worker is dead, or has given up this run
-                end_now()
+                syscalls.end_now()
             answering.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_EXIT_TIMEOUT):
@@ -120,7 +112,7 @@ class WorkerConnection:
         application: Application = await self._calls.run(partial(Application, handshake))
         self._lifespan = Lifespan(handshake, self._calls)
         runs = ChildExecutor(self._calls, self._say)
-        self._answer(Ready(resident_memory()))
+        self._answer(Ready(syscalls.resident_memory()))
         while True:
             message = await heard.get()
             match message:
@@ -129,7 +121,7 @@ class WorkerConnection:
                     runs.renew_surroundings()
                     refusal = await self._lifespan.begin()
                     runs.state = self._lifespan.state
-                    self._answer(refusal or Ready(resident_memory()))
+                    self._answer(refusal or Ready(syscalls.resident_memory()))
                 case Run(lease, module):
                     found = await self._calls.run(partial(application.find, lease.envelope.job, module))
                     if isinstance(found, CallRefused):
@@ -138,14 +130,14 @@ class WorkerConnection:
                         assert self._run is not None
                         verdict = (await runs.run(self._run)).verdict
                         is_whole = application.is_whole and self._lifespan.is_intact
-                        self._answer(Finished(verdict, resident_memory(), is_whole))
+                        self._answer(Finished(verdict, syscalls.resident_memory(), is_whole))
 
     def _answer(self, message: Message) -> None:
         self._run = None
         for stream in (sys.stdout, sys.stderr):  # so that the output reaches the worker before the answer
             with contextlib.suppress(Exception):  # a job may have replaced or closed the stream
                 stream.flush()
-        flush_native()
+        syscalls.flush_native()
         self._is_busy = False
         self._say(message)
 
