@@ -249,9 +249,7 @@ class Executor:
         finally:
             holding.in_thread = None
         if holding.completed is not None:
-            otherwise = self._judge(holding, job, RolledBack())
-            detach_exception(otherwise)  # nothing has been raised
-            return Completed(otherwise)
+            return self._returned(holding, job)
         try:
             success = Succeeded(job.codec.encode_result(value))
         except BaseException as error:
@@ -328,6 +326,11 @@ class Executor:
                 _check_completed(await run_in_transaction(self.app, connection, "settle", lambda store: store.settle(settlement)))
 
         return settle()
+
+    def _returned(self, holding: HeldLease, job: AnyJob) -> Verdict:
+        otherwise = self._judge(holding, job, RolledBack())
+        detach_exception(otherwise)  # nothing has been raised
+        return Completed(otherwise)
 
     def _completed(self, holding: HeldLease, verdict: Verdict) -> Verdict:
         """Return the verdict of a run that has had this verdict, perhaps after it was completed in a transaction."""
