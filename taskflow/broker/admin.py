@@ -10,6 +10,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 
 from taskflow.model.audit import Action, ActionRecord
+from taskflow.model.measures import MeasuresRecord
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.session import SessionRecord
@@ -250,6 +251,21 @@ class Admin(Protocol):
 
     async def metrics(self) -> Metrics:
         """Return the number of events in each queue since the store was created. [admin_metrics]"""
+        ...
+
+    async def record_measures(self, record_id: bytes, measures: bytes) -> None:
+        """Add packed measures to the history, in the present minute of the store's clock. [history_records]
+
+        The same id sent again within a minute adds nothing. [history_repeat]
+        """
+        ...
+
+    async def history(self, since: datetime, until: datetime) -> list[MeasuresRecord]:
+        """Return the periods that overlap this time, in order. Those of the last 3 hours are minutes, those of the last 2 days ten minutes,
+        and older ones hours; upkeep adds them up. After 30 days they are dropped. [history_levels]
+
+        Measures that cannot be read count as none. [history_spoilt]
+        """
         ...
 
     async def examine(self) -> list[Finding]:

@@ -50,6 +50,7 @@ such a write has made wrong.
   [claim_eligible] A job that is paused, expired, held or not yet due is never leased.
   [claim_fence] Each lease has an epoch one above the job's last. Together with the claim id it is a pair that never existed before.
     After a store has lost its latest changes, either of them alone may repeat.
+  [claim_waited] `waited` is the time since the job became due, by the store's clock.
   [claim_session] An unknown, reaped or departed session gets SessionLost, and nothing is leased.
   [claim_exclusive] A leased job is not leased to another session until it is settled, handed back or released by upkeep.
   [claim_memory] The same request number gets the same leases again, except those that the session no longer holds. Nothing new is leased.

@@ -70,6 +70,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An envelope held by a session. `epoch` and `claim` form its fence, which rejects outdated settlements. The store sets the counters.
 
     `created_at`  microseconds since 1970
+    `waited`      microseconds from when the job became due to this claim
     `parked_for`  seconds since the job was parked; parking it again before its next outcome does not restart the count
     `expires_in`  seconds from the claim until the job expires, by the store's clock; None if it does not expire
     `unreadable`  the stored fields that could not be read; if there are any, the worker ends the job as FAILED without running it
@@ -80,6 +81,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     epoch: int
     claim: ClaimId
     created_at: int
+    waited: int = 0
     failures: int = 0
     crashes: int = 0
     snoozes: int = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -175,6 +177,22 @@ async def test_claim_fence__carries_what_was_before(world: World) -> None:
 
     assert (lease.failures, lease.snoozes, lease.hand_backs, lease.parked_for) == (1, 1, 1, 2.5)
     assert (lease.attempt, lease.created_at, lease.expires_in) == (2, created_at, 7.5)
+
+
+@pytest.mark.parametrize("fields", [{}, {"expires": 1_000.0}, {"tags": ("t",)}, {"after": 2.0}, {"key": "k"}])
+async def test_claim_waited(world: World, fields: dict[str, Any]) -> None:
+    """It begins anew when a job that waits again becomes due."""
+    session, after = await world.a_session(ttl=1_000.0), fields.get("after", 0.0)
+    await world.enqueue(world.an_envelope(**fields))
+    await world.pass_time(after + 7.5)
+    await world.upkeep()
+    [lease] = await world.claim(session)
+    assert lease.waited == 7_500_000
+    await world.settle(retried(lease, after=3.0))
+    await world.pass_time(4.0)
+    await world.upkeep()
+    [lease] = await world.claim(session)
+    assert lease.waited == 1_000_000
 
 
 async def test_claim_exclusive__while_it_beats(world: World) -> None:

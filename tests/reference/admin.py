@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from operator import attrgetter, itemgetter
 
 from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, QueueInfo, Rebuilt, Redone, View
@@ -12,9 +13,10 @@ from taskflow.broker.paging import Position, ScanRequest, ScanResult
 from taskflow.broker.protocol import PURGED_TTL
 from taskflow.model import wording
 from taskflow.model.audit import Action, ActionRecord, action_record_of, pack_action
-from taskflow.model.clock import Clock, to_microseconds, to_seconds
+from taskflow.model.clock import Clock, instant_of, microseconds_of, to_microseconds, to_seconds
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.fingerprint import fingerprint_in
+from taskflow.model.measures import Measures, MeasuresRecord, add_up, unpack_measures
 from taskflow.model.record import ENDED, WAITING, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import SessionRecord
@@ -28,6 +30,7 @@ class ReferenceStore(UpkeepStore):
 
     def __init__(self, clock: Clock, rules: Rules, capacity: int | None = None) -> None:
         super().__init__(clock, rules, capacity)
+        self.measures = dict[bytes, tuple[int, Measures]]()
         self.acts = deque[tuple[int, int, bytes, bytes]](maxlen=rules.max_actions)
         """The audit log: number, time, id and body of each action, oldest first."""
 
@@ -191,6 +194,22 @@ class ReferenceStore(UpkeepStore):
     def act_records(self, before: int | None, limit: int) -> list[ActionRecord]:
         found = [(number, at, body) for number, at, _, body in reversed(self.acts) if before is None or number < before]
         return [action_record_of(*each) for each in found[:limit]]
+
+    def record_measures(self, record_id: bytes, measures: bytes) -> None:
+        self.measures.setdefault(record_id, (self.now, unpack_measures(measures)))
+
+    def history_records(self, since: datetime, until: datetime) -> list[MeasuresRecord]:
+        """Return the periods as if upkeep had just run."""
+        found = dict[tuple[int, int], Measures]()
+        for at, measures in self.measures.values():
+            for minutes, keep in ((1, 180), (10, 2 * 1_440), (60, 30 * 1_440)):
+                period = minutes * 60_000_000
+                at = at // period * period
+                if self.now < at + period + keep * 60_000_000:
+                    if microseconds_of(since) - period < at < microseconds_of(until):
+                        add_up(found.setdefault((at, minutes * 60), {}), measures)
+                    break
+        return [MeasuresRecord(at=instant_of(at), seconds=seconds, measures=all_) for (at, seconds), all_ in sorted(found.items())]
 
     def metrics(self) -> Metrics:
         return Metrics(totals={queue: {str(event): count for event, count in events.items()} for queue, events in self.totals.items()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import TypeVar
 
 from taskflow.broker import topics
@@ -14,6 +15,7 @@ from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.audit import Action, ActionRecord
 from taskflow.model.clock import Seams
 from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.measures import MeasuresRecord
 from taskflow.model.record import LIVE, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.schedule import Amendment, Definition, Firing, ScheduleRecord
@@ -164,6 +166,12 @@ class ReferenceConsole:
 
     async def metrics(self) -> Metrics:
         return self._atomically(self._store.metrics)
+
+    async def record_measures(self, record_id: bytes, measures: bytes) -> None:
+        self._atomically(lambda: self._store.record_measures(record_id, measures))
+
+    async def history(self, since: datetime, until: datetime) -> list[MeasuresRecord]:
+        return self._atomically(lambda: self._store.history_records(since, until))
 
     async def examine(self) -> list[Finding]:
         return self._atomically(self._store.findings)

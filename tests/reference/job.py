@@ -143,6 +143,7 @@ class StoredJob(msgspec.Struct, gc=False, eq=False, kw_only=True):
             epoch=self.epoch,
             claim=self.claim,
             created_at=self.created_at,
+            waited=now - self.due_at,
             failures=self.failures,
             crashes=self.crashes,
             snoozes=self.snoozes,

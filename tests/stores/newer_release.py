@@ -11,7 +11,7 @@ from typing import Any
 from taskflow.broker.engine import records
 from taskflow.broker.engine.records import Field, Index, Kind, Type
 
-NEW_KIND = 9
+NEW_KIND = max(records.HEADERS) + 1
 TABLE = "extras"
 OF_JOBS = Index("by_due", Kind.JOB, "status < 7", ("due_at", "seq"))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TypeVar
 
 from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, Page, QueueInfo, Rebuilt, Redone, View
-from taskflow.broker.engine import admin, jobs, maintenance, pages, schedules, sessions
+from taskflow.broker.engine import admin, history, jobs, maintenance, pages, schedules, sessions
 from taskflow.broker.engine.seam import Claimed, Operation
 from taskflow.broker.paging import ScanRequest, ScanResult, page
 from taskflow.broker.protocol import Added, Refused, UpkeepResult
@@ -15,6 +16,7 @@ from taskflow.broker.wakeups import Waiter
 from taskflow.model.audit import Action, ActionRecord
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import BrokerRefused
+from taskflow.model.measures import MeasuresRecord
 from taskflow.model.printable import one_line
 from taskflow.model.record import Record, Status
 from taskflow.model.rules import Rules
@@ -148,6 +150,12 @@ class EngineAdmin:
 
     async def metrics(self) -> Metrics:
         return await self._run(admin.metrics())
+
+    async def record_measures(self, record_id: bytes, measures: bytes) -> None:
+        await self._run(history.record(record_id, measures, self._rules))
+
+    async def history(self, since: datetime, until: datetime) -> list[MeasuresRecord]:
+        return await self._run(history.read(since, until))
 
     async def examine(self) -> list[Finding]:
         return await self._broker.examine()

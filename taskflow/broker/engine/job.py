@@ -264,6 +264,7 @@ class Job:
                 epoch=header["epoch"],
                 claim=ClaimId(header["session"], int.from_bytes(claim[:8]), int.from_bytes(claim[8:])),
                 created_at=header["created_at"],
+                waited=now - header["due_at"],
             )
         try:
             sent = _NOT_SENT if record.sent is None else _decode_sent(record.sent)
@@ -283,6 +284,7 @@ class Job:
             epoch=header["epoch"],
             claim=ClaimId(header["session"], int.from_bytes(claim[:8], "big"), int.from_bytes(claim[8:], "big")),
             created_at=header["created_at"],
+            waited=now - header["due_at"],
             expires_in=None if header["expires_at"] is None else to_seconds(header["expires_at"] - now),
         )
 
@@ -310,6 +312,7 @@ class Job:
             epoch=header["epoch"],
             claim=claim_id(header["session"], header["claim"]),
             created_at=header["created_at"],
+            waited=now - header["due_at"],
             failures=failures,
             crashes=crashes,
             snoozes=snoozes,

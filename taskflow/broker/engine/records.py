@@ -27,6 +27,8 @@ class Kind:
     """The consequences that a caller's transaction leaves to the engine."""
     MARK: Final = 8
     """A fact about the whole store, such as an outage."""
+    HISTORY: Final = 9
+    """What workers have measured in a period. Its id is a session and a number, or a level and a number of periods since 1970."""
 
 
 TABLES: Final[Mapping[int, str]] = {
@@ -39,6 +41,7 @@ TABLES: Final[Mapping[int, str]] = {
     Kind.ACTION: "actions",
     Kind.INBOX: "inbox",
     Kind.MARK: "facts",
+    Kind.HISTORY: "history",
 }
 """The table of each kind in SQL stores. PostgreSQL locks rows in this order, but keys before jobs. A release may add kinds and indexes,
 and keeps what the release before reads; only an index with entries of a former kind needs a separate migration."""
@@ -150,6 +153,7 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
     Kind.ACTION: (_F("seq", _N, 0, Owner.STORE), _F("created_at", _N, 0, Owner.STORE)),
     Kind.INBOX: (_F("seq", _N, 0, Owner.STORE),),
     Kind.MARK: (),
+    Kind.HISTORY: (_F("level", _S, 0), _F("at", _N, 0), _F("rolls_at", _N, 0)),
 }
 
 
@@ -200,6 +204,8 @@ INDEXES: Final = (
     Index("ends", Kind.END, "", ("seq",)),
     Index("actions", Kind.ACTION, "", ("seq",)),
     Index("inbox", Kind.INBOX, "", ("seq",)),
+    Index("history", Kind.HISTORY, "", ("level", "at", "id")),
+    Index("rolling", Kind.HISTORY, "", ("rolls_at", "id")),
 )
 
 Position = tuple[Any, ...]

@@ -77,8 +77,8 @@ def fixed_tail(queue: bytes, job: bytes, sent: bytes | None, content: bytes) -> 
 _LENGTHS: Final = struct.Struct(">HHI")
 
 
-_LEASED: Final = struct.Struct(">9xQ16sQI16xH")
-_WAITING: Final = struct.Struct(">9xHB16xQHHI")
+_LEASED: Final = struct.Struct(">9xQ16sQIQ8xH")
+_WAITING: Final = struct.Struct(">9xHBQ8xQHHI")
 
 
 def plain_leases(found: Sequence[bytes]) -> list[Lease] | None:
@@ -89,9 +89,9 @@ def plain_leases(found: Sequence[bytes]) -> list[Lease] | None:
             stored = found[at + 1]
             if stored[0] != RUNNING or stored[-REFERENCE_BYTES:-12] == MARK:
                 return None
-            epoch, session, request, number, worker_bytes = _LEASED.unpack_from(stored)
+            epoch, session, request, number, claimed_at, worker_bytes = _LEASED.unpack_from(stored)
             begin = RUNNING_BYTES + worker_bytes
-            flags, priority, created_at, queue, job, sent = _WAITING.unpack_from(stored, begin)
+            flags, priority, due_at, created_at, queue, job, sent = _WAITING.unpack_from(stored, begin)
             if flags & ~_LEASED_PLAINLY:
                 return None
             begin += WAITING_BYTES
@@ -100,7 +100,8 @@ def plain_leases(found: Sequence[bytes]) -> list[Lease] | None:
             content_at = sent_at + sent - 1 if sent else sent_at
             extras = _from_sent(stored[sent_at:content_at]) if sent else _NOTHING
             envelope = Envelope(id=found[at], job=name[1], queue=name[0], priority=priority - 128, payload=stored[content_at:], **extras)
-            leases.append(Lease(envelope=envelope, epoch=epoch, claim=ClaimId(session, request, number), created_at=created_at - _BIAS))
+            claim, waited = ClaimId(session, request, number), claimed_at - due_at
+            leases.append(Lease(envelope=envelope, epoch=epoch, claim=claim, created_at=created_at - _BIAS, waited=waited))
     except Exception:  # another program may have written any bytes: the long way says what is wrong
         return None
     return leases

@@ -230,6 +230,21 @@ admin.drop: admin_drop: a live job is dropped
 jobs.compare_known: enqueue_clash: a job of another content with a known id counts as sent
 - isinstance(answer, Refused) and answer.because == "id"]
 + False]
+
+history.record: history_repeat: measures that were sent again are counted twice
+- if draft.plain(*ref) is None:
+-             draft.put(_period(ref, 0, draft.now, measures))
++ known = draft.plain(*ref)
++         both = add_up(unpack_measures(known and _state(known)), unpack_measures(measures))
++         draft.put(_period(ref, 0, draft.now, pack_measures(both)))
+
+history.roll: history_levels: measures are counted again each time that they are added up
+- draft.drop(part.ref)
++ pass
+
+history.roll: history_levels: only the last worker's measures are kept
+- known = draft.plain(*target)
++ known = None
 """
 
 

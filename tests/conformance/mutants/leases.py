@@ -58,6 +58,14 @@ class ClaimsForTheDead(Mutant):
         return leases
 
 
+class ForgetsHowLongAJobWaited(Mutant):
+    breaks = frozenset({"claim_waited"})
+    because = "a worker cannot tell a backlog from slow jobs"
+
+    def claim(self, session_id: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+        return [msgspec.structs.replace(lease, waited=0) for lease in super().claim(session_id, request, queues, limit)]
+
+
 class CutsAnswersShort(Mutant):
     breaks = frozenset({"claim_fewer"})
     because = "who got a portion of what was there takes it for all, and waits for a nudge"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from operator import itemgetter
 
 import msgspec
@@ -13,6 +14,7 @@ from taskflow.broker.admin import FailureGroupRecord, Finding, Rebuilt, Redone, 
 from taskflow.broker.paging import Position, ScanRequest
 from taskflow.model.audit import Action, ActionRecord
 from taskflow.model.clock import Clock, instant_of
+from taskflow.model.measures import MeasuresRecord
 from taskflow.model.record import ENDED, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event
@@ -166,6 +168,31 @@ class RecordsTheRepeat(Mutant):
 
     def record_action(self, act: Action) -> None:
         super().record_action(msgspec.structs.replace(act, id=secrets.token_bytes(16)))
+
+
+class RecordsTheRepeatedMeasures(Mutant):
+    breaks = frozenset({"history_repeat"})
+    because = "a resent call counts a minute's runs twice"
+
+    def record_measures(self, record_id: bytes, measures: bytes) -> None:
+        super().record_measures(secrets.token_bytes(16), measures)
+
+
+class KeepsMinutes(Mutant):
+    breaks = frozenset({"history_records", "history_levels"})
+    because = "a chart of a month reads 43,200 rows, and each worker has its own"
+
+    def history_records(self, since: datetime, until: datetime) -> list[MeasuresRecord]:
+        return [MeasuresRecord(at=instant_of(at), seconds=60, measures=each) for at, each in self.measures.values()]
+
+
+class TrustsMeasures(Mutant):
+    breaks = frozenset({"history_spoilt"})
+    because = "one row of another program hides the history of a month"
+
+    def record_measures(self, record_id: bytes, measures: bytes) -> None:
+        msgspec.msgpack.decode(measures)
+        super().record_measures(record_id, measures)
 
 
 class KeepsEveryAct(Mutant):

@@ -1,0 +1,101 @@
+"""The history of measures: workers record each minute of theirs, and upkeep adds these up to minutes, ten minutes and hours."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from taskflow.broker.engine.draft import Draft, Plain
+from taskflow.broker.engine.moves import decide
+from taskflow.broker.engine.records import Kind
+from taskflow.broker.engine.seam import Operation, Query, Record, Ref, Scan, Snapshot
+from taskflow.model.clock import instant_of, microseconds_of, to_microseconds
+from taskflow.model.measures import MeasuresRecord, add_up, pack_measures, sum_of, unpack_measures
+from taskflow.model.rules import Rules
+from taskflow.model.stored_values import LATEST
+
+
+class Level(NamedTuple):
+    """Periods of one length. `keep` is how long they are kept. Both are in seconds."""
+
+    period: int
+    keep: int
+
+
+LEVELS: Final = (Level(60, 150), Level(60, 3 * 3_600), Level(600, 2 * 86_400), Level(3_600, 30 * 86_400))
+"""The records of level 0 are those of single workers. When a record need not be kept, it is added to the next level."""
+
+MAX_ROLLED: Final = 64
+MAX_READ: Final = 10_000
+
+
+def record(record_id: bytes, measures: bytes, rules: Rules) -> Operation[None]:
+    """Record what a worker has measured since it last did, in the present minute."""
+    ref = Ref(Kind.HISTORY, record_id)
+
+    def one(draft: Draft, ref: Ref) -> None:
+        if draft.plain(*ref) is None:
+            draft.put(_period(ref, 0, draft.now, measures))
+
+    yield from decide([ref], one, rules, [ref])
+
+
+def read(since: datetime, until: datetime) -> Operation[list[MeasuresRecord]]:
+    first, last = microseconds_of(since), microseconds_of(until)
+    scans = tuple(
+        Scan("history", MAX_READ, prefix=(level,), after=(level, first - to_microseconds(period)), until=(level, last))
+        for level, (period, _) in enumerate(LEVELS)
+    )
+    seen: Snapshot = yield Query(scans=scans)
+    found = dict[tuple[int, int], list[Record]]()
+    for level, entries in enumerate(seen.scans):
+        for entry in entries:
+            if entry.record is not None and first - to_microseconds(LEVELS[level].period) < entry.position[1] < last:
+                found.setdefault((entry.position[1], LEVELS[level].period), []).append(entry.record)
+    return [
+        MeasuresRecord(at=instant_of(at), seconds=period, measures=sum_of(unpack_measures(each.state) for each in records))
+        for (at, period), records in sorted(found.items())
+        if 0 <= at <= LATEST
+    ]
+
+
+def roll(rules: Rules) -> Operation[None]:
+    """Add records that need not be kept to the next level, or drop them after the last one."""
+    seen: Snapshot = yield Query(scans=(Scan("rolling", MAX_ROLLED),))
+    sources = dict[Ref, list[Ref]]()
+    for entry in seen.scans[0]:
+        if entry.record is not None and entry.position[0] <= seen.now:
+            level = entry.record.header["level"] + 1
+            sources.setdefault(_target(level, entry.record.header["at"]), []).append(entry.ref)
+
+    def one(draft: Draft, target: Ref) -> None:
+        parts = [part for ref in sources[target] if (part := draft.plain(*ref)) is not None]
+        level = target.id[0]
+        if parts and 0 < level < len(LEVELS):
+            known = draft.plain(*target)
+            measures = unpack_measures(None if known is None else _state(known))
+            for part in parts:
+                add_up(measures, unpack_measures(_state(part)))
+            draft.put(_period(target, level, parts[0].header["at"], pack_measures(measures)))
+        for part in parts:
+            draft.drop(part.ref)
+
+    refs = [*sources, *(ref for each in sources.values() for ref in each)]
+    yield from decide(list(sources), one, rules, refs, locked=False)
+
+
+def _period(ref: Ref, level: int, at: int, measures: bytes) -> Plain:
+    period, keep = map(to_microseconds, LEVELS[level])
+    begins_at = at // period * period
+    return Plain(ref, {"level": level, "at": begins_at, "rolls_at": begins_at + period + keep}, measures)
+
+
+def _target(level: int, at: int) -> Ref:
+    if not 0 < level < len(LEVELS):
+        return Ref(Kind.HISTORY, b"\xff")
+    period = to_microseconds(LEVELS[level].period)
+    return Ref(Kind.HISTORY, bytes([level]) + (max(0, at) // period).to_bytes(8, "big"))
+
+
+def _state(record: Plain) -> bytes | None:
+    return record.state if isinstance(record.state, bytes) else None

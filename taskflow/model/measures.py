@@ -1,0 +1,99 @@
+"""Counts of runs, and histograms of how long jobs waited and ran. Workers make them, and stores keep them as history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+MAX_PAIRS: Final = 500
+"""The maximum number of pairs of a queue and a job that are counted apart. All further ones are counted as `OTHER`."""
+
+OTHER: Final = ("_other", "_other")
+
+MAX_BIN: Final = 42
+"""The highest bin, for durations of more than about 25 days."""
+
+MAX_BYTES: Final = 1 << 20
+"""The maximum size of packed measures in bytes. Larger ones are not read."""
+
+
+class Measure(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """The runs of one job in one queue.
+
+    `runs`      how many runs ended with each verdict, by its name: "succeeded", "retried" and so on
+    `waits`     a histogram of the time from when the job became due to its claim: bin N holds times below 2 ** N microseconds, and at least
+                half of that
+    `times`     a histogram of the run times
+    `waited`    the sum of the waits in microseconds
+    `ran`       the sum of the run times in microseconds
+    """
+
+    runs: dict[str, int] = {}
+    waits: dict[int, int] = {}
+    times: dict[int, int] = {}
+    waited: int = 0
+    ran: int = 0
+
+    def add(self, other: Measure) -> None:
+        for mine, others in ((self.runs, other.runs), (self.waits, other.waits), (self.times, other.times)):
+            into: dict[Any, int] = mine
+            for name, n in others.items():
+                into[name] = into.get(name, 0) + n
+        self.waited += other.waited
+        self.ran += other.ran
+
+
+Measures = dict[tuple[str, str], Measure]
+"""Measures by queue and job."""
+
+
+class MeasuresRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The measures of all workers over a period.
+
+    `at`        when it begins
+    `seconds`   how long it is: a minute, ten minutes or an hour
+    `measures`  by queue and job
+    """
+
+    at: datetime
+    seconds: int
+    measures: Measures
+
+
+def bin_of(microseconds: int) -> int:
+    return min(MAX_BIN, microseconds.bit_length())
+
+
+def add_up(into: Measures, others: Mapping[tuple[str, str], Measure]) -> Measures:
+    """Add measures to `into`, and return it. Once it has `MAX_PAIRS` pairs, further ones are added to `OTHER`."""
+    for pair, measure in others.items():
+        if (known := into.get(pair)) is None:
+            pair = pair if len(into) < MAX_PAIRS else OTHER
+            known = into.setdefault(pair, Measure())
+        known.add(measure)
+    return into
+
+
+def sum_of(many: Iterable[Mapping[tuple[str, str], Measure]]) -> Measures:
+    into = Measures()
+    for each in many:
+        add_up(into, each)
+    return into
+
+
+def pack_measures(measures: Mapping[tuple[str, str], Measure]) -> bytes:
+    return msgspec.msgpack.encode([[*pair, measure] for pair, measure in measures.items()])
+
+
+def unpack_measures(packed: bytes | None) -> Measures:
+    """Return packed measures, or none if they cannot be read: another program may have written them."""
+    try:
+        return {(queue, job): measure for queue, job, measure in _decode(packed or b"")} if len(packed or b"") <= MAX_BYTES else {}
+    except (msgspec.MsgspecError, UnicodeError):
+        return {}
+
+
+_decode: Final = msgspec.msgpack.Decoder(list[tuple[str, str, Measure]]).decode
