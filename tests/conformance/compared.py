@@ -93,8 +93,9 @@ class ComparedBroker:
         self._checker.expect(envelopes)
         self._ids += [envelope.id for envelope in envelopes if envelope.id not in self._ids]
 
-    async def register(self, session: Session) -> None:
-        await self._ask("register", lambda broker: broker.register(session))
+    async def do(self, verb: str, *arguments: Any) -> None:
+        """Let both do an operation of the broker or of its admin interface."""
+        await self._ask(verb, lambda broker: getattr(broker if hasattr(broker, verb) else broker.admin, verb)(*arguments))
 
     async def claim(self, session: Session, request: int, queues: Sequence[str], limit: int) -> list[Lease] | None:
         """None when the session is lost."""
@@ -115,27 +116,6 @@ class ComparedBroker:
 
     async def _cancel(self, job_id: bytes) -> None:
         await self._ask("cancel", lambda broker: broker.cancel([job_id]))
-
-    async def holders(self, keys: Sequence[bytes]) -> None:
-        await self._ask("holders", lambda broker: broker.holders(keys))
-
-    async def upkeep(self, limit: int) -> None:
-        await self._ask("upkeep", lambda broker: broker.upkeep(limit))
-
-    async def retry(self, ids: Sequence[bytes]) -> None:
-        await self._ask("retry", lambda broker: broker.admin.retry(ids))
-
-    async def run_now(self, ids: Sequence[bytes]) -> None:
-        await self._ask("run_now", lambda broker: broker.admin.run_now(ids))
-
-    async def purge(self, job_filter: View) -> None:
-        await self._ask("purge", lambda broker: broker.admin.purge(job_filter))
-
-    async def pause(self, queue: str) -> None:
-        await self._ask("pause", lambda broker: broker.admin.pause(queue))
-
-    async def resume(self, queue: str) -> None:
-        await self._ask("resume", lambda broker: broker.admin.resume(queue))
 
     async def page(self, view: View, limit: int) -> None:
         """Ask for all pages of the view."""

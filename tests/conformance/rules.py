@@ -133,14 +133,14 @@ class BrokerMachine(RuleBasedStateMachine):
             *self._workers[-5:],
             WorkerModel(session),
         ]  # kept small: of many, the oldest is forgotten here, as it is by its process
-        await self._compared.register(session)
+        await self._compared.do("register", session)
 
     @precondition(lambda self: self._workers)
     @step(pick=PICK)
     async def register_again(self, pick: int) -> None:
         worker = self._worker(pick)
         if not self._compared.may_have_forgotten(worker.session.id):
-            await self._compared.register(worker.session)
+            await self._compared.do("register", worker.session)
 
     def _worker(self, pick: int) -> WorkerModel:
         return self._workers[pick % len(self._workers)]
@@ -270,21 +270,21 @@ class BrokerMachine(RuleBasedStateMachine):
 
     @step(queue=st.sampled_from(QUEUES), is_pause=st.booleans())
     async def pause_or_resume(self, queue: str, is_pause: bool) -> None:
-        await (self._compared.pause(queue) if is_pause else self._compared.resume(queue))
+        await self._compared.do("pause" if is_pause else "resume", queue)
 
     @precondition(lambda self: self._envelopes)
     @step(picks=st.lists(PICK, min_size=1, max_size=3))
     async def retry(self, picks: list[int]) -> None:
-        await self._compared.retry([self._envelopes[-1 - pick % len(self._envelopes)].id for pick in picks])
+        await self._compared.do("retry", [self._envelopes[-1 - pick % len(self._envelopes)].id for pick in picks])
 
     @precondition(lambda self: self._envelopes)
     @step(picks=st.lists(PICK, min_size=1, max_size=3))
     async def run_now(self, picks: list[int]) -> None:
-        await self._compared.run_now([self._envelopes[-1 - pick % len(self._envelopes)].id for pick in picks])
+        await self._compared.do("run_now", [self._envelopes[-1 - pick % len(self._envelopes)].id for pick in picks])
 
     @step(job_filter=FILTERS)
     async def purge(self, job_filter: View) -> None:
-        await self._compared.purge(job_filter)
+        await self._compared.do("purge", job_filter)
 
     @step(view=FILTERS, limit=st.sampled_from((1, 3, 100)))
     async def page(self, view: View, limit: int) -> None:
@@ -294,19 +294,19 @@ class BrokerMachine(RuleBasedStateMachine):
     @step(pick=PICK)
     async def holders(self, pick: int) -> None:
         keys = [envelope.key for envelope in self._envelopes if envelope.key is not None]
-        await self._compared.holders([keys[-1 - pick % len(keys)], keys[0], bytes(16)])
+        await self._compared.do("holders", [keys[-1 - pick % len(keys)], keys[0], bytes(16)])
 
     # --- time and mishaps ----------------------------------------------------------------------------------------------
 
     @step(limit=st.sampled_from((0, 1, 3, 1_000, 1_000)))
     async def upkeep(self, limit: int) -> None:
-        await self._compared.upkeep(limit)
+        await self._compared.do("upkeep", limit)
 
     @step(seconds=st.sampled_from((0.001, 1.0, 5.0, 11.0, 35.0)), is_tended=st.booleans())
     async def pass_time(self, seconds: float, is_tended: bool) -> None:
         self._compared.clock.advance(seconds)
         if is_tended:
-            await self._compared.upkeep(1_000)
+            await self._compared.do("upkeep", 1_000)
 
     @step(seconds=st.sampled_from((-3_600.0, -10.0, -1.0, 1.0, 10.0)))
     async def set_the_clock(self, seconds: float) -> None:
@@ -320,7 +320,7 @@ class BrokerMachine(RuleBasedStateMachine):
         await self._enqueue([self._compared.world.an_envelope(queue="a") for _ in range(2)])
         await self._claim(worker)
         await self._sleep(worker)
-        await self._compared.upkeep(1 if is_bounded else 1_000)
+        await self._compared.do("upkeep", 1 if is_bounded else 1_000)
         await self._claim(successor)
         if worker.holds:
             await self._settle([self._settlement(lease, verdict) for lease in worker.holds.values()])
@@ -350,9 +350,9 @@ class BrokerMachine(RuleBasedStateMachine):
                 await self._die(worker, f"exit code {number}")
             else:
                 await self._sleep(worker)
-            await self._compared.upkeep(1_000)
+            await self._compared.do("upkeep", 1_000)
             self._compared.clock.advance(5.0)
-            await self._compared.upkeep(1_000)
+            await self._compared.do("upkeep", 1_000)
 
     @precondition(lambda self: self._workers)
     @step(pick=PICK, seconds=st.sampled_from((15.0, 50.0)))
@@ -361,7 +361,7 @@ class BrokerMachine(RuleBasedStateMachine):
         worker = self._worker(pick)
         self._compared.clock.advance(seconds)
         await self._beat(worker)
-        await self._compared.upkeep(1_000)
+        await self._compared.do("upkeep", 1_000)
 
     @step(mishap=st.sampled_from(("save", "save", "lose", "lose", "restart", "reboot")))
     async def mishap(self, mishap: str) -> None:
@@ -374,7 +374,7 @@ class BrokerMachine(RuleBasedStateMachine):
         if mishap == "reboot" and self._compared.can(Capability.BOOT):
             self._compared.clock.reboot()
             await self._register("w9")
-            await self._compared.upkeep(1_000)
+            await self._compared.do("upkeep", 1_000)
 
     @precondition(lambda self: self._workers)
     @step(pick=PICK, other=PICK, verdict=verdicts(), is_settled=st.booleans())

@@ -143,13 +143,14 @@ async def _claimed_order(world: World) -> list[bytes]:
 
 
 async def test_enqueue_order__arrival(world: World) -> None:
-    """Of the same priority and instant, the first to arrive is claimed first, whatever the ids are."""
+    """Of the same priority and instant, the first to arrive is claimed first, whatever the ids are. A higher priority goes before."""
     envelopes = [world.an_envelope(id=world.an_id()) for _ in range(20)]
     envelopes.sort(key=lambda envelope: envelope.id, reverse=True)
     await world.enqueue(*envelopes[:10])
     await world.enqueue(*envelopes[10:])
+    low, high = await world.add(priority=-100), await world.add(priority=1)
 
-    assert await _claimed_order(world) == ids_of(envelopes)
+    assert await _claimed_order(world) == ids_of([high, *envelopes, low])
 
 
 async def test_enqueue_order__ready_time(world: World) -> None:

@@ -300,15 +300,20 @@ async def test_holders_waiting(world: World, fields: dict[str, object]) -> None:
     assert await world.broker.holders([]) == []
 
 
+async def test_holders_waiting__behind_a_run(world: World) -> None:
+    """The replacement that waits behind a run is found, as by an enqueue."""
+    await world.running(queue="default", key="k")
+    behind = replacement(world)
+    await world.enqueue(behind)
+    assert await world.broker.holders([KEY]) == [behind.id]
+
+
 async def test_holders_running(world: World) -> None:
-    """A run is found until it has ended, also when it is asked to stop. A replacement that waits behind it is found, as by an enqueue."""
+    """A run is found until it has ended, also when it is asked to stop."""
     lease = await world.running(queue="default", key="k")
     assert await world.broker.holders([KEY]) == [lease.envelope.id]
     await world.cancel(lease)
     assert await world.broker.holders([KEY]) == [lease.envelope.id]
-    behind = replacement(world)
-    await world.enqueue(behind)
-    assert await world.broker.holders([KEY]) == [behind.id]
 
 
 async def test_holders_none(world: World) -> None:

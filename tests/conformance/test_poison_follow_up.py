@@ -50,13 +50,14 @@ def ended(lease: Lease, *follow_ups: Envelope) -> Settlement:
 
 
 async def test_poison_follow_up__does_not_expire(world: World) -> None:
-    """Its follow-up is sent, however late a worker comes."""
+    """Its follow-up is sent, however late a worker comes, unless it is cancelled like any job that waits."""
     world = shortened(world)
     envelope = await poisoned(world, expires=100.0)
     world.clock.advance(200.0)
 
     assert (await world.upkeep()).expired == 0
-    assert (await world.record(envelope)).status is Status.READY
+    assert await world.cancel(envelope) is Status.READY
+    assert await world.status(envelope) is Status.CANCELLED
 
 
 @pytest.mark.parametrize("tags", [(), ("a",), ("a", "b" * 40), tuple(f"{n}" * 100 for n in range(10))])

@@ -201,45 +201,36 @@ async def test_schedule_declared__sleeps(world: World) -> None:
     assert await world.broker.admin.schedules() == []
 
 
-@pytest.mark.parametrize("death", ["leaves", "lapses", "dies"])
+@pytest.mark.parametrize("death", ["leaves", "lapses", "dies", "leaves the same"])
 async def test_schedule_handover(world: World, death: str) -> None:
-    """After the youngest session has ended, the older one's definition is in force again, and is offered."""
+    """After the youngest session has ended, the older one's definition is in force again, and is offered unless it is the same."""
     old, young = await world.a_session("old", ttl=LONG), await world.a_session("young")
-    await a_schedule(world, session=old, version=1)
-    await declare(world, young, a_definition(version=2))
-    await fire(world, a_firing(await offered(world), 10_000.0))
+    is_same = death == "leaves the same"
+    await a_schedule(world, next_in=LONG, session=old, version=1)
+    await declare(world, young, a_definition(version=1 if is_same else 2))
+    if not is_same:
+        await fire(world, a_firing(await offered(world), 10_000.0))
 
-    if death == "leaves":
-        await world.beat(young, leaving=True)
-    elif death == "dies":
+    if death == "dies":
         await world.die(young)
-    else:
+    elif death == "lapses":
         await world.lapse(young, beside=[old])
+    else:
+        await world.beat(young, leaving=True)
 
-    offer = await offered(world)
-    assert (offer.digest, offer.next_at) == (a_definition(version=1).digest, None)
+    expected = [] if is_same else [(a_definition(version=1).digest, None)]
+    assert [(offer.digest, offer.next_at) for offer in await offers(world)] == expected
     assert (await record(world)).declarers == ("old",)
 
 
-async def test_schedule_handover__to_the_same_definition(world: World) -> None:
-    """A session of the same code that ends changes nothing."""
-    definition = await a_schedule(world, session=await world.a_session("old", ttl=LONG))
-    young = await world.a_session("young", ttl=LONG)
-    await declare(world, young, definition)
-
-    await world.beat(young, leaving=True)
-
-    assert await offers(world) == []
-    assert (await record(world)).declarers == ("old",)
-
-
-async def test_schedule_due__fired(world: World) -> None:
-    """An instant before all others is told of: whoever sleeps until a later one would miss it."""
+async def test_schedule_due(world: World) -> None:
+    """An instant before all others is told of: whoever sleeps until a later one would miss it. An idle worker begins the job at once."""
     await declare(world, None, a_definition())
     offer = await offered(world)
-    with world.broker.listen([topics.DUE]) as listener:
-        await fire(world, a_firing(offer, 0.5))
-        assert await listener.wait(world.harness.wakes_within)
+    with world.broker.listen([topics.DUE]) as due, world.broker.listen([topics.queue("reports")]) as ready:
+        await fire(world, a_firing(offer, 0.5, envelope=world.an_envelope(queue="reports")))
+        assert await due.wait(world.harness.wakes_within)
+        assert await ready.wait(world.harness.wakes_within)
 
 
 async def test_schedule_offer(world: World) -> None:
@@ -350,14 +341,6 @@ async def test_schedule_fires__every_kind_of_envelope(world: World, fields: dict
     one, other = await world.record(envelope), await world.record(twin)
     assert one == msgspec.structs.replace(other, id=one.id, payload=one.payload)
     assert world.harness.tagged() == {(tag, each.id) for each in (one, other) for tag in fields.get("tags", ())}
-
-
-async def test_schedule_fires__nudges(world: World) -> None:
-    """An idle worker begins the job at once."""
-    offer = await due(world)
-    with world.broker.listen([topics.queue("reports")]) as listener:
-        await fire(world, a_firing(offer, 60.0, envelope=world.an_envelope(queue="reports")))
-        assert await listener.wait(world.harness.wakes_within)
 
 
 async def test_schedule_fires__several_instants(world: World) -> None:

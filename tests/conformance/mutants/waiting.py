@@ -20,7 +20,7 @@ from tests.reference.store import SessionState
 
 
 class KeyOutlivesItsJob(Mutant):
-    breaks = frozenset({"key_released", "admin_retry"})
+    breaks = frozenset({"holders_waiting", "key_released", "admin_retry"})
     because = "a unique lock outlives its job (sidekiq-unique-jobs#379)"
 
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
@@ -84,7 +84,7 @@ class HidesAStoppingRun(Mutant):
 
 
 class KeepsAKeyForEver(Mutant):
-    breaks = frozenset({"holders_none", "holders_running", "holders_waiting"})
+    breaks = frozenset({"holders_none", "holders_waiting"})
     because = "the lock is looked up in the table of all jobs, ended ones too"
 
     def live_holders(self, keys: Sequence[bytes]) -> list[bytes | None]:

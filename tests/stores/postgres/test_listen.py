@@ -88,7 +88,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_a_worker_behind_a_pooler_that_loses_notifications_says_so_once_and_polls(
     scene: Scene, bouncer: PgBouncer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """About once a second, for all that wait in the process together."""
+    """About once a second, for all that wait in the process together. The doctor says so too."""
     async with worker_at(scene, f"{bouncer.url(scene.database)}?pooled=1"):
         await until(lambda: warnings(caplog), 10)
         waits = [await scene.seconds_to_start(number) for number in range(5)]
@@ -101,6 +101,9 @@ async def test_a_worker_behind_a_pooler_that_loses_notifications_says_so_once_an
     [said] = warnings(caplog)
     assert f"PostgreSQL at 127.0.0.1:{bouncer.port} loses notifications" in said
     assert "listen=host:5432" in said
+    level, says = await wake_ups(f"{bouncer.url(scene.database)}?pooled=1")
+    assert level == "note"
+    assert "listen=host:5432" in says
 
 
 @pooled
@@ -111,6 +114,7 @@ async def test_a_pooler_beside_which_it_listens_is_no_reason_to_poll(
     async with worker_at(scene, url):
         await assert_hears_of_jobs(scene)
     assert warnings(caplog) == []
+    assert await wake_ups(url) == await wake_ups(scene.straight_url) == ("ok", "notifications arrive")
 
 
 @pooled
@@ -158,17 +162,6 @@ async def wake_ups(url: str) -> tuple[str, str]:
     [finding] = [finding for finding in await broker.admin.examine() if finding.topic == "wake-ups"]
     await broker.close()
     return finding.level, finding.says
-
-
-@pooled
-@loses
-async def test_the_doctor_finds_a_pooler_that_loses_them(scene: Scene, bouncer: PgBouncer) -> None:
-    assert await wake_ups(scene.straight_url) == ("ok", "notifications arrive")
-    url = f"{bouncer.url(scene.database)}?pooled=1"
-    level, says = await wake_ups(url)
-    assert level == "note"
-    assert "listen=host:5432" in says
-    assert (await wake_ups(f"{url}&listen={HOST}:{scene.postgres.port}"))[0] == "ok"
 
 
 @pooled
