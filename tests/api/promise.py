@@ -7,8 +7,6 @@ import textwrap
 from pathlib import Path
 from typing import Final
 
-from tests.api.later import LATER
-
 HERE: Final = Path(__file__).parent
 FACE: Final = (HERE / "face.txt").read_text()
 
@@ -22,15 +20,8 @@ def blocks() -> dict[str, str]:
     found: dict[str, str] = {}
     for number, text in sections().items():
         for count, block in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL), start=1):
-            found[f"{number}.{count}"] = block
+            found[f"{number}.{count}"] = block.strip("\n")
     return found
-
-
-def due_now(block: str) -> str:
-    """Without the lines that later issues own, and without the blank ones that they leave behind."""
-    for later in LATER:
-        block = block.replace(later.text + "\n", "")
-    return re.sub(r"\n{3,}", "\n\n", block).strip("\n")
 
 
 def written(module: str) -> dict[str, str]:
@@ -41,12 +32,9 @@ def written(module: str) -> dict[str, str]:
 
 
 def commands(section: int) -> list[str]:
-    """The lines of its blocks for a shell, without the flags that later issues own."""
+    """The lines of its blocks for a shell."""
     blocks: list[str] = re.findall(r"^```\n(.*?)^```", sections()[section], re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
-    for later in LATER:
-        lines = [line.replace(later.text, "") for line in lines]
-    return lines
+    return [line for block in blocks for line in block.splitlines()]
 
 
 def spans(section: int) -> list[str]:

@@ -20,13 +20,12 @@ from taskflow import EnqueueOptions, JobCancelled, JobContext, JobFailed, JobHan
 from taskflow.app.app import default_app
 from taskflow.app.job_type import Registry
 from taskflow.app.settings import DEFAULT_BROKER
-from taskflow.broker.url import SCHEMES, connect
+from taskflow.broker.url import connect
 from taskflow.cli.parser import a_parser
 from taskflow.model.ids import id_text, parse_id
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.worker import Worker
 from tests.api import around, ask, define, operate, promise, runs, say, send, work
-from tests.api.later import LATER, Later
 from tests.api.testing import test_signup as test_signup  # block 10.1 is itself a test
 from tests.support.harnesses import BROKERS
 from tests.support.listing import listed
@@ -51,9 +50,9 @@ MODULES = {
 # --- as it stands there ---------------------------------------------------------------------------------------------
 
 
-def test_every_block_is_here_or_owned_by_a_later_issue() -> None:
+def test_every_block_is_here() -> None:
     here = {name for names in MODULES.values() for name in names}
-    assert {name for name, block in promise.blocks().items() if promise.due_now(block)} == here
+    assert set(promise.blocks()) == here
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -61,31 +60,17 @@ def test_a_block_is_here_word_by_word(module: str) -> None:
     found = promise.written(module)
     assert list(found) == MODULES[module]
     for name, block in found.items():
-        assert block == promise.due_now(promise.blocks()[name])
+        assert block == promise.blocks()[name]
 
 
 def test_the_lines_of_section_4_are_here() -> None:
-    lines = [span for span in promise.spans(4) if span.startswith(("raise ", "@job", "await ")) and not is_later(span)]
+    lines = [span for span in promise.spans(4) if span.startswith(("raise ", "@job", "await ")) and "RateLimited" not in span]
     assert len(lines) == 6
     text = Path(say.__file__).read_text()
     assert [line for line in lines if line.replace("...", '"receipt"') not in text] == []
 
 
-def is_later(span: str) -> bool:
-    return any(span in later.text for later in LATER)
-
-
-@pytest.mark.parametrize("later", LATER, ids=lambda later: f"{later.owner}: {later.text[:30]}")
-def test_what_is_later_stands_in_the_promise_and_is_not_there_yet(later: Later) -> None:
-    """When it is there, its line leaves the list and joins its block."""
-    assert later.text in promise.FACE
-    names = {"EnqueueOptions": EnqueueOptions, "JobHandle": JobHandle, "SCHEMES": SCHEMES, "a_parser": a_parser, "job": job}
-    scope: dict[str, Any] = {**vars(define), "taskflow": taskflow, **names}
-    with pytest.raises((AttributeError, KeyError, TypeError)):
-        eval(later.absent, scope)
-
-
-@pytest.mark.parametrize("url", [span for span in promise.spans(5) if "://" in span and not is_later(span)])
+@pytest.mark.parametrize("url", [span for span in promise.spans(5) if "://" in span and not span.startswith("redis+")])
 def test_a_url_of_section_5_names_a_broker(url: str) -> None:
     assert connect(url) is not None
 
@@ -124,7 +109,7 @@ async def worker(world: World) -> AsyncIterator[Worker]:
 
 async def names_in(block: str, **scope: Any) -> dict[str, Any]:
     """Run a block as the body of an async function; the names that it made."""
-    body = textwrap.indent(promise.due_now(promise.blocks()[block]), "    ")
+    body = textwrap.indent(promise.blocks()[block], "    ")
     exec(f"async def run():\n{body}\n    return locals()", scope)
     names: dict[str, Any] = await scope["run"]()
     return names

@@ -248,7 +248,3 @@ def test_the_others_need_none(cli: Cli, url: str) -> None:
     assert cli("migrate", "--broker", url).out == says
     assert cli("migrate", "--plan", "--broker", url).out == says
     assert cli("migrate", "--sql", "--broker", url).out == f"-- {says}"  # which psql takes
-
-
-def test_a_plan_and_the_sql_are_two_things(cli: Cli) -> None:
-    assert "--sql: not allowed with argument --plan" in cli("migrate", "--plan", "--sql", code=2).err

@@ -109,16 +109,6 @@ async def _held(broker: Broker) -> tuple[str, str]:
     return id_text(held[0].id), id_text(held[1].id)
 
 
-# --- cancel ----------------------------------------------------------------------------------------------------------
-
-
-def test_cancel_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> None:
-    said = cli("cancel", stock.scheduled, stock.failed, stock.running, code=1)
-    assert said.out == "cancelled 1, asked 1 running to stop\n"
-    assert said.err == f"taskflow: {stock.failed} was not cancelled: it has already failed\n"
-    assert f"{NOBODY} was not cancelled: it is unknown" in cli("cancel", NOBODY, code=4).err
-
-
 # --- purge -----------------------------------------------------------------------------------------------------------
 
 

@@ -148,25 +148,6 @@ def test_what_changes_nothing_is_not_recorded(cli: Cli, stock: Stock) -> None:
     assert (said.out, said.err) == ("", "no action of an operator is recorded\n")
 
 
-def test_acts_on_schedules_are_recorded(cli: Cli, stock: Stock) -> None:
-    template = Envelope(id=bytes(16), job="tick", payload=b"\x01")
-    definition = SchedulePlan(times=EveryTimes(3600.0), template=template).to_definition("ticks")
-    cli.with_broker(lambda broker: broker.define([definition]))
-    for action in ("trigger", "pause", "resume"):
-        cli("schedules", action, "ticks", "--reason", "try")
-    cli("schedules", "backfill", "ticks", "--from", "2026-01-01T00:00Z", "--to", "2026-01-01T05:00Z", "--by", "ada")
-    cli("schedules", "backfill", "ticks", "--from", "2026-01-01T00:00Z", "--to", "2026-01-01T05:00Z")  # all known
-    cli("schedules", "remove", "ticks")
-
-    found = list(reversed(cli.json("audit")))
-    assert [(act["act"], act["names"], act["affected"]) for act in found] == [
-        (f"schedules.{action}", ["ticks"], count)
-        for action, count in (("trigger", 1), ("pause", 1), ("resume", 1), ("backfill", 5), ("remove", 1))
-    ]
-    assert found[3]["selection"] == {"from": "2026-01-01T00:00:00+00:00", "to": "2026-01-01T05:00:00+00:00"}
-    assert (found[0]["reason"], found[3]["by"]) == ("try", "ada")
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_act_that_is_interrupted_is_recorded_with_what_was_done(
     cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch, number: signal.Signals

@@ -114,15 +114,6 @@ def test_a_queue_that_nobody_knows_is_doubted_and_worked(cli: Cli, tasks: Any) -
 # --- drain -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_drained_worker_ends_with_0(cli: Cli, tasks: Any) -> None:
-    """Also when a job has failed on its way to success."""
-    tasks.recover.delay_sync()
-    tasks.send.delay_sync("you")
-    said = cli("worker", "app.tasks", "--drain")
-    assert re.search(r"failed after \d\.\d{3} s, again in 0\.0 s: OSError: once\n", said.err)
-    assert {job["status"] for job in cli.jobs()} == {"succeeded"}
-
-
 @pytest.mark.parametrize("which", ["fail", "discard"])
 def test_a_drained_worker_ends_with_1_when_a_job_that_it_ran_has_failed(cli: Cli, tasks: Any, which: str) -> None:
     getattr(tasks, which).delay_sync()
@@ -290,15 +281,6 @@ def project(cli: Cli) -> Cli:
     cli.write("app/other.py", A_TASK)
     cli.write("pyproject.toml", PROJECT)
     return cli
-
-
-def test_a_worker_takes_its_modules_queues_and_concurrency_from_pyproject(project: Cli) -> None:
-    project.load("app.tasks").send.delay_sync()
-    project.forget_modules()
-    said = project("worker", "--drain").err
-    assert "queues: mail=3, default=1; concurrency: 7" in said
-    assert "modules: app.tasks; 1 job" in said
-    assert project.json("queues")[0]["counts"]["succeeded"] == 1
 
 
 def test_the_environment_overrides_pyproject_and_options_override_both(project: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

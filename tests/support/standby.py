@@ -37,9 +37,3 @@ class Standby(PostgresServer):
         source = f"host={HOST} port={self._primary.port} user=postgres"
         options = ["--wal-method=stream", "--checkpoint=fast", "--write-recovery-conf", "--no-sync"]
         self._run(self.binary.with_name("pg_basebackup"), "--pgdata", self.data, "--dbname", source, *options)
-
-
-def come_back_as_standby(server: PostgresServer) -> None:
-    """A server that has ended starts anew and takes no writes, as a primary does that has been replaced. It follows nobody."""
-    (server.data / "standby.signal").touch()
-    server.start()

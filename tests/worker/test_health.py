@@ -89,16 +89,6 @@ async def test_verdicts_that_cannot_be_told_end_readiness(broker: FaultyBroker) 
         await until(worker.health.ready, is_well=True)
 
 
-async def test_a_worker_with_every_slot_taken_is_ready(broker: FaultyBroker) -> None:
-    """It claims nothing, and need not."""
-    async with Worker(options=options(EventRecorder(), ttl=20.0, concurrency=1)) as worker:
-        await waits.delay()
-        await Run.started.wait()
-        await asyncio.sleep(2 * LATE)
-        assert worker.health.ready().is_well
-        Run.release.set()
-
-
 async def test_between_two_sessions_a_worker_lives_and_is_not_ready(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     heard = EventRecorder()
     async with Worker(options=options(heard, ttl=20.0)) as worker:

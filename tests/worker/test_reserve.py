@@ -18,7 +18,7 @@ from taskflow.model.session import Beat, BeatAnswer
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker import runs as runs_module
 from taskflow.worker.runs import RESERVE_WINDOW, Prefetch
-from tests.support.records import set_crashes, take_back_last
+from tests.support.records import take_back_last
 from tests.worker.scene import EventRecorder, Run, options, waits
 
 QUICK, SLOW = RESERVE_WINDOW / 10, RESERVE_WINDOW * 2
@@ -177,20 +177,6 @@ async def test_a_lease_that_is_lost_in_reserve_is_not_run(watched: Watched, a_re
         await until(lambda: not watched.held - 1)
         assert worker.tally.runs == SLOTS
     assert await handles[-1].status() is Status.READY
-
-
-async def test_nothing_is_in_reserve_beside_suspects(watched: Watched, a_reserve_of_two: None) -> None:
-    """It would be counted as crashed with them: what has no slot goes back, without being counted, when a suspect comes."""
-    handles = [await waits.delay() for _ in range(SLOTS + 2)]
-    set_crashes(watched, parse_id(handles[0].id), 1)
-    async with a_worker():
-        await until(lambda: watched.settled == 1)
-        await until_running(watched, SLOTS + 1)  # those that have begun, and the suspect
-        Run.release.set()
-        for handle in handles:
-            await handle.result(10)
-    assert watched.said[0] == f"claimed {SLOTS + 2}"
-    assert [record.hand_backs for record in await watched.records(handles)] == [0] * (SLOTS + 2)
 
 
 async def test_the_reserve_is_given_back_as_soon_as_the_worker_winds_down(watched: Watched, a_reserve_of_two: None) -> None:

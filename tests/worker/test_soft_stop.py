@@ -127,11 +127,6 @@ async def test_a_function_that_returns_instead_has_succeeded(worker: Worker, led
     assert await handle.result(TIMEOUT) == "saved (cancelled)"
 
 
-async def test_a_function_that_returns_after_its_timeout_has_failed(worker: Worker, ledger: Ledger) -> None:
-    failed = await failure(await jobs.returns_when_stopped.options(timeout=0.5).delay(ledger.path))
-    assert failed.type == "TimeoutError"
-
-
 # --- the kill -----------------------------------------------------------------------------------------------------------
 
 

@@ -118,13 +118,6 @@ def an_office(processes: int = 2, *, working: bool = True, **options: object) ->
 # --- the first start -----------------------------------------------------------------------------------------------------
 
 
-def test_the_first_worker_starts_alone_and_the_others_when_it_works() -> None:
-    office = an_office(3, working=False)
-    assert office.slots == [0]
-    office.works(1)
-    assert office.slots == [0, 1, 2]
-
-
 def test_when_all_have_been_started_it_ends_after_the_last(caplog: pytest.LogCaptureFixture) -> None:
     office = an_office(3, working=False)
     office.supervisor.record_report(1, "loaded")
@@ -382,15 +375,6 @@ def test_a_limit_that_every_worker_is_beyond_does_not_make_it_spin(caplog: pytes
 
 
 # --- reload --------------------------------------------------------------------------------------------------------------
-
-
-def test_a_change_replaces_all_at_once_the_first_alone() -> None:
-    office = an_office(2, is_reloading=True)
-    office.does(office.supervisor.reload)
-    assert office.sent == [(1, TERM), (2, TERM)]
-    assert office.slots == [0, 1, 0]
-    office.works(3)
-    assert office.slots == [0, 1, 0, 1]
 
 
 def test_a_change_amid_a_rolling_restart_ends_it() -> None:

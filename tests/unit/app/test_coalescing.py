@@ -35,13 +35,6 @@ async def under_way(awaitable: Awaitable[Any]) -> asyncio.Task[Any]:
 # --- sharing --------------------------------------------------------------------------------------------------------
 
 
-async def test_concurrent_ones_share_a_round_trip(watched: Watched, bench: Bench) -> None:
-    handles = await asyncio.gather(*(add.delay(n, n) for n in range(100)))
-    assert [len(batch) for batch in watched.batches] == [100]
-    await bench.run_all()
-    assert [await handle.result() for handle in handles] == [2 * n for n in range(100)], "each has its own answer"
-
-
 async def test_what_comes_meanwhile_gathers_into_the_next(watched: Watched) -> None:
     watched.gate.clear()
     first = await under_way(add.delay(0))

@@ -9,19 +9,7 @@ from typing import Any
 
 import pytest
 
-from taskflow import (
-    Backoff,
-    ConfigurationError,
-    DeclarationError,
-    DefaultOptions,
-    EnqueueOptions,
-    Every,
-    Status,
-    configure,
-    job,
-    named,
-    preset,
-)
+from taskflow import Backoff, ConfigurationError, DeclarationError, DefaultOptions, EnqueueOptions, Every, configure, job, named, preset
 from taskflow.app.app import App, default_app
 from taskflow.app.job import Declared
 from taskflow.app.job_type import Registry
@@ -30,7 +18,6 @@ from taskflow.model.envelope import Envelope, follow_up_of
 from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.worker.children.child import Application
 from taskflow.worker.children.messages import Handshake
-from tests.unit.app.bench import Bench
 
 
 @pytest.fixture(autouse=True)
@@ -111,23 +98,6 @@ def test_none_removes_a_default_limit() -> None:
     assert sent(plain.options(timeout=None, expires=None))[3:5] == (None, None)
     configure(defaults={"timeout": None, "max_attempts": None})
     assert sent(plain) == ("default", 0, 10, None, None, 3600.0)
-
-
-async def test_a_worker_takes_the_default_policy(bench: Bench) -> None:
-    """The sender decides how often a job is tried, and the worker decides after which errors."""
-
-    @job(name="tests.defaults.fails")
-    async def fails(error: str) -> None:
-        raise {"OSError": OSError, "ValueError": ValueError}[error]("no")
-
-    configure(defaults={"retry_on": (OSError,), "retry": Backoff(base=0), "max_attempts": 3})
-    retried, final = await fails.delay("OSError"), await fails.delay("ValueError")
-    await bench.run_all()
-    records = [await handle.info() for handle in (retried, final)]
-    assert [record and (record.status, record.attempt, len(record.errors)) for record in records] == [
-        (Status.FAILED, 3, 3),
-        (Status.FAILED, 1, 1),
-    ]
 
 
 @pytest.mark.parametrize("follow_up", [plain, named("tests.defaults.elsewhere")])

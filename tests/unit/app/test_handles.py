@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from taskflow import (
-    Backoff,
     Cancel,
     DeclarationError,
     Discard,
@@ -22,7 +21,6 @@ from taskflow import (
     JobFailed,
     JobHandle,
     ResultExpired,
-    RunEnding,
     Status,
     UnknownJob,
     job,
@@ -122,14 +120,6 @@ async def test_a_timeout_is_seconds_or_a_timedelta_however_long(bench: Bench) ->
         assert await handle.result(long) == 2
 
 
-async def test_a_store_that_does_not_answer_does_not_outlast_the_timeout(bench: Bench) -> None:
-    handle = await add.delay(1)
-    watched = Watched(bench.broker)
-    watched.is_away = True
-    with bench.app.using(watched.as_broker), pytest.raises(TimeoutError, match="could not be read from the broker"):
-        await handle.result(timeout=0.05)
-
-
 async def test_info_is_the_record(bench: Bench) -> None:
     handle = await add.options(queue="math", priority=7, max_attempts=4, headers={"a": "b"}, expires=60).delay(1, 2)
     waiting = await handle.info()
@@ -159,23 +149,6 @@ async def test_info_of_a_job_whose_result_cannot_be_decoded_has_the_rest(bench: 
     assert (info.status, info.result) == (Status.SUCCEEDED, None)
     with pytest.raises(DecodeError):
         await handle.result()
-
-
-async def test_each_error_in_info_has_the_times_and_the_worker_of_its_run(bench: Bench) -> None:
-    """An instant as the others are, so that they can be set beside each other."""
-    handle = await discard_at_last.options(max_attempts=2, retry=Backoff(base=0.0)).delay()
-    await bench.run_all()
-    info = await handle.info()
-    assert info is not None
-    [error] = info.errors
-    assert (error.type, error.message, error.attempt) == ("ValueError", "not yet", 1)
-    assert 'raise ValueError("not yet")' in error.traceback
-    assert error.at.tzinfo is UTC
-    assert error.started_at is not None
-    assert error.ran_for is not None
-    assert error.started_at <= error.at
-    assert info.created_at <= error.at <= bench.now
-    assert (error.ending, error.worker) == (RunEnding.FAILED, "worker")
 
 
 async def test_a_notebook_shows_a_handle_as_its_job_stands(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

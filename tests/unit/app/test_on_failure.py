@@ -71,20 +71,6 @@ async def test_other_outcomes_send_nothing(bench: Bench, how: str) -> None:
     assert await follow_ups(bench) == []
 
 
-async def test_the_options_of_the_call_hold(bench: Bench) -> None:
-    call = restore.options(queue="q", priority=5, after=60, expires=600, timeout=9, headers={"a": "b"}, key="k", keep_result=7).bind("b")
-    await broken.options(on_failure=call).delay()
-    await bench.run_all()
-    [sent] = await follow_ups(bench)
-    assert (sent.queue, sent.priority, sent.status, sent.max_attempts, sent.headers["a"]) == ("q", 5, Status.SCHEDULED, 7, "b")
-    assert (sent.due_at - sent.created_at).total_seconds() == 60
-    assert sent.expires_at is not None
-
-    await bench.world.pass_time(60)
-    [lease] = await bench.claim()
-    assert (lease.envelope.timeout, lease.envelope.keep_result, lease.envelope.key) == (9.0, 7.0, call.envelope.key)
-
-
 async def test_an_unknown_job_and_undecodable_arguments_send_it_too(bench: Bench) -> None:
     """An unknown job fails after a week; bytes that are no arguments fail at once."""
     call = broken.options(on_failure=restore.bind("b1")).bind()

@@ -12,7 +12,6 @@ from taskflow import ConfigurationError, JobHandle, TooLarge, configure, job
 from taskflow.app.app import App
 from taskflow.app.settings import layered
 from tests.unit.app.bench import Bench
-from tests.unit.app.jobs import blob
 
 
 @pytest.fixture
@@ -65,20 +64,6 @@ def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch, app: App) ->
     assert app.settings.broker is None
 
 
-async def test_a_limit_holds_for_jobs_that_are_declared_already(bench: Bench) -> None:
-    with bench.app.using(bench.broker):
-        configure(max_payload=1_000)
-        with pytest.raises(TooLarge, match="the limit is 1,000"):
-            await blob.delay(bytes(2_000))
-
-        @job(name="declared afterwards")
-        async def later(data: bytes) -> None: ...
-
-        with pytest.raises(TooLarge, match="the limit is 1,000"):
-            later.bind(bytes(2_000))
-    await blob.delay(bytes(2_000))
-
-
 async def test_the_implicit_default_is_told_once_by_its_absolute_path(app: App, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Not for each use, nor for each connection."""
     with caplog.at_level(logging.INFO, "taskflow"):
@@ -89,16 +74,6 @@ async def test_the_implicit_default_is_told_once_by_its_absolute_path(app: App, 
     [record] = caplog.records
     assert str(folder / "taskflow.db") in record.getMessage()
     assert "TASKFLOW_BROKER" in record.getMessage()
-
-
-async def test_using_a_broker_is_undone(app: App, bench: Bench) -> None:
-    app.configure(broker="memory://", enqueue_timeout=1.0)
-    own = app.broker()
-    with app.using(bench.broker):
-        app.configure(enqueue_timeout=2.0)
-        assert app.broker() is bench.broker
-    assert app.broker() is own
-    assert app.settings.enqueue_timeout == 1.0
 
 
 # --- what is wrong --------------------------------------------------------------------------------------------------

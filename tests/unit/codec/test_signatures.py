@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any, NotRequired, ParamSpec, TypedDict
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import given, strategies as st
 from typing_extensions import TypeVarTuple, Unpack
 
 from taskflow.model.codec import FunctionCodec
-from taskflow.model.errors import DeclarationError, DecodeError, EncodeError, UnknownArgument
+from taskflow.model.errors import DeclarationError, EncodeError, UnknownArgument
 from tests.support.ids import stable_id
 from tests.unit.codec.exactly import quick
 
@@ -194,28 +193,6 @@ def test_a_gap_before_what_goes_by_position_is_filled_with_defaults() -> None:
 
     only_b = codec_of_function(lambda b: None).encode_arguments((5,), {})
     assert codec_of_function(middle).decode_arguments(only_b) == ((1, 5), {})
-
-
-@pytest.mark.parametrize(
-    ("sent", "function", "path"),
-    [
-        ({"a": 1, "numbers": 5}, rest, "numbers"),
-        ({"a": 1, "numbers": ["x"]}, rest, "numbers[0]"),
-        ({"a": 1, "options": [1]}, extra, "options"),
-        ({"a": 1, "options": {"x": "y"}}, extra, "options['x']"),
-        ({"a": "x"}, plain, "a"),
-    ],
-)
-def test_arguments_that_do_not_fit_any_more_are_decode_errors(sent: dict[str, Any], function: Any, path: str) -> None:
-    parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in sent]
-
-    def sender(**kwargs: Any) -> None: ...
-
-    sender.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    with pytest.raises(DecodeError) as caught:
-        codec_of_function(function).decode_arguments(codec_of_function(sender).encode_arguments((), sent))
-    assert type(caught.value) is DecodeError
-    assert caught.value.path == path
 
 
 # --- what can be a function -------------------------------------------------------------------------------------

@@ -102,24 +102,6 @@ def test_a_value_that_its_class_changes_is_refused_where_it_is_sent(kind: Any, v
             codec_of(Any, annotation).encode_result(wrapped)
 
 
-@pytest.mark.parametrize(
-    ("annotation", "value", "path"),
-    [
-        pytest.param(Cents | k.Point, Cents(amount=3), "value.amount", id="a union"),
-        pytest.param(list[Cents | k.Point], [k.Point(1), Cents(amount=3)], "value[1].amount", id="a list of unions"),
-        pytest.param(Cents, Cents.model_construct(amount=3), "value.amount", id="a field that was not given"),
-        pytest.param(tuple[int, Cents], (1, Cents(amount=3)), "value[1].amount", id="a tuple"),
-    ],
-)
-def test_the_path_of_a_changed_value_is_the_one_that_code_would_write(annotation: Any, value: Any, path: str) -> None:
-    """The marker of a union's member and the name of its class are no step of it."""
-    if path == "value.amount" and annotation is Cents:
-        value.__pydantic_fields_set__.clear()
-    with pytest.raises(EncodeError, match="is changed by its class") as caught:
-        codec_of(annotation).encode_arguments((value,), {})
-    assert caught.value.path == path
-
-
 @dataclass
 class Normal:
     """Its constructor changes what it gets, and leaves alone what it made."""

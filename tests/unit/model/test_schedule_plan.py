@@ -43,11 +43,6 @@ def left(found: list[Firing]) -> tuple[int, int]:
     return sum(step.missed for step in found), (found[-1].next_at - NOON) // HOUR
 
 
-def test_a_new_schedule_begins_after_now() -> None:
-    [step] = steps(a_plan(), None, NOON)
-    assert (step.next_at, step.look_at, step.envelope) == (NOON + HOUR, NOON + HOUR, None)
-
-
 @pytest.mark.parametrize("catch_up", ["none", "latest", "all"])
 @pytest.mark.parametrize("late", [0.0, 0.5, PROMPT])
 def test_a_time_that_is_hardly_late_fires_whatever_is_caught_up(catch_up: str, late: float) -> None:
