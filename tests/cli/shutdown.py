@@ -8,9 +8,9 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -173,18 +173,6 @@ def nothing_is_lost(stopped: Stopped, jobs: int) -> None:
         assert runs.total() == len(runs) == counts["succeeded"], said
     assert len(runs) <= counts["succeeded"] + counts["running"], said
     assert counts["succeeded"] <= len(runs), said
-
-
-@contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """A SQLite file that a stranger keeps to himself: its broker is away."""
-    stranger = sqlite3.connect(file, isolation_level=None, timeout=60.0)
-    stranger.execute("BEGIN EXCLUSIVE")
-    try:
-        yield
-    finally:
-        stranger.execute("ROLLBACK")
-        stranger.close()
 
 
 BRIEF = ("*[brief.bind(n) for n in range(40)]", "*[brief_in_a_thread.bind(n) for n in range(40, 80)]")

@@ -94,7 +94,6 @@ IN_A_HISTORY: Final[tuple[Invariant, ...]] = (
 )
 OF_ANSWERS: Final[tuple[Invariant, ...]] = (a_request_is_granted_once, an_answer_tells_the_truth)
 OF_STATES: Final[tuple[Invariant, ...]] = (every_lease_is_in_hands, every_running_job_has_its_lease)
-ALL: Final = IN_A_HISTORY + OF_ANSWERS + OF_STATES
 
 
 def violated(rules: Rules, before: World, action: Action, after: World, *, is_new: bool) -> Invariant | None:

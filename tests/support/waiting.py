@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
+from taskflow import JobHandle, Status
+
 _INTERVAL: Final = 0.02
 
 
@@ -21,3 +23,12 @@ async def until(holds: Callable[[], Any], within: float = 60.0) -> None:
             if await found if asyncio.iscoroutine(found) else found:
                 return
             await asyncio.sleep(_INTERVAL)
+
+
+async def until_running(handle: JobHandle[Any]) -> None:
+    """Wait until a worker has claimed the job: no event tells its sender."""
+
+    async def is_running() -> bool:
+        return await handle.status() is Status.RUNNING
+
+    await until(is_running)

@@ -34,6 +34,7 @@ from taskflow import (
 from taskflow.model.ids import id_text
 from taskflow.testing.jobs import jobs_in_memory
 from taskflow.testing.runs import MAX_DEPTH
+from tests.support.waiting import until_running
 
 
 @dataclass
@@ -257,8 +258,7 @@ async def test_a_running_job_hears_that_it_is_cancelled(taskflow_jobs: TaskflowJ
         sending = asyncio.create_task(enqueue([call]))
         handle = JobHandle.of(id_text(call.envelope.id))
         async with asyncio.timeout(10):
-            while await handle.status() is not Status.RUNNING:  # noqa: ASYNC110  # no event tells it
-                await asyncio.sleep(0)
+            await until_running(handle)
             await handle.cancel()
             handles = await sending
         with pytest.raises(JobCancelled):

@@ -15,6 +15,7 @@ from taskflow.worker.children.messages import Handshake
 from taskflow.worker.children.process import ChildOptions
 from taskflow.worker.events import ChildPrinted, WorkerEvent
 from taskflow.worker.options import WorkerOptions
+from tests.support.waiting import until
 
 TIMEOUT = 30.0
 
@@ -62,9 +63,7 @@ def read(note: Path) -> list[str]:
 
 
 async def gone(*pids: int) -> None:
-    async with asyncio.timeout(TIMEOUT):
-        while any(is_alive(pid) for pid in pids):  # noqa: ASYNC110  # another process does it
-            await asyncio.sleep(0.01)
+    await until(lambda: not any(is_alive(pid) for pid in pids))
 
 
 def is_alive(pid: int) -> bool:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from taskflow import BrokerUnavailable, JobContext, JobHandle, JobInfo, Middleware, job
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.protocol import UpkeepResult
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Record
-from taskflow.model.session import Beat, BeatAnswer, Session
-from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker.events import WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from tests.support.records import take_back_last
@@ -77,28 +75,20 @@ class FaultyBroker(MemoryBroker):
         super().__init__()
         self.away: set[str] = set()
         self.delay_claims = 0.0
+        for verb in ("register", "claim", "beat", "settle", "upkeep"):
+            setattr(self, verb, self._faulty(verb, getattr(self, verb)))
 
-    async def register(self, session: Session) -> None:
-        self._check("register")
-        await super().register(session)
+    def _faulty(self, verb: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        async def call(*args: Any, **more: Any) -> Any:
+            self._check(verb)
+            return await method(*args, **more)
+
+        return call
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-        self._check("claim")
         leases = await super().claim(session, request, queues, limit)
         await asyncio.sleep(self.delay_claims)
         return leases
-
-    async def beat(self, beat: Beat) -> BeatAnswer:
-        self._check("beat")
-        return await super().beat(beat)
-
-    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        self._check("settle")
-        return await super().settle(settlements)
-
-    async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
-        self._check("upkeep")
-        return await super().upkeep(limit, ends=ends)
 
     async def take_back(self) -> ClaimId:
         """The one lease of the one worker is its own no more, and its job is ready."""
@@ -110,6 +100,22 @@ class FaultyBroker(MemoryBroker):
     def _check(self, verb: str) -> None:
         if verb in self.away:
             raise BrokerUnavailable("it is away, for this test")
+
+
+def count_calls(broker: object, *verbs: str) -> Counter[str]:
+    """Count the calls of these methods from now on."""
+    calls = Counter[str]()
+
+    def counted(verb: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            calls[verb] += 1
+            return method(*args, **more)
+
+        return call
+
+    for verb in verbs:
+        setattr(broker, verb, counted(verb, getattr(broker, verb)))
+    return calls
 
 
 class Run:

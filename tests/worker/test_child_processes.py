@@ -29,6 +29,7 @@ from taskflow.worker.children.messages import ChildDied
 from taskflow.worker.children.process import Child, ChildOptions, ChildSpec
 from taskflow.worker.lease_table import HeldLease
 from tests.cli.processes import Shell
+from tests.support.waiting import until_running
 from tests.worker import child_jobs as jobs
 from tests.worker.child_scene import HANDSHAKE, TIMEOUT, Lines, a_worker, failure, gone, is_alive, read, written
 
@@ -188,8 +189,7 @@ async def test_winding_down_hands_back_what_runs_and_what_waits_for_its_turn(lin
         running = await jobs.endless.delay(str(tmp_path / "note"))
         [pid] = await written(tmp_path / "note")
         waiting = await jobs.pid.delay()
-        while await waiting.status() is not Status.RUNNING:  # noqa: ASYNC110  # nobody rings for it
-            await asyncio.sleep(0.01)
+        await until_running(waiting)
     assert not is_alive(pid)
     for handle in (running, waiting):
         info = await handle.info()
@@ -202,8 +202,7 @@ async def test_what_waits_for_its_turn_can_be_cancelled_and_its_timeout_has_not_
         first = await jobs.endless.options(timeout=2.0).delay(str(tmp_path / "note"))
         await written(tmp_path / "note")
         patient, cancelled = await jobs.pid.options(timeout=0.5, max_attempts=1).delay(), await jobs.pid.delay()
-        while await cancelled.status() is not Status.RUNNING:  # noqa: ASYNC110  # nobody rings for it
-            await asyncio.sleep(0.01)
+        await until_running(cancelled)
         await cancelled.cancel()
         with pytest.raises(JobCancelled):
             await cancelled.result(1.5)

@@ -23,6 +23,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.session import Beat
 from taskflow.worker.events import SessionEnded, SessionOpened, WindingDown
 from taskflow.worker.options import WorkerOptions
+from tests.support.waiting import until
 from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker, options, waits
 
 
@@ -56,9 +57,7 @@ async def test_a_winding_down_whose_tasks_are_all_cancelled_is_done_to_its_end(b
     assert hosting.done()
     assert await handle.status() is Status.READY
     assert await broker.admin.workers() == []
-    async with asyncio.timeout(5):
-        while heartbeats():  # noqa: ASYNC110  # no event tells it
-            await asyncio.sleep(0.01)
+    await until(lambda: not heartbeats())
 
 
 async def test_a_worker_whose_own_closing_alone_is_cancelled_goes_on_with_its_grace_time(broker: Broker) -> None:

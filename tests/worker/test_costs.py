@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -18,17 +18,14 @@ from taskflow import Worker, enqueue, job
 from taskflow.app.app import default_app
 from taskflow.app.job import Declared
 from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.protocol import Added, Refused, UpkeepResult
 from taskflow.broker.url import connect
 from taskflow.model.clock import Seams
-from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.rules import Rules
-from taskflow.model.session import Beat, BeatAnswer
-from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker import runs
 from taskflow.worker.options import WorkerOptions
 from tests.support.harnesses import RedisHarness
 from tests.support.servers import RedisServer
+from tests.worker.scene import count_calls
 
 BATCHES = (1, 10, 100)
 
@@ -50,47 +47,20 @@ async def noop() -> None:
     return None
 
 
-class CountingBroker(MemoryBroker):
-    """Counts the calls of each verb: with any other broker each would be a round trip."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        self.calls["enqueue"] += 1
-        return await super().enqueue(envelopes)
-
-    async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-        self.calls["claim"] += 1
-        return await super().claim(session, request, queues, limit)
-
-    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        self.calls["settle"] += 1
-        return await super().settle(settlements)
-
-    async def beat(self, beat: Beat) -> BeatAnswer:
-        self.calls["beat"] += 1
-        return await super().beat(beat)
-
-    async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
-        self.calls["upkeep"] += 1
-        return await super().upkeep(limit, ends=ends)
-
-
 @pytest.mark.parametrize("batch", BATCHES)
 async def test_round_trips_are_shared_by_batches(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Claims and settlements go by the batch, beats and upkeep by the clock. A slow machine does other things in between."""
     monkeypatch.setattr(runs, "PORTION", 60.0)
-    broker, batches = CountingBroker(), jobs_for(batch) / batch
+    broker, batches = MemoryBroker(), jobs_for(batch) / batch
+    calls = count_calls(broker, "enqueue", "claim", "settle", "beat", "upkeep")
     with default_app().using(broker):
         await enqueue(noop.bind() for _ in range(jobs_for(batch)))
         await work(batch)
-    assert broker.calls["enqueue"] == 1
-    assert broker.calls["claim"] <= 1.5 * batches + 2
-    assert broker.calls["settle"] <= 1.5 * batches
-    assert broker.calls["beat"] <= 4
-    assert broker.calls["upkeep"] <= 4
+    assert calls["enqueue"] == 1
+    assert calls["claim"] <= 1.5 * batches + 2
+    assert calls["settle"] <= 1.5 * batches
+    assert calls["beat"] <= 4
+    assert calls["upkeep"] <= 4
 
 
 class Statements:

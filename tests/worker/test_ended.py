@@ -21,6 +21,7 @@ from taskflow.model.ids import parse_id
 from taskflow.worker import ended_hooks
 from taskflow.worker.options import WorkerOptions
 from tests.support.harnesses import BROKERS
+from tests.support.waiting import until
 from tests.support.world import World
 from tests.worker.scene import EndedRecorder, FaultyBroker, a_faulty_broker
 
@@ -260,9 +261,7 @@ async def test_an_end_is_heard_once_the_store_has_it_and_not_before(hearing: End
         broker.away.add("settle")
         handle = await ends.delay("returns")
         async with Worker() as worker:
-            async with asyncio.timeout(20):
-                while not worker.tally.runs:  # noqa: ASYNC110  # no event tells it
-                    await asyncio.sleep(0.01)
+            await until(lambda: worker.tally.runs)
             await asyncio.sleep(0.1)
             assert hearing.infos == []
             broker.away.clear()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
@@ -75,25 +74,6 @@ async def test_a_poison_job_with_a_follow_up_is_heard_of_by_the_worker_that_ends
     assert told.pop(failing.id).status is Status.FAILED
     [follow_up] = told.values()
     assert follow_up.status is Status.SUCCEEDED
-
-
-class Counting(MemoryBroker):
-    """Keeps whether each upkeep took ends, and the sessions that registered."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[bool] = []
-        self.wants_ends: list[bool] = []
-        self.has_asked = asyncio.Event()
-
-    async def upkeep(self, limit: int, *, ends: bool = False) -> Any:
-        self.asked.append(ends)
-        self.has_asked.set()
-        return await super().upkeep(limit, ends=ends)
-
-    async def register(self, session: Any) -> None:
-        self.wants_ends.append(session.wants_ends)
-        await super().register(session)
 
 
 async def test_ends_that_the_store_has_dropped_are_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -31,6 +31,7 @@ from taskflow import (
 )
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.ids import parse_id
+from tests.support.waiting import until
 
 
 class Watching(Middleware):
@@ -108,9 +109,7 @@ KINDS = {
 
 
 async def until_ended(worker: Worker, runs: int) -> None:
-    async with asyncio.timeout(20):
-        while worker.tally.runs < runs:  # noqa: ASYNC110  # no event tells it
-            await asyncio.sleep(0.01)
+    await until(lambda: worker.tally.runs >= runs)
 
 
 @pytest.mark.parametrize("kind", [in_loop, in_thread], ids=["in the loop", "in a thread"])

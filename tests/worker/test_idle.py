@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -11,13 +10,11 @@ import pytest
 from taskflow import Worker
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.protocol import UpkeepResult
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
-from taskflow.model.envelope import Lease
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.worker import fetcher
-from tests.worker.scene import EventRecorder, Run, options, waits
+from tests.worker.scene import EventRecorder, Run, count_calls, options, waits
 
 TTL = 0.6
 """An idle session beats three times in that."""
@@ -28,25 +25,16 @@ class Counting(MemoryBroker):
 
     def __init__(self) -> None:
         super().__init__(rules=Rules(upkeep_every=0.05))
-        self.calls: Counter[str] = Counter()
+        self.calls = count_calls(self, "claim", "beat", "upkeep")
         self.is_blind = False
         self.is_deaf = False
 
     def listen(self, topics: Sequence[str]) -> Waiter:
         return WakeUpFlag().listen(topics) if self.is_deaf else super().listen(topics)
 
-    async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-        self.calls["claim"] += 1
-        return await super().claim(session, request, queues, limit)
-
     async def beat(self, beat: Beat) -> BeatAnswer:
-        self.calls["beat"] += 1
         answer = await super().beat(beat)
         return BeatAnswer(lost=answer.lost, stopping=answer.stopping) if self.is_blind else answer
-
-    async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
-        self.calls["upkeep"] += 1
-        return await super().upkeep(limit, ends=ends)
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from taskflow import JobContext, JobFailed, JobHandle, Progress, Status, Worker, enqueue, job
+from taskflow import JobContext, JobFailed, JobHandle, Progress, Worker, enqueue, job
 from taskflow.broker.protocol import Broker
 from taskflow.worker.events import BrokerCallFailed
-from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker, options
+from tests.support.waiting import until_running
+from tests.worker.scene import EventRecorder, Run, a_faulty_broker, count_calls, options
 
 WRONG: dict[str, Callable[[JobContext], object]] = {
     "note": lambda ctx: ctx.progress(0.5, Path("x")),  # type: ignore[arg-type]
@@ -97,11 +98,11 @@ async def test_a_run_that_reports_all_the_time_makes_a_beat_a_second() -> None:
             await asyncio.sleep(0.001)
 
     async with a_faulty_broker() as broker:
-        beats = count_beats(broker)
+        calls = count_calls(broker, "beat")
         handle = await busy.delay()
         async with Worker():
             await handle.result(20)
-            assert 2 <= beats() <= 6
+            assert 2 <= calls["beat"] <= 6
 
 
 async def test_a_report_that_did_not_reach_the_store_is_sent_again() -> None:
@@ -117,18 +118,6 @@ async def test_a_report_that_did_not_reach_the_store_is_sent_again() -> None:
             await handle.cancel()
 
 
-def count_beats(broker: FaultyBroker) -> Callable[[], int]:
-    count, check = 0, broker._check
-
-    def counting(verb: str) -> None:
-        nonlocal count
-        count += verb == "beat"
-        check(verb)
-
-    broker._check = counting  # type: ignore[method-assign]
-    return lambda: count
-
-
 async def progress_of(handle: JobHandle[Any]) -> Progress | None:
     info = await handle.info()
     assert info is not None
@@ -137,8 +126,7 @@ async def progress_of(handle: JobHandle[Any]) -> Progress | None:
 
 async def until_shown(handle: JobHandle[Any], progress: Progress) -> None:
     async with asyncio.timeout(20):
-        while await handle.status() is not Status.RUNNING:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until_running(handle)
     async with asyncio.timeout(2.0):
         while await progress_of(handle) != progress:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -24,6 +24,7 @@ from taskflow.worker.options import QueueChoice
 from taskflow.worker.runs import LAST, TRIALS, Quarantine, Runs, Trial
 from tests.support.listing import listed
 from tests.support.records import set_crashes
+from tests.support.waiting import until, until_running
 from tests.worker.scene import EventRecorder, FaultyBroker, Run as Gate, a_faulty_broker, options, waits
 
 new_id = IdFactory()
@@ -167,8 +168,7 @@ async def a_suspect_beside_a_run(
             set_crashes(broker, parse_id(suspect.id), 1)
             Gate.started.clear()
             await broker.admin.resume("default")
-            while await suspect.status() is not Status.RUNNING:  # noqa: ASYNC110  # no event tells it
-                await asyncio.sleep(0.001)
+            await until_running(suspect)
             await asyncio.sleep(0.01)
             yield broker, worker, heard, suspect
         assert await before.status() is not Status.FAILED
@@ -198,9 +198,7 @@ async def test_a_suspect_that_waits_to_be_alone_when_its_session_is_lost_is_not_
     async with a_suspect_beside_a_run(ttl=20.0) as (broker, worker, heard, suspect):
         worker._sessions.record_silence()
         await heard.wait_for(SessionOpened, times=2)
-        async with asyncio.timeout(10):
-            while worker._sessions.past:  # noqa: ASYNC110  # no event tells it
-                await asyncio.sleep(0.01)
+        await until(lambda: not worker._sessions.past)
         [record] = await broker.records(suspect)
         assert record.crashes == 1
         Gate.release.set()

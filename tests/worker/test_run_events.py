@@ -33,17 +33,6 @@ from tests.support.records import set_hand_backs
 from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker, options, waits
 
 
-@job(name="tests.life.deaf", max_attempts=1)
-async def deaf() -> str:
-    Run.started.set()
-    while True:
-        try:
-            await Run.release.wait()
-        except asyncio.CancelledError:
-            continue
-        return "in its own time"
-
-
 @job(name="tests.life.deaf_thread", timeout=0.05, max_attempts=1)
 def deaf_thread() -> None:
     Run.release_thread.wait(20)

@@ -10,6 +10,7 @@ import pytest
 
 from taskflow.worker.events import Events, ServiceFailed, WorkerEvent
 from taskflow.worker.services import Service, Services
+from tests.support.waiting import until
 
 
 class Scene:
@@ -42,9 +43,7 @@ class Scene:
         self.tasks[name] = task
 
     async def until_started(self, times: int) -> None:
-        async with asyncio.timeout(10):
-            while len(self.started) < times:  # noqa: ASYNC110  # no event tells it
-                await asyncio.sleep(0.001)
+        await until(lambda: len(self.started) >= times)
 
 
 async def test_a_service_that_a_job_cancels_starts_again_and_disturbs_no_other() -> None:

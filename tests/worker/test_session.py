@@ -20,6 +20,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import HandedBack, Settled, Settlement, Succeeded
 from taskflow.worker.events import BrokerCallFailed, BrokerRecovered, LeaseRevoked, RunEnded, ServiceFailed, SessionEnded, SessionOpened
+from tests.support.waiting import until_running
 from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker, options, waits
 
 
@@ -265,8 +266,7 @@ async def test_an_error_that_winding_down_brings_about_costs_no_attempt(broker: 
 async def wound_down(broker: Broker, handle: JobHandle[Any]) -> Record:
     """What has become of a job that ran when its worker's grace period was over."""
     async with Worker(options=options(EventRecorder(), grace=0.05, stop_timeout=10.0, ttl=20.0)):
-        while await handle.status() is not Status.RUNNING:  # noqa: ASYNC110  # no event tells it
-            await asyncio.sleep(0.01)
+        await until_running(handle)
     [record] = await broker.read([parse_id(handle.id)])
     assert record is not None
     return record

@@ -13,6 +13,7 @@ import pytest
 
 from taskflow import DeclarationError, Job, JobContext, JobStopping, RunEnding, Status, SyncJob, Worker, job
 from taskflow.worker.children import pool
+from tests.support.waiting import until_running
 from tests.worker import stopping_jobs as jobs
 from tests.worker.child_scene import TIMEOUT, a_worker, failure
 
@@ -105,8 +106,7 @@ async def test_a_function_that_lets_it_pass_has_exceeded_its_timeout(worker: Wor
 
 async def test_a_cancellation_interrupts_no_thread(worker: Worker) -> None:
     handle = await watches.delay()
-    while await handle.status() is not Status.RUNNING:  # noqa: ASYNC110  # a claim wakes no sender
-        await asyncio.sleep(0.01)
+    await until_running(handle)
     await handle.cancel()
     assert await handle.result(TIMEOUT) == "asked"
 
@@ -118,8 +118,7 @@ async def test_a_child_that_goes_on_is_killed_a_while_later(worker: Worker, tmp_
     assert failed.type == "TimeoutError"
     assert ledger.read_text() == "stopping timeout\n"
     handle = await jobs.is_deaf_to_its_timeout.options(timeout=60).delay(str(ledger))
-    while await handle.status() is not Status.RUNNING:  # noqa: ASYNC110  # a claim wakes no sender
-        await asyncio.sleep(0.01)
+    await until_running(handle)
     await handle.cancel()
     while await handle.status() is Status.RUNNING:  # noqa: ASYNC110
         await asyncio.sleep(0.01)

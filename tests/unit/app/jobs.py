@@ -11,11 +11,6 @@ async def add(x: int, y: int = 1) -> int:
 
 
 @job
-def double(n: int) -> int:
-    return 2 * n
-
-
-@job
 async def nothing() -> None:
     return None
 
