@@ -1,1 +1,0 @@
-"""An archive of documents on Django: each save indexes the document, and each job belongs to a tenant."""

@@ -1,1 +1,0 @@
-"""Projects that are synchronized and import pages, on FastAPI: debounce, hooks, and imports that are followed by their tag."""
