@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.cli.inprocess import Cli, Said
@@ -155,14 +153,3 @@ def test_a_broker_that_cannot_be_reached_is_3(cli: Cli, command: list[str]) -> N
     said = cli(*command, "--broker", "sqlite:///no/such/folder/queue.db", code=3)
     assert said.err.splitlines()[-1].startswith(f"taskflow: {cli.folder}/no/such/folder/queue.db: its folder ")
     assert "Traceback" not in said.err
-
-
-@pytest.mark.parametrize("command", [["status"], ["purge", "--all"], ["worker", "tasks"]])
-def test_a_broker_that_refuses_is_3(cli: Cli, command: list[str]) -> None:
-    """The file is somebody else's. It is left as it is."""
-    cli.write("tasks.py", A_JOB)
-    file = Path("letter.txt")
-    file.write_text("Dear reader, " * 1000)
-    said = cli(*command, "--broker", "sqlite:///letter.txt", code=3)
-    assert "letter.txt is not an SQLite database" in said.err
-    assert file.read_text() == "Dear reader, " * 1000

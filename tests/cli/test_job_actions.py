@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -19,8 +18,7 @@ from taskflow.app.bulk_actions import POSSIBLE
 from taskflow.broker.admin import Redone
 from taskflow.broker.protocol import Broker
 from taskflow.broker.sqlite.broker import SqliteAdmin
-from taskflow.cli.job_actions import AT_ONCE, MAX_CHECKED, Rollout
-from taskflow.cli.parser import STATUSES_FOR, a_parser
+from taskflow.cli.parser import STATUSES_FOR
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.ids import IdFactory, id_text, key_digest
 from taskflow.model.record import Status
@@ -305,31 +303,6 @@ def test_without_a_worker_a_stage_is_given_up(cli: Cli, group: str) -> None:
     said = cli("retry", "--group", group, "--canary", "2", "--wait", "300ms", code=1)
     assert said.err.startswith(f"{IDLE}taskflow: stopped: 2 jobs have not ended within 0.3 s, for example ")
     assert len(cli.jobs("--status", "ready")) == 2
-
-
-class _Idle:
-    """A broker that retries every job, and whose workers are busy with others."""
-
-    def __init__(self) -> None:
-        self.admin, self.n_read = self, 0
-
-    async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
-        return [Redone.OK] * len(ids)
-
-    async def record_action(self, act: object) -> None: ...
-
-    async def read(self, ids: Sequence[bytes]) -> list[object]:
-        self.n_read += len(ids)
-        return [argparse.Namespace(status=Status.READY, failures=0, crashes=0)] * len(ids)
-
-
-async def test_jobs_that_wait_are_not_all_read_after_each_portion() -> None:
-    broker, number = _Idle(), 10 * MAX_CHECKED
-    arguments = a_parser().parse_args(["retry", "--group", "0" * 16, "--wait", "0"])
-    stopped = await Rollout(cast("Broker", broker), arguments).run([index.to_bytes(16, "big") for index in range(number)])
-    assert stopped is not None
-    assert f"{number:,} jobs have not ended" in stopped
-    assert broker.n_read <= (number / AT_ONCE + 2) * MAX_CHECKED
 
 
 def test_ctrl_c_says_how_many_were_retried(cli: Cli, group: str, monkeypatch: pytest.MonkeyPatch) -> None:

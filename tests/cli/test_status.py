@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -83,22 +82,6 @@ def test_status_gives_few_hints(cli: Cli) -> None:
     assert table.startswith("queue7")
     assert all(hint.startswith("no running worker takes jobs from queue") for hint in (first, second, third, fourth, fifth))
     assert last == "and 3 more hints about other queues and jobs"
-
-
-def test_a_killed_worker_takes_no_jobs(cli: Cli) -> None:
-    """As the only one, it is never declared dead. The queues stand in aligned columns."""
-
-    async def fill(broker: Broker) -> None:
-        fresh = IdFactory()
-        await broker.enqueue([Envelope(id=fresh(), job="j", queue=queue, payload=b"") for queue in ("mail", "m" * 60)])
-        await broker.register(Session(id=bytes(16), name="killed:1", ttl=1.0))
-
-    cli.with_broker(fill)
-    time.sleep(1.1)
-    *_, heading, short, long, hint, _ = cli("status").out.splitlines()
-    assert hint == "no running worker takes jobs from mail: start one with `taskflow worker MODULE`"
-    assert re.split(" +", heading)[3] == "READY"
-    assert {line.index(" 1 ") + 1 for line in (short, long)} == {heading.index("READY") + 4}
 
 
 def test_parked_jobs_that_no_worker_knows_are_named(cli: Cli) -> None:

@@ -171,10 +171,3 @@ def test_a_worker_that_has_fallen_silent_does_not_live(monkeypatch: pytest.Monke
     monkeypatch.setattr(health, "SILENCE_TIMEOUT", 0.0)
     assert "has been silent for" in workers.live().why
     assert not workers.ready().is_well
-
-
-@pytest.mark.parametrize("line", ["", "health", "health 1 1", "loaded", "ended 0", "health! 1 1 fine"])
-def test_other_lines_say_nothing_of_it(line: str) -> None:
-    workers = Fleet()
-    workers.note(1, line)
-    assert workers.ready().facts["workers"] == 0

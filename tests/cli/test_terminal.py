@@ -44,12 +44,6 @@ def _read(file: int) -> bytes:
         return b""
 
 
-def test_statuses_are_coloured_on_a_terminal(cli: Cli, stock: Stock) -> None:
-    written = on_a_terminal("jobs", COLUMNS="100")
-    assert f"{stock.failed}  \033[31mfailed   \033[0m  default" in written
-    assert "\033[" not in cli("jobs").out
-
-
 @pytest.mark.parametrize("command", ["status", "queues", "workers", "jobs"])
 def test_tables_fit_80_columns(cli: Cli, stock: Stock, command: str) -> None:
     queues = ("q" * 60, "mail")

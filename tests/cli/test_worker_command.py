@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import re
 import signal
@@ -146,21 +145,6 @@ def test_drain_does_not_wait_for_what_is_parked_for_a_newer_worker(cli: Cli, tas
     assert time.monotonic() - began < 30.0
 
 
-def test_drain_does_not_wait_for_schedules(cli: Cli) -> None:
-    """Their jobs count like any others."""
-    source = """
-        from taskflow import Cron, Every, job
-
-        @job(schedule=[Cron("@yearly", name="seldom"), Every(1, name="often")])
-        async def work() -> None: ...
-    """
-    cli.write("regular.py", source)
-    began_at = time.monotonic()
-    cli("worker", "regular", "--drain")
-    assert time.monotonic() - began_at < 20
-    assert [schedule["asleep_since"] is None for schedule in cli.json("schedules")] == [False, False]
-
-
 def test_a_drain_fires_the_schedules_that_are_due(cli: Cli) -> None:
     """Started again and again, as from cron, it runs what came due in between."""
     cli.write("regular.py", "from taskflow import Every, job\n\n@job(schedule=Every(1))\nasync def work() -> None: ...\n")
@@ -180,13 +164,6 @@ def send_raw(cli: Cli, *jobs: tuple[str, bytes]) -> None:
 
 
 # --- what it leaves behind in a process that calls it --------------------------------------------------------------------
-
-
-def test_logging_is_left_as_it_was(cli: Cli, tasks: Any) -> None:
-    root = logging.getLogger()
-    before = (root.level, list(root.handlers))
-    cli("worker", "app.tasks", "--drain", "--log-level", "debug")
-    assert (root.level, list(root.handlers)) == before
 
 
 @pytest.mark.parametrize("error", ['OSError("the pool is not there")', "SystemExit(7)", 'BaseException("neither")'])

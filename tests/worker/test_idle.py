@@ -92,15 +92,3 @@ async def test_who_cannot_hear_goes_by_no_beat(broker: Counting, monkeypatch: py
         broker.calls.clear()
         await asyncio.sleep(4 * TTL)
         assert broker.calls["claim"] > 8
-
-
-async def test_who_works_does_upkeep_as_the_store_says(broker: Counting) -> None:
-    """What it ends makes more to drop, whatever beats told before."""
-    async with Worker(options=options(EventRecorder(), ttl=TTL)):
-        await asyncio.sleep(2 * TTL)
-        broker.calls.clear()
-        Run.release.set()
-        for _ in range(20):
-            await (await waits.delay()).result(10)
-            await asyncio.sleep(0.05)
-        assert broker.calls["upkeep"] > 4
