@@ -132,8 +132,10 @@ async def scene() -> AsyncIterator[Scene]:
     server.drop_database(database)
 
 
-async def test_a_heartbeat_between_the_commit_and_the_end_does_not_stop_the_run(scene: Scene) -> None:
-    """The store says that the lease is gone, and the worker knows why."""
+@pytest.mark.parametrize("winds_down", [False, True])
+async def test_a_run_that_goes_on_after_its_commit_has_succeeded(scene: Scene, winds_down: bool) -> None:
+    """The store says to the heartbeat that the lease is gone. The worker knows why, and does not stop the run. Nor does it matter that a
+    worker winds down then."""
 
     async def script(run: Run) -> None:
         await run.complete()
@@ -141,16 +143,17 @@ async def test_a_heartbeat_between_the_commit_and_the_end_does_not_stop_the_run(
         await scene.pause()
 
     handle = await scene.send(script)
-    async with scene.worker(ttl=0.4) as worker:
-        await handle.result(TIMEOUT)
+    async with scene.worker(ttl=0.4, grace=0.1 if winds_down else 5.0) as worker:
         await scene.between.wait()
-        await asyncio.sleep(0.5)
-        scene.go_on.set()
-        await scene.until_told(RunEnded)
-    [ended] = scene.told(RunEnded)
-    assert isinstance(ended.verdict, Completed)
+        if not winds_down:
+            await handle.result(TIMEOUT)
+            await asyncio.sleep(0.5)
+            scene.go_on.set()
+            await scene.until_told(RunEnded)
+            assert isinstance(scene.told(RunEnded)[0].verdict, Completed)
     assert scene.told(LeaseRevoked) == scene.told(VerdictIgnored) == scene.told(CompletionRolledBack) == []
     assert (worker.tally.ended, worker.tally.failed, await scene.effects()) == (1, 0, 1)
+    assert await handle.status() is Status.SUCCEEDED
 
 
 @pytest.mark.parametrize("commits", [True, False])
@@ -292,16 +295,3 @@ async def test_a_worker_that_winds_down_between_the_completion_and_the_commit(sc
     async with scene.worker():
         await handle.result(TIMEOUT)
     assert await scene.effects() == 1
-
-
-async def test_a_worker_that_winds_down_after_the_commit(scene: Scene) -> None:
-    async def script(run: Run) -> None:
-        await run.complete()
-        await run.connection.commit()
-        await scene.pause()
-
-    handle = await scene.send(script)
-    async with scene.worker(grace=0.1) as worker:
-        await scene.between.wait()
-    assert (await handle.status(), await scene.effects()) == (Status.SUCCEEDED, 1)
-    assert (worker.tally.ended, worker.tally.failed) == (1, 0)

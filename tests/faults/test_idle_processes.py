@@ -49,32 +49,25 @@ def send_one_by_one(tasks: Shell, number: int) -> None:
 
 
 @on_each_broker
-def test_jobs_start_at_once_though_an_idle_worker_was_killed(tasks: Shell) -> None:
+@pytest.mark.parametrize("is_killed", [True, False], ids=["killed", "stopped"])
+def test_jobs_start_at_once_though_an_idle_worker_was_killed_or_is_stopped(tasks: Shell, is_killed: bool) -> None:
+    """PostgreSQL cannot see that a process is gone, and nobody that it is stopped: the first job may wait until its nudge is passed on, by
+    whoever sends the next one."""
     workers = idle_workers(tasks, 2)
-    workers.pop().process.kill()
-    before = len(tasks.ledger())
-    send_one_by_one(tasks, 3)
-
-    # PostgreSQL cannot see that a process is gone: the first job may wait until its nudge is passed on.
-    assert sorted(map(float, tasks.ledger()[before:]))[1] < SOON
-    end(workers)
-
-
-@on_each_broker
-def test_jobs_start_at_once_though_an_idle_worker_is_stopped(tasks: Shell) -> None:
-    """The first job may wait for the next one: whoever sends that passes its nudge on."""
-    workers = idle_workers(tasks, 2)
-    stopped = workers[0]
-    tasks.suspend(stopped)
+    lost = workers.pop()
+    if is_killed:
+        lost.process.kill()
+    else:
+        tasks.suspend(lost)
+        workers.append(lost)
     before = len(tasks.ledger())
     try:
         tasks.send("note.bind(__import__('time').time())")
         send_one_by_one(tasks, 2)
         until(lambda: len(tasks.ledger()) == before + 3)
-        waited = sorted(map(float, tasks.ledger()[before:]))
-        assert waited[1] < SOON
+        assert sorted(map(float, tasks.ledger()[before:]))[1] < SOON
     finally:
-        stopped.signal(signal.SIGCONT)
+        lost.signal(signal.SIGCONT)
     end(workers)
 
 

@@ -1,8 +1,9 @@
-"""How tables are made, and who may make them. There is one version of the tables so far."""
+"""How tables are made, who may make them, and what the release after this one does to a store: it adds a kind of records and indexes."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from taskflow.broker.migrations import Migrating
 from taskflow.broker.postgres.schema import VERSION
 from taskflow.broker.protocol import Added
 from taskflow.broker.url import connect
@@ -19,6 +19,7 @@ from tests.stores.jobs import an_envelope
 from tests.stores.migrating import MigratingDriver, PostgresDriver, ScriptFailed, SqliteDriver
 from tests.stores.postgres import digest
 from tests.stores.scene import one_job_is_done
+from tests.support.servers import shared_redis
 
 
 @pytest.fixture(params=[SqliteDriver, PostgresDriver], ids=lambda driver: driver.name)
@@ -28,9 +29,8 @@ def driver(request: pytest.FixtureRequest, tmp_path: Path) -> MigratingDriver:
 
 
 @asynccontextmanager
-async def a_broker(url: str) -> AsyncIterator[Any]:
-    broker = connect(url)
-    assert isinstance(broker, Migrating)
+async def opened(url: str) -> AsyncIterator[Any]:
+    broker: Any = connect(url)
     try:
         yield broker
     finally:
@@ -55,7 +55,7 @@ async def test_of_twenty_at_once_one_makes_the_tables(driver: MigratingDriver) -
 async def test_who_is_told_not_to_migrate_says_what_to_do(driver: MigratingDriver) -> None:
     """Nothing is changed; it works once somebody has migrated."""
     says = rf"does not exist, this taskflow needs version {VERSION}, and may not migrate it \(migrate=0\): run `taskflow migrate`"
-    async with a_broker(f"{driver.nowhere()}?migrate=0") as broker:
+    async with opened(f"{driver.nowhere()}?migrate=0") as broker:
         plan = await broker.pending()
         with pytest.raises(BrokerRefused, match=says):
             await broker.enqueue([an_envelope()])
@@ -67,7 +67,7 @@ async def test_who_is_told_not_to_migrate_says_what_to_do(driver: MigratingDrive
 @pytest.mark.parametrize("options", ["", "?migrate=0"])
 async def test_newer_tables_are_refused_by_all(driver: MigratingDriver, options: str) -> None:
     url = driver.of_the_next_version()
-    async with a_broker(url + options) as broker:
+    async with opened(url + options) as broker:
         for ask in (lambda: broker.enqueue([an_envelope()]), broker.pending, broker.migrate, broker.sql):
             with pytest.raises(BrokerRefused, match=f"version {VERSION + 1}, (this one|but this taskflow) knows {VERSION}"):
                 await ask()
@@ -76,9 +76,9 @@ async def test_newer_tables_are_refused_by_all(driver: MigratingDriver, options:
 async def test_an_administrator_runs_the_script(driver: MigratingDriver) -> None:
     """It does what `migrate` does. A second time it does nothing."""
     url, twin = driver.nowhere(), driver.nowhere()
-    async with a_broker(twin) as broker:
+    async with opened(twin) as broker:
         await broker.migrate()
-    async with a_broker(f"{url}?migrate=0") as broker:
+    async with opened(f"{url}?migrate=0") as broker:
         script = await broker.sql()
         driver.run(url, script)
         assert driver.shape(url) == driver.shape(twin)
@@ -98,3 +98,66 @@ def test_sql_that_changes_makes_a_new_version() -> None:
         f"what has changed. Schemas that exist get it by a new version alone. While {VERSION} is not released: {digest.COMMAND}. Once it "
         f"is: write a migration, and raise VERSION in taskflow/broker/postgres/schema.py, then: {digest.COMMAND}"
     )
+
+
+async def newer(url: str, *words: str) -> str:
+    """Run the newer release, and return what it prints: how many jobs there are, or an error."""
+    program = [sys.executable, "-m", "tests.stores.newer_release", *words, url]
+    process = await asyncio.create_subprocess_exec(*program, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+    printed, _ = await process.communicate()
+    return printed.decode().strip()
+
+
+@pytest.mark.slow
+async def test_a_newer_release_adds_tables_and_indexes(driver: MigratingDriver) -> None:
+    url, twin = driver.nowhere(), driver.nowhere()
+    async with opened(url) as broker:
+        await broker.enqueue([an_envelope()])
+        before = driver.shape(url)
+        assert "migrate=0" in await newer(f"{url}?migrate=0", "index")
+        assert driver.shape(url) == before
+        assert await newer(url, "index") == "2"
+        await broker.enqueue([an_envelope()])  # it had begun before, and goes on
+        assert await newer(f"{url}?migrate=0", "index") == "4"
+    assert await newer(twin, "index") == "1"
+    assert driver.shape(url) == driver.shape(twin) != before
+
+
+@pytest.mark.slow
+async def test_a_newer_release_prints_what_it_adds(driver: MigratingDriver) -> None:
+    url = driver.nowhere()
+    async with opened(url) as broker:
+        await broker.enqueue([an_envelope()])
+    driver.run(url, await newer(url, "index", "sql"))
+    assert await newer(f"{url}?migrate=0", "index") == "2"
+
+
+@pytest.fixture
+def on_redis(request: pytest.FixtureRequest) -> str:
+    return f"{shared_redis().url}?namespace={request.node.name}"
+
+
+@pytest.mark.slow
+async def test_a_new_kind_needs_nothing_on_redis(on_redis: str) -> None:
+    async with opened(on_redis) as broker:
+        await broker.enqueue([an_envelope()])
+        assert await newer(on_redis) == "2"
+        await broker.enqueue([an_envelope()])
+    async with opened(on_redis) as broker:
+        await broker.enqueue([an_envelope()])
+    assert await newer(on_redis) == "5"
+
+
+@pytest.mark.slow
+async def test_redis_has_no_entries_of_a_new_index_until_it_is_rebuilt(on_redis: str) -> None:
+    async with opened(on_redis) as broker:
+        await broker.enqueue([an_envelope()])
+    assert "without the index 'by_due': stop its workers and senders, and run `taskflow doctor --rebuild`" in await newer(on_redis, "index")
+    assert await newer(on_redis, "index", "rebuild") == "2"
+    assert await newer(on_redis, "index") == "3"
+    async with opened(on_redis) as broker:
+        with pytest.raises(BrokerRefused, match="with the index 'by_due', which this version does not know: use that version"):
+            await broker.enqueue([an_envelope()])
+        await broker.admin.rebuild()  # back to this release: it is the newer one's entries that would be wrong from now on
+        await broker.enqueue([an_envelope()])
+    assert "without the index 'by_due'" in await newer(on_redis, "index")
