@@ -123,21 +123,9 @@ def test_a_flag_that_is_wrong_is_named(cli: Cli, flags: list[str], complaint: st
 # --- brokers -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [["status"], ["jobs"], ["retry", "--all"], ["pause", "mail"], ["worker", "tasks"]])
+@pytest.mark.parametrize("command", [["status"], ["retry", "--all"], ["pause", "mail"], ["worker", "tasks"]])
 @pytest.mark.parametrize(
-    ("url", "complaint"),
-    [
-        ("queue.db", "has no scheme: expected a URL such as sqlite:///taskflow.db"),
-        ("sqlit:///queue.db", "did you mean sqlite://?"),
-        ("sqlite://queue.db", "names a host: write three slashes"),
-        ("sqlite:///", "names no file"),
-        ("sqlite:///:memory:", "use memory://"),
-        ("sqlite://[x", "has a malformed host"),
-        ("redis://app:hunter2@[h", "has a malformed host"),
-        ("sqlite:///queue.db?namespac=x", "unknown parameter 'namespac'"),
-        ("sqlite:///queue.db?namespace=a/b", "the namespace 'a/b'"),
-        ("redis+cluster://app:hunter2@localhost", "not part of this version"),
-    ],
+    ("url", "complaint"), [("sqlit:///queue.db", "did you mean sqlite://?"), ("redis://app:hunter2@[h", "has a malformed host")]
 )
 def test_a_malformed_url_is_a_usage_error(cli: Cli, command: list[str], url: str, complaint: str) -> None:
     cli.write("tasks.py", A_JOB)

@@ -68,10 +68,6 @@ def nested(depth: int) -> list[Any]:
     return value
 
 
-endless: list[Any] = []
-endless.append(endless)
-
-
 def declare(annotation: Any = Any, returns: Any = None, **options: Any) -> Callable[[], object]:
     async def work(x: Any) -> None: ...
 
@@ -93,24 +89,18 @@ def options(**given: Any) -> Callable[[], object]:
 TABLE: dict[str, tuple[Callable[[], object], type[BaseException], tuple[str, ...]]] = {
     # arguments
     "another type": (lambda: add.delay("one"), EncodeError, ("x: expected int, got str", add.name)),
-    "bool for int": (lambda: add.delay(True), EncodeError, ("x: expected int, got bool", add.name)),
     "another type deep inside": (
         lambda: invite.delay(User("Ada", Address(["12 Row", cast(str, 7)]))),
         EncodeError,
         ("user.address.lines[1]: expected str, got int", invite.name),
     ),
-    "too many": (lambda: add.delay(1, 2, 3), EncodeError, ("at most 2 positional arguments, got 3", add.name)),
-    "too few": (lambda: add.delay(), EncodeError, ("x: is a required argument and was not given", add.name)),
     "unknown": (lambda: add.delay(1, z=2), EncodeError, ("z: is not an argument of this function", "its arguments are x, y")),
-    "given twice": (lambda: add.delay(1, x=2), EncodeError, ("x: is given twice", add.name)),
     "an option": (lambda: add.delay(1, timeout=5), EncodeError, ("timeout: is not an argument of this function", add.name)),
-    "when bound": (lambda: add.bind("one"), EncodeError, ("x: expected int, got str", add.name)),
     # values
     "no form": (lambda: take.delay([1, {"user": Unknown()}]), EncodeError, ("anything[1]['user']", "Unknown", take.name)),
     "surrogate": (lambda: take.delay({"name": ["\ud800"]}), EncodeError, ("anything['name'][0]", "surrogate", take.name)),
     "too large": (lambda: take.delay(bytes(1 << 21)), TooLarge, ("2,097,", "the limit is 1,048,576", "send a reference", take.name)),
     "too deep": (lambda: take.delay(nested(70)), TooLarge, ("anything", "deeper than the limit allows", "send a flatter value")),
-    "endless": (lambda: take.delay(endless), TooLarge, ("anything", "deeper than the limit allows", take.name)),
     # declarations
     "ambiguous": (declare(list[int] | list[str]), DeclarationError, ("bad", "x: ", "list")),
     "annotation without form": (declare(Unknown), DeclarationError, ("bad", "x: ", "Unknown", "make it a dataclass")),
@@ -131,7 +121,6 @@ TABLE: dict[str, tuple[Callable[[], object], type[BaseException], tuple[str, ...
     "naive at": (options(at=datetime(2030, 1, 1)), ValueError, ("at=", "is naive", "datetime.now(UTC)")),
     "at is a number": (options(at=60), TypeError, ("at=60", "an aware datetime", "after=")),
     "at and after": (options(at=datetime(2030, 1, 1, tzinfo=UTC), after=1), ValueError, ("after= and at=", "give one of them")),
-    "queue": (options(queue="a,b"), ValueError, ("queue 'a,b'", "A-Z a-z 0-9 _ . - : /")),
     "long key": (options(key="k" * 201), ValueError, ("key= has 201 bytes", "1 to 200")),
     "surrogate in key": (options(key="\ud800"), ValueError, ("key=", "lone surrogate")),
     "key is a number": (options(key=7), TypeError, ("key=7", "expected a str")),
@@ -139,12 +128,8 @@ TABLE: dict[str, tuple[Callable[[], object], type[BaseException], tuple[str, ...
     "header": (options(headers={"user": 7}), TypeError, ("headers={'user': 7}", "header names and values must be str")),
     "headers": (options(headers=[]), TypeError, ("headers=[]", "expected a dict")),
     "reserved header": (options(headers={"tf-trace": "1"}), ValueError, ("headers={'tf-trace'", "reserved for taskflow")),
-    "long headers": (options(headers={"a": "b" * 5_000}), ValueError, ("headers have 5001 bytes", "4096")),
     "tags are a text": (options(tags="a"), TypeError, ("tags='a'", "tags=('a',)")),
-    "tag is a number": (options(tags=(7,)), TypeError, ("tags=(7,)", "expected a tuple of texts")),
-    "tags are a set": (options(tags={"a"}), TypeError, ("tags={'a'}", "expected a tuple of texts")),
     "tag": (options(tags=("a\n",)), ValueError, ("tag 'a\\n'", "1 to 100", "A-Z a-z 0-9 _ . - : /")),
-    "long tag": (options(tags=("x" * 101,)), ValueError, ("tag 'xxx", "1 to 100")),
     "many tags": (options(tags=tuple(map(str, range(11)))), ValueError, ("11 tags", "at most 10")),
     "retry": (options(retry=5), TypeError, ("retry=5", "expected a Backoff")),
     # enqueue
