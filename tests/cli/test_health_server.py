@@ -283,19 +283,6 @@ def test_signs_of_life_are_given_when_they_are_asked_of_this_process(
     assert ["READY=1", "STATUS=working as a worker"] in heard
 
 
-def test_a_second_session_is_no_second_start(systemd: FakeSystemd) -> None:
-    notifier = a_notifier(dict(systemd.environment))
-    assert notifier is not None
-    notifier.start()
-    notifier.ready("working as first")
-    notifier.ready("working as second")
-    notifier.stopping("winding down: 3 running")
-    notifier.stop()
-    told = [systemd.hear() for _ in range(3)]
-    assert told == [["READY=1", "STATUS=working as first"], ["STATUS=working as second"], ["STOPPING=1", "STATUS=winding down: 3 running"]]
-    assert systemd.hear(0.1) == []
-
-
 def test_a_line_break_in_a_name_gives_no_command_to_systemd(systemd: FakeSystemd) -> None:
     notifier = a_notifier(dict(systemd.environment))
     assert notifier is not None

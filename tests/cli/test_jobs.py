@@ -277,16 +277,6 @@ def test_progress_of_a_waiting_job_is_that_of_its_last_run(cli: Cli, last: Calla
     assert f"progress         {told}\n" in cli("jobs", JOB_ID).out
 
 
-@pytest.mark.parametrize("width", [80, 200])
-def test_a_job_fits_the_terminal(cli: Cli, failed_job: None, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the traceback keeps its lines."""
-    monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    page, _ = cli("jobs", JOB_ID).out.split("\n\nattempt 2: ")
-    longest = max(map(len, page.splitlines()))
-    assert width - 20 < longest <= width
-
-
 def test_json_has_the_same_without_secrets(cli: Cli, failed_job: None) -> None:
     [shown] = cli.json("jobs", JOB_ID)
     assert shown["arguments"] == {

@@ -59,17 +59,6 @@ def test_each_command_with_json_is_documented_and_no_other() -> None:
 LOOKING = ("status", "workers", "queues", "metrics", "jobs", "failures", "doctor", "schedules", "audit")
 
 
-def test_what_looks_at_an_empty_store_is_as_documented(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TASKFLOW_BROKER", "memory://")
-    for command in LOOKING:
-        cli.json(command)
-    cli.json("migrate")
-    for command in ("retry", "run-now", "cancel", "purge"):
-        assert cli.json(command, "--all")["matching"] == 0
-    assert cli.json("jobs", NOBODY, code=4) == [None]
-    assert cli.json("explain", NOBODY, code=4) == [None]
-
-
 def test_what_looks_at_a_full_store_is_as_documented(cli: Cli, stock: Stock) -> None:
     for command in LOOKING:
         cli.json(command)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from typing import Any
 
 import pytest
@@ -104,14 +103,6 @@ def test_a_jobs_own_lines_carry_its_fields_too(lines: list[dict[str, Any]]) -> N
     assert [line["message"] for line in in_thread[:2]] == ["in the thread", "with its error"]
     assert "OSError: a detail" in in_thread[1]["error"]
     assert len({line["job_id"] for line in in_thread}) == 1
-
-
-@pytest.mark.filterwarnings("default::DeprecationWarning")
-def test_a_failure_has_its_duration_apart_from_its_message_and_its_traceback_as_json(lines: list[dict[str, Any]]) -> None:
-    [ended] = [line for line in of_job(lines, "tasks.fail", "taskflow.worker") if "failed for good" in line["message"]]
-    assert re.search(r" failed for good after \d\.\d{3} s: ValueError: as asked$", ended["message"])
-    assert ended["error"].startswith("Traceback (most recent call last):\n")
-    assert ended["error"].endswith("ValueError: as asked")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -191,24 +191,6 @@ def test_an_act_that_the_store_breaks_off_is_recorded_with_what_was_done(cli: Cl
     assert (act["act"], act["affected"], act["stopped"]) == ("purge", 2, "BrokerUnavailable: the disk is away")
 
 
-def test_the_list_fits_eighty_columns(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
-    cli("cancel", *stock.ready, "--reason", "wrong customer")
-    cli("purge", "--tag", "tenant:" + "7" * 90, "--status", "ready", "--yes")
-    cli("pause", *[f"a-queue-with-a-long-name-{number}" for number in range(20)])
-    pause, *_ = cli.json("audit")
-    assert (pause["named"], len(pause["names"])) == (20, 10)
-
-    lines = cli("audit").out.splitlines()
-    assert lines[0] == "   AGO  ACT         COUNT  BY, WHAT"
-    assert lines[1].endswith("a-queue-with-a-long-name-9 and 10 more")
-    assert lines[2].split()[1:4] == ["cancel", "2", f"{ME}:"]
-    assert lines[3] == "    reason: wrong customer"
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    assert max(map(len, cli("audit").out.splitlines())) <= 80
-    assert cli("audit", "--limit", "1").err == f"there may be more: --before {pause['number']}\n"
-
-
 def test_a_person_confirms_the_removal_of_a_schedule(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """A script is not asked. What is declined is not recorded."""
     template = Envelope(id=bytes(16), job="tick", payload=b"\x01")

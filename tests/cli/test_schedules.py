@@ -151,29 +151,6 @@ def test_a_definition_that_cannot_be_read_is_a_problem_of_its_own(cli: Cli, stor
         assert said.err.startswith("taskflow: the stored definition of schedule 'odd' cannot be read: ")
 
 
-@pytest.mark.parametrize(
-    ("width", "below"),
-    [
-        ("90", ["Mon 2027-01-18 09:00 CET, here 03:00", "last Fri 2027-01-15 09:00 CET, here 03:00, 0.000 s late; its last job is ready;"]),
-        ("130", ["last Fri 2027-01-15 09:00 CET, here 03:00, 0.000 s late; its last job is ready; 1 fired,"]),
-        ("400", []),
-    ],
-)
-def test_a_list_is_no_wider_than_the_terminal(
-    cli: Cli, stored: None, monkeypatch: pytest.MonkeyPatch, width: str, below: list[str]
-) -> None:
-    """If a state does not fit beside the rest, all of them are below, and nothing of them is lost."""
-    cli.with_broker(lambda broker: broker.define([a_definition("a" * 200, EveryTimes(30.0))]))
-    monkeypatch.setenv("COLUMNS", width)
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    shown = cli("schedules").out.splitlines()
-    assert all(len(line) <= int(width) for line in shown)
-    [row] = [number for number, line in enumerate(shown) if line.startswith("morning ")]
-    assert [line.strip()[: len(text)] for text, line in zip(below, shown[row + 1 :], strict=False)] == below
-    assert (len(shown) == 6) == (not below)
-    assert "2 missed; declared by web3:7 and 2 more" in " ".join(map(str.strip, shown))
-
-
 def test_jobs_say_which_schedule_added_them(cli: Cli, stored: None) -> None:
     _, line = cli("jobs").out.splitlines()
     assert line.startswith(f"{LAST}  ready   mail   app.morning  ")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from taskflow.broker.protocol import Broker
-from taskflow.cli.terminal import Column, cut, padded, table, width
+from taskflow.cli.terminal import Column, cut, padded, table, width, wrapped
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory
 from taskflow.model.session import Session
@@ -56,6 +56,21 @@ def test_tables_fit_80_columns(cli: Cli, stock: Stock, command: str) -> None:
     cli.with_broker(fill)
     for line in on_a_terminal(command, COLUMNS="80").replace("\r", "").splitlines():
         assert len(re.sub("\033\\[\\d*m", "", line)) <= 80, line
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("fits in one line", ["fits in one line"]),
+        ("deploy the code, or `taskflow cancel --job a.b`", ["deploy the code, or", "`taskflow cancel --job a.b`"]),
+        ("a " + "b" * 70, ["a", "b" * 30, "b" * 30, "b" * 10]),
+        ("中" * 16, ["中" * 15, "中"]),
+        ("a `lone backtick", ["a `lone backtick"]),
+        ("", [""]),
+    ],
+)
+def test_text_is_wrapped_to_a_width(text: str, lines: list[str]) -> None:
+    assert list(wrapped(text, 30)) == lines
 
 
 def test_a_bar_moves_on_a_terminal(cli: Cli, stock: Stock) -> None:

@@ -346,14 +346,6 @@ def test_one_that_retires_has_all_the_time_that_its_runs_take() -> None:
     assert {pid for pid, number in office.sent if number == KILL} == {1, 2}
 
 
-def test_one_that_cannot_be_told_to_retire_is_wound_down() -> None:
-    """A job has closed its line."""
-    office = an_office(1, max_memory=1000)
-    office.is_heard = False
-    office.does(lambda: office.supervisor.record_memory(1, 2000))
-    assert office.sent == [(1, TERM)]
-
-
 def test_one_that_is_too_large_is_told_to_leave_once_and_has_a_successor() -> None:
     office = an_office(2, max_memory=1000)
     office.act(HEALTHY_AFTER)

@@ -90,10 +90,3 @@ def test_the_jobs_of_a_schedule_have_the_tags_of_the_job_and_of_its_options() ->
     declared = any_job(name="report", tags=("reports",), schedule=[Every(30), Every(60, options={"tags": ("hourly",)})])(report)
     templates = [SchedulePlan.from_body(schedule.definition.body).envelope_for(schedule.name, 0) for schedule in declared.schedules]
     assert [template.tags for template in templates] == [("reports",), ("reports", "hourly")]
-
-
-def test_a_job_whose_arguments_are_missing_is_refused() -> None:
-    async def daily(day: int) -> None: ...
-
-    with pytest.raises(DeclarationError, match=r"missing a required argument: 'day': give it with Cron\(..., args"):
-        job(name="daily", schedule=Every(30))(daily)

@@ -10,25 +10,17 @@ from typing import Any
 import pytest
 from msgspec import Struct, structs
 
-from taskflow.model.codec import decode_value
 from taskflow.model.errors import EncodeError, MissingArgument, UnknownArgument
 from tests.support.ids import stable_id
 from tests.unit.codec import kinds as k
 from tests.unit.codec.exactly import codec_of, same, there_and_back
-from tests.unit.codec.values import INSTANCES, ORDER
+from tests.unit.codec.values import INSTANCES
 
 
 @pytest.mark.parametrize(("annotation", "value"), INSTANCES, ids=stable_id)
 def test_an_instance_comes_back_from_inside_others(annotation: Any, value: Any) -> None:
     assert same(there_and_back(dict[str, list[annotation | None]], {"a": [value, None]}), {"a": [value, None]})
     assert same(there_and_back(tuple[annotation, int], (value, 1)), (value, 1))
-
-
-def test_without_its_annotation_an_instance_shows_as_a_dict() -> None:
-    payload = codec_of(k.Order).encode_arguments((ORDER,), {})
-    shown = decode_value(payload)["value"]
-    assert shown["spot"] == {"x": 1, "y": 0.0}
-    assert (shown["id"], shown["color"], shown["lines"]) == (ORDER.id, "blue", [("a", 1)])
 
 
 def test_fields_that_a_constructor_does_not_take_keep_their_state() -> None:

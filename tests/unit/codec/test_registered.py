@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskflow import DeclarationError, DecodeError, EncodeError, TooLarge, register_type
-from taskflow.model.codec import FunctionCodec, Limits, decode_by_name, decode_value, encode_value, untyped
+from taskflow.model.codec import FunctionCodec, decode_value, encode_value, untyped
 from taskflow.model.errors import UnknownType
 from tests.support.ids import stable_id
 from tests.unit.codec import kinds as k
@@ -81,13 +81,6 @@ def test_a_name_that_this_process_does_not_know_says_so() -> None:
         with pytest.raises(UnknownType, match=r"^value\[0\]: has the type 'celsius', which is not registered here"):
             codec.decode_arguments(payload)
     assert known.decode_arguments(payload) == (([Celsius(1.5)],), {})
-
-
-def test_a_payload_can_be_shown_without_the_code() -> None:
-    register()
-    payload = encode_value({"a": [Celsius(1.5)], "b": EUR})
-    untyped.NAMED_READERS.pop("celsius")
-    assert decode_value(payload) == decode_by_name(payload, limits=Limits()) == {"a": [1.5], "b": EUR}
 
 
 @pytest.mark.parametrize("annotation", [Any, Celsius, Celsius | None])
