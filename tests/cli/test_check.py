@@ -7,9 +7,6 @@ import asyncio
 import pytest
 
 from taskflow.app.app import default_app
-from taskflow.broker.protocol import Broker
-from taskflow.model.envelope import Envelope
-from taskflow.model.ids import IdFactory
 from tests.cli.inprocess import Cli
 
 OLD = """
@@ -108,14 +105,3 @@ def test_all_that_fits_exits_with_0_and_the_window_is_told(cli: Cli, waiting: di
     assert "looked at 2 of 3 jobs in mail: --limit looks at more\n" in out
     assert cli.json("check", "new", "--queue", "slow") == {"jobs": [], "queues": [{"queue": "slow", "looked_at": 0, "of": 0}]}
     assert "no job has ever been in queue 'snow'; did you mean slow?" in cli("check", "new", "--queue", "snow", code=4).err
-
-
-def test_what_no_code_can_read_would_fail(cli: Cli) -> None:
-    cli.write("new.py", NEW)
-
-    async def add(broker: Broker) -> None:
-        await broker.enqueue([Envelope(id=IdFactory()(), job="fits", payload=b"")])
-
-    cli.with_broker(add)
-    [fits] = cli.json("check", "new", code=1)["jobs"]
-    assert (fits["fits"], fits["parks"], fits["fails"]) == (0, 0, 1)

@@ -19,7 +19,6 @@ from taskflow.model.record import Record, Status
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.session import Report, Session, SessionRecord
 from taskflow.model.verdict import Settlement
-from taskflow.model.wording import WAYS_OUT
 from tests.cli.inprocess import Cli
 from tests.cli.stock import Stock
 from tests.support.harnesses import MemoryHarness
@@ -321,22 +320,6 @@ def test_the_place_of_a_ready_job_is_told(place: int | None, others: int, rate: 
     facts = Facts(now=NOW, counts={Status.READY: others + 1}, positions=places, workers=(IDLE,), rate=rate)
     [reason] = reasons(READY, facts)
     assert reason.text == f"it has been ready for 5s, {told}"
-
-
-def test_a_parked_job_is_told_its_cure_once() -> None:
-    parked = msgspec.structs.replace(
-        READY, status=Status.SCHEDULED, due_at=NOW + timedelta(seconds=62), waiting_for=f"a worker that knows the job 'work'; {WAYS_OUT}"
-    )
-    [reason] = reasons(parked, Facts(now=NOW))
-    assert reason.text == "no worker could run it: it waits for a worker that knows the job 'work', and is tried again in 1m2s"
-    assert reason.cure == f"deploy the code that sent it, or `taskflow cancel {id_text(READY.id)}` if that code was removed"
-
-
-def test_a_missing_argument_is_told_without_the_jobs_name() -> None:
-    waiting_for = f"a worker with other code: last: is a required argument and was not given (in a call of work); {WAYS_OUT}"
-    parked = msgspec.structs.replace(READY, status=Status.SCHEDULED, due_at=NOW + timedelta(seconds=5), waiting_for=waiting_for)
-    told = "it waits for a worker with other code: the argument `last` is required, and was not given, and is tried again in 5s"
-    assert told in reasons(parked, Facts(now=NOW, workers=(IDLE,)))[0].text
 
 
 def test_a_pause_is_the_cause_and_more_workers_are_no_cure() -> None:

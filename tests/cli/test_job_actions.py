@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,7 @@ import pytest
 import taskflow
 from taskflow.app import bulk_actions
 from taskflow.app.bulk_actions import POSSIBLE
-from taskflow.broker.admin import Redone
 from taskflow.broker.protocol import Broker
-from taskflow.broker.sqlite.broker import SqliteAdmin
 from taskflow.cli.parser import STATUSES_FOR
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.ids import IdFactory, id_text, key_digest
@@ -141,15 +139,6 @@ def test_a_dry_run_counts_and_changes_nothing(cli: Cli, stock: Stock, command: l
     assert cli(*command).out.splitlines()[-1].split()[-1] == str(would)
 
 
-@pytest.mark.parametrize(
-    ("command", "status"), [("retry", "succeeded"), ("retry", "ready"), ("run-now", "ready"), ("cancel", "failed"), ("purge", "running")]
-)
-def test_what_cannot_be_done_to_a_status_is_refused(cli: Cli, stock: Stock, command: str, status: str) -> None:
-    before = everything(cli)
-    assert f"{command}: --status '{status}' is not allowed; use " in cli(command, "--status", status, code=2).err
-    assert everything(cli) == before
-
-
 def test_the_help_has_the_statuses_that_an_action_takes(cli: Cli) -> None:
     assert {action: frozenset(map(Status, statuses)) for action, statuses in STATUSES_FOR.items()} == POSSIBLE
     assert "--status {failed,cancelled}" in cli("retry", "--help").out
@@ -222,11 +211,6 @@ def test_a_pause_that_changes_nothing_is_not_recorded(cli: Cli, stock: Stock) ->
     assert cli("pause", "mail", "default", "default").out == "mail is paused already\npaused default\n"
     assert cli("pause", "mail").out == "mail is paused already\n"
     assert [(act["names"], act["affected"]) for act in cli.json("audit")] == [(["default"], 1), (["mail"], 1)]
-
-
-def test_nothing_is_paused_when_one_of_the_names_cannot_be(cli: Cli, stock: Stock) -> None:
-    assert "queue 'a b'" in cli("pause", "mail", "a b", code=2).err
-    assert not any(queue["paused"] for queue in cli.json("queues"))
 
 
 # --- retry --group: one cause, in stages, with a worker process beside the command --------------------------------------
@@ -312,15 +296,6 @@ def test_ctrl_c_says_how_many_were_retried(cli: Cli, group: str, monkeypatch: py
     monkeypatch.setattr("taskflow.cli.job_actions.Rollout._until_ended", interrupted)
     said = cli("retry", "--group", group, "--canary", "3", code=130)
     assert said.err == f"{IDLE}taskflow: interrupted: retried 3; {MANY - 3} of {MANY} were left alone\n"
-
-
-def test_jobs_that_cannot_be_retried_are_counted(cli: Cli, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def retry(admin: object, ids: Sequence[bytes]) -> list[Redone]:
-        return [Redone.KEY_TAKEN] * len(ids)
-
-    monkeypatch.setattr(SqliteAdmin, "retry", retry)
-    said = cli("retry", "--group", group, code=1)
-    assert said.err == f"{IDLE}taskflow: {MANY} were not retried: another live job has its key\n"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Progress, RunEnding, RunError
 from tests.cli.hostile import HOSTILE, assert_safe
 from tests.cli.inprocess import Cli
-from tests.cli.stock import ERROR, SECRET_ARGUMENTS, Stock
+from tests.cli.stock import SECRET_ARGUMENTS, Stock
 from tests.support.verdicts import failed, retried, succeeded
 
 
@@ -111,16 +111,6 @@ def test_a_page_says_how_many_jobs_it_looked_at(cli: Cli, stock: Stock, monkeypa
         said = cli("jobs", "--job", "bad", "--cursor", said.err.split()[-1])
     found += [line.split()[0] for line in said.out.splitlines()[1:]]
     assert found == [stock.poison, stock.failed, stock.cancelled]
-
-
-def test_jobs_given_by_id_are_shown_with_their_errors(cli: Cli, stock: Stock) -> None:
-    failed, running = cli.json("jobs", stock.failed, stock.running)
-    assert (failed["id"], failed["status"], failed["failures"], failed["max_attempts"]) == (stock.failed, "failed", 2, 2)
-    assert [error["message"] for error in failed["errors"]] == [ERROR.message, ERROR.message]
-    assert (running["status"], running["worker"], running["headers"]) == ("running", "somewhere:1", {"from": "web"})
-    text = cli("jobs", stock.failed).out
-    assert ERROR.traceback in text
-    assert f"id               {stock.failed}\n" in text
 
 
 def test_lists_show_neither_arguments_nor_results(cli: Cli, stock: Stock) -> None:

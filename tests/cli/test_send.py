@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from taskflow.app.app import default_app
 from taskflow.model.session import Session
 from tests.cli.inprocess import Cli
 
@@ -105,10 +104,3 @@ def test_a_name_that_no_running_worker_knows_is_sent_with_a_warning(cli: Cli) ->
     assert said.err == "taskflow: no running worker knows tasks.chrage; did you mean tasks.charge?\n"
     assert cli("send", "tasks.charge").err == ""
     assert len(cli.jobs()) == 2
-
-
-def test_a_jobs_own_process_may_have_declared_it_already(cli: Cli, tasks: Any) -> None:
-    """As in an application that calls `main` itself: then the arguments are checked without --module."""
-    tasks()
-    assert default_app().registry.get("tasks.charge") is not None
-    assert "--args: order: is a required argument" in cli("send", "tasks.charge", code=2).err

@@ -92,13 +92,6 @@ def ends(how: str) -> None:
     raise {"discards": Discard("no use"), "cancels": Cancel("no need"), "snoozes": Snooze(after=60)}[how]
 
 
-@job(name="tests.inline.parent")
-def parent(name: str) -> str:
-    handle = plain.delay_sync(Mail(name))
-    number = run_sync(awaits.delay_sync(1).result(timeout=0))
-    return f"{run_sync(handle.result(timeout=0))} {number}"
-
-
 @job(name="tests.inline.parent_async")
 async def parent_async(name: str) -> str:
     handle = await plain.delay(Mail(name))
@@ -186,14 +179,6 @@ def test_a_job_for_a_child_process_runs_here(taskflow_jobs: TaskflowJobs) -> Non
         assert run_sync(in_process.delay_sync().result(timeout=0)) == threading.current_thread().name
 
 
-async def test_what_a_job_sends_runs_inside_it_in_a_loop_too(taskflow_jobs: TaskflowJobs) -> None:
-    with taskflow_jobs.inline():
-        assert await (await parent.delay("a")).result(timeout=0) == "to a 2"
-        assert await (await parent_async.delay("a")).result(timeout=0) == "to a 2"
-        both = await asyncio.gather(*(parent_async.delay(str(number)) for number in range(20)))
-        assert [await handle.result(timeout=0) for handle in both] == [f"to {number} 2" for number in range(20)]
-
-
 def test_jobs_wait_for_each_other_across_loops_and_threads(taskflow_jobs: TaskflowJobs) -> None:
     with taskflow_jobs.inline():
         assert run_sync(grandparent.delay_sync().result(timeout=0)) == "to a 2"
@@ -241,16 +226,6 @@ def test_a_job_with_a_delay_waits_for_its_time(taskflow_jobs: TaskflowJobs) -> N
     assert run_sync(handle.result(timeout=0)) == "to a"
 
 
-def test_a_key_is_free_once_its_job_has_run(taskflow_jobs: TaskflowJobs) -> None:
-    with taskflow_jobs.inline():
-        waiting = plain.options(key="a", after=60).delay_sync(Mail("a"))
-        assert plain.options(key="a").delay_sync(Mail("b")) == waiting
-        assert ran == []
-        handles = [plain.options(key="b").delay_sync(Mail("b")) for _ in range(2)]
-    assert [handle.is_new for handle in handles] == [True, True]
-    assert len(ran) == 2
-
-
 async def test_a_running_job_hears_that_it_is_cancelled(taskflow_jobs: TaskflowJobs) -> None:
     with taskflow_jobs.inline():
         handles: list[JobHandle[None]] = []
@@ -276,12 +251,6 @@ def test_the_lifespan_is_entered_for_each_send(taskflow_jobs: TaskflowJobs) -> N
     with taskflow_jobs.inline():
         assert run_sync(stateful.delay_sync().result(timeout=0)) == "a pool"
     assert ran == ["opened", "closed"]
-
-
-def test_a_follow_up_of_a_failure_runs_too(taskflow_jobs: TaskflowJobs) -> None:
-    with taskflow_jobs.inline(raises=False):
-        fails.options(on_failure=plain.bind(Mail("operator"))).delay_sync("boom")
-    assert ran == [(threading.current_thread(), Mail("operator"))]
 
 
 # --- what fails ------------------------------------------------------------------------------------------------------

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,16 +81,6 @@ async def test_a_job_that_cancels_every_task_leaves_no_child_without_its_lifespa
         await (await jobs.cancels_everything.delay()).result(TIMEOUT)
         assert await (await jobs.is_in_its_loop.delay()).result(TIMEOUT)
     assert words(ledger).count("entered") == 2
-
-
-async def test_the_workers_state_stays_apart(ledger: Path) -> None:
-    @contextlib.asynccontextmanager
-    async def of_the_worker() -> AsyncIterator[str]:
-        yield "the worker's"
-
-    configure(lifespan=of_the_worker)
-    async with a_worker():
-        assert await (await jobs.reads_state.delay()).result(TIMEOUT) == "a model"
 
 
 async def test_a_child_without_work_leaves_its_lifespan(ledger: Path) -> None:

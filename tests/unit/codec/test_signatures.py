@@ -178,23 +178,6 @@ def test_an_unknown_argument_is_told_before_all_else() -> None:
         codec_of_function(plain).decode_arguments(codec_of_function(renamed).encode_arguments(("1",), {}))
 
 
-def test_a_gap_before_what_goes_by_position_is_filled_with_defaults() -> None:
-    """Only other languages send such: what Python binds has no gap there."""
-
-    def sender(b: int, numbers: list[int]) -> None: ...
-
-    payload = codec_of_function(sender).encode_arguments((5,), {"numbers": [7]})
-
-    def receiver(a: int = 1, b: int = 2, /, *numbers: int) -> None: ...
-
-    assert codec_of_function(receiver).decode_arguments(payload) == ((1, 5, 7), {})
-
-    def middle(a: int = 1, b: int = 2, /, c: int = 3, **numbers: int) -> None: ...
-
-    only_b = codec_of_function(lambda b: None).encode_arguments((5,), {})
-    assert codec_of_function(middle).decode_arguments(only_b) == ((1, 5), {})
-
-
 # --- what can be a function -------------------------------------------------------------------------------------
 
 

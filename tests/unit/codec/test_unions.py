@@ -63,21 +63,6 @@ def test_each_member_comes_back_as_itself(annotation: Any, value: Any) -> None:
     assert same(codec.decode_result(codec.encode_result(value)), value)
 
 
-@pytest.mark.parametrize(
-    ("annotation", "value", "message"),
-    [
-        (int | str, True, r"expected int \| str, got bool"),
-        (k.Point | k.Spot, k.Wire(1), r"got tests\.unit\.codec\.kinds\.Wire"),
-        (Literal["a"] | None, "b", r"expected one of 'a'"),
-        (date | str, datetime(2024, 1, 1), r"expected date, got datetime"),
-    ],
-    ids=stable_id,
-)
-def test_what_is_no_member_is_refused(annotation: Any, value: Any, message: str) -> None:
-    with pytest.raises(EncodeError, match=message):
-        codec_of(annotation).encode_arguments((value,), {})
-
-
 class Series(TypedDict):
     title: str
     year: int
