@@ -19,7 +19,7 @@ from tests.support.world import World
 
 MODULES: Final = (
     *("enqueue", "keys", "joins", "sessions", "claim", "beat", "settle", "turns", "ends"),
-    *("cancel_read", "upkeep", "poison_follow_up", "outage", "listen", "nudges", "schedules"),
+    *("cancel_read", "upkeep", "poison_follow_up", "listen", "nudges", "schedules"),
     *("admin", "pages", "admin_acts", "admin_failures", "history"),
     *("tags", "spoilt_rows"),
     "transactional",

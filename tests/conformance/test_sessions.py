@@ -1,4 +1,4 @@
-"""Sessions that do not live: whatever they ask, they are told so, and nothing changes."""
+"""Sessions that do not live, and those that an outage of the store keeps from beating: their jobs have not crashed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from taskflow.model.errors import SessionLost
 from taskflow.model.record import Status
 from taskflow.model.schedule import Definition
 from taskflow.model.session import Beat, Session
+from taskflow.model.verdict import Settled
+from tests.support.harnesses import Capability
+from tests.support.verdicts import succeeded
 from tests.support.world import EVERYTHING, World
 
 DEATHS: Final = ("reaped", "dying", "departed", "said to have died")
@@ -69,3 +72,217 @@ async def test_schedule_session(world: World, death: str) -> None:
     with pytest.raises(SessionLost):
         await world.broker.define([Definition("nightly", bytes(16), b"body")], session.id)
     assert await world.broker.admin.schedules() == []
+
+
+async def test_outage__everybody_gets_one_more_ttl(world: World) -> None:
+    """After a silence of all, nobody is reaped until one more ttl has passed: each has time to come back with its runs. One more, not one
+    more each time: a fleet that is gone for good is reaped by the next one's first worker."""
+    sessions = [await world.a_session(f"w{number}") for number in range(3)]
+    leases = [await world.running(session) for session in sessions]
+    world.clock.advance(3_600.0)
+    for _ in range(2):
+        assert (await world.upkeep()).reaped == 0
+        world.clock.advance(9.5)
+    for session, lease in zip(sessions[:2], leases[:2], strict=True):
+        assert (await world.beat(session, lease)).lost == ()
+        assert await world.settle(succeeded(lease)) == [Settled.OK]
+    world.clock.advance(2.0)
+
+    assert (await world.upkeep()).reaped == 1
+    assert await world.status(leases[2]) is Status.READY
+
+
+async def test_outage__the_first_to_come_back_dooms_nobody(world: World) -> None:
+    """One that beats again at once does not make the others look dead."""
+    quick, slow = await world.a_session("quick"), await world.a_session("slow")
+    lease = await world.running(slow)
+    world.clock.advance(60.0)
+    await world.beat(quick)
+
+    assert (await world.upkeep()).reaped == 0
+    world.clock.advance(10.0)
+    await world.beat(quick)
+    await world.beat(slow, lease)
+
+    assert await world.settle(succeeded(lease)) == [Settled.OK]
+
+
+async def test_outage__that_begins_between_two_heartbeats(world: World) -> None:
+    """A session that sent its last heartbeat a little before the others lapses in the silence of all. It has not crashed either."""
+    early, late = await world.a_session("early"), await world.a_session("late")
+    lease = await world.running(early)
+    world.clock.advance(7.0)
+    await world.beat(late)
+    world.clock.advance(14.0)
+    await world.beat(late)
+
+    assert (await world.upkeep()).reaped == 0
+    world.clock.advance(19.0)
+    await world.beat(late)
+    assert (await world.beat(early, lease)).lost == ()
+
+
+async def test_outage__that_ends_with_the_heartbeat_of_a_longer_ttl(world: World) -> None:
+    """A silence that is short for the first to come back, or for a new worker, may be long for a session with a shorter ttl."""
+    for comes_back_first in ("patient", "newcomer"):
+        hasty, patient = await world.a_session("hasty", ttl=6.0), await world.a_session("patient", ttl=60.0)
+        lease = await world.running(hasty)
+        world.clock.advance(10.0)
+        if comes_back_first == "patient":
+            await world.beat(patient)
+        else:
+            await world.a_session("newcomer", ttl=60.0)
+
+        assert (await world.upkeep()).reaped == 0
+        assert (await world.beat(hasty, lease)).lost == ()
+        assert await world.settle(succeeded(lease)) == [Settled.OK]
+
+
+async def test_outage__spares_none_that_lapses_after_it(world: World) -> None:
+    """One that had time to come back, and did not, has crashed, as its ttl says."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    world.clock.advance(14.0)
+    newcomer = await world.a_session("newcomer")
+    world.clock.advance(5.0)
+    await world.beat(newcomer)
+    assert (await world.upkeep()).reaped == 0
+    world.clock.advance(2.0)
+
+    assert (await world.upkeep()).reaped == 1
+    assert (await world.record(lease)).crashes == 1
+
+
+async def test_outage__who_does_not_come_back_has_not_crashed(world: World) -> None:
+    """What a session held that never came back counts as handed back: the outage may have ended its worker, the job did not."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    world.clock.advance(60.0)
+    await world.upkeep()
+
+    upkept = await world.reap(session)
+
+    assert (upkept.reaped, upkept.released) == (1, 1)
+    record = await world.record(lease)
+    assert (record.status, record.crashes, record.hand_backs, record.errors) == (Status.READY, 0, 1, ())
+
+
+async def test_outage__many_in_a_row_fail_no_job(world: World) -> None:
+    """Twelve outages longer than the ttl during one job: it waits longer each time, and is not FAILED."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    for _ in range(12):
+        world.clock.advance(60.0)
+        await world.upkeep()
+        await world.reap(session)
+        record = await world.record(lease)
+        assert record.status in (Status.READY, Status.SCHEDULED)
+        await world.pass_time(300.0)
+        session = await world.a_session()
+        [lease] = await world.claim(session)
+
+    assert (lease.hand_backs, lease.crashes) == (12, 0)
+
+
+async def test_outage__ends_with_a_beat(world: World) -> None:
+    """Who has come back is lost like anybody else the next time, and its run has crashed."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    world.clock.advance(60.0)
+    await world.beat(session, lease)
+
+    await world.reap(session)
+
+    record = await world.record(lease)
+    assert (record.crashes, record.hand_backs) == (1, 0)
+
+
+async def test_outage__of_a_clock_that_was_set_back_spares_nobody(world: World) -> None:
+    """An outage that seems to be in the future is over. It would keep the jobs of dead workers until then."""
+    early = await world.a_session("early")
+    for _ in range(2):
+        world.clock.advance(60.0)
+        await world.beat(early)
+    world.clock.reboot()  # sets the clock of a server back
+    session, other = await world.a_session(), await world.a_session("other")
+    lease = await world.running(session)
+    for _ in range(2):
+        world.clock.advance(10.5)
+        await world.beat(other)
+
+    await world.upkeep()
+
+    assert (await world.record(lease)).crashes == 1
+
+
+async def test_outage__the_machine_has_booted_again(world: World) -> None:
+    """Nobody lives through the boot of its machine: sessions from before it are dead at once, and their jobs have not crashed."""
+    world.needs(Capability.BOOT)
+    session = await world.a_session()
+    lease = await world.running(session)
+    world.clock.reboot()
+    newcomer = await world.a_session()
+
+    upkept = await world.upkeep()
+
+    assert (upkept.reaped, upkept.released) == (1, 1)
+    record = await world.record(lease)
+    assert (record.status, record.crashes, record.hand_backs) == (Status.READY, 0, 1)
+    assert [record.session for record in await world.broker.admin.workers()] == [newcomer]
+
+
+async def test_outage__after_some_had_lapsed(world: World) -> None:
+    """Each living session gets one more ttl, also one that had lapsed before and was not reaped: [beat_late] says that it lived on."""
+    session, other = await world.a_session(), await world.a_session("other")
+    lease = await world.running(session)
+    await world.lapse(session, beside=[other])
+    world.clock.advance(60.0)
+
+    assert (await world.upkeep()).reaped == 0
+    assert (await world.beat(session, lease)).lost == ()
+
+
+async def test_outage__gives_the_dead_no_time(world: World) -> None:
+    """A session that has died before shows the silence since its last heartbeat, while it still has leases."""
+    session = await world.a_session()
+    await world.running(session)
+    await world.lapse(session)
+    await world.upkeep(limit=0)
+    world.clock.advance(60.0)
+
+    [dying] = [record for record in await world.broker.admin.workers() if record.is_dying]
+
+    assert (dying.session, dying.seconds_since_beat) == (session, 84.0)
+
+
+async def test_outage__heartbeats_from_before_a_boot_hide_none(world: World) -> None:
+    """A steady clock begins anew with each boot. A dead session's last heartbeat is none of the next boot, when its time comes there."""
+    world.needs(Capability.BOOT)
+    world.clock.reboot()
+    old = await world.a_session("old")
+    world.clock.advance(30.0)
+    await world.beat(old)
+    await world.beat(old, leaving=True)
+    world.clock.reboot()
+    session = await world.a_session()
+    lease = await world.running(session)
+    world.clock.advance(45.0)
+
+    assert (await world.upkeep()).reaped == 0
+    assert (await world.beat(session, lease)).lost == ()
+
+
+async def test_outage__a_boot_after_a_crash(world: World) -> None:
+    """What a session was when it died decides: leases of a dead one are crashes, though they are released after the next boot."""
+    world.needs(Capability.BOOT)
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.lapse(session)
+    await world.upkeep(limit=0)
+    world.clock.reboot()
+    await world.a_session()
+
+    await world.upkeep()
+
+    record = await world.record(lease)
+    assert (record.status, record.crashes, record.hand_backs) == (Status.READY, 1, 0)

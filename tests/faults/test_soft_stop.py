@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import TIMEOUT, Shell
+from tests.cli.processes import TIMEOUT, Running, Shell
 from tests.worker.child_scene import gone, written
 
 ROOT = Path(__file__).parents[2]
@@ -43,10 +43,16 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
         yield made
 
 
-async def test_the_second_signal_asks_and_the_worker_waits_for_the_tidying_up(shell: Shell) -> None:
+async def at_work(shell: Shell) -> tuple[Running, int]:
+    """Return a worker and the process of the child that runs its job."""
     worker = shell.worker("--grace", "60")
     shell.send("works.bind()")
     [pid] = await written(shell.folder / "pid")
+    return worker, pid
+
+
+async def test_the_second_signal_asks_and_the_worker_waits_for_the_tidying_up(shell: Shell) -> None:
+    worker, pid = await at_work(shell)
     worker.signal(signal.SIGTERM)
     worker.wait_for("winding down: 1 running")
     await asyncio.sleep(0.1)  # signals in quick succession count as one
@@ -59,9 +65,7 @@ async def test_the_second_signal_asks_and_the_worker_waits_for_the_tidying_up(sh
 
 
 async def test_a_signal_during_the_tidying_up_of_a_cancelled_run_lets_it_finish(shell: Shell) -> None:
-    worker = shell.worker("--grace", "60")
-    shell.send("works.bind()")
-    [pid] = await written(shell.folder / "pid")
+    worker, pid = await at_work(shell)
     shell.run("-m", "taskflow", "cancel", "--all")
     worker.wait_for("tidying up after cancelled")
     worker.signal(signal.SIGTERM)
@@ -73,9 +77,7 @@ async def test_a_signal_during_the_tidying_up_of_a_cancelled_run_lets_it_finish(
 
 
 async def test_the_third_signal_ends_the_worker_and_its_child_at_once(shell: Shell) -> None:
-    worker = shell.worker("--grace", "60")
-    shell.send("works.bind()")
-    [pid] = await written(shell.folder / "pid")
+    worker, pid = await at_work(shell)
     for heard in ("winding down: 1 running", "tidying up after shutdown"):
         worker.signal(signal.SIGTERM)
         worker.wait_for(heard)
