@@ -85,23 +85,22 @@ class App:
 
     def configure(self, **given: Any) -> None:
         self._configured.update(checked(given))
-        if given.get("broker") is not None:
-            load(given["broker"])
-        self._settings = None
-        self._clients.clear()
+        self._forget_settings(given.get("broker"))
 
     def integrate(self, **given: Any) -> None:
         """Apply settings of a framework, which `configure` overrides. Its middleware surrounds that of the application."""
         checked(given)
         self._integrated.update(given)
-        if given.get("broker") is not None:
-            load(given["broker"])
-        self._settings = None
-        self._clients.clear()
+        self._forget_settings(given.get("broker"))
 
     def flag(self, **given: Any) -> None:
         """Apply settings from a command's flags, which override all other sources."""
         self._flags.update({name: value for name, value in given.items() if value is not None})
+        self._forget_settings()
+
+    def _forget_settings(self, broker: str | None = None) -> None:
+        if broker is not None:
+            load(broker)
         self._settings = None
         self._clients.clear()
 
@@ -115,8 +114,7 @@ class App:
             yield
         finally:
             self._given_broker, self._configured, self._flags = before
-            self._settings = None
-            self._clients.clear()
+            self._forget_settings()
 
     # --- connections -------------------------------------------------------------------------------
 

@@ -265,9 +265,9 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
     if fields.get("key_scope", "queue") not in get_args(KeyScope):
         raise ValueError(f'key_scope={shown(fields["key_scope"])}: expected "queue" or "name"')
     if "connection" in fields:
-        from taskflow.app.connections.adapters import check_connection
+        from taskflow.app.connections.adapters import adapter_class
 
-        check_connection(fields["connection"])
+        adapter_class(fields["connection"])  # raises TypeError for anything else
     if "on_failure" in fields:
         _check_follow_up(fields["on_failure"])
     if "headers" in fields:

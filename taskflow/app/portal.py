@@ -11,8 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
-from functools import partial
+from concurrent.futures import Executor, Future
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -75,15 +74,14 @@ _STORE_THREADS: Final = "taskflow-sqlite-"
 """The names of threads that answer calls begin so."""
 
 
-class CallersThread:
+class CallersThread(Executor):
     """Runs functions in the thread of a synchronous caller, for a coroutine in the portal's loop."""
 
     def __init__(self) -> None:
         self._queue = queue.SimpleQueue[Callable[[], None] | None]()
-        self.put: Callable[[Callable[[], None]], None] = self._queue.put
 
     def serve(self, awaitable: Awaitable[T]) -> T:
-        """Wait for the awaitable in the portal, and meanwhile run in this thread what it passes to `call`."""
+        """Wait for the awaitable in the portal, and meanwhile run in this thread what is submitted."""
         future = _portal_for(awaitable).submit(awaitable)
         future.add_done_callback(lambda _: self._queue.put(None))
         try:
@@ -94,24 +92,19 @@ class CallersThread:
             future.cancel()  # has no effect unless the wait was interrupted
             raise
 
-    def submit(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        """Run a function in the thread that has called `serve`, and return a future for its result."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def answer(result: Callable[[], None]) -> None:
-            if not future.done():  # the coroutine was cancelled
-                result()
+    def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run a function in the thread that has called `serve`."""
+        future = Future[T]()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
-                value = function()
+                future.set_result(function(*args, **kwargs))
             except BaseException as error:
-                loop.call_soon_threadsafe(answer, partial(future.set_exception, error))
+                future.set_exception(error)
                 if isinstance(error, KeyboardInterrupt):
                     raise
-            else:
-                loop.call_soon_threadsafe(answer, partial(future.set_result, value))
 
         self._queue.put(run)
         return future

@@ -326,10 +326,10 @@ def _within(app: App, connection: object) -> _Within | None:
 
 def _in_this_thread(app: App, connection: object, send: Callable[[_Within | None], Coroutine[Any, Any, T]]) -> T:
     """Send with statements that run in this thread, where the connection belongs. Middleware runs in the portal's event loop."""
-    from taskflow.app.connections.adapters import is_awaited
+    from taskflow.app.connections.adapters import adapter_class
     from taskflow.app.connections.run_in_transaction import run_in_transaction_sync
 
-    if is_awaited(connection):
+    if adapter_class(connection).is_awaited:
         raise TypeError(f"a {type(connection).__name__} is used with `await`, so send with `await .delay()` or `await enqueue()`")
     if app.ignores_connections:
         return block_on(send(None))
@@ -337,7 +337,7 @@ def _in_this_thread(app: App, connection: object, send: Callable[[_Within | None
 
     async def add(envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         here = partial(run_in_transaction_sync, app, connection, "enqueue", lambda store: store.enqueue(envelopes))
-        return await thread.submit(here) if has_middleware else here()
+        return await asyncio.wrap_future(thread.submit(here)) if has_middleware else here()
 
     sending = send(_Within(add))
     if has_middleware:

@@ -17,9 +17,7 @@ from taskflow.model.errors import CodecError, EncodeError
 from taskflow.model.printable import shown
 from taskflow.model.transitions import due_at
 
-SHOWN: Final = 3
-"""How many of the nearest calls a failed assertion shows."""
-
+SHOWN: Final = 3  # the number of the nearest calls that a failed assertion shows
 COMPARED: Final = (
     *("queue", "priority", "after", "at", "expires", "max_attempts"),
     *("retry", "timeout", "key", "keep_result", "headers", "tags"),
@@ -28,7 +26,6 @@ COMPARED: Final = (
 
 _MAY_BE_NONE: Final = ("expires", "timeout", "key")
 _OWN: Final = ("options", "count")
-_MISSING: Final = object()
 _SAME_TIME: Final = 1_000  # microseconds
 
 
@@ -91,8 +88,10 @@ class ExpectedCall:
     def differences(self, sent: SentJob) -> list[str]:
         """Return a line for each argument and option in which a job differs from the expected one."""
         found = [] if sent.envelope.payload == self._payload else list(self._of_arguments(sent.envelope.payload))
+        due = due_at(sent.envelope, sent.created_at)
+        computed: dict[str, Any] = {"after": to_seconds(due - sent.created_at), "at": due, "key": sent.envelope.key_text}
         for name, expected in self._options.items():
-            actual = _option_of(sent, name)
+            actual = computed[name] if name in computed else getattr(sent.envelope, name)
             if not _agrees(name, expected, actual):
                 values = [instant_of(value) if name == "at" and isinstance(value, int) else value for value in (actual, expected)]
                 found.append(f"{name}=: {values[0]!r}, expected {values[1]!r}")
@@ -105,13 +104,9 @@ class ExpectedCall:
             yield f"the arguments cannot be decoded: {error}"
             return
         for name in dict.fromkeys((*self._arguments, *actual)):
-            expected, found = self._arguments.get(name, _MISSING), actual.get(name, _MISSING)
-            if expected is _MISSING:
-                yield f"{name}: {found!r}, expected none"
-            elif found is _MISSING:
-                yield f"{name}: none, expected {expected!r}"
-            elif not _is_same(expected, found):
-                yield f"{name}: {found!r}, expected {expected!r}"
+            found, expected = (repr(each[name]) if name in each else "none" for each in (actual, self._arguments))
+            if name not in actual or name not in self._arguments or not _is_same(self._arguments[name], actual[name]):
+                yield f"{name}: {found}, expected {expected}"
 
 
 def decoded(job: JobType[Any] | None, payload: bytes) -> Mapping[str, Any]:
@@ -181,32 +176,15 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def _option_of(sent: SentJob, name: str) -> Any:
-    envelope, due = sent.envelope, due_at(sent.envelope, sent.created_at)
-    match name:
-        case "after":
-            return to_seconds(due - sent.created_at)
-        case "at":
-            return due
-        case "key":
-            return envelope.key_text
-    return getattr(envelope, name)
-
-
 def _agrees(name: str, expected: Any, found: Any) -> bool:
     """Return True if a stored option is the expected one. Tags and headers may be more than those expected."""
     if _has_any(expected) or expected is None:
         return _is_same(expected, found)
-    match name:
-        case "at":
-            return bool(abs(found - expected) <= _SAME_TIME)
-        case "after":
-            return bool(abs(found - expected) * 1_000_000 <= _SAME_TIME)
-        case "tags":
-            return set(expected) <= set(found)
-        case "headers":
-            return bool(expected.items() <= found.items())
-    return _is_same(expected, found)
+    if name in ("at", "after"):
+        return bool(abs(found - expected) * (1 if name == "at" else 1_000_000) <= _SAME_TIME)
+    if name == "tags":
+        return set(expected) <= set(found)
+    return bool(expected.items() <= found.items()) if name == "headers" else _is_same(expected, found)
 
 
 def _is_same(expected: Any, found: Any) -> bool:
@@ -228,18 +206,12 @@ def _contains(value: Any, wanted: object, seen: set[int]) -> bool:
     if id(value) in seen or isinstance(value, str | bytes | int | float | type | None):
         return False
     seen.add(id(value))
-    return any(_contains(part, wanted, seen) for part in _parts(value))
-
-
-def _parts(value: Any) -> Iterator[Any]:
     if isinstance(value, Mapping):
-        yield from value.keys()
-        yield from value.values()
+        parts = [*value.keys(), *value.values()]
     elif isinstance(value, list | tuple | set | frozenset):
-        yield from value
+        parts = [*value]
     else:
-        yield from getattr(value, "__dict__", {}).values()
-        for kind in type(value).__mro__:
-            slots = kind.__dict__.get("__slots__", ())
-            for name in [slots] if isinstance(slots, str) else slots:
-                yield getattr(value, name, None)
+        slots = [kind.__dict__.get("__slots__", ()) for kind in type(value).__mro__]
+        names = [name for each in slots for name in ([each] if isinstance(each, str) else each)]
+        parts = [*getattr(value, "__dict__", {}).values(), *(getattr(value, name, None) for name in names)]
+    return any(_contains(part, wanted, seen) for part in parts)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import Executor, Future
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar, copy_context
+from types import SimpleNamespace
 from typing import Any, Final, TypeVar
 
 from taskflow.app.portal import CallersThread, wait
@@ -24,17 +24,13 @@ def sync_to_async(function: Callable[[], T]) -> Awaitable[T]:
     return outcome
 
 
-class DjangosThread:
-    """A `ThreadPool` of that thread."""
+def djangos_thread() -> SimpleNamespace:
+    """Return a `ThreadPool` of that thread. Its threads are neither replaced nor ended."""
 
-    def run(self, function: Callable[[], T]) -> asyncio.Future[T]:
+    def run(function: Callable[[], T]) -> asyncio.Future[T]:
         return asyncio.ensure_future(sync_to_async(function))
 
-    def give_up(self, outcome: asyncio.Future[Any]) -> None:
-        """A thread of the pool would be replaced."""
-
-    def close(self) -> None:
-        """A thread of the pool would end."""
+    return SimpleNamespace(run=run, give_up=lambda outcome: None, close=lambda: None)
 
 
 def is_django_loaded() -> bool:
@@ -51,7 +47,7 @@ def wait_inline(awaitable: Awaitable[T]) -> T:
     its_loop = getattr(asgiref.SyncToAsync.threadlocal, "main_event_loop", None)
 
     async def within() -> T:
-        asgiref.AsyncToSync.executors.current = _InThread(thread)
+        asgiref.AsyncToSync.executors.current = thread
         return await awaitable
 
     try:
@@ -62,29 +58,6 @@ def wait_inline(awaitable: Awaitable[T]) -> T:
 
 def wait_for_django(awaitable: Awaitable[T]) -> T:
     return wait_inline(awaitable) if is_django_loaded() else wait(awaitable)
-
-
-class _InThread(Executor):
-    """Runs functions in a thread that waits."""
-
-    def __init__(self, thread: CallersThread) -> None:
-        self._thread = thread
-
-    def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        future = Future[T]()
-
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(function(*args, **kwargs))
-            except BaseException as error:
-                future.set_exception(error)
-                if isinstance(error, KeyboardInterrupt):
-                    raise
-
-        self._thread.put(run)
-        return future
 
 
 @asynccontextmanager

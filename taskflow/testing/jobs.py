@@ -25,7 +25,7 @@ from taskflow.model.rules import MAX_DURATION
 from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.model.session import Session
 from taskflow.testing.assertions import ExpectedCall, SentJob, calls_of, check_enqueued, check_job
-from taskflow.testing.callers import DjangosThread, wait_for_django, wait_inline, with_djangos_thread
+from taskflow.testing.callers import djangos_thread, wait_for_django, wait_inline, with_djangos_thread
 from taskflow.testing.runs import CONCURRENCY, STOP_TIMEOUT, Inline, Pass, PassState, RecordingBroker, TestExecutor, endless
 from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
@@ -214,17 +214,15 @@ class TaskflowJobs:
             _raise_all(inline.failures)
 
     async def _pass_time(self, until: datetime, state: PassState) -> None:
+        is_over = False
         for _ in range(MAX_STEPS):
             await self._upkeep(state)
             await self._run_ready(state)
-            due_in = await self._next_due_in()
-            left = (until - self.now).total_seconds()
-            if due_in is None or due_in > left:
-                self._clock.advance(max(0.0, left))
-                await self._upkeep(state)
-                await self._run_ready(state)
+            if is_over:
                 return
-            self._clock.advance(max(0.0, due_in))
+            due_in, left = await self._next_due_in(), (until - self.now).total_seconds()
+            is_over = due_in is None or due_in > left
+            self._clock.advance(max(0.0, left if due_in is None else min(due_in, left)))
         raise endless(f"{MAX_STEPS:,} steps", state.runs)
 
     async def _run_ready(self, state: PassState) -> None:
@@ -234,26 +232,20 @@ class TaskflowJobs:
             state.ended_hooks.tell_ended(*ended)
 
     async def _record_failures(self, state: PassState) -> None:
-        for job_id, error in state.ended_badly:
-            if (failure := await self._failure_of(job_id, error)) is not None:
+        ended_badly, state.ended_badly = state.ended_badly, []
+        for job_id, error in ended_badly:
+            [record] = await self._broker.read([job_id])
+            if record is None or record.status is not Status.FAILED:
+                continue
+            job = self._app.registry.get(record.job)
+            try:
+                await JobHandle[Any](self._app, job_id, job).result(0)
+            except JobFailed as failure:
+                if error is None or job is None:
+                    failure.add_note(failure.traceback)
+                else:
+                    failure.__cause__ = error.with_traceback(frames_from(job.function, error))
                 state.failures.append(failure)
-        state.ended_badly.clear()
-
-    async def _failure_of(self, job_id: bytes, error: BaseException | None) -> JobFailed | None:
-        [record] = await self._broker.read([job_id])
-        if record is None or record.status is not Status.FAILED:
-            return None
-        job = self._app.registry.get(record.job)
-        handle = JobHandle[Any](self._app, job_id, job)
-        try:
-            await handle.result(0)
-        except JobFailed as failure:
-            if error is None or job is None:
-                failure.add_note(failure.traceback)
-            else:
-                failure.__cause__ = error.with_traceback(frames_from(job.function, error))
-            return failure
-        return None
 
     @asynccontextmanager
     async def _at_work(self, *, raises: bool) -> AsyncIterator[PassState]:
@@ -272,7 +264,7 @@ class TaskflowJobs:
             scheduler = Scheduler(self._broker, self._app.registry, middleware, Events(failed.append), self._seams.start_thread)
             stack.callback(scheduler.close)
             if await stack.enter_async_context(with_djangos_thread()):
-                executor.is_in_djangos_thread, scheduler._threads = True, cast(ThreadPool, DjangosThread())
+                executor.is_in_djangos_thread, scheduler._threads = True, cast(ThreadPool, djangos_thread())
             yield (state := PassState(executor, scheduler, ended_hooks))
         for event in failed:
             if isinstance(event, ScheduleFailed):

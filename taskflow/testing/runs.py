@@ -108,17 +108,16 @@ class RecordingBroker(MemoryBroker):
 _Outcome = tuple[Any, BaseException | None]
 
 
-class PassState:
+class PassState(msgspec.Struct, eq=False):
     """The state of one call of `run_all` or `advance`, or of a job that runs where it is sent."""
 
-    def __init__(self, executor: TestExecutor, scheduler: Scheduler, ended_hooks: EndedHooks | None) -> None:
-        self.executor = executor
-        self.ended_hooks = ended_hooks
-        self.scheduler = scheduler
-        self.runs = Counter[str]()
-        self.unscheduled = 0
-        self.ended_badly: list[tuple[bytes, BaseException | None]] = []
-        self.failures: list[JobFailed] = []
+    executor: TestExecutor
+    scheduler: Scheduler
+    ended_hooks: EndedHooks | None
+    runs: Counter[str] = msgspec.field(default_factory=Counter)
+    unscheduled: int = 0
+    ended_badly: list[tuple[bytes, BaseException | None]] = []
+    failures: list[JobFailed] = []
 
 
 class TestExecutor(Executor):
@@ -143,7 +142,7 @@ class TestExecutor(Executor):
         if not (self.is_in_djangos_thread or runs_inline.get()):
             return None
         if (thread := callers_thread.get()) is not None:
-            return thread.submit
+            return lambda function: asyncio.wrap_future(thread.submit(function))
         return (lambda function: asyncio.ensure_future(sync_to_async(function))) if is_django_loaded() else None
 
     def _complete_with(self, holding: HeldLease, connection: object, result: bytes) -> Awaitable[None]:

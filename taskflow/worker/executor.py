@@ -303,13 +303,13 @@ class Executor:
 
     def _complete_with(self, holding: HeldLease, connection: object, result: bytes) -> Awaitable[None]:
         """Settle the run on a connection of its function: at once if that is synchronous, and otherwise in the returned coroutine."""
-        from taskflow.app.connections.adapters import is_awaited
+        from taskflow.app.connections.adapters import adapter_class
         from taskflow.app.connections.run_in_transaction import run_in_transaction, run_in_transaction_sync
 
         if holding.is_offered:
             raise errors.TaskflowError("complete_in() was called after the run had ended")
         settlement = self._settlement(holding, Succeeded(result), time.monotonic())
-        if not is_awaited(connection):
+        if not adapter_class(connection).is_awaited:
             with _completing(holding, result):
                 _check_completed(run_in_transaction_sync(self.app, connection, "settle", lambda store: store.settle(settlement)))
             return DONE

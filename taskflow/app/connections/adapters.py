@@ -64,8 +64,7 @@ def _no_transaction(cure: str) -> WrongConnection:
     return WrongConnection(f"the connection is not in a transaction, so nothing could be rolled back: {cure}")
 
 
-def _closed() -> WrongConnection:
-    return WrongConnection("the connection is closed: give an open one")
+_CLOSED: Final = "the connection is closed: give an open one"
 
 
 # --- PostgreSQL ------------------------------------------------------------------------------------------------------
@@ -80,13 +79,12 @@ class AsyncpgAdapter(AwaitedAdapter):
         if getattr(self.connection, "_con", self.connection) is None:
             raise WrongConnection("the connection was given back to its pool: send inside the `async with pool.acquire()` block")
         if self.connection.is_closed():
-            raise _closed()
+            raise WrongConnection(_CLOSED)
         if not self.connection.is_in_transaction():
             raise _no_transaction("use `async with connection.transaction():`")
 
     async def run_awaited(self, statement: Statement) -> Sequence[Row]:
-        rows: Sequence[Row] = await self.connection.fetch(statement.sql.replace("%s", "$1"), *statement.parameters)
-        return rows
+        return await self.connection.fetch(statement.sql.replace("%s", "$1"), *statement.parameters)  # type: ignore[no-any-return]
 
 
 class PsycopgAdapter(SyncAdapter):
@@ -96,15 +94,14 @@ class PsycopgAdapter(SyncAdapter):
 
     def check_open(self) -> None:
         if self.connection.closed:
-            raise _closed()
+            raise WrongConnection(_CLOSED)
         if self.connection.autocommit and self.connection.info.transaction_status == 0:
             raise _no_transaction(self.how_to_begin)
 
     def run(self, statement: Statement) -> Sequence[Row]:
         psycopg = sys.modules["psycopg"]
         with psycopg.Cursor(self.connection, row_factory=psycopg.rows.tuple_row) as cursor:
-            rows: Sequence[Row] = cursor.execute(statement.sql, statement.parameters).fetchall()
-            return rows
+            return cursor.execute(statement.sql, statement.parameters).fetchall()  # type: ignore[no-any-return]
 
 
 class AsyncPsycopgAdapter(AwaitedAdapter):
@@ -115,8 +112,7 @@ class AsyncPsycopgAdapter(AwaitedAdapter):
         psycopg = sys.modules["psycopg"]
         async with psycopg.AsyncCursor(self.connection, row_factory=psycopg.rows.tuple_row) as cursor:
             await cursor.execute(statement.sql, statement.parameters)
-            rows: Sequence[Row] = await cursor.fetchall()
-            return rows
+            return await cursor.fetchall()  # type: ignore[no-any-return]
 
 
 class Psycopg2Adapter(PsycopgAdapter):
@@ -125,8 +121,7 @@ class Psycopg2Adapter(PsycopgAdapter):
     def run(self, statement: Statement) -> Sequence[Row]:
         with self.connection.cursor(cursor_factory=sys.modules["psycopg2.extensions"].cursor) as cursor:
             cursor.execute(statement.sql, statement.parameters)
-            rows: Sequence[Row] = cursor.fetchall()
-            return rows
+            return cursor.fetchall()  # type: ignore[no-any-return]
 
 
 # --- SQLite ----------------------------------------------------------------------------------------------------------
@@ -164,8 +159,7 @@ class AiosqliteAdapter(RunSyncAdapter):
             driver = self.connection._conn
         except ValueError as error:  # closed
             raise WrongConnection(str(error)) from error
-        result: T = await self.connection._execute(function, SqliteAdapter(driver))
-        return result
+        return await self.connection._execute(function, SqliteAdapter(driver))  # type: ignore[no-any-return]
 
 
 BEGIN: Final = "BEGIN IMMEDIATE"
@@ -206,7 +200,7 @@ class SqlAlchemyAdapter(SyncAdapter):
     def __init__(self, connection: Any) -> None:
         super().__init__(connection if hasattr(connection, "exec_driver_sql") else connection.connection())
         if self.connection.closed:
-            raise _closed()
+            raise WrongConnection(_CLOSED)
         name = self.connection.dialect.name
         if name not in ("postgresql", "sqlite"):
             raise WrongConnection(f"the connection is to a {name} database; jobs are sent in transactions of PostgreSQL and SQLite")
@@ -229,8 +223,7 @@ class SqlAlchemyAdapter(SyncAdapter):
     def run(self, statement: Statement) -> Sequence[Row]:
         sql = statement.sql.replace("%s", "$1") if self.connection.dialect.paramstyle == "numeric_dollar" else statement.sql
         result = self.connection.exec_driver_sql(sql, statement.parameters)
-        rows: Sequence[Row] = result.fetchall() if result.returns_rows else ()
-        return rows
+        return result.fetchall() if result.returns_rows else ()
 
 
 class AsyncSqlAlchemyAdapter(RunSyncAdapter):
@@ -240,8 +233,7 @@ class AsyncSqlAlchemyAdapter(RunSyncAdapter):
         super().__init__(connection if hasattr(connection, "run_sync") else connection())  # async_scoped_session makes the session
 
     async def run_sync(self, function: Callable[[SyncAdapter], T]) -> T:
-        result: T = await self.connection.run_sync(lambda below: function(SqlAlchemyAdapter(below)))
-        return result
+        return await self.connection.run_sync(lambda below: function(SqlAlchemyAdapter(below)))  # type: ignore[no-any-return]
 
 
 class DjangoAdapter(SyncAdapter):
@@ -327,8 +319,8 @@ _NEARLY: Final[Mapping[str, str]] = {
 """Classes of objects that are easily mistaken for a connection, and what to do instead."""
 
 
-def _class_for(connection: object) -> type[ConnectionAdapter]:
-    """Return the class for a connection. Raises TypeError for anything that is not a connection."""
+def adapter_class(connection: object) -> type[ConnectionAdapter]:
+    """Return the class of adapters for a connection. Raises TypeError for anything that is not a connection."""
     found = by_class_name(connection, _ADAPTERS)
     if found is not None:
         return found
@@ -339,17 +331,3 @@ def _class_for(connection: object) -> type[ConnectionAdapter]:
         "expected a connection or session of asyncpg, psycopg, psycopg2, sqlite3, aiosqlite, SQLAlchemy or Django, or a RunsStatement"
     )
     raise TypeError(f"connection= got a {kind.__module__}.{kind.__qualname__}: {cure}")
-
-
-def adapter_of(connection: object) -> ConnectionAdapter:
-    return _class_for(connection)(connection)
-
-
-def check_connection(connection: object) -> None:
-    """Raise TypeError unless the object is a connection that an adapter exists for."""
-    _class_for(connection)
-
-
-def is_awaited(connection: object) -> bool:
-    """Return True if the connection is used with `await`."""
-    return _class_for(connection).is_awaited

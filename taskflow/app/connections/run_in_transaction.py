@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from taskflow.app.app import App
-from taskflow.app.connections.adapters import AwaitedAdapter, ConnectionAdapter, RunSyncAdapter, SyncAdapter, adapter_of
+from taskflow.app.connections.adapters import AwaitedAdapter, ConnectionAdapter, RunSyncAdapter, SyncAdapter, adapter_class
 from taskflow.app.portal import block_on
 from taskflow.broker.transactional import Purpose, Transactional, TransactionalBroker, Verb
 from taskflow.model.errors import ConfigurationError, WrongConnection
@@ -23,7 +23,7 @@ async def run_in_transaction(app: App, connection: object, purpose: Purpose, mak
 
     Raises WrongConnection if the connection is closed, in no transaction, or to another database. Errors of its driver are not translated.
     """
-    adapter, broker = adapter_of(connection), _broker(app, purpose)
+    adapter, broker = adapter_class(connection)(connection), _broker(app, purpose)
     if (store := _stores.get(broker)) is None:
         _stores[broker] = store = await broker.transactional()
     if isinstance(adapter, RunSyncAdapter):
@@ -41,8 +41,8 @@ async def run_in_transaction(app: App, connection: object, purpose: Purpose, mak
 
 
 def run_in_transaction_sync(app: App, connection: object, purpose: Purpose, make: MakeVerb[T]) -> T:
-    """Like `run_in_transaction`, for a connection that is used without `await`: see `is_awaited`."""
-    adapter, broker = adapter_of(connection), _broker(app, purpose)
+    """Like `run_in_transaction`, for a connection that is used without `await`: see `ConnectionAdapter.is_awaited`."""
+    adapter, broker = adapter_class(connection)(connection), _broker(app, purpose)
     assert isinstance(adapter, SyncAdapter)
     if (store := _stores.get(broker)) is None:
         _stores[broker] = store = block_on(broker.transactional())
