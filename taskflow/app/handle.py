@@ -182,13 +182,17 @@ class JobHandle(Generic[R_co]):
 
         facts: dict[str, object] = {"job": "?" if self._job is None else self._job.name, "id": self.id}
         try:
-            info = wait(asyncio.wait_for(self.info(), NOTEBOOK_TIMEOUT))
+            info = wait(self._current_info())
         except Exception as error:
             facts["status"] = f"unknown: the store could not be read ({type(error).__name__})"
         else:
             facts |= {"status": "unknown to the store"} if info is None else _facts(info)
         rows = (f"<tr><th>{name}</th><td>{escape(one_line(fact, MAX_SHOWN))}</td></tr>" for name, fact in facts.items())
         return f"<table>{''.join(rows)}</table>"
+
+    async def _current_info(self) -> JobInfo | None:
+        async with asyncio.timeout(NOTEBOOK_TIMEOUT):
+            return await self.info()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, JobHandle) and other._id == self._id
