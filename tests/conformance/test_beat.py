@@ -241,26 +241,6 @@ async def test_beat_died(world: World) -> None:
     assert await world.settle(succeeded(kept)) == [Settled.OK]
 
 
-async def test_beat_died__beside_deaths_of_which_nobody_knows_why(world: World) -> None:
-    """Each crash has its own cause, or none, and the waits go on from one to the next."""
-    world = world.under(crash_backoff=(0.0, 5.0))
-    first, second = await world.a_session("host:1"), await world.a_session("host:2", ttl=1_000.0)
-    envelope = await world.add()
-    await world.claim(first)
-    await world.reap(first)
-    await world.claim(second)
-
-    await world.die(second, "out of memory")
-
-    record = await world.record(envelope)
-    assert (record.status, record.crashes) == (Status.SCHEDULED, 2)
-    assert record.due_at == instant_of(world.clock.wall() + 5_000_000)
-    assert causes(record) == [
-        "worker host:1 was lost while it had this job (crash 1)",
-        "worker host:2 was lost while it had this job (crash 2): out of memory",
-    ]
-
-
 async def test_beat_died__in_an_outage(world: World) -> None:
     """When the store was away and comes back, what is known to be dead has crashed, whatever is held to be alive still."""
     session, other = await world.a_session(), await world.a_session()

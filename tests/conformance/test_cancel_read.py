@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import pytest
 
 from taskflow.model.clock import instant_of
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
-from tests.support.verdicts import SettlementOf, cancelled, failed, retried, succeeded
-from tests.support.world import World, ids_of
+from tests.support.verdicts import SettlementOf, cancelled, failed, succeeded
+from tests.support.world import World
 
 
 @pytest.mark.parametrize(
@@ -110,25 +108,3 @@ async def test_read_kept__in_the_order_asked(world: World) -> None:
 
     assert [record and record.id for record in records] == [second.id, None, first.id, second.id]
     assert await world.broker.read([]) == []
-
-
-async def test_read_kept__the_whole_life(world: World) -> None:
-    """A record tells when a job came, was claimed, started and ended, and who had it."""
-    envelope = await world.add()
-    created_at = instant_of(world.clock.wall())
-    world.clock.advance(1.0)
-    session = await world.a_session("host:1")
-    [lease] = await world.claim(session)
-    world.clock.advance(5.0)
-    await world.settle(retried(lease))
-    [lease] = await world.claim(await world.a_session("host:2"))
-    claimed_at = instant_of(world.clock.wall())
-    world.clock.advance(2.0)
-    await world.settle(succeeded(lease, ran_for=1.5))
-
-    record = await world.record(envelope)
-    assert (record.created_at, record.claimed_at) == (created_at, claimed_at)
-    assert record.ended_at == claimed_at + timedelta(seconds=2)
-    assert record.started_at == claimed_at + timedelta(seconds=0.5)
-    assert (record.worker, record.epoch, record.attempt) == ("host:2", 2, 2)
-    assert ids_of([envelope]) == [record.id]

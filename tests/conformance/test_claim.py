@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.protocol import Broker
 from taskflow.model.errors import SessionLost
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
@@ -208,20 +207,6 @@ async def test_claim_exclusive__while_it_beats(world: World) -> None:
         assert await world.claim(session) == []
 
     assert await world.settle(succeeded(lease)) == [Settled.OK]
-
-
-async def test_claim_exclusive__from_two_brokers(world: World) -> None:
-    """A sibling, with connections of its own, sees the same leases."""
-    sibling: Broker = world.broker.sibling()
-    try:
-        session, other = await world.a_session(), await world.a_session()
-        await world.add()
-        leases = await world.claim(session)
-
-        assert len(leases) == 1
-        assert await sibling.claim(other.id, 1, (), 10) == []
-    finally:
-        await sibling.close()
 
 
 @pytest.mark.parametrize("restarts", [False, True])

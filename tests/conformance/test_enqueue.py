@@ -12,7 +12,7 @@ from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import StoreFull
 from taskflow.model.record import Status
-from tests.support.verdicts import failed, retried, snoozed, succeeded
+from tests.support.verdicts import failed, succeeded
 from tests.support.world import World, ids_of
 
 SECOND = 1_000_000
@@ -164,21 +164,6 @@ async def test_enqueue_order__ready_time(world: World) -> None:
     await world.upkeep()
 
     assert await _claimed_order(world) == ids_of([early, between, late, last])
-
-
-async def test_enqueue_order__after_a_retry(world: World) -> None:
-    """A job that comes again stands where its new due time puts it."""
-    session = await world.a_session()
-    lease = await world.running(session, queue="default")
-    other = await world.running(session, queue="default")
-    before = await world.add()
-    world.clock.advance(1.0)
-    await world.settle(retried(lease), snoozed(other, 1.0))
-    world.clock.advance(2.0)
-    after = await world.add()
-    await world.upkeep()
-
-    assert await _claimed_order(world) == ids_of([before, lease, other, after])
 
 
 async def test_enqueue_past(world: World) -> None:

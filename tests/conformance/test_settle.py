@@ -10,7 +10,6 @@ from taskflow.model.record import Status
 from taskflow.model.session import Report
 from taskflow.model.verdict import Progress, RunEnding, RunError, Settled, Settlement
 from tests.conformance.outcomes import ENDING, MARKED, OUTCOMES, PLAIN, Outcome, check_outcome
-from tests.support.harnesses import Capability
 from tests.support.verdicts import SettlementOf, cancelled, discarded, failed, handed_back, parked, retried, snoozed, succeeded
 from tests.support.world import World, ids_of
 
@@ -79,23 +78,6 @@ async def test_settle_outcomes__a_long_history_begins_anew(world: World) -> None
     assert 0 < len(errors) < 6
     assert errors[-1].message == "5"
     assert (await world.record(lease)).failures == 6
-
-
-async def test_settle_outcomes__parked_for(world: World) -> None:
-    """A job that is parked again has been so since the first time."""
-    session = await world.a_session(ttl=1_000.0)
-    lease = await world.running(session)
-    for _ in range(2):
-        await world.settle(parked(lease, 10.0))
-        await world.pass_time(10.0)
-        [lease] = await world.claim(session)
-    assert lease.parked_for == 20.0
-
-    await world.settle(retried(lease))
-    [lease] = await world.claim(session)
-
-    assert lease.parked_for == 0.0
-    assert (await world.record(lease)).waiting_for is None
 
 
 @pytest.mark.parametrize("settlement", ALL)
@@ -222,16 +204,6 @@ async def test_settle_repeat__of_a_dropped_job(world: World) -> None:
     await world.pass_time(world.rules.repeat_for - 1.0)
 
     assert await world.settle(succeeded(lease)) == [OK]
-
-
-async def test_settle_repeat__over_a_restart(world: World) -> None:
-    """What took effect is known to the store, not to the process."""
-    world.needs(Capability.RESTART)
-    lease = await world.running()
-    await world.settle(succeeded(lease))
-    await world.restart()
-
-    await _is_repeatable(world, succeeded(lease))
 
 
 async def test_settle_batch(world: World) -> None:

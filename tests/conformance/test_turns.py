@@ -87,22 +87,6 @@ async def test_hand_back_place(world: World, *, counts: bool) -> None:
     assert ids_of(await world.claim(session)) == ids_of([first, second])
 
 
-async def test_hand_back_place__after_a_retry(world: World) -> None:
-    """Where it stood is where its last wait had put it."""
-    session = await world.a_session(ttl=100.0)
-    lease = await world.running(session, queue="default")
-    await world.settle(retried(lease, 10.0))
-    world.clock.advance(5.0)
-    before = await world.add()
-    await world.pass_time(10.0)
-    [first, second] = await world.claim(session)
-    assert ids_of([first, second]) == ids_of([before, lease])
-
-    await world.settle(handed_back(second), handed_back(first))
-
-    assert ids_of(await world.claim(session)) == ids_of([before, lease])
-
-
 async def test_hand_back_backoff(world: World) -> None:
     """The waits come in their order, the last one goes on, and the record says how often the job was handed back."""
     world = world.under(hand_back_backoff=(0.0, 5.0, 30.0))

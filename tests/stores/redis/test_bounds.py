@@ -16,7 +16,7 @@ from taskflow.broker.protocol import GONE_AFTER, Added
 from taskflow.broker.redis import store
 from taskflow.broker.redis.layout import MARK
 from taskflow.broker.redis.records import INLINE, reference_to
-from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
@@ -41,20 +41,6 @@ async def test_a_claim_passes_over_so_many_expired_jobs_and_no_more(world: World
     assert await world.claim(await world.a_session()) == []
     assert stored.client.zcard(stored.key("back:0:default")) < 1_000
     assert stored.client.llen(stored.key("list:0:default")) > 2_000
-
-
-async def test_large_jobs_come_in_portions(world: World) -> None:
-    """A claim, however many it asks for, is answered with a megabyte or so."""
-    envelopes = [await world.add(payload=bytes(300_000)) for _ in range(12)]
-    session, portions = await world.a_session(), list[int]()
-    leases = list[Lease]()
-    while len(leases) < 12:
-        got = await world.claim(session, limit=100)
-        portions.append(len(got))
-        leases += got
-    assert max(portions) <= 4
-    assert ids_of(leases) == ids_of(envelopes)
-    assert await world.settle(*(succeeded(lease, bytes(300_000)) for lease in leases)) == [Settled.OK] * 12
 
 
 async def test_ids_are_forgotten_in_portions(world: World, stored: Stored) -> None:
@@ -161,20 +147,6 @@ async def test_a_large_payload_is_apart_from_its_job_until_that_succeeds(world: 
     assert await world.claim_again(session) == leases
     await world.settle(*map(succeeded, leases))
     assert contents_of(stored, large.id) == {}
-
-
-@pytest.mark.parametrize("fields", [{}, {"key": "k"}, {"after": 1.0}], ids=["plain", "with a key", "scheduled"])
-async def test_a_large_result_takes_its_place_until_the_job_is_dropped(world: World, stored: Stored, fields: dict[str, Any]) -> None:
-    envelope = await world.add(payload=LARGE, **fields)
-    await world.pass_time(1.0)
-    [lease] = await world.claim(await world.a_session())
-    assert await world.settle(succeeded(lease, RESULT, keep_for=60.0)) == [Settled.OK]
-    assert await world.settle(succeeded(lease, RESULT, keep_for=60.0)) == [Settled.OK]
-    assert list(contents_of(stored, envelope.id).values()) == [RESULT]
-    record = await world.record(envelope)
-    assert (record.result, record.payload) == (RESULT, None)
-    await world.pass_time(61.0)
-    assert contents_of(stored, envelope.id) == {}
 
 
 @pytest.mark.parametrize("fields", [{}, {"key": "k"}], ids=["plain", "with a key"])
