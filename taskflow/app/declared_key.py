@@ -35,7 +35,7 @@ _MAX_LENGTH: Final = 10_000
 def declared_key(template: str, job: Any) -> DeclaredKey | str:
     """Return the template of a job's keys, or the key if all calls have the same. Raises ValueError if it does not fit the function."""
     key = DeclaredKey(template, job)
-    return key.of((), {}) if all(isinstance(part, str) for part in key._parts) else key
+    return key.key_and_text((), {})[0] if all(isinstance(part, str) for part in key._parts) else key
 
 
 class DeclaredKey:
@@ -50,12 +50,9 @@ class DeclaredKey:
     def __str__(self) -> str:
         return self.template
 
-    def of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        """Return the key of a call whose arguments fit the function. Raises TypeError or ValueError if they make no valid key."""
-        return self.key_and_text(args, kwargs)[0]
-
     def key_and_text(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, str]:
-        """Return the key of a call, like `of`, and the text that is stored and shown for it, in which the values of secrets are hidden."""
+        """Return the key of a call, and the text that is stored and shown for it, without secrets. Raises TypeError or ValueError if the
+        arguments, which fit the function, make no valid key."""
         pieces = [(part, False) if isinstance(part, str) else self._formatted(part, args, kwargs) for part in self._parts]
         key = "".join(piece for piece, _ in pieces)
         text = "".join(HIDDEN if is_secret else piece for piece, is_secret in pieces)

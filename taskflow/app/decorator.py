@@ -216,11 +216,8 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
         kind = Job if inspect.iscoroutinefunction(function) else SyncJob
         runs_in = mode_for(function, declared.get("runs_in"))
         if (grace := declared.get("stop_grace")) is not None and runs_in != "process":
-            instead = (
-                "an async function is cancelled"
-                if runs_in == "loop"
-                else "a thread is interrupted only with timeout_raises=True: check ctx.cancelled"
-            )
+            in_thread = "a thread is interrupted only with timeout_raises=True: check ctx.cancelled"
+            instead = "an async function is cancelled" if runs_in == "loop" else in_thread
             raise ValueError(f'stop_grace={shown(grace)}: only a job with runs_in="process" takes it; {instead}')
         made: AnyJob = kind(app, function, _job_name("name", name), options, policy=policy, aliases=aliases, runs_in=runs_in)
         if kind is SyncJob:

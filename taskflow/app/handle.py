@@ -202,9 +202,8 @@ class JobHandle(Generic[R_co]):
 
 
 def _error_info(error: RunError) -> ErrorInfo:
-    started_at = instant_of(error.started_at) if error.started_at else None
-    fields = {"at": instant_of(error.at), "worker": error.worker or None, "started_at": started_at}
-    return ErrorInfo(**msgspec.structs.asdict(error) | fields)
+    times = {"at": instant_of(error.at), "started_at": instant_of(error.started_at) if error.started_at else None}
+    return ErrorInfo(**msgspec.structs.asdict(error) | times | {"worker": error.worker or None})
 
 
 def _facts(info: JobInfo) -> dict[str, object]:

@@ -165,8 +165,18 @@ def enqueue_chain(middleware: Sequence[Middleware], innermost: EnqueueNext) -> E
 
 def run_chain(middleware: Sequence[Middleware], innermost: RunNext) -> RunNext:
     """Chain the `run` methods of the middleware around `innermost`, with the first one outermost."""
-    layers = [layer for layer in reversed(middleware) if type(layer).run is not Middleware.run]
-    return reduce(_run_layer, layers, innermost)
+
+    def wrapped(inner: RunNext, layer: Middleware) -> RunNext:
+        async def call_layer(context: JobContext) -> Verdict:
+            verdict: object = await layer.run(context, inner)
+            if not isinstance(verdict, Verdict):
+                expected = "expected a verdict, as `await call_next(context)` returns it"
+                raise TypeError(f"{type(layer).__name__}.run() returned {verdict!r}: {expected}")
+            return verdict
+
+        return call_layer
+
+    return reduce(wrapped, [layer for layer in reversed(middleware) if type(layer).run is not Middleware.run], innermost)
 
 
 def has_ended_hook(middleware: Sequence[Middleware]) -> bool:
@@ -219,15 +229,3 @@ class OneAtATime:
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
             await asyncio.wait([self._task])
-
-
-def _run_layer(inner: RunNext, layer: Middleware) -> RunNext:
-    async def call_layer(context: JobContext) -> Verdict:
-        verdict: object = await layer.run(context, inner)
-        if not isinstance(verdict, Verdict):
-            raise TypeError(
-                f"{type(layer).__name__}.run() returned {verdict!r}: expected a verdict, as `await call_next(context)` returns it"
-            )
-        return verdict
-
-    return call_layer

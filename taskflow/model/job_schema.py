@@ -91,10 +91,6 @@ def _read_retry(stored: Any) -> Backoff:
     return Backoff(base=base, factor=factor, max=longest, jitter=stored[3])
 
 
-def _write_retry(retry: Backoff) -> list[Any]:
-    return [retry.base, retry.factor, retry.max, retry.jitter]
-
-
 def check_headers(headers: dict[str, str]) -> dict[str, str]:
     """Return a copy of the headers with plain str names and values. Raises TypeError or ValueError for invalid headers."""
     for name, value in headers.items():
@@ -126,10 +122,6 @@ def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
     return different
 
 
-def _read_tags(stored: Any) -> tuple[str, ...]:
-    return check_tags(text(stored).split(" "))
-
-
 def _read_secrets(stored: Any) -> tuple[str, ...]:
     if not isinstance(stored, list):
         raise TypeError(f"expected a list, got {type(stored).__name__}")
@@ -144,14 +136,14 @@ def bare_text(given: str) -> str:
 OPAQUE: Final = (
     # These two come first, in this order, so that the extras show by their first bytes which of them a job has: see `has_tags` and
     # `has_follow_up`.
-    Opaque("tags", "g", _read_tags, " ".join, is_plain=False),
+    Opaque("tags", "g", lambda stored: check_tags(text(stored).split(" ")), " ".join, is_plain=False),
     Opaque("on_failure", "f", maybe_octets),
     Opaque("max_attempts", "m", lambda stored: whole(stored, 1)),
     Opaque("timeout", "t", lambda stored: maybe(stored, _read_seconds)),
     Opaque("keep_result", "k", _read_seconds),
     Opaque("headers", "h", _read_headers),
     Opaque("key_text", "u", maybe_text),  # for people: the key itself is a digest
-    Opaque("retry", "r", _read_retry, _write_retry),
+    Opaque("retry", "r", _read_retry, lambda retry: [retry.base, retry.factor, retry.max, retry.jitter]),
     Opaque("secrets", "s", _read_secrets),  # the names in arguments and result whose values are not shown
 )
 

@@ -18,19 +18,14 @@ callers_thread: Final[ContextVar[CallersThread | None]] = ContextVar("taskflow_c
 """The thread that waits in `run_sync` for the current coroutine, if it runs functions meanwhile."""
 
 
-def sync_to_async(function: Callable[[], T]) -> Awaitable[T]:
+def sync_to_async(function: Callable[[], T]) -> asyncio.Future[T]:
     """Call a function in the thread in which Django uses its connections, which has been loaded."""
     outcome: Awaitable[T] = sys.modules["asgiref.sync"].sync_to_async(function, thread_sensitive=True)()
-    return outcome
+    return asyncio.ensure_future(outcome)
 
 
-def djangos_thread() -> SimpleNamespace:
-    """Return a `ThreadPool` of that thread. Its threads are neither replaced nor ended."""
-
-    def run(function: Callable[[], T]) -> asyncio.Future[T]:
-        return asyncio.ensure_future(sync_to_async(function))
-
-    return SimpleNamespace(run=run, give_up=lambda outcome: None, close=lambda: None)
+djangos_thread: Final = SimpleNamespace(run=sync_to_async, give_up=lambda outcome: None, close=lambda: None)
+"""A `ThreadPool` of that thread, which is neither replaced nor ended."""
 
 
 def is_django_loaded() -> bool:

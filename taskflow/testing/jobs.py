@@ -264,7 +264,7 @@ class TaskflowJobs:
             scheduler = Scheduler(self._broker, self._app.registry, middleware, Events(failed.append), self._seams.start_thread)
             stack.callback(scheduler.close)
             if await stack.enter_async_context(with_djangos_thread()):
-                executor.is_in_djangos_thread, scheduler._threads = True, cast(ThreadPool, djangos_thread())
+                executor.is_in_djangos_thread, scheduler._threads = True, cast(ThreadPool, djangos_thread)
             yield (state := PassState(executor, scheduler, ended_hooks))
         for event in failed:
             if isinstance(event, ScheduleFailed):

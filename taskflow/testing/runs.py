@@ -143,7 +143,7 @@ class TestExecutor(Executor):
             return None
         if (thread := callers_thread.get()) is not None:
             return lambda function: asyncio.wrap_future(thread.submit(function))
-        return (lambda function: asyncio.ensure_future(sync_to_async(function))) if is_django_loaded() else None
+        return sync_to_async if is_django_loaded() else None
 
     def _complete_with(self, holding: HeldLease, connection: object, result: bytes) -> Awaitable[None]:
         holding.completed = result

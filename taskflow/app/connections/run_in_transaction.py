@@ -82,17 +82,13 @@ def _broker(app: App, purpose: Purpose) -> TransactionalBroker:
     broker = app.broker()
     if isinstance(broker, TransactionalBroker):
         return broker
-    what, instead = _WITHOUT[purpose]
+    what, instead = (
+        ("connection=", "leave connection= out") if purpose == "enqueue" else ("complete_in()", "return the result from the job")
+    )
     raise ConfigurationError(
         f"{what} needs a broker in the same database, PostgreSQL or SQLite, but this broker is {broker!r}: {instead}, or "
         "configure another broker"
     )
-
-
-_WITHOUT: Final[dict[Purpose, tuple[str, str]]] = {
-    "enqueue": ("connection=", "leave connection= out"),
-    "settle": ("complete_in()", "return the result from the job"),
-}
 
 
 def _check_dialect(adapter: ConnectionAdapter, store: Transactional) -> None:

@@ -184,10 +184,8 @@ def _of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
     def parts(value: Any) -> Mapping[str, Any] | None:
         if type(value) is not kind:
             return None
-        given = value.__pydantic_fields_set__
-        own = {
-            name: part for name, part in value.__dict__.items() if name in fields and (name in given or not _is_default(fields[name], part))
-        }
+        given, own = value.__pydantic_fields_set__, {name: part for name, part in value.__dict__.items() if name in fields}
+        own = {name: part for name, part in own.items() if name in given or not _is_default(fields[name], part)}
         return {**own, **(value.__pydantic_extra__ or {})}
 
     def make(values: dict[str, Any]) -> Any:
@@ -289,8 +287,8 @@ def _foreign(annotation: Any) -> Shape:
         except Exception as error:
             raise ShapeError(f"expected {label}: {raised(error)}") from error
 
-    forms = frozenset((bool, int, float, str, list, dict))
-    return Shape(label, write, read, read, types=frozenset((annotation,)) if isinstance(annotation, type) else frozenset(), forms=forms)
+    types = frozenset((annotation,)) if isinstance(annotation, type) else frozenset[type]()
+    return Shape(label, write, read, read, types=types, forms=frozenset((bool, int, float, str, list, dict)))
 
 
 def record_for(kind: type, arguments: tuple[Any, ...]) -> ClassFields | None:

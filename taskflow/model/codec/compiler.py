@@ -155,7 +155,8 @@ class Compiler:
             lambda value, levels: finished[key].write(value, levels),
             lambda wire, levels: finished[key].read(wire, levels),
             lambda wire, levels: finished[key].read_json(wire, levels),
-            **{"types": frozenset(), "forms": frozenset(), "fits_json": lambda wire: finished[key].fits_json(wire), **features},
+            fits_json=lambda wire: finished[key].fits_json(wire),
+            **features,
         )
         try:
             finished[key] = build(promised)

@@ -40,8 +40,7 @@ class Arguments:
         self._position_writes = [(each.name, shapes[each.name].write) for each in self._positional]
         self._keyword_writes = {each.name: shapes[each.name].write for each in single if each.kind is not Parameter.POSITIONAL_ONLY}
         self._position_only = frozenset(each.name for each in single if each.kind is Parameter.POSITIONAL_ONLY)
-        self._required_in_order = [each.name for each in single if each.default is Parameter.empty]
-        self._required = frozenset(self._required_in_order)
+        self._required = dict.fromkeys(each.name for each in single if each.default is Parameter.empty)
         self._rest = next((each.name for each in parameters if each.kind is Parameter.VAR_POSITIONAL), None)
         self._extra = next((each.name for each in parameters if each.kind is Parameter.VAR_KEYWORD), None)
         self._known = frozenset(each.name for each in parameters)
@@ -54,14 +53,7 @@ class Arguments:
     @property
     def shape(self) -> Shape:
         """The shape of all arguments together, as `CallArguments`."""
-        return Shape(
-            "arguments",
-            self._write,
-            self._read_all,
-            partial(self._read, self._json_reads),
-            types=frozenset((tuple,)),
-            forms=frozenset((dict,)),
-        )
+        return Shape("arguments", self._write, self._read_all, partial(self._read, self._json_reads))
 
     def _read_of(self, name: str, read: Convert) -> Convert:
         """Return the reader of a parameter. For ``*args`` and ``**kwargs``, it reads several values, each according to the annotation."""
@@ -95,7 +87,7 @@ class Arguments:
             raise
         if extra:
             wires[self._extra or ""] = extra
-        if not wires.keys() >= self._required:
+        if not wires.keys() >= self._required.keys():
             raise self._missing(wires)
         return wires
 
@@ -124,7 +116,7 @@ class Arguments:
             found = sorted(str(name)[:60] for name in unknown)
             message = f"the function has no such argument (another version of it has: {one_of(found)})"
             raise ShapeError(message, UnknownArgument).within(found[0])
-        if not wires.keys() >= self._required:
+        if not wires.keys() >= self._required.keys():
             raise self._missing(wires)
         name = ""
         values: dict[str, Any] = {}
@@ -137,7 +129,7 @@ class Arguments:
         return self._call(values) if values else ((), {})
 
     def _missing(self, wires: Mapping[str, Any]) -> ShapeError:
-        found = [name for name in self._required_in_order if name not in wires]
+        found = [name for name in self._required if name not in wires]
         more = f" (and {one_of(found[1:])})" if len(found) > 1 else ""
         return ShapeError(f"is a required argument and was not given{more}", MissingArgument).within(found[0])
 
@@ -170,8 +162,6 @@ BY_NAME: Final = Shape(
     lambda arguments, levels: write_map({str(name): value for name, value in arguments.items()}, write_any, levels, str),
     partial(_read_by_name, read_any),
     partial(_read_by_name, read_json_any),
-    types=frozenset((dict,)),
-    forms=frozenset((dict,)),
 )
 """The arguments of a function that is not known: a map by parameter name, whose values have no annotations."""
 

@@ -103,7 +103,7 @@ def _write_float(value: Any, _levels: int) -> float:
     if isinstance(value, float):
         return float(value)
     if isinstance(value, int) and type(value) is not bool:
-        return _exact_float(value)
+        return _float_of(value, exactly=True)
     raise unexpected("float", value)
 
 
@@ -111,7 +111,7 @@ def _read_float(wire: Any, _levels: int) -> float:
     if type(wire) is float:
         return wire
     if type(wire) is int:
-        return _exact_float(wire)
+        return _float_of(wire, exactly=True)
     raise ShapeError(f"expected float, got {wire_type(wire)}")
 
 
@@ -119,21 +119,17 @@ def _read_json_float(wire: Any, levels: int) -> float:
     """Read any number as the nearest float. The strings "NaN", "Infinity" and "-Infinity" stand for values that JSON lacks."""
     if type(wire) is str and wire in ("NaN", "Infinity", "-Infinity"):
         return float(wire)
-    return _nearest_float(wire) if type(wire) is int else _read_float(plain_number(wire), levels)
+    return _float_of(wire, exactly=False) if type(wire) is int else _read_float(plain_number(wire), levels)
 
 
-def _exact_float(value: int) -> float:
-    result = _nearest_float(value)
-    if result != value:
-        raise ShapeError("is an int that no float represents exactly; pass float(...) to round it")
-    return result
-
-
-def _nearest_float(value: int) -> float:
+def _float_of(value: int, *, exactly: bool) -> float:
     try:
-        return float(value)
+        result = float(value)
     except OverflowError:
         raise ShapeError("is an int beyond the range of a float") from None
+    if exactly and result != value:
+        raise ShapeError("is an int that no float represents exactly; pass float(...) to round it")
+    return result
 
 
 def _read_json_decimal(wire: Any, _levels: int) -> Decimal:

@@ -143,8 +143,8 @@ class Shape(msgspec.Struct, frozen=True):
     write: Convert
     read: Convert
     read_json: Convert
-    types: frozenset[type]
-    forms: frozenset[Form]
+    types: frozenset[type] = frozenset()
+    forms: frozenset[Form] = frozenset()
     tag: str = ""
     wide: bool = False
     fits_json: Callable[[Any], bool] = lambda wire: False
