@@ -14,7 +14,7 @@ from taskflow.model.ids import IdFactory, id_text
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Failed, RunError
-from tests.support.verdicts import AN_ERROR, cancelled, failed, retried, succeeded
+from tests.support.verdicts import cancelled, failed, retried, succeeded
 
 RULES = Rules(max_crashes=0)
 """The first crash makes a job poison."""
@@ -104,4 +104,3 @@ class _Worker:
 
 
 SECRET_ARGUMENTS = b"\x01the arguments, which nobody is to see"
-ERROR = AN_ERROR

@@ -16,38 +16,13 @@ from redis.retry import Retry
 
 from tests.support.binaries import ServerBinary
 from tests.support.postgres import PostgresServer, postgres_binaries
-from tests.support.proxy import DROP_COMMAND, DROP_REPLY, GARBLE, PASS, Fate, Proxy, delay, delay_reply
-from tests.support.servers import HOST, RedisServer, redis_binaries
+from tests.support.proxy import DROP_COMMAND, DROP_REPLY, GARBLE, PASS, Fate, Proxy, delay
+from tests.support.servers import HOST, RedisServer
 
 SHORT = 0.15
 """Seconds after which a client here gives up."""
 
 NEVER = Retry(NoBackoff(), 0)
-
-
-@pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
-def test_an_append_only_file_outlives_a_crash_and_loses_its_tail_if_put_back(found: ServerBinary) -> None:
-    with RedisServer(found.path, aof=True, appendfsync="always") as server:
-
-        def value(*wanted: str) -> list[object]:
-            with server.client() as client:
-                return [client.get(key) for key in wanted]
-
-        def store(key: str) -> None:
-            with server.client() as client:
-                client.set(key, "1")
-
-        store("a")
-        server.restart()
-        copy = server.copy_aof()
-        store("b")
-        server.kill()
-        server.start()
-        assert value("a", "b") == [b"1", b"1"]
-        server.kill()
-        server.put_back_aof(copy)
-        server.start()
-        assert value("a", "b") == [b"1", None]
 
 
 @pytest.mark.parametrize("found", postgres_binaries(), ids=lambda found: found.name)
@@ -93,7 +68,6 @@ print(own.folder, own.pid, *children_of(own.pid), flush=True)
         (DROP_REPLY, True, True, False),
         (GARBLE, True, True, False),
         (delay(2 * SHORT), False, True, True),
-        (delay_reply(2 * SHORT), True, True, True),
     ],
     ids=lambda value: value.kind.value if isinstance(value, Fate) else "",
 )

@@ -26,7 +26,6 @@ _TIMEOUT: Final = 10.0
 class Kind(Enum):
     PASS = "pass"
     DELAY = "delay"
-    DELAY_REPLY = "delay reply"
     DROP_COMMAND = "drop command"
     DROP_REPLY = "drop reply"
     GARBLE = "garble"
@@ -55,11 +54,6 @@ GARBLE: Final = Fate(Kind.GARBLE)
 def delay(seconds: float) -> Fate:
     """It waits so long on its way to the server, and what was sent behind it waits too."""
     return Fate(Kind.DELAY, seconds)
-
-
-def delay_reply(seconds: float) -> Fate:
-    """It takes effect at once; the reply waits so long on its way to the client, and those behind it wait too."""
-    return Fate(Kind.DELAY_REPLY, seconds)
 
 
 @dataclass(frozen=True)
@@ -445,8 +439,6 @@ class _Link:
 
     async def _answer(self, reply: bytes) -> None:
         fate, share = self._cause_of(reply)
-        if fate.kind is Kind.DELAY_REPLY:
-            await asyncio.sleep(fate.seconds)
         if not self._is_lost():
             self._deliver(reply, fate, share)
         if share is Share.WHOLE:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import chain
@@ -144,38 +141,9 @@ class RedisServer(OwnServer):
         self.stop()
         return self.start()
 
-    def copy_aof(self) -> dict[str, bytes]:
-        """The append-only files as they are now, by name, whether it runs or not: all that it has acknowledged."""
-        deadline = time.monotonic() + TIMEOUT
-        while True:
-            with contextlib.suppress(FileNotFoundError):
-                before = self._manifest()
-                copy = {file.name: file.read_bytes() for file in sorted(self._aof_folder.iterdir())}
-                # A rewrite changes the manifest last: when that is the same, the files belong together.
-                if before == self._manifest():
-                    return copy
-            if time.monotonic() > deadline:
-                raise ServerFailed(f"{self!r} keeps no append-only file in {self._aof_folder}")
-
-    def put_back_aof(self, copy: Mapping[str, bytes]) -> None:
-        """Make the append-only files what they were: power was cut, and the tail since the copy is lost. It does not run meanwhile."""
-        if self.is_running:
-            raise RuntimeError(f"{self!r} is running: stop or kill it, put the files back, start it")
-        shutil.rmtree(self._aof_folder, ignore_errors=True)
-        self._aof_folder.mkdir()
-        for name, content in copy.items():
-            (self._aof_folder / name).write_bytes(content)
-
     @property
     def _config(self) -> Path:
         return self.folder / "server.conf"
-
-    @property
-    def _aof_folder(self) -> Path:
-        return self.folder / "appendonlydir"
-
-    def _manifest(self) -> bytes:
-        return next(iter(self._aof_folder.glob("*.manifest")), self._aof_folder / "manifest").read_bytes()
 
     def _place(self) -> dict[str, str]:
         """Settings of where it is, and that it stays in the foreground and writes no snapshots."""
