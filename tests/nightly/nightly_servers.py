@@ -16,7 +16,7 @@ from redis.retry import Retry
 
 from tests.support.binaries import ServerBinary
 from tests.support.postgres import PostgresServer, postgres_binaries
-from tests.support.proxy import DROP_COMMAND, DROP_REPLY, GARBLE, PASS, Fate, Proxy, delay
+from tests.support.proxy import DROP_COMMAND, DROP_REPLY, GARBLE, PASS, Fate, Proxy, delay, delay_reply
 from tests.support.servers import HOST, RedisServer
 
 SHORT = 0.15
@@ -68,6 +68,7 @@ print(own.folder, own.pid, *children_of(own.pid), flush=True)
         (DROP_REPLY, True, True, False),
         (GARBLE, True, True, False),
         (delay(2 * SHORT), False, True, True),
+        (delay_reply(2 * SHORT), True, True, True),
     ],
     ids=lambda value: value.kind.value if isinstance(value, Fate) else "",
 )

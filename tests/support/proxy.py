@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from itertools import islice
 from typing import Any, Final, Self, TypeVar
 
 from tests.support.servers import HOST, free_port
@@ -26,6 +25,7 @@ _TIMEOUT: Final = 10.0
 class Kind(Enum):
     PASS = "pass"
     DELAY = "delay"
+    DELAY_REPLY = "delay reply"
     DROP_COMMAND = "drop command"
     DROP_REPLY = "drop reply"
     GARBLE = "garble"
@@ -56,6 +56,11 @@ def delay(seconds: float) -> Fate:
     return Fate(Kind.DELAY, seconds)
 
 
+def delay_reply(seconds: float) -> Fate:
+    """It takes effect at once; the reply waits so long on its way to the client, and those behind it wait too."""
+    return Fate(Kind.DELAY_REPLY, seconds)
+
+
 @dataclass(frozen=True)
 class Command:
     """A command as a client sent it: `name` in capitals, and `number` from 1 over all connections of the proxy."""
@@ -77,14 +82,6 @@ class Request:
     words: tuple[bytes, ...] = ()
 
 
-class Share(Enum):
-    """What a part of the server's stream is to the oldest request without an answer."""
-
-    NONE = "it comes of itself"
-    PART = "it belongs to the answer, and more will come"
-    WHOLE = "it completes the answer"
-
-
 class Dialect:
     """How the streams of one connection are taken apart. Of this one nothing is known: what comes is passed on as it comes."""
 
@@ -94,23 +91,21 @@ class Dialect:
     def replies(self, data: bytes) -> Iterator[bytes]:
         yield data
 
-    def share(self, reply: bytes, oldest: Request) -> Share:
-        return Share.NONE
+    def is_answer(self, reply: bytes) -> bool:
+        """Return True if a part of the server's stream answers the oldest request without an answer."""
+        return False
 
 
 class Resp(Dialect):
-    """Redis's protocol, versions 2 and 3 (https://redis.io/docs/latest/develop/reference/protocol-spec/). What is incomplete is kept.
+    """Redis's protocol, version 2 (https://redis.io/docs/latest/develop/reference/protocol-spec/). What is incomplete is kept.
 
-    It knows the pushes of subscriptions from replies, and how many confirmations a SUBSCRIBE or UNSUBSCRIBE has. It does not know
-    what else unsettles that a command has one reply: CLIENT REPLY, MONITOR, SYNC and PSYNC.
+    Each command has one reply, as each SUBSCRIBE here names one channel. What a subscriber is sent looks like a reply, but is none.
     """
 
     def __init__(self) -> None:
         self._sent = b""
         self._received = b""
-        self._has_pushes = False
-        self._channels: defaultdict[bytes, set[bytes]] = defaultdict(set)
-        self._to_confirm = 0
+        self._is_subscribed = False
 
     def requests(self, data: bytes) -> Iterator[Request]:
         frames, self._sent = _frames(self._sent + data)
@@ -122,32 +117,12 @@ class Resp(Dialect):
         frames, self._received = _frames(self._received + data)
         yield from frames
 
-    def share(self, reply: bytes, oldest: Request) -> Share:
-        is_push = reply.startswith(b">")
-        self._has_pushes |= is_push
-        kind, channel = _head(reply)
-        if kind in _CONFIRMATIONS and kind == oldest.words[0].lower():
-            return self._confirmed(kind, channel, oldest)
-        # Version 2 has no pushes: there a message looks as an array does that begins so, but comes to subscribers alone.
-        if is_push or (kind in _MESSAGES and not self._has_pushes and any(self._channels.values())):
-            return Share.NONE
-        return Share.WHOLE
-
-    def _confirmed(self, kind: bytes, channel: bytes, oldest: Request) -> Share:
-        """One confirmation comes for each channel named, or where none is, for each that was subscribed to, but at least one."""
-        channels = self._channels[kind.removesuffix(b"subscribe").removesuffix(b"un")]
-        if not self._to_confirm:
-            self._to_confirm = len(oldest.words) - 1 or len(channels) or 1
-        if kind.endswith(b"unsubscribe"):
-            channels.discard(channel)
-        else:
-            channels.add(channel)
-        self._to_confirm -= 1
-        return Share.PART if self._to_confirm else Share.WHOLE
+    def is_answer(self, reply: bytes) -> bool:
+        kind = next(_items(reply), b"") if reply.startswith(b"*") else b""
+        self._is_subscribed |= kind == b"subscribe"
+        return not (self._is_subscribed and kind == b"message")
 
 
-_CONFIRMATIONS: Final = frozenset(prefix + verb for prefix in (b"", b"p", b"s") for verb in (b"subscribe", b"unsubscribe"))
-_MESSAGES: Final = frozenset((b"message", b"pmessage", b"smessage"))
 _ENDING: Final = b"\r\n"
 
 
@@ -166,40 +141,22 @@ def _end(data: bytes, at: int) -> int | None:
     if line_end < 0:
         return None
     kind, end = data[at : at + 1], line_end + len(_ENDING)
-    if kind in _SIZED:
+    if kind == b"$":
         size = int(data[at + 1 : line_end])
         end += size + len(_ENDING) if size >= 0 else 0  # a null has no content
         return end if end <= len(data) else None
-    if kind in _ITEMS_OF_EACH:
-        return _end_of_items(data, end, _ITEMS_OF_EACH[kind] * int(data[at + 1 : line_end]) + (kind == b"|"))
-    return end
-
-
-def _end_of_items(data: bytes, at: int, number: int) -> int | None:
-    end: int | None = at
-    for _ in range(number):
-        if end is None:
+    for _ in range(int(data[at + 1 : line_end]) if kind == b"*" else 0):
+        if (whole := _end(data, end)) is None:
             return None
-        end = _end(data, end)
+        end = whole
     return end
-
-
-_SIZED: Final = (b"$", b"=", b"!")
-_ITEMS_OF_EACH: Final = {b"*": 1, b"~": 1, b">": 1, b"%": 2, b"|": 2}
-"""Values within one of an aggregate. Attributes (|) are followed by the value that they are about."""
-
-
-def _head(frame: bytes) -> tuple[bytes, bytes]:
-    """The first two items of an array or push; empty where it is none, or has fewer."""
-    items = islice(_items(frame), 2) if frame.startswith((b"*", b">")) else iter(())
-    return next(items, b""), next(items, b"")
 
 
 def _items(frame: bytes) -> Iterator[bytes]:
     at = frame.index(_ENDING) + len(_ENDING)
     while at < len(frame) and (end := _end(frame, at)) is not None:
         item, at = frame[at:end], end
-        yield item.partition(_ENDING)[2][: -len(_ENDING)] if item.startswith(_SIZED) else item[1 : -len(_ENDING)]
+        yield item.partition(_ENDING)[2][: -len(_ENDING)] if item.startswith(b"$") else item[1 : -len(_ENDING)]
 
 
 class Proxy:
@@ -342,7 +299,7 @@ class _Link:
         self._road = road
         self._reader = reader
         self._writer = writer
-        self._unanswered: deque[tuple[Request, Fate]] = deque()
+        self._unanswered: deque[Fate] = deque()
         self._all_answered = asyncio.Event()
         self._all_answered.set()
         self._sends_no_more = False
@@ -426,7 +383,7 @@ class _Link:
 
     def _expect(self, request: Request, fate: Fate) -> None:
         if request.words:
-            self._unanswered.append((request, fate))
+            self._unanswered.append(fate)
             self._all_answered.clear()
 
     async def _to_client(self, reader: asyncio.StreamReader) -> None:
@@ -438,30 +395,20 @@ class _Link:
             await self._over.wait()
 
     async def _answer(self, reply: bytes) -> None:
-        fate, share = self._cause_of(reply)
+        """Do with a part of the server's stream as the fate says of the command that it answers, if it answers one."""
+        is_answer = bool(self._unanswered) and self._dialect.is_answer(reply)
+        fate = self._unanswered[0] if is_answer else PASS
+        if fate.kind is Kind.DELAY_REPLY:
+            await asyncio.sleep(fate.seconds)
         if not self._is_lost():
-            self._deliver(reply, fate, share)
-        if share is Share.WHOLE:
-            self._answered()
-
-    def _cause_of(self, reply: bytes) -> tuple[Fate, Share]:
-        """The fate of the command that it answers, and how far it does."""
-        if not self._unanswered:
-            return PASS, Share.NONE
-        request, fate = self._unanswered[0]
-        share = self._dialect.share(reply, request)
-        return (PASS if share is Share.NONE else fate), share
-
-    def _deliver(self, reply: bytes, fate: Fate, share: Share) -> None:
-        if fate != DROP_REPLY:
-            self._writer.write(b"?" + reply[1:] if fate == GARBLE else reply)
-        elif share is Share.WHOLE:
-            self._over.set()
-
-    def _answered(self) -> None:
-        self._unanswered.popleft()
-        if not self._unanswered:
-            self._all_answered.set()
+            if fate != DROP_REPLY:
+                self._writer.write(b"?" + reply[1:] if fate == GARBLE else reply)
+            else:
+                self._over.set()
+        if is_answer:
+            self._unanswered.popleft()
+            if not self._unanswered:
+                self._all_answered.set()
 
     def _is_lost(self) -> bool:
         """Whether what comes now is swallowed, and with it all that comes after."""

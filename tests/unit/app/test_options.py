@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -106,6 +106,27 @@ def test_a_member_of_an_int_enum_is_sent_as_its_number() -> None:
     envelope = add.options(priority=Importance.HIGH, max_attempts=Importance.HIGH).bind(1).envelope
     assert (type(envelope.priority), type(envelope.max_attempts)) == (int, int)
     assert (envelope.priority, envelope.max_attempts) == (5, 5)
+
+
+class Word(str, Enum):  # noqa: UP042  # whose text is "Word.HIGH", unlike that of a StrEnum
+    HIGH = "high"
+    NAME = "tests.str_enums.named"
+    BEFORE = "tests.str_enums.before"
+
+
+@job(name=Word.NAME, aliases=(Word.BEFORE,), queue=Word.HIGH)
+async def named() -> str:
+    return "done"
+
+
+def test_what_is_declared_is_plain() -> None:
+    """A plain str in place of the member, in the job and in each envelope."""
+    call = named.options(key=Word.HIGH, headers={Word.HIGH: Word.HIGH})
+    envelope = call.bind().envelope
+    [(header, value)] = envelope.headers.items()
+    for text in (named.name, *named.aliases, named.queue, call.key, envelope.queue, envelope.job, header, value):
+        assert type(text) is str
+    assert (str(named.name), str(envelope.queue), str(value)) == (Word.NAME.value, "high", "high")
 
 
 @pytest.mark.parametrize("field", ["base", "factor", "max"])
