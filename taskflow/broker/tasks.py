@@ -22,13 +22,11 @@ from taskflow.model.printable import log_safely
 # On Python 3.12 and newer the first step of a task runs at once, so a task that never waits needs no turn of the event loop.
 
 if sys.version_info >= (3, 12):
-    STARTS_AT_ONCE: Final = True
 
     def started(loop: asyncio.AbstractEventLoop, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return asyncio.Task(run, loop=loop, eager_start=True)
 
 else:
-    STARTS_AT_ONCE: Final = False
 
     def started(loop: asyncio.AbstractEventLoop, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return loop.create_task(run)
