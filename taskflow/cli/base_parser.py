@@ -102,8 +102,6 @@ def _hint(typo: str, known: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{near}?" if near else ""
 
 
-# --- the types of options --------------------------------------------------------------------------------------------
-
 MAX_PROCESSES: Final = 1_000
 MAX_SECONDS: Final = 36_525 * 86_400.0  # a hundred years: stores cannot compute with much longer times
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}

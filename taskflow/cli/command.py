@@ -70,9 +70,6 @@ def operator(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"by": arguments.by or this_operator(), "reason": arguments.reason}
 
 
-# --- ids and filters -------------------------------------------------------------------------------------------------
-
-
 def ids_of(texts: Iterable[str]) -> list[bytes]:
     """Parse ids, dropping duplicates."""
     with reporting(ValueError):
@@ -128,9 +125,6 @@ def show_each(
             else:
                 print(*lines(record), sep="\n")
     return Exit.NOT_FOUND if None in records else Exit.OK
-
-
-# --- unknown names ---------------------------------------------------------------------------------------------------
 
 
 async def is_known_queue(admin: Admin, name: str | None) -> bool:

@@ -115,9 +115,6 @@ def _shortened(text: str) -> str:
     return message(head + ("..." if len(head) < len(text.rstrip()) else ""))
 
 
-# --- the reasons -----------------------------------------------------------------------------------------------------
-
-
 def reasons(record: Record, facts: Facts) -> list[Reason]:
     """Return the reasons for the job's present state. The first one is the cause; the others may matter once that is cured."""
     found = list(_OF_STATUS[record.status](record, facts))

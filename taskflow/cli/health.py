@@ -93,9 +93,6 @@ class HealthReport:
         return self._health.ready() if self._health is not None else HealthCheck(False, _STARTING)
 
 
-# --- a supervisor's workers ------------------------------------------------------------------------------------------
-
-
 class FleetHealthReport(HealthReport):
     """A context manager that reports the health of all of a supervisor's workers."""
 
@@ -166,9 +163,6 @@ class Fleet:
     @staticmethod
     def _heard(worker: WorkerReport, silence: float) -> WorkerReport:
         return worker if silence < SILENCE_TIMEOUT else WorkerReport(worker.at, False, False, f"it has been silent for {silence:.0f} s")
-
-
-# --- systemd ---------------------------------------------------------------------------------------------------------
 
 
 class SystemdNotifier:

@@ -160,9 +160,6 @@ def _explaining_interrupts(words: Callable[[], str]) -> Iterator[None]:
         raise
 
 
-# --- retry --group ---------------------------------------------------------------------------------------------------
-
-
 async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
     """Retry the failed jobs of one cause in stages. If a job fails again, or does not end in time, leave the rest, and return FAILED."""
     broker = await existing_broker(app)
@@ -269,9 +266,6 @@ class Rollout:
 def _has_failed(record: Record) -> bool:
     """Return True if a run has failed since the retry, which cleared the counters. The job may be waiting for its next attempt."""
     return record.status is Status.FAILED or record.failures > 0 or record.crashes > 0
-
-
-# --- queues ----------------------------------------------------------------------------------------------------------
 
 
 def pause(arguments: argparse.Namespace) -> int:

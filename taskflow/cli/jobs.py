@@ -69,9 +69,6 @@ async def _show(app: App, arguments: argparse.Namespace) -> int:
     return show_each(arguments, ids, records, lambda record: _detailed_json(record, limits), lines)
 
 
-# --- the list --------------------------------------------------------------------------------------------------------
-
-
 def job_table(records: Sequence[Record]) -> Iterator[str]:
     """Return the lines of the table. A column without any text is left out."""
     filled = [column for column in _COLUMNS if any(map(column.cell, records))]
@@ -112,8 +109,6 @@ _DETAIL: Final = Column("DETAIL", detail, most=MAX_DETAIL)
 def _until(at: datetime) -> str:
     return span((at - datetime.now(UTC)).total_seconds())
 
-
-# --- one job as JSON -------------------------------------------------------------------------------------------------
 
 # Fields of a record whose JSON has another form, or none.
 _APART: Final = {
@@ -189,8 +184,6 @@ def _shown(convert: Callable[[], Any]) -> tuple[Any, str | None]:
     except CodecError as error:
         return None, f"cannot be decoded: {error}"
 
-
-# --- one job as text -------------------------------------------------------------------------------------------------
 
 # Fields that the text shows in another way than by their name and value.
 _ELSEWHERE: Final = {

@@ -253,9 +253,6 @@ def _schedules(parser: Parser) -> None:
     parser.list_commands({"actions": OF_SCHEDULES})
 
 
-# --- options of several commands -------------------------------------------------------------------------------------
-
-
 def _acts(parser: Parser, action: str, *, default: str) -> None:
     parser.add_argument("ids", nargs="*", metavar="ID", help="these jobs, instead of filters")
     _filter_options(parser, default, STATUSES_FOR[action])

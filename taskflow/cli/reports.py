@@ -20,9 +20,6 @@ MAX_DEPLOYS: Final = 3  # that are listed by name
 MAX_ACTIONS: Final = 10_000  # in one list, which is how many a store keeps
 
 
-# --- failures ----------------------------------------------------------------------------------------------------------
-
-
 @on_store
 async def failures(app: App, arguments: argparse.Namespace) -> int:
     view, broker = filter_of(arguments), await existing_broker(app)
@@ -65,9 +62,6 @@ def _below_group(group: FailureGroup) -> Iterator[str]:
         yield INDENT + one_line(f"deploys: {named}{more}", width)
 
 
-# --- audit -------------------------------------------------------------------------------------------------------------
-
-
 @on_store
 async def audit(app: App, arguments: argparse.Namespace) -> int:
     before = None if arguments.before is None else min(arguments.before, LATEST)
@@ -106,9 +100,6 @@ def _action_json(record: ActionRecord) -> dict[str, Any]:
     act, at = record.act, only(record, "number", "at")
     named = {"by": act.by, "act": act.verb, "names": act.names, "named": act.named, "selection": act.which}
     return at | named | {"affected": act.affected, "stopped": act.stopped or None, "reason": act.reason}
-
-
-# --- metrics -----------------------------------------------------------------------------------------------------------
 
 
 @on_store

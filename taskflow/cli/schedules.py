@@ -39,9 +39,6 @@ ENDED_AS: Final = {
 }
 
 
-# --- list --------------------------------------------------------------------------------------------------------------
-
-
 @on_store
 async def list_schedules(app: App, arguments: argparse.Namespace) -> int:
     broker = await existing_broker(app)
@@ -143,9 +140,6 @@ def _declarers(info: ScheduleInfo) -> str:
         return ""
     first, *more = info.declarers
     return f"declared by {first}{f' and {len(more)} more' if more else ''}"
-
-
-# --- actions -----------------------------------------------------------------------------------------------------------
 
 
 @on_store
@@ -252,9 +246,6 @@ async def _names_of(broker: Broker, given: Sequence[str]) -> list[str]:
 async def _report_unknown(broker: Broker, name: str) -> None:
     known = [record.name for record in await broker.admin.schedules()]
     warn(f"there is no schedule called {name!r}{suggestion(name, known)}")
-
-
-# --- next --------------------------------------------------------------------------------------------------------------
 
 
 def next_times(arguments: argparse.Namespace) -> int:

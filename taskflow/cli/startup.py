@@ -86,9 +86,6 @@ class Interrupts:
 
 interrupts = Interrupts()
 
-
-# --- garbage collection ----------------------------------------------------------------------------------------------
-
 # New objects between two collections while a worker starts. No application is likely to set exactly this number.
 RARE_COLLECTIONS = 50_021
 
@@ -114,8 +111,6 @@ class Collector:
         if gc.get_threshold()[0] == RARE_COLLECTIONS:  # otherwise the application has set it
             gc.set_threshold(*self._before)
 
-
-# --- the same command in another process -----------------------------------------------------------------------------
 
 program: list[str] = []
 """The arguments of Python before those of the command, if another program runs taskflow's commands, as Django's manage.py does."""

@@ -130,9 +130,6 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
-# --- workers --------------------------------------------------------------------------------------------------------
-
-
 def _color(worker: SessionRecord) -> int | None:
     return RED if worker.is_dying else None if worker.is_alive else YELLOW
 
@@ -159,9 +156,6 @@ _WORKER_COLUMNS: Final = (
 def worker_json(worker: SessionRecord) -> dict[str, Any]:
     said = only(worker.session, "name", "queues", "concurrency", "jobs", "deploy")
     return said | only(worker, "registered_at", "leases", "seconds_since_beat") | {"dying": worker.is_dying}
-
-
-# --- queues ---------------------------------------------------------------------------------------------------------
 
 
 def queue_table(queues: Sequence[QueueInfo], rates: Rates | None = None) -> Iterator[str]:
@@ -220,9 +214,6 @@ async def _unknown_jobs(admin: Admin, queues: Sequence[QueueInfo], workers: Sequ
 def queue_json(queue: QueueInfo) -> dict[str, Any]:
     counts = {str(status): queue.counts.get(status, 0) for status in Status}
     return {"name": queue.name, "paused": queue.is_paused, "counts": counts, **only(queue, "oldest_ready_for", "next_due_in")}
-
-
-# --- status --watch --------------------------------------------------------------------------------------------------
 
 
 async def watch(read: Callable[[], Awaitable[Summary]], interval: float, *, is_json: bool) -> int:

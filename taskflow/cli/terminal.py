@@ -116,9 +116,6 @@ def confirmed(question: str, arguments: argparse.Namespace) -> bool:
     return False
 
 
-# --- JSON ------------------------------------------------------------------------------------------------------------
-
-
 def print_json(value: Any) -> None:
     print(json_text(value, indent=2))
 
@@ -148,9 +145,6 @@ def _plain(value: Any) -> Any:
             return _plain(only(value, *value.__struct_fields__))
         case _:
             return value
-
-
-# --- times -----------------------------------------------------------------------------------------------------------
 
 
 def moment(at: datetime) -> str:
@@ -192,8 +186,6 @@ def duration(seconds: float) -> str:
         return f"{1_000 * seconds:.0f}ms"
     return f"{seconds:.1f}s" if abs(seconds) < 10 else span(seconds) if seconds > 0 else f"-{span(-seconds)}"
 
-
-# --- tables ----------------------------------------------------------------------------------------------------------
 
 ALWAYS_SHOWN: Final = 9
 MIN_NAME: Final = 12  # the least width of a column of names
@@ -263,8 +255,6 @@ def _excess(columns: Sequence[Column], widths: Mapping[Column, int], gap: str, m
 def _aligned(text: str, column: Column, most: int) -> str:
     return " " * (most - width(text)) + text if column.is_number else padded(text, most)
 
-
-# --- progress --------------------------------------------------------------------------------------------------------
 
 MIN_BAR, MAX_BAR = 10, 40  # the width of a bar
 BESIDE: Final = 40  # columns for the numbers beside it

@@ -52,9 +52,6 @@ def is_supervised(arguments: argparse.Namespace) -> bool:
     return bool(arguments.processes or arguments.max_jobs or arguments.max_memory or arguments.reload)
 
 
-# --- settings --------------------------------------------------------------------------------------------------------
-
-
 own_modules: Final[list[str]] = []  # modules that `taskflow worker` imports before all others, if a framework runs the command
 found_modules: Final[list[str]] = []  # modules to import if none is named, which a framework has found
 
