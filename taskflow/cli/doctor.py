@@ -41,7 +41,8 @@ async def doctor(app: App, arguments: argparse.Namespace) -> int:
         trouble = error
     if findings or trouble is None:
         broker = masked(app.broker_url())
-        show(arguments, {"broker": broker, "findings": findings}, _finding_lines(broker, findings))
+        lines = [f"{painted(f'{found.level:<8}', OF_LEVEL[found.level])} {found.topic}: {message(found.says)}" for found in findings]
+        show(arguments, {"broker": broker, "findings": findings}, [f"broker   {one_line(broker)}", *lines])
     if trouble is not None:
         raise trouble
     return Exit.FAILED if _has_problem(findings) else Exit.OK
@@ -71,12 +72,6 @@ async def _of_workers(admin: Admin) -> list[Finding]:
     workers = [worker.session for worker in await admin.workers()]
     troubled = [Finding(f"worker {one_line(worker.name)}", "problem", worker.trouble) for worker in workers if worker.trouble]
     return troubled or [Finding("workers", "ok", f"no trouble reported by {len(workers):,}")] * bool(workers)
-
-
-def _finding_lines(broker: str, findings: list[Finding]) -> Iterator[str]:
-    yield f"broker   {one_line(broker)}"
-    for finding in findings:
-        yield f"{painted(f'{finding.level:<8}', OF_LEVEL[finding.level])} {finding.topic}: {message(finding.says)}"
 
 
 @on_store

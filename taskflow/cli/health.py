@@ -151,7 +151,10 @@ class Fleet:
         return self._check("ready", well, lambda worker: worker.is_live and worker.is_ready, if_none=False)
 
     def _check(self, word: str, well: str, is_well: Callable[[WorkerReport], bool], *, if_none: bool) -> HealthCheck:
-        workers = [self._heard(worker, time.monotonic() - worker.at) for worker in list(self._workers.values())]
+        workers, now = list(self._workers.values()), time.monotonic()
+        for number, worker in enumerate(workers):
+            if (silence := now - worker.at) >= SILENCE_TIMEOUT:
+                workers[number] = WorkerReport(worker.at, False, False, f"it has been silent for {silence:.0f} s")
         live, ready = (sum(worker.is_live for worker in workers), sum(worker.is_live and worker.is_ready for worker in workers))
         facts: dict[str, float | int | str | None] = {"workers": len(workers), "live": live, "ready": ready}
         if not workers:
@@ -159,10 +162,6 @@ class Fleet:
         if any(map(is_well, workers)):
             return HealthCheck(True, well, facts)
         return HealthCheck(False, f"no worker is {word}: {workers[0].why}", facts)
-
-    @staticmethod
-    def _heard(worker: WorkerReport, silence: float) -> WorkerReport:
-        return worker if silence < SILENCE_TIMEOUT else WorkerReport(worker.at, False, False, f"it has been silent for {silence:.0f} s")
 
 
 class SystemdNotifier:

@@ -27,7 +27,7 @@ from taskflow.model.envelope import check_queue
 from taskflow.model.errors import BrokerError, ConfigurationError
 from taskflow.model.ids import id_text, key_digest
 from taskflow.model.printable import message, one_line
-from taskflow.model.record import Record, Status
+from taskflow.model.record import Status
 
 AT_ONCE: Final = 100
 MAX_CHECKED: Final = 1_000  # jobs that are read between two portions, however many have not run yet
@@ -253,7 +253,8 @@ class Rollout:
         for begin in range(0, len(next_ones), AT_ONCE):
             ids = next_ones[begin : begin + AT_ONCE]
             for job_id, record in zip(ids, await self._broker.read(ids), strict=True):
-                if record is not None and _has_failed(record):
+                # The retry has cleared the counters. A job that fails again may wait for its next attempt.
+                if record is not None and (record.status is Status.FAILED or record.failures > 0 or record.crashes > 0):
                     error = record.errors[-1] if record.errors else None
                     why = record.reason or (f"{error.type}: {error.message}" if error else "")
                     return f"{id_text(job_id)} failed again: {message(why)}"
@@ -261,11 +262,6 @@ class Rollout:
                     left.append(job_id)
         self._watched = self._watched[MAX_CHECKED:] + left
         return None
-
-
-def _has_failed(record: Record) -> bool:
-    """Return True if a run has failed since the retry, which cleared the counters. The job may be waiting for its next attempt."""
-    return record.status is Status.FAILED or record.failures > 0 or record.crashes > 0
 
 
 def pause(arguments: argparse.Namespace) -> int:
