@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
     from _typeshed import SupportsWrite
 
+MAX_PROCESSES: Final = 1_000
+MAX_SECONDS: Final = 36_525 * 86_400.0  # a hundred years: stores cannot compute with much longer times
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+
 
 class RawFormatter(argparse.HelpFormatter):
     """Formats help for the terminal's width. argparse's own formatter would load shutil, and archive modules with it."""
@@ -100,11 +104,6 @@ def _hint(typo: str, known: Iterable[str], prefix: str = "") -> str:
 
     near = nearest(typo, sorted(known))
     return f"; did you mean {prefix}{near}?" if near else ""
-
-
-MAX_PROCESSES: Final = 1_000
-MAX_SECONDS: Final = 36_525 * 86_400.0  # a hundred years: stores cannot compute with much longer times
-_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
 def positive(text: str, most: int | None = None, why: str = "") -> int:

@@ -29,6 +29,7 @@ from taskflow.worker.executor import Executor
 
 STATUSES: Final = (Status.READY, Status.RUNNING, Status.SCHEDULED, Status.HELD)  # of jobs that may still run, in the order of reading
 MAX_PROBLEMS: Final = 10  # that are shown for one job
+_SHOWN: Final = {"park": (YELLOW, "would park, and wait for"), "fail": (RED, "would fail:")}
 
 
 class Problem(msgspec.Struct, kw_only=True):
@@ -124,9 +125,6 @@ def _lease_of(record: Record) -> Lease:
         failures=record.failures,
         unreadable=tuple(each for each in record.unreadable if each.column in sent),
     )
-
-
-_SHOWN: Final = {"park": (YELLOW, "would park, and wait for"), "fail": (RED, "would fail:")}
 
 
 _COLUMNS: Final = (

@@ -39,6 +39,8 @@ RATES: Final[Mapping[str, tuple[str, tuple[Event, ...]]]] = {
     "failed": ("FAIL/S", (Event.FAIL, Event.DISCARD)),
 }
 Rates = Mapping[str, Mapping[str, float]]  # how many events of each kind a queue has had a second, by queue and then by kind
+# The counts that are left out first if the rates are shown and the terminal is narrow.
+_KEPT: Final = {Status.HELD: 1, Status.CANCELLED: 2, Status.SUCCEEDED: 3}
 
 
 @on_store
@@ -165,9 +167,6 @@ def queue_table(queues: Sequence[QueueInfo], rates: Rates | None = None) -> Iter
 
 _NAME: Final = Column("QUEUE", lambda queue: queue.name + (" (paused)" if queue.is_paused else ""), least=MIN_NAME)
 _OLDEST: Final = Column("OLDEST", lambda queue: "" if queue.oldest_ready_for is None else span(queue.oldest_ready_for), is_number=True)
-
-# The counts that are left out first if the rates are shown and the terminal is narrow.
-_KEPT: Final = {Status.HELD: 1, Status.CANCELLED: 2, Status.SUCCEEDED: 3}
 
 
 def _count_column(status: Status, *, is_rated: bool) -> Column:

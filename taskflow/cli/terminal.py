@@ -20,6 +20,9 @@ from taskflow.model.printable import INDENT, MAX_CHARACTERS, one_line
 
 BOLD, DIM, RED, GREEN, YELLOW, CYAN = 1, 2, 31, 32, 33, 36  # codes of ANSI terminals
 OF_STATUS: Final = {"failed": RED, "succeeded": GREEN, "running": CYAN, "cancelled": YELLOW}
+ALWAYS_SHOWN: Final = 9
+MIN_NAME: Final = 12  # the least width of a column of names
+BESIDE: Final = 40  # columns for the numbers beside it
 
 
 def painted(text: str, color: int | None) -> str:
@@ -187,10 +190,6 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f}s" if abs(seconds) < 10 else span(seconds) if seconds > 0 else f"-{span(-seconds)}"
 
 
-ALWAYS_SHOWN: Final = 9
-MIN_NAME: Final = 12  # the least width of a column of names
-
-
 class Column(NamedTuple):
     """A column of a table."""
 
@@ -257,7 +256,6 @@ def _aligned(text: str, column: Column, most: int) -> str:
 
 
 MIN_BAR, MAX_BAR = 10, 40  # the width of a bar
-BESIDE: Final = 40  # columns for the numbers beside it
 
 
 def bar_of(share: float, width: int) -> str:

@@ -13,6 +13,8 @@ from taskflow.cli.base_parser import MAX_PROCESSES, Parser, port, positive, proc
 from taskflow.model.errors import ConfigurationError
 
 PREFIX: Final = "TASKFLOW_WORKER_"  # of environment variables with settings
+own_modules: Final[list[str]] = []  # modules that `taskflow worker` imports before all others, if a framework runs the command
+found_modules: Final[list[str]] = []  # modules to import if none is named, which a framework has found
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +52,6 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
 def is_supervised(arguments: argparse.Namespace) -> bool:
     """Return True if an option needs a supervisor. Without one, the command runs the worker itself."""
     return bool(arguments.processes or arguments.max_jobs or arguments.max_memory or arguments.reload)
-
-
-own_modules: Final[list[str]] = []  # modules that `taskflow worker` imports before all others, if a framework runs the command
-found_modules: Final[list[str]] = []  # modules to import if none is named, which a framework has found
 
 
 def parse_with_settings(parser: Parser, argv: Sequence[str] | None, command: str) -> argparse.Namespace:

@@ -14,6 +14,7 @@ from taskflow.model.printable import log_safely
 from taskflow.model.verdict import Completed, Discarded, Failed, Verdict
 
 log: Final = logging.getLogger("taskflow.worker")
+_FAILURES: Final = (Failed, Discarded)
 
 
 # gc=False: thousands are created and they never form a cycle, so the collector can skip them.
@@ -269,7 +270,6 @@ class StalledForGood(WorkerEvent, frozen=True):
 
 
 Subscriber = Callable[[WorkerEvent], None]
-_FAILURES: Final = (Failed, Discarded)
 
 
 class RunCounts:

@@ -20,6 +20,8 @@ from taskflow.model.verdict import Progress, Verdict, attach_exception, detach_e
 NOTHING_YET: Final = object()
 
 CompleteOn = Callable[["HeldLease", object, object], Awaitable[None]]
+# Minimum seconds between two scans. A timeout may be noticed that much later, but even ten thousand long runs cost little.
+SWEEP_INTERVAL: Final = 0.01
 
 
 @dataclass(eq=False, slots=True)
@@ -180,10 +182,6 @@ class LeaseTable:
         if not self._has_news:
             self._has_news = True
             self.on_news()
-
-
-# Minimum seconds between two scans. A timeout may be noticed that much later, but even ten thousand long runs cost little.
-SWEEP_INTERVAL: Final = 0.01
 
 
 class Deadlines:

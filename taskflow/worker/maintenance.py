@@ -40,6 +40,24 @@ MAX_BYTES: Final = 1 << 20  # the maximum size, in bytes, of the arguments in on
 PAUSES: Final = Pauses(0.5, 30.0)
 
 STAMP_TIMEOUT: Final = 15.0  # seconds within which middleware must stamp the jobs of schedules. Maintenance waits for it.
+LIMIT: Final = 250
+"""The maximum number of moves in one call while jobs are falling due. These jobs wait
+for the call, and so do claims for the jobs that the previous call made ready."""
+PORTIONS: Final = ((100, 50), (500, 250))
+BATCH_PAUSE: Final = 0.01
+"""Work that no job is waiting for, mostly dropping old results, is done in small portions, `BATCH_PAUSE`
+seconds apart, so that claims find the server free. The first hundred portions have 50 moves each.
+The next ones have 250, so that old results are dropped as fast as new ones are added."""
+MAX_MAINTENANCE_INTERVAL: Final = 5.0
+MAINTENANCE_PAUSES: Final = Pauses(0.5, MAX_MAINTENANCE_INTERVAL)
+WORK_HINT_TTL: Final = 1.4 * MAX_MAINTENANCE_INTERVAL  # seconds for which a heartbeat's work hint is trusted
+MAX_IDLE_INTERVAL: Final = 60.0  # seconds after which maintenance is called, whatever the heartbeats report
+SHORT: Final = 2.0
+UNANNOUNCED: Final = 0.1
+"""If a heartbeat reports work that is due this many seconds or more before
+the planned call, no nudge announced it, and maintenance is called earlier."""
+# Minimum seconds between two calls. Each job that is due soon sends a nudge, and a flood of nudges must not cause a flood of calls.
+MIN_INTERVAL: Final = 0.005
 
 
 class _Step(NamedTuple):
@@ -233,29 +251,6 @@ def _by_name(registry: Registry) -> dict[str, DeclaredSchedule]:
                 raise DeclarationError(f"schedule {schedule.name!r} of {job.name}: {error}") from error
             found[schedule.name] = schedule
     return found
-
-
-LIMIT: Final = 250
-"""The maximum number of moves in one call while jobs are falling due. These jobs wait
-for the call, and so do claims for the jobs that the previous call made ready."""
-
-PORTIONS: Final = ((100, 50), (500, 250))
-BATCH_PAUSE: Final = 0.01
-"""Work that no job is waiting for, mostly dropping old results, is done in small portions, `BATCH_PAUSE`
-seconds apart, so that claims find the server free. The first hundred portions have 50 moves each.
-The next ones have 250, so that old results are dropped as fast as new ones are added."""
-
-MAX_MAINTENANCE_INTERVAL: Final = 5.0
-MAINTENANCE_PAUSES: Final = Pauses(0.5, MAX_MAINTENANCE_INTERVAL)
-WORK_HINT_TTL: Final = 1.4 * MAX_MAINTENANCE_INTERVAL  # seconds for which a heartbeat's work hint is trusted
-MAX_IDLE_INTERVAL: Final = 60.0  # seconds after which maintenance is called, whatever the heartbeats report
-SHORT: Final = 2.0
-UNANNOUNCED: Final = 0.1
-"""If a heartbeat reports work that is due this many seconds or more before
-the planned call, no nudge announced it, and maintenance is called earlier."""
-
-# Minimum seconds between two calls. Each job that is due soon sends a nudge, and a flood of nudges must not cause a flood of calls.
-MIN_INTERVAL: Final = 0.005
 
 
 @dataclass(eq=False)

@@ -15,6 +15,8 @@ from taskflow.worker.children.process import ChildOptions
 from taskflow.worker.events import Subscriber
 from taskflow.worker.log import log_event
 
+MAX_CONCURRENCY: Final = 100_000
+
 
 class QueueChoice:
     """The order in which a worker claims from its queues: strict for ``a,b``, weighted for ``a=3,b=1``. If no queues are named, it claims
@@ -55,9 +57,6 @@ class QueueChoice:
         if not self.names:
             return "every queue"
         return ", ".join(f"{name}={self._weights[name]}" if name in self._weights else name for name in self.names)
-
-
-MAX_CONCURRENCY: Final = 100_000
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,6 +21,12 @@ from taskflow.model.session import MAX_NAMES, Beat, Session
 from taskflow.worker.events import BrokerCallFailed, BrokerRecovered, Events
 from taskflow.worker.options import WorkerOptions
 
+TROUBLE_AFTER: Final = 3  # the number of failures in a row after which they are trouble. Fewer are common when a store restarts.
+SHOW_TIMEOUT: Final = 1.0  # seconds that showing trouble may take. The operation that fails waits for it.
+MAX_TROUBLE_LENGTH: Final = 500
+ANSWER_TIMEOUT: Final = 5.0
+PAUSES: Final = Pauses(0.1, 0.5)
+
 
 def worker_name() -> str:
     """Return the name under which this process registers its sessions."""
@@ -43,11 +49,6 @@ def new_session(options: WorkerOptions, jobs: tuple[str, ...], *, wants_ends: bo
         jobs=jobs if len(jobs) <= MAX_NAMES else (),
         deploy=deploy_name(),
     )
-
-
-TROUBLE_AFTER: Final = 3  # the number of failures in a row after which they are trouble. Fewer are common when a store restarts.
-SHOW_TIMEOUT: Final = 1.0  # seconds that showing trouble may take. The operation that fails waits for it.
-MAX_TROUBLE_LENGTH: Final = 500
 
 
 class Registration:
@@ -79,11 +80,6 @@ class Registration:
         with contextlib.suppress(BrokerError), anyio.move_on_after(SHOW_TIMEOUT):
             await self.broker.register(msgspec.structs.replace(self.session, trouble=text))
             self._shown = troubles
-
-
-ANSWER_TIMEOUT: Final = 5.0
-
-PAUSES: Final = Pauses(0.1, 0.5)
 
 
 async def report_death(broker: Broker, session_id: bytes, cause: str) -> bool:

@@ -21,6 +21,8 @@ _QUALNAME: Final = type.__dict__["__qualname__"]
 
 
 ROLLED_BACK: Final = "taskflow.RolledBack"
+log: Final = logging.getLogger("taskflow")
+_new_id: Final = IdFactory()
 
 
 class RolledBack(TaskflowError):
@@ -96,10 +98,6 @@ def frames_from(function: Callable[..., Any], error: BaseException) -> Traceback
     while frames is not None and frames.tb_frame.f_code is not code:
         frames = frames.tb_next
     return frames or error.__traceback__
-
-
-log: Final = logging.getLogger("taskflow")
-_new_id: Final = IdFactory()
 
 
 def follow_ups_of(lease: Lease, verdict: Verdict) -> tuple[Envelope, ...]:

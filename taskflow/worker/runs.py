@@ -31,6 +31,16 @@ REMINDER_FACTOR: Final = 10  # a run that does not stop is reported again each t
 MIN_LOOK_INTERVAL: Final = 0.05
 MAX_LOOK_INTERVAL: Final = 5.0
 CUT_OFF_TIMEOUT: Final = 1.0  # seconds to wait for runs to end after they have been cut off
+RESERVE_WINDOW: Final = 0.02
+"""Seconds within which a lease in the reserve should start. While the median run of some queue
+takes longer, there is no reserve, because another worker could start the jobs sooner."""
+MEASURED_OVER: Final = 0.01  # seconds for which ended runs are counted, unless `ENDS_NEEDED` runs end sooner
+ENDS_NEEDED: Final = 50
+MOMENT: Final = 0.001  # minimum seconds for a measurement if `ENDS_NEEDED` runs have ended, so that the claim after a burst is large enough
+# Limits how far a queue's history can lean towards short or long runs: this many more runs of one kind outweigh all earlier ones.
+HISTORY_CAP: Final = 16
+# If no run in a queue ends for this many seconds plus the duration of a long run, the queue is ignored, because it may be out of use.
+SLOW_TTL: Final = 60.0
 
 
 class Runs:
@@ -207,20 +217,6 @@ class Runs:
 def settlement_of(lease: Lease, verdict: Verdict) -> Settlement:
     """Return a settlement with only a verdict, for a run about which nothing is known."""
     return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict, key=lease.envelope.key)
-
-
-RESERVE_WINDOW: Final = 0.02
-"""Seconds within which a lease in the reserve should start. While the median run of some queue
-takes longer, there is no reserve, because another worker could start the jobs sooner."""
-
-MEASURED_OVER: Final = 0.01  # seconds for which ended runs are counted, unless `ENDS_NEEDED` runs end sooner
-ENDS_NEEDED: Final = 50
-MOMENT: Final = 0.001  # minimum seconds for a measurement if `ENDS_NEEDED` runs have ended, so that the claim after a burst is large enough
-# Limits how far a queue's history can lean towards short or long runs: this many more runs of one kind outweigh all earlier ones.
-HISTORY_CAP: Final = 16
-
-# If no run in a queue ends for this many seconds plus the duration of a long run, the queue is ignored, because it may be out of use.
-SLOW_TTL: Final = 60.0
 
 
 class Prefetch:

@@ -35,6 +35,10 @@ from taskflow.worker.thread_pool import ThreadPool
 if TYPE_CHECKING:  # loaded only by workers with such hooks
     from taskflow.worker.ended_hooks import EndedHooks
 
+LAST_CLAIM: Final = 1.0  # seconds to wait for the answer to a claim in progress when the session stops claiming
+STUCK_RUN_CHECK_INTERVAL: Final = 1.0  # seconds between two checks for runs that ignore a request to stop
+_RULES: Final = Rules()
+
 
 class Phase(IntEnum):
     """A phase of a session, which never returns to an earlier one. Events have these effects:
@@ -59,11 +63,6 @@ class Phase(IntEnum):
     LOST = 4  # the store, or the worker itself, has declared the session dead. Other workers may run its jobs
 
     ENDED = 5
-
-
-LAST_CLAIM: Final = 1.0  # seconds to wait for the answer to a claim in progress when the session stops claiming
-STUCK_RUN_CHECK_INTERVAL: Final = 1.0  # seconds between two checks for runs that ignore a request to stop
-_RULES: Final = Rules()
 
 
 class WorkerSession:

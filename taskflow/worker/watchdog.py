@@ -34,6 +34,13 @@ _OF_A_THREAD: Final = 4 | 2
 
 Line = tuple[str, int, str, None]
 """The file, line number and function of a stack frame. Its source text is not read from disk until the line is shown."""
+LOOK: Final = 0.25
+FIRST_REPORT: Final = 1.0
+REPORT_FACTOR: Final = 10  # a stall is reported again each time its duration has grown by this factor
+# Seconds in which a run that has held the interpreter lock may end, if it is not in the midst of a step.
+END_TIMEOUT: Final = 0.05
+# Seconds to wait for the subscribers. They may hang, for example if the loop is blocked in the log that they write to.
+EMIT_TIMEOUT: Final = 2.0
 
 
 def lines_of(thread: int) -> list[Line]:
@@ -100,16 +107,6 @@ def _frames(thread: int) -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
-
-
-LOOK: Final = 0.25
-FIRST_REPORT: Final = 1.0
-REPORT_FACTOR: Final = 10  # a stall is reported again each time its duration has grown by this factor
-# Seconds in which a run that has held the interpreter lock may end, if it is not in the midst of a step.
-END_TIMEOUT: Final = 0.05
-
-# Seconds to wait for the subscribers. They may hang, for example if the loop is blocked in the log that they write to.
-EMIT_TIMEOUT: Final = 2.0
 
 
 class Standstill:

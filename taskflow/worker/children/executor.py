@@ -31,6 +31,9 @@ STOP_SIGNAL: Final = signal.SIGURG
 # Seconds until the signal is sent again. The first one may come just before a system call, which it then does not interrupt.
 _RESEND_INTERVAL: Final = 0.02
 _MAX_PAUSE: Final = 1.0
+# Minimum seconds between two progress reports, because a job may report each of a million items.
+PROGRESS_INTERVAL: Final = 0.05
+_REASONS: Final[Mapping[str, StopReason]] = {CANCELLED: "cancelled", TIMED_OUT: "timeout", WINDING_DOWN: "shutdown", LOST: "lost"}
 
 
 class _Call:
@@ -146,12 +149,7 @@ def _settle(outcome: asyncio.Future[Any], value: Any, error: BaseException | Non
         outcome.set_exception(error)
 
 
-# Minimum seconds between two progress reports, because a job may report each of a million items.
-PROGRESS_INTERVAL: Final = 0.05
-
 Say = Callable[[Message], None]
-
-_REASONS: Final[Mapping[str, StopReason]] = {CANCELLED: "cancelled", TIMED_OUT: "timeout", WINDING_DOWN: "shutdown", LOST: "lost"}
 
 
 class ChildExecutor(Executor):

@@ -27,6 +27,16 @@ from taskflow.worker.events import ChildPrinted
 from taskflow.worker.lease_table import HeldLease
 
 MEBIBYTE: Final = 1 << 20
+# A new interpreter with the same path, never a fork: the worker has threads, connections and locks.
+_BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.children.child import main; main(int(sys.argv[1]))"
+# Seconds to wait for the end of a child that has closed its connection, and then for its last output.
+_UNTIL_DEAD: Final = 1.0
+_OUTPUT_TIMEOUT: Final = 0.2
+MAX_LINE_LENGTH: Final = 8_192  # the maximum length of a line in characters. Longer lines are reported in pieces.
+MAX_OUTPUT: Final = 1 << 20  # the maximum number of characters that are reported for one run. The rest is counted and dropped.
+LAST_LINES: Final = 40  # the number of lines of stderr that are added to the error of a run whose child died
+# The size of a pipe in bytes.
+_AT_ONCE: Final = 1 << 16
 
 
 class ChildOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,21 +67,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-# A new interpreter with the same path, never a fork: the worker has threads, connections and locks.
-_BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.children.child import main; main(int(sys.argv[1]))"
-
-# Seconds to wait for the end of a child that has closed its connection, and then for its last output.
-_UNTIL_DEAD: Final = 1.0
-_OUTPUT_TIMEOUT: Final = 0.2
-
 F = TypeVar("F", bound=ChildFailed)
 
-
-MAX_LINE_LENGTH: Final = 8_192  # the maximum length of a line in characters. Longer lines are reported in pieces.
-MAX_OUTPUT: Final = 1 << 20  # the maximum number of characters that are reported for one run. The rest is counted and dropped.
-LAST_LINES: Final = 40  # the number of lines of stderr that are added to the error of a run whose child died
-# The size of a pipe in bytes.
-_AT_ONCE: Final = 1 << 16
 
 Emit = Callable[[ChildPrinted], None]
 

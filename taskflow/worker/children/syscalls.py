@@ -14,6 +14,14 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 # <sys/prctl.h>
 _PR_SET_PDEATHSIG: Final = 1
+_OUT_OF_MEMORY: Final = Path("/proc/self/oom_score_adj")
+# Signals within this many seconds count as one, because some parents (`timeout`, `npm`) signal both the process and its group.
+SAME_SIGNAL: Final = 0.05
+HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the signals that a worker and its children handle
+CONNECTION: Final = 3  # the file descriptor, in the child, of the socket to the worker
+_DEFAULTS: Final = (signal.SIGPIPE, signal.SIGXFSZ)  # signals that Python ignores, but whose default actions other programs expect
+# Minimum seconds between two checks of the counter. Kills counted before the second-to-last check are no longer considered as a cause.
+KILL_COUNT_TTL: Final = 5.0
 
 
 @cache
@@ -30,21 +38,12 @@ def end_with_parent() -> None:
         _library().prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
-_OUT_OF_MEMORY: Final = Path("/proc/self/oom_score_adj")
-
-
 def die_before_parent() -> None:
     """If memory runs out, make Linux kill this process and its descendants before the parent, which then reports the death.
 
     An adjustment of 100 counts as a tenth of the total memory: https://man7.org/linux/man-pages/man5/proc_pid_oom_score_adj.5.html"""
     with contextlib.suppress(OSError, ValueError):  # another system, or no /proc
         _OUT_OF_MEMORY.write_text(str(min(1_000, int(_OUT_OF_MEMORY.read_text()) + 100)))
-
-
-# Signals within this many seconds count as one, because some parents (`timeout`, `npm`) signal both the process and its group.
-SAME_SIGNAL: Final = 0.05
-
-HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the signals that a worker and its children handle
 
 
 def keep_handlers_from_forks(is_ours: Callable[[object], bool]) -> None:
@@ -92,10 +91,6 @@ def spawn_in_session(command: list[str], environment: Mapping[str, str], **optio
         return os.posix_spawn(command[0], command, environment, setpgroup=0, **options)
 
 
-CONNECTION: Final = 3  # the file descriptor, in the child, of the socket to the worker
-_DEFAULTS: Final = (signal.SIGPIPE, signal.SIGXFSZ)  # signals that Python ignores, but whose default actions other programs expect
-
-
 class Process:
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -126,10 +121,6 @@ def spawn(command: list[str], *, connection: int, stdout: int, stderr: int) -> P
             stack.callback(os.close, moved)
             actions.append((os.POSIX_SPAWN_DUP2, moved, place))
         return Process(spawn_in_session(command, os.environ, file_actions=actions, setsigdef=_DEFAULTS))
-
-
-# Minimum seconds between two checks of the counter. Kills counted before the second-to-last check are no longer considered as a cause.
-KILL_COUNT_TTL: Final = 5.0
 
 
 class ExitStatus(NamedTuple):
