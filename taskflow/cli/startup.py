@@ -86,8 +86,7 @@ class Interrupts:
 
 interrupts = Interrupts()
 
-# New objects between two collections while a worker starts. No application is likely to set exactly this number.
-RARE_COLLECTIONS = 50_021
+RARE_COLLECTIONS = 50_021  # new objects between two collections while a worker starts. No application is likely to set exactly this number
 
 
 class Collector:

@@ -26,37 +26,25 @@ SWEEP_INTERVAL: Final = 0.01
 
 @dataclass(eq=False, slots=True)
 class HeldLease:
-    """A lease that the worker holds, and the state of its run. Times are on the monotonic clock.
-
-    `begins_by`    the deadline for starting the run
-    `reported`     the progress in the last heartbeat
-    `on_report`    called, from any thread, when the run has reported progress
-    `in_thread`    the future of its plain function, if that runs in a thread
-    `asked_at`     when the run was asked to stop
-    `reminders`    how many times it has been reported that the run has not stopped
-    `is_held_up`   True once its settlement has been set aside, usually because another program's transaction blocks it
-    `completed`    the result with which the run has been settled in a transaction, or may have been
-    `complete_on`  completes the run in a transaction: set by what runs it
-    `raised`       the verdicts of the run that have their exception attached
-    """
+    """A lease that the worker holds, and the state of its run. Times are on the monotonic clock."""
 
     lease: Lease
     taken_at: float = 0.0
-    begins_by: float | None = None
+    begins_by: float | None = None  # the deadline for starting the run
     started: float | None = None
     progress: Progress | None = None
-    reported: object = NOTHING_YET
-    on_report: Callable[[], None] | None = None
+    reported: object = NOTHING_YET  # the progress in the last heartbeat
+    on_report: Callable[[], None] | None = None  # called, from any thread, when the run has reported progress
     stop: Callable[[], object] | None = None
-    in_thread: asyncio.Future[Any] | None = None
+    in_thread: asyncio.Future[Any] | None = None  # the future of its plain function, if that runs in a thread
     why_stopped: str | None = None
-    asked_at: float | None = None
-    reminders: int = 0
+    asked_at: float | None = None  # when the run was asked to stop
+    reminders: int = 0  # how many times it has been reported that the run has not stopped
     is_offered: bool = False
-    is_held_up: bool = False
-    completed: bytes | None = None
-    complete_on: CompleteOn | None = None
-    raised: list[Verdict] | None = None
+    is_held_up: bool = False  # True once its settlement has been set aside, usually because another program's transaction blocks it
+    completed: bytes | None = None  # the result with which the run has been settled in a transaction, or may have been
+    complete_on: CompleteOn | None = None  # completes the run in a transaction: set by what runs it
+    raised: list[Verdict] | None = None  # the verdicts of the run that have their exception attached
 
     def ask_to_stop(self, why: str) -> None:
         """Ask the run to stop. Only the first call has an effect."""

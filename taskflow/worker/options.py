@@ -60,32 +60,20 @@ class QueueChoice:
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of a worker.
-
-    `concurrency`     the maximum number of jobs that run at once
-    `grace`           seconds that runs have to finish when the worker winds down
-    `stop_timeout`    seconds after `grace` for cancelled runs to stop and for their verdicts to reach the broker
-    `ttl`             seconds without a heartbeat after which other workers may take the jobs
-    `start_timeout`   seconds to wait at startup for a broker that does not answer; 0 raises at once
-    `drain_horizon`   `drained` waits for jobs that are due within this many seconds
-    `modules`         names of the modules that a child process imports first; it also imports the module of each job that it runs
-    `children`        options for the child processes
-    `stall_limit`     seconds that a job may block the event loop before the worker stops its heartbeat, so that others take its jobs;
-                      0 disables
-    `on_stall_limit`  called when that limit is reached, from a separate thread. The argument is False if the subscribers
-                      did not receive `StalledForGood` in time, for example because the loop is stuck writing to the log
-    """
+    """The options of a worker."""
 
     queues: QueueChoice = msgspec.field(default_factory=QueueChoice)
-    concurrency: int = 100
-    grace: float = 25.0
-    stop_timeout: float = 5.0
-    ttl: float = 20.0
-    start_timeout: float = 0.0
-    drain_horizon: float = 60.0
-    modules: tuple[str, ...] = ()
+    concurrency: int = 100  # the maximum number of jobs that run at once
+    grace: float = 25.0  # seconds that runs have to finish when the worker winds down
+    stop_timeout: float = 5.0  # seconds after `grace` for cancelled runs to stop and for their verdicts to reach the broker
+    ttl: float = 20.0  # seconds without a heartbeat after which other workers may take the jobs
+    start_timeout: float = 0.0  # seconds to wait at startup for a broker that does not answer; 0 raises at once
+    drain_horizon: float = 60.0  # `drained` waits for jobs that are due within this many seconds
+    modules: tuple[str, ...] = ()  # those that a child process imports first; it also imports the module of each job that it runs
     children: ChildOptions = msgspec.field(default_factory=ChildOptions)
-    stall_limit: float = 300.0
+    stall_limit: float = 300.0  # seconds that a job may block the loop before the heartbeat stops and others take its jobs; 0 disables
+    # Called when that limit is reached, from a separate thread. The argument is False if the subscribers did not receive `StalledForGood`
+    # in time, for example because the loop is stuck writing to the log.
     on_stall_limit: Callable[[bool], None] | None = None
     subscribers: tuple[Subscriber, ...] = (log_event,)
 

@@ -262,15 +262,11 @@ class Prefetch:
 
 
 class Trial(NamedTuple):
-    """How suspects are tried.
+    """How suspects are tried."""
 
-    `together`     the number of jobs that run at the same time
-    `probation`    seconds after which other jobs may start alongside them
-    `until_alone`  seconds to wait for earlier runs to end and for the store to take back other leases. Runs that continue share the risk
-    """
-
-    together: int
-    probation: float
+    together: int  # the number of jobs that run at the same time
+    probation: float  # seconds after which other jobs may start alongside them
+    # Seconds to wait for earlier runs to end and for the store to take back other leases. Runs that continue share the risk
     until_alone: float
 
 

@@ -19,8 +19,7 @@ from taskflow.worker.children.syscalls import SAME_SIGNAL, ExitStatus
 
 log: Final = logging.getLogger("taskflow.supervisor")
 
-# Seconds between two signals to a worker, so that it does not treat them as one.
-SPACING: Final = 4 * SAME_SIGNAL
+SPACING: Final = 4 * SAME_SIGNAL  # seconds between two signals to a worker, so that it does not treat them as one
 # The first worker starts alone, so that an error in the application is reported once. The others wait until it has a session, or until
 # this many seconds after it has loaded its modules.
 ALONE_TIMEOUT: Final = 2.0
@@ -33,47 +32,31 @@ EXIT_TIMEOUT: Final = 120.0
 """Seconds that a worker has to exit after its session has left. Python may take
 a while to shut down, and so may threads that jobs have left behind."""
 KILL_TIMEOUT: Final = 5.0  # seconds that an aborted worker has to write its stacks and exit
-# The exit code of a worker that cut off runs.
-FORCED: Final = 124
+FORCED: Final = 124  # the exit code of a worker that cut off runs
 ENDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 # Exit codes of a worker that cannot start: a failed lifespan, an application that cannot be imported, a broker that does not answer.
 NO_STARTS: Final = (1, 2, 3)
 
 
-# Seconds of work after which a worker counts as healthy, and its earlier crashes no longer count.
-HEALTHY_AFTER: Final = 30.0
+HEALTHY_AFTER: Final = 30.0  # seconds of work after which a worker counts as healthy, and its earlier crashes no longer count
 PAUSES: Final = Pauses(1.0, 30.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisorOptions:
-    """The options of a supervisor.
+    """The options of a supervisor."""
 
-    `processes`     the number of workers
-    `grace`         seconds for a worker's runs to finish when it winds down
-    `max_memory`    bytes of memory beyond which a worker is replaced
-    `stall_limit`   seconds after which a silent worker is ended; 0 disables
-    `is_draining`   True if workers that have drained their queues are not replaced
-    `is_reloading`  True if workers restart when files change; one that cannot start then waits for the next change
-    """
-
-    processes: int = 1
-    grace: float = 25.0
-    max_memory: int | None = None
-    stall_limit: float = 0.0
-    is_draining: bool = False
-    is_reloading: bool = False
+    processes: int = 1  # the number of workers
+    grace: float = 25.0  # seconds for a worker's runs to finish when it winds down
+    max_memory: int | None = None  # bytes of memory beyond which a worker is replaced
+    stall_limit: float = 0.0  # seconds after which a silent worker is ended; 0 disables
+    is_draining: bool = False  # True if workers that have drained their queues are not replaced
+    is_reloading: bool = False  # True if workers restart when files change; one that cannot start then waits for the next change
 
 
 @dataclass(eq=False)
 class WorkerProcess:
-    """The state of a worker process.
-
-    `signals_sent`  the number of signals sent to it
-    `exit_code`     set once its session has left
-    `is_leaving`    True if it starts no more runs
-    `is_retiring`   True if its runs have as much time as they need, unless it is signalled
-    """
+    """The state of a worker process."""
 
     pid: int
     slot: int
@@ -82,11 +65,11 @@ class WorkerProcess:
     waits_for_broker: bool = False
     works_since: float | None = None
     sessions: list[bytes] = field(default_factory=list)
-    is_leaving: bool = False
-    is_retiring: bool = False
+    is_leaving: bool = False  # True if it starts no more runs
+    is_retiring: bool = False  # True if its runs have as much time as they need, unless it is signalled
     has_drained: bool = False
-    exit_code: int | None = None
-    signals_sent: int = 0
+    exit_code: int | None = None  # set once its session has left
+    signals_sent: int = 0  # the number of signals sent to it
     signalled_at: float = float("-inf")
     heard_at: float = float("inf")
     aborted_at: float | None = None

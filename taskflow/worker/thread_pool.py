@@ -13,8 +13,7 @@ from typing import Any, Final, NamedTuple
 from taskflow.model.clock import StartThread
 from taskflow.model.errors import JobStopping
 
-# Seconds after which an idle thread ends, so that a burst does not leave a hundred threads behind.
-IDLE_TIMEOUT: Final = 30.0
+IDLE_TIMEOUT: Final = 30.0  # seconds after which an idle thread ends, so that a burst does not leave a hundred threads behind
 
 
 class _ThreadCall(NamedTuple):

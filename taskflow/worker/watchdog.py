@@ -29,16 +29,14 @@ _OURS: Final = str(Path(__file__).parents[1])
 _IN_LOOP: Final = Executor._run.__code__
 _IN_THREAD: Final = ThreadPool._work.__code__
 
-# CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED, linux/posix-timers.h
-_OF_A_THREAD: Final = 4 | 2
+_OF_A_THREAD: Final = 4 | 2  # CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED, linux/posix-timers.h
 
 Line = tuple[str, int, str, None]
 """The file, line number and function of a stack frame. Its source text is not read from disk until the line is shown."""
 LOOK: Final = 0.25
 FIRST_REPORT: Final = 1.0
 REPORT_FACTOR: Final = 10  # a stall is reported again each time its duration has grown by this factor
-# Seconds in which a run that has held the interpreter lock may end, if it is not in the midst of a step.
-END_TIMEOUT: Final = 0.05
+END_TIMEOUT: Final = 0.05  # seconds in which a run that has held the interpreter lock may end, if it is not in the midst of a step
 # Seconds to wait for the subscribers. They may hang, for example if the loop is blocked in the log that they write to.
 EMIT_TIMEOUT: Final = 2.0
 

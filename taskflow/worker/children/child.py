@@ -33,8 +33,7 @@ from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.run_errors import failure_of
 from taskflow.worker.thread_pool import carried
 
-# Seconds to leave the lifespan and exit after the last job.
-_EXIT_TIMEOUT: Final = 4.0
+_EXIT_TIMEOUT: Final = 4.0  # seconds to leave the lifespan and exit after the last job
 
 
 def main(descriptor: int) -> None:

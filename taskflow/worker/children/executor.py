@@ -31,8 +31,7 @@ STOP_SIGNAL: Final = signal.SIGURG
 # Seconds until the signal is sent again. The first one may come just before a system call, which it then does not interrupt.
 _RESEND_INTERVAL: Final = 0.02
 _MAX_PAUSE: Final = 1.0
-# Minimum seconds between two progress reports, because a job may report each of a million items.
-PROGRESS_INTERVAL: Final = 0.05
+PROGRESS_INTERVAL: Final = 0.05  # minimum seconds between two progress reports, because a job may report each of a million items
 _REASONS: Final[Mapping[str, StopReason]] = {CANCELLED: "cancelled", TIMED_OUT: "timeout", WINDING_DOWN: "shutdown", LOST: "lost"}
 
 

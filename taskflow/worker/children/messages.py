@@ -40,24 +40,15 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Handshake(Message, frozen=True, kw_only=True):
-    """The first message to a child.
+    """The first message to a child."""
 
-    `modules`         the modules that the worker imports
-    `arguments`       the worker's sys.argv, which an application may read
-    `settings`        the worker's settings that also apply in the child
-    `is_reachable`    True if another process can reach the worker's broker
-    `has_lifespan`    True if the worker has a lifespan, whose state does not exist in the child
-    `log_level`       the level of the root logger
-    `hooks`           those of `CHILD_HOOKS` that the worker has
-    """
-
-    modules: tuple[str, ...]
-    arguments: tuple[str, ...]
-    settings: dict[str, Any]
-    is_reachable: bool
-    has_lifespan: bool
-    log_level: int
-    hooks: tuple[str, ...] = ()
+    modules: tuple[str, ...]  # the modules that the worker imports
+    arguments: tuple[str, ...]  # the worker's sys.argv, which an application may read
+    settings: dict[str, Any]  # the worker's settings that also apply in the child
+    is_reachable: bool  # True if another process can reach the worker's broker
+    has_lifespan: bool  # True if the worker has a lifespan, whose state does not exist in the child
+    log_level: int  # the level of the root logger
+    hooks: tuple[str, ...] = ()  # those of `CHILD_HOOKS` that the worker has
 
 
 class Import(Message, frozen=True):

@@ -30,11 +30,9 @@ log: Final = logging.getLogger("taskflow.worker")
 
 START_PAUSES: Final = Pauses(0.1, 2.0)
 
-# Seconds that a run with `timeout_raises` and without a `stop_grace` has after its timeout.
-TIMEOUT_GRACE: Final = 5.0
+TIMEOUT_GRACE: Final = 5.0  # seconds that a run with `timeout_raises` and without a `stop_grace` has after its timeout
 
-# Seconds within which a killed child is usually gone, unless the system itself is stuck.
-_UNTIL_GONE: Final = 5.0
+_UNTIL_GONE: Final = 5.0  # seconds within which a killed child is usually gone, unless the system itself is stuck
 
 
 class ChildPool:

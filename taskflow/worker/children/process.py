@@ -29,33 +29,25 @@ from taskflow.worker.lease_table import HeldLease
 MEBIBYTE: Final = 1 << 20
 # A new interpreter with the same path, never a fork: the worker has threads, connections and locks.
 _BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.children.child import main; main(int(sys.argv[1]))"
-# Seconds to wait for the end of a child that has closed its connection, and then for its last output.
-_UNTIL_DEAD: Final = 1.0
+_UNTIL_DEAD: Final = 1.0  # seconds to wait for the end of a child that has closed its connection, and then for its last output
 _OUTPUT_TIMEOUT: Final = 0.2
 MAX_LINE_LENGTH: Final = 8_192  # the maximum length of a line in characters. Longer lines are reported in pieces.
 MAX_OUTPUT: Final = 1 << 20  # the maximum number of characters that are reported for one run. The rest is counted and dropped.
 LAST_LINES: Final = 40  # the number of lines of stderr that are added to the error of a run whose child died
-# The size of a pipe in bytes.
-_AT_ONCE: Final = 1 << 16
+_AT_ONCE: Final = 1 << 16  # the size of a pipe in bytes
 
 
 class ChildOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Options for a worker's child processes.
+    """Options for a worker's child processes."""
 
-    `at_once`       the maximum number of children that run jobs at once; None means the number of cores that this process may use
-    `max_runs`     the number of runs after which a child is replaced
-    `max_growth`   the number of bytes by which a child's memory may grow after its imports before the child is replaced
-    `idle_for`      seconds without work after which a child ends
-    `start_within`  seconds allowed for a child to start, and for each later import
-    `exit_within`   seconds allowed for a child to exit by itself before it is killed
-    """
-
+    # The maximum number of children that run jobs at once; None means the number of cores that this process may use
     at_once: int | None = None
-    max_runs: int = 100
+    max_runs: int = 100  # the number of runs after which a child is replaced
+    # The number of bytes by which a child's memory may grow after its imports before the child is replaced
     max_growth: int = 256 * MEBIBYTE
-    idle_for: float = 300.0
-    start_within: float = 60.0
-    exit_within: float = 5.0
+    idle_for: float = 300.0  # seconds without work after which a child ends
+    start_within: float = 60.0  # seconds allowed for a child to start, and for each later import
+    exit_within: float = 5.0  # seconds allowed for a child to exit by itself before it is killed
 
     @property
     def slots(self) -> int:

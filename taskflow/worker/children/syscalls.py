@@ -12,8 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
-# <sys/prctl.h>
-_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_PDEATHSIG: Final = 1  # <sys/prctl.h>
 _OUT_OF_MEMORY: Final = Path("/proc/self/oom_score_adj")
 # Signals within this many seconds count as one, because some parents (`timeout`, `npm`) signal both the process and its group.
 SAME_SIGNAL: Final = 0.05
