@@ -45,8 +45,7 @@ def columns() -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that suggests the intended command or flag for an unknown one. Flags cannot be abbreviated, because a flag of a
-    later version could change the meaning of an abbreviation."""
+    """Suggests the intended command or flag. Flags cannot be abbreviated: a later flag could change what that means."""
 
     commands: Mapping[str, Parser] = {}
     otherwise = ""  # the hint for an unknown command that resembles no known one

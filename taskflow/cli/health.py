@@ -34,8 +34,7 @@ _STARTING: Final = "the worker has not started yet"
 
 
 class HealthReport:
-    """A context manager that reports a worker's health: to its supervisor, which answers the probes, or to probes and systemd. Until `show`
-    is called, the worker is starting: live, but not ready."""
+    """Reports a worker's health to its supervisor, or to probes and systemd. Before `show`, it is live, but not ready."""
 
     def __init__(self, arguments: argparse.Namespace, supervisor: SupervisorSocket | None = None) -> None:
         self._health: WorkerHealth | Fleet | None = None

@@ -36,8 +36,7 @@ def program() -> int:
 
 
 def _open_standard_streams() -> None:
-    """Open descriptors 0 to 2 on the null device if they are closed, as by `taskflow worker <&-`. Otherwise the next file or socket gets
-    their numbers: libraries print into it, and uvloop aborts."""
+    """Open closed descriptors 0 to 2, or the next file or socket gets their numbers: libraries print into it, and uvloop aborts."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -49,8 +48,7 @@ def _open_standard_streams() -> None:
 
 
 def _limit_exit_time(code: int) -> None:
-    """Start a thread that warns if the process is slow to exit, and one that kills it: printing may block if nothing reads the output.
-    Both start now, because later the system may be out of threads."""
+    """Start a thread that warns of a slow exit, and one that kills the process, because printing may block."""
 
     def end_by_force() -> None:
         time.sleep(EXIT_TIMEOUT + WARNING_TIMEOUT)

@@ -118,8 +118,7 @@ def print_users(error: BaseException) -> None:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Return True if the error is taskflow's: a TaskflowError raised in taskflow's code, even if the user's code called it, or an error
-    whose traceback contains only frames of taskflow and Python."""
+    """Return True for a TaskflowError raised in taskflow's code, or an error with frames of taskflow and Python alone."""
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, TaskflowError) and files and _is_machinery(files[-1]):
         return True

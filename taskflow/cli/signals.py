@@ -180,8 +180,7 @@ keep_handlers_from_forks(lambda handler: isinstance(getattr(handler, "__self__",
 
 
 def end_stalled(is_delivered: bool) -> None:
-    """End the process, because its event loop is blocked for good. If the stacks are not yet in the log, logging itself may hang: then
-    Python's fault handler, which takes no lock, writes them to stderr."""
+    """End the process, whose loop is blocked for good. If logging hangs too, the fault handler writes the stacks to stderr."""
     if not is_delivered:
         _run_for(DUMP_TIMEOUT, _dump)
     os._exit(Exit.STALLED)

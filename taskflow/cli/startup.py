@@ -90,8 +90,7 @@ RARE_COLLECTIONS = 50_021  # new objects between two collections while a worker 
 
 
 class Collector:
-    """A context manager in which Python's garbage collector runs rarely until `settle` is called. From then on it runs as usual, but skips
-    the modules and everything else that existed before, even if that is dropped later."""
+    """Makes garbage collections rare until `settle`, after which they skip the modules and all else that existed before."""
 
     def __enter__(self) -> Self:
         self._before = gc.get_threshold()
@@ -123,8 +122,7 @@ _NOT_PASSED_ON = {
 
 
 def command_of(argv: list[str]) -> list[str]:
-    """Return the command line of this process, with the same Python options, but without `--broker`: see `environment_of`. If another
-    program has called taskflow, return `python -m taskflow` with the same arguments."""
+    """Return this process's command line without `--broker`, or `python -m taskflow` if another program called taskflow."""
     how = program or sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]
     if not program and (argv != sys.orig_argv[len(sys.orig_argv) - len(argv) :] or argv != sys.argv[1:]):
         how = ["-m", "taskflow"]

@@ -124,8 +124,7 @@ def print_json(value: Any) -> None:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Return the value as JSON in ASCII, with all control characters escaped, including DEL, which `json` leaves as it is. Structs become
-    objects, iterators arrays, instants text in ISO 8601. Infinity and NaN, which JSON does not have, become null."""
+    """Return JSON in ASCII without control characters, even DEL. Iterators become arrays; infinity and NaN become null."""
     return json.dumps(_plain(value), indent=indent, default=str, allow_nan=False).replace("\x7f", "\\u007f")
 
 

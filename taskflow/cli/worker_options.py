@@ -55,8 +55,7 @@ def is_supervised(arguments: argparse.Namespace) -> bool:
 
 
 def parse_with_settings(parser: Parser, argv: Sequence[str] | None, command: str) -> argparse.Namespace:
-    """Parse the command line with the settings as defaults. `settings` of the result says where each setting comes from that no option
-    overrides. Raises ConfigurationError for an invalid setting."""
+    """Parse the command line with the settings as defaults. `settings` of the result names the source of those in effect."""
     settings = {name: (value, where) for name, value, where in _settings() if command == "worker" or name == "modules"}
     defaults = {name: value for name, (value, _) in settings.items()}
     worker = parser.commands[command]

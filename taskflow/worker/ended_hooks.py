@@ -1,4 +1,4 @@
-"""Calls `Middleware.ended` for the jobs that have ended."""
+"""Calls `Middleware.ended` for each job that ends. Settlements never wait for it. Errors are logged with the job's id."""
 
 from __future__ import annotations
 

@@ -39,8 +39,7 @@ class WorkerHealth:
         self.is_winding_down = False
 
     def live(self) -> HealthCheck:
-        """Return whether the event loop and the heartbeat thread are running. The state of the
-        broker is ignored, because restarting the process would not bring the broker back."""
+        """Check the event loop and the heartbeat thread, but not the broker: a restart of the process would not bring it back."""
         watchdog, session, now = self._watchdog(), self._session(), time.monotonic()
         if watchdog is None:
             return HealthCheck(True, self._without_watchdog())

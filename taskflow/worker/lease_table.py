@@ -105,8 +105,7 @@ class LeaseTable:
         self.nudge()
 
     def add(self, lease: Lease, claimed_at: float) -> HeldLease:
-        """Add a lease. The time until its job expires is counted from `claimed_at`, when the claim was sent. The store computed it later,
-        so no run starts after the expiry."""
+        """Add a lease. Its time to expire is counted from `claimed_at`, before the store computed it, so no run starts too late."""
         begins_by = None if lease.expires_in is None else claimed_at + lease.expires_in
         holding = self._held[lease.claim] = HeldLease(lease, time.monotonic(), begins_by)
         holding.on_report = self._on_report

@@ -132,8 +132,7 @@ class Scheduler:
         self.events.emit(BrokerCallFailed("declaring schedules", str(error), times))
 
     async def fire(self, offers: Sequence[Offer]) -> float:
-        """Fire the offered schedules. Return the seconds until the first of them is due
-        again, or infinity if none is. Raises the broker's errors."""
+        """Fire the schedules. Return the seconds until one of them is due again, or infinity. Raises the broker's errors."""
         async with self._firing:
             return await self._fire(offers)
 

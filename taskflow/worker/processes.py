@@ -91,8 +91,7 @@ def _handle_news(supervisor: Supervisor, signals: SignalPipe, processes: Process
 
 
 class Processes:
-    """Starts the worker processes and exchanges messages with them. Each has its own POSIX session,
-    so that a Ctrl-C in the terminal reaches only the supervisor, which passes it on."""
+    """Starts worker processes in POSIX sessions of their own, which a terminal's Ctrl-C does not reach, and talks to them."""
 
     def __init__(self, command: Sequence[str], signals: SignalPipe, environment: Mapping[str, str] | None = None) -> None:
         self._command = list(command)
@@ -126,8 +125,7 @@ class Processes:
         return pid in self._sockets and self._sockets[pid].say(RETIRE)
 
     def record_death(self, session: bytes, cause: str) -> None:
-        """Make every worker that has a session report the death to the broker, in case one of them dies too, until one has done so.
-        Repeated reports do no harm."""
+        """Make each worker with a session report the death to the broker, until one has done so. Repeated reports do no harm."""
         self._deaths[session.hex()] = f"died {session.hex()} {cause}\n".encode(), time.monotonic()
         self._remind()
 
@@ -144,8 +142,7 @@ class Processes:
             self._remind()
 
     def news(self) -> Iterator[tuple[int, str | ExitStatus]]:
-        """Yield the workers' reports and the ends of processes, each with its pid. Ended processes
-        are reaped: workers after their last report and, if this is process 1, orphans."""
+        """Yield reports and ends of processes with their pids, a worker's end last. If this is process 1, orphans are reaped too."""
         for pid, worker_socket in self._sockets.items():
             for line in worker_socket.take():
                 self._record_line(worker_socket, line)
@@ -240,8 +237,7 @@ class WorkerSocket:
 
 
 class SignalPipe:
-    """Turns signals and file changes into bytes in a pipe, for the supervisor's wait. The signal handlers do nothing, so they interrupt
-    nothing."""
+    """Turns signals and file changes into bytes in a pipe. The handlers do nothing, so they interrupt nothing."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()

@@ -91,8 +91,7 @@ def _traceback(error: BaseException, function: Callable[..., Any] | None) -> str
 
 
 def frames_from(function: Callable[..., Any], error: BaseException) -> TracebackType | None:
-    """Return the error's frames from the function on, or all of them if it is not on the stack. A function that only calls the user's has
-    that as its attribute `begins_at`."""
+    """Return the error's frames from the function, or from its attribute `begins_at`, on; all if it is not on the stack."""
     code = getattr(inspect.unwrap(getattr(function, "begins_at", function)), "__code__", None)
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code is not code:

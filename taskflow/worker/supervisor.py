@@ -80,8 +80,7 @@ class WorkerProcess:
 
 @dataclass(eq=False)
 class WorkerSlot:
-    """The slot of one of the workers, occupied by a process and then its successors.
-    `failures` counts consecutive deaths of workers that were not healthy."""
+    """A worker's slot, for one process after another. `failures` counts deaths in a row of workers that were not healthy."""
 
     failures: int = 0
     may_start_at: float = float("-inf")
@@ -97,8 +96,7 @@ class WorkerSlot:
 
 
 class RollingRestart:
-    """Replaces the workers one by one. Each is asked to leave once its replacement is working. `generation` counts the restarts: workers
-    that were started in an earlier one are to be replaced."""
+    """Replaces the workers one by one: those of an earlier `generation` than its own. Each leaves once its successor works."""
 
     def __init__(self, start: Callable[[int], WorkerProcess | None]) -> None:
         self.generation = 0
@@ -285,8 +283,7 @@ class Supervisor:
         return [worker for worker in self._workers.values() if not worker.is_leaving]
 
     def _may_start(self) -> bool:
-        """Return True if another worker may start. Until the application is known to start, only one worker may.
-        If that one waits for the broker, the others would only say so too."""
+        """Return True if another worker may start: only one does until the application is known to start and the broker to answer."""
         first = self._staying()
         loaded = [worker for worker in first if not worker.waits_for_broker]
         if any(worker.loaded_at is not None and worker.loaded_at + ALONE_TIMEOUT <= self._clock() for worker in loaded):
@@ -306,8 +303,7 @@ class Supervisor:
         return worker
 
     def _end_the_silent(self) -> None:
-        """End workers that have fallen silent. C code that never releases the
-        interpreter lock blocks everything in its process, even the watchdog."""
+        """End silent workers: C code that never releases the interpreter lock blocks even the watchdog of its process."""
         now = self._clock()
         for worker in self._workers.values():
             limit = max(self._options.stall_limit, MIN_SILENCE) if self._options.stall_limit else math.inf
@@ -383,8 +379,7 @@ class Supervisor:
             log.error("worker %d has ended: %s; another one starts %s", worker.pid, exit_status.cause, when)
 
     def _record_stopped(self, worker: WorkerProcess, exit_status: ExitStatus) -> None:
-        """Record the exit code of a worker that ended after the supervisor received a
-        signal to stop. A worker that was still starting while others worked is ignored."""
+        """Record the exit code, unless the worker was still starting while others worked."""
         if worker.works_since is not None or not self._has_worked:
             by_us = worker.works_since is None and exit_status.code == 128 + signal.SIGTERM
             self._codes.append(128 + self._number if by_us or self._stops > 2 else exit_status.code)

@@ -126,8 +126,7 @@ class ThreadPool:
                     return None
 
     def _has_more(self) -> bool:
-        """Wait for a call. Return False if none arrives in time, or the pool is closed. A call is queued first and announced afterwards:
-        so either it is seen here, or this thread already counts as idle."""
+        """Wait for a call. Return False if none arrives in time, or the pool is closed. Calls are queued first, then announced."""
         with self._wake:
             is_late = False
             while not self._waiting:

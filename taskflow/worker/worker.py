@@ -71,8 +71,7 @@ class Drain:
         self._began_at = next((worker.registered_at for worker in workers if worker.session.id == session), None)
 
     async def set_aside(self) -> int:
-        """Return how many of the newest failed jobs the store has set aside since it registered the session: unreadable ones, and the
-        poison in the worker's queues."""
+        """Count the newest failed jobs that the store has set aside in this session: unreadable ones, and poison in its queues."""
         if self._began_at is None:
             return 0
         failed = await self._broker.admin.page(View(statuses=(Status.FAILED,)), limit=MAX_SEARCHED)
@@ -107,8 +106,7 @@ class Drain:
         return Counter(record.job for record in await self._scheduled(queue) if not self._can_run(record))
 
     async def _has_something_due(self, queue: QueueInfo) -> bool:
-        """Return True if a job that the worker can run is due within the horizon.
-        If the queue has too many scheduled jobs to search, parked ones count too."""
+        """Return True if a job for this worker is due within the horizon. Above `MAX_SEARCHED` scheduled jobs, parked ones count."""
         if queue.next_due_in is None or queue.next_due_in > self._horizon:
             return False
         if queue.counts[Status.SCHEDULED] > MAX_SEARCHED or time.monotonic() < self._search_at.get(queue.name, 0.0):

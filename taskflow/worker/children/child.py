@@ -54,8 +54,7 @@ def main(descriptor: int) -> None:
 
 
 def _leave_it_to_the_worker(number: int, frame: object) -> None:
-    """Do nothing. A service manager may signal all processes of a service, but the worker lets runs
-    finish. A handler, unlike an ignored signal, is not inherited by programs that are started here."""
+    """Leave it to the worker, which lets runs finish. Unlike SIG_IGN, programs that are started here do not inherit it."""
 
 
 class WorkerConnection:
@@ -200,8 +199,7 @@ def _load_main(main: str) -> None:
 
 
 class Lifespan:
-    """The application's `child_initializer`, then its `child_lifespan`. It begins once, when the module of the first job has been imported,
-    because that may configure the application. `state` is the value of `ctx.state`."""
+    """The application's `child_initializer` and `child_lifespan`, begun once: after the import of the first job's module."""
 
     def __init__(self, handshake: Handshake, calls: MainThreadCalls) -> None:
         self.state: Any = NoState() if handshake.has_lifespan else None

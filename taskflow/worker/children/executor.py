@@ -36,8 +36,7 @@ _REASONS: Final[Mapping[str, StopReason]] = {CANCELLED: "cancelled", TIMED_OUT: 
 
 
 class _Call:
-    """A call to be made in the main thread. `asked` holds the reason to stop, until it has been passed on to the function: either thread
-    may pop it. `task` is the task of an async function, once it exists."""
+    """A call for the main thread. Either thread may pop the reason to stop from `asked`. `task` is that of an async function."""
 
     def __init__(self, function: Callable[[], Any], *, is_async: bool = False) -> None:
         self.function = function
@@ -81,8 +80,7 @@ class MainThreadCalls:
         return call.outcome
 
     def stop(self, reason: StopReason) -> None:
-        """Raise JobStopping in the function that is being called, or cancel it if it is async. If its call has not been made yet, the
-        outcome is CancelledBeforeStart. Must be called before that outcome is known."""
+        """Raise JobStopping in the current function, or cancel its task. If it has not begun, the outcome is CancelledBeforeStart."""
         call = self._latest
         call.asked.append(reason)
         if not call.is_async:

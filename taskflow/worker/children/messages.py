@@ -52,8 +52,7 @@ class Handshake(Message, frozen=True, kw_only=True):
 
 
 class Import(Message, frozen=True):
-    """Asks the child to import the module that declares a job, and to set itself up if that is the first one. If it is the
-    worker's main module, `main` says how to import it: by a module's name or by a file's absolute path."""
+    """Asks the child to import a job's module. If it is the worker's main module, `main` is a module's name or a file's path."""
 
     module: str
     main: str | None = None
@@ -88,8 +87,7 @@ class Completing(Message, frozen=True):
 
 
 class Finished(Message, frozen=True):
-    """The verdict of the run. `memory` is the child's memory use in bytes. `is_whole` is True if every import has succeeded, and the
-    lifespan has not been left. Otherwise the child is not used again."""
+    """The verdict of the run. `memory` is in bytes. The child is not used again unless imports and lifespan are `is_whole`."""
 
     verdict: Verdict
     memory: int
@@ -97,8 +95,7 @@ class Finished(Message, frozen=True):
 
 
 class CallRefused(Message, frozen=True):
-    """Reports that the child could not set itself up, or that the job was not found. `why` and `traceback` describe the reason.
-    A new child may find the job."""
+    """Reports why the child could not set itself up, or did not find the job. A new child may find it."""
 
     why: str
     traceback: str

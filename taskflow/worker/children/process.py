@@ -201,8 +201,7 @@ class Child(asyncio.Protocol):
 
     @classmethod
     async def start(cls, spec: ChildSpec) -> Self:
-        """Start a child, which imports what it can of the worker's modules. Raises ChildFailed if it dies or is not ready in time. If this
-        is cancelled, no process is left behind."""
+        """Start a child. Raises ChildFailed if it dies or is not ready in time. If this is cancelled, no process is left behind."""
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
@@ -253,8 +252,7 @@ class Child(asyncio.Protocol):
             self._transport.write(messages.pack(messages.Stop(why)))
 
     def retire(self) -> None:
-        """Make the child exit by itself within `exit_within` seconds. The processes that it has started may continue, unless its last run
-        was asked to stop."""
+        """Make the child exit within `exit_within` seconds. Its own processes may continue, unless its last run was stopped."""
         self.is_retired = self.is_spent = True
         self._hang_up()
         self._loop.call_later(self._spec.options.exit_within, self.kill)
@@ -350,8 +348,7 @@ class Child(asyncio.Protocol):
             self._transport.close()
 
     def _watch(self) -> None:
-        """Watch for the end of the child, with a pidfd if possible. The connection does
-        not show the end reliably, because a forked process may keep it open."""
+        """Watch for the end of the child, which the connection does not show if a forked process keeps it open."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except (AttributeError, OSError):  # not Linux, or not allowed

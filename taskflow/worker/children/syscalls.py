@@ -38,16 +38,13 @@ def end_with_parent() -> None:
 
 
 def die_before_parent() -> None:
-    """If memory runs out, make Linux kill this process and its descendants before the parent, which then reports the death.
-
-    An adjustment of 100 counts as a tenth of the total memory: https://man7.org/linux/man-pages/man5/proc_pid_oom_score_adj.5.html"""
+    """If memory runs out, make Linux kill this process, of which the parent reports the death, before the parent."""
     with contextlib.suppress(OSError, ValueError):  # another system, or no /proc
         _OUT_OF_MEMORY.write_text(str(min(1_000, int(_OUT_OF_MEMORY.read_text()) + 100)))
 
 
 def keep_handlers_from_forks(is_ours: Callable[[object], bool]) -> None:
-    """Restore the default actions of the `HANDLED` signals in processes that jobs fork. With our handlers, these signals would never end
-    such a process, because the event loop that the handlers notify does not exist there."""
+    """Restore the default `HANDLED` signals in forks: our handlers notify an event loop that does not exist there."""
     os.register_at_fork(after_in_child=partial(_restore_handlers, is_ours))
 
 
@@ -146,10 +143,7 @@ class ExitStatus(NamedTuple):
 
 
 class OutOfMemory:
-    """Counts the kernel's out-of-memory kills in the cgroup of this process, which its child processes share.
-
-    The counter is in `memory.events` for cgroups version 2 and in `memory.oom_control` for version 1. Without cgroups, no kill is detected.
-    """
+    """Counts the kernel's out-of-memory kills in the cgroup (version 1 or 2) of this process and its child processes."""
 
     def __init__(self, cgroups: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> None:
         self._file = next((file for file in _counters(cgroups, proc / "self" / "cgroup") if _count(file) is not None), None)
@@ -179,8 +173,7 @@ class OutOfMemory:
 
 
 def _counters(cgroups: Path, memberships: Path) -> Iterator[Path]:
-    """Yield the files that may contain the counter. In a container, the path reported
-    for a cgroup may be its path on the host, although it is the root here."""
+    """Yield the files that may have the counter. In a container, the reported path may be that on the host: the root is tried too."""
     parts = [line.split(":", 2) for line in _text(memberships).splitlines() if line.count(":") >= 2]
     folders = {name: folder for _, names, folder in parts for name in names.split(",")}  # "memory" for version 1, "" for version 2
     if "" in folders:
