@@ -23,11 +23,7 @@ CLOSE_TIMEOUT: Final = 0.5  # for writing the last lines when the process ends
 
 @contextmanager
 def logging_to_stderr(
-    level: str,
-    form: str,
-    *filters: Callable[[logging.LogRecord], bool],
-    handler: logging.Handler | None = None,
-    has_pid: bool = False,
+    level: str, form: str, *filters: Callable[[logging.LogRecord], bool], handler: logging.Handler | None = None, has_pid: bool = False
 ) -> Iterator[None]:
     """Log to stderr inside the `with` block, through `handler` if given. As JSON, Python's warnings are logged too."""
     is_json, root = form == "json", logging.getLogger()

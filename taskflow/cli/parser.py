@@ -37,10 +37,7 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "resume": "taskflow resume mail",
         "schedules": "taskflow schedules trigger nightly",
     },
-    "look after the store": {
-        "doctor": "taskflow doctor",
-        "migrate": "taskflow migrate --plan",
-    },
+    "look after the store": {"doctor": "taskflow doctor", "migrate": "taskflow migrate --plan"},
     "learn more": {
         "help": "taskflow help jobs",
         "demo": "taskflow demo --limit 100",
@@ -71,9 +68,7 @@ BROKER: Final = "the broker's URL (default: TASKFLOW_BROKER, which keeps passwor
 def a_parser() -> Parser:
     """Return the parser. `module` of its result names the function that runs the command, as in `status:queues`."""
     parser = Parser(
-        prog="taskflow",
-        description="Background jobs for Python.",
-        epilog=f"exit codes:\n{TABLE}\n\nmore: docs/reference/cli.md",
+        prog="taskflow", description="Background jobs for Python.", epilog=f"exit codes:\n{TABLE}\n\nmore: docs/reference/cli.md"
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.branch("command", required=True)

@@ -104,13 +104,7 @@ class WorkerSession:
         self._maintenance = Maintenance(registration, seams.chance, on_ready=self.fetcher.poll, on_offers=scheduler.fire, on_ended=on_ended)
         self._quarantine = Quarantine(self.lease_table, self.runs, events)
         self.heartbeat = Heartbeat(
-            self.session,
-            self.fetcher,
-            self.lease_table,
-            events,
-            seams.start_thread,
-            on_answer=self.apply_answer,
-            on_lost=self.lose,
+            self.session, self.fetcher, self.lease_table, events, seams.start_thread, on_answer=self.apply_answer, on_lost=self.lose
         )
         self._running = partial(Services, events, seams.chance, self.lease_table.nudge)
 
