@@ -125,8 +125,8 @@ class WorkerReport(NamedTuple):
 
 
 class Fleet:
-    """The health of all workers: live and ready as long as one is, because the supervisor itself replaces the others. A failed probe would
-    end the supervisor, and with it the runs of all. The supervisor writes here, and the thread that answers probes reads."""
+    """The health of all workers: well as long as one is, because the supervisor replaces the others, and a failed probe would end it and
+    all runs. The supervisor writes here, and the thread that answers probes reads."""
 
     def __init__(self) -> None:
         self._workers: dict[int, WorkerReport] = {}

@@ -66,7 +66,7 @@ class Report(msgspec.Struct, kw_only=True):
 
 def act(arguments: argparse.Namespace) -> int:
     with raising(signal.SIGTERM, signal.SIGHUP):  # so that the audit log gets what was done until then
-        return command.with_store(_act, arguments)
+        return command.with_store(_pause if arguments.command in ("pause", "resume") else _act, arguments)
 
 
 async def _act(app: App, arguments: argparse.Namespace) -> int:
@@ -262,11 +262,6 @@ class Rollout:
                     left.append(job_id)
         self._watched = self._watched[MAX_CHECKED:] + left
         return None
-
-
-def pause(arguments: argparse.Namespace) -> int:
-    with raising(signal.SIGTERM, signal.SIGHUP):
-        return command.with_store(_pause, arguments)
 
 
 async def _pause(app: App, arguments: argparse.Namespace) -> int:

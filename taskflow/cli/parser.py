@@ -190,7 +190,7 @@ def _add_actions(command: Callable[..., Parser]) -> None:
     drop = "Drop ended jobs; with --status, cancel and drop waiting ones. Running jobs are not affected."
     _acts(command("purge", "job_actions:act", "drop jobs", drop), "purge", default="ended")
     for verb, meaning in (("pause", "stop claiming jobs from queues"), ("resume", "end a pause")):
-        pause = command(verb, "job_actions:pause", meaning, f"{meaning[0].upper()}{meaning[1:]}.")
+        pause = command(verb, "job_actions:act", meaning, f"{meaning[0].upper()}{meaning[1:]}.")
         pause.add_argument("names", nargs="+", metavar="QUEUE", help=f"the queues to {verb}")
         _operator(pause)
     regular = "List schedules, or act on them. Without an action, list all of them."

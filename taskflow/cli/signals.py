@@ -35,8 +35,8 @@ DUMP_TIMEOUT: Final = 2.0
 
 
 class ForcedExit:
-    """Kills the process from a separate thread if it does not exit in time, for example because a thread never returns. Leaving the `with`
-    block disarms it. The exit code is `Exit.FORCED`, or the exit code of the work, if it has already finished."""
+    """Kills the process from a thread if it does not exit in time. Leaving the `with` block disarms it. The exit code is `Exit.FORCED`, or
+    that of the work, if it has already finished."""
 
     def __init__(self) -> None:
         self._deadlines = queue.SimpleQueue[float | None]()  # reentrant, because a signal handler may call `put` at any point
@@ -73,13 +73,10 @@ def _run_for(seconds: float, say: Callable[[], None]) -> None:
 
 
 class Signals:
-    """Handles the signals sent to a worker. The first winds it down, the second cancels its runs, and the third ends the process at once.
+    """Handles a worker's signals: the first winds it down, the second cancels its runs, the third ends even a blocked process.
 
-    - While modules are being imported, the first signal raises `Interrupted`; while the worker is starting, it cancels the start. In both
-      cases, the second ends the process. After `begin`, the handler only records the signal and wakes the loop.
-    - The handler is Python's own, not the loop's (or anyio's), so that a third signal works even while a job blocks the loop.
-    - After the first signal, SIGHUP is ignored, because a closing terminal sends several.
-    """
+    While modules are imported, the first raises `Interrupted`; while the worker starts, it cancels the start; the second then ends the
+    process. After `begin`, the handler only wakes the loop. SIGHUP counts only once: a closing terminal sends several."""
 
     def __init__(self, forced_exit: ForcedExit, *, grace: float, stop_timeout: float) -> None:
         self._forced_exit = forced_exit

@@ -48,9 +48,8 @@ def drops_exceptions(frame: object) -> bool:
 
 
 class Interrupts:
-    """Remembers a Ctrl-C and raises it again, because the interpreter drops exceptions that are raised in its callbacks, and imports run
-    many of them. A second Ctrl-C ends the process at once. So does SIGTERM in process 1, where the kernel drops signals without a handler.
-    """
+    """Remembers a Ctrl-C and raises it again, because the interpreter drops exceptions raised in its callbacks, which imports cause. A
+    second one ends the process at once, and so does SIGTERM in process 1, where the kernel drops signals without a handler."""
 
     def __init__(self) -> None:
         self._number = 0

@@ -210,8 +210,8 @@ def table(
     below: Callable[[Any], Iterable[str]] = lambda row: (),
     color: int | None = BOLD,
 ) -> Iterator[str]:
-    """Yield a header in this colour, and for each row a line and the lines `below` it. In a pipe, nothing is left out. `detail` is the last
-    column if all of it fits; otherwise each row's detail is wrapped on further lines."""
+    """Yield a header, and for each row a line and those `below` it. A pipe gets all columns. `detail` is the last column if all of it fits;
+    otherwise each row's is wrapped on further lines."""
     is_terminal, most = sys.stdout.isatty(), room()
     all_columns = [*columns, *([] if detail is None else [detail])]
     cells = {column: [one_line(column.cell(row)) for row in rows] for column in all_columns}

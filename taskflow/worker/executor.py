@@ -189,8 +189,7 @@ class Executor:
         return self._failed(holding, failure_of(error, holding.lease.attempt), error)
 
     def _stop(self, holding: HeldLease, context: JobContext, task: asyncio.Task[Any] | None) -> None:
-        """Stop the run. A function that is running in a thread can only be asked to stop, and keeps its lease and slot until it ends. One
-        that is still queued never starts. If the run is anywhere else, its task is cancelled."""
+        """Stop the run: withdraw a queued call of a plain function, or cancel the task. A function in a thread can only be asked."""
         context.cancelled.set()
         if holding.in_thread is None:
             if task is not None:

@@ -46,9 +46,8 @@ BEHIND_PAUSE: Final = 0.1  # seconds after which the fetcher checks again whethe
 class Fetcher:
     """Claims jobs for a session, one claim at a time. One whose answer was lost is repeated with the same number.
 
-    `answered_at` is the time of the last answer, and `full_at` the last time that there was no room. Both are on the monotonic clock, and
-    None at first. `has_tried` is set when the first claim was answered or failed, or when there was no room for one. `on_leases` gets the
-    leases and the time of the request. Those that arrive so late that they may count as ghosts are handed back."""
+    `answered_at` and `full_at` are when a claim was last answered, and when there was no room, on the monotonic clock. `has_tried` is set
+    once a claim was answered or failed, or found no room. `on_leases` gets the leases and the time of the request."""
 
     registration: Registration
     options: WorkerOptions

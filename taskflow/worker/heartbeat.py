@@ -41,9 +41,8 @@ LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
 
 @dataclass(eq=False)
 class Heartbeat:
-    """Sends the heartbeats of a session from `start` until it is stopped. Its thread calls `on_answer`, with an answer and the time of the
-    heartbeat, and `on_lost`, with the reason, in the session's event loop. `beaten_at` is the time of the last answer, `tried_at` that of
-    the last attempt, both on the monotonic clock.
+    """Sends a session's heartbeats. Its thread calls `on_answer`, with an answer and the time of the heartbeat, and `on_lost`, with the
+    reason, in the session's loop. `beaten_at` is the time of the last answer, `tried_at` that of the last attempt, on the monotonic clock.
 
     The session is lost a ttl after the last answered heartbeat was sent: it lapses in the store a ttl after that heartbeat arrived. An
     attempt in progress ends then. Only an attempt that begins later, in a process that was suspended, may still save the session."""

@@ -73,9 +73,8 @@ class _StampFailed(Exception):
 
 @dataclass(eq=False)
 class Scheduler:
-    """Declares a worker's schedules in each of its sessions, and fires the schedules that it is offered. Every session reports the age of
-    the worker, so that a worker whose session is replaced does not look like a newer deploy. Middleware stamps the jobs in a thread without
-    an event loop: it may block there. Raises DeclarationError if two schedules have the same name, or if a call does not fit its job."""
+    """Declares a worker's schedules in each session, and fires those that it is offered. Every session reports the worker's age, or one
+    that replaces another would look like a newer deploy. Raises DeclarationError if two have one name, or a call does not fit."""
 
     broker: Broker
     registry: Registry

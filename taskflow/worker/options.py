@@ -19,9 +19,7 @@ MAX_CONCURRENCY: Final = 100_000
 
 
 class QueueChoice:
-    """The order in which a worker claims from its queues: strict for ``a,b``, weighted for ``a=3,b=1``. If no queues are named, it claims
-    from all of them in turn.
-
+    """The order in which a worker claims from its queues: strict for ``a,b``, weighted for ``a=3,b=1``, in turn from all if none is named.
     With weights, each queue comes first in a share of the claims that is proportional to its weight, so that none starves."""
 
     def __init__(self, weights: Mapping[str, int | None] | None = None) -> None:

@@ -50,10 +50,8 @@ def supervise(
     watch: FileWatch | None = None,
     listener: SupervisorListener | None = None,
 ) -> int:
-    """Keep the workers running until all have ended for good. Each is a process that runs `command`. Return the exit code.
-
-    The workers get `environment`, or by default the environment of this process. When a worker crashes, the other workers report its death
-    to the broker. If there are none, the next worker does."""
+    """Keep the workers running until all have ended for good. Each is a process that runs `command` in `environment`, by default that of
+    this process. When a worker crashes, the other workers report its death to the broker, or else the next one. Return the exit code."""
     with SignalPipe() as signals, Processes(command, signals, environment) as processes:
         if watch is not None:
             watch(signals.record_change)

@@ -83,8 +83,7 @@ class Registration:
 
 
 async def report_death(broker: Broker, session_id: bytes, cause: str) -> bool:
-    """Report to the broker that the session's process is dead. Each of its jobs then counts as crashed with this cause ("SIGSEGV"). Return
-    False if the broker refuses or does not answer: upkeep then declares the session dead later, without a cause."""
+    """Report that a session's process is dead. Its jobs then count as crashed with this cause ("SIGSEGV"). Return False if that failed."""
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT):
             beat = Beat.of_death(session_id, cause)

@@ -46,10 +46,8 @@ SLOW_TTL: Final = 60.0
 class Runs:
     """Gives each run a slot, and keeps a small reserve of leases so that no slot stands idle during a round trip.
 
-    At most `slots` jobs run at once, but the worker may hold more leases: the reserve, and leases whose settlements have not been answered
-    yet. The reserve is at most the number of runs expected to end within 20 ms, and never more than `AHEAD` times `slots`. The same limit
-    applies to unanswered settlements, except that `slots` of them are always allowed. While the jobs of some queue typically take longer
-    than 20 ms, there is no reserve, so at most twice `slots` leases are held."""
+    The reserve is at most the number of runs expected to end within 20 ms, and `AHEAD` times the slots. Unanswered settlements have the
+    same limit, but may be as many as the slots. While the jobs of some queue typically take longer than 20 ms, there is no reserve."""
 
     def __init__(
         self, options: WorkerOptions, threads: ThreadPool, lease_table: LeaseTable, executor: Executor, settler: Settler, events: Events
@@ -197,8 +195,7 @@ class Runs:
             await asyncio.wait(list(self.under_way), timeout=CUT_OFF_TIMEOUT)
 
     async def watch(self) -> None:
-        """Report runs that are still under way `stop_timeout` seconds after they were asked to stop, and again at growing intervals. Each
-        check also makes the fetcher look for free slots, so that the health checks stay up to date."""
+        """Report runs that do not stop in time, again and again. Each check makes the fetcher look for slots, for the health checks."""
         grace = max(MIN_LOOK_INTERVAL, self._stop_timeout)
         while True:
             await asyncio.sleep(min(MAX_LOOK_INTERVAL, grace))
@@ -280,13 +277,10 @@ LAST: Final = Trial(1, 300.0, 30.0)
 
 
 class Quarantine:
-    """Runs jobs that have crashed apart from all others. The last run of each either killed its worker, or ran alongside the one that did.
+    """Runs jobs that have crashed apart from all others, which a job that kills its worker would otherwise take down each time.
 
-    If the guilty job ran among others, it would take them down each time, and they would count as crashed as often as it does. So suspects
-    run a few at a time after their first crash, then one at a time, those with the fewest crashes first. Before a trial, runs that have
-    started are given time to end, and all other leases are handed back, so that they are not lost with the worker. Nothing is claimed until
-    the jobs on trial have survived for a period that grows with the number of crashes. If one more crash would make a job poison, it has
-    the worker to itself for its whole run, up to a limit."""
+    After their first crash suspects run a few at a time, then one by one. Before that, started runs get time to end, and all other leases
+    are handed back. Nothing is claimed until the jobs on trial have survived for a period that grows with the number of crashes."""
 
     def __init__(self, lease_table: LeaseTable, runs: Runs, events: Events) -> None:
         self._lease_table = lease_table

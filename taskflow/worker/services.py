@@ -19,10 +19,9 @@ HEALTHY_AFTER: Final = 60.0  # a service that has run for this many seconds befo
 
 
 class Services:
-    """An async context manager that runs services inside its block: without one of them, the worker would be alive but do nothing.
+    """An async context manager that runs services inside its block. `on_end` is called whenever one stops.
 
-    A service that was cancelled by other code restarts at once, because a job may cancel every existing task. One that failed restarts
-    after a growing pause, so that a bug here does not cost the jobs their leases. `on_end` is called whenever a service stops."""
+    One that other code cancels, such as a job that cancels all tasks, restarts at once; one that fails does so after a growing pause."""
 
     def __init__(self, events: Events, chance: Chance, on_end: Callable[[], None], *services: Service) -> None:
         self._events = events

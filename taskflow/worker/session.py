@@ -13,7 +13,6 @@ import anyio
 
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
-from taskflow.model.clock import Seams
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import SessionLost
 from taskflow.model.rules import Rules
@@ -30,7 +29,6 @@ from taskflow.worker.registration import Registration, new_session
 from taskflow.worker.runs import Quarantine, Runs
 from taskflow.worker.services import Services
 from taskflow.worker.settler import Settler
-from taskflow.worker.thread_pool import ThreadPool
 
 if TYPE_CHECKING:  # loaded only by workers with such hooks
     from taskflow.worker.ended_hooks import EndedHooks
@@ -55,13 +53,9 @@ class Phase(IntEnum):
 
     WORKING = 0
     FINISHING = 1  # the session claims nothing more. Its runs may take as long as they need
-
     WINDING_DOWN = 2  # the runs have the grace period to finish
-
     STOPPING = 3  # the grace period is over. The remaining runs are cancelled and handed back, then the session leaves
-
     LOST = 4  # the store, or the worker itself, has declared the session dead. Other workers may run its jobs
-
     ENDED = 5
 
 
@@ -76,13 +70,13 @@ class WorkerSession:
         self,
         broker: Broker,
         executor: Executor,
-        threads: ThreadPool,
         scheduler: Scheduler,
         options: WorkerOptions,
-        seams: Seams,
         events: Events,
-        ended_hooks: EndedHooks | None = None,
+        ended_hooks: EndedHooks | None,
     ) -> None:
+        assert executor.threads is not None
+        seams = executor.seams
         self.session = new_session(options, executor.registry.names, wants_ends=ended_hooks is not None)
         self.phase = Phase.WORKING
         self.has_forced = False
@@ -97,7 +91,7 @@ class WorkerSession:
         self.made_at = time.monotonic()
         self.lease_table = LeaseTable()
         self.settler = Settler(broker, self.lease_table, events, ended_hooks)
-        self.runs = Runs(options, threads, self.lease_table, executor, self.settler, events)
+        self.runs = Runs(options, executor.threads, self.lease_table, executor, self.settler, events)
         registration = Registration(broker, self.session, events)
         self.fetcher = Fetcher(registration, options, self.runs, ended_hooks, seams.chance, on_leases=self.take, on_lost=self.lose)
         on_ended = None if ended_hooks is None else ended_hooks.tell_ended
@@ -184,8 +178,7 @@ class WorkerSession:
         self._enter(Phase.STOPPING)
 
     async def _until_settled(self) -> None:
-        """Wait until the store has answered all settlements: while the worker winds down at most `stop_timeout` seconds, in a past session
-        until `settle_by`, or indefinitely, because only the store knows whether its verdicts still count."""
+        """Wait until the store has answered all settlements: at most `stop_timeout` seconds when winding down, or until `settle_by`."""
         if self._settles_until is None and self._grace_ends_at is not None:
             self._settles_until = time.monotonic() + self._options.stop_timeout
         while self.lease_table.unanswered() if self._settles_until is not None else len(self.lease_table):
@@ -262,8 +255,7 @@ class WorkerSession:
         return self.phase >= Phase.WINDING_DOWN
 
     def take(self, leases: Sequence[Lease], claimed_at: float) -> None:
-        """Accept claimed leases. Jobs that have crashed before go into quarantine: the others start now in the free slots, and the rest
-        are handed back."""
+        """Start claimed leases as slots are free. If some have crashed before, they go into quarantine, and the rest is handed back."""
         if self.phase >= Phase.WINDING_DOWN:
             self.runs.refuse(leases, claimed_at)
             return

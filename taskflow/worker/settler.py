@@ -35,9 +35,8 @@ UNWRITABLE: Final = "taskflow.VerdictNotWritable"
 class Settler:
     """Sends settlements in batches, without a timer: those that arrive while a batch is under way form the next one.
 
-    A settlement is retried until the store has answered it or its lease is lost, because losing a job is worse than running it twice. If
-    another program's transaction blocks settlements in the store, `run_held_up` offers them again separately, so that the others do not
-    wait. `waiting_since` is the time on the monotonic clock since which a batch has been unanswered, or None."""
+    A settlement is retried until the store has answered it or its lease is lost. If another program's transaction blocks it, `run_held_up`
+    offers it again apart from the others. `waiting_since` is when the unanswered batch was sent, on the monotonic clock, or None."""
 
     def __init__(self, broker: Broker, lease_table: LeaseTable, events: Events, ended_hooks: EndedHooks | None = None) -> None:
         self._broker = broker

@@ -156,8 +156,7 @@ class ProcessControl(Protocol):
 
 
 class Supervisor:
-    """Decides when to start, signal and replace workers. Report events to it, then call `act`, which
-    returns the seconds until it must be called again. It is done once `code`, the exit code, is set."""
+    """Decides when to start, signal and replace workers. After events, call `act`; `code` is set once it is done."""
 
     def __init__(self, options: SupervisorOptions, processes: ProcessControl, clock: Callable[[], float] = time.monotonic) -> None:
         self.code: int | None = None
@@ -393,8 +392,7 @@ class Supervisor:
             log.warning("worker %d died while it wound down: %s", worker.pid, exit_status.cause)
 
     def _judge(self) -> None:
-        """Once all workers have ended for good, set the exit code to the highest of theirs. After a
-        third signal, or if no worker had begun to work before the first, set it to the signal's."""
+        """Once all workers have ended for good, set the exit code: the highest of theirs, or that of the signal that ended them."""
         if self._workers:
             return
         failed = [slot.no_start.code for slot in self._slots if slot.no_start is not None]

@@ -23,10 +23,8 @@ class _ThreadCall(NamedTuple):
 
 
 class ThreadPool:
-    """A pool of at most `size` threads. A new one is started if there is work and none is idle. Belongs to one event loop.
-
-    They are daemon threads so that a function that never returns cannot keep the process from exiting. `left_behind` counts the threads
-    that are still running an abandoned function. `on_freed` is called in the event loop when such a function has ended."""
+    """A pool of at most `size` daemon threads, started as needed, for one event loop. `left_behind` counts those that still run an
+    abandoned function. `on_freed` is called in the event loop when such a function has ended."""
 
     def __init__(self, size: int, start_thread: StartThread, on_freed: Callable[[], None] = lambda: None) -> None:
         self.left_behind = 0
@@ -44,10 +42,8 @@ class ThreadPool:
         self._is_delivering = False
 
     def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Call the function in a thread, with this task's context variables. Return a future for its outcome.
-
-        If the future is cancelled before a thread calls the function, it is never called. If it is cancelled later, call `give_up`. Raises
-        RuntimeError if the system cannot start a thread for the call."""
+        """Call the function in a thread, with this task's context variables, and return a future. If that is cancelled in time, nothing is
+        called; if later, call `give_up`. Raises RuntimeError if the system cannot start a thread."""
         outcome: asyncio.Future[Any] = self._loop.create_future()
         work = _ThreadCall(function, contextvars.copy_context(), outcome)
         self._waiting.append(work)
@@ -84,8 +80,8 @@ class ThreadPool:
         return False
 
     def _call_one(self) -> None:
-        """Wake a thread for the call, unless one is already being woken: that one wakes the next if it finds more than one call. So
-        functions that block get a thread each, while one or two threads handle a batch of short ones without a fight for the GIL."""
+        """Wake a thread, unless one is already being woken, which wakes the next if it finds more calls. So functions that block get a
+        thread each, while one or two threads handle a batch of short ones without a fight for the GIL."""
         if self._is_one_coming:
             return
         with self._wake:
@@ -164,9 +160,7 @@ class ThreadPool:
 
 
 class StoppableCall:
-    """A call of a function in a thread, which `stop` interrupts: JobStopping is raised in the function when it next runs Python code.
-
-    The exception is raised once at most, and not after the call has ended, so that it never hits the pool or another call."""
+    """A call in a thread, in which `stop` raises JobStopping: once at most, and not after the call has ended."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._function = function

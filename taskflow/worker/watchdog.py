@@ -108,8 +108,7 @@ def _frames(thread: int) -> Iterator[FrameType]:
 
 
 class Standstill:
-    """Measures how long a value has stayed the same. Each check adds at most twice the usual interval: otherwise, a stopped process or C
-    code that holds the interpreter lock would look like a blocked event loop."""
+    """Measures how long a value has stayed the same. A late check adds at most twice the interval: the process may have stopped."""
 
     def __init__(self, read: Callable[[], object]) -> None:
         self._read = read
@@ -127,12 +126,8 @@ class Standstill:
 
 
 class Watchdog:
-    """Watches the event loop in which it was created. Its thread never logs and never waits for the loop, so neither can block it.
-
-    `stalled_for`  how many seconds the loop has made no progress; 0.0 until that has been reported
-    `checked_at`    when the loop was last checked, on the monotonic clock; shows that the watchdog itself is running
-    `blocker`      the lease of the job that was reported as blocking the loop
-    """
+    """Watches the event loop in which it was created, in a thread that never logs and never waits for the loop. `stalled_for` is for how
+    many seconds the loop stands still, `checked_at` the time of the last check, and `blocker` the lease of the job that blocks it."""
 
     def __init__(self, watched: SessionLoop, events: Events, start_thread: StartThread, *, stall_limit: float, ttl: float) -> None:
         self._events = events
@@ -193,9 +188,8 @@ class Watchdog:
         self._emit(lambda: InterpreterBlocked(lease, passed - LOOK, self._ttl, is_computed, shown(lines)))
 
     def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[Line]]:
-        """Return the lease of the run that held the interpreter lock in `thread`, and the lines that the thread is executing.
-
-        If the current run has not lasted for half of this check's delay, it is the last slow run, whose lines are gone."""
+        """Return the lease of the run that held the interpreter lock in `thread`, and the thread's lines. A run that has just begun did
+        not: then it was the last slow run, whose lines are gone."""
         holding, lines, late = self._holding_in(thread), lines_of(thread), passed - LOOK
         if holding is not None and (holding.started or 0.0) <= self.checked_at - late / 2:
             return holding.lease, lines

@@ -278,10 +278,7 @@ class Worker:
             is_cut_short=self._is_cancelled,
             deploy=deploy_name(),
         )
-        broker, options = self._app.broker(), self.options
-        return WorkerSession(
-            broker, executor, self._threads, self._scheduler, options, self._seams, self._events, ended_hooks=self._ended_hooks
-        )
+        return WorkerSession(self._app.broker(), executor, self._scheduler, self.options, self._events, self._ended_hooks)
 
     def _end_watchdog(self) -> None:
         watchdog, self._watchdog = self._watchdog, None

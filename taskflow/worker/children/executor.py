@@ -57,8 +57,8 @@ class _Call:
 
 
 class MainThreadCalls:
-    """A queue of calls, which the main thread makes one at a time. Async functions share one event loop there. Plain functions run
-    outside of it, and may run event loops themselves. `run`, `run_async`, `stop` and `end` are called in the other thread's event loop."""
+    """A queue of calls, which the main thread makes one at a time. Async functions share one event loop there; plain ones may run their
+    own. `run`, `run_async`, `stop` and `end` are called in the other thread's loop."""
 
     def __init__(self) -> None:
         self._waiting: SimpleQueue[_Call | None] = SimpleQueue()

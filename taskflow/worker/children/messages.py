@@ -163,8 +163,7 @@ def _read(body: bytes) -> Message:
 
 
 class ChildFailed(TaskflowError):
-    """A child process did not start or set itself up, did not find the job, or died. It is not an error in the job, so `retry_on` does not
-    apply: the run is retried as long as attempts are left. It is no crash either, because the worker lives and reports the cause."""
+    """A child process did not start, did not find the job, or died. The run is retried while attempts are left, whatever `retry_on`."""
 
     __module__ = "taskflow"  # the name that a job's record shows
 

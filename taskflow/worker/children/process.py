@@ -51,12 +51,8 @@ class ChildOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def slots(self) -> int:
-        return self.at_once or cores()
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.at_once or cores
 
 
 F = TypeVar("F", bound=ChildFailed)

@@ -31,8 +31,7 @@ def _library() -> Any:
 
 
 def end_with_parent() -> None:
-    """Make Linux kill this process when the thread that started it ends, even while C code holds the interpreter lock. That thread runs the
-    worker's event loop, which outlives its children. On other systems, the child notices that the connection is closed."""
+    """Make Linux kill this process when the thread that started it ends. Elsewhere, a child notices its closed connection."""
     if sys.platform == "linux":
         _library().prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
