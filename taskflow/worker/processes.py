@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
 
 from taskflow.worker.children.syscalls import ExitStatus, OutOfMemory, resident_memory, spawn_in_session
 from taskflow.worker.supervisor import Supervisor, SupervisorOptions
@@ -35,23 +35,18 @@ FileWatch = Callable[[Callable[[], None]], None]
 """Starts watching files, and calls its argument from a separate thread when they have changed."""
 
 
-class SupervisorListener(Protocol):
-    """Receives the same news as the supervisor: the reports and ends of its workers, and requests to stop."""
-
-    def note(self, pid: int, news: str | ExitStatus) -> None: ...
-    def stop(self) -> None: ...
-
-
 def supervise(
     options: SupervisorOptions,
     command: Sequence[str],
     environment: Mapping[str, str] | None = None,
     *,
     watch: FileWatch | None = None,
-    listener: SupervisorListener | None = None,
+    on_news: Callable[[int, str | ExitStatus], None] = lambda pid, news: None,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> int:
     """Keep the workers running until all have ended for good. Each is a process that runs `command` in `environment`, by default that of
-    this process. When a worker crashes, the other workers report its death to the broker, or else the next one. Return the exit code."""
+    this process. When a worker crashes, the other workers report its death to the broker, or else the next one. `on_news` gets their
+    reports and ends, and `on_stop` is called when the supervisor is asked to stop. Return the exit code."""
     with SignalPipe() as signals, Processes(command, signals, environment) as processes:
         if watch is not None:
             watch(signals.record_change)
@@ -62,30 +57,24 @@ def supervise(
             if supervisor.code is not None:
                 return supervisor.code
             processes.wait(min(timeout, max(0.0, measure_at - time.monotonic())))
-            _handle_news(supervisor, signals, processes, listener)
+            for pid, said in processes.news():
+                on_news(pid, said)
+                if isinstance(said, ExitStatus):
+                    supervisor.ended(pid, said)
+                else:
+                    supervisor.record_report(pid, said)
+            for number in signals.take():
+                if number in (signal.SIGTERM, signal.SIGINT):
+                    supervisor.stop(number)
+                    on_stop()
+                elif number == signal.SIGHUP:
+                    supervisor.hang_up() if signals.has_lost_terminal() else supervisor.roll()
+                elif number == CHANGED:
+                    supervisor.reload()
             if time.monotonic() >= measure_at:
                 measure_at = time.monotonic() + MEMORY_INTERVAL
                 for pid in processes.pids():
                     supervisor.record_memory(pid, resident_memory(pid))
-
-
-def _handle_news(supervisor: Supervisor, signals: SignalPipe, processes: Processes, listener: SupervisorListener | None) -> None:
-    for pid, said in processes.news():
-        if listener is not None:
-            listener.note(pid, said)
-        if isinstance(said, ExitStatus):
-            supervisor.ended(pid, said)
-        else:
-            supervisor.record_report(pid, said)
-    for number in signals.take():
-        if number in (signal.SIGTERM, signal.SIGINT):
-            supervisor.stop(number)
-            if listener is not None:
-                listener.stop()
-        elif number == signal.SIGHUP:
-            supervisor.hang_up() if signals.has_lost_terminal() else supervisor.roll()
-        elif number == CHANGED:
-            supervisor.reload()
 
 
 class Processes:

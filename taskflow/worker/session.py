@@ -67,17 +67,11 @@ class WorkerSession:
     `runs_stopped` when no run continues here except in threads, `schedules_begun` when the worker's schedules have been declared."""
 
     def __init__(
-        self,
-        broker: Broker,
-        executor: Executor,
-        scheduler: Scheduler,
-        options: WorkerOptions,
-        events: Events,
-        ended_hooks: EndedHooks | None,
+        self, broker: Broker, executor: Executor, scheduler: Scheduler, options: WorkerOptions, events: Events, hooks: EndedHooks | None
     ) -> None:
         assert executor.threads is not None
         seams = executor.seams
-        self.session = new_session(options, executor.registry.names, wants_ends=ended_hooks is not None)
+        self.session = new_session(options, executor.registry.names, wants_ends=hooks is not None)
         self.phase = Phase.WORKING
         self.has_forced = False
         self.all_ended, self.runs_stopped, self.schedules_begun = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -90,11 +84,11 @@ class WorkerSession:
         self._settles_until: float | None = None
         self.made_at = time.monotonic()
         self.lease_table = LeaseTable()
-        self.settler = Settler(broker, self.lease_table, events, ended_hooks)
+        self.settler = Settler(broker, self.lease_table, events, hooks)
         self.runs = Runs(options, executor.threads, self.lease_table, executor, self.settler, events)
         registration = Registration(broker, self.session, events)
-        self.fetcher = Fetcher(registration, options, self.runs, ended_hooks, seams.chance, on_leases=self.take, on_lost=self.lose)
-        on_ended = None if ended_hooks is None else ended_hooks.tell_ended
+        self.fetcher = Fetcher(registration, options, self.runs, hooks, seams.chance, on_leases=self.take, on_lost=self.lose)
+        on_ended = None if hooks is None else hooks.tell_ended
         self._maintenance = Maintenance(registration, seams.chance, on_ready=self.fetcher.poll, on_offers=scheduler.fire, on_ended=on_ended)
         self._quarantine = Quarantine(self.lease_table, self.runs, events)
         self.heartbeat = Heartbeat(
