@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from taskflow.model.timetable import Timetable
 
 
-PASS_ON_DELAY: Final = 0.1  # seconds after which a schedule is offered again if this worker cannot compute its times
+PASS_ON_DELAY: Final = 0.1  # seconds after which a schedule is offered again, perhaps to a worker that can compute its times
 FIRST_ROUNDS: Final = 3
 
 MAX_BYTES: Final = 1 << 20  # the maximum size, in bytes, of the arguments in one call of `fire`, unless one job alone has more
@@ -167,7 +167,8 @@ class Scheduler:
             else:
                 declared = self._declared.get(offer.name)
                 if declared is None or declared.definition.digest != offer.digest:
-                    return [_Step(_passed_on(offer), 0.0)]
+                    at, look_at = offer.next_at, offer.now + to_microseconds(PASS_ON_DELAY)
+                    return [_Step(Firing(name=offer.name, digest=offer.digest, expected=at, next_at=at, look_at=look_at), 0.0)]
                 times = declared.timetable
             return [_Step(firing, plan.lag_of(offer.name, firing.expected, offer.now)) for firing in firings_of(offer, plan, times)]
         except (Exception, asyncio.CancelledError, GeneratorExit, SystemExit) as error:  # whatever a timetable raises concerns only itself
@@ -229,12 +230,6 @@ class Scheduler:
         if name not in self._has_failed or self._has_failed[name] is not kind:
             self._has_failed[name] = kind
             self.events.emit(ScheduleFailed(name, why))
-
-
-def _passed_on(offer: Offer) -> Firing:
-    """Return a step that only has the schedule offered again soon, so that a worker that can compute its times may receive it."""
-    at = offer.next_at
-    return Firing(name=offer.name, digest=offer.digest, expected=at, next_at=at, look_at=offer.now + to_microseconds(PASS_ON_DELAY))
 
 
 def _by_name(registry: Registry) -> dict[str, DeclaredSchedule]:
@@ -310,8 +305,9 @@ class Maintenance:
         self._next_at = 0.0
         self._forget_due()
         looks_in, fired_for = math.inf, 0.0
+        portion = next((moves for number, moves in PORTIONS if self._portions < number), LIMIT)
         try:
-            done = await self._broker.upkeep(self._limit(), ends=self.on_ended is not None)
+            done = await self._broker.upkeep(LIMIT if self._is_awaited else portion, ends=self.on_ended is not None)
             if self.on_ended is not None and (done.ended or done.ends_dropped):
                 self.on_ended(done.ended, done.ends_dropped)
             if done.offers:
@@ -338,8 +334,3 @@ class Maintenance:
             return max(0.0, min(looks_in, min(next_in, MAX_MAINTENANCE_INTERVAL) - fired_for))
         self._portions += 1
         return 0.0 if self._is_awaited else BATCH_PAUSE
-
-    def _limit(self) -> int:
-        if self._is_awaited:
-            return LIMIT
-        return next((moves for number, moves in PORTIONS if self._portions < number), LIMIT)
