@@ -78,7 +78,7 @@ def supervise(
 
 
 class Processes:
-    """Starts worker processes in POSIX sessions of their own, which a terminal's Ctrl-C does not reach, and talks to them."""
+    """Starts worker processes, each in a separate POSIX session that a terminal's Ctrl-C does not reach, and talks to them."""
 
     def __init__(self, command: Sequence[str], signals: SignalPipe, environment: Mapping[str, str] | None = None) -> None:
         self._command = list(command)
