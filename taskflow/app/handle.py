@@ -202,8 +202,8 @@ class JobHandle(Generic[R_co]):
 
 
 def _error_info(error: RunError) -> ErrorInfo:
-    times = {"at": instant_of(error.at), "started_at": instant_of(error.started_at) if error.started_at else None}
-    return ErrorInfo(**msgspec.structs.asdict(error) | times | {"worker": error.worker or None})
+    fields: dict[str, Any] = msgspec.structs.asdict(error) | {"at": instant_of(error.at), "worker": error.worker or None}
+    return ErrorInfo(**fields | {"started_at": instant_of(error.started_at) if error.started_at else None})
 
 
 def _facts(info: JobInfo) -> dict[str, object]:
