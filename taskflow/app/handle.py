@@ -202,8 +202,9 @@ class JobHandle(Generic[R_co]):
 
 
 def _error_info(error: RunError) -> ErrorInfo:
-    fields: dict[str, Any] = msgspec.structs.asdict(error) | {"at": instant_of(error.at), "worker": error.worker or None}
-    return ErrorInfo(**fields | {"started_at": instant_of(error.started_at) if error.started_at else None})
+    times: dict[str, Any] = {"at": instant_of(error.at), "worker": error.worker or None}
+    times["started_at"] = instant_of(error.started_at) if error.started_at else None
+    return ErrorInfo(**{**msgspec.structs.asdict(error), **times})
 
 
 def _facts(info: JobInfo) -> dict[str, object]:
