@@ -1,4 +1,4 @@
-"""Servers end and come back or fall silent, connections end, and jobs cancel every task, while workers work and senders send.
+"""Servers end and come back or fall silent, and connections end, while workers work and senders send.
 
 tests/faults has the outages that last longer than a session.
 """

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.postgres import PostgresBroker, wakeups
+from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.model.record import Record
@@ -180,18 +180,6 @@ async def test_a_users_commit_takes_no_lock_of_notifications_unless_a_worker_idl
         holder.terminate()
         await user.close()
         await broker.close()
-
-
-async def test_a_note_that_is_gone_is_written_again(
-    store: Store, broker: Broker, stranger: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another program has deleted it."""
-    monkeypatch.setattr(wakeups, "NOTE_AGAIN", 0.3)
-    async with idle_worker(store.url) as taken:
-        await stranger.execute("DELETE FROM taskflow.idle")
-        await asyncio.sleep(1.0)
-        await broker.enqueue([job := an_envelope()])
-        await are_taken(taken, job.id)
 
 
 @pytest.mark.parametrize("is_analyzed", [False, True], ids=["as it comes", "analyzed"])
