@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from taskflow.app.job_type import Registry
 from taskflow.app.loop_client import LoopClient
-from taskflow.app.middleware import Middleware
+from taskflow.app.middleware import Middleware, Telemetry
 from taskflow.app.portal import INTERRUPTED
 from taskflow.app.settings import DEFAULT_BROKER, ChildLifespanFactory, Defaults, LifespanFactory, Settings, checked, layered
 from taskflow.broker.protocol import Added, Broker, Refused
@@ -233,6 +233,7 @@ def configure(
     middleware: Sequence[Middleware] | None = None,
     lifespan: LifespanFactory | None = None,
     subscribers: Sequence[Subscriber] | None = None,
+    telemetry: Sequence[Telemetry] | None = None,
     child_initializer: Callable[[], object] | None = None,
     child_lifespan: ChildLifespanFactory | None = None,
     defaults: DefaultOptions | None = None,
@@ -246,6 +247,7 @@ def configure(
     `lifespan`           a function that returns an async context manager, entered once
                          per worker; the value that it yields is `JobContext.state`
     `subscribers`        functions that each worker calls with each of its events, see `taskflow.events` (default none)
+    `telemetry`          instances of the classes in `taskflow.telemetry` (default none)
     `child_initializer`  a function that each child process (``runs_in="process"``) calls once, before its first job
     `child_lifespan`     like `lifespan`, but entered once in each child process; its context manager may be a synchronous one
     `defaults`           options for all jobs that do not set them, whenever they are declared: a dict
@@ -260,6 +262,7 @@ def configure(
         middleware=middleware,
         lifespan=lifespan,
         subscribers=subscribers,
+        telemetry=telemetry,
         child_initializer=child_initializer,
         child_lifespan=child_lifespan,
         defaults=defaults,

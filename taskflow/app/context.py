@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
 from taskflow.app.options import seconds_of
-from taskflow.model.clock import SystemClock, instant_of
+from taskflow.model.clock import SystemClock, instant_of, to_seconds
 from taskflow.model.codec.function import CallArguments
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.errors import TaskflowError, name_as_public
@@ -27,7 +27,9 @@ _RAISE: Final = object()
 
 
 class ActiveRun(Protocol):
-    """The run of a context. Its methods may be called from any thread."""
+    """The run of a context. Its methods may be called from any thread. `child_headers` is None unless it runs in a child process."""
+
+    child_headers: dict[str, str] | None
 
     def report(self, progress: Progress) -> None: ...
 
@@ -146,6 +148,22 @@ class JobContext:
         from taskflow.model.envelope import CAUSED_BY
 
         return self._lease.envelope.headers.get(CAUSED_BY)
+
+    def pass_on(self, headers: Mapping[str, str]) -> None:
+        """Add headers for the child process of this run, beside those that were sent. Middleware may call it before `call_next`. It has no
+        effect if the function runs in the worker."""
+        if self._run is not None and self._run.child_headers is not None:
+            self._run.child_headers.update(headers)
+
+    @property
+    def runs_in_child(self) -> bool:
+        """True for middleware of a run in a child process."""
+        return self._run is not None and self._run.child_headers is not None
+
+    @property
+    def waited(self) -> float:
+        """For how many seconds the job had been due when it was claimed, by the store's clock."""
+        return to_seconds(max(0, self._lease.waited))
 
     @property
     def tags(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from functools import reduce
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import msgspec
 
@@ -22,6 +22,10 @@ from taskflow.model.ids import id_text
 from taskflow.model.job_schema import check_headers
 from taskflow.model.printable import nearest
 from taskflow.model.verdict import Verdict
+
+if TYPE_CHECKING:
+    from taskflow.worker.events import WorkerEvent
+    from taskflow.worker.measuring import WorkerMeasures
 
 
 class EnqueueCall:
@@ -128,6 +132,31 @@ class Middleware:
         cancelled or expired while they waited. The worker does not wait for this method, and logs its errors."""
 
 
+class Telemetry(Middleware):
+    """The base class of what `configure(telemetry=[...])` takes: middleware that also hears of events, and of what workers count."""
+
+    counts_runs: ClassVar[bool] = False
+    """True if workers are to count their runs."""
+    records_history: ClassVar[bool] = False
+    page: Callable[[], tuple[str, bytes]] | None = None
+    """Returns the content type and the body of `/metrics` on a worker's health port."""
+
+    def on_event(self, event: WorkerEvent) -> None:
+        """Hear of an event of a worker, like a function in `subscribers`."""
+
+    def working(self, measures: WorkerMeasures | None) -> AbstractContextManager[None]:
+        """Return a context manager that is entered as long as a worker works. `measures` is None unless a telemetry `counts_runs`."""
+        return nullcontext()
+
+    def in_child(self, context: JobContext) -> AbstractContextManager[None]:
+        """Return a context manager inside which a child process calls a job's function."""
+        return nullcontext()
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """Return a context manager whose context variables apply to the worker's calls of the broker, and not to jobs."""
+        return nullcontext()
+
+
 HOOKS: Final = ("stamp", "enqueue", "run", "around", "ended")
 _PREFIXES: Final = ("on_", "before_", "after_")
 
@@ -137,6 +166,8 @@ def check_middleware(layer: object) -> None:
     where = f"configure(middleware=[... {layer!r} ...])"
     if not isinstance(layer, Middleware):
         raise ConfigurationError(f"{where}: expected instances of subclasses of taskflow.Middleware")
+    if isinstance(layer, Telemetry):
+        raise ConfigurationError(f"{where}: it belongs to telemetry=[...]")
     for name in HOOKS:
         is_async = inspect.iscoroutinefunction(getattr(layer, name))
         if is_async is (name in ("stamp", "around")):

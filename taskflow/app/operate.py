@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple, cast
 
 import msgspec
@@ -38,6 +38,7 @@ from taskflow.model.clock import microseconds_of
 from taskflow.model.envelope import check_queue
 from taskflow.model.fingerprint import frame
 from taskflow.model.ids import id_text, parse_id
+from taskflow.model.measures import MeasuresRecord
 from taskflow.model.printable import shown
 from taskflow.model.record import Record, Status
 
@@ -200,6 +201,21 @@ class Operate:
     async def metrics(self) -> dict[str, dict[str, int]]:
         """Return how often each event has happened in each queue since the store was created, by queue and then by event."""
         return (await default_app().client().call(lambda broker: broker.admin.metrics())).totals
+
+    async def history(self, *, since: datetime | timedelta = timedelta(hours=1), until: datetime | None = None) -> list[MeasuresRecord]:
+        """Return how many runs ended and how long jobs waited and ran, by period: minutes of the last 3 hours, ten minutes of the last 2
+        days, hours of the last 30 days. Workers record it if `configure(telemetry=[History()])` says so.
+
+        `since`  the beginning, or how long ago that is (default: an hour)
+        `until`  the end (default: now)
+
+        Raises ValueError for a datetime without a time zone.
+        """
+        now = datetime.now(UTC)
+        first = since if isinstance(since, datetime) else now - since
+        last = now + timedelta(minutes=2) if until is None else until  # the store's clock may be ahead
+        microseconds_of(first), microseconds_of(last)
+        return await default_app().client().call(lambda broker: broker.admin.history(first, last))
 
     async def failures(
         self,

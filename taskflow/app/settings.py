@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from taskflow.app.middleware import Middleware, check_middleware
+from taskflow.app.middleware import Middleware, Telemetry, check_middleware
 from taskflow.app.options import default_options
 from taskflow.app.pyproject import check_names, project_table
 from taskflow.broker.url import masked
@@ -44,6 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     middleware: tuple[Middleware, ...] = ()
     lifespan: LifespanFactory | None = None
     subscribers: tuple[Subscriber, ...] = ()
+    telemetry: tuple[Telemetry, ...] = ()
     child_initializer: Callable[[], object] | None = None
     child_lifespan: ChildLifespanFactory | None = None
     defaults: Defaults = Defaults()
@@ -82,19 +83,24 @@ def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None 
         project = {name: _read(f"{name} in [tool.taskflow] of {file}", name, value) for name, value in table.items() if name != "worker"}
     layers = (project, given, configured)
     merged = {name: value for layer in layers for name, value in layer.items() if value is not None}
-    for name in ("middleware", "subscribers"):
+    for name in ("middleware", "subscribers", "telemetry"):
         merged[name] = tuple(merged.get(name, ()))
+    merged["middleware"] = (*merged["telemetry"], *merged["middleware"])
+    merged["subscribers"] += tuple(each.on_event for each in merged["telemetry"] if type(each).on_event is not Telemetry.on_event)
     return Settings(**merged)
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that configure() was given. Raises ConfigurationError for an invalid value, naming the setting."""
     settings = {name: value for name, value in given.items() if value is not None}
-    for name, of_what in (("middleware", "Middleware instances"), ("subscribers", "functions")):
+    for name, of_what in (("middleware", "Middleware instances"), ("subscribers", "functions"), ("telemetry", "Telemetry instances")):
         if not isinstance(settings.get(name, ()), Sequence):
             raise ConfigurationError(f"configure({name}={settings[name]!r}): expected a list of {of_what}")
     for layer in settings.get("middleware", ()):
         check_middleware(layer)
+    for each in settings.get("telemetry", ()):
+        if not isinstance(each, Telemetry):
+            raise ConfigurationError(f"configure(telemetry=[... {each!r} ...]): expected an instance of a class in taskflow.telemetry")
     for subscriber in settings.get("subscribers", ()):
         if not callable(subscriber) or inspect.iscoroutinefunction(subscriber):
             raise ConfigurationError(f"configure(subscribers=[... {subscriber!r} ...]): expected plain functions that take an event")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import logging
 import os
 import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from taskflow.model.clock import start_thread
@@ -19,8 +20,9 @@ from taskflow.worker.events import SessionOpened, WindingDown, WorkerEvent
 from taskflow.worker.health import HealthCheck, WorkerHealth
 
 if TYPE_CHECKING:
-    from taskflow.cli.health_server import HealthServer
+    from taskflow.cli.health_server import HealthServer, Page
     from taskflow.cli.supervise import SupervisorSocket
+    from taskflow.worker.measuring import WorkerFacts
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -29,6 +31,10 @@ REPORT_INTERVAL: Final = 1.0  # between two reports to a supervisor; a change is
 SILENCE_TIMEOUT: Final = 10.0  # after it a worker is presumed dead, for example because C code holds the interpreter lock
 SEND_TIMEOUT: Final = 1.0
 RECHECK_INTERVAL: Final = 1.0  # the longest pause before a worker that has failed its health check is checked again
+
+FACTS_INTERVAL: Final = 5.0  # between two reports of what a worker has counted
+MAX_PART: Final = 1_500  # characters of such a report in a line
+MAX_ENDED: Final = 50  # reports of ended workers that are kept apart
 
 _STARTING: Final = "the worker has not started yet"
 
@@ -39,13 +45,20 @@ class HealthReport:
     def __init__(self, arguments: argparse.Namespace, supervisor: SupervisorSocket | None = None) -> None:
         self._health: WorkerHealth | Fleet | None = None
         self._supervisor = supervisor
+        self.is_served = arguments.health_port is not None
+        self.metrics: Callable[[], Page | None] | None = None
+        """Returns the metrics of this worker."""
+        self.facts: Callable[[], bytes] | None = None
+        """Returns what a supervisor adds up to metrics, packed."""
+        self.backlog: Page | None = None
         self._ending = threading.Event()
         self._server: HealthServer | None = None
         if arguments.health_port is not None and supervisor is None:
             from taskflow.cli.health_server import HealthServer, listener  # imported here, because most workers do not need it
 
             asks = {"/live": self._live, "/ready": self._ready}
-            self._server = HealthServer(listener(arguments.health_host, arguments.health_port), asks)
+            pages = {"/metrics": self._metrics, "/scale": self._scale}
+            self._server = HealthServer(listener(arguments.health_host, arguments.health_port), asks, pages)
         self.notifier = SystemdNotifier.from_environment(os.environ, self._live) if supervisor is None else None
 
     def __enter__(self) -> Self:
@@ -78,12 +91,22 @@ class HealthReport:
                     self.notifier.stopping(f"winding down: {running} running")
 
     def _tell_supervisor(self) -> None:
-        last, reported_at = (False, False), float("-inf")
+        last, reported_at, told_at = (False, False), float("-inf"), float("-inf")
         while self._supervisor is not None and not self._ending.wait(CHECK_INTERVAL):
             live, ready, now = self._live(), self._ready(), time.monotonic()
             if (live.is_well, ready.is_well) != last or now >= reported_at + REPORT_INTERVAL:
                 last, reported_at = (live.is_well, ready.is_well), now
                 self._supervisor.say(report_line(live, ready))
+            if self.facts is not None and now >= told_at + FACTS_INTERVAL:
+                told_at = now
+                for line in fact_lines(self.facts(), self.backlog):
+                    self._supervisor.say(line)
+
+    def _metrics(self) -> Page | None:
+        return None if self.metrics is None else self.metrics()
+
+    def _scale(self) -> Page | None:
+        return self.backlog
 
     def _live(self) -> HealthCheck:
         return self._health.live() if self._health is not None else HealthCheck(True, _STARTING)
@@ -99,6 +122,7 @@ class FleetHealthReport(HealthReport):
         super().__init__(arguments)
         self._fleet = Fleet()
         self.show(self._fleet)
+        self.metrics = self._fleet.metrics
 
     def note(self, pid: int, news: str | ExitStatus) -> None:
         """Record a worker's report, or its end."""
@@ -106,6 +130,9 @@ class FleetHealthReport(HealthReport):
         self._fleet.note(pid, news)
         if self.notifier is not None and self._fleet.has_worked and not had_worked:
             self.notifier.ready("workers work")
+
+    def _scale(self) -> Page | None:
+        return self._fleet.backlog
 
     def stop(self) -> None:
         if self.notifier is not None:
@@ -115,6 +142,16 @@ class FleetHealthReport(HealthReport):
 def report_line(live: HealthCheck, ready: HealthCheck) -> str:
     """Return the line with which a worker reports its health to its supervisor."""
     return f"health {live.is_well:d} {ready.is_well:d} {live.why if not live.is_well else ready.why}"
+
+
+def fact_lines(facts: bytes, backlog: Page | None) -> Iterator[str]:
+    """Return the lines with which a worker reports what it has counted. Each says how many there are, because one may be lost."""
+    text = base64.b64encode(facts).decode()
+    parts = [text[at : at + MAX_PART] for at in range(0, len(text), MAX_PART)]
+    for number, part in enumerate(parts):
+        yield f"facts {number} {len(parts)} {part}"
+    if backlog is not None:
+        yield f"backlog {backlog[1].decode()}"
 
 
 class WorkerReport(NamedTuple):
@@ -130,17 +167,53 @@ class Fleet:
 
     def __init__(self) -> None:
         self._workers: dict[int, WorkerReport] = {}
+        self._facts: dict[int, bytes] = {}
+        self._parts: dict[int, list[str]] = {}
+        self._ended: list[bytes] = []
+        self.backlog: Page | None = None
         self.has_worked = False
 
     def note(self, pid: int, news: str | ExitStatus) -> None:
         if isinstance(news, ExitStatus):
             self._workers.pop(pid, None)
+            self._parts.pop(pid, None)
+            if (facts := self._facts.pop(pid, None)) is not None:
+                self._ended.append(facts)
+                if len(self._ended) > MAX_ENDED:
+                    self._add_up_ended()
             return
         match news.split(" ", 3):
             case ["health", live, ready, why]:
                 self._workers[pid] = WorkerReport(time.monotonic(), live == "1", ready == "1", why)
             case ["session", _]:
                 self.has_worked = True
+            case ["facts", number, count, part]:
+                parts = self._parts.setdefault(pid, [])
+                del parts[int(number) :]
+                parts.append(part)
+                if len(parts) == int(count):
+                    self._facts[pid] = base64.b64decode("".join(parts))
+            case ["backlog", found]:
+                self.backlog = ("application/json", found.encode() + b"\n")
+
+    def metrics(self) -> Page | None:
+        """Return the metrics of all workers, with the counts of those that have ended; None unless a worker reports some."""
+        if not self._facts and not self._ended:
+            return None
+        from taskflow.telemetry.prometheus import CONTENT_TYPE, page_of
+        from taskflow.worker.measuring import unpack_facts
+
+        ended = self._add_up_ended()
+        return CONTENT_TYPE, page_of([*(unpack_facts(facts) for facts in list(self._facts.values())), ended])
+
+    def _add_up_ended(self) -> WorkerFacts:
+        from taskflow.worker.measuring import WorkerFacts, pack_facts, unpack_facts
+
+        total = WorkerFacts(measures=b"")
+        for _ in range(len(self._ended)):
+            total = total.plus(unpack_facts(self._ended.pop(0)).ended())
+        self._ended.insert(0, pack_facts(total))
+        return total
 
     def live(self) -> HealthCheck:
         return self._check("alive", "a worker is alive", lambda worker: worker.is_live, if_none=True)

@@ -28,6 +28,9 @@ MAX_UNACCEPTED: Final = 128
 START_TIMEOUT: Final = 5.0
 STOP_TIMEOUT: Final = 5.0
 
+Page = tuple[str, bytes]
+"""A content type and a body."""
+
 
 def listener(host: str, port: int) -> socket.socket:
     """Open a listening socket. Raises ConfigurationError if that fails. Port 0 means any free port."""
@@ -39,11 +42,15 @@ def listener(host: str, port: int) -> socket.socket:
 
 
 class HealthServer:
-    """The HTTP server for health probes. It answers GET and HEAD for the paths in `asks`, with 200 if the check succeeds and 503 if not."""
+    """The HTTP server for health probes. It answers GET and HEAD for the paths in `asks`, with 200 if the check succeeds and 503 if not. A
+    function in `pages` returns a content type and a body, or None if there is no such page."""
 
-    def __init__(self, listener: socket.socket, asks: Mapping[str, Callable[[], HealthCheck]]) -> None:
+    def __init__(
+        self, listener: socket.socket, asks: Mapping[str, Callable[[], HealthCheck]], pages: Mapping[str, Callable[[], Page | None]]
+    ) -> None:
         self._listener = listener
         self._asks = asks
+        self._pages = pages
         self._open: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}  # ordered by age, the oldest first
         self._end: Callable[[], object] = lambda: None
 
@@ -112,21 +119,27 @@ class HealthServer:
 
     def _check(self, target: str, *, with_body: bool) -> bytes:
         try:
-            ask = self._asks.get(urlsplit(target).path)
+            path = urlsplit(target).path
         except ValueError:
             return _response(HTTPStatus.BAD_REQUEST, with_body=with_body)
+        ask = self._asks.get(path)
         if ask is None:
-            return _response(HTTPStatus.NOT_FOUND, {"why": f"there are {' and '.join(self._asks)}"}, with_body=with_body)
+            if (page := self._pages[path]() if path in self._pages else None) is not None:
+                return _response(HTTPStatus.OK, page, with_body=with_body)
+            why = f"there are {' and '.join(self._asks)}"
+            if path in self._pages:
+                why += ", and this page if the worker has configure(telemetry=[Prometheus()])"
+            return _response(HTTPStatus.NOT_FOUND, {"why": why}, with_body=with_body)
         found = ask()
         shown = {"ok": found.is_well, "why": found.why, **found.facts}
         return _response(HTTPStatus.OK if found.is_well else HTTPStatus.SERVICE_UNAVAILABLE, shown, with_body=with_body)
 
 
-def _response(status: HTTPStatus, shown: Mapping[str, object] | None = None, *, with_body: bool = True) -> bytes:
-    body = json.dumps(shown or {"why": status.phrase}).encode() + b"\n"
+def _response(status: HTTPStatus, shown: Mapping[str, object] | Page | None = None, *, with_body: bool = True) -> bytes:
+    kind, body = shown if isinstance(shown, tuple) else ("application/json", json.dumps(shown or {"why": status.phrase}).encode() + b"\n")
     allow = "Allow: GET, HEAD\r\n" if status is HTTPStatus.METHOD_NOT_ALLOWED else ""
     head = (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\n{allow}Content-Type: application/json\r\n"
+        f"HTTP/1.1 {status.value} {status.phrase}\r\n{allow}Content-Type: {kind}\r\n"
         f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + (body if with_body else b"")

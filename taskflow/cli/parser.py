@@ -164,7 +164,8 @@ def _add_reports(command: Callable[..., Parser]) -> None:
     fleet = "List the running workers: busy slots, heartbeat, jobs, deploy and queues."
     command("workers", "status:workers", "list the running workers", fleet)
     events = "Show how often each event has happened since the store was created."
-    command("metrics", "reports:metrics", "count events by queue", events)
+    counts = command("metrics", "reports:metrics", "count events by queue", events)
+    counts.add_argument("--prometheus", action="store_true", help="print queues, events and workers as Prometheus reads them")
     log = "List what operators did to jobs, queues and schedules, the newest first."
     audit = command("audit", "reports:audit", "list what operators did", log)
     _limit(audit, 50, "list at most N actions")

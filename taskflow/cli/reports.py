@@ -13,6 +13,7 @@ from taskflow.cli.command import existing_broker, filter_of, is_known_queue, on_
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.terminal import RED, Column, ago, cut, only, painted, room, show, table, warn
 from taskflow.model.audit import ActionRecord
+from taskflow.model.errors import DriverMissing
 from taskflow.model.printable import INDENT, one_line
 from taskflow.model.stored_values import LATEST
 
@@ -104,7 +105,16 @@ def _action_json(record: ActionRecord) -> dict[str, Any]:
 
 @on_store
 async def metrics(app: App, arguments: argparse.Namespace) -> int:
-    totals = (await (await existing_broker(app)).admin.metrics()).totals
+    store = (await existing_broker(app)).admin
+    totals = (await store.metrics()).totals
+    if arguments.prometheus:
+        try:
+            from taskflow.telemetry.prometheus import store_page
+        except ImportError as error:
+            raise DriverMissing("--prometheus needs prometheus_client: pip install prometheus-client") from error
+        workers = [worker for worker in await store.workers() if worker.is_alive]
+        sys.stdout.write(store_page(await store.queues(), totals, len(workers)).decode())
+        return Exit.OK
     if not totals and not arguments.json:
         print("no job has been sent yet", file=sys.stderr)
     return show(arguments, {"totals": totals}, _metric_lines(totals))

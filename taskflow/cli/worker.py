@@ -6,10 +6,11 @@ import argparse
 import asyncio
 import contextlib
 import importlib
+import json
 import logging
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -38,12 +39,14 @@ from taskflow.worker.registration import report_death
 from taskflow.worker.worker import Drain, Worker
 
 if TYPE_CHECKING:
+    from taskflow.cli.health_server import Page
     from taskflow.cli.supervise import SupervisorSocket
 
 log: Final = logging.getLogger("taskflow.worker")
 
 T = TypeVar("T")
 
+BACKLOG_INTERVAL: Final = 10.0  # seconds between two looks at the queues for `/scale`
 MAX_NAMED: Final = 20  # jobs that a worker names when it starts
 
 
@@ -200,6 +203,9 @@ class WorkerRun:
         is_drained = False
         try:
             async with AsyncExitStack() as stack:
+                page = next((each.page for each in self.app.settings.telemetry if each.page is not None), None)
+                if page is not None and self.health_report.is_served:
+                    self._show_metrics(worker, page, stack)
                 if self.supervisor is not None:
                     stack.callback(_create_own(self._report_deaths(self.supervisor)).cancel)
                 if not await self.signals.start(self._start(worker, stack)):
@@ -224,6 +230,29 @@ class WorkerRun:
         # Before Python shuts down, because a signal during the shutdown would change the exit status.
         self.say(f"{'drained' if is_drained else 'ended'} {code:d}")
         return code
+
+    def _show_metrics(self, worker: Worker, page: Callable[[], Page], stack: AsyncExitStack) -> None:
+        """Give the health port, or the supervisor, what it serves."""
+        from taskflow.worker.measuring import pack_facts
+
+        self.health_report.metrics = page
+        if self.supervisor is not None:
+            self.health_report.facts = lambda: b"" if (facts := worker.facts()) is None else pack_facts(facts)
+        if self.supervisor is None or self.supervisor.is_first:
+            stack.callback(_create_own(self._watch_backlog()).cancel)
+
+    async def _watch_backlog(self) -> None:
+        """Keep what a scaler asks for: the jobs of this worker's queues that are ready or running, and the age of the oldest ready one."""
+        while True:
+            with contextlib.suppress(BrokerError):
+                own = [
+                    queue for queue in await self.app.broker().admin.queues() if queue.name in (self.options.queues.names or [queue.name])
+                ]
+                backlog = sum(queue.counts[Status.READY] + queue.counts[Status.RUNNING] for queue in own)
+                oldest = max((queue.oldest_ready_for or 0.0 for queue in own), default=0.0)
+                found = {"backlog": backlog, "oldest_ready_seconds": round(max(0.0, oldest), 3)}
+                self.health_report.backlog = ("application/json", json.dumps(found, separators=(",", ":")).encode())
+            await asyncio.sleep(BACKLOG_INTERVAL)
 
     def _code(self, worker: Worker, *, is_drained: bool) -> int:
         if worker.has_forced:

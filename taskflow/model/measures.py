@@ -37,6 +37,20 @@ class Measure(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     waited: int = 0
     ran: int = 0
 
+    @property
+    def number(self) -> int:
+        """How many runs there were."""
+        return sum(self.runs.values())
+
+    def time_of(self, share: float) -> float:
+        """Return how long the given share of the runs took at most, in seconds: at 0.95, 95 % were no slower. The figure is up to twice as
+        high as the exact one; 0.0 without runs."""
+        return _quantile(self.times, share)
+
+    def wait_of(self, share: float) -> float:
+        """Return how long the given share of the runs waited at most, in seconds, as `time_of` does."""
+        return _quantile(self.waits, share)
+
     def add(self, other: Measure) -> None:
         for mine, others in ((self.runs, other.runs), (self.waits, other.waits), (self.times, other.times)):
             into: dict[Any, int] = mine
@@ -61,6 +75,15 @@ class MeasuresRecord(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
     seconds: int
     measures: Measures
+
+
+def _quantile(bins: Mapping[int, int], share: float) -> float:
+    left = share * sum(bins.values())
+    for at, n in sorted(bins.items()):
+        left -= n
+        if left <= 0 < n:
+            return (1 << at) / 1e6
+    return 0.0
 
 
 def bin_of(microseconds: int) -> int:

@@ -17,7 +17,7 @@ from taskflow.app.around import surrounded
 from taskflow.app.context import DONE, Cancel, Discard, JobContext, Retry, Snooze, running
 from taskflow.app.job import Job, SyncJob
 from taskflow.app.job_type import AnyJob
-from taskflow.app.middleware import Middleware, OneAtATime, RunNext, run_chain
+from taskflow.app.middleware import Middleware, OneAtATime, RunNext, Telemetry, run_chain
 from taskflow.app.options import seconds_of
 from taskflow.model import errors
 from taskflow.model.clock import Seams
@@ -169,6 +169,8 @@ class Executor:
             verdict = self._judge(holding, job, error)
             return _not_begun(holding) if isinstance(verdict, HandedBack) else verdict
 
+        holding.child_headers = {}
+
         async def call(context: JobContext) -> Verdict:
             policy = job.policy
             try:
@@ -265,6 +267,8 @@ class Executor:
         """Return a function that calls the job's within what surrounds it, or None if nothing does."""
         # a child process imports the application after this executor was made
         of_middleware = [layer.around for layer in self.app.settings.middleware if type(layer).around is not Middleware.around]
+        if self.app.is_in_child:
+            of_middleware += [each.in_child for each in self.app.settings.telemetry if type(each).in_child is not Telemetry.in_child]
         found = surrounded(job.function, (*of_middleware, *job.around), job.dependencies, self.app.overrides, is_async=isinstance(job, Job))
         self._surroundings[job] = found
         if job.policy.timeout_raises:

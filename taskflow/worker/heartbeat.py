@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import errno
 import math
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeVarTuple
+from typing import TYPE_CHECKING, Final, TypeVarTuple
 
 import anyio
 import msgspec
@@ -25,6 +26,9 @@ from taskflow.model.session import Beat, BeatAnswer, Report, Session
 from taskflow.worker.events import BrokerCallFailed, DescriptorsClosed, Events, ReportDropped
 from taskflow.worker.fetcher import Fetcher
 from taskflow.worker.lease_table import LeaseTable
+
+if TYPE_CHECKING:  # loaded only by workers that count their runs
+    from taskflow.worker.measuring import WorkerMeasures
 
 Args = TypeVarTuple("Args")
 
@@ -54,6 +58,7 @@ class Heartbeat:
     start_thread: StartThread
     on_answer: Callable[[BeatAnswer, float], None]
     on_lost: Callable[[str], None]
+    measures: WorkerMeasures | None = None
 
     def __post_init__(self) -> None:
         self._stopping = threading.Event()
@@ -69,7 +74,8 @@ class Heartbeat:
     def start(self, broker: Broker) -> None:
         """Start the heartbeat thread. `broker` is a separate connection, which the thread closes."""
         self._broker = broker
-        self.start_thread(self._run_thread, "taskflow-heartbeat")
+        context = contextvars.copy_context()
+        self.start_thread(lambda: context.run(self._run_thread), "taskflow-heartbeat")
 
     async def stop(self) -> None:
         """End the thread. Wait at most `STOP_TIMEOUT` seconds for a heartbeat that is in progress."""
@@ -119,6 +125,8 @@ class Heartbeat:
                     await self._beat_on(deadline)
         finally:
             deadline.drop()
+            if self.measures is not None:
+                await self.measures.record(self._broker, self.session.id, at_once=True)
             await self._broker.close()
 
     async def _beat_on(self, deadline: Deadline) -> None:
@@ -157,6 +165,8 @@ class Heartbeat:
                     return
                 pause = retries.failed()
                 self._in_loop(self.events.emit, BrokerCallFailed("a heartbeat", why, retries.failures))
+            if self.measures is not None:
+                await self.measures.record(self._broker, self.session.id)
             await self._rest(pause)
 
     def _lapse(self) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
 
@@ -32,6 +32,7 @@ from taskflow.worker.settler import Settler
 
 if TYPE_CHECKING:  # loaded only by workers with such hooks
     from taskflow.worker.ended_hooks import EndedHooks
+    from taskflow.worker.measuring import WorkerMeasures
 
 LAST_CLAIM: Final = 1.0  # seconds to wait for the answer to a claim in progress when the session stops claiming
 STUCK_RUN_CHECK_INTERVAL: Final = 1.0  # seconds between two checks for runs that ignore a request to stop
@@ -59,6 +60,13 @@ class Phase(IntEnum):
     ENDED = 5
 
 
+class Hooks(NamedTuple):
+    """What hears of settlements."""
+
+    ended: EndedHooks | None = None
+    measures: WorkerMeasures | None = None
+
+
 class WorkerSession:
     """One session of a worker. If it ends while the worker continues, the worker begins another one.
 
@@ -67,11 +75,11 @@ class WorkerSession:
     `runs_stopped` when no run continues here except in threads, `schedules_begun` when the worker's schedules have been declared."""
 
     def __init__(
-        self, broker: Broker, executor: Executor, scheduler: Scheduler, options: WorkerOptions, events: Events, hooks: EndedHooks | None
+        self, broker: Broker, executor: Executor, scheduler: Scheduler, options: WorkerOptions, events: Events, hooks: Hooks
     ) -> None:
         assert executor.threads is not None
         seams = executor.seams
-        self.session = new_session(options, executor.registry.names, wants_ends=hooks is not None)
+        self.session = new_session(options, executor.registry.names, wants_ends=hooks.ended is not None)
         self.phase = Phase.WORKING
         self.has_forced = False
         self.all_ended, self.runs_stopped, self.schedules_begun = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -84,15 +92,15 @@ class WorkerSession:
         self._settles_until: float | None = None
         self.made_at = time.monotonic()
         self.lease_table = LeaseTable()
-        self.settler = Settler(broker, self.lease_table, events, hooks)
+        self.settler = Settler(broker, self.lease_table, events, [each.settled for each in hooks if each is not None])
         self.runs = Runs(options, executor.threads, self.lease_table, executor, self.settler, events)
         registration = Registration(broker, self.session, events)
-        self.fetcher = Fetcher(registration, options, self.runs, hooks, seams.chance, on_leases=self.take, on_lost=self.lose)
-        on_ended = None if hooks is None else hooks.tell_ended
+        self.fetcher = Fetcher(registration, options, self.runs, hooks.ended, seams.chance, on_leases=self.take, on_lost=self.lose)
+        on_ended = None if hooks.ended is None else hooks.ended.tell_ended
         self._maintenance = Maintenance(registration, seams.chance, on_ready=self.fetcher.poll, on_offers=scheduler.fire, on_ended=on_ended)
         self._quarantine = Quarantine(self.lease_table, self.runs, events)
         self.heartbeat = Heartbeat(
-            self.session, self.fetcher, self.lease_table, events, seams.start_thread, on_answer=self.apply_answer, on_lost=self.lose
+            self.session, self.fetcher, self.lease_table, events, seams.start_thread, self.apply_answer, self.lose, hooks.measures
         )
         self._running = partial(Services, events, seams.chance, self.lease_table.nudge)
 

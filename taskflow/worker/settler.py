@@ -6,7 +6,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -21,9 +22,6 @@ from taskflow.worker.events import Events
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.run_errors import follow_ups_of
 
-if TYPE_CHECKING:  # loaded only by workers with such hooks
-    from taskflow.worker.ended_hooks import EndedHooks
-
 log: Final = logging.getLogger("taskflow")
 
 MAX_BATCH: Final = 500
@@ -32,17 +30,21 @@ HELD_UP_PAUSE: Final = 1.0
 UNWRITABLE: Final = "taskflow.VerdictNotWritable"
 
 
+SettledHook = Callable[[Sequence[HeldLease | None], Sequence[Settlement], Sequence[Settled]], None]
+"""Called with each batch of settlements, their leases, and the answers."""
+
+
 class Settler:
     """Sends settlements in batches, without a timer: those that arrive while a batch is under way form the next one.
 
     A settlement is retried until the store has answered it or its lease is lost. If another program's transaction blocks it, `run_held_up`
     offers it again apart from the others. `waiting_since` is when the unanswered batch was sent, on the monotonic clock, or None."""
 
-    def __init__(self, broker: Broker, lease_table: LeaseTable, events: Events, ended_hooks: EndedHooks | None = None) -> None:
+    def __init__(self, broker: Broker, lease_table: LeaseTable, events: Events, hooks: Sequence[SettledHook] = ()) -> None:
         self._broker = broker
         self._lease_table = lease_table
         self._events = events
-        self._ended_hooks = ended_hooks
+        self._hooks = hooks
         self._retries = Retries(PAUSES)
         self._inbox: deque[Settlement] = deque()
         self._held_up: deque[Settlement] = deque()
@@ -110,8 +112,10 @@ class Settler:
         if self._retries.failures:
             self._retries.succeeded()
             self._events.emit(events.BrokerRecovered("settling"))
-        if self._ended_hooks is not None:
-            self._ended_hooks.settled([self._lease_table.get(settlement.claim) for settlement in batch], batch, answers)
+        if self._hooks:
+            holdings = [self._lease_table.get(settlement.claim) for settlement in batch]
+            for hook in self._hooks:
+                hook(holdings, batch, answers)
         if answers.count(Settled.OK) < len(answers) or any(type(settlement.verdict) is Completed for settlement in batch):
             batch = self._without_held_up(batch, answers)
         self._lease_table.remove([settlement.claim for settlement in batch])

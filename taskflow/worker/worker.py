@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
@@ -32,13 +32,14 @@ from taskflow.worker.health import WorkerHealth
 from taskflow.worker.maintenance import Scheduler
 from taskflow.worker.options import QueueChoice, WorkerOptions
 from taskflow.worker.registration import deploy_name, worker_name
-from taskflow.worker.session import WorkerSession
+from taskflow.worker.session import Hooks, WorkerSession
 from taskflow.worker.session_loop import PAUSES, SessionLoop
 from taskflow.worker.thread_pool import ThreadPool
 from taskflow.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:  # loaded only by workers with such hooks
     from taskflow.worker.ended_hooks import EndedHooks
+    from taskflow.worker.measuring import WorkerFacts, WorkerMeasures
 
 T = TypeVar("T")
 
@@ -179,6 +180,7 @@ class Worker:
         self._sessions = SessionLoop(self._new_session, self.options, self._events, self._seams.chance)
         self._watchdog: Watchdog | None = None
         self._ended_hooks: EndedHooks | None = None
+        self._measures: WorkerMeasures | None = None
         self.health = WorkerHealth(lambda: self._watchdog, lambda: self._sessions.current, self.options.ttl)
 
     async def __aenter__(self) -> Self:
@@ -213,10 +215,16 @@ class Worker:
 
                 self._ended_hooks = EndedHooks(self._app, self._app.broker(), middleware, worker_name())
                 stack.push_async_callback(self._ended_hooks.close, self.options.stop_timeout)
+            self._measures = self._new_measures()
+            for each in self._app.settings.telemetry:
+                stack.enter_context(each.working(self._measures))
             stack.callback(self._end_watchdog)
             self._watchdog = Watchdog(self._sessions, self._events, start_thread, stall_limit=options.stall_limit, ttl=options.ttl)
             self._watchdog.start()
-            await self._sessions.begin()
+            with ExitStack() as quiet:
+                for each in self._app.settings.telemetry:
+                    quiet.enter_context(each.quiet())
+                await self._sessions.begin()
             self._stack = stack.pop_all()
         return self
 
@@ -267,6 +275,26 @@ class Worker:
 
         return await retry(poll, PAUSES, on=BrokerUnavailable, note=note)
 
+    def _new_measures(self) -> WorkerMeasures | None:
+        telemetry = self._app.settings.telemetry
+        if not any(each.counts_runs for each in telemetry):
+            return None
+        from taskflow.worker.measuring import WorkerMeasures
+
+        measures = WorkerMeasures(self._slots, records=any(each.records_history for each in telemetry))
+        self._events.subscribe(measures.on_event)
+        return measures
+
+    def facts(self) -> WorkerFacts | None:
+        """Return what the worker has counted; None unless telemetry asks it to count. May be called from any thread."""
+        return None if self._measures is None else self._measures.facts()
+
+    def _slots(self) -> tuple[int, int, float]:
+        """Return the numbers of busy and free slots, and how long the event loop has been blocked."""
+        session, watchdog = self._sessions.current, self._watchdog
+        busy, free = (0, 0) if session is None else (len(session.runs.under_way), session.runs.free)
+        return busy, free, 0.0 if watchdog is None else watchdog.stalled_for
+
     def _new_session(self) -> WorkerSession:
         executor = Executor(
             self._app,
@@ -278,7 +306,8 @@ class Worker:
             is_cut_short=self._is_cancelled,
             deploy=deploy_name(),
         )
-        return WorkerSession(self._app.broker(), executor, self._scheduler, self.options, self._events, self._ended_hooks)
+        hooks = Hooks(self._ended_hooks, self._measures)
+        return WorkerSession(self._app.broker(), executor, self._scheduler, self.options, self._events, hooks)
 
     def _end_watchdog(self) -> None:
         watchdog, self._watchdog = self._watchdog, None

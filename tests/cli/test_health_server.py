@@ -19,7 +19,7 @@ import pytest
 
 from taskflow.cli import health, health_server
 from taskflow.cli.health import SystemdNotifier
-from taskflow.cli.health_server import HealthServer, listener
+from taskflow.cli.health_server import HealthServer, Page, listener
 from taskflow.model.errors import ConfigurationError
 from taskflow.worker.health import HealthCheck
 from tests.cli.probes import a_worker, ask, ask_until
@@ -93,7 +93,8 @@ def server() -> Iterator[HealthServer]:
         "/live": lambda: HealthCheck(True, "fine", {"seconds": 1.5}),
         "/ready": lambda: HealthCheck(False, "not yet"),
     }
-    opened = HealthServer(listener("127.0.0.1", 0), asks)
+    pages: dict[str, Callable[[], Page | None]] = {"/metrics": lambda: ("text/plain", b"up 1\n"), "/scale": lambda: None}
+    opened = HealthServer(listener("127.0.0.1", 0), asks, pages)
     opened.start()
     yield opened
     opened.stop()
@@ -109,12 +110,72 @@ def raw(server: HealthServer, request: bytes) -> bytes:
         return b"".join(iter(lambda: connection.recv(65_536), b""))
 
 
+def test_pages_are_served_as_they_are(server: HealthServer) -> None:
+    answer = raw(server, b"GET /metrics HTTP/1.1\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n")
+    assert answer.endswith(b"\r\n\r\nup 1\n")
+    told = ask(port_of(server), "/scale")
+    assert (told.status, told.body["why"]) == (
+        404,
+        "there are /live and /ready, and this page if the worker has configure(telemetry=[Prometheus()])",
+    )
+
+
+MEASURED = """
+import os
+from taskflow import configure, job
+from taskflow.telemetry import Prometheus
+
+configure(telemetry=[Prometheus()])
+
+@job(name="note")
+async def note(number: int) -> None: ...
+
+@job(name="crash")
+def crash() -> None:
+    os._exit(3)
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--processes", "2")], ids=["one process", "two processes"])
+def test_the_port_has_the_metrics_of_all_processes(shell: Shell, options: tuple[str, ...]) -> None:
+    """Those of a process that has died, too."""
+    shell.write("tasks.py", MEASURED)
+    shell.send(*(f"note.bind({number})" for number in range(20)))
+    worker = shell.worker("--health-port", "0", *options)
+    found = re.search(r":(\d+)/live", worker.said)
+    assert found
+    port = int(found[1])
+    expected = b'taskflow_runs_total{job="note",outcome="succeeded",queue="default"} 20.0'
+    until_there(port, "/metrics", expected)
+    until_there(port, "/metrics", b'taskflow_slots{state="free"} %d.0' % (200 if options else 100))
+    until_there(port, "/scale", b'{"backlog":0,"oldest_ready_seconds":0.0}')
+    if options:
+        shell.send("crash.bind()")
+        worker.wait_for("another one starts")
+        until_there(port, "/metrics", b'taskflow_slots{state="free"} 200.0')
+        until_there(port, "/metrics", expected)
+
+
+def until_there(port: int, path: str, text: bytes) -> None:
+    ends_at = time.monotonic() + TIMEOUT
+    while text not in (page := fetched(port, path)):
+        assert time.monotonic() < ends_at, page.decode()
+        time.sleep(0.2)
+
+
+def fetched(port: int, path: str) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\n\r\n".encode())
+        return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+
 def test_what_is_found_decides_the_status(server: HealthServer) -> None:
     assert ask(port_of(server), "/live?verbose")[:2] == (200, {"ok": True, "why": "fine", "seconds": 1.5})
     assert ask(port_of(server), "/ready")[:2] == (503, {"ok": False, "why": "not yet"})
 
 
-@pytest.mark.parametrize("path", ["/", "/metrics", "/live/", "//live", "/LIVE"])
+@pytest.mark.parametrize("path", ["/", "/metric", "/live/", "//live", "/LIVE"])
 def test_other_paths_are_not_there(server: HealthServer, path: str) -> None:
     assert ask(port_of(server), path)[:2] == (404, {"why": "there are /live and /ready"})
 

@@ -231,7 +231,7 @@ class Child(asyncio.Protocol):
         self._out_of_memory.mark()
         self._output.begin(holding.lease)
         try:
-            answer = await self._ask(messages.Run(holding.lease, module))
+            answer = await self._ask(messages.Run(_lease_for_child(holding), module))
         finally:
             self._run = None
             self._output.end()
@@ -425,3 +425,10 @@ def _with_note(error: F, note: str) -> F:
     if note:
         error.add_note(note)
     return error
+
+
+def _lease_for_child(holding: HeldLease) -> Lease:
+    if not holding.child_headers:
+        return holding.lease
+    envelope = msgspec.structs.replace(holding.lease.envelope, headers=holding.lease.envelope.headers | holding.child_headers)
+    return msgspec.structs.replace(holding.lease, envelope=envelope)

@@ -1,0 +1,127 @@
+"""Traces and metrics through OpenTelemetry's API, named by its conventions for messaging."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from opentelemetry import metrics, propagate, trace
+from opentelemetry.context import Context, attach, detach, set_value
+from opentelemetry.trace import Link, SpanKind, Status, StatusCode, get_current_span, set_span_in_context
+
+from taskflow.app.context import JobContext
+from taskflow.app.middleware import EnqueueCall, RunNext, Telemetry
+from taskflow.model.verdict import Discarded, Failed, Retried, Verdict
+from taskflow.worker.measuring import name_of
+
+PARENT_FOR: Final = 60.0
+"""Seconds for which a job may have waited so that its first run is part of the sender's trace. Later runs begin traces that link to it."""
+
+MAX_HEADER: Final = 1_024
+"""The maximum length of a header of the context. Longer ones, such as a large baggage, are not sent with the job."""
+
+_SENDING: Final = {"messaging.system": "taskflow", "messaging.operation.name": "send", "messaging.operation.type": "send"}
+_RUNNING: Final = {"messaging.system": "taskflow", "messaging.operation.name": "process", "messaging.operation.type": "process"}
+_FAILED: Final = (Failed, Retried, Discarded)
+_NOTHING: Final = Context()
+
+
+class OpenTelemetry(Telemetry):
+    """Makes a span for each call or batch that is sent and one for each run, and passes the context on in the job's headers.
+
+    The first run of a job that waited for less than a minute is part of the sender's trace. Runs after retries or a long wait begin a new
+    trace that links to it. Spans in child processes (``runs_in="process"``) belong to the run; set up the SDK there in
+    ``configure(child_initializer=...)``. The worker's own calls to its broker make no spans.
+
+    Without an SDK, only the context is passed on.
+
+    `tracer_provider`, `meter_provider`  those to use (default: the global ones)
+    """
+
+    def __init__(self, tracer_provider: trace.TracerProvider | None = None, meter_provider: metrics.MeterProvider | None = None) -> None:
+        self._tracer = trace.get_tracer("taskflow", tracer_provider=tracer_provider)
+        meter = metrics.get_meter("taskflow", meter_provider=meter_provider)
+        self._sent = meter.create_counter("messaging.client.sent.messages", "{message}", "Jobs sent.")
+        self._duration = meter.create_histogram("messaging.process.duration", "s", "How long runs took.")
+
+    def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+        first = calls[0]
+        attributes = {**_SENDING, "messaging.destination.name": first.queue}
+        if len(calls) == 1:
+            found: dict[str, Any] = {"messaging.message.id": first.job_id, "taskflow.job": first.job}
+        else:
+            found = {"messaging.batch.message_count": len(calls)}
+        span = self._tracer.start_span(f"send {first.queue}", kind=SpanKind.PRODUCER, attributes={**attributes, **found})
+        carrier = dict[str, str]()
+        propagate.inject(carrier, set_span_in_context(span))
+        carrier = {name: value for name, value in carrier.items() if len(value) <= MAX_HEADER}
+        for call in calls:
+            call.headers.update(carrier)
+        span.end()
+        self._sent.add(len(calls), attributes)
+
+    async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+        sender = propagate.extract(context.headers, context=_NOTHING)  # without the worker's own context, see `quiet`
+        sent = get_current_span(sender).get_span_context()
+        is_part = sent.is_valid and context.attempt == 1 and context.waited < PARENT_FOR
+        queue = context.queue
+        attributes: dict[str, Any] = {**_RUNNING, "messaging.destination.name": queue, "taskflow.job": context.job_name}
+        span = self._tracer.start_span(
+            f"process {queue}",
+            context=sender if is_part else _NOTHING,
+            kind=SpanKind.CONSUMER,
+            links=() if is_part or not sent.is_valid else (Link(sent),),
+            attributes={**attributes, "messaging.message.id": context.job_id, "taskflow.attempt": context.attempt},
+        )
+        current = set_span_in_context(span, sender)
+        token = attach(current)
+        began = time.perf_counter()
+        try:
+            if context.runs_in_child:
+                carrier = dict[str, str]()
+                propagate.inject(carrier, current)
+                context.pass_on(carrier)
+            verdict = await call_next(context)
+            attributes["taskflow.outcome"] = outcome = name_of(verdict)
+            span.set_attribute("taskflow.outcome", outcome)
+            if isinstance(verdict, _FAILED):
+                attributes["error.type"] = _describe_failure(span, verdict)
+            return verdict
+        finally:
+            self._duration.record(time.perf_counter() - began, attributes)
+            detach(token)
+            span.end()
+
+    @contextmanager
+    def in_child(self, context: JobContext) -> Iterator[None]:
+        token = attach(propagate.extract(context.headers, context=Context()))
+        try:
+            yield
+        finally:
+            detach(token)
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        token = attach(set_value("suppress_instrumentation", True))  # read by the instrumentations of redis, asyncpg, sqlite3 and so on
+        try:
+            yield
+        finally:
+            detach(token)
+
+
+def _describe_failure(span: trace.Span, verdict: Failed | Retried | Discarded) -> str:
+    """Record a failure in its span, and return its type."""
+    if isinstance(verdict, Discarded):
+        kind, message = "Discarded", verdict.reason
+    else:
+        kind, message = verdict.error.type, verdict.error.message
+        if verdict.exception is not None:
+            span.record_exception(verdict.exception)
+        else:  # it was raised in a child process
+            details = {"exception.type": kind, "exception.message": message, "exception.stacktrace": verdict.error.traceback}
+            span.add_event("exception", details)
+    span.set_attribute("error.type", kind)
+    span.set_status(Status(StatusCode.ERROR, message))
+    return kind

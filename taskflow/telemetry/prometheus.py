@@ -1,0 +1,143 @@
+"""Metrics in Prometheus' format: of a process's workers, and of the whole store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import REGISTRY, Collector
+
+from taskflow.app.middleware import Telemetry
+from taskflow.broker.admin import QueueInfo
+from taskflow.model.measures import MAX_PAIRS, unpack_measures
+from taskflow.worker.measuring import WorkerFacts, WorkerMeasures
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_BOUNDS: Final = tuple(range(10, 38, 2))
+"""The bins at whose ends the buckets end: from 1 ms to 19 hours, each four times as long as the one before."""
+
+
+class Prometheus(Telemetry):
+    """Serves metrics of the worker at `/metrics` of its health port (``taskflow worker --health-port 9000``), one page for all
+    ``--processes``. The page has the other metrics of the registry, too. With ``--processes``, it has those of prometheus_client's
+    multiprocess mode (``PROMETHEUS_MULTIPROC_DIR``) instead.
+
+    `registry`  where to register (default: prometheus_client's own), for an application that runs a `Worker` and serves its metrics itself
+    """
+
+    counts_runs = True
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._registry = registry
+        self._workers: list[WorkerMeasures] = []
+
+    @contextmanager
+    def working(self, measures: WorkerMeasures | None) -> Iterator[None]:
+        assert measures is not None
+        if not self._workers:
+            self._registry.register(_WorkerCollector(lambda: [each.facts() for each in self._workers]))
+        self._workers.append(measures)
+        yield
+
+    def page(self) -> tuple[str, bytes]:
+        """Return the content type and the text of the metrics of this process."""
+        return CONTENT_TYPE, generate_latest(self._registry)
+
+
+class _WorkerCollector(Collector):
+    def __init__(self, facts: Callable[[], Iterable[WorkerFacts]]) -> None:
+        self._facts = facts
+
+    def describe(self) -> Iterable[Metric]:
+        return worker_metrics(())
+
+    def collect(self) -> Iterable[Metric]:
+        return worker_metrics(self._facts())
+
+
+def page_of(facts: Iterable[WorkerFacts]) -> bytes:
+    """Return the metrics of several processes, for their supervisor."""
+    registry, many = CollectorRegistry(), list(facts)
+    registry.register(_WorkerCollector(lambda: many))
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+def worker_metrics(many: Iterable[WorkerFacts]) -> Generator[Metric]:
+    facts = WorkerFacts(measures=b"")
+    for each in many:
+        facts = facts.plus(each)
+    labels = ("queue", "job")
+    runs = CounterMetricFamily("taskflow_runs", "Runs that have ended, by their outcome.", labels=(*labels, "outcome"))
+    times = HistogramMetricFamily("taskflow_run_seconds", "How long runs took.", labels=labels)
+    waits = HistogramMetricFamily("taskflow_wait_seconds", "How long jobs waited from their due time to their claim.", labels=labels)
+    for pair, measure in unpack_measures(facts.measures).items():
+        for outcome, n in measure.runs.items():
+            runs.add_metric((*pair, outcome), n)
+        times.add_metric(pair, _buckets(measure.times), measure.ran / 1e6)
+        waits.add_metric(pair, _buckets(measure.waits), measure.waited / 1e6)
+    yield from (runs, times, waits)
+    slots = GaugeMetricFamily("taskflow_slots", "Slots of workers, each for one run.", labels=("state",))
+    slots.add_metric(("busy",), facts.busy)
+    slots.add_metric(("free",), facts.free)
+    yield slots
+    yield GaugeMetricFamily("taskflow_loop_lag_seconds", "For how long a job has blocked the event loop; 0 if none does.", facts.loop_lag)
+    errors = CounterMetricFamily("taskflow_broker_errors", "Calls to the broker that failed and were repeated.", labels=("operation",))
+    for operation, n in facts.broker_errors.items():
+        errors.add_metric((operation,), n)
+    yield errors
+    yield CounterMetricFamily("taskflow_leases_lost", "Leases that went to other workers during a run.", facts.leases_lost)
+
+
+def _buckets(bins: Mapping[int, int]) -> list[tuple[str, float]]:
+    found, total, at = list[tuple[str, float]](), 0, 0
+    for bound in _BOUNDS:
+        while at <= bound:
+            total += bins.get(at, 0)
+            at += 1
+        found.append((repr((1 << bound) / 1e6), total))
+    return [*found, ("+Inf", sum(bins.values()))]
+
+
+# --- the whole store ----------------------------------------------------------------------------------------------
+
+
+def store_page(queues: Sequence[QueueInfo], totals: Mapping[str, Mapping[str, int]], workers: int) -> bytes:
+    """Return the metrics of a store: a sample for each queue and status, and the age of the oldest ready job."""
+    registry = CollectorRegistry()
+    registry.register(_StoreCollector(list(store_metrics(queues, totals, workers))))
+    return generate_latest(registry)
+
+
+class _StoreCollector(Collector):
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+def store_metrics(queues: Sequence[QueueInfo], totals: Mapping[str, Mapping[str, int]], workers: int) -> Generator[Metric]:
+    jobs = GaugeMetricFamily("taskflow_queue_jobs", "Jobs in a queue, by status.", labels=("queue", "status"))
+    oldest = GaugeMetricFamily(
+        "taskflow_queue_oldest_ready_seconds", "The age of the oldest ready job; 0 if none is ready.", labels=("queue",)
+    )
+    paused = GaugeMetricFamily("taskflow_queue_paused", "1 if the queue is paused.", labels=("queue",))
+    events = CounterMetricFamily("taskflow_jobs", "Events of jobs since the store was created.", labels=("queue", "event"))
+    for queue in queues[:MAX_PAIRS]:
+        for status, n in queue.counts.items():
+            jobs.add_metric((queue.name, status.value.lower()), n)
+        oldest.add_metric((queue.name,), queue.oldest_ready_for or 0.0)
+        paused.add_metric((queue.name,), queue.is_paused)
+    for queue_name, counts in list(totals.items())[:MAX_PAIRS]:
+        for event, n in counts.items():
+            events.add_metric((queue_name, event.replace(" ", "_")), n)
+    yield from (jobs, oldest, paused, events)
+    yield GaugeMetricFamily("taskflow_workers", "Living workers.", workers)

@@ -1,0 +1,160 @@
+"""Counts what a worker does, for metrics and for the history. It exists only if telemetry asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from taskflow.broker.protocol import Broker
+from taskflow.model.clock import to_microseconds
+from taskflow.model.errors import BrokerError
+from taskflow.model.measures import MAX_PAIRS, OTHER, Measure, Measures, add_up, bin_of, pack_measures, sum_of, unpack_measures
+from taskflow.model.verdict import Completed, Settled, Settlement, Verdict
+from taskflow.worker.events import BrokerCallFailed, LeaseRevoked, VerdictIgnored, WorkerEvent
+from taskflow.worker.lease_table import HeldLease
+
+RECORD_INTERVAL: Final = 60.0
+"""Seconds between two records in the history, and after which one that the store has not acknowledged is given up: it may be there."""
+
+RECORD_TIMEOUT: Final = 2.0
+"""Seconds that a record may take. Heartbeats wait for it."""
+
+
+class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What workers have done since they started, and how they are now.
+
+    `measures`       packed, see `pack_measures`
+    `broker_errors`  how many calls to the broker have failed, by what was called
+    `leases_lost`    how many leases were lost
+    `busy`, `free`   slots
+    `loop_lag`       seconds for which the event loop has not responded
+    """
+
+    measures: bytes
+    broker_errors: dict[str, int] = {}
+    leases_lost: int = 0
+    busy: int = 0
+    free: int = 0
+    loop_lag: float = 0.0
+
+    def plus(self, other: WorkerFacts) -> WorkerFacts:
+        return WorkerFacts(
+            measures=pack_measures(sum_of([unpack_measures(self.measures), unpack_measures(other.measures)])),
+            broker_errors=dict(Counter(self.broker_errors) + Counter(other.broker_errors)),
+            leases_lost=self.leases_lost + other.leases_lost,
+            busy=self.busy + other.busy,
+            free=self.free + other.free,
+            loop_lag=max(self.loop_lag, other.loop_lag),
+        )
+
+    def ended(self) -> WorkerFacts:
+        """Return what is left of a worker that has ended: its counts."""
+        return msgspec.structs.replace(self, busy=0, free=0, loop_lag=0.0)
+
+
+def pack_facts(facts: WorkerFacts) -> bytes:
+    return msgspec.msgpack.encode(facts)
+
+
+def unpack_facts(packed: bytes) -> WorkerFacts:
+    return msgspec.msgpack.decode(packed, type=WorkerFacts)
+
+
+class WorkerMeasures:
+    """Counts runs as they are settled, and other events of a worker. The worker's loop writes; other threads read."""
+
+    def __init__(self, facts: Callable[[], tuple[int, int, float]], *, records: bool) -> None:
+        """`facts` returns the numbers of busy and free slots, and how long the event loop has been blocked. `records` is True to record the
+        history."""
+        self._facts = facts
+        self._records = records
+        self._lock = threading.Lock()
+        self._recent, self._total = Measures(), Measures()
+        self._errors: dict[str, int] = {}
+        self._lost = 0
+        self._number = 0
+        self._pending: tuple[bytes, bytes, float] | None = None
+        self._recorded_at = time.monotonic()
+
+    def settled(self, holdings: Sequence[HeldLease | None], batch: Sequence[Settlement], answers: Sequence[Settled]) -> None:
+        with self._lock:
+            recent = self._recent
+            for holding, settlement, answer in zip(holdings, batch, answers, strict=True):
+                if holding is None or answer not in _COUNTED:
+                    continue
+                lease, verdict = holding.lease, settlement.verdict
+                envelope = lease.envelope
+                measure = recent.get((envelope.queue, envelope.job))
+                if measure is None:
+                    measure = self._add(recent, (envelope.queue, envelope.job))
+                if type(verdict) is Completed:
+                    name = "succeeded" if answer is Settled.COMMITTED else name_of(verdict.otherwise)
+                else:
+                    name = name_of(verdict)
+                measure.runs[name] = measure.runs.get(name, 0) + 1
+                waited, ran = max(0, lease.waited), to_microseconds(settlement.ran_for)
+                waited_bin, ran_bin = bin_of(waited), bin_of(ran)
+                measure.waits[waited_bin] = measure.waits.get(waited_bin, 0) + 1
+                measure.times[ran_bin] = measure.times.get(ran_bin, 0) + 1
+                measure.waited += waited
+                measure.ran += ran
+
+    @staticmethod
+    def _add(recent: Measures, pair: tuple[str, str]) -> Measure:
+        return recent.setdefault(pair if len(recent) < MAX_PAIRS else OTHER, Measure())
+
+    def on_event(self, event: WorkerEvent) -> None:
+        match event:
+            case BrokerCallFailed(operation=call):
+                with self._lock:
+                    self._errors[call] = self._errors.get(call, 0) + 1
+            case LeaseRevoked() | VerdictIgnored():
+                with self._lock:
+                    self._lost += 1
+
+    def facts(self) -> WorkerFacts:
+        busy, free, lag = self._facts()
+        with self._lock:
+            measures = pack_measures(sum_of([self._total, self._recent]))
+            return WorkerFacts(
+                measures=measures, broker_errors=dict(self._errors), leases_lost=self._lost, busy=busy, free=free, loop_lag=lag
+            )
+
+    async def record(self, broker: Broker, session: bytes, *, at_once: bool = False) -> None:
+        """Add what was counted since the last record to the history, once a minute. If the store does not answer, the next call tries
+        again."""
+        now = time.monotonic()
+        if self._pending is None and self._records and (at_once or now >= self._recorded_at + RECORD_INTERVAL):
+            with self._lock:
+                recent, self._recent = self._recent, Measures()
+                add_up(self._total, recent)
+            self._recorded_at = now
+            self._number += 1
+            if recent:
+                self._pending = session + self._number.to_bytes(4, "big"), pack_measures(recent), now
+        if self._pending is not None:
+            record_id, packed, begun = self._pending
+            with contextlib.suppress(BrokerError, TimeoutError):
+                if now < begun + RECORD_INTERVAL:
+                    async with asyncio.timeout(RECORD_TIMEOUT):
+                        await broker.admin.record_measures(record_id, packed)
+                self._pending = None
+
+
+_COUNTED: Final = (Settled.OK, Settled.COMMITTED)
+_NAMES = dict[type[Verdict], str]()
+
+
+def name_of(verdict: Verdict) -> str:
+    """Return the name of a verdict in metrics: "succeeded", "handed_back" and so on."""
+    kind = type(verdict)
+    if kind not in _NAMES:
+        _NAMES[kind] = "handed_back" if kind.__name__ == "HandedBack" else kind.__name__.lower()
+    return _NAMES[kind]
