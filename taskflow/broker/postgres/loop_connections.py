@@ -127,7 +127,8 @@ class LoopConnections:
 
     def __init__(self, pool: ConnectionPool, listener: PostgresListener, notifier: Notifier) -> None:
         self._wants_look = False
-        self._looking = Duty(self._keep_looking, is_needed=lambda: self._wants_look)
+        # once cancelled, it waits for the next call of `check_marks`: asyncio.run() cancels it at its end, and then still runs the loop
+        self._looking = Duty(self._keep_looking, is_needed=lambda: False)
         self.pool = pool
         self.listener = listener
         self.notifier = notifier
