@@ -60,7 +60,7 @@ class Firing(msgspec.Struct, frozen=True, kw_only=True):
     instant is `expected`.
 
     `next_at`   the next instant after this step; None if there is none
-    `look_at`   when to offer the schedule again: normally `next_at` plus its jitter
+    `offer_at`   when to offer the schedule again: normally `next_at` plus its jitter
     `envelope`  the job to add; None to add none
     `missed`    the number of instants that this step leaves out
     """
@@ -69,7 +69,7 @@ class Firing(msgspec.Struct, frozen=True, kw_only=True):
     digest: bytes
     expected: int | None
     next_at: int | None
-    look_at: int | None
+    offer_at: int | None
     envelope: Envelope | None = None
     missed: int = 0
 
@@ -114,7 +114,7 @@ class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
 class ScheduleState(msgspec.Struct):
     """A schedule as the engine keeps it, with the rules by which it changes. Times are in microseconds since 1970.
 
-    `look_at`  when upkeep next has to handle it: to offer it or, if it is asleep, to remove it; None if it need not
+    `offer_at`  when upkeep next has to handle it: to offer it or, if it is asleep, to remove it; None if it need not
     `since`    if `next_at` has to be computed: the time after which to look for it. Offers do not move it, so a caller
                that dies with an offer loses no instant. None if there is no next instant
     """
@@ -123,7 +123,7 @@ class ScheduleState(msgspec.Struct):
     digest: bytes
     body: bytes
     is_declared: bool
-    look_at: int | None
+    offer_at: int | None
     is_paused: bool = False
     next_at: int | None = None
     last_at: int | None = None
@@ -135,10 +135,10 @@ class ScheduleState(msgspec.Struct):
     asleep_since: int | None = None
     since: int | None = None
 
-    def look(self, at: int | None) -> None:
+    def offer_next(self, at: int | None) -> None:
         """Set when the schedule is offered next. A paused one is not, and a sleeping one keeps the time at which it is to be removed."""
         if self.asleep_since is None:
-            self.look_at = None if self.is_paused else at
+            self.offer_at = None if self.is_paused else at
 
     def bring_into_force(self, definition: Definition, now: int) -> None:
         """If the definition has changed, replace it, and have the next instant computed again (see `forget_next`)."""
@@ -152,23 +152,23 @@ class ScheduleState(msgspec.Struct):
         if self.next_at is None or self.next_at > now:
             if self.next_at is not None or self.since is None:
                 self.next_at, self.since = None, now
-            self.look(now)
+            self.offer_next(now)
 
     def elect(self, youngest: Definition | None, now: int, keep_asleep: float) -> None:
         """Put the youngest living declaration into force. If there is none, put the schedule to sleep."""
         if youngest is None:
             if self.asleep_since is None:
-                self.asleep_since, self.look_at = now, now + to_microseconds(keep_asleep)
+                self.asleep_since, self.offer_at = now, now + to_microseconds(keep_asleep)
             return
         if self.asleep_since is not None:
             self.asleep_since = None
-            self.look(now)
+            self.offer_next(now)
         self.bring_into_force(youngest, now)
 
     def offer(self, now: int) -> Offer:
         """Offer the schedule to the caller of upkeep, and to no one else for `OFFER_TTL` seconds."""
         since = now if self.since is None else self.since
-        self.look(now + to_microseconds(OFFER_TTL))
+        self.offer_next(now + to_microseconds(OFFER_TTL))
         return Offer(name=self.name, digest=self.digest, body=self.body, next_at=self.next_at, since=since, now=now)
 
     def expects(self, firing: Firing) -> bool:
@@ -186,9 +186,9 @@ class ScheduleState(msgspec.Struct):
     def advance(self, firing: Firing) -> None:
         self.missed += firing.missed
         self.next_at = firing.next_at
-        if firing.look_at is None:
+        if firing.offer_at is None:
             self.since = None
-        self.look(firing.look_at)
+        self.offer_next(firing.offer_at)
 
     def amend(self, amendment: Amendment, now: int) -> bool:
         """Pause or resume the schedule. For REMOVE, return whether the caller may remove it: not while a living session declares it."""
@@ -196,10 +196,10 @@ class ScheduleState(msgspec.Struct):
             return not self.is_declared or self.asleep_since is not None
         if amendment is Amendment.PAUSE:
             self.is_paused = True
-            self.look(None)
+            self.offer_next(None)
         elif self.is_paused:
             self.is_paused, self.next_at, self.since = False, None, now
-            self.look(now)
+            self.offer_next(now)
         return True
 
     def record(self, declarers: Iterable[str]) -> ScheduleRecord:

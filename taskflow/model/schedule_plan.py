@@ -136,8 +136,8 @@ def firings_of(offer: Offer, plan: SchedulePlan, times: Timetable) -> list[Firin
 
     def step(expected: int | None, then: int | None, *, missed: int = 0, envelope: Envelope | None = None) -> Firing:
         # What is due already is offered again now: a schedule that catches up takes turns with the others.
-        look_at = None if then is None else min(max(due_at(then), offer.now), LATEST)
-        fields: dict[str, Any] = {"next_at": then, "look_at": look_at, "envelope": envelope, "missed": missed}
+        offer_at = None if then is None else min(max(due_at(then), offer.now), LATEST)
+        fields: dict[str, Any] = {"next_at": then, "offer_at": offer_at, "envelope": envelope, "missed": missed}
         return Firing(name=offer.name, digest=offer.digest, expected=expected, **fields)
 
     first = offer.next_at

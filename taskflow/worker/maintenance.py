@@ -148,8 +148,8 @@ class Scheduler:
                 steps.append(step)
                 size += more
             if found:
-                look_at = found[-1].firing.look_at
-                looks.append(math.inf if look_at is None else to_seconds(look_at - now))
+                offer_at = found[-1].firing.offer_at
+                looks.append(math.inf if offer_at is None else to_seconds(offer_at - now))
             await asyncio.sleep(0)  # computing the steps takes milliseconds if many instants were missed
         if steps:
             await self._send(steps, began_at)
@@ -167,8 +167,8 @@ class Scheduler:
             else:
                 declared = self._declared.get(offer.name)
                 if declared is None or declared.definition.digest != offer.digest:
-                    at, look_at = offer.next_at, offer.now + to_microseconds(PASS_ON_DELAY)
-                    return [_Step(Firing(name=offer.name, digest=offer.digest, expected=at, next_at=at, look_at=look_at), 0.0)]
+                    at, offer_at = offer.next_at, offer.now + to_microseconds(PASS_ON_DELAY)
+                    return [_Step(Firing(name=offer.name, digest=offer.digest, expected=at, next_at=at, offer_at=offer_at), 0.0)]
                 times = declared.timetable
             return [_Step(firing, plan.lag_of(offer.name, firing.expected, offer.now)) for firing in firings_of(offer, plan, times)]
         except (Exception, asyncio.CancelledError, GeneratorExit, SystemExit) as error:  # whatever a timetable raises concerns only itself

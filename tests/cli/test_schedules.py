@@ -50,9 +50,9 @@ async def fire(broker: Broker, name: str, at: int) -> None:
     """Fire a schedule for an instant, with another one three days later to come."""
     [offer] = (await broker.upkeep(100)).offers
     envelope = SchedulePlan.from_body(offer.body).envelope_for(name, at)
-    first = Firing(name=name, digest=offer.digest, expected=None, next_at=at, look_at=at)
+    first = Firing(name=name, digest=offer.digest, expected=None, next_at=at, offer_at=at)
     then = at + 3 * DAY
-    await broker.fire([first, msgspec.structs.replace(first, expected=at, next_at=then, look_at=then, envelope=envelope, missed=2)])
+    await broker.fire([first, msgspec.structs.replace(first, expected=at, next_at=then, offer_at=then, envelope=envelope, missed=2)])
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,7 @@ async def offered(world: World, name: str = "nightly") -> Offer:
 def a_firing(offer: Offer, next_in: float | None, **fields: Any) -> Firing:
     next_at = None if next_in is None else offer.now + round(next_in * SECOND)
     return msgspec.structs.replace(
-        Firing(name=offer.name, digest=offer.digest, expected=offer.next_at, next_at=next_at, look_at=next_at), **fields
+        Firing(name=offer.name, digest=offer.digest, expected=offer.next_at, next_at=next_at, offer_at=next_at), **fields
     )
 
 
@@ -117,7 +117,7 @@ async def test_schedule_changed__says_since_when(world: World) -> None:
     await declare(world, None, a_definition(version=2))
     offer = await offered(world)
     assert (offer.since, offer.next_at) == (created_at, None)
-    await fire(world, a_firing(offer, None, look_at=offer.now + SECOND))  # it is passed on
+    await fire(world, a_firing(offer, None, offer_at=offer.now + SECOND))  # it is passed on
     world.clock.advance(OFFER_TTL)
     assert (await offered(world)).since == created_at
 
@@ -349,7 +349,7 @@ async def test_schedule_fires__several_instants(world: World) -> None:
     envelopes = [world.an_envelope() for _ in range(3)]
     instants = [offer.next_at, offer.now + SECOND, offer.now + 2 * SECOND, offer.now + 3 * SECOND]
     firings = [
-        a_firing(offer, None, expected=expected, next_at=following, look_at=following, envelope=envelope)
+        a_firing(offer, None, expected=expected, next_at=following, offer_at=following, envelope=envelope)
         for envelope, expected, following in zip(envelopes, instants, instants[1:], strict=False)
     ]
 

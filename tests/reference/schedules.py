@@ -44,7 +44,7 @@ class ScheduleStore(Store):
     def _define(self, definition: Definition, declarer: SessionState | None, since: int) -> bool:
         schedule = self.schedules.get(definition.name)
         if schedule is None:
-            schedule = self.Schedule(*definition, is_declared=declarer is not None, look_at=self.now, since=self.now)
+            schedule = self.Schedule(*definition, is_declared=declarer is not None, offer_at=self.now, since=self.now)
             self.schedules[definition.name] = schedule
         elif schedule.is_declared != (declarer is not None):
             return False
@@ -75,18 +75,18 @@ class ScheduleStore(Store):
     # --- offers and firings -----------------------------------------------------------------------------------
 
     def next_look(self) -> int | None:
-        return min((schedule.look_at for schedule in self.schedules.values() if schedule.look_at is not None), default=None)
+        return min((schedule.offer_at for schedule in self.schedules.values() if schedule.offer_at is not None), default=None)
 
     def _announce_look(self, names: Iterable[str]) -> None:
         """Wake listeners if one of the schedules that the operation has changed is now the first one due."""
-        looks = {schedule.look_at for name in names if (schedule := self.schedules.get(name)) is not None}
+        looks = {schedule.offer_at for name in names if (schedule := self.schedules.get(name)) is not None}
         if looks and (first := self.next_look()) is not None and first in looks:
             self.to_wake.add(topics.DUE)
 
     def offers(self) -> tuple[Offer, ...]:
         """Offer the caller the schedules that are due, and remove those that have been asleep for too long."""
-        looks = sorted((schedule.look_at, name) for name, schedule in self.schedules.items() if schedule.look_at is not None)
-        due = [self.schedules[name] for look_at, name in looks[:MAX_OFFERS] if look_at <= self.now]
+        looks = sorted((schedule.offer_at, name) for name, schedule in self.schedules.items() if schedule.offer_at is not None)
+        due = [self.schedules[name] for offer_at, name in looks[:MAX_OFFERS] if offer_at <= self.now]
         for schedule in due:
             if schedule.asleep_since is not None:
                 del self.schedules[schedule.name]

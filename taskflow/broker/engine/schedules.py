@@ -72,11 +72,11 @@ def _load(draft: Draft, name: str) -> ScheduleBody | None:
 
 def _put(draft: Draft, body: ScheduleBody) -> None:
     state = body.state
-    record = Plain(ref_of(state.name), {"offer_at": state.look_at, "is_paused": int(state.is_paused)}, _encode(body))
+    record = Plain(ref_of(state.name), {"offer_at": state.offer_at, "is_paused": int(state.is_paused)}, _encode(body))
     record.entries = {"declared": tuple(each.session for each in body.declared)}
     draft.put(record)
     others = [entry.position[0] for entry in draft.seen.scans[3] if entry.ref != record.ref]
-    if state.look_at is not None and (not others or state.look_at < others[0]):
+    if state.offer_at is not None and (not others or state.offer_at < others[0]):
         draft.wake(topics.DUE)
 
 
@@ -91,7 +91,7 @@ def define(definitions: Sequence[Definition], session: bytes | None, age: float,
                 raise SessionLost(wording.SESSION_LOST)
         body = _load(draft, definition.name)
         if body is None:
-            state = ScheduleState(*definition, is_declared=session is not None, look_at=draft.now, since=draft.now)
+            state = ScheduleState(*definition, is_declared=session is not None, offer_at=draft.now, since=draft.now)
             body = ScheduleBody(state)
         elif body.state.is_declared != (session is not None):
             return False
@@ -142,14 +142,14 @@ def offers(rules: Rules) -> Operation[tuple[Offer, ...]]:
         body = body_of(record.state) if record is not None and isinstance(record.state, bytes) else None
         if record is not None and body is None:  # it cannot be decoded: it is offered no more, until it is declared again
             draft.put(Plain(ref, {"offer_at": None}))
-        if body is None or body.state.look_at is None or body.state.look_at > draft.now or sizes[0] > MAX_OFFERED_BYTES:
+        if body is None or body.state.offer_at is None or body.state.offer_at > draft.now or sizes[0] > MAX_OFFERED_BYTES:
             return ()
         if body.state.asleep_since is not None:
             draft.drop(ref)
             return ()
         sizes[0] += len(body.state.body)
         offer = body.state.offer(draft.now)
-        draft.put(Plain(ref, {"offer_at": body.state.look_at}, _encode(body)))
+        draft.put(Plain(ref, {"offer_at": body.state.offer_at}, _encode(body)))
         return (offer,)
 
     found = yield from decide(due, one, rules, due, scans=MOVE_SCANS, locked=())

@@ -201,7 +201,7 @@ class OffersToEverybody(Mutant):
     def offers(self) -> tuple[Offer, ...]:
         offers = super().offers()
         for offer in offers:
-            self.schedules[offer.name].look(self.now + 1)
+            self.schedules[offer.name].offer_next(self.now + 1)
         return offers
 
 
@@ -230,7 +230,7 @@ class LosesThePastInstant(Mutant):
     class Schedule(StoredSchedule):
         def forget_next(self, now: int) -> None:
             self.next_at = None
-            self.look(now)
+            self.offer_next(now)
 
 
 class LetsPutsTakeDeclared(Mutant):

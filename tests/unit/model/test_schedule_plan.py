@@ -83,8 +83,8 @@ def test_all_are_caught_up_in_portions() -> None:
     plan = a_plan(catch_up="all")
     first = steps(plan, NOON, NOON + 150 * HOUR)
     assert len(first) <= MAX_OFFERS
-    assert first[-1].look_at is not None
-    assert first[-1].look_at <= NOON + 150 * HOUR  # the rest is due
+    assert first[-1].offer_at is not None
+    assert first[-1].offer_at <= NOON + 150 * HOUR  # the rest is due
     second = steps(plan, first[-1].next_at, NOON + 150 * HOUR)
     assert fired(first) + fired(second) == list(range(151))
 
@@ -106,7 +106,7 @@ def test_a_long_outage_takes_few_steps_and_counts_so_many(catch_up: str, seconds
 def test_a_schedule_that_has_no_further_time_says_so() -> None:
     plan = a_plan(times=OwnTimes("tests.Once"))
     [step] = steps(plan, NOON, NOON, Once())
-    assert (step.next_at, step.look_at) == (None, None)
+    assert (step.next_at, step.offer_at) == (None, None)
     assert step.envelope is not None
 
 
@@ -123,10 +123,10 @@ def test_a_time_with_jitter_waits_for_it() -> None:
     plan = a_plan(jitter=600.0)
     delay = plan.delay_of("nightly", NOON)
     [waiting] = steps(plan, NOON, NOON + delay - 1)
-    assert (waiting.envelope, waiting.look_at) == (None, NOON + delay)
+    assert (waiting.envelope, waiting.offer_at) == (None, NOON + delay)
     [due] = steps(plan, NOON, NOON + delay)
     assert due.envelope is not None
-    assert due.look_at == NOON + HOUR + plan.delay_of("nightly", NOON + HOUR)
+    assert due.offer_at == NOON + HOUR + plan.delay_of("nightly", NOON + HOUR)
 
 
 def test_the_job_of_a_time() -> None:
