@@ -173,7 +173,7 @@ class ActionResult(msgspec.Struct, frozen=True, kw_only=True):
 class CallBroker(Protocol):
     """A function that calls an operation of the broker, and may repeat it while the store does not answer."""
 
-    async def __call__(self, verb: Callable[[Broker], Awaitable[T]], /) -> T: ...
+    async def __call__(self, operation: Callable[[Broker], Awaitable[T]], /) -> T: ...
 
 
 class CallBrokerOnce:
@@ -182,8 +182,8 @@ class CallBrokerOnce:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
 
-    async def __call__(self, verb: Callable[[Broker], Awaitable[T]], /) -> T:
-        return await verb(self._broker)
+    async def __call__(self, operation: Callable[[Broker], Awaitable[T]], /) -> T:
+        return await operation(self._broker)
 
 
 def check_view(action: ActionName, view: View) -> None:

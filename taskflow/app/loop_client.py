@@ -212,9 +212,9 @@ class LoopClient:
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         return await retry_within(lambda: self.broker.enqueue(envelopes), self._timeout)
 
-    async def call(self, verb: Callable[[Broker], Awaitable[T]]) -> T:
+    async def call(self, operation: Callable[[Broker], Awaitable[T]]) -> T:
         """Call an operation, and repeat the call until the store answers. The operation must be safe to repeat."""
-        return await retry_within(lambda: verb(self.broker), self._timeout)
+        return await retry_within(lambda: operation(self.broker), self._timeout)
 
     async def _enqueue_by_key(self, envelopes: list[Envelope]) -> list[Added | Refused]:
         order = sorted(range(len(envelopes)), key=lambda index: envelopes[index].key or b"")
@@ -229,10 +229,10 @@ class LoopClient:
         return [records[job_id] for job_id in ids]
 
 
-async def retry_within(verb: Callable[[], Awaitable[T]], timeout: float) -> T:
-    """Call `verb`, which must be safe to repeat, until the store answers, for at most `timeout` seconds; then raise BrokerUnavailable.
+async def retry_within(operation: Callable[[], Awaitable[T]], timeout: float) -> T:
+    """Call `operation`, which must be safe to repeat, until the store answers, for at most `timeout` seconds; then raise BrokerUnavailable.
 
-    If the event loop was blocked when the time ran out, an answer may have arrived unread. Then `verb` is called again.
+    If the event loop was blocked when the time ran out, an answer may have arrived unread. Then `operation` is called again.
     """
     why = NO_ANSWER
 
@@ -244,7 +244,7 @@ async def retry_within(verb: Callable[[], Awaitable[T]], timeout: float) -> T:
         give_up_at = time.monotonic() + timeout
         try:
             async with asyncio.timeout(timeout):
-                return await retry(verb, pauses_within(timeout), on=BrokerUnavailable, note=note, give_up_at=give_up_at)
+                return await retry(operation, pauses_within(timeout), on=BrokerUnavailable, note=note, give_up_at=give_up_at)
         except TimeoutError as error:
             if time.monotonic() < give_up_at + BLOCKED_GRACE:
                 raise gave_up(timeout, why) from error

@@ -91,7 +91,7 @@ class Redone(Enum):
 class FailureGroupRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The failed jobs with one cause.
 
-    `fingerprint`  that of their failures: see `model/fingerprint.py`. `fingerprint.UNKNOWN` for jobs without a sound cause
+    `fingerprint`  that of their failures: see `model/fingerprint.py`. `fingerprint.UNKNOWN` for jobs without a valid cause
     `count`        how many there are
     `first`        when the first of them failed
     `last`         when the last one failed

@@ -61,7 +61,7 @@ RunStatement = Callable[[Statement], Sequence[Row]]
 """Runs a statement on the caller's connection, and returns its rows."""
 
 
-class Verb(Protocol[T_co]):
+class CallersOperation(Protocol[T_co]):
     """An operation that has not run yet. Exactly one of its methods is called, once."""
 
     def run(self, run: RunStatement, /) -> T_co:
@@ -86,14 +86,14 @@ class Transactional(Protocol):
     @property
     def place(self) -> str: ...
 
-    def check(self, purpose: Purpose = "enqueue") -> Verb[None]:
+    def check(self, purpose: Purpose = "enqueue") -> CallersOperation[None]:
         """Return an operation that raises WrongConnection unless the connection is to this store, and may run the operation. It
         runs before the first such operation on each connection, and must not make the transaction fail."""
         ...
 
-    def enqueue(self, envelopes: Sequence[Envelope]) -> Verb[list[Added | Refused]]: ...
+    def enqueue(self, envelopes: Sequence[Envelope]) -> CallersOperation[list[Added | Refused]]: ...
 
-    def settle(self, settlement: Settlement) -> Verb[Settled]: ...
+    def settle(self, settlement: Settlement) -> CallersOperation[Settled]: ...
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from taskflow.model.verdict import Completed, Discarded, Failed, Verdict
 FINGERPRINT_BYTES: Final = 8
 
 UNKNOWN: Final = bytes(FINGERPRINT_BYTES)
-"""The fingerprint of a failed job that has no sound cause, because another program has changed its stored fields."""
+"""The fingerprint of a failed job that has no valid cause, because another program has changed its stored fields."""
 
 POISON: Final = bytes.fromhex("e33c699416c01f47")
 """The fingerprint of poison whose last worker died of an unknown cause, which `fingerprint.poison_fingerprint` computes."""

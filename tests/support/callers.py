@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from taskflow.broker.protocol import Added, Refused
-from taskflow.broker.transactional import Row, Statement, Transactional, TransactionalBroker, Verb, drive
+from taskflow.broker.transactional import CallersOperation, Row, Statement, Transactional, TransactionalBroker, drive
 from taskflow.model.envelope import Envelope
 from taskflow.model.verdict import Settled, Settlement
 from tests.support.harnesses import Capability
@@ -35,8 +35,8 @@ class Caller:
         finally:
             cursor.close()
 
-    def do(self, verb: Verb[T]) -> T:
-        return drive(verb.steps(), self._run) if next(self._is_in_steps) else verb.run(self._run)
+    def do(self, operation: CallersOperation[T]) -> T:
+        return drive(operation.steps(), self._run) if next(self._is_in_steps) else operation.run(self._run)
 
     def _run(self, statement: Statement) -> Sequence[Row]:
         return self.execute(statement.sql, statement.parameters)

@@ -10,15 +10,15 @@ from weakref import WeakKeyDictionary
 from taskflow.app.app import App
 from taskflow.app.connections.adapters import AwaitedAdapter, ConnectionAdapter, RunSyncAdapter, SyncAdapter, adapter_class
 from taskflow.app.portal import block_on
-from taskflow.broker.transactional import Purpose, Transactional, TransactionalBroker, Verb
+from taskflow.broker.transactional import CallersOperation, Purpose, Transactional, TransactionalBroker
 from taskflow.model.errors import ConfigurationError, WrongConnection
 
 T = TypeVar("T")
 
-MakeVerb = Callable[[Transactional], Verb[T]]
+MakeOperation = Callable[[Transactional], CallersOperation[T]]
 
 
-async def run_in_transaction(app: App, connection: object, purpose: Purpose, make: MakeVerb[T]) -> T:
+async def run_in_transaction(app: App, connection: object, purpose: Purpose, make: MakeOperation[T]) -> T:
     """Run an operation on the connection, in the caller's task and thread. `purpose` is what the connection needs rights for.
 
     Raises WrongConnection if the connection is closed, in no transaction, or to another database. Errors of its driver are not translated.
@@ -40,7 +40,7 @@ async def run_in_transaction(app: App, connection: object, purpose: Purpose, mak
         return await _await_steps(adapter, make(store))
 
 
-def run_in_transaction_sync(app: App, connection: object, purpose: Purpose, make: MakeVerb[T]) -> T:
+def run_in_transaction_sync(app: App, connection: object, purpose: Purpose, make: MakeOperation[T]) -> T:
     """Like `run_in_transaction`, for a connection that is used without `await`: see `ConnectionAdapter.is_awaited`."""
     adapter, broker = adapter_class(connection)(connection), _broker(app, purpose)
     assert isinstance(adapter, SyncAdapter)
@@ -49,7 +49,7 @@ def run_in_transaction_sync(app: App, connection: object, purpose: Purpose, make
     return _run(adapter, store, purpose, make)
 
 
-def _run(adapter: SyncAdapter, store: Transactional, purpose: Purpose, make: MakeVerb[T]) -> T:
+def _run(adapter: SyncAdapter, store: Transactional, purpose: Purpose, make: MakeOperation[T]) -> T:
     _check_dialect(adapter, store)
     adapter.check_open()
     with _forgetting(store):
@@ -60,8 +60,8 @@ def _run(adapter: SyncAdapter, store: Transactional, purpose: Purpose, make: Mak
         return make(store).run(adapter.run)
 
 
-async def _await_steps(adapter: AwaitedAdapter, verb: Verb[T]) -> T:
-    steps = verb.steps()
+async def _await_steps(adapter: AwaitedAdapter, operation: CallersOperation[T]) -> T:
+    steps = operation.steps()
     try:
         statement = next(steps)
         while True:

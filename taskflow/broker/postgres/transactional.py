@@ -45,8 +45,8 @@ def name_in(told: str) -> str:
     return name
 
 
-class PostgresVerb(Generic[T]):
-    """See `taskflow.broker.transactional.Verb`."""
+class PostgresOperation(Generic[T]):
+    """See `taskflow.broker.transactional.CallersOperation`."""
 
     def __init__(self, steps: Callable[[], Steps[T]]) -> None:
         self.steps = steps
@@ -67,14 +67,14 @@ class PostgresTransactional:
         self._wall = wall
         self._capacity = capacity
 
-    def check(self, purpose: Purpose = "enqueue") -> PostgresVerb[None]:
-        return PostgresVerb(lambda: self._check(_FUNCTIONS[purpose]))
+    def check(self, purpose: Purpose = "enqueue") -> PostgresOperation[None]:
+        return PostgresOperation(lambda: self._check(_FUNCTIONS[purpose]))
 
-    def enqueue(self, envelopes: Sequence[Envelope]) -> PostgresVerb[list[Added | Refused]]:
-        return PostgresVerb(lambda: self._enqueue(envelopes))
+    def enqueue(self, envelopes: Sequence[Envelope]) -> PostgresOperation[list[Added | Refused]]:
+        return PostgresOperation(lambda: self._enqueue(envelopes))
 
-    def settle(self, settlement: Settlement) -> PostgresVerb[Settled]:
-        return PostgresVerb(lambda: self._settle(settlement))
+    def settle(self, settlement: Settlement) -> PostgresOperation[Settled]:
+        return PostgresOperation(lambda: self._settle(settlement))
 
     def _check(self, function: str) -> Steps[None]:
         yield from self._check_rights(function)

@@ -197,15 +197,15 @@ class SqliteBroker(EngineBroker):
         if parts is not None:
             await asyncio.to_thread(parts.close)  # waits for accepted operations, and for the file to be closed
 
-    async def call(self, durability: Durability, verb: Callable[[SqliteStore], T]) -> T:
-        return await self._running().writer.call(durability, verb)
+    async def call(self, durability: Durability, operation: Callable[[SqliteStore], T]) -> T:
+        return await self._running().writer.call(durability, operation)
 
-    async def _alone(self, store: StoreFile, verb: Callable[[Transactions], T]) -> T:
+    async def _alone(self, store: StoreFile, operation: Callable[[Transactions], T]) -> T:
         """Run a migration without the writer, which would migrate the file on opening it."""
 
         def run() -> T:
             with no_fork:
-                return verb(Transactions(store, self._seams.clock))
+                return operation(Transactions(store, self._seams.clock))
 
         return await asyncio.to_thread(run)
 

@@ -27,7 +27,7 @@ from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.tables import check_tables
 from taskflow.broker.sqlite.transactions import IS_COMMITTED, ExpectedCommit
 from taskflow.broker.sqlite.writer import Writer
-from taskflow.broker.transactional import Dialect, Purpose, Row, RunStatement, Statement, Verb
+from taskflow.broker.transactional import CallersOperation, Dialect, Purpose, Row, RunStatement, Statement
 from taskflow.model.clock import Seams, StartThread
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import WrongConnection
@@ -65,17 +65,17 @@ class SqliteTransactional:
     def place(self) -> str:
         return self._store.path
 
-    def check(self, purpose: Purpose = "enqueue") -> Verb[None]:
-        return self._verb(self._check)
+    def check(self, purpose: Purpose = "enqueue") -> CallersOperation[None]:
+        return self._operation(self._check)
 
-    def enqueue(self, envelopes: Sequence[Envelope]) -> Verb[list[Added | Refused]]:
-        return self._verb(lambda connection: self._enqueue(connection, envelopes))
+    def enqueue(self, envelopes: Sequence[Envelope]) -> CallersOperation[list[Added | Refused]]:
+        return self._operation(lambda connection: self._enqueue(connection, envelopes))
 
-    def settle(self, settlement: Settlement) -> Verb[Settled]:
-        return self._verb(lambda connection: self._settle(connection, settlement))
+    def settle(self, settlement: Settlement) -> CallersOperation[Settled]:
+        return self._operation(lambda connection: self._settle(connection, settlement))
 
-    def _verb(self, work: Callable[[CallersConnection], T]) -> Verb[T]:
-        return _Verb(work, self._seams.start_thread)
+    def _operation(self, work: Callable[[CallersConnection], T]) -> CallersOperation[T]:
+        return _SqliteOperation(work, self._seams.start_thread)
 
     # --- the connection --------------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ class SqliteTransactional:
 
 
 @dataclass(frozen=True)
-class _Verb(Generic[T]):
+class _SqliteOperation(Generic[T]):
     work: Callable[[CallersConnection], T]
     start_thread: StartThread
 

@@ -45,10 +45,10 @@ class Durability(IntEnum):
 
 
 @dataclass(eq=False, slots=True)
-class QueuedVerb:
+class QueuedOperation:
     """An operation, and its answer or error. `accepted_at` is a `time.monotonic()` value."""
 
-    verb: Callable[[SqliteStore], Any]
+    operation: Callable[[SqliteStore], Any]
     durability: Durability
     accepted_at: float
     answer: Any = field(default=None, init=False)
@@ -121,7 +121,7 @@ class Transactions:
     def is_open(self) -> bool:
         return self._file is not None
 
-    def run(self, group: Sequence[QueuedVerb]) -> None:
+    def run(self, group: Sequence[QueuedOperation]) -> None:
         """Run the group's operations, and give each its answer or its error."""
         try:
             file = self._opened()
@@ -141,7 +141,7 @@ class Transactions:
         if announcement.is_upkeep:
             file.shrink()
 
-    def _begin(self, file: OpenFile, group: Sequence[QueuedVerb]) -> None:
+    def _begin(self, file: OpenFile, group: Sequence[QueuedOperation]) -> None:
         """Begin the group's transaction. While another process holds the lock, retry for as long as a call may wait in total.
 
         SQLite's own waiting is not used. Its pauses grow to 100 ms, so if another process keeps retaking the lock at once, it may take
@@ -160,7 +160,7 @@ class Transactions:
             time.sleep(_SHORT_PAUSE if pauses < _MAX_SHORT_PAUSES else _LONG_PAUSE)
             pauses += 1
 
-    def _fail(self, group: Sequence[QueuedVerb], error: BaseException) -> None:
+    def _fail(self, group: Sequence[QueuedOperation], error: BaseException) -> None:
         """Give the operations an error. If it is about the file, the next call opens the file again."""
         for number, queued in enumerate(group):
             queued.answer, queued.error = None, error
@@ -284,7 +284,7 @@ class OpenFile:
         [(vacuum,)] = self._connection.execute("PRAGMA auto_vacuum").fetchall()
         self._can_shrink = not file.shared and vacuum == INCREMENTAL
 
-    def begin(self, group: Sequence[QueuedVerb]) -> None:
+    def begin(self, group: Sequence[QueuedOperation]) -> None:
         """Begin the transaction of a group. It fails if another connection holds the lock."""
         durability = max(queued.durability for queued in group)
         if durability is Durability.READ:
@@ -302,7 +302,7 @@ class OpenFile:
             self._synchronous = synchronous
         self._connection.execute("BEGIN IMMEDIATE")
 
-    def run(self, group: Sequence[QueuedVerb]) -> BaseException | None:
+    def run(self, group: Sequence[QueuedOperation]) -> BaseException | None:
         """Run the group's operations in the transaction that has begun, and commit. If that fails, roll back, and return the error.
 
         An error of one of several operations undoes this operation only.
@@ -329,15 +329,15 @@ class OpenFile:
         self._checkpointer.after_commit()
         return None
 
-    def _run(self, queued: QueuedVerb) -> None:
+    def _run(self, queued: QueuedOperation) -> None:
         """Run an operation. A refusal is an answer like any other."""
         self.store.forget()
         try:
-            queued.answer = queued.verb(self.store)
+            queued.answer = queued.operation(self.store)
         except (SessionLost, StoreFull) as refused:
             queued.error = refused
 
-    def _run_apart(self, queued: QueuedVerb) -> None:
+    def _run_apart(self, queued: QueuedOperation) -> None:
         """Run an operation whose error must not concern others."""
         if queued.durability is Durability.READ:
             try:
@@ -346,7 +346,7 @@ class OpenFile:
                 queued.error = error
             return
         before = self.store.save()
-        self._connection.execute("SAVEPOINT verb")
+        self._connection.execute("SAVEPOINT operation")
         try:
             self._run(queued)
             self.store.join(before)
@@ -354,9 +354,9 @@ class OpenFile:
             if not self._connection.in_transaction:  # SQLite has rolled back everything
                 raise
             self.store.restore(before)
-            self._connection.execute("ROLLBACK TO verb")
+            self._connection.execute("ROLLBACK TO operation")
             queued.error = error
-        self._connection.execute("RELEASE verb")
+        self._connection.execute("RELEASE operation")
 
     # --- the tables' version -----------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from taskflow.broker.sqlite.store import SqliteStore
-from taskflow.broker.sqlite.transactions import Durability, ExpectedCommit, QueuedVerb, Transactions
+from taskflow.broker.sqlite.transactions import Durability, ExpectedCommit, QueuedOperation, Transactions
 from taskflow.model import wording
 from taskflow.model.clock import StartThread
 from taskflow.model.errors import BrokerUnavailable
@@ -71,7 +71,7 @@ os.register_at_fork(before=no_fork.before_fork, after_in_parent=no_fork.after_in
 
 
 @dataclass(eq=False, slots=True)
-class WriterCall(QueuedVerb):
+class WriterCall(QueuedOperation):
     """An operation and its caller. Only the writer's thread uses the outcome until it is delivered."""
 
     loop: asyncio.AbstractEventLoop
@@ -96,10 +96,10 @@ class Writer:
         """Return True if the file is open."""
         return self._transactions.is_open
 
-    async def call(self, durability: Durability, verb: Callable[[SqliteStore], T]) -> T:
+    async def call(self, durability: Durability, operation: Callable[[SqliteStore], T]) -> T:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._put(WriterCall(verb, durability, time.monotonic(), loop, future))
+        self._put(WriterCall(operation, durability, time.monotonic(), loop, future))
         return await future
 
     def expect(self, commit: ExpectedCommit) -> None:
