@@ -20,7 +20,7 @@ from taskflow.broker.engine.seam import ABSENT, After, Apply, Put, Query, Ref, R
 from taskflow.broker.sqlite import SqliteBroker, tables
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.store import SqliteStore
-from taskflow.broker.sqlite.transactions import QueuedVerb, Transactions
+from taskflow.broker.sqlite.transactions import QueuedOperation, Transactions
 from taskflow.model.clock import ManualClock, Seams
 from taskflow.model.errors import TooLarge
 from taskflow.model.rules import Rules
@@ -95,7 +95,7 @@ async def test_a_job_takes_few_calls_of_python(broker: SqliteBroker, monkeypatch
         nonlocal number
         number += event == "call"
 
-    def run_counted(self: Transactions, group: Sequence[QueuedVerb]) -> None:
+    def run_counted(self: Transactions, group: Sequence[QueuedOperation]) -> None:
         sys.setprofile(count)
         run(self, group)
         sys.setprofile(None)
