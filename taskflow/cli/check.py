@@ -10,11 +10,11 @@ from typing import Final
 import msgspec
 
 from taskflow.app.app import App, default_app
+from taskflow.app.explanation import short_reason
 from taskflow.broker.admin import Admin, QueueInfo, View
 from taskflow.broker.paging import AT_ONCE, pages
 from taskflow.cli.command import checked, existing_broker, is_known_queue, with_store
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.explain import short_reason
 from taskflow.cli.modules import import_jobs
 from taskflow.cli.terminal import GREEN, RED, YELLOW, Column, hanging, painted, room, show, table, wrapped
 from taskflow.model.clock import Seams

@@ -3,52 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final
 
-import msgspec
-
 from taskflow.app.app import App
-from taskflow.broker.admin import Admin, View
-from taskflow.broker.paging import first
+from taskflow.app.explanation import Facts, Reason, facts_of, reasons
 from taskflow.cli.command import existing_broker, ids_of, on_store, show_each
-from taskflow.cli.terminal import BOLD, GREEN, OF_STATUS, hanging, moment, only, painted, room, span
-from taskflow.model import wording
+from taskflow.cli.terminal import BOLD, GREEN, OF_STATUS, hanging, only, painted, room
 from taskflow.model.ids import id_text
 from taskflow.model.printable import INDENT, message, one_line
 from taskflow.model.record import Record, Status
-from taskflow.model.schedule import SCHEDULE
-from taskflow.model.session import SessionRecord
-from taskflow.model.transitions import Event
-from taskflow.model.wording import POISON
 
-SAMPLE_TIME: Final = 1.0  # seconds for which the rate of claims from a queue is measured
-MAX_POSITIONS: Final = 1_000  # jobs of a queue that are counted before a ready job
-POSITIONS_AT_ONCE: Final = 200
 MAX_LINES: Final = 5
 MAX_LENGTH: Final = 1_000
-
-
-class Reason(msgspec.Struct, frozen=True):
-    """One reason, and its cure if there is one."""
-
-    text: str
-    cure: str = ""
-
-
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of the store around a job, for `reasons`."""
-
-    now: datetime  # by the store's clock, as far as it is known
-    is_paused: bool = False
-    counts: Mapping[Status, int] = {}  # of the job's queue
-    positions: Mapping[bytes, int] = {}  # how many jobs run before each of the first ready jobs of its queue; empty if that was not counted
-    workers: Sequence[SessionRecord] = ()  # all sessions
-    rate: float | None = None  # claims a second from its queue; None if that was not measured
 
 
 @on_store
@@ -64,38 +32,15 @@ async def explain(app: App, arguments: argparse.Namespace) -> int:
         return reasons(record, facts[record.queue, record.status])
 
     def document(record: Record) -> dict[str, object]:
-        return {"id": _id(record), **only(record, "status", "job", "queue"), "reasons": why(record)}
+        return {"id": id_text(record.id), **only(record, "status", "job", "queue"), "reasons": why(record)}
 
     return show_each(arguments, ids, records, document, lambda record: _lines(record, why(record)))
 
 
-async def facts_of(admin: Admin, record: Record, now: datetime) -> Facts:
-    """Ask for what matters in the job's state. The rate is measured only if other jobs are ready in the same queue."""
-    if record.status in (Status.SUCCEEDED, Status.FAILED):
-        return Facts(now=now)
-    queue = next((queue for queue in await admin.queues() if queue.name == record.queue), None)
-    counts = {} if queue is None else queue.counts
-    is_paused = queue is not None and queue.is_paused
-    rate, positions = None, dict[bytes, int]()
-    if record.status is Status.READY and counts.get(Status.READY, 0) > 1:
-        ready = await first(admin, View(statuses=(Status.READY,), queue=record.queue), MAX_POSITIONS, POSITIONS_AT_ONCE)
-        positions = {other.id: position for position, other in enumerate(ready)}
-    if positions and not is_paused:
-        begun = time.monotonic()
-        before = await _claims(admin, record.queue)
-        await asyncio.sleep(SAMPLE_TIME)
-        rate = (await _claims(admin, record.queue) - before) / (time.monotonic() - begun)
-    return Facts(now=now, is_paused=is_paused, counts=counts, positions=positions, workers=await admin.workers(), rate=rate)
-
-
-async def _claims(admin: Admin, queue: str) -> int:
-    return (await admin.metrics()).totals.get(queue, {}).get(Event.CLAIM, 0)
-
-
 def _lines(record: Record, why: list[Reason]) -> Iterator[str]:
     width, where = room(), f"{one_line(record.job)}  (queue {one_line(record.queue)})"
-    head = f"{_id(record)}  {painted(record.status, OF_STATUS.get(record.status))}"
-    if len(f"{_id(record)}  {record.status}  {where}") > width:
+    head = f"{id_text(record.id)}  {painted(record.status, OF_STATUS.get(record.status))}"
+    if len(f"{id_text(record.id)}  {record.status}  {where}") > width:
         yield head
         yield from hanging(INDENT, where, width)
     else:
@@ -113,197 +58,3 @@ def _shortened(text: str) -> str:
     """Return the head of a reason. The message of an error, which it may contain, can have thousands of lines."""
     head = "\n".join(text.split("\n", MAX_LINES)[:MAX_LINES])[:MAX_LENGTH]
     return message(head + ("..." if len(head) < len(text.rstrip()) else ""))
-
-
-def reasons(record: Record, facts: Facts) -> list[Reason]:
-    """Return the reasons for the job's present state. The first one is the cause; the others may matter once that is cured."""
-    found = list(_OF_STATUS[record.status](record, facts))
-    if record.unreadable:
-        columns = ", ".join(field.column for field in record.unreadable)
-        found.insert(0, Reason(f"stored values cannot be read: {columns}", f"`taskflow jobs {_id(record)}` shows their bytes"))
-    return found
-
-
-def short_reason(job: str, reason: str) -> str:
-    """Return the reason without the cure and without the name of the job: both are shown beside it."""
-    reason = reason.removesuffix(f"; {wording.WAYS_OUT}").removesuffix(f" (in a call of {job})")
-    reason = re.sub(r"(\S+): is a required argument and was not given", r"the argument `\1` is required, and was not given", reason)
-    return re.sub(r"(\S+): the function has no such argument", r"the function has no argument `\1`", reason)
-
-
-def _held(record: Record, facts: Facts) -> Iterator[Reason]:
-    if record.waiting_for:
-        is_arriving = record.waiting_for == wording.ARRIVES
-        cure = "start one with `taskflow worker MODULE` if none is running" if is_arriving else "let that job end, or cancel it"
-        yield Reason(f"it waits for {record.waiting_for}", cure)
-    else:
-        yield Reason("it waits for other jobs to end", "see `taskflow jobs --status running`")
-
-
-def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:
-    wait = _after(record.due_at, facts.now)
-    if record.due_at <= facts.now and not any(worker.is_alive for worker in facts.workers):
-        yield Reason("it is due, but no worker is running to make it ready", "start one with `taskflow worker MODULE`")
-    is_back_off = (record.waiting_for or "").startswith(wording.HANDED_BACK_IN_VAIN.partition("%")[0])
-    if record.waiting_for and not is_back_off:
-        yield Reason(
-            f"no worker could run it: it waits for {short_reason(record.job, record.waiting_for)}, and is tried again {wait}",
-            f"deploy the code that sent it, or `taskflow cancel {_id(record)}` if that code was removed",
-        )
-    elif record.waiting_for:
-        yield Reason(f"it waits for {record.waiting_for}; it is ready again {wait}", "find out why its workers stop before it ends")
-    elif record.crashes:
-        yield Reason(
-            f"its worker was lost {_times(record.crashes)} while it ran; it is ready again {wait}",
-            f"`taskflow jobs {_id(record)}` shows the causes",
-        )
-    elif record.failures:
-        error = record.errors[-1] if record.errors else None
-        why = f": {error.type}: {error.message}" if error is not None else ""
-        yield Reason(
-            f"attempt {record.failures} of {record.max_attempts} failed{why}; the next one starts {wait}",
-            "fix the cause; the retry is automatic",
-        )
-    elif record.snoozes:
-        yield Reason(f"it has snoozed {_times(record.snoozes)}; it is ready again {wait}")
-    elif SCHEDULE in record.headers:
-        yield Reason(f"schedule {record.headers[SCHEDULE]} has added it for later; it is ready {wait}")
-    else:
-        yield Reason(f"it was sent for later; it is ready {wait}")
-    if facts.is_paused:
-        yield _paused(record, ", so no worker takes it when it is ready")
-
-
-def _ready(record: Record, facts: Facts) -> Iterator[Reason]:
-    known = [worker for worker in facts.workers if not worker.is_dying]
-    taking = [worker for worker in known if not worker.session.queues or record.queue in worker.session.queues]
-    knowing = [worker for worker in taking if not worker.session.jobs or record.job in worker.session.jobs]
-    alive = [worker for worker in knowing if worker.is_alive]
-    if record.waiting_for:  # poison whose follow-up is to be sent
-        yield Reason(f"it waits for {record.waiting_for}")
-    if facts.is_paused:
-        yield _paused(record)
-    if not known:
-        yield Reason("no worker is running", "start one with `taskflow worker MODULE`")
-    elif not taking:
-        yield Reason(f"{_none_of(known, 'take')} queue {record.queue}", f"start one with `--queues {record.queue}`")
-    elif not knowing:
-        yield Reason(f"{_none_of(taking, 'know')} {record.job}, among those that take queue {record.queue}", "start one with its module")
-    elif not alive:
-        seconds = min(worker.seconds_since_beat for worker in knowing)
-        yield Reason(
-            f"no heartbeat for {span(seconds)} from {_workers(knowing)}, which could run it",
-            "start another one, or look at the log if it should be running",
-        )
-    else:
-        slots, busy = sum(worker.session.concurrency for worker in alive), sum(worker.leases for worker in alive)
-        if slots and busy >= slots and not facts.is_paused:
-            slots_of = f"all {slots} slots" if slots > 1 else "the only slot"
-            yield Reason(f"{slots_of} of {_workers(alive)} {'are' if slots > 1 else 'is'} busy", "wait, or start more workers")
-        yield from _behind(record, facts)
-
-
-def _paused(record: Record, consequence: str = "") -> Reason:
-    return Reason(f"queue {record.queue} is paused{consequence}", f"`taskflow resume {record.queue}` ends the pause")
-
-
-def _behind(record: Record, facts: Facts) -> Iterator[Reason]:
-    position = facts.positions.get(record.id)
-    ahead = position if position is not None else len(facts.positions) or facts.counts.get(Status.READY, 0) - 1
-    since = f"it has been ready for {span((facts.now - record.due_at).total_seconds())}"
-    behind = f"{since}, behind {'at least ' if position is None else ''}{ahead:,} other{'s' if ahead > 1 else ''} in queue {record.queue}"
-    if facts.is_paused:  # its position does not change, however many workers there are
-        if ahead > 0:
-            yield Reason(behind)
-        return
-    if ahead <= 0:
-        next_one = f"is the next one in queue {record.queue}" if position == 0 else "nothing is known to hold it up"
-        yield Reason(f"{since}, and {next_one}", "look again: a worker is about to take it")
-        return
-    about = ""
-    if facts.rate is not None:
-        about = f"; at the present rate its turn comes in about {span(ahead / facts.rate)}" if facts.rate else "; none was claimed just now"
-    yield Reason(f"{behind}{about}", "wait, start more workers, or send it with a higher priority")
-
-
-def _running(record: Record, facts: Facts) -> Iterator[Reason]:
-    since = record.started_at or record.claimed_at or facts.now
-    lasted = span((facts.now - since).total_seconds())
-    if record.cancel_requested:
-        yield Reason("it was asked to stop, and has not stopped yet", "code in a thread must check `ctx.cancelled`")
-    silent = [w for w in facts.workers if w.session.name == record.worker and w.seconds_since_beat > w.session.ttl / 2]
-    if silent:
-        is_lone = not any(worker.is_alive for worker in facts.workers if worker.session.name != record.worker)
-        yield Reason(
-            f"its worker {record.worker} has sent no heartbeat for {span(silent[0].seconds_since_beat)}",
-            f"after {span(silent[0].session.ttl)} another worker takes the job{'; none is running: start one' if is_lone else ''}",
-        )
-    if record.started_at is None:
-        yield Reason(f"worker {record.worker} took it {lasted} ago, and has not reported its start yet")
-    else:
-        yield Reason(f"it has been running on {record.worker} for {lasted}, attempt {record.attempt} of {record.max_attempts}")
-    if record.progress is not None:
-        yield Reason(f"its progress is {record.progress.fraction:.0%}{f': {record.progress.note}' if record.progress.note else ''}")
-
-
-def _failed(record: Record, facts: Facts) -> Iterator[Reason]:
-    again = f"when the cause is fixed: `taskflow retry {_id(record)}`"
-    error = record.last_error
-    if (record.reason or "").startswith(POISON):
-        yield Reason(f"{record.reason}", f"find out what kills its workers; {again}")
-    elif error is None:
-        yield Reason(f"it was discarded: {record.reason}", again)
-    elif record.failures < record.max_attempts:
-        yield Reason(f"{error.type}: {error.message}; this error is not retried", again)
-    else:
-        yield Reason(f"its last attempt, {error.attempt} of {record.max_attempts}, failed: {error.type}: {error.message}", again)
-
-
-def _cancelled(record: Record, facts: Facts) -> Iterator[Reason]:
-    cure = f"`taskflow retry {_id(record)}` runs it all the same"
-    if record.reason == wording.EXPIRED and facts.is_paused:
-        pause = _paused(record)
-        yield Reason(f"it expired before a worker had started it; {pause.text}", f"{pause.cure}; then {cure}")
-    elif record.reason == wording.EXPIRED:
-        yield Reason("it expired: no worker had started it in time", f"start more workers, or send with a longer `expires`; {cure}")
-    elif (record.reason or "").startswith(wording.REPLACED_BY.partition("%")[0]):
-        yield Reason(f"it was {record.reason}, which has the same key", "look at that job")
-    else:
-        why = "" if record.reason in (None, "", wording.CANCELLED) else f": {record.reason}"
-        yield Reason(f"it was cancelled{why}", cure)
-
-
-def _succeeded(record: Record, facts: Facts) -> Iterator[Reason]:
-    yield Reason("it succeeded" if record.ended_at is None else f"it succeeded on {moment(record.ended_at.replace(microsecond=0))}")
-
-
-def _after(at: datetime, now: datetime) -> str:
-    seconds = (at - now).total_seconds()
-    return f"in {span(seconds)}" if seconds > 0 else "at the next maintenance"
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
-
-
-def _workers(workers: Sequence[SessionRecord]) -> str:
-    return f"the {len(workers)} workers" if len(workers) > 1 else f"worker {workers[0].session.name}"
-
-
-def _none_of(workers: Sequence[SessionRecord], verb: str) -> str:
-    return f"none of {_workers(workers)} {verb}s" if len(workers) > 1 else f"{_workers(workers)} does not {verb}"
-
-
-def _id(record: Record) -> str:
-    return id_text(record.id)
-
-
-_OF_STATUS: Final = {
-    Status.HELD: _held,
-    Status.SCHEDULED: _scheduled,
-    Status.READY: _ready,
-    Status.RUNNING: _running,
-    Status.SUCCEEDED: _succeeded,
-    Status.FAILED: _failed,
-    Status.CANCELLED: _cancelled,
-}

@@ -5,30 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from taskflow.app.app import App
+from taskflow.app.job_display import AT_A_GLANCE, IN_FULL, arguments_of, detail, detailed_json, record_json, result_of
 from taskflow.cli import terminal
 from taskflow.cli.command import existing_broker, filter_of, given_filters, ids_of, is_known_queue, on_store, report_unknown_job, show_each
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.terminal import MIN_BAR, MIN_NAME, OF_STATUS, Column, ago, bar_of, duration, hanging, only, painted, span
-from taskflow.model.clock import instant_of
-from taskflow.model.codec import Limits, decode_by_name, decode_value
-from taskflow.model.codec.compiler import RETURNED
-from taskflow.model.envelope import job_of
-from taskflow.model.errors import CodecError, ConfigurationError
+from taskflow.cli.terminal import MIN_NAME, OF_STATUS, Column, ago, hanging, painted
+from taskflow.model.codec import Limits
+from taskflow.model.errors import ConfigurationError
 from taskflow.model.ids import id_text
-from taskflow.model.masking import HIDDEN, DisplayLimits, is_secret, masked_map, masked_text, masked_value
-from taskflow.model.printable import MAX_CHARACTERS, indented, message, one_line
+from taskflow.model.masking import HIDDEN
+from taskflow.model.printable import MAX_CHARACTERS, duration, indented, message, one_line, span
 from taskflow.model.record import Moment, Record, Status, timeline
-from taskflow.model.schedule import SCHEDULE
-from taskflow.model.schedule_plan import scheduled_for
-from taskflow.model.verdict import RunError
 
-IN_FULL: Final = DisplayLimits(characters=16_384, items=10_000, levels=64)
-AT_A_GLANCE: Final = DisplayLimits(characters=400, items=20, levels=4)
 MAX_VALUE: Final = 1_000  # characters of one argument, unless all is shown
 FIRST_MOMENTS, LAST_MOMENTS = 5, 25
 MAX_WIDTH: Final = 200
@@ -66,32 +59,13 @@ async def _show(app: App, arguments: argparse.Namespace) -> int:
     def lines(record: Record) -> Iterator[str]:
         return _Page(record, limits, is_full=arguments.verbose).lines(datetime.now(UTC))
 
-    return show_each(arguments, ids, records, lambda record: _detailed_json(record, limits), lines)
+    return show_each(arguments, ids, records, lambda record: detailed_json(record, limits), lines)
 
 
 def job_table(records: Sequence[Record]) -> Iterator[str]:
     """Return the lines of the table. A column without any text is left out."""
     filled = [column for column in _COLUMNS if any(map(column.cell, records))]
     return terminal.table(filled, records, detail=_DETAIL if any(map(detail, records)) else None)
-
-
-def detail(record: Record) -> str:
-    """Return what matters most about a job in its present state: its error, or what it waits for."""
-    schedule = f"by schedule {record.headers[SCHEDULE]}" if SCHEDULE in record.headers else ""
-    return "  ".join(filter(None, (schedule, _why(record))))
-
-
-def _why(record: Record) -> str:
-    if record.unreadable:
-        return f"unreadable: {'; '.join(map(str, record.unreadable))}"
-    if record.reason or record.waiting_for:
-        return (record.reason or record.waiting_for or "").partition("\n")[0]
-    if record.progress and record.status is Status.RUNNING:
-        share = record.progress.fraction
-        return f"{bar_of(share, MIN_BAR)} {share:.0%}  {record.progress.note}".rstrip()
-    if record.errors and not record.status.is_ended:
-        return f"last error: {record.errors[-1].type}: {record.errors[-1].message}"
-    return ""
 
 
 _COLUMNS: Final = (
@@ -108,81 +82,6 @@ _DETAIL: Final = Column("DETAIL", detail, most=MAX_DETAIL)
 
 def _until(at: datetime) -> str:
     return span((at - datetime.now(UTC)).total_seconds())
-
-
-# Fields of a record whose JSON has another form, or none.
-_APART: Final = {
-    *("id", "on_failure", "payload", "result", "errors", "progress"),
-    *("unreadable", "secrets", "key_text", "headers", "behind", "cause"),
-}
-_ALIKE: Final = tuple(name for name in Record.__struct_fields__ if name not in _APART)
-
-
-def record_json(record: Record) -> dict[str, Any]:
-    """Convert a record, without the job's arguments and its result."""
-    headers = {name: HIDDEN if name in record.secrets or is_secret(name) else masked_text(text) for name, text in record.headers.items()}
-    return {
-        "id": id_text(record.id),
-        "status": record.status,
-        "attempt": record.attempt,
-        **only(record, *_ALIKE),
-        "key": record.key_text,
-        "key_holder": None if record.behind is None else id_text(record.behind),
-        "headers": headers,
-        "queue_wait": record.queue_wait,
-        "group": record.fingerprint.hex() if record.status is Status.FAILED else None,
-        "deploy": record.deploy or None,
-        "schedule": record.headers.get(SCHEDULE),
-        "scheduled_for": scheduled_for(record.headers),
-        "tags": list(record.tags),
-        "on_failure": None if record.on_failure is None else _called_on_failure(record.on_failure),
-        "progress": record.progress,
-        "unreadable": [only(each, "column", "problem") | {"bytes": each.raw.hex()} for each in record.unreadable],
-        "errors": [_error_json(error) for error in record.errors],
-    }
-
-
-def _called_on_failure(packed: bytes) -> str:
-    try:
-        return job_of(packed)
-    except ValueError as error:
-        return f"a call that cannot be read: {error}"
-
-
-def _error_json(error: RunError) -> dict[str, Any]:
-    times = {"started_at": instant_of(error.started_at) if error.started_at else None, "at": instant_of(error.at)}
-    return only(error, "type", "message", "traceback", "attempt", "ending") | {"worker": error.worker or None} | times
-
-
-def _detailed_json(record: Record, limits: Limits) -> dict[str, Any]:
-    """Convert a record, with the job's arguments and its result. Secrets are hidden."""
-    arguments, problem = _arguments_of(record, limits, IN_FULL)
-    result, result_problem = _result_of(record, limits, IN_FULL)
-    more = {"arguments": arguments, "arguments_problem": problem, "result": result, "result_problem": result_problem}
-    return record_json(record) | more
-
-
-def _arguments_of(record: Record, limits: Limits, display: DisplayLimits) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the arguments by name, for display. If that is impossible, return None and why."""
-    payload = record.payload
-    if payload is None:
-        return None, "not kept: the job has succeeded" if record.result is not None else "not kept"
-    return _shown(lambda: masked_map(decode_by_name(payload, limits=limits), record.secrets, display))
-
-
-def _result_of(record: Record, limits: Limits, display: DisplayLimits) -> tuple[Any, str | None]:
-    """Return the result, for display, or None and why it cannot be decoded. If there is none, return None twice."""
-    result = record.result
-    if not result or RETURNED in record.secrets:
-        return HIDDEN if result else None, None
-    return _shown(lambda: masked_value(decode_value(result, limits=limits), record.secrets, display))
-
-
-def _shown(convert: Callable[[], Any]) -> tuple[Any, str | None]:
-    try:
-        return convert(), None
-    except CodecError as error:
-        return None, f"cannot be decoded: {error}"
 
 
 # Fields that the text shows in another way than by their name and value.
@@ -211,7 +110,7 @@ class _Page:
         for spoilt in record.unreadable:
             yield from self._named("unreadable", one_line(spoilt))
             yield from self._named("", f"its bytes begin with {spoilt.raw.hex() or 'nothing'}")
-        arguments, problem = _arguments_of(record, self._limits, self._display)
+        arguments, problem = arguments_of(record, self._limits, self._display)
         yield from self._section("arguments", arguments, problem or "none")
         yield from self._section("headers", fields["headers"], "")
         yield from self._timeline(now)
@@ -228,7 +127,7 @@ class _Page:
         if progress is not None:
             which = " of the last run" if record.status.is_waiting else ""
             yield "progress", f"{progress.fraction:.0%}{which}{f': {progress.note}' if progress.note else ''}"
-        result, problem = _result_of(record, self._limits, self._display)
+        result, problem = result_of(record, self._limits, self._display)
         if problem is not None or record.result:
             yield "result", problem or _text_of(result)
 

@@ -17,11 +17,11 @@ from taskflow.app.schedules import ScheduleInfo, check_backfill, instants_betwee
 from taskflow.broker.protocol import Broker
 from taskflow.cli.command import existing_broker, on_store, operator, reporting, suggestion
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.terminal import confirmed, moment, room, show, warn, wrapped
+from taskflow.cli.terminal import confirmed, room, show, warn, wrapped
 from taskflow.model.clock import instant_of
 from taskflow.model.errors import ConfigurationError, ScheduleConflict, UnknownSchedule
 from taskflow.model.ids import parse_id
-from taskflow.model.printable import INDENT, MAX_CHARACTERS, message, one_line
+from taskflow.model.printable import INDENT, MAX_CHARACTERS, message, moment, one_line
 from taskflow.model.record import Status
 from taskflow.model.schedule import ScheduleRecord
 from taskflow.model.schedule_plan import PROMPT

@@ -21,9 +21,9 @@ from taskflow.broker.admin import Admin, QueueInfo, View
 from taskflow.broker.url import masked
 from taskflow.cli import terminal
 from taskflow.cli.command import existing_broker, on_store
-from taskflow.cli.terminal import ALWAYS_SHOWN, DIM, MIN_NAME, OF_STATUS, RED, YELLOW, Column, ago, cut, only, painted, room, span, wrapped
+from taskflow.cli.terminal import ALWAYS_SHOWN, DIM, MIN_NAME, OF_STATUS, RED, YELLOW, Column, ago, cut, only, painted, room, wrapped
 from taskflow.model.errors import BrokerError
-from taskflow.model.printable import one_line
+from taskflow.model.printable import one_line, span
 from taskflow.model.record import Status
 from taskflow.model.session import SessionRecord
 from taskflow.model.transitions import Event

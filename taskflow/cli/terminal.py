@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from taskflow.cli.base_parser import columns
 from taskflow.cli.exit_codes import Exit
-from taskflow.model.printable import INDENT, MAX_CHARACTERS, one_line
+from taskflow.model.printable import INDENT, MAX_CHARACTERS, MIN_BAR, bar_of, one_line, span
 
 BOLD, DIM, RED, GREEN, YELLOW, CYAN = 1, 2, 31, 32, 33, 36  # codes of ANSI terminals
 OF_STATUS: Final = {"failed": RED, "succeeded": GREEN, "running": CYAN, "cancelled": YELLOW}
@@ -149,44 +149,9 @@ def _plain(value: Any) -> Any:
             return value
 
 
-def moment(at: datetime) -> str:
-    """Return an aware datetime as text, followed by the local time if that differs."""
-    text = f"{at:%a %Y-%m-%d} {_clock(at)} {at:%Z}"
-    try:
-        here = at.astimezone()
-    except (OverflowError, ValueError, OSError):  # at the edge of the calendar
-        return text
-    if here.utcoffset() == at.utcoffset():
-        return text
-    day = "" if here.date() == at.date() else f"{here:%a %Y-%m-%d} "
-    return f"{text}, here {day}{_clock(here)}"
-
-
-def _clock(at: datetime) -> str:
-    time = at.time()
-    return time.isoformat("minutes" if not (time.second or time.microsecond) else "seconds" if not time.microsecond else "milliseconds")
-
-
 def ago(at: datetime) -> str:
     """Return the time since then."""
     return span((datetime.now(UTC) - at).total_seconds())
-
-
-def span(seconds: float) -> str:
-    """Return a duration in its two largest units, for example 3d4h."""
-    whole = round(min(max(0.0, seconds), 1e15))  # a store may contain infinity
-    for unit, name, smaller, smaller_name in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
-        if whole >= unit:
-            rest = whole % unit // smaller
-            return f"{whole // unit}{name}{f'{rest}{smaller_name}' if rest and whole < 10 * unit else ''}"
-    return f"{whole}s"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration for people, for example 12ms, 2.5s or 3m10s."""
-    if abs(seconds) < 0.9995:
-        return f"{1_000 * seconds:.0f}ms"
-    return f"{seconds:.1f}s" if abs(seconds) < 10 else span(seconds) if seconds > 0 else f"-{span(-seconds)}"
 
 
 class Column(NamedTuple):
@@ -254,13 +219,7 @@ def _aligned(text: str, column: Column, most: int) -> str:
     return " " * (most - width(text)) + text if column.is_number else padded(text, most)
 
 
-MIN_BAR, MAX_BAR = 10, 40  # the width of a bar
-
-
-def bar_of(share: float, width: int) -> str:
-    """Return a bar of `width` characters between brackets, of which this share is filled."""
-    filled = int(share * width)
-    return f"[{'#' * filled}{'.' * (width - filled)}]"
+MAX_BAR: Final = 40  # the width of a bar
 
 
 class Bar:

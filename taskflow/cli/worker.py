@@ -29,9 +29,8 @@ from taskflow.cli.log_output import logging_to_stderr
 from taskflow.cli.modules import TargetFailed, import_jobs, is_ours, print_users
 from taskflow.cli.signals import FORCED_EXIT_TIMEOUT, ForcedExit, Signals, end_stalled, show_stacks_when_killed
 from taskflow.cli.startup import Collector, take_broker
-from taskflow.cli.terminal import span
 from taskflow.model.errors import BrokerError, ConfigurationError
-from taskflow.model.printable import log_safely, nearest, one_line
+from taskflow.model.printable import log_safely, nearest, one_line, span
 from taskflow.model.record import Status
 from taskflow.worker.events import DescriptorsClosed, RunEnded, SessionOpened, WaitingForBroker, WorkerEvent
 from taskflow.worker.options import QueueChoice, WorkerOptions

@@ -1,10 +1,11 @@
-"""Text for people: safe for a terminal or a log, whatever stored text contains. Also suggestions, and logging that never raises."""
+"""Text for people: safe for a terminal or a log, whatever stored text contains. Also times, suggestions, and logging that never raises."""
 
 from __future__ import annotations
 
 import contextlib
 import traceback
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import Final
 
 MAX_CHARACTERS: Final = 16_384
@@ -13,6 +14,9 @@ MAX_CHARACTERS: Final = 16_384
 MAX_SHOWN: Final = 200
 
 INDENT: Final = "    "
+
+MIN_BAR: Final = 10
+"""The minimum width of a progress bar, in characters."""
 
 _HARMLESS: Final = frozenset("\u00a0\u2007\u200c\u200d\u202f\u3000")
 """Spaces and joiners that ordinary text contains, but `str.isprintable` rejects."""
@@ -62,6 +66,47 @@ def _cut(text: str, most: int, length: int) -> str:
         return text
     mark = f" [... of {length:,} characters]"
     return text[: most - len(mark)] + mark if most >= 1_000 else f"{text[: most - 3]}..."
+
+
+def moment(at: datetime) -> str:
+    """Return an aware datetime as text, followed by the local time if that differs."""
+    text = f"{at:%a %Y-%m-%d} {_clock(at)} {at:%Z}"
+    try:
+        here = at.astimezone()
+    except (OverflowError, ValueError, OSError):  # at the edge of the calendar
+        return text
+    if here.utcoffset() == at.utcoffset():
+        return text
+    day = "" if here.date() == at.date() else f"{here:%a %Y-%m-%d} "
+    return f"{text}, here {day}{_clock(here)}"
+
+
+def _clock(at: datetime) -> str:
+    time = at.time()
+    return time.isoformat("minutes" if not (time.second or time.microsecond) else "seconds" if not time.microsecond else "milliseconds")
+
+
+def span(seconds: float) -> str:
+    """Return a duration in its two largest units, for example 3d4h."""
+    whole = round(min(max(0.0, seconds), 1e15))  # a store may contain infinity
+    for unit, name, smaller, smaller_name in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= unit:
+            rest = whole % unit // smaller
+            return f"{whole // unit}{name}{f'{rest}{smaller_name}' if rest and whole < 10 * unit else ''}"
+    return f"{whole}s"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people, for example 12ms, 2.5s or 3m10s."""
+    if abs(seconds) < 0.9995:
+        return f"{1_000 * seconds:.0f}ms"
+    return f"{seconds:.1f}s" if abs(seconds) < 10 else span(seconds) if seconds > 0 else f"-{span(-seconds)}"
+
+
+def bar_of(share: float, width: int) -> str:
+    """Return a bar of `width` characters between brackets, of which this share is filled."""
+    filled = int(share * width)
+    return f"[{'#' * filled}{'.' * (width - filled)}]"
 
 
 def nearest(word: str, known: Iterable[str], *, similarity: float = 0.6) -> str | None:

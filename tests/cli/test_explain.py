@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from taskflow.app.explanation import Facts, Reason, facts_of, reasons
 from taskflow.broker.admin import Admin
-from taskflow.cli.explain import Facts, Reason, facts_of, reasons
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Lease, OnConflict
 from taskflow.model.ids import id_text

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from taskflow.app.job_display import detail
 from taskflow.broker import paging
 from taskflow.broker.protocol import Broker
-from taskflow.cli.jobs import detail, job_table
+from taskflow.cli.jobs import job_table
 from taskflow.model.codec import Limits, encode_by_name, encode_value
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory, id_text
