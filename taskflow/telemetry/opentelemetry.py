@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Final
 
 from opentelemetry import metrics, propagate, trace
 from opentelemetry.context import Context, attach, detach, set_value
-from opentelemetry.trace import Link, SpanKind, Status, StatusCode, get_current_span, set_span_in_context
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, get_current_span, set_span_in_context
 
 from taskflow.app.context import JobContext
 from taskflow.app.middleware import EnqueueCall, RunNext, Telemetry
@@ -63,8 +64,7 @@ class OpenTelemetry(Telemetry):
         self._sent.add(len(calls), attributes)
 
     async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
-        sender = propagate.extract(context.headers, context=_NOTHING)  # without the worker's own context, see `quiet`
-        sent = get_current_span(sender).get_span_context()
+        sender, sent = _sender(tuple(context.headers.items()))
         is_part = sent.is_valid and context.attempt == 1 and context.waited < PARENT_FOR
         queue = context.queue
         attributes: dict[str, Any] = {**_RUNNING, "messaging.destination.name": queue, "taskflow.job": context.job_name}
@@ -96,7 +96,7 @@ class OpenTelemetry(Telemetry):
 
     @contextmanager
     def in_child(self, context: JobContext) -> Iterator[None]:
-        token = attach(propagate.extract(context.headers, context=Context()))
+        token = attach(_sender(tuple(context.headers.items()))[0])
         try:
             yield
         finally:
@@ -109,6 +109,13 @@ class OpenTelemetry(Telemetry):
             yield
         finally:
             detach(token)
+
+
+@lru_cache(maxsize=256)
+def _sender(headers: tuple[tuple[str, str], ...]) -> tuple[Context, SpanContext]:
+    """Return the sender's context, without the worker's own (see `quiet`), and its span. The jobs of a batch have the same."""
+    sender = propagate.extract(dict(headers), context=_NOTHING)
+    return sender, get_current_span(sender).get_span_context()
 
 
 def _describe_failure(span: trace.Span, verdict: Failed | Retried | Discarded) -> str:
