@@ -16,13 +16,13 @@ from contextlib import (
     _GeneratorContextManager,
 )
 from types import TracebackType
-from typing import IO, Any, TypeVar, cast, overload
+from typing import IO, Any, NoReturn, TypeVar, cast, overload
 
 import msgspec
 
 from taskflow.app.context import JobContext, takes_context
 from taskflow.app.options import Around
-from taskflow.model.errors import DeclarationError
+from taskflow.model.errors import DeclarationError, JobStopping
 from taskflow.model.printable import shown
 
 T = TypeVar("T")
@@ -203,13 +203,13 @@ class _Values:
             if inspect.isasyncgen(generator := made):
                 made = contextlib.asynccontextmanager(lambda: generator)()
             is_async = isinstance(made, _AsyncGeneratorContextManager)
-            value = await _entered_async(self._stack, made) if is_async else _entered(self._stack, made)
+            value = await _entered_async(self._stack, made, wanted) if is_async else _entered(self._stack, made, wanted)
         elif inspect.isawaitable(made) or inspect.isasyncgen(made) or isinstance(made, _AsyncGeneratorContextManager):
             if inspect.iscoroutine(made):
                 made.close()
             raise TypeError(f"depends({_name(wanted.function)}) is async, and the job is a plain function")
         else:
-            value = _entered(self._stack, made)
+            value = _entered(self._stack, made, wanted)
         self._made.append((wanted, value))
         return value
 
@@ -217,7 +217,7 @@ class _Values:
 # A dependency cannot suppress or replace the job's error. The run would seem to have succeeded, or a Discard become a retry.
 
 
-def _entered(stack: ExitStack | AsyncExitStack, made: Any) -> Any:
+def _entered(stack: ExitStack | AsyncExitStack, made: Any, dependency: Dependency) -> Any:
     """Return a dependency's value: that which a generator yields, or `made` itself."""
     if inspect.isgenerator(generator := made):
         made = contextlib.contextmanager(lambda: generator)()
@@ -228,35 +228,52 @@ def _entered(stack: ExitStack | AsyncExitStack, made: Any) -> Any:
     def leave(kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         try:
             entered.__exit__(kind, error, traceback)
-        except Exception as raised:
-            _stay(error, raised)
+        except JobStopping:
+            raise  # the run itself is asked to stop
+        except BaseException as raised:
+            _stay(error, raised, dependency)
 
-    value = entered.__enter__()
+    try:
+        value = entered.__enter__()
+    except RuntimeError as raised:
+        _raise(raised, dependency)
     stack.push(leave)
     return value
 
 
-async def _entered_async(stack: AsyncExitStack, entered: AbstractAsyncContextManager[Any]) -> Any:
+async def _entered_async(stack: AsyncExitStack, entered: AbstractAsyncContextManager[Any], dependency: Dependency) -> Any:
     async def leave(kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         try:
             await entered.__aexit__(kind, error, traceback)
-        except (Exception, asyncio.CancelledError) as raised:
+        except GeneratorExit:
+            raise  # the run's coroutine is closed
+        except BaseException as raised:
             task = asyncio.current_task()
-            if not isinstance(raised, Exception) and task is not None and task.cancelling():
+            if isinstance(raised, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise  # the run itself is cancelled, and not just a task of the dependency
-            _stay(error, raised)
+            _stay(error, raised, dependency)
 
-    value = await entered.__aenter__()
+    try:
+        value = await entered.__aenter__()
+    except RuntimeError as raised:
+        _raise(raised, dependency)
     stack.push_async_exit(leave)
     return value
 
 
-def _stay(error: BaseException | None, raised: BaseException) -> None:
+def _stay(error: BaseException | None, raised: BaseException, dependency: Dependency) -> None:
     """Let the job's error stay the run's error, with a note of what a dependency raised at its end."""
     if error is None:
-        raise raised
+        _raise(raised, dependency)
     if raised is not error:
-        error.add_note(f"A dependency raised another error at its end: {type(raised).__name__}: {raised}")
+        error.add_note(f"{dependency!r} raised another error at its end: {shown(raised)}")
+
+
+def _raise(raised: BaseException, dependency: Dependency) -> NoReturn:
+    """Raise a dependency's error. That of contextlib about a generator that yields twice or never names none, so it gets the name."""
+    if type(raised) is RuntimeError and str(raised).startswith("generator didn't "):
+        raise RuntimeError(f"{dependency!r} must yield once: {raised}")
+    raise raised
 
 
 def _name(function: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
@@ -34,7 +35,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.codec import encode_by_name
 from taskflow.model.errors import UnknownArgument
 from tests.worker import around_jobs
-from tests.worker.around_jobs import SEEN, Noting, noting, noting_async
+from tests.worker.around_jobs import CASES, HANGS, SEEN, Does, Noting, Part, noting, noting_async
 
 
 @pytest.fixture(autouse=True)
@@ -317,6 +318,34 @@ async def test_a_cancelled_task_of_a_dependency_does_not_replace_the_jobs_error_
     with pytest.raises(JobFailed, match="bad card"):
         await handle.result(0)
     assert SEEN.count("runs") == 1
+
+
+def the_error(kind: str, part: Part, body: Does) -> str:
+    """Return a pattern for the error of a run: that which was raised first. In `around=` a later one replaces it, as in any `with`."""
+    if HANGS in (part.setup, part.teardown):
+        return r"TimeoutError: .* ran longer than its timeout of 0\.3 s"
+    raised = [
+        (each, where) for each, where in ((part.setup, "setup"), (body, "job"), (part.teardown, "teardown")) if isinstance(each, type)
+    ]
+    if not raised:
+        name = r"depends\(\w*[.<>\w]*Part\.\w+\) must yield once: " if kind == "depends" else ""
+        return f"RuntimeError: {name}generator didn't {'stop' if part.yields else 'yield'}"
+    error, where = raised[-1 if kind == "around" else 0]
+    return where if error is Discard else rf"{error.__name__}: '?{where}"
+
+
+async def test_the_first_error_in_a_child_process_is_the_runs_error(broker: Broker) -> None:
+    """Whether setup, job or teardown raises it, also errors that end a process. A run that is stopped in either has timed out."""
+    wrong = []
+    async with Worker(concurrency=4):
+        handles = [await declared.delay() for declared in CASES.values()]
+        for case, handle in zip(CASES, handles, strict=True):
+            kind, _, part, body = case
+            with pytest.raises(JobFailed) as failed:
+                await handle.result(60)
+            if not re.search(f"attempt 1 of 1: {the_error(kind, part, body)}|{the_error(kind, part, body)}$", str(failed.value)):
+                wrong.append((case, str(failed.value)))
+    assert wrong == []
 
 
 @job(name="around.open")
