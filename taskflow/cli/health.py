@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import logging
 import os
 import queue
@@ -34,6 +35,8 @@ RECHECK_INTERVAL: Final = 1.0  # the longest pause before a worker that has fail
 
 FACTS_INTERVAL: Final = 5.0  # between two reports of what a worker has counted
 MAX_PART: Final = 1_500  # characters of such a report in a line
+PARTS_AT_ONCE: Final = 16  # lines, with a pause after them, so that the socket keeps room for other reports
+PARTS_PAUSE: Final = 0.05
 MAX_ENDED: Final = 50  # reports of ended workers that are kept apart
 
 _STARTING: Final = "the worker has not started yet"
@@ -68,11 +71,13 @@ class HealthReport:
         if self.notifier is not None:
             self.notifier.start()
         if self._supervisor is not None:
-            start_thread(self._tell_supervisor, "taskflow-health-report")
+            self._teller = start_thread(self._tell_supervisor, "taskflow-health-report")
         return self
 
     def __exit__(self, *error: object) -> None:
         self._ending.set()
+        if self._supervisor is not None:
+            self._teller.join(SEND_TIMEOUT)
         if self.notifier is not None:
             self.notifier.stop()
         if self._server is not None:
@@ -97,10 +102,18 @@ class HealthReport:
             if (live.is_well, ready.is_well) != last or now >= reported_at + REPORT_INTERVAL:
                 last, reported_at = (live.is_well, ready.is_well), now
                 self._supervisor.say(report_line(live, ready))
-            if self.facts is not None and now >= told_at + FACTS_INTERVAL:
+            if now >= told_at + FACTS_INTERVAL:
                 told_at = now
-                for line in fact_lines(self.facts(), self.backlog):
-                    self._supervisor.say(line)
+                self._tell_facts()
+        self._tell_facts()  # the last counts
+
+    def _tell_facts(self) -> None:
+        if self.facts is not None and self._supervisor is not None:
+            for number, line in enumerate(fact_lines(self.facts(), self.backlog)):
+                if number and number % PARTS_AT_ONCE == 0:
+                    time.sleep(PARTS_PAUSE)
+                if not self._supervisor.say(line):  # the supervisor does not read
+                    break
 
     def _metrics(self) -> Page | None:
         return None if self.metrics is None else self.metrics()
@@ -170,6 +183,7 @@ class Fleet:
         self._facts: dict[int, bytes] = {}
         self._parts: dict[int, list[str]] = {}
         self._ended: list[bytes] = []
+        self._lock = threading.Lock()  # for `_facts` and `_ended`
         self.backlog: Page | None = None
         self.has_worked = False
 
@@ -177,10 +191,11 @@ class Fleet:
         if isinstance(news, ExitStatus):
             self._workers.pop(pid, None)
             self._parts.pop(pid, None)
-            if (facts := self._facts.pop(pid, None)) is not None:
-                self._ended.append(facts)
-                if len(self._ended) > MAX_ENDED:
-                    self._add_up_ended()
+            with self._lock:
+                if (facts := self._facts.pop(pid, None)) is not None:
+                    self._ended.append(facts)
+                    if len(self._ended) > MAX_ENDED:
+                        self._add_up_ended()
             return
         match news.split(" ", 3):
             case ["health", live, ready, why]:
@@ -189,10 +204,12 @@ class Fleet:
                 self.has_worked = True
             case ["facts", number, count, part]:
                 parts = self._parts.setdefault(pid, [])
-                del parts[int(number) :]
-                parts.append(part)
-                if len(parts) == int(count):
-                    self._facts[pid] = base64.b64decode("".join(parts))
+                with self._lock, contextlib.suppress(ValueError):  # a job has written to a file descriptor that is not its own
+                    del parts[int(number) :]
+                    if len(parts) == int(number):  # otherwise a line was lost
+                        parts.append(part)
+                    if len(parts) == int(count):
+                        self._facts[pid] = base64.b64decode("".join(parts))
             case ["backlog", found]:
                 self.backlog = ("application/json", found.encode() + b"\n")
 
@@ -203,16 +220,17 @@ class Fleet:
         from taskflow.telemetry.prometheus import CONTENT_TYPE, page_of
         from taskflow.worker.measuring import unpack_facts
 
-        ended = self._add_up_ended()
-        return CONTENT_TYPE, page_of([*(unpack_facts(facts) for facts in list(self._facts.values())), ended])
+        with self._lock:
+            ended, living = self._add_up_ended(), list(self._facts.values())
+        return CONTENT_TYPE, page_of([*map(unpack_facts, living), ended])
 
     def _add_up_ended(self) -> WorkerFacts:
         from taskflow.worker.measuring import WorkerFacts, pack_facts, unpack_facts
 
         total = WorkerFacts(measures=b"")
-        for _ in range(len(self._ended)):
-            total = total.plus(unpack_facts(self._ended.pop(0)).ended())
-        self._ended.insert(0, pack_facts(total))
+        for facts in self._ended:
+            total = total.plus(unpack_facts(facts).ended())
+        self._ended[:] = [pack_facts(total)]
         return total
 
     def live(self) -> HealthCheck:

@@ -124,7 +124,12 @@ class HealthServer:
             return _response(HTTPStatus.BAD_REQUEST, with_body=with_body)
         ask = self._asks.get(path)
         if ask is None:
-            if (page := self._pages[path]() if path in self._pages else None) is not None:
+            try:
+                page = self._pages[path]() if path in self._pages else None
+            except Exception as error:  # for example, a collector of the application has raised it
+                raised = {"why": f"{type(error).__name__}: {error}"}
+                return _response(HTTPStatus.INTERNAL_SERVER_ERROR, raised, with_body=with_body)
+            if page is not None:
                 return _response(HTTPStatus.OK, page, with_body=with_body)
             why = f"there are {' and '.join(self._asks)}"
             if path in self._pages:

@@ -104,12 +104,14 @@ class SupervisorSocket:
             os.kill(os.getpid(), signal.SIGKILL)
         threading.Thread(target=self._listen, name="taskflow-supervisor-socket", daemon=True).start()
 
-    def say(self, words: str) -> None:
-        """Send a line without waiting, so that a stopped or dead supervisor delays nothing."""
+    def say(self, words: str) -> bool:
+        """Send a line without waiting, so that a stopped or dead supervisor delays nothing. Return False if it could not be sent."""
         try:
             self._end.send(f"{one_line(words, MAX_LINE)}\n".encode(), socket.MSG_DONTWAIT)
         except OSError:
             log.debug("could not send to the supervisor: %s", words)
+            return False
+        return True
 
     def count_run(self) -> None:
         """Retire after the last of `max_jobs` runs."""

@@ -64,7 +64,11 @@ def pack_facts(facts: WorkerFacts) -> bytes:
 
 
 def unpack_facts(packed: bytes) -> WorkerFacts:
-    return msgspec.msgpack.decode(packed, type=WorkerFacts)
+    """Return packed facts, or none if they cannot be read: a job may have written to the worker's socket."""
+    try:
+        return msgspec.msgpack.decode(packed, type=WorkerFacts)
+    except (msgspec.MsgspecError, UnicodeError):
+        return WorkerFacts(measures=b"")
 
 
 class WorkerMeasures:

@@ -200,6 +200,7 @@ class WorkerSocket:
 
     def take(self) -> list[str]:
         """Return the lines that have arrived, without waiting."""
+        lines = list[bytes]()
         while not self.is_closed:
             try:
                 chunk = self._end.recv(MAX_LINE_LENGTH)
@@ -207,9 +208,9 @@ class WorkerSocket:
                 break
             except OSError:  # the other end closed it with unread data
                 chunk = b""
-            self._rest += chunk
+            *whole, self._rest = (self._rest + chunk).split(b"\n")
+            lines += whole
             self.is_closed = not chunk or len(self._rest) > MAX_LINE_LENGTH * 16
-        *lines, self._rest = self._rest.split(b"\n")
         return [line.decode("ascii", "replace") for line in lines]
 
     def say(self, word: bytes) -> bool:

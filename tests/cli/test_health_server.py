@@ -93,7 +93,11 @@ def server() -> Iterator[HealthServer]:
         "/live": lambda: HealthCheck(True, "fine", {"seconds": 1.5}),
         "/ready": lambda: HealthCheck(False, "not yet"),
     }
-    pages: dict[str, Callable[[], Page | None]] = {"/metrics": lambda: ("text/plain", b"up 1\n"), "/scale": lambda: None}
+    pages: dict[str, Callable[[], Page | None]] = {
+        "/metrics": lambda: ("text/plain", b"up 1\n"),
+        "/scale": lambda: None,
+        "/broken": lambda: ("", bytes(1 // 0)),
+    }
     opened = HealthServer(listener("127.0.0.1", 0), asks, pages)
     opened.start()
     yield opened
@@ -119,6 +123,12 @@ def test_pages_are_served_as_they_are(server: HealthServer) -> None:
         404,
         "there are /live and /ready, and this page if the worker has configure(telemetry=[Prometheus()])",
     )
+
+
+def test_a_page_that_cannot_be_made_is_an_answer(server: HealthServer) -> None:
+    told = ask(port_of(server), "/broken")
+    assert (told.status, told.body["why"]) == (500, "ZeroDivisionError: integer division or modulo by zero")
+    assert ask(port_of(server), "/live").status == 200
 
 
 MEASURED = """

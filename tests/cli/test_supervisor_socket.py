@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import signal
@@ -9,17 +10,21 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from taskflow.cli import health
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.health import Fleet, report_line
+from taskflow.cli.health import Fleet, HealthReport, fact_lines, report_line
 from taskflow.cli.parser import a_parser
 from taskflow.cli.startup import command_of
+from taskflow.model.measures import Measure, pack_measures
 from taskflow.worker import supervisor
 from taskflow.worker.children.syscalls import ExitStatus
 from taskflow.worker.health import HealthCheck
+from taskflow.worker.measuring import WorkerFacts, pack_facts
+from taskflow.worker.processes import WorkerSocket
 from tests.cli.probes import ask, ask_until
 from tests.cli.processes import JOBS, TIMEOUT, Running, Shell, ended_clearly
 from tests.cli.systemd import FakeSystemd
@@ -171,3 +176,97 @@ def test_a_worker_that_has_fallen_silent_does_not_live(monkeypatch: pytest.Monke
     monkeypatch.setattr(health, "SILENCE_TIMEOUT", 0.0)
     assert "has been silent for" in workers.live().why
     assert not workers.ready().is_well
+
+
+# --- the metrics of all workers -----------------------------------------------------------------------------------------
+
+
+def some_facts(jobs: int, runs: int = 1) -> bytes:
+    """Return the facts of a worker with so many jobs."""
+    bins = dict.fromkeys(range(20), 100000)
+    measure = Measure(runs={"succeeded": runs}, waits=bins, times=bins)
+    return pack_facts(WorkerFacts(measures=pack_measures({("default", f"app.jobs.job_{n}"): measure for n in range(jobs)})))
+
+
+def test_a_long_report_of_counts_does_not_close_the_line() -> None:
+    """A worker counts up to 500 jobs. All lines may have arrived before the supervisor reads."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        lines = [*fact_lines(some_facts(250), None)]
+        for line in lines:
+            theirs.send(f"{line}\n".encode())
+        worker_socket = WorkerSocket(ours)
+        assert sum(map(len, lines)) > 65_536
+        assert worker_socket.take() == lines
+        assert not worker_socket.is_closed
+
+
+@pytest.mark.parametrize("sent", range(4))
+def test_a_report_that_was_cut_off_counts_for_nothing(sent: int) -> None:
+    """If a line cannot be sent, its report ends there."""
+    said, workers = list[str](), Fleet()
+
+    class _Socket:
+        def say(self, words: str) -> bool:
+            said.append(words)
+            return len(said) != sent + 1
+
+    with HealthReport(argparse.Namespace(health_port=None), cast("Any", _Socket())) as report:
+        report.facts = lambda: some_facts(20)
+    del said[sent:]
+    assert len(said) == sent
+    old = [*fact_lines(some_facts(20, runs=7), None)]
+    for line in [*old[:-1], *said]:
+        workers.note(1, line)
+    assert workers.metrics() is None
+    for line in old:
+        workers.note(1, line)
+    page = workers.metrics()
+    assert page is not None
+    assert b'taskflow_runs_total{job="app.jobs.job_9",outcome="succeeded",queue="default"} 7.0' in page[1]
+
+
+GARBLED = {
+    "no numbers": "facts x y z",
+    "no base64": "facts 0 1 !",
+    "cut off": "facts 0 1 abc",
+    "no msgpack": "facts 0 1 wQ==",
+    "a negative number": "facts -1 0 x",
+    "a huge number": f"facts {'9' * 5_000} 1 a",
+}
+
+
+@pytest.mark.parametrize("line", GARBLED.values(), ids=GARBLED)
+def test_a_line_of_a_job_harms_no_supervisor(line: str) -> None:
+    """A job may write to the descriptor of its worker's socket."""
+    workers = Fleet()
+    for pid in range(60):
+        workers.note(pid, line)
+        for good in fact_lines(some_facts(1), None) if pid % 2 else ():
+            workers.note(pid, good)
+        workers.note(pid, ExitStatus(0))
+    page = workers.metrics()
+    assert page is not None
+    assert b'outcome="succeeded",queue="default"} 30.0' in page[1]
+    assert len(workers._ended) <= health.MAX_ENDED
+
+
+def test_a_worker_reports_its_last_counts_when_it_ends() -> None:
+    """Those of the seconds since the report before, such as of a worker that retires."""
+    workers, said = Fleet(), list[str]()
+
+    class _Socket:
+        def say(self, words: str) -> bool:
+            said.append(words)
+            return True
+
+    counted = b""
+    with HealthReport(argparse.Namespace(health_port=None), cast("Any", _Socket())) as report:
+        report.facts = lambda: counted
+        counted = some_facts(300)
+    for line in said:
+        workers.note(1, line)
+    page = workers.metrics()
+    assert page is not None
+    assert b'job="app.jobs.job_299",outcome="succeeded",queue="default"} 1.0' in page[1]
