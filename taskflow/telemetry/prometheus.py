@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -36,14 +37,28 @@ class Prometheus(Telemetry):
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self._registry = registry
         self._workers: list[WorkerMeasures] = []
+        self._ended: WorkerFacts | None = None
+        self._lock = threading.Lock()
 
     @contextmanager
     def working(self, measures: WorkerMeasures | None) -> Iterator[None]:
         assert measures is not None
-        if not self._workers:
-            self._registry.register(_WorkerCollector(lambda: [each.facts() for each in self._workers]))
-        self._workers.append(measures)
-        yield
+        with self._lock:
+            is_first = not self._workers and self._ended is None
+            self._workers.append(measures)
+        if is_first:
+            self._registry.register(_WorkerCollector(self._facts))
+        try:
+            yield
+        finally:
+            with self._lock:  # its counts stay, but not its slots
+                ended = measures.facts().ended()
+                self._ended = ended if self._ended is None else self._ended.plus(ended)
+                self._workers.remove(measures)
+
+    def _facts(self) -> list[WorkerFacts]:
+        with self._lock:
+            return [*(each.facts() for each in self._workers), *([] if self._ended is None else [self._ended])]
 
     def page(self) -> tuple[str, bytes]:
         """Return the content type and the text of the metrics of this process."""

@@ -72,6 +72,8 @@ async def test_a_registry_of_the_application_has_them_too(memory_broker: MemoryB
     assert value(page, "taskflow_runs_total", queue="default", job=fails.name, outcome="retried") == 2
     assert value(page, "taskflow_runs_total", queue="default", job=fails.name, outcome="failed") == 2
     assert value(page, "sold_total") == 1
+    assert [value(page, "taskflow_slots", state=state) for state in ("busy", "free")] == [0, 0]  # both have ended
+    assert prometheus._workers == []
 
 
 def a_store_page() -> bytes:
