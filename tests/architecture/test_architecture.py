@@ -43,12 +43,12 @@ BUDGETS = {
     "taskflow/broker/postgres": 5_795,
     "taskflow/broker": 21_205,
     "taskflow/app": 6_150,
-    "taskflow/worker": 6_800,
-    "taskflow/cli": 4_480,
+    "taskflow/worker": 6_805,
+    "taskflow/cli": 4_505,
     "taskflow/testing": 995,
     "taskflow/django": 550,
-    "taskflow": 47_285,
-    "tests": 63_260,
+    "taskflow": 47_330,
+    "tests": 63_380,
 }
 
 
