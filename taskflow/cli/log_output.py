@@ -15,7 +15,7 @@ from typing import Any, Final
 from taskflow.cli.terminal import json_text
 from taskflow.model.printable import MAX_CHARACTERS, indented, one_line
 
-FIELDS: Final = ("job", "job_id", "attempt", "queue")
+FIELDS: Final = ("worker", "job", "job_id", "attempt", "queue", "trace_id", "span_id")
 MAX_UNREAD: Final = 10_000  # lines waiting for a slow reader; further lines are dropped
 MAX_STACK: Final = 65_536  # characters of a traceback or a stack; the middle of a longer one is left out
 CLOSE_TIMEOUT: Final = 0.5  # for writing the last lines when the process ends

@@ -9,6 +9,7 @@ import importlib
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -53,8 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     show_stacks_when_killed()
     supervisor: SupervisorSocket | None = arguments.supervisor
+    add_fields = LogFields()
     with (
-        logging_to_stderr(arguments.log_level, arguments.log_format, _add_ids, has_pid=supervisor is not None),
+        logging_to_stderr(arguments.log_level, arguments.log_format, add_fields, has_pid=supervisor is not None),
         ForcedExit() as forced_exit,
         HealthReport(arguments, supervisor) as health_report,
     ):
@@ -73,7 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
         _announce(app, options)
         if supervisor is not None:
             supervisor.say("loaded")
-        return _run_to_exit(WorkerRun(app, options, signals, forced_exit, health_report, arguments.collector, supervisor, arguments.drain))
+        return _run_to_exit(
+            WorkerRun(app, options, signals, forced_exit, health_report, add_fields, arguments.collector, supervisor, arguments.drain)
+        )
 
 
 def _options(arguments: argparse.Namespace) -> WorkerOptions:
@@ -86,13 +90,23 @@ def _options(arguments: argparse.Namespace) -> WorkerOptions:
     return WorkerOptions(queues=queues, modules=tuple(arguments.modules), on_stall_limit=end_stalled, **given)
 
 
-def _add_ids(record: logging.LogRecord) -> bool:
-    """Add the running job's name, id, attempt and queue to a log record. This is a `logging` filter that lets every record pass."""
-    context = running.get()
-    if context is not None and not hasattr(record, "job_id"):
-        record.job, record.job_id, record.attempt, record.queue = context.job_name, context.job_id, context.attempt, context.queue
-        record.is_inside = True
-    return True
+class LogFields:
+    """A `logging` filter that lets every record pass, and adds the worker's name, the running job and the current span."""
+
+    worker: str | None = None
+
+    def __call__(self, record: logging.LogRecord) -> bool:
+        context = running.get()
+        if context is not None and not hasattr(record, "job_id"):
+            record.job, record.job_id, record.attempt, record.queue = context.job_name, context.job_id, context.attempt, context.queue
+            record.is_inside = True
+        if self.worker is not None and not hasattr(record, "worker"):
+            record.worker = self.worker
+        # The application, or its driver, has imported it if there can be a span.
+        current_span = getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)
+        if current_span is not None and (span := current_span().get_span_context()).is_valid and not hasattr(record, "trace_id"):
+            record.trace_id, record.span_id = f"{span.trace_id:032x}", f"{span.span_id:016x}"
+        return True
 
 
 def _announce(app: App, options: WorkerOptions) -> None:
@@ -173,6 +187,7 @@ class WorkerRun:
     signals: Signals
     forced_exit: ForcedExit
     health_report: HealthReport
+    log_fields: LogFields
     collector: Collector
     supervisor: SupervisorSocket | None
     is_draining: bool
@@ -191,7 +206,8 @@ class WorkerRun:
                 self.supervisor.count_run()
             case WaitingForBroker():
                 self.say("waiting")
-            case SessionOpened(_, session):
+            case SessionOpened(name, session):
+                self.log_fields.worker = name
                 self.say(f"session {session.hex()}")
 
     async def work(self) -> int:

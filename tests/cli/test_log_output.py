@@ -121,3 +121,49 @@ def test_text_lines_of_a_job_end_with_whose_they_are(cli: Cli) -> None:
     [record] = [job for job in cli.jobs() if job["job"] == "tasks.greet"]
     assert f"in the async job {record['id']}  [tasks.greet {record['id']}]\n" in said.err
     assert f"tasks.greet {record['id']} (attempt 1, queue mail) succeeded after " in said.err
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_each_line_names_the_worker_once_the_broker_knows_it(lines: list[dict[str, Any]]) -> None:
+    [opened] = [index for index, line in enumerate(lines) if line["message"].startswith("working as ")]
+    name = lines[opened]["message"].removeprefix("working as ")
+    assert name.endswith(f":{os.getpid()}")
+    assert {line.get("worker") for line in lines[:opened]} == {None}
+    assert {line["worker"] for line in lines[opened + 1 :]} == {name}
+
+
+TRACED = """
+import logging
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from taskflow import configure, job
+from taskflow.telemetry import OpenTelemetry
+
+provider = TracerProvider()
+configure(telemetry=[OpenTelemetry(provider)])
+
+def log_the_span() -> None:
+    span = trace.get_current_span().get_span_context()
+    logging.getLogger("shop").info("%032x-%016x", span.trace_id, span.span_id)
+
+@job
+async def greet() -> None:
+    log_the_span()
+
+@job
+def greet_in_a_thread() -> None:
+    log_the_span()
+"""
+
+
+def test_lines_of_a_traced_run_carry_its_trace_and_span(cli: Cli) -> None:
+    cli.write("tasks.py", TRACED)
+    tasks = cli.load("tasks")
+    for job in (tasks.greet, tasks.greet_in_a_thread):
+        job.delay_sync()
+    lines = [json.loads(line) for line in cli("worker", "tasks", "--drain", "--log-format", "json").err.splitlines()]
+    traced = [line for line in lines if line["logger"] == "shop"]
+    assert {line["job"] for line in traced} == {"tasks.greet", "tasks.greet_in_a_thread"}
+    assert [f"{line['trace_id']}-{line['span_id']}" for line in traced] == [line["message"] for line in traced]
+    assert len({line["span_id"] for line in traced}) == 2
+    assert "trace_id" not in lines[0]

@@ -1,0 +1,109 @@
+"""What is not configured costs nothing, and what a killed worker loses."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from taskflow import Worker, configure
+from taskflow.broker.memory import MemoryBroker
+from taskflow.broker.url import connect
+from taskflow.telemetry import History, OpenTelemetry
+from tests.cli.processes import LEDGER, Shell, until
+from tests.telemetry.jobs import add
+
+MEASURED = """
+from taskflow import configure, job
+from taskflow.telemetry import History
+from taskflow.worker import measuring
+
+measuring.RECORD_INTERVAL = 0.2
+configure(telemetry=[History()])
+
+@job(name="note")
+async def note(number: int) -> None:
+    write(str(number))
+"""
+
+PLAIN = """
+import atexit, sys
+from taskflow import job
+
+@job(name="note")
+async def note(number: int) -> None: ...
+
+HEAVY = ("taskflow.telemetry", "taskflow.worker.measuring", "prometheus_client", "opentelemetry", "sentry_sdk")
+atexit.register(lambda: print("loaded", *sorted(name for name in sys.modules if name.startswith(HEAVY)), "."))
+"""
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    with Shell(tmp_path) as opened:
+        yield opened
+
+
+def test_without_telemetry_neither_a_worker_nor_a_sender_imports_any(shell: Shell) -> None:
+    shell.write("tasks.py", PLAIN)
+    assert "loaded .\n" in shell.run("-c", "import tasks; tasks.note.delay_sync(1)")
+    said = shell.run("-m", "taskflow", "worker", "tasks", "--drain", "--health-port", "0")
+    assert "1 job ended" in said
+    assert "loaded .\n" in said
+
+
+@pytest.mark.parametrize(("telemetry", "hooks"), [([], 0), ([OpenTelemetry()], 0), ([History()], 1)], ids=["none", "traces", "history"])
+async def test_a_settlement_calls_only_what_counts(
+    memory_broker: MemoryBroker, telemetry: list[OpenTelemetry | History], hooks: int
+) -> None:
+    configure(telemetry=telemetry)
+    async with Worker() as worker:
+        await add.delay(1, 2)
+        await worker.drained()
+        session = worker._sessions.current
+        assert session is not None
+        assert len(session.settler._hooks) == hooks
+        assert (session.heartbeat.measures is not None) == bool(hooks)
+
+
+def recorded(url: str) -> int:
+    """Return how many runs the history has."""
+
+    async def read() -> int:
+        broker = connect(url)
+        try:
+            now = datetime.now(UTC)
+            found = await broker.admin.history(now - timedelta(minutes=10), now + timedelta(minutes=10))
+            return sum(measure.number for record in found for measure in record.measures.values())
+        finally:
+            await broker.close()
+
+    return asyncio.run(read())
+
+
+def test_a_killed_worker_loses_only_what_it_counted_since_its_last_record(shell: Shell) -> None:
+    url = f"sqlite:///{shell.folder}/queue.db"
+    shell.write("tasks.py", LEDGER + MEASURED)
+    worker = shell.worker("--ttl", "2")
+
+    def send(first: int, last: int) -> None:
+        shell.send(*(f"note.bind({number})" for number in range(first, last)))
+
+    send(0, 20)
+    until(lambda: recorded(url) == 20, worker)
+    send(20, 40)
+    until(lambda: recorded(url) == 40, worker)  # it records again and again
+    send(40, 50)
+    until(lambda: len(shell.ledger()) == 50, worker)
+    worker.signal(signal.SIGKILL)
+    worker.end()
+    assert 40 <= recorded(url) <= 50
+
+    before = recorded(url)
+    send(50, 60)
+    shell.run("-m", "taskflow", "worker", "tasks", "--drain")
+    assert recorded(url) >= before + 10  # the next worker records as before
