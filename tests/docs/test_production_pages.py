@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import itertools
+import json
 from typing import Any, Final
 
 import pytest
@@ -23,7 +24,11 @@ def documents(page: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def manifests() -> dict[str, dict[str, Any]]:
-    found = {f"{document['kind']} {document['metadata']['name']}": document for document in documents("run-on-kubernetes.md")}
+    found = {
+        f"{document['kind']} {document['metadata']['name']}": document
+        for document in documents("run-on-kubernetes.md")
+        if "kind" in document
+    }
     assert found.keys() >= {"Deployment app-worker", "HorizontalPodAutoscaler app-worker", "Job app-migrate"}
     return found
 
@@ -40,9 +45,29 @@ def test_the_probes_ask_the_health_port_of_the_worker(manifests: dict[str, dict[
     assert probes == {"liveness": {"path": "/live", "port": "health"}, "readiness": {"path": "/ready", "port": "health"}}
 
 
-def test_the_autoscaler_scales_the_deployment(manifests: dict[str, dict[str, Any]]) -> None:
-    target = manifests["HorizontalPodAutoscaler app-worker"]["spec"]["scaleTargetRef"]
-    assert f"{target['kind']} {target['name']}" in manifests
+def test_each_autoscaler_scales_the_deployment(manifests: dict[str, dict[str, Any]]) -> None:
+    scalers = [each for each in manifests.values() if each["kind"] in ("HorizontalPodAutoscaler", "ScaledObject")]
+    assert len(scalers) == 4
+    for scaler in scalers:
+        target = {"kind": "Deployment", **scaler["spec"]["scaleTargetRef"]}
+        assert f"{target['kind']} {target['name']}" in manifests
+
+
+def test_a_scaler_asks_the_health_port_of_the_workers(manifests: dict[str, dict[str, Any]]) -> None:
+    service, template = manifests["Service app-worker"], manifests["Deployment app-worker"]["spec"]["template"]
+    assert service["spec"]["selector"] == template["metadata"]["labels"]
+    [port], [container] = service["spec"]["ports"], template["spec"]["containers"]
+    assert port["targetPort"] in [each["name"] for each in container["ports"]]
+    triggers = manifests["ScaledObject app-worker"]["spec"]["triggers"]
+    assert {trigger["metadata"]["url"] for trigger in triggers} == {f"http://app-worker.default.svc.cluster.local:{port['port']}/scale"}
+    [served] = [json.loads(block.text) for block in blocks(HOW_TO / "run-on-kubernetes.md", "json")]
+    assert [trigger["metadata"]["valueLocation"] for trigger in triggers] == list(served)
+
+
+def test_an_external_metric_is_one_that_the_adapter_makes(manifests: dict[str, dict[str, Any]]) -> None:
+    [rules] = [document["rules"]["external"] for document in documents("run-on-kubernetes.md") if "rules" in document]
+    [metric] = manifests["HorizontalPodAutoscaler app-worker-by-backlog"]["spec"]["metrics"]
+    assert metric["external"]["metric"]["name"] in [rule["name"]["as"] for rule in rules]
 
 
 def test_compose_leaves_a_worker_time_to_stop_and_names_what_it_declares() -> None:
