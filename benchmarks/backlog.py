@@ -32,7 +32,7 @@ MIDDLE: Final = 10_000
 """So deep a queue, as often as it takes for as many jobs as the long one has: what upkeep does for each that has ended, from the 100,001st
 on, and what autovacuum does, is the same then, and the depth alone is another."""
 
-LEAST: Final = 0.9
+TARGET: Final = 0.9
 """Of the shallow queue's rate."""
 
 
@@ -149,9 +149,9 @@ def _table(shallow: Drained, middle: Drained, deep: Drained) -> str:
 
 def _verdict(shallow: Drained, middle: Drained, deep: Drained) -> str:
     ratio, least = deep.rate / shallow.rate, min(portion.rate for portion in deep.portions) / shallow.rate
-    outcome = "met" if ratio >= LEAST else "missed"
+    outcome = "met" if ratio >= TARGET else "missed"
     told = f"its slowest {PORTION:,} at {least:.2f}, and {deep.rate / middle.rate:.2f} of that of as many jobs in a queue of {MIDDLE:,}"
-    return f"The long queue at {ratio:.2f} of the short one's rate (target: {LEAST:g}), {told}. Target {outcome}."
+    return f"The long queue at {ratio:.2f} of the short one's rate (target: {TARGET:g}), {told}. Target {outcome}."
 
 
 def _plot(shallow: Drained, middle: Drained, deep: Drained, path: Path) -> bool:

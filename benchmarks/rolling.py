@@ -36,7 +36,7 @@ ROLLS: Final = 4
 BETWEEN: Final = 3.0
 """Seconds before each, between them, and after the last."""
 
-MOST: Final = 1.0
+TARGET: Final = 1.0
 """Seconds that a job may wait, at the 99th percentile."""
 
 TIMEOUT: Final = 120.0
@@ -216,9 +216,9 @@ def _row(one: Rolled) -> tuple[object, ...]:
 def _verdict(rolled: Sequence[Rolled]) -> str:
     worst = max(percentile(one.waits(is_rolling=True), 0.99) for one in rolled) / 1e3
     wrong = sum(one.lost + one.failed + one.twice for one in rolled)
-    is_met = worst < MOST and not wrong
+    is_met = worst < TARGET and not wrong
     return (
-        f"{wrong} jobs lost, failed or run twice; p99 of the wait while workers are replaced at most {worst:.2f} s (target: {MOST:g}). "
+        f"{wrong} jobs lost, failed or run twice; p99 of the wait while workers are replaced at most {worst:.2f} s (target: {TARGET:g}). "
         + ("Target met." if is_met else "Target missed.")
     )
 

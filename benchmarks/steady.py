@@ -18,10 +18,10 @@ from benchmarks.processes import using
 from benchmarks.tasks import waited
 from taskflow import enqueue
 
-EVERY: Final = 0.01
+SEND_INTERVAL: Final = 0.01
 """Seconds between two enqueues: jobs of one such span are sent together."""
 
-MOST: Final = 1_000
+MAX_WAITING: Final = 1_000
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ async def send(url: str, rate: float, seconds: float, file: TextIO) -> None:
         print(began, flush=True)
         while sent < int(rate * seconds):
             now = time.monotonic()
-            due = min(int((min(now - began, seconds)) * rate), sent + MOST)
+            due = min(int((min(now - began, seconds)) * rate), sent + MAX_WAITING)
             if due > sent:
                 await enqueue(waited.bind(began + number / rate) for number in range(sent + 1, due + 1))
                 answered = time.monotonic()
                 file.write(f"{answered:.6f},{answered - now:.6f},{due - sent}\n")
                 sent = due
-            await asyncio.sleep(max(0.0, now + EVERY - time.monotonic()))
+            await asyncio.sleep(max(0.0, now + SEND_INTERVAL - time.monotonic()))
 
 
 def read_sendings(path: Path) -> list[Sending]:

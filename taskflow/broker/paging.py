@@ -144,9 +144,9 @@ def _error_of(record: Record) -> str:
 
 # --- cursors --------------------------------------------------------------------------------------------------
 
-_LONGEST: Final = 2_000
-_MOST: Final = 2**53
-_FARTHEST: Final = 2**63
+_MAX_CURSOR: Final = 2_000
+_MAX_TIME: Final = 2**53
+_MAX_NUMBER: Final = 2**63
 """A damaged time may be that far away. The next page begins behind it."""
 
 
@@ -165,14 +165,14 @@ def _decoded(
     if not isinstance(cursor, str):
         raise TypeError(f"cursor={shown(cursor)}: expected the cursor of the page before, which is a str")
     try:
-        if len(cursor) > _LONGEST:
+        if len(cursor) > _MAX_CURSOR:
             raise ValueError("it is too long")
         packed = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         code, until, position = _decode(packed)
         status = None if code is None else BY_CODE[code]
         if position is not None and not _is_position(position, types[status]):
             raise ValueError("its position is not in this index")
-        if until is not None and not 0 <= until < _MOST:
+        if until is not None and not 0 <= until < _MAX_TIME:
             raise ValueError("its time is out of bounds")
     except (ValueError, KeyError, msgspec.MsgspecError) as error:
         raise ValueError("the cursor is damaged: give the one of the page before, unchanged") from error
@@ -183,6 +183,6 @@ def _decoded(
 
 def _is_position(position: Position, types: tuple[type, ...]) -> bool:
     return tuple(map(type, position)) == types and all(
-        abs(value) < _FARTHEST if isinstance(value, int) else 0 < len(value) <= 400 and (isinstance(value, bytes) or "\0" not in value)
+        abs(value) < _MAX_NUMBER if isinstance(value, int) else 0 < len(value) <= 400 and (isinstance(value, bytes) or "\0" not in value)
         for value in position
     )

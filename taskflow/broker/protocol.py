@@ -208,10 +208,10 @@ from taskflow.model.schedule import Definition, Firing, Offer
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
 
-PASSED_ON_AFTER: Final = 0.25
+PASS_ON_TIMEOUT: Final = 0.25
 """Seconds for which a job is READY before upkeep on PostgreSQL nudges another listener for it."""
 
-GONE_AFTER: Final = 150.0
+LISTENER_TTL: Final = 150.0
 """Seconds after which a listener that has not started to wait again is presumed gone. An idle worker claims at least once a minute."""
 
 MAX_NUDGED_WHEN_DUE: Final = 2

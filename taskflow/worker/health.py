@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # a supervisor, which also imports this module, must stay sma
     from taskflow.worker.session import WorkerSession
     from taskflow.worker.watchdog import Watchdog
 
-LATE: Final = 12.0
+ANSWER_TIMEOUT: Final = 12.0
 """Seconds without an answer after which the broker is considered unavailable.
 This is slightly longer than two of the fetcher's checks for jobs or room."""
 
@@ -85,14 +85,14 @@ class WorkerHealth:
         }
         if runs.is_stuck:
             return HealthCheck(False, f"no job can start: functions that were given up still run in all {runs.left_behind} slots", facts)
-        if beaten is None or beaten > max(LATE, self._ttl / 2):
+        if beaten is None or beaten > max(ANSWER_TIMEOUT, self._ttl / 2):
             return HealthCheck(False, _not_for("a heartbeat", beaten), facts)
         # With every slot taken, the worker need not claim, but the runs must be settled when they end.
         full = _since(session.fetcher.full_at, now)
         waited = claimed if claimed is None or full is None else min(claimed, full)
-        if waited is None or (runs.free and waited > LATE):
+        if waited is None or (runs.free and waited > ANSWER_TIMEOUT):
             return HealthCheck(False, _not_for("a claim", waited), facts)
-        if settling is not None and settling > LATE:
+        if settling is not None and settling > ANSWER_TIMEOUT:
             return HealthCheck(False, _not_for("a settlement", settling), facts)
         return HealthCheck(True, "the broker answers heartbeats, claims and settlements", facts)
 

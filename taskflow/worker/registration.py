@@ -21,7 +21,7 @@ from taskflow.model.session import MAX_NAMES, Beat, Session
 from taskflow.worker.events import BrokerCallFailed, BrokerRecovered, Events
 from taskflow.worker.options import WorkerOptions
 
-TROUBLE_AFTER: Final = 3  # the number of failures in a row after which they are trouble. Fewer are common when a store restarts.
+MIN_FAILURES: Final = 3  # the number of failures in a row after which they are trouble. Fewer are common when a store restarts.
 SHOW_TIMEOUT: Final = 1.0  # seconds that showing trouble may take. The operation that fails waits for it.
 MAX_TROUBLE_LENGTH: Final = 500
 ANSWER_TIMEOUT: Final = 5.0
@@ -64,7 +64,7 @@ class Registration:
         """Report that a call has failed. Return the seconds until the next attempt."""
         pause, why = retries.failed(), str(error)
         self._events.emit(BrokerCallFailed(operation, why, retries.failures))
-        if retries.failures >= TROUBLE_AFTER and self._shown.get(operation) != why:
+        if retries.failures >= MIN_FAILURES and self._shown.get(operation) != why:
             await self._show({**self._shown, operation: why})
         return pause
 

@@ -28,8 +28,8 @@ cycles of 100, mostly in the store. In longer cycles, the worker and the store w
 SLOW: Final = 0.5
 
 REMINDER_FACTOR: Final = 10  # a run that does not stop is reported again each time its delay has grown by this factor
-MIN_LOOK_INTERVAL: Final = 0.05
-MAX_LOOK_INTERVAL: Final = 5.0
+MIN_CHECK_INTERVAL: Final = 0.05
+MAX_CHECK_INTERVAL: Final = 5.0
 CUT_OFF_TIMEOUT: Final = 1.0  # seconds to wait for runs to end after they have been cut off
 RESERVE_WINDOW: Final = 0.02
 """Seconds within which a lease in the reserve should start. While the median run of some queue
@@ -196,9 +196,9 @@ class Runs:
 
     async def watch(self) -> None:
         """Report runs that do not stop in time, again and again. Each check makes the fetcher look for slots, for the health checks."""
-        grace = max(MIN_LOOK_INTERVAL, self._stop_timeout)
+        grace = max(MIN_CHECK_INTERVAL, self._stop_timeout)
         while True:
-            await asyncio.sleep(min(MAX_LOOK_INTERVAL, grace))
+            await asyncio.sleep(min(MAX_CHECK_INTERVAL, grace))
             now = time.monotonic()
             for holding in self.under_way.values():
                 if holding.asked_at is not None and now - holding.asked_at >= grace * REMINDER_FACTOR**holding.reminders:

@@ -15,7 +15,7 @@ from taskflow.worker.events import Events, ServiceFailed
 Service = Callable[[], Coroutine[Any, Any, None]]
 
 PAUSES: Final = Pauses(0.1, 30.0)
-HEALTHY_AFTER: Final = 60.0  # a service that has run for this many seconds before it fails restarts after the shortest pause
+MIN_HEALTHY_TIME: Final = 60.0  # a service that has run for this many seconds before it fails restarts after the shortest pause
 
 
 class Services:
@@ -58,7 +58,7 @@ class Services:
         if task.cancelled():
             self._start(service, retries)
         elif (error := task.exception()) is not None:
-            if time.monotonic() - began_at > HEALTHY_AFTER:
+            if time.monotonic() - began_at > MIN_HEALTHY_TIME:
                 retries.succeeded()
             pause = retries.failed()
             self._events.emit(ServiceFailed(service.__qualname__, error, pause))

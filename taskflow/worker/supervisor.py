@@ -38,7 +38,7 @@ ENDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 NO_STARTS: Final = (1, 2, 3)
 
 
-HEALTHY_AFTER: Final = 30.0  # seconds of work after which a worker counts as healthy, and its earlier crashes no longer count
+MIN_HEALTHY_TIME: Final = 30.0  # seconds of work after which a worker counts as healthy, and its earlier crashes no longer count
 PAUSES: Final = Pauses(1.0, 30.0)
 
 
@@ -89,7 +89,7 @@ class WorkerSlot:
 
     def record_death(self, worked_for: float, now: float) -> float:
         """Record a death. Return the seconds until the next worker may start: 0 at first, then 1, 2, 4 and so on."""
-        self.failures = 1 if worked_for >= HEALTHY_AFTER else self.failures + 1
+        self.failures = 1 if worked_for >= MIN_HEALTHY_TIME else self.failures + 1
         pause = 0.0 if self.failures == 1 else PAUSES.after(self.failures - 1)
         self.may_start_at = now + pause
         return pause

@@ -33,7 +33,7 @@ _OF_A_THREAD: Final = 4 | 2  # CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED, linux/p
 
 Line = tuple[str, int, str, None]
 """The file, line number and function of a stack frame. Its source text is not read from disk until the line is shown."""
-LOOK: Final = 0.25
+CHECK_INTERVAL: Final = 0.25
 FIRST_REPORT: Final = 1.0
 REPORT_FACTOR: Final = 10  # a stall is reported again each time its duration has grown by this factor
 END_TIMEOUT: Final = 0.05  # seconds in which a run that has held the interpreter lock may end, if it is not in the midst of a step
@@ -121,7 +121,7 @@ class Standstill:
         if seen != self._seen:
             self._seen, self.seconds = seen, 0.0
             return True
-        self.seconds += min(passed, 2 * LOOK)
+        self.seconds += min(passed, 2 * CHECK_INTERVAL)
         return False
 
 
@@ -162,14 +162,14 @@ class Watchdog:
 
     def _tick(self) -> None:
         self._ticks += 1
-        self._timer = self._loop.call_later(LOOK, self._tick)
+        self._timer = self._loop.call_later(CHECK_INTERVAL, self._tick)
 
     def _watch(self) -> None:
-        while not self._stopping.wait(LOOK):
+        while not self._stopping.wait(CHECK_INTERVAL):
             now, computed = _clocks()
             passed, self.checked_at = now - self.checked_at, now
             before, self._computed = self._computed, computed
-            if passed - LOOK >= FIRST_REPORT:
+            if passed - CHECK_INTERVAL >= FIRST_REPORT:
                 self._look_back(passed, before)
             self._check_loop(passed)
             # If the ttl passes without a heartbeat, the heartbeat's thread reports that itself; if it does not, it is dead or stuck.
@@ -180,17 +180,17 @@ class Watchdog:
 
     def _look_back(self, passed: float, before: dict[int, float]) -> None:
         """Report why this check ran so late. If a thread used a lot of CPU time in the meantime, it was holding the interpreter lock:
-        ordinary Python code gives the lock up within milliseconds. Before a stop of the process, a thread may have computed for `LOOK`."""
+        ordinary Python code gives it up within milliseconds. Before a stop of the process, a thread may compute for `CHECK_INTERVAL`."""
         spent = {thread: seconds - before.get(thread, 0.0) for thread, seconds in self._computed.items()}
         thread = max(spent, key=lambda one: spent[one], default=self._thread)
-        is_computed = spent.get(thread, 0.0) > LOOK
+        is_computed = spent.get(thread, 0.0) > CHECK_INTERVAL
         lease, lines = self._run_since(thread, passed) if is_computed else (self._lease_on_loop(), lines_of(self._thread))
-        self._emit(lambda: InterpreterBlocked(lease, passed - LOOK, self._ttl, is_computed, shown(lines)))
+        self._emit(lambda: InterpreterBlocked(lease, passed - CHECK_INTERVAL, self._ttl, is_computed, shown(lines)))
 
     def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[Line]]:
         """Return the lease of the run that held the interpreter lock in `thread`, and the thread's lines. A run that has just begun did
         not: then it was the last slow run, whose lines are gone."""
-        holding, lines, late = self._holding_in(thread), lines_of(thread), passed - LOOK
+        holding, lines, late = self._holding_in(thread), lines_of(thread), passed - CHECK_INTERVAL
         if holding is not None and (holding.started or 0.0) <= self.checked_at - late / 2:
             return holding.lease, lines
         for pause in (0.0, END_TIMEOUT):  # it may have been between two of its steps, and ends now
@@ -241,5 +241,5 @@ def _clocks() -> tuple[float, dict[int, float]]:
     """Read the monotonic clock and the CPU clocks of the threads without a long call into C code between the two."""
     while True:
         begun_at, computed, now = time.monotonic(), seconds_computed(), time.monotonic()
-        if now - begun_at < LOOK:
+        if now - begun_at < CHECK_INTERVAL:
             return now, computed

@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 log: Final = logging.getLogger("taskflow.worker")
 
-DRAIN_LOOK: Final = 0.05
+DRAIN_POLL_INTERVAL: Final = 0.05
 
 # Seconds that a drain waits for the worker's schedules to be declared. A store may refuse them, and has jobs to run all the same.
 DECLARE_TIMEOUT: Final = 5.0
@@ -266,7 +266,7 @@ class Worker:
             with anyio.move_on_after(DECLARE_TIMEOUT):
                 await session.schedules_begun.wait()
         while not await self._poll(drain.is_over):  # noqa: ASYNC110  # no event tells it
-            await asyncio.sleep(DRAIN_LOOK)
+            await asyncio.sleep(DRAIN_POLL_INTERVAL)
         self.tally.set_aside = await self._poll(drain.set_aside)
 
     async def _poll(self, poll: Callable[[], Awaitable[T]]) -> T:

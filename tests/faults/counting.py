@@ -25,7 +25,7 @@ URL = os.environ["TASKFLOW_BROKER"]
 
 def pause() -> None:
     if random.random() < 0.5:
-        time.sleep(random.uniform(0, LONGEST))
+        time.sleep(random.uniform(0, MAX_PAUSE))
 
 def outcome(n: int) -> None:
     pause()
@@ -36,7 +36,7 @@ def outcome(n: int) -> None:
 _POSTGRES: Final = """
 import psycopg
 
-LONGEST = 0.02
+MAX_PAUSE = 0.02
 
 @job(max_attempts=1000, retry=Backoff(base=0.01, max=0.1), keep_result=3600)
 def increment(ctx: JobContext, n: int) -> None:
@@ -49,7 +49,7 @@ def increment(ctx: JobContext, n: int) -> None:
 """
 
 _SQLITE: Final = """
-LONGEST = 0.02
+MAX_PAUSE = 0.02
 
 @job(max_attempts=1000, retry=Backoff(base=0.01, max=0.1), keep_result=3600)
 def increment(ctx: JobContext, n: int) -> None:

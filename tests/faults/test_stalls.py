@@ -141,7 +141,7 @@ async def test_a_plain_function_is_not_accused_when_the_loop_gets_no_time(broker
 
 async def test_a_stall_is_told_ever_more_rarely(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """After 1 s, 10 s, 100 s: here after a twentieth of that."""
-    monkeypatch.setattr(watchdog, "LOOK", 0.01)
+    monkeypatch.setattr(watchdog, "CHECK_INTERVAL", 0.01)
     monkeypatch.setattr(watchdog, "FIRST_REPORT", 0.05)
     heard = ActingRecorder(LoopStalled, Run.release_thread.set, times=2)
     handle = await blocks.delay()
@@ -342,7 +342,7 @@ async def test_a_worker_winds_down_when_jobs_have_taken_all_of_the_loops_own_thr
 
 def compute_in_c() -> None:
     """One call of C code that keeps the interpreter lock for a second and a half of the processor's time."""
-    ends_at = time.thread_time() + watchdog.FIRST_REPORT + 2 * watchdog.LOOK
+    ends_at = time.thread_time() + watchdog.FIRST_REPORT + 2 * watchdog.CHECK_INTERVAL
     deque(takewhile(ends_at.__gt__, iter(time.thread_time, None)), maxlen=0)
 
 
@@ -360,7 +360,7 @@ def computes_in_a_thread() -> None:
 
 @job(name="tests.stalls.sleeps_in_c")
 async def sleeps_in_c() -> None:
-    ctypes.PyDLL(None).usleep(int((watchdog.FIRST_REPORT + 4 * watchdog.LOOK) * 1e6))  # a PyDLL's function keeps the lock
+    ctypes.PyDLL(None).usleep(int((watchdog.FIRST_REPORT + 4 * watchdog.CHECK_INTERVAL) * 1e6))  # a PyDLL's function keeps the lock
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what a thread has computed")

@@ -99,16 +99,16 @@ MESSAGES: list[Message] = [
 ]
 
 
-MOST = 1 << 16
+MAX_SIZE = 1 << 16
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_a_message_arrives_as_it_was_sent(message: Message) -> None:
-    assert list(Unpacker(MOST).feed(pack(message))) == [message]
+    assert list(Unpacker(MAX_SIZE).feed(pack(message))) == [message]
 
 
 def test_messages_arrive_in_whatever_portions() -> None:
-    unpacker, sent = Unpacker(MOST), b"".join(map(pack, MESSAGES))
+    unpacker, sent = Unpacker(MAX_SIZE), b"".join(map(pack, MESSAGES))
     for size in (1, 7, 1000):
         portions = [sent[start : start + size] for start in range(0, len(sent), size)]
         assert [message for portion in portions for message in unpacker.feed(portion)] == MESSAGES
@@ -118,7 +118,7 @@ def test_messages_arrive_in_whatever_portions() -> None:
     "noise",
     [
         b"\xff" * 64,
-        (MOST + 1).to_bytes(4, "big"),
+        (MAX_SIZE + 1).to_bytes(4, "big"),
         b"\x00\x00\x00\x01\xc1",
         b"\x00\x00\x00\x01\x00",
         b"\x00\x00\x00\x00",
@@ -129,7 +129,7 @@ def test_messages_arrive_in_whatever_portions() -> None:
 )
 def test_noise_is_told_apart(noise: bytes) -> None:
     with pytest.raises(ProtocolError):
-        list(Unpacker(MOST).feed(noise))
+        list(Unpacker(MAX_SIZE).feed(noise))
 
 
 # --- output -------------------------------------------------------------------------------------------------------------

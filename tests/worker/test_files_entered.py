@@ -28,7 +28,7 @@ URLS: Final[dict[str, Callable[[Path], str]]] = {
     "redis": lambda folder: f"redis://127.0.0.1:{shared_redis().port}?namespace={folder.name}",
     "postgres": lambda folder: shared_postgres().url(shared_postgres().new_database()),
 }
-MOST: Final = {"memory": 42, "sqlite": 52, "redis": 46, "postgres": 47}
+MAX_FILES: Final = {"memory": 42, "sqlite": 52, "redis": 46, "postgres": 47}
 
 
 class Entered:
@@ -73,4 +73,4 @@ async def test_a_warm_job_enters_few_files(kind: str, tmp_path: Path) -> None:
         sys.setprofile(before)
         threading.setprofile(None)
     fewest = min(found, key=len)  # a heartbeat or maintenance may come in between
-    assert len(fewest) <= MOST[kind], sorted(fewest)
+    assert len(fewest) <= MAX_FILES[kind], sorted(fewest)

@@ -14,14 +14,14 @@ from taskflow.worker.events import SessionOpened
 from taskflow.worker.health import HealthCheck
 from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker, options, waits
 
-LATE = 0.5
+ANSWER_TIMEOUT = 0.5
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "LATE", LATE)
-    monkeypatch.setattr(fetcher, "POLL_INTERVAL", LATE / 5)
-    monkeypatch.setattr(fetcher, "MAX_IDLE_INTERVAL", LATE / 5)
+    monkeypatch.setattr(health, "ANSWER_TIMEOUT", ANSWER_TIMEOUT)
+    monkeypatch.setattr(fetcher, "POLL_INTERVAL", ANSWER_TIMEOUT / 5)
+    monkeypatch.setattr(fetcher, "MAX_IDLE_INTERVAL", ANSWER_TIMEOUT / 5)
     monkeypatch.setattr(heartbeat, "BEATS_PER_TTL", 200)
     monkeypatch.setattr(heartbeat, "IDLE_BEATS_PER_TTL", 200)
 
@@ -44,7 +44,7 @@ async def test_a_worker_is_ready_when_beats_and_claims_are_answered_and_not_befo
     assert (worker.health.live().is_well, worker.health.ready().is_well) == (True, False)
     broker.away = {"claim"}
     async with worker:
-        await asyncio.sleep(2 * LATE)
+        await asyncio.sleep(2 * ANSWER_TIMEOUT)
         assert "a claim yet" in worker.health.ready().why
         broker.away = set()
         ready = await until(worker.health.ready, is_well=True)
@@ -70,9 +70,9 @@ async def test_a_beat_that_tells_of_nothing_to_claim_is_an_answer_too(broker: Fa
     monkeypatch.setattr(fetcher, "MAX_IDLE_INTERVAL", 3600.0)
     async with Worker(options=options(EventRecorder(), ttl=4.0)) as worker:
         await until(worker.health.ready, is_well=True)
-        await asyncio.sleep(LATE)
+        await asyncio.sleep(ANSWER_TIMEOUT)
         broker.away = {"claim"}
-        await asyncio.sleep(2 * LATE)
+        await asyncio.sleep(2 * ANSWER_TIMEOUT)
         assert worker.health.ready().is_well
 
 

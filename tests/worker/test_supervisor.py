@@ -13,8 +13,8 @@ from taskflow.worker.supervisor import (
     ALONE_TIMEOUT,
     EXIT_TIMEOUT,
     FORCE_TIMEOUT,
-    HEALTHY_AFTER,
     KILL_TIMEOUT,
+    MIN_HEALTHY_TIME,
     PAUSES,
     Supervisor,
     SupervisorOptions,
@@ -142,7 +142,7 @@ def test_pauses_grow_while_a_worker_dies_again_and_again() -> None:
     office = an_office(1)
     pauses = []
     for pid in range(1, 10):
-        office.act(HEALTHY_AFTER - 1 if pid > 1 else 0)
+        office.act(MIN_HEALTHY_TIME - 1 if pid > 1 else 0)
         office.ends(pid, status=7)
         died_at = office.now
         while office.started == pid:
@@ -348,7 +348,7 @@ def test_one_that_retires_has_all_the_time_that_its_runs_take() -> None:
 
 def test_one_that_is_too_large_is_told_to_leave_once_and_has_a_successor() -> None:
     office = an_office(2, max_memory=1000)
-    office.act(HEALTHY_AFTER)
+    office.act(MIN_HEALTHY_TIME)
     for size in (1000, 1001, 1002):
         office.does(lambda size=size: office.supervisor.record_memory(2, size))  # type: ignore[misc]
     assert (office.slots, office.retired, office.sent) == ([0, 1, 1], [2], [])

@@ -42,7 +42,7 @@ AWAITED_TTL: Final = 3600.0
 """Seconds for which the server remembers that a caller awaits a job's
 end. A caller that waits longer relies on polling every few seconds."""
 
-LATE_AFTER: Final = 0.25
+MIN_LATE: Final = 0.25
 """Seconds after which an operation counts as slow: its jobs may lie behind the low-water marks, which stay half a second in the past."""
 
 MARKS_INTERVAL: Final = 10.0
@@ -123,7 +123,7 @@ class PostgresBroker(EngineBroker):
                 return effect, await self.store.perform(effect)
         for tell in told:
             tell()
-        if told and time.monotonic() - began_at >= LATE_AFTER:  # `told` measured no commit
+        if told and time.monotonic() - began_at >= MIN_LATE:  # `told` measured no commit
             connections.check_marks()
         return effect, answer
 
@@ -278,7 +278,7 @@ class PostgresBroker(EngineBroker):
         """Wake listeners: those in this process immediately, others with a notification."""
         connections = self._per_loop.here()
         connections.notify(parse_wakeups(wakeups))
-        if seconds >= LATE_AFTER:
+        if seconds >= MIN_LATE:
             connections.check_marks()
 
     def _tell_ended(self, ids: Set[bytes], are_awaited: bool) -> None:

@@ -14,7 +14,7 @@ from taskflow.broker.postgres.tables import BY_INDEX, OTHERS, RESTARTED, SETTING
 AFTER_BASE: Final = -(1 << 63) + (1 << 61)
 """Added to the microseconds of an instant that is relative to the store's time."""
 
-_LEAST: Final = -(1 << 62)
+_MIN_TIME: Final = -(1 << 62)
 """A number below this is such an instant."""
 
 PUT: Final = {"step": "integer", "id": "bytea", "old": "bigint", "kept": "bigint", "parts": "smallint"}
@@ -42,7 +42,7 @@ def put_columns(kind: int) -> dict[str, str]:
 
 def _value(field: Field) -> str:
     if field.type is Type.NUMBER:
-        return f"CASE WHEN g.{field.name} < {_LEAST} THEN now_at + (g.{field.name} + {-AFTER_BASE}) ELSE g.{field.name} END"
+        return f"CASE WHEN g.{field.name} < {_MIN_TIME} THEN now_at + (g.{field.name} + {-AFTER_BASE}) ELSE g.{field.name} END"
     return f"g.{field.name}"
 
 

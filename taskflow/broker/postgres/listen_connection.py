@@ -27,7 +27,7 @@ idle worker about new jobs."""
 HEARD_TIMEOUT: Final = 2.0
 """Seconds that a test notification may take to arrive. It usually takes about a millisecond."""
 
-TESTS: Final = 2
+MAX_LOST_TESTS: Final = 2
 """How many consecutive test notifications must fail to arrive before notifications are considered lost rather than late."""
 
 _TEST: Final = "test:"
@@ -73,7 +73,7 @@ class ListenConnection:
         finally:
             drop(self._connection)
 
-    async def hears(self, *, tests: int = TESTS) -> bool:
+    async def hears(self, *, tests: int = MAX_LOST_TESTS) -> bool:
         """Send test notifications over the connections that run statements. Return True if one arrives. Raises OSError if
         the listening connection breaks."""
         for _ in range(tests):

@@ -115,7 +115,7 @@ class Notifier:
             raise
 
 
-LOOK_PAUSE: Final = 1.0
+CHECK_PAUSE: Final = 1.0
 """Seconds before each check of the marks. If all operations on a server are slow, more checks do not help."""
 
 
@@ -152,7 +152,7 @@ class LoopConnections:
 
     async def _keep_looking(self) -> None:
         while self._wants_look:
-            await asyncio.sleep(LOOK_PAUSE)
+            await asyncio.sleep(CHECK_PAUSE)
             self._wants_look = False
             with contextlib.suppress(BrokerError):  # another process checks them in a minute
                 await self.look()

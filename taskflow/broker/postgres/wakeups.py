@@ -30,16 +30,16 @@ log: Final = logging.getLogger("taskflow")
 EVERYTHING: Final = "*"
 """Sent in place of topics that would be too long for a notification. Every waiter that receives it checks for itself."""
 
-TEST_AGAIN: Final = 30.0
+TEST_INTERVAL: Final = 30.0
 """Seconds before the next attempt to listen after notifications were lost."""
 
-MISSES: Final = 2
+MAX_MISSES: Final = 2
 """How many attempts to listen must fail, on a server that answers queries, before a warning is logged."""
 
-NOTE_AGAIN: Final = 60.0
+NOTE_INTERVAL: Final = 60.0
 """Seconds after which a listener renews its notes, which are valid for 90 s: see sql_files.NOTE_TTL."""
 
-LOOKS_AGAIN: Final = (0.0, 0.01, 0.05, 0.25, 1.0, 2.0, 4.0)
+SEARCH_PAUSES: Final = (0.0, 0.01, 0.05, 0.25, 1.0, 2.0, 4.0)
 """While a transaction that may have missed its note is open, a listener searches for jobs after each of these
 pauses, in seconds. Jobs that appear after the last search are found as if their nudge had been lost."""
 
@@ -105,13 +105,13 @@ class PostgresListener(Listener):
                     return
         except self._errors as error:
             self._misses += server_is_there
-            if self._misses >= MISSES:
+            if self._misses >= MAX_MISSES:
                 self._trouble = listen_failed(self._pool.server, error)
             raise
         finally:
             self._is_off.set()
         self._trouble = notifications_lost(self._pool.server)
-        await asyncio.sleep(_about(TEST_AGAIN))
+        await asyncio.sleep(_about(TEST_INTERVAL))
 
     def stays_armed(self, topic: str) -> bool:
         """Return True unless the topic is that of a job, because a job's end is announced
@@ -201,7 +201,7 @@ class PostgresListener(Listener):
     async def _keep_noted(self) -> None:
         """Renew waiters' notes before these expire."""
         while True:
-            await asyncio.sleep(NOTE_AGAIN)
+            await asyncio.sleep(NOTE_INTERVAL)
             noted = [topic for topic in self._armed if not topic.startswith((_JOB, _SESSION))]
             self.forget(topic for topic in noted if topic not in self.waited)
             if waited := [topic for topic in noted if topic in self.waited]:
@@ -257,7 +257,7 @@ class PostgresListener(Listener):
             await self._has_again.wait()
             topics, self._again = list(self._again), set()
             self._has_again.clear()
-            for pause in LOOKS_AGAIN:
+            for pause in SEARCH_PAUSES:
                 try:
                     await asyncio.sleep(pause)
                     available, _, may_have_missed = await self._notes.look(topics, [])

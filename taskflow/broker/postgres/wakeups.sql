@@ -230,7 +230,7 @@ $$;
 CREATE FUNCTION @.nudge_again(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM @.add_wakeup('queue:' || queue) FROM (
-        SELECT DISTINCT queue FROM @.ready_marks() AS m WHERE @.has_note('queue:' || m.queue) AND (@.first_ready(m.queue, m.rank, m.at, m.seq)).due_at < now_at - R.passed_on_after LIMIT 10
+        SELECT DISTINCT queue FROM @.ready_marks() AS m WHERE @.has_note('queue:' || m.queue) AND (@.first_ready(m.queue, m.rank, m.at, m.seq)).due_at < now_at - R.pass_on_timeout LIMIT 10
     ) AS left_over;
 END
 $$;
@@ -299,7 +299,7 @@ BEGIN
             PERFORM @.nudge(topics[i], numbers[i]);
         ELSIF topics[i] = 'due' THEN
             PERFORM pg_notify(listener, 'due') FROM (
-                SELECT listener FROM @.idle WHERE topic = 'due' AND since >= from_when ORDER BY since DESC LIMIT R.upkeepers
+                SELECT listener FROM @.idle WHERE topic = 'due' AND since >= from_when ORDER BY since DESC LIMIT R.max_nudged_when_due
             ) AS newest;
         ELSIF topics[i] LIKE 'session:%' THEN
             PERFORM pg_notify(listener, topics[i]) FROM @.sessions WHERE id = decode(substr(topics[i], 9), 'hex') AND listener IS NOT NULL;

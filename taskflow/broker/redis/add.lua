@@ -2,7 +2,7 @@
 -- Adds READY jobs without ties that are due now. A server whose memory is full refuses it: see the flags in scripts.py.
 --
 -- arguments  revision; contents that were sent ahead; for each run of jobs of one queue and priority an array: queue, priority, and the id of
---            each job, and the end of its record, from the lengths on; 1 to MOST jobs in all
+--            each job, and the end of its record, from the lengths on; 1 to MAX_VALUES jobs in all
 -- reply      nil if all were added. Otherwise none was added: "KNOWN" if an id is stored, "MISSING" if a content is gone
 
 local rev, ahead = given[1], given[2]

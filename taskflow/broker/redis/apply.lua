@@ -152,7 +152,7 @@ local function apply_steps(rev, refs, numbers, steps)
   flush()
   for topic in pairs(wakes) do
     if topic == 'due' then
-      nudge_from(P .. 'upkeepers', topic, R.upkeepers)
+      nudge_from(P .. 'upkeepers', topic, R.max_nudged_when_due)
     else
       local request = call('MGET', P .. 'r:' .. topic)[1]
       if request and #request > 8 then

@@ -69,21 +69,21 @@ local function dec(bytes)
 end
 
 -- Bytes. A larger record is neither decoded nor sent to a client. No client writes one.
-local LARGEST = 4194304
+local MAX_RECORD = 4194304
 
 -- The maximum number of values in one command. Lua's unpack has room for 8,000.
-local MOST = 2000
+local MAX_VALUES = 2000
 
--- Sends a command with any number of values, MOST at a time.
+-- Sends a command with any number of values, MAX_VALUES at a time.
 local function in_portions(command, key, values)
-  for first = 1, #values, MOST do
-    call(command, key, unpack(values, first, math.min(first + MOST - 1, #values)))
+  for first = 1, #values, MAX_VALUES do
+    call(command, key, unpack(values, first, math.min(first + MAX_VALUES - 1, #values)))
   end
 end
 
 local function set_all(keys_and_values)
-  for first = 1, #keys_and_values, MOST do
-    call('MSET', unpack(keys_and_values, first, math.min(first + MOST - 1, #keys_and_values)))
+  for first = 1, #keys_and_values, MAX_VALUES do
+    call('MSET', unpack(keys_and_values, first, math.min(first + MAX_VALUES - 1, #keys_and_values)))
   end
 end
 
@@ -97,12 +97,12 @@ local function add_members(key, members)
 end
 
 local function get_all(keys)
-  if #keys <= MOST then
+  if #keys <= MAX_VALUES then
     return #keys > 0 and call('MGET', unpack(keys)) or {}
   end
   local values = {}
-  for first = 1, #keys, MOST do
-    for i, value in ipairs(call('MGET', unpack(keys, first, math.min(first + MOST - 1, #keys)))) do
+  for first = 1, #keys, MAX_VALUES do
+    for i, value in ipairs(call('MGET', unpack(keys, first, math.min(first + MAX_VALUES - 1, #keys)))) do
       values[first + i - 1] = value
     end
   end
@@ -110,8 +110,8 @@ local function get_all(keys)
 end
 
 local function unlink_all(keys)
-  for first = 1, #keys, MOST do
-    call('UNLINK', unpack(keys, first, math.min(first + MOST - 1, #keys)))
+  for first = 1, #keys, MAX_VALUES do
+    call('UNLINK', unpack(keys, first, math.min(first + MAX_VALUES - 1, #keys)))
   end
 end
 
@@ -135,9 +135,9 @@ end
 -- === part has_missing =======================================================================================
 -- Returns whether a content that was sent ahead is gone: see records.py.
 local function has_missing(ahead)
-  for first = 1, #ahead, MOST do
+  for first = 1, #ahead, MAX_VALUES do
     local keys = {}
-    for i = first, math.min(first + MOST - 1, #ahead) do
+    for i = first, math.min(first + MAX_VALUES - 1, #ahead) do
       keys[#keys + 1] = P .. 'c:' .. ahead[i]
     end
     if call('EXISTS', unpack(keys)) < #keys then

@@ -45,7 +45,7 @@ local left_over -- the name of a queue that may have more ready jobs
 local function lease(entry, id, stored, tail, queue, priority)
   if is_leased[id] then
     return false
-  elseif byte(stored) == F.ready_status and #stored >= L.waiting and #stored <= LARGEST then
+  elseif byte(stored) == F.ready_status and #stored >= L.waiting and #stored <= MAX_RECORD then
     local flags, its_priority, place, length = struct.unpack('>I2Bc16xxxxxxxxI2', stored, 10)
     if place ~= sub(entry, 1, 16) then
       return false
@@ -217,7 +217,7 @@ return reply
 -- Leases a job of any kind. Returns false if the entry is stale, nil if the job has expired. One that cannot be read is noted.
 local function lease_any(id, stored, entry, queue, priority, claim, worker)
   local is_read, header, sent, state, content = pcall(decode, stored)
-  if not is_read or #stored > LARGEST then
+  if not is_read or #stored > MAX_RECORD then
     unreadable[#unreadable + 1], unreadable[#unreadable + 2] = id, queue
     return false
   elseif header[F.status] ~= F.ready_status or header[F.due_at] .. header[F.seq] ~= sub(entry, 1, 16)

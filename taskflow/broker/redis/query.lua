@@ -15,7 +15,7 @@ local function records_of(kind, ids)
   end
   local found = get_all(keys)
   for i, stored in ipairs(found) do
-    if stored and #stored > LARGEST then
+    if stored and #stored > MAX_RECORD then
       found[i] = sub(stored, 1, 12) -- too short to be read
     end
   end
@@ -321,7 +321,7 @@ return reply
 -- === part is_entry_of ======================================================================================
 -- Returns whether the job is READY at this place. One whose queue cannot be read is so wherever it has an entry.
 local function is_entry_of(stored, entry, place)
-  if #stored > LARGEST then
+  if #stored > MAX_RECORD then
     return false
   elseif byte(stored) == F.ready_status then
     local length = struct.unpack('>I2', stored, L.lengths)

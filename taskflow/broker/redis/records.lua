@@ -211,7 +211,7 @@ end
 local function touch(kind, id, stored)
   local record
   local is_read, header, sent, state, content
-  if stored and #stored <= LARGEST then
+  if stored and #stored <= MAX_RECORD then
     if kind == K.JOB then
       is_read, header, sent, state, content = pcall(decode, stored)
     else

@@ -30,10 +30,10 @@ end
 
 -- === part listeners ========================================================================================
 local function add_listener(list, listener)
-  call('ZREMRANGEBYSCORE', list, '-inf', wall - R.gone_after)
+  call('ZREMRANGEBYSCORE', list, '-inf', wall - R.listener_ttl)
   call('ZADD', list, wall, listener)
   if list ~= P .. 'upkeepers' then -- the queue may be out of use
-    call('EXPIRE', list, R.gone_after / 1000000)
+    call('EXPIRE', list, R.listener_ttl / 1000000)
   end
 end
 
@@ -55,7 +55,7 @@ end
 
 -- === part publish_ends =====================================================================================
 -- Bytes. A larger record is not sent to the listeners: they read it.
-local LARGEST_SENT = 4096
+local MAX_SENT = 4096
 
 -- Publishes the ends of jobs to the listeners that wait for them: one message for each listener, of ids and stored jobs.
 local function publish_ends(ended)
@@ -63,8 +63,8 @@ local function publish_ends(ended)
     return
   end
   local ids, keys, listeners_of = {}, {}, {}
-  for first = 1, #ended, MOST do
-    for i, listeners in ipairs(call('HMGET', P .. 'awaited', unpack(ended, first, math.min(first + MOST - 1, #ended)))) do
+  for first = 1, #ended, MAX_VALUES do
+    for i, listeners in ipairs(call('HMGET', P .. 'awaited', unpack(ended, first, math.min(first + MAX_VALUES - 1, #ended)))) do
       if listeners then
         local n = #ids + 1
         ids[n], listeners_of[n] = ended[first + i - 1], listeners
@@ -76,7 +76,7 @@ local function publish_ends(ended)
   for n, stored in ipairs(get_all(keys)) do
     for listener in string.gmatch(listeners_of[n], '................') do
       append_to(messages, listener, ids[n])
-      append_to(messages, listener, stored and #stored <= LARGEST_SENT and stored or '')
+      append_to(messages, listener, stored and #stored <= MAX_SENT and stored or '')
     end
   end
   in_portions('HDEL', P .. 'awaited', ids)

@@ -267,14 +267,14 @@ class RecordChanger(Counts):
             condition = "" if while_in is None else f" AND status = {while_in}"
             text = (
                 f'WITH v (id, n) AS (VALUES (?, ?) ...) UPDATE "~{TABLES[kind]}" AS r '
-                f"SET {field} = min(max({field}, {-_MOST}), {_MOST}) + v.n FROM v WHERE r.id = v.id{condition}"
+                f"SET {field} = min(max({field}, {-_MAX_SUM}), {_MAX_SUM}) + v.n FROM v WHERE r.id = v.id{condition}"
             )
             change_rows(self.connection, self.sql, text, rows)
             for record_id, _ in rows:
                 self._known.pop(Ref(kind, record_id), None)
 
 
-_MOST: Final = 1 << 61
+_MAX_SUM: Final = 1 << 61
 """A greater number is from another program. Sums stay within 64 bits."""
 
 _END: Final = (1 << 63) - 1

@@ -9,7 +9,7 @@ from typing import Final
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable, StoreFull, TaskflowError, TooLarge
 
-LARGEST_VALUE: Final = 1_000_000_000
+MAX_VALUE_BYTES: Final = 1_000_000_000
 """The maximum size of a value or row in the usual build of SQLite, in bytes (https://sqlite.org/limits.html)."""
 
 
@@ -57,7 +57,7 @@ def broker_error(error: sqlite3.Error, store: StoreFile, *, grows: bool = True) 
             "(a database browser, a backup, your own code), and end that sooner"
         )
     if code == sqlite3.SQLITE_TOOBIG:
-        return TooLarge(f"{path}: SQLite allows no value above {LARGEST_VALUE:,} bytes ({error}): use a reference to the data")
+        return TooLarge(f"{path}: SQLite allows no value above {MAX_VALUE_BYTES:,} bytes ({error}): use a reference to the data")
     if code == sqlite3.SQLITE_NOTADB:
         return BrokerRefused(f"{path} is not an SQLite database: name another file, or move this one away")
     if code == sqlite3.SQLITE_CORRUPT:

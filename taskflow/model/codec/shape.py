@@ -10,7 +10,7 @@ import msgspec
 from taskflow.model.errors import CodecError, DecodeError, EncodeError, TooLarge
 
 _E = TypeVar("_E", bound=CodecError)
-_LONGEST = 60
+_MAX_KEY = 60
 _KNOWN_MODULES = ("builtins", "datetime", "uuid", "decimal", "zoneinfo", "pathlib", "pathlib._local")
 
 
@@ -78,8 +78,8 @@ class KeyStep(str):
 def key_step(key: Any) -> KeyStep:
     """Return the path step that leads to the value under `key` in a mapping. A long key is shortened."""
     unnamed = f"[<{type(key).__name__}>]"
-    if isinstance(key, str | bytes) and len(key) > _LONGEST:
-        step = KeyStep(f"[{key[:_LONGEST]!r}...]")
+    if isinstance(key, str | bytes) and len(key) > _MAX_KEY:
+        step = KeyStep(f"[{key[:_MAX_KEY]!r}...]")
     elif isinstance(key, str | bytes | bool | None) or (isinstance(key, int) and key.bit_length() < 64):
         step = KeyStep(f"[{key!r}]")
     else:

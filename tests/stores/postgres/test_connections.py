@@ -33,7 +33,7 @@ from tests.support.waiting import until
 
 @pytest.fixture
 async def pool(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ConnectionPool]:
-    monkeypatch.setattr("taskflow.broker.postgres.connect.pool.SURPLUS_AFTER", 0.3)
+    monkeypatch.setattr("taskflow.broker.postgres.connect.pool.SURPLUS_TTL", 0.3)
     broker = connect(scene.straight_url)
     assert isinstance(broker, PostgresBroker)
     pool = ConnectionPool(broker.server)

@@ -12,7 +12,7 @@ import pytest
 
 from taskflow.broker import topics
 from taskflow.broker.admin import View
-from taskflow.broker.protocol import GONE_AFTER, Added
+from taskflow.broker.protocol import LISTENER_TTL, Added
 from taskflow.broker.redis import store
 from taskflow.broker.redis.layout import MARK
 from taskflow.broker.redis.records import INLINE, reference_to
@@ -72,7 +72,7 @@ async def test_listeners_that_are_gone_leave_nothing_behind(world: World, stored
         await broker.upkeep(10)
         await broker.close()
     assert (stored.client.zcard(stored.key("waiting:mail")), stored.client.zcard(stored.key("upkeepers"))) == (2, 2)
-    assert 0 < stored.client.ttl(stored.key("waiting:mail")) <= GONE_AFTER
+    assert 0 < stored.client.ttl(stored.key("waiting:mail")) <= LISTENER_TTL
 
 
 async def test_upkeep_nudges_again_for_jobs_that_no_claim_has_taken(world: World) -> None:

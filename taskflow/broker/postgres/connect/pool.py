@@ -20,7 +20,7 @@ from taskflow.model.errors import BrokerError, BrokerUnavailable
 MAX_CONNECTIONS: Final = 8
 """The maximum number of connections on which one loop runs statements at a time. Further calls wait."""
 
-SURPLUS_AFTER: Final = 30.0
+SURPLUS_TTL: Final = 30.0
 """In each window of so many seconds, or longer if there are few statements, the pool counts the connections that stayed idle all the time.
 It drops them at the first statement after the window, and keeps one."""
 
@@ -41,7 +41,7 @@ class ConnectionPool:
         self._before_the_end = before_the_end
         self._idle: list[asyncpg.Connection] = []
         self._surplus = 0
-        self._look_at = time.monotonic() + SURPLUS_AFTER
+        self._look_at = time.monotonic() + SURPLUS_TTL
         self._asked: WeakKeyDictionary[asyncpg.Connection, set[str]] = WeakKeyDictionary()
         self._in_use: set[asyncpg.Connection] = set()
         self._listening: WeakSet[asyncpg.Connection] = WeakSet()
@@ -204,7 +204,7 @@ class ConnectionPool:
         for connection in self._idle[:surplus]:
             drop(connection)
         del self._idle[:surplus]
-        self._surplus, self._look_at = len(self._idle), time.monotonic() + SURPLUS_AFTER
+        self._surplus, self._look_at = len(self._idle), time.monotonic() + SURPLUS_TTL
 
     def _drop_idle(self) -> None:
         while self._idle:
