@@ -24,7 +24,7 @@ suppress_warnings = ["ref.python"]  # in an annotation, `type` could be an attri
 
 
 def link_files_outside(app: Sphinx, page: str, source: list[str]) -> None:
-    """Let links to Markdown files outside this folder lead to the file: they are no pages here, but GitHub shows them."""
+    """Let links to Markdown files outside this folder lead to the file: they aren't pages here, but GitHub shows them."""
     folder = Path(app.env.doc2path(page)).parent
 
     def linked(found: re.Match[str]) -> str:
