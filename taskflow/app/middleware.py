@@ -162,7 +162,7 @@ _PREFIXES: Final = ("on_", "before_", "after_")
 
 
 def check_middleware(layer: object) -> None:
-    """Raise ConfigurationError if `layer` is no middleware, has a hook that should be async or plain, or a method that looks like one."""
+    """Raise ConfigurationError if `layer` isn't middleware, has a hook that should be async or plain, or a method that looks like one."""
     where = f"configure(middleware=[... {layer!r} ...])"
     if not isinstance(layer, Middleware):
         raise ConfigurationError(f"{where}: expected instances of subclasses of taskflow.Middleware")

@@ -25,7 +25,7 @@ def project_table(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
 
 
 def table_in(table: Mapping[str, Any], name: str, path: str, file: Path) -> Mapping[str, Any]:
-    """Return the table of this name in another table, or an empty one. Raises ConfigurationError if the value is no table."""
+    """Return the table of this name in another table, or an empty one. Raises ConfigurationError if the value isn't a table."""
     found = table.get(name, {})
     if not isinstance(found, dict):
         raise ConfigurationError(f"{file}: [{path}{name}] must be a table, got {found!r}")

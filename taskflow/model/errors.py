@@ -178,7 +178,7 @@ StopReason = Literal["cancelled", "timeout", "shutdown", "lost"]
 
 class JobStopping(BaseException):
     """Raised inside a plain function when its run is asked to stop. In a child process this takes a `stop_grace`. A timeout is also
-    raised if the job has `timeout_raises`, in a thread too. It is no Exception, so `except Exception` does not catch it.
+    raised if the job has `timeout_raises`, in a thread too. It isn't an Exception, so `except Exception` does not catch it.
 
     `reason`  "cancelled", "timeout", "shutdown" if the worker's grace period is over, or "lost" if the worker has lost the lease, so that
               the job may already run elsewhere

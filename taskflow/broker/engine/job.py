@@ -387,7 +387,7 @@ def claim_id(session: bytes, claim: bytes) -> ClaimId:
 
 _KEPT: Final = b"\0kept"
 """Begins the content of a success with arguments: this, the size of the result in 4 bytes, the result, the payload. No encoded result
-begins with 0, which is no version of a payload."""
+begins with 0, which isn't a version of a payload."""
 _RESULT_AT: Final = len(_KEPT) + 4
 
 

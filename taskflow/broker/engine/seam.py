@@ -48,7 +48,7 @@ The engine keeps the headers of jobs possible, and a store may refuse others, be
   [hot_add]      `add` adds jobs as puts do, or none. It counts each, and answers False for an id that is known.
   [hot_succeed]  `succeed` writes `settled`, `ended_at`, `started_at`, `fade_at` and the result, clears the lease, and counts each end. It
                  answers True again to a repeated call, False for another fence, and None for a job with ties.
-  [hot_key]      The key of a job is no tie if its run names it, and if the key's record has this job as `holder` and no `next`. `succeed`
+  [hot_key]      The key of a job isn't a tie if its run names it, and if the key's record has this job as `holder` and no `next`. `succeed`
                  drops that record in the same step.
   [hot_promote]  `promote` readies the jobs in `due` whose time has come, the first ones first. A HELD job is due from that instant on.
   [hot_fade]     `fade` buries jobs that need not be kept, with all but their ids and headers, and forgets them later. It returns those

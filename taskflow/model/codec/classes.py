@@ -207,7 +207,7 @@ def _of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _is_default(field: Any, value: Any) -> bool:
-    """A value from a default factory is no default, because the next one may differ."""
+    """A value from a default factory isn't a default, because the next one may differ."""
     try:
         return type(field.default) is type(value) and bool(field.default == value)
     except Exception:
