@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -20,6 +20,13 @@ MAX_BYTES: Final = 1 << 20
 """The maximum size of packed measures in bytes. Larger ones are not read."""
 
 
+MAX_COUNT: Final = (1 << 63) - 1
+"""The highest count or sum. Higher ones are not read, and sums stay there."""
+
+_Bin = Annotated[int, msgspec.Meta(ge=0, le=MAX_BIN)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
+
+
 class Measure(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """The runs of one job in one queue.
 
@@ -31,11 +38,11 @@ class Measure(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     `ran`       the sum of the run times in microseconds
     """
 
-    runs: dict[str, int] = {}
-    waits: dict[int, int] = {}
-    times: dict[int, int] = {}
-    waited: int = 0
-    ran: int = 0
+    runs: dict[str, _Count] = {}
+    waits: dict[_Bin, _Count] = {}
+    times: dict[_Bin, _Count] = {}
+    waited: _Count = 0
+    ran: _Count = 0
 
     @property
     def number(self) -> int:
@@ -55,9 +62,9 @@ class Measure(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
         for mine, others in ((self.runs, other.runs), (self.waits, other.waits), (self.times, other.times)):
             into: dict[Any, int] = mine
             for name, n in others.items():
-                into[name] = into.get(name, 0) + n
-        self.waited += other.waited
-        self.ran += other.ran
+                into[name] = min(into.get(name, 0) + n, MAX_COUNT)
+        self.waited = min(self.waited + other.waited, MAX_COUNT)
+        self.ran = min(self.ran + other.ran, MAX_COUNT)
 
 
 Measures = dict[tuple[str, str], Measure]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections import Counter
@@ -14,7 +13,6 @@ import msgspec
 
 from taskflow.broker.protocol import Broker
 from taskflow.model.clock import to_microseconds
-from taskflow.model.errors import BrokerError
 from taskflow.model.measures import MAX_PAIRS, OTHER, Measure, Measures, add_up, bin_of, pack_measures, sum_of, unpack_measures
 from taskflow.model.verdict import Completed, Settled, Settlement, Verdict
 from taskflow.worker.events import BrokerCallFailed, LeaseRevoked, VerdictIgnored, WorkerEvent
@@ -133,7 +131,7 @@ class WorkerMeasures:
 
     async def record(self, broker: Broker, session: bytes, *, at_once: bool = False) -> None:
         """Add what was counted since the last record to the history, once a minute. If the store does not answer, the next call tries
-        again."""
+        again. No error ends the heartbeats, whose thread calls this."""
         now = time.monotonic()
         if self._pending is None and self._records and (at_once or now >= self._recorded_at + RECORD_INTERVAL):
             with self._lock:
@@ -142,13 +140,16 @@ class WorkerMeasures:
             self._recorded_at = now
             self._number += 1
             if recent:
-                self._pending = session + self._number.to_bytes(4, "big"), pack_measures(recent), now
+                self._pending = session + self._number.to_bytes(4, "big"), pack_measures(sum_of([recent])), now
         if self._pending is not None:
             record_id, packed, begun = self._pending
-            with contextlib.suppress(BrokerError, TimeoutError):
+            try:
                 if now < begun + RECORD_INTERVAL:
                     async with asyncio.timeout(RECORD_TIMEOUT):
                         await broker.admin.record_measures(record_id, packed)
+            except Exception:  # includes refusals, such as a missing right, and bugs
+                self.on_event(BrokerCallFailed("recording the history", "", 1))
+            else:
                 self._pending = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from taskflow.model.clock import instant_of
-from taskflow.model.measures import MAX_PAIRS, OTHER, Measure, Measures, add_up, pack_measures
+from taskflow.model.measures import MAX_COUNT, MAX_PAIRS, OTHER, Measure, Measures, add_up, pack_measures
 from tests.support.world import World
 
 LONG_AGO, LATER = datetime(1970, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
@@ -104,6 +104,22 @@ async def test_history_spoilt(world: World) -> None:
     await world.pass_time(3 * 86_400.0)
     await settle_down(world)
     assert [runs for _, _, runs in await periods(world)] == [2]
+
+
+async def test_history_spoilt__numbers_beyond_all_counts(world: World) -> None:
+    """They stop no upkeep. A sum stays at the highest count, and numbers below zero or beyond it are no measures."""
+    beyond = ({"runs": {"succeeded": -5}}, {"runs": {"succeeded": 1 << 63}}, {"waits": {-7: 1}}, {"times": {10**12: 1}}, {"ran": -1})
+    for fields in beyond:
+        await record(world, {MAIL: Measure(**fields)})
+    await record(world, measures(2))
+    await world.pass_time(3 * 86_400.0)
+    await settle_down(world)
+    assert [runs for _, _, runs in await periods(world)] == [2]
+
+    await record(world, *({MAIL: Measure(runs={"succeeded": MAX_COUNT}, waits={10: MAX_COUNT}, waited=MAX_COUNT)} for _ in range(2)))
+    await world.pass_time(300.0)
+    await settle_down(world)
+    assert [runs for _, _, runs in await periods(world)] == [2, MAX_COUNT]
 
 
 def test_further_pairs_are_added_to_other() -> None:

@@ -12,7 +12,7 @@ from taskflow import Worker, configure, operate
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.errors import BrokerUnavailable
-from taskflow.model.measures import MAX_PAIRS, OTHER, Measure, unpack_measures
+from taskflow.model.measures import MAX_COUNT, MAX_PAIRS, OTHER, Measure, unpack_measures
 from taskflow.model.verdict import Completed, Failed, HandedBack, Retried, RunError, Settled, Settlement, Succeeded, Verdict
 from taskflow.telemetry import History
 from taskflow.worker.events import BrokerCallFailed, VerdictIgnored
@@ -94,13 +94,13 @@ class _Store:
 
     def __init__(self) -> None:
         self.records = list[tuple[bytes, bytes]]()
-        self.is_away = False
+        self.error: Exception | None = None
         self.admin = self
 
     async def record_measures(self, record_id: bytes, measures: bytes) -> None:
         self.records.append((record_id, measures))
-        if self.is_away:
-            raise BrokerUnavailable("it is away")
+        if self.error is not None:
+            raise self.error
 
 
 async def test_a_worker_records_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,10 +121,11 @@ async def test_a_worker_records_once_a_minute(monkeypatch: pytest.MonkeyPatch) -
     assert len(store.records) == 4  # nothing is recorded of a worker without runs
 
 
-async def test_a_record_is_sent_again_under_its_id_and_given_up_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a minute, the store may have added it up already, so another one would count twice."""
+@pytest.mark.parametrize("error", [BrokerUnavailable("it is away"), RuntimeError("a bug")], ids=["away", "a bug"])
+async def test_a_record_is_sent_again_under_its_id_and_given_up_after_a_minute(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """After a minute, the store may have added it up already, so another one would count twice. An error would end the session."""
     store: Any = _Store()
-    store.is_away = True
+    store.error = error
     now = time.monotonic()
     monkeypatch.setattr("taskflow.worker.measuring.time.monotonic", lambda: now)
     measures = a_worker(records=True)
@@ -135,10 +136,21 @@ async def test_a_record_is_sent_again_under_its_id_and_given_up_after_a_minute(m
         now += 20.0
     assert len(store.records) == 3
     assert len(set(store.records)) == 1
-    store.is_away = False
+    assert measures.facts().broker_errors == {"recording the history": 3}
+    store.error = None
     count(measures, Succeeded(b""))
     await measures.record(store, b"s", at_once=True)
     assert len(store.records) == 4
+
+
+async def test_impossible_times_of_jobs_stop_no_record() -> None:
+    """Another program may have written their due times."""
+    store: Any = _Store()
+    measures = a_worker(records=True)
+    for _ in range(3):
+        count(measures, Succeeded(b""), waited=1 << 63)
+    await measures.record(store, b"s", at_once=True)
+    assert unpack_measures(store.records[0][1])[PAIR].waited == unpack_measures(measures.facts().measures)[PAIR].waited == MAX_COUNT
 
 
 async def test_a_worker_leaves_what_it_has_counted(memory_broker: MemoryBroker) -> None:
