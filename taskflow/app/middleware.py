@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from functools import reduce
 from types import MappingProxyType
@@ -20,18 +21,20 @@ from taskflow.model.envelope import OWN_HEADERS, Envelope
 from taskflow.model.errors import ConfigurationError, TaskflowError
 from taskflow.model.ids import id_text
 from taskflow.model.job_schema import check_headers
-from taskflow.model.printable import nearest
+from taskflow.model.printable import log_safely, nearest
 from taskflow.model.verdict import Verdict
 
 if TYPE_CHECKING:
     from taskflow.worker.events import WorkerEvent
     from taskflow.worker.measuring import WorkerMeasures
 
+log: Final = logging.getLogger("taskflow")
+
 
 class EnqueueCall:
     """A call that is about to be sent."""
 
-    __slots__ = ("_arguments", "_envelope", "_given", "_headers", "_job")
+    __slots__ = ("_arguments", "_envelope", "_given", "_headers", "_job", "_of_telemetry")
 
     def __init__(self, envelope: Envelope, job: NamesArguments | None = None, given: CallArguments | None = None) -> None:
         """`given` holds the arguments as the caller gave them, if they are still known."""
@@ -39,6 +42,7 @@ class EnqueueCall:
         self._job = job
         self._given = given
         self._headers: dict[str, str] | None = None
+        self._of_telemetry: Set[str] = frozenset()
         self._arguments: Mapping[str, Any] | None = None
 
     @property
@@ -87,15 +91,25 @@ class EnqueueCall:
         return id_text(self._envelope.id)
 
     def to_envelope(self) -> Envelope:
-        """Return the envelope to send, with the current headers. Raises TypeError or ValueError for invalid headers."""
+        """Return the envelope to send, with the current headers, but without telemetry's if they leave too little room. Raises TypeError or
+        ValueError for invalid headers."""
         if self._headers is None or self._headers == self._envelope.headers:
             return self._envelope
         own = {name: text for name, text in self._envelope.headers.items() if name.startswith(OWN_HEADERS)}
-        headers = check_headers({**own, **self._headers})
+        try:
+            headers = check_headers({**own, **self._headers})
+        except (TypeError, ValueError):
+            if not self._of_telemetry:
+                raise
+            headers = check_headers({**own, **{name: text for name, text in self._headers.items() if name not in self._of_telemetry}})
         for name, text in headers.items():
             if name.startswith(OWN_HEADERS) and own.get(name) != text:
                 raise ValueError(f"header {name!r}: names that begin with {OWN_HEADERS!r} are reserved for taskflow")
         return msgspec.structs.replace(self._envelope, headers=headers)
+
+    def _tell_telemetry_apart(self) -> None:
+        if self._headers is not None:
+            self._of_telemetry = self._headers.keys() - self._envelope.headers.keys()
 
 
 EnqueueNext = Callable[[EnqueueCall], Awaitable[None]]
@@ -199,7 +213,7 @@ def run_chain(middleware: Sequence[Middleware], innermost: RunNext) -> RunNext:
 
     def wrapped(inner: RunNext, layer: Middleware) -> RunNext:
         async def call_layer(context: JobContext) -> Verdict:
-            verdict: object = await layer.run(context, inner)
+            verdict: object = await (_observed(layer, context, inner) if isinstance(layer, Telemetry) else layer.run(context, inner))
             if not isinstance(verdict, Verdict):
                 expected = "expected a verdict, as `await call_next(context)` returns it"
                 raise TypeError(f"{type(layer).__name__}.run() returned {verdict!r}: {expected}")
@@ -208,6 +222,28 @@ def run_chain(middleware: Sequence[Middleware], innermost: RunNext) -> RunNext:
         return call_layer
 
     return reduce(wrapped, [layer for layer in reversed(middleware) if type(layer).run is not Middleware.run], innermost)
+
+
+async def _observed(layer: Telemetry, context: JobContext, inner: RunNext) -> Verdict:
+    """Run a job within telemetry, whose errors are logged and change no verdict."""
+    verdict, error = None, None
+
+    async def call_next(context: JobContext) -> Verdict:
+        nonlocal verdict, error
+        try:
+            verdict = await inner(context)
+        except BaseException as raised:
+            error = raised
+            raise
+        return verdict
+
+    try:
+        return await layer.run(context, call_next)
+    except Exception:
+        if error is not None:  # middleware of the application has raised it
+            raise
+        log_safely(log.exception, "%s.run() failed; the job runs without it", type(layer).__name__)
+    return verdict if verdict is not None else await inner(context)
 
 
 def has_ended_hook(middleware: Sequence[Middleware]) -> bool:
@@ -224,7 +260,15 @@ def stamp(layers: Sequence[Middleware], calls: Iterable[EnqueueCall]) -> list[En
     calls = tuple(calls)  # middleware cannot reorder a tuple
     if calls:
         for layer in layers:
-            layer.stamp(calls)
+            if not isinstance(layer, Telemetry):
+                layer.stamp(calls)
+                continue
+            try:
+                layer.stamp(calls)
+            except Exception:
+                log_safely(log.exception, "%s.stamp() failed; the jobs are sent without it", type(layer).__name__)
+            for call in calls:
+                call._tell_telemetry_apart()
     return [call.to_envelope() for call in calls]
 
 
