@@ -58,7 +58,7 @@ The engine keeps the headers of jobs possible, and a store may refuse others, be
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Generator, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -350,35 +350,33 @@ in a lock, in a transaction, or with `await`."""
 
 
 class Store(Protocol):
-    """A store of records. The methods of a store on a server are coroutines; otherwise they are the same."""
+    """A store of records. The methods of a store on a server are coroutines.
 
-    def query(self, query: Query) -> Snapshot: ...
+    Beside these, a store has a `claim(session, request, queues, limit)`. Its broker calls it for `claim_records`, with what the store's
+    wake-ups need. It leases READY jobs that have not expired, from queues that are not paused, and returns `Claimed`. It returns None if
+    the session is unknown or dead. Without queues, it takes every queue with READY jobs, beginning at a different one with each request.
+    """
 
-    def apply(self, apply: Apply) -> tuple[list[Answer], Snapshot | None]: ...
+    def query(self, query: Query) -> Snapshot | Awaitable[Snapshot]: ...
 
-    def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> Claimed | None:
-        """Lease READY jobs that have not expired, from queues that are not paused. Return None if the session is unknown or dead.
+    def apply(self, apply: Apply) -> _Applied | Awaitable[_Applied]: ...
 
-        Without queues, take every queue with READY jobs, beginning at a different one with each request.
-        """
-        ...
-
-    def add(self, jobs: Sequence[Put]) -> list[bool] | str:
+    def add(self, jobs: Sequence[Put]) -> list[bool] | str | Awaitable[list[bool] | str]:
         """Add READY jobs without ties, as a whole. Return False for each id that is known, or a message if the store has no room.
 
         No two of the jobs have the same id.
         """
         ...
 
-    def succeed(self, runs: Sequence[Run]) -> list[bool | None]:
+    def succeed(self, runs: Sequence[Run]) -> list[bool | None] | Awaitable[list[bool | None]]:
         """End runs as SUCCEEDED. Return True if it took effect now or before, False for another fence, None for a job with ties."""
         ...
 
-    def promote(self, limit: int) -> tuple[int, int | None]:
+    def promote(self, limit: int) -> tuple[int, int | None] | Awaitable[tuple[int, int | None]]:
         """Make due jobs READY. Return their number, and when the next one is due, or None."""
         ...
 
-    def fade(self, limit: int, max_kept: int, repeat_for: int) -> Faded:
+    def fade(self, limit: int, max_kept: int, repeat_for: int) -> Faded | Awaitable[Faded]:
         """Bury the ended jobs without ties that need not be kept, and forget buried ones `repeat_for` microseconds after their end.
 
         Each queue keeps at most `max_kept` FAILED jobs, and as many other ended ones. The oldest are buried first, and counted as
@@ -387,7 +385,10 @@ class Store(Protocol):
         ...
 
 
-def dispatch(store: Any, effect: Effect) -> Any:
+_Applied = tuple[list[Answer], Snapshot | None]
+
+
+def dispatch(store: Store, effect: Effect) -> Any:
     """Call the method that an operation has yielded. Return its answer, or a coroutine if the store is on a server."""
     match effect:
         case Query():
