@@ -142,6 +142,17 @@ def test_every_event_of_a_worker_has_a_row() -> None:
     assert rows(page) & set(vars(events)) == kinds - {"WorkerEvent"}
 
 
+def test_every_field_of_an_event_has_a_row_with_its_type_and_meaning() -> None:
+    shown, event = list[tuple[str, str, str]](), ""
+    for line in section((REFERENCE / "events.md").read_text(), "Fields").splitlines()[3:]:
+        if found := re.fullmatch(r"\|(?: `(\w+)`)? \| `(\w+)` \| `([^`]+)`( or None)? \| [^|]+ \|", line):
+            event = found[1] or event
+            shown.append((event, found[2], f"{found[3]} | None" if found[4] else found[3]))
+    kinds = [kind for kind in vars(events).values() if inspect.isclass(kind) and issubclass(kind, events.WorkerEvent)]
+    real = [(kind.__name__, name, of_type) for kind in kinds for name, of_type in inspect.get_annotations(kind).items()]
+    assert sorted(shown) == sorted(real)
+
+
 @pytest.mark.parametrize(("title", "scheme"), [("SQLite", "sqlite"), ("Redis and Valkey", "rediss"), ("PostgreSQL", "postgresql")])
 def test_the_options_of_a_broker_url_are_those_of_the_code(title: str, scheme: str) -> None:
     page = (ROOT / "docs/how-to/configure-a-broker.md").read_text()
