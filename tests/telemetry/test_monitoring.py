@@ -170,6 +170,13 @@ def test_the_reference_lists_every_metric_with_its_labels(metrics: dict[str, dic
     assert set(re.findall(r"`(\w+)`", listed)) == outcomes()
 
 
+@pytest.mark.parametrize("page", ["monitor-and-triage.md", "troubleshoot.md"])
+def test_a_page_names_metrics_that_exist(page: str, metrics: dict[str, dict[str, set[str]]]) -> None:
+    named = re.findall(r"`(taskflow_\w+)(?:\{[^}`]*\})?`", (ROOT / "docs/how-to" / page).read_text())
+    assert named
+    assert set(named) <= {name.removesuffix("_bucket") for name in metrics}
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not a package; promql_parser above reads the same queries")
 def test_promtool_accepts_the_rules() -> None:
     subprocess.run(["promtool", "check", "rules", str(MONITORING / "alerts.yml")], check=True)
