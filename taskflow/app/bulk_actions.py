@@ -20,6 +20,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.audit import Action
 from taskflow.model.envelope import check_job_name, check_queue
 from taskflow.model.errors import BrokerError, BrokerRefused
+from taskflow.model.ids import id_text
 from taskflow.model.job_schema import check_tag
 from taskflow.model.printable import nearest, shown
 from taskflow.model.record import ENDED, LIVE, WAITING, Record, Status
@@ -350,6 +351,24 @@ async def recorded(
                 reason=reason,
             )
             await _record(call, act)
+
+
+async def perform(
+    call: CallBroker, action: ActionName, ids: Sequence[bytes], view: View, *, by: str | None, reason: str
+) -> AsyncIterator[ActionResult]:
+    """Act on the jobs with these ids, or if there are none on all that match the view. Yield what was done so far after each batch, and
+    record the action in the audit log."""
+    result = ActionResult()
+    target: dict[str, Any] = {"names": [*map(id_text, ids)]} if ids else {"which": selection(view)}
+    async with recorded(call, action, by=by, reason=reason, **target) as doing:
+        for first in range(0, len(ids), PAGE):
+            result += ActionResult.of(await apply(call, action, ids[first : first + PAGE]))
+            doing.affected = result.affected
+            yield result
+        if not ids:
+            async for result in act(call, action, view):
+                doing.affected = result.affected
+                yield result
 
 
 async def _record(call: CallBroker, act: Action) -> None:

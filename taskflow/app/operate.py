@@ -16,15 +16,13 @@ from taskflow.app.bulk_actions import (
     ActionName,
     ActionResult,
     JobSelection,
-    act,
-    apply,
     check_operator,
     check_view,
     count,
     foresee,
     pages,
+    perform,
     recorded,
-    selection,
     view_of,
 )
 from taskflow.app.handle import JobHandle, info_of
@@ -307,23 +305,17 @@ class Operate:
         if not view.statuses:
             view = msgspec.structs.replace(view, statuses=tuple(sorted(STATUSES_OF[action])))
         distinct = list(dict.fromkeys(parse_id(each.id if isinstance(each, JobHandle) else each) for each in ids))
-        portions, result = [distinct[first : first + PAGE] for first in range(0, len(distinct), PAGE)], ActionResult()
+        result = ActionResult()
         if options.get("dry_run"):
-            for some in portions:
-                found = await call(lambda broker, some=some: broker.read(some))  # type: ignore[misc]
+            for first in range(0, len(distinct), PAGE):
+                found = await call(lambda broker, first=first: broker.read(distinct[first : first + PAGE]))  # type: ignore[misc]
                 result += ActionResult.of(foresee(action, record, by_id=True) for record in found)
             if not ids:
                 async for records in pages(call, view):
                     result += ActionResult.of(foresee(action, record, by_id=False) for record in records)
             return result
-        target: dict[str, Any] = {"names": [*map(id_text, distinct)]} if ids else {"which": selection(view)}
-        async with recorded(call, action, by=by, reason=reason, **target) as doing:
-            for some in portions:
-                result += ActionResult.of(await apply(call, action, some))
-                doing.affected = result.affected
-            if not ids:
-                async for result in act(call, action, view):
-                    doing.affected = result.affected
+        async for done in perform(call, action, distinct, view, by=by, reason=reason):
+            result = done
         return result
 
 

@@ -1,0 +1,13 @@
+"""The dashboard: jobs, queues, workers and schedules in a browser. It is an ASGI application, and needs the extra `dashboard`."""
+
+from __future__ import annotations
+
+from taskflow.model.errors import DriverMissing
+
+try:
+    from taskflow.dashboard.application import dashboard as dashboard
+    from taskflow.dashboard.guard import Access as Access
+except ImportError as error:
+    raise DriverMissing(f"taskflow.dashboard needs {error.name}: install the extra 'dashboard'") from error
+
+__all__ = ["Access", "dashboard"]

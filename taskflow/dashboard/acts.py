@@ -1,0 +1,239 @@
+"""What people do with forms: jobs, queues and schedules are acted on, and the audit log names the person.
+
+An action on many jobs runs beside the request that began it: its page shows how far it is, and can stop it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from taskflow.app.app import default_app
+from taskflow.app.bulk_actions import DEFAULTS, POSSIBLE, ActionName, ActionResult, check_view, pages as all_pages, perform, selection
+from taskflow.app.operate import group_ids, operate
+from taskflow.app.schedules import schedules
+from taskflow.broker.admin import View
+from taskflow.dashboard.pages import LABELS, access_of, call
+from taskflow.dashboard.rendering import path_of, render, root_of
+from taskflow.dashboard.selection import Fields, filters_of, form_of, refusing, view_of_filters, whole
+from taskflow.model.errors import DecodeError, ScheduleConflict, TaskflowError, UnknownSchedule
+from taskflow.model.ids import id_text, parse_id
+
+log: Final = logging.getLogger("taskflow.dashboard")
+
+TYPED_ABOVE: Final = 1_000
+"""An action on more jobs needs a word that is typed."""
+
+MAX_COUNTED: Final = 10_000
+MAX_IDS: Final = 500  # in one form
+PATIENCE: Final = 1.0  # seconds that a request waits for an action before it shows the progress
+MAX_KEPT: Final = 50  # actions that have ended, for their pages
+REFRESH: Final = "2"  # seconds
+PAST: Final[dict[ActionName, str]] = {"retry": "retried", "run-now": "made ready", "cancel": "cancelled", "purge": "discarded"}
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """The jobs that an action is for: those with these ids, or all of the view. `fields` are the inputs of a form that mean the same."""
+
+    action: ActionName
+    ids: Sequence[bytes] = ()
+    view: View = View()
+    fields: Sequence[tuple[str, str]] = ()
+    group: str = ""
+
+
+async def target_of(fields: Fields | Any) -> Target:
+    """Return what a form or a URL names. Raises HTTPException if it names nothing, or something that the action cannot be for."""
+    action = cast(ActionName, fields.get("action", ""))
+    if action not in LABELS:
+        raise HTTPException(400, "There is no such action.")
+    ids, group, filters = fields.getlist("id"), fields.get("group", ""), filters_of(fields)
+    if len([way for way in (ids, group, filters) if way]) != 1:
+        raise HTTPException(400, "Select jobs, or give a filter.")
+    with refusing():
+        if ids:
+            if len(ids) > MAX_IDS:
+                raise ValueError(f"at most {MAX_IDS} jobs can be selected: use a filter")
+            distinct = list(dict.fromkeys(map(parse_id, ids)))
+            return Target(action=action, ids=distinct, fields=[("id", id_text(each)) for each in distinct])
+        if group:
+            if action != "retry":
+                raise ValueError("the jobs of a cause can only be retried")
+            found = await call(lambda broker: group_ids(broker.admin, View(), group))
+            most = whole(fields.get("first"), len(found), 1, max(1, len(found)))
+            inputs = [("group", group), *([("first", str(most))] if most < len(found) else [])]
+            return Target(action=action, ids=found[:most], fields=inputs, group=group)
+        view = view_of_filters(filters)
+        check_view(action, view)
+        view = view if view.statuses else msgspec.structs.replace(view, statuses=tuple(sorted(DEFAULTS[action])))
+        return Target(action=action, view=view, fields=list(filters.items()))
+
+
+async def number_of(target: Target, most: int) -> int:
+    """Count the jobs that the action is for, up to a little more than `most`."""
+    if target.ids or target.group:
+        return len(target.ids)
+    number = 0
+    async for records in all_pages(default_app().client().call, target.view):
+        number += len(records)
+        if number > most:
+            break
+    return number
+
+
+class Act:
+    """An action that is running, or has ended."""
+
+    def __init__(self, target: Target, by: str, reason: str) -> None:
+        self.target = target
+        self.result = ActionResult()
+        self.problem = ""
+        self.is_stopped = False
+        self._began = time.monotonic()
+        self._ended: float | None = None
+        self.task = asyncio.get_running_loop().create_task(self._run(by, reason))
+
+    @property
+    def is_running(self) -> bool:
+        return self._ended is None
+
+    @property
+    def seconds(self) -> float:
+        return max(1e-3, (self._ended or time.monotonic()) - self._began)
+
+    async def _run(self, by: str, reason: str) -> None:
+        target = self.target
+        try:
+            async for self.result in perform(default_app().client().call, target.action, target.ids, target.view, by=by, reason=reason):
+                pass
+        except Exception as error:
+            self.problem = f"{type(error).__name__}: {error}"
+            if not isinstance(error, TaskflowError):
+                log.exception("an action of the dashboard has failed")
+        except asyncio.CancelledError:
+            self.is_stopped = True
+            raise
+        finally:
+            self._ended = time.monotonic()
+
+
+class Acts:
+    """The pages that act. It keeps the actions that run, and some that have ended; another process does not know them."""
+
+    def __init__(self) -> None:
+        self._acts: dict[str, Act] = {}
+
+    async def preview(self, request: Request) -> Response:
+        """Show how many jobs the action is for, and a form that begins it."""
+        target = await target_of(request.query_params)
+        number = await number_of(target, MAX_COUNTED)
+        return _form(request, target, number)
+
+    async def begin(self, request: Request) -> Response:
+        fields = await form_of(request)
+        target = await target_of(fields)
+        if not target.ids and target.group:
+            raise HTTPException(404, "No failed job has this cause any more.")
+        number = await number_of(target, TYPED_ABOVE)
+        if number > TYPED_ABOVE and fields.get("confirm", "").strip() != target.action:
+            return _form(request, target, await number_of(target, MAX_COUNTED), is_unconfirmed=True)
+        name, act = self._start(target, access_of(request).actor, fields.get("reason", "").strip())
+        await asyncio.wait([act.task], timeout=PATIENCE)
+        if not act.is_running and not act.problem and act.result.affected == len(target.ids) == 1 and target.action != "purge":
+            return _to(request, f"/jobs/{id_text(target.ids[0])}")
+        return _to(request, f"/act/{name}")
+
+    def _start(self, target: Target, by: str, reason: str) -> tuple[str, Act]:
+        ended = [name for name, act in self._acts.items() if not act.is_running]
+        for name in ended[: max(0, len(ended) - MAX_KEPT + 1)]:
+            del self._acts[name]
+        name = secrets.token_urlsafe(9)
+        self._acts[name] = act = Act(target, by, reason)
+        return name, act
+
+    async def progress(self, request: Request) -> Response:
+        act = self._act_of(request)
+        action, headers = act.target.action, {"Refresh": REFRESH} if act.is_running else None
+        words: dict[str, Any] = {"label": LABELS[action], "done": PAST[action], "which": _words(act.target)}
+        return render(request, "progress.html", headers=headers, act=act, name=request.path_params["name"], **words)
+
+    async def stop(self, request: Request) -> Response:
+        act = self._act_of(request)
+        act.task.cancel()
+        await asyncio.wait([act.task], timeout=PATIENCE)
+        return _to(request, f"/act/{request.path_params['name']}")
+
+    def _act_of(self, request: Request) -> Act:
+        act = self._acts.get(request.path_params["name"])
+        if act is None:
+            raise HTTPException(404, "This process does not know the action. The audit log has what was done.")
+        return act
+
+
+def _form(request: Request, target: Target, number: int, *, is_unconfirmed: bool = False) -> Response:
+    return render(
+        request,
+        "act.html",
+        status=400 if is_unconfirmed else 200,
+        action=target.action,
+        label=LABELS[target.action],
+        fields=target.fields,
+        number=number,
+        most=MAX_COUNTED,
+        is_more=number > MAX_COUNTED and not target.ids,
+        which=_words(target),
+        is_typed=number > TYPED_ABOVE,
+        is_unconfirmed=is_unconfirmed,
+        possible=sorted(POSSIBLE[target.action]),
+        group=target.group,
+    )
+
+
+def _words(target: Target) -> dict[str, str]:
+    """Return what the action is for, as text."""
+    if target.group:
+        return {"cause": target.group}
+    return {} if target.ids else selection(target.view)
+
+
+def _to(request: Request, path: str) -> Response:
+    """Redirect to a page, so that a reload does not send the form again."""
+    return RedirectResponse(root_of(request) + path, status_code=303)
+
+
+async def amend_queue(request: Request) -> Response:
+    fields, name, by = await form_of(request), request.path_params["name"], access_of(request).actor
+    amend = {"pause": operate.pause, "resume": operate.resume}.get(fields.get("action", ""))
+    if amend is None:
+        raise HTTPException(400, "There is no such action.")
+    with refusing():
+        await amend(name, by=by, reason=fields.get("reason", "").strip())
+    return _to(request, path_of("queues", name))
+
+
+async def amend_schedule(request: Request) -> Response:
+    fields, by = await form_of(request), access_of(request).actor
+    name, action, reason = fields.get("name", ""), fields.get("action", ""), fields.get("reason", "").strip()
+    try:
+        if action == "trigger":
+            handle = await schedules.trigger(name, by=by, reason=reason)
+            if not handle.is_new:
+                raise ScheduleConflict(f"its job {handle.id} is live, and its overlap= excludes another one")
+            return _to(request, f"/jobs/{handle.id}")
+        if action not in ("pause", "resume"):
+            raise HTTPException(400, "There is no such action.")
+        await (schedules.pause if action == "pause" else schedules.resume)(name, by=by, reason=reason)
+    except UnknownSchedule as error:
+        raise HTTPException(404, "There is no such schedule any more.") from error
+    except (ScheduleConflict, DecodeError) as error:
+        raise HTTPException(409, f"The schedule was not changed: {error}") from error
+    return _to(request, "/schedules")

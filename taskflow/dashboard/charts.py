@@ -1,0 +1,156 @@
+"""Draws charts as SVG, without a script. Colours come from the stylesheet by class names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import msgspec
+from markupsafe import Markup
+
+from taskflow.model.clock import instant_of
+from taskflow.model.measures import Measure, MeasuresRecord
+from taskflow.model.printable import duration
+from taskflow.model.record import Record, Status
+
+WIDTH, HEIGHT = 640, 160
+LEFT, TOP, BOTTOM = 52, 10, 20  # the margins, for labels
+MAX_BUCKETS: Final = 60
+MINUTE, TEN_MINUTES, HOUR = 60, 600, 3_600
+MAX_RUNS: Final = 50
+
+
+class Bucket(msgspec.Struct, frozen=True):
+    """What was measured from `at` for `seconds`."""
+
+    at: datetime
+    seconds: int
+    measure: Measure
+
+    @property
+    def failed(self) -> int:
+        return self.measure.number - self.measure.runs.get("succeeded", 0)
+
+
+def merged(measures: Iterable[Measure]) -> Measure:
+    total = Measure()
+    for measure in measures:
+        total.add(measure)
+    return total
+
+
+def buckets(history: Sequence[MeasuresRecord], back: timedelta, *, queue: str = "", job: str = "") -> list[Bucket]:
+    """Add the periods of the last `back` up to at most about 60 buckets of equal length, of a queue and a job, or of all (empty)."""
+    longest = max((record.seconds for record in history), default=MINUTE)
+    seconds = next((step for step in (MINUTE, TEN_MINUTES, HOUR) if step >= longest and back.total_seconds() / step <= MAX_BUCKETS), None)
+    seconds = seconds or HOUR * -(-int(back.total_seconds()) // (HOUR * MAX_BUCKETS))
+    first = int((datetime.now(UTC) - back).timestamp()) // seconds
+    last = max([int(datetime.now(UTC).timestamp()), *(int(record.at.timestamp()) for record in history)]) // seconds
+    found = {place: Measure() for place in range(first, min(last, first + 2 * MAX_BUCKETS) + 1)}
+    for record in history:
+        if (into := found.get(int(record.at.timestamp()) // seconds)) is not None:
+            for (its_queue, its_job), measure in record.measures.items():
+                if queue in ("", its_queue) and job in ("", its_job):
+                    into.add(measure)
+    return [Bucket(instant_of(place * seconds * 1_000_000), seconds, measure) for place, measure in found.items()]
+
+
+def rate(found: Sequence[Bucket], title: str) -> Markup:
+    """Draw how many runs ended a minute, and how many of them did not succeed."""
+    all_runs = [60 * bucket.measure.number / bucket.seconds for bucket in found]
+    failed = [60 * bucket.failed / bucket.seconds for bucket in found]
+    return _lines(title, found, {"all": all_runs, "failed": failed}, lambda value: f"{value:,.3g}" if value < 1_000 else f"{value:,.0f}")
+
+
+def quantiles(found: Sequence[Bucket], title: str, of: Callable[[Measure, float], float]) -> Markup:
+    """Draw the time within which 50 % and 95 % of the runs were. Buckets without runs are gaps."""
+    series = {
+        name: [of(bucket.measure, share) if bucket.measure.number else None for bucket in found]
+        for name, share in (("95 %", 0.95), ("50 %", 0.5))
+    }
+    return _lines(title, found, series, duration)
+
+
+def _lines(title: str, found: Sequence[Bucket], series: Mapping[str, Sequence[float | None]], label: Callable[[float], str]) -> Markup:
+    most = max((value for values in series.values() for value in values if value is not None), default=0.0) or 1.0
+    step = (WIDTH - LEFT) / max(1, len(found) - 1)
+
+    def paths(values: Sequence[float | None]) -> str:
+        """Return the commands of an SVG path. After a gap it begins again; a point between gaps is a short line."""
+        parts, is_down = [], False
+        for place, value in enumerate(values):
+            if value is not None:
+                x, y = LEFT + place * step, TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / most)
+                parts.append(f"{'L' if is_down else 'M'}{x:.1f} {y:.1f}{'' if is_down else 'h.1'}")
+            is_down = value is not None
+        return "".join(parts)
+
+    drawn = Markup("").join(
+        Markup('<path class="line s{}" d="{}"/>').format(number, paths(values)) for number, values in enumerate(series.values())
+    )
+    keys = Markup(" ").join(Markup('<span class="key s{}">{}</span>').format(number, name) for number, name in enumerate(series))
+    frame = Markup('<path class="axis" d="M{} {}V{}H{}"/>').format(LEFT, TOP, HEIGHT - BOTTOM, WIDTH)
+    labels = _label(LEFT - 6, TOP + 8, label(most), "end") + _label(LEFT - 6, HEIGHT - BOTTOM, "0", "end")
+    if found:
+        form = "%H:%M" if found[-1].at - found[0].at < timedelta(days=1) else "%m-%d %H:%M"
+        labels += _label(LEFT, HEIGHT - 4, f"{found[0].at:{form}}", "start")
+        labels += _label(WIDTH, HEIGHT - 4, f"{found[-1].at:{form}} UTC", "end")
+    return _figure(title, drawn + frame + labels, keys)
+
+
+def _label(x: float, y: float, text: str, anchor: str) -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
+
+
+def _figure(title: str, drawn: Markup, keys: str = "") -> Markup:
+    return Markup('<figure><figcaption>{} {}</figcaption><svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg></figure>').format(
+        title, keys, WIDTH, HEIGHT, title, drawn
+    )
+
+
+def histogram(bins: Mapping[int, int], title: str) -> tuple[Markup, list[tuple[str, int]]] | None:
+    """Draw a histogram of `Measure`, and return it with its table: the upper bound of each bin, and how many runs were in it. None if
+    there were no runs."""
+    if not bins:
+        return None
+    first, last = min(bins), max(bins)
+    table = [(duration((1 << place) / 1_000_000), bins.get(place, 0)) for place in range(first, last + 1)]
+    most, step = max(number for _, number in table), (WIDTH - LEFT) / len(table)
+    high = HEIGHT - TOP - BOTTOM
+    bars = Markup("").join(
+        Markup('<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>').format(
+            LEFT + place * step + 1, TOP + high * (1 - count / most), max(1.0, step - 2), high * count / most, f"below {bound}: {count:,}"
+        )
+        for place, (bound, count) in enumerate(table)
+    )
+    labels = _label(LEFT - 6, TOP + 8, f"{most:,}", "end") + _label(LEFT, HEIGHT - 4, f"below {table[0][0]}", "start")
+    if len(table) > 1:
+        labels += _label(WIDTH, HEIGHT - 4, f"below {table[-1][0]}", "end")
+    return _figure(title, bars + labels), table
+
+
+def runs(record: Record, now: datetime) -> Markup | None:
+    """Draw the runs of a job on a time line, the newest 50: failed ones, and the present or the last one. None if it has not run."""
+    spans = [(instant_of(error.started_at or error.at), instant_of(error.at), "failed") for error in record.errors[-MAX_RUNS:]]
+    began = record.started_at or (record.claimed_at if record.status is Status.RUNNING else None)
+    if began is not None and not record.status.is_waiting and not any(begin == began for begin, *_ in spans):
+        spans.append((began, record.ended_at or now, "running" if record.ended_at is None else str(record.status)))
+    if not spans:
+        return None
+    first, last = min([record.created_at, *(begin for begin, *_ in spans)]), max(end for _, end, _ in spans)
+    whole = max((last - first).total_seconds(), 1e-6)
+
+    def x(at: datetime) -> float:
+        return WIDTH * (at - first).total_seconds() / whole
+
+    bars = Markup("").join(
+        Markup('<rect class="run {}" x="{:.1f}" y="4" width="{:.1f}" height="20"><title>{}</title></rect>').format(
+            kind, min(x(begin), WIDTH - 3), max(3.0, x(end) - x(begin)), f"{kind}, {duration((end - begin).total_seconds())}"
+        )
+        for begin, end, kind in spans
+    )
+    title = f"{len(spans):,} run{'s' if len(spans) > 1 else ''} in {duration(whole)}"
+    return Markup('<svg class="runs" viewBox="0 0 {} 28" role="img" aria-label="{}"><path class="axis" d="M0 26H{}"/>{}</svg>').format(
+        WIDTH, title, WIDTH, bars
+    )

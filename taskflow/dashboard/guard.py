@@ -1,0 +1,123 @@
+"""Decides who may use the dashboard, refuses writes of other sites, and sets the headers that keep a browser safe."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from taskflow.dashboard.rendering import message_page
+from taskflow.model.printable import shown
+
+CONTENT_POLICY: Final = "; ".join(
+    [
+        "default-src 'none'",
+        "style-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    ]
+)
+
+# `same-origin` and not `no-referrer`: with the latter, a browser sends "Origin: null" with its own forms.
+HEADERS: Final = {
+    "Content-Security-Policy": CONTENT_POLICY,
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+CLOSED: Final = "The dashboard is closed. The application opens it with dashboard(authorize=...)."
+REFUSED: Final = "You may not see this dashboard."
+READ_ONLY: Final = "You may look, but not act."
+OTHER_SITE: Final = "This request does not come from a page of the dashboard."
+
+
+class Access(msgspec.Struct, frozen=True):
+    """What the sender of a request may see and do in the dashboard.
+
+    `actor`           the name of the person, which the audit log keeps with each action
+    `actions`         True to retry, cancel and discard jobs, and to pause queues and schedules (default False: read-only)
+    `show_arguments`  True to show the arguments and results of jobs, with secrets hidden (default False)
+
+    Raises TypeError if `actor` is not a text, or empty.
+    """
+
+    actor: str
+    actions: bool = False
+    show_arguments: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.actor, str) or not self.actor:
+            raise TypeError(f"Access(actor={shown(self.actor)}): expected the name of a person")
+
+
+Authorize = Callable[[Request], Access | Awaitable[Access | None] | None]
+
+
+class Guard:
+    """Passes a request on only if `authorize` returns an Access for it. A page finds that in `scope["taskflow.access"]`."""
+
+    def __init__(self, app: ASGIApp, authorize: Authorize | None) -> None:
+        self._app = app
+        self._authorize = authorize
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        request = Request(scope, receive)
+        access = await self._access_of(request)
+        is_write = request.method not in ("GET", "HEAD")
+        if access is None:
+            why = CLOSED if self._authorize is None else REFUSED
+        elif is_write and not is_same_origin(request):
+            why = OTHER_SITE
+        elif is_write and not access.actions:
+            why = READ_ONLY
+        else:
+            scope["taskflow.access"] = access
+            await self._app(scope, receive, send_with_headers)
+            return
+        await message_page(request, why, 403)(scope, receive, send_with_headers)
+
+    async def _access_of(self, request: Request) -> Access | None:
+        authorize = self._authorize
+        if authorize is None:
+            return None
+        if inspect.iscoroutinefunction(authorize) or inspect.iscoroutinefunction(getattr(authorize, "__call__", None)):  # noqa: B004
+            found = authorize(request)
+        else:  # it may ask a database
+            found = await run_in_threadpool(authorize, request)
+        access = await found if inspect.isawaitable(found) else found
+        if access is not None and not isinstance(access, Access):
+            raise TypeError(f"authorize of dashboard() returned {shown(access)}: expected an Access, or None to refuse")
+        return access
+
+
+def is_same_origin(request: Request) -> bool:
+    """Return True if a page of this origin has sent the request. Browsers send Sec-Fetch-Site over HTTPS and to loopback; elsewhere the
+    host of Origin must be the one that the request is for."""
+    if (site := request.headers.get("sec-fetch-site")) is not None:
+        return site == "same-origin"
+    try:
+        return urlsplit(request.headers.get("origin", "")).netloc.lower() == request.headers["host"].lower()
+    except (KeyError, ValueError):
+        return False

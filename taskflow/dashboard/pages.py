@@ -1,0 +1,214 @@
+"""The pages that show something. Each reads a bounded number of jobs, whatever the store holds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeVar
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from taskflow.app.app import default_app
+from taskflow.app.bulk_actions import DEFAULTS, POSSIBLE, ActionName
+from taskflow.app.explanation import Facts, facts_of, reasons
+from taskflow.app.job_display import AT_A_GLANCE, arguments_of, detail, record_json, result_of
+from taskflow.app.operate import failure_groups, operate
+from taskflow.app.schedules import schedules
+from taskflow.broker.admin import QueueInfo, View
+from taskflow.broker.protocol import Broker
+from taskflow.dashboard import charts
+from taskflow.dashboard.guard import Access
+from taskflow.dashboard.rendering import render
+from taskflow.dashboard.selection import FILTERS, filters_of, refusing, view_of_filters, whole
+from taskflow.model.ids import id_text, parse_id
+from taskflow.model.measures import MeasuresRecord, sum_of
+from taskflow.model.record import ENDED, LIVE, Moment, Record, Status, timeline
+
+T = TypeVar("T")
+
+JOBS_AT_ONCE: Final = 50
+GROUPS_AT_ONCE: Final = 50
+ACTIONS_AT_ONCE: Final = 50
+MAX_ERRORS: Final = 10  # of one job, the newest
+FIRST_MOMENTS, LAST_MOMENTS = 5, 25
+MAX_ROWS: Final = 200  # of queues, workers and schedules
+LABELS: Final[dict[ActionName, str]] = {"retry": "Retry", "run-now": "Run now", "cancel": "Cancel", "purge": "Discard"}
+
+
+async def call(verb: Callable[[Broker], Awaitable[T]]) -> T:
+    return await default_app().client().call(verb)
+
+
+def totals_of(queues: list[QueueInfo], queue: str | None = None) -> dict[Status, int]:
+    """Return the number of jobs by status, of all queues or of one."""
+    return {status: sum(each.counts.get(status, 0) for each in queues if queue in (None, each.name)) for status in Status}
+
+
+async def overview(request: Request) -> Response:
+    queues, workers, found, history = await asyncio.gather(
+        operate.queues(), operate.workers(), call(lambda broker: failure_groups(broker, View(), 5)), operate.history()
+    )
+    chart = charts.rate(charts.buckets(history, timedelta(hours=1)), "Runs a minute in the last hour") if history else None
+    return render(
+        request,
+        "overview.html",
+        queues=sorted(queues, key=lambda queue: -sum(queue.counts[status] for status in LIVE))[:MAX_ROWS],
+        number_of_queues=len(queues),
+        totals=totals_of(queues),
+        workers=workers,
+        groups=found.groups,
+        chart=chart,
+    )
+
+
+async def jobs(request: Request) -> Response:
+    filters = filters_of(request.query_params)
+    view, cursor = view_of_filters(filters), request.query_params.get("cursor") or None
+    with refusing():
+        page, queues = await asyncio.gather(
+            call(lambda broker: broker.admin.page(view, cursor=cursor, limit=JOBS_AT_ONCE)), operate.queues()
+        )
+    [status] = view.statuses or (None,)
+    actions = {name: LABELS[name] for name in LABELS if (DEFAULTS[name] if status is None else {status}) & POSSIBLE[name]}
+    return render(
+        request,
+        "jobs.html",
+        filters=dict.fromkeys(FILTERS, "") | filters,
+        is_filtered=bool(filters),
+        rows=[(record, id_text(record.id), detail(record)) for record in page.records],
+        page=page,
+        is_first=cursor is None,
+        totals=totals_of(queues, view.queue) if set(filters) <= {"status", "queue"} else None,
+        statuses=list(Status),
+        actions=actions,
+        acts_on_all=actions if filters else {},
+    )
+
+
+async def job(request: Request) -> Response:
+    record = await _record(request.path_params["id"])
+    now, limits, access = datetime.now(UTC), default_app().limits, access_of(request)
+    facts: Facts = await call(lambda broker: facts_of(broker.admin, record, now, sample_time=0))
+    arguments, problem = arguments_of(record, limits, AT_A_GLANCE) if access.show_arguments else (None, None)
+    result, result_problem = result_of(record, limits, AT_A_GLANCE) if access.show_arguments else (None, None)
+    return render(
+        request,
+        "job.html",
+        record=record,
+        fields=record_json(record),
+        why=reasons(record, facts),
+        moments=_moments(record, now),
+        runs=charts.runs(record, now),
+        errors=record.errors[: -MAX_ERRORS - 1 : -1],
+        arguments=arguments,
+        problem=problem,
+        result=result,
+        result_problem=result_problem,
+        actions={name: LABELS[name] for name in LABELS if record.status in POSSIBLE[name] and (name != "purge" or record.status in ENDED)},
+    )
+
+
+def access_of(request: Request) -> Access:
+    access: Access = request.scope["taskflow.access"]
+    return access
+
+
+async def _record(text: str) -> Record:
+    """Return the record of the job with this id. Raises HTTPException if there is none."""
+    try:
+        job_id = parse_id(text)
+    except ValueError as error:
+        raise HTTPException(404, "This is not the id of a job.") from error
+    record = await default_app().client().read(job_id)
+    if record is None:
+        raise HTTPException(404, f"Job {text} is unknown, or no longer kept.")
+    return record
+
+
+def _moments(record: Record, now: datetime) -> list[tuple[Moment, float | None]]:
+    """Return the moments of the job's life, each with the seconds since the one before. A long life loses its middle."""
+    found = timeline(record, now)
+    timed = [(moment, None if not place else (moment.at - found[place - 1].at).total_seconds()) for place, moment in enumerate(found)]
+    most = FIRST_MOMENTS + LAST_MOMENTS
+    return timed if len(timed) <= most else [*timed[:FIRST_MOMENTS], *timed[-LAST_MOMENTS:]]
+
+
+async def failures(request: Request) -> Response:
+    given = filters_of(request.query_params)
+    filters = {name: text for name, text in given.items() if name in ("queue", "job", "tag")}
+    view, shown = view_of_filters(filters), dict.fromkeys(("queue", "job", "tag"), "") | filters
+    found = await call(lambda broker: failure_groups(broker, view, GROUPS_AT_ONCE))
+    return render(
+        request, "failures.html", filters=shown, is_filtered=bool(filters), groups=found.groups, window=found.window, most=GROUPS_AT_ONCE
+    )
+
+
+async def queue(request: Request) -> Response:
+    name = request.path_params["name"]
+    queues, workers, history, totals = await asyncio.gather(
+        operate.queues(), operate.workers(), operate.history(since=timedelta(days=1)), operate.metrics()
+    )
+    found = next((queue for queue in queues if queue.name == name), None)
+    if found is None:
+        raise HTTPException(404, f"No job has ever been in queue {name}.")
+    measures = {job: measure for (queue, job), measure in sum_of(each.measures for each in history).items() if queue == name}
+    whole_queue = charts.merged(measures.values())
+    return render(
+        request,
+        "queue.html",
+        queue=found,
+        workers=[worker for worker in workers if not worker.queues or name in worker.queues],
+        events=totals.get(name, {}),
+        measures=sorted(measures.items(), key=lambda pair: -pair[1].number)[:MAX_ROWS],
+        waits=charts.histogram(whole_queue.waits, "Waits in the last day"),
+        times=charts.histogram(whole_queue.times, "Run times in the last day"),
+    )
+
+
+async def workers(request: Request) -> Response:
+    found = await operate.workers()
+    return render(request, "workers.html", workers=found[:MAX_ROWS], number_of_workers=len(found))
+
+
+async def schedule_list(request: Request) -> Response:
+    found = await schedules.list()
+    return render(request, "schedules.html", schedules=found[:MAX_ROWS], number_of_schedules=len(found))
+
+
+SPANS: Final = {1: "1 hour", 6: "6 hours", 24: "1 day", 168: "7 days", 720: "30 days"}
+
+
+async def chart_page(request: Request) -> Response:
+    hours = whole(request.query_params.get("hours"), 1, 1, 720)
+    filters = {name: request.query_params.get(name, "").strip() for name in ("queue", "job")}
+    history: list[MeasuresRecord] = await operate.history(since=timedelta(hours=hours))
+    found = charts.buckets(history, timedelta(hours=hours), **filters)
+    drawn: dict[str, Any] = {}
+    if any(bucket.measure.number for bucket in found):
+        drawn = {
+            "rate": charts.rate(found, "Runs a minute"),
+            "waits": charts.quantiles(found, "Wait of 50 % and 95 %", lambda measure, share: measure.wait_of(share)),
+            "times": charts.quantiles(found, "Run time of 50 % and 95 %", lambda measure, share: measure.time_of(share)),
+        }
+    names = sorted({pair for each in history for pair in each.measures})
+    return render(
+        request,
+        "charts.html",
+        hours=hours,
+        spans=SPANS,
+        filters=filters,
+        charts=drawn,
+        buckets=found,
+        has_history=bool(history),
+        queues=sorted({queue for queue, _ in names})[:MAX_ROWS],
+        jobs=sorted({job for queue, job in names if filters["queue"] in ("", queue)})[:MAX_ROWS],
+    )
+
+
+async def audit(request: Request) -> Response:
+    before = whole(request.query_params.get("before"), 0, 0, 1 << 62) or None
+    records = await call(lambda broker: broker.admin.actions(before=before, limit=ACTIONS_AT_ONCE))
+    return render(request, "audit.html", records=records, is_first=before is None, is_full=len(records) == ACTIONS_AT_ONCE)

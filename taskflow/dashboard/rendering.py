@@ -1,0 +1,108 @@
+"""Renders the templates. All stored text is escaped twice: control characters and text-direction marks here, and HTML by Jinja."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from taskflow.model.printable import duration, indented, one_line, span
+
+HERE: Final = Path(__file__).parent
+STYLE: Final = (HERE / "style.css").read_bytes()
+VERSION: Final = hashlib.sha256(STYLE).hexdigest()[:12]
+"""Changes with the stylesheet, so that browsers may keep it."""
+
+MAX_BLOCK: Final = 16_384  # characters of a traceback or a value
+
+
+def when(at: datetime | None) -> str | Markup:
+    """Return how long ago a time was, or in how long it will be, with the time itself for the pointer and for programs."""
+    if at is None:
+        return ""
+    seconds = (datetime.now(UTC) - at).total_seconds()
+    text = f"{span(seconds)} ago" if seconds >= 0 else f"in {span(-seconds)}"
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(at.isoformat(), absolute(at), text)
+
+
+def absolute(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S} {at:%Z}"
+
+
+def block(text: object) -> Markup:
+    """Return text of several lines for <pre>. Its lines stay, and other control characters are escaped."""
+    return Markup("{}").format("\n".join(line[4:] for line in indented(text, MAX_BLOCK).split("\n")))
+
+
+def as_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def number(value: float) -> str:
+    return f"{value:,}"
+
+
+def path_of(kind: str, name: str) -> str:
+    """Return the path of a queue or a job. A browser removes path segments of dots, so queues with such names have only a list of jobs."""
+    return f"/jobs?queue={name}" if name in (".", "..") else f"/{kind}/{quote(name.encode('utf-8', 'replace'), safe='')}"
+
+
+def with_query(path: str, values: Mapping[str, Any]) -> str:
+    given = {name: value for name, value in values.items() if value not in (None, "", ())}
+    return f"{path}?{urlencode(given, doseq=True, errors='replace')}" if given else path
+
+
+def _finalized(value: object) -> object:
+    """Escape control characters in what a template prints. Markup was made by a filter here, or by a macro."""
+    return one_line(value) if isinstance(value, str) and not isinstance(value, Markup) else "" if value is None else value
+
+
+_templates: Final = Environment(
+    loader=FileSystemLoader(HERE / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    finalize=_finalized,
+    auto_reload=False,
+)
+_templates.filters |= {
+    "when": when,
+    "as_json": as_json,
+    "block": block,
+    "cut": one_line,
+    "number": number,
+    "span": span,
+    "duration": duration,
+    "absolute": absolute,
+}
+_templates.globals |= {"path_of": path_of, "version": VERSION}
+
+
+def root_of(request: Request) -> str:
+    """Return the path below which the dashboard is mounted, without a slash at its end."""
+    return str(request.scope.get("root_path", "")).rstrip("/")
+
+
+def render(request: Request, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any) -> HTMLResponse:
+    root = root_of(request)
+
+    def url(path: str, **query: Any) -> str:
+        return root + with_query(path, query)
+
+    text = _templates.get_template(template).render(url=url, access=request.scope.get("taskflow.access"), **values)
+    return HTMLResponse(text, status, headers)
+
+
+def message_page(request: Request, text: str, status: int) -> HTMLResponse:
+    """Return a page that has only a message."""
+    return render(request, "message.html", status, text=text, code=status)

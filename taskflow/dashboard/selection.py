@@ -1,0 +1,61 @@
+"""Reads what a URL or a form selects: jobs by ids, by filters or by the cause of their failure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, cast
+from urllib.parse import parse_qsl
+
+from starlette.datastructures import ImmutableMultiDict, QueryParams
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from taskflow.app.bulk_actions import JobSelection, view_of
+from taskflow.broker.admin import View
+
+FILTERS: Final = ("status", "queue", "job", "tag", "error", "header")
+MAX_FORM: Final = 65_536  # bytes of a form
+MAX_FIELDS: Final = 1_000
+
+Fields = ImmutableMultiDict[str, str]
+
+
+async def form_of(request: Request) -> Fields:
+    """Return the fields of a form. Raises HTTPException if it is too large, or no form of this kind."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
+        raise HTTPException(415, "The dashboard takes forms only.")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_FORM:
+            raise HTTPException(413, "This form is too large.")
+    try:
+        return ImmutableMultiDict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS))
+    except ValueError as error:
+        raise HTTPException(400, "This form cannot be read.") from error
+
+
+def filters_of(fields: Fields | QueryParams) -> dict[str, str]:
+    """Return the filters that are filled in, by their names."""
+    return {name: text for name in FILTERS if (text := fields.get(name, "").strip())}
+
+
+def view_of_filters(filters: Mapping[str, str]) -> View:
+    """Return the view of the jobs that match. Raises HTTPException for a filter that cannot be."""
+    with refusing():
+        return view_of("page", cast(JobSelection, filters))
+
+
+class refusing:  # noqa: N801  # a context manager, like those of contextlib
+    """Turns a ValueError or a TypeError into an answer with the status 400 and the same text."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ValueError | TypeError):
+            raise HTTPException(400, str(error)) from error
+
+
+def whole(text: str | None, default: int, least: int, most: int) -> int:
+    """Return a number of a URL, or the default if it is no number. It is kept within its bounds."""
+    return min(max(int(text), least), most) if text and text.isascii() and text.isdigit() and len(text) < 20 else default

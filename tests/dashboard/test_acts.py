@@ -1,0 +1,194 @@
+"""What people do in the dashboard: with one job, with selected ones, and with all that match."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from taskflow import operate
+from taskflow.dashboard import acts
+from taskflow.model.ids import id_text, parse_id
+from taskflow.model.record import Status
+from tests.dashboard.site import PREFIX, Page, Site
+from tests.support.verdicts import failed
+from tests.support.world import World
+
+
+async def failed_jobs(world: World, number: int, queue: str = "mail") -> list[str]:
+    session, envelopes = await world.a_session(), [world.an_envelope(queue=queue) for _ in range(number)]
+    await world.enqueue(*envelopes)
+    await world.settle(*[failed(lease) for lease in await world.claim(session, [queue])])
+    return [id_text(envelope.id) for envelope in envelopes]
+
+
+async def statuses(world: World, ids: list[str]) -> list[Status | None]:
+    records = await world.broker.read([parse_id(each) for each in ids])
+    return [None if record is None else record.status for record in records]
+
+
+def form(page: Page) -> dict[str, Any]:
+    """Return the fields that the form of a preview would send."""
+    fields = dict[str, Any]()
+    for tag in page.all("input", type="hidden"):
+        fields[tag["name"]] = [*fields.get(tag["name"], []), tag["value"]]
+    return fields
+
+
+async def test_one_job_is_acted_on_and_its_page_shown(world: World, site: Site) -> None:
+    [job] = await failed_jobs(world, 1)
+    page = await site.post("/act", action="retry", id=job, reason="the service is back")
+    assert page.answer.url.path == f"{PREFIX}/jobs/{job}"
+    assert "ready" in page.text
+    later = id_text((await world.add(after=3_600.0)).id)
+    for action, status in (("run-now", Status.READY), ("cancel", Status.CANCELLED), ("retry", Status.READY), ("cancel", Status.CANCELLED)):
+        await site.post("/act", action=action, id=later)
+        assert await statuses(world, [later]) == [status]
+    page = await site.get("/act", action="purge", id=later)
+    assert "Discard 1 job?" in page.text
+    page = await site.post("/act", **form(page))
+    assert "1 discarded" in page.text
+    assert await statuses(world, [later]) == [None]
+    log = await world.broker.admin.actions()
+    assert [record.act.verb for record in log] == ["purge", "cancel", "retry", "cancel", "run-now", "retry"]
+    assert {record.act.by for record in log} == {"ada"}
+    assert log[-1].act.reason == "the service is back"
+
+
+async def test_selected_jobs_are_acted_on(world: World, site: Site) -> None:
+    """The page says which of them stayed as they are, and why."""
+    jobs, waiting = await failed_jobs(world, 3), id_text((await world.add(queue="other")).id)
+    page = await site.post("/act", action="retry", id=[*jobs[:2], waiting])
+    assert "2 retried" in page.text
+    assert "1: it has not ended yet" in page.text
+    assert await statuses(world, jobs) == [Status.READY, Status.READY, Status.FAILED]
+
+
+async def test_all_that_match_are_counted_before_they_are_acted_on(world: World, site: Site) -> None:
+    jobs, others = await failed_jobs(world, 4), await failed_jobs(world, 2, "other")
+    page = await site.get("/jobs", status="failed", queue="mail")
+    [link] = [link for link in page.links if "action=retry" in link]
+    page = await site.get(link)
+    assert "Retry 4 jobs?" in page.text
+    assert await statuses(world, jobs) == [Status.FAILED] * 4
+    page = await site.post("/act", **form(page), reason="fixed")
+    assert "4 retried" in page.text
+    assert await statuses(world, [*jobs, *others]) == [Status.READY] * 4 + [Status.FAILED] * 2
+    [record] = await world.broker.admin.actions()
+    assert (record.act.by, record.act.affected, record.act.reason) == ("ada", 4, "fixed")
+    assert record.act.which == {"queue": "mail", "status": "failed"}
+
+
+async def test_the_jobs_of_a_cause_are_retried_a_few_at_first(world: World, site: Site) -> None:
+    jobs = await failed_jobs(world, 12)
+    page = await site.get("/failures")
+    assert [link.partition("first=")[2] for link in page.links if "action=retry" in link] == ["1", "10", ""]
+    for link, ready in zip([link for link in page.links if "action=retry" in link], (1, 11, 12), strict=True):
+        page = await site.post("/act", **form(await site.get(link)))
+        assert (await statuses(world, jobs)).count(Status.READY) == ready
+    assert "No job matches" in (await site.get(link)).text
+    await site.post("/act", code=404, action="retry", group=link.partition("group=")[2])
+
+
+async def test_many_jobs_need_a_word_that_is_typed(memory: World, site: Site) -> None:
+    await memory.enqueue(*[memory.an_envelope(queue="mail") for _ in range(acts.TYPED_ABOVE + 1)])
+    page = await site.get("/act", action="cancel", queue="mail")
+    assert "Cancel 1,001 jobs?" in page.text
+    assert page.all("input", name="confirm", pattern="cancel")
+    for word in ("", "yes", "retry"):
+        refused = await site.post("/act", code=400, **form(page), confirm=word)
+        assert refused.all("input", name="confirm")
+    assert (await operate.queues())[0].counts[Status.READY] == 1_001
+    page = await site.post("/act", **form(page), confirm="cancel")
+    assert "1,001 cancelled" in page.text
+
+
+async def test_a_count_is_bounded(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acts, "MAX_COUNTED", 500)
+    await memory.enqueue(*[memory.an_envelope() for _ in range(1_100)])
+    assert "Cancel more than 500 jobs?" in (await site.get("/act", action="cancel", status="ready")).text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"action": "retry"},
+        {"action": "explode", "status": "failed"},
+        {"action": "retry", "status": "ready"},
+        {"action": "retry", "id": "nonsense"},
+        {"action": "retry", "id": id_text(bytes(16)), "status": "failed"},
+        {"action": "purge", "status": "ready", "error": "x"},
+        {"action": "cancel", "group": "71efb6587dea8408"},
+        {"action": "retry", "group": "no hexadecimal"},
+        {"action": "retry", "id": [id_text(bytes([n // 256, n % 256] * 8)) for n in range(501)]},
+        {"status": "failed"},
+    ],
+)
+async def test_an_act_that_names_nothing_or_something_odd_is_refused(memory: World, site: Site, fields: dict[str, Any]) -> None:
+    [job] = await failed_jobs(memory, 1)
+    await site.post("/act", code=400, **fields)
+    await site.get("/act", code=400, **fields)
+    assert await statuses(memory, [job]) == [Status.FAILED]
+    assert await memory.broker.admin.actions() == []
+
+
+async def test_a_long_act_shows_its_progress_and_can_be_stopped(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was done until then stays, and the audit log says that it was stopped."""
+    monkeypatch.setattr(acts, "PATIENCE", 0.01)
+    may_continue, cancel = asyncio.Event(), memory.broker.cancel
+    calls = 0
+
+    async def slow(ids: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            await may_continue.wait()
+        return await cancel(ids)
+
+    monkeypatch.setattr(memory.broker, "cancel", slow)
+    await memory.enqueue(*[memory.an_envelope(queue="mail") for _ in range(900)])
+    page = await site.post("/act", action="cancel", queue="mail")
+    assert "Cancel: running" in page.text
+    assert "500 cancelled" in page.text
+    assert page.answer.headers["refresh"] == "2"
+    [stop] = page.all("form", method="post")
+    page = await site.post(stop["action"])
+    assert "Cancel: stopped" in page.text
+    assert "refresh" not in page.answer.headers
+    [record] = await memory.broker.admin.actions()
+    assert (record.act.affected, record.act.stopped) == (500, "interrupted")
+    assert (await operate.queues())[0].counts[Status.READY] == 400
+
+
+async def test_an_act_that_the_store_breaks_off_says_so(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(ids: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(memory.broker, "cancel", fails)
+    await memory.add(queue="mail")
+    page = await site.post("/act", action="cancel", queue="mail")
+    assert "Cancel: failed" in page.text
+    assert "RuntimeError: a bug" in page.text
+
+
+async def test_a_queue_is_paused_and_resumed(world: World, site: Site) -> None:
+    await world.add(queue="mail")
+    page = await site.post("/queues/mail", action="pause", reason="repair")
+    assert page.answer.url.path == f"{PREFIX}/queues/mail"
+    assert page.all("button", value="resume")
+    [queue] = await operate.queues()
+    assert queue.is_paused
+    await site.post("/queues/mail", action="resume")
+    await site.post("/queues/mail", code=400, action="explode")
+    await site.post("/queues/not%20a%20queue", code=400, action="pause")
+    log = [record.act for record in await world.broker.admin.actions()]
+    assert [(act.verb, act.by, act.reason) for act in log] == [("resume", "ada", ""), ("pause", "ada", "repair")]
+
+
+async def test_ended_acts_are_forgotten_after_a_while(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acts, "MAX_KEPT", 2)
+    await memory.add(queue="mail")
+    pages = [await site.post("/act", action="cancel", status="running") for _ in range(4)]
+    codes = [(await site.client.get(page.answer.url)).status_code for page in pages]
+    assert codes == [404, 404, 200, 200]

@@ -1,0 +1,280 @@
+"""The pages: on each store, below a prefix, without a script."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from taskflow import Cron, configure, schedules
+from taskflow.app.app import default_app
+from taskflow.broker.admin import EXAMINED
+from taskflow.dashboard import Access, charts
+from taskflow.model.clock import ManualClock
+from taskflow.model.codec import Limits, encode_by_name, encode_value
+from taskflow.model.errors import BrokerUnavailable
+from taskflow.model.ids import id_text
+from taskflow.model.measures import Measure, MeasuresRecord, pack_measures
+from tests.dashboard.site import PREFIX, Page, Site
+from tests.support.harnesses import MemoryHarness
+from tests.support.verdicts import failed, retried, succeeded
+from tests.support.world import World
+from tests.unit.app.jobs import nothing
+
+
+def payload(**arguments: Any) -> bytes:
+    return encode_by_name(arguments, job="work", limits=Limits())
+
+
+async def scene(world: World) -> dict[str, str]:
+    """Jobs in several states. Returns their ids."""
+    await world.broker.admin.pause("paused")
+    session = await world.a_session("web-1:7", queues=("mail",), concurrency=4)
+    ready = await world.add(queue="mail", job="letter", tags=("import:42",), payload=payload(to="ada", password="xyzzy"))
+    scheduled = await world.add(queue="mail", after=3_600.0)
+    bad = await world.running(session, queue="mail:bad", job="bad", headers={"tenant": "7"})
+    await world.settle(failed(bad))
+    again = await world.running(session, queue="mail:again")
+    await world.settle(retried(again, 60.0))
+    runs = await world.running(session, queue="mail:runs")
+    jobs = {"ready": ready, "scheduled": scheduled, "failed": bad.envelope, "again": again.envelope, "running": runs.envelope}
+    return {name: id_text(envelope.id) for name, envelope in jobs.items()}
+
+
+def rows(page: Page) -> list[str]:
+    """Return the ids of the jobs that the page lists."""
+    return [link.rpartition("/")[2] for link in page.links if link.startswith(f"{PREFIX}/jobs/")]
+
+
+async def test_every_page_links_to_pages_that_are_there(world: World, site: Site) -> None:
+    """Also below a prefix. No page is larger than 60 kB."""
+    await scene(world)
+    seen, left = set[str](), [PREFIX + "/"]
+    while left:
+        path = left.pop()
+        seen.add(path)
+        page = await site.get(path)
+        assert len(page.answer.content) < 60_000
+        if "<html" in page.answer.text:
+            found = {link.partition("#")[0] for link in [*page.links, *(tag["href"] for tag in page.all("link"))]}
+            left += [link for link in found if link and link not in seen and link not in left]
+    ends = {path.removeprefix(PREFIX).partition("?")[0] for path in seen}
+    assert {"/", "/jobs", "/failures", "/workers", "/schedules", "/charts", "/audit", "/act", "/queues/mail", "/style.css"} <= ends
+
+
+async def test_the_overview_has_the_counts_and_what_is_wrong(world: World, site: Site) -> None:
+    await scene(world)
+    page = await site.get("/")
+    assert "1 ready" in page.text
+    assert "1 workers, 1 of 4 slots busy" in page.text
+    assert "paused" in page.text
+    assert "builtins.ValueError: no such user" in page.text
+
+
+async def test_jobs_are_filtered_by_the_url(world: World, site: Site) -> None:
+    ids = await scene(world)
+    assert sorted(rows(await site.get("/jobs"))) == sorted(ids.values())
+    queries: list[tuple[dict[str, Any], list[str]]] = [
+        ({"status": "failed"}, ["failed"]),
+        ({"queue": "mail"}, ["scheduled", "ready"]),
+        ({"queue": "mail", "status": "ready"}, ["ready"]),
+        ({"job": "letter"}, ["ready"]),
+        ({"tag": "import:42"}, ["ready"]),
+        ({"error": "SUCH user", "status": "failed"}, ["failed"]),
+        ({"header": "tenant=7"}, ["failed"]),
+        ({"header": "tenant=8"}, []),
+    ]
+    for query, names in queries:
+        page = await site.get("/jobs", **query)
+        assert rows(page) == [ids[name] for name in names], query
+        for name, text in query.items():
+            assert page.all("input", name=name, value=text)
+    page = await site.get("/jobs", code=400, status="odd")
+    assert "status='odd': expected one of held" in page.text
+    await site.get("/jobs", code=400, cursor="nonsense")
+
+
+async def test_jobs_are_listed_in_pages(world: World, site: Site) -> None:
+    added = [id_text((await world.add()).id) for _ in range(120)]
+    page, found = await site.get("/jobs", status="ready"), list[str]()
+    while True:
+        found += rows(page)
+        following = page.all("a", rel="next")
+        if not following:
+            break
+        page = await site.get(following[0]["href"])
+    assert sorted(found) == sorted(added)
+
+
+async def test_a_page_of_jobs_reads_a_bounded_number(memory: World, site: Site) -> None:
+    await memory.enqueue(*[memory.an_envelope() for _ in range(EXAMINED + 1)])
+    page = await site.get("/jobs", job="another")
+    assert f"None of the {EXAMINED:,} jobs that were read matches" in page.text
+    assert page.all("a", rel="next")
+
+
+async def test_a_job_says_why_it_waits_and_what_was_done(world: World, site: Site) -> None:
+    ids = await scene(world)
+    ready = await site.get(f"/jobs/{ids['ready']}")
+    assert "it has been ready for" in ready.text
+    assert "letter" in ready.text
+    assert f"{PREFIX}/jobs?tag=import%3A42" in ready.links
+    bad = await site.get(f"/jobs/{ids['failed']}")
+    assert "builtins.ValueError: no such user; this error is not retried" in bad.text
+    assert "Traceback: line 1" in bad.text
+    assert "attempt 1 started on web-1:7" in bad.text
+    assert bad.all("rect")[0]["class"] == "run failed"
+    again = await site.get(f"/jobs/{ids['again']}")
+    assert "attempt 1 of 10 failed: builtins.ValueError: no such user; the next one starts" in again.text
+    assert "it was sent for later" in (await site.get(f"/jobs/{ids['scheduled']}")).text
+    assert "worker web-1:7 took it" in (await site.get(f"/jobs/{ids['running']}")).text
+
+
+async def test_a_ready_job_is_explained_at_once(world: World, site: Site) -> None:
+    """The command measures the rate for a second. A page does not."""
+    await world.a_session()
+    first, second = await world.add(), await world.add()
+    began = time.monotonic()
+    page = await site.get(f"/jobs/{id_text(second.id)}")
+    assert time.monotonic() - began < 0.9
+    assert "behind 1 other in queue default" in page.text
+    assert "is the next one in queue default" in (await site.get(f"/jobs/{id_text(first.id)}")).text
+
+
+async def test_arguments_are_hidden_and_secrets_always(world: World, site: Site) -> None:
+    ids = await scene(world)
+    shown = await site.get(f"/jobs/{ids['ready']}")
+    assert '"ada"' in shown.text
+    assert "[hidden]" in shown.text
+    async with Site(lambda request: Access("eve", actions=True)) as other:
+        hidden = await other.get(f"/jobs/{ids['ready']}")
+    assert '"ada"' not in hidden.answer.text
+    assert "show_arguments=True" in hidden.text
+    assert "xyzzy" not in shown.answer.text + hidden.answer.text
+
+
+async def test_a_result_is_shown_with_the_arguments(memory: World, site: Site) -> None:
+    lease = await memory.running(payload=payload(x=1), keep_result=1e6)
+    await memory.settle(succeeded(lease, encode_value({"rows": 7}, limits=Limits())))
+    path = f"/jobs/{id_text(lease.envelope.id)}"
+    assert '{"rows": 7}' in (await site.get(path)).text
+    async with Site(lambda request: Access("eve")) as other:
+        assert "rows" not in (await other.get(path)).text
+
+
+@pytest.mark.parametrize(
+    "path", ["/jobs/nonsense", f"/jobs/{id_text(bytes(16))}", "/queues/nobody", "/act/nothing", "/nothing", "/jobs/a/b"]
+)
+async def test_what_does_not_exist_is_404(memory: World, site: Site, path: str) -> None:
+    page = await site.get(path, code=404)
+    assert page.all("nav")
+
+
+async def test_failures_are_grouped_by_their_cause(world: World, site: Site) -> None:
+    ids = await scene(world)
+    page = await site.get("/failures")
+    assert "1 builtins.ValueError: no such user" in page.text
+    assert ids["failed"] in rows(page)
+    assert "No failed job matches" in (await site.get("/failures", job="letter")).text
+    assert ids["failed"] in rows(await site.get("/failures", job="bad"))
+
+
+async def test_a_queue_has_its_counts_and_workers(world: World, site: Site) -> None:
+    await scene(world)
+    page = await site.get("/queues/mail")
+    assert "1 ready" in page.text
+    assert "web-1:7" in page.text
+    assert "History()" in page.text
+    assert "No running worker takes its jobs" in (await site.get("/queues/mail:bad")).text
+
+
+async def test_workers_are_listed(world: World, site: Site) -> None:
+    assert "taskflow worker MODULE" in (await site.get("/workers")).text
+    await scene(world)
+    assert "web-1:7 1 of 4" in (await site.get("/workers")).text
+
+
+async def test_schedules_are_listed_and_acted_on(world: World, site: Site) -> None:
+    assert "There are no schedules" in (await site.get("/schedules")).text
+    await schedules.put("nightly", nothing.bind(), Cron("0 3 * * *", tz="Europe/Paris"))
+    page = await site.get("/schedules")
+    assert "nightly 0 3 * * * Europe/Paris" in page.text
+    assert page.all("button", value="pause")
+    page = await site.post("/schedules", name="nightly", action="pause", reason="repair")
+    assert "paused" in page.text
+    assert page.all("button", value="resume")
+    page = await site.post("/schedules", name="nightly", action="trigger")
+    assert page.answer.url.path.startswith(f"{PREFIX}/jobs/")
+    assert nothing.name in page.text
+    await site.post("/schedules", name="nightly", action="resume")
+    await site.post("/schedules", code=404, name="nonsense", action="pause")
+    await site.post("/schedules", code=400, name="nightly", action="remove")
+    audit = await site.get("/audit")
+    assert [verb in audit.text for verb in ("schedules.pause", "schedules.trigger", "schedules.resume", "ada", "repair")] == [True] * 5
+
+
+async def test_a_schedule_whose_job_is_live_is_not_triggered_again(memory: World, site: Site) -> None:
+    await schedules.put("nightly", nothing.bind(), Cron("0 3 * * *"), overlap="skip")
+    await site.post("/schedules", name="nightly", action="trigger")
+    assert "is live" in (await site.post("/schedules", code=409, name="nightly", action="trigger")).text
+
+
+async def test_the_audit_log_has_pages(memory: World, site: Site) -> None:
+    await memory.add(queue="mail")
+    for number in range(60):
+        await site.post("/queues/mail", action="resume" if number % 2 else "pause", reason=f"r{number}-")
+    page = await site.get("/audit")
+    assert "r59-" in page.text
+    older = await site.get(page.all("a", rel="next")[0]["href"])
+    assert "r59-" not in older.text
+    assert "r9-" in older.text
+
+
+# --- charts ---------------------------------------------------------------------------------------------------------
+
+MAIL = Measure(runs={"succeeded": 30, "failed": 10, "retried": 20}, waits={11: 40, 20: 20}, times={21: 60}, waited=1, ran=1)
+
+
+async def test_charts_show_the_history_and_teach_how_to_record_one(site: Site) -> None:
+    async with World(MemoryHarness, clock=ManualClock(datetime.now(UTC))) as world:
+        with default_app().using(world.broker):
+            assert "configure(telemetry=[History()])" in (await site.get("/charts")).text
+            await world.add(queue="mail")
+            await world.broker.admin.record_measures(bytes(16), pack_measures({("mail", "letter"): MAIL, ("other", "x"): Measure()}))
+            page = await site.get("/charts")
+            assert [tag["aria-label"] for tag in page.all("svg")] == ["Runs a minute", "Wait of 50 % and 95 %", "Run time of 50 % and 95 %"]
+            assert "60 30 2ms 1.0s 2.1s 2.1s" in page.text
+            assert "60 30" in (await site.get("/charts", hours=24, queue="mail", job="letter")).text
+            assert "No run was measured in this time" in (await site.get("/charts", queue="other")).text
+            assert "Runs a minute in the last hour" in (await site.get("/")).text
+            queue = await site.get("/queues/mail")
+            assert [tag["aria-label"] for tag in queue.all("svg")] == ["Waits in the last day", "Run times in the last day"]
+            assert "letter 60 2ms 1.0s 2.1s 2.1s" in queue.text
+
+
+@pytest.mark.parametrize("hours", [1, 6, 24, 168, 720])
+def test_buckets_are_few_and_have_every_period(hours: int) -> None:
+    now = datetime.now(UTC).replace(second=0, microsecond=0)
+    ages = [(timedelta(minutes=1), 60), (timedelta(hours=hours) * 0.9, 3_600 if hours > 48 else 600 if hours > 3 else 60)]
+    history = [MeasuresRecord(at=now - age, seconds=seconds, measures={("q", "j"): MAIL}) for age, seconds in ages]
+    found = charts.buckets(history, timedelta(hours=hours))
+    assert 6 <= len(found) <= 62
+    assert sum(bucket.measure.number for bucket in found) == 120
+    assert charts.buckets(history, timedelta(hours=hours), queue="other")[0].measure.number == 0
+
+
+# --- the store is away ----------------------------------------------------------------------------------------------
+
+
+async def test_a_store_that_is_away_is_503(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page does not name the server. The log does."""
+
+    async def away(*args: Any, **options: Any) -> Any:
+        raise BrokerUnavailable("server 10.0.0.7 is away")
+
+    monkeypatch.setattr(type(memory.broker.admin), "queues", away)
+    configure(enqueue_timeout=0.1)
+    page = await site.get("/", code=503)
+    assert "10.0.0.7" not in page.answer.text

@@ -1,0 +1,200 @@
+"""The dashboard is closed by default, takes writes from its own pages alone, and shows stored text as text."""
+
+from __future__ import annotations
+
+import unicodedata
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from starlette.requests import Request
+
+from taskflow.app.app import default_app
+from taskflow.broker.admin import QueueInfo
+from taskflow.dashboard import Access
+from taskflow.dashboard.guard import Authorize
+from taskflow.dashboard.rendering import STYLE, path_of
+from taskflow.model.ids import id_text
+from taskflow.model.measures import Measure, MeasuresRecord
+from taskflow.model.record import Status
+from tests.cli.hostile import HOSTILE, HUGE, HostileBroker
+from tests.dashboard.site import ADA, PREFIX, Page, Site
+from tests.support.world import World
+
+PAGES = ("/", "/jobs", "/jobs?status=failed", "/failures", "/workers", "/schedules", "/charts", "/charts?hours=24", "/audit")
+WRITES = ("/act", "/act/x/stop", "/queues/mail", "/schedules")
+
+
+@pytest.mark.parametrize("path", [*PAGES, f"/jobs/{id_text(bytes(16))}", "/queues/mail", "/act", "/style.css", "/nothing"])
+async def test_without_authorize_every_page_is_closed(memory: World, path: str) -> None:
+    async with Site(authorize=None) as site:
+        page = await site.get(path, code=403)
+    assert "dashboard(authorize=...)" in page.text
+    assert "nav" not in dict(page.tags)
+
+
+async def refuses(request: Request) -> Access | None:
+    return ADA if request.headers.get("x-user") == "ada" else None
+
+
+class Asks:
+    """An authorizer that is an object."""
+
+    async def __call__(self, request: Request) -> Access | None:
+        return await refuses(request)
+
+
+@pytest.mark.parametrize("authorize", [refuses, Asks(), lambda request: ADA if request.headers.get("x-user") == "ada" else None])
+async def test_authorize_is_asked_for_each_request(memory: World, authorize: Authorize) -> None:
+    async with Site(authorize) as site:
+        await site.get("/", code=403)
+        await site.post("/queues/mail", code=403, action="pause")
+        site.client.headers["x-user"] = "ada"
+        await site.get("/")
+        await site.post("/queues/mail", action="pause")
+
+
+@pytest.mark.parametrize("answer", [True, "ada", 1])
+async def test_an_answer_that_is_no_access_opens_nothing(memory: World, answer: Any) -> None:
+    async with Site(lambda request: answer) as site:
+        with pytest.raises(TypeError, match="expected an Access, or None to refuse"):
+            await site.get("/")
+
+
+@pytest.mark.parametrize("actor", ["", None, 7])
+def test_an_access_names_a_person(actor: Any) -> None:
+    with pytest.raises(TypeError, match="expected the name of a person"):
+        Access(actor)
+
+
+OTHER_SITES: list[dict[str, str]] = [
+    {},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "none"},
+    {"Sec-Fetch-Site": "cross-site", "Origin": "http://host"},
+    {"Origin": "null"},
+    {"Origin": "http://host.evil"},
+    {"Origin": "http://host:81"},
+    {"Origin": "http://evil/host"},
+    {"Origin": "http://[host"},
+    {"Referer": "http://host/"},
+]
+
+
+@pytest.mark.parametrize("headers", OTHER_SITES, ids=str)
+@pytest.mark.parametrize("path", WRITES)
+async def test_a_write_of_another_site_is_refused(memory: World, site: Site, path: str, headers: dict[str, str]) -> None:
+    page = await site.post(path, code=403, headers=headers, action="pause")
+    assert "does not come from a page of the dashboard" in page.text
+    assert await memory.broker.admin.queues() == []
+
+
+@pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "same-origin"}, {"Origin": "https://host"}, {"Origin": "http://HOST"}], ids=str)
+async def test_a_write_of_the_dashboards_own_pages_is_taken(memory: World, site: Site, headers: dict[str, str]) -> None:
+    await site.post("/queues/mail", headers=headers, action="pause")
+    assert [queue.is_paused for queue in await memory.broker.admin.queues()] == [True]
+
+
+@pytest.mark.parametrize("path", WRITES)
+async def test_a_person_who_may_only_look_cannot_act(memory: World, path: str) -> None:
+    """Nor do the pages offer it."""
+    failed = await memory.add(queue="mail")
+    async with Site(lambda request: Access("eve")) as site:
+        page = await site.post(path, code=403, action="pause", id=id_text(failed.id))
+        assert "not act" in page.text
+        for shown in ("/jobs", f"/jobs/{id_text(failed.id)}", "/queues/mail", "/failures", "/schedules"):
+            page = await site.get(shown)
+            assert page.all("form", method="post") == [] or page.all("button", name="action") == []
+            assert [link for link in page.links if "/act" in link] == []
+
+
+async def test_only_forms_of_a_limited_size_are_read(memory: World, site: Site) -> None:
+    await site.post("/act", code=413, action="retry", id="x" * 70_000)
+    answer = await site.client.post(f"{PREFIX}/act", json={"action": "retry"}, headers={"Sec-Fetch-Site": "same-origin"})
+    assert answer.status_code == 415
+    answer = await site.client.post(
+        f"{PREFIX}/act",
+        content=b"&".join([b"id=1"] * 2_000),
+        headers={"Sec-Fetch-Site": "same-origin", "Content-Type": "application/x-www-form-urlencoded"},
+    )
+    assert answer.status_code == 400
+    for method in ("PUT", "DELETE", "PATCH"):
+        assert (await site.client.request(method, f"{PREFIX}/jobs", headers={"Sec-Fetch-Site": "same-origin"})).status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("path", "code"), [*((path, 200) for path in PAGES), ("/nothing", 404), ("/jobs?status=odd", 400), ("/style.css", 200)]
+)
+async def test_every_answer_keeps_a_browser_safe(memory: World, site: Site, path: str, code: int) -> None:
+    headers = (await site.get(path, code=code)).answer.headers
+    policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+    assert "unsafe" not in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "same-origin"
+    assert headers["cache-control"] == ("no-store" if path != "/style.css" else "private, max-age=31536000, immutable")
+
+
+# --- hostile text ---------------------------------------------------------------------------------------------------
+
+MARKUP = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)><a href='javascript:alert(1)'>x</a>{{ 7 * 7 }}{% raw %}</title>"
+
+
+class HostileStore(HostileBroker):
+    """Text that would change a page if it were not escaped, in every field, with odd numbers beside it."""
+
+    async def history(self, since: datetime, until: datetime) -> list[MeasuresRecord]:
+        measure = Measure(runs={self._text: 3}, waits={42: HUGE}, times={0: 1}, waited=HUGE, ran=HUGE)
+        return [MeasuresRecord(at=datetime.now(UTC), seconds=60, measures={(self._text, self._text): measure})]
+
+    async def queues(self) -> list[QueueInfo]:
+        return [*await super().queues(), QueueInfo(name="..", is_paused=False, counts=dict.fromkeys(Status, 1))]
+
+
+TEXTS = {"controls": HOSTILE, "markup": MARKUP, "both": MARKUP + HOSTILE}
+
+
+@pytest.mark.parametrize("form", TEXTS)
+async def test_hostile_text_is_shown_as_text(form: str) -> None:
+    """On every page that has any: no tag, attribute or link comes from it, and no control character."""
+    store = HostileStore(TEXTS[form])
+    with default_app().using(store):  # type: ignore[arg-type]  # it has what the dashboard asks for  # pyright: ignore[reportArgumentType]
+        async with Site(lambda request: Access(TEXTS[form], actions=True, show_arguments=True)) as site:
+            jobs = [f"/jobs/{record.id.hex()}" for record in store.records if len(record.id) == 16]
+            sent = TEXTS[form].replace("\ud800", "?")  # no client can send a lone surrogate
+            pages = [await site.get(path) for path in [*PAGES, *jobs]]
+            pages += [
+                await site.get("/charts", queue=sent, job=sent),
+                await site.get(path_of("queues", sent), 200 if sent == TEXTS[form] else 404),
+            ]
+            pages += [await site.get("/jobs", code=400, queue=sent), await site.get("/jobs", error=sent)]
+            pages += [await site.get("/act", action="retry", error=sent), await site.post("/act", action="retry", error=sent)]
+    for page in pages:
+        assert_harmless(page)
+
+
+def assert_harmless(page: Page) -> None:
+    assert not [c for c in page.answer.text.replace("\n", "") if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+    assert {tag for tag, _ in page.tags} & {"script", "img", "iframe", "style", "textarea", "object"} == set()
+    for _, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"]
+        for name in ("href", "action", "formaction", "src"):
+            assert urlsplit(attributes.get(name, "")).scheme == ""
+            assert attributes.get(name, PREFIX).startswith((PREFIX, "#"))
+
+
+def test_the_stylesheet_loads_nothing() -> None:
+    assert b"url(" not in STYLE
+    assert b"@import" not in STYLE
+
+
+async def test_a_queue_with_a_name_of_dots_has_a_link_that_works(memory: World, site: Site) -> None:
+    """A browser would remove such a segment of a path."""
+    await memory.add(queue="..")
+    await memory.add(queue="a/../b:c")
+    links = (await site.get("/")).links
+    assert f"{PREFIX}/jobs?queue=.." in links
+    assert f"{PREFIX}/queues/a%2F..%2Fb%3Ac" in links
+    assert "a/../b:c" in (await site.get(f"{PREFIX}/queues/a%2F..%2Fb%3Ac")).text
