@@ -14,10 +14,13 @@ import msgpack
 import pytest
 
 from taskflow.broker.admin import View
+from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import SessionLost
+from taskflow.model.measures import Measure, pack_measures
 from taskflow.model.record import Status
 from taskflow.model.session import Session
+from taskflow.model.stored_values import LATEST
 from taskflow.model.verdict import Settled
 from tests.support.harnesses import BROKERS, MemoryHarness
 from tests.support.listing import listed
@@ -228,3 +231,28 @@ async def test_whatever_column_of_a_job_is_spoilt_costs_nobody_else(world: World
         except Exception as error:
             error.add_note(f"spoilt with {name}")
             raise
+
+
+TABLE_OF_HISTORY: Final = {
+    "sqlite": "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE '%history'",
+    "postgres": "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE tablename = 'history'",
+}
+
+
+@pytest.mark.parametrize("at", [-(1 << 63), -1, (1 << 63) - 1])
+async def test_a_period_at_an_impossible_time_stops_no_upkeep(world: World, at: int) -> None:
+    if world.harness.name not in TABLE_OF_HISTORY:
+        pytest.skip("it has no tables")
+    for _ in range(2):
+        await world.broker.admin.record_measures(world.an_id(), pack_measures({("default", "mail"): Measure(runs={"succeeded": 1})}))
+        await world.pass_time(60.0)
+    with contextlib.closing(world.harness.connect()) as connection:
+        cursor = connection.cursor()
+        cursor.execute(TABLE_OF_HISTORY[world.harness.name])
+        [table] = cursor.fetchone()
+        cursor.execute(f"UPDATE {table} SET at = {at}, rolls_at = 0 WHERE at = (SELECT min(at) FROM {table})")
+        assert cursor.rowcount == 1
+    await world.pass_time(300.0)
+    await world.broker.upkeep(100)
+    [period] = await world.broker.admin.history(instant_of(0), instant_of(LATEST))
+    assert period.measures["default", "mail"].runs == {"succeeded": 1}

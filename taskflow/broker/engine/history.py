@@ -91,10 +91,10 @@ def _period(ref: Ref, level: int, at: int, measures: bytes) -> Plain:
 
 
 def _target(level: int, at: int) -> Ref:
-    if not 0 < level < len(LEVELS):
+    if not (0 < level < len(LEVELS) and 0 <= at <= LATEST):  # another program has written it, or the last level has ended
         return Ref(Kind.HISTORY, b"\xff")
     period = to_microseconds(LEVELS[level].period)
-    return Ref(Kind.HISTORY, bytes([level]) + (max(0, at) // period).to_bytes(8, "big"))
+    return Ref(Kind.HISTORY, bytes([level]) + (at // period).to_bytes(8, "big"))
 
 
 def _state(record: Plain) -> bytes | None:
