@@ -141,8 +141,8 @@ class WorkerMeasures:
             self._number += 1
             if recent:
                 self._pending = session + self._number.to_bytes(4, "big"), pack_measures(sum_of([recent])), now
-        if self._pending is not None:
-            record_id, packed, begun = self._pending
+        if (pending := self._pending) is not None:  # the thread of a session that is lost may send it, too
+            record_id, packed, begun = pending
             try:
                 if now < begun + RECORD_INTERVAL:
                     async with asyncio.timeout(RECORD_TIMEOUT):
