@@ -5,6 +5,7 @@ Needs the package index. `.ci/package` builds the packages and checks them with 
 
 from __future__ import annotations
 
+import email
 import json
 import os
 import re
@@ -21,10 +22,10 @@ from typing import Final
 
 import pytest
 
+from tests.support.environments import ROOT, environment, run
 from tests.support.postgres import shared_postgres
 from tests.support.servers import shared_redis
 
-ROOT: Final = Path(__file__).parents[2]
 PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: Final = ("fast", "postgres", "django", "litestar", "reload", "completion")
 LOWEST: Final = {
@@ -56,32 +57,6 @@ for module in pkgutil.walk_packages(taskflow.__path__, "taskflow."):
 """
 
 
-def run(*command: object, cwd: Path = ROOT, **environment: str) -> str:
-    ran = subprocess.run(list(map(str, command)), cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, f"{command}: {ran.stdout[-20_000:]}{ran.stderr[-5_000:]}"
-    return ran.stdout
-
-
-def environment(folder: Path, *packages: object) -> Path:
-    """Make a virtual environment with these packages, and return the path of its Python."""
-    run(sys.executable, "-m", "venv", folder)
-    run(folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check", *packages)
-    return folder / "bin/python"
-
-
-@pytest.fixture(scope="session")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("packages")
-    run(".ci/package", folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def wheel(packages: Path) -> Path:
-    [wheel] = packages.glob("dist/*.whl")
-    return wheel
-
-
 def test_both_packages_have_the_files_of_the_repository_and_no_others(packages: Path, wheel: Path) -> None:
     ours = set(run("git", "ls-files", "taskflow").split())
     assert "taskflow/py.typed" in ours
@@ -91,6 +66,19 @@ def test_both_packages_have_the_files_of_the_repository_and_no_others(packages: 
         names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
     described = {"LICENSE", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
     assert {name for name in names if ".egg-info/" not in name} == ours | described
+
+
+def test_the_description_on_pypi_links_to_files_of_the_release(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_string(archive.read(name).decode())
+    urls = dict(value.split(", ") for value in metadata.get_all("Project-URL", []))
+    assert list(urls) == ["Homepage", "Documentation", "Source", "Changelog", "Issues"]
+    targets = [*urls.values(), *re.findall(r"\]\(([^)#]+)", str(metadata.get_payload()))]
+    assert [target for target in targets if not target.startswith("https://")] == []
+    files = [target.partition(f"/blob/v{PROJECT['version']}/")[2] for target in targets if "/example/taskflow/blob/" in target]
+    assert len(files) > 30
+    assert [file for file in files if not file or not (ROOT / file).exists()] == []
 
 
 def test_the_bill_of_materials_lists_the_dependencies(packages: Path) -> None:
