@@ -32,13 +32,13 @@ Page = tuple[str, bytes]
 """A content type and a body."""
 
 
-def listener(host: str, port: int) -> socket.socket:
-    """Open a listening socket. Raises ConfigurationError if that fails. Port 0 means any free port."""
+def listener(host: str, port: int, option: str = "--health-port") -> socket.socket:
+    """Open a listening socket. Raises ConfigurationError if that fails, naming the option. Port 0 means any free port."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family)
     except (OSError, UnicodeError) as error:
-        raise ConfigurationError(f"--health-port: nothing can listen on {host!r}, port {port}: {error}") from error
+        raise ConfigurationError(f"{option}: nothing can listen on {host!r}, port {port}: {error}") from error
 
 
 class HealthServer:

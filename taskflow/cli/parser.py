@@ -7,7 +7,7 @@ from argparse import _StoreAction
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from taskflow.cli.base_parser import Parser, count, fingerprint, interval, positive, seconds, stages, time
+from taskflow.cli.base_parser import Parser, count, fingerprint, interval, port, positive, seconds, stages, time
 from taskflow.cli.exit_codes import TABLE, Exit
 from taskflow.cli.worker_options import add_worker_options
 
@@ -27,6 +27,7 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "workers": "taskflow workers",
         "metrics": "taskflow metrics --json",
         "audit": "taskflow audit --limit 10",
+        "dashboard": "taskflow dashboard --port 8000",
     },
     "act on jobs, queues and schedules": {
         "retry": "taskflow retry --queue mail --error timeout",
@@ -101,6 +102,12 @@ def a_parser() -> Parser:
     demo = command("demo", "demo:demo", "index this machine's Python files as jobs", index)
     demo.add_argument("--folder", metavar="DIR", help="the folder for the queue's file, which is kept (default: a new temporary folder)")
     _limit(demo, 3000, "use at most N files")
+    serves = "Serve the dashboard to one browser. The first line of output is the URL to open: its token works once."
+    pages = command("dashboard", "dashboard:dashboard", "show the store in a browser", serves)
+    only_here = "listen on this address (default: 127.0.0.1, which other machines cannot reach)"
+    pages.add_argument("--host", default="127.0.0.1", metavar="HOST", help=only_here)
+    pages.add_argument("--port", type=port, default=0, metavar="N", help="listen on this port (default: any free one)")
+    _broker(pages)
     completes = "Print a script that completes commands and options."
     shells = command("completion", "parser:completion", "print a completion script for a shell", completes)
     shells.add_argument("shell", choices=("bash", "zsh"), help="the shell")

@@ -1,0 +1,56 @@
+"""`taskflow dashboard`: serves the dashboard to one browser, on this machine unless `--host` says otherwise."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import secrets
+import signal
+from typing import Final
+
+from taskflow.app.app import App
+from taskflow.app.bulk_actions import this_operator
+from taskflow.cli import command
+from taskflow.cli.command import existing_broker
+from taskflow.cli.exit_codes import Exit
+from taskflow.cli.health_server import listener
+from taskflow.cli.startup import raising
+from taskflow.cli.terminal import print_now, warn
+from taskflow.model.errors import DriverMissing
+
+GRACE: Final = 2  # seconds that requests have to end
+
+
+def dashboard(arguments: argparse.Namespace) -> int:
+    with raising(signal.SIGTERM, signal.SIGHUP):  # the server hands them on when it has stopped; then the store is closed
+        return command.with_store(_serve, arguments)
+
+
+async def _serve(app: App, arguments: argparse.Namespace) -> int:
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise DriverMissing("taskflow dashboard needs uvicorn: install the extra 'dashboard'") from error
+    from taskflow.dashboard.alone import dashboard_alone  # raises DriverMissing, too
+
+    await existing_broker(app)
+    with listener(arguments.host, arguments.port, "--port") as socket:
+        address, port = socket.getsockname()[:2]
+        token = secrets.token_urlsafe(32)
+        if not ipaddress.ip_address(address).is_loopback:
+            warn("the connection is not encrypted, and other machines can reach this port: prefer 127.0.0.1 and a tunnel, such as ssh -L")
+        # Browsers send a cookie to all ports of a host, so its name has the port.
+        config = uvicorn.Config(
+            dashboard_alone(this_operator(), token, f"taskflow_dashboard_{port}"),
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=GRACE,
+        )
+        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        print_now(f"http://{host}:{port}/?token={token}")
+        await uvicorn.Server(config).serve(sockets=[socket])
+    return Exit.OK
