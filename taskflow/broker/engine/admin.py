@@ -8,11 +8,11 @@ from typing import Final
 
 from taskflow.broker.admin import EXAMINED, FailureGroupRecord, Metrics, QueueInfo, Redone, View
 from taskflow.broker.engine import moves, pages
-from taskflow.broker.engine.bodies import OUTAGE, lapse, outages_of, record_of_session
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.records import HELD, READY, SUCCEEDED, Kind
 from taskflow.broker.engine.seam import NOW, Operation, Query, Ref, Scan, Snapshot
+from taskflow.broker.engine.session import OUTAGE, lapse, outages_of, record_of_session
 from taskflow.broker.engine.sessions import PULSE, pulse_in
 from taskflow.broker.paging import Position, ScanRequest
 from taskflow.broker.protocol import PURGED_TTL

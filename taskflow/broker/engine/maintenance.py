@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from taskflow.broker.engine import arrivals, history, moves, schedules, sessions
-from taskflow.broker.engine.bodies import OUTAGE, lapse, record_outage, session_body
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.records import BURIED
 from taskflow.broker.engine.seam import Entry, Fade, Faded, Operation, Promote, Query, Ref, Scan, Snapshot
+from taskflow.broker.engine.session import OUTAGE, lapse, record_outage, session_body
 from taskflow.broker.protocol import MAX_ENDS, UpkeepResult
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds

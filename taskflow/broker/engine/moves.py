@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 from taskflow.broker import topics
-from taskflow.broker.engine.bodies import session_body
 from taskflow.broker.engine.draft import Draft, Plain, decide as decide_once
 from taskflow.broker.engine.job import Job, State, text_bytes
 from taskflow.broker.engine.records import BURIED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Position
 from taskflow.broker.engine.seam import NOW, After, Operation, Query, Ref, Scan
+from taskflow.broker.engine.session import session_body
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model import transitions, wording
 from taskflow.model.clock import to_microseconds

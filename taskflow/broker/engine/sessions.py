@@ -9,12 +9,12 @@ from typing import Final, NamedTuple
 import msgspec
 
 from taskflow.broker.engine import arrivals, moves, schedules
-from taskflow.broker.engine.bodies import OUTAGE, lapse, new_session, outages_of, record_beat, record_outage, session_body, set_session_body
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job, claim_id, text_bytes
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.records import RUNNING, Kind
 from taskflow.broker.engine.seam import Claimed, Entry, Operation, Query, Ref, Scan, Snapshot
+from taskflow.broker.engine.session import OUTAGE, lapse, new_session, outages_of, record_beat, record_outage, session_body, set_body
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Lease
@@ -72,7 +72,7 @@ def register(session: Session, rules: Rules) -> Operation[None]:
         if known is None:
             draft.put(new_session(session, draft))
         elif known.header["dead_at"] is None:
-            set_session_body(known, msgspec.structs.replace(session_body(known), about=session.pack_about()))
+            set_body(known, msgspec.structs.replace(session_body(known), about=session.pack_about()))
             draft.put(known)
         return known is None or known.header["dead_at"] is None
 
@@ -264,7 +264,7 @@ def kill(draft: Draft, session: Plain, died_of: str | None) -> None:
     The body keeps this for the callers that release the leases later.
     """
     session.header |= {"dead_at": draft.now, "is_released": 0}
-    set_session_body(session, msgspec.structs.replace(session_body(session), died_of=text_bytes(died_of)))
+    set_body(session, msgspec.structs.replace(session_body(session), died_of=text_bytes(died_of)))
     draft.put(session)
 
 

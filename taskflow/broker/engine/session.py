@@ -1,4 +1,4 @@
-"""The bodies of sessions, and of the record of an outage; and when a session lapses."""
+"""Sessions as the engine works on them: their bodies, when one lapses, and the outages of the store that spare them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def session_body(session: Plain) -> SessionBody:
         return SessionBody(b"", 0, b"")
 
 
-def set_session_body(session: Plain, body: SessionBody) -> None:
+def set_body(session: Plain, body: SessionBody) -> None:
     session.state = _encode(body)
 
 
@@ -67,7 +67,7 @@ def new_session(session: Session, draft: Draft) -> Plain:
     header: dict[str, Any] = {"name": session.name, "ttl": ttl, "wants_ends": int(session.wants_ends), "is_released": 0, "dead_at": None}
     record = Plain(Ref(Kind.SESSION, session.id), header)
     record_beat(record, draft.steady)
-    set_session_body(record, SessionBody(session.pack_about(), draft.now, draft.seen.boot))
+    set_body(record, SessionBody(session.pack_about(), draft.now, draft.seen.boot))
     return record
 
 
