@@ -13,6 +13,7 @@ import pytest
 
 from taskflow.broker.postgres.schema import VERSION
 from taskflow.broker.protocol import Added
+from taskflow.broker.redis.broker import RedisBroker
 from taskflow.broker.url import connect
 from taskflow.model.errors import BrokerRefused
 from tests.stores.jobs import an_envelope
@@ -161,3 +162,18 @@ async def test_redis_has_no_entries_of_a_new_index_until_it_is_rebuilt(on_redis:
         await broker.admin.rebuild()  # back to this release: it is the newer one's entries that would be wrong from now on
         await broker.enqueue([an_envelope()])
     assert "without the index 'by_due'" in await newer(on_redis, "index")
+
+
+async def test_names_of_indexes_that_cannot_be_read_count_for_nothing(on_redis: str) -> None:
+    async with opened(on_redis) as broker:
+        await broker.enqueue([an_envelope()])
+        assert isinstance(broker, RedisBroker)
+        key = f"{broker.prefix}meta"
+        before = await broker.ask("HGET", key, "indexes")
+        await broker.ask("HSET", key, "indexes", b"0 by_due . \xff")
+    async with opened(on_redis) as broker:
+        await broker.admin.rebuild()
+    async with opened(on_redis) as broker:
+        await broker.enqueue([an_envelope()])
+        assert isinstance(broker, RedisBroker)
+        assert await broker.ask("HGET", key, "indexes") == before

@@ -322,7 +322,8 @@ class RedisBroker(EngineBroker):
             await self._declare(stored)
 
     async def _declared(self) -> frozenset[str]:
-        return frozenset((await self.ask("HGET", f"{self.prefix}meta", "indexes") or b"").decode(errors="replace").split())
+        stored = (await self.ask("HGET", f"{self.prefix}meta", "indexes") or b"").decode(errors="replace").split()
+        return frozenset(name for name in stored if name.count(".") == 2)  # another program may have written any text
 
     async def _declare(self, stored: frozenset[str]) -> None:
         """Add the indexes that are complete now to those that the store names."""
