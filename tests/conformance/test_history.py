@@ -108,15 +108,21 @@ async def test_history_spoilt(world: World) -> None:
 
 async def test_history_spoilt__numbers_beyond_all_counts(world: World) -> None:
     """They stop no upkeep. A sum stays at the highest count, and numbers below zero or beyond it are no measures."""
-    beyond = ({"runs": {"succeeded": -5}}, {"runs": {"succeeded": 1 << 63}}, {"waits": {-7: 1}}, {"times": {10**12: 1}}, {"ran": -1})
-    for fields in beyond:
-        await record(world, {MAIL: Measure(**fields)})
+    await record(
+        world,
+        {MAIL: Measure(runs={"succeeded": -5})},
+        {MAIL: Measure(runs={"succeeded": 1 << 63})},
+        {MAIL: Measure(waits={-7: 1})},
+        {MAIL: Measure(times={10**12: 1})},
+        {MAIL: Measure(ran=-1)},
+    )
     await record(world, measures(2))
     await world.pass_time(3 * 86_400.0)
     await settle_down(world)
     assert [runs for _, _, runs in await periods(world)] == [2]
 
-    await record(world, *({MAIL: Measure(runs={"succeeded": MAX_COUNT}, waits={10: MAX_COUNT}, waited=MAX_COUNT)} for _ in range(2)))
+    highest: Measures = {MAIL: Measure(runs={"succeeded": MAX_COUNT}, waits={10: MAX_COUNT}, waited=MAX_COUNT)}
+    await record(world, highest, highest)
     await world.pass_time(300.0)
     await settle_down(world)
     assert [runs for _, _, runs in await periods(world)] == [2, MAX_COUNT]
