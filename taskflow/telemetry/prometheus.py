@@ -60,7 +60,7 @@ class Prometheus(Telemetry):
         with self._lock:
             return [*(each.facts() for each in self._workers), *([] if self._ended is None else [self._ended])]
 
-    def page(self) -> tuple[str, bytes]:
+    def page(self) -> tuple[str, bytes]:  # pyright: ignore[reportIncompatibleVariableOverride]  # the base class has none
         """Return the content type and the text of the metrics of this process."""
         return CONTENT_TYPE, generate_latest(self._registry)
 

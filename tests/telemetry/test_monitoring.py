@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import promql_parser
 import pytest
@@ -79,7 +79,7 @@ def outcomes() -> set[str]:
     """Return the name of each verdict that is counted. A completion counts as what has taken effect."""
     kinds = [kind for kind in vars(verdicts).values() if isinstance(kind, type) and issubclass(kind, verdicts.Verdict)]
     names = {kind.__name__ for kind in kinds if not kind.__name__.startswith("_")} - {"Verdict", "Completed"}
-    return {name_of(type(name, (), {})()) for name in names}
+    return {name_of(cast(Any, type(name, (), {})())) for name in names}
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import SpanContext, SpanKind, StatusCode
 
 import taskflow
 from taskflow import JobFailed, Worker, configure
+from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.clock import ManualClock, Seams
 from taskflow.telemetry import OpenTelemetry
@@ -52,8 +53,14 @@ async def work() -> None:
         await worker.drained()
 
 
+def context_of(span: ReadableSpan) -> SpanContext:
+    context: SpanContext | None = span.context
+    assert context is not None
+    return context
+
+
 def ids(span: ReadableSpan) -> str:
-    return f"{span.context.trace_id:032x}-{span.context.span_id:016x}"
+    return f"{context_of(span).trace_id:032x}-{context_of(span).span_id:016x}"
 
 
 @pytest.mark.parametrize("job", PLACES, ids=lambda job: job.name)
@@ -63,11 +70,11 @@ async def test_the_spans_of_a_job_are_in_the_trace_of_the_request_that_sent_it(t
         handle = await job.delay()
     await work()
     [sent], [run] = telemetry.spans(SpanKind.PRODUCER), telemetry.spans(SpanKind.CONSUMER)
-    assert sent.context.trace_id == run.context.trace_id == request.get_span_context().trace_id
+    assert context_of(sent).trace_id == context_of(run).trace_id == request.get_span_context().trace_id
     assert sent.parent is not None
     assert sent.parent.span_id == request.get_span_context().span_id
     assert run.parent is not None
-    assert run.parent.span_id == sent.context.span_id
+    assert run.parent.span_id == context_of(sent).span_id
     assert await handle.result(10) == ids(run)
     assert (sent.name, run.name) == ("send default", "process default")
     assert run.attributes is not None
@@ -89,10 +96,10 @@ async def test_a_retry_begins_a_trace_that_links_to_the_senders(telemetry: Telem
     with pytest.raises(JobFailed):
         await handle.result(10)
     [sent], [first, second] = telemetry.spans(SpanKind.PRODUCER), telemetry.spans(SpanKind.CONSUMER)
-    assert first.context.trace_id == sent.context.trace_id
-    assert second.context.trace_id != sent.context.trace_id
+    assert context_of(first).trace_id == context_of(sent).trace_id
+    assert context_of(second).trace_id != context_of(sent).trace_id
     assert second.parent is None
-    assert [link.context.span_id for link in second.links] == [sent.context.span_id]
+    assert [link.context.span_id for link in second.links] == [context_of(sent).span_id]
     for run, outcome in ((first, "retried"), (second, "failed")):
         assert run.attributes is not None
         assert (run.attributes["taskflow.outcome"], run.attributes["error.type"]) == (outcome, "ValueError")
@@ -104,14 +111,14 @@ async def test_a_retry_begins_a_trace_that_links_to_the_senders(telemetry: Telem
 
 async def test_so_does_a_first_run_after_a_long_wait() -> None:
     clock = ManualClock()
-    with taskflow.app.app.default_app().using(MemoryBroker(seams=Seams(clock=clock))):
+    with default_app().using(MemoryBroker(seams=Seams(clock=clock))):
         telemetry = Telemetry()
         await add.delay(1, 2)
         clock.advance(61.0)
         await work()
     [sent], [run] = telemetry.spans(SpanKind.PRODUCER), telemetry.spans(SpanKind.CONSUMER)
-    assert run.context.trace_id != sent.context.trace_id
-    assert [link.context.span_id for link in run.links] == [sent.context.span_id]
+    assert context_of(run).trace_id != context_of(sent).trace_id
+    assert [link.context.span_id for link in run.links] == [context_of(sent).span_id]
 
 
 async def test_an_error_in_a_child_process_is_in_the_span(telemetry: Telemetry) -> None:
@@ -130,7 +137,7 @@ async def test_a_batch_is_one_span(telemetry: Telemetry) -> None:
     [sent], runs = telemetry.spans(SpanKind.PRODUCER), telemetry.spans(SpanKind.CONSUMER)
     assert sent.attributes is not None
     assert sent.attributes["messaging.batch.message_count"] == 20
-    assert {run.context.trace_id for run in runs} == {sent.context.trace_id}
+    assert {context_of(run).trace_id for run in runs} == {context_of(sent).trace_id}
     assert len(runs) == 20
 
 
