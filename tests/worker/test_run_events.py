@@ -12,10 +12,11 @@ import pytest
 from taskflow import JobFailed, Status, Worker, enqueue, job
 from taskflow.app.app import default_app
 from taskflow.broker.protocol import Broker
+from taskflow.model.clock import Seams
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.session import Beat
-from taskflow.model.verdict import Parked, Settled, Settlement, Succeeded
+from taskflow.model.verdict import HandedBack, Parked, Settled, Settlement, Succeeded
 from taskflow.worker import runs as runs_module
 from taskflow.worker.events import (
     BrokerCallFailed,
@@ -27,6 +28,8 @@ from taskflow.worker.events import (
     VerdictsLost,
     WorkerEvent,
 )
+from taskflow.worker.executor import Executor
+from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.log import PARK_INTERVAL, log_event
 from taskflow.worker.options import WorkerOptions
 from tests.support.records import set_hand_backs
@@ -216,3 +219,23 @@ def test_parked_jobs_of_one_name_have_one_line_an_interval(monkeypatch: pytest.M
     now += PARK_INTERVAL
     park("app.parked_a")
     assert len(caplog.messages) == 3
+
+
+began = list[int]()
+
+
+@job(name="tests.life.notes_begin")
+async def notes_begin(number: int) -> None:
+    began.append(number)
+
+
+@pytest.mark.parametrize("late_by", [0.1, -60.0], ids=["expired", "in time"])
+async def test_a_job_that_expires_after_its_claim_does_not_begin(late_by: float) -> None:
+    """It was in the reserve, or suspects were on trial. Handed back without a count, it is cancelled by the store."""
+    began.clear()
+    call = notes_begin.bind(1)
+    lease = Lease(envelope=call.envelope, epoch=1, claim=ClaimId(b"", 1, 1), created_at=0, expires_in=30.0)
+    executor = Executor(default_app(), middleware=(), threads=None, seams=Seams())
+    holding = HeldLease(lease, time.monotonic(), begins_by=time.monotonic() - late_by)
+    settlement = await executor.run(holding)
+    assert (settlement.verdict == HandedBack(counts=False), began) == ((True, []) if late_by > 0 else (False, [1]))
