@@ -45,9 +45,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     rate: float | None = None  # claims a second from its queue; None if that was not measured
 
 
-async def facts_of(admin: Admin, record: Record, now: datetime, *, sample_time: float = SAMPLE_TIME) -> Facts:
-    """Ask for what matters in the job's state. If other jobs are ready in the same queue, this also measures the rate of claims for
-    `sample_time` seconds; 0 leaves that out."""
+async def facts_of(
+    admin: Admin, record: Record, now: datetime, *, sample_time: float = SAMPLE_TIME, max_positions: int = MAX_POSITIONS
+) -> Facts:
+    """Ask for what matters in the job's state. If other jobs are ready in the same queue, this counts up to `max_positions` of them, and
+    measures the rate of claims for `sample_time` seconds; 0 leaves that out."""
     if record.status in (Status.SUCCEEDED, Status.FAILED):
         return Facts(now=now)
     queue = next((queue for queue in await admin.queues() if queue.name == record.queue), None)
@@ -55,7 +57,7 @@ async def facts_of(admin: Admin, record: Record, now: datetime, *, sample_time: 
     is_paused = queue is not None and queue.is_paused
     rate, positions = None, dict[bytes, int]()
     if record.status is Status.READY and counts.get(Status.READY, 0) > 1:
-        ready = await first(admin, View(statuses=(Status.READY,), queue=record.queue), MAX_POSITIONS, POSITIONS_AT_ONCE)
+        ready = await first(admin, View(statuses=(Status.READY,), queue=record.queue), max_positions, POSITIONS_AT_ONCE)
         positions = {other.id: position for position, other in enumerate(ready)}
     if positions and not is_paused and sample_time:
         begun = time.monotonic()

@@ -18,22 +18,35 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from taskflow.app.app import default_app
-from taskflow.app.bulk_actions import DEFAULTS, POSSIBLE, ActionName, ActionResult, check_view, pages as all_pages, perform, selection
+from taskflow.app.bulk_actions import (
+    DEFAULTS,
+    POSSIBLE,
+    ActionName,
+    ActionResult,
+    check_view,
+    count,
+    pages as all_pages,
+    perform,
+    selection,
+)
 from taskflow.app.operate import group_ids, operate
 from taskflow.app.schedules import schedules
 from taskflow.broker.admin import View
+from taskflow.dashboard.guard import READ_ONLY
 from taskflow.dashboard.pages import LABELS, access_of, call
 from taskflow.dashboard.rendering import path_of, render, root_of
 from taskflow.dashboard.selection import Fields, filters_of, form_of, refusing, view_of_filters, whole
 from taskflow.model.errors import DecodeError, ScheduleConflict, TaskflowError, UnknownSchedule
 from taskflow.model.ids import id_text, parse_id
+from taskflow.model.record import LIVE, Status
 
 log: Final = logging.getLogger("taskflow.dashboard")
 
 TYPED_ABOVE: Final = 1_000
 """An action on more jobs needs a word that is typed."""
 
-MAX_COUNTED: Final = 10_000
+MAX_COUNTED: Final = 2_000  # jobs that are read to count them
+MAX_GROUPS: Final = 100_000
 MAX_IDS: Final = 500  # in one form
 PATIENCE: Final = 1.0  # seconds that a request waits for an action before it shows the progress
 MAX_KEPT: Final = 50  # actions that have ended, for their pages
@@ -78,16 +91,22 @@ async def target_of(fields: Fields | Any) -> Target:
         return Target(action=action, view=view, fields=list(filters.items()))
 
 
-async def number_of(target: Target, most: int) -> int:
-    """Count the jobs that the action is for, up to a little more than `most`."""
+async def number_of(target: Target) -> tuple[int, bool]:
+    """Count the jobs that the action is for. If the store has no count of them, they are read: True if there are more than were."""
+    view = target.view
     if target.ids or target.group:
-        return len(target.ids)
+        return len(target.ids), False
+    if LIVE.issuperset(view.statuses) and view == View(queue=view.queue, statuses=view.statuses):
+        return await count(default_app().client().call, view), False
+    if view == View(queue=view.queue, job=view.job, statuses=(Status.FAILED,)):
+        groups = await call(lambda broker: broker.admin.failure_groups(queue=view.queue, job=view.job, limit=MAX_GROUPS))
+        return sum(group.count for group in groups), False
     number = 0
-    async for records in all_pages(default_app().client().call, target.view):
+    async for records in all_pages(default_app().client().call, view):
         number += len(records)
-        if number > most:
-            break
-    return number
+        if number > MAX_COUNTED:
+            return MAX_COUNTED, True
+    return number, False
 
 
 class Act:
@@ -134,18 +153,19 @@ class Acts:
 
     async def preview(self, request: Request) -> Response:
         """Show how many jobs the action is for, and a form that begins it."""
+        if not access_of(request).actions:
+            raise HTTPException(403, READ_ONLY)
         target = await target_of(request.query_params)
-        number = await number_of(target, MAX_COUNTED)
-        return _form(request, target, number)
+        return _form(request, target, *await number_of(target))
 
     async def begin(self, request: Request) -> Response:
         fields = await form_of(request)
         target = await target_of(fields)
         if not target.ids and target.group:
             raise HTTPException(404, "No failed job has this cause any more.")
-        number = await number_of(target, TYPED_ABOVE)
+        number, is_more = await number_of(target)
         if number > TYPED_ABOVE and fields.get("confirm", "").strip() != target.action:
-            return _form(request, target, await number_of(target, MAX_COUNTED), is_unconfirmed=True)
+            return _form(request, target, number, is_more, is_unconfirmed=True)
         name, act = self._start(target, access_of(request).actor, fields.get("reason", "").strip())
         await asyncio.wait([act.task], timeout=PATIENCE)
         if not act.is_running and not act.problem and act.result.affected == len(target.ids) == 1 and target.action != "purge":
@@ -179,7 +199,7 @@ class Acts:
         return act
 
 
-def _form(request: Request, target: Target, number: int, *, is_unconfirmed: bool = False) -> Response:
+def _form(request: Request, target: Target, number: int, is_more: bool, *, is_unconfirmed: bool = False) -> Response:
     return render(
         request,
         "act.html",
@@ -188,8 +208,7 @@ def _form(request: Request, target: Target, number: int, *, is_unconfirmed: bool
         label=LABELS[target.action],
         fields=target.fields,
         number=number,
-        most=MAX_COUNTED,
-        is_more=number > MAX_COUNTED and not target.ids,
+        is_more=is_more,
         which=_words(target),
         is_typed=number > TYPED_ABOVE,
         is_unconfirmed=is_unconfirmed,

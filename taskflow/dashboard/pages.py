@@ -32,6 +32,7 @@ T = TypeVar("T")
 JOBS_AT_ONCE: Final = 50
 GROUPS_AT_ONCE: Final = 50
 ACTIONS_AT_ONCE: Final = 50
+MAX_POSITIONS: Final = 200  # jobs that are counted before a ready one
 MAX_ERRORS: Final = 10  # of one job, the newest
 FIRST_MOMENTS, LAST_MOMENTS = 5, 25
 MAX_ROWS: Final = 200  # of queues, workers and schedules
@@ -91,7 +92,7 @@ async def jobs(request: Request) -> Response:
 async def job(request: Request) -> Response:
     record = await _record(request.path_params["id"])
     now, limits, access = datetime.now(UTC), default_app().limits, access_of(request)
-    facts: Facts = await call(lambda broker: facts_of(broker.admin, record, now, sample_time=0))
+    facts: Facts = await call(lambda broker: facts_of(broker.admin, record, now, sample_time=0, max_positions=MAX_POSITIONS))
     arguments, problem = arguments_of(record, limits, AT_A_GLANCE) if access.show_arguments else (None, None)
     result, result_problem = result_of(record, limits, AT_A_GLANCE) if access.show_arguments else (None, None)
     return render(

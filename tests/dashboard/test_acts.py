@@ -84,6 +84,7 @@ async def test_the_jobs_of_a_cause_are_retried_a_few_at_first(world: World, site
     jobs = await failed_jobs(world, 12)
     page = await site.get("/failures")
     assert [link.partition("first=")[2] for link in page.links if "action=retry" in link] == ["1", "10", ""]
+    link = ""
     for link, ready in zip([link for link in page.links if "action=retry" in link], (1, 11, 12), strict=True):
         page = await site.post("/act", **form(await site.get(link)))
         assert (await statuses(world, jobs)).count(Status.READY) == ready
@@ -106,8 +107,11 @@ async def test_many_jobs_need_a_word_that_is_typed(memory: World, site: Site) ->
 
 async def test_a_count_is_bounded(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acts, "MAX_COUNTED", 500)
-    await memory.enqueue(*[memory.an_envelope() for _ in range(1_100)])
-    assert "Cancel more than 500 jobs?" in (await site.get("/act", action="cancel", status="ready")).text
+    await memory.enqueue(*[memory.an_envelope(job="letter") for _ in range(1_100)])
+    assert "Cancel more than 500 jobs?" in (await site.get("/act", action="cancel", job="letter")).text
+    assert "Cancel 1,100 jobs?" in (await site.get("/act", action="cancel", status="ready")).text  # the store has counted these
+    await failed_jobs(memory, 600)
+    assert "Retry 600 jobs?" in (await site.get("/act", action="retry", status="failed", queue="mail")).text
 
 
 @pytest.mark.parametrize(
