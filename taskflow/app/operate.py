@@ -212,7 +212,6 @@ class Operate:
         now = datetime.now(UTC)
         first = since if isinstance(since, datetime) else now - since
         last = now + timedelta(minutes=2) if until is None else until  # the store's clock may be ahead
-        microseconds_of(first), microseconds_of(last)
         return await default_app().client().call(lambda broker: broker.admin.history(first, last))
 
     async def failures(

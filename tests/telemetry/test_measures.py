@@ -167,6 +167,8 @@ async def test_a_worker_leaves_what_it_has_counted(memory_broker: MemoryBroker) 
              for queue, job, outcome in [("default", add.name, "succeeded"), ("default", fails.name, "failed")]}  # fmt: skip
     assert total == {add.name: 3, fails.name: 1}
     assert await operate.history(since=now - timedelta(days=2), until=now - timedelta(days=1)) == []
+    with pytest.raises(ValueError, match="is naive"):
+        await operate.history(since=now.replace(tzinfo=None))
 
 
 async def test_without_telemetry_nothing_is_counted(memory_broker: MemoryBroker) -> None:
