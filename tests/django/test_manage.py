@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ from textwrap import dedent
 
 import pytest
 
-from tests.docs.pages import ROOT, blocks
+from tests.docs.pages import ROOT, blocks, files_of, write
 
 HAS_TASKS_OF_DJANGO = find_spec("django.tasks") is not None
 PAGE = ROOT / "docs/how-to/use-with-django.md"
@@ -140,3 +141,40 @@ def test_the_project_of_the_page_works(project: Project) -> None:
     """
     said = project("manage.py", "shell", "--command", dedent(script))
     assert "{'status': 'SUCCESSFUL', 'attempts': 1}" in said
+
+
+def test_the_application_of_the_page_about_celery_works(project: Project) -> None:
+    """Its order is sent with its receipt or not at all, and its schedules fire."""
+    page = ROOT / "docs/migrate/django-with-celery.md"
+    new, old = files_of(blocks(page, "python")), files_of(blocks(page, "py"))
+    counts = [sum(bool(line) and line[0] != "#" for text in files.values() for line in text.splitlines()) for files in (old, new)]
+    models = sum(bool(line) and line[0] != "#" for line in new["shop/models.py"].splitlines())
+    assert f"have {counts[0]} lines of code with Celery, and {counts[1] - models} with taskflow" in page.read_text()
+    write(new, project.folder)
+    project.write(settings=SETTINGS.replace('"shop.db"', '"shop.db", "OPTIONS": {"transaction_mode": "IMMEDIATE"}'))
+    script = """
+        from django.core.management import call_command
+        from django.db import transaction
+        from django.test import RequestFactory
+        from shop.models import Customer
+        from shop.tasks import update_all_statistics
+        from shop.views import create_order
+        call_command("migrate", run_syncdb=True, verbosity=0)
+        call_command("taskflow", "migrate")
+        request = RequestFactory().post("/", {"customer": Customer.objects.create().pk, "cents": 500})
+        create_order(request)
+        with transaction.atomic():
+            create_order(request)
+            transaction.set_rollback(True)
+        update_all_statistics.delay_sync()
+        call_command("taskflow", "worker", "--drain")
+        print("spent", Customer.objects.get().spent)
+    """
+    shared = f"sqlite:///{project.folder}/shop.db?shared=1"
+    assert "spent 500" in project("manage.py", "shell", "--command", dedent(script), TASKFLOW_BROKER=shared)
+    ended = re.findall(r"succeeded +default +shop.tasks.(\w+)", project("manage.py", "taskflow", "jobs", TASKFLOW_BROKER=shared))
+    assert sorted(ended) == ["send_receipt", "update_all_statistics", "update_statistics"]
+    assert set(re.findall(r"shop.tasks.(\w+)", project("manage.py", "taskflow", "schedules", TASKFLOW_BROKER=shared))) == {
+        "sync_stock",
+        "update_all_statistics",
+    }

@@ -17,8 +17,10 @@ from tests.docs.pages import PAGES, README, ROOT, SCRIPT, Block, blocks, files_o
 
 pytestmark = pytest.mark.slow
 
-BY_ITSELF: Final = [ROOT / "docs/how-to" / page for page in ("send-in-a-transaction.md", "use-with-django.md")]
-"""One needs servers, and one a project: see test_transactions_page.py, and tests/django/test_manage.py."""
+BY_ITSELF: Final = [
+    ROOT / "docs" / page for page in ("how-to/send-in-a-transaction.md", "how-to/use-with-django.md", "migrate/django-with-celery.md")
+]
+"""One needs servers, and two a project: see test_transactions_page.py, and tests/django/test_manage.py."""
 
 WITH_PYTHON: Final = [page for page in PAGES if blocks(page, "python") and page not in BY_ITSELF]
 
