@@ -29,7 +29,7 @@ POLL_INTERVAL: Final = 5.0
 """Seconds without a nudge after which the fetcher claims again, because nudges may
 be lost. It does not do so after a heartbeat has reported that there is no work."""
 
-WORK_HINT_TTL: Final = 1.4
+TRUSTED_INTERVALS: Final = 1.4
 """A heartbeat's report is trusted for `POLL_INTERVAL` times this factor. That is slightly
 longer than the 6.7 s between an idle session's heartbeats (with a ttl of 20 s)."""
 
@@ -134,7 +134,7 @@ class Fetcher:
         try:
             while not await waiter.wait(pause):
                 now = time.monotonic()
-                until = min(longest, self._nothing_since + WORK_HINT_TTL * POLL_INTERVAL)
+                until = min(longest, self._nothing_since + TRUSTED_INTERVALS * POLL_INTERVAL)
                 if now >= until or not waiter.is_prompt:
                     break
                 pause = min(POLL_INTERVAL, until - now)

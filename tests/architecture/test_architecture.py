@@ -38,18 +38,18 @@ BUDGETS = {
     "taskflow/model": 6_500,
     "taskflow/broker/engine": 3_665,
     "taskflow/broker/memory": 700,
-    "taskflow/broker/sqlite": 4_175,
+    "taskflow/broker/sqlite": 4_180,
     "taskflow/broker/redis": 4_850,
     "taskflow/broker/postgres": 5_795,
-    "taskflow/broker": 21_205,
+    "taskflow/broker": 21_210,
     "taskflow/app": 6_205,
     "taskflow/worker": 6_805,
     "taskflow/cli": 4_585,
     "taskflow/testing": 995,
     "taskflow/dashboard": 1_065,
     "taskflow/django": 550,
-    "taskflow": 48_540,
-    "tests": 65_165,
+    "taskflow": 48_545,
+    "tests": 65_175,
 }
 
 

@@ -71,7 +71,7 @@ async def test_an_idle_worker_asks_by_its_beats_alone(broker: Counting, monkeypa
 async def test_what_nobody_was_told_of_is_found_by_the_next_beat(broker: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although it would look by itself only much later."""
     monkeypatch.setattr(fetcher, "POLL_INTERVAL", 5 * TTL)
-    monkeypatch.setattr(fetcher, "WORK_HINT_TTL", 20)
+    monkeypatch.setattr(fetcher, "TRUSTED_INTERVALS", 20)
     broker.is_deaf = True
     async with Worker(options=options(EventRecorder(), ttl=TTL)):
         await asyncio.sleep(6 * TTL)

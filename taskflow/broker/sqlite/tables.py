@@ -210,10 +210,13 @@ def tables_of(namespace: str) -> set[str]:
     return {table_prefix(namespace) + name for name in names()}
 
 
+_ALWAYS_THERE: Final = ("meta", "counted", "jobs", "keys", "sessions", "schedules", "queues", "tags", "declared")
+
+
 def tables_of_namespaces(there: set[str]) -> set[str]:
     """Return the tables that belong to a taskflow namespace. The one before may lack some, and the next one may have more."""
     prefixes = {name.removesuffix("counted") for name in there if name.endswith("_counted")}
-    whole = [prefix for prefix in prefixes if {f"{prefix}meta", f"{prefix}{TABLES[Kind.JOB]}"} <= there]
+    whole = [prefix for prefix in prefixes if {f"{prefix}{name}" for name in _ALWAYS_THERE} <= there]
     return {name for name in there if name.startswith(tuple(whole))}
 
 
