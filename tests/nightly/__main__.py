@@ -13,4 +13,5 @@ import pytest
 
 if __name__ == "__main__":
     files = [str(file) for file in sorted(Path(__file__).parent.glob("nightly_*.py"))]
-    raise SystemExit(pytest.main([*files, "-v", "-s", "--durations=0", *sys.argv[1:]]))
+    patience = ("--timeout=1800", "--override-ini=faulthandler_timeout=2000")  # they build packages, and install them
+    raise SystemExit(pytest.main([*files, "-v", "-s", "--durations=0", *patience, *sys.argv[1:]]))

@@ -5,25 +5,20 @@ Needs the package index. The versions of the tools are those of `benchmarks/peer
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.docs.pages import SCRIPT, blocks, files_of, write
-from tests.support.environments import ROOT, environment, run
+from tests.support.environments import ROOT, TIMEOUT, Place, environment
 from tests.support.postgres import shared_postgres
 from tests.support.servers import RedisServer
-
-TIMEOUT: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -60,118 +55,66 @@ GUIDES: Final = (
 )
 
 
-@dataclass(frozen=True)
-class Server:
-    """Where both sides keep their jobs. `url` is taskflow's, `environment` that of a client of PostgreSQL."""
-
-    url: str
-    redis: str
-    environment: dict[str, str]
-
-
-@pytest.fixture
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    if "procrastinate" in request.node.name:
-        shared = shared_postgres()
-        name = shared.new_database()
-        shared.execute("create table orders (id int)", name)
-        url = shared.url(name)
-        user, port = re.findall(r"//(\w+)@.+:(\d+)/", url)[0]
-        yield Server(url, "", {"PGHOST": "127.0.0.1", "PGPORT": port, "PGUSER": user, "PGDATABASE": name})
-        shared.drop_database(name)
-    else:
-        with RedisServer() as own:
-            yield Server(f"{own.url}?namespace=ours", own.url.removesuffix("/0"), {"RQ_REDIS_URL": own.url})
-
-
 @pytest.fixture(scope="session")
 def taskflow_python(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
     return environment(tmp_path_factory.mktemp("ours") / "venv", f"{wheel}[postgres]", "psycopg[binary]")
 
 
+@pytest.fixture
+def variables(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """Where both sides keep their jobs: what taskflow and clients of the other side's server read."""
+    if "procrastinate" in request.node.name:
+        shared = shared_postgres()
+        name = shared.new_database()
+        shared.execute("create table orders (id int)", name)
+        url = urlsplit(shared.url(name))
+        yield {
+            "TASKFLOW_BROKER": url.geturl(),
+            "PGHOST": "127.0.0.1",
+            "PGPORT": f"{url.port}",
+            "PGUSER": f"{url.username}",
+            "PGDATABASE": name,
+        }
+        shared.drop_database(name)
+    else:
+        with RedisServer() as own:
+            yield {"TASKFLOW_BROKER": f"{own.url}?namespace=ours", "RQ_REDIS_URL": own.url}
+
+
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.tool)
-def test_the_code_of_the_other_tool_runs(guide: Guide, server: Server, tmp_path: Path) -> None:
+def test_the_code_of_the_other_tool_runs(guide: Guide, variables: dict[str, str], tmp_path: Path) -> None:
     pinned = ROOT / f"benchmarks/peers/requirements/{guide.tool}.txt"
-    python = environment(tmp_path / "venv", "--requirement", pinned, *guide.extra)
-    place = Place(tmp_path / "theirs", python, server)
-    place.take(guide, "py")
-    if guide.first:
-        place.run(*guide.first.split())
-    with place.worker(guide.worker) as said:
-        place.run("python", SCRIPT)
-        wait_for(guide.shown, said)
+    place = Place(tmp_path, environment(tmp_path / "venv", "--requirement", pinned, *guide.extra), variables)
+    take(guide, place, is_ours=False)
+    place.run(guide.first)
+    with place.running(guide.worker) as said:
+        place.run(f"python {SCRIPT}")
+        deadline = time.monotonic() + TIMEOUT
+        while not re.search(guide.shown, said.read_text()):
+            assert time.monotonic() < deadline, said.read_text()
+            time.sleep(0.1)
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.tool)
-def test_the_code_of_taskflow_runs(guide: Guide, server: Server, tmp_path: Path, taskflow_python: Path) -> None:
-    place = Place(tmp_path / "ours", taskflow_python, server)
-    place.take(guide, "python")
-    with place.worker("taskflow worker app.tasks"):
-        place.run("python", SCRIPT)
-        place.run(
-            "python", "-c", f"from app.tasks import *; from taskflow import run_sync; run_sync({guide.call}.result(timeout={TIMEOUT}))"
-        )
-    assert place.run("taskflow", "jobs", "--status", "failed") == ""
+def test_the_code_of_taskflow_runs(guide: Guide, variables: dict[str, str], tmp_path: Path, taskflow_python: Path) -> None:
+    place = Place(tmp_path, taskflow_python, variables)
+    take(guide, place, is_ours=True)
+    with place.running("taskflow worker app.tasks"):
+        place.run(f"python {SCRIPT}")
+        sends = f"from app.tasks import *; from taskflow import run_sync; run_sync({guide.call}.result(timeout={TIMEOUT}))"
+        place.run(f'python -c "{sends}"')
+    assert place.run("taskflow jobs --status failed") == ""
 
 
-@dataclass(frozen=True)
-class Place:
-    """A folder with the code of one side of a page, and the environment in which it runs."""
-
-    folder: Path
-    python: Path
-    server: Server
-
-    def take(self, guide: Guide, language: str) -> None:
-        """Write the blocks of one side: those of the other tool are `py`, ours are `python`, or `py` if they need PostgreSQL."""
-        page = ROOT / f"docs/migrate/from-{guide.tool}.md"
-        lines = page.read_text().splitlines()
-        for command in filter(None, (guide.worker, guide.first)):
-            assert f"`{command}`" in page.read_text()
-        parts = []
-        for block in blocks(page, "py", "python"):
-            label = next(line for line in reversed(lines[: block.line - 2]) if line)
-            is_ours = block.language == "python" or label.startswith("taskflow")
-            if is_ours == (language == "python"):
-                parts.append(block)
-        write({name: text.replace("redis://localhost", self.server.redis) for name, text in files_of(parts).items()}, self.folder)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        path = f"{self.python.parent}:{os.environ['PATH']}"
-        return {"PATH": path, "PYTHONPATH": ".", "TASKFLOW_BROKER": self.server.url, "PYTHONUNBUFFERED": "1", **self.server.environment}
-
-    def run(self, *command: str) -> str:
-        return run(self.python.with_name(command[0]), *command[1:], cwd=self.folder, **self.environment)
-
-    @contextmanager
-    def worker(self, command: str) -> Iterator[Path]:
-        """Run a worker in the block. Yield the file of its output."""
-        program, *arguments = command.split()
-        said = self.folder / "worker.log"
-        with said.open("w") as output:
-            started = subprocess.Popen(
-                [self.python.with_name(program), *arguments],
-                cwd=self.folder,
-                env={**os.environ, **self.environment},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                yield said
-                assert started.poll() is None, said.read_text()
-            finally:
-                started.terminate()
-                try:
-                    started.wait(TIMEOUT)
-                finally:
-                    with suppress(ProcessLookupError):  # those whom it has left behind
-                        os.killpg(started.pid, signal.SIGKILL)
-
-
-def wait_for(pattern: str, said: Path) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while not re.search(pattern, said.read_text()):
-        assert time.monotonic() < deadline, said.read_text()
-        time.sleep(0.1)
+def take(guide: Guide, place: Place, *, is_ours: bool) -> None:
+    """Write the blocks of one side. Those of the other tool are `py`; ours are `python`, or `py` if they need PostgreSQL."""
+    page = ROOT / f"docs/migrate/from-{guide.tool}.md"
+    lines = page.read_text().splitlines()
+    assert [command for command in (guide.worker, guide.first) if f"`{command}`" not in page.read_text() and command] == []
+    parts = []
+    for block in blocks(page, "py", "python"):
+        label = next(line for line in reversed(lines[: block.line - 2]) if line)
+        if is_ours == (block.language == "python" or label.startswith("taskflow")):
+            parts.append(block)
+    server = place.variables["TASKFLOW_BROKER"].rpartition("/")[0]
+    write({name: text.replace("redis://localhost", server) for name, text in files_of(parts).items()}, place.folder)

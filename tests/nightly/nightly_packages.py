@@ -1,4 +1,4 @@
-"""What a release publishes: the files of the packages, their types, the oldest dependencies, and workers of the release before.
+"""What a release publishes: the files of the packages, their types, the oldest dependencies, the first steps of a newcomer, and workers of the release before.
 
 Needs the package index. `.ci/package` builds the packages and checks them with twine and check-wheel-contents.
 """
@@ -16,14 +16,17 @@ import tomllib
 import uuid
 import zipfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.support.environments import ROOT, environment, run
+from tests.docs.pages import README, blocks, files_of, write
+from tests.support.environments import ROOT, Place, environment, run
 from tests.support.postgres import shared_postgres
+from tests.support.processes import free_port
 from tests.support.servers import shared_redis
 
 PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -96,6 +99,52 @@ def test_a_consumer_of_the_wheel_gets_its_types(wheel: Path, tmp_path: Path) -> 
         run(python, *checker, "right.py", cwd=tmp_path)
         ran = subprocess.run([python, *checker, "wrong.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert (ran.returncode, ran.stdout.count("error:")) == (1, 1), ran.stdout
+
+
+def pythons_here() -> list[str]:
+    """Return the oldest Python that the package takes, and the newest that is here."""
+    found = [name for minor in (11, 14, 13, 12) for name in (f"python3.{minor}", f"/usr/bin/python3.{minor}") if works(name)]
+    return list(dict.fromkeys(found[:1] + [name for name in found if "3.11" not in name][:1]))
+
+
+def works(name: str) -> bool:
+    return subprocess.run(["bash", "-c", f"{name} -m venv --help"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("python", pythons_here())
+def test_a_newcomer_gets_along_with_the_wheel_alone(python: str, wheel: Path, tmp_path: Path) -> None:
+    """The commands and files of the README's quick start and of the tutorial, one after the other, in an empty folder."""
+    interpreter = environment(tmp_path / "venv", wheel, python=python)
+    hello = Place(tmp_path / "hello", interpreter, {"HOME": str(tmp_path), "PYTHONPATH": ""})
+    write(files_of(blocks(README, "python")[:1]), hello.folder)
+    assert "to a@example.com" in hello.run(f"{blocks(README, 'sh')[1].text}taskflow --help && taskflow demo")
+    shop = Place(tmp_path / "shop", interpreter, {**hello.variables, "TASKFLOW_BROKER": "sqlite:///taskflow.db"})
+    for page in ("first-job", "web-application", "production"):
+        follow(ROOT / f"docs/tutorial/{page}.md", shop)
+    states = re.findall("succeeded|failed", shop.run("taskflow jobs"))
+    assert sorted(states) == ["failed", "succeeded", "succeeded"], "the last import cannot work"
+
+
+def follow(page: Path, place: Place) -> None:
+    """Do as a page of the tutorial says. What it installs or exports for a broker is there; its servers get free ports."""
+    ports = {"8000": f"{free_port()}", "8080": f"{free_port()}"}
+    last_id = "ID"
+    with ExitStack() as running:
+        for block in blocks(page):
+            if block.language == "python":
+                write(files_of([block]), place.folder)
+            elif block.language == "toml":
+                write({"pyproject.toml": block.text}, place.folder)
+            for line in block.text.splitlines() if block.language == "bash" else ():
+                command = re.sub("80[08]0", lambda port: ports[port[0]], line).replace("ID", last_id)
+                if re.match(r"uvicorn|taskflow worker", command):
+                    running.enter_context(place.running(command.replace("uvicorn", f"uvicorn --port {ports['8000']}")))
+                elif not re.match(r"mkdir|cd|python3|\. \.venv|export|pip install .*taskflow", command):
+                    said = place.run(
+                        command.replace("curl", "curl --fail --silent --show-error --retry 60 --retry-connrefused --retry-delay 1")
+                    )
+                    last_id = next(iter(re.findall(r"[0-9a-f-]{36}", said)), last_id)
+        place.run("taskflow worker app.tasks --drain --processes 1")
 
 
 def test_the_wheel_works_with_the_oldest_dependencies_that_it_declares(wheel: Path, tmp_path: Path) -> None:

@@ -1,14 +1,19 @@
-"""Commands that must succeed, and virtual environments of programs that run apart from these tests."""
+"""Commands that must succeed, virtual environments, and places where programs run apart from these tests."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
+TIMEOUT: Final = 60.0
 
 
 def run(*command: object, cwd: Path = ROOT, **environment: str) -> str:
@@ -22,3 +27,39 @@ def environment(folder: Path, *packages: object, python: object = sys.executable
     run(python, "-m", "venv", folder)
     run(folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check", *packages)
     return folder / "bin/python"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder in which commands run, with programs of an environment and these variables."""
+
+    folder: Path
+    python: Path
+    variables: Mapping[str, str]
+
+    def run(self, command: str) -> str:
+        """Run a command of the shell, and return its output."""
+        return run("bash", "-c", command, cwd=self.folder, **self._environment)
+
+    @contextmanager
+    def running(self, command: str) -> Iterator[Path]:
+        """Run a command while the block does. Yield the file of its output. With the block, it and its children end."""
+        said = self.folder / f"{command.split()[0]}.log"
+        everything = {**os.environ, **self._environment}
+        with said.open("w") as log:
+            arguments = ["bash", "-c", f"exec {command}"]
+            process = subprocess.Popen(arguments, cwd=self.folder, env=everything, stdout=log, stderr=log, start_new_session=True)
+        try:
+            yield said
+            assert process.poll() is None, said.read_text()
+        finally:
+            process.terminate()
+            try:
+                process.wait(TIMEOUT)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {"PATH": f"{self.python.parent}:{os.environ['PATH']}", "PYTHONPATH": ".", "PYTHONUNBUFFERED": "1", **self.variables}
