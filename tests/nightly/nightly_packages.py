@@ -1,4 +1,4 @@
-"""What a release publishes: the files of the packages, their types, the oldest dependencies, the first steps of a newcomer, and workers of the release before.
+"""What a release publishes: the packages, their types, the oldest dependencies, first steps, and workers of the release before.
 
 Needs the package index. `.ci/package` builds the packages and checks them with twine and check-wheel-contents.
 """
