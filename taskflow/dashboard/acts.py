@@ -236,7 +236,8 @@ async def amend_queue(request: Request) -> Response:
         raise HTTPException(400, "There is no such action.")
     with refusing():
         await amend(name, by=by, reason=fields.get("reason", "").strip())
-    return _to(request, path_of("queues", name))
+    is_known = any(queue.name == name for queue in await operate.queues())  # a pause was all that the store knew of some
+    return _to(request, path_of("queues", name) if is_known else "/")
 
 
 async def amend_schedule(request: Request) -> Response:

@@ -15,7 +15,8 @@ from starlette.types import ASGIApp
 from taskflow.dashboard import pages
 from taskflow.dashboard.acts import Acts, amend_queue, amend_schedule
 from taskflow.dashboard.guard import Authorize, Guard
-from taskflow.dashboard.rendering import STYLE, message_page
+from taskflow.dashboard.live import Endpoint, Live
+from taskflow.dashboard.rendering import SCRIPT, STYLE, message_page
 from taskflow.model.errors import BrokerError
 
 log: Final = logging.getLogger("taskflow.dashboard")
@@ -33,30 +34,35 @@ def dashboard(*, authorize: Authorize | None = None) -> ASGIApp:
 
     The dashboard answers 503 while the store does not answer.
     """
-    acts = Acts()
+    acts, live = Acts(), Live()
     routes = [
-        Route("/", pages.overview),
-        Route("/jobs", pages.jobs),
-        Route("/jobs/{id}", pages.job),
+        Route("/", live.page(pages.overview)),
+        Route("/jobs", live.page(pages.jobs)),
+        Route("/jobs/{id}", live.page(pages.job)),
         Route("/act", acts.preview),
         Route("/act", acts.begin, methods=["POST"]),
         Route("/act/{name}", acts.progress),
         Route("/act/{name}/stop", acts.stop, methods=["POST"]),
-        Route("/failures", pages.failures),
-        Route("/queues/{name:path}", pages.queue),
+        Route("/failures", live.page(pages.failures)),
+        Route("/queues/{name:path}", live.page(pages.queue)),
         Route("/queues/{name:path}", amend_queue, methods=["POST"]),
-        Route("/workers", pages.workers),
-        Route("/schedules", pages.schedule_list),
+        Route("/workers", live.page(pages.workers)),
+        Route("/schedules", live.page(pages.schedule_list)),
         Route("/schedules", amend_schedule, methods=["POST"]),
-        Route("/charts", pages.chart_page),
+        Route("/charts", live.page(pages.chart_page)),
         Route("/audit", pages.audit),
-        Route("/style.css", _style),
+        Route("/live", live.stream),
+        Route("/style.css", _file(STYLE, "text/css")),
+        Route("/live.js", _file(SCRIPT, "text/javascript")),
     ]
     return Guard(Starlette(routes=routes, exception_handlers={HTTPException: _refused, BrokerError: _unavailable}), authorize)
 
 
-async def _style(request: Request) -> Response:
-    return Response(STYLE, media_type="text/css", headers={"Cache-Control": "private, max-age=31536000, immutable"})
+def _file(content: bytes, kind: str) -> Endpoint:
+    async def file(request: Request) -> Response:
+        return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=31536000, immutable"})
+
+    return file
 
 
 async def _refused(request: Request, error: Exception) -> Response:

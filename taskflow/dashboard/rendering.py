@@ -19,8 +19,9 @@ from taskflow.model.printable import duration, indented, one_line, span
 
 HERE: Final = Path(__file__).parent
 STYLE: Final = (HERE / "style.css").read_bytes()
-VERSION: Final = hashlib.sha256(STYLE).hexdigest()[:12]
-"""Changes with the stylesheet, so that browsers may keep it."""
+SCRIPT: Final = (HERE / "live.js").read_bytes()
+VERSION: Final = hashlib.sha256(STYLE + SCRIPT).hexdigest()[:12]
+"""Changes with these files, so that browsers may keep them."""
 
 MAX_BLOCK: Final = 16_384  # characters of a traceback or a value
 
@@ -93,13 +94,19 @@ def root_of(request: Request) -> str:
     return str(request.scope.get("root_path", "")).rstrip("/")
 
 
+def is_fragment(request: Request) -> bool:
+    """Return True if a script asks for the content of a page, without its frame."""
+    return "x-taskflow-fragment" in request.headers
+
+
 def render(request: Request, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any) -> HTMLResponse:
     root = root_of(request)
 
     def url(path: str, **query: Any) -> str:
         return root + with_query(path, query)
 
-    text = _templates.get_template(template).render(url=url, access=request.scope.get("taskflow.access"), **values)
+    values |= {"frame": "fragment.html" if is_fragment(request) else "base.html", "access": request.scope.get("taskflow.access")}
+    text = _templates.get_template(template).render(url=url, **values)
     return HTMLResponse(text, status, headers)
 
 

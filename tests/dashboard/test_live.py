@@ -1,0 +1,152 @@
+"""Live pages: one look at the store a second for all watchers, and none while no one watches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from taskflow.dashboard import live
+from taskflow.dashboard.live import Sampler
+from taskflow.model.errors import BrokerUnavailable
+from tests.dashboard.site import ADA, PREFIX, Page, Site
+from tests.support.world import World
+
+FRAGMENT = {"X-Taskflow-Fragment": "1"}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "INTERVAL", 0.05)
+
+
+def count_looks(memory: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that gets the name of each operation that asks for the state of the store."""
+    looks, kind = list[str](), type(memory.broker.admin)
+
+    def counted(name: str, asked: Any) -> Any:
+        async def ask(self: Any) -> Any:
+            looks.append(name)
+            return await asked(self)
+
+        return ask
+
+    for name in ("queues", "workers", "metrics"):
+        monkeypatch.setattr(kind, name, counted(name, getattr(kind, name)))
+    return looks
+
+
+async def next_event(stream: AsyncIterator[str]) -> dict[str, str]:
+    async with asyncio.timeout(20):
+        text = await anext(stream)
+    return dict(line.split(": ", 1) for line in text.strip().split("\n"))
+
+
+async def test_a_watcher_hears_of_changes(world: World) -> None:
+    stream = Sampler().changes("")
+    assert await next_event(stream) == {"retry": "1000"}
+    seen = await next_event(stream)
+    assert seen["event"] == "seen"
+    await world.add()
+    change = await next_event(stream)
+    assert (change["event"], change["id"] != seen["id"]) == ("change", True)
+    await world.broker.admin.pause("mail")
+    assert (await next_event(stream))["event"] == "change"
+    await world.a_session()
+    assert (await next_event(stream))["event"] == "change"
+    await stream.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_watcher_that_comes_back_hears_of_what_it_has_missed(memory: World) -> None:
+    sampler = Sampler()
+    first = sampler.changes("")
+    await next_event(first)
+    seen = await next_event(first)
+    await first.aclose()  # type: ignore[attr-defined]
+    await memory.add()
+    again = sampler.changes(seen["id"])
+    await next_event(again)
+    assert (await next_event(again))["event"] == "change"
+    await again.aclose()  # type: ignore[attr-defined]
+
+
+async def test_all_watchers_share_one_look_and_the_last_one_ends_it(memory: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, sampler = count_looks(memory, monkeypatch), Sampler()
+    streams = [sampler.changes("") for _ in range(100)]
+    for stream in streams:
+        await next_event(stream)
+        await next_event(stream)
+    monkeypatch.setattr(live, "INTERVAL", 0.5)
+    await asyncio.sleep(0.1)
+    before = len(looks)
+    await asyncio.sleep(0.75)
+    assert len(looks) - before <= 6
+    for stream in streams:
+        await stream.aclose()  # type: ignore[attr-defined]
+    await asyncio.sleep(0.01)
+    before = len(looks)
+    await asyncio.sleep(0.6)
+    assert len(looks) == before
+
+
+async def test_a_stream_ends_after_a_while_so_that_servers_can_stop(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A browser opens the next one, and is authorized again."""
+    monkeypatch.setattr(live, "MAX_STREAM", 0.3)
+    await memory.add()
+    answer = await site.client.get(f"{PREFIX}/live")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.text.startswith("retry: 1000\n\nevent: seen\nid: ")
+    change = await site.client.get(f"{PREFIX}/live", headers={"Last-Event-ID": "another"})
+    assert "event: change" in change.text
+    async with Site(authorize=None) as closed:
+        await closed.get("/live", code=403)
+
+
+async def test_a_store_that_is_away_for_a_moment_ends_no_stream(memory: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, calls = type(memory.broker.admin), 0
+    queues = kind.queues
+
+    async def away_at_first(self: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            raise BrokerUnavailable("it is away")
+        return await queues(self)
+
+    monkeypatch.setattr(kind, "queues", away_at_first)
+    stream = Sampler().changes("")
+    await next_event(stream)
+    assert (await next_event(stream))["event"] == "seen"
+    await stream.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_script_gets_the_content_without_its_frame(memory: World, site: Site) -> None:
+    await memory.add(queue="mail")
+    whole = await site.get("/queues/mail")
+    assert whole.all("main", **{"data-live": f"{PREFIX}/live"})
+    assert whole.all("script", type="module")
+    for path in ("/", "/jobs", "/failures", "/queues/mail", "/workers", "/schedules", "/charts"):
+        part = Page(await site.client.get(PREFIX + path, headers=FRAGMENT))
+        assert part.code == 200
+        assert {"html", "main", "nav", "script"} & {tag for tag, attributes in part.tags if "aria-label" not in attributes} == set()
+        assert part.all("h1")
+        whole = await site.get(path)
+        assert part.answer.text.strip().split("\n")[0] in whole.answer.text
+
+
+async def test_equal_requests_of_scripts_share_a_page(memory: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with people who may do other things, and not with a person who opens the page."""
+    monkeypatch.setattr(live, "INTERVAL", 30.0)
+    looks, access = count_looks(memory, monkeypatch), [ADA]
+    async with Site(lambda request: access[-1]) as site:
+        answers = await asyncio.gather(*[site.client.get(f"{PREFIX}/workers", headers=FRAGMENT) for _ in range(20)])
+        assert len({answer.text for answer in answers}) == 1
+        assert looks == ["workers"]
+        await site.get("/workers")
+        await site.client.get(f"{PREFIX}/workers?x=1", headers=FRAGMENT)
+        access.append(type(ADA)("eve"))
+        await site.client.get(f"{PREFIX}/workers", headers=FRAGMENT)
+        assert looks == ["workers"] * 4
