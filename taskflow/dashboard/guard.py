@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
@@ -77,6 +78,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = _as_mounted(scope)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -112,6 +114,15 @@ class Guard:
         if access is not None and not isinstance(access, Access):
             raise TypeError(f"authorize of dashboard() returned {shown(access)}: expected an Access, or None to refuse")
         return access
+
+
+def _as_mounted(scope: Scope) -> Scope:
+    """Return the scope as ASGI has it below a prefix. Litestar removes the prefix from the path, adds a slash, and names no root_path."""
+    if "litestar_app" not in scope:
+        return scope
+    whole, rest = re.sub("//+", "/", unquote(scope["raw_path"].decode())).rstrip("/"), scope["path"].rstrip("/")
+    root = whole.removesuffix(rest).rstrip("/")
+    return {**scope, "root_path": root, "path": root + (rest or "/")}
 
 
 def is_same_origin(request: Request) -> bool:

@@ -6,18 +6,20 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 import pytest
+from litestar import Litestar, asgi
 
 from taskflow import Cron, configure, schedules
 from taskflow.app.app import default_app
 from taskflow.broker.admin import EXAMINED
-from taskflow.dashboard import Access, charts
+from taskflow.dashboard import Access, charts, dashboard
 from taskflow.model.clock import ManualClock
 from taskflow.model.codec import Limits, encode_by_name, encode_value
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.ids import id_text
 from taskflow.model.measures import Measure, MeasuresRecord, pack_measures
-from tests.dashboard.site import PREFIX, Page, Site
+from tests.dashboard.site import ADA, PREFIX, Page, Site
 from tests.support.harnesses import MemoryHarness
 from tests.support.verdicts import failed, retried, succeeded
 from tests.support.world import World
@@ -62,6 +64,18 @@ async def test_every_page_links_to_pages_that_are_there(world: World, site: Site
             left += [link for link in found if link and link not in seen and link not in left]
     ends = {path.removeprefix(PREFIX).partition("?")[0] for path in seen}
     assert {"/", "/jobs", "/failures", "/workers", "/schedules", "/charts", "/audit", "/act", "/queues/mail", "/style.css"} <= ends
+
+
+@pytest.mark.parametrize("prefix", ["", "/admin"])
+async def test_it_is_mounted_in_litestar(memory: World, prefix: str) -> None:
+    await memory.add(queue="mail")
+    app = Litestar([asgi("/jobs", is_mount=True, copy_scope=True)(dashboard(authorize=lambda request: ADA))], logging_config=None)
+    transport = httpx.ASGITransport(app=app, root_path=prefix)  # type: ignore[arg-type]  # Litestar has other types for the same
+    async with httpx.AsyncClient(transport=transport, base_url=f"http://host{prefix}") as client:
+        for path in ("/jobs", "/jobs/", "//jobs/workers", "/jobs/queues/mail", "/jobs/style.css"):
+            page = Page(await client.get(f"http://host{prefix}{path}"))
+            assert page.code == 200
+            assert [link for link in page.links if not link.startswith((f"{prefix}/jobs/", "#"))] == []
 
 
 async def test_the_overview_has_the_counts_and_what_is_wrong(world: World, site: Site) -> None:
