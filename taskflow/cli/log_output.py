@@ -12,8 +12,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from taskflow.cli.terminal import json_text
-from taskflow.model.printable import MAX_CHARACTERS, indented, one_line
+from taskflow.model.printable import MAX_CHARACTERS, indented, json_text, one_line
 
 FIELDS: Final = ("worker", "job", "job_id", "attempt", "queue", "trace_id", "span_id")
 MAX_UNREAD: Final = 10_000  # lines waiting for a slow reader; further lines are dropped

@@ -23,7 +23,7 @@ from taskflow.cli import terminal
 from taskflow.cli.command import existing_broker, on_store
 from taskflow.cli.terminal import ALWAYS_SHOWN, DIM, MIN_NAME, OF_STATUS, RED, YELLOW, Column, ago, cut, only, painted, room, wrapped
 from taskflow.model.errors import BrokerError
-from taskflow.model.printable import one_line, span
+from taskflow.model.printable import json_text, one_line, span
 from taskflow.model.record import Status
 from taskflow.model.session import SessionRecord
 from taskflow.model.transitions import Event
@@ -223,7 +223,7 @@ async def watch(read: Callable[[], Awaitable[Summary]], interval: float, *, is_j
     while True:
         now = datetime.now().astimezone()
         if is_json:
-            print(terminal.json_text({"time": now.isoformat(), "trouble": trouble, **before.to_json(), "rates": rates}), flush=True)
+            print(json_text({"time": now.isoformat(), "trouble": trouble, **before.to_json(), "rates": rates}), flush=True)
         elif sys.stdout.isatty():
             troubles = [painted(line, RED) for line in wrapped(trouble, room())] if trouble else []
             _show_in_place([f"{now:%Y-%m-%d %H:%M:%S}   Ctrl-C ends", *troubles, *before.lines(rates)])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import math
 import os
 import re
 import sys
@@ -16,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from taskflow.cli.base_parser import columns
 from taskflow.cli.exit_codes import Exit
-from taskflow.model.printable import INDENT, MAX_CHARACTERS, MIN_BAR, bar_of, one_line, span
+from taskflow.model.printable import INDENT, MAX_CHARACTERS, MIN_BAR, bar_of, json_text, one_line, span
 
 BOLD, DIM, RED, GREEN, YELLOW, CYAN = 1, 2, 31, 32, 33, 36  # codes of ANSI terminals
 OF_STATUS: Final = {"failed": RED, "succeeded": GREEN, "running": CYAN, "cancelled": YELLOW}
@@ -123,30 +121,9 @@ def print_json(value: Any) -> None:
     print(json_text(value, indent=2))
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
-    """Return JSON in ASCII without control characters, even DEL. Iterators become arrays; infinity and NaN become null."""
-    return json.dumps(_plain(value), indent=indent, default=str, allow_nan=False).replace("\x7f", "\\u007f")
-
-
 def only(value: object, *names: str) -> dict[str, Any]:
     """Return these attributes by name."""
     return {name: getattr(value, name) for name in names}
-
-
-def _plain(value: Any) -> Any:
-    match value:
-        case dict():
-            return {name: _plain(each) for name, each in value.items()}
-        case list() | tuple() | Iterator():
-            return [*map(_plain, value)]
-        case float():
-            return value if math.isfinite(value) else None
-        case datetime():
-            return value.isoformat()
-        case _ if hasattr(value, "__struct_fields__"):
-            return _plain(only(value, *value.__struct_fields__))
-        case _:
-            return value
 
 
 def ago(at: datetime) -> str:

@@ -14,9 +14,10 @@ from starlette.types import ASGIApp
 
 from taskflow.dashboard import pages
 from taskflow.dashboard.acts import Acts, amend_queue, amend_schedule
+from taskflow.dashboard.api import api_routes
 from taskflow.dashboard.guard import Authorize, Guard
 from taskflow.dashboard.live import Endpoint, Live
-from taskflow.dashboard.rendering import SCRIPT, STYLE, message_page
+from taskflow.dashboard.rendering import API, SCRIPT, STYLE, message_page
 from taskflow.model.errors import BrokerError
 
 log: Final = logging.getLogger("taskflow.dashboard")
@@ -51,6 +52,7 @@ def dashboard(*, authorize: Authorize | None = None) -> ASGIApp:
         Route("/schedules", amend_schedule, methods=["POST"]),
         Route("/charts", live.page(pages.chart_page)),
         Route("/audit", pages.audit),
+        *api_routes(API),
         Route("/live", live.stream),
         Route("/style.css", _file(STYLE, "text/css")),
         Route("/live.js", _file(SCRIPT, "text/javascript")),

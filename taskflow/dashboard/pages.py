@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import DEFAULTS, POSSIBLE, ActionName
-from taskflow.app.explanation import Facts, facts_of, reasons
+from taskflow.app.explanation import Facts, Reason, facts_of, reasons
 from taskflow.app.job_display import AT_A_GLANCE, arguments_of, detail, record_json, result_of
 from taskflow.app.operate import failure_groups, operate
 from taskflow.app.schedules import schedules
@@ -23,6 +23,7 @@ from taskflow.dashboard import charts
 from taskflow.dashboard.guard import Access
 from taskflow.dashboard.rendering import render
 from taskflow.dashboard.selection import FILTERS, filters_of, refusing, view_of_filters, whole
+from taskflow.model.audit import ActionRecord
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.measures import MeasuresRecord, sum_of
 from taskflow.model.record import ENDED, LIVE, Moment, Record, Status, timeline
@@ -90,9 +91,8 @@ async def jobs(request: Request) -> Response:
 
 
 async def job(request: Request) -> Response:
-    record = await _record(request.path_params["id"])
+    record = await record_of(request.path_params["id"])
     now, limits, access = datetime.now(UTC), default_app().limits, access_of(request)
-    facts: Facts = await call(lambda broker: facts_of(broker.admin, record, now, sample_time=0, max_positions=MAX_POSITIONS))
     arguments, problem = arguments_of(record, limits, AT_A_GLANCE) if access.show_arguments else (None, None)
     result, result_problem = result_of(record, limits, AT_A_GLANCE) if access.show_arguments else (None, None)
     return render(
@@ -100,7 +100,7 @@ async def job(request: Request) -> Response:
         "job.html",
         record=record,
         fields=record_json(record),
-        why=reasons(record, facts),
+        why=await why(record, now),
         moments=_moments(record, now),
         runs=charts.runs(record, now),
         errors=record.errors[: -MAX_ERRORS - 1 : -1],
@@ -117,7 +117,12 @@ def access_of(request: Request) -> Access:
     return access
 
 
-async def _record(text: str) -> Record:
+async def why(record: Record, now: datetime) -> list[Reason]:
+    facts: Facts = await call(lambda broker: facts_of(broker.admin, record, now, sample_time=0, max_positions=MAX_POSITIONS))
+    return reasons(record, facts)
+
+
+async def record_of(text: str) -> Record:
     """Return the record of the job with this id. Raises HTTPException if there is none."""
     try:
         job_id = parse_id(text)
@@ -209,7 +214,11 @@ async def chart_page(request: Request) -> Response:
     )
 
 
-async def audit(request: Request) -> Response:
+async def actions_before(request: Request) -> list[ActionRecord]:
     before = whole(request.query_params.get("before"), 0, 0, 1 << 62) or None
-    records = await call(lambda broker: broker.admin.actions(before=before, limit=ACTIONS_AT_ONCE))
-    return render(request, "audit.html", records=records, is_first=before is None, is_full=len(records) == ACTIONS_AT_ONCE)
+    return await call(lambda broker: broker.admin.actions(before=before, limit=ACTIONS_AT_ONCE))
+
+
+async def audit(request: Request) -> Response:
+    records, is_first = await actions_before(request), not request.query_params.get("before")
+    return render(request, "audit.html", records=records, is_first=is_first, is_full=len(records) == ACTIONS_AT_ONCE)

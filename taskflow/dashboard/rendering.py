@@ -13,9 +13,9 @@ from urllib.parse import quote, urlencode
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 
-from taskflow.model.printable import duration, indented, one_line, span
+from taskflow.model.printable import duration, indented, json_text, one_line, span
 
 HERE: Final = Path(__file__).parent
 STYLE: Final = (HERE / "style.css").read_bytes()
@@ -110,6 +110,11 @@ def render(request: Request, template: str, status: int = 200, headers: Mapping[
     return HTMLResponse(text, status, headers)
 
 
-def message_page(request: Request, text: str, status: int) -> HTMLResponse:
-    """Return a page that has only a message."""
+API: Final = "/api/v1"
+
+
+def message_page(request: Request, text: str, status: int) -> Response:
+    """Return a page that has only a message; of the API, a JSON object with the field `error`."""
+    if request.scope["path"].removeprefix(root_of(request)).startswith(f"{API}/"):
+        return Response(json_text({"error": text}), status, media_type="application/json")
     return render(request, "message.html", status, text=text, code=status)

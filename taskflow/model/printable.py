@@ -1,12 +1,12 @@
-"""Text for people: safe for a terminal or a log, whatever stored text contains. Also times, suggestions, and logging that never raises."""
+"""Text for people: safe for a terminal or a log, whatever stored text contains. Also times, JSON, suggestions, safe logging."""
 
 from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 MAX_CHARACTERS: Final = 16_384
 """The maximum length of a log line or a printed error, in characters."""
@@ -107,6 +107,29 @@ def bar_of(share: float, width: int) -> str:
     """Return a bar of `width` characters between brackets, of which this share is filled."""
     filled = int(share * width)
     return f"[{'#' * filled}{'.' * (width - filled)}]"
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return JSON in ASCII without control characters, even DEL. Iterators become arrays; infinity and NaN become null."""
+    import json  # imported here because most commands need none
+
+    return json.dumps(_plain(value), indent=indent, default=str, allow_nan=False).replace("\x7f", "\\u007f")
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _plain(each) for name, each in value.items()}
+        case list() | tuple() | Iterator():
+            return [*map(_plain, value)]
+        case float():
+            return value if value - value == 0 else None
+        case datetime():
+            return value.isoformat()
+        case _ if hasattr(value, "__struct_fields__"):
+            return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+        case _:
+            return value
 
 
 def nearest(word: str, known: Iterable[str], *, similarity: float = 0.6) -> str | None:

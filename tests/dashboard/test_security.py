@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,14 +10,11 @@ import pytest
 from starlette.requests import Request
 
 from taskflow.app.app import default_app
-from taskflow.broker.admin import QueueInfo
 from taskflow.dashboard import Access
 from taskflow.dashboard.guard import Authorize
 from taskflow.dashboard.rendering import STYLE, path_of
 from taskflow.model.ids import id_text
-from taskflow.model.measures import Measure, MeasuresRecord
-from taskflow.model.record import Status
-from tests.cli.hostile import HOSTILE, HUGE, HostileBroker
+from tests.dashboard.hostile import TEXTS, HostileStore
 from tests.dashboard.site import ADA, PREFIX, Page, Site
 from tests.support.world import World
 
@@ -140,22 +136,6 @@ async def test_every_answer_keeps_a_browser_safe(memory: World, site: Site, path
 
 
 # --- hostile text ---------------------------------------------------------------------------------------------------
-
-MARKUP = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)><a href='javascript:alert(1)'>x</a>{{ 7 * 7 }}{% raw %}</title>"
-
-
-class HostileStore(HostileBroker):
-    """Text that would change a page if it were not escaped, in every field, with odd numbers beside it."""
-
-    async def history(self, since: datetime, until: datetime) -> list[MeasuresRecord]:
-        measure = Measure(runs={self._text: 3}, waits={42: HUGE}, times={0: 1}, waited=HUGE, ran=HUGE)
-        return [MeasuresRecord(at=datetime.now(UTC), seconds=60, measures={(self._text, self._text): measure})]
-
-    async def queues(self) -> list[QueueInfo]:
-        return [*await super().queues(), QueueInfo(name="..", is_paused=False, counts=dict.fromkeys(Status, 1))]
-
-
-TEXTS = {"controls": HOSTILE, "markup": MARKUP, "both": MARKUP + HOSTILE}
 
 
 @pytest.mark.parametrize("form", TEXTS)

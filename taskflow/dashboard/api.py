@@ -1,0 +1,135 @@
+"""`/api/v1`: what the pages show, as JSON, for those whom `authorize` lets see them. `/api/v1/openapi.json` describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from taskflow.app.app import default_app
+from taskflow.app.explanation import Reason
+from taskflow.app.job_display import IN_FULL, arguments_of, record_json, result_of
+from taskflow.app.operate import FailureGroup, WorkerInfo, failure_groups, operate
+from taskflow.app.schedules import ScheduleInfo, schedules
+from taskflow.broker.admin import QueueInfo
+from taskflow.dashboard import pages
+from taskflow.dashboard.rendering import root_of
+from taskflow.dashboard.selection import FILTERS, filters_of, refusing, view_of_filters, whole
+from taskflow.model.audit import ActionRecord
+from taskflow.model.printable import json_text
+
+
+class Jobs(msgspec.Struct, frozen=True):
+    """Some jobs. `cursor` is that of the next page; None after the last one. `examined` is how many jobs were read to find these."""
+
+    jobs: list[dict[str, Any]]
+    cursor: str | None
+    examined: int
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A job, with the reasons for its state. `arguments` and `result` are None if they are hidden, not kept, or cannot be decoded."""
+
+    job: dict[str, Any]
+    reasons: list[Reason]
+    arguments: dict[str, Any] | None
+    result: Any
+
+
+class Runs(msgspec.Struct, frozen=True):
+    """The runs of a job in a queue over a period: how many by verdict, and the seconds within which 50 % and 95 % waited and ran."""
+
+    at: datetime
+    seconds: int
+    queue: str
+    job: str
+    runs: dict[str, int]
+    waits: tuple[float, float]
+    times: tuple[float, float]
+
+
+async def _jobs(request: Request) -> Jobs:
+    view, cursor = view_of_filters(filters_of(request.query_params)), request.query_params.get("cursor") or None
+    limit = whole(request.query_params.get("limit"), 50, 1, 200)
+    with refusing():
+        page = await pages.call(lambda broker: broker.admin.page(view, cursor=cursor, limit=limit))
+    return Jobs([record_json(record) for record in page.records], page.cursor, page.examined)
+
+
+async def _job(request: Request) -> Job:
+    record, is_shown = await pages.record_of(request.path_params["id"]), pages.access_of(request).show_arguments
+    limits, why = default_app().limits, await pages.why(record, datetime.now(UTC))
+    arguments = arguments_of(record, limits, IN_FULL)[0] if is_shown else None
+    return Job(record_json(record), why, arguments, result_of(record, limits, IN_FULL)[0] if is_shown else None)
+
+
+async def _failures(request: Request) -> list[FailureGroup]:
+    filters = {name: text for name, text in filters_of(request.query_params).items() if name in ("queue", "job", "tag")}
+    view = view_of_filters(filters)
+    return (await pages.call(lambda broker: failure_groups(broker, view))).groups
+
+
+async def _history(request: Request) -> list[Runs]:
+    periods = await operate.history(since=timedelta(hours=whole(request.query_params.get("hours"), 1, 1, 720)))
+    return [
+        Runs(each.at, each.seconds, *pair, of.runs, (of.wait_of(0.5), of.wait_of(0.95)), (of.time_of(0.5), of.time_of(0.95)))
+        for each in periods
+        for pair, of in each.measures.items()
+    ]
+
+
+class Resource(NamedTuple):
+    """What a path answers with, and the names of its query."""
+
+    read: Callable[[Request], Awaitable[Any]]
+    kind: Any
+    query: tuple[str, ...] = ()
+
+
+RESOURCES: Final = {
+    "/queues": Resource(lambda request: operate.queues(), list[QueueInfo]),
+    "/workers": Resource(lambda request: operate.workers(), list[WorkerInfo]),
+    "/jobs": Resource(_jobs, Jobs, (*FILTERS, "cursor", "limit")),
+    "/jobs/{id}": Resource(_job, Job),
+    "/failures": Resource(_failures, list[FailureGroup], ("queue", "job", "tag")),
+    "/schedules": Resource(lambda request: schedules.list(), list[ScheduleInfo]),
+    "/history": Resource(_history, list[Runs], ("hours",)),
+    "/audit": Resource(lambda request: pages.actions_before(request), list[ActionRecord], ("before",)),
+}
+
+
+def api_routes(prefix: str) -> list[Route]:
+    async def describe(request: Request) -> Response:
+        return Response(json_text(openapi(root_of(request) + prefix)), media_type="application/json")
+
+    return [
+        *(Route(prefix + path, _answering(resource)) for path, resource in RESOURCES.items()),
+        Route(f"{prefix}/openapi.json", describe),
+    ]
+
+
+def _answering(resource: Resource) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        return Response(json_text(await resource.read(request)), media_type="application/json")
+
+    return answer
+
+
+def openapi(server: str) -> dict[str, Any]:
+    """Return the description of the resources by OpenAPI 3.1."""
+    kinds = [resource.kind for resource in RESOURCES.values()]
+    schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    paths = {}
+    for (path, resource), schema in zip(RESOURCES.items(), schemas, strict=True):
+        names = [("id", "path")] * ("{id}" in path) + [(name, "query") for name in resource.query]
+        parameters = [{"name": name, "in": place, "required": place == "path", "schema": {"type": "string"}} for name, place in names]
+        content = {"application/json": {"schema": schema}}
+        paths[path] = {"get": {"parameters": parameters, "responses": {"200": {"description": "as it is now", "content": content}}}}
+    info = {"title": "taskflow dashboard", "version": version("taskflow-jobs")}
+    return {"openapi": "3.1.0", "info": info, "servers": [{"url": server}], "paths": paths, "components": {"schemas": components}}
