@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ipaddress
 import secrets
 import signal
+from socket import socket
 from typing import Final
 
 from taskflow.app.app import App
@@ -22,7 +24,7 @@ GRACE: Final = 2  # seconds that requests have to end
 
 
 def dashboard(arguments: argparse.Namespace) -> int:
-    with raising(signal.SIGTERM, signal.SIGHUP):  # the server hands them on when it has stopped; then the store is closed
+    with raising(signal.SIGTERM):  # the server hands them on when it has stopped; then the store is closed
         return command.with_store(_serve, arguments)
 
 
@@ -32,16 +34,23 @@ async def _serve(app: App, arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise DriverMissing("taskflow dashboard needs uvicorn: install the extra 'dashboard'") from error
     from taskflow.dashboard.alone import dashboard_alone  # raises DriverMissing, too
+    from taskflow.dashboard.live import Live
 
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket] | None = None) -> None:
+            live.sampler().end()
+            await super().shutdown(sockets)
+
+    live = Live()
     await existing_broker(app)
-    with listener(arguments.host, arguments.port, "--port") as socket:
-        address, port = socket.getsockname()[:2]
+    with listener(arguments.host, arguments.port, "--port") as listening:
+        address, port = listening.getsockname()[:2]
         token = secrets.token_urlsafe(32)
         if not ipaddress.ip_address(address).is_loopback:
             warn("the connection is not encrypted, and other machines can reach this port: prefer 127.0.0.1 and a tunnel, such as ssh -L")
         # Browsers send a cookie to all ports of a host, so its name has the port.
         config = uvicorn.Config(
-            dashboard_alone(this_operator(), token, f"taskflow_dashboard_{port}"),
+            dashboard_alone(live, this_operator(), token, f"taskflow_dashboard_{port}"),
             lifespan="off",
             ws="none",
             log_config=None,
@@ -52,5 +61,13 @@ async def _serve(app: App, arguments: argparse.Namespace) -> int:
         )
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         print_now(f"http://{host}:{port}/?token={token}")
-        await uvicorn.Server(config).serve(sockets=[socket])
-    return Exit.OK
+        server, codes = Server(config), list[int]()
+
+        def hang_up() -> None:  # uvicorn does not handle this signal
+            codes.append(128 + signal.SIGHUP)
+            server.should_exit = True
+
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up)
+        await server.serve(sockets=[listening])
+    return codes[0] if codes else Exit.OK

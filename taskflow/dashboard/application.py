@@ -35,7 +35,11 @@ def dashboard(*, authorize: Authorize | None = None) -> ASGIApp:
 
     The dashboard answers 503 while the store does not answer.
     """
-    acts, live = Acts(), Live()
+    return dashboard_with(Live(), authorize)
+
+
+def dashboard_with(live: Live, authorize: Authorize | None) -> ASGIApp:
+    acts = Acts()
     routes = [
         Route("/", live.page(pages.overview)),
         Route("/jobs", live.page(pages.jobs)),

@@ -29,6 +29,7 @@ class Sampler:
 
     def __init__(self) -> None:
         self.digest = ""
+        self.is_ending = False
         self._watchers = set[asyncio.Event]()
         self._task: asyncio.Task[None] | None = None
 
@@ -41,7 +42,7 @@ class Sampler:
         ends_at = asyncio.get_running_loop().time() + MAX_STREAM
         try:
             yield f"retry: {RETRY}\n\n"
-            while True:
+            while not self.is_ending:
                 if self.digest not in ("", seen):
                     yield f"event: {'change' if seen else 'seen'}\nid: {self.digest}\ndata: 1\n\n"
                     seen = self.digest
@@ -55,6 +56,12 @@ class Sampler:
             if not self._watchers and self._task is not None:
                 self._task.cancel()
                 self._task = None
+
+    def end(self) -> None:
+        """End all streams, so that a server that waits for them stops at once. It is called on their event loop."""
+        self.is_ending = True
+        for watcher in self._watchers:
+            watcher.set()
 
     async def _sample(self) -> None:
         while True:
@@ -80,9 +87,12 @@ class Live:
         self._samplers = WeakKeyDictionary[asyncio.AbstractEventLoop, Sampler]()
         self._pages: dict[tuple[object, ...], tuple[float, asyncio.Task[Response]]] = {}
 
+    def sampler(self) -> Sampler:
+        """Return the sampler of the running event loop."""
+        return self._samplers.setdefault(asyncio.get_running_loop(), Sampler())
+
     async def stream(self, request: Request) -> Response:
-        sampler = self._samplers.setdefault(asyncio.get_running_loop(), Sampler())
-        events = sampler.changes(request.headers.get("last-event-id", ""))
+        events = self.sampler().changes(request.headers.get("last-event-id", ""))
         return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})  # for nginx
 
     def page(self, endpoint: Endpoint) -> Endpoint:

@@ -82,7 +82,12 @@ def test_the_token_opens_it_once(server: Server) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it(server: Server, number: signal.Signals) -> None:
-    assert server.end(number) == (128 + number, "")
+    """Also while a page is live."""
+    with httpx.Client() as browser:
+        browser.get(server.url)
+        with browser.stream("GET", f"{server.url.partition('?')[0]}live") as stream:
+            assert next(stream.iter_text()).startswith("retry: ")
+            assert server.end(number) == (128 + number, "")
 
 
 def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
