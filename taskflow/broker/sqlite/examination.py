@@ -77,7 +77,10 @@ def _pages(store: SqliteStore) -> Finding:
 
 def _indexes(store: SqliteStore) -> Finding:
     """Compare counts and entries with the records. SQLite keeps the other indexes itself."""
-    return finding(_limited(store, lambda: _compare(store, repairs=False)))
+    try:
+        return finding(_limited(store, lambda: _compare(store, repairs=False)))
+    except sqlite3.DatabaseError as error:
+        return Finding("indexes", "problem", f"they cannot be compared with the records: {str(error)[:200]}")
 
 
 def rebuild(store: SqliteStore) -> Rebuilt:
