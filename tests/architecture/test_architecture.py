@@ -38,7 +38,7 @@ BUDGETS = {
     "taskflow/model": 6_520,
     "taskflow/broker/engine": 3_665,
     "taskflow/broker/memory": 700,
-    "taskflow/broker/sqlite": 4_185,
+    "taskflow/broker/sqlite": 4_180,
     "taskflow/broker/redis": 4_850,
     "taskflow/broker/postgres": 5_795,
     "taskflow/broker": 21_210,

@@ -35,11 +35,12 @@ def examine(store: SqliteStore) -> list[Finding]:
     [(pages,)], [(page_size,)] = connection.execute("PRAGMA page_count"), connection.execute("PRAGMA page_size")
     free = shutil.disk_usage(os.path.dirname(path)).free
     size = pages * page_size
+    found = _pages(store)
     return [
         Finding("file", "ok", f"{path}: {size:,} bytes, SQLite {sqlite3.sqlite_version}"),
         Finding("persistence", "ok", "enqueues and outcomes are on disk before they are answered"),
-        _pages(store),
-        _indexes(store),
+        found,
+        Finding("indexes", "note", "not compared with the records of a damaged file") if found.level == "problem" else _indexes(store),
         _permissions(path),
         Finding("room", "ok" if free > max(size, _LITTLE_ROOM) else "problem", f"{free:,} bytes free on its disk"),
     ]
@@ -77,10 +78,7 @@ def _pages(store: SqliteStore) -> Finding:
 
 def _indexes(store: SqliteStore) -> Finding:
     """Compare counts and entries with the records. SQLite keeps the other indexes itself."""
-    try:
-        return finding(_limited(store, lambda: _compare(store, repairs=False)))
-    except sqlite3.DatabaseError as error:
-        return Finding("indexes", "problem", f"they cannot be compared with the records: {str(error)[:200]}")
+    return finding(_limited(store, lambda: _compare(store, repairs=False)))
 
 
 def rebuild(store: SqliteStore) -> Rebuilt:
