@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -48,20 +49,23 @@ class OpenTelemetry(Telemetry):
         self._duration = meter.create_histogram("messaging.process.duration", "s", "How long runs took.")
 
     def stamp(self, calls: Sequence[EnqueueCall]) -> None:
-        first = calls[0]
-        attributes = {**_SENDING, "messaging.destination.name": first.queue}
+        first, sent = calls[0], Counter([call.queue for call in calls])
+        attributes: dict[str, Any] = dict(_SENDING)
+        if len(sent) == 1:
+            attributes["messaging.destination.name"] = first.queue
         if len(calls) == 1:
-            found: dict[str, Any] = {"messaging.message.id": first.job_id, "taskflow.job": first.job}
+            attributes |= {"messaging.message.id": first.job_id, "taskflow.job": first.job}
         else:
-            found = {"messaging.batch.message_count": len(calls)}
-        span = self._tracer.start_span(f"send {first.queue}", kind=SpanKind.PRODUCER, attributes={**attributes, **found})
+            attributes["messaging.batch.message_count"] = len(calls)
+        span = self._tracer.start_span(f"send {first.queue}" if len(sent) == 1 else "send", kind=SpanKind.PRODUCER, attributes=attributes)
         carrier = dict[str, str]()
         propagate.inject(carrier, set_span_in_context(span))
         carrier = {name: value for name, value in carrier.items() if len(value) <= MAX_HEADER}
         for call in calls:
             call.headers.update(carrier)
         span.end()
-        self._sent.add(len(calls), attributes)
+        for queue, n in sent.items():
+            self._sent.add(n, {**_SENDING, "messaging.destination.name": queue})
 
     async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
         sender, sent = _sender(tuple(context.headers.items()))

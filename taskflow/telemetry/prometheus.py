@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -15,7 +16,7 @@ from prometheus_client.registry import REGISTRY, Collector
 
 from taskflow.app.middleware import Telemetry
 from taskflow.broker.admin import QueueInfo
-from taskflow.model.measures import MAX_PAIRS, unpack_measures
+from taskflow.model.measures import unpack_measures
 from taskflow.worker.measuring import WorkerFacts, WorkerMeasures
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -36,33 +37,46 @@ class Prometheus(Telemetry):
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self._registry = registry
-        self._workers: list[WorkerMeasures] = []
-        self._ended: WorkerFacts | None = None
-        self._lock = threading.Lock()
 
     @contextmanager
     def working(self, measures: WorkerMeasures | None) -> Iterator[None]:
         assert measures is not None
-        with self._lock:
-            is_first = not self._workers and self._ended is None
-            self._workers.append(measures)
-        if is_first:
-            self._registry.register(_WorkerCollector(self._facts))
+        with _lock:
+            if self._registry not in _counted:
+                _counted[self._registry] = counted = _Counted()
+                self._registry.register(_WorkerCollector(counted.facts))
+            counted = _counted[self._registry]
+        counted.workers.append(measures)
         try:
             yield
         finally:
-            with self._lock:  # its counts stay, but not its slots
-                ended = measures.facts().ended()
-                self._ended = ended if self._ended is None else self._ended.plus(ended)
-                self._workers.remove(measures)
-
-    def _facts(self) -> list[WorkerFacts]:
-        with self._lock:
-            return [*(each.facts() for each in self._workers), *([] if self._ended is None else [self._ended])]
+            counted.end(measures)
 
     def page(self) -> tuple[str, bytes]:  # pyright: ignore[reportIncompatibleVariableOverride]  # the base class has none
         """Return the content type and the text of the metrics of this process."""
         return CONTENT_TYPE, generate_latest(self._registry)
+
+
+class _Counted:
+    """What the workers of a process count in a registry, with any instance of `Prometheus`."""
+
+    def __init__(self) -> None:
+        self.workers: list[WorkerMeasures] = []
+        self._ended = WorkerFacts(measures=b"")
+
+    def facts(self) -> list[WorkerFacts]:
+        with _lock:
+            return [*(each.facts() for each in self.workers), self._ended]
+
+    def end(self, measures: WorkerMeasures) -> None:
+        """Drop a worker. Its counts stay, but not its slots."""
+        with _lock:
+            self._ended = self._ended.plus(measures.facts().ended())
+            self.workers.remove(measures)
+
+
+_lock: Final = threading.Lock()
+_counted: Final = WeakKeyDictionary[CollectorRegistry, _Counted]()
 
 
 class _WorkerCollector(Collector):
@@ -104,9 +118,9 @@ def worker_metrics(many: Iterable[WorkerFacts]) -> Generator[Metric]:
     slots.add_metric(("free",), facts.free)
     yield slots
     yield GaugeMetricFamily("taskflow_loop_lag_seconds", "For how long a job has blocked the event loop; 0 if none does.", facts.loop_lag)
-    errors = CounterMetricFamily("taskflow_broker_errors", "Calls to the broker that failed and were repeated.", labels=("operation",))
-    for operation, n in facts.broker_errors.items():
-        errors.add_metric((operation,), n)
+    errors = CounterMetricFamily("taskflow_broker_errors", "Calls to the broker that failed and were repeated.", labels=("verb",))
+    for verb, n in facts.broker_errors.items():
+        errors.add_metric((verb,), n)
     yield errors
     yield CounterMetricFamily("taskflow_leases_lost", "Leases that went to other workers during a run.", facts.leases_lost)
 
@@ -146,12 +160,12 @@ def store_metrics(queues: Sequence[QueueInfo], totals: Mapping[str, Mapping[str,
     )
     paused = GaugeMetricFamily("taskflow_queue_paused", "1 if the queue is paused.", labels=("queue",))
     events = CounterMetricFamily("taskflow_jobs", "Events of jobs since the store was created.", labels=("queue", "event"))
-    for queue in queues[:MAX_PAIRS]:
+    for queue in queues:
         for status, n in queue.counts.items():
             jobs.add_metric((queue.name, status.value.lower()), n)
         oldest.add_metric((queue.name,), queue.oldest_ready_for or 0.0)
         paused.add_metric((queue.name,), queue.is_paused)
-    for queue_name, counts in list(totals.items())[:MAX_PAIRS]:
+    for queue_name, counts in totals.items():
         for event, n in counts.items():
             events.add_metric((queue_name, event.replace(" ", "_")), n)
     yield from (jobs, oldest, paused, events)

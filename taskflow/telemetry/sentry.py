@@ -7,6 +7,7 @@ from typing import Any
 
 import sentry_sdk
 from sentry_sdk.consts import OP
+from sentry_sdk.integrations.logging import ignore_logger
 
 from taskflow.app.context import JobContext
 from taskflow.app.middleware import EnqueueCall, RunNext, Telemetry
@@ -19,12 +20,14 @@ class Sentry(Telemetry):
     """Reports the errors of jobs, and a transaction for each run in the sender's trace, if `sentry_sdk.init` has been called.
 
     Each run has a scope with the tags ``taskflow.job``, ``taskflow.queue`` and ``taskflow.job_id``. Arguments are not sent.
+    The log lines of the worker make no events, because they would repeat these errors.
 
     `retried`  True to also report errors after which the job is tried again (default False)
     """
 
     def __init__(self, *, retried: bool = False) -> None:
         self._retried = retried
+        ignore_logger("taskflow.worker")  # it logs the same errors
 
     def stamp(self, calls: Sequence[EnqueueCall]) -> None:
         sent = {"sentry-trace": sentry_sdk.get_traceparent(), "baggage": sentry_sdk.get_baggage()}

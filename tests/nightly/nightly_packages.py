@@ -30,7 +30,7 @@ from tests.support.processes import free_port
 from tests.support.servers import shared_redis
 
 PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS: Final = ("fast", "postgres", "django", "litestar", "reload", "completion")
+EXTRAS: Final = ("fast", "postgres", "django", "litestar", "reload", "completion", "prometheus", "otel", "sentry", "dashboard")
 LOWEST: Final = {
     found[1]: found[2]
     for group in (PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in EXTRAS))

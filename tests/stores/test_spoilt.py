@@ -235,7 +235,7 @@ async def test_whatever_column_of_a_job_is_spoilt_costs_nobody_else(world: World
 
 TABLE_OF_HISTORY: Final = {
     "sqlite": "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE '%history'",
-    "postgres": "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE tablename = 'history'",
+    "postgres": "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE tablename = 'history' AND schemaname = '{}'",
 }
 
 
@@ -248,7 +248,8 @@ async def test_a_period_at_an_impossible_time_stops_no_upkeep(world: World, at: 
         await world.pass_time(60.0)
     with contextlib.closing(world.harness.connect()) as connection:
         cursor = connection.cursor()
-        cursor.execute(TABLE_OF_HISTORY[world.harness.name])
+        harness: Any = world.harness
+        cursor.execute(TABLE_OF_HISTORY[harness.name].format(getattr(harness, "namespace", "")))
         [table] = cursor.fetchone()
         cursor.execute(f"UPDATE {table} SET at = {at}, rolls_at = 0 WHERE at = (SELECT min(at) FROM {table})")
         assert cursor.rowcount == 1

@@ -16,6 +16,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from taskflow import configure, send
+from taskflow.app.app import default_app
+from taskflow.broker.url import connect
 from taskflow.telemetry import OpenTelemetry
 
 TASKS = """
@@ -48,7 +50,6 @@ async def test_a_request_and_its_job_are_one_trace_and_a_retry_links_to_it(tmp_p
     url = f"sqlite:///{tmp_path}/queue.db"
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    configure(broker=url, telemetry=[OpenTelemetry(provider)])
     app = FastAPI()
 
     @app.post("/orders")
@@ -56,8 +57,12 @@ async def test_a_request_and_its_job_are_one_trace_and_a_retry_links_to_it(tmp_p
         with provider.get_tracer("tests").start_as_current_span("POST /orders"):
             return (await send("charge")).id
 
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://shop") as client:
-        assert (await client.post("/orders")).status_code == 200
+    broker = connect(url)
+    with default_app().using(broker):
+        configure(telemetry=[OpenTelemetry(provider)])
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://shop") as client:
+            assert (await client.post("/orders")).status_code == 200
+    await broker.close()
     (tmp_path / "tasks.py").write_text(TASKS)
     command = [sys.executable, "-m", "taskflow", "worker", "tasks", "--drain", "--broker", url]
     worker = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -187,12 +188,15 @@ async def test_the_worker_asks_its_broker_in_silence(telemetry: Telemetry, monke
 
 
 async def test_messages_and_durations_are_metrics(telemetry: Telemetry) -> None:
-    await taskflow.enqueue([add.bind(number, 1) for number in range(3)])
+    await taskflow.enqueue([add.bind(0, 1), *(add.options(queue="other").bind(number, 1) for number in range(2))])
     await fails.delay()
     await work()
-    assert sum(point.value for point in telemetry.points("messaging.client.sent.messages")) == 4
-    durations = {(point.attributes["taskflow.outcome"], point.attributes.get("error.type")): point.count
-                 for point in telemetry.points("messaging.process.duration")}  # fmt: skip
+    sent = {point.attributes["messaging.destination.name"]: point.value for point in telemetry.points("messaging.client.sent.messages")}
+    assert sent == {"default": 2, "other": 2}
+    assert [span.name for span in telemetry.spans(SpanKind.PRODUCER)] == ["send", "send default"]
+    durations = Counter[tuple[str, str | None]]()
+    for point in telemetry.points("messaging.process.duration"):
+        durations[point.attributes["taskflow.outcome"], point.attributes.get("error.type")] += point.count
     assert durations == {("succeeded", None): 3, ("retried", "ValueError"): 1, ("failed", "ValueError"): 1}
 
 

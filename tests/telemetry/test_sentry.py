@@ -40,7 +40,6 @@ def events(memory_broker: MemoryBroker) -> Iterator[Events]:
         dsn="http://key@127.0.0.1:9/1",
         transport=events,
         traces_sample_rate=1.0,
-        default_integrations=False,
         auto_enabling_integrations=False,
     )
     yield events
