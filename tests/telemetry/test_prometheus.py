@@ -59,9 +59,9 @@ async def test_a_registry_of_the_application_has_them_too(memory_broker: MemoryB
     registry = CollectorRegistry()
     sold = Counter("sold", "Things sold.", registry=registry)
     sold.inc()
-    for _ in range(2):
-        prometheus = Prometheus(registry)  # a second one counts in the same metrics
-        configure(telemetry=[prometheus])
+    prometheus, second = Prometheus(registry), Prometheus(registry)  # they count in the same metrics
+    for each in (prometheus, second):
+        configure(telemetry=[each])
         await add.delay(1, 2)
         await fails.delay()
         async with Worker() as worker:
