@@ -13,7 +13,7 @@ from taskflow.cli.command import existing_broker, filter_of, is_known_queue, on_
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.terminal import RED, Column, ago, cut, only, painted, room, show, table, warn
 from taskflow.model.audit import ActionRecord
-from taskflow.model.errors import DriverMissing
+from taskflow.model.errors import ConfigurationError, DriverMissing
 from taskflow.model.printable import INDENT, one_line
 from taskflow.model.stored_values import LATEST
 
@@ -108,6 +108,8 @@ async def metrics(app: App, arguments: argparse.Namespace) -> int:
     store = (await existing_broker(app)).admin
     totals = (await store.metrics()).totals
     if arguments.prometheus:
+        if arguments.json:
+            raise ConfigurationError("--prometheus and --json exclude each other: each is a format of its output")
         try:
             from taskflow.telemetry.prometheus import store_page
         except ImportError as error:

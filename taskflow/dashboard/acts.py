@@ -1,4 +1,4 @@
-"""What people do with forms: jobs, queues and schedules are acted on, and the audit log names the person.
+"""Carries out the actions of forms on jobs, queues and schedules. The audit log names the person.
 
 An action on many jobs runs beside the request that began it: its page shows how far it is, and can stop it.
 """

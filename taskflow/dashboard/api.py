@@ -85,7 +85,7 @@ async def _history(request: Request) -> list[Runs]:
 
 
 class Resource(NamedTuple):
-    """What a path answers with, and the names of its query."""
+    """A path of the API: the function that answers it, and the names of its query parameters."""
 
     read: Callable[[Request], Awaitable[Any]]
     kind: Any

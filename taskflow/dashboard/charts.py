@@ -22,7 +22,7 @@ MAX_RUNS: Final = 50
 
 
 class Bucket(msgspec.Struct, frozen=True):
-    """What was measured from `at` for `seconds`."""
+    """The measures of a period, which begins at `at` and lasts for `seconds`."""
 
     at: datetime
     seconds: int

@@ -37,7 +37,7 @@ OTHER_SITE: Final = "This request does not come from a page of the dashboard."
 
 
 class Access(msgspec.Struct, frozen=True):
-    """What the sender of a request may see and do in the dashboard.
+    """The rights of a person in the dashboard.
 
     `actor`           the name of the person, which the audit log keeps with each action
     `actions`         True to retry, cancel and discard jobs, and to pause queues and schedules (default False: read-only)

@@ -58,7 +58,7 @@ class Prometheus(Telemetry):
 
 
 class _Counted:
-    """What the workers of a process count in a registry, with any instance of `Prometheus`."""
+    """The counts of a process's workers in one registry. All instances of `Prometheus` with that registry share them."""
 
     def __init__(self) -> None:
         self.workers: list[WorkerMeasures] = []

@@ -26,7 +26,7 @@ RECORD_TIMEOUT: Final = 2.0
 
 
 class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What workers have done since they started, and how they are now.
+    """The counts of a worker since it started, or of several workers, and their present state.
 
     `measures`       packed, see `pack_measures`
     `broker_errors`  how many calls to the broker have failed, by what was called

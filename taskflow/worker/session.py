@@ -61,7 +61,7 @@ class Phase(IntEnum):
 
 
 class Hooks(NamedTuple):
-    """What hears of settlements."""
+    """The receivers of settlements, each None unless the application has asked for it."""
 
     ended: EndedHooks | None = None
     measures: WorkerMeasures | None = None

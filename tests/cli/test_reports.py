@@ -203,3 +203,19 @@ def test_a_person_confirms_the_removal_of_a_schedule(cli: Cli, monkeypatch: pyte
     assert said.err == "remove ticks? [y/N] taskflow: nothing was changed\n"
     assert cli.json("audit") == []
     assert cli("schedules", "remove", "ticks", "--yes").out == "removed ticks\n"
+
+
+# --- metrics -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_metrics_of_the_store_are_printed_as_prometheus_reads_them(cli: Cli) -> None:
+    cli.with_broker(lambda broker: broker.enqueue([Envelope(id=bytes([n]) * 16, job="send", payload=b"", queue="mail") for n in (1, 2)]))
+    lines = cli("metrics", "--prometheus").out.splitlines()
+    assert 'taskflow_queue_jobs{queue="mail",status="ready"} 2.0' in lines
+    assert 'taskflow_jobs_total{event="enqueue",queue="mail"} 2.0' in lines
+    assert "taskflow_workers 0.0" in lines
+
+
+def test_prometheus_and_json_exclude_each_other(cli: Cli) -> None:
+    cli.with_broker(lambda broker: broker.enqueue([Envelope(id=bytes([1]) * 16, job="send", payload=b"")]))
+    assert "--prometheus and --json exclude each other" in cli("metrics", "--prometheus", "--json", code=2).err
