@@ -111,16 +111,26 @@ class TaskflowBackend(_Base):
 
     def check(self, **kwargs: Any) -> list[Any]:
         """Return what is wrong with the settings, for `manage.py check`."""
-        if apps.is_installed("taskflow.django"):
-            return []
-        why = f'TASKS["{self.alias}"] uses taskflow, but its app is not installed.'
-        return [checks.Error(why, "Add 'taskflow.django' to INSTALLED_APPS.", id=f"{_LABEL}.E001")]
+        if not apps.is_installed("taskflow.django"):
+            why = f'TASKS["{self.alias}"] uses taskflow, but its app is not installed.'
+            return [checks.Error(why, "Add 'taskflow.django' to INSTALLED_APPS.", id=f"{_LABEL}.E001")]
+        try:
+            self.check_join()  # an app that is ready after this one may have configured another broker
+        except ImproperlyConfigured as error:
+            return [checks.Error(str(error), id=f"{_LABEL}.E002")]
+        return []
 
     def check_join(self) -> None:
-        """Raises ImproperlyConfigured if tasks join a transaction of another database than the broker's."""
+        """Raises ImproperlyConfigured if tasks join transactions, but no broker is configured, or it is not in their database."""
         app = default_app()
         if self.transaction != "join" or app.ignores_connections:
             return
+        if app.settings.broker is None:
+            raise ImproperlyConfigured(
+                f'TASKS["{self.alias}"] has "transaction": "join", but no broker is configured. Add "broker", the URL of the database '
+                f'"{self.database}", to its OPTIONS, or set TASKFLOW_BROKER. An app that calls configure(broker=...) in its ready() '
+                "must stand before taskflow.django in INSTALLED_APPS"
+            )
         if (why := _difference(app.broker_url(), connections[self.database])) is not None:
             raise ImproperlyConfigured(
                 f'TASKS["{self.alias}"] has "transaction": "join", but the broker {masked(app.broker_url())} is not in the database '
@@ -180,11 +190,11 @@ def apply_settings() -> None:
     app = default_app()
     try:
         app.integrate(broker=brokers[0] if brokers else None)
-        if is_configured := app.settings.broker is not None:
+        if app.settings.broker is not None:
             app.broker()  # checks the URL
     except ConfigurationError as error:
         raise ImproperlyConfigured(f"TASKS: {error}") from error
-    for each in ours if is_configured else ():  # otherwise an app that is ready later may configure it: the first send checks it then
+    for each in ours:
         each.check_join()
 
 

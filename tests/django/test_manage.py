@@ -46,6 +46,16 @@ def crunch(n: int) -> str:
     return f"{n}: {Order._meta.label}"
 """
 
+APPS = """
+from django.apps import AppConfig
+from taskflow import configure
+
+class ShopConfig(AppConfig):
+    name = "shop"
+
+    def ready(self):
+        configure(broker="sqlite:///other.db")
+"""
 
 URLS = """
 from django.urls import path
@@ -117,6 +127,16 @@ def test_a_task_that_cannot_join_is_refused_at_the_start(project: Project) -> No
     project.write(settings=f"{SETTINGS}{backend}\n")
     said = project("-c", "import django; django.setup()", code=1, DJANGO_SETTINGS_MODULE="shop.settings")
     assert 'jobs.db is not in the database "default", which is shop.db' in said
+    said = project("-c", "import django; django.setup()", code=1, DJANGO_SETTINGS_MODULE="shop.settings", TASKFLOW_BROKER="")
+    assert 'has "transaction": "join", but no broker is configured. Add "broker"' in said
+
+
+def test_the_system_check_finds_a_broker_that_a_later_app_configures(project: Project) -> None:
+    backend = 'TASKS = {"default": {"BACKEND": "taskflow.django.TaskflowBackend", "OPTIONS": {"transaction": "join"}}}'
+    project.write(settings=SETTINGS.replace('"shop"]', '"shop.apps.ShopConfig"]') + backend, apps=APPS)
+    said = project("manage.py", "check", code=1, TASKFLOW_BROKER=f"sqlite:///{project.folder}/shop.db?shared=1")
+    assert "(taskflow.E002)" in said
+    assert 'other.db is not in the database "default", which is shop.db' in said
 
 
 def test_the_project_of_the_page_works(project: Project) -> None:
