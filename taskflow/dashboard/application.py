@@ -17,7 +17,7 @@ from taskflow.dashboard.acts import Acts, amend_queue, amend_schedule
 from taskflow.dashboard.api import api_routes
 from taskflow.dashboard.guard import Authorize, Guard
 from taskflow.dashboard.live import Endpoint, Live
-from taskflow.dashboard.rendering import API, SCRIPT, STYLE, message_page
+from taskflow.dashboard.rendering import API, ICON, SCRIPT, STYLE, message_page
 from taskflow.model.errors import BrokerError
 
 log: Final = logging.getLogger("taskflow.dashboard")
@@ -60,6 +60,7 @@ def dashboard_with(live: Live, authorize: Authorize | None) -> ASGIApp:
         Route("/live", live.stream),
         Route("/style.css", _file(STYLE, "text/css")),
         Route("/live.js", _file(SCRIPT, "text/javascript")),
+        Route("/icon.svg", _file(ICON, "image/svg+xml")),
     ]
     return Guard(Starlette(routes=routes, exception_handlers={HTTPException: _refused, BrokerError: _unavailable}), authorize)
 

@@ -22,7 +22,7 @@ MAX_RUNS: Final = 50
 
 
 class Bucket(msgspec.Struct, frozen=True):
-    """The measures of a period, which begins at `at` and lasts for `seconds`."""
+    """The measures of a period, which begins at `at` and lasts for `seconds`. The present one has lasted for less than the others."""
 
     at: datetime
     seconds: int
@@ -57,7 +57,9 @@ def buckets(history: Sequence[MeasuresRecord], back: timedelta, *, queue: str = 
         if found[place].number:
             break
         del found[place]
-    return [Bucket(instant_of(place * seconds * 1_000_000), seconds, measure) for place, measure in found.items()]
+    passed = [max(MINUTE, min(seconds, int(datetime.now(UTC).timestamp()) - place * seconds)) for place in found]
+    starts = [instant_of(place * seconds * 1_000_000) for place in found]
+    return list(map(Bucket, starts, passed, found.values()))
 
 
 def rate(found: Sequence[Bucket], title: str) -> Markup:
@@ -73,10 +75,12 @@ def quantiles(found: Sequence[Bucket], title: str, of: Callable[[Measure, float]
         name: [of(bucket.measure, share) if bucket.measure.number else None for bucket in found]
         for name, share in (("95 %", 0.95), ("50 %", 0.5))
     }
-    return _lines(title, found, series, duration)
+    return _lines(title, found, series, duration, styles="20")
 
 
-def _lines(title: str, found: Sequence[Bucket], series: Mapping[str, Sequence[float | None]], label: Callable[[float], str]) -> Markup:
+def _lines(
+    title: str, found: Sequence[Bucket], series: Mapping[str, Sequence[float | None]], label: Callable[[float], str], styles: str = "01"
+) -> Markup:
     most = max((value for values in series.values() for value in values if value is not None), default=0.0) or 1.0
     step = (WIDTH - LEFT) / max(1, len(found) - 1)
 
@@ -91,9 +95,10 @@ def _lines(title: str, found: Sequence[Bucket], series: Mapping[str, Sequence[fl
         return "".join(parts)
 
     drawn = Markup("").join(
-        Markup('<path class="line s{}" d="{}"/>').format(number, paths(values)) for number, values in enumerate(series.values())
+        Markup('<path class="line s{}" d="{}"/>').format(style, paths(values))
+        for style, values in zip(styles, series.values(), strict=True)
     )
-    keys = Markup(" ").join(Markup('<span class="key s{}">{}</span>').format(number, name) for number, name in enumerate(series))
+    keys = Markup(" ").join(Markup('<span class="key s{}">{}</span>').format(*pair) for pair in zip(styles, series, strict=True))
     frame = Markup('<path class="axis" d="M{} {}V{}H{}"/>').format(LEFT, TOP, HEIGHT - BOTTOM, WIDTH)
     labels = _label(LEFT - 6, TOP + 8, label(most), "end") + _label(LEFT - 6, HEIGHT - BOTTOM, "0", "end")
     if found:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from taskflow.dashboard.rendering import message_page
 from taskflow.model.printable import shown
 
-OWN: Final = ("style-src", "script-src", "connect-src", "form-action")
+OWN: Final = ("style-src", "script-src", "img-src", "connect-src", "form-action")
 CONTENT_POLICY: Final = "".join(f"{kind} 'self'; " for kind in OWN) + "default-src 'none'; base-uri 'none'; frame-ancestors 'none'"
 
 # `same-origin` and not `no-referrer`: with the latter, a browser sends "Origin: null" with its own forms.

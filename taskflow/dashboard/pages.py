@@ -15,7 +15,7 @@ from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import DEFAULTS, POSSIBLE, ActionName
 from taskflow.app.explanation import Facts, Reason, facts_of, reasons
 from taskflow.app.job_display import AT_A_GLANCE, arguments_of, detail, record_json, result_of
-from taskflow.app.operate import failure_groups, operate
+from taskflow.app.operate import WorkerInfo, failure_groups, operate
 from taskflow.app.schedules import schedules
 from taskflow.broker.admin import QueueInfo, View
 from taskflow.broker.protocol import Broker
@@ -60,6 +60,7 @@ async def overview(request: Request) -> Response:
         queues=sorted(queues, key=lambda queue: -sum(queue.counts[status] for status in LIVE))[:MAX_ROWS],
         number_of_queues=len(queues),
         totals=totals_of(queues),
+        untaken={each.name for each in queues if each.counts[Status.READY] and not _takers(workers, each.name)},
         workers=workers,
         groups=found.groups,
         chart=chart,
@@ -152,6 +153,10 @@ async def failures(request: Request) -> Response:
     )
 
 
+def _takers(workers: list[WorkerInfo], queue: str) -> list[WorkerInfo]:
+    return [worker for worker in workers if not worker.is_lost and (not worker.queues or queue in worker.queues)]
+
+
 async def queue(request: Request) -> Response:
     name = request.path_params["name"]
     queues, workers, history, totals = await asyncio.gather(
@@ -166,7 +171,7 @@ async def queue(request: Request) -> Response:
         request,
         "queue.html",
         queue=found,
-        workers=[worker for worker in workers if not worker.queues or name in worker.queues],
+        workers=_takers(workers, name),
         events=totals.get(name, {}),
         measures=sorted(measures.items(), key=lambda pair: -pair[1].number)[:MAX_ROWS],
         waits=charts.histogram(whole_queue.waits, "Waits in the last day"),

@@ -20,7 +20,8 @@ from taskflow.model.printable import duration, indented, json_text, one_line, sp
 HERE: Final = Path(__file__).parent
 STYLE: Final = (HERE / "style.css").read_bytes()
 SCRIPT: Final = (HERE / "live.js").read_bytes()
-VERSION: Final = hashlib.sha256(STYLE + SCRIPT).hexdigest()[:12]
+ICON: Final = (HERE / "icon.svg").read_bytes()
+VERSION: Final = hashlib.sha256(STYLE + SCRIPT + ICON).hexdigest()[:12]
 """Changes with these files, so that browsers may keep them."""
 
 MAX_BLOCK: Final = 16_384  # characters of a traceback or a value
@@ -42,6 +43,12 @@ def absolute(at: datetime) -> str:
 def block(text: object) -> Markup:
     """Return text of several lines for <pre>. Its lines stay, and other control characters are escaped."""
     return Markup("{}").format("\n".join(line[4:] for line in indented(text, MAX_BLOCK).split("\n")))
+
+
+def code(text: str) -> Markup:
+    """Return text of one line in which what stands between backticks is code."""
+    parts = one_line(text).split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts))
 
 
 def as_json(value: object) -> str:
@@ -80,6 +87,7 @@ _templates.filters |= {
     "when": when,
     "as_json": as_json,
     "block": block,
+    "code": code,
     "cut": one_line,
     "number": number,
     "span": span,

@@ -93,6 +93,24 @@ async def test_queues_workers_and_failures_are_shown(world: World, site: Site) -
         assert (ids["failed"] in rows(failures)) == ("1 builtins.ValueError: no such user" in failures.text) == is_listed
 
 
+async def test_a_queue_with_ready_jobs_that_no_worker_takes_is_marked(memory: World, site: Site) -> None:
+    session = await memory.a_session(queues=("mail",))
+    await memory.add(queue="mail")
+    await memory.add(queue="thumbnails")
+    await memory.add(queue="later", after=60.0)
+    page = await site.get("/")
+    assert "thumbnails 1 0 0 0 0 0s no worker takes it" in page.text
+    assert page.text.count("no worker takes it") == 1
+    await memory.beat(session, leaving=True)
+    assert (await site.get("/")).text.count("no worker takes it") == 2
+
+
+async def test_commands_in_a_cure_are_code(memory: World, site: Site) -> None:
+    await memory.broker.admin.pause("mail")
+    envelope = await memory.add(queue="mail")
+    assert "<code>taskflow resume mail</code> ends the pause" in (await site.get(f"/jobs/{id_text(envelope.id)}")).answer.text
+
+
 async def test_jobs_are_filtered_by_the_url(world: World, site: Site) -> None:
     ids = await scene(world)
     assert sorted(rows(await site.get("/jobs"))) == sorted(ids.values())
@@ -256,6 +274,8 @@ def test_buckets_are_few_and_have_every_period(hours: int) -> None:
     assert 6 <= len(found) <= 62
     assert sum(bucket.measure.number for bucket in found) == 120
     assert charts.buckets(history, timedelta(hours=hours), queue="other")[0].measure.number == 0
+    passed = (datetime.now(UTC) - found[-1].at).total_seconds()
+    assert found[-1].seconds <= max(60, passed)  # a rate of the present period is not that of a whole one
 
 
 # --- the store is away ----------------------------------------------------------------------------------------------
