@@ -1,10 +1,14 @@
-// Keeps a page up to date. It listens for changes while the page is visible, and then fetches its content again.
+// Keeps a page up to date while it is visible. One of a browser's visible tabs listens for changes, and tells the others.
 const INTERVAL = 2000; // milliseconds between two fetches
+const AGAIN = 5000; // milliseconds until a stream that was refused is tried again
 const main = document.getElementById("main");
 const note = document.getElementById("live");
-let source = null;
+const { live, name } = main.dataset;
+let seen = ""; // the state of the store that the page shows
 let timer = 0;
 let last = Date.now();
+let stop = () => {};
+let tell = () => {}; // tells the other tabs
 
 // A person who is typing or has selected jobs must not lose that.
 function isBusy() {
@@ -29,17 +33,20 @@ function replace(text) {
 }
 
 async function refresh() {
+  timer = 0;
   last = Date.now();
   try {
-    const answer = await fetch(location.href, { headers: { "X-Taskflow-Fragment": "1" } });
-    if (!answer.ok) throw new Error(answer.status);
-    const text = await answer.text();
-    if (isBusy()) return void (timer = setTimeout(refresh, INTERVAL));
-    replace(text);
-    timer = 0;
+    const known = seen && { "If-None-Match": `"${seen}"` };
+    const answer = await fetch(location.href, { headers: { "X-Taskflow-Fragment": "1", ...known }, cache: "no-store" });
+    if (answer.status !== 304) {
+      if (!answer.ok || answer.redirected) throw new Error(answer.status);
+      const text = await answer.text();
+      if (isBusy()) return refreshSoon();
+      replace(text);
+      tell((seen = (answer.headers.get("ETag") ?? "").replaceAll('"', "")));
+    }
     note.textContent = "live";
   } catch {
-    timer = 0;
     note.textContent = "not live";
   }
 }
@@ -48,17 +55,70 @@ function refreshSoon() {
   timer ||= setTimeout(refresh, Math.max(0, last + INTERVAL - Date.now()));
 }
 
+function hear(state) {
+  note.textContent = state === "away" ? "the store does not answer" : "live";
+  if (state === "away") return;
+  if (seen && state !== seen) refreshSoon();
+  seen ||= state;
+}
+
+// Listens until the function that it returns is called.
+function listen() {
+  if (!live) {
+    const poll = setInterval(refreshSoon, INTERVAL);
+    return () => clearInterval(poll);
+  }
+  let source = null;
+  let again = 0;
+  let drops = 0; // since it was open; each stream ends after a while
+  const on = (state) => (hear(state), tell(state));
+  function open() {
+    source = new EventSource(live);
+    source.addEventListener("open", () => (drops = 0));
+    for (const kind of ["seen", "change"]) source.addEventListener(kind, (event) => on(event.lastEventId));
+    source.addEventListener("away", () => on("away"));
+    source.addEventListener("error", () => {
+      if (++drops > 1 || source.readyState === EventSource.CLOSED) note.textContent = "not live";
+      if (source.readyState === EventSource.CLOSED) again = setTimeout(open, AGAIN);
+    });
+  }
+  open();
+  return () => {
+    source.close();
+    clearTimeout(again);
+  };
+}
+
+// Browsers open few connections to a server, so that streams of several tabs would block it.
+function share() {
+  const channel = new BroadcastChannel(`taskflow ${name}`);
+  const ending = new AbortController();
+  let isFirst = false;
+  tell = (state) => isFirst && state && channel.postMessage(state);
+  channel.onmessage = ({ data }) => (data === "?" ? tell(seen) : hear(data));
+  channel.postMessage("?");
+  const lead = () =>
+    new Promise((done) => {
+      isFirst = true;
+      const end = listen();
+      ending.signal.addEventListener("abort", () => (end(), done()));
+    });
+  navigator.locks.request(`taskflow ${name}`, { signal: ending.signal }, lead).catch(() => {});
+  return () => {
+    ending.abort();
+    channel.close();
+    tell = () => {};
+  };
+}
+
 function watch() {
-  source?.close();
-  source = null;
+  stop();
+  stop = () => {};
   clearTimeout(timer);
   timer = 0;
   note.textContent = "";
   if (document.hidden) return;
-  source = new EventSource(main.dataset.live);
-  source.addEventListener("seen", () => (note.textContent = "live"));
-  source.addEventListener("change", refreshSoon);
-  source.addEventListener("error", () => (note.textContent = source.readyState === EventSource.CLOSED ? "not live" : note.textContent));
+  stop = navigator.locks && globalThis.BroadcastChannel ? share() : listen();
 }
 
 document.addEventListener("visibilitychange", () => {

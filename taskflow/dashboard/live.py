@@ -4,38 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from taskflow.app.operate import operate
 from taskflow.dashboard.guard import Access
-from taskflow.dashboard.rendering import is_fragment
+from taskflow.dashboard.rendering import POLLS, is_fragment
 from taskflow.model.errors import TaskflowError
 
 INTERVAL: Final = 1.0  # seconds between looks at the store, and for which a page is shared
 MAX_STREAM: Final = 20.0  # seconds: a server that stops waits for its streams, and a browser opens the next one by itself
+MAX_AGE: Final = 10.0  # seconds after which a page is fetched again without a change: its ages grow, and so may the progress of jobs
+AWAY: Final = "away"
 RETRY: Final = 1_000  # milliseconds
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Sampler:
-    """Looks at the store once a second for all watchers of an event loop. `digest` changes when the store does; empty at first."""
+    """Looks at the store at most once a second for all watchers of an event loop, and for browsers that poll."""
 
     def __init__(self) -> None:
-        self.digest = ""
         self.is_ending = False
+        self._state = ""
         self._watchers = set[asyncio.Event]()
         self._task: asyncio.Task[None] | None = None
+        self._look: asyncio.Task[str] | None = None
+        self._looked_at = 0.0
 
     async def changes(self, seen: str) -> AsyncIterator[str]:
-        """Yield events for a browser that has seen this digest, or an empty one: "seen" at first, and "change" when the digest changes."""
-        mine = asyncio.Event()
+        """Yield events for a browser that has seen this digest, or an empty one: "seen" at first, "change" when the digest changes, and
+        "away" when the store does not answer."""
+        mine, told = asyncio.Event(), seen
         self._watchers.add(mine)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._sample())
@@ -43,9 +50,13 @@ class Sampler:
         try:
             yield f"retry: {RETRY}\n\n"
             while not self.is_ending:
-                if self.digest not in ("", seen):
-                    yield f"event: {'change' if seen else 'seen'}\nid: {self.digest}\ndata: 1\n\n"
-                    seen = self.digest
+                if self._state not in ("", told):
+                    told = self._state
+                    if told == AWAY:
+                        yield f"event: {AWAY}\ndata: 1\n\n"
+                    else:
+                        yield f"event: {'change' if seen not in ('', told) else 'seen'}\nid: {told}\ndata: 1\n\n"
+                        seen = told
                 mine.clear()
                 async with asyncio.timeout_at(ends_at):
                     await mine.wait()
@@ -60,24 +71,38 @@ class Sampler:
     def end(self) -> None:
         """End all streams, so that a server that waits for them stops at once. It is called on their event loop."""
         self.is_ending = True
-        for watcher in self._watchers:
-            watcher.set()
+        self._wake()
+
+    async def digest(self) -> str:
+        """Return what changes when the store does, by a look that was at most a second ago, or `AWAY`."""
+        loop = asyncio.get_running_loop()
+        if self._look is None or (self._look.done() and loop.time() >= self._looked_at + INTERVAL):
+            self._looked_at = loop.time()
+            self._look = loop.create_task(self._look_at_store())
+        return await asyncio.shield(self._look)
 
     async def _sample(self) -> None:
         while True:
-            try:
-                queues, workers, totals = await asyncio.gather(operate.queues(), operate.workers(), operate.metrics())
-            except TaskflowError:
-                pass  # the next page that a browser fetches says so
-            else:
-                counts = [(queue.name, queue.is_paused, queue.counts) for queue in queues]
-                state = [counts, [(worker.name, worker.running, worker.is_lost) for worker in workers], totals]
-                digest = hashlib.sha256(msgspec.msgpack.encode(state)).hexdigest()[:16]
-                if digest != self.digest:
-                    self.digest = digest
-                    for watcher in self._watchers:
-                        watcher.set()
+            await self.digest()
             await asyncio.sleep(INTERVAL)
+
+    async def _look_at_store(self) -> str:
+        try:
+            queues, workers, totals = await asyncio.gather(operate.queues(), operate.workers(), operate.metrics())
+        except TaskflowError:
+            state = AWAY
+        else:
+            counts = [(queue.name, queue.is_paused, queue.counts) for queue in queues]
+            seen = [counts, [(worker.name, worker.running, worker.is_lost) for worker in workers], totals, int(time.time() // MAX_AGE)]
+            state = hashlib.sha256(msgspec.msgpack.encode(seen)).hexdigest()[:16]
+        if state != self._state:
+            self._state = state
+            self._wake()
+        return state
+
+    def _wake(self) -> None:
+        for watcher in self._watchers:
+            watcher.set()
 
 
 class Live:
@@ -92,24 +117,32 @@ class Live:
         return self._samplers.setdefault(asyncio.get_running_loop(), Sampler())
 
     async def stream(self, request: Request) -> Response:
+        if POLLS in request.scope:
+            raise HTTPException(404, "This server has no stream of changes.")
         events = self.sampler().changes(request.headers.get("last-event-id", ""))
         return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})  # for nginx
 
     def page(self, endpoint: Endpoint) -> Endpoint:
-        """Return the endpoint, which answers equal requests of the script with one page for a second. A person's request is not shared."""
+        """Return the endpoint, which answers equal requests of the script with one page for a second, and with 304 if the browser has it.
+        A person's request is not shared."""
 
         async def shared(request: Request) -> Response:
             if not is_fragment(request):
                 return await endpoint(request)
+            digest = await self.sampler().digest()
+            headers = {} if digest == AWAY else {"ETag": f'"{digest}"'}
+            if headers and request.headers.get("if-none-match") == headers["ETag"]:
+                return Response(status_code=304, headers=headers)
             loop, access = asyncio.get_running_loop(), request.scope["taskflow.access"]
             assert isinstance(access, Access)
             for old in [key for key, (until, _) in self._pages.items() if until < loop.time()]:
                 del self._pages[old]
-            key = (loop, request.scope.get("root_path"), str(request.url), access.actions, access.show_arguments)
+            # With the digest, because a page must not be older than its tag.
+            key = (loop, request.scope.get("root_path"), str(request.url), access.actions, access.show_arguments, digest)
             if key not in self._pages:
                 self._pages[key] = loop.time() + INTERVAL, loop.create_task(_awaited(endpoint(request)))
             made: Any = await asyncio.shield(self._pages[key][1])
-            return HTMLResponse(made.body, made.status_code)
+            return HTMLResponse(made.body, made.status_code, headers)
 
         return shared
 

@@ -24,6 +24,9 @@ ICON: Final = (HERE / "icon.svg").read_bytes()
 VERSION: Final = hashlib.sha256(STYLE + SCRIPT + ICON).hexdigest()[:12]
 """Changes with these files, so that browsers may keep them."""
 
+POLLS: Final = "taskflow.polls"  # in the scope of a request whose host cannot stream
+FRAGMENT: Final = "X-Taskflow-Fragment"  # a header
+
 MAX_BLOCK: Final = 16_384  # characters of a traceback or a value
 
 
@@ -104,7 +107,7 @@ def root_of(request: Request) -> str:
 
 def is_fragment(request: Request) -> bool:
     """Return True if a script asks for the content of a page, without its frame."""
-    return "x-taskflow-fragment" in request.headers
+    return FRAGMENT in request.headers
 
 
 def render(request: Request, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any) -> HTMLResponse:
@@ -114,6 +117,7 @@ def render(request: Request, template: str, status: int = 200, headers: Mapping[
         return root + with_query(path, query)
 
     values |= {"frame": "fragment.html" if is_fragment(request) else "base.html", "access": request.scope.get("taskflow.access")}
+    values["stream"] = "" if POLLS in request.scope else url("/live")
     text = _templates.get_template(template).render(url=url, **values)
     return HTMLResponse(text, status, headers)
 

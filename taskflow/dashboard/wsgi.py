@@ -1,0 +1,128 @@
+"""The dashboard for WSGI hosts, such as Flask and Django. The same application answers, on the loop that code without a loop shares."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Scope
+
+from taskflow.app.portal import run_sync
+from taskflow.dashboard.application import dashboard_with
+from taskflow.dashboard.guard import Access, Authorize
+from taskflow.dashboard.live import Live
+from taskflow.dashboard.rendering import POLLS
+from taskflow.dashboard.selection import MAX_FORM
+
+GIVEN: Final = "taskflow.given"  # in the scope: what `authorize` has returned in the thread of the host
+
+
+def dashboard_wsgi(*, authorize: Authorize | None = None) -> WSGIApplication:
+    """Return the dashboard of this application's broker, as a WSGI application.
+
+    Mount it below a prefix with ``DispatcherMiddleware`` of Werkzeug, or as your framework does. Pages and actions are those of
+    `dashboard`. Pages ask for changes every two seconds, because a stream of changes would occupy a thread of the server.
+
+    `authorize`  as in `dashboard`. A plain function is called in the thread of the request. The environment of WSGI is
+                 ``request.scope["wsgi.environ"]``
+
+    Raises RuntimeError for a request that is handled inside a running event loop.
+    """
+    app = application(is_open=authorize is not None)
+
+    def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        scope, body = _read(environ)
+        if authorize is not None:
+            scope[GIVEN] = authorize(Request(scope))
+        answer = answer_of(app, scope, body)
+        start_response(f"{answer.status} {_phrase(answer.status)}", answer.headers)
+        return [] if scope["method"] == "HEAD" else [answer.body]
+
+    return serve
+
+
+def application(*, is_open: bool = True) -> ASGIApp:
+    """Return a dashboard that lets a request do what its scope says under `GIVEN`, or a closed one. Without that, it refuses."""
+    return dashboard_with(Live(), _given if is_open else None)
+
+
+async def _given(request: Request) -> Access | None:
+    found: Any = request.scope.get(GIVEN)
+    access: Access | None = await found if inspect.isawaitable(found) else found
+    return access
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+def answer_of(app: ASGIApp, scope: Scope, body: bytes) -> Answer:
+    """Let the application answer a request on the shared loop, where the broker has its connections for callers without a loop."""
+    return run_sync(_answer(app, scope, body))
+
+
+async def _answer(app: ASGIApp, scope: Scope, body: bytes) -> Answer:
+    start: Message = {}
+    parts = list[bytes]()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            start.update(message)
+        else:
+            parts.append(message.get("body", b""))
+
+    await app(scope, receive, send)
+    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in start["headers"]]
+    return Answer(start["status"], headers, b"".join(parts))
+
+
+def scope_of(method: str, root: str, path: str, query: str, headers: Mapping[str, str], **others: Any) -> Scope:
+    """Return the scope of a request for a whole path, which begins with `root`."""
+    return {
+        "type": "http",
+        "http_version": "1.1",
+        "method": method,
+        "root_path": root,
+        "path": path,
+        "query_string": query.encode("latin-1", "replace"),
+        "headers": [(name.lower().encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()],
+        POLLS: True,
+        **others,
+    }
+
+
+def _read(environ: WSGIEnvironment) -> tuple[Scope, bytes]:
+    """Return the scope and the body of a request. Of a body that is too long for a form, the beginning is enough to refuse it."""
+    root, rest = (_text(environ.get(name, "")) for name in ("SCRIPT_NAME", "PATH_INFO"))
+    headers = {name[5:].replace("_", "-"): value for name, value in environ.items() if name.startswith("HTTP_")}
+    headers |= {name.replace("_", "-"): value for name in ("CONTENT_TYPE", "CONTENT_LENGTH") if (value := environ.get(name))}
+    length = environ.get("CONTENT_LENGTH") or "0"
+    body = environ["wsgi.input"].read(min(int(length), MAX_FORM + 1)) if length.isascii() and length.isdigit() else b""
+    others: dict[str, Any] = {
+        "scheme": environ["wsgi.url_scheme"],
+        "server": (environ["SERVER_NAME"], int(environ["SERVER_PORT"])),
+        "client": (environ.get("REMOTE_ADDR") or "unknown", 0),
+        "wsgi.environ": environ,
+    }
+    return scope_of(environ["REQUEST_METHOD"], root, root + rest, environ.get("QUERY_STRING", ""), headers, **others), body
+
+
+def _text(path: str) -> str:
+    """Decode a part of a path, whose bytes WSGI gives as Latin-1."""
+    return path.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unknown"
