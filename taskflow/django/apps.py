@@ -7,9 +7,11 @@ from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
+from django.apps.registry import Apps
 from django.core.signals import setting_changed
-from django.db import connections
+from django.db import connections, router
+from django.db.models.signals import post_migrate
 
 from taskflow.app.app import default_app
 from taskflow.app.context import JobContext
@@ -26,6 +28,8 @@ class TaskflowConfig(AppConfig):
         default_app().integrate(middleware=[CloseConnections()])
         self._read_tasks(setting="TASKS")
         setting_changed.connect(self._read_tasks, dispatch_uid="taskflow")
+        if apps.is_installed("django.contrib.auth"):
+            post_migrate.connect(_create_permissions, sender=apps.get_app_config("auth"), dispatch_uid="taskflow")
 
     def _read_tasks(self, *, setting: str, **kwargs: Any) -> None:
         with suppress(ImportError):  # this version of Django has no Tasks
@@ -33,6 +37,21 @@ class TaskflowConfig(AppConfig):
 
             if setting == "TASKS":  # tests change it
                 apply_settings()
+
+
+PERMISSIONS = {"act": "Can act on jobs, queues and schedules", "see_arguments": "Can see arguments and results of jobs"}
+
+
+def _create_permissions(*, using: str, apps: Apps = apps, **kwargs: Any) -> None:
+    """Create the permissions of the dashboard. They belong to no model, because jobs are not in Django's tables."""
+    try:
+        permission, content_type = apps.get_model("auth", "Permission"), apps.get_model("contenttypes", "ContentType")
+    except LookupError:  # not migrated yet
+        return
+    if router.allow_migrate_model(using, permission):
+        jobs, _ = content_type.objects.using(using).get_or_create(app_label="taskflow", model="job")
+        for name, text in PERMISSIONS.items():
+            permission.objects.using(using).get_or_create(content_type=jobs, codename=name, defaults={"name": text})
 
 
 class CloseConnections(Middleware):

@@ -90,3 +90,10 @@ def test_jobs_of_pytest_django_see_the_rows_of_the_test(run: Run, database: dict
     options = ("-c", os.devnull, "-o", "asyncio_default_fixture_loop_scope=function", "-q", *plugins)
     said = run("pytest", *options, f"{ROOT}/tests/django/project/cases_of_pytest.py", database=database, warnings="default")
     assert "4 passed" in said
+
+
+@pytest.mark.parametrize("database", ["in memory", "postgresql"], indirect=True)
+def test_the_dashboard_is_for_members_of_staff(run: Run, database: dict[str, Any]) -> None:
+    settings = ("--settings", "tests.django.project.dashboard_settings")
+    said = run("django", "test", "tests.django.project", *settings, "--noinput", "--pattern", "dashboard_cases.py", database=database)
+    assert "Ran 7 tests" in said

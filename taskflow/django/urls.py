@@ -1,0 +1,43 @@
+"""The URLs of the dashboard, for members of staff: ``path("jobs/", include("taskflow.django.urls"))``."""
+
+from __future__ import annotations
+
+from django.contrib.auth.views import redirect_to_login
+from django.http import HttpRequest, HttpResponse
+from django.urls import re_path
+from django.views.decorators.csrf import csrf_exempt
+
+from taskflow.dashboard import Access
+from taskflow.dashboard.rendering import FRAGMENT
+from taskflow.dashboard.wsgi import GIVEN, answer_of, application, scope_of
+
+_application = application()
+
+
+# The dashboard takes a write only from the same origin, so its forms need no token of the middleware.
+@csrf_exempt
+def dashboard(request: HttpRequest, path: str) -> HttpResponse:
+    """Answer for the dashboard. A person who is not signed in is sent to `LOGIN_URL`."""
+    user = request.user
+    if not user.is_authenticated and request.method == "GET" and FRAGMENT not in request.headers:
+        return redirect_to_login(request.get_full_path())
+    scope = scope_of(
+        request.method,
+        request.path.removesuffix(path).rstrip("/"),
+        request.path,
+        request.META.get("QUERY_STRING", ""),
+        request.headers,
+        scheme=request.scheme,
+        server=None,
+    )
+    if user.is_active and user.is_staff:
+        scope[GIVEN] = Access(user.get_username(), user.has_perm("taskflow.act"), user.has_perm("taskflow.see_arguments"))
+    answer = answer_of(_application, scope, request.body)
+    response = HttpResponse(answer.body, status=answer.status)
+    del response.headers["Content-Type"]
+    for name, value in answer.headers:
+        response.headers[name] = value
+    return response
+
+
+urlpatterns = [re_path("^(?P<path>.*)$", dashboard, name="taskflow-dashboard")]
