@@ -43,8 +43,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not load folders without a fast test for `-m fast`: that would take as long as the tests."""
-    return (config.option.markexpr == "fast" and tiers.is_slow_folder(collection_path)) or None
+    """Do not load folders without a fast test for `-m fast`: that would take as long as the tests. Load `browser` only if it is named."""
+    return tiers.is_left_out(collection_path, config.option.markexpr) or None
 
 
 @pytest.hookimpl(optionalhook=True)

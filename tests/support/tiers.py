@@ -1,4 +1,4 @@
-"""The tiers of the suite: `pytest -m fast` for the loop of a person at work, `pytest -m conformance`, and everything."""
+"""The tiers of the suite: `pytest -m fast` for the loop of a person at work, `pytest -m conformance`, `-m browser`, and everything else."""
 
 from __future__ import annotations
 
@@ -23,13 +23,19 @@ _SERVERS: Final = frozenset({"redis", "postgres"})
 """Parameters of tests that need one."""
 
 
+_BROWSER: Final = TESTS / "browser"
+"""Tests that need Chromium and the extra `browser`. They are no part of everything."""
+
+
 def mark(item: pytest.Item) -> None:
-    """Mark the test `fast` where it is, and `conformance`."""
+    """Mark the test `fast` where it is, `conformance` and `browser`."""
     is_conformance, is_in_fast_place = _tiers_of(item.path)
     if is_conformance:
         item.add_marker("conformance")
     if is_in_fast_place and item.get_closest_marker("slow") is None and not _parameters(item) & _SERVERS:
         item.add_marker("fast")
+    if item.path.is_relative_to(_BROWSER):
+        item.add_marker("browser")
 
 
 @cache
@@ -45,6 +51,13 @@ def is_slow_folder(path: Path) -> bool:
     """Return True if neither this folder of tests nor one in it is fast."""
     fast = any(path.is_relative_to(folder) or folder.is_relative_to(path) for folder in _FAST)
     return path.is_dir() and path.is_relative_to(TESTS) and not fast
+
+
+def is_left_out(path: Path, expression: str) -> bool:
+    """Return True if this folder has no test that the expression of `-m` can choose, so that it need not be loaded."""
+    if "browser" in expression:
+        return path.is_dir() and path.parent == TESTS and path != _BROWSER
+    return path == _BROWSER or (expression == "fast" and is_slow_folder(path))
 
 
 def is_fast(item: pytest.Item) -> bool:

@@ -1,0 +1,88 @@
+"""`python -m tests.browser.screenshots [FOLDER]`: makes the pictures of the dashboard in docs, or in a folder.
+
+The jobs, the clock and the ids are the same each time, so a picture changes only if the page does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime, tzinfo
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from playwright.sync_api import Browser
+
+from tests.browser.chromium import chromium
+from tests.browser.scene import Scene, clock_for, fill
+from tests.browser.stage import Stage
+from tests.support.harnesses import MemoryHarness
+from tests.support.world import World
+
+PICTURES: Final = Path(__file__).parents[2] / "docs/how-to/dashboard"
+NOW: Final = datetime(2026, 11, 30, 12, 0, 30, tzinfo=UTC)
+MINUTES: Final = 360
+THEMES: Final[tuple[Literal["light", "dark"], ...]] = ("light", "dark")
+WIDTH, MAX_HEIGHT = 1_100, 900  # pixels
+
+
+def pages_of(scene: Scene) -> Mapping[str, str]:
+    """Return the paths of the pages by the names of their pictures."""
+    return {
+        "overview": "/",
+        "jobs": "/jobs?status=ready",
+        "job": f"/jobs/{scene.waiting}",
+        "failed-job": f"/jobs/{scene.failed}",
+        "failures": "/failures",
+        "preview": "/act?action=retry&status=failed&queue=imports",
+        "queue": "/queues/imports",
+        "workers": "/workers",
+        "schedules": "/schedules",
+        "charts": "/charts?hours=6",
+        "audit": "/audit",
+    }
+
+
+class _Kind(type(datetime)):  # type: ignore[misc]
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, datetime)
+
+
+class _Frozen(datetime, metaclass=_Kind):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Any:
+        return NOW.astimezone(tz)
+
+
+def freeze() -> None:
+    """Let the dashboard read the clock of the scene. The event loop goes on by the real one."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("taskflow.dashboard.", "taskflow.app.")) and getattr(module, "datetime", None) is datetime:
+            module.datetime = _Frozen  # type: ignore[attr-defined]
+
+
+def take(browser: Browser, folder: Path, width: int = WIDTH, max_height: int = MAX_HEIGHT) -> None:
+    with Stage(lambda: World(MemoryHarness, clock=clock_for(NOW, MINUTES))) as stage:
+        scene = stage.run(lambda world: fill(world, NOW))
+        for theme in THEMES:
+            context = browser.new_context(color_scheme=theme, viewport={"width": width, "height": 400}, reduced_motion="reduce")
+            page = context.new_page()
+            for name, path in pages_of(scene).items():
+                page.goto(stage.url + path)
+                page.wait_for_function("() => ['', 'live'].includes(document.getElementById('live').textContent)")
+                height = min(max_height, int(page.evaluate("document.documentElement.scrollHeight")))
+                page.set_viewport_size({"width": width, "height": height})
+                page.screenshot(path=folder / f"{name}-{theme}.png")
+            context.close()
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else PICTURES
+    folder.mkdir(parents=True, exist_ok=True)
+    freeze()
+    with chromium() as browser:
+        take(browser, folder)
+
+
+if __name__ == "__main__":
+    main()
