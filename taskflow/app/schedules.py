@@ -165,7 +165,7 @@ class Schedules:
         """
         app = default_app()
         plan = await stored_plan(name)
-        instants = builtins.list(islice(instants_between(_timetable(app, name, plan), start, end), limit + 1))
+        instants = builtins.list(islice(instants_between(timetable_of(app, name, plan), start, end), limit + 1))
         if len(instants) > limit:
             raise ValueError(f"schedule {name!r} has more than {limit:,} times in this span: raise limit=, or choose a shorter span")
         check_backfill(name, plan, len(instants))
@@ -233,7 +233,7 @@ def _unknown(name: str) -> UnknownSchedule:
     return UnknownSchedule(f"there is no schedule called {shown(name)}: schedules.list() shows all of them")
 
 
-def _timetable(app: App, name: str, plan: SchedulePlan) -> Timetable:
+def timetable_of(app: App, name: str, plan: SchedulePlan) -> Timetable:
     """Return the timetable of a schedule. Raises ConfigurationError if it is defined in code that this process has not imported."""
     if not isinstance(plan.times, OwnTimes):
         return plan.times

@@ -54,6 +54,7 @@ def dashboard_with(live: Live, authorize: Authorize | None) -> ASGIApp:
         Route("/workers", live.page(pages.workers)),
         Route("/schedules", live.page(pages.schedule_list)),
         Route("/schedules", amend_schedule, methods=["POST"]),
+        Route("/schedules/calendar", pages.schedule_calendar),
         Route("/charts", live.page(pages.chart_page)),
         Route("/audit", pages.audit),
         *api_routes(API),

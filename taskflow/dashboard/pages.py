@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, TypeVar
 
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,7 +20,7 @@ from taskflow.app.operate import WorkerInfo, failure_groups, operate
 from taskflow.app.schedules import schedules
 from taskflow.broker.admin import QueueInfo, View
 from taskflow.broker.protocol import Broker
-from taskflow.dashboard import charts
+from taskflow.dashboard import calendar, charts
 from taskflow.dashboard.guard import Access
 from taskflow.dashboard.rendering import render
 from taskflow.dashboard.selection import FILTERS, filters_of, refusing, view_of_filters, whole
@@ -27,6 +28,7 @@ from taskflow.model.audit import ActionRecord
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.measures import MeasuresRecord, sum_of
 from taskflow.model.record import ENDED, LIVE, Moment, Record, Status, timeline
+from taskflow.model.timetable import zone_of
 
 T = TypeVar("T")
 
@@ -187,6 +189,33 @@ async def workers(request: Request) -> Response:
 async def schedule_list(request: Request) -> Response:
     found = await schedules.list()
     return render(request, "schedules.html", schedules=found[:MAX_ROWS], number_of_schedules=len(found))
+
+
+async def schedule_calendar(request: Request) -> Response:
+    given, now = request.query_params.get("tz", "").strip(), datetime.now(UTC)
+    with refusing():
+        zone = zone_of(given or "UTC")
+        today = now.astimezone(zone).date()
+        first = date.fromisoformat(request.query_params.get("from") or today.isoformat())
+    first = min(max(first, today), today + calendar.MAX_AHEAD)
+    days = calendar.days_from(first, zone)
+    records, start = await call(lambda broker: broker.admin.schedules(None)), whole(request.query_params.get("start"), 0, 0, 1_000_000)
+    part = records[start : start + calendar.MAX_ROWS]
+    return render(
+        request,
+        "calendar.html",
+        days=days,
+        rows=await run_in_threadpool(calendar.rows_of, default_app(), part, days, zone, now),
+        start=start,
+        number_of_schedules=len(records),
+        tz=given or "UTC",
+        given=given,
+        is_given=bool(given),
+        is_first=first == today,
+        before=max(today, first - timedelta(days=calendar.DAYS)).isoformat(),
+        after=(first + timedelta(days=calendar.DAYS)).isoformat(),
+        most=calendar.MAX_TIMES,
+    )
 
 
 SPANS: Final = {1: "1 hour", 6: "6 hours", 24: "1 day", 168: "7 days", 720: "30 days"}

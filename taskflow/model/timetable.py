@@ -247,7 +247,7 @@ def _instant(local: datetime, zone: tzinfo) -> datetime | None:
     before, after = _offset(aware), _offset(aware.replace(fold=1))
     if after - before > MAX_GAP:
         return None
-    return _first_change(zone, at - (after - before), at)
+    return first_change(zone, at - (after - before), at)
 
 
 def _next_real_time(fields: str, zone: tzinfo, after: datetime) -> datetime | None:
@@ -259,13 +259,13 @@ def _next_real_time(fields: str, zone: tzinfo, after: datetime) -> datetime | No
         if local is None:
             return None
         at = (local - offset).replace(tzinfo=UTC)
-        changes_at = _first_change(zone, begins_at, at)
+        changes_at = first_change(zone, begins_at, at)
         if changes_at is None:
             return at
         start, begins_at = changes_at - timedelta(seconds=1), changes_at
 
 
-def _first_change(zone: tzinfo, start: datetime, end: datetime) -> datetime | None:
+def first_change(zone: tzinfo, start: datetime, end: datetime) -> datetime | None:
     """Return the first instant in (start, end] at which the zone's offset changes, to the second. Assumes at most one change a day."""
     before = _offset(start.astimezone(zone))
     while start < end:

@@ -18,7 +18,18 @@ from tests.dashboard.hostile import TEXTS, HostileStore
 from tests.dashboard.site import ADA, PREFIX, Page, Site
 from tests.support.world import World
 
-PAGES = ("/", "/jobs", "/jobs?status=failed", "/failures", "/workers", "/schedules", "/charts", "/charts?hours=24", "/audit")
+PAGES = (
+    "/",
+    "/jobs",
+    "/jobs?status=failed",
+    "/failures",
+    "/workers",
+    "/schedules",
+    "/charts",
+    "/charts?hours=24",
+    "/audit",
+    "/schedules/calendar",
+)
 WRITES = ("/act", "/act/x/stop", "/queues/mail", "/schedules")
 
 

@@ -1,0 +1,133 @@
+"""The calendar of schedules: the coming times of seven days, in the schedule's time zone and in the viewer's, with clock changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from functools import cache
+from itertools import pairwise
+from typing import Final
+
+import msgspec
+
+from taskflow.app.app import App
+from taskflow.app.schedules import ScheduleInfo, schedule_info_of, timetable_of
+from taskflow.model.printable import duration
+from taskflow.model.schedule import ScheduleRecord
+from taskflow.model.schedule_plan import SchedulePlan
+from taskflow.model.timetable import CronTimes, Timetable, first_change, zone_of
+
+DAYS: Final = 7
+MAX_TIMES: Final = 3  # in a cell; of more, the first one is shown
+MAX_ROWS: Final = 25
+MAX_AHEAD: Final = timedelta(days=3_660)
+MOMENT: Final = timedelta(microseconds=1)
+
+
+class Day(msgspec.Struct, frozen=True):
+    """A day of the viewer's zone, from `start` to `end`. `change` says if the clock changes on it there."""
+
+    date: date
+    start: datetime
+    end: datetime
+    change: str
+
+
+class Time(msgspec.Struct, frozen=True):
+    """A time at which a schedule fires: in the viewer's zone, in its own if that is another, and what a clock change does to it."""
+
+    at: datetime
+    yours: str
+    own: str
+    note: str
+
+
+class Cell(msgspec.Struct):
+    """The times of a schedule on a day. `change` says if the clock of its zone changes on it."""
+
+    times: list[Time]
+    is_more: bool = False
+    change: str = ""
+
+
+class Row(msgspec.Struct):
+    """A schedule with a cell for each day. If its times are not known, `problem` says why."""
+
+    info: ScheduleInfo
+    zone: str
+    cells: list[Cell]
+    problem: str = ""
+
+
+def days_from(first: date, zone: tzinfo) -> list[Day]:
+    bounds = [datetime.combine(first + timedelta(days=n), time(), zone).astimezone(UTC) for n in range(DAYS + 1)]
+    return [Day(first + timedelta(days=n), start, end, change_between(zone, start, end)) for n, (start, end) in enumerate(pairwise(bounds))]
+
+
+def change_between(zone: tzinfo, start: datetime, end: datetime) -> str:
+    """Return what the clock of a zone does in [start, end), or an empty text."""
+    at = first_change(zone, start - MOMENT, end - MOMENT)
+    if at is None:
+        return ""
+    before, after = ((moment.astimezone(zone).utcoffset() or timedelta()) for moment in (at - MOMENT, at))
+    local = (at + before).replace(tzinfo=None), (at + after).replace(tzinfo=None)
+    word = "forward" if after > before else "back"
+    return f"clock {word} {duration(abs(after - before).total_seconds())}: {local[0]:%H:%M} → {local[1]:%H:%M}"
+
+
+def rows_of(app: App, records: Sequence[ScheduleRecord], days: Sequence[Day], yours: tzinfo, now: datetime) -> list[Row]:
+    """Compute the times of these schedules. Timetables of the application may be slow: call this in a thread."""
+    changes = cache(lambda own: [change_between(own, day.start, day.end) for day in days])
+    return [_row(app, record, days, yours, now, changes) for record in records]
+
+
+def _row(
+    app: App, record: ScheduleRecord, days: Sequence[Day], yours: tzinfo, now: datetime, changes: Callable[[tzinfo], list[str]]
+) -> Row:
+    info, row = schedule_info_of(record), None
+    cells = [Cell([]) for _ in days]
+    if info.problem or info.is_paused or info.asleep_since:
+        return Row(info, "", cells, info.problem or "")
+    try:
+        plan = SchedulePlan.from_body(record.body)
+        row = Row(info, plan.zone, cells)
+        own = zone_of(plan.zone)
+        if own != yours:
+            for cell, change in zip(cells, changes(own), strict=True):
+                cell.change = change
+        times = timetable_of(app, record.name, plan)
+        for cell, at in _times(times, days, cells, yours, now):
+            cell.times.append(_time(times, at, own, yours))
+    except Exception as error:  # of the application's own timetable, too
+        return Row(info, "", [Cell([]) for _ in days], f"{type(error).__name__}: {error}")
+    return row
+
+
+def _times(times: Timetable, days: Sequence[Day], cells: Sequence[Cell], yours: tzinfo, now: datetime) -> Iterator[tuple[Cell, datetime]]:
+    """Yield the times from now on with the cells of their days. After the first few times of a day it continues with the next day."""
+    after = max(now, days[0].start) - MOMENT
+    while (at := times.next(after)) is not None and at < days[-1].end:
+        if at <= after:
+            raise ValueError(f"next({after}) of its timetable returned {at}, which is not later")
+        place = min(max((at.astimezone(yours).date() - days[0].date).days, 0), len(days) - 1)
+        if len(cells[place].times) < MAX_TIMES:
+            yield cells[place], at
+            after = at
+        else:
+            del cells[place].times[1:]
+            cells[place].is_more = True
+            after = max(at, days[place].end - MOMENT)
+
+
+def _time(times: Timetable, at: datetime, own: tzinfo, yours: tzinfo) -> Time:
+    here, there, note = at.astimezone(yours), at.astimezone(own), ""
+    if isinstance(times, CronTimes) and (skipped := times.skipped_before(at)) is not None:
+        note = f"{_clock(skipped)} is skipped"
+    elif there.replace(fold=0).utcoffset() != there.replace(fold=1).utcoffset():
+        note = "the clock shows it twice: " + ("second time" if there.fold else "first time")
+    is_same = here.replace(tzinfo=None) == there.replace(tzinfo=None)
+    return Time(there, _clock(here), "" if is_same else _clock(there), note)
+
+
+def _clock(at: datetime) -> str:
+    return f"{at:%H:%M:%S}" if at.second else f"{at:%H:%M}"
