@@ -43,7 +43,8 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Runs(msgspec.Struct, frozen=True):
-    """The runs of a job in a queue over a period: how many by verdict, and the seconds within which 50 % and 95 % waited and ran."""
+    """The runs of a job in a queue over a period: how many by verdict and by deploy, and the seconds within which 50 % and 95 % waited
+    and ran."""
 
     at: datetime
     seconds: int
@@ -52,6 +53,7 @@ class Runs(msgspec.Struct, frozen=True):
     runs: dict[str, int]
     waits: tuple[float, float]
     times: tuple[float, float]
+    deploys: dict[str, int]
 
 
 async def _jobs(request: Request) -> Jobs:
@@ -78,7 +80,7 @@ async def _failures(request: Request) -> list[FailureGroup]:
 async def _history(request: Request) -> list[Runs]:
     periods = await operate.history(since=timedelta(hours=whole(request.query_params.get("hours"), 1, 1, 720)))
     return [
-        Runs(each.at, each.seconds, *pair, of.runs, (of.wait_of(0.5), of.wait_of(0.95)), (of.time_of(0.5), of.time_of(0.95)))
+        Runs(each.at, each.seconds, *pair, of.runs, (of.wait_of(0.5), of.wait_of(0.95)), (of.time_of(0.5), of.time_of(0.95)), of.deploys)
         for each in periods
         for pair, of in each.measures.items()
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -11,7 +12,7 @@ from markupsafe import Markup
 
 from taskflow.model.clock import instant_of
 from taskflow.model.measures import Measure, MeasuresRecord
-from taskflow.model.printable import duration
+from taskflow.model.printable import duration, one_line
 from taskflow.model.record import Record, Status
 
 WIDTH, HEIGHT = 640, 160
@@ -19,6 +20,8 @@ LEFT, TOP, BOTTOM = 52, 10, 20  # the margins, for labels
 MAX_BUCKETS: Final = 60
 MINUTE, TEN_MINUTES, HOUR = 60, 600, 3_600
 MAX_RUNS: Final = 50
+MAX_MARKS: Final = 10  # of deploys in a chart, the newest
+MAX_QUIET: Final = 10  # periods in which a deploy may have no run without being taken for a new one
 
 
 class Bucket(msgspec.Struct, frozen=True):
@@ -62,6 +65,17 @@ def buckets(history: Sequence[MeasuresRecord], back: timedelta, *, queue: str = 
     return list(map(Bucket, starts, passed, found.values()))
 
 
+def deploys(measures: Iterable[Measure]) -> list[tuple[int, str]]:
+    """Return where deploys begin in the measures of consecutive periods, with their names: after `MAX_QUIET` periods without a run of
+    theirs. Nothing is known of those in the first period."""
+    begun, former = list[tuple[int, str]](), deque[Mapping[str, int]](maxlen=MAX_QUIET)
+    for place, measure in enumerate(measures):
+        if measure.deploys:
+            begun += [(place, name) for name in measure.deploys if former and not any(name in each for each in former)]
+            former.append(measure.deploys)
+    return begun[-MAX_MARKS:]
+
+
 def rate(found: Sequence[Bucket], title: str) -> Markup:
     """Draw how many runs ended a minute, and how many of them did not succeed."""
     all_runs = [60 * bucket.measure.number / bucket.seconds for bucket in found]
@@ -99,6 +113,7 @@ def _lines(
         for style, values in zip(styles, series.values(), strict=True)
     )
     keys = Markup(" ").join(Markup('<span class="key s{}">{}</span>').format(*pair) for pair in zip(styles, series, strict=True))
+    drawn += Markup("").join(_mark(LEFT + place * step, name) for place, name in deploys(bucket.measure for bucket in found))
     frame = Markup('<path class="axis" d="M{} {}V{}H{}"/>').format(LEFT, TOP, HEIGHT - BOTTOM, WIDTH)
     labels = _label(LEFT - 6, TOP + 8, label(most), "end") + _label(LEFT - 6, HEIGHT - BOTTOM, "0", "end")
     if found:
@@ -112,31 +127,53 @@ def _label(x: float, y: float, text: str, anchor: str) -> Markup:
     return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
 
 
+def _mark(x: float, deploy: str) -> Markup:
+    name = one_line(deploy, 60)
+    line = Markup('<g><title>deploy {}</title><path class="deploy" d="M{:.1f} {}V{}"/>').format(name, x, TOP, HEIGHT - BOTTOM)
+    side = "end" if x > WIDTH - 100 else "start"
+    return line + _label(x + (-3 if side == "end" else 3), TOP + 8, one_line(deploy, 14), side) + Markup("</g>")
+
+
 def _figure(title: str, drawn: Markup, keys: str = "") -> Markup:
     return Markup('<figure><figcaption>{} {}</figcaption><svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg></figure>').format(
         title, keys, WIDTH, HEIGHT, title, drawn
     )
 
 
-def histogram(bins: Mapping[int, int], title: str) -> tuple[Markup, list[tuple[str, int]]] | None:
-    """Draw a histogram of `Measure`, and return it with its table: the upper bound of each bin, and how many runs were in it. None if
-    there were no runs."""
-    if not bins:
+class Histogram(msgspec.Struct, frozen=True):
+    """A drawing, and its table: for each bin its upper bound, and how many runs of each series were in it."""
+
+    drawn: Markup
+    names: list[str]
+    table: list[tuple[str, list[int]]]
+
+
+def histogram(series: Mapping[str, Mapping[int, int]], title: str) -> Histogram | None:
+    """Draw histograms of `Measure`, by their names. Those of several series are drawn in shares, beside one another, the last one in
+    colour. None if there were no runs."""
+    series = {name: bins for name, bins in series.items() if bins}
+    if not series:
         return None
-    first, last = min(bins), max(bins)
-    table = [(duration((1 << place) / 1_000_000), bins.get(place, 0)) for place in range(first, last + 1)]
-    most, step = max(number for _, number in table), (WIDTH - LEFT) / len(table)
-    high = HEIGHT - TOP - BOTTOM
+    first, last = min(map(min, series.values())), max(map(max, series.values()))
+    table = [(duration((1 << place) / 1_000_000), [bins.get(place, 0) for bins in series.values()]) for place in range(first, last + 1)]
+    totals = [sum(bins.values()) or 1 if len(series) > 1 else 1 for bins in series.values()]
+    shares = [[n / total for n, total in zip(counts, totals, strict=True)] for _, counts in table]
+    most, step, high = max(map(max, shares)) or 1, (WIDTH - LEFT) / len(table), HEIGHT - TOP - BOTTOM
+    wide, styles = max(1.0, (step - 2) / len(series)), ["old"] * (len(series) - 1) + ["new"]
     bars = Markup("").join(
-        Markup('<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>').format(
-            LEFT + place * step + 1, TOP + high * (1 - count / most), max(1.0, step - 2), high * count / most, f"below {bound}: {count:,}"
+        Markup('<rect class="bar {}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>below {}: {:,}</title></rect>').format(
+            style, LEFT + place * step + 1 + number * wide, TOP + high * (1 - share / most), wide, high * share / most, bound, n
         )
-        for place, (bound, count) in enumerate(table)
+        for place, (bound, counts) in enumerate(table)
+        for number, (n, share, style) in enumerate(zip(counts, shares[place], styles, strict=True))
     )
-    labels = _label(LEFT - 6, TOP + 8, f"{most:,}", "end") + _label(LEFT, HEIGHT - 4, f"below {table[0][0]}", "start")
+    top = f"{most:,.0f}" if len(series) == 1 else f"{most:.0%}"
+    labels = _label(LEFT - 6, TOP + 8, top, "end") + _label(LEFT, HEIGHT - 4, f"below {table[0][0]}", "start")
     if len(table) > 1:
         labels += _label(WIDTH, HEIGHT - 4, f"below {table[-1][0]}", "end")
-    return _figure(title, bars + labels), table
+    names = [one_line(name, 60) for name in series]
+    keys = Markup(" ").join(Markup('<span class="key {}">{}</span>').format(*pair) for pair in zip(styles, names, strict=True))
+    return Histogram(_figure(title, bars + labels, keys if len(series) > 1 else ""), names, table)
 
 
 def runs(record: Record, now: datetime) -> Markup | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, TypeVar
 
@@ -26,7 +26,7 @@ from taskflow.dashboard.rendering import render
 from taskflow.dashboard.selection import FILTERS, filters_of, refusing, view_of_filters, whole
 from taskflow.model.audit import ActionRecord
 from taskflow.model.ids import id_text, parse_id
-from taskflow.model.measures import MeasuresRecord, sum_of
+from taskflow.model.measures import Measure, MeasuresRecord, sum_of
 from taskflow.model.record import ENDED, LIVE, Moment, Record, Status, timeline
 from taskflow.model.timetable import zone_of
 
@@ -168,7 +168,7 @@ async def queue(request: Request) -> Response:
     if found is None:
         raise HTTPException(404, f"No job has ever been in queue {name}.")
     measures = {job: measure for (queue, job), measure in sum_of(each.measures for each in history).items() if queue == name}
-    whole_queue = charts.merged(measures.values())
+    parts = _by_deploy([charts.merged(of for pair, of in each.measures.items() if pair[0] == name) for each in history])
     return render(
         request,
         "queue.html",
@@ -176,9 +176,18 @@ async def queue(request: Request) -> Response:
         workers=_takers(workers, name),
         events=totals.get(name, {}),
         measures=sorted(measures.items(), key=lambda pair: -pair[1].number)[:MAX_ROWS],
-        waits=charts.histogram(whole_queue.waits, "Waits in the last day"),
-        times=charts.histogram(whole_queue.times, "Run times in the last day"),
+        waits=charts.histogram({part: measure.waits for part, measure in parts.items()}, "Waits in the last day"),
+        times=charts.histogram({part: measure.times for part, measure in parts.items()}, "Run times in the last day"),
     )
+
+
+def _by_deploy(periods: Sequence[Measure]) -> dict[str, Measure]:
+    """Add up the periods before the newest deploy, and those since, or all if none is known to begin in them."""
+    begun = charts.deploys(periods)
+    if not begun:
+        return {"": charts.merged(periods)}
+    place, deploy = begun[-1]
+    return {f"before {deploy}": charts.merged(periods[:place]), f"since {deploy}": charts.merged(periods[place:])}
 
 
 async def workers(request: Request) -> Response:

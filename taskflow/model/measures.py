@@ -13,6 +13,8 @@ MAX_PAIRS: Final = 500
 
 OTHER: Final = ("_other", "_other")
 
+MAX_DEPLOYS: Final = 20
+
 MAX_BIN: Final = 42
 """The highest bin, for durations of more than about 25 days."""
 
@@ -36,6 +38,7 @@ class Measure(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     `times`     a histogram of the run times
     `waited`    the sum of the waits in microseconds
     `ran`       the sum of the run times in microseconds
+    `deploys`   in the history: how many runs were on each deploy (TASKFLOW_DEPLOY of the worker), for the first `MAX_DEPLOYS` of a period
     """
 
     runs: dict[str, _Count] = {}
@@ -43,6 +46,7 @@ class Measure(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     times: dict[_Bin, _Count] = {}
     waited: _Count = 0
     ran: _Count = 0
+    deploys: dict[str, _Count] = {}
 
     @property
     def number(self) -> int:
@@ -63,6 +67,9 @@ class Measure(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
             into: dict[Any, int] = mine
             for name, n in others.items():
                 into[name] = min(into.get(name, 0) + n, MAX_COUNT)
+        for deploy, n in other.deploys.items():
+            if deploy in self.deploys or len(self.deploys) < MAX_DEPLOYS:
+                self.deploys[deploy] = min(self.deploys.get(deploy, 0) + n, MAX_COUNT)
         self.waited = min(self.waited + other.waited, MAX_COUNT)
         self.ran = min(self.ran + other.ran, MAX_COUNT)
 

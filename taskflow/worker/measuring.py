@@ -72,11 +72,12 @@ def unpack_facts(packed: bytes) -> WorkerFacts:
 class WorkerMeasures:
     """Counts runs as they are settled, and other events of a worker. The worker's loop writes; other threads read."""
 
-    def __init__(self, facts: Callable[[], tuple[int, int, float]], *, records: bool) -> None:
+    def __init__(self, facts: Callable[[], tuple[int, int, float]], *, records: bool, deploy: str = "") -> None:
         """`facts` returns the numbers of busy and free slots, and how long the event loop has been blocked. `records` is True to record the
-        history."""
+        history, with the name of this deploy."""
         self._facts = facts
         self._records = records
+        self._deploy = deploy
         self._lock = threading.Lock()
         self._recent, self._total = Measures(), Measures()
         self._errors: dict[str, int] = {}
@@ -140,6 +141,8 @@ class WorkerMeasures:
             self._recorded_at = now
             self._number += 1
             if recent:
+                for measure in recent.values():
+                    measure.deploys = {self._deploy: measure.number} if self._deploy else {}
                 self._pending = session + self._number.to_bytes(4, "big"), pack_measures(sum_of([recent])), now
         if (pending := self._pending) is not None:  # the thread of a session that is lost may send it, too
             record_id, packed, begun = pending

@@ -281,7 +281,7 @@ class Worker:
             return None
         from taskflow.worker.measuring import WorkerMeasures
 
-        measures = WorkerMeasures(self._slots, records=any(each.records_history for each in telemetry))
+        measures = WorkerMeasures(self._slots, records=any(each.records_history for each in telemetry), deploy=deploy_name())
         self._events.subscribe(measures.on_event)
         return measures
 

@@ -13,7 +13,11 @@ MAIL = ("default", "mail")
 
 
 def measures(runs: int = 1, pair: tuple[str, str] = MAIL) -> Measures:
-    return {pair: Measure(runs={"succeeded": runs}, waits={10: runs}, times={20: runs}, waited=700 * runs, ran=600_000 * runs)}
+    return {
+        pair: Measure(
+            runs={"succeeded": runs}, waits={10: runs}, times={20: runs}, waited=700 * runs, ran=600_000 * runs, deploys={"v1": runs}
+        )
+    }
 
 
 async def record(world: World, *each: Measures) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+
+import msgspec
 
 from taskflow.broker.admin import QueueInfo
 from taskflow.model.measures import Measure, MeasuresRecord
@@ -17,7 +19,13 @@ class HostileStore(HostileBroker):
 
     async def history(self, since: datetime, until: datetime) -> list[MeasuresRecord]:
         measure = Measure(runs={self._text: 3}, waits={42: HUGE}, times={0: 1}, waited=HUGE, ran=HUGE)
-        return [MeasuresRecord(at=datetime.now(UTC), seconds=60, measures={(self._text, self._text): measure})]
+        later = msgspec.structs.replace(measure, deploys={self._text: 3})
+        first = msgspec.structs.replace(measure, deploys={"v1": 3})
+        pair, now = (self._text, self._text), datetime.now(UTC)
+        return [
+            MeasuresRecord(at=now - timedelta(minutes=10), seconds=60, measures={pair: first}),
+            MeasuresRecord(at=now, seconds=60, measures={pair: later}),
+        ]
 
     async def queues(self) -> list[QueueInfo]:
         return [*await super().queues(), QueueInfo(name="..", is_paused=False, counts=dict.fromkeys(Status, 1))]

@@ -265,6 +265,42 @@ async def test_charts_show_the_history_and_teach_how_to_record_one(site: Site) -
             assert "letter 60 2ms 1.0s 2.1s 2.1s" in queue.text
 
 
+async def test_deploys_are_marked_in_charts_and_split_histograms(site: Site) -> None:
+    now = datetime.now(UTC)
+    async with World(MemoryHarness, clock=ManualClock(now - timedelta(minutes=40))) as world:
+        with default_app().using(world.broker):
+            await world.add(queue="mail")
+            for number, (deploy, wait) in enumerate((("v1", 20), ("v1", 20), ("v2", 24), ("v2", 24))):
+                measure = Measure(runs={"succeeded": 10}, waits={wait: 10}, times={21: 10}, deploys={deploy: 10})
+                await world.broker.admin.record_measures(bytes([number] * 16), pack_measures({("mail", "letter"): measure}))
+                world.clock.advance(600.0)
+            page = await site.get("/charts")
+            assert [tag["class"] for tag in page.all("path") if tag["class"] == "deploy"] == ["deploy"] * 3
+            assert ("deploy v2" in page.text, "deploy v1" in page.text) == (True, False)
+            queue = await site.get("/queues/mail")
+            assert "Waits in the last day before v2 since v2" in queue.text
+            assert "Below Runs before v2 Runs since v2 1.0s 20 0" in queue.text
+            assert "17s 0 20" in queue.text
+
+
+@pytest.mark.parametrize(
+    ("periods", "marks"),
+    [
+        ("", []),
+        ("a", []),
+        ("a a", []),
+        ("a ab b", [(1, "b")]),
+        ("a - b - a b", [(2, "b")]),
+        ("a b - c", [(1, "b"), (3, "c")]),
+        ("ab a b a", []),
+        ("a " + "b " * charts.MAX_QUIET + "a", [(1, "b"), (charts.MAX_QUIET + 1, "a")]),  # rolled back
+    ],
+)
+def test_a_deploy_begins_where_it_has_its_first_run(periods: str, marks: list[tuple[int, str]]) -> None:
+    measures = [Measure(deploys={name: 1 for name in period if name != "-"}) for period in periods.split()]
+    assert charts.deploys(measures) == marks
+
+
 @pytest.mark.parametrize("hours", [1, 6, 24, 168, 720])
 def test_buckets_are_few_and_have_every_period(hours: int) -> None:
     now = datetime.now(UTC).replace(second=0, microsecond=0)

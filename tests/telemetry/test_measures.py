@@ -12,7 +12,7 @@ from taskflow import Worker, configure, operate
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.errors import BrokerUnavailable
-from taskflow.model.measures import MAX_COUNT, MAX_PAIRS, OTHER, Measure, unpack_measures
+from taskflow.model.measures import MAX_COUNT, MAX_DEPLOYS, MAX_PAIRS, OTHER, Measure, sum_of, unpack_measures
 from taskflow.model.verdict import Completed, Failed, HandedBack, Retried, RunError, Settled, Settlement, Succeeded, Verdict
 from taskflow.telemetry import History
 from taskflow.worker.events import BrokerCallFailed, VerdictIgnored
@@ -119,6 +119,22 @@ async def test_a_worker_records_once_a_minute(monkeypatch: pytest.MonkeyPatch) -
     assert unpack_measures(store.records[-1][1])[PAIR].runs == {"succeeded": 1}
     await measures.record(store, b"s", at_once=True)
     assert len(store.records) == 4  # nothing is recorded of a worker without runs
+
+
+async def test_a_record_names_the_deploy() -> None:
+    """The metrics of the worker do not: it has one deploy only."""
+    store: Any = _Store()
+    measures = WorkerMeasures(lambda: (0, 0, 0.0), records=True, deploy="v2")
+    for _ in range(3):
+        count(measures, Succeeded(b""))
+    await measures.record(store, b"s", at_once=True)
+    assert unpack_measures(store.records[0][1])[PAIR].deploys == {"v2": 3}
+    assert unpack_measures(measures.facts().measures)[PAIR].deploys == {}
+
+
+def test_few_deploys_are_counted_apart() -> None:
+    total = sum_of([{PAIR: Measure(deploys={f"v{number % 30}": 1})} for number in range(60)])
+    assert total[PAIR].deploys == {f"v{number}": 2 for number in range(MAX_DEPLOYS)}
 
 
 @pytest.mark.parametrize("error", [BrokerUnavailable("it is away"), RuntimeError("a bug")], ids=["away", "a bug"])
