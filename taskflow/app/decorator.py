@@ -132,8 +132,8 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     """Turn a function into a job, and add it to the global registry.
 
     `name`          the name by which workers find the job (default: the function's module and qualified name)
-    `queue`, `priority`, `timeout`, `expires`, `keep_result`, `key_scope`, `on_conflict`, `on_failure`   as in `EnqueueOptions`, for every
-                    call
+    `queue`, `priority`, `timeout`, `expires`, `keep_result`, `key_scope`, `on_conflict`, `throttle`, `debounce`, `at_most`, `on_failure`
+                    as in `EnqueueOptions`, for every call
     `key`           the key of every call, or a template of it such as "{project_id}" or "{tenant}:{order.id}", which is formatted from the
                     call's arguments. None in it raises TypeError, unless it names another text: "{branch?main}"
     `tags`          tags of every call; those of `.options(tags=...)` are added to them

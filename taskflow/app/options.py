@@ -61,6 +61,9 @@ class KeyOptions(TypedDict, total=False):
     key: str | None
     key_scope: KeyScope | None
     on_conflict: Conflict | None
+    throttle: float | timedelta | None
+    debounce: float | timedelta | None
+    at_most: float | timedelta | None
     on_failure: BoundCall | None
     tags: tuple[str, ...] | list[str] | None
 
@@ -110,6 +113,11 @@ class EnqueueOptions(SharedOptions, KeyOptions, total=False):
     `key_scope`     "queue" (default), or "name": at most one live job with the same name can have the key, whatever its queue
     `on_conflict`   what to do if a live job has the key: "keep" that job (default), "replace" it, or "raise" KeyConflict. A running job
                     that was asked to stop does not block the key: the new job waits until it has ended
+    `throttle`      seconds or a timedelta after this call in which calls with the same key add no job, even if the first job has ended.
+                    Their handle is that of the first job; 0 removes a throttle that the decorator gave
+    `debounce`      seconds or a timedelta without another call with the key before the job starts, with the arguments of the last call.
+                    All calls get the handle of one job; 0 removes a debounce that the decorator gave
+    `at_most`       with `debounce`: seconds or a timedelta after the first call, at which the job is due however often calls come
     `keep_result`   seconds or a timedelta for which a successful job is kept (default 3600 s; 0 keeps none)
     `tags`          up to 10 texts by which the job is found later; those of the decorator are added to these
     `headers`       a dict of str to str, up to 4 KiB in all, which is sent with the job
@@ -143,6 +151,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     key_scope: KeyScope = "queue"
     on_conflict: OnConflict = OnConflict.KEEP
     raises_on_conflict: bool = False
+    throttle: float | None = None
+    debounce: float | None = None
+    at_most: float | None = None
     keep_result: float = 3600.0
     headers: dict[str, str] = {}
     on_failure: Any = None
@@ -155,9 +166,30 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         fields = {field: getattr(self, field) for field in Options.__struct_fields__ if field not in NOT_SENT}
         if self.key and isinstance(self.key, str):
             fields |= self.key_fields(job, self.key)
+        if self.throttle or self.debounce or self.at_most:
+            fields |= self._window_fields(job)
         if self.on_failure is not None:
             fields["on_failure"] = packed_follow_up(self.on_failure._renewed())
         return {field: value for field, value in fields.items() if value != getattr(_PLAIN, field)}
+
+    def _window_fields(self, job: str) -> dict[str, Any]:
+        """Return the envelope fields of `throttle` and `debounce`. Raises ValueError if they have no key, or for an option beside them."""
+        name = "throttle" if self.throttle else "debounce"
+        if not self.throttle and not self.debounce:
+            raise ValueError(f"{job}: at_most= limits debounce=: give that too")
+        if not self.key:
+            raise ValueError(f"{job}: {name}= needs key=, because it is about the calls with one key")
+        if self.on_conflict is OnConflict.REPLACE or (self.debounce and self.raises_on_conflict):
+            raise ValueError(f"{job}: {name}= and on_conflict= exclude each other: {name}= says what happens to the calls with a key")
+        if not self.debounce:
+            return {"throttle": self.throttle}
+        excluded = {"throttle": self.throttle, "after": self.after, "at": self.at is not None, "connection": self.connection is not None}
+        for other, is_given in excluded.items():
+            if is_given:
+                raise ValueError(f"{job}: debounce= and {other}= exclude each other")
+        if self.at_most and self.at_most < self.debounce:
+            raise ValueError(f"{job}: at_most={self.at_most:g} must not be less than debounce={self.debounce:g}")
+        return {"after": self.debounce, "on_conflict": OnConflict.DEBOUNCE, "at_most": self.at_most or None, "throttle": None}
 
     def key_fields(self, job: str, key: str, text: str | None = None) -> dict[str, Any]:
         """Return the envelope fields of a call's key. `text` stands for a key with secrets. Raises ValueError for an invalid key."""
@@ -177,7 +209,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     keep_arguments: bool = False
 
 
-NOT_SENT: Final = ("key", "key_scope", "declared_tags", "raises_on_conflict", "on_failure", "connection")
+NOT_SENT: Final = ("key", "key_scope", "debounce", "declared_tags", "raises_on_conflict", "on_failure", "connection")
 """The fields of `Options` that are not fields of the envelope."""
 _PLAIN: Final = Envelope(id=b"", job="", payload=b"")
 
@@ -195,7 +227,7 @@ def packed_follow_up(follow_up: Envelope) -> bytes:
 MAX_ATTEMPTS: Final = 1_000_000
 _OF_CALLS: Final = (*SharedOptions.__annotations__, *KeyOptions.__annotations__)
 _OF_POLICY: Final = Policy.__struct_fields__
-_DURATIONS = ("after", "expires", "timeout", "keep_result")
+_DURATIONS = ("after", "expires", "timeout", "keep_result", "throttle", "debounce", "at_most")
 UNLIMITED_BY_NONE: Final = ("expires", "timeout")
 _OPTION_TYPES: dict[str, type] = {"priority": int, "max_attempts": int, "queue": str, "key": str, "headers": dict, "retry": Backoff}
 

@@ -16,7 +16,7 @@ from taskflow.app.loop_client import MAX_BYTES, MAX_ITEMS
 from taskflow.app.middleware import EnqueueCall, Middleware, enqueue_chain, stamp, stamping
 from taskflow.app.portal import CallersThread, block_on, refuse_inside_a_loop, run_sync
 from taskflow.broker.protocol import Added, Refused
-from taskflow.model.envelope import Envelope
+from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.errors import BrokerError, ConfigurationError, EnqueueFailed, KeyConflict, TaskflowError, WrongConnection
 
 if TYPE_CHECKING:
@@ -189,7 +189,13 @@ class _Within:
     """Adds envelopes in a caller's transaction. It sends with the same methods as `LoopClient`."""
 
     def __init__(self, enqueue: Callable[[Sequence[Envelope]], Awaitable[list[Added | Refused]]]) -> None:
-        self.enqueue = enqueue
+        self._enqueue = enqueue
+
+    async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        for each in envelopes:
+            if each.on_conflict is OnConflict.DEBOUNCE:
+                raise ValueError(f"{each.job}: debounce= and connection= exclude each other: a transaction cannot change a job of others")
+        return await self._enqueue(envelopes)
 
     async def send(self, envelope: Envelope) -> Added | Refused:
         [answer] = await self.enqueue([envelope])
@@ -207,7 +213,7 @@ async def _send(app: App, call: Call[R], within: _Within | None = None) -> JobHa
         raise handle
     if _is_conflict(call, answer):
         raise KeyConflict(
-            f"{call!r} was not sent: the live job {handle.id} has its key {call.key!r}; "
+            f"{call!r} was not sent: the job {handle.id} has its key {call.key!r}; "
             'on_conflict="keep" returns the handle of that job, "replace" cancels it',
             job_id=handle.id,
         )

@@ -32,6 +32,12 @@ such a write has made wrong.
   [key_waits_behind] With REPLACE while the holder runs, the new job is HELD until the holder is no longer RUNNING. It is released by the
     end of the operation that ends that run, or by the next upkeep. Its record shows the holder as `behind`. Jobs that name it in `joins`
     do not release it earlier.
+  [throttle_first] A job with `throttle` stands for later calls with its key and `throttle`, until so many seconds after it was added. They
+    are Refused because of "key", with its id, even if it has ended, was purged or is forgotten. Other calls see live holders only.
+  [debounce_last] With DEBOUNCE, a waiting holder gets the call's payload and opaque fields, tags and expiry. It keeps its id, its queue,
+    its priority and the jobs that it awaits or that await it, and its counters are reset. If it is not READY, it becomes due `after`
+    seconds from now, but no later than `at_most` seconds after it was created. The call is Refused because of "key", with the holder's
+    id, and so is a repeated call within `repeat_for`, which changes nothing. A running holder is handled as with REPLACE.
   [key_gives_way] A run that would wait again while a replacement waits for it becomes CANCELLED, "replaced by ID".
   [enqueue_full] If the store has no room, enqueue raises StoreFull and adds none of the batch. All other operations still work. (On SQLite
     and PostgreSQL a full disk stops all that write. They raise BrokerUnavailable until there is room.)
@@ -202,7 +208,7 @@ import msgspec
 
 from taskflow.broker.admin import Admin
 from taskflow.broker.wakeups import Waiter
-from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import Definition, Firing, Offer
 from taskflow.model.session import Beat, BeatAnswer, Session
@@ -242,9 +248,10 @@ class Refused(msgspec.Struct, frozen=True):
     @classmethod
     def as_known(cls, envelope: Envelope, known: Record | None) -> Refused:
         """Refuse an envelope whose id is known. `known` is the job's record, or None if it has been dropped."""
+        has_changed = envelope.on_conflict is OnConflict.DEBOUNCE
         is_resent = known is None or (
             (known.job, known.queue, known.key_text) == (envelope.job, envelope.queue, envelope.key_text)
-            and (known.status is Status.SUCCEEDED or known.payload in (None, envelope.payload))
+            and (has_changed or known.status is Status.SUCCEEDED or known.payload in (None, envelope.payload))
         )
         return cls(envelope.id, envelope.id, "id" if is_resent else "clash")
 

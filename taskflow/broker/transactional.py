@@ -9,7 +9,7 @@ else is done to it: no commit, no rollback, no setting that outlives the transac
   [within_rollback] If it rolls back, they never existed, for any operation.
   [within_savepoint] The same holds for a savepoint that is released or rolled back.
   [within_keys] Keys and `on_conflict` see the jobs that the transaction has added, and those that have a key already. The answer may leave
-    out a job of others that it replaces.
+    out a job of others that it replaces, and a job that stands for a call with `throttle`. No envelope has DEBOUNCE.
   [within_store] A connection to another database or store gets WrongConnection. Nothing is added, and the transaction is not affected.
   [within_open_key] No call waits for an open transaction that has added a job with a key. The key is given after the commits: a job that
     comes too late for it is CANCELLED then. (SQLite has one writer at a time, so no other call meets an open transaction.)

@@ -30,6 +30,8 @@ class OnConflict(IntEnum):
     """Keep the existing job, and return it to the caller."""
     REPLACE = 1
     """Cancel the existing job if it is waiting. If it is running, hold the new job until it ends."""
+    DEBOUNCE = 2
+    """Give the existing job the call's arguments if it is waiting, and move its due time. If it is running, as REPLACE."""
 
 
 class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
@@ -40,6 +42,8 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
     `at`        when the job may start, in microseconds since 1970 (UTC); an instant in the past means now
     `expires`   seconds after sending at which the job expires; no run starts after that
     `key`       a digest made by `ids.key_digest`; a new job with the key of a live job is a conflict
+    `throttle`  seconds for which the added job stands for later calls with its key and `throttle`, even after it has ended
+    `at_most`   with DEBOUNCE, the seconds after the waiting job's creation beyond which its due time is not moved
     `awaits`    how many jobs with this job's id in their `joins` must end before this one leaves HELD
     `joins`     ids of held jobs that are waiting for this one to end, whatever its outcome
     `on_failure` the call to send if the job ends FAILED, as `pack_follow_up` packs it
@@ -51,6 +55,8 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
     expires: float | None = None
     key: bytes | None = None
     on_conflict: OnConflict = OnConflict.KEEP
+    throttle: float | None = None
+    at_most: float | None = None
     timeout: float | None = None
     retry: Backoff | None = None
     keep_result: float = 3600.0
@@ -111,7 +117,7 @@ def check_envelope(envelope: Envelope) -> Envelope:
         raise ValueError(f"priority={shown(envelope.priority)}: expected a whole number from -100 to 100; higher runs first")
     if envelope.max_attempts < 1:
         raise ValueError(f"max_attempts={shown(envelope.max_attempts)}: expected at least 1")
-    for name in ("after", "keep_result", "timeout", "expires"):
+    for name in ("after", "keep_result", "timeout", "expires", "throttle", "at_most"):
         seconds = getattr(envelope, name)
         if seconds is not None and not 0 <= seconds <= MAX_DURATION:
             raise ValueError(f"{name}={shown(seconds)}: expected seconds, from 0 to a hundred years")

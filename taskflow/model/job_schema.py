@@ -144,6 +144,7 @@ OPAQUE: Final = (
     Opaque("headers", "h", _read_headers),
     Opaque("key_text", "u", maybe_text),  # for people: the key itself is a digest
     Opaque("retry", "r", _read_retry, lambda retry: [retry.base, retry.factor, retry.max, retry.jitter]),
+    Opaque("throttle", "w", lambda stored: maybe(stored, _read_seconds)),  # for calls in transactions, which are decided on later
     Opaque("secrets", "s", _read_secrets),  # the names in arguments and result whose values are not shown
 )
 

@@ -28,7 +28,7 @@ from taskflow.broker.memory.store import MemoryStore
 from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.clock import Clock, microseconds_of
-from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.errors import JobFailed
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
@@ -73,6 +73,9 @@ class RecordingBroker(MemoryBroker):
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         answers = await super().enqueue(envelopes)
         self._note(envelopes)
+        for envelope, answer in zip(envelopes, answers, strict=True):
+            if envelope.on_conflict is OnConflict.DEBOUNCE and isinstance(answer, Refused):
+                self._sent[answer.standing] = msgspec.structs.replace(envelope, id=answer.standing)
         return answers
 
     async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:

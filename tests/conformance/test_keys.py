@@ -8,6 +8,8 @@ from typing import Any, Final
 import pytest
 
 from taskflow.broker.admin import View
+from taskflow.broker.engine.broker import EngineBroker
+from taskflow.broker.engine.seam import Operation, Query, Scan, Snapshot
 from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.ids import id_text, key_digest
@@ -321,3 +323,211 @@ async def test_holders_none(world: World) -> None:
     await world.settle(cancelled(await world.running(queue="default", key="k")))
     await world.cancel(await world.add(key="waited"))
     assert await world.broker.holders([key_digest("default", "work", key) for key in ("k", "waited", "other")]) == [None] * 3
+
+
+# --- throttle ---------------------------------------------------------------------------------------------------------
+
+
+def throttled(world: World, seconds: float = 60.0, **fields: Any) -> Envelope:
+    return world.an_envelope(key="k", throttle=seconds, **fields)
+
+
+def _answers() -> Operation[int]:
+    seen: Snapshot = yield Query(scans=(Scan("answers", 10),))
+    return len(seen.scans[0])
+
+
+async def _remembered(world: World) -> int:
+    """How many calls the store remembers."""
+    return await world.broker.run(_answers()) if isinstance(world.broker, EngineBroker) else 0
+
+
+async def _first(world: World, **fields: Any) -> Envelope:
+    first = throttled(world, queue="default", **fields)
+    assert await world.enqueue(first) == [Added(first.id)]
+    return first
+
+
+@pytest.mark.parametrize("end", ["waits", "runs", "succeeds", "fails", "cancelled", "purged", "forgotten"])
+async def test_throttle_first(world: World, end: str) -> None:
+    """The first job stands for the calls of its window, whatever has become of it, and for no later one."""
+    first = await _first(world, keep_result=0.0)
+    if end in ("runs", "succeeds", "fails", "forgotten"):
+        [lease] = await world.claim(await world.a_session())
+        if end != "runs":
+            await world.settle(failed(lease) if end == "fails" else succeeded(lease))
+    if end == "cancelled":
+        await world.cancel(first)
+    if end in ("purged", "fails"):
+        await world.broker.admin.purge(View())
+    await world.pass_time(59.0 if end != "forgotten" else 1.0)
+
+    second = throttled(world)
+    assert await world.enqueue(second) == [Refused(second.id, first.id, "key")]
+    assert await world.read(second) is None
+
+    await world.pass_time(60.0)
+    third = throttled(world)
+    [answer] = await world.enqueue(third)
+    assert answer == (Refused(third.id, first.id, "key") if end in ("waits", "runs") else Added(third.id))
+
+
+async def test_throttle_first__longer_than_ids_are_known(world: World) -> None:
+    """An hour later, when all else of the job has been forgotten, it still stands for the calls of its window."""
+    first = await _first(world, seconds=7_200.0, keep_result=0.0)
+    [lease] = await world.claim(await world.a_session())
+    await world.settle(succeeded(lease))
+    await world.pass_time(3_600.0)
+
+    second = throttled(world, 7_200.0)
+    assert await world.enqueue(second) == [Refused(second.id, first.id, "key")]
+
+
+async def test_throttle_first__of_one_batch_and_sent_again(world: World) -> None:
+    """The first of a batch is added. Sent again, it is known by its id, and begins no other window."""
+    first, second = throttled(world), throttled(world)
+    assert await world.enqueue(first, second) == [Added(first.id), Refused(second.id, first.id, "key")]
+    await world.pass_time(50.0)
+    assert await world.enqueue(first) == [Refused(first.id, first.id, "id")]
+    await world.cancel(first)
+    await world.pass_time(11.0)
+    [answer] = await world.enqueue(third := throttled(world))
+    assert answer == Added(third.id)
+
+
+async def test_throttle_first__leaves_other_calls_alone(world: World) -> None:
+    """Neither another key nor a call without `throttle` waits for the end of the window."""
+    first = await _first(world)
+    await world.cancel(first)
+    for other in (world.an_envelope(key="other", throttle=60.0), world.an_envelope(key="k")):
+        assert await world.enqueue(other) == [Added(other.id)]
+
+
+async def test_throttle_first__many_clients(world: World) -> None:
+    """Of many that send at once, one is added, and all others get its id."""
+    brokers = [world.broker.sibling() for _ in range(CLIENTS)]
+    envelopes = [throttled(world) for _ in brokers]
+
+    answers = await asyncio.gather(*(broker.enqueue([envelope]) for broker, envelope in zip(brokers, envelopes, strict=True)))
+
+    [first] = [answer.id for [answer] in answers if isinstance(answer, Added)]
+    assert [answer.standing for [answer] in answers if isinstance(answer, Refused)] == [first] * (CLIENTS - 1)
+    for broker in brokers:
+        await broker.close()
+
+
+async def test_throttle_first__leaves_nothing_behind(world: World) -> None:
+    """What remembers a window goes after it."""
+    await world.cancel(await _first(world))
+    await world.pass_time(3_600.0)
+    assert await _remembered(world) == 0
+
+
+# --- debounce ---------------------------------------------------------------------------------------------------------
+
+
+def debounced(world: World, after: float = 5.0, **fields: Any) -> Envelope:
+    return world.an_envelope(key="k", on_conflict=OnConflict.DEBOUNCE, after=after, **fields)
+
+
+async def _payloads(world: World) -> dict[bytes, bytes]:
+    leases = await world.claim(await world.a_session())
+    return {lease.envelope.id: lease.envelope.payload for lease in leases}
+
+
+async def test_debounce_last(world: World) -> None:
+    """One job runs, once no call has come for `after` seconds, with the arguments and options of the last one."""
+    first = debounced(world, payload=b"\x01first", tags=("a",))
+    assert await world.enqueue(first) == [Added(first.id)]
+    for number in range(5):
+        await world.pass_time(3.0)
+        assert await world.claim(await world.a_session()) == []
+        call = debounced(world, payload=b"\x01%d" % number + bytes(900 * (number % 2)), headers={"n": str(number)}, tags=("b",))
+        assert await world.enqueue(call) == [Refused(call.id, first.id, "key")]
+        assert await world.read(call) is None
+
+    await world.pass_time(5.0)
+    [lease] = await world.claim(await world.a_session())
+    sent = lease.envelope
+    assert (sent.id, sent.payload, sent.headers, sent.tags) == (first.id, b"\x014", {"n": "4"}, ("b",))
+    assert [page.id for page in (await world.broker.admin.page(View(tag="a"))).records] == []
+    assert [page.id for page in (await world.broker.admin.page(View(tag="b"))).records] == [first.id]
+
+
+async def test_debounce_last__at_most(world: World) -> None:
+    """However often calls come, the job is due `at_most` seconds after its creation."""
+    first = last = debounced(world, at_most=12.0)
+    await world.enqueue(first)
+    for _ in range(4):
+        await world.pass_time(2.9)
+        await world.enqueue(last := debounced(world, at_most=12.0))
+    assert await world.claim(await world.a_session()) == []
+    await world.pass_time(0.5)
+    assert await _payloads(world) == {first.id: last.payload}
+
+
+@pytest.mark.parametrize("fields", [{}, {"awaits": 1}, {"after": 2.0}], ids=["ready", "held", "scheduled"])
+async def test_debounce_last__any_waiting_holder(world: World, fields: dict[str, Any]) -> None:
+    """A holder that was sent otherwise is merged too. A READY one stays in its place, a HELD one stays HELD."""
+    holder = await world.add(key="k", **fields)
+    found = await world.status(holder)
+    await world.enqueue(call := debounced(world, payload=b"\x01new"))
+    assert await world.status(holder) is found
+    if "awaits" in fields:
+        await world.cancel(await world.add(joins=(holder.id,)))
+    await world.pass_time(0.0 if not fields else 6.0)
+    assert await _payloads(world) == {holder.id: call.payload}
+
+
+async def test_debounce_last__waits_behind_a_run(world: World) -> None:
+    """While a run has the key, the first call is added and waits behind it; further ones are merged into that job."""
+    lease = await world.running(queue="default", key="k")
+    first, second = debounced(world), debounced(world, payload=b"\x01second")
+    assert await world.enqueue(first, second) == [Added(first.id), Refused(second.id, first.id, "key")]
+    await world.pass_time(60.0)
+    assert await world.claim(await world.a_session()) == []
+    await world.settle(succeeded(lease))
+    assert await _payloads(world) == {first.id: b"\x01second"}
+
+
+async def test_debounce_last__sent_again(world: World) -> None:
+    """A call whose answer was lost gets it again, and takes nothing back from a later one, also once the job has ended."""
+    first, second, third = (debounced(world, payload=b"\x01%d" % n) for n in range(3))
+    await world.enqueue(first)
+    await world.enqueue(second)
+    await world.enqueue(third)
+    assert await world.enqueue(second) == [Refused(second.id, first.id, "key")]
+    assert await world.enqueue(first) == [Refused(first.id, first.id, "id")]
+    await world.pass_time(6.0)
+    [lease] = await world.claim(await world.a_session())
+    assert lease.envelope.payload == third.payload
+    await world.settle(succeeded(lease))
+    assert await world.enqueue(second) == [Refused(second.id, first.id, "key")]
+    assert await world.claim(await world.a_session()) == []
+    await world.pass_time(3_600.0)
+    assert await _remembered(world) == 0
+
+
+async def test_debounce_last__begins_afresh(world: World) -> None:
+    """A job that waits for its retry has new arguments, so its attempts count from the first again."""
+    lease = await world.running(queue="default", key="k")
+    await world.settle(retried(lease, 60.0))
+    await world.enqueue(debounced(world, payload=b"\x01new"))
+    await world.pass_time(5.0)
+    [again] = await world.claim(await world.a_session())
+    assert (again.envelope.id, again.failures, again.envelope.payload) == (lease.envelope.id, 0, b"\x01new")
+
+
+async def test_debounce_last__many_clients(world: World) -> None:
+    """Of many that send at once, one is added, and the arguments are those of one of them."""
+    brokers = [world.broker.sibling() for _ in range(CLIENTS)]
+    envelopes = [debounced(world) for _ in brokers]
+
+    answers = await asyncio.gather(*(broker.enqueue([envelope]) for broker, envelope in zip(brokers, envelopes, strict=True)))
+
+    assert sum(isinstance(answer, Added) for [answer] in answers) == 1
+    await world.pass_time(5.0)
+    [(_, payload)] = (await _payloads(world)).items()
+    assert payload in {envelope.payload for envelope in envelopes}
+    for broker in brokers:
+        await broker.close()

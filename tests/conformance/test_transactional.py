@@ -142,6 +142,22 @@ async def test_within_keys__behind_a_run(world: World) -> None:
     assert await world.status(behind) is Status.READY
 
 
+async def test_within_keys__throttled(world: World) -> None:
+    """A job that a transaction adds begins a window at the latest when it is admitted, and gives way to one that stands already."""
+    first, second = (world.an_envelope(key="k", throttle=60.0) for _ in range(2))
+    with await a_caller(world) as caller:
+        with caller.transaction():
+            assert caller.enqueue(first) == [Added(first.id)]
+        await admitted(world)
+        await world.cancel(first)
+        with caller.transaction():
+            caller.enqueue(second)
+    await admitted(world)
+
+    record = await world.read(second)
+    assert record is None or (record.status, record.reason) == (Status.CANCELLED, f"key held by {id_text(first.id)}")
+
+
 async def test_within_keys__repeat(world: World) -> None:
     """A known id adds nothing, whether the job is of this transaction or was there before."""
     known, new = await world.add(), world.an_envelope()

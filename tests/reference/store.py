@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +12,7 @@ from taskflow.broker import topics
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model import wording
 from taskflow.model.clock import Clock, instant_of, to_microseconds, to_seconds
-from taskflow.model.envelope import ClaimId, Envelope, Lease
+from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict
 from taskflow.model.errors import SessionLost, StoreFull
 from taskflow.model.record import WAITING, Record, Status
 from taskflow.model.rules import Rules
@@ -63,6 +64,7 @@ class Store(ReferenceTransitions):
         self.sessions: dict[bytes, SessionState] = {}
         self.pulse = clock.steady()
         self.noticed: int | None = None
+        self.answers: dict[bytes, tuple[bytes, int]] = {}
         self._capacity = capacity
 
     # --- enqueue -----------------------------------------------------------------------------------------
@@ -83,10 +85,43 @@ class Store(ReferenceTransitions):
         waiting, running = self.holders(envelope.key)
         if (holder := refused_for(waiting, running, envelope.on_conflict)) is not None:
             return Refused(envelope.id, holder.id, "key")
+        if (standing := self._standing(envelope)) is not None:
+            return Refused(envelope.id, standing, "key")
+        if waiting is not None and envelope.on_conflict is OnConflict.DEBOUNCE and not waiting.is_poison:
+            return self.debounce(waiting, envelope)
         if waiting is not None:
             self.finish(waiting, Event.REPLACE, Status.CANCELLED, wording.replaced_by(envelope.id))
         self.add(StoredJob.of(envelope, self.next_seq(), self.now), behind=running)
         return Added(envelope.id, None if waiting is None else waiting.id)
+
+    def _standing(self, envelope: Envelope) -> bytes | None:
+        """Return the job that stands for the call. A throttled call without one begins a window."""
+        ref = envelope.key if envelope.throttle else envelope.id
+        standing, until = self.answers.get(ref or b"", (None, 0))
+        if until > self.now:
+            return standing
+        if envelope.throttle and ref is not None:
+            self.answers[ref] = (envelope.id, self.now + to_microseconds(envelope.throttle))
+        return None
+
+    def debounce(self, job: StoredJob, envelope: Envelope) -> Refused:
+        """Give a waiting job the call's arguments and options, and move its due time."""
+        new = StoredJob.of(envelope, job.seq, self.now)
+        self.untag(job)
+        job.envelope = replace(envelope, id=job.id, queue=job.queue, priority=job.priority)
+        self.tag(job)
+        job.payload, job.expires_at = new.payload, new.expires_at
+        job.failures = job.crashes = job.snoozes = job.hand_backs = 0
+        job.parked_at = None
+        if job.status is not Status.READY:
+            latest = new.due_at if envelope.at_most is None else job.created_at + to_microseconds(envelope.at_most)
+            before, job.due_at = job.due_at, max(self.now, min(new.due_at, latest))
+            heapq.heappush(self.due, (job.due_at, job.seq, job.id))
+            if job.due_at < before:
+                self.to_wake.add(topics.DUE)
+        self.watch_expiry(job)
+        self.answers[envelope.id] = (job.id, self.now + to_microseconds(self.rules.repeat_for))
+        return Refused(envelope.id, job.id, "key")
 
     def take_nudges(self) -> Mapping[str, int]:
         """Return how many listeners to nudge for each queue, and reset the counts."""

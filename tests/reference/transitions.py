@@ -70,9 +70,18 @@ class ReferenceTransitions:
             job.waiting_for = wording.waits_behind(behind.id)
         if job.key is not None:
             self.keys.setdefault(job.key, []).append(job)
+        self.tag(job)
+        self.enter(job, Event.ENQUEUE)
+
+    def tag(self, job: StoredJob) -> None:
         for tag in job.envelope.tags:
             self.tagged.setdefault(tag, {})[job.id] = job
-        self.enter(job, Event.ENQUEUE)
+
+    def untag(self, job: StoredJob) -> None:
+        for tag in job.envelope.tags:
+            del self.tagged[tag][job.id]
+            if not self.tagged[tag]:
+                del self.tagged[tag]
 
     def next_seq(self) -> int:
         self._seq += 1
@@ -84,7 +93,7 @@ class ReferenceTransitions:
         if status is Status.READY:
             self.make_ready(job, event)
             return
-        self._watch_expiry(job)
+        self.watch_expiry(job)
         self.move(job, event, status)
         if status is Status.SCHEDULED:
             entry = (job.due_at, job.seq, job.id)
@@ -93,13 +102,13 @@ class ReferenceTransitions:
                 self.to_wake.add(topics.DUE)
 
     def make_ready(self, job: StoredJob, event: Event) -> None:
-        self._watch_expiry(job)
+        self.watch_expiry(job)
         self.move(job, event, Status.READY)
         job.entry = (*job.place, job.id)
         heapq.heappush(self.ready[job.queue], job.entry)
         self.readied[job.queue] += 1
 
-    def _watch_expiry(self, job: StoredJob) -> None:
+    def watch_expiry(self, job: StoredJob) -> None:
         if job.expires_at is not None:
             heapq.heappush(self.expiring, (job.expires_at, job.id))
 
@@ -250,10 +259,7 @@ class ReferenceTransitions:
         self.move(job, Event.DROP, None)
         job.payload = job.result = job.cause = None
         job.errors = ()
-        for tag in job.envelope.tags:
-            del self.tagged[tag][job.id]
-            if not self.tagged[tag]:
-                del self.tagged[tag]
+        self.untag(job)
         heapq.heappush(self.fading, (job.ended_at + to_microseconds(self.rules.repeat_for), job.id))
 
     # --- looking ---------------------------------------------------------------------------------------------

@@ -96,6 +96,7 @@ def wrong_options() -> None:
     add.options(at=60)  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(on_conflict="ignore")  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(key=7)  # E: mypy[arg-type] pyright[reportArgumentType]
+    add.options(key="k", throttle="1h")  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(key_scope="job")  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(tags="import:42")  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(headers={"a": 1})  # E: mypy[dict-item] pyright[reportArgumentType]

@@ -293,6 +293,7 @@ async def the_options(moment: datetime) -> None:
     assert_type(resize.options(priority=5).options(timeout=1).delay_sync("a"), JobHandle[str])
     add.options(queue="math", priority=5, key="sum:1:2", expires=3600, timeout=10, keep_result=300, headers={"sent-by": "web"})
     add.options(queue=None, priority=None, after=None, at=None, expires=None, max_attempts=None, retry=None, timeout=None)
+    add.options(key="k", throttle=60, debounce=timedelta(seconds=5), at_most=None)
     add.options(key=None, key_scope=None, on_conflict=None, keep_result=None, headers=None, connection=None, on_failure=None)
     add.options(on_failure=resize.bind("a")).options(on_failure=report.options(queue="slow").bind(day=date(2026, 1, 1)))
     add.options(tags=("import:42",)).options(tags=["a", "b"]).options(tags=None)

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from taskflow.broker.engine import moves
+from taskflow.broker.engine import answers, moves
 from taskflow.broker.engine.draft import Draft
-from taskflow.broker.engine.job import decode_sent
+from taskflow.broker.engine.job import Job, decode_sent
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.records import HELD, SUCCEEDED, Flag, Kind
 from taskflow.broker.engine.seam import Entry, Operation, Ref, Scan
 from taskflow.model import transitions, wording
-from taskflow.model.envelope import OnConflict
+from taskflow.model.envelope import OnConflict, unpack_extras
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event
@@ -61,14 +61,29 @@ def _admit(draft: Draft, ref: Ref) -> None:
     job.set_flag(Flag.ARRIVING | Flag.BEHIND, False)
     job.state.replaces, job.state.waiting = False, None
     waiting, running = moves.holders(draft, job.sent.key)
-    if (holder := transitions.refused_for(waiting, running, on_conflict)) is not None:
-        moves.finish(draft, job, Event.CANCEL, Status.CANCELLED, wording.key_held_by(holder.id))
+    holder = transitions.refused_for(waiting, running, on_conflict)
+    if (holder_id := _throttled_by(draft, job) if holder is None else holder.id) is not None:
+        moves.finish(draft, job, Event.CANCEL, Status.CANCELLED, wording.key_held_by(holder_id))
         return
     moves.take_key(draft, job, waiting, running)
     if job.header["awaits"] > 0 or job.has(Flag.BEHIND):
         draft.put(job)
     else:
         moves.release(draft, job)
+
+
+def _throttled_by(draft: Draft, job: Job) -> bytes | None:
+    """Return the id of the job that stands for a throttled one. If there is none, this one does from now on."""
+    try:
+        throttle = unpack_extras(job.sent.extras).get("throttle")
+    except Exception:  # another program may have written any bytes
+        return None
+    if throttle is None or job.sent.key is None:
+        return None
+    ref = Ref(Kind.ANSWER, job.sent.key)
+    if (standing := answers.standing(draft, ref)) is None:
+        answers.remember(draft, ref, job.id, throttle)
+    return standing
 
 
 def _settle(draft: Draft, ref: Ref) -> None:

@@ -39,7 +39,7 @@ def enqueue(envelopes: Sequence[Envelope], rules: Rules, *, assumes_new: bool = 
     else:
         refs = [ref for envelope in envelopes for ref in moves.refs_of(envelope)]
         added = None
-        are_due = all(each.at is None and not each.after and len(each.payload) <= MAX_ASSUMED for each in envelopes)
+        are_due = all(each.at is None and not (each.after or each.throttle) and len(each.payload) <= MAX_ASSUMED for each in envelopes)
         if assumes_new and are_due and len(set(refs)) == len(refs):
             added = yield from _add_new(envelopes, refs, rules)
         answers = added or (yield from decide(envelopes, moves.add, rules, refs, scans=MOVE_SCANS, grows=True, together=True))

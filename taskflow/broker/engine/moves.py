@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 from taskflow.broker import topics
+from taskflow.broker.engine import answers
 from taskflow.broker.engine.draft import Draft, Plain, decide as decide_once
 from taskflow.broker.engine.job import Job, State, text_bytes
 from taskflow.broker.engine.records import BURIED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Position
@@ -17,7 +18,7 @@ from taskflow.broker.engine.session import session_body
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model import transitions, wording
 from taskflow.model.clock import to_microseconds
-from taskflow.model.envelope import Envelope
+from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.fingerprint import pack_cause
 from taskflow.model.ids import id_text
 from taskflow.model.job_schema import has_follow_up
@@ -85,12 +86,19 @@ def move(draft: Draft, job: Job, event: Event, to: int) -> None:
 
 
 def add(draft: Draft, envelope: Envelope) -> Added | Refused:
-    """Add a job, unless its id is known or its key belongs to a live job."""
+    """Add a job, unless its id is known, its key belongs to a live job, or another job stands for the call."""
     if draft.job(envelope.id) is not None:
         return Refused(envelope.id, envelope.id, "id")
     waiting, running = holders(draft, envelope.key)
     if (holder := transitions.refused_for(waiting, running, envelope.on_conflict)) is not None:
         return Refused(envelope.id, holder.id, "key")
+    for ref in answers.refs_of(envelope):
+        if (standing := answers.standing(draft, ref)) is not None:
+            return Refused(envelope.id, standing, "key")
+        if envelope.throttle:
+            answers.remember(draft, ref, envelope.id, envelope.throttle)
+    if envelope.on_conflict is OnConflict.DEBOUNCE and waiting is not None and not waiting.has(Flag.POISON):
+        return answers.merge(draft, waiting, envelope)
     job = Job.of_envelope(envelope, draft.now)
     take_key(draft, job, waiting, running)
     enter(draft, job, Event.ENQUEUE)
@@ -305,4 +313,4 @@ def make_fresh(job: Job) -> None:
 def refs_of(envelope: Envelope) -> list[Ref]:
     """Return the records that the decision to add a job begins with."""
     refs = [Ref(Kind.JOB, envelope.id)]
-    return refs if envelope.key is None else [*refs, Ref(Kind.KEY, envelope.key)]
+    return refs if envelope.key is None else [*refs, Ref(Kind.KEY, envelope.key), *answers.refs_of(envelope)]

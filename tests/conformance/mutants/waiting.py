@@ -10,7 +10,7 @@ from taskflow.broker import topics
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.errors import SessionLost, StoreFull
-from taskflow.model.record import Status
+from taskflow.model.record import LIVE, Status
 from taskflow.model.schedule import Amendment, Definition, Firing, Offer, ScheduleRecord
 from taskflow.model.transitions import Event
 from tests.conformance.mutants.mutant import Mutant
@@ -33,6 +33,24 @@ class KeyOutlivesItsJob(Mutant):
         ):
             return Refused(envelope.id, dead.id, "key")
         return super()._enqueue_one(envelope)
+
+
+class WindowEndsWithItsJob(Mutant):
+    breaks = frozenset({"throttle_first"})
+    because = "a throttle that looks at live jobs only lets a quick job run again and again"
+
+    def _standing(self, envelope: Envelope) -> bytes | None:
+        found = super()._standing(envelope)
+        job = None if found is None else self.jobs.get(found)
+        return found if job is not None and job.status in LIVE else None
+
+
+class FirstCallWins(Mutant):
+    breaks = frozenset({"debounce_last"})
+    because = "a debounced save keeps the first version, and the last is lost"
+
+    def debounce(self, job: StoredJob, envelope: Envelope) -> Refused:
+        return Refused(envelope.id, job.id, "key")
 
 
 class RunsBesideItsHolder(Mutant):

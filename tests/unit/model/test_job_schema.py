@@ -19,7 +19,7 @@ OTHER_VALUES: Final[dict[str, Any]] = {
     "id": b"j" * 16, "job": "other", "queue": "other", "priority": 7, "payload": b"q", "after": 1.0, "at": 1, "expires": 1.0, "key": b"k",
     "on_conflict": OnConflict.REPLACE, "awaits": 1, "joins": (b"j" * 16,), "max_attempts": 3, "timeout": 2.0, "keep_result": 4.0,
     "headers": {"a": "b"}, "tags": ("import:42", "a"), "retry": taskflow.Backoff(base=5.0), "key_text": "k", "on_failure": b"call",
-    "secrets": ("token",),
+    "secrets": ("token",), "throttle": 60.0, "at_most": 60.0,
 }  # fmt: skip
 """A value of each field of an envelope that is not its default."""
 
@@ -43,7 +43,7 @@ def test_the_extras_of_a_job_with_a_follow_up_begin_in_a_way_of_their_own() -> N
 
 
 def test_every_field_of_an_envelope_is_declared() -> None:
-    declared = [*DECIDED_AND_PLAIN, "on_conflict", *NOT_PLAIN, *(field.name for field in OPAQUE)]
+    declared = [*DECIDED_AND_PLAIN, "on_conflict", "at_most", *NOT_PLAIN, *(field.name for field in OPAQUE)]
     assert sorted(declared) == sorted(Envelope.__struct_fields__) == sorted(OTHER_VALUES)
 
 
