@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
+from taskflow.broker.engine import history
 from taskflow.model.clock import instant_of
 from taskflow.model.measures import MAX_COUNT, MAX_PAIRS, OTHER, Measure, Measures, add_up, pack_measures
 from tests.support.world import World
@@ -64,6 +67,15 @@ async def test_history_records__only_the_periods_asked_for(world: World) -> None
     assert [runs for _, _, runs in await periods(world, at + minute, at + 3 * minute)] == [2, 3]
     assert [runs for _, _, runs in await periods(world, at + minute * 1.5, at + 2.5 * minute)] == [2, 3]
     assert await periods(world, at + 4 * minute) == []
+
+
+async def test_history_records__of_more_workers_than_one_query_reads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "MAX_READ", 3)
+    at = await start_of_a_minute(world)
+    await record(world, *(measures(number) for number in range(1, 11)))
+    await world.pass_time(60.0)
+    await record(world, *(measures(number) for number in range(1, 4)))
+    assert [runs for _, _, runs in await periods(world, at)] == [55, 6]
 
 
 async def test_history_repeat(world: World) -> None:

@@ -8,9 +8,9 @@ from typing import Final, NamedTuple
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.moves import decide
 from taskflow.broker.engine.records import Kind
-from taskflow.broker.engine.seam import Operation, Query, Record, Ref, Scan, Snapshot
+from taskflow.broker.engine.seam import Operation, Query, Ref, Scan, Snapshot
 from taskflow.model.clock import instant_of, microseconds_of, to_microseconds
-from taskflow.model.measures import MeasuresRecord, add_up, pack_measures, sum_of, unpack_measures
+from taskflow.model.measures import Measures, MeasuresRecord, add_up, pack_measures, unpack_measures
 from taskflow.model.rules import Rules
 from taskflow.model.stored_values import LATEST
 
@@ -27,6 +27,7 @@ LEVELS: Final = (Level(60, 150), Level(60, 3 * 3_600), Level(600, 2 * 86_400), L
 
 MAX_ROLLED: Final = 64
 MAX_READ: Final = 10_000
+"""The most records of a level that one query reads."""
 
 
 def record(record_id: bytes, measures: bytes, rules: Rules) -> Operation[None]:
@@ -41,20 +42,25 @@ def record(record_id: bytes, measures: bytes, rules: Rules) -> Operation[None]:
 
 
 def read(since: datetime, until: datetime) -> Operation[list[MeasuresRecord]]:
+    """Read the periods between two times, page by page: thousands of workers have more records of the last minutes than one query reads."""
     first, last = microseconds_of(since), microseconds_of(until)
-    scans = tuple(
+    scans = [
         Scan("history", MAX_READ, prefix=(level,), after=(level, first - to_microseconds(period)), until=(level, last))
         for level, (period, _) in enumerate(LEVELS)
-    )
-    seen: Snapshot = yield Query(scans=scans)
-    found = dict[tuple[int, int], list[Record]]()
-    for level, entries in enumerate(seen.scans):
-        for entry in entries:
-            if entry.record is not None and first - to_microseconds(LEVELS[level].period) < entry.position[1] < last:
-                found.setdefault((entry.position[1], LEVELS[level].period), []).append(entry.record)
+    ]
+    found = dict[tuple[int, int], Measures]()
+    while scans:
+        seen: Snapshot = yield Query(scans=tuple(scans))
+        for entry in (entry for entries in seen.scans for entry in entries):
+            level, at, *_ = entry.position
+            period = LEVELS[level].period
+            if entry.record is not None and first - to_microseconds(period) < at < last:
+                add_up(found.setdefault((at, period), {}), unpack_measures(entry.record.state))
+        full = [(scan, entries[-1]) for scan, entries in zip(scans, seen.scans, strict=True) if len(entries) == MAX_READ]
+        scans = [scan._replace(after=entry.position) for scan, entry in full]
     return [
-        MeasuresRecord(at=instant_of(at), seconds=period, measures=sum_of(unpack_measures(each.state) for each in records))
-        for (at, period), records in sorted(found.items())
+        MeasuresRecord(at=instant_of(at), seconds=period, measures=measures)
+        for (at, period), measures in sorted(found.items(), key=lambda each: each[0])
         if 0 <= at <= LATEST
     ]
 
