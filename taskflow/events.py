@@ -1,5 +1,6 @@
-"""The events of a worker, for `configure(subscribers=[...])`. The page "Events and log lines" of the reference explains them."""
+"""The events of senders and workers, for `configure(subscribers=[...])`. The page "Events and log lines" of the reference explains them."""
 
+from taskflow.app.events import Event as Event, JobSent as JobSent, SendingFailed as SendingFailed
 from taskflow.worker.events import (
     BrokerCallFailed as BrokerCallFailed,
     BrokerRecovered as BrokerRecovered,

@@ -26,8 +26,8 @@ from taskflow.model.ids import IdFactory
 
 if TYPE_CHECKING:  # loaded only by applications that use them
     from taskflow.app.around import Dependency
+    from taskflow.app.events import Events, Subscriber
     from taskflow.app.options import DefaultOptions
-    from taskflow.worker.events import Subscriber
 
 log: Final = logging.getLogger("taskflow")
 
@@ -51,6 +51,7 @@ class App:
         self._configured: dict[str, Any] = {}
         self._flags: dict[str, Any] = {}
         self._settings: Settings | None = None
+        self._events: Events | None = None
         self._lock = threading.RLock()
         self._is_connecting = False
         self._pid = os.getpid()
@@ -83,6 +84,14 @@ class App:
 
     settings = property(read_settings)
 
+    def events(self) -> Events:
+        """Return what passes events of senders to the subscribers."""
+        if self._events is None:
+            from taskflow.app.events import Events
+
+            self._events = Events(*self.settings.subscribers)
+        return self._events
+
     def configure(self, **given: Any) -> None:
         self._configured.update(checked(given))
         self._forget_settings(given.get("broker"))
@@ -101,7 +110,7 @@ class App:
     def _forget_settings(self, broker: str | None = None) -> None:
         if broker is not None:
             load(broker)
-        self._settings = None
+        self._settings = self._events = None
         self._clients.clear()
 
     @contextmanager
@@ -246,7 +255,7 @@ def configure(
     `middleware`         instances of `Middleware`, outermost first (default none)
     `lifespan`           a function that returns an async context manager, entered once
                          per worker; the value that it yields is `JobContext.state`
-    `subscribers`        functions that each worker calls with each of its events, see `taskflow.events` (default none)
+    `subscribers`        functions that senders and workers call with each of their events, see `taskflow.events` (default none)
     `telemetry`          instances of the classes in `taskflow.telemetry` (default none)
     `child_initializer`  a function that each child process (``runs_in="process"``) calls once, before its first job
     `child_lifespan`     like `lifespan`, but entered once in each child process; its context manager may be a synchronous one

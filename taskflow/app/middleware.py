@@ -25,7 +25,7 @@ from taskflow.model.printable import log_safely, nearest
 from taskflow.model.verdict import Verdict
 
 if TYPE_CHECKING:
-    from taskflow.worker.events import WorkerEvent
+    from taskflow.app.events import Event
     from taskflow.worker.measuring import WorkerMeasures
 
 log: Final = logging.getLogger("taskflow")
@@ -155,8 +155,8 @@ class Telemetry(Middleware):
     page: Callable[[], tuple[str, bytes]] | None = None
     """Returns the content type and the body of `/metrics` on a worker's health port."""
 
-    def on_event(self, event: WorkerEvent) -> None:
-        """Hear of an event of a worker, like a function in `subscribers`."""
+    def on_event(self, event: Event) -> None:
+        """Hear of an event, like a function in `subscribers`."""
 
     def working(self, measures: WorkerMeasures | None) -> AbstractContextManager[None]:
         """Return a context manager that is entered as long as a worker works. `measures` is None unless a telemetry `counts_runs`."""

@@ -18,6 +18,7 @@ from taskflow.app.portal import CallersThread, block_on, refuse_inside_a_loop, r
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.errors import BrokerError, ConfigurationError, EnqueueFailed, KeyConflict, TaskflowError, WrongConnection
+from taskflow.model.ids import parse_id
 
 if TYPE_CHECKING:
     from taskflow.app.connections import Connection
@@ -206,9 +207,16 @@ async def _send(app: App, call: Call[R], within: _Within | None = None) -> JobHa
     if app.importing_module is not None:
         app.warn_of_sending(call.job)
     send = app.client().send if within is None else within.send
-    has_middleware = app.settings.middleware and _has_enqueue_middleware(app)
-    answer = await (_through_middleware(app, call, send) if has_middleware else send(call.envelope))
+    settings = app.settings
+    has_middleware = settings.middleware and _has_enqueue_middleware(app)
+    try:
+        answer = await (_through_middleware(app, call, send) if has_middleware else send(call.envelope))
+    except Exception as error:
+        _tell(app, [call], [error])
+        raise
     handle = _outcome(app, call, answer, within)
+    if settings.subscribers:
+        _tell(app, [call], [handle])
     if isinstance(handle, BaseException):
         raise handle
     if _is_conflict(call, answer):
@@ -226,21 +234,26 @@ async def _send_batch(app: App, batch: Batch[R], sent: Sent[R], within: _Within 
     """Send the batch and add its handles to `sent`. Raises EnqueueFailed if some calls were not sent."""
     if app.importing_module is not None and batch.calls:
         app.warn_of_sending(batch.calls[0].job)
-    answers = await _answers(app, batch.calls, within)
+    try:
+        answers = await _answers(app, batch.calls, within)
+    except Exception as error:
+        _tell(app, batch.calls, [error] * len(batch.calls))
+        raise
+    outcomes = [_outcome(app, call, answer, within) for call, answer in zip(batch.calls, answers, strict=True)]
+    _tell(app, batch.calls, outcomes)
     if app.run_inline is not None:
         await app.run_inline(answers)
     errors = list[BaseException]()
-    for call, answer in zip(batch.calls, answers, strict=True):
-        outcome = _outcome(app, call, answer, within)
+    for call, answer, outcome in zip(batch.calls, answers, outcomes, strict=True):
         if isinstance(outcome, BaseException):
             errors.append(outcome)
             continue
         sent.handles.append(outcome)
         if _is_conflict(call, answer):
             sent.conflicts.append(outcome)
-    for error in (*errors, batch.error):
-        if error is not None:
-            raise sent.not_all(f"{type(error).__name__}: {error}") from error
+    for each in (*errors, batch.error):
+        if each is not None:
+            raise sent.not_all(f"{type(each).__name__}: {each}") from each
     if sent.conflicts:
         raise sent.not_all(f"{len(sent.conflicts)} call(s) found a live job with their key, for example {sent.conflicts[0]!r}")
 
@@ -278,6 +291,20 @@ def _outcome(app: App, call: Call[R], answer: _Answer, within: _Within | None) -
     if answer.because == "clash":
         return TaskflowError(f"{call!r} was not sent: the store has another job with its id; make the call again, which gives it a new id")
     return JobHandle(app, answer.standing, call.job_type, is_new=answer.standing == answer.id, origin=origin)
+
+
+def _tell(app: App, calls: Sequence[Call[Any]], outcomes: Sequence[JobHandle[Any] | BaseException]) -> None:
+    """Pass the outcomes of calls to the subscribers, if there are any."""
+    if not app.settings.subscribers:
+        return
+    from taskflow.app.events import JobSent, SendingFailed
+
+    emit = app.events().emit
+    for call, outcome in zip(calls, outcomes, strict=True):
+        if isinstance(outcome, BaseException):
+            emit(SendingFailed(call.envelope, f"{type(outcome).__name__}: {outcome}"))
+        else:
+            emit(JobSent(call.envelope, parse_id(outcome.id), outcome.is_new))
 
 
 def _is_conflict(call: Call[Any], answer: _Answer) -> bool:

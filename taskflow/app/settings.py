@@ -20,7 +20,7 @@ from taskflow.model.errors import ConfigurationError
 from taskflow.model.job_schema import MAX_PAYLOAD
 
 if TYPE_CHECKING:
-    from taskflow.worker.events import Subscriber
+    from taskflow.app.events import Subscriber
 
 DEFAULT_BROKER: Final = "sqlite:///taskflow.db"
 

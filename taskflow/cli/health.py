@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
+from taskflow.app.events import Event
 from taskflow.model.clock import start_thread
 from taskflow.model.printable import one_line
 from taskflow.worker.children.syscalls import ExitStatus
-from taskflow.worker.events import SessionOpened, WindingDown, WorkerEvent
+from taskflow.worker.events import SessionOpened, WindingDown
 from taskflow.worker.health import HealthCheck, WorkerHealth
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class HealthReport:
     def show(self, health: WorkerHealth | Fleet) -> None:
         self._health = health
 
-    def on_event(self, event: WorkerEvent) -> None:
+    def on_event(self, event: Event) -> None:
         """Tell systemd that the worker has started or is winding down. Subscribe this method to the worker's events."""
         if self.notifier is not None:
             match event:

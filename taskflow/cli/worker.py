@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from taskflow.app.app import App, default_app
 from taskflow.app.context import running
+from taskflow.app.events import Event
 from taskflow.app.package_conflict import advice_if_mixed
 from taskflow.broker.url import DEFAULT_NAMESPACE, masked
 from taskflow.cli.exit_codes import Exit
@@ -33,7 +34,7 @@ from taskflow.cli.startup import Collector, take_broker
 from taskflow.model.errors import BrokerError, ConfigurationError
 from taskflow.model.printable import log_safely, nearest, one_line, span
 from taskflow.model.record import Status
-from taskflow.worker.events import DescriptorsClosed, RunEnded, SessionOpened, WaitingForBroker, WorkerEvent
+from taskflow.worker.events import DescriptorsClosed, RunEnded, SessionOpened, WaitingForBroker
 from taskflow.worker.options import QueueChoice, WorkerOptions
 from taskflow.worker.registration import report_death
 from taskflow.worker.worker import Drain, Worker
@@ -197,7 +198,7 @@ class WorkerRun:
         if self.supervisor is not None:
             self.supervisor.say(words)
 
-    def on_event(self, event: WorkerEvent) -> None:
+    def on_event(self, event: Event) -> None:
         match event:
             case DescriptorsClosed(why):  # writing on could reach other files that have reused the numbers of the descriptors
                 log.critical("this worker exits now (%s); its jobs run elsewhere after %g s without a heartbeat", why, self.options.ttl)

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, cast, overload
 
 from taskflow.app.app import App, default_app
 from taskflow.app.around import dependency_of
+from taskflow.app.events import Event, Events
 from taskflow.app.handle import JobHandle
 from taskflow.app.job import Declared
 from taskflow.app.middleware import has_ended_hook
@@ -28,7 +29,7 @@ from taskflow.testing.assertions import ExpectedCall, SentJob, calls_of, check_e
 from taskflow.testing.callers import djangos_thread, wait_for_django, wait_inline, with_djangos_thread
 from taskflow.testing.runs import CONCURRENCY, STOP_TIMEOUT, Inline, Pass, PassState, RecordingBroker, TestExecutor, endless
 from taskflow.worker.ended_hooks import EndedHooks
-from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
+from taskflow.worker.events import ScheduleFailed
 from taskflow.worker.maintenance import Scheduler
 from taskflow.worker.run_errors import frames_from
 from taskflow.worker.thread_pool import ThreadPool
@@ -260,7 +261,7 @@ class TaskflowJobs:
             if ended_hooks is not None:
                 stack.push_async_callback(ended_hooks.close, STOP_TIMEOUT)
             executor = TestExecutor(self._app, middleware=middleware, threads=threads, seams=self._seams, state=lifespan_state)
-            failed = list[WorkerEvent]()
+            failed = list[Event]()
             scheduler = Scheduler(self._broker, self._app.registry, middleware, Events(failed.append), self._seams.start_thread)
             stack.callback(scheduler.close)
             if await stack.enter_async_context(with_djangos_thread()):

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from typing import Final
-
-import msgspec
-
-from taskflow.model.envelope import Lease
-from taskflow.model.ids import id_text
-from taskflow.model.printable import log_safely
-from taskflow.model.verdict import Completed, Discarded, Failed, Verdict
-
-log: Final = logging.getLogger("taskflow.worker")
-_FAILURES: Final = (Failed, Discarded)
+from taskflow.app.events import Event
+from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.verdict import Completed, Failed, Verdict
 
 
-# gc=False: thousands are created and they never form a cycle, so the collector can skip them.
-class WorkerEvent(msgspec.Struct, frozen=True, gc=False):
-    """The base class of all events. Its properties describe the job that the event is about, and are None if it is not about one."""
-
-    @property
-    def job(self) -> str | None:
-        """The job's name."""
-        return None if (lease := self._lease) is None else lease.envelope.job
-
-    @property
-    def job_id(self) -> str | None:
-        """The job's id as text."""
-        return None if (lease := self._lease) is None else id_text(lease.envelope.id)
-
-    @property
-    def queue(self) -> str | None:
-        """The job's queue."""
-        return None if (lease := self._lease) is None else lease.envelope.queue
+class WorkerEvent(Event, frozen=True):
+    """The base class of a worker's events."""
 
     @property
     def attempt(self) -> int | None:
-        """The number of the attempt, starting at 1."""
         return None if (lease := self._lease) is None else lease.attempt
+
+    @property
+    def _envelope(self) -> Envelope | None:
+        return None if (lease := self._lease) is None else lease.envelope
 
     @property
     def _lease(self) -> Lease | None:
@@ -267,49 +244,3 @@ class StalledForGood(WorkerEvent, frozen=True):
     lease: Lease | None
     seconds: float
     stacks: str
-
-
-Subscriber = Callable[[WorkerEvent], None]
-
-
-class RunCounts:
-    """Counts a worker's runs from its events. `ended` are those that ended their job, `failed` those of them whose job is FAILED.
-    `set_aside` are jobs that a drain found FAILED because their stored values cannot be read, or as poison."""
-
-    def __init__(self) -> None:
-        self.runs = self.ended = self.failed = self.set_aside = 0
-
-    def __call__(self, event: WorkerEvent) -> None:
-        if type(event) is RunEnded:  # by far the most frequent event
-            self.runs += 1
-            self.ended += event.verdict.is_final
-            self.failed += isinstance(event.verdict, _FAILURES)
-        elif isinstance(event, VerdictIgnored | VerdictRejected | CompletionRolledBack):
-            self._count(event.verdict, -1)
-            if not isinstance(event, VerdictIgnored):
-                self._count(event.instead, 1)
-
-    def _count(self, verdict: Verdict, times: int) -> None:
-        self.ended += times * verdict.is_final
-        self.failed += times * isinstance(verdict, _FAILURES)
-
-
-class Events:
-    """Passes each event to all subscribers, in the order of subscription. If one raises, its first error is logged."""
-
-    def __init__(self, *subscribers: Subscriber) -> None:
-        self._subscribers = subscribers
-        self._failed: list[Subscriber] = []
-
-    def subscribe(self, *subscribers: Subscriber) -> None:
-        self._subscribers += subscribers
-
-    def emit(self, event: WorkerEvent) -> None:
-        for subscriber in self._subscribers:
-            try:
-                subscriber(event)
-            except Exception:
-                if subscriber not in self._failed:
-                    self._failed.append(subscriber)
-                    message = "%r, a subscriber to the worker's events, failed on %s; further errors of it are not logged"
-                    log_safely(log.exception, message, subscriber, type(event).__name__)

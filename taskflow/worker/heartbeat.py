@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVarTuple
 import anyio
 import msgspec
 
+from taskflow.app.events import Events
 from taskflow.broker.protocol import Broker
 from taskflow.broker.tasks import Deadline
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
@@ -23,7 +24,7 @@ from taskflow.model.clock import StartThread
 from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost
 from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.session import Beat, BeatAnswer, Report, Session
-from taskflow.worker.events import BrokerCallFailed, DescriptorsClosed, Events, ReportDropped
+from taskflow.worker.events import BrokerCallFailed, DescriptorsClosed, ReportDropped
 from taskflow.worker.fetcher import Fetcher
 from taskflow.worker.lease_table import LeaseTable
 

@@ -7,6 +7,7 @@ import os
 import time
 from typing import Any, Final
 
+from taskflow.app.events import Event
 from taskflow.model import verdict as verdicts
 from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
@@ -25,7 +26,7 @@ INTERRUPTED_HINT: Final = (
 )
 
 
-def log_event(event: events.WorkerEvent) -> None:
+def log_event(event: Event) -> None:
     """Log an event. Subscribe this function to a worker's events."""
     if type(event) is events.RunEnded:  # by far the most frequent event
         if type(event.verdict) is not verdicts.Succeeded or log.isEnabledFor(logging.INFO):
@@ -65,7 +66,7 @@ def log_event(event: events.WorkerEvent) -> None:
             _log_own(event)
 
 
-def _log_own(event: events.WorkerEvent) -> None:
+def _log_own(event: Event) -> None:
     match event:
         case events.SessionOpened(name):
             log.info("working as %s", name)
@@ -98,7 +99,7 @@ def _log_own(event: events.WorkerEvent) -> None:
             _log_standstill(event)
 
 
-def _log_standstill(event: events.WorkerEvent) -> None:
+def _log_standstill(event: Event) -> None:
     match event:
         case events.LoopStalled(lease, seconds, stack):
             words = f"blocks the event loop for {seconds:.1f} s: nothing else can run"

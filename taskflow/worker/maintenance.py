@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
 
+from taskflow.app.events import Events
 from taskflow.app.job_type import Registry
 from taskflow.app.middleware import Middleware, stamped_envelopes, stamping
 from taskflow.broker import topics
@@ -24,7 +25,7 @@ from taskflow.model.errors import BrokerError, BrokerUnavailable, DeclarationErr
 from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.schedule import MAX_OFFERS, Definition, Firing, Offer
 from taskflow.model.session import WorkHint
-from taskflow.worker.events import BrokerCallFailed, Events, ScheduleFailed, ScheduleFired, ScheduleMissed
+from taskflow.worker.events import BrokerCallFailed, ScheduleFailed, ScheduleFired, ScheduleMissed
 from taskflow.worker.registration import Registration
 from taskflow.worker.thread_pool import ThreadPool
 

@@ -11,11 +11,12 @@ from typing import Final
 
 import msgspec
 
+from taskflow.app.events import Event
 from taskflow.broker.protocol import Broker
 from taskflow.model.clock import to_microseconds
 from taskflow.model.measures import MAX_PAIRS, OTHER, Measure, Measures, add_up, bin_of, pack_measures, sum_of, unpack_measures
 from taskflow.model.verdict import Completed, Settled, Settlement, Verdict
-from taskflow.worker.events import BrokerCallFailed, LeaseRevoked, VerdictIgnored, WorkerEvent
+from taskflow.worker.events import BrokerCallFailed, LeaseRevoked, VerdictIgnored
 from taskflow.worker.lease_table import HeldLease
 
 RECORD_INTERVAL: Final = 60.0
@@ -113,7 +114,7 @@ class WorkerMeasures:
     def _add(recent: Measures, pair: tuple[str, str]) -> Measure:
         return recent.setdefault(pair if len(recent) < MAX_PAIRS else OTHER, Measure())
 
-    def on_event(self, event: WorkerEvent) -> None:
+    def on_event(self, event: Event) -> None:
         match event:
             case BrokerCallFailed(operation=call):
                 with self._lock:

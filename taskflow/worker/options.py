@@ -9,10 +9,10 @@ from typing import Final
 
 import msgspec
 
+from taskflow.app.events import Subscriber
 from taskflow.model.envelope import check_queue
 from taskflow.model.errors import ConfigurationError
 from taskflow.worker.children.process import ChildOptions
-from taskflow.worker.events import Subscriber
 from taskflow.worker.log import log_event
 
 MAX_CONCURRENCY: Final = 100_000

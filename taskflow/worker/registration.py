@@ -12,13 +12,14 @@ from typing import Final
 import anyio
 import msgspec
 
+from taskflow.app.events import Events
 from taskflow.broker.protocol import Broker
 from taskflow.broker.retry import retry
 from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost
 from taskflow.model.fingerprint import MAX_DEPLOY
 from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.session import MAX_NAMES, Beat, Session
-from taskflow.worker.events import BrokerCallFailed, BrokerRecovered, Events
+from taskflow.worker.events import BrokerCallFailed, BrokerRecovered
 from taskflow.worker.options import WorkerOptions
 
 MIN_FAILURES: Final = 3  # the number of failures in a row after which they are trouble. Fewer are common when a store restarts.

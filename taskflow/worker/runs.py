@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from taskflow.app.events import Event, Events
 from taskflow.broker.tasks import started
 from taskflow.model.envelope import Lease
-from taskflow.model.verdict import Cancelled, HandedBack, Settlement, Verdict
-from taskflow.worker.events import Events, QuarantineStarted, RunEnded, StillRunning
+from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Settlement, Verdict
+from taskflow.worker.events import CompletionRolledBack, QuarantineStarted, RunEnded, StillRunning, VerdictIgnored, VerdictRejected
 from taskflow.worker.executor import CANCELLED, Executor
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.options import WorkerOptions
@@ -335,3 +336,28 @@ class Quarantine:
 
 def _crashes(holding: HeldLease) -> int:
     return holding.lease.crashes
+
+
+_FAILURES: Final = (Failed, Discarded)
+
+
+class RunCounts:
+    """Counts a worker's runs from its events. `ended` are those that ended their job, `failed` those of them whose job is FAILED.
+    `set_aside` are jobs that a drain found FAILED because their stored values cannot be read, or as poison."""
+
+    def __init__(self) -> None:
+        self.runs = self.ended = self.failed = self.set_aside = 0
+
+    def __call__(self, event: Event) -> None:
+        if type(event) is RunEnded:  # by far the most frequent event
+            self.runs += 1
+            self.ended += event.verdict.is_final
+            self.failed += isinstance(event.verdict, _FAILURES)
+        elif isinstance(event, VerdictIgnored | VerdictRejected | CompletionRolledBack):
+            self._count(event.verdict, -1)
+            if not isinstance(event, VerdictIgnored):
+                self._count(event.instead, 1)
+
+    def _count(self, verdict: Verdict, times: int) -> None:
+        self.ended += times * verdict.is_final
+        self.failed += times * isinstance(verdict, _FAILURES)

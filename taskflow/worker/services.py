@@ -8,9 +8,10 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final, Self
 
+from taskflow.app.events import Events
 from taskflow.model.clock import Chance
 from taskflow.model.pauses import Pauses, Retries
-from taskflow.worker.events import Events, ServiceFailed
+from taskflow.worker.events import ServiceFailed
 
 Service = Callable[[], Coroutine[Any, Any, None]]
 

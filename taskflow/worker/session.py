@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
 
+from taskflow.app.events import Events
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Lease
@@ -18,7 +19,6 @@ from taskflow.model.errors import SessionLost
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.worker import events
-from taskflow.worker.events import Events
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.fetcher import Fetcher
 from taskflow.worker.heartbeat import Heartbeat

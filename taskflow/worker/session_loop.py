@@ -10,11 +10,12 @@ from typing import Final
 import anyio
 
 from taskflow.app.context import JobContext
+from taskflow.app.events import Events
 from taskflow.broker.retry import retry
 from taskflow.model.clock import Chance
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.pauses import Pauses, Retries
-from taskflow.worker.events import BrokerCallFailed, Events, WaitingForBroker
+from taskflow.worker.events import BrokerCallFailed, WaitingForBroker
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.services import Services

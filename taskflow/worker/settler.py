@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from taskflow.app.events import Event, Events
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import BrokerError
@@ -18,7 +19,6 @@ from taskflow.model.ids import id_text
 from taskflow.model.pauses import Pauses, Retries
 from taskflow.model.verdict import Completed, Failed, HandedBack, RunError, Settled, Settlement
 from taskflow.worker import events
-from taskflow.worker.events import Events
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.run_errors import follow_ups_of
 
@@ -136,7 +136,7 @@ class Settler:
             answered.append(settlement)
         return answered
 
-    def _set_aside(self, settlement: Settlement, event: events.WorkerEvent) -> None:
+    def _set_aside(self, settlement: Settlement, event: Event) -> None:
         """Queue the settlement separately from the others. Send the event only the first time."""
         if (holding := self._lease_table.get(settlement.claim)) is not None:
             if not holding.is_held_up:

@@ -14,9 +14,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from taskflow.app.context import JobContext, running
+from taskflow.app.events import Event, Events
 from taskflow.model.clock import StartThread
 from taskflow.model.envelope import Lease
-from taskflow.worker.events import Events, InterpreterBlocked, LoopResumed, LoopStalled, StalledForGood, WorkerEvent
+from taskflow.worker.events import InterpreterBlocked, LoopResumed, LoopStalled, StalledForGood
 from taskflow.worker.executor import Executor
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.thread_pool import ThreadPool
@@ -227,7 +228,7 @@ class Watchdog:
         run = run_in_loop(self._loop, thread) if thread == self._thread else run_in(thread)
         return self._watched.holding_of(run) if run is not None else None
 
-    def _emit(self, make: Callable[[], WorkerEvent]) -> bool:
+    def _emit(self, make: Callable[[], Event]) -> bool:
         """Call the subscribers in a separate thread, because they may hang. Return True if they returned in time."""
         try:
             emitting = self._start_thread(lambda: self._events.emit(make()), "taskflow-events")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 import anyio
 
 from taskflow.app.app import default_app
+from taskflow.app.events import Events
 from taskflow.app.job_type import Registry
 from taskflow.app.middleware import has_ended_hook
 from taskflow.broker.admin import QueueInfo, View
@@ -26,12 +27,13 @@ from taskflow.model.errors import BrokerUnavailable, CodecError, ConfigurationEr
 from taskflow.model.record import Record, Status
 from taskflow.model.wording import POISON, UNREADABLE
 from taskflow.worker.children.pool import ChildPool
-from taskflow.worker.events import BrokerCallFailed, Events, RunCounts
+from taskflow.worker.events import BrokerCallFailed
 from taskflow.worker.executor import PARKED_ON, Executor
 from taskflow.worker.health import WorkerHealth
 from taskflow.worker.maintenance import Scheduler
 from taskflow.worker.options import QueueChoice, WorkerOptions
 from taskflow.worker.registration import deploy_name, worker_name
+from taskflow.worker.runs import RunCounts
 from taskflow.worker.session import Hooks, WorkerSession
 from taskflow.worker.session_loop import PAUSES, SessionLoop
 from taskflow.worker.thread_pool import ThreadPool
@@ -196,7 +198,8 @@ class Worker:
         self._was_entered = True
         self._host = asyncio.current_task()
         self._host_cancels = self._host.cancelling() if self._host is not None else 0
-        self._events.subscribe(*self._app.settings.subscribers)
+        if self._app.settings.subscribers:
+            self._events.subscribe(self._app.events().emit)
         async with AsyncExitStack() as stack:
             if (lifespan := self._app.settings.lifespan) is not None:
                 self._state = await stack.enter_async_context(lifespan())

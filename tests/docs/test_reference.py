@@ -8,20 +8,22 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
+from types import ModuleType
 from typing import Final
 from zoneinfo import ZoneInfo
 
 import pytest
 
 import taskflow
-from taskflow import Cron, EnqueueOptions, TaskflowError
+from taskflow import Cron, EnqueueOptions, TaskflowError, events
+from taskflow.app import events as sender_events
 from taskflow.app.options import DECORATOR_ONLY
 from taskflow.app.settings import DEFAULT_BROKER, TEXTUAL, Settings
 from taskflow.broker.url import SCHEMES
 from taskflow.cli.exit_codes import MEANINGS
 from taskflow.cli.parser import a_parser
 from taskflow.cli.worker_options import PREFIX, SETTINGS as WORKER_SETTINGS
-from taskflow.worker import events
+from taskflow.worker import events as worker_events
 from taskflow.worker.children import messages as child_errors
 from tests.docs import tables
 from tests.docs.pages import ROOT
@@ -136,10 +138,19 @@ def test_each_error_says_what_to_do(page: str) -> None:
         assert [line for line in lines if len(line) != 3] == []
 
 
-def test_every_event_of_a_worker_has_a_row() -> None:
-    page = (REFERENCE / "events.md").read_text()
-    kinds = {name for name, kind in vars(events).items() if inspect.isclass(kind) and issubclass(kind, events.WorkerEvent)}
-    assert rows(page) & set(vars(events)) == kinds - {"WorkerEvent"}
+def kinds_of_events(*modules: ModuleType) -> dict[str, type[events.Event]]:
+    """Return the events that can be imported from these modules, or from the public one."""
+    found = (item for module in modules or (events,) for item in vars(module).items())
+    return {name: kind for name, kind in found if inspect.isclass(kind) and issubclass(kind, events.Event)}
+
+
+def test_every_event_has_a_row() -> None:
+    kinds = kinds_of_events().keys()
+    assert rows((REFERENCE / "events.md").read_text()) & kinds == kinds - {"Event", "WorkerEvent"}
+
+
+def test_every_event_can_be_imported_from_one_module() -> None:
+    assert kinds_of_events() == kinds_of_events(sender_events, worker_events)
 
 
 def test_every_field_of_an_event_has_a_row_with_its_type_and_meaning() -> None:
@@ -148,8 +159,9 @@ def test_every_field_of_an_event_has_a_row_with_its_type_and_meaning() -> None:
         if found := re.fullmatch(r"\|(?: `(\w+)`)? \| `(\w+)` \| `([^`]+)`( or None)? \| [^|]+ \|", line):
             event = found[1] or event
             shown.append((event, found[2], f"{found[3]} | None" if found[4] else found[3]))
-    kinds = [kind for kind in vars(events).values() if inspect.isclass(kind) and issubclass(kind, events.WorkerEvent)]
-    real = [(kind.__name__, name, of_type) for kind in kinds for name, of_type in inspect.get_annotations(kind).items()]
+    real = [
+        (kind.__name__, name, of_type) for kind in kinds_of_events().values() for name, of_type in inspect.get_annotations(kind).items()
+    ]
     assert sorted(shown) == sorted(real)
 
 

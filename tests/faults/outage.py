@@ -12,8 +12,9 @@ from typing import Final
 import taskflow
 from taskflow import BrokerUnavailable, EnqueueFailed, Worker
 from taskflow.app.app import default_app
+from taskflow.app.events import Event
 from taskflow.broker.url import connect
-from taskflow.worker.events import BrokerCallFailed, VerdictIgnored, WorkerEvent
+from taskflow.worker.events import BrokerCallFailed, VerdictIgnored
 from taskflow.worker.options import WorkerOptions
 from tests.support.outages import Outage
 from tests.support.waiting import until
@@ -37,7 +38,7 @@ class Bench:
         self.outage = outage
         self.ended: Counter[int] = Counter()
         self.begun: Counter[int] = Counter()
-        self.events: list[WorkerEvent] = []
+        self.events: list[Event] = []
         self.release = asyncio.Event()
         self.away_for = 0.0
 
@@ -97,7 +98,7 @@ class Bench:
                     return
                 await asyncio.sleep(0.05)
 
-    def has(self, kind: type[WorkerEvent]) -> bool:
+    def has(self, kind: type[Event]) -> bool:
         return any(isinstance(event, kind) for event in self.events)
 
     def nothing_was_in_vain(self) -> None:

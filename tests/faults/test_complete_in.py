@@ -13,20 +13,13 @@ import pytest
 
 from taskflow import Backoff, BrokerUnavailable, JobContext, JobHandle, Worker, job
 from taskflow.app.app import default_app
+from taskflow.app.events import Event
 from taskflow.broker.url import connect
 from taskflow.model.errors import JobCancelled, LeaseLost
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Status
 from taskflow.model.verdict import Completed
-from taskflow.worker.events import (
-    CompletionRolledBack,
-    LeaseRevoked,
-    RunEnded,
-    SessionEnded,
-    SettlementBlocked,
-    VerdictIgnored,
-    WorkerEvent,
-)
+from taskflow.worker.events import CompletionRolledBack, LeaseRevoked, RunEnded, SessionEnded, SettlementBlocked, VerdictIgnored
 from taskflow.worker.options import WorkerOptions
 from tests.cli.processes import Shell
 from tests.faults.counting import each_is_counted_once, on_each_transactional_broker
@@ -76,7 +69,7 @@ class Scene:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.events: list[WorkerEvent] = []
+        self.events: list[Event] = []
         self.between, self.go_on = asyncio.Event(), asyncio.Event()
 
     async def open_for_long(self, run: Run) -> None:
@@ -111,10 +104,10 @@ class Scene:
     async def effects(self) -> int:
         return int(await self.ask("SELECT count(*) FROM effects"))
 
-    def told(self, kind: type[WorkerEvent]) -> list[Any]:
+    def told(self, kind: type[Event]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
 
-    async def until_told(self, kind: type[WorkerEvent]) -> None:
+    async def until_told(self, kind: type[Event]) -> None:
         async with asyncio.timeout(TIMEOUT):
             while not self.told(kind):  # noqa: ASYNC110 - nobody announces it
                 await asyncio.sleep(0.01)

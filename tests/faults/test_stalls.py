@@ -16,6 +16,7 @@ import pytest
 
 from taskflow import BrokerUnavailable, JobContext, Status, Worker, job
 from taskflow.app.app import default_app
+from taskflow.app.events import Event
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
 from taskflow.model.clock import Seams, start_thread
@@ -29,7 +30,6 @@ from taskflow.worker.events import (
     SessionEnded,
     SessionOpened,
     StalledForGood,
-    WorkerEvent,
 )
 from taskflow.worker.options import WorkerOptions
 from tests.support.waiting import until
@@ -41,11 +41,11 @@ TIMEOUT = 60.0
 class ActingRecorder(EventRecorder):
     """It does something at the event of that number and kind, in the thread that tells it."""
 
-    def __init__(self, on: type[WorkerEvent], do: Callable[[], object], times: int = 1) -> None:
+    def __init__(self, on: type[Event], do: Callable[[], object], times: int = 1) -> None:
         super().__init__()
         self._on, self._do, self._times = on, do, times
 
-    def __call__(self, event: WorkerEvent) -> None:
+    def __call__(self, event: Event) -> None:
         super().__call__(event)
         if isinstance(event, self._on) and len(self.of(self._on)) == self._times:
             self._do()

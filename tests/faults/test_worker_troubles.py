@@ -12,10 +12,11 @@ import pytest
 
 from taskflow import BrokerUnavailable, Worker, job
 from taskflow.app.app import default_app
+from taskflow.app.events import Event
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.url import connect
 from taskflow.model.session import Beat, BeatAnswer
-from taskflow.worker.events import BrokerCallFailed, DescriptorsClosed, SessionOpened, WorkerEvent
+from taskflow.worker.events import BrokerCallFailed, DescriptorsClosed, SessionOpened
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.session_loop import EARLY_PAUSES
 from tests.worker.scene import EventRecorder
@@ -56,7 +57,7 @@ async def test_sessions_that_end_early_in_a_row_begin_at_growing_intervals(broke
     monkeypatch.setattr("taskflow.worker.heartbeat.asyncio.run", no_loop)
     heard, times = EventRecorder(), list[float]()
 
-    def note_time(event: WorkerEvent) -> None:
+    def note_time(event: Event) -> None:
         if isinstance(event, SessionOpened):
             times.append(time.monotonic())
 

@@ -14,13 +14,14 @@ from typing import Any, Final, Self
 import taskflow
 from taskflow import EnqueueFailed, Status, StoreFull, Worker
 from taskflow.app.app import default_app
+from taskflow.app.events import Event
 from taskflow.app.handle import JobHandle
 from taskflow.broker.protocol import Added, Broker
 from taskflow.broker.url import connect
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Record
 from taskflow.model.verdict import Settled
-from taskflow.worker.events import SessionEnded, WorkerEvent
+from taskflow.worker.events import SessionEnded
 from taskflow.worker.options import WorkerOptions
 from tests.stores.jobs import an_envelope, new_id, registered
 from tests.support.verdicts import succeeded
@@ -46,7 +47,7 @@ class Scene:
         self.takes = 0.0
         """Seconds that a run takes."""
         self.handles: dict[int, JobHandle[None]] = {}
-        self.events: list[WorkerEvent] = []
+        self.events: list[Event] = []
         self._broker = connect(url or straight_url)
         self._stack = ExitStack()
         self._ran = asyncio.Event()

@@ -6,8 +6,8 @@ from typing import Any, Final, Self
 
 from taskflow.app.app import App
 from taskflow.app.decorator import _declare
+from taskflow.app.events import Event, Events
 from taskflow.model.session import Session
-from taskflow.worker.events import Events, WorkerEvent
 from taskflow.worker.maintenance import Scheduler
 from tests.support.world import World
 
@@ -23,7 +23,7 @@ class Process:
         app = App()
         if declared:
             _declare(app, _report, {"name": "report", "keep_result": 1_000 * DAY, **declared})
-        self.events = list[WorkerEvent]()
+        self.events = list[Event]()
         self.scheduler = Scheduler(world.broker, app.registry, app.settings.middleware, Events(self.events.append))
         self.scheduler.age = lambda: (world.clock.steady() - began_at) / 1e6  # type: ignore[method-assign]
         began_at = world.clock.steady()

@@ -16,6 +16,7 @@ import pytest
 
 from taskflow import JobHandle, Worker, job
 from taskflow.app.app import App, default_app
+from taskflow.app.events import Event
 from taskflow.broker.admin import View
 from taskflow.broker.paging import pages
 from taskflow.cli import job_actions, jobs
@@ -28,7 +29,7 @@ from taskflow.model.record import Record, Status
 from taskflow.model.rules import Backoff
 from taskflow.model.session import Report, Session
 from taskflow.model.verdict import Failed, Parked, Progress, Retried, RunError, Settlement, Succeeded, Verdict
-from taskflow.worker.events import BrokerCallFailed, SessionEnded, WorkerEvent
+from taskflow.worker.events import BrokerCallFailed, SessionEnded
 from taskflow.worker.options import WorkerOptions
 from tests.support.spoiling import Spoiler, Spoilt, spoil_one
 from tests.support.world import World
@@ -57,7 +58,7 @@ class Scene:
         self.chance = random.Random(seed)
         self.expected = dict[bytes, Status]()
         self.spoilt = list[Spoilt]()
-        self.events = list[WorkerEvent]()
+        self.events = list[Event]()
         self._doomed: Session
         self._numbers = iter(range(1_000))
 

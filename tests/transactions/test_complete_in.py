@@ -10,11 +10,12 @@ import pytest
 
 from taskflow import Backoff, JobContext, Worker, job
 from taskflow.app.app import default_app
+from taskflow.app.events import Event
 from taskflow.broker.url import connect
 from taskflow.model.errors import TaskflowError
 from taskflow.model.record import Status
 from taskflow.model.verdict import Completed
-from taskflow.worker.events import CompletionRolledBack, RunEnded, WorkerEvent
+from taskflow.worker.events import CompletionRolledBack, RunEnded
 from taskflow.worker.options import WorkerOptions
 from tests.transactions.handles import ALL, POSTGRES, User, driven
 
@@ -127,7 +128,7 @@ async def test_a_run_is_completed_if_and_only_if_its_transaction_commits(place: 
     way = WAYS[name]
     Run.kind, Run.place, Run.steps = kind, place, way.steps.split()
     await alone(lambda user: user.execute("DELETE FROM orders"))
-    events = list[WorkerEvent]()
+    events = list[Event]()
     broker = connect(place if kind in POSTGRES else f"sqlite:///{place}?shared=1")
     with default_app().using(broker):
         handle = await (awaited if Run.a_user().is_awaited else in_thread).delay()

@@ -66,7 +66,7 @@ from taskflow import (
     send,
     send_sync,
 )
-from taskflow.events import RunEnded, WorkerEvent
+from taskflow.events import Event, RunEnded
 
 T = TypeVar("T")
 
@@ -453,7 +453,7 @@ class Timing(Middleware):
         assert_type(info.status, Status)
 
 
-def hear(event: WorkerEvent) -> None:
+def hear(event: Event) -> None:
     assert_type(event.job_id, str | None)
     if isinstance(event, RunEnded):
         assert_type(event.ran_for, float)

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from taskflow import JobFailed, JobHandle, Worker
+from taskflow.app.events import Event
 from taskflow.worker.children.messages import Handshake
 from taskflow.worker.children.process import ChildOptions
-from taskflow.worker.events import ChildPrinted, WorkerEvent
+from taskflow.worker.events import ChildPrinted
 from taskflow.worker.options import WorkerOptions
 from tests.support.waiting import until
 
@@ -31,7 +32,7 @@ class Lines:
     def __init__(self) -> None:
         self.printed: list[ChildPrinted] = []
 
-    def __call__(self, event: WorkerEvent) -> None:
+    def __call__(self, event: Event) -> None:
         if isinstance(event, ChildPrinted):
             self.printed.append(event)
 
@@ -39,7 +40,7 @@ class Lines:
         return [event.line for event in self.printed if event.stream == stream]
 
 
-def a_worker(*subscribers: Callable[[WorkerEvent], None], grace: float = 5.0, stop_timeout: float = 2.0, **of_children: Any) -> Worker:
+def a_worker(*subscribers: Callable[[Event], None], grace: float = 5.0, stop_timeout: float = 2.0, **of_children: Any) -> Worker:
     children = ChildOptions(**{"at_once": 2, **of_children})
     return Worker(options=WorkerOptions(subscribers=subscribers, grace=grace, stop_timeout=stop_timeout, ttl=2.0, children=children))
 

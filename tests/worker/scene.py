@@ -11,11 +11,11 @@ from typing import Any
 
 from taskflow import BrokerUnavailable, JobContext, JobHandle, JobInfo, Middleware, job
 from taskflow.app.app import default_app
+from taskflow.app.events import Event
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Record
-from taskflow.worker.events import WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from tests.support.records import take_back_last
 
@@ -24,19 +24,19 @@ class EventRecorder:
     """The worker's events, of all its threads, and a way to wait for one."""
 
     def __init__(self) -> None:
-        self.events: list[WorkerEvent] = []
+        self.events: list[Event] = []
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def __call__(self, event: WorkerEvent) -> None:
+    def __call__(self, event: Event) -> None:
         self.events.append(event)
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._changed.set)
 
-    def of(self, kind: type[WorkerEvent]) -> list[Any]:
+    def of(self, kind: type[Event]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
 
-    async def wait_for(self, kind: type[WorkerEvent], times: int = 1) -> None:
+    async def wait_for(self, kind: type[Event], times: int = 1) -> None:
         self._loop = asyncio.get_running_loop()
         async with asyncio.timeout(60):
             while len(self.of(kind)) < times:

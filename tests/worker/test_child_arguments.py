@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from taskflow import Failed, JobContext, Middleware, Parked, RunNext, Succeeded, Verdict, Worker, configure
 from taskflow.broker.memory import MemoryBroker
-from taskflow.events import RunEnded, WorkerEvent
+from taskflow.events import Event, RunEnded
 from taskflow.model.codec import encode_value
 from taskflow.worker.options import WorkerOptions
 from tests.worker.child_jobs import Order, describe, pid
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("memory_broker")
 
 async def test_they_are_decoded_in_the_worker_too() -> None:
     """And so is the result, for subscribers as well. The arguments stay with it if the worker has it so by default."""
-    looking, verdicts, ended = Looking(), Verdicts(), list[WorkerEvent]()
+    looking, verdicts, ended = Looking(), Verdicts(), list[Event]()
     configure(middleware=[looking, verdicts], subscribers=[ended.append], defaults={"keep_arguments": True})
     order = Order(7, date(2026, 1, 31))
     handle = await describe.delay(order)

@@ -11,6 +11,7 @@ import pytest
 
 from taskflow import JobCancelled, JobFailed, JobHandle, Status, Worker
 from taskflow.app.app import default_app
+from taskflow.app.events import Events
 from taskflow.broker.admin import View
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.envelope import ClaimId, Envelope, Lease
@@ -18,7 +19,7 @@ from taskflow.model.ids import IdFactory, parse_id
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
 from taskflow.worker import runs as runs_module
-from taskflow.worker.events import Events, QuarantineStarted, SessionOpened
+from taskflow.worker.events import QuarantineStarted, SessionOpened
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.options import QueueChoice
 from taskflow.worker.runs import LAST, TRIALS, Quarantine, Runs, Trial

@@ -11,6 +11,7 @@ import pytest
 
 from taskflow import JobFailed, Status, Worker, enqueue, job
 from taskflow.app.app import default_app
+from taskflow.app.events import Event
 from taskflow.broker.protocol import Broker
 from taskflow.model.clock import Seams
 from taskflow.model.envelope import ClaimId, Envelope, Lease
@@ -18,16 +19,7 @@ from taskflow.model.ids import id_text, parse_id
 from taskflow.model.session import Beat
 from taskflow.model.verdict import HandedBack, Parked, Settled, Settlement, Succeeded
 from taskflow.worker import runs as runs_module
-from taskflow.worker.events import (
-    BrokerCallFailed,
-    HandedBackOften,
-    LeaveFailed,
-    RunEnded,
-    StillRunning,
-    VerdictIgnored,
-    VerdictsLost,
-    WorkerEvent,
-)
+from taskflow.worker.events import BrokerCallFailed, HandedBackOften, LeaveFailed, RunEnded, StillRunning, VerdictIgnored, VerdictsLost
 from taskflow.worker.executor import Executor
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.log import PARK_INTERVAL, log_event
@@ -194,7 +186,7 @@ async def test_a_log_handler_that_raises_costs_no_verdict(
         assert "the application's own handler" in capsys.readouterr().err
 
 
-def _log_runs(event: WorkerEvent) -> None:
+def _log_runs(event: Event) -> None:
     if isinstance(event, RunEnded):
         log_event(event)
 

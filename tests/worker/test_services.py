@@ -8,7 +8,8 @@ import random
 
 import pytest
 
-from taskflow.worker.events import Events, ServiceFailed, WorkerEvent
+from taskflow.app.events import Event, Events
+from taskflow.worker.events import ServiceFailed
 from taskflow.worker.services import Service, Services
 from tests.support.waiting import until
 
@@ -17,7 +18,7 @@ class Scene:
     """Two services: each notes its starts, and waits."""
 
     def __init__(self) -> None:
-        self.events: list[WorkerEvent] = []
+        self.events: list[Event] = []
         self.started: list[str] = []
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.error: BaseException | None = None

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from taskflow import Backoff, Every, JobContext, Snooze, configure, job
-from taskflow.events import InterpreterBlocked, LoopResumed, ServiceFailed, VerdictIgnored, WorkerEvent
+from taskflow.events import Event, InterpreterBlocked, LoopResumed, ServiceFailed, VerdictIgnored
 from tests.long.chaos import ledger as ledgers, tables
 from tests.long.chaos.state import EVERY, KEYED
 
@@ -25,7 +25,7 @@ class Deliberate(Exception):
     """The failure of an attempt that is to fail."""
 
 
-def note(event: WorkerEvent) -> None:
+def note(event: Event) -> None:
     match event:
         case VerdictIgnored(lease):
             ledger.write("ignored", id=event.job_id or "", epoch=lease.epoch)

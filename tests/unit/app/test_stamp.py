@@ -28,9 +28,10 @@ from taskflow import (
     job,
     schedules,
 )
+from taskflow.app.events import Event, Events
 from taskflow.model.record import Record
 from taskflow.worker import maintenance as scheduler_module
-from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
+from taskflow.worker.events import ScheduleFailed
 from taskflow.worker.maintenance import Scheduler
 from tests.support.listing import listed
 from tests.unit.app.bench import Bench
@@ -95,7 +96,7 @@ async def test_each_way_of_sending_stamps_once_a_batch_in_the_callers_thread(ben
 async def test_schedules_stamp_the_jobs_that_they_add(bench: Bench, stamping: Stamping) -> None:
     """Fired by a worker, and by hand."""
     await schedules.put("often", nothing.bind(), Every(seconds=60))
-    events = list[WorkerEvent]()
+    events = list[Event]()
     scheduler = Scheduler(bench.broker, bench.app.registry, bench.app.settings.middleware, Events(events.append))
     await fire(bench, scheduler)
     assert stamping.batches
@@ -128,7 +129,7 @@ async def test_a_stamp_that_raises_keeps_back_the_jobs_of_a_schedule_and_is_told
     configure(middleware=[Picky()])
     await schedules.put("good", add.bind(1), Every(seconds=60))
     await schedules.put("bad", nothing.bind(), Every(seconds=60))
-    events = list[WorkerEvent]()
+    events = list[Event]()
     scheduler = Scheduler(bench.broker, bench.app.registry, bench.app.settings.middleware, Events(events.append))
     await fire(bench, scheduler)
     assert {record.job for record in await all_records(bench)} == {add.name}
@@ -146,7 +147,7 @@ async def test_a_stamp_that_does_not_return_holds_up_upkeep_for_a_limited_time(b
     configure(middleware=[Hanging()])
     await schedules.put("first", nothing.bind(), Every(seconds=60))
     await schedules.put("second", nothing.bind(), Every(seconds=60))
-    events = list[WorkerEvent]()
+    events = list[Event]()
     await fire(bench, Scheduler(bench.broker, bench.app.registry, bench.app.settings.middleware, Events(events.append)))
     release.set()
     assert await all_records(bench) == []
