@@ -121,6 +121,7 @@ def _summarize(folder: Path, *, is_kept: bool) -> None:
         results.write_block("targets", text)
         results.write_block("peers", summary.peers_table())
         results.write_block("digest", summary.digest(all_kept), results.PERFORMANCE_PAGE)
+        charts.draw_throughput(all_kept, results.ROOT_README.parent / summary.CHART)
         results.write_block("headlines", summary.headlines(all_kept), results.ROOT_README)
         return
     report = [f"# Benchmarks\n\n{text}", *map(summary.workload, all_kept.values())]

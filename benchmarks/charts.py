@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Final
 
 from benchmarks.kept import Kept
 from benchmarks.plots import Bars, Curve, Panel, draw as draw_curves, draw_bars
-from benchmarks.report import FOR_PLOTS, Row
+from benchmarks.report import BARE, FOR_PLOTS, Row
 
 ALONG: Final = {
     "workers": "worker processes",
@@ -34,6 +34,21 @@ def draw(kept: Kept, folder: Path) -> list[Path]:
         curves = stem.with_name(f"{stem.name}-percentiles")
         plots += _drawn(curves, draw_curves(curves, "percentile", panels))
     return plots
+
+
+def drains(all_kept: Mapping[str, Kept]) -> Iterator[tuple[str, Row]]:
+    """Yield the row of jobs a second of each store on a server, with the name of the store."""
+    for store in ("Redis", "PostgreSQL"):
+        kept = all_kept.get("redis-drain" if store == "Redis" else "postgres-drain")
+        row = kept and kept.row("drain, 100 at a time", "jobs/s")
+        if row:
+            yield store, row
+
+
+def draw_throughput(all_kept: Mapping[str, Kept], path: Path) -> bool:
+    """Draw the chart of the README: taskflow beside other queues, without the bare loop."""
+    rows = [(store, [(name, row.median(name) or 0.0) for name in row.values if name != BARE]) for store, row in drains(all_kept)]
+    return draw_bars(path, [Bars(f"{store}: jobs/s", [(n, rate, rate, rate) for n, rate in bars]) for store, bars in rows], png=False)
 
 
 def _drawn(stem: Path, is_there: bool) -> list[Path]:

@@ -11,7 +11,14 @@ from typing import Any, Final
 
 from benchmarks.report import OURS, figure_text
 
-SETTINGS: Final = {"svg.hashsalt": "taskflow", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
+SETTINGS: Final = {
+    "svg.hashsalt": "taskflow",
+    "svg.fonttype": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+}
 
 
 @dataclass(frozen=True)
@@ -56,9 +63,10 @@ def _drawing() -> tuple[Any, Any] | None:
         return None
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: Any, path: Path, *, png: bool = True) -> None:
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(path.with_suffix(".png"), dpi=120)
+    if png:
+        figure.savefig(path.with_suffix(".png"), dpi=120)
 
 
 @dataclass(frozen=True)
@@ -69,8 +77,8 @@ class Bars:
     bars: Sequence[tuple[str, float, float, float]]
 
 
-def draw_bars(path: Path, groups: Sequence[Bars]) -> bool:
-    """Groups of horizontal bars one below the other, longest first, as .svg and .png."""
+def draw_bars(path: Path, groups: Sequence[Bars], *, png: bool = True) -> bool:
+    """Groups of horizontal bars one below the other, longest first, as .svg and, if `png`, as .png."""
     if (drawing := _drawing()) is None:
         return False
     matplotlib, figures = drawing
@@ -80,7 +88,7 @@ def draw_bars(path: Path, groups: Sequence[Bars]) -> bool:
         below = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axes, group in zip(below, groups, strict=True):
             _fill_with_bars(axes, group)
-        _save(figure, path)
+        _save(figure, path, png=png)
     return True
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
+from benchmarks.charts import drains
 from benchmarks.kept import Kept
 from benchmarks.peers.catalogue import PEERS, Peer
-from benchmarks.report import figure_text
+from benchmarks.report import BARE, OURS, Row, figure_text
 from benchmarks.tables import tables
 from benchmarks.targets import CHECKS, Check, Verdict
 
@@ -17,8 +19,8 @@ STUDIES: Mapping[str, str] = {"postgres-busy": "T18", "postgres-backlog": "T14",
 """Which targets those judge that have tables of their own."""
 
 DIGEST: Sequence[str] = ("T1", "T2", "T3", "T8", "T9", "T11", "T12", "T13", "T14")
-HEADLINES: Sequence[str] = ("T1", "T2", "T11", "T12")
-"""The lines of the digest that the README shows."""
+CHART: Final = "docs/throughput.svg"
+"""The chart of the README, by its path from there."""
 
 
 def targets_table(kept: AllKept) -> str:
@@ -50,8 +52,23 @@ def digest(kept: AllKept) -> str:
 
 
 def headlines(kept: AllKept) -> str:
-    """Return the few lines of the digest that the README shows."""
-    return _figures(kept, HEADLINES)
+    """Return what the README says of speed: a chart, and a sentence for each store."""
+    sentences = [
+        f"On {store}, one worker runs {_rounded(row.median(OURS))} no-op jobs a second; {_peers(row)}."
+        for store, row in drains(kept)
+        if row.median(OURS)
+    ]
+    return "\n".join([f"![Jobs a second of one worker, beside other queues]({CHART})", "", *sentences])
+
+
+def _peers(row: Row) -> str:
+    rates = {name: rate for name in row.values if name not in (OURS, BARE) and (rate := row.median(name))}
+    return ", ".join(f"{name} {_rounded(rate)}" for name, rate in sorted(rates.items(), key=lambda found: -found[1]))
+
+
+def _rounded(rate: float | None) -> str:
+    digits = 2 if rate else 0
+    return f"{float(f'{rate or 0.0:.{digits}g}'):,.0f}"
 
 
 def _figures(kept: AllKept, targets: Sequence[str]) -> str:

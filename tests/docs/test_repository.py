@@ -20,7 +20,7 @@ def test_the_workflow_runs_the_checks_of_the_repository_on_each_push() -> None:
     workflow = yaml.safe_load((GITHUB / "workflows/ci.yml").read_text())
     assert set(workflow[True]) == {"push", "pull_request"}  # YAML reads the key `on` as true
     [job] = workflow["jobs"].values()
-    assert job["steps"][-1] == {"run": ".ci/run"}
+    assert job["steps"][-1]["run"] == ".ci/run"
     assert os.access(ROOT / ".ci/run", os.X_OK)
 
 
