@@ -186,14 +186,20 @@ def _first_of_groups(index: Index) -> str:
     columns, own = list(places(index)), f'"~jobs" AS r INDEXED BY "~{index_name(index)}"'
     grouped = columns[: index.groups]
     names, order = ", ".join(grouped), ", ".join(f"r.{name}" for name in columns)
-    of_row, of_former = ", ".join(f"r.{name}" for name in grouped), ", ".join(f"former.{name}" for name in grouped)
+
+    def next_by(place: int) -> str:
+        """Return what selects the first row that is alike up to this column, and higher there. SQLite compares the first column of a row
+        value alone by the index, and would read the rest of its rows."""
+        conditions = [f"r.{name} = former.{name}" for name in grouped[:place]] + [f"r.{grouped[place]} > former.{grouped[place]}"]
+        return f"(SELECT r.seq FROM {own} WHERE ({index.when}) AND {' AND '.join(conditions)} ORDER BY {order} LIMIT 1)"
+
+    following = ", ".join(next_by(place) for place in reversed(range(index.groups)))
     return f"""\
 WITH RECURSIVE former (seq, {names}) AS (
-  SELECT * FROM (SELECT r.seq, {of_row} FROM {own} WHERE ({index.when}) ORDER BY {order} LIMIT 1)
+  SELECT * FROM (SELECT r.seq, {", ".join(f"r.{name}" for name in grouped)} FROM {own} WHERE ({index.when}) ORDER BY {order} LIMIT 1)
   UNION ALL
-  SELECT next.seq, {", ".join(f"next.{name}" for name in grouped)} FROM former CROSS JOIN "~jobs" AS next ON next.seq = (
-    SELECT r.seq FROM {own} WHERE ({index.when}) AND ({of_row}) > ({of_former}) ORDER BY {order} LIMIT 1
-  )
+  SELECT next.seq, {", ".join(f"next.{name}" for name in grouped)} FROM former CROSS JOIN "~jobs" AS next
+    ON next.seq = coalesce({following}, NULL)
 )
 SELECT seq, seq, 0 FROM former"""
 
