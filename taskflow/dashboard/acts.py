@@ -33,6 +33,7 @@ from taskflow.app.operate import group_ids, operate
 from taskflow.app.schedules import schedules
 from taskflow.broker.admin import View
 from taskflow.dashboard.guard import READ_ONLY
+from taskflow.dashboard.memo import forget, remembered
 from taskflow.dashboard.pages import LABELS, access_of, call
 from taskflow.dashboard.rendering import path_of, render, root_of
 from taskflow.dashboard.selection import Fields, filters_of, form_of, refusing, view_of_filters, whole
@@ -99,7 +100,10 @@ async def number_of(target: Target) -> tuple[int, bool]:
     if LIVE.issuperset(view.statuses) and view == View(queue=view.queue, statuses=view.statuses):
         return await count(default_app().client().call, view), False
     if view == View(queue=view.queue, job=view.job, statuses=(Status.FAILED,)):
-        groups = await call(lambda broker: broker.admin.failure_groups(queue=view.queue, job=view.job, limit=MAX_GROUPS))
+        groups = await remembered(
+            ("number", view),
+            lambda: call(lambda broker: broker.admin.failure_groups(queue=view.queue, job=view.job, limit=MAX_GROUPS)),
+        )
         return sum(group.count for group in groups), False
     number = 0
     async for records in all_pages(default_app().client().call, view):
@@ -143,6 +147,7 @@ class Act:
             raise
         finally:
             self._ended = time.monotonic()
+            forget()
 
 
 class Acts:

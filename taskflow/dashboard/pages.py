@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, TypeVar
 
+from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -16,12 +17,13 @@ from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import DEFAULTS, POSSIBLE, ActionName
 from taskflow.app.explanation import Facts, Reason, facts_of, reasons
 from taskflow.app.job_display import AT_A_GLANCE, arguments_of, detail, record_json, result_of
-from taskflow.app.operate import WorkerInfo, failure_groups, operate
+from taskflow.app.operate import Failures, WorkerInfo, failure_groups, operate
 from taskflow.app.schedules import schedules
 from taskflow.broker.admin import QueueInfo, View
 from taskflow.broker.protocol import Broker
 from taskflow.dashboard import calendar, charts
 from taskflow.dashboard.guard import Access
+from taskflow.dashboard.memo import remembered
 from taskflow.dashboard.rendering import render
 from taskflow.dashboard.selection import FILTERS, filters_of, refusing, view_of_filters, whole
 from taskflow.model.audit import ActionRecord
@@ -51,11 +53,18 @@ def totals_of(queues: list[QueueInfo], queue: str | None = None) -> dict[Status,
     return {status: sum(each.counts.get(status, 0) for each in queues if queue in (None, each.name)) for status in Status}
 
 
+async def groups_of(view: View, most: int = GROUPS_AT_ONCE) -> Failures:
+    return await remembered(("failures", view, most), lambda: call(lambda broker: failure_groups(broker, view, most)))
+
+
 async def overview(request: Request) -> Response:
-    queues, workers, found, history = await asyncio.gather(
-        operate.queues(), operate.workers(), call(lambda broker: failure_groups(broker, View(), 5)), operate.history()
+    async def rate() -> Markup | None:
+        history = await operate.history()
+        return charts.rate(charts.buckets(history, timedelta(hours=1)), "Runs a minute in the last hour") if history else None
+
+    queues, workers, found, chart = await asyncio.gather(
+        operate.queues(), operate.workers(), groups_of(View(), 5), remembered("rate", rate, keep=5.0)
     )
-    chart = charts.rate(charts.buckets(history, timedelta(hours=1)), "Runs a minute in the last hour") if history else None
     return render(
         request,
         "overview.html",
@@ -149,7 +158,7 @@ async def failures(request: Request) -> Response:
     given = filters_of(request.query_params)
     filters = {name: text for name, text in given.items() if name in ("queue", "job", "tag")}
     view, shown = view_of_filters(filters), dict.fromkeys(("queue", "job", "tag"), "") | filters
-    found = await call(lambda broker: failure_groups(broker, view, GROUPS_AT_ONCE))
+    found = await groups_of(view)
     return render(
         request, "failures.html", filters=shown, is_filtered=bool(filters), groups=found.groups, window=found.window, most=GROUPS_AT_ONCE
     )
@@ -161,14 +170,19 @@ def _takers(workers: list[WorkerInfo], queue: str) -> list[WorkerInfo]:
 
 async def queue(request: Request) -> Response:
     name = request.path_params["name"]
-    queues, workers, history, totals = await asyncio.gather(
-        operate.queues(), operate.workers(), operate.history(since=timedelta(days=1)), operate.metrics()
+
+    async def last_day() -> tuple[dict[str, Measure], dict[str, Measure]]:
+        """Return the measures by job, and by deploy."""
+        history = await operate.history(since=timedelta(days=1))
+        own = [{pair: of for pair, of in each.measures.items() if pair[0] == name} for each in history]
+        return {job: of for (_, job), of in sum_of(own).items()}, _by_deploy([charts.merged(each.values()) for each in own])
+
+    queues, workers, totals, (measures, parts) = await asyncio.gather(
+        operate.queues(), operate.workers(), operate.metrics(), remembered(("last day", name), last_day, keep=60.0)
     )
     found = next((queue for queue in queues if queue.name == name), None)
     if found is None:
         raise HTTPException(404, f"No job has ever been in queue {name}.")
-    measures = {job: measure for (queue, job), measure in sum_of(each.measures for each in history).items() if queue == name}
-    parts = _by_deploy([charts.merged(of for pair, of in each.measures.items() if pair[0] == name) for each in history])
     return render(
         request,
         "queue.html",
@@ -233,8 +247,17 @@ SPANS: Final = {1: "1 hour", 6: "6 hours", 24: "1 day", 168: "7 days", 720: "30 
 async def chart_page(request: Request) -> Response:
     hours = whole(request.query_params.get("hours"), 1, 1, 720)
     filters = {name: request.query_params.get(name, "").strip() for name in ("queue", "job")}
-    history: list[MeasuresRecord] = await operate.history(since=timedelta(hours=hours))
-    found = charts.buckets(history, timedelta(hours=hours), **filters)
+
+    async def drawn() -> dict[str, Any]:
+        return _drawn(await operate.history(since=timedelta(hours=hours)), hours, **filters)
+
+    # A point of a chart of 30 days is that of half a day.
+    values = await remembered(("charts", hours, *filters.values()), drawn, keep=min(300.0, 5.0 * hours))
+    return render(request, "charts.html", hours=hours, spans=SPANS, filters=filters, **values)
+
+
+def _drawn(history: list[MeasuresRecord], hours: int, queue: str, job: str) -> dict[str, Any]:
+    found = charts.buckets(history, timedelta(hours=hours), queue=queue, job=job)
     drawn: dict[str, Any] = {}
     if any(bucket.measure.number for bucket in found):
         drawn = {
@@ -243,18 +266,13 @@ async def chart_page(request: Request) -> Response:
             "times": charts.quantiles(found, "Run time of 50 % and 95 %", lambda measure, share: measure.time_of(share)),
         }
     names = sorted({pair for each in history for pair in each.measures})
-    return render(
-        request,
-        "charts.html",
-        hours=hours,
-        spans=SPANS,
-        filters=filters,
-        charts=drawn,
-        buckets=found,
-        has_history=bool(history),
-        queues=sorted({queue for queue, _ in names})[:MAX_ROWS],
-        jobs=sorted({job for queue, job in names if filters["queue"] in ("", queue)})[:MAX_ROWS],
-    )
+    return {
+        "charts": drawn,
+        "buckets": found,
+        "has_history": bool(history),
+        "queues": sorted({its_queue for its_queue, _ in names})[:MAX_ROWS],
+        "jobs": sorted({its_job for its_queue, its_job in names if queue in ("", its_queue)})[:MAX_ROWS],
+    }
 
 
 async def actions_before(request: Request) -> list[ActionRecord]:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 
 import pytest
 
 from taskflow.app.app import default_app
+from taskflow.dashboard import memo
 from tests.dashboard.site import Site
 from tests.support.harnesses import BROKERS, MemoryHarness
 from tests.support.world import World
+
+
+@pytest.fixture(autouse=True)
+def _reads_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine any read is slow."""
+    monkeypatch.setattr(memo, "SLOW", math.inf)
 
 
 @pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)

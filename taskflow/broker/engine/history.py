@@ -55,7 +55,8 @@ def read(since: datetime, until: datetime) -> Operation[list[MeasuresRecord]]:
             level, at, *_ = entry.position
             period = LEVELS[level].period
             if entry.record is not None and first - to_microseconds(period) < at < last:
-                add_up(found.setdefault((at, period), {}), unpack_measures(entry.record.state))
+                measures = unpack_measures(entry.record.state)
+                found[at, period] = add_up(found[at, period], measures) if (at, period) in found else measures
         full = [(scan, entries[-1]) for scan, entries in zip(scans, seen.scans, strict=True) if len(entries) == MAX_READ]
         scans = [scan._replace(after=entry.position) for scan, entry in full]
     return [

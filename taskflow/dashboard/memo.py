@@ -1,0 +1,41 @@
+"""Keeps what took long to read, for a while. In a large store, reads of one kind then take a small share of the time at most."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
+
+from taskflow.app.app import default_app
+from taskflow.app.loop_client import LoopClient
+
+T = TypeVar("T")
+
+SLOW: Final = 0.02  # seconds: what took less is read each time
+TIMES: Final = 20  # a result is kept for so many times as long as it took
+MAX_KEPT: Final = 200  # results
+
+_memos: Final = WeakKeyDictionary[LoopClient, dict[Hashable, tuple[float, Any]]]()
+
+
+async def remembered(key: Hashable, read: Callable[[], Awaitable[T]], *, keep: float = 0.0) -> T:
+    """Return what `read` returns, or what it returned under this key a short time ago. If it was slow, it is kept for at least `keep`
+    seconds, and until `forget` is called."""
+    memo, clock = _memos.setdefault(default_app().client(), {}), asyncio.get_running_loop().time
+    began = clock()
+    if key in memo and began < memo[key][0]:
+        found: T = memo[key][1]
+        return found
+    result = await read()
+    took = clock() - began
+    for old in [each for each, (until, _) in memo.items() if until < clock() or len(memo) >= MAX_KEPT]:
+        del memo[old]
+    if took > SLOW:
+        memo[key] = clock() + max(keep, TIMES * took), result
+    return result
+
+
+def forget() -> None:
+    """Read everything anew, because a person has changed something here."""
+    _memos.pop(default_app().client(), None)

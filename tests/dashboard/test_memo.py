@@ -1,0 +1,54 @@
+"""What took long to read in a large store is kept for a while."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from taskflow.dashboard import memo
+from tests.dashboard.site import Site
+from tests.support.verdicts import failed
+from tests.support.world import World
+
+
+async def test_a_slow_read_is_kept_until_it_is_forgotten(memory: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memo, "SLOW", 0.01)
+    read = list[str]()
+
+    async def slowly(name: str, seconds: float = 0.02) -> int:
+        read.append(name)
+        await asyncio.sleep(seconds)
+        return len(read)
+
+    assert [await memo.remembered("a", lambda: slowly("a")) for _ in range(3)] == [1, 1, 1]
+    assert await memo.remembered("b", lambda: slowly("b")) == 2
+    assert [await memo.remembered("quick", lambda: slowly("quick", 0)) for _ in range(2)] == [3, 4]
+    memo.forget()
+    assert await memo.remembered("a", lambda: slowly("a")) == 5
+    await asyncio.sleep(memo.TIMES * 0.03)
+    assert await memo.remembered("a", lambda: slowly("a"), keep=60.0) == 6
+    await asyncio.sleep(memo.TIMES * 0.03)
+    assert await memo.remembered("a", lambda: slowly("a")) == 6
+
+
+async def test_a_slow_read_that_fails_is_not_kept(memory: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memo, "SLOW", 0.0)
+
+    async def fails() -> int:
+        raise ValueError("once")
+
+    with pytest.raises(ValueError, match="once"):
+        await memo.remembered("a", fails)
+    assert await memo.remembered("a", lambda: asyncio.sleep(0.001, 7)) == 7
+
+
+async def test_a_person_who_acts_sees_what_that_has_changed(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memo, "SLOW", 0.0)
+    for _ in range(2):
+        await memory.settle(failed(await memory.running()))
+    groups: Any = [link for link in (await site.get("/failures")).links if "act?" in link]
+    await site.get(groups[0])
+    await site.post("/act", action="retry", group=groups[0].partition("group=")[2].partition("&")[0], first="1")
+    assert "1 builtins.ValueError: no such user" in (await site.get("/failures")).text
