@@ -37,5 +37,5 @@ async def remembered(key: Hashable, read: Callable[[], Awaitable[T]], *, keep: f
 
 
 def forget() -> None:
-    """Read everything anew, because a person has changed something here."""
+    """Drop what is kept, because a person has changed something here."""
     _memos.pop(default_app().client(), None)
