@@ -42,6 +42,9 @@ from taskflow.model.record import Record, Status
 
 MAX_GROUPS: Final = 100
 
+MAX_READ: Final = 100_000
+"""The most groups among which those of a deploy are looked for."""
+
 SAMPLES_AT_ONCE: Final = 20
 
 
@@ -77,19 +80,22 @@ class Failures(NamedTuple):
     window: int | None = None
 
 
-async def failure_groups(broker: Broker, view: View, limit: int = MAX_GROUPS) -> Failures:
+async def failure_groups(broker: Broker, view: View, limit: int = MAX_GROUPS, deploy: str = "") -> Failures:
     """Return the largest groups of the failed jobs in this view. Stores count all failed jobs, also those of a queue or a job name.
+    With `deploy`, return those with the most jobs that failed on it.
 
     With any other condition no more than `EXAMINED` are read: those that failed last, or the newest with a tag.
     """
-    view, window = msgspec.structs.replace(view, statuses=(Status.FAILED,)), None
+    view, window, most = msgspec.structs.replace(view, statuses=(Status.FAILED,)), None, MAX_READ if deploy else limit
     if view == View(queue=view.queue, job=view.job, statuses=view.statuses):
-        found = await broker.admin.failure_groups(queue=view.queue, job=view.job, limit=limit)
+        found = await broker.admin.failure_groups(queue=view.queue, job=view.job, limit=most)
     else:
         page = await broker.admin.page(view, limit=EXAMINED)
         ends = [(record, microseconds_of(record.ended_at or record.created_at)) for record in page.records]
-        found = failure_groups_of([FailurePart(record.cause, record.job, 1, at, at, record.id) for record, at in ends], limit)
+        found = failure_groups_of([FailurePart(record.cause, record.job, 1, at, at, record.id) for record, at in ends], most)
         window = None if page.cursor is None else page.examined
+    if deploy:
+        found = sorted((group for group in found if deploy in group.deploys), key=lambda group: -group.deploys[deploy])[:limit]
     samples: dict[bytes, Record] = {}
     for first in range(0, len(found), SAMPLES_AT_ONCE):
         records = await broker.read([group.sample for group in found[first : first + SAMPLES_AT_ONCE]])
@@ -139,6 +145,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     `is_lost`      True if it was declared dead; its jobs are about to run elsewhere
     `jobs`         the names of the jobs that its code declares, aliases included; empty if there are more than 1,000
     `deploy`       the value of TASKFLOW_DEPLOY in its environment; empty without one
+    `since`        when it registered, as an aware datetime in UTC
     """
 
     name: str
@@ -149,6 +156,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     is_lost: bool
     jobs: tuple[str, ...] = ()
     deploy: str = ""
+    since: datetime
 
 
 class JobPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,6 +200,7 @@ class Operate:
                 running=record.leases,
                 silent_for=record.seconds_since_beat,
                 is_lost=record.is_dying,
+                since=record.registered_at,
             )
             for record in await default_app().client().call(lambda broker: broker.admin.workers())
         ]
@@ -221,13 +230,15 @@ class Operate:
         job: str | JobType[Any] | None = None,
         tag: str | None = None,
         ended_before: float | timedelta | None = None,
+        deploy: str | None = None,
         limit: int = 100,
     ) -> list[FailureGroup]:
-        """Return the groups of failed jobs with the same cause, the largest first, at most `limit`. The counts are exact. Only with `tag`
-        or `ended_before`, no more than the newest 2,000 failed jobs that match are counted."""
+        """Return the groups of failed jobs with the same cause, the largest first, at most `limit`. With `deploy`, return those of which
+        jobs have failed on it, the most frequent there first. The counts are exact. Only with `tag` or `ended_before`, no more than the
+        newest 2,000 failed jobs that match are counted."""
         _check_limit(limit)
         view = view_of("failures", {"queue": queue, "job": job, "tag": tag, "ended_before": ended_before})
-        found = await default_app().client().call(lambda broker: failure_groups(broker, view, limit))
+        found = await default_app().client().call(lambda broker: failure_groups(broker, view, limit, deploy or ""))
         return found.groups
 
     async def jobs(self, **which: Unpack[JobSelection]) -> AsyncIterator[JobInfo]:

@@ -167,6 +167,7 @@ def _add_reports(command: Callable[..., Parser]) -> None:
     _queue_and_job(failures)
     failures.add_argument("--tag", metavar="TAG", help="only jobs with this tag")
     failures.add_argument("--ended-before", type=seconds, metavar="S", help="only jobs that failed at least S seconds ago")
+    failures.add_argument("--deploy", metavar="D", help="only groups with failures on this deploy, the most frequent there first")
     command("queues", "status:queues", "list queues and their counts", "List every queue with its counts.")
     fleet = "List the running workers: busy slots, heartbeat, jobs, deploy and queues."
     command("workers", "status:workers", "list the running workers", fleet)

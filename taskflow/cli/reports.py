@@ -26,7 +26,7 @@ async def failures(app: App, arguments: argparse.Namespace) -> int:
     view, broker = filter_of(arguments), await existing_broker(app)
     if not await is_known_queue(broker.admin, view.queue):
         return Exit.NOT_FOUND
-    groups, window = await failure_groups(broker, view, MAX_GROUPS + 1)
+    groups, window = await failure_groups(broker, view, MAX_GROUPS + 1, arguments.deploy or "")
     if not groups:
         await report_unknown_job(broker.admin, view.job)
     if window is not None:

@@ -37,6 +37,7 @@ from taskflow.dashboard.memo import forget, remembered
 from taskflow.dashboard.pages import LABELS, access_of, call
 from taskflow.dashboard.rendering import path_of, render, root_of
 from taskflow.dashboard.selection import Fields, filters_of, form_of, refusing, view_of_filters, whole
+from taskflow.dashboard.stages import StagesStopped, retry_in_stages
 from taskflow.model.errors import DecodeError, ScheduleConflict, TaskflowError, UnknownSchedule
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.record import LIVE, Status
@@ -56,13 +57,19 @@ PAST: Final[dict[ActionName, str]] = {"retry": "retried", "run-now": "made ready
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """The jobs that an action is for: those with these ids, or all of the view. `fields` are the inputs of a form that mean the same."""
+    """The jobs that an action is for: those with these ids, or all of the view. `fields` are the inputs of a form that mean the same.
+    With `in_stages`, a few jobs are retried at first."""
 
     action: ActionName
     ids: Sequence[bytes] = ()
     view: View = View()
     fields: Sequence[tuple[str, str]] = ()
     group: str = ""
+    in_stages: bool = False
+
+    @property
+    def label(self) -> str:
+        return LABELS[self.action] + (" in stages" if self.in_stages else "")
 
 
 async def target_of(fields: Fields | Any) -> Target:
@@ -85,6 +92,8 @@ async def target_of(fields: Fields | Any) -> Target:
             found = await call(lambda broker: group_ids(broker.admin, View(), group))
             most = whole(fields.get("first"), len(found), 1, max(1, len(found)))
             inputs = [("group", group), *([("first", str(most))] if most < len(found) else [])]
+            if fields.get("stages"):
+                return Target(action=action, ids=found[:most], fields=[*inputs, ("stages", "1")], group=group, in_stages=True)
             return Target(action=action, ids=found[:most], fields=inputs, group=group)
         view = view_of_filters(filters)
         check_view(action, view)
@@ -120,6 +129,7 @@ class Act:
         self.target = target
         self.result = ActionResult()
         self.problem = ""
+        self.waits_for = ""
         self.is_stopped = False
         self._began = time.monotonic()
         self._ended: float | None = None
@@ -134,10 +144,16 @@ class Act:
         return max(1e-3, (self._ended or time.monotonic()) - self._began)
 
     async def _run(self, by: str, reason: str) -> None:
-        target = self.target
+        target, broker = self.target, default_app().client().call
         try:
-            async for self.result in perform(default_app().client().call, target.action, target.ids, target.view, by=by, reason=reason):
-                pass
+            if target.in_stages:
+                async for self.result, self.waits_for in retry_in_stages(broker, target.ids, by=by, reason=reason):
+                    pass
+            else:
+                async for self.result in perform(broker, target.action, target.ids, target.view, by=by, reason=reason):
+                    pass
+        except StagesStopped as stopped:
+            self.is_stopped, self.problem = True, str(stopped)
         except Exception as error:
             self.problem = f"{type(error).__name__}: {error}"
             if not isinstance(error, TaskflowError):
@@ -188,7 +204,7 @@ class Acts:
     async def progress(self, request: Request) -> Response:
         act = self._act_of(request)
         action, headers = act.target.action, {"Refresh": REFRESH} if act.is_running else None
-        words: dict[str, Any] = {"label": LABELS[action], "done": PAST[action], "which": _words(act.target)}
+        words: dict[str, Any] = {"label": act.target.label, "done": PAST[action], "which": _words(act.target)}
         return render(request, "progress.html", headers=headers, act=act, name=request.path_params["name"], **words)
 
     async def stop(self, request: Request) -> Response:
@@ -210,7 +226,8 @@ def _form(request: Request, target: Target, number: int, is_more: bool, *, is_un
         "act.html",
         status=400 if is_unconfirmed else 200,
         action=target.action,
-        label=LABELS[target.action],
+        label=target.label,
+        in_stages=target.in_stages,
         fields=target.fields,
         number=number,
         is_more=is_more,

@@ -74,7 +74,8 @@ async def _job(request: Request) -> Job:
 async def _failures(request: Request) -> list[FailureGroup]:
     filters = {name: text for name, text in filters_of(request.query_params).items() if name in ("queue", "job", "tag")}
     view = view_of_filters(filters)
-    return (await pages.call(lambda broker: failure_groups(broker, view))).groups
+    deploy = request.query_params.get("deploy", "")
+    return (await pages.call(lambda broker: failure_groups(broker, view, deploy=deploy))).groups
 
 
 async def _history(request: Request) -> list[Runs]:
@@ -99,7 +100,7 @@ RESOURCES: Final = {
     "/workers": Resource(lambda request: operate.workers(), list[WorkerInfo]),
     "/jobs": Resource(_jobs, Jobs, (*FILTERS, "cursor", "limit")),
     "/jobs/{id}": Resource(_job, Job),
-    "/failures": Resource(_failures, list[FailureGroup], ("queue", "job", "tag")),
+    "/failures": Resource(_failures, list[FailureGroup], ("queue", "job", "tag", "deploy")),
     "/schedules": Resource(lambda request: schedules.list(), list[ScheduleInfo]),
     "/history": Resource(_history, list[Runs], ("hours",)),
     "/audit": Resource(lambda request: pages.actions_before(request), list[ActionRecord], ("before",)),

@@ -53,8 +53,8 @@ def totals_of(queues: list[QueueInfo], queue: str | None = None) -> dict[Status,
     return {status: sum(each.counts.get(status, 0) for each in queues if queue in (None, each.name)) for status in Status}
 
 
-async def groups_of(view: View, most: int = GROUPS_AT_ONCE) -> Failures:
-    return await remembered(("failures", view, most), lambda: call(lambda broker: failure_groups(broker, view, most)))
+async def groups_of(view: View, most: int = GROUPS_AT_ONCE, deploy: str = "") -> Failures:
+    return await remembered(("failures", view, most, deploy), lambda: call(lambda broker: failure_groups(broker, view, most, deploy)))
 
 
 async def overview(request: Request) -> Response:
@@ -62,9 +62,12 @@ async def overview(request: Request) -> Response:
         history = await operate.history()
         return charts.rate(charts.buckets(history, timedelta(hours=1)), "Runs a minute in the last hour") if history else None
 
-    queues, workers, found, chart = await asyncio.gather(
-        operate.queues(), operate.workers(), groups_of(View(), 5), remembered("rate", rate, keep=5.0)
-    )
+    queues, workers, chart = await asyncio.gather(operate.queues(), operate.workers(), remembered("rate", rate, keep=5.0))
+    deploy = newest_deploy(workers)
+    groups = (await groups_of(View(), 5, deploy)).groups
+    is_quiet = bool(deploy) and not groups
+    if is_quiet:
+        groups = (await groups_of(View(), 5)).groups
     return render(
         request,
         "overview.html",
@@ -73,9 +76,20 @@ async def overview(request: Request) -> Response:
         totals=totals_of(queues),
         untaken={each.name for each in queues if each.counts[Status.READY] and not _takers(workers, each.name)},
         workers=workers,
-        groups=found.groups,
+        groups=groups,
+        deploy=deploy,
+        is_quiet=is_quiet,
         chart=chart,
     )
+
+
+def newest_deploy(workers: Sequence[WorkerInfo]) -> str:
+    """Return the deploy of running workers whose oldest worker is the youngest, or an empty text if they do not know theirs."""
+    begun = dict[str, datetime]()
+    for worker in workers:
+        if worker.deploy and not worker.is_lost:
+            begun[worker.deploy] = min(worker.since, begun.get(worker.deploy, worker.since))
+    return max(begun, key=lambda deploy: begun[deploy], default="")
 
 
 async def jobs(request: Request) -> Response:
@@ -155,12 +169,20 @@ def _moments(record: Record, now: datetime) -> list[tuple[Moment, float | None]]
 
 
 async def failures(request: Request) -> Response:
-    given = filters_of(request.query_params)
+    given, deploy = filters_of(request.query_params), request.query_params.get("deploy", "").strip()
     filters = {name: text for name, text in given.items() if name in ("queue", "job", "tag")}
     view, shown = view_of_filters(filters), dict.fromkeys(("queue", "job", "tag"), "") | filters
-    found = await groups_of(view)
+    found, workers = await asyncio.gather(groups_of(view, deploy=deploy), operate.workers())
     return render(
-        request, "failures.html", filters=shown, is_filtered=bool(filters), groups=found.groups, window=found.window, most=GROUPS_AT_ONCE
+        request,
+        "failures.html",
+        filters=shown,
+        is_filtered=bool(filters),
+        deploy=deploy,
+        newest=newest_deploy(workers),
+        groups=found.groups,
+        window=found.window,
+        most=GROUPS_AT_ONCE,
     )
 
 

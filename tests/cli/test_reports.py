@@ -72,6 +72,9 @@ def test_groups_are_listed_with_the_largest_first(cli: Cli, many: None) -> None:
 
 
 def test_filters_choose(cli: Cli, many: None) -> None:
+    assert [group["count"] for group in cli.json("failures", "--deploy", "a")] == [40, 7]
+    assert [group["count"] for group in cli.json("failures", "--deploy", "b", "--tag", "odd")] == [20]
+    assert cli.json("failures", "--deploy", "z") == []
     assert [group["count"] for group in cli.json("failures", "--queue", "files")] == [7]
     assert [group["count"] for group in cli.json("failures", "--job", "send1")] == [20]
     assert [group["count"] for group in cli.json("failures", "--tag", "odd")] == [20]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 from taskflow import operate
-from taskflow.dashboard import acts
+from taskflow.app.app import default_app
+from taskflow.dashboard import acts, stages
+from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.record import Status
+from taskflow.model.verdict import Settlement
 from tests.dashboard.site import PREFIX, Page, Site
-from tests.support.verdicts import failed
+from tests.support.verdicts import failed, retried, succeeded
 from tests.support.world import World
 
 
@@ -83,13 +88,93 @@ async def test_all_that_match_are_counted_before_they_are_acted_on(world: World,
 async def test_the_jobs_of_a_cause_are_retried_a_few_at_first(world: World, site: Site) -> None:
     jobs = await failed_jobs(world, 12)
     page = await site.get("/failures")
-    assert [link.partition("first=")[2] for link in page.links if "action=retry" in link] == ["1", "10", ""]
-    link = ""
-    for link, ready in zip([link for link in page.links if "action=retry" in link], (1, 11, 12), strict=True):
+    links = [link for link in page.links if "action=retry" in link and "stages" not in link]
+    assert [link.partition("first=")[2] for link in links] == ["1", "10", ""]
+    for link, ready in zip(links, (1, 11, 12), strict=True):
         page = await site.post("/act", **form(await site.get(link)))
         assert (await statuses(world, jobs)).count(Status.READY) == ready
-    assert "No job matches" in (await site.get(link)).text
-    await site.post("/act", code=404, action="retry", group=link.partition("group=")[2])
+    assert "No job matches" in (await site.get(links[-1])).text
+    await site.post("/act", code=404, action="retry", group=links[-1].partition("group=")[2])
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acts, "PATIENCE", 0.0)
+    monkeypatch.setattr(stages, "LOOK_INTERVAL", 0.01)
+
+
+async def in_stages(site: Site) -> Page:
+    """Begin to retry the first cause in stages, and return the page that shows the progress."""
+    preview = await site.get(next(link for link in (await site.get("/failures")).links if "stages=1" in link))
+    assert "The newest one first, then ten, then the rest" in preview.text
+    return await site.post("/act", **form(preview), reason="fixed")
+
+
+async def until(site: Site, page: Page, text: str) -> Page:
+    async with asyncio.timeout(20):
+        while text not in page.text:
+            await asyncio.sleep(0.01)
+            page = await site.get(page.answer.url.path)
+    return page
+
+
+async def claimed(world: World, number: int) -> list[Lease]:
+    session = await world.a_session()
+    async with asyncio.timeout(20):
+        while not (leases := await world.claim(session, ["mail"])):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert len(leases) == number
+    return leases
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_a_cause_is_retried_in_stages_while_no_run_fails(world: World, site: Site) -> None:
+    jobs = await failed_jobs(world, 30)
+    page = await in_stages(site)
+    for number in (1, 10, 19):
+        leases = await claimed(world, number)
+        if number != 19:
+            page = await until(site, page, f"{number} of {number} jobs of this stage")
+        assert (await statuses(world, jobs)).count(Status.RUNNING) == number
+        await world.settle(*map(succeeded, leases))
+    page = await until(site, page, "Retry in stages: done")
+    assert "30 retried" in page.text
+    log = [record.act for record in await world.broker.admin.actions()]
+    assert [(act.verb, act.affected, act.by, act.reason) for act in log] == [("retry", number, "ada", "fixed") for number in (19, 10, 1)]
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("verdict", [failed, partial(retried, after=3_600.0)], ids=["failed", "retried"])
+async def test_stages_stop_when_a_run_fails_again(world: World, site: Site, verdict: Callable[[Lease], Settlement]) -> None:
+    """Also if the job has further attempts."""
+    jobs = await failed_jobs(world, 30)
+    page = await in_stages(site)
+    await world.settle(*map(succeeded, await claimed(world, 1)))
+    one, *others = await claimed(world, 10)
+    world.clock.advance(1.0)
+    await world.settle(verdict(one))
+    page = await until(site, page, "Retry in stages: stopped")
+    assert "1 of 10 failed again: builtins.ValueError: no such user. The other 19 stay failed" in page.text
+    await world.settle(*map(succeeded, others))
+    assert (await statuses(world, jobs)).count(Status.FAILED) == 19 + (verdict is failed)
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_stages_end_when_jobs_do_not(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "MAX_WAIT", 0.05)
+    await failed_jobs(memory, 2)
+    page = await until(site, await in_stages(site), "Retry in stages: stopped")
+    assert "1 of 1 have not ended within 50ms. The other 1 stay failed" in page.text
+
+
+async def test_jobs_that_are_gone_hold_no_stage_up(memory: World) -> None:
+    jobs = await failed_jobs(memory, 12)
+    await operate.purge(jobs[0])
+    found = [
+        result
+        async for result, _ in stages.retry_in_stages(default_app().client().call, list(map(parse_id, jobs[:2])), by="ada", reason="")
+    ]
+    assert (found[-1].changed, found[-1].seen) == (1, 2)
 
 
 async def test_many_jobs_need_a_word_that_is_typed(memory: World, site: Site) -> None:

@@ -10,18 +10,21 @@ import httpx
 import pytest
 from litestar import Litestar, asgi
 
-from taskflow import Cron, configure, schedules
+from taskflow import Cron, configure, operate, schedules
 from taskflow.app.app import default_app
 from taskflow.broker.admin import EXAMINED
 from taskflow.dashboard import Access, charts, dashboard
 from taskflow.model.clock import ManualClock
 from taskflow.model.codec import Limits, encode_by_name, encode_value
+from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerUnavailable
+from taskflow.model.fingerprint import cause_of
 from taskflow.model.ids import id_text
 from taskflow.model.measures import Measure, MeasuresRecord, pack_measures
+from taskflow.model.verdict import Failed, RunError, Settlement
 from tests.dashboard.site import ADA, PREFIX, Page, Site
 from tests.support.harnesses import MemoryHarness
-from tests.support.verdicts import failed, retried, succeeded
+from tests.support.verdicts import failed, retried, settlement, succeeded
 from tests.support.world import World
 from tests.unit.app.jobs import nothing
 
@@ -109,6 +112,32 @@ async def test_commands_in_a_cure_are_code(memory: World, site: Site) -> None:
     await memory.broker.admin.pause("mail")
     envelope = await memory.add(queue="mail")
     assert "<code>taskflow resume mail</code> ends the pause" in (await site.get(f"/jobs/{id_text(envelope.id)}")).answer.text
+
+
+async def test_failures_since_the_newest_deploy_are_named_first(world: World, site: Site) -> None:
+    def on(deploy: str, message: str, lease: Lease) -> Settlement:
+        verdict = Failed(RunError("ValueError", message))
+        return settlement(lease, verdict, cause=cause_of(verdict, deploy))
+
+    old = await world.a_session("web-1:1", deploy="v1")
+    world.clock.advance(60.0)
+    for number, (deploy, message) in enumerate([("v1", "frequent")] * 5 + [("v2", "new")] * 3 + [("v2", "frequent")]):
+        await world.settle(on(deploy, message, await world.running(old, queue=f"q{number}")))
+    assert "Most frequent failures since deploy v1 Jobs Error Last 5 ValueError: frequent" in (await site.get("/")).text
+    await world.a_session("web-2:1", deploy="v2")
+    overview = await site.get("/")
+    assert "Most frequent failures since deploy v2 Jobs Error Last 3 ValueError: new" in overview.text
+    failures = await site.get(next(link for link in overview.links if "/failures?deploy=v2#" in link))
+    assert failures.text.index("3 ValueError: new new") < failures.text.index("1 ValueError: frequent")
+    assert "since the newest deploy, v2" in failures.text
+    assert "on deploy v1" in (await site.get("/failures", deploy="v1", queue="q1")).text
+    assert [group.count for group in await operate.failures(deploy="v2")] == [3, 6]
+    await world.a_session("web-3:1", deploy="v1")  # a restart
+    assert "since deploy v2" in (await site.get("/")).text
+    world.clock.advance(1.0)
+    await world.a_session("web-4:1", deploy="v3")
+    assert "No job has failed since deploy v3. Jobs Error Last 6 ValueError: frequent" in (await site.get("/")).text
+    assert "No failed job matches on deploy v3" in (await site.get("/failures", deploy="v3")).text
 
 
 async def test_jobs_are_filtered_by_the_url(world: World, site: Site) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from taskflow import ActionResult, Every, FailureGroup, InvalidJobId, JobHandle, QueueInfo, Status, WorkerInfo, enqueue, operate, schedules
 from taskflow.app import bulk_actions
 from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import JobSelection, this_operator
 from taskflow.broker.admin import View
+from taskflow.model.clock import instant_of
 from taskflow.model.session import Session
 from tests.unit.app.bench import Bench
 from tests.unit.app.jobs import add, fail, nothing, snooze
@@ -119,9 +121,9 @@ async def test_queues_and_workers_are_shown(bench: Bench) -> None:
     )
     bench.clock.advance(2.0)
     [worker] = [worker for worker in await operate.workers() if worker.name == "host:7"]
-    assert worker == WorkerInfo(
-        name="host:7", queues=("mail",), concurrency=3, running=0, silent_for=2.0, is_lost=False, jobs=("a", "b"), deploy="v7"
-    )
+    since = instant_of(bench.clock.wall()) - timedelta(seconds=2)
+    shown = WorkerInfo(name="host:7", queues=("mail",), concurrency=3, running=0, silent_for=2.0, is_lost=False, since=since)
+    assert worker == replace(shown, jobs=("a", "b"), deploy="v7")
 
 
 # --- acting ---------------------------------------------------------------------------------------------------------
