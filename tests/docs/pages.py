@@ -11,7 +11,8 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
 README: Final = ROOT / "README.md"
-PAGES: Final = [README, *sorted(ROOT.glob("docs/**/*.md"))]
+PAGES: Final = [README, *sorted(page for page in ROOT.glob("docs/**/*.md") if page.parent.name != "project")]
+"""All but those of `docs/project`, each of which only includes a file from outside `docs`."""
 
 SCRIPT: Final = "page.py"
 """The file of all blocks of a page that name none."""
