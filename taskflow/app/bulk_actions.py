@@ -353,6 +353,21 @@ async def recorded(
             await _record(call, act)
 
 
+async def amend_jobs(call: CallBroker, verb: Literal["pause", "resume"], names: Sequence[str], *, by: str | None, reason: str) -> list[str]:
+    """Pause or resume jobs, record that in the audit log, and return the names of those that it has changed. What a pause has parked is
+    released in portions, also if the pause had ended before."""
+    paused = await call(lambda broker: broker.admin.paused_jobs())
+    changing = [name for name in names if (name in paused) != (verb == "pause")]
+    async with recorded(call, f"jobs.{verb}", by=by, reason=reason, names=changing) as doing:
+        for name in names if verb == "resume" else changing:
+            if verb == "pause":
+                await call(lambda broker, name=name: broker.admin.pause_job(name))  # type: ignore[misc]
+            while verb == "resume" and await call(lambda broker, name=name: broker.admin.resume_job(name)):  # type: ignore[misc]
+                pass
+            doing.affected += name in changing
+    return changing
+
+
 async def perform(
     call: CallBroker, action: ActionName, ids: Sequence[bytes], view: View, *, by: str | None, reason: str
 ) -> AsyncIterator[ActionResult]:

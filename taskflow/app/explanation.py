@@ -101,7 +101,9 @@ def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:
     if record.due_at <= facts.now and not any(worker.is_alive for worker in facts.workers):
         yield Reason("it is due, but no worker is running to make it ready", "start one with `taskflow worker MODULE`")
     is_back_off = (record.waiting_for or "").startswith(wording.HANDED_BACK_IN_VAIN.partition("%")[0])
-    if record.waiting_for and not is_back_off:
+    if record.waiting_for == wording.job_paused(record.job):
+        yield Reason(f"job {record.job} is paused", f"`taskflow resume --job {record.job}` ends the pause")
+    elif record.waiting_for and not is_back_off:
         yield Reason(
             f"no worker could run it: it waits for {short_reason(record.job, record.waiting_for)}, and is tried again {wait}",
             f"deploy the code that sent it, or `taskflow cancel {_id(record)}` if that code was removed",

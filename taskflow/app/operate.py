@@ -16,6 +16,7 @@ from taskflow.app.bulk_actions import (
     ActionName,
     ActionResult,
     JobSelection,
+    amend_jobs,
     check_operator,
     check_view,
     count,
@@ -33,7 +34,7 @@ from taskflow.broker.failure_parts import FailurePart, failure_groups_of
 from taskflow.broker.paging import pages as all_pages
 from taskflow.broker.protocol import Broker
 from taskflow.model.clock import microseconds_of
-from taskflow.model.envelope import check_queue
+from taskflow.model.envelope import check_job_name, check_queue
 from taskflow.model.fingerprint import frame
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.measures import MeasuresRecord
@@ -284,16 +285,35 @@ class Operate:
         deleted only with a `status` that names them, such as "ready"; running ones never."""
         return await self._act("purge", ids, which)
 
-    async def pause(self, queue: str, *, by: str | None = None, reason: str = "") -> None:
-        """Start no more jobs of a queue until `resume`. Running jobs continue. The queue need not have had jobs yet."""
-        await self._amend("pause", queue, by, reason)
+    async def pause(
+        self, queue: str | None = None, *, job: str | JobType[Any] | None = None, by: str | None = None, reason: str = ""
+    ) -> None:
+        """Start no more jobs of a queue, or no more calls of a job in any queue, until `resume`. Running jobs continue. The queue need not
+        have had jobs yet. Workers hear of the pause of a job at once, or with their next heartbeat, within 7 s. At most 100 jobs can be
+        paused."""
+        await self._amend("pause", queue, job, by, reason)
 
-    async def resume(self, queue: str, *, by: str | None = None, reason: str = "") -> None:
-        """End a pause."""
-        await self._amend("resume", queue, by, reason)
+    async def resume(
+        self, queue: str | None = None, *, job: str | JobType[Any] | None = None, by: str | None = None, reason: str = ""
+    ) -> None:
+        """End a pause. The calls of a job that it has parked are ready again, in their old places."""
+        await self._amend("resume", queue, job, by, reason)
 
-    async def _amend(self, verb: Literal["pause", "resume"], queue: str, by: str | None, reason: str) -> None:
+    async def paused_jobs(self) -> list[str]:
+        """Return the names of the paused jobs, sorted."""
+        return await default_app().client().call(lambda broker: broker.admin.paused_jobs())
+
+    async def _amend(
+        self, verb: Literal["pause", "resume"], queue: str | None, job: str | JobType[Any] | None, by: str | None, reason: str
+    ) -> None:
         check_operator(by, reason)
+        if (queue is None) == (job is None):
+            raise TypeError(f"operate.{verb}() takes a queue or job=: give one of them")
+        if queue is None:
+            assert job is not None
+            names = [check_job_name(job)] if isinstance(job, str) else [job.name, *job.aliases]
+            await amend_jobs(default_app().client().call, verb, names, by=by, reason=reason)
+            return
         name, call = check_queue(queue), default_app().client().call
         async with recorded(call, verb, by=by, reason=reason, names=[name]) as doing:
             was_paused = any(queue.is_paused for queue in await call(lambda broker: broker.admin.queues()) if queue.name == name)

@@ -225,6 +225,26 @@ class Admin(Protocol):
         """End a pause, and wake the queue's workers. [admin_pause]"""
         ...
 
+    async def pause_job(self, job: str) -> None:
+        """Start no more jobs with this name until `resume_job`. Running ones continue. A second pause changes nothing.
+
+        Registrations and heartbeats name the paused jobs, and every living session is nudged. A lease that its session hands back with
+        `is_paused` is parked: SCHEDULED, with a `waiting_for` that names the pause. No counter is raised. If the pause is over by then, the
+        job is READY in its old place. After an hour it is READY again, and parked again when it is claimed.
+
+        Raises BrokerRefused if 100 jobs are paused. [job_pause]
+        """
+        ...
+
+    async def resume_job(self, job: str) -> bool:
+        """End a pause, and make the first parked jobs READY in their old places. Return True if there are more, for another call.
+        [job_pause]"""
+        ...
+
+    async def paused_jobs(self) -> list[str]:
+        """Return the names of the paused jobs, sorted. [job_pause]"""
+        ...
+
     async def schedules(self, names: Sequence[str] | None = None) -> list[ScheduleRecord]:
         """Return the schedules with these names, or all of them, sorted by name. [admin_schedules]"""
         ...

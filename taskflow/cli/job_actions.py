@@ -14,7 +14,18 @@ import msgspec
 
 from taskflow.app import bulk_actions
 from taskflow.app.app import App
-from taskflow.app.bulk_actions import ASKED, CHANGED, UNKNOWN, ActionProgress, ActionResult, CallBrokerOnce, recorded, selection
+from taskflow.app.bulk_actions import (
+    ASKED,
+    CHANGED,
+    UNKNOWN,
+    ActionProgress,
+    ActionResult,
+    CallBroker,
+    CallBrokerOnce,
+    amend_jobs,
+    recorded,
+    selection,
+)
 from taskflow.app.operate import group_ids
 from taskflow.broker.admin import Redone
 from taskflow.broker.protocol import Broker
@@ -23,7 +34,7 @@ from taskflow.cli.command import existing_broker, filter_of, operator
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.startup import raising
 from taskflow.cli.terminal import Bar, confirmed, print_now, show, warn
-from taskflow.model.envelope import check_queue
+from taskflow.model.envelope import check_job_name, check_queue
 from taskflow.model.errors import BrokerError, ConfigurationError
 from taskflow.model.ids import id_text, key_digest
 from taskflow.model.printable import message, one_line
@@ -269,6 +280,10 @@ async def _pause(app: App, arguments: argparse.Namespace) -> int:
     verb, broker = arguments.command, app.broker()
     with command.reporting(ValueError):
         names = list(dict.fromkeys(check_queue(name) for name in arguments.names))
+        jobs = list(dict.fromkeys(check_job_name(name) for name in arguments.job))
+        if not names and not jobs:
+            raise ValueError(f"{verb} needs a queue, or a job as in `taskflow {verb} --job NAME`")
+    await _pause_jobs(CallBrokerOnce(broker), jobs, arguments)
     known = {queue.name: queue.is_paused for queue in await broker.admin.queues()}
     changing = [name for name in names if known.get(name, False) != (verb == "pause")]
     async with recorded(CallBrokerOnce(broker), verb, names=changing, **operator(arguments)) as progress:
@@ -281,4 +296,13 @@ async def _pause(app: App, arguments: argparse.Namespace) -> int:
                 text = f"{name} is paused already" if verb == "pause" else f"{name} is not paused"
             if not arguments.json:
                 print(text + ("" if name in known else command.suggestion(name, known)))
-    return show(arguments, {"act": verb, "queues": [{"name": name, "known": name in known} for name in names]}, ())
+    queues = [{"name": name, "known": name in known} for name in names]
+    return show(arguments, {"act": verb, "queues": queues, "jobs": jobs}, ())
+
+
+async def _pause_jobs(call: CallBroker, names: Sequence[str], arguments: argparse.Namespace) -> None:
+    """Pause or resume jobs in all queues."""
+    changed = await amend_jobs(call, arguments.command, names, **operator(arguments)) if names else []
+    for name in names if not arguments.json else ():
+        is_not = "is paused already" if arguments.command == "pause" else "is not paused"
+        print(f"{arguments.command}d job {one_line(name)}" if name in changed else f"job {one_line(name)} {is_not}")

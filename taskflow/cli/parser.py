@@ -198,9 +198,10 @@ def _add_actions(command: Callable[..., Parser]) -> None:
     _acts(command("cancel", "job_actions:act", "cancel jobs", stop), "cancel", default="held, scheduled, ready and running")
     drop = "Drop ended jobs; with --status, cancel and drop waiting ones. Running jobs are not affected."
     _acts(command("purge", "job_actions:act", "drop jobs", drop), "purge", default="ended")
-    for verb, meaning in (("pause", "stop claiming jobs from queues"), ("resume", "end a pause")):
+    for verb, meaning in (("pause", "stop starting jobs of queues, or jobs by name"), ("resume", "end a pause")):
         pause = command(verb, "job_actions:act", meaning, f"{meaning[0].upper()}{meaning[1:]}.")
-        pause.add_argument("names", nargs="+", metavar="QUEUE", help=f"the queues to {verb}")
+        pause.add_argument("names", nargs="*", metavar="QUEUE", help=f"the queues to {verb}")
+        pause.add_argument("--job", action="append", default=[], metavar="NAME", help=f"a job to {verb} in all queues; may be repeated")
         _operator(pause)
     regular = "List schedules, or act on them. Without an action, list all of them."
     _schedules(command("schedules", "schedules:list_schedules", "list schedules, or act on them", regular))

@@ -75,6 +75,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     workers: list[SessionRecord]
     schedules: dict[str, int]
     totals: dict[str, dict[str, int]]
+    paused_jobs: Sequence[str] = ()
     unknown: Mapping[str, int] = {}  # parked jobs among the `MAX_READ` that are due next, by the names that no running worker knows
 
     @classmethod
@@ -84,6 +85,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
             broker=masked(app.broker_url()),
             queues=queues,
             workers=workers,
+            paused_jobs=await admin.paused_jobs(),
             unknown=await _unknown_jobs(admin, queues, workers),
             schedules={
                 "stored": len(schedules),
@@ -127,7 +129,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
             "broker": self.broker,
             "queues": map(queue_json, self.queues),
             "workers": map(worker_json, self.workers),
-            **only(self, "schedules", "totals"),
+            **only(self, "schedules", "totals", "paused_jobs"),
             "unknown_jobs": dict(self.unknown),
         }
 
@@ -197,6 +199,8 @@ def _hints(summary: Summary) -> Iterator[str]:
             yield f"{one_line(queue.name)} is paused: `taskflow resume {one_line(queue.name)}` ends the pause"
         elif not any(not session.queues or queue.name in session.queues for session in alive):
             yield f"no running worker takes jobs from {one_line(queue.name)}: start one with `taskflow worker MODULE`"
+    for name in map(one_line, summary.paused_jobs):
+        yield f"job {name} is paused: `taskflow resume --job {name}` ends the pause"
     for name, count in ((one_line(job), count) for job, count in summary.unknown.items()):
         yield f"no running worker knows the job {name} ({count:,} parked): deploy the code that sent it, or `taskflow cancel --job {name}`"
 

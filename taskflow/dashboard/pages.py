@@ -62,7 +62,9 @@ async def overview(request: Request) -> Response:
         history = await operate.history()
         return charts.rate(charts.buckets(history, timedelta(hours=1)), "Runs a minute in the last hour") if history else None
 
-    queues, workers, chart = await asyncio.gather(operate.queues(), operate.workers(), remembered("rate", rate, keep=5.0))
+    queues, workers, paused_jobs, chart = await asyncio.gather(
+        operate.queues(), operate.workers(), operate.paused_jobs(), remembered("rate", rate, keep=5.0)
+    )
     deploy = newest_deploy(workers)
     groups = (await groups_of(View(), 5, deploy)).groups
     is_quiet = bool(deploy) and not groups
@@ -76,6 +78,7 @@ async def overview(request: Request) -> Response:
         totals=totals_of(queues),
         untaken={each.name for each in queues if each.counts[Status.READY] and not _takers(workers, each.name)},
         workers=workers,
+        paused_jobs=paused_jobs,
         groups=groups,
         deploy=deploy,
         is_quiet=is_quiet,

@@ -21,7 +21,8 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
 
     `id`        16 bytes, by which a store recognizes an action that is sent again
     `by`        the operator, as "user@host" by default
-    `verb`      "send", "retry", "run-now", "cancel", "purge", "pause", "resume"; for schedules "schedules.pause" and so on
+    `verb`      "send", "retry", "run-now", "cancel", "purge", "pause", "resume"; for jobs "jobs.pause" and
+                "jobs.resume"; for schedules "schedules.pause" and so on
     `names`     the jobs, queues or schedules that were named; the log keeps the first `MAX_NAMES`
     `named`     how many were named
     `which`     the selection, if none were named: {"queue": "mail", "status": "failed"}

@@ -156,9 +156,11 @@ class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
     `stopping`  the leases whose runs should stop
     `ghosts`    how many leases went back because the heartbeat did not list them
     `work_hint`   set if the heartbeat asked for it
+    `paused_jobs` the names of the paused jobs
     """
 
     lost: tuple[ClaimId, ...] = ()
     stopping: tuple[ClaimId, ...] = ()
     ghosts: int = 0
     work_hint: WorkHint | None = None
+    paused_jobs: tuple[str, ...] = ()

@@ -88,6 +88,7 @@ class Transition(NamedTuple):
     `waiting_for` what to show as the reason while the job waits
     `error`       an error to add to the job's history
     `cause`       the cause to store with a job that ends as FAILED
+    `is_paused`   True if it waits for the end of a pause
     """
 
     event: Event
@@ -99,6 +100,7 @@ class Transition(NamedTuple):
     error: RunError | None = None
     is_poison: bool = False
     cause: bytes | None = None
+    is_paused: bool = False
 
 
 # --- enqueue ------------------------------------------------------------------------------------------------------

@@ -192,10 +192,12 @@ class Parked(_Waits, frozen=True):
 class HandedBack(_Waits, frozen=True):
     """The job returns to its old place in the queue, because the worker is shutting down or never started it.
 
-    `counts` is False if the job was never started, in which case this does not count as a hand-back.
+    `counts` is False if the job was never started, in which case this does not count as a hand-back. `is_paused` is True if it was not
+    started because its job is paused: while the pause lasts, it is parked instead.
     """
 
     counts: bool = True
+    is_paused: bool = False
 
 
 class Completed(Verdict, frozen=True, dict=True, gc=True):

@@ -32,11 +32,16 @@ SESSION_LOST: Final = "the session was reaped or never registered: register a ne
 REPLACED_BY: Final = "replaced by %s"
 ARRIVES: Final = "a worker that admits it, because a transaction sent it with a key"
 HANDED_BACK_IN_VAIN: Final = "a back-off: handed back %d times without an outcome"
+JOB_PAUSED: Final = "the end of the pause of job %s"
 FOLLOW_UP_WAITS: Final = "a worker that ends it as poison and sends its on_failure call"
 FOLLOW_UP_LOST: Final = "; its on_failure call was not sent, because no worker lived to send it"
 
 WAYS_OUT: Final = "deploy the code that sent it, or cancel it if that code was removed (taskflow cancel)"
 """What to do about a parked job."""
+
+
+def job_paused(job: str) -> str:
+    return JOB_PAUSED % job
 
 
 def session_reaped(name: str) -> str:

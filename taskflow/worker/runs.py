@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from taskflow.app.events import Event, Events
@@ -64,6 +64,7 @@ class Runs:
         self._prefetch = Prefetch(time.monotonic())
         self._ahead = 0
         self._reserve: deque[HeldLease] = deque()
+        self._paused = frozenset[str]()
         self.under_way: dict[asyncio.Task[None], HeldLease] = {}
         self.slow: tuple[HeldLease, float] | None = None
         """The last slow run, and when it ended. It may explain a stall that is noticed later."""
@@ -102,6 +103,25 @@ class Runs:
         """Add leases to the reserve. They start in order as slots become free."""
         self._reserve.extend([self.lease_table.add(lease, claimed_at) for lease in leases])
         self.lease_table.nudge()
+
+    def pause(self, jobs: Iterable[str]) -> None:
+        """Start no job with these names, and hand back those in the reserve."""
+        self._paused = frozenset(jobs)
+        for holding in [each for each in self._reserve if each.lease.envelope.job in self._paused]:
+            self._reserve.remove(holding)
+            self._park(holding)
+
+    def without_paused(self, leases: Sequence[Lease], claimed_at: float) -> Sequence[Lease]:
+        """Hand back the leases of paused jobs, and return the others."""
+        if not self._paused:
+            return leases
+        for lease in leases:
+            if lease.envelope.job in self._paused:
+                self._park(self.lease_table.add(lease, claimed_at))
+        return [lease for lease in leases if lease.envelope.job not in self._paused]
+
+    def _park(self, holding: HeldLease) -> None:
+        self._settler.offer(holding, settlement_of(holding.lease, HandedBack(counts=False, is_paused=True)))
 
     def give_back_reserve(self) -> None:
         while self._reserve:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # loaded only by workers with such hooks
 
 LAST_CLAIM: Final = 1.0  # seconds to wait for the answer to a claim in progress when the session stops claiming
 STUCK_RUN_CHECK_INTERVAL: Final = 1.0  # seconds between two checks for runs that ignore a request to stop
+PARKED_CHECK_INTERVAL: Final = 1.0  # minimum seconds between two heartbeats that are sent because jobs of a paused name were claimed
 _RULES: Final = Rules()
 
 
@@ -91,6 +92,7 @@ class WorkerSession:
         self._grace_ends_at: float | None = None
         self._settles_until: float | None = None
         self.made_at = time.monotonic()
+        self._parked_at = 0.0
         self.lease_table = LeaseTable()
         self.settler = Settler(broker, self.lease_table, events, [each.settled for each in hooks if each is not None])
         self.runs = Runs(options, executor.threads, self.lease_table, executor, self.settler, events)
@@ -106,7 +108,7 @@ class WorkerSession:
 
     async def begin(self) -> None:
         """Register the session and start its heartbeat. Raises the broker's errors."""
-        await self._broker.register(self.session)
+        self.runs.pause(await self._broker.register(self.session))
         self._events.emit(events.SessionOpened(self.session.name, self.session.id))
         self.heartbeat.start(self._broker.sibling())
 
@@ -263,6 +265,10 @@ class WorkerSession:
             return
         if leases:
             self._maintenance.is_at_rest = False
+            number, leases = len(leases), self.runs.without_paused(leases, claimed_at)
+            if len(leases) < number and time.monotonic() - self._parked_at > PARKED_CHECK_INTERVAL:
+                self._parked_at = time.monotonic()
+                self.heartbeat.beat_now()  # to learn whether the pause is over
         for lease in leases:
             if lease.hand_backs and _RULES.hand_back_wait(lease.hand_backs):
                 self._events.emit(events.HandedBackOften(lease))
@@ -275,6 +281,7 @@ class WorkerSession:
                 self._quarantine.add(lease, claimed_at)
 
     def apply_answer(self, answer: BeatAnswer, asked_at: float) -> None:
+        self.runs.pause(answer.paused_jobs)
         if answer.work_hint is not None:
             self.fetcher.apply_work_hint(answer.work_hint, asked_at)
             self._maintenance.apply_work_hint(answer.work_hint, asked_at)

@@ -313,3 +313,20 @@ def test_a_mistake_is_named(cli: Cli, flags: list[str], complaint: str, code: in
     taskflow.configure(broker="sqlite:///queue.db")
     cli("resume", "default")
     assert complaint in cli("retry", *flags, code=code).err
+
+
+def test_a_paused_job_is_told_of_until_it_is_resumed(cli: Cli, stock: Stock) -> None:
+    """Its pause is in the audit log, with the reason."""
+    assert (
+        cli("pause", "--job", "app.charge", "--job", "app.mail", "--reason", "down").out == "paused job app.charge\npaused job app.mail\n"
+    )
+    assert cli("pause", "--job", "app.charge").out == "job app.charge is paused already\n"
+    assert cli.json("status")["paused_jobs"] == ["app.charge", "app.mail"]
+    assert "job app.mail is paused: `taskflow resume --job app.mail` ends the pause" in cli("status").out
+    assert cli.json("resume", "--job", "app.charge")["jobs"] == ["app.charge"]
+    assert cli("resume", "--job", "app.charge").out == "job app.charge is not paused\n"
+    assert [(act["act"], act["names"], act["reason"]) for act in cli.json("audit")] == [
+        ("jobs.resume", ["app.charge"], ""),
+        ("jobs.pause", ["app.charge", "app.mail"], "down"),
+    ]
+    assert "taskflow pause --job NAME" in cli("pause", code=2).err

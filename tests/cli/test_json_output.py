@@ -85,6 +85,7 @@ def test_what_acts_says_what_it_has_done(cli: Cli, stock: Stock) -> None:
     assert cli.json("pause", "mail", "mial") == {
         "act": "pause",
         "queues": [{"name": "mail", "known": True}, {"name": "mial", "known": False}],
+        "jobs": [],
     }
     assert cli.json("resume", "mail")["act"] == "resume"
     assert [act["act"] for act in cli.json("audit")] == ["resume", "pause", "purge", "cancel", "retry"]

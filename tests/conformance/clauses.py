@@ -21,7 +21,7 @@ MODULES: Final = (
     *("enqueue", "keys", "joins", "sessions", "claim", "beat", "settle", "turns", "ends"),
     *("cancel_read", "upkeep", "poison_follow_up", "listen", "nudges", "schedules"),
     *("admin", "pages", "admin_acts", "admin_failures", "history"),
-    *("tags", "spoilt_rows"),
+    *("tags", "spoilt_rows", "job_pauses"),
     "transactional",
 )
 """Where clauses are claimed: `test_<module>.py` each."""

@@ -47,8 +47,8 @@ class ReferenceBroker:
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         return self._atomically(lambda: self._store.enqueue(envelopes))
 
-    async def register(self, session: Session) -> None:
-        self._atomically(lambda: self._store.register(session))
+    async def register(self, session: Session) -> tuple[str, ...]:
+        return self._atomically(lambda: self._store.register(session))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         return self._atomically(lambda: self._store.claim(session, request, queues, limit))
@@ -151,6 +151,15 @@ class ReferenceConsole:
 
     async def resume(self, queue: str) -> None:
         self._atomically(lambda: self._store.resume(queue))
+
+    async def pause_job(self, job: str) -> None:
+        self._atomically(lambda: self._store.pause_job(job))
+
+    async def resume_job(self, job: str) -> bool:
+        return self._atomically(lambda: self._store.resume_job(job))
+
+    async def paused_jobs(self) -> list[str]:
+        return self._atomically(lambda: sorted(self._store.paused_jobs))
 
     async def schedules(self, names: Sequence[str] | None = None) -> list[ScheduleRecord]:
         return self._atomically(lambda: self._store.schedule_records(names))

@@ -18,7 +18,7 @@ from taskflow.model.record import WAITING, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer, Report, Session, SessionRecord
 from taskflow.model.transitions import Event, Transition, apply_verdict, refused_for
-from taskflow.model.verdict import Settled, Settlement, Succeeded
+from taskflow.model.verdict import HandedBack, Settled, Settlement, Succeeded
 from tests.reference.job import Fence, StoredJob
 from tests.reference.transitions import ReferenceTransitions
 
@@ -64,6 +64,8 @@ class Store(ReferenceTransitions):
         self.sessions: dict[bytes, SessionState] = {}
         self.pulse = clock.steady()
         self.noticed: int | None = None
+        self.paused_jobs: set[str] = set()
+        self.places: dict[bytes, int] = {}
         self.answers: dict[bytes, tuple[bytes, int]] = {}
         self._capacity = capacity
 
@@ -132,7 +134,7 @@ class Store(ReferenceTransitions):
 
     # --- sessions and claims -----------------------------------------------------------------------------
 
-    def register(self, session: Session) -> None:
+    def register(self, session: Session) -> tuple[str, ...]:
         self._notice_silence(to_microseconds(session.ttl))
         known = self.sessions.get(session.id)
         if known is None:
@@ -142,6 +144,7 @@ class Store(ReferenceTransitions):
             raise SessionLost(wording.session_reaped(session.name))
         else:
             known.session = replace(session, name=known.session.name, ttl=known.session.ttl, wants_ends=known.session.wants_ends)
+        return tuple(self.paused_jobs)
 
     def claim(self, session_id: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         state = self._living(session_id)
@@ -247,6 +250,7 @@ class Store(ReferenceTransitions):
             lost=tuple(claim for claim in beat.claims if claim not in state.leases),
             stopping=tuple(claim for claim in beat.claims if claim in state.leases and state.leases[claim].cancel_requested is not None),
             ghosts=len(ghosts),
+            paused_jobs=tuple(self.paused_jobs),
         )
 
     def _take_report(self, job: StoredJob | None, report: Report) -> None:
@@ -301,6 +305,8 @@ class Store(ReferenceTransitions):
 
     def apply_verdict(self, job: StoredJob, settlement: Settlement) -> None:
         transition = apply_verdict(job.counters, settlement.verdict, self.rules, self.now, settlement.cause)
+        if isinstance(settlement.verdict, HandedBack) and settlement.verdict.is_paused:
+            transition = self.park(job, transition)
         if job.is_poison:  # no run has reported an outcome
             transition = transition._replace(counters=job.counters)
         if isinstance(settlement.verdict, Succeeded):
@@ -308,6 +314,27 @@ class Store(ReferenceTransitions):
             self.apply(job, transition, keep=settlement.keep_for)
         else:
             self.apply(job, transition)
+
+    def park(self, job: StoredJob, handed_back: Transition) -> Transition:
+        """Return the transition of a job that was handed back because of a pause, which may be over."""
+        if job.envelope.job not in self.paused_jobs:
+            job.due_at = self.places.pop(job.id, job.due_at)
+            return handed_back
+        self.places.setdefault(job.id, job.due_at)
+        recheck = self.now + to_microseconds(3_600.0)
+        return handed_back._replace(event=Event.PARK, due_at=recheck, waiting_for=wording.job_paused(job.envelope.job))
+
+    def pause_job(self, name: str) -> None:
+        self.paused_jobs.add(name)
+        self.to_wake.update(topics.session(state.session.id) for state in self.sessions.values() if self._lives(state))
+
+    def resume_job(self, name: str) -> bool:
+        self.paused_jobs.discard(name)
+        for job in [self.jobs[job_id] for job_id in self.places if job_id in self.jobs]:
+            if job.status is Status.SCHEDULED and job.waiting_for == wording.job_paused(name):
+                job.due_at, job.waiting_for = self.places.pop(job.id), None
+                self.make_ready(job, Event.DUE)
+        return False
 
     # --- cancel, read ------------------------------------------------------------------------------------------
 

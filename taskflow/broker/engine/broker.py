@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, Page, QueueInfo, Rebuilt, Redone, View
-from taskflow.broker.engine import admin, history, jobs, maintenance, pages, schedules, sessions
+from taskflow.broker.engine import admin, history, job_pauses, jobs, maintenance, pages, schedules, sessions
 from taskflow.broker.engine.seam import Claimed, Operation
 from taskflow.broker.paging import ScanRequest, ScanResult, page
 from taskflow.broker.protocol import Added, Refused, UpkeepResult
@@ -61,8 +61,8 @@ class EngineBroker(ABC):
         self.assumes_new = jobs.are_new(answers)
         return answers
 
-    async def register(self, session: Session) -> None:
-        await self.run(sessions.register(session, self.rules))
+    async def register(self, session: Session) -> tuple[str, ...]:
+        return await self.run(sessions.register(session, self.rules))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         return sessions.leases_of(await self.claim_records(session, request, queues, limit))
@@ -135,6 +135,16 @@ class EngineAdmin:
 
     async def resume(self, queue: str) -> None:
         await self._run(admin.pause(queue, self._rules, is_paused=False))
+
+    async def pause_job(self, job: str) -> None:
+        await self._run(job_pauses.pause(job, self._rules, is_paused=True))
+
+    async def resume_job(self, job: str) -> bool:
+        await self._run(job_pauses.pause(job, self._rules, is_paused=False))
+        return await self._run(job_pauses.release(job, self._rules))
+
+    async def paused_jobs(self) -> list[str]:
+        return await self._run(job_pauses.names())
 
     async def schedules(self, names: Sequence[str] | None = None) -> list[ScheduleRecord]:
         return await self._run(schedules.records(names))

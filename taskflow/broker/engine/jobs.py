@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from taskflow.broker import topics
-from taskflow.broker.engine import moves
+from taskflow.broker.engine import job_pauses, moves
 from taskflow.broker.engine.draft import Draft
 from taskflow.broker.engine.job import Job, claim_bytes, content_of, fence_bytes, put_of_plain, text_bytes
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
@@ -21,7 +21,7 @@ from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.stored_values import packed
 from taskflow.model.transitions import Event, apply_verdict
-from taskflow.model.verdict import Settled, Settlement, Succeeded, is_plain_success
+from taskflow.model.verdict import HandedBack, Settled, Settlement, Succeeded, is_plain_success
 
 # --- adding jobs ---------------------------------------------------------------------------------------------------
 
@@ -150,6 +150,8 @@ def _settle(draft: Draft, settlement: Settlement, *, is_committed: bool = False)
     if settlement.progress is not None:
         job.set_progress(packed([settlement.progress.fraction, settlement.progress.note]))
     transition = apply_verdict(job.counters, settlement.verdict, draft.rules, draft.now, settlement.cause)
+    if isinstance(settlement.verdict, HandedBack) and settlement.verdict.is_paused:
+        transition = job_pauses.park(draft, job, transition)
     if job.has(Flag.POISON):  # no run has reported an outcome
         transition = transition._replace(counters=job.counters)
     keep = None

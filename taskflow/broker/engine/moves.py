@@ -180,6 +180,9 @@ def requeue(draft: Draft, job: Job, transition: Transition) -> None:
         finish(draft, job, transition.event, Status.CANCELLED, transition.reason)  # its worker does not know that it has ended
         return
     job.end_lease()
+    job.set_flag(Flag.PAUSED, transition.is_paused)
+    if not transition.is_paused:
+        job.state.place = None
     if transition.due_at is None:
         move(draft, job, transition.event, READY)
     else:

@@ -104,6 +104,8 @@ class Flag:
     BEHIND: Final = 256
     """HELD until a running job with the same key has ended. This is no part of `awaits`: with one counter, an additional join would ready
     the job while the other one still runs."""
+    PAUSED: Final = 1024
+    """SCHEDULED because its job was paused when it was claimed: see `job_pauses`."""
     TIES: Final = KEYED | AWAITED | STATED | POISON | ARRIVING | SPOILT
     """The jobs that `succeed` leaves to the engine. `fade` leaves it those that are TAGGED, because they have entries."""
 
@@ -187,6 +189,7 @@ INDEXES: Final = (
     Index("ready", Kind.JOB, "status = 2", ("queue", "-priority", "due_at", "seq"), groups=2, counted=False),
     Index("scheduled", Kind.JOB, "status = 1", ("queue", "due_at", "seq"), groups=1, counted=False),
     Index("due", Kind.JOB, "status = 1 OR status = 0 AND awaits <= 0 AND flags & 256 = 0", ("due_at", "seq")),
+    Index("parked", Kind.JOB, "status = 1 AND flags & 1024 <> 0", ("job", "due_at", "seq")),
     Index("held", Kind.JOB, "status = 0", ("seq",)),
     Index("leases", Kind.JOB, "status = 3", ("session", "claim"), groups=1),
     Index("marked", Kind.JOB, "status = 3 AND flags & 16 <> 0", ("session", "claim")),

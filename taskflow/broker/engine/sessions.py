@@ -11,6 +11,7 @@ import msgspec
 from taskflow.broker.engine import arrivals, moves, schedules
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job, claim_id, text_bytes
+from taskflow.broker.engine.job_pauses import PAUSED, names_in
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.records import RUNNING, Kind
 from taskflow.broker.engine.seam import Claimed, Entry, Operation, Query, Ref, Scan, Snapshot
@@ -64,8 +65,10 @@ def of_session(index: str, session: bytes, limit: int = MAX_LEASES) -> Scan:
 # --- register, claim ------------------------------------------------------------------------------------------
 
 
-def register(session: Session, rules: Rules) -> Operation[None]:
-    def one(draft: Draft, session: Session) -> bool:
+def register(session: Session, rules: Rules) -> Operation[tuple[str, ...]]:
+    """Add a session, and return the names of the paused jobs."""
+
+    def one(draft: Draft, session: Session) -> tuple[str, ...] | None:
         beats = _of_this_boot(draft, draft.seen.scans[len(MOVE_SCANS)])
         record_outage(draft, _least_ttl(draft, to_microseconds(session.ttl)), pulse_in(beats, draft.steady))
         known = draft.plain(Kind.SESSION, session.id)
@@ -74,13 +77,20 @@ def register(session: Session, rules: Rules) -> Operation[None]:
         elif known.header["dead_at"] is None:
             set_body(known, msgspec.structs.replace(session_body(known), about=session.pack_about()))
             draft.put(known)
-        return known is None or known.header["dead_at"] is None
+        is_alive = known is None or known.header["dead_at"] is None
+        return _paused_jobs(draft.seen) if is_alive else None
 
-    refs = [Ref(Kind.SESSION, session.id), OUTAGE]
-    [is_alive] = yield from decide([session], one, rules, refs, scans=(*MOVE_SCANS, PULSE._replace(with_records=True), LAPSED))
-    if not is_alive:
+    refs = [Ref(Kind.SESSION, session.id), OUTAGE, PAUSED]
+    [paused] = yield from decide([session], one, rules, refs, scans=(*MOVE_SCANS, PULSE._replace(with_records=True), LAPSED))
+    if paused is None:
         raise SessionLost(wording.session_reaped(session.name))
     yield from _bury_unknown(rules)
+    return paused
+
+
+def _paused_jobs(seen: Snapshot) -> tuple[str, ...]:
+    record = seen.records[PAUSED]
+    return () if record is None else names_in(record.state)
 
 
 def _of_this_boot(draft: Draft, beats: Sequence[Entry]) -> list[Entry]:
@@ -152,6 +162,7 @@ def beat(beat: Beat, rules: Rules) -> Operation[BeatAnswer]:
         stopping=tuple(claim for claim in beat.claims if claim in leases.stopping),
         ghosts=ghosts,
         work_hint=work_hint,
+        paused_jobs=_paused_jobs(seen),
     )
 
 
@@ -173,7 +184,7 @@ def _extend(beat: Beat, rules: Rules) -> Operation[tuple[Snapshot, WorkHint | No
         draft.put(session)
         return draft.seen, _work_hint(draft, session) if beat.looks else None
 
-    refs = [Ref(Kind.SESSION, beat.session), OUTAGE]
+    refs = [Ref(Kind.SESSION, beat.session), OUTAGE, PAUSED]
     leases = of_session("leases", beat.session), of_session("marked", beat.session)
     scans = (*MOVE_SCANS, PULSE, *(_LOOK if beat.looks else (LAPSED,)), *leases)
     groups = (("ready", ()),) if beat.looks else ()

@@ -98,8 +98,8 @@ class SqliteBroker(EngineBroker):
         self.assumes_new = are_new(answers)
         return answers
 
-    async def register(self, session: Session) -> None:
-        await self.run(sessions.register(session, self.rules), Durability.NORMAL)
+    async def register(self, session: Session) -> tuple[str, ...]:
+        return await self.run(sessions.register(session, self.rules), Durability.NORMAL)
 
     async def claim_records(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> Claimed | None:
         listener = self._running().listener

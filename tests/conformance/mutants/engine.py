@@ -164,8 +164,8 @@ moves.finish: ends_settled: a hook hears of an end twice
 + if draft.seen.scans[1]:
 
 * sessions.register: register_dead: a session that was reaped begins again
-- return known is None or known.header["dead_at"] is None
-+ return True
+- is_alive = known is None or known.header["dead_at"] is None
++ is_alive = True
 
 * sessions.beat: beat_lost: a worker runs a job on that it has lost
 - if claim not in leases.held),

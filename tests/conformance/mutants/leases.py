@@ -209,22 +209,22 @@ class RegistrationRevives(Mutant):
     breaks = frozenset({"register_dead"})
     because = "a stable worker's name lets the abandoned incarnation come back (aegra#547)"
 
-    def register(self, session: Session) -> None:
+    def register(self, session: Session) -> tuple[str, ...]:
         state = self.sessions.get(session.id)
         if state is not None:
             state.dead_at = None
-        super().register(session)
+        return super().register(session)
 
 
 class RegistersAnew(Mutant):
     breaks = frozenset({"register_repeat"})
     because = "a registration whose answer was lost, sent again, forgets what was leased meanwhile"
 
-    def register(self, session: Session) -> None:
+    def register(self, session: Session) -> tuple[str, ...]:
         state = self.sessions.get(session.id)
         if state is not None and state.dead_at is None:
             del self.sessions[session.id]
-        super().register(session)
+        return super().register(session)
 
 
 class _Forwarding(ReferenceStore):

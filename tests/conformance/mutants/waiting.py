@@ -12,7 +12,7 @@ from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.errors import SessionLost, StoreFull
 from taskflow.model.record import LIVE, Status
 from taskflow.model.schedule import Amendment, Definition, Firing, Offer, ScheduleRecord
-from taskflow.model.transitions import Event
+from taskflow.model.transitions import Event, Transition
 from tests.conformance.mutants.mutant import Mutant
 from tests.reference.job import StoredJob
 from tests.reference.schedules import StoredSchedule
@@ -51,6 +51,16 @@ class FirstCallWins(Mutant):
 
     def debounce(self, job: StoredJob, envelope: Envelope) -> Refused:
         return Refused(envelope.id, job.id, "key")
+
+
+class ResumesAtTheBack(Mutant):
+    breaks = frozenset({"job_pause"})
+    because = "a pause by rescheduling puts what has waited longest behind all others (good_job#1353)"
+
+    def park(self, job: StoredJob, handed_back: Transition) -> Transition:
+        transition = super().park(job, handed_back)
+        self.places[job.id] = self.now
+        return transition
 
 
 class RunsBesideItsHolder(Mutant):

@@ -11,6 +11,7 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
+import taskflow
 from taskflow import ActionResult, Every, FailureGroup, InvalidJobId, JobHandle, QueueInfo, Status, WorkerInfo, enqueue, operate, schedules
 from taskflow.app import bulk_actions
 from taskflow.app.app import default_app
@@ -29,6 +30,9 @@ async def ids(**which: Any) -> list[str]:
 def newest_first(handles: dict[str, JobHandle[Any]], *names: str) -> list[str]:
     """Ids begin with the machine's time in milliseconds, which may be the same for several of them."""
     return sorted((handles[name].id for name in names), reverse=True)
+
+
+async def another() -> None: ...
 
 
 async def an_import(bench: Bench) -> dict[str, JobHandle[Any]]:
@@ -314,6 +318,21 @@ async def test_acts_are_recorded_with_who_and_why(bench: Bench) -> None:
     ]
     assert [act.by for act in found] == ["ada", this_operator(), "ada", this_operator(), "ada", this_operator()]
     assert len({record.number for record in await default_app().client().broker.admin.actions()}) == 6
+
+
+async def test_a_job_is_paused_by_its_names(bench: Bench) -> None:
+    """Its aliases are names under which calls wait, too."""
+    renamed = taskflow.job(name="operate.new", aliases=("operate.old",))(another)
+    await operate.pause(job=renamed, by="ada")
+    await operate.pause(job="another")
+    assert await operate.paused_jobs() == ["another", "operate.new", "operate.old"]
+    await operate.resume(job=renamed)
+    assert await operate.paused_jobs() == ["another"]
+    for given in ({}, {"queue": "mail", "job": "another"}):
+        with pytest.raises(TypeError, match="takes a queue or job="):
+            await operate.pause(**given)
+    acts = [(record.act.verb, record.act.names) for record in await default_app().client().broker.admin.actions()]
+    assert acts[-1] == ("jobs.pause", ("operate.new", "operate.old"))
 
 
 async def test_an_act_in_a_scope_that_is_cancelled_is_recorded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,100 @@
+"""Pauses of jobs by their names. Claims see queues only, so workers hand back the jobs that they should not run, and these are parked."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from taskflow.broker import topics
+from taskflow.broker.engine.draft import Draft, Plain
+from taskflow.broker.engine.job import Job
+from taskflow.broker.engine.moves import MOVE_SCANS, decide, enter
+from taskflow.broker.engine.records import SCHEDULED, Flag, Kind
+from taskflow.broker.engine.seam import Operation, Query, Ref, Scan, Snapshot
+from taskflow.model import wording
+from taskflow.model.clock import to_microseconds
+from taskflow.model.errors import BrokerRefused
+from taskflow.model.rules import Rules
+from taskflow.model.transitions import Event, Transition
+
+PAUSED: Final = Ref(Kind.MARK, b"paused jobs")
+"""Its state lists the names of the paused jobs, which heartbeats bring to workers."""
+
+MAX_PAUSED: Final = 100
+MAX_WOKEN: Final = 10_000
+MAX_RELEASED: Final = 500
+
+RECHECK: Final = 3_600.0
+"""Seconds after which a parked job is claimed again, in case a resume was broken off before it reached the job."""
+
+_decode: Final = msgspec.msgpack.Decoder(list[str]).decode
+
+
+def names_in(state: object) -> tuple[str, ...]:
+    """Return the names in the state of the record. One that cannot be decoded has none."""
+    try:
+        return tuple(_decode(state)) if isinstance(state, bytes) else ()
+    except msgspec.MsgspecError:
+        return ()
+
+
+def names() -> Operation[list[str]]:
+    seen: Snapshot = yield Query((PAUSED,))
+    record = seen.records[PAUSED]
+    return [] if record is None else sorted(names_in(record.state))
+
+
+def _names(draft: Draft) -> tuple[str, ...]:
+    record = draft.plain(*PAUSED)
+    return () if record is None else names_in(record.state)
+
+
+def pause(job: str, rules: Rules, *, is_paused: bool) -> Operation[None]:
+    """Begin or end a pause, and wake all workers, so that they send a heartbeat."""
+
+    def one(draft: Draft, job: str) -> None:
+        before = _names(draft)
+        after = {*before, job} if is_paused else {*before} - {job}
+        if after == {*before}:
+            return
+        if len(after) > MAX_PAUSED:
+            raise BrokerRefused(f"{len(before)} jobs are paused, which is the most: resume one of them, or pause a queue")
+        if after:
+            draft.put(Plain(PAUSED, {}, msgspec.msgpack.encode(sorted(after))))
+        else:
+            draft.drop(PAUSED)
+        for entry in draft.seen.scans[0]:
+            draft.wake(topics.session(entry.ref.id))
+
+    yield from decide([job], one, rules, [PAUSED], scans=(Scan("lapsing", MAX_WOKEN, with_records=False),))
+
+
+def park(draft: Draft, job: Job, handed_back: Transition) -> Transition:
+    """Return the transition of a job that a worker has handed back because of a pause. The pause may be over."""
+    if job.header["job"] not in _names(draft):
+        job.header["due_at"] = job.header["due_at"] if job.state.place is None else job.state.place
+        return handed_back
+    if job.state.place is None:
+        job.state.place = job.header["due_at"]
+    recheck, waiting_for = draft.now + to_microseconds(RECHECK), wording.job_paused(job.header["job"])
+    return Transition(Event.PARK, handed_back.counters, due_at=recheck, waiting_for=waiting_for, is_paused=True)
+
+
+def release(job: str, rules: Rules) -> Operation[bool]:
+    """Make the first jobs that a pause has parked READY in their old places. Return True if there are more."""
+    seen: Snapshot = yield Query(scans=(Scan("parked", MAX_RELEASED, (job,), with_records=False),))
+    ids = [entry.ref.id for entry in seen.scans[0]]
+    refs = [Ref(Kind.JOB, job_id) for job_id in ids]
+    yield from decide(ids, _unpark, rules, refs, scans=MOVE_SCANS)
+    return len(ids) == MAX_RELEASED
+
+
+def _unpark(draft: Draft, job_id: bytes) -> None:
+    job = draft.job(job_id)
+    if job is None or job.status != SCHEDULED or not job.has(Flag.PAUSED):
+        return
+    job.set_flag(Flag.PAUSED, False)
+    job.header["due_at"] = draft.now if job.state.place is None else min(job.state.place, draft.now)
+    job.state.waiting = job.state.place = None
+    enter(draft, job, Event.DUE)
