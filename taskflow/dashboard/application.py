@@ -17,7 +17,7 @@ from taskflow.dashboard.acts import Acts, amend_queue, amend_schedule
 from taskflow.dashboard.api import api_routes
 from taskflow.dashboard.guard import Authorize, Guard
 from taskflow.dashboard.live import Endpoint, Live
-from taskflow.dashboard.rendering import API, ICON, SCRIPT, STYLE, message_page
+from taskflow.dashboard.rendering import API, ICON, SCRIPTS, STYLE, message_page
 from taskflow.model.errors import BrokerError
 
 log: Final = logging.getLogger("taskflow.dashboard")
@@ -60,7 +60,7 @@ def dashboard_with(live: Live, authorize: Authorize | None) -> ASGIApp:
         *api_routes(API),
         Route("/live", live.stream),
         Route("/style.css", _file(STYLE, "text/css")),
-        Route("/live.js", _file(SCRIPT, "text/javascript")),
+        *(Route(f"/{name}", _file(script, "text/javascript")) for name, script in SCRIPTS.items()),
         Route("/icon.svg", _file(ICON, "image/svg+xml")),
     ]
     return Guard(Starlette(routes=routes, exception_handlers={HTTPException: _refused, BrokerError: _unavailable}), authorize)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, TypeVar
 
@@ -128,7 +129,8 @@ async def job(request: Request) -> Response:
         request,
         "job.html",
         record=record,
-        fields=record_json(record),
+        fields=(fields := record_json(record)),
+        trace=trace_of(fields["headers"]),
         why=await why(record, now),
         moments=_moments(record, now),
         runs=charts.runs(record, now),
@@ -139,6 +141,15 @@ async def job(request: Request) -> Response:
         result_problem=result_problem,
         actions={name: LABELS[name] for name in LABELS if record.status in POSSIBLE[name] and (name != "purge" or record.status in ENDED)},
     )
+
+
+def trace_of(headers: Mapping[str, str]) -> str:
+    """Return the id of the trace that a job belongs to, by the headers of OpenTelemetry or Sentry, or an empty text."""
+    found = _TRACE.match(headers.get("traceparent") or headers.get("sentry-trace") or "")
+    return found[1] if found else ""
+
+
+_TRACE: Final = re.compile(r"(?:[0-9a-f]{2}-)?([0-9a-f]{32})-", re.ASCII)
 
 
 def access_of(request: Request) -> Access:

@@ -19,9 +19,9 @@ from taskflow.model.printable import duration, indented, json_text, one_line, sp
 
 HERE: Final = Path(__file__).parent
 STYLE: Final = (HERE / "style.css").read_bytes()
-SCRIPT: Final = (HERE / "live.js").read_bytes()
+SCRIPTS: Final = {name: (HERE / name).read_bytes() for name in ("page.js", "live.js")}
 ICON: Final = (HERE / "icon.svg").read_bytes()
-VERSION: Final = hashlib.sha256(STYLE + SCRIPT + ICON).hexdigest()[:12]
+VERSION: Final = hashlib.sha256(b"".join((STYLE, ICON, *SCRIPTS.values()))).hexdigest()[:12]
 """Changes with these files, so that browsers may keep them."""
 
 POLLS: Final = "taskflow.polls"  # in the scope of a request whose host cannot stream

@@ -199,6 +199,29 @@ async def test_a_job_says_why_it_waits_and_what_was_done(world: World, site: Sit
     assert "worker web-1:7 took it" in (await site.get(f"/jobs/{ids['running']}")).text
 
 
+@pytest.mark.parametrize(
+    ("headers", "is_shown"),
+    [
+        ({"traceparent": f"00-{'7a' * 16}-{'01' * 8}-01"}, True),
+        ({"sentry-trace": f"{'7a' * 16}-{'01' * 8}-1"}, True),
+        ({"traceparent": "x"}, False),
+    ],
+)
+async def test_a_job_names_its_trace(memory: World, site: Site, headers: dict[str, str], is_shown: bool) -> None:
+    job = await memory.add(headers=headers)
+    assert (f"Trace {'7a' * 16}" in (await site.get(f"/jobs/{id_text(job.id)}")).text) is is_shown
+
+
+async def test_every_page_has_the_keys(memory: World, site: Site) -> None:
+    for path in ("/", "/jobs", "/audit", "/nothing"):
+        page = await site.get(path, code=404 if path == "/nothing" else 200)
+        assert page.all("dialog", id="keys")
+        assert page.all("a", **{"class": "skip"}, href="#main")
+        assert "next or previous row" in page.text
+    script = await site.get("/page.js")
+    assert script.answer.headers["content-type"].startswith("text/javascript")
+
+
 async def test_a_ready_job_is_explained_at_once(world: World, site: Site) -> None:
     """The command measures the rate for a second. A page does not."""
     await world.a_session()
