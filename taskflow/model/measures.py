@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final
 
@@ -100,8 +101,18 @@ def _quantile(bins: Mapping[int, int], share: float) -> float:
     return 0.0
 
 
-def bin_of(microseconds: int) -> int:
-    return min(MAX_BIN, microseconds.bit_length())
+def measure_of(names: Sequence[str], waited: Sequence[int], ran: Sequence[int]) -> Measure:
+    """Return the measure of runs that ended with verdicts of these names. The times are in microseconds; a wait below 0 counts as 0."""
+    if min(waited, default=0) < 0:  # the store's clock was set back
+        waited = [max(0, each) for each in waited]
+    return Measure(runs=dict(Counter(names)), waits=_binned(waited), times=_binned(ran), waited=sum(waited), ran=sum(ran))
+
+
+def _binned(many: Sequence[int]) -> dict[int, int]:
+    bins = dict[int, int]()
+    for bits, n in Counter(map(int.bit_length, many)).items():
+        bins[min(MAX_BIN, bits)] = bins.get(min(MAX_BIN, bits), 0) + n
+    return bins
 
 
 def add_up(into: Measures, others: Mapping[tuple[str, str], Measure]) -> Measures:

@@ -176,7 +176,7 @@ async def test_a_log_handler_that_raises_costs_no_verdict(
     error: type[BaseException], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every line of the log fails, also the one that reports it: stderr has it then."""
-    monkeypatch.setattr(logging.getLogger("taskflow.worker"), "handlers", [_FailingHandler(error)])
+    monkeypatch.setattr(logging.getLogger("taskflow"), "handlers", [_FailingHandler(error)])
     caplog.set_level(logging.INFO, logger="taskflow.worker")
     async with a_faulty_broker():
         handles = [await quick.delay(n) for n in range(3)]
