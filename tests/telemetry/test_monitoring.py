@@ -177,6 +177,9 @@ def test_a_page_names_metrics_that_exist(page: str, metrics: dict[str, dict[str,
     assert set(named) <= {name.removesuffix("_bucket") for name in metrics}
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not a package; promql_parser above reads the same queries")
+@pytest.mark.skipif(
+    shutil.which("promtool") is None,
+    reason="promtool is not installed (apt-get install promtool); promql_parser above reads the same queries",
+)
 def test_promtool_accepts_the_rules() -> None:
     subprocess.run(["promtool", "check", "rules", str(MONITORING / "alerts.yml")], check=True)

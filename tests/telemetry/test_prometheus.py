@@ -98,7 +98,9 @@ def test_the_page_of_a_store_has_a_sample_for_each_queue_and_status() -> None:
     assert value(page, "taskflow_workers") == 4
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not a package; the parser above reads the same pages")
+@pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not installed (apt-get install promtool); the parser above reads the same pages"
+)
 def test_promtool_finds_nothing_to_say() -> None:
     for page in (page_of([facts()]), a_store_page()):
         checked = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, check=False)
