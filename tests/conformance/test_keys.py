@@ -332,14 +332,14 @@ def throttled(world: World, seconds: float = 60.0, **fields: Any) -> Envelope:
     return world.an_envelope(key="k", throttle=seconds, **fields)
 
 
-def _answers() -> Operation[int]:
-    seen: Snapshot = yield Query(scans=(Scan("answers", 10),))
+def _fading() -> Operation[int]:
+    seen: Snapshot = yield Query(scans=(Scan("fading", 10),))
     return len(seen.scans[0])
 
 
 async def _remembered(world: World) -> int:
     """How many calls the store remembers."""
-    return await world.broker.run(_answers()) if isinstance(world.broker, EngineBroker) else 0
+    return await world.broker.run(_fading()) if isinstance(world.broker, EngineBroker) else 0
 
 
 async def _first(world: World, **fields: Any) -> Envelope:

@@ -1,37 +1,34 @@
 """Calls that add no job, because another job stands for them: those with `throttle`, and those that `OnConflict.DEBOUNCE` merges.
 
-A record remembers which job that is, until a time. Its id is the key of a throttled call, or the id of a call that was merged.
+A BURIED record remembers which job that is, until it fades. Its id is the key of throttled calls, or the id of a call that was merged.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from taskflow.broker import topics
-from taskflow.broker.engine.draft import Draft, Plain
-from taskflow.broker.engine.job import Job, Sent, encode
-from taskflow.broker.engine.records import READY, Flag, Kind
-from taskflow.broker.engine.seam import Operation, Query, Ref, Scan, Snapshot
+from taskflow.broker.engine.draft import Draft
+from taskflow.broker.engine.job import Job, Sent, State, encode
+from taskflow.broker.engine.records import BURIED, READY, Flag, Kind
+from taskflow.broker.engine.seam import Ref
 from taskflow.broker.protocol import Refused
 from taskflow.model.clock import to_microseconds
-from taskflow.model.envelope import Envelope, OnConflict
+from taskflow.model.envelope import Envelope
 from taskflow.model.job_schema import Counters
 from taskflow.model.stored_values import LATEST
 
 
-def refs_of(envelope: Envelope) -> list[Ref]:
-    """Return the records that say which job stands for a call."""
-    remembered = [envelope.key] if envelope.throttle else [envelope.id] if envelope.on_conflict is OnConflict.DEBOUNCE else []
-    return [Ref(Kind.ANSWER, record_id) for record_id in remembered if record_id is not None]
-
-
-def standing(draft: Draft, ref: Ref) -> bytes | None:
-    """Return the id of the job that stands for a call, or None."""
-    record = draft.plain(*ref)
-    return None if record is None or record.header["until"] <= draft.now else record.header["job"]
-
-
-def remember(draft: Draft, ref: Ref, job_id: bytes, seconds: float) -> None:
-    """Let a job stand for calls, for so many seconds."""
-    draft.put(Plain(ref, {"job": job_id, "until": min(LATEST, draft.now + to_microseconds(seconds))}))
+def throttled(draft: Draft, job: Job, throttle: float | None) -> bytes | None:
+    """Return the id of the job that stands for a throttled one. If there is none, this one does from now on, for `throttle` seconds."""
+    key = job.sent.key
+    if not throttle or key is None:
+        return None
+    known = draft.job(key)
+    if known is not None and known.header["fade_at"] > draft.now:
+        return known.state.standing
+    _remember(draft, key, job, throttle)
+    return None
 
 
 def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
@@ -49,11 +46,16 @@ def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
             draft.wake(topics.DUE)
         header["due_at"] = due_at
     draft.put(job)
-    remember(draft, Ref(Kind.ANSWER, envelope.id), job.id, draft.rules.repeat_for)
+    _remember(draft, envelope.id, job, draft.rules.repeat_for)
     return Refused(envelope.id, job.id, "key")
 
 
-def due(limit: int) -> Operation[list[Ref]]:
-    """Return the first records that are not needed any more."""
-    seen: Snapshot = yield Query(scans=(Scan("answers", max(0, limit), with_records=False),))
-    return [entry.ref for entry in seen.scans[0] if entry.position[0] <= seen.now]
+def _remember(draft: Draft, record_id: bytes, job: Job, seconds: float) -> None:
+    """Let a job stand for calls, for so many seconds. The record fades like that of a job which was dropped."""
+    known = draft.job(record_id)
+    header: dict[str, Any] = {"status": BURIED, "flags": 0, "queue": job.queue, "job": job.header["job"], "due_at": draft.now}
+    header |= {"ended_at": draft.now, "fade_at": min(LATEST, draft.now + to_microseconds(seconds))}
+    record = known or Job(Ref(Kind.JOB, record_id), {}, Sent(), State())
+    record.header |= header
+    record.state.standing, record.sent_body, record.new_content = job.id, None, None
+    draft.put(record)

@@ -62,7 +62,7 @@ def _admit(draft: Draft, ref: Ref) -> None:
     job.state.replaces, job.state.waiting = False, None
     waiting, running = moves.holders(draft, job.sent.key)
     holder = transitions.refused_for(waiting, running, on_conflict)
-    if (holder_id := _throttled_by(draft, job) if holder is None else holder.id) is not None:
+    if (holder_id := answers.throttled(draft, job, _throttle(job)) if holder is None else holder.id) is not None:
         moves.finish(draft, job, Event.CANCEL, Status.CANCELLED, wording.key_held_by(holder_id))
         return
     moves.take_key(draft, job, waiting, running)
@@ -72,18 +72,11 @@ def _admit(draft: Draft, ref: Ref) -> None:
         moves.release(draft, job)
 
 
-def _throttled_by(draft: Draft, job: Job) -> bytes | None:
-    """Return the id of the job that stands for a throttled one. If there is none, this one does from now on."""
+def _throttle(job: Job) -> float | None:
     try:
-        throttle = unpack_extras(job.sent.extras).get("throttle")
+        return unpack_extras(job.sent.extras).get("throttle")
     except Exception:  # another program may have written any bytes
         return None
-    if throttle is None or job.sent.key is None:
-        return None
-    ref = Ref(Kind.ANSWER, job.sent.key)
-    if (standing := answers.standing(draft, ref)) is None:
-        answers.remember(draft, ref, job.id, throttle)
-    return standing
 
 
 def _settle(draft: Draft, ref: Ref) -> None:

@@ -39,6 +39,7 @@ class State(msgspec.Struct, omit_defaults=True, gc=False):
     `waiting`    what a waiting job waits for, other than its time or a worker
     `behind`     the running job with its key, for whose end it waits
     `spoilt`     a former state that could not be decoded
+    `standing`   for a record that only remembers a call: the job that stands for it
     `place`      for a job that a pause has parked: its former due time
     `replaces`   for an arrival: True if it replaces a waiting job with its key, False if it gives way to a live one
     `replaced`   for an arrival: the job that its own transaction has put in its place
@@ -59,6 +60,7 @@ class State(msgspec.Struct, omit_defaults=True, gc=False):
     replaces: bool = msgspec.field(default=False, name="k")
     replaced: bytes | None = msgspec.field(default=None, name="l")
     place: int | None = msgspec.field(default=None, name="q")
+    standing: bytes | None = msgspec.field(default=None, name="n")
 
     @property
     def has_to_be_reset(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from taskflow.broker.engine import answers, arrivals, history, moves, schedules, sessions
+from taskflow.broker.engine import arrivals, history, moves, schedules, sessions
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.records import BURIED
@@ -31,7 +31,7 @@ MAX_COUNTED: Final = 10_000
 def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     """Make the moves that time has made necessary. One look shows which kinds of them there are; most calls find none."""
     seen: Snapshot = yield Query((OUTAGE,), _scans(limit))
-    offered, _, dying, gone, expiring, rolling, answered, *arrived = seen.scans[_OFFERED:]
+    offered, _, dying, gone, expiring, rolling, *arrived = seen.scans[_OFFERED:]
     suspects = _suspects(seen, rules)
     reaped = (yield from _reap(suspects, seen, rules)) if suspects else 0
     found = [entry for entries in arrived for entry in entries][:limit]
@@ -48,9 +48,6 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     left -= dropped
     if _is_due(rolling, seen.now):
         yield from history.roll(rules)
-    if _is_due(answered, seen.now):
-        refs = yield from answers.due(left)
-        left -= len((yield from decide(refs, _forget, rules, refs, locked=False)))
     offers = (yield from schedules.offers(rules)) if reaped or dying or _is_due(offered, seen.now) else ()  # some may be handed over
     has_moved = bool(suspects or dying or taken or promoted or expired or offers)
     ended, ends_dropped = (yield from take_ends(rules)) if ends and (has_moved or seen.scans[2]) else ((), 0)
@@ -77,9 +74,8 @@ _OFFERED: Final = len(_SESSION_SCANS)
 
 
 def _scans(arriving: int) -> tuple[Scan, ...]:
-    """Return the scans of upkeep: those of sessions, then offers, living, dying and gone sessions, expiring jobs, history, answers, and
-    arrivals."""
-    firsts = (Scan(name, 1, with_records=False) for name in ("dying", "gone", "expiring", "rolling", "answers"))
+    """Return the scans of upkeep: those of sessions, then offers, living, dying and gone sessions, expiring jobs, history, and arrivals."""
+    firsts = (Scan(name, 1, with_records=False) for name in ("dying", "gone", "expiring", "rolling"))
     living = Scan("lapsing", MAX_COUNTED, with_records=False)
     return (*_SESSION_SCANS, Scan("offers", 1, with_records=False), living, *firsts, *arrivals.scans(arriving))
 

@@ -87,19 +87,17 @@ def move(draft: Draft, job: Job, event: Event, to: int) -> None:
 
 def add(draft: Draft, envelope: Envelope) -> Added | Refused:
     """Add a job, unless its id is known, its key belongs to a live job, or another job stands for the call."""
-    if draft.job(envelope.id) is not None:
-        return Refused(envelope.id, envelope.id, "id")
+    if (known := draft.job(envelope.id)) is not None:
+        standing = known.state.standing
+        return Refused(envelope.id, envelope.id, "id") if standing is None else Refused(envelope.id, standing, "key")
     waiting, running = holders(draft, envelope.key)
     if (holder := transitions.refused_for(waiting, running, envelope.on_conflict)) is not None:
         return Refused(envelope.id, holder.id, "key")
-    for ref in answers.refs_of(envelope):
-        if (standing := answers.standing(draft, ref)) is not None:
-            return Refused(envelope.id, standing, "key")
-        if envelope.throttle:
-            answers.remember(draft, ref, envelope.id, envelope.throttle)
     if envelope.on_conflict is OnConflict.DEBOUNCE and waiting is not None and not waiting.has(Flag.POISON):
         return answers.merge(draft, waiting, envelope)
     job = Job.of_envelope(envelope, draft.now)
+    if (standing := answers.throttled(draft, job, envelope.throttle)) is not None:
+        return Refused(envelope.id, standing, "key")
     take_key(draft, job, waiting, running)
     enter(draft, job, Event.ENQUEUE)
     return Added(envelope.id, None if waiting is None else waiting.id)
@@ -316,4 +314,8 @@ def make_fresh(job: Job) -> None:
 def refs_of(envelope: Envelope) -> list[Ref]:
     """Return the records that the decision to add a job begins with."""
     refs = [Ref(Kind.JOB, envelope.id)]
-    return refs if envelope.key is None else [*refs, Ref(Kind.KEY, envelope.key), *answers.refs_of(envelope)]
+    return (
+        refs
+        if envelope.key is None
+        else [*refs, Ref(Kind.KEY, envelope.key), *([Ref(Kind.JOB, envelope.key)] if envelope.throttle else ())]
+    )

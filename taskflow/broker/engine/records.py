@@ -29,8 +29,6 @@ class Kind:
     """A fact about the whole store, such as an outage."""
     HISTORY: Final = 9
     """What workers have measured in a period. Its id is a session and a number, or a level and a number of periods since 1970."""
-    ANSWER: Final = 10
-    """The job that stands for calls: see `answers`."""
 
 
 TABLES: Final[Mapping[int, str]] = {
@@ -44,7 +42,6 @@ TABLES: Final[Mapping[int, str]] = {
     Kind.INBOX: "inbox",
     Kind.MARK: "facts",
     Kind.HISTORY: "history",
-    Kind.ANSWER: "answers",
 }
 """The table of each kind in SQL stores. PostgreSQL locks rows in this order, but keys before jobs. A release may add kinds and indexes,
 and keeps what the release before reads; only an index with entries of a former kind needs a separate migration."""
@@ -159,7 +156,6 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
     Kind.INBOX: (_F("seq", _N, 0, Owner.STORE),),
     Kind.MARK: (),
     Kind.HISTORY: (_F("level", _S, 0), _F("at", _N, 0), _F("rolls_at", _N, 0)),
-    Kind.ANSWER: (_F("job", _B), _F("until", _N, 0)),
 }
 
 
@@ -213,7 +209,6 @@ INDEXES: Final = (
     Index("inbox", Kind.INBOX, "", ("seq",)),
     Index("history", Kind.HISTORY, "", ("level", "at", "id")),
     Index("rolling", Kind.HISTORY, "", ("rolls_at", "id")),
-    Index("answers", Kind.ANSWER, "", ("until", "id")),
 )
 
 Position = tuple[Any, ...]
