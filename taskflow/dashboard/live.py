@@ -20,6 +20,7 @@ from taskflow.dashboard.rendering import POLLS, is_fragment
 from taskflow.model.errors import TaskflowError
 
 INTERVAL: Final = 1.0  # seconds between looks at the store, and for which a page is shared
+FEW, MAX_FACTOR = 5, 5.0  # with more watchers, looks become rarer, up to so many times: what all of them fetch costs the host little
 MAX_STREAM: Final = 20.0  # seconds: a server that stops waits for its streams, and a browser opens the next one by itself
 MAX_AGE: Final = 10.0  # seconds after which a page is fetched again without a change: its ages grow, and so may the progress of jobs
 AWAY: Final = "away"
@@ -29,7 +30,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Sampler:
-    """Looks at the store at most once a second for all watchers of an event loop, and for browsers that poll."""
+    """Looks at the store for all watchers of an event loop, and for browsers that poll: once a second for a few, every 5 s for many."""
 
     def __init__(self) -> None:
         self.is_ending = False
@@ -73,10 +74,14 @@ class Sampler:
         self.is_ending = True
         self._wake()
 
+    @property
+    def _interval(self) -> float:
+        return INTERVAL * min(max(1.0, len(self._watchers) / FEW), MAX_FACTOR)
+
     async def digest(self) -> str:
-        """Return what changes when the store does, by a look that was at most a second ago, or `AWAY`."""
+        """Return what changes when the store does, by a look of a moment ago, or `AWAY`."""
         loop = asyncio.get_running_loop()
-        if self._look is None or (self._look.done() and loop.time() >= self._looked_at + INTERVAL):
+        if self._look is None or (self._look.done() and loop.time() >= self._looked_at + self._interval):
             self._looked_at = loop.time()
             self._look = loop.create_task(self._look_at_store())
         return await asyncio.shield(self._look)
@@ -84,7 +89,7 @@ class Sampler:
     async def _sample(self) -> None:
         while True:
             await self.digest()
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(self._interval)
 
     async def _look_at_store(self) -> str:
         try:
