@@ -53,6 +53,10 @@ MAX_IDS: Final = 500  # in one form
 PATIENCE: Final = 1.0  # seconds that a request waits for an action before it shows the progress
 MAX_KEPT: Final = 50  # actions that have ended, for their pages
 REFRESH: Final = "2"  # seconds
+ELSEWHERE: Final = (
+    "This process does not know the action. If the server has others, one of them may: this page asks again every two seconds. The audit "
+    "log has what was done."
+)
 PAST: Final[dict[ActionName, str]] = {"retry": "retried", "run-now": "made ready", "cancel": "cancelled", "purge": "discarded"}
 
 
@@ -216,7 +220,7 @@ class Acts:
     def _act_of(self, request: Request) -> Act:
         act = self._acts.get(request.path_params["name"])
         if act is None:
-            raise HTTPException(404, "This process does not know the action. The audit log has what was done.")
+            raise HTTPException(404, ELSEWHERE, {"Refresh": REFRESH})
         return act
 
 

@@ -15,7 +15,7 @@ from taskflow.app.schedules import ScheduleInfo, schedule_info_of, timetable_of
 from taskflow.model.printable import duration
 from taskflow.model.schedule import ScheduleRecord
 from taskflow.model.schedule_plan import SchedulePlan
-from taskflow.model.timetable import CronTimes, Timetable, first_change, zone_of
+from taskflow.model.timetable import CronTimes, EveryTimes, Timetable, first_change, zone_of
 
 DAYS: Final = 7
 MAX_TIMES: Final = 3  # in a cell; of more, the first one is shown
@@ -54,7 +54,6 @@ class Row(msgspec.Struct):
     """A schedule with a cell for each day. If its times are not known, `problem` says why."""
 
     info: ScheduleInfo
-    zone: str
     cells: list[Cell]
     problem: str = ""
 
@@ -84,14 +83,13 @@ def rows_of(app: App, records: Sequence[ScheduleRecord], days: Sequence[Day], yo
 def _row(
     app: App, record: ScheduleRecord, days: Sequence[Day], yours: tzinfo, now: datetime, changes: Callable[[tzinfo], list[str]]
 ) -> Row:
-    info, row = schedule_info_of(record), None
+    info = schedule_info_of(record)
     cells = [Cell([]) for _ in days]
     if info.problem or info.is_paused or info.asleep_since:
-        return Row(info, "", cells, info.problem or "")
+        return Row(info, cells, info.problem or "")
     try:
         plan = SchedulePlan.from_body(record.body)
-        row = Row(info, plan.zone, cells)
-        own = zone_of(plan.zone)
+        own = yours if isinstance(plan.times, EveryTimes) else zone_of(plan.zone)  # an interval has no zone
         if own != yours:
             for cell, change in zip(cells, changes(own), strict=True):
                 cell.change = change
@@ -99,8 +97,8 @@ def _row(
         for cell, at in _times(times, days, cells, yours, now):
             cell.times.append(_time(times, at, own, yours))
     except Exception as error:  # of the application's own timetable, too
-        return Row(info, "", [Cell([]) for _ in days], f"{type(error).__name__}: {error}")
-    return row
+        return Row(info, [Cell([]) for _ in days], f"{type(error).__name__}: {error}")
+    return Row(info, cells)
 
 
 def _times(times: Timetable, days: Sequence[Day], cells: Sequence[Cell], yours: tzinfo, now: datetime) -> Iterator[tuple[Cell, datetime]]:

@@ -261,6 +261,11 @@ async def test_an_act_that_the_store_breaks_off_says_so(memory: World, site: Sit
     assert "RuntimeError: a bug" in page.text
 
 
+async def test_an_action_of_another_process_is_asked_for_again(memory: World, site: Site) -> None:
+    page = await site.get("/act/another", code=404)
+    assert page.answer.headers["refresh"] == "2"
+
+
 async def test_a_queue_is_paused_and_resumed(world: World, site: Site) -> None:
     await world.add(queue="mail")
     page = await site.post("/queues/mail", action="pause", reason="repair")

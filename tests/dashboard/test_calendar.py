@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from datetime import UTC, date, datetime, timedelta
 
+import pytest
+
 from taskflow import Cron, Every, schedules
-from taskflow.app.app import default_app
+from taskflow.app.app import App, default_app
+from taskflow.app.decorator import _declare
 from taskflow.dashboard import calendar
 from taskflow.dashboard.calendar import Row, days_from, rows_of
 from taskflow.model.timetable import zone_of
 from tests.dashboard.site import Site
+from tests.support.schedules import Process
 from tests.support.world import World
 from tests.unit.app.jobs import nothing
 
@@ -70,6 +74,33 @@ async def test_a_schedule_that_does_not_fire_has_no_times(memory: World) -> None
     await schedules.pause("paused")
     [row] = (await rows(date(2026, 11, 30))).values()
     assert shown(row) == [[]] * 7
+
+
+def report() -> None: ...
+
+
+class Daily:
+    """A timetable of an application. A broken one returns the same time for ever."""
+
+    is_broken = False
+
+    def next(self, after: datetime) -> datetime | None:
+        return after if self.is_broken else after.replace(hour=5, minute=0, second=0, microsecond=0) + timedelta(days=1)
+
+
+async def test_timetables_of_the_application_are_asked_if_its_code_is_here(memory: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = App()
+    _declare(app, report, {"name": "report", "schedule": Daily()})
+    await Process(memory, schedule=Daily()).begin()
+    days = days_from(date(2026, 11, 30), UTC)
+    records = await memory.broker.admin.schedules(None)
+    [here] = rows_of(app, records, days, UTC, days[0].start)
+    assert shown(here)[:3] == [["05:00"], ["05:00"], ["05:00"]]
+    [elsewhere] = rows_of(default_app(), records, days, UTC, days[0].start)
+    assert "import the module that declares it first" in elsewhere.problem
+    monkeypatch.setattr(Daily, "is_broken", True)
+    [broken] = rows_of(app, records, days, UTC, days[0].start)
+    assert (shown(broken), "which is not later" in broken.problem) == ([[]] * 7, True)
 
 
 async def test_a_page_of_the_calendar(world: World, site: Site) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import flask
@@ -21,6 +22,7 @@ from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.ids import id_text
 from taskflow.model.record import Status
 from tests.dashboard.site import ADA
+from tests.support.forks import run_in_fork
 from tests.support.harnesses import BROKERS, MemoryHarness
 from tests.support.world import World
 
@@ -133,6 +135,27 @@ def test_authorize_reads_the_session_of_flask(memory: World) -> None:
     assert client.get("/jobs/").status_code == 403
     client.get("/sign-in")
     assert "ada (read-only)" in client.get("/jobs/").text
+
+
+FORKS = """
+import os, warnings
+from werkzeug.test import Client
+from taskflow.dashboard import Access, dashboard_wsgi
+
+warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of forks beside threads
+client = Client(dashboard_wsgi(authorize=lambda request: Access("ada")))
+fragment = {"X-Taskflow-Fragment": "1"}
+print(client.get("/").status_code, client.get("/", headers=fragment).status_code)
+if (child := os.fork()) == 0:
+    codes = [client.get("/").status_code, client.get("/", headers=fragment).status_code]
+    os._exit(0 if codes == [200, 200] else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), client.get("/").status_code)
+"""
+
+
+def test_it_works_in_processes_that_are_forked_after_it_was_used(tmp_path: Path) -> None:
+    """As servers do that load the application first. The child has no thread of the parent."""
+    assert run_in_fork(FORKS, tmp_path, {"TASKFLOW_BROKER": "sqlite:///queue.db"}) == (0, "200 200\n0 200\n")
 
 
 # --- polling --------------------------------------------------------------------------------------------------------
