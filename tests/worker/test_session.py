@@ -83,9 +83,10 @@ async def test_what_fails_again_and_again_is_shown_in_the_store(verb: str, opera
         shown: asyncio.Queue[str] = asyncio.Queue()
         register = broker.register
 
-        async def showing(session: Session) -> None:
-            await register(session)
+        async def showing(session: Session) -> tuple[str, ...]:
+            paused = await register(session)
             shown.put_nowait(session.trouble)
+            return paused
 
         monkeypatch.setattr(broker, "register", showing)
         broker.away = {verb}
