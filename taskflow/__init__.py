@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Cancel as Cancel,
         Discard as Discard,
         JobContext as JobContext,
+        RateLimited as RateLimited,
         Retry as Retry,
         Snooze as Snooze,
         current_job as current_job,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from taskflow.app.job import Job as Job, NamedJob as NamedJob, SyncJob as SyncJob, named as named, send as send, send_sync as send_sync
     from taskflow.app.job_info import ErrorInfo as ErrorInfo, JobInfo as JobInfo
     from taskflow.app.job_type import Call as Call
+    from taskflow.app.limits import Concurrency as Concurrency, Limit as Limit, Rate as Rate
     from taskflow.app.middleware import EnqueueCall as EnqueueCall, EnqueueNext as EnqueueNext, Middleware as Middleware, RunNext as RunNext
     from taskflow.app.operate import FailureGroup as FailureGroup, JobPage as JobPage, WorkerInfo as WorkerInfo, operate as operate
     from taskflow.app.options import DefaultOptions as DefaultOptions, EnqueueOptions as EnqueueOptions
@@ -90,12 +92,13 @@ _HOMES = {
     "taskflow.app.bulk_actions": "ActionResult JobSelection",
     "taskflow.app.connections": "RunsStatement",
     "taskflow.app.job_type": "Call",
-    "taskflow.app.context": "Cancel Discard JobContext Retry Snooze current_job",
+    "taskflow.app.context": "Cancel Discard JobContext RateLimited Retry Snooze current_job",
     "taskflow.app.declared_schedules": "Cron Every",
     "taskflow.app.decorator": "job preset",
     "taskflow.app.handle": "JobHandle",
     "taskflow.app.job": "Job NamedJob SyncJob named send send_sync",
     "taskflow.app.job_info": "ErrorInfo JobInfo",
+    "taskflow.app.limits": "Concurrency Limit Rate",
     "taskflow.app.middleware": "EnqueueCall EnqueueNext Middleware RunNext",
     "taskflow.app.operate": "FailureGroup JobPage WorkerInfo operate",
     "taskflow.app.options": "DefaultOptions EnqueueOptions",

@@ -14,7 +14,6 @@ from typing import Any, Final, Literal, Protocol, TypedDict, TypeVar
 import msgspec
 
 from taskflow.app.job_type import JobType
-from taskflow.app.options import seconds_of
 from taskflow.broker.admin import Redone, View
 from taskflow.broker.protocol import Broker
 from taskflow.model.audit import Action
@@ -24,6 +23,7 @@ from taskflow.model.ids import id_text
 from taskflow.model.job_schema import check_tag
 from taskflow.model.printable import nearest, shown
 from taskflow.model.record import ENDED, LIVE, WAITING, Record, Status
+from taskflow.model.rules import seconds_of
 
 T = TypeVar("T")
 

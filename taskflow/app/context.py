@@ -10,12 +10,12 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
-from taskflow.app.options import seconds_of
 from taskflow.model.clock import SystemClock, instant_of, to_seconds
 from taskflow.model.codec.function import CallArguments
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.errors import TaskflowError, name_as_public
 from taskflow.model.ids import IdFactory, id_text
+from taskflow.model.rules import seconds_of
 from taskflow.model.verdict import Progress
 
 if TYPE_CHECKING:
@@ -271,6 +271,14 @@ class Snooze(JobException):
         self.after = seconds_of("after", after)
 
 
+class RateLimited(Snooze):
+    """Raise this if a service that the job's rates stand for has refused a call. No job passes these rates for `retry_after` seconds (or a
+    timedelta), in the whole fleet. Then this one runs again. It uses no attempt."""
+
+    def __init__(self, message: str = "rate limited", *, retry_after: float | timedelta) -> None:
+        super().__init__(message, after=seconds_of("retry_after", retry_after))
+
+
 class Discard(JobException):
     """Raise this to fail the job for good, without another attempt."""
 
@@ -287,7 +295,7 @@ class Cancel(JobException):
         self.reason = str(reason)  # users pass exceptions too
 
 
-name_as_public({"Retry": Retry, "Snooze": Snooze, "Discard": Discard, "Cancel": Cancel})
+name_as_public({"Retry": Retry, "Snooze": Snooze, "RateLimited": RateLimited, "Discard": Discard, "Cancel": Cancel})
 
 
 def takes_context(function: Callable[..., Any]) -> bool:

@@ -10,10 +10,11 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from taskflow.app.options import EnqueueOptions, seconds_of
+from taskflow.app.options import EnqueueOptions
 from taskflow.app.settings import Settings
 from taskflow.model.envelope import Envelope
 from taskflow.model.printable import shown
+from taskflow.model.rules import seconds_of
 from taskflow.model.schedule import MAX_NAME, Definition
 from taskflow.model.schedule_plan import CatchUp, Overlap, SchedulePlan
 from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes, Timetable

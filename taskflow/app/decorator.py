@@ -158,6 +158,8 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     `around`        functions that take the run's `JobContext` and return a context manager. The job's function runs inside them, in the
                     same thread, task or child process, the first one outermost. Their errors are the run's errors. Those of
                     `configure(defaults=...)` and of a preset surround them. For an async function they may be async
+    `limits`        a list of limits in the whole fleet, such as ``Concurrency(3, key="tenant")``, ``Rate(100, per=60)``, or a `Limit` that
+                    jobs share. A job passes them before it is ready
     `schedule`      a `Cron` or `Every`, any object with a method ``next(after)``, a list of these, or None. While a worker that
                     declares the schedule is running, the job is added at each of its times, once in the whole fleet
     `overlap`       whether a time adds a job while an earlier one of the schedule is live: "allow" (default) adds it, "skip"
@@ -226,6 +228,10 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
             from taskflow.app.declared_key import declared_key
 
             made._with({**options, "key": declared_key(options["key"], made)})
+        if declared.get("limits") is not None:
+            from taskflow.app.limits import declared_limits
+
+            made.limits = declared_limits(declared["limits"], made)
         if not SCHEDULING.isdisjoint(declared):
             from taskflow.app.declared_schedules import declared_schedules
 

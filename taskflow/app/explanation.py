@@ -97,6 +97,11 @@ def _held(record: Record, facts: Facts) -> Iterator[Reason]:
 
 
 def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:
+    if (record.waiting_for or "").startswith(wording.WAITS_AT_GATE.partition("%")[0]):
+        yield Reason(f"it waits for a slot of {record.waiting_for}", "a run that ends hands its slot on; `taskflow jobs --status running`")
+        if facts.is_paused:
+            yield _paused(record, ", so no worker takes it when it is ready")
+        return
     wait = _after(record.due_at, facts.now)
     if record.due_at <= facts.now and not any(worker.is_alive for worker in facts.workers):
         yield Reason("it is due, but no worker is running to make it ready", "start one with `taskflow worker MODULE`")

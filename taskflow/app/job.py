@@ -118,6 +118,8 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
         fields = resolved.envelope
         if resolved.declared_key is not None:
             fields = fields | resolved.options.key_fields(self.name, *resolved.declared_key.key_and_text(args, kwargs))
+        if self.limits is not None:
+            fields = {**fields, "limits": self.limits.gates_of(args, kwargs)}
         envelope = Envelope(id=self.app.new_id(), job=self.name, payload=payload, **fields)
         return Call(self, envelope, raises_on_conflict=resolved.options.raises_on_conflict, given=given)
 
@@ -127,7 +129,8 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
             return super()._renewed(envelope)
         # `key_text` lacks the secrets of a declared key, so its digest is computed from the arguments
         key = resolved.options.key_fields(self.name, *resolved.declared_key.key_and_text(*self.codec.decode_arguments(envelope.payload)))
-        return Envelope(id=envelope.id, job=envelope.job, payload=envelope.payload, **{**resolved.envelope, **key})
+        more = {**resolved.envelope, **key, "limits": envelope.limits}
+        return Envelope(id=envelope.id, job=envelope.job, payload=envelope.payload, **more)
 
     def _resolve(self, settings: Settings) -> Resolved:
         """Add the names of secrets, which are not known before the annotations are resolved."""

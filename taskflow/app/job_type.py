@@ -24,6 +24,7 @@ from taskflow.model.ids import id_text
 if TYPE_CHECKING:
     from taskflow.app.declared_key import DeclaredKey
     from taskflow.app.declared_schedules import DeclaredSchedule
+    from taskflow.app.limits import DeclaredLimits
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -60,7 +61,8 @@ class HasOptions:
         """Return the envelope of a call with the options that the current settings give it."""
         resolved = self._current()
         key = {} if envelope.key_text is None else resolved.options.key_fields(self.name, envelope.key_text)
-        return Envelope(id=envelope.id, job=envelope.job, payload=envelope.payload, **{**resolved.envelope, **key})
+        more = {**resolved.envelope, **key, "limits": envelope.limits}
+        return Envelope(id=envelope.id, job=envelope.job, payload=envelope.payload, **more)
 
     def _with(self, given: dict[str, Any]) -> None:
         self._given = given
@@ -108,6 +110,7 @@ class JobType(HasOptions, Generic[R_co]):
         self.aliases = aliases
         self.runs_in: RunsIn = runs_in
         self.schedules: tuple[DeclaredSchedule, ...] = ()
+        self.limits: DeclaredLimits | None = None
         self.takes_context = takes_context(function)
         functools.update_wrapper(cast(Any, self), function, updated=())
         skip, signature = int(self.takes_context), inspect.signature(function)

@@ -17,10 +17,11 @@ from taskflow.model.envelope import OWN_HEADERS, Envelope, OnConflict, check_env
 from taskflow.model.ids import check_key, key_digest
 from taskflow.model.job_schema import DEFAULT_QUEUE, bare_text, check_headers, check_tags
 from taskflow.model.printable import nearest, shown
-from taskflow.model.rules import MAX_DURATION, Backoff, RetryFunction
+from taskflow.model.rules import MAX_DURATION, Backoff, RetryFunction, seconds_of
 
 if TYPE_CHECKING:
     from taskflow.app.declared_key import DeclaredKey
+    from taskflow.app.limits import Concurrency, Limit, Rate
     from taskflow.model.schedule_plan import CatchUp, Overlap
     from taskflow.model.timetable import Timetable
 
@@ -84,6 +85,7 @@ class PresetOptions(DefaultOptions, KeyOptions, total=False):
     """The options that `preset` takes; see `job`."""
 
     runs_in: RunsIn | None
+    limits: Sequence[Concurrency | Rate | Limit] | None
     schedule: Timetable | Sequence[Timetable | None] | None
     overlap: Overlap | None
     catch_up: CatchUp | None
@@ -368,16 +370,6 @@ def _retry_function(value: Any) -> RetryFunction:
     raise TypeError(f"retry={shown(value)}: expected a Backoff, or a plain function (attempt, exception) that returns seconds or None")
 
 
-def seconds_of(name: str, value: object) -> float:
-    """Convert a number or a timedelta to seconds, up to a hundred years. Raises TypeError or ValueError, naming the option."""
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"{name}={shown(value)}: expected seconds, as a number or a timedelta")
-    if not 0 <= seconds <= MAX_DURATION:
-        raise ValueError(f"{name}={shown(value)}: expected 0 to {MAX_DURATION:,.0f} seconds, a hundred years")
-    return float(seconds)
-
-
 def _instant(value: object) -> int:
     """Convert an aware datetime to microseconds since 1970. An earlier time becomes 0, which every store can hold."""
     if not isinstance(value, datetime):
@@ -417,7 +409,8 @@ _NAMES: Final = {
     "annotate the function's first parameter with JobContext to get the context of the run": "bind pass_context",
     "leave it out: a job is always acknowledged after its run, and runs again if its worker dies": "acks_late",
     "it is schedule=Cron(...) or Every(...) here, given to the decorator": "crontab cron",
-    "a job has no limit here: give it a queue, and run that queue with `taskflow worker --queues NAME --concurrency N`": "rate_limit",
+    "it is limits=[Rate(100, per=60)] here, given to the decorator": "rate_limit",
+    "it is limits=[Concurrency(3)] here, given to the decorator": "concurrency max_concurrency concurrency_limit",
 }
 """What to use here instead of the most frequent options of Celery, RQ, arq, dramatiq, huey and Procrastinate, with their names."""
 

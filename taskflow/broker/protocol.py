@@ -44,6 +44,27 @@ such a write has made wrong.
   [joins] A HELD job with `awaits` n is released when n jobs that name it in `joins` have ended, with any outcome, by the end of that
     operation or by the next upkeep.
 
+**limits** of a job are gates, which it passes before it is READY. All jobs that have a gate with the same id share it.
+  [gate_takes] A job that would become READY takes a slot of each of its gates. If one is full, the job is SCHEDULED instead, without a due
+    time ahead, and `waiting_for` shows the limit. Nothing leases it, and it holds up no other job.
+  [gate_all_or_none] A job that has to wait takes no slot. It waits at one gate that is full. When it is its turn there, it may find another
+    one full, and waits at that. Then the next job at the first gate gets the slot.
+  [gate_passes_on] A job that is no longer READY or RUNNING gives its slots back. The step that ends its run, or its wait, hands each to the
+    first job that waits: by priority, due time and arrival. A job that goes back to its place in its queue at once keeps its slots.
+  [gate_rate] A gate with a period is a rate. A job pays for it when it becomes READY. If it may not start yet, it is SCHEDULED for the
+    first time at which it may, in the order in which the jobs came. In any `per`, at most `most` and `burst` jobs become READY. A job that
+    becomes READY more than a second after its time pays again. So does one that its worker hands back because it got it too late, and a
+    job's next run. `Snoozed.closes` lets no job pass the job's rates until then.
+  [gate_late] When a worker hands a job back with `limits`, the job passes its gates again, and those that its sender did not know. No
+    counter is raised.
+  [gate_paused] Jobs of a paused queue hold no slots. READY ones give theirs back and are SCHEDULED until the queue is resumed; then they
+    pass their gates again. A job that waits at a gate is passed over.
+  [gate_forgets] A job that ends while it waits at a gate is passed over.
+  [gate_number] The number that the last sender declares is in force. If it is lower than before, the surplus runs out.
+  [gate_never_over] Whatever clients do at once, no more jobs of a gate are READY or RUNNING than its number says, and all have their turn.
+  [gate_acts] `run_now` skips a due time, but no gate. An ended job that is retried passes its gates again. Listings have jobs that wait at
+    gates among the SCHEDULED ones.
+
 **register** adds a session.
   [register_repeat] Registering a living session again changes only what is shown of it: its queues, jobs, deploy and trouble.
   [register_dead] A session that was reaped or has left stays dead. It gets SessionLost for at least `repeat_for`, and then is forgotten.

@@ -13,6 +13,7 @@ import msgspec
 
 from taskflow.model.ids import id_text
 from taskflow.model.job_schema import NOT_PLAIN, OPAQUE, PRIORITIES, SentAndShown, check_headers, check_tags
+from taskflow.model.limits import Gate
 from taskflow.model.printable import shown
 from taskflow.model.rules import MAX_DURATION, Backoff
 from taskflow.model.stored_values import Unreadable, unpacked
@@ -46,6 +47,7 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
     `at_most`   with DEBOUNCE, the seconds after the waiting job's creation beyond which its due time is not moved
     `awaits`    how many jobs with this job's id in their `joins` must end before this one leaves HELD
     `joins`     ids of held jobs that are waiting for this one to end, whatever its outcome
+    `limits`    the gates that it passes before it is READY, each once
     `on_failure` the call to send if the job ends FAILED, as `pack_follow_up` packs it
     """
 
@@ -62,6 +64,7 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
     keep_result: float = 3600.0
     awaits: int = 0
     joins: tuple[bytes, ...] = ()
+    limits: tuple[Gate, ...] = ()
 
 
 class ClaimId(NamedTuple):

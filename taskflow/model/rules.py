@@ -17,6 +17,16 @@ MAX_DURATION: Final = 100 * 365.25 * DAY
 """The longest time, in seconds, that anything may wait or be kept. Stores keep times as 64-bit microseconds."""
 
 
+def seconds_of(name: str, value: object) -> float:
+    """Convert a number or a timedelta to seconds, up to a hundred years. Raises TypeError or ValueError, naming the option."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"{name}={shown(value)}: expected seconds, as a number or a timedelta")
+    if not 0 <= seconds <= MAX_DURATION:
+        raise ValueError(f"{name}={shown(value)}: expected 0 to {MAX_DURATION:,.0f} seconds, a hundred years")
+    return float(seconds)
+
+
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """The durations (in seconds) and counts that a broker applies.
 

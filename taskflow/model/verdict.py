@@ -12,6 +12,7 @@ import msgpack
 import msgspec
 
 from taskflow.model.envelope import ClaimId, Envelope
+from taskflow.model.limits import Gate
 from taskflow.model.rules import MAX_DURATION
 from taskflow.model.stored_values import LATEST, number, octets, packed, text, unpacked, whole
 
@@ -177,9 +178,10 @@ class Retried(_Waits, frozen=True, dict=True, gc=True):
 
 
 class Snoozed(_Waits, frozen=True):
-    """The job asked to run again after `after` seconds. This uses no attempt."""
+    """The job asked to run again after `after` seconds. This uses no attempt. If it `closes` its rates, no job passes them until then."""
 
     after: float
+    closes: bool = False
 
 
 class Parked(_Waits, frozen=True):
@@ -193,11 +195,13 @@ class HandedBack(_Waits, frozen=True):
     """The job returns to its old place in the queue, because the worker is shutting down or never started it.
 
     `counts` is False if the job was never started, in which case this does not count as a hand-back. `is_paused` is True if it was not
-    started because its job is paused: while the pause lasts, it is parked instead.
+    started because its job is paused: while the pause lasts, it is parked instead. If there are `limits`, the job has to pass its gates
+    again before it starts, and these too.
     """
 
     counts: bool = True
     is_paused: bool = False
+    limits: tuple[Gate, ...] | None = None
 
 
 class Completed(Verdict, frozen=True, dict=True, gc=True):
@@ -231,6 +235,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `progress`   the last progress that the run reported; None if it reported none
     `cause`      the cause of a run that ends its job as FAILED: see `fingerprint.cause_of`
     `key`        the key of the job, from its lease: with it, a store reads all that it needs at once
+    `limits`     the gates of the job, from its lease, for the same reason
     `arguments`  the payload of the job, if it is kept with the result of a success
     """
 
@@ -244,6 +249,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     progress: Progress | None = None
     cause: bytes | None = None
     key: bytes | None = None
+    limits: tuple[Gate, ...] = ()
     arguments: bytes | None = None
 
 

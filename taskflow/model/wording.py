@@ -56,6 +56,17 @@ def waits_behind(job_id: bytes) -> str:
     return f"job {id_text(job_id)}, which runs with its key"
 
 
+WAITS_AT_GATE: Final = "limit %s"
+
+
+def waits_at_gate(limit: str, key: str) -> str:
+    return WAITS_AT_GATE % limit + (f" of {key}" if key else "")
+
+
+def waits_for_resume(queue: str) -> str:
+    return f"queue {queue}, which is paused"
+
+
 def key_held_by(job_id: bytes) -> str:
     return f"key held by {id_text(job_id)}"
 

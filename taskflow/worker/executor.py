@@ -14,18 +14,18 @@ from typing import Any, Final, NoReturn
 
 from taskflow.app.app import App
 from taskflow.app.around import surrounded
-from taskflow.app.context import DONE, Cancel, Discard, JobContext, Retry, Snooze, running
+from taskflow.app.context import DONE, Cancel, Discard, JobContext, RateLimited, Retry, Snooze, running
 from taskflow.app.job import Job, SyncJob
 from taskflow.app.job_type import AnyJob
+from taskflow.app.limits import unadmitted
 from taskflow.app.middleware import Middleware, OneAtATime, RunNext, Telemetry, run_chain
-from taskflow.app.options import seconds_of
 from taskflow.model import errors
 from taskflow.model.clock import Seams
 from taskflow.model.codec.function import CallArguments
 from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
 from taskflow.model.printable import log_safely
-from taskflow.model.rules import DAY, Backoff, RetryFunction
+from taskflow.model.rules import DAY, Backoff, RetryFunction, seconds_of
 from taskflow.model.verdict import (
     Cancelled,
     Completed,
@@ -134,6 +134,7 @@ class Executor:
             progress=holding.progress,
             cause=None if is_success else stored_cause(verdict, self.deploy),
             key=lease.envelope.key,
+            limits=lease.envelope.limits,
             arguments=lease.envelope.payload if keeps else None,
         )
 
@@ -153,6 +154,8 @@ class Executor:
         job = self.registry.get(lease.envelope.job)
         if job is None:
             return self._park(holding, f"a worker that knows the job {lease.envelope.job!r}; {WAYS_OUT}")
+        if (lease.envelope.limits or job.limits is not None) and (verdict := unadmitted(lease, job)) is not None:
+            return verdict
         if job.runs_in == "process" and self.children is not None:
             return self._verdict_of_child(holding, job, self.children)
         try:
@@ -363,7 +366,7 @@ class Executor:
             case CancelledBeforeStart():
                 return _not_begun(holding)
             case Snooze(after=after):
-                return Snoozed(after)
+                return Snoozed(after, closes=isinstance(error, RateLimited))
             case Discard(reason=reason):
                 return Discarded(reason)
             case Cancel(reason=reason):

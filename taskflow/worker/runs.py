@@ -234,7 +234,9 @@ class Runs:
 
 def settlement_of(lease: Lease, verdict: Verdict) -> Settlement:
     """Return a settlement with only a verdict, for a run about which nothing is known."""
-    return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict, key=lease.envelope.key)
+    return Settlement(
+        id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict, key=lease.envelope.key, limits=lease.envelope.limits
+    )
 
 
 class Prefetch:

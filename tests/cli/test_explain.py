@@ -15,6 +15,7 @@ from taskflow.broker.admin import Admin
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Lease, OnConflict
 from taskflow.model.ids import id_text
+from taskflow.model.limits import Gate, gate_id
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.session import Report, Session, SessionRecord
@@ -151,6 +152,13 @@ async def added_by_a_schedule(world: World) -> Job:
 async def behind_the_holder_of_its_key(world: World) -> Job:
     await world.running(key="k", queue="default")
     return await world.add(key="k", on_conflict=OnConflict.REPLACE)
+
+
+@cause("it waits for a slot of limit imports of acme", "a run that ends hands its slot on")
+async def at_a_gate(world: World) -> Job:
+    gate = Gate(gate_id("imports", "acme"), "imports", "acme", 1)
+    await world.add(limits=(gate,))
+    return await world.add(limits=(gate,))
 
 
 @cause("it waits for other jobs to end")

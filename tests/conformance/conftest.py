@@ -14,7 +14,19 @@ from tests.support.world import World
 
 OF_THE_ENGINE: Final = frozenset(
     f"test_{module}"
-    for module in ("beat", "cancel_read", "admin_acts", "ends", "joins", "moves", "outage", "poison_follow_up", "schedules", "turns")
+    for module in (
+        "beat",
+        "cancel_read",
+        "admin_acts",
+        "ends",
+        "gates",
+        "joins",
+        "moves",
+        "outage",
+        "poison_follow_up",
+        "schedules",
+        "turns",
+    )
 )
 """Modules about rules that are the engine's alone. A store can only break them by what `tests/seam` and the other modules find."""
 

@@ -12,6 +12,7 @@ from taskflow.broker.protocol import Added, Refused
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.errors import StoreFull, WrongConnection
 from taskflow.model.ids import id_text
+from taskflow.model.limits import Gate
 from taskflow.model.record import Status
 from taskflow.model.verdict import Completed, Failed, Retried, Settled, Verdict
 from tests.support.callers import Caller, a_caller, unaffected
@@ -62,6 +63,8 @@ async def test_within_commit(world: World) -> None:
         ({"after": 60.0}, Status.SCHEDULED),
         ({"awaits": 1}, Status.HELD),
         ({"key": "k"}, Status.READY),
+        ({"limits": (Gate(b"g" * 16, "limit", "", 2),)}, Status.READY),
+        ({"limits": (Gate(b"g" * 16, "limit", "", 2),), "after": 60.0}, Status.SCHEDULED),
         ({"tags": ("a", "b")}, Status.READY),
         ({"tags": ("a",), "key": "k", "after": 60.0}, Status.SCHEDULED),
     ],
@@ -240,6 +243,7 @@ def _is_added(caller: Caller, envelope: Envelope) -> bool:
         ([topics.queue("mail")], {}),
         ([topics.ANY_QUEUE], {}),
         ([topics.queue("mail"), topics.DUE], {"key": "k"}),  # on PostgreSQL upkeep admits it
+        ([topics.queue("mail"), topics.DUE], {"limits": (Gate(b"g" * 16, "limit", "", 1),)}),
         ([topics.DUE], {"after": 60.0}),
     ],
 )
@@ -301,6 +305,17 @@ async def test_complete_commit__keeps_arguments(world: World) -> None:
 
     assert await world.read(lease) is None
     assert await world.settle(settlement(lease, AFTERWARDS[0])) == [Settled.COMMITTED]
+
+
+async def test_complete_commit__passes_a_slot_on(world: World) -> None:
+    """The first job that waits at a gate gets the slot of the run."""
+    limits = (Gate(b"g" * 16, "limit", "", 1),)
+    lease = await world.running(limits=limits)
+    waiting = await world.add(limits=limits)
+    with await a_caller(world) as caller, caller.transaction():
+        caller.settle(succeeded(lease))
+    await admitted(world)
+    assert await world.status(waiting) is Status.READY
 
 
 async def test_complete_commit__releases(world: World) -> None:

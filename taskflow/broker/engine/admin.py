@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from taskflow.broker.admin import EXAMINED, FailureGroupRecord, Metrics, QueueInfo, Redone, View
-from taskflow.broker.engine import moves, pages
+from taskflow.broker.engine import gates, moves, pages
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.records import HELD, READY, SUCCEEDED, Kind
@@ -28,6 +28,7 @@ from taskflow.model.transitions import Event
 MAX_SESSIONS: Final = 100_000
 MAX_PAUSED: Final = 100_000
 MAX_ARRIVING: Final = 10_000
+GIVEN_BACK_AT_ONCE: Final = 100
 MAX_FAILED: Final = 1_000_000
 
 
@@ -75,8 +76,11 @@ def pause(queue: str, rules: Rules, *, is_paused: bool) -> Operation[None]:
             draft.put(Plain(ref, {"is_paused": 1}))
         elif not is_paused and known is not None:
             draft.drop(ref)
+        gates.pause(draft, queue, is_paused=is_paused)
 
-    yield from decide([ref], one, rules, [ref])
+    yield from decide([ref], one, rules, [ref, *gates.refs_of([gates.of_pause(queue)])])
+    while is_paused and (yield from moves.give_back(queue, GIVEN_BACK_AT_ONCE, rules)) == GIVEN_BACK_AT_ONCE:
+        pass
 
 
 def workers(rules: Rules) -> Operation[list[SessionRecord]]:
@@ -162,9 +166,9 @@ def _run_now(draft: Draft, job_id: bytes) -> Status | None:
     if job is None or not job.is_kept(draft.now):
         return None
     found = BY_CODE[job.status]
-    if found is Status.SCHEDULED:
+    if found is Status.SCHEDULED and job.header["gate"] is None:
         job.header["due_at"] = NOW
-        moves.move(draft, job, Event.DUE, READY)
+        moves.enter(draft, job, Event.DUE)
     return found
 
 

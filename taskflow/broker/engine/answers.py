@@ -34,7 +34,7 @@ def throttled(draft: Draft, job: Job, throttle: float | None) -> bytes | None:
 def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
     """Give a waiting job the arguments and options of a call, and move its due time. It keeps its id, its place and what awaits it."""
     header, fresh = job.header, Job.of_envelope(envelope, draft.now)
-    job.sent = Sent(fresh.sent.extras, envelope.key, job.sent.joins)
+    job.sent = Sent(fresh.sent.extras, envelope.key, job.sent.joins, job.sent.limits)
     job.sent_body, job.new_content, job.entries = encode(job.sent), envelope.payload, {"tags": envelope.tags}
     job.set_flag(Flag.TAGGED, bool(envelope.tags))
     job.counters = Counters()
@@ -44,7 +44,7 @@ def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
         due_at = max(draft.now, min(draft.now + to_microseconds(envelope.after), latest))
         if due_at < header["due_at"]:
             draft.wake(topics.DUE)
-        header["due_at"] = due_at
+        header["due_at"], header["gate"] = due_at, None  # it waits at its gates again when it is due
     draft.put(job)
     _remember(draft, envelope.id, job, draft.rules.repeat_for)
     return Refused(envelope.id, job.id, "key")

@@ -98,6 +98,7 @@ def _settle(draft: Draft, ref: Ref) -> None:
             job.set_progress(progress)
         draft.put(job)
     moves.release_key(draft, ref.id, sent.key)
+    moves.free_slots(draft, sent.limits if job is None else job.limits)
     if int.from_bytes(state[:FLAG_BYTES], "big") & Flag.AWAITED:
         moves.release_joined(draft, sent.joined)
     draft.drop(ref)

@@ -6,13 +6,30 @@ read and written, so that the store can refuse the decision if one of them has c
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.records import Kind
-from taskflow.broker.engine.seam import ABSENT, KEEP, Addition, Apply, Full, Keep, Locked, Operation, Put, Query, Ref, Snapshot, Stale, Step
+from taskflow.broker.engine.seam import (
+    ABSENT,
+    KEEP,
+    Addition,
+    Apply,
+    Entry,
+    Full,
+    Keep,
+    Locked,
+    Operation,
+    Put,
+    Query,
+    Ref,
+    Scan,
+    Snapshot,
+    Stale,
+    Step,
+)
 from taskflow.model.errors import BrokerUnavailable, StoreFull
 from taskflow.model.rules import Rules
 
@@ -28,6 +45,13 @@ MAX_CHAIN: Final = 6
 
 class Missing(Exception):
     """A decision needs a record that was not loaded."""
+
+
+class Left:
+    """What decisions leave to another one: see `Draft.released` and `Draft.opened`."""
+
+    def __init__(self) -> None:
+        self.released, self.opened = set[bytes](), set[bytes]()
 
 
 class Plain:
@@ -63,12 +87,25 @@ class Part:
 class Draft:
     """The records as the decisions so far would leave them."""
 
-    def __init__(self, seen: Snapshot, rules: Rules) -> None:
+    def __init__(self, seen: Snapshot, rules: Rules, scans: Sequence[Scan] = ()) -> None:
+        """`scans` are those that earlier decisions have asked for. Their entries end those of `seen`."""
         self.seen, self.rules = seen, rules
         self.now, self.steady, self._stored = seen.now, seen.steady, seen.records
         self.missing = set[Ref]()
         self.released = set[bytes]()
         """The jobs to whose `awaits` the decisions add: one of them may have nothing to await any more."""
+        self.opened = set[bytes]()
+        """The gates that have room now, and perhaps jobs that wait: see gates.py."""
+        self.wanted = Counter[bytes]()
+        """How many jobs that wait at a gate the decisions need to see, if they have not seen as many."""
+        self._freed = Counter[bytes]()
+        self._waiting = {
+            scan.prefix[0]: deque(entries) for scan, entries in zip(scans, seen.scans[len(seen.scans) - len(scans) :], strict=True)
+        }
+        for entries in self._waiting.values():
+            self._stored.update({entry.ref: entry.record for entry in entries})
+        self.has_seen_all = {scan.prefix[0] for scan in scans if len(self._waiting[scan.prefix[0]]) < scan.limit}
+        """The gates of which `waiting` has all jobs that wait there."""
         self.part = Part()
         self._parts = list[Part]()
         self._is_whole = False
@@ -89,7 +126,7 @@ class Draft:
             except Missing:
                 continue
             except Exception:
-                if not self.missing:  # otherwise it may have met a record that the item before has left half changed
+                if not self.missing and not self.wanted:  # otherwise it may have met a record that the item before has left half changed
                     raise
         return answers
 
@@ -141,6 +178,26 @@ class Draft:
         current[ref] = record
         return record
 
+    def require(self, refs: Iterable[Ref], *, frees: bool = False) -> None:
+        """Raise Missing if one of these records was not loaded, and note them all. With `frees`, they are gates of which a slot becomes
+        free: the jobs that wait there are needed too."""
+        for ref in refs:
+            is_known = ref in self._current or ref in self._stored
+            if not is_known:
+                self.missing.add(ref)
+            if frees and ref.id not in self._waiting:
+                self._freed[ref.id] += 1
+                gate = self.plain(*ref) if is_known else None
+                if not is_known or (gate is not None and gate.header["has_waiting"]):
+                    self.wanted[ref.id] = 2 * self._freed[ref.id]
+        if self.missing or self.wanted:
+            raise Missing
+
+    def waiting(self, gate: bytes) -> deque[Entry] | None:
+        """Return the jobs that were seen to wait at a gate, in their order, or None if nothing has looked for them. The decisions remove
+        those that they have looked at."""
+        return self._waiting.get(gate)
+
     # --- what else a decision changes ------------------------------------------------------------------------
 
     def count(self, queue: str, event: str) -> None:
@@ -169,7 +226,8 @@ class Draft:
         for ref in whole.written:
             changed = current[ref]
             if changed is not None:
-                puts.append(changed.to_put())
+                if ref.kind != Kind.GATE or changed.header != getattr(stored[ref], "header", None):  # a slot may have been passed on
+                    puts.append(changed.to_put())
             elif expect[ref] != ABSENT:
                 drops.append(ref)
         adds = tuple([Addition(ref, field, n) for (ref, field), n in whole.additions.items()]) if whole.additions else ()
@@ -226,19 +284,19 @@ def decide(
     locked: T | None = None,
     grows: bool = False,
     together: bool = False,
-    released: set[bytes] | None = None,
+    left: Left | None = None,
 ) -> Operation[list[T]]:
     """Decide on items, and apply the decisions. Items whose records have changed meanwhile are decided again.
 
     `look`      what the decisions will probably need; other records are loaded when a decision needs them
     `locked`    the answer for an item whose records another program's open transaction has locked
     `together`  True if all decisions are one step
-    `released`  gets the jobs to whose `awaits` the decisions have added
+    `left`      gets what another decision is to look at afterwards
 
     Raises StoreFull if the store has no room. Raises BrokerUnavailable if records keep changing, or are locked and `locked` is None.
     """
     answers: dict[int, T] = {}
-    known, is_locked = set(look.refs), False
+    known, sizes, is_locked = set(look.refs), dict[bytes, int](), False
     rounds = deque([(list(range(len(items))), 1)] if items else ())
     while rounds:
         numbers, tries = rounds.popleft()
@@ -246,7 +304,7 @@ def decide(
             raise BrokerUnavailable("another program's open transaction has locked the records of this call: try again")
         if tries > MAX_ROUNDS:
             raise BrokerUnavailable("other clients keep changing the records of this call: try again")
-        drafted = yield from _draft([items[number] for number in numbers], one, rules, look, known, together=together)
+        drafted = yield from _draft([items[number] for number in numbers], one, rules, look, known, sizes, together=together)
         if drafted is None:
             rounds.append((numbers, tries + 1))
             continue
@@ -255,8 +313,9 @@ def decide(
         steps = draft.steps()
         if not steps:
             continue
-        if released is not None:
-            released |= draft.released
+        if left is not None:
+            left.released |= draft.released
+            left.opened |= draft.opened
         results, _ = yield Apply([step for _, step in steps], grows=grows)
         stale = list[int]()
         for (places, _), result in zip(steps, results, strict=True):
@@ -278,13 +337,23 @@ def decide(
 
 
 def _draft(
-    items: Sequence[Item], one: Callable[[Draft, Item], T], rules: Rules, look: Query, known: set[Ref], *, together: bool
+    items: Sequence[Item],
+    one: Callable[[Draft, Item], T],
+    rules: Rules,
+    look: Query,
+    known: set[Ref],
+    sizes: dict[bytes, int],
+    *,
+    together: bool,
 ) -> Operation[tuple[Draft, list[T]] | None]:
-    """Load the records that the decisions need, and decide. Return None if they need more after `MAX_CHAIN` queries."""
+    """Load the records that the decisions need, and decide. Return None if they need more after `MAX_CHAIN` queries. `sizes` says how many
+    jobs that wait at a gate to read."""
     for _ in range(MAX_CHAIN):
-        draft = Draft((yield look._replace(refs=tuple(known))), rules)
+        scans = [Scan("gated", size, (gate,)) for gate, size in sizes.items()]
+        draft = Draft((yield look._replace(refs=tuple(known), scans=(*look.scans, *scans))), rules, scans)
         answers = draft.decide(items, one, together=together)
-        if not draft.missing:
+        if not draft.missing and not draft.wanted:
             return draft, answers
         known |= draft.missing
+        sizes.update(draft.wanted)
     return None

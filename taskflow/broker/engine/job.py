@@ -13,6 +13,7 @@ from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, pack_extras, unpack_extras
 from taskflow.model.ids import ID_BYTES
 from taskflow.model.job_schema import MAX_PAYLOAD, Counters
+from taskflow.model.limits import Gate
 from taskflow.model.record import BY_CODE, Record as JobRecord, Status, record_of
 from taskflow.model.stored_values import MAX_RAW, FieldReader, Unreadable, maybe
 from taskflow.model.transitions import due_at
@@ -25,6 +26,7 @@ class Sent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     extras: bytes | None = None
     key: bytes | None = None
     joins: bytes = b""
+    limits: tuple[Gate, ...] = ()
 
     @property
     def joined(self) -> list[bytes]:
@@ -43,6 +45,8 @@ class State(msgspec.Struct, omit_defaults=True, gc=False):
     `place`      for a job that a pause has parked: its former due time
     `replaces`   for an arrival: True if it replaces a waiting job with its key, False if it gives way to a live one
     `replaced`   for an arrival: the job that its own transaction has put in its place
+    `limits`     gates that its sender did not know: a worker has found them missing
+    `paid`       the rate for which the job has paid, while it waits for its time
     """
 
     failures: int = msgspec.field(default=0, name="f")
@@ -61,6 +65,8 @@ class State(msgspec.Struct, omit_defaults=True, gc=False):
     replaced: bytes | None = msgspec.field(default=None, name="l")
     place: int | None = msgspec.field(default=None, name="q")
     standing: bytes | None = msgspec.field(default=None, name="n")
+    limits: tuple[Gate, ...] = msgspec.field(default=(), name="m")
+    paid: bytes | None = msgspec.field(default=None, name="d")
 
     @property
     def has_to_be_reset(self) -> bool:
@@ -165,9 +171,9 @@ class Job:
         }
         if envelope.expires is not None:
             header["expires_at"] = After(to_microseconds(envelope.expires))
-        job = cls(Ref(Kind.JOB, envelope.id), header, Sent(extras, key, joins), State())
+        job = cls(Ref(Kind.JOB, envelope.id), header, Sent(extras, key, joins, envelope.limits), State())
         job.new_content = envelope.payload
-        job.sent_body = None if extras is None and key is None and not joins else encode(job.sent)
+        job.sent_body = None if job.sent == _NOT_SENT else encode(job.sent)
         job.entries = {"tags": envelope.tags} if envelope.tags else None
         return job
 
@@ -189,6 +195,10 @@ class Job:
     def queue(self) -> str:
         name: str = self.header["queue"]
         return name
+
+    @property
+    def limits(self) -> tuple[Gate, ...]:
+        return self.sent.limits + self.state.limits
 
     @property
     def is_live(self) -> bool:
@@ -283,6 +293,7 @@ class Job:
                 priority=header["priority"],
                 payload=record.content or b"",
                 key=sent.key,
+                limits=sent.limits,
                 **extras,
             ),
             epoch=header["epoch"],
@@ -307,6 +318,7 @@ class Job:
             priority=header["priority"],
             payload=self.content or b"",
             key=self.sent.key,
+            limits=self.limits,
             **extras,
         )
         poison = maybe(self.state.reason, _text) if self.has(Flag.POISON) else None
@@ -363,7 +375,7 @@ class _Shown:
 def _flags(envelope: Envelope) -> int:
     """Return the flags of a new job."""
     keyed, awaited, tagged = envelope.key is not None, bool(envelope.joins), bool(envelope.tags)
-    return Flag.KEYED * keyed | Flag.AWAITED * awaited | Flag.TAGGED * tagged
+    return Flag.KEYED * keyed | Flag.AWAITED * awaited | Flag.TAGGED * tagged | Flag.LIMITED * bool(envelope.limits)
 
 
 def _text(stored: bytes) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from taskflow.broker import topics
-from taskflow.broker.engine import job_pauses, moves
+from taskflow.broker.engine import gates, job_pauses, moves
 from taskflow.broker.engine.draft import Draft
 from taskflow.broker.engine.job import Job, claim_bytes, content_of, fence_bytes, put_of_plain, text_bytes
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
@@ -21,7 +21,7 @@ from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.stored_values import packed
 from taskflow.model.transitions import Event, apply_verdict
-from taskflow.model.verdict import HandedBack, Settled, Settlement, Succeeded, is_plain_success
+from taskflow.model.verdict import HandedBack, Settled, Settlement, Snoozed, Succeeded, is_plain_success
 
 # --- adding jobs ---------------------------------------------------------------------------------------------------
 
@@ -39,7 +39,9 @@ def enqueue(envelopes: Sequence[Envelope], rules: Rules, *, assumes_new: bool = 
     else:
         refs = [ref for envelope in envelopes for ref in moves.refs_of(envelope)]
         added = None
-        are_due = all(each.at is None and not (each.after or each.throttle) and len(each.payload) <= MAX_ASSUMED for each in envelopes)
+        are_due = all(
+            each.at is None and len(each.payload) <= MAX_ASSUMED and not (each.after or each.throttle or each.limits) for each in envelopes
+        )
         if assumes_new and are_due and len(set(refs)) == len(refs):
             added = yield from _add_new(envelopes, refs, rules)
         answers = added or (yield from decide(envelopes, moves.add, rules, refs, scans=MOVE_SCANS, grows=True, together=True))
@@ -94,6 +96,7 @@ def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Se
     others = [settlements[number] for number in rest]
     refs = [Ref(Kind.JOB, settlement.id) for settlement in others]
     refs += [Ref(Kind.KEY, settlement.key) for settlement in others if settlement.key is not None]
+    refs += [ref for settlement in others for ref in gates.refs_of(settlement.limits)]
     refs += [ref for settlement in others for follow_up in settlement.follow_ups for ref in moves.refs_of(follow_up)]
     settled = yield from decide(others, _settle, rules, refs, scans=MOVE_SCANS, locked=Settled.HELD_UP)
     answers.update(zip(rest, settled, strict=True))
@@ -149,6 +152,11 @@ def _settle(draft: Draft, settlement: Settlement, *, is_committed: bool = False)
     header["started_at"] = draft.now - to_microseconds(settlement.ran_for)
     if settlement.progress is not None:
         job.set_progress(packed([settlement.progress.fraction, settlement.progress.note]))
+    if isinstance(settlement.verdict, HandedBack) and settlement.verdict.limits is not None:
+        moves.readmit(draft, job, settlement.verdict.limits)
+        return Settled.OK
+    if isinstance(settlement.verdict, Snoozed) and settlement.verdict.closes:
+        gates.close(draft, job.limits, settlement.verdict.after)
     transition = apply_verdict(job.counters, settlement.verdict, draft.rules, draft.now, settlement.cause)
     if isinstance(settlement.verdict, HandedBack) and settlement.verdict.is_paused:
         transition = job_pauses.park(draft, job, transition)

@@ -7,8 +7,10 @@ from typing import Final
 
 from taskflow.broker.engine import arrivals, history, moves, schedules, sessions
 from taskflow.broker.engine.draft import Draft, Plain
+from taskflow.broker.engine.gates import refs_of
+from taskflow.broker.engine.job import decode_sent
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
-from taskflow.broker.engine.records import BURIED
+from taskflow.broker.engine.records import BURIED, HELD, SCHEDULED, Flag
 from taskflow.broker.engine.seam import Entry, Fade, Faded, Operation, Promote, Query, Ref, Scan, Snapshot
 from taskflow.broker.engine.session import OUTAGE, lapse, record_outage, session_body
 from taskflow.broker.protocol import MAX_ENDS, UpkeepResult
@@ -26,12 +28,15 @@ MAX_RELEASED: Final = 16
 
 MAX_GONE: Final = 100
 MAX_COUNTED: Final = 10_000
+MAX_PAUSED: Final = 100
+MIN_IDLE: Final = 10_000_000
+"""Microseconds for which a rate is kept after it holds up no job any more: it is used again soon, or never."""
 
 
 def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     """Make the moves that time has made necessary. One look shows which kinds of them there are; most calls find none."""
     seen: Snapshot = yield Query((OUTAGE,), _scans(limit))
-    offered, _, dying, gone, expiring, rolling, *arrived = seen.scans[_OFFERED:]
+    offered, _, dying, gone, expiring, rolling, limited, opened, rates, paused, *arrived = seen.scans[_OFFERED:]
     suspects = _suspects(seen, rules)
     reaped = (yield from _reap(suspects, seen, rules)) if suspects else 0
     found = [entry for entries in arrived for entry in entries][:limit]
@@ -39,6 +44,13 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     promoted, _ = yield Promote(limit - len(taken))
     readied = promoted + sum(taken)
     left = limit - promoted - len(taken)
+    if _is_due(limited, seen.now):
+        admitted = yield from _admit(left, rules)
+        readied, left = readied + admitted, left - admitted
+    if opened:
+        readied += yield from moves.fill({entry.ref.id for entry in opened}, rules)
+    for entry in paused:
+        left -= yield from moves.give_back(entry.ref.id.decode(errors="backslashreplace"), min(MAX_PAUSED, max(0, left)), rules)
     is_gone = bool(gone) and gone[0].position[0] < seen.now - to_microseconds(rules.repeat_for)
     released, has_more_dying = (yield from _release(left, rules)) if reaped or dying or is_gone else (0, False)
     left -= released
@@ -46,6 +58,8 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     left -= expired
     dropped, has_more = yield from _drop(left, rules)
     left -= dropped
+    if _is_due(rates, seen.now - MIN_IDLE):
+        yield from _forget_rates(rules)
     if _is_due(rolling, seen.now):
         yield from history.roll(rules)
     offers = (yield from schedules.offers(rules)) if reaped or dying or _is_due(offered, seen.now) else ()  # some may be handed over
@@ -67,6 +81,25 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     )
 
 
+def _admit(limit: int, rules: Rules) -> Operation[int]:
+    """Let limited jobs that are due become READY, or wait at a gate. Return how many it has moved."""
+    seen: Snapshot = yield Query(scans=(Scan("due_limited", max(0, limit)),))
+
+    def one(draft: Draft, ref: Ref) -> bool:
+        job = draft.job(ref.id)
+        if job is None or job.header["gate"] is not None or job.header["due_at"] > draft.now:
+            return False
+        if job.status == SCHEDULED:
+            moves.enter(draft, job, Event.DUE)
+        elif job.status == HELD and job.header["awaits"] <= 0 and not job.has(Flag.BEHIND):
+            moves.release(draft, job)
+        return True
+
+    due = [entry.ref for entry in seen.scans[0] if entry.position[0] <= seen.now]
+    gates = {ref for entry in seen.scans[0] if entry.record is not None for ref in refs_of(decode_sent(entry.record.sent).limits)}
+    return sum((yield from decide(due, one, rules, {*due, *gates}, scans=MOVE_SCANS, locked=False)))
+
+
 # --- dead sessions --------------------------------------------------------------------------------------------
 
 _SESSION_SCANS: Final = (*MOVE_SCANS, sessions.PULSE, *sessions.LAPSING)
@@ -74,10 +107,13 @@ _OFFERED: Final = len(_SESSION_SCANS)
 
 
 def _scans(arriving: int) -> tuple[Scan, ...]:
-    """Return the scans of upkeep: those of sessions, then offers, living, dying and gone sessions, expiring jobs, history, and arrivals."""
-    firsts = (Scan(name, 1, with_records=False) for name in ("dying", "gone", "expiring", "rolling"))
+    """Return the scans of upkeep: those of sessions, then offers, living, dying and gone sessions, expiring jobs, history, limited
+    jobs that are due, gates that were left with room, rates, paused queues, and arrivals."""
+    names = ("dying", "gone", "expiring", "rolling", "due_limited", "open", "rates")
+    firsts = (Scan(name, 1, with_records=False) for name in names)
+    paused = Scan("paused", MAX_PAUSED, with_records=False)
     living = Scan("lapsing", MAX_COUNTED, with_records=False)
-    return (*_SESSION_SCANS, Scan("offers", 1, with_records=False), living, *firsts, *arrivals.scans(arriving))
+    return (*_SESSION_SCANS, Scan("offers", 1, with_records=False), living, *firsts, paused, *arrivals.scans(arriving))
 
 
 def _is_due(first: Sequence[Entry], now: int) -> bool:
@@ -128,6 +164,19 @@ def _release(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
     gone = [entry.ref for entry in seen.scans[1] if entry.position[0] < long_ago]
     yield from decide(gone, _forget, rules, gone, locked=False)
     return released, has_more
+
+
+def _forget_rates(rules: Rules) -> Operation[None]:
+    """Forget rates that do not hold up any job."""
+    seen: Snapshot = yield Query(scans=(Scan("rates", MAX_COUNTED, with_records=False),))
+
+    def one(draft: Draft, ref: Ref) -> None:
+        gate = draft.plain(*ref)
+        if gate is not None and gate.header["tat"] is not None and gate.header["tat"] < draft.now - MIN_IDLE:
+            draft.drop(ref)
+
+    idle = [entry.ref for entry in seen.scans[0] if entry.position[0] < seen.now - MIN_IDLE]
+    yield from decide(idle, one, rules, idle, locked=None)
 
 
 def _forget(draft: Draft, ref: Ref) -> bool:
@@ -195,9 +244,9 @@ def take_ends(rules: Rules) -> Operation[tuple[tuple[bytes, ...], int]]:
 def _next_in(seen: Snapshot, rules: Rules, *, is_cut_off: bool, takes_ends: bool, takes_arrivals: bool) -> float:
     """Return the seconds until the caller's next upkeep. With n living sessions, each calls it every n * `upkeep_every` seconds, or earlier
     if a job becomes due or a session lapses. `takes_arrivals` is False if an open transaction holds up some of them."""
-    offered, living = seen.scans[_OFFERED : _OFFERED + 2]
-    if is_cut_off or (takes_ends and seen.scans[2]) or (takes_arrivals and any(seen.scans[-2:])):
+    offered, living, _, _, _, _, limited, opened, *_ = seen.scans[_OFFERED:]
+    if is_cut_off or opened or (takes_ends and seen.scans[2]) or (takes_arrivals and any(seen.scans[-2:])):
         return 0.0
-    waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offered) if entries]
+    waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offered, limited) if entries]
     waits += [rules.upkeep_every * max(1, len(living)), *sessions.lapses(Draft(seen, rules))]
     return max(0.0, min(waits))

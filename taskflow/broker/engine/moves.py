@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 from taskflow.broker import topics
-from taskflow.broker.engine import answers
-from taskflow.broker.engine.draft import Draft, Plain, decide as decide_once
+from taskflow.broker.engine import answers, gates
+from taskflow.broker.engine.draft import Draft, Left, Plain, decide as decide_once
 from taskflow.broker.engine.job import Job, State, text_bytes
 from taskflow.broker.engine.records import BURIED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Position
-from taskflow.broker.engine.seam import NOW, After, Operation, Query, Ref, Scan
+from taskflow.broker.engine.seam import NOW, After, Operation, Query, Ref, Scan, Snapshot
 from taskflow.broker.engine.session import session_body
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model import transitions, wording
@@ -22,6 +22,7 @@ from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.fingerprint import pack_cause
 from taskflow.model.ids import id_text
 from taskflow.model.job_schema import has_follow_up
+from taskflow.model.limits import Gate, lacking
 from taskflow.model.record import CODES, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import deploy_of
@@ -29,6 +30,10 @@ from taskflow.model.transitions import MOVES, Event, Transition
 
 Item = TypeVar("Item")
 T = TypeVar("T")
+
+MAX_FILLS: Final = 16
+HOLDING: Final = (READY, RUNNING)
+"""In these states a job has a slot of each of its gates."""
 
 MOVE_SCANS: Final = (
     Scan("due", 1, with_records=False),
@@ -55,12 +60,37 @@ def decide(
     **more: Any,
 ) -> Operation[list[T]]:
     """Decide on items as `draft.decide` does. Then release the HELD jobs that have nothing to await any more."""
-    released = set[bytes]()
-    answers: list[T] = yield from decide_once(items, one, rules, Query(tuple(refs), scans, groups), released=released, **more)
-    if released:
-        ids = sorted(released)
-        yield from decide_once(ids, _free, rules, Query(tuple(Ref(Kind.JOB, job_id) for job_id in ids), scans), locked=False)
+    left = Left()
+    answers: list[T] = yield from decide_once(items, one, rules, Query(tuple(refs), scans, groups), left=left, **more)
+    if left.released:
+        ids = sorted(left.released)
+        look = Query(tuple(Ref(Kind.JOB, job_id) for job_id in ids), scans)
+        yield from decide_once(ids, _free, rules, look, locked=False, left=left)
+    if left.opened:
+        yield from fill(left.opened, rules)
     return answers
+
+
+def fill(opened: set[bytes], rules: Rules) -> Operation[int]:
+    """Let jobs that wait at gates with room pass, and return their number. What the last round leaves is left to upkeep."""
+    passed = 0
+    for _ in range(MAX_FILLS):
+        if not opened:
+            break
+        ids, left = sorted(opened), Left()
+        look = Query(tuple(Ref(Kind.GATE, gate_id) for gate_id in ids), MOVE_SCANS)
+        passed += sum((yield from decide_once(ids, _fill, rules, look, locked=0, left=left)))
+        opened = left.opened
+    return passed
+
+
+def _fill(draft: Draft, gate_id: bytes) -> int:
+    return sum(_pass(draft, job) for job in gates.fill(draft, gate_id))
+
+
+def _pass(draft: Draft, job: Job) -> int:
+    move(draft, job, Event.DUE, READY)
+    return 1
 
 
 def _free(draft: Draft, job_id: bytes) -> bool:
@@ -77,9 +107,20 @@ def move(draft: Draft, job: Job, event: Event, to: int) -> None:
     header = job.header
     if event is not Event.ENQUEUE and (header["status"], event, to) not in _LEGAL:
         raise AssertionError(f"{id_text(job.id)}: status {header['status']} cannot become {to} by {event}")
+    had_slots = event is not Event.ENQUEUE and header["status"] in HOLDING
     header["status"] = to
+    if header.get("gate") is not None and to != SCHEDULED:
+        header["gate"] = None
     draft.count(header["queue"], event)
     draft.put(job)
+    if had_slots and to not in HOLDING and job.has(Flag.LIMITED):
+        free_slots(draft, job.limits)
+
+
+def free_slots(draft: Draft, limits: Sequence[Gate]) -> None:
+    """Give back a slot of each of these gates. Those that wait there become READY."""
+    for job in gates.leave(draft, limits):
+        _pass(draft, job)
 
 
 # --- a job that is to wait ------------------------------------------------------------------------------------
@@ -98,6 +139,7 @@ def add(draft: Draft, envelope: Envelope) -> Added | Refused:
     job = Job.of_envelope(envelope, draft.now)
     if (standing := answers.throttled(draft, job, envelope.throttle)) is not None:
         return Refused(envelope.id, standing, "key")
+    gates.declare(draft, envelope.limits)
     take_key(draft, job, waiting, running)
     enter(draft, job, Event.ENQUEUE)
     return Added(envelope.id, None if waiting is None else waiting.id)
@@ -134,11 +176,18 @@ def enter(draft: Draft, job: Job, event: Event) -> None:
     due_at = job.header["due_at"]
     if job.status != RUNNING and (job.header["awaits"] > 0 or job.has(Flag.BEHIND)):
         move(draft, job, event, HELD)
-    elif isinstance(due_at, After) or due_at <= draft.now:
-        move(draft, job, event, READY)
-    else:
+    elif not (isinstance(due_at, After) or due_at <= draft.now):
         move(draft, job, event, SCHEDULED)
         wake_if_first(draft, due_at)
+    elif job.status == RUNNING and any(gate.per for gate in job.limits):  # its next run has to be paid for
+        move(draft, job, event, SCHEDULED)
+        enter(draft, job, Event.DUE)
+    elif not job.has(Flag.LIMITED) or job.status == RUNNING or gates.admit(draft, job):
+        move(draft, job, event, READY)
+    elif event is Event.DUE:
+        draft.put(job)
+    else:
+        move(draft, job, event, SCHEDULED)
 
 
 def wake_if_first(draft: Draft, due_at: int) -> None:
@@ -186,6 +235,35 @@ def requeue(draft: Draft, job: Job, transition: Transition) -> None:
     else:
         job.header["due_at"] = NOW if transition.due_at <= draft.now else transition.due_at
         enter(draft, job, transition.event)
+
+
+def readmit(draft: Draft, job: Job, limits: Sequence[Gate]) -> None:
+    """Let a job that its worker has not started pass its gates again, and those that its sender did not know."""
+    if job.state.stop is not None or _successor(draft, job) is not None:
+        requeue(draft, job, Transition(Event.HAND_BACK, job.counters))
+        return
+    job.end_lease()
+    move(draft, job, Event.HAND_BACK, SCHEDULED)
+    job.state.limits += lacking(job.limits, limits)
+    job.set_flag(Flag.LIMITED, bool(job.limits))
+    enter(draft, job, Event.DUE)
+
+
+def give_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
+    """Let READY jobs of a paused queue give back the slots that they hold. Return how many have."""
+
+    def one(draft: Draft, job_id: bytes) -> bool:
+        job = draft.job(job_id)
+        if job is None or job.status != READY or not job.has(Flag.LIMITED) or draft.plain(Kind.QUEUE, job.queue.encode()) is None:
+            return False
+        move(draft, job, Event.PARK, SCHEDULED)
+        enter(draft, job, Event.DUE)
+        return True
+
+    seen: Snapshot = yield Query(scans=(Scan("holding", limit, (queue,), with_records=False),))
+    ids = [entry.ref.id for entry in seen.scans[0]]
+    refs = [Ref(Kind.QUEUE, queue.encode()), *(Ref(Kind.JOB, job_id) for job_id in ids)]
+    return sum((yield from decide(ids, one, rules, refs, scans=MOVE_SCANS, locked=False)))
 
 
 def _successor(draft: Draft, job: Job) -> bytes | None:
@@ -307,15 +385,15 @@ def make_fresh(job: Job) -> None:
     """Reset a job as if it had just been added, but keep its errors."""
     fresh: dict[str, Any] = dict.fromkeys(("started_at", "ended_at", "fade_at", "expires_at", "worker", "cause"))
     job.header |= fresh | {"awaits": 0, "due_at": NOW, "flags": job.header["flags"] & ~(Flag.POISON | Flag.MARKED | Flag.BEHIND)}
-    job.state = State(errors=job.state.errors)
+    job.state = State(errors=job.state.errors, limits=job.state.limits)
     job.restarts = True
 
 
 def refs_of(envelope: Envelope) -> list[Ref]:
     """Return the records that the decision to add a job begins with."""
     refs = [Ref(Kind.JOB, envelope.id)]
-    return (
-        refs
-        if envelope.key is None
-        else [*refs, Ref(Kind.KEY, envelope.key), *([Ref(Kind.JOB, envelope.key)] if envelope.throttle else ())]
-    )
+    if envelope.key is not None:
+        refs += [Ref(Kind.KEY, envelope.key), *([Ref(Kind.JOB, envelope.key)] if envelope.throttle else ())]
+    if envelope.limits:
+        refs += [*gates.refs_of(envelope.limits), Ref(Kind.QUEUE, envelope.queue.encode())]
+    return refs

@@ -43,8 +43,8 @@ def scan(request: ScanRequest) -> Operation[ScanResult]:
 def _read(request: ScanRequest, after: Position | None, limit: int) -> Operation[tuple[list[Entry], Snapshot, bool]]:
     """Read the next jobs, and say whether there are more behind them."""
     view, status = request.view, request.status
-    if status is not None and status in ENDED and view.queue is None:
-        return (yield from _read_ended(CODES[status], after, limit))
+    if status is not None and status in _MERGED and view.queue is None:
+        return (yield from _read_merged(status, after, limit))
     one_more = limit + 1
     seen: Snapshot = yield Query(scans=(_scan_of(view, status, after, one_more),), with_content=True)
     entries = [entry for entry in seen.scans[0] if status is None or BY_CODE.get(_status(entry)) is status]
@@ -66,10 +66,8 @@ def _scan_of(view: View, status: Status | None, after: Position | None, limit: i
             return Scan("tags", limit, (tag,), None if after is None else (tag, _flipped(after[0])), backwards=True)
         case Status.HELD:
             return Scan("held", limit, after=after)
-        case Status.SCHEDULED if queue:
-            return Scan("scheduled", limit, queue, None if after is None else (*queue, *after))
         case Status.SCHEDULED:
-            return Scan("due", limit, after=after)
+            return Scan("scheduled", limit, queue, None if after is None else (*queue, *after))
         case Status.READY:
             return Scan("ready", limit, queue, after)
         case Status.RUNNING:
@@ -123,16 +121,18 @@ def matches(job: Job, view: View, now: int) -> bool:
     )
 
 
-# --- ended jobs of all queues ---------------------------------------------------------------------------------
+# --- jobs of all queues ---------------------------------------------------------------------------------------
+
+_MERGED: Final = frozenset((*ENDED, Status.SCHEDULED))
 
 
-def _read_ended(status: int, after: Position | None, limit: int) -> Operation[tuple[list[Entry], Snapshot, bool]]:
-    """Merge the ended jobs of all queues, the newest end first."""
+def _read_merged(status: Status, after: Position | None, limit: int) -> Operation[tuple[list[Entry], Snapshot, bool]]:
+    """Merge the jobs of all queues: the first due time first, or the newest end."""
     counted: Snapshot = yield Query(groups=(("status", ()),))
-    names = [group.prefix[0] for group in counted.groups[0] if group.prefix[1] == status]
-    behind = None if after is None else (_negative(after[0]), _negative(after[1]))
+    names = [group.prefix[0] for group in counted.groups[0] if group.prefix[1] == CODES[status]]
+    behind = after if after is None or status is Status.SCHEDULED else (_negative(after[0]), _negative(after[1]))
     heads = yield from _heads(status, dict.fromkeys(names, behind))
-    merged, entries = [(_order(queue[0]), name) for name, queue in heads.items() if queue], list[Entry]()
+    merged, entries = [(_order(status, queue[0]), name) for name, queue in heads.items() if queue], list[Entry]()
     heapq.heapify(merged)
     while merged and len(entries) <= limit:
         _, name = heapq.heappop(merged)
@@ -141,22 +141,24 @@ def _read_ended(status: int, after: Position | None, limit: int) -> Operation[tu
         if not heads[name]:
             heads |= yield from _heads(status, {name: entry.position[-2:]})
         if heads[name]:
-            heapq.heappush(merged, (_order(heads[name][0]), name))
+            heapq.heappush(merged, (_order(status, heads[name][0]), name))
     chosen = entries[:limit]
     seen: Snapshot = yield Query(tuple(entry.ref for entry in chosen), with_content=True)
     found = [Entry(entry.position, entry.ref, seen.records[entry.ref]) for entry in chosen]
     return [entry for entry in found if entry.record is not None], seen, len(entries) > limit
 
 
-def _heads(status: int, behind: dict[str, Position | None]) -> Operation[dict[str, deque[Entry]]]:
+def _heads(status: Status, behind: dict[str, Position | None]) -> Operation[dict[str, deque[Entry]]]:
     """Return the next entries of these queues, each behind a position."""
-    scans = tuple(
-        Scan("ended", HEADS, (status, name), None if after is None else (status, name, *after), backwards=True, with_records=False)
-        for name, after in behind.items()
-    )
-    seen: Snapshot = yield Query(scans=scans)
+    scans = list[Scan]()
+    for name, after in behind.items():
+        prefix = (name,) if status is Status.SCHEDULED else (CODES[status], name)
+        of = "scheduled" if status is Status.SCHEDULED else "ended"
+        last = None if after is None else (*prefix, *after)
+        scans.append(Scan(of, HEADS, prefix, last, backwards=status is not Status.SCHEDULED, with_records=False))
+    seen: Snapshot = yield Query(scans=tuple(scans))
     return {name: deque(entries) for name, entries in zip(behind, seen.scans, strict=True)}
 
 
-def _order(entry: Entry) -> Position:
-    return (-entry.position[-2], -entry.position[-1])
+def _order(status: Status, entry: Entry) -> Position:
+    return entry.position[-2:] if status is Status.SCHEDULED else (-entry.position[-2], -entry.position[-1])

@@ -29,6 +29,8 @@ class Kind:
     """A fact about the whole store, such as an outage."""
     HISTORY: Final = 9
     """What workers have measured in a period. Its id is a session and a number, or a level and a number of periods since 1970."""
+    GATE: Final = 10
+    """A limit for one value of its key: see gates.py."""
 
 
 TABLES: Final[Mapping[int, str]] = {
@@ -42,6 +44,7 @@ TABLES: Final[Mapping[int, str]] = {
     Kind.INBOX: "inbox",
     Kind.MARK: "facts",
     Kind.HISTORY: "history",
+    Kind.GATE: "gates",
 }
 """The table of each kind in SQL stores. PostgreSQL locks rows in this order, but keys before jobs. A release may add kinds and indexes,
 and keeps what the release before reads; only an index with entries of a former kind needs a separate migration."""
@@ -103,7 +106,9 @@ class Flag:
     the job while the other one still runs."""
     PAUSED: Final = 1024
     """SCHEDULED because its job was paused when it was claimed: see `job_pauses`."""
-    TIES: Final = KEYED | AWAITED | STATED | POISON | ARRIVING | SPOILT
+    LIMITED: Final = 512
+    """It has gates. While it is READY or RUNNING, it holds a slot of each, so only the engine readies it and ends its runs."""
+    TIES: Final = LIMITED | KEYED | AWAITED | STATED | POISON | ARRIVING | SPOILT
     """The jobs that `succeed` leaves to the engine. `fade` leaves it those that are TAGGED, because they have entries."""
 
 
@@ -135,6 +140,7 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
         _F("ended_at", _N),
         _F("fade_at", _N),
         _F("cause", _B),
+        _F("gate", _B),  # at which a SCHEDULED job waits
     ),
     # `holder` is live, and `next` waits behind it while it runs. The record does not say which of them waits and which one runs, because a
     # claim makes the one the other and sees no key. A decision about a key loads both jobs, and expects their revisions.
@@ -156,6 +162,16 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
     Kind.INBOX: (_F("seq", _N, 0, Owner.STORE),),
     Kind.MARK: (),
     Kind.HISTORY: (_F("level", _S, 0), _F("at", _N, 0), _F("rolls_at", _N, 0)),
+    # `taken` of `most` slots are held. `has_waiting` is 1 from when a job waits here until none was found to wait while there was room. A
+    # gate with room is `is_open` until then. A rate has no slots, but `tat` (see `model/limits.py`).
+    Kind.GATE: (
+        _F("taken", _N, 0),
+        _F("most", _N, 0),
+        _F("has_waiting", _S, 0),
+        _F("is_open", _S, 0),
+        _F("tat", _N),
+        _F("closed_until", _N),
+    ),
 }
 
 
@@ -184,8 +200,16 @@ INDEXES: Final = (
     Index("status", Kind.JOB, "status < 7", ("queue", "status"), groups=2, listed=False),
     Index("ready", Kind.JOB, "status = 2", ("queue", "-priority", "due_at", "seq"), groups=2, counted=False),
     Index("scheduled", Kind.JOB, "status = 1", ("queue", "due_at", "seq"), groups=1, counted=False),
-    Index("due", Kind.JOB, "status = 1 OR status = 0 AND awaits <= 0 AND flags & 256 = 0", ("due_at", "seq")),
+    Index("due", Kind.JOB, "(status = 1 OR status = 0 AND awaits <= 0 AND flags & 256 = 0) AND flags & 512 = 0", ("due_at", "seq")),
     Index("parked", Kind.JOB, "status = 1 AND flags & 1024 <> 0", ("job", "due_at", "seq")),
+    Index(
+        "due_limited",
+        Kind.JOB,
+        "(status = 1 OR status = 0 AND awaits <= 0 AND flags & 256 = 0) AND flags & 512 <> 0 AND gate IS NULL",
+        ("due_at", "seq"),
+    ),
+    Index("gated", Kind.JOB, "gate IS NOT NULL", ("gate", "-priority", "due_at", "seq")),
+    Index("holding", Kind.JOB, "status = 2 AND flags & 512 <> 0", ("queue", "seq")),
     Index("held", Kind.JOB, "status = 0", ("seq",)),
     Index("leases", Kind.JOB, "status = 3", ("session", "claim"), groups=1),
     Index("marked", Kind.JOB, "status = 3 AND flags & 16 <> 0", ("session", "claim")),
@@ -209,6 +233,8 @@ INDEXES: Final = (
     Index("inbox", Kind.INBOX, "", ("seq",)),
     Index("history", Kind.HISTORY, "", ("level", "at", "id")),
     Index("rolling", Kind.HISTORY, "", ("rolls_at", "id")),
+    Index("rates", Kind.GATE, "tat IS NOT NULL", ("tat", "id")),
+    Index("open", Kind.GATE, "is_open = 1", ("id",)),
 )
 
 Position = tuple[Any, ...]

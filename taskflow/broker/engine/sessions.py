@@ -232,6 +232,8 @@ _LOOK: Final = (
     Scan("expiring", 1, with_records=False),
     Scan("fading", 1, with_records=False),
     Scan("paused", MAX_LEASES, with_records=False),
+    Scan("due_limited", 1, with_records=False),
+    Scan("open", 1, with_records=False),
     *arrivals.scans(1),
 )
 """The scans of a heartbeat that asks for a work hint. They follow those of the moves and `PULSE`."""
@@ -240,14 +242,14 @@ _LOOK: Final = (
 def _work_hint(draft: Draft, session: Plain) -> WorkHint:
     """Return the work hint for a session whose heartbeat has been noted in the draft."""
     seen = draft.seen
-    dying, offers, expiring, fading, paused, *arriving = seen.scans[6:-2]
+    dying, offers, expiring, fading, paused, limited, opened, *arriving = seen.scans[6:-2]
     has_ends = bool(seen.scans[2]) and bool(session.header["wants_ends"])
     names = {entry.ref.id.decode(errors="backslashreplace") for entry in paused}
-    waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offers, expiring, fading) if entries]
+    waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offers, expiring, fading, limited) if entries]
     waits += lapses(draft, session)
     return WorkHint(
         is_ready=any(group.prefix[0] not in names for group in seen.groups[0]),
-        due_in=0.0 if dying or has_ends or any(arriving) else max(0.0, min(waits, default=math.inf)),
+        due_in=0.0 if dying or has_ends or opened or any(arriving) else max(0.0, min(waits, default=math.inf)),
     )
 
 

@@ -241,7 +241,7 @@ BEGIN
 END
 $$;
 
--- Locks keys and jobs until the transaction ends, also keys that do not exist: a row of `meta` stands for a 64th of them. (Any role that may
+-- Locks keys, gates and jobs until the transaction ends, also keys and gates that do not exist: a row of `meta` stands for a 64th of them. (Any role that may
 -- connect can hold any advisory lock.) A program that has been stopped does not keep them for long.
 CREATE FUNCTION @.lock_records(job_ids bytea[], key_ids bytea[]) RETURNS void LANGUAGE plpgsql @SETTINGS SET lock_timeout = '3s' AS $$
 #variable_conflict use_column

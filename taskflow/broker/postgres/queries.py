@@ -100,8 +100,25 @@ _FROM_FIRST_LEASE: Final = (ScanShape("leases", prefix=1), ScanShape("marked", p
 """Scans that begin at the session's first lease: see low_water_marks.sql."""
 
 HOT_SCANS: Final = (
-    *(ScanShape(name) for name in ("beats", "dying", "gone", "offers", "expiring", "fading", "paused", "arriving", "inbox")),
+    *(
+        ScanShape(name)
+        for name in (
+            "beats",
+            "dying",
+            "gone",
+            "offers",
+            "expiring",
+            "fading",
+            "paused",
+            "arriving",
+            "inbox",
+            "due_limited",
+            "open",
+            "rates",
+        )
+    ),
     *_FROM_FIRST_LEASE,
+    ScanShape("gated", prefix=1, with_records=True),
     ScanShape("lapsing"),
     ScanShape("lapsing", with_records=True),
     ScanShape("lapsing", backwards=True, with_records=True),

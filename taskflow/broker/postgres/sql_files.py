@@ -88,7 +88,7 @@ def _limits() -> dict[str, str]:
         "P.MAX_REQUEST": str(2 * MAX_PAYLOAD + 16 * MAX_BYTES),  # bytes are sent in hexadecimal
         "P.NOTE_TTL": str(NOTE_TTL),
         "P.MAX_NOTIFIED_BYTES": str(MAX_NOTIFIED_BYTES),
-        "P.CONSEQUENTIAL": str(Flag.KEYED | Flag.AWAITED | Flag.STATED),
+        "P.CONSEQUENTIAL": str(Flag.LIMITED | Flag.KEYED | Flag.AWAITED | Flag.STATED),
         "P.STATE_ARRIVING": _state(State(waiting=_ARRIVES)),
         "P.STATE_REPLACING": _state(State(waiting=_ARRIVES, replaces=True)),
         "P.STATE_REPLACED": _state(State(waiting=_ARRIVES, replaced=bytes(ID_BYTES)), cut=ID_BYTES),

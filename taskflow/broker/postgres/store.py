@@ -98,8 +98,9 @@ class PostgresStore:
         return PostgresStore(fetch, self._schema, self._wall, self._steady, self._capacity, hooks)
 
     async def lock(self, refs: Sequence[Ref]) -> None:
-        """Lock jobs and keys until the transaction ends."""
-        await self._call("lock_records", *[[ref.id for ref in refs if ref.kind == kind] for kind in (Kind.JOB, Kind.KEY)])
+        """Lock jobs, keys and gates until the transaction ends."""
+        kinds = ((Kind.JOB,), (Kind.KEY, Kind.GATE))
+        await self._call("lock_records", *[[ref.id for ref in refs if ref.kind in each] for each in kinds])
 
     async def perform(self, effect: Effect) -> Any:
         """Answer what an operation has yielded."""

@@ -146,13 +146,13 @@ CREATE FUNCTION @.add_one_within(j @.jobs, of_tags text[], of_key bytea, replace
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    is_arriving CONSTANT boolean := of_key IS NOT NULL;
+    is_arriving CONSTANT boolean := of_key IS NOT NULL OR j.flags & @LIMITED <> 0;
     own record;
     standing bytea;
     known bytea;
     replaced bytea;
 BEGIN
-    IF is_arriving THEN
+    IF of_key IS NOT NULL THEN
         SELECT * INTO own FROM @.own_arrivals(of_key);
         standing := CASE WHEN own.id IS NULL AND replaces IS NOT TRUE THEN @.key_holder(of_key) ELSE own.id END;
         IF standing IS NOT NULL THEN -- not without need: at "serializable" this conflicts with transactions that add jobs
@@ -169,7 +169,7 @@ BEGIN
     INSERT INTO @.jobs SELECT (j).* ON CONFLICT (id) DO NOTHING;
     IF NOT FOUND THEN
         RETURN @.known_as(j.id, j.queue, j.job, of_key, j.content);
-    ELSIF is_arriving THEN
+    ELSIF of_key IS NOT NULL THEN
         PERFORM set_config(own.setting, own.entry || encode(j.id, 'hex') || ';' || own.known, true);
     END IF;
     IF cardinality(of_tags) > 0 THEN
@@ -189,7 +189,13 @@ BEGIN
     j.seq := nextval('@.jobs_seq_seq');
     j.created_at := now_at;
     j.due_at := greatest(now_at, j.due_at);
-    j.status := CASE WHEN j.flags & @KEYED <> 0 OR j.awaits > 0 THEN S.HELD WHEN j.due_at > now_at THEN S.SCHEDULED ELSE S.READY END;
+    j.status := CASE
+        WHEN j.flags & (@KEYED | @LIMITED) <> 0 OR j.awaits > 0 THEN S.HELD WHEN j.due_at > now_at THEN S.SCHEDULED ELSE S.READY
+    END;
+    IF j.flags & @LIMITED <> 0 THEN -- the engine lets it pass its gates after the commit
+        j.flags := j.flags | @ARRIVING | @BEHIND;
+        j.state := P.STATE_ARRIVING;
+    END IF;
     RETURN j;
 END
 $$;
@@ -208,7 +214,7 @@ BEGIN
 END
 $$;
 
--- Adds calls in order. Without keys they are added by one statement.
+-- Adds calls in order. Without keys and limits they are added by one statement.
 CREATE FUNCTION @.add_jobs_within(now_at bigint, calls jsonb) RETURNS text LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
@@ -217,7 +223,7 @@ DECLARE
     answers bytea[];
     each record;
 BEGIN
-    IF jsonb_path_exists(calls, '$[*].key') THEN
+    IF jsonb_path_exists(calls, '$[*].key') OR jsonb_path_exists(calls, '$[*].flags ? (@ >= @LIMITED)') THEN
         FOR each IN SELECT * FROM @.calls_in(calls, now_at) LOOP
             answers := answers || @.add_one_within(each.job, each.tags, each.key, each.replaces);
         END LOOP;

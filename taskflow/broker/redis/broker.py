@@ -95,7 +95,7 @@ class RedisBroker(EngineBroker):
 
         Return that change, and its answer.
         """
-        key = f"{self.prefix}turn:".encode() + max(contested).id  # that of a key, if there is one
+        key = f"{self.prefix}turn:".encode() + max(contested).id  # that of a gate or a key, if there is one
         async with self._per_loop.here().turn:
             has_turn = await self._take_turn(key)
             try:

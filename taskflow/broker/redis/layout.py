@@ -13,11 +13,11 @@ from taskflow.broker.engine.records import HEADERS, INDEXES, Field, Flag, Index,
 from taskflow.model.fingerprint import UNKNOWN
 from taskflow.model.ids import ID_BYTES
 
-LAYOUT: Final = 2
+LAYOUT: Final = 3
 """The version of keys and records. A store with another version is refused. Increase it with every change that an older taskflow would
 misread. Kinds and indexes may be added without that: see DECLARED."""
 
-PREFIXES: Final = ("j:", "k:", "s:", "h:", "q:", "e:", "a:", "x:", "m:", "y:")
+PREFIXES: Final = ("j:", "k:", "s:", "h:", "q:", "e:", "a:", "x:", "m:", "y:", "g:")
 """The beginnings of the keys of records, by kind."""
 
 MARK: Final = b"\xff@"
@@ -263,7 +263,7 @@ def _part(kind: int, name: str) -> str:
     if field.type is Type.NUMBER:
         return f"falling(h[{place}])" if name.startswith("-") else f"h[{place}]"
     if field.type is Type.SMALL:
-        return f"struct.pack('>I2', 32768 + h[{place}])"
+        return f"struct.pack('>I2', 32768 {'-' if name.startswith('-') else '+'} h[{place}])"
     return f"esc(h[{place}])"
 
 

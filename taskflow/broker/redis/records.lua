@@ -7,8 +7,8 @@
 -- RUNNING              fence (epoch, session, claim: 36), claimed_at (8), claimed_steady (8), worker (after its length in 2), then the whole
 --                      former record
 -- SUCCEEDED, BURIED    the same without the payload; then ended_at, fade_at, how long it ran (8 each), and the result
--- 64 and more, jobs    like a waiting job up to `sent`, then EXTRA below; then worker, `settled`, `cause`, the values of entries as msgpack,
---                      `state` and content
+-- 64 and more, jobs    like a waiting job up to `sent`, then EXTRA below; then worker, `settled`, `cause`, `gate`, the values of entries as
+--                      msgpack, `state` and content
 -- 64, other kinds      a msgpack array of the header's fields, in their order, after its length (4), with the values of entries at its end;
 --                      then `sent`, `state` and content, each after its length plus 1 (4), 0 if there is none
 --
@@ -33,21 +33,21 @@ local function decode_waiting(stored, at)
     error('it is too short')
   end
   local header = { byte(stored, at), flags, priority - 128, sub(stored, names_at, queue_at - 1), sub(stored, queue_at, name_at - 1), seq,
-    created, due, false, ZERO, ZERO, false, false, false, false, false, false, false, false, false, false, false }
+    created, due, false, ZERO, ZERO, false, false, false, false, false, false, false, false, false, false, false, false }
   return header, sent > 0 and sub(stored, name_at, ends_at - 1) or nil, ends_at
 end
 
 -- expires_at, awaits, epoch, claimed_at, claimed_steady, started_at, ended_at, fade_at, session, claim, and the lengths of the parts behind
 -- them plus 1, 0 for those that are absent. An absent number is NONE. Only RUNNING jobs have a session and a claim.
-local EXTRA, EXTRA_BYTES = '>c8c8c8c8c8c8c8c8c16c12I2I2I2I4I4I4', 110
+local EXTRA, EXTRA_BYTES = '>c8c8c8c8c8c8c8c8c16c12I2I2I2I2I4I4I4', 112
 local NONE = '\0\0\0\0\0\0\0\0'
 local NO_LEASE = string.rep('\0', 28)
 
 local function decode_extra(stored)
   local status = byte(stored) - 64
   local header, sent, at = decode_waiting(stored, 1)
-  local expires, awaits, epoch, claimed, claimed_steady, started, ended, fades, session, claim, worker, settled, cause, entries, state,
-    content = struct.unpack(EXTRA, stored, at)
+  local expires, awaits, epoch, claimed, claimed_steady, started, ended, fades, session, claim, worker, settled, cause, gate, entries,
+    state, content = struct.unpack(EXTRA, stored, at)
   at = at + EXTRA_BYTES
   local function take(length)
     if length == 0 then
@@ -63,7 +63,7 @@ local function decode_extra(stored)
   if status == F.running_status then
     header[F.session], header[F.claim] = session, claim
   end
-  header[F.worker], header[F.settled], header[F.cause] = take(worker), take(settled), take(cause)
+  header[F.worker], header[F.settled], header[F.cause], header[F.gate] = take(worker), take(settled), take(cause), take(gate)
   entries = take(entries)
   header[F.entries] = entries and cmsgpack.unpack(entries)
   state, content = take(state), take(content)
@@ -75,16 +75,17 @@ local function decode_extra(stored)
 end
 
 local function encode_extra(rev, header, sent, state, content)
-  local queue, name, worker, settled, cause = header[F.queue], header[F.job], header[F.worker], header[F.settled], header[F.cause]
+  local queue, name, worker, settled = header[F.queue], header[F.job], header[F.worker], header[F.settled]
+  local cause, gate = header[F.cause], header[F.gate]
   local entries = header[F.entries] and cmsgpack.pack(header[F.entries])
   return char(64 + header[F.status]) .. rev .. struct.pack('>I2B', header[F.flags], header[F.priority] + 128) .. header[F.due_at]
     .. header[F.seq] .. header[F.created_at] .. struct.pack('>I2I2I4', #queue, #name, sent and #sent + 1 or 0) .. queue .. name
     .. (sent or '') .. (header[F.expires_at] or NONE) .. header[F.awaits] .. header[F.epoch] .. (header[F.claimed_at] or NONE)
     .. (header[F.claimed_steady] or NONE) .. (header[F.started_at] or NONE) .. (header[F.ended_at] or NONE) .. (header[F.fade_at] or NONE)
     .. (header[F.session] and header[F.session] .. header[F.claim] or NO_LEASE)
-    .. struct.pack('>I2I2I2I4I4I4', worker and #worker + 1 or 0, settled and #settled + 1 or 0, cause and #cause + 1 or 0,
-      entries and #entries + 1 or 0, state and #state + 1 or 0, content and #content + 1 or 0)
-    .. (worker or '') .. (settled or '') .. (cause or '') .. (entries or '') .. (state or '') .. (content or '')
+    .. struct.pack('>I2I2I2I2I4I4I4', worker and #worker + 1 or 0, settled and #settled + 1 or 0, cause and #cause + 1 or 0,
+      gate and #gate + 1 or 0, entries and #entries + 1 or 0, state and #state + 1 or 0, content and #content + 1 or 0)
+    .. (worker or '') .. (settled or '') .. (cause or '') .. (gate or '') .. (entries or '') .. (state or '') .. (content or '')
 end
 
 -- Decodes a record of another kind. Upper case: a field that is always there.
@@ -148,7 +149,7 @@ local function is_plain(header, sent, state, content)
   local status = header[F.status]
   return (status == F.ready_status or status == F.scheduled_status) and content and not state and header[F.awaits] == ZERO
     and header[F.epoch] == ZERO and not header[F.expires_at] and not header[F.worker] and not header[F.settled] and not header[F.claimed_at]
-    and not header[F.started_at] and not header[F.cause] and not header[F.entries]
+    and not header[F.started_at] and not header[F.cause] and not header[F.gate] and not header[F.entries]
 end
 
 local function part(bytes)

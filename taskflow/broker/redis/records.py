@@ -132,7 +132,7 @@ def _take_names(header: dict[str, Any], names: bytes) -> str | None:
         return "\n".join(f"{name}\t{header[name]}" for name, each in raw.items() if header[name].encode() != each)
 
 
-_EXTRA: Final = struct.Struct(">8Q16s12sHHHIII")
+_EXTRA: Final = struct.Struct(">8Q16s12sHHHHIII")
 _NUMBERS: Final = ("expires_at", "awaits", "epoch", "claimed_at", "claimed_steady", "started_at", "ended_at", "fade_at")
 
 
@@ -140,20 +140,19 @@ def _job(ref: Ref, rev: bytes, stored: bytes, with_content: bool) -> Record:
     """Decode a job outside the fixed layout."""
     header: dict[str, Any] = dict(_JOB_DEFAULTS)
     names, sent, at = read_waiting(stored, 0, header)
-    *numbers, session, claim, worker_bytes, settled_bytes, cause_bytes, entries_bytes, state_bytes, content_bytes = _EXTRA.unpack_from(
-        stored, at
-    )
-    for name, number in zip(_NUMBERS, numbers, strict=True):
+    extra = _EXTRA.unpack_from(stored, at)
+    session, claim = extra[len(_NUMBERS) : len(_NUMBERS) + 2]
+    for name, number in zip(_NUMBERS, extra, strict=False):
         header[name] = number - _BIAS if number else _JOB_DEFAULTS[name]
     status = header["status"] = stored[0] - GENERAL
     if status == RUNNING:
         header["session"], header["claim"] = session, claim
     at += _EXTRA.size
     parts = list[bytes | None]()
-    for size in (worker_bytes, settled_bytes, cause_bytes, entries_bytes, state_bytes, content_bytes):
+    for size in extra[len(_NUMBERS) + 2 :]:
         parts.append(stored[at : at + size - 1] if size else None)
         at += size - 1 if size else 0
-    worker, header["settled"], header["cause"], _, state, content = parts
+    worker, header["settled"], header["cause"], header["gate"], _, state, content = parts
     header["worker"] = None if worker is None else _worker_name(worker)
     needed = ("claimed_steady",) if status == RUNNING else ("ended_at", "fade_at") if status > RUNNING else ()
     if at != len(stored) or status > BURIED or None in map(header.get, needed):

@@ -12,6 +12,7 @@ from taskflow.broker.engine.records import BURIED, CANCELLED, FAILED, READY, SCH
 from taskflow.broker.engine.seam import MAX_FORGOTTEN, Faded, Ref
 from taskflow.broker.sqlite.changes import RecordChanger, new_rev
 from taskflow.broker.sqlite.queries import Packing, read_rows
+from taskflow.broker.sqlite.tables import BY_INDEX
 from taskflow.model import wording
 
 MAX_INSTANT: Final = 1 << 62
@@ -25,7 +26,7 @@ MOVED: Final = Packing(
 )
 COLUMNS: Final = "status, seq, queue, flags, ended_at, id"
 
-IS_DUE: Final = "(status = 1 OR status = 0 AND awaits <= 0 AND flags & 256 = 0)"
+IS_DUE: Final = BY_INDEX["due"].when
 NEXT_DUE: Final = f'SELECT due_at FROM "~jobs" INDEXED BY "~jobs_due" WHERE {IS_DUE} ORDER BY due_at LIMIT 1'
 DUE: Final = f"""\
 SELECT @ FROM (

@@ -18,6 +18,7 @@ from typing import Final
 from taskflow.broker.sqlite.counts import READY_IN
 from taskflow.broker.sqlite.statements import Statements, filled_up
 from taskflow.broker.sqlite.store_file import StoreFile
+from taskflow.broker.sqlite.tables import BY_INDEX
 from taskflow.broker.sqlite.wake_folder import Folder, topics_file
 from taskflow.broker.topics import ANY_QUEUE, DUE, QUEUE_PREFIX, SESSION_PREFIX, is_queue, job as job_topic, split_topics
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
@@ -294,9 +295,11 @@ WHERE what = '=2' AND n > 0 AND NOT EXISTS (SELECT 1 FROM "~queues" WHERE id = C
 _STOPPING: Final = """\
 SELECT 1 FROM "~jobs" INDEXED BY "~jobs_marked" WHERE (status = 3 AND flags & 16 <> 0) AND session = ? LIMIT 1"""
 
-_NEXT_DUE: Final = """\
+_NEXT_DUE: Final = f"""\
 SELECT min(at) FROM (
-  SELECT min(due_at) AS at FROM "~jobs" INDEXED BY "~jobs_due" WHERE (status = 1 OR status = 0 AND awaits <= 0 AND flags & 256 = 0)
+  SELECT min(due_at) AS at FROM "~jobs" INDEXED BY "~jobs_due" WHERE {BY_INDEX["due"].when}
+  UNION ALL
+  SELECT min(due_at) FROM "~jobs" INDEXED BY "~jobs_due_limited" WHERE {BY_INDEX["due_limited"].when}
   UNION ALL
   SELECT min(offer_at) FROM "~schedules" WHERE offer_at IS NOT NULL
 )"""

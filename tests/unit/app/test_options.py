@@ -207,7 +207,7 @@ OF_OTHERS: list[tuple[str, str]] = [
     ("result_ttl", "it is keep_result= here"),
     ("ttl", "it is expires= here"),
     ("bind", "annotate the function's first parameter with JobContext"),
-    ("rate_limit", "--concurrency"),
+    ("rate_limit", "it is limits=[Rate(100, per=60)] here"),
     ("kwargs", "given to .delay(...)"),
 ]
 

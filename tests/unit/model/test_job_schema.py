@@ -10,6 +10,7 @@ import pytest
 import taskflow
 from taskflow.model.envelope import Envelope, OnConflict, is_plain, pack_extras, unpack_extras
 from taskflow.model.job_schema import NOT_PLAIN, OPAQUE, has_follow_up, has_tags
+from taskflow.model.limits import Gate
 
 PLAIN: Final = Envelope(id=b"i" * 16, job="work", payload=b"p")
 DECIDED_AND_PLAIN: Final = {"id", "job", "queue", "priority", "payload"}
@@ -19,7 +20,7 @@ OTHER_VALUES: Final[dict[str, Any]] = {
     "id": b"j" * 16, "job": "other", "queue": "other", "priority": 7, "payload": b"q", "after": 1.0, "at": 1, "expires": 1.0, "key": b"k",
     "on_conflict": OnConflict.REPLACE, "awaits": 1, "joins": (b"j" * 16,), "max_attempts": 3, "timeout": 2.0, "keep_result": 4.0,
     "headers": {"a": "b"}, "tags": ("import:42", "a"), "retry": taskflow.Backoff(base=5.0), "key_text": "k", "on_failure": b"call",
-    "secrets": ("token",), "throttle": 60.0, "at_most": 60.0,
+    "secrets": ("token",), "throttle": 60.0, "at_most": 60.0, "limits": (Gate(b"g" * 16, "limit", "", 1),),
 }  # fmt: skip
 """A value of each field of an envelope that is not its default."""
 

@@ -1,0 +1,220 @@
+"""Gates: limits on how many jobs are READY or RUNNING at once, and on how many start in a period.
+
+A job with gates takes a slot of each when it becomes READY, all or none, and gives them back when it is neither READY nor RUNNING any more.
+A job that finds a gate full waits there, SCHEDULED. The step that gives a slot back hands it to the first job that waits.
+
+A job that waits expects the gate's revision, and does not put the gate, so any number of jobs can begin to wait at once. Only the first
+one puts it, to note that jobs wait. An operation that makes room in a gate at which jobs may wait looks again after its step, because
+others may have begun to wait before that. No job begins to wait while there is room, so that look is final.
+
+A rate has no slots. A job pays when it becomes READY. If it comes too early, it pays for a later time at once, and becomes due then. A
+payment is good for `PAYMENT_TTL`, so that jobs which could not start in time do not start together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from taskflow.broker import topics
+from taskflow.broker.engine.draft import Draft, Missing, Plain
+from taskflow.broker.engine.job import Job, text_bytes
+from taskflow.broker.engine.records import SCHEDULED, Kind
+from taskflow.broker.engine.seam import NOW, After, Ref
+from taskflow.model import wording
+from taskflow.model.clock import to_microseconds
+from taskflow.model.limits import MAX_MOST, Gate, earliest, gate_id, paid
+
+MAX_TRIED: Final = 256
+"""How many jobs that wait at a gate one decision looks at. Others, which may be able to pass, are left to the next one."""
+
+PAYMENT_TTL: Final = 1.0
+"""Seconds for which a job that has paid for a rate may start."""
+
+
+class GateBody(msgspec.Struct, array_like=True):
+    """Keeps the fields of a gate that its header does not have: see `Gate`."""
+
+    limit: str
+    key: str
+    per: int
+    burst: int
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(GateBody).decode
+
+
+def refs_of(limits: Sequence[Gate]) -> list[Ref]:
+    return [Ref(Kind.GATE, gate.id) for gate in limits]
+
+
+def of_pause(queue: str) -> Gate:
+    """Return the gate at which limited jobs of a paused queue wait, so that they hold no slots."""
+    return Gate(gate_id(queue, "", kind=b"pause"), queue, "", 0)
+
+
+def declare(draft: Draft, limits: Sequence[Gate]) -> None:
+    """Let gates have the numbers that the sender of a new job declares."""
+    for gate in limits:
+        record = draft.plain(Kind.GATE, gate.id)
+        if record is not None and in_force(record, gate) != gate:
+            record.header["most"], record.state = gate.most, _encode(GateBody(gate.limit, gate.key, gate.per, gate.burst))
+            _put(draft, record)
+
+
+def in_force(record: Plain, gate: Gate) -> Gate:
+    """Return the gate with the numbers that its record has."""
+    try:
+        body = _decode(record.state) if isinstance(record.state, bytes) else None
+    except msgspec.MsgspecError:
+        body = None
+    if body is None:
+        return gate
+    return Gate(gate.id, body.limit, body.key, record.header["most"], body.per, body.burst)
+
+
+def admit(draft: Draft, job: Job) -> bool:
+    """Let a job pass its gates. Return False if it has to wait at one of them, or for a later time: then it takes no slot."""
+    limits, queue = job.limits, Ref(Kind.QUEUE, job.queue.encode())
+    draft.require([*refs_of(limits), queue])
+    if draft.plain(*queue) is not None:
+        pause = of_pause(job.queue)
+        _wait(draft, job, _record(draft, pause), pause, wording.waits_for_resume(job.queue))
+        return False
+    passed = [(_record(draft, gate), gate) for gate in limits]
+    full = next((each for each in passed if not each[1].per and each[0].header["taken"] >= each[0].header["most"]), None)
+    if full is not None:
+        _wait(draft, job, *full, wording.waits_at_gate(full[1].limit, full[1].key))
+        return False
+    rates = [(record, in_force(record, gate)) for record, gate in passed if gate.per]
+    if not _pay(draft, job, [each for each in rates if each[1].per > 0 and 0 < each[1].most <= MAX_MOST]):
+        return False
+    for record, gate in passed:
+        if not gate.per:
+            record.header["taken"] += 1
+            _put(draft, record)
+    job.header["gate"] = job.state.waiting = job.state.paid = None
+    return True
+
+
+def leave(draft: Draft, limits: Sequence[Gate]) -> Iterator[Job]:
+    """Give back a slot of each gate. Yield the jobs that get them, which are to be made READY."""
+    limits = [gate for gate in limits if not gate.per]
+    draft.require(refs_of(limits), frees=True)
+    for gate in limits:
+        record = draft.plain(Kind.GATE, gate.id)
+        if record is not None and record.header["taken"] > 0:  # otherwise another program has changed it
+            record.header["taken"] -= 1
+            yield from _pass_on(draft, record)
+            _put(draft, record)
+
+
+def fill(draft: Draft, gate_id: bytes) -> Iterator[Job]:
+    """Yield the jobs that wait at a gate with room, as far as it suffices. If there are none, note that."""
+    record = draft.plain(Kind.GATE, gate_id)
+    if record is None or not record.header["has_waiting"]:
+        return
+    if draft.waiting(gate_id) is None:
+        draft.wanted[gate_id] = MAX_TRIED
+        raise Missing
+    yield from _pass_on(draft, record)
+    if record.header["taken"] < record.header["most"] and not draft.waiting(gate_id) and gate_id in draft.has_seen_all:
+        record.header["has_waiting"] = 0
+    _put(draft, record)
+
+
+def pause(draft: Draft, queue: str, *, is_paused: bool) -> None:
+    """Open or close the gate of a queue's limited jobs."""
+    record = draft.plain(Kind.GATE, of_pause(queue).id)
+    if record is not None:
+        record.header["most"] = int(not is_paused)  # nothing takes a slot here
+        _put(draft, record)
+
+
+def close(draft: Draft, limits: Sequence[Gate], seconds: float) -> None:
+    """Let no job pass the rates among these gates for a while."""
+    limits = [gate for gate in limits if gate.per]
+    draft.require(refs_of(limits))
+    for gate in limits:
+        record = _record(draft, gate)
+        record.header["closed_until"] = max(record.header["closed_until"] or 0, draft.now + to_microseconds(seconds))
+        record.header["tat"] = max(record.header["tat"] or 0, record.header["closed_until"])
+        draft.put(record)
+
+
+def _pass_on(draft: Draft, record: Plain) -> Iterator[Job]:
+    """Yield the jobs that get the free slots of a gate. Those that have to wait elsewhere, or for a later time, do so from now on."""
+    header, gate_id = record.header, record.ref.id
+    if not header["has_waiting"]:
+        return
+    seen = draft.waiting(gate_id)
+    while seen and header["taken"] < header["most"]:
+        job = draft.job(seen[0].ref.id)
+        assert job is not None  # its record came with the scan
+        draft.require(refs_of(job.limits))
+        seen.popleft()
+        if job.status != SCHEDULED or job.header["gate"] != gate_id:
+            continue
+        if admit(draft, job):
+            yield job
+        else:
+            draft.put(job)
+
+
+def _record(draft: Draft, gate: Gate) -> Plain:
+    """Return the record of a gate. It exists while a job has a slot, or waits, or a rate is not idle."""
+    record = draft.plain(Kind.GATE, gate.id)
+    if record is not None:
+        return record
+    header: dict[str, Any] = {"taken": 0, "most": gate.most, "has_waiting": 0, "is_open": 0, "tat": None, "closed_until": None}
+    return Plain(Ref(Kind.GATE, gate.id), header, _encode(GateBody(gate.limit, gate.key, gate.per, gate.burst)))
+
+
+def _put(draft: Draft, record: Plain) -> None:
+    header = record.header
+    header["is_open"] = int(header["has_waiting"] and header["taken"] < header["most"])
+    if header["is_open"]:
+        draft.opened.add(record.ref.id)
+    if header["taken"] or header["has_waiting"] or header["tat"] is not None:
+        draft.put(record)
+    else:
+        draft.drop(record.ref)
+
+
+def _wait(draft: Draft, job: Job, record: Plain, gate: Gate, waiting_for: str) -> None:
+    """Let a job wait at a gate that is full."""
+    job.header["gate"] = gate.id
+    job.state.waiting, job.state.paid = text_bytes(waiting_for), None
+    if not record.header["has_waiting"]:
+        record.header["has_waiting"] = 1
+        draft.put(record)
+
+
+def _pay(draft: Draft, job: Job, rates: Sequence[tuple[Plain, Gate]]) -> bool:
+    """Pay for the rates of a job that would start now. If one of them does not allow that yet, pay for a later time at this one alone, and
+    make the job due then."""
+    due_at, now = job.header["due_at"], draft.now
+    is_good = job.state.paid is not None and not isinstance(due_at, After) and now - due_at <= to_microseconds(PAYMENT_TTL)
+    starts = list[int]()
+    for record, gate in rates:
+        tat, closed_until = record.header["tat"], record.header["closed_until"]
+        has_paid = is_good and job.state.paid == gate.id and (closed_until or 0) <= now
+        starts.append(-1 if has_paid else earliest(tat, closed_until, gate, now))
+    if not starts or max(starts) < 0:
+        return True
+    start = max(starts)
+    for (record, gate), at in zip(rates, starts, strict=True):
+        if at >= 0 and (start <= now or at == start):
+            record.header["tat"] = paid(record.header["tat"], gate, start)
+            draft.put(record)
+            if start > now:
+                job.header["gate"], job.header["due_at"], job.state.paid = None, start, gate.id
+                job.state.waiting = text_bytes(wording.waits_at_gate(gate.limit, gate.key))
+                if start - now <= gate.per // gate.most:  # others that come first have told it
+                    draft.wake(topics.DUE)
+                return False
+    job.header["due_at"] = NOW
+    return True

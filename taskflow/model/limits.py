@@ -1,0 +1,59 @@
+"""Limits as stores see them: the gates through which a job passes before it is READY."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+GATE_ID_BYTES: Final = 16
+SLOTS: Final = b"slots"
+RATE: Final = b"rate"
+"""The kinds of gates."""
+
+MAX_GATES: Final = 8
+"""The most limits of one job."""
+
+MAX_MOST: Final = 1_000_000_000
+
+
+class Gate(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One limit, for one value of its key. All jobs whose gates have the same `id` share it.
+
+    `id`     16 bytes, made by `gate_id`
+    `limit`  the name of the limit: that of its job, or that of a shared `Limit`
+    `key`    the value of the key, for people; "" if the limit has no key
+    `most`   how many jobs may be READY or RUNNING at once, or start in `per`, as the sender declares it
+    `per`    the period of a rate, in microseconds; 0 if the gate limits how many run at once
+    `burst`  how many jobs may start at once at a rate, after none has started for a while
+    """
+
+    id: bytes
+    limit: str
+    key: str
+    most: int
+    per: int = 0
+    burst: int = 1
+
+
+def gate_id(limit: str, key: str, *, kind: bytes = SLOTS) -> bytes:
+    """Return the id of a gate: 16 bytes of the SHA-256 of its kind, name and key."""
+    return hashlib.sha256(b"\0".join((kind, limit.encode(), key.encode()))).digest()[:GATE_ID_BYTES]
+
+
+def lacking(limits: Sequence[Gate], declared: Sequence[Gate]) -> tuple[Gate, ...]:
+    """Return the declared gates whose kind and name none of `limits` has."""
+    names = {(gate.limit, gate.per > 0) for gate in limits}
+    return tuple([gate for gate in declared if (gate.limit, gate.per > 0) not in names])
+
+
+def earliest(tat: int | None, closed_until: int | None, gate: Gate, now: int) -> int:
+    """Return when the next job may start at a rate, by the generic cell rate algorithm. `tat` is the theoretical arrival time."""
+    return max(now, closed_until or 0, (tat or 0) - (gate.burst - 1) * gate.per // gate.most)
+
+
+def paid(tat: int | None, gate: Gate, start: int) -> int:
+    """Return the theoretical arrival time after a job has started, or is to start, at `start`."""
+    return max(tat or 0, start) + gate.per // gate.most

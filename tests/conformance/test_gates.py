@@ -1,0 +1,467 @@
+"""Limits: how many jobs may be READY or RUNNING at once, and which one is next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from taskflow.broker.admin import View
+from taskflow.broker.protocol import Added, Broker
+from taskflow.model.envelope import Envelope, Lease, OnConflict
+from taskflow.model.limits import RATE, Gate, gate_id
+from taskflow.model.record import Status
+from taskflow.model.verdict import HandedBack, Snoozed
+from tests.support.verdicts import SettlementOf, cancelled, discarded, failed, handed_back, retried, settlement, snoozed, succeeded
+from tests.support.world import Job, World
+
+CLIENTS = 12
+
+
+def gate(most: int = 1, limit: str = "limit", key: str = "") -> Gate:
+    return Gate(gate_id(limit, key), limit, key, most)
+
+
+async def limited(world: World, most: int = 1, limit: str = "limit", **fields: Any) -> Envelope:
+    return await world.add(limits=(gate(most, limit),), **fields)
+
+
+async def statuses(world: World, *jobs: Job) -> list[Status | None]:
+    return [await world.status(job) for job in jobs]
+
+
+async def test_gate_takes(world: World) -> None:
+    """As many jobs as the limit says are READY. The next ones are SCHEDULED, say what they wait for, and are not leased."""
+    jobs = [await limited(world, 2) for _ in range(4)]
+    assert await statuses(world, *jobs) == [Status.READY, Status.READY, Status.SCHEDULED, Status.SCHEDULED]
+    assert (await world.record(jobs[2])).waiting_for == "limit limit"
+    session = await world.a_session()
+    assert len(await world.claim(session)) == 2
+    await world.upkeep()
+    assert not await world.claim(session)
+
+
+async def test_gate_takes__in_one_batch(world: World) -> None:
+    """The jobs of one call count too, in their order, and beside jobs without limits."""
+    first, free, second = world.an_envelope(limits=(gate(),)), world.an_envelope(), world.an_envelope(limits=(gate(),))
+    assert await world.enqueue(first, free, second) == [Added(first.id), Added(free.id), Added(second.id)]
+    assert await statuses(world, first, free, second) == [Status.READY, Status.READY, Status.SCHEDULED]
+
+
+async def test_gate_takes__each_key_apart(world: World) -> None:
+    """Another key, or another limit, is another gate."""
+    jobs = [await world.add(limits=(each,)) for each in (gate(key="a"), gate(key="b"), gate(limit="other", key="a"))]
+    assert await statuses(world, *jobs) == [Status.READY] * 3
+
+
+async def test_gate_takes__when_it_is_due(world: World) -> None:
+    """A job that is sent for later takes no slot until it is due, and waits then if there is none."""
+    later = await limited(world, after=60.0)
+    now = await limited(world)
+    assert (await world.record(later)).waiting_for is None
+    await world.pass_time(60.0)
+    assert await statuses(world, now, later) == [Status.READY, Status.SCHEDULED]
+    assert (await world.record(later)).waiting_for == "limit limit"
+
+
+async def test_gate_takes__when_it_is_released(world: World) -> None:
+    """So does a job that awaits others."""
+    held = await limited(world, awaits=1)
+    now = await limited(world)
+    member = await world.running(joins=(held.id,))
+    await world.settle(succeeded(member))
+    assert await statuses(world, now, held) == [Status.READY, Status.SCHEDULED]
+    await world.settle(succeeded(await run_of(world, now)))
+    assert await world.status(held) is Status.READY
+
+
+async def run_of(world: World, job: Envelope) -> Lease:
+    [lease] = [lease for lease in await world.claim(await world.a_session(), [job.queue]) if lease.envelope.id == job.id]
+    return lease
+
+
+@pytest.mark.parametrize("verdict", [succeeded, failed, discarded, cancelled, retried, snoozed])
+async def test_gate_passes_on(world: World, verdict: SettlementOf) -> None:
+    """The end of a run hands its slot to the first job that waits, in the same step."""
+    lease = await run_of(world, await limited(world))
+    first, second = await limited(world), await limited(world)
+    await world.settle(verdict(lease, 60.0) if verdict in (retried, snoozed) else verdict(lease))
+    assert await statuses(world, first, second) == [Status.READY, Status.SCHEDULED]
+    assert (await world.record(first)).waiting_for is None
+
+
+async def test_gate_passes_on__with_a_lease_that_names_its_gates(world: World) -> None:
+    """A settlement may name the gates of its lease. They are those that the job was sent with."""
+    lease = await run_of(world, await limited(world))
+    waiting = await limited(world)
+    assert lease.envelope.limits == (gate(),)
+    await world.settle(succeeded(lease, limits=lease.envelope.limits))
+    assert await world.status(waiting) is Status.READY
+
+
+async def test_gate_passes_on__to_the_first(world: World) -> None:
+    """The order is that of a queue: priority, due time, arrival, whatever the queues."""
+    running = await run_of(world, await limited(world, queue="other"))
+    late, urgent, later = await limited(world), await limited(world, priority=5, queue="third"), await limited(world)
+    for job, after in ((urgent, (late, later)), (late, (later,)), (later, ())):
+        await world.settle(succeeded(running))
+        assert await world.status(job) is Status.READY
+        assert await statuses(world, *after) == [Status.SCHEDULED] * len(after)
+        running = await run_of(world, job)
+
+
+async def test_gate_passes_on__many_at_once(world: World) -> None:
+    """Several runs that end in one call hand on as many slots; what nobody waits for is free again."""
+    session = await world.a_session()
+    jobs = [await limited(world, 3) for _ in range(5)]
+    leases = await world.claim(session)
+    await world.settle(*(succeeded(lease) for lease in leases))
+    assert await statuses(world, *jobs[3:]) == [Status.READY] * 2
+    assert await statuses(world, *[await limited(world, 3) for _ in range(2)]) == [Status.READY, Status.SCHEDULED]
+
+
+async def test_gate_passes_on__once(world: World) -> None:
+    """A settlement that is sent again gives no second slot back."""
+    lease = await run_of(world, await limited(world))
+    first, second = await limited(world), await limited(world)
+    for _ in range(2):
+        await world.settle(succeeded(lease))
+    assert await statuses(world, first, second) == [Status.READY, Status.SCHEDULED]
+
+
+async def test_gate_passes_on__without_anybody_waiting(world: World) -> None:
+    """A slot that nobody waits for can be taken again."""
+    for _ in range(3):
+        await world.settle(succeeded(await run_of(world, await limited(world))))
+    assert await world.status(await limited(world)) is Status.READY
+
+
+@pytest.mark.parametrize("end", ["cancelled", "expired", "purged", "replaced"])
+async def test_gate_passes_on__of_a_ready_job(world: World, end: str) -> None:
+    """A READY job that ends without a run hands its slot on too."""
+    ready = await limited(world, key="k", expires=30.0, tags=("t",))
+    waiting = await limited(world)
+    if end == "cancelled":
+        await world.cancel(ready)
+    elif end == "expired":
+        await world.pass_time(31.0)
+    elif end == "purged":
+        await world.broker.admin.purge(View(tag="t"))
+    else:
+        await world.add(key="k", on_conflict=OnConflict.REPLACE)
+    assert await world.status(waiting) is Status.READY
+
+
+async def test_gate_passes_on__after_a_crash(world: World) -> None:
+    """A job whose worker was lost keeps its slot while it is READY, and gives it back while it has to wait."""
+    job = await limited(world)
+    waiting = await limited(world)
+    for _ in range(2):
+        session = await world.a_session()
+        [lease] = await world.claim(session)
+        assert lease.envelope.id == job.id
+        assert await statuses(world, waiting) == [Status.SCHEDULED]
+        await world.reap(session)
+    assert await statuses(world, job, waiting) == [Status.SCHEDULED, Status.READY]
+
+
+async def test_gate_passes_on__not_for_a_hand_back(world: World) -> None:
+    """A job that goes back to its old place at once keeps its slot."""
+    job = await limited(world)
+    waiting = await limited(world)
+    await world.settle(handed_back(await run_of(world, job), counts=False))
+    assert await statuses(world, job, waiting) == [Status.READY, Status.SCHEDULED]
+
+
+@pytest.mark.parametrize("end", ["cancelled", "expired", "purged", "replaced"])
+async def test_gate_forgets(world: World, end: str) -> None:
+    """A job that ends while it waits at a gate is passed over."""
+    lease = await run_of(world, await limited(world, queue="other"))
+    first = await limited(world, key="k", expires=30.0)
+    second = await limited(world, priority=-1)
+    if end == "cancelled":
+        await world.cancel(first)
+    elif end == "expired":
+        await world.pass_time(31.0)
+    elif end == "purged":
+        await world.broker.admin.purge(View(queue="default", statuses=(Status.SCHEDULED,)), limit=1)
+    else:
+        await world.add(key="k", on_conflict=OnConflict.REPLACE)
+    await world.settle(succeeded(lease))
+    assert await world.status(second) is Status.READY
+
+
+async def test_gate_forgets__the_last(world: World) -> None:
+    """If nobody waits any more, the slot is free."""
+    lease = await run_of(world, await limited(world))
+    await world.cancel(await limited(world))
+    await world.settle(succeeded(lease))
+    assert await statuses(world, await limited(world), await limited(world)) == [Status.READY, Status.SCHEDULED]
+
+
+async def test_gate_all_or_none(world: World) -> None:
+    """A job with several gates takes a slot of each, or none: it waits at the one that is full, and no slot is idle meanwhile."""
+    one, other = gate(limit="one"), gate(limit="other")
+    holder = await run_of(world, await world.add(limits=(other,), queue="holder"))
+    both = await world.add(limits=(one, other))
+    assert (await world.record(both)).waiting_for == "limit other"
+    passing = await world.add(limits=(one,))
+    assert await world.status(passing) is Status.READY
+    await world.settle(succeeded(holder))
+    assert (await world.record(both)).waiting_for == "limit one"
+    await world.settle(succeeded(await run_of(world, passing)))
+    assert await world.status(both) is Status.READY
+    assert await statuses(world, await world.add(limits=(one,)), await world.add(limits=(other,))) == [Status.SCHEDULED] * 2
+
+
+async def test_gate_all_or_none__passed_over(world: World) -> None:
+    """If the first job that waits finds another one of its gates full, the next one gets the slot."""
+    one, other = gate(limit="one"), gate(limit="other")
+    await world.add(limits=(other,), queue="holder")
+    lease = await run_of(world, await world.add(limits=(one,)))
+    blocked, passing = await world.add(limits=(one, other)), await world.add(limits=(one,))
+    await world.settle(succeeded(lease))
+    assert await statuses(world, blocked, passing) == [Status.SCHEDULED, Status.READY]
+    assert (await world.record(blocked)).waiting_for == "limit other"
+
+
+async def test_gate_all_or_none__opposed(world: World) -> None:
+    """Jobs that name the same gates in opposite order do not block each other for ever."""
+    one, other = gate(limit="one"), gate(limit="other")
+    jobs = [await world.add(limits=order) for order in ((one, other), (other, one)) * 10]
+    for _ in jobs:
+        [lease] = await world.claim(await world.a_session())
+        await world.settle(succeeded(lease))
+    assert await statuses(world, *jobs) == [Status.SUCCEEDED] * len(jobs)
+
+
+async def test_gate_number(world: World) -> None:
+    """The number that the last sender declares is in force. If it is higher, jobs that wait pass; if it is lower, the surplus runs out."""
+    jobs = [await limited(world) for _ in range(4)]
+    more = await limited(world, 3)
+    assert await statuses(world, *jobs, more) == [Status.READY, Status.READY, Status.SCHEDULED, Status.SCHEDULED, Status.READY]
+    fewer = await limited(world, 2)
+    leases = await world.claim(await world.a_session())
+    await world.settle(succeeded(leases[0]))
+    assert await statuses(world, jobs[2], jobs[3], fewer) == [Status.SCHEDULED] * 3
+    await world.settle(succeeded(leases[1]))
+    assert await statuses(world, jobs[2], jobs[3], fewer) == [Status.READY, Status.SCHEDULED, Status.SCHEDULED]
+
+
+async def test_gate_acts(world: World) -> None:
+    """`run_now` skips a due time, but no gate. A job that is retried by an operator passes its gates again."""
+    holder = await limited(world)
+    at_gate, later = await limited(world), await limited(world, after=60.0)
+    await world.broker.admin.run_now([at_gate.id, later.id])
+    assert await statuses(world, at_gate, later) == [Status.SCHEDULED] * 2
+    assert (await world.record(later)).waiting_for == "limit limit"
+    await world.settle(failed(await run_of(world, holder)))
+    await world.broker.admin.retry([holder.id])
+    assert await statuses(world, at_gate, later, holder) == [Status.READY, Status.SCHEDULED, Status.SCHEDULED]
+
+
+async def test_gate_acts__listed(world: World) -> None:
+    """Jobs that wait at a gate are listed as SCHEDULED, among the others by their due times."""
+    await limited(world)
+    jobs = [await limited(world, queue="other"), await limited(world), await world.add(after=60.0), await limited(world, after=120.0)]
+    page = await world.broker.admin.page(View(statuses=(Status.SCHEDULED,)))
+    assert [record.id for record in page.records] == [job.id for job in jobs]
+
+
+async def test_gate_never_over(world: World) -> None:
+    """Many clients send and settle jobs of two gates at once. No more of them are READY or RUNNING than the limits say, and all end."""
+    brokers = [world.broker.sibling() for _ in range(CLIENTS)]
+    gates = [gate(2, key="a"), gate(1, key="b")]
+    sent = [[world.an_envelope(limits=(gates[(number + place) % 2],)) for place in range(8)] for number in range(CLIENTS)]
+
+    async def send(broker: Broker, envelopes: Sequence[Envelope]) -> None:
+        for envelope in envelopes:
+            await broker.enqueue([envelope])
+
+    session, done = await world.a_session(), 0
+    sending = asyncio.gather(*map(send, brokers, sent))
+    while done < CLIENTS * 8:
+        leases = await world.claim(session)
+        for each in gates:
+            assert sum(lease.envelope.limits == (each,) for lease in leases) <= each.most
+        await asyncio.gather(
+            *(broker.settle([succeeded(lease, limits=lease.envelope.limits)]) for broker, lease in zip(brokers, leases, strict=False))
+        )
+        done += len(leases)
+        await asyncio.sleep(0)
+    await sending
+    assert [await world.status(await world.add(limits=(each,))) for each in gates] == [Status.READY] * 2
+    for broker in brokers:
+        await broker.close()
+
+
+# --- rates --------------------------------------------------------------------------------------------------------
+
+
+def rate(most: int, per: float = 60.0, burst: int = 1, limit: str = "limit") -> Gate:
+    return Gate(gate_id(limit, "", kind=RATE), limit, "", most, int(per * 1_000_000), burst)
+
+
+async def due_in(world: World, *jobs: Job) -> list[float]:
+    now = (await world.record(await world.add())).created_at
+    return [round(((await world.record(job)).due_at - now).total_seconds(), 3) for job in jobs]
+
+
+async def test_gate_rate(world: World) -> None:
+    """The first jobs are READY, as many as the burst says. The others become due one after another, and are READY then."""
+    jobs = [await world.add(limits=(rate(6, burst=2),)) for _ in range(5)]
+    assert await statuses(world, *jobs) == [Status.READY] * 2 + [Status.SCHEDULED] * 3
+    assert await due_in(world, *jobs) == [0.0, 0.0, 10.0, 20.0, 30.0]
+    assert (await world.record(jobs[2])).waiting_for == "limit limit"
+    await world.pass_time(10.0)
+    assert await statuses(world, *jobs) == [Status.READY] * 3 + [Status.SCHEDULED] * 2
+    assert (await world.record(jobs[2])).waiting_for is None
+
+
+async def test_gate_rate__idle(world: World) -> None:
+    """An idle rate saves up no more than its burst."""
+    await world.add(limits=(rate(6, burst=2),))
+    await world.pass_time(3_600.0)
+    assert await due_in(world, *[await world.add(limits=(rate(6, burst=2),)) for _ in range(3)]) == [0.0, 0.0, 10.0]
+
+
+async def test_gate_rate__late(world: World) -> None:
+    """Jobs that are due for longer than a second when upkeep finds them pay again: they do not become READY together."""
+    jobs = [await world.add(limits=(rate(6),)) for _ in range(4)]
+    await world.pass_time(600.0)
+    assert await statuses(world, *jobs) == [Status.READY] * 2 + [Status.SCHEDULED] * 2
+    assert await due_in(world, *jobs[2:]) == [10.0, 20.0]
+
+
+async def test_gate_rate__taken_late(world: World) -> None:
+    """So does a READY job that its worker finds to have waited too long: it is handed back with its gates."""
+    jobs = [await world.add(limits=(rate(6, burst=2),)) for _ in range(2)]
+    world.clock.advance(12.0)
+    leases = await world.claim(await world.a_session())
+    assert [lease.waited for lease in leases] == [12_000_000] * 2
+    await world.settle(*(settlement(lease, HandedBack(counts=False, limits=())) for lease in leases))
+    assert await statuses(world, *jobs) == [Status.READY, Status.SCHEDULED]
+    record = await world.record(jobs[0])
+    assert (record.attempt, record.hand_backs) == (1, 0)
+
+
+async def test_gate_rate__retried(world: World) -> None:
+    """Another run pays again, also one that follows at once."""
+    lease = await run_of(world, await world.add(limits=(rate(6),)))
+    await world.settle(retried(lease, 0.0))
+    assert await due_in(world, lease) == [10.0]
+
+
+async def test_gate_rate__closed(world: World) -> None:
+    """A run can close its rates: no job passes them until then, and the run uses no attempt."""
+    lease = await run_of(world, await world.add(limits=(rate(6),)))
+    waiting = await world.add(limits=(rate(6),))
+    await world.settle(settlement(lease, Snoozed(60.0, closes=True)))
+    assert await due_in(world, await world.add(limits=(rate(6),))) == [60.0]
+    await world.pass_time(10.0)
+    assert await statuses(world, waiting, lease) == [Status.SCHEDULED] * 2
+    assert await due_in(world, waiting, lease) == [60.0, 50.0]
+    assert (await world.record(lease)).attempt == 1
+
+
+async def test_gate_rate__and_slots(world: World) -> None:
+    """A job with both takes no slot while it waits for its time, and does not pay while it waits for a slot."""
+    limits = (gate(1, "slots"), rate(6))
+    first, second = await world.add(limits=limits), await world.add(limits=limits)
+    assert (await world.record(second)).waiting_for == "limit slots"
+    other = await world.add(limits=(rate(6),))
+    assert await due_in(world, other) == [10.0]
+    await world.settle(succeeded(await run_of(world, first)))
+    assert await due_in(world, second) == [20.0]
+    assert await world.status(await world.add(limits=(gate(1, "slots"),))) is Status.READY
+
+
+async def test_gate_rate__forgotten(world: World) -> None:
+    """A rate that holds up no job leaves nothing in the store."""
+    await world.add(limits=(rate(6),))
+    await world.pass_time(3_600.0)
+    await world.upkeep()
+    await world.add(limits=(rate(6),))
+
+
+async def test_gate_late(world: World) -> None:
+    """A job whose sender did not know its limits passes them when its worker hands it back with them."""
+    jobs = [await world.add() for _ in range(3)]
+    leases = await world.claim(await world.a_session())
+    await world.settle(*(settlement(lease, HandedBack(counts=False, limits=(gate(),))) for lease in leases))
+    assert await statuses(world, *jobs) == [Status.READY, Status.SCHEDULED, Status.SCHEDULED]
+    lease = await run_of(world, jobs[0])
+    assert lease.envelope.limits == (gate(),)
+    await world.settle(succeeded(lease))
+    assert await statuses(world, *jobs[1:]) == [Status.READY, Status.SCHEDULED]
+
+
+async def test_gate_late__more(world: World) -> None:
+    """A limit that was declared later is added to those that the job has. Meanwhile others get its slot."""
+    lease = await run_of(world, await world.add(limits=(gate(),), queue="other"))
+    waiting = await world.add(limits=(gate(),))
+    await world.settle(settlement(lease, HandedBack(counts=False, limits=(gate(), gate(limit="more")))))
+    assert await statuses(world, lease, waiting) == [Status.SCHEDULED, Status.READY]
+    await world.settle(succeeded(await run_of(world, waiting)))
+    assert (await run_of(world, lease.envelope)).envelope.limits == (gate(), gate(limit="more"))
+
+
+async def test_gate_late__cancelled(world: World) -> None:
+    """A job that was asked to stop does not wait again."""
+    lease = await run_of(world, await world.add())
+    await world.cancel(lease)
+    await world.settle(settlement(lease, HandedBack(counts=False, limits=(gate(),))))
+    assert await world.status(lease) is Status.CANCELLED
+
+
+# --- paused queues ------------------------------------------------------------------------------------------------
+
+
+async def test_gate_paused(world: World) -> None:
+    """READY jobs of a paused queue give their slots back, so that other queues go on. They wait for the resume, and then at their gates."""
+    paused, other = await limited(world, queue="paused"), await limited(world, queue="other")
+    await world.broker.admin.pause("paused")
+    assert await statuses(world, paused, other) == [Status.SCHEDULED, Status.READY]
+    assert (await world.record(paused)).waiting_for == "queue paused, which is paused"
+    await world.broker.admin.resume("paused")
+    assert (await world.record(paused)).waiting_for == "limit limit"
+    await world.settle(succeeded(await run_of(world, other)))
+    assert await world.status(paused) is Status.READY
+
+
+async def test_gate_paused__new_jobs(world: World) -> None:
+    """So do jobs that come during the pause, and those that come back from a run."""
+    lease = await run_of(world, await limited(world, queue="paused"))
+    await world.broker.admin.pause("paused")
+    new, other = await limited(world, queue="paused"), await limited(world, queue="other")
+    assert (await world.record(new)).waiting_for == "queue paused, which is paused"
+    await world.settle(handed_back(lease, counts=False))
+    await world.upkeep()
+    assert await statuses(world, lease, new, other) == [Status.SCHEDULED, Status.SCHEDULED, Status.READY]
+    await world.broker.admin.resume("paused")
+    await world.settle(succeeded(await run_of(world, other)))
+    assert await statuses(world, lease, new) == [Status.READY, Status.SCHEDULED]
+
+
+async def test_gate_paused__passed_over(world: World) -> None:
+    """A job of a paused queue that waits at a gate is passed over when its turn comes."""
+    lease = await run_of(world, await limited(world, queue="other"))
+    paused, next_one = await limited(world, queue="paused"), await limited(world, queue="other")
+    await world.broker.admin.pause("paused")
+    await world.settle(succeeded(lease))
+    assert await statuses(world, paused, next_one) == [Status.SCHEDULED, Status.READY]
+
+
+async def test_gate_paused__many(world: World) -> None:
+    """All of them, also if they are paused and resumed again."""
+    jobs = [world.an_envelope(limits=(gate(500),)) for _ in range(300)]
+    await world.enqueue(*jobs)
+    for _ in range(2):
+        await world.broker.admin.pause("default")
+        assert {await world.status(job) for job in jobs[::50]} == {Status.SCHEDULED}
+        await world.broker.admin.resume("default")
+        await world.upkeep()
+        assert {await world.status(job) for job in jobs[::50]} == {Status.READY}
+    assert len(await world.claim(await world.a_session())) == 300
