@@ -81,9 +81,9 @@ class Failures(NamedTuple):
     window: int | None = None
 
 
-async def failure_groups(broker: Broker, view: View, limit: int = MAX_GROUPS, deploy: str = "") -> Failures:
+async def failure_groups(broker: Broker, view: View, limit: int = MAX_GROUPS, deploy: str = "", *, others: bool = False) -> Failures:
     """Return the largest groups of the failed jobs in this view. Stores count all failed jobs, also those of a queue or a job name.
-    With `deploy`, return those with the most jobs that failed on it.
+    With `deploy`, return those with the most jobs that failed on it, and with `others` the rest after them.
 
     With any other condition no more than `EXAMINED` are read: those that failed last, or the newest with a tag.
     """
@@ -96,7 +96,7 @@ async def failure_groups(broker: Broker, view: View, limit: int = MAX_GROUPS, de
         found = failure_groups_of([FailurePart(record.cause, record.job, 1, at, at, record.id) for record, at in ends], most)
         window = None if page.cursor is None else page.examined
     if deploy:
-        found = sorted((group for group in found if deploy in group.deploys), key=lambda group: -group.deploys[deploy])[:limit]
+        found = sorted((each for each in found if others or deploy in each.deploys), key=lambda each: -each.deploys.get(deploy, 0))[:limit]
     samples: dict[bytes, Record] = {}
     for first in range(0, len(found), SAMPLES_AT_ONCE):
         records = await broker.read([group.sample for group in found[first : first + SAMPLES_AT_ONCE]])

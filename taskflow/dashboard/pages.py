@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 JOBS_AT_ONCE: Final = 50
 GROUPS_AT_ONCE: Final = 50
+GROUPS_AT_A_GLANCE: Final = 6
 ACTIONS_AT_ONCE: Final = 50
 MAX_POSITIONS: Final = 200  # jobs that are counted before a ready one
 MAX_ERRORS: Final = 10  # of one job, the newest
@@ -54,8 +55,11 @@ def totals_of(queues: list[QueueInfo], queue: str | None = None) -> dict[Status,
     return {status: sum(each.counts.get(status, 0) for each in queues if queue in (None, each.name)) for status in Status}
 
 
-async def groups_of(view: View, most: int = GROUPS_AT_ONCE, deploy: str = "") -> Failures:
-    return await remembered(("failures", view, most, deploy), lambda: call(lambda broker: failure_groups(broker, view, most, deploy)))
+async def groups_of(view: View, most: int = GROUPS_AT_ONCE, deploy: str = "", *, others: bool = False) -> Failures:
+    async def read() -> Failures:
+        return await call(lambda broker: failure_groups(broker, view, most, deploy, others=others))
+
+    return await remembered(("failures", view, most, deploy, others), read)
 
 
 async def overview(request: Request) -> Response:
@@ -67,10 +71,7 @@ async def overview(request: Request) -> Response:
         operate.queues(), operate.workers(), operate.paused_jobs(), remembered("rate", rate, keep=5.0)
     )
     deploy = newest_deploy(workers)
-    groups = (await groups_of(View(), 5, deploy)).groups
-    is_quiet = bool(deploy) and not groups
-    if is_quiet:
-        groups = (await groups_of(View(), 5)).groups
+    found = await groups_of(View(), GROUPS_AT_A_GLANCE, deploy, others=True)
     return render(
         request,
         "overview.html",
@@ -80,9 +81,8 @@ async def overview(request: Request) -> Response:
         untaken={each.name for each in queues if each.counts[Status.READY] and not _takers(workers, each.name)},
         workers=workers,
         paused_jobs=paused_jobs,
-        groups=groups,
+        groups=found.groups,
         deploy=deploy,
-        is_quiet=is_quiet,
         chart=chart,
     )
 

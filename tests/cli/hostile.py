@@ -92,6 +92,9 @@ class HostileBroker:
 
     async def resume(self, queue: str) -> None: ...
 
+    async def paused_jobs(self) -> list[str]:
+        return [self._text]
+
     async def schedules(self, names: Sequence[str] | None = None) -> list[ScheduleRecord]:
         bodies = {
             self._text: b"\xff",

@@ -123,20 +123,21 @@ async def test_failures_since_the_newest_deploy_are_named_first(world: World, si
     world.clock.advance(60.0)
     for number, (deploy, message) in enumerate([("v1", "frequent")] * 5 + [("v2", "new")] * 3 + [("v2", "frequent")]):
         await world.settle(on(deploy, message, await world.running(old, queue=f"q{number}")))
-    assert "Most frequent failures since deploy v1 Jobs Error Last 5 ValueError: frequent" in (await site.get("/")).text
+    assert "Since v1 All Error Last 5 6 ValueError: frequent" in (await site.get("/")).text
     await world.a_session("web-2:1", deploy="v2")
     overview = await site.get("/")
-    assert "Most frequent failures since deploy v2 Jobs Error Last 3 ValueError: new" in overview.text
+    assert "Since v2 All Error Last 3 3 ValueError: new" in overview.text
+    assert "1 6 ValueError: frequent" in overview.text
     failures = await site.get(next(link for link in overview.links if "/failures?deploy=v2#" in link))
     assert failures.text.index("3 ValueError: new new") < failures.text.index("1 ValueError: frequent")
     assert "since the newest deploy, v2" in failures.text
     assert "on deploy v1" in (await site.get("/failures", deploy="v1", queue="q1")).text
     assert [group.count for group in await operate.failures(deploy="v2")] == [3, 6]
     await world.a_session("web-3:1", deploy="v1")  # a restart
-    assert "since deploy v2" in (await site.get("/")).text
+    assert "Since v2 All" in (await site.get("/")).text
     world.clock.advance(1.0)
     await world.a_session("web-4:1", deploy="v3")
-    assert "No job has failed since deploy v3. Jobs Error Last 6 ValueError: frequent" in (await site.get("/")).text
+    assert "Since v3 All Error Last 0 6 ValueError: frequent" in (await site.get("/")).text
     assert "No failed job matches on deploy v3" in (await site.get("/failures", deploy="v3")).text
 
 
