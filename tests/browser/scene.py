@@ -123,7 +123,11 @@ class _Shop:
             bad = round(runs * (0.3 if is_worse else 0.02))
             waits = Counter(round(self.chance.gauss(15 + number + 3 * is_worse, 1.4)) for _ in range(runs))
             times = Counter(round(self.chance.gauss(17 + number, 1.1)) for _ in range(runs))
-            measures[pair] = Measure(runs={"succeeded": runs - bad, "failed": bad}, waits=waits, times=times, waited=runs, ran=runs)
+            verdicts, deploys = (
+                {"succeeded": runs - bad, "failed": bad},
+                {OLD: runs - runs // 2, NEW: runs // 2} if is_worse else {OLD: runs},
+            )
+            measures[pair] = Measure(runs=verdicts, waits=waits, times=times, waited=runs, ran=runs, deploys=deploys)
         return measures
 
     async def take(self, session: Session, queue: str, **fields: Any) -> Lease:

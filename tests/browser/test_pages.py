@@ -21,6 +21,7 @@ HEADINGS = {
     "queue": "Queue imports",
     "workers": "Workers",
     "schedules": "Schedules",
+    "calendar": "Schedules",
     "charts": "Charts",
     "audit": "Audit log",
 }
