@@ -28,6 +28,7 @@ from benchmarks import (
     sizes,
     sqlite_verbs,
     starting,
+    telemetry,
     transactions,
     worker_runs,
 )
@@ -78,6 +79,7 @@ def _workloads() -> dict[str, Workload]:
         "bytes": Workload("SQLite: what a queued job takes", sqlite_verbs.sizes),
         "schedules": Workload("how late schedules fire", schedules.lags, is_costly=True),
         "transactions": Workload("jobs in the sender's own transaction", transactions.transactions, is_costly=True),
+        "telemetry": Workload("what telemetry costs", telemetry.costs),
         "console-pages": Workload("pages of the console, a million jobs", console_pages.pages, is_costly=True),
         "start": Workload("commands and imports", starting.commands),
     }
