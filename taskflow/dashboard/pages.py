@@ -12,7 +12,7 @@ from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import DEFAULTS, POSSIBLE, ActionName
@@ -25,7 +25,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.dashboard import calendar, charts
 from taskflow.dashboard.guard import Access
 from taskflow.dashboard.memo import remembered
-from taskflow.dashboard.rendering import render
+from taskflow.dashboard.rendering import render, root_of
 from taskflow.dashboard.selection import FILTERS, filters_of, refusing, view_of_filters, whole
 from taskflow.model.audit import ActionRecord
 from taskflow.model.ids import id_text, parse_id
@@ -97,6 +97,9 @@ def newest_deploy(workers: Sequence[WorkerInfo]) -> str:
 
 
 async def jobs(request: Request) -> Response:
+    if job_id := request.query_params.get("id", "").strip():
+        with refusing():
+            return RedirectResponse(f"{root_of(request)}/jobs/{id_text(parse_id(job_id))}", status_code=303)
     filters = filters_of(request.query_params)
     view, cursor = view_of_filters(filters), request.query_params.get("cursor") or None
     with refusing():

@@ -27,6 +27,7 @@ MINUTES: Final = 360
 THEMES: Final[tuple[Literal["light", "dark"], ...]] = ("light", "dark")
 WIDTH, MAX_HEIGHT = 1_100, 900  # pixels
 COLORS: Final = 128
+IS_SETTLED: Final = "() => !document.querySelector('main[data-live]') || document.getElementById('live').textContent === 'live'"
 
 
 def pages_of(scene: Scene) -> Mapping[str, str]:
@@ -73,7 +74,7 @@ def take(browser: Browser, folder: Path, width: int = WIDTH, max_height: int = M
             page = context.new_page()
             for name, path in pages_of(scene).items():
                 page.goto(stage.url + path)
-                page.wait_for_function("() => ['', 'live'].includes(document.getElementById('live').textContent)")
+                page.wait_for_function(IS_SETTLED)
                 height = min(max_height, int(page.evaluate("document.documentElement.scrollHeight")))
                 page.set_viewport_size({"width": width, "height": height})
                 _save(page.screenshot(), folder / f"{name}-{theme}.png")

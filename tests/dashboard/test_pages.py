@@ -164,6 +164,16 @@ async def test_jobs_are_filtered_by_the_url(world: World, site: Site) -> None:
     await site.get("/jobs", code=400, cursor="nonsense")
 
 
+async def test_a_job_is_found_by_its_id(memory: World, site: Site) -> None:
+    """The filters of the form are left out, as they were filled in before."""
+    envelope = await memory.add()
+    for text in (id_text(envelope.id), f" {envelope.id.hex()} "):
+        answer = await site.client.get(f"{PREFIX}/jobs", params={"id": text, "status": "failed", "queue": ""})
+        assert (answer.status_code, answer.headers["location"]) == (303, f"{PREFIX}/jobs/{id_text(envelope.id)}")
+    assert (await site.get("/jobs")).all("input", name="id")
+    await site.get("/jobs", code=400, id="<b>")
+
+
 async def test_jobs_are_listed_in_pages(world: World, site: Site) -> None:
     added = [id_text((await world.add()).id) for _ in range(120)]
     page, found = await site.get("/jobs", status="ready"), list[str]()
