@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -63,7 +64,7 @@ async def test_a_drain_runs_all_within_the_limits(broker: Broker) -> None:
 async def call(n: int) -> None:
     Runs.starts.append(time.monotonic())
     if len(Runs.starts) == 1:
-        raise RateLimited(retry_after=0.3)
+        raise RateLimited(retry_after=2.0)
 
 
 async def test_a_rate_is_kept_while_runs_are_refused(broker: Broker) -> None:
@@ -76,8 +77,7 @@ async def test_a_rate_is_kept_while_runs_are_refused(broker: Broker) -> None:
     infos = [await handle.info() for handle in handles]
     assert {info.attempt for info in infos if info is not None} == {1}
     assert len(Runs.starts) == 9
-    later = [at for at in Runs.starts if at - Runs.starts[0] > 0.1]
-    assert later[0] - Runs.starts[0] >= 0.25
+    assert max(later - earlier for earlier, later in pairwise(Runs.starts)) > 1.0
 
 
 async def test_limits_that_the_sender_does_not_know(broker: Broker) -> None:
