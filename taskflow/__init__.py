@@ -22,13 +22,14 @@ if TYPE_CHECKING:
         Snooze as Snooze,
         current_job as current_job,
     )
+    from taskflow.app.declared_limits import Concurrency as Concurrency, Limit as Limit, Rate as Rate
     from taskflow.app.declared_schedules import Cron as Cron, Every as Every
     from taskflow.app.decorator import job as job, preset as preset
     from taskflow.app.handle import JobHandle as JobHandle
     from taskflow.app.job import Job as Job, NamedJob as NamedJob, SyncJob as SyncJob, named as named, send as send, send_sync as send_sync
     from taskflow.app.job_info import ErrorInfo as ErrorInfo, JobInfo as JobInfo
     from taskflow.app.job_type import Call as Call
-    from taskflow.app.limits import Concurrency as Concurrency, Limit as Limit, Rate as Rate
+    from taskflow.app.limits import LimitInfo as LimitInfo, limits as limits
     from taskflow.app.middleware import EnqueueCall as EnqueueCall, EnqueueNext as EnqueueNext, Middleware as Middleware, RunNext as RunNext
     from taskflow.app.operate import FailureGroup as FailureGroup, JobPage as JobPage, WorkerInfo as WorkerInfo, operate as operate
     from taskflow.app.options import DefaultOptions as DefaultOptions, EnqueueOptions as EnqueueOptions
@@ -98,7 +99,8 @@ _HOMES = {
     "taskflow.app.handle": "JobHandle",
     "taskflow.app.job": "Job NamedJob SyncJob named send send_sync",
     "taskflow.app.job_info": "ErrorInfo JobInfo",
-    "taskflow.app.limits": "Concurrency Limit Rate",
+    "taskflow.app.declared_limits": "Concurrency Limit Rate",
+    "taskflow.app.limits": "LimitInfo limits",
     "taskflow.app.middleware": "EnqueueCall EnqueueNext Middleware RunNext",
     "taskflow.app.operate": "FailureGroup JobPage WorkerInfo operate",
     "taskflow.app.options": "DefaultOptions EnqueueOptions",

@@ -229,7 +229,7 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
 
             made._with({**options, "key": declared_key(options["key"], made)})
         if declared.get("limits") is not None:
-            from taskflow.app.limits import declared_limits
+            from taskflow.app.declared_limits import declared_limits
 
             made.limits = declared_limits(declared["limits"], made)
         if not SCHEDULING.isdisjoint(declared):

@@ -23,8 +23,8 @@ from taskflow.model.ids import id_text
 
 if TYPE_CHECKING:
     from taskflow.app.declared_key import DeclaredKey
+    from taskflow.app.declared_limits import DeclaredLimits
     from taskflow.app.declared_schedules import DeclaredSchedule
-    from taskflow.app.limits import DeclaredLimits
 
 R_co = TypeVar("R_co", covariant=True)
 

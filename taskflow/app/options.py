@@ -21,7 +21,7 @@ from taskflow.model.rules import MAX_DURATION, Backoff, RetryFunction, seconds_o
 
 if TYPE_CHECKING:
     from taskflow.app.declared_key import DeclaredKey
-    from taskflow.app.limits import Concurrency, Limit, Rate
+    from taskflow.app.declared_limits import Concurrency, Limit, Rate
     from taskflow.model.schedule_plan import CatchUp, Overlap
     from taskflow.model.timetable import Timetable
 

@@ -10,6 +10,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 
 from taskflow.model.audit import Action, ActionRecord
+from taskflow.model.limits import Gate
 from taskflow.model.measures import MeasuresRecord
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import Amendment, ScheduleRecord
@@ -29,6 +30,20 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[Status, int]
     oldest_ready_for: float | None = None
     next_due_in: float | None = None
+
+
+class LimitRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A gate: see `taskflow.app.limits.LimitInfo`. `taken` slots are held."""
+
+    limit: str
+    key: str
+    n: int
+    is_set: bool
+    taken: int
+    waiting: int
+    per: float | None
+    burst: int
+    opens_in: float
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -267,6 +282,16 @@ class Admin(Protocol):
 
     async def actions(self, *, before: int | None = None, limit: int = 100) -> list[ActionRecord]:
         """Return the newest actions whose numbers are below `before`, newest first. [admin_acts]"""
+        ...
+
+    async def limits(self, limit: str | None = None) -> list[LimitRecord]:
+        """Return the gates that hold up jobs, or whose number was set, of the limit with this name or of all. Those at which most jobs wait
+        come first. [admin_limits]"""
+        ...
+
+    async def set_limit(self, gate: Gate, *, is_set: bool) -> None:
+        """Let a gate have its number, whatever senders declare. Jobs that can pass now do so. If `is_set` is False, the number that the
+        next sender declares is in force. [admin_set_limit]"""
         ...
 
     async def metrics(self) -> Metrics:

@@ -37,6 +37,7 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "pause": "taskflow pause mail",
         "resume": "taskflow resume mail",
         "schedules": "taskflow schedules trigger nightly",
+        "limits": "taskflow limits list app.tasks.charge",
     },
     "look after the store": {"doctor": "taskflow doctor", "migrate": "taskflow migrate --plan"},
     "learn more": {
@@ -54,6 +55,11 @@ OF_SCHEDULES: Final[Mapping[str, str]] = {
     "remove": "taskflow schedules remove nightly",
     "backfill": "taskflow schedules backfill nightly --from 2026-01-01 --to 2026-02-01 --dry-run",
     "next": 'taskflow schedules next "0 9 * * MON-FRI" --tz Europe/Paris',
+}
+# The actions of `taskflow limits`, each with an example.
+OF_LIMITS: Final[Mapping[str, str]] = {
+    "list": "taskflow limits list app.tasks.charge",
+    "set": "taskflow limits set app.tasks.charge acme 10 --module app.tasks",
 }
 STATUSES: Final = ("held", "scheduled", "ready", "running", "succeeded", "failed", "cancelled")
 # The statuses that each action can act on, as in `taskflow.app.bulk_actions`, which takes longer to import.
@@ -96,7 +102,7 @@ def a_parser() -> Parser:
     instead.add_argument("--plan", action="store_true", help="only list pending migrations")
     instead.add_argument("--sql", action="store_true", help="only print the SQL, for an administrator to run")
     for name, added in commands.choices.items():
-        if name not in ("worker", "retry", "schedules"):  # which have options after these
+        if name not in ("worker", "retry", "schedules", "limits"):  # which have options after these
             _add_output_options(added)
     index = "Index the Python files of this machine with one job per file, starting with the standard library."
     demo = command("demo", "demo:demo", "index this machine's Python files as jobs", index)
@@ -112,7 +118,7 @@ def a_parser() -> Parser:
     shells = command("completion", "parser:completion", "print a completion script for a shell", completes)
     shells.add_argument("shell", choices=("bash", "zsh"), help="the shell")
     topic = command("help", "", "show the help of a command", "Show the help of a command, as its option --help does.")
-    words = (*commands.choices, *OF_SCHEDULES)
+    words = (*commands.choices, *OF_SCHEDULES, *OF_LIMITS)
     topic.add_argument("topic", nargs="*", choices=words, action=_Help, const=parser, metavar="COMMAND", help="the command")
     parser.list_commands(GROUPS)
     shared = parser.add_argument_group("an option of most commands")
@@ -203,6 +209,8 @@ def _add_actions(command: Callable[..., Parser]) -> None:
         pause.add_argument("names", nargs="*", metavar="QUEUE", help=f"the queues to {verb}")
         pause.add_argument("--job", action="append", default=[], metavar="NAME", help=f"a job to {verb} in all queues; may be repeated")
         _operator(pause)
+    numbers = "List the limits that hold up jobs, or set a number. Without an action, list all of them."
+    _limits(command("limits", "limits:list_limits", "list limits, or set their numbers", numbers))
     regular = "List schedules, or act on them. Without an action, list all of them."
     _schedules(command("schedules", "schedules:list_schedules", "list schedules, or act on them", regular))
 
@@ -256,6 +264,32 @@ def _schedules(parser: Parser) -> None:
     following.add_argument("--from", dest="start", type=time, metavar="TIME", help="begin at this time in that zone (default: now)")
     _add_output_options(following, argparse.SUPPRESS, has_broker=False)
     parser.list_commands({"actions": OF_SCHEDULES})
+
+
+def _limits(parser: Parser) -> None:
+    _add_output_options(parser)
+    actions = parser.branch("action", required=False)
+    parser.otherwise = "; to show one limit: taskflow limits list NAME"
+    parser.set_defaults(action="list", names=[])
+
+    def action(name: str, module: str, summary: str) -> Parser:
+        description = f"{summary[0].upper()}{summary[1:]}."
+        added = actions.add_parser(name, help=summary, description=description, epilog=_epilog(OF_LIMITS[name], "limits"))
+        added.set_defaults(module=f"limits:{module}")
+        return added
+
+    listing = action("list", "list_limits", "list the limits that hold up jobs, or whose number was set")
+    listing.add_argument("names", nargs="*", metavar="NAME", help="only limits with these names")
+    _add_output_options(listing, argparse.SUPPRESS)
+    setting = action("set", "set_limit", "set the number of a limit for one value of its key, whatever the code declares")
+    setting.add_argument("name", metavar="NAME", help="the limit: the name of a job, or that of a Limit")
+    setting.add_argument("key", nargs="?", metavar="KEY", help="the value of its key, unless it counts all calls together")
+    setting.add_argument("n", metavar="N", help='the number, or "declared" to let that of the code count again')
+    module = "import this module, which declares the limit; may be repeated"
+    setting.add_argument("--module", dest="modules", action="append", default=[], metavar="MODULE", help=module)
+    _operator(setting)
+    _add_output_options(setting, argparse.SUPPRESS)
+    parser.list_commands({"actions": OF_LIMITS})
 
 
 def _acts(parser: Parser, action: str, *, default: str) -> None:

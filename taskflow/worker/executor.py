@@ -15,9 +15,9 @@ from typing import Any, Final, NoReturn
 from taskflow.app.app import App
 from taskflow.app.around import surrounded
 from taskflow.app.context import DONE, Cancel, Discard, JobContext, RateLimited, Retry, Snooze, running
+from taskflow.app.declared_limits import unadmitted
 from taskflow.app.job import Job, SyncJob
 from taskflow.app.job_type import AnyJob
-from taskflow.app.limits import unadmitted
 from taskflow.app.middleware import Middleware, OneAtATime, RunNext, Telemetry, run_chain
 from taskflow.model import errors
 from taskflow.model.clock import Seams

@@ -27,6 +27,8 @@ def definition_of(argv: Sequence[str]) -> str:
         return "status_watch" if "--watch" in rest else "status"
     if command == "jobs" and rest and not rest[0].startswith("-"):
         return "jobs_by_id"
+    if command == "limits" and rest[:1] == ["set"]:
+        return "limits_set"
     if command == "schedules" and rest and rest[0] in OF_SCHEDULES:
         return "schedules_act"
     return "schedules_next" if command == "schedules" and rest[:1] == ["next"] else command

@@ -465,3 +465,44 @@ async def test_gate_paused__many(world: World) -> None:
         await world.upkeep()
         assert {await world.status(job) for job in jobs[::50]} == {Status.READY}
     assert len(await world.claim(await world.a_session())) == 300
+
+
+# --- numbers that an operator sets --------------------------------------------------------------------------------
+
+
+async def test_admin_limits(world: World) -> None:
+    """Those that hold up jobs: how many hold slots and wait, and when a rate opens. Idle ones are not kept."""
+    assert await world.broker.admin.limits() == []
+    for _ in range(3):
+        await limited(world)
+    await world.add(limits=(gate(5, "other", "k"), rate(6, limit="rated")))
+    await world.broker.admin.pause("elsewhere")
+    first, other, rated = await world.broker.admin.limits()
+    assert (first.limit, first.key, first.n, first.taken, first.waiting, first.per) == ("limit", "", 1, 1, 2, None)
+    assert (other.limit, other.key, other.taken, other.waiting, other.is_set) == ("other", "k", 1, 0, False)
+    assert (rated.limit, rated.n, rated.per, rated.burst, rated.opens_in) == ("rated", 6, 60.0, 1, 10.0)
+    assert await world.broker.admin.limits("other") == [other]
+
+
+async def test_admin_set_limit(world: World) -> None:
+    """The number counts whatever senders declare, and lets jobs pass that wait. Later the declared one counts again."""
+    jobs = [await limited(world) for _ in range(4)]
+    await world.broker.admin.set_limit(gate(3), is_set=True)
+    assert await statuses(world, *jobs) == [Status.READY] * 3 + [Status.SCHEDULED]
+    await limited(world)
+    [found] = await world.broker.admin.limits()
+    assert (found.n, found.is_set) == (3, True)
+    await world.broker.admin.set_limit(gate(1), is_set=False)
+    await limited(world, 2)
+    [found] = await world.broker.admin.limits()
+    assert (found.n, found.is_set, found.taken) == (2, False, 3)
+
+
+async def test_admin_set_limit__kept(world: World) -> None:
+    """It is kept while no job has the limit, also for a rate. 0 lets no job pass."""
+    await world.broker.admin.set_limit(gate(0), is_set=True)
+    await world.broker.admin.set_limit(rate(60), is_set=True)
+    await world.add(limits=(rate(6),))
+    await world.pass_time(3_600.0)
+    assert await world.status(await limited(world)) is Status.SCHEDULED
+    assert await due_in(world, *[await world.add(limits=(rate(6),)) for _ in range(2)]) == [0.0, 1.0]

@@ -8,13 +8,14 @@ from datetime import datetime
 from typing import TypeVar
 
 from taskflow.broker import topics
-from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, Page, QueueInfo, Rebuilt, Redone, View
+from taskflow.broker.admin import FailureGroupRecord, Finding, LimitRecord, Metrics, Page, QueueInfo, Rebuilt, Redone, View
 from taskflow.broker.paging import ScanRequest, ScanResult, page
 from taskflow.broker.protocol import MAX_NUDGED_WHEN_DUE, Added, Refused, UpkeepResult
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.audit import Action, ActionRecord
 from taskflow.model.clock import Seams
 from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.limits import Gate
 from taskflow.model.measures import MeasuresRecord
 from taskflow.model.record import LIVE, Record, Status
 from taskflow.model.rules import Rules
@@ -172,6 +173,12 @@ class ReferenceConsole:
 
     async def actions(self, *, before: int | None = None, limit: int = 100) -> list[ActionRecord]:
         return self._atomically(lambda: self._store.act_records(before, limit))
+
+    async def limits(self, limit: str | None = None) -> list[LimitRecord]:
+        return []  # it has no limits
+
+    async def set_limit(self, gate: Gate, *, is_set: bool) -> None:
+        raise NotImplementedError
 
     async def metrics(self) -> Metrics:
         return self._atomically(self._store.metrics)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TypeVar
 
-from taskflow.broker.admin import FailureGroupRecord, Finding, Metrics, Page, QueueInfo, Rebuilt, Redone, View
-from taskflow.broker.engine import admin, history, job_pauses, jobs, maintenance, pages, schedules, sessions
+from taskflow.broker.admin import FailureGroupRecord, Finding, LimitRecord, Metrics, Page, QueueInfo, Rebuilt, Redone, View
+from taskflow.broker.engine import admin, history, job_pauses, jobs, limits, maintenance, pages, schedules, sessions
 from taskflow.broker.engine.seam import Claimed, Operation
 from taskflow.broker.paging import ScanRequest, ScanResult, page
 from taskflow.broker.protocol import Added, Refused, UpkeepResult
@@ -16,6 +16,7 @@ from taskflow.broker.wakeups import Waiter
 from taskflow.model.audit import Action, ActionRecord
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import BrokerRefused
+from taskflow.model.limits import Gate
 from taskflow.model.measures import MeasuresRecord
 from taskflow.model.printable import one_line
 from taskflow.model.record import Record, Status
@@ -157,6 +158,12 @@ class EngineAdmin:
 
     async def actions(self, *, before: int | None = None, limit: int = 100) -> list[ActionRecord]:
         return await self._run(admin.actions(before, limit))
+
+    async def limits(self, limit: str | None = None) -> list[LimitRecord]:
+        return await self._run(limits.records(limit))
+
+    async def set_limit(self, gate: Gate, *, is_set: bool) -> None:
+        await self._run(limits.set_number(gate, self._rules, is_set=is_set))
 
     async def metrics(self) -> Metrics:
         return await self._run(admin.metrics())

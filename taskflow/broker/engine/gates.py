@@ -60,9 +60,9 @@ def declare(draft: Draft, limits: Sequence[Gate]) -> None:
     """Let gates have the numbers that the sender of a new job declares."""
     for gate in limits:
         record = draft.plain(Kind.GATE, gate.id)
-        if record is not None and in_force(record, gate) != gate:
+        if record is not None and not record.header["is_set"] and in_force(record, gate) != gate:
             record.header["most"], record.state = gate.most, _encode(GateBody(gate.limit, gate.key, gate.per, gate.burst))
-            _put(draft, record)
+            put(draft, record)
 
 
 def in_force(record: Plain, gate: Gate) -> Gate:
@@ -82,9 +82,9 @@ def admit(draft: Draft, job: Job) -> bool:
     draft.require([*refs_of(limits), queue])
     if draft.plain(*queue) is not None:
         pause = of_pause(job.queue)
-        _wait(draft, job, _record(draft, pause), pause, wording.waits_for_resume(job.queue))
+        _wait(draft, job, record_of(draft, pause), pause, wording.waits_for_resume(job.queue))
         return False
-    passed = [(_record(draft, gate), gate) for gate in limits]
+    passed = [(record_of(draft, gate), gate) for gate in limits]
     full = next((each for each in passed if not each[1].per and each[0].header["taken"] >= each[0].header["most"]), None)
     if full is not None:
         _wait(draft, job, *full, wording.waits_at_gate(full[1].limit, full[1].key))
@@ -95,7 +95,7 @@ def admit(draft: Draft, job: Job) -> bool:
     for record, gate in passed:
         if not gate.per:
             record.header["taken"] += 1
-            _put(draft, record)
+            put(draft, record)
     job.header["gate"] = job.state.waiting = job.state.paid = None
     return True
 
@@ -109,7 +109,7 @@ def leave(draft: Draft, limits: Sequence[Gate]) -> Iterator[Job]:
         if record is not None and record.header["taken"] > 0:  # otherwise another program has changed it
             record.header["taken"] -= 1
             yield from _pass_on(draft, record)
-            _put(draft, record)
+            put(draft, record)
 
 
 def fill(draft: Draft, gate_id: bytes) -> Iterator[Job]:
@@ -123,7 +123,7 @@ def fill(draft: Draft, gate_id: bytes) -> Iterator[Job]:
     yield from _pass_on(draft, record)
     if record.header["taken"] < record.header["most"] and not draft.waiting(gate_id) and gate_id in draft.has_seen_all:
         record.header["has_waiting"] = 0
-    _put(draft, record)
+    put(draft, record)
 
 
 def pause(draft: Draft, queue: str, *, is_paused: bool) -> None:
@@ -131,7 +131,7 @@ def pause(draft: Draft, queue: str, *, is_paused: bool) -> None:
     record = draft.plain(Kind.GATE, of_pause(queue).id)
     if record is not None:
         record.header["most"] = int(not is_paused)  # nothing takes a slot here
-        _put(draft, record)
+        put(draft, record)
 
 
 def close(draft: Draft, limits: Sequence[Gate], seconds: float) -> None:
@@ -139,7 +139,7 @@ def close(draft: Draft, limits: Sequence[Gate], seconds: float) -> None:
     limits = [gate for gate in limits if gate.per]
     draft.require(refs_of(limits))
     for gate in limits:
-        record = _record(draft, gate)
+        record = record_of(draft, gate)
         record.header["closed_until"] = max(record.header["closed_until"] or 0, draft.now + to_microseconds(seconds))
         record.header["tat"] = max(record.header["tat"] or 0, record.header["closed_until"])
         draft.put(record)
@@ -164,21 +164,21 @@ def _pass_on(draft: Draft, record: Plain) -> Iterator[Job]:
             draft.put(job)
 
 
-def _record(draft: Draft, gate: Gate) -> Plain:
+def record_of(draft: Draft, gate: Gate) -> Plain:
     """Return the record of a gate. It exists while a job has a slot, or waits, or a rate is not idle."""
     record = draft.plain(Kind.GATE, gate.id)
     if record is not None:
         return record
-    header: dict[str, Any] = {"taken": 0, "most": gate.most, "has_waiting": 0, "is_open": 0, "tat": None, "closed_until": None}
+    header: dict[str, Any] = {"taken": 0, "most": gate.most, "has_waiting": 0, "is_open": 0, "is_set": 0, "tat": None, "closed_until": None}
     return Plain(Ref(Kind.GATE, gate.id), header, _encode(GateBody(gate.limit, gate.key, gate.per, gate.burst)))
 
 
-def _put(draft: Draft, record: Plain) -> None:
+def put(draft: Draft, record: Plain) -> None:
     header = record.header
     header["is_open"] = int(header["has_waiting"] and header["taken"] < header["most"])
     if header["is_open"]:
         draft.opened.add(record.ref.id)
-    if header["taken"] or header["has_waiting"] or header["tat"] is not None:
+    if header["taken"] or header["has_waiting"] or header["is_set"] or header["tat"] is not None:
         draft.put(record)
     else:
         draft.drop(record.ref)

@@ -7,7 +7,7 @@ from typing import Final
 
 from taskflow.broker.engine import arrivals, history, moves, schedules, sessions
 from taskflow.broker.engine.draft import Draft, Plain
-from taskflow.broker.engine.gates import refs_of
+from taskflow.broker.engine.gates import put, refs_of
 from taskflow.broker.engine.job import decode_sent
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.records import BURIED, HELD, SCHEDULED, Flag
@@ -173,7 +173,8 @@ def _forget_rates(rules: Rules) -> Operation[None]:
     def one(draft: Draft, ref: Ref) -> None:
         gate = draft.plain(*ref)
         if gate is not None and gate.header["tat"] is not None and gate.header["tat"] < draft.now - MIN_IDLE:
-            draft.drop(ref)
+            gate.header["tat"] = None
+            put(draft, gate)
 
     idle = [entry.ref for entry in seen.scans[0] if entry.position[0] < seen.now - MIN_IDLE]
     yield from decide(idle, one, rules, idle, locked=None)

@@ -169,6 +169,7 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
         _F("most", _N, 0),
         _F("has_waiting", _S, 0),
         _F("is_open", _S, 0),
+        _F("is_set", _S, 0),  # `most` is that of an operator, not that of the last sender
         _F("tat", _N),
         _F("closed_until", _N),
     ),
@@ -233,6 +234,7 @@ INDEXES: Final = (
     Index("inbox", Kind.INBOX, "", ("seq",)),
     Index("history", Kind.HISTORY, "", ("level", "at", "id")),
     Index("rolling", Kind.HISTORY, "", ("rolls_at", "id")),
+    Index("gates", Kind.GATE, "", ("id",)),
     Index("rates", Kind.GATE, "tat IS NOT NULL", ("tat", "id")),
     Index("open", Kind.GATE, "is_open = 1", ("id",)),
 )

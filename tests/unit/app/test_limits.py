@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from taskflow import Concurrency, DeclarationError, Limit, Rate, job, preset
-from taskflow.app.limits import unadmitted
+from taskflow.app.declared_limits import unadmitted
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.limits import RATE, Gate, gate_id
 from taskflow.model.verdict import HandedBack

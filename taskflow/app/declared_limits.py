@@ -1,0 +1,154 @@
+"""Limits that a job's decorator declares: how many of its jobs may run at once, or start in a period, in the whole fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+from taskflow.model.clock import to_microseconds
+from taskflow.model.envelope import Lease
+from taskflow.model.ids import check_key
+from taskflow.model.limits import MAX_GATES, MAX_MOST, RATE, Gate, gate_id
+from taskflow.model.printable import shown
+from taskflow.model.rules import seconds_of
+from taskflow.model.verdict import HandedBack
+
+MAX_PAID_FOR: Final = 1_000_000
+"""Microseconds from when a job has paid for a rate to its claim. A job that is claimed later pays again, or else all those that have waited
+for a worker would start at once."""
+
+
+class Concurrency:
+    """Lets at most `n` jobs be ready or running at once, in the whole fleet. The others wait, and hold up no other job meanwhile.
+
+    `n`    from 1 to a billion
+    `key`  the name of a parameter of the job, such as "tenant" or "order.customer": the limit then counts for each value apart. Values
+           are text, numbers, dates, UUIDs, paths or enums (default None: one limit for all calls)
+
+    Raises TypeError or ValueError for other arguments.
+    """
+
+    def __init__(self, n: int, *, key: str | None = None) -> None:
+        self.n, self.key = _checked_number(n), _checked_key(key)
+
+    def __repr__(self) -> str:
+        return f"Concurrency({self.n}{'' if self.key is None else f', key={self.key!r}'})"
+
+
+class Rate:
+    """Lets at most `n` jobs start in `per` seconds, in the whole fleet. The others become due later, evenly spread.
+
+    `n`      from 1 to a billion
+    `per`    seconds or a timedelta, up to a hundred years
+    `burst`  how many jobs may start at once, after none has started for a while (default 1). In any `per` seconds, at most
+             ``n + burst`` jobs start
+    `key`    as for `Concurrency`
+
+    Raises TypeError or ValueError for other arguments.
+    """
+
+    def __init__(self, n: int, *, per: float | timedelta, burst: int = 1, key: str | None = None) -> None:
+        self.n, self.key, self.burst = _checked_number(n), _checked_key(key), _checked_number(burst, "burst")
+        self.per = seconds_of("per", per)
+        if to_microseconds(self.per) < 1:
+            raise ValueError(f"per={shown(per)}: expected a microsecond at least")
+
+    def __repr__(self) -> str:
+        burst, key = "" if self.burst == 1 else f", burst={self.burst}", "" if self.key is None else f", key={self.key!r}"
+        return f"Rate({self.n}, per={self.per:g}{burst}{key})"
+
+
+class Limit:
+    """A limit with a name, which all jobs that declare it share. A limit without a name belongs to its job.
+
+    `name`  1 to 200 bytes
+    `rule`  a `Concurrency` or a `Rate`
+
+    Raises TypeError or ValueError for other arguments.
+    """
+
+    def __init__(self, name: str, rule: Concurrency | Rate) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"Limit(name={shown(name)}): expected a str")
+        if not isinstance(rule, Concurrency | Rate):
+            raise TypeError(f"Limit({shown(name)}, {shown(rule)}): expected a rule, as in Limit({shown(name)}, Concurrency(3))")
+        self.name, self.rule = check_key(name), rule
+
+    def __repr__(self) -> str:
+        return f"Limit({self.name!r}, {self.rule!r})"
+
+
+class DeclaredLimits:
+    """The limits of one job, which make the gates of each call."""
+
+    def __init__(self, limits: Sequence[tuple[str, Concurrency | Rate]], job: Any) -> None:
+        from taskflow.app.declared_key import DeclaredKey
+
+        self._limits = [(name, rule, None if rule.key is None else DeclaredKey(f"{{{rule.key}}}", job)) for name, rule in limits]
+        self.rules = tuple(limits)
+        self.names = {(name, isinstance(rule, Rate)) for name, rule in limits}
+        self._constant = None if any(key for _, _, key in self._limits) else self._gates((), {})
+
+    def gates_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Gate, ...]:
+        """Return the gates of a call. Raises TypeError or ValueError if its arguments, which fit the function, make no valid key."""
+        return self._constant if self._constant is not None else self._gates(args, kwargs)
+
+    def _gates(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Gate, ...]:
+        gates = list[Gate]()
+        for name, rule, declared in self._limits:
+            key, text = ("", "") if declared is None else declared.key_and_text(args, kwargs)
+            if isinstance(rule, Rate):
+                gates.append(Gate(gate_id(name, key, kind=RATE), name, text, rule.n, to_microseconds(rule.per), rule.burst))
+            else:
+                gates.append(Gate(gate_id(name, key), name, text, rule.n))
+        return tuple(gates)
+
+
+def unadmitted(lease: Lease, job: Any) -> HandedBack | None:
+    """Return how to settle a lease that has to pass gates before its run, or None if it may start.
+
+    Either its sender did not know a limit of the job, or the job has paid for a rate so long ago that others may start in its place now.
+    """
+    declared: DeclaredLimits | None = job.limits
+    lacks = declared is not None and not declared.names <= {(gate.limit, gate.per > 0) for gate in lease.envelope.limits}
+    if not lacks and (lease.waited <= MAX_PAID_FOR or not any(gate.per for gate in lease.envelope.limits)):
+        return None
+    try:
+        gates = declared.gates_of(*job.codec.decode_arguments(lease.envelope.payload)) if lacks and declared is not None else ()
+    except Exception:  # the run, which decodes them too, says why
+        return None
+    return HandedBack(counts=False, limits=gates)
+
+
+def declared_limits(given: object, job: Any) -> DeclaredLimits | None:
+    """Check what `limits=` was given. Raises TypeError or ValueError, naming the option, if it does not fit the job."""
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(each, Concurrency | Rate | Limit) for each in given):
+        raise TypeError(f"limits={shown(given)}: expected a list of limits, as in limits=[Concurrency(3)]")
+    named = [(each.name, each.rule) if isinstance(each, Limit) else (job.name, each) for each in given]
+    if len(named) > MAX_GATES:
+        raise ValueError(f"limits= has {len(named)} limits: a job can have at most {MAX_GATES}")
+    for name, rule in named:
+        if [other for other, each in named if type(each) is type(rule)].count(name) > 1:
+            raise ValueError(f"limits= has two limits with the name {name!r}: give one of them another, as in Limit('other', {rule!r})")
+    try:
+        return DeclaredLimits(named, job) if named else None
+    except ValueError as error:
+        raise ValueError(f"limits=: {error}") from None
+
+
+def _checked_number(n: object, name: str = "n") -> int:
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"{name}={shown(n)}: expected an int")
+    if not 1 <= n <= MAX_MOST:
+        raise ValueError(f"{name}={shown(n)}: expected 1 to {MAX_MOST:,}")
+    return n
+
+
+def _checked_key(key: object) -> str | None:
+    if key is not None and (not isinstance(key, str) or not key or not set("{}:!").isdisjoint(key)):
+        raise ValueError(f"key={shown(key)}: {_KEY}")
+    return key
+
+
+_KEY: Final = 'expected the name of a parameter, such as "tenant" or "order.customer"'

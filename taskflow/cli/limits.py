@@ -1,0 +1,61 @@
+"""`taskflow limits`: lists limits, and sets their numbers."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from taskflow.app.app import App, default_app
+from taskflow.app.limits import LimitInfo, limit_info_of, limits
+from taskflow.cli.command import existing_broker, on_store, operator, with_store
+from taskflow.cli.modules import import_targets
+from taskflow.cli.terminal import room, show
+from taskflow.model.errors import ConfigurationError
+from taskflow.model.printable import one_line, span
+
+NONE: Final = "no limit holds up a job, and no number was set"
+
+
+@on_store
+async def list_limits(app: App, arguments: argparse.Namespace) -> int:
+    broker = await existing_broker(app)
+    found = [limit_info_of(record) for record in await broker.admin.limits()]
+    if arguments.names:
+        found = [info for info in found if info.limit in arguments.names]
+    return show(arguments, map(msgspec.structs.asdict, found), _rows(found) if found else iter([NONE]))
+
+
+def _rows(found: Sequence[LimitInfo]) -> Iterator[str]:
+    rows = [("LIMIT", "KEY", "NUMBER", "RUNNING", "WAITING", "NEXT")]
+    for info in found:
+        number = f"{info.n:,}{'' if info.per is None else f' in {span(info.per)}'}{' (set)' if info.is_set else ''}"
+        waiting = f"{info.waiting:,}" if info.waiting < 1_000 else "1,000 or more"
+        opens = f"in {span(info.opens_in)}" if info.opens_in else "now"
+        held = (f"{info.running:,}", waiting, "") if info.per is None else ("", "", opens)
+        rows.append((one_line(info.limit), one_line(info.key), number, *held))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield one_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), room())
+
+
+def set_limit(arguments: argparse.Namespace) -> int:
+    if arguments.n != "declared" and not arguments.n.isdecimal():
+        raise ConfigurationError(f'N is {one_line(arguments.n)}: expected a number, or "declared"')
+    default_app().flag(broker=arguments.broker)
+    import_targets(arguments.modules)
+    return with_store(_set, arguments)
+
+
+async def _set(app: App, arguments: argparse.Namespace) -> int:
+    await existing_broker(app)
+    n = None if arguments.n == "declared" else int(arguments.n)
+    try:
+        await limits.set(arguments.name, arguments.key, n, **operator(arguments))
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+    of = f" of {one_line(arguments.key)}" if arguments.key else ""
+    document = {"act": "limits.set", "limit": arguments.name, "key": arguments.key, "n": n}
+    return show(arguments, document, [f"{one_line(arguments.name)}{of}: {'the declared number' if n is None else f'{n:,}'}"])

@@ -1,0 +1,80 @@
+"""`taskflow limits`: which limits hold up jobs, and numbers that are set."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskflow.broker.protocol import Broker
+from taskflow.cli.limits import NONE
+from taskflow.model.envelope import Envelope
+from taskflow.model.ids import IdFactory
+from taskflow.model.limits import RATE, Gate, gate_id
+from tests.cli.inprocess import Cli
+
+TASKS = """
+from taskflow import Concurrency, Limit, job
+
+@job(name="charge", limits=[Concurrency(2, key="tenant"), Limit("ledger", Concurrency(5))])
+async def charge(tenant: str) -> None: ...
+"""
+
+
+async def stock(broker: Broker) -> None:
+    """Two of three jobs of acme hold slots. A rate opens in a minute or less."""
+    slots, rate = Gate(gate_id("charge", "acme"), "charge", "acme", 2), Gate(gate_id("api", "", kind=RATE), "api", "", 1, 60_000_000)
+    new = IdFactory()
+    await broker.enqueue([Envelope(id=new(), job="charge", payload=b"", limits=(slots,)) for _ in range(3)])
+    await broker.enqueue([Envelope(id=new(), job="call", payload=b"", limits=(rate,))])
+
+
+@pytest.fixture
+def stored(cli: Cli) -> None:
+    cli.write("app/tasks.py", TASKS)
+    cli.with_broker(stock)
+
+
+def test_limits_are_listed(cli: Cli, stored: None) -> None:
+    charge, call = cli.json("limits")
+    assert (charge["limit"], charge["key"], charge["n"], charge["running"], charge["waiting"]) == ("charge", "acme", 2, 2, 1)
+    assert (call["limit"], call["per"], call["running"], call["waiting"]) == ("api", 60.0, 0, 0)
+    assert 0 < call["opens_in"] <= 60.0
+    said = cli("limits", "list", "charge").out.splitlines()
+    assert said == ["LIMIT   KEY   NUMBER  RUNNING  WAITING  NEXT", "charge  acme  2       2        1"]
+    assert cli("limits", "list", "api").out.splitlines()[1].startswith("api         1 in 1m                    in ")
+    assert cli("limits", "list", "other").out == f"{NONE}\n"
+
+
+def test_a_number_is_set(cli: Cli, stored: None) -> None:
+    """What waits passes. The audit log says who did it, and why."""
+    set_it = ("limits", "set", "charge", "acme", "3", "--module", "app.tasks")
+    assert cli(*set_it, "--reason", "a larger plan").out == "charge of acme: 3\n"
+    [_, charge] = cli.json("limits")
+    assert (charge["n"], charge["is_set"], charge["running"], charge["waiting"]) == (3, True, 3, 0)
+    [act] = cli.json("audit")
+    assert (act["act"], act["names"], act["selection"], act["reason"]) == (
+        "limits.set",
+        ["charge"],
+        {"key": "acme", "n": "3"},
+        "a larger plan",
+    )
+    assert cli.json("limits", "set", "ledger", "0", "--module", "app.tasks") == {
+        "act": "limits.set",
+        "limit": "ledger",
+        "key": None,
+        "n": 0,
+    }
+    assert cli("limits", "set", "ledger", "declared", "--module", "app.tasks").out == "ledger: the declared number\n"
+    assert [info["limit"] for info in cli.json("limits") if info["is_set"]] == ["charge"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("charge", "acme", "many"), 'N is many: expected a number, or "declared"'),
+        (("chargee", "acme", "3"), "did you mean 'charge'?"),
+        (("charge", "3"), "needs a value of tenant"),
+        (("ledger", "acme", "3"), "counts all calls together"),
+    ],
+)
+def test_what_is_refused(cli: Cli, stored: None, words: tuple[str, ...], said: str) -> None:
+    assert said in cli("limits", "set", *words, "--module", "app.tasks", code=2).err
