@@ -23,6 +23,7 @@ from taskflow.broker.admin import View
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.fingerprint import cause_of
 from taskflow.model.ids import IdFactory
 from taskflow.model.record import Status
 from taskflow.model.session import Session
@@ -48,6 +49,9 @@ IN_SMALL: Final = 40
 TAGGED: Final = 10_000
 PAYLOAD: Final = bytes(200)
 AT_ONCE: Final = 1_000
+
+CAUSES: Final = 150
+"""Of failures."""
 
 LIMIT: Final = 100
 PAGES: Final = 40
@@ -126,13 +130,16 @@ async def fill(url: str, jobs: int) -> None:
 
 
 def _settled(lease: Lease, status: Status) -> Settlement:
-    error = RunError(type="ValueError", message="it went wrong", traceback="", attempt=1)
+    number = lease.envelope.id[-1] % CAUSES
+    error = RunError(type="ValueError", message=f"cause {chr(65 + number % 26) * (1 + number // 26)}", traceback="", attempt=1)
     verdicts: Mapping[Status, Verdict] = {
         Status.SUCCEEDED: Succeeded(b"\xc0"),
         Status.FAILED: Failed(error),
         Status.CANCELLED: Cancelled("no longer needed"),
     }
-    return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdicts[status], keep_for=86_400.0)
+    verdict = verdicts[status]
+    cause = cause_of(verdict, f"v{number % 3}")
+    return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict, keep_for=86_400.0, cause=cause)
 
 
 # --- pages ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Final
 from benchmarks import (
     backlog,
     console_pages,
+    dashboard_pages,
     drain,
     fleet,
     herd,
@@ -81,6 +82,7 @@ def _workloads() -> dict[str, Workload]:
         "transactions": Workload("jobs in the sender's own transaction", transactions.transactions, is_costly=True),
         "telemetry": Workload("what telemetry costs", telemetry.costs),
         "console-pages": Workload("pages of the console, a million jobs", console_pages.pages, is_costly=True),
+        "dashboard-pages": Workload("the dashboard over a million jobs", dashboard_pages.pages, is_costly=True),
         "start": Workload("commands and imports", starting.commands),
     }
     for name, title, measure, is_costly in ON_SERVERS:
