@@ -84,7 +84,7 @@ if TYPE_CHECKING:
         Succeeded as Succeeded,
         Verdict as Verdict,
     )
-    from taskflow.testing.jobs import TaskflowJobs as TaskflowJobs
+    from taskflow.testing.jobs import TaskflowJobs as TaskflowJobs, jobs_in_memory as jobs_in_memory
     from taskflow.worker.worker import Worker as Worker, worker_lifespan as worker_lifespan
 
 _HOMES = {
@@ -120,7 +120,7 @@ _HOMES = {
     "taskflow.model.verdict": (
         "Cancelled Completed Discarded Failed HandedBack Parked Progress Retried RunEnding RunError Snoozed Succeeded Verdict"
     ),
-    "taskflow.testing.jobs": "TaskflowJobs",
+    "taskflow.testing.jobs": "TaskflowJobs jobs_in_memory",
     "taskflow.worker.worker": "Worker worker_lifespan",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
