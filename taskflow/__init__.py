@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from taskflow.app.schedules import ScheduleInfo as ScheduleInfo, schedules as schedules
     from taskflow.app.sending import enqueue as enqueue, enqueue_sync as enqueue_sync
     from taskflow.broker.admin import QueueInfo as QueueInfo
+    from taskflow.model.batch import Batch as Batch, Failure as Failure
     from taskflow.model.codec.compiler import Secret as Secret
     from taskflow.model.codec.untyped import register_type as register_type
     from taskflow.model.errors import (
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
         TooLarge as TooLarge,
         UnknownJob as UnknownJob,
         UnknownSchedule as UnknownSchedule,
+        WrongBatchResult as WrongBatchResult,
         WrongConnection as WrongConnection,
     )
     from taskflow.model.record import Status as Status
@@ -108,13 +110,15 @@ _HOMES = {
     "taskflow.app.schedules": "ScheduleInfo schedules",
     "taskflow.app.sending": "enqueue enqueue_sync",
     "taskflow.broker.admin": "QueueInfo",
+    "taskflow.model.batch": "Batch Failure",
     "taskflow.model.rules": "Backoff",
     "taskflow.model.codec.untyped": "register_type",
     "taskflow.model.codec.compiler": "Secret",
     "taskflow.model.errors": (
         "BrokerError BrokerRefused BrokerUnavailable BrokerUrlError CodecError ConfigurationError DeclarationError DecodeError "
         "DriverMissing EncodeError EnqueueFailed InvalidJobId JobCancelled JobError JobFailed JobStopping KeyConflict LeaseLost "
-        "ResultExpired ScheduleConflict StoreFull TaskflowError TooLarge UnknownJob UnknownSchedule WrongConnection"
+        "ResultExpired ScheduleConflict StoreFull TaskflowError TooLarge UnknownJob UnknownSchedule WrongBatchResult "
+        "WrongConnection"
     ),
     "taskflow.model.record": "Status",
     "taskflow.model.verdict": (

@@ -16,7 +16,6 @@ from uuid import UUID
 
 from taskflow.model.codec import FunctionCodec
 from taskflow.model.codec.classes import ClassFields, record_for
-from taskflow.model.codec.hints import hints_of_function
 from taskflow.model.errors import EncodeError
 from taskflow.model.ids import MAX_KEY_BYTES, check_key
 from taskflow.model.masking import HIDDEN, is_secret as has_secret_name
@@ -172,7 +171,7 @@ def _field(template: str, written: str, spec: str, job: Any) -> _TemplateField:
             raise ValueError(f"{said}: {{{written}}} names the private attribute {attribute!r}")
     fields: ClassFields | None = None
     with suppress(Exception):  # the codec reports annotations that it cannot use; a class may not be defined yet
-        fields = record_for(hints_of_function(job.function, (name,))[name], ()) if steps else None
+        fields = record_for(job.codec.hints((name,))[name], ()) if steps else None
     if fields is not None and not _has(fields, *steps[0]):
         names = ", ".join(field.name for field in fields.fields)
         raise ValueError(f"{said}: {{{written}}}: {name} has no {''.join(steps[0])!r}; its fields are {names}")

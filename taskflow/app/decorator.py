@@ -11,11 +11,21 @@ from typing import Any, Final, ParamSpec, Protocol, TypeAlias, TypeVar, cast, ge
 from typing_extensions import Unpack
 
 from taskflow.app.app import App, default_app
-from taskflow.app.around import refuse_async
-from taskflow.app.context import JobContext
+from taskflow.app.around import dependencies_of, refuse_async
+from taskflow.app.context import JobContext, takes_context
 from taskflow.app.job import Job, SyncJob, check_app_of
 from taskflow.app.job_type import AnyJob, location
-from taskflow.app.options import UNLIMITED_BY_NONE, EnqueueOptions, JobOptions, PresetOptions, RunsIn, declared_options, unknown_option
+from taskflow.app.options import (
+    UNLIMITED_BY_NONE,
+    BatchJobOptions,
+    EnqueueOptions,
+    JobOptions,
+    PresetOptions,
+    RunsIn,
+    declared_options,
+    unknown_option,
+)
+from taskflow.model.batch import Failure
 from taskflow.model.envelope import check_job_name
 from taskflow.model.errors import DeclarationError
 from taskflow.model.job_schema import bare_text
@@ -24,6 +34,7 @@ from taskflow.model.printable import shown
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+T = TypeVar("T")
 Q = ParamSpec("Q")
 
 # --- the overloads of the decorator -------------------------------------------------------------------------------
@@ -119,7 +130,18 @@ class _Decorator(Protocol):
     def __call__(self, function: Callable[Q, R], /) -> SyncJob[Q, R]: ...
 
     @overload
+    def __call__(self, **declared: Unpack[BatchJobOptions]) -> _BatchDecorator: ...
+    @overload
     def __call__(self, **declared: Unpack[JobOptions]) -> _Decorator: ...
+
+
+class _BatchDecorator(Protocol):
+    """The type of ``job(batch=...)``. A call of the job takes one element of the function's list, and has one of those it returns."""
+
+    @overload
+    def __call__(self, function: Callable[[list[T]], _Async[Sequence[R | Failure]]], /) -> Job[[T], R]: ...
+    @overload
+    def __call__(self, function: Callable[[list[T]], Sequence[R | Failure]], /) -> SyncJob[[T], R]: ...
 
 
 def _typed(decorator: Callable[..., Any]) -> _Decorator:
@@ -144,6 +166,8 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
                     success drops them). If both together have more than 60 MiB, only the result is kept
     `retry_on`      the exceptions after which the job is retried (default `Exception`); any other fails it at once
     `discard_on`    exceptions that fail the job at once, even if `retry_on` covers them
+    `batch`         a `Batch`: workers gather calls, and the function gets the arguments of several calls in a list. It returns a list with
+                    the result of each, in their order, in which a `Failure` stands for one that has failed
     `aliases`       former names of the job, so that waiting jobs with these names still run
     `runs_in`       "process" for long computations and code that may crash: the job runs in a child process, which is
                     killed if the run exceeds its timeout or is cancelled. If the child dies, for example from a segfault,
@@ -201,7 +225,7 @@ def _decorator(preset: dict[str, Any]) -> Callable[..., Any]:
 
 
 SCHEDULING: Final = frozenset({"schedule", "overlap", "catch_up", "max_delay"})
-OF_ONE_JOB: Final = ("name", "aliases")
+OF_ONE_JOB: Final = ("name", "aliases", "batch")
 
 
 def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -> AnyJob:
@@ -221,6 +245,8 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
             in_thread = "a thread is interrupted only with timeout_raises=True: check ctx.cancelled"
             instead = "an async function is cancelled" if runs_in == "loop" else in_thread
             raise ValueError(f'stop_grace={shown(grace)}: only a job with runs_in="process" takes it; {instead}')
+        if "batch" in policy:
+            check_batch(function, runs_in, policy)
         made: AnyJob = kind(app, function, _job_name("name", name), options, policy=policy, aliases=aliases, runs_in=runs_in)
         if kind is SyncJob:
             refuse_async(policy.get("around", ()), made.dependencies)
@@ -244,8 +270,18 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
     return made
 
 
+def check_batch(function: Callable[..., Any], runs_in: RunsIn, policy: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError if the function cannot be that of a batch job."""
+    if runs_in == "process" or policy.get("timeout_raises"):
+        raise ValueError('batch= excludes runs_in="process" and timeout_raises=True')
+    parameters = list(inspect.signature(function).parameters.values())
+    own = [each for each in parameters if each.name not in dependencies_of(parameters)]
+    if takes_context(function) or len(own) != 1 or own[0].kind not in (own[0].POSITIONAL_ONLY, own[0].POSITIONAL_OR_KEYWORD):
+        raise TypeError("batch=: the function takes one list, with the argument of each job, beside its dependencies, and no JobContext")
+
+
 def _refuse_unknown(declared: Mapping[str, Any]) -> None:
-    known = sorted(JobOptions.__annotations__)
+    known = sorted(BatchJobOptions.__annotations__)
     for key in declared:
         if key not in known:
             raise TypeError(unknown_option(key, known, EnqueueOptions.__annotations__, f"with a call, as in .options({key}=...)"))

@@ -20,6 +20,7 @@ from taskflow.app.job_type import UNRESOLVED, Call, HasOptions, JobType, Resolve
 from taskflow.app.options import EnqueueOptions, merged_options, plain_options
 from taskflow.app.sending import send_call, send_call_sync
 from taskflow.app.settings import Settings
+from taskflow.model.batch import Failure
 from taskflow.model.codec import decode_by_name, encode_by_name
 from taskflow.model.codec.function import CallArguments
 from taskflow.model.codec.payload import seal_json
@@ -143,6 +144,8 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
 
     def _run_here(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function with dependencies that the caller leaves out, and the running job's context, or one that reports to no one."""
+        if self.batch is not None:
+            args, kwargs = ([args[0] if args else kwargs.pop(next(iter(self.__signature__.parameters)))],), {**kwargs}
         if not self.takes_context and not self.dependencies:
             return self.function(*args, **kwargs)
         names = [*inspect.signature(self.function).parameters][int(self.takes_context) :]
@@ -153,12 +156,21 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
         whole = (context, *args) if self.takes_context else args
         return self.function(*whole, **kwargs) if called is None else called(context, *whole, **kwargs)
 
+    def _only(self, returned: Any) -> Any:
+        """Return what the function has returned. If it is that of a batch, return the only outcome, or raise its error."""
+        if self.batch is None:
+            return returned
+        [outcome] = returned
+        if isinstance(outcome, Failure):
+            raise outcome.error
+        return outcome
+
 
 class Job(Declared[P, R_co]):
     """A job whose function is async. Calling it runs the function directly, without sending anything."""
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        result: R_co = await self._run_here(args, kwargs)
+        result: R_co = self._only(await self._run_here(args, kwargs))
         return result
 
 
@@ -167,7 +179,7 @@ class SyncJob(Declared[P, R_co]):
     it runs the function directly, without sending anything."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        result: R_co = self._run_here(args, kwargs)
+        result: R_co = self._only(self._run_here(args, kwargs))
         return result
 
 

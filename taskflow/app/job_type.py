@@ -15,6 +15,7 @@ from taskflow.app.around import dependencies_of
 from taskflow.app.context import takes_context
 from taskflow.app.options import Around, Options, Policy, RunsIn
 from taskflow.app.settings import Settings
+from taskflow.model.batch import Batch
 from taskflow.model.codec import FunctionCodec, Limits
 from taskflow.model.codec.function import CallArguments
 from taskflow.model.envelope import Envelope
@@ -106,6 +107,7 @@ class JobType(HasOptions, Generic[R_co]):
         read_settings: Callable[[], Settings],
     ) -> None:
         super().__init__(name, options, read_settings)
+        self.batch: Batch | None = policy.get("batch")
         self.function = function
         self.aliases = aliases
         self.runs_in: RunsIn = runs_in
@@ -117,7 +119,9 @@ class JobType(HasOptions, Generic[R_co]):
         parameters = list(signature.parameters.values())[skip:]
         self.dependencies = dependencies_of(parameters)
         self.__signature__ = signature.replace(parameters=[each for each in parameters if each.name not in self.dependencies])
-        self.codec = FunctionCodec(function, name=name, skip=skip, injected=self.dependencies, limits=limits)
+        self.codec = FunctionCodec(
+            function, name=name, skip=skip, injected=self.dependencies, limits=limits, is_batch=self.batch is not None
+        )
         self._policy = policy
 
     @property

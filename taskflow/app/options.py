@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, cast, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Required, TypedDict, cast, get_args, runtime_checkable
 
 import msgspec
 
 from taskflow.app.connections import Connection
+from taskflow.model.batch import Batch
 from taskflow.model.clock import instant_of, microseconds_of, to_microseconds
 from taskflow.model.envelope import OWN_HEADERS, Envelope, OnConflict, check_envelope, pack_follow_up
 from taskflow.model.ids import check_key, key_digest
@@ -99,6 +100,12 @@ class JobOptions(PresetOptions, total=False):
     aliases: Sequence[str] | None
 
 
+class BatchJobOptions(JobOptions, total=False):
+    """The options of the decorator for a job whose function takes and returns lists."""
+
+    batch: Required[Batch]
+
+
 class EnqueueOptions(SharedOptions, KeyOptions, total=False):
     """The options of `.options()`. None means "not given", except for `expires` and `timeout`, where it removes the limit.
 
@@ -135,7 +142,7 @@ class EnqueueOptions(SharedOptions, KeyOptions, total=False):
     connection: Connection | None
 
 
-DECORATOR_ONLY: Final = tuple(name for name in JobOptions.__annotations__ if name not in EnqueueOptions.__annotations__)
+DECORATOR_ONLY: Final = tuple(name for name in BatchJobOptions.__annotations__ if name not in EnqueueOptions.__annotations__)
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,6 +216,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     around: tuple[Around, ...] = ()
     timeout_raises: bool = False
     keep_arguments: bool = False
+    batch: Batch | None = None
 
 
 NOT_SENT: Final = ("key", "key_scope", "debounce", "declared_tags", "raises_on_conflict", "on_failure", "connection")
@@ -328,6 +336,10 @@ def _policy_field(name: str, value: Any) -> Any:
         return seconds_of(name, value)
     if name == "around":
         return _context_managers(value)
+    if name == "batch":
+        if not isinstance(value, Batch):
+            raise TypeError(f"batch={shown(value)}: expected a Batch, as in batch=Batch(size=100, within=2.0)")
+        return value
     if name in ("timeout_raises", "keep_arguments"):
         if not isinstance(value, bool):
             raise TypeError(f"{name}={shown(value)}: expected True or False")

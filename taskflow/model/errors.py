@@ -154,6 +154,11 @@ class InvalidJobId(TaskflowError, ValueError):
     """The text is not a valid job id."""
 
 
+class WrongBatchResult(TaskflowError):
+    """A batch job has not returned a list with one element for each of its jobs. They fail, and are not retried: the call has had its
+    effects."""
+
+
 class KeyConflict(JobError):
     """A live job already has the key, and the call was sent with `on_conflict="raise"`. `job_id` is the live job's id."""
 

@@ -128,6 +128,7 @@ class TestExecutor(Executor):
 
     __test__ = False
     is_in_djangos_thread = False
+    gathers = False  # a test's time does not pass while jobs run
 
     def _invoke(
         self, holding: HeldLease, job: AnyJob, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from taskflow.app.app import App
 from taskflow.app.around import surrounded
@@ -51,6 +51,9 @@ from taskflow.worker.lease_table import Deadlines, HeldLease
 from taskflow.worker.run_errors import RolledBack, failure_of, follow_ups_of, stored_cause, unencodable
 from taskflow.worker.thread_pool import CancelledBeforeStart, RaisedInThread, StoppableCall, ThreadPool
 
+if TYPE_CHECKING:  # loaded only by workers that run such jobs
+    from taskflow.worker.batches import Batches
+
 log: Final = logging.getLogger("taskflow.worker")
 
 CANCELLED: Final = "cancelled"
@@ -83,6 +86,8 @@ class Executor:
     is_cut_short: Callable[[], bool] = lambda: False
     deploy: str = ""
 
+    gathers = True  # False makes the calls of batch jobs as soon as their runs have begun
+
     def __post_init__(self) -> None:
         self.registry = self.app.registry
         self._layers = [layer for layer in self.middleware if type(layer).run is not Middleware.run]
@@ -93,6 +98,7 @@ class Executor:
         self._pid = os.getpid()
         self._completes = self._complete  # bound once, not for each run
         self._deadlines = Deadlines(self._end_at_timeout)
+        self.batches: Batches | None = None  # made for the first batch job
 
     async def run(self, holding: HeldLease) -> Settlement:
         """Run the job and return the settlement. Raises only GeneratorExit, if the coroutine is closed: `close` then returns it."""
@@ -223,7 +229,7 @@ class Executor:
         timeout = holding.lease.envelope.timeout
         token = running.set(context)
         holding.stop = partial(self._stop, holding, context, asyncio.current_task())
-        if timeout is not None:
+        if timeout is not None and job.batch is None:
             self._deadlines.add(holding, timeout)
         try:
             return await chain(context)
@@ -239,11 +245,26 @@ class Executor:
                 self._deadlines.remove(holding)
             running.reset(token)
 
+    def limit(self, holding: HeldLease) -> None:
+        """Let the time limit of a run begin, if it has one."""
+        if (timeout := holding.lease.envelope.timeout) is not None:
+            self._deadlines.add(holding, timeout)
+
+    def _batches(self) -> Batches:
+        if self.batches is None:
+            from taskflow.worker.batches import Batches
+
+            self.batches = Batches(self.threads, self._invoke, self.limit, waits=self.gathers)
+        return self.batches
+
     async def _call(self, holding: HeldLease, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any], context: JobContext) -> Verdict:
         try:
             surroundings = self._surroundings[job] if job in self._surroundings else self._surroundings_of(job)
             function = job.function if surroundings is None else partial(surroundings, context)
-            value = await self._invoke(holding, job, function, (context, *args) if job.takes_context else args, kwargs)
+            if job.batch is None:
+                value = await self._invoke(holding, job, function, (context, *args) if job.takes_context else args, kwargs)
+            else:
+                value = await self._batches().outcome(holding, job, function, args[0])
             if holding.why_stopped == TIMED_OUT and isinstance(job, SyncJob) and not job.policy.timeout_raises:
                 raise _timeout_of(holding)  # an async function that swallowed our cancellation and returned has succeeded
         except BaseException as error:
@@ -386,7 +407,8 @@ class Executor:
         noted = failure_of(error, lease.attempt, job.function, ending)
         # SystemExit, KeyboardInterrupt and cancellations by other code are ordinary failures
         is_retried = isinstance(error, (ChildFailed, RolledBack, *policy.retry_on)) or not isinstance(error, Exception)
-        if lease.is_last_attempt or not (isinstance(error, Retry) or (is_retried and not isinstance(error, policy.discard_on))):
+        is_final = lease.is_last_attempt or isinstance(error, errors.WrongBatchResult)
+        if is_final or not (isinstance(error, Retry) or (is_retried and not isinstance(error, policy.discard_on))):
             return Failed(noted)
         wait = error.after if isinstance(error, Retry) else None
         if wait is None:

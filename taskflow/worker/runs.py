@@ -65,6 +65,7 @@ class Runs:
         self._ahead = 0
         self._reserve: deque[HeldLease] = deque()
         self._paused = frozenset[str]()
+        self._fills_batches = True
         self.under_way: dict[asyncio.Task[None], HeldLease] = {}
         self.slow: tuple[HeldLease, float] | None = None
         """The last slow run, and when it ended. It may explain a stall that is noticed later."""
@@ -74,9 +75,11 @@ class Runs:
         """The number of slots in which a run may start now. An abandoned plain function occupies its slot until its thread ends."""
         if not self.lease_table.is_open:
             return 0
-        unanswered = len(self.lease_table) - len(self._reserve) - self._slots
+        batches = self._executor.batches
+        surplus = 0 if batches is None else batches.surplus
+        unanswered = len(self.lease_table) - len(self._reserve) - surplus - self._slots
         most = max(self._slots, self._ahead)
-        return max(0, min(self._slots - self._threads.left_behind - len(self.under_way), most - unanswered))
+        return max(0, min(self._slots - self._threads.left_behind - len(self.under_way) + surplus, most - unanswered))
 
     @property
     def left_behind(self) -> int:
@@ -94,6 +97,8 @@ class Runs:
         self._look_ahead()
         idle, reserve = self.free - len(self._reserve), self._ahead
         room = idle + reserve
+        if idle <= 0 and self._fills_batches and not self._reserve and (batches := self._executor.batches) is not None and batches.wanted:
+            return batches.wanted
         return room if idle > 0 or 2 * room >= max(1, reserve) else 0
 
     def _look_ahead(self) -> None:
@@ -102,7 +107,16 @@ class Runs:
     def add(self, leases: Iterable[Lease], claimed_at: float) -> None:
         """Add leases to the reserve. They start in order as slots become free."""
         self._reserve.extend([self.lease_table.add(lease, claimed_at) for lease in leases])
+        self._fill_batches()
         self.lease_table.nudge()
+
+    def _fill_batches(self) -> None:
+        """Start the leases in the reserve for which a batch has room."""
+        batches = self._executor.batches
+        for holding in list(self._reserve) if batches is not None and batches.wanted else ():
+            if batches is not None and batches.gathers(self._executor.registry.get(holding.lease.envelope.job)):
+                self._reserve.remove(holding)
+                self.begin(holding)
 
     def pause(self, jobs: Iterable[str]) -> None:
         """Start no job with these names, and hand back those in the reserve."""
@@ -135,6 +149,11 @@ class Runs:
         for lease in leases:
             self.give_back(self.lease_table.add(lease, claimed_at))
 
+    def begin_batches(self) -> None:
+        """Call the functions of batch jobs with what has been gathered, because nothing more is to come."""
+        if self._executor.batches is not None:
+            self._executor.batches.begin_all()
+
     def drop_reserve(self) -> None:
         self.lease_table.remove([holding.lease.claim for holding in self._reserve])
         self._reserve.clear()
@@ -156,6 +175,7 @@ class Runs:
                 await asyncio.sleep(0)
             if self._reserve and time.monotonic() - self._reserve[0].taken_at > RESERVE_TTL:
                 self.give_back_reserve()
+                self._fills_batches = False  # other jobs are before those of the batch, and would come back at once
             await self.lease_table.wait_for_change(RESERVE_TTL if self._reserve else None)
 
     def begin_waiting(self) -> None:
@@ -165,6 +185,7 @@ class Runs:
             self.begin(self._reserve.popleft())
             if time.monotonic() > until:
                 break
+        self._fill_batches()
         self.lease_table.nudge()
 
     def begin(self, holding: HeldLease) -> asyncio.Task[None]:
@@ -199,6 +220,7 @@ class Runs:
 
     def _record_end(self, task: asyncio.Task[None]) -> None:
         holding = self.under_way.pop(task)
+        self._fills_batches = True
         if holding.started is None:  # other code has cancelled it before its first step
             self._settler.offer(holding, settlement_of(holding.lease, HandedBack()))
         self.lease_table.nudge()

@@ -160,6 +160,7 @@ class WorkerSession:
         for holding in waiting:
             self.runs.give_back(holding)
         self.runs.give_back_reserve()
+        self.runs.begin_batches()
         for holding in self.runs.under_way.values():
             if holding.started is None and holding.stop is not None:  # it is waiting for a child process, and need not wait any longer
                 holding.ask_to_stop(WINDING_DOWN)

@@ -42,7 +42,7 @@ class _Player:
         match step:
             case traces.Register(name, worker):
                 session = self._sessions.setdefault(name, self._world.an_unregistered_session(worker))
-                return await _or_lost(self._world.broker.register(session)), None
+                return await _or_lost(self._world.broker.register(session)), ()
             case traces.Claim():
                 return await self._claim(step), step.expect
             case traces.Beat():

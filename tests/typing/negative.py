@@ -11,6 +11,7 @@ from datetime import date
 
 from taskflow import (
     Backoff,
+    Batch,
     Call,
     Discard,
     EnqueueCall,
@@ -39,7 +40,21 @@ from taskflow import (
     run_sync,
     send,
 )
-from tests.typing.positive import add, crawl, fetch, generic, io, of_any, of_args, of_keywords, of_kwargs, report, resize, unannotated
+from tests.typing.positive import (
+    add,
+    crawl,
+    fetch,
+    generic,
+    indexes,
+    io,
+    of_any,
+    of_args,
+    of_keywords,
+    of_kwargs,
+    report,
+    resize,
+    unannotated,
+)
 
 
 async def wrong_arguments() -> None:
@@ -87,6 +102,23 @@ async def wrong_arguments_of_odd_signatures() -> None:
 
 class Repository:
     def commit(self, message: str = "") -> None: ...
+
+
+@job(batch=Batch(size=10, within=1.0))  # E: mypy[arg-type] pyright[reportArgumentType] pyright[reportCallIssue]
+async def takes_no_list(document: str) -> list[int]:
+    return [1]
+
+
+@job(batch=Batch(size=10, within=1.0))  # E: mypy[arg-type] pyright[reportArgumentType] pyright[reportCallIssue]
+async def returns_no_list(documents: list[str]) -> int:
+    return 1
+
+
+async def wrong_elements() -> None:
+    await indexes.delay([1])  # E: mypy[arg-type] pyright[reportArgumentType]
+    await indexes.delay()  # E: mypy[call-arg] pyright[reportCallIssue]
+    job(batch=10)  # E: mypy[call-overload] pyright[reportArgumentType]
+    io(batch=Batch(size=10, within="1 s"))  # E: mypy[arg-type] pyright[reportArgumentType]
 
 
 def wrong_options() -> None:

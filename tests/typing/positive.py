@@ -14,6 +14,7 @@ from unittest.mock import ANY
 from taskflow import (
     ActionResult,
     Backoff,
+    Batch,
     Call,
     Cancel,
     Cancelled,
@@ -26,6 +27,7 @@ from taskflow import (
     EnqueueOptions,
     ErrorInfo,
     Failed,
+    Failure,
     HandedBack,
     Job,
     JobContext,
@@ -491,6 +493,24 @@ async def what_surrounds(jobs: TaskflowJobs) -> None:
     assert_type(await measure.delay("here"), JobHandle[float])
     with jobs.override(a_session, lambda: Temperature(2.0)):
         pass
+
+
+@job(batch=Batch(size=100, within=2.0), max_attempts=3)
+async def indexes(documents: list[WelcomeEmail]) -> list[int | Failure]:
+    return [len(document.user_id) for document in documents]
+
+
+@job(batch=Batch(10, timedelta(seconds=1)))
+def inserts(rows: list[str], db: Temperature = depends(a_session)) -> list[None]:
+    return [None] * len(rows)
+
+
+async def batches() -> None:
+    assert_type(indexes, Job[[WelcomeEmail], int])
+    assert_type(inserts, SyncJob[[str], None])
+    assert_type(await indexes.delay(WelcomeEmail("u", "a")), JobHandle[int])
+    assert_type(await enqueue([inserts.bind("a")]), list[JobHandle[None]])
+    assert_type(await indexes(WelcomeEmail("u", "a")), int)
 
 
 async def the_rest(jobs: TaskflowJobs) -> None:

@@ -16,7 +16,7 @@ from typing_extensions import is_typeddict
 from taskflow.model.codec.classes import record_for
 from taskflow.model.codec.compiler import RETURNED, UNPACK, Compiler, secret_names
 from taskflow.model.codec.containers import convert_items, read_map, write_map
-from taskflow.model.codec.hints import hints_of_function
+from taskflow.model.codec.hints import hints_of_function, hints_of_item
 from taskflow.model.codec.payload import DEFAULT_LIMITS, Limits, decode, decode_plain, encode
 from taskflow.model.codec.scalars import encodable
 from taskflow.model.codec.shape import Convert, Shape, ShapeError, Unresolved, Unsupported, name_step, one_of
@@ -188,6 +188,8 @@ class FunctionCodec:
 
     `name` is the job's name, for messages. Callers do not pass the first `skip` parameters, nor those named in `injected`. Raises
     DeclarationError for an unsupported signature, or for a name that is undefined when `resolve` is called or the codec is first used.
+
+    If it `is_batch`, the function takes and returns a list with an element for each job.
     """
 
     def __init__(
@@ -198,10 +200,12 @@ class FunctionCodec:
         skip: int = 0,
         injected: Collection[str] = (),
         limits: Limits = DEFAULT_LIMITS,
+        is_batch: bool = False,
     ) -> None:
         self.name = name or getattr(function, "__qualname__", repr(function))
         self.limits = limits
         self._function = function
+        self._is_batch = is_batch
         self._injected = frozenset(injected)
         self._parameters = [each for each in self._own_parameters(skip) if each.name not in injected]
         self._in_call = f" (in a call of {self.name})"
@@ -228,8 +232,13 @@ class FunctionCodec:
         """The names that are marked as `Secret` in the annotations: of parameters, of fields of their types, and "return" for the result.
         Raises DeclarationError if an annotation cannot be resolved."""
         self.resolve()
-        hints = hints_of_function(self._function, (RETURNED, *(each.name for each in self._parameters)))
+        hints = self.hints((RETURNED, *(each.name for each in self._parameters)))
         return secret_names({**{each.name: each.annotation for each in self._annotated(hints)}, RETURNED: hints.get(RETURNED, Any)})
+
+    def hints(self, names: Collection[str]) -> dict[str, Any]:
+        """Return the annotations of one job, which differ from the function's if that takes and returns a list of them."""
+        hints = hints_of_function(self._function, names)
+        return hints_of_item(hints) if self._is_batch else hints
 
     def _annotated(self, hints: Mapping[str, Any]) -> list[Parameter]:
         return [each for one in self._parameters for each in _expanded(one.replace(annotation=hints.get(one.name, Any)))]
@@ -247,7 +256,7 @@ class FunctionCodec:
     def as_sent(self, name: str) -> Callable[[Any], Any]:
         """Return a function that converts a value of a parameter to the one that a run gets. It raises EncodeError if it does not fit."""
         self.resolve()
-        shape = _shape(Compiler(), hints_of_function(self._function, (name,)).get(name, Any), name)
+        shape = _shape(Compiler(), self.hints((name,)).get(name, Any), name)
         return lambda value: decode(shape, encode(shape, value, self.limits), self.limits)
 
     def encode_result(self, value: Any) -> bytes:
@@ -279,7 +288,7 @@ class FunctionCodec:
     def _try_to_compile(self) -> Unresolved | None:
         """Compile the signature. Returns the Unresolved error if a name is undefined. Raises DeclarationError if it can never work."""
         try:
-            hints = hints_of_function(self._function, ("return", *(each.name for each in self._parameters)))
+            hints = self.hints(("return", *(each.name for each in self._parameters)))
             parameters, compiler, of_result = self._annotated(hints), Compiler(), Compiler()
             result = replace(_shape(of_result, hints.get(RETURNED, Any), RETURNED), runs_code=of_result.runs_code)
             shapes = {each.name: _shape(compiler, each.annotation, each.name) for each in parameters}

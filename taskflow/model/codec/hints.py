@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Container, Mapping
+import types
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from types import SimpleNamespace
-from typing import Any, Generic, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from taskflow.model.batch import Failure
 from taskflow.model.codec.shape import Unresolved, Unsupported
 
 
@@ -24,6 +26,26 @@ def hints_of_function(function: Callable[..., Any], names: Container[str]) -> di
         raise _unresolved(error, annotations, "") from error
     except Exception as error:
         raise Unsupported(f"an annotation cannot be evaluated: {type(error).__name__}: {error}") from error
+
+
+def hints_of_item(hints: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the annotations of one job from those of a function that takes and returns lists. Raises Unsupported if it does not."""
+    return {name: _item(annotation, name) for name, annotation in hints.items()}
+
+
+def _item(annotation: Any, name: str) -> Any:
+    if annotation is Any:
+        return Any
+    is_result = name == "return"
+    if get_origin(annotation) not in ((list, Sequence) if is_result else (list,)):
+        example = "list[int] or list[int | Failure]" if is_result else "list[Doc]"
+        what = "the function must return" if is_result else f"{name} must be"
+        raise Unsupported(f"batch=: {what} a list with one element for each job, annotated as in {example}")
+    [item] = get_args(annotation)
+    if is_result and get_origin(item) in (Union, types.UnionType):
+        kinds = tuple(kind for kind in get_args(item) if kind is not Failure)
+        return Union[kinds] if kinds else None  # noqa: UP007
+    return item
 
 
 def _annotated(function: Any) -> Any:
