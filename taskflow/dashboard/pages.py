@@ -59,7 +59,7 @@ async def groups_of(view: View, most: int = GROUPS_AT_ONCE, deploy: str = "", *,
     async def read() -> Failures:
         return await call(lambda broker: failure_groups(broker, view, most, deploy, others=others))
 
-    return await remembered(("failures", view, most, deploy, others), read)
+    return await remembered(("failures", view, most, deploy, others), read, keep=10.0)
 
 
 async def overview(request: Request) -> Response:
@@ -68,7 +68,7 @@ async def overview(request: Request) -> Response:
         return charts.rate(charts.buckets(history, timedelta(hours=1)), "Runs a minute in the last hour") if history else None
 
     queues, workers, paused_jobs, chart = await asyncio.gather(
-        operate.queues(), operate.workers(), operate.paused_jobs(), remembered("rate", rate, keep=5.0)
+        operate.queues(), operate.workers(), operate.paused_jobs(), remembered("rate", rate, keep=15.0)
     )
     deploy = newest_deploy(workers)
     found = await groups_of(View(), GROUPS_AT_A_GLANCE, deploy, others=True)
@@ -291,7 +291,7 @@ async def chart_page(request: Request) -> Response:
         return _drawn(await operate.history(since=timedelta(hours=hours)), hours, **filters)
 
     # A point of a chart of 30 days is that of half a day.
-    values = await remembered(("charts", hours, *filters.values()), drawn, keep=min(300.0, 5.0 * hours))
+    values = await remembered(("charts", hours, *filters.values()), drawn, keep=min(300.0, 15.0 * hours))
     return render(request, "charts.html", hours=hours, spans=SPANS, filters=filters, **values)
 
 
