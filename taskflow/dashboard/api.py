@@ -23,6 +23,7 @@ from taskflow.dashboard.rendering import root_of
 from taskflow.dashboard.selection import FILTERS, filters_of, refusing, view_of_filters, whole
 from taskflow.model.audit import ActionRecord
 from taskflow.model.printable import json_text
+from taskflow.model.record import Record
 
 
 class Jobs(msgspec.Struct, frozen=True):
@@ -56,19 +57,25 @@ class Runs(msgspec.Struct, frozen=True):
     deploys: dict[str, int]
 
 
+def _json(record: Record) -> dict[str, Any]:
+    """Convert a record, without the bytes of the fields that cannot be read: there may be arguments and secrets among them."""
+    unreadable = [{"column": each.column, "problem": each.problem} for each in record.unreadable]
+    return record_json(record) | {"unreadable": unreadable}
+
+
 async def _jobs(request: Request) -> Jobs:
     view, cursor = view_of_filters(filters_of(request.query_params)), request.query_params.get("cursor") or None
     limit = whole(request.query_params.get("limit"), 50, 1, 200)
     with refusing():
         page = await pages.call(lambda broker: broker.admin.page(view, cursor=cursor, limit=limit))
-    return Jobs([record_json(record) for record in page.records], page.cursor, page.examined)
+    return Jobs([_json(record) for record in page.records], page.cursor, page.examined)
 
 
 async def _job(request: Request) -> Job:
     record, is_shown = await pages.record_of(request.path_params["id"]), pages.access_of(request).show_arguments
     limits, why = default_app().limits, await pages.why(record, datetime.now(UTC))
     arguments = arguments_of(record, limits, IN_FULL)[0] if is_shown else None
-    return Job(record_json(record), why, arguments, result_of(record, limits, IN_FULL)[0] if is_shown else None)
+    return Job(_json(record), why, arguments, result_of(record, limits, IN_FULL)[0] if is_shown else None)
 
 
 async def _failures(request: Request) -> list[FailureGroup]:

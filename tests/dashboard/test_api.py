@@ -103,3 +103,14 @@ async def test_odd_text_and_numbers_make_valid_json(site: Site, form: str) -> No
             assert answer.status_code == 200
             strict(answer.text)
             assert answer.text.isascii()
+
+
+async def test_the_bytes_of_unreadable_fields_stay_hidden(site: Site) -> None:
+    """There may be arguments or secrets among them."""
+    store = HostileStore("mail")
+    with default_app().using(store):  # type: ignore[arg-type]  # it has what the dashboard asks for  # pyright: ignore[reportArgumentType]
+        found = (await site.client.get(f"{PREFIX}/api/v1/jobs")).json()["jobs"]
+    assert found[0]["unreadable"] == [
+        {"column": "mail", "problem": "mail"},
+        {"column": "headers", "problem": "TypeError: expected bytes"},
+    ]
