@@ -16,7 +16,7 @@ from taskflow.dashboard.application import dashboard_with
 from taskflow.dashboard.guard import Access, Authorize
 from taskflow.dashboard.live import Live
 from taskflow.dashboard.rendering import POLLS
-from taskflow.dashboard.selection import MAX_FORM
+from taskflow.dashboard.selection import MAX_FORM, whole
 
 GIVEN: Final = "taskflow.given"  # in the scope: what `authorize` has returned in the thread of the host
 
@@ -105,8 +105,7 @@ def _read(environ: WSGIEnvironment) -> tuple[Scope, bytes]:
     root, rest = (_text(environ.get(name, "")) for name in ("SCRIPT_NAME", "PATH_INFO"))
     headers = {name[5:].replace("_", "-"): value for name, value in environ.items() if name.startswith("HTTP_")}
     headers |= {name.replace("_", "-"): value for name in ("CONTENT_TYPE", "CONTENT_LENGTH") if (value := environ.get(name))}
-    length = environ.get("CONTENT_LENGTH") or "0"
-    body = environ["wsgi.input"].read(min(int(length), MAX_FORM + 1)) if length.isascii() and length.isdigit() else b""
+    body = environ["wsgi.input"].read(whole(environ.get("CONTENT_LENGTH"), 0, 0, MAX_FORM + 1))
     others: dict[str, Any] = {
         "scheme": environ["wsgi.url_scheme"],
         "server": (environ["SERVER_NAME"], int(environ["SERVER_PORT"])),

@@ -27,6 +27,7 @@ from tests.support.harnesses import BROKERS, MemoryHarness
 from tests.support.world import World
 
 SAME = {"Sec-Fetch-Site": "same-origin"}
+FORM = {**SAME, "Content-Type": "application/x-www-form-urlencoded"}
 FRAGMENT = {"X-Taskflow-Fragment": "1"}
 
 
@@ -91,6 +92,7 @@ def test_it_is_closed_without_authorize_and_to_other_sites(memory: World) -> Non
     assert client.post("/ops/jobs/queues/mail", data={"action": "pause"}, headers={"Origin": "http://localhost"}).status_code == 303
     assert client.post("/ops/jobs/act", data={"action": "x" * 70_000}, headers=SAME).status_code == 413
     assert client.post("/ops/jobs/act", json={"action": "retry"}, headers=SAME).status_code == 415
+    assert client.post("/ops/jobs/act", headers=FORM, environ_overrides={"CONTENT_LENGTH": "9" * 5_000}).status_code == 400
 
 
 def test_authorize_may_be_plain_or_async(memory: World) -> None:
