@@ -78,7 +78,16 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        request = Request(scope, receive)
+        read = list[Message]()  # what `authorize` has read of the request, which the page must not miss
+
+        async def receive_and_keep() -> Message:
+            read.append(message := await receive())
+            return message
+
+        async def receive_again() -> Message:
+            return read.pop(0) if read else await receive()
+
+        request = Request(scope, receive_and_keep)
         access = await self._access_of(request)
         is_write = request.method not in ("GET", "HEAD")
         if access is None:
@@ -89,7 +98,7 @@ class Guard:
             why = READ_ONLY
         else:
             scope["taskflow.access"] = access
-            await self._app(scope, receive, send_with_headers)
+            await self._app(scope, receive_again, send_with_headers)
             return
         await message_page(request, why, 403)(scope, receive, send_with_headers)
 
@@ -118,10 +127,11 @@ def _as_mounted(scope: Scope) -> Scope:
 
 def is_same_origin(request: Request) -> bool:
     """Return True if a page of this origin has sent the request. Browsers send Sec-Fetch-Site over HTTPS and to loopback; elsewhere the
-    host of Origin must be the one that the request is for."""
+    host of Origin must be the one that the request is for. Neither may be missing or empty."""
     if (site := request.headers.get("sec-fetch-site")) is not None:
         return site == "same-origin"
     try:
-        return urlsplit(request.headers.get("origin", "")).netloc.lower() == request.headers["host"].lower()
-    except (KeyError, ValueError):
+        origin = urlsplit(request.headers.get("origin", "")).netloc.lower()
+    except ValueError:
         return False
+    return bool(origin) and origin == request.headers.get("host", "").lower()

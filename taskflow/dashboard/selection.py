@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 
 from starlette.datastructures import ImmutableMultiDict, QueryParams
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from taskflow.app.bulk_actions import JobSelection, view_of
 from taskflow.broker.admin import View
@@ -21,17 +21,17 @@ Fields = ImmutableMultiDict[str, str]
 
 
 async def form_of(request: Request) -> Fields:
-    """Return the fields of a form. Raises HTTPException if it is too large, or no form of this kind."""
+    """Return the fields of a form. Raises HTTPException if it is too large, incomplete, or no form of this kind."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
         raise HTTPException(415, "The dashboard takes forms only.")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_FORM:
-            raise HTTPException(413, "This form is too large.")
     try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_FORM:
+                raise HTTPException(413, "This form is too large.")
         return ImmutableMultiDict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS))
-    except ValueError as error:
+    except (ValueError, ClientDisconnect) as error:
         raise HTTPException(400, "This form cannot be read.") from error
 
 

@@ -8,9 +8,10 @@ from urllib.parse import urlsplit
 
 import pytest
 from starlette.requests import Request
+from starlette.types import Message
 
 from taskflow.app.app import default_app
-from taskflow.dashboard import Access
+from taskflow.dashboard import Access, dashboard
 from taskflow.dashboard.guard import Authorize
 from taskflow.dashboard.rendering import STYLE, path_of
 from taskflow.model.ids import id_text
@@ -43,6 +44,35 @@ async def test_without_authorize_every_page_is_closed(memory: World, path: str) 
 
 async def refuses(request: Request) -> Access | None:
     return ADA if request.headers.get("x-user") == "ada" else None
+
+
+async def test_authorize_may_read_the_form(memory: World) -> None:
+    """The page that it is for reads it, too."""
+
+    async def reads(request: Request) -> Access:
+        return Access("ada", actions=await request.body() == b"action=pause")
+
+    async with Site(reads) as site:
+        await site.post("/queues/mail", action="pause")
+        await site.post("/queues/mail", code=403, action="resume")
+    assert [queue.is_paused for queue in await memory.broker.admin.queues()] == [True]
+
+
+async def test_a_client_that_goes_while_it_sends_a_form_is_no_error(memory: World) -> None:
+    messages: list[Message] = [{"type": "http.request", "body": b"action=", "more_body": True}, {"type": "http.disconnect"}]
+    sent = list[Message]()
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"sec-fetch-site", b"same-origin"), (b"content-type", b"application/x-www-form-urlencoded")]
+    scope = {"type": "http", "method": "POST", "path": "/queues/mail", "query_string": b"", "headers": headers}
+    await dashboard(authorize=lambda request: ADA)(scope, receive, send)
+    assert sent[0]["status"] == 400
+    assert await memory.broker.admin.queues() == []
 
 
 class Asks:
@@ -87,6 +117,8 @@ OTHER_SITES: list[dict[str, str]] = [
     {"Origin": "http://evil/host"},
     {"Origin": "http://[host"},
     {"Referer": "http://host/"},
+    {"Host": "", "Origin": "null"},
+    {"Host": ""},
 ]
 
 
