@@ -7,8 +7,8 @@ read and written, so that the store can refuse the decision if one of them has c
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.records import Kind
@@ -45,6 +45,17 @@ MAX_CHAIN: Final = 6
 
 class Missing(Exception):
     """A decision needs a record that was not loaded."""
+
+
+class Foreseen(NamedTuple):
+    """Spares decisions a second look at gates.
+
+    `waiting`  how many jobs that wait at gates the decisions will probably need, by gate
+    `paused`   the ids of the paused queues. A pause that begins meanwhile takes slots back
+    """
+
+    waiting: Mapping[bytes, int]
+    paused: frozenset[bytes]
 
 
 class Left:
@@ -96,6 +107,8 @@ class Draft:
         """The jobs to whose `awaits` the decisions add: one of them may have nothing to await any more."""
         self.opened = set[bytes]()
         """The gates that have room now, and perhaps jobs that wait: see gates.py."""
+        self.paused: frozenset[bytes] | None = None
+        """The ids of the paused queues, if they are known."""
         self.wanted = Counter[bytes]()
         """How many jobs that wait at a gate the decisions need to see, if they have not seen as many."""
         self._freed = Counter[bytes]()
@@ -285,18 +298,20 @@ def decide(
     grows: bool = False,
     together: bool = False,
     left: Left | None = None,
+    foreseen: Foreseen | None = None,
 ) -> Operation[list[T]]:
     """Decide on items, and apply the decisions. Items whose records have changed meanwhile are decided again.
 
     `look`      what the decisions will probably need; other records are loaded when a decision needs them
     `locked`    the answer for an item whose records another program's open transaction has locked
     `together`  True if all decisions are one step
+    `foreseen`  what is known of gates beforehand
     `left`      gets what another decision is to look at afterwards
 
     Raises StoreFull if the store has no room. Raises BrokerUnavailable if records keep changing, or are locked and `locked` is None.
     """
     answers: dict[int, T] = {}
-    known, sizes, is_locked = set(look.refs), dict[bytes, int](), False
+    known, sizes, is_locked = set(look.refs), dict({} if foreseen is None else foreseen.waiting), False
     rounds = deque([(list(range(len(items))), 1)] if items else ())
     while rounds:
         numbers, tries = rounds.popleft()
@@ -304,7 +319,9 @@ def decide(
             raise BrokerUnavailable("another program's open transaction has locked the records of this call: try again")
         if tries > MAX_ROUNDS:
             raise BrokerUnavailable("other clients keep changing the records of this call: try again")
-        drafted = yield from _draft([items[number] for number in numbers], one, rules, look, known, sizes, together=together)
+        drafted = yield from _draft(
+            [items[number] for number in numbers], one, rules, look, known, sizes, together=together, foreseen=foreseen
+        )
         if drafted is None:
             rounds.append((numbers, tries + 1))
             continue
@@ -345,12 +362,14 @@ def _draft(
     sizes: dict[bytes, int],
     *,
     together: bool,
+    foreseen: Foreseen | None,
 ) -> Operation[tuple[Draft, list[T]] | None]:
     """Load the records that the decisions need, and decide. Return None if they need more after `MAX_CHAIN` queries. `sizes` says how many
     jobs that wait at a gate to read."""
     for _ in range(MAX_CHAIN):
         scans = [Scan("gated", size, (gate,)) for gate, size in sizes.items()]
         draft = Draft((yield look._replace(refs=tuple(known), scans=(*look.scans, *scans))), rules, scans)
+        draft.paused = None if foreseen is None else foreseen.paused
         answers = draft.decide(items, one, together=together)
         if not draft.missing and not draft.wanted:
             return draft, answers

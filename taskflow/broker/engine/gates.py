@@ -13,22 +13,28 @@ payment is good for `PAYMENT_TTL`, so that jobs which could not start in time do
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from taskflow.broker import topics
-from taskflow.broker.engine.draft import Draft, Missing, Plain
+from taskflow.broker.engine.draft import Draft, Foreseen, Missing, Plain
 from taskflow.broker.engine.job import Job, text_bytes
 from taskflow.broker.engine.records import SCHEDULED, Kind
-from taskflow.broker.engine.seam import NOW, After, Ref
+from taskflow.broker.engine.seam import NOW, After, Operation, Query, Ref, Scan, Snapshot
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
 from taskflow.model.limits import MAX_MOST, Gate, earliest, gate_id, paid
 
 MAX_TRIED: Final = 256
 """How many jobs that wait at a gate one decision looks at. Others, which may be able to pass, are left to the next one."""
+
+SPARE: Final = 2
+"""How many more jobs that wait at a gate to read than there are slots that become free. Some may have to wait elsewhere."""
+
+MAX_PAUSED: Final = 1_000
 
 PAYMENT_TTL: Final = 1.0
 """Seconds for which a job that has paid for a rate may start."""
@@ -56,6 +62,19 @@ def of_pause(queue: str) -> Gate:
     return Gate(gate_id(queue, "", kind=b"pause"), queue, "", 0)
 
 
+def foresee(limits: Sequence[Gate]) -> Operation[Foreseen | None]:
+    """Look which jobs that wait at gates will probably be needed, if a slot of each becomes free: none where no job waits."""
+    freed = Counter([gate.id for gate in limits if not gate.per])
+    if not freed:
+        return None
+    paused = Scan("paused", MAX_PAUSED, with_records=False)
+    seen: Snapshot = yield Query(tuple([Ref(Kind.GATE, gate_id) for gate_id in freed]), (paused,))
+    if len(seen.scans[0]) == MAX_PAUSED:
+        return None
+    found = [record for record in seen.records.values() if record is not None and record.header["has_waiting"]]
+    return Foreseen({record.ref.id: freed[record.ref.id] + SPARE for record in found}, frozenset([entry.ref.id for entry in seen.scans[0]]))
+
+
 def declare(draft: Draft, limits: Sequence[Gate]) -> None:
     """Let gates have the numbers that the sender of a new job declares."""
     for gate in limits:
@@ -79,8 +98,8 @@ def in_force(record: Plain, gate: Gate) -> Gate:
 def admit(draft: Draft, job: Job) -> bool:
     """Let a job pass its gates. Return False if it has to wait at one of them, or for a later time: then it takes no slot."""
     limits, queue = job.limits, Ref(Kind.QUEUE, job.queue.encode())
-    draft.require([*refs_of(limits), queue])
-    if draft.plain(*queue) is not None:
+    draft.require(refs_of(limits) if draft.paused is not None and queue.id not in draft.paused else [*refs_of(limits), queue])
+    if (draft.paused is None or queue.id in draft.paused) and draft.plain(*queue) is not None:
         pause = of_pause(job.queue)
         _wait(draft, job, record_of(draft, pause), pause, wording.waits_for_resume(job.queue))
         return False
