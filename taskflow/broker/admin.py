@@ -142,7 +142,8 @@ class Finding(msgspec.Struct, frozen=True):
 class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
     """The result of `rebuild`.
 
-    `corrected`   the number of wrong or missing entries by index, and of wrong counts as `counts`
+    `corrected`   the number of wrong or missing entries by index, of wrong counts as `counts`, and of limits that counted other slots than
+                  jobs hold as `slots of limits`
     `records`     how many records the store has
     `unreadable`  how many of those that it had to decode could not be decoded; they and their entries were left as they are
     """
@@ -319,7 +320,7 @@ class Admin(Protocol):
         ...
 
     async def rebuild(self) -> Rebuilt:
-        """Compute indexes and counts from the records, after another program has changed the store.
+        """Compute indexes, counts and the slots of limits from the records, after another program has changed the store.
 
         The records themselves stay as they are. A call that is broken off loses nothing, and can be repeated.
         Raises BrokerRefused while a worker is running. [admin_rebuild]

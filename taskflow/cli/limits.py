@@ -35,7 +35,7 @@ def _rows(found: Sequence[LimitInfo]) -> Iterator[str]:
         waiting = f"{info.waiting:,}" if info.waiting < 1_000 else "1,000 or more"
         opens = f"in {span(info.opens_in)}" if info.opens_in else "now"
         held = (f"{info.running:,}", waiting, "") if info.per is None else ("", "", opens)
-        rows.append((one_line(info.limit), one_line(info.key), number, *held))
+        rows.append((one_line(info.limit), one_line(info.key), number, held[0], held[1], held[2]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield one_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), room())

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from taskflow.broker.admin import View
+from taskflow.broker.engine.draft import Draft, decide
+from taskflow.broker.engine.records import Kind
+from taskflow.broker.engine.seam import Operation, Query, Ref
 from taskflow.broker.protocol import Added, Broker
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.limits import RATE, Gate, gate_id
 from taskflow.model.record import Status
+from taskflow.model.rules import Rules
 from taskflow.model.verdict import HandedBack, Snoozed
 from tests.support.verdicts import SettlementOf, cancelled, discarded, failed, handed_back, retried, settlement, snoozed, succeeded
 from tests.support.world import Job, World
@@ -506,3 +511,53 @@ async def test_admin_set_limit__kept(world: World) -> None:
     await world.pass_time(3_600.0)
     assert await world.status(await limited(world)) is Status.SCHEDULED
     assert await due_in(world, *[await world.add(limits=(rate(6),)) for _ in range(2)]) == [0.0, 1.0]
+
+
+async def test_admin_rebuild__slots(world: World) -> None:
+    """Slots that no job holds, because another program has removed the jobs, are free again."""
+    job = await limited(world)
+    waiting, other = await limited(world), await limited(world, limit="other")
+    await world.broker.admin.set_limit(gate(1), is_set=True)
+    engine: Any = world.broker
+    await engine.run(lose(job.id, world.rules))
+    assert await world.status(waiting) is Status.SCHEDULED
+    rebuilt = await world.broker.admin.rebuild()
+    assert rebuilt.corrected.get("slots of limits") == 1
+    assert await statuses(world, waiting, other) == [Status.READY] * 2
+
+
+def lose(job_id: bytes, rules: Rules) -> Operation[None]:
+    """Drop a record as another program may."""
+
+    def one(draft: Draft, ref: Ref) -> None:
+        draft.drop(ref) if draft.job(ref.id) else None
+
+    yield from decide([Ref(Kind.JOB, job_id)], one, rules, Query((Ref(Kind.JOB, job_id),)))
+
+
+async def test_gate_never_over__whatever_happens(world: World) -> None:
+    """After each of many random calls, a gate counts as many slots as jobs hold, and no job waits where there is room."""
+    verdicts: list[SettlementOf] = [succeeded, failed, retried, handed_back]
+    chance, sessions = random.Random(7), [await world.a_session(ttl=1_000_000.0) for _ in range(2)]
+    gates = [gate(2, "a"), gate(1, "b")]
+    leases, sent = list[Lease](), list[Envelope]()
+    for _ in range(120):
+        match chance.randrange(7):
+            case 0 | 1 | 2:
+                limits = tuple(chance.sample(gates, chance.randint(1, 2)))
+                sent.append(await world.add(limits=limits, after=chance.choice([0.0, 0.0, 5.0]), priority=chance.randrange(3)))
+            case 3:
+                leases += await world.claim(chance.choice(sessions), limit=1)
+            case 4 if leases:
+                lease = leases.pop(chance.randrange(len(leases)))
+                await world.settle(chance.choice(verdicts)(lease, limits=lease.envelope.limits))
+            case 5 if sent:
+                await world.cancel(chance.choice(sent))
+            case _:
+                await world.pass_time(2.0)
+        listed = {record.limit: record for record in await world.broker.admin.limits()}
+        for each in gates:
+            found, of_gate = listed.get(each.limit), await statuses(world, *[job for job in sent if each in job.limits])
+            holders = of_gate.count(Status.READY) + of_gate.count(Status.RUNNING)
+            assert holders == (0 if found is None else found.taken) <= each.most
+            assert found is None or found.taken == found.n or not found.waiting

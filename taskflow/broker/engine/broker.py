@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TypeVar
 
+import msgspec
+
 from taskflow.broker.admin import FailureGroupRecord, Finding, LimitRecord, Metrics, Page, QueueInfo, Rebuilt, Redone, View
 from taskflow.broker.engine import admin, history, job_pauses, jobs, limits, maintenance, pages, schedules, sessions
 from taskflow.broker.engine.seam import Claimed, Operation
@@ -185,4 +187,6 @@ class EngineAdmin:
                 f"{len(living):,} running worker(s): {', '.join(living[:5])}{', ...' * (len(living) > 5)}. "
                 "Stop them with SIGTERM or your service manager, and run this again"
             )
-        return await self._broker.rebuild()
+        rebuilt = await self._broker.rebuild()
+        gates = await self._run(limits.recount(self._rules))
+        return msgspec.structs.replace(rebuilt, corrected=rebuilt.corrected | ({"slots of limits": gates} if gates else {}))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 from taskflow.broker.admin import LimitRecord
 from taskflow.broker.engine import gates, moves
 from taskflow.broker.engine.draft import Draft, Plain
+from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.moves import MOVE_SCANS
-from taskflow.broker.engine.records import Kind
+from taskflow.broker.engine.records import Flag, Kind, Position
 from taskflow.broker.engine.seam import Operation, Query, Ref, Scan, Snapshot
 from taskflow.model.clock import to_seconds
 from taskflow.model.limits import Gate, earliest
@@ -35,11 +38,11 @@ def records(limit: str | None) -> Operation[list[LimitRecord]]:
     crowded = [gate.id for record, gate in found if record.header["has_waiting"]][:MAX_CROWDED]
     waiting: Snapshot = yield Query(scans=tuple(Scan("gated", MAX_COUNTED, (gate_id,), with_records=False) for gate_id in crowded))
     counted = dict(zip(crowded, map(len, waiting.scans), strict=True))
-    listed = [_shown(record, gate, counted.get(gate.id, record.header["has_waiting"]), seen.now) for record, gate in found]
+    listed = [_shown(record, gate, counted.get(gate.id), seen.now) for record, gate in found]
     return sorted(listed, key=lambda each: (-each.waiting, each.limit, each.key))
 
 
-def _shown(record: Plain, gate: Gate, waiting: int, now: int) -> LimitRecord:
+def _shown(record: Plain, gate: Gate, waiting: int | None, now: int) -> LimitRecord:
     header = record.header
     opens_at = earliest(header["tat"], header["closed_until"], gate, now) if gate.per > 0 and gate.most > 0 else now
     return LimitRecord(
@@ -48,7 +51,7 @@ def _shown(record: Plain, gate: Gate, waiting: int, now: int) -> LimitRecord:
         n=gate.most,
         is_set=bool(header["is_set"]),
         taken=header["taken"],
-        waiting=waiting,
+        waiting=header["has_waiting"] if waiting is None else waiting,
         per=to_seconds(gate.per) if gate.per else None,
         burst=gate.burst,
         opens_in=to_seconds(opens_at - now),
@@ -66,3 +69,43 @@ def set_number(gate: Gate, rules: Rules, *, is_set: bool) -> Operation[None]:
         gates.put(draft, record)
 
     yield from moves.decide([gate], one, rules, [Ref(Kind.GATE, gate.id)], scans=MOVE_SCANS)
+
+
+# --- after another program has changed records --------------------------------------------------------------------
+
+AT_ONCE: Final = 500
+
+
+def recount(rules: Rules) -> Operation[int]:
+    """Correct the number of slots that are taken, and return how many gates had another. No worker runs meanwhile."""
+    held = Counter[bytes]()
+    for index in ("holding", "leases"):
+        after: Position | None = None
+        while True:
+            seen: Snapshot = yield Query(scans=(Scan(index, AT_ONCE, after=after),))
+            jobs = [entry.record for entry in seen.scans[0] if entry.record is not None]
+            held.update(gate.id for record in jobs for gate in Job.of_record(record).limits if record.header["flags"] & Flag.LIMITED)
+            if len(seen.scans[0]) < AT_ONCE:
+                break
+            after = seen.scans[0][-1].position
+    corrected, after = 0, None
+    while True:
+        found: Snapshot = yield Query(scans=(Scan("gates", AT_ONCE, after=after, with_records=False),))
+        refs = [entry.ref for entry in found.scans[0]]
+        corrected += sum((yield from moves.decide(refs, _corrector(held), rules, refs, scans=MOVE_SCANS)))
+        if len(refs) < AT_ONCE:
+            return corrected
+        after = found.scans[0][-1].position
+
+
+def _corrector(held: Counter[bytes]) -> Callable[[Draft, Ref], bool]:
+    def one(draft: Draft, ref: Ref) -> bool:
+        record = draft.plain(*ref)
+        gate = None if record is None else gates.in_force(record, Gate(ref.id, "", "", 0))
+        if record is None or gate is None or gate.per or record.header["taken"] == held[ref.id]:
+            return False
+        record.header["taken"] = held[ref.id]
+        gates.put(draft, record)
+        return True
+
+    return one
