@@ -64,6 +64,10 @@ class Left:
     def __init__(self) -> None:
         self.released, self.opened = set[bytes](), set[bytes]()
 
+    def take(self, draft: Draft) -> None:
+        self.released |= draft.released
+        self.opened |= draft.opened
+
 
 class Plain:
     """A record of any kind but a job: its header, and its body as it is stored."""
@@ -315,13 +319,11 @@ def decide(
     rounds = deque([(list(range(len(items))), 1)] if items else ())
     while rounds:
         numbers, tries = rounds.popleft()
-        if tries > MAX_ROUNDS and is_locked:
-            raise BrokerUnavailable("another program's open transaction has locked the records of this call: try again")
         if tries > MAX_ROUNDS:
-            raise BrokerUnavailable("other clients keep changing the records of this call: try again")
-        drafted = yield from _draft(
-            [items[number] for number in numbers], one, rules, look, known, sizes, together=together, foreseen=foreseen
-        )
+            why = "another program's open transaction has locked" if is_locked else "other clients keep changing"
+            raise BrokerUnavailable(f"{why} the records of this call: try again")
+        chosen = [items[number] for number in numbers]
+        drafted = yield from _draft(chosen, one, rules, look, known, sizes, together=together, foreseen=foreseen)
         if drafted is None:
             rounds.append((numbers, tries + 1))
             continue
@@ -331,8 +333,7 @@ def decide(
         if not steps:
             continue
         if left is not None:
-            left.released |= draft.released
-            left.opened |= draft.opened
+            left.take(draft)
         results, _ = yield Apply([step for _, step in steps], grows=grows)
         stale = list[int]()
         for (places, _), result in zip(steps, results, strict=True):
