@@ -69,13 +69,15 @@ async def test_history_records__only_the_periods_asked_for(world: World) -> None
     assert await periods(world, at + 4 * minute) == []
 
 
-async def test_history_records__of_more_workers_than_one_query_reads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "MAX_READ", 3)
+async def test_history_records__of_more_workers_than_one_query_reads(world: World) -> None:
+    """A period whose measures take several queries has them all."""
     at = await start_of_a_minute(world)
-    await record(world, *(measures(number) for number in range(1, 11)))
-    await world.pass_time(60.0)
-    await record(world, *(measures(number) for number in range(1, 4)))
-    assert [runs for _, _, runs in await periods(world, at)] == [55, 6]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history, "MAX_READ", 3)
+        await record(world, *(measures(number) for number in range(1, 11)))
+        await world.pass_time(60.0)
+        await record(world, *(measures(number) for number in range(1, 4)))
+        assert [runs for _, _, runs in await periods(world, at)] == [55, 6]
 
 
 async def test_history_repeat(world: World) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from taskflow import KeyConflict, Status, TaskflowJobs, enqueue, job
+from taskflow import Concurrency, KeyConflict, Status, TaskflowJobs, enqueue, job
 from taskflow.app.app import App, default_app
 from taskflow.app.job_type import Registry
 from tests.unit.app.bench import Bench
@@ -75,6 +75,26 @@ def test_calls_without_a_loop_are_debounced_too(bench: Bench) -> None:
 
     asyncio.run(run())
     assert ran == ["b"]
+
+
+async def test_a_debounced_job_keeps_its_slot_or_its_place_at_a_limit(bench: Bench) -> None:
+    """Whether it is READY or waits: the slot is given back once, and the next one gets it."""
+    limited = any_job(name="windows.limited", limits=[Concurrency(1)], debounce=5)(save)
+    first, second = [await limited.options(key=key).delay(key) for key in ("a", "b")]
+    await bench.pass_time(5)
+    assert {await handle.status() for handle in (first, second)} == {Status.READY, Status.SCHEDULED}
+    for key in ("a", "b"):  # one of them is READY, the other one waits for its slot
+        await limited.options(key=key).delay(f"last {key}")
+    [lease] = await bench.claim()
+    await bench.run(lease)
+    assert await bench.claim() == []
+    await bench.pass_time(5)
+    await bench.run_all()
+    assert sorted(ran) == ["last a", "last b"]
+    third = await limited.options(key="c").delay("c")
+    await bench.pass_time(5)
+    await bench.run_all()
+    assert await third.result(0) == "c"
 
 
 @pytest.mark.parametrize(
