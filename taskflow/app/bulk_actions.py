@@ -301,6 +301,9 @@ def _narrowed(view: View, statuses: Collection[Status]) -> View | None:
 
 log: Final = logging.getLogger("taskflow.operate")
 
+STOPPED: Final = "stopped"
+"""How the message of a cancellation begins that the log keeps: it says who has stopped the action."""
+
 RECORD_TIMEOUT: Final = 5.0
 """Seconds that adding an action to the log may take."""
 
@@ -333,7 +336,7 @@ async def recorded(
         yield doing
     except BaseException as error:
         if not isinstance(error, Exception):
-            doing.stopped = "interrupted"
+            doing.stopped = why if (why := str(error)).startswith(STOPPED) else "interrupted"
         elif isinstance(error, BrokerError) and not isinstance(error, BrokerRefused):  # otherwise the action was refused
             doing.stopped = f"{type(error).__name__}: {error}"
         raise

@@ -33,6 +33,7 @@ async def _serve(app: App, arguments: argparse.Namespace) -> int:
         import uvicorn
     except ImportError as error:
         raise DriverMissing("taskflow dashboard needs uvicorn: install the extra 'dashboard'") from error
+    from taskflow.dashboard.acts import Acts
     from taskflow.dashboard.alone import dashboard_alone  # raises DriverMissing, too
     from taskflow.dashboard.live import Live
 
@@ -40,8 +41,9 @@ async def _serve(app: App, arguments: argparse.Namespace) -> int:
         async def shutdown(self, sockets: list[socket] | None = None) -> None:
             live.sampler().end()
             await super().shutdown(sockets)
+            await acts.end()  # while the store is open: the audit log gets what they have done
 
-    live = Live()
+    live, acts = Live(), Acts()
     await existing_broker(app)
     with listener(arguments.host, arguments.port, "--port") as listening:
         address, port = listening.getsockname()[:2]
@@ -50,7 +52,7 @@ async def _serve(app: App, arguments: argparse.Namespace) -> int:
             warn("the connection is not encrypted, and other machines can reach this port: prefer 127.0.0.1 and a tunnel, such as ssh -L")
         # Browsers send a cookie to all ports of a host, so its name has the port.
         config = uvicorn.Config(
-            dashboard_alone(live, this_operator(), token, f"taskflow_dashboard_{port}"),
+            dashboard_alone(live, acts, this_operator(), token, f"taskflow_dashboard_{port}"),
             lifespan="off",
             ws="none",
             log_config=None,

@@ -21,6 +21,8 @@ from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import (
     DEFAULTS,
     POSSIBLE,
+    RECORD_TIMEOUT,
+    STOPPED,
     ActionName,
     ActionResult,
     check_view,
@@ -35,10 +37,10 @@ from taskflow.broker.admin import View
 from taskflow.dashboard.guard import READ_ONLY
 from taskflow.dashboard.memo import forget, remembered
 from taskflow.dashboard.pages import LABELS, access_of, call
-from taskflow.dashboard.rendering import path_of, render, root_of
+from taskflow.dashboard.rendering import UNAVAILABLE, path_of, render, root_of
 from taskflow.dashboard.selection import Fields, filters_of, form_of, refusing, view_of_filters, whole
 from taskflow.dashboard.stages import StagesStopped, retry_in_stages
-from taskflow.model.errors import DecodeError, ScheduleConflict, TaskflowError, UnknownSchedule
+from taskflow.model.errors import BrokerError, DecodeError, ScheduleConflict, TaskflowError, UnknownSchedule
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.record import LIVE, Status
 
@@ -131,13 +133,14 @@ class Act:
 
     def __init__(self, target: Target, by: str, reason: str) -> None:
         self.target = target
+        self.by = by
         self.result = ActionResult()
         self.problem = ""
         self.waits_for = ""
         self.is_stopped = False
         self._began = time.monotonic()
         self._ended: float | None = None
-        self.task = asyncio.get_running_loop().create_task(self._run(by, reason))
+        self.task = asyncio.get_running_loop().create_task(self._run(reason))
 
     @property
     def is_running(self) -> bool:
@@ -147,8 +150,13 @@ class Act:
     def seconds(self) -> float:
         return max(1e-3, (self._ended or time.monotonic()) - self._began)
 
-    async def _run(self, by: str, reason: str) -> None:
-        target, broker = self.target, default_app().client().call
+    async def stop(self, why: str, patience: float) -> None:
+        """Stop it, and wait for so many seconds. The audit log has what was done, and why it stopped."""
+        self.task.cancel(why)
+        await asyncio.wait([self.task], timeout=patience)
+
+    async def _run(self, reason: str) -> None:
+        target, by, broker = self.target, self.by, default_app().client().call
         try:
             if target.in_stages:
                 async for self.result, self.waits_for in retry_in_stages(broker, target.ids, by=by, reason=reason):
@@ -158,6 +166,9 @@ class Act:
                     pass
         except StagesStopped as stopped:
             self.is_stopped, self.problem = True, str(stopped)
+        except BrokerError as error:
+            log.error("an action of the dashboard has failed: %s", error)  # for the operator: the message names the server
+            self.problem = UNAVAILABLE
         except Exception as error:
             self.problem = f"{type(error).__name__}: {error}"
             if not isinstance(error, TaskflowError):
@@ -167,6 +178,7 @@ class Act:
             raise
         finally:
             self._ended = time.monotonic()
+            self.target = msgspec.structs.replace(target, ids=(), fields=())  # they may be 100,000, and its page needs none
             forget()
 
 
@@ -191,13 +203,17 @@ class Acts:
         number, is_more = await number_of(target)
         if number > TYPED_ABOVE and fields.get("confirm", "").strip() != target.action:
             return _form(request, target, number, is_more, is_unconfirmed=True)
-        name, act = self._start(target, access_of(request).actor, fields.get("reason", "").strip())
+        name, act = self._started(target, access_of(request).actor, fields.get("reason", "").strip())
         await asyncio.wait([act.task], timeout=PATIENCE)
         if not act.is_running and not act.problem and act.result.affected == len(target.ids) == 1 and target.action != "purge":
             return _to(request, f"/jobs/{id_text(target.ids[0])}")
         return _to(request, f"/act/{name}")
 
-    def _start(self, target: Target, by: str, reason: str) -> tuple[str, Act]:
+    def _started(self, target: Target, by: str, reason: str) -> tuple[str, Act]:
+        """Start an action. If the same person has started the same one and it runs, return that: a form may be sent twice."""
+        for name, act in self._acts.items():
+            if act.is_running and (act.target.action, act.target.fields, act.by) == (target.action, target.fields, by):
+                return name, act
         ended = [name for name, act in self._acts.items() if not act.is_running]
         for name in ended[: max(0, len(ended) - MAX_KEPT + 1)]:
             del self._acts[name]
@@ -212,10 +228,18 @@ class Acts:
         return render(request, "progress.html", headers=headers, act=act, name=request.path_params["name"], **words)
 
     async def stop(self, request: Request) -> Response:
-        act = self._act_of(request)
-        act.task.cancel()
-        await asyncio.wait([act.task], timeout=PATIENCE)
+        await self._act_of(request).stop(f"{STOPPED} by {access_of(request).actor}", PATIENCE)
         return _to(request, f"/act/{request.path_params['name']}")
+
+    @property
+    def are_running(self) -> bool:
+        return any(act.is_running for act in self._acts.values())
+
+    async def end(self) -> None:
+        """Stop all actions of the running event loop, because its process ends. The store must still be open."""
+        loop = asyncio.get_running_loop()
+        running = [act for act in self._acts.values() if act.is_running and act.task.get_loop() is loop]
+        await asyncio.gather(*[act.stop(f"{STOPPED} by the end of its process", RECORD_TIMEOUT) for act in running])
 
     def _act_of(self, request: Request) -> Act:
         act = self._acts.get(request.path_params["name"])
@@ -236,6 +260,7 @@ def _form(request: Request, target: Target, number: int, is_more: bool, *, is_un
         number=number,
         is_more=is_more,
         which=_words(target),
+        is_open="id" not in dict(target.fields) and "first" not in dict(target.fields),
         is_typed=number > TYPED_ABOVE,
         is_unconfirmed=is_unconfirmed,
         possible=sorted(POSSIBLE[target.action]),

@@ -9,6 +9,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from taskflow.dashboard.acts import Acts
 from taskflow.dashboard.application import dashboard_with
 from taskflow.dashboard.guard import Access
 from taskflow.dashboard.live import Live
@@ -16,13 +17,13 @@ from taskflow.dashboard.live import Live
 KNOWN: Final = "taskflow.is_known"  # in the scope of a request whose token or cookie is right
 
 
-def dashboard_alone(live: Live, actor: str, token: str, cookie: str) -> ASGIApp:
-    """Return a dashboard with these live pages, in which `actor` may act and see arguments.
+def dashboard_alone(live: Live, acts: Acts, actor: str, token: str, cookie: str) -> ASGIApp:
+    """Return a dashboard with these live pages and actions, in which `actor` may act and see arguments.
 
     The first GET with the query ``token=...`` gets a cookie of this name. From then on the token is worth nothing, and each request needs
     the cookie.
     """
-    app = dashboard_with(live, lambda request: Access(actor, True, True) if KNOWN in request.scope else None)
+    app = dashboard_with(live, acts, lambda request: Access(actor, True, True) if KNOWN in request.scope else None)
     return _OneBrowser(app, token, cookie)
 
 

@@ -17,7 +17,7 @@ from taskflow.dashboard.acts import Acts, amend_queue, amend_schedule
 from taskflow.dashboard.api import api_routes
 from taskflow.dashboard.guard import Authorize, Guard
 from taskflow.dashboard.live import Endpoint, Live
-from taskflow.dashboard.rendering import API, ICON, SCRIPTS, STYLE, message_page
+from taskflow.dashboard.rendering import API, ICON, SCRIPTS, STYLE, UNAVAILABLE, message_page
 from taskflow.model.errors import BrokerError
 
 log: Final = logging.getLogger("taskflow.dashboard")
@@ -35,11 +35,10 @@ def dashboard(*, authorize: Authorize | None = None) -> ASGIApp:
 
     The dashboard answers 503 while the store does not answer.
     """
-    return dashboard_with(Live(), authorize)
+    return dashboard_with(Live(), Acts(), authorize)
 
 
-def dashboard_with(live: Live, authorize: Authorize | None) -> ASGIApp:
-    acts = Acts()
+def dashboard_with(live: Live, acts: Acts, authorize: Authorize | None) -> ASGIApp:
     routes = [
         Route("/", live.page(pages.overview)),
         Route("/jobs", live.page(pages.jobs)),
@@ -83,4 +82,4 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _unavailable(request: Request, error: Exception) -> Response:
     log.error("%s %s: %s", request.method, request.url.path, error)  # for the operator: the message names the server
-    return message_page(request, "The store does not answer at the moment.", 503)
+    return message_page(request, UNAVAILABLE, 503)

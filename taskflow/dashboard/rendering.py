@@ -124,6 +124,7 @@ def render(request: Request, template: str, status: int = 200, headers: Mapping[
 
 
 API: Final = "/api/v1"
+UNAVAILABLE: Final = "The store does not answer at the moment."
 
 
 def message_page(request: Request, text: str, status: int) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
@@ -12,6 +13,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Scope
 
 from taskflow.app.portal import run_sync
+from taskflow.dashboard.acts import Acts
 from taskflow.dashboard.application import dashboard_with
 from taskflow.dashboard.guard import Access, Authorize
 from taskflow.dashboard.live import Live
@@ -47,7 +49,14 @@ def dashboard_wsgi(*, authorize: Authorize | None = None) -> WSGIApplication:
 
 def application(*, is_open: bool = True) -> ASGIApp:
     """Return a dashboard that lets a request do what its scope says under `GIVEN`, or a closed one. Without that, it refuses."""
-    return dashboard_with(Live(), _given if is_open else None)
+    acts = Acts()
+    atexit.register(_end, acts)  # runs before the store is closed, because taskflow has registered that earlier
+    return dashboard_with(Live(), acts, _given if is_open else None)
+
+
+def _end(acts: Acts) -> None:
+    if acts.are_running:
+        run_sync(acts.end())
 
 
 async def _given(request: Request) -> Access | None:

@@ -7,16 +7,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import httpx
 import pytest
 
 from taskflow import operate
 from taskflow.app.app import default_app
-from taskflow.dashboard import acts, stages
+from taskflow.dashboard import acts, live, stages
+from taskflow.dashboard.application import dashboard_with
 from taskflow.model.envelope import Lease
+from taskflow.model.errors import BrokerRefused
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settlement
-from tests.dashboard.site import PREFIX, Page, Site
+from tests.dashboard.site import ADA, PREFIX, Page, Site
 from tests.support.verdicts import failed, retried, succeeded
 from tests.support.world import World
 
@@ -91,7 +94,9 @@ async def test_the_jobs_of_a_cause_are_retried_a_few_at_first(world: World, site
     links = [link for link in page.links if "action=retry" in link and "stages" not in link]
     assert [link.partition("first=")[2] for link in links] == ["1", "10", ""]
     for link, ready in zip(links, (1, 11, 12), strict=True):
-        page = await site.post("/act", **form(await site.get(link)))
+        preview = await site.get(link)
+        assert ("all jobs that match when you confirm" in preview.text) == (ready == 12)
+        page = await site.post("/act", **form(preview))
         assert (await statuses(world, jobs)).count(Status.READY) == ready
     assert "No job matches" in (await site.get(links[-1])).text
     await site.post("/act", code=404, action="retry", group=links[-1].partition("group=")[2])
@@ -185,6 +190,7 @@ async def test_many_jobs_need_a_word_that_is_typed(memory: World, site: Site) ->
     for word in ("", "yes", "retry"):
         refused = await site.post("/act", code=400, **form(page), confirm=word)
         assert refused.all("input", name="confirm")
+        assert "Nothing was done yet" in refused.text
     assert (await operate.queues())[0].counts[Status.READY] == 1_001
     page = await site.post("/act", **form(page), confirm="cancel")
     assert "1,001 cancelled" in page.text
@@ -222,8 +228,9 @@ async def test_an_act_that_names_nothing_or_something_odd_is_refused(memory: Wor
     assert await memory.broker.admin.actions() == []
 
 
-async def test_a_long_act_shows_its_progress_and_can_be_stopped(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was done until then stays, and the audit log says that it was stopped."""
+@pytest.fixture
+def begun(memory: World, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """900 jobs, of which a cancel has reached 500 when it waits for this event."""
     monkeypatch.setattr(acts, "PATIENCE", 0.01)
     may_continue, cancel = asyncio.Event(), memory.broker.cancel
     calls = 0
@@ -236,6 +243,12 @@ async def test_a_long_act_shows_its_progress_and_can_be_stopped(memory: World, s
         return await cancel(ids)
 
     monkeypatch.setattr(memory.broker, "cancel", slow)
+    return may_continue
+
+
+@pytest.mark.usefixtures("begun")
+async def test_a_long_act_shows_its_progress_and_can_be_stopped(memory: World, site: Site) -> None:
+    """What was done until then stays, and the audit log says who has stopped it."""
     await memory.enqueue(*[memory.an_envelope(queue="mail") for _ in range(900)])
     page = await site.post("/act", action="cancel", queue="mail")
     assert "Cancel: running" in page.text
@@ -246,8 +259,56 @@ async def test_a_long_act_shows_its_progress_and_can_be_stopped(memory: World, s
     assert "Cancel: stopped" in page.text
     assert "refresh" not in page.answer.headers
     [record] = await memory.broker.admin.actions()
-    assert (record.act.affected, record.act.stopped) == (500, "interrupted")
+    assert (record.act.affected, record.act.stopped) == (500, "stopped by ada")
     assert (await operate.queues())[0].counts[Status.READY] == 400
+
+
+async def test_a_form_that_is_sent_twice_begins_one_act(memory: World, site: Site, begun: asyncio.Event) -> None:
+    await memory.enqueue(*[memory.an_envelope(queue="mail") for _ in range(900)])
+    first, second = [await site.post("/act", action="cancel", queue="mail") for _ in range(2)]
+    assert first.answer.url == second.answer.url
+    other = await site.post("/act", action="cancel", queue="mail", status="ready")
+    assert other.answer.url != first.answer.url
+    begun.set()
+    await until(site, first, "Cancel: done")
+    again = await site.post("/act", action="cancel", queue="mail")
+    assert again.answer.url != first.answer.url
+
+
+@pytest.mark.usefixtures("begun")
+async def test_the_end_of_the_process_is_recorded(memory: World) -> None:
+    await memory.enqueue(*[memory.an_envelope(queue="mail") for _ in range(900)])
+    running = acts.Acts()
+    host = dashboard_with(live.Live(), running, lambda request: ADA)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=host), base_url="http://host") as client:
+        await client.post("/act", data={"action": "cancel", "queue": "mail"}, headers={"Sec-Fetch-Site": "same-origin"})
+    were_running = running.are_running
+    await running.end()
+    assert (were_running, running.are_running) == (True, False)
+    [record] = await memory.broker.admin.actions()
+    assert (record.act.affected, record.act.stopped) == (500, "stopped by the end of its process")
+
+
+async def test_an_act_that_has_ended_keeps_no_ids(memory: World) -> None:
+    """They may be many, and the pages of 50 acts are kept."""
+    ids = [parse_id(each) for each in await failed_jobs(memory, 3)]
+    act = acts.Act(acts.Target(action="retry", ids=ids, group="71efb6587dea8408"), "ada", "")
+    await act.task
+    assert (act.result.changed, act.target.ids, act.target.group) == (3, (), "71efb6587dea8408")
+
+
+async def test_a_store_that_goes_away_is_not_described(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message may name its server."""
+
+    async def away(ids: Any) -> Any:
+        raise BrokerRefused("redis://internal:6379 is another's")
+
+    monkeypatch.setattr(memory.broker, "cancel", away)
+    await memory.add(queue="mail")
+    page = await site.post("/act", action="cancel", queue="mail")
+    assert "Cancel: failed" in page.text
+    assert "The store does not answer" in page.text
+    assert "internal" not in page.text
 
 
 async def test_an_act_that_the_store_breaks_off_says_so(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

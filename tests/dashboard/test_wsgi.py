@@ -16,6 +16,7 @@ from werkzeug.test import Client, TestResponse
 
 from taskflow import run_sync
 from taskflow.app.app import default_app
+from taskflow.broker.url import connect
 from taskflow.dashboard import Access, dashboard_wsgi, live
 from taskflow.dashboard.guard import Authorize
 from taskflow.model.errors import BrokerUnavailable
@@ -158,6 +159,33 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), client.get("/").status
 def test_it_works_in_processes_that_are_forked_after_it_was_used(tmp_path: Path) -> None:
     """As servers do that load the application first. The child has no thread of the parent."""
     assert run_in_fork(FORKS, tmp_path, {"TASKFLOW_BROKER": "sqlite:///queue.db"}) == (0, "200 200\n0 200\n")
+
+
+ENDS = """
+from werkzeug.test import Client
+from taskflow import enqueue, job, run_sync
+from taskflow.dashboard import Access, acts, dashboard_wsgi
+
+@job(queue="mail")
+async def work(number: int) -> None: ...
+
+acts.PATIENCE = 0.0
+for _ in range(3):
+    run_sync(enqueue([work.bind(number) for number in range(1_000)]))
+form = {"action": "cancel", "queue": "mail", "confirm": "cancel"}
+answer = Client(dashboard_wsgi(authorize=lambda request: Access("ada", actions=True))).post(
+    "/act", data=form, headers={"Sec-Fetch-Site": "same-origin"}
+)
+print(answer.status_code)
+"""
+
+
+async def test_an_action_that_ends_with_its_process_is_recorded(tmp_path: Path) -> None:
+    broker = connect(f"sqlite:///{tmp_path}/queue.db")
+    assert run_in_fork(ENDS, tmp_path, {"TASKFLOW_BROKER": "sqlite:///queue.db"}) == (0, "303\n")
+    [record] = await broker.admin.actions()
+    assert (record.act.by, record.act.stopped) == ("ada", "stopped by the end of its process")
+    await broker.close()
 
 
 # --- polling --------------------------------------------------------------------------------------------------------
