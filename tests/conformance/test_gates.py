@@ -265,6 +265,9 @@ async def test_gate_acts(world: World) -> None:
     await world.settle(failed(await run_of(world, holder)))
     await world.broker.admin.retry([holder.id])
     assert await statuses(world, at_gate, later, holder) == [Status.READY, Status.SCHEDULED, Status.SCHEDULED]
+    await world.cancel(later)
+    await world.broker.admin.retry([later.id])
+    assert (await world.record(later)).waiting_for == "limit limit"
 
 
 async def test_gate_acts__listed(world: World) -> None:
