@@ -19,6 +19,7 @@ from taskflow.dashboard.guard import Authorize, Guard
 from taskflow.dashboard.live import Endpoint, Live
 from taskflow.dashboard.rendering import API, ICON, SCRIPTS, STYLE, UNAVAILABLE, message_page
 from taskflow.model.errors import BrokerError
+from taskflow.model.printable import one_line
 
 log: Final = logging.getLogger("taskflow.dashboard")
 
@@ -81,5 +82,5 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:
-    log.error("%s %s: %s", request.method, request.url.path, error)  # for the operator: the message names the server
+    log.error("%s %s: %s", request.method, one_line(request.scope["path"]), error)  # for the operator: the message names the server
     return message_page(request, UNAVAILABLE, 503)

@@ -120,7 +120,7 @@ def _as_mounted(scope: Scope) -> Scope:
     """Return the scope as ASGI has it below a prefix. Litestar removes the prefix from the path, adds a slash, and names no root_path."""
     if "litestar_app" not in scope:
         return scope
-    whole, rest = re.sub("//+", "/", unquote(scope["raw_path"].decode())).rstrip("/"), scope["path"].rstrip("/")
+    whole, rest = re.sub("//+", "/", unquote(scope["raw_path"].decode("ascii", "replace"))).rstrip("/"), scope["path"].rstrip("/")
     root = whole.removesuffix(rest).rstrip("/")
     return {**scope, "root_path": root, "path": root + (rest or "/")}
 

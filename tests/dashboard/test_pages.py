@@ -131,6 +131,7 @@ async def test_failures_since_the_newest_deploy_are_named_first(world: World, si
     failures = await site.get(next(link for link in overview.links if "/failures?deploy=v2#" in link))
     assert failures.text.index("3 ValueError: new new") < failures.text.index("1 ValueError: frequent")
     assert "since the newest deploy, v2" in failures.text
+    assert failures.text.index("all ...") < failures.text.index("all 6, of every deploy, ...")  # an action is for the whole cause
     assert "on deploy v1" in (await site.get("/failures", deploy="v1", queue="q1")).text
     assert [group.count for group in await operate.failures(deploy="v2")] == [3, 6]
     await world.a_session("web-3:1", deploy="v1")  # a restart
@@ -380,7 +381,9 @@ def test_buckets_are_few_and_have_every_period(hours: int) -> None:
 # --- the store is away ----------------------------------------------------------------------------------------------
 
 
-async def test_a_store_that_is_away_is_503(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_store_that_is_away_is_503(
+    memory: World, site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The page does not name the server. The log does."""
 
     async def away(*args: Any, **options: Any) -> Any:
@@ -390,3 +393,5 @@ async def test_a_store_that_is_away_is_503(memory: World, site: Site, monkeypatc
     configure(enqueue_timeout=0.1)
     page = await site.get("/", code=503)
     assert "10.0.0.7" not in page.answer.text
+    await site.get("/queues/%1B%5B2J", code=503)
+    assert "\x1b" not in caplog.text

@@ -12,7 +12,7 @@ from starlette.types import Message
 
 from taskflow.app.app import default_app
 from taskflow.dashboard import Access, dashboard
-from taskflow.dashboard.guard import Authorize
+from taskflow.dashboard.guard import Authorize, _as_mounted
 from taskflow.dashboard.rendering import STYLE, path_of
 from taskflow.model.ids import id_text
 from tests.dashboard.hostile import TEXTS, HostileStore
@@ -209,6 +209,11 @@ def assert_harmless(page: Page) -> None:
         for name in ("href", "action", "formaction", "src"):
             assert urlsplit(attributes.get(name, "")).scheme == ""
             assert attributes.get(name, PREFIX).startswith((PREFIX, "#"))
+
+
+def test_a_path_of_odd_bytes_is_read_below_litestar() -> None:
+    scope = _as_mounted({"litestar_app": None, "raw_path": b"/jobs/\xff", "path": "/\xff/"})
+    assert scope["path"].startswith("/jobs/")
 
 
 def test_the_stylesheet_loads_nothing() -> None:
