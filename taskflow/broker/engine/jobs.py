@@ -98,7 +98,8 @@ def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Se
     refs += [Ref(Kind.KEY, settlement.key) for settlement in others if settlement.key is not None]
     refs += [ref for settlement in others for ref in gates.refs_of(settlement.limits)]
     refs += [ref for settlement in others for follow_up in settlement.follow_ups for ref in moves.refs_of(follow_up)]
-    foreseen = yield from gates.foresee([gate for settlement in others for gate in settlement.limits])
+    limits = [gate for settlement in others for gate in settlement.limits]
+    foreseen = (yield from gates.foresee(limits)) if limits else None
     settled = yield from decide(others, _settle, rules, refs, scans=MOVE_SCANS, locked=Settled.HELD_UP, foreseen=foreseen)
     answers.update(zip(rest, settled, strict=True))
     return [answers[number] for number in range(len(settlements))]
