@@ -64,7 +64,7 @@ PAST: Final[dict[ActionName, str]] = {"retry": "retried", "run-now": "made ready
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """The jobs that an action is for: those with these ids, or all of the view. `fields` are the inputs of a form that mean the same.
-    With `in_stages`, a few jobs are retried at first."""
+    If `group` names a cause, the ids are those of its jobs in the view. With `in_stages`, a few jobs are retried at first."""
 
     action: ActionName
     ids: Sequence[bytes] = ()
@@ -84,7 +84,7 @@ async def target_of(fields: Fields | Any) -> Target:
     if action not in LABELS:
         raise HTTPException(400, "There is no such action.")
     ids, group, filters = fields.getlist("id"), fields.get("group", ""), filters_of(fields)
-    if len([way for way in (ids, group, filters) if way]) != 1:
+    if bool(ids) == bool(group or filters):
         raise HTTPException(400, "Select jobs, or give a filter.")
     with refusing():
         if ids:
@@ -93,14 +93,14 @@ async def target_of(fields: Fields | Any) -> Target:
             distinct = list(dict.fromkeys(map(parse_id, ids)))
             return Target(action=action, ids=distinct, fields=[("id", id_text(each)) for each in distinct])
         if group:
-            if action != "retry":
-                raise ValueError("the jobs of a cause can only be retried")
-            found = await call(lambda broker: group_ids(broker.admin, View(), group))
+            if action != "retry" or "status" in filters:
+                raise ValueError("the jobs of a cause have failed and can only be retried: leave out status=, or use action=retry")
+            view, in_stages = view_of_filters(filters), bool(fields.get("stages"))
+            found = await call(lambda broker: group_ids(broker.admin, view, group))
             most = whole(fields.get("first"), len(found), 1, max(1, len(found)))
-            inputs = [("group", group), *([("first", str(most))] if most < len(found) else [])]
-            if fields.get("stages"):
-                return Target(action=action, ids=found[:most], fields=[*inputs, ("stages", "1")], group=group, in_stages=True)
-            return Target(action=action, ids=found[:most], fields=inputs, group=group)
+            inputs = {"group": group, **filters, "first": str(most) if most < len(found) else "", "stages": "1" if in_stages else ""}
+            given = [(name, text) for name, text in inputs.items() if text]
+            return Target(action=action, ids=found[:most], view=view, fields=given, group=group, in_stages=in_stages)
         view = view_of_filters(filters)
         check_view(action, view)
         view = view if view.statuses else msgspec.structs.replace(view, statuses=tuple(sorted(DEFAULTS[action])))
@@ -271,7 +271,7 @@ def _form(request: Request, target: Target, number: int, is_more: bool, *, is_un
 def _words(target: Target) -> dict[str, str]:
     """Return what the action is for, as text."""
     if target.group:
-        return {"cause": target.group}
+        return {"cause": target.group, **selection(target.view)}
     return {} if target.ids else selection(target.view)
 
 

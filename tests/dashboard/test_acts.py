@@ -102,6 +102,19 @@ async def test_the_jobs_of_a_cause_are_retried_a_few_at_first(world: World, site
     await site.post("/act", code=404, action="retry", group=links[-1].partition("group=")[2])
 
 
+async def test_the_jobs_of_a_cause_that_match_are_retried(world: World, site: Site) -> None:
+    jobs, others = await failed_jobs(world, 12), await failed_jobs(world, 3, "other")
+    page = await site.get("/failures", queue="other")
+    assert "in stages of 1, the rest" in page.text
+    links = [link for link in page.links if "action=retry" in link]
+    for link, number in zip(links, (3, 1, 3), strict=True):
+        page = await site.get(link)
+        assert f"{number} job" in page.text
+        assert "queue other" in page.text
+    await site.post("/act", **form(page))
+    assert await statuses(world, [*jobs, *others]) == [Status.FAILED] * 12 + [Status.READY] * 3
+
+
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acts, "PATIENCE", 0.0)
@@ -216,6 +229,8 @@ async def test_a_count_is_bounded(memory: World, site: Site, monkeypatch: pytest
         {"action": "purge", "status": "ready", "error": "x"},
         {"action": "cancel", "group": "71efb6587dea8408"},
         {"action": "retry", "group": "no hexadecimal"},
+        {"action": "retry", "group": "71efb6587dea8408", "status": "cancelled"},
+        {"action": "retry", "group": "71efb6587dea8408", "id": id_text(bytes(16))},
         {"action": "retry", "id": [id_text(bytes([n // 256, n % 256] * 8)) for n in range(501)]},
         {"status": "failed"},
     ],
