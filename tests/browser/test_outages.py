@@ -1,20 +1,30 @@
-"""A page says that it is not live, and recovers: after a dropped connection, and after its store has been away. And many tabs at once."""
+"""A page says that it is not live, and recovers: after a dropped connection, and after its store has been away. And eight tabs at once."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Response, expect
+from werkzeug.exceptions import NotFound
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.serving import make_server
 
+from taskflow import run_sync
+from taskflow.app.app import default_app
+from taskflow.dashboard import dashboard_wsgi, live
 from taskflow.model.ids import id_text
 from tests.browser.conftest import Filled, NewContext
+from tests.browser.stage import ADA, PREFIX
+from tests.support.harnesses import MemoryHarness
 from tests.support.postgres import PostgresServer
 from tests.support.servers import RedisServer
 from tests.support.world import World
@@ -54,6 +64,54 @@ def test_eight_tabs_of_a_browser_are_live_with_one_stream(stage: Filled, new_con
     other = stage.run(lambda world: add(world, "tabs"))
     for tab in tabs[1:]:
         expect(tab.locator(f"input[value='{other}']")).to_be_visible()
+
+
+@contextmanager
+def wsgi_host() -> Iterator[tuple[str, Callable[[str], str]]]:
+    """Serve the dashboard by WSGI, where pages poll. Yields its URL, and a function that adds a job to a queue."""
+    with ThreadPoolExecutor() as threads, default_app().using((world := World(MemoryHarness)).broker):
+        mounts = {PREFIX: dashboard_wsgi(authorize=lambda request: ADA)}
+        server = make_server("127.0.0.1", 0, DispatcherMiddleware(NotFound(), mounts), threaded=True)
+        serving = threads.submit(server.serve_forever)
+        # In another thread, since playwright's event loop is in this one.
+        yield f"http://127.0.0.1:{server.server_port}{PREFIX}", lambda queue: threads.submit(run_sync, add(world, queue)).result(30)
+        server.shutdown()
+        serving.result(30)
+        server.server_close()
+        threads.submit(asyncio.run, world.close()).result(30)
+
+
+def test_one_tab_polls_for_eight_and_each_shows_a_change(new_context: NewContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MAX_AGE", 1_000_000_000)  # pages change with the store alone
+    context, answers = new_context(), list[tuple[Page, int]]()
+
+    def note(answer: Response) -> None:
+        if "x-taskflow-fragment" in answer.request.headers:
+            answers.append((answer.frame.page, answer.status))
+
+    context.on("response", note)
+    with wsgi_host() as (url, sent):
+        tabs = [context.new_page() for _ in range(TABS)]
+        for tab in tabs:
+            tab.goto(f"{url}/jobs?queue=polled")
+        for tab in tabs:
+            expect(tab.locator("#live")).to_have_text("live")
+        answers.clear()
+        tabs[0].wait_for_timeout(6_500)
+        assert {status for _, status in answers} == {304}
+        assert len({tab for tab, _ in answers}) == 1
+        poller = answers[0][0]
+        answers.clear()
+        job = sent("polled")
+        for tab in tabs:
+            expect(tab.locator(f"input[value='{job}']")).to_be_visible()
+        assert sorted(tabs.index(tab) for tab, status in answers if status == 200) == list(range(TABS))
+        poller.close()
+        other = sent("polled")
+        for tab in tabs:
+            if tab is not poller:
+                expect(tab.locator(f"input[value='{other}']")).to_be_visible()
+        context.close()
 
 
 def test_a_dropped_connection_is_shown_and_taken_up_again(stage: Filled, context: BrowserContext) -> None:

@@ -7,8 +7,10 @@ import re
 from playwright.sync_api import Page, expect
 
 from taskflow.model.ids import id_text
+from taskflow.model.verdict import RunError
 from tests.browser.conftest import Filled, NewContext
 from tests.browser.screenshots import pages_of
+from tests.support.verdicts import failed, succeeded
 from tests.support.world import World
 
 HEADINGS = {
@@ -140,6 +142,43 @@ def test_the_failures_of_a_cause_are_retried_one_first(stage: Filled, page: Page
     expect(group.locator(".count")).to_have_text("3")
 
 
+def test_failures_that_match_are_retried_in_stages_until_one_fails_again(stage: Filled, page: Page) -> None:
+    error = RunError("builtins.OSError", "the printer is on fire", "")
+
+    async def end(world: World, bad: int) -> int:
+        leases = await world.claim(await world.a_session(queues=("printer",)), ["printer"])
+        await world.settle(*[failed(lease, error) for lease in leases[:bad]], *map(succeeded, leases[bad:]))
+        return len(leases)
+
+    stage.run(lambda world: add(world, queue="printer", number=14))
+    stage.run(lambda world: end(world, 14))
+    page.goto(f"{stage.url}/failures?queue=printer")
+    page.get_by_role("link", name="in stages of 1, 10, the rest").click()
+    expect(page.locator("main")).to_contain_text("The newest one first, then ten, then the rest.")
+    page.get_by_role("button", name="Retry in stages").click()
+    expect(page.locator("main")).to_contain_text("1 of 1 jobs of this stage has not ended yet")
+    assert stage.run(lambda world: end(world, 0)) == 1
+    expect(page.locator("main")).to_contain_text("10 of 10 jobs of this stage have not ended yet")
+    stage.world.clock.advance(1.0)  # a run ends later than the one before
+    assert stage.run(lambda world: end(world, 2)) == 10
+    expect(page.locator("h1")).to_have_text("Retry in stages: stopped")
+    expect(page.locator(".alert")).to_contain_text("2 of 10 failed again: builtins.OSError: the printer is on fire. The other 3")
+    page.goto(f"{stage.url}/failures?queue=printer")
+    expect(page.locator("article .count")).to_have_text("5")
+
+
+def test_selected_jobs_run_now(stage: Filled, page: Page) -> None:
+    jobs = stage.run(lambda world: add(world, queue="later", number=3, after=3_600.0))
+    page.goto(f"{stage.url}/jobs?queue=later")
+    for job in jobs[:2]:
+        page.locator(row(page, job)).get_by_role("checkbox").check()
+    page.get_by_role("button", name="Run now").click()
+    expect(page.get_by_role("status")).to_contain_text("2 made ready")
+    page.goto(f"{stage.url}/jobs?queue=later")
+    for job, status in zip(jobs, ("ready", "ready", "scheduled"), strict=True):
+        expect(page.locator(row(page, job)).locator(".status")).to_have_text(status)
+
+
 def test_a_queue_and_a_schedule_are_paused_and_resumed(stage: Filled, page: Page) -> None:
     page.goto(f"{stage.url}/queues/mail")
     page.get_by_role("button", name="Pause").click()
@@ -194,3 +233,39 @@ def test_the_keyboard_is_enough(stage: Filled, page: Page) -> None:
     tab_to(page, "Cancel")
     page.keyboard.press("Enter")
     expect(page.locator("h1")).to_have_text("shop.shelf.fill cancelled")
+
+
+def test_keys_move_select_open_and_filter(stage: Filled, page: Page) -> None:
+    stage.run(lambda world: add(world, queue="rows", number=2))
+    page.goto(f"{stage.url}/jobs?queue=rows")
+    expect(page.locator("#live")).to_have_text("live")
+    links, boxes = page.locator("tbody td:nth-child(2) a"), page.get_by_role("checkbox")
+    for key, place in (("j", 0), ("j", 1), ("j", 1), ("k", 0), ("k", 0), ("j", 1)):
+        page.keyboard.press(key)
+        expect(links.nth(place)).to_be_focused()
+    page.keyboard.press("x")
+    expect(boxes.nth(1)).to_be_checked()
+    expect(boxes.nth(0)).not_to_be_checked()
+    page.keyboard.press("x")
+    expect(boxes.nth(1)).not_to_be_checked()
+    page.keyboard.press("/")
+    expect(page.get_by_label("Id", exact=True)).to_be_focused()
+    page.keyboard.type("jkx?")
+    expect(page.get_by_label("Id", exact=True)).to_have_value("jkx?")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    page.goto(f"{stage.url}/jobs?queue=rows")
+    page.keyboard.press("j")
+    path = links.first.get_attribute("href")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(stage.origin + str(path))
+
+
+def test_a_dialog_explains_the_keys(stage: Filled, page: Page) -> None:
+    page.goto(f"{stage.url}/jobs")
+    dialog = page.get_by_role("dialog", name="Keys")
+    page.keyboard.press("?")
+    expect(dialog).to_contain_text("next or previous row")
+    page.keyboard.press("j")  # the page behind it does not move
+    expect(dialog.get_by_role("button", name="Close")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
