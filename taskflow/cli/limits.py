@@ -29,7 +29,7 @@ async def list_limits(app: App, arguments: argparse.Namespace) -> int:
 
 
 def _rows(found: Sequence[LimitInfo]) -> Iterator[str]:
-    rows = [("LIMIT", "KEY", "NUMBER", "RUNNING", "WAITING", "NEXT")]
+    rows: list[tuple[str, ...]] = [("LIMIT", "KEY", "NUMBER", "RUNNING", "WAITING", "NEXT")]
     for info in found:
         number = f"{info.n:,}{'' if info.per is None else f' in {span(info.per)}'}{' (set)' if info.is_set else ''}"
         waiting = f"{info.waiting:,}" if info.waiting < 1_000 else "1,000 or more"

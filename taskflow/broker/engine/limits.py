@@ -37,12 +37,12 @@ def records(limit: str | None) -> Operation[list[LimitRecord]]:
             found.append((record, gate))
     crowded = [gate.id for record, gate in found if record.header["has_waiting"]][:MAX_CROWDED]
     waiting: Snapshot = yield Query(scans=tuple(Scan("gated", MAX_COUNTED, (gate_id,), with_records=False) for gate_id in crowded))
-    counted = dict(zip(crowded, map(len, waiting.scans), strict=True))
-    listed = [_shown(record, gate, counted.get(gate.id), seen.now) for record, gate in found]
+    counted: dict[bytes, int] = dict(zip(crowded, map(len, waiting.scans), strict=True))
+    listed = [_shown(record, gate, counted.get(gate.id, record.header["has_waiting"]), seen.now) for record, gate in found]
     return sorted(listed, key=lambda each: (-each.waiting, each.limit, each.key))
 
 
-def _shown(record: Plain, gate: Gate, waiting: int | None, now: int) -> LimitRecord:
+def _shown(record: Plain, gate: Gate, waiting: int, now: int) -> LimitRecord:
     header = record.header
     opens_at = earliest(header["tat"], header["closed_until"], gate, now) if gate.per > 0 and gate.most > 0 else now
     return LimitRecord(
@@ -51,7 +51,7 @@ def _shown(record: Plain, gate: Gate, waiting: int | None, now: int) -> LimitRec
         n=gate.most,
         is_set=bool(header["is_set"]),
         taken=header["taken"],
-        waiting=header["has_waiting"] if waiting is None else waiting,
+        waiting=waiting,
         per=to_seconds(gate.per) if gate.per else None,
         burst=gate.burst,
         opens_in=to_seconds(opens_at - now),
