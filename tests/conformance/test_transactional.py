@@ -318,6 +318,18 @@ async def test_complete_commit__passes_a_slot_on(world: World) -> None:
     assert await world.status(waiting) is Status.READY
 
 
+async def test_complete_commit__passes_a_slot_on_of_a_dropped_job(world: World) -> None:
+    """Also if an operator drops the job before that."""
+    limits = (Gate(b"g" * 16, "limit", "", 1),)
+    lease = await world.running(limits=limits)
+    waiting = await world.add(limits=limits)
+    with await a_caller(world) as caller, caller.transaction():
+        caller.settle(succeeded(lease))
+    await world.broker.admin.drop(ids_of([lease]))
+    await admitted(world)
+    assert await world.status(waiting) is Status.READY
+
+
 async def test_complete_commit__releases(world: World) -> None:
     """The key is free, a replacement and a join are released, and follow-ups are added."""
     held = await world.add(queue="held", awaits=1)

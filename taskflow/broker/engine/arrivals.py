@@ -13,7 +13,7 @@ from taskflow.broker.engine import answers, moves
 from taskflow.broker.engine.draft import Draft
 from taskflow.broker.engine.job import Job, decode_sent
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
-from taskflow.broker.engine.records import HELD, SUCCEEDED, Flag, Kind
+from taskflow.broker.engine.records import BURIED, HELD, SUCCEEDED, Flag, Kind
 from taskflow.broker.engine.seam import Entry, Operation, Ref, Scan
 from taskflow.model import transitions, wording
 from taskflow.model.envelope import OnConflict, unpack_extras
@@ -98,7 +98,7 @@ def _settle(draft: Draft, ref: Ref) -> None:
             job.set_progress(progress)
         draft.put(job)
     moves.release_key(draft, ref.id, sent.key)
-    moves.free_slots(draft, sent.limits if job is None else job.limits)
+    moves.free_slots(draft, sent.limits if job is None or job.status == BURIED else job.limits)
     if int.from_bytes(state[:FLAG_BYTES], "big") & Flag.AWAITED:
         moves.release_joined(draft, sent.joined)
     draft.drop(ref)
