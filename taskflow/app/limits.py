@@ -52,7 +52,7 @@ class Limits:
 
         `limit`  a `Limit`, a job that has one limit without a name, or the name of a limit that this process declares
         `key`    the value of its key; None if the limit has none
-        `n`      from 0 (from 1 for a rate) to a billion; None lets the declared number count again from the next call on
+        `n`      from 0 (from 1 for a rate) to a billion; None lets the declared number count again
         `by`, `reason`  for the audit log
 
         Raises TypeError or ValueError for other arguments.

@@ -59,13 +59,11 @@ def _shown(record: Plain, gate: Gate, waiting: int, now: int) -> LimitRecord:
 
 
 def set_number(gate: Gate, rules: Rules, *, is_set: bool) -> Operation[None]:
-    """Let a gate have this number whatever senders declare, until it is set again. Jobs that can pass now do so."""
+    """Let a gate have this number: with `is_set`, whatever senders declare, until it is set again. Jobs that can pass now do so."""
 
     def one(draft: Draft, gate: Gate) -> None:
         record = gates.record_of(draft, gate)
-        record.header["is_set"] = int(is_set)
-        if is_set:
-            record.header["most"] = gate.most
+        record.header["is_set"], record.header["most"] = int(is_set), gate.most
         gates.put(draft, record)
 
     yield from moves.decide([gate], one, rules, [Ref(Kind.GATE, gate.id)], scans=MOVE_SCANS)
