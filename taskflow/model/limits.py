@@ -8,6 +8,8 @@ from typing import Final
 
 import msgspec
 
+from taskflow.model.stored_values import LATEST
+
 GATE_ID_BYTES: Final = 16
 SLOTS: Final = b"slots"
 RATE: Final = b"rate"
@@ -49,11 +51,16 @@ def lacking(limits: Sequence[Gate], declared: Sequence[Gate]) -> tuple[Gate, ...
     return tuple([gate for gate in declared if (gate.limit, gate.per > 0) not in names])
 
 
+def interval(gate: Gate) -> int:
+    """Return the microseconds from one job of a rate to the next. They are rounded up, so that no period has more jobs."""
+    return -(-gate.per // gate.most)
+
+
 def earliest(tat: int | None, closed_until: int | None, gate: Gate, now: int) -> int:
     """Return when the next job may start at a rate, by the generic cell rate algorithm. `tat` is the theoretical arrival time."""
-    return max(now, closed_until or 0, (tat or 0) - (gate.burst - 1) * gate.per // gate.most)
+    return max(now, closed_until or 0, (tat or 0) - (gate.burst - 1) * interval(gate))
 
 
 def paid(tat: int | None, gate: Gate, start: int) -> int:
     """Return the theoretical arrival time after a job has started, or is to start, at `start`."""
-    return max(tat or 0, start) + gate.per // gate.most
+    return min(LATEST, max(tat or 0, start) + interval(gate))

@@ -242,6 +242,31 @@ async def test_gate_all_or_none__opposed(world: World) -> None:
     assert await statuses(world, *jobs) == [Status.SUCCEEDED] * len(jobs)
 
 
+CUSTOMERS = 60
+
+
+async def test_gate_all_or_none__each_another(world: World) -> None:
+    """However many gates those that wait have beside this one, one call passes all slots on."""
+    shared = gate(CUSTOMERS, "shared")
+    for _ in range(CUSTOMERS):
+        await world.add(limits=(shared,))
+    leases = await world.claim(await world.a_session())
+    waiting = [await world.add(limits=(shared, gate(limit="customer", key=str(number)))) for number in range(CUSTOMERS)]
+    await world.settle(*(succeeded(lease, limits=lease.envelope.limits) for lease in leases))
+    assert await statuses(world, *waiting) == [Status.READY] * CUSTOMERS
+
+
+async def test_gate_all_or_none__many_passed_over(world: World) -> None:
+    """However many of those that wait find another gate full, the first one that can pass gets the slot."""
+    shared, customers = gate(limit="shared"), [gate(limit="customer", key=str(number)) for number in range(CUSTOMERS)]
+    await world.enqueue(*(world.an_envelope(limits=(each,)) for each in customers))
+    lease = await run_of(world, await world.add(limits=(shared,), queue="other"))
+    await world.enqueue(*(world.an_envelope(limits=(shared, each)) for each in customers))
+    passing = await world.add(limits=(shared,))
+    await world.settle(succeeded(lease, limits=lease.envelope.limits))
+    assert await world.status(passing) is Status.READY
+
+
 async def test_gate_number(world: World) -> None:
     """The number that the last sender declares is in force. If it is higher, jobs that wait pass; if it is lower, the surplus runs out."""
     jobs = [await limited(world) for _ in range(4)]
@@ -386,6 +411,31 @@ async def test_gate_rate__and_slots(world: World) -> None:
     assert await world.status(await world.add(limits=(gate(1, "slots"),))) is Status.READY
 
 
+async def test_gate_rate__debounced(world: World) -> None:
+    """A call that moves a due time forfeits what was paid for the former one: the jobs do not start together."""
+    for after in (0.0, 600.0):
+        for key in "abcd":
+            await world.enqueue(world.an_envelope(limits=(rate(6),), key=key, after=after, on_conflict=OnConflict.DEBOUNCE))
+    await world.pass_time(600.0)
+    assert len(await world.claim(await world.a_session())) == 2  # the first one was READY before
+
+
+async def test_gate_rate__far(world: World) -> None:
+    """No number of jobs makes a time that a store can't keep."""
+    century = rate(1, 100 * 365 * 86_400.0)
+    jobs = [world.an_envelope(limits=(century,)) for _ in range(3_000)]
+    await world.enqueue(*jobs)
+    assert (await world.record(jobs[-1])).due_at.year == 9999
+
+
+async def test_gate_rate__changed(world: World) -> None:
+    """The period and the burst that the last sender declares are in force, even if its job is not due."""
+    await world.add(limits=(rate(6),))
+    await world.add(limits=(rate(6, 30.0, 2),), after=60.0)
+    [found] = await world.broker.admin.limits()
+    assert (found.n, found.per, found.burst) == (6, 30.0, 2)
+
+
 async def test_gate_rate__forgotten(world: World) -> None:
     """A rate that holds up no job leaves nothing in the store."""
     await world.add(limits=(rate(6),))
@@ -514,6 +564,14 @@ async def test_admin_set_limit__kept(world: World) -> None:
     await world.pass_time(3_600.0)
     assert await world.status(await limited(world)) is Status.SCHEDULED
     assert await due_in(world, *[await world.add(limits=(rate(6),)) for _ in range(2)]) == [0.0, 1.0]
+
+
+async def test_admin_set_limit__no_more(world: World) -> None:
+    """If a number is set no more, the declared one lets jobs pass that wait, without another call."""
+    await world.broker.admin.set_limit(gate(0), is_set=True)
+    job = await limited(world)
+    await world.broker.admin.set_limit(gate(1), is_set=False)
+    assert await world.status(job) is Status.READY
 
 
 async def test_admin_rebuild__slots(world: World) -> None:

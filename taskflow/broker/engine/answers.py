@@ -44,7 +44,9 @@ def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
         due_at = max(draft.now, min(draft.now + to_microseconds(envelope.after), latest))
         if due_at < header["due_at"]:
             draft.wake(topics.DUE)
-        header["due_at"], header["gate"] = due_at, None  # it waits at its gates again when it is due
+        if header["gate"] is not None or job.state.paid is not None:  # it passes its gates when it is due, whatever it has paid for
+            header["gate"] = job.state.paid = job.state.waiting = None
+        header["due_at"] = due_at
     draft.put(job)
     _remember(draft, envelope.id, job, draft.rules.repeat_for)
     return Refused(envelope.id, job.id, "key")

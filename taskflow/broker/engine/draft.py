@@ -24,6 +24,7 @@ from taskflow.broker.engine.seam import (
     Operation,
     Put,
     Query,
+    Record,
     Ref,
     Scan,
     Snapshot,
@@ -195,6 +196,9 @@ class Draft:
         current[ref] = record
         return record
 
+    def has_loaded(self, refs: Iterable[Ref]) -> bool:
+        return all(ref in self._current or ref in self._stored for ref in refs)
+
     def require(self, refs: Iterable[Ref], *, frees: bool = False) -> None:
         """Raise Missing if one of these records was not loaded, and note them all. With `frees`, they are gates of which a slot becomes
         free: the jobs that wait there are needed too."""
@@ -243,12 +247,16 @@ class Draft:
         for ref in whole.written:
             changed = current[ref]
             if changed is not None:
-                if ref.kind != Kind.GATE or changed.header != getattr(stored[ref], "header", None):  # a slot may have been passed on
+                if ref.kind != Kind.GATE or not _is_as_stored(changed, stored[ref]):  # a slot may have been passed on
                     puts.append(changed.to_put())
             elif expect[ref] != ABSENT:
                 drops.append(ref)
         adds = tuple([Addition(ref, field, n) for (ref, field), n in whole.additions.items()]) if whole.additions else ()
         return Step(expect, tuple(puts), tuple(drops), adds, whole.totals, tuple(whole.wakes))
+
+
+def _is_as_stored(record: Job | Plain, stored: Record | None) -> bool:
+    return stored is not None and (record.header, record.state) == (stored.header, stored.state)
 
 
 def _merged(parts: Iterable[Part]) -> Part:

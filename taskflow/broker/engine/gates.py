@@ -26,7 +26,7 @@ from taskflow.broker.engine.records import SCHEDULED, Kind
 from taskflow.broker.engine.seam import NOW, After, Operation, Query, Ref, Scan, Snapshot
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
-from taskflow.model.limits import MAX_MOST, Gate, earliest, gate_id, paid
+from taskflow.model.limits import MAX_MOST, Gate, earliest, gate_id, interval, paid
 
 MAX_TRIED: Final = 256
 """How many jobs that wait at a gate one decision looks at. Others, which may be able to pass, are left to the next one."""
@@ -98,7 +98,7 @@ def in_force(record: Plain, gate: Gate) -> Gate:
 def admit(draft: Draft, job: Job) -> bool:
     """Let a job pass its gates. Return False if it has to wait at one of them, or for a later time: then it takes no slot."""
     limits, queue = job.limits, Ref(Kind.QUEUE, job.queue.encode())
-    draft.require(refs_of(limits) if draft.paused is not None and queue.id not in draft.paused else [*refs_of(limits), queue])
+    draft.require(_refs_to_admit(draft, job))
     if (draft.paused is None or queue.id in draft.paused) and draft.plain(*queue) is not None:
         pause = of_pause(job.queue)
         _wait(draft, job, record_of(draft, pause), pause, wording.waits_for_resume(job.queue))
@@ -117,6 +117,11 @@ def admit(draft: Draft, job: Job) -> bool:
             put(draft, record)
     job.header["gate"] = job.state.waiting = job.state.paid = None
     return True
+
+
+def _refs_to_admit(draft: Draft, job: Job) -> list[Ref]:
+    queue = Ref(Kind.QUEUE, job.queue.encode())
+    return refs_of(job.limits) if draft.paused is not None and queue.id not in draft.paused else [*refs_of(job.limits), queue]
 
 
 def leave(draft: Draft, limits: Sequence[Gate]) -> Iterator[Job]:
@@ -173,7 +178,9 @@ def _pass_on(draft: Draft, record: Plain) -> Iterator[Job]:
     while seen and header["taken"] < header["most"]:
         job = draft.job(seen[0].ref.id)
         assert job is not None  # its record came with the scan
-        draft.require(refs_of(job.limits))
+        if not draft.has_loaded(_refs_to_admit(draft, job)):  # each job may have others, and one look is to load those of all
+            jobs = [draft.job(entry.ref.id) for entry in seen]
+            draft.require([ref for each in jobs if each is not None for ref in _refs_to_admit(draft, each)])
         seen.popleft()
         if job.status != SCHEDULED or job.header["gate"] != gate_id:
             continue
@@ -232,7 +239,7 @@ def _pay(draft: Draft, job: Job, rates: Sequence[tuple[Plain, Gate]]) -> bool:
             if start > now:
                 job.header["gate"], job.header["due_at"], job.state.paid = None, start, gate.id
                 job.state.waiting = text_bytes(wording.waits_at_gate(gate.limit, gate.key))
-                if start - now <= gate.per // gate.most:  # others that come first have told it
+                if start - now <= interval(gate):  # others that come first have told it
                     draft.wake(topics.DUE)
                 return False
     job.header["due_at"] = NOW

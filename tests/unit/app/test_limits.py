@@ -13,7 +13,7 @@ import pytest
 from taskflow import Concurrency, DeclarationError, Limit, Rate, job, preset
 from taskflow.app.declared_limits import unadmitted
 from taskflow.model.envelope import ClaimId, Lease
-from taskflow.model.limits import RATE, Gate, gate_id
+from taskflow.model.limits import RATE, Gate, gate_id, interval
 from taskflow.model.verdict import HandedBack
 from tests.unit.app.jobs import add
 
@@ -156,3 +156,9 @@ def test_a_wrong_rate(make: Callable[[], object], said: str) -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
         make()
     assert said in str(caught.value)
+
+
+def test_interval() -> None:
+    """The times of a rate are so far apart that no period has more jobs than the rate says."""
+    assert interval(Gate(b"", "", "", 7, 60_000_000)) == 8_571_429
+    assert interval(Gate(b"", "", "", 600_000, 1_000_000)) == 2
