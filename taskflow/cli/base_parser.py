@@ -113,6 +113,12 @@ def positive(text: str, most: int | None = None, why: str = "") -> int:
     return int(text)
 
 
+def filled(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty, as an unset variable of a shell is")
+    return text
+
+
 processes: Final = partial(positive, most=MAX_PROCESSES, why=", which would fill the machine")
 count: Final = partial(positive, most=10_000)
 

@@ -7,7 +7,7 @@ from argparse import _StoreAction
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from taskflow.cli.base_parser import Parser, count, fingerprint, interval, port, positive, seconds, stages, time
+from taskflow.cli.base_parser import Parser, count, filled, fingerprint, interval, port, positive, seconds, stages, time
 from taskflow.cli.exit_codes import TABLE, Exit
 from taskflow.cli.worker_options import add_worker_options
 
@@ -207,7 +207,9 @@ def _add_actions(command: Callable[..., Parser]) -> None:
     for verb, meaning in (("pause", "stop starting jobs of queues, or jobs by name"), ("resume", "end a pause")):
         pause = command(verb, "job_actions:act", meaning, f"{meaning[0].upper()}{meaning[1:]}.")
         pause.add_argument("names", nargs="*", metavar="QUEUE", help=f"the queues to {verb}")
-        pause.add_argument("--job", action="append", default=[], metavar="NAME", help=f"a job to {verb} in all queues; may be repeated")
+        pause.add_argument(
+            "--job", type=filled, action="append", default=[], metavar="NAME", help=f"a job to {verb} in all queues, by its name"
+        )
         _operator(pause)
     numbers = "List the limits that hold up jobs, or set a number. Without an action, list all of them."
     _limits(command("limits", "limits:list_limits", "list limits, or set their numbers", numbers))
