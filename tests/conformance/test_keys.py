@@ -13,6 +13,7 @@ from taskflow.broker.engine.seam import Operation, Query, Scan, Snapshot
 from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.ids import id_text, key_digest
+from taskflow.model.limits import Gate
 from taskflow.model.record import Status
 from tests.conformance.outcomes import REPLACED, WAITING_AGAIN, Outcome, check_outcome
 from tests.support.verdicts import SettlementOf, cancelled, discarded, failed, handed_back, parked, retried, snoozed, succeeded
@@ -506,6 +507,21 @@ async def test_debounce_last__sent_again(world: World) -> None:
     assert await world.claim(await world.a_session()) == []
     await world.pass_time(3_600.0)
     assert await _remembered(world) == 0
+
+
+async def test_debounce_last__in_one_batch(world: World) -> None:
+    """The last call of a batch counts for the first one, which is not stored before, also while that waits at a limit."""
+    limits = (Gate(b"g" * 16, "limit", "", 1),)
+    await world.add(limits=limits)
+    for after, gates in ((9.0, ()), (0.0, limits)):
+        first, last = [
+            world.an_envelope(
+                key=str(after), on_conflict=OnConflict.DEBOUNCE, at_most=5.0, after=after, limits=gates, payload=b"\x01%d" % number
+            )
+            for number in range(2)
+        ]
+        assert await world.enqueue(first, last) == [Added(first.id), Refused(last.id, first.id, "key")]
+        assert (await world.record(first)).payload == b"\x011"
 
 
 async def test_debounce_last__begins_afresh(world: World) -> None:

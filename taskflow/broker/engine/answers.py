@@ -40,12 +40,13 @@ def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
     job.counters = Counters()
     header["expires_at"] = fresh.header.get("expires_at")
     if job.status != READY:
-        latest = LATEST if envelope.at_most is None else header["created_at"] + to_microseconds(envelope.at_most)
+        latest = LATEST if envelope.at_most is None else header.get("created_at", draft.now) + to_microseconds(envelope.at_most)
         due_at = max(draft.now, min(draft.now + to_microseconds(envelope.after), latest))
         if due_at < header["due_at"]:
             draft.wake(topics.DUE)
-        if header["gate"] is not None or job.state.paid is not None:  # it passes its gates when it is due, whatever it has paid for
+        if header.get("gate") is not None or job.state.paid is not None:  # it passes its gates when it is due, whatever it has paid for
             header["gate"] = job.state.paid = job.state.waiting = None
+            draft.wake(topics.DUE)
         header["due_at"] = due_at
     draft.put(job)
     _remember(draft, envelope.id, job, draft.rules.repeat_for)
