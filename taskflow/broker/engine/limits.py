@@ -38,7 +38,7 @@ def records(limit: str | None) -> Operation[list[LimitRecord]]:
     crowded = [gate.id for record, gate in found if record.header["has_waiting"]][:MAX_CROWDED]
     waiting: Snapshot = yield Query(scans=tuple(Scan("gated", MAX_COUNTED, (gate_id,), with_records=False) for gate_id in crowded))
     counted: dict[bytes, int] = dict(zip(crowded, map(len, waiting.scans), strict=True))
-    listed = [_shown(record, gate, counted.get(gate.id, record.header["has_waiting"]), seen.now) for record, gate in found]
+    listed = [_shown(record, gate, counted.get(gate.id, int(record.header["has_waiting"])), seen.now) for record, gate in found]
     return sorted(listed, key=lambda each: (-each.waiting, each.limit, each.key))
 
 
