@@ -14,6 +14,7 @@ from taskflow.app.declared_limits import Concurrency, Limit, Rate
 from taskflow.app.job_type import JobType
 from taskflow.broker.admin import LimitRecord
 from taskflow.model.clock import to_microseconds
+from taskflow.model.ids import check_key
 from taskflow.model.limits import MAX_MOST, RATE, SLOTS, Gate, gate_id
 from taskflow.model.printable import nearest, shown
 
@@ -114,4 +115,4 @@ def _found(limit: object) -> tuple[str, Concurrency | Rate]:
 
 def _text(key: object) -> str:
     value = key.value if isinstance(key, Enum) else key
-    return "" if value is None else format(value, "")
+    return "" if value is None else check_key(format(value, ""))

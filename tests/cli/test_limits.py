@@ -74,6 +74,7 @@ def test_a_number_is_set(cli: Cli, stored: None) -> None:
         (("chargee", "acme", "3"), "did you mean 'charge'?"),
         (("charge", "3"), "needs a value of tenant"),
         (("ledger", "acme", "3"), "counts all calls together"),
+        (("charge", "a" * 201, "3"), "201 bytes of UTF-8, expected 1 to 200"),
     ],
 )
 def test_what_is_refused(cli: Cli, stored: None, words: tuple[str, ...], said: str) -> None:
