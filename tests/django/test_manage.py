@@ -133,7 +133,8 @@ def test_a_task_that_cannot_join_is_refused_at_the_start(project: Project) -> No
 
 def test_the_system_check_finds_a_broker_that_a_later_app_configures(project: Project) -> None:
     backend = 'TASKS = {"default": {"BACKEND": "taskflow.django.TaskflowBackend", "OPTIONS": {"transaction": "join"}}}'
-    project.write(settings=SETTINGS.replace('"shop"]', '"shop.apps.ShopConfig"]') + backend, apps=APPS)
+    apps = '"shop.apps.ShopConfig"]' if HAS_TASKS_OF_DJANGO else '"shop.apps.ShopConfig", "django_tasks"]'
+    project.write(settings=SETTINGS.replace('"shop"]', apps) + backend, apps=APPS)
     said = project("manage.py", "check", code=1, TASKFLOW_BROKER=f"sqlite:///{project.folder}/shop.db?shared=1")
     assert "(taskflow.E002)" in said
     assert 'other.db is not in the database "default", which is shop.db' in said

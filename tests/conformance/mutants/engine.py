@@ -220,12 +220,52 @@ admin._retry: admin_retry: a job that runs is retried
 + if job.is_waiting:
 
 admin._run_now: admin_run_now_leaves: a job that waits for a key runs now
-- if found is Status.SCHEDULED:
-+ if found in (Status.SCHEDULED, Status.HELD):
+- if found is Status.SCHEDULED and
++ if found in (Status.SCHEDULED, Status.HELD) and
 
 admin.drop: admin_drop: a live job is dropped
 - if found.is_ended:
 + if found is not Status.RUNNING:
+
+gates.admit: gate_takes gate_never_over: a limit counts for nothing
+- if full is not None:
++ if False:
+
+gates.admit: gate_never_over: one job more than the number starts
+- each[0].header["taken"] >= each[0].header["most"]
++ each[0].header["taken"] > each[0].header["most"]
+
+gates.admit: gate_all_or_none: a job that waits at one gate holds slots of the others
+- _wait(draft, job, *full,
++ [(r.header.update(taken=r.header["taken"] + 1), draft.put(r)) for r, g in passed if g is not full[1]]; _wait(draft, job, *full,
+
+gates.leave: gate_passes_on: a slot is given back twice
+- record.header["taken"] -= 1
++ record.header["taken"] -= 2
+
+gates._pay: gate_rate: jobs start as fast as they come
+- if not starts or max(starts) < 0:
++ if True:
+
+gates.declare: gate_number: a number that was deployed does not count
+- for gate in limits:
++ for gate in ():
+
+moves.enter: gate_acts: a retried job passes its gates without a slot
+- gates.admit(draft, job)
++ True
+
+limits.records: admin_limits: limits that hold up jobs are not listed
+- if gate.id != gates.of_pause(gate.limit).id and limit in (None, gate.limit):
++ if False:
+
+limits.set_number: admin_set_limit: a number that a person sets does not count
+- int(is_set), gate.most
++ int(is_set), record.header["most"]
+
+jobs._settle: gate_late: a job whose sender did not know a limit passes it
+- if isinstance(settlement.verdict, HandedBack) and settlement.verdict.limits is not None:
++ if False:
 
 jobs.compare_known: enqueue_clash: a job of another content with a known id counts as sent
 - isinstance(answer, Refused) and answer.because == "id"]
