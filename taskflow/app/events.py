@@ -1,4 +1,4 @@
-"""What subscribers hear: the base class of all events, those of senders, and how events are passed on."""
+"""Events that subscribers receive: the base class of all of them, the events of senders, and their delivery."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Foreseen(NamedTuple):
 
 
 class Left:
-    """What decisions leave to another one: see `Draft.released` and `Draft.opened`."""
+    """Collects the work that decisions leave to a later one: see `Draft.released` and `Draft.opened`."""
 
     def __init__(self) -> None:
         self.released, self.opened = set[bytes](), set[bytes]()
