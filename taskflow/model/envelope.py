@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 import msgspec
 
+from taskflow.model.flow import MAX_FLOW_BYTES, MAX_MEMBERS, MAX_NOTES_AT_ONCE, Member, Tie, check_member, numbered
 from taskflow.model.ids import id_text
 from taskflow.model.job_schema import NOT_PLAIN, OPAQUE, PRIORITIES, SentAndShown, check_headers, check_tags
 from taskflow.model.limits import Gate
@@ -46,8 +47,10 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
     `throttle`  seconds for which the added job stands for later calls with its key and `throttle`, even after it has ended
     `at_most`   with DEBOUNCE, the seconds after the waiting job's creation beyond which its due time is not moved
     `awaits`    how many jobs with this job's id in their `joins` must end before this one leaves HELD
-    `joins`     ids of held jobs that are waiting for this one to end, whatever its outcome
+    `joins`     ids of held jobs that are waiting for this one to end. Without `ties`, its outcome does not matter
     `limits`    the gates that it passes before it is READY, each once
+    `member`    its place in its flow, if it belongs to one
+    `ties`      for a job in a flow, what its end means for each of the jobs in `joins`
     `on_failure` the call to send if the job ends FAILED, as `pack_follow_up` packs it
     """
 
@@ -65,6 +68,17 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
     awaits: int = 0
     joins: tuple[bytes, ...] = ()
     limits: tuple[Gate, ...] = ()
+    member: Member | None = None
+    ties: tuple[Tie, ...] = ()
+
+
+def notes_of(envelope: Envelope) -> tuple[bytes, ...]:
+    """Return the ids of the notes that a success of a job in a flow writes, and of those that it drops unless they are many."""
+    member = envelope.member
+    inputs = 0 if member is None or member.inputs > MAX_NOTES_AT_ONCE else member.inputs
+    ties = zip(envelope.joins, envelope.ties, strict=False)
+    written = [numbered(job_id, tie.number) for job_id, tie in ties if tie.number is not None]
+    return (*written, *(numbered(envelope.id, number) for number in range(inputs)))
 
 
 class ClaimId(NamedTuple):
@@ -124,6 +138,8 @@ def check_envelope(envelope: Envelope) -> Envelope:
         seconds = getattr(envelope, name)
         if seconds is not None and not 0 <= seconds <= MAX_DURATION:
             raise ValueError(f"{name}={shown(seconds)}: expected seconds, from 0 to a hundred years")
+    if envelope.member is not None:
+        check_member(envelope.member, envelope.joins, envelope.ties)
     return envelope
 
 
@@ -195,6 +211,18 @@ def unpack_extras(packed: bytes | None) -> dict[str, Any]:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{field.name}: {error}") from error
     return extras
+
+
+def check_flow(envelopes: Sequence[Envelope]) -> None:
+    """Raise ValueError, with the number, if a flow has too many jobs or too many bytes."""
+    if len(envelopes) > MAX_MEMBERS:
+        raise ValueError(f"the flow has {len(envelopes):,} jobs, expected at most {MAX_MEMBERS:,}: send several flows")
+    size = sum(len(envelope.payload) + len(pack_extras(envelope) or b"") for envelope in envelopes)
+    if size > MAX_FLOW_BYTES:
+        raise ValueError(
+            f"the jobs of the flow have {size:,} bytes of arguments and options, expected at most {MAX_FLOW_BYTES:,}: "
+            "pass references to large data, such as ids"
+        )
 
 
 CAUSED_BY: Final = "tf-caused-by"

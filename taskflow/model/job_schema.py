@@ -54,7 +54,7 @@ MAX_PAYLOAD: Final = 60 << 20
 
 # --- fields by which stores decide --------------------------------------------------------------------------------
 
-NOT_PLAIN: Final = ("after", "at", "expires", "key", "awaits", "joins", "limits")
+NOT_PLAIN: Final = ("after", "at", "expires", "key", "awaits", "joins", "limits", "member", "ties")
 """The fields of an envelope that stores act on, and that the fast paths do not handle. A job that sets one of them is not plain."""
 
 # --- opaque fields ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 
 import taskflow
 from taskflow.model.envelope import Envelope, OnConflict, is_plain, pack_extras, unpack_extras
+from taskflow.model.flow import Member, Tie
 from taskflow.model.job_schema import NOT_PLAIN, OPAQUE, has_follow_up, has_tags
 from taskflow.model.limits import Gate
 
@@ -21,6 +22,7 @@ OTHER_VALUES: Final[dict[str, Any]] = {
     "on_conflict": OnConflict.REPLACE, "awaits": 1, "joins": (b"j" * 16,), "max_attempts": 3, "timeout": 2.0, "keep_result": 4.0,
     "headers": {"a": "b"}, "tags": ("import:42", "a"), "retry": taskflow.Backoff(base=5.0), "key_text": "k", "on_failure": b"call",
     "secrets": ("token",), "throttle": 60.0, "at_most": 60.0, "limits": (Gate(b"g" * 16, "limit", "", 1),),
+    "member": Member(b"f" * 16, 1, 0, 2), "ties": (Tie(0),),
 }  # fmt: skip
 """A value of each field of an envelope that is not its default."""
 

@@ -1,0 +1,108 @@
+"""Flows: jobs that are sent together. Some of them await others, and get their results.
+
+The jobs of a flow are numbered in the order in which they are built, so that each part of it is an interval of numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+MAX_MEMBERS: Final = 10_000
+"""The most jobs of a flow."""
+
+MAX_FLOW_BYTES: Final = 16 << 20
+"""The most bytes of the arguments and options of all jobs of a flow."""
+
+MAX_RESULTS: Final = 64 << 20
+"""The most bytes of the results that one job gets."""
+
+MAX_NOTES_AT_ONCE: Final = 16
+"""The most notes that the end of a job drops in its own step. Upkeep drops the others."""
+
+NUMBER_BYTES: Final = 4
+_MAX_NUMBER: Final = (1 << 8 * NUMBER_BYTES) - 1
+
+
+class Member(NamedTuple):
+    """The place of a job in its flow.
+
+    `flow`     the flow's id, 16 bytes
+    `number`   the job's number in the flow, from 0
+    `first`    the first number of the jobs that its failure cancels, if they have not begun
+    `last`     the last number of them
+    `takes`    the name of the parameter that the results fill; None if the job only waits
+    `is_list`  True if the parameter gets a list of the results, in the order of the inputs, and False if it gets the only one
+    `inputs`   how many results the job gets; 0 if it takes none
+    """
+
+    flow: bytes
+    number: int
+    first: int
+    last: int
+    takes: str | None = None
+    is_list: bool = False
+    inputs: int = 0
+
+
+class Tie(NamedTuple):
+    """What a job in a flow brings about for one of the jobs in its `joins`.
+
+    `number`    which input of that job the result is, from 0; None if the result is not passed on
+    `collects`  True if a failure counts too, and is passed on in place of the result. Otherwise only a success counts
+    """
+
+    number: int | None = None
+    collects: bool = False
+
+
+def numbered(record_id: bytes, number: int) -> bytes:
+    """Return an id followed by a number, which sorts by both: of a flow and one of its jobs, or of a job and one of its inputs."""
+    return record_id + min(max(number, 0), _MAX_NUMBER).to_bytes(NUMBER_BYTES, "big")
+
+
+# --- notes ------------------------------------------------------------------------------------------------------------
+
+_RESULT, _FAILURE = b"\0", b"\1"
+_MAX_MESSAGE: Final = 2_000
+
+
+class FailureNote(NamedTuple):
+    """How a job has ended that has not succeeded. `type` is that of the error, or empty if it was cancelled: then `message` is the reason.
+    `job_id` is the job whose failure has ended it, which may be another one."""
+
+    type: str
+    message: str
+    job_id: bytes
+
+
+def result_note(result: bytes) -> bytes:
+    """Return a result as a note keeps it."""
+    return _RESULT + result
+
+
+def failure_note(failure: FailureNote) -> bytes:
+    shortened = failure._replace(message=failure.message[:_MAX_MESSAGE].encode(errors="replace").decode())
+    return _FAILURE + msgspec.msgpack.encode(shortened)
+
+
+def read_note(note: bytes) -> bytes | FailureNote:
+    """Return the encoded result, or the failure, in a note. Raises ValueError if it cannot be read."""
+    if note.startswith(_RESULT):
+        return note[1:]
+    if note.startswith(_FAILURE):
+        return msgspec.msgpack.decode(note[1:], type=FailureNote)
+    raise ValueError(f"expected a result or a failure, got {note[:40]!r}")
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def check_member(member: Member, joins: Sequence[bytes], ties: Sequence[Tie]) -> None:
+    """Raise ValueError if a job's place in its flow is impossible."""
+    if not 0 <= member.first <= member.number <= member.last < MAX_MEMBERS or len(ties) != len(joins):
+        raise ValueError(f"{member!r}, ties={ties!r}: expected numbers of one flow, and a tie for each of {len(joins)} joins")
+    if not 0 <= member.inputs <= MAX_MEMBERS or (member.takes is None) != (member.inputs == 0 and not member.is_list):
+        raise ValueError(f"{member!r}: expected takes= for a job that gets results, and for no other")
