@@ -165,7 +165,7 @@ class JobPage(msgspec.Struct, frozen=True, kw_only=True):
 
     `cursor`         where the next page begins, for `operate.page`, as text that is safe in a URL; None after the last page
     `examined`       how many jobs were read to find these
-    `stopped_early`  True if the page is not full because it has read up to 2,000 jobs, and more may match
+    `stopped_early`  True if the page is not full because it has read up to 800 jobs, and more may match
     """
 
     jobs: list[JobInfo]
@@ -236,7 +236,7 @@ class Operate:
     ) -> list[FailureGroup]:
         """Return the groups of failed jobs with the same cause, the largest first, at most `limit`. With `deploy`, return those of which
         jobs have failed on it, the most frequent there first. The counts are exact. Only with `tag` or `ended_before`, no more than the
-        newest 2,000 failed jobs that match are counted."""
+        newest 800 failed jobs that match are counted."""
         _check_limit(limit)
         view = view_of("failures", {"queue": queue, "job": job, "tag": tag, "ended_before": ended_before})
         found = await default_app().client().call(lambda broker: failure_groups(broker, view, limit, deploy or ""))

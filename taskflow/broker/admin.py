@@ -89,7 +89,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     stopped_early: bool
 
 
-EXAMINED: Final = 2_000
+EXAMINED: Final = 800
 """The most jobs that are read for one page."""
 
 

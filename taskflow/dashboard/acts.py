@@ -193,7 +193,7 @@ class Acts:
         if not access_of(request).actions:
             raise HTTPException(403, READ_ONLY)
         target = await target_of(request.query_params)
-        return _form(request, target, *await number_of(target))
+        return await _form(request, target, *await number_of(target))
 
     async def begin(self, request: Request) -> Response:
         fields = await form_of(request)
@@ -202,7 +202,7 @@ class Acts:
             raise HTTPException(404, "No failed job has this cause any more.")
         number, is_more = await number_of(target)
         if number > TYPED_ABOVE and fields.get("confirm", "").strip() != target.action:
-            return _form(request, target, number, is_more, is_unconfirmed=True)
+            return await _form(request, target, number, is_more, is_unconfirmed=True)
         name, act = self._started(target, access_of(request).actor, fields.get("reason", "").strip())
         await asyncio.wait([act.task], timeout=PATIENCE)
         if not act.is_running and not act.problem and act.result.affected == len(target.ids) == 1 and target.action != "purge":
@@ -225,7 +225,7 @@ class Acts:
         act = self._act_of(request)
         action, headers = act.target.action, {"Refresh": REFRESH} if act.is_running else None
         words: dict[str, Any] = {"label": act.target.label, "done": PAST[action], "which": _words(act.target)}
-        return render(request, "progress.html", headers=headers, act=act, name=request.path_params["name"], **words)
+        return await render(request, "progress.html", headers=headers, act=act, name=request.path_params["name"], **words)
 
     async def stop(self, request: Request) -> Response:
         await self._act_of(request).stop(f"{STOPPED} by {access_of(request).actor}", PATIENCE)
@@ -248,8 +248,8 @@ class Acts:
         return act
 
 
-def _form(request: Request, target: Target, number: int, is_more: bool, *, is_unconfirmed: bool = False) -> Response:
-    return render(
+async def _form(request: Request, target: Target, number: int, is_more: bool, *, is_unconfirmed: bool = False) -> Response:
+    return await render(
         request,
         "act.html",
         status=400 if is_unconfirmed else 200,

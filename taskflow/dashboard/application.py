@@ -76,11 +76,11 @@ def _file(content: bytes, kind: str) -> Endpoint:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     text = "There is no such page." if error.status_code == 404 and error.detail == "Not Found" else error.detail
-    answer = message_page(request, text, error.status_code)
+    answer = await message_page(request, text, error.status_code)
     answer.headers.update(error.headers or {})
     return answer
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:
     log.error("%s %s: %s", request.method, one_line(request.scope["path"]), error)  # for the operator: the message names the server
-    return message_page(request, UNAVAILABLE, 503)
+    return await message_page(request, UNAVAILABLE, 503)

@@ -100,7 +100,7 @@ class Guard:
             scope["taskflow.access"] = access
             await self._app(scope, receive_again, send_with_headers)
             return
-        await message_page(request, why, 403)(scope, receive, send_with_headers)
+        await (await message_page(request, why, 403))(scope, receive, send_with_headers)
 
     async def _access_of(self, request: Request) -> Access | None:
         authorize = self._authorize

@@ -72,7 +72,7 @@ async def overview(request: Request) -> Response:
     )
     deploy = newest_deploy(workers)
     found = await groups_of(View(), GROUPS_AT_A_GLANCE, deploy, others=True)
-    return render(
+    return await render(
         request,
         "overview.html",
         queues=sorted(queues, key=lambda queue: -sum(queue.counts[status] for status in LIVE))[:MAX_ROWS],
@@ -108,7 +108,7 @@ async def jobs(request: Request) -> Response:
         )
     [status] = view.statuses or (None,)
     actions = {name: LABELS[name] for name in LABELS if (DEFAULTS[name] if status is None else {status}) & POSSIBLE[name]}
-    return render(
+    return await render(
         request,
         "jobs.html",
         filters=dict.fromkeys(FILTERS, "") | filters,
@@ -128,7 +128,7 @@ async def job(request: Request) -> Response:
     now, limits, access = datetime.now(UTC), default_app().limits, access_of(request)
     arguments, problem = arguments_of(record, limits, AT_A_GLANCE) if access.show_arguments else (None, None)
     result, result_problem = result_of(record, limits, AT_A_GLANCE) if access.show_arguments else (None, None)
-    return render(
+    return await render(
         request,
         "job.html",
         record=record,
@@ -190,7 +190,7 @@ async def failures(request: Request) -> Response:
     filters = {name: text for name, text in given.items() if name in ("queue", "job", "tag")}
     view, shown = view_of_filters(filters), dict.fromkeys(("queue", "job", "tag"), "") | filters
     found, workers = await asyncio.gather(groups_of(view, deploy=deploy), operate.workers())
-    return render(
+    return await render(
         request,
         "failures.html",
         filters=shown,
@@ -222,7 +222,7 @@ async def queue(request: Request) -> Response:
     found = next((queue for queue in queues if queue.name == name), None)
     if found is None:
         raise HTTPException(404, f"No job has ever been in queue {name}.")
-    return render(
+    return await render(
         request,
         "queue.html",
         queue=found,
@@ -245,12 +245,12 @@ def _by_deploy(periods: Sequence[Measure]) -> dict[str, Measure]:
 
 async def workers(request: Request) -> Response:
     found = await operate.workers()
-    return render(request, "workers.html", workers=found[:MAX_ROWS], number_of_workers=len(found))
+    return await render(request, "workers.html", workers=found[:MAX_ROWS], number_of_workers=len(found))
 
 
 async def schedule_list(request: Request) -> Response:
     found = await schedules.list()
-    return render(request, "schedules.html", schedules=found[:MAX_ROWS], number_of_schedules=len(found))
+    return await render(request, "schedules.html", schedules=found[:MAX_ROWS], number_of_schedules=len(found))
 
 
 async def schedule_calendar(request: Request) -> Response:
@@ -263,7 +263,7 @@ async def schedule_calendar(request: Request) -> Response:
     days = calendar.days_from(first, zone)
     records, start = await call(lambda broker: broker.admin.schedules(None)), whole(request.query_params.get("start"), 0, 0, 1_000_000)
     part = records[start : start + calendar.MAX_ROWS]
-    return render(
+    return await render(
         request,
         "calendar.html",
         days=days,
@@ -292,7 +292,7 @@ async def chart_page(request: Request) -> Response:
 
     # A point of a chart of 30 days is that of half a day.
     values = await remembered(("charts", hours, *filters.values()), drawn, keep=min(300.0, 15.0 * hours))
-    return render(request, "charts.html", hours=hours, spans=SPANS, filters=filters, **values)
+    return await render(request, "charts.html", hours=hours, spans=SPANS, filters=filters, **values)
 
 
 def _drawn(history: list[MeasuresRecord], hours: int, queue: str, job: str) -> dict[str, Any]:
@@ -321,4 +321,4 @@ async def actions_before(request: Request) -> list[ActionRecord]:
 
 async def audit(request: Request) -> Response:
     records, is_first = await actions_before(request), not request.query_params.get("before")
-    return render(request, "audit.html", records=records, is_first=is_first, is_full=len(records) == ACTIONS_AT_ONCE)
+    return await render(request, "audit.html", records=records, is_first=is_first, is_full=len(records) == ACTIONS_AT_ONCE)

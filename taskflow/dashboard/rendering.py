@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +28,8 @@ VERSION: Final = hashlib.sha256(b"".join((STYLE, ICON, *SCRIPTS.values()))).hexd
 
 POLLS: Final = "taskflow.polls"  # in the scope of a request whose host cannot stream
 FRAGMENT: Final = "X-Taskflow-Fragment"  # a header
+
+SLICE: Final = 0.0005  # seconds
 
 MAX_BLOCK: Final = 16_384  # characters of a traceback or a value
 
@@ -111,7 +115,10 @@ def is_fragment(request: Request) -> bool:
     return FRAGMENT in request.headers
 
 
-def render(request: Request, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any) -> HTMLResponse:
+async def render(
+    request: Request, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any
+) -> HTMLResponse:
+    """Render a page, in slices between which the event loop serves its host."""
     root = root_of(request)
 
     def url(path: str, **query: Any) -> str:
@@ -119,16 +126,21 @@ def render(request: Request, template: str, status: int = 200, headers: Mapping[
 
     values |= {"frame": "fragment.html" if is_fragment(request) else "base.html", "access": request.scope.get("taskflow.access")}
     values["stream"] = "" if POLLS in request.scope else url("/live")
-    text = _templates.get_template(template).render(url=url, **values)
-    return HTMLResponse(text, status, headers)
+    parts, since = list[str](), time.perf_counter()
+    for part in _templates.get_template(template).generate(url=url, **values):
+        parts.append(part)
+        if time.perf_counter() - since > SLICE:
+            await asyncio.sleep(0)
+            since = time.perf_counter()
+    return HTMLResponse("".join(parts), status, headers)
 
 
 API: Final = "/api/v1"
 UNAVAILABLE: Final = "The store does not answer at the moment."
 
 
-def message_page(request: Request, text: str, status: int) -> Response:
+async def message_page(request: Request, text: str, status: int) -> Response:
     """Return a page that has only a message; of the API, a JSON object with the field `error`."""
     if request.scope["path"].removeprefix(root_of(request)).startswith(f"{API}/"):
         return Response(json_text({"error": text}), status, media_type="application/json")
-    return render(request, "message.html", status, text=text, code=status)
+    return await render(request, "message.html", status, text=text, code=status)

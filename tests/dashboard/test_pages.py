@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,7 +14,7 @@ from litestar import Litestar, asgi
 from taskflow import Cron, configure, operate, schedules
 from taskflow.app.app import default_app
 from taskflow.broker.admin import EXAMINED
-from taskflow.dashboard import Access, charts, dashboard
+from taskflow.dashboard import Access, charts, dashboard, rendering
 from taskflow.model.clock import ManualClock
 from taskflow.model.codec import Limits, encode_by_name, encode_value
 from taskflow.model.envelope import Lease
@@ -185,6 +186,23 @@ async def test_jobs_are_listed_in_pages(world: World, site: Site) -> None:
             break
         page = await site.get(following[0]["href"])
     assert sorted(found) == sorted(added)
+
+
+async def test_the_event_loop_serves_others_while_a_page_is_rendered(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    await memory.enqueue(*[memory.an_envelope() for _ in range(40)])
+    monkeypatch.setattr(rendering, "SLICE", 0.0)
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    task = asyncio.create_task(other())
+    await site.get("/jobs")
+    task.cancel()
+    assert turns > 40, "at least one for each row"
 
 
 async def test_a_page_of_jobs_reads_a_bounded_number(memory: World, site: Site) -> None:

@@ -9,11 +9,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from taskflow import Worker, configure
+from taskflow.broker.engine.records import Kind
+from taskflow.broker.engine.seam import Ref
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.url import connect
-from taskflow.telemetry import History, OpenTelemetry
+from taskflow.model.ids import parse_id
+from taskflow.telemetry import History, OpenTelemetry, Prometheus, Telemetry
 from tests.cli.processes import LEDGER, Shell, until
 from tests.telemetry.jobs import add
 
@@ -107,3 +111,16 @@ def test_a_killed_worker_loses_only_what_it_counted_since_its_last_record(shell:
     send(50, 60)
     shell.run("-m", "taskflow", "worker", "tasks", "--drain")
     assert recorded(url) >= before + 10  # the next worker records as before
+
+
+@pytest.mark.parametrize("telemetry", [[], [History(), Prometheus(CollectorRegistry())]], ids=["none", "counting"])
+async def test_a_job_has_the_bytes_of_its_call_and_no_more(memory_broker: MemoryBroker, telemetry: list[Telemetry]) -> None:
+    """Traces alone travel with jobs. Counts of runs are kept apart."""
+    configure(telemetry=telemetry)
+    handle = await add.delay(1, 2)
+    job = memory_broker._store._records[Ref(Kind.JOB, parse_id(handle.id))]
+    sent = (job.sent, job.state, job.content)
+    assert sent == (None, None, add.bind(1, 2).envelope.payload)
+    async with Worker() as worker:
+        await worker.drained()
+    assert (job.sent, job.state, job.content) == (None, None, add.codec.encode_result(3))
