@@ -35,9 +35,9 @@ class DeclarationError(ConfigurationError, TypeError):
 
 
 class CodecError(TaskflowError):
-    """A value cannot be encoded, or bytes cannot be decoded. `path` says where the problem is.
+    """A value cannot be encoded, or bytes cannot be decoded.
 
-    `path` is written like code: ``"data.address.lines[2]"``. It is "" if the problem concerns the whole value.
+    `path`  where the problem is, written like code: ``"data.address.lines[2]"``. It is "" if the problem concerns the whole value
     """
 
     def __init__(self, message: str, *, path: str = "") -> None:
