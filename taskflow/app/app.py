@@ -38,9 +38,10 @@ RunInline = Callable[[Sequence[Added | Refused | BaseException]], Awaitable[None
 class App:
     """Holds the registry, the settings and the brokers, and one client per running event loop. A forked child starts without clients.
 
-    `ignores_connections`  True in tests in memory: jobs sent in a transaction are sent at once
-    `overrides`            in tests: the functions in place of dependencies
-    `run_inline`           in tests that run jobs where they are sent: takes the store's answers, and runs the jobs that were added
+    `ignores_connections`  True in tests in memory: jobs sent in a transaction are added at once
+    `overrides`            in tests: functions that replace dependencies
+    `run_inline`           in tests that run jobs as they're sent: a function that takes the store's answers and runs the jobs that were
+                           added
     """
 
     def __init__(self) -> None:
@@ -85,7 +86,7 @@ class App:
     settings = property(read_settings)
 
     def events(self) -> Events:
-        """Return what passes events of senders to the subscribers."""
+        """Return the object that passes senders' events to the subscribers."""
         if self._events is None:
             from taskflow.app.events import Events
 

@@ -30,9 +30,9 @@ F = TypeVar("F", bound=IO[Any])
 
 
 class Dependency(msgspec.Struct, frozen=True, eq=False):
-    """The default of a parameter whose value a function makes for each run. `needs` are the dependencies of the function itself.
+    """The default of a parameter whose value is made by a function for each run. `needs` holds that function's own dependencies.
 
-    `is_async` is True if it is known before the call that only an async job can use it.
+    `is_async` is True if only an async job can use it, as far as that's known before the call.
     """
 
     function: Callable[..., Any]
@@ -66,9 +66,9 @@ def depends(function: Callable[..., Any], /) -> Any:
     """Declare that each run of a job makes the value of a parameter: ``async def bill(order_id: int, db: Session = depends(get_session))``.
 
     `function` returns the value or yields it once; it may be async if the job is. Code after the ``yield`` runs when the job's function has
-    ended, in reverse order, before the run is settled. An error of the job is raised at the ``yield``, and stays the run's error whatever
-    the code there does or raises. The function may have dependencies itself, and a first parameter annotated with `JobContext`. Within one
-    run, each function is called once, so all that depend on it share its value.
+    ended, in reverse order, before the run is settled. An error of the job is raised at the ``yield``, and stays the run's error, whatever
+    that code does or raises. The function may have dependencies itself, and a first parameter annotated with `JobContext`. Within one run,
+    each function is called once, so all that depend on it share its value.
 
     Callers do not pass the parameter: `delay` refuses it. Raises DeclarationError if `function` takes other arguments without a default.
     """
@@ -124,7 +124,7 @@ def _refuse_annotated(parameter: inspect.Parameter) -> None:
 
 
 def refuse_async(arounds: Sequence[Around], dependencies: Mapping[str, Dependency]) -> None:
-    """Raise TypeError for what a plain function cannot be surrounded by, because no event loop runs in its thread."""
+    """Raise TypeError for an async context manager around a plain function, because no event loop runs in the function's thread."""
     for each in arounds:
         inner = _innermost(each)
         is_async_class = inspect.isclass(inner) and hasattr(inner, "__aenter__") and not hasattr(inner, "__enter__")
@@ -137,13 +137,14 @@ def refuse_async(arounds: Sequence[Around], dependencies: Mapping[str, Dependenc
 
 
 Overrides = Sequence[tuple[Callable[..., Any], Dependency]]
-"""Functions of dependencies, with what a test calls in their place. The last one counts."""
+"""Functions of dependencies, and the functions that a test calls instead. The last replacement wins."""
 
 
 def surrounded(
     function: Callable[..., Any], arounds: Sequence[Around], dependencies: Mapping[str, Dependency], overrides: Overrides, *, is_async: bool
 ) -> Callable[..., Any] | None:
-    """Return a function of a run's context and the arguments, which calls the job's function within what surrounds it, or None."""
+    """Return a function that takes a run's context and arguments, and calls the job's function inside its context managers. Return None if
+    there are none and no dependencies."""
 
     def call(context: JobContext, /, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
@@ -190,7 +191,7 @@ class _Values:
 
     async def _value(self, wanted: Dependency, fakes: tuple[Dependency, ...]) -> Any:
         for function, fake in reversed(self._overrides):
-            if function == wanted.function and fake not in fakes:  # a fake may depend on the original
+            if function == wanted.function and fake not in fakes:  # a replacement may depend on the original
                 wanted, fakes = fake, (*fakes, fake)
                 break
         for known, value in self._made:
@@ -218,7 +219,7 @@ class _Values:
 
 
 def _entered(stack: ExitStack | AsyncExitStack, made: Any, dependency: Dependency) -> Any:
-    """Return a dependency's value: that which a generator yields, or `made` itself."""
+    """Return a dependency's value: what a generator yields, or `made` itself."""
     if inspect.isgenerator(generator := made):
         made = contextlib.contextmanager(lambda: generator)()
     if not isinstance(made, _GeneratorContextManager):
@@ -262,7 +263,7 @@ async def _entered_async(stack: AsyncExitStack, entered: AbstractAsyncContextMan
 
 
 def _stay(error: BaseException | None, raised: BaseException, dependency: Dependency) -> None:
-    """Let the job's error stay the run's error, with a note of what a dependency raised at its end."""
+    """Keep the job's error as the run's error, with a note of what a dependency raised during cleanup."""
     if error is None:
         _raise(raised, dependency)
     if raised is not error:
@@ -270,7 +271,8 @@ def _stay(error: BaseException | None, raised: BaseException, dependency: Depend
 
 
 def _raise(raised: BaseException, dependency: Dependency) -> NoReturn:
-    """Raise a dependency's error. That of contextlib about a generator that yields twice or never names none, so it gets the name."""
+    """Raise a dependency's error. The error of contextlib for a generator that yields twice or never doesn't name it, so the name is
+    added."""
     if type(raised) is RuntimeError and str(raised).startswith("generator didn't "):
         raise RuntimeError(f"{dependency!r} must yield once: {raised}")
     raise raised

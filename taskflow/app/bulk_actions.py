@@ -29,15 +29,15 @@ T = TypeVar("T")
 
 
 class JobSelection(TypedDict, total=False):
-    """Which jobs: those for which all of these hold. None means "not given".
+    """Selects the jobs for which all of these hold. None means "not given".
 
     `tag`           they have this tag
     `queue`         they are in this queue
     `job`           they call this job, given by its name or as the job itself
     `status`        they have this status, or one of these: "failed", `Status.FAILED`, ("failed", "cancelled")
-    `error`         their last error, or the reason of their end, contains this text, in small or capital letters
+    `error`         their last error, or the reason why they ended, contains this text, in upper or lower case
     `header`        they have this header, "name", or the header with this value, "name=value"
-    `created_before`, `ended_before`  they were sent, or have ended, at least so many seconds ago, or such a timedelta
+    `created_before`, `ended_before`  they were sent, or ended, at least this long ago, in seconds or as a timedelta
     `poison`        they failed because their workers were lost again and again
     """
 
@@ -77,7 +77,7 @@ def view_of(method: str, which: JobSelection) -> View:
 
 
 def _statuses(given: str | Iterable[str] | None) -> tuple[Status, ...]:
-    """Return statuses, which may be given by their names in any case."""
+    """Return statuses, which may be given by name, in upper or lower case."""
     if given is None:
         return ()
     if not isinstance(given, Iterable):
@@ -94,7 +94,7 @@ def _statuses(given: str | Iterable[str] | None) -> tuple[Status, ...]:
 
 
 def header_of(given: str) -> tuple[str, str | None]:
-    """Return the name and the value, or None, that "name" or "name=value" stands for. Raises ValueError if there is no name."""
+    """Split "name=value" into name and value; the value of a mere "name" is None. Raises ValueError if there is no name."""
     name, equals, value = given.partition("=")
     if not name:
         raise ValueError(f"header {shown(given)}: expected the name of a header, or name=value")
@@ -143,8 +143,8 @@ class ActionResult(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of an action, in numbers of jobs. With ``dry_run=True``, nothing was changed, and these are the numbers to expect.
 
     `changed`  the jobs that were cancelled, retried or purged, or made ready by `run_now`
-    `asked`    running jobs that were asked to stop: their workers stop them
-    `refused`  the jobs that stayed as they were, by the reason
+    `asked`    running jobs that were asked to stop, which their workers will do
+    `refused`  the number of jobs that were left as they were, by reason
     """
 
     changed: int = 0
@@ -197,7 +197,7 @@ def check_view(action: ActionName, view: View) -> None:
 
 
 async def apply(call: CallBroker, action: ActionName, ids: Sequence[bytes]) -> list[str]:
-    """Act on jobs by their ids; a purge drops only those that have ended. Return for each CHANGED, ASKED, or why it stayed as it was."""
+    """Act on jobs by id; a purge drops only ended ones. Return CHANGED or ASKED for each job, or the reason why it was left alone."""
     if action == "retry":
         redone = {Redone.OK: CHANGED, Redone.UNKNOWN: UNKNOWN}
         return [redone.get(answer, answer.value) for answer in await call(lambda broker: broker.admin.retry(ids))]
@@ -213,7 +213,7 @@ async def apply(call: CallBroker, action: ActionName, ids: Sequence[bytes]) -> l
 
 
 def _answer(action: ActionName, status: Status | None, record: Record | None) -> str:
-    """Return the answer for a job that had this status at a purge, a cancel or a run-now. `record` is that of a HELD job."""
+    """Return the answer for a job that had this status when it was purged, cancelled or run now. `record` is given for a HELD job."""
     if status is None:
         return UNKNOWN
     match action, status:
@@ -234,7 +234,7 @@ def _answer(action: ActionName, status: Status | None, record: Record | None) ->
 
 
 def foresee(action: ActionName, record: Record | None, *, by_id: bool) -> str:
-    """Return what the action would answer for the job, named by its id or selected, as far as its status tells."""
+    """Return the answer that the action would give for the job, named by id or selected, as far as its status tells."""
     if record is None:
         return UNKNOWN
     if action in ("cancel", "run-now") or (action == "purge" and by_id):
@@ -256,7 +256,7 @@ async def pages(call: CallBroker, view: View) -> AsyncIterator[list[Record]]:
 
 
 async def count(call: CallBroker, view: View) -> int:
-    """Count the jobs that match. The counts of the queues have the live ones; among ended jobs they include some that are not kept."""
+    """Count the jobs that match. The counts of the queues are exact for live jobs, but include some ended jobs that are no longer kept."""
     statuses = view.statuses
     if statuses and LIVE.issuperset(statuses) and view == View(queue=view.queue, statuses=statuses):
         queues = [queue for queue in await call(lambda broker: broker.admin.queues()) if view.queue in (None, queue.name)]
@@ -265,7 +265,7 @@ async def count(call: CallBroker, view: View) -> int:
 
 
 async def act(call: CallBroker, action: ActionName, view: View) -> AsyncIterator[ActionResult]:
-    """Act on all matching jobs, and yield what was done so far after each batch."""
+    """Act on all matching jobs, and yield the totals so far after each batch."""
     done = ActionResult()
     if action == "purge":
         ended, waiting = (_narrowed(view, statuses) for statuses in (ENDED, WAITING))
@@ -273,7 +273,7 @@ async def act(call: CallBroker, action: ActionName, view: View) -> AsyncIterator
         if ended is not None:
             async for records in pages(call, ended):
                 found = await apply(call, action, [record.id for record in records])
-                done += ActionResult(changed=found.count(CHANGED))  # one that has been retried meanwhile stays
+                done += ActionResult(changed=found.count(CHANGED))  # one that has been retried in the meantime stays
                 yield done
         while waiting is not None and left > 0:
             most = min(PAGE, left)
@@ -294,7 +294,7 @@ async def act(call: CallBroker, action: ActionName, view: View) -> AsyncIterator
 
 
 def _narrowed(view: View, statuses: Collection[Status]) -> View | None:
-    """Return the part of the view that has these statuses, or None if it has none of them."""
+    """Narrow the view to these statuses. Return None if it includes none of them."""
     asked = tuple(status for status in view.statuses or Status if status in statuses)
     return msgspec.structs.replace(view, statuses=asked) if asked else None
 
@@ -302,7 +302,7 @@ def _narrowed(view: View, statuses: Collection[Status]) -> View | None:
 log: Final = logging.getLogger("taskflow.operate")
 
 STOPPED: Final = "stopped"
-"""How the message of a cancellation begins that the log keeps: it says who has stopped the action."""
+"""The beginning of a cancellation message that the log keeps, because it says who stopped the action."""
 
 RECORD_TIMEOUT: Final = 5.0
 """Seconds that adding an action to the log may take."""
@@ -316,7 +316,7 @@ class ActionProgress(msgspec.Struct):
 
 
 def this_operator() -> str:
-    """Return the user of this process and its machine, as "ada@web-1"."""
+    """Return this process's user and machine, such as "ada@web-1"."""
     from getpass import getuser
 
     try:
@@ -330,7 +330,7 @@ def this_operator() -> str:
 async def recorded(
     call: CallBroker, verb: str, *, by: str | None, reason: str, names: Sequence[str] = (), which: Mapping[str, str] | None = None
 ) -> AsyncIterator[ActionProgress]:
-    """Record the action that the block does, once, at its end: if it has affected something, or was broken off and may have done so."""
+    """Record the action of the `with` block once, at its end, if it has affected anything or was interrupted and may have."""
     doing = ActionProgress()
     try:
         yield doing
@@ -357,8 +357,8 @@ async def recorded(
 
 
 async def amend_jobs(call: CallBroker, verb: Literal["pause", "resume"], names: Sequence[str], *, by: str | None, reason: str) -> list[str]:
-    """Pause or resume jobs, record that in the audit log, and return the names of those that it has changed. What a pause has parked is
-    released in portions, also if the pause had ended before."""
+    """Pause or resume jobs, record that in the audit log, and return the names of those that changed. Jobs parked by a pause are released
+    in batches, even if the pause had already ended."""
     paused = await call(lambda broker: broker.admin.paused_jobs())
     changing = [name for name in names if (name in paused) != (verb == "pause")]
     async with recorded(call, f"jobs.{verb}", by=by, reason=reason, names=changing) as doing:
@@ -374,8 +374,8 @@ async def amend_jobs(call: CallBroker, verb: Literal["pause", "resume"], names: 
 async def perform(
     call: CallBroker, action: ActionName, ids: Sequence[bytes], view: View, *, by: str | None, reason: str
 ) -> AsyncIterator[ActionResult]:
-    """Act on the jobs with these ids, or if there are none on all that match the view. Yield what was done so far after each batch, and
-    record the action in the audit log."""
+    """Act on the jobs with these ids, or without ids on all that match the view. Yield the totals so far after each batch, and record the
+    action in the audit log."""
     result = ActionResult()
     target: dict[str, Any] = {"names": [*map(id_text, ids)]} if ids else {"which": selection(view)}
     async with recorded(call, action, by=by, reason=reason, **target) as doing:
@@ -403,7 +403,7 @@ async def _record(call: CallBroker, act: Action) -> None:
 
     try:
         await add()
-    except anyio.get_cancelled_exc_class():  # asyncio's own cancel() heeds no shield
+    except anyio.get_cancelled_exc_class():  # asyncio's own cancel() ignores the shield
         await add()  # a store that has the action already does not add it again
         raise
 

@@ -45,7 +45,7 @@ class NamesArguments(Protocol):
 
 
 def arguments_of(job: NamesArguments, given: CallArguments | None, payload: bytes) -> Mapping[str, Any]:
-    """Return the arguments as the caller gave them if they are still known, or decode them."""
+    """Return the arguments as the caller gave them, if they are still known; otherwise decode them."""
     return job.decoded_arguments(payload) if given is None else job.named_arguments(*given)
 
 
@@ -144,14 +144,14 @@ class JobContext:
 
     @property
     def caused_by(self) -> str | None:
-        """The id of the job whose failure has sent this one by ``on_failure``, as text, or None."""
+        """The id, as text, of the failed job whose ``on_failure`` sent this one, or None."""
         from taskflow.model.envelope import CAUSED_BY
 
         return self._lease.envelope.headers.get(CAUSED_BY)
 
     def pass_on(self, headers: Mapping[str, str]) -> None:
-        """Add headers for the child process of this run, beside those that were sent. Middleware may call it before `call_next`. It has no
-        effect if the function runs in the worker."""
+        """Add headers for the child process of this run, on top of those that were sent. Middleware may call it before `call_next`. It has
+        no effect if the function runs in the worker."""
         if self._run is not None and self._run.child_headers is not None:
             self._run.child_headers.update(headers)
 
@@ -162,7 +162,7 @@ class JobContext:
 
     @property
     def waited(self) -> float:
-        """For how many seconds the job had been due when it was claimed, by the store's clock."""
+        """How many seconds the job had been due when it was claimed, by the store's clock."""
         return to_seconds(max(0, self._lease.waited))
 
     @property
@@ -272,8 +272,8 @@ class Snooze(JobException):
 
 
 class RateLimited(Snooze):
-    """Raise this if a service that the job's rates stand for has refused a call. No job passes these rates for `retry_after` seconds (or a
-    timedelta), in the whole fleet. Then this one runs again. It uses no attempt."""
+    """Raise this when the service that the job's rates protect has refused a call. For `retry_after` seconds (or a timedelta) the whole
+    fleet starts no job under these rates; then this job runs again. It uses no attempt."""
 
     def __init__(self, message: str = "rate limited", *, retry_after: float | timedelta) -> None:
         super().__init__(message, after=seconds_of("retry_after", retry_after))

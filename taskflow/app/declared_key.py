@@ -28,11 +28,12 @@ _STEP: Final = re.compile(r"\.(\w+)|\[([^][]+)]")
 _PLAIN: Final = (str, int, float, Decimal, UUID, date, time, timedelta, PurePath)
 
 _MAX_LENGTH: Final = 10_000
-"""Digits or characters of a value, and its exponent. What is longer makes no key, and takes long to format: 1E+50000000 has 50 MB."""
+"""The maximum number of digits or characters of a value, and its maximum exponent. Longer values are no use as keys and take long to
+format: 1E+50000000 has 50 MB."""
 
 
 def declared_key(template: str, job: Any) -> DeclaredKey | str:
-    """Return the template of a job's keys, or the key if all calls have the same. Raises ValueError if it does not fit the function."""
+    """Return the template of a job's keys, or the key itself if all calls share one. Raises ValueError if it doesn't fit the function."""
     key = DeclaredKey(template, job)
     return key.key_and_text((), {})[0] if all(isinstance(part, str) for part in key._parts) else key
 
@@ -51,7 +52,7 @@ class DeclaredKey:
 
     def key_and_text(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, str]:
         """Return the key of a call, and the text that is stored and shown for it, without secrets. Raises TypeError or ValueError if the
-        arguments, which fit the function, make no valid key."""
+        arguments fit the function but make no valid key."""
         pieces = [(part, False) if isinstance(part, str) else self._formatted(part, args, kwargs) for part in self._parts]
         key = "".join(piece for piece, _ in pieces)
         text = "".join(HIDDEN if is_secret else piece for piece, is_secret in pieces)
@@ -105,7 +106,8 @@ _PLAIN_ONLY: Final = "a key takes text, numbers, dates, UUIDs, paths and enums; 
 
 
 class _TemplateField:
-    """A parameter, and the steps from its value to the one that is formatted. `none` is the text for None, if the template says one."""
+    """A parameter, and the steps from its value to the one that is formatted. `none` is the text that the template gives for None, if it
+    gives one."""
 
     def __init__(self, parameter: Parameter, position: int, found: re.Match[str], steps: Sequence[tuple[str, str]], spec: str) -> None:
         self.text = f"{{{found[0]}}}"
@@ -126,7 +128,7 @@ class _TemplateField:
             as_sent = codec.as_sent(self.name)
             with suppress(EncodeError):  # a default that does not fit its annotation is used as it is
                 self._default = as_sent(self._default)
-            self._as_sent = as_sent  # last: to other threads, it means that the default is converted too
+            self._as_sent = as_sent  # set last, because it tells other threads that the default is converted too
         if self._position is not None and self._position < len(args):
             value = self._as_sent(args[self._position])
         elif self._has_name and self.name in kwargs:

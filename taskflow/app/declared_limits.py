@@ -15,15 +15,15 @@ from taskflow.model.rules import seconds_of
 from taskflow.model.verdict import HandedBack
 
 MAX_PAID_FOR: Final = 1_000_000
-"""Microseconds from when a job has paid for a rate to its claim. A job that is claimed later pays again, or else all those that have waited
-for a worker would start at once."""
+"""Microseconds that may pass between a job's payment for a rate and its claim. A job that is claimed later pays again; otherwise all jobs
+that have waited for a worker would start at once."""
 
 
 class Concurrency:
-    """Lets at most `n` jobs be ready or running at once, in the whole fleet. The others wait, and hold up no other job meanwhile.
+    """Lets at most `n` jobs be ready or running at once, in the whole fleet. The others wait, without holding up any other job.
 
     `n`    from 1 to a billion
-    `key`  the name of a parameter of the job, such as "tenant" or "order.customer": the limit then counts for each value apart. Values
+    `key`  the name of a parameter of the job, such as "tenant" or "order.customer": each value then has a separate limit. Values
            are text, numbers, dates, UUIDs, paths or enums (default None: one limit for all calls)
 
     Raises TypeError or ValueError for other arguments.
@@ -41,7 +41,7 @@ class Rate:
 
     `n`      from 1 to a billion
     `per`    seconds or a timedelta, up to a hundred years
-    `burst`  how many jobs may start at once, after none has started for a while (default 1). In any `per` seconds, at most
+    `burst`  how many jobs may start at once after a quiet period (default 1). In any `per` seconds, at most
              ``n + burst`` jobs start
     `key`    as for `Concurrency`
 
@@ -80,7 +80,7 @@ class Limit:
 
 
 class DeclaredLimits:
-    """The limits of one job, which make the gates of each call."""
+    """The limits of one job, from which the gates of each call are made."""
 
     def __init__(self, limits: Sequence[tuple[str, Concurrency | Rate]], job: Any) -> None:
         from taskflow.app.declared_key import DeclaredKey
@@ -91,7 +91,7 @@ class DeclaredLimits:
         self._constant = None if any(key for _, _, key in self._limits) else self._gates((), {})
 
     def gates_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Gate, ...]:
-        """Return the gates of a call. Raises TypeError or ValueError if its arguments, which fit the function, make no valid key."""
+        """Return the gates of a call. Raises TypeError or ValueError if its arguments fit the function but make no valid key."""
         return self._constant if self._constant is not None else self._gates(args, kwargs)
 
     def _gates(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Gate, ...]:
@@ -106,9 +106,9 @@ class DeclaredLimits:
 
 
 def unadmitted(lease: Lease, job: Any) -> HandedBack | None:
-    """Return how to settle a lease that has to pass gates before its run, or None if it may start.
+    """Return the verdict that hands back a lease which must pass gates before its run, or None if it may start.
 
-    Either its sender did not know a limit of the job, or the job has paid for a rate so long ago that others may start in its place now.
+    Either its sender didn't know one of the job's limits, or the job paid for a rate so long ago that others may have its place by now.
     """
     declared: DeclaredLimits | None = job.limits
     lacks = declared is not None and not declared.names <= {(gate.limit, gate.per > 0) for gate in lease.envelope.limits}
@@ -116,7 +116,7 @@ def unadmitted(lease: Lease, job: Any) -> HandedBack | None:
         return None
     try:
         gates = declared.gates_of(*job.codec.decode_arguments(lease.envelope.payload)) if lacks and declared is not None else ()
-    except Exception:  # the run, which decodes them too, says why
+    except Exception:  # the run decodes them too, and its error says why
         return None
     return HandedBack(counts=False, limits=gates)
 

@@ -1,4 +1,4 @@
-"""`Cron` and `Every`, which say when a schedule fires, and the schedules that a job's decorator declares."""
+"""`Cron` and `Every`, which determine when a schedule fires, and the schedules that a job's decorator declares."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Cron(_Timed):
                   fields are those of Debian's cron, with ``L`` for the last day of a month and ``5#2`` for its second Friday. At most
                   200 characters
     `tz`          the IANA name of the time zone in which the expression is read, or a ZoneInfo (default "UTC")
-    `jitter`      the longest delay, in seconds or as a timedelta; each instant has a fixed delay between 0 and this (default 0). It must be
-                  less than the time between two times
+    `jitter`      the longest delay, in seconds or as a timedelta; each firing has a fixed delay between 0 and this (default 0). It must be
+                  shorter than the shortest interval between two firings
     `name`        the schedule's name (default: the job's name, followed by the expression if the job has several schedules)
     `args`, `kwargs`  the arguments of its calls (default none)
     `options`     the options of its calls, as for `.options()`, except `after` and `at`

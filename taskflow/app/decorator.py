@@ -136,7 +136,8 @@ class _Decorator(Protocol):
 
 
 class _BatchDecorator(Protocol):
-    """The type of ``job(batch=...)``. A call of the job takes one element of the function's list, and has one of those it returns."""
+    """The type of ``job(batch=...)``. A call of the job takes one element of the function's list, and its result is the matching element of
+    the returned list."""
 
     @overload
     def __call__(self, function: Callable[[list[T]], _Async[Sequence[R | Failure]]], /) -> Job[[T], R]: ...
@@ -157,7 +158,7 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     `queue`, `priority`, `timeout`, `expires`, `keep_result`, `key_scope`, `on_conflict`, `throttle`, `debounce`, `at_most`, `on_failure`
                     as in `EnqueueOptions`, for every call
     `key`           the key of every call, or a template of it such as "{project_id}" or "{tenant}:{order.id}", which is formatted from the
-                    call's arguments. None in it raises TypeError, unless it names another text: "{branch?main}"
+                    call's arguments. None as a value raises TypeError, unless the template gives a text for it: "{branch?main}"
     `tags`          tags of every call; those of `.options(tags=...)` are added to them
     `max_attempts`  the number of attempts, including the first (default 10)
     `retry`         the `Backoff` between attempts, or a plain function of the number of the attempt that failed (starting at 1) and its
@@ -166,8 +167,8 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
                     success drops them). If both together have more than 60 MiB, only the result is kept
     `retry_on`      the exceptions after which the job is retried (default `Exception`); any other fails it at once
     `discard_on`    exceptions that fail the job at once, even if `retry_on` covers them
-    `batch`         a `Batch`: workers gather calls, and the function gets the arguments of several calls in a list. It returns a list with
-                    the result of each, in their order, in which a `Failure` stands for one that has failed
+    `batch`         a `Batch`: workers gather calls, and the function gets the arguments of several calls in a list. It returns a list of
+                    their results, in the same order, with a `Failure` for each call that failed
     `aliases`       former names of the job, so that waiting jobs with these names still run
     `runs_in`       "process" for long computations and code that may crash: the job runs in a child process, which is
                     killed if the run exceeds its timeout or is cancelled. If the child dies, for example from a segfault,
@@ -183,12 +184,12 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
                     same thread, task or child process, the first one outermost. Their errors are the run's errors. Those of
                     `configure(defaults=...)` and of a preset surround them. For an async function they may be async
     `limits`        a list of limits in the whole fleet, such as ``Concurrency(3, key="tenant")``, ``Rate(100, per=60)``, or a `Limit` that
-                    jobs share. A job passes them before it is ready
+                    jobs share. A job has to pass them before it becomes ready
     `schedule`      a `Cron` or `Every`, any object with a method ``next(after)``, a list of these, or None. While a worker that
                     declares the schedule is running, the job is added at each of its times, once in the whole fleet
-    `overlap`       whether a time adds a job while an earlier one of the schedule is live: "allow" (default) adds it, "skip"
-                    does not, and "latest" replaces an earlier job that is waiting
-    `catch_up`      which of the times that passed while no worker was running fire later: the "latest" (default), "all" or "none"
+    `overlap`       what happens at a scheduled time while an earlier job of the schedule is live: "allow" (default) adds another, "skip"
+                    doesn't, and "latest" replaces an earlier job that is still waiting
+    `catch_up`      which of the times that passed while no worker was running fire afterwards: the "latest" (default), "all" or "none"
     `max_delay`     how late a time may still fire, in seconds or as a timedelta (default None: no limit)
 
     An async function becomes a `Job`, a plain one a `SyncJob`. Raises DeclarationError for an invalid declaration.
@@ -197,7 +198,7 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
 
 
 def preset(**options: Unpack[PresetOptions]) -> _Decorator:
-    """Return a decorator like `job` whose jobs have these options, unless they say otherwise.
+    """Return a decorator like `job` whose jobs have these options unless they set their own.
 
     It takes the options of `job`, except `name` and `aliases`. Use it as ``@io`` or ``@io(timeout=60)``; ``io(timeout=60)`` by itself is
     another preset. Raises DeclarationError for an invalid option, naming it.
@@ -316,7 +317,7 @@ def check_function(function: Any) -> None:
 
 
 def _is_in_a_class(function: object) -> bool:
-    """Return True for a function of a class body that takes self or cls. Other ones there can be called without an object."""
+    """Return True for a function in a class body that takes self or cls. Other functions there can be called without an object."""
     around, _, _ = getattr(function, "__qualname__", "").rpartition(".")
     if not inspect.isfunction(function) or not around or around.endswith("<locals>"):
         return False
@@ -331,7 +332,8 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def _module_of(function: Callable[..., Any]) -> str:
-    """Return the module from which a worker imports a function. A script's is its path from the nearest folder on sys.path, or here."""
+    """Return the module from which a worker imports a function. For a script, that's its path relative to the nearest folder on sys.path,
+    or to the current one."""
     if function.__module__ not in RUN_AS_MAIN:
         return function.__module__
     scope = getattr(inspect.unwrap(function), "__globals__", {})

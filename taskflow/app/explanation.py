@@ -28,7 +28,7 @@ POSITIONS_AT_ONCE: Final = 200
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """One reason, and its cure if there is one."""
+    """One reason, and a remedy if there is one."""
 
     text: str
     cure: str = ""
@@ -48,8 +48,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 async def facts_of(
     admin: Admin, record: Record, now: datetime, *, sample_time: float = SAMPLE_TIME, max_positions: int = MAX_POSITIONS
 ) -> Facts:
-    """Ask for what matters in the job's state. If other jobs are ready in the same queue, this counts up to `max_positions` of them, and
-    measures the rate of claims for `sample_time` seconds; 0 leaves that out."""
+    """Read from the store what matters in the job's state. If other jobs are ready in the same queue, this counts up to `max_positions` of
+    them and measures the rate of claims for `sample_time` seconds (0: no measurement)."""
     if record.status in (Status.SUCCEEDED, Status.FAILED):
         return Facts(now=now)
     queue = next((queue for queue in await admin.queues() if queue.name == record.queue), None)
@@ -72,7 +72,7 @@ async def _claims(admin: Admin, queue: str) -> int:
 
 
 def reasons(record: Record, facts: Facts) -> list[Reason]:
-    """Return the reasons for the job's present state. The first one is the cause; the others may matter once that is cured."""
+    """Return the reasons for the job's present state. The first one is the cause; the others may matter once it's resolved."""
     found = list(_OF_STATUS[record.status](record, facts))
     if record.unreadable:
         columns = ", ".join(field.column for field in record.unreadable)
@@ -81,7 +81,7 @@ def reasons(record: Record, facts: Facts) -> list[Reason]:
 
 
 def short_reason(job: str, reason: str) -> str:
-    """Return the reason without the cure and without the name of the job: both are shown beside it."""
+    """Return the reason without the remedy and the job's name, which are shown next to it."""
     reason = reason.removesuffix(f"; {wording.WAYS_OUT}").removesuffix(f" (in a call of {job})")
     reason = re.sub(r"(\S+): is a required argument and was not given", r"the argument `\1` is required, and was not given", reason)
     return re.sub(r"(\S+): the function has no such argument", r"the function has no argument `\1`", reason)
@@ -142,7 +142,7 @@ def _ready(record: Record, facts: Facts) -> Iterator[Reason]:
     taking = [worker for worker in known if not worker.session.queues or record.queue in worker.session.queues]
     knowing = [worker for worker in taking if not worker.session.jobs or record.job in worker.session.jobs]
     alive = [worker for worker in knowing if worker.is_alive]
-    if record.waiting_for:  # poison whose follow-up is to be sent
+    if record.waiting_for:  # a poison job whose follow-up has yet to be sent
         yield Reason(f"it waits for {record.waiting_for}")
     if facts.is_paused:
         yield _paused(record)

@@ -94,12 +94,12 @@ class JobHandle(Generic[R_co]):
 
     async def run_now(self) -> Status | None:
         """Make the job ready if it waits for its time or for its next attempt, and return its previous status, or None if the store does
-        not know the job. Any other job stays as it is: one that waits for other jobs, or for a running job with its key, is HELD."""
+        not know the job. Any other job is left as it is: one that waits for other jobs, or for a running job with its key, stays HELD."""
         [found] = await self._app.client().call(lambda broker: broker.admin.run_now([self._id]))
         return found
 
     async def result(self, timeout: float | timedelta | None = None) -> R_co:
-        """Wait up to `timeout` (seconds or a timedelta) for the job to end, and return its result. 0 checks once; None waits for ever.
+        """Wait up to `timeout` (seconds or a timedelta) for the job to end, and return its result. 0 checks once; None waits forever.
 
         Raises JobFailed or JobCancelled if the job ended that way, and TimeoutError if it has not ended in time. Raises
         ResultExpired if the result is no longer kept, and UnknownJob if the store does not know the id.
@@ -177,7 +177,7 @@ class JobHandle(Generic[R_co]):
         return f"<JobHandle {name} {self.id}>"
 
     def _repr_html_(self) -> str:
-        """Return a table of the job as it stands, which a notebook shows. If the store does not answer within 2 s, the table says so."""
+        """Return a table of the job's current state for notebooks. If the store does not answer within 2 s, the table says so."""
         from html import escape
 
         facts: dict[str, object] = {"job": "?" if self._job is None else self._job.name, "id": self.id}
@@ -208,7 +208,7 @@ def _error_info(error: RunError) -> ErrorInfo:
 
 
 def _facts(info: JobInfo) -> dict[str, object]:
-    """Return what a person wants to see first, in rows. A result may be long or secret."""
+    """Return the facts that a person wants to see first, as rows, but not the result, which may be long or secret."""
     facts: dict[str, object] = {"job": info.job, "status": info.status, "attempt": f"{info.attempt} of {info.max_attempts}"}
     if info.progress is not None:
         facts["progress"] = f"{info.progress.fraction:.0%} {info.progress.note}"

@@ -143,7 +143,8 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
         return resolved
 
     def _run_here(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the function with dependencies that the caller leaves out, and the running job's context, or one that reports to no one."""
+        """Call the function with the dependencies that the caller leaves out, and with the running job's context, or outside a job with one
+        that discards its reports."""
         if self.batch is not None:
             args, kwargs = ([args[0] if args else kwargs.pop(next(iter(self.__signature__.parameters)))],), {**kwargs}
         if not self.takes_context and not self.dependencies:
@@ -157,7 +158,7 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
         return self.function(*whole, **kwargs) if called is None else called(context, *whole, **kwargs)
 
     def _only(self, returned: Any) -> Any:
-        """Return what the function has returned. If it is that of a batch, return the only outcome, or raise its error."""
+        """Return the function's result. For a batch function, return the only outcome, or raise its error."""
         if self.batch is None:
             return returned
         [outcome] = returned

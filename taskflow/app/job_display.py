@@ -1,4 +1,4 @@
-"""A job's record as people see it: as JSON, with its arguments and its result. Secrets are hidden, and no code of the user is called."""
+"""A job's record as JSON for people, with its arguments and result. Secrets are hidden, and no user code is called."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def detailed_json(record: Record, limits: Limits) -> dict[str, Any]:
 
 
 def arguments_of(record: Record, limits: Limits, display: DisplayLimits) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the arguments by name, for display. If that is impossible, return None and why."""
+    """Return the arguments by name, for display. If that's impossible, return None and the reason."""
     payload = record.payload
     if payload is None:
         return None, "not kept: the job has succeeded" if record.result is not None else "not kept"
@@ -103,7 +103,7 @@ def arguments_of(record: Record, limits: Limits, display: DisplayLimits) -> tupl
 
 
 def result_of(record: Record, limits: Limits, display: DisplayLimits) -> tuple[Any, str | None]:
-    """Return the result, for display, or None and why it cannot be decoded. If there is none, return None twice."""
+    """Return the result, for display, or None and the reason why it can't be decoded. Without a result, return None twice."""
     result = record.result
     if not result or RETURNED in record.secrets:
         return HIDDEN if result else None, None

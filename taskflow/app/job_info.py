@@ -1,4 +1,4 @@
-"""The information about a job that the application sees. Arguments are decoded when they are asked for."""
+"""The information about a job that applications see. Arguments are decoded on first use."""
 
 from __future__ import annotations
 
@@ -84,15 +84,15 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The record of a job. Times are aware datetimes in UTC, by the store's clock.
 
     `attempt`      the number of the current or next attempt, or of the last one if the job has ended
-    `errors`       one for each run that failed or was lost, oldest first
+    `errors`       one entry for each run that failed or was lost, oldest first
     `due_at`       when the job may start
-    `started_at`   when the last run started; `ended_at` is when it ended
+    `started_at`   when the last run started
     `waiting_for`  why the job is waiting, unless it is only waiting for its time or for a worker
     `reason`       why the job ended, if a reason was recorded
     `tags`         the job's tags, those of its decorator first
     `worker`       "host:pid" of the worker that is running the job or ran it last
     `key`          the job's key, or None. The values of secrets in a declared key are "[hidden]"
-    `key_holder`   the id of the running job with the same key for whose end this one waits, or None
+    `key_holder`   the id of the running job with the same key that this one waits for, or None
     `schedule`     the name of the schedule that added the job, or None; `scheduled_for` is the time for which it added the job
     `result`       the decoded return value. None until the job succeeds, and also if the value
                    cannot be decoded, in which case `JobHandle.result` raises the error
@@ -146,12 +146,12 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     def arguments(self) -> Mapping[str, Any] | None:
         """The arguments by parameter name; read-only. They are decoded when they are first asked for.
 
-        If this process knows the job, they are as its function gets them, with the defaults of those that were not given. If it does not
-        know the job, or if they do not fit its annotations, they are decoded without annotations: instances of classes are dicts, for
-        example. None if the store no longer has them, as for a job that has succeeded without `keep_arguments`, or if they cannot be
+        If this process knows the job, they are the values that its function gets, with the defaults of those that were not given. If it
+        does not know the job, or if they do not fit its annotations, they are decoded without annotations: instances of classes are dicts,
+        for example. None if the store no longer has them, as for a job that has succeeded without `keep_arguments`, or if they cannot be
         decoded at all.
 
-        Values that are marked as `Secret` are here as they were sent: only what taskflow prints hides them.
+        Values marked as `Secret` appear here as they were sent: they are hidden only in what taskflow prints.
         """
         return None if self._arguments is None else self._arguments.decoded()
 

@@ -54,7 +54,7 @@ class HasOptions:
 
     @property
     def key(self) -> str | None:
-        """The key of its calls, or the template from which it is made; None if they have none."""
+        """The key of its calls, or the template that makes it; None if they have no key."""
         key = self._given.get("key")
         return str(key) if key else None
 
@@ -145,7 +145,7 @@ class JobType(HasOptions, Generic[R_co]):
         return {self.queue} | {schedule.queue for schedule in self.schedules if schedule.queue}
 
     def named_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
-        """Return the arguments of a call by parameter name, with the defaults of those that were not given. It is read-only."""
+        """Return the arguments of a call by parameter name, read-only, with the defaults of those that weren't given."""
         bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
         return MappingProxyType(bound.arguments)
@@ -189,7 +189,7 @@ class Call(Generic[R_co]):
         return Call(self.job_type, envelope, raises_on_conflict=self.raises_on_conflict, given=self.given)
 
     def _renewed(self) -> Envelope:
-        """Return the envelope under the current settings. Those under which `bind` made it may have been others."""
+        """Return the envelope under the current settings. They may have changed since `bind` made it."""
         maker = self.job_type or self._named
         return self.envelope if maker is None else maker._renewed(self.envelope)
 

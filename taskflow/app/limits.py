@@ -20,18 +20,18 @@ from taskflow.model.printable import nearest, shown
 
 
 class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A limit that holds up jobs now, or whose number was set, for one value of its key.
+    """A limit, for one value of its key, that currently holds up jobs or whose number was set.
 
-    `limit`     its name: that of the job, or that of the shared `Limit`
+    `limit`     its name: the job's name, or the name of the shared `Limit`
     `key`       the value of its key; "" if it has none
     `n`         the number in force
     `is_set`    True if `limits.set` has set the number, False if it is the declared one
     `running`   how many jobs hold a slot: they are ready or running. 0 for a rate
-    `waiting`   how many jobs wait for a slot, at most 1,000. 0 for a rate, whose jobs have their times. Beyond 200 limits with such jobs,
-                1 if any do
+    `waiting`   how many jobs wait for a slot, at most 1,000. 0 for a rate, whose jobs wait for their times. In a list of more than 200 such
+                limits, the rest show 1 if any job waits
     `per`       the seconds of a rate; None for a `Concurrency`
     `burst`     how many jobs may start at once at a rate
-    `opens_in`  the seconds until the next job may start at a rate
+    `opens_in`  for a rate, seconds until the next job may start
     """
 
     limit: str
@@ -49,11 +49,11 @@ class Limits:
     """Shows limits, and sets their numbers. All methods are async. Code without an event loop calls ``run_sync(limits.set(...))``."""
 
     async def set(self, limit: Limit | JobType[Any] | str, key: object, n: int | None, *, by: str | None = None, reason: str = "") -> None:
-        """Set the number of a limit for one value of its key, whatever the code declares. Jobs that can pass now do so.
+        """Set the number of a limit for one value of its key, overriding the declared one. Jobs that can pass now become ready.
 
         `limit`  a `Limit`, a job that has one limit without a name, or the name of a limit that this process declares
         `key`    the value of its key; None if the limit has none
-        `n`      from 0 (from 1 for a rate) to a billion; None lets the declared number count again
+        `n`      from 0 (from 1 for a rate) to a billion; None restores the declared number
         `by`, `reason`  for the audit log
 
         Raises TypeError or ValueError for other arguments.
@@ -75,7 +75,7 @@ class Limits:
             doing.affected = 1
 
     async def list(self, limit: str | None = None) -> builtins.list[LimitInfo]:
-        """Return the limits that hold up jobs, or whose number was set: those at which most jobs wait first. `limit` is a name."""
+        """Return the limits that hold up jobs or whose number was set, those with the most waiting jobs first. `limit` names one limit."""
         found = await default_app().client().call(lambda broker: broker.admin.limits(limit))
         return [limit_info_of(record) for record in found]
 

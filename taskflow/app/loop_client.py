@@ -32,7 +32,7 @@ NO_ANSWER: Final = "it does not answer"
 
 
 def pauses_within(timeout: float) -> Pauses:
-    """Return pauses that are short enough for several attempts within `timeout` seconds."""
+    """Return pauses short enough to allow several attempts within `timeout` seconds."""
     return Pauses(0.02, 0.5).at_most(timeout / 4)
 
 
@@ -161,7 +161,7 @@ class Coalescer(Generic[Q, A]):
             self._is_late = self._flushing.cancel()
 
     async def _ask_again(self, batch: list[_Pending[Q, A]], error: Exception) -> None:
-        """Put the questions that still have time back at the front of the queue, then pause. Fail the others."""
+        """Put the questions that still have time back at the front of the queue, fail the others, then pause."""
         self._last_error = str(error) or self._last_error
         pause = self._retries.failed()
         again_at = time.monotonic() + pause
@@ -174,7 +174,7 @@ class Coalescer(Generic[Q, A]):
 
 
 def _fail(batch: Iterable[_Pending[Q, A]], error: Exception) -> None:
-    """Fail each question with a copy of the error. A shared one would collect the tracebacks of all tasks that raise it."""
+    """Fail each question with a copy of the error. A shared error would collect the tracebacks of all tasks that raise it."""
     for asked in batch:
         if not asked.answer.done():
             own = error

@@ -91,7 +91,7 @@ class EnqueueCall:
         return id_text(self._envelope.id)
 
     def to_envelope(self) -> Envelope:
-        """Return the envelope to send, with the current headers, but without telemetry's if they leave too little room. Raises TypeError or
+        """Return the envelope to send, with the current headers. Telemetry's headers are left out if they don't fit. Raises TypeError or
         ValueError for invalid headers."""
         if self._headers is None or self._headers == self._envelope.headers:
             return self._envelope
@@ -117,7 +117,7 @@ RunNext = Callable[[JobContext], Awaitable[Verdict]]
 
 
 class Middleware:
-    """The base class for middleware. Override the methods that you need; the others cost nothing. If `enqueue` or `run`
+    """The base class for middleware. Override the methods you need; the others cost nothing. If `enqueue` or `run`
     does not await `call_next`, the call is not sent or the job is not run."""
 
     def stamp(self, calls: Sequence[EnqueueCall]) -> None:
@@ -126,7 +126,7 @@ class Middleware:
         """
 
     async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
-        """Wrap the sending of a call, in the sender's process. Where headers are all that is set, `stamp` is several times as fast."""
+        """Wrap the sending of a call, in the sender's process. If you only set headers, `stamp` is several times as fast."""
         await call_next(call)
 
     async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
@@ -142,24 +142,24 @@ class Middleware:
         return nullcontext()
 
     async def ended(self, info: JobInfo) -> None:
-        """Hear of the end of a job, in a worker, once the store has it. Jobs that end without a run are included, such as those that were
-        cancelled or expired while they waited. The worker does not wait for this method, and logs its errors."""
+        """Handle the end of a job, in a worker, once the store has recorded it. Jobs that end without a run are included, such as those
+        that were cancelled or expired while they waited. The worker does not wait for this method, and logs its errors."""
 
 
 class Telemetry(Middleware):
-    """The base class of what `configure(telemetry=[...])` takes: middleware that also hears of events, and of what workers count."""
+    """The base class of what `configure(telemetry=[...])` takes: middleware that also receives events and the counts of workers."""
 
     counts_runs: ClassVar[bool] = False
-    """True if workers are to count their runs."""
+    """True if workers should count their runs."""
     records_history: ClassVar[bool] = False
     page: Callable[[], tuple[str, bytes]] | None = None
     """Returns the content type and the body of `/metrics` on a worker's health port."""
 
     def on_event(self, event: Event) -> None:
-        """Hear of an event, like a function in `subscribers`."""
+        """Receive an event, like a function in `subscribers`."""
 
     def working(self, measures: WorkerMeasures | None) -> AbstractContextManager[None]:
-        """Return a context manager that is entered as long as a worker works. `measures` is None unless a telemetry `counts_runs`."""
+        """Return a context manager that stays entered while a worker works. `measures` is None unless a telemetry `counts_runs`."""
         return nullcontext()
 
     def in_child(self, context: JobContext) -> AbstractContextManager[None]:
@@ -167,7 +167,7 @@ class Telemetry(Middleware):
         return nullcontext()
 
     def quiet(self) -> AbstractContextManager[None]:
-        """Return a context manager whose context variables apply to the worker's calls of the broker, and not to jobs."""
+        """Return a context manager whose context variables apply to the worker's calls to the broker, but not to jobs."""
         return nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""Defines `operate`: what the command line does with jobs, queues and failures, for applications."""
+"""Defines `operate`, which does for applications what the command line does with jobs, queues and failures."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from taskflow.model.record import Record, Status
 MAX_GROUPS: Final = 100
 
 MAX_READ: Final = 100_000
-"""The most groups among which those of a deploy are looked for."""
+"""The maximum number of groups that are searched for those of a deploy."""
 
 SAMPLES_AT_ONCE: Final = 20
 
@@ -53,7 +53,7 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
     """Failed jobs with the same cause.
 
     `id`       the fingerprint of their failures, as 16 hexadecimal digits. It stays the same from release to release
-    `count`    how many jobs the store keeps of it
+    `count`    how many of its jobs the store still keeps
     `first`    when the first of them failed
     `last`     when the last one failed
     `jobs`     how many there are of each job name, the most frequent first
@@ -82,10 +82,10 @@ class Failures(NamedTuple):
 
 
 async def failure_groups(broker: Broker, view: View, limit: int = MAX_GROUPS, deploy: str = "", *, others: bool = False) -> Failures:
-    """Return the largest groups of the failed jobs in this view. Stores count all failed jobs, also those of a queue or a job name.
-    With `deploy`, return those with the most jobs that failed on it, and with `others` the rest after them.
+    """Return the largest groups of the failed jobs in this view. Stores count all failed jobs, including those of one queue or one job
+    name. With `deploy`, return the groups with the most jobs that failed on it, and with `others` the remaining groups after them.
 
-    With any other condition no more than `EXAMINED` are read: those that failed last, or the newest with a tag.
+    With any other condition, at most `EXAMINED` jobs are read: those that failed last, or with a tag the newest ones.
     """
     view, window, most = msgspec.structs.replace(view, statuses=(Status.FAILED,)), None, MAX_READ if deploy else limit
     if view == View(queue=view.queue, job=view.job, statuses=view.statuses):
@@ -114,7 +114,7 @@ async def group_ids(admin: Admin, view: View, group: str) -> list[bytes]:
 
 
 def _shown(group: FailureGroupRecord, sample: Record | None) -> FailureGroup:
-    """Return the group. Its sample may have been retried or dropped meanwhile."""
+    """Return the group. Its sample may have been retried or dropped in the meantime."""
     error = None if sample is None else sample.last_error
     shared: dict[str, Any] = {name: getattr(group, name) for name in ("count", "first", "last", "jobs", "deploys")}
     return FailureGroup(
@@ -136,12 +136,12 @@ class ActionOptions(JobSelection, total=False):
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A running worker, or one that was lost a moment ago.
+    """A running worker, or one that was just lost.
 
     `name`         "host:pid"
-    `queues`       the queues that it works on; none means all
+    `queues`       the queues that it serves; empty means all
     `concurrency`  how many jobs it runs at once
-    `running`      how many jobs it has now, including those that wait in it for a free slot
+    `running`      how many jobs it holds now, including those that wait in it for a free slot
     `silent_for`   seconds since its last heartbeat
     `is_lost`      True if it was declared dead; its jobs are about to run elsewhere
     `jobs`         the names of the jobs that its code declares, aliases included; empty if there are more than 1,000
@@ -175,7 +175,7 @@ class JobPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Operate:
-    """Looks at jobs, queues and workers, and acts on them, on the broker of this application.
+    """Inspects jobs, queues and workers on this application's broker, and acts on them.
 
     All methods are async. Code without an event loop calls ``run_sync(operate.cancel(tag="import:42"))``. They raise BrokerUnavailable if
     the store does not answer in time, and TypeError, ValueError or InvalidJobId for an invalid argument.
@@ -183,7 +183,7 @@ class Operate:
     `cancel`, `retry` and `purge` act on all jobs that their arguments select (see `JobSelection`), in batches of 500. Each needs at least
     one argument, or ``everything=True``, so that an empty call cannot affect every job. With ``dry_run=True`` they change nothing.
 
-    The audit log of the store records each action: `by` is who acts (the process's user and machine by default), `reason` is why.
+    The audit log of the store records each action: `by` says who acts (default: the process's user and machine), and `reason` says why.
     An action that changes nothing is not recorded.
     """
 
@@ -212,9 +212,9 @@ class Operate:
 
     async def history(self, *, since: datetime | timedelta = timedelta(hours=1), until: datetime | None = None) -> list[MeasuresRecord]:
         """Return how many runs ended and how long jobs waited and ran, by period: minutes of the last 3 hours, ten minutes of the last 2
-        days, hours of the last 30 days. Workers record it if `configure(telemetry=[History()])` says so.
+        days, hours of the last 30 days. Workers record it with `configure(telemetry=[History()])`.
 
-        `since`  the beginning, or how long ago that is (default: an hour)
+        `since`  the beginning, or how long ago it was (default: an hour)
         `until`  the end (default: now)
 
         Raises ValueError for a datetime without a time zone.
@@ -234,7 +234,7 @@ class Operate:
         deploy: str | None = None,
         limit: int = 100,
     ) -> list[FailureGroup]:
-        """Return the groups of failed jobs with the same cause, the largest first, at most `limit`. With `deploy`, return those of which
+        """Return the groups of failed jobs with the same cause, the largest first, at most `limit`. With `deploy`, return the groups whose
         jobs have failed on it, the most frequent there first. The counts are exact. Only with `tag` or `ended_before`, no more than the
         newest 800 failed jobs that match are counted."""
         _check_limit(limit)
@@ -245,8 +245,8 @@ class Operate:
     async def jobs(self, **which: Unpack[JobSelection]) -> AsyncIterator[JobInfo]:
         """Yield the selected jobs, or all: ``async for info in operate.jobs(tag="import:42")``.
 
-        They are read in pages while the loop runs, one status after another. Held jobs come in the order of their arrival, scheduled ones
-        by their time, ready ones as they are next to run, and ended ones with the newest end first. With a tag, the newest comes first.
+        They are read in pages while the loop runs, one status after another. Held jobs come in order of arrival, scheduled ones by due
+        time, ready ones in the order in which they will run, and ended ones with the latest end first. With a tag, the newest comes first.
         """
         app, view = default_app(), view_of("jobs", which)
         async for records in pages(app.client().call, view):
@@ -254,7 +254,7 @@ class Operate:
                 yield info_of(app, record)
 
     async def page(self, *, cursor: str | None = None, limit: int = 100, **which: Unpack[JobSelection]) -> JobPage:
-        """Return some of the selected jobs, at most `limit`. For the next page, give the cursor of this one, and the same arguments."""
+        """Return some of the selected jobs, at most `limit`. For the next page, pass this page's cursor and the same arguments."""
         _check_limit(limit)
         app, view = default_app(), view_of("page", which)
         page = await app.client().call(lambda broker: broker.admin.page(view, cursor=cursor, limit=limit))
@@ -267,7 +267,7 @@ class Operate:
 
     async def cancel(self, *ids: str | JobHandle[Any], **which: Unpack[ActionOptions]) -> ActionResult:
         """Cancel jobs that have not ended: those with these ids or handles, or those that are selected.
-        Running ones are asked to stop, which their workers do."""
+        Running ones are asked to stop."""
         return await self._act("cancel", ids, which)
 
     async def retry(self, *ids: str | JobHandle[Any], **which: Unpack[ActionOptions]) -> ActionResult:
@@ -288,15 +288,14 @@ class Operate:
     async def pause(
         self, queue: str | None = None, *, job: str | JobType[Any] | None = None, by: str | None = None, reason: str = ""
     ) -> None:
-        """Start no more jobs of a queue, or no more calls of a job in any queue, until `resume`. Running jobs continue. The queue need not
-        have had jobs yet. Workers hear of the pause of a job at once, or with their next heartbeat, within 7 s. At most 100 jobs can be
-        paused."""
+        """Stop starting jobs of a queue, or calls of a job in any queue, until `resume`. Running jobs continue. The queue may be new.
+        Workers learn of a job's pause immediately, or at their next heartbeat, within 7 s. At most 100 jobs can be paused."""
         await self._amend("pause", queue, job, by, reason)
 
     async def resume(
         self, queue: str | None = None, *, job: str | JobType[Any] | None = None, by: str | None = None, reason: str = ""
     ) -> None:
-        """End a pause. The calls of a job that it has parked are ready again, in their old places."""
+        """End a pause. Calls that it has parked become ready again, in their old places."""
         await self._amend("resume", queue, job, by, reason)
 
     async def paused_jobs(self) -> list[str]:

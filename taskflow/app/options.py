@@ -118,20 +118,20 @@ class EnqueueOptions(SharedOptions, KeyOptions, total=False):
     `retry`         the `Backoff` between attempts. It is sent with the call, so it cannot be a function
     `timeout`       seconds or a timedelta that one run may take
     `key`           up to 200 bytes; at most one live job with the same queue and name can have it. "" removes a key that the decorator or
-                    an earlier `.options()` gave. The key is stored as text too, and shown to operators
+                    an earlier `.options()` set. The key is stored as text too, and shown to operators
     `key_scope`     "queue" (default), or "name": at most one live job with the same name can have the key, whatever its queue
     `on_conflict`   what to do if a live job has the key: "keep" that job (default), "replace" it, or "raise" KeyConflict. A running job
                     that was asked to stop does not block the key: the new job waits until it has ended
-    `throttle`      seconds or a timedelta after this call in which calls with the same key add no job, even if the first job has ended.
-                    Their handle is that of the first job; 0 removes a throttle that the decorator gave
-    `debounce`      seconds or a timedelta without another call with the key before the job starts, with the arguments of the last call.
-                    All calls get the handle of one job; 0 removes a debounce that the decorator gave
-    `at_most`       with `debounce`: seconds or a timedelta after the first call, at which the job is due however often calls come
+    `throttle`      seconds or a timedelta after this call during which calls with the same key add no job, even if the first job has ended.
+                    They return the handle of the first job; 0 removes a throttle that the decorator set
+    `debounce`      seconds or a timedelta that must pass without another call with the key before the job starts, with the arguments of the
+                    last call. All calls return the handle of the same job; 0 removes a debounce that the decorator set
+    `at_most`       with `debounce`: seconds or a timedelta after the first call at which the job becomes due, however many calls follow
     `keep_result`   seconds or a timedelta for which a successful job is kept (default 3600 s; 0 keeps none)
-    `tags`          up to 10 texts by which the job is found later; those of the decorator are added to these
+    `tags`          up to 10 texts by which the job can be found; those of the decorator are added
     `headers`       a dict of str to str, up to 4 KiB in all, which is sent with the job
-    `on_failure`    a call made by `bind`, which is sent when the job ends FAILED, in the same step; see `JobContext.caused_by`. It
-                    has at most 32 KiB with its arguments and options
+    `on_failure`    a call made by `bind`, which is sent in the same step that ends the job as FAILED; see `JobContext.caused_by`. At most
+                    32 KiB, including its arguments and options
     `connection`    a database connection or session with an open transaction: the job exists if and only if that commits
     """
 
@@ -375,7 +375,7 @@ def _takes(function: Any, *arguments: object) -> bool:
 
 
 def _retry_function(value: Any) -> RetryFunction:
-    """Return the value if it is a plain function that takes an attempt and an exception. Raises TypeError if not."""
+    """Return the value if it's a plain function that takes an attempt and an exception. Otherwise raise TypeError."""
     is_function = callable(value) and not isinstance(value, type)
     if is_function and not inspect.iscoroutinefunction(value) and _takes(value, 1, Exception()):
         return cast(RetryFunction, value)
@@ -383,7 +383,7 @@ def _retry_function(value: Any) -> RetryFunction:
 
 
 def _instant(value: object) -> int:
-    """Convert an aware datetime to microseconds since 1970. An earlier time becomes 0, which every store can hold."""
+    """Convert an aware datetime to microseconds since 1970. Earlier times become 0, which every store can hold."""
     if not isinstance(value, datetime):
         raise TypeError(f"at={shown(value)}: expected an aware datetime; for seconds from now, use after=")
     try:
@@ -424,11 +424,12 @@ _NAMES: Final = {
     "it is limits=[Rate(100, per=60)] here, given to the decorator": "rate_limit",
     "it is limits=[Concurrency(3)] here, given to the decorator": "concurrency max_concurrency concurrency_limit",
 }
-"""What to use here instead of the most frequent options of Celery, RQ, arq, dramatiq, huey and Procrastinate, with their names."""
+"""taskflow's equivalents of the most common options of Celery, RQ, arq, dramatiq, huey and Procrastinate."""
 
 
 def unknown_option(name: str, known: Collection[str], elsewhere: Collection[str], where_else: str) -> str:
-    """Return the error message for an option that is not in `known`. One in `elsewhere` is to be given to `where_else` instead."""
+    """Return the error message for an option that is not in `known`. If the option is in `elsewhere`, the message points to
+    `where_else`."""
     unknown = f"unknown option {name}="
     if name in elsewhere:
         return f"{unknown}: give it {where_else}"

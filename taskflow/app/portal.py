@@ -68,10 +68,10 @@ INTERRUPTED: Final = (
     "taskflow cannot send or ask here: a signal handler or `__del__` has interrupted its own work in this thread. Send from the program's "
     "own code"
 )
-"""The caller would wait for a lock that its thread holds, or for an answer that its thread has to give."""
+"""In these situations the caller would wait for a lock that its own thread holds, or for an answer that its own thread has to give."""
 
 _STORE_THREADS: Final = "taskflow-sqlite-"
-"""The names of threads that answer calls begin so."""
+"""The prefix of the names of threads that answer calls."""
 
 
 class CallersThread(Executor):
@@ -81,7 +81,7 @@ class CallersThread(Executor):
         self._queue = queue.SimpleQueue[Callable[[], None] | None]()
 
     def serve(self, awaitable: Awaitable[T]) -> T:
-        """Wait for the awaitable in the portal, and meanwhile run in this thread what is submitted."""
+        """Wait for the awaitable in the portal, and run submitted functions in this thread until it's done."""
         future = _portal_for(awaitable).submit(awaitable)
         future.add_done_callback(lambda _: self._queue.put(None))
         try:
@@ -111,14 +111,14 @@ class CallersThread(Executor):
 
 
 def wait_by(waits: Callable[[Awaitable[Any]], Any] | None) -> Callable[[Awaitable[Any]], Any] | None:
-    """Let threads in `run_sync` or the like wait by this function, or by `wait`. Return the former one."""
+    """Make `run_sync` and its like wait with this function, or with `wait` again. Return the previous one."""
     global _waits
     former, _waits = _waits, waits
     return former
 
 
 def refuse_inside_a_loop(name: str, instead: str) -> None:
-    """Raise RuntimeError where the caller would wait for ever: inside a running loop, in a thread of a store, or while Python exits."""
+    """Raise RuntimeError where the caller would wait forever: inside a running loop, in a thread of a store, or while Python exits."""
     if sys.is_finalizing():
         raise RuntimeError(_AT_EXIT)
     if threading.current_thread().name.startswith(_STORE_THREADS):
@@ -180,7 +180,8 @@ class _Holder:
         self._of_parents: list[_Portal] = []
 
     def portal(self) -> _Portal:
-        """Return the portal. Raises RuntimeError during Python's exit, which stops the portal's thread: a caller would wait for ever."""
+        """Return the portal. Raises RuntimeError while Python exits, because the portal's thread has stopped and a caller would wait
+        forever."""
         if self._is_closed or sys.is_finalizing():
             raise RuntimeError(_AT_EXIT)
         with self._lock:
@@ -209,7 +210,7 @@ class _Holder:
 
 
 _holder: Final = _Holder()
-# At exit, brokers are closed by such finalizers too, later ones first. Functions that an application registers with atexit after it has
-# declared its jobs run before all of these, so they can send jobs.
+# At exit, brokers are closed by such finalizers too, later ones first. Functions that an application registers with atexit after declaring
+# its jobs run before all of these, so they can send jobs.
 weakref.finalize(_holder, _holder.close)
 os.register_at_fork(after_in_child=_holder.after_fork)

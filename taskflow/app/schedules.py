@@ -42,7 +42,7 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     `lag`           how late it last fired, in seconds, not counting the jitter; None if it has not fired yet
     `fired`         how many jobs it has added
     `skipped`       how many times added no job because an earlier job was still live
-    `missed`        how many times were left out because they were too late
+    `missed`        how many times did not fire because it was too late
     `is_declared`   True if it was declared by a decorator, False if it was stored by `schedules.put`
     `declarers`     the running workers that declare it, as "host:pid", youngest first; the first one's definition is in force
     `asleep_since`  when the last worker that declared it went away; None if a running worker declares it or it was put
@@ -77,7 +77,8 @@ class Schedules:
     The methods raise BrokerUnavailable if the store does not answer in time. `pause`, `resume`, `remove`, `trigger` and `backfill`
     raise UnknownSchedule if there is no schedule with the name.
 
-    Calls of an application are not recorded. With `by` (who acts) or `reason`, the store's audit log records the call as an operator's act.
+    Calls by an application aren't recorded. With `by` (who acts) or `reason`, the store's audit log records the call as an operator's
+    action.
     """
 
     async def put(
@@ -160,8 +161,8 @@ class Schedules:
         """Add a job for each of the schedule's times from `start` (inclusive) to `end` (exclusive), and return their handles in order.
 
         If the store still knows the job for a time, that job is not added again. `overlap`, `catch_up` and `max_delay` do not apply.
-        If there are more than `limit` times, or `start` or `end` is naive, raises ValueError and adds nothing. So it does for several
-        times if the calls have a key, because only one of the jobs could be live.
+        If there are more than `limit` times, or `start` or `end` is naive, raises ValueError and adds nothing. It also does so for more
+        than one time if the calls have a key, because only one of the jobs could be live.
         """
         app = default_app()
         plan = await stored_plan(name)
@@ -200,7 +201,7 @@ schedules: Final = Schedules()
 def _recorded(
     verb: str, name: str, by: str | None, reason: str, which: Mapping[str, str] | None = None
 ) -> AbstractAsyncContextManager[ActionProgress]:
-    """Record the action in the audit log, if it is said who does it, or why."""
+    """Record the action in the audit log if `by` or `reason` is given."""
     check_operator(by, reason)
     if by is None and not reason:
         return nullcontext(ActionProgress())
@@ -212,7 +213,7 @@ def _client() -> LoopClient:
 
 
 async def _records(names: Sequence[str] | None) -> list[ScheduleRecord]:
-    """Return the records of these schedules, or of all. A name that no schedule of ours can have is looked for among all."""
+    """Return the records of these schedules, or of all. A name that taskflow would not accept is searched for among all schedules."""
     if names is None or all(map(is_schedule_name, names)):
         return await _client().call(lambda broker: broker.admin.schedules(names))
     return [record for record in await _records(None) if record.name in names]

@@ -117,7 +117,8 @@ class Sent(Generic[R]):
 
 
 class Batch(Generic[R]):
-    """At most 1,000 calls and 1 MiB, or one larger call, and the exception that the iterable raised after these calls, or None."""
+    """A batch of at most 1,000 calls and 1 MiB, or one larger call, with the exception that the iterable raised after these calls, or
+    None."""
 
     def __init__(self) -> None:
         self.calls: list[Call[R]] = []
@@ -376,7 +377,7 @@ def _in_this_thread(app: App, connection: object, send: Callable[[_Within | None
     if has_middleware:
         return thread.serve(sending)
     try:
-        sending.send(None)  # it awaits nothing which is not done
+        sending.send(None)  # everything that it awaits is already done
     except StopIteration as end:
         result: T = end.value
         return result

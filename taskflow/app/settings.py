@@ -29,7 +29,7 @@ ChildLifespanFactory = Callable[[], AbstractContextManager[Any] | AbstractAsyncC
 
 
 class Defaults(msgspec.Struct, frozen=True):
-    """The options of jobs that say nothing else, checked: fields of `Options` for calls, and of `Policy` for workers."""
+    """The checked default options of jobs: fields of `Options` for calls, and of `Policy` for workers."""
 
     options: dict[str, Any] = {}
     policy: dict[str, Any] = {}

@@ -33,7 +33,7 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LimitRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A gate: see `taskflow.app.limits.LimitInfo`. `taken` slots are held."""
+    """A gate: see `taskflow.app.limits.LimitInfo`. `taken` is the number of slots held."""
 
     limit: str
     key: str
@@ -47,13 +47,13 @@ class LimitRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
-    """Selects jobs, and lists them by status; an empty field matches every job.
+    """Selects jobs, listed by status. An empty field matches every job.
 
     `statuses`      the statuses; they are listed one after another, in the order of `Status`, which is that of a job's life
     `queue`         the name of the queue
     `tag`           the jobs that have this tag, newest first; stores read no other jobs
     `job`           the name of the job
-    `error`         a text in their last error or in the reason of their end, in any case
+    `error`         a text in their last error or in the reason why they ended, in upper or lower case
     `header`        the name of a header, and its value or None for any
     `created_before`, `ended_before`  they were created, or have ended, at least that many seconds ago
     `poison`        True for jobs that failed as poison
@@ -71,7 +71,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_checked_by_store(self) -> bool:
-        """True without a condition for which jobs must be decoded. `purge` takes no other view."""
+        """True if no condition requires jobs to be decoded. `purge` accepts only such views."""
         return self.error is None and self.header is None and self.created_before is None
 
 
@@ -90,7 +90,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 
 EXAMINED: Final = 800
-"""The most jobs that are read for one page."""
+"""The maximum number of jobs read for one page."""
 
 
 class Redone(Enum):
@@ -106,7 +106,7 @@ class Redone(Enum):
 class FailureGroupRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The failed jobs with one cause.
 
-    `fingerprint`  that of their failures: see `model/fingerprint.py`. `fingerprint.UNKNOWN` for jobs without a valid cause
+    `fingerprint`  the fingerprint of their failures (see `model/fingerprint.py`), or `fingerprint.UNKNOWN` for jobs without a valid cause
     `count`        how many there are
     `first`        when the first of them failed
     `last`         when the last one failed
@@ -173,7 +173,7 @@ class Admin(Protocol):
 
         With a tag, jobs are listed newest first, whatever their status. [page_tag]
 
-        A page begins behind the job where the one before has ended, even if that job has changed or is gone. So no job that keeps its
+        A page begins after the job at which the previous one ended, even if that job has changed or is gone. So no job that keeps its
         status and position is left out or listed twice. Jobs that are added after the first page are not listed, so the pages have an
         end. [page_cursor]
 
@@ -196,19 +196,18 @@ class Admin(Protocol):
     async def run_now(self, ids: Sequence[bytes]) -> list[Status | None]:
         """Make SCHEDULED jobs READY now: their due time, the wait before a retry and any other back-off are over. [admin_run_now]
 
-        Return the status that each job had, or None for one that `read` would not return. Jobs with other statuses stay as they are: a
-        HELD one waits on for other jobs, or for the running job with its key. [admin_run_now_leaves]
+        Return the status that each job had, or None for one that `read` would not return. Jobs with other statuses stay as they are: a HELD
+        one keeps waiting for other jobs, or for the running job with its key. [admin_run_now_leaves]
         """
         ...
 
     async def failure_groups(self, *, queue: str | None = None, job: str | None = None, limit: int = 100) -> list[FailureGroupRecord]:
         """Return the groups of the failed jobs in this queue and with this job name, the largest first. [admin_failures]
 
-        Each failed job is in one group until an operator retries it or it is dropped. The counts are those of one look, and exact in it.
-        While jobs do not change, their sum is the number of failed jobs in `queues`. [admin_failures_exact]
-        The cause of a settled job is that of its settlement. Poison has the fingerprint of what the last worker died of, and the deploy of
-        that worker. [admin_failures_poison]
-        Stores count by an index, and read no job but the last one of each group.
+        Each failed job is in one group until an operator retries it or it is dropped. The counts come from one snapshot and are exact.
+        While no job changes, they add up to the number of failed jobs in `queues`. [admin_failures_exact] The cause of a settled job is
+        that of its settlement. A poison job has the fingerprint of its last worker's death, and the deploy of that worker.
+        [admin_failures_poison] Stores count with an index, and read only the last job of each group.
         """
         ...
 
@@ -274,7 +273,7 @@ class Admin(Protocol):
         ...
 
     async def record_action(self, act: Action) -> None:
-        """Add what an operator did to the audit log, with the store's time. [admin_acts]
+        """Add an operator's action to the audit log, with the store's time. [admin_acts]
 
         The same action sent again is not added again. [admin_acts_repeat]
         The log keeps the newest `rules.max_actions`. [admin_acts_bounded]
@@ -286,13 +285,13 @@ class Admin(Protocol):
         ...
 
     async def limits(self, limit: str | None = None) -> list[LimitRecord]:
-        """Return the gates that hold up jobs, or whose number was set, of the limit with this name or of all. Those at which most jobs wait
-        come first. [admin_limits]"""
+        """Return the gates that hold up jobs, or whose number was set, of the limit with this name or of all. Those with the most waiting
+        jobs come first. [admin_limits]"""
         ...
 
     async def set_limit(self, gate: Gate, *, is_set: bool) -> None:
-        """Let a gate have its number, whatever senders declare. Jobs that can pass now do so. If `is_set` is False, the number that the
-        next sender declares is in force. [admin_set_limit]"""
+        """Set the number of a gate, overriding what senders declare. Jobs that can pass now become READY. If `is_set` is False, the number
+        that the next sender declares is in force. [admin_set_limit]"""
         ...
 
     async def metrics(self) -> Metrics:
@@ -310,19 +309,19 @@ class Admin(Protocol):
         """Return the periods that overlap this time, in order. Those of the last 3 hours are minutes, those of the last 2 days ten minutes,
         and older ones hours; upkeep adds them up. After 30 days they are dropped. [history_levels]
 
-        Measures that cannot be read count as none. [history_spoilt]
+        Unreadable measures are ignored. [history_spoilt]
         """
         ...
 
     async def examine(self) -> list[Finding]:
         """Return findings about the store: how safe its jobs are, how much space it has, and whether indexes and counts agree with the
-        records. The comparison takes a few seconds at most, and stops at what it has found by then. [admin_examine]"""
+        records. The comparison takes a few seconds at most, and reports what it has found by then. [admin_examine]"""
         ...
 
     async def rebuild(self) -> Rebuilt:
         """Compute indexes, counts and the slots of limits from the records, after another program has changed the store.
 
-        The records themselves stay as they are. A call that is broken off loses nothing, and can be repeated.
+        The records themselves stay as they are. An interrupted call loses nothing, and can be repeated.
         Raises BrokerRefused while a worker is running. [admin_rebuild]
         """
         ...

@@ -1,4 +1,4 @@
-"""Puts together groups of failed jobs from what a store counts by its index."""
+"""Builds groups of failed jobs from the counts in a store's index."""
 
 from __future__ import annotations
 

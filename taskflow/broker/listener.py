@@ -68,7 +68,7 @@ class AnnouncedWaiter(Waiter):
 
 
 class Listener(ABC):
-    """Receives the wake-ups for one event loop. It resubscribes after a BrokerError, or one of the driver's exceptions in `errors`.
+    """Receives the wake-ups for one event loop. It resubscribes after a BrokerError or one of the driver's exceptions listed in `errors`.
 
     `id` is random and names the listener's channel. `times` counts the subscriptions: a topic must be announced to the server again after
     each one, because wake-ups may have been lost. `waited` maps each topic to the number of tasks that are waiting for it.
@@ -108,8 +108,7 @@ class Listener(ABC):
             self._ended.pop(job_id, None)
 
     def standing(self, topics: Iterable[str]) -> ListenerState:
-        """Return the listener's standing for a claim from the queues of
-        these topics. A claim must follow, because `was_nudged` is reset."""
+        """Return the listener's state for a claim from the queues of these topics. A claim must follow, because `was_nudged` is reset."""
         was_nudged, self._was_nudged = self._was_nudged, False
         return ListenerState(not self._armed.isdisjoint(topics), was_nudged)
 

@@ -9,7 +9,7 @@ import msgspec
 from taskflow.model.errors import BrokerRefused
 
 ADDITIONS: Final = "New tables and indexes."
-"""The description of a migration that only adds."""
+"""The description of a migration that only adds tables or indexes."""
 
 
 class Migration(msgspec.Struct, frozen=True):
@@ -25,7 +25,7 @@ class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
     `place`       the location of the tables: "schema 'taskflow'", "namespace 'taskflow' of /var/queue.db"
     `version`     the store's version before the migrations; 0 if there were no tables
     `migrations`  the migrations in order; empty if the store is up to date
-    `missing`     the statements that make the tables and indexes that the store's version lacks, if that is all
+    `missing`     the statements that create the tables and indexes which the store lacks, if nothing else is needed
     """
 
     place: str

@@ -34,7 +34,7 @@ AT_ONCE: Final = 500
 """How many jobs `pages` asks for at once."""
 
 MAX_CHECKED: Final = 200
-"""The most jobs that are read for a page with conditions that the store does not check: each is decoded for that."""
+"""The maximum number of jobs read for a page whose conditions the store can't check. Each of them has to be decoded."""
 
 
 class ScanRequest(NamedTuple):
@@ -42,7 +42,7 @@ class ScanRequest(NamedTuple):
 
     `view`    selects the jobs; the store checks `queue`, `job`, `ended_before` and `poison`, and `statuses` if there is a tag
     `status`  the status whose jobs are scanned; None for those of the view's tag
-    `after`   begin behind this position; None to begin with the first job
+    `after`   begin after this position; None begins with the first job
     `limit`   the most jobs to list
     `most`    the most jobs to read
     """
@@ -114,7 +114,7 @@ async def pages(admin: Admin, view: View, limit: int = AT_ONCE) -> AsyncIterator
 
 
 async def first(admin: Admin, view: View, most: int, limit: int = AT_ONCE) -> list[Record]:
-    """Return the first `most` jobs of a view, or all if there are fewer. Each page has at most `limit` jobs."""
+    """Return the first `most` jobs of a view, or fewer if the view has fewer. Each page has at most `limit` jobs."""
     found = list[Record]()
     async for records in pages(admin, view, limit):
         found += records
@@ -124,8 +124,8 @@ async def first(admin: Admin, view: View, most: int, limit: int = AT_ONCE) -> li
 
 
 def _matches(record: Record, view: View, now: int, until: int) -> bool:
-    """Check the conditions that a store does not check. Jobs that were added after the first page do not match. A job from the future is
-    none of these: the clock was set back, or its time is damaged."""
+    """Check the conditions that a store does not check. Jobs that were added after the first page do not match. A job from the future
+    doesn't count as one of these: the clock was set back, or the job's time is damaged."""
     if instant_of(until) < record.created_at <= instant_of(now):
         return False
     if view.created_before is not None and record.created_at > instant_of(now - to_microseconds(view.created_before)):
@@ -147,7 +147,7 @@ def _error_of(record: Record) -> str:
 _MAX_CURSOR: Final = 2_000
 _MAX_TIME: Final = 2**53
 _MAX_NUMBER: Final = 2**63
-"""A damaged time may be that far away. The next page begins behind it."""
+"""A damaged time may be this far in the future. The next page begins after it."""
 
 
 def _encoded(status: Status | None, until: int | None, after: Position | None) -> str:
@@ -161,7 +161,7 @@ _decode: Final = msgspec.msgpack.Decoder(tuple[int | None, int | None, tuple[Any
 def _decoded(
     cursor: str, sections: list[Status | None], types: Mapping[Status | None, tuple[type, ...]]
 ) -> tuple[Status | None, int | None, Position | None]:
-    """Return what a cursor says. Raises ValueError if `_encoded` cannot have made it for these sections."""
+    """Decode a cursor. Raises ValueError if `_encoded` can't have made it for these sections."""
     if not isinstance(cursor, str):
         raise TypeError(f"cursor={shown(cursor)}: expected the cursor of the page before, which is a str")
     try:

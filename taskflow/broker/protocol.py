@@ -248,7 +248,7 @@ MAX_ENDS: Final = 100
 """The maximum number of ends without a settlement that one call of upkeep returns."""
 
 PURGED_TTL: Final = 60.0
-"""Seconds for which a purged job can still be read by workers that hear of its end."""
+"""Seconds for which workers that handle the end of a purged job can still read it."""
 
 
 class Added(msgspec.Struct, frozen=True):
@@ -281,7 +281,7 @@ class UpkeepResult(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one upkeep call: the number of jobs moved, by kind. The next call is due in `next_in` seconds.
 
     `offers`        the schedules that the caller is to fire
-    `ended`         the ids of jobs that have ended without a settlement, for a caller that hears of them
+    `ended`         the ids of jobs that have ended without a settlement, for a caller that handles them
     `ends_dropped`  about how many such ids were dropped since the last call that asked, because too many were waiting
     """
 

@@ -65,7 +65,7 @@ class Deadline:
         self._due_at = math.inf
 
     def drop(self) -> None:
-        """Stop guarding the current operation, if there is one, and cancel the timer."""
+        """Stop guarding the current operation, if any, and cancel the timer."""
         self.end()
         if self._timer is not None:
             self._timer.cancel()

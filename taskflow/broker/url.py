@@ -54,8 +54,8 @@ def connect(url: str, *, seams: Seams | None = None, rules: Rules | None = None)
 
 
 def load(url: str) -> None:
-    """Import what the broker of this URL needs, in the caller's thread. If another thread imported it while the process forks, the child
-    would wait for ever for that thread's import lock. Errors are left to the first use of the broker."""
+    """Import what the broker of this URL needs, in the caller's thread. If another thread were importing it while the process forks, the
+    child would wait forever for that thread's import lock. Errors are left to the first use of the broker."""
     with suppress(ConfigurationError, ImportError, OSError):
         connect(url)
 
@@ -218,7 +218,7 @@ def _flag(options: dict[str, str], name: str, default: str) -> bool:
 
 
 def _user(options: dict[str, str]) -> int | None:
-    """Return the number of the user that `owner=` names."""
+    """Return the uid of the user that `owner=` names."""
     owner = options.get("owner")
     if owner is None or (owner.isascii() and owner.isdecimal() and len(owner) <= _UID_DIGITS):
         return None if owner is None else int(owner)

@@ -150,7 +150,7 @@ class SqliteAdapter(SyncAdapter):
 
 
 class AiosqliteAdapter(RunSyncAdapter):
-    """aiosqlite. An operation runs as a whole in the connection's thread: to switch threads four times a statement took 5 ms, not 0.5."""
+    """aiosqlite. A whole operation runs in the connection's thread: switching threads four times per statement took 5 ms instead of 0.5."""
 
     dialect = "sqlite"
 
@@ -163,7 +163,7 @@ class AiosqliteAdapter(RunSyncAdapter):
 
 
 BEGIN: Final = "BEGIN IMMEDIATE"
-"""Takes the write lock at once. A transaction that has only read cannot take it if another connection has written since."""
+"""Takes the write lock immediately. A transaction that has only read can't take it later if another connection has written since."""
 
 
 def _begins_here(connection: Any) -> bool:
@@ -214,7 +214,7 @@ class SqlAlchemyAdapter(SyncAdapter):
         if getattr(self.connection.connection.dbapi_connection, "autocommit", False) is True:
             raise _no_transaction('use an engine or connection without isolation_level="AUTOCOMMIT"')
         if not self.connection.in_transaction():
-            self.connection.begin()  # as it would do itself before its first statement
+            self.connection.begin()  # as it would do before its first statement
 
     def begin(self) -> None:
         if self.dialect == "sqlite" and _begins_here(self.driver):

@@ -19,9 +19,11 @@ MakeOperation = Callable[[Transactional], CallersOperation[T]]
 
 
 async def run_in_transaction(app: App, connection: object, purpose: Purpose, make: MakeOperation[T]) -> T:
-    """Run an operation on the connection, in the caller's task and thread. `purpose` is what the connection needs rights for.
+    """Run an operation on the connection, in the caller's task and thread. `purpose` names the operation that the connection's role needs
+    rights for.
 
-    Raises WrongConnection if the connection is closed, in no transaction, or to another database. Errors of its driver are not translated.
+    Raises WrongConnection if the connection is closed, isn't in a transaction, or leads to another database. Errors of its driver aren't
+    translated.
     """
     adapter, broker = adapter_class(connection)(connection), _broker(app, purpose)
     if (store := _stores.get(broker)) is None:
@@ -107,7 +109,7 @@ _stores: Final = WeakKeyDictionary[TransactionalBroker, Transactional]()
 
 @contextmanager
 def _forgetting(store: Transactional) -> Iterator[None]:
-    """Forget the store if a connection is to another one, because the store may have been replaced since."""
+    """Forget the store if a connection leads to another one, because the store may have been replaced."""
     try:
         yield
     except WrongConnection:

@@ -100,7 +100,7 @@ def workers(rules: Rules) -> Operation[list[SessionRecord]]:
         if is_living or held:
             lapses_at, _ = lapse(session, outages, pulse, draft)
             beat_at = lapses_at - session.header["ttl"] - 1 if is_living else session.header["beat_at"]
-            if not lapses_at:  # silent since the machine has booted again
+            if not lapses_at:  # silent since the machine rebooted
                 beat_at = 0
             records.append(record_of_session(session, held, draft.steady - beat_at))
     return sorted(records, key=lambda record: (record.session.name, record.session.id))
@@ -201,7 +201,7 @@ def _purger(view: View) -> Callable[[Draft, bytes], bool]:
         if job.is_waiting:
             moves.finish(draft, job, Event.CANCEL, Status.CANCELLED, wording.PURGED, keep=PURGED_TTL)
             if draft.seen.scans[1]:
-                return True  # those who hear of ends still read it
+                return True  # workers that handle its end still read it
         moves.bury(draft, job)
         return True
 

@@ -1,6 +1,6 @@
-"""Calls that add no job, because another job stands for them: those with `throttle`, and those that `OnConflict.DEBOUNCE` merges.
+"""Calls that add no job because another job represents them: those with `throttle`, and those merged by `OnConflict.DEBOUNCE`.
 
-A BURIED record remembers which job that is, until it fades. Its id is the key of throttled calls, or the id of a call that was merged.
+A BURIED record remembers that job until it expires. Its id is the key of throttled calls, or the id of a merged call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from taskflow.model.stored_values import LATEST
 
 
 def throttled(draft: Draft, job: Job, throttle: float | None) -> bytes | None:
-    """Return the id of the job that stands for a throttled one. If there is none, this one does from now on, for `throttle` seconds."""
+    """Return the id of the job that represents a throttled call. If there is none, this job does so for the next `throttle` seconds."""
     key = job.sent.key
     if not throttle or key is None:
         return None
@@ -32,7 +32,8 @@ def throttled(draft: Draft, job: Job, throttle: float | None) -> bytes | None:
 
 
 def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
-    """Give a waiting job the arguments and options of a call, and move its due time. It keeps its id, its place and what awaits it."""
+    """Give a waiting job the arguments and options of a call, and move its due time. It keeps its id, its place and the jobs that await
+    it."""
     header, fresh = job.header, Job.of_envelope(envelope, draft.now)
     job.sent = Sent(fresh.sent.extras, envelope.key, job.sent.joins, job.sent.limits)
     job.sent_body, job.new_content, job.entries = encode(job.sent), envelope.payload, {"tags": envelope.tags}
@@ -44,7 +45,7 @@ def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
         due_at = max(draft.now, min(draft.now + to_microseconds(envelope.after), latest))
         if due_at < header["due_at"]:
             draft.wake(topics.DUE)
-        if header.get("gate") is not None or job.state.paid is not None:  # it passes its gates when it is due, whatever it has paid for
+        if header.get("gate") is not None or job.state.paid is not None:  # it passes its gates when it's due, whatever it paid before
             header["gate"] = job.state.paid = job.state.waiting = None
             draft.wake(topics.DUE)
         header["due_at"] = due_at
@@ -54,7 +55,7 @@ def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
 
 
 def _remember(draft: Draft, record_id: bytes, job: Job, seconds: float) -> None:
-    """Let a job stand for calls, for so many seconds. The record fades like that of a job which was dropped."""
+    """Let a job represent later calls for this many seconds. The record expires like that of a dropped job."""
     known = draft.job(record_id)
     header: dict[str, Any] = {"status": BURIED, "flags": 0, "queue": job.queue, "job": job.header["job"], "due_at": draft.now}
     header |= {"ended_at": draft.now, "fade_at": min(LATEST, draft.now + to_microseconds(seconds))}

@@ -1,4 +1,4 @@
-"""Arrivals: what the transactions of callers leave to the engine, which decides on it after their commit.
+"""Arrivals: the changes that callers' transactions leave for the engine to decide on after the commit.
 
 Such a transaction writes no record that others write, such as a key's. It adds a job with a key as HELD and ARRIVING, and leaves the
 consequences of a run's end as an INBOX record.
@@ -31,7 +31,7 @@ def scans(limit: int) -> tuple[Scan, Scan]:
 
 
 def take(found: Sequence[Entry], rules: Rules) -> Operation[list[bool]]:
-    """Decide on what `scans` has found. Return False for each that another program's open transaction holds up."""
+    """Decide on the arrivals that `scans` found. Return False for each one that another program's open transaction blocks."""
     refs = [entry.ref for entry in found]
     jobs = [Ref(Kind.JOB, ref.id) for ref in refs]
     return (yield from decide(refs, _take, rules, {*refs, *jobs}, scans=MOVE_SCANS, locked=False))
@@ -80,10 +80,10 @@ def _throttle(job: Job) -> float | None:
 
 
 def _settle(draft: Draft, ref: Ref) -> None:
-    """Do what the success of a run brings about. The job itself may have been dropped since.
+    """Carry out the consequences of a successful run. The job itself may have been dropped by now.
 
-    The record's `sent` is the job's. Its state is the job's flags at the end of the run, followed by the progress. The job is not AWAITED
-    any more, so that another end of it releases no job a second time.
+    The record's `sent` is that of the job; its state is the job's flags at the end of the run, followed by the progress. The job is no
+    longer AWAITED, so that ending it again releases no job twice.
     """
     if draft.plain(*ref) is None:
         return

@@ -37,7 +37,7 @@ class EngineBroker(ABC):
         self.rules = rules
         self.assumes_new = True
         self.rebuilds = False
-        """Its caller is about to compute the indexes, so those that are missing do not matter."""
+        """The caller is about to compute the indexes, so missing ones don't matter."""
 
     @abstractmethod
     async def run(self, operation: Operation[T]) -> T:

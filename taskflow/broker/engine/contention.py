@@ -1,4 +1,4 @@
-"""Knows the records that other clients keep changing. A client of a server takes its turn to read and change these."""
+"""Tracks the records that other clients keep changing. On a server, clients take turns to read and change them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from taskflow.model.errors import BrokerError
 T = TypeVar("T")
 
 STALE_BEFORE_TURN: Final = 2
-"""How often an operation is stale before it waits for its turn."""
+"""How many times an operation may be stale before it waits for its turn."""
 
 CONTENTION_TTL: Final = 1.0
-"""Seconds for which the next operations on these records wait for theirs at once."""
+"""Seconds for which further operations on these records wait for their turn from the start."""
 
 
 class Contention:
@@ -31,7 +31,7 @@ class Contention:
         in_turn: Callable[[Sequence[Ref], Operation[T], Effect], Awaitable[tuple[Effect, Any]]],
         answer: Any = None,
     ) -> T:
-        """Run an operation, from the answer to its last effect on. `perform` answers an effect.
+        """Continue an operation with the answer to its last effect. `perform` answers an effect.
 
         If others keep changing its records, `in_turn` runs the effects up to the next change while these clients wait. It returns that
         change and its answer.
@@ -83,7 +83,7 @@ def stale_refs(apply: Apply, answer: Any) -> list[Ref]:
 
 
 class Ended(Exception):
-    """An operation has ended, with a result or an error, during its turn."""
+    """Raised when an operation ends during its turn, with a result or an error."""
 
     def __init__(self, result: Any, error: BrokerError | None = None) -> None:
         self.result, self.error = result, error

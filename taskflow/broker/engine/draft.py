@@ -1,7 +1,7 @@
 """Collects the decisions of an operation, before a store applies them.
 
-A draft shows each item of a batch the records as the items before it would leave them. It notes which records the decision on an item has
-read and written, so that the store can refuse the decision if one of them has changed meanwhile.
+A draft shows each item of a batch the records as the earlier items would leave them. It registers which records each decision has read and
+written, so that the store can refuse the decision if one of them has changed in the meantime.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ Item = TypeVar("Item")
 T = TypeVar("T")
 
 MAX_ROUNDS: Final = 8
-"""How often an operation is decided again because records have changed, before it fails."""
+"""How many times an operation is decided again because records have changed before it fails."""
 
 MAX_CHAIN: Final = 6
-"""How often one decision may ask for further records. Longer chains arise only when records change between two queries."""
+"""How many times one decision may ask for more records. Longer chains arise only when records change between two queries."""
 
 
 class Missing(Exception):
-    """A decision needs a record that was not loaded."""
+    """Raised when a decision needs a record that wasn't loaded."""
 
 
 class Foreseen(NamedTuple):
-    """Spares decisions a second look at gates.
+    """Facts about gates, read in advance so that decisions need no second query.
 
     `waiting`  how many jobs that wait at gates the decisions will probably need, by gate
-    `paused`   the ids of the paused queues. A pause that begins meanwhile takes slots back
+    `paused`   the ids of the paused queues. A pause that begins in the meantime takes slots back
     """
 
     waiting: Mapping[bytes, int]
@@ -101,21 +101,21 @@ class Part:
 
 
 class Draft:
-    """The records as the decisions so far would leave them."""
+    """The records as they would be after the decisions so far."""
 
     def __init__(self, seen: Snapshot, rules: Rules, scans: Sequence[Scan] = ()) -> None:
-        """`scans` are those that earlier decisions have asked for. Their entries end those of `seen`."""
+        """`scans` are the ones that earlier decisions asked for. Their entries are the last ones of `seen`."""
         self.seen, self.rules = seen, rules
         self.now, self.steady, self._stored = seen.now, seen.steady, seen.records
         self.missing = set[Ref]()
         self.released = set[bytes]()
-        """The jobs to whose `awaits` the decisions add: one of them may have nothing to await any more."""
+        """The jobs whose `awaits` the decisions change: some may have nothing left to await."""
         self.opened = set[bytes]()
         """The gates that have room now, and perhaps jobs that wait: see gates.py."""
         self.paused: frozenset[bytes] | None = None
         """The ids of the paused queues, if they are known."""
         self.wanted = Counter[bytes]()
-        """How many jobs that wait at a gate the decisions need to see, if they have not seen as many."""
+        """How many waiting jobs of a gate the decisions need to see, if they haven't seen that many."""
         self._freed = Counter[bytes]()
         self._waiting = {
             scan.prefix[0]: deque(entries) for scan, entries in zip(scans, seen.scans[len(seen.scans) - len(scans) :], strict=True)
@@ -123,14 +123,14 @@ class Draft:
         for entries in self._waiting.values():
             self._stored.update({entry.ref: entry.record for entry in entries})
         self.has_seen_all = {scan.prefix[0] for scan in scans if len(self._waiting[scan.prefix[0]]) < scan.limit}
-        """The gates of which `waiting` has all jobs that wait there."""
+        """The gates whose waiting jobs are all in `waiting`."""
         self.part = Part()
         self._parts = list[Part]()
         self._is_whole = False
         self._current: dict[Ref, Job | Plain | None] = {}
 
     def decide(self, items: Sequence[Item], one: Callable[[Draft, Item], T], *, together: bool) -> list[T]:
-        """Decide on each item in turn. If `missing` is not empty afterwards, the answers count for nothing.
+        """Decide on each item in turn. If `missing` isn't empty afterwards, the answers must be discarded.
 
         Each decision is one part. `together` makes one step of all parts that change anything.
         """
@@ -144,7 +144,7 @@ class Draft:
             except Missing:
                 continue
             except Exception:
-                if not self.missing and not self.wanted:  # otherwise it may have met a record that the item before has left half changed
+                if not self.missing and not self.wanted:  # otherwise it may have met a record that the previous item left half changed
                     raise
         return answers
 
@@ -312,13 +312,13 @@ def decide(
     left: Left | None = None,
     foreseen: Foreseen | None = None,
 ) -> Operation[list[T]]:
-    """Decide on items, and apply the decisions. Items whose records have changed meanwhile are decided again.
+    """Decide on items, and apply the decisions. Items whose records have changed in the meantime are decided again.
 
-    `look`      what the decisions will probably need; other records are loaded when a decision needs them
+    `look`      the records that the decisions will probably need; others are loaded on demand
     `locked`    the answer for an item whose records another program's open transaction has locked
     `together`  True if all decisions are one step
-    `foreseen`  what is known of gates beforehand
-    `left`      gets what another decision is to look at afterwards
+    `foreseen`  what is known about gates in advance
+    `left`      collects what a later decision has to look at
 
     Raises StoreFull if the store has no room. Raises BrokerUnavailable if records keep changing, or are locked and `locked` is None.
     """
@@ -355,7 +355,7 @@ def decide(
             elif isinstance(result, Locked) and locked is not None:
                 answers.update(dict.fromkeys(of_step, locked))
             elif isinstance(result, Locked):
-                stale += of_step  # perhaps a call of another client has locked them, which takes no time
+                stale += of_step  # another client's call may have locked them, which takes no time
                 is_locked = True
         if stale:
             rounds.append((stale, tries + 1))
@@ -373,8 +373,8 @@ def _draft(
     together: bool,
     foreseen: Foreseen | None,
 ) -> Operation[tuple[Draft, list[T]] | None]:
-    """Load the records that the decisions need, and decide. Return None if they need more after `MAX_CHAIN` queries. `sizes` says how many
-    jobs that wait at a gate to read."""
+    """Load the records that the decisions need, and decide. Return None if they still need more after `MAX_CHAIN` queries. `sizes` is the
+    number of waiting jobs to read at each gate."""
     for _ in range(MAX_CHAIN):
         scans = [Scan("gated", size, (gate,)) for gate, size in sizes.items()]
         draft = Draft((yield look._replace(refs=tuple(known), scans=(*look.scans, *scans))), rules, scans)

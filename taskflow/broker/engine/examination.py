@@ -59,7 +59,7 @@ def _values(kind: int, sent: bytes | None, state: bytes | None) -> tuple[Any, ..
 
 
 def finding(found: Rebuilt | None) -> Finding:
-    """Return what `taskflow doctor` says of a comparison. None: it was not finished in time."""
+    """Return what `taskflow doctor` says about a comparison. None means that it wasn't finished in time."""
     if found is None:
         return Finding("indexes", "note", f"no difference from the records found within {EXAMINE_TIMEOUT:g} s")
     if found.corrected:

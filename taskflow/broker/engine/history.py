@@ -27,11 +27,11 @@ LEVELS: Final = (Level(60, 150), Level(60, 3 * 3_600), Level(600, 2 * 86_400), L
 
 MAX_ROLLED: Final = 64
 MAX_READ: Final = 10_000
-"""The most records of a level that one query reads."""
+"""The maximum number of records of a level that one query reads."""
 
 
 def record(record_id: bytes, measures: bytes, rules: Rules) -> Operation[None]:
-    """Record what a worker has measured since it last did, in the present minute."""
+    """Record a worker's measures since its last record, in the current minute."""
     ref = Ref(Kind.HISTORY, record_id)
 
     def one(draft: Draft, ref: Ref) -> None:
@@ -42,7 +42,8 @@ def record(record_id: bytes, measures: bytes, rules: Rules) -> Operation[None]:
 
 
 def read(since: datetime, until: datetime) -> Operation[list[MeasuresRecord]]:
-    """Read the periods between two times, page by page: thousands of workers have more records of the last minutes than one query reads."""
+    """Read the periods between two times, page by page: with thousands of workers, the last minutes have more records than one query
+    reads."""
     first, last = microseconds_of(since), microseconds_of(until)
     scans = [
         Scan("history", MAX_READ, prefix=(level,), after=(level, first - to_microseconds(period)), until=(level, last))
@@ -67,7 +68,7 @@ def read(since: datetime, until: datetime) -> Operation[list[MeasuresRecord]]:
 
 
 def roll(rules: Rules) -> Operation[None]:
-    """Add records that need not be kept to the next level, or drop them after the last one."""
+    """Add records that have reached the end of their level to the next one, or drop them after the last level."""
     seen: Snapshot = yield Query(scans=(Scan("rolling", MAX_ROLLED),))
     sources = dict[Ref, list[Ref]]()
     for entry in seen.scans[0]:

@@ -21,7 +21,7 @@ from taskflow.model.verdict import RunError, append_error
 
 
 class Sent(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The immutable body: what an envelope says and no store decides by. `joins` holds ids, one after another."""
+    """The immutable body: the parts of an envelope on which no store bases a decision. `joins` holds concatenated ids."""
 
     extras: bytes | None = None
     key: bytes | None = None
@@ -35,18 +35,18 @@ class Sent(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class State(msgspec.Struct, omit_defaults=True, gc=False):
-    """The other body. Its texts are UTF-8 in which lone surrogates may stand. The names of its fields are short, because each job has them.
+    """The mutable body. Its texts are UTF-8 that may contain lone surrogates. Field names are short, because each job stores them.
 
     `progress`   the epoch of the run that reported it, and the progress. It counts only for this run
     `waiting`    what a waiting job waits for, other than its time or a worker
-    `behind`     the running job with its key, for whose end it waits
+    `behind`     the running job with its key, which it waits for
     `spoilt`     a former state that could not be decoded
-    `standing`   for a record that only remembers a call: the job that stands for it
+    `standing`   for a record that only remembers a call: the job that represents it
     `place`      for a job that a pause has parked: its former due time
     `replaces`   for an arrival: True if it replaces a waiting job with its key, False if it gives way to a live one
-    `replaced`   for an arrival: the job that its own transaction has put in its place
-    `limits`     gates that its sender did not know: a worker has found them missing
-    `paid`       the rate for which the job has paid, while it waits for its time
+    `replaced`   for an arrival: the job by which its own transaction has replaced it
+    `limits`     gates that its sender didn't know and that a worker has added
+    `paid`       while the job waits for its time: the rate that it has paid for
     """
 
     failures: int = msgspec.field(default=0, name="f")
@@ -70,7 +70,7 @@ class State(msgspec.Struct, omit_defaults=True, gc=False):
 
     @property
     def has_to_be_reset(self) -> bool:
-        """Return True if the success of a run changes it. What other runs have left, such as errors, stays."""
+        """Return True if a successful run changes the state. What other runs have left in it, such as errors, stays."""
         has_texts = not self.reason is self.waiting is self.spoilt is self.replaced is None
         return bool(has_texts or self.crashes or self.hand_backs or self.replaces) or self.parked_at is not None
 
@@ -86,7 +86,7 @@ _decode_state: Final = msgspec.msgpack.Decoder(State).decode
 
 
 def decode_sent(body: bytes | None) -> Sent:
-    """Decode a body. One that cannot be decoded counts as empty."""
+    """Decode a body. An undecodable one counts as empty."""
     try:
         return _NOT_SENT if body is None else _decode_sent(body)
     except msgspec.MsgspecError:
@@ -149,7 +149,7 @@ class Job:
         if record.state is not None and state == NO_STATE:
             state.spoilt = record.state
         job = cls(record.ref, dict(record.header), sent, state)
-        if not any(each.column == "queue" for each in reader.unreadable):  # otherwise a put gives it a queue that can be looked up
+        if not any(each.column == "queue" for each in reader.unreadable):  # otherwise a put gives it a queue that can be found
             job.stored = record.header  # what cannot be read is kept
         job.unreadable = reader.unreadable
         job.content = record.content
@@ -157,7 +157,7 @@ class Job:
 
     @classmethod
     def of_envelope(cls, envelope: Envelope, now: int) -> Job:
-        """Return a new job. If it is due, it becomes ready at the store's time when it is added."""
+        """Return a new job. If it's due, it becomes ready when the store adds it."""
         extras, key, joins = pack_extras(envelope), envelope.key, b"".join(envelope.joins)
         due = due_at(envelope, now)
         header: dict[str, Any] = {
@@ -265,7 +265,7 @@ class Job:
 
     @classmethod
     def lease_of(cls, record: Record, now: int) -> Lease:
-        """Return the lease on a stored job. Most jobs have no state, so they take the short way."""
+        """Return the lease on a stored job. Most jobs have no state, which makes this fast."""
         if record.state is not None or record.damage is not None:
             return cls.of_record(record).to_lease(now)
         header = record.header
@@ -341,7 +341,7 @@ class Job:
 
 
 def put_of_plain(envelope: Envelope) -> Put:
-    """Return the put of a new job without ties that is due. It is that of `Job.of_envelope`, in a fraction of the time."""
+    """Return the put of a new job without ties that is due: the same as from `Job.of_envelope`, in a fraction of the time."""
     extras = pack_extras(envelope)
     header: dict[str, Any] = {
         "status": READY,
@@ -402,8 +402,8 @@ def claim_id(session: bytes, claim: bytes) -> ClaimId:
 # --- the content of a success -------------------------------------------------------------------------------------
 
 _KEPT: Final = b"\0kept"
-"""Begins the content of a success with arguments: this, the size of the result in 4 bytes, the result, the payload. No encoded result
-begins with 0, which isn't a version of a payload."""
+"""The first byte of the content of a success with arguments. After it come the size of the result in 4 bytes, the result, and the payload.
+No encoded result begins with 0, because no payload version is 0."""
 _RESULT_AT: Final = len(_KEPT) + 4
 
 

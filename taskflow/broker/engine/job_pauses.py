@@ -1,4 +1,5 @@
-"""Pauses of jobs by their names. Claims see queues only, so workers hand back the jobs that they should not run, and these are parked."""
+"""Pauses of jobs by their names. Claims look only at queues, so workers hand back the jobs that they shouldn't run, and these are
+parked."""
 
 from __future__ import annotations
 
@@ -26,13 +27,13 @@ MAX_WOKEN: Final = 10_000
 MAX_RELEASED: Final = 500
 
 RECHECK: Final = 3_600.0
-"""Seconds after which a parked job is claimed again, in case a resume was broken off before it reached the job."""
+"""Seconds after which a parked job is claimed again, in case a resume was interrupted before it reached the job."""
 
 _decode: Final = msgspec.msgpack.Decoder(list[str]).decode
 
 
 def names_in(state: object) -> tuple[str, ...]:
-    """Return the names in the state of the record. One that cannot be decoded has none."""
+    """Return the names in the record's state, or none if it can't be decoded."""
     try:
         return tuple(_decode(state)) if isinstance(state, bytes) else ()
     except msgspec.MsgspecError:

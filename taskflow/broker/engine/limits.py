@@ -1,4 +1,4 @@
-"""Limits as operators see them: which jobs hold slots and wait, and numbers that were set at run time."""
+"""Limits from an operator's view: how many jobs hold slots or wait, and the numbers that were set at run time."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from taskflow.model.rules import Rules
 
 MAX_LISTED: Final = 10_000
 MAX_COUNTED: Final = 1_000
-"""The most jobs that wait at a gate that are counted."""
+"""The maximum number of waiting jobs that are counted at a gate."""
 
 MAX_CROWDED: Final = 200
-"""The most gates at which the jobs that wait are counted. At each of the others, one counts."""
+"""The maximum number of gates whose waiting jobs are counted. The others count as having one."""
 
 
 def records(limit: str | None) -> Operation[list[LimitRecord]]:
@@ -59,7 +59,8 @@ def _shown(record: Plain, gate: Gate, waiting: int, now: int) -> LimitRecord:
 
 
 def set_number(gate: Gate, rules: Rules, *, is_set: bool) -> Operation[None]:
-    """Let a gate have this number: with `is_set`, whatever senders declare, until it is set again. Jobs that can pass now do so."""
+    """Set the number of a gate. With `is_set` it overrides what senders declare, until it's set again. Jobs that can pass now become
+    READY."""
 
     def one(draft: Draft, gate: Gate) -> None:
         record = gates.record_of(draft, gate)
@@ -75,7 +76,7 @@ AT_ONCE: Final = 500
 
 
 def recount(rules: Rules) -> Operation[int]:
-    """Correct the number of slots that are taken, and return how many gates had another. No worker runs meanwhile."""
+    """Correct the number of slots taken, and return how many gates were wrong. No worker may be running."""
     held = Counter[bytes]()
     for index in ("holding", "leases"):
         after: Position | None = None

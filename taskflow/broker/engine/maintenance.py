@@ -1,4 +1,4 @@
-"""Upkeep: what time has made necessary. It leaves what another program's open transaction has locked to a later call."""
+"""Upkeep: the moves that time has made necessary. Records locked by another program's open transaction are left to a later call."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event
 
 MAX_DYING: Final = 100
-"""The most dead sessions that a call looks at. Other programs' open transactions may hold up the leases of the first ones for long."""
+"""The maximum number of dead sessions that a call looks at. Other programs' open transactions may block the leases of the first ones for a
+long time."""
 
 MAX_RELEASED: Final = 16
-"""The most dead sessions whose leases a call releases."""
+"""The maximum number of dead sessions whose leases a call releases."""
 
 MAX_GONE: Final = 100
 MAX_COUNTED: Final = 10_000
 MAX_PAUSED: Final = 100
 MIN_IDLE: Final = 10_000_000
-"""Microseconds for which a rate is kept after it holds up no job any more: it is used again soon, or never."""
+"""Microseconds for which a rate is kept once it no longer holds up any job: it's used again soon, or never."""
 
 
 def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
-    """Make the moves that time has made necessary. One look shows which kinds of them there are; most calls find none."""
+    """Make the moves that time has made necessary. One query shows which kinds of moves are due; most calls find none."""
     seen: Snapshot = yield Query((OUTAGE,), _scans(limit))
     offered, _, dying, gone, expiring, rolling, limited, opened, rates, paused, *arrived = seen.scans[_OFFERED:]
     suspects = _suspects(seen, rules)
@@ -121,7 +122,7 @@ def _is_due(first: Sequence[Entry], now: int) -> bool:
 
 
 def _suspects(seen: Snapshot, rules: Rules) -> list[Plain]:
-    """Return the sessions that have lapsed, unless the store was away."""
+    """Return the sessions that have lapsed, unless the store was unavailable."""
     found = sessions.lapsing(Draft(seen, rules))
     return [session for session in found if session.header["lapses_at"] <= seen.steady or session_body(session).boot != seen.boot]
 
@@ -205,7 +206,7 @@ def _expire(limit: int, rules: Rules) -> Operation[int]:
 
 
 def _drop(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
-    """Drop ended jobs that have been kept long enough or are too many, and forget those that no resent call can refer to any more. Return
+    """Drop ended jobs that have been kept long enough or exceed the cap, and forget those that no resent call can refer to any more. Return
     how many it has dropped, and whether there are more."""
     if limit <= 0:
         return 0, True
@@ -229,7 +230,7 @@ def _drop(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
 
 
 def take_ends(rules: Rules) -> Operation[tuple[tuple[bytes, ...], int]]:
-    """Remove and return the first ends that were noted. If too many were noted, drop the oldest before that, and return their number."""
+    """Remove and return the first registered ends. If there are too many, drop the oldest first, and return their number."""
     seen: Snapshot = yield Query(scans=(Scan("ends", rules.max_ends + MAX_ENDS, with_records=False),))
 
     surplus = max(0, len(seen.scans[0]) - rules.max_ends)

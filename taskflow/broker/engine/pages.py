@@ -26,7 +26,7 @@ def scan(request: ScanRequest) -> Operation[ScanResult]:
     """List jobs in the order of their positions."""
     listed, examined, after = list[tuple[Record, Position]](), 0, request.after
     while True:
-        wanted = min(AT_ONCE if examined else request.limit, AT_ONCE, request.most - examined)  # more only if some do not match
+        wanted = min(AT_ONCE if examined else request.limit, AT_ONCE, request.most - examined)  # more only if some don't match
         entries, seen, has_more = yield from _read(request, after, wanted)
         for number, entry in enumerate(entries, 1):
             examined, after = examined + 1, _shown(request.status, entry)
@@ -41,7 +41,7 @@ def scan(request: ScanRequest) -> Operation[ScanResult]:
 
 
 def _read(request: ScanRequest, after: Position | None, limit: int) -> Operation[tuple[list[Entry], Snapshot, bool]]:
-    """Read the next jobs, and say whether there are more behind them."""
+    """Read the next jobs. Also return whether more follow."""
     view, status = request.view, request.status
     if status is not None and status in _MERGED and view.queue is None:
         return (yield from _read_merged(status, after, limit))
@@ -58,7 +58,7 @@ def _status(entry: Entry) -> int:
 
 
 def _scan_of(view: View, status: Status | None, after: Position | None, limit: int) -> Scan:
-    """Return the scan of one status or of a tag, behind a position as pages have it."""
+    """Return the scan of one status or one tag, starting after a page position."""
     queue = () if view.queue is None else (view.queue,)
     match status:
         case None:
@@ -78,7 +78,7 @@ def _scan_of(view: View, status: Status | None, after: Position | None, limit: i
 
 
 def _shown(status: Status | None, entry: Entry) -> Position:
-    """Return the position of an entry as pages have it."""
+    """Convert the position of an entry to a page position."""
     position = entry.position
     if status is None:
         return (_flipped(entry.ref.id),)
@@ -90,7 +90,7 @@ def _shown(status: Status | None, entry: Entry) -> Position:
 
 
 def _is_at(status: Status | None, entry: Entry) -> bool:
-    """Return False for an old entry of a job that could not be read and was set aside since: it is listed where it ended then."""
+    """Return False for the old entry of an unreadable job that has been set aside: that job is now listed among the ended ones."""
     record = entry.record
     assert record is not None
     return status not in ENDED or record.damage is not None or record.header["ended_at"] == entry.position[-2]
@@ -108,7 +108,7 @@ def _negative(value: int | bytes | str) -> int:
 
 
 def matches(job: Job, view: View, now: int) -> bool:
-    """Return True if a job is kept and has what the view asks for. Its tag is not looked at."""
+    """Return True if a job is still kept and matches the view, apart from its tag."""
     header = job.header
     before = None if view.ended_before is None else now - to_microseconds(view.ended_before)
     return (
@@ -149,7 +149,7 @@ def _read_merged(status: Status, after: Position | None, limit: int) -> Operatio
 
 
 def _heads(status: Status, behind: dict[str, Position | None]) -> Operation[dict[str, deque[Entry]]]:
-    """Return the next entries of these queues, each behind a position."""
+    """Return the next entries of these queues, each after its own position."""
     scans = list[Scan]()
     for name, after in behind.items():
         prefix = (name,) if status is Status.SCHEDULED else (CODES[status], name)

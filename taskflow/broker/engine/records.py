@@ -46,12 +46,12 @@ TABLES: Final[Mapping[int, str]] = {
     Kind.HISTORY: "history",
     Kind.GATE: "gates",
 }
-"""The table of each kind in SQL stores. PostgreSQL locks rows in this order, but keys before jobs. A release may add kinds and indexes,
-and keeps what the release before reads; only an index with entries of a former kind needs a separate migration."""
+"""The table of each kind in SQL stores. PostgreSQL locks rows in this order, except that keys come before jobs. A release may add kinds and
+indexes, and keeps what the release before reads; only an index with entries of a former kind needs a separate migration."""
 
 
 class Owner(Enum):
-    """The only writer of a field. A field without an owner is written by puts and hot operations, which change the revision."""
+    """Who alone writes a field. A field without an owner is written by puts and hot operations, which change the revision."""
 
     CLAIM = "claim"
     ADDITION = "addition"
@@ -102,14 +102,14 @@ class Flag:
     """A caller's transaction added it, and the engine has not admitted it yet. Until then BEHIND is set too, so that nothing readies it."""
     SPOILT: Final = 128
     BEHIND: Final = 256
-    """HELD until a running job with the same key has ended. This is no part of `awaits`: with one counter, an additional join would ready
-    the job while the other one still runs."""
+    """HELD until a running job with the same key has ended. This isn't part of `awaits`: with a single counter, an additional join would
+    release the job while the other one still runs."""
     PAUSED: Final = 1024
-    """SCHEDULED because its job was paused when it was claimed: see `job_pauses`."""
+    """SCHEDULED because the job's name was paused when it was claimed: see `job_pauses`."""
     LIMITED: Final = 512
     """It has gates. While it is READY or RUNNING, it holds a slot of each, so only the engine readies it and ends its runs."""
     TIES: Final = LIMITED | KEYED | AWAITED | STATED | POISON | ARRIVING | SPOILT
-    """The jobs that `succeed` leaves to the engine. `fade` leaves it those that are TAGGED, because they have entries."""
+    """Jobs with these flags are left to the engine by `succeed`. `fade` leaves it TAGGED jobs, because they have entries."""
 
 
 HELD, SCHEDULED, READY, RUNNING, SUCCEEDED, FAILED, CANCELLED, BURIED = range(8)
@@ -179,10 +179,10 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
 class Index(NamedTuple):
     """An index of the records of one kind. The positions of two records differ, and no field of a position is None: the engine sees to it.
 
-    `when`    a condition on the header. Its syntax is common to SQL and Python but for `IS NULL`, `IS NOT NULL`, `AND` and `OR`
-    `at`      the fields of an entry's position, in their order; "-x" falls. "id" is the record's id
+    `when`    a condition on the header. Its syntax is common to SQL and Python, except for `IS NULL`, `IS NOT NULL`, `AND` and `OR`
+    `at`      the fields of an entry's position, in order; "-x" descends. "id" is the record's id
     `entries` the type of the values, if a record has one entry for each value that its put hands over; a position begins with that value
-    `groups`  how many of the first fields of the position are counted
+    `groups`  how many leading fields of the position are counted
     `listed`  False if entries are only counted
     `counted` False if a group has only its first position: its size is 0, and its last position None
     """
@@ -240,4 +240,4 @@ INDEXES: Final = (
 )
 
 Position = tuple[Any, ...]
-"""A place in an index: the values of its fields, and those of a falling field negated."""
+"""A position in an index: the values of its fields, negated for a descending field."""

@@ -26,7 +26,7 @@ MAX_DECLARED: Final = 10_000
 
 
 class Declaration(msgspec.Struct, array_like=True):
-    """Holds what one session declares for a schedule. `since` is the instant from which the age of the declaration counts."""
+    """A session's declaration of a schedule. `since` is the instant from which its age counts."""
 
     since: int
     session: bytes
@@ -43,7 +43,7 @@ class ScheduleBody(msgspec.Struct):
         return sorted(self.declared, key=lambda each: (each.since, each.session, each.digest), reverse=True)
 
     def elect(self, now: int, keep_asleep: float) -> None:
-        """Put the youngest declaration into force."""
+        """Make the youngest declaration effective."""
         youngest = next(iter(self.by_age()), None)
         definition = None if youngest is None else Definition(self.state.name, youngest.digest, youngest.body)
         self.state.elect(definition, now, keep_asleep)
@@ -58,7 +58,7 @@ def ref_of(name: str) -> Ref:
 
 
 def body_of(state: bytes | None) -> ScheduleBody | None:
-    """Decode a schedule; None if that is not possible."""
+    """Decode a schedule, or return None if that's impossible."""
     try:
         return None if state is None else _decode(state)
     except msgspec.MsgspecError:
@@ -111,7 +111,7 @@ def define(definitions: Sequence[Definition], session: bytes | None, age: float,
 
 
 def hand_over(session: bytes, rules: Rules) -> Operation[bool]:
-    """Drop the declarations of a session that has died, and put the next youngest ones into force. Return False if another program's open
+    """Drop the declarations of a session that has died, and make the next youngest ones effective. Return False if another program's open
     transaction has locked one of the schedules."""
     seen: Snapshot = yield Query(scans=(Scan("declared", MAX_DECLARED, (session,), with_records=False),))
 
@@ -140,7 +140,7 @@ def offers(rules: Rules) -> Operation[tuple[Offer, ...]]:
     def one(draft: Draft, ref: Ref) -> tuple[Offer, ...]:
         record = draft.plain(*ref)
         body = body_of(record.state) if record is not None and isinstance(record.state, bytes) else None
-        if record is not None and body is None:  # it cannot be decoded: it is offered no more, until it is declared again
+        if record is not None and body is None:  # it can't be decoded, so it isn't offered again until it's declared again
             draft.put(Plain(ref, {"offer_at": None}))
         if body is None or body.state.offer_at is None or body.state.offer_at > draft.now or sizes[0] > MAX_OFFERED_BYTES:
             return ()

@@ -93,7 +93,7 @@ class Record(NamedTuple):
     `sent`     the part that never changes; None if there is none
     `state`    the part that puts replace
     `content`  the payload of a job that has not succeeded, or the result of one that has; None unless the query asked for it
-    `damage`   what could not be read, a line for each part: its name, a tab, and what is known of it. A header may then be empty
+    `damage`   what couldn't be read, one line for each part: its name, a tab, and what is known about it. A header may then be empty
     """
 
     ref: Ref
@@ -106,7 +106,7 @@ class Record(NamedTuple):
 
 
 class Keep(Enum):
-    """Stands for a part of a record that a put leaves alone."""
+    """Marks a part of a record that a put leaves unchanged."""
 
     KEEP = "keep"
 
@@ -126,9 +126,9 @@ NOW: Final = After(0)
 class Put(NamedTuple):
     """Writes a record.
 
-    `header`    the values of the fields; a missing one gets its default in a new record, and keeps its value in others
+    `header`    the values of the fields; a missing one gets its default in a new record, and keeps its value in an existing one
     `restarts`  True if an operator retries the job: fields that belong to additions and claims are written too
-    `entries`   for indexes with `entries`, the values that replace the present ones, each once. Those of other indexes stay
+    `entries`   for indexes with `entries`, the distinct values that replace the current ones. Other indexes keep theirs
     """
 
     ref: Ref
@@ -141,9 +141,9 @@ class Put(NamedTuple):
 
 
 class Addition(NamedTuple):
-    """Adds `n` to a field that belongs to additions, unless the result would pass `most`: then the step is Full.
+    """Adds `n` to a field owned by additions. If the result would exceed `most`, the step is Full.
 
-    If the record does not exist, the addition does nothing. No step puts a record to which it adds with a bound.
+    If the record doesn't exist, the addition does nothing. A step never puts a record to which it makes a bounded addition.
     """
 
     ref: Ref
@@ -185,7 +185,7 @@ class Locked(NamedTuple):
 
 
 class Full(NamedTuple):
-    """A bound would be passed. `refs` is empty if the store has no room; `says` is the message for the caller then."""
+    """A bound would be exceeded. If the store has no room, `refs` is empty and `says` is the message for the caller."""
 
     refs: tuple[Ref, ...] = ()
     says: str = ""
@@ -201,7 +201,7 @@ class Scan(NamedTuple):
     """Selects entries of the index named `of`, at most `limit`.
 
     `prefix`        the first fields of their positions; for an index with `entries`, its first value is the entry's
-    `after`         entries behind this position, in the direction of the scan
+    `after`         entries after this position, in the direction of the scan
     `until`         entries up to this position, inclusive
     `with_records`  False to get positions and refs only
     """
@@ -236,7 +236,7 @@ class Group(NamedTuple):
 
 
 class Query(NamedTuple):
-    """All that one decision reads, in one round trip. Stores with snapshots read it from one snapshot.
+    """Everything that one decision reads, in one round trip. Stores with snapshots use a single one.
 
     `groups`  index names, each with a prefix of the groups to return
     """
@@ -334,7 +334,7 @@ class Faded(NamedTuple):
 
     `buried`    how many jobs it buried
     `has_more`  True if it stopped at the limit
-    `left`      the jobs with ties that need not be kept either, which the engine buries. The value is True if their queue has too many
+    `left`      expired jobs with ties, which the engine buries. The value is True if their queue has too many
     """
 
     buried: int
@@ -345,8 +345,8 @@ class Faded(NamedTuple):
 Effect = Query | Apply | Add | Succeed | Promote | Fade
 
 Operation = Generator[Effect, Any, T]
-"""An engine function. It yields calls of the store's methods, is sent their answers, and returns T. So it has no `await`: a driver runs it
-in a lock, in a transaction, or with `await`."""
+"""A generator of the engine. It yields calls of the store's methods, receives their answers, and returns T. Because it has no `await`, it
+can be run in a lock, in a transaction, or with `await`."""
 
 
 class Store(Protocol):
@@ -389,7 +389,7 @@ _Applied = tuple[list[Answer], Snapshot | None]
 
 
 def dispatch(store: Store, effect: Effect) -> Any:
-    """Call the method that an operation has yielded. Return its answer, or a coroutine if the store is on a server."""
+    """Call the store method that an operation has yielded. Return its answer, or a coroutine if the store is on a server."""
     match effect:
         case Query():
             return store.query(effect)

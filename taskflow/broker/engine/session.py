@@ -33,7 +33,7 @@ class Outage(msgspec.Struct, array_like=True):
 
     `began`  the last heartbeat before it
     `noted`  when it was noticed
-    `until`  the last moment of which it is known that there was no heartbeat
+    `until`  the last moment known to be without a heartbeat
     """
 
     began: int
@@ -42,7 +42,7 @@ class Outage(msgspec.Struct, array_like=True):
 
 
 Outages = list[Outage]
-"""The last outages of one boot, the oldest first."""
+"""The last outages since one boot, oldest first."""
 
 MAX_OUTAGES: Final = 16
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -51,7 +51,7 @@ _decode_outages: Final = msgspec.msgpack.Decoder(tuple[bytes, Outages]).decode
 
 
 def session_body(session: Plain) -> SessionBody:
-    """Decode the body of a session. One that cannot be decoded says nothing."""
+    """Decode the body of a session. An undecodable one counts as empty."""
     try:
         return _decode_session(session.state) if isinstance(session.state, bytes) else SessionBody(b"", 0, b"")
     except msgspec.MsgspecError:
@@ -102,9 +102,9 @@ def outages_of(draft: Draft) -> Outages:
 
 
 def record_outage(draft: Draft, ttl: int, pulse: int | None) -> Outages:
-    """Note that no session has sent a heartbeat for two thirds of `ttl`, if that is so. `pulse` is the steady time of the last one.
+    """Register an outage if no session has sent a heartbeat for two thirds of `ttl`. `pulse` is the steady time of the last one.
 
-    A heartbeat hides the silence before it. So the step that writes the heartbeat also notes the silence.
+    A heartbeat hides the silence before it, so the step that writes the heartbeat also registers the silence.
     """
     outages = outages_of(draft)
     if pulse is None:
@@ -124,7 +124,7 @@ def record_outage(draft: Draft, ttl: int, pulse: int | None) -> Outages:
 def lapse(session: Plain, outages: Outages, pulse: int | None, draft: Draft) -> tuple[int, bool]:
     """Return when a session lapses by the steady clock, and whether its leases are handed back then rather than counted as crashes.
 
-    If the store was unavailable, or the machine has booted again, the worker is not to blame. After an outage it gets one more ttl. The
+    If the store was unavailable, or the machine rebooted, the worker isn't to blame. After an outage it gets one more ttl. The
     session may have sent its last heartbeat a little before the others sent theirs: workers send one three times in a ttl.
     """
     header = session.header

@@ -27,34 +27,35 @@ from taskflow.model.stored_values import packed
 from taskflow.model.transitions import Event, Transition
 
 MAX_LEASES: Final = 100_000
-"""The most leases of one session that a heartbeat looks at."""
+"""The maximum number of leases of one session that a heartbeat looks at."""
 
 PULSE: Final = Scan("beats", 64, with_records=False)
-"""Finds the last heartbeats of all sessions. That of a dead one counts too: the store was there."""
+"""Finds the last heartbeats of all sessions. A dead session's counts too, because it shows that the store was available."""
 
 MAX_LAPSING: Final = 16
 LAPSING: Final = (Scan("lapsing", MAX_LAPSING), Scan("lapsing", MAX_LAPSING, backwards=True))
-"""The sessions that lapse first, and those that lapse last: after the machine has booted again, these are from before."""
+"""The sessions that lapse first, and those that lapse last: after a reboot, the latter are from before it."""
 
 LAPSED: Final = Scan("lapsing", 1)
-"""The first of `LAPSING`. A heartbeat and a registration look whether it has lapsed."""
+"""The first of `LAPSING`. Heartbeats and registrations check whether it has lapsed."""
 
 
 def pulse_in(entries: Sequence[Entry], steady: int) -> int | None:
-    """Return the time of the last heartbeat that `PULSE` has found. One from the future is from before the machine has booted again.
+    """Return the time of the last heartbeat that `PULSE` found. A time in the future dates from before a reboot.
     Such a session has 0 instead once one of this boot has been registered."""
     return next((-entry.position[0] for entry in entries if 0 < -entry.position[0] <= steady), None)
 
 
 def _least_ttl(draft: Draft, ttl: int) -> int:
-    """Return `ttl`, or that of the first session that has lapsed if it is shorter: the heartbeat hides the silence in which that lapsed."""
+    """Return `ttl`, or the ttl of the first lapsed session if it's shorter: the heartbeat hides the silence in which that session
+    lapsed."""
     first = draft.seen.scans[len(MOVE_SCANS) + 1]
     header = first[0].record.header if first and first[0].record is not None else {}
     return min(ttl, header["ttl"]) if header and header["lapses_at"] <= draft.steady else ttl
 
 
 MAX_BURIED: Final = 16
-"""The most unknown sessions for which a new one adds a record. The next ones add the rest."""
+"""The maximum number of unknown sessions for which a new one adds a record. Later sessions add the rest."""
 
 
 def of_session(index: str, session: bytes, limit: int = MAX_LEASES) -> Scan:
@@ -167,9 +168,9 @@ def beat(beat: Beat, rules: Rules) -> Operation[BeatAnswer]:
 
 
 def _extend(beat: Beat, rules: Rules) -> Operation[tuple[Snapshot, WorkHint | None]]:
-    """Note the heartbeat, and the death of a session that leaves or has died.
+    """Record the heartbeat, and the death of a session that leaves or has died.
 
-    Return what was seen before, with the session's leases and the marked ones at its end; and the work_hint if the heartbeat asks for it.
+    Return what was seen before, ending with the session's leases and the marked ones, and the work hint if the heartbeat asks for it.
     """
 
     def one(draft: Draft, beat: Beat) -> tuple[Snapshot, WorkHint | None] | None:
@@ -209,7 +210,7 @@ def _reporter(leases: _Seen) -> Callable[[Draft, Report], bool]:
 
 
 def _return_ghosts(claims: Sequence[ClaimId], leases: _Seen, rules: Rules) -> Operation[int]:
-    """Return old leases that the session does not know to their place. Return their number."""
+    """Put old leases that the session doesn't know back in their places. Return their number."""
 
     def one(draft: Draft, claim: ClaimId) -> bool:
         job = draft.job(leases.held[claim])
@@ -240,7 +241,7 @@ _LOOK: Final = (
 
 
 def _work_hint(draft: Draft, session: Plain) -> WorkHint:
-    """Return the work hint for a session whose heartbeat has been noted in the draft."""
+    """Return the work hint for a session whose heartbeat is in the draft."""
     seen = draft.seen
     dying, offers, expiring, fading, paused, limited, opened, *arriving = seen.scans[6:-2]
     has_ends = bool(seen.scans[2]) and bool(session.header["wants_ends"])
@@ -274,7 +275,7 @@ def lapsing(draft: Draft) -> list[Plain]:
 def kill(draft: Draft, session: Plain, died_of: str | None) -> None:
     """Make a session dead. `died_of` says why its leases count as crashes; None if they are handed back.
 
-    The body keeps this for the callers that release the leases later.
+    The body keeps this for the later calls that release the leases.
     """
     session.header |= {"dead_at": draft.now, "is_released": 0}
     set_body(session, msgspec.structs.replace(session_body(session), died_of=text_bytes(died_of)))
@@ -285,8 +286,8 @@ _HELD_UP: Final = -1
 
 
 def release(session_id: bytes, rules: Rules, limit: int = MAX_LEASES) -> Operation[tuple[int, bool]]:
-    """Release the leases of a dead session, at most `limit`, and hand over its schedules. It leaves those that another program's open
-    transaction holds up to a later call. Return how many leases it has released, and True if none are left."""
+    """Release the leases of a dead session, at most `limit`, and hand over its schedules. Leases blocked by another program's open
+    transaction are left to a later call. Return how many leases it has released, and True if none are left."""
     seen: Snapshot = yield Query((Ref(Kind.SESSION, session_id),), (of_session("leases", session_id, limit),))
     record = seen.records[Ref(Kind.SESSION, session_id)]
     if record is None:
@@ -314,7 +315,7 @@ def release(session_id: bytes, rules: Rules, limit: int = MAX_LEASES) -> Operati
 
 
 def _finish_release(session_id: bytes, rules: Rules) -> Operation[None]:
-    """Note that a dead session has no leases any more."""
+    """Record that a dead session has no more leases."""
 
     def one(draft: Draft, session_id: bytes) -> None:
         session = draft.plain(Kind.SESSION, session_id)

@@ -11,18 +11,18 @@ from taskflow.broker.engine.records import HEADERS, INDEXES, Index, Position
 from taskflow.broker.engine.seam import Group, Ref, Scan
 
 MIN_REMOVED: Final = 1_000
-"""How many entries at the beginning of an index are removed before the list is shortened."""
+"""How many entries are removed from the beginning of an index before the list is shortened."""
 
 
 Places = list[tuple[int, Position]]
-"""Where a record stands: the numbers of indexes, each with a position."""
+"""The places of a record: the numbers of indexes, each with a position."""
 
 
 class SortedIndex:
     """The entries of one index in the order of their positions, and the sizes of its groups.
 
-    The entries before `_head` have been removed. Claims remove the first entry again and again; moving all others up would take longer
-    than everything else.
+    The entries before `_head` have been removed. Claims keep removing the first entry, and moving all others up each time would dominate
+    the cost.
     """
 
     def __init__(self, index: Index) -> None:
@@ -91,7 +91,7 @@ class SortedIndex:
         return self._entries[first][0], self._entries[last - 1][0] if self._is_counted else None
 
     def _range(self, prefix: Position) -> tuple[int, int]:
-        """Return where the entries with this prefix begin and end."""
+        """Return the start and the end of the entries with this prefix."""
         if not prefix:
             return self._head, len(self._entries)
 

@@ -34,7 +34,7 @@ from taskflow.model import wording
 from taskflow.model.clock import Clock
 
 STATUS_INDEX: Final = next(number for number, index in enumerate(INDEXES) if not index.listed)
-"""The number of the index that is only counted. Each move of a job changes it, so it is counted without a call."""
+"""The number of the index that is only counted. It changes with each move of a job, so it's counted inline for speed."""
 
 
 class Stored:
@@ -212,7 +212,7 @@ class RecordStore:
             self.readied[queue] += self._indexes["status"].size((queue, READY))
 
     def _past_bounds(self, adds: Sequence[Addition]) -> tuple[Ref, ...]:
-        """Return the records that have a field which the additions would bring past a bound."""
+        """Return the records of which the additions would push a field past its bound."""
         past, sums = dict[Ref, None](), Counter[tuple[Ref, str]]()
         for ref, field, n, most in adds:
             stored = self._records.get(ref)

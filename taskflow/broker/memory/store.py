@@ -19,7 +19,7 @@ class MemoryStore(RecordStore):
     """The complete store. Its hot operations change jobs by their headers alone."""
 
     def perform(self, effect: Effect) -> Any:
-        """Answer what an operation has yielded."""
+        """Answer a call that an operation has yielded."""
         return dispatch(self, effect)
 
     def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> Claimed | None:
@@ -41,13 +41,13 @@ class MemoryStore(RecordStore):
         return Claimed([Record(ref, job.rev, dict(job.header), job.sent, job.state, job.content) for ref, job in leased], now)
 
     def claim_job(self, session: bytes, request: int, job_id: bytes) -> Record | None:
-        """Lease a certain job if it is READY or SCHEDULED, whatever is before it in its queue: for tests that run jobs where they send
+        """Lease a specific job if it's READY or SCHEDULED, whatever is ahead of it in its queue. Tests use this to run jobs as they send
         them."""
         state, ref = self._records[Ref(Kind.SESSION, session)], Ref(Kind.JOB, job_id)
         stored = self._records.get(ref)
         if stored is None or stored.header["status"] not in (READY, SCHEDULED) or self._is_paused(stored.header["queue"]):
             return None
-        if stored.header["status"] == SCHEDULED and stored.header["flags"] & Flag.LIMITED:  # its limits hold it up, or will decide
+        if stored.header["status"] == SCHEDULED and stored.header["flags"] & Flag.LIMITED:  # its limits hold it up, or will decide later
             return None
         if stored.header["status"] == SCHEDULED:
             self._change(ref, "due", self._new_rev(), {"status": READY, "due_at": self._clock.wall()})

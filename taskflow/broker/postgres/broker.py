@@ -43,7 +43,7 @@ AWAITED_TTL: Final = 3600.0
 end. A caller that waits longer relies on polling every few seconds."""
 
 MIN_LATE: Final = 0.25
-"""Seconds after which an operation counts as slow: its jobs may lie behind the low-water marks, which stay half a second in the past."""
+"""Seconds after which an operation counts as slow: its jobs may lie behind the low-water marks, which trail half a second in the past."""
 
 MARKS_INTERVAL: Final = 10.0
 """Seconds after which an idle worker asks again whether it should check the low-water marks."""
@@ -123,7 +123,7 @@ class PostgresBroker(EngineBroker):
                 return effect, await self.store.perform(effect)
         for tell in told:
             tell()
-        if told and time.monotonic() - began_at >= MIN_LATE:  # `told` measured no commit
+        if told and time.monotonic() - began_at >= MIN_LATE:  # `told` didn't measure a commit
             connections.check_marks()
         return effect, answer
 
@@ -149,7 +149,8 @@ class PostgresBroker(EngineBroker):
         return claimed
 
     async def beat(self, beat: Beat) -> BeatAnswer:
-        """Send a heartbeat. That of an idle worker, which calls no upkeep for a minute, asks now and then for a check of the marks."""
+        """Send a heartbeat. An idle worker, which calls no upkeep for a minute, occasionally asks for a check of the marks along with
+        it."""
         answer = await super().beat(beat)
         if beat.looks and time.monotonic() - self._asked_at >= MARKS_INTERVAL:
             self._asked_at = time.monotonic()

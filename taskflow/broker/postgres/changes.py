@@ -12,7 +12,7 @@ from taskflow.broker.postgres.queries import claimed_bodies
 from taskflow.broker.postgres.tables import BY_INDEX, OTHERS, RESTARTED, SETTINGS, WRITTEN, is_made_apart, tables, type_of
 
 AFTER_BASE: Final = -(1 << 63) + (1 << 61)
-"""Added to the microseconds of an instant that is relative to the store's time."""
+"""Added to the microseconds of an instant to mark it as relative to the store's time."""
 
 _MIN_TIME: Final = -(1 << 62)
 """A number below this is such an instant."""
@@ -22,7 +22,7 @@ PUT: Final = {"step": "integer", "id": "bytea", "old": "bigint", "kept": "bigint
 `kept` say which fields stay as they are, those of `parts` which of sent, state and content."""
 
 WHOLE: Final = ("step", "id", "old")
-"""The columns that are sent as they are. Each of the others has one element if all its elements are equal."""
+"""The columns that are always sent in full. Each of the others is reduced to one element if all its elements are equal."""
 
 RESTARTS: Final = 1 << 62
 """The bit of `kept` that lets a put write fields with an owner."""
@@ -277,7 +277,7 @@ def _values(kind: int, put: Put) -> tuple[list[Any], int]:
 
 
 def _storable(name: str) -> str:
-    """Escape the characters that PostgreSQL cannot store as text: lone surrogates and NUL. A machine's name may consist of any bytes."""
+    """Escape the characters that PostgreSQL can't store as text: lone surrogates and NUL. A host name may consist of any bytes."""
     return name.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
 
 
@@ -291,7 +291,7 @@ def collapsed(column: list[Any]) -> list[Any]:
 
 
 def trimmed(column: list[Any]) -> list[Any]:
-    """Return an empty column if it has no values: unnest() pads it."""
+    """Return an empty column if none of its values is set: unnest() pads it."""
     return [] if column.count(None) == len(column) else column
 
 

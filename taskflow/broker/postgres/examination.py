@@ -40,7 +40,7 @@ Ask = Callable[..., Awaitable[list[Any]]]
 
 @asynccontextmanager
 async def _transaction(pool: ConnectionPool, schema: str, within: float) -> AsyncGenerator[Ask]:
-    """Open a transaction in which no operator of another schema takes the place of a built-in one."""
+    """Open a transaction in which no operator of another schema can shadow a built-in one."""
     async with pool.transaction(within) as fetch:
 
         async def ask(statement: str, *arguments: Any) -> list[Any]:

@@ -17,7 +17,7 @@ def _function(name: str, arguments: str, returns: str, body: str) -> str:
 
 
 def placed(kind: int) -> dict[str, str]:
-    """Return for each column of `row` the field of this kind that it carries. Other kinds than jobs take columns of the same type."""
+    """Return, for each column of `row`, the field of this kind that it carries. Kinds other than jobs use columns of the same type."""
     if kind == Kind.JOB:
         return {name: name for name in JOB}
     free = {name: field.type for name, field in JOB.items()}
@@ -85,7 +85,7 @@ def loading() -> str:
 
 
 class ScanShape(NamedTuple):
-    """How a scan is asked for: everything but its values, `after` and `until`."""
+    """The shape of a scan: everything but its values, `after` and `until`."""
 
     of: str
     prefix: int = 0
@@ -94,7 +94,7 @@ class ScanShape(NamedTuple):
 
 
 _FLOORS: Final = {"due": ("due", "due_at"), "fading": ("fade", "fade_at")}
-"""Indexes that are read from a low-water mark on: the kind of the mark, and the column."""
+"""Indexes that are read starting at a low-water mark: the kind of the mark, and the column."""
 
 _FROM_FIRST_LEASE: Final = (ScanShape("leases", prefix=1), ScanShape("marked", prefix=1))
 """Scans that begin at the session's first lease: see low_water_marks.sql."""

@@ -107,7 +107,7 @@ def position_of(index: Index, record: Record, row: Row) -> Position:
 
 
 def add_to_group(groups: dict[Position, Group], index: Index, row: Row) -> None:
-    """Add what a row says of a group: the size in place of the revision, and 1 in place of the kind if this is the last position."""
+    """Add a group from a row, which has the size in place of the revision, and 1 in place of the kind for the last position."""
     position = tuple([row["id"] if field == "id" else -row[field[1:]] if field[0] == "-" else row[field] for field in index.at])
     prefix = position[: index.groups]
     known = groups.get(prefix)

@@ -1,4 +1,4 @@
-"""Prepares the schema: makes its tables and functions if there are none, and checks that it is safe to use."""
+"""Prepares the schema: creates its tables and functions if there are none, and checks that it's safe to use."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _contents(schema: str) -> str:
 
 
 def _additions(schema: str) -> str:
-    """Return what an older schema lacks, and all functions."""
+    """Return the statements for what an older schema lacks, and for all functions."""
     tables = [_MADE.sub(r"\1IF NOT EXISTS ", made[0]) for made in _STATEMENT.finditer(sql_files.filled(sql_files.tables(), schema))]
     functions = [_TRIGGER.sub("", sql_files.filled(text, schema)) for text in sql_files.functions()]
     return "\n\n".join(

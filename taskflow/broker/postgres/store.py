@@ -50,7 +50,7 @@ from taskflow.model.ids import ID_BYTES
 _CLOCK: Final = -1
 _TOTALS: Final = -2
 _GROUPS: Final = 1_000
-"""The numbers of parts that are not records: see queries.py."""
+"""The numbers of result parts that aren't records: see queries.py."""
 
 _KINDS: Final = {table: kind for kind, table in TABLES.items()}
 
@@ -64,7 +64,7 @@ class Fetch(Protocol):
 
 
 class Hooks(NamedTuple):
-    """Holds the functions that the store calls to tell its broker of a change.
+    """Holds the functions by which the store notifies its broker of changes.
 
     `readied`       the wake-ups of an operation, and the seconds that it took
     `ended`         the jobs that have ended, and whether a caller awaits one of them
@@ -93,7 +93,8 @@ class PostgresStore:
         self._fetch, self._schema, self._wall, self._steady, self._capacity, self._hooks = fetch, schema, wall, steady, capacity, hooks
 
     def within(self, fetch: Fetch, told: list[Callable[[], None]]) -> PostgresStore:
-        """Return this store in a transaction, whose statements `fetch` runs. What the hooks would tell is added to `told`, as calls."""
+        """Return this store in a transaction, whose statements `fetch` runs. Notifications are collected in `told` as calls, instead of
+        being sent."""
         hooks = Hooks(*[partial(_note, told, hook) for hook in self._hooks])
         return PostgresStore(fetch, self._schema, self._wall, self._steady, self._capacity, hooks)
 
@@ -103,7 +104,7 @@ class PostgresStore:
         await self._call("lock_records", *[[ref.id for ref in refs if ref.kind in each] for each in kinds])
 
     async def perform(self, effect: Effect) -> Any:
-        """Answer what an operation has yielded."""
+        """Answer a call that an operation has yielded."""
         try:
             return await dispatch(self, effect)
         except NoRoom as error:
@@ -116,7 +117,7 @@ class PostgresStore:
         return await self._fetch(f'SELECT * FROM "{self._schema}".{function}({places})', *arguments)
 
     async def _call_one(self, function: str, *arguments: Any) -> Row:
-        """Call a function that returns one row, and pass on what it says of wake-ups."""
+        """Call a function that returns one row, and pass on its wake-ups."""
         began_at = time.monotonic()
         [row] = await self._call(function, *arguments)
         if wakeups := row.get("wakeups"):
@@ -195,7 +196,7 @@ class PostgresStore:
             if not was_held_up(error):
                 raise
             answers = await self._locked(apply.steps)
-            await self._apply(apply, answers)  # calls of other clients, which take no time, hold no lock any more
+            await self._apply(apply, answers)  # other clients' calls take no time, so they no longer hold a lock
         return [answers[number] for number in range(len(apply.steps))], None if apply.then is None else await self.query(apply.then)
 
     async def _apply(self, apply: Apply, answers: dict[int, Answer]) -> None:
@@ -283,7 +284,7 @@ class PostgresStore:
             return await self._succeed(runs)
         except BrokerError as error:
             if was_held_up(error):
-                return [None] * len(runs)  # the engine finds out which ones
+                return [None] * len(runs)  # the engine finds out which ones have changed
             raise
 
     async def _succeed(self, runs: Sequence[Run]) -> list[bool | None]:

@@ -29,9 +29,9 @@ _ROW: Final = {
     Kind.SESSION: "fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0",
     Kind.SCHEDULE: "fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0",
 }
-"""The settings of a table. Jobs are vacuumed after so many dead rows, however many live ones there are, in steps so short that a claim
-hardly waits for one. The total rate is that of the server's default settings (200 in 2 ms): a higher one would take processor time and log
-bandwidth from claims and commits."""
+"""The settings of a table. Jobs are vacuumed after a fixed number of dead rows, however many live ones there are, in steps so short that a
+claim hardly waits for one. The total rate is that of the server's default settings (200 in 2 ms): a higher one would take processor time
+and log bandwidth from claims and commits."""
 
 _MORE_OF_JOBS: Final = """\
 ALTER TABLE @.jobs ALTER content SET STORAGE EXTERNAL, ADD CONSTRAINT a_header_is_possible CHECK (
@@ -41,8 +41,8 @@ ALTER TABLE @.jobs ALTER content SET STORAGE EXTERNAL, ADD CONSTRAINT a_header_i
     AND (status <> S.FAILED OR cause IS NOT NULL) AND octet_length(queue) BETWEEN 1 AND 400 AND octet_length(job) BETWEEN 1 AND 800
 );
 """
-"""Strangers may write rows too. A row that breaks one of these rules would spoil others: it would never be found, or break a page. This is
-one constraint, because PostgreSQL prepares each one again for each statement, which takes longer than to check it."""
+"""Other programs may write rows too. A row that breaks one of these rules would cause damage: it would never be found, or break a page.
+This is one constraint, because PostgreSQL prepares each one again for each statement, which takes longer than to check it."""
 
 SETTINGS: Final = (
     "SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off "

@@ -56,7 +56,7 @@ class PostgresOperation(Generic[T]):
 
 
 class PostgresTransactional:
-    """The operations of one store. `name` is the one that the store calls itself (see describe_store() in transactional.sql)."""
+    """The operations of one store. `name` is the store's own name: see describe_store() in transactional.sql."""
 
     dialect: Dialect = "postgresql"
 
@@ -86,7 +86,7 @@ class PostgresTransactional:
             )
 
     def _check_rights(self, function: str) -> Steps[None]:
-        """Ask the catalog, because a call of a function that is missing, or may not be called, would make the transaction fail."""
+        """Check the catalog first, because calling a function that is missing or not permitted would make the transaction fail."""
         [(rights,)] = yield Statement(_RIGHTS.format(function), (self._schema,))
         if _text(rights) != "granted":
             problem = {"missing": "has no store there", "denied": "has one that the connection's role may not use"}[_text(rights)]

@@ -58,8 +58,8 @@ _SESSION: Final = names.session(b"")
 
 
 class Notes(NamedTuple):
-    """The server calls that a listener makes: `note` replaces former notes by one that says what it is waiting for, and `look` checks
-    for what has already happened. See wakeups.sql."""
+    """The calls that a listener makes to the server: `note` replaces its former notes with one that says what it's waiting for, and `look`
+    checks what has already happened. See wakeups.sql."""
 
     note: Callable[[str, list[int], int, list[str], list[bytes]], Awaitable[None]]
     look: Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes], bool]]]
@@ -146,7 +146,7 @@ class PostgresListener(Listener):
             self._noted.difference_update(claiming.former)
         if is_full:
             self._disarm()
-            self.want(topic for topic in claiming.every if topic in self.waited)  # others in this process, whose note is gone
+            self.want(topic for topic in claiming.every if topic in self.waited)  # other waiters in this process, whose note is gone
             return
         self._noted.add(claiming.note)
         if self._nudges == claiming.nudges:
@@ -234,7 +234,7 @@ class PostgresListener(Listener):
 
     def _take_nudge(self, topic: str) -> None:
         self._nudges += 1
-        self._disarm()  # the server nudges this note no more
+        self._disarm()  # the server no longer nudges this note
         self.received({each for each in (topic, names.ANY_QUEUE) if self.flag.hears(each)}, disarms=True)
 
     def _hears_again(self) -> None:

@@ -95,7 +95,7 @@ class RedisBroker(EngineBroker):
 
         Return that change, and its answer.
         """
-        key = f"{self.prefix}turn:".encode() + max(contested).id  # that of a gate or a key, if there is one
+        key = f"{self.prefix}turn:".encode() + max(contested).id  # the one of a gate or a key, if there is one
         async with self._per_loop.here().turn:
             has_turn = await self._take_turn(key)
             try:
@@ -110,7 +110,7 @@ class RedisBroker(EngineBroker):
                         await self.ask("DEL", key)
 
     async def _take_turn(self, key: bytes) -> bool:
-        """Wait for a turn, which is a key that expires. Return False if it does not come: it only keeps clients from conflicts."""
+        """Wait for a turn, which is a key that expires. Return False if it doesn't come: turns only keep clients from conflicting."""
         gives_up_at = time.monotonic() + 3 * TURN
         while time.monotonic() < gives_up_at:
             try:
@@ -137,7 +137,7 @@ class RedisBroker(EngineBroker):
         return await self.run(compare_known(envelopes, known))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-        """Claim jobs. Those in the fixed layout become leases without the record between."""
+        """Claim jobs. Those in the fixed layout become leases directly, without a record in between."""
         found = await self._claim(session, request, queues, limit)
         if found is None:
             raise SessionLost(wording.SESSION_LOST)
@@ -215,12 +215,12 @@ class RedisBroker(EngineBroker):
 
     async def examine(self) -> list[Finding]:
         settings = dict[str, str]()
-        with contextlib.suppress(BrokerRefused):  # managed servers forbid it
+        with contextlib.suppress(BrokerRefused):  # managed servers may forbid it
             reply = await self.ask("CONFIG", "GET", "append*", "save")
             settings = {reply[i].decode(): reply[i + 1].decode() for i in range(0, len(reply), 2)}
         info = await self.server_info()
         findings = info.findings(str(self.server), settings=settings, is_fsync=self.server.fsync)
-        with contextlib.suppress(BrokerRefused):  # the findings, or the commands that follow, say why
+        with contextlib.suppress(BrokerRefused):  # the findings or the next commands show why
             findings.append(finding(await self._comparison(repairs=False, within=EXAMINE_TIMEOUT).run()))
         return findings
 
@@ -266,7 +266,7 @@ class RedisBroker(EngineBroker):
         return (self._check_and_run if self._server_info is None else self._run)(name, arguments, ahead, on_disk)
 
     async def _check_and_run(self, name: str, arguments: bytes, ahead: Sequence[Command], on_disk: bool) -> Any:
-        await self._check_server(creates=name not in ("query", "compare"))  # an application or a command that looks creates no store
+        await self._check_server(creates=name not in ("query", "compare"))  # an application or command that only reads creates no store
         return await self._run(name, arguments, ahead, on_disk)
 
     def _run(self, name: str, arguments: bytes, ahead: Sequence[Command] = (), on_disk: bool = False) -> Coroutine[Any, Any, Any]:
@@ -306,7 +306,8 @@ class RedisBroker(EngineBroker):
         self._server_info = server_info
 
     async def _check_indexes(self, server: str, *, creates: bool) -> None:
-        """Refuse a store whose indexes are others, but for `rebuild`, and name those that a new version adds for new kinds of records."""
+        """Refuse a store with different indexes, except for `rebuild`, and name the indexes that a new version adds for new kinds of
+        records."""
         stored = await self._declared()
         if self.rebuilds or stored == DECLARED:
             return

@@ -37,7 +37,7 @@ class Comparison:
     """Compares, and corrects what differs if `repairs`.
 
     Each script compares some records or entries in both directions: it adds the entries that a record lacks, or removes entries that no
-    record needs. So it may be broken off at any time, and others may use the store meanwhile.
+    record needs. So it can be interrupted at any time, and others can use the store in the meantime.
     """
 
     def __init__(self, ask: Ask, call: Callable[[str, bytes], Awaitable[Any]], prefix: str, *, repairs: bool, within: float = inf) -> None:
@@ -46,8 +46,8 @@ class Comparison:
         self._found = Counter[str]()
 
     async def run(self) -> Rebuilt | None:
-        """Return what differs; None if nothing was found in `within` seconds. Raises BrokerUnavailable if it could not correct the counts,
-        because they changed all the time."""
+        """Return the differences, or None if none were found within `within` seconds. Raises BrokerUnavailable if the counts kept changing,
+        so that it couldn't correct them."""
         try:
             for _ in range(_MAX_WALKS):
                 [before] = await self._compare("counts", [], -1)

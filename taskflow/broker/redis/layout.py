@@ -18,11 +18,11 @@ LAYOUT: Final = 3
 misread. Kinds and indexes may be added without that: see DECLARED."""
 
 PREFIXES: Final = ("j:", "k:", "s:", "h:", "q:", "e:", "a:", "x:", "m:", "y:", "g:")
-"""The beginnings of the keys of records, by kind."""
+"""The key prefixes of records, by kind."""
 
 MARK: Final = b"\xff@"
 REFERENCE_BYTES: Final = 14
-"""A content that is stored apart leaves a reference: the mark, its length (4 bytes) and the end of its key (8). See `records.py`."""
+"""A content that is stored separately leaves a reference: the mark, its length (4 bytes) and the end of its key (8). See `records.py`."""
 
 WAITING_BYTES: Final = 44
 RUNNING_BYTES: Final = 63
@@ -32,7 +32,7 @@ _BIAS: Final = 1 << 63
 
 
 def number_bytes(number: int) -> bytes:
-    """Return a number as headers and indexes have it: bytes that sort as the number does."""
+    """Encode a number for headers and indexes, as bytes that sort like the number."""
     return (number + _BIAS).to_bytes(8, "big")
 
 
@@ -45,7 +45,7 @@ def text_bytes(text: str) -> bytes:
 
 
 def ended(value: bytes) -> bytes:
-    """Return bytes of any length as they stand in a member of an index."""
+    """Encode bytes of any length for a member of an index."""
     return value.replace(b"\0", b"\0\xff") + b"\0\1"
 
 
@@ -59,7 +59,7 @@ ENTRIES: Final = {index.kind: index.name for index in INDEXES if index.entries i
 
 
 def field_bytes(field: Field, value: Any) -> Any:
-    """Return the value of a field as a header has it."""
+    """Encode the value of a field for a header."""
     if value is None:
         return False
     if field.type is Type.NUMBER:
@@ -71,18 +71,18 @@ DEFAULTS: Final = {
     kind: [*(field_bytes(field, field.default) for field in fields), *([False] if kind in ENTRIES else [])]
     for kind, fields in HEADERS.items()
 }
-"""The header of a record that sets no field."""
+"""The header of a record without any field set."""
 
 
 # --- members of indexes -------------------------------------------------------------------------------------------
 
 
 class Member(NamedTuple):
-    """How a member of an index is made of a position and an id.
+    """Describes how a member of an index is made from a position and an id.
 
-    `types`   the types of the position's values but for an id at its end
+    `types`   the types of the position's values, except an id at its end
     `has_id`  True if the id ends the position
-    `id_at`   where the id begins, from 0, or -1 for behind the first value; None if it is the last 16 bytes
+    `id_at`   where the id begins, from 0, or -1 for after the first value; None for the last 16 bytes
     """
 
     types: tuple[Type, ...]
@@ -145,14 +145,14 @@ def split(member: Member, packed: bytes) -> tuple[Position, bytes]:
 
 
 def bounds(index: str, prefix: Position, after: Position | None, until: Position | None, *, backwards: bool) -> tuple[bytes, bytes]:
-    """Return the least member of a scan, and the least behind its last one; b"" if there is no end."""
+    """Return the smallest member of a scan, and the smallest one after its end, or b"" if it has no end."""
     member = MEMBERS[index]
     width = len(member.types) + member.has_id
     begin = position_bytes(member, prefix)
     least, ends = begin, behind(begin)
 
     def past(position: Position) -> bytes:
-        """Return what comes just after the members at a whole position. None are at a shorter one."""
+        """Return what follows directly after the members at a complete position. No member is at a shorter one."""
         packed = position_bytes(member, position)
         if len(position) < width:
             return packed
@@ -168,17 +168,17 @@ def bounds(index: str, prefix: Position, after: Position | None, until: Position
 
 
 def behind(begin: bytes) -> bytes:
-    """Return the first bytes behind all that begin with `begin`; b"" if there are none."""
+    """Return the smallest bytes greater than all that start with `begin`, or b"" if there are none."""
     begin = begin.rstrip(b"\xff")
     return begin[:-1] + bytes([begin[-1] + 1]) if begin else b""
 
 
 DECLARED: Final = frozenset(f"{index.kind}.{index.name}.{zlib.crc32(repr(index).encode()):08x}" for index in INDEXES)
-"""The indexes by their kinds, as the store knows them. A taskflow that does not know an index of its records would leave it wrong."""
+"""The indexes by their kinds, as the store knows them. A taskflow version that doesn't know an index would leave it wrong."""
 
 
 def compare_declarations(stored: Set[str]) -> tuple[list[str], list[str]]:
-    """Return the indexes of known records that the store lacks, and those that this version does not know. Those of new kinds do not count:
+    """Return the indexes of known records that the store lacks, and those that this version doesn't know. Indexes of new kinds don't count:
     they have no records yet, or the other version never touches them."""
 
     def of(names: Set[str], others: Set[str]) -> list[str]:
@@ -226,7 +226,7 @@ def literals() -> dict[str, str]:
 
 
 def _types(kind: int) -> str:
-    """Return the types of a header's fields: the first letter of each, in upper case if the field is always there."""
+    """Return the types of a header's fields as letters: the first letter of each type, in upper case if the field is always present."""
     letters = [{Type.NUMBER: "n", Type.SMALL: "s"}.get(field.type, "t") for field in HEADERS[kind]]
     given = zip(letters, HEADERS[kind], strict=True)
     return "{" + ", ".join(f"'{letter if field.default is None else letter.upper()}'" for letter, field in given) + "}"
@@ -241,7 +241,7 @@ BY_HAND: Final = frozenset({"status", "ready", "leases"})
 
 
 def _places(kind: int) -> str:
-    """Return a Lua function of a header and an id, which returns names of indexes and members in turn."""
+    """Return a Lua function that takes a header and an id, and returns names of indexes and members alternately."""
     lines = ["function(h, id)", "  local at = {}"]
     for index in INDEXES:
         if index.kind != kind or index.name in BY_HAND:
@@ -282,13 +282,14 @@ def _in_lua(kind: int, condition: str) -> str:
 
 
 def id_at(index: str) -> int:
-    """Return where scripts find the id in a member: its first byte from 1, from the end if negative, or 0 for behind the first value."""
+    """Return where scripts find the id in a member: its first byte, counted from 1 (negative: from the end), or 0 for after the first
+    value."""
     at = MEMBERS[index].id_at
     return -ID_BYTES if at is None else at + 1
 
 
 def texts_in(index: Index) -> int:
-    """Return how many values of any length begin the groups of an index. There are no others."""
+    """Return how many variable-length values begin the groups of an index. Such values occur nowhere else in a group."""
     return len([each for each in MEMBERS[index.name].types[: index.groups] if each in (Type.NAME, Type.BYTES)])
 
 

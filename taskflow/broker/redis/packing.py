@@ -44,8 +44,7 @@ def pack(arguments: Sequence[object]) -> bytes:
 
 
 def packed_envelopes(envelopes: Sequence[Envelope], rev: Rev) -> tuple[list[Any], dict[bytes, bytes]] | None:
-    """Return the runs of plain jobs for the script `add`, and the contents to send ahead.
-    Return None if the script cannot add all of them."""
+    """Return the arguments for the script `add`, and the contents to send ahead, or None if the script can't add all of the jobs."""
     if not 0 < len(envelopes) <= MAX_ADDED:
         return None
     runs, last, contents, ids = list[list[Any]](), None, dict[bytes, bytes](), set[bytes]()
@@ -70,7 +69,7 @@ def packed_envelopes(envelopes: Sequence[Envelope], rev: Rev) -> tuple[list[Any]
 
 
 def fixed_tail(queue: bytes, job: bytes, sent: bytes | None, content: bytes) -> bytes:
-    """Return the end of a waiting job in the fixed layout, from the lengths on: see records.lua."""
+    """Return the last part of a waiting job in the fixed layout, starting at the lengths: see records.lua."""
     return _LENGTHS.pack(len(queue), len(job), 0 if sent is None else len(sent) + 1) + queue + job + (sent or b"") + content
 
 
@@ -82,7 +81,8 @@ _WAITING: Final = struct.Struct(">9xHBQ8xQHHI")
 
 
 def plain_leases(found: Sequence[bytes]) -> list[Lease] | None:
-    """Return the leases on jobs in the fixed layout: see records.lua. Return None if one is not, or its content is stored apart."""
+    """Return the leases on jobs in the fixed layout (see records.lua), or None if one of them isn't, or its content is stored
+    separately."""
     leases = list[Lease]()
     try:
         for at in range(0, len(found), 2):
@@ -102,7 +102,7 @@ def plain_leases(found: Sequence[bytes]) -> list[Lease] | None:
             envelope = Envelope(id=found[at], job=name[1], queue=name[0], priority=priority - 128, payload=stored[content_at:], **extras)
             claim, waited = ClaimId(session, request, number), claimed_at - due_at
             leases.append(Lease(envelope=envelope, epoch=epoch, claim=claim, created_at=created_at - _BIAS, waited=waited))
-    except Exception:  # another program may have written any bytes: the long way says what is wrong
+    except Exception:  # another program may have written any bytes: the slow path says what is wrong
         return None
     return leases
 
@@ -257,7 +257,7 @@ class Steps:
 
 
 def _body_of(put: Put) -> bytes:
-    """Return the bytes of a new record behind its revision: see records.lua."""
+    """Return the bytes of a new record that follow its revision: see records.lua."""
     kind = put.ref.kind
     values, places, fields = list(DEFAULTS[kind]), PLACES[kind], _FIELDS[kind]
     for name, value in put.header.items():
@@ -288,7 +288,7 @@ _WRITTEN: Final = {
 
 
 def _changes(put: Put) -> tuple[list[Any], list[Any]]:
-    """Return the changed fields of a record with their values in turn, and its stamps."""
+    """Return the changed fields of a record, each followed by its value, and its stamps."""
     values, stamps, written = list[Any](), list[Any](), _WRITTEN[put.ref.kind, put.restarts]
     for name, value in put.header.items():
         if name not in written:

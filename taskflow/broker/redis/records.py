@@ -22,16 +22,16 @@ from taskflow.model.stored_values import LATEST, MAX_RAW
 
 
 def is_reference(content: bytes) -> bool:
-    """Return True if the content stands for one that is stored apart: see `Contents`."""
+    """Return True if the content is a reference to one stored separately: see `Contents`."""
     return len(content) == REFERENCE_BYTES and content.startswith(MARK)
 
 
 UNREADABLE: Final = "record\t"
-"""Begins the damage of a record that cannot be read at all."""
+"""The beginning of the damage text of a record that can't be read at all."""
 
 REV: Final = slice(1, 9)
 GENERAL: Final = 64
-"""The first byte of a record that is not in the fixed layout, or less."""
+"""The first byte of a record that isn't in the fixed layout is this or less."""
 
 _BIAS: Final = 1 << 63
 _WAITING: Final = struct.Struct(">9xHBQQQHHI")
@@ -44,7 +44,7 @@ _REQUEST_BYTES: Final = 8
 
 
 def record_of(kind: int, record_id: bytes, stored: bytes, *, with_content: bool) -> Record:
-    """Return a record. What cannot be read is listed as damage."""
+    """Return a record. Unreadable parts are listed as damage."""
     request = b""
     if kind == Kind.SESSION:
         stored, request = stored[:-_REQUEST_BYTES], stored[-_REQUEST_BYTES:]
@@ -71,7 +71,7 @@ def record_of(kind: int, record_id: bytes, stored: bytes, *, with_content: bool)
 
 
 def unreadable(ref: Ref, stored: bytes) -> Record:
-    """Return a record that stands for one that cannot be read."""
+    """Return a placeholder for a record that can't be read."""
     header = {field.name: field.default for field in HEADERS[ref.kind]}
     if ref.kind == Kind.JOB:
         header |= {"status": FAILED, "queue": "?", "job": "?", "ended_at": 0, "fade_at": LATEST, "cause": bytes(8)}
@@ -79,8 +79,8 @@ def unreadable(ref: Ref, stored: bytes) -> Record:
 
 
 def ended_record(job_id: bytes, stored: bytes) -> JobRecord | None:
-    """Return the record of an ended job. Return None if the waiter has to read it: it cannot be read here, is not kept, or its content is
-    stored apart."""
+    """Return the record of an ended job. Return None if the waiter has to read it, because it's unreadable here, isn't kept, or has its
+    content stored separately."""
     if not stored:
         return None
     record = record_of(Kind.JOB, job_id, stored, with_content=True)
@@ -91,7 +91,7 @@ def ended_record(job_id: bytes, stored: bytes) -> JobRecord | None:
 
 
 def _read_lease(stored: bytes, status: int, header: dict[str, Any]) -> int:
-    """Read the parts of a job that has been claimed. Return where the rest begins."""
+    """Read the parts of a claimed job. Return where the rest begins."""
     epoch, session, claim, claimed_at, claimed_steady, worker_bytes = _LEASED.unpack_from(stored)
     at: int = RUNNING_BYTES + worker_bytes
     header["epoch"], header["worker"] = epoch, _worker_name(stored[RUNNING_BYTES:at])
@@ -210,8 +210,8 @@ def _worker_name(raw: bytes) -> str:
 # fetches the bytes.
 
 INLINE: Final = 512
-"""Payloads of up to this many bytes stay in their jobs. Storing a payload apart saves server time: adding, claiming and settling a job with
-10 KB takes 110 µs inline and 23 µs apart. But a single job then starts one round trip later."""
+"""Payloads of up to this many bytes stay in their jobs. Storing a payload separately saves server time: adding, claiming and settling a job
+with 10 KB takes 110 µs inline and 23 µs separately. But a single job then starts one round trip later."""
 
 INLINE_RESULT: Final = 2_048
 """Results of up to this many bytes stay in their jobs: a waiting caller receives such a result with the message that the job has ended."""
@@ -224,7 +224,7 @@ FETCHED_AT_ONCE: Final = 4 * 1024 * 1024
 
 
 def is_apart(content: bytes, most: int = INLINE) -> bool:
-    """Return True if the content must be stored apart, because it is large or looks like a reference."""
+    """Return True if the content must be stored separately, because it's large or looks like a reference."""
     size = len(content)
     return size > most or (size == REFERENCE_BYTES and content.startswith(MARK))
 
@@ -252,7 +252,7 @@ class Contents:
             await self._pool().ask("UNLINK", *(self.prefix + key for key in contents))
 
     async def fill(self, records: Sequence[Record]) -> list[Record]:
-        """Return the records with contents in place of references. One that is gone or damaged is noted as damage."""
+        """Replace references in the records with contents. A content that is gone or damaged is listed as damage."""
         sizes = {_key(each): int.from_bytes(each.content[2:6], "big") for each in records if each.content and is_reference(each.content)}
         if not sizes:
             return list(records)
@@ -264,7 +264,7 @@ class Contents:
                 portion.append(key)
                 size += sizes[key]
             if portion and (size >= FETCHED_AT_ONCE or key == last):
-                fetches = [("GETRANGE", self.prefix + each, 0, sizes[each]) for each in portion]  # a byte more shows that it is longer
+                fetches = [("GETRANGE", self.prefix + each, 0, sizes[each]) for each in portion]  # one more byte shows that it's longer
                 found |= zip(portion, await self._pool().ask_each(fetches), strict=True)
                 portion, size = [], 0
         is_apart = [each.content is not None and is_reference(each.content) for each in records]
@@ -275,7 +275,7 @@ class Contents:
 
 
 def _key(record: Record) -> bytes:
-    """Return the key, after "c:", of a content that is stored apart."""
+    """Return the key, after "c:", of a content that is stored separately."""
     assert record.content is not None
     return record.ref.id + record.content[6:]
 

@@ -10,11 +10,11 @@ from typing import Any, Final
 from redis.exceptions import InvalidResponse
 
 UNFINISHED: Final = object()
-"""What `gets` of a reader returns if the next reply has not arrived as a whole."""
+"""Returned by a reader's `gets` if the next reply hasn't arrived completely."""
 
 
 class Reader:
-    """Parses replies like `hiredis.Reader`, which this class stands for. Bytes of an unfinished reply are looked at once."""
+    """Parses replies like `hiredis.Reader`, which it replaces. The bytes of an unfinished reply are scanned only once."""
 
     def __init__(self, error_of: Callable[[str], Exception]) -> None:
         self._error_of = error_of
@@ -25,7 +25,7 @@ class Reader:
         self._received += data
 
     def gets(self) -> Any:
-        """Return the next reply, or `UNFINISHED`. An error of the server is a reply. Raises InvalidResponse for what is none."""
+        """Return the next reply, or `UNFINISHED`. A server error is also a reply. Raises InvalidResponse for anything else."""
         if self._parsing is None:
             del self._received[: self._at]
             self._at = 0
@@ -87,7 +87,7 @@ pack: Final[Callable[[Sequence[Any]], bytes]] = packed if _hiredis is None else 
 
 
 def a_reader(error_of: Callable[[str], Exception]) -> Any:
-    """Return a reader of one connection's replies. `error_of` makes an exception of an error's text."""
+    """Return a reader for one connection's replies. `error_of` turns an error's text into an exception."""
     if _hiredis is None:
         return Reader(error_of)
     return _hiredis.Reader(protocolError=InvalidResponse, replyError=error_of, notEnoughData=UNFINISHED)

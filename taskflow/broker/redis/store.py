@@ -53,7 +53,7 @@ class Call(Protocol):
 class RedisStore:
     """Runs the store's methods as scripts.
 
-    `steady`  returns the time of a clock for tests, or None
+    `steady`  returns the time of a test clock, or None
     `lost`    returns the error for contents that the server has lost before their call
     """
 
@@ -69,18 +69,18 @@ class RedisStore:
         self._call, self.contents, self._steady, self._lost, self._on_disk = call, contents, steady, lost, on_disk
 
     async def perform(self, effect: Effect) -> Any:
-        """Answer what an operation has yielded."""
+        """Answer a call that an operation has yielded."""
         return await dispatch(self, effect)
 
     async def query(self, query: Query, awaited: Sequence[bytes] = (), listener: str = "") -> Snapshot:
-        """Read. The listener awaits the ends of the jobs in `awaited`."""
+        """Answer a query. The listener also awaits the ends of the jobs in `awaited`."""
         return (await self.look(query, awaited, listener))[0]
 
     async def look(
         self, query: Query, awaited: Sequence[bytes] = (), listener: str = "", max_kept: int | None = None
     ) -> tuple[Snapshot, bool]:
-        """Read. If `max_kept` is given, this is for upkeep: the listener awaits the next due time, others are nudged again for READY jobs,
-        and the second answer is whether `fade` has anything to do."""
+        """Answer a query. If `max_kept` is given, this is for upkeep: the listener awaits the next due time, others are nudged again for
+        READY jobs, and the second answer is whether `fade` has anything to do."""
         for_upkeep: Any = max_kept is not None and max_kept
         reply = await self._call("query", pack([*packed_query(query), list(awaited), listener, for_upkeep]))
         seen = await snapshot_of(query, reply, self._steady(), self.contents)
@@ -91,7 +91,7 @@ class RedisStore:
         return seen, bool(reply[6])
 
     async def _set_aside(self, found: Sequence[Any]) -> None:
-        """Put FAILED jobs in the place of those that cannot be read: ids, each with the queue in which it was READY, or False."""
+        """Replace unreadable jobs, given as ids with the queue in which each was READY, or False, by FAILED ones."""
         log.error(
             "jobs that another program has changed cannot be read, and are set aside as FAILED: %s", ", ".join(map(id_text, found[::2]))
         )
@@ -122,7 +122,7 @@ class RedisStore:
             if grows or not steps.contents:
                 raise
             reply = _MISSING
-        if reply == _MISSING and not grows:  # a full server takes what comes within the call
+        if reply == _MISSING and not grows:  # a full server accepts contents within the call itself
             steps = Steps(given, rev, _ANY_SIZE)
             reply = await self._call(script, pack([*steps.arguments(), query]), ahead=ahead(self.contents.prefix, steps.contents))
         if reply == _MISSING:
@@ -143,12 +143,12 @@ class RedisStore:
         return leased, bool(is_armed), now
 
     async def claimed(self, found: Sequence[bytes], now: int) -> Claimed:
-        """Decode what a claim has returned, and fetch the contents that are stored apart."""
+        """Decode a claim's reply, and fetch the contents that are stored separately."""
         records = [record_of(Kind.JOB, found[at], found[at + 1], with_content=True) for at in range(0, len(found), 2)]
         return Claimed(await self.contents.fill(records), now)
 
     async def add_plain(self, envelopes: Sequence[Envelope]) -> bool:
-        """Add plain jobs. Return False if that is not possible so, or one of them is known, and none was added."""
+        """Add plain jobs. Return False, having added none, if the script can't add them or one of them is known."""
         rev = new_rev()
         plain = packed_envelopes(envelopes, rev)
         if plain is None:
@@ -157,7 +157,7 @@ class RedisStore:
         return await self._call_growing("add", [rev, list(contents), *runs], contents) is None
 
     async def _call_growing(self, script: str, arguments: list[Any], contents: dict[bytes, bytes]) -> Any:
-        """Run a script that a full server refuses. It refuses it as a whole, so the contents that were sent ahead belong to nothing."""
+        """Run a script that a full server refuses as a whole, which leaves the contents that were sent ahead unused."""
         try:
             return await self._call(script, pack(arguments), ahead=ahead(self.contents.prefix, contents), on_disk=self._on_disk)
         except StoreFull:
@@ -189,7 +189,7 @@ class RedisStore:
         except StoreFull:
             await self.contents.forget(contents)
             reply = _MISSING
-        if reply == _MISSING:  # a full server takes what comes within the call
+        if reply == _MISSING:  # a full server accepts contents within the call itself
             groups, places, contents = packed_runs(runs, rev, _ANY_SIZE)
             reply = await self._call("succeed", pack([rev, list(contents), *groups]), ahead=ahead(self.contents.prefix, contents))
         if reply == _MISSING:
@@ -224,7 +224,7 @@ def _defines(steps: Sequence[Step]) -> bool:
 
 
 def packed_query(query: Query) -> list[Any]:
-    """Return a query as the scripts take it."""
+    """Pack a query for the scripts."""
     refs = [value for ref in query.refs for value in ref]
     return [refs, [_packed_scan(scan) for scan in query.scans], [_packed_groups(*each) for each in query.groups], query.with_totals]
 
@@ -242,7 +242,7 @@ def _packed_scan(scan: Scan) -> list[Any]:
 
 def _packed_groups(name: str, prefix: tuple[Any, ...]) -> list[Any]:
     index = BY_NAME[name]
-    begin = b"\xff" if None in prefix else position_bytes(MEMBERS[name], prefix) if index.listed else b""  # no position has None
+    begin = b"\xff" if None in prefix else position_bytes(MEMBERS[name], prefix) if index.listed else b""  # positions contain no None
     return [name, begin, behind(begin), texts_in(index), index.counted]
 
 
@@ -278,7 +278,7 @@ def unreadable_in(seen: Snapshot) -> list[bytes]:
 async def _filled(
     records: dict[Ref, Record | None], scans: tuple[list[Entry], ...], contents: Contents
 ) -> tuple[dict[Ref, Record | None], tuple[list[Entry], ...]]:
-    """Put contents in the place of references."""
+    """Replace references with contents."""
     all_records = [record for record in records.values() if record is not None]
     all_records += [entry.record for entries in scans for entry in entries if entry.record is not None]
     filled = await contents.fill(all_records)

@@ -38,7 +38,7 @@ class RedisListener(Listener):
         self._has_received = False
 
     async def pass_on(self, nudges: int) -> None:
-        """Leave it to upkeep, which nudges again."""
+        """Do nothing: upkeep nudges another listener again."""
 
     async def _arm_topics(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
         available, ended = await self._call("arm", pack([topics, ids, self.id]))

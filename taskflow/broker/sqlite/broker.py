@@ -55,7 +55,7 @@ class SqliteBroker(EngineBroker):
     `shared`     True: the file may also contain tables of other programs
     `opening`    whether the first operation creates or migrates the tables, and whose file is accepted
     `timeout`    the maximum time in seconds to wait for a lock that another process holds
-    `capacity`   the number of live jobs beyond which `enqueue` is refused
+    `capacity`   the number of live jobs beyond which `enqueue` raises StoreFull
 
     The first operation opens the file, and raises BrokerRefused or BrokerUnavailable if something is wrong with it.
     """
@@ -145,7 +145,7 @@ class SqliteBroker(EngineBroker):
         return await self.call(Durability.FULL, rebuild)
 
     async def run_beside(self, operation: Operation[T]) -> T:
-        """Run an operation of the admin interface, on a connection that does not hold up the writer. Each effect is a transaction."""
+        """Run an operation of the admin interface, on a connection that doesn't block the writer. Each effect is a transaction."""
         admin = self._running().admin
         try:
             effect = next(operation)
@@ -223,7 +223,7 @@ class SqliteBroker(EngineBroker):
 
 
 class SqliteAdmin(EngineAdmin):
-    """The admin interface, which does not wait for the writer to read."""
+    """The admin interface, whose reads don't wait for the writer."""
 
     def __init__(self, broker: SqliteBroker) -> None:
         super().__init__(broker)

@@ -37,7 +37,7 @@ from taskflow.model.clock import Clock
 
 
 class Known(NamedTuple):
-    """Holds the columns of a stored record that a change needs. `key` is the value that finds its row: its number, or its id."""
+    """The columns of a stored record that a change needs. `key` identifies the row: its number or its id."""
 
     rev: bytes
     key: int | bytes
@@ -57,16 +57,16 @@ Shape = tuple[int, tuple[str, ...]]
 
 
 class RecordChanger(Counts):
-    """Changes records. What it has read within an operation is true until the operation's end, because the transaction holds the write
+    """Changes records. Whatever it reads within an operation stays valid until the operation's end, because the transaction holds the write
     lock."""
 
     def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, capacity: int | None) -> None:
         super().__init__(connection, sql, clock, capacity)
         self._known: dict[Ref, Known | None] = {}
         self._coming = 0
-        """The number of new live jobs in the present steps."""
+        """The number of new live jobs in the current steps."""
         self._moves: dict[tuple[str, int | None, str, int], int] = {}
-        """The jobs that the present steps move, by their queue and status before and after."""
+        """The jobs that the current steps move, by queue and by status before and after."""
 
     def query(self, query: Query) -> Snapshot:
         if query.groups or query.with_totals:
@@ -77,7 +77,7 @@ class RecordChanger(Counts):
         return seen
 
     def forget(self) -> None:
-        """Forget what was known, when an operation begins or has failed."""
+        """Clear the cache, when an operation begins or has failed."""
         self._known.clear()
 
     # --- steps -----------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ class RecordChanger(Counts):
                         self._known[Ref(kind, row[-1])] = Known(rev_of(row[0]), row[-2] if has_seq(kind) else row[-1])
 
     def _answer(self, step: Step, grows: bool, sums: Mapping[tuple[Ref, str], int]) -> Answer:
-        """Say whether a step can be applied. Those before it have not been yet: `sums` has what they add."""
+        """Return whether a step can be applied. The steps before it aren't applied yet: `sums` has their additions."""
         known = self._known
         stale = tuple([ref for ref, rev in step.expect.items() if (ABSENT if (at := known[ref]) is None else at.rev) != rev])
         if stale:
@@ -202,11 +202,11 @@ class RecordChanger(Counts):
         if written is not None:
             values = [value for value, is_written in zip(values, written, strict=True) if is_written]
         values += [part for part in parts if part is not KEEP]
-        if kind not in (Kind.JOB, Kind.KEY):  # other programs' numbers may be so large that a sum has no place
+        if kind not in (Kind.JOB, Kind.KEY):  # other programs may have written numbers so large that a sum overflows
             values = [min(max(value, -_END), _END) if isinstance(value, int) else value for value in values]
         if kind == Kind.SESSION and "name" in header:
             at = columns.index("name")
-            values[at] = str(values[at]).encode(errors="backslashreplace").decode()  # a machine's name may have any bytes
+            values[at] = str(values[at]).encode(errors="backslashreplace").decode()  # a host name may contain any bytes
         shape = (kind, columns)
         if known is None:
             inserts.setdefault(shape, []).append((record_id, *values))
@@ -216,7 +216,7 @@ class RecordChanger(Counts):
             self._record_move(put.ref, known, header)
 
     def _record_move(self, ref: Ref, known: Known | None, header: Mapping[str, Any]) -> None:
-        """Note the change of a job's status, to count and announce it."""
+        """Register a job's change of status, to be counted and announced."""
         was, was_queue = (None, "") if known is None else (known.status, known.queue)
         status, queue = header.get("status", READY if was is None else was), header.get("queue", was_queue)
         if (status, queue) != (was, was_queue):
@@ -275,7 +275,7 @@ class RecordChanger(Counts):
 
 
 _MAX_SUM: Final = 1 << 61
-"""A greater number is from another program. Sums stay within 64 bits."""
+"""A larger number was written by another program. This keeps sums within 64 bits."""
 
 _END: Final = (1 << 63) - 1
 _APPLIED: Final = Applied()
@@ -297,7 +297,7 @@ def new_rev() -> int:
 def _columns(
     kind: int, writes_all: bool, names: tuple[str, ...], state: bool, sent: bool, content: bool
 ) -> tuple[tuple[str, ...], tuple[bool, ...] | None]:
-    """Return the columns that a put writes, and which of its header's values are among them; None if all are."""
+    """Return the columns that a put writes, and which of its header's values they take; None means all."""
     allowed = (RESTARTED if writes_all else WRITTEN)[kind]
     written = tuple([name in allowed for name in names])
     parts = [part for part, is_given in (("state", state), ("sent", sent), ("content", content)) if is_given]

@@ -36,7 +36,7 @@ class Checkpointer:
         self._connection = connection
         self._store = store
         self._lock = open_beside(store, SIDE, os.O_CREAT | os.O_RDONLY)
-        store.share(self._lock)  # also if it is not new: the store may have been opened to other users since
+        store.share(self._lock)  # even if it isn't new: the store may have been opened to other users in the meantime
         self._commits = 0
         self._changes = connection.total_changes
 
@@ -46,7 +46,7 @@ class Checkpointer:
             self.checkpoint("TRUNCATE" if self._store.size(LOG) > LOG_LIMIT else "RESTART")
 
     def checkpoint(self, mode: Literal["RESTART", "TRUNCATE"]) -> None:
-        """Make a checkpoint now, unless another connection is making one. A long read transaction can prevent that it copies all."""
+        """Make a checkpoint now, unless another connection is making one. A long read transaction can keep it from copying everything."""
         if self._lock < 0:
             return
         self._commits = 0
@@ -66,8 +66,8 @@ class Checkpointer:
     def wait(self) -> None:
         """Wait while another connection makes a checkpoint, at most 100 ms. Call this before a read transaction.
 
-        A checkpoint waits for the readers that it finds, and the writers wait for it. It looks for gaps between their transactions ever
-        less often, so a reader that begins again and again would hold it up until its busy timeout ends.
+        A checkpoint waits for the readers that it finds, and the writers wait for it. It checks for gaps between their transactions less
+        and less often, so a reader that keeps starting again would block it until its busy timeout ends.
         """
         give_up_at = time.monotonic() + _BUSY_TIMEOUT_MS / 1e3
         while time.monotonic() < give_up_at:

@@ -79,7 +79,7 @@ def _prepare(connection: sqlite3.Connection, store: StoreFile, sql: Statements) 
     if not store.shared:
         connection.execute(pragma("auto_vacuum", INCREMENTAL))  # changes nothing in a file that has tables
     _use_wal(connection, store)
-    # taskflow makes the checkpoints: see checkpoint.py.
+    # taskflow makes its own checkpoints: see checkpoint.py.
     connection.execute(pragma("wal_autocheckpoint", 0))
     connection.execute(pragma("cache_size", -_CACHE_KIB))
     connection.execute("PRAGMA temp_store=MEMORY")

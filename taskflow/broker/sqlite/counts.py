@@ -1,4 +1,4 @@
-"""Counts jobs and events, and collects what a transaction is to announce."""
+"""Counts jobs and events, and collects what a transaction has to announce."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Announcement:
 
 
 class Pending(NamedTuple):
-    """Holds the counts and the news that a transaction has not written or announced yet."""
+    """The counts and wake-ups that a transaction hasn't written or announced yet."""
 
     counted: Counter[tuple[str, str]]
     announcement: Announcement
@@ -77,7 +77,7 @@ class Counts(RecordReader):
         self._counted[event, queue] += n
 
     def count_move(self, queue: str, was: int | None, status: int | None, n: int = 1) -> None:
-        """Count jobs that have changed their status. None stands for those that are not there."""
+        """Count jobs that have changed their status. None means that the job didn't exist before, or doesn't any more."""
         if was is not None:
             self._counted[f"={was}", queue] -= n
         if status is not None:
@@ -91,28 +91,28 @@ class Counts(RecordReader):
             change_rows(self.connection, self.sql, _COUNT, rows)
 
     def forget(self) -> None:
-        """Forget what was read, when an operation begins or has failed."""
+        """Clear the values that were read, when an operation begins or has failed."""
 
     # --- an operation among others -----------------------------------------------------------------------------------
 
     def save(self) -> Pending:
-        """Return what the operations before this one have not written or announced yet, and collect that of this one apart."""
+        """Return the pending counts and wake-ups of the previous operations, and start collecting those of this one separately."""
         before = Pending(self._counted.copy(), self.announcement)
         self.announcement = Announcement()
         return before
 
     def join(self, before: Pending) -> None:
-        """Add what this operation has announced to that of the operations before it."""
+        """Merge this operation's pending wake-ups into those of the previous operations."""
         before.announcement.add(self.announcement)
         self.announcement = before.announcement
 
     def restore(self, before: Pending) -> None:
-        """Forget this operation, which has failed."""
+        """Discard the counts of this operation, which has failed."""
         self._counted, self.announcement = before
         self.forget()
 
     def reset(self) -> None:
-        """Forget all operations of a transaction, which was rolled back."""
+        """Discard the counts of all operations of a transaction that was rolled back."""
         self.restore(Pending(Counter(), Announcement()))
 
     def take_announcement(self) -> Announcement:
@@ -122,7 +122,7 @@ class Counts(RecordReader):
     # --- room ------------------------------------------------------------------------------------------------
 
     def room_for(self, jobs: int) -> str | None:
-        """Return None if there is room for new jobs, or the message for the caller."""
+        """Return None if there is room for new jobs, and otherwise the message for the caller."""
         if self._capacity is None or not jobs:
             return None
         self.flush()

@@ -1,4 +1,4 @@
-"""Readies due jobs, and buries those that need not be kept: the hot operations of upkeep."""
+"""Makes due jobs READY, and buries expired ones: the hot operations of upkeep."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from taskflow.broker.sqlite.tables import BY_INDEX
 from taskflow.model import wording
 
 MAX_INSTANT: Final = 1 << 62
-"""A greater number is from another program. Sums stay within 64 bits."""
+"""A larger number was written by another program. This keeps sums within 64 bits."""
 
 MOVED: Final = Packing(
     [
@@ -59,7 +59,7 @@ FORGET: Final = 'DELETE FROM "~jobs" WHERE seq IN (SELECT value FROM json_each(?
 
 
 class MaintainedRecords(RecordChanger):
-    """Readies due jobs, and buries those that need not be kept."""
+    """Makes due jobs READY, and buries expired ones."""
 
     def promote(self, limit: int) -> tuple[int, int | None]:
         self.forget()

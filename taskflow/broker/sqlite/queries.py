@@ -42,7 +42,7 @@ class RecordReader:
         )
 
     def records(self, refs: Iterable[Ref], *, with_content: bool = False) -> dict[Ref, Record]:
-        """Return those of the records that exist."""
+        """Return the records that exist."""
         by_kind: dict[int, list[tuple[bytes]]] = {}
         for kind, record_id in refs:
             by_kind.setdefault(kind, []).append((record_id,))
@@ -151,7 +151,7 @@ def _scan_text(of: str, prefix: int, ends: tuple[tuple[int, bool], ...], backwar
     if not with_records:
         columns = [f"r.{name}" if name != "value" else "e.value" for name in position_packing(index).names]
         return f"SELECT @ FROM (SELECT {', '.join(columns)} {found}) AS r"
-    # chosen first, so that no long value is read on the way
+    # chosen first, so that no long value is read needlessly
     key = "seq" if has_seq(index.kind) else "id"
     value = ", e.value" if index.entries is not None else ""
     return f'SELECT @ FROM (SELECT r.{key} AS chosen{value} {found}) AS e CROSS JOIN "~{table}" AS r ON r.{key} = e.chosen'
@@ -188,8 +188,8 @@ def _first_of_groups(index: Index) -> str:
     names, order = ", ".join(grouped), ", ".join(f"r.{name}" for name in columns)
 
     def next_by(place: int) -> str:
-        """Return what selects the first row that is alike up to this column, and higher there. SQLite compares the first column of a row
-        value alone by the index, and would read the rest of its rows."""
+        """Return the condition that selects the first row that is equal up to this column, and greater there. SQLite compares the first
+        column of a row value alone by the index, and would read the rest of its rows."""
         conditions = [f"r.{name} = former.{name}" for name in grouped[:place]] + [f"r.{grouped[place]} > former.{grouped[place]}"]
         return f"(SELECT r.seq FROM {own} WHERE ({index.when}) AND {' AND '.join(conditions)} ORDER BY {order} LIMIT 1)"
 
@@ -207,19 +207,19 @@ SELECT seq, seq, 0 FROM former"""
 # --- rows ------------------------------------------------------------------------------------------------------
 
 MAX_TOGETHER: Final = 65_536
-"""The maximum size in bytes of a value that is read together with others. A longer one is read alone."""
+"""The maximum size in bytes of a value that is read together with others. A longer one is read by itself."""
 
 _decode: Final = msgspec.json.Decoder(list[list[Any]]).decode
 
 
 class _TooLong(int):
-    """Stands for a value that is to be read alone: its size in bytes."""
+    """A placeholder for a value that must be read by itself: its size in bytes."""
 
     __slots__ = ()
 
 
 class Packing:
-    """A list of columns to read. The rows have the columns that are not bytes first."""
+    """A list of columns to read. In the rows, the columns that aren't bytes come first."""
 
     def __init__(self, columns: Sequence[tuple[str, Type]]) -> None:
         plain = [(name, of_type) for name, of_type in columns if of_type is not Type.BYTES]
@@ -230,7 +230,7 @@ class Packing:
         self.select = _select([name for name, _ in plain], large)
 
     def unpack(self, packed: bytes, joined: bytes | None) -> list[list[Any]]:
-        """Return the rows. One with a value that is to be read alone is longer than the others."""
+        """Return the rows. A row with a value that must be read by itself is longer than the others."""
         at, joined = 0, joined or b""
         try:
             rows = _decode(packed)
@@ -251,7 +251,7 @@ class Packing:
         return rows
 
     def _decode_damaged(self, packed: bytes) -> list[list[Any]]:
-        """Return the rows with escapes in place of bytes that are not UTF-8. The places of such texts follow the row's values."""
+        """Return the rows with bytes that aren't UTF-8 escaped. The positions of such texts follow the row's values."""
         rows: list[list[Any]] = json.loads(packed.decode(errors="surrogateescape"), strict=False)
         for row in rows:
             damaged = list[int]()
@@ -277,7 +277,7 @@ def _select(plain: Sequence[str], large: Sequence[str]) -> str:
 def read_rows(
     connection: sqlite3.Connection, sql: Statements, text: str, packing: Packing, values: Sequence[object], size: int | None = None
 ) -> list[list[Any]]:
-    """Run a statement in whose text @ stands for what is selected."""
+    """Run a statement in which @ stands for the selected columns."""
     statement = text.replace("@", packing.select)
     placed = sql[statement] if size is None else sql.of_rows(statement, size)
     [(packed, joined)] = connection.execute(placed, tuple(values)).fetchall()
@@ -317,7 +317,7 @@ class RecordPacking(Packing):
         return row[self._entry_value]
 
     def _whole(self, connection: sqlite3.Connection, sql: Statements, row: list[Any]) -> str | None:
-        """Read the long values of a row, and return what is damaged."""
+        """Read the long values of a row, and return the damage found."""
         damage = [f"{self.names[place]}\t{row[place]}" for places in row[self._width :] for place in places or ()]
         for place, value in enumerate(row[: self._width]):
             if type(value) is not _TooLong:
@@ -350,13 +350,13 @@ def position_packing(index: Index) -> Packing:
 
 
 def position_of(index: Index, record: Record) -> Position:
-    """Return the position of a record in an index, without the value of an entry."""
+    """Return the position of a record in an index, without the entry's value."""
     header = record.header
     return tuple([record.ref.id if field == "id" else -header[field[1:]] if field[0] == "-" else header[field] for field in index.at])
 
 
 def rev_of(number: int) -> Rev:
-    """Return a revision as the seam has it. Tables keep it as a number."""
+    """Convert a revision from a table's number to the seam's form."""
     return (number & _ALL_BITS).to_bytes(8, "big")
 
 

@@ -69,7 +69,7 @@ FROM (
 ) CROSS JOIN "~jobs" AS r ON r.seq = chosen"""
 
 MAX_EPOCH: Final = (1 << 53) - 1
-"""A greater number is from another program. Sums stay within 64 bits."""
+"""A larger number was written by another program. This keeps sums within 64 bits."""
 
 LEASE: Final = f"""\
 WITH leased (seq, claim) AS (VALUES (?, ?) ...)
@@ -123,7 +123,7 @@ class SqliteStore(MaintainedRecords):
             operation.close()
 
     def perform(self, effect: Effect) -> Any:
-        """Answer what an operation has yielded."""
+        """Answer a call that an operation has yielded."""
         return dispatch(self, effect)
 
     # --- add -------------------------------------------------------------------------------------------------
@@ -177,9 +177,9 @@ class SqliteStore(MaintainedRecords):
         return Claimed(found, now)
 
     def _in_turn(self, queues: Sequence[str], request: int, now: int, limit: int, found: Sequence[Record]) -> Iterator[list[list[Any]]]:
-        """Yield the columns of READY jobs, queue by queue. The caller adds to `found` what it takes.
+        """Yield the columns of READY jobs, queue by queue. The caller adds the jobs that it takes to `found`.
 
-        Without queues, one statement reads all those that the claim empties.
+        Without queues, one statement reads all queues that the claim empties.
         """
         for queue in dict.fromkeys(queues):
             yield self._first_ready(queue, now, limit - len(found))
@@ -248,8 +248,8 @@ class SqliteStore(MaintainedRecords):
                 del self._leased_from[next(iter(self._leased_from))]
 
     def _ready_queues(self, request: int, limit: int) -> Iterator[tuple[str, int]]:
-        """Yield the queues with READY jobs and their numbers, beginning at a different one with each request. Only as many as the claim
-        needs are read."""
+        """Yield the queues with READY jobs and their numbers, beginning at a different one with each request. Only as many queues are read
+        as the claim needs."""
         self.flush()
         [(number,)] = self.connection.execute(self.sql[NUMBER_OF_READY_QUEUES]).fetchall()
         first, at_once = request % max(1, number), max(limit, _MIN_QUEUES)
@@ -300,9 +300,9 @@ class SqliteStore(MaintainedRecords):
         return answers
 
     def _find_ended(self, runs: Sequence[Run], fences: Sequence[bytes], rev: int, answers: list[bool | None]) -> list[str | None]:
-        """Return the queues of the jobs that have just got this revision, None for other jobs, of which it gives the answers."""
+        """Return the queues of the jobs that have just received this revision, and None for others, whose answers it gives."""
         known, token, queues = self.records([Ref(Kind.JOB, run.id) for run in runs]), rev_of(rev), list[str | None]()
-        counted = set[bytes]()  # a run may be named twice
+        counted = set[bytes]()  # the same run may be given twice
         for number, (run, fence) in enumerate(zip(runs, fences, strict=True)):
             record = known.get(Ref(Kind.JOB, run.id))
             header = {} if record is None else record.header

@@ -33,10 +33,10 @@ WAKE: Final = "-wake"
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """Which files are opened.
+    """Which files the broker may open or create.
 
     `migrates` True: the first operation creates or migrates the tables. False: operations are refused until `migrate` is called
-    `owner`    the number of a user who may own the file; this user and root always may
+    `owner`    the uid of another user who may own the file; this user and root always may
     """
 
     migrates: bool = True
@@ -47,7 +47,7 @@ class Opening:
 class StoreFile:
     """The file of a store, and how it is used. `path` is absolute and not a link; `given` is what the user gave, made absolute.
     `timeout` is the maximum time in seconds to wait for another process's lock, `capacity` the number of live jobs beyond which `enqueue`
-    is refused, or None.
+    raises StoreFull, or None.
     """
 
     path: str

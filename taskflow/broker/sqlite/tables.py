@@ -43,7 +43,7 @@ _POSSIBLE: Final = (
     "status <> 5 OR cause IS NOT NULL",
     "queue <> '' AND length(queue) <= 200 AND job <> '' AND length(job) <= 200",
 )
-"""Other programs may write rows too. A row that breaks one of these rules would never be found, or break a page. SQLite checks only
+"""Other programs may write rows too. A row that broke one of these rules would never be found, or would break a page. SQLite checks only
 those that name a changed column."""
 
 _META: Final = """\
@@ -64,7 +64,7 @@ CREATE INDEX "~counted_ready" ON "~counted" (queue) WHERE what = '=2' AND n > 0;
 
 
 def has_seq(kind: int) -> bool:
-    """Return True if the store numbers the records of this kind: the number is the row's."""
+    """Return True if the store numbers the records of this kind by their rowid."""
     return "seq" in FIELDS[kind]
 
 
@@ -120,7 +120,7 @@ def _index(index: Index) -> str:
 
 
 def has_own_index(index: Index) -> bool:
-    """Return True if the index is one of SQLite's, and not the order of the table itself."""
+    """Return True for an index that SQLite stores separately, and False if it's the order of the table itself."""
     return index.listed and index.entries is None and bool(index.when or index.at not in (("id",), ("seq",)))
 
 
@@ -151,7 +151,7 @@ _COMMENT: Final = re.compile(r"^\s*--.*$", re.MULTILINE)
 
 
 def pending(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
-    """Return what making the tables would do: nothing if they are there. Raises BrokerRefused if this version cannot use them."""
+    """Return what creating the tables would do: nothing if they exist. Raises BrokerRefused if this version cannot use them."""
     is_there = tables_of(store.namespace) & tables_in(connection)
     return check_tables(connection, store, sql) if is_there else upgrade_from(0, store)
 
@@ -163,7 +163,7 @@ def upgrade_from(version: int, store: StoreFile, missing: Sequence[str] = ()) ->
 
 
 def make(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
-    """Make the tables unless another process has done so, and return what was done."""
+    """Create the tables unless another process has, and return what was done."""
     execute_with_lock(connection, store, "BEGIN IMMEDIATE")
     try:
         found = pending(connection, store, sql)
@@ -214,14 +214,14 @@ _ALWAYS_THERE: Final = ("meta", "counted", "jobs", "keys", "sessions", "schedule
 
 
 def tables_of_namespaces(there: set[str]) -> set[str]:
-    """Return the tables that belong to a taskflow namespace. The one before may lack some, and the next one may have more."""
+    """Return the tables that belong to a taskflow namespace. An older version may lack some, and a newer one may have more."""
     prefixes = {name.removesuffix("counted") for name in there if name.endswith("_counted")}
     whole = [prefix for prefix in prefixes if {f"{prefix}{name}" for name in _ALWAYS_THERE} <= there]
     return {name for name in there if name.startswith(tuple(whole))}
 
 
 def check_tables(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
-    """Return what the tables lack. Raises BrokerRefused if they are not those of the installed taskflow, or if a trigger or a view,
+    """Return what the tables lack. Raises BrokerRefused if they don't belong to the installed taskflow, or if a trigger or a view,
     which would run another program's SQL, has been put on them."""
     try:
         [(version, made_from, has_triggers)] = connection.execute(sql[_VERSION]).fetchall()
@@ -246,7 +246,8 @@ def check_tables(connection: sqlite3.Connection, store: StoreFile, sql: Statemen
 
 
 def _missing(connection: sqlite3.Connection, namespace: str, sql: Statements) -> list[str]:
-    """Compare the tables with those of this version. Another one may have more, and SQLite keeps up its indexes; see `records.INDEXES`."""
+    """Compare the tables with those of this version. Another version may have more, and SQLite maintains their indexes; see
+    `records.INDEXES`."""
     there = dict(connection.execute("SELECT name, sql FROM main.sqlite_master WHERE sql IS NOT NULL").fetchall())
     needed = _objects(sql)
     missing = {name: text for name, text in needed.items() if name not in there}

@@ -21,8 +21,8 @@ MAX_CONNECTIONS: Final = 8
 """The maximum number of connections on which one loop runs statements at a time. Further calls wait."""
 
 SURPLUS_TTL: Final = 30.0
-"""In each window of so many seconds, or longer if there are few statements, the pool counts the connections that stayed idle all the time.
-It drops them at the first statement after the window, and keeps one."""
+"""In each window of this many seconds, or longer if there are few statements, the pool counts the connections that stayed idle throughout.
+At the first statement after the window it drops all but one of them."""
 
 MAX_TRIES: Final = 5
 
@@ -61,7 +61,8 @@ class ConnectionPool:
 
     @contextlib.asynccontextmanager
     async def transaction(self, within: float = ANSWER_TIMEOUT) -> AsyncGenerator[Callable[..., Awaitable[list[asyncpg.Record]]]]:
-        """Open a transaction, which sees what others commit, for at most so many seconds. Return a function that runs a statement in it."""
+        """Open a transaction in which others' commits are visible, for at most this many seconds. Return a function that runs a statement
+        in it."""
         try:
             async with self._semaphore:
                 connection = await self._acquire("BEGIN")
@@ -199,7 +200,7 @@ class ConnectionPool:
             drop(connection)
 
     def _drop_surplus(self) -> None:
-        """Drop as many connections as were idle at every moment since the last look. Begin with the one that has been idle for longest."""
+        """Drop as many connections as were idle throughout since the last check, beginning with the one that has been idle longest."""
         surplus = min(self._surplus, len(self._idle) - 1)
         for connection in self._idle[:surplus]:
             drop(connection)
