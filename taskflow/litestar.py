@@ -23,7 +23,7 @@ class TaskflowPlugin(InitPlugin):
     """Run a worker inside a Litestar application: ``Litestar(routes, plugins=[TaskflowPlugin(concurrency=50)])``.
 
     The worker starts after the application's lifespans and `on_startup` hooks, and winds down before they end. In its jobs,
-    `ctx.state` is the application's `state`. Put the plugin behind those that open what jobs use.
+    `ctx.state` is the application's `state`. List the plugin after those that open what jobs use.
 
     A handler that raises `InvalidJobId` or `UnknownJob` answers 404, and one that raises `BrokerUnavailable` answers 503,
     unless the application has its own handlers for these errors.
@@ -45,7 +45,7 @@ class TaskflowPlugin(InitPlugin):
         self._options: dict[str, Any] = {"queues": queues, "concurrency": concurrency, "grace": grace}
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
-        """Add the worker and the handlers of errors to the application. Litestar calls this."""
+        """Add the worker and the error handlers to the application. Litestar calls this."""
         own: dict[Any, Any] = {InvalidJobId: _not_found, UnknownJob: _not_found, BrokerUnavailable: _unavailable}
         app_config.exception_handlers = own | dict(app_config.exception_handlers)
         if self._worker:
@@ -70,5 +70,5 @@ def _not_found(request: Request[Any, Any, Any], error: Exception) -> Response[An
 
 
 def _unavailable(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    log.error("%s %s: %s", request.method, request.url.path, error)  # for the operator: the message names the server
+    log.error("%s %s: %s", request.method, request.url.path, error)  # for the operator only: the message names the server
     return create_exception_response(request, ServiceUnavailableException(detail="jobs are not available at the moment"))

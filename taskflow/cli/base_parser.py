@@ -45,7 +45,8 @@ def columns() -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Suggests the intended command or flag. Flags cannot be abbreviated: a later flag could change what that means."""
+    """Suggests the intended command or flag. Flags can't be abbreviated, because a future flag could change the meaning of an
+    abbreviation."""
 
     commands: Mapping[str, Parser] = {}
     otherwise = ""  # the hint for an unknown command that resembles no known one
@@ -130,7 +131,7 @@ def port(text: str) -> int:
 
 
 def stages(text: str) -> tuple[int | None, ...]:
-    """Parse the sizes of stages; None stands for all that are left."""
+    """Parse the sizes of stages; None means all remaining jobs."""
     return tuple(None if part == "all" else positive(part) for part in text.lower().split(","))
 
 

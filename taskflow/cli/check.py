@@ -27,13 +27,13 @@ from taskflow.model.verdict import Failed, Parked, Verdict
 from taskflow.model.wording import WAYS_OUT
 from taskflow.worker.executor import Executor
 
-STATUSES: Final = (Status.READY, Status.RUNNING, Status.SCHEDULED, Status.HELD)  # of jobs that may still run, in the order of reading
+STATUSES: Final = (Status.READY, Status.RUNNING, Status.SCHEDULED, Status.HELD)  # of jobs that may still run, in reading order
 MAX_PROBLEMS: Final = 10  # that are shown for one job
 _SHOWN: Final = {"park": (YELLOW, "would park, and wait for"), "fail": (RED, "would fail:")}
 
 
 class Problem(msgspec.Struct, kw_only=True):
-    """Jobs that would not run, all for one reason."""
+    """Jobs that wouldn't run, all for the same reason."""
 
     outcome: str  # "park" or "fail"
     reason: str
@@ -67,7 +67,7 @@ class JobCheck(msgspec.Struct, kw_only=True):
 
 
 class QueueCoverage(msgspec.Struct, frozen=True, kw_only=True):
-    """How many of a queue's waiting and running jobs were looked at."""
+    """How many of a queue's waiting and running jobs were checked."""
 
     queue: str
     looked_at: int
@@ -115,7 +115,7 @@ async def _check_queue(admin: Admin, executor: Executor, queue: QueueInfo, limit
 
 
 def _lease_of(record: Record) -> Lease:
-    """Return a lease like the one with which a worker would get the job."""
+    """Return a lease like the one that a worker would get for the job."""
     sent = (*Envelope.__struct_fields__, "extras")
     return Lease(
         envelope=Envelope(id=record.id, job=record.job, queue=record.queue, payload=record.payload or b""),

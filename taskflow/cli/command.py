@@ -66,7 +66,7 @@ def _missing_file(url: SplitResult) -> str | None:
 
 
 def operator(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return who acts, and why, as arguments of the functions that record actions."""
+    """Return the operator and the reason, as arguments of the functions that record actions."""
     return {"by": arguments.by or this_operator(), "reason": arguments.reason}
 
 
@@ -113,7 +113,8 @@ def show_each(
     document: Callable[[Record], object],
     lines: Callable[[Record], Iterable[str]],
 ) -> int:
-    """Show each job as JSON or as lines, with empty lines between them. An unknown one is null, or named on stderr, and the code is 4."""
+    """Show each job as JSON or as lines, with empty lines between them. An unknown job is shown as null, or named on stderr, and the exit
+    code is 4."""
     if arguments.json:
         print_json([None if record is None else document(record) for record in records])
     else:
@@ -137,7 +138,7 @@ async def is_known_queue(admin: Admin, name: str | None) -> bool:
 
 
 async def report_unknown_job(admin: Admin, name: str | None) -> None:
-    """If nothing was found for a job's name, and neither a running worker nor the first jobs of the store have it, print a message."""
+    """Print a message if nothing was found for a job's name and neither a running worker nor the store's first jobs have it."""
     if name is None:
         return
     known = {job for worker in await admin.workers() for job in worker.session.jobs}
@@ -150,6 +151,6 @@ async def report_unknown_job(admin: Admin, name: str | None) -> None:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return words that name the most similar known name, or nothing if none is similar."""
+    """Return a phrase that suggests the most similar known name, or "" if none is similar."""
     near = nearest(name, known)
     return f"; did you mean {one_line(near)}?" if near else ""

@@ -1,4 +1,4 @@
-"""`taskflow demo`: indexes the Python files of this machine by a worker in another process, and sums up the stored results."""
+"""`taskflow demo`: indexes the Python files of this machine with a worker in another process, and sums up the stored results."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ OF_LEVEL: Final = {"ok": GREEN, "note": YELLOW, "problem": RED}
 
 @on_store
 async def doctor(app: App, arguments: argparse.Namespace) -> int:
-    """Print the findings. Return 1 if any of them is a problem. If there is no store, print those about the installation."""
+    """Print the findings. Return 1 if any of them is a problem. If there is no store, print the findings about the installation."""
     if arguments.rebuild:
         return await _rebuild(app, arguments)
     findings = [] if (says := advice()) is None else [Finding("installation", "problem", says)]
@@ -35,7 +35,7 @@ async def doctor(app: App, arguments: argparse.Namespace) -> int:
         try:
             findings += await _of_workers(admin)
         except BrokerRefused:
-            if not _has_problem(findings):  # otherwise they say why
+            if not _has_problem(findings):  # otherwise the findings say why
                 raise
     except BrokerError as error:
         trouble = error
@@ -52,7 +52,7 @@ async def _rebuild(app: App, arguments: argparse.Namespace) -> int:
     broker, place = await existing_broker(app), masked(app.broker_url())
     if not confirmed(f"compute the indexes and counts of {one_line(place)} from its records?", arguments):
         return Exit.FAILED
-    await broker.admin.workers()  # if the store does not answer now, nothing has been done that could be recorded
+    await broker.admin.workers()  # if the store doesn't answer at this point, there is nothing to record
     async with recorded(CallBrokerOnce(broker), "rebuild", **operator(arguments)) as progress:
         done = await broker.admin.rebuild()
         progress.affected = sum(done.corrected.values())

@@ -23,7 +23,7 @@ MAX_LENGTH: Final = 1_000
 async def explain(app: App, arguments: argparse.Namespace) -> int:
     ids, broker = ids_of(arguments.ids), await existing_broker(app)
     records = await broker.read(ids)
-    facts: dict[tuple[str, Status], Facts] = {}  # the same for all jobs of a queue with this status
+    facts: dict[tuple[str, Status], Facts] = {}  # the same for all jobs of a queue that have this status
     for record in records:
         if record is not None and (record.queue, record.status) not in facts:
             facts[record.queue, record.status] = await facts_of(broker.admin, record, datetime.now(UTC))
@@ -55,6 +55,6 @@ def _lines(record: Record, why: list[Reason]) -> Iterator[str]:
 
 
 def _shortened(text: str) -> str:
-    """Return the head of a reason. The message of an error, which it may contain, can have thousands of lines."""
+    """Return the first part of a reason. It may contain an error's message, which can have thousands of lines."""
     head = "\n".join(text.split("\n", MAX_LINES)[:MAX_LINES])[:MAX_LENGTH]
     return message(head + ("..." if len(head) < len(text.rstrip()) else ""))

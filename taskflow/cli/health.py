@@ -38,13 +38,14 @@ FACTS_INTERVAL: Final = 5.0  # between two reports of what a worker has counted
 MAX_PART: Final = 1_500  # characters of such a report in a line
 PARTS_AT_ONCE: Final = 16  # lines, with a pause after them, so that the socket keeps room for other reports
 PARTS_PAUSE: Final = 0.05
-MAX_ENDED: Final = 50  # reports of ended workers that are kept apart
+MAX_ENDED: Final = 50  # reports of ended workers that are kept separately
 
 _STARTING: Final = "the worker has not started yet"
 
 
 class HealthReport:
-    """Reports a worker's health to its supervisor, or to probes and systemd. Before `show`, it is live, but not ready."""
+    """Reports a worker's health to its supervisor, or to probes and systemd. Until `show` is called, the worker counts as live but not
+    ready."""
 
     def __init__(self, arguments: argparse.Namespace, supervisor: SupervisorSocket | None = None) -> None:
         self._health: WorkerHealth | Fleet | None = None
@@ -53,7 +54,7 @@ class HealthReport:
         self.metrics: Callable[[], Page | None] | None = None
         """Returns the metrics of this worker."""
         self.facts: Callable[[], bytes] | None = None
-        """Returns what a supervisor adds up to metrics, packed."""
+        """Returns the packed counts that a supervisor adds up to metrics."""
         self.backlog: Page | None = None
         self._ending = threading.Event()
         self._server: HealthServer | None = None
@@ -159,7 +160,7 @@ def report_line(live: HealthCheck, ready: HealthCheck) -> str:
 
 
 def fact_lines(facts: bytes, backlog: Page | None) -> Iterator[str]:
-    """Return the lines with which a worker reports what it has counted. Each says how many there are, because one may be lost."""
+    """Return the lines with which a worker reports what it has counted. Each line says how many there are, because lines may be lost."""
     text = base64.b64encode(facts).decode()
     parts = [text[at : at + MAX_PART] for at in range(0, len(text), MAX_PART)]
     for number, part in enumerate(parts):
@@ -176,8 +177,8 @@ class WorkerReport(NamedTuple):
 
 
 class Fleet:
-    """The health of all workers: well as long as one is, because the supervisor replaces the others, and a failed probe would end it and
-    all runs. The supervisor writes here, and the thread that answers probes reads."""
+    """The combined health of all workers. It's good as long as one worker is healthy: the supervisor replaces the others, and a failed
+    probe would end it and all runs. The supervisor writes here, and the thread that answers probes reads."""
 
     def __init__(self) -> None:
         self._workers: dict[int, WorkerReport] = {}

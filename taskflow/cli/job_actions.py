@@ -41,7 +41,7 @@ from taskflow.model.printable import message, one_line
 from taskflow.model.record import Status
 
 AT_ONCE: Final = 100
-MAX_CHECKED: Final = 1_000  # jobs that are read between two portions, however many have not run yet
+MAX_CHECKED: Final = 1_000  # jobs that are read between two batches, however many haven't run yet
 POLL_INTERVAL: Final = 0.2
 PAST: Final = {"retry": "retried", "run-now": "made ready", "cancel": "cancelled", "purge": "purged"}
 WOULD: Final = {"run-now": "make ready"}
@@ -76,7 +76,7 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 def act(arguments: argparse.Namespace) -> int:
-    with raising(signal.SIGTERM, signal.SIGHUP):  # so that the audit log gets what was done until then
+    with raising(signal.SIGTERM, signal.SIGHUP):  # so that the audit log records what was done until then
         return command.with_store(_pause if arguments.command in ("pause", "resume") else _act, arguments)
 
 
@@ -121,7 +121,7 @@ async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
 
 
 async def _holder_of_key(broker: Broker, job_id: bytes) -> str:
-    """Return words that name the live job with this job's key, or nothing if it is not known."""
+    """Return a phrase that names the live job with this job's key, or "" if it isn't known."""
     [record] = await broker.read([job_id])
     if record is None or record.key_text is None:
         return ""
@@ -163,7 +163,7 @@ async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _explaining_interrupts(words: Callable[[], str]) -> Iterator[None]:
-    """If the block is interrupted, or broken off by the store, print what it has done."""
+    """If the block is interrupted, or aborted by the store, print what has been done so far."""
     try:
         yield
     except (KeyboardInterrupt, asyncio.CancelledError, BrokerError):
@@ -206,7 +206,7 @@ async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
 
 
 def _stages(ids: Sequence[bytes], arguments: argparse.Namespace) -> Iterator[Sequence[bytes]]:
-    """Yield the ids of each stage: so many for the canary, then for each further size. The last stage has the rest."""
+    """Yield the ids of each stage: first as many as the canary size, then as many as each further size. The last stage has the rest."""
     begin = 0
     for size in (arguments.canary, *arguments.then, None):
         if begin < len(ids) and size != 0:
@@ -259,7 +259,7 @@ class Rollout:
         return problem
 
     async def _check(self) -> str | None:
-        """Return what has failed again. Jobs that have not ended are checked again after the others."""
+        """Return the jobs that have failed again. Jobs that haven't ended are checked again after the others."""
         left, next_ones = list[bytes](), self._watched[:MAX_CHECKED]
         for begin in range(0, len(next_ones), AT_ONCE):
             ids = next_ones[begin : begin + AT_ONCE]
@@ -276,7 +276,7 @@ class Rollout:
 
 
 async def _pause(app: App, arguments: argparse.Namespace) -> int:
-    """Pause or resume queues. One may be paused before its first job, but as that is usually a typo, the output says so."""
+    """Pause or resume queues. A queue may be paused before its first job, but since that's usually a typo, the output says so."""
     verb, broker = arguments.command, app.broker()
     with command.reporting(ValueError):
         names = list(dict.fromkeys(check_queue(name) for name in arguments.names))

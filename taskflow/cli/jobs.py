@@ -1,4 +1,4 @@
-"""`taskflow jobs`: lists the jobs of a store, or shows all that is known about some."""
+"""`taskflow jobs`: lists the jobs of a store, or shows some of them in full."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from taskflow.model.masking import HIDDEN
 from taskflow.model.printable import MAX_CHARACTERS, duration, indented, message, one_line, span
 from taskflow.model.record import Moment, Record, Status, timeline
 
-MAX_VALUE: Final = 1_000  # characters of one argument, unless all is shown
+MAX_VALUE: Final = 1_000  # maximum characters of one argument, unless everything is shown
 FIRST_MOMENTS, LAST_MOMENTS = 5, 25
 MAX_WIDTH: Final = 200
 MAX_DETAIL: Final = 500  # characters of a detail on separate lines
@@ -84,7 +84,7 @@ def _until(at: datetime) -> str:
     return span((at - datetime.now(UTC)).total_seconds())
 
 
-# Fields that the text shows in another way than by their name and value.
+# Fields that the text output doesn't show as a name and a value.
 _ELSEWHERE: Final = {
     *("errors", "unreadable", "headers", "progress", "epoch", "max_attempts"),
     *("created_at", "due_at", "claimed_at", "started_at", "ended_at", "expires_at"),
@@ -144,7 +144,7 @@ class _Page:
         return hanging(f"{name:16} ", one_line(value, self._most), self._width)
 
     def _timeline(self, now: datetime) -> Iterator[str]:
-        """Show each moment with the time since the one before: how long a run or a wait has lasted."""
+        """Show each moment with the time since the previous one, which is how long a run or a wait lasted."""
         yield "timeline (UTC)"
         moments = timeline(self._record, now)
         left_out = 0 if self._is_full else max(0, len(moments) - FIRST_MOMENTS - LAST_MOMENTS)

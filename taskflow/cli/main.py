@@ -36,7 +36,8 @@ def program() -> int:
 
 
 def _open_standard_streams() -> None:
-    """Open closed descriptors 0 to 2, or the next file or socket gets their numbers: libraries print into it, and uvloop aborts."""
+    """Open descriptors 0 to 2 if they're closed. Otherwise the next file or socket would get their numbers: libraries would print into it,
+    and uvloop would abort."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

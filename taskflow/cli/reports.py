@@ -17,8 +17,8 @@ from taskflow.model.errors import ConfigurationError, DriverMissing
 from taskflow.model.printable import INDENT, one_line
 from taskflow.model.stored_values import LATEST
 
-MAX_DEPLOYS: Final = 3  # that are listed by name
-MAX_ACTIONS: Final = 10_000  # in one list, which is how many a store keeps
+MAX_DEPLOYS: Final = 3  # maximum number that is listed by name
+MAX_ACTIONS: Final = 10_000  # maximum in one list, which is also how many a store keeps
 
 
 @on_store

@@ -28,7 +28,7 @@ from taskflow.model.schedule_plan import PROMPT
 from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes, zone_of
 
 PAGE: Final = 500
-MAX_NAME, MAX_STATE = 30, 500  # characters of a name or a timetable, and of a state, in a list on a terminal
+MAX_NAME, MAX_STATE = 30, 500  # maximum characters of a name or a timetable, and of a state, in a list on a terminal
 NEVER: Final = "has not fired yet"
 NONE: Final = "there are no schedules: start a worker whose jobs declare some, or add one with schedules.put()"
 ENDED_AS: Final = {
@@ -180,7 +180,7 @@ async def _trigger(name: str, arguments: argparse.Namespace) -> Done:
 
 
 async def _pause(name: str, arguments: argparse.Namespace) -> Done:
-    """Pause or resume a schedule. If it is so already, leave it alone, and the audit log too."""
+    """Pause or resume a schedule. If its state is already right, change nothing, and leave the audit log alone too."""
     verb = arguments.action
     info = await schedules.get(name)
     if info is not None and info.is_paused == (verb == "pause"):
@@ -225,14 +225,15 @@ ACTIONS: Final = {"trigger": _trigger, "pause": _pause, "resume": _pause, "remov
 
 
 async def _stored(broker: Broker, names: Sequence[str]) -> list[ScheduleRecord]:
-    """Return the schedules with these names, or all. A store is not asked for a name that only another program can have stored."""
+    """Return the schedules with these names, or all. The store isn't asked for a name that only another program can have stored."""
     if all(map(is_schedule_name, names)):
         return await broker.admin.schedules(names or None)
     return [record for record in await broker.admin.schedules() if record.name in names]
 
 
 async def _names_of(broker: Broker, given: Sequence[str]) -> list[str]:
-    """Return the names that are meant. One with control characters, of another program, is also meant by its escaped form in lists."""
+    """Return the names that the user means. A name with control characters, stored by another program, can be given in the escaped form
+    that lists show."""
     usual = [name for name in given if is_schedule_name(name)]
     known = {record.name for record in await broker.admin.schedules(usual)} if usual else set()
     if known.issuperset(given):

@@ -28,7 +28,7 @@ from taskflow.worker.worker import Worker
 log: Final = logging.getLogger("taskflow.worker")
 
 # After the grace period, winding down takes at most this many times `stop_timeout`: for runs to react, for settlements, for the last
-# heartbeat, for leaving the session, and for hooks that hear of ended jobs.
+# heartbeat, for leaving the session, and for `ended` hooks.
 MAX_STOP_TIMEOUTS: Final = 5
 FORCED_EXIT_TIMEOUT: Final = 1.0  # runs that were cut off have already had their time
 DUMP_TIMEOUT: Final = 2.0
@@ -67,7 +67,7 @@ class ForcedExit:
 
 
 def _run_for(seconds: float, say: Callable[[], None]) -> None:
-    """Print something, but not for longer than this, because the reader may be gone, or read nothing."""
+    """Print something, but give up after this time, because the reader may be gone or stuck."""
     with suppress(RuntimeError):  # the system cannot start another thread
         start_thread(say, "taskflow-last-words").join(seconds)
 

@@ -48,7 +48,7 @@ def drops_exceptions(frame: object) -> bool:
 
 
 class Interrupts:
-    """Remembers a Ctrl-C and raises it again, because the interpreter drops exceptions raised in its callbacks, which imports cause. A
+    """Remembers a Ctrl-C and raises it again, because the interpreter drops exceptions raised in its callbacks, which run during imports. A
     second one ends the process at once, and so does SIGTERM in process 1, where the kernel drops signals without a handler."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ RARE_COLLECTIONS = 50_021  # new objects between two collections while a worker 
 
 
 class Collector:
-    """Makes garbage collections rare until `settle`, after which they skip the modules and all else that existed before."""
+    """Makes garbage collections rare until `settle`, after which they skip the modules and all other objects that existed before."""
 
     def __enter__(self) -> Self:
         self._before = gc.get_threshold()

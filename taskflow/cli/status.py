@@ -28,9 +28,9 @@ from taskflow.model.record import Status
 from taskflow.model.session import SessionRecord
 from taskflow.model.transitions import Event
 
-MAX_WORKERS: Final = 10  # that `status` names; `taskflow workers` lists them all
+MAX_WORKERS: Final = 10  # maximum number that `status` names; `taskflow workers` lists them all
 MAX_HINTS: Final = 5
-MAX_READ: Final = 100  # scheduled jobs, to find those that no worker knows
+MAX_READ: Final = 100  # maximum number of scheduled jobs searched for those that no worker knows
 
 # The title of each rate, and the events that it counts.
 RATES: Final[Mapping[str, tuple[str, tuple[Event, ...]]]] = {
@@ -220,7 +220,8 @@ def queue_json(queue: QueueInfo) -> dict[str, Any]:
 
 
 async def watch(read: Callable[[], Awaitable[Summary]], interval: float, *, is_json: bool) -> int:
-    """Show what `read` returns every `interval` seconds, until a signal stops it. An outage of the store is shown, and waited out."""
+    """Show what `read` returns every `interval` seconds, until a signal stops it. During an outage of the store, show that and keep
+    waiting."""
     before = await read()
     rates: Rates = {}
     trouble: str | None = None

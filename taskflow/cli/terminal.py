@@ -24,7 +24,8 @@ BESIDE: Final = 40  # columns for the numbers beside it
 
 
 def painted(text: str, color: int | None) -> str:
-    """Colour the text if stdout is a terminal with colours, or FORCE_COLOR asks for it. NO_COLOR is stronger (https://no-color.org)."""
+    """Colour the text if stdout is a terminal with colours, or FORCE_COLOR asks for it. NO_COLOR takes precedence
+    (https://no-color.org)."""
     if not color or not text or os.environ.get("NO_COLOR"):
         return text
     has_colors = os.environ.get("FORCE_COLOR") or (sys.stdout.isatty() and os.environ.get("TERM") != "dumb")
@@ -32,12 +33,12 @@ def painted(text: str, color: int | None) -> str:
 
 
 def room() -> int:
-    """Return how wide a line of stdout may be: the terminal's width, or nearly without a limit in a pipe."""
+    """Return the maximum width of a line of stdout: the terminal's width, or practically unlimited in a pipe."""
     return columns() if sys.stdout.isatty() else MAX_CHARACTERS
 
 
 def width(text: str) -> int:
-    """Return how many columns the text takes. Chinese, Japanese and Korean characters take two, accents that combine none."""
+    """Return how many columns the text takes. Chinese, Japanese and Korean characters take two, and combining accents none."""
     if text.isascii():
         return len(text)
     from unicodedata import category, east_asian_width
@@ -46,7 +47,7 @@ def width(text: str) -> int:
 
 
 def padded(text: str, most: int) -> str:
-    """Return the text with spaces up to this width. On a terminal, wider text is cut at its beginning: the end of a name says more."""
+    """Pad the text to this width. On a terminal, wider text is cut at its beginning, because the end of a name is more telling."""
     if sys.stdout.isatty() and width(text) > most:
         text = f"...{_fitting(text[::-1], most - 3)[::-1]}"
     return text + " " * (most - width(text))
@@ -80,7 +81,7 @@ def wrapped(text: str, most: int) -> Iterator[str]:
 
 
 def hanging(label: str, text: str, most: int) -> Iterator[str]:
-    """Yield the label and the text in lines of at most this width. The text of every line begins where that of the first one does."""
+    """Yield the label and the text in lines of at most this width. Continuation lines are aligned with the text of the first one."""
     for line in [text] if width(label + text) <= most else wrapped(text, max(most - len(label), 20)):
         yield label + line
         label = " " * len(label)
@@ -139,7 +140,7 @@ class Column(NamedTuple):
     keep: int = ALWAYS_SHOWN  # its importance on a narrow terminal, where the less important columns are left out
     is_number: bool = False
     color: Callable[[Any], int | None] = lambda row: None  # of a row's cell
-    least: int | None = None  # the width to which it is narrowed if the columns that stay do not fit; None if it is not
+    least: int | None = None  # the width to which it's narrowed if the fixed columns don't fit; None if it isn't narrowed
     most: int = MAX_CHARACTERS  # its maximum width on a terminal
     pad: int = 0  # its minimum width
 
@@ -173,7 +174,7 @@ def table(
 
 
 def _fitting_columns(columns: Sequence[Column], widths: dict[Column, int], most: int) -> tuple[Sequence[Column], str]:
-    """Return the columns that fit a terminal, and the gap between them. If the columns that stay do not fit, narrow one in `widths`."""
+    """Return the columns that fit a terminal, and the gap between them. If the fixed columns don't fit, narrow one in `widths`."""
     is_fixed = all(column.keep == ALWAYS_SHOWN and column.least is None for column in columns)
     if is_fixed or _excess(columns, widths, "  ", most) <= 0:
         return columns, "  "

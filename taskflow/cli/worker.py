@@ -47,8 +47,8 @@ log: Final = logging.getLogger("taskflow.worker")
 
 T = TypeVar("T")
 
-BACKLOG_INTERVAL: Final = 10.0  # seconds between two looks at the queues for `/scale`
-MAX_NAMED: Final = 20  # jobs that a worker names when it starts
+BACKLOG_INTERVAL: Final = 10.0  # seconds between two checks of the queues for `/scale`
+MAX_NAMED: Final = 20  # maximum number of jobs that a worker lists when it starts
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -200,7 +200,7 @@ class WorkerRun:
 
     def on_event(self, event: Event) -> None:
         match event:
-            case DescriptorsClosed(why):  # writing on could reach other files that have reused the numbers of the descriptors
+            case DescriptorsClosed(why):  # further writes could reach other files that have reused the descriptors' numbers
                 log.critical("this worker exits now (%s); its jobs run elsewhere after %g s without a heartbeat", why, self.options.ttl)
                 os._exit(Exit.FORCED)
             case RunEnded() if self.supervisor is not None:
@@ -229,7 +229,7 @@ class WorkerRun:
                     return code
                 is_drained = await self._until_stop(worker)
                 if not is_drained:
-                    self.say("leaving")  # sent whatever the reason is
+                    self.say("leaving")  # sent for any reason
             tally, took = worker.tally, time.monotonic() - began
             worked_for = span(took) if took >= 1 else f"{took:.1f} s"
             counts = f"{_counted(tally.runs, 'run')}, {_counted(tally.ended, 'job')} ended, {tally.failed:,} failed"
@@ -248,7 +248,7 @@ class WorkerRun:
         return code
 
     def _show_metrics(self, worker: Worker, page: Callable[[], Page], stack: AsyncExitStack) -> None:
-        """Give the health port, or the supervisor, what it serves."""
+        """Provide the health port or the supervisor with what it serves."""
         from taskflow.worker.measuring import pack_facts
 
         self.health_report.metrics = page
@@ -258,7 +258,8 @@ class WorkerRun:
             stack.callback(_create_own(self._watch_backlog()).cancel)
 
     async def _watch_backlog(self) -> None:
-        """Keep what a scaler asks for: the jobs of this worker's queues that are ready or running, and the age of the oldest ready one."""
+        """Refresh the data for autoscalers: the jobs of this worker's queues that are ready or running, and the age of the oldest ready
+        one."""
         while True:
             with contextlib.suppress(BrokerError):
                 own = [

@@ -12,9 +12,9 @@ from typing import Any, Final
 from taskflow.cli.base_parser import MAX_PROCESSES, Parser, port, positive, processes, seconds, size, ttl
 from taskflow.model.errors import ConfigurationError
 
-PREFIX: Final = "TASKFLOW_WORKER_"  # of environment variables with settings
-own_modules: Final[list[str]] = []  # modules that `taskflow worker` imports before all others, if a framework runs the command
-found_modules: Final[list[str]] = []  # modules to import if none is named, which a framework has found
+PREFIX: Final = "TASKFLOW_WORKER_"  # prefix of the environment variables for settings
+own_modules: Final[list[str]] = []  # modules that `taskflow worker` imports first, if a framework runs the command
+found_modules: Final[list[str]] = []  # modules found by a framework, imported if none is named
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +72,7 @@ def parse_with_settings(parser: Parser, argv: Sequence[str] | None, command: str
 
 
 def _settings() -> Iterator[tuple[str, Any, str]]:
-    """Yield each setting that is given, its value and its place. One of the environment follows that of pyproject.toml."""
+    """Yield each setting that is given, with its value and source. The environment's settings follow those of pyproject.toml."""
     from taskflow.app.pyproject import check_names, project_table, table_in
 
     found = project_table(Path.cwd())
@@ -118,4 +118,4 @@ SETTINGS: Final[Mapping[str, Callable[[str, object], Any]]] = {
     "concurrency": _count,
     "processes": _processes,
 }
-"""For each setting, the function that checks and converts its value. It gets the place of the setting for its error."""
+"""For each setting, the function that checks and converts its value. It gets the setting's source for its error messages."""

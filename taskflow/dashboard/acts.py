@@ -1,6 +1,6 @@
-"""Carries out the actions of forms on jobs, queues and schedules. The audit log names the person.
+"""Performs actions from forms on jobs, queues and schedules. The audit log names the person.
 
-An action on many jobs runs beside the request that began it: its page shows how far it is, and can stop it.
+An action on many jobs runs in the background of the request that started it: its page shows the progress, and can stop it.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ from taskflow.model.record import LIVE, Status
 log: Final = logging.getLogger("taskflow.dashboard")
 
 TYPED_ABOVE: Final = 1_000
-"""An action on more jobs needs a word that is typed."""
+"""An action on more jobs than this has to be confirmed by typing a word."""
 
-MAX_COUNTED: Final = 2_000  # jobs that are read to count them
+MAX_COUNTED: Final = 2_000  # maximum number of jobs read for a count
 MAX_GROUPS: Final = 100_000
 MAX_IDS: Final = 500  # in one form
 PATIENCE: Final = 1.0  # seconds that a request waits for an action before it shows the progress
-MAX_KEPT: Final = 50  # actions that have ended, for their pages
+MAX_KEPT: Final = 50  # ended actions to keep for their pages
 REFRESH: Final = "2"  # seconds
 ELSEWHERE: Final = (
     "This process does not know the action. If the server has others, one of them may: this page asks again every two seconds. The audit "
@@ -63,8 +63,8 @@ PAST: Final[dict[ActionName, str]] = {"retry": "retried", "run-now": "made ready
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """The jobs that an action is for: those with these ids, or all of the view. `fields` are the inputs of a form that mean the same.
-    If `group` names a cause, the ids are those of its jobs in the view. With `in_stages`, a few jobs are retried at first."""
+    """The jobs that an action applies to: those with these ids, or all of the view. `fields` are form inputs that mean the same.
+    If `group` names a cause, the ids are those of its jobs in the view. With `in_stages`, a few jobs are retried first."""
 
     action: ActionName
     ids: Sequence[bytes] = ()
@@ -79,7 +79,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def target_of(fields: Fields | Any) -> Target:
-    """Return what a form or a URL names. Raises HTTPException if it names nothing, or something that the action cannot be for."""
+    """Return the jobs that a form or a URL selects. Raises HTTPException if it selects nothing, or something that the action doesn't apply
+    to."""
     action = cast(ActionName, fields.get("action", ""))
     if action not in LABELS:
         raise HTTPException(400, "There is no such action.")
@@ -108,7 +109,8 @@ async def target_of(fields: Fields | Any) -> Target:
 
 
 async def number_of(target: Target) -> tuple[int, bool]:
-    """Count the jobs that the action is for. If the store has no count of them, they are read: True if there are more than were."""
+    """Count the jobs that the action applies to. If the store has no count, they are read; also return True if there are more than were
+    read."""
     view = target.view
     if target.ids or target.group:
         return len(target.ids), False
@@ -129,7 +131,7 @@ async def number_of(target: Target) -> tuple[int, bool]:
 
 
 class Act:
-    """An action that is running, or has ended."""
+    """An action that is running or has ended."""
 
     def __init__(self, target: Target, by: str, reason: str) -> None:
         self.target = target
@@ -151,7 +153,7 @@ class Act:
         return max(1e-3, (self._ended or time.monotonic()) - self._began)
 
     async def stop(self, why: str, patience: float) -> None:
-        """Stop it, and wait for so many seconds. The audit log has what was done, and why it stopped."""
+        """Stop it, and wait up to this many seconds. The audit log has what was done, and why it stopped."""
         self.task.cancel(why)
         await asyncio.wait([self.task], timeout=patience)
 
@@ -167,7 +169,7 @@ class Act:
         except StagesStopped as stopped:
             self.is_stopped, self.problem = True, str(stopped)
         except BrokerError as error:
-            log.error("an action of the dashboard has failed: %s", error)  # for the operator: the message names the server
+            log.error("an action of the dashboard has failed: %s", error)  # for the operator only: the message names the server
             self.problem = UNAVAILABLE
         except Exception as error:
             self.problem = f"{type(error).__name__}: {error}"
@@ -178,18 +180,18 @@ class Act:
             raise
         finally:
             self._ended = time.monotonic()
-            self.target = msgspec.structs.replace(target, ids=(), fields=())  # they may be 100,000, and its page needs none
+            self.target = msgspec.structs.replace(target, ids=(), fields=())  # there may be 100,000, and its page needs none of them
             forget()
 
 
 class Acts:
-    """The pages that act. It keeps the actions that run, and some that have ended; another process does not know them."""
+    """The pages for actions. It keeps the running actions and some ended ones; other processes don't know them."""
 
     def __init__(self) -> None:
         self._acts: dict[str, Act] = {}
 
     async def preview(self, request: Request) -> Response:
-        """Show how many jobs the action is for, and a form that begins it."""
+        """Show how many jobs the action applies to, and a form that starts it."""
         if not access_of(request).actions:
             raise HTTPException(403, READ_ONLY)
         target = await target_of(request.query_params)
@@ -210,7 +212,8 @@ class Acts:
         return _to(request, f"/act/{name}")
 
     def _started(self, target: Target, by: str, reason: str) -> tuple[str, Act]:
-        """Start an action. If the same person has started the same one and it runs, return that: a form may be sent twice."""
+        """Start an action. If the same person has already started the same action and it's running, return that one: a form may be sent
+        twice."""
         for name, act in self._acts.items():
             if act.is_running and (act.target.action, act.target.fields, act.by) == (target.action, target.fields, by):
                 return name, act
@@ -236,7 +239,7 @@ class Acts:
         return any(act.is_running for act in self._acts.values())
 
     async def end(self) -> None:
-        """Stop all actions of the running event loop, because its process ends. The store must still be open."""
+        """Stop all actions of the running event loop, because its process is ending. The store must still be open."""
         loop = asyncio.get_running_loop()
         running = [act for act in self._acts.values() if act.is_running and act.task.get_loop() is loop]
         await asyncio.gather(*[act.stop(f"{STOPPED} by the end of its process", RECORD_TIMEOUT) for act in running])
@@ -269,7 +272,7 @@ async def _form(request: Request, target: Target, number: int, is_more: bool, *,
 
 
 def _words(target: Target) -> dict[str, str]:
-    """Return what the action is for, as text."""
+    """Describe the target of the action."""
     if target.group:
         return {"cause": target.group, **selection(target.view)}
     return {} if target.ids else selection(target.view)
@@ -287,7 +290,7 @@ async def amend_queue(request: Request) -> Response:
         raise HTTPException(400, "There is no such action.")
     with refusing():
         await amend(name, by=by, reason=fields.get("reason", "").strip())
-    is_known = any(queue.name == name for queue in await operate.queues())  # a pause was all that the store knew of some
+    is_known = any(queue.name == name for queue in await operate.queues())  # some queues existed only as a pause
     return _to(request, path_of("queues", name) if is_known else "/")
 
 

@@ -1,4 +1,4 @@
-"""Opens the dashboard to the one browser that shows a token first: for `taskflow dashboard`, which has no other way to know a person."""
+"""Opens the dashboard to the first browser that presents a token: for `taskflow dashboard`, which has no other way to identify a person."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from taskflow.dashboard.application import dashboard_with
 from taskflow.dashboard.guard import Access
 from taskflow.dashboard.live import Live
 
-KNOWN: Final = "taskflow.is_known"  # in the scope of a request whose token or cookie is right
+KNOWN: Final = "taskflow.is_known"  # set in the scope of a request with the right token or cookie
 
 
 def dashboard_alone(live: Live, acts: Acts, actor: str, token: str, cookie: str) -> ASGIApp:
     """Return a dashboard with these live pages and actions, in which `actor` may act and see arguments.
 
-    The first GET with the query ``token=...`` gets a cookie of this name. From then on the token is worth nothing, and each request needs
-    the cookie.
+    The first GET with the query ``token=...`` gets a cookie of this name. From then on the token is invalid, and every request needs the
+    cookie.
     """
     app = dashboard_with(live, acts, lambda request: Access(actor, True, True) if KNOWN in request.scope else None)
     return _OneBrowser(app, token, cookie)
@@ -37,7 +37,7 @@ class _OneBrowser:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # Without Secure, because this is served over plain HTTP, on loopback as a rule.
+                # Without Secure, because this is served over plain HTTP, usually on loopback.
                 value = f"{self._cookie}={self._session}; Path=/; HttpOnly; SameSite=Strict"
                 MutableHeaders(scope=message).append("Set-Cookie", value)
             await send(message)
@@ -54,5 +54,5 @@ class _OneBrowser:
 
 
 def _is_same(given: str | None, secret: str | None) -> bool:
-    """Compare in a time that says nothing about the secret."""
+    """Compare in constant time, which reveals nothing about the secret."""
     return given is not None and secret is not None and secrets.compare_digest(given.encode("utf-8", "replace"), secret.encode())

@@ -1,4 +1,4 @@
-"""`/api/v1`: what the pages show, as JSON, for those whom `authorize` lets see them. `/api/v1/openapi.json` describes it."""
+"""`/api/v1`: the content of the pages as JSON, for people whom `authorize` admits. `/api/v1/openapi.json` describes it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from taskflow.model.record import Record
 
 
 class Jobs(msgspec.Struct, frozen=True):
-    """Some jobs. `cursor` is that of the next page; None after the last one. `examined` is how many jobs were read to find these."""
+    """A page of jobs. `cursor` leads to the next page, and is None after the last one. `examined` is how many jobs were read to find
+    these."""
 
     jobs: list[dict[str, Any]]
     cursor: str | None
@@ -35,7 +36,7 @@ class Jobs(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A job, with the reasons for its state. `arguments` and `result` are None if they are hidden, not kept, or cannot be decoded."""
+    """A job, with the reasons for its state. `arguments` and `result` are None if they are hidden, not kept, or undecodable."""
 
     job: dict[str, Any]
     reasons: list[Reason]
@@ -44,8 +45,8 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Runs(msgspec.Struct, frozen=True):
-    """The runs of a job in a queue over a period: how many by verdict and by deploy, and the seconds within which 50 % and 95 % waited
-    and ran."""
+    """The runs of a job in a queue over a period: how many by verdict and by deploy, and the median and 95th percentile of the waits and
+    run times, in seconds."""
 
     at: datetime
     seconds: int
@@ -58,7 +59,7 @@ class Runs(msgspec.Struct, frozen=True):
 
 
 def _json(record: Record) -> dict[str, Any]:
-    """Convert a record, without the bytes of the fields that cannot be read: there may be arguments and secrets among them."""
+    """Convert a record, without the bytes of unreadable fields, which may contain arguments and secrets."""
     unreadable = [{"column": each.column, "problem": each.problem} for each in record.unreadable]
     return record_json(record) | {"unreadable": unreadable}
 
@@ -132,7 +133,7 @@ def _answering(resource: Resource) -> Callable[[Request], Awaitable[Response]]:
 
 
 def openapi(server: str) -> dict[str, Any]:
-    """Return the description of the resources by OpenAPI 3.1."""
+    """Return an OpenAPI 3.1 description of the resources."""
     kinds = [resource.kind for resource in RESOURCES.values()]
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     paths = {}

@@ -82,5 +82,5 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:
-    log.error("%s %s: %s", request.method, one_line(request.scope["path"]), error)  # for the operator: the message names the server
+    log.error("%s %s: %s", request.method, one_line(request.scope["path"]), error)  # for the operator only: the message names the server
     return await message_page(request, UNAVAILABLE, 503)

@@ -1,4 +1,5 @@
-"""The calendar of schedules: the coming times of seven days, in the schedule's time zone and in the viewer's, with clock changes."""
+"""The calendar of schedules: their times during the next seven days, in the schedule's time zone and in the viewer's, with clock
+changes."""
 
 from __future__ import annotations
 
@@ -18,14 +19,14 @@ from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.model.timetable import CronTimes, EveryTimes, Timetable, first_change, zone_of
 
 DAYS: Final = 7
-MAX_TIMES: Final = 3  # in a cell; of more, the first one is shown
+MAX_TIMES: Final = 3  # maximum number in a cell; if there are more, only the first is shown
 MAX_ROWS: Final = 25
 MAX_AHEAD: Final = timedelta(days=3_660)
 MOMENT: Final = timedelta(microseconds=1)
 
 
 class Day(msgspec.Struct, frozen=True):
-    """A day of the viewer's zone, from `start` to `end`. `change` says if the clock changes on it there."""
+    """A day in the viewer's zone, from `start` to `end`. `change` describes a clock change on that day."""
 
     date: date
     start: datetime
@@ -34,7 +35,7 @@ class Day(msgspec.Struct, frozen=True):
 
 
 class Time(msgspec.Struct, frozen=True):
-    """A time at which a schedule fires: in the viewer's zone, in its own if that is another, and what a clock change does to it."""
+    """A time at which a schedule fires: in the viewer's zone, in the schedule's if that differs, and the effect of a clock change."""
 
     at: datetime
     yours: str
@@ -43,7 +44,7 @@ class Time(msgspec.Struct, frozen=True):
 
 
 class Cell(msgspec.Struct):
-    """The times of a schedule on a day. `change` says if the clock of its zone changes on it."""
+    """A schedule's times on one day. `change` describes a clock change of its zone on that day."""
 
     times: list[Time]
     is_more: bool = False
@@ -64,7 +65,7 @@ def days_from(first: date, zone: tzinfo) -> list[Day]:
 
 
 def change_between(zone: tzinfo, start: datetime, end: datetime) -> str:
-    """Return what the clock of a zone does in [start, end), or an empty text."""
+    """Describe a clock change of a zone in [start, end), or return an empty text."""
     at = first_change(zone, start - MOMENT, end - MOMENT)
     if at is None:
         return ""
@@ -75,7 +76,7 @@ def change_between(zone: tzinfo, start: datetime, end: datetime) -> str:
 
 
 def rows_of(app: App, records: Sequence[ScheduleRecord], days: Sequence[Day], yours: tzinfo, now: datetime) -> list[Row]:
-    """Compute the times of these schedules. Timetables of the application may be slow: call this in a thread."""
+    """Compute the times of these schedules. Timetables defined by the application may be slow, so call this in a thread."""
     changes = cache(lambda own: [change_between(own, day.start, day.end) for day in days])
     return [_row(app, record, days, yours, now, changes) for record in records]
 
@@ -96,7 +97,7 @@ def _row(
         times = timetable_of(app, record.name, plan)
         for cell, at in _times(times, days, cells, yours, now):
             cell.times.append(_time(times, at, own, yours))
-    except Exception as error:  # of the application's own timetable, too
+    except Exception as error:  # errors of the application's own timetables too
         return Row(info, [Cell([]) for _ in days], f"{type(error).__name__}: {error}")
     return Row(info, cells)
 

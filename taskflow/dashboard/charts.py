@@ -20,12 +20,12 @@ LEFT, TOP, BOTTOM = 52, 10, 20  # the margins, for labels
 MAX_BUCKETS: Final = 60
 MINUTE, TEN_MINUTES, HOUR = 60, 600, 3_600
 MAX_RUNS: Final = 50
-MAX_MARKS: Final = 10  # of deploys in a chart, the newest
-MAX_QUIET: Final = 10  # periods in which a deploy may have no run without being taken for a new one
+MAX_MARKS: Final = 10  # maximum number of deploys in a chart: the newest ones
+MAX_QUIET: Final = 10  # periods that a deploy may go without a run before it counts as a new one
 
 
 class Bucket(msgspec.Struct, frozen=True):
-    """The measures of a period, which begins at `at` and lasts for `seconds`. The present one has lasted for less than the others."""
+    """The measures of a period that begins at `at` and lasts for `seconds`. The current one is shorter than the others."""
 
     at: datetime
     seconds: int
@@ -44,7 +44,7 @@ def merged(measures: Iterable[Measure]) -> Measure:
 
 
 def buckets(history: Sequence[MeasuresRecord], back: timedelta, *, queue: str = "", job: str = "") -> list[Bucket]:
-    """Add the periods of the last `back` up to at most about 60 buckets of equal length, of a queue and a job, or of all (empty)."""
+    """Combine the periods of the last `back` into about 60 buckets of equal length, for a queue and a job, or for all (empty)."""
     longest = max((record.seconds for record in history), default=MINUTE)
     seconds = next((step for step in (MINUTE, TEN_MINUTES, HOUR) if step >= longest and back.total_seconds() / step <= MAX_BUCKETS), None)
     seconds = seconds or HOUR * -(-int(back.total_seconds()) // (HOUR * MAX_BUCKETS))
@@ -56,7 +56,7 @@ def buckets(history: Sequence[MeasuresRecord], back: timedelta, *, queue: str = 
             for (its_queue, its_job), measure in record.measures.items():
                 if queue in ("", its_queue) and job in ("", its_job):
                     into.add(measure)
-    for place in sorted(found, reverse=True)[:2]:  # workers have not recorded this minute, and perhaps not the one before
+    for place in sorted(found, reverse=True)[:2]:  # workers haven't recorded this minute yet, and perhaps not the previous one
         if found[place].number:
             break
         del found[place]
@@ -66,8 +66,8 @@ def buckets(history: Sequence[MeasuresRecord], back: timedelta, *, queue: str = 
 
 
 def deploys(measures: Iterable[Measure]) -> list[tuple[int, str]]:
-    """Return where deploys begin in the measures of consecutive periods, with their names: after `MAX_QUIET` periods without a run of
-    theirs. Nothing is known of those in the first period."""
+    """Return the positions in consecutive periods at which deploys begin, with their names: a deploy begins after `MAX_QUIET` periods
+    without a run. Nothing is known about those in the first period."""
     begun, former = list[tuple[int, str]](), deque[Mapping[str, int]](maxlen=MAX_QUIET)
     for place, measure in enumerate(measures):
         if measure.deploys:
@@ -84,7 +84,7 @@ def rate(found: Sequence[Bucket], title: str) -> Markup:
 
 
 def quantiles(found: Sequence[Bucket], title: str, of: Callable[[Measure, float], float]) -> Markup:
-    """Draw the time within which 50 % and 95 % of the runs were. Buckets without runs are gaps."""
+    """Draw the median and the 95th percentile of the run times. Buckets without runs are gaps."""
     series = {
         name: [of(bucket.measure, share) if bucket.measure.number else None for bucket in found]
         for name, share in (("95 %", 0.95), ("50 %", 0.5))
@@ -141,7 +141,7 @@ def _figure(title: str, drawn: Markup, keys: str = "") -> Markup:
 
 
 class Histogram(msgspec.Struct, frozen=True):
-    """A drawing, and its table: for each bin its upper bound, and how many runs of each series were in it."""
+    """A drawing and its table, which has the upper bound of each bin, and how many runs of each series were in it."""
 
     drawn: Markup
     names: list[str]
@@ -149,8 +149,8 @@ class Histogram(msgspec.Struct, frozen=True):
 
 
 def histogram(series: Mapping[str, Mapping[int, int]], title: str) -> Histogram | None:
-    """Draw histograms of `Measure`, by their names. Those of several series are drawn in shares, beside one another, the last one in
-    colour. None if there were no runs."""
+    """Draw histograms of `Measure`, by their names. Several series are drawn as shares, side by side, with the last one in colour. None if
+    there were no runs."""
     series = {name: bins for name, bins in series.items() if bins}
     if not series:
         return None
@@ -177,7 +177,7 @@ def histogram(series: Mapping[str, Mapping[int, int]], title: str) -> Histogram 
 
 
 def runs(record: Record, now: datetime) -> Markup | None:
-    """Draw the runs of a job on a time line, the newest 50: failed ones, and the present or the last one. None if it has not run."""
+    """Draw the newest 50 runs of a job on a timeline: failed ones, and the current or last one. None if it hasn't run."""
     spans = [(instant_of(error.started_at or error.at), instant_of(error.at), "failed") for error in record.errors[-MAX_RUNS:]]
     began = record.started_at or (record.claimed_at if record.status is Status.RUNNING else None)
     if began is not None and not record.status.is_waiting and not any(begin == began for begin, *_ in spans):

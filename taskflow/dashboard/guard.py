@@ -1,4 +1,4 @@
-"""Decides who may use the dashboard, refuses writes of other sites, and sets the headers that keep a browser safe."""
+"""Decides who may use the dashboard, rejects writes from other sites, and sets security headers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ Authorize = Callable[[Request], Access | Awaitable[Access | None] | None]
 
 
 class Guard:
-    """Passes a request on only if `authorize` returns an Access for it. A page finds that in `scope["taskflow.access"]`."""
+    """Passes a request on only if `authorize` returns an Access for it. Pages find it in `scope["taskflow.access"]`."""
 
     def __init__(self, app: ASGIApp, authorize: Authorize | None) -> None:
         self._app = app
@@ -78,7 +78,7 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        read = list[Message]()  # what `authorize` has read of the request, which the page must not miss
+        read = list[Message]()  # the parts of the request that `authorize` has read and the page still needs
 
         async def receive_and_keep() -> Message:
             read.append(message := await receive())
@@ -108,7 +108,7 @@ class Guard:
             return None
         if inspect.iscoroutinefunction(authorize) or inspect.iscoroutinefunction(getattr(authorize, "__call__", None)):  # noqa: B004
             found = authorize(request)
-        else:  # it may ask a database
+        else:  # it may query a database
             found = await run_in_threadpool(authorize, request)
         access = await found if inspect.isawaitable(found) else found
         if access is not None and not isinstance(access, Access):
@@ -117,7 +117,8 @@ class Guard:
 
 
 def _as_mounted(scope: Scope) -> Scope:
-    """Return the scope as ASGI has it below a prefix. Litestar removes the prefix from the path, adds a slash, and names no root_path."""
+    """Return the scope as ASGI defines it below a prefix. Litestar removes the prefix from the path, adds a slash, and names no
+    root_path."""
     if "litestar_app" not in scope:
         return scope
     whole, rest = re.sub("//+", "/", unquote(scope["raw_path"].decode("ascii", "replace"))).rstrip("/"), scope["path"].rstrip("/")

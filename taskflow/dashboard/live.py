@@ -1,4 +1,4 @@
-"""Keeps pages up to date while people watch. Nothing runs, and the store is not asked, while no one does."""
+"""Keeps pages up to date while people watch. While no one does, nothing runs and the store isn't queried."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from taskflow.dashboard.guard import Access
 from taskflow.dashboard.rendering import POLLS, is_fragment
 from taskflow.model.errors import TaskflowError
 
-INTERVAL: Final = 1.0  # seconds between looks at the store, and for which a page is shared
-FEW, MAX_FACTOR = 5, 5.0  # with more watchers, looks become rarer, up to so many times: what all of them fetch costs the host little
+INTERVAL: Final = 1.0  # seconds between two checks of the store, during which a page is shared
+FEW, MAX_FACTOR = 5, 5.0  # with more watchers, checks become rarer, by up to this factor, so that their fetches cost the host little
 MAX_STREAM: Final = 20.0  # seconds: a server that stops waits for its streams, and a browser opens the next one by itself
 MAX_AGE: Final = 10.0  # seconds after which a page is fetched again without a change: its ages grow, and so may the progress of jobs
 AWAY: Final = "away"
@@ -30,7 +30,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Sampler:
-    """Looks at the store for all watchers of an event loop, and for browsers that poll: once a second for a few, every 5 s for many."""
+    """Checks the store for all watchers of an event loop, and for browsers that poll: once a second for a few, every 5 s for many."""
 
     def __init__(self) -> None:
         self.is_ending = False
@@ -79,7 +79,7 @@ class Sampler:
         return INTERVAL * min(max(1.0, len(self._watchers) / FEW), MAX_FACTOR)
 
     async def digest(self) -> str:
-        """Return what changes when the store does, by a look of a moment ago, or `AWAY`."""
+        """Return a digest that changes with the store, from a recent check, or `AWAY`."""
         loop = asyncio.get_running_loop()
         if self._look is None or (self._look.done() and loop.time() >= self._looked_at + self._interval):
             self._looked_at = loop.time()
@@ -142,7 +142,7 @@ class Live:
             assert isinstance(access, Access)
             for old in [key for key, (until, _) in self._pages.items() if until < loop.time()]:
                 del self._pages[old]
-            # With the digest, because a page must not be older than its tag.
+            # Together with the digest, because a page must not be older than its tag.
             key = (loop, request.scope.get("root_path"), str(request.url), access.actions, access.show_arguments, digest)
             if key not in self._pages:
                 self._pages[key] = loop.time() + INTERVAL, loop.create_task(_awaited(endpoint(request)))

@@ -1,4 +1,4 @@
-"""Keeps what took long to read, for a while. In a large store, reads of one kind then take a small share of the time at most."""
+"""Caches slow reads for a while, so that in a large store, reads of one kind take at most a small share of the time."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from taskflow.app.loop_client import LoopClient
 
 T = TypeVar("T")
 
-SLOW: Final = 0.02  # seconds: what took less is read each time
-TIMES: Final = 20  # a result is kept for so many times as long as it took
+SLOW: Final = 0.02  # seconds: faster reads aren't cached
+TIMES: Final = 20  # a result is kept for this many times as long as the read took
 MAX_KEPT: Final = 200  # results
 
 _memos: Final = WeakKeyDictionary[LoopClient, dict[Hashable, tuple[float, Any]]]()
 
 
 async def remembered(key: Hashable, read: Callable[[], Awaitable[T]], *, keep: float = 0.0) -> T:
-    """Return what `read` returns, or what it returned under this key a short time ago. If it was slow, it is kept for at least `keep`
-    seconds, and until `forget` is called."""
+    """Return the result of `read`, or a recent result cached under this key. The result of a slow read is kept for at least `keep` seconds,
+    or until `forget` is called."""
     memo, clock = _memos.setdefault(default_app().client(), {}), asyncio.get_running_loop().time
     began = clock()
     if key in memo and began < memo[key][0]:
@@ -37,5 +37,5 @@ async def remembered(key: Hashable, read: Callable[[], Awaitable[T]], *, keep: f
 
 
 def forget() -> None:
-    """Drop what is kept, because a person has changed something here."""
+    """Clear the cache, because a person has changed something here."""
     _memos.pop(default_app().client(), None)

@@ -1,4 +1,4 @@
-"""The pages that show something. Each reads a bounded number of jobs, whatever the store holds."""
+"""The read-only pages. Each reads a bounded number of jobs, whatever the store holds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ JOBS_AT_ONCE: Final = 50
 GROUPS_AT_ONCE: Final = 50
 GROUPS_AT_A_GLANCE: Final = 6
 ACTIONS_AT_ONCE: Final = 50
-MAX_POSITIONS: Final = 200  # jobs that are counted before a ready one
+MAX_POSITIONS: Final = 200  # maximum number of jobs counted ahead of a ready one
 MAX_ERRORS: Final = 10  # of one job, the newest
 FIRST_MOMENTS, LAST_MOMENTS = 5, 25
 MAX_ROWS: Final = 200  # of queues, workers and schedules
@@ -88,7 +88,7 @@ async def overview(request: Request) -> Response:
 
 
 def newest_deploy(workers: Sequence[WorkerInfo]) -> str:
-    """Return the deploy of running workers whose oldest worker is the youngest, or an empty text if they do not know theirs."""
+    """Return the deploy of running workers whose oldest worker is the youngest, or an empty text if it isn't known."""
     begun = dict[str, datetime]()
     for worker in workers:
         if worker.deploy and not worker.is_lost:
@@ -178,7 +178,7 @@ async def record_of(text: str) -> Record:
 
 
 def _moments(record: Record, now: datetime) -> list[tuple[Moment, float | None]]:
-    """Return the moments of the job's life, each with the seconds since the one before. A long life loses its middle."""
+    """Return the moments of the job's life, each with the seconds since the previous one. The middle of a long life is left out."""
     found = timeline(record, now)
     timed = [(moment, None if not place else (moment.at - found[place - 1].at).total_seconds()) for place, moment in enumerate(found)]
     most = FIRST_MOMENTS + LAST_MOMENTS
@@ -235,7 +235,7 @@ async def queue(request: Request) -> Response:
 
 
 def _by_deploy(periods: Sequence[Measure]) -> dict[str, Measure]:
-    """Add up the periods before the newest deploy, and those since, or all if none is known to begin in them."""
+    """Add up the periods before and since the newest deploy, or all of them if no deploy is known to begin in them."""
     begun = charts.deploys(periods)
     if not begun:
         return {"": charts.merged(periods)}
@@ -290,7 +290,7 @@ async def chart_page(request: Request) -> Response:
     async def drawn() -> dict[str, Any]:
         return _drawn(await operate.history(since=timedelta(hours=hours)), hours, **filters)
 
-    # A point of a chart of 30 days is that of half a day.
+    # A point in a 30-day chart covers half a day.
     values = await remembered(("charts", hours, *filters.values()), drawn, keep=min(300.0, 15.0 * hours))
     return await render(request, "charts.html", hours=hours, spans=SPANS, filters=filters, **values)
 

@@ -24,9 +24,9 @@ STYLE: Final = (HERE / "style.css").read_bytes()
 SCRIPTS: Final = {name: (HERE / name).read_bytes() for name in ("page.js", "live.js")}
 ICON: Final = (HERE / "icon.svg").read_bytes()
 VERSION: Final = hashlib.sha256(b"".join((STYLE, ICON, *SCRIPTS.values()))).hexdigest()[:12]
-"""Changes with these files, so that browsers may keep them."""
+"""A version that changes with these files, so that browsers can cache them."""
 
-POLLS: Final = "taskflow.polls"  # in the scope of a request whose host cannot stream
+POLLS: Final = "taskflow.polls"  # set in the scope of a request whose host can't stream
 FRAGMENT: Final = "X-Taskflow-Fragment"  # a header
 
 SLICE: Final = 0.0005  # seconds
@@ -35,12 +35,12 @@ MAX_BLOCK: Final = 16_384  # characters of a traceback or a value
 
 
 def when(at: datetime | None) -> str | Markup:
-    """Return how long ago a time was, or in how long it will be, with the time itself for the pointer and for programs."""
+    """Return how long ago a time was, or how far ahead it is, with the time itself as a tooltip and for programs."""
     if at is None:
         return ""
     seconds = (datetime.now(UTC) - at).total_seconds()
     text = f"{span(seconds)} ago" if seconds >= 0 else f"in {span(-seconds)}"
-    # Of these texts only the name of a time zone can have any character. Markup.format() would take four times as long.
+    # Of these texts, only a time zone's name can contain arbitrary characters. Markup.format() would take four times as long.
     return Markup(f'<time datetime="{at.isoformat()}" title="{escape(absolute(at))}">{text}</time>')
 
 
@@ -49,12 +49,12 @@ def absolute(at: datetime) -> str:
 
 
 def block(text: object) -> Markup:
-    """Return text of several lines for <pre>. Its lines stay, and other control characters are escaped."""
+    """Return multi-line text for <pre>. Line breaks are kept, and other control characters are escaped."""
     return Markup("{}").format("\n".join(line[4:] for line in indented(text, MAX_BLOCK).split("\n")))
 
 
 def code(text: str) -> Markup:
-    """Return text of one line in which what stands between backticks is code."""
+    """Return one-line text in which parts in backticks are marked up as code."""
     parts = one_line(text).split("`")
     return Markup("").join(Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts))
 
@@ -78,7 +78,7 @@ def with_query(path: str, values: Mapping[str, Any]) -> str:
 
 
 def _finalized(value: object) -> object:
-    """Escape control characters in what a template prints. Markup was made by a filter here, or by a macro."""
+    """Escape control characters in the values that a template prints. Markup was made by a filter here or by a macro."""
     return one_line(value) if isinstance(value, str) and not isinstance(value, Markup) else "" if value is None else value
 
 
@@ -106,12 +106,12 @@ _templates.globals |= {"path_of": path_of, "version": VERSION}
 
 
 def root_of(request: Request) -> str:
-    """Return the path below which the dashboard is mounted, without a slash at its end."""
+    """Return the path below which the dashboard is mounted, without a trailing slash."""
     return str(request.scope.get("root_path", "")).rstrip("/")
 
 
 def is_fragment(request: Request) -> bool:
-    """Return True if a script asks for the content of a page, without its frame."""
+    """Return True if a script requests only the content of a page, without its frame."""
     return FRAGMENT in request.headers
 
 
@@ -140,7 +140,7 @@ UNAVAILABLE: Final = "The store does not answer at the moment."
 
 
 async def message_page(request: Request, text: str, status: int) -> Response:
-    """Return a page that has only a message; of the API, a JSON object with the field `error`."""
+    """Return a page with only a message; for the API, a JSON object with the field `error`."""
     if request.scope["path"].removeprefix(root_of(request)).startswith(f"{API}/"):
         return Response(json_text({"error": text}), status, media_type="application/json")
     return await render(request, "message.html", status, text=text, code=status)

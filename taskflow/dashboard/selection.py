@@ -1,4 +1,4 @@
-"""Reads what a URL or a form selects: jobs by ids, by filters or by the cause of their failure."""
+"""Parses the selection in a URL or a form: jobs by ids, by filters or by the cause of their failure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Fields = ImmutableMultiDict[str, str]
 
 
 async def form_of(request: Request) -> Fields:
-    """Return the fields of a form. Raises HTTPException if it is too large, incomplete, or no form of this kind."""
+    """Return the fields of a form. Raises HTTPException if it's too large, incomplete, or not this kind of form."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
         raise HTTPException(415, "The dashboard takes forms only.")
     body = bytearray()
@@ -36,18 +36,18 @@ async def form_of(request: Request) -> Fields:
 
 
 def filters_of(fields: Fields | QueryParams) -> dict[str, str]:
-    """Return the filters that are filled in, by their names."""
+    """Return the filters that are filled in, by name."""
     return {name: text for name in FILTERS if (text := fields.get(name, "").strip())}
 
 
 def view_of_filters(filters: Mapping[str, str]) -> View:
-    """Return the view of the jobs that match. Raises HTTPException for a filter that cannot be."""
+    """Return the view of the matching jobs. Raises HTTPException for an invalid filter."""
     with refusing():
         return view_of("page", cast(JobSelection, filters))
 
 
 class refusing:  # noqa: N801  # a context manager, like those of contextlib
-    """Turns a ValueError or a TypeError into an answer with the status 400 and the same text."""
+    """Turns a ValueError or a TypeError into a response with status 400 and the same text."""
 
     def __enter__(self) -> None: ...
 
@@ -57,5 +57,5 @@ class refusing:  # noqa: N801  # a context manager, like those of contextlib
 
 
 def whole(text: str | None, default: int, least: int, most: int) -> int:
-    """Return a number of a URL, or the default if it is no number. It is kept within its bounds."""
+    """Return a number from a URL, kept within its bounds, or the default if it isn't a number."""
     return min(max(int(text), least), most) if text and text.isascii() and text.isdigit() and len(text) < 20 else default

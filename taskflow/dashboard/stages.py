@@ -1,4 +1,4 @@
-"""Retries the jobs of a cause in stages: one, then ten, then the rest. It stops if one of them fails again."""
+"""Retries the jobs of a cause in stages: one, then ten, then the rest. It stops if a job fails again."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from taskflow.model.printable import duration
 from taskflow.model.record import Record, Status
 
 STAGES: Final = (1, 10)
-LOOK_INTERVAL: Final = 1.0  # seconds between looks at the jobs of a stage
+LOOK_INTERVAL: Final = 1.0  # seconds between two checks of a stage's jobs
 MAX_WAIT: Final = 600.0  # seconds for which a stage waits for its jobs
 
 
 class StagesStopped(Exception):
-    """A stage has failed, or takes too long. The jobs after it stay as they are."""
+    """Raised when a stage fails or takes too long. The jobs after it are left alone."""
 
 
 async def retry_in_stages(
     call: CallBroker, ids: Sequence[bytes], *, by: str | None, reason: str
 ) -> AsyncIterator[tuple[ActionResult, str]]:
-    """Retry jobs, the first ones first. Yield what was done so far, and what is waited for. Raises StagesStopped."""
+    """Retry jobs in order. Yield the totals so far, and what the next stage waits for. Raises StagesStopped."""
     done, left = ActionResult(), list(ids)
     for size in (*STAGES, len(left)):
         stage, left = left[:size], left[size:]
@@ -45,7 +45,7 @@ async def _read(call: CallBroker, ids: Sequence[bytes]) -> dict[bytes, Record | 
 
 
 async def _ends(call: CallBroker, stage: Sequence[bytes], before: Mapping[bytes, Record | None], left: int) -> AsyncIterator[int]:
-    """Wait until the jobs of a stage have ended, and yield how many have not. One that is gone has succeeded, as a rule."""
+    """Wait until the jobs of a stage have ended, and yield how many have not. A job that is gone has usually succeeded."""
     waiting, gives_up_at = list(stage), time.monotonic() + MAX_WAIT
     rest = f"The other {left:,} stay failed"
     while True:

@@ -1,4 +1,4 @@
-"""The dashboard for WSGI hosts, such as Flask and Django. The same application answers, on the loop that code without a loop shares."""
+"""The dashboard for WSGI hosts, such as Flask and Django. The same application answers, on the event loop shared by code without one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from taskflow.dashboard.live import Live
 from taskflow.dashboard.rendering import POLLS
 from taskflow.dashboard.selection import MAX_FORM, whole
 
-GIVEN: Final = "taskflow.given"  # in the scope: what `authorize` has returned in the thread of the host
+GIVEN: Final = "taskflow.given"  # in the scope: the result of `authorize`, which ran in the host's thread
 
 
 def dashboard_wsgi(*, authorize: Authorize | None = None) -> WSGIApplication:
@@ -48,9 +48,9 @@ def dashboard_wsgi(*, authorize: Authorize | None = None) -> WSGIApplication:
 
 
 def application(*, is_open: bool = True) -> ASGIApp:
-    """Return a dashboard that lets a request do what its scope says under `GIVEN`, or a closed one. Without that, it refuses."""
+    """Return a dashboard that gives a request the rights found in its scope under `GIVEN`. Requests without them are refused."""
     acts = Acts()
-    atexit.register(_end, acts)  # runs before the store is closed, because taskflow has registered that earlier
+    atexit.register(_end, acts)  # runs before the store is closed, because taskflow registered closing it earlier
     return dashboard_with(Live(), acts, _given if is_open else None)
 
 
@@ -95,7 +95,7 @@ async def _answer(app: ASGIApp, scope: Scope, body: bytes) -> Answer:
 
 
 def scope_of(method: str, root: str, path: str, query: str, headers: Mapping[str, str], **others: Any) -> Scope:
-    """Return the scope of a request for a whole path, which begins with `root`."""
+    """Return the scope of a request for a full path, which begins with `root`."""
     return {
         "type": "http",
         "http_version": "1.1",
@@ -110,7 +110,7 @@ def scope_of(method: str, root: str, path: str, query: str, headers: Mapping[str
 
 
 def _read(environ: WSGIEnvironment) -> tuple[Scope, bytes]:
-    """Return the scope and the body of a request. Of a body that is too long for a form, the beginning is enough to refuse it."""
+    """Return the scope and the body of a request. If the body is too long for a form, its beginning is enough to refuse it."""
     root, rest = (_text(environ.get(name, "")) for name in ("SCRIPT_NAME", "PATH_INFO"))
     headers = {name[5:].replace("_", "-"): value for name, value in environ.items() if name.startswith("HTTP_")}
     headers |= {name.replace("_", "-"): value for name in ("CONTENT_TYPE", "CONTENT_LENGTH") if (value := environ.get(name))}
@@ -125,7 +125,7 @@ def _read(environ: WSGIEnvironment) -> tuple[Scope, bytes]:
 
 
 def _text(path: str) -> str:
-    """Decode a part of a path, whose bytes WSGI gives as Latin-1."""
+    """Decode a part of a path, which WSGI gives as Latin-1."""
     return path.encode("latin-1", "replace").decode("utf-8", "replace")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Load the backend where it is used: Django 5.2 has no Tasks without the package django-tasks."""
+    """Load the backend on first use: Django 5.2 has no Tasks without the package django-tasks."""
     if name == "TaskflowBackend":
         from taskflow.django.backend import TaskflowBackend
 

@@ -43,7 +43,7 @@ PERMISSIONS = {"act": "Can act on jobs, queues and schedules", "see_arguments": 
 
 
 def _create_permissions(*, using: str, apps: Apps = apps, **kwargs: Any) -> None:
-    """Create the permissions of the dashboard. They belong to no model, because jobs are not in Django's tables."""
+    """Create the permissions of the dashboard. They belong to no model, because jobs aren't in Django's tables."""
     try:
         permission, content_type = apps.get_model("auth", "Permission"), apps.get_model("contenttypes", "ContentType")
     except LookupError:  # not migrated yet

@@ -110,7 +110,7 @@ class TaskflowBackend(_Base):
         return _result(result_id, await _read(result_id))
 
     def check(self, **kwargs: Any) -> list[Any]:
-        """Return what is wrong with the settings, for `manage.py check`."""
+        """Return the problems with the settings, for `manage.py check`."""
         if not apps.is_installed("taskflow.django"):
             why = f'TASKS["{self.alias}"] uses taskflow, but its app is not installed.'
             return [checks.Error(why, "Add 'taskflow.django' to INSTALLED_APPS.", id=f"{_LABEL}.E001")]
@@ -180,7 +180,7 @@ def apply_settings() -> None:
     """Use the broker that TASKS names, unless `configure()` names one. Raises ImproperlyConfigured for wrong settings."""
     ours = []
     for alias, params in getattr(settings, "TASKS", {}).items():
-        with suppress(ImportError, TypeError):  # Django says so where that backend is used
+        with suppress(ImportError, TypeError):  # Django reports this where that backend is used
             if issubclass(kind := import_string(params["BACKEND"]), TaskflowBackend):
                 ours.append(kind(alias, params))
     brokers = [*dict.fromkeys(each.options["broker"] for each in ours if each.options.get("broker"))]
@@ -199,7 +199,7 @@ def apply_settings() -> None:
 
 
 def _difference(url: str, connection: Any) -> str | None:
-    """Describe a database if it is not the one of the broker's URL, without opening a connection; otherwise return None."""
+    """Describe a database, without connecting, if it isn't the one in the broker's URL; otherwise return None."""
     parts, alias = urlsplit(url), connection.settings_dict
     scheme = "postgresql" if parts.scheme == "postgres" else parts.scheme
     name, its_name = unquote(parts.path.removeprefix("/")), str(alias["NAME"] or "")

@@ -130,7 +130,7 @@ def _fails(result: Any, context: JobContext, error: BaseException) -> bool:
 
 
 def new_result(task: Any, job_id: str, args: list[Any], kwargs: dict[str, Any], *, status: str = "READY", **fields: Any) -> Any:
-    """Return a TaskResult. Without other fields, it is that of a task which has just been sent, at the time in the id."""
+    """Return a TaskResult. Without other fields, it describes a task that has just been sent, at the time in the id."""
     sent_at = _local(datetime.fromtimestamp((UUID(job_id).int >> 80) / 1_000, UTC))
     empty: dict[str, Any] = {
         "enqueued_at": sent_at,
@@ -173,7 +173,7 @@ def result_of(info: JobInfo, task: Any) -> Any:
 
 
 def normalized(value: Any) -> Any:
-    """Return a value as JSON has it. Raises TypeError for one that JSON does not have."""
+    """Convert a value to JSON types. Raises TypeError if that's impossible."""
     module: Any = import_module("django.utils.json" if _PACKAGE == "django.tasks" else "django_tasks.utils")
     return module.normalize_json(value)
 
@@ -198,5 +198,5 @@ def _change(result: Any, **fields: Any) -> None:
 
 
 def _local(when: datetime | None) -> datetime | None:
-    """Return a time as Django's settings want it: naive if USE_TZ is False."""
+    """Return a time as Django's settings require it: naive if USE_TZ is False."""
     return when if when is None or settings.USE_TZ else timezone.make_naive(when)

@@ -14,10 +14,10 @@ from taskflow.dashboard.wsgi import GIVEN, answer_of, application, scope_of
 _application = application()
 
 
-# The dashboard takes a write only from the same origin, so its forms need no token of the middleware.
+# The dashboard accepts writes only from the same origin, so its forms need no CSRF token.
 @csrf_exempt
 def dashboard(request: HttpRequest, path: str) -> HttpResponse:
-    """Answer for the dashboard. A person who is not signed in is sent to `LOGIN_URL`."""
+    """Serve the dashboard. Anonymous users are redirected to `LOGIN_URL`."""
     user = request.user
     if not user.is_authenticated and request.method == "GET" and FRAGMENT not in request.headers:
         return redirect_to_login(request.get_full_path())

@@ -1,4 +1,4 @@
-"""Acts of operators, as the audit log of a store keeps them."""
+"""Operators' actions, as a store's audit log keeps them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ MAX_REASON: Final = 1_000
 class Action(msgspec.Struct, frozen=True, kw_only=True):
     """An action of an operator.
 
-    `id`        16 bytes, by which a store recognizes an action that is sent again
+    `id`        16 bytes, by which a store recognizes a resent action
     `by`        the operator, as "user@host" by default
     `verb`      "send", "retry", "run-now", "cancel", "purge", "pause", "resume"; for jobs "jobs.pause" and
                 "jobs.resume"; for schedules "schedules.pause" and so on
     `names`     the jobs, queues or schedules that were named; the log keeps the first `MAX_NAMES`
     `named`     how many were named
     `which`     the selection, if none were named: {"queue": "mail", "status": "failed"}
-    `affected`  how many jobs, queues or schedules it has changed, running jobs that were asked to stop included
-    `stopped`   why it stopped before its end; empty if it did not. More than `affected` may be changed then
-    `reason`    why it was done, as the operator said
+    `affected`  how many jobs, queues or schedules it has changed, including running jobs that were asked to stop
+    `stopped`   why it stopped early; empty if it didn't. If it did, more than `affected` may have changed
+    `reason`    the operator's reason
     """
 
     id: bytes
@@ -59,7 +59,7 @@ def pack_action(act: Action) -> bytes:
 
 
 def action_record_of(number: Any, at: Any, body: Any) -> ActionRecord:
-    """Return the record of a stored action. What cannot be read gets a default."""
+    """Return the record of a stored action. Unreadable fields get defaults."""
     reader = FieldReader()
     unreadable = Action(id=b"", by="?", verb="?", reason="this entry cannot be read")
     return ActionRecord(

@@ -14,10 +14,10 @@ MAX_WITHIN: Final = 3_600.0
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """How many jobs a worker gathers for one call, and how long the first of them waits for the others: ``Batch(size=100, within=2.0)``.
+    """How many jobs a worker gathers for one call, and how long the first one waits for others: ``Batch(size=100, within=2.0)``.
 
-    `size`    the most jobs of a call, 1 to 10,000
-    `within`  seconds or a timedelta, up to an hour, after which a call is made with the jobs that are there
+    `size`    the maximum number of jobs in one call, 1 to 10,000
+    `within`  seconds or a timedelta, up to an hour, after which the call is made with the jobs gathered so far
 
     Raises TypeError or ValueError for an invalid field, naming it.
     """
@@ -37,7 +37,7 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class Failure:
-    """Stands in the list that a batch job returns, for a job that has failed: ``Failure(error)`` or ``Failure("no such document")``.
+    """An item of the list that a batch job returns, for a job that has failed: ``Failure(error)`` or ``Failure("no such document")``.
 
     The job is treated as if its run had raised the error: it is retried, discarded, snoozed or cancelled by the same rules. A text becomes
     a RuntimeError.

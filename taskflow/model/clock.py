@@ -140,14 +140,14 @@ class Chance(Protocol):
 
 
 SYSTEM_RANDOM: Final = random.SystemRandom()
-"""Draws from the operating system. If two processes had generators in the same state, they would make the same ids, and jobs would be
-lost. Applications seed the random module's generator. C code that forks, as in uWSGI, copies the state of any generator."""
+"""Draws from the operating system. Two processes with generators in the same state would make the same ids, and jobs would be lost.
+Applications seed the random module's generator. C code that forks, as in uWSGI, copies the state of any generator."""
 
 
 class _SystemChance:
     def __init__(self) -> None:
         self.random = SYSTEM_RANDOM.random
-        self.randbytes = os.urandom  # ids are made on the way of each job: this is faster than the method of SystemRandom
+        self.randbytes = os.urandom  # an id is made for every job sent, and this is faster than SystemRandom's method
 
 
 def start_thread(target: Callable[[], None], name: str) -> threading.Thread:

@@ -33,7 +33,7 @@ class OnConflict(IntEnum):
     REPLACE = 1
     """Cancel the existing job if it is waiting. If it is running, hold the new job until it ends."""
     DEBOUNCE = 2
-    """Give the existing job the call's arguments if it is waiting, and move its due time. If it is running, as REPLACE."""
+    """Give the existing job the call's arguments if it is waiting, and move its due time. If it's running, do the same as REPLACE."""
 
 
 class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
@@ -44,11 +44,11 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
     `at`        when the job may start, in microseconds since 1970 (UTC); an instant in the past means now
     `expires`   seconds after sending at which the job expires; no run starts after that
     `key`       a digest made by `ids.key_digest`; a new job with the key of a live job is a conflict
-    `throttle`  seconds for which the added job stands for later calls with its key and `throttle`, even after it has ended
-    `at_most`   with DEBOUNCE, the seconds after the waiting job's creation beyond which its due time is not moved
+    `throttle`  seconds for which the added job represents later calls with its key and `throttle`, even after it has ended
+    `at_most`   with DEBOUNCE, the latest due time to which calls can move the waiting job, in seconds after its creation
     `awaits`    how many jobs with this job's id in their `joins` must end before this one leaves HELD
     `joins`     ids of held jobs that are waiting for this one to end. Without `ties`, its outcome does not matter
-    `limits`    the gates that it passes before it is READY, each once
+    `limits`    the gates that it passes before it's READY, without duplicates
     `member`    its place in its flow, if it belongs to one
     `ties`      for a job in a flow, what its end means for each of the jobs in `joins`
     `on_failure` the call to send if the job ends FAILED, as `pack_follow_up` packs it

@@ -155,8 +155,8 @@ class InvalidJobId(TaskflowError, ValueError):
 
 
 class WrongBatchResult(TaskflowError):
-    """A batch job has not returned a list with one element for each of its jobs. They fail, and are not retried: the call has had its
-    effects."""
+    """A batch job hasn't returned a list with one element for each of its jobs. The jobs fail without a retry, because the call has already
+    had its effects."""
 
 
 class KeyConflict(JobError):

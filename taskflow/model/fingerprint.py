@@ -1,4 +1,4 @@
-"""The cause of a failed job: the fingerprint of its failure, whatever ids and numbers its message has, and the deploy."""
+"""The cause of a failed job: the fingerprint of its failure, which ignores ids and numbers in its message, and the deploy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNKNOWN: Final = bytes(FINGERPRINT_BYTES)
 """The fingerprint of a failed job that has no valid cause, because another program has changed its stored fields."""
 
 POISON: Final = bytes.fromhex("e33c699416c01f47")
-"""The fingerprint of poison whose last worker died of an unknown cause, which `fingerprint.poison_fingerprint` computes."""
+"""The fingerprint of a poison job whose last worker died of an unknown cause, as `poison_fingerprint` computes it."""
 
 MAX_DEPLOY: Final = 100
 
@@ -32,7 +32,7 @@ def fingerprint_in(cause: Any) -> bytes:
 
 
 def deploy_in(cause: Any) -> str:
-    """Return the deploy in a stored cause. It is empty if none was set, or if it is not known."""
+    """Return the deploy in a stored cause. It's empty if none was set, or if it isn't known."""
     return cause[FINGERPRINT_BYTES:].decode(errors="replace") if isinstance(cause, bytes) else ""
 
 
@@ -46,10 +46,10 @@ _VARYING: Final = (
     (re.compile(r"\d+(?:[.,:]\d+)*"), "N"),
     (re.compile(r"\s+"), " "),
 )
-"""What differs between messages with one cause, and what stands for it."""
+"""Patterns that vary between messages with the same cause, and their replacements."""
 
 MAX_CHARACTERS: Final = 300
-"""Characters of a message that count. What follows is mostly data."""
+"""The number of characters of a message that count. The rest is mostly data."""
 
 
 def cause_of(verdict: Verdict, deploy: str) -> bytes | None:
@@ -71,13 +71,14 @@ def poison_fingerprint(died_of: str = "") -> bytes:
 def fingerprint(message: str, kind: str = "", traceback: str = "") -> bytes:
     """Return the fingerprint of a failure: a hash of the exception's type, the innermost frame of the application, and the message
     without quoted text, ids and numbers. A frame counts by its file and function, without the line, so that edits elsewhere in the
-    file and new release folders do not matter. Of a job that discarded itself, and of poison, only the reason counts."""
+    file and new release folders do not matter. For a job that discarded itself, and for poison, only the reason counts."""
     parts = (kind, frame(traceback), shape(message))
     return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).digest()[:FINGERPRINT_BYTES]
 
 
 def frame(traceback: str) -> str:
-    """Return the innermost frame outside of libraries, or of all, as "folder/file.py:function"; of a group, one of its last exception."""
+    """Return the innermost frame outside libraries, or else the innermost of all, as "folder/file.py:function". For an exception group, use
+    its last exception."""
     frames = [(found["file"], found["function"]) for found in _FRAME.finditer(traceback)]
     own = [place for place in frames if not _LIBRARIES.search(place[0])]
     if not frames:
@@ -88,7 +89,7 @@ def frame(traceback: str) -> str:
 
 
 def shape(message: str) -> str:
-    """Return a message without what varies: quoted text, ids and numbers."""
+    """Return a message without its variable parts: quoted text, ids and numbers."""
     text = message[:MAX_CHARACTERS]
     for varying, stands_for in _VARYING:
         text = varying.sub(stands_for, text)

@@ -48,12 +48,12 @@ def parse_id(text: str) -> bytes:
 
 
 def key_digest(queue: str, job: str, key: str) -> bytes:
-    """Return the stored form of a key: 16 bytes of the SHA-256 of queue, job and key. Queue "" stands for any queue."""
+    """Return the stored form of a key: 16 bytes of the SHA-256 of queue, job and key. Queue "" means any queue."""
     return hashlib.sha256(b"\0".join((queue.encode(), job.encode(), check_key(key).encode()))).digest()[:16]
 
 
 def check_key(key: str, text: str | None = None) -> str:
-    """Return the key. Raises ValueError, with `text` if the key itself may not be shown, for one that is empty or too long."""
+    """Return the key. Raises ValueError if it's empty or too long; the message shows `text` if the key itself must stay hidden."""
     try:
         size = len(key.encode())
     except UnicodeEncodeError:

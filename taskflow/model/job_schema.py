@@ -50,7 +50,7 @@ class Counters(NamedTuple):
 SMALL: Final = 1 << 20
 LARGE: Final = 64 << 20
 MAX_PAYLOAD: Final = 60 << 20
-"""The highest value of the setting `max_payload`. Every store keeps arguments and results of this size, with what it adds to them."""
+"""The highest value of the setting `max_payload`. Every store can keep arguments and results of this size, including its own overhead."""
 
 # --- fields by which stores decide --------------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ TAG: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,100}")
 
 
 def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
-    """Return the tags without repeated ones. Raises ValueError for an invalid tag or too many tags."""
+    """Return the tags without duplicates. Raises ValueError for an invalid tag or too many tags."""
     different = tuple(dict.fromkeys(map(check_tag, tags)))
     if len(different) > MAX_TAGS:
         raise ValueError(f"{len(different)} tags: a job can have at most {MAX_TAGS}")
@@ -150,8 +150,8 @@ OPAQUE: Final = (
 
 TAGGED: Final = b"\xa1g"
 FOLLOWED_UP: Final = b"\xa1f"
-"""The bytes after the first one of the extras of a job with `tags`, and of one with `on_failure` and without tags: the letter of that
-field, as msgpack."""
+"""The first bytes (after the map's header) of the extras of a job with `tags`, and of a job with `on_failure` but no tags: the letter of
+that field, as msgpack."""
 
 
 def has_tags(extras: bytes | None) -> bool:

@@ -16,7 +16,7 @@ RATE: Final = b"rate"
 """The kinds of gates."""
 
 MAX_GATES: Final = 8
-"""The most limits of one job."""
+"""The maximum number of limits of one job."""
 
 MAX_MOST: Final = 1_000_000_000
 
@@ -26,10 +26,10 @@ class Gate(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     `id`     16 bytes, made by `gate_id`
     `limit`  the name of the limit: that of its job, or that of a shared `Limit`
-    `key`    the value of the key, for people; "" if the limit has no key
+    `key`    the value of the key, for display; "" if the limit has no key
     `most`   how many jobs may be READY or RUNNING at once, or start in `per`, as the sender declares it
     `per`    the period of a rate, in microseconds; 0 if the gate limits how many run at once
-    `burst`  how many jobs may start at once at a rate, after none has started for a while
+    `burst`  for a rate, how many jobs may start at once after a quiet period
     """
 
     id: bytes
@@ -46,13 +46,13 @@ def gate_id(limit: str, key: str, *, kind: bytes = SLOTS) -> bytes:
 
 
 def lacking(limits: Sequence[Gate], declared: Sequence[Gate]) -> tuple[Gate, ...]:
-    """Return the declared gates whose kind and name none of `limits` has."""
+    """Return the declared gates whose kind and name don't occur in `limits`."""
     names = {(gate.limit, gate.per > 0) for gate in limits}
     return tuple([gate for gate in declared if (gate.limit, gate.per > 0) not in names])
 
 
 def interval(gate: Gate) -> int:
-    """Return the microseconds from one job of a rate to the next. They are rounded up, so that no period has more jobs."""
+    """Return the microseconds between two jobs of a rate, rounded up so that no period has too many jobs."""
     return -(-gate.per // gate.most)
 
 

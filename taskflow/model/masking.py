@@ -1,4 +1,4 @@
-"""Prepares decoded values for display: hides secrets, leaves out what is too long, and converts the rest to what JSON can express."""
+"""Prepares decoded values for display: hides secrets, shortens long values, and converts the rest to JSON types."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DisplayLimits(msgspec.Struct, frozen=True):
 
 
 def is_secret(name: str) -> bool:
-    """Return True if a value of this name is probably a secret, such as `password`, `api_key` or `X-Auth-Token`."""
+    """Return True if a value with this name is probably a secret, such as `password`, `api_key` or `X-Auth-Token`."""
     words = [word.lower() for word in _WORD.findall(name)]
     if any(not _SECRET_WORDS.isdisjoint((word, word.removesuffix("s"))) or word in _SECRET_JOINED for word in words):
         return True
@@ -63,9 +63,9 @@ def _masked_parameter(found: re.Match[str]) -> str:
 
 
 def masked_value(value: object, secrets: Collection[str], limits: DisplayLimits) -> Any:
-    """Return a decoded value as JSON can express it: sets and tuples as lists, instants, decimals and keys of dicts as text.
+    """Convert a decoded value to JSON types: sets and tuples become lists; instants, decimals and keys of dicts become text.
 
-    A value whose name is in `secrets`, or that `is_secret` names, and passwords in URLs are hidden. What exceeds `limits` is left out.
+    A value whose name is in `secrets`, or that `is_secret` names, and passwords in URLs are hidden. Anything beyond `limits` is left out.
     """
     if value is None or isinstance(value, bool | float):
         return _number(value)
@@ -82,7 +82,7 @@ def masked_value(value: object, secrets: Collection[str], limits: DisplayLimits)
 
 
 def masked_map(values: Mapping[Any, object], secrets: Collection[str], limits: DisplayLimits) -> dict[str, Any]:
-    """Return a map by name, like `masked_value`."""
+    """Like `masked_value`, for a map of values by name."""
     return dict(_pairs(values, secrets, limits))
 
 
@@ -121,5 +121,5 @@ def _number(value: float | None) -> Any:
 def _text(value: object) -> str:
     try:
         return value.isoformat() if isinstance(value, date | time) else str(value)
-    except Exception:  # a class of the application, which has registered it
+    except Exception:  # a class that the application has registered
         return shown(value)

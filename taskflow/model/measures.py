@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 MAX_PAIRS: Final = 500
-"""The maximum number of pairs of a queue and a job that are counted apart. All further ones are counted as `OTHER`."""
+"""The maximum number of pairs of queue and job that are counted separately. Further ones are counted as `OTHER`."""
 
 OTHER: Final = ("_other", "_other")
 
@@ -24,7 +24,7 @@ MAX_BYTES: Final = 1 << 20
 
 
 MAX_COUNT: Final = (1 << 63) - 1
-"""The highest count or sum. Higher ones are not read, and sums stay there."""
+"""The highest count or sum. Higher values are rejected, and sums stop there."""
 
 _Bin = Annotated[int, msgspec.Meta(ge=0, le=MAX_BIN)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
@@ -34,12 +34,12 @@ class Measure(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """The runs of one job in one queue.
 
     `runs`      how many runs ended with each verdict, by its name: "succeeded", "retried" and so on
-    `waits`     a histogram of the time from when the job became due to its claim: bin N holds times below 2 ** N microseconds, and at least
+    `waits`     a histogram of the time between a job's due time and its claim: bin N holds times below 2 ** N microseconds, and at least
                 half of that
     `times`     a histogram of the run times
     `waited`    the sum of the waits in microseconds
     `ran`       the sum of the run times in microseconds
-    `deploys`   in the history: how many runs were on each deploy (TASKFLOW_DEPLOY of the worker), for the first `MAX_DEPLOYS` of a period
+    `deploys`   in the history: how many runs each deploy had (TASKFLOW_DEPLOY of the worker), for the first `MAX_DEPLOYS` of a period
     """
 
     runs: dict[str, _Count] = {}
@@ -55,12 +55,12 @@ class Measure(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
         return sum(self.runs.values())
 
     def time_of(self, share: float) -> float:
-        """Return how long the given share of the runs took at most, in seconds: at 0.95, 95 % were no slower. The figure is up to twice as
-        high as the exact one; 0.0 without runs."""
+        """Return the time in seconds within which the given share of the runs ended: at 0.95, 95 % were no slower. The figure is up to
+        twice the exact one; 0.0 without runs."""
         return _quantile(self.times, share)
 
     def wait_of(self, share: float) -> float:
-        """Return how long the given share of the runs waited at most, in seconds, as `time_of` does."""
+        """Like `time_of`, for the time that jobs waited."""
         return _quantile(self.waits, share)
 
     def add(self, other: Measure) -> None:
@@ -137,7 +137,7 @@ def pack_measures(measures: Mapping[tuple[str, str], Measure]) -> bytes:
 
 
 def unpack_measures(packed: bytes | None) -> Measures:
-    """Return packed measures, or none if they cannot be read: another program may have written them."""
+    """Decode packed measures. Return none if they can't be read: another program may have written them."""
     try:
         return {(queue, job): measure for queue, job, measure in _decode(packed or b"")} if len(packed or b"") <= MAX_BYTES else {}
     except (msgspec.MsgspecError, UnicodeError):

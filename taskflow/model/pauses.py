@@ -25,7 +25,7 @@ class Pauses:
         return min(self.longest, self.first * 2.0 ** min(max(failures, 1) - 1, STEEPEST))
 
     def at_most(self, longest: float) -> Pauses:
-        """Return the same pauses, but none longer than `longest`."""
+        """Return the same pauses, capped at `longest`."""
         return Pauses(self.first, min(self.longest, longest))
 
 

@@ -104,7 +104,7 @@ def duration(seconds: float) -> str:
 
 
 def bar_of(share: float, width: int) -> str:
-    """Return a bar of `width` characters between brackets, of which this share is filled."""
+    """Return a bar of `width` characters in brackets, filled to this share."""
     filled = int(share * width)
     return f"[{'#' * filled}{'.' * (width - filled)}]"
 

@@ -54,8 +54,8 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
     `waiting_for`  what the job is waiting for, other than its time or a worker: code that knows the job, a running job with its key, or the
                    end of a back-off after too many hand-backs
     `reason`       why the job ended, if there is a reason: "expired", "replaced by ID", "poison: ...", or a user's text. A poison job that
-                   waits for its follow-up has its reason already
-    `behind`       the id of the running job with the same key for whose end the job waits, or None
+                   waits for its follow-up already has its reason
+    `behind`       the id of the running job with the same key that this one waits for, or None
     `errors`       one for each run that failed or crashed, oldest first
     `worker`       the name of the worker that is running the job, or ran it last
     `cause`        the cause of a failed job, as it is stored
@@ -173,11 +173,11 @@ class Moment(NamedTuple):
 
 
 def timeline(record: Record, now: datetime) -> list[Moment]:
-    """Return what is known of the job's life. Runs that were snoozed, parked or handed back leave no trace."""
+    """Return the known events of the job's life. Runs that were snoozed, parked or handed back leave no trace."""
     last = record.errors[-1] if record.errors else None
     ran_at = record.started_at or (record.claimed_at if record.status is Status.RUNNING else None)
     if record.status in WAITING or (last is not None and ran_at == instant_of(last.started_at)):
-        ran_at = None  # the last run came back, or is the one that left the last error
+        ran_at = None  # the last run returned to the queue, or is the one that left the last error
     is_ready_at_once = last is None and record.due_at == record.created_at
     found = [Moment(record.created_at, "sent, and ready at once" if is_ready_at_once else "sent")]
     lost = record.failures - sum(error.ending is not RunEnding.CRASHED for error in record.errors)
@@ -207,9 +207,9 @@ def _started(at: datetime, attempt: int, worker: str | None) -> Moment:
 
 def _what_follows(record: Record, now: datetime) -> Iterator[Moment]:
     if record.ended_at is not None:
-        error = record.last_error  # if there is one, the line before has shown it, and the reason is the same
+        error = record.last_error  # if there is one, the previous line has shown it, with the same reason
         if error is not None and error.ending is RunEnding.FAILED and instant_of(error.at) == record.ended_at:
-            return  # "attempt 2 failed" has told the end
+            return  # "attempt 2 failed" already shows the end
         yield Moment(record.ended_at, f"{record.status}{f': {record.reason}' if record.reason and error is None else ''}")
         return
     if record.status is Status.RUNNING:

@@ -40,7 +40,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     `keep_cancelled`    how long a cancelled job is kept
     `keep_asleep`       how long a declared schedule is kept after the last session that declared it has ended
     `kept_per_queue`    how many failed jobs each queue keeps at most, and how many other ended jobs; the oldest are dropped first
-    `max_ends`         how many ends of jobs the store keeps for workers that hear of them; the oldest are dropped and counted
+    `max_ends`         how many ends of jobs the store keeps for workers with `ended` hooks; the oldest are dropped and counted
     `max_actions`         how many actions of operators the audit log keeps
     `upkeep_every`      how often upkeep runs in the whole fleet while nothing is due. By default, an idle worker sends less than one
                         command a second, and a dead worker's jobs run again within 25 s
@@ -75,8 +75,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 RetryFunction: TypeAlias = Callable[[int, Exception], float | timedelta | None]
-"""A job's own back-off: from the number of the attempt that failed, starting at 1, and its exception to the wait before the next one, or
-None for no other attempt."""
+"""A job's custom back-off: takes the number of the failed attempt, starting at 1, and its exception. Returns the wait before the next
+attempt, or None to fail the job."""
 
 
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):

@@ -136,7 +136,7 @@ class ScheduleState(msgspec.Struct):
     since: int | None = None
 
     def offer_next(self, at: int | None) -> None:
-        """Set when the schedule is offered next. A paused one is not, and a sleeping one keeps the time at which it is to be removed."""
+        """Set when the schedule is offered next. A paused one is never offered, and a sleeping one keeps its removal time."""
         if self.asleep_since is None:
             self.offer_at = None if self.is_paused else at
 
@@ -155,7 +155,7 @@ class ScheduleState(msgspec.Struct):
             self.offer_next(now)
 
     def elect(self, youngest: Definition | None, now: int, keep_asleep: float) -> None:
-        """Put the youngest living declaration into force. If there is none, put the schedule to sleep."""
+        """Make the youngest living declaration effective. If there is none, put the schedule to sleep."""
         if youngest is None:
             if self.asleep_since is None:
                 self.asleep_since, self.offer_at = now, now + to_microseconds(keep_asleep)
@@ -166,7 +166,7 @@ class ScheduleState(msgspec.Struct):
         self.bring_into_force(youngest, now)
 
     def offer(self, now: int) -> Offer:
-        """Offer the schedule to the caller of upkeep, and to no one else for `OFFER_TTL` seconds."""
+        """Offer the schedule to the caller of upkeep, and to no other caller for `OFFER_TTL` seconds."""
         since = now if self.since is None else self.since
         self.offer_next(now + to_microseconds(OFFER_TTL))
         return Offer(name=self.name, digest=self.digest, body=self.body, next_at=self.next_at, since=since, now=now)

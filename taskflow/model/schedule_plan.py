@@ -135,7 +135,7 @@ def firings_of(offer: Offer, plan: SchedulePlan, times: Timetable) -> list[Firin
         return instant + plan.delay_of(offer.name, instant)
 
     def step(expected: int | None, then: int | None, *, missed: int = 0, envelope: Envelope | None = None) -> Firing:
-        # What is due already is offered again now: a schedule that catches up takes turns with the others.
+        # A schedule with more due instants is offered again immediately, so it takes turns with the others.
         offer_at = None if then is None else min(max(due_at(then), offer.now), LATEST)
         fields: dict[str, Any] = {"next_at": then, "offer_at": offer_at, "envelope": envelope, "missed": missed}
         return Firing(name=offer.name, digest=offer.digest, expected=expected, **fields)
@@ -196,7 +196,8 @@ def _skip(times: Timetable, at: int, until: int) -> tuple[int | None, int]:
 
 
 def _latest(times: Timetable, at: int, now: int, due_at: Callable[[int], int]) -> tuple[int, int | None]:
-    """Return the latest due instant and the one after it. Timetables only look forward, so this begins ever earlier, at most at `at`."""
+    """Return the latest due instant and the one after it. Timetables only look forward, so the search starts earlier and earlier, but not
+    before `at`."""
     back, latest = MICROSECONDS, _next(times, now - MICROSECONDS)
     while latest is None or due_at(latest) > now:
         back *= 2

@@ -31,7 +31,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     `queues`  the queues that it takes; empty for all
     `jobs`    the names of the jobs that its code declares, aliases included; empty if there are more than `MAX_NAMES`
     `deploy`  the value of TASKFLOW_DEPLOY in its environment
-    `trouble` why its claims or its upkeep fail again and again; empty if they do not
+    `trouble` why its claims or its upkeep keep failing; empty if they don't
     """
 
     id: bytes
@@ -45,7 +45,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str = ""
 
     def pack_about(self) -> bytes:
-        """Pack what no store needs to know, but shows."""
+        """Pack the fields that stores only display."""
         about = [self.queues, self.concurrency, self.jobs, self.deploy, self.trouble]
         return bytes(msgpack.packb(about, unicode_errors="replace") or b"")
 

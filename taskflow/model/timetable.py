@@ -134,7 +134,7 @@ class EveryTimes(msgspec.Struct, frozen=True, tag="every"):
 
 
 class OwnTimes(msgspec.Struct, frozen=True, tag="own"):
-    """Stands for a timetable that the application defines. Only workers that declare the schedule
+    """A placeholder for a timetable that the application defines. Only workers that declare the schedule
     can compute its times. `kind` is the qualified name of the timetable's class."""
 
     kind: str
@@ -155,7 +155,8 @@ def zone_of(name: str) -> tzinfo:
 
 @lru_cache(maxsize=1_000)
 def _zone_or_problem(name: str) -> tzinfo | str:
-    """Return the zone, or a message if there is none. A worker looks at a stored schedule with an unknown zone again and again."""
+    """Return the zone, or a message if there is none. The result is cached, because workers keep checking a stored schedule with an unknown
+    zone."""
     if name == "UTC":
         return UTC
     try:
@@ -204,7 +205,7 @@ def _problem(times: CronTimes) -> str | None:
 
 @lru_cache(maxsize=1_000)
 def _parsed(fields: str) -> CronSim:
-    """Return an iterator to copy. For cronsim, "5-5/10" means "from 5 on, in steps of 10", as "5/10" does; in Debian's cron it is 5."""
+    """Return an iterator to copy. cronsim reads "5-5/10" like "5/10", as "from 5 in steps of 10"; in Debian's cron it means just 5."""
     from cronsim import CronSim
 
     return CronSim(_RANGE_WITH_STEP.sub(_without_needless_step, fields.upper()), datetime(2000, 1, 1))

@@ -86,7 +86,7 @@ class Transition(NamedTuple):
     `ends_as`     the status with which the job ends; None if it waits again
     `reason`      why the job ended, or why it is poison
     `due_at`      when a waiting job may run, in microseconds since 1970; None if it is READY at once, in its old place
-    `waiting_for` what to show as the reason while the job waits
+    `waiting_for` the reason to show while the job waits
     `error`       an error to add to the job's history
     `cause`       the cause to store with a job that ends as FAILED
     `is_paused`   True if it waits for the end of a pause
@@ -180,7 +180,7 @@ def crash(
 ) -> Transition:
     """Return the transition of a job whose worker was lost. A job that was asked to stop never becomes poison.
 
-    A poison job with a follow-up waits for a worker that sends that. If its workers keep being lost, it ends without.
+    A poison job with a follow-up waits for a worker that sends that. If its workers keep being lost, it ends without the follow-up.
     """
     job = job._replace(crashes=job.crashes + 1)
     lost = RunError(wording.CRASHED, wording.worker_lost(worker, job.crashes, died_of), "", job.failures + 1, ending=RunEnding.CRASHED)

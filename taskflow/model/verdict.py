@@ -56,7 +56,7 @@ MAX_ERRORS_BYTES: Final = 65_536
 
 
 class RunEnding(StrEnum):
-    """How a run ended that has an error in its job's history."""
+    """How a run with an error in its job's history ended."""
 
     FAILED = "failed"
     TIMED_OUT = "timed out"
@@ -65,10 +65,8 @@ class RunEnding(StrEnum):
 
 
 class RunError(msgspec.Struct, frozen=True):
-    """A run that failed, and the reason as text: the exception's full type name, its message and its traceback.
-
-    A long message is truncated at the end. A long traceback is truncated at the start, because the last frames matter most: they show where
-    the error was raised.
+    """A run that failed, and the reason as text: the exception's full type name, its message and its traceback. A long message is truncated
+    at the end. A long traceback is truncated at the start, because the last frames matter most: they show where the error was raised.
 
     The store adds the run's times, in microseconds since 1970 by its clock, and its worker. They are 0 and "" until then.
 
@@ -109,8 +107,8 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     """The outcome of a run. The classes of verdicts, such as `Succeeded` and `Retried`, are its subclasses.
 
     `is_final`   True if it ends the job
-    `exception`  the exception that led to it, while middleware and subscribers look at the run; None for a success, for a verdict
-                 that middleware has made, and for an error in a child process. It is not stored, compared or sent
+    `exception`  the exception behind it, available to middleware and subscribers. None for a success, for a verdict made by middleware, and
+                 for an error in a child process. It isn't stored, compared or sent
     """
 
     is_final: ClassVar[bool] = True
@@ -135,15 +133,15 @@ class Succeeded(Verdict, frozen=True, dict=True, gc=True):
 
     @property
     def value(self) -> Any:
-        """The return value, decoded each time: for the worker's middleware and subscribers as the job's return annotation says, and
-        without an annotation if middleware has made the verdict. Raises DecodeError if the result cannot be decoded."""
+        """The return value, decoded on each access: by the job's return annotation, or without it if middleware has made the verdict.
+        Raises DecodeError if the result cannot be decoded."""
         from taskflow.model.codec import decode_value
 
         return (self._decode or decode_value)(self.result) if self.result else None
 
 
 def decodable(success: Succeeded, decode: Callable[[bytes], Any]) -> Succeeded:
-    """Return the success, whose `value` is now decoded by `decode`."""
+    """Return the success with `decode` as the decoder of its `value`."""
     msgspec.structs.force_setattr(success, "_decode", decode)
     return success
 
@@ -178,7 +176,8 @@ class Retried(_Waits, frozen=True, dict=True, gc=True):
 
 
 class Snoozed(_Waits, frozen=True):
-    """The job asked to run again after `after` seconds. This uses no attempt. If it `closes` its rates, no job passes them until then."""
+    """The job asked to run again after `after` seconds. This uses no attempt. With `closes`, the job's rates let no job start until
+    then."""
 
     after: float
     closes: bool = False
@@ -195,8 +194,8 @@ class HandedBack(_Waits, frozen=True):
     """The job returns to its old place in the queue, because the worker is shutting down or never started it.
 
     `counts` is False if the job was never started, in which case this does not count as a hand-back. `is_paused` is True if it was not
-    started because its job is paused: while the pause lasts, it is parked instead. If there are `limits`, the job has to pass its gates
-    again before it starts, and these too.
+    started because its job is paused: while the pause lasts, it's parked instead. If `limits` is given, the job has to pass its gates again
+    before it starts, plus these.
     """
 
     counts: bool = True
@@ -205,8 +204,8 @@ class HandedBack(_Waits, frozen=True):
 
 
 class Completed(Verdict, frozen=True, dict=True, gc=True):
-    """The run has settled its job in a transaction (`JobContext.complete_in`), so the job has succeeded if that has committed.
-    If it rolled back, `otherwise` takes effect."""
+    """The run has settled its job in a transaction (`JobContext.complete_in`). If that has committed, the job has succeeded; if it rolled
+    back, `otherwise` takes effect."""
 
     otherwise: Verdict
 
@@ -234,9 +233,9 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `follow_ups` envelopes to add in the same transaction
     `progress`   the last progress that the run reported; None if it reported none
     `cause`      the cause of a run that ends its job as FAILED: see `fingerprint.cause_of`
-    `key`        the key of the job, from its lease: with it, a store reads all that it needs at once
+    `key`        the key of the job, from its lease, so that a store can read everything it needs at once
     `limits`     the gates of the job, from its lease, for the same reason
-    `arguments`  the payload of the job, if it is kept with the result of a success
+    `arguments`  the payload of the job, if it's to be kept with a success's result
     """
 
     id: bytes
@@ -254,7 +253,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 def is_plain_success(settlement: Settlement) -> bool:
-    """Return True for a success that carries nothing but its result. Stores settle many of these in one step."""
+    """Return True for a success with nothing but a result. Stores settle many of these in one step."""
     return type(settlement.verdict) is Succeeded and not settlement.follow_ups and settlement.progress is None
 
 

@@ -1,4 +1,4 @@
-"""The wording that all stores share: reasons, messages, and the names of totals. The cause of a worker's death is appended unchanged."""
+"""Wording shared by all stores: reasons, messages, and the names of totals. The cause of a worker's death is appended unchanged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EXPIRED: Final = "expired"
 PURGED: Final = "purged"
 
 POISON: Final = "poison: "
-"""The reason begins like this if a job ended because its workers kept being lost."""
+"""The beginning of the reason of a job that ended because its workers kept being lost."""
 
 CRASHED: Final = "taskflow.WorkerLost"
 """The error type that a job's record shows for a run whose worker was lost."""

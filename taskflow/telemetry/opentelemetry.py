@@ -22,7 +22,7 @@ PARENT_FOR: Final = 60.0
 """Seconds for which a job may have waited so that its first run is part of the sender's trace. Later runs begin traces that link to it."""
 
 MAX_HEADER: Final = 1_024
-"""The maximum length of a header of the context. Longer ones, such as a large baggage, are not sent with the job."""
+"""The maximum length of a context header. Longer ones, such as a large baggage, aren't sent with the job."""
 
 _SENDING: Final = {"messaging.system": "taskflow", "messaging.operation.name": "send", "messaging.operation.type": "send"}
 _RUNNING: Final = {"messaging.system": "taskflow", "messaging.operation.name": "process", "messaging.operation.type": "process"}
@@ -39,7 +39,7 @@ class OpenTelemetry(Telemetry):
 
     Without an SDK, only the context is passed on.
 
-    `tracer_provider`, `meter_provider`  those to use (default: the global ones)
+    `tracer_provider`, `meter_provider`  the providers to use (default: the global ones)
     """
 
     def __init__(self, tracer_provider: trace.TracerProvider | None = None, meter_provider: metrics.MeterProvider | None = None) -> None:
@@ -117,7 +117,7 @@ class OpenTelemetry(Telemetry):
 
 @lru_cache(maxsize=256)
 def _sender(headers: tuple[tuple[str, str], ...]) -> tuple[Context, SpanContext]:
-    """Return the sender's context, without the worker's own (see `quiet`), and its span. The jobs of a batch have the same."""
+    """Return the sender's context, without the worker's own (see `quiet`), and its span. All jobs of a batch share them."""
     sender = propagate.extract(dict(headers), context=_NOTHING)
     return sender, get_current_span(sender).get_span_context()
 

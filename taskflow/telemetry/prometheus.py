@@ -22,13 +22,13 @@ from taskflow.worker.measuring import WorkerFacts, WorkerMeasures
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _BOUNDS: Final = tuple(range(10, 38, 2))
-"""The bins at whose ends the buckets end: from 1 ms to 19 hours, each four times as long as the one before."""
+"""The bins whose upper bounds are those of the buckets: from 1 ms to 19 hours, each four times the previous one."""
 
 
 class Prometheus(Telemetry):
     """Serves metrics of the worker at `/metrics` of its health port (``taskflow worker --health-port 9000``), one page for all
-    ``--processes``. The page has the other metrics of the registry, too. With ``--processes``, it has those of prometheus_client's
-    multiprocess mode (``PROMETHEUS_MULTIPROC_DIR``) instead.
+    ``--processes``. The page also has the registry's other metrics or, with ``--processes``, those of prometheus_client's multiprocess mode
+    (``PROMETHEUS_MULTIPROC_DIR``).
 
     `registry`  where to register (default: prometheus_client's own), for an application that runs a `Worker` and serves its metrics itself
     """
@@ -69,7 +69,7 @@ class _Counted:
             return [*(each.facts() for each in self.workers), self._ended]
 
     def end(self, measures: WorkerMeasures) -> None:
-        """Drop a worker. Its counts stay, but not its slots."""
+        """Remove a worker. Its counts remain, but not its slots."""
         with _lock:
             self._ended = self._ended.plus(measures.facts().ended())
             self.workers.remove(measures)

@@ -22,7 +22,7 @@ COMPARED: Final = (
     *("queue", "priority", "after", "at", "expires", "max_attempts"),
     *("retry", "timeout", "key", "keep_result", "headers", "tags"),
 )
-"""The options that an assertion can name. The others are not kept with a job, or not in the form in which they were given."""
+"""The options that an assertion can name. Others aren't kept with a job, or not in the form in which they were given."""
 
 _MAY_BE_NONE: Final = ("expires", "timeout", "key")
 _OWN: Final = ("options", "count")

@@ -15,7 +15,7 @@ from taskflow.app.portal import CallersThread, wait
 T = TypeVar("T")
 
 callers_thread: Final[ContextVar[CallersThread | None]] = ContextVar("taskflow_callers_thread", default=None)
-"""The thread that waits in `run_sync` for the current coroutine, if it runs functions meanwhile."""
+"""The thread that waits in `run_sync` for the current coroutine, if it runs functions while it waits."""
 
 
 def sync_to_async(function: Callable[[], T]) -> asyncio.Future[T]:
@@ -33,7 +33,7 @@ def is_django_loaded() -> bool:
 
 
 def wait_inline(awaitable: Awaitable[T]) -> T:
-    """Wait as `run_sync` does, and meanwhile run in this thread what `callers_thread` and Django's `sync_to_async` pass to it."""
+    """Wait like `run_sync`, and run in this thread the functions that `callers_thread` and Django's `sync_to_async` pass to it."""
     scope, thread = copy_context(), CallersThread()
     scope.run(callers_thread.set, thread)
     if not is_django_loaded():
@@ -57,9 +57,9 @@ def wait_for_django(awaitable: Awaitable[T]) -> T:
 
 @asynccontextmanager
 async def with_djangos_thread() -> AsyncIterator[bool]:
-    """Return True if the thread in which Django uses its connections has an open one: plain jobs run there, too.
+    """Return True if the thread in which Django uses its connections has an open one. Plain jobs then run there too.
 
-    No job could use a transaction in the thread of the event loop. Then the first query and the end of the block raise AssertionError.
+    Jobs couldn't use a transaction in the event loop's thread. In that case, the first query and the end of the block raise AssertionError.
     """
     if not is_django_loaded():
         yield False

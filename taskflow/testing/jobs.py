@@ -36,7 +36,7 @@ from taskflow.worker.thread_pool import ThreadPool
 
 P = ParamSpec("P")
 
-# The most due times in one `advance`: more indicate an endless loop.
+# The maximum number of due times in one `advance`: more indicate an endless loop.
 MAX_STEPS = 100_000
 
 
@@ -58,7 +58,7 @@ def jobs_in_memory(app: App | None = None) -> Iterator[TaskflowJobs]:
 class TaskflowJobs:
     """The jobs that the tested code has sent, with methods to inspect them, run them and advance the time.
 
-    A job sent with ``connection=`` is added at once, whatever becomes of the transaction.
+    A job sent with ``connection=`` is added at once, whatever the outcome of the transaction.
     """
 
     def __init__(self, app: App, broker: RecordingBroker, seams: Seams) -> None:
@@ -117,8 +117,8 @@ class TaskflowJobs:
         check_enqueued(ExpectedCall(self._app.registry, job, args, kwargs), self._sent(), self._app.registry)
 
     def assert_not_enqueued(self, job: Declared[..., Any] | str, /, *args: Any, **kwargs: Any) -> None:
-        """Assert that no call of the job waits or runs, or has run in `inline`. With arguments or options, which are as
-        in `assert_enqueued`, assert this only of such calls."""
+        """Assert that no call of the job waits or runs, or has run in `inline`. With arguments or options, as in `assert_enqueued`, this
+        applies only to matching calls."""
         registry, sent = self._app.registry, self._sent()
         check_job(job)
         expected = ExpectedCall(registry, job, args, kwargs) if args or kwargs else None
@@ -135,9 +135,9 @@ class TaskflowJobs:
 
     @contextmanager
     def override(self, dependency: Callable[..., Any], fake: Callable[..., Any]) -> Iterator[None]:
-        """Call `fake` in place of `dependency`, a function given to `depends`, in this `with` block.
+        """Inside this `with` block, call `fake` instead of `dependency`, a function given to `depends`.
 
-        Its own dependencies are made too. Raises DeclarationError if it takes arguments that a dependency does not get.
+        Dependencies of `fake` are resolved too. Raises DeclarationError if it takes arguments that a dependency doesn't get.
         """
         override = (dependency, dependency_of(fake))
         self._app.overrides.append(override)
@@ -183,12 +183,12 @@ class TaskflowJobs:
 
     @contextmanager
     def inline(self, *, raises: bool = True) -> Iterator[None]:
-        """Run jobs where they are sent, in this `with` block: when `delay()` or another call that sends a job returns, the job has run.
+        """Run jobs as they are sent, inside this `with` block: when `delay()` or another call that sends a job returns, the job has run.
 
         `raises`  False to ignore the errors of jobs that have failed for good
 
-        Jobs go through the real executor, as in `run_all`: encoding, decoding, middleware, lifespan, retries. A retry comes at once.
-        Jobs with a delay wait for `advance`, as do jobs that snooze and those that were sent before the block.
+        Jobs go through the real executor, as in `run_all`: encoding, decoding, middleware, lifespan, retries. Retries run immediately. Jobs
+        with a delay wait for `advance`, as do jobs that snooze and those that were sent before the block.
 
         A plain function runs in its sender's thread, and so in its open transaction. If the sender is a coroutine, the function runs in
         another thread: the one in which Django uses its connections, if Django is loaded. An async function runs in the sender's event

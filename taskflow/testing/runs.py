@@ -44,16 +44,16 @@ from taskflow.worker.maintenance import Scheduler
 from taskflow.worker.thread_pool import carried
 
 CONCURRENCY: Final = 100
-# The most runs in one call, apart from those of schedules: more indicate an endless loop.
+# The maximum number of runs in one call, not counting those of schedules: more indicate an endless loop.
 MAX_RUNS = 50_000
 runs_inline: Final[ContextVar[bool]] = ContextVar("taskflow_runs_inline", default=False)
-"""True in jobs that run where they are sent."""
+"""True in jobs that run as they are sent."""
 # Seconds within which runs must end when a test gives up.
 STOP_TIMEOUT: Final = 1.0
 
 
 class _HeardStore(MemoryStore):
-    """Answers as if a worker that hears of ends without a run were always running."""
+    """Answers as if a worker with `ended` hooks were always running."""
 
     def _scan(self, scan: Scan, with_content: bool) -> list[Entry]:
         if scan.of == "hearers":
@@ -99,12 +99,12 @@ class RecordingBroker(MemoryBroker):
         return [SentJob(self._sent[record.id], microseconds_of(record.created_at)) for record in live]
 
     async def claim_one(self, session: bytes, request: int, job_id: bytes) -> Lease | None:
-        """Claim a certain job. One that waits for its time is taken at once."""
+        """Claim a specific job, even if its time hasn't come yet."""
         record = self._heard.claim_job(session, request, job_id)
         return None if record is None else Job.of_record(record).to_lease(self._clock.wall())
 
     def take_ends(self) -> tuple[tuple[bytes, ...], int]:
-        """Remove and return the first ends of jobs without a run that were noted, and the number of those that were dropped."""
+        """Remove and return the first registered ends of jobs without a run, and the number of ends that were dropped."""
         return self.perform(maintenance.take_ends(self.rules))
 
 
@@ -124,7 +124,7 @@ class PassState(msgspec.Struct, eq=False):
 
 
 class TestExecutor(Executor):
-    """Takes `complete_in` on any connection as a success. Calls plain functions in their sender's thread, or in that of Django."""
+    """Treats `complete_in` on any connection as a success. Calls plain functions in their sender's thread, or in Django's."""
 
     __test__ = False
     is_in_djangos_thread = False
@@ -248,10 +248,10 @@ class Pass:
         self._settled(settlement)
 
     def _settled(self, settlement: Settlement) -> None:
-        """Note that a run has ended."""
+        """Register the end of a run."""
 
     async def _leave(self) -> None:
-        """Leave the session. If runs are left because the test has given up, stop them first; their jobs become ready again."""
+        """Leave the session. If the test has given up and runs are left, stop them first; their jobs become ready again."""
         for holding in self._running.values():
             holding.ask_to_stop(WINDING_DOWN)
         if self._running:
@@ -267,11 +267,11 @@ def endless(after: str, runs: Counter[str]) -> AssertionError:
 
 
 MAX_DEPTH: Final = 50
-"""How many jobs may run inside one another. One that is sent inside the last of them waits."""
+"""How many jobs may be nested inside one another. A job sent inside the innermost one waits."""
 
 
 class _Around(msgspec.Struct, frozen=True):
-    """The run in which a job is sent: how many runs it is in, and the event loop and the state of the innermost one."""
+    """The run in which a job is sent: the nesting depth, and the event loop and state of the innermost run."""
 
     depth: int
     loop: asyncio.AbstractEventLoop
@@ -285,7 +285,7 @@ class Inline:
     """Runs jobs where they are sent. It may be called from several threads and event loops.
 
     `ran`       the jobs that have begun
-    `failures`  the failures for good, and what else the test should know
+    `failures`  the final failures, and anything else the test should know
     """
 
     def __init__(
@@ -331,7 +331,7 @@ class Inline:
 
 
 class _InlinePass(Pass):
-    """Runs certain jobs in their order. A retry comes at once, as if its wait had passed."""
+    """Runs specific jobs in order. Retries run immediately, as if their waits had passed."""
 
     heeds: ClassVar[tuple[str, ...]] = ()
 

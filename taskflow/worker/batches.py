@@ -18,8 +18,8 @@ _Invoke = Callable[[HeldLease, AnyJob, Callable[..., Any], tuple[Any, ...], dict
 
 
 class _Group:
-    """The runs that one call serves. `call` stands for the call where the executor expects a lease. `present` counts the runs that have
-    not taken their outcomes, and `stopped` those of them that were asked to stop."""
+    """The runs that one call serves. `call` represents the call where the executor expects a lease. `present` counts the runs that haven't
+    taken their outcomes yet, and `stopped` the ones among them that were asked to stop."""
 
     def __init__(self, job: AnyJob, function: Callable[..., Any], first: HeldLease) -> None:
         self.job, self.function = job, function
@@ -34,8 +34,8 @@ class _Group:
 class Batches:
     """The batches of an executor. A worker counts each as one slot, from the first run that waits for others to the end of the call.
 
-    `invoke` calls a function, as the executor does for a lease, and `limit` begins the time limit of a run. If `waits` is False, calls
-    are made as soon as the runs at hand have begun.
+    `invoke` calls a function, as the executor does for a lease, and `limit` begins the time limit of a run. If `waits` is False, calls are
+    made as soon as the available runs have begun.
     """
 
     def __init__(self, threads: ThreadPool | None, invoke: _Invoke, limit: Callable[[HeldLease], None], *, waits: bool) -> None:
@@ -45,19 +45,19 @@ class Batches:
 
     @property
     def surplus(self) -> int:
-        """The number of runs that take no slot, because another one of their batch does."""
+        """The number of runs that take no slot, because another run of their batch does."""
         return sum(max(0, group.present - 1) for group in self._groups)
 
     @property
     def wanted(self) -> int:
-        """The number of jobs for which the batches that are being gathered have room."""
+        """The number of jobs for which the batches being gathered have room."""
         return sum((0 if job.batch is None else job.batch.size) - len(group.runs) for job, group in self._gathering.items())
 
     def gathers(self, job: AnyJob | None) -> bool:
         return job in self._gathering
 
     def begin_all(self) -> None:
-        """Make the calls for what has been gathered, because nothing more is to come."""
+        """Make the calls for the gathered runs, because no more will come."""
         for group in list(self._gathering.values()):
             self._begin(group)
 
@@ -144,7 +144,7 @@ class Batches:
                 self._threads.take_back(group.call.in_thread)
         try:
             await asyncio.wait([task])
-        except asyncio.CancelledError:  # this run is cut off
+        except asyncio.CancelledError:  # this run is being cut off
             task.cancel()
             raise
 

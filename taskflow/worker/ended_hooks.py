@@ -68,14 +68,14 @@ class EndedHooks:
         return len(self._waiting) >= MAX_WAITING // 2 and time.monotonic() - self._called_at < STUCK_TIMEOUT
 
     def tell_ended(self, ids: Sequence[bytes], dropped: int = 0) -> None:
-        """Call the hooks for jobs that have ended without a run. `dropped` is the number of those that the store has forgotten."""
+        """Call the hooks for jobs that have ended without a run. `dropped` is the number of ends that the store has dropped."""
         if dropped:
             log_safely(log.error, "%s.ended() was not called for %d job(s): too many have ended without a run", self._names(), dropped)
         for job_id in ids:
             self._add(job_id)
 
     def settled(self, holdings: Sequence[HeldLease | None], batch: Sequence[Settlement], answers: Sequence[Settled]) -> None:
-        """Call the hooks for the jobs that these settlements have ended by their verdicts; upkeep tells of the others."""
+        """Call the hooks for the jobs that these settlements have ended by their verdicts; upkeep reports the others."""
         at = self._clock.wall()
         for holding, settlement, answer in zip(holdings, batch, answers, strict=True):
             if holding is None or answer not in (Settled.OK, Settled.COMMITTED):
@@ -106,7 +106,7 @@ class EndedHooks:
         self._reading.add_done_callback(self._record_end)
 
     def _record_end(self, reading: asyncio.Task[None]) -> None:
-        """Start again if ends are left: a job may cancel every existing task."""
+        """Restart this task if it was cancelled before all ends were handled: a job may cancel every existing task."""
         self._reading = None
         if not reading.cancelled() and (error := reading.exception()) is not None:
             log_safely(log.error, "%s.ended() was not called for some jobs: %s: %s", self._names(), type(error).__name__, error)
@@ -186,7 +186,7 @@ class EndedHooks:
             return found if found is not None and found.status.is_ended else None
         if found is not None and found.epoch == end.lease.epoch and found.status.is_ended:
             return found
-        # From what the worker knows, with times by its own clock. An operator may have retried the job meanwhile.
+        # Made from what the worker knows, with times by its own clock. An operator may have retried the job in the meantime.
         lease, envelope = end.lease, end.lease.envelope
         plan = apply_verdict(Counters(lease.failures, lease.crashes, lease.snoozes, lease.hand_backs), end.verdict, Rules(), end.at)
         assert plan.ends_as is not None

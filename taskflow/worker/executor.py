@@ -215,7 +215,7 @@ class Executor:
         lease = holding.lease
         if lease.parked_for >= MAX_PARK_TIME:
             return Failed(RunError("taskflow.NeverKnown", f"waited 7 days for {waiting_for}", "", lease.attempt))
-        # Park it for as long as it has waited already: exponential back-off without a counter.
+        # Park it for as long as it has already waited: exponential back-off without a counter.
         return Parked(waiting_for, min(MAX_PARK_PAUSE, max(MIN_PARK_PAUSE, lease.parked_for)))
 
     async def _run(self, holding: HeldLease, job: AnyJob, call: RunNext, given: CallArguments | None = None) -> Verdict:
@@ -246,7 +246,7 @@ class Executor:
             running.reset(token)
 
     def limit(self, holding: HeldLease) -> None:
-        """Let the time limit of a run begin, if it has one."""
+        """Start the time limit of a run, if it has one."""
         if (timeout := holding.lease.envelope.timeout) is not None:
             self._deadlines.add(holding, timeout)
 
@@ -288,7 +288,7 @@ class Executor:
         return verdict
 
     def _surroundings_of(self, job: AnyJob) -> Callable[..., Any] | None:
-        """Return a function that calls the job's within what surrounds it, or None if nothing does."""
+        """Return a function that calls the job's function inside its context managers, or None if there are none."""
         # a child process imports the application after this executor was made
         of_middleware = [layer.around for layer in self.app.settings.middleware if type(layer).around is not Middleware.around]
         if self.app.is_in_child:
@@ -300,7 +300,7 @@ class Executor:
         return found
 
     def renew_surroundings(self) -> None:
-        """Look again at what surrounds jobs: code that was imported may have configured it."""
+        """Compute again what surrounds jobs, because imported code may have configured it."""
         self._surroundings.clear()
         self._keeping.clear()
 
@@ -360,7 +360,7 @@ class Executor:
         return Completed(otherwise)
 
     def _completed(self, holding: HeldLease, verdict: Verdict) -> Verdict:
-        """Return the verdict of a run that has had this verdict, perhaps after it was completed in a transaction."""
+        """Return the final verdict of a run from this one, considering whether it was completed in a transaction."""
         if holding.completed is None or isinstance(verdict, Completed | Succeeded):
             return verdict
         completed = Completed(verdict)
@@ -396,7 +396,7 @@ class Executor:
         if why in (WINDING_DOWN, LOST) or (why is None and task is not None and task.cancelling() and self.is_cut_short()):
             return HandedBack()  # whatever the error is: our cancellation may have cut a connection, which is not a failure of the job
         if why == CANCELLED:
-            return Cancelled(CANCELLED)  # any error here, too: the job would not run again
+            return Cancelled(CANCELLED)  # any error here as well: otherwise the job would not run again
         if job is None:
             return Failed(failure_of(error, holding.lease.attempt))
         return self._retry_or_fail(holding, job, error)
@@ -416,7 +416,7 @@ class Executor:
         return Failed(noted) if wait is None else Retried(noted, wait)
 
     def _wait(self, lease: Lease, retry: Backoff | RetryFunction, error: BaseException) -> float | None:
-        """Return the wait before the next attempt, or None if a function of the job decides that there is none."""
+        """Return the wait before the next attempt, or None if the job's retry function wants no more."""
         if not isinstance(retry, Backoff):
             is_asked = isinstance(error, Exception) and not isinstance(error, RolledBack)  # the run may still succeed
             try:

@@ -46,8 +46,8 @@ BEHIND_PAUSE: Final = 0.1  # seconds after which the fetcher checks again whethe
 class Fetcher:
     """Claims jobs for a session, one claim at a time. One whose answer was lost is repeated with the same number.
 
-    `answered_at` and `full_at` are when a claim was last answered, and when there was no room, on the monotonic clock. `has_tried` is set
-    once a claim was answered or failed, or found no room. `on_leases` gets the leases and the time of the request."""
+    `answered_at` and `full_at` are the times, on the monotonic clock, of the last answer to a claim and of the last time without room.
+    `has_tried` is set once a claim was answered or failed, or found no room. `on_leases` gets the leases and the time of the request."""
 
     registration: Registration
     options: WorkerOptions
@@ -83,7 +83,8 @@ class Fetcher:
             self.on_lost(str(error))
 
     async def stop(self, within: float) -> None:
-        """Stop claiming. Wait at most `within` seconds for a claim in progress, whose leases would else belong to no worker for a while."""
+        """Stop claiming. Wait at most `within` seconds for a claim in progress, whose leases would otherwise belong to no worker for a
+        while."""
         self._is_stopping = True
         with anyio.move_on_after(within):
             await self._answered.wait()

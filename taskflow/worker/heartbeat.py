@@ -140,7 +140,7 @@ class Heartbeat:
                     await self._broker.beat(Beat(session=self.session.id, leaving=True))
                 return
             try:
-                asked_at, seen = time.monotonic(), self.fetcher.request  # read before the claims: one answered in between is younger
+                asked_at, seen = time.monotonic(), self.fetcher.request  # read before the claims: a claim answered in between is younger
                 claims = self.lease_table.claims()
                 beat = Beat(session=self.session.id, claims=claims, seen=seen, looks=not claims)
                 deadline.begin(left if (left := lapses_at - asked_at) > 0 else math.inf)
@@ -181,7 +181,7 @@ class Heartbeat:
         self._is_urgent = False
 
     async def _send(self, beat: Beat, reports: tuple[Report, ...]) -> BeatAnswer:
-        """Send the heartbeat with the reports. One that cannot be written is dropped, without harm to the others or to the leases."""
+        """Send the heartbeat with the reports. A report that can't be written is dropped, without affecting the others or the leases."""
         try:
             answer = await self._broker.beat(msgspec.structs.replace(beat, reports=reports) if reports else beat)
         except (BrokerUnavailable, SessionLost):

@@ -45,7 +45,7 @@ class HeldLease:
     completed: bytes | None = None  # the result with which the run has been settled in a transaction, or may have been
     complete_on: CompleteOn | None = None  # completes the run in a transaction: set by what runs it
     raised: list[Verdict] | None = None  # the verdicts of the run that have their exception attached
-    child_headers: dict[str, str] | None = None  # headers for the child process beside those sent; None if the run has none
+    child_headers: dict[str, str] | None = None  # headers for the child process in addition to those sent; None if the run has no child
 
     def ask_to_stop(self, why: str) -> None:
         """Ask the run to stop. Only the first call has an effect."""

@@ -124,7 +124,7 @@ def _log_standstill(event: Event) -> None:
 
 
 def _lapsed(seconds: float, ttl: float) -> str:
-    """Return what to add if the ttl may have passed: the stall may have begun a quarter of it after the last heartbeat."""
+    """Return the text to add if the ttl may have passed: the stall may have begun a quarter of the ttl after the last heartbeat."""
     may_lapse = seconds > 0.7 * ttl
     return f"; after the ttl of {ttl:g} s others may take its jobs, which counts as a crash" if may_lapse else ""
 

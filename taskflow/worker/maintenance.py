@@ -46,8 +46,8 @@ LIMIT: Final = 250
 for the call, and so do claims for the jobs that the previous call made ready."""
 PORTIONS: Final = ((100, 50), (500, 250))
 BATCH_PAUSE: Final = 0.01
-"""Work that no job is waiting for, mostly dropping old results, is done in small portions, `BATCH_PAUSE`
-seconds apart, so that claims find the server free. The first hundred portions have 50 moves each.
+"""Work that no job is waiting for, mostly dropping old results, is done in small batches, `BATCH_PAUSE`
+seconds apart, so that claims find the server free. The first hundred batches have 50 moves each.
 The next ones have 250, so that old results are dropped as fast as new ones are added."""
 MAX_MAINTENANCE_INTERVAL: Final = 5.0
 MAINTENANCE_PAUSES: Final = Pauses(0.5, MAX_MAINTENANCE_INTERVAL)
@@ -57,7 +57,7 @@ SHORT: Final = 2.0
 UNANNOUNCED: Final = 0.1
 """If a heartbeat reports work that is due this many seconds or more before
 the planned call, no nudge announced it, and maintenance is called earlier."""
-# Minimum seconds between two calls. Each job that is due soon sends a nudge, and a flood of nudges must not cause a flood of calls.
+# Minimum seconds between two calls. Each job that's due soon sends a nudge, and a flood of nudges must not become a flood of calls.
 MIN_INTERVAL: Final = 0.005
 
 
@@ -69,13 +69,13 @@ class _Step(NamedTuple):
 
 
 class _StampFailed(Exception):
-    """The cause is what middleware has raised."""
+    """Raised when middleware fails; its error is the cause."""
 
 
 @dataclass(eq=False)
 class Scheduler:
-    """Declares a worker's schedules in each session, and fires those that it is offered. Every session reports the worker's age, or one
-    that replaces another would look like a newer deploy. Raises DeclarationError if two have one name, or a call does not fit."""
+    """Declares a worker's schedules in each session, and fires those that it is offered. Every session reports the worker's age; otherwise
+    a session that replaces another would look like a newer deploy. Raises DeclarationError if two have one name, or a call does not fit."""
 
     broker: Broker
     registry: Registry
@@ -227,7 +227,7 @@ class Scheduler:
         return [firing if firing.envelope is None else replace(firing, envelope=next(stamped)) for firing in firings]
 
     def _fail(self, name: str, why: str, kind: type[BaseException] | None = None) -> None:
-        """Report a failure, unless the schedule's last one was of the same kind: a schedule that does not fire is offered each second."""
+        """Report a failure, unless the schedule's last one was of the same kind: a schedule that doesn't fire is offered every second."""
         if name not in self._has_failed or self._has_failed[name] is not kind:
             self._has_failed[name] = kind
             self.events.emit(ScheduleFailed(name, why))

@@ -20,17 +20,18 @@ from taskflow.worker.events import BrokerCallFailed, LeaseRevoked, RunEnded, Ver
 from taskflow.worker.lease_table import HeldLease
 
 RECORD_INTERVAL: Final = 60.0
-"""Seconds between two records in the history, and after which one that the store has not acknowledged is given up: it may be there."""
+"""Seconds between two records in the history. A record that the store hasn't acknowledged by then is given up, because it may have been
+stored."""
 
 RECORD_TIMEOUT: Final = 2.0
 """Seconds that a record may take. Heartbeats wait for it."""
 
 
 class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The counts of a worker since it started, or of several workers, and their present state.
+    """The counts of one or more workers since they started, and their current state.
 
     `measures`       packed, see `pack_measures`
-    `broker_errors`  how many calls to the broker have failed, by what was called
+    `broker_errors`  how many calls to the broker have failed, by operation
     `leases_lost`    how many leases were lost
     `busy`, `free`   slots
     `loop_lag`       seconds for which the event loop has not responded
@@ -54,7 +55,7 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def ended(self) -> WorkerFacts:
-        """Return what is left of a worker that has ended: its counts."""
+        """Return the facts that remain of an ended worker: its counts."""
         return msgspec.structs.replace(self, busy=0, free=0, loop_lag=0.0)
 
 
@@ -63,7 +64,7 @@ def pack_facts(facts: WorkerFacts) -> bytes:
 
 
 def unpack_facts(packed: bytes) -> WorkerFacts:
-    """Return packed facts, or none if they cannot be read: a job may have written to the worker's socket."""
+    """Decode packed facts. Return none if they can't be read: a job may have written to the worker's socket."""
     try:
         return msgspec.msgpack.decode(packed, type=WorkerFacts)
     except (msgspec.MsgspecError, UnicodeError):
@@ -88,7 +89,7 @@ class WorkerMeasures:
         self._recorded_at = time.monotonic()
 
     def settled(self, holdings: Sequence[HeldLease | None], batch: Sequence[Settlement], answers: Sequence[Settled]) -> None:
-        """Count a batch. It is summed first, because most of its jobs are alike."""
+        """Count a batch. It's summed up first, because most of its jobs are alike."""
         alike = defaultdict[tuple[str, str], tuple[list[str], list[int], list[int]]](lambda: ([], [], []))
         for holding, settlement, answer in zip(holdings, batch, answers, strict=True):
             if holding is None or answer not in _COUNTED:
@@ -128,7 +129,7 @@ class WorkerMeasures:
 
     async def record(self, broker: Broker, session: bytes, *, at_once: bool = False) -> None:
         """Add what was counted since the last record to the history, once a minute. If the store does not answer, the next call tries
-        again. No error ends the heartbeats, whose thread calls this."""
+        again. Errors are caught, because they would end the heartbeats, whose thread calls this."""
         now = time.monotonic()
         if self._pending is None and self._records and (at_once or now >= self._recorded_at + RECORD_INTERVAL):
             with self._lock:

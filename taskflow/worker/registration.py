@@ -1,4 +1,4 @@
-"""Describes a worker to the broker: its name, its deploy, its queues, its jobs, what fails in it, and the death of its neighbours."""
+"""Describes a worker to the broker: its name, its deploy, its queues, its jobs, its failing calls, and the deaths of other workers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from taskflow.model.session import MAX_NAMES, Beat, Session
 from taskflow.worker.events import BrokerCallFailed, BrokerRecovered
 from taskflow.worker.options import WorkerOptions
 
-MIN_FAILURES: Final = 3  # the number of failures in a row after which they are trouble. Fewer are common when a store restarts.
-SHOW_TIMEOUT: Final = 1.0  # seconds that showing trouble may take. The operation that fails waits for it.
+MIN_FAILURES: Final = 3  # the number of failures in a row that count as trouble. Fewer are common when a store restarts.
+SHOW_TIMEOUT: Final = 1.0  # seconds that reporting trouble may take. The failing operation waits for it.
 MAX_TROUBLE_LENGTH: Final = 500
 ANSWER_TIMEOUT: Final = 5.0
 PAUSES: Final = Pauses(0.1, 0.5)
@@ -53,7 +53,7 @@ def new_session(options: WorkerOptions, jobs: tuple[str, ...], *, wants_ends: bo
 
 
 class Registration:
-    """How the store knows a session. If its calls fail again and again, the store shows that too, for `taskflow doctor`."""
+    """A session's registration in the store. If its calls keep failing, the store shows that too, for `taskflow doctor`."""
 
     def __init__(self, broker: Broker, session: Session, events: Events) -> None:
         self.broker = broker

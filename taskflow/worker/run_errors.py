@@ -77,7 +77,7 @@ def _message(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException, function: Callable[..., Any] | None) -> str:
-    """Format the traceback from the job's first line on: taskflow's frames above it do not help the user."""
+    """Format the traceback, starting at the job's first line: taskflow's frames above it don't help the user."""
     frames = error.__traceback__
     try:
         if isinstance(error, ChildFailed):  # its notes describe what happened in the child, and the frames here add nothing
@@ -91,7 +91,7 @@ def _traceback(error: BaseException, function: Callable[..., Any] | None) -> str
 
 
 def frames_from(function: Callable[..., Any], error: BaseException) -> TracebackType | None:
-    """Return the error's frames from the function, or from its attribute `begins_at`, on; all if it is not on the stack."""
+    """Return the error's frames, starting at the function or at its attribute `begins_at`; all of them if it's not on the stack."""
     code = getattr(inspect.unwrap(getattr(function, "begins_at", function)), "__code__", None)
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code is not code:

@@ -150,7 +150,7 @@ class Runs:
             self.give_back(self.lease_table.add(lease, claimed_at))
 
     def begin_batches(self) -> None:
-        """Call the functions of batch jobs with what has been gathered, because nothing more is to come."""
+        """Call the functions of batch jobs with the gathered runs, because no more will come."""
         if self._executor.batches is not None:
             self._executor.batches.begin_all()
 
@@ -175,7 +175,7 @@ class Runs:
                 await asyncio.sleep(0)
             if self._reserve and time.monotonic() - self._reserve[0].taken_at > RESERVE_TTL:
                 self.give_back_reserve()
-                self._fills_batches = False  # other jobs are before those of the batch, and would come back at once
+                self._fills_batches = False  # other jobs precede those of the batch, and would be claimed again at once
             await self.lease_table.wait_for_change(RESERVE_TTL if self._reserve else None)
 
     def begin_waiting(self) -> None:
@@ -238,7 +238,7 @@ class Runs:
             await asyncio.wait(list(self.under_way), timeout=CUT_OFF_TIMEOUT)
 
     async def watch(self) -> None:
-        """Report runs that do not stop in time, again and again. Each check makes the fetcher look for slots, for the health checks."""
+        """Report runs that don't stop in time, repeatedly. Each check makes the fetcher look for slots, for the health checks."""
         grace = max(MIN_CHECK_INTERVAL, self._stop_timeout)
         while True:
             await asyncio.sleep(min(MAX_CHECK_INTERVAL, grace))
@@ -295,7 +295,7 @@ class Prefetch:
         return 0 if self._slow_until else int(self._rate * RESERVE_WINDOW)
 
     def _lean(self, queue: str, leaning: int, ran_for: float) -> None:
-        """Set the leaning of a queue. One above 0 means that most of the queue's recent runs were long."""
+        """Update a queue's bias. A bias above 0 means that most of the queue's recent runs were long."""
         self._bias[queue] = leaning
         if leaning > 0:
             self._slow_until[queue] = max(self._now + SLOW_TTL + ran_for, self._slow_until.get(queue, 0.0))
@@ -304,7 +304,7 @@ class Prefetch:
 
 
 class Trial(NamedTuple):
-    """How suspects are tried."""
+    """A plan for trying suspects."""
 
     together: int  # the number of jobs that run at the same time
     probation: float  # seconds after which other jobs may start alongside them
@@ -322,7 +322,7 @@ LAST: Final = Trial(1, 300.0, 30.0)
 
 
 class Quarantine:
-    """Runs jobs that have crashed apart from all others, which a job that kills its worker would otherwise take down each time.
+    """Runs jobs that have crashed separately from all others, so that a job that kills its worker doesn't take the others down each time.
 
     After their first crash suspects run a few at a time, then one by one. Before that, started runs get time to end, and all other leases
     are handed back. Nothing is claimed until the jobs on trial have survived for a period that grows with the number of crashes."""
@@ -341,7 +341,7 @@ class Quarantine:
         self._has_some.set()
 
     def take_all(self) -> list[HeldLease]:
-        """Remove and return the leases that have not started."""
+        """Remove and return the leases whose runs haven't started."""
         taken = self._held([*self._chosen, *self._waiting])
         self._chosen, self._waiting = [], []
         return taken

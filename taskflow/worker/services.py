@@ -22,7 +22,8 @@ MIN_HEALTHY_TIME: Final = 60.0  # a service that has run for this many seconds b
 class Services:
     """An async context manager that runs services inside its block. `on_end` is called whenever one stops.
 
-    One that other code cancels, such as a job that cancels all tasks, restarts at once; one that fails does so after a growing pause."""
+    A service that other code cancels, such as a job that cancels all tasks, restarts at once; one that fails restarts after a growing
+    pause."""
 
     def __init__(self, events: Events, chance: Chance, on_end: Callable[[], None], *services: Service) -> None:
         self._events = events

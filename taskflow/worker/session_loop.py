@@ -123,7 +123,7 @@ class SessionLoop:
                 await asyncio.sleep(self._early_ends.failed())
             else:
                 self._early_ends.succeeded()
-            # Any error, such as no thread left for the heartbeat: if it gave up, the worker would be alive and do nothing.
+            # Any error counts, such as having no thread for the heartbeat: giving up would leave a live worker that does nothing.
             self.current = await retry(self._begin, PAUSES, on=Exception, note=note, draw=self._chance.random)
         if self.current is not None:
             self.past = [session for session in self.past if session.phase is not Phase.ENDED]
@@ -167,7 +167,7 @@ class SessionLoop:
         return next((holding for session in self.all if (holding := session.lease_table.held_by(run)) is not None), None)
 
     def record_freed(self) -> None:
-        """Note that a thread has become free, in which an abandoned function had run."""
+        """Register that a thread with an abandoned function has become free."""
         if (current := self.current) is not None:
             current.lease_table.nudge()
 

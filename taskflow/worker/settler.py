@@ -38,7 +38,7 @@ class Settler:
     """Sends settlements in batches, without a timer: those that arrive while a batch is under way form the next one.
 
     A settlement is retried until the store has answered it or its lease is lost. If another program's transaction blocks it, `run_held_up`
-    offers it again apart from the others. `waiting_since` is when the unanswered batch was sent, on the monotonic clock, or None."""
+    offers it again separately from the others. `waiting_since` is when the unanswered batch was sent, on the monotonic clock, or None."""
 
     def __init__(self, broker: Broker, lease_table: LeaseTable, events: Events, hooks: Sequence[SettledHook] = ()) -> None:
         self._broker = broker

@@ -1,8 +1,8 @@
 """Decides when to start, stop and replace worker processes, based on their reports. `Processes` carries out the decisions.
 
 A worker starts, reports that its modules are `loaded`, opens a `session`, and works. Once it has been asked to leave, the next worker may
-take its slot. A worker that has run its number of jobs, or has grown too large, retires: it finishes its runs while the next worker takes
-its slot. A worker that ends in any other way has crashed. It is replaced at once, or after a pause if crashes continue."""
+take its slot. A worker that has run its maximum number of jobs, or has grown too large, retires: it finishes its runs while the next worker
+takes its slot. A worker that ends in any other way has crashed. It is replaced at once, or after a pause if crashes continue."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class WorkerSlot:
 
 
 class RollingRestart:
-    """Replaces the workers one by one: those of an earlier `generation` than its own. Each leaves once its successor works."""
+    """Replaces the workers of earlier generations than `generation` one by one. Each leaves once its successor works."""
 
     def __init__(self, start: Callable[[int], WorkerProcess | None]) -> None:
         self.generation = 0

@@ -37,7 +37,7 @@ Line = tuple[str, int, str, None]
 CHECK_INTERVAL: Final = 0.25
 FIRST_REPORT: Final = 1.0
 REPORT_FACTOR: Final = 10  # a stall is reported again each time its duration has grown by this factor
-END_TIMEOUT: Final = 0.05  # seconds in which a run that has held the interpreter lock may end, if it is not in the midst of a step
+END_TIMEOUT: Final = 0.05  # seconds in which a run that has held the interpreter lock may end, if it isn't in the middle of a step
 # Seconds to wait for the subscribers. They may hang, for example if the loop is blocked in the log that they write to.
 EMIT_TIMEOUT: Final = 2.0
 
@@ -127,8 +127,9 @@ class Standstill:
 
 
 class Watchdog:
-    """Watches the event loop in which it was created, in a thread that never logs and never waits for the loop. `stalled_for` is for how
-    many seconds the loop stands still, `checked_at` the time of the last check, and `blocker` the lease of the job that blocks it."""
+    """Watches the event loop in which it was created, in a thread that never logs and never waits for the loop. `stalled_for` is the number
+    of seconds for which the loop has been blocked, `checked_at` the time of the last check, and `blocker` the lease of the job that blocks
+    it."""
 
     def __init__(self, watched: SessionLoop, events: Events, start_thread: StartThread, *, stall_limit: float, ttl: float) -> None:
         self._events = events
@@ -194,7 +195,7 @@ class Watchdog:
         holding, lines, late = self._holding_in(thread), lines_of(thread), passed - CHECK_INTERVAL
         if holding is not None and (holding.started or 0.0) <= self.checked_at - late / 2:
             return holding.lease, lines
-        for pause in (0.0, END_TIMEOUT):  # it may have been between two of its steps, and ends now
+        for pause in (0.0, END_TIMEOUT):  # it may have been between two steps, and ends now
             self._stopping.wait(pause)
             slow = self._watched.slow
             if slow is not None and slow[1] > self.checked_at - late:

@@ -49,7 +49,7 @@ log: Final = logging.getLogger("taskflow.worker")
 
 DRAIN_POLL_INTERVAL: Final = 0.05
 
-# Seconds that a drain waits for the worker's schedules to be declared. A store may refuse them, and has jobs to run all the same.
+# Seconds that a drain waits for the worker's schedules to be declared. Even if the store refuses them, there are jobs to run.
 DECLARE_TIMEOUT: Final = 5.0
 
 # The maximum number of scheduled or failed jobs that one search examines. Examining more would put load on the store.
@@ -268,7 +268,7 @@ class Worker:
             await self._poll(lambda: drain.record_begin(session.session.id))
             with anyio.move_on_after(DECLARE_TIMEOUT):
                 await session.schedules_begun.wait()
-        while not await self._poll(drain.is_over):  # noqa: ASYNC110  # no event tells it
+        while not await self._poll(drain.is_over):  # noqa: ASYNC110  # no event announces it
             await asyncio.sleep(DRAIN_POLL_INTERVAL)
         self.tally.set_aside = await self._poll(drain.set_aside)
 

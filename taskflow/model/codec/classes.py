@@ -41,7 +41,7 @@ class ClassField(msgspec.Struct, frozen=True):
     """A field of a class, with its uncompiled annotation.
 
     `required`  False if the class can fill in the value when it is missing on the wire
-    `metadata`  the metadata of the annotation, if the class has taken it out of there
+    `metadata`  the metadata of the annotation, if the class keeps it separately
     """
 
     name: str
@@ -53,7 +53,7 @@ class ClassField(msgspec.Struct, frozen=True):
 class ClassFields(msgspec.Struct, frozen=True):
     """Describes how to write and read instances of a class with fields.
 
-    `make`        makes an instance from its fields, which are given by name. It may raise any exception
+    `make`        makes an instance from its fields, given by name. It may raise any exception
     `parts`       maps an instance to its fields, and any other object to None. If this is not given, the fields are attributes
     `runs_code`   True if making an instance runs the author's code. Only decoding shows whether that leaves a value unchanged
     `has_tag`     True if a union can mark values with the name of the class. False for a TypedDict, whose values are plain dicts
@@ -215,7 +215,7 @@ def _is_default(field: Any, value: Any) -> bool:
 
 
 def _with_state(of_fields: Shape) -> Shape:
-    """Return a shape for models that also stores which fields were set explicitly, and the private attributes, if that is needed."""
+    """Return a shape for models that also stores which fields were set explicitly, and the private attributes, if necessary."""
 
     def write(value: Any, levels: int) -> Any:
         wire = of_fields.write(value, levels)
@@ -271,7 +271,7 @@ def _foreign(annotation: Any) -> Shape:
     def write(value: Any, levels: int) -> Any:
         try:
             wire = write_any(adapter.dump_python(value, mode="json"), levels)
-            same = adapter.validate_python(read_any(wire, levels)) == value  # a masked secret is not
+            same = adapter.validate_python(read_any(wire, levels)) == value  # a masked secret isn't valid JSON for its type
         except ShapeError:
             raise
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Compiles annotations into shapes, and finds what they mark as `Secret`."""
+"""Compiles annotations into shapes, and finds the names that they mark as `Secret`."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def _items_of_tuple(annotation: Any, arguments: tuple[Any, ...]) -> list[Any]:
 
 
 def unwrapped(annotation: Any) -> Any:
-    """Return what is inside the annotation's outermost wrapper, or the annotation itself if it has none."""
+    """Return the content of the annotation's outermost wrapper, or the annotation itself if it has none."""
     if get_origin(annotation) in _WRAPPERS:
         return get_args(annotation)[0]
     if isinstance(annotation, NewType):
@@ -284,16 +284,16 @@ _ABSTRACT = (
 
 
 RETURNED: Final = "return"
-"""Stands for the result among the names of secrets."""
+"""The name of the result among the names of secrets."""
 
 
 class Secret:
     """Marks a parameter, a field or a result whose value is not shown: ``token: Annotated[str, Secret]``.
 
     The command line prints "[hidden]" in its place. The value itself is sent, stored and passed to the function like any other. The mark
-    may be inside of another annotation, as in ``list[Annotated[str, Secret]]``, which hides the whole list. It also applies to fields of
-    dataclasses, TypedDicts and other classes. Each job carries the marked names, which are hidden wherever they occur in its arguments
-    and its result.
+    may be inside another annotation, as in ``list[Annotated[str, Secret]]``, which hides the whole list. It also applies to fields of
+    dataclasses, TypedDicts and other classes. Each job carries the marked names, which are hidden wherever they occur in its arguments and
+    its result.
     """
 
     def __init__(self) -> None:

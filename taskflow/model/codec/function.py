@@ -163,7 +163,7 @@ BY_NAME: Final = Shape(
     partial(_read_by_name, read_any),
     partial(_read_by_name, read_json_any),
 )
-"""The arguments of a function that is not known: a map by parameter name, whose values have no annotations."""
+"""The arguments of an unknown function: a map by parameter name, whose values have no annotations."""
 
 
 def _read_rest(read: Convert, wire: Any, levels: int) -> list[Any]:

@@ -85,7 +85,7 @@ def hints_of_class(kind: type, arguments: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def stands_for(name: Any, annotation: Callable[[], Any]) -> Any:
-    """Return what an alias, a NewType or a type variable stands for. Strings inside it are resolved in the module that defines it."""
+    """Resolve an alias, a NewType or a type variable. Strings inside it are resolved in the module that defines it."""
     namespace = getattr(sys.modules.get(name.__module__), "__dict__", {})
     try:
         hints = get_type_hints(SimpleNamespace(__annotations__={"value": annotation()}), namespace, include_extras=True)

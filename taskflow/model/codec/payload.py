@@ -94,7 +94,7 @@ def _items_in_json(body: bytes, _enough: int) -> int:
 
 
 def _items_in_msgpack(body: bytes, enough: int) -> int:
-    """Count the values in `body`, but stop after `enough` + 1. For bytes that are not msgpack, the result is arbitrary."""
+    """Count the values in `body`, but stop after `enough` + 1. For bytes that aren't msgpack, the result is meaningless."""
     position, found, end = 0, 0, len(body)
     while position < end and found <= enough:
         lead = body[position]
@@ -123,7 +123,8 @@ _WIDTHS: Final = {
 _LENGTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 # fmt: on
 _HEAD_WIDTH: Final = tuple(1 + (lead & 0x1F) if 0xA0 <= lead <= 0xBF else _WIDTHS.get(lead, 1) for lead in range(256))
-"""How many bytes an item takes, by its first one, without data whose length follows. Elements of arrays and maps are counted separately."""
+"""How many bytes an item takes, by its first byte, excluding data whose length follows. Elements of arrays and maps are counted
+separately."""
 _LENGTH_WIDTH: Final = tuple(_LENGTHS.get(lead, 0) for lead in range(256))
 
 
@@ -142,7 +143,7 @@ def check_stable(shape: Shape, body: bytes, levels: int) -> None:
 
 
 def _differences(one: Any, other: Any) -> Iterator[str]:
-    """Yield the paths of all parts in which two wire values differ."""
+    """Yield the paths of all parts where two wire values differ."""
     if type(one) is not type(other):
         yield ""
     elif type(one) is dict and one.keys() == other.keys():
@@ -185,8 +186,8 @@ _NAMED = pack(marker(NAMED))
 def encode(shape: Shape, value: Any, limits: Limits, *, where: str = "", annotated: str = "the parameter (or field)") -> bytes:
     """Encode a value as a payload. Raises EncodeError, or TooLarge beyond the limits.
 
-    If the shape's classes check or convert their fields, the payload is also decoded and encoded again, and must not change. So is one
-    that contains a registered type. `where` ends every message; `annotated` names what the user should annotate.
+    If the shape's classes check or convert their fields, the payload is also decoded and encoded again, and must not change. The same
+    applies to one that contains a registered type. `where` ends every message; `annotated` names what the user should annotate.
     """
     try:
         payload = seal(pack(shape.write(value, limits.depth)))
@@ -228,13 +229,13 @@ def encode_value(value: object, *, limits: Limits = DEFAULT_LIMITS) -> bytes:
 def decode_value(payload: bytes, *, limits: Limits = DEFAULT_LIMITS) -> Any:
     """Decode a payload without an annotation. Raises DecodeError if the payload is invalid or exceeds a limit.
 
-    Instances of classes are returned as dicts, Enum members as their values, unregistered types as the value that was made of them.
+    Instances of classes are returned as dicts, Enum members as their values, unregistered types as the value that `encode` made.
     """
     return decode_plain(ANY, payload, limits)
 
 
 def decode_plain(shape: Shape, payload: bytes, limits: Limits) -> Any:
-    """Decode a payload with a shape without annotations. Types that are not registered here become the value that was made of them."""
+    """Decode a payload with a shape without annotations. Types that are not registered here become the value that `encode` made."""
     try:
         return decode(shape, payload, limits)
     except UnknownType:

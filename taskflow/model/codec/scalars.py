@@ -35,7 +35,7 @@ def _label(kind: type) -> str:
 
 
 def _native(kind: type, write: Convert | None = None, read_json: Convert | None = None) -> Shape:
-    """Return the shape of a type that msgpack has too. By default, no instance of a subclass can be written."""
+    """Return the shape of a type that msgpack also has. By default, no instance of a subclass can be written."""
     label = _label(kind)
 
     def write_same(value: Any, _levels: int) -> Any:
@@ -116,7 +116,7 @@ def _read_float(wire: Any, _levels: int) -> float:
 
 
 def _read_json_float(wire: Any, levels: int) -> float:
-    """Read any number as the nearest float. The strings "NaN", "Infinity" and "-Infinity" stand for values that JSON lacks."""
+    """Read any number as the nearest float. The strings "NaN", "Infinity" and "-Infinity" represent values that JSON lacks."""
     if type(wire) is str and wire in ("NaN", "Infinity", "-Infinity"):
         return float(wire)
     return _float_of(wire, exactly=False) if type(wire) is int else _read_float(plain_number(wire), levels)
@@ -287,4 +287,4 @@ def _path(kind: type[PurePath], label: str) -> Shape:
 
 
 PATHS: Final[dict[type, Shape]] = {**{kind: _path(kind, kind.__name__) for kind in _ALL}, os.PathLike: _path(PurePath, "PathLike")}
-"""The shape of each class of paths. `os.PathLike` stands for any of them."""
+"""The shape of each class of paths. `os.PathLike` covers all of them."""

@@ -98,7 +98,7 @@ def raised(error: BaseException) -> str:
     try:
         if not _shows_values(error):
             return f"{type(error).__name__}: {error}"
-        # What pydantic found, without values and without places inside of a field, which may be the keys of a dict.
+        # pydantic's findings, without values and without paths inside a field, which may contain keys of a dict.
         problems = error.errors(include_url=False, include_context=False, include_input=False)  # type: ignore[attr-defined]
         text = "; ".join(": ".join((*map(str, each["loc"][:1]), each["msg"])) for each in problems[:10])
         return f"{type(error).__name__}: {text}"
@@ -121,7 +121,7 @@ def one_of(names: Sequence[str]) -> str:
 
 
 Convert: TypeAlias = Callable[[Any, int], Any]
-"""Converts a value to a wire value, or back. The int is how many levels may still be nested. Raises ShapeError if it does not fit."""
+"""Converts a value to a wire value, or back. The int is the number of nesting levels left. Raises ShapeError if it does not fit."""
 
 Form: TypeAlias = object
 """A feature that distinguishes wire values: a type such as `str`, the code of an extension or marker, ("tag", name) or ("type", name)."""

@@ -212,7 +212,7 @@ def union_of(members: Sequence[Shape]) -> Shape:
 
 
 def _without_covered(members: Sequence[Shape]) -> list[Shape]:
-    """Leave out members that `Any` covers, if it is one. Classes, and members that may contain one, are kept."""
+    """If `Any` is among the members, leave out those that it covers. Classes, and members that may contain one, are kept."""
     wide = next((member for member in members if member.wide), None)
     if wide is None:
         return list(members)
@@ -251,7 +251,7 @@ def _tagged(member: Shape) -> Shape:
 
 
 def _optional(member: Shape) -> Shape:
-    """Return the shape of `member | None`, which is the most frequent union. It needs no table of members."""
+    """Return the shape of `member | None`, the most common union, which needs no table of members."""
 
     def around(convert: Convert) -> Convert:
         return lambda value, levels: None if value is None else convert(value, levels)

@@ -1,7 +1,7 @@
 """The shape for values without an annotation, and the types that the application registers.
 
-An instance of a registered type is an array: the marker NAMED, the type's name, and what `encode` makes of it. The application connects the
-name with a class, so a payload cannot make a worker call anything but the `decode` of a registered type.
+An instance of a registered type is an array: the marker NAMED, the type's name, and the result of `encode`. The application maps the name
+to a class, so a payload can't make a worker call anything but the `decode` of a registered type.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def write_any(value: Any, levels: int) -> Any:
     write = WRITERS.get(type(value))
     if write is not None:
         return write(value, levels)
-    for base in _PLAIN_BASES:  # an instance of a subclass is written as the plain text or number that it is equal to
+    for base in _PLAIN_BASES:  # an instance of a subclass is written as the plain text or number that it equals
         if issubclass(type(value), base):
             return SCALARS[base].write(value, levels)
     if (zone := shape_of_zoneinfo(type(value))) is not None:
@@ -86,7 +86,7 @@ def _read_array(wire: list[Any], levels: int) -> Any:
         return convert_items(wire, read_any, within)
     if code == codes.PAIRS:
         return read_pairs(pairs_of(wire), read_any, read_any, within)
-    # A tag uses no level, so tags could be nested in tags without a limit.
+    # Tags count as no level, so they could be nested without limit.
     if code == codes.TAGGED and len(wire) == 3 and not (type(wire[2]) is list and marker_of(wire[2]) == codes.TAGGED):
         return read_any(wire[2], levels)
     if code == codes.MODEL and len(wire) == 4 and type(wire[1]) is dict and type(wire[2]) is dict:
@@ -114,7 +114,7 @@ def _has_unknown_name(form: object) -> TypeGuard[tuple[str, str]]:
 
 
 def without_unknown_names(wire: Any) -> Any:
-    """Replace each value of a type that is not registered here by the value that was made of it."""
+    """Replace each value of a type that isn't registered here by the value that `encode` made."""
     if type(wire) is dict:
         return {key: without_unknown_names(part) for key, part in wire.items()}
     if type(wire) is not list:
@@ -168,18 +168,19 @@ class _Registered(NamedTuple):
 
 _by_name: dict[str, _Registered] = {}
 _without: WeakSet[type] = WeakSet()
-"""The classes whose instances some job already sends in another way."""
+"""The classes whose instances some job already sends by their fields."""
 
 
 def register_type(kind: type[T], *, encode: Callable[[T], object], decode: Callable[[Any], T], name: str | None = None) -> None:
-    """Let arguments and results contain instances of a class that taskflow cannot send by itself.
+    """Register a class so that arguments and results can contain its instances, which taskflow couldn't send otherwise.
 
-    `encode`  makes a value that can be sent without an annotation: plain data, or instances of other registered types
-    `decode`  makes an instance from that value. It is also called where the value is sent: encoding the instance again must give the same
-    `name`    stands for the class in stored arguments (default: its module and qualified name). Give one that outlives a move of the class
+    `encode`  returns a value that can be sent without an annotation: plain data, or instances of other registered types
+    `decode`  makes an instance from that value. It's also called by the sender: encoding the instance again must give the same value
+    `name`    identifies the class in stored arguments (default: its module and qualified name). Choose one that survives a move of the
+              class
 
-    Register a class beside its definition, before jobs whose annotations mention it are declared. Only instances of exactly this class are
-    concerned, not those of subclasses. A worker in which the name is not registered parks the job, as it does with an unknown job.
+    Register a class beside its definition, before jobs whose annotations mention it are declared. This applies to instances of exactly this
+    class, not of subclasses. A worker in which the name is not registered parks the job, as it does with an unknown job.
 
     Registering again from the same file replaces the registration. Raises DeclarationError if the class or the name is already registered
     elsewhere, and for a type that needs no registration.
@@ -216,7 +217,7 @@ def registered_shape(kind: type) -> Shape | None:
 
 
 def record_unregistered(kind: type) -> None:
-    """Note that a job sends instances of the class by their fields, so that it cannot be registered any more."""
+    """Register that a job sends instances of the class by their fields, so that the class can no longer be registered."""
     _without.add(kind)
 
 

@@ -46,7 +46,7 @@ def main(descriptor: int) -> None:
     syscalls.keep_handlers_from_forks(lambda handler: handler is _leave_it_to_the_worker)
     faulthandler.enable(all_threads=False)  # shows a crash of this process in the log and in the job's error
     for stream in (sys.stdout, sys.stderr):  # prints at once, while the job runs
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]  # no code has replaced them yet
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]  # before any code can replace them
     calls = MainThreadCalls()
     connection = WorkerConnection(socket.socket(fileno=descriptor), calls)
     threading.Thread(target=connection.serve, name="taskflow-child", daemon=True).start()
@@ -54,7 +54,7 @@ def main(descriptor: int) -> None:
 
 
 def _leave_it_to_the_worker(number: int, frame: object) -> None:
-    """Leave it to the worker, which lets runs finish. Unlike SIG_IGN, programs that are started here do not inherit it."""
+    """Do nothing: the worker lets runs finish. Unlike SIG_IGN, programs started here don't inherit this."""
 
 
 class WorkerConnection:
@@ -96,7 +96,7 @@ class WorkerConnection:
 
     def _hear(self, message: Message, heard: asyncio.Queue[Message]) -> None:
         if isinstance(message, Stop):
-            if self._run is not None:  # otherwise it has crossed the run's answer
+            if self._run is not None:  # otherwise it crossed with the run's answer
                 self._run.ask_to_stop(message.why)
             return
         self._is_busy = True
@@ -293,7 +293,7 @@ class _Held:
 
 
 class NoState:
-    """Takes the place of `ctx.state` if only the worker's process has one, and raises TaskflowError when it is used."""
+    """Replaces `ctx.state` if only the worker's process has a state. Raises TaskflowError when it's used."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -176,7 +176,7 @@ class ChildExecutor(Executor):
         self._calls.stop(_REASONS[holding.why_stopped or CANCELLED])
 
     def _end_at_timeout(self, holding: HeldLease) -> None:
-        """Leave it to the worker."""
+        """Do nothing: the worker decides."""
 
     def _complete_with(self, holding: HeldLease, connection: object, result: bytes) -> Awaitable[None]:
         self._loop.call_soon_threadsafe(self._say, Completing())

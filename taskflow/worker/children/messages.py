@@ -24,7 +24,7 @@ from taskflow.model.verdict import Cancelled, Completed, Discarded, Failed, Hand
 # The number of bytes that a message may have in addition to a payload: names, headers, an error, and some reserve.
 OVERHEAD: Final = 1 << 20
 
-# The settings that must be there in a child process too if the worker has them.
+# The settings that a child process must also have if the worker has them.
 CHILD_HOOKS: Final = ("child_initializer", "child_lifespan")
 
 _LENGTH: Final = struct.Struct(">I")
@@ -48,7 +48,7 @@ class Handshake(Message, frozen=True, kw_only=True):
     is_reachable: bool  # True if another process can reach the worker's broker
     has_lifespan: bool  # True if the worker has a lifespan, whose state does not exist in the child
     log_level: int  # the level of the root logger
-    hooks: tuple[str, ...] = ()  # those of `CHILD_HOOKS` that the worker has
+    hooks: tuple[str, ...] = ()  # the `CHILD_HOOKS` that the worker has
 
 
 class Import(Message, frozen=True):

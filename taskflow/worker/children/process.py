@@ -84,7 +84,7 @@ class Output:
         with self._lock:
             for descriptor, stream in self._streams.items():
                 if descriptor in self._open:
-                    self._read(descriptor)  # only once: a program that the job started may print for ever
+                    self._read(descriptor)  # only once: a program that the job started may keep printing forever
                 stream.end()
 
     @property
@@ -329,7 +329,7 @@ class Child(asyncio.Protocol):
                         self._run.report(Progress.checked(fraction, note))
             case messages.Completing():
                 if self._run is not None:
-                    self._run.completed = b""  # perhaps: the verdict says whether it has tried
+                    self._run.completed = b""  # perhaps: the verdict says whether it tried
             case _ if not self._answer.done():
                 self._answer.set_result(message)
 

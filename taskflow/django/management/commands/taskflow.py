@@ -24,7 +24,7 @@ class Command(BaseCommand):
     def run_from_argv(self, argv: list[str]) -> None:
         """Run the command line ``manage.py taskflow ARGUMENTS``, and exit with the code of taskflow's command."""
         parser = CommandParser(add_help=False, allow_abbrev=False)
-        for option in ("--settings", "--pythonpath"):  # Django has obeyed them already
+        for option in ("--settings", "--pythonpath"):  # Django has already applied them
             parser.add_argument(option)
         given = parser.parse_known_args(argv[2:])[1]
         startup.program[:] = sys.orig_argv[1 : len(sys.orig_argv) - len(argv[2:])]
