@@ -24,13 +24,13 @@ from taskflow.model.record import Record, Status
 from taskflow.model.rules import MAX_DURATION
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.verdict import RunError
+from taskflow.model.wording import DISCARDED
 
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 
 POLL_INTERVAL: Final = 5.0  # seconds: wake-ups may be lost, so a waiting caller also polls
 NOTEBOOK_TIMEOUT: Final = 2.0  # seconds after which a notebook shows a handle without the store's answer
-DISCARDED: Final = "taskflow.Discard"  # the error type of a job that was discarded without another error
 _SHARED: Final = tuple(name for name in JobInfo.__struct_fields__ if hasattr(Record, name) and name not in ("id", "errors", "result"))
 
 

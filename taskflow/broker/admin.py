@@ -190,7 +190,22 @@ class Admin(Protocol):
         ...
 
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
-        """Make failed and cancelled jobs READY now, with fresh counters and no expiry. Their errors are kept. [admin_retry]"""
+        """Make failed and cancelled jobs READY now, with fresh counters and no expiry. Their errors are kept. [admin_retry]
+
+        In a flow, a job is HELD while jobs that it awaits have not succeeded. What its failure has cancelled is restored. [flow_redo]
+        """
+        ...
+
+    async def flow(self, flow: bytes, *, first: int = 0, limit: int = 1_000) -> list[Record]:
+        """Return at most `limit` jobs of a flow, from the number `first` on, in the order of their numbers, without arguments and results.
+        Those that are not kept any more are left out. [admin_flow]"""
+        ...
+
+    async def cancel_flow(self, flow: bytes) -> int:
+        """Cancel the jobs of a flow that wait, and ask those that run to stop. Return how many there were.
+
+        Once it has returned, no job of the flow starts, unless an operator retries it. If the caller dies, upkeep continues. [flow_cancel]
+        """
         ...
 
     async def run_now(self, ids: Sequence[bytes]) -> list[Status | None]:

@@ -44,6 +44,21 @@ such a write has made wrong.
   [joins] A HELD job with `awaits` n is released when n jobs that name it in `joins` have ended, with any outcome, by the end of that
     operation or by the next upkeep.
 
+**flows**: the jobs of a flow are added by one `enqueue`. `member` is a job's place among them, with the scope of its failure. `ties` say
+what its end means for the jobs in its `joins`. What follows is done by the end of the operation that ends the job, or by later calls of
+upkeep.
+  [flow_released] A HELD job is released when all jobs of its flow that name it in `joins` have succeeded. Other ends do not count.
+  [flow_result] If a tie has a number, the step that ends a run as SUCCEEDED leaves its result for the other job, whatever `keep_for` says.
+    `notes` returns the results by their numbers, at most about 4 MiB or one result in an answer. They are dropped when the job that got
+    them has succeeded, or is dropped.
+  [flow_fells] If a job ends in another way, the jobs of its scope that wait are CANCELLED, and kept as long as a failed job. Their reason
+    names the job, and `felled_by` is its id. Those that run continue.
+  [flow_collects] For a tie that `collects`, every end counts. A failure is left in place of the result. A job that another one of the same
+    scope has felled leaves the failure of that one.
+  [flow_redo] If an operator retries a job, those that it has felled wait again. Each is HELD until the jobs that it awaits have succeeded,
+    and keeps the results that it has. If another failure of the flow stands, that one fells them again. A job that collects failures gives
+    the failure back, unless it has begun.
+
 **limits** of a job are gates, which it passes before it is READY. All jobs that have a gate with the same id share it.
   [gate_takes] A job that would become READY takes a slot of each of its gates. If one is full, the job is SCHEDULED instead, without a due
     time ahead, and `waiting_for` shows the limit. Nothing leases it, and it holds up no other job.
@@ -277,6 +292,14 @@ class Refused(msgspec.Struct, frozen=True):
         return cls(envelope.id, envelope.id, "id" if is_resent else "clash")
 
 
+class Notes(msgspec.Struct, frozen=True):
+    """Some of the results that a job in a flow gets. `notes` has the number of each input, and what `flow.read_note` reads. `next` is the
+    number from which on there may be more, or None."""
+
+    notes: tuple[tuple[int, bytes], ...] = ()
+    next: int | None = None
+
+
 class UpkeepResult(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one upkeep call: the number of jobs moved, by kind. The next call is due in `next_in` seconds.
 
@@ -319,6 +342,10 @@ class Broker(Protocol):
     async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]: ...
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]: ...
+
+    async def notes(self, job: bytes, first: int = 0) -> Notes:
+        """Return results that a job in a flow has got, in the order of its inputs, from the input `first` on."""
+        ...
 
     async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
 

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from taskflow.model.clock import instant_of
 from taskflow.model.fingerprint import deploy_in, fingerprint_in
+from taskflow.model.flow import Member
 from taskflow.model.job_schema import OPAQUE, SentAndShown
 from taskflow.model.stored_values import FieldReader, Unreadable, maybe_instant, maybe_octets, maybe_text
 from taskflow.model.verdict import Progress, RunEnding, RunError, unpack_errors, unpack_progress
@@ -56,6 +57,10 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
     `reason`       why the job ended, if there is a reason: "expired", "replaced by ID", "poison: ...", or a user's text. A poison job that
                    waits for its follow-up already has its reason
     `behind`       the id of the running job with the same key that this one waits for, or None
+    `awaits`       how many jobs a HELD job awaits; 0 for others
+    `member`       its place in its flow, or None
+    `joins`        the ids of the jobs of its flow that await it
+    `felled_by`    the id of the job whose failure has cancelled it, or that of its flow if that was cancelled
     `errors`       one for each run that failed or crashed, oldest first
     `worker`       the name of the worker that is running the job, or ran it last
     `cause`        the cause of a failed job, as it is stored
@@ -83,6 +88,10 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
     errors: tuple[RunError, ...] = ()
     cancel_requested: bool = False
     behind: bytes | None = None
+    awaits: int = 0
+    member: Member | None = None
+    joins: tuple[bytes, ...] = ()
+    felled_by: bytes | None = None
     cause: bytes | None = None
     unreadable: tuple[Unreadable, ...] = ()
 
@@ -159,6 +168,8 @@ def record_of(job: Any, reader: FieldReader, *, id: bytes, name: str, queue: str
         errors=read("errors", job.errors, unpack_errors, no_errors),
         cancel_requested=job.cancel_requested is not None,
         behind=job.behind,
+        awaits=job.awaited,
+        **job.in_flow,
         cause=read("cause", job.cause, maybe_octets, None),
         unreadable=reader.unreadable,
         **{field: extras[field] for field in _OPAQUE if field in extras},

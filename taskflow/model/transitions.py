@@ -75,7 +75,7 @@ MOVES: Final[dict[tuple[Status | None, Event], frozenset[Status | None]]] = {
     (_RUNNING, Event.GHOST): frozenset({_READY, _CANCELLED}),
     (_RUNNING, Event.CRASH): frozenset({_SCHEDULED, _READY, _FAILED, _CANCELLED}),
     **{(waiting, event): frozenset({_CANCELLED}) for waiting in WAITING for event in (Event.CANCEL, Event.EXPIRE, Event.REPLACE)},
-    **{(ended, Event.REDO): frozenset({_SCHEDULED, _READY}) for ended in (_FAILED, _CANCELLED)},
+    **{(ended, Event.REDO): frozenset({_HELD, _SCHEDULED, _READY}) for ended in (_FAILED, _CANCELLED)},
     **{(ended, Event.DROP): frozenset({None}) for ended in ENDED},
 }
 

@@ -236,6 +236,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `key`        the key of the job, from its lease, so that a store can read everything it needs at once
     `limits`     the gates of the job, from its lease, for the same reason
     `arguments`  the payload of the job, if it's to be kept with a success's result
+    `notes`      the notes that the end of a job in a flow writes or drops, for the same reason as the key
     """
 
     id: bytes
@@ -250,6 +251,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     key: bytes | None = None
     limits: tuple[Gate, ...] = ()
     arguments: bytes | None = None
+    notes: tuple[bytes, ...] = ()
 
 
 def is_plain_success(settlement: Settlement) -> bool:

@@ -67,6 +67,14 @@ def waits_for_resume(queue: str) -> str:
     return f"queue {queue}, which is paused"
 
 
+DISCARDED: Final = "taskflow.Discard"
+"""The error type that jobs which collect failures see for a job that has discarded itself."""
+
+
+def felled_by(job_id: bytes, *, has_failed: bool) -> str:
+    return f"job {id_text(job_id)} of its flow {'has failed' if has_failed else 'was cancelled'}"
+
+
 def key_held_by(job_id: bytes) -> str:
     return f"key held by {id_text(job_id)}"
 

@@ -22,7 +22,7 @@ from taskflow.app.middleware import Middleware, OneAtATime, RunNext, Telemetry, 
 from taskflow.model import errors
 from taskflow.model.clock import Seams
 from taskflow.model.codec.function import CallArguments
-from taskflow.model.envelope import Lease
+from taskflow.model.envelope import Lease, notes_of
 from taskflow.model.ids import id_text
 from taskflow.model.printable import log_safely
 from taskflow.model.rules import DAY, Backoff, RetryFunction, seconds_of
@@ -48,6 +48,7 @@ from taskflow.model.wording import WAYS_OUT
 from taskflow.worker.children.messages import ChildFailed
 from taskflow.worker.children.pool import ChildPool
 from taskflow.worker.lease_table import Deadlines, HeldLease
+from taskflow.worker.results import ReadNotes, ResultsMissing, with_results
 from taskflow.worker.run_errors import RolledBack, failure_of, follow_ups_of, stored_cause, unencodable
 from taskflow.worker.thread_pool import CancelledBeforeStart, RaisedInThread, StoppableCall, ThreadPool
 
@@ -75,7 +76,8 @@ class Executor:
 
     Without `children`, jobs for child processes run in this process, as in tests and in a child. Without `threads`, `_invoke` must call
     plain functions itself. `is_cut_short()` returns True while the worker's `async with` block is being cancelled: runs that are cancelled
-    along with it, for example when `asyncio.run` ends, are handed back."""
+    along with it, for example when `asyncio.run` ends, are handed back.
+    `read_notes` gets the results for jobs in flows; the leases of a child process have them already."""
 
     app: App
     middleware: Sequence[Middleware]
@@ -85,6 +87,7 @@ class Executor:
     children: ChildPool | None = None
     is_cut_short: Callable[[], bool] = lambda: False
     deploy: str = ""
+    read_notes: ReadNotes | None = None
 
     gathers = True  # False makes the calls of batch jobs as soon as their runs have begun
 
@@ -141,6 +144,7 @@ class Executor:
             cause=None if is_success else stored_cause(verdict, self.deploy),
             key=lease.envelope.key,
             limits=lease.envelope.limits,
+            notes=() if lease.envelope.member is None else notes_of(lease.envelope),
             arguments=lease.envelope.payload if keeps else None,
         )
 
@@ -162,13 +166,27 @@ class Executor:
             return self._park(holding, f"a worker that knows the job {lease.envelope.job!r}; {WAYS_OUT}")
         if (lease.envelope.limits or job.limits is not None) and (verdict := unadmitted(lease, job)) is not None:
             return verdict
+        member = lease.envelope.member
+        if member is not None and member.takes is not None and self.read_notes is not None:
+            return self._verdict_with_results(holding, self.read_notes)
         if job.runs_in == "process" and self.children is not None:
             return self._verdict_of_child(holding, job, self.children)
         try:
-            given = job.codec.decode_arguments(lease.envelope.payload)
+            given = job.codec.decode_arguments(lease.envelope.payload, results=0 if member is None else member.inputs)
         except BaseException as error:  # decoding calls the application's own checks
             return self._undecodable(holding, error)
         return self._run(holding, job, partial(self._call, holding, job, *given), given)
+
+    async def _verdict_with_results(self, holding: HeldLease, read_notes: ReadNotes) -> Verdict:
+        """Give the job the results of those that it has awaited, and run it."""
+        try:
+            holding.lease = await with_results(holding.lease, read_notes)
+        except errors.BrokerError:  # the store answers no claim either, so this does not go round
+            return HandedBack()
+        except (ResultsMissing, errors.DecodeError) as error:
+            return self._undecodable(holding, error)
+        verdict = self._verdict(holding)
+        return verdict if isinstance(verdict, Verdict) else await verdict
 
     async def _verdict_of_child(self, holding: HeldLease, job: AnyJob, children: ChildPool) -> Verdict:
         """Run the job in a child process. Middleware and the timeout start once a child is available."""

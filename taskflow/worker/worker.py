@@ -299,6 +299,7 @@ class Worker:
         return busy, free, 0.0 if watchdog is None else watchdog.stalled_for
 
     def _new_session(self) -> WorkerSession:
+        broker = self._app.broker()
         executor = Executor(
             self._app,
             middleware=self._app.settings.middleware,
@@ -308,9 +309,10 @@ class Worker:
             children=self._children,
             is_cut_short=self._is_cancelled,
             deploy=deploy_name(),
+            read_notes=broker.notes,
         )
         hooks = Hooks(self._ended_hooks, self._measures)
-        return WorkerSession(self._app.broker(), executor, self._scheduler, self.options, self._events, hooks)
+        return WorkerSession(broker, executor, self._scheduler, self.options, self._events, hooks)
 
     def _end_watchdog(self) -> None:
         watchdog, self._watchdog = self._watchdog, None

@@ -19,6 +19,7 @@ OF_THE_ENGINE: Final = frozenset(
         "cancel_read",
         "admin_acts",
         "ends",
+        "flows",
         "gates",
         "joins",
         "moves",

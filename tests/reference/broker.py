@@ -10,7 +10,7 @@ from typing import TypeVar
 from taskflow.broker import topics
 from taskflow.broker.admin import FailureGroupRecord, Finding, LimitRecord, Metrics, Page, QueueInfo, Rebuilt, Redone, View
 from taskflow.broker.paging import ScanRequest, ScanResult, page
-from taskflow.broker.protocol import MAX_NUDGED_WHEN_DUE, Added, Refused, UpkeepResult
+from taskflow.broker.protocol import MAX_NUDGED_WHEN_DUE, Added, Notes, Refused, UpkeepResult
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.audit import Action, ActionRecord
 from taskflow.model.clock import Seams
@@ -73,6 +73,9 @@ class ReferenceBroker:
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
         return self._atomically(lambda: self._store.read(ids))
+
+    async def notes(self, job: bytes, first: int = 0) -> Notes:
+        return Notes()
 
     async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return self._atomically(lambda: self._store.live_holders(keys))
@@ -173,6 +176,12 @@ class ReferenceConsole:
 
     async def actions(self, *, before: int | None = None, limit: int = 100) -> list[ActionRecord]:
         return self._atomically(lambda: self._store.act_records(before, limit))
+
+    async def flow(self, flow: bytes, *, first: int = 0, limit: int = 1_000) -> list[Record]:
+        return []  # it has no flows
+
+    async def cancel_flow(self, flow: bytes) -> int:
+        raise NotImplementedError
 
     async def limits(self, limit: str | None = None) -> list[LimitRecord]:
         return []  # it has no limits

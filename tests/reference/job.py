@@ -153,6 +153,14 @@ class StoredJob(msgspec.Struct, gc=False, eq=False, kw_only=True):
             poison=poison,
         )
 
+    @property
+    def awaited(self) -> int:
+        return max(0, self.awaits - (self.behind is not None)) if self.status is Status.HELD else 0
+
+    @property
+    def in_flow(self) -> dict[str, Any]:
+        return {}  # it has no flows
+
     def to_record(self) -> Record:
         assert self.status is not None
         envelope = self.envelope

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskflow.broker.engine.records import HEADERS, HELD, READY, RUNNING, SCHEDULED, Kind, Owner
+from taskflow.broker.engine.records import CANCELLED, FAILED, HEADERS, HELD, READY, RUNNING, SCHEDULED, Kind, Owner
 from taskflow.broker.engine.seam import ABSENT, KEEP, NOW, Add, Addition, After, Applied, Full, Promote, Put, Query, Ref, Scan, Step
 from tests.seam.harness import RedisSeamStore, SeamStore, a_job, possible
 
@@ -85,22 +85,20 @@ async def test_owned__request(store: SeamStore) -> None:
     assert (header["request"], header["beat_at"]) == (7, 5)
 
 
-@pytest.mark.parametrize("status", [SCHEDULED, READY, RUNNING])
-async def test_released__only_held(store: SeamStore, status: int) -> None:
-    """An addition to `awaits` counts only while the job is HELD. What does not count meets no bound either."""
+@pytest.mark.parametrize("status", [HELD, SCHEDULED, READY, RUNNING, FAILED, CANCELLED])
+async def test_released__in_every_status(store: SeamStore, status: int) -> None:
+    """An addition to `awaits` counts whatever the status is, and changes neither that nor the revision."""
     ref = await store.job({"status": status, "awaits": 2})
+    rev = await store.rev(ref)
     assert await store.add(ref, -1) == Applied()
-    assert await store.add(ref, 5, most=2) == Applied()
-    assert await awaits(store, ref) == 2
+    assert await store.add(ref, 5, most=2) == Full((ref,))
+    assert (await awaits(store, ref), (await store.header(ref))["status"], await store.rev(ref)) == (1, status, rev)
 
 
-async def test_released__by_the_put_of_its_step(store: SeamStore) -> None:
-    """Whether the job is HELD is decided after the puts of the step."""
+async def test_released__beside_a_put_of_its_step(store: SeamStore) -> None:
+    """A put that changes the status leaves what was added."""
     ref = await store.job({"status": HELD, "awaits": 2})
-    adds = (Addition(ref, "awaits", -1),)
-    await store.apply(Step({ref: await store.rev(ref)}, (Put(ref, {"status": READY}),), adds=adds))
-    assert await awaits(store, ref) == 2
-    await store.apply(Step({ref: await store.rev(ref)}, (Put(ref, {"status": HELD}),), adds=adds))
+    await store.apply(Step({ref: await store.rev(ref)}, (Put(ref, {"status": READY}),), adds=(Addition(ref, "awaits", -1),)))
     assert await awaits(store, ref) == 1
 
 

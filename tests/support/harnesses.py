@@ -226,6 +226,9 @@ class SqliteHarness(StoreHarness):
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+REV_BYTES: Final = 8
+
+
 class RedisHarness(StoreHarness):
     """A namespace of its own on a server that all tests share. A limited one makes the server's memory scarce while it is there."""
 
@@ -299,8 +302,9 @@ class RedisHarness(StoreHarness):
         strays = list[bytes]()
         for key in self._keys():
             if key.startswith(begin) and self._client.ttl(key) == -1:
-                job_id, rev = key[len(begin) : len(begin) + ID_BYTES], key[len(begin) + ID_BYTES :]
-                stored: Any = self._client.get(self.prefix + b"j:" + job_id)
+                record_id, rev = key[len(begin) : -REV_BYTES], key[-REV_BYTES:]
+                kind = b"j:" if len(record_id) == ID_BYTES else b"o:"
+                stored: Any = self._client.get(self.prefix + kind + record_id)
                 content: Any = self._client.get(key)
                 if reference_to(content, rev) not in (stored or b""):
                     strays.append(key)

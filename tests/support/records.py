@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from taskflow.broker.engine import moves
+from taskflow.broker.engine.decisions import decide
 from taskflow.broker.engine.draft import Draft
 from taskflow.broker.engine.job import Job, claim_id
-from taskflow.broker.engine.moves import MOVE_SCANS, decide
+from taskflow.broker.engine.moves import MOVE_SCANS
 from taskflow.broker.engine.records import Kind
 from taskflow.broker.engine.seam import Operation, Query, Ref, Scan, Snapshot
 from taskflow.broker.memory import MemoryBroker

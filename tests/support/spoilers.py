@@ -248,8 +248,8 @@ def as_bytes(stored: Stored) -> bytes:
 def packed(rev: bytes, values: dict[str, Any]) -> bytes:
     """Return a record that is not in the fixed layout: see taskflow/broker/redis/records.lua."""
     queue, job = values["queue"].encode(), values["job"].encode()
-    ends = [as_bytes(values["worker"]) if values["worker"] is not None else None, values["settled"], values["cause"], values["gate"], None]
-    ends += [values["state"], values["content"]]
+    ends = [as_bytes(values["worker"]) if values["worker"] is not None else None]
+    ends += [*(values[name] for name in ("settled", "cause", "gate", "member")), None, values["state"], values["content"]]
     numbers = [0 if values[name] is None else values[name] + _BIAS for name in _NUMBERS]
     lease = (values["session"], values["claim"]) if values["status"] == RUNNING else (b"", b"")
     sent = values["sent"]
@@ -260,7 +260,7 @@ def packed(rev: bytes, values: dict[str, Any]) -> bytes:
                 ">HBQQQ", values["flags"], values["priority"] + 128, *(values[name] + _BIAS for name in ("due_at", "seq", "created_at"))
             ),
             struct.pack(">HHI", len(queue), len(job), 0 if sent is None else len(sent) + 1) + queue + job + (sent or b""),
-            struct.pack(">8Q16s12sHHHHIII", *numbers, *lease, *(0 if part is None else len(part) + 1 for part in ends)),
+            struct.pack(">8Q16s12sHHHHHIII", *numbers, *lease, *(0 if part is None else len(part) + 1 for part in ends)),
             *(part or b"" for part in ends),
         ]
     )

@@ -180,3 +180,8 @@ def outlives_signals() -> bool:
     started = subprocess.run(["grep", "SigIgn", "/proc/self/status"], capture_output=True, text=True, check=True)
     ignored = int(started.stdout.split()[1], 16)
     return not any(ignored & 1 << (number - 1) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
+
+@job(runs_in="process")
+def days(orders: list[Order], times: int = 1) -> list[date]:
+    return [order.day for order in orders] * times

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from taskflow.broker.admin import EXAMINED, FailureGroupRecord, Metrics, QueueInfo, Redone, View
-from taskflow.broker.engine import gates, moves, pages
+from taskflow.broker.engine import flows, gates, moves, pages
+from taskflow.broker.engine.decisions import MAX_LOOKED_AT, begin, decide, give_back
 from taskflow.broker.engine.draft import Draft, Plain
-from taskflow.broker.engine.moves import MOVE_SCANS, decide
+from taskflow.broker.engine.job import Job
+from taskflow.broker.engine.moves import MOVE_SCANS
 from taskflow.broker.engine.records import HELD, READY, SUCCEEDED, Kind
 from taskflow.broker.engine.seam import NOW, Operation, Query, Ref, Scan, Snapshot
 from taskflow.broker.engine.session import OUTAGE, lapse, outages_of, record_of_session
@@ -20,7 +22,8 @@ from taskflow.model import wording
 from taskflow.model.audit import Action, ActionRecord, action_record_of, pack_action
 from taskflow.model.clock import to_seconds
 from taskflow.model.fingerprint import FINGERPRINT_BYTES, fingerprint_in
-from taskflow.model.record import BY_CODE, CODES, ENDED, Status
+from taskflow.model.flow import MAX_MEMBERS, numbered
+from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import SessionRecord
 from taskflow.model.transitions import Event
@@ -28,6 +31,7 @@ from taskflow.model.transitions import Event
 MAX_SESSIONS: Final = 100_000
 MAX_PAUSED: Final = 100_000
 MAX_ARRIVING: Final = 10_000
+MAX_DUE: Final = 100
 GIVEN_BACK_AT_ONCE: Final = 100
 MAX_FAILED: Final = 1_000_000
 
@@ -35,17 +39,23 @@ MAX_FAILED: Final = 1_000_000
 # --- queues ---------------------------------------------------------------------------------------------------
 
 
+_DUE: Final = ("due", "due_limited")
+"""The indexes in which HELD jobs are that await nothing any more, and are about to be released."""
+
+
 def queues() -> Operation[list[QueueInfo]]:
     seen: Snapshot = yield Query(
-        scans=(Scan("paused", MAX_PAUSED, with_records=False), Scan("arriving", MAX_ARRIVING)),
+        scans=(Scan("paused", MAX_PAUSED, with_records=False), Scan("arriving", MAX_ARRIVING), *(Scan(name, MAX_DUE) for name in _DUE)),
         groups=(("status", ()), ("ready", ()), ("scheduled", ())),
         with_totals=True,
     )
     counts = {(group.prefix[0], group.prefix[1]): group.size for group in seen.groups[0]}
     oldest = dict[str, int]()
-    for entry in seen.scans[1]:  # each needs a worker now, like a READY job
-        assert entry.record is not None
-        queue, created_at = entry.record.header["queue"], entry.record.header["created_at"]
+    held = [entry for entries in seen.scans[2:] for entry in entries if entry.position[0] <= seen.now]
+    for record in [entry.record for entry in (*seen.scans[1], *held)]:  # each needs a worker now, like a READY job
+        if record is None or record.header["status"] != HELD:
+            continue
+        queue, created_at = record.header["queue"], record.header["created_at"]
         counts[queue, HELD] = max(0, counts.get((queue, HELD), 0) - 1)
         counts[queue, READY] = counts.get((queue, READY), 0) + 1
         oldest[queue] = min(created_at, oldest.get(queue, created_at))
@@ -79,7 +89,7 @@ def pause(queue: str, rules: Rules, *, is_paused: bool) -> Operation[None]:
         gates.pause(draft, queue, is_paused=is_paused)
 
     yield from decide([ref], one, rules, [ref, *gates.refs_of([gates.of_pause(queue)])])
-    while is_paused and (yield from moves.give_back(queue, GIVEN_BACK_AT_ONCE, rules)) == GIVEN_BACK_AT_ONCE:
+    while is_paused and (yield from give_back(queue, GIVEN_BACK_AT_ONCE, rules)) == GIVEN_BACK_AT_ONCE:
         pass
 
 
@@ -137,7 +147,7 @@ def failed_ids(fingerprint: bytes) -> Operation[list[bytes]]:
 
 def retry(ids: Sequence[bytes], rules: Rules) -> Operation[list[Redone]]:
     refs = [Ref(Kind.JOB, job_id) for job_id in ids]
-    return (yield from decide(ids, _retry, rules, refs, scans=MOVE_SCANS))
+    return (yield from decide(ids, _retry, rules, refs, scans=MOVE_SCANS, most=MAX_LOOKED_AT))
 
 
 def _retry(draft: Draft, job_id: bytes) -> Redone:
@@ -150,11 +160,26 @@ def _retry(draft: Draft, job_id: bytes) -> Redone:
         return Redone.SUCCEEDED
     if any(moves.holders(draft, job.sent.key)):
         return Redone.KEY_TAKEN
-    moves.make_fresh(job)
+    if job.sent.member is not None:
+        flows.redo(draft, job)
+    moves.redo(draft, job)
     if job.sent.key is not None:
         draft.put(Plain(Ref(Kind.KEY, job.sent.key), {"holder": job.id, "next": None}))
-    moves.enter(draft, job, Event.REDO)
     return Redone.OK
+
+
+# --- flows ----------------------------------------------------------------------------------------------------
+
+
+def flow(flow_id: bytes, first: int, limit: int) -> Operation[list[Record]]:
+    seen: Snapshot = yield Query(scans=(flows.whole(flow_id, first, limit),))
+    jobs = [Job.of_record(entry.record) for entry in seen.scans[0] if entry.record is not None]
+    return [job.to_record() for job in jobs if job.is_kept(seen.now)]
+
+
+def cancel_flow(flow_id: bytes, rules: Rules) -> Operation[int]:
+    action = flows.Action(flows.CANCEL, flow_id, cause=flow_id, reason=wording.CANCELLED)
+    return (yield from begin(numbered(flow_id, MAX_MEMBERS), action, rules))
 
 
 def run_now(ids: Sequence[bytes], rules: Rules) -> Operation[list[Status | None]]:

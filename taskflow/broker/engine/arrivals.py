@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from taskflow.broker.engine import answers, moves
+from taskflow.broker.engine.decisions import decide
 from taskflow.broker.engine.draft import Draft
 from taskflow.broker.engine.job import Job, decode_sent
-from taskflow.broker.engine.moves import MOVE_SCANS, decide
+from taskflow.broker.engine.moves import MOVE_SCANS
 from taskflow.broker.engine.records import BURIED, HELD, SUCCEEDED, Flag, Kind
 from taskflow.broker.engine.seam import Entry, Operation, Ref, Scan
 from taskflow.model import transitions, wording

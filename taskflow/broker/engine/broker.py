@@ -13,7 +13,7 @@ from taskflow.broker.admin import FailureGroupRecord, Finding, LimitRecord, Metr
 from taskflow.broker.engine import admin, history, job_pauses, jobs, limits, maintenance, pages, schedules, sessions
 from taskflow.broker.engine.seam import Claimed, Operation
 from taskflow.broker.paging import ScanRequest, ScanResult, page
-from taskflow.broker.protocol import Added, Refused, UpkeepResult
+from taskflow.broker.protocol import Added, Notes, Refused, UpkeepResult
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.audit import Action, ActionRecord
 from taskflow.model.envelope import Envelope, Lease
@@ -82,6 +82,9 @@ class EngineBroker(ABC):
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
         return await self.run(jobs.read(ids))
 
+    async def notes(self, job: bytes, first: int = 0) -> Notes:
+        return await self.run(jobs.notes(job, first))
+
     async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return await self.run(jobs.holders(keys, self.rules))
 
@@ -117,6 +120,12 @@ class EngineAdmin:
 
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
         return await self._run(admin.retry(ids, self._rules))
+
+    async def flow(self, flow: bytes, *, first: int = 0, limit: int = 1_000) -> list[Record]:
+        return await self._run(admin.flow(flow, first, limit))
+
+    async def cancel_flow(self, flow: bytes) -> int:
+        return await self._run(admin.cancel_flow(flow, self._rules))
 
     async def run_now(self, ids: Sequence[bytes]) -> list[Status | None]:
         return await self._run(admin.run_now(ids, self._rules))

@@ -60,27 +60,29 @@ class Foreseen(NamedTuple):
 
 
 class Left:
-    """Collects the work that decisions leave to a later one: see `Draft.released` and `Draft.opened`."""
+    """Collects the work that decisions leave to a later one: see `Draft.released`, `Draft.opened` and `Draft.actions`."""
 
     def __init__(self) -> None:
         self.released, self.opened = set[bytes](), set[bytes]()
+        self.actions = dict[bytes, Any]()
 
     def take(self, draft: Draft) -> None:
         self.released |= draft.released
         self.opened |= draft.opened
+        self.actions |= draft.actions
 
 
 class Plain:
     """A record of any kind but a job: its header, and its body as it is stored."""
 
-    __slots__ = ("entries", "header", "ref", "state")
+    __slots__ = ("content", "entries", "header", "ref", "state")
 
-    def __init__(self, ref: Ref, header: dict[str, Any], state: bytes | Keep | None = KEEP) -> None:
-        self.ref, self.header, self.state = ref, header, state
+    def __init__(self, ref: Ref, header: dict[str, Any], state: bytes | Keep | None = KEEP, content: bytes | Keep = KEEP) -> None:
+        self.ref, self.header, self.state, self.content = ref, header, state, content
         self.entries: dict[str, tuple[str | bytes, ...]] | None = None
 
     def to_put(self) -> Put:
-        return Put(self.ref, self.header, self.state, entries=self.entries)
+        return Put(self.ref, self.header, self.state, content=self.content, entries=self.entries)
 
 
 class Part:
@@ -110,6 +112,8 @@ class Draft:
         self.missing = set[Ref]()
         self.released = set[bytes]()
         """The jobs whose `awaits` the decisions change: some may have nothing left to await."""
+        self.actions = dict[bytes, Any]()
+        """The actions on flows that the decisions begin."""
         self.opened = set[bytes]()
         """The gates that have room now, and perhaps jobs that wait: see gates.py."""
         self.paused: frozenset[bytes] | None = None

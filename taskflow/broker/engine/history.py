@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final, NamedTuple
 
+from taskflow.broker.engine.decisions import decide
 from taskflow.broker.engine.draft import Draft, Plain
-from taskflow.broker.engine.moves import decide
 from taskflow.broker.engine.records import Kind
 from taskflow.broker.engine.seam import Operation, Query, Ref, Scan, Snapshot
 from taskflow.model.clock import instant_of, microseconds_of, to_microseconds

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 import msgspec
 
-from taskflow.broker.engine.records import BURIED, READY, RUNNING, Flag, Kind
+from taskflow.broker.engine.records import BURIED, HELD, READY, RUNNING, Flag, Kind
 from taskflow.broker.engine.seam import KEEP, NOW, After, Keep, Put, Record, Ref
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, pack_extras, unpack_extras
+from taskflow.model.flow import Member, Tie, numbered
 from taskflow.model.ids import ID_BYTES
 from taskflow.model.job_schema import MAX_PAYLOAD, Counters
 from taskflow.model.limits import Gate
@@ -27,6 +28,8 @@ class Sent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     key: bytes | None = None
     joins: bytes = b""
     limits: tuple[Gate, ...] = ()
+    member: Member | None = None
+    ties: tuple[Tie, ...] = ()
 
     @property
     def joined(self) -> list[bytes]:
@@ -47,6 +50,9 @@ class State(msgspec.Struct, omit_defaults=True, gc=False):
     `replaced`   for an arrival: the job by which its own transaction has replaced it
     `limits`     gates that its sender didn't know and that a worker has added
     `paid`       while the job waits for its time: the rate that it has paid for
+    `felled_by`  the job of its flow whose failure has cancelled it, or the flow itself
+    `counted`    True if it has failed, and the jobs that collect failures have counted it
+    `spent`      the jobs that had begun with its failure when it was retried, so that they get nothing from it any more
     """
 
     failures: int = msgspec.field(default=0, name="f")
@@ -67,6 +73,9 @@ class State(msgspec.Struct, omit_defaults=True, gc=False):
     standing: bytes | None = msgspec.field(default=None, name="n")
     limits: tuple[Gate, ...] = msgspec.field(default=(), name="m")
     paid: bytes | None = msgspec.field(default=None, name="d")
+    felled_by: bytes | None = msgspec.field(default=None, name="o")
+    counted: bool = msgspec.field(default=False, name="j")
+    spent: tuple[bytes, ...] = msgspec.field(default=(), name="t")
 
     @property
     def has_to_be_reset(self) -> bool:
@@ -171,7 +180,10 @@ class Job:
         }
         if envelope.expires is not None:
             header["expires_at"] = After(to_microseconds(envelope.expires))
-        job = cls(Ref(Kind.JOB, envelope.id), header, Sent(extras, key, joins, envelope.limits), State())
+        if envelope.member is not None:
+            header["member"] = numbered(envelope.member.flow, envelope.member.number)
+        sent = Sent(extras, key, joins, envelope.limits, envelope.member, envelope.ties)
+        job = cls(Ref(Kind.JOB, envelope.id), header, sent, State())
         job.new_content = envelope.payload
         job.sent_body = None if job.sent == _NOT_SENT else encode(job.sent)
         job.entries = {"tags": envelope.tags} if envelope.tags else None
@@ -294,6 +306,7 @@ class Job:
                 payload=record.content or b"",
                 key=sent.key,
                 limits=sent.limits,
+                **_in_flow(sent),
                 **extras,
             ),
             epoch=header["epoch"],
@@ -319,6 +332,7 @@ class Job:
             payload=self.content or b"",
             key=self.sent.key,
             limits=self.limits,
+            **_in_flow(self.sent),
             **extras,
         )
         poison = maybe(self.state.reason, _text) if self.has(Flag.POISON) else None
@@ -367,6 +381,9 @@ class _Shown:
         self.epoch, self.worker = header["epoch"], header["worker"]
         self.failures, self.crashes, self.snoozes, self.hand_backs, self.parked_at = job.counters
         self.errors, self.behind, self.cancel_requested, self.reason = state.errors, state.behind, state.stop, state.reason
+        self.awaited = max(0, header["awaits"]) if header["status"] == HELD else 0
+        member = job.sent.member
+        self.in_flow = _NOTHING if member is None else {"member": member, "joins": tuple(job.sent.joined), "felled_by": state.felled_by}
         self.waiting_for = state.waiting if job.is_waiting else None
         self.progress = state.progress[1] if state.progress is not None and state.progress[0] == header["epoch"] else None
         self.result, self.payload = result_and_arguments(job.content) if status is Status.SUCCEEDED else (None, job.content)
@@ -375,7 +392,13 @@ class _Shown:
 def _flags(envelope: Envelope) -> int:
     """Return the flags of a new job."""
     keyed, awaited, tagged = envelope.key is not None, bool(envelope.joins), bool(envelope.tags)
-    return Flag.KEYED * keyed | Flag.AWAITED * awaited | Flag.TAGGED * tagged | Flag.LIMITED * bool(envelope.limits)
+    noted = Flag.NOTED if envelope.member is not None and envelope.member.inputs else 0
+    return Flag.KEYED * keyed | Flag.AWAITED * awaited | Flag.TAGGED * tagged | Flag.LIMITED * bool(envelope.limits) | noted
+
+
+def _in_flow(sent: Sent) -> dict[str, Any]:
+    """Return the fields of an envelope that only jobs in flows have in their leases."""
+    return _NOTHING if sent.member is None else {"member": sent.member, "joins": tuple(sent.joined), "ties": sent.ties}
 
 
 def _text(stored: bytes) -> str:

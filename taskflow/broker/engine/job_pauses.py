@@ -8,9 +8,10 @@ from typing import Final
 import msgspec
 
 from taskflow.broker import topics
+from taskflow.broker.engine.decisions import decide
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job
-from taskflow.broker.engine.moves import MOVE_SCANS, decide, enter
+from taskflow.broker.engine.moves import MOVE_SCANS, enter
 from taskflow.broker.engine.records import SCHEDULED, Flag, Kind
 from taskflow.broker.engine.seam import Operation, Query, Ref, Scan, Snapshot
 from taskflow.model import wording

@@ -5,18 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from taskflow.broker import topics
 from taskflow.broker.engine import gates, job_pauses, moves
+from taskflow.broker.engine.decisions import decide
 from taskflow.broker.engine.draft import Draft
-from taskflow.broker.engine.job import Job, claim_bytes, content_of, fence_bytes, put_of_plain, text_bytes
-from taskflow.broker.engine.moves import MOVE_SCANS, decide
+from taskflow.broker.engine.job import Job, claim_bytes, content_of, fence_bytes, put_of_plain
+from taskflow.broker.engine.moves import MOVE_SCANS
 from taskflow.broker.engine.records import RUNNING, Flag, Kind
-from taskflow.broker.engine.seam import Add, Applied, Apply, Full, Operation, Query, Ref, Run, Snapshot, Succeed
-from taskflow.broker.protocol import Added, Refused
+from taskflow.broker.engine.seam import (
+    Add,
+    Applied,
+    Apply,
+    Full,
+    Operation,
+    Query,
+    Record as StoredRecord,
+    Ref,
+    Run,
+    Scan,
+    Snapshot,
+    Succeed,
+)
+from taskflow.broker.protocol import Added, Notes, Refused
 from taskflow.model import wording
 from taskflow.model.clock import MICROSECONDS, to_microseconds
 from taskflow.model.envelope import Envelope, is_plain
 from taskflow.model.errors import StoreFull
+from taskflow.model.flow import MAX_MEMBERS, NUMBER_BYTES, numbered
 from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.stored_values import packed
@@ -87,7 +101,7 @@ def compare_known(envelopes: Sequence[Envelope], answers: Sequence[Added | Refus
 
 def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Settled]]:
     """End runs. A success that carries nothing but its result is settled natively, if its job has no ties."""
-    plain = [number for number, settlement in enumerate(settlements) if is_plain_success(settlement)]
+    plain = [number for number, each in enumerate(settlements) if is_plain_success(each) and not each.notes]
     answers: dict[int, Settled] = {}
     if plain:
         ended: list[bool | None] = yield Succeed(_runs([settlements[number] for number in plain]))
@@ -97,6 +111,7 @@ def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Se
     refs = [Ref(Kind.JOB, settlement.id) for settlement in others]
     refs += [Ref(Kind.KEY, settlement.key) for settlement in others if settlement.key is not None]
     refs += [ref for settlement in others for ref in gates.refs_of(settlement.limits)]
+    refs += [Ref(Kind.NOTE, note_id) for settlement in others for note_id in settlement.notes]
     refs += [ref for settlement in others for follow_up in settlement.follow_ups for ref in moves.refs_of(follow_up)]
     limits = [gate for settlement in others for gate in settlement.limits]
     foreseen = (yield from gates.foresee(limits)) if limits else None
@@ -182,8 +197,6 @@ def _answer_repeated(job: Job, settlement: Settlement) -> Settled:
 
 # --- cancel, read, holders ------------------------------------------------------------------------------------
 
-_STOPPING: Final = text_bytes(wording.CANCELLED)
-
 
 def cancel(ids: Sequence[bytes], rules: Rules) -> Operation[list[Status | None]]:
     refs = [Ref(Kind.JOB, job_id) for job_id in ids]
@@ -198,10 +211,7 @@ def _cancel(draft: Draft, job_id: bytes) -> Status | None:
     if job.is_waiting:
         moves.finish(draft, job, Event.CANCEL, Status.CANCELLED, wording.CANCELLED)
     elif job.status == RUNNING:
-        job.state.stop = _STOPPING
-        job.set_flag(Flag.MARKED, True)
-        draft.put(job)
-        draft.wake(topics.session(job.header["session"]))
+        moves.ask_to_stop(draft, job)
     return found
 
 
@@ -215,6 +225,29 @@ def _shown(seen: Snapshot, ref: Ref) -> Record | None:
     stored = seen.records[ref]
     job = None if stored is None else Job.of_record(stored)
     return job.to_record() if job is not None and job.is_kept(seen.now) else None
+
+
+MAX_NOTES: Final = 1_000
+MAX_NOTES_BYTES: Final = 4 << 20
+
+
+def notes(job_id: bytes, first: int) -> Operation[Notes]:
+    """Return results that a job in a flow has got. Large ones are read apart, so that no answer has too many bytes."""
+    after = (job_id if first <= 0 else numbered(job_id, first - 1),)
+    seen: Snapshot = yield Query(scans=(Scan("notes", MAX_NOTES, after=after, until=(numbered(job_id, MAX_MEMBERS),)),))
+    records, size = list[StoredRecord](), 0
+    for entry in seen.scans[0]:
+        assert entry.record is not None
+        size += entry.record.header["size"]
+        if records and size > MAX_NOTES_BYTES:
+            break
+        records.append(entry.record)
+    if large := tuple([record.ref for record in records if record.state is None]):
+        contents: Snapshot = yield Query(large, with_content=True)
+        records = [contents.records.get(record.ref, record) or record for record in records]
+    found = [(int.from_bytes(record.ref.id[-NUMBER_BYTES:], "big"), record.state or record.content or b"") for record in records]
+    has_more = len(records) < len(seen.scans[0]) or len(records) == MAX_NOTES
+    return Notes(tuple(found), found[-1][0] + 1 if has_more else None)
 
 
 def holders(keys: Sequence[bytes], rules: Rules) -> Operation[list[bytes | None]]:

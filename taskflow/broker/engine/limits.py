@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Final
 
 from taskflow.broker.admin import LimitRecord
-from taskflow.broker.engine import gates, moves
+from taskflow.broker.engine import gates
+from taskflow.broker.engine.decisions import decide
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.moves import MOVE_SCANS
@@ -67,7 +68,7 @@ def set_number(gate: Gate, rules: Rules, *, is_set: bool) -> Operation[None]:
         record.header["is_set"], record.header["most"] = int(is_set), gate.most
         gates.put(draft, record)
 
-    yield from moves.decide([gate], one, rules, [Ref(Kind.GATE, gate.id)], scans=MOVE_SCANS)
+    yield from decide([gate], one, rules, [Ref(Kind.GATE, gate.id)], scans=MOVE_SCANS)
 
 
 # --- after another program has changed records --------------------------------------------------------------------
@@ -91,7 +92,7 @@ def recount(rules: Rules) -> Operation[int]:
     while True:
         found: Snapshot = yield Query(scans=(Scan("gates", AT_ONCE, after=after, with_records=False),))
         refs = [entry.ref for entry in found.scans[0]]
-        corrected += sum((yield from moves.decide(refs, _corrector(held), rules, refs, scans=MOVE_SCANS)))
+        corrected += sum((yield from decide(refs, _corrector(held), rules, refs, scans=MOVE_SCANS)))
         if len(refs) < AT_ONCE:
             return corrected
         after = found.scans[0][-1].position

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from taskflow.broker.engine import arrivals, history, moves, schedules, sessions
+from taskflow.broker.engine import arrivals, flows, history, moves, schedules, sessions
+from taskflow.broker.engine.decisions import carry_on, decide, fill, give_back
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.gates import put, refs_of
 from taskflow.broker.engine.job import decode_sent
-from taskflow.broker.engine.moves import MOVE_SCANS, decide
+from taskflow.broker.engine.moves import MOVE_SCANS
 from taskflow.broker.engine.records import BURIED, HELD, SCHEDULED, Flag
 from taskflow.broker.engine.seam import Entry, Fade, Faded, Operation, Promote, Query, Ref, Scan, Snapshot
 from taskflow.broker.engine.session import OUTAGE, lapse, record_outage, session_body
@@ -28,6 +29,7 @@ MAX_RELEASED: Final = 16
 """The maximum number of dead sessions whose leases a call releases."""
 
 MAX_GONE: Final = 100
+MAX_FLOWS: Final = 16
 MAX_COUNTED: Final = 10_000
 MAX_PAUSED: Final = 100
 MIN_IDLE: Final = 10_000_000
@@ -37,7 +39,7 @@ MIN_IDLE: Final = 10_000_000
 def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     """Make the moves that time has made necessary. One query shows which kinds of moves are due; most calls find none."""
     seen: Snapshot = yield Query((OUTAGE,), _scans(limit))
-    offered, _, dying, gone, expiring, rolling, limited, opened, rates, paused, *arrived = seen.scans[_OFFERED:]
+    offered, _, dying, gone, expiring, rolling, limited, opened, rates, begun, paused, *arrived = seen.scans[_OFFERED:]
     suspects = _suspects(seen, rules)
     reaped = (yield from _reap(suspects, seen, rules)) if suspects else 0
     found = [entry for entries in arrived for entry in entries][:limit]
@@ -49,9 +51,11 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
         admitted = yield from _admit(left, rules)
         readied, left = readied + admitted, left - admitted
     if opened:
-        readied += yield from moves.fill({entry.ref.id for entry in opened}, rules)
+        readied += yield from fill({entry.ref.id for entry in opened}, rules)
+    if begun and left > 0:
+        left -= yield from carry_on(flows.actions_in(begun), rules, left)
     for entry in paused:
-        left -= yield from moves.give_back(entry.ref.id.decode(errors="backslashreplace"), min(MAX_PAUSED, max(0, left)), rules)
+        left -= yield from give_back(entry.ref.id.decode(errors="backslashreplace"), min(MAX_PAUSED, max(0, left)), rules)
     is_gone = bool(gone) and gone[0].position[0] < seen.now - to_microseconds(rules.repeat_for)
     released, has_more_dying = (yield from _release(left, rules)) if reaped or dying or is_gone else (0, False)
     left -= released
@@ -64,7 +68,7 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     if _is_due(rolling, seen.now):
         yield from history.roll(rules)
     offers = (yield from schedules.offers(rules)) if reaped or dying or _is_due(offered, seen.now) else ()  # some may be handed over
-    has_moved = bool(suspects or dying or taken or promoted or expired or offers)
+    has_moved = bool(suspects or dying or begun or taken or promoted or expired or offers)
     ended, ends_dropped = (yield from take_ends(rules)) if ends and (has_moved or seen.scans[2]) else ((), 0)
     if has_moved or ended:
         seen = yield Query((OUTAGE,), _scans(1))
@@ -108,13 +112,14 @@ _OFFERED: Final = len(_SESSION_SCANS)
 
 
 def _scans(arriving: int) -> tuple[Scan, ...]:
-    """Return the scans of upkeep: those of sessions, then offers, living, dying and gone sessions, expiring jobs, history, limited
-    jobs that are due, gates that were left with room, rates, paused queues, and arrivals."""
+    """Return the scans of upkeep: those of sessions, then offers, living, dying and gone sessions, expiring jobs, and history. Then come
+    limited jobs that are due, gates that were left with room, rates, actions on flows, paused queues, and arrivals."""
     names = ("dying", "gone", "expiring", "rolling", "due_limited", "open", "rates")
+    begun = Scan("flows", MAX_FLOWS)
     firsts = (Scan(name, 1, with_records=False) for name in names)
     paused = Scan("paused", MAX_PAUSED, with_records=False)
     living = Scan("lapsing", MAX_COUNTED, with_records=False)
-    return (*_SESSION_SCANS, Scan("offers", 1, with_records=False), living, *firsts, paused, *arrivals.scans(arriving))
+    return (*_SESSION_SCANS, Scan("offers", 1, with_records=False), living, *firsts, begun, paused, *arrivals.scans(arriving))
 
 
 def _is_due(first: Sequence[Entry], now: int) -> bool:
@@ -246,8 +251,8 @@ def take_ends(rules: Rules) -> Operation[tuple[tuple[bytes, ...], int]]:
 def _next_in(seen: Snapshot, rules: Rules, *, is_cut_off: bool, takes_ends: bool, takes_arrivals: bool) -> float:
     """Return the seconds until the caller's next upkeep. With n living sessions, each calls it every n * `upkeep_every` seconds, or earlier
     if a job becomes due or a session lapses. `takes_arrivals` is False if an open transaction holds up some of them."""
-    offered, living, _, _, _, _, limited, opened, *_ = seen.scans[_OFFERED:]
-    if is_cut_off or opened or (takes_ends and seen.scans[2]) or (takes_arrivals and any(seen.scans[-2:])):
+    offered, living, _, _, _, _, limited, opened, _, begun, *_ = seen.scans[_OFFERED:]
+    if is_cut_off or opened or begun or (takes_ends and seen.scans[2]) or (takes_arrivals and any(seen.scans[-2:])):
         return 0.0
     waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offered, limited) if entries]
     waits += [rules.upkeep_every * max(1, len(living)), *sessions.lapses(Draft(seen, rules))]

@@ -5,15 +5,15 @@ The rules are in `model/transitions.py`. The functions here apply them to the re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Sequence
+from typing import Any, Final
 
 from taskflow.broker import topics
-from taskflow.broker.engine import answers, gates
-from taskflow.broker.engine.draft import Draft, Left, Plain, decide as decide_once
+from taskflow.broker.engine import answers, flows, gates
+from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job, State, text_bytes
-from taskflow.broker.engine.records import BURIED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Position
-from taskflow.broker.engine.seam import NOW, After, Operation, Query, Ref, Scan, Snapshot
+from taskflow.broker.engine.records import BURIED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind
+from taskflow.broker.engine.seam import NOW, After, Ref, Scan
 from taskflow.broker.engine.session import session_body
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model import transitions, wording
@@ -24,14 +24,9 @@ from taskflow.model.ids import id_text
 from taskflow.model.job_schema import has_follow_up
 from taskflow.model.limits import Gate, lacking
 from taskflow.model.record import CODES, Status
-from taskflow.model.rules import Rules
 from taskflow.model.session import deploy_of
 from taskflow.model.transitions import MOVES, Event, Transition
 
-Item = TypeVar("Item")
-T = TypeVar("T")
-
-MAX_FILLS: Final = 16
 HOLDING: Final = (READY, RUNNING)
 """In these states a job has a slot of each of its gates."""
 
@@ -47,59 +42,6 @@ _LEGAL: Final = {
     for (was, event), all_to in MOVES.items()
     for to in all_to
 }
-
-
-def decide(
-    items: Sequence[Item],
-    one: Callable[[Draft, Item], T],
-    rules: Rules,
-    refs: Iterable[Ref],
-    *,
-    scans: tuple[Scan, ...] = (),
-    groups: tuple[tuple[str, Position], ...] = (),
-    **more: Any,
-) -> Operation[list[T]]:
-    """Decide on items as `draft.decide` does. Then release the HELD jobs that have nothing to await any more."""
-    left = Left()
-    answers: list[T] = yield from decide_once(items, one, rules, Query(tuple(refs), scans, groups), left=left, **more)
-    if left.released:
-        ids = sorted(left.released)
-        look = Query(tuple(Ref(Kind.JOB, job_id) for job_id in ids), scans)
-        yield from decide_once(ids, _free, rules, look, locked=False, left=left)
-    if left.opened:
-        yield from fill(left.opened, rules)
-    return answers
-
-
-def fill(opened: set[bytes], rules: Rules) -> Operation[int]:
-    """Let jobs that wait at gates with room pass, and return their number. What the last round leaves is left to upkeep."""
-    passed = 0
-    for _ in range(MAX_FILLS):
-        if not opened:
-            break
-        ids, left = sorted(opened), Left()
-        look = Query(tuple(Ref(Kind.GATE, gate_id) for gate_id in ids), MOVE_SCANS)
-        passed += sum((yield from decide_once(ids, _fill, rules, look, locked=0, left=left)))
-        opened = left.opened
-    return passed
-
-
-def _fill(draft: Draft, gate_id: bytes) -> int:
-    return sum(_pass(draft, job) for job in gates.fill(draft, gate_id))
-
-
-def _pass(draft: Draft, job: Job) -> int:
-    move(draft, job, Event.DUE, READY)
-    return 1
-
-
-def _free(draft: Draft, job_id: bytes) -> bool:
-    """Release a HELD job if it awaits nothing. Additions do not change its revision, but nothing else makes it HELD again. If another
-    program's open transaction has locked it, the next upkeep releases it."""
-    job = draft.job(job_id)
-    if job is not None and job.status == HELD and job.header["awaits"] <= 0 and not job.has(Flag.BEHIND):
-        release(draft, job)
-    return True
 
 
 def move(draft: Draft, job: Job, event: Event, to: int) -> None:
@@ -120,7 +62,7 @@ def move(draft: Draft, job: Job, event: Event, to: int) -> None:
 def free_slots(draft: Draft, limits: Sequence[Gate]) -> None:
     """Give back a slot of each of these gates. Those that wait there become READY."""
     for job in gates.leave(draft, limits):
-        _pass(draft, job)
+        move(draft, job, Event.DUE, READY)
 
 
 # --- a job that is to wait ------------------------------------------------------------------------------------
@@ -249,23 +191,6 @@ def readmit(draft: Draft, job: Job, limits: Sequence[Gate]) -> None:
     enter(draft, job, Event.DUE)
 
 
-def give_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
-    """Let READY jobs of a paused queue give back the slots that they hold. Return how many have."""
-
-    def one(draft: Draft, job_id: bytes) -> bool:
-        job = draft.job(job_id)
-        if job is None or job.status != READY or not job.has(Flag.LIMITED) or draft.plain(Kind.QUEUE, job.queue.encode()) is None:
-            return False
-        move(draft, job, Event.PARK, SCHEDULED)
-        enter(draft, job, Event.DUE)
-        return True
-
-    seen: Snapshot = yield Query(scans=(Scan("holding", limit, (queue,), with_records=False),))
-    ids = [entry.ref.id for entry in seen.scans[0]]
-    refs = [Ref(Kind.QUEUE, queue.encode()), *(Ref(Kind.JOB, job_id) for job_id in ids)]
-    return sum((yield from decide(ids, one, rules, refs, scans=MOVE_SCANS, locked=False)))
-
-
 def _successor(draft: Draft, job: Job) -> bytes | None:
     """Return the id of the job that waits for the end of this one, because it has the same key."""
     record = None if job.sent.key is None else draft.plain(Kind.KEY, job.sent.key)
@@ -308,8 +233,10 @@ def finish(
     *,
     keep: float | None = None,
     is_settled: bool = False,
+    by: flows.Action | None = None,
 ) -> None:
-    """End a job, free its key, and release the jobs that await it. `is_settled` is True if its worker knows of the end."""
+    """End a job, free its key, and release the jobs that await it. `is_settled` is True if its worker knows of the end, and `by` is the
+    action on its flow that ends it."""
     move(draft, job, event, CODES[status])
     keep_for = transitions.keep_for(status, draft.rules) if keep is None else to_microseconds(keep)
     job.end_lease()
@@ -318,7 +245,10 @@ def finish(
     job.set_flag(Flag.BEHIND | Flag.ARRIVING, False)
     job.state.replaces, job.state.replaced = False, None
     release_key(draft, job.id, job.sent.key)
-    if job.has(Flag.AWAITED):
+    if job.sent.member is not None:
+        job.state.felled_by = job.state.felled_by if by is None else by.cause
+        flows.end(draft, job, by)
+    elif job.has(Flag.AWAITED):
         release_joined(draft, job.sent.joined)
         job.set_flag(Flag.AWAITED, False)
     if not is_settled and draft.seen.scans[1]:
@@ -354,6 +284,14 @@ def release(draft: Draft, job: Job) -> None:
     enter(draft, job, Event.RELEASE)
 
 
+def ask_to_stop(draft: Draft, job: Job) -> None:
+    """Mark a running job, and tell its session."""
+    job.state.stop = text_bytes(wording.CANCELLED)
+    job.set_flag(Flag.MARKED, True)
+    draft.put(job)
+    draft.wake(topics.session(job.header["session"]))
+
+
 def release_joined(draft: Draft, joined: Sequence[bytes]) -> None:
     """Note for jobs that one of those that they await has ended."""
     for job_id in joined:
@@ -371,6 +309,7 @@ def _record_end(draft: Draft, job_id: bytes) -> None:
 
 def bury(draft: Draft, job: Job) -> None:
     """Drop an ended job, but keep its id and its fence for a while: a client may still resend a call that refers to it."""
+    flows.drop_notes(draft, job)
     move(draft, job, Event.DROP, BURIED)
     forgotten_at = min(job.header["ended_at"], draft.now) + to_microseconds(draft.rules.repeat_for)
     if forgotten_at <= draft.now:
@@ -382,11 +321,21 @@ def bury(draft: Draft, job: Job) -> None:
 
 
 def make_fresh(job: Job) -> None:
-    """Reset a job as if it had just been added, but keep its errors."""
+    """Reset a job as if it had just been added, but keep its errors. In a flow, it still awaits the jobs that have not succeeded."""
     fresh: dict[str, Any] = dict.fromkeys(("started_at", "ended_at", "fade_at", "expires_at", "worker", "cause"))
-    job.header |= fresh | {"awaits": 0, "due_at": NOW, "flags": job.header["flags"] & ~(Flag.POISON | Flag.MARKED | Flag.BEHIND)}
-    job.state = State(errors=job.state.errors, limits=job.state.limits)
+    job.header |= fresh | {"due_at": NOW, "flags": job.header["flags"] & ~(Flag.POISON | Flag.MARKED | Flag.BEHIND)}
+    if job.sent.member is None:
+        job.header["awaits"] = 0
+    job.state = State(errors=job.state.errors, limits=job.state.limits, spent=job.state.spent)
     job.restarts = True
+
+
+def redo(draft: Draft, job: Job) -> None:
+    """Let a job that has ended wait again."""
+    make_fresh(job)
+    enter(draft, job, Event.REDO)
+    if job.status == HELD:
+        draft.released.add(job.id)  # what it awaits may end meanwhile, which does not change its revision
 
 
 def refs_of(envelope: Envelope) -> list[Ref]:

@@ -31,6 +31,10 @@ class Kind:
     """What workers have measured in a period. Its id is a session and a number, or a level and a number of periods since 1970."""
     GATE: Final = 10
     """A limit for one value of its key: see gates.py."""
+    NOTE: Final = 11
+    """The result of a job in a flow, for one that awaits it. Its id is that of the latter, and the number of the input (4 bytes)."""
+    FLOW: Final = 12
+    """What remains to be done to the jobs of a flow: see flows.py."""
 
 
 TABLES: Final[Mapping[int, str]] = {
@@ -45,6 +49,8 @@ TABLES: Final[Mapping[int, str]] = {
     Kind.MARK: "facts",
     Kind.HISTORY: "history",
     Kind.GATE: "gates",
+    Kind.NOTE: "notes",
+    Kind.FLOW: "flows",
 }
 """The table of each kind in SQL stores. PostgreSQL locks rows in this order, except that keys come before jobs. A release may add kinds and
 indexes, and keeps what the release before reads; only an index with entries of a former kind needs a separate migration."""
@@ -74,16 +80,14 @@ class Type(Enum):
 class Field(NamedTuple):
     """A field of a header.
 
-    `owner`         the only writer of the field, or None
-    `default`       its value in a new record that does not set it; None if it may be absent
-    `counts_while`  the status in which additions to it count; None for any
+    `owner`    the only writer of the field, or None
+    `default`  its value in a new record that does not set it; None if it may be absent
     """
 
     name: str
     type: Type
     default: Any = None
     owner: Owner | None = None
-    counts_while: int | None = None
 
 
 class Flag:
@@ -108,8 +112,12 @@ class Flag:
     """SCHEDULED because the job's name was paused when it was claimed: see `job_pauses`."""
     LIMITED: Final = 512
     """It has gates. While it is READY or RUNNING, it holds a slot of each, so only the engine readies it and ends its runs."""
-    TIES: Final = LIMITED | KEYED | AWAITED | STATED | POISON | ARRIVING | SPOILT
-    """Jobs with these flags are left to the engine by `succeed`. `fade` leaves it TAGGED jobs, because they have entries."""
+    NOTED: Final = 4096
+    """It gets the results of other jobs of its flow."""
+    TIES: Final = LIMITED | KEYED | AWAITED | STATED | POISON | ARRIVING | SPOILT | NOTED
+    """The jobs that `succeed` leaves to the engine."""
+    KEPT_APART: Final = TAGGED | NOTED
+    """The jobs that `fade` leaves to the engine, because there is more of them than their records."""
 
 
 HELD, SCHEDULED, READY, RUNNING, SUCCEEDED, FAILED, CANCELLED, BURIED = range(8)
@@ -128,7 +136,7 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
         _F("created_at", _N, 0, Owner.STORE),
         _F("due_at", _N, 0),
         _F("expires_at", _N),
-        _F("awaits", _N, 0, Owner.ADDITION, counts_while=HELD),
+        _F("awaits", _N, 0, Owner.ADDITION),
         _F("epoch", _N, 0),
         _F("session", _B),  # of the current lease
         _F("claim", _B),  # of the current lease: the number of the request (8 bytes), and the lease's number in the answer (4 bytes)
@@ -141,6 +149,7 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
         _F("fade_at", _N),
         _F("cause", _B),
         _F("gate", _B),  # at which a SCHEDULED job waits
+        _F("member", _B),  # of a flow: the flow's id (16 bytes), and the job's number in it (4 bytes)
     ),
     # `holder` is live, and `next` waits behind it while it runs. The record does not say which of them waits and which one runs, because a
     # claim makes the one the other and sees no key. A decision about a key loads both jobs, and expects their revisions.
@@ -173,6 +182,8 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
         _F("tat", _N),
         _F("closed_until", _N),
     ),
+    Kind.NOTE: (_F("size", _N, 0),),
+    Kind.FLOW: (_F("seq", _N, 0, Owner.STORE),),
 }
 
 
@@ -219,6 +230,8 @@ INDEXES: Final = (
     Index("fading", Kind.JOB, "fade_at IS NOT NULL", ("fade_at", "id")),
     Index("causes", Kind.JOB, "status = 5", ("cause", "job", "queue", "ended_at", "seq", "id"), groups=3),
     Index("tags", Kind.JOB, "status < 7", ("id",), entries=Type.NAME),
+    Index("flow", Kind.JOB, "member IS NOT NULL AND status < 7", ("member", "id")),
+    Index("flow_live", Kind.JOB, "member IS NOT NULL AND status < 4", ("member", "id")),
     Index("arriving", Kind.JOB, "flags & 64 <> 0", ("seq",)),
     Index("lapsing", Kind.SESSION, "dead_at IS NULL", ("lapses_at", "id")),
     Index("beats", Kind.SESSION, "", ("-beat_at", "id")),
@@ -237,6 +250,8 @@ INDEXES: Final = (
     Index("gates", Kind.GATE, "", ("id",)),
     Index("rates", Kind.GATE, "tat IS NOT NULL", ("tat", "id")),
     Index("open", Kind.GATE, "is_open = 1", ("id",)),
+    Index("notes", Kind.NOTE, "", ("id",)),
+    Index("flows", Kind.FLOW, "", ("seq",)),
 )
 
 Position = tuple[Any, ...]

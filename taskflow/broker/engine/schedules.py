@@ -9,9 +9,10 @@ import msgspec
 
 from taskflow.broker import topics
 from taskflow.broker.engine import moves
+from taskflow.broker.engine.decisions import decide
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.jobs import compare_known
-from taskflow.broker.engine.moves import MOVE_SCANS, decide
+from taskflow.broker.engine.moves import MOVE_SCANS
 from taskflow.broker.engine.records import Kind
 from taskflow.broker.engine.seam import Operation, Query, Ref, Scan, Snapshot
 from taskflow.broker.protocol import Added, Refused

@@ -22,8 +22,8 @@ The engine keeps the headers of jobs possible, and a store may refuse others, be
                revision.
   [owned]      A put leaves the fields with an owner as they are stored, unless the record is new or `restarts`. No put writes the fields
                of the store.
-  [released]   An addition to `awaits` counts only while the job is HELD. It does not change the status: once `awaits` is 0 and BEHIND is
-               not set, the job is in the index `due`, and `promote` makes it READY if its time has come.
+  [released]   An addition to `awaits` counts in every status, and does not change it. Once `awaits` of a HELD job is 0 and BEHIND is not
+               set, the job is in the index `due`, and `promote` makes it READY if its time has come.
   [stamped]    The store gives a new record `seq`, which is higher than that of each record made before it, and `created_at`. A value
                `After(n)` becomes the store's time, plus n, when it is applied.
   [locked]     If another program's open transaction has locked a record, only the steps that name it are Locked.

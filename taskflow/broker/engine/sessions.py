@@ -9,10 +9,11 @@ from typing import Final, NamedTuple
 import msgspec
 
 from taskflow.broker.engine import arrivals, moves, schedules
+from taskflow.broker.engine.decisions import decide
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job, claim_id, text_bytes
 from taskflow.broker.engine.job_pauses import PAUSED, names_in
-from taskflow.broker.engine.moves import MOVE_SCANS, decide
+from taskflow.broker.engine.moves import MOVE_SCANS
 from taskflow.broker.engine.records import RUNNING, Kind
 from taskflow.broker.engine.seam import Claimed, Entry, Operation, Query, Ref, Scan, Snapshot
 from taskflow.broker.engine.session import OUTAGE, lapse, new_session, outages_of, record_beat, record_outage, session_body, set_body
@@ -235,6 +236,7 @@ _LOOK: Final = (
     Scan("paused", MAX_LEASES, with_records=False),
     Scan("due_limited", 1, with_records=False),
     Scan("open", 1, with_records=False),
+    Scan("flows", 1, with_records=False),
     *arrivals.scans(1),
 )
 """The scans of a heartbeat that asks for a work hint. They follow those of the moves and `PULSE`."""
@@ -243,14 +245,14 @@ _LOOK: Final = (
 def _work_hint(draft: Draft, session: Plain) -> WorkHint:
     """Return the work hint for a session whose heartbeat is in the draft."""
     seen = draft.seen
-    dying, offers, expiring, fading, paused, limited, opened, *arriving = seen.scans[6:-2]
+    dying, offers, expiring, fading, paused, limited, opened, begun, *arriving = seen.scans[6:-2]
     has_ends = bool(seen.scans[2]) and bool(session.header["wants_ends"])
     names = {entry.ref.id.decode(errors="backslashreplace") for entry in paused}
     waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offers, expiring, fading, limited) if entries]
     waits += lapses(draft, session)
     return WorkHint(
         is_ready=any(group.prefix[0] not in names for group in seen.groups[0]),
-        due_in=0.0 if dying or has_ends or opened or any(arriving) else max(0.0, min(waits, default=math.inf)),
+        due_in=0.0 if dying or has_ends or opened or begun or any(arriving) else max(0.0, min(waits, default=math.inf)),
     )
 
 

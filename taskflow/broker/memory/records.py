@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from taskflow.broker import topics
-from taskflow.broker.engine.records import HEADERS, INDEXES, READY, RUNNING, Field, Kind, Owner
+from taskflow.broker.engine.records import HEADERS, INDEXES, READY, RUNNING, Kind, Owner
 from taskflow.broker.engine.seam import (
     ABSENT,
     KEEP,
@@ -58,7 +58,6 @@ _WRITTEN: Final = {kind: frozenset(field.name for field in fields if field.owner
 _RESTARTED: Final = {kind: frozenset(field.name for field in fields if field.owner is not Owner.STORE) for kind, fields in HEADERS.items()}
 """The fields that it writes if the record is new, or if it `restarts`."""
 _DEFAULTS: Final = {kind: {field.name: field.default for field in fields} for kind, fields in HEADERS.items()}
-_FIELDS: Final = {(kind, field.name): field for kind, fields in HEADERS.items() for field in fields}
 _STORES_OWN: Final = ("seq", "created_at")
 
 
@@ -216,7 +215,7 @@ class RecordStore:
         past, sums = dict[Ref, None](), Counter[tuple[Ref, str]]()
         for ref, field, n, most in adds:
             stored = self._records.get(ref)
-            if stored is not None and _counts(_FIELDS[ref.kind, field], stored.header):
+            if stored is not None:
                 sums[ref, field] += n
                 if most is not None and stored.header[field] + sums[ref, field] > most:
                     past[ref] = None
@@ -224,7 +223,7 @@ class RecordStore:
 
     def _add(self, addition: Addition) -> None:
         stored = self._records.get(addition.ref)
-        if stored is not None and _counts(_FIELDS[addition.ref.kind, addition.field], stored.header):
+        if stored is not None:
             stored.header[addition.field] += addition.n
             self._index(addition.ref, stored)
 
@@ -261,7 +260,3 @@ class RecordStore:
         self._index(ref, stored)
         self._totals[stored.header["queue"], event] += 1
         self._announce(ref, was, stored.header)
-
-
-def _counts(field: Field, header: Mapping[str, Any]) -> bool:
-    return field.counts_while is None or header["status"] == field.counts_while

@@ -183,7 +183,7 @@ class MemoryStore(RecordStore):
 
     def _bury(self, ref: Ref, rev: Rev, repeat_for: int, left: dict[Ref, bool], *, is_surplus: bool) -> bool:
         stored = self._records[ref]
-        if stored.header["flags"] & Flag.TAGGED:
+        if stored.header["flags"] & Flag.KEPT_APART:
             left.setdefault(ref, is_surplus)
             return False
         stored.content = stored.state = stored.sent = None

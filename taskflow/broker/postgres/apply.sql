@@ -120,10 +120,10 @@ BEGIN
             UPDATE @.jobs AS r SET awaits = greatest(-P.LATEST, least(P.LATEST, r.awaits + g.n))
             FROM (SELECT a.id, sum(a.n) AS n FROM unnest(a_step, a_id, a_n) AS a (step, id, n) WHERE a.step <> ALL (bad) GROUP BY a.id) AS g
                 CROSS JOIN LATERAL (SELECT ctid AS tid FROM @.jobs WHERE jobs.id = g.id OFFSET 0) AS o
-            WHERE r.ctid = o.tid AND r.status + 0 = S.HELD
-            RETURNING r.due_at, r.awaits, r.flags
+            WHERE r.ctid = o.tid
+            RETURNING r.due_at, r.awaits, r.flags, r.status
         )
-        SELECT min(due_at) INTO first_due FROM added WHERE awaits <= 0 AND flags & @BEHIND = 0;
+        SELECT min(due_at) INTO first_due FROM added WHERE status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0;
         PERFORM @.lower_mark('due', '', 0, first_due, now_at) WHERE first_due IS NOT NULL;
     END IF;
     IF cardinality(t_n) > 0 THEN
@@ -175,7 +175,7 @@ BEGIN
     FOR each IN
         SELECT a.step, a.at, encode(a.id, 'hex') AS id, a.n, a.most, r.awaits
         FROM unnest(steps, ids, numbers, bounds) WITH ORDINALITY AS a (step, id, n, most, at)
-        CROSS JOIN LATERAL (SELECT status, awaits FROM @.jobs WHERE jobs.id = a.id OFFSET 0) AS r WHERE r.status = S.HELD AND a.step <> ALL (bad)
+        CROSS JOIN LATERAL (SELECT awaits FROM @.jobs WHERE jobs.id = a.id OFFSET 0) AS r WHERE a.step <> ALL (bad)
         UNION ALL
         SELECT step, 0, '', count(*), room, 0 FROM unnest(new_in) AS step WHERE room IS NOT NULL GROUP BY step
         ORDER BY 1, 2

@@ -171,6 +171,7 @@ def fragments() -> dict[str, str]:
         "@LIMITED": str(Flag.LIMITED),
         "@AWAITED": str(Flag.AWAITED),
         "@TAGGED": str(Flag.TAGGED),
+        "@KEPT_APART": str(Flag.KEPT_APART),
         "@BEHIND": str(Flag.BEHIND),
         "@MARKED": str(Flag.MARKED),
         "@ARRIVING": str(Flag.ARRIVING),

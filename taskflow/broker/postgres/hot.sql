@@ -213,7 +213,7 @@ BEGIN
     ), buried AS (
         UPDATE @.jobs AS r SET status = S.BURIED, rev = new_rev, cause = NULL, fade_at = least(r.ended_at, P.LATEST) + repeat_for,
             sent = NULL, state = NULL, content = NULL
-        FROM locked WHERE r.id BETWEEN locked.id AND locked.id AND locked.flags & @TAGGED = 0
+        FROM locked WHERE r.id BETWEEN locked.id AND locked.id AND locked.flags & @KEPT_APART = 0
         RETURNING locked.status, r.fade_at
     ), counted AS (
         INSERT INTO @.tally (queue, event, before, n) SELECT of_queue, E.DROP, status, count(*) FROM buried GROUP BY status
@@ -223,7 +223,7 @@ BEGIN
         SELECT ended_at, seq FROM chosen ORDER BY ended_at DESC, seq DESC LIMIT 1
     )
     SELECT (SELECT count(*) FROM buried), (SELECT min(fade_at) FROM buried), (SELECT ended_at FROM reached), (SELECT reached.seq FROM reached),
-        ARRAY(SELECT id FROM locked WHERE flags & @TAGGED <> 0), (SELECT count(*) FROM chosen) - (SELECT count(*) FROM locked)
+        ARRAY(SELECT id FROM locked WHERE flags & @KEPT_APART <> 0), (SELECT count(*) FROM chosen) - (SELECT count(*) FROM locked)
     INTO moved, first_at, last_at, last_seq, tied, skipped;
     PERFORM @.lower_mark('fade', '', 0, first_at, now_at) WHERE moved > 0;
     PERFORM @.raise_mark(m, last_at, last_seq, now_at) WHERE last_at IS NOT NULL AND cardinality(tied) = 0 AND skipped = 0;
@@ -251,19 +251,19 @@ BEGIN
         SELECT id, status, flags, is_old FROM first WHERE status < S.BURIED ORDER BY fade_at, id LIMIT greatest(0, most)
     ), forgotten AS (
         DELETE FROM @.jobs WHERE id = ANY (ARRAY(
-            SELECT id FROM first WHERE status = S.BURIED UNION ALL SELECT id FROM faded WHERE is_old AND flags & @TAGGED = 0
+            SELECT id FROM first WHERE status = S.BURIED UNION ALL SELECT id FROM faded WHERE is_old AND flags & @KEPT_APART = 0
         )) RETURNING queue, status
     ), buried AS (
         UPDATE @.jobs AS r SET status = S.BURIED, rev = new_rev, cause = NULL, fade_at = least(r.ended_at, P.LATEST) + repeat_for,
             sent = NULL, state = NULL, content = NULL
-        FROM faded WHERE r.id BETWEEN faded.id AND faded.id AND faded.flags & @TAGGED = 0 AND NOT is_old
+        FROM faded WHERE r.id BETWEEN faded.id AND faded.id AND faded.flags & @KEPT_APART = 0 AND NOT is_old
         RETURNING r.queue, faded.status AS status, r.fade_at
     ), dropped AS (
         SELECT queue, status FROM buried UNION ALL SELECT queue, status FROM forgotten WHERE status < S.BURIED
     ), counted AS (
         INSERT INTO @.tally (queue, event, before, n) SELECT queue, E.DROP, status, count(*) FROM dropped GROUP BY queue, status
     )
-    SELECT (SELECT count(*) FROM dropped), (SELECT min(fade_at) FROM buried), ARRAY(SELECT id FROM faded WHERE flags & @TAGGED <> 0),
+    SELECT (SELECT count(*) FROM dropped), (SELECT min(fade_at) FROM buried), ARRAY(SELECT id FROM faded WHERE flags & @KEPT_APART <> 0),
         (SELECT count(*) FROM first), (SELECT count(*) FROM first WHERE status < S.BURIED) - (SELECT count(*) FROM faded)
     INTO moved, first_at, tied, looked_at, left_over;
     has_more := looked_at = greatest(0, most) + 1000 OR left_over > 0;

@@ -115,10 +115,12 @@ HOT_SCANS: Final = (
             "due_limited",
             "open",
             "rates",
+            "flows",
         )
     ),
     *_FROM_FIRST_LEASE,
     ScanShape("gated", prefix=1, with_records=True),
+    ScanShape("flows", with_records=True),
     ScanShape("lapsing"),
     ScanShape("lapsing", with_records=True),
     ScanShape("lapsing", backwards=True, with_records=True),

@@ -17,6 +17,8 @@ COMMENT ON TABLE @.actions IS 'What operators did to jobs, queues and schedules.
 COMMENT ON TABLE @.inbox IS 'What the transactions of callers leave to be done after their commit.';
 COMMENT ON TABLE @.facts IS 'Facts about the whole store, such as an outage.';
 COMMENT ON TABLE @.history IS 'What workers have measured, by the minute, ten minutes and the hour.';
+COMMENT ON TABLE @.notes IS 'The results of jobs in flows, for those that await them.';
+COMMENT ON TABLE @.flows IS 'What remains to be done to the jobs of flows.';
 COMMENT ON TABLE @.tags IS 'The jobs that have a tag.';
 COMMENT ON TABLE @.declared IS 'The schedules that a session declares.';
 

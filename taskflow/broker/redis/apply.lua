@@ -47,7 +47,7 @@ local function apply_steps(rev, refs, numbers, steps)
     local sums, found = {}, {}
     for k = 1, #adds, 3 do
       local header = stored[adds[k]] and get(adds[k]).header or records[adds[k]] and records[adds[k]].header
-      if header and header[F.status] == F.held_status then
+      if header then
         sums[adds[k]] = (sums[adds[k]] or dec(header[F.awaits])) + adds[k + 1]
         if adds[k + 2] and sums[adds[k]] > adds[k + 2] then
           found[#found + 1] = adds[k]
@@ -137,7 +137,7 @@ local function apply_steps(rev, refs, numbers, steps)
       for k = 1, #adds, 3 do
         local record = (stored[adds[k]] or records[adds[k]]) and get(adds[k])
         local header = record and record.header
-        if header and header[F.status] == F.held_status then
+        if header then
           header[F.awaits] = enc(dec(header[F.awaits]) + adds[k + 1])
         end
       end

@@ -13,11 +13,11 @@ from taskflow.broker.engine.records import HEADERS, INDEXES, Field, Flag, Index,
 from taskflow.model.fingerprint import UNKNOWN
 from taskflow.model.ids import ID_BYTES
 
-LAYOUT: Final = 3
+LAYOUT: Final = 4
 """The version of keys and records. A store with another version is refused. Increase it with every change that an older taskflow would
 misread. Kinds and indexes may be added without that: see DECLARED."""
 
-PREFIXES: Final = ("j:", "k:", "s:", "h:", "q:", "e:", "a:", "x:", "m:", "y:", "g:")
+PREFIXES: Final = ("j:", "k:", "s:", "h:", "q:", "e:", "a:", "x:", "m:", "y:", "g:", "o:", "f:")
 """The key prefixes of records, by kind."""
 
 MARK: Final = b"\xff@"

@@ -7,8 +7,8 @@
 -- RUNNING              fence (epoch, session, claim: 36), claimed_at (8), claimed_steady (8), worker (after its length in 2), then the whole
 --                      former record
 -- SUCCEEDED, BURIED    the same without the payload; then ended_at, fade_at, how long it ran (8 each), and the result
--- 64 and more, jobs    like a waiting job up to `sent`, then EXTRA below; then worker, `settled`, `cause`, `gate`, the values of entries as
---                      msgpack, `state` and content
+-- 64 and more, jobs    like a waiting job up to `sent`, then EXTRA below; then worker, `settled`, `cause`, `gate`, `member`, the values of
+--                      entries as msgpack, `state` and content
 -- 64, other kinds      a msgpack array of the header's fields, in their order, after its length (4), with the values of entries at its end;
 --                      then `sent`, `state` and content, each after its length plus 1 (4), 0 if there is none
 --
@@ -33,21 +33,21 @@ local function decode_waiting(stored, at)
     error('it is too short')
   end
   local header = { byte(stored, at), flags, priority - 128, sub(stored, names_at, queue_at - 1), sub(stored, queue_at, name_at - 1), seq,
-    created, due, false, ZERO, ZERO, false, false, false, false, false, false, false, false, false, false, false, false }
+    created, due, false, ZERO, ZERO, false, false, false, false, false, false, false, false, false, false, false, false, false }
   return header, sent > 0 and sub(stored, name_at, ends_at - 1) or nil, ends_at
 end
 
 -- expires_at, awaits, epoch, claimed_at, claimed_steady, started_at, ended_at, fade_at, session, claim, and the lengths of the parts behind
 -- them plus 1, 0 for those that are absent. An absent number is NONE. Only RUNNING jobs have a session and a claim.
-local EXTRA, EXTRA_BYTES = '>c8c8c8c8c8c8c8c8c16c12I2I2I2I2I4I4I4', 112
+local EXTRA, EXTRA_BYTES = '>c8c8c8c8c8c8c8c8c16c12I2I2I2I2I2I4I4I4', 114
 local NONE = '\0\0\0\0\0\0\0\0'
 local NO_LEASE = string.rep('\0', 28)
 
 local function decode_extra(stored)
   local status = byte(stored) - 64
   local header, sent, at = decode_waiting(stored, 1)
-  local expires, awaits, epoch, claimed, claimed_steady, started, ended, fades, session, claim, worker, settled, cause, gate, entries,
-    state, content = struct.unpack(EXTRA, stored, at)
+  local expires, awaits, epoch, claimed, claimed_steady, started, ended, fades, session, claim, worker, settled, cause, gate, member,
+    entries, state, content = struct.unpack(EXTRA, stored, at)
   at = at + EXTRA_BYTES
   local function take(length)
     if length == 0 then
@@ -64,6 +64,7 @@ local function decode_extra(stored)
     header[F.session], header[F.claim] = session, claim
   end
   header[F.worker], header[F.settled], header[F.cause], header[F.gate] = take(worker), take(settled), take(cause), take(gate)
+  header[F.member] = take(member)
   entries = take(entries)
   header[F.entries] = entries and cmsgpack.unpack(entries)
   state, content = take(state), take(content)
@@ -76,16 +77,16 @@ end
 
 local function encode_extra(rev, header, sent, state, content)
   local queue, name, worker, settled = header[F.queue], header[F.job], header[F.worker], header[F.settled]
-  local cause, gate = header[F.cause], header[F.gate]
+  local cause, gate, member = header[F.cause], header[F.gate], header[F.member]
   local entries = header[F.entries] and cmsgpack.pack(header[F.entries])
   return char(64 + header[F.status]) .. rev .. struct.pack('>I2B', header[F.flags], header[F.priority] + 128) .. header[F.due_at]
     .. header[F.seq] .. header[F.created_at] .. struct.pack('>I2I2I4', #queue, #name, sent and #sent + 1 or 0) .. queue .. name
     .. (sent or '') .. (header[F.expires_at] or NONE) .. header[F.awaits] .. header[F.epoch] .. (header[F.claimed_at] or NONE)
     .. (header[F.claimed_steady] or NONE) .. (header[F.started_at] or NONE) .. (header[F.ended_at] or NONE) .. (header[F.fade_at] or NONE)
     .. (header[F.session] and header[F.session] .. header[F.claim] or NO_LEASE)
-    .. struct.pack('>I2I2I2I2I4I4I4', worker and #worker + 1 or 0, settled and #settled + 1 or 0, cause and #cause + 1 or 0,
-      gate and #gate + 1 or 0, entries and #entries + 1 or 0, state and #state + 1 or 0, content and #content + 1 or 0)
-    .. (worker or '') .. (settled or '') .. (cause or '') .. (gate or '') .. (entries or '') .. (state or '') .. (content or '')
+    .. struct.pack('>I2I2I2I2I2I4I4I4', worker and #worker + 1 or 0, settled and #settled + 1 or 0, cause and #cause + 1 or 0,
+      gate and #gate + 1 or 0, member and #member + 1 or 0, entries and #entries + 1 or 0, state and #state + 1 or 0, content and #content + 1 or 0)
+    .. (worker or '') .. (settled or '') .. (cause or '') .. (gate or '') .. (member or '') .. (entries or '') .. (state or '') .. (content or '')
 end
 
 -- Decodes a record of another kind. Upper case: a field that is always there.
@@ -149,7 +150,7 @@ local function is_plain(header, sent, state, content)
   local status = header[F.status]
   return (status == F.ready_status or status == F.scheduled_status) and content and not state and header[F.awaits] == ZERO
     and header[F.epoch] == ZERO and not header[F.expires_at] and not header[F.worker] and not header[F.settled] and not header[F.claimed_at]
-    and not header[F.started_at] and not header[F.cause] and not header[F.gate] and not header[F.entries]
+    and not header[F.started_at] and not header[F.cause] and not header[F.gate] and not header[F.member] and not header[F.entries]
 end
 
 local function part(bytes)
@@ -208,6 +209,12 @@ local function record_readied(queue, jobs)
   readied[queue] = (readied[queue] or 0) + jobs
 end
 
+-- Returns whether a job is in no index but those of READY jobs and leases, which are written by hand.
+local function is_nowhere(header)
+  return (header[F.status] == F.ready_status or header[F.status] == F.running_status) and header[F.flags] < G.MARKED
+    and not header[F.expires_at] and not header[F.member] and not header[F.entries]
+end
+
 -- Returns a record to change: `header` is nil if there is none. One that cannot be read is in no index.
 local function touch(kind, id, stored)
   local record
@@ -222,16 +229,16 @@ local function touch(kind, id, stored)
   if not is_read or type(header) ~= 'table' or #header ~= L.fields[kind + 1] then
     record = { kind = kind, id = id, stored = stored, is_unread = stored and true, before = nil }
   elseif kind ~= K.JOB then
-    record = { kind = kind, id = id, stored = stored, header = header, sent = sent, state = state, content = content, before = nil }
+    record = { kind = kind, id = id, stored = stored, header = header, sent = sent, state = state, content = content,
+      content_before = content, before = nil }
     record.before = PLACES[kind + 1](header, id)
   else
     local status = header[F.status]
-    local is_ready, is_running = status == F.ready_status, status == F.running_status
+    local is_ready = status == F.ready_status
     record = { kind = kind, id = id, stored = stored, header = header, sent = sent, state = state, content = content,
       content_before = content, status = status, queue = header[F.queue], priority = header[F.priority],
       place = is_ready and header[F.due_at] .. header[F.seq], session = header[F.session], claim = header[F.claim],
-      before = not ((is_ready or is_running) and header[F.flags] < G.MARKED and not header[F.expires_at]
-        and not header[F.entries]) and PLACES[1](header, id) or nil,
+      before = not is_nowhere(header) and PLACES[1](header, id) or nil,
       rev = nil, is_new = nil, request = nil }
   end
   touched[#touched + 1] = record
@@ -303,10 +310,8 @@ local function write_record(record)
   if former and (not header or record.content ~= record.content_before) then
     gone[#gone + 1] = P .. 'c:' .. former
   end
-  local is_nowhere = not header or kind == K.JOB and (header[F.status] == F.ready_status or header[F.status] == F.running_status)
-    and header[F.flags] < G.MARKED and not header[F.expires_at] and not header[F.entries]
   record_places(record.before, zrems)
-  record_places(not is_nowhere and PLACES[kind + 1](header, id), zadds)
+  record_places(header and not (kind == K.JOB and is_nowhere(header)) and PLACES[kind + 1](header, id), zadds)
   if kind == K.JOB then
     move_job(record, header)
   elseif kind == K.QUEUE then

@@ -132,7 +132,7 @@ def _take_names(header: dict[str, Any], names: bytes) -> str | None:
         return "\n".join(f"{name}\t{header[name]}" for name, each in raw.items() if header[name].encode() != each)
 
 
-_EXTRA: Final = struct.Struct(">8Q16s12sHHHHIII")
+_EXTRA: Final = struct.Struct(">8Q16s12sHHHHHIII")
 _NUMBERS: Final = ("expires_at", "awaits", "epoch", "claimed_at", "claimed_steady", "started_at", "ended_at", "fade_at")
 
 
@@ -152,7 +152,7 @@ def _job(ref: Ref, rev: bytes, stored: bytes, with_content: bool) -> Record:
     for size in extra[len(_NUMBERS) + 2 :]:
         parts.append(stored[at : at + size - 1] if size else None)
         at += size - 1 if size else 0
-    worker, header["settled"], header["cause"], header["gate"], _, state, content = parts
+    worker, header["settled"], header["cause"], header["gate"], header["member"], _, state, content = parts
     header["worker"] = None if worker is None else _worker_name(worker)
     needed = ("claimed_steady",) if status == RUNNING else ("ended_at", "fade_at") if status > RUNNING else ()
     if at != len(stored) or status > BURIED or None in map(header.get, needed):

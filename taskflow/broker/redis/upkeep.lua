@@ -54,7 +54,7 @@ local function bury(id, stored, is_surplus)
   if not header or header[F.status] <= F.running_status or header[F.status] == F.buried_status then
     touched[#touched] = nil
     return false
-  elseif bit.band(header[F.flags], G.TAGGED) ~= 0 then
+  elseif bit.band(header[F.flags], G.KEPT_APART) ~= 0 then
     touched[#touched] = nil
     left[#left + 1] = (is_surplus and 't' or 'f') .. id
     return true

@@ -138,7 +138,7 @@ class RecordChanger(Counts):
         past, here = dict[Ref, None](), Counter[tuple[Ref, str]]()
         for ref, field, n, most in adds:
             known = self._known[ref]
-            if known is not None and known.status == FIELDS[ref.kind][field].counts_while:
+            if known is not None:
                 here[ref, field] += n
                 if most is not None and known.awaits + sums.get((ref, field), 0) + here[ref, field] > most:
                     past[ref] = None
@@ -263,11 +263,9 @@ class RecordChanger(Counts):
                 sums[ref.kind, field, ref.id] += n
         for kind, field in {name[:2] for name in sums}:
             rows = [(record_id, n) for (of_kind, name, record_id), n in sums.items() if (of_kind, name) == (kind, field)]
-            while_in = FIELDS[kind][field].counts_while
-            condition = "" if while_in is None else f" AND status = {while_in}"
             text = (
                 f'WITH v (id, n) AS (VALUES (?, ?) ...) UPDATE "~{TABLES[kind]}" AS r '
-                f"SET {field} = min(max({field}, {-_MAX_SUM}), {_MAX_SUM}) + v.n FROM v WHERE r.id = v.id{condition}"
+                f"SET {field} = min(max({field}, {-_MAX_SUM}), {_MAX_SUM}) + v.n FROM v WHERE r.id = v.id"
             )
             change_rows(self.connection, self.sql, text, rows)
             for record_id, _ in rows:

@@ -114,7 +114,7 @@ class MaintainedRecords(RecordChanger):
         """Bury jobs without tags, and return their number. The others are added to `left`."""
         plain = list[list[Any]]()
         for row in rows:
-            if row[4] & Flag.TAGGED:
+            if row[4] & Flag.KEPT_APART:
                 left.setdefault(Ref(Kind.JOB, row[6]), is_surplus)
             else:
                 plain.append(row)

@@ -23,6 +23,7 @@ from taskflow.model.codec.shape import Convert, Shape, ShapeError, Unresolved, U
 from taskflow.model.codec.untyped import read_any, read_json_any, write_any
 from taskflow.model.codec.wire import wire_type
 from taskflow.model.errors import DeclarationError, EncodeError, MissingArgument, UnknownArgument
+from taskflow.model.flow import MAX_RESULTS
 
 CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
 """The positional and keyword arguments of a call."""
@@ -248,10 +249,16 @@ class FunctionCodec:
         arguments, _ = self._compiled or self._ready()
         return encode(arguments, (args, kwargs), self.limits, where=self._in_call)
 
-    def decode_arguments(self, payload: bytes) -> CallArguments:
-        """Decode the arguments of a call. Raises only DecodeError or a subclass (NewerFormat, ...), whatever the bytes are."""
+    def decode_arguments(self, payload: bytes, *, results: int = 0) -> CallArguments:
+        """Decode the arguments of a call, one of which has so many results of other jobs, each of which may have all that an argument may.
+
+        Raises only DecodeError or a subclass (NewerFormat, ...), whatever the bytes are.
+        """
         arguments, _ = self._compiled or self._ready()
-        return decode(arguments, payload, self.limits, where=self._in_call)  # type: ignore[no-any-return]
+        limits = self.limits
+        if results:
+            limits = Limits(limits.size + MAX_RESULTS, limits.depth + 1, limits.items * (results + 1))
+        return decode(arguments, payload, limits, where=self._in_call)  # type: ignore[no-any-return]
 
     def as_sent(self, name: str) -> Callable[[Any], Any]:
         """Return a function that converts a value of a parameter to the one that a run gets. It raises EncodeError if it does not fit."""

@@ -6,7 +6,7 @@ An unknown version, flag, key or content raises `NewerFormat`: a newer taskflow 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Any, Final
 
@@ -57,6 +57,28 @@ def open_payload(payload: bytes) -> tuple[Content, bytes]:
         raise DecodeError(f"a payload has at least {HEADER_SIZE} bytes, this one has {len(header)}{lost}")
     _, flags, key_id, content = header
     raise NewerFormat(f"payload with flags {flags:#04x}, key {key_id}, content {content} is not known; a newer taskflow wrote it")
+
+
+def with_argument(payload: bytes, name: str, values: Sequence[bytes], *, is_list: bool) -> bytes:
+    """Return the payload of a call with another argument, without decoding anything: a value, or a list of the values.
+
+    `values` are bodies of payloads. Raises DecodeError for a payload that is no map of arguments.
+    """
+    content, body = open_payload(payload)
+    lead = body[0] if body else 0
+    if content is not Content.MSGPACK or not (0x80 <= lead <= 0x8F or lead in (0xDE, 0xDF)):
+        raise DecodeError("the arguments are not those of a call that taskflow has sent: expected a map in msgpack")
+    begins = {0xDE: 3, 0xDF: 5}.get(lead, 1)
+    size = int.from_bytes(body[1:begins], "big") if begins > 1 else lead & 0x0F
+    value = [_head(0x90, 0xDC, len(values)), *values] if is_list else values
+    return b"".join([_MSGPACK_HEADER, _head(0x80, 0xDE, size + 1), body[begins:], pack(name), *value])
+
+
+def _head(least: int, wide: int, size: int) -> bytes:
+    """Return the beginning of an array or a map of this size."""
+    if size < 16:
+        return bytes((least + size,))
+    return bytes((wide,)) + size.to_bytes(2, "big") if size < 1 << 16 else bytes((wide + 1,)) + size.to_bytes(4, "big")
 
 
 class Limits(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeGuard, TypeVar
 from weakref import WeakSet
 
+from taskflow.model.batch import Failure
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.containers import (
     convert_items,
@@ -24,6 +25,7 @@ from taskflow.model.codec.containers import (
     write_pairs,
 )
 from taskflow.model.codec.datetimes import DATETIMES, read_zoneinfo, shape_of_zoneinfo
+from taskflow.model.codec.failure import FAILURE
 from taskflow.model.codec.scalars import PATHS, SCALARS
 from taskflow.model.codec.shape import Convert, Shape, ShapeError, raised, type_name, unexpected
 from taskflow.model.codec.wire import Ext, form_of, marker, marker_of, plain_number, wire_type
@@ -96,6 +98,8 @@ def _read_array(wire: list[Any], levels: int) -> Any:
         if read is None:
             raise not_named(wire, "the name of a registered type")
         return read(wire, levels)
+    if code == codes.FAILURE:
+        return FAILURE.read(wire, levels)
     build = _ARRAYS.get(code)
     if build is None:
         raise ShapeError(f"{wire_type(wire)} cannot be a value without an annotation")
@@ -129,7 +133,7 @@ _ARRAYS: Final[dict[int, type[tuple[Any, ...]] | type[set[Any]] | type[frozenset
     codes.FROZENSET: frozenset,
 }
 _PLAIN_BASES: Final = (str, int, float)
-LEAVES: Final[dict[type, Shape]] = {**SCALARS, **DATETIMES, **PATHS}
+LEAVES: Final[dict[type, Shape]] = {**SCALARS, **DATETIMES, **PATHS, Failure: FAILURE}
 WRITERS: Final[dict[type, Convert]] = {
     **{kind: shape.write for kind, shape in LEAVES.items()},
     **{kind: _writer(kind) for kind in (list, tuple, set, frozenset)},

@@ -21,7 +21,7 @@ Ext = msgspec.msgpack.Ext
 
 # Never change the number of an extension: payloads contain it.
 # Markers: extensions without data. As the first element of an array, a marker tells what the other elements mean.
-TUPLE, SET, FROZENSET, PAIRS, TAGGED, MODEL, NAMED = range(1, 8)
+TUPLE, SET, FROZENSET, PAIRS, TAGGED, MODEL, NAMED, FAILURE = range(1, 9)
 LAST_MARKER: Final = 15
 # Values: extensions whose data represents a value.
 INT, DECIMAL, UUID, DATE, TIME, DATETIME, TIMEDELTA, TIMEZONE, BYTEARRAY, ZONEINFO, PATH = range(16, 27)
@@ -116,7 +116,7 @@ def wire_type(wire: Any) -> str:
 
 
 _NAMES: Final = {
-    **dict(enumerate(("tuple", "set", "frozenset", "dict", "tagged object", "model", "registered type"), TUPLE)),
+    **dict(enumerate(("tuple", "set", "frozenset", "dict", "tagged object", "model", "registered type", "failure"), TUPLE)),
     **dict(enumerate(("int", "Decimal", "UUID", "date", "time", "datetime"), INT)),
     **dict(enumerate(("timedelta", "timezone", "bytearray", "ZoneInfo", "path"), TIMEDELTA)),
 }

@@ -91,7 +91,7 @@ moves.finish: ends_heard: nobody hears of a job that was cancelled
 - isinstance(due_at, After) or due_at <= draft.now
 + True
 
-* moves._free: joins: a job runs before those that it awaits
+* decisions._free: joins: a job runs before those that it awaits
 - job.header["awaits"] <= 0 and not
 + not
 
@@ -262,6 +262,70 @@ limits.records: admin_limits: limits that hold up jobs are not listed
 limits.set_number: admin_set_limit: a number that a person sets does not count
 - int(is_set), gate.most
 + int(is_set), record.header["most"]
+
+flows.end: flow_released: a join starts before its last member has ended, because one was counted twice
+- draft.add(Ref(Kind.JOB, successor), "awaits", -1)
++ draft.add(Ref(Kind.JOB, successor), "awaits", -2)
+
+flows.end: flow_released flow_redo: a join is lost, because its members do not count
+- draft.add(Ref(Kind.JOB, successor), "awaits", -1)
++ pass
+
+flows.end: flow_result: a result is lost
+- note = result_note(result or b"")
++ note = result_note(b"")
+
+flows.end: flow_fells: what follows a failure waits for ever
+- acts = by is None
++ acts = False
+
+flows.end: flow_collects: a failure that is collected holds up the join for ever
+- has_succeeded or (each[1].collects and is_apart)
++ has_succeeded
+
+flows.end: flow_collects: a branch that falls with the whole flow lets the join run
+- is_apart = state.felled_by is None or (by is not None and (by.first, by.last) == (member.first, member.last))
++ is_apart = True
+
+flows.drop_notes: flow_result: results fill the store
+- draft.require(refs)
++ return
+
+flows._failure_of: flow_collects: nobody can tell how a member has failed
+- if reason == f"{error.type}: {error.message}"
++ if False
+
+flows.redo: flow_redo: the join gets a failure in place of the result of the retry
+- state.counted
++ False
+
+flows.redo: flow_redo: a retry restores nothing
+- if state.felled_by is None and member.first < member.last:
++ if False:
+
+flows.redo: flow_redo: a join that runs gets a second end of the same member
+- state.spent = (*state.spent, successor)
++ pass
+
+flows.finish: flow_redo: a restored join waits for ever, because another failure stands
+- for job_id in causes:
++ for job_id in ():
+
+moves.make_fresh: flow_redo: a restored join starts at once
+- if job.sent.member is None:
++ if True:
+
+decisions._act: flow_fells: what a failure has cancelled is gone before the failure is
+- keep=keep
++ keep=None
+
+decisions._act: flow_cancel: a job of a cancelled flow runs on
+- elif job.status == RUNNING and
++ elif False and
+
+admin.flow: admin_flow: each page of a flow begins with its first job
+- flows.whole(flow_id, first, limit)
++ flows.whole(flow_id, 0, limit)
 
 jobs._settle: gate_late: a job whose sender did not know a limit passes it
 - if isinstance(settlement.verdict, HandedBack) and settlement.verdict.limits is not None:

@@ -1,0 +1,238 @@
+"""Flows: what the end of a job brings about for the other jobs of its flow.
+
+A success puts its result as a note of each job that takes it, and subtracts one from what that job awaits, in the step that ends the run.
+Nothing else does. So `awaits` says how many jobs have not succeeded, in every status of the job that awaits them.
+
+A job that ends otherwise leaves `awaits` as it is, so nothing that needs its result starts. The step puts an action, and the jobs of its
+scope that have not begun are cancelled after it, in portions. A retry replaces the action by one that restores them. Each of these changes
+expects the action's revision, so one that was decided on before the retry has no effect after it. Only a job that collects failures counts
+them like successes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from taskflow.broker.engine.draft import Draft, Plain
+from taskflow.broker.engine.job import Job, result_and_arguments
+from taskflow.broker.engine.records import CANCELLED, FAILED, HELD, SUCCEEDED, Flag, Kind
+from taskflow.broker.engine.seam import KEEP, Entry, Ref, Scan
+from taskflow.model import wording
+from taskflow.model.flow import MAX_MEMBERS, MAX_NOTES_AT_ONCE, NUMBER_BYTES, FailureNote, Tie, failure_note, numbered, result_note
+from taskflow.model.verdict import unpack_errors
+
+FELL, RESTORE, CANCEL, FORGET = range(4)
+"""What an action does: cancel the jobs of a failure's scope that have not begun, restore them, cancel the whole flow, or drop notes."""
+
+MAX_INLINE: Final = 1_024
+"""The most bytes of a result that a look at all notes of a job brings at once."""
+
+
+class Action(msgspec.Struct, frozen=True, array_like=True):
+    """What remains to be done to the jobs of a flow.
+
+    `what`     one of `FELL`, `RESTORE`, `CANCEL`, `FORGET`
+    `owner`    the flow's id; for FORGET, that of the job whose notes are dropped
+    `first`    the first number of the scope
+    `last`     the last number of it
+    `cause`    the job that failed, or is retried; for CANCEL, the flow's id
+    `reason`   why jobs are cancelled
+    `failure`  what those that collect failures get
+    `after`    the number from which on it has not been done
+    """
+
+    what: int
+    owner: bytes
+    first: int = 0
+    last: int = MAX_MEMBERS
+    cause: bytes = b""
+    reason: str = ""
+    failure: FailureNote = FailureNote("", "", b"")
+    after: int = 0
+
+    def scan(self, limit: int) -> Scan:
+        """Return the scan of the jobs, or of the notes, that are next."""
+        after, until = numbered(self.owner, max(self.first, self.after)), numbered(self.owner, self.last + 1)
+        return Scan(_INDEX[self.what], limit, after=(self.owner if self.what == FORGET else after,), until=(until,), with_records=False)
+
+    def behind(self, last: Entry) -> Action:
+        """Return what remains of it behind this entry."""
+        return msgspec.structs.replace(self, after=number_of(last) + 1)
+
+
+_INDEX: Final = {FELL: "flow_live", RESTORE: "flow", CANCEL: "flow_live", FORGET: "notes"}
+_NOTHING: Final = Action(FORGET, b"")
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(Action).decode
+
+
+def number_of(entry: Entry) -> int:
+    """Return the number of a job in its flow, or that of an input of a job."""
+    numbered: bytes = entry.position[0]
+    return int.from_bytes(numbered[-NUMBER_BYTES:], "big")
+
+
+def action_of(state: object) -> Action:
+    """Decode an action. One that cannot be decoded asks for nothing."""
+    try:
+        found = _decode(state) if isinstance(state, bytes) else _NOTHING
+    except msgspec.MsgspecError:
+        return _NOTHING
+    return found if found.what in _INDEX else _NOTHING
+
+
+def actions_in(found: Sequence[Entry]) -> dict[bytes, Action]:
+    """Return the actions that a scan has found, by their ids."""
+    return {entry.ref.id: action_of(entry.record.state) for entry in found if entry.record is not None}
+
+
+def is_current(draft: Draft, action_id: bytes, action: Action) -> bool:
+    """Return True if this action still has to be done. A decision that asks expects the action's revision."""
+    record = draft.plain(Kind.FLOW, action_id)
+    current = None if record is None else action_of(record.state)
+    return current is not None and (current.what, current.cause) == (action.what, action.cause)
+
+
+def put(draft: Draft, action_id: bytes, action: Action) -> None:
+    record = draft.plain(Kind.FLOW, action_id) or Plain(Ref(Kind.FLOW, action_id), {})
+    record.state = _encode(action)
+    draft.put(record)
+    draft.actions[action_id] = action
+
+
+# --- the end of a job -----------------------------------------------------------------------------------------
+
+
+def end(draft: Draft, job: Job, by: Action | None) -> None:
+    """Do what the end of a job brings about for its flow. `by` is the action that has ended it, if one has."""
+    member, state = job.sent.member, job.state
+    assert member is not None
+    has_succeeded = job.status == SUCCEEDED
+    # an action is about the jobs that await this one too, unless its scope is this one's own
+    is_apart = state.felled_by is None or (by is not None and (by.first, by.last) == (member.first, member.last))
+    counts = [each for each in _ties_of(job) if has_succeeded or (each[1].collects and is_apart)]
+    needed = [Ref(Kind.NOTE, numbered(successor, tie.number)) for successor, tie in counts if tie.number is not None]
+    if has_succeeded:
+        draft.require([*needed, *_own_notes(job)])
+        drop_notes(draft, job)
+        job.set_flag(Flag.AWAITED | Flag.NOTED, False)
+        result, _ = result_and_arguments(job.new_content if isinstance(job.new_content, bytes) else None)
+        note = result_note(result or b"")
+    else:
+        acts = by is None and state.felled_by is None and member.first < member.last
+        draft.require([*needed, *([Ref(Kind.FLOW, job.header["member"])] if acts else [])])
+        failure = _failure_of(job) if by is None else by.failure
+        note = failure_note(failure)
+        if acts:
+            _fell(draft, job, failure)
+    for successor, tie in counts:
+        if tie.number is None or _put_note(draft, numbered(successor, tie.number), note):
+            state.counted = not has_succeeded
+            draft.add(Ref(Kind.JOB, successor), "awaits", -1)
+            draft.released.add(successor)
+
+
+def _ties_of(job: Job) -> list[tuple[bytes, Tie]]:
+    """Return the jobs that await this one, each with its tie."""
+    return [each for each in zip(job.sent.joined, job.sent.ties, strict=False) if each[0] not in job.state.spent]
+
+
+def _own_notes(job: Job) -> list[Ref]:
+    """Return the notes that a job has got, unless they are many."""
+    inputs = 0 if job.sent.member is None or not job.has(Flag.NOTED) else job.sent.member.inputs
+    return [Ref(Kind.NOTE, numbered(job.id, number)) for number in range(inputs)] if inputs <= MAX_NOTES_AT_ONCE else []
+
+
+def _fell(draft: Draft, job: Job, failure: FailureNote) -> None:
+    member = job.sent.member
+    assert member is not None
+    why = wording.felled_by(job.id, has_failed=job.status == FAILED)
+    put(draft, job.header["member"], Action(FELL, member.flow, member.first, member.last, job.id, why, failure))
+
+
+def _put_note(draft: Draft, note_id: bytes, note: bytes) -> bool:
+    """Put a note. Return False if there is one: then its job has counted an end already."""
+    ref = Ref(Kind.NOTE, note_id)
+    if draft.plain(*ref) is not None:
+        return False
+    is_small = len(note) <= MAX_INLINE
+    draft.put(Plain(ref, {"size": len(note)}, note if is_small else None, content=KEEP if is_small else note))
+    return True
+
+
+def drop_notes(draft: Draft, job: Job) -> None:
+    """Drop the notes that a job has got. If they are many, upkeep does."""
+    refs = _own_notes(job)
+    draft.require(refs)
+    for ref in refs:
+        if draft.plain(*ref) is not None:
+            draft.drop(ref)
+    if not refs and job.has(Flag.NOTED):
+        put(draft, job.id, Action(FORGET, job.id))
+
+
+def _failure_of(job: Job) -> FailureNote:
+    """Return how a job has ended, for the jobs that collect failures."""
+    reason = (job.state.reason or b"").decode(errors="replace")
+    if job.status == CANCELLED:
+        return FailureNote("", reason, job.id)
+    try:
+        last = unpack_errors(job.state.errors)[-1:]
+    except (ValueError, TypeError):
+        last = ()
+    said = [FailureNote(error.type, error.message, job.id) for error in last if reason == f"{error.type}: {error.message}"]
+    return said[0] if said else FailureNote(wording.DISCARDED, reason, job.id)
+
+
+# --- retries --------------------------------------------------------------------------------------------------
+
+
+def redo(draft: Draft, job: Job) -> None:
+    """Prepare the retry of a job that has ended: take back what its failure has brought about, and let an action restore what it has
+    cancelled. A job that has begun with the failure keeps it, and gets nothing from this one any more."""
+    member, state = job.sent.member, job.state
+    assert member is not None
+    given = [each for each in _ties_of(job) if each[1].collects and state.counted]
+    notes = [Ref(Kind.NOTE, numbered(successor, tie.number)) for successor, tie in given if tie.number is not None]
+    draft.require([*(Ref(Kind.JOB, successor) for successor, _ in given), *notes, Ref(Kind.FLOW, job.header["member"])])
+    for successor, tie in given:
+        waiting = draft.job(successor)
+        if waiting is None or waiting.status not in (HELD, FAILED, CANCELLED):
+            state.spent = (*state.spent, successor)
+            continue
+        draft.put(waiting)  # if it is being released, that is decided again
+        draft.add(waiting.ref, "awaits", 1)
+        if tie.number is not None:
+            draft.drop(Ref(Kind.NOTE, numbered(successor, tie.number)))
+    if state.felled_by is None and member.first < member.last:
+        put(draft, job.header["member"], Action(RESTORE, member.flow, member.first, member.last, job.id))
+
+
+def whole(flow: bytes, after: int = 0, limit: int = MAX_MEMBERS) -> Scan:
+    """Return the scan of the jobs of a flow from this number on."""
+    return Scan("flow", limit, after=(numbered(flow, after),), until=(numbered(flow, MAX_MEMBERS),))
+
+
+def other_failures(found: Sequence[Entry], action: Action) -> dict[tuple[int, int], bytes]:
+    """Return jobs that have failed or were cancelled apart from this action, by their scopes, if these overlap with its scope."""
+    causes = dict[tuple[int, int], bytes]()
+    for entry in found:
+        if entry.record is not None and entry.record.header["status"] in (FAILED, CANCELLED) and entry.ref.id != action.cause:
+            member, felled_by = (job := Job.of_record(entry.record)).sent.member, job.state.felled_by
+            if member is not None and felled_by is None and max(member.first, action.first) <= min(member.last, action.last):
+                causes[member.first, member.last] = entry.ref.id
+    return causes
+
+
+def finish(draft: Draft, action_id: bytes, action: Action, causes: Sequence[bytes]) -> None:
+    """Drop an action that is done. These other failures cancel what it has restored."""
+    if not is_current(draft, action_id, action):
+        return
+    for job_id in causes:
+        job = draft.job(job_id)
+        if job is not None and job.sent.member is not None and job.status in (FAILED, CANCELLED) and job.state.felled_by is None:
+            _fell(draft, job, _failure_of(job))
+    draft.drop(Ref(Kind.FLOW, action_id))
