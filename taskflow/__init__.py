@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from taskflow.app.declared_limits import Concurrency as Concurrency, Limit as Limit, Rate as Rate
     from taskflow.app.declared_schedules import Cron as Cron, Every as Every
     from taskflow.app.decorator import job as job, preset as preset
+    from taskflow.app.flow import Call as Call, Flow as Flow, Group as Group, group as group
+    from taskflow.app.flow_handle import FlowHandle as FlowHandle, SentFlow as SentFlow
     from taskflow.app.handle import JobHandle as JobHandle
     from taskflow.app.job import Job as Job, NamedJob as NamedJob, SyncJob as SyncJob, named as named, send as send, send_sync as send_sync
     from taskflow.app.job_info import ErrorInfo as ErrorInfo, JobInfo as JobInfo
-    from taskflow.app.job_type import Call as Call
     from taskflow.app.limits import LimitInfo as LimitInfo, limits as limits
     from taskflow.app.middleware import EnqueueCall as EnqueueCall, EnqueueNext as EnqueueNext, Middleware as Middleware, RunNext as RunNext
     from taskflow.app.operate import FailureGroup as FailureGroup, JobPage as JobPage, WorkerInfo as WorkerInfo, operate as operate
@@ -94,10 +95,11 @@ _HOMES = {
     "taskflow.app.around": "depends",
     "taskflow.app.bulk_actions": "ActionResult JobSelection",
     "taskflow.app.connections": "RunsStatement",
-    "taskflow.app.job_type": "Call",
+    "taskflow.app.flow": "Call Flow Group group",
     "taskflow.app.context": "Cancel Discard JobContext RateLimited Retry Snooze current_job",
     "taskflow.app.declared_schedules": "Cron Every",
     "taskflow.app.decorator": "job preset",
+    "taskflow.app.flow_handle": "FlowHandle SentFlow",
     "taskflow.app.handle": "JobHandle",
     "taskflow.app.job": "Job NamedJob SyncJob named send send_sync",
     "taskflow.app.job_info": "ErrorInfo JobInfo",

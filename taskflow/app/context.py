@@ -43,6 +43,8 @@ class NamesArguments(Protocol):
 
     def decoded_arguments(self, payload: bytes, /) -> Mapping[str, Any]: ...
 
+    def arguments_beside(self, takes: str, payload: bytes, /) -> Mapping[str, Any]: ...
+
 
 def arguments_of(job: NamesArguments, given: CallArguments | None, payload: bytes) -> Mapping[str, Any]:
     """Return the arguments as the caller gave them, if they are still known; otherwise decode them."""

@@ -50,6 +50,11 @@ class DeclaredKey:
     def __str__(self) -> str:
         return self.template
 
+    @property
+    def parameters(self) -> set[str]:
+        """The names of the parameters from whose values it is formatted."""
+        return {part.name for part in self._parts if not isinstance(part, str)}
+
     def key_and_text(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, str]:
         """Return the key of a call, and the text that is stored and shown for it, without secrets. Raises TypeError or ValueError if the
         arguments fit the function but make no valid key."""

@@ -94,6 +94,13 @@ class DeclaredLimits:
         """Return the gates of a call. Raises TypeError or ValueError if its arguments fit the function but make no valid key."""
         return self._constant if self._constant is not None else self._gates(args, kwargs)
 
+    def gates_without(self, takes: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Gate, ...]:
+        """Return the gates of a call whose argument `takes` is not known yet. Raises ValueError if a limit counts by its values."""
+        for _, rule, declared in self._limits:
+            if declared is not None and takes in declared.parameters:
+                raise ValueError(f"{rule!r} counts by {takes!r}, which the result fills: give that by name, or count by another parameter")
+        return self.gates_of(args, kwargs)
+
     def _gates(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Gate, ...]:
         gates = list[Gate]()
         for name, rule, declared in self._limits:

@@ -104,7 +104,7 @@ class JobHandle(Generic[R_co]):
         Raises JobFailed or JobCancelled if the job ended that way, and TimeoutError if it has not ended in time. Raises
         ResultExpired if the result is no longer kept, and UnknownJob if the store does not know the id.
         """
-        seconds = None if timeout is None else _seconds(timeout)
+        seconds = None if timeout is None else seconds_to_wait(timeout)
         client = self._app.client()
         record: Record | None = None
         looks_once = seconds is not None and seconds <= 0
@@ -129,6 +129,18 @@ class JobHandle(Generic[R_co]):
             reason = record.reason or "cancelled"
             raise JobCancelled(f"{self!r} was cancelled: {message(reason)}", job_id=self.id, reason=reason)
         return self._decode(record)  # type: ignore[no-any-return]
+
+    async def _cause_of(self, error: JobFailed | JobCancelled) -> JobFailed | JobCancelled:
+        """Return the error of the job of its flow for which this one was cancelled, or the given error if there is none."""
+        client = self._app.client()
+        record = await client.read(self._id)
+        found = None if record is None or record.felled_by is None else await client.read(record.felled_by)
+        if found is not None and found.status in (Status.FAILED, Status.CANCELLED):
+            try:
+                JobHandle[Any](self._app, found.id, self._app.registry.get(found.job))._outcome(found)
+            except (JobFailed, JobCancelled) as cause:
+                return cause
+        return error
 
     def _missing(self) -> ResultExpired | UnknownJob:
         if self._origin is Origin.SENT:
@@ -159,6 +171,8 @@ class JobHandle(Generic[R_co]):
         fields: dict[str, Any] = {name: getattr(record, name) for name in _SHARED} | {"key": record.key_text}
         if record.behind is not None:
             fields["key_holder"] = id_text(record.behind)
+        if record.member is not None:
+            fields["flow"] = id_text(record.member.flow)
         if SCHEDULE in record.headers:
             from taskflow.model.schedule_plan import scheduled_for
 
@@ -217,7 +231,7 @@ def _facts(info: JobInfo) -> dict[str, object]:
     return facts
 
 
-def _seconds(timeout: float | timedelta) -> float:
+def seconds_to_wait(timeout: float | timedelta) -> float:
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"timeout={shown(timeout)}: expected seconds, as a number or a timedelta; None waits without a limit")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, Self, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
 import msgspec
 from msgspec.structs import replace
@@ -15,8 +15,10 @@ from taskflow.app import portal
 from taskflow.app.app import App, default_app
 from taskflow.app.around import surrounded
 from taskflow.app.context import JobContext, running
+from taskflow.app.flow import Call, Link
+from taskflow.app.flow_plan import no_key
 from taskflow.app.handle import JobHandle
-from taskflow.app.job_type import UNRESOLVED, Call, HasOptions, JobType, Resolved
+from taskflow.app.job_type import UNRESOLVED, BareCall, HasOptions, JobType, Resolved
 from taskflow.app.options import EnqueueOptions, merged_options, plain_options
 from taskflow.app.sending import send_call, send_call_sync
 from taskflow.app.settings import Settings
@@ -30,8 +32,17 @@ from taskflow.model.job_schema import bare_text
 from taskflow.model.printable import shown
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
+A = TypeVar("A")
+A_contra = TypeVar("A_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
+
+
+class _Binds(Protocol[A_contra, Q, R_co]):
+    """A job, by its first parameter `A_contra` and the others `Q`."""
+
+    def bind(self, result: A_contra, /, *args: Q.args, **kwargs: Q.kwargs) -> Call[R_co]: ...
 
 
 class Sendable(HasOptions, Generic[P, R_co]):
@@ -85,8 +96,25 @@ class Sendable(HasOptions, Generic[P, R_co]):
             raise TypeError("connection= is not kept in a call: give it to enqueue(calls, connection=...)")
         return self._call(args, kwargs)
 
+    @overload
+    def partial(self: _Binds[A, Q, R], /, *args: Q.args, **kwargs: Q.kwargs) -> Link[A, R]: ...
+    @overload  # the first argument is given by name: which one is free then cannot be typed
+    def partial(self, /, **kwargs: Any) -> Link[Any, R_co]: ...
+    def partial(self, /, *args: Any, **kwargs: Any) -> Link[Any, Any]:
+        """Return a link for a flow: ``fetch.bind(url) | store.partial("bucket")`` calls ``store(result, "bucket")``.
+
+        The result becomes the first argument that is not given by name. Positional ones come behind it. They are checked and encoded now.
+        Raises EncodeError (a TypeError) for invalid arguments, and ValueError if the job cannot be in a flow.
+        """
+        if self._connection is not None:
+            raise TypeError("connection= is given to the whole flow, as in flow.options(connection=...)")
+        return self._link(args, kwargs)
+
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], given: CallArguments | None = None) -> Call[R_co]:
         """Return a call with these arguments, encoded. `given` holds them for middleware."""
+        raise NotImplementedError
+
+    def _link(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Link[Any, R_co]:
         raise NotImplementedError
 
     def _with(self, given: dict[str, Any]) -> None:
@@ -123,6 +151,17 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
             fields = {**fields, "limits": self.limits.gates_of(args, kwargs)}
         envelope = Envelope(id=self.app.new_id(), job=self.name, payload=payload, **fields)
         return Call(self, envelope, raises_on_conflict=resolved.options.raises_on_conflict, given=given)
+
+    def _link(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Link[Any, R_co]:
+        if self.key is not None:
+            raise ValueError(no_key(self.name, self.key))
+        takes, place, given = self.codec.around(args, kwargs)
+        payload, fields = self.codec.encode_around(takes, given), self._current().envelope
+        if self.limits is not None:
+            with_place = (*given[0][:place], None, *given[0][place:])
+            fields = {**fields, "limits": self.limits.gates_without(takes, with_place, given[1])}
+        envelope = Envelope(id=b"", job=self.name, payload=payload, **fields)
+        return Link(self, BareCall(self, envelope, raises_on_conflict=False), takes, place, given)
 
     def _renewed(self, envelope: Envelope) -> Envelope:
         resolved = self._current()
@@ -216,6 +255,13 @@ class NamedJob(Sendable[..., Any]):
         payload = encode_by_name(kwargs, job=self.name, limits=self.app.limits)
         envelope = Envelope(id=self.app.new_id(), job=self.name, payload=payload, **resolved.envelope)
         return Call(None, envelope, raises_on_conflict=resolved.options.raises_on_conflict, given=given, named=self)
+
+    def _link(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Link[Any, Any]:
+        job = self._declared()
+        if job is None:
+            unknown = f"{self.name}: this process does not know the job, so it cannot say which argument a result is"
+            raise EncodeError(f"{unknown}: import the module that declares it, or let it only wait, by .bind(...)")
+        return job._link(args, kwargs)
 
     def _call_from_json(self, body: bytes) -> Call[Any]:
         """Return a call whose arguments are a JSON object by parameter name. Raises CodecError for arguments that do not fit."""

@@ -44,7 +44,7 @@ def _why(record: Record) -> str:
 # Fields of a record whose JSON has another form, or none.
 _APART: Final = {
     *("id", "on_failure", "payload", "result", "errors", "progress"),
-    *("unreadable", "secrets", "key_text", "headers", "behind", "cause"),
+    *("unreadable", "secrets", "key_text", "headers", "behind", "cause", "member", "joins", "felled_by"),
 }
 _ALIKE: Final = tuple(name for name in Record.__struct_fields__ if name not in _APART)
 
@@ -59,6 +59,7 @@ def record_json(record: Record) -> dict[str, Any]:
         **{name: getattr(record, name) for name in _ALIKE},
         "key": record.key_text,
         "key_holder": None if record.behind is None else id_text(record.behind),
+        "flow": None if record.member is None else id_text(record.member.flow),
         "headers": headers,
         "queue_wait": record.queue_wait,
         "group": record.fingerprint.hex() if record.status is Status.FAILED else None,

@@ -92,6 +92,8 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     `tags`         the job's tags, those of its decorator first
     `worker`       "host:pid" of the worker that is running the job or ran it last
     `key`          the job's key, or None. The values of secrets in a declared key are "[hidden]"
+    `flow`         the id of the flow that the job belongs to, or None
+    `awaits`       how many jobs of its flow have to succeed before the job starts
     `key_holder`   the id of the running job with the same key that this one waits for, or None
     `schedule`     the name of the schedule that added the job, or None; `scheduled_for` is the time for which it added the job
     `result`       the decoded return value. None until the job succeeds, and also if the value
@@ -122,6 +124,8 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     cancel_requested: bool
     key: str | None = None
     key_holder: str | None = None
+    flow: str | None = None
+    awaits: int = 0
     tags: tuple[str, ...] = ()
     schedule: str | None = None
     scheduled_for: datetime | None = None

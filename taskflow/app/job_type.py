@@ -154,6 +154,14 @@ class JobType(HasOptions, Generic[R_co]):
         """Return the arguments in a payload, like `named_arguments`. Raises DecodeError if they do not fit the function."""
         return self.named_arguments(*self.codec.decode_arguments(payload))
 
+    def arguments_beside(self, takes: str, payload: bytes) -> Mapping[str, Any]:
+        """Return the arguments of a job in a flow that lacks one, which results fill later, like `decoded_arguments`."""
+        args, kwargs = self.codec.decode_around(takes, payload)
+        signature = self.__signature__.replace(parameters=[each for name, each in self.__signature__.parameters.items() if name != takes])
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return MappingProxyType(bound.arguments)
+
 
 AnyJob = JobType[Any]
 
@@ -164,8 +172,8 @@ def location(function: Callable[..., Any]) -> str:
     return f"{code.co_filename}:{code.co_firstlineno} ({function.__qualname__})" if code else repr(function)
 
 
-class Call(Generic[R_co]):
-    """A call to a job, made by `bind` and sent once by `enqueue`."""
+class BareCall(Generic[R_co]):
+    """A call to a job, as it is sent: see `Call`."""
 
     __slots__ = ("_named", "envelope", "given", "job_type", "raises_on_conflict")
 
@@ -184,9 +192,9 @@ class Call(Generic[R_co]):
         self.raises_on_conflict = raises_on_conflict
         self.given = given
 
-    def stamped(self, envelope: Envelope) -> Call[R_co]:
+    def stamped(self, envelope: Envelope) -> BareCall[R_co]:
         """Return this call with an envelope that middleware has changed."""
-        return Call(self.job_type, envelope, raises_on_conflict=self.raises_on_conflict, given=self.given)
+        return BareCall(self.job_type, envelope, raises_on_conflict=self.raises_on_conflict, given=self.given)
 
     def _renewed(self) -> Envelope:
         """Return the envelope under the current settings. They may have changed since `bind` made it."""

@@ -61,11 +61,14 @@ class EnqueueCall:
         """The arguments by parameter name, with the defaults of those that were not given; read-only.
 
         `delay` passes the values that the caller gave. Those of a call made by `bind`, and of a schedule, are decoded from what is
-        sent. If this process does not know the job, they are decoded without its annotations.
+        sent. If this process does not know the job, they are decoded without its annotations. In a flow, a job that takes a result lacks
+        that argument.
         """
         if self._arguments is None:
             if self._job is None:  # then all arguments are given by name
                 self._arguments = MappingProxyType(decode_value(self._envelope.payload) if self._given is None else self._given[1])
+            elif self._envelope.member is not None and self._envelope.member.takes is not None:
+                self._arguments = self._job.arguments_beside(self._envelope.member.takes, self._envelope.payload)
             else:
                 self._arguments = arguments_of(self._job, self._given, self._envelope.payload)
         return self._arguments

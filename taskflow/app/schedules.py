@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime, timedelta, tzinfo
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
 from taskflow.app.app import App, default_app
 from taskflow.app.bulk_actions import ActionProgress, check_operator, recorded
 from taskflow.app.declared_schedules import NOT_RAISED, Cron, Every, check_schedule_name, is_schedule_name, plan_of, terms_of
+from taskflow.app.flow import Call, Composed
 from taskflow.app.handle import JobHandle
-from taskflow.app.job_type import Call
 from taskflow.app.loop_client import MAX_BYTES, LoopClient
 from taskflow.app.middleware import stamped_envelopes
 from taskflow.broker.protocol import Added, Refused
@@ -102,6 +102,10 @@ class Schedules:
         Raises TypeError or ValueError for an invalid argument, also for a call with ``on_conflict="raise"``, which only its sender
         could hear of. Raises ScheduleConflict if a decorator has declared a schedule with this name.
         """
+        if isinstance(cast(object, call), Composed):
+            raise TypeError(
+                "schedules.put() got a flow, but a schedule sends one job: put one that sends the flow, by `await flow.delay()`"
+            )
         if not isinstance(call, Call):
             raise TypeError(f"schedules.put() got {shown(call)}: expected a call made by .bind(...)")
         if not isinstance(schedule, Cron | Every):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from taskflow.app.app import App, default_app
 from taskflow.app.handle import JobHandle, Origin
-from taskflow.app.job_type import Call
+from taskflow.app.job_type import BareCall
 from taskflow.app.loop_client import MAX_BYTES, MAX_ITEMS
 from taskflow.app.middleware import EnqueueCall, Middleware, enqueue_chain, stamp, stamping
 from taskflow.app.portal import CallersThread, block_on, refuse_inside_a_loop, run_sync
@@ -28,14 +28,14 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-async def send_call(app: App, call: Call[R], connection: object = None) -> JobHandle[R]:
+async def send_call(app: App, call: BareCall[R], connection: object = None) -> JobHandle[R]:
     """Send one call. Calls sent at the same time share a round trip. With a connection, the call is sent in its transaction."""
     if app.settings.middleware:
         [call] = _stamped(app, [call])
     return await _send(app, call, None if connection is None else _within(app, connection))
 
 
-def send_call_sync(app: App, call: Call[R], connection: object = None) -> JobHandle[R]:
+def send_call_sync(app: App, call: BareCall[R], connection: object = None) -> JobHandle[R]:
     """Like `send_call`, for code without an event loop."""
     [call] = _stamped(app, [call])
     if connection is not None:
@@ -44,7 +44,7 @@ def send_call_sync(app: App, call: Call[R], connection: object = None) -> JobHan
     return run_sync(_send(app, call))
 
 
-async def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]], *, connection: Connection | None = None) -> list[JobHandle[R]]:
+async def enqueue(calls: Iterable[BareCall[R]] | AsyncIterable[BareCall[R]], *, connection: Connection | None = None) -> list[JobHandle[R]]:
     """Send many calls, and return their handles in the same order: ``enqueue(add.bind(n, n) for n in range(10_000))``.
 
     `calls` is an iterable or async iterable of calls made by `bind`. It is read and sent in batches of at most 1,000 calls or 1 MiB. Unless
@@ -85,7 +85,7 @@ async def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]], *, connecti
     return sent.handles
 
 
-def enqueue_sync(calls: Iterable[Call[R]], *, connection: Connection | None = None) -> list[JobHandle[R]]:
+def enqueue_sync(calls: Iterable[BareCall[R]], *, connection: Connection | None = None) -> list[JobHandle[R]]:
     """Like `enqueue`, but for code without an event loop and for plain iterables only. `calls` is read in the
     calling thread, where the `connection` is used too. Raises RuntimeError inside a running loop, unless a
     synchronous `connection` is given."""
@@ -99,6 +99,21 @@ def enqueue_sync(calls: Iterable[Call[R]], *, connection: Connection | None = No
             send = partial(_send_batch, app, batch, sent)
             run_sync(send()) if connection is None else _in_this_thread(app, connection, send)
     return sent.handles
+
+
+async def send_together(app: App, calls: list[BareCall[Any]], connection: object) -> None:
+    """Send the calls of a flow in one step: all of them are added, or none is."""
+    await _send_together(app, _stamped(app, calls), None if connection is None else _within(app, connection))
+
+
+def send_together_sync(app: App, calls: list[BareCall[Any]], connection: object) -> None:
+    """Like `send_together`, for code without an event loop."""
+    send = partial(_send_together, app, _stamped(app, calls))
+    if connection is not None:
+        _in_this_thread(app, connection, send)
+    elif calls:
+        app.broker()  # as in `send_call_sync`
+        run_sync(send())
 
 
 # --- batches ------------------------------------------------------------------------------------------------------
@@ -121,14 +136,14 @@ class Batch(Generic[R]):
     None."""
 
     def __init__(self) -> None:
-        self.calls: list[Call[R]] = []
+        self.calls: list[BareCall[R]] = []
         self.error: Exception | None = None
         self._size = 0
 
-    def add(self, call: Call[R]) -> bool:
+    def add(self, call: BareCall[R]) -> bool:
         """Add the call, or return False if the batch is full. Raises TypeError for anything that is not a call."""
-        if not isinstance(call, Call):
-            raise TypeError(f"enqueue() got {call!r}: expected calls made by .bind(...)")
+        if not isinstance(call, BareCall):
+            raise TypeError(f"enqueue() got {call!r}: expected calls made by .bind(...); a flow is sent by its own .delay()")
         size = self._size + len(call.envelope.payload)
         if self.calls and (size > MAX_BYTES or len(self.calls) >= MAX_ITEMS):
             return False
@@ -141,11 +156,11 @@ READ_AHEAD_TIMEOUT: Final = 0.05
 """Seconds to spend on reading calls for the next batch while the current one is being sent. The rest is read after the store's answer."""
 
 
-def batches(calls: Iterable[Call[R]]) -> Iterator[Batch[R] | None]:
+def batches(calls: Iterable[BareCall[R]]) -> Iterator[Batch[R] | None]:
     """Yield the calls of an iterable, which may be endless, in batches, and None each time that reading has taken `READ_AHEAD_TIMEOUT`."""
     given: object = calls
     if not isinstance(given, Iterable):
-        hint = "[...] around a single one, or .delay(...)" if isinstance(given, Call) else "job.bind(...) for each call"
+        hint = "[...] around a single one, or .delay(...)" if isinstance(given, BareCall) else "job.bind(...) for each call"
         raise TypeError(f"enqueue() got {given!r}: expected an iterable of calls; write {hint}")
     batch, until = Batch[R](), time.monotonic() + READ_AHEAD_TIMEOUT
     try:
@@ -166,7 +181,7 @@ def batches(calls: Iterable[Call[R]]) -> Iterator[Batch[R] | None]:
         yield batch
 
 
-async def async_batches(calls: AsyncIterable[Call[R]]) -> AsyncGenerator[Batch[R], None]:
+async def async_batches(calls: AsyncIterable[BareCall[R]]) -> AsyncGenerator[Batch[R], None]:
     """Yield the calls in batches, and close an async generator, because no other code can."""
     batch = Batch[R]()
     async with aclosing(calls) if isinstance(calls, AsyncGenerator) else nullcontext():
@@ -187,10 +202,13 @@ async def async_batches(calls: AsyncIterable[Call[R]]) -> AsyncGenerator[Batch[R
 _Answer = Added | Refused | BaseException
 
 
+_Enqueue = Callable[[Sequence[Envelope]], Awaitable[list[Added | Refused]]]
+
+
 class _Within:
     """Adds envelopes in a caller's transaction. It sends with the same methods as `LoopClient`."""
 
-    def __init__(self, enqueue: Callable[[Sequence[Envelope]], Awaitable[list[Added | Refused]]]) -> None:
+    def __init__(self, enqueue: _Enqueue) -> None:
         self._enqueue = enqueue
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
@@ -204,7 +222,7 @@ class _Within:
         return answer
 
 
-async def _send(app: App, call: Call[R], within: _Within | None = None) -> JobHandle[R]:
+async def _send(app: App, call: BareCall[R], within: _Within | None = None) -> JobHandle[R]:
     if app.importing_module is not None:
         app.warn_of_sending(call.job)
     send = app.client().send if within is None else within.send
@@ -259,7 +277,50 @@ async def _send_batch(app: App, batch: Batch[R], sent: Sent[R], within: _Within 
         raise sent.not_all(f"{len(sent.conflicts)} call(s) found a live job with their key, for example {sent.conflicts[0]!r}")
 
 
-async def _answers(app: App, calls: list[Call[Any]], within: _Within | None) -> Sequence[_Answer]:
+async def _send_together(app: App, calls: list[BareCall[Any]], within: _Within | None = None) -> None:
+    if not calls:
+        return
+    if app.importing_module is not None:
+        app.warn_of_sending(calls[0].job)
+    lane = app.client() if within is None else within
+    try:
+        if _has_enqueue_middleware(app):
+            answers = await _together_through_middleware(app, calls, lane.enqueue)
+        else:
+            answers = await lane.enqueue([call.envelope for call in calls])
+    except Exception as error:
+        _tell(app, calls, [error] * len(calls))
+        raise
+    outcomes = [_outcome(app, call, answer, within) for call, answer in zip(calls, answers, strict=True)]
+    _tell(app, calls, outcomes)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    if app.run_inline is not None:
+        await app.run_inline(answers)
+
+
+async def _together_through_middleware(app: App, calls: Sequence[BareCall[Any]], enqueue: _Enqueue) -> list[Added | Refused]:
+    """Let middleware wrap each call. The last one that passes it sends all of them, and until then the others wait."""
+    passed, sent = dict[int, Envelope](), asyncio.get_running_loop().create_future()
+
+    async def send(number: int, envelope: Envelope) -> Added | Refused:
+        passed[number] = envelope
+        if len(passed) == len(calls) and not sent.done():
+            sent.set_result(await enqueue([passed[place] for place in range(len(calls))]))
+        answers: list[Added | Refused] = await sent
+        return answers[number]
+
+    try:
+        async with asyncio.TaskGroup() as wrapping:
+            for number, call in enumerate(calls):
+                wrapping.create_task(_through_middleware(app, call, partial(send, number)))
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return sent.result()  # type: ignore[no-any-return]
+
+
+async def _answers(app: App, calls: list[BareCall[Any]], within: _Within | None) -> Sequence[_Answer]:
     """Return an answer or an error for each call. Calls that middleware wraps one by one do not affect each other if one fails."""
     lane = app.client() if within is None else within
     if not _has_enqueue_middleware(app):
@@ -282,7 +343,7 @@ async def _answers(app: App, calls: list[Call[Any]], within: _Within | None) -> 
     return answers
 
 
-def _outcome(app: App, call: Call[R], answer: _Answer, within: _Within | None) -> JobHandle[R] | BaseException:
+def _outcome(app: App, call: BareCall[R], answer: _Answer, within: _Within | None) -> JobHandle[R] | BaseException:
     """Return the handle of the job that was added, or of the live one that has the call's key. Return an error for a call that failed."""
     origin = Origin.SENT if within is None else Origin.TRANSACTION
     if isinstance(answer, Added):
@@ -294,7 +355,7 @@ def _outcome(app: App, call: Call[R], answer: _Answer, within: _Within | None) -
     return JobHandle(app, answer.standing, call.job_type, is_new=answer.standing == answer.id, origin=origin)
 
 
-def _tell(app: App, calls: Sequence[Call[Any]], outcomes: Sequence[JobHandle[Any] | BaseException]) -> None:
+def _tell(app: App, calls: Sequence[BareCall[Any]], outcomes: Sequence[JobHandle[Any] | BaseException]) -> None:
     """Pass the outcomes of calls to the subscribers, if there are any."""
     if not app.settings.subscribers:
         return
@@ -308,7 +369,7 @@ def _tell(app: App, calls: Sequence[Call[Any]], outcomes: Sequence[JobHandle[Any
             emit(JobSent(call.envelope, parse_id(outcome.id), outcome.is_new))
 
 
-def _is_conflict(call: Call[Any], answer: _Answer) -> bool:
+def _is_conflict(call: BareCall[Any], answer: _Answer) -> bool:
     return call.raises_on_conflict and isinstance(answer, Refused) and answer.because == "key"
 
 
@@ -323,7 +384,7 @@ def _stamp_batch(app: App, batch: Batch[R], sent: Sent[R]) -> None:
         raise sent.not_all(f"{type(error).__name__}: {error}") from error
 
 
-def _stamped(app: App, calls: list[Call[R]]) -> list[Call[R]]:
+def _stamped(app: App, calls: list[BareCall[R]]) -> list[BareCall[R]]:
     layers = stamping(app.settings.middleware)
     if not layers:
         return calls
@@ -335,7 +396,7 @@ def _has_enqueue_middleware(app: App) -> bool:
     return any(type(layer).enqueue is not Middleware.enqueue for layer in app.settings.middleware)
 
 
-async def _through_middleware(app: App, call: Call[Any], send: Callable[[Envelope], Awaitable[Added | Refused]]) -> Added | Refused:
+async def _through_middleware(app: App, call: BareCall[Any], send: Callable[[Envelope], Awaitable[Added | Refused]]) -> Added | Refused:
     answers: list[Added | Refused] = []
 
     async def innermost(enqueue_call: EnqueueCall) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from taskflow.app.app import App, default_app
 from taskflow.app.bulk_actions import CallBrokerOnce, recorded
+from taskflow.app.flow import Call
 from taskflow.app.job import NamedJob
-from taskflow.app.job_type import Call
 from taskflow.app.sending import send_call
 from taskflow.cli.command import operator, suggestion, with_store
 from taskflow.cli.exit_codes import Exit

@@ -18,9 +18,9 @@ from django.utils import timezone
 from django.utils.module_loading import autodiscover_modules, import_string
 
 from taskflow.app.app import default_app
+from taskflow.app.flow import Call
 from taskflow.app.handle import JobHandle
 from taskflow.app.job_info import JobInfo
-from taskflow.app.job_type import Call
 from taskflow.app.portal import block_on, refuse_inside_a_loop
 from taskflow.app.sending import send_call, send_call_sync
 from taskflow.broker.url import masked

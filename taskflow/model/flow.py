@@ -10,8 +10,11 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-MAX_MEMBERS: Final = 10_000
-"""The most jobs of a flow."""
+MAX_JOBS: Final = 10_000
+"""The most jobs of a flow, apart from those that follow a group."""
+
+MAX_MEMBERS: Final = 2 * MAX_JOBS
+"""The most jobs of a flow in all."""
 
 MAX_FLOW_BYTES: Final = 16 << 20
 """The most bytes of the arguments and options of all jobs of a flow."""

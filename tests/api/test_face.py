@@ -25,7 +25,7 @@ from taskflow.cli.parser import a_parser
 from taskflow.model.ids import id_text, parse_id
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.worker import Worker
-from tests.api import around, ask, define, operate, promise, runs, say, send, work
+from tests.api import around, ask, compose, define, operate, promise, runs, say, send, work
 from tests.api.testing import test_signup as test_signup  # block 10.1 is itself a test
 from tests.support.harnesses import BROKERS
 from tests.support.listing import listed
@@ -41,6 +41,7 @@ MODULES = {
     "ask.py": ["3.1"],
     "work.py": ["6.1", "6.2"],
     "policies.py": ["7.1", "7.2"],
+    "compose.py": ["8.1"],
     "around.py": ["9.1"],
     "testing.py": ["10.1"],
     "operate.py": ["11.1"],
@@ -283,6 +284,13 @@ async def test_blocks_7_1_and_7_2(world: World, monkeypatch: pytest.MonkeyPatch)
         "tests.api.policies.poll": ("every 30 s", "skip"),
     }
     await policies.morning()
+
+
+async def test_block_8_1(worker: Worker, capsys: pytest.CaptureFixture[str]) -> None:
+    names = await names_in("8.1", **vars(compose), url="a/b")
+    assert capsys.readouterr().out == f"{2 * sum(range(10_000))}\n"
+    handles = [await names[name].delay() for name in ("flow", "then", "safe")]
+    assert [await handle.result(timeout=30) for handle in handles] == [2, None, 9]
 
 
 async def test_block_9_1(world: World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,7 @@ from taskflow import (
     current_job,
     enqueue,
     enqueue_sync,
+    group,
     job,
     named,
     operate,
@@ -51,8 +52,12 @@ from tests.typing.positive import (
     of_args,
     of_keywords,
     of_kwargs,
+    parsed,
     report,
     resize,
+    stored,
+    summed,
+    tallied,
     unannotated,
 )
 
@@ -139,6 +144,26 @@ def wrong_options() -> None:
     add.options(connection=Repository())  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(connection=sqlite3.connect("app.db").cursor())  # E: mypy[arg-type] pyright[reportArgumentType]
     resize.options(queue="q").options(keep_results=1)  # E: mypy[call-arg] pyright[reportCallIssue]
+
+
+async def wrong_flows() -> None:
+    add.bind(1) | resize  # E: mypy[operator] pyright[reportOperatorIssue]
+    fetch.bind("url") | parsed | resize  # E: mypy[operator] pyright[reportOperatorIssue]
+    fetch.bind("url") | parsed | stored  # E: mypy[operator] pyright[reportOperatorIssue]
+    fetch.bind("url") | parsed | stored.partial(1)  # E: mypy[call-overload] pyright[reportArgumentType]
+    fetch.bind("url") | parsed | stored.partial("b", "c")  # E: mypy[call-overload] pyright[reportCallIssue]
+    fetch.bind("url") | parsed | stored.partial("b", suffix="c")  # E: mypy[call-overload] pyright[reportCallIssue]
+    group([add.bind(1)]) | add  # E: mypy[operator] pyright[reportOperatorIssue]
+    group([resize.bind("a")]) | summed  # E: mypy[operator] pyright[reportOperatorIssue]
+    group([add.bind(1)], failures="collect") | summed  # E: mypy[operator] pyright[reportOperatorIssue]
+    group([resize.bind("a")], failures="collect") | tallied  # E: mypy[operator] pyright[reportOperatorIssue]
+    group([add.bind(1)], failures="ignore")  # E: mypy[call-overload] pyright[reportCallIssue] pyright[reportArgumentType]
+    group([add])  # E: mypy[arg-type] pyright[reportArgumentType]
+    group([group([add.bind(1)])])  # E: mypy[arg-type] pyright[reportArgumentType]
+    add | add  # E: mypy[operator] pyright[reportOperatorIssue]
+    add.bind(1) | crawl.function  # E: mypy[operator] pyright[reportOperatorIssue]
+    result: str = await (await (add.bind(1) | add).delay()).result()  # E: mypy[assignment] pyright[reportAssignmentType]
+    print(result)
 
 
 async def wrong_lookups() -> None:

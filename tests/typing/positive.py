@@ -28,6 +28,9 @@ from taskflow import (
     ErrorInfo,
     Failed,
     Failure,
+    Flow,
+    FlowHandle,
+    Group,
     HandedBack,
     Job,
     JobContext,
@@ -45,6 +48,7 @@ from taskflow import (
     Retry,
     RunError,
     RunNext,
+    SentFlow,
     Snooze,
     Snoozed,
     Status,
@@ -59,6 +63,7 @@ from taskflow import (
     depends,
     enqueue,
     enqueue_sync,
+    group,
     job,
     named,
     operate,
@@ -356,6 +361,64 @@ async def the_calls() -> None:
     handles: list[JobHandle[object]] = await enqueue([wider, send_welcome_email.bind(WelcomeEmail("u", "a@example.com"))])
     handle: JobHandle[object] = await add.delay(1)
     print(handles, handle)
+
+
+@job
+async def parsed(page: bytes) -> list[str]:
+    return page.decode().split()
+
+
+@job
+def stored(ctx: JobContext, words: Sequence[str], bucket: str, *, prefix: str = "") -> int:
+    return len(words)
+
+
+@job
+async def summed(numbers: list[int], plus: int = 0) -> str:
+    return str(sum(numbers) + plus)
+
+
+@job
+async def tallied(outcomes: list[int | Failure]) -> int:
+    return len([each for each in outcomes if isinstance(each, Failure)])
+
+
+async def the_flows(connection: sqlite3.Connection) -> None:
+    flow = fetch.bind("url") | parsed | stored.partial("bucket", prefix="a")
+    assert_type(flow, Flow[int])
+    assert_type(flow | resize.bind("a"), Flow[str])
+    assert_type(resize.bind("bucket") | stored.partial(words=["a"]), Flow[int])
+    assert_type(await flow.delay(), FlowHandle[int])
+    assert_type(flow.options(connection=connection).delay_sync(), FlowHandle[int])
+    assert_type(add.bind(1) | add.partial(2) | add.options(queue="q").partial(y=3) | add, Flow[int])
+    assert_type(add.bind(1) | of_any, Flow[int])
+    assert_type(add.bind(1) | unannotated, Flow[int])
+    assert_type(add.bind(1) | of_args, Flow[int])
+    assert_type(add.bind(1) | of_anything, Flow[int])
+    assert_type(report.bind(date(2026, 1, 1)) | named("typing.notify").bind(x=1), Flow[Any])
+    assert_type(add.bind(1) | named("typing.notify"), Flow[Any])
+
+    assert_type(group(add.bind(n, n) for n in range(10_000)), Group[int])
+    assert_type(group(add.bind(n, n) for n in range(10_000)) | summed, Flow[str])
+    assert_type(group([add.bind(1), add.bind(2)]) | summed.partial(plus=1) | resize, Flow[str])
+    assert_type(group((add.bind(n, n) for n in range(9)), failures="collect") | tallied, Flow[int])
+    assert_type(group([add.bind(1) | add, group([add.bind(2)]) | tallied_plainly]) | summed, Flow[str])
+    assert_type(flow | group([resize.bind("a"), resize.bind("b")]), Group[str])
+    assert_type(group([resize.bind("a")]) | group([add.bind(1)]) | summed, Flow[str])
+    assert_type(await group([resize.bind("a")]).delay(), FlowHandle[list[str]])
+    assert_type(await group([add.bind(1)], failures="collect").delay(), FlowHandle[list[int | Failure]])
+
+    handle = await flow.delay()
+    assert_type(await handle.result(timeout=10), int)
+    assert_type(await handle.status(), Status | None)
+    assert_type(handle.flow.id, str)
+    assert_type(await SentFlow.of("id").cancel(), int)
+    assert_type(handle.flow.jobs, tuple[JobHandle[Any], ...])
+
+
+@job
+def tallied_plainly(numbers: Sequence[int]) -> int:
+    return len(numbers)
 
 
 def the_connections(connection: sqlite3.Connection) -> None:

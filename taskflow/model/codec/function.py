@@ -213,6 +213,7 @@ class FunctionCodec:
         self._in_result = f" (in the result of {self.name})"
         self._compiled: tuple[Shape, Shape] | None = None
         self._of_none: bytes | None = None
+        self._around = dict[str, Shape]()
         self._try_to_compile()
 
     @property
@@ -233,13 +234,22 @@ class FunctionCodec:
         """The names that are marked as `Secret` in the annotations: of parameters, of fields of their types, and "return" for the result.
         Raises DeclarationError if an annotation cannot be resolved."""
         self.resolve()
-        hints = self.hints((RETURNED, *(each.name for each in self._parameters)))
+        hints = self._all_hints()
         return secret_names({**{each.name: each.annotation for each in self._annotated(hints)}, RETURNED: hints.get(RETURNED, Any)})
 
     def hints(self, names: Collection[str]) -> dict[str, Any]:
         """Return the annotations of one job, which differ from the function's if that takes and returns a list of them."""
         hints = hints_of_function(self._function, names)
         return hints_of_item(hints) if self._is_batch else hints
+
+    def _all_hints(self) -> dict[str, Any]:
+        return self.hints((RETURNED, *(each.name for each in self._parameters)))
+
+    def _arguments(self, hints: Mapping[str, Any], without: str = "") -> Shape:
+        """Return the shape of the arguments, without those of one parameter."""
+        parameters, compiler = [each for each in self._annotated(hints) if each.name != without], Compiler()
+        shapes = {each.name: _shape(compiler, each.annotation, each.name) for each in parameters}
+        return replace(Arguments(parameters, shapes, self._injected).shape, runs_code=compiler.runs_code)
 
     def _annotated(self, hints: Mapping[str, Any]) -> list[Parameter]:
         return [each for one in self._parameters for each in _expanded(one.replace(annotation=hints.get(one.name, Any)))]
@@ -259,6 +269,31 @@ class FunctionCodec:
         if results:
             limits = Limits(limits.size + MAX_RESULTS, limits.depth + 1, limits.items * (results + 1))
         return decode(arguments, payload, limits, where=self._in_call)  # type: ignore[no-any-return]
+
+    def around(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, int, CallArguments]:
+        """Return the name of the first parameter by position that `kwargs` lacks, its place, and the arguments of a function without it:
+        `args` are those behind that place. Raises EncodeError if there is no such parameter."""
+        before, named = list[Any](), dict(kwargs)
+        for each in self._parameters:
+            if each.kind not in _BY_POSITION:
+                break
+            if each.kind is Parameter.POSITIONAL_ONLY or each.name not in named:
+                return each.name, len(before), ((*before, *args), named)
+            before.append(named.pop(each.name))
+        raise EncodeError(f"{self.name} has no free parameter for a result: bind() makes a call that ignores it")
+
+    def encode_around(self, takes: str, call: CallArguments) -> bytes:
+        """Encode arguments that lack one, of the parameter `takes`, as `around` returns them. Raises the errors of `encode_arguments`."""
+        return encode(self._shape_around(takes), call, self.limits, where=self._in_call)
+
+    def decode_around(self, takes: str, payload: bytes) -> CallArguments:
+        """Decode what `encode_around` returns."""
+        return decode(self._shape_around(takes), payload, self.limits, where=self._in_call)  # type: ignore[no-any-return]
+
+    def _shape_around(self, takes: str) -> Shape:
+        if takes not in self._around:
+            self._around[takes] = self._arguments(self._all_hints(), without=takes)
+        return self._around[takes]
 
     def as_sent(self, name: str) -> Callable[[Any], Any]:
         """Return a function that converts a value of a parameter to the one that a run gets. It raises EncodeError if it does not fit."""
@@ -295,11 +330,9 @@ class FunctionCodec:
     def _try_to_compile(self) -> Unresolved | None:
         """Compile the signature. Returns the Unresolved error if a name is undefined. Raises DeclarationError if it can never work."""
         try:
-            hints = self.hints(("return", *(each.name for each in self._parameters)))
-            parameters, compiler, of_result = self._annotated(hints), Compiler(), Compiler()
+            hints, of_result = self._all_hints(), Compiler()
             result = replace(_shape(of_result, hints.get(RETURNED, Any), RETURNED), runs_code=of_result.runs_code)
-            shapes = {each.name: _shape(compiler, each.annotation, each.name) for each in parameters}
-            arguments = replace(Arguments(parameters, shapes, self._injected).shape, runs_code=compiler.runs_code)
+            arguments = self._arguments(hints)
         except Unresolved as unresolved:
             return unresolved
         except Unsupported as unsupported:

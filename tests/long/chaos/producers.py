@@ -27,7 +27,7 @@ from taskflow import (
     schedules,
 )
 from taskflow.app.app import default_app
-from taskflow.app.job_type import Call
+from taskflow.app.flow import Call
 from taskflow.app.sending import send_call
 from tests.long.chaos import jobs, tables
 from tests.long.chaos.jobs import Result, ledger

@@ -1,0 +1,241 @@
+"""Defines flows: calls that `|` puts one behind another, and `group` beside each other, and that are sent in one step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, Self, TypeVar, cast, get_args, overload
+
+from taskflow.app import portal
+from taskflow.app.app import App, default_app
+from taskflow.app.connections.adapters import adapter_class
+from taskflow.app.flow_handle import FlowHandle
+from taskflow.app.flow_plan import Chain, Plan, Step, chain_of_fan, chain_of_step, plan_of
+from taskflow.app.handle import Origin
+from taskflow.app.job_type import BareCall, HasOptions
+from taskflow.app.sending import send_together, send_together_sync
+from taskflow.model.batch import Failure
+from taskflow.model.codec.function import CallArguments
+from taskflow.model.errors import EncodeError
+from taskflow.model.flow import MAX_JOBS
+from taskflow.model.printable import shown
+
+if TYPE_CHECKING:
+    from taskflow.app.connections import Connection
+
+A = TypeVar("A")
+A_contra = TypeVar("A_contra", contravariant=True)
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+S = TypeVar("S")
+S_co = TypeVar("S_co", covariant=True)
+
+Failures = Literal["cancel", "collect"]
+
+
+class Takes(Protocol[A_contra, S_co]):
+    """A job whose first argument is a result, or what `partial` returns."""
+
+    def bind(self, result: A_contra, /) -> Call[S_co]: ...
+
+
+class Branch(Generic[R_co]):
+    """A call, or a flow that ends in one job: what `group` takes."""
+
+    __slots__ = ()
+
+    def _to_chain(self) -> Chain:
+        raise NotImplementedError
+
+    @overload
+    def __or__(self, other: Branch[S], /) -> Flow[S]: ...
+    @overload
+    def __or__(self, other: Group[S], /) -> Group[S]: ...
+    @overload
+    def __or__(self: Branch[A], other: Takes[A, S], /) -> Flow[S]: ...
+    def __or__(self, other: Any, /) -> Any:
+        """Return a flow in which the job of `other` follows. A job, or what its `partial` returns, takes the result as its first argument;
+        a call made by `bind`, a flow and a group only wait. Raises TypeError or ValueError for a job that cannot be in a flow."""
+        return _followed(self._to_chain(), other)
+
+
+class Call(BareCall[R_co], Branch[R_co]):
+    """A call to a job, made by `bind`: `enqueue` sends it once. In a flow, its job gets a new id each time that the flow is sent."""
+
+    __slots__ = ()
+
+    def _to_chain(self) -> Chain:
+        return chain_of_step(Step(self))
+
+
+class Link(Generic[A_contra, R_co]):
+    """A job that takes a result in a flow, made by `partial`."""
+
+    __slots__ = ("_call", "_given", "_job", "_place", "_takes")
+
+    def __init__(self, job: Any, call: BareCall[Any], takes: str, place: int, given: CallArguments) -> None:
+        self._job = job
+        self._call = call
+        self._takes = takes
+        self._place = place
+        self._given = given
+
+    def bind(self, result: A_contra, /) -> Call[R_co]:
+        """Return a call with this result, as the flow makes it."""
+        args, kwargs = self._given
+        call: Call[R_co] = self._job.bind(*args[: self._place], result, *args[self._place :], **kwargs)
+        return call
+
+    def _behind(self, chain: Chain) -> Chain:
+        """Return the chain with this job behind it. Raises TypeError if it cannot take a list, and the chain ends in a group."""
+        if chain.ends_in_list:
+            try:
+                self._job.codec.as_sent(self._takes)([])
+            except EncodeError as error:
+                name = self._call.job
+                raise TypeError(f"{name} takes the results of a group, so its parameter {self._takes!r} must be a list: {error}") from None
+        return chain.then(chain_of_step(Step(self._call, self._takes)))
+
+    def __repr__(self) -> str:
+        return f"<Link {self._call.job}, which takes {self._takes}>"
+
+
+class Composed(Generic[R_co]):
+    """What flows and groups have in common: they are immutable, and can be sent any number of times."""
+
+    __slots__ = ("_chain", "_connection")
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+        self._connection: Connection | None = None
+
+    def options(self, *, connection: Connection | None) -> Self:
+        """Return a copy that is sent in the transaction of a `connection`, as in `EnqueueOptions`: the jobs exist if and only if that
+        commits. The options of a job are given with its call. Raises TypeError for anything else."""
+        if connection is not None:
+            adapter_class(connection)
+        changed = copy.copy(self)
+        changed._connection = connection
+        return changed
+
+    async def delay(self) -> FlowHandle[R_co]:
+        """Send the flow, and return its handle. All of its jobs are added in one step, or none is.
+
+        Raises the errors of `Job.delay`, and ValueError if the jobs belong to several Apps.
+        """
+        app, plan = self._planned()
+        await send_together(app, plan.calls, self._connection)
+        return self._handle(app, plan)
+
+    def delay_sync(self) -> FlowHandle[R_co]:
+        """Like `delay`, but for code without an event loop, in any thread. Raises RuntimeError inside a running loop,
+        unless a synchronous `connection` is given."""
+        if self._connection is None:
+            portal.refuse_inside_a_loop("delay_sync()", "await .delay()")
+        app, plan = self._planned()
+        send_together_sync(app, plan.calls, self._connection)
+        return self._handle(app, plan)
+
+    def _planned(self) -> tuple[App, Plan]:
+        apps = {id(app): app for app in (_app_of(call) for call in self._chain.calls())}
+        if len(apps) > 1:
+            raise ValueError(f"{self!r}: its jobs belong to {len(apps)} Apps; bind jobs of one")
+        app = next(iter(apps.values()), None) or default_app()
+        return app, plan_of(self._chain, app.new_id)
+
+    def _handle(self, app: App, plan: Plan) -> FlowHandle[R_co]:
+        return FlowHandle(app, plan, Origin.SENT if self._connection is None else Origin.TRANSACTION)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._chain.jobs:,} job{'' if self._chain.jobs == 1 else 's'}>"
+
+
+class Flow(Composed[R_co], Branch[R_co]):
+    """A flow that ends in one job, whose result is that of the flow: ``fetch.bind(url) | parse | store.partial("bucket")``."""
+
+    __slots__ = ()
+
+    def _to_chain(self) -> Chain:
+        return _unsent(self)
+
+
+class Group(Composed[list[R_co]], Generic[R_co]):
+    """Calls and flows beside each other, made by `group`. Its result is the list of their results."""
+
+    __slots__ = ()
+
+    @overload
+    def __or__(self, other: Branch[S], /) -> Flow[S]: ...
+    @overload
+    def __or__(self, other: Group[S], /) -> Group[S]: ...
+    @overload
+    def __or__(self: Group[A], other: Takes[list[A], S], /) -> Flow[S]: ...
+    def __or__(self, other: Any, /) -> Any:
+        """Return a flow in which the job of `other` follows: it starts once all calls of the group have succeeded. A job takes the list of
+        their results, in the order of the calls. Otherwise as for a call."""
+        return _followed(_unsent(self), other)
+
+
+@overload
+def group(calls: Iterable[Branch[R]], *, failures: Literal["cancel"] = ...) -> Group[R]: ...
+@overload
+def group(calls: Iterable[Branch[R]], *, failures: Literal["collect"]) -> Group[R | Failure]: ...
+def group(calls: Iterable[Branch[Any]], *, failures: Failures = "cancel") -> Group[Any]:
+    """Put calls and flows beside each other: ``group(add.bind(n, n) for n in range(10)) | total``.
+
+    `calls`     calls made by `bind`, and flows that end in one job. If there are none, the job that follows gets an empty list
+    `failures`  what the failure of one means: "cancel" (default) cancels all jobs of the flow that have not begun. "collect" puts a
+                `Failure` into the list in place of its result, and cancels only what follows it in its own branch
+
+    A flow can have at most 10,000 jobs, apart from those that follow a group, and 16 MiB. Raises ValueError for a larger one and for a call
+    with a key, and TypeError for anything that is not a call or a flow.
+    """
+    if failures not in get_args(Failures):
+        raise ValueError(f'failures={shown(failures)}: expected "cancel" or "collect"')
+    if not isinstance(cast(object, calls), Iterable):
+        raise TypeError(f"group() got {shown(calls)}: expected an iterable of calls, such as [add.bind(1), add.bind(2)]")
+    branches, number = list[Chain](), 0
+    for number, call in enumerate(calls, 1):
+        if number > _MAX_COUNTED:
+            break
+        if number <= MAX_JOBS:
+            branches.append(_branch(call))
+    if number > MAX_JOBS:
+        many = f"{number:,} calls{' or more' if number > _MAX_COUNTED else ''}"
+        raise ValueError(f"group() got {many}: a flow can have at most {MAX_JOBS:,} jobs; send several, or enqueue() the calls")
+    return Group(chain_of_fan(branches, collects=failures == "collect"))
+
+
+_MAX_COUNTED: Final = 100 * MAX_JOBS
+"""An iterable that has more may be endless."""
+
+
+def _branch(call: object) -> Chain:
+    if isinstance(call, Branch):
+        return call._to_chain()
+    if isinstance(call, Group):
+        raise TypeError(f"group() got {call!r}: a group inside a group needs a job that takes its results, as in group(...) | total")
+    raise TypeError(f"group() got {shown(call)}: expected calls made by .bind(...), or flows")
+
+
+def _followed(chain: Chain, other: object) -> Flow[Any] | Group[Any]:
+    if isinstance(other, Branch):
+        return Flow(chain.then(other._to_chain()))
+    if isinstance(other, Group):
+        return Group(chain.then(_unsent(other)))
+    link = cast(Any, other).partial() if isinstance(other, HasOptions) else other
+    if not isinstance(link, Link):
+        raise TypeError(f"a flow got {shown(other)} behind `|`: expected a job, or what its .partial(...) or .bind(...) returns")
+    return Flow(link._behind(chain))
+
+
+def _unsent(composed: Composed[Any]) -> Chain:
+    """Return the jobs of a flow that becomes a part of another one. Raises TypeError if it has a connection, which would be lost."""
+    if composed._connection is not None:
+        raise TypeError(f"connection= is given to the whole flow, not to a part of it: {composed!r}")
+    return composed._chain
+
+
+def _app_of(call: BareCall[Any]) -> App | None:
+    maker = call.job_type or call._named
+    return getattr(maker, "app", None)

@@ -1,0 +1,131 @@
+"""Defines the handle of a sent flow."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import timedelta
+from typing import Any, Final, Generic, TypeVar
+
+from taskflow.app.app import App, default_app
+from taskflow.app.bulk_actions import CHANGED, apply
+from taskflow.app.flow_plan import Plan
+from taskflow.app.flow_tree import flow_records, to_retry
+from taskflow.app.handle import JobHandle, Origin, seconds_to_wait
+from taskflow.model.batch import Failure
+from taskflow.model.errors import JobCancelled, JobFailed
+from taskflow.model.ids import id_text, parse_id
+from taskflow.model.record import Status
+
+R_co = TypeVar("R_co", covariant=True)
+
+AT_ONCE: Final = 500
+"""How many ends of a flow are waited for at the same time."""
+
+
+class FlowHandle(Generic[R_co]):
+    """A reference to a flow in the store, as `Flow.delay` returns it.
+
+    `flow`  the flow as a whole, for example to cancel it
+    """
+
+    __slots__ = ("_collects", "_ends", "_is_list", "_waits", "flow")
+
+    def __init__(self, app: App, plan: Plan, origin: Origin) -> None:
+        jobs = tuple(
+            JobHandle[Any](app, call.envelope.id, step.call.job_type, origin=origin)
+            for call, step in zip(plan.calls, plan.steps, strict=True)
+        )
+        self.flow = SentFlow(app, plan.flow, jobs)
+        self._ends = [jobs[number] for number in plan.last.sources]
+        self._waits = [jobs[number] for number, _ in plan.last.waits]
+        self._is_list = plan.last.is_list
+        self._collects = plan.last.collects
+
+    async def result(self, timeout: float | timedelta | None = None) -> R_co:
+        """Wait up to `timeout` (seconds or a timedelta) for the flow to end, and return its result. 0 checks once; None waits for ever.
+
+        It is the result of the last job. If the flow ends in a group, it is the list of the group's results, in the order of the calls.
+
+        If the flow failed, raises the JobFailed or JobCancelled of the job for which it did: `job_id` says which one. Otherwise raises the
+        errors of `JobHandle.result`.
+        """
+        seconds = None if timeout is None else seconds_to_wait(timeout)
+        until = None if seconds is None else time.monotonic() + seconds
+        values = list[Any]()
+        ends = [*self._waits, *self._ends]
+        for begin in range(0, len(ends), AT_ONCE):
+            left = None if until is None else max(0.0, until - time.monotonic())
+            portion = ends[begin : begin + AT_ONCE]
+            outcomes = await asyncio.gather(*(handle.result(left) for handle in portion), return_exceptions=True)
+            for handle, outcome in zip(portion, outcomes, strict=True):
+                values.append(await self._value_of(handle, outcome))
+        if not self._is_list:
+            return values[0]  # type: ignore[no-any-return]
+        return values[len(self._waits) :]  # type: ignore[return-value]
+
+    async def _value_of(self, handle: JobHandle[Any], outcome: Any) -> Any:
+        if not isinstance(outcome, BaseException):
+            return outcome
+        if not isinstance(outcome, JobFailed | JobCancelled):
+            raise outcome
+        error = await handle._cause_of(outcome)
+        if not self._collects:
+            raise error
+        return Failure(error)
+
+    async def status(self) -> Status | None:
+        """Return the status of the flow's last job. If the flow ends in a group, return RUNNING until all of its last jobs have ended, and
+        then how the first one ended that has not succeeded. Return None if the store does not know them any more."""
+        found = await asyncio.gather(*(handle.status() for handle in self._ends or self._waits))
+        if len(found) == 1:
+            return found[0]
+        if not found or None in found:
+            return None if found else Status.SUCCEEDED
+        if not all(status is not None and status.is_ended for status in found):
+            return Status.RUNNING
+        return next((status for status in found if status is not Status.SUCCEEDED and not self._collects), Status.SUCCEEDED)
+
+    def __repr__(self) -> str:
+        return f"<FlowHandle {self.flow.id}>"
+
+
+class SentFlow:
+    """A flow in the store.
+
+    `jobs`  the handles of its jobs, in the order in which the flow names them; none if `of` returned it
+    """
+
+    __slots__ = ("_app", "_id", "jobs")
+
+    def __init__(self, app: App, flow_id: bytes, jobs: tuple[JobHandle[Any], ...]) -> None:
+        self._app = app
+        self._id = flow_id
+        self.jobs = jobs
+
+    @staticmethod
+    def of(flow_id: str) -> SentFlow:
+        """Return the flow with this id, which may have been sent elsewhere. Raises InvalidJobId if the text is not an id."""
+        return SentFlow(default_app(), parse_id(flow_id), ())
+
+    @property
+    def id(self) -> str:
+        """The flow's id as text, for `taskflow flows ID`. It is not the id of a job."""
+        return id_text(self._id)
+
+    async def cancel(self) -> int:
+        """Cancel all jobs of the flow that wait, and ask those that run to stop. Return how many had not ended. When this returns, no
+        further job of the flow starts."""
+        return await self._app.client().call(lambda broker: broker.admin.cancel_flow(self._id))
+
+    async def retry(self) -> int:
+        """Run the jobs again that have failed or were cancelled, with fresh attempts. What they have cancelled is restored. Jobs that have
+        succeeded do not run again. Return how many were retried."""
+        call = self._app.client().call
+        ids, retried = to_retry(await flow_records(call, self._id)), 0
+        for begin in range(0, len(ids), AT_ONCE):
+            retried += (await apply(call, "retry", ids[begin : begin + AT_ONCE])).count(CHANGED)
+        return retried
+
+    def __repr__(self) -> str:
+        return f"<SentFlow {self.id}>"

@@ -1,0 +1,190 @@
+"""The jobs of a flow as a tree, and how they are numbered and tied to those that wait for them. Nothing here sends anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from taskflow.app.job_type import BareCall
+from taskflow.model.flow import MAX_FLOW_BYTES, MAX_JOBS, MAX_MEMBERS, Member, Tie
+
+MAX_DEPTH: Final = 50
+"""The most groups inside one another."""
+TIE_BYTES: Final = 24
+"""What a tie between two jobs adds to the size of a flow."""
+
+
+class Step(NamedTuple):
+    """A job of a flow. `takes` is the parameter that the results fill, or None if it only waits."""
+
+    call: BareCall[Any]
+    takes: str | None = None
+
+
+class Fan(NamedTuple):
+    """Branches that run beside each other. If it `collects`, each may fail alone."""
+
+    branches: tuple[Chain, ...]
+    collects: bool
+
+
+class Chain(NamedTuple):
+    """Parts that run one after another.
+
+    `jobs`     how many jobs it has; `joins` of them follow a group
+    `size`     their bytes, with those of the ties between them
+    `entries`  how many jobs begin it; `exits` is how many end it
+    `depth`    how many groups are inside one another
+    """
+
+    parts: tuple[Step | Fan, ...]
+    jobs: int
+    size: int
+    entries: int
+    exits: int
+    depth: int = 0
+    joins: int = 0
+
+    @property
+    def ends_in_list(self) -> bool:
+        return isinstance(self.parts[-1], Fan)
+
+    def calls(self) -> Iterator[BareCall[Any]]:
+        """Yield the calls of its jobs, in their order."""
+        for part in self.parts:
+            if isinstance(part, Step):
+                yield part.call
+            else:
+                for branch in part.branches:
+                    yield from branch.calls()
+
+    def then(self, other: Chain) -> Chain:
+        """Return this chain with the other one behind it. Raises ValueError if it is too large."""
+        return _checked(
+            Chain(
+                (*self.parts, *other.parts),
+                self.jobs + other.jobs,
+                self.size + other.size + TIE_BYTES * self.exits * other.entries,
+                self.entries or other.entries,
+                other.exits,
+                max(self.depth, other.depth),
+                self.joins + other.joins + (self.ends_in_list and not isinstance(other.parts[0], Fan)),
+            )
+        )
+
+
+def chain_of_step(step: Step) -> Chain:
+    """Return a chain of one job. Raises ValueError if it cannot be in a flow."""
+    envelope = step.call.envelope
+    if envelope.key is not None:
+        raise ValueError(no_key(envelope.job, envelope.key_text))
+    return Chain((step,), 1, len(envelope.payload) + len(envelope.on_failure or b""), 1, 1)
+
+
+def no_key(job: str, key: str | None) -> str:
+    """Return the message for a job with a key. If a live job had it, its call would add nothing, and the flow would wait for ever."""
+    return f'{job} has the key {key!r}, but a job in a flow can have none: .options(key="") removes it'
+
+
+def chain_of_fan(branches: Sequence[Chain], *, collects: bool) -> Chain:
+    """Return a chain of one group. Raises ValueError if it is too large."""
+    jobs, size = sum(each.jobs for each in branches), sum(each.size for each in branches)
+    depth = 1 + max((each.depth for each in branches), default=0)
+    entries, joins = sum(each.entries for each in branches), sum(each.joins for each in branches)
+    return _checked(Chain((Fan(tuple(branches), collects),), jobs, size, entries, len(branches), depth, joins))
+
+
+def _checked(chain: Chain) -> Chain:
+    if chain.jobs - chain.joins > MAX_JOBS or chain.jobs > MAX_MEMBERS:
+        most = f"it can have at most {MAX_JOBS:,}, apart from those that follow a group"
+        raise ValueError(f"a flow of {chain.jobs:,} jobs: {most}; send several flows, or enqueue() the calls")
+    if chain.size > MAX_FLOW_BYTES:
+        large = f"a flow of {chain.size:,} bytes: it can have at most {MAX_FLOW_BYTES:,}"
+        raise ValueError(f"{large}; pass references to large data, such as ids, and put a job between two large groups")
+    if chain.depth > MAX_DEPTH:
+        raise ValueError(f"{chain.depth} groups inside one another: expected at most {MAX_DEPTH}")
+    return chain
+
+
+class Incoming(NamedTuple):
+    """The jobs that end before a part of a chain begins.
+
+    `sources`   those whose results the part takes
+    `is_list`   True if it takes them as a list
+    `collects`  True if it takes the failures of the sources, too
+    `waits`     those for which it only waits, behind an empty group; each says whether it may fail
+    """
+
+    sources: tuple[int, ...] = ()
+    is_list: bool = False
+    collects: bool = False
+    waits: tuple[tuple[int, bool], ...] = ()
+
+
+class Plan(NamedTuple):
+    """A flow that is ready to be sent.
+
+    `calls`  the calls of its jobs, by their numbers
+    `steps`  the step of each
+    `last`   the jobs that end the flow
+    """
+
+    flow: bytes
+    calls: list[BareCall[Any]]
+    steps: list[Step]
+    last: Incoming
+
+
+def plan_of(chain: Chain, new_id: Callable[[], bytes]) -> Plan:
+    """Number the jobs of a flow, and tie each to those that wait for it. All of them get new ids, so that a flow can be sent again."""
+    planner = _Planner(new_id())
+    last = planner.place(chain, Incoming(), (0, chain.jobs - 1))
+    ids = [new_id() for _ in planner.steps]
+    calls = list[BareCall[Any]]()
+    for number, (step, member, awaits) in enumerate(zip(planner.steps, planner.members, planner.awaits, strict=True)):
+        joins, ties = zip(*planner.ties[number], strict=True) if planner.ties[number] else ((), ())
+        more = {"id": ids[number], "member": member, "awaits": awaits, "joins": tuple(ids[other] for other in joins), "ties": ties}
+        calls.append(step.call.stamped(msgspec.structs.replace(step.call.envelope, **more)))
+    return Plan(planner.flow, calls, planner.steps, last)
+
+
+class _Planner:
+    """Gives numbers to the jobs of a chain, so that each branch of a group has a row of them."""
+
+    def __init__(self, flow: bytes) -> None:
+        self.flow = flow
+        self.steps = list[Step]()
+        self.members = list[Member]()
+        self.awaits = list[int]()
+        self.ties = list[list[tuple[int, Tie]]]()
+
+    def place(self, chain: Chain, incoming: Incoming, scope: tuple[int, int]) -> Incoming:
+        """Number the jobs of a chain. `scope` is the first and the last of those that end with a job of the chain that fails."""
+        for part in chain.parts:
+            incoming = self._place_step(part, incoming, scope) if isinstance(part, Step) else self._place_fan(part, incoming, scope)
+        return incoming
+
+    def _place_fan(self, fan: Fan, incoming: Incoming, scope: tuple[int, int]) -> Incoming:
+        if not fan.branches:
+            waits = tuple((source, incoming.collects) for source in incoming.sources)
+            return Incoming(is_list=True, waits=(*incoming.waits, *waits))
+        sources = list[int]()
+        for branch in fan.branches:
+            first = len(self.steps)
+            sources += self.place(branch, incoming, (first, first + branch.jobs - 1) if fan.collects else scope).sources
+        return Incoming(tuple(sources), is_list=True, collects=fan.collects)
+
+    def _place_step(self, step: Step, incoming: Incoming, scope: tuple[int, int]) -> Incoming:
+        number = len(self.steps)
+        for place, source in enumerate(incoming.sources):
+            self.ties[source].append((number, Tie(None if step.takes is None else place, incoming.collects)))
+        for source, collects in incoming.waits:
+            self.ties[source].append((number, Tie(None, collects)))
+        inputs = 0 if step.takes is None else len(incoming.sources)
+        self.steps.append(step)
+        self.members.append(Member(self.flow, number, *scope, step.takes, incoming.is_list and step.takes is not None, inputs))
+        self.awaits.append(len(incoming.sources) + len(incoming.waits))
+        self.ties.append([])
+        return Incoming((number,))

@@ -1,0 +1,121 @@
+"""A flow as operators see it: its jobs as a tree, in which each stands above those that it waits for."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from taskflow.app.bulk_actions import CallBroker
+from taskflow.model.ids import id_text
+from taskflow.model.record import Record, Status
+
+MOST_BESIDE: Final = 20
+"""How many of the jobs that one job waits for are shown."""
+MAX_LEVEL: Final = 30
+"""Deeper jobs of the tree are shown as deep as this."""
+AT_ONCE: Final = 1_000
+
+URGENCY: Final = (Status.FAILED, Status.RUNNING, Status.CANCELLED, Status.READY, Status.SCHEDULED, Status.HELD, Status.SUCCEEDED)
+"""Of many jobs beside each other, those with the first of these statuses are shown."""
+
+
+class TreeLine(NamedTuple):
+    """A job of the tree, or None and a text about several. `level` is how deep it is."""
+
+    level: int
+    record: Record | None
+    text: str = ""
+
+    @property
+    def note(self) -> str:
+        """What matters about the job: what it waits for, or why it ended."""
+        if self.record is None:
+            return ""
+        if self.text:
+            return self.text
+        if self.record.status is Status.HELD and self.record.awaits:
+            return f"awaits {self.record.awaits:,}"
+        return (self.record.reason or self.record.waiting_for or "").partition("\n")[0]
+
+
+async def flow_records(call: CallBroker, flow: bytes) -> list[Record]:
+    """Return the jobs of a flow that the store keeps, in the order of their numbers."""
+    found = list[Record]()
+    while True:
+        first = found[-1].member.number + 1 if found and found[-1].member is not None else 0
+        page = await call(lambda broker, first=first: broker.admin.flow(flow, first=first, limit=AT_ONCE))  # type: ignore[misc]
+        found += page
+        if not page:
+            return found
+
+
+async def flow_of(call: CallBroker, named: bytes) -> tuple[bytes, list[Record]]:
+    """Return the flow with this id, or that of the job with this id, and its jobs. There are none if the store knows neither."""
+    [record] = await call(lambda broker: broker.read([named]))
+    flow = named if record is None or record.member is None else record.member.flow
+    return flow, await flow_records(call, flow)
+
+
+def to_retry(records: Sequence[Record]) -> list[bytes]:
+    """Return the jobs of a flow that have ended without success, but not those that the retry of another one restores."""
+    return [
+        record.id
+        for record in records
+        if record.status in (Status.FAILED, Status.CANCELLED)
+        and (record.felled_by is None or (record.member is not None and record.felled_by == record.member.flow))
+    ]
+
+
+def tree_of(records: Sequence[Record]) -> Iterator[TreeLine]:
+    """Yield the jobs that end the flow, and below each one those that it waits for. A job stands once with those below it."""
+    before, known, shown = defaultdict[bytes, list[Record]](list), {record.id for record in records}, set[bytes]()
+    for record in records:
+        for join in record.joins:
+            before[join].append(record)
+    ends = [record for record in records if known.isdisjoint(record.joins)]
+    lines = _beside(ends, 0)
+    while lines:
+        line = lines.pop()
+        if line.record is None or line.record.id not in shown:
+            yield line
+        elif before[line.record.id]:
+            yield line._replace(text="as above")
+        if line.record is not None and line.record.id not in shown:
+            shown.add(line.record.id)
+            lines += _beside(before[line.record.id], min(line.level + 1, MAX_LEVEL))
+
+
+def _beside(records: Sequence[Record], level: int) -> list[TreeLine]:
+    """Return the lines of jobs beside each other, the last one first. If they are many, the least urgent ones share a line."""
+    some, others = list(records), list[Record]()
+    if len(some) > MOST_BESIDE:
+        some.sort(key=lambda record: URGENCY.index(record.status))
+        some, others = some[:MOST_BESIDE], some[MOST_BESIDE:]
+    summary = [TreeLine(level, None, f"and {summary_of(others)}")] if others else []
+    return [*summary, *(TreeLine(level, record) for record in reversed(some))]
+
+
+def summary_of(records: Sequence[Record]) -> str:
+    """Return how many jobs there are, and how many of each status."""
+    counts = Counter(record.status for record in records)
+    return f"{len(records):,} jobs: {', '.join(f'{counts[status]:,} {status}' for status in Status if counts[status])}"
+
+
+def flow_json(flow: bytes, records: Sequence[Record]) -> dict[str, Any]:
+    """Convert a flow. `waits_for` has the numbers of the jobs that a job waits for."""
+    before, numbers = defaultdict[bytes, list[int]](list), [record.member.number if record.member else 0 for record in records]
+    for number, record in zip(numbers, records, strict=True):
+        for join in record.joins:
+            before[join].append(number)
+    jobs = [
+        {
+            "number": number,
+            "id": id_text(record.id),
+            **{name: getattr(record, name) for name in ("status", "job", "queue", "awaits", "reason")},
+            "waits_for": before[record.id],
+            "cancelled_by": None if record.felled_by is None else id_text(record.felled_by),
+        }
+        for number, record in zip(numbers, records, strict=True)
+    ]
+    return {"id": id_text(flow), "jobs": jobs}

@@ -1,0 +1,205 @@
+"""Flows on each store: sent in one step, run by a worker, followed by their handles."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from taskflow import (
+    EnqueueCall,
+    EnqueueNext,
+    Every,
+    JobCancelled,
+    JobFailed,
+    Middleware,
+    ResultExpired,
+    SentFlow,
+    Status,
+    TaskflowError,
+    Worker,
+    configure,
+    group,
+    job,
+    named,
+    run_sync,
+    schedules,
+)
+from taskflow.app.app import default_app
+from taskflow.app.events import Event, JobSent, SendingFailed
+from taskflow.app.flow_handle import AT_ONCE
+from taskflow.broker.protocol import Added, Refused
+from taskflow.broker.url import connect
+from taskflow.model.envelope import Envelope
+from taskflow.model.ids import parse_id
+from taskflow.worker.options import WorkerOptions
+from tests.support.listing import listed
+from tests.unit.app.bench import Bench
+
+
+@job(name="flows.unit.double")
+async def double(n: int) -> int:
+    return 2 * n
+
+
+@job(name="flows.unit.total")
+async def total(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+@job(name="flows.unit.fails", max_attempts=1)
+async def fails(n: int) -> int:
+    raise ValueError(f"no {n}")
+
+
+@job(name="flows.unit.waits")
+async def waits(n: int) -> int:
+    await asyncio.sleep(60)
+    return n
+
+
+async def test_a_flow_runs_through(bench: Bench) -> None:
+    flow = group([double.bind(1), double.bind(2) | double]) | total | double
+    async with Worker(options=WorkerOptions(subscribers=())):
+        first, second = await flow.delay(), await flow.delay()
+        assert (await first.result(timeout=30), await second.result(timeout=30)) == (20, 20)
+        assert await (await group(double.bind(n) for n in range(3)).delay()).result(timeout=30) == [0, 2, 4]
+    ids = {each.id for handle in (first, second) for each in handle.flow.jobs}
+    assert len(ids) == 10
+    info = await first.flow.jobs[-1].info()
+    assert info is not None
+    assert (info.flow, info.awaits) == (first.flow.id, 0)
+    assert repr(first) == f"<FlowHandle {first.flow.id}>"
+
+
+async def test_a_failure_is_raised_where_the_result_is_awaited(bench: Bench) -> None:
+    async with Worker(options=WorkerOptions(subscribers=())):
+        handle = await (group([double.bind(1), fails.bind(7) | double]) | total).delay()
+        with pytest.raises(JobFailed, match="no 7") as raised:
+            await handle.result(timeout=30)
+        assert raised.value.job_id == handle.flow.jobs[1].id
+        assert await handle.status() is Status.CANCELLED
+        listed_only = await group([double.bind(1), fails.bind(7)]).delay()
+        with pytest.raises(JobFailed, match="no 7"):
+            await listed_only.result(timeout=30)
+        assert await listed_only.status() is Status.FAILED
+
+
+async def test_a_flow_is_cancelled_while_it_runs(bench: Bench) -> None:
+    async with Worker(options=WorkerOptions(subscribers=())):
+        handle = await (group(waits.bind(n) for n in range(3)) | total).delay()
+        while [await each.status() for each in handle.flow.jobs].count(Status.RUNNING) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert await handle.flow.cancel() == 4
+        with pytest.raises(JobCancelled):
+            await handle.result(timeout=30)
+
+
+async def test_a_flow_is_whole_or_not_there(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jobs of one are added in one call of the store."""
+    calls = list[int]()
+    enqueue = bench.broker.enqueue
+
+    async def counted(envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        calls.append(len(envelopes))
+        return await enqueue(envelopes)
+
+    monkeypatch.setattr(bench.broker, "enqueue", counted)
+    handle = await (group(double.bind(n) for n in range(2_000)) | total).delay()
+    assert calls == [2_001]
+    assert len(handle.flow.jobs) == 2_001
+    assert await handle.status() is Status.HELD
+    with pytest.raises(TimeoutError):
+        await handle.result(timeout=0)
+
+
+async def test_a_list_of_more_results_than_are_awaited_at_once(bench: Bench) -> None:
+    async with Worker(options=WorkerOptions(subscribers=())):
+        handle = await group(double.bind(n) for n in range(AT_ONCE + 5)).delay()
+        assert await handle.result(timeout=60) == [2 * n for n in range(AT_ONCE + 5)]
+
+
+async def test_a_job_that_is_known_by_its_name_only_waits(bench: Bench) -> None:
+    flow = double.bind(1) | named("flows.unit.elsewhere").bind(order_id=7)
+    handle = await flow.delay()
+    assert await handle.status() is Status.HELD
+    with pytest.raises(TypeError, match="this process does not know the job, so it cannot say which argument a result is"):
+        double.bind(1) | named("flows.unit.elsewhere")
+    assert await (double.bind(1) | named("flows.unit.double")).delay()
+
+
+class Wrapping(Middleware):
+    """Notes what it sees, and lets pass what it is told to."""
+
+    def __init__(self) -> None:
+        self.stamped: list[str] = []
+        self.sent: list[str] = []
+        self.stops = ""
+
+    def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+        self.stamped += [f"{call.job} {dict(call.arguments)}" for call in calls]
+        for call in calls:
+            call.headers["stamped"] = "yes"
+
+    async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
+        if call.job != self.stops:
+            call.headers["wrapped"] = "yes"
+            await call_next(call)
+            self.sent.append(call.job_id)
+
+
+async def test_middleware_sees_each_call_and_the_flow_is_sent_when_all_have_passed(bench: Bench) -> None:
+    wrapping = Wrapping()
+    configure(middleware=[wrapping])
+    handle = await (group([double.bind(1), double.bind(2)]) | total).delay()
+    assert wrapping.stamped == ["flows.unit.double {'n': 1}", "flows.unit.double {'n': 2}", "flows.unit.total {}"]
+    assert sorted(wrapping.sent) == sorted(each.id for each in handle.flow.jobs)
+    records = await listed(bench.broker.admin)
+    assert [record.headers for record in records] == [{"stamped": "yes", "wrapped": "yes"}] * 3
+
+    wrapping.stops = "flows.unit.total"
+    with pytest.raises(TaskflowError, match=r"enqueue\(\) did not await call_next"):
+        await (group([double.bind(1), double.bind(2)]) | total).delay()
+    assert len(await listed(bench.broker.admin)) == 3
+
+
+async def test_subscribers_hear_of_each_job(bench: Bench) -> None:
+    heard = list[Event]()
+    configure(subscribers=[heard.append])
+    handle = await (double.bind(1) | double).delay()
+    assert [event.job_id for event in heard if isinstance(event, JobSent)] == [each.id for each in handle.flow.jobs]
+    configure(middleware=[wrapping := Wrapping()])
+    wrapping.stops = "flows.unit.double"
+    with pytest.raises(TaskflowError):
+        await (double.bind(1) | double).delay()
+    assert len([event for event in heard if isinstance(event, SendingFailed)]) == 2
+
+
+async def test_a_handle_of_a_flow_that_is_forgotten(bench: Bench) -> None:
+    handle = await (double.options(keep_result=0).bind(1) | double.options(keep_result=0)).delay()
+    ids = [parse_id(each.id) for each in handle.flow.jobs]
+    await bench.broker.cancel(ids)
+    await bench.broker.admin.drop(ids)
+    assert await handle.status() is None
+    with pytest.raises(ResultExpired):
+        await handle.result(timeout=0)
+    assert await handle.flow.retry() == 0
+    assert await SentFlow.of(handle.flow.id).cancel() == 0
+
+
+def test_a_flow_is_sent_without_a_loop() -> None:
+    with default_app().using(connect("memory://")):
+        handle = (double.bind(1) | double).delay_sync()
+        assert run_sync(handle.status()) is Status.HELD
+        assert run_sync(group([double.bind(1)] * 0).delay_sync().result(0)) == []
+
+
+async def test_delay_sync_is_refused_inside_a_loop(bench: Bench) -> None:
+    with pytest.raises(RuntimeError, match=r"await \.delay\(\)"):
+        (double.bind(1) | double).delay_sync()
+
+
+async def test_a_schedule_sends_one_job(bench: Bench) -> None:
+    with pytest.raises(TypeError, match="a schedule sends one job: put one that sends the flow"):
+        await schedules.put("nightly", double.bind(1) | double, Every(60))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
