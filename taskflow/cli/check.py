@@ -118,7 +118,7 @@ def _lease_of(record: Record) -> Lease:
     """Return a lease like the one that a worker would get for the job."""
     sent = (*Envelope.__struct_fields__, "extras")
     return Lease(
-        envelope=Envelope(id=record.id, job=record.job, queue=record.queue, payload=record.payload or b""),
+        envelope=Envelope(id=record.id, job=record.job, queue=record.queue, payload=record.payload or b"", member=record.member),
         epoch=0,
         claim=ClaimId(b"", 0, 0),
         created_at=0,

@@ -87,7 +87,7 @@ class ExpectedCall:
 
     def differences(self, sent: SentJob) -> list[str]:
         """Return a line for each argument and option in which a job differs from the expected one."""
-        found = [] if sent.envelope.payload == self._payload else list(self._of_arguments(sent.envelope.payload))
+        found = [] if sent.envelope.payload == self._payload else list(self._of_arguments(sent.envelope))
         due = due_at(sent.envelope, sent.created_at)
         computed: dict[str, Any] = {"after": to_seconds(due - sent.created_at), "at": due, "key": sent.envelope.key_text}
         for name, expected in self._options.items():
@@ -97,9 +97,9 @@ class ExpectedCall:
                 found.append(f"{name}=: {values[0]!r}, expected {values[1]!r}")
         return found
 
-    def _of_arguments(self, payload: bytes) -> Iterator[str]:
+    def _of_arguments(self, envelope: Envelope) -> Iterator[str]:
         try:
-            actual = decoded(self._job, payload)
+            actual = decoded(self._job, envelope)
         except CodecError as error:
             yield f"the arguments cannot be decoded: {error}"
             return
@@ -109,12 +109,30 @@ class ExpectedCall:
                 yield f"{name}: {found}, expected {expected}"
 
 
-def decoded(job: JobType[Any] | None, payload: bytes) -> Mapping[str, Any]:
-    """Return the arguments in a payload by name, with defaults if the job is known."""
-    if job is not None:
-        return job.decoded_arguments(payload)
-    plain: dict[str, Any] = decode_value(payload)
-    return plain
+class _Result:
+    """Stands for an argument that is the result of a job which has not run yet: it is equal to any value."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return "<the result of another job>"
+
+
+_RESULT: Final = _Result()
+
+
+def decoded(job: JobType[Any] | None, envelope: Envelope) -> Mapping[str, Any]:
+    """Return the arguments of a call by name, with defaults if the job is known."""
+    if job is None:
+        plain: dict[str, Any] = decode_value(envelope.payload)
+        return plain
+    if envelope.member is None or envelope.member.takes is None:
+        return job.decoded_arguments(envelope.payload)
+    beside = job.arguments_beside(envelope.member.takes, envelope.payload)
+    return {name: beside.get(name, _RESULT) for name in job.__signature__.parameters}
 
 
 def check_job(job: object) -> None:
@@ -144,7 +162,7 @@ def call_of(sent: SentJob, registry: Registry) -> str:
     envelope = sent.envelope
     job = registry.get(envelope.job)
     try:
-        args, kwargs = ((), decode_value(envelope.payload)) if job is None else job.codec.decode_arguments(envelope.payload)
+        args, kwargs = ((), decoded(job, envelope)) if job is None or envelope.member else job.codec.decode_arguments(envelope.payload)
     except CodecError as error:
         return f"{envelope.job}(undecodable: {error})"
     return f"{envelope.job}({_shown(args, kwargs)})"

@@ -260,7 +260,14 @@ class TaskflowJobs:
             ended_hooks = EndedHooks(self._app, self._broker, middleware, "run_all") if has_ended_hook(middleware) else None
             if ended_hooks is not None:
                 stack.push_async_callback(ended_hooks.close, STOP_TIMEOUT)
-            executor = TestExecutor(self._app, middleware=middleware, threads=threads, seams=self._seams, state=lifespan_state)
+            executor = TestExecutor(
+                self._app,
+                middleware=middleware,
+                threads=threads,
+                seams=self._seams,
+                state=lifespan_state,
+                read_notes=self._broker.notes,
+            )
             failed = list[Event]()
             scheduler = Scheduler(self._broker, self._app.registry, middleware, Events(failed.append), self._seams.start_thread)
             stack.callback(scheduler.close)

@@ -92,6 +92,15 @@ class RecordingBroker(MemoryBroker):
         for envelope in envelopes:
             self._sent.setdefault(envelope.id, envelope)
 
+    def awaiting(self, job_id: bytes, *, has_succeeded: bool) -> set[bytes]:
+        """Return the jobs of a flow that the end of this one may have made ready: a failure may concern any of them."""
+        ended = self._sent.get(job_id)
+        if ended is None or ended.member is None:
+            return set()
+        if has_succeeded:
+            return set(ended.joins)
+        return {each.id for each in self._sent.values() if each.member is not None and each.member.flow == ended.member.flow}
+
     def live(self) -> list[SentJob]:
         """Return the jobs that have not ended, oldest first."""
         records = self.perform(read(list(self._sent)))
@@ -338,9 +347,14 @@ class _InlinePass(Pass):
     def __init__(self, broker: RecordingBroker, state: PassState, ids: Sequence[bytes], ran: list[SentJob]) -> None:
         super().__init__(broker, state)
         self._ids = deque(ids)
+        self._awaiting = set[bytes]()
         self._ran = ran
 
     async def _leases(self) -> list[Lease]:
+        if self._awaiting and not self._ids and not self._running:
+            records = await self._broker.read(sorted(self._awaiting))
+            self._ids += [record.id for record in records if record is not None and record.status is Status.READY]
+            self._awaiting.clear()
         while self._ids and not self._running:
             self._request += 1
             lease = await self._broker.claim_one(self._session.id, self._request, self._ids.popleft())
@@ -353,4 +367,6 @@ class _InlinePass(Pass):
     def _settled(self, settlement: Settlement) -> None:
         if isinstance(settlement.verdict, Retried):
             self._ids.appendleft(settlement.id)
+        else:
+            self._awaiting |= self._broker.awaiting(settlement.id, has_succeeded=isinstance(settlement.verdict, Succeeded))
         self._ids += [envelope.id for envelope in settlement.follow_ups]

@@ -172,7 +172,10 @@ class Executor:
         if job.runs_in == "process" and self.children is not None:
             return self._verdict_of_child(holding, job, self.children)
         try:
-            given = job.codec.decode_arguments(lease.envelope.payload, results=0 if member is None else member.inputs)
+            if member is not None and member.takes is not None:  # `foresee` has no results
+                given = job.codec.decode_around(member.takes, lease.envelope.payload)
+            else:
+                given = job.codec.decode_arguments(lease.envelope.payload, results=0 if member is None else member.inputs)
         except BaseException as error:  # decoding calls the application's own checks
             return self._undecodable(holding, error)
         return self._run(holding, job, partial(self._call, holding, job, *given), given)
