@@ -13,6 +13,7 @@ import msgspec
 
 from taskflow.broker.admin import Admin, View
 from taskflow.broker.paging import first
+from taskflow.broker.protocol import Broker
 from taskflow.model import wording
 from taskflow.model.ids import id_text
 from taskflow.model.printable import moment, span
@@ -67,13 +68,39 @@ async def facts_of(
     return Facts(now=now, is_paused=is_paused, counts=counts, positions=positions, workers=await admin.workers(), rate=rate)
 
 
+class FlowFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The jobs of a job's flow that matter for its state.
+
+    `awaited`  some of those that it waits for, first those that have failed or were cancelled
+    `cause`    the one whose failure has cancelled it
+    """
+
+    awaited: Sequence[Record] = ()
+    cause: Record | None = None
+
+
+async def flow_facts_of(broker: Broker, record: Record) -> FlowFacts:
+    """Ask for them. Of the jobs that it waits for, this finds those among the `MAX_POSITIONS` before it in its flow."""
+    if record.member is None:
+        return FlowFacts()
+    if record.status is Status.HELD:
+        first = max(0, record.member.number - MAX_POSITIONS)
+        before = await broker.admin.flow(record.member.flow, first=first, limit=record.member.number - first)
+        awaited = [other for other in before if record.id in other.joins and other.status is not Status.SUCCEEDED]
+        return FlowFacts(awaited=sorted(awaited, key=lambda other: not other.status.is_ended))
+    if record.status is Status.CANCELLED and record.felled_by is not None:
+        [cause] = await broker.read([record.felled_by])
+        return FlowFacts(cause=cause)
+    return FlowFacts()
+
+
 async def _claims(admin: Admin, queue: str) -> int:
     return (await admin.metrics()).totals.get(queue, {}).get(Event.CLAIM, 0)
 
 
-def reasons(record: Record, facts: Facts) -> list[Reason]:
+def reasons(record: Record, facts: Facts, flow: FlowFacts | None = None) -> list[Reason]:
     """Return the reasons for the job's present state. The first one is the cause; the others may matter once it's resolved."""
-    found = list(_OF_STATUS[record.status](record, facts))
+    found = list(_OF_STATUS[record.status](record, facts) if record.member is None else _in_flow(record, facts, flow or FlowFacts()))
     if record.unreadable:
         columns = ", ".join(field.column for field in record.unreadable)
         found.insert(0, Reason(f"stored values cannot be read: {columns}", f"`taskflow jobs {_id(record)}` shows their bytes"))
@@ -94,6 +121,29 @@ def _held(record: Record, facts: Facts) -> Iterator[Reason]:
         yield Reason(f"it waits for {record.waiting_for}", cure)
     else:
         yield Reason("it waits for other jobs to end", "see `taskflow jobs --status running`")
+
+
+def _in_flow(record: Record, facts: Facts, flow: FlowFacts) -> Iterator[Reason]:
+    """Yield the reasons for a job in a flow: what it waits for, what has cancelled it, or what its failure has cancelled."""
+    assert record.member is not None
+    show = f"`taskflow flows {id_text(record.member.flow)}`"
+    if record.status is Status.HELD and record.awaits:
+        jobs = f"{record.awaits:,} jobs of its flow" if record.awaits > 1 else "a job of its flow"
+        such_as = "".join(f", {'such as ' if record.awaits > 1 else ''}{each.job} ({each.status})" for each in flow.awaited[:1])
+        again = f"`taskflow retry --flow {id_text(record.member.flow)}` runs what has not succeeded again"
+        has_ended = any(each.status.is_ended for each in flow.awaited)
+        yield Reason(f"it waits for {jobs}{such_as}", again if has_ended else f"{show} shows what it waits for")
+    elif record.status is Status.CANCELLED and record.felled_by == record.member.flow:
+        yield Reason("its flow was cancelled", f"`taskflow retry {_id(record)}` runs this job all the same; {show} shows the others")
+    elif record.status is Status.CANCELLED and record.felled_by is not None:
+        again = f"`taskflow retry {id_text(record.felled_by)}` runs that job again, and restores this one"
+        error = None if flow.cause is None else flow.cause.last_error
+        why = "" if flow.cause is None else f": {flow.cause.job}{'' if error is None else f': {error.type}: {error.message}'}"
+        yield Reason(f"{record.reason}{why}", again)
+    else:
+        yield from _OF_STATUS[record.status](record, facts)
+        if record.status in (Status.FAILED, Status.CANCELLED) and record.member.first < record.member.last:
+            yield Reason("the jobs of its flow that had not begun were cancelled with it", f"its retry restores them; {show} shows them")
 
 
 def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:

@@ -26,6 +26,7 @@ from taskflow.app.bulk_actions import (
     recorded,
     selection,
 )
+from taskflow.app.flow_tree import flow_of, to_retry
 from taskflow.app.operate import group_ids
 from taskflow.broker.admin import Redone
 from taskflow.broker.protocol import Broker
@@ -82,6 +83,10 @@ def act(arguments: argparse.Namespace) -> int:
 
 async def _act(app: App, arguments: argparse.Namespace) -> int:
     action, filters = arguments.command, command.given_filters(arguments)
+    if getattr(arguments, "flow", None) is not None:
+        if given := [*arguments.ids, *filters, *["--all"] * arguments.all]:
+            raise ConfigurationError(f"{action} takes --flow, ids, filters or --all: leave out {given[0]}, or --flow")
+        return await _on_flow(app, arguments)
     if getattr(arguments, "group", None) is not None:
         if arguments.ids or arguments.all:
             raise ConfigurationError("retry takes --group, ids or --all: leave out all but one")
@@ -118,6 +123,29 @@ async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
     report.jobs = [{"id": id_text(job_id), "answer": answer} for job_id, answer in zip(ids, answers, strict=True)]
     (report.print_dry if arguments.dry_run else report.print_done)(arguments)
     return Exit.NOT_FOUND if UNKNOWN in answers else Exit.OK if {CHANGED, ASKED}.issuperset(answers) else Exit.FAILED
+
+
+async def _on_flow(app: App, arguments: argparse.Namespace) -> int:
+    """Cancel a flow as a whole, or retry those of its jobs that have ended without success."""
+    call = CallBrokerOnce(broker := await existing_broker(app))
+    [named] = command.ids_of([arguments.flow])
+    flow, records = await flow_of(call, named)
+    if not records:
+        warn(f"no flow or job of a flow has the id {id_text(named)}, or it is no longer kept")
+        return Exit.NOT_FOUND
+    if arguments.command == "retry":
+        arguments.ids = [id_text(job_id) for job_id in to_retry(records)]
+        return await _on_ids(app, arguments)
+    report = Report(act="cancel", dry_run=arguments.dry_run, matching=sum(not record.status.is_ended for record in records))
+    if arguments.dry_run:
+        report.print_dry(arguments)
+    elif not confirmed(f"cancel {report.matching:,} jobs?", arguments):
+        return Exit.FAILED
+    else:
+        async with recorded(call, "cancel", which={"flow": id_text(flow)}, **operator(arguments)) as progress:
+            report.changed = progress.affected = await broker.admin.cancel_flow(flow)
+        report.print_done(arguments)
+    return Exit.OK
 
 
 async def _holder_of_key(broker: Broker, job_id: bytes) -> str:

@@ -22,6 +22,7 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "status": "taskflow status --watch",
         "jobs": "taskflow jobs --status failed --queue mail",
         "explain": "taskflow explain 01a20e69-e073-7000-9acc-49abe1cd4c9a",
+        "flows": "taskflow flows 01a20e69-e073-7000-9acc-49abe1cd4c9a",
         "failures": "taskflow failures --queue mail",
         "queues": "taskflow queues",
         "workers": "taskflow workers",
@@ -168,6 +169,9 @@ def _add_reports(command: Callable[..., Parser]) -> None:
     why = "Say why jobs are in their present state, the cause first, and what to do about it."
     explain = command("explain", "explain:explain", "say why a job has not run, or how it ended", why)
     explain.add_argument("ids", nargs="+", metavar="ID", help="the jobs")
+    trees = "Show flows as trees: below each job are those that it waits for."
+    flows = command("flows", "flows:flows", "show flows, and what their jobs wait for", trees)
+    flows.add_argument("ids", nargs="+", metavar="ID", help="the flows, or jobs of them")
     causes = "List the causes for which jobs have failed, the most frequent first."
     failures = command("failures", "reports:failures", "list failed jobs by their cause", causes, status=None, poison=False)
     _queue_and_job(failures)
@@ -298,6 +302,9 @@ def _acts(parser: Parser, action: str, *, default: str) -> None:
     parser.add_argument("ids", nargs="*", metavar="ID", help="these jobs, instead of filters")
     _filter_options(parser, default, STATUSES_FOR[action])
     parser.add_argument("--all", action="store_true", help=f"all jobs that are {default}, instead of ids and filters")
+    if action in ("retry", "cancel"):
+        of_flow = "all jobs of this flow" if action == "cancel" else "the failed jobs of this flow, and those that were cancelled with them"
+        parser.add_argument("--flow", metavar="ID", help=f"{of_flow}, instead of ids and filters")
     parser.add_argument("--dry-run", action="store_true", help="only print how many jobs would be affected")
     _yes(parser)
     _operator(parser)

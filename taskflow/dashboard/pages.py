@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 from markupsafe import Markup
@@ -15,8 +16,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from taskflow.app.app import default_app
-from taskflow.app.bulk_actions import DEFAULTS, POSSIBLE, ActionName
-from taskflow.app.explanation import Facts, Reason, facts_of, reasons
+from taskflow.app.bulk_actions import DEFAULTS, POSSIBLE, ActionName, CallBrokerOnce
+from taskflow.app.explanation import Facts, Reason, facts_of, flow_facts_of, reasons
+from taskflow.app.flow_tree import TreeLine, flow_records, summary_of, tree_of
 from taskflow.app.job_display import AT_A_GLANCE, arguments_of, detail, record_json, result_of
 from taskflow.app.operate import Failures, WorkerInfo, failure_groups, operate
 from taskflow.app.schedules import schedules
@@ -128,10 +130,13 @@ async def job(request: Request) -> Response:
     now, limits, access = datetime.now(UTC), default_app().limits, access_of(request)
     arguments, problem = arguments_of(record, limits, AT_A_GLANCE) if access.show_arguments else (None, None)
     result, result_problem = result_of(record, limits, AT_A_GLANCE) if access.show_arguments else (None, None)
+    tree, flow_summary = await _flow_of(record)
     return await render(
         request,
         "job.html",
         record=record,
+        tree=tree,
+        flow_summary=flow_summary,
         fields=(fields := record_json(record)),
         trace=trace_of(fields["headers"]),
         why=await why(record, now),
@@ -144,6 +149,19 @@ async def job(request: Request) -> Response:
         result_problem=result_problem,
         actions={name: LABELS[name] for name in LABELS if record.status in POSSIBLE[name] and (name != "purge" or record.status in ENDED)},
     )
+
+
+async def _flow_of(record: Record) -> tuple[list[TreeLine], str]:
+    """Return the tree of the job's flow, and how many jobs of each status it has."""
+    member = record.member
+    if member is None:
+        return [], ""
+
+    async def read() -> tuple[list[TreeLine], str]:
+        records = await call(lambda broker: flow_records(CallBrokerOnce(broker), member.flow))
+        return [*islice(tree_of(records), MAX_ROWS)], summary_of(records)
+
+    return await remembered(("flow", member.flow), read, keep=5.0)
 
 
 def trace_of(headers: Mapping[str, str]) -> str:
@@ -162,7 +180,7 @@ def access_of(request: Request) -> Access:
 
 async def why(record: Record, now: datetime) -> list[Reason]:
     facts: Facts = await call(lambda broker: facts_of(broker.admin, record, now, sample_time=0, max_positions=MAX_POSITIONS))
-    return reasons(record, facts)
+    return reasons(record, facts, await call(lambda broker: flow_facts_of(broker, record)))
 
 
 async def record_of(text: str) -> Record:

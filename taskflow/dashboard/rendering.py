@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from taskflow.model.ids import id_text
 from taskflow.model.printable import duration, indented, json_text, one_line, span
 
 HERE: Final = Path(__file__).parent
@@ -102,7 +103,7 @@ _templates.filters |= {
     "duration": duration,
     "absolute": absolute,
 }
-_templates.globals |= {"path_of": path_of, "version": VERSION}
+_templates.globals |= {"path_of": path_of, "id_text": id_text, "version": VERSION}
 
 
 def root_of(request: Request) -> str:

@@ -17,9 +17,10 @@ from taskflow.broker.admin import EXAMINED
 from taskflow.dashboard import Access, charts, dashboard, rendering
 from taskflow.model.clock import ManualClock
 from taskflow.model.codec import Limits, encode_by_name, encode_value
-from taskflow.model.envelope import Lease
+from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.fingerprint import cause_of
+from taskflow.model.flow import Member, Tie
 from taskflow.model.ids import id_text
 from taskflow.model.measures import Measure, MeasuresRecord, pack_measures
 from taskflow.model.verdict import Failed, RunError, Settlement
@@ -413,3 +414,23 @@ async def test_a_store_that_is_away_is_503(
     assert "10.0.0.7" not in page.answer.text
     await site.get("/queues/%1B%5B2J", code=503)
     assert "\x1b" not in caplog.text
+
+
+async def test_the_page_of_a_job_shows_its_flow(world: World, site: Site) -> None:
+    """Below each job are those that it waits for. The job of the page stands out."""
+    last, flow = b"l" * 16, b"f" * 16
+    counts = [
+        Envelope(id=bytes([n]) * 16, job="count", payload=b"", member=Member(flow, n, 0, 2), joins=(last,), ties=(Tie(n),)) for n in (0, 1)
+    ]
+    total = Envelope(id=last, job="total", payload=b"", awaits=2, member=Member(flow, 2, 0, 2, "numbers", True, 2))
+    await world.broker.enqueue([*counts, total])
+    page = await site.get(f"{PREFIX}/jobs/{id_text(last)}")
+    assert "3 jobs: 1 held, 2 ready" in page.text
+    assert "it waits for 2 jobs of its flow, such as count (ready)" in page.text
+    assert [f"{PREFIX}/jobs/{id_text(each.id)}" for each in (total, *counts)] == [
+        link for link in page.links if "/jobs/0" in link or id_text(last) in link
+    ]
+    assert page.answer.text.count('class="level"') == 2
+    assert page.answer.text.count('<tr class="current">') == 1
+    other = await world.add()
+    assert "it waits for" not in (await site.get(f"{PREFIX}/jobs/{id_text(other.id)}")).text

@@ -1,0 +1,51 @@
+"""`taskflow flows ID`: shows flows as trees."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from taskflow.app.app import App
+from taskflow.app.bulk_actions import CallBrokerOnce
+from taskflow.app.flow_tree import TreeLine, flow_json, flow_of, summary_of, tree_of
+from taskflow.cli.command import existing_broker, ids_of, on_store
+from taskflow.cli.exit_codes import Exit
+from taskflow.cli.terminal import BOLD, OF_STATUS, Column, painted, print_json, table, warn
+from taskflow.model.ids import id_text
+from taskflow.model.record import Record
+
+
+@on_store
+async def flows(app: App, arguments: argparse.Namespace) -> int:
+    call = CallBrokerOnce(await existing_broker(app))
+    found = [await flow_of(call, flow) for flow in ids_of(arguments.ids)]
+    if arguments.json:
+        print_json([flow_json(flow, records) if records else None for flow, records in found])
+    for number, (flow, records) in enumerate(found if not arguments.json else ()):
+        if not records:
+            warn(f"no flow or job of a flow has the id {id_text(flow)}, or it is no longer kept")
+        else:
+            print(*[""] * (number > 0), *_lines(flow, records), sep="\n")
+    return Exit.OK if all(records for _, records in found) else Exit.NOT_FOUND
+
+
+def _lines(flow: bytes, records: Sequence[Record]) -> Iterator[str]:
+    yield painted(f"flow {id_text(flow)}  {summary_of(records)}", BOLD)
+    yield from table(_COLUMNS, [*tree_of(records)], detail=_NOTE, color=None)
+
+
+def _job(line: TreeLine) -> str:
+    return "  " * line.level + (line.text if line.record is None else line.record.job)
+
+
+_COLUMNS: Final = (
+    Column("JOB, AND BELOW IT WHAT IT WAITS FOR", _job),
+    Column(
+        "STATUS",
+        lambda line: "" if line.record is None else line.record.status,
+        color=lambda line: None if line.record is None else OF_STATUS.get(line.record.status),
+    ),
+    Column("ID", lambda line: "" if line.record is None else id_text(line.record.id)),
+)
+_NOTE: Final = Column("NOTE", lambda line: line.note)
