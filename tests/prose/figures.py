@@ -30,6 +30,9 @@ MAX_WORDS = 35
 HIGHEST_MEAN = 18.0
 
 
+CHOPPY_WORDS, CHOPPY_RUN = 8, 3
+
+
 def figures(sentences: list[str]) -> Figures:
     lengths = [words(sentence) for sentence in sentences]
     return Figures(
@@ -43,6 +46,17 @@ def figures(sentences: list[str]) -> Figures:
 
 def too_long(sentences: list[str]) -> list[str]:
     return [sentence for sentence in sentences if words(sentence) > MAX_WORDS]
+
+
+def choppy(paragraphs: list[list[str]]) -> list[str]:
+    """Return the sentences of each paragraph that are short one after another: what belongs together reads better in one sentence."""
+    found = []
+    for paragraph in paragraphs:
+        for end in range(CHOPPY_RUN, len(paragraph) + 1):
+            run = paragraph[end - CHOPPY_RUN : end]
+            if all(words(sentence) <= CHOPPY_WORDS for sentence in run):
+                found.append(" ".join(run))
+    return found
 
 
 def with_phrases(sentences: list[str]) -> list[str]:

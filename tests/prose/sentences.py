@@ -21,7 +21,7 @@ ROOT: Final = Path(__file__).parents[2]
 _WORD: Final = re.compile(r"\w[\w'./:=@-]*")
 _END: Final = re.compile(r"(?<=[.!?])[)\"”*_]*\s+(?=[A-Z`\"“(*\[0-9]|taskflow\b)|\n\s*\n")
 _ABBREVIATION: Final = re.compile(r"\b(e\.g|i\.e|etc|vs)\.", re.IGNORECASE)
-_GENERATED: Final = re.compile(r"<!-- (\w+) writes this -->.*?<!-- end of \1 -->", re.DOTALL)
+_GENERATED: Final = re.compile(r"<!-- ([\w-]+) writes this -->.*?<!-- end of \1 -->", re.DOTALL)
 _FENCE: Final = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 _ITEM: Final = re.compile(r"^ *(?:[-*]|\d+\.) +", re.MULTILINE)
 _SQL: Final = re.compile(r"\b(SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER TABLE|DROP|PRAGMA|SET LOCAL|BEGIN|COMMENT ON|RETURNING|EXISTS)\b")
@@ -42,12 +42,17 @@ def sentences(prose: str) -> list[str]:
 
 def of_page(page: Path) -> list[str]:
     """Return the sentences of a page: no code, no headings, no links' targets. A table's cell and a list's item stand for themselves."""
+    return [sentence for paragraph in paragraphs_of(page) for sentence in paragraph]
+
+
+def paragraphs_of(page: Path) -> list[list[str]]:
+    """Return the sentences of each paragraph, list's item and table's cell of a page."""
     text = _GENERATED.sub("", page.read_text())
     text = _FENCE.sub("", text)
     text = re.sub(r"^ {4,}\S.*$|^#.*$|^[|] ?:?-.*$", "\n", text, flags=re.MULTILINE)
     text = re.sub(r"\]\([^)]*\)", "]", text)
     text = re.sub(r"`[^`]+`", "CODE", text)
-    return [sentence for block in _blocks(text) for sentence in sentences(block)]
+    return [sentences(block) for block in _blocks(text)]
 
 
 def _blocks(text: str) -> Iterator[str]:
@@ -58,12 +63,15 @@ def _blocks(text: str) -> Iterator[str]:
             yield from _ITEM.split(paragraph)
 
 
+PAGES: Final = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+
+
 def of_readme() -> list[str]:
-    return of_page(ROOT / "README.md")
+    return of_page(PAGES[0])
 
 
 def of_docs() -> list[str]:
-    return [sentence for page in sorted(ROOT.glob("docs/**/*.md")) for sentence in of_page(page)]
+    return [sentence for page in PAGES[1:] for sentence in of_page(page)]
 
 
 def of_help() -> list[str]:
