@@ -29,7 +29,7 @@ POSITIONS_AT_ONCE: Final = 200
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """One reason, and a remedy if there is one."""
+    """One reason, and its cure if there is one."""
 
     text: str
     cure: str = ""
@@ -108,7 +108,7 @@ def reasons(record: Record, facts: Facts, flow: FlowFacts | None = None) -> list
 
 
 def short_reason(job: str, reason: str) -> str:
-    """Return the reason without the remedy and the job's name, which are shown next to it."""
+    """Return the reason without its cure and the job's name, which are shown next to it."""
     reason = reason.removesuffix(f"; {wording.WAYS_OUT}").removesuffix(f" (in a call of {job})")
     reason = re.sub(r"(\S+): is a required argument and was not given", r"the argument `\1` is required, and was not given", reason)
     return re.sub(r"(\S+): the function has no such argument", r"the function has no argument `\1`", reason)
@@ -148,7 +148,7 @@ def _in_flow(record: Record, facts: Facts, flow: FlowFacts) -> Iterator[Reason]:
 
 def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:
     if (record.waiting_for or "").startswith(wording.WAITS_AT_GATE.partition("%")[0]):
-        yield Reason(f"it waits for a slot of {record.waiting_for}", "a run that ends hands its slot on; `taskflow jobs --status running`")
+        yield Reason(f"it waits for a slot of {record.waiting_for}", "a run that ends passes its slot on; `taskflow jobs --status running`")
         if facts.is_paused:
             yield _paused(record, ", so no worker takes it when it is ready")
         return
@@ -206,7 +206,7 @@ def _ready(record: Record, facts: Facts) -> Iterator[Reason]:
         seconds = min(worker.seconds_since_beat for worker in knowing)
         yield Reason(
             f"no heartbeat for {span(seconds)} from {_workers(knowing)}, which could run it",
-            "start another one, or look at the log if it should be running",
+            "start another one, or check its log if it should be running",
         )
     else:
         slots, busy = sum(worker.session.concurrency for worker in alive), sum(worker.leases for worker in alive)
@@ -230,12 +230,12 @@ def _behind(record: Record, facts: Facts) -> Iterator[Reason]:
             yield Reason(behind)
         return
     if ahead <= 0:
-        next_one = f"is the next one in queue {record.queue}" if position == 0 else "nothing is known to hold it up"
-        yield Reason(f"{since}, and {next_one}", "look again: a worker is about to take it")
+        next_one = f"is the next one in queue {record.queue}" if position == 0 else "nothing is known to block it"
+        yield Reason(f"{since}, and {next_one}", "check again: a worker is about to take it")
         return
     about = ""
     if facts.rate is not None:
-        about = f"; at the present rate its turn comes in about {span(ahead / facts.rate)}" if facts.rate else "; none was claimed just now"
+        about = f"; at the current rate its turn comes in about {span(ahead / facts.rate)}" if facts.rate else "; none was claimed just now"
     yield Reason(f"{behind}{about}", "wait, start more workers, or send it with a higher priority")
 
 
@@ -243,7 +243,7 @@ def _running(record: Record, facts: Facts) -> Iterator[Reason]:
     since = record.started_at or record.claimed_at or facts.now
     lasted = span((facts.now - since).total_seconds())
     if record.cancel_requested:
-        yield Reason("it was asked to stop, and has not stopped yet", "code in a thread must check `ctx.cancelled`")
+        yield Reason("it was asked to stop, but has not stopped yet", "code in a thread must check `ctx.cancelled`")
     silent = [w for w in facts.workers if w.session.name == record.worker and w.seconds_since_beat > w.session.ttl / 2]
     if silent:
         is_lone = not any(worker.is_alive for worker in facts.workers if worker.session.name != record.worker)
@@ -252,7 +252,7 @@ def _running(record: Record, facts: Facts) -> Iterator[Reason]:
             f"after {span(silent[0].session.ttl)} another worker takes the job{'; none is running: start one' if is_lone else ''}",
         )
     if record.started_at is None:
-        yield Reason(f"worker {record.worker} took it {lasted} ago, and has not reported its start yet")
+        yield Reason(f"worker {record.worker} took it {lasted} ago, but has not reported its start yet")
     else:
         yield Reason(f"it has been running on {record.worker} for {lasted}, attempt {record.attempt} of {record.max_attempts}")
     if record.progress is not None:
@@ -273,12 +273,12 @@ def _failed(record: Record, facts: Facts) -> Iterator[Reason]:
 
 
 def _cancelled(record: Record, facts: Facts) -> Iterator[Reason]:
-    cure = f"`taskflow retry {_id(record)}` runs it all the same"
+    cure = f"`taskflow retry {_id(record)}` runs it anyway"
     if record.reason == wording.EXPIRED and facts.is_paused:
         pause = _paused(record)
-        yield Reason(f"it expired before a worker had started it; {pause.text}", f"{pause.cure}; then {cure}")
+        yield Reason(f"it expired before a worker started it; {pause.text}", f"{pause.cure}; then {cure}")
     elif record.reason == wording.EXPIRED:
-        yield Reason("it expired: no worker had started it in time", f"start more workers, or send with a longer `expires`; {cure}")
+        yield Reason("it expired: no worker started it in time", f"start more workers, or send with a longer `expires`; {cure}")
     elif (record.reason or "").startswith(wording.REPLACED_BY.partition("%")[0]):
         yield Reason(f"it was {record.reason}, which has the same key", "look at that job")
     else:

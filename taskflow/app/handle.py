@@ -147,7 +147,7 @@ class JobHandle(Generic[R_co]):
             why = f"{self!r} has ended and its result is no longer kept: read it sooner, or raise keep_result="
             return ResultExpired(why, job_id=self.id)
         if self._origin is Origin.TRANSACTION:
-            not_there = "the transaction in which it was sent has not committed, or was rolled back; or it has ended and is no longer kept"
+            not_there = "its transaction has not committed or was rolled back, or the job has ended and is no longer kept"
             return UnknownJob(f"the store does not know {self!r}: {not_there}", job_id=self.id)
         return UnknownJob(f"the store does not know job {self.id}, or no longer keeps it", job_id=self.id)
 

@@ -38,8 +38,8 @@ def pauses_within(timeout: float) -> Pauses:
 
 def gave_up(timeout: float, why: str) -> BrokerUnavailable:
     return BrokerUnavailable(
-        f"the broker has been away for {timeout:g} s: {why}; the last request may have taken effect all the same. "
-        "Check that the broker runs and can be reached, or raise enqueue_timeout="
+        f"the broker has not answered for {timeout:g} s: {why}; the last request may have taken effect anyway. "
+        "Check that the broker is running and reachable, or raise enqueue_timeout="
     )
 
 

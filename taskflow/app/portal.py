@@ -61,12 +61,12 @@ def _discard(awaitable: Awaitable[object]) -> None:
         awaitable.close()  # otherwise Python warns that the coroutine was never awaited
 
 
-_AT_EXIT: Final = "taskflow cannot send or ask any more, because Python is exiting: do so before the end of the program"
+_AT_EXIT: Final = "taskflow can no longer reach the broker, because Python is exiting: do this before the program ends"
 
 
 INTERRUPTED: Final = (
-    "taskflow cannot send or ask here: a signal handler or `__del__` has interrupted its own work in this thread. Send from the program's "
-    "own code"
+    "taskflow cannot reach the broker here: a signal handler or `__del__` has interrupted its work in this thread. Send from the "
+    "program's normal code"
 )
 """In these situations the caller would wait for a lock that its own thread holds, or for an answer that its own thread has to give."""
 

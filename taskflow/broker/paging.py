@@ -163,7 +163,7 @@ def _decoded(
 ) -> tuple[Status | None, int | None, Position | None]:
     """Decode a cursor. Raises ValueError if `_encoded` can't have made it for these sections."""
     if not isinstance(cursor, str):
-        raise TypeError(f"cursor={shown(cursor)}: expected the cursor of the page before, which is a str")
+        raise TypeError(f"cursor={shown(cursor)}: expected the cursor of the previous page, which is a str")
     try:
         if len(cursor) > _MAX_CURSOR:
             raise ValueError("it is too long")
@@ -175,9 +175,9 @@ def _decoded(
         if until is not None and not 0 <= until < _MAX_TIME:
             raise ValueError("its time is out of bounds")
     except (ValueError, KeyError, msgspec.MsgspecError) as error:
-        raise ValueError("the cursor is damaged: give the one of the page before, unchanged") from error
+        raise ValueError("the cursor is damaged: use the one from the previous page, unchanged") from error
     if status not in sections:
-        raise ValueError("the cursor belongs to another view: give it with the filters of the page before")
+        raise ValueError("the cursor belongs to another view: use it with the filters of the previous page")
     return status, until, position
 
 

@@ -116,7 +116,7 @@ def positive(text: str, most: int | None = None, why: str = "") -> int:
 
 def filled(text: str) -> str:
     if not text:
-        raise argparse.ArgumentTypeError("it is empty, as an unset variable of a shell is")
+        raise argparse.ArgumentTypeError("it is empty, perhaps because a shell variable is not set")
     return text
 
 

@@ -143,7 +143,7 @@ async def _watch(app: App, bar: Bar, worker: subprocess.Popen[bytes]) -> None:
     bar.close()
     if done < bar.total and code is not None:
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        counts = f"{done:,} of {bar.total:,} jobs are done, the others wait for another worker"
+        counts = f"{done:,} of {bar.total:,} jobs are done; the others wait for another worker"
         raise TaskflowError(f"the worker ended too early ({how}): {counts}")
 
 

@@ -38,7 +38,7 @@ def listener(host: str, port: int, option: str = "--health-port") -> socket.sock
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family)
     except (OSError, UnicodeError) as error:
-        raise ConfigurationError(f"{option}: nothing can listen on {host!r}, port {port}: {error}") from error
+        raise ConfigurationError(f"{option}: cannot listen on {host!r}, port {port}: {error}") from error
 
 
 class HealthServer:

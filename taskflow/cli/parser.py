@@ -93,7 +93,7 @@ def a_parser() -> Parser:
     _add_actions(command)
     examine = "Check the store's settings, and its indexes. Exits with 1 if there is a problem."
     doctor = command("doctor", "doctor:doctor", "check whether jobs are safe in the store", examine)
-    computes = "compute indexes and counts from the records, with workers stopped, after another program has changed the store"
+    computes = "with workers stopped: recompute indexes and counts from the records, after another program has changed the store"
     doctor.add_argument("--rebuild", action="store_true", help=computes)
     _yes(doctor)
     _operator(doctor)
@@ -147,8 +147,8 @@ def _add_runs(command: Callable[..., Parser]) -> None:
     send.add_argument("--after", type=seconds, metavar="S", help="run it in S seconds or later; also 90m, 12h, 7d")
     send.add_argument("--key", metavar="K", help="send nothing if a live job has this key, and print the id of that job")
     _operator(send)
-    fits = "Say whether the waiting and running jobs would run with the code of the modules. Runs none. Exits with 1 if one would not."
-    check = command("check", "check:check", "say whether the waiting jobs would run with this code", fits)
+    fits = "Check whether the waiting and running jobs would run with this code, without running any. Exits with 1 if a job would not."
+    check = command("check", "check:check", "check whether the waiting jobs would run with this code", fits)
     _modules(check)
     check.add_argument("--queue", action="append", metavar="Q", help="only jobs of this queue; may be repeated")
     _limit(check, 10_000, "look at N jobs of each queue")
@@ -164,7 +164,7 @@ def _add_reports(command: Callable[..., Parser]) -> None:
     jobs.add_argument("ids", nargs="*", metavar="ID", help="show these jobs: arguments, result, runs on a timeline, error")
     _filter_options(jobs)
     _limit(jobs, 50, "list at most N jobs")
-    jobs.add_argument("--cursor", metavar="TEXT", help="list the next page: the text that the page before has printed")
+    jobs.add_argument("--cursor", metavar="TEXT", help="list the next page: the cursor that the previous page printed")
     jobs.add_argument("--verbose", action="store_true", help="with ids: show long values, and the tracebacks of all errors")
     why = "Say why jobs are in their present state, the cause first, and what to do about it."
     explain = command("explain", "explain:explain", "say why a job has not run, or how it ended", why)
@@ -183,7 +183,7 @@ def _add_reports(command: Callable[..., Parser]) -> None:
     command("workers", "status:workers", "list the running workers", fleet)
     events = "Show how often each event has happened since the store was created."
     counts = command("metrics", "reports:metrics", "count events by queue", events)
-    counts.add_argument("--prometheus", action="store_true", help="print queues, events and workers as Prometheus reads them")
+    counts.add_argument("--prometheus", action="store_true", help="print queues, events and workers in the format of Prometheus")
     log = "List what operators did to jobs, queues and schedules, the newest first."
     audit = command("audit", "reports:audit", "list what operators did", log)
     _limit(audit, 50, "list at most N actions")
@@ -202,7 +202,7 @@ def _add_actions(command: Callable[..., Parser]) -> None:
     group.add_argument("--then", type=stages, default=(), metavar="N,...", help="the sizes of further stages, such as 10,100,all")
     group.add_argument("--rate", type=positive, metavar="N", help="retry at most N jobs a second")
     group.add_argument("--wait", type=seconds, default=300.0, metavar="S", help="stop if a stage takes longer (default: 300)")
-    early = "Make jobs ready that wait for their time, or for their next attempt. Limits, pauses and the order of keys still apply."
+    early = "Make jobs ready that are waiting for their time or their next attempt. Limits, pauses and the order of keys still apply."
     _acts(command("run-now", "job_actions:act", "run scheduled jobs now", early), "run-now", default="scheduled")
     stop = "Cancel waiting jobs at once, and ask running ones to stop."
     _acts(command("cancel", "job_actions:act", "cancel jobs", stop), "cancel", default="held, scheduled, ready and running")
@@ -243,9 +243,9 @@ def _schedules(parser: Parser) -> None:
 
     _add_output_options(action("list", "list_schedules", "list all schedules, or show given ones in full"), argparse.SUPPRESS)
     for name, summary in (
-        ("trigger", "add a job of schedules now; their next times fire all the same"),
+        ("trigger", "add a job of schedules now; their next times still fire"),
         ("pause", "stop schedules"),
-        ("resume", "end a pause; times that have passed meanwhile do not fire"),
+        ("resume", "end a pause; times that passed during the pause do not fire"),
         ("remove", "remove schedules that no running worker declares"),
         ("backfill", "add a job for each time of schedules in a span"),
     ):
@@ -267,7 +267,7 @@ def _schedules(parser: Parser) -> None:
     following.add_argument("--every", type=seconds, metavar="SECONDS", help="an interval, instead of an expression")
     following.add_argument("--tz", default="UTC", metavar="ZONE", help="the time zone, such as Europe/Paris (default: UTC)")
     following.add_argument("--count", type=count, default=5, metavar="N", help="the number of times, at most 10000 (default: 5)")
-    following.add_argument("--from", dest="start", type=time, metavar="TIME", help="begin at this time in that zone (default: now)")
+    following.add_argument("--from", dest="start", type=time, metavar="TIME", help="start at this time in that zone (default: now)")
     _add_output_options(following, argparse.SUPPRESS, has_broker=False)
     parser.list_commands({"actions": OF_SCHEDULES})
 
@@ -284,13 +284,13 @@ def _limits(parser: Parser) -> None:
         added.set_defaults(module=f"limits:{module}")
         return added
 
-    listing = action("list", "list_limits", "list the limits that hold up jobs, or whose number was set")
+    listing = action("list", "list_limits", "list the limits that currently hold up jobs, or whose number was set")
     listing.add_argument("names", nargs="*", metavar="NAME", help="only limits with these names")
     _add_output_options(listing, argparse.SUPPRESS)
-    setting = action("set", "set_limit", "set the number of a limit for one value of its key, whatever the code declares")
+    setting = action("set", "set_limit", "set the number of a limit for one value of its key, overriding the code")
     setting.add_argument("name", metavar="NAME", help="the limit: the name of a job, or that of a Limit")
     setting.add_argument("key", nargs="?", metavar="KEY", help="the value of its key, unless it counts all calls together")
-    setting.add_argument("n", metavar="N", help='the number, or "declared" to let that of the code count again')
+    setting.add_argument("n", metavar="N", help='the number, or "declared" to restore the number in the code')
     module = "import this module, which declares the limit; may be repeated"
     setting.add_argument("--module", dest="modules", action="append", default=[], metavar="MODULE", help=module)
     _operator(setting)
@@ -338,7 +338,7 @@ def _yes(parser: Parser) -> None:
 def _operator(parser: Parser) -> None:
     """Add the flags for the audit log."""
     parser.add_argument("--reason", default="", metavar="TEXT", help="why, for the audit log")
-    parser.add_argument("--by", metavar="WHO", help="who acts, for the audit log (default: your user and machine)")
+    parser.add_argument("--by", metavar="WHO", help="who is acting, for the audit log (default: your user and machine)")
 
 
 def _add_output_options(parser: Parser, default: Any = None, *, has_broker: bool = True) -> None:

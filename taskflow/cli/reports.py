@@ -70,7 +70,7 @@ async def audit(app: App, arguments: argparse.Namespace) -> int:
     lines = table(_ACTION_COLUMNS, records, below=_below_action, color=None) if records else ()
     show(arguments, map(_action_json, records), lines)
     if not records and not arguments.json:
-        print("no action of an operator is recorded", file=sys.stderr)
+        print("no operator has done anything yet", file=sys.stderr)
     if len(records) == arguments.limit and not arguments.json:
         print(f"there may be more: --before {records[-1].number}", file=sys.stderr)
     return Exit.OK

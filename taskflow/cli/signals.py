@@ -61,7 +61,7 @@ class ForcedExit:
             while (deadline := self._deadlines.get(timeout=None if ends_at is None else max(0.0, ends_at - time.monotonic()))) is not None:
                 ends_at = deadline if ends_at is None else min(ends_at, deadline)
             return
-        forced = partial(log.error, "the process did not exit in time and is killed")
+        forced = partial(log.error, "the process did not exit in time; killing it")
         _run_for(WARNING_TIMEOUT, forced if self._code == Exit.FORCED else warn_of_slow_exit)
         os._exit(self._code)
 

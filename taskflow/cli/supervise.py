@@ -118,8 +118,8 @@ class SupervisorSocket:
         if self._runs_left is not None:
             self._runs_left -= 1
             if self._runs_left == 0:
-                took = "this worker has run its number of jobs (--max-jobs)"
-                log.info("%s: another one takes over, and the runs of this one still finish", took)
+                took = "this worker has reached --max-jobs"
+                log.info("%s: another one takes over, while this one finishes its runs", took)
                 self._retire()
 
     def _retire(self) -> None:

@@ -28,9 +28,9 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
     add("--grace", type=seconds, default=25.0, metavar="S", help="seconds that runs have to finish when stopping (default: 25)")
     lapse = "seconds without a heartbeat after which other workers take its jobs (default: 20)"
     add("--ttl", type=ttl, default=20.0, metavar="S", help=lapse)
-    start = "seconds to wait at the start for a broker that does not answer; then exit with 3 (default: 30; 0: at once)"
+    start = "seconds to wait at startup for a broker that does not answer, before exiting with 3 (default: 30; 0: do not wait)"
     add("--start-timeout", type=seconds, default=30.0, metavar="S", help=start)
-    stall = "seconds for which a job may block the event loop; then exit with 5, and other workers take its jobs"
+    stall = "seconds for which a job may block the event loop; after that the worker exits with 5, and other workers take its jobs"
     stall += " (default: 300; 0: no limit)"
     add("--stall-limit", type=seconds, default=300.0, metavar="S", help=stall)
     add("--health-port", type=port, metavar="PORT", help="answer /live and /ready over HTTP (0: any free port)")

@@ -56,7 +56,7 @@ PATIENCE: Final = 1.0  # seconds that a request waits for an action before it sh
 MAX_KEPT: Final = 50  # ended actions to keep for their pages
 REFRESH: Final = "2"  # seconds
 ELSEWHERE: Final = (
-    "This process does not know the action. If the server has others, one of them may: this page asks again every two seconds. The audit "
+    "This process does not know the action, but another process may: this page asks again every two seconds. The audit "
     "log has what was done."
 )
 PAST: Final[dict[ActionName, str]] = {"retry": "retried", "run-now": "made ready", "cancel": "cancelled", "purge": "discarded"}

@@ -32,7 +32,7 @@ HEADERS: Final = {
 
 CLOSED: Final = "The dashboard is closed. The application opens it with dashboard(authorize=...)."
 REFUSED: Final = "You may not see this dashboard."
-READ_ONLY: Final = "You may look, but not act."
+READ_ONLY: Final = "You may view this dashboard, but not change anything."
 OTHER_SITE: Final = "This request does not come from a page of the dashboard."
 
 
@@ -112,7 +112,7 @@ class Guard:
             found = await run_in_threadpool(authorize, request)
         access = await found if inspect.isawaitable(found) else found
         if access is not None and not isinstance(access, Access):
-            raise TypeError(f"authorize of dashboard() returned {shown(access)}: expected an Access, or None to refuse")
+            raise TypeError(f"the authorize function of dashboard() returned {shown(access)}: expected an Access, or None to refuse")
         return access
 
 

@@ -123,7 +123,7 @@ class Live:
 
     async def stream(self, request: Request) -> Response:
         if POLLS in request.scope:
-            raise HTTPException(404, "This server has no stream of changes.")
+            raise HTTPException(404, "This server cannot stream changes.")
         events = self.sampler().changes(request.headers.get("last-event-id", ""))
         return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})  # for nginx
 

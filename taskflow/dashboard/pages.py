@@ -67,7 +67,7 @@ async def groups_of(view: View, most: int = GROUPS_AT_ONCE, deploy: str = "", *,
 async def overview(request: Request) -> Response:
     async def rate() -> Markup | None:
         history = await operate.history()
-        return charts.rate(charts.buckets(history, timedelta(hours=1)), "Runs a minute in the last hour") if history else None
+        return charts.rate(charts.buckets(history, timedelta(hours=1)), "Runs per minute in the last hour") if history else None
 
     queues, workers, paused_jobs, chart = await asyncio.gather(
         operate.queues(), operate.workers(), operate.paused_jobs(), remembered("rate", rate, keep=15.0)
@@ -318,9 +318,9 @@ def _drawn(history: list[MeasuresRecord], hours: int, queue: str, job: str) -> d
     drawn: dict[str, Any] = {}
     if any(bucket.measure.number for bucket in found):
         drawn = {
-            "rate": charts.rate(found, "Runs a minute"),
-            "waits": charts.quantiles(found, "Wait of 50 % and 95 %", lambda measure, share: measure.wait_of(share)),
-            "times": charts.quantiles(found, "Run time of 50 % and 95 %", lambda measure, share: measure.time_of(share)),
+            "rate": charts.rate(found, "Runs per minute"),
+            "waits": charts.quantiles(found, "Wait, median and 95th percentile", lambda measure, share: measure.wait_of(share)),
+            "times": charts.quantiles(found, "Run time, median and 95th percentile", lambda measure, share: measure.time_of(share)),
         }
     names = sorted({pair for each in history for pair in each.measures})
     return {

@@ -129,7 +129,7 @@ class TaskflowBackend(_Base):
             raise ImproperlyConfigured(
                 f'TASKS["{self.alias}"] has "transaction": "join", but no broker is configured. Add "broker", the URL of the database '
                 f'"{self.database}", to its OPTIONS, or set TASKFLOW_BROKER. An app that calls configure(broker=...) in its ready() '
-                "must stand before taskflow.django in INSTALLED_APPS"
+                "must come before taskflow.django in INSTALLED_APPS"
             )
         if (why := _difference(app.broker_url(), connections[self.database])) is not None:
             raise ImproperlyConfigured(
@@ -169,7 +169,7 @@ def _result(result_id: str, info: JobInfo | None) -> Any:
         autodiscover_modules("tasks")
     known = default_app().registry.get(info.job)
     if known is None or (task := task_of(known)) is None:
-        raise _DoesNotExist(f"{result_id} is the job {info.job}, which is no task that this process has declared")
+        raise _DoesNotExist(f"{result_id} is the job {info.job}, which is not a task that this process has declared")
     return result_of(info, task)
 
 
@@ -186,7 +186,7 @@ def apply_settings() -> None:
     brokers = [*dict.fromkeys(each.options["broker"] for each in ours if each.options.get("broker"))]
     if len(brokers) > 1:
         named = " and ".join(map(masked, brokers))
-        raise ImproperlyConfigured(f"TASKS names the brokers {named}, but a process has one: separate tasks by their queues instead")
+        raise ImproperlyConfigured(f"TASKS names the brokers {named}, but a process has only one: separate tasks by their queues instead")
     app = default_app()
     try:
         app.integrate(broker=brokers[0] if brokers else None)

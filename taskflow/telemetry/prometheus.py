@@ -106,7 +106,7 @@ def worker_metrics(many: Iterable[WorkerFacts]) -> Generator[Metric]:
     labels = ("queue", "job")
     runs = CounterMetricFamily("taskflow_runs", "Runs that have ended, by their outcome.", labels=(*labels, "outcome"))
     times = HistogramMetricFamily("taskflow_run_seconds", "How long runs took.", labels=labels)
-    waits = HistogramMetricFamily("taskflow_wait_seconds", "How long jobs waited from their due time to their claim.", labels=labels)
+    waits = HistogramMetricFamily("taskflow_wait_seconds", "How long jobs waited between their due time and their claim.", labels=labels)
     for pair, measure in unpack_measures(facts.measures).items():
         for outcome, n in measure.runs.items():
             runs.add_metric((*pair, outcome), n)
@@ -117,7 +117,7 @@ def worker_metrics(many: Iterable[WorkerFacts]) -> Generator[Metric]:
     slots.add_metric(("busy",), facts.busy)
     slots.add_metric(("free",), facts.free)
     yield slots
-    yield GaugeMetricFamily("taskflow_loop_lag_seconds", "For how long a job has blocked the event loop; 0 if none does.", facts.loop_lag)
+    yield GaugeMetricFamily("taskflow_loop_lag_seconds", "How long a job has blocked the event loop; 0 if none does.", facts.loop_lag)
     errors = CounterMetricFamily("taskflow_broker_errors", "Calls to the broker that failed and were repeated.", labels=("verb",))
     for verb, n in facts.broker_errors.items():
         errors.add_metric((verb,), n)

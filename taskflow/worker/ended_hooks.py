@@ -163,7 +163,7 @@ class EndedHooks:
             for task in self._tasks():
                 task.cancel()
             if untold:
-                log_safely(log.warning, "%s.ended() was not done with %d ended job(s) when the worker ended", self._names(), untold)
+                log_safely(log.warning, "%s.ended() had not handled %d ended job(s) when the worker ended", self._names(), untold)
 
     def _tasks(self) -> set[asyncio.Task[None]]:
         return self._calling if self._reading is None else {self._reading, *self._calling}

@@ -455,7 +455,7 @@ class Executor:
 
 def end_forked_process() -> NoReturn:
     """End a process that a job has forked, and in which the job has returned or raised: it would continue as a second worker."""
-    log_safely(log.error, "a job has returned in a process that it had forked, which ends now: end such a process with os._exit()")
+    log_safely(log.error, "a job has returned in a process that it forked; this process ends now. End such processes with os._exit()")
     os._exit(1)
 
 

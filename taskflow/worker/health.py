@@ -62,7 +62,7 @@ class WorkerHealth:
         if self._watchdog() is None:
             return HealthCheck(False, self._without_watchdog())
         if self.is_winding_down:
-            return HealthCheck(False, "the worker winds down and claims nothing more")
+            return HealthCheck(False, "the worker is winding down and claims no more jobs")
         session = self._session()
         if session is None or session.is_over:
             return HealthCheck(False, "the worker's session has ended, and the next one has not begun")
@@ -84,7 +84,7 @@ class WorkerHealth:
             "left_behind": runs.left_behind,
         }
         if runs.is_stuck:
-            return HealthCheck(False, f"no job can start: functions that were given up still run in all {runs.left_behind} slots", facts)
+            return HealthCheck(False, f"no job can start: abandoned functions still occupy all {runs.left_behind} slots", facts)
         if beaten is None or beaten > max(ANSWER_TIMEOUT, self._ttl / 2):
             return HealthCheck(False, _not_for("a heartbeat", beaten), facts)
         # With every slot taken, the worker need not claim, but the runs must be settled when they end.

@@ -50,12 +50,12 @@ def log_event(event: Event) -> None:
             words = f"was completed in a transaction that was rolled back: {outcome}{details}"
             _say(max(level, logging.WARNING), lease, words)
         case events.QuarantineStarted(lease, seconds):
-            words = f"was lost with its worker {lease.crashes} times in a row: nothing else begins here for {seconds:g} s, or until it ends"
+            words = f"was lost with its worker {lease.crashes} times in a row: nothing else starts here for {seconds:g} s, or until it ends"
             _say(logging.INFO if lease.crashes > 1 else logging.DEBUG, lease, words)
         case events.HandedBackOften(lease):
             _say(logging.WARNING, lease, f"was handed back {lease.hand_backs} times without an outcome: {INTERRUPTED_HINT}")
         case events.SettlementBlocked(lease):
-            _say(logging.WARNING, lease, "has ended, but another program's open transaction blocks the store's write; trying again")
+            _say(logging.WARNING, lease, "has ended, but another program's open transaction blocks the write to the store; trying again")
         case events.VerdictRejected(lease, _, instead):
             _say(logging.ERROR, lease, f"failed for good: {_of(instead.error)}")
         case events.ReportDropped(lease, why):
@@ -75,7 +75,7 @@ def _log_own(event: Event) -> None:
         case events.ServiceFailed(service, error, pause):
             log.error("%s failed and starts again in %.1f s; this is a bug in taskflow or its broker", service, pause, exc_info=error)
         case events.WaitingForBroker(why, seconds):
-            log.warning("the broker does not answer yet; trying again for at most %g s: %s", seconds, why)
+            log.warning("the broker does not answer yet; trying for at most %g s: %s", seconds, why)
         case events.ScheduleFired(name, job_id, is_added, late_by):
             words = f"added job {id_text(job_id)}" if is_added else f"added no job, because job {id_text(job_id)} exists"
             log.info("schedule %s %s, %.3f s after its time", one_line(name), words, late_by)

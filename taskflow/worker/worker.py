@@ -245,7 +245,7 @@ class Worker:
             except Exception:
                 if error is None:
                     raise
-                log.exception("the lifespan's exit failed too, after %s", type(error).__name__)
+                log.exception("the lifespan's cleanup failed too, after %s", type(error).__name__)
 
     def end_grace_period(self) -> None:
         """End the grace period early: cancel the runs now, or as soon as the worker winds down."""
@@ -274,7 +274,7 @@ class Worker:
 
     async def _poll(self, poll: Callable[[], Awaitable[T]]) -> T:
         def note(error: Exception, times: int) -> None:
-            self._events.emit(BrokerCallFailed("a check of the queues", str(error), times))
+            self._events.emit(BrokerCallFailed("checking the queues", str(error), times))
 
         return await retry(poll, PAUSES, on=BrokerUnavailable, note=note)
 

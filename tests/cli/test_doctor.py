@@ -115,8 +115,8 @@ EVICTING = {"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}
     [
         ({"settings": {"requirepass": "hunter2"}}, "", "persistence", "problem", ""),
         ({"aof": True, "appendfsync": "everysec"}, "", "persistence", "note", "a power failure may lose the last second or more"),
-        ({"aof": True, "appendfsync": "everysec"}, "?durability=fsync", "persistence", "ok", "survives a power failure"),
-        ({"aof": True, "appendfsync": "always"}, "", "persistence", "ok", "survives a power failure"),
+        ({"aof": True, "appendfsync": "everysec"}, "?durability=fsync", "persistence", "ok", "survive a power failure"),
+        ({"aof": True, "appendfsync": "always"}, "", "persistence", "ok", "survive a power failure"),
         ({"aof": True, "settings": EVICTING}, "", "eviction", "problem", "allkeys-lru"),
     ],
     ids=["no persistence", "each second", "each second, but the URL waits", "always", "evicting"],

@@ -154,7 +154,7 @@ async def behind_the_holder_of_its_key(world: World) -> Job:
     return await world.add(key="k", on_conflict=OnConflict.REPLACE)
 
 
-@cause("it waits for a slot of limit imports of acme", "a run that ends hands its slot on")
+@cause("it waits for a slot of limit imports of acme", "a run that ends passes its slot on")
 async def at_a_gate(world: World) -> Job:
     gate = Gate(gate_id("imports", "acme"), "imports", "acme", 1)
     await world.add(limits=(gate,))
@@ -177,7 +177,7 @@ async def handed_back_often(world: World) -> Job:
     return lease
 
 
-@cause("it was asked to stop, and has not stopped yet", "ctx.cancelled")
+@cause("it was asked to stop, but has not stopped yet", "ctx.cancelled")
 async def asked_to_stop(world: World) -> Job:
     lease = await world.running()
     await world.cancel(lease)
@@ -216,7 +216,7 @@ async def running(world: World) -> Job:
     return lease
 
 
-@cause("worker worker took it 3s ago, and has not reported its start yet")
+@cause("worker worker took it 3s ago, but has not reported its start yet")
 async def not_begun(world: World) -> Job:
     lease = await world.running()
     world.clock.advance(3.0)
@@ -234,14 +234,14 @@ async def poisonous(world: World) -> Job:
     return job
 
 
-@cause("it expired: no worker had started it in time", "start more workers")
+@cause("it expired: no worker started it in time", "start more workers")
 async def expired(world: World) -> Job:
     job = await world.add(expires=10.0)
     await world.pass_time(11.0)
     return job
 
 
-@cause("it expired before a worker had started it; queue default is paused", "`taskflow resume default` ends the pause; then")
+@cause("it expired before a worker started it; queue default is paused", "`taskflow resume default` ends the pause; then")
 async def expired_in_a_pause(world: World) -> Job:
     job = await world.add(expires=10.0)
     await world.broker.admin.pause("default")
@@ -278,7 +278,7 @@ _CAUSES |= {
     "out of attempts": (settled(failed, max_attempts=1), f"its last attempt, 1 of 1, failed: {NO_USER}", "taskflow retry"),
     "not retried": (settled(failed), f"{NO_USER}; this error is not retried", "taskflow retry"),
     "discarded": (settled(discarded), "it was discarded: not wanted", "taskflow retry"),
-    "cancelled": (settled(cancelled), "it was cancelled: asked to", "runs it all the same"),
+    "cancelled": (settled(cancelled), "it was cancelled: asked to", "runs it anyway"),
 }
 
 
@@ -316,11 +316,11 @@ READY = Record(id=b"j" * 16, job="work", queue="mail", status=Status.READY, crea
     ("place", "others", "rate", "told"),
     [
         (0, 5, 10.0, "and is the next one in queue mail"),
-        (1, 5, 10.0, "behind 1 other in queue mail; at the present rate its turn comes in about 0s"),
-        (31, 500, 2.0, "behind 31 others in queue mail; at the present rate its turn comes in about 16s"),
+        (1, 5, 10.0, "behind 1 other in queue mail; at the current rate its turn comes in about 0s"),
+        (31, 500, 2.0, "behind 31 others in queue mail; at the current rate its turn comes in about 16s"),
         (31, 500, 0.0, "behind 31 others in queue mail; none was claimed just now"),
-        (None, 50_000, 100.0, "behind at least 1,000 others in queue mail; at the present rate its turn comes in about 10s"),
-        (None, 0, None, "and nothing is known to hold it up"),
+        (None, 50_000, 100.0, "behind at least 1,000 others in queue mail; at the current rate its turn comes in about 10s"),
+        (None, 0, None, "and nothing is known to block it"),
     ],
 )
 def test_the_place_of_a_ready_job_is_told(place: int | None, others: int, rate: float | None, told: str) -> None:

@@ -251,9 +251,9 @@ def connected(server: HealthServer, address: str = "127.0.0.1") -> socket.socket
 
 
 def test_an_address_that_is_not_ours_is_said() -> None:
-    with pytest.raises(ConfigurationError, match=r"--health-port: nothing can listen on '192\.0\.2\.1', port 0: "):
+    with pytest.raises(ConfigurationError, match=r"--health-port: cannot listen on '192\.0\.2\.1', port 0: "):
         listener("192.0.2.1", 0)
-    with pytest.raises(ConfigurationError, match="nothing can listen on 'no such host'"):
+    with pytest.raises(ConfigurationError, match="cannot listen on 'no such host'"):
         listener("no such host", 0)
 
 

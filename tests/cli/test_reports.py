@@ -148,7 +148,7 @@ def test_what_changes_nothing_is_not_recorded(cli: Cli, stock: Stock) -> None:
     cli("jobs", "--status", "failed")
 
     said = cli("audit")
-    assert (said.out, said.err) == ("", "no action of an operator is recorded\n")
+    assert (said.out, said.err) == ("", "no operator has done anything yet\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -106,7 +106,7 @@ def test_it_listens_where_it_is_asked_to(store: str) -> None:
         _, err = server.end()
     assert "not encrypted" in err
     assert taken.returncode == 2
-    assert taken.stderr.startswith("taskflow: --port: nothing can listen on '0.0.0.0', port ")
+    assert taken.stderr.startswith("taskflow: --port: cannot listen on '0.0.0.0', port ")
 
 
 def test_a_store_that_does_not_exist_is_said_at_once(tmp_path: Path) -> None:

@@ -338,11 +338,12 @@ async def test_charts_show_the_history_and_teach_how_to_record_one(site: Site) -
             await world.add(queue="mail")
             await world.broker.admin.record_measures(bytes(16), pack_measures({("mail", "letter"): MAIL, ("other", "x"): Measure()}))
             page = await site.get("/charts")
-            assert [tag["aria-label"] for tag in page.all("svg")] == ["Runs a minute", "Wait of 50 % and 95 %", "Run time of 50 % and 95 %"]
+            titles = ["Runs per minute", "Wait, median and 95th percentile", "Run time, median and 95th percentile"]
+            assert [tag["aria-label"] for tag in page.all("svg")] == titles
             assert "60 30 2ms 1.0s 2.1s 2.1s" in page.text
             assert "60 30" in (await site.get("/charts", hours=24, queue="mail", job="letter")).text
             assert "No run was measured in this time" in (await site.get("/charts", queue="other")).text
-            assert "Runs a minute in the last hour" in (await site.get("/")).text
+            assert "Runs per minute in the last hour" in (await site.get("/")).text
             queue = await site.get("/queues/mail")
             assert [tag["aria-label"] for tag in queue.all("svg")] == ["Waits in the last day", "Run times in the last day"]
             assert "letter 60 2ms 1.0s 2.1s 2.1s" in queue.text

@@ -142,7 +142,7 @@ async def test_a_person_who_may_only_look_cannot_act(memory: World, path: str) -
     failed = await memory.add(queue="mail")
     async with Site(lambda request: Access("eve")) as site:
         page = await site.post(path, code=403, action="pause", id=id_text(failed.id))
-        assert "not act" in page.text
+        assert "not change anything" in page.text
         await site.get("/act", code=403, action="retry", id=id_text(failed.id))
         for shown in ("/jobs", f"/jobs/{id_text(failed.id)}", "/queues/mail", "/failures", "/schedules"):
             page = await site.get(shown)

@@ -160,7 +160,7 @@ def drained(shell: Shell, call: str) -> str:
 
 def test_a_process_that_a_job_has_forked_does_not_go_on_as_a_second_worker(shell: Shell) -> None:
     """It outlived the worker, and filled a processor and the log."""
-    assert drained(shell, "fork.bind()").count("a job has returned in a process that it had forked, which ends now") == 1
+    assert drained(shell, "fork.bind()").count("a job has returned in a process that it forked; this process ends now") == 1
     assert (shell.folder / "status").read_text() == str(1 << 8)
 
 

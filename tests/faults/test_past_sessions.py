@@ -74,7 +74,7 @@ async def test_a_worker_whose_threads_are_all_left_behind_claims_nothing_until_o
     async with a_thread_left_behind(broker, heard) as worker:
         handle = await plain.delay()
         ready = worker.health.ready()
-        assert (ready.is_well, ready.why) == (False, "no job can start: functions that were given up still run in all 1 slots")
+        assert (ready.is_well, ready.why) == (False, "no job can start: abandoned functions still occupy all 1 slots")
         assert ready.facts["free"] == 0
         async with Worker(options=quick(heard, concurrency=1)):
             assert await handle.result(10) == "epoch 1"

@@ -20,7 +20,7 @@ async def greet(name: str) -> None:
     print(f"hello {name}\\n", end="", flush=True)
 """
 
-SAYS_SO = r"WARNING (?:\[\d+\] )?the broker does not answer yet; trying again for at most [\d.]+ s: "
+SAYS_SO = r"WARNING (?:\[\d+\] )?the broker does not answer yet; trying for at most [\d.]+ s: "
 
 
 @pytest.fixture

@@ -98,4 +98,4 @@ async def test_drained_asks_again_while_the_broker_is_away(broker: MemoryBroker,
     async with Worker(options=WorkerOptions(subscribers=(heard,))) as worker:
         async with asyncio.timeout(60):
             await worker.drained()
-    assert [event.operation for event in heard.of(BrokerCallFailed)] == ["a check of the queues"] * 2
+    assert [event.operation for event in heard.of(BrokerCallFailed)] == ["checking the queues"] * 2

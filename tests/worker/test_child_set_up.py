@@ -112,7 +112,7 @@ async def test_a_lifespan_that_fails_at_its_end_says_so_in_the_log(ledger: Path,
         async with asyncio.timeout(TIMEOUT):
             while "LookupError: nothing to close" not in printed.of("stderr"):  # noqa: ASYNC110  # nobody rings for it
                 await asyncio.sleep(0.01)
-    assert printed.of("stderr")[0].startswith("child_lifespan has failed at its end: Traceback")
+    assert printed.of("stderr")[0].startswith("child_lifespan failed during cleanup: Traceback")
 
 
 async def test_a_lifespan_that_does_not_end_is_cut_off(ledger: Path, set_up: SetUp) -> None:

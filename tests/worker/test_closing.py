@@ -237,7 +237,7 @@ async def test_a_lifespan_whose_exit_fails_does_not_hide_the_blocks_error(broker
     with pytest.raises(LookupError, match="the block's own"), caplog.at_level(logging.ERROR, "taskflow.worker"):
         async with Worker(options=options(EventRecorder())):
             raise LookupError("the block's own")
-    assert "the lifespan's exit failed too, after LookupError" in caplog.text
+    assert "the lifespan's cleanup failed too, after LookupError" in caplog.text
     assert "the pool could not be closed" in caplog.text
 
 

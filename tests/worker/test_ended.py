@@ -153,7 +153,7 @@ async def test_a_slow_hook_delays_no_settlement_and_ends_with_the_worker(caplog:
         assert [await handle.result(20) for handle in handles] == ["returns"] * number
     await asyncio.sleep(0)
     assert Hanging.cancelled == Hanging.called < number
-    assert f"Hanging.ended() was not done with {number} ended job(s) when the worker ended" in caplog.text
+    assert f"Hanging.ended() had not handled {number} ended job(s) when the worker ended" in caplog.text
 
 
 async def test_ends_beyond_the_bound_are_dropped_and_counted_in_the_log(

@@ -110,7 +110,7 @@ async def test_a_worker_that_winds_down_lives_and_is_not_ready(broker: FaultyBro
         await Run.started.wait()
         await until(worker.health.ready, is_well=True)
         ending = asyncio.create_task(_see_end(worker))
-    assert await ending == (True, "the worker winds down and claims nothing more")
+    assert await ending == (True, "the worker is winding down and claims no more jobs")
 
 
 async def _see_end(worker: Worker) -> tuple[bool, str]:

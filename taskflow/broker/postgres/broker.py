@@ -200,7 +200,7 @@ class PostgresBroker(EngineBroker):
             Finding(
                 "persistence",
                 "ok" if risk is None else "problem",
-                "changes are on disk before they are answered" if risk is None else risk,
+                "changes are on disk before they are acknowledged" if risk is None else risk,
             ),
             Finding("wake-ups", "ok", "notifications arrive") if trouble is None else Finding("wake-ups", "note", trouble),
             Finding("room", "ok", f"the tables take {row['size']:,} bytes"),
@@ -342,5 +342,5 @@ class PostgresBroker(EngineBroker):
 _RISKS: Final = {
     "fsync": "fsync is off: a crash of the machine may lose or damage everything",
     "full_page_writes": "full_page_writes is off: a crash of the machine may damage everything, unless its file system writes whole pages",
-    "synchronous_commit": "synchronous_commit is off: a crash of the server may lose the latest changes, although they were answered",
+    "synchronous_commit": "synchronous_commit is off: a crash of the server may lose the latest changes, although they were acknowledged",
 }

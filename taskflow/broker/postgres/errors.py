@@ -46,7 +46,7 @@ def connect_error(error: Exception, tls: str, within: float) -> Exception:
             return Unsuitable("does not speak PostgreSQL: check host and port in the broker URL")
         return Unsuitable(f"offers no TLS, which tls={tls} in the broker URL requires, or does not speak PostgreSQL")
     if isinstance(error, asyncpg.ConnectionDoesNotExistError | ConnectionResetError):
-        return ConnectionError("it closed the connection before it answered; perhaps it does not speak PostgreSQL")
+        return ConnectionError("it closed the connection before answering; perhaps it is not a PostgreSQL server")
     return error
 
 

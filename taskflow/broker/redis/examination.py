@@ -60,7 +60,7 @@ class Comparison:
             return Rebuilt(corrected=dict(self._found)) if self._found else None
         if not self._repairs:
             return None
-        raise BrokerUnavailable("jobs are added or changed all the time, so they cannot be counted: stop the programs that do so")
+        raise BrokerUnavailable("jobs keep being added or changed, so they cannot be counted: stop the programs that do this")
 
     async def _compare(self, of: str, *arguments: Any) -> Sequence[Any]:
         self._check_time()

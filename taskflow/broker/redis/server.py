@@ -231,7 +231,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     def _eviction(self) -> Finding:
         if self.evicts:
             return Finding("eviction", "problem", f"maxmemory-policy is {self.policy}: a full server deletes jobs; set noeviction")
-        return Finding("eviction", "ok", f"maxmemory-policy is {self.policy}: a full server refuses new jobs and loses none")
+        return Finding("eviction", "ok", f"maxmemory-policy is {self.policy}: a full server refuses new jobs, but loses none")
 
     def _room(self) -> Finding:
         if not self.maxmemory:
@@ -243,7 +243,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
         if self.has_aof:
             how = settings.get("appendfsync", "everysec")
             if how == "always" or is_fsync:
-                return Finding("persistence", "ok", f"append-only file, appendfsync {how}: an answered enqueue survives a power failure")
+                return Finding("persistence", "ok", f"append-only file, appendfsync {how}: acknowledged jobs survive a power failure")
             return Finding(
                 "persistence",
                 "note",
@@ -260,7 +260,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     def _replication(self) -> Finding:
         if not self.replicas:
             return Finding("replication", "note", "no replica: jobs are lost with the machine")
-        return Finding("replication", "ok", f"{self.replicas} replica(s); a failover may lose changes that they have not received")
+        return Finding("replication", "ok", f"{self.replicas} replica(s); a failover may lose changes that have not reached them")
 
     @property
     def evicts(self) -> bool:

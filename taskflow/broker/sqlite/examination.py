@@ -38,7 +38,7 @@ def examine(store: SqliteStore) -> list[Finding]:
     found = _pages(store)
     return [
         Finding("file", "ok", f"{path}: {size:,} bytes, SQLite {sqlite3.sqlite_version}"),
-        Finding("persistence", "ok", "enqueues and outcomes are on disk before they are answered"),
+        Finding("persistence", "ok", "enqueues and outcomes are on disk before they are acknowledged"),
         found,
         Finding("indexes", "note", "not compared with the records of a damaged file") if found.level == "problem" else _indexes(store),
         _permissions(path),

@@ -124,7 +124,7 @@ def _refuse_collisions(keys: Iterable[Any]) -> None:
         if first is not key and first != key:
             alike[number] = alike.get(number, 0) + 1
             if alike[number] > MAX_COLLISIONS:
-                raise ShapeError(f"has more than {MAX_COLLISIONS} keys or items with the same hash, which looks like an attack")
+                raise ShapeError(f"has more than {MAX_COLLISIONS} keys or items with the same hash, which may be an attack")
 
 
 def _elements(wire: Any, expected: str) -> list[Any]:

@@ -246,7 +246,7 @@ class Lifespan:
         try:
             await self._leave()
         except BaseException as error:
-            print("child_lifespan has failed at its end:", failure_of(error, 1).traceback, file=sys.stderr, flush=True)
+            print("child_lifespan failed during cleanup:", failure_of(error, 1).traceback, file=sys.stderr, flush=True)
 
     async def _enter(self, lifespan: Any) -> None:
         if isinstance(lifespan, AbstractAsyncContextManager):

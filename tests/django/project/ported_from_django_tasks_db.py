@@ -148,12 +148,12 @@ class DatabaseBackendTestCase(Case):
 
     def test_invalid_task_path(self) -> None:
         handle = send_sync("subprocess.check_output", args=[["exit", "1"]], kwargs={})
-        with self.assertRaisesMessage(TaskResultDoesNotExist, "the job subprocess.check_output, which is no task"):
+        with self.assertRaisesMessage(TaskResultDoesNotExist, "the job subprocess.check_output, which is not a task"):
             default_task_backend.get_result(handle.id)
 
     def test_missing_task_path(self) -> None:
         handle = send_sync("missing.func", args=[], kwargs={})
-        with self.assertRaisesMessage(TaskResultDoesNotExist, "the job missing.func, which is no task"):
+        with self.assertRaisesMessage(TaskResultDoesNotExist, "the job missing.func, which is not a task"):
             default_task_backend.get_result(handle.id)
 
     @override_settings(INSTALLED_APPS=[])

@@ -199,7 +199,7 @@ async def test_a_foreign_server_is_said_not_to_speak_postgresql(answer: bytes) -
         error = await said_by(f"postgresql://app@{HOST}:{port}/app")
         assert isinstance(error, BrokerRefused)
         assert "does not speak PostgreSQL: check host and port" in str(error)
-        assert "perhaps it does not speak PostgreSQL" in str(await said_by(f"postgresql://app@{HOST}:{port}/app?tls=disable"))
+        assert "perhaps it is not a PostgreSQL server" in str(await said_by(f"postgresql://app@{HOST}:{port}/app?tls=disable"))
 
 
 async def test_a_certificate_that_does_not_fit_is_refused() -> None:

@@ -157,7 +157,7 @@ async def test_a_question_to_a_store_that_is_away_is_given_up(bench: Bench, ask:
     away.is_away = True
     with bench.app.using(away.as_broker):
         configure(enqueue_timeout=0.05)
-        with pytest.raises(BrokerUnavailable, match=r"away for 0.05 s: the store is away; .*Check that the broker runs"):
+        with pytest.raises(BrokerUnavailable, match=r"not answered for 0.05 s: the store is away; .*Check that the broker is running"):
             await getattr(handle, ask)()
 
 

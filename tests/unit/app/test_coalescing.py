@@ -124,7 +124,7 @@ async def test_a_flush_that_a_stranger_cancels_asks_again_for_those_who_still_wa
 async def test_a_store_that_stays_away_is_given_up(watched: Watched, bench: Bench) -> None:
     configure(enqueue_timeout=0.1)
     watched.is_away = True
-    with pytest.raises(BrokerUnavailable, match=r"away for 0.1 s: the store is away; .*enqueue_timeout="):
+    with pytest.raises(BrokerUnavailable, match=r"not answered for 0.1 s: the store is away; .*enqueue_timeout="):
         await add.delay(1)
     assert watched.calls["enqueue"] > 1, "it was tried again"
 

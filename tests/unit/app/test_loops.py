@@ -364,7 +364,7 @@ def test_a_destructor_that_interrupts_taskflow_itself_is_refused_at_once(tmp_pat
     assert run_script(tmp_path, BEGIN + place_of + INTERRUPTS) == f"{INTERRUPTED}\nsent\n"
 
 
-TOO_LATE = "taskflow cannot send or ask any more, because Python is exiting: do so before the end of the program"
+TOO_LATE = "taskflow can no longer reach the broker, because Python is exiting: do this before the program ends"
 
 
 def test_a_script_that_has_sent_ends_at_once(tmp_path: Path) -> None:

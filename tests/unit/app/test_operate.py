@@ -237,7 +237,7 @@ REFUSED: list[tuple[Callable[[], Awaitable[object]], type[Exception], str]] = [
     (lambda: operate.purge(status="ready", error="oh"), ValueError, "purge cannot select waiting jobs by an error"),
     (lambda: operate.page(limit=0), ValueError, "limit=0: expected a whole number, at least 1"),
     (lambda: operate.page(cursor="x"), ValueError, "the cursor is damaged"),
-    (lambda: operate.page(cursor=5), TypeError, "cursor=5: expected the cursor of the page before, which is a str"),  # type: ignore[arg-type]
+    (lambda: operate.page(cursor=5), TypeError, "cursor=5: expected the cursor of the previous page, which is a str"),  # type: ignore[arg-type]
 ]
 
 
