@@ -98,7 +98,7 @@ class App:
         self._forget_settings(given.get("broker"))
 
     def integrate(self, **given: Any) -> None:
-        """Apply settings of a framework, which `configure` overrides. Its middleware surrounds that of the application."""
+        """Apply settings of a framework, which `configure` overrides. Its middleware surrounds the application's."""
         checked(given)
         self._integrated.update(given)
         self._forget_settings(given.get("broker"))

@@ -116,7 +116,7 @@ def dependencies_of(parameters: Sequence[inspect.Parameter]) -> dict[str, Depend
 
 
 def _refuse_annotated(parameter: inspect.Parameter) -> None:
-    """Raise DeclarationError for a dependency in an annotation. A type checker would ask every caller for the argument."""
+    """Raise DeclarationError for a dependency in an annotation: type checkers would demand the argument from every caller."""
     annotation = parameter.annotation
     is_written = isinstance(annotation, str) and "Annotated[" in annotation and "depends(" in annotation
     if is_written or any(isinstance(each, Dependency) for each in getattr(annotation, "__metadata__", ())):

@@ -269,7 +269,7 @@ async def act(call: CallBroker, action: ActionName, view: View) -> AsyncIterator
     done = ActionResult()
     if action == "purge":
         ended, waiting = (_narrowed(view, statuses) for statuses in (ENDED, WAITING))
-        left = await count(call, waiting) if waiting is not None else 0  # jobs that are added meanwhile cannot keep it running
+        left = await count(call, waiting) if waiting is not None else 0  # jobs added in the meantime can't keep it running
         if ended is not None:
             async for records in pages(call, ended):
                 found = await apply(call, action, [record.id for record in records])
@@ -288,7 +288,7 @@ async def act(call: CallBroker, action: ActionName, view: View) -> AsyncIterator
     async for records in pages(call, view):
         ids = [record.id for record in records if record.id not in acted]
         if action == "run-now":
-            acted.update(ids)  # one that has run meanwhile and waits again, due later, is on a later page, too
+            acted.update(ids)  # a job that has run in the meantime and waits again, due later, is on a later page too
         done += ActionResult.of(await apply(call, action, ids) if ids else ())
         yield done
 

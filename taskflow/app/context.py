@@ -71,7 +71,7 @@ class JobContext:
         job: NamesArguments | None = None,
         given: CallArguments | None = None,
     ) -> None:
-        if lease is None:  # outside a run: it stands for the first and only attempt
+        if lease is None:  # outside a run: as if in the first and only attempt
             envelope = Envelope(id=_new_id(), job=job_name, payload=b"", queue=queue, max_attempts=1)
             lease = Lease(envelope=envelope, epoch=1, claim=ClaimId(b"", 0, 0), created_at=_clock.wall())
         self._lease = lease

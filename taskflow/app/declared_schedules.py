@@ -167,7 +167,8 @@ class DeclaredSchedule:
 
 
 def plan_of(times: Any, envelope: Envelope, *, jitter: float, terms: dict[str, Any]) -> SchedulePlan:
-    """Return the plan of a schedule whose jobs have this envelope's fields. Raises ValueError for a start time, or a key with `overlap`."""
+    """Return the plan of a schedule whose jobs have this envelope's fields. Raises ValueError if it has a start time, or both a key and
+    `overlap`."""
     if envelope.after or envelope.at is not None:
         raise ValueError("a schedule decides when its jobs start: leave after=, at= and debounce= out of its options")
     if envelope.key is not None and terms["overlap"] != "allow":

@@ -90,7 +90,7 @@ class _Whole(Protocol[Q, R_co, S_co]):
     @overload
     def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> R_co: ...
     @overload
-    def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> S_co: ...  # type: ignore[overload-cannot-match]  # a function must match both
+    def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> S_co: ...  # type: ignore[overload-cannot-match]  # a function must match both overloads
 
 
 _Async: TypeAlias = Coroutine[Any, Any, R]
@@ -272,7 +272,7 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
 
 
 def check_batch(function: Callable[..., Any], runs_in: RunsIn, policy: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError if the function cannot be that of a batch job."""
+    """Raise TypeError or ValueError if the function can't be used for a batch job."""
     if runs_in == "process" or policy.get("timeout_raises"):
         raise ValueError('batch= excludes runs_in="process" and timeout_raises=True')
     parameters = list(inspect.signature(function).parameters.values())

@@ -36,7 +36,7 @@ class Reason(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of the store around a job, for `reasons`."""
+    """The state of the store around a job, from which `reasons` derives the reasons."""
 
     now: datetime  # by the store's clock, as far as it is known
     is_paused: bool = False

@@ -23,7 +23,7 @@ AT_A_GLANCE: Final = DisplayLimits(characters=400, items=20, levels=4)
 
 
 def detail(record: Record) -> str:
-    """Return what matters most about a job in its present state: its error, or what it waits for."""
+    """Return the most important fact about a job in its current state: its error, or what it waits for."""
     schedule = f"by schedule {record.headers[SCHEDULE]}" if SCHEDULE in record.headers else ""
     return "  ".join(filter(None, (schedule, _why(record))))
 

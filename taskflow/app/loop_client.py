@@ -52,8 +52,8 @@ class _Pending(msgspec.Struct, Generic[Q, A]):
 class Coalescer(Generic[Q, A]):
     """Bundles the questions that callers in one event loop ask (envelopes to add, or ids to read) into shared calls to the store.
 
-    While the store is unavailable, questions are sent again, with those that have arrived meanwhile. Each fails with BrokerUnavailable
-    `timeout` seconds after it was asked. If a caller is cancelled, its question may already have been sent.
+    While the store is unavailable, questions are sent again, together with those that have arrived in the meantime. Each fails with
+    BrokerUnavailable `timeout` seconds after it was asked. If a caller is cancelled, its question may already have been sent.
     """
 
     def __init__(

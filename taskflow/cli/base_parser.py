@@ -38,7 +38,7 @@ def columns() -> int:
     with contextlib.suppress(KeyError, ValueError):
         if (given := int(os.environ["COLUMNS"])) > 0:
             return given
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # no output, or no terminal
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # there is no output, or it isn't a terminal
         if (seen := os.get_terminal_size(sys.__stdout__.fileno()).columns) > 0:  # type: ignore[union-attr]
             return seen
     return 80

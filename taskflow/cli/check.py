@@ -28,7 +28,7 @@ from taskflow.model.wording import WAYS_OUT
 from taskflow.worker.executor import Executor
 
 STATUSES: Final = (Status.READY, Status.RUNNING, Status.SCHEDULED, Status.HELD)  # of jobs that may still run, in reading order
-MAX_PROBLEMS: Final = 10  # that are shown for one job
+MAX_PROBLEMS: Final = 10  # maximum shown for one job
 _SHOWN: Final = {"park": (YELLOW, "would park, and wait for"), "fail": (RED, "would fail:")}
 
 
@@ -37,7 +37,7 @@ class Problem(msgspec.Struct, kw_only=True):
 
     outcome: str  # "park" or "fail"
     reason: str
-    example: str  # the id of one of them
+    example: str  # the id of one such job
     count: int = 0
 
 

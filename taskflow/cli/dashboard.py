@@ -20,7 +20,7 @@ from taskflow.cli.startup import raising
 from taskflow.cli.terminal import print_now, warn
 from taskflow.model.errors import DriverMissing
 
-GRACE: Final = 2  # seconds that requests have to end
+GRACE: Final = 2  # seconds for open requests to finish
 
 
 def dashboard(arguments: argparse.Namespace) -> int:
@@ -34,7 +34,7 @@ async def _serve(app: App, arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise DriverMissing("taskflow dashboard needs uvicorn: install the extra 'dashboard'") from error
     from taskflow.dashboard.acts import Acts
-    from taskflow.dashboard.alone import dashboard_alone  # raises DriverMissing, too
+    from taskflow.dashboard.alone import dashboard_alone  # may raise DriverMissing too
     from taskflow.dashboard.live import Live
 
     class Server(uvicorn.Server):

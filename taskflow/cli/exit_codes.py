@@ -20,7 +20,7 @@ MEANINGS: Final = {
     Exit.OK: "success",
     Exit.FAILED: "a job or a check failed",
     Exit.USAGE: "the command line is wrong, or a module cannot be imported",
-    Exit.BROKER: "the broker cannot be reached, or refuses",
+    Exit.BROKER: "the broker cannot be reached, or refuses the request",
     Exit.NOT_FOUND: "the requested job, queue or file does not exist",
     Exit.STALLED: "a job has blocked the worker's event loop for --stall-limit seconds",
     Exit.FORCED: "ended by force after the grace period",

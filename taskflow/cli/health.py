@@ -107,14 +107,14 @@ class HealthReport:
             if now >= told_at + FACTS_INTERVAL:
                 told_at = now
                 self._tell_facts()
-        self._tell_facts()  # the last counts
+        self._tell_facts()  # sends the last counts
 
     def _tell_facts(self) -> None:
         if self.facts is not None and self._supervisor is not None:
             for number, line in enumerate(fact_lines(self.facts(), self.backlog)):
                 if number and number % PARTS_AT_ONCE == 0:
                     time.sleep(PARTS_PAUSE)
-                if not self._supervisor.say(line):  # the supervisor does not read
+                if not self._supervisor.say(line):  # the supervisor isn't reading
                     break
 
     def _metrics(self) -> Page | None:
@@ -185,7 +185,7 @@ class Fleet:
         self._facts: dict[int, bytes] = {}
         self._parts: dict[int, list[str]] = {}
         self._ended: list[bytes] = []
-        self._lock = threading.Lock()  # for `_facts` and `_ended`
+        self._lock = threading.Lock()  # guards `_facts` and `_ended`
         self.backlog: Page | None = None
         self.has_worked = False
 

@@ -20,8 +20,8 @@ from taskflow.worker.health import HealthCheck
 log: Final = logging.getLogger("taskflow.worker")
 
 MAX_REQUEST: Final = 8_192
-ANSWER_TIMEOUT: Final = 2.0  # for a request and its answer
-MAX_OPEN: Final = 64  # connections; one more replaces the oldest
+ANSWER_TIMEOUT: Final = 2.0  # seconds for a request and its answer
+MAX_OPEN: Final = 64  # connections; a further one replaces the oldest
 # Connections to accept before the open ones are read: few, so that even in a flood each is read before others replace it.
 MAX_ACCEPTED_AT_ONCE: Final = 8
 MAX_UNACCEPTED: Final = 128

@@ -58,7 +58,7 @@ class Report(msgspec.Struct, kw_only=True):
     asked: int = 0
     refused: dict[str, int] = {}
     jobs: list[dict[str, str]] = []  # the result for each job that was named
-    stages: list[dict[str, int]] = []  # of `retry --group`
+    stages: list[dict[str, int]] = []  # the stages of `retry --group`
     stopped: str | None = None  # why `retry --group` has stopped early
 
     def add(self, done: ActionResult) -> None:

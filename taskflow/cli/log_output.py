@@ -82,7 +82,7 @@ class TextLines(logging.Formatter):
         line.exc_info = line.exc_text = line.stack_info = None
         return "\n".join((super().format(line), *(indented(text, MAX_STACK) for text in _details(self, record).values())))
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the name is logging's
         line = super().formatMessage(record)
         return f"{line}  [{one_line(record.job)} {record.job_id}]" if getattr(record, "is_inside", False) else line  # type: ignore[attr-defined]
 

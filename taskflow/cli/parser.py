@@ -103,7 +103,7 @@ def a_parser() -> Parser:
     instead.add_argument("--plan", action="store_true", help="only list pending migrations")
     instead.add_argument("--sql", action="store_true", help="only print the SQL, for an administrator to run")
     for name, added in commands.choices.items():
-        if name not in ("worker", "retry", "schedules", "limits"):  # which have options after these
+        if name not in ("worker", "retry", "schedules", "limits"):  # these have more options, added below
             _add_output_options(added)
     index = "Index the Python files of this machine with one job per file, starting with the standard library."
     demo = command("demo", "demo:demo", "index this machine's Python files as jobs", index)

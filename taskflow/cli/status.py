@@ -70,7 +70,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a store at one time."""
 
     broker: str
-    at: float  # on the monotonic clock
+    at: float  # when it was read, on the monotonic clock
     queues: list[QueueInfo]
     workers: list[SessionRecord]
     schedules: dict[str, int]

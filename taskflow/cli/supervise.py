@@ -89,11 +89,13 @@ class SupervisorSocket:
     """A worker's connection to its supervisor, over which it sends reports. The worker kills itself when the supervisor's end closes."""
 
     def __init__(self, address: str, *, max_jobs: int | None) -> None:
-        descriptor, supervisor, slot = map(int, address.split())  # of the environment variable `SUPERVISED`
+        descriptor, supervisor, slot = map(int, address.split())  # the parts of the environment variable `SUPERVISED`
         self.is_leaving = False
         self.is_first = slot == 0
         self.retired = Future[None]()  # done when this worker must stop claiming and exit after its runs: another one takes its slot
-        self.deaths = deque[tuple[bytes, str]]()  # sessions of other workers and of what they died, to be reported, then confirmed by `say`
+        self.deaths = deque[
+            tuple[bytes, str]
+        ]()  # dead sessions of other workers with their causes, to report and then confirm
         self.on_death: Callable[[], object] = lambda: None  # called after each addition, in another thread
         self._runs_left = max_jobs
         self._lock = threading.Lock()
@@ -123,7 +125,7 @@ class SupervisorSocket:
                 self._retire()
 
     def _retire(self) -> None:
-        with self._lock:  # called from two threads
+        with self._lock:  # because two threads call this
             if self.is_leaving:
                 return
             self.is_leaving = True

@@ -16,7 +16,7 @@ from taskflow.cli.base_parser import columns
 from taskflow.cli.exit_codes import Exit
 from taskflow.model.printable import INDENT, MAX_CHARACTERS, MIN_BAR, bar_of, json_text, one_line, span
 
-BOLD, DIM, RED, GREEN, YELLOW, CYAN = 1, 2, 31, 32, 33, 36  # codes of ANSI terminals
+BOLD, DIM, RED, GREEN, YELLOW, CYAN = 1, 2, 31, 32, 33, 36  # ANSI escape codes
 OF_STATUS: Final = {"failed": RED, "succeeded": GREEN, "running": CYAN, "cancelled": YELLOW}
 ALWAYS_SHOWN: Final = 9
 MIN_NAME: Final = 12  # the least width of a column of names
@@ -139,7 +139,7 @@ class Column(NamedTuple):
     cell: Callable[[Any], object]
     keep: int = ALWAYS_SHOWN  # its importance on a narrow terminal, where the less important columns are left out
     is_number: bool = False
-    color: Callable[[Any], int | None] = lambda row: None  # of a row's cell
+    color: Callable[[Any], int | None] = lambda row: None  # returns the colour of a row's cell
     least: int | None = None  # the width to which it's narrowed if the fixed columns don't fit; None if it isn't narrowed
     most: int = MAX_CHARACTERS  # its maximum width on a terminal
     pad: int = 0  # its minimum width

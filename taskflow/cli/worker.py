@@ -300,7 +300,7 @@ class WorkerRun:
         return not done.isdisjoint(drained)
 
     async def _report_deaths(self, supervisor: SupervisorSocket) -> None:
-        """Report to the broker the worker deaths that the supervisor has noticed. It repeats those that are not confirmed."""
+        """Report to the broker the deaths of workers that the supervisor has noticed. It repeats the ones that aren't confirmed."""
         loop, has_come = asyncio.get_running_loop(), asyncio.Event()
         supervisor.on_death = lambda: loop.call_soon_threadsafe(has_come.set)
         while True:

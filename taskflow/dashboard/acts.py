@@ -51,7 +51,7 @@ TYPED_ABOVE: Final = 1_000
 
 MAX_COUNTED: Final = 2_000  # maximum number of jobs read for a count
 MAX_GROUPS: Final = 100_000
-MAX_IDS: Final = 500  # in one form
+MAX_IDS: Final = 500  # maximum in one form
 PATIENCE: Final = 1.0  # seconds that a request waits for an action before it shows the progress
 MAX_KEPT: Final = 50  # ended actions to keep for their pages
 REFRESH: Final = "2"  # seconds

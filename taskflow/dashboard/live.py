@@ -111,7 +111,7 @@ class Sampler:
 
 
 class Live:
-    """The stream of changes, and the pages that browsers fetch after a change: each is made once a second for all."""
+    """The stream of changes, and the pages that browsers fetch after a change. Each page is rendered once a second for all browsers."""
 
     def __init__(self) -> None:
         self._samplers = WeakKeyDictionary[asyncio.AbstractEventLoop, Sampler]()
@@ -125,7 +125,7 @@ class Live:
         if POLLS in request.scope:
             raise HTTPException(404, "This server cannot stream changes.")
         events = self.sampler().changes(request.headers.get("last-event-id", ""))
-        return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})  # for nginx
+        return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})  # nginx must not buffer
 
     def page(self, endpoint: Endpoint) -> Endpoint:
         """Return the endpoint, which answers equal requests of the script with one page for a second, and with 304 if the browser has it.

@@ -42,9 +42,9 @@ GROUPS_AT_ONCE: Final = 50
 GROUPS_AT_A_GLANCE: Final = 6
 ACTIONS_AT_ONCE: Final = 50
 MAX_POSITIONS: Final = 200  # maximum number of jobs counted ahead of a ready one
-MAX_ERRORS: Final = 10  # of one job, the newest
+MAX_ERRORS: Final = 10  # maximum for one job, the newest first
 FIRST_MOMENTS, LAST_MOMENTS = 5, 25
-MAX_ROWS: Final = 200  # of queues, workers and schedules
+MAX_ROWS: Final = 200  # maximum of queues, workers or schedules
 LABELS: Final[dict[ActionName, str]] = {"retry": "Retry", "run-now": "Run now", "cancel": "Cancel", "purge": "Discard"}
 
 

@@ -28,7 +28,7 @@ VERSION: Final = hashlib.sha256(b"".join((STYLE, ICON, *SCRIPTS.values()))).hexd
 """A version that changes with these files, so that browsers can cache them."""
 
 POLLS: Final = "taskflow.polls"  # set in the scope of a request whose host can't stream
-FRAGMENT: Final = "X-Taskflow-Fragment"  # a header
+FRAGMENT: Final = "X-Taskflow-Fragment"  # the header by which a script asks for a fragment
 
 SLICE: Final = 0.0005  # seconds
 

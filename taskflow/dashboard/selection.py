@@ -14,7 +14,7 @@ from taskflow.app.bulk_actions import JobSelection, view_of
 from taskflow.broker.admin import View
 
 FILTERS: Final = ("status", "queue", "job", "tag", "error", "header")
-MAX_FORM: Final = 65_536  # bytes of a form
+MAX_FORM: Final = 65_536  # maximum bytes of a form
 MAX_FIELDS: Final = 1_000
 
 Fields = ImmutableMultiDict[str, str]

@@ -94,7 +94,7 @@ class TaskflowBackend(_Base):
     async def aenqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
         """Like `enqueue`, in a running event loop."""
         if self.transaction != "now":
-            return await super().aenqueue(task, args, kwargs)  # in the thread of Django's connections
+            return await super().aenqueue(task, args, kwargs)  # Django runs this in the thread of its connections
         call, result = self._call(task, args, kwargs)
         await send_call(default_app(), call)
         await signals.task_enqueued.asend(type(self), task_result=result)

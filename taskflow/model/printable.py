@@ -73,7 +73,7 @@ def moment(at: datetime) -> str:
     text = f"{at:%a %Y-%m-%d} {_clock(at)} {at:%Z}"
     try:
         here = at.astimezone()
-    except (OverflowError, ValueError, OSError):  # at the edge of the calendar
+    except (OverflowError, ValueError, OSError):  # at the edge of datetime's range
         return text
     if here.utcoffset() == at.utcoffset():
         return text

@@ -119,7 +119,7 @@ def scheduled_for(headers: dict[str, str]) -> datetime | None:
     if text is None:
         return None
     instant, _, zone = text.removesuffix("]").partition("[")
-    with suppress(ValueError, OverflowError):  # another program's header
+    with suppress(ValueError, OverflowError):  # the header may be another program's
         at = datetime.fromisoformat(instant)
         try:
             return at.astimezone(zone_of(zone))

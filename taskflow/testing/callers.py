@@ -25,7 +25,7 @@ def sync_to_async(function: Callable[[], T]) -> asyncio.Future[T]:
 
 
 djangos_thread: Final = SimpleNamespace(run=sync_to_async, give_up=lambda outcome: None, close=lambda: None)
-"""A `ThreadPool` of that thread, which is neither replaced nor ended."""
+"""Presents that thread as a `ThreadPool`. The thread is neither replaced nor ended."""
 
 
 def is_django_loaded() -> bool:

@@ -446,7 +446,7 @@ class Executor:
                     return seconds_of("retry", wait)
                 if is_asked and not isinstance(error, Retry):
                     return None
-            except BaseException:  # its mistake must not lose the job, nor end the worker
+            except BaseException:  # its mistake must neither lose the job nor end the worker
                 said = "job %s (%s): its retry= function failed after attempt %d; the default back-off applies"
                 log_safely(partial(log.error, exc_info=True), said, id_text(lease.envelope.id), lease.envelope.job, lease.attempt)
             retry = Backoff()

@@ -124,7 +124,7 @@ class Scheduler:
                     self._fail(definition.name, "a schedule with its name was put by `schedules.put`: remove that, or rename this one")
 
     async def _define(self, portion: Sequence[Definition], session: bytes) -> list[bool]:
-        return await self.broker.define(portion, session, self.age())  # the age at each try
+        return await self.broker.define(portion, session, self.age())  # the age is computed again for each try
 
     def _note(self, error: Exception, times: int) -> None:
         if isinstance(error, SessionLost):

@@ -253,7 +253,7 @@ class Supervisor:
             log.debug("process %d, which is not a worker, has ended: %s", pid, exit_status.cause)
             return
         if worker.exit_code is not None and -exit_status.status in (*ENDS, *([signal.SIGABRT] if worker.aborted_at is not None else ())):
-            exit_status = ExitStatus(worker.exit_code)  # the signal arrived while Python was already ending, or refused to
+            exit_status = ExitStatus(worker.exit_code)  # the signal arrived while Python was already exiting, or the worker ignored it
         self._record_end(worker, exit_status)
         if worker.exit_code is None:  # even with code 0: a job has ended the process, and with it the other runs
             for session in worker.sessions:

@@ -22,7 +22,7 @@ from taskflow.worker.executor import Executor
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.thread_pool import ThreadPool
 
-if TYPE_CHECKING:  # for its type alone
+if TYPE_CHECKING:  # only for its type
     from taskflow.worker.session_loop import SessionLoop
 
 _LOOPS: Final = str(Path(asyncio.__file__).parent)

@@ -136,7 +136,7 @@ class SqliteAdapter(SyncAdapter):
         sqlite3 = sys.modules["sqlite3"]
         try:
             sqlite3.Cursor(self.connection).execute("SELECT 1")
-        except sqlite3.ProgrammingError as error:  # closed, or of another thread
+        except sqlite3.ProgrammingError as error:  # the connection is closed, or belongs to another thread
             raise WrongConnection(str(error)) from error
         _begins_here(self.connection)
 
@@ -172,7 +172,7 @@ def _begins_here(connection: Any) -> bool:
         return False
     if connection.isolation_level is None or getattr(connection, "autocommit", None) is True:
         raise _no_transaction("execute BEGIN IMMEDIATE first, or use a connection without autocommit")
-    return getattr(connection, "autocommit", None) is not False  # otherwise sqlite3 has begun one
+    return getattr(connection, "autocommit", None) is not False  # otherwise sqlite3 has already begun one
 
 
 DRIVERS: Final[Mapping[str, type[SyncAdapter]]] = {
@@ -312,7 +312,7 @@ _ADAPTERS: Final[Mapping[str, type[ConnectionAdapter]]] = {
 
 _NEARLY: Final[Mapping[str, str]] = {
     **dict.fromkeys(("Engine", "AsyncEngine"), "give a connection of it, from `with engine.begin() as connection:`"),
-    **dict.fromkeys(("sessionmaker", "async_sessionmaker"), "give a session made by it"),
+    **dict.fromkeys(("sessionmaker", "async_sessionmaker"), "give a session that it has made"),
     **dict.fromkeys(("Pool", "ConnectionPool", "AsyncConnectionPool"), "give a connection of it"),
     **dict.fromkeys(("Cursor", "AsyncCursor", "CursorWrapper", "cursor"), "give its connection"),
 }

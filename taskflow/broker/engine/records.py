@@ -138,7 +138,7 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
         _F("expires_at", _N),
         _F("awaits", _N, 0, Owner.ADDITION),
         _F("epoch", _N, 0),
-        _F("session", _B),  # of the current lease
+        _F("session", _B),  # the current lease's session
         _F("claim", _B),  # of the current lease: the number of the request (8 bytes), and the lease's number in the answer (4 bytes)
         _F("claimed_at", _N),
         _F("claimed_steady", _N),
@@ -148,7 +148,7 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
         _F("ended_at", _N),
         _F("fade_at", _N),
         _F("cause", _B),
-        _F("gate", _B),  # at which a SCHEDULED job waits
+        _F("gate", _B),  # the gate at which a SCHEDULED job waits
         _F("member", _B),  # of a flow: the flow's id (16 bytes), and the job's number in it (4 bytes)
     ),
     # `holder` is live, and `next` waits behind it while it runs. The record does not say which of them waits and which one runs, because a

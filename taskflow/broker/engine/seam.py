@@ -67,7 +67,7 @@ from taskflow.broker.engine.records import Position
 T = TypeVar("T")
 
 MAX_FORGOTTEN: Final = 1_000
-"""The most ids that `fade` forgets beside the jobs of its limit. After a burst, very many may be due."""
+"""The maximum number of ids that `fade` forgets in addition to the jobs of its limit. After a burst, very many may be due."""
 
 
 class Ref(NamedTuple):

@@ -76,7 +76,7 @@ class RecordStore:
         self.woken = list[str]()
         self.ended = list[bytes]()
         self.readied = Counter[str]()
-        """What to announce: topics, jobs that have ended, and the number of jobs that became READY in each queue."""
+        """The pending announcements: topics, jobs that have ended, and the number of jobs that became READY in each queue."""
 
     def take_wakeups(self, *, is_heard: bool) -> tuple[set[str], dict[str, int]]:
         """Return the topics to announce, and how many listeners to wake for each queue. Paused queues wake no one.

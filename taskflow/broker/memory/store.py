@@ -36,7 +36,7 @@ class MemoryStore(RecordStore):
         self._lease(state, session, request, taken)
         for queue in {self._records[ref].header["queue"] for ref in taken} if len(taken) >= limit else ():
             if self._indexes["status"].size((queue, READY)):
-                self.readied[queue] += 1  # for another worker
+                self.readied[queue] += 1  # wakes another worker
         leased = [(ref, self._records[ref]) for ref in taken]
         return Claimed([Record(ref, job.rev, dict(job.header), job.sent, job.state, job.content) for ref, job in leased], now)
 

@@ -75,7 +75,7 @@ def _default(field: Field) -> str:
 
 
 def updated(kind: int, source: str) -> str:
-    """Return the UPDATE of records by the rows `source`. It gives what was stored as o."""
+    """Return the UPDATE of records by the rows `source`. The stored row is available as o."""
     fields = [_updated(kind, field) for field in put_fields(kind)]
     parts = [f"{part} = CASE WHEN g.parts & {1 << bit} <> 0 THEN r.{part} ELSE g.{part} END" for bit, part in enumerate(PARTS)]
     table, former = f"@.{TABLES[kind]}", ", status" if kind == Kind.JOB else ""

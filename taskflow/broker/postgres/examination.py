@@ -65,7 +65,7 @@ async def examine(pool: ConnectionPool, schema: str) -> Finding:
 
 
 async def rebuild(pool: ConnectionPool, schema: str) -> Rebuilt:
-    """Correct counts and entries, and reset the low-water marks, in one transaction that keeps out all that write."""
+    """Correct counts and entries, and reset the low-water marks, in one transaction that locks out all writers."""
     async with _transaction(pool, schema, REBUILD_TIMEOUT) as ask:
         await ask("SET LOCAL lock_timeout = '5s'")
         for table in ("jobs", "schedules", *(index.name for index in WITH_ENTRIES), "marks", "lowered"):

@@ -97,7 +97,7 @@ class Notifier:
                     if is_time:
                         unawaited = set()
                     await asyncio.sleep(MIN_NOTIFY_INTERVAL)
-            finally:  # if it is cancelled
+            finally:  # also when it's cancelled
                 self._unawaited |= unawaited
 
     async def _send(self, unawaited: set[bytes]) -> None:

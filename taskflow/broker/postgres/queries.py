@@ -30,7 +30,7 @@ def placed(kind: int) -> dict[str, str]:
 
 
 _BODIES: Final = {"sent": "P.MAX_BYTES", "state": "P.MAX_BYTES", "content": "P.MAX_PAYLOAD_BYTES"}
-"""The most bytes of each part of a job that are fetched. Parts of other kinds may have as many as a payload."""
+"""The maximum number of bytes fetched for each part of a job. Parts of other kinds may be as large as a payload."""
 
 
 def _most(kind: int, body: str) -> str:

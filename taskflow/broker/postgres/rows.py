@@ -1,4 +1,4 @@
-"""Decodes rows into records, also those that come with a notification."""
+"""Decodes rows into records, including rows that come with a notification."""
 
 from __future__ import annotations
 

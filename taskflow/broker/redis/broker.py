@@ -150,7 +150,7 @@ class RedisBroker(EngineBroker):
         return None if found is None else await self.store.claimed(*found)
 
     async def _claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> tuple[list[bytes], int] | None:
-        """Return ids and records in turn, and the store's time. Return None if there is no such living session."""
+        """Return ids and records alternately, and the store's time. Return None if there is no such living session."""
         listener = self._per_loop.here().listener
         times, topics = listener.times, [names.queue(queue) for queue in queues] or [names.ANY_QUEUE]
         is_listed = listener.standing(topics).is_listed
@@ -162,7 +162,7 @@ class RedisBroker(EngineBroker):
             listener.armed(topics, times)
         else:  # more jobs may be ready, and an earlier wake-up may be used up: the next waiter asks the server
             listener.forget(topics)
-            listener.want([topic for topic in topics if topic in listener.waited])  # another worker in this loop
+            listener.want([topic for topic in topics if topic in listener.waited])  # wakes another worker in this loop
         return leased, now
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
@@ -226,7 +226,7 @@ class RedisBroker(EngineBroker):
 
     async def rebuild(self) -> Rebuilt:
         found = await self._comparison(repairs=True).run()
-        assert found is not None  # it had no time limit
+        assert found is not None  # without a time limit, it always finds something
         if stored := await self._declared():
             await self._declare(stored)
         return found
@@ -327,7 +327,7 @@ class RedisBroker(EngineBroker):
         return frozenset(name for name in stored if name.count(".") == 2)  # another program may have written any text
 
     async def _declare(self, stored: frozenset[str]) -> None:
-        """Add the indexes that are complete now to those that the store names."""
+        """Add the indexes that are now complete to the store's list."""
         _, unknown = compare_declarations(stored)
         kept = {name for name in stored if name.split(".")[1] not in unknown}
         await self.ask("HSET", f"{self.prefix}meta", "indexes", " ".join(sorted(DECLARED | kept)))

@@ -121,7 +121,7 @@ def names_in(names: bytes) -> tuple[str, str]:
 
 
 def _take_names(header: dict[str, Any], names: bytes) -> str | None:
-    """Set the names of queue and job. Return what is wrong with them."""
+    """Set the names of queue and job. Return the problems with them."""
     try:
         header["queue"], header["job"] = names_in(names)
         return None
@@ -196,7 +196,7 @@ def _general(ref: Ref, rev: bytes, stored: bytes, request: bytes, with_content: 
 
 
 def _worker_name(raw: bytes) -> str:
-    """Return a worker's name, in which lone surrogates may stand. Another program may have written any bytes."""
+    """Return a worker's name, which may contain lone surrogates. Another program may have written any bytes."""
     try:
         return raw.decode(errors="surrogatepass")
     except UnicodeDecodeError:

@@ -39,7 +39,7 @@ def _about() -> dict[str, Any]:
     """Return the driver's name and version for CLIENT LIST. Otherwise the driver would parse its
     distribution's metadata for each connection, which would block the event loop for a few milliseconds."""
     try:
-        from redis.driver_info import DriverInfo  # newer versions of the driver
+        from redis.driver_info import DriverInfo  # only newer versions of the driver have it
     except ImportError:
         return {"lib_name": "redis-py", "lib_version": redis.__version__}
     return {"driver_info": DriverInfo(lib_version=redis.__version__)}

@@ -201,7 +201,7 @@ def _objects(sql: Statements) -> dict[str, str]:
 
 
 def tables_in(connection: sqlite3.Connection) -> set[str]:
-    """Return the names of the tables of the file, without SQLite's own."""
+    """Return the names of the file's tables, without SQLite's own."""
     statement = "SELECT name FROM main.sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite!_%' ESCAPE '!'"
     return {str(name) for (name,) in connection.execute(statement)}
 

@@ -1,6 +1,6 @@
 """The operations in a transaction of the caller: see `taskflow.broker.transactional`.
 
-They are the broker's own code, on a connection of which only `run(statement)` is known.
+They run the broker's own code on a connection that only offers `run(statement)`.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class SqliteTransactional:
     def _is_ours(self, file: str) -> bool:
         try:
             return os.path.samefile(file, self._store.path)
-        except OSError:  # it has no name, or was removed
+        except OSError:  # the file has no name, or was removed
             return False
 
     # --- the operations -------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ class CallersConnection:
             rows = self._run(Statement(sql, tuple(parameters)))
         except Exception as error:
             cause = _of_sqlite(error)
-            if isinstance(cause, sqlite3.IntegrityError):  # operations expect some of these
+            if isinstance(cause, sqlite3.IntegrityError):  # some operations expect and handle these
                 raise cause from None
             _explain(error, cause)
             raise
@@ -204,7 +204,7 @@ class CallersConnection:
 
     @contextmanager
     def savepoint(self) -> Iterator[sqlite3.Connection]:
-        """Yield this connection. If the `with` block raises, undo what it has changed, and nothing else of the transaction."""
+        """Yield this connection. If the `with` block raises, undo its changes, but nothing else in the transaction."""
         self.execute("SAVEPOINT taskflow")
         try:
             yield cast("sqlite3.Connection", self)  # for operations, it is one
@@ -239,7 +239,8 @@ class _Result:
 
 
 def _plain(row: Row) -> tuple[Any, ...]:
-    """Return a row as a tuple. Raises WrongConnection if the connection has converted its values: they would be stored like that."""
+    """Return a row as a tuple. Raises WrongConnection if the connection has converted its values, because they would be stored in that
+    form."""
     values = tuple(row)
     for value in values:
         if type(value) not in _STORED:
@@ -251,7 +252,7 @@ def _plain(row: Row) -> tuple[Any, ...]:
 
 
 def _of_sqlite(error: BaseException) -> sqlite3.Error | None:
-    """Return the error of sqlite3 that a driver's own error wraps, if it is not one itself."""
+    """Return the sqlite3 error that a driver's own error wraps, or the error itself if it's one already."""
     found: list[object] = [error, getattr(error, "orig", None), error.__cause__]
     return next((each for each in found if isinstance(each, sqlite3.Error)), None)
 
@@ -269,7 +270,7 @@ def _explain(error: BaseException, cause: sqlite3.Error | None) -> None:
 
 
 class _Abandoned(BaseException):
-    """Raised in the helper thread if no one waits for the operation any more."""
+    """Raised in the helper thread if no caller waits for the operation any more."""
 
 
 def in_steps(work: Callable[[RunStatement], T], start_thread: StartThread) -> Generator[Statement, Sequence[Row], T]:
@@ -303,10 +304,10 @@ def in_steps(work: Callable[[RunStatement], T], start_thread: StartThread) -> Ge
                 rows_or_error.put((yield step))
             except GeneratorExit:
                 raise
-            except BaseException as error:  # also a cancellation: the operation then undoes itself, by further statements
+            except BaseException as error:  # this includes a cancellation: the operation then undoes itself with further statements
                 rows_or_error.put(error)
         return step.result()
     finally:
-        for _ in range(2):  # for the statement that it runs, and for the one with which it would undo the operation
+        for _ in range(2):  # once for the statement that it runs, and once for the one that would undo the operation
             rows_or_error.put(_Abandoned())
         thread.join()

@@ -1,4 +1,4 @@
-"""Runs groups of operations, each group in one transaction, and looks for the commits of callers' transactions."""
+"""Runs groups of operations, each group in one transaction, and watches for the commits of callers' transactions."""
 
 from __future__ import annotations
 
@@ -64,26 +64,25 @@ _MIN_PAUSES: Final = 50
 
 _COMMIT_POLL_INTERVAL: Final = 0.004
 _LOOK_SHARE: Final = 1 / 250
-"""The pause between two looks for a caller's commit: its least length in seconds, and its share of the time since the last operation."""
+"""The pause between two checks for a caller's commit: its minimum in seconds, and its share of the time since the last operation."""
 
 COMMIT_POLL_TIMEOUT: Final = 60.0
-"""The number of seconds for which a commit is looked for. Listeners find the jobs of later ones when they next look at the store."""
+"""Seconds for which commits are watched for. Listeners find the jobs of later commits at their next check of the store."""
 
 IS_COMMITTED: Final = 'SELECT count(*) FROM "~jobs" WHERE id = ? AND settled IS coalesce(?, settled)'
-"""Whether a job is there and, unless the fence is NULL, was last settled with it."""
+"""A query: whether a job exists and, unless the fence is NULL, was last settled with it."""
 
 
 @dataclass(eq=False, slots=True)
 class ExpectedCommit:
     """An announcement to make once the caller's transaction has committed.
 
-    `job_id`  a job that exists then
-    `fence`   the fence with which it has been settled then; None for a new job
+    `job_id`  the job that exists after the commit
+    `fence`   the fence with which the commit has settled it; None for a new job
 
     SQLite tells no other connection of a commit, but `PRAGMA data_version` changes on every other connection. A transaction that has
     written holds the write lock until it ends. So the first change after an operation shows that the caller's transaction has ended, and
-    whether the operation's job is there shows how. After a rollback nothing changes: the announcement is dropped at the next commit of
-    another
+    the operation's job shows how. After a rollback nothing changes: the announcement is dropped at the next commit of another
     connection, or after `COMMIT_POLL_TIMEOUT` seconds.
     """
 
@@ -92,10 +91,10 @@ class ExpectedCommit:
     fence: bytes | None = None
     since: float = field(default_factory=time.monotonic)
     looked_at: int | None = None
-    """The data version at the last look."""
+    """The data version at the last check."""
 
     def is_open(self, version: int, store: SqliteStore, found: Announcement) -> bool:
-        """Return True if the transaction has not ended yet, as far as can be seen. If it has committed, add its announcement to `found`."""
+        """Return True if the transaction doesn't seem to have ended yet. If it has committed, add its announcement to `found`."""
         before, self.looked_at = self.looked_at, version
         if before == version:
             return time.monotonic() - self.since < COMMIT_POLL_TIMEOUT
@@ -185,7 +184,7 @@ class Transactions:
 
     @property
     def pause(self) -> float | None:
-        """The number of seconds until the next look, or None if no commit is expected."""
+        """Seconds until the next check, or None if no commit is expected."""
         return max(0.0, self._next_look - time.monotonic()) if self._expected else None
 
     def look_for_commits(self) -> None:
@@ -218,7 +217,7 @@ class Transactions:
             file.close()
 
     def abandon(self) -> None:
-        """In a forked child, keep the parent's connection open for ever, because even closing it could damage the file."""
+        """In a forked child, keep the parent's connection open forever, because even closing it could damage the file."""
         if self._file is not None:
             import ctypes  # takes 10 ms, and only such a child needs it
 
@@ -265,7 +264,7 @@ _NORMAL, _FULL = 1, 2
 
 _PAGES_AT_ONCE: Final = 64
 _MIN_FREE: Final = 256
-"""How many free pages an upkeep gives back to the disk, if at least so many are free, and at least half of the file."""
+"""How many free pages one upkeep call gives back to the disk, if at least that many are free and at least half of the file is."""
 
 
 class OpenFile:
@@ -305,7 +304,7 @@ class OpenFile:
     def run(self, group: Sequence[QueuedOperation]) -> BaseException | None:
         """Run the group's operations in the transaction that has begun, and commit. If that fails, roll back, and return the error.
 
-        An error of one of several operations undoes this operation only.
+        If one of several operations fails, only that one is undone.
         """
         try:
             for queued in group:
@@ -338,7 +337,7 @@ class OpenFile:
             queued.error = refused
 
     def _run_apart(self, queued: QueuedOperation) -> None:
-        """Run an operation whose error must not concern others."""
+        """Run an operation in a savepoint, so that its error doesn't affect others."""
         if queued.durability is Durability.READ:
             try:
                 self._run(queued)

@@ -4,9 +4,10 @@ A listener NAME has a socket, NAME, and up to three empty files:
 
 NAME.t-HASH-HASH  names the topics that it listens to, other than jobs, by their hashes; or "any" if they are too many.
 NAME.j            exists while it awaits the end of jobs.
-SINCE.NAME        exists while it waits for jobs. SINCE is when that began.
+SINCE.NAME        exists while it waits for jobs. SINCE is the time at which it started to.
 
-A sender takes a waiting listener by removing the last file. Only one sender succeeds, so a listener gets one nudge however many there are.
+A sender takes a waiting listener by removing the last file. Only one sender succeeds, so a listener gets one nudge, however many senders
+there are.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def topics_file(name: str, heard: Iterable[str]) -> str:
 
 
 class Listeners:
-    """Reads from the names of the files in the folder which listeners there are. It ignores files with other names."""
+    """Derives the listeners from the names of the files in the folder. It ignores files with other names."""
 
     def __init__(self, files: Iterable[str]) -> None:
         self._files = [(file, *found.groups()) for file in files if (found := _FILE.fullmatch(file)) is not None]
@@ -61,7 +62,7 @@ class Listeners:
 
     @cached_property
     def waiting(self) -> list[tuple[str, str]]:
-        """The files of the listeners that wait for jobs and the names of these, the newest first."""
+        """The files and names of the listeners that wait for jobs, newest first."""
         return [(file, name) for file, since, name, kind in sorted(self._files, reverse=True) if since and not kind]
 
     @cached_property
@@ -127,7 +128,7 @@ class Folder:
             listed_at, listeners = time.time_ns(), Listeners(file for file in os.listdir(folder) if self._prefix in file)
         except OSError:
             return Listeners(())
-        # The system's clock for files moves on in ticks: another change within this one would leave the same time.
+        # The system's clock for files advances in ticks: another change within the same tick would leave the same time.
         self._listed = (self._changed_at, listeners) if listed_at - self._changed_at > _MAX_TICK else None
         return listeners
 

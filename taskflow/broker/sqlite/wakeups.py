@@ -25,7 +25,7 @@ from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.clock import StartThread
 
 ANYTHING: Final = "*"
-"""The topic of a message that would be too long for a datagram: anything may have happened."""
+"""Replaces the topics of a message that would be too long for a datagram. It means that anything may have happened."""
 
 POLL_INTERVAL: Final = 1.0
 POLL_WITHOUT_SOCKETS_INTERVAL: Final = 0.05
@@ -52,7 +52,7 @@ class SocketWaiter(Waiter):
 class SocketListener:
     """Receives wake-ups for one broker in one process. Its thread runs while there are waiters.
 
-    `name` is the name of its socket, or None while it has none. Without a socket, it looks at the store more often instead.
+    `name` is the name of its socket, or None while it has none. Without a socket, it checks the store more often instead.
     """
 
     def __init__(self, store: StoreFile, flag: WakeUpFlag, start_thread: StartThread) -> None:
@@ -109,7 +109,7 @@ class SocketListener:
                     self._hide_waiting()
 
     def begin_waiting(self) -> None:
-        """Let senders see that this listener waits for jobs. If they could not until now, look for jobs that are there already."""
+        """Show senders that this listener waits for jobs. If it wasn't shown until now, also check for jobs that already exist."""
         if self._pid != os.getpid():
             return
         with self._lock:
@@ -119,8 +119,8 @@ class SocketListener:
                 self._end_receive()
 
     def claimed(self, *, is_full: bool) -> None:
-        """Let senders see whether this listener waits for jobs. Called while the claim holds the write lock, so that no job can become
-        ready unnoticed."""
+        """Show senders whether this listener waits for jobs. Called while the claim holds the write lock, so that no job can become ready
+        unnoticed."""
         with self._lock:
             if is_full:
                 self._hide_waiting()
@@ -135,7 +135,7 @@ class SocketListener:
             self._socket.settimeout(POLL_INTERVAL)
 
     def _bind_again(self) -> None:
-        """Bind another socket if there is none, or another process has removed it, with its folder perhaps."""
+        """Bind another socket if there is none, or if another process has removed it, perhaps with its folder."""
         if self.name is not None and self._folder.has(self.name):
             return
         self._unbind()
@@ -165,7 +165,7 @@ class SocketListener:
         try:
             if file is not None:
                 self._folder.create(file)
-        except OSError:  # a full disk, perhaps: the former file stays, and the thread tries again
+        except OSError:  # perhaps the disk is full: the former file stays, and the thread tries again
             return
         self._topics_file = file
         if before is not None:

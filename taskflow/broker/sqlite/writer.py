@@ -1,4 +1,4 @@
-"""Runs operations in a separate thread, in groups: what is queued shares a transaction, and so one flush to the disk."""
+"""Runs operations in a separate thread, in groups: all queued operations share a transaction, and thus one flush to the disk."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Gate:
     """A gate that transactions in any thread pass through. A fork waits until no other thread is inside, for at most `MAX_WAIT` seconds.
 
     SQLite keeps a process's file locks in a table in memory. A child forked during a transaction inherits the entry, and then finds the
-    file locked for ever. See https://sqlite.org/howtocorrupt.html, section 2.6.
+    file locked forever. See https://sqlite.org/howtocorrupt.html, section 2.6.
     """
 
     def __init__(self) -> None:
@@ -154,12 +154,12 @@ class Writer:
                 if group:
                     self._transactions.run(group)
                 self._transactions.look_for_commits()
-        except Exception as error:  # a bug, or no memory: fail the callers, so that none waits for ever
+        except Exception as error:  # a bug, or no memory: fail the callers, so that none waits forever
             for call in group:
                 call.error = error
 
     def _next_group(self) -> list[WriterCall] | None:
-        """Wait for operations. Return all that are queued; none if it is time to look for a commit. None means that the thread must end."""
+        """Wait for operations. Return all queued ones, an empty list if it's time to check for a commit, or None if the thread must end."""
         group = list[WriterCall]()
         while len(group) < MAX_GROUP_SIZE:
             try:

@@ -235,7 +235,7 @@ def _of_type_variable(variable: Any) -> Any:
     if getattr(variable, "has_default", lambda: False)():
         return stands_for(variable, lambda: variable.__default__)
     if variable.__constraints__:
-        return stands_for(variable, lambda: Union[variable.__constraints__])  # noqa: UP007  # built from a tuple
+        return stands_for(variable, lambda: Union[variable.__constraints__])  # noqa: UP007  # the only way to build a union from a tuple
     return Any if variable.__bound__ is None else stands_for(variable, lambda: variable.__bound__)
 
 

@@ -260,7 +260,7 @@ class FunctionCodec:
         return encode(arguments, (args, kwargs), self.limits, where=self._in_call)
 
     def decode_arguments(self, payload: bytes, *, results: int = 0) -> CallArguments:
-        """Decode the arguments of a call, one of which has so many results of other jobs, each of which may have all that an argument may.
+        """Decode the arguments of a call, one of which has so many results of other jobs, each as large as an argument may be.
 
         Raises only DecodeError or a subclass (NewerFormat, ...), whatever the bytes are.
         """

@@ -64,7 +64,7 @@ def _closure(function: Any) -> dict[str, Any] | None:
     """Return the variables that the function uses from enclosing functions. They are needed to resolve annotations written as strings."""
     code, found = getattr(function, "__code__", None), {}
     for name, cell in zip(code.co_freevars if code else (), getattr(function, "__closure__", None) or (), strict=True):
-        with suppress(ValueError):  # the cell is still empty
+        with suppress(ValueError):  # the variable isn't assigned yet
             found[name] = cell.cell_contents
     return found or None
 

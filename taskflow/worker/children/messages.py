@@ -87,7 +87,7 @@ class Completing(Message, frozen=True):
 
 
 class Finished(Message, frozen=True):
-    """The verdict of the run. `memory` is in bytes. The child is not used again unless imports and lifespan are `is_whole`."""
+    """The verdict of the run. `memory` is in bytes. The child is used again only if its imports and lifespan are intact (`is_whole`)."""
 
     verdict: Verdict
     memory: int

@@ -347,7 +347,7 @@ class Child(asyncio.Protocol):
         """Watch for the end of the child, which the connection does not show if a forked process keeps it open."""
         try:
             descriptor = os.pidfd_open(self.pid)
-        except (AttributeError, OSError):  # not Linux, or not allowed
+        except (AttributeError, OSError):  # not on Linux, or not permitted
             try:
                 self._spec.start_thread(self._wait_in_a_thread, "taskflow-child")
             except RuntimeError as error:  # without this thread the child's end would go unnoticed, so the child must not start

@@ -38,7 +38,7 @@ def end_with_parent() -> None:
 
 def die_before_parent() -> None:
     """If memory runs out, make Linux kill this process, of which the parent reports the death, before the parent."""
-    with contextlib.suppress(OSError, ValueError):  # another system, or no /proc
+    with contextlib.suppress(OSError, ValueError):  # not Linux, or no /proc
         _OUT_OF_MEMORY.write_text(str(min(1_000, int(_OUT_OF_MEMORY.read_text()) + 100)))
 
 
@@ -136,7 +136,7 @@ class ExitStatus(NamedTuple):
             return f"exit code {self.status}"
         try:
             name = signal.Signals(-self.status).name
-        except ValueError:  # a real-time signal
+        except ValueError:  # real-time signals have no name
             name = f"signal {-self.status}"
         return f"out of memory ({name})" if self.is_out_of_memory else name
 
