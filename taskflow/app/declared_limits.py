@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Lease
@@ -13,6 +13,9 @@ from taskflow.model.limits import MAX_GATES, MAX_MOST, RATE, Gate, gate_id
 from taskflow.model.printable import shown
 from taskflow.model.rules import seconds_of
 from taskflow.model.verdict import HandedBack
+
+if TYPE_CHECKING:
+    from taskflow.app.declared_key import DeclaredKey
 
 MAX_PAID_FOR: Final = 1_000_000
 """Microseconds that may pass between a job's payment for a rate and its claim. A job that is claimed later pays again; otherwise all jobs
@@ -83,9 +86,7 @@ class DeclaredLimits:
     """The limits of one job, from which the gates of each call are made."""
 
     def __init__(self, limits: Sequence[tuple[str, Concurrency | Rate]], job: Any) -> None:
-        from taskflow.app.declared_key import DeclaredKey
-
-        self._limits = [(name, rule, None if rule.key is None else DeclaredKey(f"{{{rule.key}}}", job)) for name, rule in limits]
+        self._limits = [(name, rule, None if rule.key is None else key_of(rule.key, job)) for name, rule in limits]
         self.rules = tuple(limits)
         self.names = {(name, isinstance(rule, Rate)) for name, rule in limits}
         self._constant = None if any(key for _, _, key in self._limits) else self._gates((), {})
@@ -144,6 +145,13 @@ def declared_limits(given: object, job: Any) -> DeclaredLimits | None:
         raise ValueError(f"limits=: {error}") from None
 
 
+def key_of(parameter: object, job: Any, option: str = "key") -> DeclaredKey:
+    """Return what makes the key of each call from this parameter. Raises TypeError or ValueError if it does not fit the job."""
+    from taskflow.app.declared_key import DeclaredKey
+
+    return DeclaredKey(f"{{{_checked_key(parameter, option)}}}", job)
+
+
 def _checked_number(n: object, name: str = "n") -> int:
     if isinstance(n, bool) or not isinstance(n, int):
         raise TypeError(f"{name}={shown(n)}: expected an int")
@@ -152,9 +160,9 @@ def _checked_number(n: object, name: str = "n") -> int:
     return n
 
 
-def _checked_key(key: object) -> str | None:
+def _checked_key(key: object, option: str = "key") -> str | None:
     if key is not None and (not isinstance(key, str) or not key or not set("{}:!").isdisjoint(key)):
-        raise ValueError(f"key={shown(key)}: {_KEY}")
+        raise ValueError(f"{option}={shown(key)}: {_KEY}")
     return key
 
 

@@ -185,6 +185,8 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
                     `configure(defaults=...)` and of a preset surround them. For an async function they may be async
     `limits`        a list of limits in the whole fleet, such as ``Concurrency(3, key="tenant")``, ``Rate(100, per=60)``, or a `Limit` that
                     jobs share. A job has to pass them before it becomes ready
+    `fair`          the name of a parameter, such as "tenant" or "order.customer". The jobs of a queue take turns by its value, so one
+                    tenant's many jobs don't hold up those of another
     `schedule`      a `Cron` or `Every`, any object with a method ``next(after)``, a list of these, or None. While a worker that
                     declares the schedule is running, the job is added at each of its times, once in the whole fleet
     `overlap`       what happens at a scheduled time while an earlier job of the schedule is live: "allow" (default) adds another, "skip"
@@ -259,6 +261,10 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
             from taskflow.app.declared_limits import declared_limits
 
             made.limits = declared_limits(declared["limits"], made)
+        if declared.get("fair") is not None:
+            from taskflow.app.declared_limits import key_of
+
+            made.fair = key_of(declared["fair"], made, "fair")
         if not SCHEDULING.isdisjoint(declared):
             from taskflow.app.declared_schedules import declared_schedules
 

@@ -225,6 +225,8 @@ def _behind(record: Record, facts: Facts) -> Iterator[Reason]:
     ahead = position if position is not None else len(facts.positions) or facts.counts.get(Status.READY, 0) - 1
     since = f"it has been ready for {span((facts.now - record.due_at).total_seconds())}"
     behind = f"{since}, behind {'at least ' if position is None else ''}{ahead:,} other{'s' if ahead > 1 else ''} in queue {record.queue}"
+    if record.fair is not None:
+        behind += ", in which tenants take turns"
     if facts.is_paused:  # its position does not change, however many workers there are
         if ahead > 0:
             yield Reason(behind)

@@ -29,6 +29,7 @@ from taskflow.model.codec.payload import seal_json
 from taskflow.model.envelope import Envelope, check_job_name
 from taskflow.model.errors import EncodeError
 from taskflow.model.job_schema import bare_text
+from taskflow.model.limits import TENANT, gate_id
 from taskflow.model.printable import shown
 
 P = ParamSpec("P")
@@ -149,6 +150,8 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
             fields = fields | resolved.options.key_fields(self.name, *resolved.declared_key.key_and_text(args, kwargs))
         if self.limits is not None:
             fields = {**fields, "limits": self.limits.gates_of(args, kwargs)}
+        if self.fair is not None:
+            fields = {**fields, "fair": gate_id("", self.fair.key_and_text(args, kwargs)[0], kind=TENANT)}
         envelope = Envelope(id=self.app.new_id(), job=self.name, payload=payload, **fields)
         return Call(self, envelope, raises_on_conflict=resolved.options.raises_on_conflict, given=given)
 
@@ -169,7 +172,7 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
             return super()._renewed(envelope)
         # `key_text` lacks the secrets of a declared key, so its digest is computed from the arguments
         key = resolved.options.key_fields(self.name, *resolved.declared_key.key_and_text(*self.codec.decode_arguments(envelope.payload)))
-        more = {**resolved.envelope, **key, "limits": envelope.limits}
+        more = {**resolved.envelope, **key, "limits": envelope.limits, "fair": envelope.fair}
         return Envelope(id=envelope.id, job=envelope.job, payload=envelope.payload, **more)
 
     def _resolve(self, settings: Settings) -> Resolved:

@@ -62,7 +62,7 @@ class HasOptions:
         """Return the envelope of a call with the options that the current settings give it."""
         resolved = self._current()
         key = {} if envelope.key_text is None else resolved.options.key_fields(self.name, envelope.key_text)
-        more = {**resolved.envelope, **key, "limits": envelope.limits}
+        more = {**resolved.envelope, **key, "limits": envelope.limits, "fair": envelope.fair}
         return Envelope(id=envelope.id, job=envelope.job, payload=envelope.payload, **more)
 
     def _with(self, given: dict[str, Any]) -> None:
@@ -113,6 +113,7 @@ class JobType(HasOptions, Generic[R_co]):
         self.runs_in: RunsIn = runs_in
         self.schedules: tuple[DeclaredSchedule, ...] = ()
         self.limits: DeclaredLimits | None = None
+        self.fair: DeclaredKey | None = None
         self.takes_context = takes_context(function)
         functools.update_wrapper(cast(Any, self), function, updated=())
         skip, signature = int(self.takes_context), inspect.signature(function)

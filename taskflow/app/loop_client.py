@@ -191,8 +191,8 @@ BLOCKED_GRACE: Final = 0.25
 class LoopClient:
     """Sends the calls of one event loop to the broker, in shared round trips. After `timeout` seconds, a call raises BrokerUnavailable.
 
-    Envelopes with a key or limits are sent separately, sorted by key. So a lock that another program holds on a key does not delay calls
-    without one, and two senders cannot deadlock, because both lock keys in the same order.
+    Envelopes with a key, a tenant or limits are sent separately, sorted by key. So a lock that another program holds on a key does not
+    delay calls without one, and two senders cannot deadlock, because both lock keys in the same order.
     """
 
     def __init__(self, broker: Broker, *, timeout: float) -> None:
@@ -207,7 +207,7 @@ class LoopClient:
         self.read = Coalescer[bytes, Record | None](self._read, timeout=timeout)
 
     def send(self, envelope: Envelope) -> asyncio.Future[Added | Refused]:
-        return (self._plain if envelope.key is None and not envelope.limits else self._keyed)(envelope)
+        return (self._plain if envelope.key is None and envelope.fair is None and not envelope.limits else self._keyed)(envelope)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         return await retry_within(lambda: self.broker.enqueue(envelopes), self._timeout)

@@ -87,6 +87,7 @@ class PresetOptions(DefaultOptions, KeyOptions, total=False):
 
     runs_in: RunsIn | None
     limits: Sequence[Concurrency | Rate | Limit] | None
+    fair: str | None
     schedule: Timetable | Sequence[Timetable | None] | None
     overlap: Overlap | None
     catch_up: CatchUp | None

@@ -84,6 +84,14 @@ upkeep.
   [register_repeat] Registering a living session again changes only what is shown of it: its queues, jobs, deploy and trouble.
   [register_dead] A session that was reaped or has left stays dead. It gets SessionLost for at least `repeat_for`, and then is forgotten.
 
+**turns**: jobs of a queue with a tenant (`fair`) are ordered so that the tenants take turns.
+  [fair_turns] Of jobs with the same priority, the n-th ones of all tenants stand together, however many jobs and senders each
+    tenant has. A tenant that comes late, or comes back, begins at the first job that is READY. So do jobs that wait at a gate.
+  [fair_comes_back] A job that is handed back keeps its place, but is never before the first READY one. A retry takes its tenant's next
+    place.
+  [fair_times] `due_at`, `waited` and the age of the oldest ready job count from when a job became READY, whatever its place is.
+  [fair_forgets] Upkeep forgets tenants whose turns are over, so that they cost nothing.
+
 **claim** leases up to `limit` ready jobs to a session.
   [claim_queues] Jobs come from `queues` in that order. If it is empty, they come from every queue, starting with a different one at
     each request.

@@ -51,6 +51,7 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
     `limits`    the gates that it passes before it's READY, without duplicates
     `member`    its place in its flow, if it belongs to one
     `ties`      for a job in a flow, what its end means for each of the jobs in `joins`
+    `fair`      a digest of the tenant with whose jobs it takes turns, or None
     `on_failure` the call to send if the job ends FAILED, as `pack_follow_up` packs it
     """
 

@@ -35,6 +35,7 @@ class SentAndShown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     on_failure: bytes | None = None
     tags: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
+    fair: bytes | None = None
 
 
 class Counters(NamedTuple):
@@ -145,6 +146,7 @@ OPAQUE: Final = (
     Opaque("key_text", "u", maybe_text),  # for people: the key itself is a digest
     Opaque("retry", "r", _read_retry, lambda retry: [retry.base, retry.factor, retry.max, retry.jitter]),
     Opaque("throttle", "w", lambda stored: maybe(stored, _read_seconds)),  # for calls in transactions, which are decided on later
+    Opaque("fair", "q", maybe_octets, is_plain=False),  # a digest of the tenant: see broker/engine/turns.py
     Opaque("secrets", "s", _read_secrets),  # the names in arguments and result whose values are not shown
 )
 

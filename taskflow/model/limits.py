@@ -15,6 +15,9 @@ SLOTS: Final = b"slots"
 RATE: Final = b"rate"
 """The kinds of gates."""
 
+TENANT: Final = b"tenant"
+"""Stands for the kind in the digest of a tenant, with whose jobs others take turns."""
+
 MAX_GATES: Final = 8
 """The maximum number of limits of one job."""
 

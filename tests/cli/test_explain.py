@@ -342,3 +342,5 @@ def test_a_pause_is_the_cause_and_more_workers_are_no_cure() -> None:
         assert found[place].cure.startswith("`taskflow resume mail` ends the pause")
         assert not any("workers" in reason.cure for reason in found)
     assert reasons(READY, facts)[1].text == "it has been ready for 5s, behind 3 others in queue mail"
+    fair = msgspec.structs.replace(READY, fair=b"tenant")
+    assert reasons(fair, facts)[1].text == "it has been ready for 5s, behind 3 others in queue mail, in which tenants take turns"

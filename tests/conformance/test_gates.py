@@ -18,7 +18,7 @@ from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.limits import RATE, Gate, gate_id
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
-from taskflow.model.verdict import HandedBack, Snoozed
+from taskflow.model.verdict import HandedBack, Settled, Settlement, Snoozed
 from tests.support.verdicts import SettlementOf, cancelled, discarded, failed, handed_back, retried, settlement, snoozed, succeeded
 from tests.support.world import Job, World
 
@@ -78,13 +78,18 @@ async def test_gate_takes__when_it_is_released(world: World) -> None:
     member = await world.running(joins=(held.id,))
     await world.settle(succeeded(member))
     assert await statuses(world, now, held) == [Status.READY, Status.SCHEDULED]
-    await world.settle(succeeded(await run_of(world, now)))
+    await world.settle(ended(await run_of(world, now)))
     assert await world.status(held) is Status.READY
 
 
 async def run_of(world: World, job: Envelope) -> Lease:
     [lease] = [lease for lease in await world.claim(await world.a_session(), [job.queue]) if lease.envelope.id == job.id]
     return lease
+
+
+def ended(lease: Lease) -> Settlement:
+    """The success of a run as its worker reports it: with the limits of its lease."""
+    return succeeded(lease, limits=lease.envelope.limits)
 
 
 @pytest.mark.parametrize("verdict", [succeeded, failed, discarded, cancelled, retried, snoozed])
@@ -102,7 +107,7 @@ async def test_gate_passes_on__with_a_lease_that_names_its_gates(world: World) -
     lease = await run_of(world, await limited(world))
     waiting = await limited(world)
     assert lease.envelope.limits == (gate(),)
-    await world.settle(succeeded(lease, limits=lease.envelope.limits))
+    await world.settle(ended(lease))
     assert await world.status(waiting) is Status.READY
 
 
@@ -111,7 +116,7 @@ async def test_gate_passes_on__to_the_first(world: World) -> None:
     running = await run_of(world, await limited(world, queue="other"))
     late, urgent, later = await limited(world), await limited(world, priority=5, queue="third"), await limited(world)
     for job, after in ((urgent, (late, later)), (late, (later,)), (later, ())):
-        await world.settle(succeeded(running))
+        await world.settle(ended(running))
         assert await world.status(job) is Status.READY
         assert await statuses(world, *after) == [Status.SCHEDULED] * len(after)
         running = await run_of(world, job)
@@ -122,7 +127,7 @@ async def test_gate_passes_on__many_at_once(world: World) -> None:
     session = await world.a_session()
     jobs = [await limited(world, 3) for _ in range(5)]
     leases = await world.claim(session)
-    await world.settle(*(succeeded(lease) for lease in leases))
+    await world.settle(*(ended(lease) for lease in leases))
     assert await statuses(world, *jobs[3:]) == [Status.READY] * 2
     assert await statuses(world, *[await limited(world, 3) for _ in range(2)]) == [Status.READY, Status.SCHEDULED]
 
@@ -132,15 +137,28 @@ async def test_gate_passes_on__once(world: World) -> None:
     lease = await run_of(world, await limited(world))
     first, second = await limited(world), await limited(world)
     for _ in range(2):
-        await world.settle(succeeded(lease))
+        await world.settle(ended(lease))
     assert await statuses(world, first, second) == [Status.READY, Status.SCHEDULED]
 
 
 async def test_gate_passes_on__without_anybody_waiting(world: World) -> None:
     """A slot that nobody waits for can be taken again."""
     for _ in range(3):
-        await world.settle(succeeded(await run_of(world, await limited(world))))
+        await world.settle(ended(await run_of(world, await limited(world))))
     assert await world.status(await limited(world)) is Status.READY
+
+
+async def test_gate_passes_on__not_for_a_former_run(world: World) -> None:
+    """The late report of a run that is over neither ends the job nor gives its slot back."""
+    job = await limited(world)
+    lost = await run_of(world, job)
+    waiting = await limited(world)
+    await world.settle(handed_back(lost, counts=False))
+    lease = await run_of(world, job)
+    await world.settle(ended(lost))
+    assert await statuses(world, job, waiting) == [Status.RUNNING, Status.SCHEDULED]
+    assert await world.settle(ended(lease)) == [Settled.OK]
+    assert await statuses(world, job, waiting) == [Status.SUCCEEDED, Status.READY]
 
 
 @pytest.mark.parametrize("end", ["cancelled", "expired", "purged", "replaced"])
@@ -194,7 +212,7 @@ async def test_gate_forgets(world: World, end: str) -> None:
         await world.broker.admin.purge(View(queue="default", statuses=(Status.SCHEDULED,)), limit=1)
     else:
         await world.add(key="k", on_conflict=OnConflict.REPLACE)
-    await world.settle(succeeded(lease))
+    await world.settle(ended(lease))
     assert await world.status(second) is Status.READY
 
 
@@ -202,7 +220,7 @@ async def test_gate_forgets__the_last(world: World) -> None:
     """If nobody waits any more, the slot is free."""
     lease = await run_of(world, await limited(world))
     await world.cancel(await limited(world))
-    await world.settle(succeeded(lease))
+    await world.settle(ended(lease))
     assert await statuses(world, await limited(world), await limited(world)) == [Status.READY, Status.SCHEDULED]
 
 
@@ -214,9 +232,9 @@ async def test_gate_all_or_none(world: World) -> None:
     assert (await world.record(both)).waiting_for == "limit other"
     passing = await world.add(limits=(one,))
     assert await world.status(passing) is Status.READY
-    await world.settle(succeeded(holder))
+    await world.settle(ended(holder))
     assert (await world.record(both)).waiting_for == "limit one"
-    await world.settle(succeeded(await run_of(world, passing)))
+    await world.settle(ended(await run_of(world, passing)))
     assert await world.status(both) is Status.READY
     assert await statuses(world, await world.add(limits=(one,)), await world.add(limits=(other,))) == [Status.SCHEDULED] * 2
 
@@ -227,7 +245,7 @@ async def test_gate_all_or_none__passed_over(world: World) -> None:
     await world.add(limits=(other,), queue="holder")
     lease = await run_of(world, await world.add(limits=(one,)))
     blocked, passing = await world.add(limits=(one, other)), await world.add(limits=(one,))
-    await world.settle(succeeded(lease))
+    await world.settle(ended(lease))
     assert await statuses(world, blocked, passing) == [Status.SCHEDULED, Status.READY]
     assert (await world.record(blocked)).waiting_for == "limit other"
 
@@ -238,7 +256,7 @@ async def test_gate_all_or_none__opposed(world: World) -> None:
     jobs = [await world.add(limits=order) for order in ((one, other), (other, one)) * 10]
     for _ in jobs:
         [lease] = await world.claim(await world.a_session())
-        await world.settle(succeeded(lease))
+        await world.settle(ended(lease))
     assert await statuses(world, *jobs) == [Status.SUCCEEDED] * len(jobs)
 
 
@@ -252,7 +270,7 @@ async def test_gate_all_or_none__each_another(world: World) -> None:
         await world.add(limits=(shared,))
     leases = await world.claim(await world.a_session())
     waiting = [await world.add(limits=(shared, gate(limit="customer", key=str(number)))) for number in range(CUSTOMERS)]
-    await world.settle(*(succeeded(lease, limits=lease.envelope.limits) for lease in leases))
+    await world.settle(*(ended(lease) for lease in leases))
     assert await statuses(world, *waiting) == [Status.READY] * CUSTOMERS
 
 
@@ -263,7 +281,7 @@ async def test_gate_all_or_none__many_passed_over(world: World) -> None:
     lease = await run_of(world, await world.add(limits=(shared,), queue="other"))
     await world.enqueue(*(world.an_envelope(limits=(shared, each)) for each in customers))
     passing = await world.add(limits=(shared,))
-    await world.settle(succeeded(lease, limits=lease.envelope.limits))
+    await world.settle(ended(lease))
     assert await world.status(passing) is Status.READY
 
 
@@ -274,9 +292,9 @@ async def test_gate_number(world: World) -> None:
     assert await statuses(world, *jobs, more) == [Status.READY, Status.READY, Status.SCHEDULED, Status.SCHEDULED, Status.READY]
     fewer = await limited(world, 2)
     leases = await world.claim(await world.a_session())
-    await world.settle(succeeded(leases[0]))
+    await world.settle(ended(leases[0]))
     assert await statuses(world, jobs[2], jobs[3], fewer) == [Status.SCHEDULED] * 3
-    await world.settle(succeeded(leases[1]))
+    await world.settle(ended(leases[1]))
     assert await statuses(world, jobs[2], jobs[3], fewer) == [Status.READY, Status.SCHEDULED, Status.SCHEDULED]
 
 
@@ -319,9 +337,7 @@ async def test_gate_never_over(world: World) -> None:
         leases = await world.claim(session)
         for each in gates:
             assert sum(lease.envelope.limits == (each,) for lease in leases) <= each.most
-        await asyncio.gather(
-            *(broker.settle([succeeded(lease, limits=lease.envelope.limits)]) for broker, lease in zip(brokers, leases, strict=False))
-        )
+        await asyncio.gather(*(broker.settle([ended(lease)]) for broker, lease in zip(brokers, leases, strict=False)))
         done += len(leases)
         await asyncio.sleep(0)
     await sending
@@ -406,7 +422,7 @@ async def test_gate_rate__and_slots(world: World) -> None:
     assert (await world.record(second)).waiting_for == "limit slots"
     other = await world.add(limits=(rate(6),))
     assert await due_in(world, other) == [10.0]
-    await world.settle(succeeded(await run_of(world, first)))
+    await world.settle(ended(await run_of(world, first)))
     assert await due_in(world, second) == [20.0]
     assert await world.status(await world.add(limits=(gate(1, "slots"),))) is Status.READY
 
@@ -452,7 +468,7 @@ async def test_gate_late(world: World) -> None:
     assert await statuses(world, *jobs) == [Status.READY, Status.SCHEDULED, Status.SCHEDULED]
     lease = await run_of(world, jobs[0])
     assert lease.envelope.limits == (gate(),)
-    await world.settle(succeeded(lease))
+    await world.settle(ended(lease))
     assert await statuses(world, *jobs[1:]) == [Status.READY, Status.SCHEDULED]
 
 
@@ -462,7 +478,7 @@ async def test_gate_late__more(world: World) -> None:
     waiting = await world.add(limits=(gate(),))
     await world.settle(settlement(lease, HandedBack(counts=False, limits=(gate(), gate(limit="more")))))
     assert await statuses(world, lease, waiting) == [Status.SCHEDULED, Status.READY]
-    await world.settle(succeeded(await run_of(world, waiting)))
+    await world.settle(ended(await run_of(world, waiting)))
     assert (await run_of(world, lease.envelope)).envelope.limits == (gate(), gate(limit="more"))
 
 
@@ -485,7 +501,7 @@ async def test_gate_paused(world: World) -> None:
     assert (await world.record(paused)).waiting_for == "queue paused, which is paused"
     await world.broker.admin.resume("paused")
     assert (await world.record(paused)).waiting_for == "limit limit"
-    await world.settle(succeeded(await run_of(world, other)))
+    await world.settle(ended(await run_of(world, other)))
     assert await world.status(paused) is Status.READY
 
 
@@ -499,7 +515,7 @@ async def test_gate_paused__new_jobs(world: World) -> None:
     await world.upkeep()
     assert await statuses(world, lease, new, other) == [Status.SCHEDULED, Status.SCHEDULED, Status.READY]
     await world.broker.admin.resume("paused")
-    await world.settle(succeeded(await run_of(world, other)))
+    await world.settle(ended(await run_of(world, other)))
     assert await statuses(world, lease, new) == [Status.READY, Status.SCHEDULED]
 
 
@@ -508,7 +524,7 @@ async def test_gate_paused__passed_over(world: World) -> None:
     lease = await run_of(world, await limited(world, queue="other"))
     paused, next_one = await limited(world, queue="paused"), await limited(world, queue="other")
     await world.broker.admin.pause("paused")
-    await world.settle(succeeded(lease))
+    await world.settle(ended(lease))
     assert await statuses(world, paused, next_one) == [Status.SCHEDULED, Status.READY]
 
 

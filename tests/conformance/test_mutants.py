@@ -49,10 +49,10 @@ def test_every_clause_has_its_mutant() -> None:
     can spoil its rows. Its workers are in one process, which ends or stops as a whole; the clauses about that have mutants of the Redis
     scripts below. No program has a transaction in its memory: those clauses have mutants of the PostgreSQL functions.
 
-    The reference broker has no limits and no flows: those clauses have mutants of the engine. Two places hold [gate_forgets]: the index of
-    those that wait, and the decision. The tests of [gate_paused] wait for minutes on an engine without it.
+    The reference broker has no limits, turns and flows: those clauses have mutants of the engine. Two places hold [gate_forgets]: the
+    index of those that wait, and the decision. The tests of [gate_paused] wait for minutes on an engine without it.
     """
-    beginnings = ("gate_", "flow_", "admin_flow", "admin_limits", "admin_set_limit")
+    beginnings = ("gate_", "fair_", "flow_", "admin_flow", "admin_limits", "admin_set_limit")
     of_engines = (mutant.breaks for mutant in ENGINES if any(name.startswith(beginnings) for name in mutant.breaks))
     named = frozenset[str]().union(*(mutant.breaks for mutant in MUTANTS), *of_engines, IN_TRANSACTIONS)
 

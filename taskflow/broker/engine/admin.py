@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from taskflow.broker.admin import EXAMINED, FailureGroupRecord, Metrics, QueueInfo, Redone, View
-from taskflow.broker.engine import flows, gates, moves, pages
+from taskflow.broker.engine import flows, gates, moves, pages, turns
 from taskflow.broker.engine.decisions import MAX_LOOKED_AT, begin, decide, give_back
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job
@@ -39,19 +39,22 @@ MAX_FAILED: Final = 1_000_000
 # --- queues ---------------------------------------------------------------------------------------------------
 
 
-_DUE: Final = ("due", "due_limited")
+_DUE: Final = ("due", "to_admit")
 """The indexes in which HELD jobs are that await nothing any more, and are about to be released."""
 
 
 def queues() -> Operation[list[QueueInfo]]:
     seen: Snapshot = yield Query(
-        scans=(Scan("paused", MAX_PAUSED, with_records=False), Scan("arriving", MAX_ARRIVING), *(Scan(name, MAX_DUE) for name in _DUE)),
+        scans=(
+            *(Scan("paused", MAX_PAUSED, with_records=False), Scan("arriving", MAX_ARRIVING), Scan("fair", 1, with_records=False)),
+            *(Scan(name, MAX_DUE) for name in _DUE),
+        ),
         groups=(("status", ()), ("ready", ()), ("scheduled", ())),
         with_totals=True,
     )
     counts = {(group.prefix[0], group.prefix[1]): group.size for group in seen.groups[0]}
     oldest = dict[str, int]()
-    held = [entry for entries in seen.scans[2:] for entry in entries if entry.position[0] <= seen.now]
+    held = [entry for entries in seen.scans[3:] for entry in entries if entry.position[0] <= seen.now]
     for record in [entry.record for entry in (*seen.scans[1], *held)]:  # each needs a worker now, like a READY job
         if record is None or record.header["status"] != HELD:
             continue
@@ -59,9 +62,8 @@ def queues() -> Operation[list[QueueInfo]]:
         counts[queue, HELD] = max(0, counts.get((queue, HELD), 0) - 1)
         counts[queue, READY] = counts.get((queue, READY), 0) + 1
         oldest[queue] = min(created_at, oldest.get(queue, created_at))
-    for group in seen.groups[1]:
-        assert group.first is not None
-        queue, _, due_at, _ = group.first
+    ready = [group.first for group in seen.groups[1] if group.first is not None]
+    for queue, due_at in (yield from _ready_since(ready)) if seen.scans[2] else [(position[0], position[2]) for position in ready]:
         oldest[queue] = min(due_at, oldest.get(queue, due_at))
     next_due = {group.prefix[0]: group.first[1] for group in seen.groups[2] if group.first is not None}
     paused = {entry.ref.id.decode(errors="backslashreplace") for entry in seen.scans[0]}
@@ -75,6 +77,16 @@ def queues() -> Operation[list[QueueInfo]]:
         )
         for name in sorted({queue for queue, _ in (*seen.totals, *counts)} | paused)
     ]
+
+
+def _ready_since(firsts: Sequence[tuple[Any, ...]]) -> Operation[list[tuple[str, int]]]:
+    """Return since when jobs of these queues have been READY. The first job of a line may have a tenant: then it stands at a place."""
+    queues = list(dict.fromkeys(queue for queue, *_ in firsts))
+    lines = [turns.first_of(turns.line_of(queue, -rank)) for queue, rank, *_ in firsts]
+    seen: Snapshot = yield Query(scans=(*lines, *(Scan("fair_since", 1, (queue,), with_records=False) for queue in queues)))
+    fair = {entries[0].position for entries in seen.scans if entries}
+    times = [(position[0], position[2]) for position in firsts if position not in fair]
+    return times + [(entries[0].position[0], entries[0].position[1]) for entries in seen.scans[len(lines) :] if entries]
 
 
 def pause(queue: str, rules: Rules, *, is_paused: bool) -> Operation[None]:

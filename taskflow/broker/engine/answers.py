@@ -38,6 +38,7 @@ def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
     job.sent = Sent(fresh.sent.extras, envelope.key, job.sent.joins, job.sent.limits)
     job.sent_body, job.new_content, job.entries = encode(job.sent), envelope.payload, {"tags": envelope.tags}
     job.set_flag(Flag.TAGGED, bool(envelope.tags))
+    job.set_flag(Flag.FAIR, envelope.fair is not None)
     job.counters = Counters()
     header["expires_at"] = fresh.header.get("expires_at")
     if job.status != READY:
@@ -46,7 +47,7 @@ def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
         if due_at < header["due_at"]:
             draft.wake(topics.DUE)
         if header.get("gate") is not None or job.state.paid is not None:  # it passes its gates when it's due, whatever it paid before
-            header["gate"] = job.state.paid = job.state.waiting = None
+            header["gate"] = header["since"] = job.state.paid = job.state.waiting = None
             draft.wake(topics.DUE)
         header["due_at"] = due_at
     draft.put(job)

@@ -16,6 +16,7 @@ from taskflow.broker.engine.seam import (
     ABSENT,
     KEEP,
     Addition,
+    Applied,
     Apply,
     Entry,
     Full,
@@ -28,7 +29,6 @@ from taskflow.broker.engine.seam import (
     Ref,
     Scan,
     Snapshot,
-    Stale,
     Step,
 )
 from taskflow.model.errors import BrokerUnavailable, StoreFull
@@ -52,11 +52,13 @@ class Foreseen(NamedTuple):
     """Facts about gates, read in advance so that decisions need no second query.
 
     `waiting`  how many jobs that wait at gates the decisions will probably need, by gate
-    `paused`   the ids of the paused queues. A pause that begins in the meantime takes slots back
+    `paused`   the ids of the paused queues, if they are known. A pause that begins in the meantime takes slots back
+    `heads`    the scans for the first jobs of the lines in which jobs will probably take a place
     """
 
-    waiting: Mapping[bytes, int]
-    paused: frozenset[bytes]
+    waiting: Mapping[bytes, int] = {}
+    paused: frozenset[bytes] | None = None
+    heads: frozenset[Scan] = frozenset()
 
 
 class Left:
@@ -120,10 +122,13 @@ class Draft:
         """The ids of the paused queues, if they are known."""
         self.wanted = Counter[bytes]()
         """How many waiting jobs of a gate the decisions need to see, if they haven't seen that many."""
+        self.unseen = set[Scan]()
+        """The lines of which the decisions need to see the first job."""
         self._freed = Counter[bytes]()
-        self._waiting = {
-            scan.prefix[0]: deque(entries) for scan, entries in zip(scans, seen.scans[len(seen.scans) - len(scans) :], strict=True)
-        }
+        found = dict(zip(scans, seen.scans[len(seen.scans) - len(scans) :], strict=True))
+        self._heads = {scan: entries for scan, entries in found.items() if not scan.with_records}
+        scans = [scan for scan in scans if scan.with_records]
+        self._waiting = {scan.prefix[0]: deque(found[scan]) for scan in scans}
         for entries in self._waiting.values():
             self._stored.update({entry.ref: entry.record for entry in entries})
         self.has_seen_all = {scan.prefix[0] for scan in scans if len(self._waiting[scan.prefix[0]]) < scan.limit}
@@ -148,9 +153,14 @@ class Draft:
             except Missing:
                 continue
             except Exception:
-                if not self.missing and not self.wanted:  # otherwise it may have met a record that the previous item left half changed
+                if not self.lacks:  # otherwise it may have met a record that the previous item left half changed
                     raise
         return answers
+
+    @property
+    def lacks(self) -> bool:
+        """True if the decisions need more than was loaded."""
+        return bool(self.missing or self.wanted or self.unseen)
 
     # --- records ---------------------------------------------------------------------------------------------
 
@@ -203,9 +213,10 @@ class Draft:
     def has_loaded(self, refs: Iterable[Ref]) -> bool:
         return all(ref in self._current or ref in self._stored for ref in refs)
 
-    def require(self, refs: Iterable[Ref], *, frees: bool = False) -> None:
-        """Raise Missing if one of these records was not loaded, and note them all. With `frees`, they are gates of which a slot becomes
-        free: the jobs that wait there are needed too."""
+    def require(self, refs: Iterable[Ref], *, frees: bool = False, heads: Iterable[Scan] = ()) -> None:
+        """Raise Missing if one of these records or scans was not loaded, and note them all. With `frees`, they are gates of which a slot
+        becomes free: the jobs that wait there are needed too."""
+        self.unseen.update(scan for scan in heads if scan not in self._heads)
         for ref in refs:
             is_known = ref in self._current or ref in self._stored
             if not is_known:
@@ -215,8 +226,12 @@ class Draft:
                 gate = self.plain(*ref) if is_known else None
                 if not is_known or (gate is not None and gate.header["has_waiting"]):
                     self.wanted[ref.id] = 2 * self._freed[ref.id]
-        if self.missing or self.wanted:
+        if self.lacks:
             raise Missing
+
+    def head(self, line: Scan) -> Entry | None:
+        """Return the first entry of a line that was required, as it was before these decisions."""
+        return next(iter(self._heads[line]), None)
 
     def waiting(self, gate: bytes) -> deque[Entry] | None:
         """Return the jobs that were seen to wait at a gate, in their order, or None if nothing has looked for them. The decisions remove
@@ -327,7 +342,8 @@ def decide(
     Raises StoreFull if the store has no room. Raises BrokerUnavailable if records keep changing, or are locked and `locked` is None.
     """
     answers: dict[int, T] = {}
-    known, sizes, is_locked = set(look.refs), dict({} if foreseen is None else foreseen.waiting), False
+    foreseen = foreseen or Foreseen()
+    known, sizes, heads, is_locked = set(look.refs), dict(foreseen.waiting), set(foreseen.heads), False
     rounds = deque([(list(range(len(items))), 1)] if items else ())
     while rounds:
         numbers, tries = rounds.popleft()
@@ -335,7 +351,7 @@ def decide(
             why = "another program's open transaction has locked" if is_locked else "other clients keep changing"
             raise BrokerUnavailable(f"{why} the records of this call: try again")
         chosen = [items[number] for number in numbers]
-        drafted = yield from _draft(chosen, one, rules, look, known, sizes, together=together, foreseen=foreseen)
+        drafted = yield from _draft(chosen, one, rules, look, known, sizes, heads, together=together, paused=foreseen.paused)
         if drafted is None:
             rounds.append((numbers, tries + 1))
             continue
@@ -352,15 +368,13 @@ def decide(
             of_step = numbers if together else [numbers[place] for place in places]
             if isinstance(result, Full):
                 raise StoreFull(result.says)
-            if isinstance(result, Stale):
-                stale += of_step
-            elif isinstance(result, Locked) and len(of_step) > 1 and not together:
+            if isinstance(result, Locked) and len(of_step) > 1 and not together:
                 rounds.extend(([number], tries) for number in of_step)
             elif isinstance(result, Locked) and locked is not None:
                 answers.update(dict.fromkeys(of_step, locked))
-            elif isinstance(result, Locked):
-                stale += of_step  # another client's call may have locked them, which takes no time
-                is_locked = True
+            elif not isinstance(result, Applied):  # or another client's call may have locked them, which takes no time
+                stale += of_step
+                is_locked = is_locked or isinstance(result, Locked)
         if stale:
             rounds.append((stale, tries + 1))
     return [answers[number] for number in range(len(items))]
@@ -373,19 +387,21 @@ def _draft(
     look: Query,
     known: set[Ref],
     sizes: dict[bytes, int],
+    heads: set[Scan],
     *,
     together: bool,
-    foreseen: Foreseen | None,
+    paused: frozenset[bytes] | None,
 ) -> Operation[tuple[Draft, list[T]] | None]:
     """Load the records that the decisions need, and decide. Return None if they still need more after `MAX_CHAIN` queries. `sizes` is the
-    number of waiting jobs to read at each gate."""
+    number of waiting jobs to read at each gate, and `heads` are the lines of which to read the first job."""
     for _ in range(MAX_CHAIN):
-        scans = [Scan("gated", size, (gate,)) for gate, size in sizes.items()]
+        scans = [*(Scan("gated", size, (gate,)) for gate, size in sizes.items()), *heads]
         draft = Draft((yield look._replace(refs=tuple(known), scans=(*look.scans, *scans))), rules, scans)
-        draft.paused = None if foreseen is None else foreseen.paused
+        draft.paused = paused
         answers = draft.decide(items, one, together=together)
-        if not draft.missing and not draft.wanted:
+        if not draft.lacks:
             return draft, answers
         known |= draft.missing
+        heads |= draft.unseen
         sizes.update(draft.wanted)
     return None

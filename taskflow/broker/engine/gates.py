@@ -20,9 +20,10 @@ from typing import Any, Final
 import msgspec
 
 from taskflow.broker import topics
+from taskflow.broker.engine import turns
 from taskflow.broker.engine.draft import Draft, Foreseen, Missing, Plain
 from taskflow.broker.engine.job import Job, text_bytes
-from taskflow.broker.engine.records import SCHEDULED, Kind
+from taskflow.broker.engine.records import SCHEDULED, Flag, Kind
 from taskflow.broker.engine.seam import NOW, After, Operation, Query, Ref, Scan, Snapshot
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
@@ -101,12 +102,12 @@ def admit(draft: Draft, job: Job) -> bool:
     draft.require(_refs_to_admit(draft, job))
     if (draft.paused is None or queue.id in draft.paused) and draft.plain(*queue) is not None:
         pause = of_pause(job.queue)
-        _wait(draft, job, record_of(draft, pause), pause, wording.waits_for_resume(job.queue))
+        _wait(draft, job, record_of(draft, pause))
         return False
     passed = [(record_of(draft, gate), gate) for gate in limits]
     full = next((each for each in passed if not each[1].per and each[0].header["taken"] >= each[0].header["most"]), None)
     if full is not None:
-        _wait(draft, job, *full, wording.waits_at_gate(full[1].limit, full[1].key))
+        _wait(draft, job, full[0])
         return False
     rates = [(record, in_force(record, gate)) for record, gate in passed if gate.per]
     if not _pay(draft, job, [each for each in rates if each[1].per > 0 and 0 < each[1].most <= MAX_MOST]):
@@ -116,6 +117,8 @@ def admit(draft: Draft, job: Job) -> bool:
             record.header["taken"] += 1
             put(draft, record)
     job.header["gate"] = job.state.waiting = job.state.paid = None
+    if job.has(Flag.FAIR):
+        job.header["since"] = None
     return True
 
 
@@ -200,20 +203,30 @@ def record_of(draft: Draft, gate: Gate) -> Plain:
 
 
 def put(draft: Draft, record: Plain) -> None:
-    header = record.header
-    header["is_open"] = int(header["has_waiting"] and header["taken"] < header["most"])
-    if header["is_open"]:
+    is_kept, is_open = prepare(record)
+    if is_open:
         draft.opened.add(record.ref.id)
-    if header["taken"] or header["has_waiting"] or header["is_set"] or header["tat"] is not None:
+    if is_kept:
         draft.put(record)
     else:
         draft.drop(record.ref)
 
 
-def _wait(draft: Draft, job: Job, record: Plain, gate: Gate, waiting_for: str) -> None:
+def prepare(record: Plain) -> tuple[bool, bool]:
+    """Note in a record whether its gate is open. Return whether the gate is to be kept, and whether it is open."""
+    header = record.header
+    header["is_open"] = int(header["has_waiting"] and header["taken"] < header["most"])
+    is_kept = bool(header["taken"] or header["has_waiting"] or header["is_set"]) or header["tat"] is not None
+    return is_kept, bool(header["is_open"])
+
+
+def _wait(draft: Draft, job: Job, record: Plain) -> None:
     """Let a job wait at a gate that is full."""
-    job.header["gate"] = gate.id
-    job.state.waiting, job.state.paid = text_bytes(waiting_for), None
+    if job.has(Flag.FAIR):
+        job.header["since"] = None
+        turns.take(draft, job, ("gated", record.ref.id, -job.header["priority"]))
+    job.header["gate"] = record.ref.id
+    job.state.waiting = job.state.paid = None
     if not record.header["has_waiting"]:
         record.header["has_waiting"] = 1
         draft.put(record)

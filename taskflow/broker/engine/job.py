@@ -9,6 +9,7 @@ import msgspec
 
 from taskflow.broker.engine.records import BURIED, HELD, READY, RUNNING, Flag, Kind
 from taskflow.broker.engine.seam import KEEP, NOW, After, Keep, Put, Record, Ref
+from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, pack_extras, unpack_extras
 from taskflow.model.flow import Member, Tie, numbered
@@ -41,7 +42,7 @@ class State(msgspec.Struct, omit_defaults=True, gc=False):
     """The mutable body. Its texts are UTF-8 that may contain lone surrogates. Field names are short, because each job stores them.
 
     `progress`   the epoch of the run that reported it, and the progress. It counts only for this run
-    `waiting`    what a waiting job waits for, other than its time or a worker
+    `waiting`    what a waiting job waits for, other than its time, a worker or a gate
     `behind`     the running job with its key, which it waits for
     `spoilt`     a former state that could not be decoded
     `standing`   for a record that only remembers a call: the job that represents it
@@ -213,6 +214,23 @@ class Job:
         return self.sent.limits + self.state.limits
 
     @property
+    def tenant(self) -> bytes | None:
+        """The tenant with whose jobs this one takes turns."""
+        try:
+            return unpack_extras(self.sent.extras).get("fair") if self.has(Flag.FAIR) else None
+        except Exception:  # another program may have written any bytes
+            return None
+
+    @property
+    def waiting_for(self) -> bytes | None:
+        """What a waiting job waits for, other than its time or a worker."""
+        gate_id = self.header["gate"]
+        if gate_id is None:
+            return self.state.waiting
+        gate = next((gate for gate in self.limits if gate.id == gate_id), None)
+        return text_bytes(wording.waits_for_resume(self.queue) if gate is None else wording.waits_at_gate(gate.limit, gate.key))
+
+    @property
     def is_live(self) -> bool:
         return self.status <= RUNNING
 
@@ -312,7 +330,7 @@ class Job:
             epoch=header["epoch"],
             claim=ClaimId(header["session"], int.from_bytes(claim[:8], "big"), int.from_bytes(claim[8:], "big")),
             created_at=header["created_at"],
-            waited=now - header["due_at"],
+            waited=now - (header.get("since") or header["due_at"]),
             expires_in=None if header["expires_at"] is None else to_seconds(header["expires_at"] - now),
         )
 
@@ -342,7 +360,7 @@ class Job:
             epoch=header["epoch"],
             claim=claim_id(header["session"], header["claim"]),
             created_at=header["created_at"],
-            waited=now - header["due_at"],
+            waited=now - (header.get("since") or header["due_at"]),
             failures=failures,
             crashes=crashes,
             snoozes=snoozes,
@@ -376,7 +394,7 @@ class _Shown:
     def __init__(self, job: Job, status: Status | None = None) -> None:
         header, state = job.header, job.state
         self.id, self.priority, self.cause = job.id, header["priority"], header["cause"]
-        self.created_at, self.due_at, self.expires_at = header["created_at"], header["due_at"], header["expires_at"]
+        self.created_at, self.due_at, self.expires_at = header["created_at"], header["since"] or header["due_at"], header["expires_at"]
         self.claimed_at, self.started_at, self.ended_at = header["claimed_at"], header["started_at"], header["ended_at"]
         self.epoch, self.worker = header["epoch"], header["worker"]
         self.failures, self.crashes, self.snoozes, self.hand_backs, self.parked_at = job.counters
@@ -384,7 +402,7 @@ class _Shown:
         self.awaited = max(0, header["awaits"]) if header["status"] == HELD else 0
         member = job.sent.member
         self.in_flow = _NOTHING if member is None else {"member": member, "joins": tuple(job.sent.joined), "felled_by": state.felled_by}
-        self.waiting_for = state.waiting if job.is_waiting else None
+        self.waiting_for = job.waiting_for if job.is_waiting else None
         self.progress = state.progress[1] if state.progress is not None and state.progress[0] == header["epoch"] else None
         self.result, self.payload = result_and_arguments(job.content) if status is Status.SUCCEEDED else (None, job.content)
 
@@ -393,7 +411,8 @@ def _flags(envelope: Envelope) -> int:
     """Return the flags of a new job."""
     keyed, awaited, tagged = envelope.key is not None, bool(envelope.joins), bool(envelope.tags)
     noted = Flag.NOTED if envelope.member is not None and envelope.member.inputs else 0
-    return Flag.KEYED * keyed | Flag.AWAITED * awaited | Flag.TAGGED * tagged | Flag.LIMITED * bool(envelope.limits) | noted
+    flags = Flag.KEYED * keyed | Flag.AWAITED * awaited | Flag.TAGGED * tagged | noted
+    return flags | Flag.LIMITED * bool(envelope.limits) | Flag.FAIR * (envelope.fair is not None)
 
 
 def _in_flow(sent: Sent) -> dict[str, Any]:

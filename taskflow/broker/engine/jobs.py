@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-from taskflow.broker.engine import gates, job_pauses, moves
+from taskflow.broker.engine import gates, handover, job_pauses, moves, turns
 from taskflow.broker.engine.decisions import decide
-from taskflow.broker.engine.draft import Draft
+from taskflow.broker.engine.draft import Draft, Foreseen
 from taskflow.broker.engine.job import Job, claim_bytes, content_of, fence_bytes, put_of_plain
 from taskflow.broker.engine.moves import MOVE_SCANS
 from taskflow.broker.engine.records import RUNNING, Flag, Kind
@@ -54,11 +54,15 @@ def enqueue(envelopes: Sequence[Envelope], rules: Rules, *, assumes_new: bool = 
         refs = [ref for envelope in envelopes for ref in moves.refs_of(envelope)]
         added = None
         are_due = all(
-            each.at is None and len(each.payload) <= MAX_ASSUMED and not (each.after or each.throttle or each.limits) for each in envelopes
+            each.at is None and len(each.payload) <= MAX_ASSUMED and not (each.after or each.throttle or each.limits or each.fair)
+            for each in envelopes
         )
         if assumes_new and are_due and len(set(refs)) == len(refs):
             added = yield from _add_new(envelopes, refs, rules)
-        answers = added or (yield from decide(envelopes, moves.add, rules, refs, scans=MOVE_SCANS, grows=True, together=True))
+        lines = {turns.line_of(each.queue, each.priority) for each in envelopes if each.fair is not None}
+        foreseen = Foreseen(heads=frozenset(map(turns.first_of, lines)))
+        more: dict[str, Any] = {"scans": MOVE_SCANS, "grows": True, "together": True, "foreseen": foreseen}
+        answers = added or (yield from decide(envelopes, moves.add, rules, refs, **more))
     return (yield from compare_known(envelopes, answers))
 
 
@@ -101,11 +105,15 @@ def compare_known(envelopes: Sequence[Envelope], answers: Sequence[Added | Refus
 
 def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Settled]]:
     """End runs. A success that carries nothing but its result is settled natively, if its job has no ties."""
-    plain = [number for number, each in enumerate(settlements) if is_plain_success(each) and not each.notes]
+    plain = [number for number, each in enumerate(settlements) if is_plain_success(each) and not each.notes and not each.limits]
+    simple = [number for number, each in enumerate(settlements) if handover.is_simple(each)]
     answers: dict[int, Settled] = {}
+    if simple:
+        over = yield from handover.settle([settlements[number] for number in simple], rules)
+        answers = {simple[number]: Settled.OK for number in over}
     if plain:
         ended: list[bool | None] = yield Succeed(_runs([settlements[number] for number in plain]))
-        answers = {number: Settled.OK for number, is_ended in zip(plain, ended, strict=True) if is_ended}
+        answers |= {number: Settled.OK for number, is_ended in zip(plain, ended, strict=True) if is_ended}
     rest = [number for number in range(len(settlements)) if number not in answers]
     others = [settlements[number] for number in rest]
     refs = [Ref(Kind.JOB, settlement.id) for settlement in others]

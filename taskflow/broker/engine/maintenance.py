@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from taskflow.broker.engine import arrivals, flows, history, moves, schedules, sessions
+from taskflow.broker.engine import arrivals, flows, history, moves, schedules, sessions, turns
 from taskflow.broker.engine.decisions import carry_on, decide, fill, give_back
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.gates import put, refs_of
@@ -39,7 +39,7 @@ MIN_IDLE: Final = 10_000_000
 def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     """Make the moves that time has made necessary. One query shows which kinds of moves are due; most calls find none."""
     seen: Snapshot = yield Query((OUTAGE,), _scans(limit))
-    offered, _, dying, gone, expiring, rolling, limited, opened, rates, begun, paused, *arrived = seen.scans[_OFFERED:]
+    offered, _, dying, gone, expiring, rolling, to_admit, opened, rates, used, begun, paused, *arrived = seen.scans[_OFFERED:]
     suspects = _suspects(seen, rules)
     reaped = (yield from _reap(suspects, seen, rules)) if suspects else 0
     found = [entry for entries in arrived for entry in entries][:limit]
@@ -47,7 +47,7 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     promoted, _ = yield Promote(limit - len(taken))
     readied = promoted + sum(taken)
     left = limit - promoted - len(taken)
-    if _is_due(limited, seen.now):
+    if _is_due(to_admit, seen.now):
         admitted = yield from _admit(left, rules)
         readied, left = readied + admitted, left - admitted
     if opened:
@@ -65,6 +65,8 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     left -= dropped
     if _is_due(rates, seen.now - MIN_IDLE):
         yield from _forget_rates(rules)
+    if _is_due(used, seen.now - turns.IDLE_FOR):
+        yield from turns.forget(rules)
     if _is_due(rolling, seen.now):
         yield from history.roll(rules)
     offers = (yield from schedules.offers(rules)) if reaped or dying or _is_due(offered, seen.now) else ()  # some may be handed over
@@ -87,8 +89,8 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
 
 
 def _admit(limit: int, rules: Rules) -> Operation[int]:
-    """Let limited jobs that are due become READY, or wait at a gate. Return how many it has moved."""
-    seen: Snapshot = yield Query(scans=(Scan("due_limited", max(0, limit)),))
+    """Let jobs that are due become READY in their turn, or wait at a gate. Return how many it has moved."""
+    seen: Snapshot = yield Query(scans=(Scan("to_admit", max(0, limit)),))
 
     def one(draft: Draft, ref: Ref) -> bool:
         job = draft.job(ref.id)
@@ -113,8 +115,8 @@ _OFFERED: Final = len(_SESSION_SCANS)
 
 def _scans(arriving: int) -> tuple[Scan, ...]:
     """Return the scans of upkeep: those of sessions, then offers, living, dying and gone sessions, expiring jobs, and history. Then come
-    limited jobs that are due, gates that were left with room, rates, actions on flows, paused queues, and arrivals."""
-    names = ("dying", "gone", "expiring", "rolling", "due_limited", "open", "rates")
+    jobs to admit, gates that were left with room, rates, turns, actions on flows, paused queues, and arrivals."""
+    names = ("dying", "gone", "expiring", "rolling", "to_admit", "open", "rates", "turns")
     begun = Scan("flows", MAX_FLOWS)
     firsts = (Scan(name, 1, with_records=False) for name in names)
     paused = Scan("paused", MAX_PAUSED, with_records=False)
@@ -251,9 +253,9 @@ def take_ends(rules: Rules) -> Operation[tuple[tuple[bytes, ...], int]]:
 def _next_in(seen: Snapshot, rules: Rules, *, is_cut_off: bool, takes_ends: bool, takes_arrivals: bool) -> float:
     """Return the seconds until the caller's next upkeep. With n living sessions, each calls it every n * `upkeep_every` seconds, or earlier
     if a job becomes due or a session lapses. `takes_arrivals` is False if an open transaction holds up some of them."""
-    offered, living, _, _, _, _, limited, opened, _, begun, *_ = seen.scans[_OFFERED:]
+    offered, living, _, _, _, _, to_admit, opened, _, _, begun, *_ = seen.scans[_OFFERED:]
     if is_cut_off or opened or begun or (takes_ends and seen.scans[2]) or (takes_arrivals and any(seen.scans[-2:])):
         return 0.0
-    waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offered, limited) if entries]
+    waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offered, to_admit) if entries]
     waits += [rules.upkeep_every * max(1, len(living)), *sessions.lapses(Draft(seen, rules))]
     return max(0.0, min(waits))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from taskflow.broker import topics
-from taskflow.broker.engine import answers, flows, gates
+from taskflow.broker.engine import answers, flows, gates, turns
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job, State, text_bytes
 from taskflow.broker.engine.records import BURIED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind
@@ -49,6 +49,8 @@ def move(draft: Draft, job: Job, event: Event, to: int) -> None:
     header = job.header
     if event is not Event.ENQUEUE and (header["status"], event, to) not in _LEGAL:
         raise AssertionError(f"{id_text(job.id)}: status {header['status']} cannot become {to} by {event}")
+    if to == READY and job.has(Flag.FAIR):
+        turns.take(draft, job, turns.line_of(job.queue, header["priority"]))
     had_slots = event is not Event.ENQUEUE and header["status"] in HOLDING
     header["status"] = to
     if header.get("gate") is not None and to != SCHEDULED:
@@ -176,6 +178,8 @@ def requeue(draft: Draft, job: Job, transition: Transition) -> None:
         move(draft, job, transition.event, READY)
     else:
         job.header["due_at"] = NOW if transition.due_at <= draft.now else transition.due_at
+        if job.has(Flag.FAIR) and not transition.is_paused:
+            job.header["since"] = None  # its next run is one more of its tenant
         enter(draft, job, transition.event)
 
 
@@ -322,7 +326,7 @@ def bury(draft: Draft, job: Job) -> None:
 
 def make_fresh(job: Job) -> None:
     """Reset a job as if it had just been added, but keep its errors. In a flow, it still awaits the jobs that have not succeeded."""
-    fresh: dict[str, Any] = dict.fromkeys(("started_at", "ended_at", "fade_at", "expires_at", "worker", "cause"))
+    fresh: dict[str, Any] = dict.fromkeys(("started_at", "ended_at", "fade_at", "expires_at", "worker", "cause", "since"))
     job.header |= fresh | {"due_at": NOW, "flags": job.header["flags"] & ~(Flag.POISON | Flag.MARKED | Flag.BEHIND)}
     if job.sent.member is None:
         job.header["awaits"] = 0
@@ -345,4 +349,6 @@ def refs_of(envelope: Envelope) -> list[Ref]:
         refs += [Ref(Kind.KEY, envelope.key), *([Ref(Kind.JOB, envelope.key)] if envelope.throttle else ())]
     if envelope.limits:
         refs += [*gates.refs_of(envelope.limits), Ref(Kind.QUEUE, envelope.queue.encode())]
+    if envelope.fair is not None:
+        refs.append(turns.turn_ref(turns.line_of(envelope.queue, envelope.priority), envelope.fair))
     return refs

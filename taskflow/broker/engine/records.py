@@ -35,6 +35,8 @@ class Kind:
     """The result of a job in a flow, for one that awaits it. Its id is that of the latter, and the number of the input (4 bytes)."""
     FLOW: Final = 12
     """What remains to be done to the jobs of a flow: see flows.py."""
+    TURN: Final = 13
+    """The last place of a tenant's jobs in a line: see turns.py."""
 
 
 TABLES: Final[Mapping[int, str]] = {
@@ -51,6 +53,7 @@ TABLES: Final[Mapping[int, str]] = {
     Kind.GATE: "gates",
     Kind.NOTE: "notes",
     Kind.FLOW: "flows",
+    Kind.TURN: "turns",
 }
 """The table of each kind in SQL stores. PostgreSQL locks rows in this order, except that keys come before jobs. A release may add kinds and
 indexes, and keeps what the release before reads; only an index with entries of a former kind needs a separate migration."""
@@ -112,6 +115,10 @@ class Flag:
     """SCHEDULED because the job's name was paused when it was claimed: see `job_pauses`."""
     LIMITED: Final = 512
     """It has gates. While it is READY or RUNNING, it holds a slot of each, so only the engine readies it and ends its runs."""
+    FAIR: Final = 2048
+    """It has a tenant. Its `due_at` is a place, from when it is READY or waits at a gate: see turns.py."""
+    ADMITTED: Final = LIMITED | FAIR
+    """The jobs that only the engine readies."""
     NOTED: Final = 4096
     """It gets the results of other jobs of its flow."""
     TIES: Final = LIMITED | KEYED | AWAITED | STATED | POISON | ARRIVING | SPOILT | NOTED
@@ -150,6 +157,7 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
         _F("cause", _B),
         _F("gate", _B),  # the gate at which a SCHEDULED job waits
         _F("member", _B),  # of a flow: the flow's id (16 bytes), and the job's number in it (4 bytes)
+        _F("since", _N),  # when a FAIR job took its place
     ),
     # `holder` is live, and `next` waits behind it while it runs. The record does not say which of them waits and which one runs, because a
     # claim makes the one the other and sees no key. A decision about a key loads both jobs, and expects their revisions.
@@ -184,6 +192,7 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
     ),
     Kind.NOTE: (_F("size", _N, 0),),
     Kind.FLOW: (_F("seq", _N, 0, Owner.STORE),),
+    Kind.TURN: (_F("place", _N, 0), _F("used_at", _N, 0)),
 }
 
 
@@ -212,16 +221,18 @@ INDEXES: Final = (
     Index("status", Kind.JOB, "status < 7", ("queue", "status"), groups=2, listed=False),
     Index("ready", Kind.JOB, "status = 2", ("queue", "-priority", "due_at", "seq"), groups=2, counted=False),
     Index("scheduled", Kind.JOB, "status = 1", ("queue", "due_at", "seq"), groups=1, counted=False),
-    Index("due", Kind.JOB, "(status = 1 OR status = 0 AND awaits <= 0 AND flags & 256 = 0) AND flags & 512 = 0", ("due_at", "seq")),
+    Index("due", Kind.JOB, "(status = 1 OR status = 0 AND awaits <= 0 AND flags & 256 = 0) AND flags & 2560 = 0", ("due_at", "seq")),
     Index("parked", Kind.JOB, "status = 1 AND flags & 1024 <> 0", ("job", "due_at", "seq")),
     Index(
-        "due_limited",
+        "to_admit",
         Kind.JOB,
-        "(status = 1 OR status = 0 AND awaits <= 0 AND flags & 256 = 0) AND flags & 512 <> 0 AND gate IS NULL",
+        "(status = 1 OR status = 0 AND awaits <= 0 AND flags & 256 = 0) AND flags & 2560 <> 0 AND gate IS NULL",
         ("due_at", "seq"),
     ),
     Index("gated", Kind.JOB, "gate IS NOT NULL", ("gate", "-priority", "due_at", "seq")),
     Index("holding", Kind.JOB, "status = 2 AND flags & 512 <> 0", ("queue", "seq")),
+    Index("fair", Kind.JOB, "status = 2 AND flags & 2048 <> 0", ("queue", "-priority", "due_at", "seq")),
+    Index("fair_since", Kind.JOB, "status = 2 AND flags & 2048 <> 0 AND since IS NOT NULL", ("queue", "since", "seq")),
     Index("held", Kind.JOB, "status = 0", ("seq",)),
     Index("leases", Kind.JOB, "status = 3", ("session", "claim"), groups=1),
     Index("marked", Kind.JOB, "status = 3 AND flags & 16 <> 0", ("session", "claim")),
@@ -252,6 +263,7 @@ INDEXES: Final = (
     Index("open", Kind.GATE, "is_open = 1", ("id",)),
     Index("notes", Kind.NOTE, "", ("id",)),
     Index("flows", Kind.FLOW, "", ("seq",)),
+    Index("turns", Kind.TURN, "", ("used_at", "id")),
 )
 
 Position = tuple[Any, ...]

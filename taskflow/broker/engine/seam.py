@@ -322,7 +322,7 @@ class Claimed(NamedTuple):
     """The jobs that a session has leased, with their payloads.
 
     The headers may have only what a lease needs: `flags`, `priority`, `queue`, `job`, `created_at`, `due_at`, `expires_at`, `epoch`,
-    `session` and `claim`.
+    `session` and `claim`. If a job has `since`, they have that too, or as its `due_at`.
     """
 
     records: list[Record]

@@ -234,7 +234,7 @@ _LOOK: Final = (
     Scan("expiring", 1, with_records=False),
     Scan("fading", 1, with_records=False),
     Scan("paused", MAX_LEASES, with_records=False),
-    Scan("due_limited", 1, with_records=False),
+    Scan("to_admit", 1, with_records=False),
     Scan("open", 1, with_records=False),
     Scan("flows", 1, with_records=False),
     *arrivals.scans(1),

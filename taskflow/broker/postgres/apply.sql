@@ -87,10 +87,14 @@ BEGIN
         FOR place IN
             WITH made AS (
                 @UPDATE_JOBS
-                RETURNING r.queue, r.priority, o.status AS former, r.status, r.flags, r.awaits, r.due_at, r.fade_at
+                RETURNING o.queue AS former_queue, r.queue, r.priority, o.status AS former, r.status, r.flags, r.awaits, r.due_at, r.fade_at
             ), counted AS (
                 INSERT INTO @.tally (queue, before, after, n)
-                SELECT queue, nullif(former, S.BURIED), nullif(status, S.BURIED), count(*) FROM made WHERE former <> status GROUP BY queue, former, status
+                SELECT queue, CASE WHEN queue = former_queue THEN nullif(former, S.BURIED) END, nullif(status, S.BURIED), count(*)
+                FROM made WHERE former <> status OR queue <> former_queue GROUP BY 1, 2, 3
+            ), counted_elsewhere AS (
+                INSERT INTO @.tally (queue, before, n)
+                SELECT former_queue, nullif(former, S.BURIED), count(*) FROM made WHERE queue <> former_queue GROUP BY 1, 2
             )
             SELECT queue, priority, status, count(*) FILTER (WHERE former <> status) AS number, min(due_at) AS due_at,
                 min(fade_at) AS fade_at

@@ -78,7 +78,7 @@ def updated(kind: int, source: str) -> str:
     """Return the UPDATE of records by the rows `source`. The stored row is available as o."""
     fields = [_updated(kind, field) for field in put_fields(kind)]
     parts = [f"{part} = CASE WHEN g.parts & {1 << bit} <> 0 THEN r.{part} ELSE g.{part} END" for bit, part in enumerate(PARTS)]
-    table, former = f"@.{TABLES[kind]}", ", status" if kind == Kind.JOB else ""
+    table, former = f"@.{TABLES[kind]}", ", queue, status" if kind == Kind.JOB else ""
     return (
         f"UPDATE {table} AS r SET rev = new_rev, {', '.join([*fields, *parts])} FROM {source} "
         f"CROSS JOIN LATERAL (SELECT ctid AS tid{former} FROM {table} AS r WHERE r.id = g.id OFFSET 0) AS o "
@@ -166,9 +166,10 @@ def fragments() -> dict[str, str]:
         "@CHANGE_OTHERS": changes,
         "@TIES": str(Flag.TIES),
         "@IS_DUE": BY_INDEX["due"].when,
-        "@IS_LIMITED_DUE": BY_INDEX["due_limited"].when,
+        "@IS_TO_ADMIT": BY_INDEX["to_admit"].when,
         "@KEYED": str(Flag.KEYED),
         "@LIMITED": str(Flag.LIMITED),
+        "@ADMITTED": str(Flag.ADMITTED),
         "@AWAITED": str(Flag.AWAITED),
         "@TAGGED": str(Flag.TAGGED),
         "@KEPT_APART": str(Flag.KEPT_APART),

@@ -99,8 +99,8 @@ class PostgresStore:
         return PostgresStore(fetch, self._schema, self._wall, self._steady, self._capacity, hooks)
 
     async def lock(self, refs: Sequence[Ref]) -> None:
-        """Lock jobs, keys and gates until the transaction ends."""
-        kinds = ((Kind.JOB,), (Kind.KEY, Kind.GATE))
+        """Lock jobs, keys, gates and turns until the transaction ends."""
+        kinds = ((Kind.JOB,), (Kind.KEY, Kind.GATE, Kind.TURN))
         await self._call("lock_records", *[[ref.id for ref in refs if ref.kind in each] for each in kinds])
 
     async def perform(self, effect: Effect) -> Any:

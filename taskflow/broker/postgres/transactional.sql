@@ -146,7 +146,7 @@ CREATE FUNCTION @.add_one_within(j @.jobs, of_tags text[], of_key bytea, replace
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    is_arriving CONSTANT boolean := of_key IS NOT NULL OR j.flags & @LIMITED <> 0;
+    is_arriving CONSTANT boolean := of_key IS NOT NULL OR j.flags & @ADMITTED <> 0;
     own record;
     standing bytea;
     known bytea;
@@ -190,9 +190,9 @@ BEGIN
     j.created_at := now_at;
     j.due_at := greatest(now_at, j.due_at);
     j.status := CASE
-        WHEN j.flags & (@KEYED | @LIMITED) <> 0 OR j.awaits > 0 THEN S.HELD WHEN j.due_at > now_at THEN S.SCHEDULED ELSE S.READY
+        WHEN j.flags & (@KEYED | @ADMITTED) <> 0 OR j.awaits > 0 THEN S.HELD WHEN j.due_at > now_at THEN S.SCHEDULED ELSE S.READY
     END;
-    IF j.flags & @LIMITED <> 0 THEN -- the engine lets it pass its gates after the commit
+    IF j.flags & @ADMITTED <> 0 THEN -- the engine admits it after the commit
         j.flags := j.flags | @ARRIVING | @BEHIND;
         j.state := P.STATE_ARRIVING;
     END IF;

@@ -98,7 +98,7 @@ BEGIN
                 WHERE (@IS_DUE)
                     AND due_at >= (SELECT (@.newest_mark('due')).at)
             ) OR EXISTS (SELECT 1 FROM @.schedules WHERE offer_at IS NOT NULL) OR EXISTS (SELECT 1 FROM @.jobs WHERE flags & @ARRIVING <> 0)
-                OR EXISTS (SELECT 1 FROM @.jobs WHERE @IS_LIMITED_DUE) OR EXISTS (SELECT 1 FROM @.inbox)
+                OR EXISTS (SELECT 1 FROM @.jobs WHERE @IS_TO_ADMIT) OR EXISTS (SELECT 1 FROM @.inbox)
             WHEN topic LIKE 'queue:%' THEN NOT @.is_paused(substr(topic, 7))
                 AND EXISTS (SELECT 1 FROM @.ready_marks(substr(topic, 7)) AS m WHERE (@.first_ready(m.queue, m.rank, m.at, m.seq)).due_at IS NOT NULL)
             WHEN topic LIKE 'session:%' THEN EXISTS (

@@ -15,8 +15,9 @@
 --
 -- key                    type    content
 -- meta                   hash    layout; indexes: their names and digests; the last seq
--- j:ID, k:, s:, h:, q:,  string  records: jobs, keys, sessions, schedules, queues, ends, actions, inbox, marks, history. See records.lua
--- e:, a:, x:, m:, y:
+-- j:ID, k:, s:, h:, q:,  string  records: jobs, keys, sessions, schedules, queues, ends, actions, inbox, marks, history, gates, turns. See
+-- e:, a:, x:, m:, y:,            records.lua
+-- g:, t:
 -- c:ID, then 8 bytes     string  a large payload or result: see records.py
 -- r:SESSION              string  the number of the session's last request (8 bytes), and its listener
 -- i:INDEX                zset    the members of an index, all with score 0: position and id

@@ -17,7 +17,7 @@ LAYOUT: Final = 4
 """The version of keys and records. A store with another version is refused. Increase it with every change that an older taskflow would
 misread. Kinds and indexes may be added without that: see DECLARED."""
 
-PREFIXES: Final = ("j:", "k:", "s:", "h:", "q:", "e:", "a:", "x:", "m:", "y:", "g:", "o:", "f:")
+PREFIXES: Final = ("j:", "k:", "s:", "h:", "q:", "e:", "a:", "x:", "m:", "y:", "g:", "o:", "f:", "t:")
 """The key prefixes of records, by kind."""
 
 MARK: Final = b"\xff@"

@@ -7,8 +7,8 @@
 -- RUNNING              fence (epoch, session, claim: 36), claimed_at (8), claimed_steady (8), worker (after its length in 2), then the whole
 --                      former record
 -- SUCCEEDED, BURIED    the same without the payload; then ended_at, fade_at, how long it ran (8 each), and the result
--- 64 and more, jobs    like a waiting job up to `sent`, then EXTRA below; then worker, `settled`, `cause`, `gate`, `member`, the values of
---                      entries as msgpack, `state` and content
+-- 64 and more, jobs    like a waiting job up to `sent`, then EXTRA below; then `since` (8) of a FAIR job; then worker, `settled`, `cause`,
+--                      `gate`, `member`, the values of entries as msgpack, `state` and content
 -- 64, other kinds      a msgpack array of the header's fields, in their order, after its length (4), with the values of entries at its end;
 --                      then `sent`, `state` and content, each after its length plus 1 (4), 0 if there is none
 --
@@ -33,7 +33,7 @@ local function decode_waiting(stored, at)
     error('it is too short')
   end
   local header = { byte(stored, at), flags, priority - 128, sub(stored, names_at, queue_at - 1), sub(stored, queue_at, name_at - 1), seq,
-    created, due, false, ZERO, ZERO, false, false, false, false, false, false, false, false, false, false, false, false, false }
+    created, due, false, ZERO, ZERO, false, false, false, false, false, false, false, false, false, false, false, false, false, false }
   return header, sent > 0 and sub(stored, name_at, ends_at - 1) or nil, ends_at
 end
 
@@ -49,6 +49,10 @@ local function decode_extra(stored)
   local expires, awaits, epoch, claimed, claimed_steady, started, ended, fades, session, claim, worker, settled, cause, gate, member,
     entries, state, content = struct.unpack(EXTRA, stored, at)
   at = at + EXTRA_BYTES
+  if bit.band(header[F.flags], G.FAIR) ~= 0 then
+    local since = struct.unpack('>c8', stored, at)
+    header[F.since], at = since ~= NONE and since, at + 8
+  end
   local function take(length)
     if length == 0 then
       return false
@@ -86,6 +90,7 @@ local function encode_extra(rev, header, sent, state, content)
     .. (header[F.session] and header[F.session] .. header[F.claim] or NO_LEASE)
     .. struct.pack('>I2I2I2I2I2I4I4I4', worker and #worker + 1 or 0, settled and #settled + 1 or 0, cause and #cause + 1 or 0,
       gate and #gate + 1 or 0, member and #member + 1 or 0, entries and #entries + 1 or 0, state and #state + 1 or 0, content and #content + 1 or 0)
+    .. (bit.band(header[F.flags], G.FAIR) ~= 0 and (header[F.since] or NONE) or '')
     .. (worker or '') .. (settled or '') .. (cause or '') .. (gate or '') .. (member or '') .. (entries or '') .. (state or '') .. (content or '')
 end
 
@@ -150,7 +155,7 @@ local function is_plain(header, sent, state, content)
   local status = header[F.status]
   return (status == F.ready_status or status == F.scheduled_status) and content and not state and header[F.awaits] == ZERO
     and header[F.epoch] == ZERO and not header[F.expires_at] and not header[F.worker] and not header[F.settled] and not header[F.claimed_at]
-    and not header[F.started_at] and not header[F.cause] and not header[F.gate] and not header[F.member] and not header[F.entries]
+    and not header[F.started_at] and not header[F.cause] and not header[F.gate] and not header[F.since] and not header[F.member] and not header[F.entries]
 end
 
 local function part(bytes)

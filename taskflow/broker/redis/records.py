@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgpack
 
 from taskflow.broker.engine.job import Job
-from taskflow.broker.engine.records import BURIED, FAILED, HEADERS, RUNNING, Kind, Type
+from taskflow.broker.engine.records import BURIED, FAILED, HEADERS, RUNNING, Flag, Kind, Type
 from taskflow.broker.engine.seam import Record, Ref
 from taskflow.broker.redis.connections import Command, ConnectionPool
 from taskflow.broker.redis.layout import DEFAULTS, MARK, REFERENCE_BYTES, RUNNING_BYTES, WAITING_BYTES, number_in
@@ -148,6 +148,9 @@ def _job(ref: Ref, rev: bytes, stored: bytes, with_content: bool) -> Record:
     if status == RUNNING:
         header["session"], header["claim"] = session, claim
     at += _EXTRA.size
+    if header["flags"] & Flag.FAIR:
+        since = int.from_bytes(stored[at : at + 8], "big")
+        header["since"], at = since - _BIAS if since else None, at + 8
     parts = list[bytes | None]()
     for size in extra[len(_NUMBERS) + 2 :]:
         parts.append(stored[at : at + size - 1] if size else None)

@@ -102,7 +102,7 @@ local available, ended = {}, {}
 for _, topic in ipairs(topics) do
   local is_available
   if topic == 'due' then
-    is_available = call('EXISTS', P .. 'i:due', P .. 'i:due_limited', P .. 'i:offers') > 0
+    is_available = call('EXISTS', P .. 'i:due', P .. 'i:to_admit', P .. 'i:offers') > 0
     add_listener(P .. 'upkeepers', listener)
   elseif sub(topic, 1, 8) == 'session:' then -- its claims have named the listener
     is_available = is_asked_to_stop(sub(topic, 9))

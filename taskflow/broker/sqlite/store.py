@@ -46,7 +46,7 @@ CLAIMED: Final = Packing(
     [
         *(("falling_priority", Type.SMALL), ("due_at", Type.NUMBER), ("seq", Type.NUMBER), ("flags", Type.SMALL), ("priority", Type.SMALL)),
         *(("queue", Type.NAME), ("job", Type.NAME), ("created_at", Type.NUMBER), ("expires_at", Type.NUMBER)),
-        *(("epoch", Type.NUMBER), ("id", Type.BYTES), *((part, Type.BYTES) for part in PARTS)),
+        *(("epoch", Type.NUMBER), ("since", Type.NUMBER), ("id", Type.BYTES), *((part, Type.BYTES) for part in PARTS)),
     ]
 )
 FIRST_READY: Final = """\
@@ -217,7 +217,7 @@ class SqliteStore(MaintainedRecords):
         return rows[:limit]
 
     def _leased(self, row: list[Any], rev: bytes, session: bytes, claim: bytes) -> Record:
-        _, due_at, _, flags, priority, queue, job, created_at, expires_at, epoch, job_id, sent, state, content, *is_long = row
+        _, due_at, _, flags, priority, queue, job, created_at, expires_at, epoch, since, job_id, sent, state, content, *is_long = row
         header = {
             "flags": flags,
             "priority": priority,
@@ -225,6 +225,7 @@ class SqliteStore(MaintainedRecords):
             "job": job,
             "created_at": created_at,
             "due_at": due_at,
+            "since": since,
             "expires_at": expires_at,
             "epoch": min(epoch, MAX_EPOCH) + 1,
             "session": session,
@@ -319,7 +320,7 @@ class SqliteStore(MaintainedRecords):
 
 
 _place: Final[Callable[[list[Any]], tuple[int, int, int]]] = itemgetter(0, 1, 2)
-_LEASE_FIELDS: Final = (*("flags", "priority", "queue", "job", "created_at", "due_at", "expires_at", "epoch", "session", "claim"),)
+_LEASE_FIELDS: Final = (*("flags", "priority", "queue", "job", "created_at", "due_at", "since", "expires_at", "epoch", "session", "claim"),)
 
 
 def _added_row(put: Put, header: Mapping[str, Any], rev: int, now: int) -> tuple[Any, ...]:

@@ -299,7 +299,7 @@ _NEXT_DUE: Final = f"""\
 SELECT min(at) FROM (
   SELECT min(due_at) AS at FROM "~jobs" INDEXED BY "~jobs_due" WHERE {BY_INDEX["due"].when}
   UNION ALL
-  SELECT min(due_at) FROM "~jobs" INDEXED BY "~jobs_due_limited" WHERE {BY_INDEX["due_limited"].when}
+  SELECT min(due_at) FROM "~jobs" INDEXED BY "~jobs_to_admit" WHERE {BY_INDEX["to_admit"].when}
   UNION ALL
   SELECT min(offer_at) FROM "~schedules" WHERE offer_at IS NOT NULL
 )"""

@@ -236,12 +236,24 @@ gates.admit: gate_never_over: one job more than the number starts
 + each[0].header["taken"] > each[0].header["most"]
 
 gates.admit: gate_all_or_none: a job that waits at one gate holds slots of the others
-- _wait(draft, job, *full,
-+ [(r.header.update(taken=r.header["taken"] + 1), draft.put(r)) for r, g in passed if g is not full[1]]; _wait(draft, job, *full,
+- _wait(draft, job, full[0])
++ [(r.header.update(taken=r.header["taken"] + 1), draft.put(r)) for r, g in passed if g is not full[1]]; _wait(draft, job, full[0])
 
 gates.leave: gate_passes_on: a slot is given back twice
 - record.header["taken"] -= 1
 + record.header["taken"] -= 2
+
+handover._step: gate_never_over gate_passes_on: a slot is handed on and is free too
+- gate.header["taken"] += 1
++ pass
+
+handover._may_pass: gate_all_or_none: a job passes one of its gates, and no other
+- and len(decode_sent(record.sent).limits) == 1
++ and True
+
+handover._endings: gate_passes_on: a run that is over ends the next one's job
+- (header["status"], header["epoch"], header["session"], header["claim"]) == lease
++ header["status"] == RUNNING
 
 gates._pay: gate_rate: jobs start as fast as they come
 - if not starts or max(starts) < 0:
@@ -330,6 +342,38 @@ admin.flow: admin_flow: each page of a flow begins with its first job
 jobs._settle: gate_late: a job whose sender did not know a limit passes it
 - if isinstance(settlement.verdict, HandedBack) and settlement.verdict.limits is not None:
 + if False:
+
+turns.take: fair_turns: the jobs of a tenant with many hold up all others
+- draft.require([ref], heads=[scan])
++ ref = turn_ref(line, b""); draft.require([ref], heads=[scan])
+
+turns.take: fair_turns: a tenant that comes late is behind all that came before
+- draft.now if first is None else first.position[2]
++ draft.now
+
+turns.take: fair_turns: a tenant has all its jobs run before those that came earlier
+- max(place, turn.header.get("place", 0) + 1)
++ place
+
+turns.take: fair_comes_back: a job that comes back brings its old place to the tenants that come
+- draft.now if isinstance(due_at, After) else due_at if first is None else max(due_at, place)
++ due_at
+
+moves.requeue: fair_comes_back: a tenant whose jobs fail has more than its share
+- if job.has(Flag.FAIR) and not transition.is_paused:
++ if False:
+
+admin.queues: fair_times: a line that never ends seems to be as old as its beginning
+- if seen.scans[2] else
++ if False else
+
+turns.forget: fair_forgets: tenants are kept for ever
+- elif turn is not None:
++ elif False:
+
+turns.forget: fair_forgets: a tenant is forgotten while it waits, and begins anew
+- turn.header["place"] >= places[line]
++ False
 
 jobs.compare_known: enqueue_clash: a job of another content with a known id counts as sent
 - isinstance(answer, Refused) and answer.because == "id"]

@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from taskflow import Concurrency, DeclarationError, Limit, Rate, job, preset
+from taskflow import Concurrency, DeclarationError, Job, Limit, Rate, job, preset
 from taskflow.app.declared_limits import unadmitted
 from taskflow.model.envelope import ClaimId, Lease
-from taskflow.model.limits import RATE, Gate, gate_id, interval
+from taskflow.model.limits import RATE, TENANT, Gate, gate_id, interval
 from taskflow.model.verdict import HandedBack
 from tests.unit.app.jobs import add
 
@@ -61,6 +61,40 @@ def test_a_preset_has_limits() -> None:
 
     assert one.bind().envelope.limits == (gate("disk", "", 2),)
     assert other.bind().envelope.limits == ()
+
+
+@job(fair="order.tenant")
+async def pack(order: Order) -> None: ...
+
+
+def test_calls_of_one_tenant_take_turns_with_others() -> None:
+    acme, other = pack.bind(Order("acme")).envelope, pack.bind(Order("umbrella")).envelope
+    assert acme.fair == pack.options(queue="other").bind(Order("acme")).envelope.fair == pack.bind(Order("acme"))._renewed().fair
+    assert None is not other.fair != acme.fair
+    assert charge.bind("acme").envelope.fair is None
+
+
+def test_a_preset_has_turns() -> None:
+    @preset(fair="tenant")(name="fair")
+    async def one(tenant: str) -> None: ...
+
+    assert isinstance(one, Job)
+    assert one.bind("acme").envelope.fair == gate_id("", "acme", kind=TENANT)
+
+
+@pytest.mark.parametrize(
+    ("fair", "said"),
+    [
+        (3, "fair=3: expected the name of a parameter"),
+        ("{tenant}", "fair='{tenant}': expected the name of a parameter"),
+        ("tenent", "'tenent' is not a parameter; did you mean 'tenant'?"),
+    ],
+)
+def test_a_wrong_parameter_for_turns(fair: Any, said: str) -> None:
+    with pytest.raises(DeclarationError) as caught:
+        any_job(name="wrongly fair", fair=fair)(on_tenant)
+
+    assert said in str(caught.value)
 
 
 def test_a_follow_up_has_its_gates() -> None:
