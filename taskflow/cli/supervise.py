@@ -93,9 +93,7 @@ class SupervisorSocket:
         self.is_leaving = False
         self.is_first = slot == 0
         self.retired = Future[None]()  # done when this worker must stop claiming and exit after its runs: another one takes its slot
-        self.deaths = deque[
-            tuple[bytes, str]
-        ]()  # dead sessions of other workers with their causes, to report and then confirm
+        self.deaths = deque[tuple[bytes, str]]()  # dead sessions of other workers with their causes, to report and then confirm
         self.on_death: Callable[[], object] = lambda: None  # called after each addition, in another thread
         self._runs_left = max_jobs
         self._lock = threading.Lock()
