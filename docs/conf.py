@@ -108,7 +108,8 @@ MADE_BY_USERS = {
 """The classes whose constructors users call. taskflow makes the instances of all others."""
 
 INTERNAL = [
-    *(JobType.around, JobType.decoded_arguments, JobType.named_arguments, JobType.policy, JobType.queues, JobType.stop_grace),
+    *(JobType.around, JobType.policy, JobType.queues, JobType.stop_grace),
+    *(JobType.arguments_beside, JobType.decoded_arguments, JobType.named_arguments),
     *(taskflow.ActionResult.of, taskflow.Call.stamped, taskflow.EnqueueCall.to_envelope, taskflow.RunError.of_run),
 ]
 """Methods and properties without an underscore that modules of taskflow call, and users need not."""
@@ -126,7 +127,7 @@ def write_signature(app: Sphinx, kind: str, name: str, value: Any, asked: object
         return f"({signature_of(value, value.__doc__, {})})", None
     if given and kind in ("class", "exception") and value.__name__ not in MADE_BY_USERS:
         return "", ""
-    return given, returned
+    return (given or "").replace("BareCall", "Call") or given, returned  # the class that users have
 
 
 for dictionary in (taskflow.DefaultOptions, taskflow.EnqueueOptions, taskflow.JobSelection):
