@@ -47,6 +47,7 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "completion": "taskflow completion bash > ~/.local/share/bash-completion/completions/taskflow",
     },
 }
+_PAGES: Final = {"look at jobs, queues and workers": "cli-reports", "act on jobs, queues and schedules": "cli-actions"}
 # The actions of `taskflow schedules`, each with an example.
 OF_SCHEDULES: Final[Mapping[str, str]] = {
     "list": "taskflow schedules list nightly",
@@ -80,11 +81,11 @@ def a_parser() -> Parser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.branch("command", required=True)
-    examples = {name: example for group in GROUPS.values() for name, example in group.items()}
+    examples = {name: (example, _PAGES.get(title, "cli")) for title, group in GROUPS.items() for name, example in group.items()}
 
     def command(name: str, module: str, summary: str, description: str, **defaults: Any) -> Parser:
         section = "pause-and-resume" if name in ("pause", "resume") else name
-        added = commands.add_parser(name, help=summary, description=description, epilog=_epilog(examples[name], section))
+        added = commands.add_parser(name, help=summary, description=description, epilog=_epilog(*examples[name], section))
         added.set_defaults(module=module, **defaults)
         return added
 
@@ -127,8 +128,8 @@ def a_parser() -> Parser:
     return parser
 
 
-def _epilog(example: str, section: str) -> str:
-    return f"example:\n  {example}\n\nmore: docs/reference/cli.md#taskflow-{section}"
+def _epilog(example: str, page: str, section: str) -> str:
+    return f"example:\n  {example}\n\nmore: docs/reference/{page}.md#taskflow-{section}"
 
 
 def _add_runs(command: Callable[..., Parser]) -> None:
@@ -235,7 +236,9 @@ def _schedules(parser: Parser) -> None:
 
     def action(name: str, module: str, summary: str) -> Parser:
         description = f"{summary[0].upper()}{summary[1:]}."
-        added = actions.add_parser(name, help=summary, description=description, epilog=_epilog(OF_SCHEDULES[name], "schedules"))
+        added = actions.add_parser(
+            name, help=summary, description=description, epilog=_epilog(OF_SCHEDULES[name], "cli-actions", "schedules")
+        )
         added.set_defaults(module=f"schedules:{module}")
         if name != "next":
             added.add_argument("names", nargs="*" if name == "list" else "+", metavar="NAME", help="the schedules")
@@ -280,7 +283,7 @@ def _limits(parser: Parser) -> None:
 
     def action(name: str, module: str, summary: str) -> Parser:
         description = f"{summary[0].upper()}{summary[1:]}."
-        added = actions.add_parser(name, help=summary, description=description, epilog=_epilog(OF_LIMITS[name], "limits"))
+        added = actions.add_parser(name, help=summary, description=description, epilog=_epilog(OF_LIMITS[name], "cli-actions", "limits"))
         added.set_defaults(module=f"limits:{module}")
         return added
 

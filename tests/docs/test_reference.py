@@ -29,7 +29,7 @@ from tests.docs import tables
 from tests.docs.pages import ROOT
 
 REFERENCE: Final = ROOT / "docs/reference"
-CLI: Final = (REFERENCE / "cli.md").read_text()
+CLI: Final = "".join((REFERENCE / f"{name}.md").read_text() for name in ("cli", "cli-reports", "cli-actions"))
 COMMANDS: Final = a_parser().commands
 
 # Options that several commands share stand in sections of their own.
