@@ -41,13 +41,13 @@ class TreeLine(NamedTuple):
 
 async def flow_records(call: CallBroker, flow: bytes) -> list[Record]:
     """Return the jobs of a flow that the store keeps, in the order of their numbers."""
-    found = list[Record]()
-    while True:
-        first = found[-1].member.number + 1 if found and found[-1].member is not None else 0
+    found, first, last = list[Record](), 0, -1
+    while first > last:  # a damaged record may have any number
+        last = first
         page = await call(lambda broker, first=first: broker.admin.flow(flow, first=first, limit=AT_ONCE))  # type: ignore[misc]
         found += page
-        if not page:
-            return found
+        first = 1 + max((record.member.number for record in page if record.member is not None), default=-1)
+    return found
 
 
 async def flow_of(call: CallBroker, named: bytes) -> tuple[bytes, list[Record]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import secrets
 from typing import Any, Final
 
+import msgspec
 import pytest
 
-from taskflow.app.flow_tree import MAX_LEVEL, MOST_BESIDE, tree_of
+from taskflow.app.flow_tree import MAX_LEVEL, MOST_BESIDE, flow_records, tree_of
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Envelope
 from taskflow.model.flow import Member, Tie
@@ -158,3 +159,14 @@ def test_a_job_with_several_that_wait_for_it_stands_once_with_those_below_it() -
 def test_a_long_chain_stays_on_the_screen() -> None:
     lines = shown([*(record(n, Status.HELD, (n + 1,)) for n in range(99)), record(99, Status.HELD)])
     assert (len(lines), max(line.count(".") for line in lines)) == (100, MAX_LEVEL)
+
+
+async def test_a_damaged_record_does_not_make_it_read_for_ever() -> None:
+    """Its member cannot be read, or has a number that was read before."""
+    pages = [[record(0, Status.READY), msgspec.structs.replace(record(1, Status.READY), member=None)], [record(0, Status.READY)], []]
+
+    async def call(_operation: object) -> Any:
+        return pages.pop(0)
+
+    assert len(await flow_records(call, FLOW)) == 3
+    assert pages == [[]]
