@@ -105,3 +105,36 @@ def test_all_that_fits_exits_with_0_and_the_window_is_told(cli: Cli, waiting: di
     assert "looked at 2 of 3 jobs in mail: --limit looks at more\n" in out
     assert cli.json("check", "new", "--queue", "slow") == {"jobs": [], "queues": [{"queue": "slow", "looked_at": 0, "of": 0}]}
     assert "no job has ever been in queue 'snow'; did you mean slow?" in cli("check", "new", "--queue", "snow", code=4).err
+
+
+IN_FLOWS = """
+    from taskflow import group, job
+
+    @job(name="first")
+    def first(number: int) -> int: ...
+
+    @job(name="follows")
+    def follows({takes}: int, by: {kind} = 1) -> int: ...
+
+    @job(name="total")
+    def total(numbers: list[int], plus: int) -> int: ...
+
+    flow = group([first.bind(1) | follows.partial(2)]) | total.partial(3)
+"""
+
+
+@pytest.mark.parametrize(("now", "counts"), [(("n", "int"), (1, 0, 0)), (("m", "int"), (0, 1, 0)), (("n", "list[str]"), (0, 0, 1))])
+def test_a_job_in_a_flow_lacks_a_result_that_it_will_get(cli: Cli, now: tuple[str, str], counts: tuple[int, int, int]) -> None:
+    """A deploy that renames the parameter parks it, and one that changes another argument fails it."""
+    cli.write("before.py", IN_FLOWS.format(takes="n", kind="int"))
+    cli.write("now.py", IN_FLOWS.format(takes=now[0], kind=now[1]).replace("flow = group", "# flow = group").replace(" = 1)", ")"))
+    before = cli.load("before")
+
+    async def send() -> None:
+        await before.flow.delay()
+        await default_app().close()
+
+    asyncio.run(send())
+    default_app().registry._jobs.clear()
+    jobs = {job["job"]: (job["fits"], job["parks"], job["fails"]) for job in cli.json("check", "now", code=0 if counts[0] else 1)["jobs"]}
+    assert jobs == {"first": (1, 0, 0), "follows": counts, "total": (1, 0, 0)}
