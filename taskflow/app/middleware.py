@@ -140,8 +140,8 @@ class Middleware:
         return await call_next(context)
 
     def around(self, context: JobContext) -> AbstractContextManager[Any] | AbstractAsyncContextManager[Any]:
-        """Return a context manager inside which the job's function is called, in its own thread, task or child process. It surrounds those
-        of the job's `around=`. Only an async job takes an async one. Its error is the run's error."""
+        """Return a context manager inside which the job's function is called, in the function's thread, task or child process. It surrounds
+        the job's `around=`. Only async jobs may have an async one. An error in it is the run's error."""
         return nullcontext()
 
     async def ended(self, info: JobInfo) -> None:

@@ -202,7 +202,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return {"after": self.debounce, "on_conflict": OnConflict.DEBOUNCE, "at_most": self.at_most or None, "throttle": None}
 
     def key_fields(self, job: str, key: str, text: str | None = None) -> dict[str, Any]:
-        """Return the envelope fields of a call's key. `text` stands for a key with secrets. Raises ValueError for an invalid key."""
+        """Return the envelope fields of a call's key. `text` replaces a key that contains secrets. Raises ValueError for an invalid key."""
         return {"key": key_digest("" if self.key_scope == "name" else self.queue, job, key), "key_text": key if text is None else text}
 
 

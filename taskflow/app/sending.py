@@ -301,7 +301,7 @@ async def _send_together(app: App, calls: list[BareCall[Any]], within: _Within |
 
 
 async def _together_through_middleware(app: App, calls: Sequence[BareCall[Any]], enqueue: _Enqueue) -> list[Added | Refused]:
-    """Let middleware wrap each call. The last one that passes it sends all of them, and until then the others wait."""
+    """Let middleware wrap each call. Calls that have passed through it wait until the last one has, and are then sent together."""
     passed, sent = dict[int, Envelope](), asyncio.get_running_loop().create_future()
 
     async def send(number: int, envelope: Envelope) -> Added | Refused:

@@ -160,7 +160,8 @@ def report_line(live: HealthCheck, ready: HealthCheck) -> str:
 
 
 def fact_lines(facts: bytes, backlog: Page | None) -> Iterator[str]:
-    """Return the lines with which a worker reports what it has counted. Each line says how many there are, because lines may be lost."""
+    """Return the lines with which a worker reports what it has counted. Each line gives the total number of lines, because some may be
+    lost."""
     text = base64.b64encode(facts).decode()
     parts = [text[at : at + MAX_PART] for at in range(0, len(text), MAX_PART)]
     for number, part in enumerate(parts):

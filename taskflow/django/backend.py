@@ -121,7 +121,7 @@ class TaskflowBackend(_Base):
         return []
 
     def check_join(self) -> None:
-        """Raises ImproperlyConfigured if tasks join transactions, but no broker is configured, or it is not in their database."""
+        """Raises ImproperlyConfigured if tasks join transactions but no broker is configured, or the broker is in another database."""
         app = default_app()
         if self.transaction != "join" or app.ignores_connections:
             return

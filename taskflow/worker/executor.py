@@ -465,7 +465,7 @@ def _not_begun(holding: HeldLease) -> Verdict:
 
 
 def _stop_raising(holding: HeldLease, call: StoppableCall, stop: Callable[[], object] | None) -> None:
-    """Stop a run in a thread, whose function is interrupted by its timeout alone."""
+    """Stop a run in a thread. Only a timeout interrupts its function."""
     if stop is not None:
         stop()
     if holding.why_stopped == TIMED_OUT:

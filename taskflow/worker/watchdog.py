@@ -190,8 +190,8 @@ class Watchdog:
         self._emit(lambda: InterpreterBlocked(lease, passed - CHECK_INTERVAL, self._ttl, is_computed, shown(lines)))
 
     def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[Line]]:
-        """Return the lease of the run that held the interpreter lock in `thread`, and the thread's lines. A run that has just begun did
-        not: then it was the last slow run, whose lines are gone."""
+        """Return the lease of the run that held the interpreter lock in `thread`, and the thread's lines. If that run has only just begun,
+        it was the last slow run instead, whose lines are gone."""
         holding, lines, late = self._holding_in(thread), lines_of(thread), passed - CHECK_INTERVAL
         if holding is not None and (holding.started or 0.0) <= self.checked_at - late / 2:
             return holding.lease, lines

@@ -87,7 +87,7 @@ def test_the_python_of_another_library_parses(block: Block) -> None:
 
 
 def _script(block: Block) -> str:
-    """Return the commands of a block. In a admin the lines that begin with a dollar sign are commands, the others are output."""
+    """Return the commands of a block. In a `console` block, lines that begin with a dollar sign are commands, and the others are output."""
     if block.language != "console":
         return block.text
     return "\n".join(re.findall(r"^\$ (.*)$", block.text, re.MULTILINE))

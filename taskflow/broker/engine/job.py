@@ -425,7 +425,7 @@ def _text(stored: bytes) -> str:
 
 
 def text_bytes(text: str | None) -> bytes | None:
-    """Return a text as a state keeps it."""
+    """Encode a text for a state."""
     return None if text is None else text.encode(errors="surrogatepass")
 
 

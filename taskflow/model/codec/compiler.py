@@ -301,7 +301,8 @@ class Secret:
 
 
 def secret_names(annotations: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names among these, and of fields in their types, whose annotation has the mark, or has it in a part without a name."""
+    """Return the names, among these and the fields in their types, whose annotation carries the mark, also in a part that has no name
+    itself."""
     found = set[str]()
     _walk(annotations.items(), found, set())
     return tuple(sorted(found))

@@ -307,7 +307,7 @@ def _reader(label: str, members: Sequence[Shape]) -> Convert:
 
 
 def _json_reader(label: str, members: Sequence[Shape]) -> Convert:
-    """Return a reader that takes the first member which seems to fit: to try each in turn could take 2**depth steps on hostile input."""
+    """Return a reader that takes the first member that seems to fit: trying them one by one could take 2**depth steps on hostile input."""
 
     def read_json(wire: Any, levels: int) -> Any:
         if type(wire) in (list, dict):
