@@ -40,26 +40,27 @@ def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[set[int
     for number, settlement in enumerate(settlements):
         by_gate.setdefault(settlement.limits[0].id, []).append(number)
     refs = [Ref(Kind.JOB, settlement.id) for settlement in settlements] + [Ref(Kind.GATE, gate_id) for gate_id in by_gate]
-    scans = (Scan("gated", len(numbers) + gates.SPARE, (gate_id,)) for gate_id, numbers in by_gate.items())
+    scans = (Scan("gated", len(numbers), (gate_id,)) for gate_id, numbers in by_gate.items())
     seen: Snapshot = yield Query(tuple(dict.fromkeys(refs)), (Scan("paused", gates.MAX_PAUSED, with_records=False), *scans))
     paused = {entry.ref.id for entry in seen.scans[0]}
     if len(paused) == gates.MAX_PAUSED:
         return set()
-    steps, ended, opened = list[Step](), list[list[int]](), set[bytes]()
+    step, ended, opened = _Step(paused), list[int](), set[bytes]()
     for (gate_id, numbers), waiting in zip(by_gate.items(), seen.scans[1:], strict=True):
         gate = seen.records[Ref(Kind.GATE, gate_id)]
-        found = {ending.record.ref: ending for ending in _endings(seen, settlements, numbers)}
+        found = list({ending.record.ref: ending for ending in _endings(seen, settlements, numbers)}.values())
         if gate is None or not found or gate.header["taken"] < len(found):
             continue
-        step, is_open = _step(seen, gate, list(found.values()), waiting, paused)
-        if step is not None:
-            steps.append(step)
-            ended.append([ending.number for ending in found.values()])
+        is_open = step.add(gate, found, waiting, seen.now)
+        if is_open is not None:
+            ended += [ending.number for ending in found]
             opened.update([gate_id] if is_open else ())
-    answers, _ = (yield Apply(steps)) if steps else ([], None)
+    [answer], _ = (yield Apply([step.made()])) if ended else ([None], None)
+    if not isinstance(answer, Applied):
+        return set()
     if opened:
         yield from fill(opened, rules)
-    return {number for numbers, answer in zip(ended, answers, strict=True) if isinstance(answer, Applied) for number in numbers}
+    return set(ended)
 
 
 def _endings(seen: Snapshot, settlements: Sequence[Settlement], numbers: Sequence[int]) -> Iterator[_Ending]:
@@ -75,35 +76,44 @@ def _endings(seen: Snapshot, settlements: Sequence[Settlement], numbers: Sequenc
             yield _Ending(number, settlement, record)
 
 
-def _step(
-    seen: Snapshot, stored: Record, endings: Sequence[_Ending], waiting: Sequence[Entry], paused: set[bytes]
-) -> tuple[Step | None, bool]:
-    """Return the step that ends these runs of one gate, and whether jobs may still wait there while it has room. Return no step if a job
-    that waits needs another decision."""
-    gate = Plain(stored.ref, dict(stored.header), stored.state)
-    expect: dict[Ref, Rev] = {stored.ref: stored.rev}
-    puts, totals = list[Put](), dict[tuple[str, str], int]()
+class _Step:
+    """The step that ends the runs of all gates. One step costs the least; if it is stale, the general decisions are made apart."""
 
-    def put(record: Record, changed: Put, event: Event) -> None:
-        expect[record.ref] = record.rev
-        puts.append(changed)
-        totals[record.header["queue"], event] = totals.get((record.header["queue"], event), 0) + 1
+    def __init__(self, paused: set[bytes]) -> None:
+        self._paused = paused
+        self._expect: dict[Ref, Rev] = {}
+        self._puts, self._drops, self._totals = list[Put](), list[Ref](), dict[tuple[str, str], int]()
 
-    for _, settlement, record in endings:
-        put(record, _ended(settlement, record, seen.now), Event.SUCCEED)
-    gate.header["taken"] -= len(endings)
-    for entry in waiting if gate.header["has_waiting"] else ():
-        if gate.header["taken"] >= gate.header["most"]:
-            break
-        if entry.record is None or not _may_pass(entry.record, paused):
-            return None, False
-        put(entry.record, Put(entry.ref, {"status": READY, "gate": None}), Event.DUE)
-        gate.header["taken"] += 1
-    is_kept, is_open = gates.prepare(gate)
-    drops = () if is_kept else (gate.ref,)
-    if is_kept and gate.header != stored.header:
-        puts.append(gate.to_put())
-    return Step(expect, tuple(puts), drops, totals=totals), is_open
+    def add(self, stored: Record, endings: Sequence[_Ending], waiting: Sequence[Entry], now: int) -> bool | None:
+        """Add runs of one gate. Return True if jobs may still wait there while it has room, and None if a job that waits needs another
+        decision: then nothing is added."""
+        gate = Plain(stored.ref, dict(stored.header), stored.state)
+        room = max(0, gate.header["most"] - gate.header["taken"] + len(endings)) if gate.header["has_waiting"] else 0
+        passing = [entry.record for entry in waiting[:room]]
+        if not all(record is not None and _may_pass(record, self._paused) for record in passing):
+            return None
+        for _, settlement, record in endings:
+            self._put(record, _ended(settlement, record, now), Event.SUCCEED)
+        for waiter in passing:
+            assert waiter is not None
+            self._put(waiter, Put(waiter.ref, {"status": READY, "gate": None}), Event.DUE)
+        gate.header["taken"] += len(passing) - len(endings)
+        is_kept, is_open = gates.prepare(gate)
+        self._expect[stored.ref] = stored.rev
+        if not is_kept:
+            self._drops.append(gate.ref)
+        elif gate.header != stored.header:
+            self._puts.append(gate.to_put())
+        return is_open
+
+    def _put(self, record: Record, put: Put, event: Event) -> None:
+        self._expect[record.ref] = record.rev
+        self._puts.append(put)
+        counted = (record.header["queue"], event)
+        self._totals[counted] = self._totals.get(counted, 0) + 1
+
+    def made(self) -> Step:
+        return Step(self._expect, tuple(self._puts), tuple(self._drops), totals=self._totals)
 
 
 def _ended(settlement: Settlement, record: Record, now: int) -> Put:

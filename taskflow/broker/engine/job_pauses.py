@@ -61,7 +61,7 @@ def pause(job: str, rules: Rules, *, is_paused: bool) -> Operation[None]:
         if after == {*before}:
             return
         if len(after) > MAX_PAUSED:
-            raise BrokerRefused(f"{len(before)}jobs are paused, which is the maximum: resume one of them, or pause a queue")
+            raise BrokerRefused(f"{len(before)} jobs are paused, which is the maximum: resume one of them, or pause a queue")
         if after:
             draft.put(Plain(PAUSED, {}, msgspec.msgpack.encode(sorted(after))))
         else:

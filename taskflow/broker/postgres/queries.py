@@ -179,6 +179,12 @@ def scan_sql(
     return f"(SELECT {columns} FROM {table}{where} ORDER BY {order} LIMIT {limit})"
 
 
+_SCAN_GATES: Final = """FOR i IN 1..cardinality(parts) LOOP
+        RETURN QUERY SELECT * FROM @.scan_gated_records(parts[i], lims[i], with_content, gates[i]);
+    END LOOP;"""
+"""Reads jobs that wait at many gates: a decision may ask for those of each job of a batch, and a long statement takes long to plan."""
+
+
 def scanning() -> str:
     """Return the functions of the hot scans, and one for all others."""
     lines = []
@@ -189,6 +195,8 @@ def scanning() -> str:
         query = scan_sql(shape, [f"p{number}" for number in range(shape.prefix)], "lim", "of_part", "with_content")
         lines.append(_function(hot_name(shape), ", ".join(arguments), "SETOF @.row", f"RETURN QUERY {query};"))
     lines.append(_function("scan", "statement text", "SETOF @.row", "RETURN QUERY EXECUTE statement;"))
+    of_gates = "parts smallint[], lims integer[], with_content boolean, gates bytea[]"
+    lines.append(_function("scan_gates", of_gates, "SETOF @.row", _SCAN_GATES))
     return "\n".join(lines)
 
 

@@ -131,12 +131,17 @@ class PostgresStore:
         jobs = [ref.id for ref in query.refs if ref.kind == Kind.JOB]
         keys = [ref.id for ref in query.refs if ref.kind == Kind.KEY]
         has_moves = query.scans[: len(MOVE_SCANS)] == MOVE_SCANS
-        calls, arguments = ["look($1, $2, $3, $4, $5)"], [self._wall(), jobs, keys, query.with_content, has_moves]
+        calls = ["look($1, $2, $3, $4, $5)"]
+        arguments: list[Any] = [self._wall(), jobs, keys, query.with_content, has_moves]
         for kind in {ref.kind for ref in query.refs if ref.kind not in (Kind.JOB, Kind.KEY)}:
             calls.append(f"load_{TABLES[kind]}(${len(arguments) + 1}, ${len(arguments) + 2})")
             arguments += [[ref.id for ref in query.refs if ref.kind == kind], query.with_content]
+        of_gates = {number: scan for number, scan in enumerate(query.scans, 1) if _is_of_gate(scan)}
+        if of_gates:
+            calls.append(f"scan_gates(${len(arguments) + 1}, ${len(arguments) + 2}, $4, ${len(arguments) + 3})")
+            arguments += [list(of_gates), [scan.limit for scan in of_gates.values()], [scan.prefix[0] for scan in of_gates.values()]]
         for number, scan in enumerate(query.scans, 1):
-            if not (has_moves and number <= len(MOVE_SCANS)):
+            if number not in of_gates and not (has_moves and number <= len(MOVE_SCANS)):
                 calls.append(_scan_call(scan, number, query.with_content, arguments, self._schema))
         for number, (name, _) in enumerate(query.groups):
             arguments.append(_GROUPS + number)
@@ -331,6 +336,11 @@ def new_rev() -> int:
 # --- scans --------------------------------------------------------------------------------------------------------
 
 _HOT: Final = frozenset(HOT_SCANS)
+
+
+def _is_of_gate(scan: Scan) -> bool:
+    """Return True if `scan_gates` can do this scan."""
+    return len(scan.prefix) == 1 and scan == Scan("gated", scan.limit, scan.prefix)
 
 
 def _scan_call(scan: Scan, number: int, with_content: bool, arguments: list[Any], schema: str) -> str:

@@ -243,9 +243,9 @@ gates.leave: gate_passes_on: a slot is given back twice
 - record.header["taken"] -= 1
 + record.header["taken"] -= 2
 
-handover._step: gate_never_over gate_passes_on: a slot is handed on and is free too
-- gate.header["taken"] += 1
-+ pass
+handover._Step: gate_never_over gate_passes_on: a slot is handed on and is free too
+- += len(passing) - len(endings)
++ -= len(endings)
 
 handover._may_pass: gate_all_or_none: a job passes one of its gates, and no other
 - and len(decode_sent(record.sent).limits) == 1

@@ -259,8 +259,7 @@ class Everything:
         await broker.store.fade(10, 0, 0)
         await broker.store.query(Query(tuple(Ref(kind, b"unknown") for kind in TABLES)))
         for name, prefix, backwards, with_records in HOT_SCANS:
-            await broker.store.query(
-                Query(scans=(Scan(name, 10, (self.session.id,)[:prefix], backwards=backwards, with_records=with_records),))
-            )
+            place = ("default" if name == "fair" else self.session.id, 0)[:prefix]
+            await broker.store.query(Query(scans=(Scan(name, 10, place, backwards=backwards, with_records=with_records),)))
         await broker.call("locked", [new_id()], [new_id()], '{"sessions": [{"id": "00"}]}')
         await broker.call("check_marks", self.clock.wall())

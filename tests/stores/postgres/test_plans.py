@@ -44,6 +44,7 @@ FUNCTIONS: Final = {
     *re.findall(r"\w+", _NAMES),
     *(f"load_{table}" for table in TABLES.values() if table != "keys"),
     *map(hot_name, HOT_SCANS),
+    "scan_gates",
 }
 """All that read tables, but those of users' transactions."""
 
