@@ -86,8 +86,11 @@ async def flow_facts_of(broker: Broker, record: Record) -> FlowFacts:
     if record.status is Status.HELD:
         first = max(0, record.member.number - MAX_POSITIONS)
         before = await broker.admin.flow(record.member.flow, first=first, limit=record.member.number - first)
-        awaited = [other for other in before if record.id in other.joins and other.status is not Status.SUCCEEDED]
-        return FlowFacts(awaited=sorted(awaited, key=lambda other: not other.status.is_ended))
+        others = [other for other in before if record.id in other.joins and other.status is not Status.SUCCEEDED]
+        live = [other for other in others if not other.status.is_ended]
+        if len(live) >= record.awaits:  # it collects failures, or there are none
+            return FlowFacts(awaited=live)
+        return FlowFacts(awaited=sorted(others, key=lambda other: not other.status.is_ended))
     if record.status is Status.CANCELLED and record.felled_by is not None:
         [cause] = await broker.read([record.felled_by])
         return FlowFacts(cause=cause)
@@ -126,20 +129,21 @@ def _held(record: Record, facts: Facts) -> Iterator[Reason]:
 def _in_flow(record: Record, facts: Facts, flow: FlowFacts) -> Iterator[Reason]:
     """Yield the reasons for a job in a flow: what it waits for, what has cancelled it, or what its failure has cancelled."""
     assert record.member is not None
-    show = f"`taskflow flows {id_text(record.member.flow)}`"
+    show, again = f"`taskflow flows {id_text(record.member.flow)}`", f"`taskflow retry --flow {id_text(record.member.flow)}`"
     if record.status is Status.HELD and record.awaits:
         jobs = f"{record.awaits:,} jobs of its flow" if record.awaits > 1 else "a job of its flow"
         such_as = "".join(f", {'such as ' if record.awaits > 1 else ''}{each.job} ({each.status})" for each in flow.awaited[:1])
-        again = f"`taskflow retry --flow {id_text(record.member.flow)}` runs what has not succeeded again"
         has_ended = any(each.status.is_ended for each in flow.awaited)
-        yield Reason(f"it waits for {jobs}{such_as}", again if has_ended else f"{show} shows what it waits for")
+        yield Reason(
+            f"it waits for {jobs}{such_as}", f"{again} runs what has not succeeded" if has_ended else f"{show} shows what it waits for"
+        )
     elif record.status is Status.CANCELLED and record.felled_by == record.member.flow:
-        yield Reason("its flow was cancelled", f"`taskflow retry {_id(record)}` runs this job all the same; {show} shows the others")
+        yield Reason("its flow was cancelled", f"{again} runs what has not succeeded all the same")
     elif record.status is Status.CANCELLED and record.felled_by is not None:
-        again = f"`taskflow retry {id_text(record.felled_by)}` runs that job again, and restores this one"
+        restores = f"`taskflow retry {id_text(record.felled_by)}` runs that job again, and restores this one"
         error = None if flow.cause is None else flow.cause.last_error
         why = "" if flow.cause is None else f": {flow.cause.job}{'' if error is None else f': {error.type}: {error.message}'}"
-        yield Reason(f"{record.reason}{why}", again)
+        yield Reason(f"{record.reason}{why}", restores)
     else:
         yield from _OF_STATUS[record.status](record, facts)
         if record.status in (Status.FAILED, Status.CANCELLED) and record.member.first < record.member.last:

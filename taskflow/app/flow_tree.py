@@ -99,7 +99,8 @@ def _beside(records: Sequence[Record], level: int) -> list[TreeLine]:
 def summary_of(records: Sequence[Record]) -> str:
     """Return how many jobs there are, and how many of each status."""
     counts = Counter(record.status for record in records)
-    return f"{len(records):,} jobs: {', '.join(f'{counts[status]:,} {status}' for status in Status if counts[status])}"
+    jobs = "1 job" if len(records) == 1 else f"{len(records):,} jobs"
+    return f"{jobs}: {', '.join(f'{counts[status]:,} {status}' for status in Status if counts[status])}"
 
 
 def flow_json(flow: bytes, records: Sequence[Record]) -> dict[str, Any]:

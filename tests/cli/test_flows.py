@@ -23,12 +23,20 @@ FLOW: Final = b"f" * 16
 NOBODY: Final = id_text(bytes(16))
 
 
-def a_flow(number: int = 3) -> list[Envelope]:
+def a_flow(number: int = 3, *, collects: bool = False) -> list[Envelope]:
     """So many calls of `count`, and `total`, which takes their results."""
     new = IdFactory()
     ids, last = [new() for _ in range(number + 1)], number
     counts = [
-        Envelope(id=each, job="count", payload=b"", member=Member(FLOW, n, 0, last), joins=(ids[last],), ties=(Tie(n),), max_attempts=1)
+        Envelope(
+            id=each,
+            job="count",
+            payload=b"",
+            member=Member(FLOW, n, n if collects else 0, n if collects else last),
+            joins=(ids[last],),
+            ties=(Tie(n, collects),),
+            max_attempts=1,
+        )
         for n, each in enumerate(ids[:-1])
     ]
     total = Envelope(id=ids[last], job="total", payload=b"", awaits=number, member=Member(FLOW, last, 0, last, "numbers", True, number))
@@ -102,11 +110,24 @@ def test_the_jobs_of_a_flow_are_explained(cli: Cli, ids: list[str]) -> None:
     }
     assert cli("retry", ids[3]).out == "retried 1\n"  # it waits again, for a job that has failed
     [alone] = cli.json("explain", ids[3])
-    again = f"`taskflow retry --flow {id_text(FLOW)}` runs what has not succeeded again"
+    again = f"`taskflow retry --flow {id_text(FLOW)}` runs what has not succeeded"
     assert alone["reasons"] == [{"text": "it waits for 2 jobs of its flow, such as count (failed)", "cure": again}]
     [reason] = felled["reasons"]
     assert reason["text"].startswith(f"job {ids[1]} of its flow has failed: count: builtins.ValueError: ")
     assert reason["cure"] == f"`taskflow retry {ids[1]}` runs that job again, and restores this one"
+
+
+def test_a_job_that_collects_failures_does_not_wait_for_them(cli: Cli) -> None:
+    flow = a_flow(collects=True)
+
+    async def send(broker: Broker) -> None:
+        await broker.enqueue(flow)
+        await run_one(broker, fails=True)
+
+    cli.with_broker(send)
+    [held, failure] = cli.json("explain", id_text(flow[3].id), id_text(flow[0].id))
+    assert held["reasons"][0]["text"] == "it waits for 2 jobs of its flow, such as count (ready)"
+    assert len(failure["reasons"]) == 1
 
 
 def test_a_flow_is_cancelled_and_retried(cli: Cli, ids: list[str]) -> None:
@@ -116,7 +137,8 @@ def test_a_flow_is_cancelled_and_retried(cli: Cli, ids: list[str]) -> None:
     [act] = cli.json("audit")
     assert (act["act"], act["affected"], act["selection"], act["reason"]) == ("cancel", 3, {"flow": id_text(FLOW)}, "wrong file")
     [stopped] = cli.json("explain", ids[3])
-    assert stopped["reasons"][0]["text"] == "its flow was cancelled"
+    cure = f"`taskflow retry --flow {id_text(FLOW)}` runs what has not succeeded all the same"
+    assert stopped["reasons"] == [{"text": "its flow was cancelled", "cure": cure}]
     assert cli("retry", "--flow", ids[3]).out == "retried 3\n"
     assert [job["status"] for job in cli.json("flows", ids[3])[0]["jobs"]] == ["succeeded", "ready", "ready", "held"]
     fail_one(cli)
