@@ -14,6 +14,7 @@ from benchmarks import (
     dashboard_pages,
     drain,
     fleet,
+    flows,
     herd,
     idle,
     latency,
@@ -68,6 +69,7 @@ ON_SERVERS: Final[Sequence[tuple[str, str, OnStore, bool]]] = (
     ("herd", "a lone job beside many idle workers", herd.herds, True),
     ("schedules", "schedules, none due", schedules.idleness, True),
     ("start", "starting a worker", starting.starts, False),
+    ("flows", "flows", flows.on_server, True),
 )
 
 
@@ -83,6 +85,7 @@ def _workloads() -> dict[str, Workload]:
         "transactions": Workload("jobs in the sender's own transaction", transactions.transactions, is_costly=True),
         "limits": Workload("what limits and turns cost", limits.drains),
         "telemetry": Workload("what telemetry costs", telemetry.costs),
+        "flows": Workload("memory and SQLite: flows", flows.flows, is_costly=True),
         "console-pages": Workload("pages of the console, a million jobs", console_pages.pages, is_costly=True),
         "dashboard-pages": Workload("the dashboard over a million jobs", dashboard_pages.pages, is_costly=True),
         "start": Workload("commands and imports", starting.commands),

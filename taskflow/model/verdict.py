@@ -236,6 +236,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `key`        the key of the job, from its lease, so that a store can read everything it needs at once
     `limits`     the gates of the job, from its lease, for the same reason
     `arguments`  the payload of the job, if it's to be kept with a success's result
+    `awaited_by` the job of its flow that awaits it, if there is one only, for the same reason
     `notes`      the notes that the end of a job in a flow writes or drops, for the same reason as the key
     """
 
@@ -251,6 +252,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     key: bytes | None = None
     limits: tuple[Gate, ...] = ()
     arguments: bytes | None = None
+    awaited_by: bytes | None = None
     notes: tuple[bytes, ...] = ()
 
 

@@ -132,6 +132,7 @@ class Executor:
             verdict = self._completed(holding, verdict)
         is_success, name = type(verdict) is Succeeded, lease.envelope.job
         keeps = is_success and (self._keeping[name] if name in self._keeping else self._keeps_arguments(name))
+        joins = lease.envelope.joins
         return Settlement(
             id=lease.envelope.id,
             epoch=lease.epoch,
@@ -144,6 +145,7 @@ class Executor:
             cause=None if is_success else stored_cause(verdict, self.deploy),
             key=lease.envelope.key,
             limits=lease.envelope.limits,
+            awaited_by=joins[0] if len(joins) == 1 else None,
             notes=() if lease.envelope.member is None else notes_of(lease.envelope),
             arguments=lease.envelope.payload if keeps else None,
         )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from taskflow.broker.admin import Redone, View
 from taskflow.model.envelope import Lease
 from taskflow.model.flow import FailureNote, Member, Tie, read_note
 from taskflow.model.record import Status
+from taskflow.model.verdict import Settled
 from tests.support.flows import Flow, a_flow, sent
 from tests.support.verdicts import AN_ERROR, SettlementOf, cancelled, discarded, failed, retried, succeeded
 from tests.support.world import Job, World, id_of, ids_of
@@ -511,3 +514,75 @@ async def test_admin_flow__lists_it(world: World) -> None:
     assert len(await world.broker.admin.flow(other.id)) == 3
     await world.pass_time(world.rules.keep_failed + 1.0)
     assert await world.broker.admin.flow(flow.id) == []
+
+
+# --- at once, and after mishaps ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("collects", [False, True])
+async def test_flow_released__by_members_that_end_at_once(world: World, collects: bool) -> None:
+    """Many settlements of several clients at a time: each member counts once, and the join has all results."""
+    flow, others = await sent(world, members=120, collects=collects), [world.broker.sibling() for _ in range(3)]
+    assert flow.join is not None
+    leases = await _claimed(world, flow)
+    settlements = [failed(lease) if collects and n % 7 == 0 else succeeded(lease, b"\x01r") for n, lease in enumerate(leases.values())]
+    brokers = [world.broker, *others]
+    calls = [brokers[at % 4].settle(settlements[at : at + 5]) for at in range(0, 120, 5)]
+    assert all(settled is Settled.OK for answers in await asyncio.gather(*calls) for settled in answers)
+    await world.upkeep()
+    for broker in others:
+        await broker.close()
+
+    assert list(await _claimed(world, flow, "join")) == [flow.join.id]
+    assert len(await _results(world, flow.join)) == 120
+
+
+async def test_flow_cancel__beside_the_last_member(world: World) -> None:
+    """Whatever comes first: once the flow is cancelled, its join does not start, or is asked to stop."""
+    for _ in range(8):
+        flow, session = await sent(world, members=2), await world.a_session()
+        assert flow.join is not None
+        first, last = await world.claim(session, ["0"])
+        await world.settle(succeeded(first))
+        await asyncio.gather(world.settle(succeeded(last)), world.broker.admin.cancel_flow(flow.id))
+        await world.upkeep()
+        assert await world.claim(session) == []
+        assert await world.status(flow.join) is CANCELLED
+
+
+async def test_flow_redo__beside_the_fall(world: World) -> None:
+    """A retry while the failure still cancels others leaves nothing behind that waits for ever."""
+    for _ in range(4):
+        flow, session = await sent(world, members=40), await world.a_session()
+        assert flow.join is not None
+        [lease] = await world.claim(session, ["0"], 1)
+        settling = asyncio.create_task(world.broker.settle([failed(lease)]))
+        other = world.broker.sibling()
+        while (await other.admin.retry([lease.envelope.id])) != [Redone.OK]:  # noqa: ASYNC110  # no event tells that it has failed
+            await asyncio.sleep(0)
+        await settling
+        await world.upkeep()
+        await _run_all(world, flow)
+        if other is not world.broker:
+            await other.close()
+        assert await world.status(flow.join) is SUCCEEDED
+
+
+async def test_flow_result__after_the_store_has_lost_its_latest_changes(world: World) -> None:
+    """What it still knows of a flow fits together, so that the rest runs again and the join gets all results."""
+    flow = await sent(world, members=4)
+    assert flow.join is not None
+    session = await world.a_session()
+    leases = await world.claim(session, ["0"])
+    await world.settle(*(succeeded(lease, b"\x01r") for lease in leases[:2]))
+    saved = world.snapshot()
+    await world.settle(*(succeeded(lease, b"\x01r") for lease in leases[2:]))
+    [join] = (await _claimed(world, flow, "join")).values()
+    await world.settle(succeeded(join))
+    await world.restore(saved)
+    assert (await world.record(flow.join)).awaits == 2
+    await world.settle(*(succeeded(lease, b"\x01r") for lease in leases))
+
+    assert await _results(world, flow.join) == dict.fromkeys(range(4), b"\x01r")
+    await _run_all(world, flow)
+    assert await world.status(flow.join) is SUCCEEDED

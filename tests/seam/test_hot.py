@@ -137,6 +137,36 @@ async def test_hot_key(store: SeamStore, *, named: bool, next_up: bytes | None, 
     assert await store.perform(Succeed(runs)) == [ends, True]
 
 
+@pytest.mark.parametrize(
+    ("flags", "names", "is_noted", "ends"),
+    [
+        (Flag.AWAITED, True, False, True),
+        (Flag.AWAITED, False, False, None),
+        (Flag.AWAITED | Flag.STATED, True, False, None),
+        (Flag.AWAITED, True, True, None),
+        (0, False, False, True),
+    ],
+)
+async def test_hot_tie(store: SeamStore, *, flags: int, names: bool, is_noted: bool, ends: bool | None) -> None:
+    """What awaits it has one job less to await, and the result as a note. Otherwise the job is None, and nothing changes."""
+    record, other = await store.running({"flags": flags}), await store.running({"flags": Flag.AWAITED})
+    awaiting, notes = await store.job({"status": HELD, "awaits": 5}), [Ref(Kind.NOTE, bytes([number] * 20)) for number in (1, 2)]
+    if is_noted:
+        await store.put(notes[0], {"size": 1}, state=b"x")
+    before = await store.rev(awaiting)
+    named = {"awaited_by": awaiting.id, "note": notes[0].id} if names else {}
+    runs = [run_of(record, **named), run_of(other, awaited_by=awaiting.id, note=notes[1].id)]
+    assert await store.perform(Succeed([runs[0], runs[1]._replace(epoch=9)])) == [ends, False]
+    for _ in range(2):
+        assert await store.perform(Succeed(runs)) == [ends, True]
+    assert await store.rev(awaiting) == before
+    assert (await store.header(awaiting))["awaits"] == 4 - (names and bool(ends))
+    found = [await store.load(ref) for ref in notes]
+    assert found[1] is not None
+    assert (found[1].header["size"], found[1].state) == (1 + len(runs[1].result), b"\0" + runs[1].result)
+    assert (found[0] is not None) == (is_noted or (names and bool(ends)))
+
+
 async def test_hot_promote__fields(store: SeamStore) -> None:
     """A SCHEDULED job keeps its due time and counts as `due`. A released one is due from now on, and counts as `release`."""
     now = await store.now()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from taskflow.model.envelope import Lease
+from taskflow.model.envelope import Lease, notes_of
 from taskflow.model.fingerprint import cause_of
 from taskflow.model.verdict import (
     Cancelled,
@@ -33,7 +33,10 @@ def settlement(lease: Lease, verdict: Verdict, **more: Any) -> Settlement:
 
 
 def succeeded(lease: Lease, result: bytes = A_RESULT, **more: Any) -> Settlement:
-    return settlement(lease, Succeeded(result), **more)
+    """As a worker sends it: with what its lease says of other jobs."""
+    joins = lease.envelope.joins
+    in_flow = {"notes": notes_of(lease.envelope), "awaited_by": joins[0] if len(joins) == 1 else None}
+    return settlement(lease, Succeeded(result), **{**in_flow, **more})
 
 
 def failed(lease: Lease, error: RunError = AN_ERROR, **more: Any) -> Settlement:

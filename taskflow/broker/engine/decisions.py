@@ -10,7 +10,7 @@ from taskflow.broker import topics
 from taskflow.broker.engine import flows, gates
 from taskflow.broker.engine.draft import Draft, Left, decide as decide_once
 from taskflow.broker.engine.job import Job
-from taskflow.broker.engine.moves import MOVE_SCANS, ask_to_stop, enter, finish, move, redo, release
+from taskflow.broker.engine.moves import MOVE_SCANS, ask_to_stop, enter, finish, move, redo, release as release_job
 from taskflow.broker.engine.records import CANCELLED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Position
 from taskflow.broker.engine.seam import Operation, Query, Ref, Scan, Snapshot
 from taskflow.model.record import Status
@@ -47,6 +47,13 @@ def decide(
     answers: list[T] = yield from decide_once(items, one, rules, Query(tuple(refs), scans, groups), left=left, **more)
     yield from _follow(left, rules, scans, most)
     return answers
+
+
+def release(awaiting: Iterable[bytes], rules: Rules) -> Operation[None]:
+    """Release those of these jobs that have nothing to await any more."""
+    left = Left()
+    left.released.update(awaiting)
+    yield from _follow(left, rules, MOVE_SCANS)
 
 
 def _follow(left: Left, rules: Rules, scans: tuple[Scan, ...], most: int = MAX_FELLED) -> Operation[int]:
@@ -87,7 +94,7 @@ def _free(draft: Draft, job_id: bytes) -> bool:
     program's open transaction has locked it, the next upkeep releases it."""
     job = draft.job(job_id)
     if job is not None and job.status == HELD and job.header["awaits"] <= 0 and not job.has(Flag.BEHIND):
-        release(draft, job)
+        release_job(draft, job)
     return True
 
 

@@ -82,7 +82,7 @@ class State(msgspec.Struct, omit_defaults=True, gc=False):
     def has_to_be_reset(self) -> bool:
         """Return True if a successful run changes the state. What other runs have left in it, such as errors, stays."""
         has_texts = not self.reason is self.waiting is self.spoilt is self.replaced is None
-        return bool(has_texts or self.crashes or self.hand_backs or self.replaces) or self.parked_at is not None
+        return bool(has_texts or self.crashes or self.hand_backs or self.replaces or self.spent) or self.parked_at is not None
 
 
 NO_STATE: Final = State()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from taskflow.broker.engine import gates, handover, job_pauses, moves, turns
-from taskflow.broker.engine.decisions import decide
+from taskflow.broker.engine import flows, gates, handover, job_pauses, moves, turns
+from taskflow.broker.engine.decisions import decide, release
 from taskflow.broker.engine.draft import Draft, Foreseen
 from taskflow.broker.engine.job import Job, claim_bytes, content_of, fence_bytes, put_of_plain
 from taskflow.broker.engine.moves import MOVE_SCANS
@@ -105,7 +105,7 @@ def compare_known(envelopes: Sequence[Envelope], answers: Sequence[Added | Refus
 
 def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Settled]]:
     """End runs. A success that carries nothing but its result is settled natively, if its job has no ties."""
-    plain = [number for number, each in enumerate(settlements) if is_plain_success(each) and not each.notes and not each.limits]
+    plain = [number for number, each in enumerate(settlements) if is_plain_success(each) and _is_native(each) and not each.limits]
     simple = [number for number, each in enumerate(settlements) if handover.is_simple(each)]
     answers: dict[int, Settled] = {}
     if simple:
@@ -114,6 +114,8 @@ def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Se
     if plain:
         ended: list[bool | None] = yield Succeed(_runs([settlements[number] for number in plain]))
         answers |= {number: Settled.OK for number, is_ended in zip(plain, ended, strict=True) if is_ended}
+        if awaited_by := {job_id for number in plain if number in answers and (job_id := settlements[number].awaited_by) is not None}:
+            yield from release(awaited_by, rules)
     rest = [number for number in range(len(settlements)) if number not in answers]
     others = [settlements[number] for number in rest]
     refs = [Ref(Kind.JOB, settlement.id) for settlement in others]
@@ -140,9 +142,19 @@ def _runs(settlements: Sequence[Settlement]) -> list[Run]:
             round(each.ran_for * MICROSECONDS),
             round(each.keep_for * MICROSECONDS),
             each.key,
+            each.awaited_by,
+            each.notes[0] if each.notes else b"",
         )
         for each in settlements
     ]
+
+
+def _is_native(success: Settlement) -> bool:
+    """Return True if `succeed` can do what a success brings about for other jobs: nothing, or a small result for the only one."""
+    if success.awaited_by is None:
+        return not success.notes
+    assert isinstance(success.verdict, Succeeded)
+    return len(success.notes) <= 1 and success.arguments is None and len(success.verdict.result) < flows.MAX_INLINE
 
 
 def complete(settlement: Settlement, rules: Rules) -> Operation[Settled]:

@@ -50,6 +50,8 @@ The engine keeps the headers of jobs possible, and a store may refuse others, be
                  answers True again to a repeated call, False for another fence, and None for a job with ties.
   [hot_key]      The key of a job isn't a tie if its run names it, and if the key's record has this job as `holder` and no `next`. `succeed`
                  drops that record in the same step.
+  [hot_tie]      If its run names the one job that awaits it, that isn't a tie either. `succeed` subtracts one from what that job awaits,
+                 and puts the result as the run's note, in the same step. If there is such a note, it answers None.
   [hot_promote]  `promote` readies the jobs in `due` whose time has come, the first ones first. A HELD job is due from that instant on.
   [hot_fade]     `fade` buries jobs that need not be kept, with all but their ids and headers, and forgets them later. It returns those
                  with ties.
@@ -306,7 +308,10 @@ class Fade(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run that succeeded, for `succeed`. `ran_for` and `keep_for` are in microseconds. `key` is the id of its key's record."""
+    """A run that succeeded, for `succeed`. `ran_for` and `keep_for` are in microseconds. `key` is the id of its key's record.
+
+    `awaited_by` is the one job that awaits it, and `note` the id of the note with its result, or empty if that job takes none.
+    """
 
     id: bytes
     epoch: int
@@ -316,6 +321,8 @@ class Run(NamedTuple):
     ran_for: int
     keep_for: int
     key: bytes | None = None
+    awaited_by: bytes | None = None
+    note: bytes = b""
 
 
 class Claimed(NamedTuple):

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from taskflow.broker.engine.records import BURIED, CANCELLED, FAILED, READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind, Position
-from taskflow.broker.engine.seam import MAX_FORGOTTEN, Claimed, Effect, Faded, Put, Record, Ref, Rev, Run, Scan, dispatch
+from taskflow.broker.engine.seam import MAX_FORGOTTEN, Addition, Claimed, Effect, Faded, Put, Record, Ref, Rev, Run, Scan, dispatch
 from taskflow.broker.memory.records import RecordStore, Stored
 from taskflow.model import wording
+from taskflow.model.flow import result_note
 from taskflow.model.ids import ID_BYTES
 
 CLAIM_NUMBER_BYTES: Final = 4
@@ -122,8 +123,13 @@ class MemoryStore(RecordStore):
             ties = Flag.TIES & ~Flag.KEYED
         else:
             key, ties = None, Flag.TIES
-        if header["flags"] & ties:
+        note, has_tie = Ref(Kind.NOTE, run.note), run.awaited_by is not None and bool(header["flags"] & Flag.AWAITED)
+        if header["flags"] & (ties & ~Flag.AWAITED if has_tie else ties) or note in self._records:
             return None
+        if has_tie and run.note:
+            self._put(Put(note, {"size": len(run.result) + 1}, result_note(run.result)), rev)
+        if has_tie and run.awaited_by is not None:
+            self._add(Addition(Ref(Kind.JOB, run.awaited_by), "awaits", -1))
         if key is not None:
             self._drop(key)
         stored.content = run.result

@@ -48,15 +48,19 @@ $$;
 -- started may not be seen. `+ 0` and BETWEEN make the plan look up each id: with `=`, one that was made for an empty table would read the whole
 -- index.
 CREATE FUNCTION @.succeed(
-    ids bytea, fences bytea, ran_for bigint[], keep_for bigint[], results bytea[], keys_of bytea[], new_rev bigint, wall bigint,
-    OUT answers boolean[], OUT are_awaited boolean
+    ids bytea, fences bytea, ran_for bigint[], keep_for bigint[], results bytea[], keys_of bytea[], awaited_by bytea[], notes bytea[],
+    new_rev bigint, wall bigint, OUT answers boolean[], OUT are_awaited boolean
 ) LANGUAGE plpgsql @SETTINGS SET lock_timeout = '300ms' AS $$
 #variable_conflict use_column
 DECLARE
     now_at CONSTANT bigint := @.wall(wall);
     done bytea[];
     lone bytea[] := '{}'; -- jobs that alone have their keys
+    first_due bigint;
 BEGIN
+    IF cardinality(awaited_by) > 0 THEN
+        PERFORM 1 FROM @.jobs WHERE id = ANY (awaited_by) ORDER BY id FOR UPDATE;
+    END IF;
     IF cardinality(keys_of) > 0 THEN
         lone := ARRAY(SELECT holder FROM @.keys WHERE id = ANY (keys_of) AND next IS NULL ORDER BY id FOR UPDATE);
     END IF;
@@ -65,11 +69,14 @@ BEGIN
             status = S.SUCCEEDED, rev = new_rev, content = coalesce(g.outcome, results[1]), session = NULL, claim = NULL, settled = g.fence,
             started_at = now_at - g.length, ended_at = now_at, fade_at = now_at + coalesce(g.keep, keep_for[1])
         FROM (
-            SELECT substr(ids, 16 * n::integer - 15, 16) AS id, substr(fences, 37 * n::integer - 36, 37) AS fence, length, keep, outcome
-            FROM unnest(ran_for, keep_for, results) WITH ORDINALITY AS given (length, keep, outcome, n) ORDER BY 1 OFFSET 0
+            SELECT substr(ids, 16 * n::integer - 15, 16) AS id, substr(fences, 37 * n::integer - 36, 37) AS fence, length, keep, outcome, awaited, note
+            FROM unnest(ran_for, keep_for, results, awaited_by, notes) WITH ORDINALITY AS given (length, keep, outcome, awaited, note, n)
+            ORDER BY 1 OFFSET 0
         ) AS g
         WHERE jobs.id BETWEEN g.id AND g.id AND jobs.status + 0 = S.RUNNING AND int8send(jobs.epoch) || jobs.session || jobs.claim || E'\\x00' = g.fence
-            AND (jobs.flags & @TIES = 0 OR jobs.flags & @TIES = @KEYED AND jobs.id = ANY (lone))
+            AND (jobs.flags & @TIES = CASE WHEN g.awaited IS NULL THEN 0 ELSE @AWAITED END
+                OR jobs.flags & @TIES = @KEYED AND jobs.id = ANY (lone))
+            AND (SELECT true FROM @.notes WHERE notes.id = g.note OFFSET 0) IS NULL
         RETURNING jobs.id, jobs.queue
     ), counted AS (
         INSERT INTO @.tally (queue, event, before, after, n) SELECT queue, E.SUCCEED, S.RUNNING, S.SUCCEEDED, count(*) FROM ended GROUP BY queue
@@ -88,6 +95,24 @@ BEGIN
                 SELECT status, epoch, session, claim, settled FROM @.jobs WHERE jobs.id = g.id OFFSET 0
             ) AS r ON true ORDER BY g.n
         );
+    END IF;
+    IF cardinality(awaited_by) > 0 THEN
+        INSERT INTO @.notes (id, rev, size, state)
+        SELECT g.note, new_rev, octet_length(g.outcome) + 1, E'\\x00'::bytea || g.outcome FROM (
+            SELECT substr(ids, 16 * n::integer - 15, 16) AS id, note, coalesce(outcome, results[1]) AS outcome
+            FROM unnest(notes, results) WITH ORDINALITY AS given (note, outcome, n)
+        ) AS g WHERE g.note IS NOT NULL AND (done IS NULL OR g.id = ANY (done)) ORDER BY g.note ON CONFLICT DO NOTHING;
+        WITH added AS (
+            UPDATE @.jobs AS r SET awaits = greatest(-P.LATEST, r.awaits - g.number)
+            FROM (
+                SELECT awaited, count(DISTINCT id) AS number FROM (
+                    SELECT substr(ids, 16 * n::integer - 15, 16) AS id, awaited FROM unnest(awaited_by) WITH ORDINALITY AS given (awaited, n)
+                ) AS each WHERE awaited IS NOT NULL AND (done IS NULL OR id = ANY (done)) GROUP BY awaited
+            ) AS g CROSS JOIN LATERAL (SELECT ctid AS tid FROM @.jobs WHERE jobs.id = g.awaited OFFSET 0) AS o
+            WHERE r.ctid = o.tid RETURNING r.due_at, r.awaits, r.flags, r.status
+        )
+        SELECT min(due_at) INTO first_due FROM added WHERE status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0;
+        PERFORM @.lower_mark('due', '', 0, first_due, now_at) WHERE first_due IS NOT NULL;
     END IF;
     IF cardinality(lone) > 0 THEN
         DELETE FROM @.keys WHERE id = ANY (keys_of) AND next IS NULL AND holder = ANY (lone)

@@ -305,6 +305,8 @@ class PostgresStore:
             collapsed([run.keep_for for run in runs]),
             collapsed([run.result for run in runs]),
             trimmed([run.key for run in runs]),
+            trimmed([run.awaited_by for run in runs]),
+            trimmed([run.note or None for run in runs]),
             new_rev(),
             self._wall(),
         )

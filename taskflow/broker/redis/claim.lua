@@ -232,11 +232,13 @@ local function lease_any(id, stored, entry, queue, priority, claim, worker)
   header[F.session], header[F.claim] = session, claim
   header[F.claimed_at], header[F.claimed_steady], header[F.started_at], header[F.worker] = enc(wall), enc(steady), false, worker
   local after = PLACES[K.JOB + 1](header, id)
-  for i = 1, #before, 2 do
-    call('ZREM', P .. 'i:' .. before[i], before[i + 1])
-  end
-  for i = 1, #after, 2 do
-    call('ZADD', P .. 'i:' .. after[i], 0, after[i + 1])
+  if table.concat(before) ~= table.concat(after) then
+    for i = 1, #before, 2 do
+      call('ZREM', P .. 'i:' .. before[i], before[i + 1])
+    end
+    for i = 1, #after, 2 do
+      call('ZADD', P .. 'i:' .. after[i], 0, after[i + 1])
+    end
   end
   return encode(K.JOB, rev, header, sent, state, content)
 end

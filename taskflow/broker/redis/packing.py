@@ -125,23 +125,27 @@ _BIAS: Final = 1 << 63
 
 def packed_runs(runs: Sequence[Run], rev: Rev, max_inline: int) -> tuple[list[Any], list[int], dict[bytes, bytes]]:
     """Return runs in groups for the script `succeed`, the places of its answers, and the contents to send ahead."""
-    groups: dict[tuple[bytes, int], tuple[list[bytes], list[bytes], list[bytes], list[bytes], list[int]]] = {}
+    groups: dict[tuple[bytes, int], tuple[list[bytes], list[bytes], list[bytes], list[bytes], list[bytes], list[bytes], list[int]]] = {}
     contents: dict[bytes, bytes] = {}
-    for place, (job_id, epoch, session, claim, result, ran_for, keep_for, key) in enumerate(runs):
+    for place, (job_id, epoch, session, claim, result, ran_for, keep_for, key, awaited_by, note) in enumerate(runs):
         group = groups.get((session, keep_for))
         if group is None:
-            group = groups[session, keep_for] = ([], [], [], [], [])
+            group = groups[session, keep_for] = ([], [], [], [], [], [], [])
         if is_apart(result, max_inline):
             contents[job_id + rev] = result
             result = reference_to(result, rev)
-        ids, fences, outcomes, keys, places = group
+        ids, fences, outcomes, keys, awaiting, notes, places = group
         ids.append(job_id)
         fences.append(epoch.to_bytes(8, "big") + session + claim)
         outcomes.append(number_bytes(max(0, ran_for)) + result)
         keys.append(key or b"")
+        awaiting.append(awaited_by or b"")
+        notes.append(note)
         places.append(place)
-    packed = [[session, keep_for, *group[:3], group[3] if any(group[3]) else False] for (session, keep_for), group in groups.items()]
-    return packed, [place for group in groups.values() for place in group[4]], contents
+    packed = list[list[Any]]()
+    for (session, keep_for), group in groups.items():
+        packed.append([session, keep_for, *group[:3], *(each if any(each) else False for each in group[3:6])])
+    return packed, [place for group in groups.values() for place in group[6]], contents
 
 
 def is_possible(run: Run) -> bool:

@@ -293,9 +293,23 @@ local function move_job(record, header)
   end
 end
 
-local function record_places(places, changes)
-  for i = 1, places and #places or 0, 2 do
-    append_to(changes, 'i:' .. places[i], places[i + 1])
+-- Notes what changes in the indexes. Few records have more than a few places.
+local function record_places(before, after)
+  local stays = {}
+  for i = 1, #after, 2 do
+    for k = 1, #before, 2 do
+      if before[k] == after[i] and before[k + 1] == after[i + 1] then
+        stays[i], stays[-k] = true, true
+      end
+    end
+    if not stays[i] then
+      append_to(zadds, 'i:' .. after[i], after[i + 1])
+    end
+  end
+  for k = 1, #before, 2 do
+    if not stays[-k] then
+      append_to(zrems, 'i:' .. before[k], before[k + 1])
+    end
   end
 end
 
@@ -315,8 +329,7 @@ local function write_record(record)
   if former and (not header or record.content ~= record.content_before) then
     gone[#gone + 1] = P .. 'c:' .. former
   end
-  record_places(record.before, zrems)
-  record_places(header and not (kind == K.JOB and is_nowhere(header)) and PLACES[kind + 1](header, id), zadds)
+  record_places(record.before or {}, header and not (kind == K.JOB and is_nowhere(header)) and PLACES[kind + 1](header, id) or {})
   if kind == K.JOB then
     move_job(record, header)
   elseif kind == K.QUEUE then

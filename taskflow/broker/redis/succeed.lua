@@ -2,7 +2,8 @@
 -- Ends runs as SUCCEEDED.
 --
 -- arguments  revision; contents that were sent ahead; for each session and keep an array: session, keep in microseconds, ids, fences (36
---            bytes), for each how long it ran (8 bytes) and its result, and their keys, '' for those without; false if none has one
+--            bytes), for each how long it ran (8 bytes) and its result, and their keys, the jobs that await them, and their notes, '' for those
+--            without; false if none has one
 -- reply      a string with a byte for each run: "o" it took effect now or before, "s" another fence, "t" ties; or "MISSING"
 
 local rev, ahead = given[1], given[2]
@@ -30,7 +31,7 @@ local function lone_keys(keys, ids)
 end
 
 -- Ends runs of one session that are kept equally long.
-local function end_group(session, keep_for, ids, fences, outcomes, keys_of)
+local function end_group(session, keep_for, ids, fences, outcomes, keys_of, awaiting, notes)
   local keys, claims, faded, members, ended = {}, {}, {}, {}, 0
   local fades, key_of = enc(wall + keep_for), keys_of and lone_keys(keys_of, ids) or {}
   for i, id in ipairs(ids) do
@@ -76,7 +77,8 @@ local function end_group(session, keep_for, ids, fences, outcomes, keys_of)
     end
     answers[#answers + 1] = answer
     if answer == 's' and stored then
-      others[#others + 1] = { #answers, id, stored, fences[i], outcome, fades, key_of[i] }
+      others[#others + 1] = { #answers, id, stored, fences[i], outcome, fades, key_of[i] or false,
+        awaiting and awaiting[i] or '', notes and notes[i] or '' }
     end
   end
   if ended > 0 then
@@ -106,7 +108,14 @@ return table.concat(answers)
 -- === part succeed_others ===================================================================================
 -- Runs of jobs outside the fixed layout, and those whose fence is another.
 
-local function succeed_any(id, stored, fence, outcome, fades, lone_key)
+local awaited = {} -- the number of ends, by the job that awaits them
+
+local function put_note(id, rev_of_note, result)
+  local note = touch(K.NOTE, id, nil)
+  note.header, note.state, note.rev, note.is_new = { enc(#result + 1) }, '\0' .. result, rev_of_note, true
+end
+
+local function succeed_any(id, stored, fence, outcome, fades, lone_key, awaited_by, note)
   local record = touch(K.JOB, id, stored)
   local header = record.header
   if not header then
@@ -116,10 +125,17 @@ local function succeed_any(id, stored, fence, outcome, fades, lone_key)
   local epoch, ties = '\128' .. sub(fence, 2, 8), bit.band(header[F.flags], G.TIES)
   if header[F.status] ~= F.running_status or header[F.epoch] .. header[F.session] .. header[F.claim] ~= epoch .. sub(fence, 9) then
     return header[F.settled] == settled and 'o' or 's'
-  elseif ties ~= 0 and (ties ~= G.KEYED or not lone_key) then
+  elseif ties ~= (awaited_by ~= '' and G.AWAITED or 0) and (ties ~= G.KEYED or not lone_key)
+    or note ~= '' and call('EXISTS', P .. 'o:' .. note) == 1 then
     return 't'
   end
-  gone[#gone + 1] = lone_key
+  gone[#gone + 1] = lone_key or nil
+  if awaited_by ~= '' then
+    awaited[awaited_by] = (awaited[awaited_by] or 0) + 1
+  end
+  if note ~= '' then
+    put_note(note, rev, sub(outcome, 9))
+  end
   record.rev, record.content = rev, held(id, rev, sub(outcome, 9))
   header[F.status], header[F.session], header[F.claim] = F.succeeded_status, false, false
   header[F.settled], header[F.ended_at], header[F.fade_at] = settled, enc(wall), fades
@@ -135,17 +151,24 @@ end
 local function end_others(all, given_answers)
   local seen = {}
   for _, each in ipairs(all) do
-    local at, id, stored, fence, outcome, fades, lone_key = unpack(each, 1, 7)
+    local at, id, stored, fence = unpack(each, 1, 4)
     if seen[id] and seen[id] == fence then
       given_answers[at] = 'o'
     elseif not seen[id] then
       local touched_before = #touched
-      given_answers[at] = succeed_any(id, stored, fence, outcome, fades, lone_key)
+      given_answers[at] = succeed_any(id, stored, fence, unpack(each, 5, 9))
       if given_answers[at] == 'o' and touched[touched_before + 1].rev then
         seen[id] = fence
       else
         touched[#touched] = nil
       end
+    end
+  end
+  for id, number in pairs(awaited) do
+    local stored = call('MGET', P .. 'j:' .. id)[1]
+    local header = stored and touch(K.JOB, id, stored).header
+    if header then
+      header[F.awaits] = enc(dec(header[F.awaits]) - number)
     end
   end
   flush()

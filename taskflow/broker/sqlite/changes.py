@@ -261,6 +261,10 @@ class RecordChanger(Counts):
         for step in steps:
             for ref, field, n, _ in step.adds:
                 sums[ref.kind, field, ref.id] += n
+        self.add_numbers(sums)
+
+    def add_numbers(self, sums: Mapping[tuple[int, str, bytes], int]) -> None:
+        """Add to fields of records."""
         for kind, field in {name[:2] for name in sums}:
             rows = [(record_id, n) for (of_kind, name, record_id), n in sums.items() if (of_kind, name) == (kind, field)]
             text = (

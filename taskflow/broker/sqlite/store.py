@@ -17,6 +17,7 @@ from taskflow.broker.sqlite.queries import Packing, read_rows, record_packing, r
 from taskflow.broker.sqlite.statements import Statements, change_rows, filled_up, insert_rows
 from taskflow.broker.sqlite.tables import PARTS
 from taskflow.model.clock import Clock
+from taskflow.model.flow import result_note
 
 T = TypeVar("T")
 
@@ -86,15 +87,21 @@ SELECT @ FROM (
 
 NUMBER_OF_READY_QUEUES: Final = """SELECT count(*) FROM "~counted" INDEXED BY "~counted_ready" WHERE what = '=2' AND n > 0"""
 
-SUCCEED: Final = f"""\
+_SUCCEED: Final = f"""\
 WITH run (session, claim, id, epoch, settled, started_at, fade_at, result, key) AS (VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ...)
 UPDATE "~jobs" AS r INDEXED BY "~jobs_leases" SET
   status = 4, session = NULL, claim = NULL, settled = run.settled, started_at = run.started_at, fade_at = run.fade_at,
   content = run.result, rev = ?, ended_at = ?
 FROM run
 WHERE r.status = 3 AND r.session = run.session AND r.claim = run.claim AND r.id = run.id AND r.epoch = run.epoch
-  AND r.flags & {Flag.TIES & ~Flag.KEYED} = 0
+  AND r.flags & {Flag.TIES & ~Flag.KEYED} = @awaited
   AND (r.flags & {Flag.KEYED} = 0 OR EXISTS (SELECT 1 FROM "~keys" AS k WHERE k.id = run.key AND k.holder = r.id AND k.next IS NULL))"""
+
+SUCCEED: Final = _SUCCEED.replace("@awaited", "0")
+_HAS_NO_NOTE: Final = 'NOT EXISTS (SELECT 1 FROM "~notes" AS n WHERE n.id = run.note)'
+SUCCEED_AWAITED: Final = (
+    _SUCCEED.replace("@awaited", f"{Flag.AWAITED} AND {_HAS_NO_NOTE}").replace("key) AS", "key, note) AS").replace("?) ...", "?, ?) ...")
+)
 
 FREE_KEYS: Final = """\
 DELETE FROM "~keys" WHERE id IN (VALUES (?) ...) AND next IS NULL AND EXISTS (
@@ -282,10 +289,14 @@ class SqliteStore(MaintainedRecords):
         fences = [epoch.to_bytes(8, "big") + session + claim + b"\0" for _, epoch, session, claim, *_ in runs]
         rows = [
             (session, claim, job_id, epoch, fence, now - ran_for, now + keep_for, result, key)
-            for fence, (job_id, epoch, session, claim, result, ran_for, keep_for, key) in zip(fences, runs, strict=True)
+            for fence, (job_id, epoch, session, claim, result, ran_for, keep_for, key, *_) in zip(fences, runs, strict=True)
         ]
         before = self.connection.total_changes
-        change_rows(self.connection, self.sql, SUCCEED, rows, (rev, now))
+        plain = [row for row, run in zip(rows, runs, strict=True) if run.awaited_by is None]
+        change_rows(self.connection, self.sql, SUCCEED, plain, (rev, now))
+        if len(plain) < len(rows):
+            tied = [(*row, run.note) for row, run in zip(rows, runs, strict=True) if run.awaited_by is not None]
+            change_rows(self.connection, self.sql, SUCCEED_AWAITED, tied, (rev, now))
         ended = self.connection.total_changes - before
         keys = [(run.key,) for run in runs if run.key is not None]
         change_rows(self.connection, self.sql, FREE_KEYS, keys, (rev,))
@@ -294,11 +305,19 @@ class SqliteStore(MaintainedRecords):
         if ended < len(runs) or None in queues:
             queues = self._find_ended(runs, fences, rev, answers)
         self.announcement.ended.update([run.id for run, queue in zip(runs, queues, strict=True) if queue is not None])
+        self._pass_on([run for run, queue in zip(runs, queues, strict=True) if queue is not None and run.awaited_by is not None], rev)
         for queue, number in Counter(queues).items():
             if queue is not None:
                 self.count(queue, "succeed", number)
                 self.count_move(queue, RUNNING, SUCCEEDED, number)
         return answers
+
+    def _pass_on(self, runs: Sequence[Run], rev: int) -> None:
+        """Put the results of runs that have ended as notes of the jobs that await them."""
+        notes = [(run.note, rev, len(run.result) + 1, result_note(run.result)) for run in runs if run.note]
+        insert_rows(self.connection, self.sql, 'INSERT INTO "~notes" (id, rev, size, state) VALUES (?, ?, ?, ?) ...', notes)
+        ends = Counter([run.awaited_by for run in runs if run.awaited_by is not None])
+        self.add_numbers({(Kind.JOB, "awaits", job_id): -number for job_id, number in ends.items()})
 
     def _find_ended(self, runs: Sequence[Run], fences: Sequence[bytes], rev: int, answers: list[bool | None]) -> list[str | None]:
         """Return the queues of the jobs that have just received this revision, and None for others, whose answers it gives."""

@@ -36,11 +36,11 @@ jobs._settle: poison_follow_up: a follow-up of a poison job resets its crashes
 - for follow_up in settlement.follow_ups:
 + for follow_up in ():
 
-* jobs._cancel: cancel_running: a run that was cancelled is not told
+* moves.ask_to_stop: cancel_running: a run that was cancelled is not told
 - job.set_flag(Flag.MARKED, True)
 + pass
 
-jobs._cancel: listen_session: a run hears of its cancellation with the next heartbeat only
+moves.ask_to_stop: listen_session: a run hears of its cancellation with the next heartbeat only
 - draft.wake(topics.session(job.header["session"]))
 + pass
 
@@ -275,7 +275,7 @@ limits.set_number: admin_set_limit: a number that a person sets does not count
 - int(is_set), gate.most
 + int(is_set), record.header["most"]
 
-flows.end: flow_released: a join starts before its last member has ended, because one was counted twice
+flows.end: flow_collects: a join starts before its last member has ended, because one was counted twice
 - draft.add(Ref(Kind.JOB, successor), "awaits", -1)
 + draft.add(Ref(Kind.JOB, successor), "awaits", -2)
 

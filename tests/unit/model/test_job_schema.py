@@ -22,7 +22,7 @@ OTHER_VALUES: Final[dict[str, Any]] = {
     "on_conflict": OnConflict.REPLACE, "awaits": 1, "joins": (b"j" * 16,), "max_attempts": 3, "timeout": 2.0, "keep_result": 4.0,
     "headers": {"a": "b"}, "tags": ("import:42", "a"), "retry": taskflow.Backoff(base=5.0), "key_text": "k", "on_failure": b"call",
     "secrets": ("token",), "throttle": 60.0, "at_most": 60.0, "limits": (Gate(b"g" * 16, "limit", "", 1),),
-    "member": Member(b"f" * 16, 1, 0, 2), "ties": (Tie(0),),
+    "member": Member(b"f" * 16, 1, 0, 2), "ties": (Tie(0),), "fair": b"t" * 16,
 }  # fmt: skip
 """A value of each field of an envelope that is not its default."""
 

@@ -1,0 +1,123 @@
+"""Flows whose senders are killed, and large ones whose members end at once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from taskflow.broker.protocol import Broker
+from taskflow.model.clock import Seams
+from taskflow.model.envelope import Lease
+from taskflow.model.record import Status
+from taskflow.model.rules import Rules
+from taskflow.model.session import Session
+from taskflow.model.verdict import Settled
+from tests.support.flows import a_flow
+from tests.support.harnesses import BROKERS, Capability, StoreHarness
+from tests.support.verdicts import succeeded
+from tests.support.world import World
+
+ROOT: Final = Path(__file__).parents[2]
+SHARED: Final = [harness for harness in BROKERS if Capability.SHARING not in harness.lacks]
+KILLS: Final = 6
+MEMBERS: Final = 10_000
+AT_ONCE: Final = 100
+
+_SEND: Final = """
+import asyncio, sys
+from taskflow.model.clock import SystemClock
+from taskflow.model.envelope import Envelope
+from taskflow.model.flow import Member
+from tests.support.child import broker_at
+
+async def main(place, flow):
+    broker = broker_at(place, SystemClock())
+    await broker.enqueue([Envelope(id=bytes(16), job="x", payload=b"")])
+    places = [Member(flow, n, 0, 2_999) for n in range(3_000)]
+    members = [Envelope(id=flow[:12] + each.number.to_bytes(4, "big"), job="x", payload=b"p", awaits=1, member=each) for each in places]
+    print("sending", flush=True)
+    await broker.enqueue(members)
+    print("sent", flush=True)
+
+asyncio.run(main(sys.argv[1], bytes.fromhex(sys.argv[2])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SHARED, ids=lambda harness: harness.name)
+async def test_a_flow_is_there_as_a_whole_or_not_at_all(kind: type[StoreHarness]) -> None:
+    """Its sender is killed somewhere between its first byte and the answer."""
+    harness, dice = kind(Seams(), Rules()), random.Random(7)
+    broker = harness.open()
+    found = list[int]()
+    for _ in range(KILLS):
+        flow = dice.randbytes(16)
+        command = [sys.executable, "-c", _SEND, harness.place, flow.hex()]
+        sender = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+        assert sender.stdout is not None
+        assert await sender.stdout.readline() == b"sending\n"
+        await asyncio.sleep(dice.uniform(0.0, 0.2))
+        sender.kill()
+        await sender.wait()
+        await asyncio.sleep(1.0)  # a server may still apply what has reached it
+        found.append(len(await broker.admin.flow(flow, limit=MEMBERS)))
+    await broker.close()
+    harness.remove()
+    assert set(found) <= {0, 3_000}, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SHARED, ids=lambda harness: harness.name)
+async def test_ten_thousand_ends_at_once_on_two_workers(kind: type[StoreHarness]) -> None:
+    """The join is released once, with all results."""
+    async with World(kind) as world:
+        flow = a_flow(world, members=MEMBERS - 1)
+        assert flow.join is not None
+        began = time.monotonic()
+        await world.enqueue(*flow.envelopes)
+        brokers = [world.broker, world.broker.sibling()]
+        sessions = [await world.a_session(), await world.a_session()]
+        leases = [await _claimed(world, session) for session in sessions]
+        halves = [[lease for found in leases for lease in found][at::2] for at in range(2)]
+        answers = await asyncio.gather(*(_settle(broker, half) for broker, half in zip(brokers, halves, strict=True)))
+        assert sum(answers) == MEMBERS - 1
+        await world.upkeep()
+        await brokers[1].close()
+
+        [join] = await world.claim(sessions[0], ["join"])
+        assert join.envelope.id == flow.join.id
+        number, first = 0, 0
+        while True:
+            page = await world.broker.notes(join.envelope.id, first)
+            number += len(page.notes)
+            if page.next is None:
+                break
+            first = page.next
+        assert number == MEMBERS - 1
+        await world.settle(succeeded(join))
+        assert await world.status(flow.join) is Status.SUCCEEDED
+        assert time.monotonic() - began < 120
+
+
+async def _claimed(world: World, session: Session) -> list[Lease]:
+    found = list[Lease]()
+    while len(found) < MEMBERS // 2 and (leases := await world.claim(session, ["0"], 1_000)):
+        found += leases
+    return found
+
+
+async def _settle(broker: Broker, leases: list[Lease]) -> int:
+    """Settle in batches, several of which are under way at a time, and return how many took effect."""
+    batches = [leases[at : at + AT_ONCE] for at in range(0, len(leases), AT_ONCE)]
+    settled = 0
+    for at in range(0, len(batches), 4):
+        calls = [broker.settle([succeeded(lease) for lease in batch]) for batch in batches[at : at + 4]]
+        for answers in await asyncio.gather(*calls):
+            settled += answers.count(Settled.OK)
+    return settled
