@@ -51,7 +51,7 @@ WOULD: Final = {"run-now": "make ready"}
 class Report(msgspec.Struct, kw_only=True):
     """The JSON of `retry`, `run-now`, `cancel` and `purge`."""
 
-    act: str
+    action: str
     dry_run: bool
     matching: int  # the jobs that match or were named; in a dry run, only the named ones that can be changed
     changed: int = 0
@@ -66,14 +66,14 @@ class Report(msgspec.Struct, kw_only=True):
 
     def print(self, arguments: argparse.Namespace, *lines: str) -> None:
         for why, number in self.refused.items() if not self.jobs else ():  # named jobs have been reported one by one
-            warn(f"{number:,} were not {PAST[self.act]}: {why}")
+            warn(f"{number:,} were not {PAST[self.action]}: {why}")
         show(arguments, self, lines)
 
     def print_done(self, arguments: argparse.Namespace) -> None:
-        self.print(arguments, f"{PAST[self.act]} {self.changed:,}" + (f", asked {self.asked:,} running to stop" if self.asked else ""))
+        self.print(arguments, f"{PAST[self.action]} {self.changed:,}" + (f", asked {self.asked:,} running to stop" if self.asked else ""))
 
     def print_dry(self, arguments: argparse.Namespace, stages: str = "") -> None:
-        self.print(arguments, f"would {WOULD.get(self.act, self.act)} {self.matching:,}{stages}")
+        self.print(arguments, f"would {WOULD.get(self.action, self.action)} {self.matching:,}{stages}")
 
 
 def act(arguments: argparse.Namespace) -> int:
@@ -107,7 +107,7 @@ async def _act(app: App, arguments: argparse.Namespace) -> int:
 async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
     ids, action = command.ids_of(arguments.ids), arguments.command
     broker = await existing_broker(app)
-    report = Report(act=action, dry_run=arguments.dry_run, matching=len(ids))
+    report = Report(action=action, dry_run=arguments.dry_run, matching=len(ids))
     if arguments.dry_run:
         answers = [bulk_actions.foresee(action, record, by_id=True) for record in await broker.read(ids)]
         report.matching = sum(answer in (CHANGED, ASKED) for answer in answers)
@@ -136,7 +136,7 @@ async def _on_flow(app: App, arguments: argparse.Namespace) -> int:
     if arguments.command == "retry":
         arguments.ids = [id_text(job_id) for job_id in to_retry(records)]
         return await _on_ids(app, arguments)
-    report = Report(act="cancel", dry_run=arguments.dry_run, matching=sum(not record.status.is_ended for record in records))
+    report = Report(action="cancel", dry_run=arguments.dry_run, matching=sum(not record.status.is_ended for record in records))
     if arguments.dry_run:
         report.print_dry(arguments)
     elif not confirmed(f"cancel {report.matching:,} jobs?", arguments):
@@ -166,7 +166,7 @@ async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
     if not await command.is_known_queue(broker.admin, view.queue):
         return Exit.NOT_FOUND
     call = CallBrokerOnce(broker)
-    report = Report(act=action, dry_run=arguments.dry_run, matching=(total := await bulk_actions.count(call, view)))
+    report = Report(action=action, dry_run=arguments.dry_run, matching=(total := await bulk_actions.count(call, view)))
     if not total:
         await command.report_unknown_job(broker.admin, view.job)
     if arguments.dry_run:
@@ -206,7 +206,7 @@ async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
     if not ids:
         warn(f"no failed job is in group {arguments.group}: `taskflow failures` lists the groups")
         return Exit.NOT_FOUND
-    report = Report(act="retry", dry_run=arguments.dry_run, matching=len(ids))
+    report = Report(action="retry", dry_run=arguments.dry_run, matching=len(ids))
     if arguments.dry_run:
         report.stages = [{"jobs": len(stage), "changed": 0} for stage in _stages(ids, arguments)]
         report.print_dry(arguments, " in stages of " + ", ".join(f"{stage['jobs']:,}" for stage in report.stages))
@@ -325,7 +325,7 @@ async def _pause(app: App, arguments: argparse.Namespace) -> int:
             if not arguments.json:
                 print(text + ("" if name in known else command.suggestion(name, known)))
     queues = [{"name": name, "known": name in known} for name in names]
-    return show(arguments, {"act": verb, "queues": queues, "jobs": jobs}, ())
+    return show(arguments, {"action": verb, "queues": queues, "jobs": jobs}, ())
 
 
 async def _pause_jobs(call: CallBroker, names: Sequence[str], arguments: argparse.Namespace) -> None:

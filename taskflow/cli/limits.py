@@ -57,5 +57,5 @@ async def _set(app: App, arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
     of = f" of {one_line(arguments.key)}" if arguments.key else ""
-    document = {"act": "limits.set", "limit": arguments.name, "key": arguments.key, "n": n}
+    document = {"action": "limits.set", "limit": arguments.name, "key": arguments.key, "n": n}
     return show(arguments, document, [f"{one_line(arguments.name)}{of}: {'the declared number' if n is None else f'{n:,}'}"])

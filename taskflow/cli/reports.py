@@ -85,7 +85,7 @@ def _by_and_what(record: ActionRecord) -> str:
 
 _ACTION_COLUMNS: Final = (
     Column("AGO", lambda record: ago(record.at), is_number=True, pad=6),
-    Column("ACT", lambda record: one_line(record.act.verb, 24)),
+    Column("ACTION", lambda record: one_line(record.act.verb, 24)),
     Column("COUNT", lambda record: f"{record.act.affected:,}", is_number=True, pad=9),
     Column("BY, WHAT", _by_and_what),
 )
@@ -99,7 +99,7 @@ def _below_action(record: ActionRecord) -> Iterator[str]:
 
 def _action_json(record: ActionRecord) -> dict[str, Any]:
     act, at = record.act, only(record, "number", "at")
-    named = {"by": act.by, "act": act.verb, "names": act.names, "named": act.named, "selection": act.which}
+    named = {"by": act.by, "action": act.verb, "names": act.names, "named": act.named, "selection": act.which}
     return at | named | {"affected": act.affected, "stopped": act.stopped or None, "reason": act.reason}
 
 

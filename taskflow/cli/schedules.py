@@ -165,7 +165,7 @@ async def act(app: App, arguments: argparse.Namespace) -> int:
         if text and not arguments.json:
             print(one_line(text))
     dry_run = getattr(arguments, "dry_run", False)
-    show(arguments, {"act": f"schedules.{action}", "dry_run": dry_run, "schedules": report}, ())
+    show(arguments, {"action": f"schedules.{action}", "dry_run": dry_run, "schedules": report}, ())
     return max(codes)
 
 

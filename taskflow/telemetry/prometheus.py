@@ -118,9 +118,9 @@ def worker_metrics(many: Iterable[WorkerFacts]) -> Generator[Metric]:
     slots.add_metric(("free",), facts.free)
     yield slots
     yield GaugeMetricFamily("taskflow_loop_lag_seconds", "How long a job has blocked the event loop; 0 if none does.", facts.loop_lag)
-    errors = CounterMetricFamily("taskflow_broker_errors", "Calls to the broker that failed and were repeated.", labels=("verb",))
-    for verb, n in facts.broker_errors.items():
-        errors.add_metric((verb,), n)
+    errors = CounterMetricFamily("taskflow_broker_errors", "Calls to the broker that failed and were repeated.", labels=("operation",))
+    for operation, n in facts.broker_errors.items():
+        errors.add_metric((operation,), n)
     yield errors
     yield CounterMetricFamily("taskflow_leases_lost", "Leases that went to other workers during a run.", facts.leases_lost)
 

@@ -18,7 +18,7 @@ def definition_of(argv: Sequence[str]) -> str:
     """The definition for this command line."""
     command, *rest = [word for word in argv if word != "--json"]
     if command in ("retry", "run-now", "cancel", "purge"):
-        return "act"
+        return "action"
     if command in ("pause", "resume"):
         return "pause"
     if command == "doctor" and "--rebuild" in rest:

@@ -175,7 +175,7 @@ def test_a_rebuild_corrects_what_differs(cli: Cli, new_store: Callable[[], str],
     assert (found["level"], "`taskflow doctor --rebuild`" in found["says"]) == ("problem", True)
     assert cli.json("doctor", "--rebuild", "--reason", "restored")["corrected"] == {"counts": 1}
     [entry] = cli.json("audit")
-    assert (entry["act"], entry["affected"], entry["reason"]) == ("rebuild", 1, "restored")
+    assert (entry["action"], entry["affected"], entry["reason"]) == ("rebuild", 1, "restored")
     assert cli("doctor", "--rebuild").out.endswith("nothing to correct\n")
 
 

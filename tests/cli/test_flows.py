@@ -135,7 +135,7 @@ def test_a_flow_is_cancelled_and_retried(cli: Cli, ids: list[str]) -> None:
     assert cli("cancel", *flow, "--dry-run").out == "would cancel 3\n"
     assert cli("cancel", *flow, "--reason", "wrong file").out == "cancelled 3\n"
     [act] = cli.json("audit")
-    assert (act["act"], act["affected"], act["selection"], act["reason"]) == ("cancel", 3, {"flow": id_text(FLOW)}, "wrong file")
+    assert (act["action"], act["affected"], act["selection"], act["reason"]) == ("cancel", 3, {"flow": id_text(FLOW)}, "wrong file")
     [stopped] = cli.json("explain", ids[3])
     cure = f"`taskflow retry --flow {id_text(FLOW)}` runs what has not succeeded all the same"
     assert stopped["reasons"] == [{"text": "its flow was cancelled", "cure": cure}]

@@ -325,7 +325,7 @@ def test_a_paused_job_is_told_of_until_it_is_resumed(cli: Cli, stock: Stock) -> 
     assert "job app.mail is paused: `taskflow resume --job app.mail` ends the pause" in cli("status").out
     assert cli.json("resume", "--job", "app.charge")["jobs"] == ["app.charge"]
     assert cli("resume", "--job", "app.charge").out == "job app.charge is not paused\n"
-    assert [(act["act"], act["names"], act["reason"]) for act in cli.json("audit")] == [
+    assert [(act["action"], act["names"], act["reason"]) for act in cli.json("audit")] == [
         ("jobs.resume", ["app.charge"], ""),
         ("jobs.pause", ["app.charge", "app.mail"], "down"),
     ]

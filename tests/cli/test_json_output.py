@@ -83,12 +83,12 @@ def test_what_acts_says_what_it_has_done(cli: Cli, stock: Stock) -> None:
     assert (told["matching"], told["changed"], told["asked"]) == (5, 4, 1)
     assert cli.json("purge", "--all", "--dry-run")["matching"] == cli.json("purge", "--all")["changed"] == 7
     assert cli.json("pause", "mail", "mial") == {
-        "act": "pause",
+        "action": "pause",
         "queues": [{"name": "mail", "known": True}, {"name": "mial", "known": False}],
         "jobs": [],
     }
-    assert cli.json("resume", "mail")["act"] == "resume"
-    assert [act["act"] for act in cli.json("audit")] == ["resume", "pause", "purge", "cancel", "retry"]
+    assert cli.json("resume", "mail")["action"] == "resume"
+    assert [act["action"] for act in cli.json("audit")] == ["resume", "pause", "purge", "cancel", "retry"]
 
 
 def test_a_group_is_retried_with_its_stages(cli: Cli, stock: Stock) -> None:
@@ -100,7 +100,7 @@ def test_a_group_is_retried_with_its_stages(cli: Cli, stock: Stock) -> None:
     assert (told["changed"], told["stages"]) == (1, [{"jobs": 1, "changed": 1}])
     assert told["stopped"].startswith("1 job has not ended within 0 s")
     [act] = cli.json("audit")
-    assert (act["act"], act["affected"], act["selection"]) == ("retry", 1, {"group": group})
+    assert (act["action"], act["affected"], act["selection"]) == ("retry", 1, {"group": group})
 
 
 def test_acts_on_schedules_say_what_they_have_done(cli: Cli, stock: Stock) -> None:

@@ -51,14 +51,14 @@ def test_a_number_is_set(cli: Cli, stored: None) -> None:
     [_, charge] = cli.json("limits")
     assert (charge["n"], charge["is_set"], charge["running"], charge["waiting"]) == (3, True, 3, 0)
     [act] = cli.json("audit")
-    assert (act["act"], act["names"], act["selection"], act["reason"]) == (
+    assert (act["action"], act["names"], act["selection"], act["reason"]) == (
         "limits.set",
         ["charge"],
         {"key": "acme", "n": "3"},
         "a larger plan",
     )
     assert cli.json("limits", "set", "ledger", "0", "--module", "app.tasks") == {
-        "act": "limits.set",
+        "action": "limits.set",
         "limit": "ledger",
         "key": None,
         "n": 0,

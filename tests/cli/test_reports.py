@@ -118,7 +118,7 @@ ME = f"{getpass.getuser()}@{socket.gethostname()}"
 def actions(cli: Cli) -> list[list[Any]]:
     """What was done, to what, to how many and why: the oldest first."""
     found = cli.json("audit")
-    return [[act["act"], act["names"] or act["selection"], act["affected"], act["reason"]] for act in reversed(found)]
+    return [[act["action"], act["names"] or act["selection"], act["affected"], act["reason"]] for act in reversed(found)]
 
 
 def test_each_act_is_recorded_with_its_target_its_count_and_its_reason(cli: Cli, stock: Stock) -> None:
@@ -191,7 +191,7 @@ def test_an_act_that_the_store_breaks_off_is_recorded_with_what_was_done(cli: Cl
 
     [act] = cli.json("audit")
     assert said.err.startswith("taskflow: interrupted: purged 2 of 4 or a few more\n")
-    assert (act["act"], act["affected"], act["stopped"]) == ("purge", 2, "BrokerUnavailable: the disk is away")
+    assert (act["action"], act["affected"], act["stopped"]) == ("purge", 2, "BrokerUnavailable: the disk is away")
 
 
 def test_a_person_confirms_the_removal_of_a_schedule(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def test_the_audit_log_names_the_job_that_was_sent_and_who_sent_it(cli: Cli) -> 
     sent = cli.json("send", "charge", "--key", "k", "--by", "ada", "--reason", "order 7 was lost")
     cli("send", "charge", "--key", "k")
     [act] = cli.json("audit")
-    assert (act["act"], act["names"], act["selection"], act["affected"]) == ("send", [sent["id"]], {"job": "charge"}, 1)
+    assert (act["action"], act["names"], act["selection"], act["affected"]) == ("send", [sent["id"]], {"job": "charge"}, 1)
     assert (act["by"], act["reason"]) == ("ada", "order 7 was lost")
 
 

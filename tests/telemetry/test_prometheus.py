@@ -49,7 +49,7 @@ def test_the_page_of_several_processes_adds_them_up() -> None:
     assert value(page, "taskflow_run_seconds_sum", **of) == 10
     assert value(page, "taskflow_slots", state="busy") == 1
     assert value(page, "taskflow_slots", state="free") == 9
-    assert value(page, "taskflow_broker_errors_total", verb="claiming") == 1
+    assert value(page, "taskflow_broker_errors_total", operation="claiming") == 1
     assert value(page, "taskflow_leases_lost_total") == 2
     assert value(page, "taskflow_loop_lag_seconds") == 0
 
