@@ -286,7 +286,7 @@ def _cancelled(record: Record, facts: Facts) -> Iterator[Reason]:
     elif record.reason == wording.EXPIRED:
         yield Reason("it expired: no worker started it in time", f"start more workers, or send with a longer `expires`; {cure}")
     elif (record.reason or "").startswith(wording.REPLACED_BY.partition("%")[0]):
-        yield Reason(f"it was {record.reason}, which has the same key", "look at that job")
+        yield Reason(f"it was {record.reason}, which has the same key", "see that job")
     else:
         why = "" if record.reason in (None, "", wording.CANCELLED) else f": {record.reason}"
         yield Reason(f"it was cancelled{why}", cure)

@@ -152,7 +152,7 @@ def _problems_of(check: JobCheck) -> Iterator[str]:
 def _summary(found: list[JobCheck], coverage: Iterable[QueueCoverage]) -> Iterator[str]:
     for queue in coverage:
         if queue.looked_at < queue.of:
-            yield f"looked at {queue.looked_at:,} of {queue.of:,} jobs in {one_line(queue.queue)}: --limit looks at more"
+            yield f"checked {queue.looked_at:,} of {queue.of:,} jobs in {one_line(queue.queue)}: --limit checks more"
     total, fits = sum(check.fits + check.parks + check.fails for check in found), sum(check.fits for check in found)
     if not total:
         yield "no job is waiting or running"

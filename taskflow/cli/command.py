@@ -146,7 +146,7 @@ async def report_unknown_job(admin: Admin, name: str | None) -> None:
     if name in known or found.records or (found.stopped_early and not known):
         return
     known.update(record.job for record in (await admin.page(View(), limit=AT_ONCE)).records)
-    where = f"among the {found.examined:,} that were looked at" if found.stopped_early else "in the store"
+    where = f"among the {found.examined:,} that were read" if found.stopped_early else "in the store"
     warn(f"no job called {name!r} is {where}, and no running worker declares one{suggestion(name, known)}")
 
 

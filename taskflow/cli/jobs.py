@@ -45,7 +45,7 @@ async def jobs(app: App, arguments: argparse.Namespace) -> int:
     document = {"jobs": map(record_json, page.records), "cursor": page.cursor, "examined": page.examined}
     terminal.show(arguments, document, job_table(page.records) if page.records else ())
     if not arguments.json and page.cursor is not None:
-        more = f"looked at {page.examined:,} jobs; continue with" if page.stopped_early else "there may be more:"
+        more = f"read {page.examined:,} jobs; continue with" if page.stopped_early else "there may be more:"
         print(f"{more} --cursor {page.cursor}", file=sys.stderr)
     elif not arguments.json and is_known and not page.records:
         print("no jobs match" if arguments.cursor is None else "no more jobs match", file=sys.stderr)

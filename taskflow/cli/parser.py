@@ -18,7 +18,7 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "send": "taskflow send app.tasks.charge --args '{\"order_id\": 7}'",
         "check": "taskflow check app.tasks",
     },
-    "look at jobs, queues and workers": {
+    "show jobs, queues and workers": {
         "status": "taskflow status --watch",
         "jobs": "taskflow jobs --status failed --queue mail",
         "explain": "taskflow explain 01a20e69-e073-7000-9acc-49abe1cd4c9a",
@@ -47,7 +47,7 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "completion": "taskflow completion bash > ~/.local/share/bash-completion/completions/taskflow",
     },
 }
-_PAGES: Final = {"look at jobs, queues and workers": "cli-reports", "act on jobs, queues and schedules": "cli-actions"}
+_PAGES: Final = {"show jobs, queues and workers": "cli-reports", "act on jobs, queues and schedules": "cli-actions"}
 # The actions of `taskflow schedules`, each with an example.
 OF_SCHEDULES: Final[Mapping[str, str]] = {
     "list": "taskflow schedules list nightly",
@@ -152,7 +152,7 @@ def _add_runs(command: Callable[..., Parser]) -> None:
     check = command("check", "check:check", "check whether the waiting jobs would run with this code", fits)
     _modules(check)
     check.add_argument("--queue", action="append", metavar="Q", help="only jobs of this queue; may be repeated")
-    _limit(check, 10_000, "look at N jobs of each queue")
+    _limit(check, 10_000, "check N jobs of each queue")
 
 
 def _add_reports(command: Callable[..., Parser]) -> None:

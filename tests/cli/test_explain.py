@@ -249,7 +249,7 @@ async def expired_in_a_pause(world: World) -> Job:
     return job
 
 
-@cause("it was replaced by ", "look at that job")
+@cause("it was replaced by ", "see that job")
 async def replaced(world: World) -> Job:
     job = await world.add(key="k")
     await world.add(key="k", on_conflict=OnConflict.REPLACE)

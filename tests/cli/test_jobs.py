@@ -105,9 +105,9 @@ def test_a_page_says_how_many_jobs_it_looked_at(cli: Cli, stock: Stock, monkeypa
     monkeypatch.setattr(paging, "EXAMINED", 3)
     said = cli("jobs", "--job", "unheard-of", "--status", "ready", "--status", "failed")
     assert said.out == ""
-    assert said.err.startswith("looked at 3 jobs; continue with --cursor ")
+    assert said.err.startswith("read 3 jobs; continue with --cursor ")
     found, said = list[str](), cli("jobs", "--job", "bad")
-    while said.err.startswith("looked at 3 jobs; continue with --cursor "):
+    while said.err.startswith("read 3 jobs; continue with --cursor "):
         found += [line.split()[0] for line in said.out.splitlines()[1:]]
         said = cli("jobs", "--job", "bad", "--cursor", said.err.split()[-1])
     found += [line.split()[0] for line in said.out.splitlines()[1:]]
