@@ -16,6 +16,7 @@ from taskflow.model.limits import Gate
 from taskflow.model.record import Status
 from taskflow.model.verdict import Completed, Failed, Retried, Settled, Verdict
 from tests.support.callers import Caller, a_caller, unaffected
+from tests.support.flows import sent
 from tests.support.harnesses import Capability
 from tests.support.verdicts import A_RESULT, AN_ERROR, settlement, succeeded
 from tests.support.world import World, ids_of
@@ -341,6 +342,23 @@ async def test_complete_commit__releases(world: World) -> None:
     await world.upkeep()  # on PostgreSQL the consequences follow the commit
 
     assert [await world.status(job) for job in (held, behind, follow_up)] == [Status.READY] * 3
+
+
+@pytest.mark.parametrize("keep_for", [0.0, 3_600.0])
+async def test_complete_commit__passes_a_result_on(world: World, keep_for: float) -> None:
+    """The next job of a flow gets the result of one that was settled in a transaction, and the results of that one are dropped."""
+    flow = await sent(world, members=1, length=2)
+    assert flow.join is not None
+    session = await world.a_session()
+    [first] = await world.claim(session, ["0"])
+    await world.settle(succeeded(first))
+    [second] = await world.claim(session, ["1"])
+    with await a_caller(world) as caller, caller.transaction():
+        caller.settle(succeeded(second, b"\x01r", keep_for=keep_for))
+    await world.upkeep()
+
+    assert await world.status(flow.join) is Status.READY
+    assert [(await world.broker.notes(job_id)).notes for job_id in ids_of([second, flow.join])] == [(), ((0, b"\0\x01r"),)]
 
 
 @pytest.mark.parametrize(("verdict", "status"), [(AFTERWARDS[0], Status.READY), (AFTERWARDS[1], Status.FAILED)])

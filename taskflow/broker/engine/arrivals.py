@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from taskflow.broker.engine import answers, moves
+from taskflow.broker.engine import answers, flows, moves
 from taskflow.broker.engine.decisions import decide
 from taskflow.broker.engine.draft import Draft
 from taskflow.broker.engine.job import Job, decode_sent
 from taskflow.broker.engine.moves import MOVE_SCANS
 from taskflow.broker.engine.records import BURIED, HELD, SUCCEEDED, Flag, Kind
-from taskflow.broker.engine.seam import Entry, Operation, Ref, Scan
+from taskflow.broker.engine.seam import Entry, Operation, Query, Record, Ref, Scan, Snapshot
 from taskflow.model import transitions, wording
 from taskflow.model.envelope import OnConflict, unpack_extras
 from taskflow.model.record import Status
@@ -28,22 +28,29 @@ FLAG_BYTES: Final = 2
 
 def scans(limit: int) -> tuple[Scan, Scan]:
     """Return the scans that find arrivals. Ends come first, because they free keys."""
-    return Scan("inbox", limit, with_records=False), Scan("arriving", limit, with_records=False)
+    return Scan("inbox", limit), Scan("arriving", limit, with_records=False)
 
 
 def take(found: Sequence[Entry], rules: Rules) -> Operation[list[bool]]:
     """Decide on the arrivals that `scans` found. Return False for each one that another program's open transaction blocks."""
     refs = [entry.ref for entry in found]
     jobs = [Ref(Kind.JOB, ref.id) for ref in refs]
-    return (yield from decide(refs, _take, rules, {*refs, *jobs}, scans=MOVE_SCANS, locked=False))
+    in_flows = [
+        Ref(Kind.JOB, each.ref.id) for each in found if each.record is not None and decode_sent(each.record.sent).member is not None
+    ]
+    results = dict[Ref, Record | None]()
+    if in_flows:
+        seen: Snapshot = yield Query(tuple(in_flows), with_content=True)
+        results = seen.records
 
+    def one(draft: Draft, ref: Ref) -> bool:
+        if ref.kind == Kind.INBOX:
+            _settle(draft, ref, results.get(Ref(Kind.JOB, ref.id)))
+        else:
+            _admit(draft, ref)
+        return True
 
-def _take(draft: Draft, ref: Ref) -> bool:
-    if ref.kind == Kind.INBOX:
-        _settle(draft, ref)
-    else:
-        _admit(draft, ref)
-    return True
+    return (yield from decide(refs, one, rules, {*refs, *jobs}, scans=MOVE_SCANS, locked=False))
 
 
 def _admit(draft: Draft, ref: Ref) -> None:
@@ -80,8 +87,9 @@ def _throttle(job: Job) -> float | None:
         return None
 
 
-def _settle(draft: Draft, ref: Ref) -> None:
-    """Carry out the consequences of a successful run. The job itself may have been dropped by now.
+def _settle(draft: Draft, ref: Ref, settled: Record | None) -> None:
+    """Carry out the consequences of a successful run. The job itself may have been dropped by now. `settled` has its result, if it belongs
+    to a flow.
 
     The record's `sent` is that of the job; its state is the job's flags at the end of the run, followed by the progress. The job is no
     longer AWAITED, so that ending it again releases no job twice.
@@ -100,6 +108,9 @@ def _settle(draft: Draft, ref: Ref) -> None:
         draft.put(job)
     moves.release_key(draft, ref.id, sent.key)
     moves.free_slots(draft, sent.limits if job is None or job.status == BURIED else job.limits)
-    if int.from_bytes(state[:FLAG_BYTES], "big") & Flag.AWAITED:
+    if settled is not None and settled.content is not None and job is not None and job.status == SUCCEEDED:
+        job.new_content = settled.content
+        flows.end(draft, job, None)
+    elif int.from_bytes(state[:FLAG_BYTES], "big") & Flag.AWAITED:
         moves.release_joined(draft, sent.joined)
     draft.drop(ref)

@@ -70,6 +70,10 @@ MAX_BYTES: Final = 1 << 20
 MAX_PAYLOAD_BYTES: Final = 1 << 26
 """The maximum size of a payload or a result in bytes. A longer one is not fetched."""
 
+MIN_KEPT: Final = 60_000_000
+"""Microseconds for which a job of a flow that was settled in a caller's transaction is kept at least, so that upkeep can pass its result
+on."""
+
 NOTE_TTL: Final = 90_000_000
 """Microseconds for which a listener's note is valid. The listener renews it every minute."""
 
@@ -88,7 +92,8 @@ def _limits() -> dict[str, str]:
         "P.MAX_REQUEST": str(2 * MAX_PAYLOAD + 16 * MAX_BYTES),  # bytes are sent in hexadecimal
         "P.NOTE_TTL": str(NOTE_TTL),
         "P.MAX_NOTIFIED_BYTES": str(MAX_NOTIFIED_BYTES),
-        "P.CONSEQUENTIAL": str(Flag.LIMITED | Flag.KEYED | Flag.AWAITED | Flag.STATED),
+        "P.MIN_KEPT": str(MIN_KEPT),
+        "P.CONSEQUENTIAL": str(Flag.LIMITED | Flag.KEYED | Flag.AWAITED | Flag.STATED | Flag.NOTED),
         "P.STATE_ARRIVING": _state(State(waiting=_ARRIVES)),
         "P.STATE_REPLACING": _state(State(waiting=_ARRIVES, replaces=True)),
         "P.STATE_REPLACED": _state(State(waiting=_ARRIVES, replaced=bytes(ID_BYTES)), cut=ID_BYTES),

@@ -323,7 +323,7 @@ BEGIN
     UPDATE @.jobs SET
         status = S.SUCCEEDED, rev = @.random_rev(), flags = flags & ~@AWAITED, content = (fields ->> 'result')::bytea, session = NULL,
         claim = NULL, settled = committed, cause = NULL, started_at = now_at - (fields ->> 'ran_for')::bigint, ended_at = now_at,
-        fade_at = now_at + (fields ->> 'keep_for')::bigint
+        fade_at = now_at + greatest((fields ->> 'keep_for')::bigint, CASE WHEN member IS NOT NULL THEN P.MIN_KEPT END)
     WHERE id = of_id;
     PERFORM set_config('taskflow.settled', encode(fence, 'hex'), true);
     PERFORM @.announce_at_commit('job:' || encode(of_id, 'hex'));
