@@ -52,12 +52,12 @@ upkeep.
     `notes` returns the results by their numbers, at most about 4 MiB or one result in an answer. They are dropped when the job that got
     them has succeeded, or is dropped.
   [flow_fells] If a job ends in another way, the jobs of its scope that wait are CANCELLED, and kept as long as a failed job. Their reason
-    names the job, and `felled_by` is its id. Those that run continue.
+    names the job, and `felled_by` is its id. Those that run continue. A job that was cancelled by itself is kept as long as they are.
   [flow_collects] For a tie that `collects`, every end counts. A failure is left in place of the result. A job that another one of the same
     scope has felled leaves the failure of that one.
   [flow_redo] If an operator retries a job, those that it has felled wait again. Each is HELD until the jobs that it awaits have succeeded,
-    and keeps the results that it has. If another failure of the flow stands, that one fells them again. A job that collects failures gives
-    the failure back, unless it has begun.
+    and keeps its time and the results that it has. If another failure of the flow stands, that one fells them again. A job that collects
+    failures gives the failure back, unless it has begun.
 
 **limits** of a job are gates, which it passes before it is READY. All jobs that have a gate with the same id share it.
   [gate_takes] A job that would become READY takes a slot of each of its gates. If one is full, the job is SCHEDULED instead, without a due

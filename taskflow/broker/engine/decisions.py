@@ -11,8 +11,8 @@ from taskflow.broker.engine import flows, gates
 from taskflow.broker.engine.draft import Draft, Left, decide as decide_once
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.moves import MOVE_SCANS, ask_to_stop, enter, finish, move, redo, release as release_job
-from taskflow.broker.engine.records import CANCELLED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Position
-from taskflow.broker.engine.seam import Operation, Query, Ref, Scan, Snapshot
+from taskflow.broker.engine.records import BURIED, CANCELLED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Position
+from taskflow.broker.engine.seam import ABSENT, Operation, Query, Ref, Rev, Scan, Snapshot
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event
@@ -56,16 +56,16 @@ def release(awaiting: Iterable[bytes], rules: Rules) -> Operation[None]:
     yield from _follow(left, rules, MOVE_SCANS)
 
 
-def _follow(left: Left, rules: Rules, scans: tuple[Scan, ...], most: int = MAX_FELLED) -> Operation[int]:
-    """Decide on what decisions have brought about. Return how many jobs of flows were looked at."""
-    number = (yield from _carry_on(left, rules, most)) if left.actions else 0
+def _follow(left: Left, rules: Rules, scans: tuple[Scan, ...], most: int = MAX_FELLED) -> Operation[tuple[int, bool]]:
+    """Decide on what decisions have brought about. Return what `carry_on` does."""
+    looked_at = (yield from _carry_on(left, rules, most)) if left.actions else (0, False)
     if left.released:
         ids = sorted(left.released)
         look = Query(tuple(Ref(Kind.JOB, job_id) for job_id in ids), scans)
         yield from decide_once(ids, _free, rules, look, locked=False, left=left)
     if left.opened:
         yield from fill(left.opened, rules)
-    return number
+    return looked_at
 
 
 def fill(opened: set[bytes], rules: Rules) -> Operation[int]:
@@ -93,7 +93,9 @@ def _free(draft: Draft, job_id: bytes) -> bool:
     """Release a HELD job if it awaits nothing. Additions do not change its revision, but nothing else makes it HELD again. If another
     program's open transaction has locked it, the next upkeep releases it."""
     job = draft.job(job_id)
-    if job is not None and job.status == HELD and job.header["awaits"] <= 0 and not job.has(Flag.BEHIND):
+    if job is None or job.status == BURIED:
+        flows.put(draft, job_id, flows.Action(flows.FORGET, job_id))  # it has got a result, but is gone
+    elif job.status == HELD and job.header["awaits"] <= 0 and not job.has(Flag.BEHIND):
         release_job(draft, job)
     return True
 
@@ -125,63 +127,105 @@ def begin(action_id: bytes, action: flows.Action, rules: Rules) -> Operation[int
         flows.put(draft, action_id, action)
 
     yield from decide_once([action_id], one, rules, Query((Ref(Kind.FLOW, action_id),)))
-    return (yield from carry_on({action_id: action}, rules, MAX_LOOKED_AT))
+    number, _ = yield from carry_on({action_id: action}, rules, MAX_LOOKED_AT)
+    return number
 
 
-def carry_on(actions: dict[bytes, flows.Action], rules: Rules, most: int) -> Operation[int]:
-    """Do what actions on flows ask for, on at most about `most` jobs. Return how many it has looked at."""
+def carry_on(actions: dict[bytes, flows.Action], rules: Rules, most: int) -> Operation[tuple[int, bool]]:
+    """Do what actions on flows ask for, on at most `most` jobs. Return how many it has looked at, and True if another program's open
+    transaction holds one of them up."""
     left = Left()
     left.actions.update(actions)
     return (yield from _follow(left, rules, MOVE_SCANS, most))
 
 
-def _carry_on(left: Left, rules: Rules, most: int) -> Operation[int]:
-    number = 0
+def _carry_on(left: Left, rules: Rules, most: int) -> Operation[tuple[int, bool]]:
+    number, revs, held_up = 0, dict[bytes, Rev](), set[bytes]()
     while left.actions and number < most:
-        actions = dict(list(left.actions.items())[: PORTION // 2])
-        size = PORTION // len(actions)
-        seen: Snapshot = yield Query(scans=tuple(action.scan(size) for action in actions.values()))
-        items = [(action_id, entry.ref) for action_id, entries in zip(actions, seen.scans, strict=True) for entry in entries]
-        refs = {*(ref for _, ref in items), *(Ref(Kind.FLOW, action_id) for action_id in actions)}
-        acted = yield from decide_once(items, _actor(actions), rules, Query(tuple(refs), MOVE_SCANS), locked=False, left=left)
-        held_up = {action_id for (action_id, _), has_acted in zip(items, acted, strict=True) if not has_acted}
+        room = min(PORTION, most - number)
+        groups = _grouped(left.actions, room)
+        size = room // len(groups)
+        refs = {Ref(Kind.FLOW, action_id) for group in groups for action_id in group}
+        seen: Snapshot = yield Query((*refs,), tuple(_first(group).scan(size) for group in groups))
+        if _is_outdated(left, seen, refs, revs):
+            continue
+        items = [(at, entry.ref) for at, entries in enumerate(seen.scans) for entry in entries]
+        look = Query((*refs, *{ref for _, ref in items}), MOVE_SCANS)
+        acted = yield from decide_once(items, _actor(groups), rules, look, locked=False, left=left)
+        for at in {at for (at, _), has_acted in zip(items, acted, strict=True) if not has_acted}:
+            held_up.update(groups[at])
         done = dict[bytes, flows.Action]()
-        for (action_id, action), entries in zip(actions.items(), seen.scans, strict=True):
-            if len(entries) == size:
-                left.actions[action_id] = action.behind(entries[-1])
-                continue
-            del left.actions[action_id]
-            if action_id not in held_up:  # otherwise the next upkeep begins again
-                done[action_id] = action
-        yield from _finish(done, left, rules)
+        for group, entries in zip(groups, seen.scans, strict=True):
+            for action_id, action in group.items():
+                if len(entries) == size:
+                    left.actions[action_id] = action.behind(entries[-1])
+                elif left.actions.pop(action_id) and action_id not in held_up:  # otherwise the next upkeep begins again
+                    done[action_id] = action
+        yield from _finish(done, revs, left, rules)
         number += len(items)
-    if left.actions:
-        refs = {Ref(Kind.FLOW, action_id) for action_id in left.actions}
-        yield from decide_once([*left.actions.items()], _put_off, rules, Query(tuple(refs)), locked=None)
-    return number
+    if remaining := [(action_id, action) for action_id, action in left.actions.items() if action_id not in held_up]:
+        refs = {Ref(Kind.FLOW, action_id) for action_id, _ in remaining}
+        yield from decide_once(remaining, _put_off, rules, Query(tuple(refs)), locked=None)
+    return number, bool(held_up)
 
 
-def _actor(actions: Mapping[bytes, flows.Action]) -> Callable[[Draft, tuple[bytes, Ref]], bool]:
-    def one(draft: Draft, item: tuple[bytes, Ref]) -> bool:
-        action_id, ref = item
-        if not flows.is_current(draft, action_id, actions[action_id]):
+_Group = dict[bytes, flows.Action]
+"""Actions of one extent, by their ids."""
+
+
+def _grouped(actions: Mapping[bytes, flows.Action], most: int) -> list[_Group]:
+    groups = dict[object, _Group]()
+    for action_id, action in actions.items():
+        groups.setdefault(action.extent, {})[action_id] = action
+    return [*groups.values()][: min(PORTION // 2, most)]
+
+
+def _first(group: _Group) -> flows.Action:
+    return min(group.values(), key=lambda action: action.after)
+
+
+def _is_outdated(left: Left, seen: Snapshot, refs: Iterable[Ref], revs: dict[bytes, Rev]) -> bool:
+    """Take over the actions as the store has them, the first time that they are seen. Another client may have replaced them, even by the
+    same ones, which begin again. Return True if it has."""
+    is_outdated = False
+    for ref in refs:
+        record = seen.records[ref]
+        if ref.id in revs or (record is not None and flows.action_in(ref.id, record) == left.actions[ref.id]):
+            revs.setdefault(ref.id, ABSENT if record is None else record.rev)
+            continue
+        is_outdated = True
+        if record is None:
+            del left.actions[ref.id]
+        else:
+            left.actions[ref.id], revs[ref.id] = flows.action_in(ref.id, record), record.rev
+    return is_outdated
+
+
+def _actor(groups: Sequence[_Group]) -> Callable[[Draft, tuple[int, Ref]], bool]:
+    def one(draft: Draft, item: tuple[int, Ref]) -> bool:
+        at, ref = item
+        if ref.kind == Kind.NOTE:
+            if draft.plain(*ref) is not None:
+                draft.drop(ref)
             return True
-        if ref.kind != Kind.NOTE:
-            _act(draft, draft.job(ref.id), actions[action_id])
-        elif draft.plain(*ref) is not None:
-            draft.drop(ref)
+        job = draft.job(ref.id)
+        if job is None or job.sent.member is None:
+            return True
+        for action_id, action in groups[at].items():
+            is_meant = action.what != flows.RESTORE or job.state.felled_by == action.cause
+            if is_meant and flows.is_current(draft, action_id, action):
+                _act(draft, job, action)
+                break
         return True
 
     return one
 
 
-def _act(draft: Draft, job: Job | None, action: flows.Action) -> None:
-    if job is None or job.sent.member is None:
-        return
+def _act(draft: Draft, job: Job, action: flows.Action) -> None:
     if action.what == flows.RESTORE:
-        if job.status == CANCELLED and job.state.felled_by == action.cause:
+        if job.status == CANCELLED:
             flows.redo(draft, job)
-            redo(draft, job)
+            redo(draft, job, job.header["due_at"])
     elif job.is_waiting:
         keep = draft.rules.keep_failed if action.what == flows.FELL else None  # for as long as the job that failed can be retried
         finish(draft, job, Event.CANCEL, Status.CANCELLED, action.reason, keep=keep, by=action)
@@ -190,27 +234,36 @@ def _act(draft: Draft, job: Job | None, action: flows.Action) -> None:
         ask_to_stop(draft, job)
 
 
-def _finish(done: Mapping[bytes, flows.Action], left: Left, rules: Rules) -> Operation[None]:
-    """Drop the actions that are done. Other failures of their flows cancel what they have restored."""
-    others = dict[bytes, list[bytes]]()
-    for action_id, action in done.items():
-        others[action_id] = (yield from _other_failures(action)) if action.what == flows.RESTORE else []
-    refs = {*(Ref(Kind.FLOW, action_id) for action_id in done), *(Ref(Kind.JOB, job_id) for ids in others.values() for job_id in ids)}
+def _finish(done: Mapping[bytes, flows.Action], revs: dict[bytes, Rev], left: Left, rules: Rules) -> Operation[None]:
+    """Drop the actions that are done, unless they have been replaced. First, other failures of their flows cancel what they have
+    restored."""
+    causes = list[bytes]()
+    for flow in {action.owner for action in done.values() if action.what == flows.RESTORE}:
+        scopes = {(action.first, action.last) for action in done.values() if action.owner == flow}
+        failed = yield from _failures(flow)
+        causes += [job_id for (first, last), job_id in failed.items() if any(first <= end and start <= last for start, end in scopes)]
+    look = Query(tuple(Ref(Kind.JOB, job_id) for job_id in causes))
+    yield from decide_once(causes, flows.fell_again, rules, look, locked=False, left=left)
 
     def one(draft: Draft, action_id: bytes) -> bool:
-        flows.finish(draft, action_id, done[action_id], others[action_id])
+        record = draft.seen.records[Ref(Kind.FLOW, action_id)]
+        if record is not None and record.rev == revs[action_id]:
+            draft.drop(record.ref)
         return True
 
-    yield from decide_once([*done], one, rules, Query(tuple(refs)), locked=False, left=left)
+    refs = [Ref(Kind.FLOW, action_id) for action_id in done]
+    yield from decide_once([*done], one, rules, Query(tuple(refs)), locked=False)
+    for action_id in done:
+        del revs[action_id]
 
 
-def _other_failures(action: flows.Action) -> Operation[list[bytes]]:
+def _failures(flow: bytes) -> Operation[dict[tuple[int, int], bytes]]:
     found, after = dict[tuple[int, int], bytes](), 0
     while True:
-        seen: Snapshot = yield Query(scans=(flows.whole(action.owner, after, PORTION),))
-        found |= flows.other_failures(seen.scans[0], action)
+        seen: Snapshot = yield Query(scans=(flows.whole(flow, after, PORTION),))
+        found |= flows.failures_in(seen.scans[0])
         if len(seen.scans[0]) < PORTION:
-            return [*found.values()]
+            return found
         after = flows.number_of(seen.scans[0][-1]) + 1
 
 

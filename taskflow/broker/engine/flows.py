@@ -19,9 +19,10 @@ import msgspec
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job, result_and_arguments
 from taskflow.broker.engine.records import CANCELLED, FAILED, HELD, SUCCEEDED, Flag, Kind
-from taskflow.broker.engine.seam import KEEP, Entry, Ref, Scan
+from taskflow.broker.engine.seam import KEEP, Entry, Record, Ref, Scan
 from taskflow.model import wording
-from taskflow.model.flow import MAX_MEMBERS, MAX_NOTES_AT_ONCE, NUMBER_BYTES, FailureNote, Tie, failure_note, numbered, result_note
+from taskflow.model.flow import MAX_MEMBERS, MAX_NOTES_AT_ONCE, NUMBER_BYTES, FailureNote, Member, Tie, failure_note, numbered, result_note
+from taskflow.model.ids import ID_BYTES
 from taskflow.model.verdict import unpack_errors
 
 FELL, RESTORE, CANCEL, FORGET = range(4)
@@ -62,6 +63,11 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
         """Return what remains of it behind this entry."""
         return msgspec.structs.replace(self, after=number_of(last) + 1)
 
+    @property
+    def extent(self) -> tuple[int, bytes, int, int]:
+        """Return what it is about. Actions with the same extent are done together: many jobs of a flow may fail at once."""
+        return self.what, self.owner, self.first, self.last
+
 
 _INDEX: Final = {FELL: "flow_live", RESTORE: "flow", CANCEL: "flow_live", FORGET: "notes"}
 _NOTHING: Final = Action(FORGET, b"")
@@ -75,25 +81,25 @@ def number_of(entry: Entry) -> int:
     return int.from_bytes(numbered[-NUMBER_BYTES:], "big")
 
 
-def action_of(state: object) -> Action:
-    """Decode an action. One that cannot be decoded asks for nothing."""
+def action_in(action_id: bytes, record: Record | Plain | None) -> Action:
+    """Decode an action. One that cannot be decoded, or is not about its own flow or job, asks for nothing."""
     try:
-        found = _decode(state) if isinstance(state, bytes) else _NOTHING
+        found = _decode(record.state) if record is not None and isinstance(record.state, bytes) else _NOTHING
     except msgspec.MsgspecError:
         return _NOTHING
-    return found if found.what in _INDEX else _NOTHING
+    is_possible = found.what in _INDEX and len(found.owner) == ID_BYTES and action_id.startswith(found.owner)
+    return found if is_possible and 0 <= found.first <= found.last <= MAX_MEMBERS else _NOTHING
 
 
 def actions_in(found: Sequence[Entry]) -> dict[bytes, Action]:
     """Return the actions that a scan has found, by their ids."""
-    return {entry.ref.id: action_of(entry.record.state) for entry in found if entry.record is not None}
+    return {entry.ref.id: action_in(entry.ref.id, entry.record) for entry in found}
 
 
 def is_current(draft: Draft, action_id: bytes, action: Action) -> bool:
     """Return True if this action still has to be done. A decision that asks expects the action's revision."""
-    record = draft.plain(Kind.FLOW, action_id)
-    current = None if record is None else action_of(record.state)
-    return current is not None and (current.what, current.cause) == (action.what, action.cause)
+    current = action_in(action_id, draft.plain(Kind.FLOW, action_id))
+    return (current.what, current.cause) == (action.what, action.cause)
 
 
 def put(draft: Draft, action_id: bytes, action: Action) -> None:
@@ -122,7 +128,7 @@ def end(draft: Draft, job: Job, by: Action | None) -> None:
         result, _ = result_and_arguments(job.new_content if isinstance(job.new_content, bytes) else None)
         note = result_note(result or b"")
     else:
-        acts = by is None and state.felled_by is None and member.first < member.last
+        acts = by is None and _acts(job, member)
         draft.require([*needed, *([Ref(Kind.FLOW, job.header["member"])] if acts else [])])
         failure = _failure_of(job) if by is None else by.failure
         note = failure_note(failure)
@@ -144,6 +150,11 @@ def _own_notes(job: Job) -> list[Ref]:
     """Return the notes that a job has got, unless they are many."""
     inputs = 0 if job.sent.member is None or not job.has(Flag.NOTED) else job.sent.member.inputs
     return [Ref(Kind.NOTE, numbered(job.id, number)) for number in range(inputs)] if inputs <= MAX_NOTES_AT_ONCE else []
+
+
+def _acts(job: Job, member: Member) -> bool:
+    """Return True if the failure of a job concerns others: no action has cancelled it, and it has a scope."""
+    return job.state.felled_by is None and member.first < member.last
 
 
 def _fell(draft: Draft, job: Job, failure: FailureNote) -> None:
@@ -205,9 +216,10 @@ def redo(draft: Draft, job: Job) -> None:
             continue
         draft.put(waiting)  # if it is being released, that is decided again
         draft.add(waiting.ref, "awaits", 1)
+        waiting.add_awaited(1)  # it may be retried by the same call
         if tie.number is not None:
             draft.drop(Ref(Kind.NOTE, numbered(successor, tie.number)))
-    if state.felled_by is None and member.first < member.last:
+    if _acts(job, member):
         put(draft, job.header["member"], Action(RESTORE, member.flow, member.first, member.last, job.id))
 
 
@@ -216,23 +228,20 @@ def whole(flow: bytes, after: int = 0, limit: int = MAX_MEMBERS) -> Scan:
     return Scan("flow", limit, after=(numbered(flow, after),), until=(numbered(flow, MAX_MEMBERS),))
 
 
-def other_failures(found: Sequence[Entry], action: Action) -> dict[tuple[int, int], bytes]:
-    """Return jobs that have failed or were cancelled apart from this action, by their scopes, if these overlap with its scope."""
+def failures_in(found: Sequence[Entry]) -> dict[tuple[int, int], bytes]:
+    """Return jobs that have failed or were cancelled apart from any action, by the scopes of those that act on others."""
     causes = dict[tuple[int, int], bytes]()
     for entry in found:
-        if entry.record is not None and entry.record.header["status"] in (FAILED, CANCELLED) and entry.ref.id != action.cause:
-            member, felled_by = (job := Job.of_record(entry.record)).sent.member, job.state.felled_by
-            if member is not None and felled_by is None and max(member.first, action.first) <= min(member.last, action.last):
-                causes[member.first, member.last] = entry.ref.id
+        if entry.record is not None and entry.record.header["status"] in (FAILED, CANCELLED):
+            job = Job.of_record(entry.record)
+            if job.sent.member is not None and _acts(job, job.sent.member):
+                causes[job.sent.member.first, job.sent.member.last] = job.id
     return causes
 
 
-def finish(draft: Draft, action_id: bytes, action: Action, causes: Sequence[bytes]) -> None:
-    """Drop an action that is done. These other failures cancel what it has restored."""
-    if not is_current(draft, action_id, action):
-        return
-    for job_id in causes:
-        job = draft.job(job_id)
-        if job is not None and job.sent.member is not None and job.status in (FAILED, CANCELLED) and job.state.felled_by is None:
-            _fell(draft, job, _failure_of(job))
-    draft.drop(Ref(Kind.FLOW, action_id))
+def fell_again(draft: Draft, job_id: bytes) -> bool:
+    """Let a job that has failed cancel what the retry of another one has restored."""
+    job = draft.job(job_id)
+    if job is not None and job.sent.member is not None and job.status in (FAILED, CANCELLED) and _acts(job, job.sent.member):
+        _fell(draft, job, _failure_of(job))
+    return True

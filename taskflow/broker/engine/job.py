@@ -12,7 +12,7 @@ from taskflow.broker.engine.seam import KEEP, NOW, After, Keep, Put, Record, Ref
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, pack_extras, unpack_extras
-from taskflow.model.flow import Member, Tie, numbered
+from taskflow.model.flow import MAX_MEMBERS, Member, Tie, check_member, numbered
 from taskflow.model.ids import ID_BYTES
 from taskflow.model.job_schema import MAX_PAYLOAD, Counters
 from taskflow.model.limits import Gate
@@ -91,16 +91,31 @@ _NOTHING: Final[dict[str, Any]] = {}
 encode: Final = msgspec.msgpack.Encoder().encode
 """Packs a `Sent` or a `State` as a record keeps it."""
 
-_decode_sent: Final = msgspec.msgpack.Decoder(Sent).decode
+_sent_in: Final = msgspec.msgpack.Decoder(Sent).decode
 _decode_state: Final = msgspec.msgpack.Decoder(State).decode
+
+
+def _decode_sent(body: bytes) -> Sent:
+    """Decode a body. Raises MsgspecError, or ValueError if its place in a flow is impossible."""
+    sent = _sent_in(body)
+    if sent.member is not None:
+        check_member(sent.member, sent.joined, sent.ties)
+    return sent
 
 
 def decode_sent(body: bytes | None) -> Sent:
     """Decode a body. An undecodable one counts as empty."""
     try:
         return _NOT_SENT if body is None else _decode_sent(body)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, ValueError):
         return _NOT_SENT
+
+
+def _lost(record: Record) -> Sent:
+    """Return what is left of a body that cannot be read: that its job belongs to a flow, whose jobs must not wait for it for ever."""
+    place = record.header.get("member") or b""
+    flow, number = place[:ID_BYTES], int.from_bytes(place[ID_BYTES:], "big")
+    return _NOT_SENT if len(flow) != ID_BYTES or number >= MAX_MEMBERS else Sent(member=Member(flow, number, 0, MAX_MEMBERS - 1))
 
 
 class Job:
@@ -139,7 +154,7 @@ class Job:
         try:
             sent = _NOT_SENT if record.sent is None else _decode_sent(record.sent)
             state = State() if record.state is None else _decode_state(record.state)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, ValueError):
             return cls._of_damaged(record)
         job = cls(record.ref, dict(record.header), sent, state)
         job.stored = record.header
@@ -154,7 +169,7 @@ class Job:
         for line in (record.damage or "").splitlines():
             name, _, stored = line.partition("\t")
             reader.note(name, stored, "the store could not return it")
-        sent = Sent() if record.sent is None else reader.read("sent", record.sent, _decode_sent, Sent())
+        sent = _lost(record) if record.sent is None else reader.read("sent", record.sent, _decode_sent, _lost(record))
         state = State() if record.state is None else reader.read("state", record.state, _decode_state, State())
         if record.state is not None and state == NO_STATE:
             state.spoilt = record.state
@@ -250,6 +265,12 @@ class Job:
 
     def set_flag(self, flag: int, is_set: bool) -> None:
         self.header["flags"] = self.header["flags"] | flag if is_set else self.header["flags"] & ~flag
+
+    def add_awaited(self, n: int) -> None:
+        """Show an addition to `awaits` to the decisions that follow. A put doesn't write it, even if it `restarts`."""
+        self.header["awaits"] += n
+        if self.stored is not None:
+            self.stored = {**self.stored, "awaits": self.header["awaits"]}
 
     def is_kept(self, now: int) -> bool:
         return self.is_live or (self.status != BURIED and (self.header["fade_at"] or 0) > now)

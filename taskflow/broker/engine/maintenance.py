@@ -29,7 +29,7 @@ MAX_RELEASED: Final = 16
 """The maximum number of dead sessions whose leases a call releases."""
 
 MAX_GONE: Final = 100
-MAX_FLOWS: Final = 16
+MAX_FLOWS: Final = 250
 MAX_COUNTED: Final = 10_000
 MAX_PAUSED: Final = 100
 MIN_IDLE: Final = 10_000_000
@@ -52,8 +52,10 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
         readied, left = readied + admitted, left - admitted
     if opened:
         readied += yield from fill({entry.ref.id for entry in opened}, rules)
+    is_held_up = False
     if begun and left > 0:
-        left -= yield from carry_on(flows.actions_in(begun), rules, left)
+        acted, is_held_up = yield from carry_on(flows.actions_in(begun), rules, left)
+        left -= acted
     for entry in paused:
         left -= yield from give_back(entry.ref.id.decode(errors="backslashreplace"), min(MAX_PAUSED, max(0, left)), rules)
     is_gone = bool(gone) and gone[0].position[0] < seen.now - to_microseconds(rules.repeat_for)
@@ -74,7 +76,8 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     ended, ends_dropped = (yield from take_ends(rules)) if ends and (has_moved or seen.scans[2]) else ((), 0)
     if has_moved or ended:
         seen = yield Query((OUTAGE,), _scans(1))
-    next_in = _next_in(seen, rules, is_cut_off=left <= 0 or has_more or has_more_dying, takes_ends=ends, takes_arrivals=all(taken))
+    is_cut_off = left <= 0 or has_more or has_more_dying
+    next_in = _next_in(seen, rules, is_cut_off=is_cut_off, takes_ends=ends, takes_arrivals=all(taken), acts=not is_held_up)
     return UpkeepResult(
         readied=readied,
         reaped=reaped,
@@ -250,11 +253,12 @@ def take_ends(rules: Rules) -> Operation[tuple[tuple[bytes, ...], int]]:
 # --- when to come again ---------------------------------------------------------------------------------------
 
 
-def _next_in(seen: Snapshot, rules: Rules, *, is_cut_off: bool, takes_ends: bool, takes_arrivals: bool) -> float:
+def _next_in(seen: Snapshot, rules: Rules, *, is_cut_off: bool, takes_ends: bool, takes_arrivals: bool, acts: bool) -> float:
     """Return the seconds until the caller's next upkeep. With n living sessions, each calls it every n * `upkeep_every` seconds, or earlier
-    if a job becomes due or a session lapses. `takes_arrivals` is False if an open transaction holds up some of them."""
+    if a job becomes due or a session lapses. `takes_arrivals` is False if an open transaction holds up some of them, and
+    `acts` if it holds up an action on a flow."""
     offered, living, _, _, _, _, to_admit, opened, _, _, begun, *_ = seen.scans[_OFFERED:]
-    if is_cut_off or opened or begun or (takes_ends and seen.scans[2]) or (takes_arrivals and any(seen.scans[-2:])):
+    if is_cut_off or opened or (begun and acts) or (takes_ends and seen.scans[2]) or (takes_arrivals and any(seen.scans[-2:])):
         return 0.0
     waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offered, to_admit) if entries]
     waits += [rules.upkeep_every * max(1, len(living)), *sessions.lapses(Draft(seen, rules))]

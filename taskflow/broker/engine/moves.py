@@ -242,6 +242,8 @@ def finish(
     """End a job, free its key, and release the jobs that await it. `is_settled` is True if its worker knows of the end, and `by` is the
     action on its flow that ends it."""
     move(draft, job, event, CODES[status])
+    if by is None and job.sent.member is not None and job.state.felled_by is None and status is Status.CANCELLED and keep is None:
+        keep = draft.rules.keep_failed  # a retry restores what the job has cancelled, for as long as that is kept
     keep_for = transitions.keep_for(status, draft.rules) if keep is None else to_microseconds(keep)
     job.end_lease()
     job.header["ended_at"], job.header["fade_at"] = draft.now, draft.now + keep_for
@@ -324,19 +326,19 @@ def bury(draft: Draft, job: Job) -> None:
     job.entries = {"tags": ()}
 
 
-def make_fresh(job: Job) -> None:
+def make_fresh(job: Job, due_at: int) -> None:
     """Reset a job as if it had just been added, but keep its errors. In a flow, it still awaits the jobs that have not succeeded."""
     fresh: dict[str, Any] = dict.fromkeys(("started_at", "ended_at", "fade_at", "expires_at", "worker", "cause", "since"))
-    job.header |= fresh | {"due_at": NOW, "flags": job.header["flags"] & ~(Flag.POISON | Flag.MARKED | Flag.BEHIND)}
+    job.header |= fresh | {"due_at": due_at, "flags": job.header["flags"] & ~(Flag.POISON | Flag.MARKED | Flag.BEHIND)}
     if job.sent.member is None:
         job.header["awaits"] = 0
     job.state = State(errors=job.state.errors, limits=job.state.limits, spent=job.state.spent)
     job.restarts = True
 
 
-def redo(draft: Draft, job: Job) -> None:
+def redo(draft: Draft, job: Job, due_at: int = NOW) -> None:
     """Let a job that has ended wait again."""
-    make_fresh(job)
+    make_fresh(job, due_at)
     enter(draft, job, Event.REDO)
     if job.status == HELD:
         draft.released.add(job.id)  # what it awaits may end meanwhile, which does not change its revision

@@ -312,16 +312,36 @@ flows.redo: flow_redo: the join gets a failure in place of the result of the ret
 + False
 
 flows.redo: flow_redo: a retry restores nothing
-- if state.felled_by is None and member.first < member.last:
+- if _acts(job, member):
 + if False:
+
+flows.redo: flow_redo: a join that is retried together with a member starts without its result
+- waiting.add_awaited(1)
++ pass
 
 flows.redo: flow_redo: a join that runs gets a second end of the same member
 - state.spent = (*state.spent, successor)
 + pass
 
-flows.finish: flow_redo: a restored join waits for ever, because another failure stands
-- for job_id in causes:
-+ for job_id in ():
+decisions._finish: flow_redo: a restored join waits for ever, because another failure stands
+- for flow in {
++ for flow in () and {
+
+decisions._free: flow_result: a result stays for ever, because the job that it was for is gone
+- flows.put(draft, job_id, flows.Action(flows.FORGET, job_id))
++ pass
+
+decisions._act: flow_redo: a job that was to start tomorrow starts at once
+- redo(draft, job, job.header["due_at"])
++ redo(draft, job)
+
+decisions._carry_on: upkeep_bounded: one call cancels hundreds of jobs of a flow
+- room = min(PORTION, most - number)
++ room = PORTION
+
+moves.finish: flow_fells: what a cancelled job has cancelled can't be restored for long
+- keep = draft.rules.keep_failed
++ pass
 
 moves.make_fresh: flow_redo: a restored join starts at once
 - if job.sent.member is None:

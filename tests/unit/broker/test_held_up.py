@@ -12,6 +12,7 @@ from taskflow.broker.engine.seam import Answer, Apply, Locked, Snapshot
 from taskflow.broker.memory.store import MemoryStore
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
+from tests.support.flows import sent
 from tests.support.harnesses import MemoryHarness
 from tests.support.verdicts import succeeded
 from tests.support.world import World
@@ -85,3 +86,16 @@ async def test_a_locked_job_that_awaits_others_fails_no_settlement(world: World)
     _lock(world)
     await world.upkeep()
     assert await world.status(held) is Status.READY
+
+
+async def test_a_locked_job_of_a_flow_is_cancelled_once_it_is_free(world: World) -> None:
+    """It is in the first of several portions. Until then, upkeep looks for it now and then, but not all the time."""
+    flow = await sent(world, members=1_200)
+    _lock(world, flow.firsts[5].id)
+    await world.broker.admin.cancel_flow(flow.id)
+    assert [await world.status(flow.firsts[number]) for number in (5, 6)] == [Status.READY, Status.CANCELLED]
+    assert (await world.upkeep()).next_in > 0.0
+
+    _lock(world)
+    await world.upkeep()
+    assert await world.status(flow.firsts[5]) is Status.CANCELLED

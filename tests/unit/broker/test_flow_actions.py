@@ -1,0 +1,121 @@
+"""Actions on flows that several clients carry on at once, and records that nobody could have written."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from taskflow.broker.engine import admin
+from taskflow.broker.engine.flows import CANCEL, FELL, FORGET, Action
+from taskflow.broker.engine.job import Sent, encode
+from taskflow.broker.engine.records import Kind
+from taskflow.broker.engine.seam import ABSENT, Applied, Apply, Operation, Put, Query, Ref, Scan, Snapshot, Step
+from taskflow.broker.memory import MemoryBroker
+from taskflow.model.flow import MAX_MEMBERS, Member, numbered
+from taskflow.model.record import Status
+from tests.support.flows import Flow, sent
+from tests.support.harnesses import MemoryHarness
+from tests.support.verdicts import failed
+from tests.support.world import World, ids_of
+
+HELD, READY, FAILED, CANCELLED = Status.HELD, Status.READY, Status.FAILED, Status.CANCELLED
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with World(MemoryHarness) as opened:
+        yield opened
+
+
+async def _statuses(world: World, flow: Flow) -> list[Status | None]:
+    return [None if record is None else record.status for record in await world.broker.read(ids_of(flow.envelopes))]
+
+
+class _Client:
+    """Runs an operation by hand."""
+
+    def __init__(self, world: World, operation: Operation[Any]) -> None:
+        assert isinstance(world.broker, MemoryBroker)
+        self._store, self._operation, self._answer = world.broker._store, operation, None
+
+    def go_on(self, effects: int) -> None:
+        with contextlib.suppress(StopIteration):
+            for _ in range(effects):
+                self._answer = self._store.perform(self._operation.send(self._answer))
+
+
+async def test_a_client_does_not_drop_an_action_that_another_one_has_begun_again(world: World) -> None:
+    """It has gone past the jobs that an operator has retried since, and which the other client is to cancel."""
+    flow = await sent(world, members=700)
+    first, second = (_Client(world, admin.cancel_flow(flow.id, world.rules)) for _ in range(2))
+    first.go_on(5)  # up to its second portion
+    cancelled = [record.id for record in await world.broker.admin.flow(flow.id) if record.status is CANCELLED]
+    assert 0 < len(cancelled) < 700
+    await world.broker.admin.retry(cancelled[:100])
+    second.go_on(2)  # it has begun the action again
+    first.go_on(100)
+    assert READY in await _statuses(world, flow)
+    second.go_on(100)
+
+    assert {*await _statuses(world, flow)} == {CANCELLED}
+
+
+async def _put(world: World, ref: Ref, **parts: Any) -> None:
+    def operation() -> Operation[None]:
+        seen: Snapshot = yield Query((ref,))
+        known = seen.records[ref]
+        [answer], _ = yield Apply([Step({ref: ABSENT if known is None else known.rev}, (Put(ref, {}, **parts),))])
+        assert answer == Applied()
+
+    await world.broker.run(operation())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        Action(FELL, b"", 0, 1 << 40),
+        Action(FORGET, b"", 0, 1 << 40),
+        Action(CANCEL, b"\0" * 16, 0, MAX_MEMBERS),
+        Action(9, b"f" * 16),
+        Action(FELL, b"f" * 16, -1, 5),
+    ],
+)
+async def test_an_action_that_nobody_could_have_put_does_nothing(world: World, action: Action) -> None:
+    """It is dropped, and no other flow is affected."""
+    flow = await sent(world)
+    await _put(world, Ref(Kind.FLOW, numbered(b"f" * 16, 3)), state=msgspec.msgpack.encode(action))
+    while (await world.upkeep()).next_in == 0.0:
+        pass
+
+    assert await _statuses(world, flow) == [READY, READY, HELD]
+
+    def left() -> Operation[int]:
+        seen: Snapshot = yield Query(scans=(Scan("flows", 1),))
+        return len(seen.scans[0])
+
+    assert await world.broker.run(left()) == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xff",
+        encode(Sent(member=Member(b"f", 0, 0, 2))),
+        encode(Sent(member=Member(b"f" * 16, 0, 0, 2, "x", is_list=True, inputs=1 << 50))),
+        encode(Sent(member=Member(b"f" * 16, 0, 0, 1 << 50))),
+    ],
+)
+async def test_a_job_whose_place_in_its_flow_is_unreadable_fells_the_flow(world: World, body: bytes) -> None:
+    """It ends FAILED without a run, as other unreadable jobs do. Nothing waits for it for ever."""
+    flow = await sent(world)
+    await _put(world, Ref(Kind.JOB, flow.firsts[0].id), sent=body)
+    session = await world.a_session()
+    [lease] = await world.claim(session, ["0"], 1)
+    assert [each.column for each in lease.unreadable] == ["sent"]
+    await world.settle(failed(lease))
+
+    assert await _statuses(world, flow) == [FAILED, CANCELLED, CANCELLED]
