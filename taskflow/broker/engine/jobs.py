@@ -106,7 +106,7 @@ def compare_known(envelopes: Sequence[Envelope], answers: Sequence[Added | Refus
 def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Settled]]:
     """End runs. A success that carries nothing but its result is settled natively, if its job has no ties."""
     plain = [number for number, each in enumerate(settlements) if is_plain_success(each) and _is_native(each) and not each.limits]
-    simple = [number for number, each in enumerate(settlements) if handover.is_simple(each)]
+    simple = [number for number, each in enumerate(settlements) if each.limits and handover.is_simple(each)]
     answers: dict[int, Settled] = {}
     if simple:
         over = yield from handover.settle([settlements[number] for number in simple], rules)
