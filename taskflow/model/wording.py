@@ -71,6 +71,9 @@ DISCARDED: Final = "taskflow.Discard"
 """The error type that jobs which collect failures see for a job that has discarded itself."""
 
 
+AWAITS_DROPPED: Final = "a job of its flow that it awaits has been dropped: send the flow again"
+
+
 def felled_by(job_id: bytes, *, has_failed: bool) -> str:
     return f"job {id_text(job_id)} of its flow {'has failed' if has_failed else 'was cancelled'}"
 

@@ -65,6 +65,28 @@ async def test_flow_redo__of_many_failures_of_one_scope(world: World) -> None:
     assert await _statuses(world, *flow.envelopes) == [READY] * 700 + [HELD]
 
 
+async def test_flow_redo__without_a_job_that_was_dropped(world: World) -> None:
+    """Nothing waits for ever for a job that has failed and is gone. What succeeded and is gone does not matter."""
+    flow = await sent(world, members=4)
+    assert flow.join is not None
+    first, second, third = await world.claim(await world.a_session(), ["0"], 3)
+    await world.settle(succeeded(third, keep_for=0.0))
+    await world.settle(failed(first), failed(second))
+    await world.upkeep()
+    await world.broker.admin.drop([id_of(third)])
+    await world.broker.admin.retry([id_of(first), id_of(second)])
+    assert await world.status(flow.join) is HELD
+    [first, second] = await world.claim(await world.a_session(), ["0"], 2)
+    await world.settle(failed(first), failed(second))
+    await world.broker.admin.drop([id_of(second)])
+    await world.broker.admin.retry([id_of(first)])
+
+    record = await world.record(flow.join)
+    assert record.status is CANCELLED
+    assert record.reason is not None
+    assert "dropped" in record.reason
+
+
 async def test_flow_redo__keeps_their_times(world: World) -> None:
     """What was to start later still does."""
     flow = await sent(world, members=2, after=60.0)

@@ -13,6 +13,7 @@ from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.moves import MOVE_SCANS, ask_to_stop, enter, finish, move, redo, release as release_job
 from taskflow.broker.engine.records import BURIED, CANCELLED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Position
 from taskflow.broker.engine.seam import ABSENT, Operation, Query, Ref, Rev, Scan, Snapshot
+from taskflow.model import wording
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event
@@ -235,15 +236,20 @@ def _act(draft: Draft, job: Job, action: flows.Action) -> None:
 
 
 def _finish(done: Mapping[bytes, flows.Action], revs: dict[bytes, Rev], left: Left, rules: Rules) -> Operation[None]:
-    """Drop the actions that are done, unless they have been replaced. First, other failures of their flows cancel what they have
-    restored."""
-    causes = list[bytes]()
+    """Drop the actions that are done, unless they have been replaced. First, other failures of their flows cancel what they have restored.
+    So does the loss of a job that was dropped."""
+    causes, held = list[bytes](), dict[bytes, int]()
     for flow in {action.owner for action in done.values() if action.what == flows.RESTORE}:
         scopes = {(action.first, action.last) for action in done.values() if action.owner == flow}
-        failed = yield from _failures(flow)
-        causes += [job_id for (first, last), job_id in failed.items() if any(first <= end and start <= last for start, end in scopes)]
+        census = yield from _census(flow)
+        held |= {job_id: census.awaited[job_id] for job_id in census.held}
+        causes += [
+            job_id for (first, last), job_id in census.failures.items() if any(first <= end and start <= last for start, end in scopes)
+        ]
     look = Query(tuple(Ref(Kind.JOB, job_id) for job_id in causes))
     yield from decide_once(causes, flows.fell_again, rules, look, locked=False, left=left)
+    look = Query(tuple(Ref(Kind.JOB, job_id) for job_id in held), MOVE_SCANS)
+    yield from decide_once([*held.items()], _give_up, rules, look, locked=False, left=left)
 
     def one(draft: Draft, action_id: bytes) -> bool:
         record = draft.seen.records[Ref(Kind.FLOW, action_id)]
@@ -257,14 +263,23 @@ def _finish(done: Mapping[bytes, flows.Action], revs: dict[bytes, Rev], left: Le
         del revs[action_id]
 
 
-def _failures(flow: bytes) -> Operation[dict[tuple[int, int], bytes]]:
-    found, after = dict[tuple[int, int], bytes](), 0
+def _census(flow: bytes) -> Operation[flows.Census]:
+    census, after = flows.Census(), 0
     while True:
         seen: Snapshot = yield Query(scans=(flows.whole(flow, after, PORTION),))
-        found |= flows.failures_in(seen.scans[0])
+        census.add(seen.scans[0])
         if len(seen.scans[0]) < PORTION:
-            return found
+            return census
         after = flows.number_of(seen.scans[0][-1]) + 1
+
+
+def _give_up(draft: Draft, item: tuple[bytes, int]) -> bool:
+    """Cancel a HELD job that awaits more jobs than are kept. It was read after they were counted, and `awaits` does not rise meanwhile."""
+    job_id, kept = item
+    job = draft.job(job_id)
+    if job is not None and job.status == HELD and job.header["awaits"] > kept:
+        finish(draft, job, Event.CANCEL, Status.CANCELLED, wording.AWAITS_DROPPED)
+    return True
 
 
 def _put_off(draft: Draft, item: tuple[bytes, flows.Action]) -> None:

@@ -11,6 +11,7 @@ them like successes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -228,15 +229,27 @@ def whole(flow: bytes, after: int = 0, limit: int = MAX_MEMBERS) -> Scan:
     return Scan("flow", limit, after=(numbered(flow, after),), until=(numbered(flow, MAX_MEMBERS),))
 
 
-def failures_in(found: Sequence[Entry]) -> dict[tuple[int, int], bytes]:
-    """Return jobs that have failed or were cancelled apart from any action, by the scopes of those that act on others."""
-    causes = dict[tuple[int, int], bytes]()
-    for entry in found:
-        if entry.record is not None and entry.record.header["status"] in (FAILED, CANCELLED):
+class Census:
+    """What a look at all jobs of a flow shows.
+
+    `failures`  jobs that have failed or were cancelled apart from any action, by the scopes of those that act on others
+    `awaited`   how many jobs that have not succeeded are kept, by the job that awaits them
+    `held`      the jobs that are HELD
+    """
+
+    def __init__(self) -> None:
+        self.failures, self.awaited, self.held = dict[tuple[int, int], bytes](), Counter[bytes](), list[bytes]()
+
+    def add(self, found: Sequence[Entry]) -> None:
+        for entry in found:
+            if entry.record is None or entry.record.header["status"] == SUCCEEDED:
+                continue
             job = Job.of_record(entry.record)
-            if job.sent.member is not None and _acts(job, job.sent.member):
-                causes[job.sent.member.first, job.sent.member.last] = job.id
-    return causes
+            self.awaited.update(job.sent.joined)
+            if job.status == HELD:
+                self.held.append(job.id)
+            elif job.status in (FAILED, CANCELLED) and job.sent.member is not None and _acts(job, job.sent.member):
+                self.failures[job.sent.member.first, job.sent.member.last] = job.id
 
 
 def fell_again(draft: Draft, job_id: bytes) -> bool:

@@ -327,6 +327,14 @@ decisions._finish: flow_redo: a restored join waits for ever, because another fa
 - for flow in {
 + for flow in () and {
 
+decisions._give_up: flow_redo: a restored join waits for ever for a job that was dropped
+- job.header["awaits"] > kept
++ False
+
+decisions._give_up: flow_redo: a restored join is cancelled, though all that it awaits is there
+- job.header["awaits"] > kept
++ True
+
 decisions._free: flow_result: a result stays for ever, because the job that it was for is gone
 - flows.put(draft, job_id, flows.Action(flows.FORGET, job_id))
 + pass
