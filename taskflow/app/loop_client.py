@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 MAX_ITEMS: Final = 1_000
 MAX_BYTES: Final = 1 << 20
+MAX_FLOW_TIMEOUT: Final = 50.0  # seconds
 
 NO_ANSWER: Final = "it does not answer"
 
@@ -210,7 +211,9 @@ class LoopClient:
         return (self._plain if envelope.key is None and envelope.fair is None and not envelope.limits else self._keyed)(envelope)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        return await retry_within(lambda: self.broker.enqueue(envelopes), self._timeout)
+        """Add envelopes in one step. A flow of more than `MAX_ITEMS` has as much time as so many batches, within which repeats are safe."""
+        timeout = min(self._timeout * max(1.0, len(envelopes) / MAX_ITEMS), max(self._timeout, MAX_FLOW_TIMEOUT))
+        return await retry_within(lambda: self.broker.enqueue(envelopes), timeout)
 
     async def call(self, operation: Callable[[Broker], Awaitable[T]]) -> T:
         """Call an operation, and repeat the call until the store answers. The operation must be safe to repeat."""

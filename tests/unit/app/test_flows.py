@@ -114,6 +114,20 @@ async def test_a_flow_is_whole_or_not_there(bench: Bench, monkeypatch: pytest.Mo
         await handle.result(timeout=0)
 
 
+@pytest.mark.parametrize(("jobs", "timeout"), [(2, 5.0), (1_000, 5.0), (2_001, 10.005), (10_000, 50.0)])
+async def test_a_large_flow_has_more_time(bench: Bench, monkeypatch: pytest.MonkeyPatch, jobs: int, timeout: float) -> None:
+    """As if its jobs were sent in batches."""
+    given = list[float]()
+
+    async def retry_within(operation: object, seconds: float) -> list[Added]:
+        given.append(seconds)
+        return [Added(bytes(16))] * jobs
+
+    monkeypatch.setattr("taskflow.app.loop_client.retry_within", retry_within)
+    await group([double.bind(1)] * jobs).delay()
+    assert given == [pytest.approx(timeout)]
+
+
 async def test_a_list_of_more_results_than_are_awaited_at_once(bench: Bench) -> None:
     async with Worker(options=WorkerOptions(subscribers=())):
         handle = await group(double.bind(n) for n in range(AT_ONCE + 5)).delay()
