@@ -159,7 +159,7 @@ class Flow(Composed[R_co], Branch[R_co]):
         return _unsent(self)
 
 
-class Group(Composed[list[R_co]], Generic[R_co]):  # pyright: ignore[reportInvalidTypeArguments]  # nobody shares the list
+class Group(Composed[list[R_co]], Generic[R_co]):  # pyright: ignore[reportInvalidTypeArguments]  # each result is a new list
     """Calls and flows beside each other, made by `group`. Its result is the list of their results."""
 
     __slots__ = ()
