@@ -332,7 +332,9 @@ class Job:
                 waited=now - header["due_at"],
             )
         try:
-            sent = _NOT_SENT if record.sent is None else _decode_sent(record.sent)
+            sent = _NOT_SENT if record.sent is None else _sent_in(record.sent)
+            if sent.member is not None:
+                check_member(sent.member, sent.joined, sent.ties)
             extras = _NOTHING if sent.extras is None else unpack_extras(sent.extras)
         except Exception:  # includes msgpack's own errors
             return cls.of_record(record).to_lease(now)
@@ -345,7 +347,7 @@ class Job:
                 payload=record.content or b"",
                 key=sent.key,
                 limits=sent.limits,
-                **_in_flow(sent),
+                **(_NOTHING if sent.member is None else _in_flow(sent)),
                 **extras,
             ),
             epoch=header["epoch"],
@@ -438,7 +440,7 @@ def _flags(envelope: Envelope) -> int:
 
 def _in_flow(sent: Sent) -> dict[str, Any]:
     """Return the fields of an envelope that only jobs in flows have in their leases."""
-    return _NOTHING if sent.member is None else {"member": sent.member, "joins": tuple(sent.joined), "ties": sent.ties}
+    return {} if sent.member is None else {"member": sent.member, "joins": tuple(sent.joined), "ties": sent.ties}
 
 
 def _text(stored: bytes) -> str:

@@ -105,7 +105,11 @@ def compare_known(envelopes: Sequence[Envelope], answers: Sequence[Added | Refus
 
 def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Settled]]:
     """End runs. A success that carries nothing but its result is settled natively, if its job has no ties."""
-    plain = [number for number, each in enumerate(settlements) if is_plain_success(each) and _is_native(each) and not each.limits]
+    plain = [
+        number
+        for number, each in enumerate(settlements)
+        if is_plain_success(each) and not each.limits and ((each.awaited_by is None and not each.notes) or _is_native(each))
+    ]
     simple = [number for number, each in enumerate(settlements) if each.limits and handover.is_simple(each)]
     answers: dict[int, Settled] = {}
     if simple:
@@ -150,7 +154,7 @@ def _runs(settlements: Sequence[Settlement]) -> list[Run]:
 
 
 def _is_native(success: Settlement) -> bool:
-    """Return True if `succeed` can do what a success brings about for other jobs: nothing, or a small result for the only one."""
+    """Return True if `succeed` can do what a success brings about in its flow: a small result for the only job that awaits it."""
     if success.awaited_by is None:
         return not success.notes
     assert isinstance(success.verdict, Succeeded)

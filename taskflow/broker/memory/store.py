@@ -123,10 +123,11 @@ class MemoryStore(RecordStore):
             ties = Flag.TIES & ~Flag.KEYED
         else:
             key, ties = None, Flag.TIES
-        note, has_tie = Ref(Kind.NOTE, run.note), run.awaited_by is not None and bool(header["flags"] & Flag.AWAITED)
-        if header["flags"] & (ties & ~Flag.AWAITED if has_tie else ties) or note in self._records:
+        note = Ref(Kind.NOTE, run.note) if run.note else None
+        has_tie = run.awaited_by is not None and bool(header["flags"] & Flag.AWAITED)
+        if header["flags"] & (ties & ~Flag.AWAITED if has_tie else ties) or (note is not None and note in self._records):
             return None
-        if has_tie and run.note:
+        if has_tie and note is not None:
             self._put(Put(note, {"size": len(run.result) + 1}, result_note(run.result)), rev)
         if has_tie and run.awaited_by is not None:
             self._add(Addition(Ref(Kind.JOB, run.awaited_by), "awaits", -1))
