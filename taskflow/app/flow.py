@@ -52,6 +52,8 @@ class Branch(Generic[R_co]):
     @overload
     def __or__(self, other: Group[S], /) -> Group[S]: ...
     @overload
+    def __or__(self: Branch[A], other: GroupLink[A, S], /) -> Group[S]: ...
+    @overload
     def __or__(self: Branch[A], other: Takes[A, S], /) -> Flow[S]: ...
     def __or__(self, other: Any, /) -> Any:
         """Return a flow in which the job of `other` follows. A job, or what its `partial` returns, takes the result as its first argument;
@@ -87,17 +89,34 @@ class Link(Generic[A_contra, R_co]):
         return call
 
     def _behind(self, chain: Chain) -> Chain:
-        """Return the chain with this job behind it. Raises TypeError if it cannot take a list, and the chain ends in a group."""
+        """Return this job as it follows the chain. Raises TypeError if it cannot take a list, and the chain ends in a group."""
         if chain.ends_in_list:
             try:
                 self._job.codec.as_sent(self._takes)([])
             except EncodeError as error:
                 name = self._call.job
                 raise TypeError(f"{name} takes the results of a group, so its parameter {self._takes!r} must be a list: {error}") from None
-        return chain.then(chain_of_step(Step(self._call, self._takes)))
+        return chain_of_step(Step(self._call, self._takes))
 
     def __repr__(self) -> str:
         return f"<Link {self._call.job}, which takes {self._takes}>"
+
+
+class GroupLink(Generic[A_contra, R_co]):
+    """Jobs beside each other that take the result before them, made by `group`: ``fetch.bind(url) | group([count, index]) | report``."""
+
+    __slots__ = ("_branches", "_collects")
+
+    def __init__(self, branches: list[Chain | Link[Any, Any]], *, collects: bool) -> None:
+        self._branches = branches
+        self._collects = collects
+
+    def _behind(self, chain: Chain) -> Chain:
+        branches = [each._behind(chain) if isinstance(each, Link) else each for each in self._branches]
+        return chain_of_fan(branches, collects=self._collects)
+
+    def __repr__(self) -> str:
+        return f"<GroupLink of {len(self._branches):,} branches: put it behind a call, which gives them their result>"
 
 
 class Composed(Generic[R_co]):
@@ -169,6 +188,8 @@ class Group(Composed[list[R_co]], Generic[R_co]):  # pyright: ignore[reportInval
     @overload
     def __or__(self, other: Group[S], /) -> Group[S]: ...
     @overload
+    def __or__(self: Group[A], other: GroupLink[list[A], S], /) -> Group[S]: ...
+    @overload
     def __or__(self: Group[A], other: Takes[list[A], S], /) -> Flow[S]: ...
     def __or__(self, other: Any, /) -> Any:
         """Return a flow in which the job of `other` follows: it starts once all calls of the group have succeeded. A job takes the list of
@@ -180,10 +201,15 @@ class Group(Composed[list[R_co]], Generic[R_co]):  # pyright: ignore[reportInval
 def group(calls: Iterable[Branch[R]], *, failures: Literal["cancel"] = ...) -> Group[R]: ...
 @overload
 def group(calls: Iterable[Branch[R]], *, failures: Literal["collect"]) -> Group[R | Failure]: ...
-def group(calls: Iterable[Branch[Any]], *, failures: Failures = "cancel") -> Group[Any]:
+@overload
+def group(calls: Iterable[Takes[A, R]], *, failures: Literal["cancel"] = ...) -> GroupLink[A, R]: ...
+@overload
+def group(calls: Iterable[Takes[A, R]], *, failures: Literal["collect"]) -> GroupLink[A, R | Failure]: ...
+def group(calls: Iterable[Any], *, failures: Failures = "cancel") -> Group[Any] | GroupLink[Any, Any]:
     """Put calls and flows beside each other: ``group(add.bind(n, n) for n in range(10)) | total``.
 
-    `calls`     calls made by `bind`, and flows that end in one job. If there are none, the job that follows gets an empty list
+    `calls`     calls made by `bind`, and flows that end in one job. If there are none, the job that follows gets an empty list. Jobs, and
+                what their `partial` returns, take the result of the call in front of the group: ``fetch.bind(url) | group([count, index])``
     `failures`  what the failure of one means: "cancel" (default) cancels all jobs of the flow that have not begun. "collect" puts a
                 `Failure` into the list in place of its result, and cancels only what follows it in its own branch
 
@@ -194,7 +220,7 @@ def group(calls: Iterable[Branch[Any]], *, failures: Failures = "cancel") -> Gro
         raise ValueError(f'failures={shown(failures)}: expected "cancel" or "collect"')
     if not isinstance(cast(object, calls), Iterable):
         raise TypeError(f"group() got {shown(calls)}: expected an iterable of calls, such as [add.bind(1), add.bind(2)]")
-    branches, number = list[Chain](), 0
+    branches, number = list[Chain | Link[Any, Any]](), 0
     for number, call in enumerate(calls, 1):
         if number > _MAX_COUNTED:
             break
@@ -203,19 +229,26 @@ def group(calls: Iterable[Branch[Any]], *, failures: Failures = "cancel") -> Gro
     if number > MAX_JOBS:
         many = f"{number:,} calls{' or more' if number > _MAX_COUNTED else ''}"
         raise ValueError(f"group() got {many}: a flow can have at most {MAX_JOBS:,} jobs; send several, or enqueue() the calls")
-    return Group(chain_of_fan(branches, collects=failures == "collect"))
+    chains = [each for each in branches if not isinstance(each, Link)]
+    if len(chains) < len(branches):
+        return GroupLink(branches, collects=failures == "collect")
+    return Group(chain_of_fan(chains, collects=failures == "collect"))
 
 
 _MAX_COUNTED: Final = 100 * MAX_JOBS
 """An iterable that has more may be endless."""
 
 
-def _branch(call: object) -> Chain:
+def _branch(call: object) -> Chain | Link[Any, Any]:
     if isinstance(call, Branch):
         return call._to_chain()
+    if isinstance(call, HasOptions):
+        return cast("Link[Any, Any]", cast(Any, call).partial())
+    if isinstance(call, Link):
+        return call
     if isinstance(call, Group):
         raise TypeError(f"group() got {call!r}: a group inside a group needs a job that takes its results, as in group(...) | total")
-    raise TypeError(f"group() got {shown(call)}: expected calls made by .bind(...), or flows")
+    raise TypeError(f"group() got {shown(call)}: expected calls made by .bind(...), jobs, or flows")
 
 
 def _followed(chain: Chain, other: object) -> Flow[Any] | Group[Any]:
@@ -223,10 +256,12 @@ def _followed(chain: Chain, other: object) -> Flow[Any] | Group[Any]:
         return Flow(chain.then(other._to_chain()))
     if isinstance(other, Group):
         return Group(chain.then(_unsent(other)))
+    if isinstance(other, GroupLink):
+        return Group(chain.then(other._behind(chain)))
     link = cast(Any, other).partial() if isinstance(other, HasOptions) else other
     if not isinstance(link, Link):
         raise TypeError(f"a flow got {shown(other)} behind `|`: expected a job, or what its .partial(...) or .bind(...) returns")
-    return Flow(link._behind(chain))
+    return Flow(chain.then(link._behind(chain)))
 
 
 def _unsent(composed: Composed[Any]) -> Chain:

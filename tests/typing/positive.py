@@ -405,6 +405,10 @@ async def the_flows(connection: sqlite3.Connection) -> None:
     assert_type(group([add.bind(1) | add, group([add.bind(2)]) | tallied_plainly]) | summed, Flow[str])
     assert_type(flow | group([resize.bind("a"), resize.bind("b")]), Group[str])
     assert_type(group([resize.bind("a")]) | group([add.bind(1)]) | summed, Flow[str])
+    assert_type(add.bind(1) | group([add.partial(), add.partial(2)]), Group[int])
+    assert_type(add.bind(1) | group([add]) | summed, Flow[str])
+    assert_type(add.bind(1) | group([add], failures="collect") | tallied, Flow[int])
+    assert_type(group([add.bind(1)]) | group([summed]), Group[str])
     assert_type(await group([resize.bind("a")]).delay(), FlowHandle[list[str]])
     assert_type(await group([add.bind(1)], failures="collect").delay(), FlowHandle[list[int | Failure]])
 

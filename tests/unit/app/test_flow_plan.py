@@ -168,7 +168,7 @@ def test_wrong_arguments_are_refused_where_the_flow_is_made() -> None:
             flow | other
     with pytest.raises(TypeError, match="takes the results of a group, so its parameter 'n' must be a list"):
         any_group([one.bind()]) | twice
-    for given in (7, [7], [one], [group([one.bind()])]):
+    for given in (7, [7], [group([one.bind()])]):
         with pytest.raises(TypeError, match=r"group\(\) got"):
             any_group(given)
     with pytest.raises(ValueError, match='failures=\'ignore\': expected "cancel" or "collect"'):

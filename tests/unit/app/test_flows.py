@@ -11,6 +11,7 @@ from taskflow import (
     EnqueueCall,
     EnqueueNext,
     Every,
+    Failure,
     JobCancelled,
     JobFailed,
     Middleware,
@@ -43,6 +44,11 @@ async def double(n: int) -> int:
     return 2 * n
 
 
+@job(name="flows.unit.add")
+async def add(n: int, more: int) -> int:
+    return n + more
+
+
 @job(name="flows.unit.total")
 async def total(numbers: list[int]) -> int:
     return sum(numbers)
@@ -71,6 +77,24 @@ async def test_a_flow_runs_through(bench: Bench) -> None:
     assert info is not None
     assert (info.flow, info.awaits) == (first.flow.id, 0)
     assert repr(first) == f"<FlowHandle {first.flow.id}>"
+
+
+async def test_a_group_of_jobs_takes_the_result_before_it(bench: Bench) -> None:
+    flow = double.bind(1) | group([double, add.partial(10), double.bind(50)]) | total
+    spread = group([double.bind(1), double.bind(2)]) | group([total, total])
+    async with Worker(options=WorkerOptions(subscribers=())):
+        assert await (await flow.delay()).result(timeout=30) == 4 + 12 + 100
+        assert await (await spread.delay()).result(timeout=30) == [6, 6]
+        handle = await (double.bind(1) | group([fails, double], failures="collect")).delay()
+        failed, doubled = await handle.result(timeout=30)
+    assert isinstance(failed, Failure)
+    assert doubled == 4
+
+
+def test_a_group_of_jobs_needs_a_call_in_front_of_it() -> None:
+    assert repr(group([double, double])) == "<GroupLink of 2 branches: put it behind a call, which gives them their result>"
+    with pytest.raises(TypeError, match="must be a list"):
+        group([double.bind(1)]) | group([double])
 
 
 async def test_a_failure_is_raised_where_the_result_is_awaited(bench: Bench) -> None:
