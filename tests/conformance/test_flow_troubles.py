@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from taskflow.broker.admin import Redone
 from taskflow.model.flow import FailureNote, read_note
 from taskflow.model.record import Status
@@ -50,7 +52,7 @@ async def test_flow_redo__of_many_branches(world: World) -> None:
     await world.broker.admin.retry(ids_of(flow.firsts[:-1]))
 
     statuses = await _statuses(world, *(branch[1] for branch in flow.branches))
-    assert statuses == [HELD] * 599 + [CANCELLED]
+    assert (Counter(statuses[:-1]), statuses[-1]) == ({HELD: 599}, CANCELLED)  # pytest takes minutes to tell long lists apart
 
 
 async def test_flow_redo__of_many_failures_of_one_scope(world: World) -> None:
@@ -62,7 +64,8 @@ async def test_flow_redo__of_many_failures_of_one_scope(world: World) -> None:
     for portion in (leases[:15], leases[15:]):
         await world.broker.admin.retry(ids_of(portion))
 
-    assert await _statuses(world, *flow.envelopes) == [READY] * 700 + [HELD]
+    statuses = await _statuses(world, *flow.envelopes)
+    assert (Counter(statuses[:-1]), statuses[-1]) == ({READY: 700}, HELD)
 
 
 async def test_flow_redo__without_a_job_that_was_dropped(world: World) -> None:

@@ -180,7 +180,7 @@ async def test_upkeep_bounded__dead_before_its_first_lease_is_released(world: Wo
     await world.lapse(session)
 
     for left in (3, 2, 1):
-        await world.upkeep(limit=left < 3)
+        await world.upkeep(limit=int(left < 3))
         [record] = [record for record in await world.broker.admin.workers() if record.session == session]
         assert (record.is_dying, record.leases) == (True, left)
     await world.upkeep()

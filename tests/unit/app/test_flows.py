@@ -150,6 +150,7 @@ async def test_a_large_flow_has_more_time(bench: Bench, monkeypatch: pytest.Monk
         return [Added(bytes(16))] * jobs
 
     monkeypatch.setattr("taskflow.app.loop_client.retry_within", retry_within)
+    configure(enqueue_timeout=5.0)
     await group([double.bind(1)] * jobs).delay()
     assert given == [pytest.approx(timeout)]
 
