@@ -72,7 +72,7 @@ S_co = TypeVar("S_co", covariant=True)
 
 
 class _Function(Protocol[First_contra, P, Q, R_co, S_co]):  # pyright: ignore[reportInvalidTypeVarUse]  # P hides its variance
-    """A function seen in two ways: `Q` is its whole signature, `P` the one without the first parameter."""
+    """A function with two views of its signature: `Q` is all of it, and `P` leaves out the first parameter."""
 
     @overload
     def __call__(self, first: First_contra, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...

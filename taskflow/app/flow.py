@@ -71,7 +71,7 @@ class Call(BareCall[R_co], Branch[R_co]):
 
 
 class Link(Generic[A_contra, R_co]):
-    """A job that takes a result in a flow, made by `partial`."""
+    """A job in a flow that takes another job's result, made by `partial`."""
 
     __slots__ = ("_call", "_given", "_job", "_place", "_takes")
 

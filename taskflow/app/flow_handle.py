@@ -119,8 +119,8 @@ class SentFlow:
         return await self._app.client().call(lambda broker: broker.admin.cancel_flow(self._id))
 
     async def retry(self) -> int:
-        """Run the jobs again that have failed or were cancelled, with fresh attempts. What they have cancelled is restored. Jobs that have
-        succeeded do not run again. Return how many were retried."""
+        """Rerun the jobs that failed or were cancelled, with fresh attempts, and restore those that their failures cancelled. Jobs that
+        succeeded don't run again. Return the number of retried jobs."""
         call = self._app.client().call
         ids, retried = to_retry(await flow_records(call, self._id)), 0
         for begin in range(0, len(ids), AT_ONCE):

@@ -68,7 +68,7 @@ def to_retry(records: Sequence[Record]) -> list[bytes]:
 
 
 def tree_of(records: Sequence[Record]) -> Iterator[TreeLine]:
-    """Yield the jobs that end the flow, and below each one those that it waits for. A job stands once with those below it."""
+    """Yield the jobs that end the flow, each followed by those that it waits for. What a job waits for is shown only once."""
     before, known, shown = defaultdict[bytes, list[Record]](list), {record.id for record in records}, set[bytes]()
     for record in records:
         for join in record.joins:
@@ -87,7 +87,7 @@ def tree_of(records: Sequence[Record]) -> Iterator[TreeLine]:
 
 
 def _beside(records: Sequence[Record], level: int) -> list[TreeLine]:
-    """Return the lines of jobs beside each other, the last one first. If they are many, the least urgent ones share a line."""
+    """Return the lines of sibling jobs, the last one first. If there are many, the least urgent ones share a line."""
     some, others = list(records), list[Record]()
     if len(some) > MOST_BESIDE:
         some.sort(key=lambda record: URGENCY.index(record.status))

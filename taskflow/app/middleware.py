@@ -162,7 +162,7 @@ class Telemetry(Middleware):
         """Receive an event, like a function in `subscribers`."""
 
     def working(self, measures: WorkerMeasures | None) -> AbstractContextManager[None]:
-        """Return a context manager that stays entered while a worker works. `measures` is None unless a telemetry `counts_runs`."""
+        """Return a context manager to hold open while a worker runs. `measures` is None unless one of the telemetries `counts_runs`."""
         return nullcontext()
 
     def in_child(self, context: JobContext) -> AbstractContextManager[None]:

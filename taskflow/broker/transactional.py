@@ -74,10 +74,10 @@ class CallersOperation(Protocol[T_co]):
 
 
 class Transactional(Protocol):
-    """A store's operations for a caller's transaction.
+    """Store operations that run in a caller's transaction.
 
-    `dialect`  the kind of database that the connection must be to
-    `place`    the store, for messages
+    `dialect`  the kind of database that the connection must use
+    `place`    the store's name, for messages
     """
 
     @property

@@ -177,7 +177,7 @@ def histogram(series: Mapping[str, Mapping[int, int]], title: str) -> Histogram 
 
 
 def runs(record: Record, now: datetime) -> Markup | None:
-    """Draw the newest 50 runs of a job on a timeline: failed ones, and the current or last one. None if it hasn't run."""
+    """Draw a timeline of a job's 50 newest runs: those that failed, and the current or last one. Return None if it hasn't run."""
     spans = [(instant_of(error.started_at or error.at), instant_of(error.at), "failed") for error in record.errors[-MAX_RUNS:]]
     began = record.started_at or (record.claimed_at if record.status is Status.RUNNING else None)
     if began is not None and not record.status.is_waiting and not any(begin == began for begin, *_ in spans):

@@ -17,16 +17,16 @@ MAX_REASON: Final = 1_000
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
-    """An action of an operator.
+    """An operator's action.
 
-    `id`        16 bytes, by which a store recognizes a resent action
+    `id`        16 bytes that let a store recognize a resent action
     `by`        the operator, as "user@host" by default
     `verb`      "send", "retry", "run-now", "cancel", "purge", "pause", "resume"; for jobs "jobs.pause" and
                 "jobs.resume"; for schedules "schedules.pause" and so on
     `names`     the jobs, queues or schedules that were named; the log keeps the first `MAX_NAMES`
     `named`     how many were named
     `which`     the selection, if none were named: {"queue": "mail", "status": "failed"}
-    `affected`  how many jobs, queues or schedules it has changed, including running jobs that were asked to stop
+    `affected`  how many jobs, queues or schedules it changed, including running jobs that were asked to stop
     `stopped`   why it stopped early; empty if it didn't. If it did, more than `affected` may have changed
     `reason`    the operator's reason
     """

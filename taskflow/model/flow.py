@@ -53,9 +53,9 @@ class Member(NamedTuple):
 
 
 class Tie(NamedTuple):
-    """What a job in a flow brings about for one of the jobs in its `joins`.
+    """How a job in a flow contributes to one of the jobs in its `joins`.
 
-    `number`    which input of that job the result is, from 0; None if the result is not passed on
+    `number`    the index of the input that gets the result, from 0; None if the result is not passed on
     `collects`  True if a failure counts too, and is passed on in place of the result. Otherwise only a success counts
     """
 

@@ -97,7 +97,7 @@ def span(seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration for people, for example 12ms, 2.5s or 3m10s."""
+    """Return a readable duration, such as 12ms, 2.5s or 3m10s."""
     if abs(seconds) < 0.9995:
         return f"{1_000 * seconds:.0f}ms"
     return f"{seconds:.1f}s" if abs(seconds) < 10 else span(seconds) if seconds > 0 else f"-{span(-seconds)}"

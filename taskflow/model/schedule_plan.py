@@ -51,7 +51,7 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
     jitter: float = 0.0
 
     def to_definition(self, name: str) -> Definition:
-        """Return the definition to store. Raises ValueError if the jobs' headers are too long together with those of the schedule."""
+        """Return the definition to store. Raises ValueError if the headers of the jobs and of the schedule together are too long."""
         check_headers(self.envelope_for(name, 0).headers)
         body = _encode(self)
         return Definition(name, hashlib.sha256(body).digest()[:16], body)

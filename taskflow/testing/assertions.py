@@ -37,7 +37,7 @@ class SentJob(NamedTuple):
 
 
 class ExpectedCall:
-    """A call, its options, and how often it is expected. Raises TypeError or EncodeError for a call that could not be sent.
+    """A call, its options, and the number of times it is expected. Raises TypeError or EncodeError for a call that could not be sent.
 
     A name that the function takes is an argument. Any other is an option, `options` or `count`. If the function takes ``**kwargs``,
     or if the job is given by a name that is not known here, then all names but `options` and `count` are arguments.

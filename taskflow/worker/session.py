@@ -127,7 +127,7 @@ class WorkerSession:
         self._enter(Phase.ENDED)
 
     async def _work(self) -> None:
-        """Claim and run jobs. Return when no run continues, except in threads."""
+        """Claim and run jobs. Return once no jobs are running, except in threads."""
         async with self._running(self.runs.watch):
             async with self._running(self._keep_up, self._begin_schedules):
                 # The fetcher is first, because a caller may be waiting for this worker.
@@ -260,7 +260,7 @@ class WorkerSession:
         return self.phase >= Phase.WINDING_DOWN
 
     def take(self, leases: Sequence[Lease], claimed_at: float) -> None:
-        """Start claimed leases as slots are free. If some have crashed before, they go into quarantine, and the rest is handed back."""
+        """Start claimed leases in the free slots. If jobs among them have crashed before, quarantine those and hand back the rest."""
         if self.phase >= Phase.WINDING_DOWN:
             self.runs.refuse(leases, claimed_at)
             return

@@ -23,7 +23,7 @@ class _Proxy(Protocol):
 
 
 class _IsInTransaction(Protocol):
-    """A connection of asyncpg."""
+    """An asyncpg connection, which can tell whether it is in a transaction."""
 
     def is_in_transaction(self) -> bool: ...
 

@@ -36,7 +36,7 @@ class Entries(NamedTuple):
 
 
 def compare_entries(kind: int, records: Iterable[tuple[bytes, bytes | None, bytes | None]], stored: set[Pair]) -> Entries:
-    """Compare the entries of records, given as their ids, `sent` and `state`. The entries of one that cannot be decoded stay."""
+    """Compare the index entries with the records, each given as its id, `sent` and `state`. Leave those of an undecodable record alone."""
     needed, unreadable = set[Pair](), set[bytes]()
     for record_id, sent, state in records:
         values = _values(kind, sent, state)

@@ -16,7 +16,7 @@ from taskflow.model.stored_values import LATEST
 
 
 class Level(NamedTuple):
-    """Periods of one length. `keep` is how long they are kept. Both are in seconds."""
+    """A level of history: periods of equal length. `keep` is how long they are kept. Both are in seconds."""
 
     period: int
     keep: int

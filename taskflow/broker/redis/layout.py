@@ -152,7 +152,7 @@ def bounds(index: str, prefix: Position, after: Position | None, until: Position
     least, ends = begin, behind(begin)
 
     def past(position: Position) -> bytes:
-        """Return what follows directly after the members at a complete position. No member is at a shorter one."""
+        """Return the smallest key that sorts after every member at this position, which must be complete: no member has a shorter one."""
         packed = position_bytes(member, position)
         if len(position) < width:
             return packed

@@ -38,7 +38,7 @@ class RedisListener(Listener):
         self._has_received = False
 
     async def pass_on(self, nudges: int) -> None:
-        """Do nothing: upkeep nudges another listener again."""
+        """Do nothing: if this listener misses the wake-up, upkeep wakes another one."""
 
     async def _arm_topics(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
         available, ended = await self._call("arm", pack([topics, ids, self.id]))
