@@ -64,7 +64,7 @@ class EndedHooks:
 
     @property
     def is_behind(self) -> bool:
-        """True if the worker should claim no more jobs for now, because too many ended jobs wait for their hooks. Hung hooks don't count."""
+        """True if the worker should claim no more jobs yet, because too many ended jobs wait for hooks. Hung hooks don't count."""
         return len(self._waiting) >= MAX_WAITING // 2 and time.monotonic() - self._called_at < STUCK_TIMEOUT
 
     def tell_ended(self, ids: Sequence[bytes], dropped: int = 0) -> None:
