@@ -103,7 +103,7 @@ class Link(Generic[A_contra, R_co]):
 
 
 class GroupLink(Generic[A_contra, R_co]):
-    """Jobs beside each other that take the result before them, made by `group`: ``fetch.bind(url) | group([count, index]) | report``."""
+    """Jobs beside each other that take the result before them, made by `group`."""
 
     __slots__ = ("_branches", "_collects")
 
@@ -115,12 +115,21 @@ class GroupLink(Generic[A_contra, R_co]):
         branches = [each._behind(chain) if isinstance(each, Link) else each for each in self._branches]
         return chain_of_fan(branches, collects=self._collects)
 
+    if not TYPE_CHECKING:  # the checkers know what it lacks
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(f"{self!r} has no {name}()")
+
+        def __or__(self, other: object) -> Any:
+            raise TypeError(f"{self!r} cannot begin a flow")
+
     def __repr__(self) -> str:
-        return f"<GroupLink of {len(self._branches):,} branches: put it behind a call, which gives them their result>"
+        many = len(self._branches)
+        return f"<GroupLink of {many:,} branch{'' if many == 1 else 'es'}: put it behind a call, which gives them its result>"
 
 
 class Composed(Generic[R_co]):
-    """What flows and groups have in common: they are immutable, and can be sent any number of times."""
+    """The base class of flows and groups, which are immutable and can be sent any number of times."""
 
     __slots__ = ("_chain", "_connection")
 
@@ -209,7 +218,8 @@ def group(calls: Iterable[Any], *, failures: Failures = "cancel") -> Group[Any] 
     """Put calls and flows beside each other: ``group(add.bind(n, n) for n in range(10)) | total``.
 
     `calls`     calls made by `bind`, and flows that end in one job. If there are none, the job that follows gets an empty list. Jobs, and
-                what their `partial` returns, take the result of the call in front of the group: ``fetch.bind(url) | group([count, index])``
+                what their `partial` returns, take the result of the call in front of the group:
+                ``fetch.bind(url) | group([count.partial(), index.partial()])``
     `failures`  what the failure of one means: "cancel" (default) cancels all jobs of the flow that have not begun. "collect" puts a
                 `Failure` into the list in place of its result, and cancels only what follows it in its own branch
 

@@ -29,7 +29,7 @@ class TreeLine(NamedTuple):
 
     @property
     def note(self) -> str:
-        """What matters about the job: what it waits for, or why it ended."""
+        """Tells what the job waits for, or why it ended."""
         if self.record is None:
             return ""
         if self.text:

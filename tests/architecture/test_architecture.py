@@ -42,15 +42,15 @@ BUDGETS = {
     "taskflow/broker/redis": 4_910,
     "taskflow/broker/postgres": 5_890,
     "taskflow/broker": 23_405,
-    "taskflow/app": 7_745,
+    "taskflow/app": 7_755,
     "taskflow/worker": 7_105,
     "taskflow/cli": 4_815,
     "taskflow/testing": 1_040,
     "taskflow/dashboard": 2_045,
     "taskflow/django": 620,
     "taskflow/telemetry": 410,
-    "taskflow": 54_480,
-    "tests": 73_665,
+    "taskflow": 54_490,
+    "tests": 73_670,
 }
 
 

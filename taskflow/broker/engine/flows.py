@@ -34,7 +34,7 @@ MAX_INLINE: Final = 1_024
 
 
 class Action(msgspec.Struct, frozen=True, array_like=True):
-    """What remains to be done to the jobs of a flow.
+    """Describes the work that remains on the jobs of a flow.
 
     `what`     one of `FELL`, `RESTORE`, `CANCEL`, `FORGET`
     `owner`    the flow's id; for FORGET, that of the job whose notes are dropped
@@ -230,7 +230,7 @@ def whole(flow: bytes, after: int = 0, limit: int = MAX_MEMBERS) -> Scan:
 
 
 class Census:
-    """What a look at all jobs of a flow shows.
+    """Counts the jobs of a flow, from one query for all of them.
 
     `failures`  jobs that have failed or were cancelled apart from any action, by the scopes of those that act on others
     `awaited`   how many jobs that have not succeeded are kept, by the job that awaits them

@@ -238,7 +238,7 @@ class Job:
 
     @property
     def waiting_for(self) -> bytes | None:
-        """What a waiting job waits for, other than its time or a worker."""
+        """The condition that a waiting job waits for, beyond its time and a worker."""
         gate_id = self.header["gate"]
         if gate_id is None:
             return self.state.waiting

@@ -60,7 +60,7 @@ indexes, and keeps what the release before reads; only an index with entries of 
 
 
 class Owner(Enum):
-    """Who alone writes a field. A field without an owner is written by puts and hot operations, which change the revision."""
+    """The only writer of a field. A field without an owner is written by puts and hot operations, which change the revision."""
 
     CLAIM = "claim"
     ADDITION = "addition"
