@@ -1,4 +1,4 @@
-"""Gathers the runs of batch jobs: one call of their function serves many runs, each of which has an outcome."""
+"""Groups the runs of batch jobs: one call of the job's function serves many runs, and each run gets a separate outcome."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _Invoke = Callable[[HeldLease, AnyJob, Callable[..., Any], tuple[Any, ...], dict
 
 
 class _Group:
-    """The runs that one call serves. `call` represents the call where the executor expects a lease. `present` counts the runs that haven't
-    taken their outcomes yet, and `stopped` the ones among them that were asked to stop."""
+    """The runs served by one call. `call` stands in for a lease where the executor expects one. `present` counts the runs that haven't
+    received their outcomes yet, and `stopped` the runs that were stopped during the call."""
 
     def __init__(self, job: AnyJob, function: Callable[..., Any], first: HeldLease) -> None:
         self.job, self.function = job, function
@@ -32,10 +32,10 @@ class _Group:
 
 
 class Batches:
-    """The batches of an executor. A worker counts each as one slot, from the first run that waits for others to the end of the call.
+    """An executor's batches. Each batch occupies one slot of the worker, from its first waiting run until its call ends.
 
-    `invoke` calls a function, as the executor does for a lease, and `limit` begins the time limit of a run. If `waits` is False, calls are
-    made as soon as the available runs have begun.
+    `invoke` calls a function the way the executor does for a lease, and `limit` starts a run's time limit. If `waits` is False, a batch
+    doesn't wait for further jobs: the call is made as soon as the available runs have begun.
     """
 
     def __init__(self, threads: ThreadPool | None, invoke: _Invoke, limit: Callable[[HeldLease], None], *, waits: bool) -> None:
@@ -45,24 +45,24 @@ class Batches:
 
     @property
     def surplus(self) -> int:
-        """The number of runs that take no slot, because another run of their batch does."""
+        """The number of runs that need no slot because another run of the same batch occupies one."""
         return sum(max(0, group.present - 1) for group in self._groups)
 
     @property
     def wanted(self) -> int:
-        """The number of jobs for which the batches being gathered have room."""
+        """The number of jobs that the gathering batches still have room for."""
         return sum((0 if job.batch is None else job.batch.size) - len(group.runs) for job, group in self._gathering.items())
 
     def gathers(self, job: AnyJob | None) -> bool:
         return job in self._gathering
 
     def begin_all(self) -> None:
-        """Make the calls for the gathered runs, because no more will come."""
+        """Call the functions for the runs gathered so far, because no more will arrive."""
         for group in list(self._gathering.values()):
             self._begin(group)
 
     async def outcome(self, run: HeldLease, job: AnyJob, function: Callable[..., Any], item: Any) -> Any:
-        """Return the outcome of a run, or raise its error. The function of the first run of a batch is called."""
+        """Return a run's outcome, or raise its error. A batch calls the `function` that was passed with its first run."""
         assert job.batch is not None
         loop = asyncio.get_running_loop()
         group = self._gathering.get(job)
@@ -89,7 +89,7 @@ class Batches:
                 self._forget(group)
 
     def _forget(self, group: _Group) -> None:
-        """Forget a batch whose runs have ended. If they were stopped while it was gathered, there is no call."""
+        """Forget a batch whose runs have ended. If all of them were stopped while it was gathering, its function isn't called."""
         self._groups.discard(group)
         if self._gathering.get(group.job) is group:
             del self._gathering[group.job]
@@ -97,7 +97,7 @@ class Batches:
                 group.timer.cancel()
 
     def _begin(self, group: _Group) -> None:
-        """Call the function for the runs that have been gathered. Their time limits begin now."""
+        """Call the function for the gathered runs, and start their time limits."""
         if self._gathering.get(group.job) is group:
             del self._gathering[group.job]
         if group.timer is not None:
@@ -134,8 +134,8 @@ class Batches:
                 future.set_exception(carried(outcome.error))
 
     async def _wait_out(self, group: _Group, task: asyncio.Task[None]) -> None:
-        """Wait for the end of the call, because it may still work on the job of a run that was stopped. The last one that is stopped stops
-        the call too."""
+        """Wait for the call to end, because it may still be working on the stopped run's job. Once every run is stopped, stop the call
+        too."""
         group.stopped += 1
         if group.stopped == len(group.runs):
             if group.call.in_thread is None:

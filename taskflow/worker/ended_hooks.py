@@ -30,10 +30,10 @@ from taskflow.worker.lease_table import HeldLease
 
 log: Final = logging.getLogger("taskflow.worker")
 
-AT_ONCE: Final = 100  # about how many calls of `ended` run at once, and how many records one read fetches
+AT_ONCE: Final = 100  # the approximate number of `ended` calls that run at once, and of records that one read fetches
 MAX_WAITING: Final = 10_000  # the maximum number of ends that wait for a call. Further ones are dropped, with an error in the log.
-STUCK_TIMEOUT: Final = 1.0  # seconds without the end of a call after which the worker no longer waits for the hooks
-TIMEOUT: Final = 30.0  # seconds after which a call of `ended` is cancelled, so that hooks that hang do not fill the memory
+STUCK_TIMEOUT: Final = 1.0  # if no call ends for this many seconds, the worker stops waiting for the hooks
+TIMEOUT: Final = 30.0  # seconds after which a call of `ended` is cancelled, so that hanging hooks do not fill the memory
 
 
 class _Settlement(NamedTuple):
@@ -46,8 +46,8 @@ class _Settlement(NamedTuple):
 
 
 class EndedHooks:
-    """Calls `Middleware.ended` for each job that ends. Settlements never wait for it. If the store no longer keeps a job or does not
-    answer, the worker makes the information from the lease and the verdict. Errors are logged with the job's id."""
+    """Calls `Middleware.ended` for each job that ends. Settlements never wait for it. If the store no longer has a job's record or does
+    not answer, the worker builds the `JobInfo` from the lease and the verdict. Errors are logged with the job's id."""
 
     def __init__(self, app: App, broker: Broker, middleware: Sequence[Middleware], worker: str) -> None:
         self._app = app
@@ -68,14 +68,14 @@ class EndedHooks:
         return len(self._waiting) >= MAX_WAITING // 2 and time.monotonic() - self._called_at < STUCK_TIMEOUT
 
     def tell_ended(self, ids: Sequence[bytes], dropped: int = 0) -> None:
-        """Call the hooks for jobs that have ended without a run. `dropped` is the number of ends that the store has dropped."""
+        """Call the hooks for jobs that ended without a run. `dropped` is the number of such jobs whose ids the store dropped."""
         if dropped:
             log_safely(log.error, "%s.ended() was not called for %d job(s): too many have ended without a run", self._names(), dropped)
         for job_id in ids:
             self._add(job_id)
 
     def settled(self, holdings: Sequence[HeldLease | None], batch: Sequence[Settlement], answers: Sequence[Settled]) -> None:
-        """Call the hooks for the jobs that these settlements have ended by their verdicts; upkeep reports the others."""
+        """Call the hooks for the jobs that ended because of these verdicts. Maintenance reports jobs that end in other ways."""
         at = self._clock.wall()
         for holding, settlement, answer in zip(holdings, batch, answers, strict=True):
             if holding is None or answer not in (Settled.OK, Settled.COMMITTED):
@@ -106,7 +106,7 @@ class EndedHooks:
         self._reading.add_done_callback(self._record_end)
 
     def _record_end(self, reading: asyncio.Task[None]) -> None:
-        """Restart this task if it was cancelled before all ends were handled: a job may cancel every existing task."""
+        """Restart the reading task if some ends are left, because a job may have cancelled every existing task."""
         self._reading = None
         if not reading.cancelled() and (error := reading.exception()) is not None:
             log_safely(log.error, "%s.ended() was not called for some jobs: %s: %s", self._names(), type(error).__name__, error)
@@ -136,7 +136,7 @@ class EndedHooks:
 
     def _record_called(self, info: JobInfo, call: asyncio.Task[None]) -> None:
         self._calling.discard(call)
-        if call.cancelled() and not self._is_closed:  # by a job, before the first step
+        if call.cancelled() and not self._is_closed:  # a job has cancelled it before its first step
             self._begin_call(info)
         self._called_at = time.monotonic()
 
@@ -151,7 +151,7 @@ class EndedHooks:
                 log_safely(log.exception, "%s.ended() failed for job %s (%s)", type(layer).__name__, info.id, info.job)
 
     async def close(self, within: float) -> None:
-        """Wait up to `within` seconds for the remaining calls, and cancel those that are left."""
+        """Wait up to `within` seconds for the remaining calls, then cancel the unfinished ones."""
         until = time.monotonic() + within
         try:
             while (tasks := self._tasks()) and (left := until - time.monotonic()) > 0:
@@ -186,7 +186,7 @@ class EndedHooks:
             return found if found is not None and found.status.is_ended else None
         if found is not None and found.epoch == end.lease.epoch and found.status.is_ended:
             return found
-        # Made from what the worker knows, with times by its own clock. An operator may have retried the job in the meantime.
+        # Built from what the worker knows, with times from its clock, because an operator may have retried the job in the meantime.
         lease, envelope = end.lease, end.lease.envelope
         plan = apply_verdict(Counters(lease.failures, lease.crashes, lease.snoozes, lease.hand_backs), end.verdict, Rules(), end.at)
         assert plan.ends_as is not None

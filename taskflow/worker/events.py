@@ -176,7 +176,7 @@ class ScheduleFailed(WorkerEvent, frozen=True):
 
 
 class LeaveFailed(WorkerEvent, frozen=True):
-    """The worker could not tell the broker that it is stopping. Its leases lapse after `ttl` seconds without a heartbeat."""
+    """The worker could not notify the broker that it is stopping. Its leases lapse after `ttl` seconds without a heartbeat."""
 
     name: str
     why: str
@@ -223,7 +223,7 @@ class LoopResumed(WorkerEvent, frozen=True):
 
 
 class InterpreterBlocked(WorkerEvent, frozen=True):
-    """No Python code in this process ran for `seconds`. Sent afterwards. If `seconds` exceeds `ttl`, the leases have lapsed.
+    """No Python code in this process ran for `seconds`. The event is sent afterwards. If `seconds` exceeds `ttl`, the leases have lapsed.
 
     `is_computed`  True if C code held the interpreter lock while computing: `lease` and `stack` then belong to the thread that used the
                    most CPU time. False if the process was stopped, the machine is overloaded, or C code held the lock while

@@ -74,10 +74,10 @@ MAX_PARK_PAUSE: Final = 300.0
 class Executor:
     """Runs a job: finds it, decodes its arguments, calls it, decides the verdict, and encodes the result.
 
-    Without `children`, jobs for child processes run in this process, as in tests and in a child. Without `threads`, `_invoke` must call
-    plain functions itself. `is_cut_short()` returns True while the worker's `async with` block is being cancelled: runs that are cancelled
-    along with it, for example when `asyncio.run` ends, are handed back.
-    `read_notes` gets the results for jobs in flows; the leases of a child process have them already."""
+    Without `children`, jobs for child processes run in this process, as in tests and in a child. Without `threads`, a subclass must call
+    plain functions in `_invoke`. `is_cut_short()` returns True while the worker's `async with` block is being cancelled: runs that are
+    cancelled along with it, for example when `asyncio.run` ends, are handed back.
+    `read_notes` reads the results that a job in a flow takes as an argument; in a child process, the leases already contain them."""
 
     app: App
     middleware: Sequence[Middleware]
@@ -104,7 +104,7 @@ class Executor:
         self.batches: Batches | None = None  # made for the first batch job
 
     async def run(self, holding: HeldLease) -> Settlement:
-        """Run the job and return the settlement. Raises only GeneratorExit, if the coroutine is closed: `close` then returns it."""
+        """Run the job and return the settlement. If the coroutine is closed, raises GeneratorExit: call `close` for the settlement."""
         begun = holding.started = time.monotonic()
         try:
             verdict = self._verdict(holding)
@@ -117,12 +117,12 @@ class Executor:
         return self._settlement(holding, verdict, begun)
 
     def foresee(self, lease: Lease) -> Verdict | None:
-        """Return the verdict that a lease gets without a call of its function, or None if the function would be called."""
+        """Return the verdict that a lease would get without its function being called, or None if the function would be called."""
         found = self._verdict(HeldLease(lease))
         return found if isinstance(found, Verdict) else found.close()
 
     def close(self, holding: HeldLease, error: GeneratorExit) -> Settlement:
-        """Return the settlement of a run whose coroutine was closed, because it awaits a future that raises GeneratorExit."""
+        """Return the settlement of a run whose coroutine was closed because it awaited a future that raised GeneratorExit."""
         verdict = self._judge(holding, self.registry.get(holding.lease.envelope.job), error)
         return self._settlement(holding, verdict, holding.started or time.monotonic())
 
@@ -156,7 +156,7 @@ class Executor:
         return keeps
 
     def _verdict(self, holding: HeldLease) -> Verdict | Coroutine[Any, Any, Verdict]:
-        """Return the verdict if the job need not run, or else a coroutine that runs it, which spares each run another call."""
+        """Return the verdict if the job need not run, or else a coroutine that runs it. This saves each run one coroutine call."""
         lease = holding.lease
         if lease.poison is not None:
             return Cancelled(CANCELLED) if holding.why_stopped == CANCELLED else Discarded(lease.poison)
@@ -183,10 +183,10 @@ class Executor:
         return self._run(holding, job, partial(self._call, holding, job, *given), given)
 
     async def _verdict_with_results(self, holding: HeldLease, read_notes: ReadNotes) -> Verdict:
-        """Give the job the results of those that it has awaited, and run it."""
+        """Add the results of the awaited jobs to the job's arguments, and run the job."""
         try:
             holding.lease = await with_results(holding.lease, read_notes)
-        except errors.BrokerError:  # the store answers no claim either, so this does not go round
+        except errors.BrokerError:  # the store does not answer claims either, so this cannot become a tight loop
             return HandedBack()
         except (ResultsMissing, errors.DecodeError) as error:
             return self._undecodable(holding, error)
@@ -242,7 +242,7 @@ class Executor:
         return Parked(waiting_for, min(MAX_PARK_PAUSE, max(MIN_PARK_PAUSE, lease.parked_for)))
 
     async def _run(self, holding: HeldLease, job: AnyJob, call: RunNext, given: CallArguments | None = None) -> Verdict:
-        """Run the job and its middleware. If it was asked to stop, or has expired, it does not start: the store cancels expired jobs."""
+        """Run the job and its middleware. A job that was asked to stop or has expired doesn't start; the store cancels expired jobs."""
         if holding.why_stopped is not None or (holding.begins_by is not None and time.monotonic() >= holding.begins_by):
             return _not_begun(holding)
         holding.complete_on = self._completes
@@ -257,7 +257,7 @@ class Executor:
         try:
             return await chain(context)
         except BaseException as error:  # middleware raised it
-            if given is None and isinstance(error, errors.DecodeError):  # it has asked for the arguments of a job in a child process
+            if given is None and isinstance(error, errors.DecodeError):  # it has read the arguments of a job in a child process
                 return self._undecodable(holding, error)
             return self._judge(holding, job, error)
         finally:
@@ -269,7 +269,7 @@ class Executor:
             running.reset(token)
 
     def limit(self, holding: HeldLease) -> None:
-        """Start the time limit of a run, if it has one."""
+        """Start the run's time limit, if it has one."""
         if (timeout := holding.lease.envelope.timeout) is not None:
             self._deadlines.add(holding, timeout)
 
@@ -301,7 +301,7 @@ class Executor:
         try:
             success = Succeeded(job.codec.encode_result(value))
         except BaseException as error:
-            # The run has had its effects: another attempt would repeat them and fail in the same way.
+            # The run's effects have already happened: another attempt would repeat them and fail in the same way.
             return self._failed(holding, unencodable(error, context.attempt), error)
         return decodable(success, job.codec.decode_result) if self._is_watched else success
 
@@ -323,7 +323,7 @@ class Executor:
         return found
 
     def renew_surroundings(self) -> None:
-        """Compute again what surrounds jobs, because imported code may have configured it."""
+        """Discard what is cached about the jobs' context managers, because imported code may have configured others."""
         self._surroundings.clear()
         self._keeping.clear()
 
@@ -352,7 +352,7 @@ class Executor:
         return self._complete_with(holding, connection, encoded)
 
     def _complete_with(self, holding: HeldLease, connection: object, result: bytes) -> Awaitable[None]:
-        """Settle the run on a connection of its function: at once if that is synchronous, and otherwise in the returned coroutine."""
+        """Settle the run on this connection: at once if the connection is synchronous, otherwise in the returned coroutine."""
         from taskflow.app.connections.adapters import adapter_class
         from taskflow.app.connections.run_in_transaction import run_in_transaction, run_in_transaction_sync
 
@@ -383,7 +383,7 @@ class Executor:
         return Completed(otherwise)
 
     def _completed(self, holding: HeldLease, verdict: Verdict) -> Verdict:
-        """Return the final verdict of a run from this one, considering whether it was completed in a transaction."""
+        """Return the verdict to settle with. If the run was completed in a transaction but then failed, it's wrapped in Completed."""
         if holding.completed is None or isinstance(verdict, Completed | Succeeded):
             return verdict
         completed = Completed(verdict)
@@ -419,7 +419,7 @@ class Executor:
         if why in (WINDING_DOWN, LOST) or (why is None and task is not None and task.cancelling() and self.is_cut_short()):
             return HandedBack()  # whatever the error is: our cancellation may have cut a connection, which is not a failure of the job
         if why == CANCELLED:
-            return Cancelled(CANCELLED)  # any error here as well: otherwise the job would not run again
+            return Cancelled(CANCELLED)  # whatever the error is: a cancelled job must not be retried
         if job is None:
             return Failed(failure_of(error, holding.lease.attempt))
         return self._retry_or_fail(holding, job, error)
@@ -439,7 +439,7 @@ class Executor:
         return Failed(noted) if wait is None else Retried(noted, wait)
 
     def _wait(self, lease: Lease, retry: Backoff | RetryFunction, error: BaseException) -> float | None:
-        """Return the wait before the next attempt, or None if the job's retry function wants no more."""
+        """Return the seconds to wait before the next attempt, or None if the job's retry function allows no more attempts."""
         if not isinstance(retry, Backoff):
             is_asked = isinstance(error, Exception) and not isinstance(error, RolledBack)  # the run may still succeed
             try:
@@ -448,7 +448,7 @@ class Executor:
                     return seconds_of("retry", wait)
                 if is_asked and not isinstance(error, Retry):
                     return None
-            except BaseException:  # its mistake must neither lose the job nor end the worker
+            except BaseException:  # an error in it must neither lose the job nor end the worker
                 said = "job %s (%s): its retry= function failed after attempt %d; the default back-off applies"
                 log_safely(partial(log.error, exc_info=True), said, id_text(lease.envelope.id), lease.envelope.job, lease.attempt)
             retry = Backoff()
@@ -456,7 +456,7 @@ class Executor:
 
 
 def end_forked_process() -> NoReturn:
-    """End a process that a job has forked, and in which the job has returned or raised: it would continue as a second worker."""
+    """End a process that a job forked and in which the job returned or raised: it would otherwise continue as a second worker."""
     log_safely(log.error, "a job has returned in a process that it forked; this process ends now. End such processes with os._exit()")
     os._exit(1)
 
@@ -481,7 +481,7 @@ def _timeout_of(holding: HeldLease) -> TimeoutError:
 
 @contextlib.contextmanager
 def _completing(holding: HeldLease, result: bytes) -> Iterator[None]:
-    """Keep the result in the lease even before the statement is sent, because a call that was cancelled may have had its effect."""
+    """Store the result in the lease before the statement is sent, because even a cancelled call may have taken effect."""
     before, holding.completed = holding.completed, result
     try:
         yield

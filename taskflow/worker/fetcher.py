@@ -44,10 +44,10 @@ BEHIND_PAUSE: Final = 0.1  # seconds after which the fetcher checks again whethe
 
 @dataclass(eq=False)
 class Fetcher:
-    """Claims jobs for a session, one claim at a time. One whose answer was lost is repeated with the same number.
+    """Claims jobs for a session, one claim at a time. A claim whose answer was lost is repeated with the same number.
 
-    `answered_at` and `full_at` are the times, on the monotonic clock, of the last answer to a claim and of the last time without room.
-    `has_tried` is set once a claim was answered or failed, or found no room. `on_leases` gets the leases and the time of the request."""
+    `answered_at` is when a claim was last answered, and `full_at` when there was last no room, both on the monotonic clock. `has_tried` is
+    set once a claim was answered or failed, or there was no room. `on_leases` receives the leases and the time of the request."""
 
     registration: Registration
     options: WorkerOptions
@@ -60,7 +60,7 @@ class Fetcher:
     def __post_init__(self) -> None:
         self._broker = self.registration.broker
         self._queues = self.options.queues
-        self._too_old = self.options.ttl / 4  # half of the ghost age, which is half of the ttl
+        self._too_old = self.options.ttl / 4  # half the ghost age, which in turn is half the ttl
         self._retries = Retries(PAUSES, self.chance.random)
         self._nudge: Callable[[], None] = lambda: None
         self._answered = asyncio.Event()
@@ -96,7 +96,7 @@ class Fetcher:
             return
         if not work_hint.is_ready:
             self.answered_at = asked_at
-        elif time.monotonic() - self._polled_at >= POLL_INTERVAL:  # otherwise the work is probably in a queue of other workers
+        elif time.monotonic() - self._polled_at >= POLL_INTERVAL:  # otherwise the ready jobs are probably in queues of other workers
             self._nudge()
 
     def poll(self) -> None:

@@ -1,4 +1,4 @@
-"""Reports whether a worker is alive and ready. Any thread may ask, even while the event loop is blocked."""
+"""Reports whether a worker is alive and ready. Any thread may call this, even while the event loop is blocked."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class WorkerHealth:
         self.is_winding_down = False
 
     def live(self) -> HealthCheck:
-        """Check the event loop and the heartbeat thread, but not the broker: a restart of the process would not bring it back."""
+        """Check the event loop and the heartbeat thread, but not the broker: restarting this process would not bring the broker back."""
         watchdog, session, now = self._watchdog(), self._session(), time.monotonic()
         if watchdog is None:
             return HealthCheck(True, self._without_watchdog())
@@ -55,7 +55,7 @@ class WorkerHealth:
         return HealthCheck(True, "the event loop and the heartbeat thread are running", facts)
 
     def ready(self) -> HealthCheck:
-        """Return whether the worker is alive and the broker has recently answered its heartbeats, claims and settlements."""
+        """Check that the worker is alive and that the broker recently answered its heartbeats, claims and settlements."""
         live = self.live()
         if not live.is_well:
             return live
@@ -87,7 +87,7 @@ class WorkerHealth:
             return HealthCheck(False, f"no job can start: abandoned functions still occupy all {runs.left_behind} slots", facts)
         if beaten is None or beaten > max(ANSWER_TIMEOUT, self._ttl / 2):
             return HealthCheck(False, _not_for("a heartbeat", beaten), facts)
-        # With every slot taken, the worker need not claim, but the runs must be settled when they end.
+        # If every slot is occupied, the worker need not claim, but it must still settle the runs when they end.
         full = _since(session.fetcher.full_at, now)
         waited = claimed if claimed is None or full is None else min(claimed, full)
         if waited is None or (runs.free and waited > ANSWER_TIMEOUT):

@@ -49,8 +49,9 @@ class Heartbeat:
     """Sends a session's heartbeats. Its thread calls `on_answer`, with an answer and the time of the heartbeat, and `on_lost`, with the
     reason, in the session's loop. `beaten_at` is the time of the last answer, `tried_at` that of the last attempt, on the monotonic clock.
 
-    The session is lost a ttl after the last answered heartbeat was sent: it lapses in the store a ttl after that heartbeat arrived. An
-    attempt in progress ends then. Only an attempt that begins later, in a process that was suspended, may still save the session."""
+    The session is given up one ttl after the last answered heartbeat was sent; in the store, it lapses one ttl after it arrived there. An
+    attempt in progress is then cancelled. Only an attempt that begins later, after the process was suspended, may still save the session.
+    """
 
     session: Session
     fetcher: Fetcher
@@ -94,7 +95,7 @@ class Heartbeat:
         self.beat_now()
 
     def beat_now(self) -> None:
-        """May be called from any thread."""
+        """Send the next heartbeat without delay. May be called from any thread."""
         self._is_urgent = True
         self._waiter.nudge()
 
@@ -135,12 +136,12 @@ class Heartbeat:
         lapses_at = self.tried_at + self.session.ttl  # the session was registered later than `tried_at`
         retries = Retries(PAUSES.at_most(interval))
         while not self._stopping.is_set():
-            if self._loop.is_closed():  # without winding down: other workers can take the jobs now, rather than when this process ends
+            if self._loop.is_closed():  # it didn't wind down: let other workers take the jobs now, not when this process ends
                 with contextlib.suppress(BrokerError):
                     await self._broker.beat(Beat(session=self.session.id, leaving=True))
                 return
             try:
-                asked_at, seen = time.monotonic(), self.fetcher.request  # read before the claims: a claim answered in between is younger
+                asked_at, seen = time.monotonic(), self.fetcher.request  # read first: a claim answered in between is newer
                 claims = self.lease_table.claims()
                 beat = Beat(session=self.session.id, claims=claims, seen=seen, looks=not claims)
                 deadline.begin(left if (left := lapses_at - asked_at) > 0 else math.inf)
@@ -152,7 +153,7 @@ class Heartbeat:
                 retries.succeeded()
                 self._trouble = NO_ANSWER
                 pause = self.session.ttl / IDLE_BEATS_PER_TTL if beat.looks else interval
-                pause = max(0.0, pause - (self.tried_at - asked_at))  # so that a slow store has as long for its next answer
+                pause = max(0.0, pause - (self.tried_at - asked_at))  # measured from sending, so that a slow store has as much time
             except SessionLost as error:
                 self._in_loop(self.on_lost, str(error))
                 return

@@ -43,8 +43,8 @@ class HeldLease:
     is_offered: bool = False
     is_held_up: bool = False  # True once its settlement has been set aside, usually because another program's transaction blocks it
     completed: bytes | None = None  # the result with which the run has been settled in a transaction, or may have been
-    complete_on: CompleteOn | None = None  # completes the run in a transaction: set by what runs it
-    raised: list[Verdict] | None = None  # the verdicts of the run that have their exception attached
+    complete_on: CompleteOn | None = None  # completes the run in a transaction; set by the executor
+    raised: list[Verdict] | None = None  # the run's verdicts that have an exception attached
     child_headers: dict[str, str] | None = None  # headers for the child process in addition to those sent; None if the run has no child
 
     def ask_to_stop(self, why: str) -> None:
@@ -56,7 +56,7 @@ class HeldLease:
                 self.stop()
 
     def report(self, progress: Progress) -> None:
-        """Keep the run's progress for the next heartbeat and for the settlement. May be called from any thread."""
+        """Record the run's progress for the next heartbeat and for the settlement. May be called from any thread."""
         self.progress = progress
         if self.on_report is not None:
             self.on_report()
@@ -79,7 +79,7 @@ class HeldLease:
 
 class LeaseTable:
     """The leases that a session holds. The event loop writes the table, and the heartbeat's thread reads it: each read makes a copy in one
-    atomic step. `on_news` is called, from any thread, when a run has reported progress that has not been in a heartbeat yet."""
+    atomic step. `on_news` is called, from any thread, when a run has reported progress that no heartbeat has included yet."""
 
     def __init__(self) -> None:
         self._held: dict[ClaimId, HeldLease] = {}
@@ -94,7 +94,7 @@ class LeaseTable:
 
     @property
     def is_open(self) -> bool:
-        """True if the session may claim leases and start waiting ones: not while it is trying jobs that have crashed, nor once lost."""
+        """True if the session may claim leases and start waiting runs. False during a trial of crashed jobs, and once it's lost."""
         return not (self._is_on_trial or self._is_closed)
 
     def set_trial(self, is_on_trial: bool) -> None:
@@ -106,7 +106,7 @@ class LeaseTable:
         self.nudge()
 
     def add(self, lease: Lease, claimed_at: float) -> HeldLease:
-        """Add a lease. Its time to expire is counted from `claimed_at`, before the store computed it, so no run starts too late."""
+        """Add a lease. Its expiry counts from `claimed_at`, which is before the store computed it, so no run starts too late."""
         begins_by = None if lease.expires_in is None else claimed_at + lease.expires_in
         holding = self._held[lease.claim] = HeldLease(lease, time.monotonic(), begins_by)
         holding.on_report = self._on_report
@@ -151,8 +151,8 @@ class LeaseTable:
         return tuple(self._held)
 
     def reports(self) -> tuple[Report, ...]:
-        """Return a report for each run whose start or progress has not been in a heartbeat yet."""
-        self._has_news = False  # cleared first, so that later progress asks for a heartbeat again
+        """Return a report for each run whose start or latest progress no heartbeat has included yet."""
+        self._has_news = False  # cleared first, so that later progress requests another heartbeat
         now = time.monotonic()
         return tuple(
             Report(holding.lease.claim, now - started, progress)
@@ -189,7 +189,7 @@ class Deadlines:
             self._check_at(loop, due_at)
 
     def remove(self, holding: HeldLease) -> None:
-        """Remove the run's deadline. The timer stays, because the next run is unlikely to need an earlier one."""
+        """Remove the run's deadline. The timer isn't cancelled, because the next run is unlikely to need an earlier one."""
         self._due_at.pop(holding, None)
 
     def _check_at(self, loop: asyncio.AbstractEventLoop, instant: float) -> None:

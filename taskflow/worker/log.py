@@ -40,7 +40,7 @@ def log_event(event: Event) -> None:
             _say(logging.WARNING, lease, "lost its lease: another worker has it, or it has ended; the result of this run will be ignored")
         case events.VerdictsLost(leases, why):
             for lease in leases:
-                _say(logging.ERROR, lease, f"has ended, and could not be settled ({why}): it will most likely run again")
+                _say(logging.ERROR, lease, f"has ended, but could not be settled ({why}): it will most likely run again")
         case events.VerdictIgnored(lease, verdict):
             _, outcome, details = _words(verdict)
             words = f"{outcome}{details} here, but that was ignored: another worker had taken the job, or it had ended"
@@ -88,7 +88,7 @@ def _log_own(event: Event) -> None:
         case events.BrokerRecovered(operation):
             log.info("%s works again", operation)
         case events.LeaveFailed(name, why, ttl):
-            log.warning("%s could not tell the broker that it stops; the jobs it still holds run again after %g s: %s", name, ttl, why)
+            log.warning("%s could not notify the broker that it is stopping; its remaining jobs run again after %g s: %s", name, ttl, why)
         case events.DescriptorsClosed(why):
             log.critical("a job has closed file descriptors of the worker: %s", why)
         case events.ChildPrinted(_, pid, stream, line):

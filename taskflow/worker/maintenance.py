@@ -1,4 +1,4 @@
-"""Calls maintenance of the store, declares the schedules of jobs, and fires the schedules that maintenance offers."""
+"""Runs the store's maintenance, declares the jobs' schedules, and fires the schedules that maintenance offers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 PASS_ON_DELAY: Final = 0.1  # seconds after which a schedule is offered again, perhaps to a worker that can compute its times
 FIRST_ROUNDS: Final = 3
 
-MAX_BYTES: Final = 1 << 20  # the maximum size, in bytes, of the arguments in one call of `fire`, unless one job alone has more
+MAX_BYTES: Final = 1 << 20  # the maximum size of the arguments in one call of `fire`, in bytes. A larger job is sent alone.
 PAUSES: Final = Pauses(0.5, 30.0)
 
 STAMP_TIMEOUT: Final = 15.0  # seconds within which middleware must stamp the jobs of schedules. Maintenance waits for it.
@@ -69,13 +69,13 @@ class _Step(NamedTuple):
 
 
 class _StampFailed(Exception):
-    """Raised when middleware fails; its error is the cause."""
+    """Raised if middleware fails to stamp a job. The middleware's error is the `__cause__`."""
 
 
 @dataclass(eq=False)
 class Scheduler:
-    """Declares a worker's schedules in each session, and fires those that it is offered. Every session reports the worker's age; otherwise
-    a session that replaces another would look like a newer deploy. Raises DeclarationError if two have one name, or a call does not fit."""
+    """Declares a worker's schedules in each session, and fires the schedules that the store offers. Every session reports the worker's age,
+    or a replacement session would look like a newer deploy. Raises DeclarationError if two schedules share a name or one is invalid."""
 
     broker: Broker
     registry: Registry
@@ -98,16 +98,16 @@ class Scheduler:
         return time.monotonic() - self._began_at
 
     async def begin(self, session: bytes) -> None:
-        """Declare the schedules, and fire those that are due, so that even a worker that ends at once computes the next times."""
+        """Declare the schedules and fire the due ones, so that even a worker that exits right away computes the next times."""
         await self.declare(session)
         for _ in range(FIRST_ROUNDS if self._declared else 0):
             try:
                 if not (offers := (await self.broker.upkeep(1)).offers):
                     break
                 await self.fire(offers)
-            except BrokerError:  # the maintenance of the session tries again
+            except BrokerError:  # the session's maintenance tries again
                 break
-        async with self._firing:  # the maintenance of the session may have been offered some
+        async with self._firing:  # wait for schedules that the session's maintenance is firing
             pass
 
     async def declare(self, session: bytes) -> None:
@@ -121,10 +121,10 @@ class Scheduler:
                 return
             for definition, is_taken in zip(portion, taken, strict=True):
                 if not is_taken:
-                    self._fail(definition.name, "a schedule with its name was put by `schedules.put`: remove that, or rename this one")
+                    self._fail(definition.name, "`schedules.put` has stored a schedule with its name: remove that, or rename this one")
 
     async def _define(self, portion: Sequence[Definition], session: bytes) -> list[bool]:
-        return await self.broker.define(portion, session, self.age())  # the age is computed again for each try
+        return await self.broker.define(portion, session, self.age())  # the age is computed again for each attempt
 
     def _note(self, error: Exception, times: int) -> None:
         if isinstance(error, SessionLost):
@@ -172,7 +172,7 @@ class Scheduler:
                     return [_Step(Firing(name=offer.name, digest=offer.digest, expected=at, next_at=at, offer_at=offer_at), 0.0)]
                 times = declared.timetable
             return [_Step(firing, plan.lag_of(offer.name, firing.expected, offer.now)) for firing in firings_of(offer, plan, times)]
-        except (Exception, asyncio.CancelledError, GeneratorExit, SystemExit) as error:  # whatever a timetable raises concerns only itself
+        except (Exception, asyncio.CancelledError, GeneratorExit, SystemExit) as error:  # a timetable's error must not affect others
             self._fail(offer.name, f"{type(error).__name__}: {error}", type(error))
             return []
 
@@ -181,7 +181,7 @@ class Scheduler:
             answers = await self.broker.fire(await self._stamped([step.firing for step in steps]))
         except (BrokerUnavailable, StoreFull):
             raise
-        except Exception as raised:  # the store cannot take one of them, or middleware cannot stamp it
+        except Exception as raised:  # the store cannot write one of the jobs, or middleware cannot stamp it
             names = list(dict.fromkeys(step.firing.name for step in steps))
             error = (raised.__cause__ if isinstance(raised, _StampFailed) else None) or raised
             if len(names) == 1 or isinstance(error, TimeoutError):
@@ -199,7 +199,7 @@ class Scheduler:
                 self.events.emit(ScheduleFired(step.name, answer.id, isinstance(answer, Added), late_by))
 
     async def _stamped(self, firings: list[Firing]) -> list[Firing]:
-        """Return the firings with their jobs as the middleware stamps them."""
+        """Return the firings with their jobs stamped by the middleware."""
         envelopes = [firing.envelope for firing in firings if firing.envelope is not None]
         if not envelopes or not stamping(self.middleware):
             return firings
@@ -249,9 +249,9 @@ def _by_name(registry: Registry) -> dict[str, DeclaredSchedule]:
 
 @dataclass(eq=False)
 class Maintenance:
-    """Calls maintenance of the store when it is due. `on_ready` is called when a call has made jobs ready. `on_offers` fires the schedules
-    that a call offers, and returns the seconds until the first of them is due again. `on_ended`, if given, gets the ids of jobs that
-    have ended without a settlement, and how many ids the store has dropped. `is_at_rest` is True while there seems to be nothing to do."""
+    """Runs the store's maintenance when it is due. `on_ready` is called when a call has made jobs ready. `on_offers` fires the schedules
+    that a call offers, and returns the seconds until the first of them is due again. `on_ended`, if given, receives the ids of jobs that
+    ended without a settlement, and how many ids the store dropped. `is_at_rest` is True while there seems to be nothing to do."""
 
     registration: Registration
     chance: Chance

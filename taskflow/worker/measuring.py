@@ -1,4 +1,4 @@
-"""Counts what a worker does, for metrics and for the history. It exists only if telemetry asks for it."""
+"""Counts what a worker does, for metrics and for the history. Created only if telemetry asks for it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def ended(self) -> WorkerFacts:
-        """Return the facts that remain of an ended worker: its counts."""
+        """Return what remains once the worker has ended: only its counts."""
         return msgspec.structs.replace(self, busy=0, free=0, loop_lag=0.0)
 
 
@@ -64,7 +64,7 @@ def pack_facts(facts: WorkerFacts) -> bytes:
 
 
 def unpack_facts(packed: bytes) -> WorkerFacts:
-    """Decode packed facts. Return none if they can't be read: a job may have written to the worker's socket."""
+    """Decode packed facts. Return empty facts if they can't be read: a job may have written to the worker's socket."""
     try:
         return msgspec.msgpack.decode(packed, type=WorkerFacts)
     except (msgspec.MsgspecError, UnicodeError):
@@ -89,7 +89,7 @@ class WorkerMeasures:
         self._recorded_at = time.monotonic()
 
     def settled(self, holdings: Sequence[HeldLease | None], batch: Sequence[Settlement], answers: Sequence[Settled]) -> None:
-        """Count a batch. It's summed up first, because most of its jobs are alike."""
+        """Count a batch of settlements. Similar ones are grouped first, because most jobs of a batch are alike."""
         alike = defaultdict[tuple[str, str], tuple[list[str], list[int], list[int]]](lambda: ([], [], []))
         for holding, settlement, answer in zip(holdings, batch, answers, strict=True):
             if holding is None or answer not in _COUNTED:
@@ -141,7 +141,7 @@ class WorkerMeasures:
                 for measure in recent.values():
                     measure.deploys = {self._deploy: measure.number} if self._deploy else {}
                 self._pending = session + self._number.to_bytes(4, "big"), pack_measures(sum_of([recent])), now
-        if (pending := self._pending) is not None:  # the thread of a session that is lost may send it, too
+        if (pending := self._pending) is not None:  # a lost session's thread may send it too
             record_id, packed, begun = pending
             try:
                 if now < begun + RECORD_INTERVAL:

@@ -44,9 +44,9 @@ def supervise(
     on_news: Callable[[int, str | ExitStatus], None] = lambda pid, news: None,
     on_stop: Callable[[], None] = lambda: None,
 ) -> int:
-    """Keep the workers running until all have ended for good. Each is a process that runs `command` in `environment`, by default that of
-    this process. When a worker crashes, the other workers report its death to the broker, or else the next one. `on_news` gets their
-    reports and ends, and `on_stop` is called when the supervisor is asked to stop. Return the exit code."""
+    """Keep the workers running until all have ended for good, and return the exit code. Each is a process that runs `command` in
+    `environment` (default: that of this process). When a worker crashes, another running worker or the next one reports its death to the
+    broker. `on_news` receives the workers' reports and exit statuses, and `on_stop` is called when the supervisor is asked to stop."""
     with SignalPipe() as signals, Processes(command, signals, environment) as processes:
         if watch is not None:
             watch(signals.record_change)
@@ -87,7 +87,7 @@ class Processes:
         self._selector.register(signals, selectors.EVENT_READ)
         self._sockets: dict[int, WorkerSocket] = {}
         self._out_of_memory = OutOfMemory()
-        self._deaths: dict[str, tuple[bytes, float]] = {}  # what to say about a session, and when it was noted
+        self._deaths: dict[str, tuple[bytes, float]] = {}  # for each session, the message to send and when the death was recorded
         self._remind_at = 0.0
 
     def start(self, slot: int) -> int:
@@ -129,7 +129,7 @@ class Processes:
             self._remind()
 
     def news(self) -> Iterator[tuple[int, str | ExitStatus]]:
-        """Yield reports and ends of processes with their pids, a worker's end last. If this is process 1, orphans are reaped too."""
+        """Yield pids with reports or exit statuses; a worker's exit status is its last. If this is process 1, orphans are reaped too."""
         for pid, worker_socket in self._sockets.items():
             for line in worker_socket.take():
                 self._record_line(worker_socket, line)
@@ -170,7 +170,7 @@ class Processes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the sockets. If a bug has left workers running, they notice that and exit."""
+        """Close the sockets. If a bug has left workers running, they notice the closed sockets and exit."""
         self._selector.close()
         for worker_socket in self._sockets.values():
             worker_socket.close()

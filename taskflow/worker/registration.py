@@ -1,4 +1,4 @@
-"""Describes a worker to the broker: its name, its deploy, its queues, its jobs, its failing calls, and the deaths of other workers."""
+"""Registers a worker with the broker (name, deploy, queues, jobs, failing calls), and reports the deaths of other workers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def new_session(options: WorkerOptions, jobs: tuple[str, ...], *, wants_ends: bo
 
 
 class Registration:
-    """A session's registration in the store. If its calls keep failing, the store shows that too, for `taskflow doctor`."""
+    """A session's registration in the store. If the worker's calls keep failing, it includes the reason, which `taskflow doctor` shows."""
 
     def __init__(self, broker: Broker, session: Session, events: Events) -> None:
         self.broker = broker

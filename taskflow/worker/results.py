@@ -1,4 +1,4 @@
-"""Gives a job in a flow the results of the jobs that it awaits, as one of its arguments, before it runs."""
+"""Adds the results of the awaited jobs to the arguments of a job in a flow, before the job runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taskflow.model.errors import DecodeError, TaskflowError
 from taskflow.model.flow import MAX_RESULTS, Member, read_note
 
 ReadNotes = Callable[[bytes, int], Awaitable[Notes]]
-"""`Broker.notes`."""
+"""The signature of `Broker.notes`."""
 
 
 class ResultsMissing(TaskflowError):
@@ -25,7 +25,7 @@ class ResultsMissing(TaskflowError):
 
 
 async def with_results(lease: Lease, read: ReadNotes) -> Lease:
-    """Return the lease of a job with the results among its arguments. They are not decoded: the run does that, as the job is annotated.
+    """Return the lease with the results among the job's arguments. The run decodes them later, as the job's annotations require.
 
     Raises ResultsMissing, DecodeError, or the errors of the broker.
     """
@@ -47,13 +47,13 @@ async def _values(job_id: bytes, member: Member, read: ReadNotes) -> list[bytes]
         size += sum(len(note) for _, note in page.notes)
         if size > MAX_RESULTS:
             raise ResultsMissing(
-                f"the results of the {member.inputs:,} jobs that this one awaited have more than {MAX_RESULTS:,} bytes, the most: "
+                f"the results of the {member.inputs:,} jobs that this job awaited exceed the maximum of {MAX_RESULTS:,} bytes: "
                 "return references to large data, such as ids"
             )
         first = page.next
     missing = [number for number in range(member.inputs) if number not in found]
     if missing:
-        raise ResultsMissing(f"the store has lost {len(missing):,} of {member.inputs:,} results, the first is number {missing[0]}")
+        raise ResultsMissing(f"the store has lost {len(missing):,} of {member.inputs:,} results; the first is number {missing[0]}")
     return [_body(found[number]) for number in range(member.inputs)]
 
 
@@ -68,5 +68,5 @@ def _body(note: bytes) -> bytes:
         return pack(None)
     content, body = open_payload(read)
     if content is not Content.MSGPACK:
-        raise DecodeError("a result is in JSON, in which taskflow writes none")
+        raise DecodeError("a result is stored as JSON, which taskflow never uses for results")
     return body

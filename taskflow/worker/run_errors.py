@@ -55,7 +55,7 @@ def stored_cause(verdict: Verdict, deploy: str) -> bytes | None:
     """Return the cause to store with a job that the verdict ends as FAILED; None for other verdicts."""
     if not isinstance(verdict, Failed | Discarded | Completed):
         return None
-    from taskflow.model import fingerprint  # the first failure loads it
+    from taskflow.model import fingerprint  # loaded only at the first failure
 
     return fingerprint.cause_of(verdict, deploy)
 

@@ -1,4 +1,4 @@
-"""Decides when the leases of a session start, and manages their runs until they are settled."""
+"""Decides when a session's leases start to run, and manages the runs until they are settled."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ SLOW_TTL: Final = 60.0
 
 
 class Runs:
-    """Gives each run a slot, and keeps a small reserve of leases so that no slot stands idle during a round trip.
+    """Gives each run a slot, and holds a small reserve of leases so that no slot is idle during a round trip.
 
-    The reserve is at most the number of runs expected to end within 20 ms, and `AHEAD` times the slots. Unanswered settlements have the
-    same limit, but may be as many as the slots. While the jobs of some queue typically take longer than 20 ms, there is no reserve."""
+    The reserve is limited to the number of runs expected to end within 20 ms, and to `AHEAD` times the slots. For unanswered settlements,
+    the limit is the same, or the number of slots if that's higher. While some queue's jobs usually take over 20 ms, there's no reserve."""
 
     def __init__(
         self, options: WorkerOptions, threads: ThreadPool, lease_table: LeaseTable, executor: Executor, settler: Settler, events: Events
@@ -91,7 +91,7 @@ class Runs:
         return self._threads.left_behind >= self._slots
 
     def room(self) -> int:
-        """Return the number of leases to claim now. The reserve is refilled only when half of it is used, so that each round trip pays."""
+        """Return the number of leases to claim now. The reserve is refilled once half of it is used, which saves round trips."""
         if not self.lease_table.is_open:
             return 0
         self._look_ahead()
@@ -119,7 +119,7 @@ class Runs:
                 self.begin(holding)
 
     def pause(self, jobs: Iterable[str]) -> None:
-        """Start no job with these names, and hand back those in the reserve."""
+        """Stop starting jobs with these names, and hand back those in the reserve."""
         self._paused = frozenset(jobs)
         for holding in [each for each in self._reserve if each.lease.envelope.job in self._paused]:
             self._reserve.remove(holding)
@@ -150,7 +150,7 @@ class Runs:
             self.give_back(self.lease_table.add(lease, claimed_at))
 
     def begin_batches(self) -> None:
-        """Call the functions of batch jobs with the gathered runs, because no more will come."""
+        """Call the functions of batch jobs with the runs gathered so far, because no more will arrive."""
         if self._executor.batches is not None:
             self._executor.batches.begin_all()
 
@@ -238,7 +238,7 @@ class Runs:
             await asyncio.wait(list(self.under_way), timeout=CUT_OFF_TIMEOUT)
 
     async def watch(self) -> None:
-        """Report runs that don't stop in time, repeatedly. Each check makes the fetcher look for slots, for the health checks."""
+        """Report runs that don't stop in time, repeatedly. Each check also wakes the fetcher, so that the health checks stay current."""
         grace = max(MIN_CHECK_INTERVAL, self._stop_timeout)
         while True:
             await asyncio.sleep(min(MAX_CHECK_INTERVAL, grace))
@@ -255,7 +255,7 @@ class Runs:
 
 
 def settlement_of(lease: Lease, verdict: Verdict) -> Settlement:
-    """Return a settlement with only a verdict, for a run about which nothing is known."""
+    """Return a settlement with only a verdict, for a run about which nothing else is known."""
     return Settlement(
         id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict, key=lease.envelope.key, limits=lease.envelope.limits
     )
@@ -324,8 +324,8 @@ LAST: Final = Trial(1, 300.0, 30.0)
 class Quarantine:
     """Runs jobs that have crashed separately from all others, so that a job that kills its worker doesn't take the others down each time.
 
-    After their first crash suspects run a few at a time, then one by one. Before that, started runs get time to end, and all other leases
-    are handed back. Nothing is claimed until the jobs on trial have survived for a period that grows with the number of crashes."""
+    After a first crash, suspects run a few at a time; after further crashes, one by one. Before they start, the worker hands back all other
+    leases and gives running jobs time to end. It claims nothing until the suspects have survived a period that grows with their crashes."""
 
     def __init__(self, lease_table: LeaseTable, runs: Runs, events: Events) -> None:
         self._lease_table = lease_table
@@ -363,7 +363,7 @@ class Quarantine:
                 self._lease_table.set_trial(False)
 
     def _choose(self) -> Trial | None:
-        """Choose the leases to try now, and hand back the rest. If other code cancels `run`, it starts again with a new choice."""
+        """Choose the leases to try now, and hand back the others. If other code cancels `run`, it starts again with a new choice."""
         waiting = sorted(self.take_all(), key=_crashes)
         if not waiting:
             return None
@@ -386,8 +386,8 @@ _FAILURES: Final = (Failed, Discarded)
 
 
 class RunCounts:
-    """Counts a worker's runs from its events. `ended` are those that ended their job, `failed` those of them whose job is FAILED.
-    `set_aside` are jobs that a drain found FAILED because their stored values cannot be read, or as poison."""
+    """Counts a worker's runs from its events. `ended` counts the runs that ended their job, and `failed` the ones that ended it as FAILED.
+    `set_aside` counts jobs that a drain found FAILED because they are poison or their stored values cannot be read."""
 
     def __init__(self) -> None:
         self.runs = self.ended = self.failed = self.set_aside = 0

@@ -1,4 +1,4 @@
-"""Runs the services of a worker: tasks that start again when they fail or are cancelled, until they are stopped."""
+"""Runs a worker's services: tasks that restart when they fail or are cancelled, until they are stopped."""
 
 from __future__ import annotations
 

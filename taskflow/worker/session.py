@@ -62,7 +62,7 @@ class Phase(IntEnum):
 
 
 class Hooks(NamedTuple):
-    """The receivers of settlements, each None unless the application has asked for it."""
+    """The receivers of settlements. Each is None unless the application asked for it."""
 
     ended: EndedHooks | None = None
     measures: WorkerMeasures | None = None
@@ -143,7 +143,7 @@ class WorkerSession:
         self.runs_stopped.set()
 
     async def _keep_up(self) -> None:
-        await self.fetcher.has_tried.wait()  # a caller may be waiting for this worker, and upkeep would keep the server busy
+        await self.fetcher.has_tried.wait()  # a caller may be waiting for this worker, and maintenance would keep the server busy
         await self._maintenance.run()
 
     async def _begin_schedules(self) -> None:
@@ -166,7 +166,7 @@ class WorkerSession:
                 holding.ask_to_stop(WINDING_DOWN)
 
     async def _finish_runs(self) -> None:
-        """Wait for the runs to end, but not for those that were asked to stop more than the grace period ago. Then wait to wind down."""
+        """Wait for the runs to end, except runs that ignored a request to stop for a whole grace period. Then wait to wind down."""
         while self.phase is Phase.FINISHING and not self.all_ended.is_set():
             by = time.monotonic() - self._options.grace
             if any(holding.asked_at is None or holding.asked_at > by for holding in self.lease_table.all()):
@@ -205,7 +205,7 @@ class WorkerSession:
         with anyio.move_on_after(within) as waiting:
             try:
                 await self._broker.beat(Beat(session=self.session.id, leaving=True))
-            except SessionLost:  # it has no leases any more
+            except SessionLost:  # the session has no leases any more
                 pass
             except Exception as raised:
                 error = raised
@@ -217,7 +217,7 @@ class WorkerSession:
         self._enter(Phase.FINISHING)
 
     def wind_down(self) -> None:
-        """Stop claiming, let runs finish during the grace period, cancel and hand back the rest, and leave."""
+        """Stop claiming, let runs finish during the grace period, cancel and hand back the remaining ones, and leave."""
         if self.phase < Phase.WINDING_DOWN:
             self._grace_ends_at = time.monotonic() + self._options.grace
             self._enter(Phase.WINDING_DOWN)
@@ -260,7 +260,7 @@ class WorkerSession:
         return self.phase >= Phase.WINDING_DOWN
 
     def take(self, leases: Sequence[Lease], claimed_at: float) -> None:
-        """Start claimed leases in the free slots. If jobs among them have crashed before, quarantine those and hand back the rest."""
+        """Start claimed leases. If some of their jobs have crashed before, quarantine these, and hand back leases that find no slot."""
         if self.phase >= Phase.WINDING_DOWN:
             self.runs.refuse(leases, claimed_at)
             return

@@ -32,7 +32,7 @@ EARLY_PAUSES: Final = Pauses(0.25, 30.0)
 class SessionLoop:
     """Runs a worker's sessions, one after another. `past` holds lost sessions that are still offering their verdicts.
 
-    One service takes the sessions in turn, and each session is a service too. `phase` is the phase of the worker itself."""
+    One service runs the sessions in turn, and each session is itself a service. `phase` is the phase of the worker as a whole."""
 
     def __init__(self, make: Callable[[], WorkerSession], options: WorkerOptions, events: Events, chance: Chance) -> None:
         self.current: WorkerSession | None = None
@@ -136,7 +136,7 @@ class SessionLoop:
         return session
 
     async def _end_all(self) -> None:
-        """Wait until the worker winds down and all sessions have ended. Past ones keep offering their verdicts in the meantime."""
+        """Wait until the worker winds down and all sessions have ended. Past sessions still offer their verdicts in the meantime."""
         while self.phase is not Phase.WINDING_DOWN:
             self._moved.clear()
             await self._moved.wait()

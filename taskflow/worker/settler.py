@@ -84,7 +84,7 @@ class Settler:
         batch = [settlement for settlement in taken if self._lease_table.get(settlement.claim) is not None]  # the others were lost
         try:
             await self._settle(batch)
-        except BaseException:  # may not be the end: see `Services`. Settlements that were answered are not queued again.
+        except BaseException:  # this service may restart: see `Services`. Answered settlements are not queued again.
             self._put_back(batch)
             raise
 

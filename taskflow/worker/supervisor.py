@@ -80,7 +80,7 @@ class WorkerProcess:
 
 @dataclass(eq=False)
 class WorkerSlot:
-    """A worker's slot, for one process after another. `failures` counts deaths in a row of workers that were not healthy."""
+    """A slot for one worker process after another. `failures` counts consecutive deaths of workers that hadn't become healthy."""
 
     failures: int = 0
     may_start_at: float = float("-inf")
@@ -96,7 +96,7 @@ class WorkerSlot:
 
 
 class RollingRestart:
-    """Replaces the workers of earlier generations than `generation` one by one. Each leaves once its successor works."""
+    """Replaces the workers of generations before `generation`, one by one. Each leaves once its successor is working."""
 
     def __init__(self, start: Callable[[int], WorkerProcess | None]) -> None:
         self.generation = 0
@@ -109,7 +109,7 @@ class RollingRestart:
         self._is_under_way = True
 
     def replace_all(self) -> None:
-        """Count a restart of all workers at once, which ends the rolling one."""
+        """Begin a new generation because all workers restart at once. This ends a rolling restart."""
         self.generation += 1
         self._end()
 
@@ -247,7 +247,7 @@ class Supervisor:
             log.warning("worker %d worked for only %.0f s, like the one before; the next one starts in %g s", pid, worked_for, pause)
 
     def ended(self, pid: int, exit_status: ExitStatus) -> None:
-        """Handle the end of a process, which is not a worker's if this is process 1 of a container."""
+        """Handle the end of a process. If this is process 1 of a container, that need not be a worker."""
         worker = self._workers.pop(pid, None)
         if worker is None:
             log.debug("process %d, which is not a worker, has ended: %s", pid, exit_status.cause)
@@ -282,7 +282,7 @@ class Supervisor:
         return [worker for worker in self._workers.values() if not worker.is_leaving]
 
     def _may_start(self) -> bool:
-        """Return True if another worker may start: only one does until the application is known to start and the broker to answer."""
+        """Return True if another worker may start. Only one may until it's known that the application starts and the broker answers."""
         first = self._staying()
         loaded = [worker for worker in first if not worker.waits_for_broker]
         if any(worker.loaded_at is not None and worker.loaded_at + ALONE_TIMEOUT <= self._clock() for worker in loaded):

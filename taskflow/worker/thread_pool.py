@@ -42,8 +42,8 @@ class ThreadPool:
         self._is_delivering = False
 
     def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Call the function in a thread, with this task's context variables, and return a future. If that is cancelled in time, nothing is
-        called; if later, call `give_up`. Raises RuntimeError if the system cannot start a thread."""
+        """Call the function in a thread, with this task's context variables, and return a future. If the future is cancelled before a
+        thread takes the call, nothing is called; if later, call `give_up`. Raises RuntimeError if the system cannot start a thread."""
         outcome: asyncio.Future[Any] = self._loop.create_future()
         work = _ThreadCall(function, contextvars.copy_context(), outcome)
         self._waiting.append(work)
@@ -80,8 +80,8 @@ class ThreadPool:
         return False
 
     def _call_one(self) -> None:
-        """Wake a thread, unless one is already being woken, which wakes the next if it finds more calls. So functions that block get a
-        thread each, while one or two threads handle a batch of short ones without a fight for the GIL."""
+        """Wake a thread, unless one is already waking up: that thread wakes the next if it finds more calls. So each blocking function
+        gets a thread, while one or two threads handle a batch of short functions without competing for the GIL."""
         if self._is_one_coming:
             return
         with self._wake:
@@ -106,7 +106,7 @@ class ThreadPool:
                 self._call_one()
             value, error = None, None
             try:
-                if not work.outcome.cancelled():  # otherwise the caller's block has ended, and the call must not start any more
+                if not work.outcome.cancelled():  # a cancelled call must not start: the caller no longer waits for it
                     value = work.scope.run(work.function)
             except BaseException as raised:
                 error = raised
@@ -160,7 +160,7 @@ class ThreadPool:
 
 
 class StoppableCall:
-    """A call in a thread, in which `stop` raises JobStopping: once at most, and not after the call has ended."""
+    """A call for a thread. `stop` raises JobStopping in it, at most once, and never after the call has ended."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._function = function
@@ -192,13 +192,13 @@ class StoppableCall:
             with self._lock:
                 thread, self._thread = self._thread, None
                 if self._is_stopped and thread is not None:
-                    _raise_in(thread, None)  # takes back what has not been raised yet
+                    _raise_in(thread, None)  # withdraws an exception that hasn't been raised yet
         except JobStopping:  # too late: the function had ended
             pass
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    """Raise an exception in a thread when it next runs Python code. None takes back one that has not been raised yet."""
+    """Raise an exception in a thread when it next runs Python code. None withdraws an exception that hasn't been raised yet."""
     import ctypes
 
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None if error is None else ctypes.py_object(error))

@@ -1,4 +1,4 @@
-"""Watches the worker's event loop and its heartbeat from a separate thread, which finds out what code other threads run."""
+"""Watches the worker's event loop and heartbeat from a separate thread, which can see what code the other threads are running."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _frames(thread: int) -> Iterator[FrameType]:
 
 
 class Standstill:
-    """Measures how long a value has stayed the same. A late check adds at most twice the interval: the process may have stopped."""
+    """Measures how long a value has stayed the same. A late check adds at most two intervals, as the process may have been stopped."""
 
     def __init__(self, read: Callable[[], object]) -> None:
         self._read = read
@@ -182,7 +182,7 @@ class Watchdog:
 
     def _look_back(self, passed: float, before: dict[int, float]) -> None:
         """Report why this check ran so late. If a thread used a lot of CPU time in the meantime, it was holding the interpreter lock:
-        ordinary Python code gives it up within milliseconds. Before a stop of the process, a thread may compute for `CHECK_INTERVAL`."""
+        ordinary Python code releases it within milliseconds. Before a process is stopped, a thread may compute for `CHECK_INTERVAL`."""
         spent = {thread: seconds - before.get(thread, 0.0) for thread, seconds in self._computed.items()}
         thread = max(spent, key=lambda one: spent[one], default=self._thread)
         is_computed = spent.get(thread, 0.0) > CHECK_INTERVAL
@@ -190,8 +190,8 @@ class Watchdog:
         self._emit(lambda: InterpreterBlocked(lease, passed - CHECK_INTERVAL, self._ttl, is_computed, shown(lines)))
 
     def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[Line]]:
-        """Return the lease of the run that held the interpreter lock in `thread`, and the thread's lines. If that run has only just begun,
-        it was the last slow run instead, whose lines are gone."""
+        """Return the lease of the run that held the interpreter lock in `thread`, and the thread's lines. If the thread's run has only just
+        begun, the last slow run held the lock instead, and its lines are gone."""
         holding, lines, late = self._holding_in(thread), lines_of(thread), passed - CHECK_INTERVAL
         if holding is not None and (holding.started or 0.0) <= self.checked_at - late / 2:
             return holding.lease, lines

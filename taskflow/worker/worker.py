@@ -74,7 +74,7 @@ class Drain:
         self._began_at = next((worker.registered_at for worker in workers if worker.session.id == session), None)
 
     async def set_aside(self) -> int:
-        """Count the newest failed jobs that the store has set aside since this worker began: unreadable ones, and poison in its queues."""
+        """Count the jobs that the store has set aside as FAILED since this worker began: unreadable jobs, and poison in its queues."""
         if self._began_at is None:
             return 0
         failed = await self._broker.admin.page(View(statuses=(Status.FAILED,)), limit=MAX_SEARCHED)

@@ -118,7 +118,7 @@ async def test_a_leave_that_the_broker_did_not_hear_is_not_said_to_be_tried_agai
             async with Worker(options=WorkerOptions(subscribers=(heard, log_event), ttl=60.0, stop_timeout=0.2)):
                 broker.away = {"beat"}
     assert [type(event) for event in heard.events if isinstance(event, BrokerCallFailed | LeaveFailed)][-1] is LeaveFailed
-    assert "could not tell the broker that it stops; the jobs it still holds run again after 60 s" in caplog.text
+    assert "could not notify the broker that it is stopping; its remaining jobs run again after 60 s" in caplog.text
     assert "leave did not reach" not in caplog.text
 
 

@@ -54,7 +54,7 @@ def main(descriptor: int) -> None:
 
 
 def _leave_it_to_the_worker(number: int, frame: object) -> None:
-    """Do nothing: the worker lets runs finish. Unlike SIG_IGN, programs started here don't inherit this."""
+    """Do nothing, because the worker lets runs finish. Unlike SIG_IGN, programs started from here don't inherit this handler."""
 
 
 class WorkerConnection:
@@ -160,7 +160,7 @@ class Application:
 
     @property
     def is_whole(self) -> bool:
-        """Return True if every module was imported."""
+        """True if every module was imported."""
         return not self._failures
 
     def load(self, wanted: Import) -> None:
@@ -199,7 +199,7 @@ def _load_main(main: str) -> None:
 
 
 class Lifespan:
-    """The application's `child_initializer` and `child_lifespan`, begun once: after the import of the first job's module."""
+    """The application's `child_initializer` and `child_lifespan`. They begin once, after the first job's module has been imported."""
 
     def __init__(self, handshake: Handshake, calls: MainThreadCalls) -> None:
         self.state: Any = NoState() if handshake.has_lifespan else None
@@ -262,7 +262,7 @@ class Lifespan:
 
 
 class _Held:
-    """Holds an async context manager in a separate task, because it must be left in the task that has entered it."""
+    """Holds an async context manager in a separate task, because the task that enters it must also leave it."""
 
     def __init__(self, lifespan: AbstractAsyncContextManager[Any]) -> None:
         self._lifespan = lifespan

@@ -36,7 +36,7 @@ _REASONS: Final[Mapping[str, StopReason]] = {CANCELLED: "cancelled", TIMED_OUT: 
 
 
 class _Call:
-    """A call for the main thread. Either thread may pop the reason to stop from `asked`. `task` is that of an async function."""
+    """A call for the main thread. Either thread may pop the reason to stop from `asked`. `task` is the task of an async function."""
 
     def __init__(self, function: Callable[[], Any], *, is_async: bool = False) -> None:
         self.function = function
@@ -80,7 +80,7 @@ class MainThreadCalls:
         return call.outcome
 
     def stop(self, reason: StopReason) -> None:
-        """Raise JobStopping in the current function, or cancel its task. If it has not begun, the outcome is CancelledBeforeStart."""
+        """Raise JobStopping in the current function, or cancel its task. If the call hasn't begun, its outcome is CancelledBeforeStart."""
         call = self._latest
         call.asked.append(reason)
         if not call.is_async:
@@ -121,7 +121,7 @@ class MainThreadCalls:
             call.loop.call_soon_threadsafe(_settle, call.outcome, value, error)
 
     def _stop_current(self, number: int, frame: FrameType | None) -> None:
-        """Raise JobStopping if a plain function was interrupted. If `_make` itself was, the function has not begun or has returned."""
+        """Raise JobStopping if a plain function was interrupted. In `_make` itself, the function hasn't begun or has already returned."""
         call = self._current
         if call is not None and call.asked and frame is not None and frame.f_code is not _MAKE:
             raise JobStopping(call.asked.pop())
@@ -150,7 +150,8 @@ Say = Callable[[Message], None]
 
 
 class ChildExecutor(Executor):
-    """Runs jobs without middleware or timeouts; the worker applies both. What stops a run is raised in its function, in the main thread."""
+    """Runs jobs without middleware or timeouts; the worker applies both. A run is stopped by an exception in its function, in the main
+    thread."""
 
     def __init__(self, calls: MainThreadCalls, say: Say) -> None:
         super().__init__(default_app(), middleware=(), threads=None, seams=Seams())
@@ -196,7 +197,7 @@ class _ProgressReports:
         self._has_ended = False
 
     def send_soon(self) -> None:
-        """May be called from any thread."""
+        """Send the latest progress as soon as the interval allows. May be called from any thread."""
         if not self._is_under_way and not self._has_ended:
             self._is_under_way = True
             self._loop.call_soon_threadsafe(lambda: self._loop.call_at(self._said_at + PROGRESS_INTERVAL, self._send))
@@ -207,7 +208,7 @@ class _ProgressReports:
         self._has_ended = True
 
     def _send(self) -> None:
-        self._is_under_way = False  # assigned first, so that a report from now on sends itself
+        self._is_under_way = False  # reset first, so that later progress is sent as well
         latest = self._holding.progress
         if latest is not None and latest is not self._said and not self._has_ended:
             self._said, self._said_at = latest, self._loop.time()

@@ -36,7 +36,7 @@ class ProtocolError(Exception):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """The class name identifies a message on the socket."""
+    """The base class of all messages. On the socket, the class name identifies a message."""
 
 
 class Handshake(Message, frozen=True, kw_only=True):

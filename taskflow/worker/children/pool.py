@@ -51,7 +51,7 @@ class ChildPool:
         self._start_at = 0.0
 
     async def reserve(self, holding: HeldLease, job: AnyJob) -> ReservedChild:
-        """Wait for a slot and a child with the job's module. A run stopped before that has not started. May raise ChildFailed."""
+        """Wait for a slot and a child with the job's module. A run that is stopped before then hasn't started. May raise ChildFailed."""
         task = asyncio.current_task()
         assert task is not None
         holding.started, holding.stop = None, task.cancel

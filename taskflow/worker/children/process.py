@@ -329,7 +329,7 @@ class Child(asyncio.Protocol):
                         self._run.report(Progress.checked(fraction, note))
             case messages.Completing():
                 if self._run is not None:
-                    self._run.completed = b""  # perhaps: the verdict says whether it tried
+                    self._run.completed = b""  # provisional: the verdict shows whether it was completed
             case _ if not self._answer.done():
                 self._answer.set_result(message)
 

@@ -37,13 +37,13 @@ def end_with_parent() -> None:
 
 
 def die_before_parent() -> None:
-    """If memory runs out, make Linux kill this process, of which the parent reports the death, before the parent."""
+    """Make Linux kill this process before its parent if memory runs out, so that the parent can report the death."""
     with contextlib.suppress(OSError, ValueError):  # not Linux, or no /proc
         _OUT_OF_MEMORY.write_text(str(min(1_000, int(_OUT_OF_MEMORY.read_text()) + 100)))
 
 
 def keep_handlers_from_forks(is_ours: Callable[[object], bool]) -> None:
-    """Restore the default `HANDLED` signals in forks: our handlers notify an event loop that does not exist there."""
+    """Restore the default handlers of `HANDLED` signals in forks: our handlers notify an event loop that doesn't exist there."""
     os.register_at_fork(after_in_child=partial(_restore_handlers, is_ours))
 
 
@@ -76,7 +76,7 @@ def resident_memory(pid: int | None = None) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-# Not by `subprocess`, which forks, then reads a pipe until the new program is loaded. If a job in a thread forks at that moment, the forked
+# This does not use `subprocess`, which forks, then reads a pipe until the new program is loaded. If a job in a thread forks meanwhile, its
 # process inherits the other end of the pipe, and the worker's event loop would wait for that process.
 def spawn_in_session(command: list[str], environment: Mapping[str, str], **options: Any) -> int:
     """Start a program in a new POSIX session, and return its pid. `options` are those of `os.posix_spawn`."""
