@@ -328,7 +328,7 @@ def this_operator() -> str:
 
 @asynccontextmanager
 async def recorded(
-    call: CallBroker, verb: str, *, by: str | None, reason: str, names: Sequence[str] = (), which: Mapping[str, str] | None = None
+    call: CallBroker, kind: str, *, by: str | None, reason: str, names: Sequence[str] = (), which: Mapping[str, str] | None = None
 ) -> AsyncIterator[ActionProgress]:
     """Record the action of the `with` block once, at its end, if it has affected anything or was interrupted and may have."""
     doing = ActionProgress()
@@ -342,10 +342,10 @@ async def recorded(
         raise
     finally:
         if doing.affected or doing.stopped:
-            act = Action(
+            action = Action(
                 id=os.urandom(16),
                 by=by or this_operator(),
-                verb=verb,
+                kind=kind,
                 names=tuple(names),
                 named=len(names),
                 which=which or {},
@@ -353,7 +353,7 @@ async def recorded(
                 stopped=doing.stopped,
                 reason=reason,
             )
-            await _record(call, act)
+            await _record(call, action)
 
 
 async def amend_jobs(call: CallBroker, verb: Literal["pause", "resume"], names: Sequence[str], *, by: str | None, reason: str) -> list[str]:
@@ -389,17 +389,17 @@ async def perform(
                 yield result
 
 
-async def _record(call: CallBroker, act: Action) -> None:
+async def _record(call: CallBroker, action: Action) -> None:
     """Add the action to the log, even in a task that is being cancelled. If that fails, log an error: the action itself is done."""
     import anyio
 
     async def add() -> None:
         try:
             with anyio.fail_after(RECORD_TIMEOUT, shield=True):
-                await call(lambda broker: broker.admin.record_action(act))
+                await call(lambda broker: broker.admin.record_action(action))
         except (BrokerError, TimeoutError) as error:
             why = error or f"the store did not answer within {RECORD_TIMEOUT:g} s"
-            log.error("could not record an action in the audit log (%s, which affected %s): %s", act.verb, f"{act.affected:,}", why)
+            log.error("could not record an action in the audit log (%s, which affected %s): %s", action.kind, f"{action.affected:,}", why)
 
     try:
         await add()

@@ -287,7 +287,7 @@ class Admin(Protocol):
         """
         ...
 
-    async def record_action(self, act: Action) -> None:
+    async def record_action(self, action: Action) -> None:
         """Add an operator's action to the audit log, with the store's time. [admin_acts]
 
         The same action sent again is not added again. [admin_acts_repeat]

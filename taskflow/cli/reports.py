@@ -77,30 +77,30 @@ async def audit(app: App, arguments: argparse.Namespace) -> int:
 
 
 def _by_and_what(record: ActionRecord) -> str:
-    act = record.act
-    more = f" and {act.named - len(act.names):,} more" if act.named > len(act.names) else ""
-    what = [", ".join(act.names) + more, *(f"{name}={value}" for name, value in act.which.items())]
-    return f"{act.by}: {' '.join(filter(None, what))}"
+    action = record.action
+    more = f" and {action.named - len(action.names):,} more" if action.named > len(action.names) else ""
+    what = [", ".join(action.names) + more, *(f"{name}={value}" for name, value in action.which.items())]
+    return f"{action.by}: {' '.join(filter(None, what))}"
 
 
 _ACTION_COLUMNS: Final = (
     Column("AGO", lambda record: ago(record.at), is_number=True, pad=6),
-    Column("ACTION", lambda record: one_line(record.act.verb, 24)),
-    Column("COUNT", lambda record: f"{record.act.affected:,}", is_number=True, pad=9),
+    Column("ACTION", lambda record: one_line(record.action.kind, 24)),
+    Column("COUNT", lambda record: f"{record.action.affected:,}", is_number=True, pad=9),
     Column("BY, WHAT", _by_and_what),
 )
 
 
 def _below_action(record: ActionRecord) -> Iterator[str]:
-    for title, text in (("reason", record.act.reason), ("stopped early", record.act.stopped)):
+    for title, text in (("reason", record.action.reason), ("stopped early", record.action.stopped)):
         if text:
             yield INDENT + one_line(f"{title}: {text}", room() - len(INDENT))
 
 
 def _action_json(record: ActionRecord) -> dict[str, Any]:
-    act, at = record.act, only(record, "number", "at")
-    named = {"by": act.by, "action": act.verb, "names": act.names, "named": act.named, "selection": act.which}
-    return at | named | {"affected": act.affected, "stopped": act.stopped or None, "reason": act.reason}
+    action, at = record.action, only(record, "number", "at")
+    named = {"by": action.by, "action": action.kind, "names": action.names, "named": action.named, "selection": action.which}
+    return at | named | {"affected": action.affected, "stopped": action.stopped or None, "reason": action.reason}
 
 
 @on_store

@@ -1,4 +1,4 @@
-"""Operators' actions, as a store's audit log keeps them."""
+"""Operators' actions, as stored in the audit log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
 
     `id`        16 bytes that let a store recognize a resent action
     `by`        the operator, as "user@host" by default
-    `verb`      "send", "retry", "run-now", "cancel", "purge", "pause", "resume"; for jobs "jobs.pause" and
+    `kind`      "send", "retry", "run-now", "cancel", "purge", "pause", "resume"; for jobs "jobs.pause" and
                 "jobs.resume"; for schedules "schedules.pause" and so on
     `names`     the jobs, queues or schedules that were named; the log keeps the first `MAX_NAMES`
     `named`     how many were named
@@ -33,7 +33,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
 
     id: bytes
     by: str
-    verb: str
+    kind: str
     names: tuple[str, ...] = ()
     named: int = 0
     which: Mapping[str, str] = {}
@@ -43,38 +43,38 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ActionRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """An action in the log of a store. `number` rises with each action. `at` is the store's time. `act` has no `id`."""
+    """An action in a store's audit log. `number` rises with each action. `at` is the store's time. `action` has no `id`."""
 
     number: int
     at: datetime
-    act: Action
+    action: Action
 
 
-def pack_action(act: Action) -> bytes:
+def pack_action(action: Action) -> bytes:
     """Pack an action without its id. Long texts are truncated, so that no action is large."""
-    names = [name[:MAX_CHARACTERS] for name in act.names[:MAX_NAMES]]
-    which = {name: value[:MAX_CHARACTERS] for name, value in act.which.items()}
-    texts = [value[:MAX_CHARACTERS] for value in (act.by, act.verb, act.stopped)]
-    return packed([*texts, act.reason[:MAX_REASON], names, act.named, which, act.affected])
+    names = [name[:MAX_CHARACTERS] for name in action.names[:MAX_NAMES]]
+    which = {name: value[:MAX_CHARACTERS] for name, value in action.which.items()}
+    texts = [value[:MAX_CHARACTERS] for value in (action.by, action.kind, action.stopped)]
+    return packed([*texts, action.reason[:MAX_REASON], names, action.named, which, action.affected])
 
 
 def action_record_of(number: Any, at: Any, body: Any) -> ActionRecord:
     """Return the record of a stored action. Unreadable fields get defaults."""
     reader = FieldReader()
-    unreadable = Action(id=b"", by="?", verb="?", reason="this entry cannot be read")
+    unreadable = Action(id=b"", by="?", kind="?", reason="this entry cannot be read")
     return ActionRecord(
         number=reader.read("number", number, whole, 0),
         at=reader.read("at", at, instant, instant_of(0)),
-        act=reader.read("body", body, _act, unreadable),
+        action=reader.read("body", body, _action, unreadable),
     )
 
 
-def _act(stored: Any) -> Action:
-    by, verb, stopped, reason, names, named, which, affected, *_ = unpacked(octets(stored))
+def _action(stored: Any) -> Action:
+    by, kind, stopped, reason, names, named, which, affected, *_ = unpacked(octets(stored))
     return Action(
         id=b"",
         by=text(by),
-        verb=text(verb),
+        kind=text(kind),
         stopped=text(stopped),
         reason=text(reason),
         names=tuple(map(text, names)),

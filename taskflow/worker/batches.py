@@ -134,8 +134,7 @@ class Batches:
                 future.set_exception(carried(outcome.error))
 
     async def _wait_out(self, group: _Group, task: asyncio.Task[None]) -> None:
-        """Wait for the call to end, because it may still be working on the stopped run's job. Once every run is stopped, stop the call
-        too."""
+        """Wait for the call to end, because it may still be working on the stopped run's job. If every run is stopped, stop the call."""
         group.stopped += 1
         if group.stopped == len(group.runs):
             if group.call.in_thread is None:

@@ -113,12 +113,12 @@ class HostileBroker:
         sample = self.records[0].id
         return [FailureGroupRecord(fingerprint=bytes(8), count=HUGE, first=never, last=never, jobs=counts, deploys=counts, sample=sample)]
 
-    async def record_action(self, act: Action) -> None: ...
+    async def record_action(self, action: Action) -> None: ...
 
     async def actions(self, *, before: int | None = None, limit: int = 100) -> list[ActionRecord]:
         text = self._text
-        odd = Action(id=b"", by=text, verb=text, names=(text,), named=HUGE, which={text: text}, affected=HUGE, stopped=text, reason=text)
-        return [ActionRecord(number=HUGE, at=datetime.max.replace(tzinfo=UTC), act=odd)]
+        odd = Action(id=b"", by=text, kind=text, names=(text,), named=HUGE, which={text: text}, affected=HUGE, stopped=text, reason=text)
+        return [ActionRecord(number=HUGE, at=datetime.max.replace(tzinfo=UTC), action=odd)]
 
     async def metrics(self) -> Metrics:
         return Metrics(totals={self._text: {self._text: HUGE}})

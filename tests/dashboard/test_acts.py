@@ -59,9 +59,9 @@ async def test_one_job_is_acted_on_and_its_page_shown(world: World, site: Site) 
     assert "1 discarded" in page.text
     assert await statuses(world, [later]) == [None]
     log = await world.broker.admin.actions()
-    assert [record.act.verb for record in log] == ["purge", "cancel", "retry", "cancel", "run-now", "retry"]
-    assert {record.act.by for record in log} == {"ada"}
-    assert log[-1].act.reason == "the service is back"
+    assert [record.action.kind for record in log] == ["purge", "cancel", "retry", "cancel", "run-now", "retry"]
+    assert {record.action.by for record in log} == {"ada"}
+    assert log[-1].action.reason == "the service is back"
 
 
 async def test_selected_jobs_are_acted_on(world: World, site: Site) -> None:
@@ -84,8 +84,8 @@ async def test_all_that_match_are_counted_before_they_are_acted_on(world: World,
     assert "4 retried" in page.text
     assert await statuses(world, [*jobs, *others]) == [Status.READY] * 4 + [Status.FAILED] * 2
     [record] = await world.broker.admin.actions()
-    assert (record.act.by, record.act.affected, record.act.reason) == ("ada", 4, "fixed")
-    assert record.act.which == {"queue": "mail", "status": "failed"}
+    assert (record.action.by, record.action.affected, record.action.reason) == ("ada", 4, "fixed")
+    assert record.action.which == {"queue": "mail", "status": "failed"}
 
 
 async def test_the_jobs_of_a_cause_are_retried_a_few_at_first(world: World, site: Site) -> None:
@@ -157,8 +157,10 @@ async def test_a_cause_is_retried_in_stages_while_no_run_fails(world: World, sit
         await world.settle(*map(succeeded, leases))
     page = await until(site, page, "Retry in stages: done")
     assert "30 retried" in page.text
-    log = [record.act for record in await world.broker.admin.actions()]
-    assert [(act.verb, act.affected, act.by, act.reason) for act in log] == [("retry", number, "ada", "fixed") for number in (19, 10, 1)]
+    log = [record.action for record in await world.broker.admin.actions()]
+    assert [(each.kind, each.affected, each.by, each.reason) for each in log] == [
+        ("retry", number, "ada", "fixed") for number in (19, 10, 1)
+    ]
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -274,7 +276,7 @@ async def test_a_long_act_shows_its_progress_and_can_be_stopped(memory: World, s
     assert "Cancel: stopped" in page.text
     assert "refresh" not in page.answer.headers
     [record] = await memory.broker.admin.actions()
-    assert (record.act.affected, record.act.stopped) == (500, "stopped by ada")
+    assert (record.action.affected, record.action.stopped) == (500, "stopped by ada")
     assert (await operate.queues())[0].counts[Status.READY] == 400
 
 
@@ -301,7 +303,7 @@ async def test_the_end_of_the_process_is_recorded(memory: World) -> None:
     await running.end()
     assert (were_running, running.are_running) == (True, False)
     [record] = await memory.broker.admin.actions()
-    assert (record.act.affected, record.act.stopped) == (500, "stopped by the end of its process")
+    assert (record.action.affected, record.action.stopped) == (500, "stopped by the end of its process")
 
 
 async def test_an_act_that_has_ended_keeps_no_ids(memory: World) -> None:
@@ -355,8 +357,9 @@ async def test_a_queue_is_paused_and_resumed(world: World, site: Site) -> None:
     page = await site.post("/queues/empty", action="resume")
     assert page.answer.url.path == f"{PREFIX}/"
     await site.post("/queues/not%20a%20queue", code=400, action="pause")
-    log = [record.act for record in await world.broker.admin.actions()]
-    assert [(act.verb, act.by, act.reason) for act in log if act.names == ("mail",)] == [("resume", "ada", ""), ("pause", "ada", "repair")]
+    log = [record.action for record in await world.broker.admin.actions()]
+    of_mail = [(each.kind, each.by, each.reason) for each in log if each.names == ("mail",)]
+    assert of_mail == [("resume", "ada", ""), ("pause", "ada", "repair")]
 
 
 async def test_ended_acts_are_forgotten_after_a_while(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

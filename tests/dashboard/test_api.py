@@ -57,7 +57,7 @@ async def test_it_has_what_the_pages_show(world: World, site: Site) -> None:
     assert [job["id"] for job in (await get(site, "/jobs", status="failed", queue="mail"))["jobs"]] == [job_id]
     assert [group["sample"] for group in await get(site, "/failures", queue="mail")] == [job_id]
     assert [each["name"] for each in await get(site, "/schedules")] == ["nightly"]
-    assert [each["act"]["reason"] for each in await get(site, "/audit")] == ["repair"]
+    assert [each["action"]["reason"] for each in await get(site, "/audit")] == ["repair"]
     found = await get(site, f"/jobs/{job_id}")
     assert found["arguments"] == {"to": "ada", "password": "[hidden]"}
     assert found["reasons"][0]["cure"].startswith("when the cause is fixed")

@@ -65,8 +65,8 @@ def test_pages_actions_and_the_api_are_those_of_asgi(world: World) -> None:
     assert (moved.status_code, moved.headers["Location"]) == (303, f"/ops/jobs/jobs/{job}")
     [queue] = client.get("/ops/jobs/api/v1/queues").get_json()
     assert (queue["name"], queue["counts"][Status.READY]) == ("a/../bücher", 1)
-    [action] = client.get("/ops/jobs/api/v1/audit").get_json()
-    assert (action["act"]["by"], action["act"]["reason"]) == ("ada", "größer")
+    [record] = client.get("/ops/jobs/api/v1/audit").get_json()
+    assert (record["action"]["by"], record["action"]["reason"]) == ("ada", "größer")
     assert client.head("/ops/jobs/").get_data() == b""
 
 
@@ -184,7 +184,7 @@ async def test_an_action_that_ends_with_its_process_is_recorded(tmp_path: Path) 
     broker = connect(f"sqlite:///{tmp_path}/queue.db")
     assert run_in_fork(ENDS, tmp_path, {"TASKFLOW_BROKER": "sqlite:///queue.db"}) == (0, "303\n")
     [record] = await broker.admin.actions()
-    assert (record.act.by, record.act.stopped) == ("ada", "stopped by the end of its process")
+    assert (record.action.by, record.action.stopped) == ("ada", "stopped by the end of its process")
     await broker.close()
 
 

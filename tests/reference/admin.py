@@ -186,10 +186,10 @@ class ReferenceStore(UpkeepStore):
         self.paused.discard(queue)
         self.readied[queue] += len(self.ready[queue])
 
-    def record_action(self, act: Action) -> None:
-        if not any(act_id == act.id for _, _, act_id, _ in self.acts):
+    def record_action(self, action: Action) -> None:
+        if not any(act_id == action.id for _, _, act_id, _ in self.acts):
             number = self.acts[-1][0] + 1 if self.acts else 1
-            self.acts.append((number, self.now, act.id, pack_action(act)))
+            self.acts.append((number, self.now, action.id, pack_action(action)))
 
     def act_records(self, before: int | None, limit: int) -> list[ActionRecord]:
         found = [(number, at, body) for number, at, _, body in reversed(self.acts) if before is None or number < before]

@@ -171,8 +171,8 @@ class ReferenceConsole:
     async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
         return self._atomically(lambda: self._store.amend_schedule(name, amendment))
 
-    async def record_action(self, act: Action) -> None:
-        self._atomically(lambda: self._store.record_action(act))
+    async def record_action(self, action: Action) -> None:
+        self._atomically(lambda: self._store.record_action(action))
 
     async def actions(self, *, before: int | None = None, limit: int = 100) -> list[ActionRecord]:
         return self._atomically(lambda: self._store.act_records(before, limit))

@@ -261,14 +261,14 @@ def drop(ids: Sequence[bytes], rules: Rules) -> Operation[list[Status | None]]:
 # --- the audit log --------------------------------------------------------------------------------------------
 
 
-def record_action(act: Action, rules: Rules) -> Operation[None]:
+def record_action(action: Action, rules: Rules) -> Operation[None]:
     newest: Snapshot = yield Query(scans=(Scan("actions", rules.max_actions + 100, backwards=True, with_records=False),))
-    ref = Ref(Kind.ACTION, act.id)
+    ref = Ref(Kind.ACTION, action.id)
     surplus = [entry.ref for entry in newest.scans[0][rules.max_actions - 1 :]]
 
     def one(draft: Draft, ref: Ref) -> None:
         if draft.plain(*ref) is None:
-            draft.put(Plain(ref, {}, pack_action(act)))
+            draft.put(Plain(ref, {}, pack_action(action)))
             for old in surplus:
                 if old != ref and draft.plain(*old) is not None:
                     draft.drop(old)

@@ -164,8 +164,8 @@ class EngineAdmin:
     async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
         return await self._run(schedules.amend(name, amendment, self._rules))
 
-    async def record_action(self, act: Action) -> None:
-        await self._run(admin.record_action(act, self._rules))
+    async def record_action(self, action: Action) -> None:
+        await self._run(admin.record_action(action, self._rules))
 
     async def actions(self, *, before: int | None = None, limit: int = 100) -> list[ActionRecord]:
         return await self._run(admin.actions(before, limit))

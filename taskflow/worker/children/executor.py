@@ -150,8 +150,7 @@ Say = Callable[[Message], None]
 
 
 class ChildExecutor(Executor):
-    """Runs jobs without middleware or timeouts; the worker applies both. A run is stopped by an exception in its function, in the main
-    thread."""
+    """Runs jobs without middleware or timeouts; the worker applies both. An exception in the main thread stops a run's function."""
 
     def __init__(self, calls: MainThreadCalls, say: Say) -> None:
         super().__init__(default_app(), middleware=(), threads=None, seams=Seams())

@@ -166,8 +166,8 @@ class RecordsTheRepeat(Mutant):
     breaks = frozenset({"admin_acts_repeat"})
     because = "an append-only log without an id: a resent call is a second act"
 
-    def record_action(self, act: Action) -> None:
-        super().record_action(msgspec.structs.replace(act, id=secrets.token_bytes(16)))
+    def record_action(self, action: Action) -> None:
+        super().record_action(msgspec.structs.replace(action, id=secrets.token_bytes(16)))
 
 
 class RecordsTheRepeatedMeasures(Mutant):

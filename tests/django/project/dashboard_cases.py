@@ -70,8 +70,8 @@ class DashboardTests(TestCase):
             assert self.pause(headers) == 403
         assert self.pause(SAME) == 303
         assert self.pause({"Origin": "https://testserver", "Host": "testserver"}) == 303
-        [action] = self.client.get("/ops/jobs/api/v1/audit").json()
-        assert (action["act"]["by"], action["act"]["verb"]) == ("ada", "pause")
+        [record] = self.client.get("/ops/jobs/api/v1/audit").json()
+        assert (record["action"]["by"], record["action"]["kind"]) == ("ada", "pause")
         assert [queue.is_paused for queue in run_sync(operate.queues()) if queue.name == "mail"] == [True]
 
     def test_superusers_may_do_everything(self) -> None:

@@ -234,7 +234,7 @@ class Everything:
         await admin.drop(ids)
         await admin.purge(View(statuses=(Status.READY,), queue="q1"), limit=3)
         await admin.resume("paused")
-        await admin.record_action(Action(id=new_id(), by="me", verb="purge"))
+        await admin.record_action(Action(id=new_id(), by="me", kind="purge"))
         await admin.actions(limit=5)
 
     async def wake(self) -> None:

@@ -307,8 +307,8 @@ async def test_acts_are_recorded_with_who_and_why(bench: Bench) -> None:
     await schedules.put("theirs", call, every, by="ada")
     await schedules.remove("theirs", reason="done")
 
-    found = [record.act for record in reversed(await default_app().client().broker.admin.actions())]
-    assert [(act.verb, act.names or act.which, act.affected, act.reason) for act in found] == [
+    found = [record.action for record in reversed(await default_app().client().broker.admin.actions())]
+    assert [(action.kind, action.names or action.which, action.affected, action.reason) for action in found] == [
         ("cancel", (handles["ready"].id,), 1, "wrong customer"),
         ("retry", {"tag": "import:42", "status": "failed"}, 1, "fixed"),
         ("pause", ("mail",), 1, ""),
@@ -316,7 +316,7 @@ async def test_acts_are_recorded_with_who_and_why(bench: Bench) -> None:
         ("schedules.put", ("theirs",), 1, ""),
         ("schedules.remove", ("theirs",), 1, "done"),
     ]
-    assert [act.by for act in found] == ["ada", this_operator(), "ada", this_operator(), "ada", this_operator()]
+    assert [action.by for action in found] == ["ada", this_operator(), "ada", this_operator(), "ada", this_operator()]
     assert len({record.number for record in await default_app().client().broker.admin.actions()}) == 6
 
 
@@ -331,7 +331,7 @@ async def test_a_job_is_paused_by_its_names(bench: Bench) -> None:
     for given in ({}, {"queue": "mail", "job": "another"}):
         with pytest.raises(TypeError, match="takes a queue or job="):
             await operate.pause(**given)
-    acts = [(record.act.verb, record.act.names) for record in await default_app().client().broker.admin.actions()]
+    acts = [(record.action.kind, record.action.names) for record in await default_app().client().broker.admin.actions()]
     assert acts[-1] == ("jobs.pause", ("operate.new", "operate.old"))
 
 
@@ -353,8 +353,8 @@ async def test_an_act_in_a_scope_that_is_cancelled_is_recorded(bench: Bench, mon
         await operate.cancel(everything=True)
 
     [record] = await default_app().client().broker.admin.actions()
-    assert record.act.stopped == "interrupted"
-    assert record.act.affected < 3
+    assert record.action.stopped == "interrupted"
+    assert record.action.affected < 3
 
 
 @pytest.mark.parametrize("given", [{"by": 7}, {"reason": None}])

@@ -259,12 +259,12 @@ def test_pauses_are_spread_over_half_to_one_and_a_half_times_their_length() -> N
 # --- the audit log ----------------------------------------------------------------------------------------------------
 
 
-SOUND = Action(id=bytes(16), by="ada", verb="cancel", names=("a",), named=1, which={"tag": "b"}, affected=2, stopped="", reason="\ud800")
+SOUND = Action(id=bytes(16), by="ada", kind="cancel", names=("a",), named=1, which={"tag": "b"}, affected=2, stopped="", reason="\ud800")
 
 
 def test_a_packed_act_is_read_as_it_was() -> None:
     record = action_record_of(7, 1_000_000, pack_action(SOUND))
-    assert (record.number, record.at.timestamp(), record.act.reason, record.act.which) == (7, 1.0, "\ud800", {"tag": "b"})
+    assert (record.number, record.at.timestamp(), record.action.reason, record.action.which) == (7, 1.0, "\ud800", {"tag": "b"})
 
 
 @pytest.mark.parametrize(
@@ -275,4 +275,4 @@ def test_a_packed_act_is_read_as_it_was() -> None:
 def test_an_entry_that_cannot_be_read_is_listed_as_such(body: Any) -> None:
     """With a time that the calendar lacks, too."""
     record = action_record_of("one", 1 << 62, body)
-    assert (record.number, record.at.timestamp(), record.act.by, record.act.verb) == (0, 0.0, "?", "?")
+    assert (record.number, record.at.timestamp(), record.action.by, record.action.kind) == (0, 0.0, "?", "?")
