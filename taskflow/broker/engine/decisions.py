@@ -1,5 +1,5 @@
-"""Decides on items, and then on what the decisions bring about for other jobs: those that await nothing any more, that wait at gates with
-room, or belong to a flow."""
+"""Decides on items, and then on the consequences for other jobs: those that no longer await anything, those that wait at gates (limits)
+with room, and those of the same flow."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ T = TypeVar("T")
 MAX_FILLS: Final = 16
 
 PORTION: Final = 500
-"""The most jobs of flows on which one decision acts."""
+"""The maximum number of jobs of flows that one decision changes."""
 
 MAX_LOOKED_AT: Final = 1_000_000
 
 MAX_FELLED: Final = 2_000
-"""The most jobs of flows on which an operation acts after a failure. The rest is left to upkeep."""
+"""The maximum number of jobs of flows that an operation changes after a failure. Upkeep changes the remaining jobs."""
 
 
 def decide(
@@ -43,7 +43,7 @@ def decide(
     most: int = MAX_FELLED,
     **more: Any,
 ) -> Operation[list[T]]:
-    """Decide on items as `draft.decide` does, and then on what this brings about. `most` bounds the jobs of flows that it acts on."""
+    """Decide on items as `draft.decide` does, and then on the consequences for other jobs. It changes at most `most` jobs of flows."""
     left = Left()
     answers: list[T] = yield from decide_once(items, one, rules, Query(tuple(refs), scans, groups), left=left, **more)
     yield from _follow(left, rules, scans, most)
@@ -51,14 +51,14 @@ def decide(
 
 
 def release(awaiting: Iterable[bytes], rules: Rules) -> Operation[None]:
-    """Release those of these jobs that have nothing to await any more."""
+    """Release the jobs among these that no longer await another job."""
     left = Left()
     left.released.update(awaiting)
     yield from _follow(left, rules, MOVE_SCANS)
 
 
 def _follow(left: Left, rules: Rules, scans: tuple[Scan, ...], most: int = MAX_FELLED) -> Operation[tuple[int, bool]]:
-    """Decide on what decisions have brought about. Return what `carry_on` does."""
+    """Decide on the consequences of earlier decisions. The return value is that of `carry_on`."""
     looked_at = (yield from _carry_on(left, rules, most)) if left.actions else (0, False)
     if left.released:
         ids = sorted(left.released)
@@ -70,7 +70,7 @@ def _follow(left: Left, rules: Rules, scans: tuple[Scan, ...], most: int = MAX_F
 
 
 def fill(opened: set[bytes], rules: Rules) -> Operation[int]:
-    """Let jobs that wait at gates with room pass, and return their number. What the last round leaves is left to upkeep."""
+    """Admit jobs that wait at gates with room, and return their number. Jobs that remain after `MAX_FILLS` rounds are left to upkeep."""
     passed = 0
     for _ in range(MAX_FILLS):
         if not opened:
@@ -84,25 +84,25 @@ def fill(opened: set[bytes], rules: Rules) -> Operation[int]:
 
 def _fill(draft: Draft, gate_id: bytes) -> int:
     passed = 0
-    for job in gates.fill(draft, gate_id):  # each before the next one is looked at
+    for job in gates.fill(draft, gate_id):  # move each job before the generator looks at the next one
         move(draft, job, Event.DUE, READY)
         passed += 1
     return passed
 
 
 def _free(draft: Draft, job_id: bytes) -> bool:
-    """Release a HELD job if it awaits nothing. Additions do not change its revision, but nothing else makes it HELD again. If another
-    program's open transaction has locked it, the next upkeep releases it."""
+    """Release a HELD job if it awaits nothing. An addition to `awaits` doesn't change its revision, but every change that makes it await
+    more jobs does. If another program's open transaction has locked the job, the next upkeep releases it."""
     job = draft.job(job_id)
     if job is None or job.status == BURIED:
-        flows.put(draft, job_id, flows.Action(flows.FORGET, job_id))  # it has got a result, but is gone
+        flows.put(draft, job_id, flows.Action(flows.FORGET, job_id))  # it received a result, but no longer exists
     elif job.status == HELD and job.header["awaits"] <= 0 and not job.has(Flag.BEHIND):
         release_job(draft, job)
     return True
 
 
 def give_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
-    """Let READY jobs of a paused queue give back the slots that they hold. Return how many have."""
+    """Make READY jobs of a paused queue give back their slots, at most `limit` jobs. Return their number."""
 
     def one(draft: Draft, job_id: bytes) -> bool:
         job = draft.job(job_id)
@@ -122,7 +122,7 @@ def give_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
 
 
 def begin(action_id: bytes, action: flows.Action, rules: Rules) -> Operation[int]:
-    """Do what an action asks for, and return the number of jobs. If the process dies meanwhile, upkeep continues."""
+    """Store an action and carry it out. Return the number of jobs that it looked at. If the process dies in between, upkeep continues."""
 
     def one(draft: Draft, action_id: bytes) -> None:
         flows.put(draft, action_id, action)
@@ -133,8 +133,8 @@ def begin(action_id: bytes, action: flows.Action, rules: Rules) -> Operation[int
 
 
 def carry_on(actions: dict[bytes, flows.Action], rules: Rules, most: int) -> Operation[tuple[int, bool]]:
-    """Do what actions on flows ask for, on at most `most` jobs. Return how many it has looked at, and True if another program's open
-    transaction holds one of them up."""
+    """Carry out actions on flows, for at most `most` jobs. Return how many jobs it looked at, and True if another program's open
+    transaction blocks one of them."""
     left = Left()
     left.actions.update(actions)
     return (yield from _follow(left, rules, MOVE_SCANS, most))
@@ -160,7 +160,7 @@ def _carry_on(left: Left, rules: Rules, most: int) -> Operation[tuple[int, bool]
             for action_id, action in group.items():
                 if len(entries) == size:
                     left.actions[action_id] = action.behind(entries[-1])
-                elif left.actions.pop(action_id) and action_id not in held_up:  # otherwise the next upkeep begins again
+                elif left.actions.pop(action_id) and action_id not in held_up:  # otherwise the next upkeep starts it again
                     done[action_id] = action
         yield from _finish(done, revs, left, rules)
         number += len(items)
@@ -171,7 +171,7 @@ def _carry_on(left: Left, rules: Rules, most: int) -> Operation[tuple[int, bool]
 
 
 _Group = dict[bytes, flows.Action]
-"""Actions of one extent, by their ids."""
+"""Actions with the same extent, by their ids."""
 
 
 def _grouped(actions: Mapping[bytes, flows.Action], most: int) -> list[_Group]:
@@ -186,8 +186,8 @@ def _first(group: _Group) -> flows.Action:
 
 
 def _is_outdated(left: Left, seen: Snapshot, refs: Iterable[Ref], revs: dict[bytes, Rev]) -> bool:
-    """Take over the actions as the store has them, the first time that they are seen. Another client may have replaced them, even by the
-    same ones, which begin again. Return True if it has."""
+    """Adopt the stored version of each action when it's first read, because another client may have replaced it, even by the same action,
+    which then begins again. Return True if one was replaced."""
     is_outdated = False
     for ref in refs:
         record = seen.records[ref]
@@ -228,7 +228,7 @@ def _act(draft: Draft, job: Job, action: flows.Action) -> None:
             flows.redo(draft, job)
             redo(draft, job, job.header["due_at"])
     elif job.is_waiting:
-        keep = draft.rules.keep_failed if action.what == flows.FELL else None  # for as long as the job that failed can be retried
+        keep = draft.rules.keep_failed if action.what == flows.FELL else None  # kept for as long as the failed job can be retried
         finish(draft, job, Event.CANCEL, Status.CANCELLED, action.reason, keep=keep, by=action)
     elif job.status == RUNNING and action.what == flows.CANCEL:
         job.state.felled_by = action.cause
@@ -236,8 +236,8 @@ def _act(draft: Draft, job: Job, action: flows.Action) -> None:
 
 
 def _finish(done: Mapping[bytes, flows.Action], revs: dict[bytes, Rev], left: Left, rules: Rules) -> Operation[None]:
-    """Drop the actions that are done, unless they have been replaced. First, other failures of their flows cancel what they have restored.
-    So does the loss of a job that was dropped."""
+    """Drop the actions that are done, unless they were replaced. Before that, other failures in their flows cancel the restored jobs again,
+    and jobs that await a dropped job are cancelled."""
     causes, held = list[bytes](), dict[bytes, int]()
     for flow in {action.owner for action in done.values() if action.what == flows.RESTORE}:
         scopes = {(action.first, action.last) for action in done.values() if action.owner == flow}
@@ -274,7 +274,7 @@ def _census(flow: bytes) -> Operation[flows.Census]:
 
 
 def _give_up(draft: Draft, item: tuple[bytes, int]) -> bool:
-    """Cancel a HELD job that awaits more jobs than are kept. It was read after they were counted, and `awaits` does not rise meanwhile."""
+    """Cancel a HELD job that awaits more jobs than are still stored. It's read after these were counted, and `awaits` doesn't rise then."""
     job_id, kept = item
     job = draft.job(job_id)
     if job is not None and job.status == HELD and job.header["awaits"] > kept:
@@ -283,7 +283,7 @@ def _give_up(draft: Draft, item: tuple[bytes, int]) -> bool:
 
 
 def _put_off(draft: Draft, item: tuple[bytes, flows.Action]) -> None:
-    """Note how far an action has got, for upkeep."""
+    """Store how far an action has got, so that upkeep continues there."""
     if flows.is_current(draft, *item):
         flows.put(draft, *item)
         draft.wake(topics.DUE)

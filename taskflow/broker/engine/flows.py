@@ -1,12 +1,11 @@
-"""Flows: what the end of a job brings about for the other jobs of its flow.
+"""Flows: the consequences of a job's end for the other jobs of its flow.
 
-A success puts its result as a note of each job that takes it, and subtracts one from what that job awaits, in the step that ends the run.
-Nothing else does. So `awaits` says how many jobs have not succeeded, in every status of the job that awaits them.
+The step that ends a successful run stores the result as a note (a record) for each job that takes it, and subtracts one from that job's
+`awaits`. Nothing else does. So `awaits` is the number of jobs that have not succeeded, whatever the status of the job that awaits them.
 
-A job that ends otherwise leaves `awaits` as it is, so nothing that needs its result starts. The step puts an action, and the jobs of its
-scope that have not begun are cancelled after it, in portions. A retry replaces the action by one that restores them. Each of these changes
-expects the action's revision, so one that was decided on before the retry has no effect after it. Only a job that collects failures counts
-them like successes.
+If a job ends in another way, `awaits` stays unchanged, so no job that needs its result starts. The step puts an action, which then cancels
+the jobs of its scope that have not begun, in portions. A retry replaces the action by one that restores them. Each of these changes expects
+the action's revision, so changes decided on before the retry have no effect after it. Only a job that collects failures counts them too.
 """
 
 from __future__ import annotations
@@ -30,20 +29,20 @@ FELL, RESTORE, CANCEL, FORGET = range(4)
 """What an action does: cancel the jobs of a failure's scope that have not begun, restore them, cancel the whole flow, or drop notes."""
 
 MAX_INLINE: Final = 1_024
-"""The most bytes of a result that a look at all notes of a job brings at once."""
+"""The maximum size in bytes of a result that is read together with a job's other notes. Larger ones are read separately."""
 
 
 class Action(msgspec.Struct, frozen=True, array_like=True):
-    """Describes the work that remains on the jobs of a flow.
+    """The work that remains to be done on the jobs of a flow.
 
     `what`     one of `FELL`, `RESTORE`, `CANCEL`, `FORGET`
     `owner`    the flow's id; for FORGET, that of the job whose notes are dropped
     `first`    the first number of the scope
-    `last`     the last number of it
-    `cause`    the job that failed, or is retried; for CANCEL, the flow's id
+    `last`     the last number of the scope
+    `cause`    the job that failed or is retried; for CANCEL, the flow's id
     `reason`   why jobs are cancelled
-    `failure`  what those that collect failures get
-    `after`    the number from which on it has not been done
+    `failure`  the failure as jobs that collect failures receive it
+    `after`    the number of the first job that the action has not reached
     """
 
     what: int
@@ -56,17 +55,17 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
     after: int = 0
 
     def scan(self, limit: int) -> Scan:
-        """Return the scan of the jobs, or of the notes, that are next."""
+        """Return the scan of the next jobs or notes."""
         after, until = numbered(self.owner, max(self.first, self.after)), numbered(self.owner, self.last + 1)
         return Scan(_INDEX[self.what], limit, after=(self.owner if self.what == FORGET else after,), until=(until,), with_records=False)
 
     def behind(self, last: Entry) -> Action:
-        """Return what remains of it behind this entry."""
+        """Return the part of the action that remains after this entry."""
         return msgspec.structs.replace(self, after=number_of(last) + 1)
 
     @property
     def extent(self) -> tuple[int, bytes, int, int]:
-        """Return what it is about. Actions with the same extent are done together: many jobs of a flow may fail at once."""
+        """The kind, owner and scope. Actions with the same extent are done together, because many jobs of a flow may fail at once."""
         return self.what, self.owner, self.first, self.last
 
 
@@ -77,13 +76,13 @@ _decode: Final = msgspec.msgpack.Decoder(Action).decode
 
 
 def number_of(entry: Entry) -> int:
-    """Return the number of a job in its flow, or that of an input of a job."""
+    """Return the number of a job in its flow, or the number of a job's input."""
     numbered: bytes = entry.position[0]
     return int.from_bytes(numbered[-NUMBER_BYTES:], "big")
 
 
 def action_in(action_id: bytes, record: Record | Plain | None) -> Action:
-    """Decode an action. One that cannot be decoded, or is not about its own flow or job, asks for nothing."""
+    """Decode an action. If it can't be decoded, or isn't about its own flow or job, return an action that does nothing."""
     try:
         found = _decode(record.state) if record is not None and isinstance(record.state, bytes) else _NOTHING
     except msgspec.MsgspecError:
@@ -98,7 +97,7 @@ def actions_in(found: Sequence[Entry]) -> dict[bytes, Action]:
 
 
 def is_current(draft: Draft, action_id: bytes, action: Action) -> bool:
-    """Return True if this action still has to be done. A decision that asks expects the action's revision."""
+    """Return True if this action still has to be done. The decision that calls this then expects the action's revision."""
     current = action_in(action_id, draft.plain(Kind.FLOW, action_id))
     return (current.what, current.cause) == (action.what, action.cause)
 
@@ -114,11 +113,11 @@ def put(draft: Draft, action_id: bytes, action: Action) -> None:
 
 
 def end(draft: Draft, job: Job, by: Action | None) -> None:
-    """Do what the end of a job brings about for its flow. `by` is the action that has ended it, if one has."""
+    """Apply the consequences of a job's end to its flow. `by` is the action that ended the job, if any."""
     member, state = job.sent.member, job.state
     assert member is not None
     has_succeeded = job.status == SUCCEEDED
-    # an action is about the jobs that await this one too, unless its scope is this one's own
+    # the action handles the jobs that await this one too, unless its scope is this job's own
     is_apart = state.felled_by is None or (by is not None and (by.first, by.last) == (member.first, member.last))
     counts = [each for each in _ties_of(job) if has_succeeded or (each[1].collects and is_apart)]
     needed = [Ref(Kind.NOTE, numbered(successor, tie.number)) for successor, tie in counts if tie.number is not None]
@@ -143,18 +142,18 @@ def end(draft: Draft, job: Job, by: Action | None) -> None:
 
 
 def _ties_of(job: Job) -> list[tuple[bytes, Tie]]:
-    """Return the jobs that await this one, each with its tie."""
+    """Return the jobs that still await this one, each with its tie."""
     return [each for each in zip(job.sent.joined, job.sent.ties, strict=False) if each[0] not in job.state.spent]
 
 
 def _own_notes(job: Job) -> list[Ref]:
-    """Return the notes that a job has got, unless they are many."""
+    """Return the refs of the notes that a job may have received, or none if there are too many to drop at once."""
     inputs = 0 if job.sent.member is None or not job.has(Flag.NOTED) else job.sent.member.inputs
     return [Ref(Kind.NOTE, numbered(job.id, number)) for number in range(inputs)] if inputs <= MAX_NOTES_AT_ONCE else []
 
 
 def _acts(job: Job, member: Member) -> bool:
-    """Return True if the failure of a job concerns others: no action has cancelled it, and it has a scope."""
+    """Return True if a job's failure affects other jobs: it has a scope, and no action has cancelled the job itself."""
     return job.state.felled_by is None and member.first < member.last
 
 
@@ -166,7 +165,7 @@ def _fell(draft: Draft, job: Job, failure: FailureNote) -> None:
 
 
 def _put_note(draft: Draft, note_id: bytes, note: bytes) -> bool:
-    """Put a note. Return False if there is one: then its job has counted an end already."""
+    """Put a note. Return False if it already exists, because the job that takes it has then counted an end before."""
     ref = Ref(Kind.NOTE, note_id)
     if draft.plain(*ref) is not None:
         return False
@@ -176,7 +175,7 @@ def _put_note(draft: Draft, note_id: bytes, note: bytes) -> bool:
 
 
 def drop_notes(draft: Draft, job: Job) -> None:
-    """Drop the notes that a job has got. If they are many, upkeep does."""
+    """Drop the notes that a job has received. If there are many, leave them to upkeep."""
     refs = _own_notes(job)
     draft.require(refs)
     for ref in refs:
@@ -187,7 +186,7 @@ def drop_notes(draft: Draft, job: Job) -> None:
 
 
 def _failure_of(job: Job) -> FailureNote:
-    """Return how a job has ended, for the jobs that collect failures."""
+    """Return a job's failure as the jobs that collect failures receive it."""
     reason = (job.state.reason or b"").decode(errors="replace")
     if job.status == CANCELLED:
         return FailureNote("", reason, job.id)
@@ -203,8 +202,8 @@ def _failure_of(job: Job) -> FailureNote:
 
 
 def redo(draft: Draft, job: Job) -> None:
-    """Prepare the retry of a job that has ended: take back what its failure has brought about, and let an action restore what it has
-    cancelled. A job that has begun with the failure keeps it, and gets nothing from this one any more."""
+    """Prepare the retry of a job that has ended: undo the consequences of its failure, and let an action restore the jobs that it
+    cancelled. A job that has already begun with the failure keeps it, and receives nothing more from the retried job."""
     member, state = job.sent.member, job.state
     assert member is not None
     given = [each for each in _ties_of(job) if each[1].collects and state.counted]
@@ -215,9 +214,9 @@ def redo(draft: Draft, job: Job) -> None:
         if waiting is None or waiting.status not in (HELD, FAILED, CANCELLED):
             state.spent = (*state.spent, successor)
             continue
-        draft.put(waiting)  # if it is being released, that is decided again
+        draft.put(waiting)  # a release that is under way is decided again
         draft.add(waiting.ref, "awaits", 1)
-        waiting.add_awaited(1)  # it may be retried by the same call
+        waiting.add_awaited(1)  # the same call may retry it too
         if tie.number is not None:
             draft.drop(Ref(Kind.NOTE, numbered(successor, tie.number)))
     if _acts(job, member):
@@ -225,16 +224,16 @@ def redo(draft: Draft, job: Job) -> None:
 
 
 def whole(flow: bytes, after: int = 0, limit: int = MAX_MEMBERS) -> Scan:
-    """Return the scan of the jobs of a flow from this number on."""
+    """Return the scan of a flow's jobs from the number `after` on."""
     return Scan("flow", limit, after=(numbered(flow, after),), until=(numbered(flow, MAX_MEMBERS),))
 
 
 class Census:
-    """Counts the jobs of a flow, from one query for all of them.
+    """Counts the jobs of a flow, which the caller adds in portions.
 
-    `failures`  jobs that have failed or were cancelled apart from any action, by the scopes of those that act on others
-    `awaited`   how many jobs that have not succeeded are kept, by the job that awaits them
-    `held`      the jobs that are HELD
+    `failures`  the last job found whose failure or cancellation affects other jobs, by the scope that it affects
+    `awaited`   for each job that awaits others: how many of these are still stored and have not succeeded
+    `held`      the HELD jobs
     """
 
     def __init__(self) -> None:
@@ -253,7 +252,7 @@ class Census:
 
 
 def fell_again(draft: Draft, job_id: bytes) -> bool:
-    """Let a job that has failed cancel what the retry of another one has restored."""
+    """Let a failed job cancel again the jobs that another job's retry has restored."""
     job = draft.job(job_id)
     if job is not None and job.sent.member is not None and job.status in (FAILED, CANCELLED) and _acts(job, job.sent.member):
         _fell(draft, job, _failure_of(job))

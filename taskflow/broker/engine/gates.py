@@ -1,14 +1,14 @@
 """Gates: limits on how many jobs are READY or RUNNING at once, and on how many start in a period.
 
-A job with gates takes a slot of each when it becomes READY, all or none, and gives them back when it is neither READY nor RUNNING any more.
-A job that finds a gate full waits there, SCHEDULED. The step that gives a slot back hands it to the first job that waits.
+A job with gates takes a slot of each when it becomes READY, either all or none. It gives them back when it stops being READY or RUNNING.
+A job that finds a gate full waits there as SCHEDULED. The step that gives a slot back passes it to the first waiting job.
 
-A job that waits expects the gate's revision, and does not put the gate, so any number of jobs can begin to wait at once. Only the first
-one puts it, to note that jobs wait. An operation that makes room in a gate at which jobs may wait looks again after its step, because
-others may have begun to wait before that. No job begins to wait while there is room, so that look is final.
+A job that begins to wait expects the gate's revision but doesn't put the gate, so any number of jobs can begin to wait at once. Only the
+first one puts it, to record that jobs wait. An operation that makes room in a gate checks it again after its step, because other jobs may
+have begun to wait in between. No job begins to wait while the gate has room, so one check is enough.
 
-A rate has no slots. A job pays when it becomes READY. If it comes too early, it pays for a later time at once, and becomes due then. A
-payment is good for `PAYMENT_TTL`, so that jobs which could not start in time do not start together.
+A rate (a limit on starts in a period) has no slots. A job pays for it when it becomes READY. If that is too early, the job pays for a later
+time and becomes due then. A payment is valid for `PAYMENT_TTL`, so that jobs which couldn't start in time don't start all at once.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from taskflow.model.clock import to_microseconds
 from taskflow.model.limits import MAX_MOST, Gate, earliest, gate_id, interval, paid
 
 MAX_TRIED: Final = 256
-"""How many jobs that wait at a gate one decision looks at. Others, which may be able to pass, are left to the next one."""
+"""The maximum number of a gate's waiting jobs that one decision checks. Other jobs that could pass are left to the next decision."""
 
 SPARE: Final = 2
-"""How many more jobs that wait at a gate to read than there are slots that become free. Some may have to wait elsewhere."""
+"""How many waiting jobs to read beyond the number of slots that become free. Some of the jobs may have to wait at another gate."""
 
 MAX_PAUSED: Final = 1_000
 
 PAYMENT_TTL: Final = 1.0
-"""Seconds for which a job that has paid for a rate may start."""
+"""Seconds within which a job that has paid for a rate may start."""
 
 
 class GateBody(msgspec.Struct, array_like=True):
-    """Keeps the fields of a gate that its header does not have: see `Gate`."""
+    """The fields of a gate that aren't in its header: see `Gate`."""
 
     limit: str
     key: str
@@ -64,7 +64,7 @@ def of_pause(queue: str) -> Gate:
 
 
 def foresee(limits: Sequence[Gate]) -> Operation[Foreseen | None]:
-    """Look which jobs that wait at gates will probably be needed, if a slot of each becomes free: none where no job waits."""
+    """Query how many waiting jobs a decision will probably need when a slot of each gate becomes free. Return None if that's unknown."""
     freed = Counter([gate.id for gate in limits if not gate.per])
     if not freed:
         return None
@@ -77,7 +77,7 @@ def foresee(limits: Sequence[Gate]) -> Operation[Foreseen | None]:
 
 
 def declare(draft: Draft, limits: Sequence[Gate]) -> None:
-    """Let gates have the numbers that the sender of a new job declares."""
+    """Give gates the numbers that the sender of a new job declares, unless an operator has set them."""
     for gate in limits:
         record = draft.plain(Kind.GATE, gate.id)
         if record is not None and not record.header["is_set"] and in_force(record, gate) != gate:
@@ -86,7 +86,7 @@ def declare(draft: Draft, limits: Sequence[Gate]) -> None:
 
 
 def in_force(record: Plain, gate: Gate) -> Gate:
-    """Return the gate with the numbers that its record has."""
+    """Return the gate with the numbers from its record, or unchanged if the record can't be decoded."""
     try:
         body = _decode(record.state) if isinstance(record.state, bytes) else None
     except msgspec.MsgspecError:
@@ -97,7 +97,7 @@ def in_force(record: Plain, gate: Gate) -> Gate:
 
 
 def admit(draft: Draft, job: Job) -> bool:
-    """Let a job pass its gates. Return False if it has to wait at one of them, or for a later time: then it takes no slot."""
+    """Take a slot of each of a job's gates. Return False, and take none, if the job has to wait at one of them or for a later time."""
     limits, queue = job.limits, Ref(Kind.QUEUE, job.queue.encode())
     draft.require(_refs_to_admit(draft, job))
     if (draft.paused is None or queue.id in draft.paused) and draft.plain(*queue) is not None:
@@ -128,7 +128,7 @@ def _refs_to_admit(draft: Draft, job: Job) -> list[Ref]:
 
 
 def leave(draft: Draft, limits: Sequence[Gate]) -> Iterator[Job]:
-    """Give back a slot of each gate. Yield the jobs that get them, which are to be made READY."""
+    """Give back a slot of each gate. Yield the jobs that receive the slots, for the caller to make READY."""
     limits = [gate for gate in limits if not gate.per]
     draft.require(refs_of(limits), frees=True)
     for gate in limits:
@@ -140,7 +140,7 @@ def leave(draft: Draft, limits: Sequence[Gate]) -> Iterator[Job]:
 
 
 def fill(draft: Draft, gate_id: bytes) -> Iterator[Job]:
-    """Yield the jobs that wait at a gate with room, as far as it suffices. If there are none, note that."""
+    """Yield the waiting jobs for which a gate has room. If no job waits any longer, record that."""
     record = draft.plain(Kind.GATE, gate_id)
     if record is None or not record.header["has_waiting"]:
         return
@@ -154,15 +154,15 @@ def fill(draft: Draft, gate_id: bytes) -> Iterator[Job]:
 
 
 def pause(draft: Draft, queue: str, *, is_paused: bool) -> None:
-    """Open or close the gate of a queue's limited jobs."""
+    """Open or close the gate at which a paused queue's limited jobs wait."""
     record = draft.plain(Kind.GATE, of_pause(queue).id)
     if record is not None:
-        record.header["most"] = int(not is_paused)  # nothing takes a slot here
+        record.header["most"] = int(not is_paused)  # no job takes a slot of this gate
         put(draft, record)
 
 
 def close(draft: Draft, limits: Sequence[Gate], seconds: float) -> None:
-    """Let no job pass the rates among these gates for a while."""
+    """Close the rates among these gates to all jobs for `seconds`."""
     limits = [gate for gate in limits if gate.per]
     draft.require(refs_of(limits))
     for gate in limits:
@@ -173,7 +173,7 @@ def close(draft: Draft, limits: Sequence[Gate], seconds: float) -> None:
 
 
 def _pass_on(draft: Draft, record: Plain) -> Iterator[Job]:
-    """Yield the jobs that get the free slots of a gate. Those that have to wait elsewhere, or for a later time, do so from now on."""
+    """Yield the jobs that receive a gate's free slots. Jobs that have to wait at another gate or for a later time begin to do so."""
     header, gate_id = record.header, record.ref.id
     if not header["has_waiting"]:
         return
@@ -181,7 +181,7 @@ def _pass_on(draft: Draft, record: Plain) -> Iterator[Job]:
     while seen and header["taken"] < header["most"]:
         job = draft.job(seen[0].ref.id)
         assert job is not None  # its record came with the scan
-        if not draft.has_loaded(_refs_to_admit(draft, job)):  # each job may have others, and one look is to load those of all
+        if not draft.has_loaded(_refs_to_admit(draft, job)):  # jobs may have other gates, and one query should load all
             jobs = [draft.job(entry.ref.id) for entry in seen]
             draft.require([ref for each in jobs if each is not None for ref in _refs_to_admit(draft, each)])
         seen.popleft()
@@ -194,7 +194,7 @@ def _pass_on(draft: Draft, record: Plain) -> Iterator[Job]:
 
 
 def record_of(draft: Draft, gate: Gate) -> Plain:
-    """Return the record of a gate. It exists while a job has a slot, or waits, or a rate is not idle."""
+    """Return a gate's record, or a new one. It's stored while jobs hold slots or wait, its number is set, or a rate isn't idle."""
     record = draft.plain(Kind.GATE, gate.id)
     if record is not None:
         return record
@@ -213,7 +213,7 @@ def put(draft: Draft, record: Plain) -> None:
 
 
 def prepare(record: Plain) -> tuple[bool, bool]:
-    """Note in a record whether its gate is open. Return whether the gate is to be kept, and whether it is open."""
+    """Set in a record whether its gate is open. Return whether to keep the record, and whether the gate is open."""
     header = record.header
     header["is_open"] = int(header["has_waiting"] and header["taken"] < header["most"])
     is_kept = bool(header["taken"] or header["has_waiting"] or header["is_set"]) or header["tat"] is not None
@@ -221,7 +221,7 @@ def prepare(record: Plain) -> tuple[bool, bool]:
 
 
 def _wait(draft: Draft, job: Job, record: Plain) -> None:
-    """Let a job wait at a gate that is full."""
+    """Make a job wait at a full gate."""
     if job.has(Flag.FAIR):
         job.header["since"] = None
         turns.take(draft, job, ("gated", record.ref.id, -job.header["priority"]))
@@ -233,8 +233,8 @@ def _wait(draft: Draft, job: Job, record: Plain) -> None:
 
 
 def _pay(draft: Draft, job: Job, rates: Sequence[tuple[Plain, Gate]]) -> bool:
-    """Pay for the rates of a job that would start now. If one of them does not allow that yet, pay for a later time at this one alone, and
-    make the job due then."""
+    """Pay for a job's rates. Return True if all of them allow it to start now. Otherwise pay only the rate that allows it last, for that
+    time, and make the job due then."""
     due_at, now = job.header["due_at"], draft.now
     is_good = job.state.paid is not None and not isinstance(due_at, After) and now - due_at <= to_microseconds(PAYMENT_TTL)
     starts = list[int]()
@@ -252,7 +252,7 @@ def _pay(draft: Draft, job: Job, rates: Sequence[tuple[Plain, Gate]]) -> bool:
             if start > now:
                 job.header["gate"], job.header["due_at"], job.state.paid = None, start, gate.id
                 job.state.waiting = text_bytes(wording.waits_at_gate(gate.limit, gate.key))
-                if start - now <= interval(gate):  # others that come first have told it
+                if start - now <= interval(gate):  # otherwise earlier jobs have announced theirs
                     draft.wake(topics.DUE)
                 return False
     job.header["due_at"] = NOW

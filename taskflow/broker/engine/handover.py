@@ -1,6 +1,6 @@
-"""Ends runs whose jobs have one limit and no other tie, and hands their slots on: what `jobs.settle` does in general, without drafts.
+"""Ends runs of jobs that have one limit and no other tie, and hands their slots on. This is a fast path of `jobs.settle` without drafts.
 
-It decides by headers. A job that needs more, or whose records have changed meanwhile, is left to the general decision.
+It decides by headers. Jobs that need more, or whose records have changed in the meantime, are left to the general decision.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from taskflow.model.verdict import Settlement, Succeeded, is_plain_success
 
 
 class _Ending(NamedTuple):
-    """A run that ends, with its number among the settlements."""
+    """A run to end, with the number of its settlement."""
 
     number: int
     settlement: Settlement
@@ -35,7 +35,7 @@ def is_simple(settlement: Settlement) -> bool:
 
 
 def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[set[int]]:
-    """End runs for which `is_simple` is True. Return the numbers of those that have ended. The others may have more ties, or be over."""
+    """End runs for which `is_simple` is True. Return the numbers of the runs that it ended. The others may have more ties or be over."""
     by_gate: dict[bytes, list[int]] = {}
     for number, settlement in enumerate(settlements):
         by_gate.setdefault(settlement.limits[0].id, []).append(number)
@@ -77,7 +77,7 @@ def _endings(seen: Snapshot, settlements: Sequence[Settlement], numbers: Sequenc
 
 
 class _Step:
-    """The step that ends the runs of all gates. One step costs the least; if it is stale, the general decisions are made apart."""
+    """Builds the step that ends the runs of all gates. One step costs the least; if it's stale, the general path decides on each run."""
 
     def __init__(self, paused: set[bytes]) -> None:
         self._paused = paused
@@ -85,8 +85,8 @@ class _Step:
         self._puts, self._drops, self._totals = list[Put](), list[Ref](), dict[tuple[str, str], int]()
 
     def add(self, stored: Record, endings: Sequence[_Ending], waiting: Sequence[Entry], now: int) -> bool | None:
-        """Add runs of one gate. Return True if jobs may still wait there while it has room, and None if a job that waits needs another
-        decision: then nothing is added."""
+        """Add the runs of one gate. Return True if the gate has room and jobs may still wait there. Return None, and add nothing, if a
+        waiting job needs the general decision."""
         gate = Plain(stored.ref, dict(stored.header), stored.state)
         room = max(0, gate.header["most"] - gate.header["taken"] + len(endings)) if gate.header["has_waiting"] else 0
         passing = [entry.record for entry in waiting[:room]]
@@ -131,7 +131,7 @@ def _ended(settlement: Settlement, record: Record, now: int) -> Put:
 
 
 def _may_pass(record: Record, paused: set[bytes]) -> bool:
-    """Return True if a job that waits needs no more than a slot of the gate."""
+    """Return True if a waiting job needs only a slot of this gate."""
     header = record.header
     return (
         header["status"] == SCHEDULED

@@ -27,7 +27,7 @@ MAX_CROWDED: Final = 200
 
 
 def records(limit: str | None) -> Operation[list[LimitRecord]]:
-    """Return the gates that hold up jobs or whose number was set, those at which most jobs wait first."""
+    """Return the gates that are in use or whose number was set, of one limit or of all. The gates with the most waiting jobs come first."""
     seen: Snapshot = yield Query(scans=(Scan("gates", MAX_LISTED),))
     found = list[tuple[Plain, Gate]]()
     for entry in seen.scans[0]:
@@ -60,7 +60,7 @@ def _shown(record: Plain, gate: Gate, waiting: int, now: int) -> LimitRecord:
 
 
 def set_number(gate: Gate, rules: Rules, *, is_set: bool) -> Operation[None]:
-    """Set the number of a gate. With `is_set` it overrides what senders declare, until it's set again. Jobs that can pass now become
+    """Set the number of a gate. With `is_set`, it overrides the senders' numbers until it's set again. Jobs that can now pass become
     READY."""
 
     def one(draft: Draft, gate: Gate) -> None:
@@ -77,7 +77,7 @@ AT_ONCE: Final = 500
 
 
 def recount(rules: Rules) -> Operation[int]:
-    """Correct the number of slots taken, and return how many gates were wrong. No worker may be running."""
+    """Correct each gate's number of taken slots, and return how many gates were wrong. No worker may be running."""
     held = Counter[bytes]()
     for index in ("holding", "leases"):
         after: Position | None = None

@@ -1,8 +1,8 @@
-"""Turns: tenants that share a line have their jobs run in turn, however many jobs each has sent.
+"""Turns: tenants that share a line have their jobs run in turn, however many jobs each tenant has sent.
 
-A line is the READY jobs of a queue, or the jobs that wait at a gate, with one priority. Both are ordered by `due_at`. For a job with a
-tenant that is a place, and no time: the place of the first job in the line, or behind the last one of its tenant if that is later. So the
-n-th jobs of all tenants stand together. A line without such jobs begins at the present.
+A line contains jobs of one priority: the READY jobs of a queue, or the jobs that wait at a gate. It's ordered by `due_at`. For a job with a
+tenant, `due_at` is a place instead of a time: the place of the line's first job, or the one behind the tenant's last job if that is later.
+So the n-th jobs of all tenants are next to each other. In a line without such jobs, places begin at the current time.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from taskflow.model.rules import Rules
 
 MAX_FORGOTTEN: Final = 500
 IDLE_FOR: Final = 60 * MICROSECONDS
-"""How long a tenant's place is kept at least after its last use."""
+"""Microseconds for which a tenant's place is kept at least after its last use."""
 
 Line = tuple[str, str | bytes, int]
-"""The index that has the jobs of a line, and the beginning of their positions: the queue or the gate, and the priority, negated."""
+"""The index that contains a line's jobs, and the beginning of their positions: the queue or the gate, and the negated priority."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(tuple[str, Any, int]).decode
@@ -45,8 +45,8 @@ def turn_ref(line: Line, tenant: bytes) -> Ref:
 
 
 def take(draft: Draft, job: Job, line: Line) -> None:
-    """Give a job with a tenant its place in a line. One that has its place already, because it comes back from a worker, keeps it, but is
-    never before the first job."""
+    """Give a job with a tenant its place in a line. A job that comes back from a worker keeps its old place, but never gets ahead of the
+    line's first job."""
     header, tenant, scan = job.header, job.tenant, first_of(line)
     if tenant is None:  # another program has changed it
         return
@@ -65,7 +65,7 @@ def take(draft: Draft, job: Job, line: Line) -> None:
 
 
 def forget(rules: Rules) -> Operation[None]:
-    """Forget tenants whose last jobs have left their lines, or whose lines have gone beyond them."""
+    """Drop the records of idle tenants whose lines are empty or have moved past the tenant's last place."""
     seen: Snapshot = yield Query(scans=(Scan("turns", MAX_FORGOTTEN),))
     idle = {entry.ref: _line_in(entry.record) for entry in seen.scans[0] if entry.position[0] < seen.now - IDLE_FOR}
     lines = {line for line in idle.values() if line is not None}
@@ -84,7 +84,7 @@ def forget(rules: Rules) -> Operation[None]:
 
 
 def _line_in(record: Record | None) -> Line | None:
-    """Return the line of a tenant. Another program may have written any bytes."""
+    """Return the line of a tenant's record, or None if another program has written something else."""
     try:
         of, line, rank = _decode(record.state if record is not None and record.state is not None else b"")
     except msgspec.MsgspecError:
