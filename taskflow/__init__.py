@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # loading typing takes 5 ms, in which a Ctrl-C for the command would still be Python's to handle, or to lose
+TYPE_CHECKING = False  # importing typing takes 5 ms, in which Python itself would handle, or lose, the command's Ctrl-C
 if TYPE_CHECKING:
     from taskflow.app.app import configure as configure
     from taskflow.app.around import depends as depends
@@ -134,7 +134,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split
 __all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]  # the names are listed once, above
 
 
-if not TYPE_CHECKING:  # a type checker would take every name to exist
+if not TYPE_CHECKING:  # hidden from type checkers, which would otherwise accept any name
 
     def __getattr__(name):
         home = _HOME_OF.get(name)

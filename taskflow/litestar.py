@@ -23,7 +23,7 @@ class TaskflowPlugin(InitPlugin):
     """Run a worker inside a Litestar application: ``Litestar(routes, plugins=[TaskflowPlugin(concurrency=50)])``.
 
     The worker starts after the application's lifespans and `on_startup` hooks, and winds down before they end. In its jobs,
-    `ctx.state` is the application's `state`. List the plugin after those that open what jobs use.
+    `ctx.state` is the application's `state`. List the plugin after the plugins that open resources for jobs.
 
     A handler that raises `InvalidJobId` or `UnknownJob` answers 404, and one that raises `BrokerUnavailable` answers 503,
     unless the application has its own handlers for these errors.
@@ -31,9 +31,9 @@ class TaskflowPlugin(InitPlugin):
     `worker`       False if the worker is a separate process (default True)
     `queues`       the queues to take jobs from, as in `Worker` (default None: every queue)
     `concurrency`  the maximum number of jobs that run at once (default 100)
-    `grace`        seconds that runs have to finish when the application stops (default 25)
+    `grace`        seconds that running jobs have to finish when the application stops (default 25)
 
-    Raises the errors of `Worker` when the application starts.
+    Raises the same errors as `Worker` when the application starts.
     """
 
     __slots__ = ("_options", "_worker")
@@ -49,7 +49,7 @@ class TaskflowPlugin(InitPlugin):
         own: dict[Any, Any] = {InvalidJobId: _not_found, UnknownJob: _not_found, BrokerUnavailable: _unavailable}
         app_config.exception_handlers = own | dict(app_config.exception_handlers)
         if self._worker:
-            # Lifespans are entered before the hooks run, and left before the hooks of the shutdown: the stack ends the worker in between.
+            # Lifespans are entered before the startup hooks run, and left before the shutdown hooks: the stack ends the worker in between.
             stack = AsyncExitStack()
 
             @asynccontextmanager

@@ -38,7 +38,7 @@ RunInline = Callable[[Sequence[Added | Refused | BaseException]], Awaitable[None
 class App:
     """Holds the registry, the settings and the brokers, and one client per running event loop. A forked child starts without clients.
 
-    `ignores_connections`  True in tests in memory: jobs sent in a transaction are added at once
+    `ignores_connections`  True in in-memory tests: jobs sent in a transaction are added at once
     `overrides`            in tests: functions that replace dependencies
     `run_inline`           in tests that run jobs as they're sent: a function that takes the store's answers and runs the jobs that were
                            added
@@ -71,7 +71,7 @@ class App:
     # --- settings ----------------------------------------------------------------------------------
 
     def read_settings(self) -> Settings:
-        """Return the current settings. They are read on first use, not at import, and after each change. Declared jobs get new limits."""
+        """Return the current settings, which are read on first use and after each change. Declared jobs then get the new size limits."""
         settings = self._settings
         if settings is None:
             integrated = {name: value for name, value in self._integrated.items() if value is not None}
@@ -98,7 +98,7 @@ class App:
         self._forget_settings(given.get("broker"))
 
     def integrate(self, **given: Any) -> None:
-        """Apply settings of a framework, which `configure` overrides. Its middleware surrounds the application's."""
+        """Apply a framework's settings, which `configure` overrides. The framework's middleware surrounds the application's."""
         checked(given)
         self._integrated.update(given)
         self._forget_settings(given.get("broker"))
@@ -116,7 +116,7 @@ class App:
 
     @contextmanager
     def using(self, broker: Broker) -> Iterator[None]:
-        """Send everything to `broker` inside the block, whatever the settings say. Settings changed there are restored afterwards."""
+        """Use `broker` inside the block, whatever the settings name. Settings that are changed in the block are restored afterwards."""
         before = (self._given_broker, self._configured.copy(), self._flags.copy())
         self._given_broker = broker
         self._clients.clear()
@@ -144,7 +144,7 @@ class App:
         return DEFAULT_BROKER if configured is None else configured
 
     def broker(self) -> Broker:
-        """Return the configured broker, one per URL. Raises ConfigurationError in a child process that cannot reach it."""
+        """Return the configured broker, one per URL. Raises ConfigurationError in a child process that cannot reach the broker."""
         if self._given_broker is not None:
             return self._given_broker
         if self._why_out_of_reach is not None:
@@ -154,7 +154,7 @@ class App:
         url = self.broker_url()
         with self._lock:
             if url not in self._brokers:
-                if self._is_connecting:  # in a signal handler or `__del__` that Python calls while this thread connects
+                if self._is_connecting:  # a signal handler or a `__del__` interrupted this thread while it was connecting
                     raise RuntimeError(INTERRUPTED)
                 self._is_connecting = True
                 try:
@@ -210,7 +210,7 @@ class App:
 
     @contextmanager
     def importing(self, module: str) -> Iterator[None]:
-        """While a worker imports `module` inside the `with` block, warn about the first job that is sent."""
+        """Warn about the first job that is sent while a worker imports `module` inside the `with` block."""
         self.importing_module = module
         try:
             yield
@@ -260,7 +260,7 @@ def configure(
     `telemetry`          instances of the classes in `taskflow.telemetry` (default none)
     `child_initializer`  a function that each child process (``runs_in="process"``) calls once, before its first job
     `child_lifespan`     like `lifespan`, but entered once in each child process; its context manager may be a synchronous one
-    `defaults`           options for all jobs that do not set them, whenever they are declared: a dict
+    `defaults`           options for all jobs that do not set them, even for those declared earlier: a dict
                          with the keys of `DefaultOptions`, for example ``{"max_attempts": 3}`` (default none)
 
     Raises ConfigurationError for an invalid value, naming the setting.

@@ -30,9 +30,9 @@ F = TypeVar("F", bound=IO[Any])
 
 
 class Dependency(msgspec.Struct, frozen=True, eq=False):
-    """The default of a parameter whose value is made by a function for each run. `needs` holds that function's own dependencies.
+    """The default of a parameter whose value a function makes for each run. `needs` holds the function's dependencies, by parameter name.
 
-    `is_async` is True if only an async job can use it, as far as that's known before the call.
+    `is_async` is True if only an async job can use it, as far as that's known before the function is called.
     """
 
     function: Callable[..., Any]
@@ -63,12 +63,12 @@ def depends(function: Callable[..., Awaitable[T]], /) -> T: ...
 @overload
 def depends(function: Callable[..., T], /) -> T: ...
 def depends(function: Callable[..., Any], /) -> Any:
-    """Declare that each run of a job makes the value of a parameter: ``async def bill(order_id: int, db: Session = depends(get_session))``.
+    """Declare a parameter whose value each run makes: ``async def bill(order_id: int, db: Session = depends(get_session))``.
 
-    `function` returns the value or yields it once; it may be async if the job is. Code after the ``yield`` runs when the job's function has
-    ended, in reverse order, before the run is settled. An error of the job is raised at the ``yield``, and stays the run's error, whatever
-    that code does or raises. The function may have dependencies itself, and a first parameter annotated with `JobContext`. Within one run,
-    each function is called once, so all that depend on it share its value.
+    `function` returns the value or yields it once; it may be async if the job is. When the job's function has ended, the code after each
+    ``yield`` runs, in reverse order, before the run is settled. If the job fails, its error is raised at the ``yield``, and remains the
+    run's error, whatever the code there does or raises. The function may have dependencies itself, and a first parameter annotated with
+    `JobContext`. Each function is called once in a run, and everything that depends on it shares the value.
 
     Callers do not pass the parameter: `delay` refuses it. Raises DeclarationError if `function` takes other arguments without a default.
     """
@@ -88,8 +88,8 @@ def dependency_of(function: Callable[..., Any]) -> Dependency:
         is_open = each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
         if (each.default is each.empty and not is_open) or (each.kind is each.POSITIONAL_ONLY and isinstance(each.default, Dependency)):
             raise DeclarationError(
-                f"depends({_name(function)}): its parameter {each.name} has no default that can be given by name; a dependency gets the "
-                "run's context as a first parameter annotated with JobContext, and other values from depends()"
+                f"depends({_name(function)}): its parameter {each.name} has no default, or cannot be passed by name; a dependency gets the "
+                "run's context by a first parameter annotated with JobContext, and other values by depends()"
             )
     needs = {each.name: each.default for each in parameters if isinstance(each.default, Dependency)}
     return Dependency(function, has_context, needs, inspect.isasyncgenfunction(inner) or inspect.iscoroutinefunction(inner))
@@ -111,7 +111,7 @@ def dependencies_of(parameters: Sequence[inspect.Parameter]) -> dict[str, Depend
             found[each.name] = each.default
             given = [other for other in parameters[number + 1 :] if not isinstance(other.default, Dependency)]
             if each.kind is each.POSITIONAL_ONLY or any(other.kind not in (other.KEYWORD_ONLY, other.VAR_KEYWORD) for other in given):
-                raise DeclarationError(f"{each.name} = {each.default!r} stands before arguments of callers: put it last, or behind a *")
+                raise DeclarationError(f"{each.name} = {each.default!r} precedes arguments that callers pass: put it last, or after a *")
     return found
 
 
@@ -120,31 +120,31 @@ def _refuse_annotated(parameter: inspect.Parameter) -> None:
     annotation = parameter.annotation
     is_written = isinstance(annotation, str) and "Annotated[" in annotation and "depends(" in annotation
     if is_written or any(isinstance(each, Dependency) for each in getattr(annotation, "__metadata__", ())):
-        raise DeclarationError(f"{parameter.name}: a dependency is a default, as in {parameter.name}: Session = depends(get_session)")
+        raise DeclarationError(f"{parameter.name}: give a dependency as a default, as in {parameter.name}: Session = depends(get_session)")
 
 
 def refuse_async(arounds: Sequence[Around], dependencies: Mapping[str, Dependency]) -> None:
-    """Raise TypeError for an async context manager around a plain function, because no event loop runs in the function's thread."""
+    """Raise TypeError for an async context manager or dependency of a plain function, whose thread has no event loop."""
     for each in arounds:
         inner = _innermost(each)
         is_async_class = inspect.isclass(inner) and hasattr(inner, "__aenter__") and not hasattr(inner, "__enter__")
         if is_async_class or inspect.isasyncgenfunction(inner):
-            raise TypeError(f"around=[... {_name(each)} ...] is async, and the job is a plain function; make either one like the other")
+            raise TypeError(f"around=[... {_name(each)} ...] is async, and the job is a plain function; make both async or both plain")
     for name, dependency in dependencies.items():
         if dependency.is_async:
-            raise TypeError(f"{name} = {dependency!r} is async, and the job is a plain function; make either one like the other")
+            raise TypeError(f"{name} = {dependency!r} is async, and the job is a plain function; make both async or both plain")
         refuse_async((), dependency.needs)
 
 
 Overrides = Sequence[tuple[Callable[..., Any], Dependency]]
-"""Functions of dependencies, and the functions that a test calls instead. The last replacement wins."""
+"""Pairs of a dependency's function and the replacement that a test gives for it. The last replacement wins."""
 
 
 def surrounded(
     function: Callable[..., Any], arounds: Sequence[Around], dependencies: Mapping[str, Dependency], overrides: Overrides, *, is_async: bool
 ) -> Callable[..., Any] | None:
     """Return a function that takes a run's context and arguments, and calls the job's function inside its context managers. Return None if
-    there are none and no dependencies."""
+    the job has neither context managers nor dependencies."""
 
     def call(context: JobContext, /, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
@@ -215,11 +215,11 @@ class _Values:
         return value
 
 
-# A dependency cannot suppress or replace the job's error. The run would seem to have succeeded, or a Discard become a retry.
+# A dependency cannot suppress or replace the job's error: otherwise a failed run could count as a success, or a Discard become a retry.
 
 
 def _entered(stack: ExitStack | AsyncExitStack, made: Any, dependency: Dependency) -> Any:
-    """Return a dependency's value: what a generator yields, or `made` itself."""
+    """Return a dependency's value, which is `made` itself, or the value that it yields if it is a generator."""
     if inspect.isgenerator(generator := made):
         made = contextlib.contextmanager(lambda: generator)()
     if not isinstance(made, _GeneratorContextManager):
@@ -271,7 +271,7 @@ def _stay(error: BaseException | None, raised: BaseException, dependency: Depend
 
 
 def _raise(raised: BaseException, dependency: Dependency) -> NoReturn:
-    """Raise a dependency's error. The error of contextlib for a generator that yields twice or never doesn't name it, so the name is
+    """Raise a dependency's error. If a generator yields twice or never, contextlib's error doesn't name the dependency, so its name is
     added."""
     if type(raised) is RuntimeError and str(raised).startswith("generator didn't "):
         raise RuntimeError(f"{dependency!r} must yield once: {raised}")

@@ -1,4 +1,4 @@
-"""Selects jobs, retries, runs, cancels or purges them in batches, and records it in the audit log: for `operate` and the command line."""
+"""Retries, runs, cancels or purges selected jobs in batches, and records that in the audit log: for `operate` and the command line."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ T = TypeVar("T")
 
 
 class JobSelection(TypedDict, total=False):
-    """Selects the jobs for which all of these hold. None means "not given".
+    """Selects the jobs that meet all of these conditions. None means "not given".
 
     `tag`           they have this tag
     `queue`         they are in this queue
     `job`           they call this job, given by its name or as the job itself
     `status`        they have this status, or one of these: "failed", `Status.FAILED`, ("failed", "cancelled")
     `error`         their last error, or the reason why they ended, contains this text, in upper or lower case
-    `header`        they have this header, "name", or the header with this value, "name=value"
+    `header`        they have this header ("name"), or the header with this value ("name=value")
     `created_before`, `ended_before`  they were sent, or ended, at least this long ago, in seconds or as a timedelta
     `poison`        they failed because their workers were lost again and again
     """
@@ -53,7 +53,7 @@ class JobSelection(TypedDict, total=False):
 
 
 def view_of(method: str, which: JobSelection) -> View:
-    """Return the view of the jobs that the arguments of `operate`'s method select. Raises TypeError or ValueError, naming the argument."""
+    """Return the view for the arguments of this method of `operate`. Raises TypeError or ValueError, naming the argument."""
     for name in which:
         if name not in JobSelection.__annotations__:
             near = nearest(name, JobSelection.__annotations__)
@@ -77,7 +77,7 @@ def view_of(method: str, which: JobSelection) -> View:
 
 
 def _statuses(given: str | Iterable[str] | None) -> tuple[Status, ...]:
-    """Return statuses, which may be given by name, in upper or lower case."""
+    """Return the statuses in a fixed order. They may be given by name, in upper or lower case."""
     if given is None:
         return ()
     if not isinstance(given, Iterable):
@@ -94,7 +94,7 @@ def _statuses(given: str | Iterable[str] | None) -> tuple[Status, ...]:
 
 
 def header_of(given: str) -> tuple[str, str | None]:
-    """Split "name=value" into name and value; the value of a mere "name" is None. Raises ValueError if there is no name."""
+    """Split "name=value" into name and value. The value is None if only a name is given. Raises ValueError if there is no name."""
     name, equals, value = given.partition("=")
     if not name:
         raise ValueError(f"header {shown(given)}: expected the name of a header, or name=value")
@@ -102,7 +102,7 @@ def header_of(given: str) -> tuple[str, str | None]:
 
 
 def check_error(text: str) -> str:
-    """Raise ValueError for an empty text, which every error contains, and for spaces, which most contain."""
+    """Return the text. Raises ValueError if it is empty or blank, because nearly every error contains such a text."""
     if not text.strip():
         raise ValueError(f"error {text!r}: expected a part of an error's text")
     return text
@@ -118,7 +118,7 @@ CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
 
 ActionName = Literal["retry", "run-now", "cancel", "purge"]
 
-PAGE: Final = 500  # jobs in one call of the store
+PAGE: Final = 500  # jobs per call to the store
 
 DEFAULTS: Final[Mapping[ActionName, frozenset[Status]]] = {
     "retry": frozenset({Status.FAILED}),
@@ -126,7 +126,7 @@ DEFAULTS: Final[Mapping[ActionName, frozenset[Status]]] = {
     "cancel": LIVE,
     "purge": ENDED,
 }
-"""The statuses that each action acts on, unless others are asked for."""
+"""The statuses that each action acts on by default."""
 
 POSSIBLE: Final[Mapping[ActionName, frozenset[Status]]] = {
     "retry": frozenset({Status.FAILED, Status.CANCELLED}),
@@ -143,7 +143,7 @@ class ActionResult(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of an action, in numbers of jobs. With ``dry_run=True``, nothing was changed, and these are the numbers to expect.
 
     `changed`  the jobs that were cancelled, retried or purged, or made ready by `run_now`
-    `asked`    running jobs that were asked to stop, which their workers will do
+    `asked`    running jobs that were asked to stop; their workers will stop them
     `refused`  the number of jobs that were left as they were, by reason
     """
 
@@ -158,7 +158,7 @@ class ActionResult(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def seen(self) -> int:
-        """The number of jobs that the action looked at."""
+        """The number of jobs that the action examined."""
         return self.affected + sum(self.refused.values())
 
     def __add__(self, more: ActionResult) -> ActionResult:
@@ -178,7 +178,7 @@ class CallBroker(Protocol):
 
 
 class CallBrokerOnce:
-    """Calls an operation of the broker, once."""
+    """Calls an operation of the broker without repeating it."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -188,7 +188,7 @@ class CallBrokerOnce:
 
 
 def check_view(action: ActionName, view: View) -> None:
-    """Raise ValueError if the action cannot act on jobs with one of the statuses, or on jobs that are selected in this way."""
+    """Raise ValueError if the action cannot act on jobs with one of the view's statuses, or selected by its other conditions."""
     for status in view.statuses:
         if status not in POSSIBLE[action]:
             raise ValueError(f"{action} cannot act on {status} jobs: allowed statuses are {', '.join(sorted(POSSIBLE[action]))}")
@@ -197,7 +197,7 @@ def check_view(action: ActionName, view: View) -> None:
 
 
 async def apply(call: CallBroker, action: ActionName, ids: Sequence[bytes]) -> list[str]:
-    """Act on jobs by id; a purge drops only ended ones. Return CHANGED or ASKED for each job, or the reason why it was left alone."""
+    """Act on jobs by id; a purge drops only ended jobs. Return CHANGED or ASKED for each job, or the reason why it was left alone."""
     if action == "retry":
         redone = {Redone.OK: CHANGED, Redone.UNKNOWN: UNKNOWN}
         return [redone.get(answer, answer.value) for answer in await call(lambda broker: broker.admin.retry(ids))]
@@ -234,7 +234,7 @@ def _answer(action: ActionName, status: Status | None, record: Record | None) ->
 
 
 def foresee(action: ActionName, record: Record | None, *, by_id: bool) -> str:
-    """Return the answer that the action would give for the job, named by id or selected, as far as its status tells."""
+    """Return the answer that the action would give for the job, judged by its status. `by_id` is True if the job is named by its id."""
     if record is None:
         return UNKNOWN
     if action in ("cancel", "run-now") or (action == "purge" and by_id):
@@ -245,7 +245,7 @@ def foresee(action: ActionName, record: Record | None, *, by_id: bool) -> str:
 
 
 async def pages(call: CallBroker, view: View) -> AsyncIterator[list[Record]]:
-    """Yield the records of matching jobs, in the order of their pages. An action on them does not shift the later pages."""
+    """Yield the records of matching jobs, page by page. An action on them does not shift the later pages."""
     cursor: str | None = None
     while True:
         page = await call(lambda broker, cursor=cursor: broker.admin.page(view, cursor=cursor, limit=PAGE))  # type: ignore[misc]
@@ -256,7 +256,7 @@ async def pages(call: CallBroker, view: View) -> AsyncIterator[list[Record]]:
 
 
 async def count(call: CallBroker, view: View) -> int:
-    """Count the jobs that match. The counts of the queues are exact for live jobs, but include some ended jobs that are no longer kept."""
+    """Count the matching jobs. The queues' counts suffice for live jobs only: for ended ones, they include some that are no longer kept."""
     statuses = view.statuses
     if statuses and LIVE.issuperset(statuses) and view == View(queue=view.queue, statuses=statuses):
         queues = [queue for queue in await call(lambda broker: broker.admin.queues()) if view.queue in (None, queue.name)]
@@ -273,7 +273,7 @@ async def act(call: CallBroker, action: ActionName, view: View) -> AsyncIterator
         if ended is not None:
             async for records in pages(call, ended):
                 found = await apply(call, action, [record.id for record in records])
-                done += ActionResult(changed=found.count(CHANGED))  # one that has been retried in the meantime stays
+                done += ActionResult(changed=found.count(CHANGED))  # a job that was retried in the meantime is left alone
                 yield done
         while waiting is not None and left > 0:
             most = min(PAGE, left)
@@ -288,7 +288,7 @@ async def act(call: CallBroker, action: ActionName, view: View) -> AsyncIterator
     async for records in pages(call, view):
         ids = [record.id for record in records if record.id not in acted]
         if action == "run-now":
-            acted.update(ids)  # a job that has run in the meantime and waits again, due later, is on a later page too
+            acted.update(ids)  # a job that ran in the meantime, and is scheduled again, is on a later page too
         done += ActionResult.of(await apply(call, action, ids) if ids else ())
         yield done
 
@@ -302,14 +302,14 @@ def _narrowed(view: View, statuses: Collection[Status]) -> View | None:
 log: Final = logging.getLogger("taskflow.operate")
 
 STOPPED: Final = "stopped"
-"""The beginning of a cancellation message that the log keeps, because it says who stopped the action."""
+"""A cancellation message that begins with this word names who stopped the action, so the audit log keeps it."""
 
 RECORD_TIMEOUT: Final = 5.0
 """Seconds that adding an action to the log may take."""
 
 
 class ActionProgress(msgspec.Struct):
-    """The progress of an action. The code that acts keeps it up to date."""
+    """The progress of an action, updated by the code that carries it out."""
 
     affected: int = 0
     stopped: str = ""
@@ -330,7 +330,7 @@ def this_operator() -> str:
 async def recorded(
     call: CallBroker, kind: str, *, by: str | None, reason: str, names: Sequence[str] = (), which: Mapping[str, str] | None = None
 ) -> AsyncIterator[ActionProgress]:
-    """Record the action of the `with` block once, at its end, if it has affected anything or was interrupted and may have."""
+    """Record the action of the `with` block once, at its end, if it affected anything, or was interrupted and may have done so."""
     doing = ActionProgress()
     try:
         yield doing
@@ -357,8 +357,8 @@ async def recorded(
 
 
 async def amend_jobs(call: CallBroker, verb: Literal["pause", "resume"], names: Sequence[str], *, by: str | None, reason: str) -> list[str]:
-    """Pause or resume jobs, record that in the audit log, and return the names of those that changed. Jobs parked by a pause are released
-    in batches, even if the pause had already ended."""
+    """Pause or resume jobs, record that in the audit log, and return the names whose state changed. `resume` releases the calls that a
+    pause parked, in batches, even if the pause had already ended."""
     paused = await call(lambda broker: broker.admin.paused_jobs())
     changing = [name for name in names if (name in paused) != (verb == "pause")]
     async with recorded(call, f"jobs.{verb}", by=by, reason=reason, names=changing) as doing:
@@ -374,8 +374,8 @@ async def amend_jobs(call: CallBroker, verb: Literal["pause", "resume"], names: 
 async def perform(
     call: CallBroker, action: ActionName, ids: Sequence[bytes], view: View, *, by: str | None, reason: str
 ) -> AsyncIterator[ActionResult]:
-    """Act on the jobs with these ids, or without ids on all that match the view. Yield the totals so far after each batch, and record the
-    action in the audit log."""
+    """Act on the jobs with these ids, or on all that match the view if there are no ids. Yield the totals so far after each batch, and
+    record the action in the audit log."""
     result = ActionResult()
     target: dict[str, Any] = {"names": [*map(id_text, ids)]} if ids else {"which": selection(view)}
     async with recorded(call, action, by=by, reason=reason, **target) as doing:
@@ -390,7 +390,7 @@ async def perform(
 
 
 async def _record(call: CallBroker, action: Action) -> None:
-    """Add the action to the log, even in a task that is being cancelled. If that fails, log an error: the action itself is done."""
+    """Add the action to the log, even in a task that is being cancelled. If that fails, only log an error: the action itself is done."""
     import anyio
 
     async def add() -> None:
@@ -404,12 +404,12 @@ async def _record(call: CallBroker, action: Action) -> None:
     try:
         await add()
     except anyio.get_cancelled_exc_class():  # asyncio's own cancel() ignores the shield
-        await add()  # a store that has the action already does not add it again
+        await add()  # a store does not add an action that it already has
         raise
 
 
 def selection(view: View) -> dict[str, str]:
-    """Return the conditions of a filter as text, for the log."""
+    """Return the view's conditions as text, for the audit log."""
     conditions = msgspec.structs.asdict(view) | {
         "statuses": None,
         "status": ", ".join(view.statuses),
@@ -422,7 +422,7 @@ def selection(view: View) -> dict[str, str]:
 
 
 def check_operator(by: object, reason: object) -> None:
-    """Raise TypeError if one of the arguments is not text."""
+    """Raise TypeError if `reason` is not text, or `by` is neither text nor None."""
     for name, value in (("by", by), ("reason", reason)):
         if not isinstance(value, str) and not (name == "by" and value is None):
             raise TypeError(f"{name}={shown(value)}: expected a str")

@@ -27,7 +27,7 @@ _RAISE: Final = object()
 
 
 class ActiveRun(Protocol):
-    """The run of a context. Its methods may be called from any thread. `child_headers` is None unless it runs in a child process."""
+    """A context's run. Its methods may be called from any thread. `child_headers` is None unless it runs in a child process."""
 
     child_headers: dict[str, str] | None
 
@@ -37,7 +37,7 @@ class ActiveRun(Protocol):
 
 
 class NamesArguments(Protocol):
-    """The job of a context."""
+    """A context's job, which knows the names of its arguments."""
 
     def named_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Mapping[str, Any]: ...
 
@@ -109,7 +109,7 @@ class JobContext:
 
     @property
     def max_attempts(self) -> int:
-        """The number of the last attempt. If it fails, the job fails."""
+        """The maximum number of attempts. If the last one fails, the job fails."""
         return self._lease.envelope.max_attempts
 
     @property
@@ -129,8 +129,8 @@ class JobContext:
     def arguments(self) -> Mapping[str, Any]:
         """The arguments of the call by parameter name, with the defaults of those that were not given; read-only.
 
-        The function gets the same objects, except in a child process (``runs_in="process"``): middleware, which runs in the worker,
-        sees objects that are decoded there when it first asks.
+        The function gets the same objects, except in a child process (``runs_in="process"``): the worker, in which middleware runs,
+        decodes copies when this is first read.
         """
         if self._arguments is None:
             if self._job is None:
@@ -152,19 +152,19 @@ class JobContext:
         return self._lease.envelope.headers.get(CAUSED_BY)
 
     def pass_on(self, headers: Mapping[str, str]) -> None:
-        """Add headers for the child process of this run, on top of those that were sent. Middleware may call it before `call_next`. It has
-        no effect if the function runs in the worker."""
+        """Add headers for the child process of this run to those that were sent. Middleware may call this before `call_next`. It has no
+        effect if the function runs in the worker."""
         if self._run is not None and self._run.child_headers is not None:
             self._run.child_headers.update(headers)
 
     @property
     def runs_in_child(self) -> bool:
-        """True for middleware of a run in a child process."""
+        """True, for middleware in the worker, if the job's function runs in a child process."""
         return self._run is not None and self._run.child_headers is not None
 
     @property
     def waited(self) -> float:
-        """How many seconds the job had been due when it was claimed, by the store's clock."""
+        """The seconds from the job's due time to its claim, by the store's clock."""
         return to_seconds(max(0, self._lease.waited))
 
     @property
@@ -207,7 +207,7 @@ class JobContext:
         With a synchronous connection it takes effect at once, and `await` is optional. In tests with `taskflow_jobs`, any connection is
         accepted: the job succeeds if the function returns, and fails if it raises.
 
-        Raises LeaseLost if the run no longer holds its job, WrongConnection if the connection cannot carry it, and EncodeError for an
+        Raises LeaseLost if the run no longer holds its job, WrongConnection if the connection is unsuitable, and EncodeError for an
         unsuitable result. Raises BrokerUnavailable if another open transaction holds the job or its key, and ConfigurationError if the
         broker is not PostgreSQL or SQLite. Raises TaskflowError outside of a run, or in another transaction after a first one has
         committed.
@@ -221,7 +221,7 @@ class JobContext:
 
 
 class DoneAwaitable:
-    """An awaitable that is already done, so that its caller may await it or not."""
+    """An awaitable that is already done, so that awaiting it is optional."""
 
     def __await__(self) -> Generator[None, None, None]:
         return

@@ -1,4 +1,4 @@
-"""Keys that a job's decorator declares, as in ``@job(key="{project_id}")``, formatted from the arguments as a call's run gets them."""
+"""Keys that a job's decorator declares, as in ``@job(key="{project_id}")``. They are formatted from the arguments as the run gets them."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _STEP: Final = re.compile(r"\.(\w+)|\[([^][]+)]")
 _PLAIN: Final = (str, int, float, Decimal, UUID, date, time, timedelta, PurePath)
 
 _MAX_LENGTH: Final = 10_000
-"""The maximum number of digits or characters of a value, and its maximum exponent. Longer values are no use as keys and take long to
-format: 1E+50000000 has 50 MB."""
+"""The maximum number of digits or characters of a value, and its maximum exponent. Longer values are useless as keys and slow to
+format: 1E+50000000 becomes a text of 50 MB."""
 
 
 def declared_key(template: str, job: Any) -> DeclaredKey | str:
-    """Return the template of a job's keys, or the key itself if all calls share one. Raises ValueError if it doesn't fit the function."""
+    """Return the template of a job's keys, or the key itself if all calls share one. Raises ValueError for an invalid template."""
     key = DeclaredKey(template, job)
     return key.key_and_text((), {})[0] if all(isinstance(part, str) for part in key._parts) else key
 
 
 class DeclaredKey:
-    """A template such as ``"{tenant}:{order.id}"``, which makes the key of each call."""
+    """A template such as ``"{tenant}:{order.id}"``, from which the key of each call is made."""
 
     def __init__(self, template: str, job: Any) -> None:
         self.template = template
@@ -52,12 +52,12 @@ class DeclaredKey:
 
     @property
     def parameters(self) -> set[str]:
-        """The names of the parameters from whose values it is formatted."""
+        """The names of the parameters whose values the template uses."""
         return {part.name for part in self._parts if not isinstance(part, str)}
 
     def key_and_text(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, str]:
         """Return the key of a call, and the text that is stored and shown for it, without secrets. Raises TypeError or ValueError if the
-        arguments fit the function but make no valid key."""
+        arguments fit the function but do not make a valid key."""
         pieces = [(part, False) if isinstance(part, str) else self._formatted(part, args, kwargs) for part in self._parts]
         key = "".join(piece for piece, _ in pieces)
         text = "".join(HIDDEN if is_secret else piece for piece, is_secret in pieces)
@@ -82,7 +82,7 @@ class DeclaredKey:
             found = type(error).__name__ if is_secret else f"{type(error).__name__}: {error}"
             raise ValueError(f"{self._of_job()}: {field.text}: {found}") from None if is_secret else error
         if value is None:
-            raise TypeError(f"{self._of_job()}: {field.text} is None: name the text that stands for None, as in {{{field.written}?none}}")
+            raise TypeError(f"{self._of_job()}: {field.text} is None: give a text for None, as in {{{field.written}?none}}")
         raise TypeError(f"{self._of_job()}: {field.text} is a {type(value).__name__}: {_PLAIN_ONLY}")  # not the value, which may be secret
 
     def _of_job(self) -> str:
@@ -101,18 +101,18 @@ class DeclaredKey:
                     raise ValueError(f"key={self.template!r}: {{{name}}} can have a format, but no conversion and no nested field")
                 if any(len(number) > 4 or int(number) > MAX_KEY_BYTES for number in re.findall(r"\d+", spec or "")):
                     raise ValueError(
-                        f"key={self.template!r}: the format of {{{name}}} has a number above {MAX_KEY_BYTES}, the bytes of a key"
+                        f"key={self.template!r}: the format of {{{name}}} has a number above {MAX_KEY_BYTES}, the maximum size of a key"
                     )
                 parts.append(_field(self.template, name, spec or "", job))
         return parts
 
 
-_PLAIN_ONLY: Final = "a key takes text, numbers, dates, UUIDs, paths and enums; name an attribute or item that is one, as in {order.id}"
+_PLAIN_ONLY: Final = "a key takes text, numbers, dates, UUIDs, paths and enums; name such an attribute or item, as in {order.id}"
 
 
 class _TemplateField:
-    """A parameter, and the steps from its value to the one that is formatted. `none` is the text that the template gives for None, if it
-    gives one."""
+    """A field of a template: a parameter, and the steps from its value to the formatted one. `none` is the template's text for a value of
+    None, or None if it gives no text."""
 
     def __init__(self, parameter: Parameter, position: int, found: re.Match[str], steps: Sequence[tuple[str, str]], spec: str) -> None:
         self.text = f"{{{found[0]}}}"
@@ -128,12 +128,12 @@ class _TemplateField:
         self._as_sent: Callable[[Any], Any] | None = None
 
     def value_in(self, args: Sequence[Any], kwargs: Mapping[str, Any], codec: FunctionCodec) -> Any:
-        """Return the value that the run of a call gets. Names in annotations are resolved by now, because the call has been encoded."""
+        """Return the field's value as the run will get it. Names in annotations are resolved by now, because the call is encoded."""
         if self._as_sent is None:
             as_sent = codec.as_sent(self.name)
             with suppress(EncodeError):  # a default that does not fit its annotation is used as it is
                 self._default = as_sent(self._default)
-            self._as_sent = as_sent  # set last, because it tells other threads that the default is converted too
+            self._as_sent = as_sent  # set last, because it shows other threads that the default is converted too
         if self._position is not None and self._position < len(args):
             value = self._as_sent(args[self._position])
         elif self._has_name and self.name in kwargs:

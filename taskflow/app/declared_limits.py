@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from taskflow.app.declared_key import DeclaredKey
 
 MAX_PAID_FOR: Final = 1_000_000
-"""Microseconds that may pass between a job's payment for a rate and its claim. A job that is claimed later pays again; otherwise all jobs
-that have waited for a worker would start at once."""
+"""Microseconds after its due time within which a job must be claimed to use the place that a rate gave it. A job that is claimed later
+needs a new place; otherwise all jobs that waited for a worker would start at once."""
 
 
 class Concurrency:
-    """Lets at most `n` jobs be ready or running at once, in the whole fleet. The others wait, without holding up any other job.
+    """Lets at most `n` jobs be ready or running at once, in the whole fleet. Further jobs wait, without holding up any others.
 
     `n`    from 1 to a billion
     `key`  the name of a parameter of the job, such as "tenant" or "order.customer": each value then has a separate limit. Values
@@ -40,7 +40,7 @@ class Concurrency:
 
 
 class Rate:
-    """Lets at most `n` jobs start in `per` seconds, in the whole fleet. The others become due later, evenly spread.
+    """Lets at most `n` jobs start in `per` seconds, in the whole fleet. Further jobs become due later, at even intervals.
 
     `n`      from 1 to a billion
     `per`    seconds or a timedelta, up to a hundred years
@@ -55,7 +55,7 @@ class Rate:
         self.n, self.key, self.burst = _checked_number(n), _checked_key(key), _checked_number(burst, "burst")
         self.per = seconds_of("per", per)
         if to_microseconds(self.per) < 1:
-            raise ValueError(f"per={shown(per)}: expected a microsecond at least")
+            raise ValueError(f"per={shown(per)}: expected at least a microsecond")
 
     def __repr__(self) -> str:
         burst, key = "" if self.burst == 1 else f", burst={self.burst}", "" if self.key is None else f", key={self.key!r}"
@@ -63,7 +63,7 @@ class Rate:
 
 
 class Limit:
-    """A limit with a name, which all jobs that declare it share. A limit without a name belongs to its job.
+    """A limit with a name, which all jobs that declare it share. A limit without a name belongs to one job.
 
     `name`  1 to 200 bytes
     `rule`  a `Concurrency` or a `Rate`
@@ -83,7 +83,7 @@ class Limit:
 
 
 class DeclaredLimits:
-    """The limits of one job, from which the gates of each call are made."""
+    """The limits of one job. They determine the gates of each call, which are the limits as the store counts them."""
 
     def __init__(self, limits: Sequence[tuple[str, Concurrency | Rate]], job: Any) -> None:
         self._limits = [(name, rule, None if rule.key is None else key_of(rule.key, job)) for name, rule in limits]
@@ -92,11 +92,11 @@ class DeclaredLimits:
         self._constant = None if any(key for _, _, key in self._limits) else self._gates((), {})
 
     def gates_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Gate, ...]:
-        """Return the gates of a call. Raises TypeError or ValueError if its arguments fit the function but make no valid key."""
+        """Return the gates of a call. Raises TypeError or ValueError if the arguments fit the function but not the limits' keys."""
         return self._constant if self._constant is not None else self._gates(args, kwargs)
 
     def gates_without(self, takes: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Gate, ...]:
-        """Return the gates of a call whose argument `takes` is not known yet. Raises ValueError if a limit counts by its values."""
+        """Return the gates of a call whose argument `takes` is not known yet. Raises ValueError if a limit's key depends on it."""
         for _, rule, declared in self._limits:
             if declared is not None and takes in declared.parameters:
                 raise ValueError(f"{rule!r} counts by {takes!r}, which the result fills: give that by name, or count by another parameter")
@@ -114,9 +114,9 @@ class DeclaredLimits:
 
 
 def unadmitted(lease: Lease, job: Any) -> HandedBack | None:
-    """Return the verdict that hands back a lease which must pass gates before its run, or None if it may start.
+    """Return the verdict that hands back a job which must pass gates before its run, or None if it may start.
 
-    Either its sender didn't know one of the job's limits, or the job paid for a rate so long ago that others may have its place by now.
+    It must pass them if its sender didn't know one of the job's limits, or if its place in a rate is too old (see `MAX_PAID_FOR`).
     """
     declared: DeclaredLimits | None = job.limits
     lacks = declared is not None and not declared.names <= {(gate.limit, gate.per > 0) for gate in lease.envelope.limits}
@@ -130,7 +130,7 @@ def unadmitted(lease: Lease, job: Any) -> HandedBack | None:
 
 
 def declared_limits(given: object, job: Any) -> DeclaredLimits | None:
-    """Check what `limits=` was given. Raises TypeError or ValueError, naming the option, if it does not fit the job."""
+    """Check and convert the value of `limits=`. Raises TypeError or ValueError, naming the option, if it does not fit the job."""
     if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(each, Concurrency | Rate | Limit) for each in given):
         raise TypeError(f"limits={shown(given)}: expected a list of limits, as in limits=[Concurrency(3)]")
     named = [(each.name, each.rule) if isinstance(each, Limit) else (job.name, each) for each in given]
@@ -138,7 +138,7 @@ def declared_limits(given: object, job: Any) -> DeclaredLimits | None:
         raise ValueError(f"limits= has {len(named)} limits: a job can have at most {MAX_GATES}")
     for name, rule in named:
         if [other for other, each in named if type(each) is type(rule)].count(name) > 1:
-            raise ValueError(f"limits= has two limits with the name {name!r}: give one of them another, as in Limit('other', {rule!r})")
+            raise ValueError(f"limits= has two limits with the name {name!r}: give one another name, as in Limit('other', {rule!r})")
     try:
         return DeclaredLimits(named, job) if named else None
     except ValueError as error:
@@ -146,7 +146,7 @@ def declared_limits(given: object, job: Any) -> DeclaredLimits | None:
 
 
 def key_of(parameter: object, job: Any, option: str = "key") -> DeclaredKey:
-    """Return what makes the key of each call from this parameter. Raises TypeError or ValueError if it does not fit the job."""
+    """Return the template that makes each call's key from this parameter. Raises TypeError or ValueError if it does not fit the job."""
     from taskflow.app.declared_key import DeclaredKey
 
     return DeclaredKey(f"{{{_checked_key(parameter, option)}}}", job)

@@ -46,8 +46,8 @@ class _Timed:
         self.options = EnqueueOptions(**(options or {}))
 
     def next(self, after: datetime) -> datetime | None:
-        """Return the first instant later than `after`, or None if there is none before the year 10000. Raises ValueError if `after` is
-        naive."""
+        """Return the schedule's first time later than `after`, or None if it has none before the year 10000. Raises ValueError if `after`
+        is naive."""
         return self.times.next(after)
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ class Cron(_Timed):
             if at is None or following is None:
                 break
             if self.jitter >= (gap := (following - at).total_seconds()):
-                raise ValueError(f"jitter={shown(jitter)}: expected less than the time between two of its times, here {gap:g} s")
+                raise ValueError(f"jitter={shown(jitter)}: expected less than the interval between two firings, here {gap:g} s")
             at = following
 
 
@@ -137,7 +137,7 @@ NOT_RAISED: Final = 'a worker sends the calls, so their on_conflict must be "kee
 
 
 class DeclaredSchedule:
-    """A schedule that a job's decorator declares. Its arguments are encoded when `definition` is first used, and when settings change."""
+    """A schedule that a job's decorator declares. Its arguments are encoded when `definition` is first read, or settings have changed."""
 
     def __init__(self, name: str, timetable: Timetable, job: Any, terms: dict[str, Any]) -> None:
         self._defined: tuple[Settings, Definition] | None = None
@@ -231,7 +231,7 @@ def _name_of(timetable: Timetable, job_name: str, *, is_alone: bool) -> str:
     name = getattr(timetable, "name", None)
     if name is None:
         if not is_alone and (type(timetable).__str__, type(timetable).__repr__) == (object.__str__, object.__repr__):
-            raise ValueError(f"schedule={shown(timetable)}: a job with several schedules needs an attribute `name` on this one")
+            raise ValueError(f"schedule={shown(timetable)}: it needs an attribute `name`, because the job has several schedules")
         name = job_name if is_alone else f"{job_name} {timetable}"
     return check_schedule_name(name)
 

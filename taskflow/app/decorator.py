@@ -1,4 +1,4 @@
-"""The `job` decorator: its types, which functions can be jobs, what they are called, and where they run."""
+"""The `job` decorator: its types, the checks of functions and options, and the default names and execution modes of jobs."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     `retry`         the `Backoff` between attempts, or a plain function of the number of the attempt that failed (starting at 1) and its
                     exception. It returns the wait in seconds or as a timedelta, or None to fail the job at once
     `keep_arguments`  True keeps the arguments of a successful job for as long as its result, see `JobInfo.arguments` (default False: a
-                    success drops them). If both together have more than 60 MiB, only the result is kept
+                    success drops them). If they exceed 60 MiB together, only the result is kept
     `retry_on`      the exceptions after which the job is retried (default `Exception`); any other fails it at once
     `discard_on`    exceptions that fail the job at once, even if `retry_on` covers them
     `batch`         a `Batch`: workers gather calls, and the function gets the arguments of several calls in a list. It returns a list of
@@ -174,15 +174,16 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
                     killed if the run exceeds its timeout or is cancelled. If the child dies, for example from a segfault,
                     only that run fails, and it is retried whatever `retry_on` says. By default, an async function runs in
                     the event loop ("loop") and a plain one in a thread ("thread")
-    `stop_grace`    with ``runs_in="process"``: seconds or a timedelta between asking a run to stop and killing its process. A plain
-                    function is asked by `JobStopping`, which is raised inside it, and an async one by cancelling it (default 0: the
-                    process is killed at once)
-    `timeout_raises`  True raises `JobStopping` inside a plain function when its run exceeds its timeout, wherever it runs Python code, and
-                    takes what it returns then as its result. A child process is killed `stop_grace` seconds later, or 5 s if that is 0.
-                    (default False: a function in a thread sees `JobContext.cancelled`, and the run has failed whatever it returns)
+    `stop_grace`    with ``runs_in="process"``: seconds or a timedelta between asking a run to stop and killing its process. To ask a
+                    plain function, `JobStopping` is raised inside it; an async one is cancelled (default 0: the process is killed at
+                    once)
+    `timeout_raises`  True raises `JobStopping` inside a plain function, at any point of its Python code, when its run exceeds its timeout.
+                    If the function then returns a value, that is the run's result. A child process is killed `stop_grace` seconds later,
+                    or 5 s if that is 0. (default False: `JobContext.cancelled` is set for a function in a thread, and the run fails
+                    whatever it returns)
     `around`        functions that take the run's `JobContext` and return a context manager. The job's function runs inside them, in the
-                    same thread, task or child process, the first one outermost. Their errors are the run's errors. Those of
-                    `configure(defaults=...)` and of a preset surround them. For an async function they may be async
+                    same thread, task or child process, the first one outermost. Their errors are the run's errors. The
+                    ones of `configure(defaults=...)` and of a preset surround these. For an async function they may be async
     `limits`        a list of limits in the whole fleet, such as ``Concurrency(3, key="tenant")``, ``Rate(100, per=60)``, or a `Limit` that
                     jobs share. A job has to pass them before it becomes ready
     `fair`          the name of a parameter, such as "tenant" or "order.customer". The jobs of a queue take turns by its value, so one
@@ -284,7 +285,7 @@ def check_batch(function: Callable[..., Any], runs_in: RunsIn, policy: Mapping[s
     parameters = list(inspect.signature(function).parameters.values())
     own = [each for each in parameters if each.name not in dependencies_of(parameters)]
     if takes_context(function) or len(own) != 1 or own[0].kind not in (own[0].POSITIONAL_ONLY, own[0].POSITIONAL_OR_KEYWORD):
-        raise TypeError("batch=: the function takes one list, with the argument of each job, beside its dependencies, and no JobContext")
+        raise TypeError("batch=: the function takes one list, with the argument of each job, besides its dependencies, and no JobContext")
 
 
 def _refuse_unknown(declared: Mapping[str, Any]) -> None:
@@ -338,8 +339,8 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def _module_of(function: Callable[..., Any]) -> str:
-    """Return the module from which a worker imports a function. For a script, that's its path relative to the nearest folder on sys.path,
-    or to the current one."""
+    """Return the name of the module from which a worker imports a function. A script's name is its path, relative to the nearest folder on
+    sys.path or to the current folder."""
     if function.__module__ not in RUN_AS_MAIN:
         return function.__module__
     scope = getattr(inspect.unwrap(function), "__globals__", {})
@@ -353,7 +354,7 @@ def _module_of(function: Callable[..., Any]) -> str:
     return ".".join(relative.with_suffix("").parts)
 
 
-# Names of the main module; the second one is used in child processes, by multiprocessing and by taskflow.
+# Names of the main module. In child processes, multiprocessing and taskflow use the second one.
 RUN_AS_MAIN: Final = ("__main__", "__mp_main__")
 
 
@@ -372,7 +373,7 @@ def mode_for(function: Callable[..., Any], asked: object) -> RunsIn:
             why_not = "a plain function would block the event loop; it runs in a thread unless you make it async"
         raise ValueError(f'runs_in="{asked}": {why_not}, or use runs_in="process"')
     if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
-        raise ValueError('runs_in="process": a child process finds it by importing its module; define it there, not inside a function')
+        raise ValueError('runs_in="process": a child process imports the function from its module; define it there, not inside a function')
     scope = getattr(inspect.unwrap(function), "__globals__", {})
     if function.__module__ in RUN_AS_MAIN and scope.get("__spec__") is None and "__file__" not in scope:
         raise DeclarationError(

@@ -17,7 +17,7 @@ log: Final = logging.getLogger("taskflow")
 
 # gc=False: thousands are created and they never form a cycle, so the collector can skip them.
 class Event(msgspec.Struct, frozen=True, gc=False):
-    """The base class of all events. Its properties describe the job that the event is about, and are None if it is not about one."""
+    """The base class of all events. Its properties describe the job that the event is about, and are None if it isn't about a job."""
 
     @property
     def job(self) -> str | None:
@@ -71,7 +71,7 @@ Subscriber = Callable[[Event], None]
 
 
 class Events:
-    """Passes each event to all subscribers, in the order of subscription. If one raises, its first error is logged."""
+    """Passes each event to all subscribers, in the order of subscription. If a subscriber raises, only its first error is logged."""
 
     def __init__(self, *subscribers: Subscriber) -> None:
         self._subscribers = subscribers
@@ -87,5 +87,5 @@ class Events:
             except Exception:
                 if subscriber not in self._failed:
                     self._failed.append(subscriber)
-                    message = "%r, a subscriber to events, failed on %s; further errors of it are not logged"
+                    message = "event subscriber %r failed on %s; its further errors are not logged"
                     log_safely(log.exception, message, subscriber, type(event).__name__)

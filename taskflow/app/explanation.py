@@ -24,7 +24,7 @@ from taskflow.model.transitions import Event
 from taskflow.model.wording import POISON
 
 SAMPLE_TIME: Final = 1.0  # seconds for which a command measures the rate of claims from a queue
-MAX_POSITIONS: Final = 1_000  # jobs of a queue that are counted before a ready job
+MAX_POSITIONS: Final = 1_000  # the maximum number of jobs counted ahead of a ready job
 POSITIONS_AT_ONCE: Final = 200
 
 
@@ -36,7 +36,7 @@ class Reason(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of the store around a job, from which `reasons` derives the reasons."""
+    """Facts about a job's queue, the jobs ahead of it and the workers, from which `reasons` derives its reasons."""
 
     now: datetime  # by the store's clock, as far as it is known
     is_paused: bool = False
@@ -49,8 +49,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 async def facts_of(
     admin: Admin, record: Record, now: datetime, *, sample_time: float = SAMPLE_TIME, max_positions: int = MAX_POSITIONS
 ) -> Facts:
-    """Read from the store what matters in the job's state. If other jobs are ready in the same queue, this counts up to `max_positions` of
-    them and measures the rate of claims for `sample_time` seconds (0: no measurement)."""
+    """Read the facts that matter in the job's state from the store. If other jobs are ready in the same queue, count up to `max_positions`
+    of them, and measure the rate of claims for `sample_time` seconds (0: no measurement)."""
     if record.status in (Status.SUCCEEDED, Status.FAILED):
         return Facts(now=now)
     queue = next((queue for queue in await admin.queues() if queue.name == record.queue), None)
@@ -71,8 +71,8 @@ async def facts_of(
 class FlowFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The jobs of a job's flow that matter for its state.
 
-    `awaited`  some of those that it waits for, first those that have failed or were cancelled
-    `cause`    the one whose failure has cancelled it
+    `awaited`  some of the jobs that it waits for; failed and cancelled ones come first
+    `cause`    the job whose failure cancelled it
     """
 
     awaited: Sequence[Record] = ()
@@ -80,7 +80,7 @@ class FlowFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def flow_facts_of(broker: Broker, record: Record) -> FlowFacts:
-    """Ask for them. Of the jobs that it waits for, this finds those among the `MAX_POSITIONS` before it in its flow."""
+    """Read them from the store. Jobs that it waits for are only found among the `MAX_POSITIONS` jobs before it in its flow."""
     if record.member is None:
         return FlowFacts()
     if record.status is Status.HELD:
@@ -88,7 +88,7 @@ async def flow_facts_of(broker: Broker, record: Record) -> FlowFacts:
         before = await broker.admin.flow(record.member.flow, first=first, limit=record.member.number - first)
         others = [other for other in before if record.id in other.joins and other.status is not Status.SUCCEEDED]
         live = [other for other in others if not other.status.is_ended]
-        if len(live) >= record.awaits:  # it collects failures, or there are none
+        if len(live) >= record.awaits:  # it collects failures, or no job has failed
             return FlowFacts(awaited=live)
         return FlowFacts(awaited=sorted(others, key=lambda other: not other.status.is_ended))
     if record.status is Status.CANCELLED and record.felled_by is not None:
@@ -135,10 +135,10 @@ def _in_flow(record: Record, facts: Facts, flow: FlowFacts) -> Iterator[Reason]:
         such_as = "".join(f", {'such as ' if record.awaits > 1 else ''}{each.job} ({each.status})" for each in flow.awaited[:1])
         has_ended = any(each.status.is_ended for each in flow.awaited)
         yield Reason(
-            f"it waits for {jobs}{such_as}", f"{again} runs what has not succeeded" if has_ended else f"{show} shows what it waits for"
+            f"it waits for {jobs}{such_as}", f"{again} runs the jobs that have not succeeded" if has_ended else f"{show} shows them all"
         )
     elif record.status is Status.CANCELLED and record.felled_by == record.member.flow:
-        yield Reason("its flow was cancelled", f"{again} runs what has not succeeded all the same")
+        yield Reason("its flow was cancelled", f"{again} runs the jobs that have not succeeded anyway")
     elif record.status is Status.CANCELLED and record.felled_by is not None:
         restores = f"`taskflow retry {id_text(record.felled_by)}` runs that job again, and restores this one"
         error = None if flow.cause is None else flow.cause.last_error
@@ -152,7 +152,7 @@ def _in_flow(record: Record, facts: Facts, flow: FlowFacts) -> Iterator[Reason]:
 
 def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:
     if (record.waiting_for or "").startswith(wording.WAITS_AT_GATE.partition("%")[0]):
-        yield Reason(f"it waits for a slot of {record.waiting_for}", "a run that ends passes its slot on; `taskflow jobs --status running`")
+        yield Reason(f"it waits for a slot of {record.waiting_for}", "a run that ends frees its slot; see `taskflow jobs --status running`")
         if facts.is_paused:
             yield _paused(record, ", so no worker takes it when it is ready")
         return
@@ -241,7 +241,7 @@ def _behind(record: Record, facts: Facts) -> Iterator[Reason]:
         return
     about = ""
     if facts.rate is not None:
-        about = f"; at the current rate its turn comes in about {span(ahead / facts.rate)}" if facts.rate else "; none was claimed just now"
+        about = f"; at the current rate its turn comes in about {span(ahead / facts.rate)}" if facts.rate else "; none is being claimed"
     yield Reason(f"{behind}{about}", "wait, start more workers, or send it with a higher priority")
 
 

@@ -129,7 +129,7 @@ async def busy_workers(world: World) -> Job:
     return await world.add()
 
 
-@cause("it has been ready for 5s, behind 31 others in queue default; none was claimed just now", "wait")
+@cause("it has been ready for 5s, behind 31 others in queue default; none is being claimed", "wait")
 async def behind_others(world: World) -> Job:
     await world.a_session(concurrency=10)
     await world.enqueue(*(world.an_envelope() for _ in range(31)))
@@ -154,7 +154,7 @@ async def behind_the_holder_of_its_key(world: World) -> Job:
     return await world.add(key="k", on_conflict=OnConflict.REPLACE)
 
 
-@cause("it waits for a slot of limit imports of acme", "a run that ends passes its slot on")
+@cause("it waits for a slot of limit imports of acme", "a run that ends frees its slot")
 async def at_a_gate(world: World) -> Job:
     gate = Gate(gate_id("imports", "acme"), "imports", "acme", 1)
     await world.add(limits=(gate,))
@@ -318,7 +318,7 @@ READY = Record(id=b"j" * 16, job="work", queue="mail", status=Status.READY, crea
         (0, 5, 10.0, "and is the next one in queue mail"),
         (1, 5, 10.0, "behind 1 other in queue mail; at the current rate its turn comes in about 0s"),
         (31, 500, 2.0, "behind 31 others in queue mail; at the current rate its turn comes in about 16s"),
-        (31, 500, 0.0, "behind 31 others in queue mail; none was claimed just now"),
+        (31, 500, 0.0, "behind 31 others in queue mail; none is being claimed"),
         (None, 50_000, 100.0, "behind at least 1,000 others in queue mail; at the current rate its turn comes in about 10s"),
         (None, 0, None, "and nothing is known to block it"),
     ],

@@ -99,9 +99,7 @@ def test_a_flow_is_shown_as_json(cli: Cli, ids: list[str]) -> None:
 def test_the_jobs_of_a_flow_are_explained(cli: Cli, ids: list[str]) -> None:
     show = f"`taskflow flows {id_text(FLOW)}`"
     [held] = cli.json("explain", ids[3])
-    assert held["reasons"] == [
-        {"text": "it waits for 2 jobs of its flow, such as count (ready)", "cure": f"{show} shows what it waits for"}
-    ]
+    assert held["reasons"] == [{"text": "it waits for 2 jobs of its flow, such as count (ready)", "cure": f"{show} shows them all"}]
     fail_one(cli)
     failure, felled = cli.json("explain", ids[1], ids[3])
     assert failure["reasons"][1] == {
@@ -110,7 +108,7 @@ def test_the_jobs_of_a_flow_are_explained(cli: Cli, ids: list[str]) -> None:
     }
     assert cli("retry", ids[3]).out == "retried 1\n"  # it waits again, for a job that has failed
     [alone] = cli.json("explain", ids[3])
-    again = f"`taskflow retry --flow {id_text(FLOW)}` runs what has not succeeded"
+    again = f"`taskflow retry --flow {id_text(FLOW)}` runs the jobs that have not succeeded"
     assert alone["reasons"] == [{"text": "it waits for 2 jobs of its flow, such as count (failed)", "cure": again}]
     [reason] = felled["reasons"]
     assert reason["text"].startswith(f"job {ids[1]} of its flow has failed: count: builtins.ValueError: ")
@@ -137,7 +135,7 @@ def test_a_flow_is_cancelled_and_retried(cli: Cli, ids: list[str]) -> None:
     [act] = cli.json("audit")
     assert (act["action"], act["affected"], act["selection"], act["reason"]) == ("cancel", 3, {"flow": id_text(FLOW)}, "wrong file")
     [stopped] = cli.json("explain", ids[3])
-    cure = f"`taskflow retry --flow {id_text(FLOW)}` runs what has not succeeded all the same"
+    cure = f"`taskflow retry --flow {id_text(FLOW)}` runs the jobs that have not succeeded anyway"
     assert stopped["reasons"] == [{"text": "its flow was cancelled", "cure": cure}]
     assert cli("retry", "--flow", ids[3]).out == "retried 3\n"
     assert [job["status"] for job in cli.json("flows", ids[3])[0]["jobs"]] == ["succeeded", "ready", "ready", "held"]

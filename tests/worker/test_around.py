@@ -383,11 +383,11 @@ def declare_partial(one: int = depends(partial(one_more))) -> None: ...
 
 def test_what_cannot_work_is_refused_where_it_is_declared() -> None:
     for function in (declare_before, declare_positional):
-        with pytest.raises(DeclarationError, match=r"db = depends\(fresh_session\) stands before arguments of callers"):
+        with pytest.raises(DeclarationError, match=r"db = depends\(fresh_session\) precedes arguments that callers pass"):
             job(function)
     with pytest.raises(DeclarationError, match=r"client .* is async, and the job is a plain function"):
         job(declare_async)
-    with pytest.raises(DeclarationError, match="db: a dependency is a default, as in db: Session"):
+    with pytest.raises(DeclarationError, match="db: give a dependency as a default, as in db: Session"):
         job(declare_annotated)
     with pytest.raises(DeclarationError, match="its parameter session has no default"):
         depends(needs_more)

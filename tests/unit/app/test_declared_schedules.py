@@ -79,7 +79,7 @@ def test_a_schedule_that_cannot_work_is_refused(options: dict[str, Any], says: s
 
 @pytest.mark.parametrize("expression", ["*/5 * * * *", "0,1 9 * * *", "*/10 * * * * *"])
 def test_jitter_is_less_than_the_time_between_two_times(expression: str) -> None:
-    with pytest.raises(ValueError, match="jitter=300: expected less than the time between two of its times"):
+    with pytest.raises(ValueError, match="jitter=300: expected less than the interval between two firings"):
         Cron(expression, jitter=300)
     assert Cron("0 9 * * *", jitter=300).jitter == 300.0
 

@@ -189,7 +189,7 @@ def test_a_value_is_formatted_plainly(annotation: Any, value: Any, rest: str, ex
     ("key", "value", "error", "says"),
     [
         ("{x}", [1, 2], TypeError, r"key='\{x\}' of keys.declared: \{x\} is a list: a key takes text, .*\{order.id\}"),
-        ("{x}", None, TypeError, r"\{x\} is None: name the text that stands for None, as in \{x\?none\}"),
+        ("{x}", None, TypeError, r"\{x\} is None: give a text for None, as in \{x\?none\}"),
         ("{x.id}", None, ValueError, r"\{x.id\}: AttributeError: 'NoneType'"),
         ("{x:f}", Decimal("1E+50000000"), ValueError, r"\{x\}: ValueError: it has more than 10,000 digits or characters"),
         pytest.param("{x:x}", 1 << 1_000_000, ValueError, "more than 10,000 digits", id="a large int"),
@@ -255,7 +255,7 @@ def test_a_secret_in_a_key_survives_new_settings_and_is_in_no_error(app: App) ->
         ("{row[idd]}", "row has no 'idd'; its fields are id"),
         ("{project_id!r}", "no conversion"),
         ("{project_id:{size}}", "no nested field"),
-        ("{project_id:99999999}", r"the format of \{project_id\} has a number above 200, the bytes of a key"),
+        ("{project_id:99999999}", r"the format of \{project_id\} has a number above 200, the maximum size of a key"),
         ("{project_id", r"key='\{project_id': expected '\}' before end of string; write \{\{ and \}\} for braces"),
         ("project}", r"Single '\}' encountered"),
         ("x" * 201, "key= has 201 bytes"),

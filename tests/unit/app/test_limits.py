@@ -181,7 +181,7 @@ def test_a_lease_that_is_late() -> None:
     ("make", "said"),
     [
         (lambda: Rate(0, per=1.0), "n=0: expected 1"),
-        (lambda: Rate(1, per=0.0), "per=0.0: expected a microsecond at least"),
+        (lambda: Rate(1, per=0.0), "per=0.0: expected at least a microsecond"),
         (lambda: Rate(1, per="x"), "per='x': expected seconds"),  # type: ignore[arg-type]
         (lambda: Rate(1, per=1.0, burst=0), "burst=0: expected 1"),
     ],
