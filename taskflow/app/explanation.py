@@ -133,10 +133,7 @@ def _in_flow(record: Record, facts: Facts, flow: FlowFacts) -> Iterator[Reason]:
     if record.status is Status.HELD and record.awaits:
         jobs = f"{record.awaits:,} jobs of its flow" if record.awaits > 1 else "a job of its flow"
         such_as = "".join(f", {'such as ' if record.awaits > 1 else ''}{each.job} ({each.status})" for each in flow.awaited[:1])
-        has_ended = any(each.status.is_ended for each in flow.awaited)
-        yield Reason(
-            f"it waits for {jobs}{such_as}", f"{again} runs the jobs that have not succeeded" if has_ended else f"{show} shows them all"
-        )
+        yield Reason(f"it waits for {jobs}{such_as}", f"{show} shows them all")
     elif record.status is Status.CANCELLED and record.felled_by == record.member.flow:
         yield Reason("its flow was cancelled", f"{again} runs the jobs that have not succeeded anyway")
     elif record.status is Status.CANCELLED and record.felled_by is not None:

@@ -12,6 +12,7 @@ from taskflow.app.bulk_actions import CHANGED, apply
 from taskflow.app.flow_plan import Plan
 from taskflow.app.flow_tree import flow_records, to_retry
 from taskflow.app.handle import JobHandle, Origin, seconds_to_wait
+from taskflow.broker.admin import Redone
 from taskflow.model.batch import Failure
 from taskflow.model.errors import JobCancelled, JobFailed
 from taskflow.model.ids import id_text, parse_id
@@ -116,15 +117,16 @@ class SentFlow:
     async def cancel(self) -> int:
         """Cancel all jobs of the flow that wait, and ask those that run to stop. Return how many had not ended. When this returns, no
         further job of the flow starts."""
-        return await self._app.client().call(lambda broker: broker.admin.cancel_flow(self._id))
+        return await self._app.client().call_on_flow(lambda broker: broker.admin.cancel_flow(self._id))
 
     async def retry(self) -> int:
         """Rerun the jobs that failed or were cancelled, with fresh attempts, and restore those that their failures cancelled. Jobs that
         succeeded don't run again. Return the number of retried jobs."""
-        call = self._app.client().call
+        call = self._app.client().call_on_flow
         ids, retried = to_retry(await flow_records(call, self._id)), 0
         for begin in range(0, len(ids), AT_ONCE):
-            retried += (await apply(call, "retry", ids[begin : begin + AT_ONCE])).count(CHANGED)
+            answers = await apply(call, "retry", ids[begin : begin + AT_ONCE])
+            retried += answers.count(CHANGED) + answers.count(Redone.FELLED.value)  # the failures of a later portion stand until then
         return retried
 
     def __repr__(self) -> str:

@@ -219,6 +219,10 @@ class LoopClient:
         """Call an operation, and repeat the call until the store answers. The operation must be safe to repeat."""
         return await retry_within(lambda: operation(self.broker), self._timeout)
 
+    async def call_on_flow(self, operation: Callable[[Broker], Awaitable[T]]) -> T:
+        """Do as `call` does, but leave the time that all jobs of a large flow may take."""
+        return await retry_within(lambda: operation(self.broker), max(self._timeout, MAX_FLOW_TIMEOUT))
+
     async def _enqueue_by_key(self, envelopes: list[Envelope]) -> list[Added | Refused]:
         order = sorted(range(len(envelopes)), key=lambda index: envelopes[index].key or b"")
         answers = await self.broker.enqueue([envelopes[index] for index in order])

@@ -101,6 +101,7 @@ class Redone(Enum):
     LIVE = "it has not ended yet"
     SUCCEEDED = "it has succeeded"
     KEY_TAKEN = "another live job has its key"
+    FELLED = "it was cancelled again, because another job of its flow has failed, was cancelled or dropped: retry the whole flow"
 
 
 class FailureGroupRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -237,7 +238,8 @@ class Admin(Protocol):
         Each job is dropped in a separate step, if it still matches then and does not run. A job that begins to match during the call may
         stay.
         The ids stay known for `repeat_for`, so that a resent enqueue does not add the jobs again.
-        A filter with a tag drops no job without it. [admin_purge_tag]
+        A filter with a tag drops no job without it. [admin_purge_tag] What the purge of a job in a flow cancels is dropped too if it
+        matches. Other jobs of the flow are kept for `PURGED_TTL` seconds.
         """
         ...
 

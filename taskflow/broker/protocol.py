@@ -57,7 +57,8 @@ upkeep.
     scope has felled leaves the failure of that one.
   [flow_redo] If an operator retries a job, those that it has felled wait again. Each is HELD until the jobs that it awaits have succeeded,
     and keeps its time and the results that it has. If another failure of the flow stands, that one fells them again. One that awaits a
-    job which has been dropped is CANCELLED. A job that collects failures gives the failure back, unless it has begun.
+    job which was dropped, or which nothing restores, is CANCELLED. `retry` answers FELLED for jobs that this has ended again. A job that
+    collects failures gives the failure back, unless it has begun.
 
 **limits** of a job are gates, which it passes before it is READY. All jobs that have a gate with the same id share it.
   [gate_takes] A job that would become READY takes a slot of each of its gates. If one is full, the job is SCHEDULED instead, without a due

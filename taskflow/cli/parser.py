@@ -306,7 +306,11 @@ def _acts(parser: Parser, action: str, *, default: str) -> None:
     _filter_options(parser, default, STATUSES_FOR[action])
     parser.add_argument("--all", action="store_true", help=f"all jobs that are {default}, instead of ids and filters")
     if action in ("retry", "cancel"):
-        of_flow = "all jobs of this flow" if action == "cancel" else "the failed jobs of this flow, and those that were cancelled with them"
+        of_flow = (
+            "all jobs of this flow (it can be retried for 300 s)"
+            if action == "cancel"
+            else "the failed jobs of this flow, and those that were cancelled with them"
+        )
         parser.add_argument("--flow", metavar="ID", help=f"{of_flow}, instead of ids and filters")
     parser.add_argument("--dry-run", action="store_true", help="only print how many jobs would be affected")
     _yes(parser)

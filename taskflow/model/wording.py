@@ -71,11 +71,13 @@ DISCARDED: Final = "taskflow.Discard"
 """The error type that jobs which collect failures see for a job that has discarded itself."""
 
 
-AWAITS_DROPPED: Final = "a job of its flow that it awaits has been dropped: send the flow again"
+AWAITS_IN_VAIN: Final = "a job of its flow that it awaits was cancelled or dropped: retry the whole flow, or send it again"
+WAS_PURGED: Final = "was purged"
 
 
-def felled_by(job_id: bytes, *, has_failed: bool) -> str:
-    return f"job {id_text(job_id)} of its flow {'has failed' if has_failed else 'was cancelled'}"
+def felled_by(job_id: bytes, how: str) -> str:
+    """Say which job has ended this one. `how` is "has failed", "was cancelled" or WAS_PURGED."""
+    return f"job {id_text(job_id)} of its flow {how}"
 
 
 def key_held_by(job_id: bytes) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 
-from taskflow.broker.admin import Redone
+from taskflow.broker.admin import Redone, View
+from taskflow.broker.protocol import PURGED_TTL
 from taskflow.model.flow import FailureNote, read_note
 from taskflow.model.record import Status
 from tests.support.flows import sent
@@ -82,12 +84,56 @@ async def test_flow_redo__without_a_job_that_was_dropped(world: World) -> None:
     [first, second] = await world.claim(await world.a_session(), ["0"], 2)
     await world.settle(failed(first), failed(second))
     await world.broker.admin.drop([id_of(second)])
-    await world.broker.admin.retry([id_of(first)])
+    assert await world.broker.admin.retry([id_of(first)]) == [Redone.FELLED]
 
     record = await world.record(flow.join)
     assert record.status is CANCELLED
     assert record.reason is not None
     assert "dropped" in record.reason
+
+
+async def test_flow_redo__of_a_job_whose_failed_one_was_dropped(world: World) -> None:
+    """It is not HELD for ever."""
+    flow = await sent(world, members=2)
+    assert flow.join is not None
+    [lease] = await world.claim(await world.a_session(), ["0"], 1)
+    await world.settle(failed(lease))
+    await world.broker.admin.drop([id_of(lease)])
+    assert await world.broker.admin.retry([flow.join.id, flow.firsts[1].id]) == [Redone.FELLED] * 2
+
+    assert await _statuses(world, *flow.envelopes) == [None, CANCELLED, CANCELLED]
+
+
+async def test_flow_redo__of_two_failures_by_two_clients(world: World) -> None:
+    """Whichever restores first takes nothing from what the other one restores."""
+    for _ in range(4):
+        flow, session = await sent(world, members=60), await world.a_session()
+        assert flow.join is not None
+        first, second = await world.claim(session, ["0"], 2)
+        await world.settle(failed(first), failed(second))
+        other = world.broker.sibling()
+        await asyncio.gather(world.broker.admin.retry([id_of(first)]), other.admin.retry([id_of(second)]))
+        if CANCELLED in await _statuses(world, *flow.envelopes):  # one has come before the other had been retried
+            await world.broker.admin.retry([id_of(first), id_of(second)])
+        if other is not world.broker:
+            await other.close()
+        while leases := await world.claim(session):
+            await world.settle(*map(succeeded, leases))
+        assert await world.status(flow.join) is SUCCEEDED
+
+
+async def test_admin_purge__of_a_flow(world: World) -> None:
+    """All of its jobs that match go, also those that the purge of the first ones has cancelled. Others are not kept for retries."""
+    flow, other = await sent(world, members=600, length=2), await sent(world)
+    waiting = (HELD, SCHEDULED, READY)
+    purged = sum([await world.broker.admin.purge(View(queue=queue, statuses=waiting), limit=500) for queue in ("0", "1") for _ in range(4)])
+    assert flow.join is not None
+    assert purged == 602 + 600
+    assert [record.id for record in await world.broker.admin.flow(flow.id)] == [flow.join.id]
+    assert await _statuses(world, *other.firsts) == [None, None]
+    assert await world.status(flow.join) is CANCELLED
+    await world.pass_time(PURGED_TTL + 1.0)
+    assert await world.status(flow.join) is None
 
 
 async def test_flow_redo__keeps_their_times(world: World) -> None:

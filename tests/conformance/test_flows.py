@@ -337,14 +337,14 @@ async def test_flow_redo__restores_what_the_failure_has_cancelled(world: World) 
 
 
 async def test_flow_redo__of_a_join_alone(world: World) -> None:
-    """A felled join that is retried is HELD until its members have succeeded, and so it is if the failed member is retried after it."""
+    """It does not wait for a member that has failed: the answer says so. The retry of the member restores it."""
     flow = await sent(world, members=2)
     assert flow.join is not None
     [lease] = await world.claim(await world.a_session(), ["0"], 1)
     await world.settle(failed(lease))
-    await _redo(world, flow.join)
+    assert await world.broker.admin.retry([flow.join.id]) == [Redone.FELLED]
     record = await world.record(flow.join)
-    assert (record.status, record.awaits) == (HELD, 2)
+    assert (record.status, record.felled_by) == (CANCELLED, lease.envelope.id)
     await _redo(world, lease)
     await _run_all(world, flow)
 
@@ -372,7 +372,7 @@ async def test_flow_redo__while_another_failure_stands(world: World, order: tupl
     leases = await world.claim(await world.a_session(), ["0"], 2)
     await world.settle(failed(leases[0]))
     await world.settle(failed(leases[1]))
-    await _redo(world, leases[order[0]])
+    assert await world.broker.admin.retry([id_of(leases[order[0]])]) == [Redone.FELLED]
     assert await world.status(flow.join) is CANCELLED
     await _redo(world, leases[order[1]])
     assert (await world.record(flow.join)).awaits == 4
@@ -488,6 +488,24 @@ async def test_flow_cancel__collects_nothing(world: World) -> None:
     await world.upkeep()
 
     assert await world.status(flow.join) is CANCELLED
+
+
+async def test_flow_redo__of_a_part_of_a_cancelled_flow(world: World) -> None:
+    """A job that awaits others of a cancelled flow does not wait for ever. One that awaits none runs. All of them together go on."""
+    flow = await sent(world, members=3, length=2)
+    assert flow.join is not None
+    await world.broker.admin.cancel_flow(flow.id)
+    first, second = flow.branches[0]
+    assert await world.broker.admin.retry([second.id, flow.join.id]) == [Redone.FELLED] * 2
+    record = await world.record(second)
+    assert record.reason is not None
+    assert "retry the whole flow" in record.reason
+    await _redo(world, first)
+    await _run_all(world, flow)
+    await _redo(world, *flow.envelopes[1:])
+    await _run_all(world, flow)
+
+    assert await world.status(flow.join) is SUCCEEDED
 
 
 async def test_flow_cancel__unknown(world: World) -> None:

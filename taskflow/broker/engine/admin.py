@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from taskflow.broker.admin import EXAMINED, FailureGroupRecord, Metrics, QueueInfo, Redone, View
 from taskflow.broker.engine import flows, gates, moves, pages, turns
 from taskflow.broker.engine.decisions import MAX_LOOKED_AT, begin, decide, give_back
 from taskflow.broker.engine.draft import Draft, Plain
-from taskflow.broker.engine.job import Job
+from taskflow.broker.engine.job import Job, text_bytes
 from taskflow.broker.engine.moves import MOVE_SCANS
 from taskflow.broker.engine.records import HELD, READY, SUCCEEDED, Kind
 from taskflow.broker.engine.seam import NOW, Operation, Query, Ref, Scan, Snapshot
@@ -158,26 +160,30 @@ def failed_ids(fingerprint: bytes) -> Operation[list[bytes]]:
 
 
 def retry(ids: Sequence[bytes], rules: Rules) -> Operation[list[Redone]]:
-    refs = [Ref(Kind.JOB, job_id) for job_id in ids]
-    return (yield from decide(ids, _retry, rules, refs, scans=MOVE_SCANS, most=MAX_LOOKED_AT))
+    refs, members = [Ref(Kind.JOB, job_id) for job_id in ids], set[Ref]()
 
+    def one(draft: Draft, job_id: bytes) -> Redone:
+        job = draft.job(job_id)
+        if job is None or not job.is_kept(draft.now):
+            return Redone.UNKNOWN
+        if job.is_live:
+            return Redone.LIVE
+        if job.status == SUCCEEDED:
+            return Redone.SUCCEEDED
+        if any(moves.holders(draft, job.sent.key)):
+            return Redone.KEY_TAKEN
+        if job.sent.member is not None:
+            flows.redo(draft, job, acts=True)
+            members.add(job.ref)
+        moves.redo(draft, job)
+        if job.sent.key is not None:
+            draft.put(Plain(Ref(Kind.KEY, job.sent.key), {"holder": job.id, "next": None}))
+        return Redone.OK
 
-def _retry(draft: Draft, job_id: bytes) -> Redone:
-    job = draft.job(job_id)
-    if job is None or not job.is_kept(draft.now):
-        return Redone.UNKNOWN
-    if job.is_live:
-        return Redone.LIVE
-    if job.status == SUCCEEDED:
-        return Redone.SUCCEEDED
-    if any(moves.holders(draft, job.sent.key)):
-        return Redone.KEY_TAKEN
-    if job.sent.member is not None:
-        flows.redo(draft, job)
-    moves.redo(draft, job)
-    if job.sent.key is not None:
-        draft.put(Plain(Ref(Kind.KEY, job.sent.key), {"holder": job.id, "next": None}))
-    return Redone.OK
+    redone = yield from decide(ids, one, rules, refs, scans=MOVE_SCANS, most=MAX_LOOKED_AT)
+    seen: Snapshot | None = (yield Query(tuple(members))) if members else None
+    felled = {ref for ref, record in seen.records.items() if flows.is_felled(record)} if seen else set[Ref]()
+    return [Redone.FELLED if answer is Redone.OK and ref in felled else answer for ref, answer in zip(refs, redone, strict=True)]
 
 
 # --- flows ----------------------------------------------------------------------------------------------------
@@ -218,28 +224,36 @@ def purge(view: View, limit: int, rules: Rules) -> Operation[int]:
     # Ended jobs come first: a waiting job that is purged may stay for a while as CANCELLED. HELD ones precede those that they await.
     order = (*ENDED, Status.HELD, Status.SCHEDULED, Status.READY)
     sections = [None] if view.tag is not None else [status for status in order if status in (view.statuses or Status)]
-    for status in sections:
+    felled = msgspec.structs.replace(view, statuses=(Status.CANCELLED,))  # by jobs of their flows that were purged meanwhile
+    for status, chosen in [*((status, view) for status in sections), (None if view.tag is not None else Status.CANCELLED, felled)]:
         after: Position | None = None
         while purged < limit:
-            found = yield from pages.scan(ScanRequest(view, status, after, limit - purged, EXAMINED))
+            found = yield from pages.scan(ScanRequest(chosen, status, after, limit - purged, EXAMINED))
             ids = [record.id for record, _ in found.listed if record.status is not Status.RUNNING]
             refs = [Ref(Kind.JOB, job_id) for job_id in ids]
-            purged += sum((yield from decide(ids, _purger(view), rules, refs, scans=MOVE_SCANS)))
+            purged += sum((yield from decide(ids, _purger(chosen, is_felled=chosen is felled), rules, refs, scans=MOVE_SCANS)))
             if (after := found.end) is None:
                 break
     return purged
 
 
-def _purger(view: View) -> Callable[[Draft, bytes], bool]:
+def _purger(view: View, *, is_felled: bool) -> Callable[[Draft, bytes], bool]:
     def one(draft: Draft, job_id: bytes) -> bool:
         job = draft.job(job_id)
         if job is None or BY_CODE.get(job.status) is Status.RUNNING or not pages.matches(job, view, draft.now):
             return False  # it may have moved since it was listed
-        if job.is_waiting:
+        if is_felled:
+            if job.state.reason != text_bytes(wording.felled_by(job.state.felled_by or b"", wording.WAS_PURGED)):
+                return False
+            job.state.reason = text_bytes(wording.PURGED)
+            draft.put(job)
+        elif job.is_waiting:
             moves.finish(draft, job, Event.CANCEL, Status.CANCELLED, wording.PURGED, keep=PURGED_TTL)
-            if draft.seen.scans[1]:
-                return True  # workers that handle its end still read it
-        moves.bury(draft, job)
+        else:
+            moves.bury(draft, job)
+            return True
+        if not draft.seen.scans[1]:  # otherwise workers that handle its end still read it
+            moves.bury(draft, job)
         return True
 
     return one

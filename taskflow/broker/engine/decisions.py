@@ -13,6 +13,7 @@ from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.moves import MOVE_SCANS, ask_to_stop, enter, finish, move, redo, release as release_job
 from taskflow.broker.engine.records import BURIED, CANCELLED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Position
 from taskflow.broker.engine.seam import ABSENT, Operation, Query, Ref, Rev, Scan, Snapshot
+from taskflow.broker.protocol import PURGED_TTL
 from taskflow.model import wording
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
@@ -141,8 +142,11 @@ def carry_on(actions: dict[bytes, flows.Action], rules: Rules, most: int) -> Ope
 
 
 def _carry_on(left: Left, rules: Rules, most: int) -> Operation[tuple[int, bool]]:
-    number, revs, held_up = 0, dict[bytes, Rev](), set[bytes]()
-    while left.actions and number < most:
+    number, revs, held_up, done = 0, dict[bytes, Rev](), set[bytes](), dict[bytes, flows.Action]()
+    while number < most and (left.actions or done):
+        if not left.actions:
+            yield from _finish(done, revs, left, rules)
+            continue
         room = min(PORTION, most - number)
         groups = _grouped(left.actions, room)
         size = room // len(groups)
@@ -155,15 +159,14 @@ def _carry_on(left: Left, rules: Rules, most: int) -> Operation[tuple[int, bool]
         acted = yield from decide_once(items, _actor(groups), rules, look, locked=False, left=left)
         for at in {at for (at, _), has_acted in zip(items, acted, strict=True) if not has_acted}:
             held_up.update(groups[at])
-        done = dict[bytes, flows.Action]()
         for group, entries in zip(groups, seen.scans, strict=True):
             for action_id, action in group.items():
                 if len(entries) == size:
                     left.actions[action_id] = action.behind(entries[-1])
                 elif left.actions.pop(action_id) and action_id not in held_up:  # otherwise the next upkeep starts it again
                     done[action_id] = action
-        yield from _finish(done, revs, left, rules)
         number += len(items)
+    yield from _finish(done, revs, left, rules)
     if remaining := [(action_id, action) for action_id, action in left.actions.items() if action_id not in held_up]:
         refs = {Ref(Kind.FLOW, action_id) for action_id, _ in remaining}
         yield from decide_once(remaining, _put_off, rules, Query(tuple(refs)), locked=None)
@@ -203,6 +206,11 @@ def _is_outdated(left: Left, seen: Snapshot, refs: Iterable[Ref], revs: dict[byt
 
 
 def _actor(groups: Sequence[_Group]) -> Callable[[Draft, tuple[int, Ref]], bool]:
+    # each job is restored by the action of the job that has felled it
+    restoring = [
+        {action.cause: (action_id, action) for action_id, action in group.items() if action.what == flows.RESTORE} for group in groups
+    ]
+
     def one(draft: Draft, item: tuple[int, Ref]) -> bool:
         at, ref = item
         if ref.kind == Kind.NOTE:
@@ -212,9 +220,9 @@ def _actor(groups: Sequence[_Group]) -> Callable[[Draft, tuple[int, Ref]], bool]
         job = draft.job(ref.id)
         if job is None or job.sent.member is None:
             return True
-        for action_id, action in groups[at].items():
-            is_meant = action.what != flows.RESTORE or job.state.felled_by == action.cause
-            if is_meant and flows.is_current(draft, action_id, action):
+        meant = [restoring[at].get(job.state.felled_by or b"")] if restoring[at] else groups[at].items()
+        for action_id, action in filter(None, meant):
+            if flows.is_current(draft, action_id, action):
                 _act(draft, job, action)
                 break
         return True
@@ -225,31 +233,33 @@ def _actor(groups: Sequence[_Group]) -> Callable[[Draft, tuple[int, Ref]], bool]
 def _act(draft: Draft, job: Job, action: flows.Action) -> None:
     if action.what == flows.RESTORE:
         if job.status == CANCELLED:
-            flows.redo(draft, job)
+            flows.redo(draft, job, acts=False)
             redo(draft, job, job.header["due_at"])
     elif job.is_waiting:
-        keep = draft.rules.keep_failed if action.what == flows.FELL else None  # kept for as long as the failed job can be retried
+        # kept for as long as the failed job can be retried
+        keep = draft.rules.keep_failed if action.what == flows.FELL else PURGED_TTL if action.what == flows.PURGE else None
         finish(draft, job, Event.CANCEL, Status.CANCELLED, action.reason, keep=keep, by=action)
     elif job.status == RUNNING and action.what == flows.CANCEL:
         job.state.felled_by = action.cause
         ask_to_stop(draft, job)
 
 
-def _finish(done: Mapping[bytes, flows.Action], revs: dict[bytes, Rev], left: Left, rules: Rules) -> Operation[None]:
+def _finish(done: dict[bytes, flows.Action], revs: dict[bytes, Rev], left: Left, rules: Rules) -> Operation[None]:
     """Drop the actions that are done, unless they were replaced. Before that, other failures in their flows cancel the restored jobs again,
-    and jobs that await a dropped job are cancelled."""
-    causes, held = list[bytes](), dict[bytes, int]()
-    for flow in {action.owner for action in done.values() if action.what == flows.RESTORE}:
-        scopes = {(action.first, action.last) for action in done.values() if action.owner == flow}
+    and jobs that await a job which was dropped, or which nothing restores, are cancelled."""
+    scopes: dict[bytes, set[tuple[int, int]]] = {}
+    for action in done.values():
+        if action.what == flows.RESTORE:
+            scopes.setdefault(action.owner, set()).add((action.first, action.last))
+    causes, held = list[bytes](), list[tuple[bytes, int]]()
+    for flow, restored in scopes.items():
         census = yield from _census(flow)
-        held |= {job_id: census.awaited[job_id] for job_id in census.held}
-        causes += [
-            job_id for (first, last), job_id in census.failures.items() if any(first <= end and start <= last for start, end in scopes)
-        ]
+        held += census.expected()
+        causes += census.failures_in(restored)
     look = Query(tuple(Ref(Kind.JOB, job_id) for job_id in causes))
     yield from decide_once(causes, flows.fell_again, rules, look, locked=False, left=left)
-    look = Query(tuple(Ref(Kind.JOB, job_id) for job_id in held), MOVE_SCANS)
-    yield from decide_once([*held.items()], _give_up, rules, look, locked=False, left=left)
+    look = Query(tuple(Ref(Kind.JOB, job_id) for job_id, _ in held), MOVE_SCANS)
+    yield from decide_once(held, _give_up, rules, look, locked=False, left=left)
 
     def one(draft: Draft, action_id: bytes) -> bool:
         record = draft.seen.records[Ref(Kind.FLOW, action_id)]
@@ -261,6 +271,7 @@ def _finish(done: Mapping[bytes, flows.Action], revs: dict[bytes, Rev], left: Le
     yield from decide_once([*done], one, rules, Query(tuple(refs)), locked=False)
     for action_id in done:
         del revs[action_id]
+    done.clear()
 
 
 def _census(flow: bytes) -> Operation[flows.Census]:
@@ -274,11 +285,11 @@ def _census(flow: bytes) -> Operation[flows.Census]:
 
 
 def _give_up(draft: Draft, item: tuple[bytes, int]) -> bool:
-    """Cancel a HELD job that awaits more jobs than are still stored. It's read after these were counted, and `awaits` doesn't rise then."""
-    job_id, kept = item
+    """Cancel a HELD job that awaits more jobs than may still succeed. It's read after these were counted, and `awaits` doesn't rise then."""
+    job_id, expected = item
     job = draft.job(job_id)
-    if job is not None and job.status == HELD and job.header["awaits"] > kept:
-        finish(draft, job, Event.CANCEL, Status.CANCELLED, wording.AWAITS_DROPPED)
+    if job is not None and job.status == HELD and job.header["awaits"] > expected:
+        finish(draft, job, Event.CANCEL, Status.CANCELLED, wording.AWAITS_IN_VAIN)
     return True
 
 

@@ -10,14 +10,15 @@ the action's revision, so changes decided on before the retry have no effect aft
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 
 from taskflow.broker.engine.draft import Draft, Plain
-from taskflow.broker.engine.job import Job, result_and_arguments
+from taskflow.broker.engine.job import Job, result_and_arguments, text_bytes
 from taskflow.broker.engine.records import CANCELLED, FAILED, HELD, SUCCEEDED, Flag, Kind
 from taskflow.broker.engine.seam import KEEP, Entry, Record, Ref, Scan
 from taskflow.model import wording
@@ -25,8 +26,9 @@ from taskflow.model.flow import MAX_MEMBERS, MAX_NOTES_AT_ONCE, NUMBER_BYTES, Fa
 from taskflow.model.ids import ID_BYTES
 from taskflow.model.verdict import unpack_errors
 
-FELL, RESTORE, CANCEL, FORGET = range(4)
-"""What an action does: cancel the jobs of a failure's scope that have not begun, restore them, cancel the whole flow, or drop notes."""
+FELL, RESTORE, CANCEL, FORGET, PURGE = range(5)
+"""What an action does: cancel the jobs of a failure's scope that have not begun, restore them, cancel the whole flow, drop notes, or cancel
+the scope of a job that was purged, so that nothing can restore it."""
 
 MAX_INLINE: Final = 1_024
 """The maximum size in bytes of a result that is read together with a job's other notes. Larger ones are read separately."""
@@ -35,7 +37,7 @@ MAX_INLINE: Final = 1_024
 class Action(msgspec.Struct, frozen=True, array_like=True):
     """The work that remains to be done on the jobs of a flow.
 
-    `what`     one of `FELL`, `RESTORE`, `CANCEL`, `FORGET`
+    `what`     one of `FELL`, `RESTORE`, `CANCEL`, `FORGET`, `PURGE`
     `owner`    the flow's id; for FORGET, that of the job whose notes are dropped
     `first`    the first number of the scope
     `last`     the last number of the scope
@@ -69,7 +71,7 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
         return self.what, self.owner, self.first, self.last
 
 
-_INDEX: Final = {FELL: "flow_live", RESTORE: "flow", CANCEL: "flow_live", FORGET: "notes"}
+_INDEX: Final = {FELL: "flow_live", RESTORE: "flow", CANCEL: "flow_live", FORGET: "notes", PURGE: "flow_live"}
 _NOTHING: Final = Action(FORGET, b"")
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(Action).decode
@@ -160,8 +162,10 @@ def _acts(job: Job, member: Member) -> bool:
 def _fell(draft: Draft, job: Job, failure: FailureNote) -> None:
     member = job.sent.member
     assert member is not None
-    why = wording.felled_by(job.id, has_failed=job.status == FAILED)
-    put(draft, job.header["member"], Action(FELL, member.flow, member.first, member.last, job.id, why, failure))
+    is_purged = failure.message == wording.PURGED
+    why = wording.felled_by(job.id, "has failed" if job.status == FAILED else wording.WAS_PURGED if is_purged else "was cancelled")
+    what = PURGE if is_purged else FELL
+    put(draft, job.header["member"], Action(what, member.flow, member.first, member.last, job.id, why, failure))
 
 
 def _put_note(draft: Draft, note_id: bytes, note: bytes) -> bool:
@@ -201,9 +205,10 @@ def _failure_of(job: Job) -> FailureNote:
 # --- retries --------------------------------------------------------------------------------------------------
 
 
-def redo(draft: Draft, job: Job) -> None:
-    """Prepare the retry of a job that has ended: undo the consequences of its failure, and let an action restore the jobs that it
-    cancelled. A job that has already begun with the failure keeps it, and receives nothing more from the retried job."""
+def redo(draft: Draft, job: Job, *, acts: bool) -> None:
+    """Prepare the retry of a job that has ended: undo the consequences of its failure. If it `acts`, let an action restore the jobs that it
+    cancelled, and cancel it again if it awaits jobs that do not run. A job that has already begun with the failure keeps it, and receives
+    nothing more from the retried job."""
     member, state = job.sent.member, job.state
     assert member is not None
     given = [each for each in _ties_of(job) if each[1].collects and state.counted]
@@ -219,7 +224,7 @@ def redo(draft: Draft, job: Job) -> None:
         waiting.add_awaited(1)  # the same call may retry it too
         if tie.number is not None:
             draft.drop(Ref(Kind.NOTE, numbered(successor, tie.number)))
-    if _acts(job, member):
+    if acts and (_acts(job, member) or job.header["awaits"] > 0):
         put(draft, job.header["member"], Action(RESTORE, member.flow, member.first, member.last, job.id))
 
 
@@ -229,26 +234,57 @@ def whole(flow: bytes, after: int = 0, limit: int = MAX_MEMBERS) -> Scan:
 
 
 class Census:
-    """Counts the jobs of a flow, which the caller adds in portions.
-
-    `failures`  the last job found whose failure or cancellation affects other jobs, by the scope that it affects
-    `awaited`   for each job that awaits others: how many of these are still stored and have not succeeded
-    `held`      the HELD jobs
-    """
+    """Counts the jobs of a flow, which the caller adds in portions."""
 
     def __init__(self) -> None:
-        self.failures, self.awaited, self.held = dict[tuple[int, int], bytes](), Counter[bytes](), list[bytes]()
+        self._failures, self._awaited, self._held = dict[tuple[int, int], bytes](), Counter[bytes](), list[bytes]()
+        self._standing, self._felled = set[bytes](), list[tuple[bytes, list[bytes]]]()
 
     def add(self, found: Sequence[Entry]) -> None:
         for entry in found:
-            if entry.record is None or entry.record.header["status"] == SUCCEEDED:
+            if entry.record is None:
                 continue
             job = Job.of_record(entry.record)
-            self.awaited.update(job.sent.joined)
+            awaited_by = [successor for successor, tie in _ties_of(job) if not (tie.collects and job.state.counted)]
+            if job.status in (FAILED, CANCELLED) and job.state.felled_by is not None:
+                self._felled.append((job.state.felled_by, awaited_by))
+                continue
+            self._standing.add(job.id)
+            if job.status != SUCCEEDED:
+                self._awaited.update(awaited_by)
             if job.status == HELD:
-                self.held.append(job.id)
+                self._held.append(job.id)
             elif job.status in (FAILED, CANCELLED) and job.sent.member is not None and _acts(job, job.sent.member):
-                self.failures[job.sent.member.first, job.sent.member.last] = job.id
+                self._failures[job.sent.member.first, job.sent.member.last] = job.id
+
+    def failures_in(self, scopes: Iterable[tuple[int, int]]) -> list[bytes]:
+        """Return the jobs that have failed or were cancelled apart from any action, whose scopes meet one of these: one for each scope."""
+        apart = list[tuple[int, int]]()
+        for first, last in sorted(scopes):
+            if apart and first <= apart[-1][1]:
+                first, last = apart[-1][0], max(apart.pop()[1], last)
+            apart.append((first, last))
+        found = list[bytes]()
+        for (first, last), job_id in self._failures.items():
+            at = bisect_right(apart, (last, MAX_MEMBERS)) - 1
+            found += [job_id] if at >= 0 and apart[at][1] >= first else []
+        return found
+
+    def expected(self) -> list[tuple[bytes, int]]:
+        """Return the HELD jobs, and how many of those that they await may still succeed: the others are gone, or nothing restores them. A
+        failure that stands is among the former, because it cancels what awaits it."""
+        for cause, awaited_by in self._felled:
+            if cause in self._standing:
+                self._awaited.update(awaited_by)
+        return [(job_id, self._awaited[job_id]) for job_id in self._held]
+
+
+def is_felled(record: Record | None) -> bool:
+    """Return True if other jobs of its flow have ended this job."""
+    if record is None or record.header["status"] != CANCELLED:
+        return False
+    state = Job.of_record(record).state
+    return state.felled_by is not None or state.reason == text_bytes(wording.AWAITS_IN_VAIN)
 
 
 def fell_again(draft: Draft, job_id: bytes) -> bool:

@@ -207,15 +207,15 @@ schedules.offers: schedule_declared: a schedule that nobody declares stays for e
 - if body.state.asleep_since is not None:
 + if False:
 
-admin._retry: admin_retry: a failed job is retried beside another one of its key
+admin.retry: admin_retry: a failed job is retried beside another one of its key
 - if any(moves.holders(draft, job.sent.key)):
 + if False:
 
-admin._retry: admin_retry: a success is retried
+admin.retry: admin_retry: a success is retried
 - if job.status == SUCCEEDED:
 + if False:
 
-admin._retry: admin_retry: a job that runs is retried
+admin.retry: admin_retry: a job that runs is retried
 - if job.is_live:
 + if job.is_waiting:
 
@@ -312,8 +312,12 @@ flows.redo: flow_redo: the join gets a failure in place of the result of the ret
 + False
 
 flows.redo: flow_redo: a retry restores nothing
-- if _acts(job, member):
+- if acts and (_acts(job, member) or job.header["awaits"] > 0):
 + if False:
+
+flows.redo: flow_redo: a job that is retried alone waits for ever for others that are not
+- or job.header["awaits"] > 0
++ or False
 
 flows.redo: flow_redo: a join that is retried together with a member starts without its result
 - waiting.add_awaited(1)
@@ -324,15 +328,15 @@ flows.redo: flow_redo: a join that runs gets a second end of the same member
 + pass
 
 decisions._finish: flow_redo: a restored join waits for ever, because another failure stands
-- for flow in {
-+ for flow in () and {
+- if action.what == flows.RESTORE:
++ if False:
 
 decisions._give_up: flow_redo: a restored join waits for ever for a job that was dropped
-- job.header["awaits"] > kept
+- job.header["awaits"] > expected
 + False
 
 decisions._give_up: flow_redo: a restored join is cancelled, though all that it awaits is there
-- job.header["awaits"] > kept
+- job.header["awaits"] > expected
 + True
 
 decisions._free: flow_result: a result stays for ever, because the job that it was for is gone
@@ -358,6 +362,14 @@ moves.make_fresh: flow_redo: a restored join starts at once
 decisions._act: flow_fells: what a failure has cancelled is gone before the failure is
 - keep=keep
 + keep=None
+
+decisions._act: admin_purge: a purged flow is kept for retries that can't restore it
+- PURGED_TTL if action.what == flows.PURGE else None
++ draft.rules.keep_failed
+
+admin._purger: admin_purge: what the purge of others has cancelled stays
+- if job.state.reason != text_bytes(
++ if text_bytes("") != text_bytes(
 
 decisions._act: flow_cancel: a job of a cancelled flow runs on
 - elif job.status == RUNNING and
