@@ -13,7 +13,8 @@ import pytest
 
 from taskflow.broker.protocol import Broker
 from taskflow.model.clock import Seams
-from taskflow.model.envelope import Lease
+from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.flow import Member
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import Session
@@ -70,6 +71,54 @@ async def test_a_flow_is_there_as_a_whole_or_not_at_all(kind: type[StoreHarness]
     await broker.close()
     harness.remove()
     assert set(found) <= {0, 3_000}, found
+
+
+_ACT: Final = """
+import asyncio, sys
+from taskflow.model.clock import SystemClock
+from tests.support.child import broker_at
+
+async def main(place, action, target):
+    admin = broker_at(place, SystemClock()).admin
+    await (admin.cancel_flow(target) if action == "cancel" else admin.retry([target]))
+
+asyncio.run(main(*sys.argv[1:3], bytes.fromhex(sys.argv[3])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("action", ["cancel", "retry"])
+@pytest.mark.parametrize("kind", SHARED, ids=lambda harness: harness.name)
+async def test_upkeep_ends_what_a_killed_process_has_begun(kind: type[StoreHarness], action: str) -> None:
+    """It is killed when it has cancelled or restored the first jobs of a flow of ten thousand."""
+    harness = kind(Seams(), Rules())
+    broker = harness.open()
+    flow_id = random.Random(8).randbytes(16)
+    jobs = [
+        Envelope(id=flow_id[:12] + n.to_bytes(4, "big"), job="x", payload=b"", member=Member(flow_id, n, 0, 9_999)) for n in range(MEMBERS)
+    ]
+    await broker.enqueue(jobs)
+    target, ends_as = flow_id, Status.CANCELLED
+    if action == "retry":
+        await broker.cancel([jobs[0].id])
+        await _until_rested(broker)
+        target, ends_as = jobs[0].id, Status.READY
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", _ACT, harness.place, action, target.hex(), cwd=ROOT)
+    while [record.status for record in await broker.admin.flow(flow_id, first=1, limit=1)] != [ends_as]:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    process.kill()
+    await process.wait()
+    was_cut_off = {record.status for record in await broker.admin.flow(flow_id, limit=MEMBERS)} != {ends_as}
+    await _until_rested(broker)
+    statuses = {record.status for record in await broker.admin.flow(flow_id, limit=MEMBERS)}
+    await broker.close()
+    harness.remove()
+    assert (was_cut_off, statuses) == (True, {ends_as})
+
+
+async def _until_rested(broker: Broker) -> None:
+    while not (await broker.upkeep(1_000)).next_in:
+        pass
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import pytest
 from taskflow import Flow, Status, Worker, group, job, run_sync
 from taskflow.app.app import default_app
 from taskflow.broker.url import connect
+from taskflow.model.ids import parse_id
 from taskflow.worker.options import WorkerOptions
 from tests.support.listing import listed
 
@@ -66,3 +67,15 @@ def test_the_jobs_of_a_flow_exist_if_and_only_if_the_transaction_commits(connect
             return await handle.result(timeout=30)
 
     assert asyncio.run(work()) == 12
+
+
+@pytest.mark.slow
+def test_a_flow_of_ten_thousand_jobs_in_a_transaction(connection: Any) -> None:
+    """It is whole, and others see none of it before the commit."""
+    large = (group(double.bind(n) for n in range(9_999)) | total).options(connection=connection)
+    handle = large.delay_sync()
+    assert run_sync(handle.flow.jobs[0].status()) is None
+    connection.commit()
+    jobs = run_sync(default_app().broker().admin.flow(parse_id(handle.flow.id), limit=20_000))
+    assert [job.status for job in jobs] == [Status.READY] * 9_999 + [Status.HELD]
+    assert (jobs[-1].awaits, run_sync(handle.flow.cancel())) == (9_999, 10_000)

@@ -26,7 +26,7 @@ from taskflow import (
 )
 from taskflow.app.app import default_app
 from taskflow.app.handle import JobHandle
-from taskflow.app.job_type import AnyJob
+from taskflow.app.job_type import AnyJob, Registry
 from taskflow.broker.protocol import Broker
 from taskflow.model.clock import Seams
 from taskflow.model.codec.payload import seal
@@ -204,16 +204,41 @@ async def test_results_beyond_what_an_argument_may_have(broker: Broker) -> None:
     assert await result_of(broker, *group) == 3_600_000
 
 
-async def test_results_beyond_64_mib_fail_the_join(memory_broker: Broker) -> None:
-    """At its first attempt, saying what to do."""
+async def test_results_beyond_64_mib_fail_the_join(broker: Broker) -> None:
+    """At its first attempt, saying what to do. The members keep their results."""
     group = a_group(large, [{"size": 1_000_000}] * (MAX_RESULTS // 1_000_000 + 1), lengths, "texts", max_attempts=5)
-    await memory_broker.enqueue(group)
+    await broker.enqueue(group)
     await drained()
     info = await handle_of(group[-1]).info()
     assert info is not None
     assert (info.status, info.attempt) == (Status.FAILED, 1)
     assert info.reason is not None
     assert "67,108,864 bytes" in info.reason
+    assert {await handle_of(member).status() for member in group[:-1]} == {Status.SUCCEEDED}
+
+
+@pytest.mark.parametrize("collects", [False, True])
+async def test_a_join_that_a_deploy_has_renamed_gets_all_results(broker: Broker, monkeypatch: pytest.MonkeyPatch, collects: bool) -> None:
+    """Workers that do not know it park it, also more than once. One whose job has the old name as an alias runs it."""
+    monkeypatch.setattr(default_app(), "registry", registry := Registry())
+    registry.add(point)
+    *members, join = a_group(point, [{"x": number} for number in range(20)], total, "points", collects=collects)
+    await broker.enqueue([*members, join])
+    for _ in range(2):
+        await drained()
+        info = await handle_of(join).info()
+        assert info is not None
+        assert info.status is Status.SCHEDULED
+        assert info.waiting_for is not None
+        assert total.name in info.waiting_for
+        await broker.admin.run_now([join.id])
+
+    @job(name="tests.flows.renamed", aliases=[total.name])
+    async def renamed(points: list[Point]) -> list[int]:
+        return [each.x for each in points]
+
+    await drained()
+    assert await handle_of(join).result(0) == list(range(20))
 
 
 async def test_a_result_of_another_type_fails_the_join(memory_broker: Broker) -> None:

@@ -27,8 +27,9 @@ from taskflow.model.ids import ID_BYTES
 from taskflow.model.verdict import unpack_errors
 
 FELL, RESTORE, CANCEL, FORGET, PURGE = range(5)
-"""What an action does: cancel the jobs of a failure's scope that have not begun, restore them, cancel the whole flow, drop notes, or cancel
-the scope of a job that was purged, so that nothing can restore it."""
+"""What an action does: cancel the jobs of a failure's scope that have not begun, restore them, cancel the whole flow, or drop notes. PURGE
+cancels the scope of a purged job: nothing can restore it.
+"""
 
 MAX_INLINE: Final = 1_024
 """The maximum size in bytes of a result that is read together with a job's other notes. Larger ones are read separately."""
