@@ -49,13 +49,13 @@ class LimitRecord(msgspec.Struct, frozen=True, kw_only=True):
 class View(msgspec.Struct, frozen=True, kw_only=True):
     """Selects jobs, listed by status. An empty field matches every job.
 
-    `statuses`      the statuses; they are listed one after another, in the order of `Status`, which is that of a job's life
+    `statuses`      the statuses, listed one after another in the order of `Status`, which follows a job's life
     `queue`         the name of the queue
-    `tag`           the jobs that have this tag, newest first; stores read no other jobs
+    `tag`           the tag; its jobs are listed newest first, and stores read no other jobs
     `job`           the name of the job
-    `error`         a text in their last error or in the reason why they ended, in upper or lower case
+    `error`         a text in the job's last error or in the reason of its end, ignoring case
     `header`        the name of a header, and its value or None for any
-    `created_before`, `ended_before`  they were created, or have ended, at least that many seconds ago
+    `created_before`, `ended_before`  the job was created, or has ended, at least that many seconds ago
     `poison`        True for jobs that failed as poison
     """
 
@@ -108,12 +108,12 @@ class FailureGroupRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The failed jobs with one cause.
 
     `fingerprint`  the fingerprint of their failures (see `model/fingerprint.py`), or `fingerprint.UNKNOWN` for jobs without a valid cause
-    `count`        how many there are
+    `count`        the number of jobs
     `first`        when the first of them failed
-    `last`         when the last one failed
-    `jobs`         how many there are of each job name
-    `deploys`      how many there are of each deploy; jobs whose deploy is not known are not counted here
-    `sample`       the id of the last one
+    `last`         when the last of them failed
+    `jobs`         the number of jobs by name
+    `deploys`      the number of jobs by deploy, without those whose deploy is unknown
+    `sample`       the id of the job that failed last
     """
 
     fingerprint: bytes
@@ -193,17 +193,17 @@ class Admin(Protocol):
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
         """Make failed and cancelled jobs READY now, with fresh counters and no expiry. Their errors are kept. [admin_retry]
 
-        In a flow, a job is HELD while jobs that it awaits have not succeeded. What its failure has cancelled is restored. [flow_redo]
+        In a flow, a job is HELD until the jobs that it awaits have succeeded. The jobs that its failure cancelled are restored. [flow_redo]
         """
         ...
 
     async def flow(self, flow: bytes, *, first: int = 0, limit: int = 1_000) -> list[Record]:
         """Return at most `limit` jobs of a flow, from the number `first` on, in the order of their numbers, without arguments and results.
-        Those that are not kept any more are left out. [admin_flow]"""
+        Jobs that are no longer kept are left out. [admin_flow]"""
         ...
 
     async def cancel_flow(self, flow: bytes) -> int:
-        """Cancel the jobs of a flow that wait, and ask those that run to stop. Return how many there were.
+        """Cancel the waiting jobs of a flow, and ask the running ones to stop. Return the number of these jobs.
 
         Once it has returned, no job of the flow starts, unless an operator retries it. If the caller dies, upkeep continues. [flow_cancel]
         """
@@ -302,12 +302,12 @@ class Admin(Protocol):
         ...
 
     async def limits(self, limit: str | None = None) -> list[LimitRecord]:
-        """Return the gates that hold up jobs, or whose number was set, of the limit with this name or of all. Those with the most waiting
-        jobs come first. [admin_limits]"""
+        """Return the gates that are in use or whose number was set, of the limit with this name or of all limits. The gates with the most
+        waiting jobs come first. [admin_limits]"""
         ...
 
     async def set_limit(self, gate: Gate, *, is_set: bool) -> None:
-        """Set the number of a gate, overriding what senders declare. Jobs that can pass now become READY. If `is_set` is False, the number
+        """Set the number of a gate, overriding the senders' numbers. Jobs that can now pass become READY. If `is_set` is False, the number
         that the next sender declares is in force. [admin_set_limit]"""
         ...
 
@@ -316,7 +316,7 @@ class Admin(Protocol):
         ...
 
     async def record_measures(self, record_id: bytes, measures: bytes) -> None:
-        """Add packed measures to the history, in the present minute of the store's clock. [history_records]
+        """Add packed measures to the history, in the current minute of the store's clock. [history_records]
 
         The same id sent again within a minute adds nothing. [history_repeat]
         """

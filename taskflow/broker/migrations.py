@@ -43,10 +43,10 @@ class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
         The message names `place`, or by default the location of the tables."""
         if self.migrations and not migrates:
             if self.version == self.target:
-                stands = "lacks tables or indexes that this taskflow needs"
+                stands = "lacks tables or indexes that taskflow needs"
             else:
-                stands = f"{f'has version {self.version}' if self.version else 'does not exist'}, this taskflow needs version {self.target}"
-            raise BrokerRefused(f"{place or self.place} {stands}, and may not migrate it (migrate=0): run `taskflow migrate`")
+                stands = f"{f'has version {self.version}' if self.version else 'does not exist'}, but taskflow needs version {self.target}"
+            raise BrokerRefused(f"{place or self.place} {stands}. It isn't migrated because of migrate=0: run `taskflow migrate`")
 
 
 @runtime_checkable

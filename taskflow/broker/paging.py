@@ -24,27 +24,27 @@ POSITION_TYPES: Final[Mapping[Status | None, tuple[type, ...]]] = {
     **dict.fromkeys(ENDED, (int, int)),
     None: (bytes,),
 }
-"""The types of the values of a position, by the status that the index is for.
+"""The types of a position's values, by the status that the index covers.
 
 HELD: number of arrival. SCHEDULED: due time, arrival. READY: queue, priority, due time, arrival. RUNNING: session, request, number.
 Ended: time of the end, arrival. None, for a tag: id.
 """
 
 AT_ONCE: Final = 500
-"""How many jobs `pages` asks for at once."""
+"""How many jobs `pages` requests at once."""
 
 MAX_CHECKED: Final = 200
 """The maximum number of jobs read for a page whose conditions the store can't check. Each of them has to be decoded."""
 
 
 class ScanRequest(NamedTuple):
-    """Asks a store for jobs of one index.
+    """A request for jobs of one index of a store.
 
     `view`    selects the jobs; the store checks `queue`, `job`, `ended_before` and `poison`, and `statuses` if there is a tag
     `status`  the status whose jobs are scanned; None for those of the view's tag
     `after`   begin after this position; None begins with the first job
-    `limit`   the most jobs to list
-    `most`    the most jobs to read
+    `limit`   the maximum number of jobs to list
+    `most`    the maximum number of jobs to read
     """
 
     view: View

@@ -8,20 +8,20 @@ else is done to it: no commit, no rollback, no setting that outlives the transac
   [within_commit] Once the transaction commits, the jobs exist. A job with a key may be HELD until upkeep has admitted it.
   [within_rollback] If it rolls back, they never existed, for any operation.
   [within_savepoint] The same holds for a savepoint that is released or rolled back.
-  [within_keys] Keys and `on_conflict` see the jobs that the transaction has added, and those that have a key already. The answer may leave
-    out a job of others that it replaces, and a job that stands for a call with `throttle`. No envelope has DEBOUNCE.
+  [within_keys] Keys and `on_conflict` see the jobs that the transaction has added, and those that have a key already. The answer may omit
+    a replaced job of another client, and a job that represents a call with `throttle`. No envelope has DEBOUNCE.
   [within_store] A connection to another database or store gets WrongConnection. Nothing is added, and the transaction is not affected.
-  [within_open_key] No call waits for an open transaction that has added a job with a key. The key is given after the commits: a job that
-    comes too late for it is CANCELLED then. (SQLite has one writer at a time, so no other call meets an open transaction.)
+  [within_open_key] No call waits for an open transaction that has added a job with a key. The key is assigned after the commits: a job
+    that comes too late for it is then CANCELLED. (SQLite has one writer at a time, so no other call meets an open transaction.)
   [within_full] If the store has no room, StoreFull is raised. Nothing of the call is added, and the transaction is not affected.
-  [within_nudges] The commit nudges listeners as `Broker.enqueue` does. If a job is to be admitted first, it nudges those of `topics.DUE`.
+  [within_nudges] The commit nudges listeners as `Broker.enqueue` does. If the engine has to admit a job first, those of `topics.DUE`.
 
 **settle** settles a run as SUCCEEDED in the caller's transaction, under the run's fence.
   [complete_commit] Once the transaction commits, the job has ended. A settlement by `Broker.settle` with the same fence is then COMMITTED,
-    and changes nothing. What the end brings about for its key, for joined jobs and for its follow-ups' keys is done by the next upkeep at
-    the latest.
+    and changes nothing. The consequences for its key, for joined jobs and for its follow-ups' keys take effect with the next upkeep at the
+    latest.
   [complete_rollback] If it rolls back, the run is still leased, and a settlement by `Broker.settle` with the same fence takes effect.
-  [complete_stale] If the lease is not valid any more, the answer is STALE. Nothing changes, and the transaction is not affected.
+  [complete_stale] If the lease is no longer valid, the answer is STALE. Nothing changes, and the transaction is not affected.
   [complete_open] While the transaction is open, no other operation waits for it: a settlement with the same fence is HELD_UP, upkeep and
     the session's end leave the lease to a later call. (On SQLite, an open write transaction locks the whole store.)
   [complete_repeat] Settling again in the same transaction is OK and changes nothing. In a later one the answer is COMMITTED.
@@ -42,7 +42,7 @@ T_co = TypeVar("T_co", covariant=True)
 Dialect = Literal["postgresql", "sqlite"]
 
 Purpose = Literal["enqueue", "settle"]
-"""An operation, and so the rights that a connection needs."""
+"""The operation that a connection is checked for. Each needs different rights."""
 
 Row = Sequence[Any]
 
@@ -101,13 +101,13 @@ class TransactionalBroker(Protocol):
     """A broker that can act in a caller's transaction."""
 
     async def transactional(self) -> Transactional:
-        """Prepare the store, and return its operations for a caller's transaction, which callers keep. Raises
+        """Prepare the store, and return its operations for callers' transactions, which can be used many times. Raises
         BrokerRefused or BrokerUnavailable."""
         ...
 
 
 def drive(steps: Generator[Statement, Sequence[Row], T], run: RunStatement) -> T:
-    """Run the statements of an operation, and return its answer. If one fails, the operation may undo what it has done, and raises the
+    """Run the statements of an operation, and return its answer. If a statement fails, the operation may undo its changes, and raises the
     error."""
     try:
         statement = next(steps)

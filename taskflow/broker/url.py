@@ -54,8 +54,8 @@ def connect(url: str, *, seams: Seams | None = None, rules: Rules | None = None)
 
 
 def load(url: str) -> None:
-    """Import what the broker of this URL needs, in the caller's thread. If another thread were importing it while the process forks, the
-    child would wait forever for that thread's import lock. Errors are left to the first use of the broker."""
+    """Import the modules that this URL's broker needs, in the caller's thread. If another thread were importing them while the process
+    forks, the child would wait forever for that thread's import lock. Errors are left to the first use of the broker."""
     with suppress(ConfigurationError, ImportError, OSError):
         connect(url)
 
@@ -257,7 +257,7 @@ def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
 
 
 def _shown(parts: SplitResult) -> str:
-    """Return the URL as written, but without parameters; geturl() would drop slashes if there is no host.
+    """Return the URL as written, but without parameters; geturl() would drop slashes when there is no host.
     If it has a host and an `@`, only the scheme is shown, because the rest may contain a password."""
     return f"{parts.scheme}://{'***' if parts.netloc and '@' in parts.netloc + parts.path else parts.netloc + parts.path}"
 

@@ -55,7 +55,7 @@ async def test_of_twenty_at_once_one_makes_the_tables(driver: MigratingDriver) -
 
 async def test_who_is_told_not_to_migrate_says_what_to_do(driver: MigratingDriver) -> None:
     """Nothing is changed; it works once somebody has migrated."""
-    says = rf"does not exist, this taskflow needs version {VERSION}, and may not migrate it \(migrate=0\): run `taskflow migrate`"
+    says = rf"does not exist, but taskflow needs version {VERSION}\. It isn't migrated because of migrate=0: run `taskflow migrate`"
     async with opened(f"{driver.nowhere()}?migrate=0") as broker:
         plan = await broker.pending()
         with pytest.raises(BrokerRefused, match=says):

@@ -1,1 +1,1 @@
-"""The engine: the rules of jobs, over records that a store keeps. `seam.py` is the contract between the two."""
+"""The engine: the rules for jobs, applied to the records of a store. `seam.py` is the contract between engine and store."""

@@ -1,4 +1,4 @@
-"""The operations behind the command line."""
+"""The operations of the admin interface, for the command line and the dashboard."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MAX_FAILED: Final = 1_000_000
 
 
 _DUE: Final = ("due", "to_admit")
-"""The indexes in which HELD jobs are that await nothing any more, and are about to be released."""
+"""The indexes that contain HELD jobs which no longer await anything and are about to be released."""
 
 
 def queues() -> Operation[list[QueueInfo]]:
@@ -82,7 +82,7 @@ def queues() -> Operation[list[QueueInfo]]:
 
 
 def _ready_since(firsts: Sequence[tuple[Any, ...]]) -> Operation[list[tuple[str, int]]]:
-    """Return since when jobs of these queues have been READY. The first job of a line may have a tenant: then it stands at a place."""
+    """Return the time since which each queue has had READY jobs. If a line's first job has a tenant, its `due_at` is a place, no time."""
     queues = list(dict.fromkeys(queue for queue, *_ in firsts))
     lines = [turns.first_of(turns.line_of(queue, -rank)) for queue, rank, *_ in firsts]
     seen: Snapshot = yield Query(scans=(*lines, *(Scan("fair_since", 1, (queue,), with_records=False) for queue in queues)))
@@ -221,7 +221,7 @@ def _run_now(draft: Draft, job_id: bytes) -> Status | None:
 def purge(view: View, limit: int, rules: Rules) -> Operation[int]:
     """Drop jobs of a view, each in a separate step."""
     purged = 0
-    # Ended jobs come first: a waiting job that is purged may stay for a while as CANCELLED. HELD ones precede those that they await.
+    # Ended jobs come first: a waiting job that is purged may stay for a while as CANCELLED. HELD jobs precede those that they await.
     order = (*ENDED, Status.HELD, Status.SCHEDULED, Status.READY)
     sections = [None] if view.tag is not None else [status for status in order if status in (view.statuses or Status)]
     felled = msgspec.structs.replace(view, statuses=(Status.CANCELLED,))  # by jobs of their flows that were purged meanwhile

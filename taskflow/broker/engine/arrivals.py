@@ -54,7 +54,7 @@ def take(found: Sequence[Entry], rules: Rules) -> Operation[list[bool]]:
 
 
 def _admit(draft: Draft, ref: Ref) -> None:
-    """Let a job have its key, or cancel it if a live job has the key."""
+    """Give an arrived job its key, or cancel the job if a live job has the key."""
     job = draft.job(ref.id)
     if job is None or not job.has(Flag.ARRIVING):
         return

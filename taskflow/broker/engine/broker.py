@@ -31,13 +31,13 @@ T = TypeVar("T")
 
 
 class EngineBroker(ABC):
-    """A broker over a store. A subclass says how the store runs an operation, how it claims, and how it wakes listeners."""
+    """A broker over a store. A subclass defines how the store runs an operation, how it claims, and how it wakes listeners."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.assumes_new = True
         self.rebuilds = False
-        """The caller is about to compute the indexes, so missing ones don't matter."""
+        """True if the caller is about to recompute the indexes, so that missing ones don't matter."""
 
     @abstractmethod
     async def run(self, operation: Operation[T]) -> T:

@@ -1,4 +1,4 @@
-"""Tracks the records that other clients keep changing. On a server, clients take turns to read and change them."""
+"""Tracks the records that other clients keep changing. Clients of a server take turns to read and change such records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONTENTION_TTL: Final = 1.0
 
 
 class Contention:
-    """The contested records that this client has met lately."""
+    """The records that other clients kept changing when this client lately used them."""
 
     def __init__(self) -> None:
         self._until: dict[Ref, float] = {}
@@ -33,8 +33,8 @@ class Contention:
     ) -> T:
         """Continue an operation with the answer to its last effect. `perform` answers an effect.
 
-        If others keep changing its records, `in_turn` runs the effects up to the next change while these clients wait. It returns that
-        change and its answer.
+        If other clients keep changing its records, `in_turn` runs the effects up to the next change while those clients wait. It returns
+        that change and its answer.
         """
         stale = 0
         try:

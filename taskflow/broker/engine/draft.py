@@ -1,7 +1,7 @@
-"""Collects the decisions of an operation, before a store applies them.
+"""Collects the decisions of an operation before a store applies them.
 
-A draft shows each item of a batch the records as the earlier items would leave them. It registers which records each decision has read and
-written, so that the store can refuse the decision if one of them has changed in the meantime.
+A draft shows each item of a batch the records as the earlier items would leave them. It tracks which records each decision reads and
+writes, so that the store can refuse the decision if one of them has changed in the meantime.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ Item = TypeVar("Item")
 T = TypeVar("T")
 
 MAX_ROUNDS: Final = 8
-"""How many times an operation is decided again because records have changed before it fails."""
+"""How often an operation is decided again because its records keep changing, before it fails."""
 
 MAX_CHAIN: Final = 6
-"""How many times one decision may ask for more records. Longer chains arise only when records change between two queries."""
+"""How many times one decision may request more records. Longer chains arise only when records change between two queries."""
 
 
 class Missing(Exception):
@@ -51,7 +51,7 @@ class Missing(Exception):
 class Foreseen(NamedTuple):
     """Facts about gates, read in advance so that decisions need no second query.
 
-    `waiting`  how many jobs that wait at gates the decisions will probably need, by gate
+    `waiting`  for each gate: how many of its waiting jobs the decisions will probably need
     `paused`   the ids of the paused queues, if they are known. A pause that begins in the meantime takes slots back
     `heads`    the scans for the first jobs of the lines in which jobs will probably take a place
     """
@@ -62,7 +62,7 @@ class Foreseen(NamedTuple):
 
 
 class Left:
-    """Collects the work that decisions leave to a later one: see `Draft.released`, `Draft.opened` and `Draft.actions`."""
+    """Collects the work that decisions leave to a later decision: see `Draft.released`, `Draft.opened` and `Draft.actions`."""
 
     def __init__(self) -> None:
         self.released, self.opened = set[bytes](), set[bytes]()
@@ -75,7 +75,7 @@ class Left:
 
 
 class Plain:
-    """A record of any kind but a job: its header, and its body as it is stored."""
+    """A record of any kind except a job: its header and its stored body."""
 
     __slots__ = ("content", "entries", "header", "ref", "state")
 
@@ -88,7 +88,7 @@ class Plain:
 
 
 class Part:
-    """The decision on one item: the records that it has read and written, and what else it changes."""
+    """The decision on one item: the records that it reads and writes, and what else it changes."""
 
     __slots__ = ("additions", "read", "totals", "wakes", "written")
 
@@ -108,7 +108,7 @@ class Draft:
     """The records as they would be after the decisions so far."""
 
     def __init__(self, seen: Snapshot, rules: Rules, scans: Sequence[Scan] = ()) -> None:
-        """`scans` are the ones that earlier decisions asked for. Their entries are the last ones of `seen`."""
+        """`scans` are those that earlier decisions requested. Their entries come last in `seen`."""
         self.seen, self.rules = seen, rules
         self.now, self.steady, self._stored = seen.now, seen.steady, seen.records
         self.missing = set[Ref]()
@@ -117,13 +117,13 @@ class Draft:
         self.actions = dict[bytes, Any]()
         """The actions on flows that the decisions begin."""
         self.opened = set[bytes]()
-        """The gates that have room now, and perhaps jobs that wait: see gates.py."""
+        """The gates that now have room and may have waiting jobs: see gates.py."""
         self.paused: frozenset[bytes] | None = None
         """The ids of the paused queues, if they are known."""
         self.wanted = Counter[bytes]()
         """How many waiting jobs of a gate the decisions need to see, if they haven't seen that many."""
         self.unseen = set[Scan]()
-        """The lines of which the decisions need to see the first job."""
+        """The lines (see turns.py) whose first job the decisions need to see."""
         self._freed = Counter[bytes]()
         found = dict(zip(scans, seen.scans[len(seen.scans) - len(scans) :], strict=True))
         self._heads = {scan: entries for scan, entries in found.items() if not scan.with_records}
@@ -141,7 +141,7 @@ class Draft:
     def decide(self, items: Sequence[Item], one: Callable[[Draft, Item], T], *, together: bool) -> list[T]:
         """Decide on each item in turn. If `missing` isn't empty afterwards, the answers must be discarded.
 
-        Each decision is one part. `together` makes one step of all parts that change anything.
+        Each decision is one part. With `together`, all parts that change anything form one step.
         """
         self._is_whole = together
         answers = list[T]()
@@ -214,8 +214,8 @@ class Draft:
         return all(ref in self._current or ref in self._stored for ref in refs)
 
     def require(self, refs: Iterable[Ref], *, frees: bool = False, heads: Iterable[Scan] = ()) -> None:
-        """Raise Missing if one of these records or scans was not loaded, and note them all. With `frees`, they are gates of which a slot
-        becomes free: the jobs that wait there are needed too."""
+        """Raise Missing if one of these records or scans wasn't loaded, after registering all that are missing. With `frees`, the refs are
+        gates that get a free slot, so their waiting jobs are needed too."""
         self.unseen.update(scan for scan in heads if scan not in self._heads)
         for ref in refs:
             is_known = ref in self._current or ref in self._stored
@@ -234,8 +234,8 @@ class Draft:
         return next(iter(self._heads[line]), None)
 
     def waiting(self, gate: bytes) -> deque[Entry] | None:
-        """Return the jobs that were seen to wait at a gate, in their order, or None if nothing has looked for them. The decisions remove
-        those that they have looked at."""
+        """Return the entries of the jobs that wait at a gate, in order, or None if they weren't queried. The decisions remove the entries
+        that they have handled."""
         return self._waiting.get(gate)
 
     # --- what else a decision changes ------------------------------------------------------------------------
@@ -252,7 +252,7 @@ class Draft:
     def steps(self) -> list[tuple[list[int], Step]]:
         """Return the steps, each with the numbers of its parts.
 
-        Two parts are one step if one of them writes what the other reads or writes.
+        Two parts form one step if one of them writes a record that the other reads or writes.
         """
         parts = [(number, part) for number, part in enumerate(self._parts) if not part.is_empty]
         groups = [parts] if self._is_whole and parts else _tied(parts)
@@ -266,7 +266,7 @@ class Draft:
         for ref in whole.written:
             changed = current[ref]
             if changed is not None:
-                if ref.kind != Kind.GATE or not _is_as_stored(changed, stored[ref]):  # a slot may have been passed on
+                if ref.kind != Kind.GATE or not _is_as_stored(changed, stored[ref]):  # equal if a slot was passed on
                     puts.append(changed.to_put())
             elif expect[ref] != ABSENT:
                 drops.append(ref)
@@ -295,7 +295,7 @@ def _add_up(total: dict[Any, int], numbers: dict[Any, int]) -> None:
 
 
 def _tied(parts: Sequence[tuple[int, Part]]) -> list[list[tuple[int, Part]]]:
-    """Group the parts that must be one step."""
+    """Group the parts that must form one step."""
     if sum([len(part.read) for _, part in parts]) == len(set().union(*[part.read for _, part in parts])):
         return [[numbered] for numbered in parts]
     group_of = list(range(len(parts)))
@@ -335,9 +335,9 @@ def decide(
 
     `look`      the records that the decisions will probably need; others are loaded on demand
     `locked`    the answer for an item whose records another program's open transaction has locked
-    `together`  True if all decisions are one step
-    `foreseen`  what is known about gates in advance
-    `left`      collects what a later decision has to look at
+    `together`  True if all decisions form one step
+    `foreseen`  facts about gates that are known in advance
+    `left`      collects the work for a later decision
 
     Raises StoreFull if the store has no room. Raises BrokerUnavailable if records keep changing, or are locked and `locked` is None.
     """
@@ -372,7 +372,7 @@ def decide(
                 rounds.extend(([number], tries) for number in of_step)
             elif isinstance(result, Locked) and locked is not None:
                 answers.update(dict.fromkeys(of_step, locked))
-            elif not isinstance(result, Applied):  # or another client's call may have locked them, which takes no time
+            elif not isinstance(result, Applied):  # Stale, or Locked, perhaps by another client's short call
                 stale += of_step
                 is_locked = is_locked or isinstance(result, Locked)
         if stale:
@@ -393,7 +393,7 @@ def _draft(
     paused: frozenset[bytes] | None,
 ) -> Operation[tuple[Draft, list[T]] | None]:
     """Load the records that the decisions need, and decide. Return None if they still need more after `MAX_CHAIN` queries. `sizes` is the
-    number of waiting jobs to read at each gate, and `heads` are the lines of which to read the first job."""
+    number of waiting jobs to read at each gate, and `heads` are the scans for the first jobs of lines."""
     for _ in range(MAX_CHAIN):
         scans = [*(Scan("gated", size, (gate,)) for gate, size in sizes.items()), *heads]
         draft = Draft((yield look._replace(refs=tuple(known), scans=(*look.scans, *scans))), rules, scans)

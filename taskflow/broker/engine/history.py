@@ -1,4 +1,4 @@
-"""The history of measures: workers record each minute of theirs, and upkeep adds these up to minutes, ten minutes and hours."""
+"""The history of measures: each worker records its own every minute, and upkeep adds them up to minutes, ten minutes and hours."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from taskflow.model.stored_values import LATEST
 
 
 class Level(NamedTuple):
-    """A level of history: periods of equal length. `keep` is how long they are kept. Both are in seconds."""
+    """A level of history: periods of equal length, each kept for `keep` after its end. Both are in seconds."""
 
     period: int
     keep: int
 
 
 LEVELS: Final = (Level(60, 150), Level(60, 3 * 3_600), Level(600, 2 * 86_400), Level(3_600, 30 * 86_400))
-"""The records of level 0 are those of single workers. When a record need not be kept, it is added to the next level."""
+"""The records of level 0 are those of single workers. At the end of its time, a record is added to the next level."""
 
 MAX_ROLLED: Final = 64
 MAX_READ: Final = 10_000
@@ -99,7 +99,7 @@ def _period(ref: Ref, level: int, at: int, measures: bytes) -> Plain:
 
 
 def _target(level: int, at: int) -> Ref:
-    if not (0 < level < len(LEVELS) and 0 <= at <= LATEST):  # another program has written it, or the last level has ended
+    if not (0 < level < len(LEVELS) and 0 <= at <= LATEST):  # written by another program, or past the last level
         return Ref(Kind.HISTORY, b"\xff")
     period = to_microseconds(LEVELS[level].period)
     return Ref(Kind.HISTORY, bytes([level]) + (at // period).to_bytes(8, "big"))

@@ -1,4 +1,4 @@
-"""Jobs as the engine works on them: a record's header, and its two bodies decoded."""
+"""Jobs as the engine handles them: a record's header and its two decoded bodies."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ class Sent(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class State(msgspec.Struct, omit_defaults=True, gc=False):
-    """The mutable body. Its texts are UTF-8 that may contain lone surrogates. Field names are short, because each job stores them.
+    """The mutable body. Its texts are UTF-8 that may contain lone surrogates. Field names are short because each job stores them.
 
-    `progress`   the epoch of the run that reported it, and the progress. It counts only for this run
+    `progress`   the epoch of the run that reported it, and the progress, which is valid for this run only
     `waiting`    what a waiting job waits for, other than its time, a worker or a gate
-    `behind`     the running job with its key, which it waits for
+    `behind`     the running job with the same key, which this job waits for
     `spoilt`     a former state that could not be decoded
-    `standing`   for a record that only remembers a call: the job that represents it
+    `standing`   for a record that only remembers a call: the job that represents the call
     `place`      for a job that a pause has parked: its former due time
     `replaces`   for an arrival: True if it replaces a waiting job with its key, False if it gives way to a live one
-    `replaced`   for an arrival: the job by which its own transaction has replaced it
+    `replaced`   for an arrival: the job that has replaced it in the same transaction
     `limits`     gates that its sender didn't know and that a worker has added
     `paid`       while the job waits for its time: the rate that it has paid for
-    `felled_by`  the job of its flow whose failure has cancelled it, or the flow itself
-    `counted`    True if it has failed, and the jobs that collect failures have counted it
-    `spent`      the jobs that had begun with its failure when it was retried, so that they get nothing from it any more
+    `felled_by`  the job of its flow whose failure has cancelled this job, or the flow itself
+    `counted`    True if the job has failed and the jobs that collect failures have counted it
+    `spent`      the jobs that had already begun with this job's failure when it was retried, so that they receive nothing more from it
     """
 
     failures: int = msgspec.field(default=0, name="f")
@@ -80,7 +80,7 @@ class State(msgspec.Struct, omit_defaults=True, gc=False):
 
     @property
     def has_to_be_reset(self) -> bool:
-        """Return True if a successful run changes the state. What other runs have left in it, such as errors, stays."""
+        """Return True if a successful run has to change the state. It leaves other fields, such as errors, as they are."""
         has_texts = not self.reason is self.waiting is self.spoilt is self.replaced is None
         return bool(has_texts or self.crashes or self.hand_backs or self.replaces or self.spent) or self.parked_at is not None
 
@@ -89,7 +89,7 @@ NO_STATE: Final = State()
 _NOT_SENT: Final = Sent()
 _NOTHING: Final[dict[str, Any]] = {}
 encode: Final = msgspec.msgpack.Encoder().encode
-"""Packs a `Sent` or a `State` as a record keeps it."""
+"""Packs a `Sent` or a `State` as it's stored in a record."""
 
 _sent_in: Final = msgspec.msgpack.Decoder(Sent).decode
 _decode_state: Final = msgspec.msgpack.Decoder(State).decode
@@ -112,7 +112,7 @@ def decode_sent(body: bytes | None) -> Sent:
 
 
 def _lost(record: Record) -> Sent:
-    """Return what is left of a body that cannot be read: that its job belongs to a flow, whose jobs must not wait for it for ever."""
+    """Return a substitute for an unreadable body. It keeps the job in its flow, whose other jobs must not wait for it for ever."""
     place = record.header.get("member") or b""
     flow, number = place[:ID_BYTES], int.from_bytes(place[ID_BYTES:], "big")
     return _NOT_SENT if len(flow) != ID_BYTES or number >= MAX_MEMBERS else Sent(member=Member(flow, number, 0, MAX_MEMBERS - 1))
@@ -174,8 +174,8 @@ class Job:
         if record.state is not None and state == NO_STATE:
             state.spoilt = record.state
         job = cls(record.ref, dict(record.header), sent, state)
-        if not any(each.column == "queue" for each in reader.unreadable):  # otherwise a put gives it a queue that can be found
-            job.stored = record.header  # what cannot be read is kept
+        if not any(each.column == "queue" for each in reader.unreadable):  # otherwise a put gives it a valid queue
+            job.stored = record.header  # so a put leaves unreadable fields as they are
         job.unreadable = reader.unreadable
         job.content = record.content
         return job
@@ -230,7 +230,7 @@ class Job:
 
     @property
     def tenant(self) -> bytes | None:
-        """The tenant with whose jobs this one takes turns."""
+        """The job's tenant, or None. The jobs of tenants take turns."""
         try:
             return unpack_extras(self.sent.extras).get("fair") if self.has(Flag.FAIR) else None
         except Exception:  # another program may have written any bytes
@@ -238,7 +238,7 @@ class Job:
 
     @property
     def waiting_for(self) -> bytes | None:
-        """The condition that a waiting job waits for, beyond its time and a worker."""
+        """The condition that a waiting job waits for, apart from its due time and a worker."""
         gate_id = self.header["gate"]
         if gate_id is None:
             return self.state.waiting
@@ -267,7 +267,7 @@ class Job:
         self.header["flags"] = self.header["flags"] | flag if is_set else self.header["flags"] & ~flag
 
     def add_awaited(self, n: int) -> None:
-        """Show an addition to `awaits` to the decisions that follow. A put doesn't write it, even if it `restarts`."""
+        """Apply an addition to `awaits` in memory, for later decisions. A put doesn't write it, even if it `restarts`."""
         self.header["awaits"] += n
         if self.stored is not None:
             self.stored = {**self.stored, "awaits": self.header["awaits"]}
@@ -467,13 +467,13 @@ def claim_id(session: bytes, claim: bytes) -> ClaimId:
 # --- the content of a success -------------------------------------------------------------------------------------
 
 _KEPT: Final = b"\0kept"
-"""The first byte of the content of a success with arguments. After it come the size of the result in 4 bytes, the result, and the payload.
-No encoded result begins with 0, because no payload version is 0."""
+"""The first bytes of a successful job's content if its arguments are kept. The size of the result (4 bytes), the result, and the payload
+follow. No encoded result begins with 0, because no payload version is 0."""
 _RESULT_AT: Final = len(_KEPT) + 4
 
 
 def content_of(result: bytes, arguments: bytes | None) -> bytes:
-    """Return the content of a job that has succeeded. Arguments that a store could not keep with the result are left out."""
+    """Return the content of a job that has succeeded. Arguments are left out if they and the result are too large for a store."""
     if arguments is None or len(arguments) + len(result) > MAX_PAYLOAD:
         return result
     return _KEPT + len(result).to_bytes(4, "big") + result + arguments

@@ -1,5 +1,5 @@
-"""Pauses of jobs by their names. Claims look only at queues, so workers hand back the jobs that they shouldn't run, and these are
-parked."""
+"""Pauses of jobs by their names. Claims know only queues, so workers hand back jobs with paused names, and the engine parks these jobs
+as SCHEDULED."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event, Transition
 
 PAUSED: Final = Ref(Kind.MARK, b"paused jobs")
-"""Its state lists the names of the paused jobs, which heartbeats bring to workers."""
+"""The record whose state lists the names of the paused jobs. Workers receive them with heartbeats."""
 
 MAX_PAUSED: Final = 100
 MAX_WOKEN: Final = 10_000
@@ -73,7 +73,7 @@ def pause(job: str, rules: Rules, *, is_paused: bool) -> Operation[None]:
 
 
 def park(draft: Draft, job: Job, handed_back: Transition) -> Transition:
-    """Return the transition of a job that a worker has handed back because of a pause. The pause may be over."""
+    """Return the transition of a job that a worker has handed back because of a pause, which may be over by now."""
     if job.header["job"] not in _names(draft):
         job.header["due_at"] = job.header["due_at"] if job.state.place is None else job.state.place
         return handed_back

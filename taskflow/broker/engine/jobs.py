@@ -40,11 +40,11 @@ from taskflow.model.verdict import HandedBack, Settled, Settlement, Snoozed, Suc
 # --- adding jobs ---------------------------------------------------------------------------------------------------
 
 MAX_ASSUMED: Final = 512
-"""The most bytes of a payload that is sent before it is known whether its key is free. Redis keeps larger ones apart, also in vain."""
+"""The maximum payload in bytes that is sent before its key is known to be free. Redis stores larger ones separately, even if refused."""
 
 
 def enqueue(envelopes: Sequence[Envelope], rules: Rules, *, assumes_new: bool = False) -> Operation[list[Added | Refused]]:
-    """Add jobs in one step. `assumes_new` says that no live job probably has one of their keys."""
+    """Add jobs in one step. With `assumes_new`, it first tries without a query, as if no live job had one of their keys."""
     if all(map(is_plain, envelopes)) and len({envelope.id for envelope in envelopes}) == len(envelopes):
         are_new: list[bool] | str = yield Add([put_of_plain(envelope) for envelope in envelopes])
         if isinstance(are_new, str):
@@ -70,7 +70,7 @@ _NOTHING_STORED: Final = Snapshot(0, 0, b"", {}, ([], [], []))
 
 
 def _add_new(envelopes: Sequence[Envelope], refs: Sequence[Ref], rules: Rules) -> Operation[list[Added | Refused] | None]:
-    """Add jobs that are due without a query, as if neither they nor their keys existed. Return None if one of them does."""
+    """Add due jobs without a query, as if neither they nor their keys existed. Return None if one of these does exist."""
     draft = Draft(_NOTHING_STORED._replace(records=dict.fromkeys(refs)), rules)
     answers = draft.decide(envelopes, moves.add, together=True)
     [answer], _ = yield Apply([step for _, step in draft.steps()], grows=True)
@@ -80,7 +80,7 @@ def _add_new(envelopes: Sequence[Envelope], refs: Sequence[Ref], rules: Rules) -
 
 
 def are_new(answers: Sequence[Added | Refused]) -> bool:
-    """Return True if no live job had a key of these jobs: the next ones are probably new too."""
+    """Return True if no live job had a key of these jobs. The next jobs are then probably new too."""
     return all(isinstance(answer, Added) and answer.replaced is None for answer in answers)
 
 
@@ -89,7 +89,7 @@ def _answer(job_id: bytes, is_new: bool) -> Added | Refused:
 
 
 def compare_known(envelopes: Sequence[Envelope], answers: Sequence[Added | Refused]) -> Operation[list[Added | Refused]]:
-    """Compare the envelopes that were refused because of their ids with the known jobs: they are resent, or clash. Only they pay for it."""
+    """Compare envelopes that were refused because of their ids with the stored jobs: they were resent, or clash. Others cost no query."""
     ids = [answer.id for answer in answers if isinstance(answer, Refused) and answer.because == "id"]
     if not ids:
         return list(answers)
@@ -104,7 +104,7 @@ def compare_known(envelopes: Sequence[Envelope], answers: Sequence[Added | Refus
 
 
 def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Settled]]:
-    """End runs. A success that carries nothing but its result is settled natively, if its job has no ties."""
+    """End runs. If a job has no ties, a success that carries only its result is settled natively, by the store's `succeed`."""
     plain = [
         number
         for number, each in enumerate(settlements)
@@ -135,7 +135,7 @@ def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Se
 
 
 def _runs(settlements: Sequence[Settlement]) -> list[Run]:
-    """Return the settlements of successes as a store takes them. It makes no call for each, unless it keeps its arguments."""
+    """Convert settlements of successes for a store. For speed, it calls no function per settlement unless the arguments are kept."""
     return [
         Run(
             each.id,
@@ -154,7 +154,7 @@ def _runs(settlements: Sequence[Settlement]) -> list[Run]:
 
 
 def _is_native(success: Settlement) -> bool:
-    """Return True if `succeed` can do what a success brings about in its flow: a small result for the only job that awaits it."""
+    """Return True if `succeed` can apply a success to its flow: at most one job awaits the job, and the result is small."""
     if success.awaited_by is None:
         return not success.notes
     assert isinstance(success.verdict, Succeeded)
@@ -162,7 +162,7 @@ def _is_native(success: Settlement) -> bool:
 
 
 def complete(settlement: Settlement, rules: Rules) -> Operation[Settled]:
-    """End a run as SUCCEEDED in a caller's transaction, which has locked the whole store. Once that has committed, `settle` answers
+    """End a run as SUCCEEDED in a caller's transaction, which has locked the whole store. Once it has committed, `settle` returns
     COMMITTED."""
     refs = [Ref(Kind.JOB, settlement.id), *(ref for follow_up in settlement.follow_ups for ref in moves.refs_of(follow_up))]
     [settled] = yield from decide([settlement], _complete, rules, refs, scans=MOVE_SCANS)
@@ -256,7 +256,7 @@ MAX_NOTES_BYTES: Final = 4 << 20
 
 
 def notes(job_id: bytes, first: int) -> Operation[Notes]:
-    """Return results that a job in a flow has got. Large ones are read apart, so that no answer has too many bytes."""
+    """Return results that a job in a flow has received, from input `first` on. Large ones are read separately, to bound each answer."""
     after = (job_id if first <= 0 else numbered(job_id, first - 1),)
     seen: Snapshot = yield Query(scans=(Scan("notes", MAX_NOTES, after=after, until=(numbered(job_id, MAX_MEMBERS),)),))
     records, size = list[StoredRecord](), 0

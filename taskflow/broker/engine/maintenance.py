@@ -1,4 +1,4 @@
-"""Upkeep: the moves that time has made necessary. Records locked by another program's open transaction are left to a later call."""
+"""Upkeep: the moves that become necessary as time passes. Records locked by another program's open transaction are left to a later call."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MIN_IDLE: Final = 10_000_000
 
 
 def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
-    """Make the moves that time has made necessary. One query shows which kinds of moves are due; most calls find none."""
+    """Make the moves that have become necessary. One query shows which kinds of moves are due; most calls find none."""
     seen: Snapshot = yield Query((OUTAGE,), _scans(limit))
     offered, _, dying, gone, expiring, rolling, to_admit, opened, rates, used, begun, paused, *arrived = seen.scans[_OFFERED:]
     suspects = _suspects(seen, rules)
@@ -71,7 +71,7 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
         yield from turns.forget(rules)
     if _is_due(rolling, seen.now):
         yield from history.roll(rules)
-    offers = (yield from schedules.offers(rules)) if reaped or dying or _is_due(offered, seen.now) else ()  # some may be handed over
+    offers = (yield from schedules.offers(rules)) if reaped or dying or _is_due(offered, seen.now) else ()  # some may be handed over now
     has_moved = bool(suspects or dying or begun or taken or promoted or expired or offers)
     ended, ends_dropped = (yield from take_ends(rules)) if ends and (has_moved or seen.scans[2]) else ((), 0)
     if has_moved or ended:
@@ -92,7 +92,7 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
 
 
 def _admit(limit: int, rules: Rules) -> Operation[int]:
-    """Let jobs that are due become READY in their turn, or wait at a gate. Return how many it has moved."""
+    """Make due jobs READY in their turn, or let them wait at a gate. Return how many jobs it moved."""
     seen: Snapshot = yield Query(scans=(Scan("to_admit", max(0, limit)),))
 
     def one(draft: Draft, ref: Ref) -> bool:
@@ -118,7 +118,7 @@ _OFFERED: Final = len(_SESSION_SCANS)
 
 def _scans(arriving: int) -> tuple[Scan, ...]:
     """Return the scans of upkeep: those of sessions, then offers, living, dying and gone sessions, expiring jobs, and history. Then come
-    jobs to admit, gates that were left with room, rates, turns, actions on flows, paused queues, and arrivals."""
+    jobs to admit, open gates, rates, turns, actions on flows, paused queues, and arrivals."""
     names = ("dying", "gone", "expiring", "rolling", "to_admit", "open", "rates", "turns")
     begun = Scan("flows", MAX_FLOWS)
     firsts = (Scan(name, 1, with_records=False) for name in names)
@@ -132,7 +132,7 @@ def _is_due(first: Sequence[Entry], now: int) -> bool:
 
 
 def _suspects(seen: Snapshot, rules: Rules) -> list[Plain]:
-    """Return the sessions that have lapsed, unless the store was unavailable."""
+    """Return the sessions that have lapsed. `_reap` spares those whose silence was an outage of the store."""
     found = sessions.lapsing(Draft(seen, rules))
     return [session for session in found if session.header["lapses_at"] <= seen.steady or session_body(session).boot != seen.boot]
 
@@ -159,8 +159,8 @@ def _reap(suspects: Sequence[Plain], seen: Snapshot, rules: Rules) -> Operation[
 
 
 def _release(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
-    """Release the leases of dead sessions, and forget the sessions that died long ago. Return how many leases it has released, and True if
-    it has stopped before the last session."""
+    """Release the leases of dead sessions, and forget the sessions that died long ago. Return how many leases it released, and True if it
+    stopped before the last session."""
     seen: Snapshot = yield Query(scans=(Scan("dying", MAX_DYING, with_records=False), Scan("gone", MAX_GONE, with_records=False)))
     released = sessions_released = 0
     has_more = False
@@ -178,7 +178,7 @@ def _release(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
 
 
 def _forget_rates(rules: Rules) -> Operation[None]:
-    """Forget rates that do not hold up any job."""
+    """Forget rates that no longer hold up any job."""
     seen: Snapshot = yield Query(scans=(Scan("rates", MAX_COUNTED, with_records=False),))
 
     def one(draft: Draft, ref: Ref) -> None:
@@ -217,7 +217,7 @@ def _expire(limit: int, rules: Rules) -> Operation[int]:
 
 def _drop(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
     """Drop ended jobs that have been kept long enough or exceed the cap, and forget those that no resent call can refer to any more. Return
-    how many it has dropped, and whether there are more."""
+    how many it dropped, and whether more remain."""
     if limit <= 0:
         return 0, True
     faded: Faded = yield Fade(limit, rules.kept_per_queue, to_microseconds(rules.repeat_for))
@@ -240,7 +240,7 @@ def _drop(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
 
 
 def take_ends(rules: Rules) -> Operation[tuple[tuple[bytes, ...], int]]:
-    """Remove and return the first registered ends. If there are too many, drop the oldest first, and return their number."""
+    """Remove and return the first registered ends. If there are too many, drop the oldest ones first, and return the number dropped."""
     seen: Snapshot = yield Query(scans=(Scan("ends", rules.max_ends + MAX_ENDS, with_records=False),))
 
     surplus = max(0, len(seen.scans[0]) - rules.max_ends)
@@ -250,13 +250,13 @@ def take_ends(rules: Rules) -> Operation[tuple[tuple[bytes, ...], int]]:
     return ended, sum(taken[:surplus])
 
 
-# --- when to come again ---------------------------------------------------------------------------------------
+# --- when to run again ----------------------------------------------------------------------------------------
 
 
 def _next_in(seen: Snapshot, rules: Rules, *, is_cut_off: bool, takes_ends: bool, takes_arrivals: bool, acts: bool) -> float:
     """Return the seconds until the caller's next upkeep. With n living sessions, each calls it every n * `upkeep_every` seconds, or earlier
-    if a job becomes due or a session lapses. `takes_arrivals` is False if an open transaction holds up some of them, and
-    `acts` if it holds up an action on a flow."""
+    if a job becomes due or a session lapses. `takes_arrivals` is False if an open transaction blocks some arrivals, and `acts` is False
+    if one blocks an action on a flow."""
     offered, living, _, _, _, _, to_admit, opened, _, _, begun, *_ = seen.scans[_OFFERED:]
     if is_cut_off or opened or (begun and acts) or (takes_ends and seen.scans[2]) or (takes_arrivals and any(seen.scans[-2:])):
         return 0.0

@@ -1,4 +1,4 @@
-"""The moves of jobs between statuses, and what they bring about for keys and for jobs that await others.
+"""The moves of jobs between statuses, and their consequences for keys and for jobs that await others.
 
 The rules are in `model/transitions.py`. The functions here apply them to the records of a draft.
 """
@@ -28,14 +28,14 @@ from taskflow.model.session import deploy_of
 from taskflow.model.transitions import MOVES, Event, Transition
 
 HOLDING: Final = (READY, RUNNING)
-"""In these states a job has a slot of each of its gates."""
+"""The statuses in which a job holds a slot of each of its gates."""
 
 MOVE_SCANS: Final = (
     Scan("due", 1, with_records=False),
     Scan("hearers", 1, with_records=False),
     Scan("ends", 1, with_records=False),
 )
-"""The scans that every operation with moves begins with: the first due job, a session that wants ends, and the first noted end."""
+"""The scans that every operation with moves begins with: the first due job, a session that wants ends, and the first registered end."""
 
 _LEGAL: Final = {
     (BURIED if was is None else CODES[was], event, BURIED if to is None else CODES[to])
@@ -45,7 +45,7 @@ _LEGAL: Final = {
 
 
 def move(draft: Draft, job: Job, event: Event, to: int) -> None:
-    """Change the status, and count the event. Raises AssertionError for an illegal move."""
+    """Change a job's status, and count the event. Raises AssertionError for an illegal move."""
     header = job.header
     if event is not Event.ENQUEUE and (header["status"], event, to) not in _LEGAL:
         raise AssertionError(f"{id_text(job.id)}: status {header['status']} cannot become {to} by {event}")
@@ -62,16 +62,16 @@ def move(draft: Draft, job: Job, event: Event, to: int) -> None:
 
 
 def free_slots(draft: Draft, limits: Sequence[Gate]) -> None:
-    """Give back a slot of each of these gates. Those that wait there become READY."""
+    """Give back a slot of each of these gates. The jobs that receive the slots become READY."""
     for job in gates.leave(draft, limits):
         move(draft, job, Event.DUE, READY)
 
 
-# --- a job that is to wait ------------------------------------------------------------------------------------
+# --- a job that begins to wait --------------------------------------------------------------------------------
 
 
 def add(draft: Draft, envelope: Envelope) -> Added | Refused:
-    """Add a job, unless its id is known, its key belongs to a live job, or another job stands for the call."""
+    """Add a job, unless its id is known, its key belongs to a live job, or another job represents the call."""
     if (known := draft.job(envelope.id)) is not None:
         standing = known.state.standing
         return Refused(envelope.id, envelope.id, "id") if standing is None else Refused(envelope.id, standing, "key")
@@ -90,7 +90,7 @@ def add(draft: Draft, envelope: Envelope) -> Added | Refused:
 
 
 def take_key(draft: Draft, job: Job, waiting: Job | None, running: Job | None) -> None:
-    """Let a job have its key. It replaces the waiting job that has it, and waits for the end of the running one."""
+    """Give a job its key. The job replaces a waiting job that has the key, and waits until a running job with the key ends."""
     if waiting is not None:
         finish(draft, waiting, Event.REPLACE, Status.CANCELLED, wording.replaced_by(job.id))
     if job.sent.key is not None:
@@ -104,7 +104,7 @@ def take_key(draft: Draft, job: Job, waiting: Job | None, running: Job | None) -
 def holders(draft: Draft, key: bytes | None) -> tuple[Job | None, Job | None]:
     """Return the waiting and the running job that have the key, each None if there is none.
 
-    The key's record names them, but does not say which one is which. A job that it names and that is not live has the key no more.
+    The key's record names both, but doesn't show which one is which. A job that it names but that isn't live no longer has the key.
     """
     record = None if key is None else draft.plain(Kind.KEY, key)
     if record is None:
@@ -116,7 +116,7 @@ def holders(draft: Draft, key: bytes | None) -> tuple[Job | None, Job | None]:
 
 
 def enter(draft: Draft, job: Job, event: Event) -> None:
-    """Make a job HELD, SCHEDULED or READY, by what it awaits and by its due time. A job that has run awaits nothing, whatever it says."""
+    """Make a job HELD, SCHEDULED or READY, depending on what it awaits and on its due time. For a RUNNING job, `awaits` is ignored."""
     due_at = job.header["due_at"]
     if job.status != RUNNING and (job.header["awaits"] > 0 or job.has(Flag.BEHIND)):
         move(draft, job, event, HELD)
@@ -135,7 +135,7 @@ def enter(draft: Draft, job: Job, event: Event) -> None:
 
 
 def wake_if_first(draft: Draft, due_at: int) -> None:
-    """Announce a due time that is before all others."""
+    """Announce a due time that is earlier than all others."""
     first = draft.seen.scans[0]
     if not first or due_at < first[0].position[0]:
         draft.wake(topics.DUE)
@@ -164,7 +164,7 @@ def requeue(draft: Draft, job: Job, transition: Transition) -> None:
 
     If the transition has no due time, the job becomes READY in its old place, even if the clock has been set back to before its due time.
     """
-    job.state.waiting = text_bytes(transition.waiting_for)  # what it waited for before the run is over
+    job.state.waiting = text_bytes(transition.waiting_for)  # replaces what it waited for before the run
     successor = _successor(draft, job)
     if successor is not None or job.state.stop is not None:
         transition = transitions.requeue(transition, job.cancel_requested, successor)
@@ -179,12 +179,12 @@ def requeue(draft: Draft, job: Job, transition: Transition) -> None:
     else:
         job.header["due_at"] = NOW if transition.due_at <= draft.now else transition.due_at
         if job.has(Flag.FAIR) and not transition.is_paused:
-            job.header["since"] = None  # its next run is one more of its tenant
+            job.header["since"] = None  # its next run takes a new turn
         enter(draft, job, transition.event)
 
 
 def readmit(draft: Draft, job: Job, limits: Sequence[Gate]) -> None:
-    """Let a job that its worker has not started pass its gates again, and those that its sender did not know."""
+    """Send a job that its worker hasn't started through its gates again, including `limits` that its sender didn't know."""
     if job.state.stop is not None or _successor(draft, job) is not None:
         requeue(draft, job, Transition(Event.HAND_BACK, job.counters))
         return
@@ -196,7 +196,7 @@ def readmit(draft: Draft, job: Job, limits: Sequence[Gate]) -> None:
 
 
 def _successor(draft: Draft, job: Job) -> bytes | None:
-    """Return the id of the job that waits for the end of this one, because it has the same key."""
+    """Return the id of the job that waits for this one to end because it has the same key."""
     record = None if job.sent.key is None else draft.plain(Kind.KEY, job.sent.key)
     if record is None or record.header["holder"] != job.id or record.header["next"] is None:
         return None
@@ -239,11 +239,11 @@ def finish(
     is_settled: bool = False,
     by: flows.Action | None = None,
 ) -> None:
-    """End a job, free its key, and release the jobs that await it. `is_settled` is True if its worker knows of the end, and `by` is the
+    """End a job, free its key, and release the jobs that await it. `is_settled` is True if its worker knows about the end, and `by` is the
     action on its flow that ends it."""
     move(draft, job, event, CODES[status])
     if by is None and job.sent.member is not None and job.state.felled_by is None and status is Status.CANCELLED and keep is None:
-        keep = draft.rules.keep_failed  # a retry restores what the job has cancelled, for as long as that is kept
+        keep = draft.rules.keep_failed  # as long as the jobs that it cancels: a retry restores them
     keep_for = transitions.keep_for(status, draft.rules) if keep is None else to_microseconds(keep)
     job.end_lease()
     job.header["ended_at"], job.header["fade_at"] = draft.now, draft.now + keep_for
@@ -262,7 +262,7 @@ def finish(
 
 
 def release_key(draft: Draft, job_id: bytes, key: bytes | None) -> None:
-    """Take its key away from a job that has ended, and release the job that waits behind it."""
+    """Free the key of a job that has ended, and release the job that waits behind it."""
     record = None if key is None else draft.plain(Kind.KEY, key)
     if record is None:
         return
@@ -284,14 +284,14 @@ def release_key(draft: Draft, job_id: bytes, key: bytes | None) -> None:
 
 
 def release(draft: Draft, job: Job) -> None:
-    """Make a HELD job wait for its time or for a worker only."""
+    """Release a HELD job: from now on, it waits only for its due time, its gates and a worker."""
     if job.header["due_at"] <= draft.now:
         job.header["due_at"] = NOW
     enter(draft, job, Event.RELEASE)
 
 
 def ask_to_stop(draft: Draft, job: Job) -> None:
-    """Mark a running job, and tell its session."""
+    """Mark a running job as asked to stop, and wake its session."""
     job.state.stop = text_bytes(wording.CANCELLED)
     job.set_flag(Flag.MARKED, True)
     draft.put(job)
@@ -299,14 +299,14 @@ def ask_to_stop(draft: Draft, job: Job) -> None:
 
 
 def release_joined(draft: Draft, joined: Sequence[bytes]) -> None:
-    """Note for jobs that one of those that they await has ended."""
+    """Subtract one from the `awaits` of these jobs, because a job that they await has ended."""
     for job_id in joined:
         draft.add(Ref(Kind.JOB, job_id), "awaits", -1)
     draft.released.update(joined)
 
 
 def _record_end(draft: Draft, job_id: bytes) -> None:
-    """Note that the job has ended without a settlement, for upkeep to tell."""
+    """Record that a job has ended without a settlement, so that upkeep reports it."""
     if draft.plain(Kind.END, job_id) is None:
         draft.put(Plain(Ref(Kind.END, job_id), {}))
         if not draft.seen.scans[2]:
@@ -337,15 +337,15 @@ def make_fresh(job: Job, due_at: int) -> None:
 
 
 def redo(draft: Draft, job: Job, due_at: int = NOW) -> None:
-    """Let a job that has ended wait again."""
+    """Make a job that has ended wait for another run."""
     make_fresh(job, due_at)
     enter(draft, job, Event.REDO)
     if job.status == HELD:
-        draft.released.add(job.id)  # what it awaits may end meanwhile, which does not change its revision
+        draft.released.add(job.id)  # the jobs that it awaits may end meanwhile, which doesn't change its revision
 
 
 def refs_of(envelope: Envelope) -> list[Ref]:
-    """Return the records that the decision to add a job begins with."""
+    """Return the refs of the records that the decision to add a job reads first."""
     refs = [Ref(Kind.JOB, envelope.id)]
     if envelope.key is not None:
         refs += [Ref(Kind.KEY, envelope.key), *([Ref(Kind.JOB, envelope.key)] if envelope.throttle else ())]

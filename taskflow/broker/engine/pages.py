@@ -127,7 +127,7 @@ _MERGED: Final = frozenset((*ENDED, Status.SCHEDULED))
 
 
 def _read_merged(status: Status, after: Position | None, limit: int) -> Operation[tuple[list[Entry], Snapshot, bool]]:
-    """Merge the jobs of all queues: the first due time first, or the newest end."""
+    """Merge the jobs of all queues: the earliest due time first, or the latest end first."""
     counted: Snapshot = yield Query(groups=(("status", ()),))
     names = [group.prefix[0] for group in counted.groups[0] if group.prefix[1] == CODES[status]]
     behind = after if after is None or status is Status.SCHEDULED else (_negative(after[0]), _negative(after[1]))

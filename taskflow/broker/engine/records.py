@@ -1,4 +1,4 @@
-"""The declaration of records: their kinds, the fields of their headers, and the indexes. What a store needs is derived from it."""
+"""Declares the records: their kinds, header fields and indexes. Stores derive their tables, codecs and queries from it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, Final, NamedTuple
 
 
 class Kind:
-    """The kinds of records. Never renumber them: stores contain the numbers. They are plain numbers, because refs are hashed for each job:
-    an enum's hash is computed in Python."""
+    """The kinds of records. Never renumber them, because stores contain the numbers. They're plain integers because refs are hashed for
+    each job, and an enum's hash is computed in Python."""
 
     JOB: Final = 0
     KEY: Final = 1
-    """Its id is the key's digest. It names the live jobs that have the key."""
+    """Its id is the key's digest. The record names the live jobs that have the key."""
     SESSION: Final = 2
     SCHEDULE: Final = 3
     """Its id is the name in UTF-8."""
     QUEUE: Final = 4
     """Its id is the name in UTF-8. It exists while the queue is paused."""
     END: Final = 5
-    """Its id is that of a job that ended without a settlement."""
+    """Its id is the id of a job that ended without a settlement."""
     ACTION: Final = 6
     """An entry of the audit log."""
     INBOX: Final = 7
@@ -28,13 +28,13 @@ class Kind:
     MARK: Final = 8
     """A fact about the whole store, such as an outage."""
     HISTORY: Final = 9
-    """What workers have measured in a period. Its id is a session and a number, or a level and a number of periods since 1970."""
+    """The workers' measurements in a period. Its id is a session and a number, or a level and a number of periods since 1970."""
     GATE: Final = 10
     """A limit for one value of its key: see gates.py."""
     NOTE: Final = 11
-    """The result of a job in a flow, for one that awaits it. Its id is that of the latter, and the number of the input (4 bytes)."""
+    """The result of a job in a flow, for another job that awaits it. Its id is that job's id and the number of the input (4 bytes)."""
     FLOW: Final = 12
-    """What remains to be done to the jobs of a flow: see flows.py."""
+    """Work that remains to be done on the jobs of a flow: see flows.py."""
     TURN: Final = 13
     """The last place of a tenant's jobs in a line: see turns.py."""
 
@@ -56,7 +56,7 @@ TABLES: Final[Mapping[int, str]] = {
     Kind.TURN: "turns",
 }
 """The table of each kind in SQL stores. PostgreSQL locks rows in this order, except that keys come before jobs. A release may add kinds and
-indexes, and keeps what the release before reads; only an index with entries of a former kind needs a separate migration."""
+indexes, but keeps everything that the previous release reads. Only an index with entries on an older kind needs a separate migration."""
 
 
 class Owner(Enum):
@@ -65,7 +65,7 @@ class Owner(Enum):
     CLAIM = "claim"
     ADDITION = "addition"
     STORE = "store"
-    """The store writes it once, when it makes the record."""
+    """The store writes it once, when it creates the record."""
 
 
 class Type(Enum):
@@ -94,41 +94,41 @@ class Field(NamedTuple):
 
 
 class Flag:
-    """Names the facts about a job's body that hot operations need. The flags are plain numbers, for the reason that kinds are."""
+    """Facts about a job's body that hot operations (a store's fast paths) need. They're plain integers for the same reason as kinds."""
 
     KEYED: Final = 1
     AWAITED: Final = 2
     """Other jobs await its end."""
     TAGGED: Final = 4
     STATED: Final = 8
-    """It has a state that the success of a run changes, such as a counter to be reset."""
+    """It has a state that a successful run changes, such as a counter to be reset."""
     MARKED: Final = 16
     """It was asked to stop."""
     POISON: Final = 32
     ARRIVING: Final = 64
-    """A caller's transaction added it, and the engine has not admitted it yet. Until then BEHIND is set too, so that nothing readies it."""
+    """A caller's transaction added it, and the engine hasn't admitted it yet. Until then BEHIND is set too, so nothing makes it READY."""
     SPOILT: Final = 128
     BEHIND: Final = 256
     """HELD until a running job with the same key has ended. This isn't part of `awaits`: with a single counter, an additional join would
-    release the job while the other one still runs."""
+    release the job while the other job still runs."""
     PAUSED: Final = 1024
     """SCHEDULED because the job's name was paused when it was claimed: see `job_pauses`."""
     LIMITED: Final = 512
-    """It has gates. While it is READY or RUNNING, it holds a slot of each, so only the engine readies it and ends its runs."""
+    """It has gates. While it's READY or RUNNING, it holds a slot of each, so only the engine starts and ends its runs."""
     FAIR: Final = 2048
-    """It has a tenant. Its `due_at` is a place, from when it is READY or waits at a gate: see turns.py."""
+    """It has a tenant. Once it's READY or waits at a gate, its `due_at` is a place in a line: see turns.py."""
     ADMITTED: Final = LIMITED | FAIR
-    """The jobs that only the engine readies."""
+    """Only the engine makes these jobs READY."""
     NOTED: Final = 4096
-    """It gets the results of other jobs of its flow."""
+    """It receives results of other jobs of its flow."""
     TIES: Final = LIMITED | KEYED | AWAITED | STATED | POISON | ARRIVING | SPOILT | NOTED
-    """The jobs that `succeed` leaves to the engine."""
+    """The ties of a job: `succeed` leaves jobs with any of these flags to the engine."""
     KEPT_APART: Final = TAGGED | NOTED
-    """The jobs that `fade` leaves to the engine, because there is more of them than their records."""
+    """`fade` leaves jobs with these flags to the engine, because more than their own records has to be removed."""
 
 
 HELD, SCHEDULED, READY, RUNNING, SUCCEEDED, FAILED, CANCELLED, BURIED = range(8)
-"""The statuses, as the header has them. A BURIED job has been dropped: its id and its fence are remembered for a while."""
+"""The statuses, as numbers in the header. A BURIED job has been dropped, but its id and fence are remembered for a while."""
 
 _F, _N, _S, _B, _NAME = Field, Type.NUMBER, Type.SMALL, Type.BYTES, Type.NAME
 
@@ -159,8 +159,8 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
         _F("member", _B),  # of a flow: the flow's id (16 bytes), and the job's number in it (4 bytes)
         _F("since", _N),  # when a FAIR job took its place
     ),
-    # `holder` is live, and `next` waits behind it while it runs. The record does not say which of them waits and which one runs, because a
-    # claim makes the one the other and sees no key. A decision about a key loads both jobs, and expects their revisions.
+    # `holder` is a live job, and `next` waits behind it while it runs. The record doesn't show which of them waits and which one runs,
+    # because a claim changes that without seeing the key. A decision about a key loads both jobs, and expects their revisions.
     Kind.KEY: (_F("holder", _B), _F("next", _B)),
     Kind.SESSION: (
         _F("name", _NAME, ""),
@@ -179,14 +179,14 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
     Kind.INBOX: (_F("seq", _N, 0, Owner.STORE),),
     Kind.MARK: (),
     Kind.HISTORY: (_F("level", _S, 0), _F("at", _N, 0), _F("rolls_at", _N, 0)),
-    # `taken` of `most` slots are held. `has_waiting` is 1 from when a job waits here until none was found to wait while there was room. A
-    # gate with room is `is_open` until then. A rate has no slots, but `tat` (see `model/limits.py`).
+    # `taken` of `most` slots are held. `has_waiting` is 1 once a job waits here, until no job is found waiting although the gate has room.
+    # Until then, a gate with room has `is_open` set. A rate has `tat` instead of slots (see `model/limits.py`).
     Kind.GATE: (
         _F("taken", _N, 0),
         _F("most", _N, 0),
         _F("has_waiting", _S, 0),
         _F("is_open", _S, 0),
-        _F("is_set", _S, 0),  # `most` is that of an operator, not that of the last sender
+        _F("is_set", _S, 0),  # an operator has set `most`, rather than the last sender
         _F("tat", _N),
         _F("closed_until", _N),
     ),
@@ -197,11 +197,11 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
 
 
 class Index(NamedTuple):
-    """An index of the records of one kind. The positions of two records differ, and no field of a position is None: the engine sees to it.
+    """An index of the records of one kind. The engine ensures that positions are unique and that no field of a position is None.
 
     `when`    a condition on the header. Its syntax is common to SQL and Python, except for `IS NULL`, `IS NOT NULL`, `AND` and `OR`
     `at`      the fields of an entry's position, in order; "-x" descends. "id" is the record's id
-    `entries` the type of the values, if a record has one entry for each value that its put hands over; a position begins with that value
+    `entries` the type of the values, if a record has one entry for each value that its put lists; a position begins with the value
     `groups`  how many leading fields of the position are counted
     `listed`  False if entries are only counted
     `counted` False if a group has only its first position: its size is 0, and its last position None

@@ -55,7 +55,7 @@ _decode: Final = msgspec.msgpack.Decoder(ScheduleBody).decode
 
 
 def ref_of(name: str) -> Ref:
-    return Ref(Kind.SCHEDULE, name.encode(errors="surrogatepass"))  # only looked up: definitions have names in UTF-8
+    return Ref(Kind.SCHEDULE, name.encode(errors="surrogatepass"))  # for look-ups only: names of definitions are valid UTF-8
 
 
 def body_of(state: bytes | None) -> ScheduleBody | None:

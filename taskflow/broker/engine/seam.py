@@ -1,60 +1,60 @@
-"""The seam between the engine, which decides, and a store, which keeps records.
+"""The seam: the interface between the engine, which makes the decisions, and a store, which holds the records.
 
-A store knows headers, revisions and indexes. It knows no rule of a job. Each name in brackets is a test of the seam's suite; a new store
-must pass all of them.
+A store knows headers, revisions and indexes, but none of the rules for jobs. Each name in brackets is a test in the seam's suite, and a new
+store must pass all of them.
 
-The engine keeps the headers of jobs possible, and a store may refuse others, because other programs may be able to write its records:
-  - The id has 16 bytes. The queue and the name of the job are not empty. The priority is from -100 to 100. No time but `started_at` is
-    before 1970.
+The engine writes only job headers with these properties. A store may refuse others, because other programs may be able to write records:
+  - The id has 16 bytes. The queue and the job name are not empty. The priority is from -100 to 100. No time except `started_at` is before
+    1970.
   - A RUNNING job has `session` (16 bytes), `claim` (12 bytes) and `claimed_steady`. No other job has a session or a claim.
-  - Jobs that have ended, and no others, have `ended_at` and `fade_at`. A FAILED one has a `cause` of at least 8 bytes.
+  - Every job that has ended has `ended_at` and `fade_at`, and no other job does. A FAILED job has a `cause` of at least 8 bytes.
 
-  [snapshot]   What a query or a claim has returned does not change when the record does.
+  [snapshot]   A record that a query or a claim has returned does not change when the stored record does.
   [step]       A step takes effect as a whole or not at all. The steps of one `apply` are independent: each expects the records as they
-               were before the call. The query `then` is answered after all of them.
+               were before the call. The store answers the query `then` after all steps.
   [expect]     A step is Stale if a record that it expects has another revision, exists although ABSENT was expected, or is missing.
-  [resent]     If the reply to a call was lost, the same bytes may be sent again, and change nothing then. A step is Stale: it puts or drops
-               a record at least. `add`, `succeed` and a claim answer as they did.
-  [fresh_rev]  Each put, claim, `succeed`, `promote` and `fade` gives a record a revision that this ref never had before. This also holds
-               after the record was dropped and made again.
+  [resent]     If the reply to a call was lost, the client may send the same bytes again, which changes nothing. A repeated step is Stale,
+               because each step puts or drops at least one record. `add`, `succeed` and a claim give the same answer again.
+  [fresh_rev]  Each put, claim, `succeed`, `promote` and `fade` gives a record a revision that its ref never had before, even if the record
+               was dropped and recreated.
   [once]       `apply` raises ValueError if two of its puts and drops name the same record. Such a call is a bug, not a conflict.
-  [added]      Additions follow the puts of their step. They are summed, in a step and across the steps of a call, and do not change the
-               revision.
-  [owned]      A put leaves the fields with an owner as they are stored, unless the record is new or `restarts`. No put writes the fields
-               of the store.
-  [released]   An addition to `awaits` counts in every status, and does not change it. Once `awaits` of a HELD job is 0 and BEHIND is not
-               set, the job is in the index `due`, and `promote` makes it READY if its time has come.
-  [stamped]    The store gives a new record `seq`, which is higher than that of each record made before it, and `created_at`. A value
-               `After(n)` becomes the store's time, plus n, when it is applied.
+  [added]      Additions are applied after the puts of their step. They add up within a step and across the steps of a call, and do not
+               change the revision.
+  [owned]      A put leaves fields that have an owner unchanged, unless the record is new or the put `restarts` the job. No put writes the
+               fields that the store owns.
+  [released]   An addition to `awaits` works in every status, and does not change the status. Once a HELD job's `awaits` is 0 and BEHIND
+               is not set, the job is in the index `due`, and `promote` makes it READY if its time has come.
+  [stamped]    The store sets `created_at` and `seq` of a new record; `seq` is higher than in all earlier records. A value `After(n)`
+               becomes the store's time at the `apply`, plus n.
   [locked]     If another program's open transaction has locked a record, only the steps that name it are Locked.
-  [full]       A step is Full if an addition, with those before it in the call, would pass its bound. If the call `grows`, a step is also
-               Full if the store has no room for its new jobs.
-  [indexed]    A record is in each index whose condition its header meets, at that position, from the same instant as the record itself.
-               Numbers, names (by code point) and bytes rise. A shorter position is before all positions that begin with it.
+  [full]       A step is Full if an addition, together with earlier ones of the call, would exceed its bound. If the call `grows`, a step
+               is also Full if the store has no room for its new jobs.
+  [indexed]    A record is in each index whose condition its header meets, and its entry changes at the same instant as the record. Entries
+               ascend by number, by code point of names, and by byte. A shorter position precedes all positions that begin with it.
   [counted]    The groups of an index are exact for every reader that sees the records. Empty groups are not returned. If the index is not
-               `counted`, a group has its first position only.
-  [unread]     A record of any bytes is loaded, put and dropped like others. A header that cannot be read is reported as damage, alone.
+               `counted`, a group has a first position only.
+  [unread]     A record with any bytes is loaded, put and dropped like others. If a header can't be read, only its record has `damage`.
   [content]    A query returns payloads and results only if it asks for them. A put keeps, replaces or removes each part.
 
-  [claim_order]   A claim takes the queues in the order given. In each, it takes the highest priority first, then the earliest due time,
-                  then the lowest `seq`.
-  [claim_turns]   Without queues, it takes every queue with READY jobs, beginning at a different one with each request.
-  [claim_skips]   It passes over jobs that have expired, and over queues that are paused: those with a record.
-  [claim_repeat]  The session's last request gets the same leases again, but for those that it no longer holds. Older ones get none.
-  [claim_dead]    An unknown or dead session gets None.
+  [claim_order]   A claim goes through the queues in the order given. In each, it takes the highest priority first, then the earliest due
+                  time, then the lowest `seq`.
+  [claim_turns]   If no queues are given, a claim goes through all queues with READY jobs, starting at a different one with each request.
+  [claim_skips]   A claim skips jobs that have expired, and queues that are paused. A queue is paused if it has a record.
+  [claim_repeat]  If the session's last request is repeated, it gets the same leases, except those no longer held. Older requests get none.
+  [claim_dead]    A claim of an unknown or dead session returns None.
   [claim_writes]  A lease sets status, `epoch` (plus 1), `session`, `claim`, `claimed_at`, `claimed_steady` and `worker`, clears
-                  `started_at`, and is counted. The session keeps the request's number, and its revision.
+                  `started_at`, and is counted. The request's number is stored in the session's record, whose revision doesn't change.
 
-  [hot_add]      `add` adds jobs as puts do, or none. It counts each, and answers False for an id that is known.
+  [hot_add]      `add` adds all of the jobs as puts would, or none. It counts each new job, and returns False for each known id.
   [hot_succeed]  `succeed` writes `settled`, `ended_at`, `started_at`, `fade_at` and the result, clears the lease, and counts each end. It
-                 answers True again to a repeated call, False for another fence, and None for a job with ties.
+                 returns True again to a repeated call, False for a different fence, and None for a job with ties (see `Flag.TIES`).
   [hot_key]      The key of a job isn't a tie if its run names it, and if the key's record has this job as `holder` and no `next`. `succeed`
                  drops that record in the same step.
-  [hot_tie]      If its run names the one job that awaits it, that isn't a tie either. `succeed` subtracts one from what that job awaits,
-                 and puts the result as the run's note, in the same step. If there is such a note, it answers None.
-  [hot_promote]  `promote` readies the jobs in `due` whose time has come, the first ones first. A HELD job is due from that instant on.
-  [hot_fade]     `fade` buries jobs that need not be kept, with all but their ids and headers, and forgets them later. It returns those
-                 with ties.
+  [hot_tie]      If its run names the only job that awaits it, that isn't a tie either. `succeed` subtracts one from that job's `awaits` and
+                 stores the result as the run's note, in the same step. If this note already exists, it returns None.
+  [hot_promote]  `promote` makes jobs in `due` READY if their time has come, the earliest first. The `due_at` of a HELD one becomes now.
+  [hot_fade]     `fade` buries jobs that need not be kept: it removes all but their ids and headers, and forgets those later. It returns the
+                 jobs with ties, which it leaves alone.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ class Group(NamedTuple):
 
 
 class Query(NamedTuple):
-    """Everything that one decision reads, in one round trip. Stores with snapshots use a single one.
+    """Everything that one decision reads, in one round trip. A store with snapshots answers from a single one.
 
     `groups`  index names, each with a prefix of the groups to return
     """
@@ -272,7 +272,7 @@ class Snapshot(NamedTuple):
 class Apply(NamedTuple):
     """Applies steps.
 
-    `grows`  True if the steps are Full when the store has no room
+    `grows`  True if the steps add jobs, so that they're Full if the store has no room
     `then`   a query to answer after them, in the same round trip
     """
 
@@ -329,7 +329,7 @@ class Claimed(NamedTuple):
     """The jobs that a session has leased, with their payloads.
 
     The headers may have only what a lease needs: `flags`, `priority`, `queue`, `job`, `created_at`, `due_at`, `expires_at`, `epoch`,
-    `session` and `claim`. If a job has `since`, they have that too, or as its `due_at`.
+    `session` and `claim`. If a job has `since`, the header contains it too, or has its value as `due_at`.
     """
 
     records: list[Record]
@@ -341,7 +341,7 @@ class Faded(NamedTuple):
 
     `buried`    how many jobs it buried
     `has_more`  True if it stopped at the limit
-    `left`      expired jobs with ties, which the engine buries. The value is True if their queue has too many
+    `left`      the jobs with ties that are due for burial; the engine buries them. The value is True if their queue has too many jobs
     """
 
     buried: int
@@ -352,16 +352,16 @@ class Faded(NamedTuple):
 Effect = Query | Apply | Add | Succeed | Promote | Fade
 
 Operation = Generator[Effect, Any, T]
-"""A generator of the engine. It yields calls of the store's methods, receives their answers, and returns T. Because it has no `await`, it
-can be run in a lock, in a transaction, or with `await`."""
+"""A generator of the engine. It yields calls of the store's methods, receives their answers, and returns T. Because it contains no `await`,
+it can run in a lock, in a transaction, or in a coroutine."""
 
 
 class Store(Protocol):
     """A store of records. The methods of a store on a server are coroutines.
 
-    Beside these, a store has a `claim(session, request, queues, limit)`. Its broker calls it for `claim_records`, with what the store's
-    wake-ups need. It leases READY jobs that have not expired, from queues that are not paused, and returns `Claimed`. It returns None if
-    the session is unknown or dead. Without queues, it takes every queue with READY jobs, beginning at a different one with each request.
+    In addition, a store has a `claim(session, request, queues, limit)`, which its broker calls from `claim_records` with the arguments that
+    the store's wake-ups need. It leases READY jobs that have not expired, from queues that are not paused, and returns `Claimed`, or None
+    if the session is unknown or dead. Without queues, it goes through all queues with READY jobs, starting at a different one each time.
     """
 
     def query(self, query: Query) -> Snapshot | Awaitable[Snapshot]: ...
@@ -376,7 +376,7 @@ class Store(Protocol):
         ...
 
     def succeed(self, runs: Sequence[Run]) -> list[bool | None] | Awaitable[list[bool | None]]:
-        """End runs as SUCCEEDED. Return True if it took effect now or before, False for another fence, None for a job with ties."""
+        """End runs as SUCCEEDED. Return True if a run ended so now or earlier, False for a different fence, None for a job with ties."""
         ...
 
     def promote(self, limit: int) -> tuple[int, int | None] | Awaitable[tuple[int, int | None]]:

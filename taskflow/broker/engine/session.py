@@ -1,4 +1,4 @@
-"""Sessions as the engine works on them: their bodies, when one lapses, and the outages of the store that spare them."""
+"""Sessions as the engine handles them: their bodies, when they lapse, and the outages of the store that don't count against them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OUTAGE: Final = Ref(Kind.MARK, b"outage")
 
 
 class SessionBody(msgspec.Struct, array_like=True):
-    """Keeps the fields of a session that its header does not have.
+    """The fields of a session that aren't in its header.
 
     `boot`     the boot from which its steady times count
     `died_of`  for a dead session: why each of its leases counts as a crash, in UTF-8; None if they are handed back
@@ -29,7 +29,7 @@ class SessionBody(msgspec.Struct, array_like=True):
 
 
 class Outage(msgspec.Struct, array_like=True):
-    """A time at which no session sent a heartbeat for two thirds of a session's ttl, by the steady clock.
+    """A period in which no session sent a heartbeat for more than two thirds of a session's ttl, by the steady clock.
 
     `began`  the last heartbeat before it
     `noted`  when it was noticed
@@ -42,7 +42,7 @@ class Outage(msgspec.Struct, array_like=True):
 
 
 Outages = list[Outage]
-"""The last outages since one boot, oldest first."""
+"""The last outages since a boot, oldest first."""
 
 MAX_OUTAGES: Final = 16
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -102,7 +102,7 @@ def outages_of(draft: Draft) -> Outages:
 
 
 def record_outage(draft: Draft, ttl: int, pulse: int | None) -> Outages:
-    """Register an outage if no session has sent a heartbeat for two thirds of `ttl`. `pulse` is the steady time of the last one.
+    """Register an outage if no session has sent a heartbeat for two thirds of `ttl`. `pulse` is the steady time of the last heartbeat.
 
     A heartbeat hides the silence before it, so the step that writes the heartbeat also registers the silence.
     """

@@ -43,12 +43,12 @@ LAPSED: Final = Scan("lapsing", 1)
 
 def pulse_in(entries: Sequence[Entry], steady: int) -> int | None:
     """Return the time of the last heartbeat that `PULSE` found. A time in the future dates from before a reboot.
-    Such a session has 0 instead once one of this boot has been registered."""
+    The first registration after the boot replaces it by 0."""
     return next((-entry.position[0] for entry in entries if 0 < -entry.position[0] <= steady), None)
 
 
 def _least_ttl(draft: Draft, ttl: int) -> int:
-    """Return `ttl`, or the ttl of the first lapsed session if it's shorter: the heartbeat hides the silence in which that session
+    """Return `ttl`, or the ttl of the first lapsed session if that is shorter: the heartbeat hides the silence in which that session
     lapsed."""
     first = draft.seen.scans[len(MOVE_SCANS) + 1]
     header = first[0].record.header if first and first[0].record is not None else {}
@@ -96,8 +96,8 @@ def _paused_jobs(seen: Snapshot) -> tuple[str, ...]:
 
 
 def _of_this_boot(draft: Draft, beats: Sequence[Entry]) -> list[Entry]:
-    """Return the heartbeats of sessions of this boot, and remove those from before it, which would soon count as later ones. The first
-    operation after a boot is the registration of a session, so no other operation looks for them."""
+    """Return the heartbeats of sessions of this boot, and clear earlier ones, whose times would soon seem to be current. The first
+    operation after a boot is the registration of a session, so no other operation has to check for them."""
     found = list[Entry]()
     for entry in beats:
         assert entry.record is not None
@@ -110,8 +110,8 @@ def _of_this_boot(draft: Draft, beats: Sequence[Entry]) -> list[Entry]:
 
 
 def _bury_unknown(rules: Rules) -> Operation[None]:
-    """Add a dead session for each lease whose session has no record, so that upkeep releases it. Only another program's write, such as the
-    loss of a row, makes such leases. Each new session looks for them."""
+    """Add a dead session for each lease whose session has no record, so that upkeep releases it. Such leases
+    exist only if another program has changed the store, for example deleted a row. Each new session checks for them."""
     leases: Snapshot = yield Query(groups=(("leases", ()),))
     refs = [Ref(Kind.SESSION, group.prefix[0]) for group in leases.groups[0] if len(group.prefix[0]) == ID_BYTES]
     if not refs:
@@ -211,7 +211,7 @@ def _reporter(leases: _Seen) -> Callable[[Draft, Report], bool]:
 
 
 def _return_ghosts(claims: Sequence[ClaimId], leases: _Seen, rules: Rules) -> Operation[int]:
-    """Put old leases that the session doesn't know back in their places. Return their number."""
+    """Requeue the jobs of old leases that the session doesn't know, in their old places. Return their number."""
 
     def one(draft: Draft, claim: ClaimId) -> bool:
         job = draft.job(leases.held[claim])
@@ -257,7 +257,7 @@ def _work_hint(draft: Draft, session: Plain) -> WorkHint:
 
 
 def lapses(draft: Draft, beating: Plain | None = None) -> list[float]:
-    """Return the seconds until each of the sessions that `LAPSING` has found lapses. The scans follow those of the moves and `PULSE`. The
+    """Return the seconds until each session that `LAPSING` has found lapses. The scans follow those of the moves and `PULSE`. The
     session `beating` has sent a heartbeat since they were read."""
     outages = outages_of(draft)
     pulse = draft.steady if beating is not None else pulse_in(draft.seen.scans[3], draft.steady)
@@ -275,9 +275,9 @@ def lapsing(draft: Draft) -> list[Plain]:
 
 
 def kill(draft: Draft, session: Plain, died_of: str | None) -> None:
-    """Make a session dead. `died_of` says why its leases count as crashes; None if they are handed back.
+    """Mark a session as dead. `died_of` is the reason why its leases count as crashes, or None if they are handed back.
 
-    The body keeps this for the later calls that release the leases.
+    The session's body stores it for the later calls that release the leases.
     """
     session.header |= {"dead_at": draft.now, "is_released": 0}
     set_body(session, msgspec.structs.replace(session_body(session), died_of=text_bytes(died_of)))

@@ -38,7 +38,7 @@ class MemoryBroker(EngineBroker):
         return self.perform(operation)
 
     def perform(self, operation: Operation[T]) -> T:
-        """Run an operation as one atom."""
+        """Run an operation atomically."""
         with self._lock:
             try:
                 effect = next(operation)

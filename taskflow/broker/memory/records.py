@@ -56,13 +56,13 @@ _PLACES: Final = {kind: placing(kind) for kind in HEADERS}
 _WRITTEN: Final = {kind: frozenset(field.name for field in fields if field.owner is None) for kind, fields in HEADERS.items()}
 """The fields that a put writes."""
 _RESTARTED: Final = {kind: frozenset(field.name for field in fields if field.owner is not Owner.STORE) for kind, fields in HEADERS.items()}
-"""The fields that it writes if the record is new, or if it `restarts`."""
+"""The fields that a put writes if the record is new, or if the put `restarts` the job."""
 _DEFAULTS: Final = {kind: {field.name: field.default for field in fields} for kind, fields in HEADERS.items()}
 _STORES_OWN: Final = ("seq", "created_at")
 
 
 class RecordStore:
-    """Keeps records in dicts and sorted lists. `capacity` is the greatest number of live jobs; None means no limit."""
+    """Keeps records in dicts and sorted lists. `capacity` is the maximum number of live jobs; None means no limit."""
 
     def __init__(self, clock: Clock, capacity: int | None = None) -> None:
         self._clock = clock
@@ -79,9 +79,9 @@ class RecordStore:
         """The pending announcements: topics, jobs that have ended, and the number of jobs that became READY in each queue."""
 
     def take_wakeups(self, *, is_heard: bool) -> tuple[set[str], dict[str, int]]:
-        """Return the topics to announce, and how many listeners to wake for each queue. Paused queues wake no one.
+        """Return the topics to announce, and how many listeners to wake for each queue. Paused queues wake none.
 
-        `is_heard` is False if there is no listener. Then topics cost nothing.
+        `is_heard` is False if there is no listener. Then it returns no topics.
         """
         if not (self.woken or self.ended or self.readied):
             return set(), {}
@@ -211,7 +211,7 @@ class RecordStore:
             self.readied[queue] += self._indexes["status"].size((queue, READY))
 
     def _past_bounds(self, adds: Sequence[Addition]) -> tuple[Ref, ...]:
-        """Return the records of which the additions would push a field past its bound."""
+        """Return the records in which the additions would push a field past its bound."""
         past, sums = dict[Ref, None](), Counter[tuple[Ref, str]]()
         for ref, field, n, most in adds:
             stored = self._records.get(ref)
@@ -252,7 +252,7 @@ class RecordStore:
         return self._last_rev.to_bytes(8, "big")
 
     def _change(self, ref: Ref, event: str, rev: Rev, header: Mapping[str, Any]) -> None:
-        """Change a job as hot operations do, and count the event."""
+        """Change a job for a hot operation, and count the event."""
         stored = self._records[ref]
         was = stored.header["status"]
         stored.header.update(header)

@@ -48,7 +48,7 @@ class MemoryStore(RecordStore):
         stored = self._records.get(ref)
         if stored is None or stored.header["status"] not in (READY, SCHEDULED) or self._is_paused(stored.header["queue"]):
             return None
-        if stored.header["status"] == SCHEDULED and stored.header["flags"] & Flag.ADMITTED:  # its limits hold it up, or will decide later
+        if stored.header["status"] == SCHEDULED and stored.header["flags"] & Flag.ADMITTED:  # its gates hold it up, or will decide later
             return None
         if stored.header["status"] == SCHEDULED:
             self._change(ref, "due", self._new_rev(), {"status": READY, "due_at": self._clock.wall()})
