@@ -195,7 +195,7 @@ class SqliteBroker(EngineBroker):
         self._is_closed = True
         parts, self._parts = self._parts, None
         if parts is not None:
-            await asyncio.to_thread(parts.close)  # waits for accepted operations, and for the file to be closed
+            await asyncio.to_thread(parts.close)  # waits until accepted operations have run and the file is closed
 
     async def call(self, durability: Durability, operation: Callable[[SqliteStore], T]) -> T:
         return await self._running().writer.call(durability, operation)
@@ -231,7 +231,7 @@ class SqliteAdmin(EngineAdmin):
 
 
 class _ProcessParts:
-    """Connects what a broker uses in one process: the writer, the listener, and another writer for the admin."""
+    """The parts that a broker uses in one process: the writer, the listener, and a second writer for the admin interface."""
 
     def __init__(self, store: StoreFile, seams: Seams) -> None:
         self.listener = SocketListener(store, WakeUpFlag(), seams.start_thread)

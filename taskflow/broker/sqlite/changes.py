@@ -118,7 +118,7 @@ class RecordChanger(Counts):
                         self._known[Ref(kind, row[-1])] = Known(rev_of(row[0]), row[-2] if has_seq(kind) else row[-1])
 
     def _answer(self, step: Step, grows: bool, sums: Mapping[tuple[Ref, str], int]) -> Answer:
-        """Return whether a step can be applied. The steps before it aren't applied yet: `sums` has their additions."""
+        """Check if a step can be applied, and return its answer. The steps before it aren't applied yet; `sums` has their additions."""
         known = self._known
         stale = tuple([ref for ref, rev in step.expect.items() if (ABSENT if (at := known[ref]) is None else at.rev) != rev])
         if stale:
@@ -277,7 +277,7 @@ class RecordChanger(Counts):
 
 
 _MAX_SUM: Final = 1 << 61
-"""A larger number was written by another program. This keeps sums within 64 bits."""
+"""The largest number to which something is added. Only other programs write larger ones. This keeps sums within 64 bits."""
 
 _END: Final = (1 << 63) - 1
 _APPLIED: Final = Applied()

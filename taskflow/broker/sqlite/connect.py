@@ -1,4 +1,4 @@
-"""Opens a store's file, and creates or migrates its tables. If that fails, one clear error is raised."""
+"""Opens a store's file, and creates or migrates its tables. Every failure is reported as one clear error."""
 
 from __future__ import annotations
 

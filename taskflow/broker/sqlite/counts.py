@@ -64,7 +64,7 @@ class Pending(NamedTuple):
 
 
 class Counts(RecordReader):
-    """Counts in memory during a transaction, and writes the counts once at its end."""
+    """Counts jobs and events in memory during a transaction, and writes the counts once at its end."""
 
     def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, capacity: int | None) -> None:
         super().__init__(connection, sql, clock)
@@ -77,7 +77,7 @@ class Counts(RecordReader):
         self._counted[event, queue] += n
 
     def count_move(self, queue: str, was: int | None, status: int | None, n: int = 1) -> None:
-        """Count jobs that have changed their status. None means that the job didn't exist before, or doesn't any more."""
+        """Count jobs that have changed their status. None means that the job didn't exist before, or no longer exists."""
         if was is not None:
             self._counted[f"={was}", queue] -= n
         if status is not None:

@@ -54,7 +54,7 @@ def broker_error(error: sqlite3.Error, store: StoreFile, *, grows: bool = True) 
     if is_busy(error):
         return BrokerUnavailable(
             f"{path} is locked by another connection, for longer than {store.timeout:g} s: find a program with an open transaction on it "
-            "(a database browser, a backup, your own code), and end that sooner"
+            "(a database browser, a backup, your own code), and end that transaction sooner"
         )
     if code == sqlite3.SQLITE_TOOBIG:
         return TooLarge(f"{path}: SQLite allows no value above {MAX_VALUE_BYTES:,} bytes ({error}): use a reference to the data")

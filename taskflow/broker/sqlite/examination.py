@@ -47,7 +47,7 @@ def examine(store: SqliteStore) -> list[Finding]:
 
 
 def _limited(store: SqliteStore, ask: Callable[[], T]) -> T | None:
-    """Return the answer; None if its statements take longer than `EXAMINE_TIMEOUT`. A checkpoint waits for this read transaction."""
+    """Return the answer, or None if its statements take longer than `EXAMINE_TIMEOUT`: checkpoints wait for this read transaction."""
     until = time.monotonic() + EXAMINE_TIMEOUT
     store.connection.set_progress_handler(lambda: time.monotonic() > until, 10_000)
     try:
@@ -77,7 +77,7 @@ def _pages(store: SqliteStore) -> Finding:
 
 
 def _indexes(store: SqliteStore) -> Finding:
-    """Compare counts and entries with the records. SQLite keeps the other indexes itself."""
+    """Compare counts and entries with the records. SQLite maintains the other indexes itself."""
     return finding(_limited(store, lambda: _compare(store, repairs=False)))
 
 

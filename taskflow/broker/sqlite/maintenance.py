@@ -16,7 +16,7 @@ from taskflow.broker.sqlite.tables import BY_INDEX
 from taskflow.model import wording
 
 MAX_INSTANT: Final = 1 << 62
-"""A larger number was written by another program. This keeps sums within 64 bits."""
+"""The largest time to which something is added. Only other programs write larger ones. This keeps sums within 64 bits."""
 
 MOVED: Final = Packing(
     [
@@ -111,7 +111,7 @@ class MaintainedRecords(RecordChanger):
         return found
 
     def _bury(self, rows: Sequence[list[Any]], now: int, repeat_for: int, left: dict[Ref, bool], *, is_surplus: bool) -> int:
-        """Bury jobs without tags, and return their number. The others are added to `left`."""
+        """Bury jobs without tags and notes, and return their number. The others are added to `left`."""
         plain = list[list[Any]]()
         for row in rows:
             if row[4] & Flag.KEPT_APART:

@@ -1,6 +1,6 @@
-"""Reads records: answers queries over one connection, many records in one row.
+"""Reads records: answers queries over one connection, and fetches many records as one row.
 
-Their numbers and names come as JSON, their bytes one after another. See statements.py for the reason.
+Numbers and names arrive as JSON, and byte values as a single concatenation. statements.py explains why.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _scan_text(of: str, prefix: int, ends: tuple[tuple[int, bool], ...], backwar
     for sign, takes_whole, (size, is_within) in zip(("<", ">") if backwards else (">", "<"), (False, True), ends, strict=True):
         if size:
             columns = at[prefix if is_within else 0 : size]
-            # a shorter position is before all that begin with it
+            # a shorter position precedes all positions that begin with it
             is_inclusive = takes_whole if size == len(at) else sign == ">"
             conditions.append(f"({', '.join(columns)}) {sign}{'=' if is_inclusive else ''} ({', '.join('?' * len(columns))})")
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
@@ -151,7 +151,7 @@ def _scan_text(of: str, prefix: int, ends: tuple[tuple[int, bool], ...], backwar
     if not with_records:
         columns = [f"r.{name}" if name != "value" else "e.value" for name in position_packing(index).names]
         return f"SELECT @ FROM (SELECT {', '.join(columns)} {found}) AS r"
-    # chosen first, so that no long value is read needlessly
+    # rows are chosen first, so that no long value is read needlessly
     key = "seq" if has_seq(index.kind) else "id"
     value = ", e.value" if index.entries is not None else ""
     return f'SELECT @ FROM (SELECT r.{key} AS chosen{value} {found}) AS e CROSS JOIN "~{table}" AS r ON r.{key} = e.chosen'
@@ -181,15 +181,15 @@ def _counted_groups(index: Index) -> str:
 
 @cache
 def _first_of_groups(index: Index) -> str:
-    """Return the statement that reads each group's first row, without the others."""
+    """Return the statement that reads each group's first row, and skips the others."""
     assert index.kind == Kind.JOB
     columns, own = list(places(index)), f'"~jobs" AS r INDEXED BY "~{index_name(index)}"'
     grouped = columns[: index.groups]
     names, order = ", ".join(grouped), ", ".join(f"r.{name}" for name in columns)
 
     def next_by(place: int) -> str:
-        """Return the condition that selects the first row that is equal up to this column, and greater there. SQLite compares the first
-        column of a row value alone by the index, and would read the rest of its rows."""
+        """Return a subquery for the first row that equals `former` before this column and is greater in it. With a row value, SQLite would
+        use the index for the first column only, and read all rows that are equal in it."""
         conditions = [f"r.{name} = former.{name}" for name in grouped[:place]] + [f"r.{grouped[place]} > former.{grouped[place]}"]
         return f"(SELECT r.seq FROM {own} WHERE ({index.when}) AND {' AND '.join(conditions)} ORDER BY {order} LIMIT 1)"
 
@@ -207,13 +207,13 @@ SELECT seq, seq, 0 FROM former"""
 # --- rows ------------------------------------------------------------------------------------------------------
 
 MAX_TOGETHER: Final = 65_536
-"""The maximum size in bytes of a value that is read together with others. A longer one is read by itself."""
+"""The maximum size in bytes of a value that is read together with others. A longer one is read separately."""
 
 _decode: Final = msgspec.json.Decoder(list[list[Any]]).decode
 
 
 class _TooLong(int):
-    """A placeholder for a value that must be read by itself: its size in bytes."""
+    """A placeholder for a value that must be read separately: its size in bytes."""
 
     __slots__ = ()
 
@@ -230,7 +230,7 @@ class Packing:
         self.select = _select([name for name, _ in plain], large)
 
     def unpack(self, packed: bytes, joined: bytes | None) -> list[list[Any]]:
-        """Return the rows. A row with a value that must be read by itself is longer than the others."""
+        """Return the rows. A row with a value that must be read separately is longer than the others."""
         at, joined = 0, joined or b""
         try:
             rows = _decode(packed)
@@ -251,7 +251,7 @@ class Packing:
         return rows
 
     def _decode_damaged(self, packed: bytes) -> list[list[Any]]:
-        """Return the rows with bytes that aren't UTF-8 escaped. The positions of such texts follow the row's values."""
+        """Decode the rows, and escape bytes that aren't UTF-8. The positions of such texts follow the row's values."""
         rows: list[list[Any]] = json.loads(packed.decode(errors="surrogateescape"), strict=False)
         for row in rows:
             damaged = list[int]()
@@ -277,7 +277,7 @@ def _select(plain: Sequence[str], large: Sequence[str]) -> str:
 def read_rows(
     connection: sqlite3.Connection, sql: Statements, text: str, packing: Packing, values: Sequence[object], size: int | None = None
 ) -> list[list[Any]]:
-    """Run a statement in which @ stands for the selected columns."""
+    """Run a statement in which @ stands for the selected columns, and return its rows."""
     statement = text.replace("@", packing.select)
     placed = sql[statement] if size is None else sql.of_rows(statement, size)
     [(packed, joined)] = connection.execute(placed, tuple(values)).fetchall()

@@ -1,4 +1,4 @@
-"""The store of records in a file: the operations of the engine, and the operations for jobs without ties, which know headers alone."""
+"""The store of records in a file: it runs the engine's operations, and has fast ones for jobs without ties, which read only headers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MIN_QUEUES: Final = 32
 REQUEST_BYTES: Final = 8
 
 MAX_REMEMBERED: Final = 256
-"""The number of claims of which a store remembers the queue, so that counting their ends takes no statement."""
+"""The number of claims whose queues a store remembers, so that counting their ends takes no extra statement."""
 
 ADD: Final = """\
 INSERT INTO "~jobs" (id, rev, flags, priority, queue, job, created_at, due_at, expires_at, sent, content)
@@ -70,7 +70,7 @@ FROM (
 ) CROSS JOIN "~jobs" AS r ON r.seq = chosen"""
 
 MAX_EPOCH: Final = (1 << 53) - 1
-"""A larger number was written by another program. This keeps sums within 64 bits."""
+"""The largest epoch that is counted up. Only other programs write larger ones. This keeps sums within 64 bits."""
 
 LEASE: Final = f"""\
 WITH leased (seq, claim) AS (VALUES (?, ?) ...)
@@ -207,7 +207,7 @@ class SqliteStore(MaintainedRecords):
         yield self._all_ready(together, now, limit - len(found))
 
     def _first_ready(self, queue: str, now: int, limit: int) -> list[list[Any]]:
-        """Return the columns of a queue's first READY jobs, none if it is paused."""
+        """Return the columns of a queue's first READY jobs, or none if the queue is paused."""
         rows = read_rows(self.connection, self.sql, FIRST_READY, CLAIMED, (queue, queue, now, max(0, limit)))
         rows.sort(key=_place)
         return rows
@@ -256,8 +256,8 @@ class SqliteStore(MaintainedRecords):
                 del self._leased_from[next(iter(self._leased_from))]
 
     def _ready_queues(self, request: int, limit: int) -> Iterator[tuple[str, int]]:
-        """Yield the queues with READY jobs and their numbers, beginning at a different one with each request. Only as many queues are read
-        as the claim needs."""
+        """Yield the queues that have READY jobs, with the number of these, starting at a different queue with each request. It reads only
+        as many queues as the claim needs."""
         self.flush()
         [(number,)] = self.connection.execute(self.sql[NUMBER_OF_READY_QUEUES]).fetchall()
         first, at_once = request % max(1, number), max(limit, _MIN_QUEUES)
@@ -313,14 +313,14 @@ class SqliteStore(MaintainedRecords):
         return answers
 
     def _pass_on(self, runs: Sequence[Run], rev: int) -> None:
-        """Put the results of runs that have ended as notes of the jobs that await them."""
+        """Store the results of ended runs as notes for the jobs that await them."""
         notes = [(run.note, rev, len(run.result) + 1, result_note(run.result)) for run in runs if run.note]
         insert_rows(self.connection, self.sql, 'INSERT INTO "~notes" (id, rev, size, state) VALUES (?, ?, ?, ?) ...', notes)
         ends = Counter([run.awaited_by for run in runs if run.awaited_by is not None])
         self.add_numbers({(Kind.JOB, "awaits", job_id): -number for job_id, number in ends.items()})
 
     def _find_ended(self, runs: Sequence[Run], fences: Sequence[bytes], rev: int, answers: list[bool | None]) -> list[str | None]:
-        """Return the queues of the jobs that have just received this revision, and None for others, whose answers it gives."""
+        """Return the queue of each job that has just received this revision, and None for the others. It also corrects the `answers`."""
         known, token, queues = self.records([Ref(Kind.JOB, run.id) for run in runs]), rev_of(rev), list[str | None]()
         counted = set[bytes]()  # the same run may be given twice
         for number, (run, fence) in enumerate(zip(runs, fences, strict=True)):
@@ -343,7 +343,7 @@ _LEASE_FIELDS: Final = (*("flags", "priority", "queue", "job", "created_at", "du
 
 
 def _added_row(put: Put, header: Mapping[str, Any], rev: int, now: int) -> tuple[Any, ...]:
-    """Return the values of `ADD`."""
+    """Return a row of values for `ADD`."""
     expires_at = header.get("expires_at")
     return (
         put.ref.id,

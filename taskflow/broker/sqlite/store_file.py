@@ -1,6 +1,6 @@
-"""Describes the file of a store, and decides which file may be a store, and which files beside it may be used.
+"""Describes a store's file, and decides which file may be a store, and which files beside it may be used.
 
-Another user with write access to the folder could have created them, for example as links to other people's files."""
+Another user with write access to the folder could have created such files, for example as links to other people's files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class StoreFile:
     given: str = ""
 
     def uri(self, mode: Literal["ro", "rw"]) -> str:
-        """Return the address by which SQLite opens the file, which it does not create then, for reading only or also for writing."""
+        """Return the URI with which SQLite opens the file, for reading only or also for writing, without creating it."""
         return f"file:{quote(self.path)}?mode={mode}"
 
     def beside(self, ending: str) -> str:
@@ -74,7 +74,7 @@ class StoreFile:
 
     def share(self, path: str | int) -> None:
         """Give one of taskflow's own files or folders the permissions of the store file, as SQLite does with its own files. If the store
-        does not exist yet, only the owner gets access. A folder's sticky bit stays."""
+        does not exist yet, only the owner gets access. A folder keeps its sticky bit."""
         with contextlib.suppress(OSError):
             mode = stat.S_IMODE(os.stat(self.path).st_mode) & 0o666 if os.path.exists(self.path) else 0o600
             found = os.stat(path).st_mode

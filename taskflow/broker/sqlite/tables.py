@@ -1,4 +1,4 @@
-"""The tables of records, derived from the declaration in `engine/records.py`. Makes them in a file, and refuses tables that this version
+"""Derives the tables of records from the declaration in `engine/records.py`. Creates them in a file, and refuses tables that this version
 cannot use."""
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.model.errors import BrokerError, BrokerRefused
 
 VERSION: Final = 1
-"""The version of the tables that this taskflow makes and uses."""
+"""The version of the tables that this taskflow creates and uses."""
 
 BY_INDEX: Final = {index.name: index for index in INDEXES}
 ENTRIES: Final = {kind: [index for index in INDEXES if index.entries is not None and index.kind == kind] for kind in HEADERS}
-"""The indexes of each kind whose values a put hands over. Each is a table."""
+"""The indexes of each kind whose values a put lists. Each is stored as a table."""
 
 PARTS: Final = ("sent", "state", "content")
 FIELDS: Final = {kind: {field.name: field for field in fields} for kind, fields in HEADERS.items()}
 WRITTEN: Final = {kind: {field.name for field in fields if field.owner is None} for kind, fields in HEADERS.items()}
 """The fields that a put writes."""
 RESTARTED: Final = {kind: {field.name for field in fields if field.owner is not Owner.STORE} for kind, fields in HEADERS.items()}
-"""The fields that it writes if the record is new, or if it `restarts`."""
+"""The fields that a put writes if the record is new, or if the put `restarts` the job."""
 
 _TYPES: Final = {Type.SMALL: "INTEGER", Type.NUMBER: "INTEGER", Type.NAME: "TEXT", Type.BYTES: "BLOB"}
 
@@ -43,8 +43,8 @@ _POSSIBLE: Final = (
     "status <> 5 OR cause IS NOT NULL",
     "queue <> '' AND length(queue) <= 200 AND job <> '' AND length(job) <= 200",
 )
-"""Other programs may write rows too. A row that broke one of these rules would never be found, or would break a page. SQLite checks only
-those that name a changed column."""
+"""Other programs may write rows too. A row that broke one of these rules would never be found, or would break a page. At an update, SQLite
+checks only the rules that name a changed column."""
 
 _META: Final = """\
 CREATE TABLE "~meta" (
@@ -111,7 +111,7 @@ def _index(index: Index) -> str:
         return f'{made}\nCREATE INDEX "~{index.name}_of" ON "~{index.name}" (id);'
     if not has_own_index(index):
         return ""
-    # SQLite appends the row's number or id by itself, and sorts the rows that are equal before it
+    # SQLite appends the row's number or id itself, which orders rows that are equal in the other columns
     columns = list(places(index))
     while len(columns) > 1 and columns[-1] in ("id", "seq"):
         columns.pop()
@@ -151,7 +151,7 @@ _COMMENT: Final = re.compile(r"^\s*--.*$", re.MULTILINE)
 
 
 def pending(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
-    """Return what creating the tables would do: nothing if they exist. Raises BrokerRefused if this version cannot use them."""
+    """Return what creating the tables would do: nothing if none is missing. Raises BrokerRefused if this version cannot use them."""
     is_there = tables_of(store.namespace) & tables_in(connection)
     return check_tables(connection, store, sql) if is_there else upgrade_from(0, store)
 
@@ -163,7 +163,7 @@ def upgrade_from(version: int, store: StoreFile, missing: Sequence[str] = ()) ->
 
 
 def make(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
-    """Create the tables unless another process has, and return what was done."""
+    """Create the tables, unless another process has done so, and return what was done."""
     execute_with_lock(connection, store, "BEGIN IMMEDIATE")
     try:
         found = pending(connection, store, sql)
@@ -178,7 +178,7 @@ def make(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> U
 
 
 def script(found: Upgrade, sql: Statements, *, shared: bool = False) -> str:
-    """Return what `make` would do as a script for the `sqlite3` program. It fails, changing nothing, if the tables are there."""
+    """Return what `make` would do as a script for the `sqlite3` program. It fails, changing nothing, if the tables exist."""
     if not found.migrations:
         return f"-- {found.place} is up to date (version {found.version})\n"
     head = f"-- taskflow, {found.place}: from version {found.version} to {VERSION}."
@@ -195,7 +195,7 @@ _NAME: Final = re.compile(r'CREATE (?:TABLE|INDEX) "([^"]+)"')
 
 
 def _objects(sql: Statements) -> dict[str, str]:
-    """Return the statement that makes each table and index, as SQLite keeps it."""
+    """Return the statement that creates each table and index, as SQLite stores it."""
     statements = [part.strip() for part in sql.script(_COMMENT.sub("", ddl())).split(";")[:-1]]
     return {_NAME.match(each)[1]: each for each in statements}  # type: ignore[index]
 
@@ -221,8 +221,8 @@ def tables_of_namespaces(there: set[str]) -> set[str]:
 
 
 def check_tables(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
-    """Return what the tables lack. Raises BrokerRefused if they don't belong to the installed taskflow, or if a trigger or a view,
-    which would run another program's SQL, has been put on them."""
+    """Return what the tables lack. Raises BrokerRefused if they don't belong to the installed taskflow, or if they have a
+    trigger or a view, which would run another program's SQL."""
     try:
         [(version, made_from, has_triggers)] = connection.execute(sql[_VERSION]).fetchall()
     except sqlite3.OperationalError as error:
@@ -246,15 +246,15 @@ def check_tables(connection: sqlite3.Connection, store: StoreFile, sql: Statemen
 
 
 def _missing(connection: sqlite3.Connection, namespace: str, sql: Statements) -> list[str]:
-    """Compare the tables with those of this version. Another version may have more, and SQLite maintains their indexes; see
-    `records.INDEXES`."""
+    """Return the statements that create missing tables and indexes. Another version may have more, which SQLite maintains; see
+    `records.TABLES`."""
     there = dict(connection.execute("SELECT name, sql FROM main.sqlite_master WHERE sql IS NOT NULL").fetchall())
     needed = _objects(sql)
     missing = {name: text for name, text in needed.items() if name not in there}
-    # the entries of records that are there already would be missing, too
+    # a new table of entries would lack those of existing records
     without = {f"{sql.prefix}{index.name}" for index in INDEXES if index.entries and f"{sql.prefix}{TABLES[index.kind]}" in there}
     if other := [name for name, text in needed.items() if there.get(name, text) != text] or sorted(without & missing.keys()):
-        raise BrokerRefused(f"{namespace} was made by a taskflow with another {other[0]}: use the same version, or another file")
+        raise BrokerRefused(f"{namespace} was made by a taskflow whose {other[0]} differs: use that version, or another file")
     return list(missing.values())
 
 

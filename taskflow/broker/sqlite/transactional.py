@@ -1,6 +1,6 @@
-"""The operations in a transaction of the caller: see `taskflow.broker.transactional`.
+"""The operations in a caller's transaction: see `taskflow.broker.transactional`.
 
-They run the broker's own code on a connection that only offers `run(statement)`.
+They run the broker's own code on a connection that offers only `run(statement)`.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class CallersConnection:
         """Yield this connection. If the `with` block raises, undo its changes, but nothing else in the transaction."""
         self.execute("SAVEPOINT taskflow")
         try:
-            yield cast("sqlite3.Connection", self)  # for operations, it is one
+            yield cast("sqlite3.Connection", self)  # it has the methods that operations use
             self.execute("RELEASE taskflow")
         except BaseException:
             with suppress(Exception):  # after a serious error, SQLite has rolled back the whole transaction
@@ -261,7 +261,7 @@ def _explain(error: BaseException, cause: sqlite3.Error | None) -> None:
     """Add a note to an error of the caller's driver, which is raised unchanged."""
     if getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY_SNAPSHOT:
         error.add_note(
-            "This transaction has read, and another connection has written since, so SQLite does not let it write any more. "
+            "This transaction has read, and another connection has written since, so SQLite no longer lets this one write. "
             "Roll it back, and begin it with BEGIN IMMEDIATE."
         )
 
@@ -270,7 +270,7 @@ def _explain(error: BaseException, cause: sqlite3.Error | None) -> None:
 
 
 class _Abandoned(BaseException):
-    """Raised in the helper thread if no caller waits for the operation any more."""
+    """Raised in the helper thread if the caller no longer waits for the operation."""
 
 
 def in_steps(work: Callable[[RunStatement], T], start_thread: StartThread) -> Generator[Statement, Sequence[Row], T]:

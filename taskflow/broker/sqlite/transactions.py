@@ -41,7 +41,7 @@ class Durability(IntEnum):
     """For settlements, cancellations and admin operations: the log is flushed before the answer."""
 
     GROWING = 3
-    """For operations that add jobs: in addition, a full disk is StoreFull."""
+    """For operations that add jobs: in addition, a full disk raises StoreFull."""
 
 
 @dataclass(eq=False, slots=True)
@@ -70,7 +70,7 @@ COMMIT_POLL_TIMEOUT: Final = 60.0
 """Seconds for which commits are watched for. Listeners find the jobs of later commits at their next check of the store."""
 
 IS_COMMITTED: Final = 'SELECT count(*) FROM "~jobs" WHERE id = ? AND settled IS coalesce(?, settled)'
-"""A query: whether a job exists and, unless the fence is NULL, was last settled with it."""
+"""Returns 1 if a job exists and, unless the fence is NULL, was last settled with this fence. Otherwise returns 0."""
 
 
 @dataclass(eq=False, slots=True)
@@ -80,11 +80,10 @@ class ExpectedCommit:
     `job_id`  the job that exists after the commit
     `fence`   the fence with which the commit has settled it; None for a new job
 
-    SQLite tells no other connection of a commit, but `PRAGMA data_version` changes on every other connection. A transaction that has
-    written holds the write lock until it ends. So the first change after an operation shows that the caller's transaction has ended, and
-    the operation's job shows how. After a rollback nothing changes: the announcement is dropped at the next commit of another
-    connection, or after `COMMIT_POLL_TIMEOUT` seconds.
-    """
+    SQLite doesn't report a commit to other connections, but their `PRAGMA data_version` changes. A transaction that has written holds the
+    write lock until it ends. So the first change after an operation shows that the caller's transaction has ended, and the operation's
+    job shows how. After a rollback nothing changes: the announcement is dropped at the next commit of another connection, or after
+    `COMMIT_POLL_TIMEOUT` seconds."""
 
     announcement: Announcement
     job_id: bytes

@@ -2,11 +2,11 @@
 
 A listener NAME has a socket, NAME, and up to three empty files:
 
-NAME.t-HASH-HASH  names the topics that it listens to, other than jobs, by their hashes; or "any" if they are too many.
+NAME.t-HASH-HASH  lists the hashes of the topics that it listens to, other than jobs, or "any" if there are too many.
 NAME.j            exists while it awaits the end of jobs.
-SINCE.NAME        exists while it waits for jobs. SINCE is the time at which it started to.
+SINCE.NAME        exists while it waits for jobs. SINCE is the time at which it began to wait.
 
-A sender takes a waiting listener by removing the last file. Only one sender succeeds, so a listener gets one nudge, however many senders
+A sender takes a waiting listener by removing its SINCE file. Only one sender succeeds, so a listener gets one nudge, however many senders
 there are.
 """
 
@@ -159,7 +159,7 @@ class Folder:
                 os.unlink(file, dir_fd=folder)
         except FileNotFoundError:
             return False
-        except OSError:  # another user's, in a folder where only the owner of a file may remove it
+        except OSError:  # the file belongs to another user, and only its owner may remove it
             pass
         return True
 

@@ -165,7 +165,7 @@ class SocketListener:
         try:
             if file is not None:
                 self._folder.create(file)
-        except OSError:  # perhaps the disk is full: the former file stays, and the thread tries again
+        except OSError:  # perhaps the disk is full: the previous file remains, and the thread tries again
             return
         self._topics_file = file
         if before is not None:
@@ -193,7 +193,7 @@ class SocketListener:
         if file is not None:
             self._folder.remove(file)
 
-    # --- what senders tell -------------------------------------------------------------------------------------------
+    # --- messages from senders ---------------------------------------------------------------------------------------
 
     @property
     def is_heard(self) -> bool:
@@ -203,7 +203,7 @@ class SocketListener:
         """Wake the waiters of these topics."""
         heard = [*topics]
         if any(map(is_queue, heard)):
-            with self._lock:  # after `_show_waiting`. The sender has removed a file, and a claim may have shown another since
+            with self._lock:  # after `_show_waiting`. The sender has removed a file, and a claim may have created another since
                 if self._waiting_file is not None and not self._folder.has(self._waiting_file):
                     self._waiting_file = None
         if ANYTHING in heard:
@@ -242,7 +242,7 @@ class SocketListener:
         self.received(message.decode(errors="replace").split("\n"))
 
     def _is_done(self) -> bool:
-        """If there are no waiters any more, release the socket and the files, and return True. The next waiter starts another thread."""
+        """If no waiters are left, release the socket and the files, and return True. The next waiter starts another thread."""
         with self._lock:
             if self._flag.is_heard:
                 self._bind_again()
@@ -273,7 +273,7 @@ class SocketListener:
                 sender.sendto(b"", self._folder.address(self.name))
 
     def abandon(self) -> None:
-        """Close the descriptors that a forked child has inherited. The socket and the files belong to the parent, and stay."""
+        """Close the descriptors that a forked child has inherited. The socket and the files belong to the parent, and remain."""
         if self._socket is not None:
             self._socket.close()
         self._folder.close()
