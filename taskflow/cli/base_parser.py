@@ -22,7 +22,7 @@ _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "
 
 
 class RawFormatter(argparse.HelpFormatter):
-    """Formats help for the terminal's width. argparse's own formatter would load shutil, and archive modules with it."""
+    """Formats help for the terminal's width. argparse's own formatter would load shutil, which loads archive modules."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=columns() - 2)
@@ -56,10 +56,10 @@ class Parser(argparse.ArgumentParser):
         self._positionals.title = "arguments"
 
     def branch(self, name: str, *, required: bool) -> argparse._SubParsersAction[Parser]:
-        """Make an argument choose one of `commands`, each with its own parser."""
+        """Add an argument that chooses one of `commands`, each of which has a separate parser."""
         branches = self.add_subparsers(dest=name, required=required, metavar=name.upper(), parser_class=Parser)
         self.commands, self._chosen_by = branches.choices, name
-        self._positionals._group_actions.remove(branches)  # `list_commands` shows them without the heading of arguments
+        self._positionals._group_actions.remove(branches)  # `list_commands` lists them under other headings
         self._branches = branches
         return branches
 
@@ -88,7 +88,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message to stderr and exit with 2. Unlike argparse, leave out the usage, which would hide the message."""
-        message = re.sub(r"://\S*", "://***", message)  # hides the password of a broker URL in the wrong place
+        message = re.sub(r"://\S*", "://***", message)  # hides the password of a misplaced broker URL
         if typo := re.search(r"argument (\S+): invalid choice: (.+?) \(choose from (.+)\)", message):
             name, value, known = typo[1], typo[2].strip("'\""), re.findall(r"[\w-]+", typo[3])
             hint = _hint(value, known)
@@ -120,7 +120,7 @@ def filled(text: str) -> str:
     return text
 
 
-processes: Final = partial(positive, most=MAX_PROCESSES, why=", which would fill the machine")
+processes: Final = partial(positive, most=MAX_PROCESSES, why=", which would overload the machine")
 count: Final = partial(positive, most=10_000)
 
 

@@ -1,4 +1,4 @@
-"""`taskflow check MODULE`: says whether the jobs that wait would run with this code."""
+"""`taskflow check MODULE`: checks whether the waiting and running jobs would run with this code."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from taskflow.model.wording import WAYS_OUT
 from taskflow.worker.executor import Executor
 
 STATUSES: Final = (Status.READY, Status.RUNNING, Status.SCHEDULED, Status.HELD)  # of jobs that may still run, in reading order
-MAX_PROBLEMS: Final = 10  # maximum shown for one job
+MAX_PROBLEMS: Final = 10  # maximum number shown for one job name
 _SHOWN: Final = {"park": (YELLOW, "would park, and wait for"), "fail": (RED, "would fail:")}
 
 
 class Problem(msgspec.Struct, kw_only=True):
-    """Jobs that wouldn't run, all for the same reason."""
+    """A group of jobs that would not run, all for the same reason."""
 
     outcome: str  # "park" or "fail"
     reason: str
@@ -70,7 +70,7 @@ class QueueCoverage(msgspec.Struct, frozen=True, kw_only=True):
     """How many of a queue's waiting and running jobs were checked."""
 
     queue: str
-    looked_at: int
+    checked: int
     of: int
 
 
@@ -97,21 +97,21 @@ async def _check(app: App, arguments: argparse.Namespace) -> int:
     ]
     found = sorted(checks.values(), key=lambda check: (-check.fails, -check.parks, check.job))
     jobs = (msgspec.structs.asdict(check) | {"problems": list(check.problems.values())} for check in found)
-    with contextlib.nullcontext() if arguments.json else contextlib.suppress(BrokenPipeError):  # the exit code says more than the lines
+    with contextlib.nullcontext() if arguments.json else contextlib.suppress(BrokenPipeError):  # the exit code matters more than the output
         show(arguments, {"jobs": jobs, "queues": coverage}, _lines(found, coverage))
     return Exit.FAILED if any(check.problems for check in found) else Exit.OK
 
 
 async def _check_queue(admin: Admin, executor: Executor, queue: QueueInfo, limit: int, checks: dict[str, JobCheck]) -> QueueCoverage:
-    """Add up to `limit` live jobs of a queue to `checks`, by their names."""
-    looked_at, live = 0, View(queue=queue.name, statuses=STATUSES)
+    """Check up to `limit` live jobs of a queue, and add the outcomes to `checks` by job name."""
+    number, live = 0, View(queue=queue.name, statuses=STATUSES)
     async for records in pages(admin, live, min(AT_ONCE, limit)):
-        for record in records[: limit - looked_at]:
-            looked_at += 1
+        for record in records[: limit - number]:
+            number += 1
             checks.setdefault(record.job, JobCheck(job=record.job)).add(record, executor.foresee(_lease_of(record)))
-        if looked_at == limit:
+        if number == limit:
             break
-    return QueueCoverage(queue=queue.name, looked_at=looked_at, of=max(looked_at, sum(queue.counts.get(status, 0) for status in STATUSES)))
+    return QueueCoverage(queue=queue.name, checked=number, of=max(number, sum(queue.counts.get(status, 0) for status in STATUSES)))
 
 
 def _lease_of(record: Record) -> Lease:
@@ -151,8 +151,8 @@ def _problems_of(check: JobCheck) -> Iterator[str]:
 
 def _summary(found: list[JobCheck], coverage: Iterable[QueueCoverage]) -> Iterator[str]:
     for queue in coverage:
-        if queue.looked_at < queue.of:
-            yield f"checked {queue.looked_at:,} of {queue.of:,} jobs in {one_line(queue.queue)}: --limit checks more"
+        if queue.checked < queue.of:
+            yield f"checked {queue.checked:,} of {queue.of:,} jobs in {one_line(queue.queue)}: --limit checks more"
     total, fits = sum(check.fits + check.parks + check.fails for check in found), sum(check.fits for check in found)
     if not total:
         yield "no job is waiting or running"

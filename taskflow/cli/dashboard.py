@@ -24,7 +24,7 @@ GRACE: Final = 2  # seconds for open requests to finish
 
 
 def dashboard(arguments: argparse.Namespace) -> int:
-    with raising(signal.SIGTERM):  # the server raises them again once it has stopped; then the store is closed
+    with raising(signal.SIGTERM):  # uvicorn raises the signal again once it has stopped; then the store is closed
         return command.with_store(_serve, arguments)
 
 
@@ -41,7 +41,7 @@ async def _serve(app: App, arguments: argparse.Namespace) -> int:
         async def shutdown(self, sockets: list[socket] | None = None) -> None:
             live.sampler().end()
             await super().shutdown(sockets)
-            await acts.end()  # while the store is open, so that the audit log records what they have done
+            await acts.end()  # while the store is open, so that the audit log records what the actions did
 
     live, acts = Live(), Acts()
     await existing_broker(app)

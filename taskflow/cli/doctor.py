@@ -24,7 +24,7 @@ OF_LEVEL: Final = {"ok": GREEN, "note": YELLOW, "problem": RED}
 
 @on_store
 async def doctor(app: App, arguments: argparse.Namespace) -> int:
-    """Print the findings. Return 1 if any of them is a problem. If there is no store, print the findings about the installation."""
+    """Print the findings. Return 1 if any of them is a problem. If there is no store, print only findings about the installation."""
     if arguments.rebuild:
         return await _rebuild(app, arguments)
     findings = [] if (says := advice()) is None else [Finding("installation", "problem", says)]
@@ -68,7 +68,7 @@ def _has_problem(findings: list[Finding]) -> bool:
 
 
 async def _of_workers(admin: Admin) -> list[Finding]:
-    """Return what running workers have reported: a store may answer everything but their claims, or their maintenance."""
+    """Return the problems that running workers report: a store may answer other calls, but not their claims or maintenance."""
     workers = [worker.session for worker in await admin.workers()]
     troubled = [Finding(f"worker {one_line(worker.name)}", "problem", worker.trouble) for worker in workers if worker.trouble]
     return troubled or [Finding("workers", "ok", f"no trouble reported by {len(workers):,}")] * bool(workers)

@@ -1,4 +1,4 @@
-"""`taskflow explain ID`: says why a job is in its present state, and what to do about it."""
+"""`taskflow explain ID`: explains why a job is in its current state, and what to do about it."""
 
 from __future__ import annotations
 

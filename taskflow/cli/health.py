@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 log: Final = logging.getLogger("taskflow.worker")
 
 CHECK_INTERVAL: Final = 0.2
-REPORT_INTERVAL: Final = 1.0  # between two reports to a supervisor; a change is reported at once
-SILENCE_TIMEOUT: Final = 10.0  # after it a worker is presumed dead, for example because C code holds the interpreter lock
+REPORT_INTERVAL: Final = 1.0  # seconds between two reports to a supervisor; a change is reported at once
+SILENCE_TIMEOUT: Final = 10.0  # seconds without a report after which a worker is presumed dead, or blocked in C code
 SEND_TIMEOUT: Final = 1.0
-RECHECK_INTERVAL: Final = 1.0  # the longest pause before a worker that has failed its health check is checked again
+RECHECK_INTERVAL: Final = 1.0  # maximum seconds before a worker that has failed its health check is checked again
 
-FACTS_INTERVAL: Final = 5.0  # between two reports of what a worker has counted
-MAX_PART: Final = 1_500  # characters of such a report in a line
-PARTS_AT_ONCE: Final = 16  # lines, with a pause after them, so that the socket keeps room for other reports
+FACTS_INTERVAL: Final = 5.0  # seconds between two reports of what a worker has counted
+MAX_PART: Final = 1_500  # maximum characters of such a report in one line
+PARTS_AT_ONCE: Final = 16  # the number of lines sent before a pause, so that other reports still fit into the socket's buffer
 PARTS_PAUSE: Final = 0.05
-MAX_ENDED: Final = 50  # reports of ended workers that are kept separately
+MAX_ENDED: Final = 50  # maximum reports of ended workers that wait to be added up
 
 _STARTING: Final = "the worker has not started yet"
 
@@ -89,7 +89,7 @@ class HealthReport:
         self._health = health
 
     def on_event(self, event: Event) -> None:
-        """Tell systemd that the worker has started or is winding down. Subscribe this method to the worker's events."""
+        """Notify systemd when the worker has started or is winding down. Subscribe this method to the worker's events."""
         if self.notifier is not None:
             match event:
                 case SessionOpened(name):
@@ -140,7 +140,7 @@ class FleetHealthReport(HealthReport):
         self.metrics = self._fleet.metrics
 
     def note(self, pid: int, news: str | ExitStatus) -> None:
-        """Record a worker's report, or its end."""
+        """Record a worker's report or exit status."""
         had_worked = self._fleet.has_worked
         self._fleet.note(pid, news)
         if self.notifier is not None and self._fleet.has_worked and not had_worked:
@@ -160,7 +160,7 @@ def report_line(live: HealthCheck, ready: HealthCheck) -> str:
 
 
 def fact_lines(facts: bytes, backlog: Page | None) -> Iterator[str]:
-    """Return the lines with which a worker reports what it has counted. Each line gives the total number of lines, because some may be
+    """Return the lines in which a worker reports its counts. Each line includes the total number of lines, because some may be
     lost."""
     text = base64.b64encode(facts).decode()
     parts = [text[at : at + MAX_PART] for at in range(0, len(text), MAX_PART)]
@@ -179,7 +179,7 @@ class WorkerReport(NamedTuple):
 
 class Fleet:
     """The combined health of all workers. It's good as long as one worker is healthy: the supervisor replaces the others, and a failed
-    probe would end it and all runs. The supervisor writes here, and the thread that answers probes reads."""
+    probe would end the supervisor and all runs. The supervisor's thread writes, and the thread that answers probes reads."""
 
     def __init__(self) -> None:
         self._workers: dict[int, WorkerReport] = {}
@@ -217,7 +217,7 @@ class Fleet:
                 self.backlog = ("application/json", found.encode() + b"\n")
 
     def metrics(self) -> Page | None:
-        """Return the metrics of all workers, with the counts of those that have ended; None unless a worker reports some."""
+        """Return the metrics of all workers, including the counts of ended ones; None if no worker has reported any."""
         if not self._facts and not self._ended:
             return None
         from taskflow.telemetry.prometheus import CONTENT_TYPE, page_of

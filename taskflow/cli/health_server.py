@@ -21,8 +21,8 @@ log: Final = logging.getLogger("taskflow.worker")
 
 MAX_REQUEST: Final = 8_192
 ANSWER_TIMEOUT: Final = 2.0  # seconds for a request and its answer
-MAX_OPEN: Final = 64  # connections; a further one replaces the oldest
-# Connections to accept before the open ones are read: few, so that even in a flood each is read before others replace it.
+MAX_OPEN: Final = 64  # maximum open connections; a further one replaces the oldest
+# The number of connections to accept before the open ones are read. It's low, so that even in a flood each is read before it's replaced.
 MAX_ACCEPTED_AT_ONCE: Final = 8
 MAX_UNACCEPTED: Final = 128
 START_TIMEOUT: Final = 5.0
@@ -80,11 +80,11 @@ class HealthServer:
         loop, ending = asyncio.get_running_loop(), asyncio.Event()
         self._end = lambda: loop.call_soon_threadsafe(ending.set)
         server = await asyncio.start_server(self._admit, sock=self._listener, limit=MAX_REQUEST, backlog=MAX_ACCEPTED_AT_ONCE)
-        self._listener.listen(MAX_UNACCEPTED)  # asyncio uses one number for both
+        self._listener.listen(MAX_UNACCEPTED)  # asyncio uses `backlog` for both limits
         is_serving.set()
         await ending.wait()
         loop.remove_reader(self._listener)
-        for _ in range(3):  # asyncio needs as many turns to admit a connection that it has accepted
+        for _ in range(3):  # asyncio needs this many iterations to pass on an accepted connection
             await asyncio.sleep(0)
         server.close()
         for writer in list(self._open):

@@ -42,7 +42,7 @@ from taskflow.model.printable import message, one_line
 from taskflow.model.record import Status
 
 AT_ONCE: Final = 100
-MAX_CHECKED: Final = 1_000  # jobs that are read between two batches, however many haven't run yet
+MAX_CHECKED: Final = 1_000  # maximum jobs that are read between two batches, however many haven't ended yet
 POLL_INTERVAL: Final = 0.2
 PAST: Final = {"retry": "retried", "run-now": "made ready", "cancel": "cancelled", "purge": "purged"}
 WOULD: Final = {"run-now": "make ready"}
@@ -53,7 +53,7 @@ class Report(msgspec.Struct, kw_only=True):
 
     action: str
     dry_run: bool
-    matching: int  # the jobs that match or were named; in a dry run, only the named ones that can be changed
+    matching: int  # the number of jobs that match or were named; in a dry run, named jobs count only if they can be changed
     changed: int = 0
     asked: int = 0
     refused: dict[str, int] = {}
@@ -200,7 +200,7 @@ def _explaining_interrupts(words: Callable[[], str]) -> Iterator[None]:
 
 
 async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
-    """Retry the failed jobs of one cause in stages. If a job fails again, or does not end in time, leave the rest, and return FAILED."""
+    """Retry the failed jobs of one cause in stages. If a job fails again or does not end in time, stop there and return FAILED."""
     broker = await existing_broker(app)
     ids = await group_ids(broker.admin, filter_of(arguments), arguments.group)
     if not ids:
@@ -216,7 +216,7 @@ async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
     rollout = Rollout(broker, arguments)
 
     def left_alone() -> str:
-        return f"{len(ids) - rollout.done.seen:,} of {len(ids):,} were left alone"
+        return f"{len(ids) - rollout.done.seen:,} of {len(ids):,} were not retried"
 
     with _explaining_interrupts(lambda: f"retried {rollout.done.changed:,}; {left_alone()}"):
         for stage in _stages(ids, arguments):
@@ -234,7 +234,7 @@ async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
 
 
 def _stages(ids: Sequence[bytes], arguments: argparse.Namespace) -> Iterator[Sequence[bytes]]:
-    """Yield the ids of each stage: first as many as the canary size, then as many as each further size. The last stage has the rest."""
+    """Yield the ids of each stage. `--canary` and `--then` give the sizes, and the last stage contains all remaining ids."""
     begin = 0
     for size in (arguments.canary, *arguments.then, None):
         if begin < len(ids) and size != 0:
@@ -287,7 +287,7 @@ class Rollout:
         return problem
 
     async def _check(self) -> str | None:
-        """Return the jobs that have failed again. Jobs that haven't ended are checked again after the others."""
+        """Return a message about the first job that has failed again, or None. Unfinished jobs are checked again after the others."""
         left, next_ones = list[bytes](), self._watched[:MAX_CHECKED]
         for begin in range(0, len(next_ones), AT_ONCE):
             ids = next_ones[begin : begin + AT_ONCE]
@@ -304,7 +304,7 @@ class Rollout:
 
 
 async def _pause(app: App, arguments: argparse.Namespace) -> int:
-    """Pause or resume queues. A queue may be paused before its first job, but since that's usually a typo, the output says so."""
+    """Pause or resume queues and jobs. A queue may be paused before its first job, but that's usually a typo: the output mentions it."""
     verb, broker = arguments.command, app.broker()
     with command.reporting(ValueError):
         names = list(dict.fromkeys(check_queue(name) for name in arguments.names))

@@ -144,7 +144,7 @@ class _Page:
         return hanging(f"{name:16} ", one_line(value, self._most), self._width)
 
     def _timeline(self, now: datetime) -> Iterator[str]:
-        """Show each moment with the time since the previous one, which is how long a run or a wait lasted."""
+        """Yield a line for each moment, with the time since the previous one: the duration of a run or a wait."""
         yield "timeline (UTC)"
         moments = timeline(self._record, now)
         left_out = 0 if self._is_full else max(0, len(moments) - FIRST_MOMENTS - LAST_MOMENTS)

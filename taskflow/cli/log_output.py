@@ -1,4 +1,4 @@
-"""Writes the worker's log to stderr, as text or as JSON lines. Lines that a job logs carry its id."""
+"""Writes the worker's log to stderr, as text or as JSON lines. Lines that a job logs include its id."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import Any, Final
 from taskflow.model.printable import MAX_CHARACTERS, indented, json_text, one_line
 
 FIELDS: Final = ("worker", "job", "job_id", "attempt", "queue", "trace_id", "span_id")
-MAX_UNREAD: Final = 10_000  # lines waiting for a slow reader; further lines are dropped
-MAX_STACK: Final = 65_536  # characters of a traceback or a stack; the middle of a longer one is left out
-CLOSE_TIMEOUT: Final = 0.5  # for writing the last lines when the process ends
+MAX_UNREAD: Final = 10_000  # maximum lines that wait for a slow reader; further lines are dropped
+MAX_STACK: Final = 65_536  # maximum characters of a traceback or a stack; the middle of a longer one is left out
+CLOSE_TIMEOUT: Final = 0.5  # seconds for writing the last lines when the process ends
 
 
 @contextmanager
 def logging_to_stderr(
     level: str, form: str, *filters: Callable[[logging.LogRecord], bool], handler: logging.Handler | None = None, has_pid: bool = False
 ) -> Iterator[None]:
-    """Log to stderr inside the `with` block, through `handler` if given. As JSON, Python's warnings are logged too."""
+    """Log to stderr inside the `with` block, through `handler` if given. With JSON lines, Python's warnings are logged too."""
     is_json, root = form == "json", logging.getLogger()
     handler, before = handler or logging.StreamHandler(sys.stderr), root.level
     handler.setFormatter(JsonLines(has_pid=has_pid) if is_json else TextLines(has_pid=has_pid))

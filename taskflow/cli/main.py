@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from typing import Final
 
 
-EXIT_TIMEOUT: Final = 5.0  # without it, Python would wait without limit for threads and processes that jobs have left behind
-WARNING_TIMEOUT: Final = 0.5  # additional seconds for the message about that, and for buffered output
+EXIT_TIMEOUT: Final = 5.0  # seconds. Python itself would wait indefinitely for threads and processes that jobs have left behind
+WARNING_TIMEOUT: Final = 0.5  # additional seconds to print a message about them and the buffered output
 
 
 def program() -> int:
@@ -131,7 +131,7 @@ def _is_pid1(argv: list[str]) -> bool:
 
 
 def _forget_output() -> None:
-    """Discard further output. Python flushes stdout again when it exits, and that must not fail again."""
+    """Discard further output, so that Python's flush of stdout at exit does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -40,7 +40,7 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "schedules": "taskflow schedules trigger nightly",
         "limits": "taskflow limits list app.tasks.charge",
     },
-    "look after the store": {"doctor": "taskflow doctor", "migrate": "taskflow migrate --plan"},
+    "maintain the store": {"doctor": "taskflow doctor", "migrate": "taskflow migrate --plan"},
     "learn more": {
         "help": "taskflow help jobs",
         "demo": "taskflow demo --limit 100",
@@ -75,7 +75,7 @@ BROKER: Final = "the broker's URL (default: TASKFLOW_BROKER, which keeps passwor
 
 
 def a_parser() -> Parser:
-    """Return the parser. `module` of its result names the function that runs the command, as in `status:queues`."""
+    """Return the parser. The `module` of the parsed arguments names the function that runs the command, as in `status:queues`."""
     parser = Parser(
         prog="taskflow", description="Background jobs for Python.", epilog=f"exit codes:\n{TABLE}\n\nmore: docs/reference/cli.md"
     )
@@ -167,13 +167,13 @@ def _add_reports(command: Callable[..., Parser]) -> None:
     _limit(jobs, 50, "list at most N jobs")
     jobs.add_argument("--cursor", metavar="TEXT", help="list the next page: the cursor that the previous page printed")
     jobs.add_argument("--verbose", action="store_true", help="with ids: show long values, and the tracebacks of all errors")
-    why = "Say why jobs are in their present state, the cause first, and what to do about it."
-    explain = command("explain", "explain:explain", "say why a job has not run, or how it ended", why)
+    why = "Explain why jobs are in their current state, the cause first, and what to do about it."
+    explain = command("explain", "explain:explain", "explain why a job has not run, or how it ended", why)
     explain.add_argument("ids", nargs="+", metavar="ID", help="the jobs")
     trees = "Show flows as trees: below each job are those that it waits for."
     flows = command("flows", "flows:flows", "show flows, and what their jobs wait for", trees)
     flows.add_argument("ids", nargs="+", metavar="ID", help="the flows, or jobs of them")
-    causes = "List the causes for which jobs have failed, the most frequent first."
+    causes = "List the causes of failed jobs, the most frequent first."
     failures = command("failures", "reports:failures", "list failed jobs by their cause", causes, status=None, poison=False)
     _queue_and_job(failures)
     failures.add_argument("--tag", metavar="TAG", help="only jobs with this tag")
@@ -182,7 +182,7 @@ def _add_reports(command: Callable[..., Parser]) -> None:
     command("queues", "status:queues", "list queues and their counts", "List every queue with its counts.")
     fleet = "List the running workers: busy slots, heartbeat, jobs, deploy and queues."
     command("workers", "status:workers", "list the running workers", fleet)
-    events = "Show how often each event has happened since the store was created."
+    events = "Show how often each event has occurred since the store was created."
     counts = command("metrics", "reports:metrics", "count events by queue", events)
     counts.add_argument("--prometheus", action="store_true", help="print queues, events and workers in the format of Prometheus")
     log = "List what operators did to jobs, queues and schedules, the newest first."
@@ -246,11 +246,11 @@ def _schedules(parser: Parser) -> None:
 
     _add_output_options(action("list", "list_schedules", "list all schedules, or show given ones in full"), argparse.SUPPRESS)
     for name, summary in (
-        ("trigger", "add a job of schedules now; their next times still fire"),
+        ("trigger", "add a job for each schedule now; their next times still fire"),
         ("pause", "stop schedules"),
         ("resume", "end a pause; times that passed during the pause do not fire"),
         ("remove", "remove schedules that no running worker declares"),
-        ("backfill", "add a job for each time of schedules in a span"),
+        ("backfill", "add a job for each time of the schedules in a time span"),
     ):
         acting = action(name, "act", summary)
         if name == "remove":
@@ -349,7 +349,7 @@ def _operator(parser: Parser) -> None:
 
 
 def _add_output_options(parser: Parser, default: Any = None, *, has_broker: bool = True) -> None:
-    parser.add_argument("--json", action="store_true", default=default or False, help="JSON, for programs")
+    parser.add_argument("--json", action="store_true", default=default or False, help="print JSON, for programs")
     if has_broker:
         _broker(parser, default)
 
@@ -359,7 +359,7 @@ def _broker(parser: Parser, default: Any = None) -> None:
 
 
 class _Help(argparse.Action):
-    """Prints the help of a command, or of all commands. `const` is the parser of the program."""
+    """Prints the help of a command, or of all commands. `const` is the program's parser."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: Any, option: str | None = None) -> None:
         assert isinstance(self.const, Parser)

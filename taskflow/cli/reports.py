@@ -1,4 +1,4 @@
-"""`taskflow failures | audit | metrics`: why jobs have failed, what operators did, and how often each kind of event has happened."""
+"""`taskflow failures | audit | metrics`: shows why jobs failed, what operators did, and how often each kind of event occurred."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from taskflow.model.errors import ConfigurationError, DriverMissing
 from taskflow.model.printable import INDENT, one_line
 from taskflow.model.stored_values import LATEST
 
-MAX_DEPLOYS: Final = 3  # maximum number that is listed by name
-MAX_ACTIONS: Final = 10_000  # maximum in one list, which is also how many a store keeps
+MAX_DEPLOYS: Final = 3  # maximum number of deploys listed by name
+MAX_ACTIONS: Final = 10_000  # maximum number in one list, which is also the maximum that a store keeps
 
 
 @on_store

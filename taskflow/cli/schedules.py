@@ -54,7 +54,7 @@ async def list_schedules(app: App, arguments: argparse.Namespace) -> int:
 
 
 async def _outcomes(broker: Broker, found: Sequence[ScheduleInfo]) -> list[Status | None]:
-    """Return the status of each schedule's last job, or None if it has added none, or the store no longer keeps that job."""
+    """Return the status of each schedule's last job; None if the schedule has added no job or the store no longer keeps it."""
     ids = {info.last_id: parse_id(info.last_id) for info in found if info.last_id is not None}
     statuses = dict[str | None, Status]()
     for first in range(0, len(ids), PAGE):
@@ -65,7 +65,7 @@ async def _outcomes(broker: Broker, found: Sequence[ScheduleInfo]) -> list[Statu
 
 
 def _rows(found: Sequence[ScheduleInfo], outcomes: Sequence[Status | None]) -> Iterator[str]:
-    """Yield a row for each schedule. If the states do not fit the terminal, each is on further lines, and so are the next times."""
+    """Yield a row for each schedule. If the states do not fit the terminal, they follow on separate lines; so may the next times."""
     is_terminal, most = sys.stdout.isatty(), room()
     widest, longest = (MAX_NAME, MAX_STATE) if is_terminal else (MAX_CHARACTERS, MAX_CHARACTERS)
     rows = [("SCHEDULE", "WHEN", "NEXT", "STATE")]
@@ -102,7 +102,7 @@ def _in_full(info: ScheduleInfo, outcome: Status | None) -> dict[str, str | None
         "catch up": info.catch_up if info.max_delay is None else f"{info.catch_up}, at most {info.max_delay:g} s late",
         "jitter": f"{info.jitter:g} s" if info.jitter else None,
         "state": "; ".join(_troubles(info)),
-        "declared by": ", ".join(info.declarers) if info.is_declared else "no code: it was put",
+        "declared by": ", ".join(info.declarers) if info.is_declared else "no code: schedules.put() stored it",
     }
 
 
@@ -180,7 +180,7 @@ async def _trigger(name: str, arguments: argparse.Namespace) -> Done:
 
 
 async def _pause(name: str, arguments: argparse.Namespace) -> Done:
-    """Pause or resume a schedule. If its state is already right, change nothing, and leave the audit log alone too."""
+    """Pause or resume a schedule. If it's in that state already, change nothing and record no action."""
     verb = arguments.action
     info = await schedules.get(name)
     if info is not None and info.is_paused == (verb == "pause"):
@@ -225,7 +225,7 @@ ACTIONS: Final = {"trigger": _trigger, "pause": _pause, "resume": _pause, "remov
 
 
 async def _stored(broker: Broker, names: Sequence[str]) -> list[ScheduleRecord]:
-    """Return the schedules with these names, or all. The store isn't asked for a name that only another program can have stored."""
+    """Return the schedules with these names, or all. A name that's invalid, and so stored by another program, is found by listing all."""
     if all(map(is_schedule_name, names)):
         return await broker.admin.schedules(names or None)
     return [record for record in await broker.admin.schedules() if record.name in names]
@@ -274,7 +274,7 @@ def _timetable(arguments: argparse.Namespace) -> CronTimes | EveryTimes:
 
 
 def _note(times: CronTimes | EveryTimes, at: datetime, zone: tzinfo) -> str:
-    """Describe how a change of the clock affects the time. Return "" if none does."""
+    """Describe how a clock change, such as daylight saving time, affects the time. Return "" if none does."""
     if not isinstance(times, CronTimes):
         return ""
     if (skipped := times.skipped_before(at)) is not None:

@@ -50,7 +50,7 @@ def _call(app: App, arguments: argparse.Namespace) -> Call[Any]:
         raise ConfigurationError(f"--args: {error.path}: {one_line(job.name)} has no such parameter") from error
     except CodecError as error:
         raise ConfigurationError(f"--args: {error}") from error
-    except (TypeError, ValueError) as error:  # the key that the job declares cannot be made of these arguments
+    except (TypeError, ValueError) as error:  # the job's key cannot be computed from these arguments
         raise ConfigurationError(str(error)) from error
 
 
@@ -80,7 +80,7 @@ def _json_of(text: str) -> bytes:
 
 
 async def _warn_of_unknown_job(app: App, name: str) -> None:
-    """Warn if there are workers, but none that knows the job: usually the name is a typo."""
+    """Warn if workers are running but none of them knows the job, usually because of a typo."""
     alive = [worker.session.jobs for worker in await app.broker().admin.workers() if worker.is_alive]
     known = {job for jobs in alive for job in jobs}
     if alive and all(alive) and name not in known:

@@ -43,7 +43,7 @@ class ForcedExit:
         self._code: int = Exit.FORCED
 
     def end_within(self, seconds: float, code: int | None = None) -> None:
-        """End the process after `seconds`, with the code of the finished work if given. Of several deadlines, the earliest applies."""
+        """End the process after `seconds`, with the code of the finished work if given. If called again, the earliest deadline applies."""
         self._code = self._code if code is None else code
         self._deadlines.put(time.monotonic() + seconds)
 
@@ -67,7 +67,7 @@ class ForcedExit:
 
 
 def _run_for(seconds: float, say: Callable[[], None]) -> None:
-    """Print something, but give up after this time, because the reader may be gone or stuck."""
+    """Print something, but give up after `seconds`, because the reader may be gone or stuck."""
     with suppress(RuntimeError):  # the system cannot start another thread
         start_thread(say, "taskflow-last-words").join(seconds)
 
@@ -96,12 +96,12 @@ class Signals:
         interrupts.raise_again()  # a signal that arrived during an import may have been lost in a callback of the interpreter
 
     def begin(self) -> None:
-        """Handle signals in the event loop from now on, which is created next. The handler raises no more exceptions."""
+        """From now on, handle signals in the event loop, which is created next. The handler no longer raises exceptions."""
         self._has_begun = True
 
     @property
     def has_come(self) -> bool:
-        """True once a signal has arrived. It may be the cause of a failed import: C code replaces its exception with another error."""
+        """True once a signal has arrived. It may explain a failed import, because C code may replace its exception with another error."""
         return self._count > 0
 
     @property
@@ -151,13 +151,13 @@ class Signals:
                 self._loop.call_soon_threadsafe(self._handle_in_loop)
 
     def _ignore_late_signals(self) -> None:
-        """Keep signals from changing the exit code while Python shuts down and resets the handlers, so that SIGTERM would kill it."""
+        """Ignore signals while Python shuts down. It resets the handlers, so that a late SIGTERM would kill it and change the exit code."""
         for number in HANDLED:
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, signal.SIG_IGN)
 
     def _handle_in_loop(self) -> None:
-        """Act on the signals that have arrived since the last call."""
+        """Handle the signals that have arrived since the last call."""
         name = signal.Signals(self._number).name if self._count else ""
         while self._handled < self._count:
             self._handled += 1
@@ -177,7 +177,7 @@ keep_handlers_from_forks(lambda handler: isinstance(getattr(handler, "__self__",
 
 
 def end_stalled(is_delivered: bool) -> None:
-    """End the process, whose loop is blocked for good. If logging hangs too, the fault handler writes the stacks to stderr."""
+    """End the process, because its loop is blocked. If logging hangs too, the fault handler first writes the stacks to stderr."""
     if not is_delivered:
         _run_for(DUMP_TIMEOUT, _dump)
     os._exit(Exit.STALLED)
@@ -189,7 +189,7 @@ def _dump() -> None:
 
 
 def show_stacks_when_killed() -> None:
-    """Make Python write the stacks of all threads before a fatal signal ends the process, such as SIGABRT of systemd's watchdog."""
+    """Make Python write the stacks of all threads before a fatal signal, such as the SIGABRT of systemd's watchdog, ends the process."""
     if not faulthandler.is_enabled():
         with suppress(OSError, ValueError):  # there is no stderr
             faulthandler.enable(file=sys.stderr.fileno(), all_threads=True)

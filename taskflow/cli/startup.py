@@ -110,7 +110,7 @@ class Collector:
 
 
 program: list[str] = []
-"""The arguments of Python before those of the command, if another program runs taskflow's commands, as Django's manage.py does."""
+"""Python's arguments up to those of the command, if another program, such as Django's manage.py, runs taskflow's commands."""
 
 _BROKER = "TASKFLOW_BROKER_FLAG"  # carries the value of --broker, because every user of the machine can read command lines
 # Signals that cannot be caught, SIGCHLD, the kernel's signals for faults of this process, and a terminal's stop signals.
@@ -141,7 +141,7 @@ def environment_of(broker: str | None) -> dict[str, str]:
 
 
 def take_broker(given: str | None) -> str | None:
-    """Remove the variable that `environment_of` has set, and return its value, the broker's URL. If it is not set, return `given`."""
+    """Remove the variable that `environment_of` set, and return its value, the broker's URL. If it is not set, return `given`."""
     return os.environ.pop(_BROKER, None) or given
 
 

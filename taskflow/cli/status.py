@@ -1,4 +1,4 @@
-"""`taskflow status | queues | workers`: shows the queues and the workers of a store at one time, as tables and as JSON."""
+"""`taskflow status | queues | workers`: shows the current state of a store's queues and workers, as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RATES: Final[Mapping[str, tuple[str, tuple[Event, ...]]]] = {
     "done": ("DONE/S", (Event.SUCCEED,)),
     "failed": ("FAIL/S", (Event.FAIL, Event.DISCARD)),
 }
-Rates = Mapping[str, Mapping[str, float]]  # how many events of each kind a queue has had a second, by queue and then by kind
+Rates = Mapping[str, Mapping[str, float]]  # events per second, by queue and then by kind
 # The counts that are left out first if the rates are shown and the terminal is narrow.
 _KEPT: Final = {Status.HELD: 1, Status.CANCELLED: 2, Status.SUCCEEDED: 3}
 
@@ -67,7 +67,7 @@ async def workers(app: App, arguments: argparse.Namespace) -> int:
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a store at one time."""
+    """A snapshot of a store's state."""
 
     broker: str
     at: float  # when it was read, on the monotonic clock
@@ -76,7 +76,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     schedules: dict[str, int]
     totals: dict[str, dict[str, int]]
     paused_jobs: Sequence[str] = ()
-    unknown: Mapping[str, int] = {}  # parked jobs among the `MAX_READ` that are due next, by the names that no running worker knows
+    unknown: Mapping[str, int] = {}  # parked jobs among the next `MAX_READ` scheduled ones, by name, if no running worker knows them
 
     @classmethod
     async def read(cls, app: App, admin: Admin) -> Summary:
@@ -189,7 +189,7 @@ def _rate_column(kind: str, rates: Rates) -> Column:
 
 
 def _hints(summary: Summary) -> Iterator[str]:
-    """Say which queues and which parked jobs no running worker will take."""
+    """Yield hints about paused queues and jobs, and about jobs that no running worker takes or knows."""
     alive = [worker.session for worker in summary.workers if worker.is_alive]
     for queue in summary.queues:
         ready = queue.counts.get(Status.READY, 0)
@@ -206,7 +206,7 @@ def _hints(summary: Summary) -> Iterator[str]:
 
 
 async def _unknown_jobs(admin: Admin, queues: Sequence[QueueInfo], workers: Sequence[SessionRecord]) -> dict[str, int]:
-    """Count parked jobs that no running worker knows. They are due again within minutes, so they are among the next ones."""
+    """Count parked jobs that no running worker knows. They are due again within minutes, so they're among the next scheduled jobs."""
     known = [worker.session.jobs for worker in workers if worker.is_alive]
     if not known or not all(known) or not any(queue.counts.get(Status.SCHEDULED) for queue in queues):
         return {}
@@ -220,8 +220,8 @@ def queue_json(queue: QueueInfo) -> dict[str, Any]:
 
 
 async def watch(read: Callable[[], Awaitable[Summary]], interval: float, *, is_json: bool) -> int:
-    """Show what `read` returns every `interval` seconds, until a signal stops it. During an outage of the store, show that and keep
-    waiting."""
+    """Show what `read` returns every `interval` seconds, until a signal stops it. If the store does not answer, show that and keep
+    trying."""
     before = await read()
     rates: Rates = {}
     trouble: str | None = None
@@ -244,7 +244,7 @@ async def watch(read: Callable[[], Awaitable[Summary]], interval: float, *, is_j
 
 
 def _show_in_place(lines: list[str]) -> None:
-    """Replace what the terminal shows by as many of these lines as fit, in one write, so that no part of them is seen alone."""
+    """Replace the terminal's contents with as many of these lines as fit, in one write, so that no half-drawn screen is visible."""
     rows = max(2, os.get_terminal_size(sys.stdout.fileno()).lines)
     shown = lines if len(lines) < rows else [*lines[: rows - 2], f"... {len(lines) - rows + 2} more lines"]
     with contextlib.suppress(BlockingIOError):

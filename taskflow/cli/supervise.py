@@ -54,7 +54,7 @@ def _supervise(arguments: argparse.Namespace) -> int:
         is_reloading=arguments.reload,
     )
     watch = _file_watch() if arguments.reload else None
-    # If the number of processes is a setting, the environment keeps it, so that a worker also starts with a supervisor after
+    # If the number of processes is a setting, it's passed on in the environment, so that workers still know of their supervisor after
     # pyproject.toml has changed.
     pinned = {f"{PREFIX}PROCESSES": str(arguments.processes)} if "processes" in arguments.settings else {}
     environment = environment_of(arguments.broker) | pinned
@@ -89,7 +89,7 @@ class SupervisorSocket:
     """A worker's connection to its supervisor, over which it sends reports. The worker kills itself when the supervisor's end closes."""
 
     def __init__(self, address: str, *, max_jobs: int | None) -> None:
-        descriptor, supervisor, slot = map(int, address.split())  # the parts of the environment variable `SUPERVISED`
+        descriptor, supervisor, slot = map(int, address.split())  # the parts of the environment variable named by `SUPERVISED`
         self.is_leaving = False
         self.is_first = slot == 0
         self.retired = Future[None]()  # done when this worker must stop claiming and exit after its runs: another one takes its slot
@@ -123,7 +123,7 @@ class SupervisorSocket:
                 self._retire()
 
     def _retire(self) -> None:
-        with self._lock:  # because two threads call this
+        with self._lock:  # two threads call this
             if self.is_leaving:
                 return
             self.is_leaving = True

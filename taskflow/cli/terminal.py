@@ -1,4 +1,4 @@
-"""Renders what commands show: tables, fields, JSON, times and a progress bar; colours and widths only on a terminal."""
+"""Renders the output of commands: tables, fields, JSON, times and a progress bar. Colours and widths apply only on a terminal."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from taskflow.model.printable import INDENT, MAX_CHARACTERS, MIN_BAR, bar_of, js
 BOLD, DIM, RED, GREEN, YELLOW, CYAN = 1, 2, 31, 32, 33, 36  # ANSI escape codes
 OF_STATUS: Final = {"failed": RED, "succeeded": GREEN, "running": CYAN, "cancelled": YELLOW}
 ALWAYS_SHOWN: Final = 9
-MIN_NAME: Final = 12  # the least width of a column of names
-BESIDE: Final = 40  # columns for the numbers beside it
+MIN_NAME: Final = 12  # the minimum width of a column of names
+BESIDE: Final = 40  # columns reserved for the numbers beside a progress bar
 
 
 def painted(text: str, color: int | None) -> str:
@@ -38,7 +38,7 @@ def room() -> int:
 
 
 def width(text: str) -> int:
-    """Return how many columns the text takes. Chinese, Japanese and Korean characters take two, and combining accents none."""
+    """Return how many columns the text occupies: two for each Chinese, Japanese or Korean character, none for combining accents."""
     if text.isascii():
         return len(text)
     from unicodedata import category, east_asian_width
@@ -47,7 +47,7 @@ def width(text: str) -> int:
 
 
 def padded(text: str, most: int) -> str:
-    """Pad the text to this width. On a terminal, wider text is cut at its beginning, because the end of a name is more telling."""
+    """Pad the text to this width. On a terminal, wider text is cut at its beginning, because the end of a name says more."""
     if sys.stdout.isatty() and width(text) > most:
         text = f"...{_fitting(text[::-1], most - 3)[::-1]}"
     return text + " " * (most - width(text))
@@ -108,7 +108,7 @@ def print_now(line: str) -> None:
 
 
 def confirmed(question: str, arguments: argparse.Namespace) -> bool:
-    """Return True if a person at the terminal confirms, with `--yes`, or if no person is there: a script is not asked."""
+    """Return True if the user confirms on the terminal, with `--yes`, or without a terminal: a script is not prompted."""
     if arguments.yes or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return True
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
@@ -123,12 +123,12 @@ def print_json(value: Any) -> None:
 
 
 def only(value: object, *names: str) -> dict[str, Any]:
-    """Return these attributes by name."""
+    """Return a dict of the attributes with these names."""
     return {name: getattr(value, name) for name in names}
 
 
 def ago(at: datetime) -> str:
-    """Return the time since then."""
+    """Format the time that has passed since `at`."""
     return span((datetime.now(UTC) - at).total_seconds())
 
 
@@ -153,8 +153,8 @@ def table(
     below: Callable[[Any], Iterable[str]] = lambda row: (),
     color: int | None = BOLD,
 ) -> Iterator[str]:
-    """Yield a header, and for each row a line and those `below` it. A pipe gets all columns. `detail` is the last column if all of it fits;
-    otherwise each row's is wrapped on further lines."""
+    """Yield a header, then for each row a line and the lines `below` it. A pipe gets all columns. `detail` is the last column if it fits;
+    otherwise each row's detail is wrapped onto further lines."""
     is_terminal, most = sys.stdout.isatty(), room()
     all_columns = [*columns, *([] if detail is None else [detail])]
     cells = {column: [one_line(column.cell(row)) for row in rows] for column in all_columns}
@@ -223,6 +223,6 @@ class Bar:
         print(f"\r{bar} {done:,}/{self.total:,}  {rate:,.0f} jobs/s \033[K", end="", flush=True)
 
     def close(self) -> None:
-        """Leave the line of the bar."""
+        """Move the cursor below the bar."""
         if self._is_terminal and self._shown >= 0:
             print()

@@ -103,7 +103,7 @@ class LogFields:
             record.is_inside = True
         if self.worker is not None and not hasattr(record, "worker"):
             record.worker = self.worker
-        # The application, or its driver, has imported it if there can be a span.
+        # If a span can exist, the application or its driver has imported this module.
         current_span = getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)
         if current_span is not None and (span := current_span().get_span_context()).is_valid and not hasattr(record, "trace_id"):
             record.trace_id, record.span_id = f"{span.trace_id:032x}", f"{span.span_id:016x}"
@@ -229,7 +229,7 @@ class WorkerRun:
                     return code
                 is_drained = await self._until_stop(worker)
                 if not is_drained:
-                    self.say("leaving")  # sent for any reason
+                    self.say("leaving")  # whatever the reason is
             tally, took = worker.tally, time.monotonic() - began
             worked_for = span(took) if took >= 1 else f"{took:.1f} s"
             counts = f"{_counted(tally.runs, 'run')}, {_counted(tally.ended, 'job')} ended, {tally.failed:,} failed"
@@ -241,14 +241,14 @@ class WorkerRun:
             with anyio.move_on_after(self.options.stop_timeout, shield=True):
                 await self.app.close()
             self.has_ended = True
-            # Next, Python ends the tasks and threads that jobs have left behind, and these may not cooperate.
+            # Next, Python ends the tasks and threads that jobs have left behind, which may not stop.
             self.forced_exit.end_within(FORCED_EXIT_TIMEOUT if worker.has_forced else self.options.stop_timeout, code)
-        # Before Python shuts down, because a signal during the shutdown would change the exit status.
+        # Sent before Python shuts down, because a signal during the shutdown would change the exit status.
         self.say(f"{'drained' if is_drained else 'ended'} {code:d}")
         return code
 
     def _show_metrics(self, worker: Worker, page: Callable[[], Page], stack: AsyncExitStack) -> None:
-        """Provide the health port or the supervisor with what it serves."""
+        """Provide the metrics and the backlog that the health port or the supervisor serves."""
         from taskflow.worker.measuring import pack_facts
 
         self.health_report.metrics = page
@@ -258,8 +258,8 @@ class WorkerRun:
             stack.callback(_create_own(self._watch_backlog()).cancel)
 
     async def _watch_backlog(self) -> None:
-        """Refresh the data for autoscalers: the jobs of this worker's queues that are ready or running, and the age of the oldest ready
-        one."""
+        """Refresh the data for autoscalers: the number of ready and running jobs in this worker's queues, and the age of the oldest ready
+        job."""
         while True:
             with contextlib.suppress(BrokerError):
                 own = [
@@ -300,7 +300,7 @@ class WorkerRun:
         return not done.isdisjoint(drained)
 
     async def _report_deaths(self, supervisor: SupervisorSocket) -> None:
-        """Report to the broker the deaths of workers that the supervisor has noticed. It repeats the ones that aren't confirmed."""
+        """Report the deaths that the supervisor has noticed to the broker. The supervisor repeats deaths that aren't confirmed."""
         loop, has_come = asyncio.get_running_loop(), asyncio.Event()
         supervisor.on_death = lambda: loop.call_soon_threadsafe(has_come.set)
         while True:
@@ -331,12 +331,12 @@ class WorkerRun:
             counts = [f"{count:,} {status}" for status, count in left.items() if count]
             if parked:
                 named = ", ".join(f"{count:,} {one_line(name)}" for name, count in sorted(parked.items()))
-                counts.append(f"{parked.total():,} parked for a worker that knows more: {named}")
+                counts.append(f"{parked.total():,} parked until a worker can run them: {named}")
             if counts:
                 print(f"left in {one_line(queue.name)}{' (paused)' if queue.is_paused else ''}: {', '.join(counts)}")
 
 
 async def _retire(worker: Worker, supervisor: SupervisorSocket) -> None:
-    """Wait until this worker must retire, then let its runs finish, even those that exceed the grace period."""
+    """Wait until this worker must retire, then let its runs finish, even if they take longer than the grace period."""
     await asyncio.shield(asyncio.wrap_future(supervisor.retired))
     await worker.finish()

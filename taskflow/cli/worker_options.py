@@ -14,7 +14,7 @@ from taskflow.model.errors import ConfigurationError
 
 PREFIX: Final = "TASKFLOW_WORKER_"  # prefix of the environment variables for settings
 own_modules: Final[list[str]] = []  # modules that `taskflow worker` imports first, if a framework runs the command
-found_modules: Final[list[str]] = []  # modules found by a framework, imported if none is named
+found_modules: Final[list[str]] = []  # modules that a framework has found, imported if the user names none
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,7 @@ def is_supervised(arguments: argparse.Namespace) -> bool:
 
 
 def parse_with_settings(parser: Parser, argv: Sequence[str] | None, command: str) -> argparse.Namespace:
-    """Parse the command line with the settings as defaults. `settings` of the result names the source of those in effect."""
+    """Parse the command line with the settings as defaults. `settings` of the result maps each setting in effect to its source."""
     settings = {name: (value, where) for name, value, where in _settings() if command == "worker" or name == "modules"}
     defaults = {name: value for name, (value, _) in settings.items()}
     worker = parser.commands[command]
@@ -72,7 +72,7 @@ def parse_with_settings(parser: Parser, argv: Sequence[str] | None, command: str
 
 
 def _settings() -> Iterator[tuple[str, Any, str]]:
-    """Yield each setting that is given, with its value and source. The environment's settings follow those of pyproject.toml."""
+    """Yield each given setting with its value and source: first those in pyproject.toml, then those in the environment."""
     from taskflow.app.pyproject import check_names, project_table, table_in
 
     found = project_table(Path.cwd())
@@ -91,7 +91,7 @@ def _settings() -> Iterator[tuple[str, Any, str]]:
 def _joined(where: str, given: object) -> str:
     parts: list[Any] = given if isinstance(given, list) else [given]
     if not parts or not all(isinstance(part, str) and part.strip() for part in parts):
-        raise ConfigurationError(f"{where} is {given!r}: expected text or a list of texts, which are not empty")
+        raise ConfigurationError(f"{where} is {given!r}: expected a string or a list of strings, none of them empty")
     return ",".join(parts)
 
 
@@ -108,7 +108,7 @@ def _count(where: str, given: object) -> int:
 
 def _processes(where: str, given: object) -> int:
     if (number := _count(where, given)) > MAX_PROCESSES:
-        raise ConfigurationError(f"{where} is {given!r}: expected at most {MAX_PROCESSES}, because more would fill the machine")
+        raise ConfigurationError(f"{where} is {given!r}: expected at most {MAX_PROCESSES}, because more would overload the machine")
     return number
 
 

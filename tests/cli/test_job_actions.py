@@ -279,7 +279,7 @@ def test_a_job_that_fails_again_stops_the_rest(cli: Cli, group: str, worker: Non
     said = cli("retry", "--group", group, "--canary", "1", "--then", "10,100,all", code=1)
     assert said.out == f"retried 1 of {MANY}: none has failed again\n"
     assert "failed again: ValueError: no user" in said.err or "failed again: builtins.ValueError: no user" in said.err
-    assert said.err.endswith(f"; {MANY - 11} of {MANY} were left alone\n")
+    assert said.err.endswith(f"; {MANY - 11} of {MANY} were not retried\n")
     assert sum(found["count"] for found in cli.json("failures")) >= MANY - 11 + 1
 
 
@@ -295,7 +295,7 @@ def test_ctrl_c_says_how_many_were_retried(cli: Cli, group: str, monkeypatch: py
 
     monkeypatch.setattr("taskflow.cli.job_actions.Rollout._until_ended", interrupted)
     said = cli("retry", "--group", group, "--canary", "3", code=130)
-    assert said.err == f"{IDLE}taskflow: interrupted: retried 3; {MANY - 3} of {MANY} were left alone\n"
+    assert said.err == f"{IDLE}taskflow: interrupted: retried 3; {MANY - 3} of {MANY} were not retried\n"
 
 
 @pytest.mark.parametrize(

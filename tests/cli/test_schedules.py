@@ -105,7 +105,7 @@ def test_a_schedule_given_by_name_is_shown_in_full(cli: Cli, stored: None) -> No
         "catch up         latest, at most 60 s late",
         "declared by      web3:7, web2:7, web1:7",
         "jitter           5 s",
-        "declared by      no code: it was put",
+        "declared by      no code: schedules.put() stored it",
         "next             no further time, or no worker has computed it yet",
     ):
         assert f"{line}\n" in text

@@ -139,7 +139,7 @@ def test_drain_does_not_wait_for_what_is_parked_for_a_newer_worker(cli: Cli, tas
     began = time.monotonic()
     said = cli("worker", "app.tasks", "--drain")
     assert tasks.ran == ["soon"]
-    assert said.out == "left in default: 4 parked for a worker that knows more: 2 app.tasks.newer, 1 app.tasks.newest, 1 app.tasks.send\n"
+    assert said.out == "left in default: 4 parked until a worker can run them: 2 app.tasks.newer, 1 app.tasks.newest, 1 app.tasks.send\n"
     assert re.search(r"worked for \d(\.\d )?s: 5 runs, 1 job ended, 0 failed", said.err)
     assert cli("worker", "app.tasks", "--drain").out == said.out, "also when another one has parked it"
     assert time.monotonic() - began < 30.0
@@ -279,15 +279,15 @@ def test_the_environment_overrides_pyproject_and_options_override_both(project: 
             'module = ["a"]',
             "[tool.taskflow.worker] in FOLDER/pyproject.toml has an unknown setting 'module'; settings are modules, queues, ",
         ),
-        ("modules = 5", "modules in [tool.taskflow.worker] of FOLDER/pyproject.toml is 5: expected text or a list of texts"),
-        ('modules = ["a", 5]', "is ['a', 5]: expected text or a list of texts"),
-        ("modules = []", "is []: expected text or a list of texts"),
+        ("modules = 5", "modules in [tool.taskflow.worker] of FOLDER/pyproject.toml is 5: expected a string or a list of strings"),
+        ('modules = ["a", 5]', "is ['a', 5]: expected a string or a list of strings"),
+        ("modules = []", "is []: expected a string or a list of strings"),
         (
             "concurrency = true",
             "concurrency in [tool.taskflow.worker] of FOLDER/pyproject.toml is True: expected a whole number, 1 or more",
         ),
         ("processes = 0", "is 0: expected a whole number, 1 or more"),
-        ("processes = 1001", "is 1001: expected at most 1000, because more would fill the machine"),
+        ("processes = 1001", "is 1001: expected at most 1000, because more would overload the machine"),
         ('modules = "app.tasks"\nqueues = "two words"', "queues in [tool.taskflow.worker] of FOLDER/pyproject.toml: queue 'two words'"),
     ],
 )
