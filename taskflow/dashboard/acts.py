@@ -1,4 +1,4 @@
-"""Performs actions from forms on jobs, queues and schedules. The audit log names the person.
+"""Performs the actions that forms request on jobs, queues and schedules. The audit log names the user.
 
 An action on many jobs runs in the background of the request that started it: its page shows the progress, and can stop it.
 """
@@ -51,19 +51,19 @@ TYPED_ABOVE: Final = 1_000
 
 MAX_COUNTED: Final = 2_000  # maximum number of jobs read for a count
 MAX_GROUPS: Final = 100_000
-MAX_IDS: Final = 500  # maximum in one form
+MAX_IDS: Final = 500  # maximum number of jobs in one form
 PATIENCE: Final = 1.0  # seconds that a request waits for an action before it shows the progress
 MAX_KEPT: Final = 50  # ended actions to keep for their pages
 REFRESH: Final = "2"  # seconds
 ELSEWHERE: Final = (
-    "This process does not know the action, but another process may: this page asks again every two seconds. The audit "
-    "log has what was done."
+    "This process does not know the action, but another process may: this page reloads every two seconds. The audit "
+    "log shows what was done."
 )
 PAST: Final[dict[ActionName, str]] = {"retry": "retried", "run-now": "made ready", "cancel": "cancelled", "purge": "discarded"}
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """The jobs that an action applies to: those with these ids, or all of the view. `fields` are form inputs that mean the same.
+    """The jobs that an action applies to: the jobs with these ids, or all jobs in the view. `fields` are the form inputs that select them.
     If `group` names a cause, the ids are those of its jobs in the view. With `in_stages`, a few jobs are retried first."""
 
     action: ActionName
@@ -79,7 +79,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def target_of(fields: Fields | Any) -> Target:
-    """Return the jobs that a form or a URL selects. Raises HTTPException if it selects nothing, or something that the action doesn't apply
+    """Return the jobs that a form or a URL selects. Raises HTTPException if it selects nothing, or jobs that the action doesn't apply
     to."""
     action = cast(ActionName, fields.get("action", ""))
     if action not in LABELS:
@@ -109,8 +109,8 @@ async def target_of(fields: Fields | Any) -> Target:
 
 
 async def number_of(target: Target) -> tuple[int, bool]:
-    """Count the jobs that the action applies to. If the store has no count, they are read; also return True if there are more than were
-    read."""
+    """Count the jobs that the action applies to. If the store has no count, read at most `MAX_COUNTED` jobs, and also return True if there
+    are more."""
     view = target.view
     if target.ids or target.group:
         return len(target.ids), False
@@ -153,7 +153,7 @@ class Act:
         return max(1e-3, (self._ended or time.monotonic()) - self._began)
 
     async def stop(self, why: str, patience: float) -> None:
-        """Stop it, and wait up to this many seconds. The audit log has what was done, and why it stopped."""
+        """Stop the action, and wait up to `patience` seconds. The audit log records what was done, and why the action stopped."""
         self.task.cancel(why)
         await asyncio.wait([self.task], timeout=patience)
 
@@ -180,12 +180,12 @@ class Act:
             raise
         finally:
             self._ended = time.monotonic()
-            self.target = msgspec.structs.replace(target, ids=(), fields=())  # there may be 100,000, and its page needs none of them
+            self.target = msgspec.structs.replace(target, ids=(), fields=())  # there may be 100,000, and the page needs none of them
             forget()
 
 
 class Acts:
-    """The pages for actions. It keeps the running actions and some ended ones; other processes don't know them."""
+    """The pages for actions. They know this process's running actions and some ended ones, but no actions of other processes."""
 
     def __init__(self) -> None:
         self._acts: dict[str, Act] = {}
@@ -212,7 +212,7 @@ class Acts:
         return _to(request, f"/act/{name}")
 
     def _started(self, target: Target, by: str, reason: str) -> tuple[str, Act]:
-        """Start an action. If the same person has already started the same action and it's running, return that one: a form may be sent
+        """Start an action. If the same user has already started the same action and it's running, return that action: a form may be sent
         twice."""
         for name, act in self._acts.items():
             if act.is_running and (act.target.action, act.target.fields, act.by) == (target.action, target.fields, by):
@@ -290,7 +290,7 @@ async def amend_queue(request: Request) -> Response:
         raise HTTPException(400, "There is no such action.")
     with refusing():
         await amend(name, by=by, reason=fields.get("reason", "").strip())
-    is_known = any(queue.name == name for queue in await operate.queues())  # some queues existed only as a pause
+    is_known = any(queue.name == name for queue in await operate.queues())  # some queues existed only because they were paused
     return _to(request, path_of("queues", name) if is_known else "/")
 
 

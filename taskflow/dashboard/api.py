@@ -141,6 +141,6 @@ def openapi(server: str) -> dict[str, Any]:
         names = [("id", "path")] * ("{id}" in path) + [(name, "query") for name in resource.query]
         parameters = [{"name": name, "in": place, "required": place == "path", "schema": {"type": "string"}} for name, place in names]
         content = {"application/json": {"schema": schema}}
-        paths[path] = {"get": {"parameters": parameters, "responses": {"200": {"description": "as it is now", "content": content}}}}
+        paths[path] = {"get": {"parameters": parameters, "responses": {"200": {"description": "the current state", "content": content}}}}
     info = {"title": "taskflow dashboard", "version": version("taskflow-jobs")}
     return {"openapi": "3.1.0", "info": info, "servers": [{"url": server}], "paths": paths, "components": {"schemas": components}}

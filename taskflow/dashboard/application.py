@@ -1,4 +1,4 @@
-"""Makes the ASGI application of the dashboard."""
+"""Creates the ASGI application of the dashboard."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def dashboard(*, authorize: Authorize | None = None) -> ASGIApp:
     Mount it in Starlette, FastAPI or another ASGI framework: ``app.mount("/jobs", dashboard(authorize=...))``. It calls the broker on the
     event loop of its host.
 
-    `authorize`  a function, plain or async, that gets the request, a `starlette.requests.Request`, and returns an `Access`, or None to
-                 refuse it. It is called for each request. A plain function is called in a thread. Without `authorize` the dashboard is
-                 closed: each request is answered with 403
+    `authorize`  a function, plain or async, that receives the request, a `starlette.requests.Request`, and returns an `Access`, or None
+                 to refuse the request. It is called for each request. A plain function is called in a thread. Without `authorize`, the
+                 dashboard is closed and answers every request with 403
 
     The dashboard answers 503 while the store does not answer.
     """

@@ -35,7 +35,7 @@ class Day(msgspec.Struct, frozen=True):
 
 
 class Time(msgspec.Struct, frozen=True):
-    """A time at which a schedule fires: in the viewer's zone, in the schedule's if that differs, and the effect of a clock change."""
+    """A time at which a schedule fires: in the viewer's zone, in the schedule's zone if that differs, and any effect of a clock change."""
 
     at: datetime
     yours: str
@@ -52,7 +52,7 @@ class Cell(msgspec.Struct):
 
 
 class Row(msgspec.Struct):
-    """A schedule with a cell for each day. If its times are not known, `problem` says why."""
+    """A schedule with a cell for each day. If its times are unknown, `problem` is the reason."""
 
     info: ScheduleInfo
     cells: list[Cell]
@@ -65,7 +65,7 @@ def days_from(first: date, zone: tzinfo) -> list[Day]:
 
 
 def change_between(zone: tzinfo, start: datetime, end: datetime) -> str:
-    """Describe a clock change of a zone in [start, end), or return an empty text."""
+    """Describe a clock change of a zone in [start, end), or return an empty string."""
     at = first_change(zone, start - MOMENT, end - MOMENT)
     if at is None:
         return ""
@@ -97,13 +97,13 @@ def _row(
         times = timetable_of(app, record.name, plan)
         for cell, at in _times(times, days, cells, yours, now):
             cell.times.append(_time(times, at, own, yours))
-    except Exception as error:  # errors of the application's own timetables too
+    except Exception as error:  # including errors in the application's own timetables
         return Row(info, [Cell([]) for _ in days], f"{type(error).__name__}: {error}")
     return Row(info, cells)
 
 
 def _times(times: Timetable, days: Sequence[Day], cells: Sequence[Cell], yours: tzinfo, now: datetime) -> Iterator[tuple[Cell, datetime]]:
-    """Yield the times from now on with the cells of their days. After the first few times of a day it continues with the next day."""
+    """Yield the times from now on with the cells of their days. After the first few times of a day, continue with the next day."""
     after = max(now, days[0].start) - MOMENT
     while (at := times.next(after)) is not None and at < days[-1].end:
         if at <= after:

@@ -67,7 +67,7 @@ def buckets(history: Sequence[MeasuresRecord], back: timedelta, *, queue: str = 
 
 def deploys(measures: Iterable[Measure]) -> list[tuple[int, str]]:
     """Return the positions in consecutive periods at which deploys begin, with their names: a deploy begins after `MAX_QUIET` periods
-    without a run. Nothing is known about those in the first period."""
+    without a run. It's unknown whether deploys in the first period began there."""
     begun, former = list[tuple[int, str]](), deque[Mapping[str, int]](maxlen=MAX_QUIET)
     for place, measure in enumerate(measures):
         if measure.deploys:
@@ -77,7 +77,7 @@ def deploys(measures: Iterable[Measure]) -> list[tuple[int, str]]:
 
 
 def rate(found: Sequence[Bucket], title: str) -> Markup:
-    """Draw how many runs ended a minute, and how many of them did not succeed."""
+    """Draw how many runs ended per minute, and how many of them did not succeed."""
     all_runs = [60 * bucket.measure.number / bucket.seconds for bucket in found]
     failed = [60 * bucket.failed / bucket.seconds for bucket in found]
     return _lines(title, found, {"all": all_runs, "failed": failed}, lambda value: f"{value:,.3g}" if value < 1_000 else f"{value:,.0f}")
@@ -99,7 +99,7 @@ def _lines(
     step = (WIDTH - LEFT) / max(1, len(found) - 1)
 
     def paths(values: Sequence[float | None]) -> str:
-        """Return the commands of an SVG path. After a gap it begins again; a point between gaps is a short line."""
+        """Return the commands of an SVG path. The line is interrupted at gaps; a point between two gaps is a short line."""
         parts, is_down = [], False
         for place, value in enumerate(values):
             if value is not None:
@@ -141,7 +141,7 @@ def _figure(title: str, drawn: Markup, keys: str = "") -> Markup:
 
 
 class Histogram(msgspec.Struct, frozen=True):
-    """A drawing and its table, which has the upper bound of each bin, and how many runs of each series were in it."""
+    """A drawing and its table: for each bin its upper bound, and how many runs of each series were in it."""
 
     drawn: Markup
     names: list[str]

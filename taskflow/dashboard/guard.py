@@ -37,13 +37,13 @@ OTHER_SITE: Final = "This request does not come from a page of the dashboard."
 
 
 class Access(msgspec.Struct, frozen=True):
-    """The rights of a person in the dashboard.
+    """A user's rights in the dashboard.
 
-    `actor`           the name of the person, which the audit log keeps with each action
+    `actor`           the user's name, which the audit log records with each action
     `actions`         True to retry, cancel and discard jobs, and to pause queues and schedules (default False: read-only)
     `show_arguments`  True to show the arguments and results of jobs, with secrets hidden (default False)
 
-    Raises TypeError if `actor` is not a text, or empty.
+    Raises TypeError if `actor` is empty or not a string.
     """
 
     actor: str
@@ -59,7 +59,7 @@ Authorize = Callable[[Request], Access | Awaitable[Access | None] | None]
 
 
 class Guard:
-    """Passes a request on only if `authorize` returns an Access for it. Pages find it in `scope["taskflow.access"]`."""
+    """Passes a request on only if `authorize` returns an Access for it. Pages find the Access in `scope["taskflow.access"]`."""
 
     def __init__(self, app: ASGIApp, authorize: Authorize | None) -> None:
         self._app = app
@@ -117,7 +117,7 @@ class Guard:
 
 
 def _as_mounted(scope: Scope) -> Scope:
-    """Return the scope as ASGI defines it below a prefix. Litestar removes the prefix from the path, adds a slash, and names no
+    """Return the scope as ASGI defines it below a prefix. Litestar removes the prefix from the path, adds a slash, and sets no
     root_path."""
     if "litestar_app" not in scope:
         return scope
@@ -127,8 +127,8 @@ def _as_mounted(scope: Scope) -> Scope:
 
 
 def is_same_origin(request: Request) -> bool:
-    """Return True if a page of this origin has sent the request. Browsers send Sec-Fetch-Site over HTTPS and to loopback; elsewhere the
-    host of Origin must be the one that the request is for. Neither may be missing or empty."""
+    """Return True if a page of this origin sent the request. Browsers send Sec-Fetch-Site over HTTPS and to loopback; without it, the host
+    in Origin must be the host of the request, and neither may be missing or empty."""
     if (site := request.headers.get("sec-fetch-site")) is not None:
         return site == "same-origin"
     try:

@@ -1,6 +1,6 @@
-// Keeps a page up to date while it is visible. One of a browser's visible tabs listens for changes, and tells the others.
+// Keeps a page up to date while it is visible. One of a browser's visible tabs listens for changes, and notifies the other tabs.
 const INTERVAL = 2000; // milliseconds between two fetches
-const AGAIN = 5000; // milliseconds until a stream that was refused is tried again
+const AGAIN = 5000; // milliseconds until a refused stream is opened again
 const main = document.getElementById("main");
 const note = document.getElementById("live");
 const { live, name } = main.dataset;
@@ -8,9 +8,9 @@ let seen = ""; // the state of the store that the page shows
 let timer = 0;
 let last = Date.now();
 let stop = () => {};
-let tell = () => {}; // tells the other tabs
+let tell = () => {}; // notifies the other tabs
 
-// A person who is typing or has selected jobs must not lose that.
+// A refresh must not discard what the user is typing or has selected.
 function isBusy() {
   const focus = document.activeElement;
   const isTyping = main.contains(focus) && focus.matches("input:not([type=checkbox]), select, textarea");
@@ -89,7 +89,7 @@ function listen() {
   };
 }
 
-// Browsers open few connections to a server, so that streams of several tabs would block it.
+// Browsers open only a few connections to a server, so the streams of several tabs would block other requests.
 function share() {
   const channel = new BroadcastChannel(`taskflow ${name}`);
   const ending = new AbortController();

@@ -1,4 +1,4 @@
-"""Keeps pages up to date while people watch. While no one does, nothing runs and the store isn't queried."""
+"""Keeps pages up to date while they are open in a browser. Otherwise nothing runs, and the store isn't queried."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from taskflow.dashboard.rendering import POLLS, is_fragment
 from taskflow.model.errors import TaskflowError
 
 INTERVAL: Final = 1.0  # seconds between two checks of the store, during which a page is shared
-FEW, MAX_FACTOR = 5, 5.0  # with more watchers, checks become rarer, by up to this factor, so that their fetches cost the host little
+FEW, MAX_FACTOR = 5, 5.0  # with more watchers than `FEW`, checks become up to `MAX_FACTOR` times rarer, so that they cost the host little
 MAX_STREAM: Final = 20.0  # seconds: a server that stops waits for its streams, and a browser opens the next one by itself
-MAX_AGE: Final = 10.0  # seconds after which a page is fetched again without a change: its ages grow, and so may the progress of jobs
+MAX_AGE: Final = 10.0  # seconds after which a page is fetched again without a change, to update ages and the progress of jobs
 AWAY: Final = "away"
 RETRY: Final = 1_000  # milliseconds
 
@@ -37,8 +37,8 @@ class Sampler:
         self._state = ""
         self._watchers = set[asyncio.Event]()
         self._task: asyncio.Task[None] | None = None
-        self._look: asyncio.Task[str] | None = None
-        self._looked_at = 0.0
+        self._check: asyncio.Task[str] | None = None
+        self._checked_at = 0.0
 
     async def changes(self, seen: str) -> AsyncIterator[str]:
         """Yield events for a browser that has seen this digest, or an empty one: "seen" at first, "change" when the digest changes, and
@@ -70,7 +70,7 @@ class Sampler:
                 self._task = None
 
     def end(self) -> None:
-        """End all streams, so that a server that waits for them stops at once. It is called on their event loop."""
+        """End all streams, so that a server that waits for them can stop at once. Call this on their event loop."""
         self.is_ending = True
         self._wake()
 
@@ -81,17 +81,17 @@ class Sampler:
     async def digest(self) -> str:
         """Return a digest that changes with the store, from a recent check, or `AWAY`."""
         loop = asyncio.get_running_loop()
-        if self._look is None or (self._look.done() and loop.time() >= self._looked_at + self._interval):
-            self._looked_at = loop.time()
-            self._look = loop.create_task(self._look_at_store())
-        return await asyncio.shield(self._look)
+        if self._check is None or (self._check.done() and loop.time() >= self._checked_at + self._interval):
+            self._checked_at = loop.time()
+            self._check = loop.create_task(self._check_store())
+        return await asyncio.shield(self._check)
 
     async def _sample(self) -> None:
         while True:
             await self.digest()
             await asyncio.sleep(self._interval)
 
-    async def _look_at_store(self) -> str:
+    async def _check_store(self) -> str:
         try:
             queues, workers, totals = await asyncio.gather(operate.queues(), operate.workers(), operate.metrics())
         except TaskflowError:
@@ -128,8 +128,8 @@ class Live:
         return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})  # nginx must not buffer
 
     def page(self, endpoint: Endpoint) -> Endpoint:
-        """Return the endpoint, which answers equal requests of the script with one page for a second, and with 304 if the browser has it.
-        A person's request is not shared."""
+        """Wrap an endpoint: for a second, identical requests by the script get the same page, or 304 if the browser already has it.
+        Requests that load a whole page are not shared."""
 
         async def shared(request: Request) -> Response:
             if not is_fragment(request):
@@ -142,7 +142,7 @@ class Live:
             assert isinstance(access, Access)
             for old in [key for key, (until, _) in self._pages.items() if until < loop.time()]:
                 del self._pages[old]
-            # Together with the digest, because a page must not be older than its tag.
+            # The key includes the digest, because a page must not be older than its ETag.
             key = (loop, request.scope.get("root_path"), str(request.url), access.actions, access.show_arguments, digest)
             if key not in self._pages:
                 self._pages[key] = loop.time() + INTERVAL, loop.create_task(_awaited(endpoint(request)))

@@ -13,15 +13,15 @@ from taskflow.app.loop_client import LoopClient
 T = TypeVar("T")
 
 SLOW: Final = 0.02  # seconds: faster reads aren't cached
-TIMES: Final = 20  # a result is kept for this many times as long as the read took
-MAX_KEPT: Final = 200  # results
+TIMES: Final = 20  # a result is cached for this many times as long as the read took
+MAX_KEPT: Final = 200  # maximum number of cached results
 
 _memos: Final = WeakKeyDictionary[LoopClient, dict[Hashable, tuple[float, Any]]]()
 
 
 async def remembered(key: Hashable, read: Callable[[], Awaitable[T]], *, keep: float = 0.0) -> T:
-    """Return the result of `read`, or a recent result cached under this key. The result of a slow read is kept for at least `keep` seconds,
-    or until `forget` is called."""
+    """Return the result of `read`, or a recent result cached under this key. The result of a slow read is cached for at least `keep`
+    seconds, or until `forget` is called."""
     memo, clock = _memos.setdefault(default_app().client(), {}), asyncio.get_running_loop().time
     began = clock()
     if key in memo and began < memo[key][0]:
@@ -37,5 +37,5 @@ async def remembered(key: Hashable, read: Callable[[], Awaitable[T]], *, keep: f
 
 
 def forget() -> None:
-    """Clear the cache, because a person has changed something here."""
+    """Clear the cache, because a user has changed something here."""
     _memos.pop(default_app().client(), None)

@@ -1,4 +1,4 @@
-// Keys for what links and forms do too, and the time zone of the browser.
+// Keyboard shortcuts for links and forms, and the browser's time zone.
 const main = document.getElementById("main");
 const help = document.getElementById("keys");
 

@@ -42,18 +42,18 @@ GROUPS_AT_ONCE: Final = 50
 GROUPS_AT_A_GLANCE: Final = 6
 ACTIONS_AT_ONCE: Final = 50
 MAX_POSITIONS: Final = 200  # maximum number of jobs counted ahead of a ready one
-MAX_ERRORS: Final = 10  # maximum for one job, the newest first
+MAX_ERRORS: Final = 10  # maximum number shown for one job, the newest first
 FIRST_MOMENTS, LAST_MOMENTS = 5, 25
-MAX_ROWS: Final = 200  # maximum of queues, workers or schedules
+MAX_ROWS: Final = 200  # maximum number of queues, workers or schedules on a page
 LABELS: Final[dict[ActionName, str]] = {"retry": "Retry", "run-now": "Run now", "cancel": "Cancel", "purge": "Discard"}
 
 
-async def call(verb: Callable[[Broker], Awaitable[T]]) -> T:
-    return await default_app().client().call(verb)
+async def call(operation: Callable[[Broker], Awaitable[T]]) -> T:
+    return await default_app().client().call(operation)
 
 
 def totals_of(queues: list[QueueInfo], queue: str | None = None) -> dict[Status, int]:
-    """Return the number of jobs by status, of all queues or of one."""
+    """Return the number of jobs by status, in all queues or in one."""
     return {status: sum(each.counts.get(status, 0) for each in queues if queue in (None, each.name)) for status in Status}
 
 
@@ -90,7 +90,7 @@ async def overview(request: Request) -> Response:
 
 
 def newest_deploy(workers: Sequence[WorkerInfo]) -> str:
-    """Return the deploy of running workers whose oldest worker is the youngest, or an empty text if it isn't known."""
+    """Return the deploy that started last, judged by the oldest running worker of each; an empty string if none is known."""
     begun = dict[str, datetime]()
     for worker in workers:
         if worker.deploy and not worker.is_lost:
@@ -165,7 +165,7 @@ async def _flow_of(record: Record) -> tuple[list[TreeLine], str]:
 
 
 def trace_of(headers: Mapping[str, str]) -> str:
-    """Return the id of the trace that a job belongs to, by the headers of OpenTelemetry or Sentry, or an empty text."""
+    """Return the id of the trace that a job belongs to, from the headers of OpenTelemetry or Sentry, or an empty string."""
     found = _TRACE.match(headers.get("traceparent") or headers.get("sentry-trace") or "")
     return found[1] if found else ""
 
@@ -196,7 +196,7 @@ async def record_of(text: str) -> Record:
 
 
 def _moments(record: Record, now: datetime) -> list[tuple[Moment, float | None]]:
-    """Return the moments of the job's life, each with the seconds since the previous one. The middle of a long life is left out."""
+    """Return the moments of the job's timeline, each with the seconds since the previous one. The middle of a long one is left out."""
     found = timeline(record, now)
     timed = [(moment, None if not place else (moment.at - found[place - 1].at).total_seconds()) for place, moment in enumerate(found)]
     most = FIRST_MOMENTS + LAST_MOMENTS

@@ -28,11 +28,11 @@ VERSION: Final = hashlib.sha256(b"".join((STYLE, ICON, *SCRIPTS.values()))).hexd
 """A version that changes with these files, so that browsers can cache them."""
 
 POLLS: Final = "taskflow.polls"  # set in the scope of a request whose host can't stream
-FRAGMENT: Final = "X-Taskflow-Fragment"  # the header by which a script asks for a fragment
+FRAGMENT: Final = "X-Taskflow-Fragment"  # the header with which a script requests a fragment
 
-SLICE: Final = 0.0005  # seconds
+SLICE: Final = 0.0005  # seconds of rendering after which the event loop runs other tasks
 
-MAX_BLOCK: Final = 16_384  # characters of a traceback or a value
+MAX_BLOCK: Final = 16_384  # maximum characters of a traceback or a value
 
 
 def when(at: datetime | None) -> str | Markup:
@@ -69,7 +69,7 @@ def number(value: float) -> str:
 
 
 def path_of(kind: str, name: str) -> str:
-    """Return the path of a queue or a job. A browser removes path segments of dots, so queues with such names have only a list of jobs."""
+    """Return the path of a queue or a job. Browsers remove path segments of dots, so for a queue with such a name it's its list of jobs."""
     return f"/jobs?queue={name}" if name in (".", "..") else f"/{kind}/{quote(name.encode('utf-8', 'replace'), safe='')}"
 
 
@@ -79,7 +79,7 @@ def with_query(path: str, values: Mapping[str, Any]) -> str:
 
 
 def _finalized(value: object) -> object:
-    """Escape control characters in the values that a template prints. Markup was made by a filter here or by a macro."""
+    """Escape control characters in the values that a template prints. Markup comes from a filter here or from a macro."""
     return one_line(value) if isinstance(value, str) and not isinstance(value, Markup) else "" if value is None else value
 
 
@@ -119,7 +119,7 @@ def is_fragment(request: Request) -> bool:
 async def render(
     request: Request, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any
 ) -> HTMLResponse:
-    """Render a page, in slices between which the event loop serves its host."""
+    """Render a page in slices, between which the event loop runs the host's tasks."""
     root = root_of(request)
 
     def url(path: str, **query: Any) -> str:

@@ -1,4 +1,4 @@
-"""Retries the jobs of a cause in stages: one, then ten, then the rest. It stops if a job fails again."""
+"""Retries the jobs of a cause in stages: one job, then ten, then all others. It stops if a job fails again."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from taskflow.model.printable import duration
 from taskflow.model.record import Record, Status
 
 STAGES: Final = (1, 10)
-LOOK_INTERVAL: Final = 1.0  # seconds between two checks of a stage's jobs
+CHECK_INTERVAL: Final = 1.0  # seconds between two checks of a stage's jobs
 MAX_WAIT: Final = 600.0  # seconds for which a stage waits for its jobs
 
 
 class StagesStopped(Exception):
-    """Raised when a stage fails or takes too long. The jobs after it are left alone."""
+    """Raised when a stage fails or takes too long. The jobs of later stages are not retried."""
 
 
 async def retry_in_stages(
@@ -45,7 +45,7 @@ async def _read(call: CallBroker, ids: Sequence[bytes]) -> dict[bytes, Record | 
 
 
 async def _ends(call: CallBroker, stage: Sequence[bytes], before: Mapping[bytes, Record | None], left: int) -> AsyncIterator[int]:
-    """Wait until the jobs of a stage have ended, and yield how many have not. A job that is gone has usually succeeded."""
+    """Wait until the jobs of a stage have ended, and yield how many haven't yet. A job without a record has usually succeeded."""
     waiting, gives_up_at = list(stage), time.monotonic() + MAX_WAIT
     rest = f"The other {left:,} stay failed"
     while True:
@@ -59,11 +59,11 @@ async def _ends(call: CallBroker, stage: Sequence[bytes], before: Mapping[bytes,
         if time.monotonic() > gives_up_at:
             raise StagesStopped(f"{len(waiting):,} of {len(stage):,} have not ended within {duration(MAX_WAIT)}. {rest}")
         yield len(waiting)
-        await asyncio.sleep(LOOK_INTERVAL)
+        await asyncio.sleep(CHECK_INTERVAL)
 
 
 def _failure(record: Record | None, before: Record | None) -> str | None:
-    """Return the error of a run that has failed since, or None."""
+    """Return the error of a run that has failed since `before` was read, or None."""
     if record is None or before is None:
         return None
     if record.status is Status.FAILED and record.ended_at != before.ended_at:

@@ -1,4 +1,4 @@
-"""The dashboard for WSGI hosts, such as Flask and Django. The same application answers, on the event loop shared by code without one."""
+"""The dashboard for WSGI hosts, such as Flask and Django. The ASGI application runs on the event loop shared by callers without one."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def dashboard_wsgi(*, authorize: Authorize | None = None) -> WSGIApplication:
     """Return the dashboard of this application's broker, as a WSGI application.
 
     Mount it below a prefix with ``DispatcherMiddleware`` of Werkzeug, or as your framework does. Pages and actions are those of
-    `dashboard`. Pages ask for changes every two seconds, because a stream of changes would occupy a thread of the server.
+    `dashboard`. Pages poll for changes every two seconds, because a stream of changes would occupy a thread of the server.
 
-    `authorize`  as in `dashboard`. A plain function is called in the thread of the request. The environment of WSGI is
+    `authorize`  as in `dashboard`. A plain function is called in the thread of the request. The WSGI environment is
                  ``request.scope["wsgi.environ"]``
 
     Raises RuntimeError for a request that is handled inside a running event loop.
@@ -48,9 +48,9 @@ def dashboard_wsgi(*, authorize: Authorize | None = None) -> WSGIApplication:
 
 
 def application(*, is_open: bool = True) -> ASGIApp:
-    """Return a dashboard that gives a request the rights found in its scope under `GIVEN`. Requests without them are refused."""
+    """Return a dashboard that grants a request the rights found in its scope under `GIVEN`. Requests without rights are refused."""
     acts = Acts()
-    atexit.register(_end, acts)  # runs before the store is closed, because taskflow registered closing it earlier
+    atexit.register(_end, acts)  # runs before the store is closed, because taskflow registered the closing earlier
     return dashboard_with(Live(), acts, _given if is_open else None)
 
 
@@ -110,7 +110,7 @@ def scope_of(method: str, root: str, path: str, query: str, headers: Mapping[str
 
 
 def _read(environ: WSGIEnvironment) -> tuple[Scope, bytes]:
-    """Return the scope and the body of a request. If the body is too long for a form, its beginning is enough to refuse it."""
+    """Return the scope and the body of a request. If the body is too long for a form, read only enough of it to refuse it."""
     root, rest = (_text(environ.get(name, "")) for name in ("SCRIPT_NAME", "PATH_INFO"))
     headers = {name[5:].replace("_", "-"): value for name, value in environ.items() if name.startswith("HTTP_")}
     headers |= {name.replace("_", "-"): value for name in ("CONTENT_TYPE", "CONTENT_LENGTH") if (value := environ.get(name))}

@@ -1,4 +1,4 @@
-"""The app that INSTALLED_APPS names as "taskflow.django", and the closing of old database connections around runs."""
+"""The app that INSTALLED_APPS names as "taskflow.django", and the middleware that closes old database connections around runs."""
 
 from __future__ import annotations
 

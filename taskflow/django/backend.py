@@ -43,7 +43,7 @@ class TaskflowBackend(_Base):
 
     `broker`       the broker's URL (default: as in every process of taskflow, for example ``TASKFLOW_BROKER``)
     `transaction`  "now" (default) sends at once; "on_commit" sends once the open transaction has committed; "join" makes the job part of
-                   the open transaction, in whose database the broker must be
+                   the open transaction; the broker must be in its database
     `database`     the alias of the database with that transaction (default "default")
 
     Raises ImproperlyConfigured for wrong options.
@@ -121,7 +121,7 @@ class TaskflowBackend(_Base):
         return []
 
     def check_join(self) -> None:
-        """Raises ImproperlyConfigured if tasks join transactions but no broker is configured, or the broker is in another database."""
+        """Raise ImproperlyConfigured if tasks join transactions but no broker is configured, or the broker is in another database."""
         app = default_app()
         if self.transaction != "join" or app.ignores_connections:
             return

@@ -1,4 +1,4 @@
-"""Sets Django up, as DJANGO_SETTINGS_MODULE says. Workers and their child processes import this module before the application's."""
+"""Sets up Django with the settings that DJANGO_SETTINGS_MODULE names. Workers and their child processes import this module first."""
 
 from __future__ import annotations
 

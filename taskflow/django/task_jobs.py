@@ -33,7 +33,7 @@ signals: Any = import_module(f"{_PACKAGE}.signals")
 
 BACKEND: Final = "django-backend"
 RUN_AFTER: Final = "django-run-after"
-"""The headers of a job with what only its TaskResult shows: the alias of its backend, and `run_after`."""
+"""The names of job headers with facts that only a TaskResult shows: the alias of its backend, and `run_after`."""
 
 
 def job_of(task: Any) -> Declared[..., Any]:
@@ -111,7 +111,7 @@ def _succeed(result: Any, value: Any) -> Any:
 
 
 def _fails(result: Any, context: JobContext, error: BaseException) -> bool:
-    """Return True if the error ends the task as FAILED, False if it is retried, or if the worker has stopped the run."""
+    """Return True if the error ends the task as FAILED, and False if the task is retried or the worker has stopped the run."""
     policy = job_of(result.task).policy
     if isinstance(error, Snooze | asyncio.CancelledError) or context.cancelled.is_set():
         return False

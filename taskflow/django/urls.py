@@ -1,4 +1,4 @@
-"""The URLs of the dashboard, for members of staff: ``path("jobs/", include("taskflow.django.urls"))``."""
+"""The URLs of the dashboard, for staff users: ``path("jobs/", include("taskflow.django.urls"))``."""
 
 from __future__ import annotations
 

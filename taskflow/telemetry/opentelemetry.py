@@ -19,10 +19,10 @@ from taskflow.model.verdict import Discarded, Failed, Retried, Verdict
 from taskflow.worker.measuring import name_of
 
 PARENT_FOR: Final = 60.0
-"""Seconds for which a job may have waited so that its first run is part of the sender's trace. Later runs begin traces that link to it."""
+"""Seconds. The first run of a job that waited for less time is part of the sender's trace. Other runs begin traces that link to it."""
 
 MAX_HEADER: Final = 1_024
-"""The maximum length of a context header. Longer ones, such as a large baggage, aren't sent with the job."""
+"""The maximum length of a context header. Longer headers, such as a large baggage, aren't sent with the job."""
 
 _SENDING: Final = {"messaging.system": "taskflow", "messaging.operation.name": "send", "messaging.operation.type": "send"}
 _RUNNING: Final = {"messaging.system": "taskflow", "messaging.operation.name": "process", "messaging.operation.type": "process"}
@@ -31,11 +31,11 @@ _NOTHING: Final = Context()
 
 
 class OpenTelemetry(Telemetry):
-    """Makes a span for each call or batch that is sent and one for each run, and passes the context on in the job's headers.
+    """Creates a span for each call or batch that is sent and one for each run, and passes the context on in the job's headers.
 
     The first run of a job that waited for less than a minute is part of the sender's trace. Runs after retries or a long wait begin a new
     trace that links to it. Spans in child processes (``runs_in="process"``) belong to the run; set up the SDK there in
-    ``configure(child_initializer=...)``. The worker's own calls to its broker make no spans.
+    ``configure(child_initializer=...)``. The worker's own calls to its broker create no spans.
 
     Without an SDK, only the context is passed on.
 
@@ -117,7 +117,7 @@ class OpenTelemetry(Telemetry):
 
 @lru_cache(maxsize=256)
 def _sender(headers: tuple[tuple[str, str], ...]) -> tuple[Context, SpanContext]:
-    """Return the sender's context, without the worker's own (see `quiet`), and its span. All jobs of a batch share them."""
+    """Return the sender's context, without the worker's context (see `quiet`), and the sender's span. A batch's jobs share both."""
     sender = propagate.extract(dict(headers), context=_NOTHING)
     return sender, get_current_span(sender).get_span_context()
 

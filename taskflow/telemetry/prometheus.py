@@ -22,7 +22,7 @@ from taskflow.worker.measuring import WorkerFacts, WorkerMeasures
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _BOUNDS: Final = tuple(range(10, 38, 2))
-"""The bins whose upper bounds are those of the buckets: from 1 ms to 19 hours, each four times the previous one."""
+"""The bins whose upper bounds are also bounds of buckets: from 1 ms to 19 hours, each four times the previous one."""
 
 
 class Prometheus(Telemetry):
@@ -69,7 +69,7 @@ class _Counted:
             return [*(each.facts() for each in self.workers), self._ended]
 
     def end(self, measures: WorkerMeasures) -> None:
-        """Remove a worker. Its counts remain, but not its slots."""
+        """Remove a worker. Its counts are retained, but its slots are not."""
         with _lock:
             self._ended = self._ended.plus(measures.facts().ended())
             self.workers.remove(measures)

@@ -20,9 +20,9 @@ class Sentry(Telemetry):
     """Reports the errors of jobs, and a transaction for each run in the sender's trace, if `sentry_sdk.init` has been called.
 
     Each run has a scope with the tags ``taskflow.job``, ``taskflow.queue`` and ``taskflow.job_id``. Arguments are not sent.
-    The log lines of the worker make no events, because they would repeat these errors.
+    The worker's log lines create no events, because they would repeat these errors.
 
-    `retried`  True to also report errors after which the job is tried again (default False)
+    `retried`  True to also report errors after which the job is retried (default False)
     """
 
     def __init__(self, *, retried: bool = False) -> None:
@@ -55,6 +55,6 @@ class Sentry(Telemetry):
 
 
 def _event_of(error: RunError) -> Any:
-    """Return the event for an error whose exception is not in this process: a child process has raised it."""
+    """Return the event for an error whose exception is not in this process, because a child process raised it."""
     value = {"type": error.type.rpartition(".")[2], "module": error.type.rpartition(".")[0], "value": error.message}
     return {"level": "error", "exception": {"values": [value]}, "extra": {"traceback": error.traceback}}

@@ -17,12 +17,12 @@ from taskflow.model.errors import CodecError, EncodeError
 from taskflow.model.printable import shown
 from taskflow.model.transitions import due_at
 
-SHOWN: Final = 3  # the number of the nearest calls that a failed assertion shows
+SHOWN: Final = 3  # the number of similar calls that a failed assertion shows
 COMPARED: Final = (
     *("queue", "priority", "after", "at", "expires", "max_attempts"),
     *("retry", "timeout", "key", "keep_result", "headers", "tags"),
 )
-"""The options that an assertion can name. Others aren't kept with a job, or not in the form in which they were given."""
+"""The options that an assertion can name. Other options aren't stored with a job, or not in the form in which they were given."""
 
 _MAY_BE_NONE: Final = ("expires", "timeout", "key")
 _OWN: Final = ("options", "count")
@@ -39,8 +39,8 @@ class SentJob(NamedTuple):
 class ExpectedCall:
     """A call, its options, and the number of times it is expected. Raises TypeError or EncodeError for a call that could not be sent.
 
-    A name that the function takes is an argument. Any other is an option, `options` or `count`. If the function takes ``**kwargs``,
-    or if the job is given by a name that is not known here, then all names but `options` and `count` are arguments.
+    A keyword that the function accepts is an argument. Any other keyword is an option, `options` or `count`. If the function takes
+    ``**kwargs``, or the job is given by a name that is unknown here, all keywords except `options` and `count` are arguments.
     """
 
     def __init__(self, registry: Registry, job: Declared[..., Any] | str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -86,7 +86,7 @@ class ExpectedCall:
         return sent.envelope.job in self._names
 
     def differences(self, sent: SentJob) -> list[str]:
-        """Return a line for each argument and option in which a job differs from the expected one."""
+        """Return a line for each argument and option in which a job differs from the expected call."""
         found = [] if sent.envelope.payload == self._payload else list(self._of_arguments(sent.envelope))
         due = due_at(sent.envelope, sent.created_at)
         computed: dict[str, Any] = {"after": to_seconds(due - sent.created_at), "at": due, "key": sent.envelope.key_text}
@@ -110,7 +110,7 @@ class ExpectedCall:
 
 
 class _Result:
-    """Stands for an argument that is the result of a job which has not run yet: it is equal to any value."""
+    """Stands for an argument that is the result of a job that has not run yet: it's equal to any value."""
 
     def __eq__(self, other: object) -> bool:
         return True
@@ -142,7 +142,7 @@ def check_job(job: object) -> None:
 
 
 def check_enqueued(expected: ExpectedCall, sent: Sequence[SentJob], registry: Registry) -> None:
-    """Raise AssertionError unless the expected call was sent, as often as is expected."""
+    """Raise AssertionError unless the expected call was sent the expected number of times."""
     compared = [(expected.differences(each), each) for each in sent if expected.is_of_job(each)]
     found = sum(not differences for differences, _ in compared)
     if found if expected.count is None else found == expected.count:
@@ -153,12 +153,12 @@ def check_enqueued(expected: ExpectedCall, sent: Sequence[SentJob], registry: Re
         missing += f", expected {_times(expected.count)}"
     if others and found < (expected.count or 1):
         nearest = "".join(f"\n  {call_of(each, registry)}" + "".join(f"\n    {line}" for line in lines) for lines, each in others[:SHOWN])
-        raise AssertionError(f"{missing}; the nearest of {len(others)} other calls of it:{nearest}")
+        raise AssertionError(f"{missing}; the nearest of {len(others)} other calls of this job:{nearest}")
     raise AssertionError(missing if found else f"{missing}; {calls_of(sent, registry)}")
 
 
 def call_of(sent: SentJob, registry: Registry) -> str:
-    """Return a job that was sent as it would be written as a call."""
+    """Format a job that was sent as the call that sends it."""
     envelope = sent.envelope
     job = registry.get(envelope.job)
     try:
@@ -195,7 +195,7 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _agrees(name: str, expected: Any, found: Any) -> bool:
-    """Return True if a stored option is the expected one. Tags and headers may be more than those expected."""
+    """Return True if a stored option is the expected one. A job may have more tags and headers than expected."""
     if _has_any(expected) or expected is None:
         return _is_same(expected, found)
     if name in ("at", "after"):
@@ -208,7 +208,7 @@ def _agrees(name: str, expected: Any, found: Any) -> bool:
 def _is_same(expected: Any, found: Any) -> bool:
     try:
         return bool(expected == found)
-    except Exception:  # the comparison of the class fails, as that of an array does
+    except Exception:  # the class's comparison may fail, as with arrays
         return False
 
 

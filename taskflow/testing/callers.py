@@ -1,4 +1,4 @@
-"""Runs functions of jobs in the thread of a synchronous caller, while it waits, or in the thread in which Django uses its connections."""
+"""Runs job functions in the thread of a synchronous caller while it waits, or in the thread in which Django uses its connections."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ callers_thread: Final[ContextVar[CallersThread | None]] = ContextVar("taskflow_c
 
 
 def sync_to_async(function: Callable[[], T]) -> asyncio.Future[T]:
-    """Call a function in the thread in which Django uses its connections, which has been loaded."""
+    """Call a function in the thread in which Django uses its connections. Django must be loaded."""
     outcome: Awaitable[T] = sys.modules["asgiref.sync"].sync_to_async(function, thread_sensitive=True)()
     return asyncio.ensure_future(outcome)
 
 
 djangos_thread: Final = SimpleNamespace(run=sync_to_async, give_up=lambda outcome: None, close=lambda: None)
-"""Presents that thread as a `ThreadPool`. The thread is neither replaced nor ended."""
+"""Presents Django's thread as a `ThreadPool`. The thread is neither replaced nor ended."""
 
 
 def is_django_loaded() -> bool:
@@ -57,9 +57,9 @@ def wait_for_django(awaitable: Awaitable[T]) -> T:
 
 @asynccontextmanager
 async def with_djangos_thread() -> AsyncIterator[bool]:
-    """Return True if the thread in which Django uses its connections has an open one. Plain jobs then run there too.
+    """Yield True if the thread in which Django uses its connections has an open connection. Plain jobs then run there too.
 
-    Jobs couldn't use a transaction in the event loop's thread. In that case, the first query and the end of the block raise AssertionError.
+    Jobs can't use a transaction of the event loop's thread. If there is one, the first query and the end of the block raise AssertionError.
     """
     if not is_django_loaded():
         yield False

@@ -72,7 +72,7 @@ class TaskflowJobs:
 
     @property
     def now(self) -> datetime:
-        """The virtual time, as an aware datetime in UTC: the real time at the start of the test, plus what `advance` has added."""
+        """The virtual time, as an aware datetime in UTC: the real time at the start of the test, plus the time that `advance` added."""
         return instant_of(self._clock.wall())
 
     async def enqueued(self, job: Declared[..., Any] | None = None) -> list[Record]:
@@ -107,12 +107,12 @@ class TaskflowJobs:
         """Assert that a call of the job with these arguments waits or runs, or has run in `inline`.
 
         An argument that is left out counts as its default. `unittest.mock.ANY` stands for any value, anywhere in the arguments. Keywords
-        that the function does not take are options: ``assert_enqueued(greet, "ada", queue="mail", after=60)``. `count` says how often the
-        call is expected; without it, once or more. If the function has a parameter of an option's name, give the option as
-        ``options={"queue": "mail"}``. Of `tags` and `headers`, the job may have more than those given.
+        that the function does not take are options: ``assert_enqueued(greet, "ada", queue="mail", after=60)``. `count` is the expected
+        number of calls (default: one or more). If a parameter of the function has the name of an option, give the option as
+        ``options={"queue": "mail"}``. The job may have more `tags` and `headers` than those given. A job may be given by its name.
 
-        A job may be given by its name, for calls that were sent by name. Otherwise the AssertionError shows the nearest calls, and what is
-        different. Raises EncodeError or TypeError for a call that could not be sent.
+        Raises AssertionError if the assertion fails, with the most similar calls and their differences. Raises EncodeError or TypeError for
+        a call that could not be sent.
         """
         check_enqueued(ExpectedCall(self._app.registry, job, args, kwargs), self._sent(), self._app.registry)
 
@@ -129,7 +129,7 @@ class TaskflowJobs:
             raise AssertionError(f"{expected or name} was enqueued; {calls_of(sent, registry)}")
 
     def _sent(self) -> list[SentJob]:
-        """Return the jobs that wait or run, and those that have run in `inline`."""
+        """Return the jobs that are waiting or running, and those that have run in `inline`."""
         ran = [job for inline in self._inlines for job in inline.ran]
         return list({job.envelope.id: job for job in [*ran, *self._broker.live()]}.values())
 
@@ -137,7 +137,7 @@ class TaskflowJobs:
     def override(self, dependency: Callable[..., Any], fake: Callable[..., Any]) -> Iterator[None]:
         """Inside this `with` block, call `fake` instead of `dependency`, a function given to `depends`.
 
-        Dependencies of `fake` are resolved too. Raises DeclarationError if it takes arguments that a dependency doesn't get.
+        Dependencies of `fake` are resolved too. Raises DeclarationError if `fake` takes arguments that a dependency cannot receive.
         """
         override = (dependency, dependency_of(fake))
         self._app.overrides.append(override)
@@ -165,7 +165,7 @@ class TaskflowJobs:
     ) -> int:
         """Advance the virtual time, running each job and firing each schedule when it is due. Return the number of runs.
 
-        `seconds`, `minutes`, `hours`, `days`   how far to advance: their sum, 0 or more
+        `seconds`, `minutes`, `hours`, `days`   how far to advance: the sum, 0 or more
         `raises`  False to ignore the errors of jobs that have failed for good, as in `run_all`
 
         Everything else that depends on time happens too. For example, a result is dropped `keep_result` seconds (default 3600)
@@ -194,8 +194,8 @@ class TaskflowJobs:
         another thread: the one in which Django uses its connections, if Django is loaded. An async function runs in the sender's event
         loop, or in one in the background if there is none. A job with ``runs_in="process"`` runs like any other.
 
-        As in production, sending raises no error of the job. The JobFailed of a job that has failed for good is raised at the end of the
-        block; several are raised as an ExceptionGroup. If the block itself raises, they are added to its exception as notes.
+        As in production, sending a job does not raise the job's errors. The JobFailed of a job that has failed for good is raised at the
+        end of the block; several are raised as an ExceptionGroup. If the block itself raises, they are added to its exception as notes.
         """
         outer = self._app.run_inline
         inline = Inline(self._broker, partial(self._at_work, raises=False), self._record_failures)

@@ -1,4 +1,4 @@
-"""Runs the jobs of a test with the real executor, in a session of a memory broker that knows what was sent to it."""
+"""Runs the jobs of a test with the real executor, in a session of a memory broker that records what is sent to it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from taskflow.worker.maintenance import Scheduler
 from taskflow.worker.thread_pool import carried
 
 CONCURRENCY: Final = 100
-# The maximum number of runs in one call, not counting those of schedules: more indicate an endless loop.
+# The maximum number of runs in one call, not counting the jobs of schedules: more runs indicate an endless loop.
 MAX_RUNS = 50_000
 runs_inline: Final[ContextVar[bool]] = ContextVar("taskflow_runs_inline", default=False)
 """True in jobs that run as they are sent."""
@@ -62,7 +62,7 @@ class _HeardStore(MemoryStore):
 
 
 class RecordingBroker(MemoryBroker):
-    """Keeps the envelopes that were sent: a job's record does not have all of their fields."""
+    """Records the envelopes that were sent, because a job's record does not contain all of their fields."""
 
     def __init__(self, clock: Clock) -> None:
         self._heard = _HeardStore(clock)
@@ -113,7 +113,7 @@ class RecordingBroker(MemoryBroker):
         return None if record is None else Job.of_record(record).to_lease(self._clock.wall())
 
     def take_ends(self) -> tuple[tuple[bytes, ...], int]:
-        """Remove and return the first registered ends of jobs without a run, and the number of ends that were dropped."""
+        """Remove and return the ids of jobs that ended without a run, the first ones only, and the number of ids that were dropped."""
         return self.perform(maintenance.take_ends(self.rules))
 
 
@@ -133,11 +133,11 @@ class PassState(msgspec.Struct, eq=False):
 
 
 class TestExecutor(Executor):
-    """Treats `complete_in` on any connection as a success. Calls plain functions in their sender's thread, or in Django's."""
+    """Treats `complete_in` on any connection as a success. Calls plain functions in their sender's thread, or in Django's thread."""
 
     __test__ = False
     is_in_djangos_thread = False
-    gathers = False  # a test's time does not pass while jobs run
+    gathers = False  # virtual time does not pass while jobs run
 
     def _invoke(
         self, holding: HeldLease, job: AnyJob, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -190,7 +190,7 @@ async def _returned_or_raised(outcome: asyncio.Future[_Outcome]) -> Any:
 class Pass:
     """Runs jobs in a separate session, as a worker does, until none is ready."""
 
-    heeds: ClassVar[tuple[str, ...]] = (topics.ANY_QUEUE,)
+    hears: ClassVar[tuple[str, ...]] = (topics.ANY_QUEUE,)
 
     def __init__(self, broker: RecordingBroker, state: PassState) -> None:
         self._broker = broker
@@ -202,7 +202,7 @@ class Pass:
     async def run(self) -> None:
         await self._broker.register(self._session)
         try:
-            with self._broker.listen([*self.heeds, topics.session(self._session.id)]) as waiter:
+            with self._broker.listen([*self.hears, topics.session(self._session.id)]) as waiter:
                 while await self._claim() or self._running:
                     await self._next_news(waiter)
                     await self._beat()
@@ -257,10 +257,10 @@ class Pass:
         self._settled(settlement)
 
     def _settled(self, settlement: Settlement) -> None:
-        """Register the end of a run."""
+        """Called after each run. A subclass decides what runs next."""
 
     async def _leave(self) -> None:
-        """Leave the session. If the test has given up and runs are left, stop them first; their jobs become ready again."""
+        """Leave the session. If the test has given up and some runs are left, stop them first; their jobs become ready again."""
         for holding in self._running.values():
             holding.ask_to_stop(WINDING_DOWN)
         if self._running:
@@ -276,7 +276,7 @@ def endless(after: str, runs: Counter[str]) -> AssertionError:
 
 
 MAX_DEPTH: Final = 50
-"""How many jobs may be nested inside one another. A job sent inside the innermost one waits."""
+"""The maximum nesting depth of jobs. A job that the innermost one sends waits."""
 
 
 class _Around(msgspec.Struct, frozen=True):
@@ -310,7 +310,7 @@ class Inline:
         self.failures: list[Exception] = []
 
     async def __call__(self, answers: Sequence[Added | Refused | BaseException]) -> None:
-        """Run those of the added jobs that are ready, with their retries and follow-ups."""
+        """Run the added jobs that are ready, with their retries and follow-ups."""
         added = [answer.id for answer in answers if isinstance(answer, Added)]
         ready = [record for record in await self._broker.read(added) if record is not None and record.status is Status.READY]
         if not ready:
@@ -342,7 +342,7 @@ class Inline:
 class _InlinePass(Pass):
     """Runs specific jobs in order. Retries run immediately, as if their waits had passed."""
 
-    heeds: ClassVar[tuple[str, ...]] = ()
+    hears: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, broker: RecordingBroker, state: PassState, ids: Sequence[bytes], ran: list[SentJob]) -> None:
         super().__init__(broker, state)

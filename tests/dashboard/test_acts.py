@@ -118,7 +118,7 @@ async def test_the_jobs_of_a_cause_that_match_are_retried(world: World, site: Si
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acts, "PATIENCE", 0.0)
-    monkeypatch.setattr(stages, "LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr(stages, "CHECK_INTERVAL", 0.01)
 
 
 async def in_stages(site: Site) -> Page:

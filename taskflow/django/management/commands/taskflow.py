@@ -43,7 +43,7 @@ class Command(BaseCommand):
 
 
 def _prepare(given: list[str]) -> None:
-    """Let a worker import the modules of all apps. For other commands import them here, so that arguments and results can be decoded."""
+    """Make a worker import the modules of all apps. For other commands, import them here, so that arguments and results can be decoded."""
     found = [f"{each.name}.tasks" for each in apps.get_app_configs() if module_has_submodule(each.module, "tasks")]
     worker_options.own_modules[:], worker_options.found_modules[:] = ["taskflow.django.setup"], found
     if given[:1] not in (["worker"], ["check"]):
