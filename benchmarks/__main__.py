@@ -1,4 +1,4 @@
-"""Our broker and worker beside bare loops and peers, in one run. Figures count as ratios; medians of the repeats."""
+"""Measure taskflow's brokers and worker beside bare loops and peers. The ratios count; figures are medians of the repeats."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from benchmarks.tables import tables
 from benchmarks.workloads import STUDIES, WORKLOADS
 
 WITH_WORKERS: Final = ("redis", "hiredis", "asyncpg", "msgpack", "msgspec", "anyio", "cronsim", "uvloop", "typing-extensions")
-"""What `taskflow-jobs[fast,postgres]` brings."""
+"""The packages that `taskflow-jobs[fast,postgres]` installs."""
 
 QUICK: Final = 0.2
-"""Of the usual jobs."""
+"""The share of the usual jobs in a quick run."""
 
 QUICK_PEERS: Final = frozenset({"huey", "dramatiq", "taskiq", "saq", "bullmq", "pgqueuer", "oban", "graphile-worker"})
-"""The quickest, and the best known."""
+"""The fastest and best-known peers."""
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers and peers are ended then too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers and peers end too
     arguments = _parser().parse_args()
     if arguments.forget:
         forget(arguments.cache)
@@ -51,22 +51,23 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("only", nargs="*", metavar="WORKLOAD", help=f"of {', '.join((*WORKLOADS, *STUDIES))}; by default all of the former")
-    parser.add_argument("--quick", action="store_true", help="once, with a fifth of the jobs and fewer peers, and without what takes long")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="medians of so many (default: 3)")
-    parser.add_argument("--peers", metavar="NAME,...", help="only these beside ours; 'none' for none (default: all)")
-    parser.add_argument("--peer-repeats", type=int, default=3, metavar="N", help="at most so many of each peer (default: 3)")
-    parser.add_argument("--summary", action="store_true", help="measure nothing: only write the tables and plots of what is there")
+    parser.add_argument("only", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(WORKLOADS)} (default: all), or {', '.join(STUDIES)}")
+    parser.add_argument("--quick", action="store_true", help="one run with a fifth of the jobs and fewer peers, without the slow workloads")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="measure N times and show medians (default: 3)")
+    parser.add_argument("--peers", metavar="NAME,...", help="compare with these peers only, or with 'none' (default: all)")
+    parser.add_argument("--peer-repeats", type=int, default=3, metavar="N", help="measure each peer at most N times (default: 3)")
+    parser.add_argument("--summary", action="store_true", help="measure nothing: only write tables and plots of existing results")
     parser.add_argument("--keep", action="store_true", help="keep results and tables in benchmarks/, and the digest in docs and README.md")
+    build = Path("build/benchmarks")
     parser.add_argument(
-        "--into", type=Path, default=Path("build/benchmarks"), metavar="FOLDER", help="for what is not kept (default: build/benchmarks)"
+        "--into", type=Path, default=build, metavar="FOLDER", help=f"the folder for output without --keep (default: {build})"
     )
-    parser.add_argument("--cache", type=Path, default=default_cache(), metavar="FOLDER", help="of the peers' environments")
-    parser.add_argument("--forget", action="store_true", help="remove the peers' environments, and end")
-    parser.add_argument("--under", type=Path, metavar="FOLDER", help="of a disk, for the data of PostgreSQL (default: /var/tmp)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="of redis-leftovers, redis-scripts, redis-profile and postgres-backlog")
-    parser.add_argument("--rate", type=float, metavar="N", help="jobs/s of …-load (half of what is drained) and of postgres-busy (1000)")
-    parser.add_argument("--minutes", type=float, default=15.0, metavar="N", help="of postgres-busy (default: 15)")
+    parser.add_argument("--cache", type=Path, default=default_cache(), metavar="FOLDER", help="the folder for the peers' environments")
+    parser.add_argument("--forget", action="store_true", help="remove the peers' environments and exit")
+    parser.add_argument("--under", type=Path, metavar="FOLDER", help="a folder on a disk, for PostgreSQL's data (default: /var/tmp)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="jobs of redis-leftovers, redis-scripts, redis-profile and postgres-backlog")
+    parser.add_argument("--rate", type=float, metavar="N", help="jobs/s of …-load (default: half a drain's) and of postgres-busy (1000)")
+    parser.add_argument("--minutes", type=float, default=15.0, metavar="N", help="the duration of postgres-busy (default: 15)")
     return parser
 
 
@@ -103,7 +104,7 @@ def _measure(name: str, options: Options, folder: Path, *, is_kept: bool) -> Non
 
 
 def _write(kept: Kept, folder: Path) -> None:
-    """Its plots, and its block."""
+    """Draw the workload's plots, and write its block of the README."""
     plots = [f"![{kept.workload}](results/{path.name})" for path in charts.draw(kept, folder)]
     results.write_block(kept.workload, "\n\n".join([summary.workload(kept), *plots]))
 

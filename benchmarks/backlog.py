@@ -1,4 +1,4 @@
-"""A very long queue on Postgres is drained: its rate along the way, beside that of a queue a thousand jobs deep."""
+"""Drains a very long queue on Postgres, and compares the rate along the way with that of a queue of a thousand jobs."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ PORTION: Final = 50_000
 SHALLOW: Final = 1_000
 ROUNDS: Final = 50
 MIDDLE: Final = 10_000
-"""So deep a queue, as often as it takes for as many jobs as the long one has: what upkeep does for each that has ended, from the 100,001st
-on, and what autovacuum does, is the same then, and the depth alone is another."""
+"""The length of a queue that is drained until as many jobs have run as in the long queue. So maintenance of ended jobs, from the 100,001st
+on, and autovacuum do the same work, and only the depth differs."""
 
 TARGET: Final = 0.9
-"""Of the shallow queue's rate."""
+"""The required share of the shallow queue's rate."""
 
 
 @dataclass(frozen=True)
 class Portion:
-    """So many jobs that were settled one after the other, with `queued` in the queue at their begin."""
+    """Consecutive settlements of `jobs` jobs, which began with `queued` jobs in the queue."""
 
     queued: int
     jobs: int
@@ -51,7 +51,7 @@ class Portion:
 
 @dataclass(frozen=True)
 class Drained:
-    """Microseconds of CPU are those of all the jobs."""
+    """A drain. CPU is in microseconds per job, over all jobs."""
 
     server: str
     portions: Sequence[Portion]
@@ -64,7 +64,7 @@ class Drained:
 
 
 def backlog(arguments: argparse.Namespace) -> None:
-    """Prints a table, and writes it and the raw figures to results/postgres-backlog."""
+    """Print a table, and write it and the raw figures to results/postgres-backlog."""
     jobs = arguments.jobs or JOBS
     shallow = run_in_fastest_loop(_drained(SHALLOW, ROUNDS, arguments.under))
     middle = run_in_fastest_loop(_drained(MIDDLE, max(1, jobs // MIDDLE), arguments.under))
@@ -80,7 +80,7 @@ def backlog(arguments: argparse.Namespace) -> None:
 
 
 async def _drained(jobs: int, rounds: int, under: Path | None) -> Drained:
-    """A worker whose queue is paused, filled and let go, so many times; a worker that writes down its settlements."""
+    """Pause, fill and resume a worker's queue, `rounds` times. The worker records its settlements."""
     with TemporaryDirectory() as folder, PostgresServer(under=under) as server:
         file = Path(folder, "calls")
         async with using(server.url) as broker, a_worker(server.url, program=("benchmarks.recorded_worker", str(file))) as worker:
@@ -100,7 +100,7 @@ async def _drained(jobs: int, rounds: int, under: Path | None) -> Drained:
 
 
 async def _let_go(broker: Broker) -> None:
-    """Until all has ended: one more job, of the least priority, is the last."""
+    """Resume the queue, and wait until all jobs have ended: one more job, of the lowest priority, is the last."""
     [last] = await enqueue([noop.options(priority=-100).bind()])
     await broker.admin.resume("default")
     await until_all_ended([last])
@@ -108,8 +108,8 @@ async def _let_go(broker: Broker) -> None:
 
 
 def _portions(calls: Sequence[Call], jobs: int) -> list[Portion]:
-    """What was settled before the first answer is no part of any: its time is not known."""
-    answers = [call for call in calls if call.verb == SETTLE and call.jobs]
+    """Group the settlements into portions. The jobs of the first answer are left out, because their time is unknown."""
+    answers = [call for call in calls if call.operation == SETTLE and call.jobs]
     began, done, before = answers[0].at, answers[0].jobs, answers[0].jobs
     found: list[Portion] = []
     for answer in answers[1:]:
@@ -124,7 +124,7 @@ def _rows(queue: str, drained: Drained) -> list[dict[str, object]]:
     return [{"queue": queue, **asdict(portion), "jobs_a_second": round(portion.rate, 1)} for portion in drained.portions]
 
 
-# --- shown ---------------------------------------------------------------------------------------------------------
+# --- output --------------------------------------------------------------------------------------------------------
 
 
 def _title(deep: Drained, jobs: int) -> str:
@@ -166,7 +166,7 @@ def _plot(shallow: Drained, middle: Drained, deep: Drained, path: Path) -> bool:
 
 
 def _curve(label: str, portions: Sequence[Portion]) -> Curve:
-    """Over the thousands of jobs that were done by then."""
+    """Return the rate along the number of jobs done, in thousands."""
     middles, done = list[float](), 0
     for portion in portions:
         middles.append((done + portion.jobs / 2) / 1e3)

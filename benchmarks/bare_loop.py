@@ -1,8 +1,8 @@
-"""The bare loop: the least that any worker must do, to compare with.
+"""The bare loop, which does the least that any worker must do.
 
-The next portion of jobs is taken while a portion runs, and what has ended meanwhile is settled along with it; msgpack; a plain task per
-job with its context, a table of deadlines, error handling and the packing of its result. No fences, sessions, keys, priorities, counts,
-retries, wake-ups or keeping.
+It takes the next batch of jobs while a batch runs, and settles ended jobs in the same call. It uses msgpack, a plain task per job with a
+context, a table of deadlines, error handling and packed results. It has no fences, sessions, keys, priorities, counts, retries or
+wake-ups, and keeps no ended jobs.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from benchmarks.marks import mark
 TIMEOUT: Final = 60.0
 
 Taken = list[tuple[bytes, bytes]]
-"""Ids and payloads."""
+"""The ids and payloads of jobs."""
 
 SettleAndTake = Callable[[list[bytes], int, int], Awaitable[Taken]]
-"""Given what has ended (id, result, id, result, ...), how many to take at most, and until when they are held, in seconds since 1970."""
+"""Receives ended jobs (id, result, id, result, ...), the maximum number of jobs to take, and their deadline in seconds since 1970."""
 
 
 async def stamp() -> float:
@@ -53,7 +53,7 @@ STAMP: Final = pack(["stamp", []])
 
 
 class Loop:
-    """A worker."""
+    """A worker that settles and takes jobs in batches."""
 
     def __init__(self, settle_and_take: SettleAndTake, batch: int) -> None:
         self._settle_and_take = settle_and_take
@@ -63,7 +63,7 @@ class Loop:
         self._done = 0
 
     async def drain(self, jobs: int) -> dict[str, float]:
-        """Rate and microseconds of CPU a job."""
+        """Run all jobs. Return the rate, and the CPU time per job in microseconds."""
         began, cpu = time.perf_counter(), time.process_time()
         taken = await self._take()
         while taken:
@@ -79,7 +79,7 @@ class Loop:
         return {"rate": rate, "cpu": 1e6 * spent / jobs}
 
     async def wake(self, nudges: AsyncIterator[object], times: int) -> list[float]:
-        """The bare notification loop: told of each job, it takes and runs it. The instants of their first lines."""
+        """Take and run a job whenever a nudge arrives: the bare notification loop. Return the times of the jobs' first lines."""
         stamps: list[float] = []
         await self._take()
         print("ready", flush=True)

@@ -1,4 +1,4 @@
-"""The bare loop in memory: a deque of packed arguments, a plain task for each, at most so many at one time, results packed."""
+"""The bare loop in memory: a deque of packed arguments, a plain task for each job, a maximum number of tasks, and packed results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ async def noop(arguments: object) -> object:
 
 
 async def drain(jobs: int, concurrency: int) -> float:
-    """Jobs per second."""
+    """Run the jobs. Return jobs per second."""
     payload = msgpack.packb({"x": 1}) or b""
     waiting = deque([payload] * jobs)
     results: list[bytes | None] = []
@@ -35,7 +35,7 @@ async def drain(jobs: int, concurrency: int) -> float:
 
 
 async def wake_up(times: int) -> list[float]:
-    """Seconds from setting an event to the first line of the task that waits for it."""
+    """Return the seconds from setting an event to the first line of the task that waits for it."""
     taken: list[float] = []
     event = asyncio.Event()
     began = 0.0
@@ -56,7 +56,7 @@ async def wake_up(times: int) -> list[float]:
 
 
 def enqueue(jobs: int) -> float:
-    """Jobs per second: arguments packed and laid in a deque."""
+    """Pack arguments and append them to a deque. Return jobs per second."""
     waiting: deque[bytes | None] = deque()
     began = time.perf_counter()
     for number in range(jobs):
@@ -65,7 +65,7 @@ def enqueue(jobs: int) -> float:
 
 
 async def send(jobs: int, callers: int) -> float:
-    """Jobs per second from so many tasks, each of which lets the others go on after each job."""
+    """Send from `callers` tasks, each of which yields to the others after each job. Return jobs per second."""
     waiting: deque[bytes | None] = deque()
 
     async def caller() -> None:

@@ -1,8 +1,8 @@
-"""The bare loop on PostgreSQL: one statement settles up to so many jobs and takes up to so many. See `bare_loop`.
+"""The bare loop on PostgreSQL: one statement settles a batch of jobs and takes the next. See `bare_loop`.
 
-What is taken stands in its row with its deadline, so a killed worker's jobs are not lost.
+A job that is taken has a deadline in its row, so a killed worker's jobs are not lost.
 
-`python -m benchmarks.bare_postgres drain URL JOBS BATCH` and `... wake URL TIMES` are the worker processes, which tell on stdout.
+`python -m benchmarks.bare_postgres drain URL JOBS BATCH` and `... wake URL TIMES` are the worker processes, which report on stdout.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ ADD_AND_TELL: Final = f"WITH added AS ({ADD_ONE}) SELECT pg_notify('nudges', '')
 
 BATCH: Final = 1_000
 
-# A plan that was made when the table was empty must not read it from end to end when it is full.
+# A plan that was made while the table was empty must not scan the whole table once it is full.
 SETTINGS: Final = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
 
 
 def add(url: str, jobs: int) -> float:
-    """Jobs per second, added by the thousand."""
+    """Add jobs by the thousand. Return jobs per second."""
     return run_in_fastest_loop(_add(url, jobs))
 
 
@@ -70,21 +70,21 @@ async def _add(url: str, jobs: int) -> float:
 
 @asynccontextmanager
 async def adding(url: str) -> AsyncIterator[Callable[[], Awaitable[object]]]:
-    """Adds a job that tells when it began, and nudges."""
+    """Yield a function that adds a job, which returns its start time, and sends a nudge."""
     async with _connected(url) as connection:
         yield lambda: connection.execute(ADD_AND_TELL, os.urandom(16), STAMP)
 
 
 @asynccontextmanager
 async def commands(url: str, callers: int) -> AsyncIterator[Callable[[], Awaitable[object]]]:
-    """One row by a statement of its own through the driver's pool, which has a connection for each caller."""
+    """Yield a function that adds one row in a separate statement through the driver's pool, which has a connection for each caller."""
     async with _connected(url), asyncpg.create_pool(dsn_of(url), min_size=callers, max_size=callers) as pool:
         yield lambda: pool.execute(ADD_ONE, os.urandom(16), STAMP)
 
 
 @asynccontextmanager
 async def lone_command(url: str) -> AsyncIterator[Callable[[], Awaitable[object]]]:
-    """The least that the driver can do: a prepared statement on a connection."""
+    """Yield a function that does the least that the driver can do: execute a prepared statement on a connection."""
     async with _connected(url) as connection:
         statement = await connection.prepare(ADD_ONE)
         yield lambda: statement.fetch(os.urandom(16), STAMP)
@@ -92,7 +92,7 @@ async def lone_command(url: str) -> AsyncIterator[Callable[[], Awaitable[object]
 
 @asynccontextmanager
 async def _connected(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """With the table there."""
+    """Yield a connection to a database that has the table."""
     connection = await asyncpg.connect(dsn_of(url), server_settings=SETTINGS)
     try:
         await connection.execute(TABLE)
@@ -121,7 +121,7 @@ async def drain(url: str, jobs: int, batch: int) -> dict[str, float]:
 
 
 async def wake(url: str, times: int) -> list[float]:
-    """Told by a notification, on a connection of its own."""
+    """Run jobs when a notification arrives on a separate connection. Return the times of the jobs' first lines."""
     async with _taking(url) as settle_and_take, _connected(url) as listener:
         nudges = asyncio.Queue[object]()
 

@@ -1,8 +1,8 @@
-"""The bare loop on Redis: one script settles up to so many jobs and takes up to so many. See `bare_loop`.
+"""The bare loop on Redis: one script settles a batch of jobs and takes the next. See `bare_loop`.
 
-What is taken stands in a hash with its deadline, so a killed worker's jobs are not lost.
+A job that is taken is in a hash with its deadline, so a killed worker's jobs are not lost.
 
-`python -m benchmarks.bare_redis drain URL JOBS BATCH` and `... wake URL TIMES` are the worker processes, which tell on stdout.
+`python -m benchmarks.bare_redis drain URL JOBS BATCH` and `... wake URL TIMES` are the worker processes, which report on stdout.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ PAYLOAD: Final = b"\x80" * 40
 
 
 def add(url: str, jobs: int) -> float:
-    """Jobs per second, added by the thousand."""
+    """Add jobs by the thousand. Return jobs per second."""
     with redis.Redis.from_url(url) as client:
         script = client.register_script(ADD)
         began = time.perf_counter()
@@ -77,7 +77,7 @@ def add(url: str, jobs: int) -> float:
 
 @asynccontextmanager
 async def adding(url: str) -> AsyncIterator[Callable[[], Awaitable[object]]]:
-    """Adds a job that tells when it began, and nudges."""
+    """Yield a function that adds a job, which returns its start time, and sends a nudge."""
     async with Redis.from_url(url, protocol=2) as client:
         script = client.register_script(ADD)
         yield lambda: script(args=[pack([os.urandom(16), STAMP])])
@@ -85,14 +85,14 @@ async def adding(url: str) -> AsyncIterator[Callable[[], Awaitable[object]]]:
 
 @asynccontextmanager
 async def commands(url: str, callers: int) -> AsyncIterator[Callable[[], Awaitable[object]]]:
-    """One command through the driver's client."""
+    """Yield a function that sends one command through the driver's client."""
     async with Redis.from_url(url, protocol=2) as client:
         yield lambda: client.rpush("waiting", PAYLOAD)
 
 
 @asynccontextmanager
 async def lone_command(url: str) -> AsyncIterator[Callable[[], Awaitable[object]]]:
-    """The least that the driver can do: a command packed, sent, and its reply parsed."""
+    """Yield a function that does the least that the driver can do: pack and send a command, and parse its reply."""
     parts = urlsplit(url)
     assert parts.hostname is not None
     assert parts.port is not None
@@ -130,7 +130,7 @@ async def drain(url: str, jobs: int, batch: int) -> dict[str, float]:
 
 
 async def wake(url: str, times: int) -> list[float]:
-    """Told by a publication."""
+    """Run jobs when a message is published. Return the times of the jobs' first lines."""
     async with Redis.from_url(url, protocol=2) as client, client.pubsub(ignore_subscribe_messages=True) as told:
         await told.subscribe("nudges")
         await told.get_message(timeout=5.0)

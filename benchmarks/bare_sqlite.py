@@ -1,7 +1,7 @@
-"""The bare loop on SQLite: the least that any worker on a SQLite file must do, to compare with.
+"""The bare loop on SQLite, which does the least that any worker on a SQLite file must do.
 
-One connection, one transaction that settles the batch that was run and takes the next, msgpack for arguments and results,
-an increment as the job. No leases, fences, retries, keys, counters, wake-ups or errors.
+It has one connection, and one transaction that settles a batch and takes the next. It uses msgpack for arguments and results,
+and a trivial function as the job. It has no leases, fences, retries, keys, counters, wake-ups or error handling.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def open_file(path: Path, synchronous: str, *, any_thread: bool = False) -> sqli
 
 
 def enqueue(connection: sqlite3.Connection, jobs: int, batch: int, payload: bytes) -> float:
-    """Jobs per second, added in batches."""
+    """Add jobs in batches. Return jobs per second."""
     began = time.perf_counter()
     for start in range(0, jobs, batch):
         rows = [(os.urandom(16), payload) for _ in range(min(batch, jobs - start))]
@@ -40,7 +40,7 @@ def enqueue(connection: sqlite3.Connection, jobs: int, batch: int, payload: byte
 
 
 def drain(connection: sqlite3.Connection, batch: int) -> tuple[int, float]:
-    """How many jobs were run, and how many a second."""
+    """Run all jobs. Return their number, and jobs per second."""
     began, done = time.perf_counter(), 0
     settled: list[tuple[bytes, int]] = []
     while taken := _settle_and_take(connection, settled, batch):
@@ -66,7 +66,7 @@ def _pack(value: int) -> bytes:
 
 
 async def drain_in_tasks(connection: sqlite3.Connection, batch: int) -> float:
-    """Jobs per second with a plain asyncio task for each: what a worker of async functions cannot do without."""
+    """Run each job in a plain asyncio task, which a worker of async functions needs. Return jobs per second."""
     began, done = time.perf_counter(), 0
     settled: list[tuple[bytes, int]] = []
     loop = asyncio.get_running_loop()
@@ -82,7 +82,7 @@ async def _run(payload: bytes) -> bytes:
 
 
 async def send(connection: sqlite3.Connection, jobs: int, callers: int, payload: bytes) -> float:
-    """Jobs per second from so many tasks: one transaction for all that wait at a time, committed in a thread."""
+    """Send from `callers` tasks. One transaction adds all waiting jobs and commits in a thread. Return jobs per second."""
     loop = asyncio.get_running_loop()
     waiting: list[asyncio.Future[None]] = []
 

@@ -1,6 +1,6 @@
-"""The bare wake-up between two processes on a SQLite file: commit a row, send a datagram; the other reads the row and notes the time.
+"""The bare wake-up between two processes on a SQLite file: one commits a row and sends a datagram; the other reads the row and the time.
 
-As a program (`python -m benchmarks.bare_wake FILE SOCKET`) it is the other process.
+Run as a program (`python -m benchmarks.bare_wake FILE SOCKET`), this module is the second process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.processes import python
 
 
 def wake_ups(folder: Path, times: int) -> list[float]:
-    """Seconds from just before the insert to the moment at which the other process has read the row."""
+    """Return the seconds from just before the insert to the moment when the other process has read the row."""
     file, address = folder / "bare.db", folder / "wake"
     with closing(bare_sqlite.open_file(file, "FULL")) as connection, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         command = [python(), "-m", "benchmarks.bare_wake", str(file), str(address)]

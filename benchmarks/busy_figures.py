@@ -1,4 +1,4 @@
-"""What a busy run came to: by second and by minute, whether it meets its target, as CSV, a table and a plot."""
+"""The results of a busy run, by second and by minute, and whether it meets its target: as CSV, a table and a plot."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ T = TypeVar("T")
 NAME: Final = "postgres-busy"
 
 MAX_BACKLOG: Final = 2.0
-"""Seconds' worth of jobs."""
+"""The maximum backlog, in seconds' worth of jobs."""
 
 WARMING_UP: Final = 10
-"""Seconds in which the backlog does not count."""
+"""Seconds at the start in which the backlog is ignored."""
 
 MAX_GROWTH: Final = 2.0
-"""Of a claim's p99 over its first minute's."""
+"""The maximum ratio of a minute's p99 of claims to the first minute's."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """The server after so many seconds: dead rows, bytes of the schema, how many transactions ago the oldest snapshot is, CPU seconds."""
+class Sample:
+    """The state after `second` seconds: dead rows, bytes of the schema, the age of the oldest snapshot in transactions, and CPU seconds."""
 
     second: int
     dead_rows: int
@@ -43,7 +43,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Run:
-    """`began` by the monotonic clock, as are the calls' and sendings' instants."""
+    """A busy run. `began` and the times of calls and sendings are on the monotonic clock."""
 
     began: float
     seconds: int
@@ -51,12 +51,12 @@ class Run:
     server: str
     calls: Sequence[Call]
     sendings: Sequence[Sending]
-    looks: Sequence[Look]
+    samples: Sequence[Sample]
 
 
 @dataclass(frozen=True)
 class Second:
-    """Totals at its end; `most_backlog` of jobs sent and not settled within it; milliseconds of what was answered in it."""
+    """The totals at the end of a second, the largest backlog of unsettled jobs within it, and the latencies of its answers in ms."""
 
     second: int
     sent: int
@@ -96,7 +96,7 @@ class Minute:
 
 
 def publish(run: Run) -> list[str]:
-    """Writes and prints it; how it misses its target, in words."""
+    """Write and print the results. Return descriptions of how they miss the target."""
     seconds, minutes = _seconds(run), _minutes(run)
     failures = _failures(run, seconds, minutes)
     folder = results.folder(NAME)
@@ -116,17 +116,17 @@ def _seconds(run: Run) -> list[Second]:
     sendings = _Parts(run.began, 1.0, run.sendings, lambda sending: sending.at)
     sent = claimed = settled = 0
     found: list[Second] = []
-    for look in run.looks:
-        here, added = calls[look.second - 1], sendings[look.second - 1]
-        claims = [call for call in here if call.verb == CLAIM]
+    for sample in run.samples:
+        here, added = calls[sample.second - 1], sendings[sample.second - 1]
+        claims = [call for call in here if call.operation == CLAIM]
         waits = [wait for call in here for wait in call.waits]
         most = _most_backlog(sent - settled, here, added)
         sent += sum(sending.jobs for sending in added)
         claimed += sum(call.jobs for call in claims)
-        settled += sum(call.jobs for call in here if call.verb == SETTLE)
+        settled += sum(call.jobs for call in here if call.operation == SETTLE)
         found.append(
             Second(
-                second=look.second,
+                second=sample.second,
                 sent=sent,
                 claimed=claimed,
                 settled=settled,
@@ -137,20 +137,20 @@ def _seconds(run: Run) -> list[Second]:
                 wait_p50_ms=_ms(waits, 0.5),
                 wait_max_ms=_ms(waits, 1.0),
                 enqueue_max_ms=_ms((sending.took for sending in added), 1.0),
-                dead_rows=look.dead_rows,
-                dead_jobs=look.dead_jobs,
-                size_bytes=look.size,
-                horizon_age=look.horizon_age,
-                worker_cpu_s=round(look.worker_cpu, 3),
-                server_cpu_s=round(look.server_cpu, 3),
+                dead_rows=sample.dead_rows,
+                dead_jobs=sample.dead_jobs,
+                size_bytes=sample.size,
+                horizon_age=sample.horizon_age,
+                worker_cpu_s=round(sample.worker_cpu, 3),
+                server_cpu_s=round(sample.server_cpu, 3),
             )
         )
     return found
 
 
 def _most_backlog(backlog: int, calls: Iterable[Call], sendings: Iterable[Sending]) -> int:
-    """The most that were sent and not settled at any instant of a span that begins with so many."""
-    changes = [(call.at, -call.jobs) for call in calls if call.verb == SETTLE] + [(sending.at, sending.jobs) for sending in sendings]
+    """Return the largest number of unsettled jobs at any time in a span that begins with `backlog` of them."""
+    changes = [(call.at, -call.jobs) for call in calls if call.operation == SETTLE] + [(sending.at, sending.jobs) for sending in sendings]
     most = backlog
     for _, change in sorted(changes):
         backlog += change
@@ -159,7 +159,7 @@ def _most_backlog(backlog: int, calls: Iterable[Call], sendings: Iterable[Sendin
 
 
 def _minutes(run: Run) -> list[Minute]:
-    """Whole ones."""
+    """Return the figures of each whole minute."""
     calls = _Parts(run.began, 60.0, run.calls, lambda call: call.at)
     sendings = _Parts(run.began, 60.0, run.sendings, lambda sending: sending.at)
     seconds = _seconds(run)
@@ -169,12 +169,12 @@ def _minutes(run: Run) -> list[Minute]:
 
 
 def _minute(number: int, calls: Sequence[Call], sendings: Sequence[Sending], seconds: Sequence[Second]) -> Minute:
-    claims = [call.took for call in calls if call.verb == CLAIM]
-    settles = [call for call in calls if call.verb == SETTLE]
+    claims = [call.took for call in calls if call.operation == CLAIM]
+    settles = [call for call in calls if call.operation == SETTLE]
     settled = sum(call.jobs for call in settles)
     waits = [wait for call in settles for wait in call.waits]
     last = seconds[-1]
-    # Seconds of CPU are told at the end of each second: of the first of these there is none to begin with.
+    # CPU times are totals at the end of each second, so the minute's CPU time counts from the end of its first second.
     counted = max(1, last.settled - seconds[0].settled)
     return Minute(
         minute=number + 1,
@@ -195,7 +195,7 @@ def _minute(number: int, calls: Sequence[Call], sendings: Sequence[Sending], sec
 
 
 class _Parts(Generic[T]):
-    """Events in their order, by spans of so many seconds."""
+    """Ordered events, grouped into spans of `span` seconds."""
 
     def __init__(self, began: float, span: float, events: Sequence[T], at: Callable[[T], float]) -> None:
         self._began = began
@@ -210,7 +210,7 @@ class _Parts(Generic[T]):
 
 
 def _ms(seconds: Iterable[float], share: float) -> float:
-    """Zero of none."""
+    """Return a percentile in milliseconds, or 0 for no values."""
     sample = list(seconds)
     return round(1e3 * percentile(sample, share), 3) if sample else 0.0
 
@@ -242,7 +242,7 @@ def _verdict(run: Run, seconds: Sequence[Second], minutes: Sequence[Minute], fai
     )
 
 
-# --- shown ---------------------------------------------------------------------------------------------------------
+# --- output --------------------------------------------------------------------------------------------------------
 
 
 def _title(run: Run) -> str:

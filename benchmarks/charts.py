@@ -1,4 +1,4 @@
-"""The plots of a workload: bars of what is counted by the second, curves of percentiles, and of what a job costs along a size."""
+"""The plots of a workload: bars of rates, curves of percentiles, and curves of a job's cost along a size."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ALONG: Final = {
     "payload": "bytes of payload",
     "backlogs": "jobs queued",
 }
-"""By the last word of a workload's name, what the numbers of its parts are."""
+"""The meaning of the numbers of a workload's parts, by the last word of its name."""
 
 A_RATE: Final = "/s"
 
 
 def draw(kept: Kept, folder: Path) -> list[Path]:
-    """The .svg files that have been drawn; each has a .png beside it."""
+    """Draw a workload's plots. Return the .svg files; each has a .png beside it."""
     stem = folder / kept.workload
     if along := ALONG.get(kept.workload.rpartition("-")[2]):
         return _drawn(stem, draw_curves(stem, along, _along([row for row in kept.rows if row.part.isdigit()]), is_log=True))
@@ -37,7 +37,7 @@ def draw(kept: Kept, folder: Path) -> list[Path]:
 
 
 def drains(all_kept: Mapping[str, Kept]) -> Iterator[tuple[str, Row]]:
-    """Yield the row of jobs a second of each store on a server, with the name of the store."""
+    """Yield the name of each store on a server, with its row of jobs per second."""
     for store in ("Redis", "PostgreSQL"):
         kept = all_kept.get("redis-drain" if store == "Redis" else "postgres-drain")
         row = kept and kept.row("drain, 100 at a time", "jobs/s")
@@ -56,7 +56,7 @@ def _drawn(stem: Path, is_there: bool) -> list[Path]:
 
 
 def _along(rows: Sequence[Row]) -> list[Panel]:
-    """A panel for each figure, a curve for each contender."""
+    """Return a panel for each figure, with a curve for each contender."""
     figures = dict.fromkeys(row.figure for row in rows if not row.is_for_plots)
     return [Panel(figure, _curves([row for row in rows if row.figure == figure])) for figure in figures]
 

@@ -1,4 +1,4 @@
-"""What a server has spent."""
+"""The CPU time and round trips of a server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """Since the server was started: seconds of CPU, and how often it was spoken to."""
+    """A server's CPU time in seconds and its number of round trips, since it was started."""
 
     cpu: float
     trips: float

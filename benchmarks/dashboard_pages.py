@@ -1,4 +1,4 @@
-"""The dashboard over a million jobs: how long its pages take, what a hundred viewers cost, and a host's `delay()` beside viewers."""
+"""The dashboard over a million jobs: the time of its pages, the cost of a hundred viewers, and a host's `delay()` beside viewers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-from benchmarks.console_pages import QUEUES, SMALL, fill
+from benchmarks.admin_pages import QUEUES, SMALL, fill
 from benchmarks.loops import run_in_fastest_loop
 from benchmarks.options import Options
 from benchmarks.places import PLACES
@@ -44,13 +44,13 @@ from taskflow.model.session import Session
 JOBS: Final = 1_000_000
 WORKERS: Final = 20
 SCHEDULES: Final = 50
-KINDS: Final = 5  # of jobs in the history of each queue
+KINDS: Final = 5  # the number of job names in the history of each queue
 
-TIMES: Final = 40  # that each page is asked for
+TIMES: Final = 40  # the number of requests for each page
 VIEWERS: Final = 100
 WATCHED_FOR: Final = 20.0  # seconds
-CHANGES: Final = 10.0  # jobs a second that change the store meanwhile
-FETCH_INTERVAL: Final = 2.0  # seconds, as the script of the pages waits
+CHANGES: Final = 10.0  # jobs per second that change the store meanwhile
+FETCH_INTERVAL: Final = 2.0  # seconds between two fetches, as in the pages' script
 WATCHED: Final = ("/", "/jobs", "/jobs?status=failed", "/failures", f"/queues/{QUEUES[3]}", "/workers", "/charts")
 
 FEW_VIEWERS: Final = 10
@@ -64,7 +64,7 @@ async def beside() -> None: ...
 
 
 def pages(options: Options) -> list[Row]:
-    """On each store: the 95th percentile of each page, and its size; what viewers cost; and `delay()` of the host with and without them."""
+    """Measure on each store the 95th percentile and size of each page, the cost of viewers, and the host's `delay()` beside viewers."""
     rows: list[Row] = []
     jobs = options.jobs or options.of(JOBS)
     for name, place in PLACES.items():
@@ -79,7 +79,7 @@ def pages(options: Options) -> list[Row]:
 
 
 async def _remember(url: str) -> None:
-    """Give an empty store the history of 30 days: hours, ten minutes of the last 2 days, and minutes of the last 3 hours."""
+    """Fill an empty store with the history of 30 days: by hours, the last 2 days by ten minutes, and the last 3 hours by minutes."""
     now = datetime.now(UTC)
     clock, opened = ManualClock(now - timedelta(days=30)), connect(url)
     kind: Any = type(opened)
@@ -95,7 +95,7 @@ async def _remember(url: str) -> None:
 
 
 async def _furnish(url: str) -> list[str]:
-    """Add workers, schedules and actions to a store with jobs. Returns the paths of the pages, of some jobs too."""
+    """Add workers, schedules and actions to a store with jobs. Return the paths of the pages, including those of some jobs."""
     broker = connect(url)
     for number in range(WORKERS):
         await broker.register(Session(id=os.urandom(16), name=f"web-{number}:1", ttl=86_400.0, concurrency=8, deploy=f"v{number % 2}"))
@@ -104,7 +104,7 @@ async def _furnish(url: str) -> list[str]:
     paths = list[str]()
     for status in Status:
         page = await broker.admin.page(View(statuses=(status,)), limit=100)
-        paths += [f"/jobs/{id_text(record.id)}" for record in page.records[-1:]]  # cancelled ones are not kept for long
+        paths += [f"/jobs/{id_text(record.id)}" for record in page.records[-1:]]  # there may be none: cancelled jobs are dropped early
     with default_app().using(broker):
         for number in range(SCHEDULES):
             await schedules.put(f"schedule-{number}", beside.bind(), Every(3_600.0))
@@ -128,7 +128,7 @@ def _in_loop(measure: Callable[..., Coroutine[Any, Any, Measured]], *arguments: 
 
 
 async def _pages(url: str, paths: Sequence[str]) -> Measured:
-    """The time from a request to its answer at the application, without a socket."""
+    """Measure the time from a request to its answer inside the application, without a socket."""
     broker = connect(url)
     found, sizes = dict[str, float](), list[int]()
     transport = httpx.ASGITransport(app=dashboard(authorize=_everybody))
@@ -159,7 +159,7 @@ async def _everybody(request: Request) -> Access:
 
 
 def _viewers(url: str) -> Measured:
-    """What many viewers cost the server, while jobs are sent; and what it asks the store once they have gone."""
+    """Measure what many viewers cost the server while jobs are sent, and how often it queries the store once they have left."""
     with _serving(url) as base, _changing(url):
         with _watching(base, VIEWERS):
             first = _figures(base)
@@ -171,14 +171,14 @@ def _viewers(url: str) -> Measured:
         after = _figures(base)
     return {
         "CPU, % of a core": 100 * (last["cpu"] - first["cpu"]) / WATCHED_FOR,
-        "looks a second": (last["looks"] - first["looks"]) / WATCHED_FOR,
+        "checks a second": (last["checks"] - first["checks"]) / WATCHED_FOR,
         "requests a second": (last["requests"] - first["requests"]) / WATCHED_FOR,
         "store calls while no one watches": after["calls"] - quiet["calls"],
     }
 
 
 def _host(url: str) -> Measured:
-    """`delay()` in a web application that has the dashboard on its own event loop, alone and beside viewers, in turn."""
+    """Measure `delay()` in a web application that runs the dashboard on its event loop, in turn alone and beside viewers."""
     alone, beside_viewers = list[float](), list[float]()
     with _serving(url) as base:
         for _ in range(TURNS):
@@ -196,7 +196,7 @@ def _figures(base: str) -> dict[str, float]:
 
 @contextmanager
 def _program(*arguments: str) -> Iterator[str]:
-    """Run this module as a program. Yields the first line that it prints, and ends it."""
+    """Run this module as a program. Yield the first line that it prints; end the program after the block."""
     with subprocess.Popen([sys.executable, "-m", "benchmarks.dashboard_pages", *arguments], stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
         try:
@@ -218,9 +218,9 @@ def _changing(url: str) -> Any:
 
 
 async def _serve(url: str) -> None:
-    """A web application with the dashboard. It counts what it does."""
+    """Serve a web application with the dashboard, and count calls, checks and requests."""
     configure(broker=url)
-    counts: dict[str, int] = dict.fromkeys(("calls", "looks", "requests"), 0)
+    counts: dict[str, int] = dict.fromkeys(("calls", "checks", "requests"), 0)
 
     def counted(kind: type, method: str, name: str) -> None:
         original = getattr(kind, method)
@@ -242,7 +242,7 @@ async def _serve(url: str) -> None:
         return await _everybody(request)
 
     counted(LoopClient, "call", "calls")
-    counted(Sampler, "_look_at_store", "looks")
+    counted(Sampler, "_check_store", "checks")
     app = Starlette(routes=[Route("/figures", figures), Route("/send", send), Mount("/jobs", dashboard(authorize=authorize))])
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
     serving = asyncio.create_task(server.serve())
@@ -265,7 +265,7 @@ async def _sent() -> list[float]:
 
 
 async def _watch(base: str, viewers: int) -> None:
-    """Do what the script of the pages does in so many browsers, each with another page: listen, and fetch the content after a change."""
+    """Behave like the pages' script in `viewers` browsers with various pages: listen, and fetch the content after a change."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(base_url=f"{base}/jobs", limits=limits, timeout=60) as client:
         watchers = [asyncio.create_task(_view(client, path)) for path in itertools.islice(itertools.cycle(WATCHED), viewers)]
@@ -288,7 +288,7 @@ async def _view(client: httpx.AsyncClient, path: str) -> None:
 
 
 async def _changes(client: httpx.AsyncClient, seen: str) -> AsyncIterator[str]:
-    """Yield the newest state whenever there is another one than was yielded last."""
+    """Yield the newest state whenever it differs from the last one."""
     newest, arrived = [seen], asyncio.Event()
 
     async def listen() -> None:

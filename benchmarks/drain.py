@@ -1,4 +1,4 @@
-"""A worker process drains what is queued on a server, beside the bare loop: jobs a second, and microseconds of CPU a job."""
+"""Drains a queue on a server with a worker process, and with the bare loop: jobs per second, and CPU time per job in microseconds."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ SHALLOW: Final = "the shallow queue"
 BACKLOGS: Final = (5_000, 10_000, 100_000, 300_000, 1_000_000)
 
 BULK: Final = 100_000
-"""Jobs whose handles are held at one time; and as many ended ones as a queue keeps."""
+"""The number of jobs whose handles are held at one time, and of ended jobs that a queue keeps."""
 
 CURVE: Final = (1, 3, 10, 32, 100, 300, 1_000)
 
 Note = Job[[int], None] | SyncJob[[int], None]
 
 CHECK_INTERVAL: Final = 0.05
-"""Seconds between two looks at whether all is done, which cost the server next to nothing."""
+"""Seconds between two checks whether all jobs are done. The checks cost the server next to nothing."""
 
 SETTLED_IN: Final = 0.3
-"""Seconds in which a server has closed connections that were laid down, and forgotten what filled it."""
+"""Seconds after which a server has closed abandoned connections and has settled down after being filled."""
 
 
 def drains(store: Store, options: Options) -> list[Row]:
-    """No-op async jobs, one `taskflow worker`, leases, fences, retries and results on. The peers beside 100 at a time."""
+    """Drain no-op async jobs with one `taskflow worker`, with leases, fences, retries and results. Peers are compared at 100 at a time."""
     rows: list[Row] = []
     jobs = options.of(JOBS)
     for concurrency in CONCURRENCIES:
@@ -60,12 +60,12 @@ def drains(store: Store, options: Options) -> list[Row]:
 
 
 def drained(store: Store, jobs: int) -> float:
-    """Jobs a second, once."""
+    """Drain once. Return jobs per second."""
     return _drain(store, jobs, CONCURRENCIES[0])["jobs/s"]
 
 
 def threads(store: Store, options: Options) -> list[Row]:
-    """Plain functions, in the worker's threads, beside the peers that have nothing else."""
+    """Drain plain functions, which run in the worker's threads, beside the peers that support only such functions."""
     rows: list[Row] = []
     jobs = options.of(JOBS)
     for concurrency in CONCURRENCIES:
@@ -78,7 +78,7 @@ def threads(store: Store, options: Options) -> list[Row]:
 
 
 def concurrencies(store: Store, options: Options) -> list[Row]:
-    """The same drain with more and fewer jobs at a time."""
+    """Drain with more and fewer jobs at a time."""
     rows: list[Row] = []
     for concurrency in CURVE:
         jobs = options.of(min(JOBS, 2_000 * concurrency))
@@ -88,7 +88,7 @@ def concurrencies(store: Store, options: Options) -> list[Row]:
 
 
 def backlogs(store: Store, options: Options) -> list[Row]:
-    """The first few thousand of ever more: what a job costs."""
+    """Measure the cost of a job among the first few thousand of longer and longer queues."""
     rows: list[Row] = []
     for queued in BACKLOGS:
         jobs = max(BACKLOGS[0], options.of(queued))
@@ -97,7 +97,7 @@ def backlogs(store: Store, options: Options) -> list[Row]:
 
 
 def depths(store: Store, options: Options) -> list[Row]:
-    """The first few thousand of many queued, beside as many of few."""
+    """Drain the first few thousand jobs of a long queue, and as many of a short one."""
     of = partial(_first_of, store)
     few = partial(of, FEW)
     many, scheduled, kept, repeats = options.of(MANY), options.of(SCHEDULED), options.of(KEPT), options.repeats
@@ -117,13 +117,13 @@ def depths(store: Store, options: Options) -> list[Row]:
 
 
 async def fill(jobs: int) -> None:
-    """With no-ops."""
+    """Send no-op jobs."""
     for start in range(0, jobs, BULK):
         await enqueue(noop.bind() for _ in range(min(BULK, jobs - start)))
 
 
 async def leave_ended(broker: Broker, jobs: int) -> None:
-    """No-ops for a worker that is there, until all have ended: no queue has more of them than it keeps."""
+    """Send no-op jobs to a running worker until all have ended. No queue gets more jobs than it keeps."""
     for number, start in enumerate(range(0, jobs, BULK)):
         ended = noop.options(queue=f"kept{number}", keep_result=3_600)
         await enqueue(ended.bind() for _ in range(min(BULK, jobs - start)))
@@ -141,7 +141,7 @@ def _drain(store: Store, jobs: int, concurrency: int, job: Note = note) -> Mappi
 
 
 async def _drain_paused(store: Store, jobs: int, concurrency: int, job: Note) -> Mapping[str, float]:
-    """The queue is paused until all is in it; the jobs themselves tell when they were run, and that none ran twice."""
+    """Pause the queue until it is full, then drain it. The jobs record when they ran, and that none ran twice."""
     with store.start() as server, marks_of(jobs) as marks:
         async with AsyncExitStack() as working:
             async with using(server.url) as broker:
@@ -170,7 +170,7 @@ async def fill_with_notes(jobs: int, job: Note = note) -> None:
 
 
 async def until_all_ran(marks: Marks, jobs: int, within: float = 120.0) -> None:
-    """And the last ones are settled, or very nearly."""
+    """Wait until all jobs have run and the last ones are settled, or nearly."""
     give_up_at = time.monotonic() + within
     while (ran := marks.ran) < jobs:
         if time.monotonic() > give_up_at:
@@ -180,7 +180,7 @@ async def until_all_ran(marks: Marks, jobs: int, within: float = 120.0) -> None:
 
 
 async def until_all_ended(handles: Sequence[JobHandle[object]]) -> None:
-    """By looking: a server that must tell of an end does more for each job."""
+    """Wait by polling, because a server that has to announce each end does more work per job."""
     is_over = False
     while not is_over:
         await asyncio.sleep(CHECK_INTERVAL)
@@ -192,7 +192,7 @@ def _first_of(store: Store, jobs: int, *, scheduled: int = 0, kept: int = 0, que
 
 
 async def _first_of_filled(store: Store, jobs: int, scheduled: int, kept: int, queues: int) -> Mapping[str, float]:
-    """By a worker that starts when all is there."""
+    """Drain with a worker that starts once the queue is filled."""
     kinds = [note.options(queue=f"q{number}") for number in range(queues)] if queues > 1 else [note]
     with store.start() as server, marks_of(jobs) as marks:
         async with using(server.url) as broker:
@@ -213,7 +213,7 @@ async def _first_of_filled(store: Store, jobs: int, scheduled: int, kept: int, q
 
 
 def _rate_of_first(marks: Marks, jobs: int) -> float:
-    """Jobs a second, from the first line of the first that has begun to that of the last of so many, whichever they are."""
+    """Return jobs per second between the first lines of the first and the last of the first `jobs` jobs that ran."""
     stamps = sorted(filter(None, marks.stamps()))[:jobs]
     return (len(stamps) - 1) / (stamps[-1] - stamps[0])
 
@@ -223,7 +223,7 @@ def _cost_of_first(store: Store, jobs: int) -> Mapping[str, float]:
 
 
 async def _cost_of_first_paused(store: Store, jobs: int) -> Mapping[str, float]:
-    """Until the first so many have been run; what runs beyond them before the look is counted too."""
+    """Drain until the first few thousand jobs have run. Jobs that run beyond them before the check are counted too."""
     with store.start() as server, marks_of(jobs) as marks:
         async with using(server.url) as broker, a_worker(server.url, marks=marks) as worker:
             await broker.admin.pause("default")

@@ -1,4 +1,4 @@
-"""Several worker processes on one server; jobs that sleep, thousands at one time; payloads of all sizes."""
+"""Several worker processes on one server, thousands of jobs that sleep at one time, and payloads of all sizes."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from taskflow.model.ids import parse_id
 
 RATE: Final = "jobs/s"
 JOBS: Final = 200_000
-"""A second and a half: the first 20 ms, in which a worker learns how fast jobs end here, are not to be seen."""
+"""Enough for a second and a half, so that the first 20 ms, in which a worker measures how fast jobs end, do not matter."""
 WORKERS: Final = (1, 2, 4, 8)
 
 NAPS: Final = 10_000
 NAP: Final = 1.0
 NAPPERS: Final = 1_000
-"""At one time."""
+"""The number of jobs that sleep at one time."""
 
 LONG_NAPS: Final = 10_000
 LONG_NAP: Final = 15.0
-"""Seconds: three beats."""
+"""Seconds: three heartbeat intervals."""
 
 SIZES: Final = (100, 1_000, 10_000, 100_000, 1_000_000)
-"""Bytes of an argument; with its name it stays below the mebibyte that a payload may have."""
+"""Bytes of an argument. With its name, it stays below a payload's limit of one mebibyte."""
 
 RETURNED: Final = 10_000
 """Bytes of a result."""
 
 TOO_MUCH: Final = 50_000_000
-"""Bytes of payloads that are queued."""
+"""The maximum bytes of all queued payloads."""
 
 
 # --- several processes -------------------------------------------------------------------------------------------
 
 
 def workers(store: Store, options: Options) -> list[Row]:
-    """Efficiency is the rate by as many times one worker's; who is full shows in the shares of a core."""
+    """Drain with several workers. Efficiency is the rate divided by that many times one worker's rate; the cores show what is saturated."""
     rows: list[Row] = []
     jobs = options.of(JOBS)
     for processes in WORKERS:
@@ -59,7 +59,7 @@ def workers(store: Store, options: Options) -> list[Row]:
 
 
 def efficiencies(rows: Sequence[Row]) -> list[Row]:
-    """Of each number of workers, which their parts are; one worker comes first."""
+    """Return the efficiency for each number of workers. The rows are ordered by that number, starting with 1."""
     rates = [row for row in rows if row.figure == RATE]
     one = rates[0].ours
     return [
@@ -73,7 +73,7 @@ def _by_processes(store: Store, jobs: int, processes: int) -> Measured:
 
 
 async def _drained_by(store: Store, jobs: int, processes: int) -> Measured:
-    """CPU is that of all workers and of the server, by the job."""
+    """Drain with several workers. Return the rate, and the CPU time per job of all workers and of the server."""
     with store.start() as server, marks_of(jobs) as marks:
         async with using(server.url) as broker, AsyncExitStack() as working:
             pids = [await working.enter_async_context(a_worker(server.url, marks=marks)) for _ in range(processes)]
@@ -101,7 +101,7 @@ def _costs(rate: float, jobs: int, spent: float, server_spent: float) -> dict[st
 
 
 def sleeping(store: Store, options: Options) -> list[Row]:
-    """How much of the ideal rate is reached; and whether leases are lost when all sleep at one time."""
+    """Measure how much of the ideal rate is reached, and whether leases are lost if all jobs sleep at one time."""
     naps, long_naps = options.of(NAPS), options.of(LONG_NAPS)
     a_second, at_once = partial(_naps, store, naps, NAPPERS, NAP), partial(_naps, store, long_naps, long_naps, LONG_NAP)
     return [
@@ -115,7 +115,7 @@ def _naps(store: Store, jobs: int, concurrency: int, seconds: float) -> Measured
 
 
 async def _slept(store: Store, jobs: int, concurrency: int, seconds: float) -> Measured:
-    """Each job runs once: one whose lease was lost would run again. How long the worker was silent at most tells of its beats."""
+    """Run jobs that sleep. Each must run once: a job whose lease was lost would run again. Also measure the worker's longest silence."""
     with store.start() as server, marks_of(jobs) as marks:
         async with using(server.url) as broker, a_worker(server.url, concurrency, marks=marks):
             await broker.admin.pause("default")
@@ -134,7 +134,7 @@ async def _slept(store: Store, jobs: int, concurrency: int, seconds: float) -> M
 
 
 async def _watched(broker: Broker, marks: Marks, jobs: int, seconds: float) -> float:
-    """Until the last has slept; the longest that a session was seen without a beat."""
+    """Wait until the last job has slept. Return the longest time that a session was seen without a heartbeat."""
     longest, left = 0.0, seconds + 1.0
     while left > 0:
         longest = max([longest, *(session.seconds_since_beat for session in await broker.admin.workers())])

@@ -1,4 +1,4 @@
-"""Flows: how fast a group drains beside as many plain jobs, how soon its join starts, and how long a large one takes to be cancelled."""
+"""Flows: how fast a group drains beside as many plain jobs, how soon its join starts, and how long cancelling a large flow takes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ new_id: Final = IdFactory()
 
 
 class Ends:
-    """When the last member has returned, and when each join has begun."""
+    """Records when the last member returned, and how long after it each join began."""
 
     members = 0
     last = 0.0
@@ -89,7 +89,7 @@ def _payload(number: int) -> bytes:
 
 
 def in_process(kind: str, options: Options) -> list[Row]:
-    """Of the memory broker or SQLite, with a worker in this process."""
+    """Measure the memory broker or SQLite, with a worker in this process."""
 
     @contextlib.contextmanager
     def begin() -> Iterator[str]:
@@ -135,7 +135,7 @@ def _plain(url: str) -> Measured:
 
 
 async def _drain(url: str, envelopes: list[Envelope]) -> Measured:
-    """From the worker's start to the last job's run; the join counts as one."""
+    """Return jobs per second from the worker's start to the last job's run. The join counts as a job."""
     Ends.begin()
     ended = Ends.joined if len(envelopes) > JOBS else Ends.all_ended
     async with using(url) as broker:
@@ -152,7 +152,7 @@ def _joins(url: str) -> Measured:
 
 
 async def _join_lags(url: str) -> Measured:
-    """From the last member's return to the join's first line, with one flow at a time."""
+    """Measure the time from the last member's return to the join's first line, with one flow at a time."""
     Ends.joins = []
     async with using(url) as broker, Worker(options=_quiet()):
         for _ in range(SMALL_FLOWS):
@@ -181,8 +181,8 @@ async def _cancelled(url: str) -> Measured:
 
 
 def _beside(url: str) -> Measured:
-    """How long single calls of this process take while another one sends a flow."""
-    run_in_fastest_loop(_one_call(url))  # makes the tables
+    """Measure how long single calls of this process take while another process sends a flow."""
+    run_in_fastest_loop(_one_call(url))  # creates the tables
     sender = multiprocessing.get_context("spawn").Process(target=_send, args=(url,))
     sender.start()
     try:

@@ -1,4 +1,4 @@
-"""Jobs that write down when they begin, in a file: what a worker ran that was killed stands there too."""
+"""Jobs that record their start in a file, which also shows the runs of workers that were killed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Final, NamedTuple
 from taskflow import JobContext, job
 
 TAKES: Final = 0.2
-"""Seconds of a run of `take`."""
+"""The duration of a run of `take`, in seconds."""
 
 
 @job(name="benchmarks.hold")
 async def hold(ctx: JobContext, ledger: str, number: int) -> None:
-    """Runs until its worker is killed; the next run ends at once."""
+    """Run until the worker is killed; the next run ends at once."""
     _note(ledger, number, ctx.epoch)
     if ctx.epoch == 1:
         await asyncio.Event().wait()
@@ -30,7 +30,7 @@ async def take(ctx: JobContext, ledger: str, number: int) -> None:
 
 
 class Began(NamedTuple):
-    """A run's first line, at an instant of the monotonic clock, which all processes of a machine share."""
+    """The start of a run, with its time on the monotonic clock, which all processes of a machine share."""
 
     number: int
     pid: int
@@ -45,13 +45,13 @@ def _note(ledger: str, number: int, epoch: int) -> None:
 
 
 def read(ledger: Path) -> list[Began]:
-    """In the order of writing."""
+    """Return the starts in the order in which they were written."""
     lines = [line.split() for line in ledger.read_text().splitlines()] if ledger.exists() else []
     return [Began(int(number), int(pid), int(epoch), float(at)) for number, pid, epoch, at in lines]
 
 
 async def until(ledger: Path, holds: Callable[[list[Began]], bool], within: float) -> list[Began]:
-    """What it says once that holds of it."""
+    """Wait until the condition is true for the starts in the file, and return them. Raises TimeoutError after `within` seconds."""
     async with asyncio.timeout(within):
         while True:
             if holds(began := read(ledger)):

@@ -1,6 +1,6 @@
-"""A lone job beside many idle workers: what it costs the server, and how soon its result is there.
+"""A lone job beside many idle workers: what it costs the server, and how soon its result arrives.
 
-As a program: `python -m benchmarks.herd URL NUMBER` runs so many workers in one process until it is killed. Each has its connections.
+As a program, `python -m benchmarks.herd URL NUMBER` runs NUMBER workers in one process until it is killed. Each has separate connections.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ IN_ONE_PROCESS: Final = 25
 LONE_JOBS: Final = 300
 EVERY: Final = 0.02
 SETTLED_IN: Final = 8.0
-"""Seconds until the workers have looked for jobs as often as new ones do."""
+"""Seconds until the workers no longer poll as often as new workers do."""
 
 SESSIONS: Final = 500
 BEATS_OF_EACH: Final = 6
 
 
 def herds(store: Store, options: Options) -> list[Row]:
-    """One job at a time, with its result, beside 1, 10, 50 and 200 idle workers. A peer's workers are processes."""
+    """Send one job at a time and await its result, beside 1, 10, 50 and 200 idle workers. A peer's workers are processes."""
     rows: list[Row] = []
     for workers in WORKERS:
         what = f"a lone job beside {workers} idle worker{'s' if workers > 1 else ''}"
@@ -75,7 +75,7 @@ def _heartbeats(store: Store) -> Mapping[str, float]:
 
 
 async def _beat(store: Store) -> Measured:
-    """One after the other, of many sessions that hold nothing. An idle worker sends one in 6.7 s."""
+    """Send heartbeats of many sessions without leases, one after another. An idle worker sends one every 6.7 s."""
     with store.start() as server:
         async with using(server.url) as broker:
             ids = [secrets.token_bytes(16) for _ in range(SESSIONS)]
@@ -90,7 +90,7 @@ async def _beat(store: Store) -> Measured:
 
 @asynccontextmanager
 async def idle_workers(url: str, number: int, broker: Broker) -> AsyncIterator[None]:
-    """So many workers, several in each process. In the block they have sessions."""
+    """Start `number` workers, several in each process. Inside the block, all of them have sessions."""
     shares = [min(IN_ONE_PROCESS, number - first) for first in range(0, number, IN_ONE_PROCESS)]
     before = len(await broker.admin.workers())
     processes = [await asyncio.create_subprocess_exec(python(), "-m", "benchmarks.herd", url, str(share), cwd=ROOT) for share in shares]

@@ -1,4 +1,4 @@
-"""What workers cost that have nothing to do: what they send to the server, CPU and memory."""
+"""The cost of idle workers: what they send to the server, and their CPU and memory."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from benchmarks.report import Measured, Row, in_turn
 from benchmarks.stores import Store
 
 IDLE_FOR: Final = 60.0
-"""What a worker does once a minute is a part of it."""
+"""Seconds, long enough to include what a worker does once a minute."""
 PEERS_IDLE_FOR: Final = 6.0
 SETTLED_IN: Final = 45.0
-"""Longer than the 40 s after which a connection that listens says something for the first time: until then PostgreSQL may keep to itself
-what it has done, and its start is not to be counted."""
+"""Seconds, longer than the 40 s after which a listening connection first sends something. Until then, PostgreSQL may not report its
+transactions, and those of the start must not be counted."""
 
 FLEET: Final = 4
 
 
 def idleness(store: Store, options: Options) -> list[Row]:
-    """One worker, beside the peers', and a fleet of them."""
+    """Measure one idle worker beside those of peers, and a fleet of idle workers."""
     rows: list[Row] = []
     for workers in (1, FLEET):
         rivals = options.peers.idles(store, PEERS_IDLE_FOR) if workers == 1 else []
@@ -39,7 +39,7 @@ def _idle(store: Store, workers: int) -> Measured:
 
 
 async def _idle_beside(store: Store, workers: int) -> Measured:
-    """On Redis what scripts call is counted with what clients send; on Postgres the server's own look is a transaction."""
+    """Measure idle workers. On Redis, commands of scripts are counted too; on Postgres, this measurement itself is a transaction."""
     with store.start() as server:
         async with AsyncExitStack() as stack:
             async with using(server.url):

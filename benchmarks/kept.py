@@ -1,4 +1,4 @@
-"""What workloads have measured, kept as JSON: a file for each, with the conditions that it was measured under."""
+"""The results of workloads, stored as JSON: one file each, with the conditions of the measurement."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES: Final = ("redis", "hiredis", "asyncpg", "msgpack", "msgspec", "anyio",
 
 @dataclass(frozen=True)
 class Kept:
-    """`conditions` by their names, as told to readers."""
+    """The results of a workload. `conditions` are keyed by the names that readers see."""
 
     workload: str
     title: str
@@ -41,7 +41,7 @@ def keep(kept: Kept, folder: Path) -> None:
 
 
 def read_all(folder: Path) -> dict[str, Kept]:
-    """Those that are there, by workload."""
+    """Return all stored results, by workload."""
     found = (_read(path) for path in sorted(folder.glob("*.json")))
     return {kept.workload: kept for kept in found}
 
@@ -52,7 +52,7 @@ def _read(path: Path) -> Kept:
 
 
 def conditions_of(workload: str, repeats: int) -> dict[str, str]:
-    """Commit, date, machine and versions; the server's where there is one."""
+    """Return the commit, date, machine and versions, including the server's if there is one."""
     told = {
         "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -71,7 +71,7 @@ def conditions_of(workload: str, repeats: int) -> dict[str, str]:
 
 
 def peers_of(rows: Sequence[Row]) -> dict[str, str]:
-    """Of those that took part, the versions."""
+    """Return the versions of the peers that took part."""
     names = {name for row in rows for name in (*row.peers, *row.failures)}
     return {peer.name: peer.version for peer in PEERS if peer.name in names}
 
@@ -92,7 +92,7 @@ def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return "not there"
+        return "not installed"
 
 
 def _memory() -> int:

@@ -1,4 +1,4 @@
-"""How soon, on a server: an idle worker process starts a job, a sender has a result, planned jobs begin. Milliseconds."""
+"""Latencies on a server, in milliseconds: until an idle worker starts a job, until a sender has a result, and of planned jobs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ PLANNED_IN: Final = 3.0
 SPAN: Final = 3.0
 
 LEAD: Final = 6.0
-"""Seconds, for peers that send planned jobs one by one."""
-MICROSECOND: Final = 1e-6  # to which our instants are kept
+"""Seconds between the sending and the planned time, for peers that send planned jobs one by one."""
+MICROSECOND: Final = 1e-6  # the precision of taskflow's times, in seconds
 
 
 def latencies(store: Store, options: Options) -> list[Row]:
-    """Beside the bare notification loop: told of a job, it takes it and runs it."""
+    """Measure latencies beside the bare notification loop, which takes and runs a job when it is notified."""
     starts, bare_starts = partial(_starts, store), partial(_bare_starts, store)
     repeats, peers = options.repeats, options.peers
     return [
@@ -47,7 +47,7 @@ def latencies(store: Store, options: Options) -> list[Row]:
 
 
 def plans(store: Store, options: Options) -> list[Row]:
-    """Jobs planned for one instant, and for random ones: how late they begin."""
+    """Measure how late jobs begin that are planned for one time, and for random times."""
     repeats, peers = options.repeats, options.peers
     one, random_ones = f"{PLANNED:,} planned for one instant", f"{SCATTERED} planned at random instants"
     return [
@@ -66,7 +66,7 @@ def _starts(store: Store) -> Mapping[str, float]:
 
 
 async def _start_one_by_one(store: Store) -> Mapping[str, float]:
-    """The results, which tell when each began, are read afterwards: a waiting sender would be in the way."""
+    """Send jobs one by one to an idle worker. Their start times are read afterwards, because waiting for results would disturb them."""
     with store.start() as server:
         async with using(server.url), a_worker(server.url):
             began, handles = [], []
@@ -88,7 +88,7 @@ async def _bare_one_by_one(store: Store) -> Mapping[str, float]:
         command = [python(), "-m", store.program, "wake", server.url, str(TIMES + 1)]
         worker = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
         assert worker.stdout is not None
-        await worker.stdout.readline()  # it is subscribed
+        await worker.stdout.readline()  # once it is subscribed
         async with store.bare.adding(server.url) as add:
             began = []
             for _ in range(TIMES + 1):
@@ -153,7 +153,7 @@ def _lags(store: Store, instants: Callable[[], Sequence[float]]) -> Mapping[str,
 
 
 async def _lags_of(store: Store, instants: Sequence[float]) -> Mapping[str, float]:
-    """From the planned instant to the first line. One of ours that began before its time is an error."""
+    """Measure the time from the planned time to the first line. A job of ours that begins before its time is an error."""
     with store.start() as server:
         async with using(server.url), a_worker(server.url):
             handles = await enqueue(wall.options(at=datetime.fromtimestamp(instant, UTC)).bind() for instant in instants)

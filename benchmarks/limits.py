@@ -1,4 +1,4 @@
-"""What limits and turns cost: a worker drains jobs that have them, beside as many that have none."""
+"""The cost of limits and fair queueing: a worker drains jobs with them, and as many jobs without them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ KINDS: Final[Mapping[str, dict[str, Any]]] = {
     f"{KEYS:,} keys": {"limits": [Concurrency(1, key="key")]},
     "tenants": {"fair": "key"},
 }
-"""What the jobs have: all share one limit, a thousand keys have one each, or a thousand tenants take turns."""
+"""The options of the jobs: all share one limit, each of a thousand keys has a limit, or a thousand tenants take turns."""
 
 
 def drains(options: Options) -> list[Row]:
-    """In this process, logs off. All jobs are there before the worker."""
+    """Drain with a worker in this process, without logs. All jobs are queued before the worker starts."""
     places: dict[str, Place] = {"memory": lambda: nullcontext("memory://")}
     places |= {name: partial(place, options.under) for name, place in PLACES.items()}
     rows: list[Row] = []

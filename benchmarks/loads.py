@@ -1,4 +1,4 @@
-"""How long jobs wait while as many are sent as run, steadily, at half of what sender, server and worker can do together."""
+"""How long jobs wait under a steady load: half of what sender, server and worker can sustain together."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from taskflow import JobHandle, enqueue
 
 LOAD: Final = 4.0
 WARMING_UP: Final = 1.0
-"""Seconds of a steady load, and before them those that do not count: connections are opened in them, and statements planned."""
+"""Seconds of a steady load, and of the warm-up before it, in which connections are opened and statements planned."""
 
 TICK: Final = 0.002
-"""Seconds: what is due in one such span is sent together, as `delay()` does with what is called while it sends."""
+"""Seconds. Jobs that fall due within one tick are sent together, as `delay()` does with calls during a round trip."""
 
 KEPT: Final = 90_000
-"""Jobs that go to one queue: of more than 100,000 that have ended there the first are dropped, and when they began is known no more."""
+"""The number of jobs for one queue. A queue keeps 100,000 ended jobs: of more jobs, the first would lose their start times."""
 
 AHEAD: Final = 2_000
 MAX_AT_ONCE: Final = 500
-"""Jobs that a sender is ahead of the worker at the most load, and how many of them it sends at a time."""
+"""The number of jobs that the sender is ahead of the worker at the highest load, and how many it sends at a time."""
 
 
 def loaded(store: Store, options: Options) -> list[Row]:
-    """Half of the most that runs while it is sent, unless a rate is given; and half of what a worker drains while nothing is sent, which on
-    few cores is nearer to the most."""
+    """Measure waits at half of the highest rate at which jobs are sent and run at once, and at half of the drain rate, which is nearer to
+    that rate on few cores. If a rate is given, measure only at that rate."""
     jobs = options.of(JOBS)
     if options.rate:
         return _loaded(store, options, options.rate, "a load of", "load")
@@ -54,7 +54,7 @@ def _loaded(store: Store, options: Options, rate: float, what: str, part: str) -
 
 
 async def _most(store: Store, jobs: int) -> float:
-    """Jobs a second that run while as many are sent, from the first one's first line to the last one's."""
+    """Return jobs per second that run while as many are sent, from the first job's first line to the last one's."""
     with store.start() as server, marks_of(jobs) as marks:
         async with using(server.url), a_worker(server.url, marks=marks):
             for sent in range(0, jobs, MAX_AT_ONCE):
@@ -66,13 +66,13 @@ async def _most(store: Store, jobs: int) -> float:
 
 
 async def _until_run(number: int, marks: Marks) -> None:
-    while marks.ran < number:  # noqa: ASYNC110  # no event tells it
+    while marks.ran < number:  # noqa: ASYNC110  # no event announces it
         await asyncio.sleep(0.001)
 
 
 @contextmanager
 def _without_collections() -> Iterator[None]:
-    """What a sender here keeps until it asks when each job began would be gone through over and over: its pauses are nobody's wait."""
+    """Disable garbage collection in the block. The handles that this sender keeps would cause pauses that no real sender has."""
     gc.disable()
     try:
         yield
@@ -81,7 +81,7 @@ def _without_collections() -> Iterator[None]:
 
 
 async def _under_load(store: Store, rate: float) -> Mapping[str, float]:
-    """Of all queues in turn, if there have to be several."""
+    """Return the latencies at this rate. If one queue cannot keep all jobs, several queues are used in turn."""
     number = math.ceil(rate * (WARMING_UP + LOAD) / KEPT)
     jobs = cycle([stamp] if number == 1 else [stamp.options(queue=f"load-{n}") for n in range(number)])
     with store.start() as server, _without_collections():

@@ -1,4 +1,4 @@
-"""The event loop that workers use too."""
+"""The event loop of the benchmarks, which is the one that workers use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def run_in_fastest_loop(work: Coroutine[Any, Any, T]) -> T:
-    """uvloop's where it is installed, as `taskflow worker` does."""
+    """Run the coroutine, in uvloop if it's installed, as `taskflow worker` does."""
     try:
         factory = importlib.import_module("uvloop").new_event_loop
     except ImportError:

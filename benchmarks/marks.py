@@ -1,7 +1,7 @@
-"""Which jobs have run, how often, and when: what the jobs themselves write into a file that all processes share.
+"""Records which jobs have run, how often, and when, in a file that all processes share.
 
-A job has a number and calls `mark` in its first line. It may run in any process, thread or virtual environment, so this needs nothing
-but the standard library. Layout: a byte for each job, which counts its runs, then a double for each, the monotonic clock at the last one.
+A job has a number and calls `mark` in its first line. It may run in any process, thread or virtual environment, so this module needs
+only the standard library. The file has a byte for each job, which counts its runs, then a double for each: the time of its last run.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 VARIABLE: Final = "BENCHMARK_MARKS"
-"""Of the environment: the file's path."""
+"""The environment variable with the file's path."""
 
 A_DOUBLE: Final = 8
 
 
 class Marks:
-    """Of jobs 0 to N-1. Two threads never write the same byte, as no two jobs have the same number; a job that runs twice shows."""
+    """The marks of jobs 0 to N-1. No two jobs have the same number, so threads never write the same byte unless a job runs twice."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,25 +40,25 @@ class Marks:
 
     @property
     def ran(self) -> int:
-        """How many jobs have run at least once."""
+        """The number of jobs that have run at least once."""
         return self._jobs - bytes(self._runs).count(0)
 
     def stamps(self) -> list[float]:
-        """In the jobs' order; of one that has not run, 0."""
+        """Return the times of the jobs' last runs, ordered by number; 0 for a job that has not run."""
         return list(self._stamps)
 
     def clear(self) -> None:
-        """As if none had run."""
+        """Clear all marks."""
         self._map[:] = bytes(len(self._map))
 
     @property
     def rate(self) -> float:
-        """Jobs a second, from the first one's first line to the last one's."""
+        """Jobs per second, from the first job's first line to the last one's."""
         stamps = self.stamps()
         return (len(stamps) - 1) / (max(stamps) - min(stamps))
 
     def check(self) -> None:
-        """Raises AssertionError unless each has run exactly once."""
+        """Raise AssertionError unless each job has run exactly once."""
         runs = bytes(self._runs)
         if never := runs.count(0):
             raise AssertionError(f"{never:,} of {self._jobs:,} jobs have not run")
@@ -68,10 +68,10 @@ class Marks:
 
 @contextmanager
 def marks_of(jobs: int) -> Iterator[Marks]:
-    """A file for so many, gone after the block; child processes started in it with `environment_of` write to it."""
+    """Create a file for this number of jobs, and delete it after the block. Child processes with `environment_of` write to it."""
     padded = -(-jobs // A_DOUBLE) * A_DOUBLE
     if padded != jobs:
-        raise ValueError(f"a multiple of {A_DOUBLE} jobs, so that the stamps are aligned; not {jobs}")
+        raise ValueError(f"jobs must be a multiple of {A_DOUBLE}, so that the stamps are aligned, got {jobs}")
     with TemporaryDirectory(prefix="taskflow-benchmark-") as folder:
         path = Path(folder, "marks")
         path.write_bytes(bytes(jobs * (1 + A_DOUBLE)))
@@ -79,12 +79,12 @@ def marks_of(jobs: int) -> Iterator[Marks]:
 
 
 def environment_of(marks: Marks) -> dict[str, str]:
-    """That of a process whose jobs shall write there."""
+    """Return the environment for a process whose jobs write to this file."""
     return {**os.environ, VARIABLE: str(marks.path)}
 
 
 def mark(number: int) -> None:
-    """That this job runs, now, in the file that the environment names."""
+    """Record in the file that the environment names that this job runs now."""
     _of_the_environment().mark(number)
 
 

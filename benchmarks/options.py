@@ -1,4 +1,4 @@
-"""What a run of workloads is given."""
+"""The options of a benchmark run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.peers.rivals import NO_PEERS, Rivals
 
 @dataclass(frozen=True)
 class Options:
-    """`share` of the usual jobs, for quick runs; `under` the folder, of a disk, for PostgreSQL's data; None: the workload's own."""
+    """Options of workloads; None means the workload's default. `share` is the share of the usual jobs, and `under` PostgreSQL's folder."""
 
     repeats: int = 3
     share: float = 1.0
@@ -22,5 +22,5 @@ class Options:
     minutes: float = 15.0
 
     def of(self, jobs: int) -> int:
-        """That share of so many, as marks can be kept of."""
+        """Return this run's share of the jobs, rounded to a number for which marks can be aligned."""
         return max(A_DOUBLE, int(self.share * jobs) // A_DOUBLE * A_DOUBLE)

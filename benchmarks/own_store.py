@@ -1,4 +1,4 @@
-"""Measure how fast your own store takes jobs and a worker runs them, in a throw-away namespace: `python -m benchmarks.own_store`."""
+"""Measure how fast your store accepts jobs and a worker runs them, in a temporary namespace: `python -m benchmarks.own_store`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=100, metavar="N", help="jobs at a time in the worker (default: 100)")
     parser.add_argument("--json", action="store_true", help="JSON, for programs; latencies are in seconds, as p50 and p99")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the namespace is dropped then too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the namespace is dropped
     app = default_app()
     app.flag(broker=arguments.broker)
     with scratch_store(app.broker_url()) as url:
@@ -65,7 +65,7 @@ def scratch_store(url: str) -> Iterator[str]:
     """Yield the URL of a new store beside the one at `url`, and delete it when the block ends: a namespace on a server, or a new folder."""
     scheme, _, path, query, _ = urlsplit(url)
     if scheme == "memory":
-        raise SystemExit("a broker memory:// belongs to one process: name a store that processes share with --broker")
+        raise SystemExit("a memory:// broker belongs to one process: use --broker to name a store that processes can share")
     if scheme == "sqlite":
         beside = os.path.dirname(os.path.abspath(unquote(path.removeprefix("/"))))
         with tempfile.TemporaryDirectory(prefix=".taskflow-bench-", dir=beside) as folder:
@@ -89,7 +89,7 @@ async def _drop(url: str) -> None:
 
 
 async def _measure(jobs: int, concurrency: int, url: str) -> dict[str, Any]:
-    """Return rates in jobs a second, and latencies in seconds: p50 and p99."""
+    """Return rates in jobs per second, and latencies in seconds: p50 and p99."""
     app = default_app()
     try:
         admin = app.broker().admin

@@ -1,4 +1,4 @@
-"""A fresh store of each kind, by its name, for what is measured on all of them alike."""
+"""An empty store of each kind, by name, for workloads that measure all stores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.postgres_server import PostgresServer
 from benchmarks.servers import RedisServer
 
 Place = Callable[[Path | None], AbstractContextManager[str]]
-"""The URL of an empty store that is there inside the block; a folder for the data of PostgreSQL may be named."""
+"""Provides the URL of an empty store that exists inside the block. The argument may name a folder for PostgreSQL's data."""
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def _redis(under: Path | None) -> Iterator[str]:
 
 @contextmanager
 def _postgres(under: Path | None) -> Iterator[str]:
-    """Many workers have many connections."""
+    """Provide a PostgreSQL server that accepts the connections of many workers."""
     with PostgresServer(under=under, settings={"max_connections": "600"}) as server:
         yield server.url
 

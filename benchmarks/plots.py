@@ -1,4 +1,4 @@
-"""Plots, where matplotlib is installed: the extra `bench`."""
+"""Draws plots if matplotlib is installed (the extra `bench`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """What its axis measures, with the unit, from zero or by powers of ten, and what is drawn in it."""
+    """A panel of a plot: what its axis measures, with the unit, its curves, and whether the axis is logarithmic."""
 
     measures: str
     curves: Sequence[Curve]
@@ -38,7 +38,7 @@ class Panel:
 
 
 def draw(path: Path, along: str, panels: Sequence[Panel], *, is_log: bool = False) -> bool:
-    """Panels one below the other, as .svg and .png; whether there was anything to draw them with."""
+    """Draw panels one below the other, as .svg and .png. Return False if matplotlib is missing."""
     if (drawing := _drawing()) is None:
         return False
     matplotlib, figures = drawing
@@ -55,11 +55,11 @@ def draw(path: Path, along: str, panels: Sequence[Panel], *, is_log: bool = Fals
 
 
 def _drawing() -> tuple[Any, Any] | None:
-    """matplotlib and its figures. Its types are not asked for: who checks ours need not have it."""
+    """Return matplotlib and its figure module, or None. They're imported dynamically, so that type checks work without matplotlib."""
     try:
         return importlib.import_module("matplotlib"), importlib.import_module("matplotlib.figure")
     except ImportError:
-        print("no plot: it takes matplotlib (pip install -e '.[bench]')", file=sys.stderr)
+        print("no plot, because matplotlib is missing: pip install -e '.[bench]'", file=sys.stderr)
         return None
 
 
@@ -71,14 +71,14 @@ def _save(figure: Any, path: Path, *, png: bool = True) -> None:
 
 @dataclass(frozen=True)
 class Bars:
-    """What they measure, with the unit; of each its name, its middle, and its least and most."""
+    """A group of bars: what they measure, with the unit, and each bar's name, median, minimum and maximum."""
 
     measures: str
     bars: Sequence[tuple[str, float, float, float]]
 
 
 def draw_bars(path: Path, groups: Sequence[Bars], *, png: bool = True) -> bool:
-    """Groups of horizontal bars one below the other, longest first, as .svg and, if `png`, as .png."""
+    """Draw groups of horizontal bars, longest first, as .svg and, if `png`, as .png. Return False if matplotlib is missing."""
     if (drawing := _drawing()) is None:
         return False
     matplotlib, figures = drawing

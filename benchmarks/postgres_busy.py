@@ -1,7 +1,7 @@
-"""Postgres under others' long transactions: dead rows that nobody may remove, a steady rate of jobs, one worker.
+"""Postgres under other programs' long transactions: dead rows that cannot be removed, a steady rate of jobs, and one worker.
 
-While a transaction that has written is open, the server keeps every row that was alive when it began. Three of them, each as long as
-two minutes, overlap, so that one at least is always open: what a claim must not do is to walk the rows of jobs that have long gone.
+While a transaction that has written is open, the server keeps every row that was alive when the transaction began. Three transactions of
+two minutes each overlap, so that at least one is always open. A claim must not walk the dead rows of jobs that are long gone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Final
 import asyncpg
 
 from benchmarks import busy_figures
-from benchmarks.busy_figures import Look, Run
+from benchmarks.busy_figures import Run, Sample
 from benchmarks.loops import run_in_fastest_loop
 from benchmarks.postgres_server import PostgresServer
 from benchmarks.processes import ROOT, a_worker, cpu_of, cpu_of_family, using
@@ -34,20 +34,20 @@ APART: Final = 40.0
 
 SETTLED_IN: Final = 3.0
 AFTERWARDS: Final = 2.0
-"""Seconds before the first job is sent, and for the last ones."""
+"""Seconds before the first job is sent, and after the last one."""
 
-_LOOK: Final = """
+_SAMPLE: Final = """
 SELECT (SELECT coalesce(sum(n_dead_tup), 0)::bigint FROM pg_stat_user_tables WHERE schemaname = 'taskflow'),
     (SELECT coalesce(sum(n_dead_tup), 0)::bigint FROM pg_stat_user_tables WHERE schemaname = 'taskflow' AND relname = 'jobs'),
     (SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE n.nspname = 'taskflow' AND c.relkind = 'r'),
     (SELECT coalesce(max(age(backend_xmin)), 0) FROM pg_stat_activity)
 """
-"""Of the statistics that the server keeps anyway: no table is read."""
+"""Reads statistics that the server keeps anyway, and no table."""
 
 
 def busy(arguments: argparse.Namespace) -> None:
-    """Prints a table, writes it and the raw figures to results/postgres-busy; SystemExit 1 when the target is missed."""
+    """Print a table, and write it and the raw figures to results/postgres-busy. If the target is missed, exit with 1."""
     run = run_in_fastest_loop(_measure(60.0 * arguments.minutes, arguments.rate or 1_000.0, arguments.under))
     failures = busy_figures.publish(run)
     for failure in failures:
@@ -68,7 +68,7 @@ async def _measure(seconds: float, rate: float, under: Path | None) -> Run:
         program = ("benchmarks.recorded_worker", str(files.calls))
         async with using(server.url), a_worker(server.url, program=program) as worker:
             await asyncio.sleep(SETTLED_IN)
-            began, looks = await _watch(server, worker, files, seconds, rate)
+            began, samples = await _watch(server, worker, files, seconds, rate)
         return Run(
             began=began,
             seconds=int(seconds),
@@ -76,11 +76,11 @@ async def _measure(seconds: float, rate: float, under: Path | None) -> Run:
             server=server.rows("SHOW server_version")[0][0],
             calls=read_calls(files.calls, began),
             sendings=read_sendings(files.sendings),
-            looks=looks,
+            samples=samples,
         )
 
 
-async def _watch(server: PostgresServer, worker: int, files: _Files, seconds: float, rate: float) -> tuple[float, list[Look]]:
+async def _watch(server: PostgresServer, worker: int, files: _Files, seconds: float, rate: float) -> tuple[float, list[Sample]]:
     async with AsyncExitStack() as stack:
         connection = await stack.enter_async_context(_connected(server))
         await connection.execute("CREATE TABLE public.others (number integer)")
@@ -91,15 +91,15 @@ async def _watch(server: PostgresServer, worker: int, files: _Files, seconds: fl
         began = float(await sender.stdout.readline())
         for number in range(OTHERS):
             await stack.enter_async_context(_beside(_write_and_wait(server, number)))
-        looks = await _look_each_second(connection, server.pid, worker, began, int(seconds))
+        samples = await _sample_each_second(connection, server.pid, worker, began, int(seconds))
         await asyncio.sleep(AFTERWARDS)
         if code := await asyncio.wait_for(sender.wait(), 10.0):
             raise RuntimeError(f"the sender ended with {code}")
-    return began, looks
+    return began, samples
 
 
 async def _write_and_wait(server: PostgresServer, number: int) -> None:
-    """An application's transaction: it writes to a table of its own, and then takes its time, again and again."""
+    """Behave like another application: write to a table and keep the transaction open, again and again."""
     await asyncio.sleep(number * APART)
     async with _connected(server) as connection:
         while True:
@@ -108,15 +108,15 @@ async def _write_and_wait(server: PostgresServer, number: int) -> None:
                 await asyncio.sleep(OPEN_FOR)
 
 
-async def _look_each_second(connection: asyncpg.Connection, server: int, worker: int, began: float, seconds: int) -> list[Look]:
-    looks: list[Look] = []
+async def _sample_each_second(connection: asyncpg.Connection, server: int, worker: int, began: float, seconds: int) -> list[Sample]:
+    samples: list[Sample] = []
     for second in range(1, seconds + 1):
         await asyncio.sleep(max(0.0, began + second - time.monotonic()))
-        [(dead_rows, dead_jobs, size, age)] = await connection.fetch(_LOOK)
-        looks.append(Look(second, dead_rows, dead_jobs, size, age, cpu_of(worker), cpu_of_family(server)))
+        [(dead_rows, dead_jobs, size, age)] = await connection.fetch(_SAMPLE)
+        samples.append(Sample(second, dead_rows, dead_jobs, size, age, cpu_of(worker), cpu_of_family(server)))
         if second % 60 == 0:
-            print(f"minute {second // 60}: {looks[-1].dead_rows:,} dead rows", file=sys.stderr, flush=True)
-    return looks
+            print(f"minute {second // 60}: {samples[-1].dead_rows:,} dead rows", file=sys.stderr, flush=True)
+    return samples
 
 
 @asynccontextmanager

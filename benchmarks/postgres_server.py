@@ -1,4 +1,4 @@
-"""PostgreSQL servers of a benchmark's own: on a free port and a disk, as durable as by default, gone when the benchmark is."""
+"""Temporary PostgreSQL servers for benchmarks: on a free port and a disk, with the default durability. They end with the benchmark."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from tests.support.processes import HOST, TIMEOUT, free_port, ordinary_user
 T = TypeVar("T")
 
 ON_DISK: Final = Path("/var/tmp")
-"""What is there outlives a restart, so it is no memory, which /tmp may be."""
+"""A folder on a disk: its content survives a restart, whereas /tmp may be in memory."""
 
 LOG_FILES: Final = 24
-_A_RECORD: Final = "PERFORM pg_logical_emit_message(false, '', '')"  # without one there is nothing to switch from
+_A_RECORD: Final = "PERFORM pg_logical_emit_message(false, '', '')"  # without a record, there is no file to switch from
 
-# The shell ends the server, and removes its folder, when its own input ends, which it does however this process ends. SIGQUIT ends the
-# server's children too.
+# The shell ends the server and removes its folder when the shell's input ends, which happens however this process ends. SIGQUIT also
+# ends the server's children.
 _WATCH: Final = '"$@" >/dev/null 2>server.log & read _; kill -QUIT $!; wait; cd /; rm -rf -- "$0"'
 
 
 class PostgresServer:
-    """Running inside its block. The first of TASKFLOW_POSTGRES, postgres on PATH, Debian's newest, and one in a wheel.
+    """A server that runs inside its block. The program is the first of TASKFLOW_POSTGRES, postgres on PATH, Debian's newest, and a wheel's.
 
-    `under`     the folder, of a disk, that its own is made in
-    `settings`  of its configuration; fsync and synchronous_commit are on by default
+    `under`     the folder, on a disk, in which the server's folder is created
+    `settings`  settings of its configuration; fsync and synchronous_commit are on by default
     """
 
     trip: ClassVar[str] = "transactions/job"
@@ -49,7 +49,7 @@ class PostgresServer:
         if self._user is not None:
             shutil.chown(self._folder.name, self._user)
         self._data = Path(self._folder.name, "data")
-        self._looks = 0
+        self._own_transactions = 0
         self._shell: subprocess.Popen[bytes] | None = None
         self._settings = {
             "port": str(self.port),
@@ -83,7 +83,7 @@ class PostgresServer:
 
     @property
     def dsn(self) -> str:
-        """The same for the driver itself."""
+        """The URL in the form that the driver accepts."""
         return dsn_of(self.url)
 
     @property
@@ -91,9 +91,9 @@ class PostgresServer:
         return int(self._status()[0])
 
     def cost(self) -> Cost:
-        """CPU of all its processes, and the transactions that it has been told of.
+        """Return the CPU time of all its processes, and the number of transactions that connections have reported.
 
-        A connection tells of its transactions when it is closed, and otherwise may keep the last ones to itself for ten seconds.
+        A connection reports its transactions when it is closed. Before that, it may report the last ones up to ten seconds late.
         """
         [(told,)] = self.rows("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()")
         return Cost(cpu_of_family(self.pid), told)
@@ -101,17 +101,17 @@ class PostgresServer:
     def told(self) -> int:
         query = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
         [(transactions,)] = self.rows(query)
-        return int(transactions) - self._looks
+        return int(transactions) - self._own_transactions
 
     def sent(self) -> int:
         return self.told()
 
     def rest(self) -> None:
-        """What filled the tables is written to them, which the server would otherwise do while they are drained."""
+        """Make the server write changed pages to disk now, which it would otherwise do while the tables are drained."""
         self.rows("CHECKPOINT")
 
     def occupied(self) -> int:
-        """Of all tables of the schema, with their indexes."""
+        """Return the size of all tables of the schema, with their indexes, in bytes."""
         [(size,)] = self.rows(
             "SELECT sum(pg_total_relation_size(pg_class.oid))::bigint FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
             "WHERE nspname = 'taskflow' AND relkind = 'r'"
@@ -119,9 +119,9 @@ class PostgresServer:
         return int(size)
 
     def rows(self, query: str, *arguments: object) -> list[tuple[Any, ...]]:
-        """What a statement gives; an event loop that this is called in is blocked meanwhile."""
+        """Return the rows of a query. Blocks an event loop in which it is called."""
 
-        self._looks += 2  # a connection begins with a transaction of its own
+        self._own_transactions += 2  # a connection begins with a separate transaction
 
         async def ask() -> list[tuple[Any, ...]]:
             connection = await asyncpg.connect(self.dsn, timeout=TIMEOUT)
@@ -133,8 +133,8 @@ class PostgresServer:
         return _in_a_thread(ask())
 
     def _age(self) -> None:
-        """As a server is that has been at work: files of its log are there to be used again. To make a new one, of 16 MiB, takes it 15 ms,
-        in which nobody commits."""
+        """Give the server log files to recycle, like one that has been running for a while. Creating a file of 16 MiB takes 15 ms, during
+        which no transaction commits."""
         fill = f"{_A_RECORD}; PERFORM pg_switch_wal();"
         self.rows(f"DO $$ BEGIN FOR i IN 1 .. {LOG_FILES} LOOP {fill} END LOOP; END $$")
         self.rows("CHECKPOINT")
@@ -147,7 +147,7 @@ class PostgresServer:
             raise RuntimeError(f"{command[0]} failed: {done.stdout}{done.stderr}")
 
     def _wait_until_ready(self) -> None:
-        """As pg_ctl asks: the server says in its file of status that it is ready."""
+        """Wait like pg_ctl: the server writes to its status file that it is ready."""
         give_up_at = time.monotonic() + TIMEOUT
         while len(lines := self._status()) <= 7 or lines[7].strip() != "ready":
             if time.monotonic() > give_up_at:
@@ -162,12 +162,12 @@ class PostgresServer:
 
 
 def dsn_of(url: str) -> str:
-    """A broker URL as the driver takes it."""
+    """Convert a broker URL to a form that the driver accepts."""
     return url.partition("?")[0] + "?sslmode=disable"
 
 
 def the_version() -> str:
-    """Of the server that is measured, as it tells it."""
+    """Return the version that the measured server reports."""
     return subprocess.run([the_postgres_binary().path, "--version"], check=True, capture_output=True, text=True).stdout.strip()
 
 
@@ -180,6 +180,6 @@ def _group(user: str | None) -> int | None:
 
 
 def _in_a_thread(work: Coroutine[Any, Any, T]) -> T:
-    """The caller may be in an event loop."""
+    """Run a coroutine in a separate thread, because the caller may be in an event loop."""
     with ThreadPoolExecutor(1) as threads:
         return threads.submit(asyncio.run, work).result()

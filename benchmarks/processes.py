@@ -1,4 +1,4 @@
-"""Worker processes, and what they cost."""
+"""Worker processes, and their CPU time and memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from taskflow.broker.url import connect
 ROOT = Path(__file__).parents[1]
 
 PYTHON = "TASKFLOW_BENCHMARK_PYTHON"
-"""Of the environment: the interpreter that workers and bare loops run in; without it that of the benchmark."""
+"""The environment variable with the interpreter for workers and bare loops (default: the benchmark's interpreter)."""
 
 
 def python() -> str:
@@ -28,7 +28,7 @@ def python() -> str:
 
 @asynccontextmanager
 async def using(url: str) -> AsyncIterator[Broker]:
-    """What is sent in the block goes there."""
+    """Use the broker with this URL inside the block."""
     broker = connect(url)
     try:
         with default_app().using(broker):
@@ -41,7 +41,7 @@ async def using(url: str) -> AsyncIterator[Broker]:
 async def a_worker(
     url: str, concurrency: int = 100, program: Sequence[str] = ("taskflow",), *, flags: Sequence[str] = (), marks: Marks | None = None
 ) -> AsyncIterator[int]:
-    """`taskflow worker` with its logs off, its pid, once it has run a job; or the same command of another program."""
+    """Run `taskflow worker` without logs, or the same command of another program. Yield its pid once it has run a job."""
     flags = ["--concurrency", str(concurrency), "--log-level", "warning", "--grace", "0", *flags]
     process = await asyncio.create_subprocess_exec(
         python(),
@@ -53,14 +53,14 @@ async def a_worker(
         await (await stamp.options(priority=100).delay()).result(60)  # before all that may be queued
         yield process.pid
     finally:
-        with contextlib.suppress(ProcessLookupError):  # it has failed, and said why
+        with contextlib.suppress(ProcessLookupError):  # it has failed, and reported why
             process.terminate()
         await process.wait()
 
 
 @asynccontextmanager
 async def workers(url: str, number: int, broker: Broker, *flags: str) -> AsyncIterator[list[int]]:
-    """So many of `taskflow worker` with the jobs that are held, their pids, once all have sessions. At the end they are told to go."""
+    """Run `number` processes of `taskflow worker` with the jobs in `held`, inside the block. Yield their pids once all have sessions."""
     before = len(await broker.admin.workers())
     command = [python(), "-m", "taskflow", "worker", "benchmarks.held", "--broker", url, "--log-level", "error", *flags]
     started = [await asyncio.create_subprocess_exec(*command, cwd=ROOT) for _ in range(number)]
@@ -76,7 +76,7 @@ async def workers(url: str, number: int, broker: Broker, *flags: str) -> AsyncIt
 
 
 async def until_there_are(workers: int, broker: Broker) -> None:
-    """Of any name, at most for a minute."""
+    """Wait for at most a minute until the store has this number of workers."""
     async with asyncio.timeout(60):
         while True:
             if len(await broker.admin.workers()) >= workers:
@@ -85,12 +85,12 @@ async def until_there_are(workers: int, broker: Broker) -> None:
 
 
 def cpu_of(pid: int) -> float:
-    """Seconds, of all its threads, to the nanosecond: Linux alone tells them so."""
+    """Return the CPU seconds of all threads of a process, in nanosecond precision, which only Linux provides."""
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
 def cpu_of_family(pid: int) -> float:
-    """Seconds of a process and its children, those included that have ended."""
+    """Return the CPU seconds of a process and its children, including ended ones."""
     spent = cpu_of(pid) + _cpu_of_the_ended(pid)
     for child in children_of(pid):
         with contextlib.suppress(OSError):  # it has ended meanwhile
@@ -99,18 +99,18 @@ def cpu_of_family(pid: int) -> float:
 
 
 def cpu_of_session(leader: int) -> float:
-    """Seconds of all processes of the session that it leads, to the clock's tick, those of what has ended included."""
+    """Return the CPU seconds of all processes of a POSIX session, including ended ones, in clock ticks."""
     ticks = 0
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
             told = _stat_of(int(folder.name))
             if int(told[3]) == leader:
-                ticks += sum(map(int, told[11:15]))  # its own, and its children's that have ended
+                ticks += sum(map(int, told[11:15]))  # its own ticks, and those of its ended children
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def memory_of_session(leader: int) -> float:
-    """MB of resident memory of all its processes; what they share is counted for each."""
+    """Return the resident memory of all processes of a session in MB. Shared memory counts for each of them."""
     used = 0.0
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):  # it has ended
@@ -120,7 +120,7 @@ def memory_of_session(leader: int) -> float:
 
 
 def _cpu_of_the_ended(parent: int) -> float:
-    """To the clock's tick."""
+    """Return the CPU seconds of a process's ended children, in clock ticks."""
     user, system = _stat_of(parent)[13:15]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
@@ -135,12 +135,12 @@ def children_of(parent: int) -> list[int]:
 
 
 def _stat_of(pid: int) -> list[str]:
-    """What follows the process's name, which may hold anything: state, parent, and so on, see proc(5)."""
+    """Return the fields after the process's name, which may contain any characters: state, parent and so on; see proc(5)."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def memory_of(pid: int) -> float:
-    """MB of resident memory."""
+    """Return the resident memory of a process in MB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     [told] = [line for line in lines if line.startswith("VmRSS:")]
     return int(told.split()[1]) / 1024

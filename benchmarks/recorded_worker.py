@@ -1,7 +1,7 @@
-"""`taskflow worker` on Postgres that writes down each claim and each settlement: `python -m benchmarks.recorded_worker FILE worker ...`.
+"""`taskflow worker` on Postgres that records each claim and each settlement: `python -m benchmarks.recorded_worker FILE worker ...`.
 
-A line of the file is a call: what it was, the instant of its answer by the monotonic clock, the seconds that it took, how many jobs,
-and of those that were settled and returned how long they had waited (`tasks.waited`) the milliseconds, separated by spaces.
+Each line of the file is a call: the operation, the time of its answer on the monotonic clock, its duration in seconds, the number of jobs,
+and the waits of settled jobs that returned them (`tasks.waited`), in milliseconds separated by spaces.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from taskflow.model.verdict import Settlement, Succeeded
 CLAIM: Final = "claim"
 SETTLE: Final = "settle"
 
-Verb = Callable[..., Awaitable[Sequence[Any]]]
+Operation = Callable[..., Awaitable[Sequence[Any]]]
 
 
 @dataclass(frozen=True)
 class Call:
-    """`at` the answer's instant, `took` seconds, `waits` seconds of each job that told so."""
+    """A recorded call: when it was answered, how long it took, and the waits of jobs that returned them, in seconds."""
 
-    verb: str
+    operation: str
     at: float
     took: float
     jobs: int
@@ -40,16 +40,16 @@ class Recorder:
         self._file = file
 
     def wrap(self, broker: type) -> None:
-        """All brokers of that type are recorded from now on."""
+        """Record the calls of all brokers of this type from now on."""
         for name in (CLAIM, SETTLE):
             setattr(broker, name, self._recorded(name, getattr(broker, name)))
 
-    def _recorded(self, name: str, verb: Verb) -> Verb:
+    def _recorded(self, name: str, operation: Operation) -> Operation:
         async def call(broker: object, *arguments: Any) -> Sequence[Any]:
             began = time.monotonic()
             answers: Sequence[Any] = ()
             try:
-                answers = await verb(broker, *arguments)
+                answers = await operation(broker, *arguments)
             finally:
                 now = time.monotonic()
                 waits = " ".join(_waits(arguments[0])) if name == SETTLE else ""
@@ -68,15 +68,15 @@ def _waits(settlements: Sequence[Settlement]) -> Iterator[str]:
 
 
 def read_calls(path: Path, since: float = 0.0) -> list[Call]:
-    """Those of a file whose answer came after that instant, in their order."""
+    """Return the calls in a file that were answered after `since`, in order."""
     with path.open() as lines:
         calls = [_call(line) for line in lines if line.endswith("\n")]
     return [call for call in calls if call.at >= since]
 
 
 def _call(line: str) -> Call:
-    verb, at, took, jobs, waits = line.rstrip("\n").split(",")
-    return Call(verb, float(at), float(took), int(jobs), tuple(float(wait) / 1e3 for wait in waits.split()))
+    operation, at, took, jobs, waits = line.rstrip("\n").split(",")
+    return Call(operation, float(at), float(took), int(jobs), tuple(float(wait) / 1e3 for wait in waits.split()))
 
 
 def main(path: str, *arguments: str) -> int:

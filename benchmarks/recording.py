@@ -33,7 +33,7 @@ async def import_orders(ctx: JobContext, month: str) -> str:
 SEND: Final = "from app.tasks import *; print(import_orders.delay_sync('2026-11').id)"
 
 MAX_PAUSE: Final = 1.2
-"""Seconds between two lines of the picture, at most."""
+"""Maximum seconds between two lines of the picture."""
 
 STAY: Final = 8.0
 """Seconds for which the whole session stays visible."""
@@ -48,7 +48,7 @@ class Line(NamedTuple):
 
 
 class Session:
-    """Runs commands in a folder, and notes what they print and when."""
+    """Runs commands in a folder, and records what they print and when."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -61,7 +61,7 @@ class Session:
         self.lines.append(Line(time.monotonic() - self._began, f"$ {text}", is_typed=True))
 
     def run(self, command: str, shown: str | None = None, keep: tuple[str, ...] = ()) -> str:
-        """Run a command, and return what it printed. `keep` are the beginnings of the lines to show; none shows all."""
+        """Run a command, and return its output. `keep` lists the prefixes of the lines to show; if empty, all lines are shown."""
         self.type(shown or command)
         ran = subprocess.run(["bash", "-c", command], cwd=self._folder, env=self._environment, capture_output=True, text=True, check=True)
         for line in ran.stdout.splitlines():

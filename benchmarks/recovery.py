@@ -1,4 +1,4 @@
-"""How long after a worker was killed its jobs run again, all settings as they come: a session lives for 20 s after its last beat."""
+"""How long after a worker was killed its jobs run again, with default settings: a session lives for 20 s after its last heartbeat."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ SURVIVORS: Final = 2
 EACH_HOLDS: Final = 10
 
 KILL_SPAN: Final = 5.0
-"""Seconds, as long as from one beat to the next: whatever the moment of a kill is, another one is as likely."""
+"""Seconds, as long as the heartbeat interval, so that kills are spread evenly over it."""
 
 TARGET: Final = 25.0
-"""Seconds from a kill to the last of its jobs' first line, at the 99th percentile."""
+"""Seconds from a kill to the first line of the last of the worker's jobs, at the 99th percentile."""
 
 TIMEOUT: Final = 120.0
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """Of one killed worker: seconds until the first, and until the last of its jobs ran again."""
+    """The recovery of one killed worker: seconds until the first and the last of its jobs ran again."""
 
     store: str
     round: int
@@ -51,7 +51,7 @@ class Recovery:
 
 
 def recovery(arguments: argparse.Namespace) -> None:
-    """Prints a table, and writes it and the raw figures to results/recovery."""
+    """Print a table, and write it and the raw figures to results/recovery."""
     recoveries = [one for name, place in PLACES.items() for one in _of(name, place, arguments.under)]
     results.write_csv(results.folder(NAME) / "kills.csv", [asdict(one) for one in recoveries])
     table = f"{_title()}\n\n{_table(recoveries)}\n\n{_verdict(recoveries)}"
@@ -67,7 +67,7 @@ def _of(name: str, place: Place, under: Path | None) -> list[Recovery]:
 
 
 async def _round(url: str, ledger: Path) -> list[tuple[float, float]]:
-    """The survivors start when every job has begun at a victim: all that is left to them are jobs of the dead."""
+    """Kill the victims once every job runs on one of them. The survivors start after that, so they run only jobs of dead workers."""
     jobs = VICTIMS * EACH_HOLDS
     async with using(url) as broker, AsyncExitStack() as stack:
         victims = await stack.enter_async_context(workers(url, VICTIMS, broker, "--concurrency", str(EACH_HOLDS)))
@@ -80,7 +80,7 @@ async def _round(url: str, ledger: Path) -> list[tuple[float, float]]:
 
 
 async def _kill(victims: Sequence[int]) -> Mapping[int, float]:
-    """Each at a random moment; when that was."""
+    """Kill each worker at a random time. Return the times."""
     killed_at = dict[int, float]()
 
     async def kill(pid: int) -> None:
@@ -101,13 +101,13 @@ def _seconds(held: Sequence[Began], began: Sequence[Began], killed_at: Mapping[i
     return [(min(seconds), max(seconds)) for seconds in waits.values() if seconds]
 
 
-# --- telling -------------------------------------------------------------------------------------------------------
+# --- output --------------------------------------------------------------------------------------------------------
 
 
 def _title() -> str:
     return (
         f"{machine()}: {ROUNDS * VICTIMS} workers killed by SIGKILL, {VICTIMS} within {KILL_SPAN:g} s at a time, each with "
-        f"{EACH_HOLDS} jobs, beside {SURVIVORS} that live; all settings as they come. Seconds from the kill to the first line."
+        f"{EACH_HOLDS} jobs, beside {SURVIVORS} survivors; default settings. Seconds from the kill to the first line."
     )
 
 

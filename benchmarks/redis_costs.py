@@ -1,4 +1,4 @@
-"""What is left of jobs on Redis when they have gone, and commands and CPU while there are none."""
+"""What remains of jobs on Redis after they have been dropped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROUND: Final = 50_000
 
 
 def leftovers(jobs: int) -> None:
-    """Prints which keys there are after so many jobs that were not kept, beside those after one."""
+    """Print which keys exist after `jobs` jobs that were not kept, beside the keys after one job."""
     run_in_fastest_loop(_pass_through(jobs))
 
 
@@ -30,7 +30,7 @@ def leftovers(jobs: int) -> None:
 
 
 async def _pass_through(jobs: int) -> None:
-    """Ids stay known for `repeat_for`, which is made short here, so that their end can be waited for."""
+    """Run the jobs, and print the keys before and after. Ids stay known for `repeat_for`, which is short here."""
     rules = Rules(repeat_for=0.5)
     with RedisServer() as server:
         broker = RedisBroker(RedisTarget(host=HOST, port=server.port), rules=rules)
@@ -59,7 +59,7 @@ async def _run_all(jobs: int) -> int:
 
 
 async def _forget_all(broker: RedisBroker, rules: Rules) -> None:
-    """Twice: when the first round has dropped what was kept, and when the ids' time is over too."""
+    """Run maintenance twice: the first round drops kept jobs, and the second one ids that have expired since."""
     for _ in range(2):
         await asyncio.sleep(rules.repeat_for + 0.1)
         while True:
@@ -69,5 +69,5 @@ async def _forget_all(broker: RedisBroker, rules: Rules) -> None:
 
 
 def _keys(server: RedisServer) -> Counter[str]:
-    """By what stands after the shard's prefix, up to the next colon."""
+    """Count keys by the part between the shard's prefix and the next colon."""
     return Counter(key.partition(b"}:")[2].split(b":")[0].decode() for key in server.client.scan_iter(count=1_000))

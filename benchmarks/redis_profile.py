@@ -1,7 +1,7 @@
-"""Where CPU goes while a worker drains Redis: functions of the worker by own time, the server's verbs by the time of their calls.
+"""Where CPU time goes while a worker drains Redis: the worker's functions by their own time, and the server's scripts by call time.
 
-The worker is `taskflow worker --drain` in this process, looked at some hundred times a second of its own CPU time; what a C function
-spends counts for the line of Python that called it.
+The worker is `taskflow worker --drain` in this process, sampled some hundred times per second of CPU time. Time in a C function counts
+for the line of Python that called it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 
 from benchmarks.loops import run_in_fastest_loop
 from benchmarks.processes import ROOT, using
-from benchmarks.redis_scripts import VERBS
+from benchmarks.redis_scripts import SCRIPTS
 from benchmarks.servers import RedisServer, ServerLoad
 from benchmarks.tasks import noop
 from taskflow import enqueue
@@ -26,13 +26,13 @@ from taskflow.cli.main import main as taskflow
 from taskflow.model.rules import Rules
 
 EVERY: Final = 0.001
-"""Seconds, where the kernel's clock is as fine as that; many tick every 0.004."""
+"""Seconds, if the kernel's clock is that fine; many kernels tick every 0.004 s."""
 
 SHOWN: Final = 25
 
 
 class Sampler:
-    """Counts where the main thread is, at each tick of the process's CPU time."""
+    """Counts where the main thread is at each tick of the process's CPU time."""
 
     def __init__(self) -> None:
         self.by_function: Counter[str] = Counter()
@@ -40,14 +40,14 @@ class Sampler:
         self.total = 0
 
     def __enter__(self) -> Sampler:
-        signal.signal(signal.SIGPROF, self._look)
+        signal.signal(signal.SIGPROF, self._sample)
         signal.setitimer(signal.ITIMER_PROF, EVERY, EVERY)
         return self
 
     def __exit__(self, *error: object) -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
-    def _look(self, number: int, frame: FrameType | None) -> None:
+    def _sample(self, number: int, frame: FrameType | None) -> None:
         if frame is not None:
             code, place = frame.f_code, _short(frame.f_code.co_filename)
             self.total += 1
@@ -56,7 +56,7 @@ class Sampler:
 
 
 def profile(jobs: int) -> None:
-    """Prints it."""
+    """Profile a drain, and print the results."""
     with RedisServer() as server:
         run_in_fastest_loop(_fill(server.url, jobs))
         _log_all(server)
@@ -65,9 +65,9 @@ def profile(jobs: int) -> None:
         with Sampler() as sampler:
             taskflow(["worker", "benchmarks.tasks", "--broker", server.url, "--log-level", "warning", "--drain"])
         spent, done = _cpu() - cpu, server.load().since(before)
-        verbs = _by_verb(server)
+        scripts = _by_script(server)
     _print_samples(sampler, spent, jobs)
-    _print_server(done, verbs, jobs)
+    _print_server(done, scripts, jobs)
 
 
 async def _fill(url: str, jobs: int) -> None:
@@ -85,10 +85,10 @@ def _cpu() -> float:
     return times.user + times.system
 
 
-def _by_verb(server: RedisServer) -> dict[str, tuple[int, int]]:
-    """Calls and microseconds."""
+def _by_script(server: RedisServer) -> dict[str, tuple[int, int]]:
+    """Return the number of calls and the microseconds of each script."""
     scripts = Scripts(Rules())
-    names = {scripts[name].sha: name for name in VERBS}
+    names = {scripts[name].sha: name for name in SCRIPTS}
     found: dict[str, tuple[int, int]] = {}
     for entry in server.client.slowlog_get(1_000_000):
         words = entry["command"].split(b" ")
@@ -108,9 +108,9 @@ def _print_samples(sampler: Sampler, spent: float, jobs: int) -> None:
         print(f"  {times * per_sample:6.2f} {100 * times / sampler.total:5.1f} %  {place}")
 
 
-def _print_server(done: ServerLoad, verbs: dict[str, tuple[int, int]], jobs: int) -> None:
+def _print_server(done: ServerLoad, scripts: dict[str, tuple[int, int]], jobs: int) -> None:
     print(f"\nserver: {1e6 * done.cpu / jobs:.1f} µs of CPU a job; the scripts, their own commands included, µs a job")
-    for name, (calls, spent) in sorted(verbs.items(), key=lambda item: -item[1][1]):
+    for name, (calls, spent) in sorted(scripts.items(), key=lambda item: -item[1][1]):
         print(f"  {spent / jobs:6.2f}  {name}: {calls:,} calls of {spent / calls:,.0f} µs")
     print("commands that scripts called, µs a job")
     for name, usec in sorted(done.usec.items(), key=lambda item: -item[1]):

@@ -1,4 +1,4 @@
-"""How long one script call holds the server, by verb, with very many jobs queued: from the server's own slow log."""
+"""How long one call of each script blocks the server with very many jobs queued, from the server's slow log."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from taskflow.model.verdict import Settlement, Succeeded
 from tests.support.listing import listed
 
 LOGGED: Final = 200_000
-VERBS: Final = ("add", "claim", "succeed", "query", "apply", "grow", "promote", "fade", "arm")
+SCRIPTS: Final = ("add", "claim", "succeed", "query", "apply", "grow", "promote", "fade", "arm")
 LEASES: Final = 10_000
 
 Durations = dict[str, list[int]]
-"""Microseconds of each call, by verb and phase."""
+"""The microseconds of each call, by script and phase."""
 
 
 def hold_times(queued: int) -> None:
-    """Prints them."""
+    """Print how long calls of each script block the server."""
     durations = run_in_fastest_loop(_measure(queued))
     print(f"\n{f'one script call, {queued:,} jobs queued':52} {'calls':>7} {'median ms':>10} {'max ms':>10}")
     for name, taken in durations.items():
@@ -60,21 +60,21 @@ async def _measure(queued: int) -> Durations:
             await phase("100 callers await results", _await_results(server.url))
             await phase("10,000 due at one instant", _bring_due(broker, 10_000))
             await phase("1,000 ids", _ids(broker))
-            await phase("admin", _look(broker))
+            await phase("admin", _administer(broker))
             await phase(f"{LEASES:,} leases, 1,000 a claim", _hold(broker))
     return durations
 
 
 def _load(server: RedisServer) -> dict[bytes, str]:
-    """The server knows them from the start: a script that it must learn first is sent as EVAL, with a text that the log cuts off."""
+    """Load the scripts, and return their names by digest. A script that isn't loaded is sent as EVAL, whose text the log truncates."""
     scripts = Scripts(Rules())
-    for name in VERBS:
+    for name in SCRIPTS:
         server.client.script_load(scripts[name].text)
-    return {scripts[name].sha: name for name in VERBS}
+    return {scripts[name].sha: name for name in SCRIPTS}
 
 
 def _logged(server: RedisServer, names: dict[bytes, str]) -> Durations:
-    """All since the last look."""
+    """Return the durations since the last call."""
     found: defaultdict[str, list[int]] = defaultdict(list)
     entries: Any = server.client.slowlog_get(LOGGED)
     for entry in entries:
@@ -94,7 +94,7 @@ async def _by_callers(call: Callable[[], Awaitable[object]], callers: int, times
 
 
 async def _work(url: str, seconds: float) -> None:
-    """The jobs queued before go first, so nobody waits for one that is sent now."""
+    """Run a worker for some seconds. The jobs queued before come first, so the last job has a higher priority."""
     urgent = noop.options(priority=1)
     async with a_worker(url):
         await asyncio.sleep(seconds)
@@ -130,7 +130,7 @@ async def _ids(broker: Broker) -> None:
     await broker.admin.purge(View(queue="aside", statuses=(Status.CANCELLED,)))
 
 
-async def _look(broker: Broker) -> None:
+async def _administer(broker: Broker) -> None:
     for _ in range(20):
         await broker.admin.queues()
         await broker.admin.workers()
@@ -140,7 +140,7 @@ async def _look(broker: Broker) -> None:
 
 
 async def _hold(broker: Broker) -> None:
-    """One session with very many leases: it beats, settles a thousand at a time, and leaves the rest behind at once."""
+    """Use one session with very many leases: send heartbeats, settle a thousand jobs at a time, and hand back the others when leaving."""
     session = Session(id=secrets.token_bytes(16), name="benchmark")
     await broker.register(session)
     leases: list[Lease] = []

@@ -1,4 +1,4 @@
-"""Rows of the tables, and how they are measured: in turn, so that the machine's mood touches both sides."""
+"""The rows of the tables, and their measurement: contenders run in turn, so that changes in the machine's speed affect all of them."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from typing import Final
 
 
 class ContenderFailed(Exception):
-    """It did not do what was asked; says what, for the table."""
+    """Raised if a contender could not do its task. The message goes into the table."""
 
 
 KEPT_TO: Final = 1e-4
-"""Seconds to which instants are kept, and two clocks agree."""
+"""The precision in seconds of stored times, and of the agreement of two clocks."""
 
 OURS: Final = "taskflow"
 BARE: Final = "bare loop"
 
 FOR_PLOTS: Final = "~"
-"""Figures whose names begin so are for plots alone."""
+"""The prefix of figures that only plots show."""
 
 CURVE: Final = (1, 5, 10, 25, 50, 75, 90, 95, 98, 99, 99.5)
-"""Percentiles."""
+"""The percentiles of a curve."""
 
 Measured = Mapping[str, float]
-"""Figures of one run, by their names with their units."""
+"""The figures of one run, by name and unit."""
 
 Measure = Callable[[], Measured]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Whom ours stands beside, and how it is measured once. `repeats` caps how often."""
+    """A program that is compared with taskflow, and a function that measures it once. `repeats` limits how often."""
 
     name: str
     measure: Measure
@@ -43,13 +43,13 @@ class Contender:
 
 @dataclass(frozen=True)
 class Row:
-    """A figure of all contenders.
+    """One figure of all contenders.
 
-    `part`      what was done, by a key that stays the same
-    `what`      the same in words, with its sizes
-    `figure`    its name with its unit
-    `values`    of each contender one for each repeat; ours is first
-    `failures`  of those that gave none, why
+    `part`      a stable key of what was done
+    `what`      what was done in words, with sizes
+    `figure`    the figure's name and unit
+    `values`    for each contender a value per repeat; ours comes first
+    `failures`  for contenders without a value, the reason
     """
 
     part: str
@@ -91,7 +91,7 @@ class Row:
 
 
 def a_pair(what: str, repeats: int, ours: Callable[[], float], bare: Callable[[], float] | None = None, *, figure: str = "") -> Row:
-    """Ours and the bare loop, one after the other, so many times."""
+    """Measure ours and the bare loop in turn, `repeats` times."""
     [row] = in_turn(what, repeats, lambda: {figure: ours()}, None if bare is None else lambda: {figure: bare()})
     return row
 
@@ -106,11 +106,11 @@ def in_turn(
     part: str | None = None,
     beside: str = BARE,
 ) -> list[Row]:
-    """A row for each figure of any contender; one after the other, so many times.
+    """Measure the contenders in turn, `repeats` times. Return a row for each figure of any contender.
 
-    `beside` names what stands in the bare loop's place.
+    `beside` names the contender that is passed as `bare`.
 
-    Ours or the bare loop failing is an error; a peer that fails is told as such, and not tried again.
+    It's an error if ours or `bare` fails. A peer that fails is reported as failed, and not tried again.
     """
     contenders = [Contender(OURS, ours), *([Contender(beside, bare)] if bare is not None else []), *peers]
     measured: dict[str, list[Measured]] = {contender.name: [] for contender in contenders}
@@ -142,21 +142,21 @@ def percentile(sample: Iterable[float], share: float) -> float:
 
 
 def of_latencies(seconds: Iterable[float]) -> Measured:
-    """Median and 99th percentile, and those between for a curve."""
+    """Return the median, the 99th percentile, and the percentiles for a curve, in milliseconds."""
     ordered = sorted(seconds)
     curve = {f"{FOR_PLOTS}{percent:g}": 1e3 * percentile(ordered, percent / 100) for percent in CURVE}
     return {"p50 ms": 1e3 * statistics.median(ordered), "p99 ms": 1e3 * percentile(ordered, 0.99), **curve}
 
 
 def of_lags(seconds: Iterable[float], kept_to: float = KEPT_TO) -> Measured:
-    """How late planned jobs began, and how many began before their time by more than instants are kept to."""
+    """Return how late planned jobs began, and how many began early by more than `kept_to` seconds."""
     lags = list(seconds)
     early = len([lag for lag in lags if lag < -kept_to])
     return {**of_latencies(lags), "max ms": 1e3 * max(lags), "early": early}
 
 
 def figure_text(value: float, digits: int | None = None) -> str:
-    """With as many digits as its size wants."""
+    """Format a value, by default with as many digits as suit its size."""
     if digits is None:
         digits = 0 if abs(value) >= 100 or value == 0 else 1 if abs(value) >= 10 else 3 if abs(value) < 1 else 2
     return f"{value:,.{digits}f}"

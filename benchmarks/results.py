@@ -1,4 +1,4 @@
-"""Results that are kept: a folder of each workload with raw figures as CSV, a table and a plot, and the blocks of the README."""
+"""Stores results: a folder for each study with raw figures as CSV, a table and a plot, and the generated blocks of the README."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT_README: Final = HERE.parent / "README.md"
 
 
 def folder(name: str) -> Path:
-    """Of a workload, made when it is not there."""
+    """Return the folder of a study, which is created if it is missing."""
     path = FOLDER / name
     path.mkdir(parents=True, exist_ok=True)
     return path
@@ -29,7 +29,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def markdown(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; numbers with their thousands apart, and to the right."""
+    """Return a Markdown table. Numbers have thousands separators and are aligned to the right."""
     rows = list(rows)
     sides = [":---" if isinstance(value, str) and value else "---:" for value in (rows[0] if rows else headings)]
     lines = [headings, sides, *([_shown(value) for value in row] for row in rows)]
@@ -37,14 +37,14 @@ def markdown(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def publish(name: str, table: str, has_plot: bool) -> None:
-    """Keeps a workload's table beside its plot, and puts both into its block of the README."""
+    """Store a study's table beside its plot, and write both into its block of the README."""
     (folder(name) / "table.md").write_text(table + "\n")
     plot = f"\n\n![{name}](results/{name}/plot.svg)" if has_plot else ""
     write_block(name, table + plot)
 
 
 def write_block(name: str, content: str, readme: Path = README) -> None:
-    """In place of what the workload's block of the README has held; at the README's end where there is no such block."""
+    """Replace a generated block of the README, or append the block if it is missing."""
     text = readme.read_text()
     begin, end = f"<!-- {name} writes this -->", f"<!-- end of {name} -->"
     before, _, rest = text.partition(begin)

@@ -1,4 +1,4 @@
-"""A rolling restart under load: 500 jobs a second of 200 ms each, while every worker is replaced, several times over."""
+"""Rolling restarts under load: 500 jobs per second of 200 ms each, while every worker is replaced several times."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ WORKERS: Final = 2
 CONCURRENCY: Final = 100
 ROLLS: Final = 4
 BETWEEN: Final = 3.0
-"""Seconds before each, between them, and after the last."""
+"""Seconds before the first restart, between two, and after the last."""
 
 TARGET: Final = 1.0
-"""Seconds that a job may wait, at the 99th percentile."""
+"""The maximum wait of a job in seconds, at the 99th percentile."""
 
 TIMEOUT: Final = 120.0
 
 
 @dataclass(frozen=True)
 class Second:
-    """Of one second: the jobs that fell due in it, how long they waited, in ms, and whether workers were replaced meanwhile."""
+    """The jobs that fell due in one second, how long they waited, in ms, and whether workers were being replaced."""
 
     store: str
     second: int
@@ -57,7 +57,7 @@ class Second:
 
 @dataclass(frozen=True)
 class Rolled:
-    """`due` and `began` of each job, by its number, on one clock; the restarts, from when to when; what went wrong."""
+    """When each job was due and began, by number and on one clock, the starts and ends of the restarts, and counts of what went wrong."""
 
     store: str
     due: Sequence[float]
@@ -68,7 +68,7 @@ class Rolled:
     twice: int
 
     def waits(self, *, is_rolling: bool | None = None) -> list[float]:
-        """Milliseconds, of all jobs, or of those that fell due while workers were replaced, or while none was."""
+        """Return the waits in milliseconds: of all jobs, or of the jobs that fell due during restarts (True) or outside of them (False)."""
         return [
             1e3 * (began - due)
             for due, began in zip(self.due, self.began, strict=True)
@@ -91,7 +91,7 @@ class Rolled:
 
 
 def rolling(arguments: argparse.Namespace) -> None:
-    """Prints a table, and writes it and the raw figures to results/rolling."""
+    """Print a table, and write it and the raw figures to results/rolling."""
     rolled = [_of(name, place, arguments.under) for name, place in PLACES.items()]
     seconds = [second for one in rolled for second in one.seconds()]
     folder = results.folder(NAME)
@@ -143,7 +143,7 @@ def _judged(name: str, due: list[float], began: list[Began], restarts: list[tupl
 
 
 async def _send(ledger: str, due: list[float], stopping: asyncio.Event) -> None:
-    """As they fall due, evenly: what is late is sent at once, and its wait counts from when it was due."""
+    """Send jobs evenly as they fall due. A late job is sent at once, and its wait counts from when it was due."""
     began = time.monotonic()
     while not stopping.is_set():
         numbers = range(len(due), int((time.monotonic() - began) * RATE))
@@ -153,7 +153,7 @@ async def _send(ledger: str, due: list[float], stopping: asyncio.Event) -> None:
 
 
 async def _settled(broker: Broker, jobs: int) -> Counter[Status]:
-    """How many have ended in which way, once all have, or after a while."""
+    """Wait until all jobs have ended, or the timeout has passed. Return the counts by status."""
     give_up_at = time.monotonic() + TIMEOUT
     while True:
         counts = Counter[Status]()
@@ -166,7 +166,7 @@ async def _settled(broker: Broker, jobs: int) -> Counter[Status]:
 
 @asynccontextmanager
 async def _a_fleet(url: str, broker: Broker) -> AsyncIterator[int]:
-    """The pid of its supervisor, once its workers work."""
+    """Run a supervisor with workers. Yield its pid once the workers have sessions."""
     flags = ["--processes", str(WORKERS), "--concurrency", str(CONCURRENCY), "--log-level", "error"]
     command = [python(), "-m", "taskflow", "worker", "benchmarks.held", "--broker", url, *flags]
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
@@ -179,7 +179,7 @@ async def _a_fleet(url: str, broker: Broker) -> AsyncIterator[int]:
 
 
 async def _replace_all(supervisor: int) -> tuple[float, float]:
-    """From the signal until the last of the old workers has gone."""
+    """Restart all workers. Return the times of the signal and of the last old worker's exit."""
     before, old = time.monotonic(), set(children_of(supervisor))
     os.kill(supervisor, signal.SIGHUP)
     async with asyncio.timeout(TIMEOUT):
@@ -189,7 +189,7 @@ async def _replace_all(supervisor: int) -> tuple[float, float]:
             await asyncio.sleep(0.02)
 
 
-# --- telling -------------------------------------------------------------------------------------------------------
+# --- output --------------------------------------------------------------------------------------------------------
 
 
 def _title(rolled: Sequence[Rolled]) -> str:
@@ -224,7 +224,7 @@ def _verdict(rolled: Sequence[Rolled]) -> str:
 
 
 def _plot(seconds: Sequence[Second], path: Path) -> bool:
-    """A panel a store: the longest wait of each second, and where workers were replaced."""
+    """Draw a panel for each store: the waits of each second, and when workers were replaced."""
     panels = []
     for name in PLACES:
         mine = [second for second in seconds if second.store == name]

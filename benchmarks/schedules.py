@@ -1,4 +1,4 @@
-"""Schedules: how late their jobs begin on an idle worker, and what ten thousand cost that are not due."""
+"""Schedules: how late their jobs begin on an idle worker, and the cost of ten thousand schedules that are not due."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tests.support.listing import listed
 NUMBER: Final = 5
 EVERY: Final = 1.0
 JITTER: Final = 0.95
-"""Seconds. It spreads the schedules over each second, so that each fires alone."""
+"""Seconds. The jitter spreads the schedules over each second, so that each fires alone."""
 
 WATCHED_FOR: Final = 41.0
 LEFT_OUT: Final = 1.0
-"""Seconds in which the schedules are computed for the first time."""
+"""Seconds at the start that are left out, because the schedules are computed for the first time."""
 
 MANY: Final = 10_000
 SETTLED_IN: Final = 45.0
@@ -38,7 +38,7 @@ IDLE_FOR: Final = 30.0
 
 
 def lags(options: Options) -> list[Row]:
-    """On each store: from a schedule's time to the first line of its job."""
+    """Measure on each store the time from a schedule's time to the first line of its job."""
     rows: list[Row] = []
     for name in PLACES:
         measure = partial(_run_lags, name, options)
@@ -62,7 +62,7 @@ async def _lags(url: str) -> Measured:
 
 
 async def _lags_of(broker: Broker) -> list[tuple[datetime, float]]:
-    """The times that have fired, each with the seconds until its job's first line."""
+    """Return the times that have fired, each with the seconds until its job's first line."""
     bodies = {record.name: SchedulePlan.from_body(record.body) for record in await broker.admin.schedules()}
     found = list[tuple[datetime, float]]()
     for record in await listed(broker.admin):
@@ -75,7 +75,7 @@ async def _lags_of(broker: Broker) -> list[tuple[datetime, float]]:
 
 
 def idleness(store: Store, options: Options) -> list[Row]:
-    """One worker, with nothing to do but to know when the first of many schedules is due."""
+    """Measure an idle worker that only has to know when the first of many schedules is due."""
     return in_turn(f"{MANY:,} schedules, none due", options.repeats, partial(_idle, store), part="idle")
 
 

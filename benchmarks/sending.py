@@ -1,4 +1,4 @@
-"""Sending to a server from one process: many callers of delay(), one, and enqueue() in bulk."""
+"""Sending to a server from one process: many callers of delay(), a single caller, and enqueue() in bulk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONE: Final = 2_000
 
 
 def sendings(store: Store, options: Options) -> list[Row]:
-    """Beside: as many callers with a command each; jobs by the thousand in one; one command over a bare connection, or a client."""
+    """Measure sending beside as many callers with one command each, a bulk insert of a thousand jobs, and one command of the driver."""
     ran, repeats, peers = partial(_ran, store), options.repeats, options.peers
     calls, bulk = options.of(CALLS), options.of(BULK)
     in_bulk, bare_in_bulk = ran(partial(_bulk, bulk)), partial(_bare_bulk, store, bulk)

@@ -1,4 +1,4 @@
-"""Redis servers of a benchmark's own: on a free port, without persistence, gone when the benchmark is."""
+"""Temporary Redis servers for benchmarks: on a free port and without persistence. They end with the benchmark."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from benchmarks.cost import Cost
 from tests.support.processes import HOST, TIMEOUT, free_port
 from tests.support.servers import the_redis_binary
 
-# The shell ends the server when its own input ends, which it does however this process ends.
+# The shell ends the server when the shell's input ends, which happens however this process ends.
 _WATCH: Final = '"$@" >/dev/null 2>&1 & read _; kill -9 $!; wait'
 
 
 @dataclass(frozen=True)
 class ServerLoad:
-    """What a server has done since it was started: seconds of CPU, and calls and microseconds by command."""
+    """A server's load since it was started: CPU seconds, and calls and microseconds by command."""
 
     cpu: float
     calls: dict[str, int]
@@ -35,12 +35,12 @@ class ServerLoad:
 
     @property
     def sent(self) -> int:
-        """Commands that clients sent. Those that scripts called are counted by the server too, and never are these."""
+        """The number of commands that clients sent. The server also counts the commands of scripts, which are never among these."""
         return sum(self.calls.get(name, 0) for name in ("evalsha", "eval", "ping", "subscribe"))
 
 
 class RedisServer:
-    """Running inside its block. The first of TASKFLOW_REDIS_SERVER, redis-server and valkey-server on PATH, and those in wheels."""
+    """A server that runs inside its block: the first of TASKFLOW_REDIS_SERVER, redis-server or valkey-server on PATH, and a wheel's."""
 
     trip: ClassVar[str] = "scripts/job"
 
@@ -100,7 +100,7 @@ class RedisServer:
         return self.load().sent
 
     def rest(self) -> None:
-        """Nothing: all is in memory."""
+        """Do nothing, because all data is in memory."""
 
     def occupied(self) -> int:
         return int(self.info()["used_memory"])

@@ -1,4 +1,4 @@
-"""Bytes that a queued job takes on a server, with what is needed to find it."""
+"""The bytes that a queued job occupies on a server, including indexes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from taskflow.model.ids import IdFactory
 JOBS: Final = 100_000
 BATCH: Final = 1_000
 PAYLOAD: Final = msgpack.packb({"data": "x" * 192}) or b""
-"""200 bytes."""
+"""A payload of 200 bytes."""
 
 
 def sizes(store: Store, options: Options) -> list[Row]:
@@ -35,7 +35,7 @@ async def _bytes_a_job(store: Store) -> Mapping[str, float]:
                 for _ in range(0, jobs, BATCH):
                     await broker.enqueue([Envelope(id=new_id(), job="benchmark", payload=PAYLOAD) for _ in range(min(jobs, BATCH))])
 
-            await fill(1)  # the tables or the script, and names of queue and job
+            await fill(1)  # creates the tables or loads the script, and adds the names of queue and job
             empty = server.occupied()
             await fill(JOBS)
             return {"bytes/job": (server.occupied() - empty) / JOBS}

@@ -1,4 +1,4 @@
-"""How soon a worker process works: from its launch to the first job's first line, beside the import of its driver."""
+"""How fast a worker process starts: from its launch to the first job's first line, beside the import of its driver."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TIMEOUT: Final = 30.0
 
 
 def starts(store: Store, options: Options) -> list[Row]:
-    """Beside: `python -c "import DRIVER, anyio"`, which no worker can do without."""
+    """Measure a worker's start beside `python -c "import DRIVER, anyio"`, which every worker has to do."""
     _compile()
     driver = DRIVERS[store.name]
     bare = partial(_ran, [python(), "-c", f"import {driver}, anyio"])
@@ -42,7 +42,7 @@ def starts(store: Store, options: Options) -> list[Row]:
 
 
 def commands(options: Options) -> list[Row]:
-    """Beside: an interpreter that does nothing."""
+    """Measure commands beside an interpreter that does nothing."""
     _compile()
     bare = partial(_ran, [python(), "-c", "pass"])
     return [
@@ -66,7 +66,7 @@ def commands(options: Options) -> list[Row]:
 
 
 def _compile() -> None:
-    """As an installation leaves it, and a checkout that is told to write no bytecode never is."""
+    """Compile the packages, as an installation does. A checkout may be configured to write no bytecode."""
     for package in ("taskflow", "benchmarks"):
         compileall.compile_dir(ROOT / package, quiet=1)
 
@@ -95,7 +95,7 @@ async def _queue_one(url: str) -> None:
 
 @contextmanager
 def _launched(command: Sequence[str], environment: dict[str, str]) -> Iterator[float]:
-    """The instant just before."""
+    """Start a process. Yield the time just before the start."""
     began = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT, env=environment)
     try:

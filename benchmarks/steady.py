@@ -1,7 +1,7 @@
-"""A sender process that sends so many jobs a second, come what may: `python -m benchmarks.steady URL RATE SECONDS FILE`.
+"""A process that sends jobs at a fixed rate: `python -m benchmarks.steady URL RATE SECONDS FILE`.
 
-Each job carries the instant at which it was due to be sent, so what waits for a slow enqueue counts as waiting too. A line of the file
-is an enqueue: the instant of its answer by the monotonic clock, the seconds that it took, how many jobs.
+Each job carries the time at which it was due to be sent, so its wait includes a slow enqueue. Each line of the file is an enqueue: the
+time of its answer on the monotonic clock, its duration in seconds, and the number of jobs.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from benchmarks.tasks import waited
 from taskflow import enqueue
 
 SEND_INTERVAL: Final = 0.01
-"""Seconds between two enqueues: jobs of one such span are sent together."""
+"""Seconds between two enqueues. Jobs that fall due in between are sent together."""
 
 MAX_WAITING: Final = 1_000
 
 
 @dataclass(frozen=True)
 class Sending:
-    """`at` the answer's instant, `took` seconds."""
+    """An enqueue: when it was answered, how many seconds it took, and the number of jobs."""
 
     at: float
     took: float
@@ -34,9 +34,9 @@ class Sending:
 
 
 async def send(url: str, rate: float, seconds: float, file: TextIO) -> None:
-    """Says "began" and the instant, so that others know."""
+    """Send the jobs. Print the start time, so that the parent process knows it."""
     async with using(url) as broker:
-        await broker.admin.queues()  # it is connected
+        await broker.admin.queues()  # opens the connection
         began, sent = time.monotonic(), 0
         print(began, flush=True)
         while sent < int(rate * seconds):

@@ -1,4 +1,4 @@
-"""The stores that run as servers of a benchmark's own, each with what it is compared with."""
+"""The stores that run as temporary servers, each with its bare loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Command = Callable[[], Awaitable[object]]
 
 
 class Server(Protocol):
-    """Running inside its block. `trip` is the name of what `Cost.trips` counts, by the job."""
+    """A server that runs inside its block. `trip` names what `Cost.trips` counts per job."""
 
     trip: ClassVar[str]
 
@@ -27,7 +27,7 @@ class Server(Protocol):
 
     @property
     def dsn(self) -> str:
-        """As drivers and peers take it."""
+        """The URL in the form that drivers and peers accept."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -37,24 +37,24 @@ class Server(Protocol):
     def cost(self) -> Cost: ...
 
     def told(self) -> int:
-        """Commands that clients have sent, or transactions that they have ended, since it was started, this one aside."""
+        """Return the number of commands or transactions of all clients since it was started, except those of this method."""
         ...
 
     def sent(self) -> int:
-        """The same of our workers, whose scripts are known: what these call is not counted."""
+        """Like `told`, but for our workers, whose scripts are known: commands that scripts call are not counted."""
         ...
 
     def rest(self) -> None:
-        """Until it has done what was put off while it was filled."""
+        """Wait until the server has finished work that it postponed while it was filled."""
         ...
 
     def occupied(self) -> int:
-        """Bytes that jobs take, with what is needed to find them."""
+        """Return the bytes that jobs occupy, including indexes."""
         ...
 
 
 class Bare(Protocol):
-    """A module: how jobs are sent to the bare loop. As a program it is the bare loop, see `bare_redis`."""
+    """A module that sends jobs to the bare loop. Run as a program, it is the bare loop: see `bare_redis`."""
 
     def add(self, url: str, jobs: int) -> float: ...
 
@@ -67,7 +67,7 @@ class Bare(Protocol):
 
 @dataclass(frozen=True)
 class Store:
-    """`program` is the module's name of `bare`."""
+    """A store with its bare loop. `program` is the module name of `bare`."""
 
     name: str
     start: Callable[[], Server]
@@ -79,5 +79,5 @@ REDIS: Final = Store("redis", RedisServer, bare_redis, "benchmarks.bare_redis")
 
 
 def postgres(under: Path | None = None) -> Store:
-    """With its data in that folder."""
+    """Return PostgreSQL as a store, with its data in the given folder."""
     return Store("postgres", partial(PostgresServer, under=under), bare_postgres, "benchmarks.bare_postgres")

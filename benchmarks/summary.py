@@ -1,4 +1,4 @@
-"""What was aimed at, what was measured, and whether the one reaches the other: the table of targets and the digest."""
+"""The table of targets, with what was measured and whether each target is met, and the digest."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from benchmarks.targets import CHECKS, Check, Verdict
 AllKept = Mapping[str, Kept]
 
 STUDIES: Mapping[str, str] = {"postgres-busy": "T18", "postgres-backlog": "T14", "recovery": "Recovery", "rolling": "Deploys"}
-"""Which targets those judge that have tables of their own."""
+"""The targets that studies with separate tables check."""
 
 DIGEST: Sequence[str] = ("T1", "T2", "T3", "T8", "T9", "T11", "T12", "T13", "T14")
 CHART: Final = "docs/throughput.svg"
-"""The chart of the README, by its path from there."""
+"""The path of the README's chart, relative to the README."""
 
 
 def targets_table(kept: AllKept) -> str:
-    """A line for each check of each target; those that were not measured say so."""
+    """Return a table with a line for each check of each target."""
     lines = [
         "| target | wanted | measured | bare loop (or what is said), ratio | best peer, ratio | |",
         "| :--- | :--- | ---: | ---: | ---: | :--- |",
@@ -34,25 +34,25 @@ def targets_table(kept: AllKept) -> str:
 
 
 def workload(kept: Kept) -> str:
-    """What it was measured under, and its tables."""
+    """Return the conditions of a workload, and its tables."""
     told = "; ".join(f"{key} {value}" for key, value in kept.conditions.items())
     return f"**{kept.title}.** {told}.\n\n{tables(kept.rows)}"
 
 
 def studies(folder: Path) -> str:
-    """The last line of each study that is kept there, which is its verdict."""
+    """Return the verdict of each study whose results are in the folder: the last line of its table."""
     paths = {name: folder / name / "table.md" for name in STUDIES}
     verdicts = {name: path.read_text().rstrip().splitlines()[-1] for name, path in paths.items() if path.exists()}
     return "\n".join(f"- {STUDIES[name]}, `{name}`: {verdict}" for name, verdict in verdicts.items())
 
 
 def digest(kept: AllKept) -> str:
-    """Return about ten lines for a reader who decides whether to read on."""
+    """Return a summary of about ten lines."""
     return f"{_conditions(kept)}\n\n{_figures(kept, DIGEST)}"
 
 
 def headlines(kept: AllKept) -> str:
-    """Return what the README says of speed: a chart, and a sentence for each store."""
+    """Return the README's text about speed: a chart, and a sentence for each store."""
     sentences = [
         f"On {store}, one worker runs {_rounded(row.median(OURS))} no-op jobs a second; {_peers(row)}."
         for store, row in drains(kept)
@@ -80,7 +80,7 @@ def _figures(kept: AllKept, targets: Sequence[str]) -> str:
 
 
 def peers_table() -> str:
-    """What runs beside ours, and what it does not do."""
+    """Return a table of the peers, and of what they lack."""
     heading = ["| peer | on | jobs at a time | has not | jobs of a killed worker |", "| :--- | :--- | ---: | :--- | :--- |"]
     lines = [f"| {_named(peer)} | {peer.store} | {_at_a_time(peer)} | {peer.lacks} | {peer.killed} |" for peer in PEERS]
     return "\n".join([*heading, *lines])
@@ -117,7 +117,7 @@ def _peer(verdict: Verdict) -> str:
 
 
 def _conditions(kept: AllKept) -> str:
-    """Of all that was measured; where they differ, each of them."""
+    """Return the conditions of all workloads. If they differ, all values are listed."""
     found: dict[str, list[str]] = {}
     for one in kept.values():
         for key in ("commit", "date", "machine", "Python", "server", "libraries"):

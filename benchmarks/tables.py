@@ -1,4 +1,4 @@
-"""Markdown tables of rows: a table for each part, a line for each contender, medians with least and most."""
+"""Markdown tables of rows: a table for each part and a line for each contender, with medians, minima and maxima."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def tables(rows: Sequence[Row]) -> str:
 
 
 def _with_the_same_figures(parts: Sequence[list[Row]]) -> list[list[list[Row]]]:
-    """Parts next to each other that can share a table."""
+    """Group adjacent parts that can share a table."""
     return [list(group) for _, group in groupby(parts, key=lambda part: [row.figure for row in part])]
 
 
 def _alone(parts: Sequence[list[Row]]) -> str:
-    """Ours, a line for each part."""
+    """Return a table of our figures, with a line for each part."""
     lines = [[part[0].what, *(_cell(row, OURS) for row in part)] for part in parts]
     return _markdown(["", *(row.figure for row in parts[0])], lines)
 
 
 def _a_part(rows: Sequence[Row]) -> str:
-    """The last column says how many times the contender's first figure ours is."""
+    """Return the table of a part. The last column is the ratio of our first figure to the contender's."""
     first = rows[0]
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     headings = [first.what, *(row.figure for row in rows)]

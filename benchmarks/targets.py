@@ -1,4 +1,4 @@
-"""The targets as data: where each figure stands among what is kept, and what it must be beside the bare loop and the peers."""
+"""The targets as data: where each figure is found among the results, and its bounds, also relative to the bare loop and the peers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AllKept = Mapping[str, Kept]
 
 @dataclass(frozen=True)
 class Verdict:
-    """`peer` is the best one and its figure."""
+    """The outcome of a check. `peer` is the best peer and its figure."""
 
     value: float
     is_held: bool
@@ -29,16 +29,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Check:
-    """One figure of a target. Where several bounds are given all must hold.
+    """One figure of a target. If several bounds are given, all must hold.
 
-    `least`, `most`    of the figure itself
-    `against`          what stands in the bare loop's place
-    `by_bare`          least (of a rate) or most (of a time) of its ratio to the bare loop's
+    `least`, `most`    bounds of the figure itself
+    `against`          the contender in the bare loop's place
+    `by_bare`          the minimum (of a rate) or maximum (of a time) of its ratio to the bare loop's
     `or_by_bare`       such a ratio that is enough whatever the figure is
-    `by_peer`          least of its ratio to the best peer's; of `peer`, or of those that `among` (of AMONG) lets take part
-    `small_is_good`    it is a time or a cost
-    `value`            of VALUES, when it is more than the figure
-    `or_value`         another of them, which is enough when it reaches `or_least`
+    `by_peer`          a bound of its ratio to the best peer's: `peer`, or the best of those that `among` (a key of AMONG) admits
+    `small_is_good`    True if the figure is a time or a cost
+    `value`            a key of VALUES, if the value is computed from the figure
+    `or_value`         another key of VALUES, whose value is enough if it reaches `or_least`
     """
 
     target: str
@@ -62,7 +62,7 @@ class Check:
     or_least: float = 0.0
 
     def judge(self, kept: AllKept) -> Verdict | None:
-        """None when it was not measured."""
+        """Return the verdict, or None if the figure was not measured."""
         found = kept.get(self.workload)
         row = found.row(self.part, self.figure) if found is not None else None
         if found is None or row is None:
@@ -72,7 +72,7 @@ class Check:
         return Verdict(value, is_enough or self._is_held(value, bare, best), bare, best)
 
     def _best(self, found: Kept, row: Row) -> tuple[str, float] | None:
-        """Who begins planned jobs early is not late, and has no part in how late they begin."""
+        """Return the best peer and its figure. Peers that begin planned jobs early are left out, because they are never late."""
         early = found.row(self.part, "early") if self.figure != "early" else None
         too_early = {name for name in early.peers if early.median(name)} if early is not None else set[str]()
         others = [name for name in row.peers if name != self.against and name not in too_early]
@@ -83,7 +83,7 @@ class Check:
         return (min if self.small_is_good else max)(figures, key=lambda figure: figure[1])
 
     def _is_held(self, value: float, bare: float | None, best: tuple[str, float] | None) -> bool:
-        """A bound that has nothing to be compared with does not hold."""
+        """Return True if all bounds hold. A ratio without a figure to compare with does not hold."""
         if self.or_by_bare is not None and bare and self._reaches(value / bare, self.or_by_bare):
             return True
         return all(
@@ -108,13 +108,13 @@ def _is_safe_python(name: str) -> bool:
 
 
 def _of_one(kept: Kept, row: Row) -> float:
-    """Two workers' rate by one's."""
+    """Return the ratio of this rate to one worker's rate."""
     one = kept.row("1", row.figure)
     return row.ours / one.ours if one is not None else 0.0
 
 
 def _of_the_bound(kept: Kept, row: Row) -> float:
-    """Two workers' rate by one's, beside what two cores allow: 2w / (w + s), or the server's own core when that is less."""
+    """Return that ratio, relative to what two cores allow: 2w / (w + s) for the CPU times w of a worker and s of the server, at least 1."""
     worker, server = kept.row("1", CPU), kept.row("1", "server CPU µs/job")
     if worker is None or server is None:
         return 0.0
@@ -132,4 +132,4 @@ VALUES: Final[Mapping[str | None, Callable[[Kept, Row], float]]] = {
 CHECKS: Final[Sequence[Check]] = tuple(
     Check(**told) for told in tomllib.loads(Path(__file__).with_name("targets.toml").read_text())["checks"]
 )
-"""In the order of the targets. T18 has a study of its own, `postgres-busy`, which judges itself."""
+"""The checks, in the order of the targets. T18 is checked by a separate study, `postgres-busy`."""

@@ -18,25 +18,25 @@ async def noop() -> None:
 
 @job(name="benchmarks.stamp")
 async def stamp() -> float:
-    """The monotonic clock at its first line: all processes of a machine share it."""
+    """Return the time of its first line on the monotonic clock, which all processes of a machine share."""
     return time.monotonic()
 
 
 @job(name="benchmarks.wall")
 async def wall() -> float:
-    """Seconds since 1970 at its first line."""
+    """Return the time of its first line in seconds since 1970."""
     return time.time()
 
 
 @job(name="benchmarks.waited")
 async def waited(since: float) -> float:
-    """Seconds from that instant of the monotonic clock to its first line."""
+    """Return the seconds from `since`, on the monotonic clock, to its first line."""
     return time.monotonic() - since
 
 
 @job(name="benchmarks.note")
 async def note(number: int) -> None:
-    """Writes down that it ran."""
+    """Record that it ran."""
     mark(number)
 
 
@@ -66,7 +66,7 @@ _DATA: Final = random.Random(0).randbytes(10_000)
 
 
 def stamp_into(stamps: list[float]) -> Job[[], None]:
-    """A job for a worker in this process, which appends the clock's time at its first line."""
+    """Return a job for a worker in this process that appends the time of its first line to the list."""
 
     @job(name="benchmarks.stamp_into")
     async def stamped() -> None:
@@ -76,7 +76,7 @@ def stamp_into(stamps: list[float]) -> Job[[], None]:
 
 
 def record_into(marks: Marks) -> Job[[int], None]:
-    """The same for one that writes down that it ran."""
+    """Return a job for a worker in this process that records that it ran."""
 
     @job(name="benchmarks.record_into")
     async def noted(number: int) -> None:

@@ -1,4 +1,4 @@
-"""What telemetry costs: a worker drains with it and without it, and many jobs are sent at once."""
+"""The cost of telemetry: a worker drains with and without it, and many jobs are sent at once."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from taskflow.worker.options import WorkerOptions
 
 JOBS: Final = 10_000
 BEST_OF: Final = 3
-"""Runs of a contender in a turn. The cheapest counts: other programs of the machine only make them dearer."""
+"""The runs of a contender in a turn. The cheapest one counts, because other programs can only make a run more expensive."""
 
 TURNS: Final = 6
-"""Drains of each kind for the cost of a span, in turn: a difference needs more of them than a ratio."""
+"""The drains of each kind for the cost of a span. A difference needs more of them than a ratio."""
 
 BULK: Final = 100_000
 WITHOUT: Final = "without telemetry"
@@ -43,7 +43,7 @@ Noting = Job[[int], None]
 
 
 def costs(options: Options) -> list[Row]:
-    """In this process, logs off. CPU is this process's, which has the worker; a server has its own."""
+    """Measure with a worker in this process, without logs. CPU is this process's time, and does not include a server's."""
     places: dict[str, Place] = {"memory": lambda: nullcontext("memory://")}
     places |= {name: partial(place, options.under) for name, place in PLACES.items()}
     rows: list[Row] = []
@@ -68,7 +68,7 @@ def _tracing() -> Sequence[Telemetry]:
 
 
 def _providers() -> tuple[TracerProvider, MeterProvider]:
-    """An SDK that keeps counts, and drops spans when they end: what an exporter costs is its own affair."""
+    """Return an SDK that keeps counts and drops spans when they end, because exporters are not measured."""
     return TracerProvider(shutdown_on_exit=False), MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
 
 
@@ -85,7 +85,7 @@ def _best(measure: Measure) -> Mapping[str, float]:
 
 
 async def _drain_filled(place: Place, jobs: int, telemetry: Chosen, of: Callable[[Marks], Noting]) -> Mapping[str, float]:
-    """The jobs are sent without telemetry, and each says that it ran."""
+    """Drain jobs that were sent without telemetry. Each job records that it ran."""
     with place() as url, marks_of(jobs) as marks:
         async with using(url):
             await fill_with_notes(jobs, of(marks))
@@ -99,7 +99,7 @@ async def _drain_filled(place: Place, jobs: int, telemetry: Chosen, of: Callable
 
 
 def _traced(place: Place, jobs: int) -> Mapping[str, float]:
-    """What a traced run costs beyond a job that makes such a span itself, by the SDK's means alone."""
+    """Measure what a traced run costs beyond a job that makes such a span itself through the SDK."""
     kinds: tuple[tuple[Chosen, Callable[[Marks], Noting]], ...] = ((tuple, record_into), (tuple, _making_a_span), (_tracing, record_into))
     turns = [[_drain_once(place, jobs, *kind)["CPU µs/job"] for kind in kinds] for _ in range(TURNS)]
     plain, own, ours = (min(spent) for spent in zip(*turns, strict=True))

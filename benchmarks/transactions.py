@@ -1,4 +1,4 @@
-"""Jobs in the sender's own transaction: what they cost there, how many senders commit at once, and how soon a job begins after it."""
+"""Jobs in the sender's transaction: their cost, commits per second of several senders, and how soon a job begins after the commit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from taskflow.app.app import default_app
 from taskflow.broker.url import connect
 
 INSERT: Final = "a plain INSERT instead"
-"""Whom ours stands beside: the same transaction with a row of about the job's size in a table with a primary key."""
+"""What is compared: the same transaction with a row of about the job's size in a table with a primary key."""
 
 TRANSACTIONS: Final = 600
 WARM: Final = 50
@@ -82,7 +82,7 @@ def transactions(options: Options) -> list[Row]:
 async def _a_database(options: Options) -> AsyncIterator[str]:
     with PLACES["PostgreSQL"](options.under) as url:
         async with using(url) as broker:
-            await broker.read([bytes(16)])  # makes the schema
+            await broker.read([bytes(16)])  # creates the schema
             connection = await asyncpg.connect(url.partition("?")[0])
             for table in TABLES:
                 await connection.execute(table.format(serial="bigserial", bytes="bytea", number="bigint"))

@@ -1,4 +1,4 @@
-"""A whole worker: draining a queue, sending one by one and in bulk, and how soon an idle worker starts a job."""
+"""A whole worker on memory and SQLite: draining a queue, sending singly and in bulk, and how soon an idle worker starts a job."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ CONCURRENCY = 100
 
 
 def drains(options: Options) -> list[Row]:
-    """No-op async jobs, one worker in this process, leases, fences, retries and results on, logs off."""
+    """Drain no-op async jobs with one worker in this process, with leases, fences, retries and results, without logs."""
     bare = {"memory": _ran(partial(bare_memory.drain, JOBS, CONCURRENCY)), "sqlite": _bare_sqlite_drain}
     return [_rates(f"{store}, {JOBS:,} queued", options, partial(_drain, store), bare[store]) for store in STORES]
 
 
 def enqueues(options: Options) -> list[Row]:
-    """With arguments checked and encoded, from this process."""
+    """Send jobs from this process, with their arguments checked and encoded."""
     callers, bulk = f"{CALLERS} callers of delay()", f"enqueue() of {BULK:,}"
     return [
         _rates(f"memory, {callers}", options, partial(_delay_concurrently, "memory"), _ran(partial(bare_memory.send, JOBS, CALLERS))),
@@ -51,7 +51,7 @@ def enqueues(options: Options) -> list[Row]:
 
 
 def depths(options: Options) -> list[Row]:
-    """The first few thousand of many queued, beside as many of few: the second is in the bare loop's place."""
+    """Drain the first few thousand jobs of a long queue, and as many of a short one, which takes the bare loop's place."""
     rows: list[Row] = []
     many, scheduled, kept = options.of(MANY), options.of(SCHEDULED), options.of(KEPT)
     for store in STORES:
@@ -69,7 +69,7 @@ def depths(options: Options) -> list[Row]:
 
 
 def latencies(options: Options) -> list[Row]:
-    """From just before delay() to the job's first line, the worker idle, one every 20 ms."""
+    """Measure the time from just before delay() to the job's first line on an idle worker, with a job every 20 ms."""
     repeats = options.repeats
     samples = [run_in_fastest_loop(_latency_in_process()) for _ in range(repeats)]
     bare = [run_in_fastest_loop(bare_memory.wake_up(LATENCIES)) for _ in range(repeats)]
@@ -120,9 +120,9 @@ def _quiet() -> WorkerOptions:
 
 
 async def _drain(kind: str) -> float:
-    """From the first job's first line to the last one's; each is counted by itself.
+    """Return the rate from the first job's first line to the last one's. Each job records its run.
 
-    `drained()` would look at the queues again and again, which costs memory as much as running the jobs.
+    `drained()` would poll the queues, which costs the memory broker as much as running the jobs.
     """
     with marks_of(JOBS) as marks:
         noted = record_into(marks)
@@ -135,7 +135,7 @@ async def _drain(kind: str) -> float:
 
 
 async def _first_of(kind: str, jobs: int, *, scheduled: int = 0, kept: int = 0, queues: int = 1) -> float:
-    """From the first job's first line to that of the last of the first few thousand, whichever they are."""
+    """Return the rate between the first lines of the first and the last of the first few thousand jobs that ran."""
     stamps: list[float] = []
     noted = stamp_into(stamps)
     kinds = [noted.options(queue=f"q{number}") for number in range(queues)] if queues > 1 else [noted.options()]
@@ -146,7 +146,7 @@ async def _first_of(kind: str, jobs: int, *, scheduled: int = 0, kept: int = 0, 
         await enqueue(noted.options(after=86_400).bind() for _ in range(scheduled))
         await enqueue(kinds[number % queues].bind() for number in range(jobs))
         async with Worker(options=_quiet()):
-            while len(stamps) < FIRST:  # noqa: ASYNC110 - an event that each job looks at would be measured with it
+            while len(stamps) < FIRST:  # noqa: ASYNC110 - an event that each job sets would be measured with it
                 await asyncio.sleep(0.005)
             return (FIRST - 1) / (stamps[FIRST - 1] - stamps[0])
 

@@ -1,4 +1,4 @@
-"""All that can be measured, by name."""
+"""All workloads and studies, by name."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from functools import partial
 from typing import Final
 
 from benchmarks import (
+    admin_pages,
     backlog,
-    console_pages,
     dashboard_pages,
     drain,
     fleet,
@@ -29,7 +29,7 @@ from benchmarks import (
     schedules,
     sending,
     sizes,
-    sqlite_verbs,
+    sqlite_operations,
     starting,
     telemetry,
     transactions,
@@ -42,7 +42,7 @@ from benchmarks.stores import REDIS, Store, postgres
 
 @dataclass(frozen=True)
 class Workload:
-    """`is_costly` for a quick run."""
+    """A workload. If it `is_costly`, quick runs leave it out."""
 
     title: str
     measure: Callable[[Options], list[Row]]
@@ -52,20 +52,20 @@ class Workload:
 OnStore = Callable[[Store, Options], list[Row]]
 
 ON_SERVERS: Final[Sequence[tuple[str, str, OnStore, bool]]] = (
-    ("drain", "a worker drains", drain.drains, False),
-    ("enqueue", "sending", sending.sendings, False),
-    ("latency", "how soon", latency.latencies, False),
+    ("drain", "draining a queue", drain.drains, False),
+    ("enqueue", "sending jobs", sending.sendings, False),
+    ("latency", "latency", latency.latencies, False),
     ("plans", "planned jobs", latency.plans, False),
-    ("load", "under load", loads.loaded, False),
+    ("load", "waits under a steady load", loads.loaded, False),
     ("threads", "plain functions in threads", drain.threads, False),
     ("workers", "several worker processes", fleet.workers, True),
     ("sleeping", "jobs that sleep", fleet.sleeping, True),
-    ("concurrency", "by jobs at a time", drain.concurrencies, True),
-    ("payload", "by the payload's size", fleet.payloads, True),
-    ("backlogs", "by the queue's length", drain.backlogs, True),
-    ("depth", "a worker drains, much beside", drain.depths, True),
-    ("bytes", "what a queued job takes", sizes.sizes, False),
-    ("idle", "nothing to do", idle.idleness, True),
+    ("concurrency", "by concurrency", drain.concurrencies, True),
+    ("payload", "by payload size", fleet.payloads, True),
+    ("backlogs", "by queue length", drain.backlogs, True),
+    ("depth", "draining a queue beside many other jobs", drain.depths, True),
+    ("bytes", "the size of a queued job", sizes.sizes, False),
+    ("idle", "idle workers", idle.idleness, True),
     ("herd", "a lone job beside many idle workers", herd.herds, True),
     ("schedules", "schedules, none due", schedules.idleness, True),
     ("start", "starting a worker", starting.starts, False),
@@ -75,18 +75,18 @@ ON_SERVERS: Final[Sequence[tuple[str, str, OnStore, bool]]] = (
 
 def _workloads() -> dict[str, Workload]:
     found = {
-        "drain": Workload("memory and SQLite: a worker drains", worker_runs.drains),
-        "enqueue": Workload("memory and SQLite: sending", worker_runs.enqueues),
-        "latency": Workload("memory and SQLite: an idle worker starts a job", worker_runs.latencies),
-        "depth": Workload("memory and SQLite: a worker drains, much beside", worker_runs.depths, is_costly=True),
-        "verbs": Workload("SQLite: verbs", sqlite_verbs.measure),
-        "bytes": Workload("SQLite: what a queued job takes", sqlite_verbs.sizes),
+        "drain": Workload("memory and SQLite: draining a queue", worker_runs.drains),
+        "enqueue": Workload("memory and SQLite: sending jobs", worker_runs.enqueues),
+        "latency": Workload("memory and SQLite: latency on an idle worker", worker_runs.latencies),
+        "depth": Workload("memory and SQLite: draining a queue beside many other jobs", worker_runs.depths, is_costly=True),
+        "operations": Workload("SQLite: operations", sqlite_operations.measure),
+        "bytes": Workload("SQLite: the size of a queued job", sqlite_operations.sizes),
         "schedules": Workload("how late schedules fire", schedules.lags, is_costly=True),
-        "transactions": Workload("jobs in the sender's own transaction", transactions.transactions, is_costly=True),
-        "limits": Workload("what limits and turns cost", limits.drains),
-        "telemetry": Workload("what telemetry costs", telemetry.costs),
+        "transactions": Workload("jobs in the sender's transaction", transactions.transactions, is_costly=True),
+        "limits": Workload("the cost of limits and fair queueing", limits.drains),
+        "telemetry": Workload("the cost of telemetry", telemetry.costs),
         "flows": Workload("memory and SQLite: flows", flows.flows, is_costly=True),
-        "console-pages": Workload("pages of the console, a million jobs", console_pages.pages, is_costly=True),
+        "admin-pages": Workload("admin pages over a million jobs", admin_pages.pages, is_costly=True),
         "dashboard-pages": Workload("the dashboard over a million jobs", dashboard_pages.pages, is_costly=True),
         "start": Workload("commands and imports", starting.commands),
     }
@@ -111,4 +111,4 @@ STUDIES: Final[dict[str, Callable[[argparse.Namespace], None]]] = {
     "recovery": recovery.recovery,
     "rolling": rolling.rolling,
 }
-"""Those that print, and keep, what they have found in a form of their own; only run when they are named."""
+"""The studies, which print and store their results in separate forms. They run only if they are named."""

@@ -1,4 +1,4 @@
-"""The peers: what runs each, at which settings, and what it does not do."""
+"""The peers: the program that runs each, its settings, and what it lacks."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ POSTGRES: Final = "postgres"
 
 @dataclass(frozen=True)
 class Peer:
-    """`jobs` are so many as it drains in a few seconds.
+    """A peer. `jobs` is about the number of jobs that it drains in a few seconds.
 
-    `program`      of `programs`, or for node a folder of `node`
-    `package`      whose version is told
-    `concurrency`  jobs at a time: 100, or the number of threads that it is fastest with
-    `in_threads`   its jobs are plain functions
-    `tells_results`  a caller can wait for one; `looks_for_results`: by looking for it every half second or more
-    `plans`        a job can be sent for an instant, without another process beside
-    `lacks`        of what taskflow has switched on while it is measured
-    `killed`       what becomes of the jobs of a worker that is killed
+    `program`        a module of `programs`, or for Node a folder of `node`
+    `package`        the package whose version is reported
+    `concurrency`    jobs at a time: 100, or the number of threads with which it is fastest
+    `in_threads`     True if its jobs are plain functions
+    `tells_results`  True if a caller can wait for a result; with `polls_for_results`, by polling every half second or less often
+    `plans`          True if a job can be sent for a later time without another process
+    `lacks`          the features that taskflow has enabled in the measurement and the peer lacks
+    `killed`         what happens to the jobs of a killed worker
     """
 
     name: str
@@ -40,13 +40,13 @@ class Peer:
     in_threads: bool = False
     python: str | None = None
     tells_results: bool = False
-    looks_for_results: bool = False
+    polls_for_results: bool = False
     plans: bool = False
 
     @property
     def asks(self) -> bool:
-        """Whether a caller hears of a result when it is there."""
-        return self.tells_results and not self.looks_for_results
+        """True if a caller is notified of a result."""
+        return self.tells_results and not self.polls_for_results
 
     @property
     def version(self) -> str:
@@ -64,5 +64,5 @@ PEERS: Final = tuple(Peer(**told) for told in tomllib.loads((HERE / "catalogue.t
 
 
 def of_store(store: str, names: frozenset[str] | None) -> list[Peer]:
-    """Those of a store; of those names alone, where any are given."""
+    """Return the peers on a store: all of them, or only those with the given names."""
     return [peer for peer in PEERS if peer.store == store and (names is None or peer.name in names)]

@@ -1,4 +1,4 @@
-"""What a peer runs in, made once from pinned versions in a cache outside the repository: a virtual environment, or node modules."""
+"""The peers' environments, created once from pinned versions in a cache outside of the repository: virtual or with node modules."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ READY: Final = "ready"
 
 
 class EnvironmentFailed(Exception):
-    """It could not be made; says why."""
+    """Raised if an environment cannot be created. The message gives the reason."""
 
 
 def default_cache() -> Path:
-    """In the user's cache folder."""
+    """Return the default cache, a folder in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "taskflow-benchmarks"
 
 
 def forget(cache: Path) -> None:
-    """Removes all that was made there."""
+    """Remove all environments from a cache."""
     shutil.rmtree(cache, ignore_errors=True)
 
 
 def python_of(requirements: str, cache: Path, version: str | None = None) -> Path:
-    """The interpreter of a virtual environment with what requirements/NAME.txt pins, of that version of Python or our own."""
+    """Return the interpreter of a virtual environment with the packages that requirements/NAME.txt pins. `version` is Python's."""
     pinned = HERE / "requirements" / f"{requirements}.txt"
     base = _interpreter(version)
     folder = cache / f"{requirements}-{_digest(pinned.read_text(), base)}"
@@ -45,8 +45,8 @@ def python_of(requirements: str, cache: Path, version: str | None = None) -> Pat
 
 
 def own_python(packages: Sequence[str], cache: Path) -> Path:
-    """The interpreter of a virtual environment with these packages alone, in the versions that are installed here: as a user of ours has
-    it, without what tests need, some of which drivers load where they find it."""
+    """Return the interpreter of a virtual environment with only these packages, in the versions installed here. This is what users have:
+    drivers load some of the packages that tests need if they are installed."""
     pinned = [f"{name}=={version(name)}" for name in packages]
     folder = cache / f"taskflow-{_digest(*pinned, sys.version)}"
     if not (folder / READY).exists():
@@ -58,10 +58,10 @@ def own_python(packages: Sequence[str], cache: Path) -> Path:
 
 
 def node_folder_of(package: str, cache: Path) -> Path:
-    """A folder with the node_modules that node/NAME/package-lock.json pins."""
+    """Return a folder with the node_modules that node/NAME/package-lock.json pins."""
     pinned = HERE / "node" / package
     if shutil.which("npm") is None or shutil.which("node") is None:
-        raise EnvironmentFailed("it takes node and npm, which are not there")
+        raise EnvironmentFailed("it needs node and npm, which are not installed")
     folder = cache / f"{package}-{_digest((pinned / 'package-lock.json').read_text(), _version_of_node())}"
     if not (folder / READY).exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -74,7 +74,7 @@ def node_folder_of(package: str, cache: Path) -> Path:
 
 
 def version_of(requirements: str, package: str) -> str:
-    """That is pinned for a package."""
+    """Return the pinned version of a package."""
     lines = (HERE / "requirements" / f"{requirements}.txt").read_text().lower().splitlines()
     return next(line.partition("==")[2] for line in lines if line.startswith(f"{package.lower()}=="))
 
@@ -84,7 +84,7 @@ def _interpreter(version: str | None) -> str:
         return sys.executable
     if found := shutil.which(f"python{version}"):
         return found
-    raise EnvironmentFailed(f"it takes Python {version}, which is not there")
+    raise EnvironmentFailed(f"it needs Python {version}, which is not installed")
 
 
 def _version_of_node() -> str:

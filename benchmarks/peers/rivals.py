@@ -16,16 +16,16 @@ from benchmarks.report import Contender, ContenderFailed, Measured, of_lags, of_
 from benchmarks.stores import Store
 
 SLOW_TO_ASK: Final = 16
-"""Round trips, of a peer that looks for its results only now and then."""
+"""The number of round trips of a peer that polls for results only now and then."""
 
 
 MAX_PROCESSES: Final = 50
-"""Idle workers of a peer: each is a process or several, and two hundred of the larger ones do not fit into memory."""
+"""The maximum number of idle workers of a peer. Each is one or more processes, and two hundred large ones do not fit into memory."""
 
 LONE_JOBS: Final = 96
 
 CALLS: Final = "calls a job"
-"""Commands that a client sends, or transactions. Of a peer on Redis also those that its scripts call: the server counts both alike."""
+"""Commands that a client sends, or transactions. For a peer on Redis also the commands of its scripts, which the server counts too."""
 
 SERVER_CPU: Final = "server CPU µs/job"
 
@@ -36,9 +36,9 @@ IDLE_MEMORY: Final = "RSS of a worker, MB"
 
 @dataclass(frozen=True)
 class Rivals:
-    """`names` of those that take part, None for all; `repeats` caps how often each is measured; `share` of their jobs, of quick runs.
+    """The peers that take part. `names` lists them (None: all), `repeats` limits how often each is measured, and `share` reduces the jobs.
 
-    `only_rates`   leave out of all but draining and sending by callers
+    `only_rates`  True to measure only draining, and sending by callers
     """
 
     cache: Path = field(default_factory=default_cache)
@@ -54,7 +54,7 @@ class Rivals:
         return self._contenders(store, measure)
 
     def in_threads(self, store: Store) -> list[Contender]:
-        """Those whose jobs are plain functions in threads."""
+        """Return the peers whose jobs are plain functions in threads."""
 
         def measure(peer: Peer) -> Measured:
             return runs.drain(peer, store, self.cache, self._share_of(peer.jobs), peer.concurrency)
@@ -81,14 +81,14 @@ class Rivals:
 
     def asks(self, store: Store, times: int) -> list[Contender]:
         def measure(peer: Peer) -> Measured:
-            _, each = runs.ask(peer, store, self.cache, _aligned(self.share * (SLOW_TO_ASK if peer.looks_for_results else times)), 1)
+            _, each = runs.ask(peer, store, self.cache, _aligned(self.share * (SLOW_TO_ASK if peer.polls_for_results else times)), 1)
             return of_latencies(each)
 
         return self._once(self._contenders(store, measure, lambda peer: peer.tells_results))
 
     def waiters(self, store: Store, waiters: int) -> list[Contender]:
         def measure(peer: Peer) -> Measured:
-            jobs = _aligned(self.share * (400 if peer.looks_for_results else 2_000))
+            jobs = _aligned(self.share * (400 if peer.polls_for_results else 2_000))
             took, _ = runs.ask(peer, store, self.cache, jobs, waiters)
             return {"round trips/s": jobs / took}
 
@@ -107,7 +107,7 @@ class Rivals:
         return self._once(self._contenders(store, measure, _starts_as_its_own))
 
     def herds(self, store: Store, workers: int) -> list[Contender]:
-        """To the result of a job; to its first line of those that tell no results, or look for them only now and then."""
+        """Measure the time until a job's result, or until its first line for peers that don't notify callers of results."""
 
         def measure(peer: Peer) -> Measured:
             calls, cpu, each = runs.lone(peer, store, self.cache, workers, _aligned(self.share * LONE_JOBS))
@@ -123,7 +123,7 @@ class Rivals:
         return self._once(self._contenders(store, measure, lambda peer: peer.plans))
 
     def _once(self, contenders: Sequence[Contender]) -> list[Contender]:
-        """What takes long, and comes to multiples of ours, is measured in the first turn alone."""
+        """Measure the contenders only in the first turn, because they take long and their figures are multiples of ours."""
         return [] if self.only_rates else [replace(contender, repeats=1) for contender in contenders]
 
     def _share_of(self, jobs: int) -> int:
@@ -144,7 +144,7 @@ def _told(peer: Peer, measure: Callable[[Peer], Measured]) -> Mapping[str, float
 
 
 def _sends_as_its_own(peer: Peer) -> bool:
-    """How it is sent does not depend on results, or on how it is worked on: a program's first variant stands for all."""
+    """Return True for a program's first variant. Sending does not depend on results or on the worker, so it represents all variants."""
     return peer == next(other for other in PEERS if (other.program, other.store) == (peer.program, peer.store))
 
 
@@ -153,7 +153,7 @@ def _tells_no_results(peer: Peer) -> bool:
 
 
 def _starts_as_its_own(peer: Peer) -> bool:
-    """A queue that fetches in batches is measured at its best both ways."""
+    """Return True for a peer without a variant, so that a queue that fetches in batches is measured at its best."""
     return not peer.variant
 
 

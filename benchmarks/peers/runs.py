@@ -1,4 +1,4 @@
-"""A peer at work on a server of its own: its program is started, watched, and ended whatever becomes of it."""
+"""Runs a peer on a temporary server: starts its program, watches it, and ends it in any case."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ MAX_SAID: Final = 100_000
 TO_REST: Final = 3.0
 
 TO_BEGIN_EACH: Final = 0.5
-"""Seconds more for each of many workers, which start at once."""
+"""Additional seconds for each of many workers that start at once."""
 
 LONE_INTERVAL: Final = 0.02
 
 SETTLED_IN: Final = 0.3
-"""Seconds in which the last jobs are settled, and what that costs has shown."""
+"""Seconds in which the last jobs are settled, so that the CPU time includes that."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A peer, a server that is running, and the environment that its program has."""
+    """A peer, a running server, and the environment of the peer's program."""
 
     peer: Peer
     server: Server
@@ -52,7 +52,7 @@ class Bench:
     environment: Mapping[str, str]
 
     def tell(self, *arguments: object, within: float) -> Any:
-        """What the program answers to a verb; ContenderFailed when it fails, cannot, or takes longer."""
+        """Return the program's answer to a command. Raises ContenderFailed if it fails, doesn't support the command, or takes too long."""
         try:
             done = subprocess.run(
                 [*self.command, *map(str, arguments)], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=within
@@ -67,7 +67,7 @@ class Bench:
 
     @contextmanager
     def at_work(self, concurrency: int) -> Iterator[Worker]:
-        """A worker process, ended with all its children."""
+        """Run a worker process. It is ended with all its children."""
         with tempfile.TemporaryFile("a+b") as told:
             process = subprocess.Popen(
                 [*self.command, "work", str(concurrency)],
@@ -90,7 +90,7 @@ class Worker:
     told: IO[bytes]
 
     def said(self) -> str:
-        """All of it, without moving where it writes."""
+        """Return the worker's output, without moving its file position."""
         return os.pread(self.told.fileno(), MAX_SAID, 0).decode(errors="replace")
 
     @property
@@ -98,7 +98,7 @@ class Worker:
         return cpu_of_session(self.process.pid)
 
     def wait_for(self, condition: Callable[[], bool], what: str, within: float) -> None:
-        """ContenderFailed when the worker ends, or too much time goes by."""
+        """Wait until the condition is true. Raises ContenderFailed if the worker ends, or after `within` seconds."""
         give_up_at = time.monotonic() + within
         while not condition():
             if self.process.poll() is not None:
@@ -110,7 +110,7 @@ class Worker:
 
 @contextmanager
 def a_bench(peer: Peer, store: Store, cache: Path, marks: Marks) -> Iterator[Bench]:
-    """With the peer's tables made."""
+    """Start a server for the peer, and create the peer's tables."""
     with store.start() as server:
         environment = {
             **os.environ,
@@ -126,11 +126,11 @@ def a_bench(peer: Peer, store: Store, cache: Path, marks: Marks) -> Iterator[Ben
 
 
 def command_of(peer: Peer, cache: Path) -> list[str]:
-    """Makes its environment where that has not been done."""
+    """Return the command of a peer's program. Creates the peer's environment if necessary."""
     if peer.in_node:
         folder = node_folder_of(peer.program, cache)
         for file in (HERE / "node" / peer.program / "peer.mjs", HERE / "node" / "contract.mjs", HERE / "node" / "marks.mjs"):
-            shutil.copy(file, folder)  # modules are looked for beside the program
+            shutil.copy(file, folder)  # Node searches for modules beside the program
         return ["node", str(folder / "peer.mjs")]
     return [str(python_of(peer.program, cache, peer.python)), "-m", f"benchmarks.peers.programs.with_{peer.program}"]
 
@@ -142,7 +142,7 @@ def marked_bench(peer: Peer, store: Store, cache: Path, jobs: int) -> Iterator[t
 
 
 def drain(peer: Peer, store: Store, cache: Path, jobs: int, concurrency: int, within: float = 60.0) -> Mapping[str, float]:
-    """Its worker drains what is queued. The rate is that between the first job's first line and the last one's."""
+    """Drain the queue with the peer's worker. The rate is measured between the first lines of the first and the last job."""
     with marked_bench(peer, store, cache, jobs) as (bench, marks):
         bench.tell("fill", jobs, within=within)
         bench.server.rest()
@@ -155,12 +155,12 @@ def drain(peer: Peer, store: Store, cache: Path, jobs: int, concurrency: int, wi
         marks.check()
         figures = {"jobs/s": marks.rate}
     if left < jobs / 2:
-        return figures  # it has done most before anybody looked: its CPU is not known
+        return figures  # most jobs were done before the first check, so their CPU time is unknown
     return {**figures, "worker CPU µs/job": 1e6 * spent / left, "server CPU µs/job": 1e6 * server_spent / left}
 
 
 def fill(peer: Peer, store: Store, cache: Path, jobs: int) -> Mapping[str, float]:
-    """In bulk, as quickly as it can."""
+    """Send jobs in bulk, as fast as the peer can."""
     with marked_bench(peer, store, cache, jobs) as (bench, _):
         return _floats(bench.tell("fill", jobs, within=60.0))
 
@@ -171,7 +171,7 @@ def send_by_callers(peer: Peer, store: Store, cache: Path, jobs: int, callers: i
 
 
 def start_one_by_one(peer: Peer, store: Store, cache: Path, jobs: int, every: float) -> list[float]:
-    """Seconds from just before it is sent to the first line of each, on an idle worker."""
+    """Return for each job the seconds from just before it is sent to its first line, on an idle worker."""
     with marked_bench(peer, store, cache, jobs + WARM_UP) as (bench, marks), bench.at_work(peer.concurrency) as worker:
         _warm_up(bench, worker, marks)
         began = bench.tell("one-by-one", jobs, every, within=jobs * (every + 0.1) + TO_BEGIN)
@@ -180,7 +180,7 @@ def start_one_by_one(peer: Peer, store: Store, cache: Path, jobs: int, every: fl
 
 
 def launch(peer: Peer, store: Store, cache: Path) -> float:
-    """Seconds from the launch of its worker to the first line of a job that has waited for it."""
+    """Return the seconds from the launch of the peer's worker to the first line of a job that was already queued."""
     with marked_bench(peer, store, cache, WARM_UP) as (bench, marks):
         bench.tell("fill", WARM_UP, within=TO_BEGIN)
         began = time.monotonic()
@@ -190,7 +190,7 @@ def launch(peer: Peer, store: Store, cache: Path) -> float:
 
 
 def idle(peer: Peer, store: Store, cache: Path, seconds: float) -> tuple[float, float, float]:
-    """What a worker that has nothing to do costs: commands or transactions, its CPU seconds, its MB of memory."""
+    """Return the cost of an idle worker: commands or transactions, CPU seconds, and memory in MB."""
     with marked_bench(peer, store, cache, WARM_UP) as (bench, marks), bench.at_work(peer.concurrency) as worker:
         _warm_up(bench, worker, marks)
         time.sleep(TO_REST)
@@ -200,7 +200,7 @@ def idle(peer: Peer, store: Store, cache: Path, seconds: float) -> tuple[float, 
 
 
 def ask(peer: Peer, store: Store, cache: Path, jobs: int, waiters: int, within: float = 45.0) -> tuple[float, list[float]]:
-    """Seconds of all, and of each round trip: it is sent, run, and its result is there."""
+    """Return the seconds of all round trips together, and of each, from sending a job to its result."""
     with marked_bench(peer, store, cache, jobs + WARM_UP) as (bench, marks), bench.at_work(peer.concurrency) as worker:
         _warm_up(bench, worker, marks)
         told = bench.tell("ask", jobs, waiters, within=within)
@@ -208,8 +208,8 @@ def ask(peer: Peer, store: Store, cache: Path, jobs: int, waiters: int, within: 
 
 
 def lone(peer: Peer, store: Store, cache: Path, workers: int, jobs: int) -> tuple[float, float, list[float]]:
-    """Of one job at a time beside many idle workers: calls and seconds of the server's CPU for each, without those of idle workers; and
-    the seconds until each one's result, or its first line."""
+    """Send one job at a time beside many idle workers. Return the calls and the server's CPU seconds per job, without idle workers' shares,
+    and the seconds until each job's result or first line."""
     with marked_bench(peer, store, cache, jobs + WARM_UP) as (bench, marks), ExitStack() as stack:
         fleet = [stack.enter_context(bench.at_work(peer.concurrency)) for _ in range(workers)]
         _warm_up(bench, fleet[0], marks, TO_BEGIN + TO_BEGIN_EACH * workers)
@@ -232,7 +232,7 @@ def lone(peer: Peer, store: Store, cache: Path, workers: int, jobs: int) -> tupl
 
 
 def plan(peer: Peer, store: Store, cache: Path, instants: Callable[[], Sequence[float]], within: float = 30.0) -> list[float]:
-    """Seconds from the planned instant to the first line of each; what began early is below zero."""
+    """Return for each job the seconds from the planned time to its first line, which are negative if it began early."""
     jobs = len(instants())
     with marked_bench(peer, store, cache, jobs + WARM_UP) as (bench, marks), bench.at_work(peer.concurrency) as worker:
         _warm_up(bench, worker, marks)
@@ -248,7 +248,7 @@ def plan(peer: Peer, store: Store, cache: Path, instants: Callable[[], Sequence[
 
 
 def _warm_up(bench: Bench, worker: Worker, marks: Marks, within: float = TO_BEGIN) -> None:
-    """The worker has run jobs before anything is measured; their numbers are used again."""
+    """Make the worker run some jobs before the measurement, which uses their numbers again."""
     bench.tell("fill", WARM_UP, within=within)
     worker.wait_for(lambda: marks.ran >= WARM_UP, "its worker began no job", within)
     time.sleep(SETTLED_IN)
@@ -260,14 +260,14 @@ def _floats(told: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """At once, and its children with it: how it winds down is not what is measured."""
+    """Kill a process and its children, because winding down is not measured."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(TO_END)
 
 
 def _last_line(text: str) -> str:
-    """That which says what went wrong: the last one that names an error, or the last one."""
+    """Return the line that describes the error: the last line that names an error, or else the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
-    return (named or lines or ["without a word"])[-1][:200]
+    return (named or lines or ["no output"])[-1][:200]

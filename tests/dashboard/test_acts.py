@@ -205,7 +205,7 @@ async def test_many_jobs_need_a_word_that_is_typed(memory: World, site: Site) ->
     for word in ("", "yes", "retry"):
         refused = await site.post("/act", code=400, **form(page), confirm=word)
         assert refused.all("input", name="confirm")
-        assert "Nothing was done yet" in refused.text
+        assert "Nothing has been done yet" in refused.text
     assert (await operate.queues())[0].counts[Status.READY] == 1_001
     page = await site.post("/act", **form(page), confirm="cancel")
     assert "1,001 cancelled" in page.text

@@ -1,4 +1,4 @@
-// What a peer's program can be told to do, and how it answers: see ../programs/contract.py, which this follows.
+// The commands of a peer's program, and their answers: see ../programs/contract.py, which this follows.
 import process from "node:process";
 
 const CANNOT = 3;
@@ -8,20 +8,20 @@ const sleep = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * s
 const now = () => Number(process.hrtime.bigint()) / 1e9;
 
 export async function run({ setUp, sending, work }) {
-  const [verb, ...given] = process.argv.slice(2);
+  const [command, ...given] = process.argv.slice(2);
   const numbers = given.map((text) => JSON.parse(text));
-  if (verb === "work") {
+  if (command === "work") {
     await work(...numbers);
     return;
   }
-  if (verb === "set-up") {
+  if (command === "set-up") {
     await setUp?.();
     console.log("null");
     process.exit(0);
   }
   const sender = await sending();
   try {
-    console.log(JSON.stringify(await verbs[verb](sender, ...numbers)));
+    console.log(JSON.stringify(await commands[command](sender, ...numbers)));
   } catch (error) {
     console.error(error?.message ?? error);
     process.exit(error?.cannot ? CANNOT : 1);
@@ -42,7 +42,7 @@ async function measured(jobs, send) {
   return { "jobs/s": jobs / (now() - began), "CPU µs/job": (spent.user + spent.system) / jobs };
 }
 
-const verbs = {
+const commands = {
   fill: (sender, jobs) =>
     measured(jobs, async () => {
       for (let start = 0; start < jobs; start += PORTION) {

@@ -1,5 +1,5 @@
-// Which jobs have run, how often and when, as ../../marks.py lays them down.
-// Node has no shared maps: what has changed is written out every 20 ms, and read before it is changed, as others may have cleared it.
+// Records which jobs have run, how often and when, in the format of ../../marks.py.
+// Node has no shared memory maps, so changes are written every 20 ms. The file is read first, because others may have cleared it.
 import { fstatSync, openSync, readSync, writeSync } from "node:fs";
 
 const A_DOUBLE = 8;

@@ -1,15 +1,15 @@
-"""What a peer's program can be told to do, and how it answers.
+"""The commands of a peer's program, and their answers, which are printed as JSON.
 
     python -m benchmarks.peers.programs.with_NAME work CONCURRENCY       works until SIGTERM
-    ... set-up                      makes its tables
-    ... fill JOBS                   sends jobs 0 to N-1 in the quickest way that the peer documents, tells {"jobs/s", "CPU µs/job"}
-    ... callers JOBS CALLERS        so many callers, each of which sends one job after the other; tells the same
-    ... one-by-one JOBS SECONDS     sends one every so many seconds; tells the monotonic instants just before each
-    ... ask JOBS WAITERS            so many callers that each send a job and wait for its result; tells the seconds of each
-    ... plan INSTANTS               jobs for instants, seconds since 1970, told as JSON
+    ... set-up                      creates the peer's tables
+    ... fill JOBS                   sends jobs 0 to N-1 in the fastest documented way; answers {"jobs/s", "CPU µs/job"}
+    ... callers JOBS CALLERS        sends from several callers, each one job after another; same answer
+    ... one-by-one JOBS SECONDS     sends a job every SECONDS; answers the monotonic times just before each
+    ... ask JOBS WAITERS            sends from several callers, which wait for each result; answers the seconds of each
+    ... plan INSTANTS               sends jobs for later times, a JSON list of seconds since 1970
 
-A program runs in its peer's environment, so this needs nothing but the standard library. The store is named by
-PEER_URL in its environment, a variant of its settings by PEER_VARIANT. What a peer cannot do ends with code 3.
+A program runs in its peer's environment, so this module needs only the standard library. The environment variable PEER_URL
+names the store, and PEER_VARIANT a variant of the settings. A command that a peer does not support ends with code 3.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ VARIANT: Final = os.environ.get("PEER_VARIANT", "")
 
 
 class CannotError(Exception):
-    """The peer has no such thing."""
+    """Raised for a command that the peer does not support."""
 
 
 class Sending:
-    """How a peer's jobs are sent from an event loop; each method is optional."""
+    """Sends a peer's jobs from an event loop. Each method is optional."""
 
     async def set_up(self) -> None:
-        """Tables, where there are any."""
+        """Create the peer's tables, if it has any."""
 
     async def send(self, number: int) -> object:
         raise CannotError("send")
 
     async def send_many(self, numbers: Sequence[int]) -> object:
-        """At once. By default one after the other."""
+        """Send jobs in bulk; by default one after another."""
         for number in numbers:
             await self.send(number)
         return None
 
     async def ask(self, number: int) -> object:
-        """Sends it and gives its result."""
+        """Send a job and return its result."""
         raise CannotError("wait for a result")
 
     async def send_at(self, number: int, instant: float) -> object:
@@ -60,7 +60,7 @@ class Sending:
 
 
 class SyncSending:
-    """The same for peers whose API blocks; called from several threads at once."""
+    """Sends a peer's jobs through a blocking API. Methods are called from several threads at once."""
 
     def set_up(self) -> None: ...
 
@@ -81,26 +81,26 @@ class SyncSending:
 
 class Work(Protocol):
     def __call__(self, concurrency: int) -> object:
-        """Until SIGTERM; in this process, or by exec."""
+        """Work until SIGTERM, in this process or by exec."""
         ...
 
 
 def run_async(sending: Callable[[], AbstractAsyncContextManager[Sending]], work: Work) -> None:
-    """The program of a peer with an async API."""
+    """Run the program of a peer with an async API."""
 
-    async def send(verb: str, arguments: Sequence[str]) -> object:
+    async def send(command: str, arguments: Sequence[str]) -> object:
         async with sending() as sender:
-            return await _VERBS[verb](sender, *map(json.loads, arguments))
+            return await _COMMANDS[command](sender, *map(json.loads, arguments))
 
-    _main(lambda verb, arguments: in_fastest_loop(send(verb, arguments)), work)
+    _main(lambda command, arguments: in_fastest_loop(send(command, arguments)), work)
 
 
 def run_sync(sending: Callable[[], AbstractContextManager[SyncSending]], work: Work) -> None:
-    """The program of a peer with a blocking API: concurrent callers are threads."""
+    """Run the program of a peer with a blocking API. Concurrent callers are threads."""
 
-    def send(verb: str, arguments: Sequence[str]) -> object:
+    def send(command: str, arguments: Sequence[str]) -> object:
         with sending() as sender:
-            return _SYNC_VERBS[verb](sender, *map(json.loads, arguments))
+            return _SYNC_COMMANDS[command](sender, *map(json.loads, arguments))
 
     _main(send, work)
 
@@ -114,18 +114,18 @@ def in_fastest_loop(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 def work_by(*command: str) -> None:
-    """The peer's own command line becomes this process."""
+    """Replace this process with the peer's own command line."""
     os.execv(sys.executable, [sys.executable, "-m", *command])
 
 
 def _main(send: Callable[[str, Sequence[str]], object], work: Work) -> None:
-    verb, *arguments = sys.argv[1:]
-    if verb == "work":
+    command, *arguments = sys.argv[1:]
+    if command == "work":
         with contextlib.suppress(KeyboardInterrupt):
             work(int(arguments[0]))
         return
     try:
-        print(json.dumps(send(verb, arguments)))
+        print(json.dumps(send(command, arguments)))
     except CannotError as error:
         print(f"it cannot {error}", file=sys.stderr)
         sys.exit(CANNOT)
@@ -191,7 +191,7 @@ async def _set_up(sender: Sending) -> object:
     return None
 
 
-_VERBS: Final[dict[str, Callable[..., Awaitable[object]]]] = {
+_COMMANDS: Final[dict[str, Callable[..., Awaitable[object]]]] = {
     "set-up": _set_up,
     "fill": _fill,
     "callers": _callers,
@@ -205,7 +205,7 @@ _VERBS: Final[dict[str, Callable[..., Awaitable[object]]]] = {
 
 
 def _in_threads(threads: int, call: Callable[[int], object], jobs: int) -> None:
-    """Each of the threads takes the next number when it has done its last."""
+    """Call the function for each number from several threads, each of which takes the next number when it is done."""
     numbers = count()
 
     def take_turns() -> None:
@@ -258,7 +258,7 @@ def _plan_sync(sender: SyncSending, instants: Iterable[float]) -> object:
     return None
 
 
-_SYNC_VERBS: Final[dict[str, Callable[..., object]]] = {
+_SYNC_COMMANDS: Final[dict[str, Callable[..., object]]] = {
     "set-up": SyncSending.set_up,
     "fill": _fill_sync,
     "callers": _callers_sync,

@@ -27,7 +27,7 @@ class ArqSending(Sending):
         return await self._pool.enqueue_job("note", number)
 
     async def send_many(self, numbers: Sequence[int]) -> object:
-        """It has no bulk."""
+        """Send jobs concurrently, because arq has no bulk call."""
         return await asyncio.gather(*(self.send(number) for number in numbers))
 
     async def ask(self, number: int) -> object:

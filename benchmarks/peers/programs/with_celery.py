@@ -1,4 +1,4 @@
-"""celery on Redis, its jobs in threads; results where the variant says so."""
+"""celery on Redis, with jobs in threads, and results if the variant is "results"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""chancy, its jobs in the event loop."""
+"""chancy, with jobs in the event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""dramatiq on Redis, its jobs in threads; results where the variant says so."""
+"""dramatiq on Redis, with jobs in threads, and results if the variant is "results"."""
 
 from __future__ import annotations
 

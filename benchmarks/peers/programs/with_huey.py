@@ -1,4 +1,4 @@
-"""huey on Redis, its jobs in threads; waiting for a result is told of it where the variant says so."""
+"""huey on Redis, with jobs in threads. If the variant is "results", waiting callers are notified of results."""
 
 from __future__ import annotations
 

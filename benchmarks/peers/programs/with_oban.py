@@ -1,4 +1,4 @@
-"""oban, the Python one."""
+"""oban for Python."""
 
 from __future__ import annotations
 

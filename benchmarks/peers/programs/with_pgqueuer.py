@@ -1,4 +1,4 @@
-"""pgqueuer by asyncpg."""
+"""pgqueuer through asyncpg."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PgqueuerSending(Sending):
         return await self._queries.enqueue(["note"] * len(numbers), payloads, [0] * len(numbers))
 
     async def ask(self, number: int) -> object:
-        """By one watcher for all, which begins with the first."""
+        """Send a job and wait for its result through a watcher that all calls share. The first call starts it."""
         if not self._is_watching:
             self._is_watching = True
             await self.closing.enter_async_context(self._watcher)

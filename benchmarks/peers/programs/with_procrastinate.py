@@ -1,4 +1,4 @@
-"""procrastinate by psycopg."""
+"""procrastinate through psycopg."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""rq, whose simple worker forks no process for each job."""
+"""rq with its simple worker, which doesn't fork a process for each job."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sending() -> Iterator[SyncSending]:
 
 
 def work(concurrency: int) -> None:
-    """One job at a time: it knows no other."""
+    """Run one job at a time, because rq's worker supports no more."""
     logging.getLogger("rq.worker").setLevel(logging.ERROR)
     connection = redis.Redis.from_url(URL)
     rq.SimpleWorker([rq.Queue(connection=connection)], connection=connection).work(with_scheduler=True, logging_level="ERROR")

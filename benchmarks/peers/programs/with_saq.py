@@ -25,7 +25,7 @@ class SaqSending(Sending):
         return await self._queue.enqueue("note", number=number)
 
     async def send_many(self, numbers: Sequence[int]) -> object:
-        """It has no bulk: its documentation gathers."""
+        """Send jobs concurrently, as saq's documentation does, because there is no bulk call."""
         return await asyncio.gather(*(self.send(number) for number in numbers))
 
     async def ask(self, number: int) -> object:

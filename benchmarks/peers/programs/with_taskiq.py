@@ -1,4 +1,4 @@
-"""taskiq with taskiq-redis: a stream with acknowledgements; results where the variant says so."""
+"""taskiq with taskiq-redis: a stream with acknowledgements, and results if the variant is "results"."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TaskiqSending(Sending):
         return await note.kiq(number)
 
     async def send_many(self, numbers: Sequence[int]) -> object:
-        """It has no bulk."""
+        """Send jobs concurrently, because taskiq has no bulk call."""
         return await asyncio.gather(*(self.send(number) for number in numbers))
 
     async def ask(self, number: int) -> object:

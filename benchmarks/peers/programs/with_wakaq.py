@@ -1,4 +1,4 @@
-"""wakaq: jobs in the event loop of one child process."""
+"""wakaq, with jobs in the event loop of one child process."""
 
 from __future__ import annotations
 

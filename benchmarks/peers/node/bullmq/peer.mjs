@@ -1,4 +1,4 @@
-// BullMQ: jobs and what ended are kept or dropped as its documentation advises for many jobs.
+// BullMQ, which keeps or drops ended jobs as its documentation advises for many jobs.
 import { Queue, QueueEvents, Worker } from "bullmq";
 import { Redis } from "ioredis";
 import { run } from "./contract.mjs";

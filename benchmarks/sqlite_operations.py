@@ -1,4 +1,4 @@
-"""Our verbs on SQLite beside the bare loop: claim and settle by batch, enqueue in bulk, bytes a job."""
+"""The operations of our SQLite broker beside the bare loop: claim and settle by batch, enqueue in bulk, and bytes per job."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PAYLOAD = msgpack.packb({"data": "x" * 192}) or b""
 
 
 def measure(options: Options) -> list[Row]:
-    """Ours and the bare loop in turn, so that the machine's mood touches both."""
+    """Measure ours and the bare loop in turn, so that changes in the machine's speed affect both."""
     repeats = options.repeats
     rows = [a_pair("enqueue in batches of 1,000", repeats, _enqueue_ours, _enqueue_bare, figure="jobs/s")]
     for batch in BATCHES:
@@ -45,7 +45,7 @@ def sizes(options: Options) -> list[Row]:
 
 
 def bytes_a_job() -> float:
-    """Of the file, with its indexes, for a queued job with a payload of 200 bytes; and the bare table's is not compared."""
+    """Return the file's bytes, including indexes, per queued job with a payload of 200 bytes."""
     with TemporaryDirectory() as folder:
         path = Path(folder, "queue.db")
         asyncio.run(_fill(path, SIZED_JOBS))

@@ -1,4 +1,4 @@
-"""Pages of jobs in a store with a million: how long each kind takes, and how long a neighbour's enqueue takes beside them."""
+"""Admin pages in a store with a million jobs: how long each kind takes, and how long another program's enqueue takes meanwhile."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ SHARES: Final[Mapping[Status, float]] = {
 QUEUES: Final = tuple(f"queue-{number}" for number in range(8))
 SMALL: Final = "small"
 IN_SMALL: Final = 40
-"""A queue with few jobs beside those with many, and how many it has of each status."""
+"""A queue with few jobs beside the large queues, and its number of jobs of each status."""
 
 TAGGED: Final = 10_000
 PAYLOAD: Final = bytes(200)
 AT_ONCE: Final = 1_000
 
 CAUSES: Final = 150
-"""Of failures."""
+"""The number of causes of failures."""
 
 LIMIT: Final = 100
 PAGES: Final = 40
 DEEP: Final = 50
-"""Pages of each kind: the first ones, and as many behind this many pages of a thousand jobs."""
+"""`PAGES` pages of each kind are read from the start, and as many after `DEEP` pages of a thousand jobs."""
 
 ENQUEUED_FOR: Final = 15.0
 EVERY: Final = 0.01
@@ -76,7 +76,7 @@ VIEWS: Final[Mapping[str, View]] = {
 
 
 def pages(options: Options) -> list[Row]:
-    """On each store: the 95th percentile of each kind of page, and a neighbour's enqueue with and without constant paging."""
+    """Measure on each store the 95th percentile of each kind of page, and a neighbour's enqueue with and without constant paging."""
     rows: list[Row] = []
     jobs = options.jobs or options.of(JOBS)
     for name, place in PLACES.items():
@@ -177,7 +177,7 @@ async def _timed(broker: Broker, view: View, cursor: str | None) -> list[float]:
 
 
 def _neighbour(url: str) -> Measured:
-    """A program that enqueues one job at a time, alone and beside one that reads page after page, in turn."""
+    """Measure a program that enqueues one job at a time, in turn alone and beside a program that reads page after page."""
     quiet, beside = list[float](), list[float]()
     for _ in range(TURNS):
         quiet += _enqueued(url)
