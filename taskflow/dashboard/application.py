@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Final
 
 from starlette.applications import Starlette
@@ -17,7 +18,7 @@ from taskflow.dashboard.acts import Acts, amend_queue, amend_schedule
 from taskflow.dashboard.api import api_routes
 from taskflow.dashboard.guard import Authorize, Guard
 from taskflow.dashboard.live import Endpoint, Live
-from taskflow.dashboard.rendering import API, ICON, SCRIPTS, STYLE, UNAVAILABLE, message_page
+from taskflow.dashboard.rendering import API, FILES, KINDS, UNAVAILABLE, message_page
 from taskflow.model.errors import BrokerError
 from taskflow.model.printable import one_line
 
@@ -59,9 +60,7 @@ def dashboard_with(live: Live, acts: Acts, authorize: Authorize | None) -> ASGIA
         Route("/audit", pages.audit),
         *api_routes(API),
         Route("/live", live.stream),
-        Route("/style.css", _file(STYLE, "text/css")),
-        *(Route(f"/{name}", _file(script, "text/javascript")) for name, script in SCRIPTS.items()),
-        Route("/icon.svg", _file(ICON, "image/svg+xml")),
+        *(Route(f"/{name}", _file(content, KINDS[Path(name).suffix])) for name, content in FILES.items()),
     ]
     return Guard(Starlette(routes=routes, exception_handlers={HTTPException: _refused, BrokerError: _unavailable}), authorize)
 

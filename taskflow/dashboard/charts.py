@@ -80,7 +80,8 @@ def rate(found: Sequence[Bucket], title: str) -> Markup:
     """Draw how many runs ended per minute, and how many of them did not succeed."""
     all_runs = [60 * bucket.measure.number / bucket.seconds for bucket in found]
     failed = [60 * bucket.failed / bucket.seconds for bucket in found]
-    return _lines(title, found, {"all": all_runs, "failed": failed}, lambda value: f"{value:,.3g}" if value < 1_000 else f"{value:,.0f}")
+    series = {"all": all_runs, "failed": failed}
+    return _lines(title, found, series, lambda value: f"{value:,.3g}" if value < 1_000 else f"{value:,.0f}", "rate")
 
 
 def quantiles(found: Sequence[Bucket], title: str, of: Callable[[Measure, float], float]) -> Markup:
@@ -89,11 +90,16 @@ def quantiles(found: Sequence[Bucket], title: str, of: Callable[[Measure, float]
         name: [of(bucket.measure, share) if bucket.measure.number else None for bucket in found]
         for name, share in (("95 %", 0.95), ("50 %", 0.5))
     }
-    return _lines(title, found, series, duration, styles="20")
+    return _lines(title, found, series, duration, "seconds", styles="20")
 
 
 def _lines(
-    title: str, found: Sequence[Bucket], series: Mapping[str, Sequence[float | None]], label: Callable[[float], str], styles: str = "01"
+    title: str,
+    found: Sequence[Bucket],
+    series: Mapping[str, Sequence[float | None]],
+    label: Callable[[float], str],
+    unit: str,
+    styles: str = "01",
 ) -> Markup:
     most = max((value for values in series.values() for value in values if value is not None), default=0.0) or 1.0
     step = (WIDTH - LEFT) / max(1, len(found) - 1)
@@ -113,14 +119,22 @@ def _lines(
         for style, values in zip(styles, series.values(), strict=True)
     )
     keys = Markup(" ").join(Markup('<span class="key s{}">{}</span>').format(*pair) for pair in zip(styles, series, strict=True))
-    drawn += Markup("").join(_mark(LEFT + place * step, name) for place, name in deploys(bucket.measure for bucket in found))
+    marks = deploys(bucket.measure for bucket in found)
+    drawn += Markup("").join(_mark(LEFT + place * step, name) for place, name in marks)
     frame = Markup('<path class="axis" d="M{} {}V{}H{}"/>').format(LEFT, TOP, HEIGHT - BOTTOM, WIDTH)
     labels = _label(LEFT - 6, TOP + 8, label(most), "end") + _label(LEFT - 6, HEIGHT - BOTTOM, "0", "end")
     if found:
         form = "%H:%M" if found[-1].at - found[0].at < timedelta(days=1) else "%m-%d %H:%M"
         labels += _label(LEFT, HEIGHT - 4, f"{found[0].at:{form}}", "start")
         labels += _label(WIDTH, HEIGHT - 4, f"{found[-1].at:{form}} UTC", "end")
-    return _figure(title, drawn + frame + labels, keys)
+    plot = Plot(
+        title=title,
+        unit=unit,
+        x=[bucket.at.timestamp() for bucket in found],
+        series=[Series(name=name, style=style, values=values) for style, (name, values) in zip(styles, series.items(), strict=True)],
+        deploys=[(found[place].at.timestamp(), one_line(name, 60)) for place, name in marks],
+    )
+    return _figure(plot, drawn + frame + labels, keys)
 
 
 def _label(x: float, y: float, text: str, anchor: str) -> Markup:
@@ -134,9 +148,27 @@ def _mark(x: float, deploy: str) -> Markup:
     return line + _label(x + (-3 if side == "end" else 3), TOP + 8, one_line(deploy, 14), side) + Markup("</g>")
 
 
-def _figure(title: str, drawn: Markup, keys: str = "") -> Markup:
-    return Markup('<figure><figcaption>{} {}</figcaption><svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg></figure>').format(
-        title, keys, WIDTH, HEIGHT, title, drawn
+class Series(msgspec.Struct, frozen=True):
+    name: str
+    style: str
+    values: Sequence[float | None]
+
+
+class Plot(msgspec.Struct, frozen=True, kw_only=True):
+    """What plots.js needs to replace a drawing: lines over time, or bars if there are `bins`."""
+
+    title: str
+    unit: str
+    x: Sequence[float]
+    series: list[Series]
+    deploys: Sequence[tuple[float, str]] = ()
+    bins: Sequence[str] | None = None
+
+
+def _figure(plot: Plot, drawn: Markup, keys: str = "") -> Markup:
+    drawing = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(WIDTH, HEIGHT, plot.title, drawn)
+    return Markup('<live-plot data-plot="{}"><figure><figcaption>{} {}</figcaption>{}</figure></live-plot>').format(
+        msgspec.json.encode(plot).decode(), plot.title, keys, drawing
     )
 
 
@@ -173,7 +205,14 @@ def histogram(series: Mapping[str, Mapping[int, int]], title: str) -> Histogram 
         labels += _label(WIDTH, HEIGHT - 4, f"below {table[-1][0]}", "end")
     names = [one_line(name, 60) for name in series]
     keys = Markup(" ").join(Markup('<span class="key {}">{}</span>').format(*pair) for pair in zip(styles, names, strict=True))
-    return Histogram(_figure(title, bars + labels, keys if len(series) > 1 else ""), names, table)
+    plot = Plot(
+        title=title,
+        unit="count" if len(series) == 1 else "share",
+        x=list(range(len(table))),
+        series=[Series(*each) for each in zip(names, styles, zip(*shares, strict=True), strict=True)],
+        bins=[bound for bound, _ in table],
+    )
+    return Histogram(_figure(plot, bars + labels, keys if len(series) > 1 else ""), names, table)
 
 
 def runs(record: Record, now: datetime) -> Markup | None:

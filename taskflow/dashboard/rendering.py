@@ -21,10 +21,12 @@ from taskflow.model.ids import id_text
 from taskflow.model.printable import duration, indented, json_text, one_line, span
 
 HERE: Final = Path(__file__).parent
-STYLE: Final = (HERE / "style.css").read_bytes()
-SCRIPTS: Final = {name: (HERE / name).read_bytes() for name in ("page.js", "live.js")}
-ICON: Final = (HERE / "icon.svg").read_bytes()
-VERSION: Final = hashlib.sha256(b"".join((STYLE, ICON, *SCRIPTS.values()))).hexdigest()[:12]
+KINDS: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+VENDOR: Final = HERE / "vendor"  # files of other projects
+FILES: Final = {path.name: path.read_bytes() for folder in (HERE, VENDOR) for path in sorted(folder.iterdir()) if path.suffix in KINDS}
+"""The content of the stylesheets, the scripts and the icon, by their names."""
+
+VERSION: Final = hashlib.sha256(b"".join(FILES.values())).hexdigest()[:12]
 """A version that changes with these files, so that browsers can cache them."""
 
 POLLS: Final = "taskflow.polls"  # set in the scope of a request whose host can't stream

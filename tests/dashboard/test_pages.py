@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -249,8 +251,10 @@ async def test_every_page_has_the_keys(memory: World, site: Site) -> None:
         assert page.all("dialog", id="keys")
         assert page.all("a", **{"class": "skip"}, href="#main")
         assert "next or previous row" in page.text
-    script = await site.get("/page.js")
-    assert script.answer.headers["content-type"].startswith("text/javascript")
+    for name in rendering.FILES:
+        answer = (await site.get(f"/{name}")).answer
+        assert answer.headers["content-type"].startswith(rendering.KINDS[Path(name).suffix])
+        assert "immutable" in answer.headers["cache-control"]
 
 
 async def test_a_ready_job_is_explained_at_once(world: World, site: Site) -> None:
@@ -340,6 +344,14 @@ async def test_charts_show_the_history_and_teach_how_to_record_one(site: Site) -
             page = await site.get("/charts")
             titles = ["Runs per minute", "Wait, median and 95th percentile", "Run time, median and 95th percentile"]
             assert [tag["aria-label"] for tag in page.all("svg")] == titles
+            plots = [json.loads(tag["data-plot"]) for tag in page.all("live-plot")]
+            assert [(plot["title"], plot["unit"]) for plot in plots] == list(zip(titles, ("rate", "seconds", "seconds"), strict=True))
+            assert [[max(filter(None, each["values"])) for each in plot["series"]] for plot in plots] == [
+                [60, 30],
+                [1.048576, 0.002048],
+                [2.097152] * 2,
+            ]
+            assert all(len(each["values"]) == len(plot["x"]) for plot in plots for each in plot["series"])
             assert "60 30 2ms 1.0s 2.1s 2.1s" in page.text
             assert "60 30" in (await site.get("/charts", hours=24, queue="mail", job="letter")).text
             assert "No run was measured in this time" in (await site.get("/charts", queue="other")).text
@@ -361,10 +373,19 @@ async def test_deploys_are_marked_in_charts_and_split_histograms(site: Site) -> 
             page = await site.get("/charts")
             assert [tag["class"] for tag in page.all("path") if tag["class"] == "deploy"] == ["deploy"] * 3
             assert ("deploy v2" in page.text, "deploy v1" in page.text) == (True, False)
+            plots = [json.loads(tag["data-plot"]) for tag in page.all("live-plot")]
+            assert [[name for _, name in plot["deploys"]] for plot in plots] == [["v2"]] * 3
+            assert plots[0]["deploys"][0][0] in plots[0]["x"]
             queue = await site.get("/queues/mail")
             assert "Waits in the last day before v2 since v2" in queue.text
             assert "Below Runs before v2 Runs since v2 1.0s 20 0" in queue.text
             assert "17s 0 20" in queue.text
+            waits = json.loads(queue.all("live-plot")[0]["data-plot"])
+            assert (waits["bins"][0], waits["bins"][-1], waits["unit"]) == ("1.0s", "17s", "share")
+            assert [(each["name"], each["values"]) for each in waits["series"]] == [
+                ("before v2", [1, 0, 0, 0, 0]),
+                ("since v2", [0, 0, 0, 0, 1]),
+            ]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 import unicodedata
+from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,7 +15,7 @@ from starlette.types import Message
 from taskflow.app.app import default_app
 from taskflow.dashboard import Access, dashboard
 from taskflow.dashboard.guard import Authorize, _as_mounted
-from taskflow.dashboard.rendering import STYLE, path_of
+from taskflow.dashboard.rendering import FILES, VENDOR, path_of
 from taskflow.model.ids import id_text
 from tests.dashboard.hostile import TEXTS, HostileStore
 from tests.dashboard.site import ADA, PREFIX, Page, Site
@@ -203,7 +205,7 @@ async def test_hostile_text_is_shown_as_text(form: str) -> None:
 def assert_harmless(page: Page) -> None:
     assert not [c for c in page.answer.text.replace("\n", "") if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
     assert {tag for tag, _ in page.tags} & {"img", "iframe", "style", "textarea", "object"} == set()
-    assert {script["src"].partition("?")[0] for script in page.all("script")} <= {f"{PREFIX}/page.js", f"{PREFIX}/live.js"}
+    assert {script["src"].partition("?")[0] for script in page.all("script")} <= {f"{PREFIX}/{name}" for name in FILES}
     for _, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on") or name == "style"]
         for name in ("href", "action", "formaction", "src"):
@@ -216,9 +218,20 @@ def test_a_path_of_odd_bytes_is_read_below_litestar() -> None:
     assert scope["path"].startswith("/jobs/")
 
 
-def test_the_stylesheet_loads_nothing() -> None:
-    assert b"url(" not in STYLE
-    assert b"@import" not in STYLE
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".css")])
+def test_a_stylesheet_loads_nothing(name: str) -> None:
+    assert b"url(" not in FILES[name]
+    assert b"@import" not in FILES[name]
+
+
+def test_the_files_of_other_projects_are_as_released_and_licensed() -> None:
+    """vendor.toml says where each comes from."""
+    listed = tomllib.loads((VENDOR / "vendor.toml").read_text())
+    digests = {path.name: sha256(path.read_bytes()).hexdigest() for path in VENDOR.iterdir() if path.name != "vendor.toml"}
+    assert digests == {name: digest for each in listed.values() for name, digest in each["files"].items()}
+    for project, each in listed.items():
+        assert f"{project}.LICENSE" in each["files"]
+        assert {"version", "license", "source"} <= each.keys()
 
 
 async def test_a_queue_with_a_name_of_dots_has_a_link_that_works(memory: World, site: Site) -> None:
