@@ -1,4 +1,4 @@
-"""Defines flows: calls that `|` puts one behind another, and `group` beside each other, and that are sent in one step."""
+"""Defines flows: calls that `|` chains and that `group` runs side by side. A flow is sent in one step."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ Failures = Literal["cancel", "collect"]
 
 
 class Takes(Protocol[A_contra, S_co]):
-    """A job whose first argument is a result, or what `partial` returns."""
+    """A job that takes a result as its first argument, or a link made by `partial`."""
 
     def bind(self, result: A_contra, /) -> Call[S_co]: ...
 
 
 class Branch(Generic[R_co]):
-    """A call, or a flow that ends in one job: what `group` takes."""
+    """A call, or a flow that ends in one job. `group` takes these."""
 
     __slots__ = ()
 
@@ -56,8 +56,8 @@ class Branch(Generic[R_co]):
     @overload
     def __or__(self: Branch[A], other: Takes[A, S], /) -> Flow[S]: ...
     def __or__(self, other: Any, /) -> Any:
-        """Return a flow in which the job of `other` follows. A job, or what its `partial` returns, takes the result as its first argument;
-        a call made by `bind`, a flow and a group only wait. Raises TypeError or ValueError for a job that cannot be in a flow."""
+        """Return a flow in which `other` follows. A job, or a link made by its `partial`, takes the result as an argument; a call made by
+        `bind`, a flow and a group only wait. Raises TypeError or ValueError for a job that cannot be in a flow."""
         return _followed(self._to_chain(), other)
 
 
@@ -83,13 +83,13 @@ class Link(Generic[A_contra, R_co]):
         self._given = given
 
     def bind(self, result: A_contra, /) -> Call[R_co]:
-        """Return a call with this result, as the flow makes it."""
+        """Return the call that the flow makes with this result."""
         args, kwargs = self._given
         call: Call[R_co] = self._job.bind(*args[: self._place], result, *args[self._place :], **kwargs)
         return call
 
     def _behind(self, chain: Chain) -> Chain:
-        """Return this job as it follows the chain. Raises TypeError if it cannot take a list, and the chain ends in a group."""
+        """Return this job as a chain to follow `chain`. Raises TypeError if that ends in a group and the job cannot take a list."""
         if chain.ends_in_list:
             try:
                 self._job.codec.as_sent(self._takes)([])
@@ -103,7 +103,7 @@ class Link(Generic[A_contra, R_co]):
 
 
 class GroupLink(Generic[A_contra, R_co]):
-    """Jobs beside each other that take the result before them, made by `group`."""
+    """A group of jobs that take the result of the call before the group, made by `group`."""
 
     __slots__ = ("_branches", "_collects")
 
@@ -115,7 +115,7 @@ class GroupLink(Generic[A_contra, R_co]):
         branches = [each._behind(chain) if isinstance(each, Link) else each for each in self._branches]
         return chain_of_fan(branches, collects=self._collects)
 
-    if not TYPE_CHECKING:  # the checkers know what it lacks
+    if not TYPE_CHECKING:  # type checkers report these uses themselves
 
         def __getattr__(self, name: str) -> Any:
             raise AttributeError(f"{self!r} has no {name}()")
@@ -139,7 +139,7 @@ class Composed(Generic[R_co]):
 
     def options(self, *, connection: Connection | None) -> Self:
         """Return a copy that is sent in the transaction of a `connection`, as in `EnqueueOptions`: the jobs exist if and only if that
-        commits. The options of a job are given with its call. Raises TypeError for anything else."""
+        commits. A job's options are given with its call. Raises TypeError if `connection` is no connection."""
         if connection is not None:
             adapter_class(connection)
         changed = copy.copy(self)
@@ -149,7 +149,7 @@ class Composed(Generic[R_co]):
     async def delay(self) -> FlowHandle[R_co]:
         """Send the flow, and return its handle. All of its jobs are added in one step, or none is.
 
-        Raises the errors of `Job.delay`, and ValueError if the jobs belong to several Apps.
+        Raises the same errors as `Job.delay`, and ValueError if the jobs belong to several Apps.
         """
         app, plan = self._planned()
         await send_together(app, plan.calls, self._connection)
@@ -188,7 +188,7 @@ class Flow(Composed[R_co], Branch[R_co]):
 
 
 class Group(Composed[list[R_co]], Generic[R_co]):  # pyright: ignore[reportInvalidTypeArguments]  # each result is a new list
-    """Calls and flows beside each other, made by `group`. Its result is the list of their results."""
+    """Calls and flows that run side by side, made by `group`. Its result is the list of their results."""
 
     __slots__ = ()
 
@@ -201,8 +201,8 @@ class Group(Composed[list[R_co]], Generic[R_co]):  # pyright: ignore[reportInval
     @overload
     def __or__(self: Group[A], other: Takes[list[A], S], /) -> Flow[S]: ...
     def __or__(self, other: Any, /) -> Any:
-        """Return a flow in which the job of `other` follows: it starts once all calls of the group have succeeded. A job takes the list of
-        their results, in the order of the calls. Otherwise as for a call."""
+        """Return a flow in which `other` follows once all calls of the group have succeeded, or ended if the group collects failures. A
+        job takes the list of their results, in the order of the calls. Everything else is as for a call."""
         return _followed(_unsent(self), other)
 
 
@@ -215,13 +215,13 @@ def group(calls: Iterable[Takes[A, R]], *, failures: Literal["cancel"] = ...) ->
 @overload
 def group(calls: Iterable[Takes[A, R]], *, failures: Literal["collect"]) -> GroupLink[A, R | Failure]: ...
 def group(calls: Iterable[Any], *, failures: Failures = "cancel") -> Group[Any] | GroupLink[Any, Any]:
-    """Put calls and flows beside each other: ``group(add.bind(n, n) for n in range(10)) | total``.
+    """Run calls and flows side by side: ``group(add.bind(n, n) for n in range(10)) | total``.
 
     `calls`     calls made by `bind`, and flows that end in one job. If there are none, the job that follows gets an empty list. Jobs, and
-                what their `partial` returns, take the result of the call in front of the group:
+                links made by `partial`, take the result of the call before the group:
                 ``fetch.bind(url) | group([count.partial(), index.partial()])``
-    `failures`  what the failure of one means: "cancel" (default) cancels all jobs of the flow that have not begun. "collect" puts a
-                `Failure` into the list in place of its result, and cancels only what follows it in its own branch
+    `failures`  what happens if one fails: "cancel" (default) cancels all jobs of the flow that have not begun. "collect" puts a `Failure`
+                into the list in place of its result, and cancels only the jobs that follow it in the same branch
 
     A flow can have at most 10,000 jobs, apart from those that follow a group, and 16 MiB. Raises ValueError for a larger one and for a call
     with a key, and TypeError for anything that is not a call or a flow.
@@ -246,7 +246,7 @@ def group(calls: Iterable[Any], *, failures: Failures = "cancel") -> Group[Any] 
 
 
 _MAX_COUNTED: Final = 100 * MAX_JOBS
-"""An iterable that has more may be endless."""
+"""Counting ends here, because an iterable with more calls may be endless."""
 
 
 def _branch(call: object) -> Chain | Link[Any, Any]:
@@ -270,7 +270,7 @@ def _followed(chain: Chain, other: object) -> Flow[Any] | Group[Any]:
         return Group(chain.then(other._behind(chain)))
     link = cast(Any, other).partial() if isinstance(other, HasOptions) else other
     if not isinstance(link, Link):
-        raise TypeError(f"a flow got {shown(other)} behind `|`: expected a job, or what its .partial(...) or .bind(...) returns")
+        raise TypeError(f"a flow got {shown(other)} behind `|`: expected a job, .partial(...) or .bind(...) of a job, a flow or a group")
     return Flow(chain.then(link._behind(chain)))
 
 

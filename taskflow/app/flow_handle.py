@@ -21,7 +21,7 @@ from taskflow.model.record import Status
 R_co = TypeVar("R_co", covariant=True)
 
 AT_ONCE: Final = 500
-"""How many ends of a flow are waited for at the same time."""
+"""The maximum number of jobs that a flow's handle waits for, or retries, at once."""
 
 
 class FlowHandle(Generic[R_co]):
@@ -44,11 +44,11 @@ class FlowHandle(Generic[R_co]):
         self._collects = plan.last.collects
 
     async def result(self, timeout: float | timedelta | None = None) -> R_co:
-        """Wait up to `timeout` (seconds or a timedelta) for the flow to end, and return its result. 0 checks once; None waits for ever.
+        """Wait up to `timeout` (seconds or a timedelta) for the flow to end, and return its result. 0 checks once; None waits forever.
 
-        It is the result of the last job. If the flow ends in a group, it is the list of the group's results, in the order of the calls.
+        That is the result of the last job. If the flow ends in a group, it is the list of the group's results, in the order of the calls.
 
-        If the flow failed, raises the JobFailed or JobCancelled of the job for which it did: `job_id` says which one. Otherwise raises the
+        If the flow failed, raises the JobFailed or JobCancelled of the job that caused it, whose id is in `job_id`. Also raises the other
         errors of `JobHandle.result`.
         """
         seconds = None if timeout is None else seconds_to_wait(timeout)
@@ -76,8 +76,8 @@ class FlowHandle(Generic[R_co]):
         return Failure(error)
 
     async def status(self) -> Status | None:
-        """Return the status of the flow's last job. If the flow ends in a group, return RUNNING until all of its last jobs have ended, and
-        then how the first one ended that has not succeeded. Return None if the store does not know them any more."""
+        """Return the status of the flow's last job. If the flow ends in a group, return RUNNING until all of its last jobs have ended, then
+        SUCCEEDED, or the status of the first that did not succeed. Return None if the store no longer knows the jobs."""
         found = await asyncio.gather(*(handle.status() for handle in self._ends or self._waits))
         if len(found) == 1:
             return found[0]
@@ -94,7 +94,7 @@ class FlowHandle(Generic[R_co]):
 class SentFlow:
     """A flow in the store.
 
-    `jobs`  the handles of its jobs, in the order in which the flow names them; none if `of` returned it
+    `jobs`  the handles of its jobs, in the order of the flow; empty if `of` returned it
     """
 
     __slots__ = ("_app", "_id", "jobs")
@@ -115,8 +115,8 @@ class SentFlow:
         return id_text(self._id)
 
     async def cancel(self) -> int:
-        """Cancel all jobs of the flow that wait, and ask those that run to stop. Return how many had not ended. When this returns, no
-        further job of the flow starts."""
+        """Cancel all waiting jobs of the flow, and ask the running ones to stop. Return how many jobs had not ended. No job of the flow
+        starts after this returns."""
         return await self._app.client().call_on_flow(lambda broker: broker.admin.cancel_flow(self._id))
 
     async def retry(self) -> int:

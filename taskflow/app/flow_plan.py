@@ -1,4 +1,4 @@
-"""The jobs of a flow as a tree, and how they are numbered and tied to those that wait for them. Nothing here sends anything."""
+"""Arranges a flow's jobs as a tree, numbers them, and ties each to the jobs that wait for it. Nothing here sends anything."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from taskflow.app.job_type import BareCall
 from taskflow.model.flow import MAX_FLOW_BYTES, MAX_JOBS, MAX_MEMBERS, Member, Tie
 
 MAX_DEPTH: Final = 50
-"""The most groups inside one another."""
+"""The maximum depth of nested groups."""
 TIE_BYTES: Final = 24
-"""What a tie between two jobs adds to the size of a flow."""
+"""The bytes that a tie between two jobs adds to the size of a flow."""
 
 
 class Step(NamedTuple):
@@ -24,7 +24,7 @@ class Step(NamedTuple):
 
 
 class Fan(NamedTuple):
-    """Branches that run beside each other. If it `collects`, each may fail alone."""
+    """Branches that run side by side. If it `collects`, one branch may fail without the others."""
 
     branches: tuple[Chain, ...]
     collects: bool
@@ -34,9 +34,9 @@ class Chain(NamedTuple):
     """Parts that run one after another.
 
     `jobs`     how many jobs it has; `joins` of them follow a group
-    `size`     their bytes, with those of the ties between them
+    `size`     the bytes of the jobs and of the ties between them
     `entries`  how many jobs begin it; `exits` is how many end it
-    `depth`    how many groups are inside one another
+    `depth`    how deeply groups are nested
     """
 
     parts: tuple[Step | Fan, ...]
@@ -61,7 +61,7 @@ class Chain(NamedTuple):
                     yield from branch.calls()
 
     def then(self, other: Chain) -> Chain:
-        """Return this chain with the other one behind it. Raises ValueError if it is too large."""
+        """Return a chain in which `other` follows this one. Raises ValueError if it is too large."""
         return _checked(
             Chain(
                 (*self.parts, *other.parts),
@@ -84,7 +84,7 @@ def chain_of_step(step: Step) -> Chain:
 
 
 def no_key(job: str, key: str | None) -> str:
-    """Return the message for a job with a key. If a live job had it, its call would add nothing, and the flow would wait for ever."""
+    """Return the message for a job with a key. If a live job had that key, the call would add no job, and the flow would wait forever."""
     return f'{job} has the key {key!r}, but a job in a flow can have none: .options(key="") removes it'
 
 
@@ -104,17 +104,17 @@ def _checked(chain: Chain) -> Chain:
         large = f"a flow of {chain.size:,} bytes: it can have at most {MAX_FLOW_BYTES:,}"
         raise ValueError(f"{large}; pass references to large data, such as ids, and put a job between two large groups")
     if chain.depth > MAX_DEPTH:
-        raise ValueError(f"{chain.depth} groups inside one another: expected at most {MAX_DEPTH}")
+        raise ValueError(f"groups nested {chain.depth} deep: expected at most {MAX_DEPTH}")
     return chain
 
 
 class Incoming(NamedTuple):
     """The jobs that end before a part of a chain begins.
 
-    `sources`   those whose results the part takes
+    `sources`   the numbers of the jobs whose results the part takes
     `is_list`   True if it takes them as a list
     `collects`  True if it takes the failures of the sources, too
-    `waits`     those for which it only waits, behind an empty group; each says whether it may fail
+    `waits`     the numbers of the jobs before an empty group, for which the part only waits; each with True if the job may fail
     """
 
     sources: tuple[int, ...] = ()
@@ -126,8 +126,8 @@ class Incoming(NamedTuple):
 class Plan(NamedTuple):
     """A flow that is ready to be sent.
 
-    `calls`  the calls of its jobs, by their numbers
-    `steps`  the step of each
+    `calls`  the calls of its jobs, by number
+    `steps`  the steps of its jobs, by number
     `last`   the jobs that end the flow
     """
 
@@ -138,7 +138,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(chain: Chain, new_id: Callable[[], bytes]) -> Plan:
-    """Number the jobs of a flow, and tie each to those that wait for it. All of them get new ids, so that a flow can be sent again."""
+    """Number the jobs of a flow, and tie each to the jobs that wait for it. All jobs get new ids, so that a flow can be sent again."""
     planner = _Planner(new_id())
     last = planner.place(chain, Incoming(), (0, chain.jobs - 1))
     ids = [new_id() for _ in planner.steps]
@@ -151,7 +151,7 @@ def plan_of(chain: Chain, new_id: Callable[[], bytes]) -> Plan:
 
 
 class _Planner:
-    """Gives numbers to the jobs of a chain, so that each branch of a group has a row of them."""
+    """Numbers the jobs of a chain. The numbers within each branch of a group are consecutive."""
 
     def __init__(self, flow: bytes) -> None:
         self.flow = flow
@@ -161,7 +161,7 @@ class _Planner:
         self.ties = list[list[tuple[int, Tie]]]()
 
     def place(self, chain: Chain, incoming: Incoming, scope: tuple[int, int]) -> Incoming:
-        """Number the jobs of a chain. `scope` is the first and the last of those that end with a job of the chain that fails."""
+        """Number the jobs of a chain. `scope` is the first and the last number of the jobs that a failure in the chain cancels."""
         for part in chain.parts:
             incoming = self._place_step(part, incoming, scope) if isinstance(part, Step) else self._place_fan(part, incoming, scope)
         return incoming

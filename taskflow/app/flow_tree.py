@@ -1,4 +1,4 @@
-"""A flow as operators see it: its jobs as a tree, in which each stands above those that it waits for."""
+"""A flow as operators see it: a tree with each job above the jobs that it waits for."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from taskflow.model.ids import id_text
 from taskflow.model.record import Record, Status
 
 MOST_BESIDE: Final = 20
-"""How many of the jobs that one job waits for are shown."""
+"""The maximum number of jobs shown below a job that waits for them."""
 MAX_LEVEL: Final = 30
-"""Deeper jobs of the tree are shown as deep as this."""
+"""Jobs that are deeper in the tree are shown at this level."""
 AT_ONCE: Final = 1_000
 
 URGENCY: Final = (Status.FAILED, Status.RUNNING, Status.CANCELLED, Status.READY, Status.SCHEDULED, Status.HELD, Status.SUCCEEDED)
-"""Of many jobs beside each other, those with the first of these statuses are shown."""
+"""If a job waits for many jobs, those with the first of these statuses are shown."""
 
 
 class TreeLine(NamedTuple):
-    """A job of the tree, or None and a text about several. `level` is how deep it is."""
+    """A line of the tree: a job, or None and a text about several jobs. `level` is its depth."""
 
     level: int
     record: Record | None
@@ -29,7 +29,7 @@ class TreeLine(NamedTuple):
 
     @property
     def note(self) -> str:
-        """Tells what the job waits for, or why it ended."""
+        """The reason why the job waits or has ended, or the line's text."""
         if self.record is None:
             return ""
         if self.text:
@@ -51,14 +51,14 @@ async def flow_records(call: CallBroker, flow: bytes) -> list[Record]:
 
 
 async def flow_of(call: CallBroker, named: bytes) -> tuple[bytes, list[Record]]:
-    """Return the flow with this id, or that of the job with this id, and its jobs. There are none if the store knows neither."""
+    """Return the id and the jobs of the flow with this id, or of the flow of the job with this id. There are no jobs if neither exists."""
     [record] = await call(lambda broker: broker.read([named]))
     flow = named if record is None or record.member is None else record.member.flow
     return flow, await flow_records(call, flow)
 
 
 def to_retry(records: Sequence[Record]) -> list[bytes]:
-    """Return the jobs of a flow that have ended without success, but not those that the retry of another one restores."""
+    """Return the ids of the flow's jobs that ended without success, except for those that the retry of another job restores."""
     return [
         record.id
         for record in records
@@ -68,7 +68,7 @@ def to_retry(records: Sequence[Record]) -> list[bytes]:
 
 
 def tree_of(records: Sequence[Record]) -> Iterator[TreeLine]:
-    """Yield the jobs that end the flow, each followed by those that it waits for. What a job waits for is shown only once."""
+    """Yield the flow's last jobs, each followed by the jobs that it waits for. The tree below a job is shown only once."""
     before, known, shown = defaultdict[bytes, list[Record]](list), {record.id for record in records}, set[bytes]()
     for record in records:
         for join in record.joins:
@@ -104,7 +104,7 @@ def summary_of(records: Sequence[Record]) -> str:
 
 
 def flow_json(flow: bytes, records: Sequence[Record]) -> dict[str, Any]:
-    """Convert a flow. `waits_for` has the numbers of the jobs that a job waits for."""
+    """Convert a flow to JSON. `waits_for` has the numbers of the jobs that a job waits for."""
     before, numbers = defaultdict[bytes, list[int]](list), [record.member.number if record.member else 0 for record in records]
     for number, record in zip(numbers, records, strict=True):
         for join in record.joins:

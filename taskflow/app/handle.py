@@ -35,7 +35,7 @@ _SHARED: Final = tuple(name for name in JobInfo.__struct_fields__ if hasattr(Rec
 
 
 class Origin(Enum):
-    """How a handle was made, which decides what it means if the store does not know the job."""
+    """How a handle was made, which decides the error if the store does not know the job."""
 
     SENT = "sent"
     TRANSACTION = "sent in a transaction"
@@ -94,7 +94,7 @@ class JobHandle(Generic[R_co]):
 
     async def run_now(self) -> Status | None:
         """Make the job ready if it waits for its time or for its next attempt, and return its previous status, or None if the store does
-        not know the job. Any other job is left as it is: one that waits for other jobs, or for a running job with its key, stays HELD."""
+        not know the job. Any other job is left as it is: a job that waits for other jobs, or for a running job with its key, stays HELD."""
         [found] = await self._app.client().call(lambda broker: broker.admin.run_now([self._id]))
         return found
 
@@ -131,7 +131,7 @@ class JobHandle(Generic[R_co]):
         return self._decode(record)  # type: ignore[no-any-return]
 
     async def _cause_of(self, error: JobFailed | JobCancelled) -> JobFailed | JobCancelled:
-        """Return the error of the job of its flow for which this one was cancelled, or the given error if there is none."""
+        """If another job of the flow caused this one to be cancelled, return that job's error, otherwise the given one."""
         client = self._app.client()
         record = await client.read(self._id)
         found = None if record is None or record.felled_by is None else await client.read(record.felled_by)
@@ -222,7 +222,7 @@ def _error_info(error: RunError) -> ErrorInfo:
 
 
 def _facts(info: JobInfo) -> dict[str, object]:
-    """Return the facts that a person wants to see first, as rows, but not the result, which may be long or secret."""
+    """Return the most important facts, as rows, but not the result, which may be long or secret."""
     facts: dict[str, object] = {"job": info.job, "status": info.status, "attempt": f"{info.attempt} of {info.max_attempts}"}
     if info.progress is not None:
         facts["progress"] = f"{info.progress.fraction:.0%} {info.progress.note}"
@@ -242,5 +242,5 @@ def seconds_to_wait(timeout: float | timedelta) -> float:
 
 
 def info_of(app: App, record: Record) -> JobInfo:
-    """Return a record as users see it. The result is decoded as its job annotates it, if the application knows the job."""
+    """Return a record as users see it. If the application knows the job, the result is decoded by its annotation."""
     return JobHandle[Any](app, record.id, app.registry.get(record.job))._to_info(record)

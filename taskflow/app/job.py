@@ -1,4 +1,4 @@
-"""Jobs whose calls can be sent: those that are declared here, and those that are known by name only."""
+"""Jobs whose calls can be sent: jobs that this process declares, and jobs that are known only by name."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ R = TypeVar("R")
 
 
 class _Binds(Protocol[A_contra, Q, R_co]):
-    """A job, by its first parameter `A_contra` and the others `Q`."""
+    """A job whose first parameter is an `A_contra`, followed by the parameters `Q`."""
 
     def bind(self, result: A_contra, /, *args: Q.args, **kwargs: Q.kwargs) -> Call[R_co]: ...
 
@@ -99,20 +99,20 @@ class Sendable(HasOptions, Generic[P, R_co]):
 
     @overload
     def partial(self: _Binds[A, Q, R], /, *args: Q.args, **kwargs: Q.kwargs) -> Link[A, R]: ...
-    @overload  # the first argument is given by name: which one is free then cannot be typed
+    @overload  # the first argument is given by name, so the type of the free one is not known
     def partial(self, /, **kwargs: Any) -> Link[Any, R_co]: ...
     def partial(self, /, *args: Any, **kwargs: Any) -> Link[Any, Any]:
         """Return a link for a flow: ``fetch.bind(url) | store.partial("bucket")`` calls ``store(result, "bucket")``.
 
-        The result becomes the first argument that is not given by name. Positional ones come behind it. They are checked and encoded now.
-        Raises EncodeError (a TypeError) for invalid arguments, and ValueError if the job cannot be in a flow.
+        The result becomes the first argument that is not given by name; positional arguments follow it. The given arguments are checked
+        and encoded now. Raises EncodeError (a TypeError) if they are invalid, and ValueError if the job cannot be in a flow.
         """
         if self._connection is not None:
             raise TypeError("connection= is given to the whole flow, as in flow.options(connection=...)")
         return self._link(args, kwargs)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], given: CallArguments | None = None) -> Call[R_co]:
-        """Return a call with these arguments, encoded. `given` holds them for middleware."""
+        """Encode these arguments, and return a call with them. `given` holds the originals for middleware."""
         raise NotImplementedError
 
     def _link(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Link[Any, R_co]:
@@ -129,13 +129,13 @@ class Sendable(HasOptions, Generic[P, R_co]):
 
 
 def check_app_of(on_failure: object, app: App) -> None:
-    """Raise ValueError for a call to a job of another app, whose broker and settings may be others."""
+    """Raise ValueError for a call to a job of another app, whose broker and settings may differ."""
     if isinstance(on_failure, Call) and getattr(on_failure.job_type, "app", app) is not app:
         raise ValueError(f"on_failure=: the call of {on_failure.job} belongs to another App; bind a job of this one")
 
 
 class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
-    """A job that is declared here."""
+    """A job that this process declares."""
 
     def __init__(self, app: App, function: Callable[..., Any], name: str, options: dict[str, Any], **declared: Any) -> None:
         super().__init__(function, name, options, limits=app.limits, read_settings=app.read_settings, **declared)
@@ -185,8 +185,8 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
         return resolved
 
     def _run_here(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the function with the dependencies that the caller leaves out, and with the running job's context, or outside a job with one
-        that discards its reports."""
+        """Call the function with the dependencies that the caller leaves out, and with the running job's context. Outside a job, the
+        context discards reports."""
         if self.batch is not None:
             args, kwargs = ([args[0] if args else kwargs.pop(next(iter(self.__signature__.parameters)))],), {**kwargs}
         if not self.takes_context and not self.dependencies:
@@ -227,7 +227,7 @@ class SyncJob(Declared[P, R_co]):
 
 
 class NamedJob(Sendable[..., Any]):
-    """A job that is known by its name. If this process has declared a job with the name or alias, calls are the same as those of that job.
+    """A job that is known by its name. If this process has declared a job with this name or alias, calls are the same as that job's.
 
     Otherwise the arguments must be given by name. They are encoded without annotations, and the worker checks them. The options of
     the job's decorator are not known either, so the configured defaults apply.
@@ -262,12 +262,12 @@ class NamedJob(Sendable[..., Any]):
     def _link(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Link[Any, Any]:
         job = self._declared()
         if job is None:
-            unknown = f"{self.name}: this process does not know the job, so it cannot say which argument a result is"
-            raise EncodeError(f"{unknown}: import the module that declares it, or let it only wait, by .bind(...)")
+            unknown = f"{self.name}: this process does not know the job, so it cannot tell which argument takes the result"
+            raise EncodeError(f"{unknown}: import the module that declares it, or use .bind(...), so that it only waits")
         return job._link(args, kwargs)
 
     def _call_from_json(self, body: bytes) -> Call[Any]:
-        """Return a call whose arguments are a JSON object by parameter name. Raises CodecError for arguments that do not fit."""
+        """Return a call with the arguments in a JSON object, by parameter name. Raises CodecError for arguments that do not fit."""
         payload, job = seal_json(body), self._declared()
         if job is not None:
             given = job.codec.decode_arguments(payload)
@@ -278,7 +278,7 @@ class NamedJob(Sendable[..., Any]):
         return call
 
     def _declared(self) -> Declared[..., Any] | None:
-        """Return the job that has this name here, with the options given for this one, or None."""
+        """Return the job that this process declares under this name, with the options given here, or None."""
         job = self.app.registry.get(self.name)
         if not isinstance(job, Declared):
             return None

@@ -50,7 +50,7 @@ _ALIKE: Final = tuple(name for name in Record.__struct_fields__ if name not in _
 
 
 def record_json(record: Record) -> dict[str, Any]:
-    """Convert a record, without the job's arguments and its result."""
+    """Convert a record to JSON, without the job's arguments and its result."""
     headers = {name: HIDDEN if name in record.secrets or is_secret(name) else masked_text(text) for name, text in record.headers.items()}
     return {
         "id": id_text(record.id),
@@ -88,7 +88,7 @@ def _error_json(error: RunError) -> dict[str, Any]:
 
 
 def detailed_json(record: Record, limits: Limits) -> dict[str, Any]:
-    """Convert a record, with the job's arguments and its result. Secrets are hidden."""
+    """Convert a record to JSON, with the job's arguments and its result. Secrets are hidden."""
     arguments, problem = arguments_of(record, limits, IN_FULL)
     result, result_problem = result_of(record, limits, IN_FULL)
     more = {"arguments": arguments, "arguments_problem": problem, "result": result, "result_problem": result_problem}

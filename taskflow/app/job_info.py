@@ -19,7 +19,7 @@ from taskflow.model.wording import POISON
 
 
 class StoredArguments:
-    """The stored arguments of a job. `job` is the job type, if this process knows it. A pickled copy does not know it."""
+    """The stored arguments of a job. `job` is the job type, if this process knows it. A pickled copy does not include it."""
 
     __slots__ = ("_decoded", "_job", "_limits", "_payload")
 
@@ -30,7 +30,7 @@ class StoredArguments:
         self._decoded: Mapping[str, Any] | None = None
 
     def decoded(self) -> Mapping[str, Any] | None:
-        """Return the arguments by parameter name; without annotations if they do not fit the job here, and None if they cannot be read."""
+        """Return the arguments by parameter name. If they do not fit the job, use no annotations; if that fails too, return None."""
         if self._decoded is None:
             if self._job is not None:
                 with suppress(CodecError, DeclarationError):
@@ -59,7 +59,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
     `at`          when the run ended
     `ending`      how it ended: `RunEnding.FAILED`, `RunEnding.TIMED_OUT`, or `RunEnding.CRASHED` if its worker was lost
     `worker`      "host:pid" of its worker
-    `started_at`  when it started. If its worker was lost before it reported that, when the worker took the job
+    `started_at`  when it started, or when its worker claimed the job if the worker was lost before it reported the start
     """
 
     type: str
@@ -73,7 +73,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ran_for(self) -> float | None:
-        """How many seconds the run took."""
+        """The run's duration in seconds, or None if its start is unknown."""
         return None if self.started_at is None else (self.at - self.started_at).total_seconds()
 
     def __str__(self) -> str:
@@ -93,8 +93,8 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     `worker`       "host:pid" of the worker that is running the job or ran it last
     `key`          the job's key, or None. The values of secrets in a declared key are "[hidden]"
     `flow`         the id of the flow that the job belongs to, or None
-    `awaits`       how many jobs of its flow have to succeed before the job starts
-    `key_holder`   the id of the running job with the same key that this one waits for, or None
+    `awaits`       how many jobs of its flow it still waits for
+    `key_holder`   the id of the running job with the same key for which this job waits, or None
     `schedule`     the name of the schedule that added the job, or None; `scheduled_for` is the time for which it added the job
     `result`       the decoded return value. None until the job succeeds, and also if the value
                    cannot be decoded, in which case `JobHandle.result` raises the error
@@ -134,7 +134,7 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def error(self) -> ErrorInfo | None:
-        """The error that ended a failed job. None if it discarded itself: `reason` says why."""
+        """The error that ended a failed job. None if the job discarded itself; `reason` says why."""
         if self.status is not Status.FAILED or not self.errors:
             return None
         last, reason = self.errors[-1], self.reason or ""
@@ -143,16 +143,16 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def queue_wait(self) -> float | None:
         """How many seconds the job was ready before its last run started. None while it waits, if its worker has not reported the start
-        yet, and if the job ended without a run. If a run was handed back, it and the wait before it are included."""
+        yet, and if the job ended without a run. If a run was handed back, that run and the wait before it are included."""
         return queue_wait(self.status, self.due_at, self.started_at, [error.at for error in self.errors])
 
     @property
     def arguments(self) -> Mapping[str, Any] | None:
-        """The arguments by parameter name; read-only. They are decoded when they are first asked for.
+        """The arguments by parameter name; read-only. They are decoded on first use.
 
         If this process knows the job, they are the values that its function gets, with the defaults of those that were not given. If it
         does not know the job, or if they do not fit its annotations, they are decoded without annotations: instances of classes are dicts,
-        for example. None if the store no longer has them, as for a job that has succeeded without `keep_arguments`, or if they cannot be
+        for example. None if the store no longer has them, as for a job that succeeded without `keep_arguments`, or if they cannot be
         decoded at all.
 
         Values marked as `Secret` appear here as they were sent: they are hidden only in what taskflow prints.

@@ -40,7 +40,7 @@ class Resolved(msgspec.Struct, frozen=True):
 
 
 class HasOptions:
-    """A job by its name, with the options that it was given. It is immutable apart from the resolved options."""
+    """A job's name, and the options given for its calls. It is immutable apart from the resolved options."""
 
     def __init__(self, name: str, given: dict[str, Any], read_settings: Callable[[], Settings]) -> None:
         self.name = name
@@ -59,7 +59,7 @@ class HasOptions:
         return str(key) if key else None
 
     def _renewed(self, envelope: Envelope) -> Envelope:
-        """Return the envelope of a call with the options that the current settings give it."""
+        """Return the envelope of a call, with its options recomputed from the current settings."""
         resolved = self._current()
         key = {} if envelope.key_text is None else resolved.options.key_fields(self.name, envelope.key_text)
         more = {**resolved.envelope, **key, "limits": envelope.limits, "fair": envelope.fair}
@@ -74,7 +74,7 @@ class HasOptions:
         return self._resolved if self._resolved.settings is settings else self._resolve(settings)
 
     def _resolve(self, settings: Settings) -> Resolved:
-        """Compute the options under these settings. They are kept until the settings change."""
+        """Compute the options under these settings. They are cached until the settings change."""
         options = Options(**{**settings.defaults.options, **self._given})
         declared_key = None if isinstance(options.key, str) else options.key
         self._resolved = resolved = Resolved(settings, options, options.envelope_fields(self.name), declared_key)
@@ -88,7 +88,7 @@ UNRESOLVED: Final = Resolved(None, Options(), {}, None)
 
 
 class JobType(HasOptions, Generic[R_co]):
-    """A function with its name, its codec and the options of its calls. Its signature is the one that callers see, without the context."""
+    """A function with its name, its codec and the options of its calls. Its signature is what callers see: no context, no dependencies."""
 
     __name__: str
     __qualname__: str
@@ -156,7 +156,7 @@ class JobType(HasOptions, Generic[R_co]):
         return self.named_arguments(*self.codec.decode_arguments(payload))
 
     def arguments_beside(self, takes: str, payload: bytes) -> Mapping[str, Any]:
-        """Return the arguments of a flow's job like `decoded_arguments`, but without the one that results will fill."""
+        """Return the arguments of a job in a flow, like `decoded_arguments`, but without `takes`, which results will fill."""
         args, kwargs = self.codec.decode_around(takes, payload)
         signature = self.__signature__.replace(parameters=[each for name, each in self.__signature__.parameters.items() if name != takes])
         bound = signature.bind(*args, **kwargs)
@@ -198,7 +198,7 @@ class BareCall(Generic[R_co]):
         return BareCall(self.job_type, envelope, raises_on_conflict=self.raises_on_conflict, given=self.given)
 
     def _renewed(self) -> Envelope:
-        """Return the envelope under the current settings. They may have changed since `bind` made it."""
+        """Return the envelope under the current settings, which may have changed since `bind` made it."""
         maker = self.job_type or self._named
         return self.envelope if maker is None else maker._renewed(self.envelope)
 

@@ -28,7 +28,7 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     `is_set`    True if `limits.set` has set the number, False if it is the declared one
     `running`   how many jobs hold a slot: they are ready or running. 0 for a rate
     `waiting`   how many jobs wait for a slot, at most 1,000. 0 for a rate, whose jobs wait for their times. In a list of more than 200 such
-                limits, the rest show 1 if any job waits
+                limits, those after the first 200 show 1 if any job waits
     `per`       the seconds of a rate; None for a `Concurrency`
     `burst`     how many jobs may start at once at a rate
     `opens_in`  for a rate, seconds until the next job may start
@@ -107,7 +107,7 @@ def _found(limit: object) -> tuple[str, Concurrency | Rate]:
     if not rules:
         near = nearest(limit, sorted({name for name, _ in declared}))
         hint = f"; did you mean {near!r}?" if near else ""
-        raise ValueError(f"no limit that is declared here is called {limit!r}: import the module that declares it{hint}")
+        raise ValueError(f"this process declares no limit called {limit!r}: import the module that declares it{hint}")
     if len({type(rule) for rule in rules}) > 1:
         raise ValueError(f"{limit!r} is the name of a Concurrency and of a Rate: give one of them a name, as in Limit('other', ...)")
     return limit, rules[0]

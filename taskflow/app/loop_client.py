@@ -1,4 +1,4 @@
-"""Sends the calls of one event loop to the broker. Those that arrive during a round trip share the next one, without a timer."""
+"""Sends the calls of one event loop to the broker. Calls that arrive during a round trip share the next one, without a timer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_ITEMS: Final = 1_000
 MAX_BYTES: Final = 1 << 20
 MAX_FLOW_TIMEOUT: Final = 50.0  # seconds
 
-NO_ANSWER: Final = "it does not answer"
+NO_ANSWER: Final = "the request timed out"
 
 
 def pauses_within(timeout: float) -> Pauses:
@@ -51,10 +51,10 @@ class _Pending(msgspec.Struct, Generic[Q, A]):
 
 
 class Coalescer(Generic[Q, A]):
-    """Bundles the questions that callers in one event loop ask (envelopes to add, or ids to read) into shared calls to the store.
+    """Bundles questions of one event loop's callers (envelopes to add, or ids to read) into shared calls to the store.
 
-    While the store is unavailable, questions are sent again, together with those that have arrived in the meantime. Each fails with
-    BrokerUnavailable `timeout` seconds after it was asked. If a caller is cancelled, its question may already have been sent.
+    While the store is unavailable, questions are sent again, together with new ones. Each question fails with BrokerUnavailable `timeout`
+    seconds after it was asked. If a caller is cancelled, its question may already have been sent.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Coalescer(Generic[Q, A]):
         return answer
 
     def _start_soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start a flush once all tasks that are ready in this turn of the loop have run."""
+        """Start a flush once all tasks that are ready in this iteration of the loop have run."""
         if not self._is_start_due:
             self._is_start_due = True
             loop.call_soon(self._start, loop)
@@ -97,7 +97,7 @@ class Coalescer(Generic[Q, A]):
             flushing.add_done_callback(self._go_on)
 
     def _go_on(self, flushing: asyncio.Task[None]) -> None:
-        """Start another flush if callers are waiting. If every task of the loop was cancelled, all callers have been cancelled too."""
+        """Start another flush if callers are waiting. None are waiting if all tasks of the loop were cancelled."""
         self._flushing = None
         while self._waiting and self._waiting[0].answer.done():
             self._waiting.popleft()
@@ -129,7 +129,7 @@ class Coalescer(Generic[Q, A]):
         return batch
 
     async def _ask(self, batch: list[_Pending[Q, A]]) -> bool:
-        """Send the batch to the store. Return True if it was answered: then its callers may ask again before the next call."""
+        """Send the batch to the store. Return True if it answered: the flush then ends, so that callers can ask before the next call."""
         flushing = asyncio.current_task()
         assert flushing is not None
         cancelled_before = flushing.cancelling()
@@ -162,7 +162,7 @@ class Coalescer(Generic[Q, A]):
             self._is_late = self._flushing.cancel()
 
     async def _ask_again(self, batch: list[_Pending[Q, A]], error: Exception) -> None:
-        """Put the questions that still have time back at the front of the queue, fail the others, then pause."""
+        """Fail the questions whose time is up, put the others back at the front of the queue, then pause."""
         self._last_error = str(error) or self._last_error
         pause = self._retries.failed()
         again_at = time.monotonic() + pause
@@ -179,7 +179,7 @@ def _fail(batch: Iterable[_Pending[Q, A]], error: Exception) -> None:
     for asked in batch:
         if not asked.answer.done():
             own = error
-            with suppress(Exception):  # the class may not be rebuilt from its arguments
+            with suppress(Exception):  # some exceptions cannot be copied
                 own = copy.copy(error).with_traceback(error.__traceback__)
                 own.__cause__ = error.__cause__
             asked.answer.set_exception(own)
@@ -211,7 +211,7 @@ class LoopClient:
         return (self._plain if envelope.key is None and envelope.fair is None and not envelope.limits else self._keyed)(envelope)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        """Add envelopes in one step. A flow of more than `MAX_ITEMS` has as much time as so many batches, within which repeats are safe."""
+        """Add envelopes in one step. A flow of more than `MAX_ITEMS` gets the time of as many batches, in which repeats are safe."""
         timeout = min(self._timeout * max(1.0, len(envelopes) / MAX_ITEMS), max(self._timeout, MAX_FLOW_TIMEOUT))
         return await retry_within(lambda: self.broker.enqueue(envelopes), timeout)
 

@@ -60,9 +60,9 @@ class EnqueueCall:
     def arguments(self) -> Mapping[str, Any]:
         """The arguments by parameter name, with the defaults of those that were not given; read-only.
 
-        `delay` passes the values that the caller gave. Those of a call made by `bind`, and of a schedule, are decoded from what is
-        sent. If this process does not know the job, they are decoded without its annotations. In a flow, a job that takes a result lacks
-        that argument.
+        For a call made by `delay`, they are the values that the caller gave. For one made by `bind`, or by a schedule, they are decoded
+        from the payload, without annotations if this process does not know the job. If the job takes a result in a flow, that argument is
+        missing.
         """
         if self._arguments is None:
             if self._job is None:  # then all arguments are given by name
@@ -124,8 +124,8 @@ class Middleware:
     does not await `call_next`, the call is not sent or the job is not run."""
 
     def stamp(self, calls: Sequence[EnqueueCall]) -> None:
-        """Set headers of calls that are about to be sent, for example of 1,000 calls of an `enqueue`. This is called once for each
-        batch, in the caller's thread, before `enqueue`, and must return before the calls are sent. If it raises, none of them is sent.
+        """Set headers of calls that are about to be sent, for example of 1,000 calls given to `enqueue()`. This is called once for each
+        batch, in the caller's thread, before middleware's `enqueue`. If it raises, no call of the batch is sent.
         """
 
     async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
@@ -150,7 +150,7 @@ class Middleware:
 
 
 class Telemetry(Middleware):
-    """The base class of what `configure(telemetry=[...])` takes: middleware that also receives events and the counts of workers."""
+    """The base class of the objects in `configure(telemetry=[...])`: middleware that also receives events and workers' counts."""
 
     counts_runs: ClassVar[bool] = False
     """True if workers should count their runs."""
@@ -162,7 +162,7 @@ class Telemetry(Middleware):
         """Receive an event, like a function in `subscribers`."""
 
     def working(self, measures: WorkerMeasures | None) -> AbstractContextManager[None]:
-        """Return a context manager to hold open while a worker runs. `measures` is None unless one of the telemetries `counts_runs`."""
+        """Return a context manager to hold open while a worker runs. `measures` is None if no telemetry object `counts_runs`."""
         return nullcontext()
 
     def in_child(self, context: JobContext) -> AbstractContextManager[None]:
@@ -179,7 +179,7 @@ _PREFIXES: Final = ("on_", "before_", "after_")
 
 
 def check_middleware(layer: object) -> None:
-    """Raise ConfigurationError if `layer` isn't middleware, has a hook that should be async or plain, or a method that looks like one."""
+    """Raise ConfigurationError if `layer` isn't middleware, has a hook of the wrong kind, or has another method that looks like a hook."""
     where = f"configure(middleware=[... {layer!r} ...])"
     if not isinstance(layer, Middleware):
         raise ConfigurationError(f"{where}: expected instances of subclasses of taskflow.Middleware")
@@ -243,7 +243,7 @@ async def _observed(layer: Telemetry, context: JobContext, inner: RunNext) -> Ve
     try:
         return await layer.run(context, call_next)
     except Exception:
-        if error is not None:  # middleware of the application has raised it
+        if error is not None:  # the error comes from inside, not from telemetry
             raise
         log_safely(log.exception, "%s.run() failed; the job runs without it", type(layer).__name__)
     return verdict if verdict is not None else await inner(context)
@@ -259,7 +259,7 @@ def stamping(middleware: Sequence[Middleware]) -> list[Middleware]:
 
 
 def stamp(layers: Sequence[Middleware], calls: Iterable[EnqueueCall]) -> list[Envelope]:
-    """Return the envelopes as these layers stamp them, in the same order."""
+    """Let these layers stamp the calls, and return their envelopes in the same order."""
     calls = tuple(calls)  # middleware cannot reorder a tuple
     if calls:
         for layer in layers:
@@ -278,7 +278,7 @@ def stamp(layers: Sequence[Middleware], calls: Iterable[EnqueueCall]) -> list[En
 def stamped_envelopes(
     middleware: Sequence[Middleware], job_of: Callable[[str], NamesArguments | None], envelopes: Sequence[Envelope]
 ) -> list[Envelope]:
-    """Return the envelopes of schedules' jobs as the middleware stamps them."""
+    """Let the middleware stamp the envelopes of schedules' jobs, and return them."""
     layers = stamping(middleware)
     return stamp(layers, [EnqueueCall(envelope, job_of(envelope.job)) for envelope in envelopes]) if layers else [*envelopes]
 
@@ -293,7 +293,7 @@ class OneAtATime:
 
     async def __call__(self, context: JobContext) -> Verdict:
         if self._task is not None or self._is_over:
-            when = "after the run had ended" if self._is_over else "while an earlier call of it was under way"
+            when = "after the run had ended" if self._is_over else "while an earlier call was still running"
             raise TaskflowError(f"call_next() was called {when}: a run has one slot, so await one call before the next")
         self._task = asyncio.current_task()
         try:

@@ -1,4 +1,4 @@
-"""Defines `operate`, which does for applications what the command line does with jobs, queues and failures."""
+"""Defines `operate`, which gives applications the command line's actions on jobs, queues and failures."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
     `count`    how many of its jobs the store still keeps
     `first`    when the first of them failed
     `last`     when the last one failed
-    `jobs`     how many there are of each job name, the most frequent first
-    `deploys`  how many there are of each deploy (TASKFLOW_DEPLOY of the worker), the most frequent first
-    `error`    the error of the last one
+    `jobs`     the number of its jobs by job name, the most frequent first
+    `deploys`  the number of its jobs by deploy (TASKFLOW_DEPLOY of the worker), the most frequent first
+    `error`    the error of the job that failed last
     `frame`    the innermost frame of the application in its traceback, as "folder/file.py:function"
-    `sample`   the id of the last one
+    `sample`   the id of the job that failed last
     """
 
     id: str
@@ -75,17 +75,17 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failures(NamedTuple):
-    """Groups, the largest first. `window` is the number of failed jobs that were read if not all were, otherwise None."""
+    """Groups, the largest first. If not all failed jobs were read, `window` is the number of those that were, otherwise None."""
 
     groups: list[FailureGroup]
     window: int | None = None
 
 
 async def failure_groups(broker: Broker, view: View, limit: int = MAX_GROUPS, deploy: str = "", *, others: bool = False) -> Failures:
-    """Return the largest groups of the failed jobs in this view. Stores count all failed jobs, including those of one queue or one job
+    """Return the largest groups of failed jobs in this view. The store counts all failed jobs if the view has at most a queue and a job
     name. With `deploy`, return the groups with the most jobs that failed on it, and with `others` the remaining groups after them.
 
-    With any other condition, at most `EXAMINED` jobs are read: those that failed last, or with a tag the newest ones.
+    With any other condition, at most `EXAMINED` jobs are read: those that failed last, or with a tag, the newest ones.
     """
     view, window, most = msgspec.structs.replace(view, statuses=(Status.FAILED,)), None, MAX_READ if deploy else limit
     if view == View(queue=view.queue, job=view.job, statuses=view.statuses):
@@ -114,7 +114,7 @@ async def group_ids(admin: Admin, view: View, group: str) -> list[bytes]:
 
 
 def _shown(group: FailureGroupRecord, sample: Record | None) -> FailureGroup:
-    """Return the group. Its sample may have been retried or dropped in the meantime."""
+    """Convert a group. Its sample may have been retried or dropped in the meantime."""
     error = None if sample is None else sample.last_error
     shared: dict[str, Any] = {name: getattr(group, name) for name in ("count", "first", "last", "jobs", "deploys")}
     return FailureGroup(
@@ -127,7 +127,7 @@ def _shown(group: FailureGroupRecord, sample: Record | None) -> FailureGroup:
 
 
 class ActionOptions(JobSelection, total=False):
-    """Which jobs `cancel`, `retry` and `purge` act on, and how; see `Operate`."""
+    """The arguments of `cancel`, `retry`, `run_now` and `purge`, which select jobs and say how to act; see `Operate`."""
 
     everything: bool
     dry_run: bool
@@ -141,7 +141,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     `name`         "host:pid"
     `queues`       the queues that it serves; empty means all
     `concurrency`  how many jobs it runs at once
-    `running`      how many jobs it holds now, including those that wait in it for a free slot
+    `running`      how many jobs it holds now, including those that wait for a free slot
     `silent_for`   seconds since its last heartbeat
     `is_lost`      True if it was declared dead; its jobs are about to run elsewhere
     `jobs`         the names of the jobs that its code declares, aliases included; empty if there are more than 1,000
@@ -165,7 +165,7 @@ class JobPage(msgspec.Struct, frozen=True, kw_only=True):
 
     `cursor`         where the next page begins, for `operate.page`, as text that is safe in a URL; None after the last page
     `examined`       how many jobs were read to find these
-    `stopped_early`  True if the page is not full because it has read up to 800 jobs, and more may match
+    `stopped_early`  True if the page is not full because at most 800 jobs are read for a page, and more may match
     """
 
     jobs: list[JobInfo]
@@ -180,8 +180,8 @@ class Operate:
     All methods are async. Code without an event loop calls ``run_sync(operate.cancel(tag="import:42"))``. They raise BrokerUnavailable if
     the store does not answer in time, and TypeError, ValueError or InvalidJobId for an invalid argument.
 
-    `cancel`, `retry` and `purge` act on all jobs that their arguments select (see `JobSelection`), in batches of 500. Each needs at least
-    one argument, or ``everything=True``, so that an empty call cannot affect every job. With ``dry_run=True`` they change nothing.
+    `cancel`, `retry`, `run_now` and `purge` act on all jobs that their arguments select (see `JobSelection`), in batches of 500. Each needs
+    at least one argument, or ``everything=True``, so that an empty call cannot affect every job. With ``dry_run=True`` they change nothing.
 
     The audit log of the store records each action: `by` says who acts (default: the process's user and machine), and `reason` says why.
     An action that changes nothing is not recorded.
@@ -211,8 +211,8 @@ class Operate:
         return (await default_app().client().call(lambda broker: broker.admin.metrics())).totals
 
     async def history(self, *, since: datetime | timedelta = timedelta(hours=1), until: datetime | None = None) -> list[MeasuresRecord]:
-        """Return how many runs ended and how long jobs waited and ran, by period: minutes of the last 3 hours, ten minutes of the last 2
-        days, hours of the last 30 days. Workers record it with `configure(telemetry=[History()])`.
+        """Return how many runs ended and how long jobs waited and ran, by period: minutes for the last 3 hours, ten minutes for the last 2
+        days, hours for the last 30 days. Workers record it with `configure(telemetry=[History()])`.
 
         `since`  the beginning, or how long ago it was (default: an hour)
         `until`  the end (default: now)
@@ -234,16 +234,16 @@ class Operate:
         deploy: str | None = None,
         limit: int = 100,
     ) -> list[FailureGroup]:
-        """Return the groups of failed jobs with the same cause, the largest first, at most `limit`. With `deploy`, return the groups whose
-        jobs have failed on it, the most frequent there first. The counts are exact. Only with `tag` or `ended_before`, no more than the
-        newest 800 failed jobs that match are counted."""
+        """Return the groups of failed jobs with the same cause, the largest first, at most `limit`. With `deploy`, return the groups with
+        jobs that failed on it, the most frequent there first. The counts are exact, but with `tag` or `ended_before`, only the newest 800
+        failed jobs that match are counted."""
         _check_limit(limit)
         view = view_of("failures", {"queue": queue, "job": job, "tag": tag, "ended_before": ended_before})
         found = await default_app().client().call(lambda broker: failure_groups(broker, view, limit, deploy or ""))
         return found.groups
 
     async def jobs(self, **which: Unpack[JobSelection]) -> AsyncIterator[JobInfo]:
-        """Yield the selected jobs, or all: ``async for info in operate.jobs(tag="import:42")``.
+        """Yield the selected jobs, or all jobs: ``async for info in operate.jobs(tag="import:42")``.
 
         They are read in pages while the loop runs, one status after another. Held jobs come in order of arrival, scheduled ones by due
         time, ready ones in the order in which they will run, and ended ones with the latest end first. With a tag, the newest comes first.
@@ -266,23 +266,23 @@ class Operate:
         return await count(default_app().client().call, view_of("count", which))
 
     async def cancel(self, *ids: str | JobHandle[Any], **which: Unpack[ActionOptions]) -> ActionResult:
-        """Cancel jobs that have not ended: those with these ids or handles, or those that are selected.
-        Running ones are asked to stop."""
+        """Cancel the jobs with these ids or handles, or the selected jobs, unless they have ended.
+        Running jobs are asked to stop."""
         return await self._act("cancel", ids, which)
 
     async def retry(self, *ids: str | JobHandle[Any], **which: Unpack[ActionOptions]) -> ActionResult:
-        """Run jobs again that have failed, with fresh attempts: those with these ids or handles, or those that are selected.
+        """Rerun the failed jobs with these ids or handles, or the selected ones, with fresh attempts.
         Cancelled jobs are retried by their ids, or with ``status="cancelled"``."""
         return await self._act("retry", ids, which)
 
     async def run_now(self, *ids: str | JobHandle[Any], **which: Unpack[ActionOptions]) -> ActionResult:
-        """Make jobs ready that wait for their time or for their next attempt: those with these ids or handles, or those that are selected.
-        Jobs that wait for other jobs, or for a running job with their key, stay as they are, and so do paused queues."""
+        """Make the jobs with these ids or handles, or the selected ones, ready if they wait for their time or their next attempt. Jobs that
+        wait for other jobs, or for a running job with their key, stay as they are, and paused queues stay paused."""
         return await self._act("run-now", ids, which)
 
     async def purge(self, *ids: str | JobHandle[Any], **which: Unpack[ActionOptions]) -> ActionResult:
-        """Delete jobs that have ended, with their results: those with these ids or handles, or those that are selected. Waiting jobs are
-        deleted only with a `status` that names them, such as "ready"; running ones never."""
+        """Delete the ended jobs with these ids or handles, or the selected ones, with their results. Waiting jobs are deleted only with a
+        `status` that includes them, such as "ready"; running jobs never are."""
         return await self._act("purge", ids, which)
 
     async def pause(
@@ -295,7 +295,7 @@ class Operate:
     async def resume(
         self, queue: str | None = None, *, job: str | JobType[Any] | None = None, by: str | None = None, reason: str = ""
     ) -> None:
-        """End a pause. Calls that it has parked become ready again, in their old places."""
+        """End a pause. Calls that it parked become ready again, in their old places."""
         await self._amend("resume", queue, job, by, reason)
 
     async def paused_jobs(self) -> list[str]:

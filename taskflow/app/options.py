@@ -183,14 +183,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return {field: value for field, value in fields.items() if value != getattr(_PLAIN, field)}
 
     def _window_fields(self, job: str) -> dict[str, Any]:
-        """Return the envelope fields of `throttle` and `debounce`. Raises ValueError if they have no key, or for an option beside them."""
+        """Return the envelope fields of `throttle` and `debounce`. Raises ValueError without a key, or for an option that they exclude."""
         name = "throttle" if self.throttle else "debounce"
         if not self.throttle and not self.debounce:
             raise ValueError(f"{job}: at_most= limits debounce=: give that too")
         if not self.key:
-            raise ValueError(f"{job}: {name}= needs key=, because it is about the calls with one key")
+            raise ValueError(f"{job}: {name}= needs key=, because it applies to calls with the same key")
         if self.on_conflict is OnConflict.REPLACE or (self.debounce and self.raises_on_conflict):
-            raise ValueError(f"{job}: {name}= and on_conflict= exclude each other: {name}= says what happens to the calls with a key")
+            raise ValueError(f"{job}: {name}= and on_conflict= exclude each other: {name}= decides what happens to further calls")
         if not self.debounce:
             return {"throttle": self.throttle}
         excluded = {"throttle": self.throttle, "after": self.after, "at": self.at is not None, "connection": self.connection is not None}
@@ -207,7 +207,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """The rules by which workers retry, stop and settle the runs of a job. It is retried after errors in `retry_on`, except those in
+    """The rules by which workers retry, stop and settle the runs of a job. A job is retried after errors in `retry_on`, except those in
     `discard_on`. In a child process, a run has `stop_grace` seconds between being asked to stop and being killed."""
 
     retry: Backoff | RetryFunction = Backoff()
@@ -226,7 +226,7 @@ _PLAIN: Final = Envelope(id=b"", job="", payload=b"")
 
 
 def packed_follow_up(follow_up: Envelope) -> bytes:
-    """Return the packed call that is to be sent on failure."""
+    """Pack the call to send on failure. Raises ValueError if it is too large."""
     try:
         return pack_follow_up(follow_up)
     except ValueError as error:
@@ -252,7 +252,7 @@ def declared_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
 
 
 def default_options(given: object) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Check what ``configure(defaults=...)`` was given, and convert it like `declared_options`."""
+    """Check the value of ``configure(defaults=...)``, and convert it like `declared_options`."""
     if not isinstance(given, Mapping):
         raise TypeError(f"expected a dict of options, got {shown(given)}")
     known = DefaultOptions.__annotations__
@@ -264,7 +264,7 @@ def default_options(given: object) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def merged_options(before: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields of `Options` with the later ones. Raises ValueError if these remove no key, or add too many tags."""
+    """Return `before` with `fields`, which override it. Raises ValueError if they remove a key that is not there, or add too many tags."""
     after = {**before, **fields}
     if fields.get("key") == "":
         if not before.get("key"):
@@ -384,7 +384,7 @@ def _retry_function(value: Any) -> RetryFunction:
 
 
 def _instant(value: object) -> int:
-    """Convert an aware datetime to microseconds since 1970. Earlier times become 0, which every store can hold."""
+    """Convert an aware datetime to microseconds since 1970. Times before 1970 become 0, which every store can hold."""
     if not isinstance(value, datetime):
         raise TypeError(f"at={shown(value)}: expected an aware datetime; for seconds from now, use after=")
     try:

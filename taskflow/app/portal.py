@@ -27,7 +27,7 @@ def run_sync(awaitable: Awaitable[T]) -> T:
     """Wait for an awaitable in code without an event loop, and return its result: ``run_sync(handle.result(timeout=10))``.
 
     It may be called from any thread, and the awaitable sees the caller's context variables. Raises RuntimeError inside
-    a running loop, which it would block: use `await` there. Raises RuntimeError if Python is too far into its exit.
+    a running loop, which it would block: use `await` there. Also raises RuntimeError if Python is already exiting.
     """
     try:
         refuse_inside_a_loop("run_sync()", "await")
@@ -68,10 +68,10 @@ INTERRUPTED: Final = (
     "taskflow cannot reach the broker here: a signal handler or `__del__` has interrupted its work in this thread. Send from the "
     "program's normal code"
 )
-"""In these situations the caller would wait for a lock that its own thread holds, or for an answer that its own thread has to give."""
+"""In these situations, the caller would wait for a lock that its thread holds, or for an answer that only its thread can give."""
 
 _STORE_THREADS: Final = "taskflow-sqlite-"
-"""The prefix of the names of threads that answer calls."""
+"""The prefix of the names of store threads, which answer calls."""
 
 
 class CallersThread(Executor):
@@ -111,7 +111,7 @@ class CallersThread(Executor):
 
 
 def wait_by(waits: Callable[[Awaitable[Any]], Any] | None) -> Callable[[Awaitable[Any]], Any] | None:
-    """Make `run_sync` and its like wait with this function, or with `wait` again. Return the previous one."""
+    """Make `run_sync` and similar functions wait with this function, or if it is None, with `wait`. Return the previous function."""
     global _waits
     former, _waits = _waits, waits
     return former
@@ -210,7 +210,7 @@ class _Holder:
 
 
 _holder: Final = _Holder()
-# At exit, brokers are closed by such finalizers too, later ones first. Functions that an application registers with atexit after declaring
+# At exit, brokers are closed by such finalizers too, the latest first. Functions that an application registers with atexit after declaring
 # its jobs run before all of these, so they can send jobs.
 weakref.finalize(_holder, _holder.close)
 os.register_at_fork(after_in_child=_holder.after_fork)

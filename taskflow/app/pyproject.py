@@ -10,7 +10,7 @@ from taskflow.model.errors import ConfigurationError
 
 
 def project_table(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
-    """Return the nearest pyproject.toml, here or in a parent, and its table, or None. Raises ConfigurationError if it is unreadable."""
+    """Return the nearest pyproject.toml, in the folder or above it, and its table, or None. Raises ConfigurationError if unreadable."""
     for candidate in (folder, *folder.parents):
         file = candidate / "pyproject.toml"
         if file.is_file():

@@ -45,7 +45,7 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     `missed`        how many times did not fire because it was too late
     `is_declared`   True if it was declared by a decorator, False if it was stored by `schedules.put`
     `declarers`     the running workers that declare it, as "host:pid", youngest first; the first one's definition is in force
-    `asleep_since`  when the last worker that declared it went away; None if a running worker declares it or it was put
+    `asleep_since`  when the last worker that declared it stopped; None if a running worker declares it, or `put` stored it
     `problem`       why its definition cannot be read; None if it can be read
     """
 
@@ -93,18 +93,18 @@ class Schedules:
         by: str | None = None,
         reason: str = "",
     ) -> None:
-        """Store a schedule under a name, or replace the one that was put there. Putting an identical schedule again changes nothing.
+        """Store a schedule under a name, replacing one that `put` stored there. Putting an identical schedule again changes nothing.
 
         `call`      a call made by ``.bind(...)``, with its arguments and options
         `schedule`  when it fires
         `overlap`, `catch_up`, `max_delay`   as in `job`
 
-        Raises TypeError or ValueError for an invalid argument, also for a call with ``on_conflict="raise"``, which only its sender
-        could hear of. Raises ScheduleConflict if a decorator has declared a schedule with this name.
+        Raises TypeError or ValueError for an invalid argument, also for a call with ``on_conflict="raise"``, because a worker sends
+        it. Raises ScheduleConflict if a decorator has declared a schedule with this name.
         """
         if isinstance(cast(object, call), Composed):
             raise TypeError(
-                "schedules.put() got a flow, but a schedule sends one job: put one that sends the flow, by `await flow.delay()`"
+                "schedules.put() got a flow, but a schedule sends one job: put a job that sends the flow with `await flow.delay()`"
             )
         if not isinstance(call, Call):
             raise TypeError(f"schedules.put() got {shown(call)}: expected a call made by .bind(...)")
@@ -165,8 +165,8 @@ class Schedules:
         """Add a job for each of the schedule's times from `start` (inclusive) to `end` (exclusive), and return their handles in order.
 
         If the store still knows the job for a time, that job is not added again. `overlap`, `catch_up` and `max_delay` do not apply.
-        If there are more than `limit` times, or `start` or `end` is naive, raises ValueError and adds nothing. It also does so for more
-        than one time if the calls have a key, because only one of the jobs could be live.
+        Raises ValueError and adds nothing if there are more than `limit` times, or if `start` or `end` is naive. The same happens if there
+        is more than one time and the calls have a key, because only one of the jobs could be live.
         """
         app = default_app()
         plan = await stored_plan(name)
@@ -217,7 +217,7 @@ def _client() -> LoopClient:
 
 
 async def _records(names: Sequence[str] | None) -> list[ScheduleRecord]:
-    """Return the records of these schedules, or of all. A name that taskflow would not accept is searched for among all schedules."""
+    """Return the records of these schedules, or of all. A name that taskflow would reject is looked up among all schedules."""
     if names is None or all(map(is_schedule_name, names)):
         return await _client().call(lambda broker: broker.admin.schedules(names))
     return [record for record in await _records(None) if record.name in names]

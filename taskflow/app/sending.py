@@ -48,7 +48,7 @@ async def enqueue(calls: Iterable[BareCall[R]] | AsyncIterable[BareCall[R]], *, 
     """Send many calls, and return their handles in the same order: ``enqueue(add.bind(n, n) for n in range(10_000))``.
 
     `calls` is an iterable or async iterable of calls made by `bind`. It is read and sent in batches of at most 1,000 calls or 1 MiB. Unless
-    middleware wraps the sending, each batch is added as a whole or not at all. With a `connection`, as in `EnqueueOptions`, all of them are
+    middleware wraps the sending, each batch is added as a whole or not at all. With a `connection`, as in `EnqueueOptions`, all calls are
     added if and only if its transaction commits.
 
     Raises EnqueueFailed, with the handles of the calls sent so far, if some calls were not sent, or if the iterable or middleware raises.
@@ -182,7 +182,7 @@ def batches(calls: Iterable[BareCall[R]]) -> Iterator[Batch[R] | None]:
 
 
 async def async_batches(calls: AsyncIterable[BareCall[R]]) -> AsyncGenerator[Batch[R], None]:
-    """Yield the calls in batches, and close an async generator, because no other code can."""
+    """Yield the calls in batches. If `calls` is an async generator, close it at the end, because no other code can."""
     batch = Batch[R]()
     async with aclosing(calls) if isinstance(calls, AsyncGenerator) else nullcontext():
         try:
@@ -206,7 +206,7 @@ _Enqueue = Callable[[Sequence[Envelope]], Awaitable[list[Added | Refused]]]
 
 
 class _Within:
-    """Adds envelopes in a caller's transaction. It sends with the same methods as `LoopClient`."""
+    """Adds envelopes in a caller's transaction. It has the same sending methods as `LoopClient`."""
 
     def __init__(self, enqueue: _Enqueue) -> None:
         self._enqueue = enqueue
@@ -214,7 +214,7 @@ class _Within:
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         for each in envelopes:
             if each.on_conflict is OnConflict.DEBOUNCE:
-                raise ValueError(f"{each.job}: debounce= and connection= exclude each other: a transaction cannot change a job of others")
+                raise ValueError(f"{each.job}: debounce= and connection= exclude each other: a transaction cannot delay the job of others")
         return await self._enqueue(envelopes)
 
     async def send(self, envelope: Envelope) -> Added | Refused:
@@ -321,7 +321,7 @@ async def _together_through_middleware(app: App, calls: Sequence[BareCall[Any]],
 
 
 async def _answers(app: App, calls: list[BareCall[Any]], within: _Within | None) -> Sequence[_Answer]:
-    """Return an answer or an error for each call. Calls that middleware wraps one by one do not affect each other if one fails."""
+    """Return an answer or an error for each call. If middleware wraps the calls one by one, a failing call does not affect the others."""
     lane = app.client() if within is None else within
     if not _has_enqueue_middleware(app):
         try:
@@ -344,7 +344,7 @@ async def _answers(app: App, calls: list[BareCall[Any]], within: _Within | None)
 
 
 def _outcome(app: App, call: BareCall[R], answer: _Answer, within: _Within | None) -> JobHandle[R] | BaseException:
-    """Return the handle of the job that was added, or of the live one that has the call's key. Return an error for a call that failed."""
+    """Return the handle of the job that was added, or of the live job that has the call's key. Return an error for a call that failed."""
     origin = Origin.SENT if within is None else Origin.TRANSACTION
     if isinstance(answer, Added):
         return JobHandle(app, answer.id, call.job_type, origin=origin)
@@ -420,7 +420,7 @@ def _within(app: App, connection: object) -> _Within | None:
 
 
 def _in_this_thread(app: App, connection: object, send: Callable[[_Within | None], Coroutine[Any, Any, T]]) -> T:
-    """Send with statements that run in this thread, where the connection belongs. Middleware runs in the portal's event loop."""
+    """Send on the connection, whose statements run in this thread. Middleware runs in the portal's event loop."""
     from taskflow.app.connections.adapters import adapter_class
     from taskflow.app.connections.run_in_transaction import run_in_transaction_sync
 

@@ -91,7 +91,7 @@ def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None 
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that configure() was given. Raises ConfigurationError for an invalid value, naming the setting."""
+    """Check and return the settings given to configure(). Raises ConfigurationError for an invalid value, naming the setting."""
     settings = {name: value for name, value in given.items() if value is not None}
     for name, of_what in (("middleware", "Middleware instances"), ("subscribers", "functions"), ("telemetry", "Telemetry instances")):
         if not isinstance(settings.get(name, ()), Sequence):

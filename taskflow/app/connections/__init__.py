@@ -1,4 +1,4 @@
-"""The types of callers' connections, in whose transactions jobs are sent."""
+"""The types of callers' connections in whose transactions jobs can be sent."""
 
 from __future__ import annotations
 

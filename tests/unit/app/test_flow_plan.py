@@ -228,7 +228,7 @@ def test_a_flow_is_bounded() -> None:
     nested = one.bind() | twice
     for _ in range(50):
         nested = group([nested]) | total
-    with pytest.raises(ValueError, match="51 groups inside one another"):
+    with pytest.raises(ValueError, match="groups nested 51 deep"):
         group([nested])
 
 

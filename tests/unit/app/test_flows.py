@@ -169,7 +169,7 @@ async def test_a_job_that_is_known_by_its_name_only_waits(bench: Bench) -> None:
     flow = double.bind(1) | named("flows.unit.elsewhere").bind(order_id=7)
     handle = await flow.delay()
     assert await handle.status() is Status.HELD
-    with pytest.raises(TypeError, match="this process does not know the job, so it cannot say which argument a result is"):
+    with pytest.raises(TypeError, match="this process does not know the job, so it cannot tell which argument takes the result"):
         double.bind(1) | named("flows.unit.elsewhere")
     assert await (double.bind(1) | named("flows.unit.double")).delay()
 
@@ -246,5 +246,5 @@ async def test_delay_sync_is_refused_inside_a_loop(bench: Bench) -> None:
 
 
 async def test_a_schedule_sends_one_job(bench: Bench) -> None:
-    with pytest.raises(TypeError, match="a schedule sends one job: put one that sends the flow"):
+    with pytest.raises(TypeError, match="a schedule sends one job: put a job that sends the flow"):
         await schedules.put("nightly", double.bind(1) | double, Every(60))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

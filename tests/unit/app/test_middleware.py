@@ -210,7 +210,7 @@ async def test_middleware_that_calls_the_job_twice_at_once_fails_the_run(bench: 
     handles = [await counted.delay() for _ in range(6)]
     async with Worker(concurrency=2):
         for handle in handles:
-            with pytest.raises(JobFailed, match=r"call_next\(\) was called while an earlier call of it was under way"):
+            with pytest.raises(JobFailed, match=r"call_next\(\) was called while an earlier call was still running"):
                 await handle.result(20)
     assert AtWork.most == 2
     assert AtWork.ended == 6
