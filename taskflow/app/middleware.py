@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
-from functools import reduce
+from functools import partial, reduce
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -211,23 +211,26 @@ def enqueue_chain(middleware: Sequence[Middleware], innermost: EnqueueNext) -> E
     return reduce(wrapped, [layer for layer in reversed(middleware) if type(layer).enqueue is not Middleware.enqueue], innermost)
 
 
-def run_chain(middleware: Sequence[Middleware], innermost: RunNext) -> RunNext:
-    """Chain the `run` methods of the middleware around `innermost`, with the first one outermost."""
-
-    def wrapped(inner: RunNext, layer: Middleware) -> RunNext:
-        async def call_layer(context: JobContext) -> Verdict:
-            verdict: object = await (_observed(layer, context, inner) if isinstance(layer, Telemetry) else layer.run(context, inner))
-            if not isinstance(verdict, Verdict):
-                expected = "expected a verdict, as `await call_next(context)` returns it"
-                raise TypeError(f"{type(layer).__name__}.run() returned {verdict!r}: {expected}")
-            return verdict
-
-        return call_layer
-
-    return reduce(wrapped, [layer for layer in reversed(middleware) if type(layer).run is not Middleware.run], innermost)
+RunLayer = tuple[Callable[[Any, RunNext, JobContext], Awaitable[Verdict]], Middleware]
 
 
-async def _observed(layer: Telemetry, context: JobContext, inner: RunNext) -> Verdict:
+def run_layers(middleware: Sequence[Middleware]) -> list[RunLayer]:
+    """Return what calls the `run` methods of the middleware, with the innermost one first."""
+    found = [layer for layer in reversed(middleware) if type(layer).run is not Middleware.run]
+    return [(_observe if isinstance(layer, Telemetry) else _call_layer, layer) for layer in found]
+
+
+def run_chain(layers: Sequence[RunLayer], innermost: RunNext) -> RunNext:
+    for call, layer in layers:
+        innermost = partial(call, layer, innermost)
+    return innermost
+
+
+async def _call_layer(layer: Middleware, inner: RunNext, context: JobContext) -> Verdict:
+    return _checked(layer, await layer.run(context, inner))
+
+
+async def _observe(layer: Telemetry, inner: RunNext, context: JobContext) -> Verdict:
     """Run a job within telemetry, whose errors are logged and change no verdict."""
     verdict, error = None, None
 
@@ -241,12 +244,18 @@ async def _observed(layer: Telemetry, context: JobContext, inner: RunNext) -> Ve
         return verdict
 
     try:
-        return await layer.run(context, call_next)
+        return _checked(layer, await layer.run(context, call_next))
     except Exception:
         if error is not None:  # the error comes from inside, not from telemetry
             raise
         log_safely(log.exception, "%s.run() failed; the job runs without it", type(layer).__name__)
     return verdict if verdict is not None else await inner(context)
+
+
+def _checked(layer: Middleware, verdict: object) -> Verdict:
+    if not isinstance(verdict, Verdict):
+        raise TypeError(f"{type(layer).__name__}.run() returned {verdict!r}: expected a verdict, as `await call_next(context)` returns it")
+    return verdict
 
 
 def has_ended_hook(middleware: Sequence[Middleware]) -> bool:
@@ -301,9 +310,10 @@ class OneAtATime:
         finally:
             self._task = None
 
-    async def end(self) -> None:
-        """Refuse further calls. Cancel a call that middleware started in a separate task and did not await."""
+    def end(self) -> asyncio.Task[Any] | None:
+        """Refuse further calls. Cancel a call that middleware started in a separate task and did not await, and return that task."""
         self._is_over = True
-        if self._task is not None and self._task is not asyncio.current_task():
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        if self._task is None or self._task is asyncio.current_task():
+            return None
+        self._task.cancel()
+        return self._task

@@ -181,16 +181,20 @@ _NOTHING_OPAQUE: Final = _opaque(_PLAIN)
 _BY_LETTER: Final = {field.letter: field for field in OPAQUE}
 
 
+_last_packed: tuple[Any, bytes | None] = (_NOTHING_OPAQUE, None)
+"""Jobs that are sent together are mostly alike."""
+
+
 def pack_extras(envelope: Envelope) -> bytes | None:
     """Pack the opaque fields into a msgpack map. Return None if all have their defaults."""
-    values = _opaque(envelope)
-    if values == _NOTHING_OPAQUE:
-        return None
-    packed = msgpack.packb(
-        {f.letter: f.write(value) for f, value, default in zip(OPAQUE, values, _NOTHING_OPAQUE, strict=True) if value != default}
-    )
-    assert packed is not None
-    return bytes(packed)
+    global _last_packed
+    values, (last, packed) = _opaque(envelope), _last_packed
+    if values == last:
+        return packed
+    given = {f.letter: f.write(value) for f, value, default in zip(OPAQUE, values, _NOTHING_OPAQUE, strict=True) if value != default}
+    packed = msgpack.packb(given) if given else None
+    _last_packed = values, packed
+    return packed
 
 
 def unpack_extras(packed: bytes | None) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def _read_seconds(stored: Any) -> float:
 def _read_headers(stored: Any) -> dict[str, str]:
     if not isinstance(stored, dict):
         raise TypeError(f"expected a map, got {type(stored).__name__}")
-    return check_headers(stored)
+    return dict(check_headers(stored))  # a run may change its own
 
 
 def _read_retry(stored: Any) -> Backoff:
@@ -92,8 +92,15 @@ def _read_retry(stored: Any) -> Backoff:
     return Backoff(base=base, factor=factor, max=longest, jitter=stored[3])
 
 
+_last_headers: dict[str, str] = {}
+"""Jobs that are sent together mostly have the same."""
+
+
 def check_headers(headers: dict[str, str]) -> dict[str, str]:
-    """Return a copy of the headers with plain str names and values. Raises TypeError or ValueError for invalid headers."""
+    """Return the headers with plain str names and values, which must not be changed. Raises TypeError or ValueError for invalid ones."""
+    global _last_headers
+    if headers == (last := _last_headers):
+        return last
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"headers={{{shown(name)}: {shown(value)}}}: header names and values must be str")
@@ -103,7 +110,8 @@ def check_headers(headers: dict[str, str]) -> dict[str, str]:
         raise ValueError(f"headers {shown(headers)}: a lone surrogate is not valid text") from None
     if size > MAX_HEADER_BYTES:
         raise ValueError(f"headers have {size} bytes in all, expected at most {MAX_HEADER_BYTES}")
-    return {bare_text(name): bare_text(value) for name, value in headers.items()}
+    _last_headers = checked = {bare_text(name): bare_text(value) for name, value in headers.items()}
+    return checked
 
 
 def check_tag(tag: str) -> str:

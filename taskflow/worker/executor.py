@@ -18,7 +18,7 @@ from taskflow.app.context import DONE, Cancel, Discard, JobContext, RateLimited,
 from taskflow.app.declared_limits import unadmitted
 from taskflow.app.job import Job, SyncJob
 from taskflow.app.job_type import AnyJob
-from taskflow.app.middleware import Middleware, OneAtATime, RunNext, Telemetry, run_chain
+from taskflow.app.middleware import Middleware, OneAtATime, RunNext, Telemetry, run_chain, run_layers
 from taskflow.model import errors
 from taskflow.model.clock import Seams
 from taskflow.model.codec.function import CallArguments
@@ -93,7 +93,7 @@ class Executor:
 
     def __post_init__(self) -> None:
         self.registry = self.app.registry
-        self._layers = [layer for layer in self.middleware if type(layer).run is not Middleware.run]
+        self._layers = run_layers(self.middleware)
         self._surroundings: dict[AnyJob, Callable[..., Any] | None] = {}
         self._raising = set[AnyJob]()
         self._keeping: dict[str, bool] = {}
@@ -261,8 +261,8 @@ class Executor:
                 return self._undecodable(holding, error)
             return self._judge(holding, job, error)
         finally:
-            if alone is not None:
-                await alone.end()
+            if alone is not None and (left := alone.end()) is not None:
+                await asyncio.wait([left])
             holding.stop = None
             if timeout is not None:
                 self._deadlines.remove(holding)

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from taskflow import Worker, configure
+from taskflow import JobContext, RunNext, Verdict, Worker, configure, enqueue
+from taskflow.app.app import default_app
 from taskflow.broker.engine.records import Kind
 from taskflow.broker.engine.seam import Ref
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.url import connect
+from taskflow.model.clock import Seams
+from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.ids import parse_id
 from taskflow.telemetry import History, OpenTelemetry, Prometheus, Telemetry
+from taskflow.worker.executor import Executor
+from taskflow.worker.lease_table import HeldLease
 from tests.cli.processes import LEDGER, Shell, until
 from tests.telemetry.jobs import add
 
@@ -72,6 +79,54 @@ async def test_a_settlement_calls_only_what_counts(
         assert session is not None
         assert len(session.settler._hooks) == hooks
         assert (session.heartbeat.measures is not None) == bool(hooks)
+
+
+class Calls:
+    """Counts calls of Python functions in this thread while it is entered."""
+
+    number = 0
+
+    def __enter__(self) -> None:
+        self._before = sys.getprofile()
+        sys.setprofile(self._count)
+
+    def __exit__(self, *error: object) -> None:
+        sys.setprofile(self._before)
+
+    def _count(self, frame: FrameType, event: str, argument: object) -> None:
+        self.number += event == "call"
+
+
+async def test_many_calls_sent_at_once_cost_few_calls_more_with_traces(memory_broker: MemoryBroker) -> None:
+    """The headers are made once for all of them."""
+
+    async def calls_of(jobs: int) -> int:
+        calls, given = Calls(), [add.bind(1, 2) for _ in range(jobs)]
+        with calls:
+            await enqueue(given)
+        return calls.number
+
+    few, many = await calls_of(100), await calls_of(900)
+    configure(telemetry=[OpenTelemetry()])
+    assert (await calls_of(900) - await calls_of(100)) - (many - few) <= 10 * 800
+
+
+async def test_a_run_within_telemetry_costs_few_calls_more(memory_broker: MemoryBroker) -> None:
+    class Passes(Telemetry):
+        async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+            return await call_next(context)
+
+    async def calls_of(*telemetry: Telemetry) -> int:
+        calls, executor = Calls(), Executor(default_app(), telemetry, threads=None, seams=Seams())
+        lease = Lease(envelope=add.bind(1, 2).envelope, epoch=1, claim=ClaimId(bytes(16), 0, 0), created_at=0)
+        with calls:
+            for _ in range(100):
+                await executor.run(HeldLease(lease))
+        return calls.number
+
+    await calls_of()  # imports what it needs
+    without = await calls_of()
+    assert await calls_of(Passes()) - without <= 10 * 100
 
 
 def recorded(url: str) -> int:

@@ -45,20 +45,21 @@ def raises(*args: Any, **kwargs: Any) -> Any:
 
 
 class Broken(Telemetry):
-    """Fails before the job runs, or after it."""
+    """Fails before the job runs, after it, or by forgetting the verdict."""
 
-    def __init__(self, *, late: bool) -> None:
-        self._late = late
+    def __init__(self, *, how: str) -> None:
+        self._how = how
 
     def stamp(self, calls: Sequence[EnqueueCall]) -> None:
         for call in calls:
             call.headers["trace"] = "\ud800"
         raises()
 
-    async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
-        if self._late:
+    async def run(self, context: JobContext, call_next: RunNext) -> Any:
+        if self._how != "before the run":
             await call_next(context)
-        raise RuntimeError("telemetry is broken")
+        if self._how != "returns None":
+            raise RuntimeError("telemetry is broken")
 
 
 async def work() -> None:
@@ -66,9 +67,9 @@ async def work() -> None:
         await worker.drained()
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["before the run", "after it"])
-async def test_telemetry_that_raises_changes_no_verdict(memory_broker: MemoryBroker, late: bool) -> None:
-    configure(telemetry=[Broken(late=late)])
+@pytest.mark.parametrize("how", ["before the run", "after it", "returns None"])
+async def test_telemetry_that_raises_changes_no_verdict(memory_broker: MemoryBroker, how: str) -> None:
+    configure(telemetry=[Broken(how=how)])
     handle = await harmless.delay()
     await work()
     assert await handle.result() == "done"
