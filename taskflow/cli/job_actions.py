@@ -281,8 +281,8 @@ class Rollout:
         while (problem := await self._check()) is None and self._watched:
             if time.monotonic() > give_up_at:
                 number = len(self._watched)
-                verb = "1 job has" if number == 1 else f"{number:,} jobs have"
-                return f"{verb} not ended within {self._wait:g} s, for example {id_text(self._watched[0])}"
+                subject = "1 job has" if number == 1 else f"{number:,} jobs have"
+                return f"{subject} not ended within {self._wait:g} s, for example {id_text(self._watched[0])}"
             await asyncio.sleep(POLL_INTERVAL)
         return problem
 
@@ -305,27 +305,27 @@ class Rollout:
 
 async def _pause(app: App, arguments: argparse.Namespace) -> int:
     """Pause or resume queues and jobs. A queue may be paused before its first job, but that's usually a typo: the output mentions it."""
-    verb, broker = arguments.command, app.broker()
+    action, broker = arguments.command, app.broker()
     with command.reporting(ValueError):
         names = list(dict.fromkeys(check_queue(name) for name in arguments.names))
         jobs = list(dict.fromkeys(check_job_name(name) for name in arguments.job))
         if not names and not jobs:
-            raise ValueError(f"{verb} needs a queue, or a job as in `taskflow {verb} --job NAME`")
+            raise ValueError(f"{action} needs a queue, or a job as in `taskflow {action} --job NAME`")
     await _pause_jobs(CallBrokerOnce(broker), jobs, arguments)
     known = {queue.name: queue.is_paused for queue in await broker.admin.queues()}
-    changing = [name for name in names if known.get(name, False) != (verb == "pause")]
-    async with recorded(CallBrokerOnce(broker), verb, names=changing, **operator(arguments)) as progress:
+    changing = [name for name in names if known.get(name, False) != (action == "pause")]
+    async with recorded(CallBrokerOnce(broker), action, names=changing, **operator(arguments)) as progress:
         for name in names:
             if name in changing:
-                await (broker.admin.pause(name) if verb == "pause" else broker.admin.resume(name))
+                await (broker.admin.pause(name) if action == "pause" else broker.admin.resume(name))
                 progress.affected += 1
-                text = f"{verb}d {name}" + ("" if name in known else ", in which no job has ever been")
+                text = f"{action}d {name}" + ("" if name in known else ", in which no job has ever been")
             else:
-                text = f"{name} is paused already" if verb == "pause" else f"{name} is not paused"
+                text = f"{name} is paused already" if action == "pause" else f"{name} is not paused"
             if not arguments.json:
                 print(text + ("" if name in known else command.suggestion(name, known)))
     queues = [{"name": name, "known": name in known} for name in names]
-    return show(arguments, {"action": verb, "queues": queues, "jobs": jobs}, ())
+    return show(arguments, {"action": action, "queues": queues, "jobs": jobs}, ())
 
 
 async def _pause_jobs(call: CallBroker, names: Sequence[str], arguments: argparse.Namespace) -> None:

@@ -209,11 +209,11 @@ def _add_actions(command: Callable[..., Parser]) -> None:
     _acts(command("cancel", "job_actions:act", "cancel jobs", stop), "cancel", default="held, scheduled, ready and running")
     drop = "Drop ended jobs; with --status, cancel and drop waiting ones. Running jobs are not affected."
     _acts(command("purge", "job_actions:act", "drop jobs", drop), "purge", default="ended")
-    for verb, meaning in (("pause", "stop starting jobs of queues, or jobs by name"), ("resume", "end a pause")):
-        pause = command(verb, "job_actions:act", meaning, f"{meaning[0].upper()}{meaning[1:]}.")
-        pause.add_argument("names", nargs="*", metavar="QUEUE", help=f"the queues to {verb}")
+    for action, meaning in (("pause", "stop starting jobs of queues, or jobs by name"), ("resume", "end a pause")):
+        pause = command(action, "job_actions:act", meaning, f"{meaning[0].upper()}{meaning[1:]}.")
+        pause.add_argument("names", nargs="*", metavar="QUEUE", help=f"the queues to {action}")
         pause.add_argument(
-            "--job", type=filled, action="append", default=[], metavar="NAME", help=f"a job to {verb} in all queues, by its name"
+            "--job", type=filled, action="append", default=[], metavar="NAME", help=f"a job to {action} in all queues, by its name"
         )
         _operator(pause)
     numbers = "List the limits that hold up jobs, or set a number. Without an action, list all of them."

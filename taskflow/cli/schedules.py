@@ -181,12 +181,12 @@ async def _trigger(name: str, arguments: argparse.Namespace) -> Done:
 
 async def _pause(name: str, arguments: argparse.Namespace) -> Done:
     """Pause or resume a schedule. If it's in that state already, change nothing and record no action."""
-    verb = arguments.action
+    action = arguments.action
     info = await schedules.get(name)
-    if info is not None and info.is_paused == (verb == "pause"):
+    if info is not None and info.is_paused == (action == "pause"):
         return f"{name} is paused already" if info.is_paused else f"{name} is not paused", {}
-    await (schedules.pause if verb == "pause" else schedules.resume)(name, **operator(arguments))
-    return f"{verb}d {name}", {}
+    await (schedules.pause if action == "pause" else schedules.resume)(name, **operator(arguments))
+    return f"{action}d {name}", {}
 
 
 async def _remove(name: str, arguments: argparse.Namespace) -> Done:
