@@ -1,1 +1,1 @@
-"""What tests of every layer share: stores of each kind, a world around one, verdicts, invariants, failpoints."""
+"""Shared code of the tests of every layer: stores of each kind, a world around one, verdicts, invariants and failpoints."""

@@ -1,4 +1,4 @@
-"""Finds the servers that this machine can run: those that a variable names, those on PATH, those in installed wheels."""
+"""Finds the servers that this machine can run: those that a variable names, those on PATH, and those in installed wheels."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 
 class ServerFailed(RuntimeError):
-    """A server did not come up, or there is none to start."""
+    """Raised if a server did not start, or there is none to start."""
 
 
 @dataclass(frozen=True)
 class ServerBinary:
-    """A server that this machine can run; `name` is what it calls itself, as in "redis 8.0.2" or "postgres 15.18"."""
+    """A server that this machine can run. `name` is its name and version, as in "redis 8.0.2" or "postgres 15.18"."""
 
     name: str
     path: Path
@@ -24,14 +24,14 @@ class ServerBinary:
 
 
 Probe = Callable[[Path], ServerBinary | None]
-"""Returns what the program at a path says it is; None if it does not run here, or is no server of that kind."""
+"""Returns the server at a path, or None if the program does not run here or is not a server of that kind."""
 
 
 def find_binaries(named: str, others: Iterable[Path], probe: Probe, complaint: str) -> Iterator[ServerBinary]:
     """Yield the servers at the paths in `named`, separated as in PATH, and then those of the `others` that run here.
 
     Raises:
-        ServerFailed: a path in `named` is no server that runs here; `complaint` says so, with `{}` for the path.
+        ServerFailed: a path in `named` is not a server that runs here. `complaint` is the message, with `{}` for the path.
     """
     for path in filter(None, named.split(os.pathsep)):
         if (found := probe(Path(path))) is None:
@@ -45,7 +45,8 @@ def on_path(*commands: str) -> Iterator[Path]:
 
 
 def in_wheels(*wheels: tuple[str, str], reach: Callable[[Path], Path] = lambda package: package) -> Iterator[Path]:
-    """Yield what the patterns match in packages, which are not imported. `reach` returns the folder to look in for a package's folder."""
+    """Yield the files that match the patterns in packages, without importing them. `reach` maps a package's folder to the folder to
+    search."""
     for package, pattern in wheels:
         spec = importlib.util.find_spec(package)
         for folder in (spec and spec.submodule_search_locations) or ():

@@ -1,4 +1,4 @@
-"""A calendar of its own, slow and plain, to compare schedules with: it looks at each quarter of an hour of real time."""
+"""A simple, slow calendar to compare schedules with: it checks each quarter of an hour of real time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_GAP = timedelta(hours=3)
 
 
 def parsed(field: str, least: int, most: int) -> frozenset[int]:
-    """The values of a field of numbers, ranges, lists and steps."""
+    """Return the values of a field of numbers, ranges, lists and steps."""
     values = set[int]()
     for part in field.split(","):
         span, _, step = part.partition("/")
@@ -20,7 +20,7 @@ def parsed(field: str, least: int, most: int) -> frozenset[int]:
 
 
 class Calendar:
-    """The instants of an expression with five fields, whose minutes are multiples of 15."""
+    """The times of an expression with five fields whose minutes are multiples of 15."""
 
     def __init__(self, expression: str, tz: str) -> None:
         minutes, hours, days, months, weekdays = expression.split()
@@ -32,7 +32,7 @@ class Calendar:
         self._zone = ZoneInfo(tz)
 
     def between(self, start: datetime, end: datetime) -> list[datetime]:
-        """All instants later than `start`, up to and with `end`."""
+        """Return all times later than `start`, up to and including `end`."""
         found, seen = list[datetime](), set[datetime]()
         at, before = start, self._local(start)
         while at < end:

@@ -1,4 +1,4 @@
-"""A program's own connection to a store's database, and what it does in its transactions."""
+"""A program's own connection to a store's database, and its transactions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 
 class Caller:
-    """A DB-API connection in autocommit mode, which begins and ends its transactions by statements. Operations run
-    by `run` and by `steps`, by turns."""
+    """A DB-API connection in autocommit mode, which begins and ends its transactions by statements. Operations run by `run` and by `steps`
+    in turn."""
 
     def __init__(self, connection: Any, store: Transactional) -> None:
         self.connection = connection
@@ -89,7 +89,7 @@ A_NOTE: Final = 4_711
 
 @contextmanager
 def unaffected(caller: Caller) -> Iterator[None]:
-    """What the transaction wrote before the `with` block is still there after it, and it can write more."""
+    """Check that what the transaction wrote before the `with` block is still there after it, and that it can write more."""
     caller.execute("CREATE TEMPORARY TABLE notes (number integer)")
     caller.execute(f"INSERT INTO notes VALUES ({A_NOTE})")
     yield
@@ -98,7 +98,7 @@ def unaffected(caller: Caller) -> Iterator[None]:
 
 
 async def a_caller(world: World) -> Caller:
-    """A program's connection to the store's database. Close it, or use it in a `with` statement."""
+    """Return a program's connection to the store's database. Close it, or use it in a `with` statement."""
     world.needs(Capability.TRANSACTIONS)
     assert isinstance(world.broker, TransactionalBroker)
     return Caller(world.harness.connect(), await world.broker.transactional())

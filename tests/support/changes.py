@@ -1,4 +1,4 @@
-"""Changes of the text of functions, to see that tests notice them."""
+"""Changes to the source of functions, which tests must detect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 
 class Change(NamedTuple):
-    """A change of a function's text."""
+    """A change to a function's source."""
 
     owner: Any
     function: str
@@ -20,7 +20,7 @@ class Change(NamedTuple):
 
 
 class Changed(NamedTuple):
-    """`because` says how the defect harms; `breaks` names the clauses of the contract that it breaks."""
+    """A changed function. `because` explains the harm of the defect, and `breaks` names the clauses of the contract that it breaks."""
 
     name: str
     because: str

@@ -1,6 +1,6 @@
-"""A worker that uses the broker's operations and nothing else, to be killed: `python -m tests.support.child PLACE CLOCK FAILPOINT`.
+"""A worker to be killed, which uses only the broker's operations: `python -m tests.support.child PLACE CLOCK FAILPOINT`.
 
-It says on standard output what it was told, line by line: `added ID`, `settled ID ok|stale`, `lost`, `done`.
+It prints the answers that it gets, line by line: `added ID`, `settled ID ok|stale`, `lost`, `done`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TTL: Final = 20.0
 
 
 def an_id(name: str | bytes) -> bytes:
-    """Always the same for a name, so that the other process knows it too."""
+    """Return an id that is always the same for a name, so that the other process knows it too."""
     given = name if isinstance(name, bytes) else name.encode()
     return hashlib.blake2b(given, digest_size=16).digest()
 
@@ -54,7 +54,7 @@ def a_session(name: str) -> Session:
 
 
 async def work(broker: Broker, say: Say) -> None:
-    """Send all jobs, and work off what there is, until there is nothing or the session is lost."""
+    """Send all jobs, then run jobs until none is left or the session is lost."""
     session = a_session("child")
     try:
         await _resent(partial(broker.register, session))
@@ -87,7 +87,7 @@ async def _work_off(broker: Broker, session: Session, say: Say) -> None:
 
 
 async def _resent(call: Callable[[], Awaitable[T]]) -> T:
-    """Once more when the reply was lost: whether it took effect is not known, and need not be."""
+    """Call the function, and once more if the reply was lost: it isn't known whether the first call took effect."""
     try:
         return await call()
     except BrokerUnavailable:

@@ -1,4 +1,4 @@
-"""Commands that must succeed, virtual environments, and places where programs run apart from these tests."""
+"""Commands that must succeed, virtual environments, and folders in which programs run separately from these tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(*command: object, cwd: Path = ROOT, **environment: str) -> str:
 
 
 def environment(folder: Path, *packages: object, python: object = sys.executable) -> Path:
-    """Make a virtual environment of this Python with these packages, and return the path of its Python."""
+    """Create a virtual environment of this Python with these packages, and return the path of its Python."""
     run(python, "-m", "venv", folder)
     run(folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check", *packages)
     return folder / "bin/python"
@@ -31,19 +31,19 @@ def environment(folder: Path, *packages: object, python: object = sys.executable
 
 @dataclass(frozen=True)
 class Place:
-    """A folder in which commands run, with programs of an environment and these variables."""
+    """A folder in which commands run, with the programs of an environment and these variables."""
 
     folder: Path
     python: Path
     variables: Mapping[str, str]
 
     def run(self, command: str) -> str:
-        """Run a command of the shell, and return its output."""
+        """Run a shell command, and return its output."""
         return run("bash", "-c", command, cwd=self.folder, **self._environment)
 
     @contextmanager
     def running(self, command: str) -> Iterator[Path]:
-        """Run a command while the block does. Yield the file of its output. With the block, it and its children end."""
+        """Run a command inside the block. Yield the file with its output. The command and its children end with the block."""
         said = self.folder / f"{command.split()[0]}.log"
         everything = {**os.environ, **self._environment}
         with said.open("w") as log:

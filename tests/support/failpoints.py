@@ -1,4 +1,4 @@
-"""A broker that fails where it is told to: at the n-th call of an operation, before it has taken effect, while it does, or after."""
+"""A broker that fails at a given point: at the n-th call of an operation, before it takes effect, while it does, or after."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class When(StrEnum):
 
 
 class Action(StrEnum):
-    """What happens there: the call fails, the process is killed, or it stands still until its standard input says go on."""
+    """What happens at the failpoint: the call fails, the process is killed, or it waits until it reads "go on" from standard input."""
 
     RAISE = "raise"
     KILL = "kill"
@@ -46,7 +46,7 @@ class Failpoint(NamedTuple):
 
 
 class FailingBroker:
-    """The broker inside, but for the one point. `is_reached` claims that it was come by."""
+    """Passes operations on to the broker inside, except at the failpoint. `is_reached` is True once it has been reached."""
 
     def __init__(self, inside: Broker, point: Failpoint) -> None:
         self._inside = inside
@@ -56,7 +56,7 @@ class FailingBroker:
 
     @property
     def as_broker(self) -> Any:
-        """This, where a broker is expected: a type checker does not see the operations that it passes on."""
+        """Return this object typed as a broker: a type checker does not see the operations that it passes on."""
         return self
 
     def __getattr__(self, verb: str) -> Any:
@@ -75,7 +75,7 @@ class FailingBroker:
             return await call()
         under_way = asyncio.ensure_future(call())
         if self._point.when is When.DURING:
-            await asyncio.sleep(0)  # it has been sent, and may be anywhere
+            await asyncio.sleep(0)  # the call has been sent, and may be anywhere on its way
             self._act()
         answer = await under_way
         if self._point.when is When.AFTER:

@@ -1,4 +1,4 @@
-"""A clock that several processes share: it moves when one of them says so, in no real time."""
+"""A clock that several processes share. It moves only when one of them advances it, without real time passing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BOTH: Final = struct.Struct("qq")
 
 
 class FileClock:
-    """Wall and steady time, in microseconds, in a mapped file of sixteen bytes."""
+    """Wall time and steady time, in microseconds, in a mapped file of sixteen bytes."""
 
     def __init__(self, path: Path) -> None:
         if not path.exists():

@@ -1,4 +1,4 @@
-"""Makes the envelopes of flows as the application does: groups of chains, with or without a join."""
+"""Creates the envelopes of flows as the application does: groups of chains, with or without a join."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Flow(NamedTuple):
 
 
 def a_flow(world: World, *, members: int = 2, length: int = 1, collects: bool = False, joins: bool = True, **fields: Any) -> Flow:
-    """A group of so many chains of so many jobs, and a join if it `joins`. The queue of each job of a chain is its number there, and the
-    join's is "join"."""
+    """Return a group of `members` chains of `length` jobs, and a join if it `joins`. The queue of each job is its number in its chain, and
+    the join's queue is "join"."""
     flow_id, total = world.an_id(), members * length + joins
     whole = (flow_id, total - 1, 0, total - 1)
     join = None
@@ -58,7 +58,7 @@ def _branch(
 
 
 async def sent(world: World, **given: Any) -> Flow:
-    """A flow that was added."""
+    """Add a flow, and return it."""
     flow = a_flow(world, **given)
     await world.enqueue(*flow.envelopes)
     return flow

@@ -1,4 +1,4 @@
-"""Programs that need no interpreter of their own: each runs in a fork of a process that has loaded taskflow, in a tenth of the time."""
+"""Runs programs that need no separate interpreter in a fork of a process that has loaded taskflow, which takes a tenth of the time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from typing import IO, Any, Final
 ROOT: Final = Path(__file__).parents[2]
 
 _one_at_a_time: Final = threading.Lock()
-"""Some tests run programs from several threads, and one process answers all of them."""
+"""Some tests run programs from several threads, but one process answers all of them."""
 
 
 def run_in_fork(program: str, folder: Path, environment: Mapping[str, str]) -> tuple[int, str]:
-    """Run a program as `python -c` would in that folder; return its exit code and what it printed."""
+    """Run a program as `python -c` would in that folder. Return its exit code and its output."""
     with _one_at_a_time:
         server = _server()
         assert server.stdin is not None
@@ -43,7 +43,7 @@ def _server() -> subprocess.Popen[str]:
 
 
 def main() -> None:
-    """Answer requests, one a line, until there are no more."""
+    """Answer requests, one per line, until there are no more."""
     import taskflow.app.sending
     import taskflow.broker.postgres
     import taskflow.broker.redis
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _become(said: IO[Any], program: str, folder: str, environment: dict[str, str]) -> None:
-    """Run the program in this process, which ends as any does: it waits for threads and calls what was registered for its exit."""
+    """Run the program in this process, which then exits normally: it waits for threads and calls exit handlers."""
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
     for stream in (1, 2):

@@ -1,4 +1,4 @@
-"""Test harnesses, a class a kind of store. A new store joins the suite by one more class here."""
+"""Test harnesses, one class for each kind of store. To add a store to the suite, add a class here."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.spoiling import Spoiler
 
 
 class Capability(Enum):
-    """What not every kind of store can do. A kind that lacks one says why, in words that its user would accept."""
+    """What only some kinds of store can do. A kind that lacks a capability gives a reason, in words that its users would accept."""
 
     RESTART = "the store outlives the process that opened it"
     SHARING = "several processes open the same store"
@@ -44,15 +44,15 @@ class Capability(Enum):
 
 
 class StoreHarness(ABC):
-    """One store of one kind. `open` may be called again once the broker that it gave is closed."""
+    """One store of one kind. `open` may be called again once the broker that it returned is closed."""
 
     name: ClassVar[str]
     lacks: ClassVar[Mapping[Capability, str]] = {}
     wakes_within: ClassVar[float] = 3.0
-    """Seconds to wait for a nudge: it comes at once, so that they are spent only where one is missing."""
+    """Seconds to wait for a nudge. Nudges arrive at once, so the whole time is spent only if one is missing."""
 
     much: ClassVar[int] = 4_096
-    """Bytes of a payload beside which all else that a store needs room for is little."""
+    """Bytes of a payload that is large compared with everything else that a store needs room for."""
 
     def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
         self.seams = seams
@@ -61,54 +61,54 @@ class StoreHarness(ABC):
 
     @abstractmethod
     def open(self) -> Broker:
-        """A broker on the store."""
+        """Open a broker on the store."""
 
     @property
     def place(self) -> str:
-        """Where another process finds the store: see tests/support/child.py. Of one that has no such place nobody asks."""
+        """Return where another process finds the store: see tests/support/child.py. Not called for stores that only one process can use."""
         raise NotImplementedError
 
     def is_at_rest(self) -> bool:
-        """Nothing goes on there of what a process that has died has asked for."""
+        """Return True if the store has finished everything that a dead process requested."""
         return True
 
     def connect(self) -> Any:
-        """A program's own DB-API connection to the store's database, in autocommit mode."""
+        """Return a program's own DB-API connection to the store's database, in autocommit mode."""
         raise NotImplementedError
 
     def connect_elsewhere(self) -> Any:
-        """One to another database of the same kind."""
+        """Return a connection to another database of the same kind."""
         raise NotImplementedError
 
     def spoiler(self) -> Spoiler | None:
-        """Return what spoils its stored values; None where nobody but the broker can write them."""
+        """Return an object that corrupts stored values, or None if only the broker can write them."""
         return None
 
     @abstractmethod
     async def waiting(self, broker: Broker, queue: str) -> int:
-        """The number of listeners that wait for jobs of this queue, as far as the store knows."""
+        """Return the number of listeners that wait for jobs of this queue, as far as the store knows."""
 
     @abstractmethod
     def tagged(self) -> set[tuple[str, bytes]]:
-        """Return the entries of the store's index of tags: a tag and the id of a job."""
+        """Return the entries of the store's index of tags: pairs of a tag and the id of a job."""
 
     @abstractmethod
     def save(self) -> Any:
-        """A copy of all that the store holds, taken while the broker is open."""
+        """Return a copy of everything that the store holds, taken while the broker is open."""
 
     @abstractmethod
     def put_back(self, saved: Any) -> None:
-        """Make the store what it was: power was cut, and the tail is lost. No broker is open meanwhile."""
+        """Restore the store to a saved state, as if a power cut had lost its latest changes. No broker is open meanwhile."""
 
     @abstractmethod
     def remove(self) -> None:
-        """Leave nothing behind."""
+        """Remove the store and everything that belongs to it."""
 
 
 class InProcessHarness(StoreHarness):
     """A store in the test's own memory."""
 
-    wakes_within = 0.05  # its nudges come before the operation returns
+    wakes_within = 0.05  # its nudges arrive before the operation returns
     lacks = {
         Capability.RESTART: "jobs in a process's memory end with the process",
         Capability.SHARING: "a process's memory is its own",
@@ -128,10 +128,10 @@ class InProcessHarness(StoreHarness):
         self._store = self._copy(saved)
 
     def remove(self) -> None:
-        """It goes with the process."""
+        """Do nothing: the store ends with the process."""
 
     def _copy(self, store: Any) -> Any:
-        """The clock is the world's, not the store's: it is shared, and time goes on over the loss of a tail."""
+        """Copy the store without its clock, which belongs to the world and continues when the store loses changes."""
         return copy.deepcopy(store, {id(self.seams.clock): self.seams.clock})
 
 
@@ -151,7 +151,7 @@ class MemoryHarness(InProcessHarness):
 
 
 class ReferenceHarness(InProcessHarness):
-    """The independent broker that the others are compared with. `store_class` may be a broken one: the mutants are made so."""
+    """The independent broker that the others are compared with. `store_class` may be a broken one: this is how mutants are made."""
 
     name = "reference"
     store_class: ClassVar[type[ReferenceStore]] = ReferenceStore
@@ -168,7 +168,7 @@ class ReferenceHarness(InProcessHarness):
 
 
 class SqliteHarness(StoreHarness):
-    """A file in a folder of its own, on a file system in memory where there is one: what fsync costs is not the suite's to measure."""
+    """A file in a separate folder, on an in-memory file system if there is one, because the suite doesn't measure fsync."""
 
     name = "sqlite"
     lacks = {Capability.ROW_LOCKS: "an open transaction that has written locks the whole file"}
@@ -213,7 +213,7 @@ class SqliteHarness(StoreHarness):
             return set(connection.execute("SELECT value, id FROM taskflow_tags"))
 
     def save(self) -> bytes:
-        """By SQLite's own backup: a plain copy of the files could catch a checkpoint half way."""
+        """Save through SQLite's own backup, because a plain copy of the files could be taken halfway through a checkpoint."""
         with self._connected() as source:
             return source.serialize()
 
@@ -230,7 +230,7 @@ REV_BYTES: Final = 8
 
 
 class RedisHarness(StoreHarness):
-    """A namespace of its own on a server that all tests share. A limited one makes the server's memory scarce while it is there."""
+    """A separate namespace on a server that all tests share. A limited namespace makes the server's memory scarce while it exists."""
 
     name = "redis"
     much = 65_536
@@ -270,7 +270,7 @@ class RedisHarness(StoreHarness):
     def spoiler(self) -> Spoiler:
         from tests.support.spoilers import RedisSpoiler
 
-        self._is_spoilt = True  # nobody can tell what a spoilt record has named
+        self._is_spoilt = True  # the keys that a corrupt record has named are unknown
         return RedisSpoiler(self.server.client(), self.prefix)
 
     def tagged(self) -> set[tuple[str, bytes]]:
@@ -278,7 +278,7 @@ class RedisHarness(StoreHarness):
         return {(tag.decode(), job_id) for tag, job_id in (member.split(b"\0\1", 1) for member in members)}
 
     def save(self) -> dict[bytes, bytes]:
-        dumps = {key: self._client.dump(key) for key in self._keys() if self._client.ttl(key) == -1}  # not what expires by itself
+        dumps = {key: self._client.dump(key) for key in self._keys() if self._client.ttl(key) == -1}  # not those that expire
         return {key: dump for key, dump in dumps.items() if dump is not None}
 
     def put_back(self, saved: dict[bytes, bytes]) -> None:
@@ -294,7 +294,7 @@ class RedisHarness(StoreHarness):
         assert self._is_spoilt or not strays, f"large payloads or results whose jobs do not name them: {strays}"
 
     def _stray_bodies(self) -> list[bytes]:
-        """Large payloads and results that stay, of jobs that have none, or are gone."""
+        """Return large payloads and results that remain although their jobs have none or are gone."""
         from taskflow.broker.redis.records import reference_to
         from taskflow.model.ids import ID_BYTES
 
@@ -326,7 +326,7 @@ _NUMBERS: Final = itertools.count(1)
 
 
 class PostgresHarness(StoreHarness):
-    """A schema of its own in a database that all tests share. Making one takes longer than most tests: emptied ones are used again."""
+    """A separate schema in a database that all tests share. Creating a schema takes longer than most tests, so emptied ones are reused."""
 
     name = "postgres"
     lacks = {
@@ -365,7 +365,7 @@ class PostgresHarness(StoreHarness):
         return f"postgres {self.server.port} {self.namespace}"
 
     def is_at_rest(self) -> bool:
-        """The server goes on with a statement whose client has gone."""
+        """Return True if no statement is running: the server continues a statement whose client is gone."""
         at_work = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND position($1 IN query) > 0 AND pid <> pg_backend_pid()"
         return self.server.rows(at_work, f'"{self.namespace}".') == [(0,)]
 
@@ -407,7 +407,7 @@ class PostgresHarness(StoreHarness):
         self._emptied.append(self.namespace)
 
     def _deletions(self, names: Sequence[str]) -> str:
-        """They take a millisecond, where TRUNCATE takes forty for the files of all tables and indexes."""
+        """Return the deletions that empty the tables. They take a millisecond, whereas TRUNCATE takes forty."""
         return "".join(f"DELETE FROM {self._table(name)};" for name in names)
 
     def _table(self, name: str) -> str:
@@ -418,7 +418,7 @@ class PostgresHarness(StoreHarness):
         return value
 
     def _ask(self, script: str) -> list[tuple[Any, ...]]:
-        """By a connection that all tests share: to open one takes longer than to ask."""
+        """Query through a connection that all tests share, because opening one takes longer than the query."""
         import psycopg
 
         try:
@@ -435,12 +435,12 @@ def _connection_to(url: str) -> Any:
     import psycopg
 
     connection, owner = psycopg.connect(url, autocommit=True), os.getpid()
-    atexit.register(lambda: connection.close() if os.getpid() == owner else None)  # a fork would end it for us
+    atexit.register(lambda: connection.close() if os.getpid() == owner else None)  # a fork must not close it
     return connection
 
 
 class NewestPostgresHarness(PostgresHarness):
-    """The same on the newest major version that this machine has."""
+    """A schema on the newest major version that this machine has."""
 
     name = "newest-postgres"
 
@@ -453,7 +453,7 @@ TABLES: Final = (
     *("meta", "requests", "marks", "lowered", *records.TABLES.values(), *(index.name for index in INDEXES if index.entries)),
     *("tally", "totals", "awaited", "idle"),
 )
-"""PostgreSQL's."""
+"""The tables of PostgreSQL."""
 
 _SCHEMAS: Final[dict[tuple[str, Rules], list[str]]] = {}
 

@@ -1,5 +1,5 @@
-"""What must hold of any store at any time, whatever was asked of it. It is judged by what it shows alone: `tests/protocol_model` judges
-the fences of every order of claims and settlements."""
+"""The invariants that hold for any store at any time, judged only by what the store shows. `tests/protocol_model` checks the fences for
+every order of claims and settlements."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from taskflow.model.transitions import MOVES, Event
 
 Fence = tuple[int, ClaimId]
 
-_END: Final = frozenset({Event.RELEASE})  # what the end of another job may bring about
+_END: Final = frozenset({Event.RELEASE})  # the event that another job's end may cause
 _BACK: Final = _END | {Event.HAND_BACK}
 
-# What each operation may do to a job, a beat that tells of a death apart from others. Looking, time, restarts do nothing.
+# The events that each operation may cause, with a separate entry for heartbeats that report a death. Reads, time and restarts cause none.
 EVENTS: Final[Mapping[str, frozenset[Event]]] = {
     "enqueue": _END | {Event.ENQUEUE, Event.REPLACE},
     "claim": frozenset({Event.CLAIM}),
@@ -38,7 +38,7 @@ EVENTS: Final[Mapping[str, frozenset[Event]]] = {
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """All that a store shows of itself: its records by id, None for what it does not know or keep."""
+    """Everything that a store shows of itself: its records by id, with None for jobs that it does not know or keep."""
 
     records: dict[bytes, Record | None]
     queues: list[QueueInfo]
@@ -47,18 +47,18 @@ class Shown(msgspec.Struct, frozen=True):
 
 
 class InvariantChecker:
-    """Looks at a store after each operation; AssertionError says what it should not have done."""
+    """Checks a store after each operation. Raises AssertionError that describes what the store should not have done."""
 
     def __init__(self) -> None:
         self._keys: dict[bytes, bytes | None] = {}
         self._last: Shown | None = None
 
     def expect(self, envelopes: Iterable[Envelope]) -> None:
-        """These were sent, now or as follow-ups."""
+        """Register that these envelopes were sent, now or as follow-ups."""
         self._keys.update((envelope.id, envelope.key) for envelope in envelopes)
 
     def restore(self) -> None:
-        """The store has lost its tail: it knows not what it knew, and counts epochs again."""
+        """Register that the store has lost its latest changes: it has forgotten some, and counts epochs again."""
         self._last = None
 
     def check(self, verb: str, shown: Shown) -> None:
@@ -72,7 +72,7 @@ class InvariantChecker:
             self._nothing_is_lost(verb, last, shown)
 
     def _runs_are_leased(self, shown: Shown) -> None:
-        """RUNNING means leased to a session that is alive or dying: their leases are as many as there are runs."""
+        """Check that there are as many RUNNING jobs as leases of sessions that are alive or dying."""
         running = sum(queue.counts[Status.RUNNING] for queue in shown.queues)
         leases = sum(worker.leases for worker in shown.workers)
         assert running == leases, f"{running} jobs run, and sessions hold {leases} leases"
@@ -88,7 +88,7 @@ class InvariantChecker:
         assert told == dict(seen), f"counted are {told}, there are {dict(seen)}"
 
     def _keys_are_unique(self, shown: Shown) -> None:
-        """At most one waits and at most one runs; one that waits beside a run is held behind it."""
+        """Check for each key that at most one job waits and at most one runs, and that a job waiting beside a run is held behind it."""
         holders: dict[bytes, list[Record]] = {}
         for job_id, record in shown.records.items():
             key = self._keys.get(job_id)
@@ -102,10 +102,11 @@ class InvariantChecker:
                 assert statuses[Status.HELD] == 1, f"beside a run with its key waits {dict(statuses)}"
 
     def _moved(self, verb: str, job_id: bytes, before: Record | None, after: Record | None) -> None:
-        """By the table, each step of it one that the operation may take. That an ended job is not shown any more is no move."""
+        """Check that a job's move consists of legal steps that the operation may take. An ended job that is no longer shown has not
+        moved."""
         was, now = None if before is None else before.status, None if after is None else after.status
         if now is not None:
-            # One that was not shown may have ended: it had outlived its keep, and then the clock was set back.
+            # A job that was not shown may have ended: its retention was over, and then the clock was set back.
             ways = [reachable(each, EVENTS.get(verb, frozenset())) for each in ((was,) if was is not None else (None, *ENDED))]
             is_hidden = was is None and now in ENDED
             _hold(is_hidden or any(now in way for way in ways), job_id, f"went from {was} to {now} by {verb}")
@@ -125,7 +126,7 @@ class InvariantChecker:
             _hold(not before.cancel_requested or after.status not in WAITING, after.id, "was asked to stop, and waits again")
 
     def _nothing_is_lost(self, verb: str, last: Shown, shown: Shown) -> None:
-        """A live job is gone at once only when it was purged, ended with no keep, or was over the cap as soon as it had ended."""
+        """Check that a live job disappears only if it was purged, ended without being kept, or exceeded the cap as soon as it ended."""
         gone = [
             record.id
             for record in last.records.values()
@@ -141,13 +142,13 @@ class InvariantChecker:
         has_ended = record.status in ENDED
         _hold((record.ended_at is not None) == has_ended, record.id, f"is {record.status}, and ended at {record.ended_at}")
         _hold(record.result is None or record.status is Status.SUCCEEDED, record.id, f"is {record.status}, and has a result")
-        has_payload = record.payload is not None  # a success may keep it
+        has_payload = record.payload is not None  # a success may keep its payload
         _hold(has_payload or record.status is Status.SUCCEEDED, record.id, f"is {record.status}, and has no payload")
         _hold(record.status is not Status.RUNNING or record.claimed_at is not None, record.id, "runs, and was never claimed")
 
 
 def reachable(status: Status | None, events: frozenset[Event]) -> frozenset[Status | None]:
-    """Where these events can bring a job, each any number of times."""
+    """Return the statuses that a job can reach through these events, each any number of times."""
     found, new = frozenset[Status | None](), frozenset({status})
     while new - found:
         found |= new

@@ -8,6 +8,6 @@ from taskflow.model.record import Record
 
 
 async def listed(admin: Admin, view: View | None = None) -> list[Record]:
-    """Return the records of all jobs of a view, the newest first."""
+    """Return the records of all jobs of a view, newest first."""
     found = [record async for records in pages(admin, view or View()) for record in records]
     return sorted(found, key=lambda record: record.id, reverse=True)

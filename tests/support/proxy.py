@@ -1,4 +1,4 @@
-"""A TCP proxy before a server, that loses, holds back and spoils what passes, command by command."""
+"""A TCP proxy in front of a server that drops, delays and corrupts traffic, command by command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 _CHUNK: Final = 65_536
 
 _TIMEOUT: Final = 10.0
-"""Seconds that an act may take in the proxy's thread. What takes this long has hung."""
+"""Seconds that an operation in the proxy's thread may take. Whatever takes longer is considered stuck."""
 
 
 class Kind(Enum):
@@ -33,7 +33,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Fate:
-    """What becomes of one command. It befalls the command in its turn: the replies of those before it have reached the client."""
+    """What happens to one command, in its turn: the replies to earlier commands have reached the client."""
 
     kind: Kind
     seconds: float = 0.0
@@ -42,22 +42,22 @@ class Fate:
 PASS: Final = Fate(Kind.PASS)
 
 DROP_COMMAND: Final = Fate(Kind.DROP_COMMAND)
-"""The server never sees it, nor what was sent behind it: the client's connection is cut."""
+"""The server never receives the command, nor what was sent after it: the client's connection is cut."""
 
 DROP_REPLY: Final = Fate(Kind.DROP_REPLY)
-"""It takes effect: the server's reply comes whole, and then the client's connection is cut. What was sent behind it is lost."""
+"""The command takes effect: once the server's reply is complete, the client's connection is cut. What was sent after it is lost."""
 
 GARBLE: Final = Fate(Kind.GARBLE)
-"""It takes effect, and its reply begins with a byte that no reply begins with. The connection stays."""
+"""The command takes effect, and its reply begins with a byte that no reply begins with. The connection stays open."""
 
 
 def delay(seconds: float) -> Fate:
-    """It waits so long on its way to the server, and what was sent behind it waits too."""
+    """The command waits this long on its way to the server, and so does what was sent after it."""
     return Fate(Kind.DELAY, seconds)
 
 
 def delay_reply(seconds: float) -> Fate:
-    """It takes effect at once; the reply waits so long on its way to the client, and those behind it wait too."""
+    """The command takes effect at once. Its reply waits this long on its way to the client, and so do later replies."""
     return Fate(Kind.DELAY_REPLY, seconds)
 
 
@@ -71,19 +71,19 @@ class Command:
 
 
 Rule = Callable[[Command], Fate]
-"""Asked once for each command, in the proxy's thread, in the order of arrival."""
+"""Decides the fate of a command. Called once for each command, in the proxy's thread, in the order of arrival."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a client sent: its bytes, and the words in it. One without words is passed on, and no rule is asked."""
+    """A client's request: its bytes, and the words in it. A request without words is passed on without calling a rule."""
 
     raw: bytes
     words: tuple[bytes, ...] = ()
 
 
 class Dialect:
-    """How the streams of one connection are taken apart. Of this one nothing is known: what comes is passed on as it comes."""
+    """Parses the streams of one connection. This base class knows no protocol, and passes data on as it arrives."""
 
     def requests(self, data: bytes) -> Iterator[Request]:
         yield Request(data)
@@ -92,14 +92,14 @@ class Dialect:
         yield data
 
     def is_answer(self, reply: bytes) -> bool:
-        """Return True if a part of the server's stream answers the oldest request without an answer."""
+        """Return True if a part of the server's stream answers the oldest unanswered request."""
         return False
 
 
 class Resp(Dialect):
-    """Redis's protocol, version 2 (https://redis.io/docs/latest/develop/reference/protocol-spec/). What is incomplete is kept.
+    """Redis's protocol, version 2 (https://redis.io/docs/latest/develop/reference/protocol-spec/). Incomplete data is kept for later.
 
-    Each command has one reply, as each SUBSCRIBE here names one channel. What a subscriber is sent looks like a reply, but is none.
+    Each command has one reply, because each SUBSCRIBE here names one channel. Messages to a subscriber look like replies, but are not.
     """
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class Resp(Dialect):
     def requests(self, data: bytes) -> Iterator[Request]:
         frames, self._sent = _frames(self._sent + data)
         for frame in frames:
-            # What is no array is a line as one types it.
+            # Anything but an array is a line as typed by a person.
             yield Request(frame, tuple(_items(frame) if frame.startswith(b"*") else frame.split()))
 
     def replies(self, data: bytes) -> Iterator[bytes]:
@@ -127,7 +127,7 @@ _ENDING: Final = b"\r\n"
 
 
 def _frames(data: bytes) -> tuple[list[bytes], bytes]:
-    """The whole values that it begins with, and the rest."""
+    """Return the complete values at the beginning of the data, and the remaining bytes."""
     frames, at = [], 0
     while (end := _end(data, at)) is not None:
         frames.append(data[at:end])
@@ -136,7 +136,7 @@ def _frames(data: bytes) -> tuple[list[bytes], bytes]:
 
 
 def _end(data: bytes, at: int) -> int | None:
-    """Where the value ends that begins there, None where it is not whole."""
+    """Return where the value that begins at `at` ends, or None if it is incomplete."""
     line_end = data.find(_ENDING, at)
     if line_end < 0:
         return None
@@ -160,23 +160,23 @@ def _items(frame: bytes) -> Iterator[bytes]:
 
 
 class Proxy:
-    """Stands before the server at `host` and `port`, in a thread of its own, on a port of its own of 127.0.0.1.
+    """A proxy for the server at `host` and `port`, in a separate thread and on a separate port of 127.0.0.1.
 
-    As a context manager it listens inside. All its methods may be called from any thread, and have taken effect when they return.
-    What a rule raised is raised at the end; the connection that it was asked for is cut.
+    As a context manager, it listens inside the block. All methods may be called from any thread, and have taken effect when they return.
+    If a rule raises an exception, its connection is cut, and the exception is raised at the end of the block.
 
     Args:
-        rule: decides what becomes of each command; may be replaced at any time. By default all pass.
-        parse: makes the dialect of a connection, by default Redis's. None knows none: no rule is asked, and what is sent can
-            only be cut, blackholed, and slowed down by `latency`.
+        rule: decides the fate of each command; may be replaced at any time (default: all commands pass).
+        parse: creates the dialect of a connection (default: Redis's). With None the protocol is unknown: no rule is called, and
+            traffic can only be cut, blackholed, or slowed down by `latency`.
     """
 
     def __init__(self, host: str, port: int, *, rule: Rule = lambda _command: PASS, parse: Callable[[], Dialect] | None = Resp) -> None:
         self.rule = rule
         self.latency = 0.0
-        """Seconds that each request, or each packet where no dialect is known, waits on its way to the server."""
+        """Seconds that each request, or each packet if the protocol is unknown, waits on its way to the server."""
         self.counts: Counter[tuple[bytes, Fate]] = Counter()
-        """How often a command of that name was given that fate."""
+        """How often a command with a name met with a fate."""
         self.port = free_port()
         self._server_at = (host, port)
         self._parse = parse or Dialect
@@ -204,31 +204,32 @@ class Proxy:
             raise self._troubles[0]
 
     def url(self, scheme: str = "redis", *, credentials: str = "", path: str = "") -> str:
-        """The server's address by way of the proxy; `credentials` are "user:password"."""
+        """Return the server's address through the proxy; `credentials` are "user:password"."""
         return f"{scheme}://{credentials}{'@' if credentials else ''}{HOST}:{self.port}{path}"
 
     def cut_all(self) -> None:
-        """Close all connections. What was held back is lost."""
+        """Close all connections. Data that was held back is lost."""
         self._do(self._cut_all())
 
     def blackhole(self) -> None:
-        """Swallow all that is sent either way, on old connections and new ones, and also that one side has closed, until healed."""
+        """Swallow all data in both directions, on existing and new connections, and also that one side has closed, until `heal` is
+        called."""
         self._do(self._set_road(is_open=False))
 
     def heal(self) -> None:
-        """Carry again. A connection that has lost anything never does, as TCP carries nothing beyond a hole."""
+        """Pass data on again. A connection that has lost data stays broken, because TCP delivers nothing beyond a gap."""
         self._do(self._set_road(is_open=True))
 
     def refuse(self) -> None:
-        """Accept no new connections. The old ones stay."""
+        """Accept no new connections. Existing ones stay open."""
         self._do(self._refuse())
 
     def listen_again(self) -> None:
-        """Accept connections, on the same port as ever."""
+        """Accept connections again, on the same port."""
         self._do(self._listen())
 
     def fate_of(self, words: tuple[bytes, ...]) -> Fate:
-        """What the rule says of the next command. For the proxy's own connections, which cut themselves where it raises."""
+        """Return the rule's decision about the next command. For the proxy's own connections, which cut themselves if it raises."""
         self._numbers += 1
         command = Command(words[0].upper(), words[1:], self._numbers)
         fate = self.rule(command)
@@ -251,7 +252,7 @@ class Proxy:
             self._listener = None
 
     def _accept(self, listener: socket.socket) -> None:
-        """In one step. An asyncio.Server takes two, and leaves a socket open where it is closed between them."""
+        """Accept connections in one step. An asyncio.Server takes two, and leaves a socket open if it is closed between them."""
         with contextlib.suppress(BlockingIOError):
             connection, _ = listener.accept()
             task = self._loop.create_task(self._serve(connection))
@@ -280,7 +281,7 @@ class Proxy:
             link.abort()
         if tasks := [task for task in links if task is not None]:
             await asyncio.wait(tasks)
-        await asyncio.sleep(0)  # the sockets are closed in the loop's next turn
+        await asyncio.sleep(0)  # the sockets are closed in the loop's next iteration
 
     async def _wind_up(self) -> None:
         await self._refuse()
@@ -289,7 +290,7 @@ class Proxy:
 
 
 class _Link:
-    """One client's connection and the one to the server that belongs to it."""
+    """One client's connection, and the connection to the server that belongs to it."""
 
     def __init__(
         self, proxy: Proxy, dialect: Dialect, road: asyncio.Event, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -307,21 +308,21 @@ class _Link:
         self._over = asyncio.Event()
 
     async def run(self, host: str, port: int) -> None:
-        """Carry until either side ends it, or it is cut.
+        """Pass data on until either side closes its connection, or the link is cut.
 
         Raises:
-            Exception: what the rule raised.
+            Exception: the rule's exception.
         """
         try:
             await self._carry(*await asyncio.open_connection(host, port))
         except OSError:
-            # While the road is closed nobody hears of it that the server is away.
+            # While the connection is blackholed, the client must not notice that the server is down.
             await self._until_over(self._road.wait())
         finally:
             self._writer.close()
 
     def abort(self) -> None:
-        """Cut it now, whether or not the client has taken all that was sent to it."""
+        """Cut the link now, whether or not the client has received everything that was sent to it."""
         self._over.set()
         self._writer.transport.abort()
 
@@ -329,11 +330,11 @@ class _Link:
         try:
             await self._until_over(self._to_server(writer), self._to_client(reader))
         finally:
-            # Not aborted: the kernel would throw away what the server has not read yet, and it was sent.
+            # Closed rather than aborted: the kernel would discard data that was sent and that the server has not read yet.
             writer.close()
 
     async def _until_over(self, *works: Coroutine[Any, Any, object]) -> None:
-        """Until one of them ends, or the link is over."""
+        """Wait until one of the coroutines ends, or the link is over."""
         tasks = [asyncio.create_task(work) for work in (*works, self._over.wait())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -345,7 +346,7 @@ class _Link:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _to_server(self, writer: asyncio.StreamWriter) -> None:
-        """The time on the way counts from the arrival, so that requests that are sent together arrive together."""
+        """Pass requests on. Their delay counts from their arrival, so that requests that are sent together arrive together."""
         arrived: asyncio.Queue[tuple[float, Request] | None] = asyncio.Queue()
         receiving = asyncio.create_task(self._receive(arrived))
         try:
@@ -355,7 +356,7 @@ class _Link:
             await receiving
         finally:
             receiving.cancel()
-        # The server does not hear of a client's end while the road is closed.
+        # While the connection is blackholed, the server must not notice that the client has closed it.
         await self._road.wait()
 
     async def _receive(self, arrived: asyncio.Queue[tuple[float, Request] | None]) -> None:
@@ -395,7 +396,7 @@ class _Link:
             await self._over.wait()
 
     async def _answer(self, reply: bytes) -> None:
-        """Do with a part of the server's stream as the fate says of the command that it answers, if it answers one."""
+        """Handle a part of the server's stream according to the fate of the command that it answers, if it answers one."""
         is_answer = bool(self._unanswered) and self._dialect.is_answer(reply)
         fate = self._unanswered[0] if is_answer else PASS
         if fate.kind is Kind.DELAY_REPLY:
@@ -411,7 +412,7 @@ class _Link:
                 self._all_answered.set()
 
     def _is_lost(self) -> bool:
-        """Whether what comes now is swallowed, and with it all that comes after."""
+        """True if data that arrives now is swallowed, along with everything after it."""
         self._is_dead = self._is_dead or not self._road.is_set()
         return self._is_dead
 

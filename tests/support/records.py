@@ -1,4 +1,4 @@
-"""Changes to the records of a memory broker that no operation makes, for tests of what workers do then."""
+"""Changes to a memory broker's records that no operation makes, for tests of how workers react."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def set_hand_backs(broker: MemoryBroker, job_id: bytes, hand_backs: int) -> None
 
 
 def take_back_last(broker: MemoryBroker) -> ClaimId:
-    """Make the job of the last lease READY, behind the back of its worker. Return the claim."""
+    """Make the job of the last lease READY without its worker's knowledge. Return the claim."""
 
     def one(draft: Draft, job_id: bytes) -> None:
         job = draft.job(job_id)

@@ -1,4 +1,4 @@
-"""A worker's part in schedules, on a world's store and clock."""
+"""A worker's part in schedules, with a world's store and clock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DAY: Final = 86_400.0
 
 
 class Process:
-    """A worker's part in schedules. `declared` is what the decorator of its job "report" says, or None where the code has no such job."""
+    """A worker's part in schedules. `declared` is the schedule that its job "report" declares, or None if the code has no such job."""
 
     def __init__(self, world: World, name: str = "worker", **declared: Any) -> None:
         self._world = world
@@ -39,14 +39,14 @@ class Process:
         await self._world.beat(self.session, leaving=True)
 
     async def upkeep(self) -> float:
-        """One call, and what it brings. Returns the seconds until the next."""
+        """Call maintenance once, and fire what it offers. Return the seconds until the next call."""
         done = await self._world.upkeep()
         if done.offers:
             return min(done.next_in, await self.scheduler.fire(done.offers))
         return done.next_in
 
     async def work(self, seconds: float, step: float = 60.0) -> None:
-        """Let time pass, in steps."""
+        """Let time pass in steps, and call maintenance."""
         until = self._world.clock.steady() + round(seconds * 1e6)
         while (left := (until - self._world.clock.steady()) / 1e6) > 0:
             while await self.upkeep() <= 0:

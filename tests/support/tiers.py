@@ -1,4 +1,4 @@
-"""The tiers of the suite: `pytest -m fast` for the loop of a person at work, `pytest -m conformance`, `-m browser`, and everything else."""
+"""The tiers of the suite: `pytest -m fast` during development, `pytest -m conformance`, `-m browser`, and everything else."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _FAST: Final = [
     *(TESTS / folder for folder in ("unit", "architecture", "conformance", "seam", "docs", "prose", "stores/sqlite", "long/chaos")),
     *(TESTS / "stores" / module for module in ("test_migrations.py", "test_spoilt.py")),
 ]
-"""Places whose tests are fast, but for modules marked `slow` and for tests on a server."""
+"""Places whose tests are fast, except modules marked `slow` and tests on a server."""
 
 _PROCESSES: Final = frozenset([TESTS / "stores/sqlite/test_commit_watch.py"])
 """Modules in these places whose tests start processes."""
 
 _SERVERS: Final = frozenset({"redis", "postgres"})
-"""Parameters of tests that need one."""
+"""Parameters of tests that need a server."""
 
 
 _BROWSER: Final = TESTS / "browser"
-"""Tests that need Chromium and the extra `browser`. They are no part of everything."""
+"""Tests that need Chromium and the extra `browser`. A full run does not include them."""
 
 
 def mark(item: pytest.Item) -> None:
-    """Mark the test `fast` where it is, `conformance` and `browser`."""
+    """Mark the test `fast`, `conformance` or `browser`, if it belongs to that tier."""
     is_conformance, is_in_fast_place = _tiers_of(item.path)
     if is_conformance:
         item.add_marker("conformance")
@@ -42,19 +42,19 @@ def mark(item: pytest.Item) -> None:
 def _tiers_of(module: Path) -> tuple[bool, bool]:
     """Return whether this module is in the conformance suite, and whether it is in a fast place.
 
-    It is remembered, because each worker of pytest-xdist asks for ten thousand tests, which takes it a second and a half.
+    The result is cached: each worker of pytest-xdist asks for ten thousand tests, which would take a second and a half.
     """
     return module.is_relative_to(TESTS / "conformance"), module not in _PROCESSES and any(map(module.is_relative_to, _FAST))
 
 
 def is_slow_folder(path: Path) -> bool:
-    """Return True if neither this folder of tests nor one in it is fast."""
+    """Return True if neither this folder of tests nor a folder in it is fast."""
     fast = any(path.is_relative_to(folder) or folder.is_relative_to(path) for folder in _FAST)
     return path.is_dir() and path.is_relative_to(TESTS) and not fast
 
 
 def is_left_out(path: Path, expression: str) -> bool:
-    """Return True if this folder has no test that the expression of `-m` can choose, so that it need not be loaded."""
+    """Return True if no test in this folder can match the expression of `-m`, so that the folder need not be loaded."""
     if "browser" in expression:
         return path.is_dir() and path.parent == TESTS and path != _BROWSER
     return path == _BROWSER or (expression == "fast" and is_slow_folder(path))
@@ -65,5 +65,5 @@ def is_fast(item: pytest.Item) -> bool:
 
 
 def _parameters(item: pytest.Item) -> set[str]:
-    """Return the parts of the test's parameters as its name shows them, among them the kind of store."""
+    """Return the parts of the test's parameters as its name shows them, including the kind of store."""
     return set(item.callspec.id.split("-")) if isinstance(item, pytest.Function) and hasattr(item, "callspec") else set()

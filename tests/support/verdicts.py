@@ -33,7 +33,7 @@ def settlement(lease: Lease, verdict: Verdict, **more: Any) -> Settlement:
 
 
 def succeeded(lease: Lease, result: bytes = A_RESULT, **more: Any) -> Settlement:
-    """As a worker sends it: with what its lease says of other jobs."""
+    """Return the settlement of a success as a worker sends it, including what the lease says about other jobs."""
     joins = lease.envelope.joins
     in_flow = {"notes": notes_of(lease.envelope), "awaited_by": joins[0] if len(joins) == 1 else None}
     return settlement(lease, Succeeded(result), **{**in_flow, **more})

@@ -1,4 +1,4 @@
-"""Waits for what happens in other processes and threads."""
+"""Waits for events in other processes and threads."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _INTERVAL: Final = 0.02
 
 
 async def until(holds: Callable[[], Any], within: float = 60.0) -> None:
-    """Ask again and again until the condition, which may be a coroutine function, holds.
+    """Check a condition, which may be a coroutine function, repeatedly until it is true.
 
     Raises:
-        TimeoutError: it did not hold within so many seconds.
+        TimeoutError: it was not true within `within` seconds.
     """
     async with asyncio.timeout(within):
         while True:
@@ -26,7 +26,7 @@ async def until(holds: Callable[[], Any], within: float = 60.0) -> None:
 
 
 async def until_running(handle: JobHandle[Any]) -> None:
-    """Wait until a worker has claimed the job: no event tells its sender."""
+    """Wait until a worker has claimed the job. No event reports that to the sender."""
 
     async def is_running() -> bool:
         return await handle.status() is Status.RUNNING

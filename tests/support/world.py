@@ -1,4 +1,4 @@
-"""A broker, the clock that it reads, and the makers of what it is fed. Nothing in it is left to chance or to real time."""
+"""A broker, the clock that it reads, and functions that create its inputs. Nothing depends on chance or real time."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from taskflow.model.verdict import Settled, Settlement
 from tests.support.harnesses import Capability, StoreHarness
 
 Job = Envelope | Lease | bytes
-"""What names a job in a test."""
+"""What identifies a job in a test."""
 
 EVERYTHING = 10_000
 
 PAYLOADS = (b"\x01payload", b"\x01payload", b"\x01" + bytes(700))
-"""By turns. A store may keep large ones in another way."""
+"""Used in turn. A store may hold large payloads in a different way."""
 
 
 ODD_QUEUES = ("a", "a:b", "a:due", "a:0", "a/b", ":", "/", "..", "queue:a", "queues", "due", "1", "1:2", "taskflow.a", "-" * 100)
-"""Names that a store could mistake for another queue's, or for its own."""
+"""Names that a store could confuse with another queue's name or with its own keys."""
 
 
 class World:
-    """An opened broker of one kind. Close it, or use it as an async context manager."""
+    """An open broker of one kind. Close it, or use it as an async context manager."""
 
     def __init__(
         self,
@@ -63,25 +63,25 @@ class World:
         self._payloads = itertools.cycle(PAYLOADS)
 
     def under(self, *, capacity: int | None = None, **rules: Any) -> World:
-        """A new, empty world of the same kind with other rules. It is closed together with this one."""
+        """Return a new, empty world of the same kind with other rules. It is closed together with this one."""
         changed = msgspec.structs.replace(self.rules, **rules)
         other = World(type(self.harness), clock=self.clock, rules=changed, capacity=capacity, seed=self._seed)
         self._others.append(other)
         return other
 
     def limited(self, capacity: int) -> World:
-        """A new world whose store takes about so many live jobs and no more."""
+        """Return a new world whose store accepts about this many live jobs."""
         return self.under(capacity=capacity)
 
     def needs(self, capability: Capability) -> None:
-        """Skip the test where the store lacks the capability, for the reason that its kind gives."""
+        """Skip the test if the store lacks the capability, with the reason that its kind gives."""
         if capability in self.harness.lacks:
             pytest.skip(f"{self.harness.name}: {self.harness.lacks[capability]}")
 
     # --- makers ----------------------------------------------------------------------------------------------
 
     def an_envelope(self, *, key: str | None = None, **fields: Any) -> Envelope:
-        """One call of the job "work" in the queue "default", unless the fields say otherwise. `key` is a user's, not a digest."""
+        """Return a call of the job "work" in the queue "default", unless the fields say otherwise. `key` is a user's key, not a digest."""
         given: dict[str, Any] = {"job": "work", "payload": next(self._payloads), **fields}
         given.setdefault("id", self.an_id())
         digest = None if key is None else key_digest(given.get("queue", "default"), given["job"], key)
@@ -96,14 +96,14 @@ class World:
         return session
 
     async def add(self, **fields: Any) -> Envelope:
-        """One envelope, made and enqueued."""
+        """Create an envelope and enqueue it."""
         envelope = self.an_envelope(**fields)
         [answer] = await self.enqueue(envelope)
         assert isinstance(answer, Added), answer
         return envelope
 
     async def running(self, session: Session | None = None, **fields: Any) -> Lease:
-        """One job, enqueued and leased, in a queue of its own, so that nothing else is claimed instead."""
+        """Enqueue and lease a job, in a separate queue so that no other job is claimed instead."""
         session = session or await self.a_session()
         envelope = await self.add(**{"queue": f"queue-{self._chance.getrandbits(48)}", **fields})
         [lease] = await self.claim(session, [envelope.queue])
@@ -115,12 +115,12 @@ class World:
         return await self.broker.enqueue(envelopes)
 
     async def claim(self, session: Session, queues: Sequence[str] = (), limit: int = EVERYTHING) -> list[Lease]:
-        """The session's next claim request."""
+        """Send the session's next claim request."""
         self._requests[session.id] += 1
         return await self.claim_again(session, queues, limit)
 
     async def claim_again(self, session: Session, queues: Sequence[str] = (), limit: int = EVERYTHING) -> list[Lease]:
-        """The session's last claim request, sent once more."""
+        """Send the session's last claim request once more."""
         return await self.broker.claim(session.id, self.last_request(session), queues, limit)
 
     def last_request(self, session: Session) -> int:
@@ -129,19 +129,19 @@ class World:
     async def beat(
         self, session: Session, *leases: Lease, seen: int | None = None, reports: Sequence[Report] = (), leaving: bool = False
     ) -> BeatAnswer:
-        """A beat that names these leases and has seen the answers of all requests, unless told otherwise."""
+        """Send a heartbeat that names these leases and has seen the answers to all requests, unless specified otherwise."""
         claims = tuple(lease.claim for lease in leases)
         seen = self.last_request(session) if seen is None else seen
         return await self.broker.beat(Beat(session=session.id, claims=claims, seen=seen, reports=tuple(reports), leaving=leaving))
 
     async def work_hint(self, session: Session) -> WorkHint:
-        """What a beat of a session that has nothing is told when it looks."""
+        """Return the work hint that a session without leases gets when it asks for one."""
         answer = await self.broker.beat(Beat(session=session.id, seen=self.last_request(session), looks=True))
         assert answer.work_hint is not None
         return answer.work_hint
 
     async def die(self, session: Session, cause: str = "exit code 77") -> BeatAnswer:
-        """Somebody who knows it tells that the session's process has died."""
+        """Report that the session's process has died, as a supervisor does."""
         return await self.broker.beat(Beat.of_death(session.id, cause))
 
     async def settle(self, *settlements: Settlement) -> list[Settled]:
@@ -156,7 +156,7 @@ class World:
         return record
 
     async def record(self, job: Job) -> Record:
-        """The record of a job that must be there."""
+        """Return the record of a job that must exist."""
         record = await self.read(job)
         assert record is not None, "the job is not there"
         return record
@@ -171,24 +171,24 @@ class World:
     # --- time and mishaps ----------------------------------------------------------------------------------------
 
     async def pass_time(self, seconds: float) -> UpkeepResult:
-        """Let time pass, and upkeep do what it has brought. Who does not beat meanwhile lapses."""
+        """Let time pass, and call maintenance for what has become due. Sessions that send no heartbeat meanwhile may lapse."""
         self.clock.advance(seconds)
         return await self.upkeep()
 
     async def lapse(self, session: Session, *, beside: Sequence[Session] = ()) -> None:
-        """Let the session's ttl pass while others beat: were it silent all around, it would be the store's outage."""
+        """Let the session's ttl pass while other sessions send heartbeats: if all were silent, it would be an outage of the store."""
         for _ in range(2):
             await self.let_others_beat(beside)
             self.clock.advance(session.ttl * 0.6)
         await self.let_others_beat(beside)
 
     async def reap(self, session: Session, *, beside: Sequence[Session] = ()) -> UpkeepResult:
-        """Let the session lapse, and its leases be released."""
+        """Let the session lapse, and release its leases."""
         await self.lapse(session, beside=beside)
         return await self.upkeep()
 
     async def let_others_beat(self, beside: Sequence[Session] = ()) -> None:
-        """These, as far as they live, and a bystander, so that the store is seen to be there."""
+        """Send heartbeats of these sessions if they are alive, and of a bystander, so that the store does not see an outage."""
         if self._bystander is None:
             self._bystander = await self.a_session("bystander", ttl=1_000_000.0)
         for session in (self._bystander, *beside):
@@ -196,7 +196,7 @@ class World:
                 await self.beat(session, seen=0)
 
     async def restart(self) -> None:
-        """Close the broker, and open another on the same store."""
+        """Close the broker, and open another one on the same store."""
         self.needs(Capability.RESTART)
         await self.broker.close()
         self.broker = self.harness.open()
@@ -205,7 +205,7 @@ class World:
         return self.harness.save()
 
     async def restore(self, snapshot: Any) -> None:
-        """The store has lost all that came after the snapshot; time and clients have not gone back."""
+        """Restore the store to a snapshot, so that it loses later changes. Time and clients are not reset."""
         await self.broker.close()
         self.harness.put_back(snapshot)
         self.broker = self.harness.open()
@@ -237,5 +237,5 @@ def ids_of(jobs: Sequence[Job]) -> list[bytes]:
 
 
 def fences_of(leases: Sequence[Lease]) -> list[tuple[bytes, int, ClaimId]]:
-    """Which jobs under which fences: what makes two answers to a claim the same."""
+    """Return the jobs with their fences, which determine whether two answers to a claim are the same."""
     return [(lease.envelope.id, lease.epoch, lease.claim) for lease in leases]
