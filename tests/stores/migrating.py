@@ -66,7 +66,7 @@ class PostgresDriver:
     """Runs scripts by psql, for which they are written."""
 
     name = "postgres"
-    run_again = "let `taskflow migrate --sql` print this script again"
+    run_again = "let `taskflow migrate --sql` print a new script"
 
     def __init__(self, _: Path) -> None:
         """It needs no folder."""

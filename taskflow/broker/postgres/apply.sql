@@ -1,11 +1,11 @@
--- Applies steps: see taskflow/broker/engine/seam.py. The columns `j_` are puts of jobs, and `x_` jobs that are expected or dropped. `k_` are
--- keys that are expected (0), put (1) or dropped (2). `a_` are additions. `t_` are counts of events, each with the steps that count it as
--- bits. `others` has what happens to records of other kinds, by table. `old` is the revision that a step expects, NULL if it expects none.
--- `ended`: the jobs that end.
+-- Applies steps: see taskflow/broker/engine/seam.py. The columns `j_` are puts of jobs, and `x_` are jobs that are expected or dropped.
+-- `k_` are keys that are expected (0), put (1) or dropped (2). `a_` are additions. `t_` are counts of events, each with the steps that
+-- count it, as bits. `others` contains the changes of other kinds of records, by table. `old` is the revision that a step expects, or NULL
+-- if the record must not exist. `ended` lists the jobs that end.
 --
--- All records of a kind are locked before the first is checked, in one order, so that no two calls wait for each other. Each statement takes
--- a new snapshot, so a check sees what was committed while this call waited for a lock. Records are looked up one by one, in subqueries
--- that the planner cannot turn into joins: a plan that was made for an empty table would read a full one from end to end.
+-- All records of a kind are locked in the same order before the first is checked, so that no two calls wait for each other. Each statement
+-- takes a new snapshot, so a check sees what was committed while this call waited for a lock. Records are looked up one by one, in
+-- subqueries that the planner cannot turn into joins: a join planned for an empty table would scan a full one.
 CREATE FUNCTION @.apply(
     @PUT_JOBS_ARGUMENTS,
     x_step integer[], x_id bytea[], x_old bigint[], x_drops boolean[],
@@ -141,7 +141,7 @@ BEGIN
 END
 $$;
 
--- Notes that jobs are now at a place: low-water marks must not be above it, and READY jobs are to be announced.
+-- Records that jobs are now at a place: lowers low-water marks that are above their times, and announces READY jobs.
 CREATE FUNCTION @.record_place(
     of_queue text, of_priority integer, of_status integer, number bigint, due bigint, fades bigint, now_at bigint
 ) RETURNS void LANGUAGE plpgsql AS $$
@@ -160,9 +160,9 @@ BEGIN
 END
 $$;
 
--- Returns the steps with an addition that, with those before it in the call, would pass its bound, and those for whose new jobs there is no
--- room. A step that is refused takes none of either from the steps behind it. `new_in` has the step of each new job; `room` is NULL if there
--- is room for all.
+-- Returns the steps with an addition that would exceed its bound together with earlier additions of the call, and the steps for whose new
+-- jobs there is no room. A refused step uses up nothing that later steps need. `new_in` has the step of each new job; `room` is NULL if
+-- there is room for all.
 CREATE FUNCTION @.past_bounds(
     steps integer[], ids bytea[], numbers bigint[], bounds bigint[], new_in integer[], room bigint, bad integer[],
     OUT past integer[], OUT unplaced integer[]
@@ -226,7 +226,7 @@ BEGIN
 END
 $$;
 
--- Returns the ids of jobs, of keys, and of records of other kinds, with their tables, that another transaction has locked.
+-- Returns the ids and tables of those jobs, keys and other records that another transaction has locked.
 CREATE FUNCTION @.locked(jobs bytea[], keys bytea[], others jsonb) RETURNS TABLE (of_table text, id bytea) LANGUAGE plpgsql @SETTINGS AS $$
 #variable_conflict use_column
 DECLARE
@@ -245,8 +245,8 @@ BEGIN
 END
 $$;
 
--- Locks keys, gates and jobs until the transaction ends, also keys and gates that do not exist: a row of `meta` stands for a 64th of them. (Any role that may
--- connect can hold any advisory lock.) A program that has been stopped does not keep them for long.
+-- Locks keys, gates and jobs until the transaction ends, including keys and gates that do not exist: each of 64 rows of `meta` represents a
+-- part of them. (Advisory locks would not do: any role that may connect can hold them.) A suspended program loses the locks after 3 s.
 CREATE FUNCTION @.lock_records(job_ids bytea[], key_ids bytea[]) RETURNS void LANGUAGE plpgsql @SETTINGS SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 BEGIN

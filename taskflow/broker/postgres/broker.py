@@ -43,7 +43,7 @@ AWAITED_TTL: Final = 3600.0
 end. A caller that waits longer relies on polling every few seconds."""
 
 MIN_LATE: Final = 0.25
-"""Seconds after which an operation counts as slow: its jobs may lie behind the low-water marks, which trail half a second in the past."""
+"""Seconds after which an operation counts as slow: its jobs may be behind the low-water marks, which trail the time by half a second."""
 
 MARKS_INTERVAL: Final = 10.0
 """Seconds after which an idle worker asks again whether it should check the low-water marks."""
@@ -100,13 +100,13 @@ class PostgresBroker(EngineBroker):
         return self._per_loop.here().listener
 
     async def run(self, operation: Operation[T]) -> T:
-        """Run an operation. Each of its effects is one statement, unless others keep changing the records that it needs."""
+        """Run an operation. Each of its effects is one statement, unless other clients keep changing the records that it needs."""
         return await self._contention.run(operation, self.store.perform, self._run_locked)
 
     async def _run_locked(self, contested: Sequence[Ref], operation: Operation[T], effect: Effect) -> tuple[Effect, Any]:
         """Run the effects of an operation up to its next change of records, in a transaction that locks the contested ones first.
 
-        Return that change, and its answer. If a statement of the transaction fails, the last effect runs without one.
+        Return that change, and its answer. If a statement of the transaction fails, the last effect runs without a transaction.
         """
         connections, told = self._per_loop.here(), list[Callable[[], None]]()
         async with connections.turn:
@@ -123,7 +123,7 @@ class PostgresBroker(EngineBroker):
                 return effect, await self.store.perform(effect)
         for tell in told:
             tell()
-        if told and time.monotonic() - began_at >= MIN_LATE:  # `told` didn't measure a commit
+        if told and time.monotonic() - began_at >= MIN_LATE:  # the calls in `told` didn't measure the commit
             connections.check_marks()
         return effect, answer
 
@@ -171,7 +171,7 @@ class PostgresBroker(EngineBroker):
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
         """Read jobs. If a job has not ended and this loop is listening for its end, the
-        same call also notes that the listener is waiting, so that it is notified."""
+        same call also records that the listener is waiting, so that it is notified."""
         listener = self.listener
         ended = {job_id: record for job_id in ids if (record := listener.take_ended(job_id)) is not None}
         missing = [job_id for job_id in ids if job_id not in ended]

@@ -1,4 +1,4 @@
-"""The statements that write records, derived from the declaration in `engine/records.py`, and the columns that they take."""
+"""Derives the statements that write records from the declaration in `engine/records.py`, and packs steps into their arguments."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from taskflow.broker.postgres.queries import claimed_bodies
 from taskflow.broker.postgres.tables import BY_INDEX, OTHERS, RESTARTED, SETTINGS, WRITTEN, is_made_apart, tables, type_of
 
 AFTER_BASE: Final = -(1 << 63) + (1 << 61)
-"""Added to the microseconds of an instant to mark it as relative to the store's time."""
+"""Added to a number of microseconds to mark it as relative to the store's time."""
 
 _MIN_TIME: Final = -(1 << 62)
-"""A number below this is such an instant."""
+"""Numbers below this are relative to the store's time."""
 
 PUT: Final = {"step": "integer", "id": "bytea", "old": "bigint", "kept": "bigint", "parts": "smallint"}
 """The columns of a put before its fields: the number of its step, its id, and its former revision, which is NULL if it is new. The bits of
-`kept` say which fields stay as they are, those of `parts` which of sent, state and content."""
+`kept` mark the fields that stay unchanged, and the bits of `parts` do so for sent, state and content."""
 
 WHOLE: Final = ("step", "id", "old")
-"""The columns that are always sent in full. Each of the others is reduced to one element if all its elements are equal."""
+"""The columns that are always sent in full. Any other column is reduced to one element if all its elements are equal."""
 
 RESTARTS: Final = 1 << 62
 """The bit of `kept` that lets a put write fields with an owner."""
@@ -63,7 +63,7 @@ def inserted(kind: int, source: str) -> str:
     columns = ", ".join(["id", "rev", *names, *PARTS])
     order = (
         "n" if any(field.name == "seq" for field in HEADERS[kind]) else "id"
-    )  # so that two calls that make the same records wait in one order
+    )  # so that two calls that create the same records wait in one order
     return (
         f"INSERT INTO @.{TABLES[kind]} ({columns}) SELECT g.id, new_rev, {', '.join([*values, *(f'g.{part}' for part in PARTS)])} "
         f"FROM {source} WHERE g.old IS NULL AND g.step <> ALL (bad) ORDER BY g.{order}"
@@ -87,7 +87,7 @@ def updated(kind: int, source: str) -> str:
 
 
 def _json_rows(kind: int) -> str:
-    """Return the changes of records of this kind, which are sent as JSON, as rows."""
+    """Return a subquery for the changes of records of this kind, which are sent as JSON."""
     columns = put_columns(kind)
     sent = ", ".join(f"{name} {'text' if of_type == 'bytea' else of_type}" for name, of_type in columns.items())
     decoded = ", ".join(f"decode({name}, 'hex') AS {name}" if of_type == "bytea" else name for name, of_type in columns.items())
@@ -141,12 +141,12 @@ _BEYOND: Final = {
 
 
 def _new_job() -> str:
-    """Return the defaults of the fields as an object of JSON."""
+    """Return the defaults of a job's fields as a JSON object."""
     return f"'{json.dumps({field.name: field.default for field in HEADERS[Kind.JOB] if field.default is not None})}'::jsonb"
 
 
 def fragments() -> dict[str, str]:
-    """Return the parts of SQL files that are derived from the declaration, by the names that stand for them."""
+    """Return the parts of SQL files that are derived from the declaration, by their placeholders."""
     columns = put_columns(Kind.JOB)
     values = [
         name if name in WHOLE else f"CASE WHEN cardinality(j_{name}) = 1 THEN j_{name}[1] ELSE {name} END AS {name}" for name in columns
@@ -266,7 +266,7 @@ class Changes:
 
 
 def _values(kind: int, put: Put) -> tuple[list[Any], int]:
-    """Return the values of the fields that a put writes, and the bits of those that it leaves alone."""
+    """Return the values of the fields that a put writes, and the bits of the fields that it leaves unchanged."""
     places = _PLACES[kind]
     values: list[Any] = [None] * len(places)
     kept = _ALL[kind] | (RESTARTS if put.restarts else 0)

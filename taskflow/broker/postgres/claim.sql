@@ -1,10 +1,10 @@
--- Leases READY jobs to a session, and returns them; an error of the class TF001 if the session is lost. The rows come in any order. A body
--- that is too long is left out, and reported as damage. The plans are made once: with an array as a parameter they would be made at each
--- call. `due_at` is when a job became READY, also for one with a place.
+-- Leases READY jobs to a session, and returns them in any order. Raises an error with the code TF001 if the session is lost. A body that is
+-- too long is left out, and reported as damage. Plans are made once; with an array as a parameter, they would be made at each call.
+-- `due_at` is the time when a job became READY, even if the job has a place in a line.
 --
--- `of_listener`: the worker's listener, if it waits for more jobs after a claim that brings fewer than `most`. Its note that it waits for
--- `topics` has the number `note`, and replaces the `former` ones. The last rows may have only news in `damage`: topics of jobs that are left,
--- for which other listeners wait, or "unnoted" if no note was written.
+-- `of_listener` is the worker's listener, if it waits for more jobs after a claim that returns fewer than `most`. Its note (the rows that
+-- list the `topics` for which it waits) has the number `note`, and replaces its `former` notes. The last rows may contain only news, in
+-- `damage`: topics of remaining jobs for which other listeners wait, or "unnoted" if no note was written.
 CREATE FUNCTION @.claim(
     wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer, new_rev bigint,
     of_listener text DEFAULT NULL, former bigint[] DEFAULT '{}', note bigint DEFAULT 0, topics text[] DEFAULT '{}'
@@ -105,9 +105,9 @@ BEGIN
 END
 $$;
 
--- Locks the rows of the next ready jobs: where they are, and the first and last place that they come from. Looks at the queues from each of
--- `firsts` up to the `past` beside it, in this order, and at each queue's priorities from the highest. Looks at a place only if those
--- before it did not suffice: all joins are nested loops in the order of the text.
+-- Locks the next ready jobs. Returns the addresses of their rows, and the first and last place (queue and priority) that they come from.
+-- Reads the queues from each of `firsts` up to its counterpart in `pasts`, in this order, and each queue's priorities from the highest.
+-- Reads a place only if the places before it did not suffice, because all joins are nested loops in the order of the text.
 CREATE FUNCTION @.pick_from_queues(
     firsts text[], pasts text[], most integer, now_at bigint,
     OUT tids tid[], OUT first_queue text, OUT first_rank integer, OUT last_queue text, OUT last_rank integer
@@ -177,8 +177,8 @@ BEGIN
 END
 $$;
 
--- Returns the first queue for a claim from any queue. If few queues have ready jobs, the request's number decides; otherwise it is the
--- queue after that of the session's last leased job.
+-- Returns the queue with which a claim from all queues begins. If few queues have ready jobs, the request's number decides. Otherwise it is
+-- the queue after that of the session's last leased job.
 CREATE FUNCTION @.next_queue(turn bigint, ended_in text) RETURNS text LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE

@@ -91,11 +91,11 @@ def _advice(error: Exception, schema: str, role: str | None) -> str:
     _, _, database = str(error).partition("for database ")
     if database:
         return (
-            "Let the owner of the database make the schema (`taskflow migrate`), or run: "
+            "Let the owner of the database create the schema (`taskflow migrate`), or run: "
             f"GRANT CREATE ON DATABASE {_quoted(database)} {to};"
         )
     return f"""\
-A role that works needs:
+A role for workers needs:
 GRANT USAGE ON SCHEMA "{schema}" {to};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "{schema}" {to};
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA "{schema}" {to};"""

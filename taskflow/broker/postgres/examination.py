@@ -1,4 +1,4 @@
-"""Compares counts and entries with the records. PostgreSQL keeps the other indexes itself."""
+"""Compares counts and entries with the records. PostgreSQL maintains the other indexes itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 REBUILD_TIMEOUT: Final = 3600.0
 """Seconds that a rebuild may take."""
 
-# Rows of `tally` come and go in one transaction with what they count, so one statement, which has one snapshot, sees all of them or none.
+# A row of `tally` is committed together with the changes that it counts. So one statement, which has one snapshot, sees both or neither.
 _MISCOUNTED: Final = """\
 SELECT queue, what, coalesce(a.n, 0) - coalesce(c.n, 0) AS n
 FROM (SELECT queue, '=' || status AS what, count(*) AS n FROM @.jobs WHERE status < S.BURIED GROUP BY queue, status) AS a

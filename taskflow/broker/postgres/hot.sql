@@ -1,7 +1,7 @@
--- The operations for jobs without ties, which know headers alone. Rows are changed in the order of their ids, as they are locked everywhere.
+-- Operations for jobs without ties, which read only headers. Rows are changed in the order of their ids, in which all functions lock them.
 
--- Adds READY jobs without ties, all or none. Queue, priority, job and flags may have one element if all are equal. Returns the numbers of the
--- jobs whose ids are known, from 1, and whether there is no room.
+-- Adds READY jobs without ties, all or none. Queue, priority, job and flags may have one element if all are equal. Returns the numbers,
+-- from 1, of the jobs whose ids are known, and whether the store is full.
 CREATE FUNCTION @.add(
     ids bytea[], flags_of smallint[], priorities smallint[], queues text[], jobs text[], lasts bigint[], sents bytea[], contents bytea[],
     capacity bigint, new_rev bigint, wall bigint, OUT known integer[], OUT is_full boolean, OUT wakeups text
@@ -35,18 +35,18 @@ BEGIN
         added := added + place.number;
         PERFORM @.record_place(place.queue, place.priority, S.READY, place.number, now_at, NULL, now_at);
     END LOOP;
-    IF added < cardinality(ids) THEN -- one with this revision is from the same call, which was sent again
+    IF added < cardinality(ids) THEN -- a job with this revision is from the same call, which was sent again
         known := ARRAY(SELECT g.n FROM unnest(ids) WITH ORDINALITY AS g (id, n) WHERE (SELECT rev FROM @.jobs WHERE jobs.id = g.id) <> new_rev);
     END IF;
     wakeups := @.wakeups();
 END
 $$;
 
--- Ends runs as SUCCEEDED. Ids of 16 bytes are concatenated, and so are fences of 37, the form of jobs.settled: epoch (8), session (16), claim
--- (12), and 0. keep_for and results may have one element if all are equal. Returns NULL if all have ended now, else for each: true if it took
--- effect now or before, false for another fence, NULL for a job with ties. `are_awaited`: a caller waits for one of them; one that has just
--- started may not be seen. `+ 0` and BETWEEN make the plan look up each id: with `=`, one that was made for an empty table would read the whole
--- index.
+-- Ends runs as SUCCEEDED. Ids of 16 bytes are concatenated, and so are fences of 37, the form of jobs.settled: epoch (8), session (16),
+-- claim (12), and 0. keep_for and results may have one element if all are equal. Returns NULL if all runs have ended now. Otherwise returns
+-- for each run: true if it ended so now or earlier, false for a different fence, NULL for a job with ties. `are_awaited`: a caller waits
+-- for one of the jobs; one that has just begun to wait may not be seen. `+ 0` and BETWEEN force a look-up of each id: with `=`, a plan made
+-- for an empty table would read the whole index.
 CREATE FUNCTION @.succeed(
     ids bytea, fences bytea, ran_for bigint[], keep_for bigint[], results bytea[], keys_of bytea[], awaited_by bytea[], notes bytea[],
     new_rev bigint, wall bigint, OUT answers boolean[], OUT are_awaited boolean
@@ -118,16 +118,17 @@ BEGIN
         DELETE FROM @.keys WHERE id = ANY (keys_of) AND next IS NULL AND holder = ANY (lone)
             AND (SELECT rev FROM @.jobs WHERE jobs.id = holder) = new_rev;
     END IF;
-    are_awaited := EXISTS ( -- by their ids: many rows that were awaited once may not be vacuumed yet
+    are_awaited := EXISTS ( -- by id, because many dead rows may not be vacuumed yet
         SELECT 1 FROM @.awaited WHERE id = ANY (ARRAY (SELECT substr(ids, 16 * n - 15, 16) FROM generate_series(1, cardinality(ran_for)) AS n))
     );
 END
 $$;
 
--- --- what time has made necessary ---------------------------------------------------------------------
+-- --- upkeep -------------------------------------------------------------------------------------------
 
--- Readies the jobs in `due` whose time has come. Returns their number, when the next one is due, and whether the caller should check the
--- marks. It also adds up counts. If a crash of the server loses this, it is done again: no client has received an answer that depends on it.
+-- Makes the jobs in `due` READY whose time has come. Returns their number, when the next one is due, and whether the caller should check
+-- the marks. Also adds up counts. If a crash of the server loses these changes, a later call repeats them, because no client's answer
+-- depends on them.
 CREATE FUNCTION @.promote(
     most integer, new_rev bigint, wall bigint, OUT moved bigint, OUT next_due bigint, OUT checks_marks boolean, OUT wakeups text
 ) LANGUAGE plpgsql @SETTINGS SET lock_timeout = '3s' AS $$
@@ -168,8 +169,8 @@ BEGIN
 END
 $$;
 
--- Buries ended jobs without ties that are too many in their queue, or need not be kept any longer. Then forgets ids that no resent call can
--- refer to any more, 1,000 of these at a time. Returns how many it has buried, and those with ties, with whether they are too many.
+-- Buries ended jobs without ties that exceed their queue's cap or need not be kept any longer. Then forgets up to 1,000 ids that no resent
+-- call can refer to any more. Returns how many jobs it buried, and the jobs with ties, each with whether it exceeds the cap.
 CREATE FUNCTION @.fade(
     most integer, max_kept bigint, repeat_for bigint, new_rev bigint, wall bigint,
     OUT buried bigint, OUT has_more boolean, OUT left_ids bytea[], OUT left_over_cap boolean[]
@@ -213,7 +214,7 @@ BEGIN
 END
 $$;
 
--- Drops the oldest ended jobs of a queue, failed ones or the others, except rows that another transaction has locked.
+-- Drops the oldest ended jobs of a queue, either failed ones or other ones, except rows that another transaction has locked.
 CREATE FUNCTION @.drop_oldest(
     of_queue text, are_failed boolean, most integer, repeat_for bigint, new_rev bigint, now_at bigint, OUT moved bigint, OUT tied bytea[]
 ) LANGUAGE plpgsql @SETTINGS AS $$
@@ -255,7 +256,7 @@ BEGIN
 END
 $$;
 
--- Buries ended jobs that need not be kept any longer, and forgets ids: those among the first that are due.
+-- Buries ended jobs that need not be kept any longer, and forgets ids. Both are taken from the first rows that are due.
 CREATE FUNCTION @.drop_faded(now_at bigint, most integer, repeat_for bigint, new_rev bigint, OUT moved bigint, OUT tied bytea[], OUT has_more boolean)
 LANGUAGE plpgsql @SETTINGS AS $$
 #variable_conflict use_column
@@ -302,8 +303,8 @@ $$;
 
 -- --- counts -------------------------------------------------------------------------------------------
 
--- Sums up to 20,000 rows of tally, and returns how many. They are small, and each stands for a whole operation. Not again within half a second
--- after all were summed: while a long transaction keeps dead rows, each sum has to pass all former versions.
+-- Adds up to 20,000 rows of tally to the totals, and returns their number. The rows are small, and each represents a whole operation. Does
+-- nothing within half a second after all rows were added, because each call has to skip the dead rows that a long transaction keeps.
 CREATE FUNCTION @.sum_counts(now_at bigint) RETURNS integer LANGUAGE plpgsql @SETTINGS AS $$
 #variable_conflict use_column
 DECLARE
@@ -341,7 +342,7 @@ $$;
 
 -- Functions that change rows are plpgsql, which keeps its plans. Plans of SQL functions are made at every call.
 
--- Returns microseconds since 1970: a test's time, else the server's.
+-- Returns microseconds since 1970: the time that a test has given, or else the server's.
 CREATE FUNCTION @.wall(given bigint) RETURNS bigint LANGUAGE sql AS $$
     SELECT coalesce(given, (extract(epoch FROM pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000000::numeric)::bigint)
 $$;

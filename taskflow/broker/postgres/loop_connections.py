@@ -22,7 +22,7 @@ UNAWAITED_TIMEOUT: Final = 0.1
 
 READ_TIMEOUT: Final = 0.08
 """If a waiter's call to read a job takes at most this many seconds, the waiter is sure to
-be noted before the job's end is announced. After a longer call, the waiter checks again."""
+be registered before the job's end is announced. After a longer call, the waiter checks again."""
 
 MIN_NOTIFY_INTERVAL: Final = 0.005
 """Minimum seconds between two notifications from one process. Each needs a lock for which all notifying processes compete."""
@@ -116,7 +116,7 @@ class Notifier:
 
 
 CHECK_PAUSE: Final = 1.0
-"""Seconds before each check of the marks. If all operations on a server are slow, more checks do not help."""
+"""Seconds before each check of the marks. If all operations on a server are slow, more checks would not help."""
 
 
 class LoopConnections:

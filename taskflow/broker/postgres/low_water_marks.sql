@@ -1,15 +1,15 @@
 -- Low-water marks: positions from which to read an index. While any transaction in the database is open, rows that died after it began
 -- cannot be vacuumed, and a reader that starts at the beginning of an index would pass all of them each time.
 --
--- A mark may be too low, but not too high for long, because jobs before it are not found. No transaction waits for a lock of a mark: rows are
--- only added. A row of `marks` says that no row lives before (at, seq), of those that its transaction saw. Which transactions it saw is stored
--- with it: all before `upto` but those in `open`. A function that puts a job at a time in the past adds a row to `lowered` in the same
--- transaction (lower_mark). It counts against every mark whose transaction did not see it. A function that has read the index from a mark on
--- adds a higher one (raise_mark). So no mark hides a job, in whatever order transactions commit.
+-- A mark may be too low, but must not be too high for long, because jobs before it are not found. No transaction waits for a lock on a
+-- mark, because rows are only added. A row of `marks` states that its transaction saw no live row before (at, seq). It also stores which
+-- transactions that one saw: all before `upto` except those in `open`. A function that gives a job a time in the past adds a row to
+-- `lowered` in the same transaction (lower_mark). This row counts against every mark whose transaction did not see it. A function that has
+-- read the index from a mark on adds a higher mark (raise_mark). So no mark hides a job, in whatever order transactions commit.
 --
--- A function that puts a job at the present adds no row, because no mark goes beyond half a second ago. A transaction of a user adds one when
--- it commits (on_commit). What is left, such as a commit that takes long itself, is found by a check of all indexes every ten seconds, or
--- after an operation that took long (check_marks).
+-- A function that gives a job the current time adds no row, because all marks trail that time by half a second. A user's transaction adds
+-- one when it commits (on_commit). A check of all indexes, every ten seconds or after a slow operation, finds what remains, such as a
+-- commit that itself takes long (check_marks).
 
 -- Returns the lowest position that counts against a mark, or NULL.
 CREATE FUNCTION @.lowest_since(of_kind text, of_queue text, of_rank smallint, of_upto xid8, of_open xid8[]) RETURNS TABLE (lowest bigint)
@@ -21,8 +21,9 @@ LANGUAGE sql STABLE AS $$
     ) AS every
 $$;
 
--- Returns the mark of a place. Its `upto` and `open` say what this transaction sees, and so what a mark that it raises covers. `is_lowered`:
--- rows of `lowered` count, and a new mark would replace them. Marks that come from another server, with a dump, are of the future.
+-- Returns the mark of a place. Its `upto` and `open` describe what this transaction sees, and so what a mark that it raises covers.
+-- `is_lowered`: rows of `lowered` count against it, and a new mark would replace them. Marks from another server's dump may lie in the
+-- future, and are ignored.
 CREATE FUNCTION @.newest_mark(of_kind text, of_queue text DEFAULT '', of_rank integer DEFAULT 0) RETURNS @.mark LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
@@ -44,8 +45,8 @@ BEGIN
 END
 $$;
 
--- Records that a row lives at `new_at`. Without a mark, an index is read from its start. Ready jobs are found only by marks, so a missing mark
--- is created, at the start. A mark that may soon be dropped is renewed: see drop_old_marks().
+-- Records that there is a live row at `new_at`. Without a mark, an index is read from its start. Ready jobs are found only by marks, so a
+-- missing mark is created there, at the start. A mark that may soon be dropped is renewed: see drop_old_marks().
 CREATE FUNCTION @.lower_mark(of_kind text, of_queue text, of_rank integer, new_at bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -66,8 +67,8 @@ BEGIN
 END
 $$;
 
--- Records that no row lives before (new_at, new_seq), because the index was read from the mark m on. Not again within a moment, but for a
--- clock that was set back.
+-- Records that there is no live row before (new_at, new_seq), because the index was read from the mark m on. Does nothing if that mark was
+-- set within the last 0.2 s, unless the clock was set back.
 CREATE FUNCTION @.raise_mark(m @.mark, new_at bigint, new_seq bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF new_at > now_at - 500000 THEN
@@ -85,8 +86,8 @@ $$;
 
 -- --- ready jobs --------------------------------------------------------------------------------------
 
--- Returns the marks of the priorities of the queues from `first` up to `past` (NULL: no end), in order. Each takes one step in the index. The
--- function is inlined into the calling statement, which may stop after a few, and determines the plan.
+-- Returns the marks of all priorities in the queues from `first` up to `past` (NULL: no end), in order. Each mark takes one step in the
+-- index. The function is inlined into the calling statement, which may stop after a few marks, and which determines the plan.
 CREATE FUNCTION @.walk_marks(first text, past text) RETURNS TABLE (queue text, rank smallint, at bigint, seq bigint) LANGUAGE sql STABLE AS $$
     WITH RECURSIVE step AS (
         (
@@ -140,8 +141,8 @@ $$;
 
 -- --- leases -------------------------------------------------------------------------------------------
 
--- Notes the session's first lease. The caller has locked the session, as claims do: each later lease belongs to a higher request. The leases
--- of a dead session are read from the start: another program may have changed their claims, and nothing else finds them.
+-- Records the session's first lease. The caller has locked the session, as claims do, so each later lease belongs to a higher request. The
+-- leases of a dead session are read from the start, because another program may have changed their claims, and no other query finds them.
 CREATE FUNCTION @.raise_first_lease(of_session bytea) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -162,19 +163,19 @@ $$;
 
 -- --- late commits ------------------------------------------------------------------------------------
 
--- Without a priority the job is scheduled. Runs as the owner, and only for tally, because another table's owner could choose its columns
--- freely.
+-- Handles a late row of tally at the commit. Without a priority, the job is scheduled. Runs as the owner, and only for tally, because the
+-- owner of another table could choose the values freely.
 CREATE FUNCTION @.on_commit() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     is_ready CONSTANT boolean := NEW.late_priority IS NOT NULL;
-    is_early CONSTANT boolean := is_ready -- not at the commit, but after the INSERT (SET CONSTRAINTS): others would wait for the rest until the end
+    is_early CONSTANT boolean := is_ready -- run by SET CONSTRAINTS before the commit: others would wait for the rest until this transaction ends
         AND position('@.' || NEW.queue || ' ' || NEW.late_priority || ';' IN coalesce(current_setting('taskflow.uncommitted_places', true), '')) = 0;
 BEGIN
     IF TG_RELID <> '@.tally'::regclass THEN
         RAISE EXCEPTION 'this is a trigger of @.tally alone' USING ERRCODE = 'insufficient_privilege';
     ELSIF is_ready AND NOT is_early AND NOT @.has_fixed_snapshot() THEN
         PERFORM @.lower_mark('ready', NEW.queue, -NEW.late_priority, NEW.late_at, @.wall(NULL));
-    ELSE -- the time of the commit is unknown, or this transaction sees former marks
+    ELSE -- the time of the commit is unknown, or this transaction sees only older marks
         INSERT INTO @.lowered (kind, queue, rank, xid, at) VALUES (
             CASE WHEN is_ready THEN 'ready' ELSE 'due' END, CASE WHEN is_ready THEN NEW.queue ELSE '' END, coalesce(-NEW.late_priority, 0),
             pg_current_xact_id(), NEW.late_at
@@ -256,15 +257,15 @@ CREATE FUNCTION @.may_check_marks(wall bigint) RETURNS boolean LANGUAGE plpgsql 
 DECLARE
     now_at CONSTANT bigint := @.wall(wall);
 BEGIN
-    UPDATE @.meta SET value = now_at + 20000000 WHERE ctid = ANY (ARRAY( -- a time a day ahead is of a clock that was set back
+    UPDATE @.meta SET value = now_at + 20000000 WHERE ctid = ANY (ARRAY( -- a time a day ahead comes from a clock that was set back
         SELECT ctid FROM @.meta WHERE name = 'check_marks_at' AND value NOT BETWEEN now_at + 1 AND now_at + 86400000000 FOR UPDATE SKIP LOCKED
     ));
     RETURN FOUND;
 END
 $$;
 
--- Drops rows that no mark and no operation needs any more. Claims need not look at a place in which no job has become ready for 20 seconds. A
--- operation that finds a mark older than ten seconds renews it (lower_mark), so none relies on one that is dropped.
+-- Drops rows that no mark and no operation needs any more. Claims need not check a place in which no job has become ready for 20 seconds.
+-- An operation that finds a mark older than ten seconds renews it (lower_mark), so no operation relies on a dropped mark.
 CREATE FUNCTION @.drop_old_marks(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
@@ -273,7 +274,7 @@ BEGIN
         ORDER BY kind, queue, rank, upto DESC, n_open, set_at DESC
     ) AS newest
     WHERE newest.kind = old.kind AND newest.queue = old.queue AND newest.rank = old.rank
-        AND newest.tid <> old.ctid; -- also those of equal worth, which renewals have added
+        AND newest.tid <> old.ctid; -- including equivalent marks, which renewals have added
     DELETE FROM @.lowered AS old WHERE xid <> pg_current_xact_id() AND ( -- each statement sees more transactions than the one before
         xid > pg_snapshot_xmax(pg_current_snapshot()) OR NOT EXISTS (SELECT 1 FROM @.marks AS m WHERE m.kind = old.kind AND m.queue = old.queue AND m.rank = old.rank)
         OR EXISTS (

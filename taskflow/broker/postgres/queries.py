@@ -1,4 +1,4 @@
-"""The functions that read records, derived from the declaration in `engine/records.py`. Each returns rows of the type `row`."""
+"""Derives the SQL functions that read records from the declaration in `engine/records.py`. Each returns rows of the type `row`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _damage(kind: int, alias: str, bodies: Sequence[str]) -> str:
 
 
 def claimed_bodies(alias: str) -> str:
-    """Return the bodies of a leased job."""
+    """Return the columns with the bodies of a leased job."""
     return f"{', '.join(_if_short(Kind.JOB, alias, body) for body in _BODIES)}, {_damage(Kind.JOB, alias, list(_BODIES))}"
 
 
@@ -138,11 +138,11 @@ def hot_name(shape: ScanShape) -> str:
 def scan_sql(
     shape: ScanShape, values: Sequence[str], limit: str, part: str, content: str, sizes: tuple[int, int] = (0, 0), *, is_within: bool = True
 ) -> str:
-    """Return a scan in SQL. `values` are those of its prefix, of `after` and of `until`, of which the last two have these `sizes`.
-    `is_within` says that they begin with the prefix.
+    """Return a scan in SQL. `values` are the values of its prefix, of `after` and of `until`; the latter two have these `sizes`.
+    `is_within` is True if `after` and `until` begin with the prefix.
 
-    The prefix is then a range of positions. If its columns were equal to values, an index without them could give the same order. A plan
-    for a table that seems to be empty would read that one from end to end.
+    The prefix is then written as a range of positions. If its columns were compared with `=`, an index without them could give the same
+    order, and a plan for a seemingly empty table would read that whole index.
     """
     index = BY_INDEX[shape.of]
     at = places(index) if index.entries is None else ["e.value", "e.id"]
@@ -155,7 +155,7 @@ def scan_sql(
         conditions, prefix = [f"{place} = {value}" for place, value in zip(at, prefix, strict=False)], ()
     for sign, given, takes_whole in zip((first, last), ends, (False, True), strict=True):
         size = len(given) or len(prefix)
-        # a shorter position is before all that begin with it
+        # a shorter position precedes all positions that begin with it
         is_inclusive = not given or (takes_whole if size == len(at) else sign == ">")
         if size:
             conditions.append(f"({', '.join(at[:size])}) {sign}{'=' if is_inclusive else ''} ({', '.join(given or prefix)})")
@@ -182,7 +182,7 @@ def scan_sql(
 _SCAN_GATES: Final = """FOR i IN 1..cardinality(parts) LOOP
         RETURN QUERY SELECT * FROM @.scan_gated_records(parts[i], lims[i], with_content, gates[i]);
     END LOOP;"""
-"""Reads jobs that wait at many gates: a decision may ask for those of each job of a batch, and a long statement takes long to plan."""
+"""Reads jobs that wait at many gates: a decision may need those of each job in a batch, and a long statement takes long to plan."""
 
 
 def scanning() -> str:
@@ -201,7 +201,7 @@ def scanning() -> str:
 
 
 def looking() -> str:
-    """Return the function that most decisions begin with: the clock, jobs and keys, and the scans of moves."""
+    """Return the function with which most decisions begin. It reads the clock, jobs and keys, and the scans of moves."""
     clock = _row_of(part="(-1)::smallint", created_at="@.wall(wall)")
     shapes = enumerate(map(ScanShape, ("due", "hearers", "ends")), 1)
     scans = "\n        ".join(f"RETURN QUERY {scan_sql(shape, [], '1', f'{number}::smallint', 'false')};" for number, shape in shapes)
@@ -232,9 +232,9 @@ def _row_of(**values: str) -> str:
 
 
 def grouping() -> str:
-    """Return the functions of groups: a row with the first position of each, and one with the last.
+    """Return the functions that read groups. They return a row with the first position of each group, and one with the last.
 
-    In place of the revision they have the size, 0 if it is not counted.
+    In place of the revision, the rows have the group's size, or 0 if it is not counted.
     """
     first = {"part": "of_part", "kind": "0::smallint", "rev": "0::bigint"}
     functions = {
@@ -284,5 +284,5 @@ def _field(index: Index, number: int) -> Field:
 
 
 def functions() -> list[str]:
-    """Return the functions."""
+    """Return the SQL of all functions that read records."""
     return [loading(), scanning(), looking()]

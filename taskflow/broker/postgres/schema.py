@@ -19,21 +19,21 @@ from taskflow.broker.postgres.errors import ERRORS
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 
 VERSION: Final = 1
-"""The schema version that the installed taskflow needs. It is part of a release: see tests/stores/postgres/digest.py. An older schema gets
-the tables and indexes that it lacks, and all functions in their new form. A release that changes more needs a migration for that:
-columns, types, the arguments or rows of a function, or an index with entries of records that are there already."""
+"""The schema version that the installed taskflow needs. It is part of a release: see tests/stores/postgres/digest.py. A migration adds the
+tables and indexes that an older schema lacks, and replaces all functions. Other changes need a separate migration: those of columns, types,
+the arguments or rows of a function, and an index with entries on an older kind of records."""
 
 OLDEST_SERVER: Final = 140_000
 
 SCHEMA_TIMEOUT: Final = 30.0
 """Seconds that preparing the schema may take. `taskflow migrate` has no time limit."""
 
-# The key of the advisory lock for making a schema: "taskflow" in ASCII, which no other program should use.
+# The key of the advisory lock for creating a schema: "taskflow" in ASCII, which no other program should use.
 _LOCK: Final = (0x7461_736B, 0x666C_6F77)
 
 
 async def prepare(pool: ConnectionPool, schema: str, *, migrates: bool) -> None:
-    """Make or check the schema, so that this version can work with it.
+    """Create, migrate or check the schema, so that this version can work with it.
 
     Raises BrokerRefused if the schema has another version, or is missing and `migrates` is False.
     This error is also raised if the server is too old, or if a role that is not trusted could change the schema.
@@ -58,7 +58,7 @@ async def migrate(pool: ConnectionPool, schema: str) -> Upgrade:
 
 
 def script(found: Upgrade, schema: str) -> str:
-    """Return what `migrate` would do as a psql script. It fails, changing nothing, if the schema is there."""
+    """Return what `migrate` would do as a psql script. It fails, changing nothing, if the schema exists."""
     if not found.migrations:
         return f"-- {found.place} is up to date (version {found.version})\n"
     ahead = (_GUARD_VERSION.replace("%version", str(found.version)),) if found.version else (_GUARD, _MAKE_SCHEMA)
@@ -90,7 +90,7 @@ async def _look(connection: asyncpg.Connection, pool: ConnectionPool, schema: st
 
 
 async def _pending(connection: asyncpg.Connection, schema: str, place: str) -> Upgrade:
-    """Raises BrokerRefused if the schema has another version than the installed taskflow, or belongs to another program."""
+    """Return what is pending. Raises BrokerRefused if the schema is newer than the installed taskflow, or another program's."""
     version = await _version(connection, schema)
     if version is None:
         raise BrokerRefused(
@@ -122,11 +122,11 @@ async def _version(connection: asyncpg.Connection, schema: str) -> int | None:
     return None if version is None else int(version)
 
 
-# --- making it --------------------------------------------------------------------------------------------------------
+# --- creating it ------------------------------------------------------------------------------------------------------
 
 
 async def _make(connection: asyncpg.Connection, pool: ConnectionPool, schema: str) -> Upgrade:
-    """Make the schema's contents, unless another process has already done so."""
+    """Create or migrate the schema's contents, unless another process has already done so."""
     place = str(pool.server)
     async with connection.transaction(isolation="read_committed"):  # sees changes committed while it waited for the lock
         await connection.execute(_TAKE_LOCK.replace("%schema", schema))
@@ -150,7 +150,7 @@ def _contents(schema: str) -> str:
 
 
 def _additions(schema: str) -> str:
-    """Return the statements for what an older schema lacks, and for all functions."""
+    """Return the statements that create what an older schema lacks, and replace all functions."""
     tables = [_MADE.sub(r"\1IF NOT EXISTS ", made[0]) for made in _STATEMENT.finditer(sql_files.filled(sql_files.tables(), schema))]
     functions = [_TRIGGER.sub("", sql_files.filled(text, schema)) for text in sql_files.functions()]
     return "\n\n".join(
@@ -168,8 +168,8 @@ _STATEMENT: Final = re.compile(r"^CREATE (?:UNLOGGED )?(?:TABLE|INDEX)\b.*?;$", 
 _TRIGGER: Final = re.compile(r"^CREATE CONSTRAINT TRIGGER .*?;$", re.MULTILINE | re.DOTALL)
 _MADE: Final = re.compile(r"^(CREATE (?:UNLOGGED )?(?:TABLE|INDEX) )")
 
-# Overrides limits set for the role or database: the lock may be granted late. A program that holds the lock all the same is passed over,
-# unless its role may make a schema.
+# Overrides limits set for the role or database, because the lock may be granted late. A holder of the lock whose role may not create a
+# schema is ignored.
 _TAKE_LOCK: Final = f"""\
 SET LOCAL lock_timeout = 0;
 SET LOCAL statement_timeout = 0;
@@ -193,7 +193,7 @@ _GUARD: Final = """\
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_tables WHERE schemaname = '%schema' AND tablename = 'meta') THEN
-        RAISE EXCEPTION 'the schema %schema is there already: let `taskflow migrate --sql` print this script again';
+        RAISE EXCEPTION 'the schema %schema already exists: let `taskflow migrate --sql` print a new script';
     END IF;
 END
 $$;"""
@@ -202,7 +202,7 @@ _GUARD_VERSION: Final = """\
 DO $$
 BEGIN
     IF (SELECT value FROM "%schema".meta WHERE name = 'version') <> %version THEN
-        RAISE EXCEPTION 'the schema %schema has another version by now: let `taskflow migrate --sql` print this script again';
+        RAISE EXCEPTION 'the schema %schema has another version by now: let `taskflow migrate --sql` print a new script';
     END IF;
 END
 $$;"""
@@ -227,7 +227,7 @@ BEGIN
     END IF;
 END
 $$;"""
-"""Switches to the role that owns the schema, so that this role owns every object, no matter which of its members makes them."""
+"""Switches to the role that owns the schema, so that this role owns every object, no matter which of its members creates them."""
 
 
 # --- connecting -------------------------------------------------------------------------------------------------------

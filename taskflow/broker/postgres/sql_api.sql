@@ -42,7 +42,7 @@ CREATE FUNCTION @.packed_sent(extras bytea, key bytea) RETURNS bytea LANGUAGE sq
     WHERE num_nonnulls(extras, key) > 0
 $$;
 
--- Packs the opaque fields, like the client: a msgpack map without those that have their defaults.
+-- Packs the opaque fields as the client does: a msgpack map without the fields that have their default values.
 CREATE FUNCTION @.packed_extras(max_attempts integer, timeout bigint, keep_result bigint, headers jsonb, key_text text, tags text[])
 RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
@@ -82,8 +82,8 @@ $$;
 
 -- --- keys ---------------------------------------------------------------------------------------------
 
--- Returns the digest of a key, as every client computes it: see ids.py. So a key is the same wherever the job was sent. The queue is '' for
--- a key whose scope is the job's name. Users call this under their own search_path, so it names a schema for all that it calls.
+-- Returns the digest of a key, as every client computes it (see ids.py), so a key is the same wherever the job was sent. The queue is ''
+-- for a key whose scope is the job's name. Users call this under their own search_path, so it qualifies every name that it uses.
 CREATE FUNCTION @.key_digest(queue text, job text, key text) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT AS $$
     SELECT pg_catalog.substr(pg_catalog.sha256(
         @.utf8(queue) OPERATOR(pg_catalog.||) E'\\x00'::bytea OPERATOR(pg_catalog.||) @.utf8(job) OPERATOR(pg_catalog.||) E'\\x00'::bytea
@@ -93,7 +93,7 @@ $$;
 
 -- --- checks of a call ----------------------------------------------------------------------------------
 
--- Checks a call. The limits are the client's.
+-- Checks a call's options, with the same limits as the client.
 CREATE FUNCTION @.check_call(job text, queue text, priority integer, max_attempts integer, on_conflict text) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -113,7 +113,7 @@ BEGIN
 END
 $$;
 
--- Returns the tags without repeated ones.
+-- Checks tags, and returns them without repetitions.
 CREATE FUNCTION @.check_tags(tags text[]) RETURNS text[] LANGUAGE plpgsql AS $$
 DECLARE
     different CONSTANT text[] := ARRAY(SELECT tag FROM unnest(tags) WITH ORDINALITY AS each (tag, n) GROUP BY tag ORDER BY min(n));
@@ -152,7 +152,7 @@ BEGIN
 END
 $$;
 
--- Makes a payload of content 2. Its maximum size is the client's default, unless a database or role sets another one as its clients do:
+-- Encodes a payload of content 2. Its maximum size is the client's default, unless a database or role sets another one as its clients do:
 -- ALTER DATABASE ... SET taskflow.max_payload = ...
 -- Like the clients' setting, it can be at most P.MAX_PAYLOAD: a larger payload could not be claimed.
 CREATE FUNCTION @.payload_of(arguments jsonb) RETURNS bytea LANGUAGE plpgsql AS $$
@@ -203,8 +203,8 @@ $$;
 --
 -- With the `key_scope` 'name' a key is the same in all queues. If a live job of this name and queue has the `key`, 'keep' returns the id of
 -- that job, 'replace' returns the new job's id, and 'raise' fails with unique_violation. A run that was asked to stop blocks no other job:
--- the new job waits for its end. Jobs that other open transactions have added do not count. Of two such jobs with one key, a worker cancels
--- one after the commits.
+-- the new job waits for its end. Jobs that other open transactions have added do not count. If two such jobs have the same key, a worker
+-- cancels one of them after the commits.
 --
 -- A role needs USAGE on the schema and EXECUTE on this function, which every role has unless it is revoked. The function runs as the
 -- schema's owner, so nothing in it may depend on the caller's search_path, and no text may become a statement. No migration drops it,
@@ -272,7 +272,7 @@ BEGIN
     ELSIF on_conflict = 'raise' THEN
         RAISE EXCEPTION USING ERRCODE = 'unique_violation',
             MESSAGE = format('key is %s, which the live job %s has', @.shown(key), @.id_text(substr(answer, 2))),
-            HINT = 'With on_conflict => ''keep'' its id is the answer, with ''replace'' it gives way.';
+            HINT = 'With on_conflict => ''keep'', its id is returned; with ''replace'', it is replaced.';
     END IF;
     RETURN encode(substr(answer, 2), 'hex')::uuid;
 END

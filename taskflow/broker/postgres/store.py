@@ -1,4 +1,4 @@
-"""The store of records in PostgreSQL. It knows no rule of a job: see `taskflow/broker/engine/seam.py`."""
+"""The store of records in PostgreSQL. It knows none of the rules for jobs: see `taskflow/broker/engine/seam.py`."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ class Fetch(Protocol):
 
 
 class Hooks(NamedTuple):
-    """Holds the functions by which the store notifies its broker of changes.
+    """The functions with which the store notifies its broker of changes.
 
     `readied`       the wake-ups of an operation, and the seconds that it took
     `ended`         the jobs that have ended, and whether a caller awaits one of them
     `woken`         the topics to announce
-    `checks_marks`  asks for a check of the low-water marks
+    `checks_marks`  requests a check of the low-water marks
     """
 
     readied: Callable[[str, float], None]
@@ -186,7 +186,7 @@ class PostgresStore:
     async def load_awaiting(
         self, ids: Sequence[bytes], awaited: Sequence[bytes], listener: str, awaited_for: int
     ) -> tuple[dict[bytes, Record], int]:
-        """Read jobs with their content, and note that a listener awaits the ends of some of them. Return the jobs, and the store's time."""
+        """Read jobs with their content, and record that a listener awaits the ends of some. Return the jobs and the store's time."""
         rows = await self._call("load_awaiting", self._wall(), list(ids), list(awaited), listener, awaited_for)
         return {row[2]: record_of(row) for row in rows if row[0] == 0}, next(row[AT["created_at"]] for row in rows if row[0] == _CLOCK)
 
@@ -201,7 +201,7 @@ class PostgresStore:
             if not was_held_up(error):
                 raise
             answers = await self._locked(apply.steps)
-            await self._apply(apply, answers)  # other clients' calls take no time, so they no longer hold a lock
+            await self._apply(apply, answers)  # other clients' calls are short, so they no longer hold a lock
         return [answers[number] for number in range(len(apply.steps))], None if apply.then is None else await self.query(apply.then)
 
     async def _apply(self, apply: Apply, answers: dict[int, Answer]) -> None:
@@ -250,7 +250,7 @@ class PostgresStore:
     async def claim(
         self, session: bytes, request: int, queues: Sequence[str], limit: int, noting: tuple[str | None, list[int], int, list[str]]
     ) -> tuple[Claimed, list[str]]:
-        """Return the leases, and the news that the last rows bring: see claim.sql. `noting` is about the worker's listener."""
+        """Return the leases, and the news in the last rows: see claim.sql. `noting` describes the note of the worker's listener."""
         rows = await self._call("claim", self._wall(), self._steady(), session, request, list(queues), limit, new_rev(), *noting)
         news = list[str]()
         while rows and rows[-1]["id"] is None:
@@ -296,7 +296,7 @@ class PostgresStore:
         ids = b"".join([run.id for run in runs])
         fences = b"".join([run.epoch.to_bytes(8, "big") + run.session + run.claim + b"\0" for run in runs])
         if len(ids) != len(runs) * ID_BYTES or len(fences) != len(runs) * FENCE_BYTES:
-            return [None] * len(runs)  # the function splits them; the engine takes any length
+            return [None] * len(runs)  # the function splits by length, but the engine accepts any
         row = await self._call_one(
             "succeed",
             ids,
@@ -331,7 +331,7 @@ def _note(told: list[Callable[[], None]], hook: Callable[..., None], *arguments:
 
 
 def new_rev() -> int:
-    """Return a revision that no record has had, as PostgreSQL keeps it."""
+    """Return a revision that no record has had, in the form that PostgreSQL stores."""
     return int.from_bytes(os.urandom(8), "big", signed=True)
 
 

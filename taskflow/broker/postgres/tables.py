@@ -1,4 +1,4 @@
-"""The tables of records, derived from the declaration in `engine/records.py`."""
+"""Derives the tables of records from the declaration in `engine/records.py`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ JOB: Final = {field.name: field for field in HEADERS[Kind.JOB]}
 WRITTEN: Final = {kind: [field for field in fields if field.owner is None] for kind, fields in HEADERS.items()}
 """The fields that a put writes."""
 RESTARTED: Final = {kind: [field for field in fields if field.owner in (Owner.ADDITION, Owner.CLAIM)] for kind, fields in HEADERS.items()}
-"""The fields that it also writes if the record is new, or if it `restarts`."""
+"""The fields that a put also writes if the record is new, or if the put `restarts` the job."""
 
 _TYPES: Final = {Type.SMALL: "smallint", Type.NUMBER: "bigint", Type.NAME: "text", Type.BYTES: "bytea"}
 
 _MADE_APART: Final = {(Kind.SESSION, "request")}
-"""Fields that a separate table has: see `requests` in tables.sql."""
+"""Fields that are stored in a separate table: see `requests` in tables.sql."""
 
 _ROW: Final = {
     Kind.JOB: "autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_threshold = 100000, "
@@ -42,13 +42,13 @@ ALTER TABLE @.jobs ALTER content SET STORAGE EXTERNAL, ADD CONSTRAINT a_header_i
 );
 """
 """Other programs may write rows too. A row that breaks one of these rules would cause damage: it would never be found, or break a page.
-This is one constraint, because PostgreSQL prepares each one again for each statement, which takes longer than to check it."""
+This is one constraint, because PostgreSQL prepares each one again for each statement, which takes longer than checking it."""
 
 SETTINGS: Final = (
     "SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off "
     "SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off"
 )
-"""The plans are made once, perhaps when there are few records. They must not read many of them from end to end."""
+"""Plans are made once, perhaps when there are few records, so they must not scan whole tables."""
 
 
 def type_of(field: Field) -> str:
@@ -77,7 +77,7 @@ def tables() -> str:
         if kind == Kind.SESSION:
             columns.append('listener text COLLATE "C" CHECK (octet_length(listener) BETWEEN 1 AND 63)')
         settings = _ROW.get(kind, "fillfactor = 80, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.02")
-        unlogged = "UNLOGGED " if kind == Kind.END else ""  # hints
+        unlogged = "UNLOGGED " if kind == Kind.END else ""  # it contains only hints
         lines.append(f"CREATE {unlogged}TABLE @.{table} ({', '.join(columns)}) WITH ({settings});")
     lines.append(_MORE_OF_JOBS)
     lines.extend(_index(index) for index in INDEXES)

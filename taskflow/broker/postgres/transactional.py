@@ -147,7 +147,7 @@ WHERE proname OPERATOR(pg_catalog.=) '{}' AND nspname OPERATOR(pg_catalog.=) %s"
 
 
 _OF_READY: Final = frozenset({"status", "flags", "priority", "queue", "job", "due_at", "awaits", "expires_at"})
-"""The fields of the header that add_ready_within() knows."""
+"""The fields of the header that add_ready_within() accepts."""
 
 
 def _is_ready(envelope: Envelope, call: Mapping[str, Any]) -> bool:
@@ -159,7 +159,7 @@ _BESIDES: Final = frozenset({"id", "content", "sent", "tags", "key", "replaces",
 
 
 def _call(envelope: Envelope) -> dict[str, Any]:
-    """Return a call as calls_in() reads it: the header and the bodies of the job, and what has no column."""
+    """Return a call as calls_in() reads it: the header and the bodies of the job, and options that have no column."""
     put = Job.of_envelope(envelope, 0).to_put()
     header = {name: value for name, value in put.header.items() if name != "due_at"}
     after = {name: int(header.pop(name)) for name, value in put.header.items() if type(value) is After and name in header}

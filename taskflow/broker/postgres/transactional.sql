@@ -1,13 +1,13 @@
--- Operations in a caller's transaction. They are functions from text to text, which every driver can call. A refusal is an answer too, because
--- an error would make the caller's transaction fail. They run as the schema's owner: a role that only sends needs EXECUTE on
+-- Operations in a caller's transaction. They are functions from text to text, which every driver can call. A refusal is an answer too,
+-- because an error would make the caller's transaction fail. They run as the schema's owner: a role that only sends needs EXECUTE on
 -- enqueue_within().
 --
 -- They write rows that no other transaction writes, and lock only the job that is settled. So no transaction waits for another, whatever it
--- sends, and however long it stays open. What concerns other records is left to the engine, which decides on it after the commit: see
+-- sends, and however long it stays open. Consequences for other records are left to the engine, which decides on them after the commit: see
 -- taskflow/broker/engine/arrivals.py.
 
--- Returns the store's name and version, to every role that may use the schema. No other store has that name: it is a random number from the
--- tables, and the number of the database, which may be a copy of another.
+-- Returns the store's name and version, to every role that may use the schema. No other store has that name: it consists of a random number
+-- from the tables and of the database's oid, because the database may be a copy of another.
 CREATE FUNCTION @.describe_store() RETURNS text LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT jsonb_build_object(
         'store', concat_ws(
@@ -29,7 +29,7 @@ $$;
 
 -- --- jobs without a key -------------------------------------------------------------------------------
 
--- Returns "i" if the id is known, "c" if it is that of another job, and NULL if it is unknown.
+-- Returns "i" if the job is known, "c" if its id belongs to a different job, and NULL if the id is unknown.
 CREATE FUNCTION @.known_as(of_id bytea, of_queue text, of_job text, of_key bytea, of_payload bytea) RETURNS bytea LANGUAGE sql STABLE AS $$
     SELECT CASE
         WHEN status = S.BURIED OR queue = of_queue AND job = of_job AND (flags & @KEYED <> 0) = (of_key IS NOT NULL)
@@ -38,9 +38,9 @@ CREATE FUNCTION @.known_as(of_id bytea, of_queue text, of_job text, of_key bytea
     END FROM @.jobs WHERE id = of_id
 $$;
 
--- Adds one call without ties that is ready at once. Returns NULL, or the answer of known_as(). The mark is lowered and listeners are notified
--- when the transaction commits: see on_commit(). This is called once for each job of most transactions, so it has few expressions: each
--- costs time again in each transaction.
+-- Adds one job without ties that is ready at once. Returns NULL, or the answer of known_as(). The mark is lowered and listeners are
+-- notified when the transaction commits: see on_commit(). In most transactions, each job is added by this function. It has few expressions,
+-- because each one costs time again in each transaction.
 CREATE FUNCTION @.add_ready_within(
     now_at bigint, of_queue text, of_job text, of_priority integer, of_id bytea, of_payload bytea, of_sent bytea, of_expiry bigint
 ) RETURNS bytea LANGUAGE plpgsql AS $$
@@ -63,7 +63,7 @@ END
 $$;
 
 -- Counts jobs that were added to a place, the first of them due at `due`. Marks are lowered and listeners are notified at the commit. A
--- setting of the transaction lists the places with READY jobs: each is noted once, because the first such job is the oldest.
+-- setting of the transaction lists the places with READY jobs. Each place is listed once, because its first job is the oldest.
 CREATE FUNCTION @.record_added(
     of_queue text, of_priority integer, of_status integer, number bigint, due bigint, is_arriving boolean, now_at bigint
 ) RETURNS void LANGUAGE plpgsql AS $$
@@ -99,8 +99,8 @@ $$;
 
 -- --- jobs with a key ----------------------------------------------------------------------------------
 
--- A transaction knows its own arrivals by settings, which a rollback to a savepoint sets back: looking for them in an index would make
--- transactions at "serializable" fail. There are 256 settings, because each addition copies the whole text of one. The sender's role can
+-- A transaction records its arrivals in settings, which a rollback to a savepoint restores. Searching an index for them would
+-- make serializable transactions fail. There are 256 settings, because each addition copies the whole text of one. The sender's role can
 -- write them too.
 CREATE FUNCTION @.own_arrivals(of_key bytea, OUT setting text, OUT entry text, OUT known text, OUT id bytea) LANGUAGE plpgsql AS $$
 BEGIN
@@ -113,8 +113,8 @@ BEGIN
 END
 $$;
 
--- Returns the job that has a key, if it keeps another one from being added: see transitions.refused_for(). It is read without a lock. If the
--- transaction does not see the present, and the job has changed since, the engine decides after the commit.
+-- Returns the job that has a key, if it prevents another job from being added: see transitions.refused_for(). It is read without a lock. If
+-- the transaction has a fixed snapshot, and the job has changed since, the engine decides after the commit.
 CREATE FUNCTION @.key_holder(of_key bytea) RETURNS bytea LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -140,8 +140,8 @@ BEGIN
 END
 $$;
 
--- Adds one job. Returns "" if it was added, "r" and the id of the transaction's own job that it replaces, "k" and the id that has the key, or
--- the answer of known_as().
+-- Adds one job. Returns "" if it was added, "r" and the id of the transaction's own job that it replaces, "k" and the id that has the key,
+-- or the answer of known_as().
 CREATE FUNCTION @.add_one_within(j @.jobs, of_tags text[], of_key bytea, replaces boolean) RETURNS bytea LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
@@ -155,7 +155,7 @@ BEGIN
     IF of_key IS NOT NULL THEN
         SELECT * INTO own FROM @.own_arrivals(of_key);
         standing := CASE WHEN own.id IS NULL AND replaces IS NOT TRUE THEN @.key_holder(of_key) ELSE own.id END;
-        IF standing IS NOT NULL THEN -- not without need: at "serializable" this conflicts with transactions that add jobs
+        IF standing IS NOT NULL THEN -- only if needed: in a serializable transaction, this conflicts with others that add jobs
             known := @.known_as(j.id, j.queue, j.job, of_key, j.content);
             IF known IS NOT NULL OR replaces IS NOT TRUE THEN
                 RETURN coalesce(known, 'k'::bytea || standing);
@@ -182,7 +182,7 @@ $$;
 
 -- --- calls --------------------------------------------------------------------------------------------
 
--- Returns a new job with these columns, and with those that the store gives it. Without a time it is due now.
+-- Returns a new job with these columns, and with those that the store sets. Without a time, the job is due now.
 CREATE FUNCTION @.as_new(j @.jobs, now_at bigint) RETURNS @.jobs LANGUAGE plpgsql AS $$
 BEGIN
     j.rev := @.random_rev();
@@ -200,8 +200,8 @@ BEGIN
 END
 $$;
 
--- Returns calls. Each is a JSON object with columns of `jobs`, bytes as bytea's text, and under "after" those that are relative to the
--- present.
+-- Parses calls. Each is a JSON object with columns of `jobs`, with bytes in the text form of bytea, and with times relative to the present
+-- under "after".
 CREATE FUNCTION @.calls_in(calls jsonb, now_at bigint) RETURNS TABLE (n bigint, job @.jobs, tags text[], key bytea, replaces boolean)
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -214,7 +214,7 @@ BEGIN
 END
 $$;
 
--- Adds calls in order. Without keys and limits they are added by one statement.
+-- Adds jobs in order. If none of them has a key or a limit, one statement adds them all.
 CREATE FUNCTION @.add_jobs_within(now_at bigint, calls jsonb) RETURNS text LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
@@ -253,14 +253,14 @@ BEGIN
             END FROM @.calls_in(calls, now_at) AS c ORDER BY n
         );
     END IF;
-    RETURN jsonb_build_object('answers', ( -- as bytea they would be written as `bytea_output` says
+    RETURN jsonb_build_object('answers', ( -- the text of bytea would depend on `bytea_output`
         SELECT jsonb_agg(encode(answer, 'hex') ORDER BY n) FROM unnest(answers) WITH ORDINALITY AS a (answer, n)
     ));
 END
 $$;
 
--- Adds calls, in the form of calls_in(), or one in the form of add_ready_within(), under "one". With a `capacity`, checks it first. No
--- migration drops this function, because others' rights depend on it.
+-- Adds jobs, in the form of calls_in(), or one job in the form of add_ready_within(), under "one". Checks the `capacity` first, if there is
+-- one. No migration drops this function, because others' rights depend on it.
 CREATE OR REPLACE FUNCTION @.enqueue_within(request text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -296,9 +296,9 @@ $$;
 
 -- --- the end of a run ---------------------------------------------------------------------------------
 
--- Settles a run as SUCCEEDED, and marks its fence, so that the engine finds out that this has committed. What the end brings about for other
--- records stays in the inbox until the engine does it. The request has the wall clock and the parts of the settlement, with bytes as bytea's
--- text. No migration drops this function either.
+-- Settles a run as SUCCEEDED, and marks its fence, so that the engine finds out that this has committed. The consequences for other records
+-- wait in the inbox until the engine applies them. The request has the wall clock and the parts of the settlement, with bytes in the text
+-- form of bytea. No migration drops this function either.
 CREATE OR REPLACE FUNCTION @.settle_within(request text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column

@@ -58,7 +58,7 @@ _SESSION: Final = names.session(b"")
 
 
 class Notes(NamedTuple):
-    """The calls that a listener makes to the server: `note` replaces its former notes with one that says what it's waiting for, and `look`
+    """The calls that a listener makes to the server: `note` replaces its former notes by one that shows what it's waiting for, and `look`
     checks what has already happened. See wakeups.sql."""
 
     note: Callable[[str, list[int], int, list[str], list[bytes]], Awaitable[None]]
@@ -120,8 +120,8 @@ class PostgresListener(Listener):
 
     @property
     def is_at_rest(self) -> bool:
-        """Return True if this listener hears about everything that happens from now on, because it is neither noting
-        topics nor looking for jobs."""
+        """Return True if this listener hears about everything that happens from now on, because it is neither writing
+        notes nor searching for jobs."""
         return not (self._has_wants.is_set() or self._is_noting or self._is_looking_again)
 
     def unnoted(self, ids: Iterable[bytes]) -> list[bytes]:
@@ -170,7 +170,7 @@ class PostgresListener(Listener):
         """Do nothing: upkeep nudges another listener."""
 
     async def _note(self, topics: Iterable[str], ids: list[bytes]) -> None:
-        """Note what this listener waits for, with all queues that it has noted before."""
+        """Write a note of what this listener waits for, including all queues of its former notes."""
         of_jobs = {topic for topic in (*topics, *self._armed) if _is_of_jobs(topic)}
         others = [topic for topic in topics if not _is_of_jobs(topic)]
         former, note = sorted(self._noted), self._next_note() if of_jobs else 0
@@ -243,7 +243,7 @@ class PostgresListener(Listener):
             log.info("PostgreSQL at %s: notifications arrive again; polling has stopped", self._pool.server)
         self._has_looked, self._misses, self._trouble, self._has_said = False, 0, None, False
 
-    # --- jobs that arrived while this listener was noting itself --------------------------------------------------
+    # --- jobs that arrived while this listener was writing its note -----------------------------------------------
 
     def _look_again(self, topics: Iterable[str]) -> None:
         self._again.update(topics)
@@ -270,7 +270,7 @@ class PostgresListener(Listener):
                 if not may_have_missed:
                     break
 
-    # --- instead of hearing ---------------------------------------------------------------------------------------
+    # --- polling while notifications do not arrive ----------------------------------------------------------------
 
     async def _keep_polling(self) -> None:
         while True:

@@ -1,11 +1,11 @@
--- Wake-ups. First the notes of listeners, which say who waits for what; then the news that an operation gathers, and its notifications.
+-- Wake-ups: first the notes of listeners, which show what each waits for; then the news that an operation gathers, and its notifications.
 --
 -- Each listener has its own channel, and a sender notifies as many as there is work for.
 --
--- A listener notes itself in `idle` and `awaited`. A sender reads these notes in notify(), after the commit of its operation. If an operation finds no
--- note, it sends nothing. A note and a job may be written at the same moment, so that neither transaction sees the other. Therefore a
--- transaction that looks for notes holds a shared lock until its commit. A listener that has just noted itself looks for jobs again until
--- that lock is free.
+-- A listener writes its notes to `idle` and `awaited`. A sender reads these notes in notify(), after the commit of its operation. If it
+-- finds none, it sends nothing. A note and a job may be written at the same moment, so that neither transaction sees the other. Therefore a
+-- transaction that searches for notes holds a shared lock until its commit, and a listener that has just written a note searches for jobs
+-- again until that lock is free.
 
 -- Returns true if this transaction sees the notes as they were when it began, and would fail if it changed a note that has changed since.
 CREATE FUNCTION @.has_fixed_snapshot() RETURNS boolean LANGUAGE sql STABLE AS $$
@@ -16,8 +16,8 @@ CREATE FUNCTION @.listener_registration_lock() RETURNS bigint LANGUAGE sql IMMUT
     SELECT hashtextextended('@.listener_registration', 0)
 $$;
 
--- Replaces a listener's notes by one, a row for each queue; `note` is its number, 0 if it waits for nothing. Each has another number, so
--- that replacing one reads no former versions, which a long transaction keeps.
+-- Replaces a listener's `former` notes by a new one, with a row for each queue. `note` is its number, or 0 if the listener waits for
+-- nothing. Each note has a new number, so that replacing one reads no dead rows, which a long transaction keeps.
 CREATE FUNCTION @.record_idle(of_listener text, former bigint[], note bigint, topics text[]) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
 BEGIN
@@ -28,7 +28,7 @@ BEGIN
 END
 $$;
 
--- Notes what a listener waits for: queues, what is due, a session's cancellations, and the ends of jobs.
+-- Records what a listener waits for: queues, due jobs, a session's cancellations, and the ends of jobs.
 CREATE FUNCTION @.record_waiting(
     wall bigint, of_listener text, former bigint[], note bigint, topics text[], ids bytea[], awaited_for bigint
 ) RETURNS void LANGUAGE plpgsql
@@ -42,7 +42,7 @@ BEGIN
     IF note > 0 THEN
         PERFORM @.record_idle(of_listener, former, note, ARRAY(SELECT topic FROM unnest(topics) AS topic WHERE topic LIKE 'queue%'));
     END IF;
-    IF 'due' = ANY (topics) THEN -- once a minute, under one number
+    IF 'due' = ANY (topics) THEN -- renewed once a minute, always as number 0
         INSERT INTO @.idle (listener, note, topic, since) VALUES (of_listener, 0, 'due', @.wall(NULL))
         ON CONFLICT (listener, note, topic) DO UPDATE SET since = excluded.since;
     END IF;
@@ -51,7 +51,7 @@ BEGIN
 END
 $$;
 
--- Reads jobs, and notes that a listener waits for the ends of those among them that it has `awaited`, and that have not ended.
+-- Reads jobs, and records that a listener waits for the ends of the `awaited` ones that have not ended.
 CREATE FUNCTION @.load_awaiting(wall bigint, ids bytea[], awaited bytea[], of_listener text, awaited_for bigint) RETURNS SETOF @.row
 LANGUAGE plpgsql @SETTINGS AS $$
 #variable_conflict use_column
@@ -73,15 +73,14 @@ BEGIN
 END
 $$;
 
--- Returns those topics and those jobs for which something has already happened. `may_have_missed`: a transaction that has looked for notes
--- has not ended, and may bring something. The plans are made once, perhaps when there are few jobs: they must not read many from end to
--- end.
+-- Returns the topics and jobs for which something has already happened. `may_have_missed`: a transaction that has searched for notes is
+-- still open, and may add jobs. The plans are made once, perhaps when there are few jobs, so they must not scan whole tables.
 CREATE FUNCTION @.look_for(topics text[], ids bytea[], OUT available text[], OUT ended bytea[], OUT may_have_missed boolean)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET jit = off AS $$
 BEGIN
-    -- In one expression, so that no cancellation comes between: users' commits would wait for this lock.
+    -- In one expression, so that no cancellation leaves the lock taken: users' commits would wait for it.
     may_have_missed := CASE
         WHEN pg_try_advisory_lock(@.listener_registration_lock()) THEN NOT pg_advisory_unlock(@.listener_registration_lock())
         ELSE true
@@ -115,8 +114,8 @@ BEGIN
 END
 $$;
 
--- Returns true if a listener has noted that it waits for jobs of a queue, or for what is due. Reading begins with the newest note, because
--- a long transaction keeps the older versions of those that were written again. (An EXISTS would ignore the ORDER BY.)
+-- Returns true if a listener has a note that it waits for jobs of a queue, or for due jobs. Reading begins with the newest note, because a
+-- long transaction keeps the older versions of renewed notes. (An EXISTS would ignore the ORDER BY.)
 CREATE FUNCTION @.has_note(of_topic text) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -130,14 +129,14 @@ BEGIN
 END
 $$;
 
--- Older notes are of listeners that are gone. Reading begins here, so that rows that cannot be cleaned away while a long transaction is
--- open are not read again and again.
+-- Returns the time of the oldest valid notes. Older ones belong to listeners that are gone. Reading begins here, so that dead rows that a
+-- long transaction keeps are not read again and again.
 CREATE FUNCTION @.noted_since() RETURNS bigint LANGUAGE sql AS $$
     SELECT @.wall(NULL) - P.NOTE_TTL
 $$;
 
--- Returns two of those that wait for jobs of a queue: the one that has waited longest and the one that came last, as one of them may be
--- gone.
+-- Returns two of the listeners that wait for jobs of a queue: the one that has waited longest and the one that came last, because one of
+-- them may be gone. For the end of a job, returns all that await it.
 CREATE FUNCTION @.listeners_for(of_topic text) RETURNS text[] LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
@@ -160,7 +159,7 @@ BEGIN
         ) AS found LIMIT 2
     );
     IF cardinality(listeners) = 0 THEN
-        listeners := ARRAY( -- by each topic alone: with both, statistics of an empty table lead the plan to another index
+        listeners := ARRAY( -- each topic by itself: for both, statistics of an empty table would make the plan use another index
             SELECT found.listener FROM (VALUES (of_topic), ('queues')) AS each (topic) CROSS JOIN LATERAL (
                 SELECT listener, since FROM @.idle WHERE topic = each.topic AND since >= from_when ORDER BY since DESC LIMIT 1
             ) AS found ORDER BY found.since DESC LIMIT 1
@@ -170,11 +169,11 @@ BEGIN
 END
 $$;
 
--- --- what an operation has to tell --------------------------------------------------------------------------------
+-- --- the news of an operation -------------------------------------------------------------------------------------
 
--- Adds a topic to announce after the commit, with the number of jobs. A setting of the transaction gathers them, a line for each. If they
--- exceed one notification, it becomes "*", which means everything: each addition copies the whole text. A queue's name with a line break is
--- another program's.
+-- Adds a topic to announce after the commit, with the number of jobs. A setting of the transaction gathers the topics, one per line. If
+-- they exceed one notification, it becomes "*", which means everything, because each addition copies the whole text. Only another program
+-- can have given a queue a name with a line break.
 CREATE FUNCTION @.add_wakeup(topic text, number bigint DEFAULT 1) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     so_far CONSTANT text := current_setting('taskflow.wakeups', true);
@@ -214,13 +213,13 @@ BEGIN
 END
 $$;
 
--- Returns true if a listener waits for such news. Jobs of a paused queue are none.
+-- Returns true if a listener waits for this topic. Jobs of a paused queue are no news.
 CREATE FUNCTION @.is_awaited(of_topic text) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     IF of_topic LIKE 'job:%' OR of_topic LIKE 'session:%' OR @.has_fixed_snapshot()
         OR NOT pg_try_advisory_xact_lock_shared(@.listener_registration_lock())
     THEN
-        RETURN true; -- without that lock: a listener looks at this moment
+        RETURN true; -- the lock is taken: a listener searches at this moment
     END IF;
     RETURN @.has_note(of_topic) AND NOT @.is_paused(substr(of_topic, 7));
 END
@@ -237,8 +236,8 @@ $$;
 
 -- --- notifying ------------------------------------------------------------------------------------------------
 
--- Tells `number` listeners that there are jobs in a queue: first those that came last, whose notes are the quickest to find. Until a
--- listener claims, none of its notes nudges it, because that claim may take the jobs of all.
+-- Notifies `number` listeners of jobs in a queue, beginning with those that came last, whose notes are the quickest to find. A nudged
+-- listener gets no further nudge through any of its notes until it claims, because that claim may take all of these jobs.
 CREATE FUNCTION @.nudge(of_topic text, number bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -273,7 +272,7 @@ BEGIN
             EXIT WHEN cardinality(notified) = known + cardinality(found);
         END LOOP;
     END LOOP;
-    FOREACH place IN ARRAY ARRAY[of_topic, 'queues'] LOOP -- claims of those nudged before may be under way, and have missed these jobs
+    FOREACH place IN ARRAY ARRAY[of_topic, 'queues'] LOOP -- listeners nudged before may be claiming, and have missed these jobs
         EXIT WHEN cardinality(notified) >= number;
         notified := notified || ARRAY(
             SELECT listener FROM @.idle WHERE topic = place AND is_nudged AND since >= from_when AND listener <> ALL (notified)
@@ -284,7 +283,7 @@ BEGIN
 END
 $$;
 
--- Tells listeners what was committed: of so many jobs in the topics, and the ends of jobs with their records, if these are small.
+-- Notifies listeners of committed changes: the number of jobs for each topic, and the ends of jobs, with their records if these are small.
 CREATE FUNCTION @.notify(wall bigint, topics text[], numbers bigint[], ended bytea[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
 SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
@@ -313,7 +312,7 @@ BEGIN
 END
 $$;
 
--- One message for each listener. Records that do not fit are left out: the listener then reads them.
+-- Sends one message to each listener that awaits one of these jobs. It leaves out records that do not fit, and the listener reads them.
 CREATE FUNCTION @.tell_ended(ended bytea[], now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -336,8 +335,8 @@ BEGIN
 END
 $$;
 
--- Lets the commit of a caller's transaction announce a topic: "due", or the end of a job. Returns false if it does so already. Otherwise the
--- caller then writes a late row of tally, whose trigger announces all: see on_commit().
+-- Makes the commit of a caller's transaction announce a topic: "due", or the end of a job. Returns false if the commit already does.
+-- Otherwise the calling function writes a late row of tally, whose trigger announces all topics: see on_commit().
 CREATE FUNCTION @.announce_at_commit(topic text) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     others CONSTANT text := coalesce(current_setting('taskflow.at_commit', true), '');
@@ -350,10 +349,10 @@ BEGIN
 END
 $$;
 
--- Tells, as a user's transaction commits, what it has done: jobs in a queue, and what announce_at_commit() has left in a setting. It writes
--- nothing. A NOTIFY takes a lock that all such commits share. So it sends nothing if no listener waits. Of several transactions that commit
--- together only one notifies for a queue; the listener looks again until the others have committed. If the lock is not free, a listener
--- looks at this moment, or a stranger holds the lock: then it notifies every listener, and waits for nothing.
+-- Notifies listeners, as a user's transaction commits, of its jobs in a queue and of the topics that announce_at_commit() has left in a
+-- setting. It writes nothing. It sends nothing if no listener waits, because all such commits compete for the lock of NOTIFY. Of several
+-- transactions that commit together, only one notifies for a queue, and the listener searches again until the others have committed. If the
+-- registration lock is taken, by a listener that searches at this moment or by another program, it notifies every listener without waiting.
 CREATE FUNCTION @.notify_at_commit(of_topic text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     others CONSTANT text := current_setting('taskflow.at_commit', true);
@@ -374,7 +373,7 @@ CREATE FUNCTION @.notify_topic(of_topic text, sees_notes boolean) RETURNS void L
 DECLARE
     listeners text[];
 BEGIN
-    IF NOT sees_notes THEN -- every listener hears the channel that has the schema's name
+    IF NOT sees_notes THEN -- every listener listens on the channel with the schema's name
         listeners := ARRAY[(parse_ident('@.jobs'))[1]];
     ELSIF of_topic LIKE 'job:%' OR @.has_note(of_topic) THEN
         listeners := @.listeners_for(of_topic);

@@ -83,7 +83,8 @@ class ExpectedCommit:
     SQLite doesn't report a commit to other connections, but their `PRAGMA data_version` changes. A transaction that has written holds the
     write lock until it ends. So the first change after an operation shows that the caller's transaction has ended, and the operation's
     job shows how. After a rollback nothing changes: the announcement is dropped at the next commit of another connection, or after
-    `COMMIT_POLL_TIMEOUT` seconds."""
+    `COMMIT_POLL_TIMEOUT` seconds.
+    """
 
     announcement: Announcement
     job_id: bytes
