@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -11,11 +12,14 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taskflow.dashboard.rendering import message_page
 from taskflow.model.printable import shown
+
+log: Final = logging.getLogger("taskflow.dashboard")
 
 OWN: Final = ("style-src", "script-src", "img-src", "connect-src", "form-action")
 CONTENT_POLICY: Final = "".join(f"{kind} 'self'; " for kind in OWN) + "default-src 'none'; base-uri 'none'; frame-ancestors 'none'"
@@ -33,6 +37,7 @@ HEADERS: Final = {
 CLOSED: Final = "The dashboard is closed. The application opens it with dashboard(authorize=...)."
 REFUSED: Final = "You may not see this dashboard."
 READ_ONLY: Final = "You may view this dashboard, but not change anything."
+BROKEN: Final = "The application could not decide whether you may see this dashboard. Its log has the error."
 OTHER_SITE: Final = "This request does not come from a page of the dashboard."
 
 
@@ -88,19 +93,30 @@ class Guard:
             return read.pop(0) if read else await receive()
 
         request = Request(scope, receive_and_keep)
-        access = await self._access_of(request)
-        is_write = request.method not in ("GET", "HEAD")
-        if access is None:
-            why = CLOSED if self._authorize is None else REFUSED
-        elif is_write and not is_same_origin(request):
-            why = OTHER_SITE
-        elif is_write and not access.actions:
-            why = READ_ONLY
+        status, others = 403, dict[str, str]()
+        try:
+            access = await self._access_of(request)
+            why = self._refusal(request, access)
+        except HTTPException as error:
+            why, status, others = str(error.detail), error.status_code, dict(error.headers or {})
+        except Exception:
+            log.exception("the authorize function of dashboard() has failed")
+            why, status = BROKEN, 500
+        if why:
+            answer = await message_page(request, why, status)
+            answer.headers.update(others)
+            await answer(scope, receive, send_with_headers)
         else:
             scope["taskflow.access"] = access
             await self._app(scope, receive_again, send_with_headers)
-            return
-        await (await message_page(request, why, 403))(scope, receive, send_with_headers)
+
+    def _refusal(self, request: Request, access: Access | None) -> str:
+        """Return why the request is refused, or an empty text."""
+        if access is None:
+            return CLOSED if self._authorize is None else REFUSED
+        if request.method in ("GET", "HEAD"):
+            return ""
+        return OTHER_SITE if not is_same_origin(request) else "" if access.actions else READ_ONLY
 
     async def _access_of(self, request: Request) -> Access | None:
         authorize = self._authorize

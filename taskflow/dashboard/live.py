@@ -14,10 +14,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
+from taskflow.app.app import default_app
 from taskflow.app.operate import operate
 from taskflow.dashboard.guard import Access
+from taskflow.dashboard.memo import remembered
 from taskflow.dashboard.rendering import POLLS, is_fragment
 from taskflow.model.errors import TaskflowError
+from taskflow.model.schedule import ScheduleRecord
 
 INTERVAL: Final = 1.0  # seconds between two checks of the store, during which a page is shared
 FEW, MAX_FACTOR = 5, 5.0  # with more watchers than `FEW`, checks become up to `MAX_FACTOR` times rarer, so that they cost the host little
@@ -93,12 +96,14 @@ class Sampler:
 
     async def _check_store(self) -> str:
         try:
-            queues, workers, totals = await asyncio.gather(operate.queues(), operate.workers(), operate.metrics())
+            queues, workers, *others = await asyncio.gather(
+                operate.queues(), operate.workers(), operate.metrics(), operate.paused_jobs(), remembered("schedules", _schedules)
+            )
         except TaskflowError:
             state = AWAY
         else:
             counts = [(queue.name, queue.is_paused, queue.counts) for queue in queues]
-            seen = [counts, [(worker.name, worker.running, worker.is_lost) for worker in workers], totals, int(time.time() // MAX_AGE)]
+            seen = [counts, [(worker.name, worker.running, worker.is_lost) for worker in workers], others, int(time.time() // MAX_AGE)]
             state = hashlib.sha256(msgspec.msgpack.encode(seen)).hexdigest()[:16]
         if state != self._state:
             self._state = state
@@ -108,6 +113,10 @@ class Sampler:
     def _wake(self) -> None:
         for watcher in self._watchers:
             watcher.set()
+
+
+async def _schedules() -> list[ScheduleRecord]:
+    return await default_app().client().call(lambda broker: broker.admin.schedules(None))
 
 
 class Live:

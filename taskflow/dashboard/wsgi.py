@@ -20,7 +20,7 @@ from taskflow.dashboard.live import Live
 from taskflow.dashboard.rendering import POLLS
 from taskflow.dashboard.selection import MAX_FORM, whole
 
-GIVEN: Final = "taskflow.given"  # in the scope: the result of `authorize`, which ran in the host's thread
+GIVEN: Final = "taskflow.given"  # in the scope: what `authorize` has returned or raised in the host's thread
 
 
 def dashboard_wsgi(*, authorize: Authorize | None = None) -> WSGIApplication:
@@ -39,7 +39,10 @@ def dashboard_wsgi(*, authorize: Authorize | None = None) -> WSGIApplication:
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         scope, body = _read(environ)
         if authorize is not None:
-            scope[GIVEN] = authorize(Request(scope))
+            try:
+                scope[GIVEN] = authorize(Request(scope))
+            except Exception as error:
+                scope[GIVEN] = error
         answer = answer_of(app, scope, body)
         start_response(f"{answer.status} {_phrase(answer.status)}", answer.headers)
         return [] if scope["method"] == "HEAD" else [answer.body]
@@ -61,6 +64,8 @@ def _end(acts: Acts) -> None:
 
 async def _given(request: Request) -> Access | None:
     found: Any = request.scope.get(GIVEN)
+    if isinstance(found, Exception):
+        raise found
     access: Access | None = await found if inspect.isawaitable(found) else found
     return access
 

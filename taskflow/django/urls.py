@@ -8,7 +8,7 @@ from django.urls import re_path
 from django.views.decorators.csrf import csrf_exempt
 
 from taskflow.dashboard import Access
-from taskflow.dashboard.rendering import FRAGMENT
+from taskflow.dashboard.rendering import API, FRAGMENT
 from taskflow.dashboard.wsgi import GIVEN, answer_of, application, scope_of
 
 _application = application()
@@ -17,9 +17,10 @@ _application = application()
 # The dashboard accepts writes only from the same origin, so its forms need no CSRF token.
 @csrf_exempt
 def dashboard(request: HttpRequest, path: str) -> HttpResponse:
-    """Serve the dashboard. Anonymous users are redirected to `LOGIN_URL`."""
+    """Serve the dashboard. Anonymous users are redirected to `LOGIN_URL`; their scripts and programs are refused."""
     user = request.user
-    if not user.is_authenticated and request.method == "GET" and FRAGMENT not in request.headers:
+    is_for_program = FRAGMENT in request.headers or f"/{path}".startswith(f"{API}/")
+    if not user.is_authenticated and request.method == "GET" and not is_for_program:
         return redirect_to_login(request.get_full_path())
     scope = scope_of(
         request.method,

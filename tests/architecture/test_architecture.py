@@ -46,11 +46,11 @@ BUDGETS = {
     "taskflow/worker": 7_105,
     "taskflow/cli": 4_820,
     "taskflow/testing": 1_040,
-    "taskflow/dashboard": 2_085,
-    "taskflow/django": 620,
+    "taskflow/dashboard": 2_115,
+    "taskflow/django": 625,
     "taskflow/telemetry": 410,
-    "taskflow": 54_625,
-    "tests": 74_065,
+    "taskflow": 54_660,
+    "tests": 74_110,
 }
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from taskflow import configure
+from taskflow import Cron, configure, operate, schedules
 from taskflow.dashboard import live
 from taskflow.dashboard.live import Sampler
 from taskflow.model.errors import BrokerUnavailable
 from tests.dashboard.site import ADA, PREFIX, Page, Site
 from tests.support.world import World
+from tests.unit.app.jobs import nothing
 
 FRAGMENT = {"X-Taskflow-Fragment": "1"}
 
@@ -56,6 +57,12 @@ async def test_a_watcher_hears_of_changes(world: World) -> None:
     await world.broker.admin.pause("mail")
     assert (await next_event(stream))["event"] == "change"
     await world.a_session()
+    assert (await next_event(stream))["event"] == "change"
+    await schedules.put("nightly", nothing.bind(), Cron("0 3 * * *"))
+    assert (await next_event(stream))["event"] == "change"
+    await schedules.pause("nightly")
+    assert (await next_event(stream))["event"] == "change"
+    await operate.pause(job="nothing")
     assert (await next_event(stream))["event"] == "change"
     await stream.aclose()  # type: ignore[attr-defined]
 

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message
 
@@ -95,10 +96,37 @@ async def test_authorize_is_asked_for_each_request(memory: World, authorize: Aut
 
 
 @pytest.mark.parametrize("answer", [True, "ada", 1])
-async def test_an_answer_that_is_no_access_opens_nothing(memory: World, answer: Any) -> None:
+async def test_an_answer_that_is_no_access_opens_nothing(memory: World, answer: Any, caplog: pytest.LogCaptureFixture) -> None:
     async with Site(lambda request: answer) as site:
-        with pytest.raises(TypeError, match="expected an Access, or None to refuse"):
-            await site.get("/")
+        await site.get("/", code=500)
+    assert "expected an Access, or None to refuse" in caplog.text
+
+
+async def test_an_authorize_that_fails_opens_nothing(memory: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The page does not show the error, which may contain a secret. The log does."""
+
+    async def fails(request: Request) -> Access:
+        raise ConnectionError("no answer from ldap://secret@host")
+
+    async with Site(fails) as site:
+        page = await site.get("/", code=500)
+        assert "secret" not in page.answer.text
+        assert page.answer.headers["content-security-policy"].startswith("style-src 'self'")
+        assert "nav" not in dict(page.tags)
+        failed = await site.get("/api/v1/queues", code=500)
+        assert set(failed.answer.json()) == {"error"}
+    assert "ldap://secret@host" in caplog.text
+
+
+async def test_authorize_may_raise_an_answer(memory: World) -> None:
+    """As checks of a sign-in do in Starlette and FastAPI."""
+
+    def sign_in(request: Request) -> Access:
+        raise HTTPException(303, "Sign in first.", {"Location": "/sign-in"})
+
+    async with Site(sign_in) as site:
+        page = await site.get("/", code=303)
+        assert (page.answer.headers["location"], "Sign in first." in page.text) == ("/sign-in", True)
 
 
 @pytest.mark.parametrize("actor", ["", None, 7])

@@ -114,8 +114,14 @@ def test_authorize_may_be_plain_or_async(memory: World) -> None:
         assert codes == [200, 403]
     assert set(threads) == {threading.get_ident()}
     wrong: Any = lambda request: "ada"  # noqa: E731
-    with pytest.raises(TypeError, match="expected an Access"):
-        site(wrong).get("/ops/jobs/")
+    assert site(wrong).get("/ops/jobs/").status_code == 500
+
+
+def test_an_authorize_that_fails_opens_nothing(memory: World, caplog: pytest.LogCaptureFixture) -> None:
+    answer = site(lambda request: ADA if request.scope["wsgi.environ"]["HTTP_X_USER"] else None).get("/ops/jobs/")
+    assert (answer.status_code, "Its log has the error" in answer.text) == (500, True)
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "KeyError: 'HTTP_X_USER'" in caplog.text
 
 
 def test_authorize_reads_the_session_of_flask(memory: World) -> None:

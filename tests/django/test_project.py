@@ -96,4 +96,4 @@ def test_jobs_of_pytest_django_see_the_rows_of_the_test(run: Run, database: dict
 def test_the_dashboard_is_for_members_of_staff(run: Run, database: dict[str, Any]) -> None:
     settings = ("--settings", "tests.django.project.dashboard_settings")
     said = run("django", "test", "tests.django.project", *settings, "--noinput", "--pattern", "dashboard_cases.py", database=database)
-    assert "Ran 7 tests" in said
+    assert "Ran 8 tests" in said

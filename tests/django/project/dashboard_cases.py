@@ -40,6 +40,10 @@ class DashboardTests(TestCase):
         assert self.client.get("/ops/jobs/", headers={"X-Taskflow-Fragment": "1"}).status_code == 403
         assert self.pause(SAME) == 403
 
+    def test_a_program_that_is_not_signed_in_is_refused(self) -> None:
+        answer = self.client.get("/ops/jobs/api/v1/queues")
+        assert (answer.status_code, answer.json()) == (403, {"error": "You may not see this dashboard."})
+
     def test_only_active_members_of_staff_may_look(self) -> None:
         for name, fields in (("eve", {"is_staff": False}), ("mallory", {"is_superuser": True, "is_staff": False})):
             self.sign_in(name, **fields)
