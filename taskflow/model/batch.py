@@ -1,4 +1,4 @@
-"""Batches: jobs that workers gather, so that one call of their function serves many of them."""
+"""Batches: jobs that workers gather, so that one function call serves many of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_WITHIN: Final = 3_600.0
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """How many jobs a worker gathers for one call, and how long the first one waits for others: ``Batch(size=100, within=2.0)``.
+    """How many jobs a worker gathers for one call, and how long the first job waits for others: ``Batch(size=100, within=2.0)``.
 
     `size`    the maximum number of jobs in one call, 1 to 10,000
     `within`  seconds or a timedelta, up to an hour, after which the call is made with the jobs gathered so far

@@ -1,4 +1,4 @@
-"""Where taskflow gets time, randomness and new threads, so that tests can replace them. Clocks count in microseconds."""
+"""The sources of time, randomness and threads, which tests can replace. Clocks count in microseconds."""
 
 from __future__ import annotations
 
@@ -140,8 +140,8 @@ class Chance(Protocol):
 
 
 SYSTEM_RANDOM: Final = random.SystemRandom()
-"""Draws from the operating system. Two processes with generators in the same state would make the same ids, and jobs would be lost.
-Applications seed the random module's generator. C code that forks, as in uWSGI, copies the state of any generator."""
+"""Draws from the operating system, because two processes with equal generator states would make the same ids, and jobs would be lost.
+Applications seed the random module's generator, and C code that forks, as in uWSGI, copies the state of any generator."""
 
 
 class _SystemChance:
@@ -157,7 +157,7 @@ def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
 
 
 class Seams(msgspec.Struct, frozen=True):
-    """The sources from which a part of taskflow gets time, randomness and threads."""
+    """The replaceable sources (seams) of time, randomness and threads for a part of taskflow."""
 
     clock: Clock = msgspec.field(default_factory=SystemClock)
     chance: Chance = msgspec.field(default_factory=_SystemChance)

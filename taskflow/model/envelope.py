@@ -48,10 +48,10 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
     `at_most`   with DEBOUNCE, the latest due time to which calls can move the waiting job, in seconds after its creation
     `awaits`    how many jobs with this job's id in their `joins` must end before this one leaves HELD
     `joins`     ids of held jobs that are waiting for this one to end. Without `ties`, its outcome does not matter
-    `limits`    the gates that it passes before it's READY, without duplicates
+    `limits`    the gates (limits) that it must pass before it's READY, without duplicates
     `member`    its place in its flow, if it belongs to one
-    `ties`      for a job in a flow, what its end means for each of the jobs in `joins`
-    `fair`      a digest of the tenant with whose jobs it takes turns, or None
+    `ties`      for a job in a flow, how its end affects each of the jobs in `joins`
+    `fair`      a digest of its tenant, or None; the jobs of a queue's tenants take turns
     `on_failure` the call to send if the job ends FAILED, as `pack_follow_up` packs it
     """
 
@@ -74,7 +74,7 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
 
 
 def notes_of(envelope: Envelope) -> tuple[bytes, ...]:
-    """Return the ids of the notes that a success of a job in a flow writes, and of those that it drops unless they are many."""
+    """Return the ids of the notes (inputs of a flow's jobs) that a job's success writes, and of those that it drops if they are few."""
     member = envelope.member
     inputs = 0 if member is None or member.inputs > MAX_NOTES_AT_ONCE else member.inputs
     ties = zip(envelope.joins, envelope.ties, strict=False)
@@ -234,7 +234,7 @@ CAUSED_BY: Final = "tf-caused-by"
 """The header of a follow-up that holds the id of the job that failed."""
 
 MAX_FOLLOW_UP: Final = 32_768
-"""The maximum size in bytes of a stored call, which travels with its job. It includes the `on_failure` of the call itself."""
+"""The maximum size in bytes of an `on_failure` call, which travels with its job. It includes the `on_failure` of the call itself."""
 
 _NO_ID: Final = bytes(16)
 _DECODER: Final = msgspec.msgpack.Decoder(Envelope)

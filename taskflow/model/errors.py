@@ -93,8 +93,8 @@ class StoreFull(BrokerError):
 
 
 class WrongConnection(TaskflowError, ValueError):
-    """The connection cannot carry the job: it is closed, in autocommit mode, or to another database than the broker's. Nothing was sent,
-    and the transaction is not affected."""
+    """The connection cannot be used for the job: it is closed, in autocommit mode, or connected to a database other than the broker's.
+    Nothing was sent, and the transaction is not affected."""
 
 
 class LeaseLost(TaskflowError):
@@ -147,7 +147,7 @@ class UnknownSchedule(TaskflowError, LookupError):
 
 
 class ScheduleConflict(TaskflowError):
-    """The schedule is declared by a job's decorator. It cannot be put, nor removed while a running worker declares it."""
+    """The schedule is declared by a job's decorator. `put` can't replace it, and `remove` fails while a running worker declares it."""
 
 
 class InvalidJobId(TaskflowError, ValueError):
@@ -155,8 +155,8 @@ class InvalidJobId(TaskflowError, ValueError):
 
 
 class WrongBatchResult(TaskflowError):
-    """A batch job hasn't returned a list with one element for each of its jobs. The jobs fail without a retry, because the call has already
-    had its effects."""
+    """A batch job's function did not return a list with one element for each job. The jobs fail without a retry, because the call has
+    already had its effects."""
 
 
 class KeyConflict(JobError):
@@ -182,11 +182,11 @@ StopReason = Literal["cancelled", "timeout", "shutdown", "lost"]
 
 
 class JobStopping(BaseException):
-    """Raised inside a plain function when its run is asked to stop. In a child process this takes a `stop_grace`. A timeout is also
-    raised if the job has `timeout_raises`, in a thread too. It isn't an Exception, so `except Exception` does not catch it.
+    """Raised inside a plain function when its run is asked to stop. In a child process, this requires a `stop_grace`. With
+    `timeout_raises`, a timeout raises it too, even in a thread. It isn't an Exception, so `except Exception` does not catch it.
 
-    `reason`  "cancelled", "timeout", "shutdown" if the worker's grace period is over, or "lost" if the worker has lost the lease, so that
-              the job may already run elsewhere
+    `reason`  "cancelled", "timeout", "shutdown" if the worker's grace period is over, or "lost" if the worker has lost the lease, in which
+              case the job may already run elsewhere
     """
 
     def __init__(self, reason: StopReason = "timeout") -> None:  # a thread can only be interrupted by a class, without arguments

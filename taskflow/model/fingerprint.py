@@ -22,7 +22,7 @@ MAX_DEPLOY: Final = 100
 
 
 def pack_cause(fingerprint: bytes, deploy: str) -> bytes:
-    """Return the fingerprint followed by the deploy. All causes with one fingerprint are next to each other in an index."""
+    """Return the fingerprint followed by the deploy. Causes with the same fingerprint are adjacent in an index."""
     return fingerprint + deploy[:MAX_DEPLOY].encode(errors="replace")
 
 
@@ -49,7 +49,7 @@ _VARYING: Final = (
 """Patterns that vary between messages with the same cause, and their replacements."""
 
 MAX_CHARACTERS: Final = 300
-"""The number of characters of a message that count. The rest is mostly data."""
+"""Only this many characters of a message count, because the rest is mostly data."""
 
 
 def cause_of(verdict: Verdict, deploy: str) -> bytes | None:

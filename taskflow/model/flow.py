@@ -1,6 +1,6 @@
-"""Flows: jobs that are sent together. Some of them await others, and get their results.
+"""Flows: jobs that are sent together. Some of the jobs wait for others, and get their results.
 
-The jobs of a flow are numbered in the order in which they are built, so that each part of it is an interval of numbers.
+The jobs of a flow are numbered in the order in which they are built, so that each part of the flow has consecutive numbers.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ import msgspec
 from taskflow.model.ids import ID_BYTES
 
 MAX_JOBS: Final = 10_000
-"""The most jobs of a flow, apart from those that follow a group."""
+"""The maximum number of jobs in a flow, apart from those that follow a group."""
 
 MAX_MEMBERS: Final = 2 * MAX_JOBS
-"""The most jobs of a flow in all."""
+"""The maximum number of all jobs in a flow."""
 
 MAX_FLOW_BYTES: Final = 16 << 20
-"""The most bytes of the arguments and options of all jobs of a flow."""
+"""The maximum size of the arguments and options of all jobs in a flow, in bytes."""
 
 MAX_RESULTS: Final = 64 << 20
-"""The most bytes of the results that one job gets."""
+"""The maximum size of all results that one job gets, in bytes."""
 
 MAX_NOTES_AT_ONCE: Final = 16
-"""The most notes that the end of a job drops in its own step. Upkeep drops the others."""
+"""The maximum number of notes (stored inputs) that the end of a job drops in the same step. Upkeep drops the others."""
 
 NUMBER_BYTES: Final = 4
 _MAX_NUMBER: Final = (1 << 8 * NUMBER_BYTES) - 1
 
 
 class Member(NamedTuple):
-    """The place of a job in its flow.
+    """A job's place in its flow.
 
     `flow`     the flow's id, 16 bytes
     `number`   the job's number in the flow, from 0
-    `first`    the first number of the jobs that its failure cancels, if they have not begun
-    `last`     the last number of them
+    `first`    the lowest number of the jobs that its failure cancels, if they have not begun
+    `last`     the highest number of these jobs
     `takes`    the name of the parameter that the results fill; None if the job only waits
     `is_list`  True if the parameter gets a list of the results, in the order of the inputs, and False if it gets the only one
     `inputs`   how many results the job gets; 0 if it takes none
@@ -64,7 +64,7 @@ class Tie(NamedTuple):
 
 
 def numbered(record_id: bytes, number: int) -> bytes:
-    """Return an id followed by a number, which sorts by both: of a flow and one of its jobs, or of a job and one of its inputs."""
+    """Return an id and a number as bytes that sort by both: a flow's id and a job's number, or a job's id and an input's number."""
     return record_id + min(max(number, 0), _MAX_NUMBER).to_bytes(NUMBER_BYTES, "big")
 
 
@@ -75,8 +75,8 @@ _MAX_MESSAGE: Final = 2_000
 
 
 class FailureNote(NamedTuple):
-    """How a job has ended that has not succeeded. `type` is that of the error, or empty if it was cancelled: then `message` is the reason.
-    `job_id` is the job whose failure has ended it, which may be another one."""
+    """How a job ended without success. `type` is the error's type, or empty if the job was cancelled; then `message` is the reason.
+    `job_id` is the job whose failure ended it, which may be another job."""
 
     type: str
     message: str
@@ -84,7 +84,7 @@ class FailureNote(NamedTuple):
 
 
 def result_note(result: bytes) -> bytes:
-    """Return a result as a note keeps it."""
+    """Return the note that holds a result."""
     return _RESULT + result
 
 

@@ -1,4 +1,4 @@
-"""The fields of an envelope: those that records show too, those that no plain job has, and the opaque ones, which are kept packed."""
+"""The fields of an envelope: fields that records share, fields that plain jobs lack, and opaque fields, which are stored packed."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def bare_text(given: str) -> str:
 
 
 OPAQUE: Final = (
-    # These two come first, in this order, so that the extras show by their first bytes which of them a job has: see `has_tags` and
+    # These two come first, in this order, so that the first bytes of the extras show which of them a job has: see `has_tags` and
     # `has_follow_up`.
     Opaque("tags", "g", lambda stored: check_tags(text(stored).split(" ")), " ".join, is_plain=False),
     Opaque("on_failure", "f", maybe_octets),
@@ -153,7 +153,7 @@ OPAQUE: Final = (
     Opaque("headers", "h", _read_headers),
     Opaque("key_text", "u", maybe_text),  # for people: the key itself is a digest
     Opaque("retry", "r", _read_retry, lambda retry: [retry.base, retry.factor, retry.max, retry.jitter]),
-    Opaque("throttle", "w", lambda stored: maybe(stored, _read_seconds)),  # for calls in transactions, which are decided on later
+    Opaque("throttle", "w", lambda stored: maybe(stored, _read_seconds)),  # for calls in transactions, which a worker admits later
     Opaque("fair", "q", maybe_octets, is_plain=False),  # a digest of the tenant: see broker/engine/turns.py
     Opaque("secrets", "s", _read_secrets),  # the names in arguments and result whose values are not shown
 )

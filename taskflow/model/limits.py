@@ -16,7 +16,7 @@ RATE: Final = b"rate"
 """The kinds of gates."""
 
 TENANT: Final = b"tenant"
-"""Stands for the kind in the digest of a tenant, with whose jobs others take turns."""
+"""The kind in the digest of a tenant, whose jobs take turns with those of other tenants."""
 
 MAX_GATES: Final = 8
 """The maximum number of limits of one job."""

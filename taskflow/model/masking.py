@@ -52,7 +52,7 @@ def is_secret(name: str) -> bool:
 
 
 def masked_text(text: str) -> str:
-    """Hide passwords in URLs, and parameters of URLs whose names are those of secrets."""
+    """Hide passwords in URLs, and URL parameters that have the names of secrets."""
     text = _PASSWORD_IN_URL.sub(rf"\1:{HIDDEN}", text) if "://" in text else text
     return _PARAMETER_IN_URL.sub(_masked_parameter, text)
 
@@ -110,7 +110,7 @@ def _pairs(values: Mapping[Any, object], secrets: Collection[str], limits: Displ
 
 
 def _ordered(value: Any) -> Iterable[Any]:
-    """Sets are sorted by their text, so that the same set looks the same each time."""
+    """Return the items, those of a set sorted by their text, so that equal sets look alike."""
     return sorted(value, key=shown) if isinstance(value, Set) else value
 
 

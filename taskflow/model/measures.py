@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 MAX_PAIRS: Final = 500
-"""The maximum number of pairs of queue and job that are counted separately. Further ones are counted as `OTHER`."""
+"""The maximum number of pairs of queue and job that are counted separately. Further pairs are counted as `OTHER`."""
 
 OTHER: Final = ("_other", "_other")
 
@@ -20,7 +20,7 @@ MAX_BIN: Final = 42
 """The highest bin, for durations of more than about 25 days."""
 
 MAX_BYTES: Final = 1 << 20
-"""The maximum size of packed measures in bytes. Larger ones are not read."""
+"""The maximum size of packed measures in bytes. Larger measures are not read."""
 
 
 MAX_COUNT: Final = (1 << 63) - 1
@@ -51,12 +51,12 @@ class Measure(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
     @property
     def number(self) -> int:
-        """How many runs there were."""
+        """The number of runs."""
         return sum(self.runs.values())
 
     def time_of(self, share: float) -> float:
-        """Return the time in seconds within which the given share of the runs ended: at 0.95, 95 % were no slower. The figure is up to
-        twice the exact one; 0.0 without runs."""
+        """Return the time in seconds within which the given share of the runs ended: at 0.95, 95 % were no slower. The result is up to
+        twice the exact time; 0.0 without runs."""
         return _quantile(self.times, share)
 
     def wait_of(self, share: float) -> float:
@@ -82,9 +82,9 @@ Measures = dict[tuple[str, str], Measure]
 class MeasuresRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The measures of all workers over a period.
 
-    `at`        when it begins
-    `seconds`   how long it is: a minute, ten minutes or an hour
-    `measures`  by queue and job
+    `at`        when the period begins
+    `seconds`   the length of the period: a minute, ten minutes or an hour
+    `measures`  the measures by queue and job
     """
 
     at: datetime
@@ -137,7 +137,7 @@ def pack_measures(measures: Mapping[tuple[str, str], Measure]) -> bytes:
 
 
 def unpack_measures(packed: bytes | None) -> Measures:
-    """Decode packed measures. Return none if they can't be read: another program may have written them."""
+    """Decode packed measures. Return an empty dict if they can't be read, because another program may have written them."""
     try:
         return {(queue, job): measure for queue, job, measure in _decode(packed or b"")} if len(packed or b"") <= MAX_BYTES else {}
     except (msgspec.MsgspecError, UnicodeError):

@@ -31,7 +31,7 @@ def one_line(text: object, most: int = MAX_CHARACTERS) -> str:
 
 
 def indented(text: object, most: int | None = None) -> str:
-    """Return the text with each line escaped and indented, so that none can pass for a log line. A long one loses its middle."""
+    """Return the text with each line escaped and indented, so that no line can pass for a log line. A long text loses its middle."""
     whole = str(text)
     if most is not None and len(whole) > most:
         half = most // 2

@@ -56,12 +56,12 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
                    end of a back-off after too many hand-backs
     `reason`       why the job ended, if there is a reason: "expired", "replaced by ID", "poison: ...", or a user's text. A poison job that
                    waits for its follow-up already has its reason
-    `behind`       the id of the running job with the same key that this one waits for, or None
+    `behind`       the id of the running job with the same key for which this job waits, or None
     `awaits`       how many jobs a HELD job awaits; 0 for others
     `member`       its place in its flow, or None
     `joins`        the ids of the jobs of its flow that await it
-    `felled_by`    the id of the job whose failure has cancelled it, or that of its flow if that was cancelled
-    `errors`       one for each run that failed or crashed, oldest first
+    `felled_by`    the id of the job whose failure cancelled it, or of its flow if the flow was cancelled
+    `errors`       one entry for each run that failed or crashed, oldest first
     `worker`       the name of the worker that is running the job, or ran it last
     `cause`        the cause of a failed job, as it is stored
     `unreadable`   the stored fields that could not be read; they have their defaults here, and the store keeps their bytes
@@ -128,7 +128,7 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
 
 def queue_wait(status: Status, due_at: datetime, started_at: datetime | None, ends: Iterable[datetime]) -> float | None:
     """Return the seconds from when a job became ready until its last run started, or None if it has not run since. `ends` are the
-    ends of runs that failed or crashed: after a crash, a job is ready again in its old place, so that its due time stays the first."""
+    ends of runs that failed or crashed: after a crash, a job is ready again in its old place, so its first due time remains."""
     if status.is_waiting or started_at is None or (status is Status.CANCELLED and started_at < due_at):
         return None
     ready_at = max([due_at, *(end for end in ends if end <= started_at)])
@@ -188,7 +188,7 @@ def timeline(record: Record, now: datetime) -> list[Moment]:
     last = record.errors[-1] if record.errors else None
     ran_at = record.started_at or (record.claimed_at if record.status is Status.RUNNING else None)
     if record.status in WAITING or (last is not None and ran_at == instant_of(last.started_at)):
-        ran_at = None  # the last run returned to the queue, or is the one that left the last error
+        ran_at = None  # the last run's job returned to the queue, or that run left the last error
     is_ready_at_once = last is None and record.due_at == record.created_at
     found = [Moment(record.created_at, "sent, and ready at once" if is_ready_at_once else "sent")]
     lost = record.failures - sum(error.ending is not RunEnding.CRASHED for error in record.errors)

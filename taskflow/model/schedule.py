@@ -62,7 +62,7 @@ class Firing(msgspec.Struct, frozen=True, kw_only=True):
     `next_at`   the next instant after this step; None if there is none
     `offer_at`   when to offer the schedule again: normally `next_at` plus its jitter
     `envelope`  the job to add; None to add none
-    `missed`    the number of instants that this step leaves out
+    `missed`    the number of instants that this step skips
     """
 
     name: str
@@ -90,7 +90,7 @@ class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
     `last_id`       the id of the last job that was added
     `fired`         how many jobs the schedule has added
     `skipped`       how many jobs were refused because of their key
-    `missed`        how many instants were left out
+    `missed`        how many instants were skipped because it was too late
     `declarers`     the names of the living sessions that declare it, youngest first; empty if it was put
     `asleep_since`  when the last session that declared it ended; None while one declares it, and if it was put
     """
@@ -114,9 +114,9 @@ class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
 class ScheduleState(msgspec.Struct):
     """A schedule as the engine keeps it, with the rules by which it changes. Times are in microseconds since 1970.
 
-    `offer_at`  when upkeep next has to handle it: to offer it or, if it is asleep, to remove it; None if it need not
-    `since`    if `next_at` has to be computed: the time after which to look for it. Offers do not move it, so a caller
-               that dies with an offer loses no instant. None if there is no next instant
+    `offer_at`  when upkeep must offer it next or, if it is asleep, remove it; None if upkeep need not handle it
+    `since`     if `next_at` has to be computed, the time after which to search for it. Offers do not change it, so no instant is lost if a
+                caller dies with an offer. None if there is no next instant
     """
 
     name: str
@@ -175,7 +175,7 @@ class ScheduleState(msgspec.Struct):
         return not self.is_paused and (self.digest, self.next_at) == (firing.digest, firing.expected)
 
     def record_job(self, now: int, job_id: bytes, refused_for: str | None) -> None:
-        """Record that the schedule has fired with a job to add. One whose id the store already knew does not count."""
+        """Record that the schedule has fired with a job to add. A job whose id the store already knew does not count."""
         self.last_at, self.fired_at = self.next_at, now
         if refused_for is None:
             self.fired += 1

@@ -78,7 +78,7 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
         return self.times.tz if isinstance(self.times, CronTimes) else "UTC"
 
     def delay_of(self, name: str, instant: int) -> int:
-        """Return the delay of an instant, up to `jitter`, in microseconds. All workers derive the same from the name and the instant."""
+        """Return the delay of an instant, up to `jitter`, in microseconds. All workers derive the same delay from name and instant."""
         if not self.jitter:
             return 0
         drawn = int.from_bytes(_digest_of(name, instant)[-4:], "big") / (1 << 32)
@@ -106,7 +106,7 @@ _decode: Final = msgspec.msgpack.Decoder(SchedulePlan).decode
 
 
 def id_of(name: str, instant: int) -> bytes:
-    """Return the id of a schedule's job for an instant: a UUIDv7 with a hash of both in place of random bits."""
+    """Return the id of a schedule's job for an instant: a UUIDv7 with a hash of name and instant in place of random bits."""
     random = int.from_bytes(_digest_of(name, instant)[:8], "big") >> 2
     head = (max(instant, 0) // 1_000 << 16) | 0x7000
     return ((head << 64) | 0x8000_0000_0000_0000 | random).to_bytes(16, "big")
@@ -119,7 +119,7 @@ def scheduled_for(headers: dict[str, str]) -> datetime | None:
     if text is None:
         return None
     instant, _, zone = text.removesuffix("]").partition("[")
-    with suppress(ValueError, OverflowError):  # the header may be another program's
+    with suppress(ValueError, OverflowError):  # another program may have set the header
         at = datetime.fromisoformat(instant)
         try:
             return at.astimezone(zone_of(zone))
@@ -129,7 +129,7 @@ def scheduled_for(headers: dict[str, str]) -> datetime | None:
 
 
 def firings_of(offer: Offer, plan: SchedulePlan, times: Timetable) -> list[Firing]:
-    """Return the steps to take now for a schedule that was offered, at most `MAX_OFFERS`. `times` may be the application's own."""
+    """Return the steps to take now for a schedule that was offered, at most `MAX_OFFERS`. `times` may be defined by the application."""
 
     def due_at(instant: int) -> int:
         return instant + plan.delay_of(offer.name, instant)

@@ -1,4 +1,4 @@
-"""Sessions and heartbeats. A session is how a store knows a worker, from the worker's registration until it leaves or dies."""
+"""Sessions and heartbeats. A session represents a worker in a store, from the worker's registration until it leaves or dies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     settlement. The other fields are only for people to read and are not part of any fence.
 
     `name`    "host:pid"
-    `queues`  the queues that it takes; empty for all
+    `queues`  the queues from which it takes jobs; empty for all
     `jobs`    the names of the jobs that its code declares, aliases included; empty if there are more than `MAX_NAMES`
     `deploy`  the value of TASKFLOW_DEPLOY in its environment
     `trouble` why its claims or its upkeep keep failing; empty if they don't
@@ -81,7 +81,7 @@ def session_record_of(
 
 
 def deploy_of(about: Any) -> str:
-    """Return the deploy in what `Session.pack_about` has packed, or an empty string if it cannot be read."""
+    """Return the deploy in the fields that `Session.pack_about` packed, or an empty string if it cannot be read."""
     nothing: dict[str, Any] = {}
     deploy: str = FieldReader().read("about", about, _about, nothing).get("deploy", "")
     return deploy
@@ -109,10 +109,10 @@ class Report(msgspec.Struct, frozen=True):
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
     """A session's heartbeat, or a report that the session died.
 
-    `claims`    every lease that the session holds. A lease stays here after its run has ended, until the settlement is answered
+    `claims`    every lease that the session holds. A lease is listed until its settlement is answered, even if its run has ended
     `seen`      the number of the last claim request whose answer the session has processed or given up on. A lease from a later request
                 is never a ghost, so a delayed heartbeat cannot take it back
-    `leaving`   True in the last heartbeat: the remaining leases go back, and the session ends
+    `leaving`   True in the last heartbeat: the remaining leases are handed back, and the session ends
     `looks`     True to ask for the `WorkHint` as well, so that an idle worker needs no separate query
     `died_of`   why the session's process died ("signal SIGSEGV"), as reported by another process. This ends the session, and each of
                 its leases counts as a crash with that cause. Such a heartbeat must carry nothing else: use `of_death` to make it
@@ -154,7 +154,7 @@ class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     `lost`      the leases in the heartbeat that the session no longer has
     `stopping`  the leases whose runs should stop
-    `ghosts`    how many leases went back because the heartbeat did not list them
+    `ghosts`    how many leases were taken back because the heartbeat did not list them
     `work_hint`   set if the heartbeat asked for it
     `paused_jobs` the names of the paused jobs
     """

@@ -20,7 +20,7 @@ LATEST: Final = 253_402_300_799_999_999
 """The last instant that `datetime` can express, in microseconds since 1970."""
 
 MAX_RAW: Final = 256
-"""The maximum number of bytes that are passed on from an unreadable field. The store keeps all of them."""
+"""The maximum number of an unreadable field's bytes that a record shows. The store keeps all of them."""
 
 
 class Unreadable(msgspec.Struct, frozen=True):
@@ -127,7 +127,7 @@ def maybe_instant(stored: Any) -> datetime | None:
 
 
 def packed(value: Any) -> bytes:
-    """Encode a value as msgpack. Its texts may contain lone surrogates, as the message of an exception may."""
+    """Encode a value as msgpack. Its texts may contain lone surrogates, which occur in messages of exceptions."""
     try:
         return _encode(value)
     except UnicodeEncodeError:

@@ -43,7 +43,7 @@ MIN_INTERVAL: Final = 1.0
 
 
 class Timetable(Protocol):
-    """Anything that computes the instants of a schedule."""
+    """An object that computes the instants of a schedule."""
 
     def next(self, after: datetime) -> datetime | None:
         """Return the first instant later than `after`, as an aware datetime, or None if there is none. `after` is aware, in UTC."""
@@ -225,7 +225,7 @@ def _without_needless_step(found: re.Match[str]) -> str:
 
 
 def _search(fields: str, local: datetime) -> CronSim:
-    """Return an iterator over the matching local times after `local`. cronsim itself would handle clock changes in another way."""
+    """Return an iterator over the matching local times after `local`. cronsim itself would handle clock changes differently."""
     times = copy(_parsed(fields))
     times.dt = local.replace(microsecond=0)
     return times
@@ -240,7 +240,7 @@ def _next_local_time(fields: str, zone: tzinfo, after: datetime) -> datetime | N
 
 
 def _instant(local: datetime, zone: tzinfo) -> datetime | None:
-    """Return the instant of a local time: the first one if it is repeated, the end of the gap, if not too long, if it is skipped."""
+    """Return the instant of a local time: the first one if it is repeated; if it is skipped, the end of the gap, or None for a long gap."""
     aware = local.replace(tzinfo=zone)
     at = aware.astimezone(UTC)
     if at.astimezone(zone).replace(tzinfo=None) == local:

@@ -73,7 +73,7 @@ class RunError(msgspec.Struct, frozen=True):
     `at`          when the run ended
     `ending`      how it ended
     `worker`      the name of its worker
-    `started_at`  when it started. If a worker was lost before it reported that, when it claimed the job
+    `started_at`  when it started, or when its worker claimed the job if the worker was lost before it reported the start
     """
 
     type: str
@@ -236,7 +236,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `key`        the key of the job, from its lease, so that a store can read everything it needs at once
     `limits`     the gates of the job, from its lease, for the same reason
     `arguments`  the payload of the job, if it's to be kept with a success's result
-    `awaited_by` the job of its flow that awaits it, if there is one only, for the same reason
+    `awaited_by` the job of its flow that awaits it, if exactly one does, for the same reason
     `notes`      the notes that the end of a job in a flow writes or drops, for the same reason as the key
     """
 

@@ -68,7 +68,7 @@ def waits_for_resume(queue: str) -> str:
 
 
 DISCARDED: Final = "taskflow.Discard"
-"""The error type that jobs which collect failures see for a job that has discarded itself."""
+"""The error type of a job that discarded itself, as shown to jobs that collect failures."""
 
 
 AWAITS_IN_VAIN: Final = "a job of its flow that it awaits was cancelled or dropped: retry the whole flow, or send it again"

@@ -207,7 +207,7 @@ def _of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _is_default(field: Any, value: Any) -> bool:
-    """A value from a default factory isn't a default, because the next one may differ."""
+    """Return True if the value is the field's default. A factory's value isn't one, because the next value may differ."""
     try:
         return type(field.default) is type(value) and bool(field.default == value)
     except Exception:
@@ -244,7 +244,7 @@ def _with_state(of_fields: Shape) -> Shape:
 
 
 def _private_wires(value: Any, levels: int) -> dict[str, Any]:
-    """Return the private attributes that differ from their defaults, without those that cannot be sent and have no `__eq__` (a lock)."""
+    """Return private attributes that differ from their defaults, except those that cannot be sent and have no `__eq__`, such as locks."""
     wires: dict[str, Any] = {}
     for name, part in (value.__pydantic_private__ or {}).items():
         if _is_default(type(value).__private_attributes__[name], part):
@@ -292,7 +292,7 @@ def _foreign(annotation: Any) -> Shape:
 
 
 def record_for(kind: type, arguments: tuple[Any, ...]) -> ClassFields | None:
-    """Return the fields of `kind[arguments]`, or None for another kind of class. Raises Unsupported, or Unresolved if it is too early."""
+    """Return the fields of `kind[arguments]`, or None for other kinds of classes. Raises Unsupported, or Unresolved for undefined names."""
     for is_one, build in _KINDS:
         if is_one(kind):
             return build(kind, arguments)

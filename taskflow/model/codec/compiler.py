@@ -301,8 +301,8 @@ class Secret:
 
 
 def secret_names(annotations: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names, among these and the fields in their types, whose annotation carries the mark, also in a part that has no name
-    itself."""
+    """Return the names, of these annotations and of fields in their types, that are marked as `Secret`, even if the mark is on a part
+    without a name."""
     found = set[str]()
     _walk(annotations.items(), found, set())
     return tuple(sorted(found))

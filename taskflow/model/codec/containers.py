@@ -240,8 +240,8 @@ def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
 
 
 def abstract_collection(kind: type, item: Shape) -> Shape:
-    """Return the shape of `Sequence[item]` or the like. Values that aren't of a concrete type become a list or set; text and mappings are
-    refused."""
+    """Return the shape of `Sequence[item]` or a similar type. Values that aren't of a concrete type become a list or set. Text and mappings
+    are rejected."""
     label = f"{kind.__name__}[{item.label}]"
     concrete = tuple(each for each in _KINDS if issubclass(each, kind))
     otherwise: type = set if issubclass(kind, Set) else list

@@ -1,4 +1,4 @@
-"""The shape of `Failure`, which stands among the results of a group for a job that has not succeeded."""
+"""The shape of `Failure`, which takes the place of a job's result in a group if the job did not succeed."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ class FunctionCodec:
         return secret_names({**{each.name: each.annotation for each in self._annotated(hints)}, RETURNED: hints.get(RETURNED, Any)})
 
     def hints(self, names: Collection[str]) -> dict[str, Any]:
-        """Return the annotations of one job, which differ from the function's if that takes and returns a list of them."""
+        """Return the annotations of one job. They differ from the function's if that is a batch function, which takes and returns lists."""
         hints = hints_of_function(self._function, names)
         return hints_of_item(hints) if self._is_batch else hints
 
@@ -246,7 +246,7 @@ class FunctionCodec:
         return self.hints((RETURNED, *(each.name for each in self._parameters)))
 
     def _arguments(self, hints: Mapping[str, Any], without: str = "") -> Shape:
-        """Return the shape of the arguments, without those of one parameter."""
+        """Return the shape of the arguments, except for the parameter named `without`."""
         parameters, compiler = [each for each in self._annotated(hints) if each.name != without], Compiler()
         shapes = {each.name: _shape(compiler, each.annotation, each.name) for each in parameters}
         return replace(Arguments(parameters, shapes, self._injected).shape, runs_code=compiler.runs_code)
@@ -260,7 +260,7 @@ class FunctionCodec:
         return encode(arguments, (args, kwargs), self.limits, where=self._in_call)
 
     def decode_arguments(self, payload: bytes, *, results: int = 0) -> CallArguments:
-        """Decode the arguments of a call, one of which has so many results of other jobs, each as large as an argument may be.
+        """Decode the arguments of a call. One of them may hold `results` results of other jobs, each as large as an argument may be.
 
         Raises only DecodeError or a subclass (NewerFormat, ...), whatever the bytes are.
         """
@@ -271,8 +271,8 @@ class FunctionCodec:
         return decode(arguments, payload, limits, where=self._in_call)  # type: ignore[no-any-return]
 
     def around(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, int, CallArguments]:
-        """Return the name of the first parameter by position that `kwargs` lacks, its place, and the arguments of a function without it:
-        `args` are those behind that place. Raises EncodeError if there is no such parameter."""
+        """Return the name and the place of the first positional parameter that `kwargs` lacks, and the arguments of a call without it, in
+        which `args` follow that place. Raises EncodeError if there is no such parameter."""
         before, named = list[Any](), dict(kwargs)
         for each in self._parameters:
             if each.kind not in _BY_POSITION:
@@ -283,11 +283,11 @@ class FunctionCodec:
         raise EncodeError(f"{self.name} has no free parameter for a result: bind() makes a call that ignores it")
 
     def encode_around(self, takes: str, call: CallArguments) -> bytes:
-        """Encode arguments that lack one, of the parameter `takes`, as `around` returns them. Raises the errors of `encode_arguments`."""
+        """Encode arguments without that of the parameter `takes`, as `around` returns them. Raises the errors of `encode_arguments`."""
         return encode(self._shape_around(takes), call, self.limits, where=self._in_call)
 
     def decode_around(self, takes: str, payload: bytes) -> CallArguments:
-        """Decode what `encode_around` returns."""
+        """Decode a payload that `encode_around` made."""
         return decode(self._shape_around(takes), payload, self.limits, where=self._in_call)  # type: ignore[no-any-return]
 
     def _shape_around(self, takes: str) -> Shape:
@@ -296,7 +296,7 @@ class FunctionCodec:
         return self._around[takes]
 
     def as_sent(self, name: str) -> Callable[[Any], Any]:
-        """Return a function that converts a value of a parameter to the one that a run gets. It raises EncodeError if it does not fit."""
+        """Return a function that converts an argument to the value that a run gets, and raises EncodeError for an unsuitable one."""
         self.resolve()
         shape = _shape(Compiler(), self.hints((name,)).get(name, Any), name)
         return lambda value: decode(shape, encode(shape, value, self.limits), self.limits)

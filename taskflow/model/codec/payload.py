@@ -53,16 +53,16 @@ def open_payload(payload: bytes) -> tuple[Content, bytes]:
     if header and header[0] != VERSION:
         raise NewerFormat(f"payload version {header[0]} is not known; this taskflow reads version {VERSION}")
     if len(header) < HEADER_SIZE:
-        lost = "" if header else ": it is gone, or was none"
+        lost = "" if header else ": it is missing"
         raise DecodeError(f"a payload has at least {HEADER_SIZE} bytes, this one has {len(header)}{lost}")
     _, flags, key_id, content = header
     raise NewerFormat(f"payload with flags {flags:#04x}, key {key_id}, content {content} is not known; a newer taskflow wrote it")
 
 
 def with_argument(payload: bytes, name: str, values: Sequence[bytes], *, is_list: bool) -> bytes:
-    """Return the payload of a call with another argument, without decoding anything: a value, or a list of the values.
+    """Return the payload of a call with one more argument, without decoding anything. It is a single value, or a list of the values.
 
-    `values` are bodies of payloads. Raises DecodeError for a payload that is no map of arguments.
+    `values` are bodies of payloads. Raises DecodeError for a payload that is not a map of arguments.
     """
     content, body = open_payload(payload)
     lead = body[0] if body else 0

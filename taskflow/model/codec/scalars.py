@@ -1,6 +1,6 @@
 """Shapes for scalars and paths: None, bool, int, float, str, bytes, bytearray, Decimal, UUID and the classes of pathlib.
 
-A relative path of another system is read as one of this system. An absolute one is refused, because it would lead elsewhere.
+A relative path of another system is read as one of this system. An absolute path is rejected, because it would lead elsewhere.
 """
 
 from __future__ import annotations

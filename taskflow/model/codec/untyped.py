@@ -107,7 +107,7 @@ def _read_array(wire: list[Any], levels: int) -> Any:
 
 
 def not_named(wire: Any, expected: str) -> ShapeError:
-    """Return the ShapeError for a value that is not of the expected registered type: UnknownType if its name is registered nowhere here."""
+    """Return the ShapeError for a value that is not of the expected registered type: UnknownType if its name is not registered here."""
     if _has_unknown_name(form := form_of(wire)):
         return ShapeError(f"has the type {form[1][:200]!r}, which is not registered here", UnknownType)
     return ShapeError(f"expected {expected}, got {wire_type(wire)}")
@@ -172,7 +172,7 @@ class _Registered(NamedTuple):
 
 _by_name: dict[str, _Registered] = {}
 _without: WeakSet[type] = WeakSet()
-"""The classes whose instances some job already sends by their fields."""
+"""The classes whose instances a declared job already sends as fields."""
 
 
 def register_type(kind: type[T], *, encode: Callable[[T], object], decode: Callable[[Any], T], name: str | None = None) -> None:
