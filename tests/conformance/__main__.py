@@ -1,4 +1,4 @@
-"""`python -m tests.conformance [pytest's options]`: every test on every broker, and whether mutants fail their own clauses alone."""
+"""`python -m tests.conformance [pytest's options]` runs every test on every broker, and checks that mutants fail only their clauses."""
 
 from __future__ import annotations
 

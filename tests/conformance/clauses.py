@@ -1,4 +1,4 @@
-"""The clauses of the contract, the tests that claim them, and how to run those on any world without pytest around."""
+"""The contract's clauses, the tests that claim them, and a way to run those tests on any world without pytest."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ MODULES: Final = (
     *("tags", "spoilt_rows", "job_pauses"),
     "transactional",
 )
-"""Where clauses are claimed: `test_<module>.py` each."""
+"""The modules that claim clauses: `test_<module>.py` each."""
 
 ON_ALL: Final = "CONFORMANCE_ON_ALL"
-"""By this variable of the environment every test runs on every broker."""
+"""If this environment variable is set, every test runs on every broker."""
 
 _BRACKETED: Final = re.compile(r"\[([a-z]+(?:_[a-z]+)*)\]")
 
 
 def clauses() -> frozenset[str]:
-    """The names in brackets in the contract's own words."""
+    """Return the names in brackets in the contract's text."""
     texts = [
         protocol.__doc__,
         transactional.__doc__,
@@ -43,7 +43,7 @@ def clauses() -> frozenset[str]:
 
 
 class ClauseTest(NamedTuple):
-    """One test with one set of parameters. `name` is as pytest says it, without the broker."""
+    """One test with one set of parameters. `name` is pytest's, without the broker."""
 
     name: str
     clause: str
@@ -53,7 +53,7 @@ class ClauseTest(NamedTuple):
 
 @cache
 def clause_tests() -> tuple[ClauseTest, ...]:
-    """Return every test of a clause, once for each of its parameters. It is asked for by each mutant."""
+    """Return every test of a clause, once for each set of its parameters. Each mutant calls this."""
     return tuple(test for module in MODULES for test in _tests_in(f"tests.conformance.test_{module}"))
 
 
@@ -70,7 +70,7 @@ def _bound(function: Callable[..., Awaitable[None]], arguments: dict[str, Any]) 
 
 
 def _parameters(function: Callable[..., Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """All that `pytest.mark.parametrize` asks for; nothing else of pytest is used by these tests."""
+    """Yield all that `pytest.mark.parametrize` requests; these tests use nothing else of pytest."""
     marks = [mark for mark in getattr(function, "pytestmark", ()) if mark.name == "parametrize"]
     for chosen in itertools.product(*(_rows(*mark.args) for mark in marks)):
         arguments = {name: value for row in chosen for name, value in row.items()}
@@ -88,7 +88,7 @@ def _label(value: Any) -> str:
 
 
 def failing(harness: type[StoreHarness], *, of: Container[str] | None = None) -> dict[str, list[str]]:
-    """Run each test, or those of some clauses, on a fresh world of that kind. Return the clauses that fail, with the tests that do."""
+    """Run each test, or those of some clauses, each in a fresh world of that kind. Return the failing clauses, with their failing tests."""
     noticed = dict[str, list[str]]()
     with asyncio.Runner() as runner:
         for test in clause_tests():

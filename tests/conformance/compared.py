@@ -1,4 +1,4 @@
-"""A broker and, beside it, the reference broker as its model: each operation is sent to both, and all that they answer and show is
+"""A broker beside the reference broker as its model: each operation is sent to both, and everything that they answer and show is
 compared."""
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ async def _in_order(broker: Broker, view: View, limit: int) -> list[Record]:
 
 
 class Difference(AssertionError):
-    """The broker does otherwise than its model."""
+    """The broker behaves differently from its model."""
 
 
 class ComparedBroker:
-    """The reference broker itself has no model: it is judged by the invariants alone."""
+    """A broker with its model. The reference broker itself has no model: only the invariants judge it."""
 
     def __init__(self, harness: type[StoreHarness], *, rules: Rules = TIGHT, is_compared: bool | None = None) -> None:
         self.clock = ManualClock()
@@ -71,8 +71,8 @@ class ComparedBroker:
         return capability not in self.world.harness.lacks
 
     def may_have_forgotten(self, job_or_session: bytes) -> bool:
-        """Whether it has been over for `repeat_for`. [upkeep_drops] and [register_dead] promise that its id is known for at least so long.
-        They leave open which later upkeep forgets it."""
+        """Whether it ended at least `repeat_for` ago. [upkeep_drops] and [register_dead] promise that its id is known for at least that
+        long. They leave open which later upkeep forgets it."""
         return job_or_session in self._forgettable
 
     def _record_what_is_over(self, shown: Shown) -> None:
@@ -94,11 +94,11 @@ class ComparedBroker:
         self._ids += [envelope.id for envelope in envelopes if envelope.id not in self._ids]
 
     async def do(self, verb: str, *arguments: Any) -> None:
-        """Let both do an operation of the broker or of its admin interface."""
+        """Let both execute an operation of the broker or of its admin interface."""
         await self._ask(verb, lambda broker: getattr(broker if hasattr(broker, verb) else broker.admin, verb)(*arguments))
 
     async def claim(self, session: Session, request: int, queues: Sequence[str], limit: int) -> list[Lease] | None:
-        """None when the session is lost."""
+        """Return the broker's leases, or None when the session is lost."""
         leases: Any = await self._ask("claim", lambda broker: broker.claim(session.id, request, queues, limit))
         return None if leases is _LOST else leases
 
@@ -118,7 +118,7 @@ class ComparedBroker:
         await self._ask("cancel", lambda broker: broker.cancel([job_id]))
 
     async def page(self, view: View, limit: int) -> None:
-        """Ask for all pages of the view."""
+        """Request all pages of the view."""
         await self._ask("page", lambda broker: _in_order(broker, view, limit))
 
     # --- mishaps -------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class ComparedBroker:
     # --- comparing -----------------------------------------------------------------------------------------------------
 
     async def _ask(self, verb: str, call: Callable[[Broker], Awaitable[Any]]) -> Any:
-        """The broker's answer; `_LOST` stands for SessionLost."""
+        """Return the broker's answer; `_LOST` represents SessionLost."""
         self.steps += 1
         answer = await _answer(call(self.world.broker))
         if self._model is not None:
@@ -183,7 +183,7 @@ def _same(what: str, found: object, expected: object) -> None:
 
 
 def _plain(answer: Any) -> Any:
-    """Of a lease's envelope only what a worker reads: a store need not keep how long it was to wait when it came."""
+    """Reduce a lease's envelope to what a worker reads: a store need not keep the wait that it was sent with."""
     if isinstance(answer, list) and answer and isinstance(answer[0], Lease):
         return [_plain_lease(lease) for lease in answer]
     return answer

@@ -29,7 +29,7 @@ OF_THE_ENGINE: Final = frozenset(
         "turns",
     )
 )
-"""Modules about rules that are the engine's alone. A store can only break them by what `tests/seam` and the other modules find."""
+"""Modules about rules that only the engine implements. A store can break them only in ways that `tests/seam` and the other modules find."""
 
 OF_EACH_STORE: Final = frozenset(
     f"test_{module}" for module in ("failpoints", "listen", "nudges", "spoilt_rows", "traces", "transactional")
@@ -38,7 +38,7 @@ OF_EACH_STORE: Final = frozenset(
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run rules of the engine on memory and one more store, in turn. `python -m tests.conformance` runs all on all."""
+    """Run rules of the engine on memory and, in turn, on one other store. `python -m tests.conformance` runs all of them on every store."""
     chosen = [not _is_spared(item) for item in items]
     config.hook.pytest_deselected(items=[item for item, is_chosen in zip(items, chosen, strict=True) if not is_chosen])
     items[:] = list(compress(items, chosen))
@@ -68,6 +68,6 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
 
 @pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)
 def any_harness(request: pytest.FixtureRequest) -> type[StoreHarness]:
-    """Each kind of store in turn, for tests that run loops of their own."""
+    """Each kind of store in turn, for tests that run their own loops."""
     harness: type[StoreHarness] = request.param
     return harness

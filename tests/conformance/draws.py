@@ -1,4 +1,4 @@
-"""What the machine draws: envelopes, verdicts, filters; and what it knows of a worker."""
+"""What the machine draws (envelopes, verdicts, filters) and what it knows of a worker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENDS_OF_WORKERS = st.sampled_from(("falls silent", "falls silent", "dies", "hand
 
 @dataclass
 class WorkerModel:
-    """A session as its worker sees it: what it holds, what it has asked and whose answer it has taken in."""
+    """A session as its worker sees it: its leases, its requests, and whose answers it has processed."""
 
     session: Session
     asked: int = 0
@@ -37,7 +37,7 @@ class WorkerModel:
 
 @st.composite
 def envelope_fields(draw: st.DrawFn) -> dict[str, Any]:
-    """Most are plain, so that there is something to run."""
+    """Draw the fields of an envelope. Most are plain, so that there is something to run."""
     queue = draw(st.sampled_from(QUEUES))
     fields: dict[str, Any] = {"queue": queue, "priority": draw(st.sampled_from((0, 0, 0, 1, -1))), "max_attempts": draw(st.integers(1, 2))}
     match draw(st.integers(0, 7)):

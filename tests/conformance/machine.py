@@ -1,8 +1,6 @@
-"""Random orders of operations, mishaps and the passing of time, on any broker beside its model. See `rules` for what may happen.
-
-`python -m tests.conformance.machine --broker sqlite --steps 10000 --seed 1` goes on until so many operations were sent, prints how often
-each rule was taken, and ends with "without a difference", or with the shortest way to the first one that hypothesis finds.
-"""
+"""Random orders of operations, mishaps and the passing of time, on any broker beside its model. `rules` has what may happen.
+`python -m tests.conformance.machine --broker sqlite --steps 10000 --seed 1` runs until it has sent that many operations, prints how often
+it took each rule, and ends with "without a difference" or with the shortest way to the first difference that hypothesis finds."""
 
 from __future__ import annotations
 
@@ -18,13 +16,13 @@ from tests.support.harnesses import BROKERS, ReferenceHarness, StoreHarness
 
 
 def machine_for(harness: type[StoreHarness], *, is_compared: bool | None = None) -> type[BrokerMachine]:
-    """The machine on that kind of store, with counts of its own."""
+    """Return the machine for that kind of store, with its own counts."""
     fields: dict[str, Any] = {"harness": harness, "is_compared": is_compared, "taken": Counter(), "sent": 0}
     return type(f"{harness.name.title()}Machine", (BrokerMachine,), fields)
 
 
 def run_machine(machine: type[BrokerMachine], *, examples: int, steps: int, seed: int | None = None, shrinks: bool = True) -> None:
-    """Raises what it finds, with the shortest way to it if it `shrinks`. Without a seed the examples are always the same."""
+    """Raise what the machine finds, with the shortest way to it if it `shrinks`. Without a seed the examples are always the same."""
     shape = settings(
         max_examples=examples,
         stateful_step_count=steps,

@@ -39,7 +39,7 @@ Change = dict[str, Any]
 
 
 class Outcome(NamedTuple):
-    """A verdict, the status that it leads to, the wait that it asks for, and what else it changes in the record."""
+    """A verdict, the status that it leads to, the wait that it requests, and what else it changes in the record."""
 
     verdict: Verdict
     status: Status
@@ -75,7 +75,7 @@ OUTCOMES: Final = ENDING + WAITING_AGAIN
 
 
 async def check_outcome(world: World, outcome: Outcome, mark: str) -> None:
-    """Put a run under the mark through the verdict, and compare the record field by field; which payloads go is a clause of its own."""
+    """Settle a marked run with the verdict, and compare the record field by field; another clause covers which payloads are dropped."""
     lease = await world.running(await world.a_session("w1"), queue="default", key="k", headers={"a": "b"})
     behind = await _put_mark(world, lease, mark)
     before = await world.record(lease)

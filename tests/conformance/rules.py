@@ -1,8 +1,6 @@
 """The rules of the state machine: what may happen to a broker next.
-
-Those that put several steps together are there because single steps hardly ever meet: a lapse, its reaping and the next lease have to
-follow one another before a zombie can do harm.
-"""
+Some rules combine several steps, because single steps hardly ever meet: a lapse, its reaping and the next lease have to follow one another
+before a zombie can do harm."""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ T = TypeVar("T")
 
 
 def step(**draws: Any) -> Callable[[Callable[..., Coroutine[Any, Any, None]]], Any]:
-    """Make a rule of a coroutine function. Each of its steps is counted under its name."""
+    """Make a rule from a coroutine function. Each of its steps is counted under its name."""
 
     def decorate(act: Callable[..., Coroutine[Any, Any, None]]) -> Any:
         @wraps(act)
@@ -54,7 +52,7 @@ def step(**draws: Any) -> Callable[[Callable[..., Coroutine[Any, Any, None]]], A
 
 
 class BrokerMachine(RuleBasedStateMachine):
-    """One example is one store, from empty on. `harness` is its kind; `is_compared` whether it has a model beside it."""
+    """One example is one store, which begins empty. `harness` is its kind; `is_compared` says whether a model runs beside it."""
 
     harness: ClassVar[type[StoreHarness]]
     is_compared: ClassVar[bool | None] = None
@@ -116,7 +114,7 @@ class BrokerMachine(RuleBasedStateMachine):
 
     @step(queue=st.sampled_from(QUEUES), members=st.integers(1, 3))
     async def join(self, queue: str, members: int) -> None:
-        """A held job and all that it awaits, in one batch."""
+        """Enqueue a held job and all that it awaits, in one batch."""
         held = self._an_envelope({"queue": queue, "awaits": members})
         joiners = [self._compared.world.an_envelope(queue=queue, joins=(held.id,)) for _ in range(members)]
         await self._enqueue([held, *joiners])
@@ -186,7 +184,8 @@ class BrokerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._workers)
     @step(pick=PICK, progress=st.sampled_from((None, Progress(0.5, "half"))), what=st.sampled_from(("all", "all", "some", "nothing")))
     async def beat(self, pick: int, progress: Progress | None, what: str) -> None:
-        """It names all that it holds; or less, having been sent before the last answers came; or nothing, having given up on them all."""
+        """The worker names all its leases; or fewer, if it sent the heartbeat before the last answers came; or none, if it has given up
+        all."""
         worker = self._worker(pick)
         if what == "nothing":
             worker.holds.clear()
@@ -209,7 +208,7 @@ class BrokerMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self._workers) > 1)
     @step(pick=PICK, cause=CAUSES_OF_DEATH)
     async def die(self, pick: int, cause: str) -> None:
-        """Its supervisor says so, when it is true or when it is not: what it settles afterwards is a zombie's."""
+        """The worker's supervisor reports its death, which may or may not be true: what the worker settles afterwards is a zombie's."""
         await self._die(self._worker(pick), cause)
 
     async def _die(self, worker: WorkerModel, cause: str) -> None:
@@ -220,7 +219,7 @@ class BrokerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._leases)
     @step(picks=st.lists(PICK, min_size=1, max_size=3), verdict=verdicts(), follow_up=st.one_of(st.none(), envelope_fields()))
     async def settle(self, picks: list[int], verdict: tuple[str, dict[str, Any]], follow_up: dict[str, Any] | None) -> None:
-        """Of any lease that ever was, the latest first: zombies settle too."""
+        """Settle any lease that ever existed, the latest first: zombies settle too."""
         leases = {self._leases[-1 - pick % len(self._leases)].claim: self._leases[-1 - pick % len(self._leases)] for pick in picks}
         await self._settle([self._settlement(lease, verdict, follow_up) for lease in leases.values()])
 
@@ -240,7 +239,7 @@ class BrokerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._workers)
     @step(pick=PICK, limit=LIMITS, verdict=verdicts(), is_resent=st.booleans())
     async def work(self, pick: int, limit: int, verdict: tuple[str, dict[str, Any]], is_resent: bool) -> None:
-        """Claim, and settle all that it holds, twice when the reply is lost."""
+        """Claim, and settle every lease of the worker, twice when the reply is lost."""
         worker = self._worker(pick)
         await self._claim(worker, limit=limit)
         settlements = [self._settlement(lease, verdict) for lease in worker.holds.values()]
@@ -256,7 +255,7 @@ class BrokerMachine(RuleBasedStateMachine):
         await self._send_settlements([settlement])
 
     async def _send_settlements(self, settlements: list[Settlement]) -> None:
-        """Of a job that it may have forgotten a store answers OK or STALE."""
+        """For a job that it may have forgotten a store answers OK or STALE."""
         of_known = [settlement for settlement in settlements if not self._compared.may_have_forgotten(settlement.id)]
         if of_known:
             await self._compared.settle(of_known)
@@ -315,7 +314,7 @@ class BrokerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._workers)
     @step(pick=PICK, other=PICK, verdict=verdicts(), is_bounded=st.booleans())
     async def lapse_reap_reclaim(self, pick: int, other: int, verdict: tuple[str, dict[str, Any]], is_bounded: bool) -> None:
-        """A worker sleeps, is reaped, another takes over what it had; then it wakes and settles as if nothing had been."""
+        """A worker sleeps and is reaped, and another claims its jobs; then it wakes and settles them as if nothing had happened."""
         worker, successor = self._worker(pick), self._worker(other)
         await self._enqueue([self._compared.world.an_envelope(queue="a") for _ in range(2)])
         await self._claim(worker)
@@ -326,7 +325,7 @@ class BrokerMachine(RuleBasedStateMachine):
             await self._settle([self._settlement(lease, verdict) for lease in worker.holds.values()])
 
     async def _sleep(self, worker: WorkerModel) -> None:
-        """Past its ttl, while the others beat."""
+        """Let the worker sleep past its ttl, while the others send heartbeats."""
         for _ in range(2):
             self._compared.clock.advance(worker.session.ttl * 0.6)
             for each in self._workers:
@@ -335,7 +334,7 @@ class BrokerMachine(RuleBasedStateMachine):
 
     @step(queue=st.sampled_from(QUEUES), how=st.lists(ENDS_OF_WORKERS, min_size=1, max_size=4), is_cancelled=st.booleans())
     async def lose_workers(self, queue: str, how: list[str], is_cancelled: bool) -> None:
-        """One worker after the other is lost, in silence or told of, or gives back, with the same job."""
+        """One worker after the other has the same job, and is lost silently, is reported dead, or hands the job back."""
         envelope = self._an_envelope({"queue": queue, "priority": 5, "max_attempts": 1})
         await self._enqueue([envelope])
         for number, end in enumerate(how, 1):
@@ -357,7 +356,7 @@ class BrokerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._workers)
     @step(pick=PICK, seconds=st.sampled_from((15.0, 50.0)))
     async def outage(self, pick: int, seconds: float) -> None:
-        """Nobody beats for long; then one comes back."""
+        """No worker sends a heartbeat for long; then one comes back."""
         worker = self._worker(pick)
         self._compared.clock.advance(seconds)
         await self._beat(worker)
@@ -379,7 +378,7 @@ class BrokerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._workers)
     @step(pick=PICK, other=PICK, verdict=verdicts(), is_settled=st.booleans())
     async def lose_a_claim(self, pick: int, other: int, verdict: tuple[str, dict[str, Any]], is_settled: bool) -> None:
-        """The store forgets that it gave jobs out, gives them out again, and the first worker settles."""
+        """The store forgets that it leased jobs, leases them again, and the first worker settles."""
         worker, successor = self._worker(pick), self._worker(other)
         snapshot = self._compared.snapshot()
         await self._claim(worker)
@@ -394,7 +393,7 @@ class BrokerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._workers)
     @step(pick=PICK, queue=st.sampled_from(QUEUES), verdict=verdicts(), is_cancelled=st.booleans())
     async def replace_behind_a_run(self, pick: int, queue: str, verdict: tuple[str, dict[str, Any]], is_cancelled: bool) -> None:
-        """A job runs with a key, two replacements come one after the other, and the run comes to something."""
+        """A job with a key runs, two replacements arrive one after the other, and the run ends with the verdict."""
         worker = self._worker(pick)
         first, *others = (self._compared.world.an_envelope(queue=queue, key="k1", on_conflict=OnConflict.REPLACE) for _ in range(3))
         await self._enqueue([first])
@@ -418,7 +417,7 @@ class BrokerMachine(RuleBasedStateMachine):
         conflicts=st.lists(st.sampled_from(OnConflict), min_size=1, max_size=2),
     )
     async def cancel_and_run_again(self, pick: int, queue: str, verdict: tuple[str, dict[str, Any]], conflicts: list[OnConflict]) -> None:
-        """A job runs with a key and is asked to stop, others with that key come, and the run comes to something."""
+        """A job with a key runs and is asked to stop, others with that key arrive, and the run ends with the verdict."""
         worker = self._worker(pick)
         first = self._compared.world.an_envelope(queue=queue, key="k1")
         await self._enqueue([first])

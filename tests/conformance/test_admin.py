@@ -1,4 +1,4 @@
-"""The admin interface: what an operator sees, and what he can do."""
+"""The admin interface: what an operator sees, and what the operator can do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ async def queue(world: World, name: str) -> QueueInfo:
 
 
 async def test_admin_queues(world: World) -> None:
-    """Each queue by name, with how many of its jobs stand where; nought is said too, also when its last job is forgotten."""
+    """Each queue is listed by name, with the number of its jobs in each status. Zeros are listed too, even when its last job is
+    forgotten."""
     session = await world.a_session()
     for settlement in (succeeded, failed, failed, cancelled):
         await world.settle(settlement(await world.running(session, queue="b")))
@@ -49,7 +50,7 @@ async def test_admin_queues(world: World) -> None:
 
 
 async def test_admin_queues__how_long_the_oldest_has_been_ready(world: World) -> None:
-    """Seconds since the longest-waiting ready job became ready, and until the first scheduled one is due; None without such."""
+    """Seconds since the longest-waiting ready job became ready, and until the first scheduled job is due; None if there is no such job."""
     await world.add(queue="mail", after=60.0)
     record = await queue(world, "mail")
     assert (record.oldest_ready_for, record.next_due_in) == (None, 60.0)
@@ -63,7 +64,7 @@ async def test_admin_queues__how_long_the_oldest_has_been_ready(world: World) ->
 
 
 async def test_admin_workers(world: World) -> None:
-    """The living sessions by name: since when, how long silent, how many leases."""
+    """The living sessions are listed by name: since when, how long silent, and how many leases."""
     second = await world.a_session("host:2", queues=("mail",), concurrency=7)
     first = await world.a_session("host:1", ttl=33.0)
     registered_at = instant_of(world.clock.wall())
@@ -80,7 +81,7 @@ async def test_admin_workers(world: World) -> None:
 
 @pytest.mark.parametrize("name", ["host\udcff:1", "host\0:1", "host\N{SKULL}:1"])
 async def test_admin_workers__of_any_name(world: World, name: str) -> None:
-    """A machine's name may be no UTF-8: its worker works. A store that cannot hold the name as it is writes the odd part out."""
+    """A worker works though its machine's name is not UTF-8. A store that cannot hold the name as it is escapes the odd part."""
     session = await world.a_session(name)
     lease = await world.running(session)
 
@@ -97,7 +98,7 @@ async def redo(world: World, job: Envelope | Lease) -> Redone:
 
 @pytest.mark.parametrize("settlement", [failed, discarded, cancelled])
 async def test_admin_retry(world: World, settlement: SettlementOf) -> None:
-    """A failed or cancelled job is READY now, as good as new, with its payload; its errors are kept."""
+    """A failed or cancelled job becomes READY like a new one, with its payload; its errors are kept."""
     session = await world.a_session(ttl=LONG)
     lease = await world.running(session, expires=50.0, max_attempts=2)
     await world.settle(snoozed(lease))
@@ -123,7 +124,7 @@ async def test_admin_retry(world: World, settlement: SettlementOf) -> None:
 
 
 async def test_admin_retry__poison(world: World) -> None:
-    """A poisoned job may be tried again, and is no poison any more."""
+    """A poisoned job may be retried, and is then no longer poison."""
     world = world.under(max_crashes=0)
     lease = await world.running()
     await world.broker.beat(Beat.of_death(lease.claim.session, "signal SIGSEGV"))
@@ -138,7 +139,7 @@ async def test_admin_retry__poison(world: World) -> None:
 
 
 async def test_admin_retry__refusals(world: World) -> None:
-    """What lives, has succeeded, is unknown or not kept any more is left as it is, each with its reason, in its place."""
+    """A job that is live, has succeeded, is unknown or is no longer kept is unchanged. Each answer gives its reason, in its place."""
     session = await world.a_session(ttl=LONG)
     waiting, running, done, gone, good = await world.add(), *[await world.running(session) for _ in range(4)]
     await world.settle(succeeded(done), failed(good), succeeded(gone, keep_for=0.0))
@@ -152,8 +153,8 @@ async def test_admin_retry__refusals(world: World) -> None:
 
 @pytest.mark.parametrize("is_running", [False, True])
 async def test_admin_retry__its_key_is_taken(world: World, is_running: bool) -> None:
-    """A job whose key another live one has stays ended; else it takes the key again. A run that was asked to stop has its key until it has
-    ended: a job put back would be READY at once, beside it."""
+    """A job whose key another live job has remains ended; otherwise it gets the key again. A run that was asked to stop has its key until
+    it ends: a retried job would be READY at once, beside it."""
     session = await world.a_session()
     ended = await world.running(session, queue="default", key="k")
     await world.settle(failed(ended))
@@ -183,7 +184,7 @@ async def test_admin_retry__its_key_is_taken(world: World, is_running: bool) -> 
     ],
 )
 async def test_admin_run_now(world: World, fields: dict[str, Any], settlement: SettlementOf | None) -> None:
-    """It is READY behind those that are ready already, keeps its errors, counters, key and expiry, and can be claimed at once."""
+    """The job is READY behind those that are ready already, keeps its errors, counters, key and expiry, and can be claimed at once."""
     session = await world.a_session()
     job = await world.add(**fields)
     if settlement is not None:
@@ -206,7 +207,7 @@ async def test_admin_run_now(world: World, fields: dict[str, Any], settlement: S
 
 
 async def test_admin_run_now_leaves(world: World) -> None:
-    """Each answer is the status that the job had and has; a job is named twice, and one is not kept any more."""
+    """Each answer is the status that the job had and still has. One job is named twice, and one is no longer kept."""
     session = await world.a_session()
     joined, member = await world.add(queue="others", awaits=1), await world.add(queue="others", after=60.0)
     running, done, gone = [await world.running(session, key=key) for key in ("k", None, None)]
@@ -225,7 +226,7 @@ async def test_admin_run_now_leaves(world: World) -> None:
 
 
 async def test_admin_drop(world: World) -> None:
-    """Ended jobs are gone, with their tags; live ones stay; the statuses are answered in order."""
+    """Ended jobs are gone, with their tags; live ones remain; the statuses are answered in order."""
     session = await world.a_session()
     ended = list[Lease]()
     for settlement in (succeeded, failed, cancelled):

@@ -25,8 +25,8 @@ async def _queue(world: World, name: str) -> QueueInfo:
 
 
 async def test_admin_purge(world: World) -> None:
-    """Ended and waiting jobs go, what runs is left alone; it is said how many went. A resent enqueue brings no purged job back, as long as
-    one may be resent."""
+    """Ended and waiting jobs are purged, and running ones are left alone; the answer says how many went. A resent enqueue restores no
+    purged job for as long as one may be resent."""
     session = await world.a_session(ttl=1_000.0)
     running, ended = await world.running(session), await world.running(session)
     await world.settle(succeeded(ended))
@@ -44,7 +44,7 @@ async def test_admin_purge(world: World) -> None:
 
 
 async def test_admin_purge__only_what_is_chosen(world: World) -> None:
-    """The filter decides, and the limit."""
+    """The filter and the limit decide."""
     fields: tuple[dict[str, Any], ...] = ({"queue": "mail"}, {"queue": "mail", "after": 60.0}, {}, {}, {})
     jobs = [await world.add(**given) for given in fields]
 
@@ -55,7 +55,7 @@ async def test_admin_purge__only_what_is_chosen(world: World) -> None:
 
 
 async def test_admin_pause(world: World) -> None:
-    """A paused queue gives nothing, takes what comes, and what runs goes on; afterwards all of it is there, in order."""
+    """A paused queue gives out no job and accepts new ones, and its running jobs go on. After the resume all jobs are there, in order."""
     session = await world.a_session()
     running = await world.running(session, queue="mail")
     first = await world.add(queue="mail")
@@ -72,7 +72,7 @@ async def test_admin_pause(world: World) -> None:
 
 
 async def test_admin_pause__by_its_whole_name(world: World) -> None:
-    """A pause stops one queue, and none whose name begins or ends alike. Totals and filters are by whole names too."""
+    """A pause stops one queue, and no queue whose name begins or ends alike. Totals and filters use whole names too."""
     jobs = [await world.add(queue=queue) for queue in ODD_QUEUES]
     assert (await world.broker.admin.metrics()).totals == {queue: {str(Event.ENQUEUE): 1} for queue in ODD_QUEUES}
     found = [await listed(world.broker.admin, View(queue=queue)) for queue in ODD_QUEUES]
@@ -88,7 +88,7 @@ async def test_admin_pause__by_its_whole_name(world: World) -> None:
 
 
 async def test_admin_examine(world: World) -> None:
-    """Each store tells how safe jobs are in it, whether it holds any or not, and changes nothing by it."""
+    """Each store reports how safe jobs are in it, whether it holds any or not, and the report changes nothing."""
     before = await world.broker.admin.examine()
     await world.add()
     findings = await world.broker.admin.examine()
@@ -100,7 +100,7 @@ async def test_admin_examine(world: World) -> None:
 
 
 async def test_admin_rebuild(world: World) -> None:
-    """It is refused while a worker is running, and names it. What is sound stays as it is."""
+    """It is refused while a worker is running, and the error names the worker. What is sound is unchanged."""
     session = await world.a_session("web:1")
     await world.running(session)
     waiting = await world.add(tags=("a",))
@@ -116,7 +116,7 @@ async def test_admin_rebuild(world: World) -> None:
 
 
 async def test_admin_metrics(world: World) -> None:
-    """How often each kind of move was made, by queue, since the store was made. Dropping jobs takes nothing off."""
+    """The totals say how often each kind of move was made, by queue, since the store was created. Dropping jobs reduces no total."""
     session = await world.a_session()
     lease = await world.running(session, queue="mail")
     await world.settle(retried(lease))
@@ -142,7 +142,7 @@ async def kinds(world: World, **page: Any) -> list[str]:
 
 
 async def test_admin_acts(world: World) -> None:
-    """Each action is listed as it was told, with the store's time, the newest first, in pages."""
+    """Each action is listed as it was reported, with the store's time, the newest first, in pages."""
     admin, told = world.broker.admin, list[Action]()
     assert await admin.actions() == []
     for number in range(3):
@@ -166,7 +166,7 @@ async def test_admin_acts(world: World) -> None:
 
 
 async def test_admin_acts__long_texts_are_cut(world: World) -> None:
-    """Whoever names a million jobs, or writes a book as a reason, makes a small entry."""
+    """An operator who names a million jobs, or gives a book as a reason, makes a small entry."""
     long = "x" * 1_000_000
     await world.broker.admin.record_action(an_act(world, names=(long,) * 99, named=99, which={"tag": long}, reason=long))
 
@@ -185,7 +185,7 @@ async def test_admin_acts_repeat(world: World) -> None:
 
 
 async def test_admin_acts_bounded(world: World) -> None:
-    """The oldest go, and the numbers rise all the same."""
+    """The oldest actions are dropped, and the numbers keep rising."""
     world = world.under(max_actions=3)
     for number in range(5):
         await world.broker.admin.record_action(an_act(world, kind=str(number)))

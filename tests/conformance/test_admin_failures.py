@@ -16,7 +16,7 @@ LONG = 1_000_000.0
 
 
 async def fail(world: World, session: Session, cause: bytes | None = ONE, **fields: Any) -> bytes:
-    """A job that has failed of this cause, a second after the one before."""
+    """Let a job fail from this cause, a second after the one before, and return its id."""
     world.clock.advance(1.0)
     lease = await world.running(session, **{"queue": "default", "priority": 1, **fields})
     await world.settle(failed(lease, cause=cause))
@@ -32,7 +32,7 @@ async def counts(world: World) -> dict[bytes, int]:
 
 
 async def test_admin_failures(world: World) -> None:
-    """The largest group first: how many of each job and deploy, the first and the last, and the id of the last."""
+    """The largest group comes first, with the counts of each job and deploy, its first and last time, and the last job's id."""
     session, begin, last = await world.a_session(ttl=LONG), world.clock.wall(), b""
     for deploy, job in (("d1", "send"), ("d1", "save"), ("d2", "send"), ("", "send")):
         last = await fail(world, session, pack_cause(ONE, deploy), job=job)
@@ -51,7 +51,7 @@ async def test_admin_failures(world: World) -> None:
 
 
 async def test_admin_failures__of_a_queue_or_a_job(world: World) -> None:
-    """Only what fits is counted, and only the largest groups are returned if there are more."""
+    """Only matching jobs are counted, and only the largest groups are returned if there are more."""
     session = await world.a_session(ttl=LONG)
     first, last = await fail(world, session, queue="mail"), b""
     for job in ("send", "send", "save"):
@@ -69,7 +69,7 @@ async def test_admin_failures__of_a_queue_or_a_job(world: World) -> None:
 
 
 async def test_admin_failures__only_failed_jobs(world: World) -> None:
-    """Other ends, waits and runs belong to no group. A job that discarded itself has failed. One without a cause is unknown."""
+    """Jobs that ended otherwise, wait or run belong to no group. A job that discarded itself has failed. One without a cause is unknown."""
     session = await world.a_session(ttl=LONG)
     for verdict in (succeeded, cancelled, retried):
         await world.settle(verdict(await world.running(session), cause=ONE))
@@ -82,7 +82,7 @@ async def test_admin_failures__only_failed_jobs(world: World) -> None:
 
 
 async def test_admin_failures_exact(world: World) -> None:
-    """A job leaves its group when it is retried, purged, or not kept any longer. It can fail again of another cause."""
+    """A job leaves its group when it is retried, purged, or no longer kept. It can fail again from another cause."""
     world = world.under(keep_failed=100.0, repeat_for=10.0)
     session = await world.a_session(ttl=LONG)
     again, purged, dropped, *_ = [await fail(world, session, job="odd" if number == 1 else "work") for number in range(6)]
@@ -108,7 +108,8 @@ async def test_admin_failures_exact(world: World) -> None:
 
 
 async def test_admin_failures_poison(world: World) -> None:
-    """Whether somebody knows what the worker died of, or it only falls silent. Poison with a follow-up is settled with its cause."""
+    """Poison is grouped whether the worker's cause of death was reported or it only fell silent. Poison with a follow-up is settled with
+    its cause."""
     world = world.under(max_crashes=0)
     for number, cause in enumerate(("SIGSEGV", "SIGSEGV", "")):
         session = await world.a_session(f"worker-{number}", ttl=5.0, deploy=f"d{number % 2}")
@@ -124,7 +125,7 @@ async def test_admin_failures_poison(world: World) -> None:
 
 
 async def test_admin_failures_ids(world: World) -> None:
-    """All of the group and no others, whatever their deploys, names and queues."""
+    """All ids of the group and no others, whatever their deploys, names and queues."""
     session = await world.a_session(ttl=LONG)
     expected = {
         await fail(world, session, pack_cause(ONE, deploy), job=job, queue=queue)

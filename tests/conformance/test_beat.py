@@ -1,4 +1,4 @@
-"""beat: a session's sign of life, and what it is told in return."""
+"""beat: a session's sign of life, and what the session learns in return."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOTHING = BeatAnswer()
 
 
 async def test_beat_extends(world: World) -> None:
-    """Whoever beats within its ttl is not reaped, however long that goes on. It extends nobody else's life of the same name."""
+    """A session that beats within its ttl is not reaped, however long that goes on. It does not extend another session of the same name."""
     session = await world.a_session("host:1")
     lease = await world.running(session)
     for _ in range(5):
@@ -33,7 +33,7 @@ async def test_beat_extends(world: World) -> None:
 
 
 async def test_beat_late(world: World) -> None:
-    """A session past its ttl that nobody has reaped yet lives on, with all its leases, for a whole ttl."""
+    """A session past its ttl that has not been reaped yet lives on, with all its leases, for a whole ttl."""
     session = await world.a_session()
     lease = await world.running(session)
     await world.lapse(session)
@@ -46,7 +46,7 @@ async def test_beat_late(world: World) -> None:
 
 
 async def test_beat_lost(world: World) -> None:
-    """Each claim that is not the session's any more is named, and no other: settled, handed back, never its own, or never given."""
+    """Each claim that is no longer the session's is named, and no other: settled, handed back, never its own, or never given."""
     session, other = await world.a_session(), await world.a_session()
     held, ended, back = [await world.running(session) for _ in range(3)]
     foreign = await world.running(other)
@@ -59,7 +59,7 @@ async def test_beat_lost(world: World) -> None:
 
 
 async def test_beat_lost__after_the_tail_was_lost(world: World) -> None:
-    """So is the old claim of a job that went back to waiting because the store lost its tail."""
+    """The old claim of a job is named too if the job waits again because the store lost its latest changes."""
     session = await world.a_session()
     await world.add()
     snapshot = world.snapshot()
@@ -70,7 +70,7 @@ async def test_beat_lost__after_the_tail_was_lost(world: World) -> None:
 
 
 async def test_beat_stopping(world: World) -> None:
-    """A run that was asked to stop is named at every beat until it ends, also if the beat looks; others are not."""
+    """A run that was asked to stop is named at every beat until it ends, also in a beat that asks for work; others are not."""
     session = await world.a_session()
     asked, other = await world.running(session), await world.running(session)
     await world.cancel(asked)
@@ -83,7 +83,7 @@ async def test_beat_stopping(world: World) -> None:
 
 
 async def test_beat_ghosts(world: World) -> None:
-    """A lease that its session does not know goes back where it stood, and costs the job nothing. Its age is told by the steady clock."""
+    """A lease that its session does not know returns to its old place, and costs the job nothing. The steady clock decides its age."""
     session = await world.a_session()
     first, held = await world.running(session, queue="default"), await world.running(session, queue="default")
     due_at = (await world.record(first)).due_at
@@ -112,7 +112,7 @@ async def test_beat_young(world: World, is_seen: bool) -> None:
 
 
 async def test_beat_reports(world: World) -> None:
-    """When a run began and how far it is stands in its record, by the store's clock. A report without progress leaves the last one."""
+    """A run's start and progress are in its record, by the store's clock. A report without progress keeps the last progress."""
     session = await world.a_session("host:1")
     lease, other = await world.running(session), await world.running(session)
     assert (await world.record(lease)).started_at is None
@@ -130,7 +130,7 @@ async def test_beat_reports(world: World) -> None:
 
 
 async def test_beat_reports__only_of_its_own(world: World) -> None:
-    """A report on a lease that is not the session's own any more is passed over."""
+    """A report on a lease that is no longer the session's is ignored."""
     session = await world.a_session()
     old = await world.running(session)
     await world.settle(handed_back(old))
@@ -143,7 +143,7 @@ async def test_beat_reports__only_of_its_own(world: World) -> None:
 
 
 async def test_beat_looks__nothing(world: World) -> None:
-    """Where there is nothing to do a session hears so; until it would lapse itself nobody need look."""
+    """Where there is nothing to do the session learns so; it need not check again until it would lapse itself."""
     session = await world.a_session()
 
     work_hint = await world.work_hint(session)
@@ -152,7 +152,7 @@ async def test_beat_looks__nothing(world: World) -> None:
 
 
 async def test_beat_looks__ready(world: World) -> None:
-    """As long as there is something to claim, in whatever queue, and not after."""
+    """The answer reports work as long as there is something to claim, in whatever queue, and not after."""
     session = await world.a_session()
     await world.add(queue="some")
     await world.add(queue="other", priority=-3)
@@ -165,7 +165,7 @@ async def test_beat_looks__ready(world: World) -> None:
 
 @pytest.mark.parametrize("how", ["handed_back", "due", "resumed"])
 async def test_beat_looks__ready_again(world: World, how: str) -> None:
-    """However it has come to be so. What is paused is nothing to claim."""
+    """A job that is READY again is reported, whatever made it so. A paused one isn't."""
     session = await world.a_session()
     match how:
         case "handed_back":
@@ -184,7 +184,7 @@ async def test_beat_looks__ready_again(world: World, how: str) -> None:
 
 @pytest.mark.parametrize("fields", [{"after": 5.0}, {"expires": 5.0}])
 async def test_beat_looks__due(world: World, fields: dict[str, float]) -> None:
-    """What is planned, and what may expire, is told of by its time, and as long as upkeep has not come."""
+    """The time of what is planned, and of what may expire, is reported for as long as upkeep has not run."""
     session = await world.a_session()
     await world.add(**fields)
     world.clock.advance(3.0)
@@ -196,7 +196,7 @@ async def test_beat_looks__due(world: World, fields: dict[str, float]) -> None:
 
 
 async def test_beat_looks__lapses(world: World) -> None:
-    """Another session's life ends before the own one."""
+    """Another session lapses before this one, so its time is reported."""
     session, other = await world.a_session(), await world.a_session(ttl=5.0)
     await world.running(other)
     assert (await world.work_hint(session)).due_in == pytest.approx(5.0, abs=0.001)
@@ -242,7 +242,7 @@ async def test_beat_died(world: World) -> None:
 
 
 async def test_beat_died__in_an_outage(world: World) -> None:
-    """When the store was away and comes back, what is known to be dead has crashed, whatever is held to be alive still."""
+    """When the store comes back after an outage, a session that is known to be dead has crashed, though all others still count as alive."""
     session, other = await world.a_session(), await world.a_session()
     lease, kept = await world.running(session), await world.running(other)
     world.clock.advance(session.ttl * 2)
@@ -257,7 +257,7 @@ async def test_beat_died__in_an_outage(world: World) -> None:
 
 @pytest.mark.parametrize("cause", ["Absturz für «nichts» \N{SKULL}", "a lone \udcff", "a\0b", "it's 100%s \\ %d", "x" * 200])
 async def test_beat_died__in_any_words(world: World, cause: str) -> None:
-    """The cause is kept as it is told."""
+    """The cause is kept as it was reported."""
     world = world.under(max_crashes=0)
     session = await world.a_session()
     lease = await world.running(session)

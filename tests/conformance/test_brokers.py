@@ -1,4 +1,4 @@
-"""What the contract says of every operation at once: loops, threads, siblings, closing."""
+"""The contract's clauses about all operations: loops, threads, siblings, closing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.world import World, ids_of
 
 @pytest.mark.parametrize("is_used", [False, True])
 async def test_closing_twice_is_harmless(world: World, is_used: bool) -> None:
-    """Also of a broker that was never asked anything."""
+    """This also holds for a broker that was never used."""
     if is_used:
         await world.add()
     await world.broker.close()
@@ -26,7 +26,7 @@ async def test_closing_twice_is_harmless(world: World, is_used: bool) -> None:
 
 
 async def test_a_closed_broker_says_so(world: World) -> None:
-    """After its end a broker refuses by an error of ours, and does not hang."""
+    """A closed broker refuses with one of taskflow's errors, and does not hang."""
     world.needs(Capability.RESTART)
     await world.add()
     await world.broker.close()
@@ -36,7 +36,7 @@ async def test_a_closed_broker_says_so(world: World) -> None:
 
 
 async def test_a_sibling_outlives_the_broker_and_sees_the_same(world: World) -> None:
-    """A sibling is another broker of the same store, closed apart."""
+    """A sibling is another broker of the same store, closed separately."""
     world.needs(Capability.RESTART)
     sibling = world.broker.sibling()
     envelope = await world.add()
@@ -68,7 +68,7 @@ async def test_a_restart_loses_nothing(world: World) -> None:
 
 
 def test_any_running_loop_of_the_process(any_harness: type[StoreHarness]) -> None:
-    """A broker serves one loop after another, and eight of them at once, each in its thread."""
+    """A broker serves one loop after another, and eight of them at once, each in its own thread."""
 
     world = World(any_harness)
     asyncio.run(world.add())

@@ -1,4 +1,4 @@
-"""cancel and read: asking a job to stop, and how it stands."""
+"""cancel and read: asking a job to stop, and reading its state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.world import World
     ids=["ready", "scheduled", "held"],
 )
 async def test_cancel_waiting(world: World, fields: dict[str, object], found: Status) -> None:
-    """What waits is CANCELLED at once, and never runs."""
+    """A waiting job is CANCELLED at once, and never runs."""
     envelope = await world.add(**fields)
 
     assert await world.cancel(envelope) is found
@@ -29,7 +29,7 @@ async def test_cancel_waiting(world: World, fields: dict[str, object], found: St
 
 
 async def test_cancel_waiting__each_by_itself(world: World) -> None:
-    """Of a batch, each is answered in its place: what it was, None for what nobody knows."""
+    """Each job of a batch is answered in its place: its former status, or None for an unknown job."""
     session = await world.a_session()
     running, ended = await world.running(session), await world.running(session)
     await world.settle(succeeded(ended))
@@ -42,7 +42,7 @@ async def test_cancel_waiting__each_by_itself(world: World) -> None:
 
 
 async def test_cancel_running(world: World) -> None:
-    """What runs goes on, marked, and its session hears of it with its next beat."""
+    """A running job goes on, marked, and its session learns of it with its next beat."""
     session = await world.a_session()
     lease = await world.running(session)
 
@@ -58,7 +58,7 @@ async def test_cancel_running(world: World) -> None:
 
 @pytest.mark.parametrize("settlement", [succeeded, failed, cancelled])
 async def test_cancel_ended(world: World, settlement: SettlementOf) -> None:
-    """What has ended stays as it is, to the last field."""
+    """An ended job is unchanged, to the last field."""
     lease = await world.running()
     await world.settle(settlement(lease))
     before = await world.record(lease)
@@ -69,7 +69,7 @@ async def test_cancel_ended(world: World, settlement: SettlementOf) -> None:
 
 
 async def test_read_kept__a_success_as_long_as_it_says(world: World) -> None:
-    """A success is there for its own keep, to the microsecond, and then for nobody, upkeep or not."""
+    """A success can be read for its own keep, to the microsecond, and not afterwards, with or without upkeep."""
     lease = await world.running(await world.a_session(ttl=1_000.0))
     await world.settle(succeeded(lease, keep_for=10.0))
 
@@ -82,7 +82,7 @@ async def test_read_kept__a_success_as_long_as_it_says(world: World) -> None:
 
 
 async def test_read_kept__failures_and_cancellations_by_the_rules(world: World) -> None:
-    """Failed and cancelled jobs are there as long as the rules say."""
+    """Failed and cancelled jobs can be read as long as the rules say."""
     world = world.under(keep_failed=50.0, keep_cancelled=20.0)
     session = await world.a_session(ttl=1_000.0)
     lease = await world.running(session)
@@ -101,7 +101,7 @@ async def test_read_kept__failures_and_cancellations_by_the_rules(world: World) 
 
 
 async def test_read_kept__in_the_order_asked(world: World) -> None:
-    """Records come in the order of the ids, None for an unknown one, twice for one asked twice."""
+    """Records come in the order of the ids: None for an unknown id, and twice for an id that is given twice."""
     first, second = await world.add(), await world.add()
 
     records = await world.broker.read([second.id, world.an_id(), first.id, second.id])
