@@ -1,4 +1,4 @@
-"""register and claim: who may lease what, and what a resent request gets."""
+"""register and claim: which session may lease which job, and what a resent request gets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.world import ODD_QUEUES, World, fences_of, ids_of
 
 
 async def test_register_repeat(world: World) -> None:
-    """Registering again what lives changes only what is shown: it has been there as long, and its leases stand."""
+    """Registering a living session again changes only what is shown: its age is the same, and its leases remain."""
     session = await world.a_session()
     await world.add()
     leases = await world.claim(session)
@@ -39,7 +39,7 @@ async def test_register_repeat(world: World) -> None:
 
 
 async def test_register_dead__as_long_as_calls_are_resent(world: World) -> None:
-    """A registration that was long under way does not revive it, leases or none."""
+    """A registration that was long under way does not revive a dead session, with or without leases."""
     session = await world.a_session()
     await world.reap(session)
     await world.pass_time(world.rules.repeat_for - 1.0)
@@ -49,7 +49,7 @@ async def test_register_dead__as_long_as_calls_are_resent(world: World) -> None:
 
 
 async def test_register_dead__one_that_was_forgotten_begins_anew(world: World) -> None:
-    """Its first claim is no repeat of the one that it made before."""
+    """The session's first claim is no repeat of the one that it made before."""
     session = await world.a_session()
     assert await world.claim(session) == []
     await world.reap(session)
@@ -64,7 +64,7 @@ async def test_register_dead__one_that_was_forgotten_begins_anew(world: World) -
 
 @pytest.mark.parametrize("queues", [["mail"], []])
 async def test_claim_fewer(world: World, queues: list[str]) -> None:
-    """Who gets less than he has room for need not ask again: what becomes ready after that wakes him."""
+    """A session that gets fewer jobs than it has room for need not poll: a job that becomes ready later wakes it."""
     session = await world.a_session()
     topic = topics.queue("mail") if queues else topics.ANY_QUEUE
     with world.broker.listen([topic]) as listener:
@@ -75,7 +75,7 @@ async def test_claim_fewer(world: World, queues: list[str]) -> None:
 
 
 async def test_claim_fewer__than_there_are(world: World) -> None:
-    """Where one answer does not hold them all, the next wait ends at once, until all have been claimed."""
+    """Where one answer does not hold all jobs, the next wait ends at once, until all have been claimed."""
     session = await world.a_session()
     for _ in range(6):
         await world.add(queue="mail", payload=bytes(400_000))
@@ -87,7 +87,7 @@ async def test_claim_fewer__than_there_are(world: World) -> None:
 
 
 async def test_claim_eligible__not_paused(world: World) -> None:
-    """Nothing of a paused queue is leased, whether the queue is named or not."""
+    """No job of a paused queue is leased, whether the queue is named or not."""
     await world.add(queue="paused")
     other = await world.add(queue="other")
     await world.broker.admin.pause("paused")
@@ -98,7 +98,7 @@ async def test_claim_eligible__not_paused(world: World) -> None:
 
 
 async def test_claim_eligible__not_expired(world: World) -> None:
-    """A job past its expiry is not leased, though no upkeep has come by; those behind it are."""
+    """A job past its expiry is not leased, even before upkeep runs; the jobs behind it are."""
     await world.add(expires=10.0)
     other = await world.add(expires=10.1)
     world.clock.advance(10.0)
@@ -107,8 +107,8 @@ async def test_claim_eligible__not_expired(world: World) -> None:
 
 
 async def test_claim_queues__in_the_order_given(world: World) -> None:
-    """The first queue named is emptied before the next one is looked at, whatever the priorities, up to the limit over all of them. No
-    queue named means every queue, in turn: one that never runs dry does not keep the others waiting."""
+    """The first queue named is emptied before the next one is read, whatever the priorities, up to the limit over all of them. If no queue
+    is named, every queue is served in turn: one that never runs dry does not keep the others waiting."""
     second = [await world.add(queue="b", priority=100) for _ in range(2)]
     first = [await world.add(queue="a") for _ in range(2)]
     for queue in ("c", "d", "c", "d", "c", "d"):
@@ -123,7 +123,7 @@ async def test_claim_queues__in_the_order_given(world: World) -> None:
 
 
 async def test_claim_queues__by_their_whole_names(world: World) -> None:
-    """A claim gets jobs of the queue it names, whatever characters the names of the others have."""
+    """A claim gets jobs of the queue that it names, whatever characters the other queues' names contain."""
     jobs = {queue: await world.add(queue=queue) for queue in ODD_QUEUES}
     session = await world.a_session()
 
@@ -151,7 +151,7 @@ async def test_claim_fence__the_epoch_rises(world: World) -> None:
 
 
 async def test_claim_fence__new_after_the_tail_is_lost(world: World) -> None:
-    """A store that goes back in time counts epochs again, but gives no claim id again."""
+    """A store that goes back in time repeats epochs, but never a claim id."""
     session = await world.a_session()
     await world.add()
     snapshot = world.snapshot()
@@ -164,7 +164,7 @@ async def test_claim_fence__new_after_the_tail_is_lost(world: World) -> None:
 
 
 async def test_claim_fence__carries_what_was_before(world: World) -> None:
-    """A lease tells its worker what became of the job's earlier ones, and how much time is left, by the store's clock."""
+    """A lease tells its worker how the job's earlier leases ended, and how much time is left, by the store's clock."""
     session = await world.a_session()
     lease = await world.running(session, expires=10.0)
     created_at = world.clock.wall()
@@ -181,7 +181,7 @@ async def test_claim_fence__carries_what_was_before(world: World) -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"expires": 1_000.0}, {"tags": ("t",)}, {"after": 2.0}, {"key": "k"}])
 async def test_claim_waited(world: World, fields: dict[str, Any]) -> None:
-    """It begins anew when a job that waits again becomes due."""
+    """The time starts again when a job that waits again becomes due."""
     session, after = await world.a_session(ttl=1_000.0), fields.get("after", 0.0)
     await world.enqueue(world.an_envelope(**fields))
     await world.pass_time(after + 7.5)
@@ -196,7 +196,7 @@ async def test_claim_waited(world: World, fields: dict[str, Any]) -> None:
 
 
 async def test_claim_exclusive__while_it_beats(world: World) -> None:
-    """A leased job is not leased to another, nor to its own session once more, however long it runs."""
+    """A leased job is not leased to another session, nor a second time to its own, however long it runs."""
     session, other = await world.a_session(), await world.a_session(ttl=1_000.0)
     lease = await world.running(session)
     for _ in range(10):
@@ -211,7 +211,8 @@ async def test_claim_exclusive__while_it_beats(world: World) -> None:
 
 @pytest.mark.parametrize("restarts", [False, True])
 async def test_claim_memory__the_same_again(world: World, restarts: bool) -> None:
-    """A request whose answer was lost gets the same leases again, and nothing that has come since. The memory is the store's."""
+    """A request whose answer was lost gets the same leases again, and no job that was added since. The store remembers them, not the
+    broker."""
     if restarts:
         world.needs(Capability.RESTART)
     session = await world.a_session()
@@ -227,7 +228,7 @@ async def test_claim_memory__the_same_again(world: World, restarts: bool) -> Non
 
 
 async def test_claim_memory__less_what_is_no_longer_its_own(world: World) -> None:
-    """What was settled or handed back meanwhile is not answered again."""
+    """Leases that were settled or handed back meanwhile are not answered again."""
     session, other = await world.a_session(), await world.a_session()
     for _ in range(4):
         await world.add()
@@ -239,7 +240,7 @@ async def test_claim_memory__less_what_is_no_longer_its_own(world: World) -> Non
 
 
 async def test_claim_old_request(world: World) -> None:
-    """A request that comes late, after the next one was answered, gets nothing and changes nothing."""
+    """A request that arrives late, after the next one was answered, gets nothing and changes nothing."""
     session = await world.a_session()
     for _ in range(2):
         await world.add()

@@ -15,17 +15,17 @@ from tests.support.harnesses import BROKERS, MemoryHarness
 
 
 def test_every_clause_is_claimed_and_nothing_else() -> None:
-    """The bracketed names of `protocol` and `admin` are those that tests are named for."""
+    """The bracketed names in `protocol` and `admin` are those in the names of tests."""
     assert {test.clause for test in clauses.clause_tests()} == clauses.clauses()
 
 
 def test_every_test_says_its_claim() -> None:
-    """The docstring of a clause's test is its claim."""
+    """The docstring of a clause's test states its claim."""
     assert [test.name for test in clauses.clause_tests() if not test.claim] == []
 
 
 def test_no_module_of_clauses_is_left_out() -> None:
-    """Each test module here that takes a world is looked through for clauses, or says of itself that it has none."""
+    """Each test module here that uses a world is searched for clauses, or declares that it has none."""
     others = {"brokers", "clauses", "machine", "mutants", "traces", "failpoints"}
     found = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
 
@@ -33,7 +33,7 @@ def test_no_module_of_clauses_is_left_out() -> None:
 
 
 def test_every_broker_has_joined() -> None:
-    """A broker's package is tested as soon as it is there: none is left out because it does not import."""
+    """A broker's package is tested as soon as it exists: none is left out because it does not import."""
     import taskflow.broker
 
     packages = {path.parent.name for folder in taskflow.broker.__path__ for path in Path(folder).glob("*/__init__.py")}
@@ -43,7 +43,7 @@ def test_every_broker_has_joined() -> None:
 
 @pytest.mark.slow
 def test_every_legal_move_is_made_by_the_test_of_a_clause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine refuses all others. Claims are the stores' own."""
+    """The engine refuses all other moves. Claims are the stores' own."""
     made, move = set[tuple[int, Event, int]](), moves.move
 
     def noted(draft: Any, job: Any, event: Event, to: int) -> None:

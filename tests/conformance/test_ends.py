@@ -28,7 +28,7 @@ async def hear(world: World) -> UpkeepResult:
 
 
 async def heard(world: World) -> list[bytes]:
-    """Return all ends that are noted now, in order."""
+    """Return all ends that are recorded now, in order."""
     ends = list[bytes]()
     while (upkept := await hear(world)).ended:
         ends += upkept.ended
@@ -36,7 +36,7 @@ async def heard(world: World) -> list[bytes]:
 
 
 async def test_ends_heard__cancelled(world: World) -> None:
-    """Waiting jobs that are cancelled have ended, in whatever way they wait; a running job has not."""
+    """Waiting jobs that are cancelled have ended, whatever they wait for; a running job has not."""
     await a_subscriber(world)
     running = await world.running()
     waiting = [await world.add(**fields) for fields in ({}, {"after": 60.0}, {"awaits": 1}, {"key": "k"})]
@@ -50,7 +50,7 @@ async def test_ends_heard__cancelled(world: World) -> None:
 
 
 async def test_ends_heard__replaced(world: World) -> None:
-    """The job that gives its key to another has ended, whoever has sent that."""
+    """The job that loses its key to another has ended, whichever client sent the other."""
     await a_subscriber(world)
     first = await world.add(key="k")
     second = await world.add(key="k", on_conflict=OnConflict.REPLACE)
@@ -61,7 +61,7 @@ async def test_ends_heard__replaced(world: World) -> None:
 
 
 async def test_ends_heard__purged(world: World) -> None:
-    """Waiting jobs that are purged have ended; those that had ended before have been told already."""
+    """Waiting jobs that are purged have ended; the end of those that had ended before was reported already."""
     await a_subscriber(world)
     waiting = [await world.add(), await world.add(key="k")]
     await world.settle(failed(await world.running()))
@@ -72,8 +72,8 @@ async def test_ends_heard__purged(world: World) -> None:
 
 
 async def test_ends_heard__by_the_loss_of_a_worker(world: World) -> None:
-    """Poison, by upkeep or by the report of a death; a run that was asked to stop, whose worker is lost or leaves. Poison that waits for
-    its follow-up ends by a settlement."""
+    """A job ends as poison, by upkeep or by a reported death; or as a run that was asked to stop, whose worker is lost or leaves. Poison
+    that waits for its follow-up ends by a settlement."""
     world = world.under(max_crashes=0)
     await a_subscriber(world)
     lost, dies, leaves = [await world.a_session(name, ttl=ttl) for name, ttl in (("lost", 20.0), ("dies", LONG), ("leaves", LONG))]
@@ -89,7 +89,7 @@ async def test_ends_heard__by_the_loss_of_a_worker(world: World) -> None:
 
 
 async def test_ends_heard__after_an_earlier_settlement(world: World) -> None:
-    """A job that waits for its retry, or is run again, may end without a settlement like any other."""
+    """A job that waits for its retry, or runs again, may end without a settlement like any other."""
     world = world.under(max_crashes=0)
     await a_subscriber(world)
     session = await world.a_session("lost", ttl=LONG)
@@ -104,7 +104,7 @@ async def test_ends_heard__after_an_earlier_settlement(world: World) -> None:
 
 @pytest.mark.parametrize("settlement", [retried, snoozed, parked, handed_back])
 async def test_ends_heard__a_run_that_would_wait_again(world: World, settlement: SettlementOf) -> None:
-    """If it is CANCELLED instead, its worker cannot tell this from a cancellation that followed, so upkeep alone tells it."""
+    """If it is CANCELLED instead, its worker cannot tell this from a later cancellation, so only upkeep reports it."""
     await a_subscriber(world)
     stopped, replaced = await world.running(), await world.running(queue="q", key="k")
     await world.cancel(stopped)
@@ -116,7 +116,7 @@ async def test_ends_heard__a_run_that_would_wait_again(world: World, settlement:
 
 
 async def test_ends_heard__a_portion_at_a_time(world: World) -> None:
-    """Oldest first, and the next call follows at once while more are left."""
+    """The oldest ends come first, and the next call follows at once while more are left."""
     await a_subscriber(world)
     jobs = [await world.add() for _ in range(MAX_ENDS + 1)]
     for job in jobs:
@@ -131,7 +131,7 @@ async def test_ends_heard__a_portion_at_a_time(world: World) -> None:
 
 @pytest.mark.parametrize("settlement", [succeeded, failed, discarded, cancelled])
 async def test_ends_settled(world: World, settlement: SettlementOf) -> None:
-    """The worker that settled a job knows of its end, and of that of no other."""
+    """The worker that settled a job knows of that job's end, and of no other."""
     await a_subscriber(world)
     assert await world.settle(settlement(await world.running()), settlement(await world.running(key="k"))) == [Settled.OK] * 2
 
@@ -139,7 +139,7 @@ async def test_ends_settled(world: World, settlement: SettlementOf) -> None:
 
 
 async def test_ends_unheard(world: World) -> None:
-    """Before a session subscribes, and after the last one is gone, nothing is noted."""
+    """Before a session subscribes, and after the last one is gone, nothing is recorded."""
     before, after = await world.add(), await world.add()
     await world.a_session()
     await world.cancel(before)
@@ -152,7 +152,7 @@ async def test_ends_unheard(world: World) -> None:
 
 
 async def test_ends_unheard__by_upkeep_that_does_not_ask(world: World) -> None:
-    """Another worker's upkeep leaves them where they are, and is in no hurry for them."""
+    """Another worker's upkeep leaves them where they are, and does not come earlier because of them."""
     subscriber = await a_subscriber(world)
     job = await world.add()
     await world.cancel(job)
@@ -166,7 +166,7 @@ async def test_ends_unheard__by_upkeep_that_does_not_ask(world: World) -> None:
 
 
 async def test_ends_bounded(world: World) -> None:
-    """The oldest are dropped, and their number is told once."""
+    """The oldest are dropped, and their number is reported once."""
     world = world.under(max_ends=3)
     await a_subscriber(world)
     jobs = [await world.add() for _ in range(5)]
@@ -180,7 +180,7 @@ async def test_ends_bounded(world: World) -> None:
 
 
 async def test_ends_told(world: World) -> None:
-    """A worker whose upkeep rests is woken, and learns from its heartbeat that there is something to do."""
+    """A worker that waits for its next upkeep is woken, and learns from its heartbeat that there is something to do."""
     subscriber, other = await a_subscriber(world), await world.a_session(ttl=LONG)
     with world.broker.listen([topics.DUE]) as waiter:
         waiting = asyncio.create_task(waiter.wait(world.harness.wakes_within))
@@ -199,7 +199,7 @@ async def test_ends_told(world: World) -> None:
 
 @pytest.mark.parametrize("is_heard", [True, False])
 async def test_ends_purged(world: World, is_heard: bool) -> None:
-    """Who hears of it can read it for a minute. Without such a session, a purge leaves nothing to read."""
+    """A worker that is notified of a purged job can read it for a minute. Without such a session, a purge leaves nothing to read."""
     if is_heard:
         await a_subscriber(world)
     waiting, ended = await world.add(), await world.running()

@@ -1,4 +1,4 @@
-"""enqueue: what is added, what is not, and in which order it is claimed."""
+"""enqueue: which jobs are added, which are not, and in which order they are claimed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECOND = 1_000_000
     ],
 )
 async def test_enqueue_adds(world: World, fields: dict[str, Any], status: Status, microseconds: int) -> None:
-    """A job is READY, SCHEDULED, by the store's time and to the microsecond, or HELD. An instant wins over a wait."""
+    """A job is READY, SCHEDULED (by the store's time, to the microsecond) or HELD. An instant takes precedence over a wait."""
     if "at" in fields:
         fields = fields | {"at": world.clock.wall() + microseconds}
     envelope = world.an_envelope(**fields)
@@ -41,7 +41,7 @@ async def test_enqueue_adds(world: World, fields: dict[str, Any], status: Status
 
 
 async def test_enqueue_adds__what_it_was_given(world: World) -> None:
-    """The record and the lease tell what was sent."""
+    """The record and the lease show what was sent."""
     envelope = world.an_envelope(
         job="mail.send",
         queue="mail",
@@ -71,7 +71,7 @@ async def test_enqueue_adds__what_it_was_given(world: World) -> None:
 
 
 def _as_leased(envelope: Envelope) -> tuple[object, ...]:
-    """What a worker reads of an envelope."""
+    """Return what a worker reads of an envelope."""
     return (
         envelope.id, envelope.job, envelope.payload, envelope.queue, envelope.priority, envelope.key, envelope.max_attempts,
         envelope.timeout, envelope.retry, envelope.keep_result, envelope.headers,
@@ -85,7 +85,7 @@ async def _adds_nothing(world: World, envelope: Envelope) -> None:
 
 
 async def test_enqueue_repeat__waiting(world: World) -> None:
-    """A waiting job's id adds nothing, READY, SCHEDULED or HELD. The second of two same ids in one batch leaves its neighbours alone."""
+    """A waiting job's id adds nothing, READY, SCHEDULED or HELD. The second of two equal ids in a batch does not affect its neighbours."""
     for fields in ({}, {"after": 60.0}, {"awaits": 1}):
         await _adds_nothing(world, await world.add(**fields))
     assert len(await world.claim(await world.a_session())) == 1
@@ -96,7 +96,7 @@ async def test_enqueue_repeat__waiting(world: World) -> None:
 
 
 async def test_enqueue_repeat__ended(world: World) -> None:
-    """An ended job's id adds nothing: it does not run again."""
+    """An ended job's id adds nothing: the job does not run again."""
     session = await world.a_session()
     for settlement in (succeeded, failed):
         lease = await world.running(session)
@@ -110,7 +110,7 @@ LARGE = bytes(100_000)
 
 
 async def test_enqueue_clash__another_job_has_the_id(world: World) -> None:
-    """An id of a job with another name, queue, key or payload is no resend, whatever its sender believes."""
+    """The id of a job with another name, queue, key or payload is no resend, whatever its sender assumes."""
     known = await world.add(payload=LARGE, key="k", key_text="k")
     mine: dict[str, Any] = {"id": known.id, "payload": LARGE, "key": "k", "key_text": "k"}
     others: list[dict[str, Any]] = [{"job": "other"}, {"queue": "other"}, {"key": "other", "key_text": "other"}]
@@ -124,7 +124,7 @@ async def test_enqueue_clash__another_job_has_the_id(world: World) -> None:
 
 
 async def test_enqueue_clash__ended(world: World) -> None:
-    """Of a success, which has no payload or has kept it, the name is compared, of a failure the payload too."""
+    """The name of a success is compared, with or without its payload; of a failure the payload is compared too."""
     session = await world.a_session()
     for settlement, name, payload in ((succeeded, "other", b"first"), (failed, "work", b"second")):
         lease = await world.running(session, payload=b"first")
@@ -135,7 +135,7 @@ async def test_enqueue_clash__ended(world: World) -> None:
 
 
 async def _claimed_order(world: World) -> list[bytes]:
-    """One at a time, so that the store's order is seen and not that of an answer."""
+    """Claim one at a time, so that the store's order shows and not the order of one answer."""
     session, order = await world.a_session(), list[bytes]()
     while leases := await world.claim(session, ["default"], limit=1):
         order += ids_of(leases)
@@ -143,7 +143,7 @@ async def _claimed_order(world: World) -> list[bytes]:
 
 
 async def test_enqueue_order__arrival(world: World) -> None:
-    """Of the same priority and instant, the first to arrive is claimed first, whatever the ids are. A higher priority goes before."""
+    """With the same priority and instant, the first job to arrive is claimed first, whatever the ids are. A higher priority goes first."""
     envelopes = [world.an_envelope(id=world.an_id()) for _ in range(20)]
     envelopes.sort(key=lambda envelope: envelope.id, reverse=True)
     await world.enqueue(*envelopes[:10])
@@ -154,7 +154,7 @@ async def test_enqueue_order__arrival(world: World) -> None:
 
 
 async def test_enqueue_order__ready_time(world: World) -> None:
-    """Who became ready earlier is claimed first: a scheduled job by its due time, whenever it was sent or upkeep came by."""
+    """The job that became ready first is claimed first: a scheduled one counts by its due time, whenever it was sent or upkeep ran."""
     late = await world.add(after=10.0)
     early = await world.add(after=5.0)
     world.clock.advance(7.0)
@@ -167,7 +167,7 @@ async def test_enqueue_order__ready_time(world: World) -> None:
 
 
 async def test_enqueue_past(world: World) -> None:
-    """A job for an instant gone by, or for this very one, is READY, and stands where one sent now would."""
+    """A job for a past instant, or for the current one, is READY, and has the place of a job sent now."""
     before = await world.add()
     world.clock.advance(1.0)
     past = await world.add(at=world.clock.wall() - 3_600 * SECOND)
@@ -184,7 +184,7 @@ ROOM = 40
 
 
 async def _full(world: World) -> tuple[World, list[Envelope]]:
-    """A store that refuses one more, time and again (what it needs for itself comes and goes), and what it holds."""
+    """Return a store that refuses one more, time and again (what it needs for itself varies), and the jobs that it holds."""
     limited, held, refusals = world.limited(ROOM), list[Envelope](), 0
     big = bytes(world.harness.much)
     while len(held) < 10 * ROOM:
@@ -202,8 +202,8 @@ async def _full(world: World) -> tuple[World, list[Envelope]]:
 
 
 async def test_enqueue_full(world: World) -> None:
-    """A batch is refused as a whole, by name. Who resends what filled the store up hears that it is there. Follow-ups are taken in:
-    refusing them would undo what the run has done."""
+    """A batch is refused as a whole, with a named error. A client that resends what filled the store learns that it is there. Follow-ups
+    are added: refusing them would undo what the run has done."""
     limited, held = await _full(world)
     batch = [limited.an_envelope(payload=bytes(world.harness.much)) for _ in range(3)]
     with pytest.raises(StoreFull):
@@ -219,7 +219,7 @@ async def test_enqueue_full(world: World) -> None:
 
 
 async def test_enqueue_full__other_verbs_go_on(world: World) -> None:
-    """What is queued in a full store is worked off, and then there is room again."""
+    """The jobs queued in a full store run, and then it has room again."""
     limited, held = await _full(world)
     session = await limited.a_session()
 
@@ -235,7 +235,7 @@ async def test_enqueue_full__other_verbs_go_on(world: World) -> None:
 
 
 async def _added_in_the_end(limited: World) -> object:
-    """Room comes with the operations that make it, though not with each: a server tidies up after some dozens of calls."""
+    """Operations free room, but not each of them does: a server tidies up after some dozens of calls."""
     for _ in range(200):
         try:
             [answer] = await limited.enqueue(limited.an_envelope())

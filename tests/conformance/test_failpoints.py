@@ -1,4 +1,4 @@
-"""The failpoint matrix: whatever operation a reply is lost of, a process killed or held up at, no job is lost and none is settled twice."""
+"""The failpoint matrix: whichever operation loses its reply, or kills or delays its process, no job is lost and none is settled twice."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def named(point: Failpoint) -> str:
 
 @pytest.mark.parametrize("point", [Failpoint(*point, Action.RAISE) for point in POINTS], ids=named)
 async def test_a_lost_reply_and_a_resend_are_as_if_nothing_had_been(world: World, point: Failpoint) -> None:
-    """Each operation, sent again after BrokerUnavailable, whether it had taken effect or not: every job is added once and ends once."""
+    """Each operation is sent again after BrokerUnavailable, whether it took effect or not: every job is added once and ends once."""
     broker, said = FailingBroker(world.broker, point), list[str]()
 
     await child.work(broker.as_broker, said.append)
@@ -69,7 +69,7 @@ def _all_ids() -> list[bytes]:
 
 
 class Survivor:
-    """The other process on the same store: this one. It takes over what the child leaves."""
+    """The other process on the same store, which is this one. It takes over the jobs that the child leaves."""
 
     def __init__(self, harness: StoreHarness, clock: FileClock) -> None:
         self.harness = harness
@@ -83,7 +83,7 @@ class Survivor:
         await self.broker.register(self._session)
 
     async def take_over(self) -> None:
-        """Beat while the other lapses, then do all that there is to do."""
+        """Send heartbeats while the other process lapses, then do all that there is to do."""
         for _ in range(3):
             self._clock.advance(child.TTL * 0.6)
             await self.broker.beat(Beat(session=self._session.id))
@@ -120,7 +120,7 @@ def _program(survivor: Survivor, folder: Path, point: Failpoint) -> str:
 
 @pytest.mark.parametrize("point", [Failpoint(*point, Action.KILL) for point in POINTS], ids=named)
 async def test_a_killed_process_loses_nothing(tmp_path: Path, survivor: Survivor, point: Failpoint) -> None:
-    """SIGKILL at each verb: what it was told is added is there, what it had leased runs again, and what it had settled does not."""
+    """After SIGKILL at each operation, jobs whose enqueue was answered are there, leased ones run again, and settled ones do not."""
     code, said = run_in_fork(_program(survivor, tmp_path, point), ROOT, os.environ)
     assert code == -signal.SIGKILL, said
     await until(survivor.harness.is_at_rest)
@@ -135,7 +135,7 @@ _THROUGH_PIPES = "import sys\nsys.stdout, sys.stdin = open({!r}, 'w'), open({!r}
 
 @pytest.mark.parametrize("point", [Failpoint(*point, Action.PAUSE) for point in POINTS if point[1] is not When.DURING], ids=named)
 async def test_a_process_held_up_settles_nothing_twice(tmp_path: Path, survivor: Survivor, point: Failpoint) -> None:
-    """It stands still at each operation until it was reaped and another has done its work; then it goes on, and does no harm."""
+    """It stops at each operation until it was reaped and another process did its work; then it goes on, and does no harm."""
     pipes = [tmp_path / "said", tmp_path / "told"]
     for pipe in pipes:
         os.mkfifo(pipe)

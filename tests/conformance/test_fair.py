@@ -27,7 +27,7 @@ async def add(world: World, tenant: str, number: int, **fields: Any) -> list[Env
 
 
 async def order(world: World, limit: int = 10_000) -> str:
-    """The tenants of the next jobs that a session leases, in their order."""
+    """Return the tenants of the next jobs that a session leases, in their order."""
     return "".join(map(tenant_of, await world.claim(await world.a_session(ttl=1_000_000.0), limit=limit)))
 
 
@@ -44,7 +44,7 @@ async def test_fair_turns(world: World) -> None:
 
 
 async def test_fair_turns__three(world: World) -> None:
-    """The order in which tenants come does not matter, nor whether their jobs come one by one."""
+    """Neither the order in which tenants arrive matters, nor whether their jobs come one by one."""
     for job in itertools.chain(of_tenant(world, "a", 8), of_tenant(world, "b", 2), of_tenant(world, "c", 8), of_tenant(world, "b", 2)):
         await world.enqueue(job)
     found = await order(world)
@@ -53,7 +53,7 @@ async def test_fair_turns__three(world: World) -> None:
 
 
 async def test_fair_turns__in_one_batch(world: World) -> None:
-    """The jobs of one call take turns too, and each tenant's run in the order in which they were sent."""
+    """The jobs of one call take turns too, and each tenant's jobs run in the order in which they were sent."""
     jobs = [*of_tenant(world, "a", 3), *of_tenant(world, "b", 3)]
     await world.enqueue(*jobs)
     leases = await world.claim(await world.a_session())
@@ -62,7 +62,7 @@ async def test_fair_turns__in_one_batch(world: World) -> None:
 
 
 async def test_fair_turns__many_senders(world: World) -> None:
-    """Senders that send at once share the place of a tenant."""
+    """Senders that send at the same time share a tenant's place."""
     brokers = [world.broker.sibling() for _ in range(4)]
     batches = [[of_tenant(world, tenant, 10) for tenant in ("a", "b", "a")] for _ in brokers]
     await asyncio.gather(*(broker.enqueue(jobs) for broker, each in zip(brokers, batches, strict=True) for jobs in each))
@@ -74,7 +74,7 @@ async def test_fair_turns__many_senders(world: World) -> None:
 
 
 async def test_fair_turns__priority(world: World) -> None:
-    """Priority comes first, and each has its own turns. Another queue has others."""
+    """Priority comes first, and each priority has its own turns. So has each queue."""
     await add(world, "a", 5)
     await add(world, "a", 5, queue="other")
     await add(world, "b", 2, priority=1)
@@ -85,7 +85,7 @@ async def test_fair_turns__priority(world: World) -> None:
 
 
 async def test_fair_turns__beside_others(world: World) -> None:
-    """Jobs without a tenant have their place by their time."""
+    """Jobs without a tenant are ordered by their time."""
     plain = await world.add()
     await add(world, "a", 3)
     world.clock.advance(1.0)
@@ -97,7 +97,7 @@ async def test_fair_turns__beside_others(world: World) -> None:
 
 
 async def test_fair_turns__when_it_is_due(world: World) -> None:
-    """A job that was sent for later, or that awaits another, takes its place when it is READY."""
+    """A job that was sent for later, or that awaits another, gets its place when it becomes READY."""
     held = await add(world, "c", 1, awaits=1)
     member = await world.running(joins=(held[0].id,))
     await add(world, "b", 3, after=60.0)
@@ -123,7 +123,7 @@ async def test_fair_turns__at_a_gate(world: World) -> None:
 
 
 async def test_fair_turns__debounced(world: World) -> None:
-    """A call that replaces the arguments of a waiting job gives it its tenant too."""
+    """A call that replaces the arguments of a waiting job replaces its tenant too."""
     await add(world, "a", 1, key="k", after=60.0)
     await world.enqueue(*of_tenant(world, "b", 1, key="k", after=1.0, on_conflict=OnConflict.DEBOUNCE))
     await add(world, "a", 3)
@@ -132,7 +132,7 @@ async def test_fair_turns__debounced(world: World) -> None:
 
 
 async def test_fair_comes_back(world: World) -> None:
-    """A job that is handed back is the first again, and a tenant that comes meanwhile is not before those that waited."""
+    """A job that is handed back is first again, and a tenant that arrives meanwhile is not placed before those that waited."""
     await add(world, "a", 40)
     session = await world.a_session()
     [first, *others] = await world.claim(session, limit=20)
@@ -145,7 +145,7 @@ async def test_fair_comes_back(world: World) -> None:
 
 
 async def test_fair_comes_back__retried(world: World) -> None:
-    """The next run of a job is one more of its tenant."""
+    """A job's next run counts as one more of its tenant."""
     await add(world, "a", 4)
     [lease] = await world.claim(await world.a_session(), limit=1)
     await world.settle(retried(lease, 0.0))
@@ -166,7 +166,7 @@ async def test_fair_comes_back__after_a_crash(world: World) -> None:
 
 
 async def test_fair_times(world: World) -> None:
-    """Who comes late to a long line has not waited since its beginning."""
+    """A job that arrives late in a long line has not waited since the line's beginning."""
     jobs = await add(world, "a", 5)
     await order(world, 1)
     await world.pass_time(100.0)
@@ -192,7 +192,7 @@ async def test_fair_times__long_line(world: World) -> None:
 
 
 async def test_fair_times__again(world: World) -> None:
-    """A resent claim says the same."""
+    """A resent claim gets the same answer."""
     await add(world, "a", 1)
     world.clock.advance(7.0)
     session = await world.a_session()
