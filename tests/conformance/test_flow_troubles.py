@@ -1,4 +1,4 @@
-"""Flows in trouble: several retries in one call, jobs that are gone before others end, bodies that cannot be read."""
+"""Flows in trouble: several retries in one call, jobs that are dropped before others end, bodies that cannot be read."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_flow_redo__of_a_member_and_its_join_in_one_call(world: World) -> 
 
 
 async def test_flow_redo__of_many_branches(world: World) -> None:
-    """They are more than one portion of the work has. Each is restored, and nothing else."""
+    """There are more branches than one portion of the work covers. Each is restored, and nothing else."""
     flow = await sent(world, members=600, length=2, collects=True)
     session = await world.a_session()
     while leases := await world.claim(session, ["0"]):
@@ -58,7 +58,7 @@ async def test_flow_redo__of_many_branches(world: World) -> None:
 
 
 async def test_flow_redo__of_many_failures_of_one_scope(world: World) -> None:
-    """Of those that failed at once, one has cancelled the others' jobs. All of them are retried in two calls."""
+    """Of many jobs that fail at once, one cancels the waiting jobs. The failed ones are retried in two calls."""
     flow = await sent(world, members=700)
     assert flow.join is not None
     leases = await world.claim(await world.a_session(), ["0"], 40)
@@ -71,7 +71,7 @@ async def test_flow_redo__of_many_failures_of_one_scope(world: World) -> None:
 
 
 async def test_flow_redo__without_a_job_that_was_dropped(world: World) -> None:
-    """Nothing waits for ever for a job that has failed and is gone. What succeeded and is gone does not matter."""
+    """No job waits for ever for one that failed and was dropped. A job that succeeded and was dropped does not matter."""
     flow = await sent(world, members=4)
     assert flow.join is not None
     first, second, third = await world.claim(await world.a_session(), ["0"], 3)
@@ -93,7 +93,7 @@ async def test_flow_redo__without_a_job_that_was_dropped(world: World) -> None:
 
 
 async def test_flow_redo__of_a_job_whose_failed_one_was_dropped(world: World) -> None:
-    """It is not HELD for ever."""
+    """The retried job is not HELD for ever."""
     flow = await sent(world, members=2)
     assert flow.join is not None
     [lease] = await world.claim(await world.a_session(), ["0"], 1)
@@ -105,7 +105,7 @@ async def test_flow_redo__of_a_job_whose_failed_one_was_dropped(world: World) ->
 
 
 async def test_flow_redo__of_two_failures_by_two_clients(world: World) -> None:
-    """Whichever restores first takes nothing from what the other one restores."""
+    """Whichever client restores first takes nothing from what the other one restores."""
     for _ in range(4):
         flow, session = await sent(world, members=60), await world.a_session()
         assert flow.join is not None
@@ -123,7 +123,8 @@ async def test_flow_redo__of_two_failures_by_two_clients(world: World) -> None:
 
 
 async def test_admin_purge__of_a_flow(world: World) -> None:
-    """All of its jobs that match go, also those that the purge of the first ones has cancelled. Others are not kept for retries."""
+    """All of its jobs that match are purged, also those that the purge of the first ones cancelled. The flow's other jobs are not kept for
+    retries."""
     flow, other = await sent(world, members=600, length=2), await sent(world)
     waiting = (HELD, SCHEDULED, READY)
     purged = sum([await world.broker.admin.purge(View(queue=queue, statuses=waiting), limit=500) for queue in ("0", "1") for _ in range(4)])
@@ -137,7 +138,7 @@ async def test_admin_purge__of_a_flow(world: World) -> None:
 
 
 async def test_flow_redo__keeps_their_times(world: World) -> None:
-    """What was to start later still does."""
+    """A job that was to start later still does."""
     flow = await sent(world, members=2, after=60.0)
     await world.cancel(flow.firsts[0])
     assert await world.status(flow.firsts[1]) is CANCELLED
@@ -149,7 +150,7 @@ async def test_flow_redo__keeps_their_times(world: World) -> None:
 
 
 async def test_flow_fells__keeps_a_cancelled_job_as_long_as_a_failed_one(world: World) -> None:
-    """Its retry restores what it has cancelled. A cancelled flow goes as soon as other cancelled jobs."""
+    """The cancelled job's retry restores the jobs that its end cancelled. A cancelled flow is dropped as soon as other cancelled jobs."""
     flow, other = await sent(world), await sent(world)
     await world.cancel(flow.firsts[0])
     await world.broker.admin.cancel_flow(other.id)

@@ -1,4 +1,4 @@
-"""Flows: results that travel to the jobs that await them, failures that cancel what has not begun, and retries that restore it."""
+"""Flows: results that are passed to the jobs that await them, failures that cancel what has not begun, and retries that restore it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HELD, READY, RUNNING, SUCCEEDED, FAILED, CANCELLED = (
 
 
 async def _claimed(world: World, flow: Flow, queue: str = "0") -> dict[bytes, Lease]:
-    """The leases of the jobs in a queue, by their ids."""
+    """Return the leases of the jobs in a queue, by their ids."""
     return {id_of(lease): lease for lease in await world.claim(await world.a_session(), [queue])}
 
 
@@ -45,7 +45,7 @@ async def _statuses(world: World, *jobs: Job) -> list[Status | None]:
 
 
 async def test_flow_released__by_the_last_success(world: World) -> None:
-    """A join starts when all members have succeeded, and not before. It says how many it awaits."""
+    """A join starts when all members have succeeded, and not before. It shows how many it awaits."""
     flow = await sent(world, members=3)
     assert flow.join is not None
     leases = await _claimed(world, flow)
@@ -70,7 +70,7 @@ async def test_flow_released__along_a_chain(world: World) -> None:
 
 
 async def test_flow_released__in_one_batch(world: World) -> None:
-    """Members that end in one call count each, also with a wait of the join's own."""
+    """Members that end in one call count one by one, also if the join has its own wait."""
     flow = await sent(world, members=5, after=60.0)
     assert flow.join is not None
     await world.pass_time(60.0)
@@ -100,7 +100,7 @@ async def test_flow_result__in_the_order_of_inputs(world: World) -> None:
 
 
 async def test_flow_result__though_it_is_not_kept(world: World) -> None:
-    """A member whose own result is gone at once has passed it on."""
+    """A member whose own result is dropped at once has passed it on."""
     flow = await sent(world, members=2)
     assert flow.join is not None
     for lease in (await _claimed(world, flow)).values():
@@ -145,7 +145,7 @@ async def test_flow_result__gone_after_the_join(world: World, members: int) -> N
 @pytest.mark.parametrize("members", [2, 40])
 @pytest.mark.parametrize("end", ["kept no longer", "dropped"])
 async def test_flow_result__gone_with_a_join_that_failed(world: World, members: int, end: str) -> None:
-    """They stay as long as the join can be retried."""
+    """The results are kept as long as the join can be retried."""
     flow = await sent(world, members=members)
     assert flow.join is not None
     await world.settle(*(succeeded(lease) for lease in (await _claimed(world, flow)).values()))
@@ -163,7 +163,7 @@ async def test_flow_result__gone_with_a_join_that_failed(world: World, members: 
 
 
 async def test_flow_result__only_to_those_that_take_it(world: World) -> None:
-    """A tie without a number passes nothing on, but counts."""
+    """A tie (a job's link to one that awaits it) without a number passes no result on, but counts."""
     flow_id, held = world.an_id(), world.an_envelope(awaits=1, member=Member(world.an_id(), 1, 0, 1))
     await world.enqueue(held)
     lease = await world.running(member=Member(flow_id, 0, 0, 1), joins=(held.id,), ties=(Tie(),))
@@ -217,7 +217,7 @@ async def test_flow_fells__without_a_verdict(world: World, end: str) -> None:
 
 
 async def test_flow_fells__keeps_them_as_long_as_the_failure(world: World) -> None:
-    """So a retry can restore them for as long as there is one."""
+    """Cancelled jobs are kept with the failure, so a retry can restore them for as long as the failed job can be retried."""
     flow = await sent(world, members=2)
     [lease] = await world.claim(await world.a_session(), ["0"], 1)
     await world.settle(failed(lease))
@@ -226,7 +226,7 @@ async def test_flow_fells__keeps_them_as_long_as_the_failure(world: World) -> No
 
 
 async def test_flow_fells__many(world: World) -> None:
-    """What one call does not reach is left to upkeep."""
+    """Upkeep cancels what one call does not reach."""
     flow = await sent(world, members=2_600)
     [lease] = await world.claim(await world.a_session(), ["0"], 1)
     await world.settle(failed(lease))
@@ -250,7 +250,7 @@ async def test_flow_fells__a_waiting_retry(world: World) -> None:
 
 
 async def test_flow_collects__failures_in_place_of_results(world: World) -> None:
-    """The join runs when all have ended, and gets what there is of each."""
+    """The join runs when all members have ended, and gets the result or failure of each."""
     flow = await sent(world, members=4, collects=True)
     assert flow.join is not None
     leases = await _claimed(world, flow)
@@ -270,7 +270,7 @@ async def test_flow_collects__failures_in_place_of_results(world: World) -> None
 
 
 async def test_flow_collects__branch_by_branch(world: World) -> None:
-    """A failure cancels the rest of its branch, which hands it on. Other branches go on."""
+    """A failure cancels the rest of its branch, which passes the failure on. Other branches go on."""
     flow = await sent(world, members=2, length=3, collects=True)
     assert flow.join is not None
     leases = await _claimed(world, flow)
@@ -286,7 +286,7 @@ async def test_flow_collects__branch_by_branch(world: World) -> None:
 
 
 async def test_flow_collects__not_when_the_whole_flow_falls(world: World) -> None:
-    """If the join is felled too, no branch releases it."""
+    """If the join is cancelled too, no branch releases it."""
     flow = a_flow(world, members=2, collects=True)
     assert flow.join is not None
     head = world.an_envelope(queue="head", member=Member(flow.id, 3, 0, 3))
@@ -309,14 +309,14 @@ async def _redo(world: World, *jobs: Job) -> None:
 
 
 async def _run_all(world: World, flow: Flow, result: bytes = b"\x01again") -> None:
-    """Let everything that waits succeed."""
+    """Let every waiting job succeed."""
     session = await world.a_session()
     while leases := await world.claim(session):
         await world.settle(*(succeeded(lease, result) for lease in leases))
 
 
 async def test_flow_redo__restores_what_the_failure_has_cancelled(world: World) -> None:
-    """Results that the join had got already are kept."""
+    """Results that the join has already are kept."""
     flow = await sent(world, members=3, length=2)
     assert flow.join is not None
     leases = await _claimed(world, flow)
@@ -337,7 +337,7 @@ async def test_flow_redo__restores_what_the_failure_has_cancelled(world: World) 
 
 
 async def test_flow_redo__of_a_join_alone(world: World) -> None:
-    """It does not wait for a member that has failed: the answer says so. The retry of the member restores it."""
+    """The join does not wait for a member that has failed: the answer says so. The retry of the member restores it."""
     flow = await sent(world, members=2)
     assert flow.join is not None
     [lease] = await world.claim(await world.a_session(), ["0"], 1)
@@ -352,7 +352,7 @@ async def test_flow_redo__of_a_join_alone(world: World) -> None:
 
 
 async def test_flow_redo__of_a_join_that_failed(world: World) -> None:
-    """It has its results still, and runs at once."""
+    """The join still has its results, and runs at once."""
     flow = await sent(world, members=2)
     assert flow.join is not None
     await world.settle(*(succeeded(lease, b"\x01r") for lease in (await _claimed(world, flow)).values()))
@@ -366,7 +366,7 @@ async def test_flow_redo__of_a_join_that_failed(world: World) -> None:
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 async def test_flow_redo__while_another_failure_stands(world: World, order: tuple[int, int]) -> None:
-    """Nothing waits for a job that has failed and was not retried. Once both were, the flow goes on."""
+    """No job waits for one that failed and was not retried. Once both are retried, the flow goes on."""
     flow = await sent(world, members=4)
     assert flow.join is not None
     leases = await world.claim(await world.a_session(), ["0"], 2)
@@ -382,7 +382,7 @@ async def test_flow_redo__while_another_failure_stands(world: World, order: tupl
 
 
 async def test_flow_redo__of_all_failures_at_once(world: World) -> None:
-    """As an operator does it for a whole flow."""
+    """An operator retries a whole flow this way."""
     flow = await sent(world, members=4)
     assert flow.join is not None
     leases = await world.claim(await world.a_session(), ["0"], 2)
@@ -394,7 +394,7 @@ async def test_flow_redo__of_all_failures_at_once(world: World) -> None:
 
 
 async def test_flow_redo__fails_again(world: World) -> None:
-    """The second failure cancels what the first one had, and a second retry restores it."""
+    """The second failure cancels the same jobs as the first, and a second retry restores them."""
     flow = await sent(world, members=3)
     assert flow.join is not None
     session = await world.a_session()
@@ -432,7 +432,7 @@ async def test_flow_redo__gives_a_collected_failure_back(world: World) -> None:
 
 
 async def test_flow_redo__not_what_has_begun(world: World) -> None:
-    """A join that runs with a failure keeps it, and gets nothing from the member any more, however that ends."""
+    """A join that runs with a failure keeps it, and gets nothing more from the member, however the member ends."""
     flow = await sent(world, members=2, collects=True)
     assert flow.join is not None
     leases = await _claimed(world, flow)
@@ -462,7 +462,7 @@ async def test_flow_redo__not_what_has_begun(world: World) -> None:
 
 
 async def test_flow_cancel__stops_all(world: World) -> None:
-    """Waiting jobs are cancelled, running ones are asked to stop, ended ones stay. Nothing starts afterwards."""
+    """Waiting jobs are cancelled, running ones are asked to stop, ended ones are unchanged. Nothing starts afterwards."""
     flow = await sent(world, members=4, length=2)
     session = await world.a_session()
     first, second, third = await world.claim(session, ["0"], 3)
@@ -509,14 +509,14 @@ async def test_flow_redo__of_a_part_of_a_cancelled_flow(world: World) -> None:
 
 
 async def test_flow_cancel__unknown(world: World) -> None:
-    """A flow that nobody knows has no jobs."""
+    """An unknown flow has no jobs."""
     other = await sent(world)
     assert await world.broker.admin.cancel_flow(world.an_id()) == 0
     assert await _statuses(world, *other.envelopes) == [READY, READY, HELD]
 
 
 async def test_admin_flow__lists_it(world: World) -> None:
-    """In the order of numbers, whatever their status, with what ties them together; page by page."""
+    """A flow's jobs are listed in the order of their numbers, whatever their status, with their ties, page by page."""
     flow, other = await sent(world, members=3), await sent(world)
     assert flow.join is not None
     [lease] = await world.claim(await world.a_session(), ["0"], 1)
@@ -539,7 +539,7 @@ async def test_admin_flow__lists_it(world: World) -> None:
 
 @pytest.mark.parametrize("collects", [False, True])
 async def test_flow_released__by_members_that_end_at_once(world: World, collects: bool) -> None:
-    """Many settlements of several clients at a time: each member counts once, and the join has all results."""
+    """Several clients send many settlements at a time: each member counts once, and the join has all results."""
     flow, others = await sent(world, members=120, collects=collects), [world.broker.sibling() for _ in range(3)]
     assert flow.join is not None
     leases = await _claimed(world, flow)
@@ -556,7 +556,7 @@ async def test_flow_released__by_members_that_end_at_once(world: World, collects
 
 
 async def test_flow_cancel__beside_the_last_member(world: World) -> None:
-    """Whatever comes first: once the flow is cancelled, its join does not start, or is asked to stop."""
+    """Whichever comes first: once the flow is cancelled, its join does not start, or is asked to stop."""
     for _ in range(8):
         flow, session = await sent(world, members=2), await world.a_session()
         assert flow.join is not None
@@ -569,7 +569,7 @@ async def test_flow_cancel__beside_the_last_member(world: World) -> None:
 
 
 async def test_flow_redo__beside_the_fall(world: World) -> None:
-    """A retry while the failure still cancels others leaves nothing behind that waits for ever."""
+    """A retry while the failure still cancels others leaves no job that waits for ever."""
     for _ in range(4):
         flow, session = await sent(world, members=40), await world.a_session()
         assert flow.join is not None
@@ -587,7 +587,7 @@ async def test_flow_redo__beside_the_fall(world: World) -> None:
 
 
 async def test_flow_result__after_the_store_has_lost_its_latest_changes(world: World) -> None:
-    """What it still knows of a flow fits together, so that the rest runs again and the join gets all results."""
+    """What the store still knows of a flow is consistent, so that the rest runs again and the join gets all results."""
     flow = await sent(world, members=4)
     assert flow.join is not None
     session = await world.a_session()

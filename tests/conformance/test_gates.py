@@ -1,4 +1,4 @@
-"""Limits: how many jobs may be READY or RUNNING at once, and which one is next."""
+"""Limits: how many jobs may be READY or RUNNING at once, and which one is next. The record of one limit is its gate."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def statuses(world: World, *jobs: Job) -> list[Status | None]:
 
 
 async def test_gate_takes(world: World) -> None:
-    """As many jobs as the limit says are READY. The next ones are SCHEDULED, say what they wait for, and are not leased."""
+    """As many jobs as the limit allows are READY. The next ones are SCHEDULED, show what they wait for, and are not leased."""
     jobs = [await limited(world, 2) for _ in range(4)]
     assert await statuses(world, *jobs) == [Status.READY, Status.READY, Status.SCHEDULED, Status.SCHEDULED]
     assert (await world.record(jobs[2])).waiting_for == "limit limit"
@@ -56,13 +56,13 @@ async def test_gate_takes__in_one_batch(world: World) -> None:
 
 
 async def test_gate_takes__each_key_apart(world: World) -> None:
-    """Another key, or another limit, is another gate."""
+    """Another key, or another limit, has another gate."""
     jobs = [await world.add(limits=(each,)) for each in (gate(key="a"), gate(key="b"), gate(limit="other", key="a"))]
     assert await statuses(world, *jobs) == [Status.READY] * 3
 
 
 async def test_gate_takes__when_it_is_due(world: World) -> None:
-    """A job that is sent for later takes no slot until it is due, and waits then if there is none."""
+    """A job that is sent for later gets no slot until it is due, and waits then if there is none."""
     later = await limited(world, after=60.0)
     now = await limited(world)
     assert (await world.record(later)).waiting_for is None
@@ -72,7 +72,7 @@ async def test_gate_takes__when_it_is_due(world: World) -> None:
 
 
 async def test_gate_takes__when_it_is_released(world: World) -> None:
-    """So does a job that awaits others."""
+    """A job that awaits others gets no slot until it is released."""
     held = await limited(world, awaits=1)
     now = await limited(world)
     member = await world.running(joins=(held.id,))
@@ -88,13 +88,13 @@ async def run_of(world: World, job: Envelope) -> Lease:
 
 
 def ended(lease: Lease) -> Settlement:
-    """The success of a run as its worker reports it: with the limits of its lease."""
+    """Return the success of a run as its worker reports it: with its lease's limits."""
     return succeeded(lease, limits=lease.envelope.limits)
 
 
 @pytest.mark.parametrize("verdict", [succeeded, failed, discarded, cancelled, retried, snoozed])
 async def test_gate_passes_on(world: World, verdict: SettlementOf) -> None:
-    """The end of a run hands its slot to the first job that waits, in the same step."""
+    """The end of a run passes its slot to the first job that waits, in the same step."""
     lease = await run_of(world, await limited(world))
     first, second = await limited(world), await limited(world)
     await world.settle(verdict(lease, 60.0) if verdict in (retried, snoozed) else verdict(lease))
@@ -103,7 +103,7 @@ async def test_gate_passes_on(world: World, verdict: SettlementOf) -> None:
 
 
 async def test_gate_passes_on__with_a_lease_that_names_its_gates(world: World) -> None:
-    """A settlement may name the gates of its lease. They are those that the job was sent with."""
+    """A settlement may name the gates of its lease, which are those that the job was sent with."""
     lease = await run_of(world, await limited(world))
     waiting = await limited(world)
     assert lease.envelope.limits == (gate(),)
@@ -112,7 +112,7 @@ async def test_gate_passes_on__with_a_lease_that_names_its_gates(world: World) -
 
 
 async def test_gate_passes_on__to_the_first(world: World) -> None:
-    """The order is that of a queue: priority, due time, arrival, whatever the queues."""
+    """Jobs are served as in a queue: by priority, due time and arrival, whatever their queues."""
     running = await run_of(world, await limited(world, queue="other"))
     late, urgent, later = await limited(world), await limited(world, priority=5, queue="third"), await limited(world)
     for job, after in ((urgent, (late, later)), (late, (later,)), (later, ())):
@@ -123,7 +123,7 @@ async def test_gate_passes_on__to_the_first(world: World) -> None:
 
 
 async def test_gate_passes_on__many_at_once(world: World) -> None:
-    """Several runs that end in one call hand on as many slots; what nobody waits for is free again."""
+    """Several runs that end in one call pass on as many slots; slots that no job waits for become free."""
     session = await world.a_session()
     jobs = [await limited(world, 3) for _ in range(5)]
     leases = await world.claim(session)
@@ -142,7 +142,7 @@ async def test_gate_passes_on__once(world: World) -> None:
 
 
 async def test_gate_passes_on__without_anybody_waiting(world: World) -> None:
-    """A slot that nobody waits for can be taken again."""
+    """A slot that no job waits for can be used again."""
     for _ in range(3):
         await world.settle(ended(await run_of(world, await limited(world))))
     assert await world.status(await limited(world)) is Status.READY
@@ -163,7 +163,7 @@ async def test_gate_passes_on__not_for_a_former_run(world: World) -> None:
 
 @pytest.mark.parametrize("end", ["cancelled", "expired", "purged", "replaced"])
 async def test_gate_passes_on__of_a_ready_job(world: World, end: str) -> None:
-    """A READY job that ends without a run hands its slot on too."""
+    """A READY job that ends without a run passes its slot on too."""
     ready = await limited(world, key="k", expires=30.0, tags=("t",))
     waiting = await limited(world)
     if end == "cancelled":
@@ -191,7 +191,7 @@ async def test_gate_passes_on__after_a_crash(world: World) -> None:
 
 
 async def test_gate_passes_on__not_for_a_hand_back(world: World) -> None:
-    """A job that goes back to its old place at once keeps its slot."""
+    """A job that returns to its old place at once keeps its slot."""
     job = await limited(world)
     waiting = await limited(world)
     await world.settle(handed_back(await run_of(world, job), counts=False))
@@ -217,7 +217,7 @@ async def test_gate_forgets(world: World, end: str) -> None:
 
 
 async def test_gate_forgets__the_last(world: World) -> None:
-    """If nobody waits any more, the slot is free."""
+    """If no job waits any more, the slot is free."""
     lease = await run_of(world, await limited(world))
     await world.cancel(await limited(world))
     await world.settle(ended(lease))
@@ -225,7 +225,7 @@ async def test_gate_forgets__the_last(world: World) -> None:
 
 
 async def test_gate_all_or_none(world: World) -> None:
-    """A job with several gates takes a slot of each, or none: it waits at the one that is full, and no slot is idle meanwhile."""
+    """A job with several gates gets a slot of each, or none: it waits at the one that is full, and no slot is idle meanwhile."""
     one, other = gate(limit="one"), gate(limit="other")
     holder = await run_of(world, await world.add(limits=(other,), queue="holder"))
     both = await world.add(limits=(one, other))
@@ -264,7 +264,7 @@ CUSTOMERS = 60
 
 
 async def test_gate_all_or_none__each_another(world: World) -> None:
-    """However many gates those that wait have beside this one, one call passes all slots on."""
+    """However many other gates the waiting jobs have, one call passes all slots on."""
     shared = gate(CUSTOMERS, "shared")
     for _ in range(CUSTOMERS):
         await world.add(limits=(shared,))
@@ -275,7 +275,7 @@ async def test_gate_all_or_none__each_another(world: World) -> None:
 
 
 async def test_gate_all_or_none__many_passed_over(world: World) -> None:
-    """However many of those that wait find another gate full, the first one that can pass gets the slot."""
+    """However many waiting jobs find another gate full, the first one that can pass gets the slot."""
     shared, customers = gate(limit="shared"), [gate(limit="customer", key=str(number)) for number in range(CUSTOMERS)]
     await world.enqueue(*(world.an_envelope(limits=(each,)) for each in customers))
     lease = await run_of(world, await world.add(limits=(shared,), queue="other"))
@@ -286,7 +286,7 @@ async def test_gate_all_or_none__many_passed_over(world: World) -> None:
 
 
 async def test_gate_number(world: World) -> None:
-    """The number that the last sender declares is in force. If it is higher, jobs that wait pass; if it is lower, the surplus runs out."""
+    """The last sender's number is in force. If it is higher, waiting jobs pass; if it is lower, the surplus jobs finish first."""
     jobs = [await limited(world) for _ in range(4)]
     more = await limited(world, 3)
     assert await statuses(world, *jobs, more) == [Status.READY, Status.READY, Status.SCHEDULED, Status.SCHEDULED, Status.READY]
@@ -299,7 +299,7 @@ async def test_gate_number(world: World) -> None:
 
 
 async def test_gate_acts(world: World) -> None:
-    """`run_now` skips a due time, but no gate. A job that is retried by an operator passes its gates again."""
+    """`run_now` skips a due time, but no gate. A job that an operator retries passes its gates again."""
     holder = await limited(world)
     at_gate, later = await limited(world), await limited(world, after=60.0)
     await world.broker.admin.run_now([at_gate.id, later.id])
@@ -322,7 +322,7 @@ async def test_gate_acts__listed(world: World) -> None:
 
 
 async def test_gate_never_over(world: World) -> None:
-    """Many clients send and settle jobs of two gates at once. No more of them are READY or RUNNING than the limits say, and all end."""
+    """Many clients send and settle jobs of two gates at once. No more of them are READY or RUNNING than the limits allow, and all end."""
     brokers = [world.broker.sibling() for _ in range(CLIENTS)]
     gates = [gate(2, key="a"), gate(1, key="b")]
     sent = [[world.an_envelope(limits=(gates[(number + place) % 2],)) for place in range(8)] for number in range(CLIENTS)]
@@ -359,7 +359,7 @@ async def due_in(world: World, *jobs: Job) -> list[float]:
 
 
 async def test_gate_rate(world: World) -> None:
-    """The first jobs are READY, as many as the burst says. The others become due one after another, and are READY then."""
+    """As many of the first jobs are READY as the burst allows. The others become due one after another, and are READY then."""
     jobs = [await world.add(limits=(rate(6, burst=2),)) for _ in range(5)]
     assert await statuses(world, *jobs) == [Status.READY] * 2 + [Status.SCHEDULED] * 3
     assert await due_in(world, *jobs) == [0.0, 0.0, 10.0, 20.0, 30.0]
@@ -377,7 +377,7 @@ async def test_gate_rate__idle(world: World) -> None:
 
 
 async def test_gate_rate__late(world: World) -> None:
-    """Jobs that are due for longer than a second when upkeep finds them pay again: they do not become READY together."""
+    """Jobs that are overdue by more than a second when upkeep finds them pay again: they do not become READY together."""
     jobs = [await world.add(limits=(rate(6),)) for _ in range(4)]
     await world.pass_time(600.0)
     assert await statuses(world, *jobs) == [Status.READY] * 2 + [Status.SCHEDULED] * 2
@@ -385,7 +385,7 @@ async def test_gate_rate__late(world: World) -> None:
 
 
 async def test_gate_rate__taken_late(world: World) -> None:
-    """So does a READY job that its worker finds to have waited too long: it is handed back with its gates."""
+    """A READY job pays again too if its worker finds that it waited too long: it is handed back with its gates."""
     jobs = [await world.add(limits=(rate(6, burst=2),)) for _ in range(2)]
     world.clock.advance(12.0)
     leases = await world.claim(await world.a_session())
@@ -397,7 +397,7 @@ async def test_gate_rate__taken_late(world: World) -> None:
 
 
 async def test_gate_rate__retried(world: World) -> None:
-    """Another run pays again, also one that follows at once."""
+    """Another run pays again, even one that follows at once."""
     lease = await run_of(world, await world.add(limits=(rate(6),)))
     await world.settle(retried(lease, 0.0))
     assert await due_in(world, lease) == [10.0]
@@ -416,7 +416,7 @@ async def test_gate_rate__closed(world: World) -> None:
 
 
 async def test_gate_rate__and_slots(world: World) -> None:
-    """A job with both takes no slot while it waits for its time, and does not pay while it waits for a slot."""
+    """A job with both holds no slot while it waits for its time, and does not pay while it waits for a slot."""
     limits = (gate(1, "slots"), rate(6))
     first, second = await world.add(limits=limits), await world.add(limits=limits)
     assert (await world.record(second)).waiting_for == "limit slots"
@@ -437,7 +437,7 @@ async def test_gate_rate__debounced(world: World) -> None:
 
 
 async def test_gate_rate__far(world: World) -> None:
-    """No number of jobs makes a time that a store can't keep."""
+    """No number of jobs leads to a time that a store can't hold."""
     century = rate(1, 100 * 365 * 86_400.0)
     jobs = [world.an_envelope(limits=(century,)) for _ in range(3_000)]
     await world.enqueue(*jobs)
@@ -473,7 +473,7 @@ async def test_gate_late(world: World) -> None:
 
 
 async def test_gate_late__more(world: World) -> None:
-    """A limit that was declared later is added to those that the job has. Meanwhile others get its slot."""
+    """A limit that was declared later is added to the job's limits. Meanwhile other jobs get its slot."""
     lease = await run_of(world, await world.add(limits=(gate(),), queue="other"))
     waiting = await world.add(limits=(gate(),))
     await world.settle(settlement(lease, HandedBack(counts=False, limits=(gate(), gate(limit="more")))))
@@ -506,7 +506,7 @@ async def test_gate_paused(world: World) -> None:
 
 
 async def test_gate_paused__new_jobs(world: World) -> None:
-    """So do jobs that come during the pause, and those that come back from a run."""
+    """Jobs that arrive during the pause wait too, and so do those that come back from a run."""
     lease = await run_of(world, await limited(world, queue="paused"))
     await world.broker.admin.pause("paused")
     new, other = await limited(world, queue="paused"), await limited(world, queue="other")
@@ -529,7 +529,7 @@ async def test_gate_paused__passed_over(world: World) -> None:
 
 
 async def test_gate_paused__many(world: World) -> None:
-    """All of them, also if they are paused and resumed again."""
+    """All of them give their slots back, even if they are paused and resumed again."""
     jobs = [world.an_envelope(limits=(gate(500),)) for _ in range(300)]
     await world.enqueue(*jobs)
     for _ in range(2):
@@ -545,7 +545,7 @@ async def test_gate_paused__many(world: World) -> None:
 
 
 async def test_admin_limits(world: World) -> None:
-    """Those that hold up jobs: how many hold slots and wait, and when a rate opens. Idle ones are not kept."""
+    """Limits that hold up jobs are listed: how many jobs hold slots and wait, and when a rate opens. Idle ones are not kept."""
     assert await world.broker.admin.limits() == []
     for _ in range(3):
         await limited(world)
@@ -559,7 +559,7 @@ async def test_admin_limits(world: World) -> None:
 
 
 async def test_admin_set_limit(world: World) -> None:
-    """The number counts whatever senders declare, and lets jobs pass that wait. Later the declared one counts again."""
+    """The operator's number overrides what senders declare, and lets waiting jobs pass. Later the declared number counts again."""
     jobs = [await limited(world) for _ in range(4)]
     await world.broker.admin.set_limit(gate(3), is_set=True)
     assert await statuses(world, *jobs) == [Status.READY] * 3 + [Status.SCHEDULED]
@@ -573,7 +573,7 @@ async def test_admin_set_limit(world: World) -> None:
 
 
 async def test_admin_set_limit__kept(world: World) -> None:
-    """It is kept while no job has the limit, also for a rate. 0 lets no job pass."""
+    """The number is kept while no job has the limit, also for a rate. 0 lets no job pass."""
     await world.broker.admin.set_limit(gate(0), is_set=True)
     await world.broker.admin.set_limit(rate(60), is_set=True)
     await world.add(limits=(rate(6),))
@@ -583,7 +583,7 @@ async def test_admin_set_limit__kept(world: World) -> None:
 
 
 async def test_admin_set_limit__no_more(world: World) -> None:
-    """If a number is set no more, the declared one lets jobs pass that wait, without another call."""
+    """If the operator's number is removed, the declared one lets waiting jobs pass, without another call."""
     await world.broker.admin.set_limit(gate(0), is_set=True)
     job = await limited(world)
     await world.broker.admin.set_limit(gate(1), is_set=False)
@@ -591,7 +591,7 @@ async def test_admin_set_limit__no_more(world: World) -> None:
 
 
 async def test_admin_rebuild__slots(world: World) -> None:
-    """Slots that no job holds, because another program has removed the jobs, are free again."""
+    """Slots that no job holds, because another program removed the jobs, are freed."""
     job = await limited(world)
     waiting, other = await limited(world), await limited(world, limit="other")
     await world.broker.admin.set_limit(gate(1), is_set=True)

@@ -58,7 +58,7 @@ async def test_history_records(world: World) -> None:
 
 
 async def test_history_records__only_the_periods_asked_for(world: World) -> None:
-    """Those that overlap the time asked for, whole."""
+    """The answer has the whole of each period that overlaps the requested time."""
     at = await start_of_a_minute(world)
     for number in range(1, 5):
         await record(world, measures(number))
@@ -115,7 +115,7 @@ async def test_history_levels(world: World) -> None:
 
 
 async def test_history_spoilt(world: World) -> None:
-    """Bytes that no worker has written count as none, and go with the others."""
+    """Bytes that no worker has written are ignored, and are dropped with the others."""
     for packed in (b"", b"\xc1", pack_measures({})[:-1] + b"\xff", b"x" * 2_000_000):
         await world.broker.admin.record_measures(world.an_id(), packed)
     await record(world, measures(2))
@@ -125,7 +125,7 @@ async def test_history_spoilt(world: World) -> None:
 
 
 async def test_history_spoilt__numbers_beyond_all_counts(world: World) -> None:
-    """They stop no upkeep. A sum stays at the highest count, and numbers below zero or beyond it are no measures."""
+    """Such numbers stop no upkeep. A sum stops at the highest count, and numbers below zero or beyond it are ignored."""
     await record(
         world,
         {MAIL: Measure(runs={"succeeded": -5})},

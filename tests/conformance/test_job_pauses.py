@@ -1,4 +1,4 @@
-"""Pauses of jobs by their names: what is claimed meanwhile is parked, and nothing is lost."""
+"""Pauses of jobs by their names: a job that is claimed meanwhile is parked, and none is lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.world import World, id_of
 
 
 async def park(world: World, leases: Sequence[Lease]) -> None:
-    """What a worker does with the leases of a paused job."""
+    """Do what a worker does with the leases of a paused job."""
     back = HandedBack(counts=False, is_paused=True)
     assert set(await world.settle(*(settlement(lease, back) for lease in leases))) <= {Settled.OK}
 
@@ -30,7 +30,7 @@ async def resume(world: World, job: str = "work") -> None:
 
 
 async def claim_all(world: World) -> list[Lease]:
-    """Some stores bound an answer."""
+    """Claim again and again, because some stores bound an answer."""
     session, found = await world.a_session(), list[Lease]()
     while leases := await world.claim(session):
         found += leases
@@ -48,7 +48,7 @@ async def _parked(world: World, number: int = 3) -> list[Envelope]:
 
 
 async def test_job_pause(world: World) -> None:
-    """What is claimed is parked and says why, others run on, and the end of the pause makes all READY in their old order."""
+    """A claimed job is parked and shows why, other jobs run on, and the end of the pause makes all READY in their old order."""
     jobs = await _parked(world)
     other = await world.add(job="other")
 
@@ -69,7 +69,7 @@ async def test_job_pause(world: World) -> None:
 
 
 async def test_job_pause__is_told(world: World) -> None:
-    """Registrations and heartbeats name the paused jobs, and a living session is nudged by each change."""
+    """Registrations and heartbeats name the paused jobs, and each change nudges a living session."""
     session = await world.a_session()
     with world.broker.listen([topics.session(session.id)]) as waiter:
         await world.claim(session)
@@ -82,7 +82,7 @@ async def test_job_pause__is_told(world: World) -> None:
 
 
 async def test_job_pause__twice(world: World) -> None:
-    """A second pause changes nothing, nor does the end of one that there is not."""
+    """A second pause changes nothing, nor does the end of a pause that does not exist."""
     admin = world.broker.admin
     await admin.pause_job("work")
     await admin.pause_job("other")
@@ -94,7 +94,7 @@ async def test_job_pause__twice(world: World) -> None:
 
 
 async def test_job_pause__over_before_it_is_parked(world: World) -> None:
-    """A worker may have heard of a pause that has ended since. The job is READY in its old place, as it was."""
+    """A worker may still know a pause that has ended since. The job is READY in its old place, as it was."""
     first, second = await world.add(), await world.add()
     [lease] = await world.claim(await world.a_session(), limit=1)
     await park(world, [lease])
@@ -103,7 +103,8 @@ async def test_job_pause__over_before_it_is_parked(world: World) -> None:
 
 
 async def test_job_pause__survives_a_resume_that_is_broken_off(world: World) -> None:
-    """What a resume has not reached is READY after an hour at the latest. While the pause lasts, it is parked again, in its old place."""
+    """Jobs that a resume does not reach are READY after an hour at the latest. While the pause lasts, they are parked again, in their old
+    place."""
     first, second, _ = await _parked(world)
     await world.pass_time(3_700.0)
     await park(world, await world.claim(await world.a_session()))
@@ -147,7 +148,7 @@ async def test_job_pause__many_jobs_in_portions(world: World) -> None:
 
 
 async def test_job_pause__of_too_many(world: World) -> None:
-    """Each heartbeat reads the names, so there is a bound."""
+    """Each heartbeat reads the names, so their number is bounded."""
     for number in range(job_pauses.MAX_PAUSED):
         await world.broker.admin.pause_job(f"job-{number}")
     with pytest.raises(BrokerRefused, match="100 jobs are paused"):
