@@ -14,7 +14,7 @@ from tests.support.world import World, ids_of
 
 
 async def _joined(world: World, *, members: int, **fields: Any) -> tuple[Envelope, list[Envelope]]:
-    """A held job and as many others that count towards it."""
+    """Return a held job and as many others that count towards it."""
     held = world.an_envelope(awaits=members, queue="joined")
     joiners = [world.an_envelope(joins=(held.id,), **fields) for _ in range(members)]
     await world.enqueue(held, *joiners)
@@ -22,7 +22,7 @@ async def _joined(world: World, *, members: int, **fields: Any) -> tuple[Envelop
 
 
 async def test_joins__released_by_the_last(world: World) -> None:
-    """It is HELD until the last of those that it awaits has ended, then READY, and is leased."""
+    """The job is HELD until the last of those that it awaits has ended, then READY, and is leased."""
     held, _ = await _joined(world, members=3)
     session = await world.a_session()
     for lease in await world.claim(session):
@@ -35,7 +35,7 @@ async def test_joins__released_by_the_last(world: World) -> None:
 
 @pytest.mark.parametrize("settlement", [succeeded, failed, discarded, cancelled])
 async def test_joins__however_they_end(world: World, settlement: SettlementOf) -> None:
-    """Success or not: the joined job finds out by itself."""
+    """The jobs may end in success or not: the joined job finds out by itself."""
     held, _ = await _joined(world, members=1)
     [lease] = await world.claim(await world.a_session())
     await world.settle(settlement(lease))
@@ -44,7 +44,7 @@ async def test_joins__however_they_end(world: World, settlement: SettlementOf) -
 
 @pytest.mark.parametrize("end", ["cancelled", "expired", "purged", "replaced"])
 async def test_joins__without_a_verdict(world: World, end: str) -> None:
-    """Cancelled, expired, purged or replaced counts as ended too."""
+    """A cancelled, expired, purged or replaced job counts as ended too."""
     held, [joiner] = await _joined(world, members=1, key="k", expires=100.0)
     match end:
         case "cancelled":
@@ -60,7 +60,7 @@ async def test_joins__without_a_verdict(world: World, end: str) -> None:
 
 
 async def test_joins__not_by_a_retry(world: World) -> None:
-    """A run that will come again has not ended."""
+    """A run that will be retried has not ended."""
     held, _ = await _joined(world, members=1)
     session = await world.a_session()
     [lease] = await world.claim(session)
@@ -74,7 +74,7 @@ async def test_joins__not_by_a_retry(world: World) -> None:
 
 
 async def test_joins__each_counts_once(world: World) -> None:
-    """A settlement sent again, or an operator's retry that ends again, counts no second time."""
+    """A settlement sent again, or a job that an operator retries and that ends again, counts no second time."""
     held, _ = await _joined(world, members=2)
     session = await world.a_session()
     first, second = await world.claim(session)
@@ -91,7 +91,7 @@ async def test_joins__each_counts_once(world: World) -> None:
 
 
 async def test_joins__among_follow_ups(world: World) -> None:
-    """A workflow grows by follow-ups: members and what they join may come with a settlement."""
+    """A workflow grows by follow-ups: members and the job that awaits them may come with a settlement."""
     lease = await world.running()
     held = world.an_envelope(awaits=1, queue="joined")
     member = world.an_envelope(joins=(held.id,), queue="members")
@@ -104,7 +104,7 @@ async def test_joins__among_follow_ups(world: World) -> None:
 
 
 async def test_joins__with_a_wait_of_its_own(world: World) -> None:
-    """A joined job with a time of its own goes on waiting for it when the others have ended before."""
+    """A joined job with its own time still waits for it when the others have ended before."""
     held = await world.add(awaits=1, after=60.0)
     joiner = await world.add(joins=(held.id,))
 

@@ -1,4 +1,4 @@
-"""Keys: at most one live job has one, apart from a replacement that waits behind a run."""
+"""Keys: at most one live job has a key, apart from a replacement that waits behind a run."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def replacement(world: World, **fields: Any) -> Envelope:
 
 
 async def stands(world: World, job: Job, **where: object) -> bool:
-    """The job has the key: another one is refused with its id."""
+    """Whether the job has the key: another job is refused with its id."""
     other = world.an_envelope(key="k", **where)
     return await world.enqueue(other) == [Refused(other.id, id_of(job), "key")]
 
 
 @pytest.mark.parametrize("fields", [{}, {"after": 60.0}, {"awaits": 1}], ids=["ready", "scheduled", "held"])
 async def test_key_keeps(world: World, fields: dict[str, object]) -> None:
-    """A waiting holder stands, and nothing is added."""
+    """A waiting holder keeps the key, and nothing is added."""
     holder, other = await world.add(key="k", **fields), world.an_envelope(key="k")
     assert await world.enqueue(other) == [Refused(other.id, holder.id, "key")]
     assert await world.read(other) is None
 
 
 async def test_key_keeps__running(world: World) -> None:
-    """A running holder stands. The job that waits behind it is named: it is what the caller's job would have been."""
+    """A running holder keeps the key. A job that waits behind it is named instead: the caller's job would have taken its place."""
     lease = await world.running(queue="default", key="k")
     assert await stands(world, lease)
     behind = replacement(world)
@@ -50,7 +50,7 @@ async def test_key_keeps__running(world: World) -> None:
 
 
 async def test_key_keeps__one_key_is_not_another(world: World) -> None:
-    """The same word is another key in another queue or of another job."""
+    """The same word is another key in another queue or for another job."""
     await world.add(key="k")
 
     for fields in ({"key": "other"}, {"key": "k", "queue": "other"}, {"key": "k", "job": "other"}, {}):
@@ -59,7 +59,7 @@ async def test_key_keeps__one_key_is_not_another(world: World) -> None:
 
 
 async def test_key_keeps__within_a_batch(world: World) -> None:
-    """The first of a batch has the key, the second is refused with the first's id."""
+    """The first of a batch has the key, and the second is refused with the first's id."""
     first, second = world.an_envelope(key="k"), world.an_envelope(key="k")
 
     assert await world.enqueue(first, second) == [Added(first.id), Refused(second.id, first.id, "key")]
@@ -103,7 +103,7 @@ async def test_key_released__while_it_waited(world: World, end: str) -> None:
 
 @pytest.mark.parametrize("settlement", [retried, snoozed, parked, None])
 async def test_key_survives_retry(world: World, settlement: SettlementOf | None) -> None:
-    """A job that waits to come again, or whose worker was lost, holds its key, and goes on with it."""
+    """A job that waits for another run, or whose worker was lost, keeps its key, and runs again with it."""
     session = await world.a_session()
     lease = await world.running(session, queue="default", key="k")
     if settlement is None:
@@ -132,7 +132,7 @@ async def test_key_replaces(world: World, fields: dict[str, object]) -> None:
 
 
 async def test_key_replaces__itself_resent(world: World) -> None:
-    """A replacement whose answer was lost, sent again, is refused because of its own id and replaces nothing."""
+    """A replacement that is sent again because its answer was lost is refused because of its own id, and replaces nothing."""
     await world.add(key="k")
     new = replacement(world)
     await world.enqueue(new)
@@ -152,7 +152,7 @@ async def test_key_replaces__in_a_chain(world: World) -> None:
 
 
 async def _behind(world: World, **fields: object) -> tuple[Lease, Envelope]:
-    """A run, and the replacement that waits behind it."""
+    """Return a run, and the replacement that waits behind it."""
     lease = await world.running(queue="default", key="k")
     new = replacement(world, **fields)
     assert await world.enqueue(new) == [Added(new.id, replaced=None)]
@@ -160,7 +160,7 @@ async def _behind(world: World, **fields: object) -> tuple[Lease, Envelope]:
 
 
 async def test_key_replaces__many_clients(world: World) -> None:
-    """All of them succeed, and none gives way to the others again and again. Each replaces the job of one other."""
+    """All of them succeed, and none gives way to the others again and again. Each replaces one other client's job."""
     brokers = [world.broker.sibling() for _ in range(CLIENTS)]
 
     async def send(broker: Broker) -> list[Added | Refused]:
@@ -174,7 +174,7 @@ async def test_key_replaces__many_clients(world: World) -> None:
 
 
 async def test_key_waits_behind__held_while_it_runs(world: World) -> None:
-    """While the holder runs, its replacement is HELD, says why, and is not claimed; the run goes on."""
+    """While the holder runs, its replacement is HELD, shows why, and is not claimed; the run goes on."""
     lease, new = await _behind(world)
 
     record = await world.record(new)
@@ -188,7 +188,7 @@ async def test_key_waits_behind__held_while_it_runs(world: World) -> None:
 
 @pytest.mark.parametrize("settlement", [succeeded, failed, discarded, cancelled])
 async def test_key_waits_behind__until_it_has_ended(world: World, settlement: SettlementOf) -> None:
-    """When the run has ended, its replacement is READY, waits for nothing any more, and is claimed."""
+    """When the run has ended, its replacement is READY, waits for nothing else, and is claimed."""
     lease, new = await _behind(world)
 
     await world.settle(settlement(lease))
@@ -200,7 +200,7 @@ async def test_key_waits_behind__until_it_has_ended(world: World, settlement: Se
 
 @pytest.mark.parametrize("awaits", [0, 1])
 async def test_key_waits_behind__whatever_joins_it(world: World, awaits: int) -> None:
-    """Not even joiners beyond those that it awaits release it while the holder runs."""
+    """Not even more joiners than it awaits release it while the holder runs."""
     lease, new = await _behind(world, awaits=awaits)
 
     for _ in range(awaits + 2):
@@ -222,7 +222,7 @@ async def _asked_to_stop(world: World) -> Lease:
 
 @CONFLICTS
 async def test_key_cancelled(world: World, on_conflict: OnConflict) -> None:
-    """The new job is added while the old one still runs, is HELD and says why, and is not claimed."""
+    """The new job is added while the old one still runs, is HELD and shows why, and is not claimed."""
     lease = await _asked_to_stop(world)
     new = world.an_envelope(key="k", on_conflict=on_conflict)
 
@@ -237,7 +237,7 @@ async def test_key_cancelled(world: World, on_conflict: OnConflict) -> None:
 @CONFLICTS
 @pytest.mark.parametrize("settlement", [succeeded, failed, cancelled, retried, snoozed, parked, handed_back])
 async def test_key_cancelled__until_that_run_has_ended(world: World, settlement: SettlementOf, on_conflict: OnConflict) -> None:
-    """Whatever the run that was asked to stop comes to, it does not come again, and the new job is READY."""
+    """However the run that was asked to stop ends, it does not run again, and the new job is READY."""
     lease = await _asked_to_stop(world)
     new = world.an_envelope(key="k", on_conflict=on_conflict)
     await world.enqueue(new)
@@ -267,7 +267,7 @@ async def test_key_gives_way(world: World, outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("way", ["gives way", "is poison", "was asked to stop"])
 async def test_key_gives_way__after_a_crash(world: World, way: str) -> None:
-    """A run whose worker was lost does not come again when a replacement waits behind it, which is READY."""
+    """A job whose worker was lost does not run again if a replacement waits behind it. The replacement is READY."""
     world = world.under(max_crashes=0 if way == "is poison" else 3)
     session = await world.a_session()
     lease = await world.running(session, queue="default", key="k")
@@ -292,7 +292,7 @@ KEY = key_digest("default", "work", "k")
 
 @pytest.mark.parametrize("fields", [{}, {"after": 60.0}, {"awaits": 1}], ids=["ready", "scheduled", "held"])
 async def test_holders_waiting(world: World, fields: dict[str, object]) -> None:
-    """A waiting job is found by its key, and no other key finds it. An ended job with the key is not."""
+    """A waiting job is found by its key, and by no other key. An ended job with the key is not."""
     await world.cancel(await world.add(key="k"))
     holder = await world.add(key="k", **fields)
     other = await world.add(key="k", queue="other")
@@ -339,7 +339,7 @@ def _fading() -> Operation[int]:
 
 
 async def _remembered(world: World) -> int:
-    """How many calls the store remembers."""
+    """Return how many calls the store remembers."""
     return await world.broker.run(_fading()) if isinstance(world.broker, EngineBroker) else 0
 
 
@@ -351,7 +351,7 @@ async def _first(world: World, **fields: Any) -> Envelope:
 
 @pytest.mark.parametrize("end", ["waits", "runs", "succeeds", "fails", "cancelled", "purged", "forgotten"])
 async def test_throttle_first(world: World, end: str) -> None:
-    """The first job stands for the calls of its window, whatever has become of it, and for no later one."""
+    """The first job answers the calls of its window, however it has ended, and no later call."""
     first = await _first(world, keep_result=0.0)
     if end in ("runs", "succeeds", "fails", "forgotten"):
         [lease] = await world.claim(await world.a_session())
@@ -374,7 +374,7 @@ async def test_throttle_first(world: World, end: str) -> None:
 
 
 async def test_throttle_first__longer_than_ids_are_known(world: World) -> None:
-    """An hour later, when all else of the job has been forgotten, it still stands for the calls of its window."""
+    """An hour later, when all else of the job has been forgotten, it still answers the calls of its window."""
     first = await _first(world, seconds=7_200.0, keep_result=0.0)
     [lease] = await world.claim(await world.a_session())
     await world.settle(succeeded(lease))
@@ -405,7 +405,7 @@ async def test_throttle_first__leaves_other_calls_alone(world: World) -> None:
 
 
 async def test_throttle_first__many_clients(world: World) -> None:
-    """Of many that send at once, one is added, and all others get its id."""
+    """If many clients send at once, one job is added, and all others get its id."""
     brokers = [world.broker.sibling() for _ in range(CLIENTS)]
     envelopes = [throttled(world) for _ in brokers]
 
@@ -418,7 +418,7 @@ async def test_throttle_first__many_clients(world: World) -> None:
 
 
 async def test_throttle_first__leaves_nothing_behind(world: World) -> None:
-    """What remembers a window goes after it."""
+    """What remembers a window is dropped after it."""
     await world.cancel(await _first(world))
     await world.pass_time(3_600.0)
     assert await _remembered(world) == 0
@@ -437,7 +437,7 @@ async def _payloads(world: World) -> dict[bytes, bytes]:
 
 
 async def test_debounce_last(world: World) -> None:
-    """One job runs, once no call has come for `after` seconds, with the arguments and options of the last one."""
+    """One job runs, once no call has arrived for `after` seconds, with the arguments and options of the last call."""
     first = debounced(world, payload=b"\x01first", tags=("a",))
     assert await world.enqueue(first) == [Added(first.id)]
     for number in range(5):
@@ -456,7 +456,7 @@ async def test_debounce_last(world: World) -> None:
 
 
 async def test_debounce_last__at_most(world: World) -> None:
-    """However often calls come, the job is due `at_most` seconds after its creation."""
+    """However often calls arrive, the job is due `at_most` seconds after its creation."""
     first = last = debounced(world, at_most=12.0)
     await world.enqueue(first)
     for _ in range(4):
@@ -469,7 +469,7 @@ async def test_debounce_last__at_most(world: World) -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"awaits": 1}, {"after": 2.0}], ids=["ready", "held", "scheduled"])
 async def test_debounce_last__any_waiting_holder(world: World, fields: dict[str, Any]) -> None:
-    """A holder that was sent otherwise is merged too. A READY one stays in its place, a HELD one stays HELD."""
+    """A holder that was sent without `debounce` is merged too. A READY one keeps its place, a HELD one remains HELD."""
     holder = await world.add(key="k", **fields)
     found = await world.status(holder)
     await world.enqueue(call := debounced(world, payload=b"\x01new"))
@@ -492,7 +492,7 @@ async def test_debounce_last__waits_behind_a_run(world: World) -> None:
 
 
 async def test_debounce_last__sent_again(world: World) -> None:
-    """A call whose answer was lost gets it again, and takes nothing back from a later one, also once the job has ended."""
+    """A call whose answer was lost gets it again, and undoes nothing of a later one, even once the job has ended."""
     first, second, third = (debounced(world, payload=b"\x01%d" % n) for n in range(3))
     await world.enqueue(first)
     await world.enqueue(second)
@@ -510,7 +510,7 @@ async def test_debounce_last__sent_again(world: World) -> None:
 
 
 async def test_debounce_last__in_one_batch(world: World) -> None:
-    """The last call of a batch counts for the first one, which is not stored before, also while that waits at a limit."""
+    """The last call of a batch is merged into the first one, which is not stored yet, also while that waits at a limit."""
     limits = (Gate(b"g" * 16, "limit", "", 1),)
     await world.add(limits=limits)
     for after, gates in ((9.0, ()), (0.0, limits)):
@@ -525,7 +525,7 @@ async def test_debounce_last__in_one_batch(world: World) -> None:
 
 
 async def test_debounce_last__begins_afresh(world: World) -> None:
-    """A job that waits for its retry has new arguments, so its attempts count from the first again."""
+    """A job that waits for its retry has new arguments, so its attempts are counted from the first again."""
     lease = await world.running(queue="default", key="k")
     await world.settle(retried(lease, 60.0))
     await world.enqueue(debounced(world, payload=b"\x01new"))
@@ -535,7 +535,7 @@ async def test_debounce_last__begins_afresh(world: World) -> None:
 
 
 async def test_debounce_last__many_clients(world: World) -> None:
-    """Of many that send at once, one is added, and the arguments are those of one of them."""
+    """If many clients send at once, one job is added, and its arguments are those of one of them."""
     brokers = [world.broker.sibling() for _ in range(CLIENTS)]
     envelopes = [debounced(world) for _ in brokers]
 

@@ -1,4 +1,4 @@
-"""listen: nudges for whoever waits. They are hints: what is claimed here is that they come, never that nothing else does."""
+"""listen: nudges for waiting clients and workers. Nudges are hints: the tests claim that they arrive, never that no others do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.world import World
 
 
 async def nudges(world: World, topic: str | Sequence[str], deed: Awaitable[object]) -> bool:
-    """Whether somebody who listens is woken by the deed."""
+    """Whether the deed wakes a listener."""
     with world.broker.listen([topic] if isinstance(topic, str) else topic) as listener:
         await deed
         return await listener.wait(world.harness.wakes_within)
@@ -22,13 +22,13 @@ async def nudges(world: World, topic: str | Sequence[str], deed: Awaitable[objec
 
 @pytest.mark.parametrize("topic", [topics.queue("mail"), topics.ANY_QUEUE])
 async def test_listen_ready__when_it_is_added(world: World, topic: str) -> None:
-    """A new READY job is told of under its queue, and to those who listen to every queue."""
+    """A new READY job nudges the listeners to its queue, and those that listen to every queue."""
     assert await nudges(world, topic, world.add(queue="mail"))
 
 
 @pytest.mark.parametrize("is_run_now", [False, True])
 async def test_listen_ready__when_it_is_due(world: World, is_run_now: bool) -> None:
-    """A job that upkeep readies, or an operator, is told of."""
+    """A job that upkeep or an operator makes READY nudges listeners."""
     job = await world.add(queue="mail", after=10.0)
 
     assert await nudges(world, topics.queue("mail"), world.broker.admin.run_now([job.id]) if is_run_now else world.pass_time(10.0))
@@ -36,14 +36,14 @@ async def test_listen_ready__when_it_is_due(world: World, is_run_now: bool) -> N
 
 @pytest.mark.parametrize("settlement", [retried, snoozed, handed_back])
 async def test_listen_ready__when_it_comes_again(world: World, settlement: SettlementOf) -> None:
-    """A job that is READY again after a run is told of: another worker may have a slot."""
+    """A job that is READY again after a run nudges listeners: another worker may have a slot."""
     lease = await world.running(queue="mail")
 
     assert await nudges(world, topics.queue("mail"), world.settle(settlement(lease)))
 
 
 async def test_listen_ready__when_it_is_released(world: World) -> None:
-    """A held job that is released, and a follow-up, are told of with the settlement that they come with."""
+    """A held job that is released, and a follow-up, nudge listeners with the settlement that causes them."""
     held = await world.add(queue="joined", awaits=1)
     lease = await world.running(joins=(held.id,))
 
@@ -64,14 +64,14 @@ async def test_listen_session(world: World) -> None:
 
 @pytest.mark.parametrize("settlement", [succeeded, failed, cancelled])
 async def test_listen_ended__by_a_verdict(world: World, settlement: SettlementOf) -> None:
-    """Who waits for a result is woken when the job ends."""
+    """A client that waits for a result is woken when the job ends."""
     lease = await world.running()
 
     assert await nudges(world, topics.job(lease.envelope.id), world.settle(settlement(lease)))
 
 
 async def test_listen_ended__without_having_run(world: World) -> None:
-    """Also when it ends cancelled, expired or purged."""
+    """It is also woken when the job is cancelled, expires or is purged."""
     first, second, third = await world.add(), await world.add(expires=5.0), await world.add(queue="purged")
 
     assert await nudges(world, topics.job(first.id), world.cancel(first))
@@ -80,13 +80,13 @@ async def test_listen_ended__without_having_run(world: World) -> None:
 
 
 async def test_listen_due__when_it_is_added(world: World) -> None:
-    """Who waits for the next due time is woken when a new one may come before it."""
+    """A worker that waits for the next due time is woken when a new one may be earlier."""
     assert await nudges(world, topics.DUE, world.add(after=10.0))
 
 
 async def test_listen_sticky(world: World) -> None:
-    """Look, then wait, and nothing is missed: a nudge that came while nobody waited ends the next wait. A nudge ends a wait under way, and
-    a wait that was cancelled leaves the next nudge to the next wait."""
+    """A client that reads, then waits, misses nothing: a nudge that arrived in between ends the next wait. A nudge ends a wait under way,
+    and a wait that was cancelled leaves the next nudge to the next wait."""
     with world.broker.listen([topics.queue("mail")]) as listener:
         for _ in range(2):
             await world.add(queue="mail")
@@ -102,7 +102,7 @@ async def test_listen_sticky(world: World) -> None:
 
 
 async def test_listen_lasts(world: World) -> None:
-    """Nudges still arrive after a job has cancelled every task of the loop, also for the second time."""
+    """Nudges still arrive after a job has cancelled every task of the loop, even for the second time."""
     sibling, session, before = world.broker.sibling(), await world.a_session(), asyncio.all_tasks()
     with world.broker.listen([topics.queue("mail")]) as listener:
         for _ in range(2):

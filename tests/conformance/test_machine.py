@@ -1,4 +1,4 @@
-"""The state machine's short form: always the same examples, on every broker. The long forms are a command, see `machine`, and nightly."""
+"""The state machine's short form: always the same examples, on every broker. The long forms are a command (see `machine`) and nightly."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ FOUND: tuple[type[Mutant], ...] = (
 
 
 EXAMPLES: Final = {"memory": 12, "sqlite": 10, "redis": 8, "postgres": 5}
-"""Fewer where an operation takes longer. `python -m tests.nightly` runs 200 on each broker."""
+"""Brokers with slower operations run fewer. `python -m tests.nightly` runs 200 on each broker."""
 
 
 def test_a_broker_does_as_its_model(any_harness: type[StoreHarness]) -> None:
-    """Hundreds of operations without a difference to the reference broker, and without an invariant broken."""
+    """Hundreds of operations run without a difference from the reference broker, and without breaking an invariant."""
     machine = machine_for(any_harness)
 
     run_machine(machine, examples=EXAMPLES[any_harness.name], steps=40)
@@ -41,14 +41,14 @@ def test_a_broker_does_as_its_model(any_harness: type[StoreHarness]) -> None:
 
 @pytest.mark.parametrize("mutant", FOUND, ids=lambda mutant: mutant.__name__)
 def test_the_machine_finds_what_is_broken(mutant: type[Mutant]) -> None:
-    """Beside its model a broken broker does not get far."""
+    """Beside its model, a broken broker does not get far."""
     with pytest.raises(AssertionError):
         _run_seeds(machine_for(harness_of(mutant), is_compared=True))
 
 
 @pytest.mark.parametrize("mutant", engine.FOUND, ids=lambda mutant: mutant.name)
 def test_the_machine_finds_a_changed_engine(mutant: Changed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reference broker does not share the engine, so it shows what is wrong there."""
+    """The reference broker does not share the engine, so it reveals the engine's errors."""
     mutant.apply(monkeypatch)
 
     with pytest.raises(AssertionError):

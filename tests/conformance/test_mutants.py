@@ -1,7 +1,5 @@
-"""The suite catches what it should: a broken broker fails the clauses named for its defect.
-
-`python -m tests.conformance` also checks that it passes all others.
-"""
+"""The suite detects what it should: a broken broker fails the clauses named for its defect.
+`python -m tests.conformance` also checks that it passes all others."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ pytestmark = pytest.mark.unmeasured  # the clauses are measured where they run b
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_mutant_fails_its_clauses(mutant: type[Mutant]) -> None:
-    """At least one test of each clause named fails."""
+    """At least one test of each named clause fails."""
     assert clauses.failing(harness_of(mutant), of=mutant.breaks).keys() == mutant.breaks
 
 
@@ -36,22 +34,19 @@ def test_a_changed_engine_fails_its_clauses(mutant: Changed, monkeypatch: pytest
 
 
 def test_every_mutant_breaks_a_clause_of_the_contract() -> None:
-    """Each names clauses that there are, and says why it is worth trying."""
+    """Each names existing clauses, and says why it is worth trying."""
     claimed = [(mutant.breaks, mutant.because) for mutant in MUTANTS] + [(mutant.breaks, mutant.because) for mutant in ENGINES]
 
     assert all(breaks and breaks <= clauses.clauses() and because for breaks, because in claimed)
 
 
 def test_every_clause_has_its_mutant() -> None:
-    """Each has been seen to fail on the reference broker, but for those that it cannot break.
-
-    All stores share one class of waiters, and the reading of cursors. The reference broker has no tasks that could be cancelled. Nobody
-    can spoil its rows. Its workers are in one process, which ends or stops as a whole; the clauses about that have mutants of the Redis
-    scripts below. No program has a transaction in its memory: those clauses have mutants of the PostgreSQL functions.
-
-    The reference broker has no limits, turns and flows: those clauses have mutants of the engine. Two places hold [gate_forgets]: the
-    index of those that wait, and the decision. The tests of [gate_paused] wait for minutes on an engine without it.
-    """
+    """Each clause has been seen to fail on the reference broker, except those that it cannot break.
+    All stores share one class of waiters, and the reading of cursors. The reference broker has no tasks that could be cancelled, and no
+    rows that could be spoilt. Its workers are in one process, which ends or stops as a whole; the clauses about that have mutants of the
+    Redis scripts below. No program has a transaction in its memory: those clauses have mutants of the PostgreSQL functions.
+    The reference broker has no limits, turns and flows: those clauses have mutants of the engine. [gate_forgets] is implemented in two
+    places: the index of waiting jobs, and the decision. On an engine without [gate_paused] its tests wait for minutes."""
     beginnings = ("gate_", "fair_", "flow_", "admin_flow", "admin_limits", "admin_set_limit")
     of_engines = (mutant.breaks for mutant in ENGINES if any(name.startswith(beginnings) for name in mutant.breaks))
     named = frozenset[str]().union(*(mutant.breaks for mutant in MUTANTS), *of_engines, IN_TRANSACTIONS)
@@ -68,7 +63,7 @@ class Broken(NamedTuple):
 
 
 class HastyRedis(RedisHarness):
-    """Here a nudge that does not come is what is hoped for."""
+    """Redis with short waits: here a missing nudge is the expected outcome."""
 
     wakes_within = 0.3
 

@@ -18,7 +18,7 @@ from tests.support.world import World
 
 
 async def moment(world: World) -> None:
-    """As long as a nudge too many could take to arrive."""
+    """Wait as long as a surplus nudge could take to arrive."""
     await asyncio.sleep(world.harness.wakes_within / 30)
 
 
@@ -29,7 +29,7 @@ async def until_prompt(waiter: Waiter) -> None:
 
 
 class IdleWorker:
-    """A worker with a broker of its own. It has claimed too few jobs, and waits for a nudge."""
+    """A worker with its own broker. It has claimed fewer jobs than it has room for, and waits for a nudge."""
 
     def __init__(self, world: World, session: Session, queues: Sequence[str]) -> None:
         self._world = world
@@ -45,7 +45,7 @@ class IdleWorker:
         return await self.broker.claim(self._session.id, self._requests, self._queues, limit)
 
     async def begin(self) -> None:
-        """Wait for jobs, and return when a nudge would come."""
+        """Wait for jobs, and return when a nudge would reach the worker."""
         listed = await self._world.harness.waiting(self.broker, "mail")
         self._waiter = self.broker.listen([topics.queue(name) for name in self._queues] or [topics.ANY_QUEUE])
         self._waiting = asyncio.create_task(self._waiter.wait(60.0))
@@ -62,7 +62,7 @@ class IdleWorker:
         await asyncio.sleep(0)
 
     async def stop_waiting(self) -> None:
-        """It has no room for jobs."""
+        """Stop waiting, as a worker without room for jobs does."""
         assert self._waiting is not None
         self._waiting.cancel()
         await asyncio.wait([self._waiting])
@@ -79,7 +79,7 @@ class IdleWorker:
 
 @asynccontextmanager
 async def idle(world: World, number: int, queues: Sequence[str] = ("mail",)) -> AsyncIterator[list[IdleWorker]]:
-    """So many workers wait for jobs."""
+    """Let this number of workers wait for jobs."""
     workers = [IdleWorker(world, await world.a_session(f"worker {n}"), queues) for n in range(number)]
     try:
         for worker in workers:
@@ -91,7 +91,7 @@ async def idle(world: World, number: int, queues: Sequence[str] = ("mail",)) -> 
 
 
 async def nudged(world: World, workers: Sequence[IdleWorker], expected: int) -> list[IdleWorker]:
-    """Return the workers that are nudged, after as many as expected are, and a moment for any more."""
+    """Return the nudged workers, once as many as expected are, plus a moment for any surplus."""
     try:
         async with asyncio.timeout(world.harness.wakes_within):
             while sum(worker.is_nudged for worker in workers) < expected:  # noqa: ASYNC110 - they are many
@@ -105,7 +105,7 @@ async def nudged(world: World, workers: Sequence[IdleWorker], expected: int) -> 
 @pytest.mark.parametrize("queues", [["mail"], [], ["other", "mail"]], ids=["one queue", "every queue", "two queues"])
 @pytest.mark.parametrize("jobs", [1, 2, 9])
 async def test_nudge_few(world: World, queues: Sequence[str], jobs: int) -> None:
-    """As many workers are nudged as jobs became ready, or all."""
+    """As many workers are nudged as jobs became ready, or all workers if there are fewer."""
     async with idle(world, 4, queues) as workers:
         await world.enqueue(*(world.an_envelope(queue="mail") for _ in range(jobs)))
 
@@ -113,7 +113,7 @@ async def test_nudge_few(world: World, queues: Sequence[str], jobs: int) -> None
 
 
 async def test_nudge_few__again_and_again(world: World) -> None:
-    """A worker that has claimed and waits again is nudged again, and it alone if it is the only one."""
+    """A worker that has claimed and waits again is nudged again, and no other if it is the only one."""
     async with idle(world, 1) as [worker]:
         for _ in range(3):
             await world.add(queue="mail")
@@ -125,7 +125,7 @@ async def test_nudge_few__again_and_again(world: World) -> None:
 
 
 async def test_nudge_few__for_another_queue(world: World) -> None:
-    """Nobody is nudged for jobs of a queue from which nobody waits to claim."""
+    """No worker is nudged for jobs of a queue from which none waits to claim."""
     async with idle(world, 2) as workers:
         await world.add(queue="other")
 
@@ -134,7 +134,7 @@ async def test_nudge_few__for_another_queue(world: World) -> None:
 
 @pytest.mark.parametrize("queues", [["mail"], []], ids=["one queue", "every queue"])
 async def test_nudge_next(world: World, queues: Sequence[str]) -> None:
-    """A worker that leaves ready jobs when it has claimed as many as it has room for nudges another."""
+    """A worker that fills its room and leaves ready jobs behind nudges another."""
     async with idle(world, 3, queues) as workers:
         await world.add(queue="mail")
         await nudged(world, workers, 1)  # it does not claim
@@ -147,7 +147,7 @@ async def test_nudge_next(world: World, queues: Sequence[str]) -> None:
 
 @pytest.mark.parametrize("place", [0, 1])
 async def test_nudge_full(world: World, place: int) -> None:
-    """A worker that has claimed as many jobs as it has room for does not wait for any, and is passed over."""
+    """A worker that has claimed as many jobs as it has room for waits for none, and is passed over."""
     async with idle(world, 3) as workers:
         await world.add(queue="mail")
         [first] = await nudged(world, workers, 1)
@@ -164,7 +164,7 @@ async def test_nudge_full(world: World, place: int) -> None:
 
 
 async def test_nudge_paused(world: World) -> None:
-    """Jobs of a paused queue nudge nobody. When it is resumed, they nudge as many workers as there are jobs."""
+    """Jobs of a paused queue nudge no worker. When it is resumed, they nudge as many workers as there are jobs."""
     async with idle(world, 3) as workers:
         await world.broker.admin.pause("mail")
         await world.add(queue="mail")
@@ -176,7 +176,7 @@ async def test_nudge_paused(world: World) -> None:
 
 
 async def test_ended_told(world: World) -> None:
-    """The end of a job is told to those that wait for it, and to nobody else."""
+    """The end of a job wakes those that wait for it, and no others."""
     one, other = await world.running(), await world.running()
     brokers = [world.broker.sibling(), world.broker.sibling()]
     waits = list[asyncio.Task[bool]]()

@@ -33,8 +33,7 @@ async def ids_in_order(world: World, view: View, limit: int = 1) -> list[bytes]:
 
 
 async def _a_few(world: World) -> list[Envelope]:
-    """Five jobs, a second apart, oldest first: ready mail, scheduled mail, ready default, failed x, poisoned x.
-
+    """Add five jobs, a second apart, oldest first: ready mail, scheduled mail, ready default, failed x, poisoned x.
     In `world` one crash is poison."""
     session = await world.a_session(ttl=LONG)
     jobs = list[Envelope]()
@@ -76,7 +75,7 @@ async def _a_few(world: World) -> list[Envelope]:
     ],
 )
 async def test_page_lists(world: World, view: View, expected: list[int]) -> None:
-    """The jobs that the view selects, with all that `read` gives."""
+    """The page has the jobs that the view selects, with all that `read` returns."""
     world = world.under(max_crashes=0)
     jobs = await _a_few(world)
 
@@ -93,7 +92,7 @@ async def _ended(world: World, settlement: SettlementOf, queue: str) -> bytes:
 
 
 async def _stock(world: World) -> dict[Status, list[bytes]]:
-    """Add jobs of each status in the queues "b" and "a", and return their ids as they are to be listed."""
+    """Add jobs of each status in the queues "b" and "a", and return their ids in the order of the list."""
     expected: dict[Status, list[bytes]] = {}
     ended = (failed, succeeded, cancelled)
     for settlement in (*ended, *ended):
@@ -126,7 +125,7 @@ _READY: dict[str, dict[str, Any]] = {
 
 
 async def test_page_order(world: World) -> None:
-    """Each status has its order, whether the jobs come in one page or in many. Without a status, all come in the order of a job's life."""
+    """Each status has its order, in one page or in many. Without a status, jobs come in the order of a job's life."""
     expected = await _stock(world)
 
     for status, ids in expected.items():
@@ -143,7 +142,7 @@ async def test_page_order(world: World) -> None:
 
 
 async def test_page_cursor(world: World) -> None:
-    """A page begins behind the one before, although its last job is gone. New jobs are not listed, so the pages have an end."""
+    """A page begins behind the one before, even if its last job is gone. New jobs are not listed, so the pages have an end."""
     await _stock(world)
     for status in (Status.FAILED, Status.READY, Status.SCHEDULED, Status.HELD):
         view = View(statuses=(status,))
@@ -164,7 +163,7 @@ async def test_page_cursor(world: World) -> None:
 
 @pytest.mark.parametrize("status", [Status.READY, Status.SCHEDULED, Status.HELD, Status.FAILED, None])
 async def test_page_bounded(world: World, status: Status | None) -> None:
-    """A page for which too many jobs were read is short, and the next one goes on behind them."""
+    """A page is short if too many jobs were read for it, and the next one goes on behind them."""
     tags = ("a",) if status is None else ()
     after, awaits = (60.0 if status is Status.SCHEDULED else 0.0), int(status is Status.HELD)
     jobs = [await world.add(job=f"job{n % 5}", after=after, awaits=awaits, tags=tags) for n in range(10)]
@@ -189,7 +188,7 @@ async def test_page_bounded(world: World, status: Status | None) -> None:
 
 
 async def test_page_refuses(world: World) -> None:
-    """A cursor that no page has made is refused, whatever is in it."""
+    """A cursor that no page has made is refused, whatever it contains."""
     for _ in range(3):
         await world.add()
     view = View(statuses=(Status.READY,))

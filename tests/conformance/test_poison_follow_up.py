@@ -50,7 +50,7 @@ def ended(lease: Lease, *follow_ups: Envelope) -> Settlement:
 
 
 async def test_poison_follow_up__does_not_expire(world: World) -> None:
-    """Its follow-up is sent, however late a worker comes, unless it is cancelled like any job that waits."""
+    """Its follow-up is sent, however late a worker comes, unless the job is cancelled as any waiting job can be."""
     world = shortened(world)
     envelope = await poisoned(world, expires=100.0)
     world.clock.advance(200.0)
@@ -62,7 +62,7 @@ async def test_poison_follow_up__does_not_expire(world: World) -> None:
 
 @pytest.mark.parametrize("tags", [(), ("a",), ("a", "b" * 40), tuple(f"{n}" * 100 for n in range(10))])
 async def test_poison_follow_up(world: World, tags: tuple[str, ...]) -> None:
-    """It is READY at once, its lease says why it is poison, and one settlement ends it and adds the follow-up."""
+    """The job is READY at once, its lease says why it is poison, and one settlement ends it and adds the follow-up."""
     world = shortened(world)
     envelope = await poisoned(world, headers={"a": "b"}, max_attempts=1, tags=tags)
     waiting = await world.record(envelope)
@@ -82,7 +82,7 @@ async def test_poison_follow_up(world: World, tags: tuple[str, ...]) -> None:
 
 
 async def test_poison_follow_up__not_without_one(world: World) -> None:
-    """Other jobs end as poison in the store, whatever their options begin with, and no lease of theirs is poison."""
+    """Other jobs end as poison in the store, whatever their options begin with, and none of their leases is poison."""
     world = shortened(world)
     for fields in ({}, {"timeout": 5.0}, {"headers": {"f": "a1f"}}):
         envelope = await world.add(**fields)
