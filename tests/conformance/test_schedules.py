@@ -1,4 +1,4 @@
-"""Schedules: what is in force, who is offered it, and that each instant is fired once."""
+"""Schedules: which definition is in force, who is offered it, and that each instant is fired once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def a_definition(name: str = "nightly", version: int = 1, size: int = 10) -> Def
 
 
 async def offers(world: World) -> list[Offer]:
-    """All that is due now."""
+    """Return all offers that are due now."""
     found = list[Offer]()
     while more := (await world.upkeep()).offers:
         found += more
@@ -51,7 +51,7 @@ async def fire(world: World, *firings: Firing) -> list[Added | Refused | None]:
 
 
 async def a_schedule(world: World, next_in: float = 10.0, session: Session | None = None, **fields: int | str) -> Definition:
-    """A schedule whose next instant is known."""
+    """Store a schedule whose next instant is known."""
     definition = a_definition(**fields)  # type: ignore[arg-type]
     await declare(world, session, definition, age=1.0)
     await fire(world, a_firing(await offered(world, definition.name), next_in))
@@ -63,14 +63,14 @@ async def declare(world: World, session: Session | None, *definitions: Definitio
 
 
 async def due(world: World) -> Offer:
-    """The offer of a schedule that is due now."""
+    """Return the offer of a schedule that is due now."""
     await a_schedule(world)
     world.clock.advance(10.0)
     return await offered(world)
 
 
 async def fill(world: World) -> None:
-    """Add jobs until the store takes no more."""
+    """Add jobs until the store accepts no more."""
     with contextlib.suppress(StoreFull):
         while True:
             await world.add(payload=bytes(world.harness.much))
@@ -82,7 +82,7 @@ async def record(world: World, name: str = "nightly") -> ScheduleRecord:
 
 
 async def test_schedule_put_repeat(world: World) -> None:
-    """A schedule that is put again as it is keeps its next instant, and is not offered before it."""
+    """A schedule that is stored again unchanged keeps its next instant, and is not offered before it."""
     definition = await a_schedule(world)
     before = await record(world)
 
@@ -94,7 +94,7 @@ async def test_schedule_put_repeat(world: World) -> None:
 
 @pytest.mark.parametrize("size", [10, 20_000])
 async def test_schedule_changed(world: World, size: int) -> None:
-    """A changed schedule is offered at once, for its next instant to be computed anew."""
+    """A changed schedule is offered at once, so that its next instant is computed again."""
     await a_schedule(world)
 
     assert await declare(world, None, a_definition(version=2, size=size)) == [True]
@@ -105,8 +105,8 @@ async def test_schedule_changed(world: World, size: int) -> None:
 
 
 async def test_schedule_changed__says_since_when(world: World) -> None:
-    """An instant between the change and the offer is not lost: the next one is computed from the change on. Nor is it if a caller dies
-    with the offer or passes it on, or if the schedule is changed again before that."""
+    """An instant between the change and the offer is not lost: the next instant is computed from the change on. This also holds if a caller
+    dies with the offer or passes it on, or if the schedule is changed again before that."""
     created_at = world.clock.wall()
     await declare(world, None, a_definition())
     world.clock.advance(5.0)
@@ -123,7 +123,7 @@ async def test_schedule_changed__says_since_when(world: World) -> None:
 
 
 async def test_schedule_changed__says_since_when_after_a_resume(world: World) -> None:
-    """Instants of the pause are left out, and later ones are not lost."""
+    """Instants during the pause are left out, and later ones are not lost."""
     await declare(world, None, a_definition())
     await world.broker.admin.amend_schedule("nightly", Amendment.PAUSE)
     await world.pass_time(100.0)
@@ -147,7 +147,7 @@ async def test_schedule_changed__while_it_is_due(world: World) -> None:
 
 
 async def test_schedule_taken(world: World) -> None:
-    """Neither kind takes the other's name."""
+    """Neither kind of schedule replaces one of the other kind with the same name."""
     session = await world.a_session(ttl=LONG)
     await a_schedule(world, name="put")
     await a_schedule(world, name="declared", session=session)
@@ -176,7 +176,7 @@ async def test_schedule_declared(world: World, first: str) -> None:
 
 async def test_schedule_declared__sleeps(world: World) -> None:
     """Without a living session that declares it, it is not offered, and keeps its next instant. It is offered as soon as a session declares
-    it again. One that nobody has declared for long goes."""
+    it again. One that no session has declared for long is dropped."""
     world = world.under(keep_asleep=1_000.0)
     session = await world.a_session()
     definition = await a_schedule(world, 100.0, session)
@@ -224,7 +224,8 @@ async def test_schedule_handover(world: World, death: str) -> None:
 
 
 async def test_schedule_due(world: World) -> None:
-    """An instant before all others is told of: whoever sleeps until a later one would miss it. An idle worker begins the job at once."""
+    """An instant before all others wakes listeners: a worker that sleeps until a later one would miss it. An idle worker begins the job at
+    once."""
     await declare(world, None, a_definition())
     offer = await offered(world)
     with world.broker.listen([topics.DUE]) as due, world.broker.listen([topics.queue("reports")]) as ready:
@@ -234,7 +235,7 @@ async def test_schedule_due(world: World) -> None:
 
 
 async def test_schedule_offer(world: World) -> None:
-    """What is due is offered with its definition and its instant, not a microsecond before, to one caller only."""
+    """A due schedule is offered with its definition and its instant, not a microsecond before, to one caller only."""
     await a_schedule(world, 10.0)
     next_at = (await record(world)).next_at
 
@@ -248,7 +249,7 @@ async def test_schedule_offer(world: World) -> None:
 
 
 async def test_schedule_offer__again(world: World) -> None:
-    """A caller that dies with the offer costs a second."""
+    """If a caller dies with the offer, the next offer comes a second later."""
     offer = await due(world)
 
     assert (await world.pass_time(OFFER_TTL - 0.001)).offers == ()
@@ -258,7 +259,7 @@ async def test_schedule_offer__again(world: World) -> None:
 
 
 async def test_schedule_offer__says_when_to_come_again(world: World) -> None:
-    """Upkeep's caller and a session that looks are told of the next offer."""
+    """Upkeep's caller, and a session that asks for work, learn the time of the next offer."""
     session = await world.a_session(ttl=LONG)
     await a_schedule(world, 0.25)
 
@@ -267,7 +268,7 @@ async def test_schedule_offer__says_when_to_come_again(world: World) -> None:
 
 
 async def test_schedule_offer__many(world: World) -> None:
-    """One call offers so many and no more, and says that more are left."""
+    """One call offers at most its limit, and says that more are left."""
     await declare(world, None, *(a_definition(f"s{number}") for number in range(MAX_OFFERS)))
     await declare(world, None, *(a_definition(f"t{number}") for number in range(MAX_OFFERS)))
 
@@ -279,7 +280,7 @@ async def test_schedule_offer__many(world: World) -> None:
 
 
 async def test_schedule_paused(world: World) -> None:
-    """It is not offered, and not fired by who was offered it before. What it would have fired meanwhile is not made up for."""
+    """It is not offered, and a caller that was offered it before cannot fire it. Instants during the pause are not made up for."""
     offer = await due(world)
     await world.broker.admin.amend_schedule("nightly", Amendment.PAUSE)
     world.clock.advance(OFFER_TTL)
@@ -331,7 +332,7 @@ async def test_schedule_fires(world: World) -> None:
     ],
 )
 async def test_schedule_fires__every_kind_of_envelope(world: World, fields: dict[str, Any]) -> None:
-    """An envelope of a firing is like any other."""
+    """A firing's envelope is like any other."""
     offer = await due(world)
     envelope, twin = world.an_envelope(**fields), world.an_envelope(**fields | {"key": None})
 
@@ -344,7 +345,7 @@ async def test_schedule_fires__every_kind_of_envelope(world: World, fields: dict
 
 
 async def test_schedule_fires__several_instants(world: World) -> None:
-    """Firings of one call follow each other."""
+    """The firings of one call follow each other."""
     offer = await due(world)
     envelopes = [world.an_envelope() for _ in range(3)]
     instants = [offer.next_at, offer.now + SECOND, offer.now + 2 * SECOND, offer.now + 3 * SECOND]
@@ -359,7 +360,7 @@ async def test_schedule_fires__several_instants(world: World) -> None:
 
 
 async def test_schedule_fires__for_the_last_time(world: World) -> None:
-    """A schedule without a next instant stays, and is offered no more."""
+    """A schedule without a next instant remains, and is not offered again."""
     await fire(world, a_firing(await due(world), None, envelope=world.an_envelope()))
 
     await world.pass_time(LONG)
@@ -369,7 +370,8 @@ async def test_schedule_fires__for_the_last_time(world: World) -> None:
 
 
 async def test_schedule_cas(world: World) -> None:
-    """Of two that fire the same instant, one does. A schedule that was removed meanwhile stays removed. Its neighbours are fired."""
+    """Of two callers that fire the same instant, one succeeds. A schedule that was removed meanwhile remains removed. Its neighbours are
+    fired."""
     offer = await due(world)
     first, second = world.an_envelope(), world.an_envelope()
     gone = msgspec.structs.replace(offer, name="gone")
@@ -402,7 +404,7 @@ async def test_schedule_advances(world: World, because: Literal["key", "id"], sk
 
 
 async def test_key_replaces__when_a_schedule_fires(world: World) -> None:
-    """With REPLACE, the new job takes the place of the one that waits."""
+    """With REPLACE, the new job replaces the waiting one."""
     holder = await world.add(key="overlap")
     envelope = world.an_envelope(key="overlap", on_conflict=OnConflict.REPLACE)
 
@@ -425,7 +427,7 @@ async def test_schedule_full(world: World) -> None:
 
 
 async def test_admin_schedules(world: World) -> None:
-    """All of them by name, or those asked for."""
+    """The list has all schedules by name, or those requested."""
     await declare(world, None, a_definition("b", 2), a_definition("a", 1, 20_000), a_definition("ä ☃", 3))
 
     found = await world.broker.admin.schedules()
@@ -451,7 +453,7 @@ async def test_admin_schedules(world: World) -> None:
 
 
 async def test_admin_amend_schedule(world: World) -> None:
-    """A schedule is removed, and leaves nothing behind; whatever is asked of one that is not there is refused. What it is already is no
+    """A schedule is removed, and leaves nothing behind; every action on an unknown one is refused. An action that changes nothing is no
     mistake."""
     await fire(world, a_firing(await due(world), 60.0, envelope=world.an_envelope()))
     for amendment in (Amendment.RESUME, Amendment.PAUSE, Amendment.PAUSE):
@@ -469,7 +471,7 @@ async def test_admin_amend_schedule(world: World) -> None:
 
 
 async def test_admin_amend_schedule__of_a_declared_one(world: World) -> None:
-    """It is removed once no session declares it."""
+    """It can be removed once no session declares it."""
     session = await world.a_session(ttl=LONG)
     await a_schedule(world, session=session)
     assert not await world.broker.admin.amend_schedule("nightly", Amendment.REMOVE)

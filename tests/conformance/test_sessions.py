@@ -1,4 +1,4 @@
-"""Sessions that do not live, and those that an outage of the store keeps from beating: their jobs have not crashed."""
+"""Sessions that are dead, and sessions that an outage of the store keeps from beating: the jobs of the latter have not crashed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEATHS: Final = ("reaped", "dying", "departed", "said to have died")
 
 
 async def lost(world: World, death: str) -> Session:
-    """Return a session that had a lease and does not live any more, or one that never lived."""
+    """Return a session that had a lease and is dead, or one that never lived."""
     session = world.an_unregistered_session() if death == "unknown" else await world.a_session()
     if death == "unknown":
         return session
@@ -36,7 +36,7 @@ async def lost(world: World, death: str) -> Session:
 
 @pytest.mark.parametrize("death", DEATHS)
 async def test_register_dead(world: World, death: str) -> None:
-    """A session does not live again by registering. The next one of the same name is another one."""
+    """Registering does not revive a session. The next one of the same name is another session."""
     session = await lost(world, death)
     with pytest.raises(SessionLost):
         await world.broker.register(session)
@@ -46,7 +46,7 @@ async def test_register_dead(world: World, death: str) -> None:
 
 @pytest.mark.parametrize("death", [*DEATHS, "unknown"])
 async def test_claim_session(world: World, death: str) -> None:
-    """It gets nothing, however long it slept before it asked, and whether or not its leases are released yet."""
+    """It gets nothing, however long it slept before its request, and whether or not its leases are released yet."""
     session, envelope = await lost(world, death), await world.add()
     with pytest.raises(SessionLost):
         await world.claim(session)
@@ -55,7 +55,7 @@ async def test_claim_session(world: World, death: str) -> None:
 
 @pytest.mark.parametrize("death", [*DEATHS, "unknown"])
 async def test_beat_dead(world: World, death: str) -> None:
-    """Neither a beat that was long under way revives it, nor is its death told twice."""
+    """A beat that was long under way does not revive it, and its death is not reported twice."""
     session = await lost(world, death)
     before = [queue.counts for queue in await world.broker.admin.queues()]
     for beat in (Beat(session=session.id, seen=1), Beat.of_death(session.id, "exit code 77")):
@@ -67,7 +67,7 @@ async def test_beat_dead(world: World, death: str) -> None:
 
 @pytest.mark.parametrize("death", [*DEATHS, "unknown"])
 async def test_schedule_session(world: World, death: str) -> None:
-    """It declares nothing."""
+    """A dead session declares no schedule."""
     session = await lost(world, death)
     with pytest.raises(SessionLost):
         await world.broker.define([Definition("nightly", bytes(16), b"body")], session.id)
@@ -75,8 +75,8 @@ async def test_schedule_session(world: World, death: str) -> None:
 
 
 async def test_outage__everybody_gets_one_more_ttl(world: World) -> None:
-    """After a silence of all, nobody is reaped until one more ttl has passed: each has time to come back with its runs. One more, not one
-    more each time: a fleet that is gone for good is reaped by the next one's first worker."""
+    """After a silence of all sessions, none is reaped until one more ttl has passed: each has time to come back with its runs. One more
+    ttl, not one each time: a fleet that is gone for good is reaped by the next fleet's first worker."""
     sessions = [await world.a_session(f"w{number}") for number in range(3)]
     leases = [await world.running(session) for session in sessions]
     world.clock.advance(3_600.0)
@@ -93,7 +93,7 @@ async def test_outage__everybody_gets_one_more_ttl(world: World) -> None:
 
 
 async def test_outage__the_first_to_come_back_dooms_nobody(world: World) -> None:
-    """One that beats again at once does not make the others look dead."""
+    """A session that beats again at once does not make the others look dead."""
     quick, slow = await world.a_session("quick"), await world.a_session("slow")
     lease = await world.running(slow)
     world.clock.advance(60.0)
@@ -139,7 +139,7 @@ async def test_outage__that_ends_with_the_heartbeat_of_a_longer_ttl(world: World
 
 
 async def test_outage__spares_none_that_lapses_after_it(world: World) -> None:
-    """One that had time to come back, and did not, has crashed, as its ttl says."""
+    """A session that had time to come back, and did not, has crashed, as its ttl says."""
     session = await world.a_session()
     lease = await world.running(session)
     world.clock.advance(14.0)
@@ -154,7 +154,7 @@ async def test_outage__spares_none_that_lapses_after_it(world: World) -> None:
 
 
 async def test_outage__who_does_not_come_back_has_not_crashed(world: World) -> None:
-    """What a session held that never came back counts as handed back: the outage may have ended its worker, the job did not."""
+    """The leases of a session that never came back count as handed back: the outage may have ended its worker, and the job did not."""
     session = await world.a_session()
     lease = await world.running(session)
     world.clock.advance(60.0)
@@ -185,7 +185,7 @@ async def test_outage__many_in_a_row_fail_no_job(world: World) -> None:
 
 
 async def test_outage__ends_with_a_beat(world: World) -> None:
-    """Who has come back is lost like anybody else the next time, and its run has crashed."""
+    """A session that has come back is lost like any other the next time, and its run has crashed."""
     session = await world.a_session()
     lease = await world.running(session)
     world.clock.advance(60.0)
@@ -198,7 +198,7 @@ async def test_outage__ends_with_a_beat(world: World) -> None:
 
 
 async def test_outage__of_a_clock_that_was_set_back_spares_nobody(world: World) -> None:
-    """An outage that seems to be in the future is over. It would keep the jobs of dead workers until then."""
+    """An outage that seems to be in the future is over. Otherwise it would keep the jobs of dead workers until then."""
     early = await world.a_session("early")
     for _ in range(2):
         world.clock.advance(60.0)
@@ -216,7 +216,7 @@ async def test_outage__of_a_clock_that_was_set_back_spares_nobody(world: World) 
 
 
 async def test_outage__the_machine_has_booted_again(world: World) -> None:
-    """Nobody lives through the boot of its machine: sessions from before it are dead at once, and their jobs have not crashed."""
+    """No session outlives the boot of its machine: older ones are dead at once, and their jobs have not crashed."""
     world.needs(Capability.BOOT)
     session = await world.a_session()
     lease = await world.running(session)
@@ -232,7 +232,7 @@ async def test_outage__the_machine_has_booted_again(world: World) -> None:
 
 
 async def test_outage__after_some_had_lapsed(world: World) -> None:
-    """Each living session gets one more ttl, also one that had lapsed before and was not reaped: [beat_late] says that it lived on."""
+    """Each living session gets one more ttl, even one that had lapsed before and was not reaped: by [beat_late] it lived on."""
     session, other = await world.a_session(), await world.a_session("other")
     lease = await world.running(session)
     await world.lapse(session, beside=[other])
@@ -243,7 +243,7 @@ async def test_outage__after_some_had_lapsed(world: World) -> None:
 
 
 async def test_outage__gives_the_dead_no_time(world: World) -> None:
-    """A session that has died before shows the silence since its last heartbeat, while it still has leases."""
+    """A session that died before shows the silence since its last heartbeat, while it still has leases."""
     session = await world.a_session()
     await world.running(session)
     await world.lapse(session)
@@ -256,7 +256,8 @@ async def test_outage__gives_the_dead_no_time(world: World) -> None:
 
 
 async def test_outage__heartbeats_from_before_a_boot_hide_none(world: World) -> None:
-    """A steady clock begins anew with each boot. A dead session's last heartbeat is none of the next boot, when its time comes there."""
+    """A steady clock starts again with each boot. A dead session's last heartbeat does not belong to the next boot, though the clock
+    reaches its time again."""
     world.needs(Capability.BOOT)
     world.clock.reboot()
     old = await world.a_session("old")
@@ -273,7 +274,7 @@ async def test_outage__heartbeats_from_before_a_boot_hide_none(world: World) -> 
 
 
 async def test_outage__a_boot_after_a_crash(world: World) -> None:
-    """What a session was when it died decides: leases of a dead one are crashes, though they are released after the next boot."""
+    """The session's state at its death decides: leases of a dead one are crashes, though they are released after the next boot."""
     world.needs(Capability.BOOT)
     session = await world.a_session()
     lease = await world.running(session)

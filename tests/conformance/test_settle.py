@@ -1,4 +1,4 @@
-"""settle: what a run comes to, and whose word on it counts."""
+"""settle: how a run ends, and whose report of it counts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def test_settle_outcomes(world: World, outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("outcome", ENDING, ids=str)
 async def test_settle_outcomes__asked_to_stop(world: World, outcome: Outcome) -> None:
-    """A verdict that ends the job counts though its cancellation was asked for: the run came to it all the same."""
+    """A verdict that ends the job counts though its cancellation was requested, because the run reached it all the same."""
     await check_outcome(world, outcome, MARKED)
 
 
@@ -82,7 +82,7 @@ async def test_settle_outcomes__a_long_history_begins_anew(world: World) -> None
 
 @pytest.mark.parametrize("settlement", ALL)
 async def test_settle_progress(world: World, settlement: SettlementOf) -> None:
-    """What a run reported last is in its job's record, also if no beat has told of it."""
+    """A run's last report is in its job's record, even if no beat has carried it."""
     session = await world.a_session()
     lease = await world.running(session)
     await world.beat(session, lease, reports=[Report(lease.claim, 0.0, Progress(0.5, "half way"))])
@@ -94,7 +94,7 @@ async def test_settle_progress(world: World, settlement: SettlementOf) -> None:
 
 
 async def test_settle_progress__beside_plain_successes(world: World) -> None:
-    """In a batch each settlement's progress is its own job's. One without progress leaves what a beat has told."""
+    """In a batch, each settlement's progress belongs to its own job. One without progress keeps what a beat has reported."""
     session = await world.a_session()
     leases = [await world.running(session) for _ in range(4)]
     await world.beat(session, *leases, reports=[Report(leases[0].claim, 0.0, Progress(0.5))])
@@ -108,7 +108,7 @@ async def test_settle_progress__beside_plain_successes(world: World) -> None:
 
 
 async def _changes_nothing(world: World, settlement: Settlement) -> None:
-    """STALE, and the job stands as before; its follow-ups are a clause of their own."""
+    """The answer is STALE, and the job is unchanged; another clause covers its follow-ups."""
     before = await world.read(settlement.id)
     assert await world.settle(settlement) == [STALE]
     assert await world.read(settlement.id) == before
@@ -116,7 +116,7 @@ async def _changes_nothing(world: World, settlement: Settlement) -> None:
 
 @pytest.mark.parametrize("settlement", ALL)
 async def test_settle_stale__after_the_lease_was_lost(world: World, settlement: SettlementOf) -> None:
-    """A worker that lost its lease cannot end or turn the job while it waits, nor under its successor, nor after that has ended."""
+    """A worker that lost its lease cannot end or change the job while it waits, nor under its successor, nor after that has ended."""
     slow = await world.a_session("slow")
     old = await world.running(slow)
     await world.reap(slow)
@@ -129,7 +129,7 @@ async def test_settle_stale__after_the_lease_was_lost(world: World, settlement: 
 
 
 async def test_settle_stale__another_fence(world: World) -> None:
-    """The claim id with another epoch is not the fence, nor is the epoch with another claim id. Nobody settles a job that waits."""
+    """The claim id with another epoch is not the fence, nor is the epoch with another claim id. No settlement reaches a job that waits."""
     lease, waiting = await world.running(), await world.add()
     session, request, number = lease.claim
     other = await world.a_session()
@@ -141,7 +141,7 @@ async def test_settle_stale__another_fence(world: World) -> None:
 
 
 async def test_settle_stale__after_the_tail_was_lost(world: World) -> None:
-    """An epoch that the store hands out again, having lost its tail, is no fence by itself."""
+    """An epoch that the store repeats, because it lost its latest changes, is no fence by itself."""
     slow, quick = await world.a_session("slow"), await world.a_session("quick")
     await world.add()
     snapshot = world.snapshot()
@@ -173,7 +173,7 @@ async def test_settle_repeat(world: World, settlement: SettlementOf) -> None:
 
 @pytest.mark.parametrize("is_lost", [False, True])
 async def test_settle_repeat__while_it_runs_again(world: World, is_lost: bool) -> None:
-    """The repeat of a retry does not touch the next run, whoever has it. It stays known though a later run came to nothing."""
+    """The repeat of a retry does not touch the next run, whichever worker has it. It remains known even if a later run had no outcome."""
     session, other = await world.a_session(), await world.a_session()
     first = await world.running(session)
     await world.settle(retried(first))
@@ -186,7 +186,7 @@ async def test_settle_repeat__while_it_runs_again(world: World, is_lost: bool) -
 
 
 async def test_settle_repeat__only_the_last_one(world: World) -> None:
-    """A settlement that took effect before the last one is stale: nobody resends it for so long."""
+    """A settlement that took effect before the last one is stale: no worker resends it for that long."""
     session = await world.a_session()
     first = await world.running(session)
     await world.settle(retried(first))
@@ -221,7 +221,7 @@ async def test_settle_batch(world: World) -> None:
 
 @pytest.mark.parametrize("settlement", ALL)
 async def test_settle_follow_ups(world: World, settlement: SettlementOf) -> None:
-    """Follow-ups come with any verdict, in order, and wait like jobs of their own."""
+    """Follow-ups come with any verdict, in order, and wait like independent jobs."""
     lease = await world.running()
     chain = (world.an_envelope(queue="next"), world.an_envelope(queue="next", after=60.0), world.an_envelope(queue="next"))
 
@@ -232,7 +232,8 @@ async def test_settle_follow_ups(world: World, settlement: SettlementOf) -> None
 
 
 async def test_settle_follow_ups__once(world: World) -> None:
-    """A repeat adds none again, and none that it did not bring the first time. A zombie's are not sent: its successor sends its own."""
+    """A repeat adds none again, and none that it did not bring the first time. A zombie's follow-ups are not sent: its successor sends its
+    own."""
     lease, lost = await world.running(), await world.a_session()
     zombie = await world.running(lost)
     first, second, third = [world.an_envelope() for _ in range(3)]
@@ -247,7 +248,7 @@ async def test_settle_follow_ups__once(world: World) -> None:
 
 @pytest.mark.parametrize("is_running", [False, True])
 async def test_settle_follow_ups__key_taken(world: World, is_running: bool) -> None:
-    """A live job with the follow-up's key stands for it; the settlement and the other follow-ups take effect."""
+    """A live job with the follow-up's key takes its place; the settlement and the other follow-ups take effect."""
     lease = await world.running()
     holder = await world.running(key="k") if is_running else await world.add(key="k")
     refused = world.an_envelope(key="k", queue=(await world.record(holder)).queue)

@@ -10,5 +10,5 @@ from tests.support.world import World
 
 @pytest.mark.parametrize("seed", range(2))
 async def test_unreadable_row__of_any_kind(world: World, seed: int) -> None:
-    """Whatever single value of a job or session is spoilt, its neighbours are done, and every operation and command goes on past it."""
+    """Whichever single value of a job or session is spoilt, its neighbours run, and every operation and command goes on past it."""
     assert await go_through(world, seed) > 10

@@ -65,7 +65,7 @@ async def test_tags_dropped(world: World) -> None:
 
 @pytest.mark.parametrize("settle", [succeeded, failed, discarded, cancelled])
 async def test_tags_dropped__with_the_record(world: World, settle: SettlementOf) -> None:
-    """When the record goes, because its time is over, its entries go."""
+    """When the record is dropped, because its time is over, its entries are dropped."""
     world = world.under(keep_failed=20.0, keep_cancelled=20.0)
     lease = await world.running(tags=TAGS)
     other = await world.add(tags=("import:42",))
@@ -80,7 +80,7 @@ async def test_tags_dropped__with_the_record(world: World, settle: SettlementOf)
 
 @pytest.mark.parametrize("settle", [succeeded, failed])
 async def test_tags_dropped__over_the_cap(world: World, settle: SettlementOf) -> None:
-    """Jobs that their queue keeps no longer leave no entries."""
+    """Jobs that their queue no longer keeps leave no entries."""
     world = world.under(kept_per_queue=1)
     session = await world.a_session(ttl=LONG)
     leases = list[Lease]()
@@ -108,7 +108,7 @@ async def test_tags_dropped__by_a_purge(world: World) -> None:
 
 
 async def _jobs(world: World) -> list[Envelope]:
-    """Twelve jobs, of which every third has the tag "a", every fourth "b". Two with "a" have failed."""
+    """Add twelve jobs, of which every third has the tag "a", every fourth "b". Two with "a" have failed."""
     session = await world.a_session(ttl=LONG)
     jobs = list[Envelope]()
     for n in range(12):
@@ -139,7 +139,7 @@ async def _jobs(world: World) -> list[Envelope]:
     ],
 )
 async def test_page_tag(world: World, fields: dict[str, Any], expected: list[int]) -> None:
-    """The newest first, of those that the other parts of the filter admit too."""
+    """The page lists, newest first, the tagged jobs that the other parts of the filter admit too."""
     jobs = await _jobs(world)
     records = [record async for page in pages(world.broker.admin, View(**fields), 1) for record in page]
     assert [record.id for record in records] == ids_of([jobs[index] for index in expected])
@@ -148,7 +148,7 @@ async def test_page_tag(world: World, fields: dict[str, Any], expected: list[int
 
 
 async def test_admin_purge_tag(world: World) -> None:
-    """Only jobs with the tag go, and of them only those that the rest of the filter admits."""
+    """Only jobs with the tag are purged, and of them only those that the rest of the filter admits."""
     jobs = await _jobs(world)
 
     assert await world.broker.admin.purge(View(tag="a", statuses=(Status.FAILED,))) == 2

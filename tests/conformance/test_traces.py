@@ -1,4 +1,4 @@
-"""What the protocol's model found out about broken rules, put to every real broker."""
+"""What the protocol's model found out about broken rules, checked on every real broker."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ CONVICTED: dict[str, type[Mutant]] = {
 
 @pytest.mark.parametrize("name", TRACES)
 async def test_a_broker_answers_as_the_correct_rules_do(world: World, name: str) -> None:
-    """At every step of every counterexample."""
+    """This holds at every step of every counterexample."""
     await replay(world, TRACES[name])
 
 
 @pytest.mark.parametrize("name", CONVICTED)
 def test_a_trace_convicts_the_broker_that_is_broken_so(name: str) -> None:
-    """The replay can tell: a broker with the trace's own defect answers otherwise."""
+    """The replay detects defects: a broker with the trace's own defect answers differently."""
 
     async def put_to_it() -> None:
         async with World(harness_of(CONVICTED[name])) as world:

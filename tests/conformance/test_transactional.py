@@ -102,7 +102,7 @@ async def test_within_rollback(world: World) -> None:
 
 
 async def test_within_savepoint__rolled_back(world: World) -> None:
-    """A job of a savepoint that was rolled back never was, and those around it are there."""
+    """A job of a savepoint that was rolled back was never added, and those around it are there."""
     before, inside, after = world.an_envelope(key="k"), world.an_envelope(key="other"), world.an_envelope(key="other")
     with await a_caller(world) as caller, caller.transaction():
         caller.enqueue(before)
@@ -117,7 +117,7 @@ async def test_within_savepoint__rolled_back(world: World) -> None:
 
 
 async def test_within_keys__kept(world: World) -> None:
-    """A job of the same transaction keeps its key, and so does one that was there before. A replacement ends the former."""
+    """A job of the same transaction keeps its key, and so does an earlier one. A replacement ends the former."""
     standing = await world.add(key="there")
     first, second, third = world.an_envelope(key="k"), world.an_envelope(key="k"), world.an_envelope(key="there")
     fourth = world.an_envelope(key="k", on_conflict=OnConflict.REPLACE)
@@ -147,7 +147,7 @@ async def test_within_keys__behind_a_run(world: World) -> None:
 
 
 async def test_within_keys__throttled(world: World) -> None:
-    """A job that a transaction adds begins a window at the latest when it is admitted, and gives way to one that stands already."""
+    """A job that a transaction adds begins a window at the latest when it is admitted, and gives way to one that is there already."""
     first, second = (world.an_envelope(key="k", throttle=60.0) for _ in range(2))
     with await a_caller(world) as caller:
         with caller.transaction():
@@ -180,7 +180,7 @@ async def test_within_keys__repeat(world: World) -> None:
 
 
 async def test_within_store(world: World) -> None:
-    """A connection to another database is found out, and its transaction goes on."""
+    """A connection to another database is detected, and its transaction goes on."""
     with await a_caller(world) as ours, Caller(world.harness.connect_elsewhere(), ours.store) as caller:
         for _ in range(2):
             caller.execute("BEGIN")
@@ -190,7 +190,7 @@ async def test_within_store(world: World) -> None:
 
 
 async def test_within_open_key(world: World) -> None:
-    """Nobody waits for a transaction that has sent with a key. Of the jobs that get the key so, one is admitted."""
+    """No operation waits for a transaction that has sent with a key. Of the jobs that get the key this way, one is admitted."""
     world.needs(Capability.ROW_LOCKS)
     first, second, third = [world.an_envelope(key=key, on_conflict=mode) for key, mode in (("k", REPLACE), ("k", KEEP), ("other", KEEP))]
     fourth = world.an_envelope(key="k")
@@ -249,7 +249,7 @@ def _is_added(caller: Caller, envelope: Envelope) -> bool:
     ],
 )
 async def test_within_nudges(world: World, listened: list[str], fields: dict[str, Any]) -> None:
-    """A listener is woken by the commit, not by what is still open, or was rolled back."""
+    """The commit wakes a listener; a transaction that is open or was rolled back does not."""
     with await a_caller(world) as caller, world.broker.listen(listened) as listener:
         assert not await listener.wait(0.1)  # it looks once more by itself when it begins
         caller.begin()
@@ -263,7 +263,7 @@ async def test_within_nudges(world: World, listened: list[str], fields: dict[str
 
 
 async def test_within_nudges__end(world: World) -> None:
-    """Those who wait for the end of a job are woken by the commit that ends it."""
+    """The commit that ends a job wakes those who wait for its end."""
     lease = await world.running()
     with await a_caller(world) as caller, world.broker.listen([topics.job(lease.envelope.id)]) as listener:
         assert not await listener.wait(0.1)
@@ -279,7 +279,7 @@ AFTERWARDS = (Completed(Retried(AN_ERROR)), Completed(Failed(AN_ERROR)))
 
 @pytest.mark.parametrize("key", [None, "k"])
 async def test_complete_commit(world: World, key: str | None) -> None:
-    """The job has succeeded, and what its worker offers afterwards changes nothing."""
+    """The job has succeeded, and a later settlement of its worker changes nothing."""
     session = await world.a_session()
     lease = await world.running(session, key=key)
     with await a_caller(world) as caller, caller.transaction():
@@ -295,7 +295,8 @@ async def test_complete_commit(world: World, key: str | None) -> None:
 
 
 async def test_complete_commit__keeps_arguments(world: World) -> None:
-    """As a settlement of the worker does. The answer stays the same after the job was dropped, as long as its id is known."""
+    """The arguments are kept as a worker's settlement keeps them. The answer is the same after the job was dropped, as long as its id is
+    known."""
     lease = await world.running()
     with await a_caller(world) as caller, caller.transaction():
         caller.settle(succeeded(lease, arguments=lease.envelope.payload, keep_for=1.0))
@@ -320,7 +321,7 @@ async def test_complete_commit__passes_a_slot_on(world: World) -> None:
 
 
 async def test_complete_commit__passes_a_slot_on_of_a_dropped_job(world: World) -> None:
-    """Also if an operator drops the job before that."""
+    """This also holds if an operator drops the job before the commit's consequences are applied."""
     limits = (Gate(b"g" * 16, "limit", "", 1),)
     lease = await world.running(limits=limits)
     waiting = await world.add(limits=limits)
@@ -346,7 +347,7 @@ async def test_complete_commit__releases(world: World) -> None:
 
 @pytest.mark.parametrize("keep_for", [0.0, 3_600.0])
 async def test_complete_commit__passes_a_result_on(world: World, keep_for: float) -> None:
-    """The next job of a flow gets the result of one that was settled in a transaction, and the results of that one are dropped."""
+    """A flow's next job gets the result of one that was settled in a transaction, and that job's own results are dropped."""
     flow = await sent(world, members=1, length=2)
     assert flow.join is not None
     session = await world.a_session()
@@ -363,7 +364,7 @@ async def test_complete_commit__passes_a_result_on(world: World, keep_for: float
 
 @pytest.mark.parametrize(("verdict", "status"), [(AFTERWARDS[0], Status.READY), (AFTERWARDS[1], Status.FAILED)])
 async def test_complete_rollback(world: World, verdict: Verdict, status: Status) -> None:
-    """The run still holds its job, and what its worker offers takes effect, once."""
+    """The run still holds its job, and its worker's settlement takes effect, once."""
     session = await world.a_session()
     lease = await world.running(session)
     with await a_caller(world) as caller:
@@ -379,7 +380,7 @@ async def test_complete_rollback(world: World, verdict: Verdict, status: Status)
 
 
 async def test_complete_stale(world: World) -> None:
-    """A run that was settled, whose lease was taken away, or that no one knows, cannot be completed; the transaction goes on."""
+    """A run that was settled, whose lease was taken away, or that is unknown cannot be completed; the transaction goes on."""
     world.needs(Capability.TRANSACTIONS)
     session, lost = await world.a_session(), await world.a_session()
     settled, reaped = await world.running(session), await world.running(lost)

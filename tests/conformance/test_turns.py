@@ -1,4 +1,4 @@
-"""settle, continued: what happens late, under a mark, and to what is handed back."""
+"""settle, continued: late settlements, settlements of marked runs, and what follows when a job is handed back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OK, STALE = Settled.OK, Settled.STALE
 
 @pytest.mark.parametrize("is_dead", [False, True])
 async def test_settle_late(world: World, is_dead: bool) -> None:
-    """A run that ended counts though its session is past its ttl, or dead, until the lease is released: nobody else has the job yet."""
+    """A run that ended counts though its session is past its ttl, or dead, until the lease is released: no other worker has the job yet."""
     session = await world.a_session()
     lease = await world.running(session)
     await world.lapse(session)
@@ -33,7 +33,7 @@ async def test_settle_late(world: World, is_dead: bool) -> None:
 
 
 async def _crash_and_hand_back(world: World) -> Lease:
-    """A run of a job that was lost once, and handed back once, since the last outcome."""
+    """Return a run of a job that was lost once, and handed back once, since the last outcome."""
     session = await world.a_session()
     lease = await world.running(session, queue="default")
     await world.settle(handed_back(lease))
@@ -47,7 +47,7 @@ async def _crash_and_hand_back(world: World) -> Lease:
 
 @pytest.mark.parametrize("settlement", [succeeded, failed, discarded, cancelled, retried, snoozed, parked, handed_back])
 async def test_settle_resets(world: World, settlement: SettlementOf) -> None:
-    """A run that came to something starts the counts of crashes and hand-backs again. Parked and handed back are no outcomes."""
+    """A run with an outcome resets the counts of crashes and hand-backs. Parking and handing back are no outcomes."""
     lease = await _crash_and_hand_back(world)
     await world.settle(settlement(lease))
     record = await world.record(lease)
@@ -57,12 +57,12 @@ async def test_settle_resets(world: World, settlement: SettlementOf) -> None:
 
 @pytest.mark.parametrize("outcome", [outcome for outcome in OUTCOMES if outcome not in ENDING], ids=str)
 async def test_settle_marked(world: World, outcome: Outcome) -> None:
-    """A run that would wait again ends CANCELLED when that was asked for, with what its verdict counts."""
+    """A run that would wait again ends CANCELLED if its cancellation was requested, with what its verdict counts."""
     await check_outcome(world, outcome, MARKED)
 
 
 async def test_settle_marked__as_a_ghost(world: World) -> None:
-    """So does one whose lease goes back because its session does not know it."""
+    """A run also ends CANCELLED if its lease goes back because its session does not know it."""
     session = await world.a_session()
     lease = await world.running(session)
     await world.cancel(lease)
@@ -74,7 +74,7 @@ async def test_settle_marked__as_a_ghost(world: World) -> None:
 
 @pytest.mark.parametrize("counts", [True, False])
 async def test_hand_back_place(world: World, *, counts: bool) -> None:
-    """A job handed back comes before those that came after it, and keeps its due time."""
+    """A job that is handed back comes before those that arrived after it, and keeps its due time."""
     session = await world.a_session()
     first = await world.running(session, queue="default")
     due_at = (await world.record(first)).due_at
@@ -88,7 +88,7 @@ async def test_hand_back_place(world: World, *, counts: bool) -> None:
 
 
 async def test_hand_back_backoff(world: World) -> None:
-    """The waits come in their order, the last one goes on, and the record says how often the job was handed back."""
+    """The waits are used in their order, the last one repeats, and the record says how often the job was handed back."""
     world = world.under(hand_back_backoff=(0.0, 5.0, 30.0))
     lease = await world.running(await world.a_session(ttl=1_000.0))
     for number, wait in enumerate((0.0, 5.0, 30.0, 30.0, 30.0), 1):
@@ -105,7 +105,7 @@ async def test_hand_back_backoff(world: World) -> None:
 
 
 async def test_hand_back_backoff__by_a_leaving_beat(world: World) -> None:
-    """The leases of a session that leaves wait likewise."""
+    """The leases of a session that leaves wait in the same way."""
     world = world.under(hand_back_backoff=(5.0,))
     session = await world.a_session()
     lease = await world.running(session)
@@ -118,7 +118,7 @@ async def test_hand_back_backoff__by_a_leaving_beat(world: World) -> None:
 
 
 async def test_hand_back_backoff__uncounted_ones_are_free(world: World) -> None:
-    """What a worker held in reserve and gives back does not count, and does not wait, however often."""
+    """A job that a worker held in reserve and gives back does not count, and does not wait, however often."""
     world = world.under(hand_back_backoff=(0.0, 5.0))
     session = await world.a_session()
     lease = await world.running(session)
@@ -131,8 +131,8 @@ async def test_hand_back_backoff__uncounted_ones_are_free(world: World) -> None:
 
 @pytest.mark.parametrize("settlement", [succeeded, failed, discarded, cancelled, retried])
 async def test_settle_forgets_payload(world: World, settlement: SettlementOf) -> None:
-    """A success keeps its result, and its payload goes: it may be large, and secret. What may run again, by itself or by an operator,
-    keeps its payload and has no result."""
+    """A success keeps its result, and its payload is dropped: it may be large, and secret. A job that may run again, by itself or by an
+    operator, keeps its payload and has no result."""
     lease = await world.running()
     await world.settle(settlement(lease))
     record = await world.record(lease)
@@ -151,7 +151,7 @@ async def test_settle_forgets_payload(world: World, settlement: SettlementOf) ->
     ],
 )
 async def test_settle_keeps_arguments(world: World, fields: dict[str, Any], more: dict[str, Any]) -> None:
-    """They are the payload of its record, beside the result, until both are dropped. Others of the batch keep none."""
+    """They are the payload of its record, beside the result, until both are dropped. Other jobs of the batch keep none."""
     session = await world.a_session()
     lease, plain = await world.running(session, **fields), await world.running(session)
 

@@ -1,4 +1,4 @@
-"""upkeep: what time brings, in bounded steps that anyone may take in any order."""
+"""upkeep: what happens as time passes, in bounded steps that any caller may take in any order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONG = 1_000_000.0
 
 
 async def crash(world: World, job: Envelope) -> Record:
-    """Lease the waiting job to a session, lose that, and see what became of the job."""
+    """Lease the waiting job to a session, lose the session, and return the job's record."""
     session = await world.a_session("lost")
     assert len(await world.claim(session)) == 1
     await world.reap(session)
@@ -24,7 +24,7 @@ async def crash(world: World, job: Envelope) -> Record:
 
 
 async def test_upkeep_due(world: World) -> None:
-    """What is due becomes READY, not a microsecond before, with its due time as its place however late upkeep comes."""
+    """A due job becomes READY, not a microsecond before, with its due time as its place however late upkeep runs."""
     envelope = await world.add(after=10.0)
     due_at = (await world.record(envelope)).due_at
 
@@ -46,7 +46,7 @@ async def test_upkeep_due__says_when_to_come_again(world: World) -> None:
 
 
 async def test_upkeep_due__a_large_fleet_comes_seldom(world: World) -> None:
-    """Each of many comes once in many turns, so that the store sees about one call a second."""
+    """Each worker of a large fleet runs upkeep seldom, so that the store gets about one call a second."""
     alone = (await world.upkeep()).next_in
     for number in range(50):
         await world.a_session(f"w{number}")
@@ -55,7 +55,8 @@ async def test_upkeep_due__a_large_fleet_comes_seldom(world: World) -> None:
 
 
 async def test_upkeep_due__after_the_clock_was_set_back_meanwhile(world: World) -> None:
-    """What is planned while the clock is behind what it has once been is found when its time comes, and so is what is ready then."""
+    """A job that is scheduled while the clock is behind its own highest reading is found when its time comes. So is a job that is ready
+    then."""
     await world.add(after=1.0)
     await world.pass_time(2.0)
     await world.pass_time(2.0)
@@ -69,7 +70,7 @@ async def test_upkeep_due__after_the_clock_was_set_back_meanwhile(world: World) 
 
 
 async def test_upkeep_reaps(world: World) -> None:
-    """A session past its ttl is dead, and its jobs run again under others; each has crashed once, and its record says so."""
+    """A session past its ttl is dead, and its jobs run again in other sessions; each has crashed once, and its record says so."""
     session = await world.a_session("host:1")
     leases = [await world.running(session, queue="default") for _ in range(2)]
 
@@ -86,7 +87,7 @@ async def test_upkeep_reaps(world: World) -> None:
 
 
 async def test_upkeep_reaps__says_when_a_session_lapses(world: World) -> None:
-    """Whoever comes when told finds the next one that has not beaten, however large the fleet is."""
+    """A caller that comes when told finds the next session that has not beaten, however large the fleet is."""
     for number in range(50):
         await world.a_session(f"w{number}", ttl=20.0)
     await world.a_session("short", ttl=3.0)
@@ -130,7 +131,8 @@ async def test_upkeep_reaps__nobody_by_an_old_reading_of_the_clock(world: World)
 
 
 async def test_upkeep_reaps__by_the_steady_clock(world: World) -> None:
-    """A wall clock set back or forth reaps nobody and keeps nobody. A released lease is released once, and its new run is left alone."""
+    """A wall clock set back or forth neither reaps a session nor keeps one alive. A released lease is released once, and its new run is
+    left alone."""
     session = await world.a_session()
     lease = await world.running(session)
     for seconds in (86_400.0, -2 * 86_400.0):
@@ -145,7 +147,7 @@ async def test_upkeep_reaps__by_the_steady_clock(world: World) -> None:
 
 
 async def _much_to_do(world: World) -> int:
-    """Three moves for each of upkeep's duties; how many in all."""
+    """Prepare three moves for each of upkeep's duties; return how many in all."""
     session = await world.a_session()
     for _ in range(3):
         await world.running(session)
@@ -190,7 +192,7 @@ async def test_upkeep_bounded__dead_before_its_first_lease_is_released(world: Wo
 
 @pytest.mark.parametrize("tags", [(), ("tag",)], ids=["untagged", "tagged"])
 async def test_upkeep_bounded__too_many_and_too_old(world: World, tags: tuple[str, ...]) -> None:
-    """Jobs beyond the cap of their queue and those that outlived their keep share one limit, also if the engine drops them."""
+    """Jobs beyond their queue's cap and expired records share one limit, also if the engine drops them."""
     world = world.under(kept_per_queue=1)
     session = await world.a_session(ttl=LONG)
     for queue, keep_for in (("busy", LONG), ("busy", LONG), ("busy", LONG), ("quiet", 1.0), ("silent", 1.0)):
@@ -201,7 +203,7 @@ async def test_upkeep_bounded__too_many_and_too_old(world: World, tags: tuple[st
 
 
 async def test_upkeep_bounded__many_dead_at_once(world: World) -> None:
-    """Whoever has buried as many sessions as one call may asks to be called again while there are more."""
+    """A call that has reaped as many sessions as it may asks to be called again while there are more."""
     leases = [await world.running(await world.a_session(f"w{number}")) for number in range(20)]
     await world.let_others_beat()
     world.clock.advance(12.0)
@@ -217,7 +219,7 @@ async def test_upkeep_bounded__many_dead_at_once(world: World) -> None:
 
 
 async def test_crash_backoff(world: World) -> None:
-    """No wait after the first crash, then longer ones, the last of which goes on; a crash costs no attempt."""
+    """There is no wait after the first crash, then longer ones, the last of which repeats; a crash costs no attempt."""
     world = world.under(max_crashes=10, crash_backoff=(0.0, 5.0, 30.0))
     envelope = await world.add()
     for crashes, wait in enumerate((0.0, 5.0, 30.0, 30.0), 1):
@@ -231,7 +233,7 @@ async def test_crash_backoff(world: World) -> None:
 
 
 async def test_crash_poison(world: World) -> None:
-    """One crash more than allowed, and the job is FAILED, says that it is poison, and keeps its payload for whoever looks into it. A crash
+    """After one crash more than allowed, the job is FAILED, says that it is poison, and keeps its payload for whoever investigates. A crash
     is no failure, even in the last attempt."""
     world = world.under(max_crashes=2, crash_backoff=(0.0,))
     envelope = await world.add(max_attempts=1)
@@ -272,7 +274,7 @@ async def test_upkeep_expires(world: World, fields: dict[str, object]) -> None:
 
 
 async def test_upkeep_expires__not_what_runs(world: World) -> None:
-    """A run that began in time goes on past the expiry; should it wait again, it has expired."""
+    """A run that began in time goes on past the expiry; if it has to wait again, it has expired."""
     lease = await world.running(await world.a_session(ttl=LONG), expires=10.0)
     assert (await world.pass_time(20.0)).expired == 0
     assert await world.status(lease) is Status.RUNNING
@@ -289,7 +291,7 @@ async def _ended(world: World, settlement: SettlementOf = succeeded, **more: obj
 
 
 async def test_upkeep_drops(world: World) -> None:
-    """What outlived its keep is dropped once, and counted. Its id adds nothing for as long as a client may resend."""
+    """A record past its keep is dropped once, and counted. Its id adds nothing for as long as a client may resend."""
     lease = await _ended(world, keep_for=200.0)
     assert (await world.pass_time(199.0)).dropped == 0
     assert (await world.pass_time(1.0)).dropped == 1
@@ -304,7 +306,7 @@ async def test_upkeep_drops(world: World) -> None:
 
 
 async def test_upkeep_drops__keeps_up(world: World) -> None:
-    """However many ids are to be forgotten at once, it says that it is to be called again until all are."""
+    """However many ids are to be forgotten at once, upkeep asks to be called again until all are."""
     world = world.under(kept_per_queue=0)
     session = await world.a_session(ttl=LONG)
     envelopes = [world.an_envelope() for _ in range(1_500)]
@@ -325,8 +327,8 @@ async def test_upkeep_drops__keeps_up(world: World) -> None:
 
 
 async def test_upkeep_caps(world: World) -> None:
-    """Beyond the cap of a queue the oldest go first, and it is counted how many. Successes push no failure out, nor the other way round:
-    somebody still has to look into those."""
+    """Beyond a queue's cap the oldest records are dropped first, and counted. Successes displace no failure, nor failures a success:
+    failures still have to be investigated."""
     world = world.under(kept_per_queue=2)
     session = await world.a_session(ttl=LONG)
     leases = list[Lease]()

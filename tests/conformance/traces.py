@@ -1,4 +1,4 @@
-"""Replays a counterexample of the protocol's model on a broker. See `tests.protocol_model.traces` for what the steps mean."""
+"""Replays a counterexample of the protocol's model on a broker. `tests.protocol_model.traces` explains what the steps mean."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STATUSES = {"READY": Status.READY, "RUNNING": Status.RUNNING, "ENDED": Status.S
 
 
 async def replay(world: World, trace: tuple[Step, ...]) -> None:
-    """Take every step; AssertionError names the first one that the broker answers otherwise than a correct one does."""
+    """Execute every step; AssertionError names the first one that the broker answers differently from a correct one."""
     # A trace has no waits and bounds no counts: a failure or a crash is READY again at once, however often.
     world = world.under(crash_backoff=(0.0,), max_crashes=1_000, hand_back_backoff=(0.0,))
     player = _Player(world, await world.add())
@@ -27,7 +27,7 @@ async def replay(world: World, trace: tuple[Step, ...]) -> None:
 
 
 class _Player:
-    """What the names in a trace stand for, and who has lapsed."""
+    """What the names in a trace refer to, and which sessions have lapsed."""
 
     def __init__(self, world: World, job: Envelope) -> None:
         self._world = world
@@ -38,7 +38,7 @@ class _Player:
         self._snapshot: Any = None
 
     async def take(self, step: Step) -> tuple[object, object]:
-        """The answer, and the one to be expected, in the trace's own words."""
+        """Return the answer, and the expected one, in the trace's own words."""
         match step:
             case traces.Register(name, worker):
                 session = self._sessions.setdefault(name, self._world.an_unregistered_session(worker))
@@ -101,7 +101,7 @@ class _Player:
 
 
 async def _or_lost(call: Any) -> Any:
-    """SessionLost as the trace's word for it."""
+    """Translate SessionLost into the trace's word for it."""
     try:
         return await call
     except SessionLost:

@@ -1,9 +1,7 @@
 """Broken brokers, to test the suite: each is the reference broker, or the engine, with one rule wrong, and must fail the clauses named for
 it.
-
-Most are mistakes of real queues; `because` names one that made it, or says how it comes about. Where a defect shows in two clauses
-whatever one does, both are named.
-"""
+Most are mistakes of real queues; `because` names a queue that made the mistake, or explains its cause. Where a defect inevitably shows in
+two clauses, both are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims, beats, settlements, and the fence: whose word on a run counts."""
+"""Claims, beats, settlements, and the fence: whose report of a run counts."""
 
 from __future__ import annotations
 

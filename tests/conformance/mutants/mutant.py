@@ -1,4 +1,4 @@
-"""What every mutant is."""
+"""The base class of every mutant."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ class Mutant(ReferenceStore, ABC):
 
 
 def harness_of(mutant: type[Mutant]) -> type[ReferenceHarness]:
-    """The kind of store that has this defect."""
+    """Return the kind of store that has this defect."""
     return type(f"{mutant.__name__}StoreHarness", (ReferenceHarness,), {"name": mutant.__name__, "store_class": mutant})

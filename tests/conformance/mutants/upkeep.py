@@ -1,4 +1,4 @@
-"""What time brings, and ends without a settlement."""
+"""What happens as time passes, and ends without a settlement."""
 
 from __future__ import annotations
 

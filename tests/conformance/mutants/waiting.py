@@ -1,4 +1,4 @@
-"""Keys, schedules, and whom a store wakes."""
+"""Keys, schedules, and which waiters a store wakes."""
 
 from __future__ import annotations
 
