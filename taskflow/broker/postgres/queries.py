@@ -141,8 +141,9 @@ def scan_sql(
     """Return a scan in SQL. `values` are the values of its prefix, of `after` and of `until`; the latter two have these `sizes`.
     `is_within` is True if `after` and `until` begin with the prefix.
 
-    The prefix is then written as a range of positions. If its columns were compared with `=`, an index without them could give the same
-    order, and a plan for a seemingly empty table would read that whole index.
+    The last column of the prefix is then written as a range. If all its columns were compared with `=`, an index without them could give the
+    same order, and a plan for a seemingly empty table would read that whole index. The columns before the last are compared with `=`,
+    because PostgreSQL uses a comparison of rows to find the first position, but stops a scan by the first column alone.
     """
     index = BY_INDEX[shape.of]
     at = places(index) if index.entries is None else ["e.value", "e.id"]
@@ -150,9 +151,12 @@ def scan_sql(
         at = [place.replace("(-", "(-r.") if place.startswith("(") else f"r.{place}" for place in at]
     first, last = ("<", ">") if shape.backwards else (">", "<")
     prefix, ends = values[: shape.prefix], (values[shape.prefix : shape.prefix + sizes[0]], values[shape.prefix + sizes[0] :])
-    conditions = list[str]()
-    if not is_within:
-        conditions, prefix = [f"{place} = {value}" for place, value in zip(at, prefix, strict=False)], ()
+    order = ", ".join(f"{place} {'DESC' if shape.backwards else 'ASC'}" for place in at)
+    fixed = max(shape.prefix - 1, 0) if is_within else shape.prefix
+    conditions = [f"{place} = {value}" for place, value in zip(at, prefix[:fixed], strict=False)]
+    prefix = prefix[fixed:]
+    if is_within:
+        at, ends = at[fixed:], (ends[0][fixed:], ends[1][fixed:])
     for sign, given, takes_whole in zip((first, last), ends, (False, True), strict=True):
         size = len(given) or len(prefix)
         # a shorter position precedes all positions that begin with it
@@ -168,7 +172,6 @@ def scan_sql(
     if shape.of in _FLOORS and not shape.backwards and not sizes[0]:
         kind, column = _FLOORS[shape.of]
         conditions.append(f"r.{column} >= (SELECT at FROM @.newest_mark('{kind}'))")
-    order = ", ".join(f"{place} {'DESC' if shape.backwards else 'ASC'}" for place in at)
     table, value = f"@.{TABLES[index.kind]} AS r", "NULL"
     if index.entries is not None:
         table = f"@.{index.name} AS e CROSS JOIN LATERAL (SELECT * FROM @.{TABLES[index.kind]} WHERE id = e.id OFFSET 0) AS r"
