@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec.structs import asdict
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 
 import taskflow
 from taskflow.app import options
@@ -123,6 +124,8 @@ def write_signature(app: Sphinx, kind: str, name: str, value: Any, asked: object
     """Show the options that `job` and the dicts of options have, which Python sees as **kwargs. Hide constructors that users don't call."""
     if value is taskflow.job:
         return f"(function: Callable, /, {signature_of(options.BatchJobOptions, value.__doc__, DEFAULTS)})", None
+    if value is taskflow.group:
+        return '(calls: Iterable[Call[R] | Flow[R]], *, failures: Literal["cancel", "collect"] = "cancel")', "Group[R]"
     if typing.is_typeddict(value):
         return f"({signature_of(value, value.__doc__, {})})", None
     if given and kind in ("class", "exception") and value.__name__ not in MADE_BY_USERS:
@@ -204,6 +207,9 @@ MAX_STACKED_COLUMNS = 6
 
 def setup(app: Sphinx) -> None:
     app.connect("source-read", link_files_outside)
+    analyzer = ModuleAnalyzer.for_module(taskflow.group.__module__)
+    analyzer.analyze()
+    analyzer.overloads.pop("group")  # autodoc would list them, with types that only taskflow's code has
     app.connect("autodoc-process-docstring", list_names)
     app.connect("autodoc-process-signature", write_signature)
     app.connect("autodoc-process-bases", hide_private_bases)

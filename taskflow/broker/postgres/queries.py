@@ -141,7 +141,7 @@ def scan_sql(
     """Return a scan in SQL. `values` are the values of its prefix, of `after` and of `until`; the latter two have these `sizes`.
     `is_within` is True if `after` and `until` begin with the prefix.
 
-    The last column of the prefix is then written as a range. If all its columns were compared with `=`, an index without them could give the
+    The last column of the prefix is then a range. If all its columns were compared with `=`, an index without them could give the
     same order, and a plan for a seemingly empty table would read that whole index. The columns before the last are compared with `=`,
     because PostgreSQL uses a comparison of rows to find the first position, but stops a scan by the first column alone.
     """
