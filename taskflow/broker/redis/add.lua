@@ -1,8 +1,8 @@
 -- === script add ============================================================================================
--- Adds READY jobs without ties that are due now. A server whose memory is full refuses it: see the flags in scripts.py.
+-- Adds READY jobs without ties that are due now. A server whose memory is full refuses this script: see the flags in scripts.py.
 --
--- arguments  revision; contents that were sent ahead; for each run of jobs of one queue and priority an array: queue, priority, and the id of
---            each job, and the end of its record, from the lengths on; 1 to MAX_VALUES jobs in all
+-- arguments  revision; contents that were sent ahead; an array for each run of jobs with one queue and priority: queue, priority, then for
+--            each job its id and the end of its record, from the lengths on; 1 to MAX_VALUES jobs in all
 -- reply      nil if all were added. Otherwise none was added: "KNOWN" if an id is stored, "MISSING" if a content is gone
 
 local rev, ahead = given[1], given[2]

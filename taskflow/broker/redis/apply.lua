@@ -1,15 +1,15 @@
--- Applies steps. `apply` works even if the server's memory is full, `grow` is refused then: see the flags in scripts.py.
+-- Applies steps. `apply` works even if the server's memory is full, but `grow` is then refused: see the flags in scripts.py.
 
 -- === part apply_steps ======================================================================================
--- arguments  revision; kinds and ids of all records in turn; contents that were sent ahead; how many numbers new records need at most; steps;
---            a query or false
--- a step     numbers of records and their expected revisions in turn; puts; numbers of records to drop; additions: number, amount, bound or
---            false in turn; counts: name and number in turn; topics: ids of sessions, or 'due'
--- a put      of a job that is READY at once, in the fixed layout: number; flags, priority, queue, and the end of the record, from the lengths
---            on. Of another new record without indexes: number; its bytes behind the revision. Of any other: number; the header, or fields and values in turn if the record exists; stamps: fields and microseconds from now in turn, false
---            for the next `seq`; `sent`, `state`, content: true if it stays; entries or false; whether it is new; the request or false
--- reply      answers, and the reply to the query. An answer is 'o'; 's', or 'r' if the record was made by the same call; or a list of numbers
---            of records whose bound would be passed
+-- arguments  revision; kinds and ids of all records, alternating; contents that were sent ahead; how many `seq` new records need at most;
+--            steps; a query or false. Steps name a record by its number among all records
+-- a step     records and their expected revisions, alternating; puts; records to drop; additions: record, amount, and bound or false, in
+--            turn; counts: names and numbers, alternating; topics: ids of sessions, or 'due'
+-- a put      of a job that is READY at once, in the fixed layout: record; flags, priority, queue, and the end of its bytes, from lengths.
+--            Of another new record without indexes: record; its bytes after the revision. Of any other: record; its header, or fields and
+--            values, alternating, if it exists; stamps: fields and microseconds from now, alternating, or false for the next `seq`; `sent`,
+--            `state`, content: true if unchanged; entries or false; whether it is new; the request or false
+-- reply      answers, and the reply to the query. An answer is 'o'; 's', or 'r' if the same call made the record; or records past a bound
 
 local function is_stale(expect, stored, rev)
   local stale, is_ours = false, true
@@ -42,7 +42,7 @@ local function apply_steps(rev, refs, numbers, steps)
     return enc(seq)
   end
 
-  -- Returns the numbers of the records that the additions would bring past a bound.
+  -- Returns the numbers of the records that the additions would push past a bound.
   local function past(adds)
     local sums, found = {}, {}
     for k = 1, #adds, 3 do

@@ -8,8 +8,8 @@
 -- scripts.py replaces some names by literals. F.X is the number of a field in a header, K.X a kind, G.X a flag. E.X is an event, R.X a rule,
 -- W.X a word, and L.X is derived from the layout of records.
 --
--- A number of a header is 8 bytes that sort as the number does, so that scripts mostly copy it. enc() and dec() convert it; they are exact up
--- to 2^53. In members of indexes, names and bytes of any length end with \0\1, and a \0 within them is followed by \255.
+-- A number in a header is 8 bytes that sort like the number, so scripts mostly copy it. enc() and dec() convert it; they are exact up to
+-- 2^53. In members of indexes, names and bytes of any length end with \0\1, and a \0 within them is followed by \255.
 --
 -- All keys, after the prefix. A claim is the number of a request (8 bytes) and of a lease (4 bytes).
 --
@@ -22,15 +22,15 @@
 -- r:SESSION              string  the number of the session's last request (8 bytes), and its listener
 -- i:INDEX                zset    the members of an index, all with score 0: position and id
 -- list:PLACE             list    ready jobs in order: see ready_lists.lua. PLACE: priority, ":", queue
--- back:PLACE             zset    ready jobs that came out of order
+-- back:PLACE             zset    ready jobs that arrived out of order
 -- priorities:QUEUE       zset    the priorities of ready jobs
 -- ready                  zset    names of queues with ready jobs that are not paused
 -- leases:SESSION         hash    its leases: claim -> ID
 -- lessees                zset    ids of the sessions that may have leases
--- counts                 hash    the digit of a status and a queue -> its jobs
--- kept:0, kept:1         zset    queues by the number of their ended jobs; FAILED ones in kept:1
--- totals                 hash    EVENT:QUEUE -> how many there were
--- waiting:, waiting:NAME zset    listeners that wait for jobs of every queue, of the one with this name, by the time; expires
+-- counts                 hash    the digit of a status and a queue -> the number of jobs
+-- kept:0, kept:1         zset    queues by the number of their ended jobs; kept:1 counts the FAILED ones
+-- totals                 hash    EVENT:QUEUE -> the number of events
+-- waiting:, waiting:NAME zset    listeners that wait for jobs of any queue, or of the queue with this name, by their time; expires
 -- upkeepers              zset    listeners that wait for the next due time
 -- awaited                hash    ids of jobs whose end is awaited -> the listeners that await it
 --
@@ -51,7 +51,7 @@ else
   steady = tonumber(sub(ARGV[1], colon + 1))
 end
 
--- A number above this would lose digits, so sums end here.
+-- Larger numbers would lose digits, so sums are capped here.
 local MAX_EXACT = 2 ^ 53
 
 local function enc(number)
@@ -69,7 +69,7 @@ local function dec(bytes)
   return (struct.unpack('>i8', char(byte(bytes) + 128) .. sub(bytes, 2)))
 end
 
--- Bytes. A larger record is neither decoded nor sent to a client. No client writes one.
+-- The maximum size of a record in bytes. A larger one is neither decoded nor sent to a client. No client writes one.
 local MAX_RECORD = 4194304
 
 -- The maximum number of values in one command. Lua's unpack has room for 8,000.
@@ -88,7 +88,7 @@ local function set_all(keys_and_values)
   end
 end
 
--- Adds members that all have score 0, in their order of bytes.
+-- Adds members with score 0, so that their bytes order them.
 local function add_members(key, members)
   local scored = {}
   for i, member in ipairs(members) do
@@ -116,7 +116,7 @@ local function unlink_all(keys)
   end
 end
 
--- Returns a text or bytes as they stand in a member of an index.
+-- Encodes a text or bytes for a member of an index.
 local function esc(text)
   if string.find(text, '\0', 1, true) then
     text = string.gsub(text, '%z', '\0\255')
@@ -152,8 +152,8 @@ end
 -- Finds the calls that the ACL of this user forbids. Argument: a list of calls, each the name of a command and its arguments, with keys
 -- and channels under our prefix. Reply: the names of the commands that are forbidden.
 --
--- Each call must have all its arguments. For a call without them, a server before Redis 8 looks for keys where there are none and
--- crashes. A command that the server does not know counts as permitted.
+-- Each call must have all its arguments. If some are missing, a server before Redis 8 looks for keys that are not there, and crashes. A
+-- command that the server does not know counts as permitted.
 
 local denied = {}
 for _, command in ipairs(given[1]) do

@@ -56,7 +56,7 @@ _PAUSE: Final = (0.000_5, 0.004)
 _CHANCE: Final = random.SystemRandom()  # an application may seed the global one
 
 MAX_RESULT: Final = 60 * 1024 * 1024
-"""The maximum size of a result in bytes: a full server gets it within the call."""
+"""The maximum size of a result in bytes, because a full server receives it within the call."""
 
 
 class RedisBroker(EngineBroker):
@@ -95,7 +95,7 @@ class RedisBroker(EngineBroker):
 
         Return that change, and its answer.
         """
-        key = f"{self.prefix}turn:".encode() + max(contested).id  # the one of a gate or a key, if there is one
+        key = f"{self.prefix}turn:".encode() + max(contested).id  # the id of a gate or a key, if there is one
         async with self._per_loop.here().turn:
             has_turn = await self._take_turn(key)
             try:
@@ -110,7 +110,7 @@ class RedisBroker(EngineBroker):
                         await self.ask("DEL", key)
 
     async def _take_turn(self, key: bytes) -> bool:
-        """Wait for a turn, which is a key that expires. Return False if it doesn't come: turns only keep clients from conflicting."""
+        """Wait for a turn, which is a key that expires. Return False if it doesn't come; turns only prevent conflicts."""
         gives_up_at = time.monotonic() + 3 * TURN
         while time.monotonic() < gives_up_at:
             try:
@@ -127,7 +127,7 @@ class RedisBroker(EngineBroker):
                 return [Added(envelope.id) for envelope in envelopes]
             return await super().enqueue(envelopes)
         except StoreFull:
-            if self.assumes_new and not all(map(is_plain, envelopes)):  # jobs whose keys are held are refused without room
+            if self.assumes_new and not all(map(is_plain, envelopes)):  # jobs whose keys are held need no room
                 self.assumes_new = False
                 return await self.enqueue(envelopes)
             refs = {Ref(Kind.JOB, envelope.id) for envelope in envelopes}
@@ -137,7 +137,7 @@ class RedisBroker(EngineBroker):
         return await self.run(compare_known(envelopes, known))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-        """Claim jobs. Those in the fixed layout become leases directly, without a record in between."""
+        """Claim jobs. Jobs in the fixed layout become leases directly, without a record in between."""
         found = await self._claim(session, request, queues, limit)
         if found is None:
             raise SessionLost(wording.SESSION_LOST)
@@ -191,7 +191,7 @@ class RedisBroker(EngineBroker):
         return records
 
     async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
-        """Make the moves that time has made necessary. The first look also asks for a wake-up at an earlier due time."""
+        """Make the moves that have become necessary. The first query also requests a wake-up when a job becomes due earlier."""
         listener = self._per_loop.here().listener
         times, operation = listener.times, maintenance.upkeep(min(int(limit), MAX_AT_ONCE), ends, self.rules)
         look = next(operation)
@@ -306,8 +306,8 @@ class RedisBroker(EngineBroker):
         self._server_info = server_info
 
     async def _check_indexes(self, server: str, *, creates: bool) -> None:
-        """Refuse a store with different indexes, except for `rebuild`, and name the indexes that a new version adds for new kinds of
-        records."""
+        """Refuse a store with different indexes, except for `rebuild`, and list in the store the indexes that this version adds for new
+        kinds of records."""
         stored = await self._declared()
         if self.rebuilds or stored == DECLARED:
             return

@@ -2,9 +2,9 @@
 -- Leases ready jobs to a session.
 --
 -- arguments  revision, session, request (a number, and 8 bytes), the names of queues in order (none: all), limit, the listener, whether it is
---            on the lists of those that wait for jobs
+--            on the lists of listeners that wait for jobs
 -- reply      "LOST", or: the server's time; whether the session will get a wake-up for new jobs; ids and queues
---            of jobs that cannot be read, in turn; id, record, id, record, ...
+--            of jobs that cannot be read, alternating; id, record, id, record, ...
 
 local rev, session, request, claim_head, queues, limit, listener, is_listed = unpack(given)
 local unreadable = {}
@@ -12,7 +12,7 @@ local reply, leased_count = { wall, 0, unreadable }, 0
 -- The maximum number of stale entries that one call skips.
 local skips_left = 5000
 
--- The size of a reply in bytes, including contents apart, after which no more jobs are leased: a worker gets many large jobs in portions.
+-- The size of a reply in bytes, with separate contents, after which no more jobs are leased: a worker gets many large jobs in portions.
 local MAX_BYTES = 1048576
 local bytes = 0
 
@@ -60,8 +60,8 @@ local function lease(entry, id, stored, tail, queue, priority)
   return lease_other(id, stored, entry, queue, priority, claim_head .. tail, worker)
 end
 
--- Leases the jobs of these entries until there are enough bytes. Adds entries of expired jobs, which upkeep ends, to `passed_over`.
--- Returns how many entries it looked at, and how many jobs it leased.
+-- Leases the jobs of these entries until the reply is large enough. Adds entries of expired jobs, which upkeep ends, to `passed_over`.
+-- Returns how many entries it checked, and how many jobs it leased.
 local function lease_all(entries, passed_over, queue, priority)
   local keys, ids, before, job_key = {}, {}, leased_count, P .. 'j:'
   for i, entry in ipairs(entries) do
@@ -136,8 +136,8 @@ local function take_from_queue(queue)
   end
 end
 
--- Redis stores a hash of some hundred short fields as one string that each lookup reads through, which took a third of a claim's time.
--- One long value turns it into a table, which it stays until it is empty.
+-- Redis stores a hash of a few hundred short fields as one string, which each look-up scans. This took a third of a claim's time. A single
+-- long value converts it to a hash table, and it remains one until it is empty.
 local function write_leases()
   local key = P .. 'leases:' .. session
   local is_many = leased_count > 4
@@ -165,7 +165,7 @@ if is_new and #queues > 0 then
     seen[queue] = true
   end
 elseif is_new then
-  -- All queues, a page at a time. Each request begins with another queue.
+  -- All queues, a page at a time. Each request begins with a different queue.
   local names = call('ZCARD', P .. 'ready')
   local turn = names > 0 and request % names or 0
   for _, span in ipairs({ { turn, names - 1 }, { 0, turn - 1 } }) do
@@ -194,7 +194,7 @@ if leased_count > 0 then
   set_all(values)
 end
 if is_new and has_room() then
-  -- The session found fewer jobs than it wanted, so its listener is nudged for the next.
+  -- The session found fewer jobs than it wanted, so its listener is nudged for the next ones.
   reply[2] = 1
   for _, name in ipairs(#queues > 0 and queues or { '' }) do
     add_listener(P .. 'waiting:' .. name, listener)
@@ -203,7 +203,7 @@ else
   for _, name in ipairs(is_listed and (#queues > 0 and queues or { '' }) or {}) do
     call('ZREM', P .. 'waiting:' .. name, listener)
   end
-  -- It may leave jobs in any of its queues: another listener is nudged for them.
+  -- The claim may leave jobs in any of its queues, so another listener is nudged for them.
   local wanted = is_new and left_over and 1 or 0
   for _, name in ipairs(wanted > 0 and (#queues > 0 and queues or { left_over }) or {}) do
     wanted = wanted > 0 and nudge(name, wanted) or 0
@@ -212,9 +212,9 @@ end
 return reply
 
 -- === part claim_others =====================================================================================
--- Leases of jobs outside the fixed layout, and the repeated reply to a resent request.
+-- Leases jobs outside the fixed layout, and repeats the reply to a resent request.
 
--- Leases a job of any kind. Returns false if the entry is stale, nil if the job has expired. One that cannot be read is noted.
+-- Leases a job of any kind. Returns false if the entry is stale, nil if the job has expired. Adds unreadable jobs to `unreadable`.
 local function lease_any(id, stored, entry, queue, priority, claim, worker)
   local is_read, header, sent, state, content = pcall(decode, stored)
   if not is_read or #stored > MAX_RECORD then

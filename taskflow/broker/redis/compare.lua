@@ -4,7 +4,7 @@
 local repairs, of = given[1], given[2]
 local found = {}
 
--- Notes a difference. The command removes it.
+-- Counts a difference, and corrects it with the given command if `repairs` is true.
 local function differs(name, ...)
   found[name] = (found[name] or 0) + 1
   if repairs then
@@ -25,7 +25,7 @@ local function reply(...)
   return { in_turn(found), ... }
 end
 
--- Compares what is kept of a READY job, or of a lease.
+-- Compares the lists and hashes that contain a READY job, or a lease.
 local function compare_by_hand(id, header)
   local session, queue, priority = header[F.session], header[F.queue], header[F.priority]
   if header[F.status] == F.ready_status then
@@ -48,7 +48,7 @@ local function compare_by_hand(id, header)
   end
 end
 
--- Arguments: kinds and ids in turn. Reply: the number of records that cannot be read; counts in turn.
+-- Arguments: kinds and ids, alternating. Reply: the number of records that cannot be read; names and numbers of counts, alternating.
 local function compare_records(refs)
   local keys, counted, unreadable = {}, {}, 0
   for i = 1, #refs, 2 do
@@ -80,8 +80,8 @@ local function compare_records(refs)
   return reply(unreadable, in_turn(counted))
 end
 
--- Arguments: an index or a place, the kind of its records, where an id begins in a member, the rank of the first member, how many.
--- Reply: the rank of the next one, or nil. An entry of a record that cannot be read stays.
+-- Arguments: an index or a place, the kind of its records, where an id begins in a member, the rank of the first member, and the number of
+-- members. Reply: the rank of the next member, or nil. Entries of records that cannot be read are kept.
 local function compare_members(name, kind, id_at, rank, most)
   local key, keys, ids, kept = P .. (of == 'place' and 'back:' or 'i:') .. name, {}, {}, 0
   local members = call('ZRANGE', key, rank, rank + most - 1)
@@ -117,7 +117,7 @@ local function compare_leases(session)
   return reply()
 end
 
--- Arguments: the counts of jobs in turn, and the number of all events before they were counted. Reply: the number now. If it is another, jobs
+-- Arguments: the counts of jobs, and the total number of events before these were counted. Reply: the total now. If it has changed, jobs
 -- have moved, and nothing is compared.
 local function compare_counts(counted, before)
   local numbers, queues, moves_now, stored = {}, {}, 0, call('HGETALL', P .. 'totals')
@@ -157,6 +157,6 @@ local function compare_counts(counted, before)
 end
 
 -- === script compare ========================================================================================
--- Arguments: whether to correct what differs, what to compare, and arguments for that.
+-- Arguments: whether to correct differences, what to compare, and the arguments of that comparison.
 local comparisons = { records = compare_records, index = compare_members, place = compare_members, leases = compare_leases, counts = compare_counts }
 return comparisons[of](unpack(given, 3))

@@ -147,7 +147,7 @@ class ConnectionPool:
                 if self._connection is not None:
                     await self._connection.drop()
                 connection = CommandConnection(await self.open())
-                if self._is_closed:  # meanwhile
+                if self._is_closed:  # in the meantime
                     await connection.drop()
                     raise BrokerUnavailable(wording.CLOSED)
                 self._connection = connection
@@ -358,4 +358,4 @@ class Subscription(_Direct):
         for waiting in (self._confirmed, self._cut):
             if not waiting.done():
                 waiting.set_exception(error)
-                waiting.exception()  # noted as seen: nothing may await it any more
+                waiting.exception()  # marks it as retrieved, because nothing may await it any more

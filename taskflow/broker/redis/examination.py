@@ -34,7 +34,7 @@ async def keys_of(ask: Ask, prefix: str) -> AsyncIterator[list[bytes]]:
 
 
 class Comparison:
-    """Compares, and corrects what differs if `repairs`.
+    """Compares records with indexes and counts, and corrects the differences if `repairs` is True.
 
     Each script compares some records or entries in both directions: it adds the entries that a record lacks, or removes entries that no
     record needs. So it can be interrupted at any time, and others can use the store in the meantime.

@@ -1,4 +1,4 @@
-"""Derives the stored form of records from the declaration in `engine/records.py`, and what the scripts need of it."""
+"""Derives the stored form of records from the declaration in `engine/records.py`, with the literals that the scripts need."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ MEMBERS: Final = {index.name: _member(index) for index in INDEXES}
 
 
 def position_bytes(member: Member, position: Position) -> bytes:
-    """Return the beginning of the members at a position, which may be shorter than theirs."""
+    """Return the beginning of the members at a position. The position may have fewer values than an index has."""
     given = zip(member.types, member.falls, position, strict=False)
     parts = [_value_bytes(of_type, value - 1 if falls and of_type is Type.NUMBER else value) for of_type, falls, value in given]
     return b"".join([*parts, *position[len(member.types) :]])
@@ -145,14 +145,14 @@ def split(member: Member, packed: bytes) -> tuple[Position, bytes]:
 
 
 def bounds(index: str, prefix: Position, after: Position | None, until: Position | None, *, backwards: bool) -> tuple[bytes, bytes]:
-    """Return the smallest member of a scan, and the smallest one after its end, or b"" if it has no end."""
+    """Return the smallest member of a scan, and the smallest one after its end, or b"" if the scan has no end."""
     member = MEMBERS[index]
     width = len(member.types) + member.has_id
     begin = position_bytes(member, prefix)
     least, ends = begin, behind(begin)
 
     def past(position: Position) -> bytes:
-        """Return the smallest key that sorts after every member at this position, which must be complete: no member has a shorter one."""
+        """Return the smallest key that sorts after all members at exactly this position. No member is at an incomplete position."""
         packed = position_bytes(member, position)
         if len(position) < width:
             return packed
@@ -174,7 +174,7 @@ def behind(begin: bytes) -> bytes:
 
 
 DECLARED: Final = frozenset(f"{index.kind}.{index.name}.{zlib.crc32(repr(index).encode()):08x}" for index in INDEXES)
-"""The indexes by their kinds, as the store knows them. A taskflow version that doesn't know an index would leave it wrong."""
+"""The indexes with their kinds, as the store lists them. A taskflow version that doesn't know an index would leave it wrong."""
 
 
 def compare_declarations(stored: Set[str]) -> tuple[list[str], list[str]]:

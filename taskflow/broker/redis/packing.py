@@ -81,7 +81,7 @@ _WAITING: Final = struct.Struct(">9xHBQ8xQHHI")
 
 
 def plain_leases(found: Sequence[bytes]) -> list[Lease] | None:
-    """Return the leases on jobs in the fixed layout (see records.lua), or None if one of them isn't, or its content is stored
+    """Return the leases on jobs in the fixed layout (see records.lua), or None if a job is outside it, or its content is stored
     separately."""
     leases = list[Lease]()
     try:
@@ -149,7 +149,7 @@ def packed_runs(runs: Sequence[Run], rev: Rev, max_inline: int) -> tuple[list[An
 
 
 def is_possible(run: Run) -> bool:
-    """Return True if a store could have given the fence of the run. Any other is stale, and may be too large for the script."""
+    """Return True if a store could have issued the run's fence. Any other fence is stale, and may be too large for the script."""
     return len(run.session) == 16 and len(run.claim) == 12 and 0 <= run.epoch < 1 << 53
 
 
@@ -158,7 +158,7 @@ def is_possible(run: Run) -> bool:
 _FIELDS: Final = {kind: {field.name: field for field in fields} for kind, fields in HEADERS.items()}
 _BY_STORE: Final = {kind: [field for field in fields if field.owner is Owner.STORE] for kind, fields in HEADERS.items()}
 _BARE: Final = frozenset(kind for kind in HEADERS if not any(index.kind == kind for index in INDEXES) and not _BY_STORE[kind])
-"""The kinds whose new records scripts only copy."""
+"""The kinds whose new records are only copied by scripts."""
 
 _OF_PLAIN: Final = frozenset({"status", "flags", "priority", "queue", "job", "due_at", "awaits"})
 _SESSION_TOPIC: Final = "session:"

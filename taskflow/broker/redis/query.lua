@@ -3,10 +3,10 @@
 -- === part run_query ========================================================================================
 -- arguments  kinds and ids of records in turn; scans; groups; whether to read the counts of events
 -- a scan     name; least member; the member before which it ends, or ''; whether backwards; limit; whether with records; kind; where the id
---            begins in a member, 0 for behind the first \0\1; the queue or session of the prefix, or false
--- groups     name; least member; the end, as above; how many fields of any length; whether counted
--- reply      wall, steady, records, scans: members and records in turn, groups: members and sizes in turn, counts in turn. A session's
---            record has the number of its last request behind it
+--            begins in a member, or 0 for after the first \0\1; the queue or session of the prefix, or false
+-- groups     name; least member; the end, as above; the number of variable-length fields; whether counted
+-- reply      wall, steady, records, scans: members and records, alternating, groups: first and last members and sizes, alternating, counts:
+--            names and numbers, alternating. A session's record is followed by the number of its last request
 
 local function records_of(kind, ids)
   local keys = {}
@@ -229,7 +229,7 @@ local function scan(name, least, ends, backwards, limit, with_records, kind, id_
   return reply
 end
 
--- Returns the first and last member of each group and its size, by going from one to the next.
+-- Returns the first and last member of each group and its size, stepping from group to group.
 local function groups(name, least, ends, texts, is_counted)
   local found = {}
   if name == 'status' then
@@ -299,8 +299,8 @@ local function run_query(query)
 end
 
 -- === script query ==========================================================================================
--- Arguments: those of a query, and behind them the ids of jobs whose end a caller awaits; its listener; and for upkeep, the most jobs that a
--- queue keeps, else false. Upkeep's listener waits for the next due time, and its reply ends with whether `fade` has anything to do.
+-- Arguments: those of a query, then the ids of jobs whose ends a caller awaits; its listener; and for upkeep, the number of jobs that a
+-- queue keeps at most, else false. Upkeep's listener waits for the next due time. Its reply ends with whether `fade` has anything to do.
 
 local max_kept = given[7]
 if max_kept then
@@ -319,7 +319,7 @@ reply[7] = max_kept and (#range('fading', '', enc(wall + 1), false, 1) > 0
 return reply
 
 -- === part is_entry_of ======================================================================================
--- Returns whether the job is READY at this place. One whose queue cannot be read is so wherever it has an entry.
+-- Returns whether the job is READY at this place. A job whose queue cannot be read counts as READY wherever it has an entry.
 local function is_entry_of(stored, entry, place)
   if #stored > MAX_RECORD then
     return false

@@ -1,6 +1,6 @@
 -- Ready jobs of one queue and priority, in order. A list holds entries that arrive in order, as nearly all do. A sorted set holds the
--- others; all have one score, so their bytes order them. An entry is due_at (8 bytes), seq (8) and the job's id. It is valid while the job is
--- READY and has the same two; claims skip stale entries.
+-- others, all with one score, so that their bytes order them. An entry is due_at (8 bytes), seq (8) and the job's id. It is valid while the
+-- job is READY with this due_at and seq; claims skip stale entries.
 
 -- === part is_less ==========================================================================================
 -- Compares bytes, because Lua compares strings by the locale of the server.
@@ -52,7 +52,7 @@ local function append(place, entries)
 end
 
 -- === part peek =============================================================================================
--- Returns the first entries of both in order, and which of them are in the list; nil instead if all are.
+-- Returns the first entries of list and set in order, and which of them are in the list, or nil if all are.
 local function peek(place, number)
   local one = call('LRANGE', P .. 'list:' .. place, 0, number - 1)
   local other = call('ZRANGE', P .. 'back:' .. place, 0, number - 1)
@@ -107,7 +107,7 @@ local function show_ready(queue)
   end
 end
 
--- Changes the number of ready jobs. The last one takes stale entries with it.
+-- Changes the number of ready jobs. When none is left, removes stale entries too.
 local function change_ready(queue, number)
   local now = call('HINCRBY', P .. 'counts', F.ready_status .. queue, number)
   if now <= 0 then

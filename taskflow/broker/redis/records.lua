@@ -1,6 +1,6 @@
 -- Stored records.
 --
--- The first byte of a record is a status, in the fixed layout, or 64 and a status; that of other kinds is 64. Then comes the revision.
+-- The first byte of a job is its status in the fixed layout, or else 64 plus its status. For other kinds it is 64. The revision follows.
 --
 -- SCHEDULED, READY     flags (2), priority + 128 (1), due_at (8), seq (8), created_at (8), the lengths of queue, name (2 each) and `sent` (4;
 --                      plus 1, 0 if there is none), and these; then the payload
@@ -18,7 +18,7 @@
 -- === part records ==========================================================================================
 local ZERO = enc(0)
 
--- Returns whether another program has changed the name of a queue: it has bytes that UTF-8 never has.
+-- Returns whether another program has changed the name of a queue: it then has bytes that never occur in UTF-8.
 local function is_spoilt(queue)
   return string.find(queue, '[\192\193\245-\255]') ~= nil
 end
@@ -37,8 +37,8 @@ local function decode_waiting(stored, at)
   return header, sent > 0 and sub(stored, name_at, ends_at - 1) or nil, ends_at
 end
 
--- expires_at, awaits, epoch, claimed_at, claimed_steady, started_at, ended_at, fade_at, session, claim, and the lengths of the parts behind
--- them plus 1, 0 for those that are absent. An absent number is NONE. Only RUNNING jobs have a session and a claim.
+-- expires_at, awaits, epoch, claimed_at, claimed_steady, started_at, ended_at, fade_at, session, claim, and the lengths of the parts that
+-- follow plus 1, or 0 for absent parts. An absent number is NONE. Only RUNNING jobs have a session and a claim.
 local EXTRA, EXTRA_BYTES = '>c8c8c8c8c8c8c8c8c16c12I2I2I2I2I2I4I4I4', 114
 local NONE = '\0\0\0\0\0\0\0\0'
 local NO_LEASE = string.rep('\0', 28)
@@ -94,7 +94,7 @@ local function encode_extra(rev, header, sent, state, content)
     .. (worker or '') .. (settled or '') .. (cause or '') .. (gate or '') .. (member or '') .. (entries or '') .. (state or '') .. (content or '')
 end
 
--- Decodes a record of another kind. Upper case: a field that is always there.
+-- Decodes a record of another kind. A type in upper case marks a field that is always present.
 local function decode_other(kind, stored)
   local length = struct.unpack('>I4', stored, 10)
   local header, parts, at = cmsgpack.unpack(sub(stored, 14, 13 + length)), {}, 14 + length
@@ -175,7 +175,7 @@ local function encode(kind, rev, header, sent, state, content)
     .. (sent or '') .. content
 end
 
--- Returns a content as a record holds it. A full server gets large ones within the call.
+-- Returns a content as a record stores it. Large ones, which a full server receives within the call, are stored separately here.
 local function held(id, rev, content)
   if content and #content > 65536 then
     call('SET', P .. 'c:' .. id .. rev, content)
@@ -184,7 +184,7 @@ local function held(id, rev, content)
   return content
 end
 
--- Returns the key, after "c:", of a content that is stored apart; nil for any other.
+-- Returns the key, after "c:", of a content that is stored separately; nil for any other.
 local function apart(id, content)
   if content and #content == L.reference and sub(content, 1, 2) == L.mark then
     return id .. sub(content, 7)
@@ -192,7 +192,7 @@ local function apart(id, content)
 end
 
 -- === part places ===========================================================================================
--- Returns the bytes of a number that sort the other way round.
+-- Inverts the bytes of a number, so that they sort in descending order.
 local function falling(bytes)
   return (string.gsub(bytes, '.', function(each)
     return char(255 - byte(each))
@@ -214,13 +214,13 @@ local function record_readied(queue, jobs)
   readied[queue] = (readied[queue] or 0) + jobs
 end
 
--- Returns whether a job is in no index but those of READY jobs and leases, which are written by hand.
+-- Returns whether a job is in no index except those of READY jobs and leases, which are written by hand.
 local function is_nowhere(header)
   return (header[F.status] == F.ready_status or header[F.status] == F.running_status) and header[F.flags] < G.MARKED
     and not header[F.expires_at] and not header[F.member] and not header[F.entries]
 end
 
--- Returns a record to change: `header` is nil if there is none. One that cannot be read is in no index.
+-- Returns a record to change. Its `header` is nil if there is no record, or if it cannot be read and so is in no index.
 local function touch(kind, id, stored)
   local record
   local is_read, header, sent, state, content
@@ -251,7 +251,7 @@ local function touch(kind, id, stored)
 end
 
 
--- Notes a job that is READY now, or elsewhere.
+-- Registers a job that has become READY, or is READY at a new place.
 local function record_ready(queue, priority, entry)
   local of_queue = readied_now[queue]
   if not of_queue then
@@ -293,7 +293,7 @@ local function move_job(record, header)
   end
 end
 
--- Notes what changes in the indexes. Few records have more than a few places.
+-- Registers the changes in the indexes. It compares all pairs, because hardly any record has more than a few places.
 local function record_places(before, after)
   local stays = {}
   for i = 1, #after, 2 do
@@ -315,7 +315,7 @@ end
 
 local function write_record(record)
   local kind, id, header = record.kind, record.id, record.header
-  if not header and (not record.stored or record.is_unread) then -- no step has dropped it
+  if not header and (not record.stored or record.is_unread) then -- there is nothing to write or remove
     return
   end
   local key = P .. L.prefixes[kind + 1] .. id
@@ -357,7 +357,7 @@ local function write_leases()
   end
 end
 
--- Shows queues that are no longer paused, and hides others.
+-- Adds resumed queues to the queues with ready jobs, and removes paused ones.
 local function write_queues()
   for _, name in ipairs(queues_resumed) do
     local ready = tonumber(call('HGET', P .. 'counts', F.ready_status .. name) or 0)
@@ -370,7 +370,7 @@ local function write_queues()
   end
 end
 
--- Returns the status and the queue in which a job that cannot be read is counted, as far as its bytes tell them.
+-- Returns the status and the queue in which a job that cannot be read is counted, as far as its bytes show them.
 local function counted_as(stored)
   local first = byte(stored) or 0
   local is_read, read = pcall(decode_waiting, stored, 1)
@@ -378,8 +378,8 @@ local function counted_as(stored)
   return first % 64 < F.buried_status and is_read and first % 64, is_read and read[F.queue]
 end
 
--- Puts a FAILED job in the place of one that cannot be read: another program has changed it. Its state keeps the bytes. The status and the
--- queue are those in which it is counted, if they are known.
+-- Replaces a job that cannot be read, because another program has changed it, by a FAILED one whose state keeps the bytes. `status` and
+-- `queue` are those in which the job is counted, if they are known.
 local function set_aside(id, stored, status, queue)
   local record = touch(K.JOB, id, stored)
   if record.header then
@@ -402,7 +402,7 @@ local function flush()
   end
   set_all(values)
   unlink_all(gone)
-  for key, members in pairs(zrems) do -- first, because a record may stay where it was
+  for key, members in pairs(zrems) do -- before the additions, because a record may return to its place
     in_portions('ZREM', P .. key, members)
   end
   for key, members in pairs(zadds) do

@@ -31,7 +31,7 @@ UNREADABLE: Final = "record\t"
 
 REV: Final = slice(1, 9)
 GENERAL: Final = 64
-"""The first byte of a record that isn't in the fixed layout is this or less."""
+"""The first byte of a record that isn't in the fixed layout is this or more."""
 
 _BIAS: Final = 1 << 63
 _WAITING: Final = struct.Struct(">9xHBQQQHHI")
@@ -208,9 +208,9 @@ def _worker_name(raw: bytes) -> str:
 
 # --- large contents --------------------------------------------------------------------------------------------------
 
-# They are sent ahead of the call that writes their records, and expire unless it keeps them, so a call that never arrives leaves nothing
-# behind. The key is the job's id and the revision that the call writes, so no other call replaces it. Records hold references; this module
-# fetches the bytes.
+# They are sent ahead of the call that writes their records, and expire unless that call keeps them. So a call that never arrives leaves
+# nothing behind. The key is the job's id and the revision that the call writes, so no other call replaces it. Records hold references;
+# this module fetches the bytes.
 
 INLINE: Final = 512
 """Payloads of up to this many bytes stay in their jobs. Storing a payload separately saves server time: adding, claiming and settling a job

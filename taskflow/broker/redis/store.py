@@ -1,4 +1,4 @@
-"""The store of records on Redis. It knows no rule of a job: see `taskflow/broker/engine/seam.py`."""
+"""The store of records on Redis. It knows none of the rules for jobs: see `taskflow/broker/engine/seam.py`."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 -- === script succeed ========================================================================================
 -- Ends runs as SUCCEEDED.
 --
--- arguments  revision; contents that were sent ahead; for each session and keep an array: session, keep in microseconds, ids, fences (36
---            bytes), for each how long it ran (8 bytes) and its result, and their keys, the jobs that await them, and their notes, '' for those
---            without; false if none has one
--- reply      a string with a byte for each run: "o" it took effect now or before, "s" another fence, "t" ties; or "MISSING"
+-- arguments  revision; contents that were sent ahead; an array for each session and keep time: session, microseconds to keep the jobs, ids,
+--            fences (36 bytes), outcomes (how long it ran in 8 bytes, and its result), keys, jobs that await them, notes. The last three
+--            have '' for runs without one, and are false if no run has one
+-- reply      a string with a byte for each run: "o" it took effect now or earlier, "s" a different fence, "t" ties; or "MISSING"
 
 local rev, ahead = given[1], given[2]
 if #ahead > 0 and has_missing(ahead) then
@@ -16,7 +16,7 @@ local last_queue, last_begin
 local now, job_key = enc(wall), P .. 'j:'
 local head, queues = char(F.succeeded_status) .. rev, {}
 
--- Returns the keys of the records that have these jobs as holders, and no other job, by the places of the jobs.
+-- Returns the keys of the key records that name these jobs as holders, and no other job, by the jobs' numbers.
 local function lone_keys(keys, ids)
   local found, names = {}, {}
   for i, key in ipairs(keys) do
@@ -30,7 +30,7 @@ local function lone_keys(keys, ids)
   return found
 end
 
--- Ends runs of one session that are kept equally long.
+-- Ends runs of one session with the same keep time.
 local function end_group(session, keep_for, ids, fences, outcomes, keys_of, awaiting, notes)
   local keys, claims, faded, members, ended = {}, {}, {}, {}, 0
   local fades, key_of = enc(wall + keep_for), keys_of and lone_keys(keys_of, ids) or {}
@@ -98,7 +98,7 @@ for queue, number in pairs(queues) do
   call('ZINCRBY', P .. 'kept:0', number, queue)
   call('HINCRBY', P .. 'totals', E.SUCCEED .. ':' .. queue, number)
 end
-unlink_all(gone) -- last: if a step fails, the jobs must run again
+unlink_all(gone) -- last: if a command fails, the jobs must run again
 publish_ends(ended_ids)
 if #others > 0 then
   load_rest(rev)(others, answers)
@@ -106,7 +106,7 @@ end
 return table.concat(answers)
 
 -- === part succeed_others ===================================================================================
--- Runs of jobs outside the fixed layout, and those whose fence is another.
+-- Ends runs of jobs outside the fixed layout, and answers those with a different fence.
 
 local awaited = {} -- the number of ends, by the job that awaits them
 

@@ -41,8 +41,8 @@ end
 flush()
 
 -- === script fade ===========================================================================================
--- Buries ended jobs that need not be kept, and forgets buried ones. Arguments: revision, limit, the most jobs that a queue keeps, for how
--- long a buried job is known. Reply: how many were buried, whether there are more, and the ids of those with ties, "t" or "f" before each.
+-- Buries ended jobs that need not be kept, and forgets buried ones. Arguments: revision, limit, how many jobs a queue keeps at most, how
+-- long a buried job is known. Reply: how many were buried, whether there are more, and the ids of jobs with ties, each after "t" or "f".
 
 local rev, limit, max_kept, repeat_for = unpack(given)
 local left, buried, taken = {}, 0, {}
@@ -86,7 +86,7 @@ local function oldest(queue, number, statuses)
   return found
 end
 
--- Buries the jobs of members until `room` are buried or left. Forgets buried ones on the way. Returns how many it has looked at.
+-- Buries the jobs of members until `room` are buried or left, and forgets buried ones on the way. Returns how many members it checked.
 local function bury_members(index, members, room, is_surplus)
   local keys, before = {}, buried + #left
   for i, member in ipairs(members) do
@@ -124,7 +124,7 @@ for failed, statuses in pairs({ ['kept:0'] = { F.succeeded_status, F.cancelled_s
   end
 end
 flush()
--- After a burst, very many ids may be due to be forgotten: a call looks at some of them.
+-- After a burst, very many ids may be due to be forgotten, so a call checks only some of them.
 local MAX_FORGOTTEN = 1000
 room = limit - buried - #left
 local fading = call('ZRANGE', P .. 'i:fading', '-', '(' .. enc(wall + 1), 'BYLEX', 'LIMIT', 0, room > 0 and room + MAX_FORGOTTEN or 1)

@@ -1,10 +1,10 @@
--- Wake-ups. Each listener (one for each event loop of a process) subscribes to a separate channel, n:ID, and hears only what concerns it.
+-- Wake-ups. Each listener (one for each event loop of a process) subscribes to a separate channel, n:ID, and gets only its own messages.
 
 -- === part nudge ============================================================================================
 local nudged = {}
 
--- Nudges up to `wanted` listeners of a list, the one that came last first, and takes them off it. Returns how many are still wanted. Those
--- whose subscription is gone do not count, and one that stands in several lists counts once.
+-- Nudges up to `wanted` listeners of a list, the latest first, and removes them from it. Returns how many are still wanted. Listeners whose
+-- subscription is gone do not count, and a listener that is in several lists counts once.
 local function nudge_from(list, topic, wanted)
   while wanted > 0 do
     local listener = call('ZPOPMAX', list)[1]
@@ -32,15 +32,15 @@ end
 local function add_listener(list, listener)
   call('ZREMRANGEBYSCORE', list, '-inf', wall - R.listener_ttl)
   call('ZADD', list, wall, listener)
-  if list ~= P .. 'upkeepers' then -- the queue may be out of use
+  if list ~= P .. 'upkeepers' then -- the queue may no longer be in use
     call('EXPIRE', list, R.listener_ttl / 1000000)
   end
 end
 
--- awaited: ids of jobs -> the listeners that wait for their end, without separators. The entry goes when the job ends.
+-- awaited: ids of jobs -> the listeners that wait for their end, without separators. The entry is removed when the job ends.
 local MAX_LISTENERS = 1000
 
--- Notes that the listener waits for the job's end. Returns false if it has ended.
+-- Registers that the listener waits for the job's end. Returns false if the job has ended.
 local function await_end(id, listener)
   local stored = call('MGET', P .. 'j:' .. id)[1] -- GET fails if another program has changed its type
   if not stored or byte(stored) % 64 > F.running_status then
@@ -54,7 +54,7 @@ local function await_end(id, listener)
 end
 
 -- === part publish_ends =====================================================================================
--- Bytes. A larger record is not sent to the listeners: they read it.
+-- The maximum size in bytes of a record that is sent to listeners. They have to read a larger one.
 local MAX_SENT = 4096
 
 -- Publishes the ends of jobs to the listeners that wait for them: one message for each listener, of ids and stored jobs.
@@ -86,8 +86,8 @@ local function publish_ends(ended)
 end
 
 -- === script arm ============================================================================================
--- Asks for wake-ups. Arguments: topics; ids of jobs whose end is awaited; the listener.
--- Reply: {topics that have something already, ids (one string) of jobs that have ended}.
+-- Registers a listener for wake-ups. Arguments: topics; ids of jobs whose end is awaited; the listener.
+-- Reply: {topics for which something has already happened, ids (one string) of jobs that have ended}.
 
 local topics, ids, listener = given[1], given[2], given[3]
 
