@@ -79,7 +79,7 @@ def notes_of(envelope: Envelope) -> tuple[bytes, ...]:
     inputs = 0 if member is None or member.inputs > MAX_NOTES_AT_ONCE else member.inputs
     ties = zip(envelope.joins, envelope.ties, strict=False)
     written = [numbered(job_id, tie.number) for job_id, tie in ties if tie.number is not None]
-    return (*written, *(numbered(envelope.id, number) for number in range(inputs)))
+    return (*written, *[numbered(envelope.id, number) for number in range(inputs)]) if inputs else tuple(written)
 
 
 class ClaimId(NamedTuple):

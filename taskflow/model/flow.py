@@ -107,10 +107,10 @@ def read_note(note: bytes) -> bytes | FailureNote:
 
 def check_member(member: Member, joins: Sequence[bytes], ties: Sequence[Tie]) -> None:
     """Raise ValueError if a job's place in its flow is impossible."""
-    numbers = [tie.number for tie in ties if tie.number is not None]
     if not 0 <= member.first <= member.number <= member.last < MAX_MEMBERS or len(ties) != len(joins) or len(member.flow) != ID_BYTES:
         raise ValueError(f"{member!r}, ties={ties!r}: expected numbers of one flow, and a tie for each of {len(joins)} joins")
-    if not (all(0 <= number < MAX_MEMBERS for number in numbers) and 0 <= member.inputs <= MAX_MEMBERS):
+    are_possible = not [tie for tie in ties if tie.number is not None and not 0 <= tie.number < MAX_MEMBERS]
+    if not (are_possible and 0 <= member.inputs <= MAX_MEMBERS):
         raise ValueError(f"{member!r}, ties={ties!r}: expected numbers of inputs from 0 to {MAX_MEMBERS:,}")
     if (member.takes is None) != (member.inputs == 0 and not member.is_list):
         raise ValueError(f"{member!r}: expected takes= for a job that gets results, and for no other")

@@ -58,7 +58,7 @@ async def test_hot_succeed__fields(store: SeamStore) -> None:
     record = await store.running({"priority": 4}, content=b"payload", sent=b"sent")
     store.advance(10)
     before = await store.now()
-    assert await store.perform(Succeed([run_of(record)])) == [True]
+    assert (await store.perform(Succeed([run_of(record)]))).answers == [True]
     after = await store.now()
 
     ended = await store.found(record.ref, with_content=True)
@@ -81,10 +81,10 @@ async def test_hot_succeed__fields(store: SeamStore) -> None:
 async def test_hot_succeed__repeated(store: SeamStore) -> None:
     """A repeated call answers True and changes nothing, also after the job was buried."""
     record = await store.running()
-    assert await store.perform(Succeed([run_of(record)])) == [True]
+    assert (await store.perform(Succeed([run_of(record)]))).answers == [True]
     for _ in range(2):
         before = await store.found(record.ref, with_content=True)
-        assert await store.perform(Succeed([run_of(record, result=b"other"), run_of(record)])) == [True, True]
+        assert (await store.perform(Succeed([run_of(record, result=b"other"), run_of(record)]))).answers == [True, True]
         assert await store.found(record.ref, with_content=True) == before
         store.advance(61)
         await store.perform(Fade(9, 100, 1_000 * SECOND))
@@ -94,7 +94,7 @@ async def test_hot_succeed__repeated(store: SeamStore) -> None:
 async def test_hot_succeed__twice_in_one_call(store: SeamStore) -> None:
     """The end is counted once, whether the store remembers the claim's queue or not."""
     record, other = await store.running(), await store.running()
-    assert await store.perform(Succeed([run_of(record), run_of(record), run_of(other)])) == [True] * 3
+    assert (await store.perform(Succeed([run_of(record), run_of(record), run_of(other)]))).answers == [True] * 3
     queues = [each.header["queue"] for each in (record, other)]
     assert await totals(store) == {(queue, event): 1 for queue in queues for event in ("claim", "succeed")}
 
@@ -105,7 +105,7 @@ async def test_hot_succeed__another_fence(store: SeamStore, field: str) -> None:
     record, other = await store.running(), await store.running()
     changed = {"epoch": 2, "session": bytes(16), "claim": bytes(12), "id": bytes(16)}[field]
     before = await store.found(record.ref)
-    assert await store.perform(Succeed([run_of(record, **{field: changed}), run_of(other)])) == [False, True]
+    assert (await store.perform(Succeed([run_of(record, **{field: changed}), run_of(other)]))).answers == [False, True]
     assert await store.found(record.ref) == before
 
 
@@ -113,7 +113,7 @@ async def test_hot_succeed__another_fence(store: SeamStore, field: str) -> None:
 async def test_hot_succeed__ties(store: SeamStore, flag: int) -> None:
     """A job with a tie is None, and is left as it is. With another fence it is False."""
     record = await store.running({"flags": flag})
-    assert await store.perform(Succeed([run_of(record), run_of(record, epoch=9)])) == [None, False]
+    assert (await store.perform(Succeed([run_of(record), run_of(record, epoch=9)]))).answers == [None, False]
     assert await store.found(record.ref) == record._replace(content=None)
 
 
@@ -128,13 +128,13 @@ async def test_hot_key(store: SeamStore, *, named: bool, next_up: bytes | None, 
     await store.put(keys[0], {"holder": record.ref.id if named else bytes(16), "next": next_up})
     await store.put(keys[1], {"holder": other.ref.id, "next": None})
     runs = [run_of(each, key=key.id) for each, key in zip((record, other), keys, strict=True)]
-    assert await store.perform(Succeed([runs[1]._replace(epoch=9), runs[0]])) == [False, ends]
+    assert (await store.perform(Succeed([runs[1]._replace(epoch=9), runs[0]]))).answers == [False, ends]
     assert await store.load(keys[1])
-    assert await store.perform(Succeed(runs)) == [ends, True]
+    assert (await store.perform(Succeed(runs))).answers == [ends, True]
     assert await store.load(keys[1]) is None
     assert (await store.load(keys[0]) is None) is bool(ends)
     assert (await store.header(record.ref))["status"] == (SUCCEEDED if ends else RUNNING)
-    assert await store.perform(Succeed(runs)) == [ends, True]
+    assert (await store.perform(Succeed(runs))).answers == [ends, True]
 
 
 @pytest.mark.parametrize(
@@ -156,15 +156,28 @@ async def test_hot_tie(store: SeamStore, *, flags: int, names: bool, is_noted: b
     before = await store.rev(awaiting)
     named = {"awaited_by": awaiting.id, "note": notes[0].id} if names else {}
     runs = [run_of(record, **named), run_of(other, awaited_by=awaiting.id, note=notes[1].id)]
-    assert await store.perform(Succeed([runs[0], runs[1]._replace(epoch=9)])) == [ends, False]
+    assert (await store.perform(Succeed([runs[0], runs[1]._replace(epoch=9)]))).answers == [ends, False]
     for _ in range(2):
-        assert await store.perform(Succeed(runs)) == [ends, True]
+        assert (await store.perform(Succeed(runs))).answers == [ends, True]
     assert await store.rev(awaiting) == before
     assert (await store.header(awaiting))["awaits"] == 4 - (names and bool(ends))
     found = [await store.load(ref) for ref in notes]
     assert found[1] is not None
     assert (found[1].header["size"], found[1].state) == (1 + len(runs[1].result), b"\0" + runs[1].result)
     assert (found[0] is not None) == (is_noted or (names and bool(ends)))
+
+
+async def test_hot_tie__released(store: SeamStore) -> None:
+    """It returns the jobs that await nothing any more, again if the call is repeated, and those that are gone or buried."""
+    last, not_last = await store.job({"status": HELD, "awaits": 2}), await store.job({"status": HELD, "awaits": 2})
+    gone, buried, cancelled = store.ref(), await store.job({"status": BURIED}), await store.job({"status": CANCELLED, "awaits": 1})
+    awaiting = [last, last, not_last, gone, buried, cancelled]
+    records = [await store.running({"flags": Flag.AWAITED}) for _ in awaiting]
+    runs = [run_of(record, awaited_by=ref.id) for record, ref in zip(records, awaiting, strict=True)]
+    for _ in range(2):
+        answers, released = await store.perform(Succeed(runs))
+        assert (answers, sorted(released)) == ([True] * 6, sorted(ref.id for ref in (last, gone, buried)))
+    assert [(await store.header(ref))["awaits"] for ref in (last, not_last, cancelled)] == [0, 1, 0]
 
 
 async def test_hot_promote__fields(store: SeamStore) -> None:

@@ -35,6 +35,8 @@ class Sent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     @property
     def joined(self) -> list[bytes]:
         """The ids of the jobs that await this one."""
+        if len(self.joins) == ID_BYTES:
+            return [self.joins]
         return [self.joins[at : at + ID_BYTES] for at in range(0, len(self.joins), ID_BYTES)]
 
 
@@ -347,7 +349,7 @@ class Job:
                 payload=record.content or b"",
                 key=sent.key,
                 limits=sent.limits,
-                **(_NOTHING if sent.member is None else _in_flow(sent)),
+                **(_NOTHING if sent.member is None else in_flow(sent)),
                 **extras,
             ),
             epoch=header["epoch"],
@@ -373,7 +375,7 @@ class Job:
             payload=self.content or b"",
             key=self.sent.key,
             limits=self.limits,
-            **_in_flow(self.sent),
+            **in_flow(self.sent),
             **extras,
         )
         poison = maybe(self.state.reason, _text) if self.has(Flag.POISON) else None
@@ -435,10 +437,11 @@ def _flags(envelope: Envelope) -> int:
     keyed, awaited, tagged = envelope.key is not None, bool(envelope.joins), bool(envelope.tags)
     noted = Flag.NOTED if envelope.member is not None and envelope.member.inputs else 0
     flags = Flag.KEYED * keyed | Flag.AWAITED * awaited | Flag.TAGGED * tagged | noted
+    flags |= Flag.MEMBER * (envelope.member is not None)
     return flags | Flag.LIMITED * bool(envelope.limits) | Flag.FAIR * (envelope.fair is not None)
 
 
-def _in_flow(sent: Sent) -> dict[str, Any]:
+def in_flow(sent: Sent) -> dict[str, Any]:
     """Return the fields of an envelope that only jobs in flows have in their leases."""
     return {} if sent.member is None else {"member": sent.member, "joins": tuple(sent.joined), "ties": sent.ties}
 

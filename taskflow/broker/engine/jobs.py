@@ -15,6 +15,7 @@ from taskflow.broker.engine.seam import (
     Add,
     Applied,
     Apply,
+    Ended,
     Full,
     Operation,
     Query,
@@ -116,10 +117,10 @@ def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Se
         over = yield from handover.settle([settlements[number] for number in simple], rules)
         answers = {simple[number]: Settled.OK for number in over}
     if plain:
-        ended: list[bool | None] = yield Succeed(_runs([settlements[number] for number in plain]))
-        answers |= {number: Settled.OK for number, is_ended in zip(plain, ended, strict=True) if is_ended}
-        if awaited_by := {job_id for number in plain if number in answers and (job_id := settlements[number].awaited_by) is not None}:
-            yield from release(awaited_by, rules)
+        ended: Ended = yield Succeed(_runs([settlements[number] for number in plain]))
+        answers |= {number: Settled.OK for number, is_ended in zip(plain, ended.answers, strict=True) if is_ended}
+        if ended.released:
+            yield from release(ended.released, rules)
     rest = [number for number in range(len(settlements)) if number not in answers]
     others = [settlements[number] for number in rest]
     refs = [Ref(Kind.JOB, settlement.id) for settlement in others]

@@ -121,6 +121,8 @@ class Flag:
     """Only the engine makes these jobs READY."""
     NOTED: Final = 4096
     """It receives results of other jobs of its flow."""
+    MEMBER: Final = 8192
+    """It belongs to a flow, so it has `member`."""
     TIES: Final = LIMITED | KEYED | AWAITED | STATED | POISON | ARRIVING | SPOILT | NOTED
     """The ties of a job: `succeed` leaves jobs with any of these flags to the engine."""
     KEPT_APART: Final = TAGGED | NOTED

@@ -51,7 +51,8 @@ The engine writes only job headers with these properties. A store may refuse oth
   [hot_key]      The key of a job isn't a tie if its run names it, and if the key's record has this job as `holder` and no `next`. `succeed`
                  drops that record in the same step.
   [hot_tie]      If its run names the only job that awaits it, that isn't a tie either. `succeed` subtracts one from that job's `awaits` and
-                 stores the result as the run's note, in the same step. If this note already exists, it returns None.
+                 stores the result as the run's note, in the same step. If this note already exists, it returns None. It also returns
+                 which of the named jobs await nothing any more, or don't exist.
   [hot_promote]  `promote` makes jobs in `due` READY if their time has come, the earliest first. The `due_at` of a HELD one becomes now.
   [hot_fade]     `fade` buries jobs that need not be kept: it removes all but their ids and headers, and forgets those later. It returns the
                  jobs with ties, which it leaves alone.
@@ -64,7 +65,7 @@ from collections.abc import Awaitable, Generator, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from taskflow.broker.engine.records import Position
+from taskflow.broker.engine.records import BURIED, HELD, Position
 
 T = TypeVar("T")
 
@@ -325,6 +326,17 @@ class Run(NamedTuple):
     note: bytes = b""
 
 
+class Ended(NamedTuple):
+    """The answer to `succeed`.
+
+    `answers`   for each run: True if it took effect now or before, False for another fence, None for a job with ties
+    `released`  the jobs named as `awaited_by` that await nothing any more, or that don't exist
+    """
+
+    answers: list[bool | None]
+    released: list[bytes] = []
+
+
 class Claimed(NamedTuple):
     """The jobs that a session has leased, with their payloads.
 
@@ -375,8 +387,8 @@ class Store(Protocol):
         """
         ...
 
-    def succeed(self, runs: Sequence[Run]) -> list[bool | None] | Awaitable[list[bool | None]]:
-        """End runs as SUCCEEDED. Return True if a run ended so now or earlier, False for a different fence, None for a job with ties."""
+    def succeed(self, runs: Sequence[Run]) -> Ended | Awaitable[Ended]:
+        """End runs as SUCCEEDED."""
         ...
 
     def promote(self, limit: int) -> tuple[int, int | None] | Awaitable[tuple[int, int | None]]:
@@ -393,6 +405,11 @@ class Store(Protocol):
 
 
 _Applied = tuple[list[Answer], Snapshot | None]
+
+
+def awaits_nothing(header: Mapping[str, Any]) -> bool:
+    """Return True if a job named as `awaited_by` is one that `succeed` returns: it can be released, or was buried."""
+    return bool(header["status"] == BURIED or (header["status"] == HELD and header["awaits"] <= 0))
 
 
 def dispatch(store: Store, effect: Effect) -> Any:

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from taskflow.broker.engine.records import BURIED, CANCELLED, FAILED, READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind, Position
-from taskflow.broker.engine.seam import MAX_FORGOTTEN, Addition, Claimed, Effect, Faded, Put, Record, Ref, Rev, Run, Scan, dispatch
+from taskflow.broker.engine.records import BURIED, CANCELLED, FAILED, INDEXES, READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind, Position
+from taskflow.broker.engine.seam import (
+    MAX_FORGOTTEN,
+    Addition,
+    Claimed,
+    Effect,
+    Ended,
+    Faded,
+    Put,
+    Record,
+    Ref,
+    Rev,
+    Run,
+    Scan,
+    awaits_nothing,
+    dispatch,
+)
 from taskflow.broker.memory.records import RecordStore, Stored
 from taskflow.model import wording
 from taskflow.model.flow import result_note
 from taskflow.model.ids import ID_BYTES
 
 CLAIM_NUMBER_BYTES: Final = 4
+NOTES_INDEX: Final = next(number for number, index in enumerate(INDEXES) if index.name == "notes")
 
 
 class MemoryStore(RecordStore):
@@ -106,17 +123,24 @@ class MemoryStore(RecordStore):
                 self._totals[put.header["queue"], "enqueue"] += 1
         return are_new
 
-    def succeed(self, runs: Sequence[Run]) -> list[bool | None]:
-        now, rev = self._clock.wall(), self._new_rev()
-        return [self._succeed_one(run, now, rev) for run in runs]
+    def succeed(self, runs: Sequence[Run]) -> Ended:
+        now, rev, awaited = self._clock.wall(), self._new_rev(), Counter[bytes]()
+        answers = [self._succeed_one(run, now, rev, awaited) for run in runs]
+        refs = [Ref(Kind.JOB, job_id) for job_id in awaited]
+        for ref in refs:
+            self._add(Addition(ref, "awaits", -awaited[ref.id]))
+        found = [(ref.id, self._records.get(ref)) for ref in refs]
+        return Ended(answers, [job_id for job_id, stored in found if stored is None or awaits_nothing(stored.header)])
 
-    def _succeed_one(self, run: Run, now: int, rev: Rev) -> bool | None:
+    def _succeed_one(self, run: Run, now: int, rev: Rev, awaited: Counter[bytes]) -> bool | None:
         ref = Ref(Kind.JOB, run.id)
         stored = self._records.get(ref)
         if stored is None:
             return False
         header, fence = stored.header, run.epoch.to_bytes(8, "big") + run.session + run.claim + b"\0"
         if header["status"] != RUNNING or (header["epoch"], header["session"], header["claim"]) != run[1:4]:
+            if run.awaited_by is not None:
+                awaited[run.awaited_by] += 0  # a resent call releases what it names
             return bool(header["settled"] == fence)
         key = None if run.key is None else Ref(Kind.KEY, run.key)
         if key is not None and (of_key := self._records.get(key)) is not None and of_key.header == {"holder": run.id, "next": None}:
@@ -128,9 +152,9 @@ class MemoryStore(RecordStore):
         if header["flags"] & (ties & ~Flag.AWAITED if has_tie else ties) or (note is not None and note in self._records):
             return None
         if has_tie and note is not None:
-            self._put(Put(note, {"size": len(run.result) + 1}, result_note(run.result)), rev)
+            self._put_note(note, result_note(run.result), rev)
         if has_tie and run.awaited_by is not None:
-            self._add(Addition(Ref(Kind.JOB, run.awaited_by), "awaits", -1))
+            awaited[run.awaited_by] += 1
         if key is not None:
             self._drop(key)
         stored.content = run.result
@@ -138,6 +162,12 @@ class MemoryStore(RecordStore):
         ended |= {"started_at": now - run.ran_for, "fade_at": now + run.keep_for}
         self._change(ref, "succeed", rev, ended)
         return True
+
+    def _put_note(self, ref: Ref, note: bytes, rev: Rev) -> None:
+        """Put a new note as `_put` does, in a fraction of the time."""
+        self._records[ref] = stored = Stored({"size": len(note)})
+        stored.rev, stored.state, stored.places = rev, note, [(NOTES_INDEX, (ref.id,))]
+        self._numbered[NOTES_INDEX].add((ref.id,), ref)
 
     def promote(self, limit: int) -> tuple[int, int | None]:
         now, rev = self._clock.wall(), self._new_rev()

@@ -49,7 +49,7 @@ $$;
 -- for an empty table would read the whole index.
 CREATE FUNCTION @.succeed(
     ids bytea, fences bytea, ran_for bigint[], keep_for bigint[], results bytea[], keys_of bytea[], awaited_by bytea[], notes bytea[],
-    new_rev bigint, wall bigint, OUT answers boolean[], OUT are_awaited boolean
+    new_rev bigint, wall bigint, OUT answers boolean[], OUT are_awaited boolean, OUT released bytea[]
 ) LANGUAGE plpgsql @SETTINGS SET lock_timeout = '300ms' AS $$
 #variable_conflict use_column
 DECLARE
@@ -113,6 +113,11 @@ BEGIN
         )
         SELECT min(due_at) INTO first_due FROM added WHERE status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0;
         PERFORM @.lower_mark('due', '', 0, first_due, now_at) WHERE first_due IS NOT NULL;
+        released := ARRAY(
+            SELECT g.awaited FROM (SELECT DISTINCT awaited FROM unnest(awaited_by) AS given (awaited) WHERE awaited IS NOT NULL) AS g
+            LEFT JOIN LATERAL (SELECT status, awaits FROM @.jobs WHERE jobs.id = g.awaited OFFSET 0) AS r ON true
+            WHERE r.status IS NULL OR r.status = S.BURIED OR r.status = S.HELD AND r.awaits <= 0
+        );
     END IF;
     IF cardinality(lone) > 0 THEN
         DELETE FROM @.keys WHERE id = ANY (keys_of) AND next IS NULL AND holder = ANY (lone)

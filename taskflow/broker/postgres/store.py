@@ -20,6 +20,7 @@ from taskflow.broker.engine.seam import (
     Apply,
     Claimed,
     Effect,
+    Ended,
     Entry,
     Faded,
     Full,
@@ -284,19 +285,19 @@ class PostgresStore:
             are_new[number - 1] = False
         return are_new
 
-    async def succeed(self, runs: Sequence[Run]) -> list[bool | None]:
+    async def succeed(self, runs: Sequence[Run]) -> Ended:
         try:
             return await self._succeed(runs)
         except BrokerError as error:
             if was_held_up(error):
-                return [None] * len(runs)  # the engine finds out which ones have changed
+                return Ended([None] * len(runs))  # the engine finds out which ones have changed
             raise
 
-    async def _succeed(self, runs: Sequence[Run]) -> list[bool | None]:
+    async def _succeed(self, runs: Sequence[Run]) -> Ended:
         ids = b"".join([run.id for run in runs])
         fences = b"".join([run.epoch.to_bytes(8, "big") + run.session + run.claim + b"\0" for run in runs])
         if len(ids) != len(runs) * ID_BYTES or len(fences) != len(runs) * FENCE_BYTES:
-            return [None] * len(runs)  # the function splits by length, but the engine accepts any
+            return Ended([None] * len(runs))  # the function splits by length, but the engine accepts any
         row = await self._call_one(
             "succeed",
             ids,
@@ -312,7 +313,7 @@ class PostgresStore:
         )
         answers: list[bool | None] = [True] * len(runs) if row["answers"] is None else list(row["answers"])
         self._hooks.ended({run.id for run, is_ended in zip(runs, answers, strict=True) if is_ended}, row["are_awaited"])
-        return answers
+        return Ended(answers, row["released"] or [])
 
     async def promote(self, limit: int) -> tuple[int, int | None]:
         row = await self._call_one("promote", max(0, limit), new_rev(), self._wall())

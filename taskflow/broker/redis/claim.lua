@@ -49,7 +49,7 @@ local function lease(entry, id, stored, tail, queue, priority)
     local flags, its_priority, place, length = struct.unpack('>I2Bc16xxxxxxxxI2', stored, 10)
     if place ~= sub(entry, 1, 16) then
       return false
-    elseif flags < G.MARKED and its_priority == priority + 128 and length == #queue
+    elseif bit.band(flags, bit.bnot(G.MEMBER)) < G.MARKED and its_priority == priority + 128 and length == #queue
       and sub(stored, L.waiting + 1, L.waiting + length) == queue then
       return first_of .. tail .. since .. stored
     end

@@ -13,7 +13,7 @@ from taskflow.broker.engine.records import HEADERS, INDEXES, Field, Flag, Index,
 from taskflow.model.fingerprint import UNKNOWN
 from taskflow.model.ids import ID_BYTES
 
-LAYOUT: Final = 4
+LAYOUT: Final = 5
 """The version of keys and records. A store with another version is refused. Increase it with every change that an older taskflow would
 misread. Kinds and indexes may be added without that: see DECLARED."""
 
@@ -27,6 +27,9 @@ REFERENCE_BYTES: Final = 14
 WAITING_BYTES: Final = 44
 RUNNING_BYTES: Final = 63
 """The lengths of the fixed parts of waiting jobs and of leases: see records.lua."""
+
+MEMBER_BYTES: Final = 20
+"""The length of the field `member`."""
 
 _BIAS: Final = 1 << 63
 
@@ -209,6 +212,7 @@ def literals() -> dict[str, str]:
         "L.fence": "10, 45",
         "L.place": "13, 28",
         "L.priority": "12",
+        "L.member": str(MEMBER_BYTES),
         "L.lengths": "37",
         "L.reference": str(REFERENCE_BYTES),
         "L.mark": lua_bytes(MARK),

@@ -10,13 +10,14 @@ from typing import Any, Final
 import msgpack
 import msgspec
 
-from taskflow.broker.engine.job import Sent, encode
+from taskflow.broker.engine.job import Sent, encode, in_flow
 from taskflow.broker.engine.records import HEADERS, INDEXES, READY, RUNNING, Flag, Kind, Owner
 from taskflow.broker.engine.seam import ABSENT, KEEP, NOW, After, Answer, Applied, Full, Put, Ref, Rev, Run, Stale, Step
 from taskflow.broker.redis.layout import (
     DEFAULTS,
     ENTRIES,
     MARK,
+    MEMBER_BYTES,
     PLACES,
     REFERENCE_BYTES,
     RUNNING_BYTES,
@@ -28,6 +29,7 @@ from taskflow.broker.redis.layout import (
 )
 from taskflow.broker.redis.records import is_apart, names_in, reference_to
 from taskflow.model.envelope import ClaimId, Envelope, Lease, is_plain, pack_extras, unpack_extras
+from taskflow.model.flow import check_member
 
 MAX_ADDED: Final = 2_000
 """The maximum number of jobs in one call of the script `add`, which adds them all with one command."""
@@ -97,6 +99,7 @@ def plain_leases(found: Sequence[bytes]) -> list[Lease] | None:
             begin += WAITING_BYTES
             sent_at = begin + queue + job
             name = names_in(stored[begin - 8 : begin - 6] + stored[begin:sent_at])
+            sent_at += MEMBER_BYTES if flags & Flag.MEMBER else 0
             content_at = sent_at + sent - 1 if sent else sent_at
             extras = _from_sent(stored[sent_at:content_at]) if sent else _NOTHING
             envelope = Envelope(id=found[at], job=name[1], queue=name[0], priority=priority - 128, payload=stored[content_at:], **extras)
@@ -111,12 +114,15 @@ _NOTHING: Final[dict[str, Any]] = {}
 _decode_sent: Final = msgspec.msgpack.Decoder(Sent).decode
 
 
-_LEASED_PLAINLY: Final = Flag.KEYED | Flag.AWAITED | Flag.TAGGED
+_LEASED_PLAINLY: Final = Flag.KEYED | Flag.AWAITED | Flag.TAGGED | Flag.MEMBER
 
 
 def _from_sent(sent: bytes) -> dict[str, Any]:
     its = _decode_sent(sent)
     extras = _NOTHING if its.extras is None else unpack_extras(its.extras)
+    if its.member is not None:
+        check_member(its.member, its.joined, its.ties)
+        return {**extras, "key": its.key, **in_flow(its)}
     return extras if its.key is None else {**extras, "key": its.key}
 
 

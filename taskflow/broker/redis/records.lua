@@ -3,7 +3,7 @@
 -- The first byte of a job is its status in the fixed layout, or else 64 plus its status. For other kinds it is 64. The revision follows.
 --
 -- SCHEDULED, READY     flags (2), priority + 128 (1), due_at (8), seq (8), created_at (8), the lengths of queue, name (2 each) and `sent` (4;
---                      plus 1, 0 if there is none), and these; then the payload
+--                      plus 1, 0 if there is none), and these, with `member` before `sent` if the flag MEMBER is set; then the payload
 -- RUNNING              fence (epoch, session, claim: 36), claimed_at (8), claimed_steady (8), worker (after its length in 2), then the whole
 --                      former record
 -- SUCCEEDED, BURIED    the same without the payload; then ended_at, fade_at, how long it ran (8 each), and the result
@@ -28,13 +28,16 @@ local function decode_waiting(stored, at)
   local flags, priority, due, seq, created, queue, name, sent = struct.unpack('>I2Bc8c8c8I2I2I4', stored, at + 9)
   local names_at = at + L.waiting
   local queue_at, name_at = names_at + queue, names_at + queue + name
-  local ends_at = name_at + math.max(0, sent - 1)
+  local is_member = byte(stored, at) < 64 and bit.band(flags, G.MEMBER) ~= 0
+  local sent_at = name_at + (is_member and L.member or 0)
+  local ends_at = sent_at + math.max(0, sent - 1)
   if #stored < ends_at - 1 then
     error('it is too short')
   end
   local header = { byte(stored, at), flags, priority - 128, sub(stored, names_at, queue_at - 1), sub(stored, queue_at, name_at - 1), seq,
     created, due, false, ZERO, ZERO, false, false, false, false, false, false, false, false, false, false, false, false, false, false }
-  return header, sent > 0 and sub(stored, name_at, ends_at - 1) or nil, ends_at
+  header[F.member] = is_member and sub(stored, name_at, sent_at - 1)
+  return header, sent > 0 and sub(stored, sent_at, ends_at - 1) or nil, ends_at
 end
 
 -- expires_at, awaits, epoch, claimed_at, claimed_steady, started_at, ended_at, fade_at, session, claim, and the lengths of the parts that
@@ -155,7 +158,9 @@ local function is_plain(header, sent, state, content)
   local status = header[F.status]
   return (status == F.ready_status or status == F.scheduled_status) and content and not state and header[F.awaits] == ZERO
     and header[F.epoch] == ZERO and not header[F.expires_at] and not header[F.worker] and not header[F.settled] and not header[F.claimed_at]
-    and not header[F.started_at] and not header[F.cause] and not header[F.gate] and not header[F.since] and not header[F.member] and not header[F.entries]
+    and not header[F.started_at] and not header[F.cause] and not header[F.gate] and not header[F.since] and not header[F.entries]
+    and (header[F.member] and bit.band(header[F.flags], bit.bnot(G.MEMBER)) < G.MARKED and #header[F.member] == L.member
+      and bit.band(header[F.flags], G.MEMBER) ~= 0 or not header[F.member] and bit.band(header[F.flags], G.MEMBER) == 0)
 end
 
 local function part(bytes)
@@ -172,7 +177,7 @@ local function encode(kind, rev, header, sent, state, content)
   local queue, name = header[F.queue], header[F.job]
   return char(header[F.status]) .. rev .. struct.pack('>I2B', header[F.flags], header[F.priority] + 128) .. header[F.due_at]
     .. header[F.seq] .. header[F.created_at] .. struct.pack('>I2I2I4', #queue, #name, sent and #sent + 1 or 0) .. queue .. name
-    .. (sent or '') .. content
+    .. (header[F.member] or '') .. (sent or '') .. content
 end
 
 -- Returns a content as a record stores it. Large ones, which a full server receives within the call, are stored separately here.

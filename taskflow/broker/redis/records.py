@@ -13,7 +13,7 @@ from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.records import BURIED, FAILED, HEADERS, RUNNING, Flag, Kind, Type
 from taskflow.broker.engine.seam import Record, Ref
 from taskflow.broker.redis.connections import Command, ConnectionPool
-from taskflow.broker.redis.layout import DEFAULTS, MARK, REFERENCE_BYTES, RUNNING_BYTES, WAITING_BYTES, number_in
+from taskflow.broker.redis.layout import DEFAULTS, MARK, MEMBER_BYTES, REFERENCE_BYTES, RUNNING_BYTES, WAITING_BYTES, number_in
 from taskflow.model.job_schema import LARGE
 from taskflow.model.record import Record as JobRecord
 from taskflow.model.stored_values import LATEST, MAX_RAW
@@ -111,6 +111,9 @@ def read_waiting(stored: bytes, at: int, header: dict[str, Any]) -> tuple[bytes,
     header["flags"], header["priority"] = flags, priority - 128
     header["due_at"], header["seq"], header["created_at"] = due_at - _BIAS, seq - _BIAS, created_at - _BIAS
     names = stored[at + WAITING_BYTES - 8 : at + WAITING_BYTES - 6] + stored[names_at:sent_at]
+    if flags & Flag.MEMBER and stored[at] < GENERAL:
+        header["member"] = stored[sent_at : sent_at + MEMBER_BYTES]
+        sent_at += MEMBER_BYTES
     return names, stored[sent_at : sent_at + sent - 1] if sent else None, sent_at + max(0, sent - 1)
 
 

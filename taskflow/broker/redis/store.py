@@ -14,6 +14,7 @@ from taskflow.broker.engine.seam import (
     Apply,
     Claimed,
     Effect,
+    Ended,
     Entry,
     Faded,
     Group,
@@ -172,17 +173,20 @@ class RedisStore:
             raise await self._lost()
         return [answer in (b"o", b"r") for answer in reply[0]]
 
-    async def succeed(self, runs: Sequence[Run]) -> list[bool | None]:
-        answers = list[bool | None]()
+    async def succeed(self, runs: Sequence[Run]) -> Ended:
+        answers, released = list[bool | None](), list[bytes]()
         for first in range(0, len(runs), MAX_ENDED):
-            answers += await self._succeed(runs[first : first + MAX_ENDED])
-        return answers
+            ended = await self._succeed(runs[first : first + MAX_ENDED])
+            answers += ended.answers
+            released += ended.released
+        return Ended(answers, released)
 
-    async def _succeed(self, runs: Sequence[Run]) -> list[bool | None]:
+    async def _succeed(self, runs: Sequence[Run]) -> Ended:
         possible = [run for run in runs if is_possible(run)]
         if len(possible) < len(runs):
-            ended = iter(await self._succeed(possible) if possible else [])
-            return [next(ended) if is_possible(run) else False for run in runs]
+            ended = await self._succeed(possible) if possible else Ended([])
+            given = iter(ended.answers)
+            return Ended([next(given) if is_possible(run) else False for run in runs], ended.released)
         rev = new_rev()
         groups, places, contents = packed_runs(runs, rev, INLINE_RESULT)
         try:
@@ -196,9 +200,9 @@ class RedisStore:
         if reply == _MISSING:
             raise await self._lost()
         answers: list[bool | None] = [None] * len(runs)
-        for place, answer in zip(places, reply, strict=True):
+        for place, answer in zip(places, reply[0], strict=True):
             answers[place] = _ANSWERS[answer]
-        return answers
+        return Ended(answers, reply[1:])
 
     async def promote(self, limit: int) -> tuple[int, int | None]:
         moved, next_due = await self._call("promote", pack([new_rev(), max(0, limit)]))

@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any, Final, TypeVar
 
 from taskflow.broker.engine.records import READY, RUNNING, SUCCEEDED, Flag, Kind, Type
-from taskflow.broker.engine.seam import KEEP, Claimed, Effect, Operation, Put, Record, Ref, Run, dispatch
+from taskflow.broker.engine.seam import KEEP, Claimed, Effect, Ended, Operation, Put, Record, Ref, Run, awaits_nothing, dispatch
 from taskflow.broker.sqlite.changes import new_rev
 from taskflow.broker.sqlite.counts import READY_QUEUES
 from taskflow.broker.sqlite.maintenance import MaintainedRecords
@@ -283,7 +283,7 @@ class SqliteStore(MaintainedRecords):
 
     # --- succeed ---------------------------------------------------------------------------------------------
 
-    def succeed(self, runs: Sequence[Run]) -> list[bool | None]:
+    def succeed(self, runs: Sequence[Run]) -> Ended:
         self.forget()
         rev, now = new_rev(), self.clock.wall()
         fences = [epoch.to_bytes(8, "big") + session + claim + b"\0" for _, epoch, session, claim, *_ in runs]
@@ -310,7 +310,9 @@ class SqliteStore(MaintainedRecords):
             if queue is not None:
                 self.count(queue, "succeed", number)
                 self.count_move(queue, RUNNING, SUCCEEDED, number)
-        return answers
+        refs = {Ref(Kind.JOB, run.awaited_by): None for run in runs if run.awaited_by is not None}
+        found = self.records(refs) if refs else {}
+        return Ended(answers, [ref.id for ref in refs if ref not in found or awaits_nothing(found[ref].header)])
 
     def _pass_on(self, runs: Sequence[Run], rev: int) -> None:
         """Store the results of ended runs as notes for the jobs that await them."""
