@@ -20,7 +20,7 @@ from tests.support.harnesses import Capability, ReferenceHarness, StoreHarness
 from tests.support.invariants import InvariantChecker, Shown
 from tests.support.world import World
 
-# Short enough for every bound to be met within a few dozen steps.
+# Short enough that every bound is met within a few dozen steps.
 TIGHT: Final = Rules(
     session_ttl=20.0,
     ghost_after=10.0,
@@ -111,7 +111,7 @@ class ComparedBroker:
         await self._ask("settle", lambda broker: broker.settle(settlements))
 
     async def cancel(self, ids: Sequence[bytes]) -> None:
-        for job_id in ids:  # one by one: whether a later item sees that an earlier one has released its job is up to the broker
+        for job_id in ids:  # one by one: a broker may decide if a later item sees its job released by an earlier one
             await self._cancel(job_id)
 
     async def _cancel(self, job_id: bytes) -> None:

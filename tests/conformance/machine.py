@@ -1,6 +1,8 @@
 """Random orders of operations, mishaps and the passing of time, on any broker beside its model. `rules` has what may happen.
+
 `python -m tests.conformance.machine --broker sqlite --steps 10000 --seed 1` runs until it has sent that many operations, prints how often
-it took each rule, and ends with "without a difference" or with the shortest way to the first difference that hypothesis finds."""
+it took each rule, and ends with "without a difference" or with the shortest way to the first difference that hypothesis finds.
+"""
 
 from __future__ import annotations
 

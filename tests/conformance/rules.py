@@ -1,6 +1,8 @@
 """The rules of the state machine: what may happen to a broker next.
+
 Some rules combine several steps, because single steps hardly ever meet: a lapse, its reaping and the next lease have to follow one another
-before a zombie can do harm."""
+before a zombie can do harm.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +132,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self._workers = [
             *self._workers[-5:],
             WorkerModel(session),
-        ]  # kept small: of many, the oldest is forgotten here, as it is by its process
+        ]  # kept small: the oldest worker is forgotten, as by its process
         await self._compared.do("register", session)
 
     @precondition(lambda self: self._workers)

@@ -185,7 +185,7 @@ async def test_ends_told(world: World) -> None:
     with world.broker.listen([topics.DUE]) as waiter:
         waiting = asyncio.create_task(waiter.wait(world.harness.wakes_within))
         await asyncio.sleep(0)
-        while not waiting.done():  # until the server knows that it waits
+        while not waiting.done():  # until the server has registered the waiter
             await heard(world)
             await world.cancel(await world.add())
             await asyncio.sleep(0.01)

@@ -54,7 +54,7 @@ async def test_flow_redo__of_many_branches(world: World) -> None:
     await world.broker.admin.retry(ids_of(flow.firsts[:-1]))
 
     statuses = await _statuses(world, *(branch[1] for branch in flow.branches))
-    assert (Counter(statuses[:-1]), statuses[-1]) == ({HELD: 599}, CANCELLED)  # pytest takes minutes to tell long lists apart
+    assert (Counter(statuses[:-1]), statuses[-1]) == ({HELD: 599}, CANCELLED)  # pytest takes minutes to compare long lists
 
 
 async def test_flow_redo__of_many_failures_of_one_scope(world: World) -> None:
@@ -113,7 +113,7 @@ async def test_flow_redo__of_two_failures_by_two_clients(world: World) -> None:
         await world.settle(failed(first), failed(second))
         other = world.broker.sibling()
         await asyncio.gather(world.broker.admin.retry([id_of(first)]), other.admin.retry([id_of(second)]))
-        if CANCELLED in await _statuses(world, *flow.envelopes):  # one has come before the other had been retried
+        if CANCELLED in await _statuses(world, *flow.envelopes):  # one client restored before the other's retry
             await world.broker.admin.retry([id_of(first), id_of(second)])
         if other is not world.broker:
             await other.close()

@@ -433,7 +433,7 @@ async def test_gate_rate__debounced(world: World) -> None:
         for key in "abcd":
             await world.enqueue(world.an_envelope(limits=(rate(6),), key=key, after=after, on_conflict=OnConflict.DEBOUNCE))
     await world.pass_time(600.0)
-    assert len(await world.claim(await world.a_session())) == 2  # the first one was READY before
+    assert len(await world.claim(await world.a_session())) == 2  # the first job was READY before
 
 
 async def test_gate_rate__far(world: World) -> None:

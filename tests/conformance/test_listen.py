@@ -112,7 +112,7 @@ async def test_listen_lasts(world: World) -> None:
                 task.cancel()
             await sibling.enqueue([world.an_envelope(queue="mail")])
             assert await listener.wait(world.harness.wakes_within)
-            await world.claim(session)  # a waiter that looks while jobs are ready hears of them again and again
+            await world.claim(session)  # a waiter that reads while jobs are ready is nudged again and again
             while await listener.wait(0.02):  # after a gap, all waiters are woken
                 pass
     await sibling.close()

@@ -14,7 +14,7 @@ from tests.support.harnesses import MemoryHarness, StoreHarness
 
 pytestmark = pytest.mark.slow
 
-# What single operations in a random order find, and what only steps put together do.
+# What single operations in a random order find, and what only combined steps find.
 FOUND: tuple[type[Mutant], ...] = (
     leases.SettlesByIdAndState,
     leases.SettlesByEpoch,

@@ -1,5 +1,7 @@
 """The suite detects what it should: a broken broker fails the clauses named for its defect.
-`python -m tests.conformance` also checks that it passes all others."""
+
+`python -m tests.conformance` also checks that it passes all others.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from tests.conformance.mutants import ENGINES, MUTANTS, Mutant, harness_of
 from tests.support.changes import Changed
 from tests.support.harnesses import MemoryHarness, PostgresHarness, RedisHarness
 
-pytestmark = pytest.mark.unmeasured  # the clauses are measured where they run by themselves
+pytestmark = pytest.mark.unmeasured  # the clauses' own runs are measured
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
@@ -42,11 +44,14 @@ def test_every_mutant_breaks_a_clause_of_the_contract() -> None:
 
 def test_every_clause_has_its_mutant() -> None:
     """Each clause has been seen to fail on the reference broker, except those that it cannot break.
+
     All stores share one class of waiters, and the reading of cursors. The reference broker has no tasks that could be cancelled, and no
     rows that could be spoilt. Its workers are in one process, which ends or stops as a whole; the clauses about that have mutants of the
     Redis scripts below. No program has a transaction in its memory: those clauses have mutants of the PostgreSQL functions.
+
     The reference broker has no limits, turns and flows: those clauses have mutants of the engine. [gate_forgets] is implemented in two
-    places: the index of waiting jobs, and the decision. On an engine without [gate_paused] its tests wait for minutes."""
+    places: the index of waiting jobs, and the decision. On an engine without [gate_paused] its tests wait for minutes.
+    """
     beginnings = ("gate_", "fair_", "flow_", "admin_flow", "admin_limits", "admin_set_limit")
     of_engines = (mutant.breaks for mutant in ENGINES if any(name.startswith(beginnings) for name in mutant.breaks))
     named = frozenset[str]().union(*(mutant.breaks for mutant in MUTANTS), *of_engines, IN_TRANSACTIONS)

@@ -50,7 +50,7 @@ class IdleWorker:
         self._waiter = self.broker.listen([topics.queue(name) for name in self._queues] or [topics.ANY_QUEUE])
         self._waiting = asyncio.create_task(self._waiter.wait(60.0))
         await until_prompt(self._waiter)
-        self._world.clock.advance(0.001)  # they come one after the other
+        self._world.clock.advance(0.001)  # the workers arrive one after the other
         assert await self.claim() == []
         async with asyncio.timeout(10.0):
             while await self._world.harness.waiting(self.broker, "mail") <= listed:  # noqa: ASYNC110 - as above
@@ -137,7 +137,7 @@ async def test_nudge_next(world: World, queues: Sequence[str]) -> None:
     """A worker that fills its room and leaves ready jobs behind nudges another."""
     async with idle(world, 3, queues) as workers:
         await world.add(queue="mail")
-        await nudged(world, workers, 1)  # it does not claim
+        await nudged(world, workers, 1)  # the worker does not claim
         await world.add(queue="mail")
         second = next(worker for worker in await nudged(world, workers, 2) if worker.is_nudged)
         assert len(await second.claim(limit=1)) == 1

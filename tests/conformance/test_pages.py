@@ -34,6 +34,7 @@ async def ids_in_order(world: World, view: View, limit: int = 1) -> list[bytes]:
 
 async def _a_few(world: World) -> list[Envelope]:
     """Add five jobs, a second apart, oldest first: ready mail, scheduled mail, ready default, failed x, poisoned x.
+
     In `world` one crash is poison."""
     session = await world.a_session(ttl=LONG)
     jobs = list[Envelope]()
@@ -99,7 +100,7 @@ async def _stock(world: World) -> dict[Status, list[bytes]]:
         for queue in ("b", "a"):
             job_id = await _ended(world, settlement, queue)
             expected.setdefault((await world.record(job_id)).status, []).insert(0, job_id)
-            world.clock.advance(0.5 if queue == "a" else 0.0)  # two jobs end at one time
+            world.clock.advance(0.5 if queue == "a" else 0.0)  # two jobs end at the same time
     sessions = sorted([await world.a_session(f"host:{n}", ttl=LONG) for n in range(3)], key=lambda session: session.id)
     running = {session.id: [id_of(await world.running(session)) for _ in range(2)] for session in sessions[::-1]}
     expected[Status.RUNNING] = [job_id for session in sessions for job_id in running[session.id]]

@@ -117,7 +117,7 @@ async def test_schedule_changed__says_since_when(world: World) -> None:
     await declare(world, None, a_definition(version=2))
     offer = await offered(world)
     assert (offer.since, offer.next_at) == (created_at, None)
-    await fire(world, a_firing(offer, None, offer_at=offer.now + SECOND))  # it is passed on
+    await fire(world, a_firing(offer, None, offer_at=offer.now + SECOND))  # the offer is passed on
     world.clock.advance(OFFER_TTL)
     assert (await offered(world)).since == created_at
 

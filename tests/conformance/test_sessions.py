@@ -59,7 +59,7 @@ async def test_beat_dead(world: World, death: str) -> None:
     session = await lost(world, death)
     before = [queue.counts for queue in await world.broker.admin.queues()]
     for beat in (Beat(session=session.id, seen=1), Beat.of_death(session.id, "exit code 77")):
-        if death != "dying" or not beat.died_of:  # of a session that still has leases the cause may become known
+        if death != "dying" or not beat.died_of:  # the cause of a session with leases may become known
             with pytest.raises(SessionLost):
                 await world.broker.beat(beat)
     assert [queue.counts for queue in await world.broker.admin.queues()] == before
@@ -203,7 +203,7 @@ async def test_outage__of_a_clock_that_was_set_back_spares_nobody(world: World) 
     for _ in range(2):
         world.clock.advance(60.0)
         await world.beat(early)
-    world.clock.reboot()  # sets the clock of a server back
+    world.clock.reboot()  # sets a server's clock back
     session, other = await world.a_session(), await world.a_session("other")
     lease = await world.running(session)
     for _ in range(2):

@@ -243,7 +243,7 @@ def _is_added(caller: Caller, envelope: Envelope) -> bool:
     [
         ([topics.queue("mail")], {}),
         ([topics.ANY_QUEUE], {}),
-        ([topics.queue("mail"), topics.DUE], {"key": "k"}),  # on PostgreSQL upkeep admits it
+        ([topics.queue("mail"), topics.DUE], {"key": "k"}),  # on PostgreSQL upkeep admits the job
         ([topics.queue("mail"), topics.DUE], {"limits": (Gate(b"g" * 16, "limit", "", 1),)}),
         ([topics.DUE], {"after": 60.0}),
     ],
@@ -251,7 +251,7 @@ def _is_added(caller: Caller, envelope: Envelope) -> bool:
 async def test_within_nudges(world: World, listened: list[str], fields: dict[str, Any]) -> None:
     """The commit wakes a listener; a transaction that is open or was rolled back does not."""
     with await a_caller(world) as caller, world.broker.listen(listened) as listener:
-        assert not await listener.wait(0.1)  # it looks once more by itself when it begins
+        assert not await listener.wait(0.1)  # a new listener first reads once by itself
         caller.begin()
         caller.enqueue(world.an_envelope(queue="mail", **fields))
         assert not await listener.wait(0.05)

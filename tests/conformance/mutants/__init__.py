@@ -1,7 +1,9 @@
 """Broken brokers, to test the suite: each is the reference broker, or the engine, with one rule wrong, and must fail the clauses named for
 it.
+
 Most are mistakes of real queues; `because` names a queue that made the mistake, or explains its cause. Where a defect inevitably shows in
-two clauses, both are named."""
+two clauses, both are named.
+"""
 
 from __future__ import annotations
 

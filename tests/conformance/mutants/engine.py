@@ -1,6 +1,8 @@
 """Engines with one rule wrong, to test the suite: the clauses named must fail on the memory store.
+
 A change begins with the functions to change, the clauses, and how the defect harms. Beside the reference broker, which shares no code with
-the engine, the state machine finds those that begin with a star. It reaches the steps of the others too seldom."""
+the engine, the state machine finds those that begin with a star. It reaches the steps of the others too seldom.
+"""
 
 from __future__ import annotations
 
