@@ -16,7 +16,7 @@ _CHANGES: Final = """
 - (header["status"], header["epoch"], header["session"], header["claim"]) != (RUNNING, settlement.epoch, session, claim)
 + header["status"] != RUNNING
 
-* jobs._settle: settle_stale: after a loss of the store's tail, epochs repeat
+* jobs._settle: settle_stale: epochs repeat after the store lost its latest changes
 - (header["status"], header["epoch"], header["session"], header["claim"]) != (RUNNING, settlement.epoch, session, claim)
 + (header["status"], header["epoch"]) != (RUNNING, settlement.epoch)
 
@@ -36,15 +36,15 @@ jobs._settle: poison_follow_up: a follow-up of a poison job resets its crashes
 - for follow_up in settlement.follow_ups:
 + for follow_up in ():
 
-* moves.ask_to_stop: cancel_running: a run that was cancelled is not told
+* moves.ask_to_stop: cancel_running: a run does not learn that it was cancelled
 - job.set_flag(Flag.MARKED, True)
 + pass
 
-moves.ask_to_stop: listen_session: a run hears of its cancellation with the next heartbeat only
+moves.ask_to_stop: listen_session: a run learns of its cancellation only with the next heartbeat
 - draft.wake(topics.session(job.header["session"]))
 + pass
 
-* moves.requeue: key_gives_way: two jobs of one key wait
+* moves.requeue: key_gives_way: two jobs with one key wait
 - successor = _successor(draft, job)
 + successor = None
 
@@ -57,7 +57,7 @@ moves.ask_to_stop: listen_session: a run hears of its cancellation with the next
 +         job.header["due_at"] = NOW
 +         move(draft, job, transition.event, READY)
 
-* moves.finish: key_gives_way key_waits_behind: a key is never free again
+* moves.finish: key_gives_way key_waits_behind: a key is never freed
 - release_key(draft, job.id, job.sent.key)
 + pass
 
@@ -65,7 +65,7 @@ moves.ask_to_stop: listen_session: a run hears of its cancellation with the next
 - if job.has(Flag.AWAITED):
 + if False:
 
-moves.finish: ends_heard: nobody hears of a job that was cancelled
+moves.finish: ends_heard: the end of a cancelled job is not reported
 - if not is_settled and draft.seen.scans[1]:
 + if False:
 
@@ -77,13 +77,13 @@ moves.finish: ends_heard: nobody hears of a job that was cancelled
 - if waiting is not None:
 + if False:
 
-* moves.take_key: key_waits_behind: two jobs of one key run
+* moves.take_key: key_waits_behind: two jobs with one key run
 - if running is not None:
 -         job.set_flag
 + if False:
 +         job.set_flag
 
-* moves.holders: key_keeps key_waits_behind: a key is never free again once a failed job had it
+* moves.holders: key_keeps key_waits_behind: a key is never freed once a failed job had it
 - job is not None and job.is_waiting
 + job is not None
 
@@ -103,7 +103,7 @@ moves.apply_transition: poison_follow_up: a poison job loses its follow-up
 - job.header["expires_at"], job.state.reason = None, text_bytes(transition.reason)
 + job.state.reason = text_bytes(transition.reason)
 
-* moves.apply_transition: settle_history: a failure leaves no trace
+* moves.apply_transition: settle_history: a failure is not recorded
 - if transition.error is not None:
 + if False:
 
@@ -111,11 +111,11 @@ moves.apply_transition: poison_follow_up: a poison job loses its follow-up
 - session is None or session.header["dead_at"] is not None
 + session is None
 
-* sessions._return_ghosts: beat_young: a job is handed back while its lease is on the way
+* sessions._return_ghosts: beat_young: a job is handed back while its lease is under way
 - if draft.steady - job.header["claimed_steady"] < to_microseconds(rules.ghost_after):
 + if False:
 
-* sessions.beat: beat_ghosts: a lease that was lost on the way is never returned
+* sessions.beat: beat_ghosts: a lease whose answer was lost is never returned
 - claim not in named and claim.request <= beat.seen
 + False
 
@@ -131,11 +131,11 @@ sessions.release: beat_leaving hand_back_backoff: a shutdown counts as a crash
 - ttl * 2 // 3
 + ttl
 
-* maintenance.lapse: outage: a crash beside an outage is none
+* maintenance.lapse: outage: a crash beside an outage does not count
 - silent_until - beat_at > ttl and silent_until
 + silent_until
 
-* maintenance._reap: outage: a failover, and the whole fleet is reaped
+* maintenance._reap: outage: the whole fleet is reaped after a failover
 - if lapses_at > draft.steady:
 + if False:
 
@@ -151,27 +151,27 @@ sessions.release: beat_leaving hand_back_backoff: a shutdown counts as a crash
 - if job is not None and job.is_kept(seen.now) else
 + if job is not None else
 
-* moves.apply_transition: settle_resets: crashes that lie between successes make poison
+* moves.apply_transition: settle_resets: crashes between successes make a job poison
 - job.counters = transition.counters
 + job.counters = max(job.counters, transition.counters)
 
-moves.finish: ends_unheard: ends are noted for nobody
+moves.finish: ends_unheard: ends are recorded without a subscriber
 - if not is_settled and draft.seen.scans[1]:
 + if not is_settled:
 
-moves.finish: ends_settled: a hook hears of an end twice
+moves.finish: ends_settled: a hook is called twice for an end
 - if not is_settled and draft.seen.scans[1]:
 + if draft.seen.scans[1]:
 
-* sessions.register: register_dead: a session that was reaped begins again
+* sessions.register: register_dead: a reaped session begins again
 - is_alive = known is None or known.header["dead_at"] is None
 + is_alive = True
 
-* sessions.beat: beat_lost: a worker runs a job on that it has lost
+* sessions.beat: beat_lost: a worker goes on with a job that it has lost
 - if claim not in leases.held),
 + if False),
 
-* sessions.beat: beat_stopping: a job that is to stop runs on
+* sessions.beat: beat_stopping: a job that should stop runs on
 - if claim in leases.stopping),
 + if False),
 
@@ -179,7 +179,7 @@ moves.finish: ends_settled: a hook hears of an end twice
 - if lapses_at > draft.steady:
 + if True:
 
-maintenance.upkeep: upkeep_bounded: one call readies the jobs of a night
+maintenance.upkeep: upkeep_bounded: one call makes a whole night's jobs ready
 - Promote(limit - len(taken))
 + Promote(10 * limit)
 
@@ -195,19 +195,19 @@ schedules.fire: schedule_advances schedule_fires: a schedule fires again and aga
 - body.state.advance(firing)
 + pass
 
-schedules.hand_over: schedule_handover: a schedule of a dead worker stays
+schedules.hand_over: schedule_handover: a dead worker's schedule remains
 - each.session != session
 + True
 
-schedules.define: schedule_session: a worker that was reaped declares a schedule
+schedules.define: schedule_session: a reaped worker declares a schedule
 - known is None or known.header["dead_at"] is not None
 + known is None
 
-schedules.offers: schedule_declared: a schedule that nobody declares stays for ever
+schedules.offers: schedule_declared: a schedule that no worker declares is kept for ever
 - if body.state.asleep_since is not None:
 + if False:
 
-admin.retry: admin_retry: a failed job is retried beside another one of its key
+admin.retry: admin_retry: a failed job is retried beside another job with its key
 - if any(moves.holders(draft, job.sent.key)):
 + if False:
 
@@ -215,7 +215,7 @@ admin.retry: admin_retry: a success is retried
 - if job.status == SUCCEEDED:
 + if False:
 
-admin.retry: admin_retry: a job that runs is retried
+admin.retry: admin_retry: a running job is retried
 - if job.is_live:
 + if job.is_waiting:
 
@@ -227,11 +227,11 @@ admin.drop: admin_drop: a live job is dropped
 - if found.is_ended:
 + if found is not Status.RUNNING:
 
-gates.admit: gate_takes gate_never_over: a limit counts for nothing
+gates.admit: gate_takes gate_never_over: a limit has no effect
 - if full is not None:
 + if False:
 
-gates.admit: gate_never_over: one job more than the number starts
+gates.admit: gate_never_over: one job more than the limit allows starts
 - each[0].header["taken"] >= each[0].header["most"]
 + each[0].header["taken"] > each[0].header["most"]
 
@@ -243,11 +243,11 @@ gates.leave: gate_passes_on: a slot is given back twice
 - record.header["taken"] -= 1
 + record.header["taken"] -= 2
 
-handover._Step: gate_never_over gate_passes_on: a slot is handed on and is free too
+handover._Step: gate_never_over gate_passes_on: a slot is passed on and is free too
 - += len(passing) - len(endings)
 + -= len(endings)
 
-handover._may_pass: gate_all_or_none: a job passes one of its gates, and no other
+handover._may_pass: gate_all_or_none: a job passes only one of its gates
 - and len(decode_sent(record.sent).limits) == 1
 + and True
 
@@ -255,11 +255,11 @@ handover._endings: gate_passes_on: a run that is over ends the next one's job
 - (header["status"], header["epoch"], header["session"], header["claim"]) == lease
 + header["status"] == RUNNING
 
-gates._pay: gate_rate: jobs start as fast as they come
+gates._pay: gate_rate: jobs start as fast as they arrive
 - if not starts or max(starts) < 0:
 + if True:
 
-gates.declare: gate_number: a number that was deployed does not count
+gates.declare: gate_number: a deployed number has no effect
 - for gate in limits:
 + for gate in ():
 
@@ -271,7 +271,7 @@ limits.records: admin_limits: limits that hold up jobs are not listed
 - if gate.id != gates.of_pause(gate.limit).id and limit in (None, gate.limit):
 + if False:
 
-limits.set_number: admin_set_limit: a number that a person sets does not count
+limits.set_number: admin_set_limit: a number that an operator sets has no effect
 - int(is_set), gate.most
 + int(is_set), record.header["most"]
 
@@ -287,15 +287,15 @@ flows.end: flow_result: a result is lost
 - note = result_note(result or b"")
 + note = result_note(b"")
 
-flows.end: flow_fells: what follows a failure waits for ever
+flows.end: flow_fells: the jobs after a failure wait for ever
 - acts = by is None
 + acts = False
 
-flows.end: flow_collects: a failure that is collected holds up the join for ever
+flows.end: flow_collects: a collected failure holds up the join for ever
 - has_succeeded or (each[1].collects and is_apart)
 + has_succeeded
 
-flows.end: flow_collects: a branch that falls with the whole flow lets the join run
+flows.end: flow_collects: a branch that is cancelled with the whole flow lets the join run
 - is_apart = state.felled_by is None or (by is not None and (by.first, by.last) == (member.first, member.last))
 + is_apart = True
 
@@ -303,11 +303,11 @@ flows.drop_notes: flow_result: results fill the store
 - draft.require(refs)
 + return
 
-flows._failure_of: flow_collects: nobody can tell how a member has failed
+flows._failure_of: flow_collects: the cause of a member's failure is lost
 - if reason == f"{error.type}: {error.message}"
 + if False
 
-flows.redo: flow_redo: the join gets a failure in place of the result of the retry
+flows.redo: flow_redo: the join gets a failure in place of the retry's result
 - state.counted
 + False
 
@@ -327,7 +327,7 @@ flows.redo: flow_redo: a join that runs gets a second end of the same member
 - state.spent = (*state.spent, successor)
 + pass
 
-decisions._finish: flow_redo: a restored join waits for ever, because another failure stands
+decisions._finish: flow_redo: a restored join waits for ever, because another failure remains
 - if action.what == flows.RESTORE:
 + if False:
 
@@ -335,11 +335,11 @@ decisions._give_up: flow_redo: a restored join waits for ever for a job that was
 - job.header["awaits"] > expected
 + False
 
-decisions._give_up: flow_redo: a restored join is cancelled, though all that it awaits is there
+decisions._give_up: flow_redo: a restored join is cancelled, though all jobs that it awaits exist
 - job.header["awaits"] > expected
 + True
 
-decisions._free: flow_result: a result stays for ever, because the job that it was for is gone
+decisions._free: flow_result: a result is kept for ever, because its recipient was dropped
 - flows.put(draft, job_id, flows.Action(flows.FORGET, job_id))
 + pass
 
@@ -351,7 +351,7 @@ decisions._carry_on: upkeep_bounded: one call cancels hundreds of jobs of a flow
 - room = min(PORTION, most - number)
 + room = PORTION
 
-moves.finish: flow_fells: what a cancelled job has cancelled can't be restored for long
+moves.finish: flow_fells: the jobs that a cancelled job's end cancelled are dropped too early to be restored
 - keep = draft.rules.keep_failed
 + pass
 
@@ -359,15 +359,15 @@ moves.make_fresh: flow_redo: a restored join starts at once
 - if job.sent.member is None:
 + if True:
 
-decisions._act: flow_fells: what a failure has cancelled is gone before the failure is
+decisions._act: flow_fells: the jobs that a failure cancelled are dropped before the failed job
 - keep=keep
 + keep=None
 
-decisions._act: admin_purge: a purged flow is kept for retries that can't restore it
+decisions._act: admin_purge: a purged flow is kept for retries, which can't restore it
 - PURGED_TTL if action.what == flows.PURGE else None
 + draft.rules.keep_failed
 
-admin._purger: admin_purge: what the purge of others has cancelled stays
+admin._purger: admin_purge: the jobs that a purge cancelled are not purged
 - if job.state.reason != text_bytes(
 + if text_bytes("") != text_bytes(
 
@@ -383,23 +383,23 @@ jobs._settle: gate_late: a job whose sender did not know a limit passes it
 - if isinstance(settlement.verdict, HandedBack) and settlement.verdict.limits is not None:
 + if False:
 
-turns.take: fair_turns: the jobs of a tenant with many hold up all others
+turns.take: fair_turns: a tenant with many jobs holds up all others
 - draft.require([ref], heads=[scan])
 + ref = turn_ref(line, b""); draft.require([ref], heads=[scan])
 
-turns.take: fair_turns: a tenant that comes late is behind all that came before
+turns.take: fair_turns: a tenant that arrives late is placed behind all earlier jobs
 - draft.now if first is None else first.position[2]
 + draft.now
 
-turns.take: fair_turns: a tenant has all its jobs run before those that came earlier
+turns.take: fair_turns: all jobs of a tenant run before those that arrived earlier
 - max(place, turn.header.get("place", 0) + 1)
 + place
 
-turns.take: fair_comes_back: a job that comes back brings its old place to the tenants that come
+turns.take: fair_comes_back: a job that comes back passes its old place on to new tenants
 - draft.now if isinstance(due_at, After) else due_at if first is None else max(due_at, place)
 + due_at
 
-moves.requeue: fair_comes_back: a tenant whose jobs fail has more than its share
+moves.requeue: fair_comes_back: a tenant whose jobs fail gets more than its share
 - if job.has(Flag.FAIR) and not transition.is_paused:
 + if False:
 
@@ -411,11 +411,11 @@ turns.forget: fair_forgets: tenants are kept for ever
 - elif turn is not None:
 + elif False:
 
-turns.forget: fair_forgets: a tenant is forgotten while it waits, and begins anew
+turns.forget: fair_forgets: a tenant is forgotten while it waits, and starts again
 - turn.header["place"] >= places[line]
 + False
 
-jobs.compare_known: enqueue_clash: a job of another content with a known id counts as sent
+jobs.compare_known: enqueue_clash: a job with a known id and other contents counts as sent
 - isinstance(answer, Refused) and answer.because == "id"]
 + False]
 
@@ -426,7 +426,7 @@ history.record: history_repeat: measures that were sent again are counted twice
 +         both = add_up(unpack_measures(known and _state(known)), unpack_measures(measures))
 +         draft.put(_period(ref, 0, draft.now, pack_measures(both)))
 
-history.roll: history_levels: measures are counted again each time that they are added up
+history.roll: history_levels: measures are counted again each time they are added up
 - draft.drop(part.ref)
 + pass
 

@@ -23,7 +23,7 @@ from tests.reference.store import SessionState
 
 class ForgetsItsClaims(Mutant):
     breaks = frozenset({"claim_memory"})
-    because = "the resent request claims anew, and what the lost answer gave is held by nobody"
+    because = "the resent request claims again, and no worker has the leases of the lost answer"
 
     def claim(self, session_id: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         state = self.sessions.get(session_id)
@@ -34,7 +34,7 @@ class ForgetsItsClaims(Mutant):
 
 class AnswersOldRequests(Mutant):
     breaks = frozenset({"claim_old_request"})
-    because = "a delayed copy of an answered request claims anew"
+    because = "a delayed copy of an answered request claims again"
 
     def _repeat_claim(self, state: SessionState, request: int) -> list[Lease]:
         if request < state.request:
@@ -68,7 +68,7 @@ class ForgetsHowLongAJobWaited(Mutant):
 
 class CutsAnswersShort(Mutant):
     breaks = frozenset({"claim_fewer"})
-    because = "who got a portion of what was there takes it for all, and waits for a nudge"
+    because = "a worker that got a portion of the jobs takes it for all, and waits for a nudge"
 
     def take_ready(self, queue: str, limit: int) -> list[StoredJob]:
         taken, size = list[StoredJob](), 0
@@ -83,7 +83,7 @@ class CutsAnswersShort(Mutant):
 
 class ClaimsWhatIsPaused(Mutant):
     breaks = frozenset({"claim_eligible", "admin_pause"})
-    because = "the pause is looked up by the fetcher, once"
+    because = "the fetcher reads the pause only once"
 
     def _order(self, queues: Sequence[str], request: int) -> Sequence[str]:
         paused, self.paused = self.paused, set()
@@ -94,7 +94,7 @@ class ClaimsWhatIsPaused(Mutant):
 
 class ClaimsWhatHasExpired(Mutant):
     breaks = frozenset({"claim_eligible"})
-    because = "expiry is upkeep's alone: between its calls an expired job is run"
+    because = "only upkeep expires jobs: between its calls an expired job is run"
 
     def take_ready(self, queue: str, limit: int) -> list[StoredJob]:
         taken = list[StoredJob]()
@@ -127,7 +127,7 @@ class RepeatsEpochs(Mutant):
 
 class ServesOneQueueFirst(Mutant):
     breaks = frozenset({"claim_queues"})
-    because = "every queue by name, always from the first: one that never runs dry starves the rest"
+    because = "queues are read by name, always from the first: one that never runs dry starves the others"
 
     def ready_queues(self) -> list[str]:
         return super().ready_queues()[:1]
@@ -135,7 +135,7 @@ class ServesOneQueueFirst(Mutant):
 
 class FindsNoGhosts(Mutant):
     breaks = frozenset({"beat_ghosts", "settle_marked"})
-    because = "an answer that was lost for good leaves a lease that nobody holds, and its session lives on"
+    because = "a lost answer leaves a lease that no worker knows, and its session lives on"
 
     def _is_ghost(self, job: StoredJob, claim: ClaimId, beat: Beat) -> bool:
         return False
@@ -143,7 +143,7 @@ class FindsNoGhosts(Mutant):
 
 class TakesTheUnseenForGhosts(Mutant):
     breaks = frozenset({"beat_extends", "beat_young"})
-    because = "a beat long under way takes back what a later answer gave"
+    because = "a beat that was long under way takes back a later answer's leases"
 
     def _is_ghost(self, job: StoredJob, claim: ClaimId, beat: Beat) -> bool:
         return super()._is_ghost(job, claim, msgspec.structs.replace(beat, seen=claim.request))
@@ -151,7 +151,7 @@ class TakesTheUnseenForGhosts(Mutant):
 
 class BeatRevives(Mutant):
     breaks = frozenset({"beat_dead"})
-    because = "an upsert brings the reaped session back, with nothing of what it held"
+    because = "an upsert restores the reaped session, without its leases"
 
     def beat(self, beat: Beat) -> BeatAnswer:
         state = self.sessions.get(beat.session)
@@ -162,7 +162,7 @@ class BeatRevives(Mutant):
 
 class BeatExtendsNothing(Mutant):
     breaks = frozenset({"beat_extends", "beat_late", "claim_exclusive", "admin_workers", "outage"})
-    because = "sessions are told dead by age (hexpm#1825)"
+    because = "sessions are declared dead by their age (hexpm#1825)"
 
     def beat(self, beat: Beat) -> BeatAnswer:
         state = self.sessions.get(beat.session)
@@ -175,7 +175,7 @@ class BeatExtendsNothing(Mutant):
 
 class BeatNamesNothingLost(Mutant):
     breaks = frozenset({"beat_lost", "beat_stopping"})
-    because = "a worker runs on for minutes what another has long begun again"
+    because = "a worker goes on for minutes with a job that another has long begun again"
 
     def beat(self, beat: Beat) -> BeatAnswer:
         return msgspec.structs.replace(super().beat(beat), lost=())
@@ -183,7 +183,7 @@ class BeatNamesNothingLost(Mutant):
 
 class LooksAtPlansAlone(Mutant):
     breaks = frozenset({"beat_looks", "ends_told"})
-    because = "what expires or fades stays until somebody has something else to do"
+    because = "a job that expires, or a session that lapses, waits until a worker has something else to do"
 
     def _work_hint(self, session_id: bytes) -> WorkHint:
         return msgspec.structs.replace(super()._work_hint(session_id), due_in=min(self._waits(), default=math.inf))
@@ -191,7 +191,7 @@ class LooksAtPlansAlone(Mutant):
 
 class ForgetsReports(Mutant):
     breaks = frozenset({"beat_reports", "settle_history", "settle_progress"})
-    because = "progress is a feature of the dashboard, which nobody looked at"
+    because = "progress is a feature of the dashboard, which no one checked"
 
     def _take_report(self, job: StoredJob | None, report: Report) -> None:
         pass
@@ -199,7 +199,7 @@ class ForgetsReports(Mutant):
 
 class LeavesItsLeases(Mutant):
     breaks = frozenset({"beat_leaving", "hand_back_backoff"})
-    because = "what a worker had not handed back when it left waits for a reaper"
+    because = "the jobs that a worker did not hand back when it left wait for a reaper"
 
     def _leave(self, state: SessionState) -> None:
         self._kill_session(state)
@@ -207,7 +207,7 @@ class LeavesItsLeases(Mutant):
 
 class RegistrationRevives(Mutant):
     breaks = frozenset({"register_dead"})
-    because = "a stable worker's name lets the abandoned incarnation come back (aegra#547)"
+    because = "a worker with a fixed name lets its abandoned incarnation come back (aegra#547)"
 
     def register(self, session: Session) -> tuple[str, ...]:
         state = self.sessions.get(session.id)
@@ -276,7 +276,7 @@ class SettlesByClaimId(_Forwarding, Mutant):
 
 class RefusesTheLate(Mutant):
     breaks = frozenset({"settle_late"})
-    because = "a run that has ended is thrown away because its session is past its ttl, though nobody else has the job"
+    because = "a run that has ended is discarded because its session is past its ttl, though no other worker has the job"
 
     def _settle_one(self, settlement: Settlement) -> Settled:
         state = self.sessions.get(settlement.claim.session)
@@ -287,7 +287,7 @@ class RefusesTheLate(Mutant):
 
 class RepeatIsStale(Mutant):
     breaks = frozenset({"settle_keeps_arguments", "settle_repeat"})
-    because = "a lost reply turns into STALE, and the worker thinks that its run was in vain"
+    because = "a lost reply turns into STALE, and the worker assumes that its run was in vain"
 
     def _took_effect(self, job: StoredJob, fence: Fence) -> bool:
         return False
@@ -332,7 +332,7 @@ class FollowsUpWhenStale(Mutant):
 
 class KeepsPayloads(Mutant):
     breaks = frozenset({"settle_keeps_arguments", "settle_forgets_payload"})
-    because = "the store grows by what no run will ever read again"
+    because = "the store fills with payloads that no run will read again"
 
     def apply_verdict(self, job: StoredJob, settlement: Settlement) -> None:
         payload = job.payload
@@ -342,7 +342,7 @@ class KeepsPayloads(Mutant):
 
 class DropsArguments(Mutant):
     breaks = frozenset({"settle_keeps_arguments"})
-    because = "whoever asks later what has succeeded is told that it is gone"
+    because = "a client that later asks for a success learns that it is gone"
 
     def apply_verdict(self, job: StoredJob, settlement: Settlement) -> None:
         super().apply_verdict(job, settlement)
@@ -362,7 +362,7 @@ class OutcomesResetNothing(Mutant):
 
 class HandsBackToTheEnd(Mutant):
     breaks = frozenset({"hand_back_place", "settle_outcomes"})
-    because = "every deploy sends what it interrupts to the end of the queue"
+    because = "every deploy sends the jobs that it interrupts to the end of the queue"
 
     def apply(self, job: StoredJob, transition: Transition, *, keep: float | None = None) -> None:
         if transition.event is Event.HAND_BACK and job.cancel_requested is None and self.waiting_behind(job) is None:

@@ -24,7 +24,7 @@ from tests.reference.job import StoredJob
 
 class CancelsTheEnded(Mutant):
     breaks = frozenset({"cancel_ended"})
-    because = "a finished job turns CANCELLED, and its result is taken for nothing"
+    because = "a finished job becomes CANCELLED, and its result is ignored"
 
     def _cancel_one(self, job: StoredJob | None) -> Status | None:
         found = None if job is None else job.status
@@ -47,7 +47,7 @@ class CancelDoesNotNudge(Mutant):
 
 class PurgesWhatRuns(Mutant):
     breaks = frozenset({"admin_purge"})
-    because = "DELETE FROM jobs: a worker settles what is not there"
+    because = "DELETE FROM jobs: a worker settles a job that does not exist"
 
     def purge(self, view: View, *, limit: int = 1_000) -> int:
         purged = super().purge(view, limit=limit)
@@ -60,7 +60,7 @@ class PurgesWhatRuns(Mutant):
 
 class DropsLiveJobs(Mutant):
     breaks = frozenset({"admin_drop"})
-    because = "an operator mistypes an id, and a job that waits is gone without a run"
+    because = "an operator mistypes an id, and a waiting job is dropped without a run"
 
     def _drop_one(self, job: StoredJob | None) -> Status | None:
         if job is None or job.status is not Status.READY:
@@ -72,7 +72,7 @@ class DropsLiveJobs(Mutant):
 
 class RedoTakesTheKeyTwice(Mutant):
     breaks = frozenset({"admin_retry"})
-    because = "an operator's retry brings back a job whose key another has taken meanwhile"
+    because = "an operator retries a job whose key another job has by now"
 
     def _redo_one(self, job: StoredJob | None) -> Redone:
         if job is not None and job.envelope.key is not None and job.status in (Status.FAILED, Status.CANCELLED):
@@ -82,7 +82,7 @@ class RedoTakesTheKeyTwice(Mutant):
 
 class RunsNothingNow(Mutant):
     breaks = frozenset({"listen_ready", "admin_run_now_leaves", "admin_run_now"})
-    because = "the job stays SCHEDULED for all that the operator is told"
+    because = "the job remains SCHEDULED, whatever the answer says"
 
     def _run_one_now(self, job: StoredJob | None) -> Status | None:
         return None if job is None or not job.is_kept(self.now) else job.status
@@ -102,7 +102,7 @@ class RunsNowBesideItsKey(Mutant):
 
 class CancelSaysNothing(Mutant):
     breaks = frozenset({"cancel_running", "cancel_waiting"})
-    because = "only what was ended is answered, and the caller takes a running job for unknown"
+    because = "only jobs that the call ended are answered, and the caller takes a running job for unknown"
 
     def _cancel_one(self, job: StoredJob | None) -> Status | None:
         found = super()._cancel_one(job)
@@ -111,7 +111,7 @@ class CancelSaysNothing(Mutant):
 
 class ReadsWhatIsOver(Mutant):
     breaks = frozenset({"read_kept"})
-    because = "what is kept depends on when upkeep came by"
+    because = "how long a record is kept depends on when upkeep runs"
 
     def read(self, ids: Sequence[bytes]) -> list[Record | None]:
         jobs = [self.jobs.get(job_id) for job_id in ids]
@@ -131,7 +131,7 @@ class NudgesOnlyForTheNew(Mutant):
 
 class DueIsNotTold(Mutant):
     breaks = frozenset({"listen_due"})
-    because = "who sleeps until the next due time sleeps over one that was added before it"
+    because = "a worker that sleeps until the next due time misses an earlier one that was added since"
 
     def enter(self, job: StoredJob, event: Event) -> None:
         super().enter(job, event)
@@ -140,7 +140,7 @@ class DueIsNotTold(Mutant):
 
 class SaysNothingOfPersistence(Mutant):
     breaks = frozenset({"admin_examine"})
-    because = "nobody is told that the jobs end with the process"
+    because = "no operator learns that the jobs end with the process"
 
     def findings(self) -> list[Finding]:
         return []
@@ -164,7 +164,7 @@ class TellsTheTimeOfReading(Mutant):
 
 class RecordsTheRepeat(Mutant):
     breaks = frozenset({"admin_acts_repeat"})
-    because = "an append-only log without an id: a resent call is a second act"
+    because = "an append-only log without an id: a resent call is a second entry"
 
     def record_action(self, action: Action) -> None:
         super().record_action(msgspec.structs.replace(action, id=secrets.token_bytes(16)))
@@ -188,7 +188,7 @@ class KeepsMinutes(Mutant):
 
 class TrustsMeasures(Mutant):
     breaks = frozenset({"history_spoilt"})
-    because = "one row of another program hides the history of a month"
+    because = "one row of another program hides a month's history"
 
     def record_measures(self, record_id: bytes, measures: bytes) -> None:
         msgspec.msgpack.decode(measures)
@@ -197,7 +197,7 @@ class TrustsMeasures(Mutant):
 
 class KeepsEveryAct(Mutant):
     breaks = frozenset({"admin_acts_bounded"})
-    because = "nobody ever deletes from an audit table"
+    because = "no program ever deletes from an audit table"
 
     def __init__(self, clock: Clock, rules: Rules, capacity: int | None = None) -> None:
         super().__init__(clock, msgspec.structs.replace(rules, max_actions=1_000_000), capacity)
@@ -222,7 +222,7 @@ class ListsOtherCausesToo(Mutant):
 
 class PagesAreCountedOff(Mutant):
     breaks = frozenset({"page_cursor"})
-    because = "a page is found by OFFSET: jobs that have left the list meanwhile shift it, and as many are skipped"
+    because = "a page is read by OFFSET: each job that has left the list meanwhile makes it skip another"
 
     def _placed(self, request: ScanRequest) -> Iterable[tuple[Position, StoredJob]]:
         placed = super()._placed(request)
@@ -242,7 +242,7 @@ class OldEndsComeFirst(Mutant):
 
 class AnEndLosesTheTags(Mutant):
     breaks = frozenset({"upkeep_bounded", "page_tag", "admin_purge_tag", "tags_kept", "tags_dropped"})
-    because = "the index holds live jobs only, and nobody finds the failed ones of an import"
+    because = "the index holds live jobs only, and an import's failed ones are not found"
 
     def finish(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
         super().finish(job, event, status, reason, keep=keep)

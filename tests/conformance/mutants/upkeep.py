@@ -13,7 +13,7 @@ from tests.reference.job import StoredJob
 
 class ComesInItsTurn(Mutant):
     breaks = frozenset({"upkeep_reaps"})
-    because = "a dead worker's jobs wait for the fleet's next turn, seconds longer than the ttl that an operator has read of"
+    because = "a dead worker's jobs wait for the fleet's next upkeep, seconds longer than the documented ttl"
 
     def _next_in(self) -> float:
         sessions, self.sessions = self.sessions, {}
@@ -54,7 +54,7 @@ class CrashesForEver(Mutant):
 
 class CrashForgetsTheMark(Mutant):
     breaks = frozenset({"key_gives_way", "crash_marked", "poison_follow_up"})
-    because = "a cancelled job comes back with its worker's end"
+    because = "a cancelled job runs again when its worker ends"
 
     def crash(self, job: StoredJob, died_of: str = "") -> None:
         job.cancel_requested = None
@@ -63,7 +63,7 @@ class CrashForgetsTheMark(Mutant):
 
 class OutageIsADeath(Mutant):
     breaks = frozenset({"outage"})
-    because = "a failover of half a minute, and the whole fleet is reaped"
+    because = "the whole fleet is reaped after a failover of half a minute"
 
     def _notice_silence(self, ttl: int) -> None:
         pass
@@ -71,7 +71,7 @@ class OutageIsADeath(Mutant):
 
 class ReadiesAtTheEnd(Mutant):
     breaks = frozenset({"upkeep_due", "enqueue_order"})
-    because = "a job's place depends on when upkeep came by"
+    because = "a job's place depends on when upkeep runs"
 
     def enter(self, job: StoredJob, event: Event) -> None:
         if event is Event.DUE:
@@ -101,7 +101,7 @@ class DropsNothing(Mutant):
 
 class CapsAllTogether(Mutant):
     breaks = frozenset({"upkeep_caps"})
-    because = "a flood of successes pushes the failures out that somebody has to look into"
+    because = "a flood of successes displaces failures that still have to be investigated"
 
     def _drop_over_cap(self, limit: int) -> int:
         moved = 0
@@ -116,7 +116,7 @@ class CapsAllTogether(Mutant):
 
 class NeverExpires(Mutant):
     breaks = frozenset({"upkeep_expires", "upkeep_bounded", "key_released", "joins", "listen_ended"})
-    because = "an expired job is passed over, and kept for ever"
+    because = "an expired job is skipped, and kept for ever"
 
     def _expire(self, limit: int) -> int:
         return 0
@@ -134,7 +134,7 @@ class HearsSettlementsToo(Mutant):
 
 class HearsWithoutEars(Mutant):
     breaks = frozenset({"ends_unheard", "admin_purge", "admin_purge_tag", "tags_dropped", "ends_purged"})
-    because = "ends are noted for a hook that no application has, and never taken"
+    because = "ends are recorded for a hook that no application has, and are never read"
 
     def has_end_subscriber(self) -> bool:
         return True
@@ -142,7 +142,7 @@ class HearsWithoutEars(Mutant):
 
 class NotesWithoutBound(Mutant):
     breaks = frozenset({"ends_bounded"})
-    because = "the workers that hear are stuck, and the list fills the store"
+    because = "the subscribed workers are stuck, and the list fills the store"
 
     def record_end(self, job_id: bytes) -> None:
         if not self.ends:

@@ -37,7 +37,7 @@ class KeyOutlivesItsJob(Mutant):
 
 class WindowEndsWithItsJob(Mutant):
     breaks = frozenset({"throttle_first"})
-    because = "a throttle that looks at live jobs only lets a quick job run again and again"
+    because = "a throttle that checks only live jobs lets a quick job run again and again"
 
     def _standing(self, envelope: Envelope) -> bytes | None:
         found = super()._standing(envelope)
@@ -55,7 +55,7 @@ class FirstCallWins(Mutant):
 
 class ResumesAtTheBack(Mutant):
     breaks = frozenset({"job_pause"})
-    because = "a pause by rescheduling puts what has waited longest behind all others (good_job#1353)"
+    because = "a pause by rescheduling moves the longest-waiting jobs behind all others (good_job#1353)"
 
     def park(self, job: StoredJob, handed_back: Transition) -> Transition:
         transition = super().park(job, handed_back)
@@ -65,7 +65,7 @@ class ResumesAtTheBack(Mutant):
 
 class RunsBesideItsHolder(Mutant):
     breaks = frozenset({"admin_run_now_leaves", "key_waits_behind", "key_gives_way", "key_cancelled", "poison_follow_up", "ends_heard"})
-    because = "two of one key run at once when the first is replaced as it runs"
+    because = "two jobs of one key run at once when the first is replaced during its run"
 
     def add(self, job: StoredJob, behind: StoredJob | None) -> None:
         super().add(job, behind=None)
@@ -81,7 +81,7 @@ class BlocksItsOwnRetry(Mutant):
 
 class AddsWhatHasEnded(Mutant):
     breaks = frozenset({"enqueue_repeat", "enqueue_clash"})
-    because = "the id is looked up among live jobs only, and a resend runs it twice"
+    because = "the id is searched among live jobs only, and a resend runs the job twice"
 
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
         job = self.jobs.get(envelope.id)
@@ -92,7 +92,7 @@ class AddsWhatHasEnded(Mutant):
 
 class KeyOfARunIsFree(Mutant):
     breaks = frozenset({"key_keeps", "key_survives_retry", "key_cancelled", "settle_follow_ups"})
-    because = "the lock is taken until the job starts, and two of one key run"
+    because = "the lock is released when the job starts, and two jobs of one key run"
 
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
         waiting, running = self.holders(envelope.key)
@@ -104,7 +104,7 @@ class KeyOfARunIsFree(Mutant):
 
 class HidesAStoppingRun(Mutant):
     breaks = frozenset({"holders_running"})
-    because = "what is asked to stop is taken for stopped, and its files are removed under its feet"
+    because = "a run that is asked to stop is taken for stopped, and its files are removed while it uses them"
 
     def live_holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
         found = [self.jobs.get(job_id or b"") for job_id in super().live_holders(keys)]
@@ -113,7 +113,7 @@ class HidesAStoppingRun(Mutant):
 
 class KeepsAKeyForEver(Mutant):
     breaks = frozenset({"holders_none", "holders_waiting"})
-    because = "the lock is looked up in the table of all jobs, ended ones too"
+    because = "the lock is searched among all jobs, including ended ones"
 
     def live_holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return [next((job.id for job in self.jobs.values() if job.envelope.key == key), None) for key in keys]
@@ -163,7 +163,7 @@ class RoundsInstants(Mutant):
 
 class ThePastComesFirst(Mutant):
     breaks = frozenset({"enqueue_past"})
-    because = "a clock that is slow by an hour jumps every queue"
+    because = "a sender whose clock is an hour slow jumps every queue"
 
     def add(self, job: StoredJob, behind: StoredJob | None) -> None:
         job.due_at = min(job.due_at, job.envelope.at or job.due_at)
@@ -172,7 +172,7 @@ class ThePastComesFirst(Mutant):
 
 class FiresWhateverIsNext(Mutant):
     breaks = frozenset({"schedule_cas"})
-    because = "two schedulers that look at the same minute both send its job (arq#196)"
+    because = "two schedulers that check the same minute both send its job (arq#196)"
 
     class Schedule(StoredSchedule):
         def expects(self, firing: Firing) -> bool:
@@ -181,7 +181,7 @@ class FiresWhateverIsNext(Mutant):
 
 class FiresAnyDefinition(Mutant):
     breaks = frozenset({"schedule_cas"})
-    because = "an old process fires the arguments of before the deploy"
+    because = "an old process fires with the arguments from before the deploy"
 
     class Schedule(StoredSchedule):
         def expects(self, firing: Firing) -> bool:
@@ -190,7 +190,7 @@ class FiresAnyDefinition(Mutant):
 
 class CountsRepeats(Mutant):
     breaks = frozenset({"schedule_advances"})
-    because = "an operator reads of skipped runs that were never skipped"
+    because = "an operator sees skipped runs that were never skipped"
 
     class Schedule(StoredSchedule):
         def record_job(self, now: int, job_id: bytes, refused_for: str | None) -> None:
@@ -235,7 +235,7 @@ class OffersToEverybody(Mutant):
 
 class RingsForNobody(Mutant):
     breaks = frozenset({"schedule_due"})
-    because = "a schedule that is put begins only when some worker looks"
+    because = "a stored schedule begins only when some worker next checks"
 
     def _announce_look(self, names: Iterable[str]) -> None:
         pass
@@ -243,7 +243,7 @@ class RingsForNobody(Mutant):
 
 class StartsAnewWhenPutAgain(Mutant):
     breaks = frozenset({"schedule_put_repeat", "schedule_handover"})
-    because = "an interval that starts anew with each deploy never ends where deploys are frequent"
+    because = "an interval that restarts with each deploy never ends where deploys are frequent"
 
     class Schedule(StoredSchedule):
         def bring_into_force(self, definition: Definition, now: int) -> None:
@@ -281,7 +281,7 @@ class NeverSleeps(Mutant):
 
 class DeclaresForTheDead(Mutant):
     breaks = frozenset({"schedule_session"})
-    because = "a worker that was taken for dead holds on to its old schedules"
+    because = "a worker that was declared dead still declares its old schedules"
 
     def define(self, definitions: Sequence[Definition], session: bytes | None, age: float) -> list[bool]:
         try:
@@ -292,7 +292,7 @@ class DeclaresForTheDead(Mutant):
 
 class MakesUpForPauses(Mutant):
     breaks = frozenset({"schedule_paused"})
-    because = "all that was held back on purpose runs at once when the pause ends"
+    because = "all instants that the pause held back on purpose are fired when it ends"
 
     def amend_schedule(self, name: str, amendment: Amendment) -> bool:
         before = None if name not in self.schedules else self.schedules[name].next_at
@@ -304,7 +304,7 @@ class MakesUpForPauses(Mutant):
 
 class ShowsNothingOfItsSchedules(Mutant):
     breaks = frozenset({"admin_schedules"})
-    because = "one that is asked for by name is not found if its name is not ASCII"
+    because = "a schedule is not found by its name if the name is not ASCII"
 
     def schedule_records(self, names: Sequence[str] | None) -> list[ScheduleRecord]:
         return [record for record in super().schedule_records(names) if record.name.isascii()]
@@ -320,7 +320,7 @@ class NudgesEverybody(Mutant):
 
 class NudgesOne(Mutant):
     breaks = frozenset({"nudge_few", "nudge_paused"})
-    because = "one worker is told of a thousand jobs, and the others sleep until they look"
+    because = "one worker is nudged for a thousand jobs, and the others sleep until they poll"
 
     def take_nudges(self) -> Mapping[str, int]:
         return dict.fromkeys(super().take_nudges(), 1)
@@ -328,7 +328,7 @@ class NudgesOne(Mutant):
 
 class KeepsTheRestToItself(Mutant):
     breaks = frozenset({"nudge_next"})
-    because = "a worker with little room takes the nudge for many jobs"
+    because = "a worker with little room gets the nudge for many jobs"
 
     def claim(self, session_id: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         leases = super().claim(session_id, request, queues, limit)
@@ -338,7 +338,7 @@ class KeepsTheRestToItself(Mutant):
 
 class TellsEverybodyOfEachEnd(Mutant):
     breaks = frozenset({"ended_told"})
-    because = "every process that waits for some result hears of every job"
+    because = "every process that waits for a result is woken by every job"
 
     def finish(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
         super().finish(job, event, status, reason, keep=keep)
