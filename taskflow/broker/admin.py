@@ -18,7 +18,7 @@ from taskflow.model.session import SessionRecord
 
 
 class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A queue.
+    """The state of a queue.
 
     `counts`            the number of its jobs by `Status`
     `oldest_ready_for`  seconds since its oldest ready job became ready; None if no job is ready
@@ -33,7 +33,7 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LimitRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A gate: see `taskflow.app.limits.LimitInfo`. `taken` is the number of slots held."""
+    """A gate, which is a limit for one value of its key: see `taskflow.app.limits.LimitInfo`. `taken` is the number of slots held."""
 
     limit: str
     key: str
@@ -143,10 +143,10 @@ class Finding(msgspec.Struct, frozen=True):
 class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
     """The result of `rebuild`.
 
-    `corrected`   the number of wrong or missing entries by index, of wrong counts as `counts`, and of limits that counted other slots than
-                  jobs hold as `slots of limits`
+    `corrected`   the number of wrong or missing entries by index, of wrong counts as `counts`, and of limits with a wrong number of taken
+                  slots as `slots of limits`
     `records`     how many records the store has
-    `unreadable`  how many of those that it had to decode could not be decoded; they and their entries were left as they are
+    `unreadable`  how many of the records that had to be decoded were unreadable; they and their entries were left as they are
     """
 
     corrected: dict[str, int] = {}
@@ -238,7 +238,7 @@ class Admin(Protocol):
         Each job is dropped in a separate step, if it still matches then and does not run. A job that begins to match during the call may
         stay.
         The ids stay known for `repeat_for`, so that a resent enqueue does not add the jobs again.
-        A filter with a tag drops no job without it. [admin_purge_tag] What the purge of a job in a flow cancels is dropped too if it
+        A view with a tag drops no job without that tag. [admin_purge_tag] What the purge of a job in a flow cancels is dropped too if it
         matches. Other jobs of the flow are kept for `PURGED_TTL` seconds.
         """
         ...
@@ -323,8 +323,8 @@ class Admin(Protocol):
         ...
 
     async def history(self, since: datetime, until: datetime) -> list[MeasuresRecord]:
-        """Return the periods that overlap this time, in order. Those of the last 3 hours are minutes, those of the last 2 days ten minutes,
-        and older ones hours; upkeep adds them up. After 30 days they are dropped. [history_levels]
+        """Return the periods that overlap this time, in order. Those of the last 3 hours last a minute, those of the last 2 days ten
+        minutes, and older ones an hour; upkeep adds them up. After 30 days they are dropped. [history_levels]
 
         Unreadable measures are ignored. [history_spoilt]
         """

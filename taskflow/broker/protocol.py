@@ -162,7 +162,7 @@ of upkeep.
 **upkeep** makes up to `limit` moves that have become necessary, and returns when to call it next. Any worker may call it, in any order
 and any number of times. Calls may overlap: each move is made once.
   [upkeep_due] A due job becomes READY, and its due time determines its place.
-  [upkeep_reaps] A session past its ttl is dead for good, and its leases are released, each as a crash. `next_in` allows for the next one.
+  [upkeep_reaps] A session past its ttl is dead for good, and its leases are released, each as a crash. `next_in` ends by the next one.
   [upkeep_bounded] No call makes more than `limit` moves. `next_in` is 0 if more are left. A session is dead before its first lease is
     released.
   [crash_backoff] The first crash causes no wait; later ones wait as `crash_backoff` specifies. A crash does not count as a failure.
@@ -172,7 +172,7 @@ and any number of times. Calls may overlap: each move is made once.
     crashes it waits as `crash_backoff` specifies; beyond `max_poison_crashes` it becomes FAILED without the follow-up, and its reason says
     so. Cancellation and [key_gives_way] apply as to other jobs that wait again. It counts as poison only once it is FAILED.
   [crash_marked] A job that was asked to stop becomes CANCELLED after a crash, and does not run again.
-  [outage] If a session lapses while no session at all has sent a heartbeat for two thirds of its ttl, the store counts as unavailable. The
+  [outage] If a session lapses while no session at all has sent a heartbeat for two thirds of its ttl, the store was unavailable. The
     session gets one more ttl, once, from then or from when the silence is noticed: by `register`, by `beat`, or by an upkeep call that
     finds a lapsed session. If the session does not return, its leases count as handed back, not as crashed.
   [upkeep_expires] A waiting job past its expiry is CANCELLED, "expired".
@@ -201,8 +201,8 @@ never changes from declared to put, or back.
     are kept too. The `since` of an offer without a next instant is the time when the schedule was created or resumed, or when its next
     instant was discarded. Offers, sleep and further changes do not move it. Without further instants, it's the time of the change.
   [schedule_taken] Putting a declared schedule is refused, and so is declaring one that was put. Nothing changes.
-  [schedule_declared] If several sessions declare a schedule, the youngest one's definition is in force; `age` is a session's age in s.
-    While no living session declares it, the schedule is asleep: it is not offered, but keeps its state. It is removed after
+  [schedule_declared] If several sessions declare a schedule, the youngest one's definition is in force. `age` is a session's age in
+    seconds. While no living session declares it, the schedule is asleep: it is not offered, but keeps its state. It is removed after
     `rules.keep_asleep`.
   [schedule_handover] After the session whose definition is in force has died or left, that of the next youngest takes effect, as if it had
     been declared at that moment. This follows the release of the session's leases.
@@ -227,21 +227,21 @@ order.
     call may have advanced. If the call is sent again, [schedule_cas] applies to these.
 
 **listen** gives hints, never promises. A listener is one event loop of a process with one broker.
-  [listen_ready] a nudge for the queue when a job becomes READY, also under `topics.ANY_QUEUE`. How many listeners get it: see below.
-  [listen_session] a nudge for the session when one of its runs is asked to stop.
-  [listen_ended] a nudge for the job when it ends.
-  [listen_due] a nudge under `topics.DUE` to `MAX_NUDGED_WHEN_DUE` listeners when a newly SCHEDULED job is due before all others.
-  [listen_sticky] a nudge between two waits is not missed by the second.
-  [listen_lasts] code in the listener's loop may cancel every task there. Nudges still arrive afterwards.
+  [listen_ready] When a job becomes READY, listeners are nudged for its queue, and under `topics.ANY_QUEUE`. For their number, see below.
+  [listen_session] When a run is asked to stop, the listeners for its session are nudged.
+  [listen_ended] When a job ends, the listeners for the job are nudged.
+  [listen_due] When a newly SCHEDULED job is due before all others, `MAX_NUDGED_WHEN_DUE` listeners are nudged under `topics.DUE`.
+  [listen_sticky] The second of two waits does not miss a nudge between them.
+  [listen_lasts] Code in the listener's loop may cancel every task there. Nudges still arrive afterwards.
 
 **nudges** wake as many workers as there is work for. A listener waits for jobs after a claim that got fewer than its limit. A nudge is a
 hint: it may reach a listener that is gone, hangs, or has no room. Then another listener finds the job within about a second, and the
 work hint of a beat shows that jobs are ready.
-  [nudge_few] n jobs that become READY nudge n of the listeners that are waiting for jobs of their queue.
-  [nudge_next] a claim that gets its limit and leaves READY jobs nudges another listener.
-  [nudge_full] a listener whose claim got its limit does not wait.
-  [nudge_paused] jobs of a paused queue nudge no one. When it is resumed, they nudge as if they became READY then.
-  [ended_told] the end of a job is reported only to the listeners that are waiting for it.
+  [nudge_few] If n jobs become READY, n of the listeners that are waiting for jobs of their queue are nudged.
+  [nudge_next] If a claim gets its limit and leaves READY jobs, another listener is nudged.
+  [nudge_full] A listener whose claim got its limit does not wait.
+  [nudge_paused] No listener is nudged for jobs of a paused queue. When it is resumed, its jobs count as having just become READY.
+  [ended_told] The end of a job is reported only to the listeners that are waiting for it.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class TransactionalBroker(Protocol):
     """A broker that can act in a caller's transaction."""
 
     async def transactional(self) -> Transactional:
-        """Prepare the store, and return its operations for callers' transactions, which can be used many times. Raises
+        """Prepare the store, and return its operations for callers' transactions. Callers keep and reuse these. Raises
         BrokerRefused or BrokerUnavailable."""
         ...
 

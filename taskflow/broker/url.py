@@ -105,7 +105,7 @@ def _shown_user(scheme: str, userinfo: str) -> str:
 
 def _open_memory(parts: SplitResult, options: dict[str, str], seams: Seams | None, rules: Rules | None) -> Broker:
     if parts.netloc or parts.path:
-        raise BrokerUrlError("broker URL memory:// must end there: it has neither host nor path")
+        raise BrokerUrlError("broker URL memory:// takes neither a host nor a path: remove what follows it")
     from taskflow.broker.memory import MemoryBroker
 
     return MemoryBroker(seams=seams, rules=rules)

@@ -125,7 +125,7 @@ def elsewhere() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("has_store", "says"), [(False, "of the connection has no store there"), (True, "another database than the broker's")]
+    ("has_store", "says"), [(False, "the connection's database has no such store"), (True, "different database than the broker's")]
 )
 def test_another_database(broker: Broker, elsewhere: str, has_store: bool, says: str) -> None:
     if has_store:

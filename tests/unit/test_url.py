@@ -125,7 +125,7 @@ def test_a_namespace_longer_than_a_schemas_name() -> None:
         ("sqlite:queue.db", "no scheme"),
         ("sqlight:///queue.db", "did you mean sqlite://"),
         ("amqp://host", "known schemes are memory://, sqlite://"),
-        ("memory://queue", "neither host nor path"),
+        ("memory://queue", "neither a host nor a path"),
         ("sqlite:///", "names no file"),
         ("sqlite:///:memory:", "memory://"),
         ("sqlite://queue.db", "three slashes"),

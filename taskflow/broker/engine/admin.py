@@ -82,7 +82,7 @@ def queues() -> Operation[list[QueueInfo]]:
 
 
 def _ready_since(firsts: Sequence[tuple[Any, ...]]) -> Operation[list[tuple[str, int]]]:
-    """Return the time since which each queue has had READY jobs. If a line's first job has a tenant, its `due_at` is a place, no time."""
+    """Return the time since which each queue has had READY jobs. If a line's first job has a tenant, its `due_at` isn't a time."""
     queues = list(dict.fromkeys(queue for queue, *_ in firsts))
     lines = [turns.first_of(turns.line_of(queue, -rank)) for queue, rank, *_ in firsts]
     seen: Snapshot = yield Query(scans=(*lines, *(Scan("fair_since", 1, (queue,), with_records=False) for queue in queues)))
@@ -224,7 +224,7 @@ def purge(view: View, limit: int, rules: Rules) -> Operation[int]:
     # Ended jobs come first: a waiting job that is purged may stay for a while as CANCELLED. HELD jobs precede those that they await.
     order = (*ENDED, Status.HELD, Status.SCHEDULED, Status.READY)
     sections = [None] if view.tag is not None else [status for status in order if status in (view.statuses or Status)]
-    felled = msgspec.structs.replace(view, statuses=(Status.CANCELLED,))  # by jobs of their flows that were purged meanwhile
+    felled = msgspec.structs.replace(view, statuses=(Status.CANCELLED,))  # by the purge of other jobs of their flows
     for status, chosen in [*((status, view) for status in sections), (None if view.tag is not None else Status.CANCELLED, felled)]:
         after: Position | None = None
         while purged < limit:

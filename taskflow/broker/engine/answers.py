@@ -32,8 +32,8 @@ def throttled(draft: Draft, job: Job, throttle: float | None) -> bytes | None:
 
 
 def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
-    """Give a waiting job the arguments and options of a call, and move its due time. It keeps its id, its place and the jobs that await
-    it."""
+    """Give a waiting job the arguments and options of a call, and move its due time. The job keeps its id, its place and the jobs that
+    await it."""
     header, fresh = job.header, Job.of_envelope(envelope, draft.now)
     job.sent = Sent(fresh.sent.extras, envelope.key, job.sent.joins, job.sent.limits)
     job.sent_body, job.new_content, job.entries = encode(job.sent), envelope.payload, {"tags": envelope.tags}

@@ -15,11 +15,11 @@ STALE_BEFORE_TURN: Final = 2
 """How many times an operation may be stale before it waits for its turn."""
 
 CONTENTION_TTL: Final = 1.0
-"""Seconds for which further operations on these records wait for their turn from the start."""
+"""Seconds for which further operations on a contested record wait for their turn from the start."""
 
 
 class Contention:
-    """The records that other clients kept changing when this client lately used them."""
+    """The records that other clients have recently kept changing while this client used them."""
 
     def __init__(self) -> None:
         self._until: dict[Ref, float] = {}

@@ -285,7 +285,7 @@ def _census(flow: bytes) -> Operation[flows.Census]:
 
 
 def _give_up(draft: Draft, item: tuple[bytes, int]) -> bool:
-    """Cancel a HELD job that awaits more jobs than may still succeed. It is read after they were counted, and `awaits` can't rise then."""
+    """Cancel a HELD job that awaits more jobs than may still succeed. It's read after these were counted, and `awaits` can't rise then."""
     job_id, expected = item
     job = draft.job(job_id)
     if job is not None and job.status == HELD and job.header["awaits"] > expected:

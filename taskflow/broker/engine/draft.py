@@ -52,7 +52,7 @@ class Foreseen(NamedTuple):
     """Facts about gates, read in advance so that decisions need no second query.
 
     `waiting`  for each gate: how many of its waiting jobs the decisions will probably need
-    `paused`   the ids of the paused queues, if they are known. A pause that begins in the meantime takes slots back
+    `paused`   the ids of the paused queues, if they are known. If a pause begins in the meantime, it takes the slots back
     `heads`    the scans for the first jobs of the lines in which jobs will probably take a place
     """
 

@@ -170,7 +170,7 @@ def _fell(draft: Draft, job: Job, failure: FailureNote) -> None:
 
 
 def _put_note(draft: Draft, note_id: bytes, note: bytes) -> bool:
-    """Put a note. Return False if it already exists, because the job that takes it has then counted an end before."""
+    """Put a note. Return False if it already exists: then the job that takes it has already counted an end."""
     ref = Ref(Kind.NOTE, note_id)
     if draft.plain(*ref) is not None:
         return False
@@ -207,9 +207,9 @@ def _failure_of(job: Job) -> FailureNote:
 
 
 def redo(draft: Draft, job: Job, *, acts: bool) -> None:
-    """Prepare the retry of a job that has ended: undo the consequences of its failure. If it `acts`, let an action restore the jobs that it
-    cancelled, and cancel it again if it awaits jobs that do not run. A job that has already begun with the failure keeps it, and receives
-    nothing more from the retried job."""
+    """Prepare the retry of a job that has ended: undo the consequences of its failure. With `acts`, an action restores the jobs that it
+    cancelled, and cancels the job again if it awaits jobs that don't run. A job that has already begun with the failure keeps it, and
+    receives nothing more from the retried job."""
     member, state = job.sent.member, job.state
     assert member is not None
     given = [each for each in _ties_of(job) if each[1].collects and state.counted]
@@ -259,7 +259,7 @@ class Census:
                 self._failures[job.sent.member.first, job.sent.member.last] = job.id
 
     def failures_in(self, scopes: Iterable[tuple[int, int]]) -> list[bytes]:
-        """Return the jobs that have failed or were cancelled apart from any action, whose scopes meet one of these: one for each scope."""
+        """Return one job for each scope that overlaps one of these: a job that has failed, or was cancelled other than by an action."""
         apart = list[tuple[int, int]]()
         for first, last in sorted(scopes):
             if apart and first <= apart[-1][1]:
@@ -272,8 +272,8 @@ class Census:
         return found
 
     def expected(self) -> list[tuple[bytes, int]]:
-        """Return the HELD jobs, and how many of those that they await may still succeed: the others are gone, or nothing restores them. A
-        failure that stands is among the former, because it cancels what awaits it."""
+        """Return the HELD jobs, each with the number of the jobs that it awaits and that may still succeed. The others were dropped, or
+        nothing restores them. A failed job is counted, because its failure cancels the jobs that await it."""
         for cause, awaited_by in self._felled:
             if cause in self._standing:
                 self._awaited.update(awaited_by)

@@ -252,7 +252,7 @@ def _pay(draft: Draft, job: Job, rates: Sequence[tuple[Plain, Gate]]) -> bool:
             if start > now:
                 job.header["gate"], job.header["due_at"], job.state.paid = None, start, gate.id
                 job.state.waiting = text_bytes(wording.waits_at_gate(gate.limit, gate.key))
-                if start - now <= interval(gate):  # otherwise earlier jobs have announced theirs
+                if start - now <= interval(gate):  # otherwise earlier jobs have announced their due times
                     draft.wake(topics.DUE)
                 return False
     job.header["due_at"] = NOW

@@ -491,5 +491,5 @@ def result_and_arguments(content: bytes | None) -> tuple[bytes | None, bytes | N
 
 
 def fence_bytes(epoch: int, session: bytes, claim: bytes, *, is_committed: bool = False) -> bytes:
-    """Return a fence as a header keeps it. `is_committed` is True for a settlement in a caller's transaction."""
+    """Return a fence as it's stored in a header. `is_committed` is True for a settlement in a caller's transaction."""
     return epoch.to_bytes(8, "big") + session + claim + bytes([is_committed])

@@ -201,7 +201,7 @@ Answer = Applied | Stale | Locked | Full
 
 
 class Scan(NamedTuple):
-    """Selects entries of the index named `of`, at most `limit`.
+    """Selects at most `limit` entries of the index named `of`.
 
     `prefix`        the first fields of their positions; for an index with `entries`, its first value is the entry's
     `after`         entries after this position, in the direction of the scan

@@ -28,14 +28,14 @@ from taskflow.model.stored_values import packed
 from taskflow.model.transitions import Event, Transition
 
 MAX_LEASES: Final = 100_000
-"""The maximum number of leases of one session that a heartbeat looks at."""
+"""The maximum number of leases of one session that a heartbeat checks."""
 
 PULSE: Final = Scan("beats", 64, with_records=False)
 """Finds the last heartbeats of all sessions. A dead session's counts too, because it shows that the store was available."""
 
 MAX_LAPSING: Final = 16
 LAPSING: Final = (Scan("lapsing", MAX_LAPSING), Scan("lapsing", MAX_LAPSING, backwards=True))
-"""The sessions that lapse first, and those that lapse last: after a reboot, the latter are from before it."""
+"""The sessions that lapse first, and those that lapse last. After a reboot, the latter date from before it."""
 
 LAPSED: Final = Scan("lapsing", 1)
 """The first of `LAPSING`. Heartbeats and registrations check whether it has lapsed."""
@@ -56,7 +56,7 @@ def _least_ttl(draft: Draft, ttl: int) -> int:
 
 
 MAX_BURIED: Final = 16
-"""The maximum number of unknown sessions for which a new one adds a record. Later sessions add the rest."""
+"""The maximum number of unknown sessions for which a new session adds a record. Later sessions add the others."""
 
 
 def of_session(index: str, session: bytes, limit: int = MAX_LEASES) -> Scan:
@@ -171,7 +171,7 @@ def beat(beat: Beat, rules: Rules) -> Operation[BeatAnswer]:
 def _extend(beat: Beat, rules: Rules) -> Operation[tuple[Snapshot, WorkHint | None]]:
     """Record the heartbeat, and the death of a session that leaves or has died.
 
-    Return what was seen before, ending with the session's leases and the marked ones, and the work hint if the heartbeat asks for it.
+    Return the snapshot from before, ending with the session's leases and the marked ones, and the work hint if the heartbeat wants it.
     """
 
     def one(draft: Draft, beat: Beat) -> tuple[Snapshot, WorkHint | None] | None:

@@ -34,7 +34,7 @@ NOTES_INDEX: Final = next(number for number, index in enumerate(INDEXES) if inde
 
 
 class MemoryStore(RecordStore):
-    """The complete store. Its hot operations change jobs by their headers alone."""
+    """The complete store. Its hot operations read and change only headers."""
 
     def perform(self, effect: Effect) -> Any:
         """Answer a call that an operation has yielded."""

@@ -43,7 +43,7 @@ AWAITED_TTL: Final = 3600.0
 end. A caller that waits longer relies on polling every few seconds."""
 
 MIN_LATE: Final = 0.25
-"""Seconds after which an operation counts as slow: its jobs may be behind the low-water marks, which trail the time by half a second."""
+"""Seconds after which an operation counts as slow: its jobs may be behind the low-water marks, which trail the clock by half a second."""
 
 MARKS_INTERVAL: Final = 10.0
 """Seconds after which an idle worker asks again whether it should check the low-water marks."""
@@ -149,8 +149,8 @@ class PostgresBroker(EngineBroker):
         return claimed
 
     async def beat(self, beat: Beat) -> BeatAnswer:
-        """Send a heartbeat. An idle worker, which calls no upkeep for a minute, occasionally asks for a check of the marks along with
-        it."""
+        """Send a heartbeat. An idle worker, which calls no upkeep for a minute, also asks now and then whether it should check the
+        marks."""
         answer = await super().beat(beat)
         if beat.looks and time.monotonic() - self._asked_at >= MARKS_INTERVAL:
             self._asked_at = time.monotonic()

@@ -75,7 +75,7 @@ def broker_error(error: Exception, place: str, schema: str = "", role: str | Non
         return BrokerRefused(f"PostgreSQL at {place} is behind a pooler without prepared statements: add pooled=1 to the broker URL")
     if isinstance(error, asyncpg.LockNotAvailableError):
         return BrokerUnavailable(
-            f"PostgreSQL at {place}: another open transaction holds a lock that is needed here ({error}), on a key for example: "
+            f"PostgreSQL at {place}: another open transaction holds a lock that this call needs, for example on a key ({error}): "
             "find it in pg_stat_activity (state 'idle in transaction'), and end it"
         )
     if may_pass(error):

@@ -113,7 +113,7 @@ class ListenConnection:
 
 
 async def trouble_with_listening(pool: ConnectionPool) -> str | None:
-    """Return a message that says why notifications do not arrive, or None if they do."""
+    """Return a message that explains why notifications do not arrive, or None if they do."""
     try:
         async with ListenConnection(pool, {secrets.token_hex(16): lambda words: None}) as listener:
             return None if await listener.hears(tests=1) else notifications_lost(pool.server)

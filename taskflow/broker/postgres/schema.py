@@ -98,7 +98,7 @@ async def _pending(connection: asyncpg.Connection, schema: str, place: str) -> U
         )
     if version > VERSION:
         raise BrokerRefused(
-            f"the schema {schema!r} of PostgreSQL at {place} has version {version}, but this taskflow knows {VERSION}: upgrade taskflow"
+            f"the schema {schema!r} of PostgreSQL at {place} has version {version}, but taskflow supports only {VERSION}: upgrade taskflow"
         )
     description = f"{ADDITIONS} New functions." if version else "The tables."
     migrations = () if version == VERSION else (Migration(VERSION, description),)
@@ -267,7 +267,7 @@ async def _check_server(connection: asyncpg.Connection, place: str) -> None:
     if is_standby:
         raise BrokerRefused(f"PostgreSQL at {place} is a read-only standby: name the primary in the broker URL")
     if encoding == "SQL_ASCII":
-        raise BrokerRefused(f"PostgreSQL at {place}: the database has the encoding SQL_ASCII, which checks no text: use one with UTF8")
+        raise BrokerRefused(f"PostgreSQL at {place}: the database has the encoding SQL_ASCII, which validates no text: use one with UTF8")
 
 
 # --- who owns it ------------------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ async def check_owner(connection: asyncpg.Connection, schema: str, place: str, t
     else:
         remedy = f"add owner={role} to the broker URL if you trust that role, or drop the schema"
     raise BrokerRefused(
-        f"the schema {schema!r} of PostgreSQL at {place} is not safe to use: {role} {found['how']}, and could have functions run as "
+        f"the schema {schema!r} of PostgreSQL at {place} is not safe to use: {role} {found['how']}, and could run functions as "
         f"{found['as_whom']}; {remedy}"
     )
 

@@ -41,7 +41,7 @@ def placed(text: str, schema: str) -> str:
 
 
 def functions() -> list[str]:
-    """Return the text of each SQL file that defines functions, and those that are derived from the declaration."""
+    """Return the text of each SQL file that defines functions, and the functions that are derived from the declaration."""
     files = [file for file in sorted(FOLDER.glob("*.sql")) if file.name != _TABLES]
     return [*(file.read_text(encoding="utf-8") for file in files), *queries.functions()]
 
@@ -71,7 +71,7 @@ MAX_PAYLOAD_BYTES: Final = 1 << 26
 """The maximum size of a payload or a result in bytes. A longer one is not fetched."""
 
 MIN_KEPT: Final = 60_000_000
-"""Microseconds for which a job of a flow that was settled in a caller's transaction is kept at least, so that upkeep can pass its result
+"""Microseconds for which a flow's job is kept at least after it was settled in a caller's transaction, so that upkeep can pass its result
 on."""
 
 NOTE_TTL: Final = 90_000_000

@@ -347,7 +347,7 @@ def _is_of_gate(scan: Scan) -> bool:
 
 
 def _scan_call(scan: Scan, number: int, with_content: bool, arguments: list[Any], schema: str) -> str:
-    """Return the call for a scan. It adds the arguments."""
+    """Return the call for a scan, and add its values to `arguments`."""
     after, until = scan.after or (), scan.until or ()
     shape = ScanShape(scan.of, len(scan.prefix), scan.backwards, scan.with_records)
     if shape in _HOT and not after and not until:

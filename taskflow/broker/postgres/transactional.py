@@ -81,17 +81,17 @@ class PostgresTransactional:
         [(told,)] = yield Statement(f'SELECT "{self._schema}".{DESCRIBING}()')
         if name_in(_text(told)) != self._name:
             raise WrongConnection(
-                f"the connection is to another database than the broker's, {self.place}, although that has a schema {self._schema!r} "
-                "with a store too: use a connection to the broker's database"
+                f"the connection is to a different database than the broker's, {self.place}. Its schema {self._schema!r} has a store too, "
+                "but not this one: use a connection to the broker's database"
             )
 
     def _check_rights(self, function: str) -> Steps[None]:
         """Check the catalog first, because calling a function that is missing or not permitted would make the transaction fail."""
         [(rights,)] = yield Statement(_RIGHTS.format(function), (self._schema,))
         if _text(rights) != "granted":
-            problem = {"missing": "has no store there", "denied": "has one that the connection's role may not use"}[_text(rights)]
+            problem = {"missing": "has no such store", "denied": "does not let the connection's role use it"}[_text(rights)]
             raise WrongConnection(
-                f"the broker is {self.place}, but the database of the connection {problem}: use a connection to the broker's database, as "
+                f"the broker uses {self.place}, but the connection's database {problem}: use a connection to the broker's database, as "
                 f"a role that has USAGE on the schema {self._schema!r} and EXECUTE on its function {function}(text)"
             )
 

@@ -146,7 +146,7 @@ class PostgresListener(Listener):
             self._noted.difference_update(claiming.former)
         if is_full:
             self._disarm()
-            self.want(topic for topic in claiming.every if topic in self.waited)  # other waiters in this process, whose note is gone
+            self.want(topic for topic in claiming.every if topic in self.waited)  # the note of other waiters here is gone
             return
         self._noted.add(claiming.note)
         if self._nudges == claiming.nudges:

@@ -310,7 +310,7 @@ class CommandConnection(_Direct):
 
     def _fail(self, error: Exception) -> None:
         """Fail the first call with this error, and the others with a ConnectionError."""
-        self._lost = self._lost or exceptions.ConnectionError(f"the connection was given up: {str(error) or type(error).__name__}")
+        self._lost = self._lost or exceptions.ConnectionError(f"the connection was dropped: {str(error) or type(error).__name__}")
         asked, self._asked = self._asked, deque()
         for number, each in enumerate(asked):
             if not each.waiting.done():

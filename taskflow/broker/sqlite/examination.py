@@ -68,7 +68,7 @@ def _pages(store: SqliteStore) -> Finding:
         rows = [(str(error),)]
     if rows is None:
         return Finding(
-            "pages", "note", f"no damage found within {EXAMINE_TIMEOUT:g} s; `PRAGMA quick_check` in the shell of SQLite checks all"
+            "pages", "note", f"no damage found within {EXAMINE_TIMEOUT:g} s; `PRAGMA quick_check` in the sqlite3 shell checks everything"
         )
     damage = [str(text) for (text,) in rows if text != "ok"]
     if damage:

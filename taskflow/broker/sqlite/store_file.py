@@ -45,7 +45,7 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class StoreFile:
-    """The file of a store, and how it is used. `path` is absolute and not a link; `given` is what the user gave, made absolute.
+    """The file of a store, and how it is used. `path` is absolute and not a link; `given` is the user's own path, made absolute.
     `timeout` is the maximum time in seconds to wait for another process's lock, `capacity` the number of live jobs beyond which `enqueue`
     raises StoreFull, or None.
     """

@@ -232,7 +232,7 @@ def check_tables(connection: sqlite3.Connection, store: StoreFile, sql: Statemen
     namespace = f"{store.path}: namespace {store.namespace!r}"
     if version > VERSION:
         raise BrokerRefused(
-            f"{namespace} was made by a newer taskflow (table version {version}, this one knows {VERSION}): upgrade taskflow, or use "
+            f"{namespace} was made by a newer taskflow (table version {version}, this one supports {VERSION}): upgrade taskflow, or use "
             "another file"
         )
     missing = [] if made_from == digest() else _missing(connection, namespace, sql)

@@ -108,8 +108,8 @@ class SqliteTransactional:
             if is_there:
                 raise
             raise WrongConnection(
-                f"the transaction does not see the tables of namespace {self._store.namespace!r} in {ours}: nothing was sent; roll it back "
-                "and begin another, because they were created after it had begun"
+                f"the transaction does not see the tables of namespace {self._store.namespace!r} in {ours}, because they were created "
+                "after it had begun: nothing was sent; roll it back and begin another"
             ) from error
         check_tables(cast("Any", connection), self._store, self._sql).refuse_unless(migrates=False)
 

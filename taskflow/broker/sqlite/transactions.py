@@ -67,7 +67,7 @@ _LOOK_SHARE: Final = 1 / 250
 """The pause between two checks for a caller's commit: its minimum in seconds, and its share of the time since the last operation."""
 
 COMMIT_POLL_TIMEOUT: Final = 60.0
-"""Seconds for which commits are watched for. Listeners find the jobs of later commits at their next check of the store."""
+"""Seconds for which the writer checks for an expected commit. Listeners find the jobs of later commits at their next check of the store."""
 
 IS_COMMITTED: Final = 'SELECT count(*) FROM "~jobs" WHERE id = ? AND settled IS coalesce(?, settled)'
 """Returns 1 if a job exists and, unless the fence is NULL, was last settled with this fence. Otherwise returns 0."""
@@ -360,7 +360,7 @@ class OpenFile:
     # --- the tables' version -----------------------------------------------------------------------------------------
 
     def _record_compilation(self, action: int, *_: object) -> int:
-        """SQLite compiles each statement on first use, and all of them again after another process has changed the tables."""
+        """Record that SQLite compiles a statement: on first use, and again after another process has changed the tables."""
         self._has_compiled |= action != sqlite3.SQLITE_PRAGMA  # a PRAGMA is compiled at every use
         return sqlite3.SQLITE_OK
 

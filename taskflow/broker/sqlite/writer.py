@@ -60,7 +60,7 @@ class _Gate:
             self._changed.notify_all()
 
     def reset(self) -> None:
-        """Also replaces the lock in a forked child, because the threads that held it or were inside do not exist there."""
+        """Open the gate with a new lock. In a forked child, the threads that held the lock or were inside do not exist."""
         self._changed = threading.Condition()
         self._inside = set[int]()
         self._is_forking = False

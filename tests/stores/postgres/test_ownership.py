@@ -156,7 +156,7 @@ async def test_a_user_who_may_only_look_can_look(roles: PostgresServer, database
 
 async def test_a_database_that_checks_no_text(roles: PostgresServer) -> None:
     roles.execute("CREATE DATABASE ascii ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
-    with pytest.raises(BrokerRefused, match="the database has the encoding SQL_ASCII, which checks no text: use one with UTF8"):
+    with pytest.raises(BrokerRefused, match="the database has the encoding SQL_ASCII, which validates no text: use one with UTF8"):
         await use(roles, "ascii", "postgres")
 
 

@@ -223,7 +223,7 @@ async def test_a_worker_is_refused_by_each_verb_once_its_tables_are_of_a_newer_v
     with connected(path) as stranger:
         jobs = stranger.execute("SELECT * FROM taskflow_jobs").fetchall()
         for broker, verb in zip(brokers, verbs, strict=True):
-            with pytest.raises(BrokerRefused, match=f"table version {VERSION + 1}, this one knows {VERSION}"):
+            with pytest.raises(BrokerRefused, match=f"table version {VERSION + 1}, this one supports {VERSION}"):
                 await verb(broker, 5)
         assert stranger.execute("SELECT * FROM taskflow_jobs").fetchall() == jobs
 
