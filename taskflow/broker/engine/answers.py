@@ -56,7 +56,7 @@ def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
 
 
 def _remember(draft: Draft, record_id: bytes, job: Job, seconds: float) -> None:
-    """Let a job represent later calls for this many seconds. The record expires like that of a dropped job."""
+    """Let a job represent later calls for the next `seconds`. The record expires like that of a dropped job."""
     known = draft.job(record_id)
     header: dict[str, Any] = {"status": BURIED, "flags": 0, "queue": job.queue, "job": job.header["job"], "due_at": draft.now}
     header |= {"ended_at": draft.now, "fade_at": min(LATEST, draft.now + to_microseconds(seconds))}

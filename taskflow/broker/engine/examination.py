@@ -28,7 +28,7 @@ Pair = tuple[Any, bytes]
 
 
 class Entries(NamedTuple):
-    """How the entries of an index differ from those that the records need."""
+    """The differences between the entries of an index and those that the records need."""
 
     missing: set[Pair]
     wrong: set[Pair]
@@ -36,7 +36,7 @@ class Entries(NamedTuple):
 
 
 def compare_entries(kind: int, records: Iterable[tuple[bytes, bytes | None, bytes | None]], stored: set[Pair]) -> Entries:
-    """Compare the index entries with the records, each given as its id, `sent` and `state`. Leave those of an undecodable record alone."""
+    """Compare the index entries with the records, each given as its id, `sent` and `state`. Ignore the entries of undecodable records."""
     needed, unreadable = set[Pair](), set[bytes]()
     for record_id, sent, state in records:
         values = _values(kind, sent, state)

@@ -22,7 +22,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event
 
 MAX_DYING: Final = 100
-"""The maximum number of dead sessions that a call looks at. Other programs' open transactions may block the leases of the first ones for a
+"""The maximum number of dead sessions that a call checks. Other programs' open transactions may block the leases of the first ones for a
 long time."""
 
 MAX_RELEASED: Final = 16

@@ -34,7 +34,7 @@ NOTES_INDEX: Final = next(number for number, index in enumerate(INDEXES) if inde
 
 
 class MemoryStore(RecordStore):
-    """The complete store. Its hot operations read and change only headers."""
+    """The complete store. Its hot operations decide by headers alone, without decoding bodies."""
 
     def perform(self, effect: Effect) -> Any:
         """Answer a call that an operation has yielded."""

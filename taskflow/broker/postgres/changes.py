@@ -96,7 +96,7 @@ def _json_rows(kind: int) -> str:
 
 
 def changing_others() -> tuple[str, str]:
-    """Return the statements of `apply` that lock and check records of other kinds than jobs and keys, and those that change them."""
+    """Return the statements of `apply` that lock and check records other than jobs and keys, and the statements that change them."""
     checks, changes = [], []
     for kind in OTHERS:
         table, rows = TABLES[kind], _json_rows(kind)

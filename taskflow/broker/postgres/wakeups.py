@@ -69,7 +69,7 @@ class PostgresListener(Listener):
     """Listens for notifications. While they do not arrive, it polls for all waiters in one query and wakes those for
     which something has happened.
 
-    It does not poll for a session's own topic, because the answer to the next heartbeat brings that news.
+    It does not poll for a session's own topic, because the answer to the next heartbeat reports the same.
     """
 
     def __init__(self, pool: ConnectionPool, schema: str, notes: Notes) -> None:
@@ -332,7 +332,7 @@ def _parse_end(line: str) -> tuple[bytes, Record | None]:
 
 
 def _parse_record(packed: str) -> Record | None:
-    """Return the record that a notification brings; None if it cannot be decoded."""
+    """Return the record that a notification contains, or None if it cannot be decoded."""
     try:
         return Job.of_record(record_of(parse_row(b64decode(packed)))).to_record()
     except Exception:  # decoders may raise anything

@@ -91,7 +91,7 @@ def ended_record(job_id: bytes, stored: bytes) -> JobRecord | None:
 
 
 def _read_lease(stored: bytes, status: int, header: dict[str, Any]) -> int:
-    """Read the parts of a claimed job. Return where the rest begins."""
+    """Read the first parts of a claimed job. Return where its waiting form begins."""
     epoch, session, claim, claimed_at, claimed_steady, worker_bytes = _LEASED.unpack_from(stored)
     at: int = RUNNING_BYTES + worker_bytes
     header["epoch"], header["worker"] = epoch, _worker_name(stored[RUNNING_BYTES:at])

@@ -22,7 +22,7 @@ from taskflow.model.flow import result_note
 T = TypeVar("T")
 
 MAX_ANSWERED: Final = 64 << 20
-"""The maximum total size in bytes of the payloads in one answer to a claim. The next request gets the rest."""
+"""The maximum total size in bytes of the payloads in one answer to a claim. The next request gets further jobs."""
 
 _MIN_QUEUES: Final = 32
 """The minimum number of queues to read at once."""
