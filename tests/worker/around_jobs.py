@@ -1,4 +1,4 @@
-"""Context managers that note when they begin and end, and a job that runs in a child process inside one."""
+"""Context managers that record when they begin and end, and a job that runs in a child process inside one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ if default_app().is_in_child:
 
 @job(runs_in="process", around=[noting("own")])
 def in_child(of: str = depends(session)) -> list[str]:
-    """Return what this process has seen."""
+    """Return what this process has recorded."""
     return [*SEEN]
 
 
@@ -114,7 +114,8 @@ CASES: Final[dict[tuple[str, bool, Part, Does], Any]] = {}
 
 
 def _declare(kind: str, is_async: bool, part: Part, body: Does) -> Any:
-    """Declare a job that raises `body` or returns, within `part`, within a part that fails at its end if `part` does after it has begun."""
+    """Declare a job that raises `body` or returns, within `part`, within another part that fails at its end if `part` fails after it has
+    begun."""
     inner: Any = part.asynchronous if is_async else part.plain
     outer = Part(teardown=part.teardown if part.setup else None).plain
 
@@ -135,7 +136,7 @@ def _declare(kind: str, is_async: bool, part: Part, body: Does) -> Any:
     around = [lambda context: contextmanager(outer)(), lambda context: manager(inner)()] if kind == "around" else []
     functions: Any = (bare, bare_async) if around else (plain, asynchronous)
     function = functions[is_async]
-    function.__qualname__ = function.__name__  # a child process finds it by the job's name, whatever defines it
+    function.__qualname__ = function.__name__  # a child process finds it by the job's name, wherever it is defined
     options: Any = {"timeout": 0.3, "stop_grace": 20} if HANGS in (part.setup, part.teardown) else {}
     return job(name=f"around.case.{len(CASES)}", runs_in="process", max_attempts=1, around=around, **options)(function)
 

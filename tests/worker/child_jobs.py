@@ -20,7 +20,7 @@ AT_ONCE = Backoff(base=0.0)
 
 
 def leave(note: str, *numbers: int) -> None:
-    """In one step."""
+    """Write the numbers to the file in one step."""
     Path(f"{note}.new").write_text(" ".join(map(str, numbers)))
     Path(f"{note}.new").rename(note)
 
@@ -96,7 +96,7 @@ async def endless_async(note: str) -> None:
 
 @job(runs_in="process", max_attempts=1)
 def begets(note: str) -> None:
-    """And waits with what it has started for a kill."""
+    """Start a process, and wait with it for a kill."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     leave(note, os.getpid(), child.pid)
     time.sleep(60)
@@ -104,7 +104,7 @@ def begets(note: str) -> None:
 
 @job(runs_in="process", max_attempts=1)
 def forks_and_dies(note: str) -> None:
-    """What it has forked has all its descriptors, among them that of the wire."""
+    """The forked process has all descriptors of the child, including that of the socket to the worker."""
     process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     process.start()
     leave(note, os.getpid(), process.pid or 0)
@@ -173,7 +173,7 @@ kept: list[bytearray] = []
 
 @job(runs_in="process")
 def outlives_signals() -> bool:
-    """What a service's stop, or a Ctrl-C, sends to all its processes. Whether what is started here would heed it."""
+    """Send what a service's stop, or a Ctrl-C, sends to all its processes. Return whether a program started here would react to it."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(os.getpid(), number)
     time.sleep(0.1)

@@ -23,11 +23,11 @@ TIMEOUT = 30.0
 HANDSHAKE = Handshake(
     modules=(), arguments=(), settings={"max_payload": 1 << 20, "defaults": {}}, is_reachable=False, has_lifespan=False, log_level=0
 )
-"""The greeting of a worker without modules, for a child that is started by itself."""
+"""The greeting of a worker without modules, for a child that is started without a worker."""
 
 
 class Lines:
-    """What children have written: (job, stream, line)."""
+    """The lines that children have written: (job, stream, line)."""
 
     def __init__(self) -> None:
         self.printed: list[ChildPrinted] = []
@@ -52,7 +52,7 @@ async def failure(handle: JobHandle[Any]) -> JobFailed:
 
 
 async def written(note: Path) -> list[int]:
-    """The numbers that a job has left there, once it has."""
+    """Return the numbers that a job has written to the file, once it has."""
     async with asyncio.timeout(TIMEOUT):
         while not (numbers := read(note)):  # noqa: ASYNC110  # another process writes it
             await asyncio.sleep(0.01)
@@ -68,7 +68,7 @@ async def gone(*pids: int) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Neither gone nor a zombie that its parent has not heard of yet."""
+    """Return True if the process is neither gone nor a zombie that its parent has not reaped yet."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False

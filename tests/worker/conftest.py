@@ -18,7 +18,7 @@ from tests.worker.scene import Run
 
 @pytest.fixture(params=["memory", "sqlite"])
 async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Broker]:
-    """Everything that the test sends and works goes through it."""
+    """Provide the broker through which the test sends and works."""
     url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'queue.db'}"
     opened = connect(url)
     with default_app().using(opened):

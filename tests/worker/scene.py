@@ -1,4 +1,4 @@
-"""What the tests of a worker's life share: a broker that can be away, a job that waits, and recorders of events."""
+"""What the tests of a worker's life share: a broker that can be unavailable, a job that waits, and recorders of events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.records import take_back_last
 
 
 class EventRecorder:
-    """The worker's events, of all its threads, and a way to wait for one."""
+    """The worker's events, from all its threads, and a way to wait for one."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -45,7 +45,7 @@ class EventRecorder:
 
 
 class EndedRecorder(Middleware):
-    """Records what its hook `ended` is called with."""
+    """Records the arguments of its hook `ended`."""
 
     def __init__(self) -> None:
         self.infos: list[JobInfo] = []
@@ -56,7 +56,7 @@ class EndedRecorder(Middleware):
         self._changed.set()
 
     async def wait_for(self, number: int) -> dict[str, JobInfo]:
-        """Wait for so many calls, and return what they were given by the job's id."""
+        """Wait for this number of calls, and return their arguments by the job's id."""
         async with asyncio.timeout(20):
             while len(self.infos) < number:
                 self._changed.clear()
@@ -69,7 +69,7 @@ class EndedRecorder(Middleware):
 
 
 class FaultyBroker(MemoryBroker):
-    """Memory that can be away: every operation named in `away` raises, and what was to be done is not."""
+    """A memory broker that can be unavailable: every operation named in `away` raises, and has no effect."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class FaultyBroker(MemoryBroker):
         return leases
 
     async def take_back(self) -> ClaimId:
-        """The one lease of the one worker is its own no more, and its job is ready."""
+        """The worker's only lease is no longer its own, and its job is ready."""
         return take_back_last(self)
 
     async def records(self, *handles: JobHandle[Any]) -> list[Record]:

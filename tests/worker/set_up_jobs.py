@@ -1,4 +1,4 @@
-"""The module of an application that sets up its child processes. What it does is written to a ledger, a line each."""
+"""The module of an application that sets up its child processes. It writes each of its steps to a ledger, as one line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def plain() -> Iterator[str]:
 
 @asynccontextmanager
 async def a_client() -> AsyncIterator[asyncio.AbstractEventLoop]:
-    """With a task group, which must be left in the task that has entered it."""
+    """Hold a task group, which must be left in the task that has entered it."""
     note("entered", os.getpid())
     async with anyio.create_task_group() as group:
         group.start_soon(anyio.sleep_forever)

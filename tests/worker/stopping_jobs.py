@@ -1,4 +1,4 @@
-"""Jobs for child processes that are asked to stop. They append what happens to a ledger: a word a line, in one write."""
+"""Jobs for child processes that are asked to stop. They append what happens to a ledger: one word a line, in one write."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def noting(ledger: str) -> Iterator[None]:
 
 @job(runs_in="process", max_attempts=1, stop_grace=20)
 def works(ctx: JobContext, ledger: str, how: str) -> None:
-    """Work for ever, and tidy up when it is asked to stop."""
+    """Work for ever, and tidy up when asked to stop."""
     with noting(ledger):
         try:
             note(ledger, "begun", os.getpid())
@@ -118,7 +118,7 @@ async def works_async(ctx: JobContext, ledger: str) -> None:
 
 @job(runs_in="process", max_attempts=1, stop_grace=0.5)
 def is_deaf(ledger: str, how: str) -> None:
-    """Do not heed the request."""
+    """Ignore the request."""
     note(ledger, "begun", os.getpid())
     try:
         ctypes.PyDLL(None).sleep(60) if how == "holds the interpreter" else time.sleep(60)
@@ -138,7 +138,7 @@ def is_not_asked(ledger: str) -> None:
 
 @job(runs_in="process", max_attempts=1, stop_grace=20)
 def is_short(number: int) -> int:
-    """Return sooner than anybody notices. The threads of the child take turns as often as they can."""
+    """Return before the worker can notice. The child's threads switch as often as they can."""
     sys.setswitchinterval(1e-6)
     return sum(range(number % 1000)) * 0 + number
 

@@ -1,4 +1,4 @@
-"""A worker inside an application: what it can be told, and what the application's lifespan meets."""
+"""A worker inside an application: its options, and how the application's lifespan runs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def test_queues_may_be_a_list(broker: Broker) -> None:
 
 
 async def test_a_lifespan_may_hold_a_task_group(broker: Broker) -> None:
-    """It ends in the task that began it."""
+    """The lifespan ends in the task that began it."""
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[str]:
@@ -81,7 +81,7 @@ async def stops_the_loop() -> None:
 
 
 def test_a_worker_whose_loop_is_stopped_winds_down_while_asyncio_cancels_all() -> None:
-    """It hands back what ran, leaves, and waits for nobody."""
+    """It hands back its running jobs, leaves, and waits for none."""
 
     async def application() -> None:
         async with Worker():
@@ -102,13 +102,13 @@ def test_a_worker_whose_loop_is_stopped_winds_down_while_asyncio_cancels_all() -
 
 
 class Odd(BaseException):
-    """As rude as SystemExit, which would end the test's own loop."""
+    """Derived from BaseException like SystemExit, which would end the test's own loop."""
 
 
 @pytest.mark.parametrize("when", ["beginning", "end"])
 @pytest.mark.parametrize("error", [ValueError("no database"), Odd("no database")], ids=["exception", "base exception"])
 async def test_an_error_of_the_lifespan_reaches_the_caller_as_it_is(broker: Broker, when: str, error: BaseException) -> None:
-    """And the worker has left, or has never come."""
+    """The worker has left by then, or never registered."""
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:

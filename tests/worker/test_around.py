@@ -115,7 +115,7 @@ async def test_an_async_function_may_have_async_ones_too(taskflow_jobs: Taskflow
 
 
 async def test_it_surrounds_runs_in_child_processes(broker: Broker) -> None:
-    """Middleware too, as the application configures it there."""
+    """This includes middleware, as the application configures it in the child."""
     async with Worker():
         handle = await around_jobs.in_child.delay()
         assert await handle.result(20) == ["middleware begins", "own begins", "session begins"]
@@ -214,14 +214,14 @@ async def test_callers_do_not_give_dependencies() -> None:
 
 
 async def test_a_direct_call_makes_what_it_is_not_given() -> None:
-    """In the caller's thread or task, without what surrounds runs."""
+    """It does so in the caller's thread or task, without what surrounds runs."""
     assert plain(7, user="ada") == "7 session of around.plain ada"
     assert SEEN == ["session begins", "runs in the main thread", "session ends"]
     assert await asynchronous(8, session="mine") == "8 client in session of around.asynchronous mine"
 
 
 async def test_a_test_overrides_a_dependency(taskflow_jobs: TaskflowJobs) -> None:
-    """For all that depend on it, and only in the block."""
+    """The override applies to everything that depends on it, and only inside the block."""
     handles = []
     with taskflow_jobs.override(fresh_session, lambda: "fake"):
         handles += [await plain.delay(1), await asynchronous.delay(2)]
@@ -245,7 +245,7 @@ async def one_more() -> int:
 
 
 class Page:
-    """As FastAPI's dependencies with parameters. It cannot be hashed."""
+    """A dependency with parameters, as in FastAPI. It cannot be hashed."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -267,7 +267,7 @@ async def odd(
 
 
 async def test_any_callable_may_be_a_dependency(taskflow_jobs: TaskflowJobs) -> None:
-    """What it returns decides: a generator is entered, and a coroutine is awaited."""
+    """The type of the returned value decides: a generator is entered, and a coroutine is awaited."""
     handle = await odd.delay()
     await taskflow_jobs.run_all()
     assert await handle.result(0) == [5, 1, 1, 3]
@@ -297,7 +297,7 @@ async def test_a_dependency_that_fails_at_its_end_does_not_replace_the_jobs_erro
 
 
 async def ends_its_task() -> AsyncIterator[None]:
-    """It forgets that its own cancellation comes back."""
+    """Cancel the task that it started, and await it without catching the cancellation."""
     task = asyncio.create_task(asyncio.sleep(60))
     try:
         yield
@@ -321,7 +321,7 @@ async def test_a_cancelled_task_of_a_dependency_does_not_replace_the_jobs_error_
 
 
 def the_error(kind: str, part: Part, body: Does) -> str:
-    """Return a pattern for the error of a run: that which was raised first. In `around=` a later one replaces it, as in any `with`."""
+    """Return a pattern for a run's error, which is the first one raised. In `around=` a later one replaces it, as in any `with`."""
     if HANGS in (part.setup, part.teardown):
         return r"TimeoutError: .* ran longer than its timeout of 0\.3 s"
     raised = [
@@ -335,7 +335,7 @@ def the_error(kind: str, part: Part, body: Does) -> str:
 
 
 async def test_the_first_error_in_a_child_process_is_the_runs_error(broker: Broker) -> None:
-    """Whether setup, job or teardown raises it, also errors that end a process. A run that is stopped in either has timed out."""
+    """Setup, job or teardown may raise it, including errors that end a process. A run that is stopped in any of them has timed out."""
     wrong = []
     async with Worker(concurrency=4):
         handles = [await declared.delay() for declared in CASES.values()]
@@ -354,7 +354,7 @@ def takes_more(number: int, *, session: str = depends(fresh_session), **more: st
 
 
 async def test_a_job_with_any_keywords_refuses_dependencies_too(taskflow_jobs: TaskflowJobs) -> None:
-    """Else any sender could replace them."""
+    """Otherwise any sender could replace them."""
     with pytest.raises(EncodeError, match="session"):
         await takes_more.delay(1, session="evil")  # type: ignore[call-arg, unused-ignore]
     call = takes_more.bind(1, other="x")

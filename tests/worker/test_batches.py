@@ -45,7 +45,7 @@ class Doc:
 
 
 class Calls:
-    """What the functions were called with, and what they wait for."""
+    """The arguments of the functions' calls, and what the calls wait for."""
 
     made: list[list[Any]] = []
     release = asyncio.Event()
@@ -151,7 +151,7 @@ async def test_a_call_is_made_with_what_is_there_after_a_while(broker: Broker) -
 
 
 async def test_others_have_the_other_slots(broker: Broker) -> None:
-    """What is gathered takes one slot together, and a batch that runs takes one."""
+    """A gathering batch occupies one slot, and so does a running one."""
     gathered = await enqueue(patient.bind(number) for number in range(5))
     async with a_worker(3):
         await until(lambda: Calls.made)
@@ -164,7 +164,7 @@ async def test_others_have_the_other_slots(broker: Broker) -> None:
 
 
 async def test_a_failure_in_the_list_fails_its_job_alone(broker: Broker) -> None:
-    """It is retried by the rules of its job, with its own attempts."""
+    """The job is retried by its own rules, with its own attempts."""
     handles = await enqueue(index.bind(Doc(number, "no" if number == 1 else "")) for number in range(3))
     async with a_worker():
         assert [await handles[number].result(20) for number in (0, 2)] == [0, 20]
@@ -225,7 +225,7 @@ async def test_a_job_that_is_cancelled_while_it_is_gathered_is_not_passed(broker
 
 
 async def test_a_job_that_is_cancelled_during_the_call_ends_cancelled_with_it(broker: Broker) -> None:
-    """The call goes on for the others. Until it ends, it may still work on the job, so that has not ended either."""
+    """The call goes on for the other jobs. The job does not end before the call, which may still be working on it."""
     handles = await enqueue(patient.bind(number) for number in range(3))
     async with a_worker():
         await until(lambda: Calls.made)
@@ -239,7 +239,7 @@ async def test_a_job_that_is_cancelled_during_the_call_ends_cancelled_with_it(br
 
 
 async def test_the_call_is_cancelled_with_the_last_of_its_jobs(broker: Broker) -> None:
-    """Their runs end when it has ended."""
+    """The runs end when the call has ended."""
     handles = await enqueue(stubborn.bind(number) for number in range(2))
     async with a_worker():
         await until(lambda: Calls.made)
@@ -252,7 +252,7 @@ async def test_the_call_is_cancelled_with_the_last_of_its_jobs(broker: Broker) -
 
 
 async def test_a_time_limit_begins_with_the_call(broker: Broker) -> None:
-    """Each job has its own. The last one stops the call."""
+    """Each job has its own limit. The last one stops the call."""
     handles = [await patient.options(timeout=timeout).delay(number) for number, timeout in enumerate((0.2, 0.4))]
     async with a_worker():
         await asyncio.sleep(0.6)
@@ -269,7 +269,7 @@ async def test_a_time_limit_begins_with_the_call(broker: Broker) -> None:
 
 
 async def test_a_time_limit_of_a_plain_function_leaves_its_slot_taken(broker: Broker) -> None:
-    """As for a function that runs alone: its thread cannot be stopped, and the jobs end with it."""
+    """As with a function that runs alone, its thread cannot be stopped, and the jobs end with it."""
     handles = [await plain.options(timeout=0.1, max_attempts=1).delay(number) for number in range(2)]
     async with a_worker():
         await until(lambda: Calls.made)
@@ -293,7 +293,7 @@ async def test_what_has_expired_while_it_was_gathered_is_not_passed(broker: Brok
 
 
 async def test_a_worker_that_finishes_runs_what_it_has_gathered(broker: Broker) -> None:
-    """At once, not when the first one has waited long enough."""
+    """It runs them at once, not when the first one has waited long enough."""
     handles = await enqueue(patient.bind(number) for number in range(2))
     Calls.release.set()
     async with a_worker():
@@ -316,7 +316,7 @@ async def test_what_the_grace_period_cuts_short_is_handed_back(broker: Broker) -
 
 
 async def test_the_leases_of_what_is_gathered_are_kept(broker: Broker) -> None:
-    """Beyond the ttl: no other worker takes it."""
+    """They are kept beyond the ttl: no other worker claims the jobs."""
     handles = await enqueue(patient.bind(number) for number in range(2))
     async with a_worker(ttl=0.4), a_worker(ttl=0.4, queues=QueueChoice.parse("other")):
         await asyncio.sleep(1.5)

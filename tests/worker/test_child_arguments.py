@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("memory_broker")
 
 
 async def test_they_are_decoded_in_the_worker_too() -> None:
-    """And so is the result, for subscribers as well. The arguments stay with it if the worker has it so by default."""
+    """So is the result, for subscribers as well. The result keeps the arguments if that is the worker's default."""
     looking, verdicts, ended = Looking(), Verdicts(), list[Event]()
     configure(middleware=[looking, verdicts], subscribers=[ended.append], defaults={"keep_arguments": True})
     order = Order(7, date(2026, 1, 31))
@@ -60,7 +60,7 @@ async def test_they_are_decoded_in_the_worker_too() -> None:
 async def test_what_does_not_fit_the_function_ends_as_it_would_without_middleware(
     broker: MemoryBroker, payload: bytes, kind: type[Verdict], asks: bool
 ) -> None:
-    """An argument that only a newer version of the code knows parks the job, and bytes that nobody can read fail it."""
+    """An argument that only a newer version of the code knows parks the job, and undecodable bytes fail it."""
     configure(middleware=[Looking()] if asks else [Verdicts()])
     ended = list[Verdict]()
     await broker.enqueue([replace(pid.bind().envelope, payload=payload)])

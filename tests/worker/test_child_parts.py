@@ -1,4 +1,4 @@
-"""The parts of child processes by themselves: the messages, output, and what the system tells."""
+"""The parts of child processes, tested separately: the messages, the output, and what the system reports."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_noise_is_told_apart(noise: bytes) -> None:
 
 
 class Pipes:
-    """A child that writes, and what is heard of it."""
+    """A child that writes, and the lines that are reported from it."""
 
     def __init__(self) -> None:
         self.told: list[ChildPrinted] = []
@@ -211,12 +211,12 @@ def descriptors() -> set[str]:
 
 
 def children() -> set[str]:
-    """Return the processes that this one has started, dead ones that nobody has buried too; some are servers of other tests."""
+    """Return the processes that this one has started, including zombies; some are servers of other tests."""
     return {f"process {pid}" for thread in Path("/proc/self/task").glob("*/children") for pid in thread.read_text().split()}
 
 
 async def left_behind(before: set[str]) -> set[str]:
-    """Return the descriptors and children there that were not there before, once threads have had time to close theirs."""
+    """Return the descriptors and children that are new since `before`, once threads have had time to close theirs."""
     for _ in range(100):
         if descriptors() <= before:
             break
@@ -226,10 +226,10 @@ async def left_behind(before: set[str]) -> set[str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="descriptors are counted in /proc")
 async def test_a_child_that_finds_no_descriptors_leaves_none_and_no_process() -> None:
-    """At whatever step of its start they run out."""
+    """The descriptors may run out at any step of its start."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    fillers = [os.open(os.devnull, os.O_RDONLY)]  # no number is free below the limit but those that there is room for
-    while fillers[-1] + 1 < max(map(int, descriptors())):  # of which the last is the listing's own
+    fillers = [os.open(os.devnull, os.O_RDONLY)]  # below the limit, only the intended numbers are free
+    while fillers[-1] + 1 < max(map(int, descriptors())):  # the last of them belongs to the listing
         fillers.append(os.open(os.devnull, os.O_RDONLY))
     before, failures = descriptors() | children(), list[str]()
     for room in range(16):

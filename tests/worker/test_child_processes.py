@@ -1,4 +1,4 @@
-"""Jobs that run in child processes of a worker: what they come to, and that whatever they do harms only themselves."""
+"""Jobs that run in a worker's child processes: how they end, and that nothing they do harms other jobs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_plain_and_async_functions_run_in_another_process_which_is_used_ag
 async def test_a_shortage_of_the_machine_costs_no_attempt(
     lines: Lines, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    """A child that cannot be started is tried again for a while; the log says so once."""
+    """For a while the worker tries to start the child again; the log says so once."""
     refusals = iter([error] * 3)
 
     def spawn_later(*args: Any, **more: Any) -> syscalls.Process:
@@ -94,7 +94,7 @@ async def test_an_exception_is_a_failure_with_its_own_traceback_and_is_retried(w
 
 @pytest.mark.parametrize("is_missing", [False, True], ids=["unknown argument", "missing argument"])
 async def test_a_call_of_another_version_is_parked(worker: Worker, memory_broker: MemoryBroker, *, is_missing: bool) -> None:
-    """The payload is decoded in the child, and its answer stands."""
+    """The payload is decoded in the child, and the worker adopts its answer."""
 
     def newer(n: int) -> None: ...
 
@@ -132,7 +132,10 @@ async def test_the_state_of_the_lifespan_is_not_there_and_says_so(lines: Lines) 
         ("abort", "has died: SIGABRT"),
         ("kill", "has died: SIGKILL$"),
         ("exit", "has died: exit code 7"),
-        ("hang up", "has closed its connection to the worker, and was killed|has died: exit code 70"),  # whichever side sees it first
+        (
+            "hang up",
+            "has closed its connection to the worker, and was killed|has died: exit code 70",
+        ),  # depends on which side notices first
         ("noise", "sent a message of .*, and was killed"),
     ],
 )
@@ -249,7 +252,7 @@ async def test_signals_to_all_processes_of_a_service_are_left_to_the_worker(work
 
 
 async def test_a_mebibyte_on_both_streams_holds_nobody_up(worker: Worker, lines: Lines) -> None:
-    """Also while the worker's loop is busy. Every line comes, in order, and before the run's end."""
+    """This also holds while the worker's loop is busy. Every line arrives, in order, and before the run's end."""
     handle = await jobs.prints.delay(1024, 1000)
     time.sleep(1.0)  # noqa: ASYNC251  # the loop is busy
     assert await handle.result(TIMEOUT) == 1024
@@ -272,7 +275,7 @@ async def test_progress_is_seen_while_it_runs_and_the_last_of_it_after(worker: W
 async def test_an_import_error_in_the_child_is_a_failure_that_shows_it(
     lines: Lines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a deploy that changes the files under a running worker. The next child has what is there by then."""
+    """A deploy may change the files under a running worker. The next child imports the files as they are then."""
     monkeypatch.syspath_prepend(tmp_path)
     module = tmp_path / "shop_of_children.py"
     right = "import os\nfrom taskflow import Backoff, job\n@job(runs_in='process', max_attempts=1)\ndef sell() -> int: return os.getpid()\n"
@@ -379,7 +382,7 @@ async def test_no_child_outlives_a_worker_that_is_killed(shell: Shell, how: str)
 
 
 async def test_a_ctrl_c_in_the_terminal_is_the_workers_alone(shell: Shell) -> None:
-    """It comes to the whole group. The run ends in its time, and so does the worker."""
+    """The whole process group gets it. The run ends in its time, and so does the worker."""
     shell.write("tasks.py", TASKS)
     started = shell.start("-m", "taskflow", "worker", "tasks", start_new_session=True)
     started.wait_for("working as")
@@ -393,7 +396,7 @@ async def test_a_ctrl_c_in_the_terminal_is_the_workers_alone(shell: Shell) -> No
 
 
 async def test_a_child_whose_worker_hangs_up_ends_at_once(tmp_path: Path) -> None:
-    """What the system may not see to: that the worker is gone is seen by the closed connection."""
+    """Without help from the system, the closed connection shows that the worker is gone."""
     child = await Child.start(ChildSpec(HANDSHAKE, ChildOptions(exit_within=TIMEOUT), lambda _: None, start_thread))
     await child.prepare(jobs.__name__, None)
     payload = jobs.endless.codec.encode_arguments((str(tmp_path / "note"),), {})

@@ -21,7 +21,7 @@ SetUp = Callable[[str], None]
 
 @pytest.fixture(autouse=True)
 def _configured(memory_broker: MemoryBroker) -> None:
-    configure(child_initializer=jobs.initialize, child_lifespan=jobs.lifespan)  # as the module has, before the block
+    configure(child_initializer=jobs.initialize, child_lifespan=jobs.lifespan)  # as the module does, before the block
 
 
 @pytest.fixture

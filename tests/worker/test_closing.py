@@ -1,4 +1,4 @@
-"""The end of a worker: cancelled half-way, lost half-way, at the end of `asyncio.run`, on a loop that is closed already."""
+"""The end of a worker: cancelled half-way, its session lost half-way, at the end of `asyncio.run`, or on a closed loop."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def cancel_all(*spared: asyncio.Task[Any] | None) -> None:
 
 
 def heartbeats() -> list[threading.Thread]:
-    """Threads that beat."""
+    """Return the heartbeat threads."""
     return [thread for thread in threading.enumerate() if thread.name == "taskflow-heartbeat"]
 
 
 @pytest.mark.parametrize("times", [1, 3])
 async def test_a_winding_down_whose_tasks_are_all_cancelled_is_done_to_its_end(broker: Broker, times: int) -> None:
-    """By a stranger, or a job; the worker leaves, and nothing beats on."""
+    """Foreign code or a job may cancel them; the worker leaves, and no heartbeat continues."""
     handle = await waits.options(max_attempts=1).delay()
     the_test = asyncio.current_task()
     heard = EventRecorder()
@@ -82,7 +82,7 @@ async def test_a_worker_whose_own_closing_alone_is_cancelled_goes_on_with_its_gr
 
 @pytest.mark.parametrize("how", ["reaped", "no beat"])
 async def test_a_session_that_is_lost_while_it_winds_down_stops_its_runs(how: str) -> None:
-    """Others run these jobs already: the grace period is over at once, and no other session begins."""
+    """Other workers run these jobs already: the grace period is over at once, and no other session begins."""
     async with a_faulty_broker() as broker:
         heard = EventRecorder()
         handle = await waits.delay()
@@ -138,7 +138,8 @@ def test_a_run_that_asyncio_run_cancels_with_its_worker_is_handed_back() -> None
 
 
 async def test_a_run_that_a_stranger_cancels_alone_has_failed(broker: Broker) -> None:
-    """Also while the worker's block is in the midst of a cancelled winding down: only a run that is cancelled with it is handed back."""
+    """This also holds while the worker's block is cancelled as it winds down: only a run that is cancelled with the block is handed
+    back."""
 
     @job(name="tests.closing.fails", max_attempts=1)
     async def fails() -> None:
@@ -164,7 +165,7 @@ async def test_a_run_that_a_stranger_cancels_alone_has_failed(broker: Broker) ->
 
 
 def test_a_worker_whose_loop_is_closed_leaves_and_beats_no_more() -> None:
-    """As after two Ctrl-Cs under `asyncio.run`, which may end it before the block's end has run: the process may live on."""
+    """Two Ctrl-Cs under `asyncio.run` may close it before the end of the block has run, and the process may live on."""
     broker = FaultyBroker()
     loop = asyncio.new_event_loop()
     heard: list[Any] = []
@@ -210,7 +211,7 @@ def test_two_ctrl_cs_under_asyncio_run_leave_no_lease() -> None:
 
 
 async def test_a_worker_that_is_entered_twice_is_refused(broker: Broker) -> None:
-    """In its own block, and after it."""
+    """It is refused in its own block, and after it."""
     worker = Worker(options=options(EventRecorder()))
     async with worker:
         with pytest.raises(ConfigurationError, match="this Worker was entered before"):
@@ -242,7 +243,7 @@ async def test_a_lifespan_whose_exit_fails_does_not_hide_the_blocks_error(broker
 
 
 async def test_what_runs_ends_by_itself_and_nothing_new_begins(broker: Broker) -> None:
-    """However long it takes: the grace period does not count."""
+    """However long the runs take, the grace period does not apply."""
     heard = EventRecorder()
     runs = await waits.delay()
     async with Worker(options=options(heard, grace=0.0)) as worker:
@@ -260,7 +261,7 @@ async def test_what_runs_ends_by_itself_and_nothing_new_begins(broker: Broker) -
 
 
 async def test_when_its_session_is_lost_no_other_follows(broker: Broker) -> None:
-    """What it ran is another's: the successor's, as a rule."""
+    """Its jobs now belong to another worker, usually its successor."""
     heard = EventRecorder()
     runs = await waits.delay()
     async with Worker(options=options(heard)) as worker:
@@ -275,7 +276,7 @@ async def test_when_its_session_is_lost_no_other_follows(broker: Broker) -> None
 
 
 async def test_what_has_ended_is_told_before_it_is_over() -> None:
-    """Also when the broker is away for a while: the worker has not finished yet."""
+    """This also holds if the broker is unavailable for a while: the worker has not finished yet."""
     async with a_faulty_broker() as broker:
         runs = await waits.delay()
         async with Worker(options=options(EventRecorder())) as worker:

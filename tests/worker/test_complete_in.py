@@ -1,4 +1,4 @@
-"""Runs that are completed in a transaction, in whatever place a function runs."""
+"""Runs that are completed in a transaction, wherever their function runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 
 
 class User:
-    """The user's file, which is the broker's too, and the contexts of runs."""
+    """The user's file, which is also the broker's, and the contexts of runs."""
 
     file: ClassVar[Path]
     contexts: ClassVar[list[JobContext]]
@@ -55,7 +55,7 @@ def an_effect(ctx: JobContext) -> None:
 
 @job(name="tests.complete.in_loop", max_attempts=1)
 async def in_loop(ctx: JobContext) -> str:
-    """The connection is synchronous, so it acts when called, and nobody awaits it."""
+    """The connection is synchronous, so the call takes effect at once, and need not be awaited."""
     User.contexts.append(ctx)
     an_effect(ctx)
     return "ignored"
@@ -154,7 +154,7 @@ async def test_a_run_that_has_ended_cannot_be_completed(broker: None) -> None:
     handle = await in_loop.delay()
     async with Worker(options=options(EventRecorder(), concurrency=2)):
         await handle.result(TIMEOUT)
-        await asyncio.sleep(0.05)  # the worker learns of the end later than those who wait for it
+        await asyncio.sleep(0.05)  # the worker learns of the end later than the waiting caller
         with closing(sqlite3.connect(User.file)) as connection, pytest.raises(TaskflowError, match="after the run had ended"):
             User.contexts[0].complete_in(connection, result="late")
 
@@ -215,7 +215,7 @@ async def awaited(ctx: JobContext, how: str) -> str:
 
 @pytest.mark.parametrize("how", ["returns", "rolls back", "dies", "raises", "outlives heartbeats"])
 def test_a_child_completes_its_run(shell: Shell, how: str) -> None:
-    """Whatever happens to the child after the commit."""
+    """This holds whatever happens to the child after the commit."""
     shell.environment["TASKFLOW_BROKER"] = "sqlite:///app.db?shared=1"
     shell.write("tasks.py", TASKS)
     with closing(sqlite3.connect(shell.folder / "app.db")) as connection:

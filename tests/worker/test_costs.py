@@ -31,12 +31,12 @@ BATCHES = (1, 10, 100)
 
 
 def jobs_for(batch: int) -> int:
-    """Enough that what a worker costs by itself is little beside them."""
+    """Return enough jobs to make a worker's fixed costs negligible."""
     return max(200, 5 * batch)
 
 
 async def work(batch: int) -> None:
-    """All that is queued, so many jobs at a time."""
+    """Run all queued jobs, this many at a time."""
     async with Worker(options=WorkerOptions(concurrency=batch, subscribers=())) as worker:
         await worker.drained()
     assert worker.tally.runs >= jobs_for(batch)
@@ -49,7 +49,7 @@ async def noop() -> None:
 
 @pytest.mark.parametrize("batch", BATCHES)
 async def test_round_trips_are_shared_by_batches(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Claims and settlements go by the batch, beats and upkeep by the clock. A slow machine does other things in between."""
+    """Claims and settlements are counted by the batch, beats and upkeep by the clock. A slow machine does other things in between."""
     monkeypatch.setattr(runs, "PORTION", 60.0)
     broker, batches = MemoryBroker(), jobs_for(batch) / batch
     calls = count_calls(broker, "enqueue", "claim", "settle", "beat", "upkeep")
@@ -64,7 +64,7 @@ async def test_round_trips_are_shared_by_batches(batch: int, monkeypatch: pytest
 
 
 class Statements:
-    """What the connections of a file are told, by the first word."""
+    """The statements on a file's connections, by their first word."""
 
     def __init__(self) -> None:
         self.words: Counter[str] = Counter()
@@ -101,7 +101,7 @@ async def url(tmp_path: Path) -> AsyncIterator[str]:
 
 @pytest.mark.parametrize("batch", BATCHES)
 async def test_sqlite_works_by_the_batch(statements: Statements, url: str, batch: int) -> None:
-    """A transaction and a handful of statements for a claim, as many for a settlement, however many jobs are in them."""
+    """A claim takes one transaction and a handful of statements, and so does a settlement, however many jobs they contain."""
     await noop.delay()  # opens the file
     statements.take()
     await enqueue(noop.bind() for _ in range(jobs_for(batch)))
@@ -115,7 +115,7 @@ async def test_sqlite_works_by_the_batch(statements: Statements, url: str, batch
 
 
 class Commands:
-    """What the server was told, and what it told itself in scripts, by the command."""
+    """The commands that the server got, including those from scripts, by name."""
 
     def __init__(self, server: RedisServer) -> None:
         self._client = server.client()
@@ -142,7 +142,7 @@ async def commands() -> AsyncIterator[Commands]:
 
 @pytest.mark.parametrize("batch", BATCHES)
 async def test_redis_works_by_the_batch(commands: Commands, batch: int) -> None:
-    """A script for a claim and one for a settlement, and in each of them a bounded number of commands, however many jobs are in it."""
+    """A claim takes one script and a settlement another, each with a bounded number of commands, however many jobs they contain."""
     await noop.delay()  # connects
     commands.take()
     await enqueue(noop.bind() for _ in range(jobs_for(batch)))
@@ -156,7 +156,7 @@ async def test_redis_works_by_the_batch(commands: Commands, batch: int) -> None:
 
 
 def scripts(commands: Counter[str]) -> int:
-    """Each is a round trip."""
+    """Return the number of script calls. Each is a round trip."""
     return commands["evalsha"] + commands["eval"]
 
 
@@ -164,15 +164,15 @@ async def test_an_idle_worker_writes_nothing_but_beats_and_upkeep(statements: St
     """It claims when it is nudged, not by the clock."""
     async with Worker(options=WorkerOptions(subscribers=())):
         await (await noop.delay()).result(10)
-    # One job: registration, a claim or three, a settlement, a first beat and a last, an upkeep or two. What is begun while another
-    # connection writes is begun again, and counts once.
+    # One job: registration, a claim or three, a settlement, a first beat and a last, an upkeep or two. A transaction that begins while
+    # another connection writes is begun again, and counts once.
     assert statements.take()["COMMIT"] <= 16
 
 
 # --- what a worker does by the job, whatever the broker ----------------------------------------------------
 
 MORE: Final = 2_000
-"""Jobs by which the counts of two workers differ: what they cost by themselves is not counted."""
+"""The number of jobs by which the counts of two workers differ, so that a worker's fixed costs are not counted."""
 
 
 @job(name="tests.costs.timed", timeout=60)
@@ -191,7 +191,7 @@ def plain() -> None:
 
 
 class Calls:
-    """Of Python functions, counted in the loop's thread while it is the profiler."""
+    """Counts calls of Python functions in the loop's thread, while it is the profiler."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -209,7 +209,7 @@ async def calls_of(kind: Declared[..., Any], jobs: int) -> int:
             sys.setprofile(calls)
             try:
                 while worker.tally.ended < jobs:  # noqa: ASYNC110  # no event tells it
-                    await asyncio.sleep(0.02)  # seldom: its calls are counted too, and a busy machine takes longer
+                    await asyncio.sleep(0.02)  # rarely: its calls are counted too, and a busy machine takes longer
             finally:
                 sys.setprofile(before)
     return calls.number
@@ -217,16 +217,16 @@ async def calls_of(kind: Declared[..., Any], jobs: int) -> int:
 
 @pytest.mark.parametrize(("kind", "eager", "plain_tasks"), [(noop, 66, 86), (timed, 70, 90), (pauses, 94, 104), (plain, 94, 105)])
 async def test_a_job_takes_few_calls_of_python(kind: Declared[..., Any], eager: int, plain_tasks: int) -> None:
-    """From its claim to its end, the memory broker's part included. Runs begin as eager tasks where Python has them."""
+    """The calls are counted from its claim to its end, including the memory broker's. Runs begin as eager tasks where Python has them."""
     most, counted = eager if sys.version_info >= (3, 12) else plain_tasks, list[float]()
-    while len(counted) < 3 and min(counted, default=most + 1) > most:  # threads that a busy machine delays wake the loop more often
+    while len(counted) < 3 and min(counted, default=most + 1) > most:  # delayed threads wake the loop more often
         few, many = await calls_of(kind, 1_000), await calls_of(kind, 1_000 + MORE)
         counted.append((many - few) / MORE)
     assert min(counted) <= most
 
 
 class Semaphore:
-    """How often a loop was asked to call something, at once or later."""
+    """Counts how often a loop was asked to call something, at once or later."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         loop = asyncio.get_running_loop()

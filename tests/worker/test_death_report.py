@@ -1,4 +1,4 @@
-"""What becomes of a dead process's jobs when somebody tells the broker of its death."""
+"""What happens to a dead process's jobs when its death is reported to the broker."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class IsAway(FaultyBroker):
 
 @pytest.mark.parametrize("kind", [Refuses, IsSilent, IsAway])
 async def test_a_broker_that_does_not_take_it_is_given_up(kind: Callable[[], MemoryBroker], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The supervisor has more to do, and upkeep comes to the same without it."""
+    """The supervisor has other work, and upkeep has the same effect without the report."""
     monkeypatch.setattr(registration, "ANSWER_TIMEOUT", 0.05)
 
     assert not await _soon(report_death(kind(), secrets.token_bytes(16), "exit code 1"))

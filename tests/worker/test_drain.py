@@ -80,7 +80,7 @@ async def test_a_drain_ends_though_the_store_refuses_its_schedules(broker: Broke
 
 
 async def test_a_drain_counts_a_job_that_cannot_be_read_as_a_failure(broker: Broker, spoiler: Spoiler) -> None:
-    """Once: the next drain finds the old ones, and does not count them. The neighbours are done."""
+    """It counts the job once: the next drain finds it, and does not count it. The neighbours run."""
     await work.delay(0)
     await drained()
     for seed in range(12):
@@ -97,7 +97,7 @@ async def test_a_drain_counts_a_job_that_cannot_be_read_as_a_failure(broker: Bro
 
 @pytest.mark.parametrize("kind", BROKERS, ids=lambda harness: harness.name)
 async def test_a_drain_counts_the_poison_in_its_queues_as_failures(kind: type[StoreHarness]) -> None:
-    """Once: the next drain does not count it."""
+    """It counts the poison once: the next drain does not count it."""
     async with World(kind, rules=Rules(max_crashes=0)) as world:
         with default_app().using(world.broker):
             for queue in ("default", "elsewhere"):

@@ -1,4 +1,4 @@
-"""Middleware that hears of the end of each job."""
+"""Middleware that is called at the end of each job."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_each_end_of_a_run_is_heard_once(world: World) -> None:
 
 
 async def test_a_run_that_would_wait_again_but_was_asked_to_stop_has_ended(world: World) -> None:
-    """Only the store knows that: the worker has not heard of the request yet."""
+    """Only the store knows that, because the worker has not learned of the request yet."""
     hearing = EndedRecorder()
     configure(middleware=[hearing])
 
@@ -106,7 +106,7 @@ async def test_a_run_that_would_wait_again_but_was_asked_to_stop_has_ended(world
         try:
             await Step.goes_on.wait()
         finally:
-            raise Snooze(after=60)  # whatever stops it
+            raise Snooze(after=60)  # whatever stops the run
 
     handle = await snoozes.delay()
     async with Worker():
@@ -159,7 +159,7 @@ async def test_a_slow_hook_delays_no_settlement_and_ends_with_the_worker(caplog:
 async def test_ends_beyond_the_bound_are_dropped_and_counted_in_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each time that the hooks are stuck."""
+    """The log reports it each time that the hooks are stuck."""
 
     class Stuck(EndedRecorder):
         may_end = asyncio.Event()
@@ -224,7 +224,7 @@ async def test_a_hook_hears_of_an_end_while_the_records_cannot_be_read(hearing: 
     for name in set(JobInfo.__struct_fields__) - by_the_workers_clock - {"_arguments"}:
         assert getattr(told, name) == getattr(stored, name), name
     assert [(error.type, error.message, error.attempt) for error in told.errors] == [("ValueError", "wrong", 1)]
-    assert told.arguments is None  # they may be large, so the worker does not keep them
+    assert told.arguments is None  # arguments may be large, so the worker does not keep them
 
 
 async def test_a_job_that_cancels_every_task_costs_no_end(hearing: EndedRecorder) -> None:

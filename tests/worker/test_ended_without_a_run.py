@@ -1,4 +1,4 @@
-"""Middleware that hears of jobs that end without a run, wherever that is decided."""
+"""Middleware that is called for jobs that end without a run, whichever process ends them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def waits(n: int = 0) -> int:
 
 
 def elsewhere() -> WorkerOptions:
-    """Return the options of a worker that works other queues, so that the jobs here do not run."""
+    """Return the options of a worker for other queues, so that the jobs here do not run."""
     return WorkerOptions(queues=QueueChoice.parse("elsewhere"), subscribers=())
 
 
@@ -52,7 +52,7 @@ async def test_each_end_without_a_run_is_heard_once(world: World) -> None:
         await world.die(session)
         await hearing.wait_for(4)
         world.clock.advance(60)
-        await world.upkeep()  # as another worker does it
+        await world.upkeep()  # as another worker calls it
         told = await hearing.wait_for(5)
         await asyncio.sleep(0.05)
     assert len(hearing.infos) == 5

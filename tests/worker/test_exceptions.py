@@ -35,7 +35,7 @@ from tests.support.waiting import until
 
 
 class Watching(Middleware):
-    """Keeps the verdicts, and their exceptions at the time when it saw them."""
+    """Keeps the verdicts, and the exceptions that they had when it saw them."""
 
     def __init__(self) -> None:
         self.seen: dict[str, tuple[Verdict, BaseException | None]] = {}
@@ -57,13 +57,13 @@ def watching() -> Watching:
 
 
 class Own(Exception):
-    """Can be referred to weakly, unlike a built-in exception."""
+    """Can be referenced weakly, unlike a built-in exception."""
 
 
 CAUSE = Own("the cause")
 
 LATER = Backoff(base=60, jitter=False)
-"""A second attempt within the test would have another verdict."""
+"""The delay keeps a second attempt, with another verdict, out of the test."""
 
 
 def act(ctx: JobContext, how: str) -> str:
@@ -126,7 +126,7 @@ async def test_middleware_sees_the_exception_itself(watching: Watching, kind: An
 
 
 async def test_what_the_run_itself_met_counts_too(watching: Watching, memory_broker: MemoryBroker) -> None:
-    """A timeout, a cancellation, and a result that cannot be encoded."""
+    """This includes a timeout, a cancellation, and a result that cannot be encoded."""
     cancelled = await in_loop.delay("is cancelled")
     await in_loop.options(timeout=0.05).delay("overruns")
     await in_loop.delay("returns what cannot be encoded")
@@ -143,7 +143,7 @@ async def test_what_the_run_itself_met_counts_too(watching: Watching, memory_bro
 
 
 async def test_it_is_gone_once_the_run_has_ended(watching: Watching) -> None:
-    """It would keep the variables of the run alive, and the verdict may wait for the store."""
+    """It would keep the run's variables alive, and the verdict may wait for the store."""
     kept = list[weakref.ref[BaseException]]()
 
     class Raising(Middleware):

@@ -1,4 +1,4 @@
-"""What a process has ended by, in words, and by the kernel's counters."""
+"""Why a process has ended, in words, and by the kernel's counters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_an_ending_in_words_and_as_a_shell_has_it(status: int, is_out_of_memory:
 
 
 class Cgroups:
-    """Files as the kernel has them, in a folder of their own."""
+    """A folder with files like the kernel's."""
 
     def __init__(self, folder: Path, membership: str) -> None:
         self.root = folder / "cgroup"
@@ -57,7 +57,7 @@ CONTROL = "oom_kill_disable 0\nunder_oom 0\noom_kill {}\n"
     ],
 )
 def test_a_kill_that_the_kernel_has_counted_was_for_want_of_memory(tmp_path: Path, membership: str, path: str, text: str) -> None:
-    """Of each growth only one: the second SIGKILL was somebody's."""
+    """Each increment explains only one: another program sent the second SIGKILL."""
     cgroups = Cgroups(tmp_path, membership)
     cgroups.write(path, text.format(3))
     out_of_memory = cgroups.watched()
@@ -70,7 +70,7 @@ def test_a_kill_that_the_kernel_has_counted_was_for_want_of_memory(tmp_path: Pat
 
 
 def test_what_was_counted_long_ago_is_nobodys_cause(tmp_path: Path) -> None:
-    """A job's own process was killed then, for example. What was counted since the last look may still be ours."""
+    """A process of a job may have been killed then, for example. A kill counted since the last check may still be ours."""
     cgroups = Cgroups(tmp_path, "0::/\n")
     cgroups.write("memory.events", EVENTS.format(0))
     out_of_memory = cgroups.watched()

@@ -1,4 +1,4 @@
-"""How many files of the package one warm job enters, from `delay()` to its result: what somebody reads who follows it."""
+"""How many of the package's files one warm job enters, from `delay()` to its result: what a reader who follows it has to read."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def call(of: AnyJob, member: Member, **more: Any) -> Envelope:
 
 
 def a_group(of: AnyJob, calls: list[dict[str, Any]], join: AnyJob, takes: str, *, collects: bool = False, **more: Any) -> list[Envelope]:
-    """Members, and at the end the join that gets their results."""
+    """Return members, and at the end the join that gets their results."""
     flow, size = an_id(), len(calls)
     last = call(join, Member(flow, size, 0, size, takes, is_list=True, inputs=size), awaits=size, **more)
     ties = [{"joins": (last.id,), "ties": (Tie(number, collects),)} for number in range(size)]
@@ -140,7 +140,7 @@ async def result_of(broker: Broker, *envelopes: Envelope) -> Any:
 
 
 async def test_a_join_gets_the_results_in_their_order(broker: Broker) -> None:
-    """As its parameter says, beside arguments of its own."""
+    """They have the parameter's type, and come beside the join's own arguments."""
     group = a_group(point, [{"x": number} for number in range(20)], total, "points", arguments={"factor": 2})
     assert await result_of(broker, *group) == 2 * 190
 
@@ -171,7 +171,7 @@ async def test_a_failure_stands_in_the_place_of_a_result(broker: Broker, join: A
 
 
 async def test_a_failure_says_how_its_job_has_ended() -> None:
-    """It has what `result()` of the job would raise, and can be sent on."""
+    """It has what the job's `result()` would raise, and can be sent on."""
     failed = tally.codec.encode_arguments(([Failure(JobFailed("f", job_id="1", type="E", error_message="no", traceback="t"))],), {})
     cancelled = tally.codec.encode_arguments(([Failure(JobCancelled("c", job_id="2", reason="expired"))],), {})
     other = tally.codec.encode_arguments(([Failure("no such point")],), {})
@@ -205,7 +205,7 @@ async def test_results_beyond_what_an_argument_may_have(broker: Broker) -> None:
 
 
 async def test_results_beyond_64_mib_fail_the_join(broker: Broker) -> None:
-    """At its first attempt, saying what to do. The members keep their results."""
+    """The first attempt fails, and the error says what to do. The members keep their results."""
     group = a_group(large, [{"size": 1_000_000}] * (MAX_RESULTS // 1_000_000 + 1), lengths, "texts", max_attempts=5)
     await broker.enqueue(group)
     await drained()
@@ -219,7 +219,7 @@ async def test_results_beyond_64_mib_fail_the_join(broker: Broker) -> None:
 
 @pytest.mark.parametrize("collects", [False, True])
 async def test_a_join_that_a_deploy_has_renamed_gets_all_results(broker: Broker, monkeypatch: pytest.MonkeyPatch, collects: bool) -> None:
-    """Workers that do not know it park it, also more than once. One whose job has the old name as an alias runs it."""
+    """Workers that do not know it park it, even more than once. A worker whose job has the old name as an alias runs it."""
     monkeypatch.setattr(default_app(), "registry", registry := Registry())
     registry.add(point)
     *members, join = a_group(point, [{"x": number} for number in range(20)], total, "points", collects=collects)

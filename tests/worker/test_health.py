@@ -1,4 +1,4 @@
-"""What a worker's health checks go by: real answers of the broker, not the worker's good opinion of itself."""
+"""What a worker's health checks depend on: real answers of the broker, not the worker's own opinion."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_a_worker_is_ready_when_beats_and_claims_are_answered_and_not_befo
 
 @pytest.mark.parametrize(("verb", "named"), [("claim", "a claim"), ("beat", "a heartbeat")])
 async def test_a_verb_that_the_broker_does_not_answer_ends_readiness_and_not_life(broker: FaultyBroker, verb: str, named: str) -> None:
-    """To start the process again would not bring the broker back."""
+    """Restarting the process would not bring the broker back."""
     async with Worker(options=options(EventRecorder(), ttl=4.0)) as worker:
         await until(worker.health.ready, is_well=True)
         broker.away = {verb}
@@ -66,7 +66,7 @@ async def test_a_verb_that_the_broker_does_not_answer_ends_readiness_and_not_lif
 
 
 async def test_a_beat_that_tells_of_nothing_to_claim_is_an_answer_too(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An idle worker need not claim, then."""
+    """An idle worker need not claim then."""
     monkeypatch.setattr(fetcher, "MAX_IDLE_INTERVAL", 3600.0)
     async with Worker(options=options(EventRecorder(), ttl=4.0)) as worker:
         await until(worker.health.ready, is_well=True)

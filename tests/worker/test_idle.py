@@ -1,4 +1,4 @@
-"""A worker that has nothing to do asks by its beats alone, and misses nothing by that."""
+"""A worker that has nothing to do polls only with its beats, and misses nothing by that."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from taskflow.worker import fetcher
 from tests.worker.scene import EventRecorder, Run, count_calls, options, waits
 
 TTL = 0.6
-"""An idle session beats three times in that."""
+"""An idle session beats three times in this time."""
 
 
 class Counting(MemoryBroker):
-    """Who listens here hears nothing, as where every notification is lost. `is_blind`: beats tell nothing of what there is to do."""
+    """Its listeners hear nothing, as where every notification is lost. If `is_blind`, beats do not report what there is to do."""
 
     def __init__(self) -> None:
         super().__init__(rules=Rules(upkeep_every=0.05))
@@ -51,7 +51,7 @@ def _run() -> None:
 
 @pytest.mark.parametrize("is_blind", [False, True], ids=["beats tell", "beats tell nothing"])
 async def test_an_idle_worker_asks_by_its_beats_alone(broker: Counting, monkeypatch: pytest.MonkeyPatch, is_blind: bool) -> None:
-    """As long as they tell it what there is to do; else it looks as often as before."""
+    """This holds as long as they report what there is to do; otherwise it polls as often as before."""
     monkeypatch.setattr(fetcher, "POLL_INTERVAL", TTL / 4)
     broker.is_blind = is_blind
     async with Worker(options=options(EventRecorder(), ttl=TTL)):
@@ -64,12 +64,12 @@ async def test_an_idle_worker_asks_by_its_beats_alone(broker: Counting, monkeypa
         assert calls["upkeep"] > 8
     else:
         assert 6 <= calls["beat"] <= 13
-        assert calls["claim"] <= 1  # a loop that stood still for long goes by no old beat
+        assert calls["claim"] <= 1  # a loop that was blocked for long ignores old beats
         assert calls["upkeep"] <= 1
 
 
 async def test_what_nobody_was_told_of_is_found_by_the_next_beat(broker: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Although it would look by itself only much later."""
+    """By itself the worker would poll only much later."""
     monkeypatch.setattr(fetcher, "POLL_INTERVAL", 5 * TTL)
     monkeypatch.setattr(fetcher, "TRUSTED_INTERVALS", 20)
     broker.is_deaf = True
@@ -84,7 +84,7 @@ async def test_what_nobody_was_told_of_is_found_by_the_next_beat(broker: Countin
 
 
 async def test_who_cannot_hear_goes_by_no_beat(broker: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nudges are known to be lost it looks as often as before."""
+    """A worker that knows that nudges are lost polls as often as before."""
     monkeypatch.setattr(fetcher, "POLL_INTERVAL", TTL / 4)
     monkeypatch.setattr(Waiter, "is_prompt", False)
     async with Worker(options=options(EventRecorder(), ttl=TTL)):

@@ -1,4 +1,4 @@
-"""A worker starts no call of a paused job, runs the others of the queue, and loses none."""
+"""A worker starts no call of a paused job, runs the queue's other jobs, and loses none."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ async def all_have(status: Status, handles: list[JobHandle[Any]]) -> None:
 
 
 async def test_calls_of_a_paused_job_wait_until_it_is_resumed(world: World) -> None:
-    """The run that has begun goes on to its end, and others of the queue are not held up."""
+    """A run that has begun goes on to its end, and the queue's other jobs are not held up."""
     async with Worker(options=WorkerOptions(concurrency=4, subscribers=())):
         running = await charge.delay("waits")
         await until(lambda: ran == ["waits"])
         await operate.pause(job=charge)
-        await asyncio.sleep(0.5)  # until the worker has heard of it
+        await asyncio.sleep(0.5)  # until the worker knows of the pause
         parked = await enqueue([charge.bind(str(number)) for number in range(20)])
         others = await enqueue([mail.bind(number) for number in range(20)])
         assert [await handle.result(20) for handle in others] == list(range(20))
@@ -78,7 +78,7 @@ async def test_calls_of_a_paused_job_wait_until_it_is_resumed(world: World) -> N
 
 
 async def test_a_worker_that_starts_during_a_pause_knows_of_it(world: World) -> None:
-    """Its registration says so: not one call of the job is started."""
+    """The answer to its registration says so: not one call of the job is started."""
     parked = await enqueue([charge.bind(str(number)) for number in range(50)])
     other = await mail.delay(1)
     await operate.pause(job=charge)

@@ -1,4 +1,4 @@
-"""Limited jobs under workers: no more run at once than their limits say, and all of them run."""
+"""Limited jobs under workers: no more run at once than their limits allow, and all of them run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def broker(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
 
 
 async def test_a_drain_runs_all_within_the_limits(broker: Broker) -> None:
-    """The last of them wait at their gates while all that could run does."""
+    """The last jobs wait at their gates while as many run as may."""
     Runs.now.clear()
     Runs.most.clear()
     handles = await enqueue(work.bind("abcd"[n % 4], n) for n in range(120))
@@ -68,7 +68,7 @@ async def call(n: int) -> None:
 
 
 async def test_a_rate_is_kept_while_runs_are_refused(broker: Broker) -> None:
-    """A refused run closes the rate for all, and runs again without an attempt used."""
+    """A refused run closes the rate for all, and runs again without using up an attempt."""
     Runs.starts.clear()
     handles = await enqueue(call.bind(n) for n in range(8))
     async with Worker(options=options(EventRecorder(), concurrency=8, drain_horizon=5.0)) as worker, asyncio.timeout(60):

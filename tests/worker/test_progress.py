@@ -1,4 +1,4 @@
-"""Progress of runs: what is told of it while they run, what stays after, and what a wrong report does."""
+"""Progress of runs: what is reported while they run, what remains afterwards, and the effect of a wrong report."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_a_wrong_report_fails_its_own_job_and_harms_no_neighbour(broker: B
 
 
 async def test_the_last_report_of_a_short_job_stays_with_it(broker: Broker) -> None:
-    """It ends long before the next beat."""
+    """The job ends long before the next beat."""
     handle = await steps.delay(3)
     async with Worker():
         await handle.result(20)
@@ -78,7 +78,7 @@ async def test_the_last_report_of_a_short_job_stays_with_it(broker: Broker) -> N
 
 @pytest.mark.parametrize("is_plain", [False, True])
 async def test_progress_is_shown_within_two_seconds(broker: Broker, is_plain: bool) -> None:
-    """A worker's beats are 5 s apart unless there is progress to tell."""
+    """A worker's beats are 5 s apart unless there is progress to report."""
     handle = await (in_thread if is_plain else waits).delay()
     async with Worker(grace=0.1):
         await until_shown(handle, Progress(0.25, "from a thread") if is_plain else Progress(0.0, "begun"))

@@ -1,4 +1,4 @@
-"""What has been beside a crash is tried apart from the rest."""
+"""Jobs that ran beside a crash are tried apart from the others."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ Run = Callable[[], Awaitable[None]]
 
 
 class Stage:
-    """Runs as the worker has them. What is given back is claimed again once there is room, as it would be from a store.
+    """Runs as the worker has them. A job that is given back is claimed again once there is room, as it would be from a store.
 
-    `begun` are the crashes of what began, in turn; `beside`, for each, how many other leases were held then and were not on trial with it.
-    """
+    `begun` lists the crashes of the jobs that began, in turn; `beside`, for each, how many other leases were held then and were not on
+    trial with it."""
 
     def __init__(self, run: Run) -> None:
         self.lease_table = LeaseTable()
@@ -94,7 +94,7 @@ async def a_stage(crashes: Sequence[int], run: Run = lambda: asyncio.sleep(0.001
 
 
 async def test_the_least_suspicious_come_first_and_the_worst_alone() -> None:
-    """Nothing else is held by a worker while one with several crashes is tried: its end would count for it too."""
+    """While a worker tries a job with several crashes it has no other lease: the job's crash would count for it too."""
     async with a_stage([3, 1, 2, 1, 2]) as stage:
         await stage.until_done()
     assert stage.begun == [1, 1, 2, 2, 3]
@@ -123,7 +123,7 @@ async def test_one_that_goes_on_holds_the_others_up_for_no_longer_than_its_proba
 
 
 async def test_the_more_is_at_stake_the_longer_it_is_alone() -> None:
-    """One that the next crash would make poison for as long as its run takes, as a rule."""
+    """A job that the next crash would make poison is alone for as long as its run usually takes."""
     trials = [TRIALS[1], TRIALS[2], LAST]
     assert trials == sorted(trials, key=lambda trial: trial.probation) == sorted(trials, key=lambda trial: trial.until_alone)
     released = asyncio.Event()
@@ -157,7 +157,7 @@ async def test_one_that_is_lost_meanwhile_is_not_begun() -> None:
 async def a_suspect_beside_a_run(
     expires: float | None = None, **more: Any
 ) -> AsyncIterator[tuple[FaultyBroker, Worker, EventRecorder, JobHandle[str]]]:
-    """It is chosen, and waits for the run to end."""
+    """The suspect is chosen, and waits for the run to end."""
     heard = EventRecorder()
     async with a_faulty_broker() as broker:
         before = await waits.delay()
@@ -184,7 +184,7 @@ async def test_a_suspect_that_waits_to_be_alone_goes_back_uncounted_as_soon_as_t
 
 
 async def _end(worker: Worker, suspect: JobHandle[str]) -> Status | None:
-    """What becomes of it while the other run has its grace period."""
+    """Return the suspect's status while the other run has its grace period."""
     try:
         async with asyncio.timeout(10):
             while (status := await suspect.status()) is Status.RUNNING:  # noqa: ASYNC110  # no event tells it
@@ -195,7 +195,7 @@ async def _end(worker: Worker, suspect: JobHandle[str]) -> Status | None:
 
 
 async def test_a_suspect_that_waits_to_be_alone_when_its_session_is_lost_is_not_held_for_ever() -> None:
-    """The past session ends, and leaves: it costs the suspect no crash."""
+    """The old session ends and leaves, which costs the suspect no crash."""
     async with a_suspect_beside_a_run(ttl=20.0) as (broker, worker, heard, suspect):
         worker._sessions.record_silence()
         await heard.wait_for(SessionOpened, times=2)
@@ -207,7 +207,7 @@ async def test_a_suspect_that_waits_to_be_alone_when_its_session_is_lost_is_not_
 
 
 async def test_a_suspect_that_is_cancelled_before_its_turn_is_not_run() -> None:
-    """No first step of it: that may be what took its worker down."""
+    """Not even its first step runs, since that may have killed its worker."""
     async with a_suspect_beside_a_run(ttl=20.0) as (_, _, _, suspect):
         assert await suspect.cancel() is Status.RUNNING
         with pytest.raises(JobCancelled):
@@ -217,7 +217,7 @@ async def test_a_suspect_that_is_cancelled_before_its_turn_is_not_run() -> None:
 
 
 async def test_a_poison_job_that_waits_for_its_follow_up_is_no_suspect() -> None:
-    """It does not run any more, so nothing has to wait for it."""
+    """It does not run any more, so no job has to wait for it."""
     broker, heard = MemoryBroker(rules=Rules(max_crashes=0)), EventRecorder()
     with default_app().using(broker):
         follow_up = waits.options(queue="another").bind()

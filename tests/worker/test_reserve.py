@@ -1,4 +1,5 @@
-"""The next claim is under way while a batch runs and the last one settles, and what that puts aside is little and given back in time."""
+"""The next claim is under way while a batch runs and the last one is settled. The reserve that this creates is small and given back in
+time."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ SLOTS = 4
 
 
 class Watched(MemoryBroker):
-    """Remembers what it was asked. Settlements are answered while `answers` is set, claims after `claims_take` seconds."""
+    """Records its calls. Settlements are answered while `answers` is set, claims after `claims_take` seconds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ def watched() -> Iterator[Watched]:
 
 @pytest.fixture
 def a_reserve_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if two jobs were about to start, whatever is measured; and they may wait for as long as it takes."""
+    """Let the worker assume that two jobs are about to start, whatever is measured; they may wait for any time."""
     monkeypatch.setattr(Prefetch, "reserve", lambda self, now: 2)
     monkeypatch.setattr(runs_module, "RESERVE_TTL", 3600.0)
 
@@ -180,7 +181,7 @@ async def test_a_lease_that_is_lost_in_reserve_is_not_run(watched: Watched, a_re
 
 
 async def test_the_reserve_is_given_back_as_soon_as_the_worker_winds_down(watched: Watched, a_reserve_of_two: None) -> None:
-    """While runs have their grace period, and it does not count."""
+    """This happens while runs have their grace period, and does not count as a hand-back."""
     handles = [await waits.delay() for _ in range(SLOTS + 2)]
 
     async def release() -> None:

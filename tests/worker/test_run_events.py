@@ -1,4 +1,4 @@
-"""What a worker tells of runs that do not end, that do not count, and of what it could not do."""
+"""A worker's events about runs that do not end, about runs that do not count, and about what it could not do."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def deaf_thread() -> None:
 
 
 async def test_a_thread_that_runs_on_past_its_timeout_is_told_of_while_it_runs(caplog: pytest.LogCaptureFixture) -> None:
-    """By name, once it has had its time to stop, and then ever more rarely."""
+    """The log names it once its time to stop is over, and then ever more rarely."""
     heard = EventRecorder()
     async with a_faulty_broker():
         handle = await deaf_thread.delay()
@@ -53,7 +53,7 @@ async def test_a_thread_that_runs_on_past_its_timeout_is_told_of_while_it_runs(c
 
 
 async def test_a_thread_that_runs_on_keeps_its_slot() -> None:
-    """Another job that started beside it would be one more than the worker was told to run."""
+    """Another job that started beside it would exceed the worker's concurrency."""
     async with a_faulty_broker():
         heard = EventRecorder()
         deaf_one = await deaf_thread.delay()
@@ -68,7 +68,7 @@ async def test_a_thread_that_runs_on_keeps_its_slot() -> None:
 
 
 async def test_what_the_store_refuses_is_told_and_does_not_count(caplog: pytest.LogCaptureFixture) -> None:
-    """As after a worker was stopped for longer than its ttl: its run ends, and its job has been another's for long."""
+    """After a worker was stopped for longer than its ttl, its run ends, but its job has long belonged to another worker."""
 
     class Slow(FaultyBroker):
         async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
@@ -76,7 +76,7 @@ async def test_what_the_store_refuses_is_told_and_does_not_count(caplog: pytest.
                 return await super().settle(settlements)
             Run.started.clear()
             [worker] = await self.admin.workers()
-            await self.beat(Beat(session=worker.session.id, leaving=True))  # as if it had been reaped
+            await self.beat(Beat(session=worker.session.id, leaving=True))  # as if its session had been reaped
             return await super().settle(settlements)
 
     heard, broker = EventRecorder(), Slow()
@@ -95,7 +95,7 @@ async def test_what_the_store_refuses_is_told_and_does_not_count(caplog: pytest.
 
 
 async def test_a_run_that_is_cancelled_before_its_first_step_is_given_back(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it may be where runs begin as plain tasks: nobody else would ever settle it."""
+    """This can happen where runs begin as plain tasks: no one else would ever settle the job."""
     monkeypatch.setattr(runs_module, "started", lambda loop, run: loop.create_task(run))
 
     @job(name="tests.life.cancels_what_begins")
@@ -123,7 +123,7 @@ async def test_a_leave_that_the_broker_did_not_hear_is_not_said_to_be_tried_agai
 
 
 async def test_what_could_not_be_settled_by_the_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever reads the log knows why a job that it calls a success runs once more."""
+    """The log explains why a job that it calls a success runs once more."""
     async with a_faulty_broker() as broker:
         heard = EventRecorder()
         handle = await waits.delay()
@@ -175,7 +175,7 @@ async def quick(n: int) -> int:
 async def test_a_log_handler_that_raises_costs_no_verdict(
     error: type[BaseException], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every line of the log fails, also the one that reports it: stderr has it then."""
+    """Every line of the log fails, including the one that reports it, which is then on stderr."""
     monkeypatch.setattr(logging.getLogger("taskflow"), "handlers", [_FailingHandler(error)])
     caplog.set_level(logging.INFO, logger="taskflow.worker")
     async with a_faulty_broker():

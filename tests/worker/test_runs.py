@@ -1,4 +1,4 @@
-"""What a run can come to, through a real worker."""
+"""How a run can end, through a real worker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AT_ONCE = Backoff(base=0.0)
 
 
 class Gate:
-    """What jobs and tests of this file tell each other."""
+    """How this file's jobs and tests signal each other."""
 
     started = asyncio.Event()
     release = asyncio.Event()
@@ -129,7 +129,7 @@ async def test_an_async_job_past_its_timeout_fails_and_is_retried(broker: Broker
 
 
 async def test_a_running_job_is_cancelled_by_a_nudge(broker: Broker) -> None:
-    """Long before the next beat would bring it."""
+    """The nudge arrives long before the next beat would bring the request."""
     handle = await waits.delay()
     async with Worker():
         await Gate.started.wait()
@@ -152,7 +152,7 @@ async def test_a_job_that_swallows_its_cancellation_and_returns_has_succeeded(br
 @pytest.mark.parametrize("raises", [raises_when_cancelled, raises_in_its_thread])
 @pytest.mark.parametrize("what", ["error", "retry"])
 async def test_a_cancelled_run_that_raises_is_cancelled(broker: Broker, raises: Any, what: str, max_attempts: int) -> None:
-    """Whatever the error is, and whether or not it was the last attempt."""
+    """This holds for any error, and whether or not it was the last attempt."""
     handle = await raises.options(max_attempts=max_attempts).delay(what)
     async with Worker():
         await until_it_runs()
@@ -163,7 +163,7 @@ async def test_a_cancelled_run_that_raises_is_cancelled(broker: Broker, raises: 
 
 @pytest.mark.parametrize("raises", [raises_when_cancelled, raises_in_its_thread])
 async def test_a_cancelled_run_may_still_discard_itself(broker: Broker, raises: Any) -> None:
-    """The job's own word about its end counts."""
+    """The job's own decision about its end counts."""
     handle = await raises.delay("discard")
     async with Worker():
         await until_it_runs()
@@ -221,7 +221,7 @@ async def test_each_run_has_context_variables_of_its_own(broker: Broker) -> None
 
 
 class Hangs(Middleware):
-    """Before or after the plain function that it is around."""
+    """Hangs before or after the plain function that it surrounds."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -235,7 +235,7 @@ class Hangs(Middleware):
 
 @pytest.mark.parametrize("where", ["before", "after"])
 async def test_timeout_and_cancel_reach_middleware_around_a_plain_function(broker: Broker, where: str) -> None:
-    """It is no thread that could not be interrupted. The function itself is not called any more."""
+    """Unlike a thread, it can be interrupted. The function itself is then not called."""
     configure(middleware=[Hangs(where)])
     async with Worker():
         handle = await upper.options(timeout=0.05, max_attempts=1).delay("a")

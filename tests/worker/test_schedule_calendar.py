@@ -1,4 +1,4 @@
-"""Four hundred days of schedules in zones whose clocks change, with workers that are killed: compared with a plain calendar."""
+"""Four hundred days of schedules in zones whose clocks change, with workers that are killed, compared with a plain calendar."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ZONES = {
 
 @pytest.mark.parametrize("tz", ZONES)
 async def test_no_time_is_missed_or_doubled_in_400_days(tz: str) -> None:
-    """Two workers fire what they are offered, and die before, after or between. All stores share the code that this runs."""
+    """Two workers fire what they are offered, and die before, after or in between. All stores share the code that this runs."""
     chance = random.Random(tz)
     start = datetime(ZONES[tz], 1, 1, tzinfo=UTC)
     end = start + timedelta(days=400)
@@ -58,7 +58,7 @@ async def test_no_time_is_missed_or_doubled_in_400_days(tz: str) -> None:
 
 
 async def let_one_work(world: World, processes: list[Process], declared: dict[str, Any], chance: random.Random) -> None:
-    """All that is due is offered to one of the workers after the other. Some die of it, and the next has it a second later."""
+    """Everything due is offered to one worker after the other. Some die of it, and the next gets the offer a second later."""
     while offers := (await world.upkeep()).offers:
         number = chance.randrange(2)
         fate = chance.choice(["lives"] * 40 + ["dies before", "dies after", "is late"])

@@ -1,4 +1,4 @@
-"""Schedules of a fleet: workers that come, go, die and are replaced, on each store, under a clock that the test moves."""
+"""A fleet's schedules: workers that arrive, leave, die and are replaced, on each store, under a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 @pytest.fixture
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    """All stores share the code that most of these tests run; a test that is to see each of them says so."""
+    """All stores share the code that most of these tests run; a test that needs each store says so."""
     async with World(getattr(request, "param", MemoryHarness)) as opened:
         yield opened
 
@@ -44,13 +44,13 @@ on_each_store = pytest.mark.parametrize("world", BROKERS, indirect=True, ids=lam
 
 
 async def jobs(world: World) -> list[Record]:
-    """All that schedules have added, oldest first."""
+    """Return all jobs that schedules have added, oldest first."""
     found = await listed(world.broker.admin)
     return sorted(found, key=lambda record: record.headers["tf-scheduled-for"])
 
 
 async def fired(world: World) -> list[str]:
-    """The times that have added a job, each as often as it did."""
+    """Return the times that have added a job, each as often as it did."""
     return [record.headers["tf-scheduled-for"].removesuffix("+00:00[UTC]").removeprefix("2026-01-") for record in await jobs(world)]
 
 
@@ -96,7 +96,7 @@ async def test_a_fleet_that_was_down_for_days(world: World, catch_up: str, expec
     assert await fired(world) == ["01T09:00:00", *expected]
     missed = sum(event.count for event in second.events if isinstance(event, ScheduleMissed))
     assert missed == 4 - len(expected)
-    await second.work(3_540.0, step=3_540.0)  # and from here on it looks at each full hour
+    await second.work(3_540.0, step=3_540.0)  # from here on it checks at each full hour
     await second.work(DAY, step=3_600.0)
     assert (await fired(world))[-1] == "06T09:00:00"
 
@@ -154,7 +154,7 @@ async def test_whatever_a_timetable_raises_concerns_only_itself(world: World, er
 
 
 async def test_stored_schedules_that_cannot_be_computed_hold_up_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another program may store text of any length. It is not parsed, and an unknown zone is looked for once."""
+    """Another program may store text of any length. It is not parsed, and an unknown zone is looked up once."""
     parse, look = Mock(wraps=timetable._parsed), Mock(wraps=timetable._zone_names)
     monkeypatch.setattr(timetable, "_parsed", parse)
     monkeypatch.setattr(timetable, "_zone_names", look)
@@ -178,7 +178,7 @@ async def test_stored_schedules_that_cannot_be_computed_hold_up_no_other(world: 
 
 @on_each_store
 async def test_a_deploy_changes_a_schedule(world: World) -> None:
-    """From the first new process on, its times are in force, also while old ones run."""
+    """From the first new process on, its times are in force, even while old ones run."""
     old = await Process(world, "old", schedule=Cron("0 9 * * *")).begin()
     await old.work(DAY, step=3_600.0)
     world.clock.advance(1.0)
@@ -190,7 +190,7 @@ async def test_a_deploy_changes_a_schedule(world: World) -> None:
 
 
 async def test_a_deploy_removes_a_schedule(world: World) -> None:
-    """It fires while an old process runs, then sleeps; the code that has it back wakes it."""
+    """It fires while an old process runs, then sleeps; code that declares it again wakes it."""
     old = await Process(world, "old", schedule=Cron("0 9 * * *")).begin()
     new = await Process(world, "new").begin()
     await new.work(DAY, step=1_800.0)
@@ -205,7 +205,7 @@ async def test_a_deploy_removes_a_schedule(world: World) -> None:
 
 
 class Odd:
-    """A timetable of an application's own."""
+    """An application's own timetable."""
 
     def next(self, after: datetime) -> datetime | None:
         return START + timedelta(days=(after - START).days + 1, hours=1)
@@ -229,7 +229,7 @@ async def test_a_timetable_of_the_application_is_computed_where_it_is(world: Wor
 
 @pytest.mark.parametrize("skew", [600.0, -600.0])
 async def test_the_stores_clock_is_set(world: World, skew: float) -> None:
-    """By ten minutes, forth or back: each time fires once, and none is left out."""
+    """The clock is set by ten minutes, forth or back: each time fires once, and none is left out."""
     process = await Process(world, schedule=Every(60), catch_up="all").begin()
     await process.work(1_800.0)
     world.clock.skew(skew)
@@ -241,7 +241,7 @@ async def test_the_stores_clock_is_set(world: World, skew: float) -> None:
 
 @on_each_store
 async def test_a_day_of_workers_that_are_killed(world: World) -> None:
-    """With an offer in hand, with a firing sent, or between two: nothing is missed, nothing doubled."""
+    """They die with an unfired offer, after sending a firing, or between two: no time is missed, and none fires twice."""
     chance = random.Random(24)
     schedule: dict[str, Any] = {"schedule": [Cron("*/30 * * * *", name="half"), Every(1_200, name="third")], "catch_up": "all"}
     processes = [await Process(world, **schedule).begin() for _ in range(5)]

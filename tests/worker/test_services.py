@@ -1,4 +1,4 @@
-"""The services of a session go on until their block ends, whatever happens to their tasks."""
+"""A session's services go on until their block ends, whatever happens to their tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.waiting import until
 
 
 class Scene:
-    """Two services: each notes its starts, and waits."""
+    """Two services: each records its starts, and waits."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -107,4 +107,4 @@ async def test_a_service_that_is_cancelled_before_its_first_step_starts_again() 
             task.cancel()
         await scene.until_started(2)
     assert sorted(scene.started) == ["first", "second"]
-    gc.collect()  # Python would warn of coroutines that were never awaited
+    gc.collect()  # Python would warn about coroutines that were never awaited

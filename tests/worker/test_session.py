@@ -1,4 +1,4 @@
-"""A worker's session: what becomes of runs when it is lost, when the broker is away, and when the worker winds down."""
+"""A worker's session: what happens to runs when it is lost, when the broker is unavailable, and when the worker winds down."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker
 
 
 async def test_a_session_that_was_reaped_is_followed_by_another(broker: Broker) -> None:
-    """The run under it is cancelled and does not count; the job runs again under the new session."""
+    """Its run is cancelled and does not count; the job runs again under the new session."""
     heard = EventRecorder()
     handle = await waits.delay()
     async with Worker(options=options(heard)):
@@ -43,7 +43,7 @@ async def test_a_session_that_was_reaped_is_followed_by_another(broker: Broker) 
 
 
 async def test_without_a_beat_for_its_ttl_a_worker_takes_itself_for_dead() -> None:
-    """It cancels what runs and goes on under a new session when the broker is back."""
+    """It cancels its runs and goes on under a new session when the broker is back."""
     async with a_faulty_broker() as broker:
         heard = EventRecorder()
         handle = await waits.delay()
@@ -59,7 +59,7 @@ async def test_without_a_beat_for_its_ttl_a_worker_takes_itself_for_dead() -> No
 
 
 async def test_what_ended_during_an_outage_is_settled_after_it() -> None:
-    """The verdict is kept over the loss of the session, and the job does not run again."""
+    """The verdict outlives the session, and the job does not run again."""
     async with a_faulty_broker() as broker:
         heard = EventRecorder()
         handle = await waits.delay()
@@ -77,7 +77,7 @@ async def test_what_ended_during_an_outage_is_settled_after_it() -> None:
 
 @pytest.mark.parametrize(("verb", "operation"), [("claim", "claiming"), ("upkeep", "upkeep")])
 async def test_what_fails_again_and_again_is_shown_in_the_store(verb: str, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`taskflow doctor` looks there. A store may answer everything but this."""
+    """`taskflow doctor` reads it there. A store may answer everything but this call."""
     monkeypatch.setattr("taskflow.worker.maintenance.MAINTENANCE_PAUSES", Pauses(0.001, 0.01))
     async with a_faulty_broker() as broker, asyncio.timeout(20):
         shown: asyncio.Queue[str] = asyncio.Queue()
@@ -137,7 +137,7 @@ async def test_after_the_grace_time_runs_are_handed_back(broker: Broker) -> None
 
 
 async def test_a_dozen_wind_downs_during_one_job_do_not_fail_it() -> None:
-    """The job has one attempt, and still has it: it waits between hand-backs, and succeeds when it is let run to its end."""
+    """The job has one attempt, and keeps it: it waits between hand-backs, and succeeds when it may run to its end."""
     broker = MemoryBroker(rules=Rules(hand_back_backoff=(0.0, 0.05)))
     with default_app().using(broker):
         handle = await waits.options(max_attempts=1).delay()
@@ -158,7 +158,7 @@ async def test_a_dozen_wind_downs_during_one_job_do_not_fail_it() -> None:
 
 
 async def test_a_lost_lease_cancels_its_run_only() -> None:
-    """Its job was ended by somebody else: the worker hears it at its beat, and goes on."""
+    """Another program ended the job: the worker learns of it with its next beat, and goes on."""
     async with a_faulty_broker() as broker:
         heard = EventRecorder()
         handle = await waits.delay()
@@ -197,7 +197,7 @@ async def test_a_verdict_that_cannot_be_written_fails_its_own_job_alone(broker: 
 
 
 class Hard(BaseException):
-    """What no part of the worker expects."""
+    """An error that no part of the worker expects."""
 
 
 async def test_a_settler_that_fails_starts_again_with_its_verdicts() -> None:
@@ -224,7 +224,7 @@ async def test_a_settler_that_fails_starts_again_with_its_verdicts() -> None:
 
 
 async def test_a_worker_in_a_cancelled_scope_winds_down_all_the_same(broker: Broker) -> None:
-    """anyio cancels every await again: half a winding down would leave a session that beats for ever."""
+    """anyio cancels every await again: stopping half-way would leave a session that beats for ever."""
     handle = await waits.delay()
     with anyio.move_on_after(0.2):
         async with Worker(options=options(EventRecorder(), grace=0.1)):
@@ -234,7 +234,7 @@ async def test_a_worker_in_a_cancelled_scope_winds_down_all_the_same(broker: Bro
 
 
 class Undone(Exception):
-    """What a job makes of being asked to stop."""
+    """The error that a job raises when it is asked to stop."""
 
 
 @job(name="tests.life.polite_thread", max_attempts=1)
@@ -259,13 +259,13 @@ async def translates(what: str) -> None:
 
 @pytest.mark.parametrize("kind", [polite_thread, translates])
 async def test_an_error_that_winding_down_brings_about_costs_no_attempt(broker: Broker, kind: Any) -> None:
-    """A plain function that raises when it is asked to stop, and an async one that makes an error of its own of its cancellation."""
+    """A plain function raises when it is asked to stop, or an async one turns its cancellation into another error."""
     record = await wound_down(broker, await kind.delay("raise"))
     assert (record.status, record.failures, record.hand_backs) == (Status.READY, 0, 1)
 
 
 async def wound_down(broker: Broker, handle: JobHandle[Any]) -> Record:
-    """What has become of a job that ran when its worker's grace period was over."""
+    """Return the record of a job that was running when its worker's grace period ended."""
     async with Worker(options=options(EventRecorder(), grace=0.05, stop_timeout=10.0, ttl=20.0)):
         await until_running(handle)
     [record] = await broker.read([parse_id(handle.id)])

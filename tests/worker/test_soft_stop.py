@@ -1,4 +1,4 @@
-"""Runs in child processes that are asked to stop: they hear of it, tidy up, and are killed only if they take too long."""
+"""Runs in child processes that are asked to stop: they receive the request, tidy up, and are killed only if they take too long."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Ledger:
         return [int(text) for text in found[0].split() if text.isdigit()]
 
     async def begun(self) -> list[int]:
-        """The pids of the child, and of what it has started."""
+        """Return the pids of the child, and of what it has started."""
         return await self.until("begun")
 
 
@@ -156,7 +156,7 @@ async def test_a_stopped_child_is_not_used_again(ledger: Ledger) -> None:
 
 
 async def test_a_request_at_any_moment_reaches_its_own_run_or_none() -> None:
-    """Two requests come to each of many short runs, or just after: never is our own code interrupted, nor another run."""
+    """Two requests arrive during each of many short runs, or just after it: neither our own code nor another run is ever interrupted."""
     lines = Lines()
     child = await Child.start(ChildSpec(HANDSHAKE, ChildOptions(), lines, start_thread))
     chance = random.Random(7)
@@ -201,7 +201,7 @@ async def test_a_request_is_repeated_until_it_takes_effect(worker: Worker, ledge
 
 
 def test_a_function_that_has_returned_is_not_interrupted() -> None:
-    """The signal ends the wait in C, and Python calls the handler where the function has returned to."""
+    """The signal ends the wait in C, and Python calls the handler in the function's caller."""
     returned = subprocess.run([sys.executable, "-c", HAS_RETURNED], capture_output=True, text=True, timeout=TIMEOUT, check=True)
     assert returned.stdout == "-1\n"
 

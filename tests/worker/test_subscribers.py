@@ -1,4 +1,4 @@
-"""Functions of the application that hear the worker's events."""
+"""Functions of the application that receive the worker's events."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def work() -> None:
 async def test_each_worker_tells_the_subscribers_of_its_application() -> None:
     heard, others = list[Event](), list[Event]()
     worker = Worker(options=WorkerOptions(subscribers=(others.append,)))
-    configure(subscribers=[heard.append])  # before the worker begins, not before it is made
+    configure(subscribers=[heard.append])  # before the worker starts, not before it is created
     handle = await quick.delay()
     async with worker:
         await worker.drained()

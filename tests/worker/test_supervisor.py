@@ -1,4 +1,4 @@
-"""The supervisor's decisions: no process, and a clock that moves when it is told to."""
+"""The supervisor's decisions, tested without processes and with a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Office:
     # --- what happens
 
     def act(self, seconds: float = 0.0) -> None:
-        """As the loop does it: again when it was said that there may be more to do, until so much time has passed."""
+        """Act like the loop: again when told that there may be more to do, until this much time has passed."""
         until = self.now + seconds
         while (at := self.now + self.supervisor.act()) <= until and self.code is None:
             self.now = max(at, self.now + 0.001)
@@ -153,7 +153,7 @@ def test_pauses_grow_while_a_worker_dies_again_and_again() -> None:
 
 
 def test_a_worker_that_ends_without_a_word_has_crashed_whatever_its_code() -> None:
-    """A job has called os._exit(0): what it held is to run again."""
+    """A job has called os._exit(0): the worker's other jobs must run again."""
     office = an_office(2)
     office.ends(1, is_told=False)
     assert office.started == 3
@@ -254,7 +254,7 @@ def test_a_signal_before_any_has_worked_ends_with_its_number() -> None:
 
 
 def test_a_signal_that_comes_while_one_ends_already_is_not_its_end() -> None:
-    """Python has given its handlers back by then, and the process ends by the signal."""
+    """Python has restored its handlers by then, so the signal ends the process."""
     office = an_office(2)
     office.stops(TERM)
     office.supervisor.record_report(1, "ended 0")
@@ -333,7 +333,7 @@ def test_a_stop_ends_a_rolling_restart() -> None:
 
 
 def test_one_that_retires_has_all_the_time_that_its_runs_take() -> None:
-    """Neither is it signalled nor ended by force; when it has wound down it must end."""
+    """It is neither signalled nor ended by force; when it has wound down it must end."""
     office = an_office(1, grace=10.0, max_memory=1000)
     office.does(lambda: office.supervisor.record_report(1, "retiring"))
     office.works(2)
@@ -385,7 +385,7 @@ def test_a_change_amid_a_rolling_restart_ends_it() -> None:
 
 
 def test_a_worker_that_says_nothing_for_the_stall_limit_is_aborted_and_then_killed() -> None:
-    """Its interpreter is C code's for good: nothing in its process can end it."""
+    """C code never releases its interpreter lock: nothing in its process can end it."""
     office, unlimited = an_office(1, stall_limit=30.0), an_office(1)
     unlimited.act(300.0)
     assert unlimited.sent == []
@@ -394,7 +394,7 @@ def test_a_worker_that_says_nothing_for_the_stall_limit_is_aborted_and_then_kill
         office.supervisor.record_report(1, "health 1 1 ")
     office.act(29.0)
     assert office.sent == []
-    office.act(6.0)  # it looks every five seconds
+    office.act(6.0)  # it checks every five seconds
     assert office.sent == [(1, signal.SIGABRT)]
     office.act(10.0)
     assert (1, signal.SIGKILL) in office.sent
@@ -402,7 +402,7 @@ def test_a_worker_that_says_nothing_for_the_stall_limit_is_aborted_and_then_kill
 
 @pytest.mark.parametrize("said", ["ended 0", "drained 0"])
 def test_nor_has_it_all_time_to_be_gone(said: str, caplog: pytest.LogCaptureFixture) -> None:
-    """C code that runs as Python ends keeps the interpreter for good: its place would never be another's. It keeps its code."""
+    """C code that runs as Python ends keeps the interpreter for good: its slot would never be free. It keeps its exit code."""
     for options in (SupervisorOptions(processes=1, stall_limit=30.0), SupervisorOptions(processes=1)):
         office = Office(options)
         office.act()

@@ -1,4 +1,4 @@
-"""Threads for plain functions: one for each that waits, few for those that do not, and results in bundles."""
+"""Threads for plain functions: one for each that waits, few for those that do not, and results in batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from taskflow.worker.thread_pool import CancelledBeforeStart, StoppableCall, Thr
 
 
 async def test_functions_that_wait_for_each_other_run_at_one_time() -> None:
-    """As many as there may be threads, each in its own."""
+    """As many run as there may be threads, each in its own."""
     threads, meeting = ThreadPool(8, start_thread), threading.Barrier(8, timeout=10)
     await asyncio.gather(*(threads.run(meeting.wait) for _ in range(8)))
     threads.close()
@@ -45,7 +45,7 @@ async def test_without_any_thread_left_the_caller_is_told() -> None:
 
 
 async def test_cancelled_work_that_no_thread_has_come_to_is_never_called() -> None:
-    """What it belonged to has ended: its effects would come after that."""
+    """Its caller has ended: the effects would come after that."""
     threads, release, called = ThreadPool(1, start_thread), threading.Event(), threading.Event()
     first, second = threads.run(lambda: release.wait(10)), threads.run(called.set)
     second.cancel()
@@ -76,7 +76,7 @@ async def test_work_is_taken_back_until_a_thread_has_come_to_it() -> None:
 
 
 async def test_a_function_that_is_given_up_counts_until_it_ends() -> None:
-    """Its thread is missing to others. One that had not begun takes none."""
+    """Its thread is not available to others. A function that had not begun occupies none."""
     freed, begun, release = asyncio.Event(), threading.Event(), threading.Event()
 
     def waits() -> None:
@@ -98,7 +98,7 @@ async def test_a_function_that_is_given_up_counts_until_it_ends() -> None:
 
 
 async def test_a_call_that_is_stopped_interrupts_nothing_else() -> None:
-    """The request comes before, while or after the function runs: its outcome is its value or JobStopping, and the thread lives on."""
+    """The request comes before, during or after the function's run: the outcome is its value or JobStopping, and the thread lives on."""
     threads, chance = ThreadPool(1, start_thread), random.Random(7)
     thread, came_to = await threads.run(threading.get_ident), Counter[str]()
     before = sys.getswitchinterval()

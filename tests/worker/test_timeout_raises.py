@@ -1,4 +1,4 @@
-"""Timeouts that are raised inside plain functions, and what becomes of the run then."""
+"""Timeouts that are raised inside plain functions, and how the run then ends."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_a_thread_runs_on_undisturbed(worker: Worker) -> None:
 
 
 async def test_a_function_that_lets_it_pass_has_exceeded_its_timeout(worker: Worker) -> None:
-    """Its context managers are left, and the error shows where it was."""
+    """Its context managers exit, and the error shows where it was."""
     left.clear()
     failed = await failure(handle := await falls_through.delay())
     assert (failed.type, failed.message) == ("TimeoutError", f"{falls_through.name} ran longer than its timeout of 0.2 s")
