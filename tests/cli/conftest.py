@@ -22,7 +22,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    """The command line as a fresh process would find it: no jobs, no settings, nothing connected."""
+    """The command line as a fresh process would find it: no jobs, no settings, no connection."""
     app = default_app()
     monkeypatch.setattr(app, "registry", Registry())
     monkeypatch.setattr(app, "_settings", None)
@@ -49,7 +49,7 @@ def stock(cli: Cli) -> Stock:
 
 @pytest.fixture
 def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], str]]:
-    """Makes a store that is new, of the kind that `on_each_broker` names, and tells its URL."""
+    """Creates a new store, of the kind that `on_each_broker` names, and returns its URL."""
     kind = getattr(request, "param", "sqlite")
     databases: list[str] = []
 
@@ -68,7 +68,7 @@ def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callab
 
 @pytest.fixture
 def shell(request: pytest.FixtureRequest, tmp_path: Path, new_store: Callable[[], str]) -> Iterator[Shell]:
-    """Processes in a folder of their own."""
+    """Processes in a separate folder."""
     with Shell(tmp_path) as opened:
         if "new_store" in getattr(getattr(request.node, "callspec", None), "params", {}):
             opened.environment["TASKFLOW_BROKER"] = new_store()
@@ -77,6 +77,6 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path, new_store: Callable[[]
 
 @pytest.fixture
 def unshare() -> str:
-    """Its flags for a space of process ids, where we may make one."""
+    """The command's flags for a separate space of process ids, where we may create one."""
     flags = unshare_flags("--pid --fork --kill-child")
     return flags or pytest.skip("this machine lets us make no PID namespace")

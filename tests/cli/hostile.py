@@ -1,4 +1,4 @@
-"""Text that acts upon a terminal or forges lines of a log, and a broker that holds it in every field that it can give back."""
+"""Text that controls a terminal or forges log lines, and a broker that has it in every field that it can return."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HUGE = 10**30
 
 
 def assert_safe(*outputs: str) -> None:
-    """No character that a terminal acts upon, and no line that a stored text has begun."""
+    """Assert that no character controls a terminal, and that no line begins with a stored text."""
     for output in outputs:
         for line in output.split("\n"):
             assert not line.startswith(FORGED[:10]), line
@@ -36,7 +36,7 @@ def assert_safe(*outputs: str) -> None:
 
 
 class HostileBroker:
-    """It holds a job in each status, an unreadable one and one whose numbers, instants and id are odd. It is its own admin."""
+    """Contains a job in each status, an unreadable one, and one with odd numbers, instants and id. It is its own admin."""
 
     def __init__(self, text: str = HOSTILE) -> None:
         self._text = text
@@ -128,7 +128,7 @@ class HostileBroker:
 
 
 class HostileMigratingBroker(HostileBroker):
-    """One with tables to migrate."""
+    """A hostile broker with tables to migrate."""
 
     async def pending(self) -> Upgrade:
         return Upgrade(place=self._text, version=1, migrations=(Migration(2, "make the tables"),))

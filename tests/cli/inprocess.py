@@ -1,4 +1,4 @@
-"""The command line called in this process: an application in a folder of its own, and `taskflow.cli.main.main`."""
+"""The command line called in this process: an application in a separate folder, and `taskflow.cli.main.main`."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ class Cli:
         return said
 
     def json(self, *argv: str, code: int = 0) -> Any:
-        """What the command writes, which must be as documented."""
+        """Return the command's output, which must be as documented."""
         document = json.loads(self(*argv, "--json", code=code).out, parse_constant=pytest.fail)
         check(argv, document)
         return document
 
     def jobs(self, *filters: str) -> list[Any]:
-        """The jobs of a page."""
+        """Return the jobs of a page."""
         jobs: list[Any] = self.json("jobs", *filters)["jobs"]
         return jobs
 
     def write(self, path: str, source: str) -> None:
-        """A file of the application; its folders become packages."""
+        """Write a file of the application; its folders become packages."""
         file = self.folder / path
         for parent in [parent for parent in file.parents if parent.is_relative_to(self.folder) and parent != self.folder]:
             parent.mkdir(exist_ok=True)
@@ -72,7 +72,7 @@ class Cli:
         importlib.invalidate_caches()
 
     def load(self, module: str) -> Any:
-        """A module of the application, as the worker in this process imports it too."""
+        """Import a module of the application, as the worker in this process imports it too."""
         return importlib.import_module(module)
 
     def with_broker(self, do: Callable[[Broker], Awaitable[T]], rules: Rules | None = None) -> T:

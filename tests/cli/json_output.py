@@ -1,4 +1,4 @@
-"""Checks what `--json` writes against docs/reference/cli-output.json."""
+"""Checks the output of `--json` against docs/reference/cli-output.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OF_SCHEDULES: Final = frozenset({"trigger", "pause", "resume", "remove", "backfi
 
 
 def definition_of(argv: Sequence[str]) -> str:
-    """The definition for this command line."""
+    """Return the definition for this command line."""
     command, *rest = [word for word in argv if word != "--json"]
     if command in ("retry", "run-now", "cancel", "purge"):
         return "action"

@@ -1,4 +1,4 @@
-"""A worker with a health port, and what it answers."""
+"""A worker with a health port, and its answers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ask_until(port: int, path: str, status: int) -> Interrupted:
 
 
 def a_worker(shell: Shell, *arguments: str) -> tuple[Running, int]:
-    """And the port that it answers at."""
+    """Return the worker, and the port of its health checks."""
     shell.write("tasks.py", JOBS)
     worker = shell.worker("--health-port", "0", *arguments)
     found = re.search(r"health: http://127\.0\.0\.1:(\d+)/live and /ready", worker.said)

@@ -1,4 +1,4 @@
-"""Commands as processes, whose output is waited for line by line."""
+"""Commands as processes, whose output is awaited line by line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from taskflow.broker.url import connect
 from tests.support.forks import run_in_fork
 from tests.support.processes import is_stopped
 
-# For a machine with much else to do. What takes this long has hung.
+# Long enough for a busy machine. A process that takes this long has hung.
 TIMEOUT = 60.0
 
 LEDGER = """
@@ -37,7 +37,7 @@ def write(line: str) -> None:
     os.write(file, f"{line}\\n".encode())
     os.close(file)
 """
-"""The beginning of a module of jobs that keep a ledger: each line is one write, whichever process it is of."""
+"""The beginning of a module of jobs that keep a ledger: each line is one write, whichever process writes it."""
 
 JOBS = (
     LEDGER
@@ -90,13 +90,13 @@ on_each_broker = pytest.mark.parametrize("new_store", ["sqlite", "redis", "postg
 """The test's shell has a new store, of each kind in turn."""
 
 WHERE_IT_STOOD = re.compile(r"^.*blocks the event loop.*\n(?:[ \t].*\n)*", re.MULTILINE)
-"""What a worker tells of a loop that a busy machine has kept waiting: a stack, and no traceback."""
+"""A worker's report of a loop that a busy machine has blocked: a stack, and no traceback."""
 
 FAILED_JOB = re.compile(r"^.* failed for good.*\n(?:(?!\d{4}-\d\d-\d\d ).*\n)*", re.MULTILINE)
-"""A job's failure with its traceback, which may have gone through our loop."""
+"""A job's failure with its traceback, which may include our loop."""
 
-# Frames of what the user has not written. A Ctrl-C while Python itself, or the bare package, is being loaded is Python's to tell,
-# and the fault handler of a process that has crashed names every thread's.
+# Frames of code that the user has not written. Python reports a Ctrl-C while Python itself, or the bare package, is being loaded,
+# and the fault handler of a crashed process names every thread's frames.
 OUR_FRAMES = re.compile(r'File ".*/taskflow/(?:cli|worker|app|broker|model)/[^"]*", line \d+, in ')
 
 
@@ -117,7 +117,7 @@ class Running:
         return "".join(self._lines)
 
     def wait_for(self, pattern: str, times: int = 1) -> None:
-        """Until lines with the pattern have come so often."""
+        """Wait until this many lines with the pattern have been printed."""
         give_up_at = time.monotonic() + TIMEOUT
         with self._arrived:
             while sum(bool(re.search(pattern, line)) for line in self._lines) < times:
@@ -132,7 +132,7 @@ class Running:
         self.process.send_signal(number)
 
     def end(self) -> int:
-        """Its exit code, once it has ended."""
+        """Wait for the end, and return the exit code."""
         try:
             code = self.process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -152,8 +152,7 @@ class Running:
 class Shell:
     """A folder and the processes started in it. Their broker is the file queue.db there, unless the environment says otherwise.
 
-    As a context manager it kills, at the end, those that are still running.
-    """
+    As a context manager it kills those that are still running at the end."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -170,7 +169,7 @@ class Shell:
             running.end()
 
     def start_sooner(self) -> None:
-        """Without what measures coverage: it is loaded before us, and what comes meanwhile is Python's to heed, or to lose."""
+        """Start processes without measuring coverage: that code is loaded before ours, and Python handles or loses signals meanwhile."""
         for name in [name for name in self.environment if name.startswith("COVERAGE_")]:
             del self.environment[name]
 
@@ -180,7 +179,7 @@ class Shell:
         file.write_text(textwrap.dedent(source))
 
     def start(self, *arguments: str, **more: Any) -> Running:
-        """`python ARGUMENTS`, not waited for."""
+        """Start `python ARGUMENTS`, and do not wait for it."""
         command = [sys.executable, *arguments]
         process = subprocess.Popen(
             command,
@@ -197,13 +196,13 @@ class Shell:
         return self.start("-m", "taskflow", *arguments)
 
     def worker(self, *arguments: str) -> Running:
-        """One of the module `tasks`, once it works."""
+        """Start a worker of the module `tasks`, and return it once it works."""
         started = self.taskflow("worker", "tasks", *arguments)
         started.wait_for("working as")
         return started
 
     def run(self, *arguments: str, code: int = 0) -> str:
-        """`python ARGUMENTS` to its end; what it said."""
+        """Run `python ARGUMENTS` to its end, and return its output."""
         running = self.start(*arguments)
         ended = running.end()
         assert ended == code, f"exit code {ended}: {running.said}"
@@ -219,7 +218,8 @@ class Shell:
         assert code == 0, said
 
     def suspend(self, running: Running) -> None:
-        """Stop a process by SIGSTOP. On SQLite it does not hold the lock of the store then, which nobody else could write to."""
+        """Stop a process by SIGSTOP, on SQLite at a moment when it does not hold the store's lock: otherwise no other process could
+        write."""
         url = self.environment["TASKFLOW_BROKER"]
         with contextlib.ExitStack() as held:
             if url.startswith("sqlite:///"):
@@ -230,17 +230,17 @@ class Shell:
             until(lambda: is_stopped(running.process.pid))
 
     def counts(self) -> Counter[str]:
-        """How many jobs are in each state, of those states that have any."""
+        """Return the number of jobs in each state that has any."""
         return counts_of(re.sub("^sqlite:///(?!/)", f"sqlite:///{self.folder}/", self.environment["TASKFLOW_BROKER"]))
 
     def ledger(self) -> list[str]:
-        """What jobs have written down, a line a run."""
+        """Return what jobs have recorded, one line per run."""
         file = self.folder / "ledger"
         return file.read_text().splitlines() if file.exists() else []
 
 
 def counts_of(url: str) -> Counter[str]:
-    """How many jobs are in each state, of those states that have any, by a look at the store from this process."""
+    """Read the store from this process, and return the number of jobs in each state that has any."""
 
     async def count() -> Counter[str]:
         broker = connect(url)
@@ -272,7 +272,7 @@ def until(condition: Callable[[], bool], running: Running | None = None, timeout
 
 
 def ended_clearly(running: Running, codes: Sequence[int]) -> None:
-    """With one of these exit codes, and without a traceback of ours."""
+    """Assert that it ended with one of these exit codes, and without a traceback of ours."""
     code = running.end()
     assert code in codes, f"exit code {code}: {running.said}"
     assert not OUR_FRAMES.search(FAILED_JOB.sub("", WHERE_IT_STOOD.sub("", running.said))), running.said

@@ -1,4 +1,4 @@
-"""Workers that are told to stop, once, twice or three times, at whatever moment, whatever they do then; and what must hold of each end."""
+"""Workers that are stopped once, twice or three times, at any moment, whatever they do then; and what must hold at each end."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tests.cli.processes import JOBS, Running, Shell, counts_of, ended_clearly
 from tests.cli.supervised import PYTHONS_OWN, a_little_later, interrupt_again_if_lost, none_is_left, pids
 
 AT_ONE_TIME: Final = 4
-"""Workers that are stopped beside each other: their moments are no longer exact, and all the more mixed."""
+"""The number of workers that are stopped beside each other: their moments are then no longer exact, and all the more mixed."""
 
 NOT_HEARD: Final = (*PYTHONS_OWN, -signal.SIGTERM)
-"""A signal that comes before our first line is run is Python's to heed, or ends it; and one after our last, once we had been told."""
+"""Exit codes after a signal that came before our first line ran or after our last: Python handles it, or is ended by it."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """`times` the signal, the first so many seconds after the worker was started, or has begun to work."""
+    """`times` the signal, the first one this many seconds after the worker was started, or began to work."""
 
     number: signal.Signals
     times: int
@@ -44,14 +44,14 @@ HOW: Final = [(number, times) for times in (1, 2, 3) for number in (signal.SIGTE
 
 
 def stops(milliseconds: Iterable[int], turn: int = 0) -> list[Stop]:
-    """At each of these moments the next of the six ways, beginning with that `turn`."""
+    """Return, for each of these moments, the next of the six ways to stop, beginning with that `turn`."""
     ways = itertools.islice(itertools.cycle(HOW), turn, None)
     return [Stop(number, times, moment / 1e3) for (number, times), moment in zip(ways, milliseconds, strict=False)]
 
 
 @dataclass
 class Stopped:
-    """One worker, or supervisor, that was stopped; and its own store."""
+    """One worker or supervisor that was stopped, and its store."""
 
     stop: Stop
     running: Running
@@ -64,7 +64,7 @@ class Stopped:
 
     @property
     def is_orderly(self) -> bool:
-        """It has wound down, and handed back what it could not finish; or it had not begun."""
+        """True if it has wound down, and handed back what it could not finish; or if it had not begun."""
         return self.code in (0, 124, *NOT_HEARD) and "did not exit in time" not in self.running.said
 
     def counts(self) -> Counter[str]:
@@ -75,8 +75,8 @@ class Stopped:
 
 
 class Stage:
-    """Workers of a module `tasks`, each on a copy of one store that was filled before, or on a `new_store` of its own, unless they are told
-    of another."""
+    """Workers of a module `tasks`, each on a copy of one store that was filled before, or on a `new_store`, unless they are given another
+    one."""
 
     def __init__(self, shell: Shell, *calls: str, new_store: Callable[[], str] | None = None) -> None:
         self.shell = shell
@@ -91,11 +91,11 @@ class Stage:
         if not calls:
             return
         shell.send(*calls)
-        with closing(sqlite3.connect(shell.folder / "filled.db")) as filled:  # nothing is left beside the file
+        with closing(sqlite3.connect(shell.folder / "filled.db")) as filled:  # leaves nothing beside the file
             filled.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def start(self, *flags: str, url: str | None = None) -> tuple[Running, str, Path]:
-        """A worker, its store and its ledger."""
+        """Return a new worker, its store and its ledger."""
         number = next(self._numbers)
         if url is None and self._new_store is not None:
             url = self._filled(self._new_store())
@@ -113,7 +113,7 @@ class Stage:
         return url
 
     def start_takes(self) -> float:
-        """Seconds from the start of a worker until it works, on this machine at this moment."""
+        """Return the seconds from a worker's start until it works, on this machine at this moment."""
         began_at = time.monotonic()
         running, _, _ = self.start()
         running.wait_for("working as")
@@ -123,10 +123,9 @@ class Stage:
         return took
 
     def stop_all(self, stops: Sequence[Stop], *flags: str, once: str | None = None, url: str | None = None) -> list[Stopped]:
-        """Each a worker of its own, from its start, or from when it has said `once`; ended clearly, and nothing is left of it.
+        """Stop one worker each, timed from its start or from its line `once`; each must end clearly and leave nothing behind.
 
-        Where a start takes longer than half a second the moments from there on lie so much further apart.
-        """
+        Where a start takes longer than half a second, the moments are spread in proportion."""
         stretch = 1.0 if once is not None else max(1.0, AT_ONE_TIME / 2 * self.start_takes() / 0.5)
 
         def stopped(stop: Stop) -> Stopped:
@@ -144,8 +143,8 @@ class Stage:
 
 
 def ended_as_told(stopped: Stopped) -> None:
-    """Who has begun to work winds down, and does what it was told; who has not says so by its code, as does who is cut off at once. Of
-    several workers some may have begun."""
+    """Assert that a worker that began to work winds down and obeys; one that had not begun, or is cut off at once, shows this by its code.
+    Of several workers some may have begun."""
     number, running = stopped.stop.number, stopped.running
     if number == signal.SIGINT:
         interrupt_again_if_lost(running)
@@ -163,7 +162,8 @@ def ended_as_told(stopped: Stopped) -> None:
 
 
 def nothing_is_lost(stopped: Stopped, jobs: int) -> None:
-    """Each job is where it belongs: what has ended is told, what has not is ready for others, but for what was cut off by force."""
+    """Assert that each job is where it belongs: an ended one is settled, and others are ready again, except for those that were cut off by
+    force."""
     counts, runs = stopped.counts(), stopped.runs()
     said = f"{stopped.stop}: exit code {stopped.code}, {dict(counts)}, {len(runs)} ran: {stopped.running.said}"
     assert counts.total() == jobs, said
@@ -182,5 +182,5 @@ STUBBORN = ("swallow.bind(0)", "never_return.bind(1)", *(f"brief.bind({n})" for 
 
 
 def had_time(stopped: Stopped) -> None:
-    """Interrupted once, its runs may finish, and 10 ms are soon over."""
+    """Assert that the runs of a worker that was interrupted once may finish; 10 ms are soon over."""
     assert stopped.stop.times > 1 or stopped.code != 124, stopped.running.said

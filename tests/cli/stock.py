@@ -1,4 +1,4 @@
-"""A store with jobs in every state, made by the broker's own operations."""
+"""A store with jobs in every state, created by the broker's own operations."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Stock:
 
     @property
     def all(self) -> list[str]:
-        """As they are listed: by status, the next to run first, the last to end first."""
+        """Return all ids in the order of the list: by status, the next to run first, the last to end first."""
         return [self.scheduled, *self.ready[::-1], self.running, self.succeeded, self.poison, self.failed, self.cancelled]
 
 
@@ -77,7 +77,7 @@ async def failed_with(broker: Broker, error: RunError, deploy: str = "", **field
 
 
 class _Worker:
-    """Takes one job at a time, by hand."""
+    """Claims one job at a time, when called."""
 
     def __init__(self, broker: Broker, session: bytes = b"somebody's worke") -> None:
         self._broker = broker

@@ -10,28 +10,28 @@ from pathlib import Path
 from taskflow.worker.children.syscalls import SAME_SIGNAL
 from tests.cli.processes import Running, Shell, until
 
-# What Python itself does with a SIGINT before our first line is run: die of it, or fail to load.
+# How Python reacts to a SIGINT before our first line is run: it dies, or fails to load.
 PYTHONS_OWN = (-signal.SIGINT, 1)
-# Or lose it: an import before our first line has callbacks in which the interpreter drops every exception.
+# It may also lose it: an import before our first line has callbacks in which the interpreter drops every exception.
 LOST_BY_PYTHON = re.compile(
     r"^Exception ignored .*(?:_get_module_lock|KeyedRef\.remove).*\n(?:.*\n){0,3}?KeyboardInterrupt:? *$", re.MULTILINE
 )
 
 
 def a_little_later() -> None:
-    """What comes closer together is one signal, sent twice: as the process sees it, which may have to wait for a processor."""
+    """Wait, because the process, which may have to wait for a processor, can take two signals in quick succession for one."""
     time.sleep(6 * SAME_SIGNAL)
 
 
 def workers(shell: Shell, processes: int, *arguments: str) -> Running:
-    """So many of them, once they work."""
+    """Start this many workers, and return their supervisor once they work."""
     started = shell.taskflow("worker", "tasks", "--processes", str(processes), *arguments)
     started.wait_for("working as", times=processes)
     return started
 
 
 def pids(running: Running) -> list[int]:
-    """Of all workers that it has ever started, in their order."""
+    """Return the pids of all workers that it has ever started, in their order."""
     return [int(pid) for pid in re.findall(r"worker (\d+) started", running.said)]
 
 
@@ -43,7 +43,7 @@ def is_alive(pid: int) -> bool:
 
 
 def none_is_left(running: Running) -> None:
-    """Of its workers. What still ends at this moment may do so."""
+    """Assert that none of its workers is left. One that is ending at this moment may do so."""
     until(lambda: not any(map(is_alive, pids(running))), running)
 
 

@@ -1,4 +1,4 @@
-"""A socket that stands for systemd's own."""
+"""A socket that replaces systemd's own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class FakeSystemd:
         self.lines: list[str] = []
 
     def hear(self, within: float = TIMEOUT) -> list[str]:
-        """The lines of the next message; none when there is no message in time."""
+        """Return the lines of the next message; none if no message arrives in time."""
         self.socket.settimeout(within)
         try:
             lines = self.socket.recv(4_096).decode().splitlines()

@@ -1,4 +1,4 @@
-"""What bad input gets: a clear end with the exit code of the table, in the user's own terms, and no traceback of ours."""
+"""Bad input leads to a clear end with the exit code of the table, in the user's own terms, and without a traceback of ours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ A_JOB = "from taskflow import job\n@job(queue='mail')\ndef send(): pass\n"
 
 
 def refused(cli: Cli, *argv: str, code: int = 2) -> Said:
-    """Without frames of ours, and without having begun to work."""
+    """Assert that the command fails without frames of ours, and without having begun to work."""
     said = cli(*argv, code=code)
     assert "taskflow/" not in said.err
     assert "importlib" not in said.err

@@ -1,4 +1,4 @@
-"""`taskflow check`: whether the jobs that wait would run with the code here."""
+"""`taskflow check`: whether the waiting jobs would run with the code here."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ NEW = """
 
 @pytest.fixture
 def waiting(cli: Cli) -> dict[str, list[str]]:
-    """The ids of jobs that the old code has sent, by their names; two of "fits" were delayed."""
+    """Return the ids of jobs that the old code has sent, by their names; two of "fits" were delayed."""
     cli.write("old.py", OLD)
     cli.write("new.py", NEW)
     old = cli.load("old")
@@ -86,7 +86,7 @@ def test_what_would_park_or_fail_is_told_with_an_example_and_the_reason(cli: Cli
 
 
 def test_the_reasons_are_those_of_a_worker(cli: Cli, waiting: dict[str, list[str]]) -> None:
-    """A worker that runs the same code parks and fails exactly these."""
+    """A worker with the same code parks and fails exactly these jobs."""
     told = {job["job"]: job["problems"] for job in cli.json("check", "new", "--queue", "mail", code=1)["jobs"]}
     default_app().registry._jobs.clear()
     cli.forget_modules()

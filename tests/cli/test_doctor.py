@@ -1,4 +1,4 @@
-"""`taskflow doctor`: what it finds, and how it ends."""
+"""`taskflow doctor`: its findings, and its exit codes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MIB: Final = 1 << 20
 
 
 def test_a_file_is_sound(cli: Cli) -> None:
-    """The file, its version and its disk are told; nothing is wrong with a fresh one."""
+    """The file, its version and its disk are reported; a fresh one has no problem."""
     cli("migrate")
     said = cli("doctor")
 
@@ -44,7 +44,7 @@ def test_a_file_is_sound(cli: Cli) -> None:
     ids=["next to nothing", "enough for a small file", "less than the file takes", "enough for a large file"],
 )
 def test_a_disk_without_room_is_a_problem(cli: Cli, monkeypatch: pytest.MonkeyPatch, of_file: int, free: int, level: str) -> None:
-    """MiB: a hundred are little for any file, and so is less than there is in it, which may double."""
+    """In MiB: a hundred are little for any file, and so is less than the file's size, which may double."""
     with closing(sqlite3.connect(cli.folder / "queue.db", isolation_level=None)) as file:
         file.execute("CREATE TABLE others (content)")
         file.execute("INSERT INTO others VALUES (zeroblob(?))", (of_file * MIB,))
@@ -73,7 +73,7 @@ def test_a_damaged_page_is_a_problem(cli: Cli) -> None:
 
 @on_each_broker
 def test_what_workers_report_is_a_problem(cli: Cli, new_store: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that answers all else may refuse the claims from a queue, or upkeep."""
+    """A store that answers everything else may refuse the claims from a queue, or upkeep."""
     monkeypatch.setenv("TASKFLOW_BROKER", new_store())
     sessions = [Session(id=bytes([number]) * 16, name=f"web:{number}") for number in range(2)]
     troubled = msgspec.structs.replace(sessions[1], trouble="claiming fails: integer out of range")
@@ -97,7 +97,8 @@ def test_what_workers_report_is_a_problem(cli: Cli, new_store: Callable[[], str]
     ids=["nearly full", "half full", "without a bound"],
 )
 def test_the_memory_of_a_server(cli: Cli, maxmemory: float, level: str, says: str) -> None:
-    """So many times what it takes; 0 is no bound. Nearly full, it refuses new jobs soon: an exit code of a check that failed."""
+    """The bound is a multiple of the memory in use; 0 is no bound. If nearly full, the server refuses new jobs soon: the exit code is that
+    of a failed check."""
     with RedisServer(aof=True, appendfsync="always") as server, closing(server.client()) as client:
         client.config_set("maxmemory", int(maxmemory * int(client.info("memory")["used_memory"])))
         told = cli.json("doctor", "--broker", server.url, code=int(level == "problem"))
@@ -122,7 +123,7 @@ EVICTING = {"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}
     ids=["no persistence", "each second", "each second, but the URL waits", "always", "evicting"],
 )
 def test_how_a_server_keeps_jobs(cli: Cli, server: dict[str, Any], options: str, topic: str, level: str, says: str) -> None:
-    """What a power cut may lose depends on both the server's setting and the URL's. A server that evicts is not worked with."""
+    """What a power cut may lose depends on both the server's setting and the URL's. A server that evicts keys is refused."""
     with RedisServer(**server) as running:
         told = cli.json("doctor", "--broker", running.url + options, code=int(level == "problem"))
         if topic == "eviction":
@@ -158,7 +159,7 @@ def test_a_postgres_that_is_sound(cli: Cli) -> None:
 
 @on_each_broker
 def test_a_rebuild_corrects_what_differs(cli: Cli, new_store: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told and recorded. A worker keeps it from beginning, and is named."""
+    """The rebuild is reported and recorded. A worker prevents it, and is named."""
     url = new_store()
     monkeypatch.setenv("TASKFLOW_BROKER", url)
     session = Session(id=b"1" * 16, name="web:1")
@@ -193,9 +194,9 @@ def _change_counts(url: str) -> None:
 
 
 def test_no_server(cli: Cli, tmp_path: Path) -> None:
-    """A store that is not there is no finding, but an error: exit 3."""
+    """A missing store is no finding, but an error: exit 3."""
     assert "does not answer" in cli("doctor", "--broker", "redis://127.0.0.1:1", code=3).err
-    [line] = cli("doctor", "--rebuild", "--broker", "redis://127.0.0.1:1", code=3).err.splitlines()  # nothing of the audit log
+    [line] = cli("doctor", "--rebuild", "--broker", "redis://127.0.0.1:1", code=3).err.splitlines()  # nothing about the audit log
     assert "does not answer" in line
 
 
@@ -242,9 +243,9 @@ def test_the_sql_is_printed_and_not_run(cli: Cli, url: str) -> None:
 
 @pytest.mark.parametrize("url", ["memory://", "redis://127.0.0.1:1"])
 def test_the_others_need_none(cli: Cli, url: str) -> None:
-    """They are not even asked: no server has to be there."""
+    """They are not even contacted: no server has to exist."""
     scheme = url.partition(":")[0]
     says = f"{scheme}:// needs no migrations: the first use creates everything\n"
     assert cli("migrate", "--broker", url).out == says
     assert cli("migrate", "--plan", "--broker", url).out == says
-    assert cli("migrate", "--sql", "--broker", url).out == f"-- {says}"  # which psql takes
+    assert cli("migrate", "--sql", "--broker", url).out == f"-- {says}"  # which psql accepts

@@ -28,7 +28,7 @@ from tests.support.world import Job, World
 
 
 def test_facts_are_asked_for_once_for_all_jobs_of_a_queue(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asking takes a second if other jobs are ready."""
+    """The query takes a second if other jobs are ready."""
     asked = []
 
     async def facts_of(admin: Admin, record: Record, now: datetime) -> Facts:
@@ -56,7 +56,7 @@ def test_a_job_is_explained(cli: Cli, stock: Stock) -> None:
 
 
 def test_an_explanation_is_wrapped_on_a_terminal(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines break between words, and a command to copy stays in one line."""
+    """Lines break between words, and a command to copy stays on one line."""
     lines = cli("explain", stock.failed).out.splitlines()
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "60")
@@ -257,7 +257,7 @@ async def replaced(world: World) -> Job:
 
 
 def settled(verdict: Callable[[Lease], Settlement], **fields: Any) -> Plant:
-    """Plant a job whose run has ended so."""
+    """Plant a job whose run has ended this way."""
 
     async def plant(world: World) -> Job:
         lease = await world.running(**fields)
@@ -296,7 +296,7 @@ async def test_the_cause_is_named_first_with_its_cure(world: World, name: str) -
 
 
 async def test_further_reasons_follow(world: World) -> None:
-    """What would hold the job up next is told, too."""
+    """The answer also names what would hold the job up next."""
     await world.broker.admin.pause("default")
     record = await world.record(await world.add())
     told = reasons(record, await facts_of(world.broker.admin, record, instant_of(world.clock.wall())))
@@ -331,7 +331,7 @@ def test_the_place_of_a_ready_job_is_told(place: int | None, others: int, rate: 
 
 
 def test_a_pause_is_the_cause_and_more_workers_are_no_cure() -> None:
-    """Not even beside busy workers and other jobs, and also for a job that is due later or has expired."""
+    """This holds beside busy workers and other jobs, and also for a job that is due later or has expired."""
     busy = msgspec.structs.replace(IDLE, leases=IDLE.session.concurrency)
     facts = Facts(now=NOW, is_paused=True, counts={Status.READY: 9}, positions={READY.id: 3}, workers=(busy,), rate=0.0)
     later = msgspec.structs.replace(READY, status=Status.SCHEDULED, due_at=NOW + timedelta(seconds=62))

@@ -1,4 +1,4 @@
-"""`taskflow flows`, and what other commands say about jobs in flows and do with them."""
+"""`taskflow flows`, and what other commands show and do about jobs in flows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOBODY: Final = id_text(bytes(16))
 
 
 def a_flow(number: int = 3, *, collects: bool = False) -> list[Envelope]:
-    """So many calls of `count`, and `total`, which takes their results."""
+    """Return this many calls of `count`, and `total`, which takes their results."""
     new = IdFactory()
     ids, last = [new() for _ in range(number + 1)], number
     counts = [
@@ -53,7 +53,7 @@ async def run_one(broker: Broker, *, fails: bool) -> None:
 
 @pytest.fixture
 def ids(cli: Cli) -> list[str]:
-    """The jobs of a flow of which one has succeeded."""
+    """Return the jobs of a flow of which one has succeeded."""
     flow = a_flow()
 
     async def send(broker: Broker) -> None:
@@ -137,7 +137,7 @@ def test_a_flow_is_cancelled_and_retried(cli: Cli, ids: list[str]) -> None:
     assert cli("retry", "--flow", ids[3]).out == "retried 3\n"
     assert [job["status"] for job in cli.json("flows", ids[3])[0]["jobs"]] == ["succeeded", "ready", "ready", "held"]
     fail_one(cli)
-    assert cli.json("retry", *flow)["matching"] == 1  # what its failure has cancelled comes with it
+    assert cli.json("retry", *flow)["matching"] == 1  # with the jobs that its failure cancelled
     assert [job["status"] for job in cli.json("flows", ids[3])[0]["jobs"]] == ["succeeded", "ready", "ready", "held"]
     assert NOBODY in cli("cancel", "--flow", NOBODY, code=4).err
     assert "leave out --queue, or --flow" in cli("cancel", *flow, "--queue", "mail", code=2).err
@@ -179,7 +179,7 @@ def test_a_long_chain_stays_on_the_screen() -> None:
 
 
 async def test_a_damaged_record_does_not_make_it_read_for_ever() -> None:
-    """Its member cannot be read, or has a number that was read before."""
+    """The record's member cannot be read, or has a number that was read before."""
     pages = [[record(0, Status.READY), msgspec.structs.replace(record(1, Status.READY), member=None)], [record(0, Status.READY)], []]
 
     async def call(_operation: object) -> Any:

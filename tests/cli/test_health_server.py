@@ -1,4 +1,4 @@
-"""`--health-port`: what probes are told, over real connections, of real processes."""
+"""`--health-port`: the answers to probes, over real connections, of real processes."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def crash() -> None:
 
 @pytest.mark.parametrize("options", [(), ("--processes", "2")], ids=["one process", "two processes"])
 def test_the_port_has_the_metrics_of_all_processes(shell: Shell, options: tuple[str, ...]) -> None:
-    """Those of a process that has died, too."""
+    """They include those of a process that has died."""
     shell.write("tasks.py", MEASURED)
     shell.send(*(f"note.bind({number})" for number in range(20)))
     worker = shell.worker("--health-port", "0", *options)
@@ -212,7 +212,7 @@ def test_who_says_nothing_is_shut_out_and_nobody_else_is(server: HealthServer, m
     with socket.create_connection(("127.0.0.1", port_of(server)), timeout=TIMEOUT) as silent:
         silent.sendall(b"GET /live")
         assert ask(port_of(server), "/live").status == 200
-        with contextlib.suppress(ConnectionResetError):  # as good as closed
+        with contextlib.suppress(ConnectionResetError):  # which is as good as closed
             assert silent.recv(1) == b""
 
 
@@ -280,7 +280,7 @@ def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FakeSyst
 
 
 def test_a_worker_tells_that_it_is_ready_alive_and_stopping(shell: Shell, systemd: FakeSystemd) -> None:
-    """Alive twice within the watchdog's time; and the programs that its jobs start do not speak for it."""
+    """It reports that it is alive twice within the watchdog's time; the programs that its jobs start do not report for it."""
     shell.write("tasks.py", TELLING)
     shell.environment |= {**systemd.environment, "WATCHDOG_USEC": "2000000"}
     worker = shell.taskflow("worker", "tasks")
@@ -305,7 +305,7 @@ def test_a_worker_whose_loop_stands_still_gives_no_sign_of_life(shell: Shell, sy
     worker = shell.taskflow("worker", "tasks")
     worker.wait_for("begun")
     systemd.wait_for("STATUS=the event loop has been blocked")
-    for _ in range(4):  # it says why, each half second, and nothing else
+    for _ in range(4):  # it reports why every half second, and nothing else
         [line] = systemd.hear()
         assert line.startswith("STATUS=the event loop has been blocked")
     shell.write("release", "")

@@ -1,4 +1,4 @@
-"""Stored text reaches neither the terminal nor the log as it stands, and odd records stop no command."""
+"""Stored text is escaped before it reaches the terminal or the log, and odd records stop no command."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ VERDICTS = [Failed(ERROR), Retried(ERROR, 1.0), Discarded(HOSTILE), Cancelled(HO
 
 
 def test_a_workers_messages_are_safe_in_the_log_of_an_application(caplog: pytest.LogCaptureFixture) -> None:
-    """Whose formatter may write a message as it stands."""
+    """The application's formatter may write a message unescaped."""
     lease = Lease(
         envelope=Envelope(id=bytes(16), job=HOSTILE, queue=HOSTILE, payload=b""), epoch=1, claim=ClaimId(bytes(16), 1, 0), created_at=0
     )

@@ -1,4 +1,4 @@
-"""`taskflow retry | cancel | purge | pause | resume`: what an operator does to a store."""
+"""`taskflow retry | cancel | purge | pause | resume`: an operator's actions on a store."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_retry_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> Non
 
 
 def test_retry_tells_of_a_key_that_is_taken(cli: Cli) -> None:
-    """In bulk too: exit code 1, since not all that was asked for is done."""
+    """In bulk too, the exit code is 1, since not everything requested is done."""
     job_id = cli.with_broker(_failed_with_its_key_taken)
     said = cli("retry", "--all", code=1)
     assert said.out.splitlines()[-1] == "retried 0"
@@ -197,7 +197,7 @@ def test_a_paused_queue_is_worked_again_once_it_is_resumed(cli: Cli, stock: Stoc
 
 
 def test_a_queue_may_be_paused_before_its_first_job(cli: Cli, stock: Stock) -> None:
-    """It is said all the same: more often the name is mistyped."""
+    """The command says so all the same, because more often the name is mistyped."""
     said = cli("pause", "mial", "zzz")
     assert said.out == "paused mial, in which no job has ever been; did you mean mail?\npaused zzz, in which no job has ever been\n"
     assert said.err == ""
@@ -243,7 +243,7 @@ IDLE = "taskflow: no worker is running: the jobs wait until one starts\n"
 
 @pytest.fixture
 def group(cli: Cli) -> str:
-    """So many failed jobs of one cause, and one of another."""
+    """Add many failed jobs of one cause, and one of another."""
     cli.write("tasks.py", TASKS)
     tasks = cli.load("tasks")
     taskflow.enqueue_sync([*(tasks.work.bind(number) for number in range(MANY)), tasks.other.bind()])
@@ -262,7 +262,7 @@ def worker(cli: Cli, group: str) -> Iterator[None]:
 
 
 def mend(cli: Cli, runs: int = 10_000) -> None:
-    """From now on, so many runs succeed."""
+    """From now on, let this many runs succeed."""
     (cli.folder / "mended").write_text(str(runs))
 
 
@@ -274,7 +274,7 @@ def test_a_mended_group_is_retried_in_stages(cli: Cli, group: str, worker: None)
 
 
 def test_a_job_that_fails_again_stops_the_rest(cli: Cli, group: str, worker: None) -> None:
-    """The eleventh does: the stage that it is in is the last one."""
+    """The eleventh job fails: its stage is the last one."""
     mend(cli, 10)
     said = cli("retry", "--group", group, "--canary", "1", "--then", "10,100,all", code=1)
     assert said.out == f"retried 1 of {MANY}: none has failed again\n"

@@ -66,7 +66,7 @@ def test_jobs_are_filtered(cli: Cli, stock: Stock, filters: list[str], expected:
 
 
 def test_jobs_are_found_and_changed_by_tag(cli: Cli, stock: Stock) -> None:
-    """A record shows the tags; --tag goes with every other filter, and a wrong one is refused."""
+    """A record shows the tags; --tag combines with every other filter, and a wrong one is refused."""
     job_id = cli.with_broker(_a_tagged_job)
     [found] = cli.jobs("--tag", "import:42")
     assert (found["id"], found["tags"]) == (job_id, ["import:42", "b"])
@@ -89,7 +89,7 @@ async def _a_tagged_job(broker: Broker) -> str:
 
 
 def test_jobs_are_paged(cli: Cli, stock: Stock) -> None:
-    """The hint under a page is the next page's own option."""
+    """The hint under a page has the option for the next page."""
     said = cli("jobs", "--limit", "3")
     found = [line.split()[0] for line in said.out.splitlines()[1:]]
     assert said.err.startswith("there may be more: --cursor ")
@@ -115,7 +115,7 @@ def test_a_page_says_how_many_jobs_it_looked_at(cli: Cli, stock: Stock, monkeypa
 
 
 def test_lists_show_neither_arguments_nor_results(cli: Cli, stock: Stock) -> None:
-    """They may hold what a screen must not."""
+    """They may contain what a screen must not show."""
     for said in (cli("jobs"), cli("jobs", "--json"), cli("status", "--json")):
         assert SECRET_ARGUMENTS[1:].decode() not in said.out
         assert "payload" not in said.out
@@ -143,7 +143,7 @@ def a_record(status: Status, **fields: Any) -> Record:
 
 
 def rows_of(records: list[Record], width: int | None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The lines on a terminal of this width, or in a pipe."""
+    """Return the lines on a terminal of this width, or in a pipe."""
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: width is not None)
@@ -192,7 +192,7 @@ LAST = RunError("ValueError", f"last{HOSTILE}", f"Traceback: two\n{HOSTILE}", at
 
 
 def stored(**fields: Any) -> Callable[[Broker], Awaitable[None]]:
-    """A job that has crashed once, failed once and, for its last run, settles as `last` says."""
+    """Store a job that has crashed once, failed once and, for its last run, settles as `last` says."""
     last: Callable[[Any], Any] = fields.pop("last", failed)
 
     async def do(broker: Broker) -> None:

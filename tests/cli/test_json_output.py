@@ -23,7 +23,7 @@ NOBODY = id_text(bytes(16))
 
 
 def commands(parser: Parser, *words: str) -> Iterator[tuple[str, ...]]:
-    """Every command that takes `--json`."""
+    """Yield every command that takes `--json`."""
     if any("--json" in action.option_strings for action in parser._actions):
         yield words
     for name, each in parser.commands.items():
@@ -31,7 +31,7 @@ def commands(parser: Parser, *words: str) -> Iterator[tuple[str, ...]]:
 
 
 def objects(schema: Any) -> Iterator[dict[str, Any]]:
-    """Every description of an object in the schema."""
+    """Yield every description of an object in the schema."""
     if isinstance(schema, dict):
         if schema.get("type") == "object":
             yield schema
@@ -45,7 +45,7 @@ def test_the_schema_leaves_nothing_open() -> None:
     Draft202012Validator.check_schema(SCHEMA)
     for each in objects(SCHEMA):
         assert each.get("required") == (list(each["properties"]) if "properties" in each else None), each
-        if "properties" in each and each is not SCHEMA["$defs"]["job_fields"]:  # which others complete
+        if "properties" in each and each is not SCHEMA["$defs"]["job_fields"]:  # others complete this one
             assert (each.get("additionalProperties"), each.get("unevaluatedProperties")).count(False) == 1, each
 
 

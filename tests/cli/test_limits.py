@@ -1,4 +1,4 @@
-"""`taskflow limits`: which limits hold up jobs, and numbers that are set."""
+"""`taskflow limits`: which limits hold up jobs, and how to set their numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def charge(tenant: str) -> None: ...
 
 
 async def stock(broker: Broker) -> None:
-    """Two of three jobs of acme hold slots. A rate opens in a minute or less."""
+    """Two of acme's three jobs hold slots. A rate opens in a minute or less."""
     slots, rate = Gate(gate_id("charge", "acme"), "charge", "acme", 2), Gate(gate_id("api", "", kind=RATE), "api", "", 1, 60_000_000)
     new = IdFactory()
     await broker.enqueue([Envelope(id=new(), job="charge", payload=b"", limits=(slots,)) for _ in range(3)])
@@ -45,7 +45,7 @@ def test_limits_are_listed(cli: Cli, stored: None) -> None:
 
 
 def test_a_number_is_set(cli: Cli, stored: None) -> None:
-    """What waits passes. The audit log says who did it, and why."""
+    """The waiting job passes. The audit log says who did it, and why."""
     set_it = ("limits", "set", "charge", "acme", "3", "--module", "app.tasks")
     assert cli(*set_it, "--reason", "a larger plan").out == "charge of acme: 3\n"
     [_, charge] = cli.json("limits")

@@ -1,4 +1,4 @@
-"""The worker's log: for people, and a JSON object a line for programs."""
+"""The worker's log: text for people, and one JSON object a line for programs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SECRET = "4711-not-for-logs"
 
 @pytest.fixture
 def lines(cli: Cli) -> list[dict[str, Any]]:
-    """What a draining worker logs as JSON."""
+    """Return what a draining worker logs as JSON."""
     _sent(cli)
     said = cli("worker", "tasks", "--drain", "--log-format", "json", "--log-level", "debug", code=1)
     return [json.loads(line) for line in said.err.splitlines()]
@@ -95,7 +95,7 @@ def test_lines_about_a_job_carry_its_fields(lines: list[dict[str, Any]]) -> None
 
 @pytest.mark.filterwarnings("default::DeprecationWarning")
 def test_a_jobs_own_lines_carry_its_fields_too(lines: list[dict[str, Any]]) -> None:
-    """From the loop and from a thread; through the root logger's own format, without the job's doing."""
+    """They come from the loop and from a thread, through the root logger's own format, without any action of the job."""
     [inside] = of_job(lines, "tasks.greet", "shop")
     assert inside["message"] == f"in the async job {inside['job_id']}"
     assert (inside["queue"], inside["attempt"]) == ("mail", 1)

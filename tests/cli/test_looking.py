@@ -1,4 +1,4 @@
-"""Commands that look: they create nothing in a store."""
+"""Commands that only read: they create nothing in a store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOOKING = [
 
 
 def contents(url: str, folder: Cli) -> list[str]:
-    """Return the names of what is in the store: files, keys or schemas."""
+    """Return the names of the store's contents: files, keys or schemas."""
     match urlsplit(url).scheme:
         case "sqlite":
             return [file.name for file in folder.folder.iterdir() if "queue" in file.name]

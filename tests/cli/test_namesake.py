@@ -1,4 +1,4 @@
-"""OpenStack's TaskFlow, which is imported by our name, is installed too: doctor, worker and the pytest plugin say what to remove."""
+"""OpenStack's TaskFlow, which has the same import name, is installed too: doctor, worker and the pytest plugin say what to remove."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def install_theirs(site: Path) -> None:
 
 @pytest.fixture(params=["ours last", "theirs last"])
 def mixed(request: pytest.FixtureRequest, shell: Shell) -> Shell:
-    """Both in one folder; the one that was installed last has overwritten `taskflow/__init__.py`."""
+    """Install both in one folder; the later one has overwritten `taskflow/__init__.py`."""
     site = shell.folder / "site"
     shutil.copytree(Path(taskflow.__file__).parent, site / "taskflow", ignore=shutil.ignore_patterns("__pycache__"))
     install_theirs(site)

@@ -64,7 +64,7 @@ def _filter_flags() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("command", "flag"), [*_filter_flags(), ("jobs", "--header=")])
 def test_an_empty_filter_is_wrong(cli: Cli, stock: Stock, command: str, flag: str) -> None:
-    """As an unset variable of a shell leaves it. It would match every job."""
+    """An unset variable of a shell leads to one. It would match every job."""
     cli.write("tasks.py", "from taskflow import job\n@job\ndef send(): pass\n")
     targets = {"check": ["tasks"], "send": ["tasks.send"]}.get(command, [])
     for value in ("", "=x") if "header" in flag else ("",):
@@ -75,7 +75,7 @@ def test_an_empty_filter_is_wrong(cli: Cli, stock: Stock, command: str, flag: st
 
 
 def helps() -> Iterator[tuple[str, ...]]:
-    """The words of every command, and of every action."""
+    """Yield the words of every command, and of every action."""
     for name, command in a_parser().commands.items():
         yield (name,)
         yield from ((name, action) for action in command.commands)
@@ -99,7 +99,7 @@ def test_every_command_has_help_with_an_example_and_a_section_of_the_reference(c
     assert example is not None
     program, *arguments = shlex.split(example[1].partition(" > ")[0])
     assert (program, arguments[: len(words)]) == ("taskflow", list(words)) or words == ("schedules",)
-    if words != ("help",):  # which prints
+    if words != ("help",):  # which prints the text
         a_parser().parse_args(arguments)
     section = re.search(r"^more: docs/reference/(.+)#(.+)", said, re.MULTILINE)
     assert section is not None

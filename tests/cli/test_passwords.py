@@ -1,4 +1,4 @@
-"""A broker URL's password: no output shows it, and no command line of a process that taskflow starts."""
+"""A broker URL's password: neither any output shows it, nor the command line of a process that taskflow starts."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_an_url_in_the_wrong_place_is_not_repeated(cli: Cli) -> None:
 
 
 def test_workers_have_no_broker_on_their_command_lines(shell: Shell) -> None:
-    """The supervisor's own is the user's. The worker uses the broker all the same, and no job's process inherits the variable."""
+    """The supervisor's command line is the user's. The worker uses the broker all the same, and no job's process inherits the variable."""
     shell.write("tasks.py", TASKS)
     broker = f"sqlite:///queue.db?namespace={SECRET}"
     shell.environment["TASKFLOW_BROKER"] = broker

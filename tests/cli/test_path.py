@@ -1,4 +1,4 @@
-"""The narrowest path, for real: a process that sends, a worker in another, a SQLite file between them."""
+"""The shortest path, for real: a process that sends, a worker in another, a SQLite file between them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_worker_in_another_process_does_what_was_sent(application: Shell) -> N
 
 
 def test_the_demo_counts_what_is_there(application: Shell) -> None:
-    """Its figures are those of an independent count of the same files; so are those of the queue that it keeps."""
+    """Its figures equal those of an independent count of the same files, and so do those of its remaining queue."""
     said = application.run("-m", "taskflow", "demo", "--folder", "demo", "--limit", "60")
     contents = [file.read_bytes() for file in the_first_files(60)]
     assert figure(said, "files") == 60
@@ -79,11 +79,12 @@ def test_the_demo_counts_what_is_there(application: Shell) -> None:
     assert "60 of 60 done" in said.splitlines()
     [file] = (application.folder / "demo").glob("demo-*.db")
     assert counts_of(f"sqlite:///{file}") == {"succeeded": 60}
-    assert [file.name for file in (application.folder / "demo").iterdir() if file.stat().st_mode & 0o077] == []  # for their owner alone
+    assert [file.name for file in (application.folder / "demo").iterdir() if file.stat().st_mode & 0o077] == []  # only for their owner
 
 
 def test_what_the_demo_says_to_type_next_works(application: Shell) -> None:
-    """Pasted into the shell it was called from; also when no folder is named, and when the folder's name is odd."""
+    """The command is pasted into the shell from which the demo was called; also when no folder is named, and when the folder's name is
+    odd."""
     script = shlex.quote(str(Path(sys.executable).with_name("taskflow")))
     python = f"{shlex.quote(sys.executable)} -m taskflow"
     for command in (f"{script} demo --limit 2", f"{python} demo --limit 2 --folder 'a b%20?#&c'"):
@@ -119,14 +120,14 @@ def test_a_folder_that_cannot_be_made_or_written_is_said_so(application: Shell, 
 
 
 def pasted(shell: Shell, line: str) -> str:
-    """What the line says in a shell."""
+    """Return the line's output in a shell."""
     ran = subprocess.run(line, shell=True, cwd=shell.folder, env=shell.environment, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
 
 
 def the_first_files(count: int) -> list[Path]:
-    """Of the standard library, in the demo's order: folder by folder from the top, names sorted."""
+    """Return files of the standard library in the demo's order: folder by folder from the top, names sorted."""
     files: list[Path] = []
     for folder, subfolders, names in os.walk(sysconfig.get_path("stdlib")):
         subfolders[:] = sorted(set(subfolders) - {"site-packages", "dist-packages", "__pycache__"})

@@ -39,7 +39,7 @@ def unwanted() -> None:
 
 @pytest.fixture
 def many(cli: Cli) -> None:
-    """Three causes: 40 of one in two jobs, 7 of another, and a job that was poison."""
+    """Add failures of three causes: 40 of one in two jobs, 7 of another, and a job that was poison."""
 
     async def fail(broker: Broker) -> None:
         for number in range(40):
@@ -84,7 +84,7 @@ def test_filters_choose(cli: Cli, many: None) -> None:
 
 
 def test_a_worker_stores_the_cause_and_its_deploy(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of jobs that fail for good, and not of those that run again."""
+    """It does so for jobs that fail for good, and not for those that run again."""
     cli.write("tasks.py", TASKS)
     tasks = cli.load("tasks")
     taskflow.enqueue_sync([*(tasks.work.bind(number) for number in range(3)), tasks.unwanted.bind()])
@@ -116,7 +116,7 @@ ME = f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def actions(cli: Cli) -> list[list[Any]]:
-    """What was done, to what, to how many and why: the oldest first."""
+    """Return each action with its target, number and reason: the oldest first."""
     found = cli.json("audit")
     return [[act["action"], act["names"] or act["selection"], act["affected"], act["reason"]] for act in reversed(found)]
 
@@ -155,7 +155,7 @@ def test_what_changes_nothing_is_not_recorded(cli: Cli, stock: Stock) -> None:
 def test_an_act_that_is_interrupted_is_recorded_with_what_was_done(
     cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    """By Ctrl-C, the end of a container or a closed terminal during the third batch of four."""
+    """It is interrupted by Ctrl-C, the end of a container or a closed terminal during the third batch of four."""
     cancelled = SqliteBroker.cancel
     batches: list[int] = []
 
@@ -195,7 +195,7 @@ def test_an_act_that_the_store_breaks_off_is_recorded_with_what_was_done(cli: Cl
 
 
 def test_a_person_confirms_the_removal_of_a_schedule(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script is not asked. What is declined is not recorded."""
+    """A script is not asked. A declined removal is not recorded."""
     template = Envelope(id=bytes(16), job="tick", payload=b"\x01")
     definition = SchedulePlan(times=EveryTimes(3600.0), template=template).to_definition("ticks")
     cli.with_broker(lambda broker: broker.define([definition]))

@@ -34,7 +34,8 @@ def a_definition(name: str, times: Any, **terms: Any) -> Definition:
 
 
 async def stock(broker: Broker) -> None:
-    """Workers 1 to 3 declare "morning", which has fired, and "poll", which is paused. Worker 4 declared "gone". "ticks" was put."""
+    """Workers 1 to 3 declare "morning", which has fired, and "poll", which is paused. Worker 4 declared "gone". "ticks" was stored by a
+    put."""
     for number in range(1, 5):
         session = Session(id=bytes([number]) * 16, name=f"web{number}:7", ttl=3600.0)
         await broker.register(session)
@@ -47,7 +48,7 @@ async def stock(broker: Broker) -> None:
 
 
 async def fire(broker: Broker, name: str, at: int) -> None:
-    """Fire a schedule for an instant, with another one three days later to come."""
+    """Fire a schedule for an instant; its next instant is three days later."""
     [offer] = (await broker.upkeep(100)).offers
     envelope = SchedulePlan.from_body(offer.body).envelope_for(name, at)
     first = Firing(name=name, digest=offer.digest, expected=None, next_at=at, offer_at=at)
@@ -179,7 +180,7 @@ def test_options_may_stand_before_the_action(cli: Cli, stored: None, monkeypatch
 
 
 def test_a_schedule_that_is_paused_already_is_left_alone(cli: Cli, stored: None) -> None:
-    """And so is the audit log."""
+    """Nothing is added to the audit log either."""
     assert cli("schedules", "pause", "poll").out == "poll is paused already\n"
     assert cli("schedules", "resume", "ticks").out == "ticks is not paused\n"
     assert cli.json("schedules", "pause", "poll")["schedules"][0]["problem"] is None
@@ -248,7 +249,7 @@ def test_an_action_on_an_unknown_schedule_does_the_others(cli: Cli, stored: None
 def test_a_schedule_with_an_odd_name_is_named_as_it_is_shown(
     cli: Cli, new_store: Callable[[], str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Another program has stored it. Without an escape, its name could be no argument of a safe command."""
+    """Another program has stored it. Without an escape, its name could not be an argument of a safe command."""
     monkeypatch.setenv("TASKFLOW_BROKER", new_store())
     plain = a_definition("plain", EveryTimes(30.0))
     cli.with_broker(lambda broker: broker.define([plain, plain._replace(name=name)]))

@@ -30,7 +30,7 @@ ARGS = '{"order": {"number": 7}, "on": "2026-11-28"}'
 
 @pytest.fixture
 def tasks(cli: Cli) -> Any:
-    """The module of the jobs, which the command has not imported."""
+    """The jobs' module, which the command has not imported."""
     cli.write("tasks.py", TASKS)
     return lambda: cli.load("tasks")
 

@@ -1,4 +1,4 @@
-"""Stopped once, twice, three times, in the first half second and while at work: a sample, of which `python -m tests.long` has the whole."""
+"""Workers stopped once, twice or three times, in the first half second and while at work: a sample of what `python -m tests.long` runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def brief(shell: Shell) -> Stage:
 
 @pytest.mark.parametrize("new_store", ["redis", "postgres"], indirect=True)
 def test_on_a_server_too(shell: Shell, new_store: Callable[[], str]) -> None:
-    """In the first half second, and in the midst of work; a supervisor with two workers. Each way to stop them comes once."""
+    """In the first half second, and during work; also a supervisor with two workers. Each way to stop them is used once."""
     stage = Stage(shell, *BRIEF, new_store=new_store)
     flags = ("--concurrency", "4", "--processes", "2")
     at_its_start = stage.stop_all(stops(range(0, 501, 250)), *flags)
@@ -42,7 +42,7 @@ def test_in_the_midst_of_work(brief: Stage, processes: list[str]) -> None:
 
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
 def test_with_jobs_that_ignore_their_cancellation(shell: Shell, processes: list[str]) -> None:
-    """The first signal ends it too, after the grace period and `stop_timeout`; what ran is ready for others."""
+    """The first signal ends it too, after the grace period and `stop_timeout`; its jobs are ready for others."""
     stage = Stage(shell, *STUBBORN)
     stopped = stage.stop_all(stops(range(0, 181, 30)), "--grace", "0.1", *processes, once="working as")
     for one in stopped:
@@ -80,7 +80,7 @@ async def wait() -> None:
 
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
 def test_a_signal_to_the_group_is_one(waiting: Shell, processes: list[str]) -> None:
-    """As `timeout` sends it: to the process, and to its group."""
+    """`timeout` sends it to the process, and to its group."""
     worker = waiting.start("-m", "taskflow", "worker", "tasks", "--concurrency", "2", *processes, start_new_session=True)
     worker.wait_for("begun by", times=2)
     worker.signal(signal.SIGTERM)
@@ -93,7 +93,7 @@ def test_a_signal_to_the_group_is_one(waiting: Shell, processes: list[str]) -> N
 
 
 def test_a_terminal_that_goes_away_winds_a_lone_worker_down(waiting: Shell) -> None:
-    """By however many SIGHUPs it is told of. What runs may finish."""
+    """This holds however many SIGHUPs report it. Runs may finish."""
     ours, theirs = a_terminal()
     worker = waiting.start("-c", ON_A_TERMINAL, "-m", "taskflow", "worker", "tasks", stdin=theirs)
     os.close(theirs)
@@ -126,7 +126,7 @@ UNDER_NOHUP = (
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_as_pid1_it_hears_what_others_do(waiting: Shell, unshare: str, processes: list[str], times: int) -> None:
-    """The kernel keeps from process 1 every signal that it has no handler for."""
+    """The kernel withholds from process 1 every signal that it has no handler for."""
     worker = waiting.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks", "--concurrency", "2", *processes)
     worker.wait_for("begun by", times=2)
     [pid1] = children_of(worker.process.pid)
@@ -144,7 +144,7 @@ def test_as_pid1_it_hears_what_others_do(waiting: Shell, unshare: str, processes
 
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
 def test_as_pid1_it_hears_a_sigterm_from_its_first_moment_on(shell: Shell, unshare: str, processes: list[str]) -> None:
-    """Else `docker stop` waits for its SIGKILL. Any other process is ended by it at once, with no word of ours."""
+    """Otherwise `docker stop` waits for its SIGKILL. Any other process is ended by it at once, without a message of ours."""
     shell.start_sooner()
     shell.write("argparse.py", LOADING)
     arguments = ["-m", "taskflow", "worker", "tasks", *processes]
@@ -159,7 +159,7 @@ def test_as_pid1_it_hears_a_sigterm_from_its_first_moment_on(shell: Shell, unsha
     assert as_pid1.said == as_another.said == "loading\n"
 
 
-# The current folder's argparse is found first, before the worker has heard of its modules.
+# The current folder's argparse is found first, before the worker knows its modules.
 LOADING = """
 import time
 print("loading\\n", end="", flush=True)

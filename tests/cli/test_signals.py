@@ -122,7 +122,7 @@ def test_the_first_lets_runs_finish_and_starts_nothing_new(tasks: Shell, number:
 
 @on_each_broker
 def test_the_second_hands_back_what_runs_and_another_starts_it_at_once(tasks: Shell) -> None:
-    """Long before the session would lapse, which takes an hour here; and no attempt is used up."""
+    """It starts long before the session would lapse, which takes an hour here; and no attempt is used up."""
     tasks.send("wait.bind()")
     first = tasks.worker("--ttl", "3600")
     first.wait_for("begun .*attempt 1")
@@ -141,7 +141,7 @@ def test_the_second_hands_back_what_runs_and_another_starts_it_at_once(tasks: Sh
 
 @on_each_broker
 def test_a_worker_whose_packages_have_been_replaced_gives_back_what_it_runs(tasks: Shell) -> None:
-    """It loads nothing on its way out."""
+    """It imports nothing as it ends."""
     tasks.send("outlive_its_packages.bind(3600.0)")
     worker = tasks.worker("--grace", "0.1")
     worker.wait_for("begun")
@@ -160,7 +160,7 @@ def test_the_third_ends_the_process_even_when_a_job_blocks_the_loop(on_each_loop
         worker.signal(number)
         a_little_later()
     assert worker.process.poll() is None
-    for _ in range(5):  # of those before, the process may have seen two as one, which had to wait for a processor
+    for _ in range(5):  # a process that waited for a processor may have taken two of the earlier ones for one
         if worker.process.poll() is None:
             worker.signal(number)
             a_little_later()
@@ -172,7 +172,7 @@ def test_the_third_ends_the_process_even_when_a_job_blocks_the_loop(on_each_loop
 
 @pytest.mark.parametrize("where", ["argparse.py", "tasks.py"], ids=["ours", "the application's"])
 def test_ctrl_c_of_which_c_code_makes_an_error_of_its_own(tasks: Shell, where: str) -> None:
-    """As PyCapsule_Import does of whatever is raised while it loads a module."""
+    """PyCapsule_Import replaces whatever is raised while it loads a module."""
     tasks.start_sooner()
     tasks.write(where, LOADED_BY_C)
     worker = tasks.taskflow("worker", "tasks")
@@ -272,7 +272,7 @@ def test_a_signal_while_modules_are_imported_ends_it(shell: Shell, number: signa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_the_lifespan_starts_cancels_the_start(on_each_loop: Shell, number: signal.Signals) -> None:
-    """It is said at once, the lifespan lets go of what it has, and no session is opened."""
+    """It is reported at once, the lifespan releases what it has, and no session is opened."""
     shell = on_each_loop
     shell.write("tasks.py", SLOW_START)
     worker = shell.taskflow("worker", "tasks")
@@ -298,13 +298,13 @@ def test_a_second_signal_ends_a_start_that_does_not_give_up(on_each_loop: Shell)
 
 
 def lock(shell: Shell) -> None:
-    """The store is made, and locked by a stranger."""
+    """The store is created, and locked by another program."""
     shell.run("-m", "taskflow", "resume", "default")
     shell.start("-c", LOCK).wait_for("locked")
 
 
 def test_a_drain_that_is_stopped_before_its_end_is_not_taken_for_done(tasks: Shell) -> None:
-    """`taskflow worker --drain && next` does not go on. What is left is told as it is after the winding down."""
+    """`taskflow worker --drain && next` does not go on. The remaining jobs are reported as they are after the winding down."""
     tasks.send("wait.bind()")
     worker = tasks.worker("--drain", "--concurrency", "1")
     worker.wait_for("begun")
@@ -323,14 +323,14 @@ sys.addaudithook(lambda event, arguments: event == "sqlite3.connect/handle" and 
 
 
 def test_other_commands_end_by_ctrl_c(shell: Shell) -> None:
-    """The store is locked by a stranger, so that the command waits."""
+    """Another program locks the store, so that the command waits."""
     lock(shell)
     shell.write("audits/sitecustomize.py", AUDITS)
     shell.environment["PYTHONPATH"] = str(shell.folder / "audits")
     command = shell.taskflow("pause", "mail")
     command.wait_for("opens the store")
     command.signal(signal.SIGINT)
-    # An operation that the store's thread has begun is waited for, up to its timeout: then it may be said that the store is locked.
+    # The command waits for an operation that the store's thread has begun, up to its timeout; it may then report the locked store.
     ended_clearly(command, [128 + signal.SIGINT, 3])
     assert "Traceback" not in command.said
 
@@ -339,8 +339,8 @@ def test_other_commands_end_by_ctrl_c(shell: Shell) -> None:
 
 
 def test_a_worker_ends_whatever_its_jobs_do(shell: Shell) -> None:
-    """A job that swallows every cancellation, one that never returns from its thread, one that leaves a thread of its own: 124, and
-    the job is ready again, with no attempt used up. The three at the same time, since each takes the seconds of `stop_timeout`."""
+    """One job swallows every cancellation, one never returns from its thread, one leaves its own thread behind: 124, and the job is ready
+    again, with no attempt used up. The three run at the same time, since each takes `stop_timeout` seconds."""
     shell.write("tasks.py", TASKS)
     workers: dict[str, Running] = {}
     for name in ("swallow", "never_return", "leave_a_thread"):
@@ -358,10 +358,9 @@ def test_a_worker_ends_whatever_its_jobs_do(shell: Shell) -> None:
 
 
 def test_a_worker_whose_descriptors_a_job_has_closed_ends_and_loses_nothing(on_each_loop: Shell) -> None:
-    """It could harm strangers' files if it went on. What ran there runs elsewhere when its session has lapsed.
+    """It could damage other programs' files if it went on. Its jobs run elsewhere when its session has lapsed.
 
-    On uvloop it is libuv that ends the process, by SIGABRT.
-    """
+    On uvloop it is libuv that ends the process, by SIGABRT."""
     shell = on_each_loop
     workers: dict[str, Running] = {}
     for name in ("close_descriptors", "close_descriptors_in_a_thread"):
@@ -369,7 +368,7 @@ def test_a_worker_whose_descriptors_a_job_has_closed_ends_and_loses_nothing(on_e
         shell.send(f"{name}.bind()")
         workers[name] = shell.taskflow("worker", "tasks", "--ttl", "1")
     for worker in workers.values():
-        ended_clearly(worker, [124, -signal.SIGABRT])  # asyncio may have had its say; frames of ours are in none of it
+        ended_clearly(worker, [124, -signal.SIGABRT])  # asyncio may have printed something, but no frame of ours
     for name in workers:
         shell.environment["TASKFLOW_BROKER"] = f"sqlite:///{name}.db"
         ended_clearly(shell.taskflow("worker", "tasks", "--ttl", "1", "--drain"), [0])

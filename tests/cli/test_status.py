@@ -85,7 +85,7 @@ def test_status_gives_few_hints(cli: Cli) -> None:
 
 
 def test_parked_jobs_that_no_worker_knows_are_named(cli: Cli) -> None:
-    """Only if each running worker has told which jobs it knows."""
+    """They are named only if each running worker has reported which jobs it knows."""
 
     async def fill(broker: Broker) -> None:
         fresh = IdFactory()
@@ -115,7 +115,7 @@ def test_workers_are_listed(cli: Cli, stock: Stock) -> None:
 
 
 def test_a_running_worker_says_what_it_knows(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also while it runs a job that looks."""
+    """It does so even while it runs a job that reads the status."""
     monkeypatch.setenv("TASKFLOW_DEPLOY", "v17")
     cli.write("tasks.py", LOOKING)
     cli.load("tasks").look.delay_sync()
@@ -200,7 +200,7 @@ class Terminal:
         fcntl.ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
     def until(self, pattern: str) -> None:
-        """Read until what is written contains the pattern behind what was read before."""
+        """Read until the output after the part that was read before contains the pattern."""
         seen = len(self.written)
         while not re.search(pattern, self.written[seen:]):
             self.written += os.read(self._ours, 65536).decode()

@@ -1,4 +1,4 @@
-"""`taskflow worker` under a supervisor, with real processes: what dies is replaced, nothing is dropped, nothing is left behind."""
+"""`taskflow worker` under a supervisor, with real processes: dead workers are replaced, no job is dropped, nothing is left behind."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_usage_error_ends_it_and_is_said_once(shell: Shell, module: str, argum
 
 
 def test_a_broker_that_does_not_answer_at_the_start_is_told_once(tasks: Shell) -> None:
-    """The first worker waits for it alone."""
+    """Only the first worker waits for it."""
     supervised = tasks.taskflow("worker", "tasks", "--processes", "2", "--broker", "redis://127.0.0.1:1", "--start-timeout", "4")
     ended_clearly(supervised, [3])
     assert supervised.said.count("the broker does not answer yet") == 1, supervised.said
@@ -118,7 +118,7 @@ for tenth in range(TENTHS):
 
 @on_each_broker
 def test_a_rolling_restart_under_load_loses_nothing_and_keeps_its_strength(tasks: Shell) -> None:
-    """About 100 jobs a second of 50 ms each, and every worker is replaced twice."""
+    """Every worker is replaced twice at about 100 jobs a second of 50 ms each."""
     supervised = workers(tasks, 2, "--concurrency", "10")
     load = tasks.start("-c", LOAD.replace("TENTHS", "60"))
     load.wait_for("imported")
@@ -127,7 +127,7 @@ def test_a_rolling_restart_under_load_loses_nothing_and_keeps_its_strength(tasks
         supervised.wait_for("all workers have been replaced", times=rounds)
     assert load.end() == 0
     until(lambda: len(tasks.ledger()) >= 600, supervised)
-    at_work = fewest_at_work(supervised.said)  # as yet: a worker may say that it winds down before the supervisor's own word is written
+    at_work = fewest_at_work(supervised.said)  # so far: a worker may report that it winds down before the supervisor's line
     supervised.signal(signal.SIGTERM)
     ended_clearly(supervised, [0])
     assert Counter(line.split()[0] for line in tasks.ledger()) == Counter(map(str, range(600)))
@@ -138,7 +138,7 @@ def test_a_rolling_restart_under_load_loses_nothing_and_keeps_its_strength(tasks
 
 
 def fewest_at_work(said: str) -> int:
-    """From the moment on when two have worked."""
+    """Return the fewest workers at work, from the moment on when two have worked."""
     working, counts = 0, []
     for line in said.splitlines():
         working += ("working as" in line) - (" winding down: " in line and "running" in line)
@@ -151,7 +151,7 @@ def fewest_at_work(said: str) -> int:
 
 @on_each_broker
 def test_a_job_longer_than_the_grace_time_ends_in_the_worker_that_has_run_as_many_as_it_may(tasks: Shell) -> None:
-    """Beside its successors, of which several come and go meanwhile; it is begun once."""
+    """It ends beside the worker's successors, of which several come and go meanwhile; it is begun once."""
     tasks.send("wait.bind()", "*[note.bind(n) for n in range(60)]")
     supervised = tasks.taskflow("worker", "tasks", "--max-jobs", "10", "--concurrency", "2", "--grace", "0.1")
     until(lambda: len(tasks.ledger()) >= 60, supervised)
@@ -166,7 +166,7 @@ def test_a_job_longer_than_the_grace_time_ends_in_the_worker_that_has_run_as_man
 
 
 def test_a_worker_that_takes_too_much_memory_is_replaced_and_finishes_what_it_runs(tasks: Shell) -> None:
-    """Also what takes longer than the grace period."""
+    """It also finishes runs that take longer than the grace period."""
     tasks.send("wait.bind()")
     supervised = tasks.taskflow("worker", "tasks", "--max-memory", "300M", "--grace", "0.1")
     supervised.wait_for("begun by")
@@ -230,7 +230,7 @@ def test_a_changed_file_is_loaded_and_a_broken_one_is_waited_for(shell: Shell) -
 
 
 def test_without_watchfiles_it_says_how_to_install_it(tasks: Shell) -> None:
-    """The current folder's is found first."""
+    """The current folder's `watchfiles` is found first."""
     tasks.write("watchfiles.py", "raise ImportError('not in this test')")
     supervised = tasks.taskflow("worker", "tasks", "--reload")
     ended_clearly(supervised, [2])

@@ -1,4 +1,4 @@
-"""A worker's line to its supervisor, and how the supervisor comes by its workers' command."""
+"""A worker's socket to its supervisor, and how the supervisor builds its workers' command."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ time.sleep(3600)
 
 
 def attached(shell: Shell, parent: int, words: str = "hello") -> tuple[socket.socket, Running]:
-    """A process on a system whose kernel does not end it with its parent."""
+    """Return a socket and a process, on a system whose kernel does not end the process with its parent."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = shell.start("-c", ELSEWHERE, f"{theirs.fileno()} {parent} 0", words, pass_fds=[theirs.fileno()])
@@ -57,7 +57,7 @@ def test_where_the_kernel_does_not_end_it_the_end_of_the_line_does(shell: Shell)
 
 
 def test_what_a_worker_says_is_one_line(shell: Shell) -> None:
-    """A job's name in it, or a text of the application's, can say nothing in the worker's place."""
+    """Neither a job's name in it nor an application's text can forge a line of the worker."""
     ours, process = attached(shell, os.getpid(), "health 1 1 in a\ndrained 0\x1b")
     process.wait_for("attached")
     assert ours.recv(100) == b"health 1 1 in a\\ndrained 0\\x1b\n"
@@ -116,7 +116,7 @@ UNWELL = HealthCheck(False, "it stands still")
 
 
 def supervised(shell: Shell, processes: int, *arguments: str) -> tuple[Running, int]:
-    """At work, and the port that it answers at."""
+    """Return a supervisor whose workers are at work, and the port at which it answers."""
     shell.write("tasks.py", JOBS)
     started = shell.taskflow("worker", "tasks", "--processes", str(processes), "--health-port", "0", *arguments)
     started.wait_for("working as", times=processes)
@@ -126,7 +126,7 @@ def supervised(shell: Shell, processes: int, *arguments: str) -> tuple[Running, 
 
 
 def test_a_supervisor_answers_for_its_workers(shell: Shell) -> None:
-    """At one port, whoever of them comes and goes."""
+    """It answers at one port, whichever of them start and end."""
     started, port = supervised(shell, 2)
     give_up_at = time.monotonic() + TIMEOUT
     while (told := ask(port, "/ready")).body.get("ready") != 2:
@@ -182,7 +182,7 @@ def test_a_worker_that_has_fallen_silent_does_not_live(monkeypatch: pytest.Monke
 
 
 def some_facts(jobs: int, runs: int = 1) -> bytes:
-    """Return the facts of a worker with so many jobs."""
+    """Return the facts of a worker with this many jobs."""
     bins = dict.fromkeys(range(20), 100000)
     measure = Measure(runs={"succeeded": runs}, waits=bins, times=bins)
     return pack_facts(WorkerFacts(measures=pack_measures({("default", f"app.jobs.job_{n}"): measure for n in range(jobs)})))
@@ -253,7 +253,7 @@ def test_a_line_of_a_job_harms_no_supervisor(line: str) -> None:
 
 
 def test_a_worker_reports_its_last_counts_when_it_ends() -> None:
-    """Those of the seconds since the report before, such as of a worker that retires."""
+    """They cover the seconds since the previous report, for example of a worker that retires."""
     workers, said = Fleet(), list[str]()
 
     class _Socket:

@@ -1,4 +1,4 @@
-"""What is shown on a terminal, and only there: colour and a bar that moves."""
+"""What is shown on a terminal, and only there: colours and a moving bar."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.unmeasured
 
 
 def on_a_terminal(*argv: str, **environment: str) -> str:
-    """What a command writes to its standard output when that is a terminal."""
+    """Return what a command writes to its standard output when that is a terminal."""
     ours, theirs = a_terminal()
     command = [sys.executable, "-m", "taskflow", *argv]
     given = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm"} | environment
@@ -40,7 +40,7 @@ def on_a_terminal(*argv: str, **environment: str) -> str:
 def _read(file: int) -> bytes:
     try:
         return os.read(file, 65536)
-    except OSError:  # EIO: nobody has the other end open any more
+    except OSError:  # EIO: the other end is closed
         return b""
 
 
@@ -101,7 +101,7 @@ def test_the_workers_log_is_plain_even_there(cli: Cli) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
 def test_text_that_the_output_cannot_encode_is_escaped(cli: Cli, encoding: str) -> None:
-    """A job's error may hold anything, and must be seen all the same."""
+    """A job's error may contain anything, and must be visible all the same."""
     Path("tasks.py").write_text("from taskflow import job\n@job(max_attempts=1)\ndef fail(): raise ValueError('bad \\ud800 \u6587')\n")
     run("-c", "from tasks import fail; fail.delay_sync()")
     run("-m", "taskflow", "worker", "tasks", "--drain", code=1)

@@ -1,4 +1,4 @@
-"""Which broker a command uses: that of its flag, of `configure`, of the environment, of pyproject.toml, or a file in the current folder."""
+"""Which broker a command uses: its flag's, that of `configure`, of the environment, of pyproject.toml, or a file in the current folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tasks(cli: Cli) -> Any:
 
 
 def test_without_a_broker_it_is_a_file_in_the_current_folder(cli: Cli, tasks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whose absolute path is told once, so that two folders are seen to have two files."""
+    """Its absolute path is reported once, so that users of two folders notice that they have two files."""
     monkeypatch.delenv("TASKFLOW_BROKER")
     tasks.send_welcome_email.delay_sync(tasks.WelcomeEmail("user_123", "a@example.com"))
     assert Path("taskflow.db").exists()

@@ -1,4 +1,4 @@
-"""`taskflow worker`: what it imports, works, says and comes to."""
+"""`taskflow worker`: what it imports, runs and prints, and how it ends."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_strict_queues_are_worked_in_order_and_others_are_left(cli: Cli, tasks: 
 
 
 def test_a_queue_that_nobody_knows_is_doubted_and_worked(cli: Cli, tasks: Any) -> None:
-    """It may come yet."""
+    """It may be created yet."""
     said = cli("worker", "app.tasks", "--queues", "mial", "--drain")
     assert "queue mial is unknown: it never had a job, and no job here names it; did you mean mail?" in said.err
     tasks.note.options(queue="own").delay_sync()
@@ -122,7 +122,7 @@ def test_a_drained_worker_ends_with_1_when_a_job_that_it_ran_has_failed(cli: Cli
 
 
 def test_drain_leaves_what_waits_in_a_paused_queue(cli: Cli, tasks: Any) -> None:
-    """Nobody may take it: to wait for it could be for ever."""
+    """No worker may take the jobs, so that waiting for them could take for ever."""
     tasks.send.delay_sync("nobody")
     tasks.send.options(after=50).delay_sync("nobody")
     cli("pause", "mail")
@@ -131,7 +131,7 @@ def test_drain_leaves_what_waits_in_a_paused_queue(cli: Cli, tasks: Any) -> None
 
 
 def test_drain_does_not_wait_for_what_is_parked_for_a_newer_worker(cli: Cli, tasks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This one can never run it, and says so; what it does know and is due soon is waited for all the same."""
+    """This worker can never run it, and says so; it waits all the same for a job that it knows and that is due soon."""
     monkeypatch.setattr(executor, "MIN_PARK_PAUSE", 30.0)
     louder = seal(pack({"to": "you", "loud": True}))
     send_raw(cli, ("app.tasks.newer", b""), ("app.tasks.newest", b""), ("app.tasks.newer", b""), ("app.tasks.send", louder))
@@ -146,7 +146,7 @@ def test_drain_does_not_wait_for_what_is_parked_for_a_newer_worker(cli: Cli, tas
 
 
 def test_a_drain_fires_the_schedules_that_are_due(cli: Cli) -> None:
-    """Started again and again, as from cron, it runs what came due in between."""
+    """Started again and again, as from cron, it runs the jobs that fell due in between."""
     cli.write("regular.py", "from taskflow import Every, job\n\n@job(schedule=Every(1))\nasync def work() -> None: ...\n")
     cli("worker", "regular", "--drain")
     [before] = cli.json("schedules")
@@ -158,7 +158,7 @@ def test_a_drain_fires_the_schedules_that_are_due(cli: Cli) -> None:
 
 
 def send_raw(cli: Cli, *jobs: tuple[str, bytes]) -> None:
-    """What another version of the application has sent."""
+    """Send what another version of the application would."""
     new_id = IdFactory()
     cli.with_broker(lambda broker: broker.enqueue([Envelope(id=new_id(), job=name, payload=payload) for name, payload in jobs]))
 
@@ -168,7 +168,7 @@ def send_raw(cli: Cli, *jobs: tuple[str, bytes]) -> None:
 
 @pytest.mark.parametrize("error", ['OSError("the pool is not there")', "SystemExit(7)", 'BaseException("neither")'])
 def test_a_jobs_own_lifespan_error_is_the_users_traceback(cli: Cli, error: str) -> None:
-    """The application's lifespan fails: what is shown is where, in its own file."""
+    """The application's lifespan fails: the traceback shows where, in its own file."""
     source = f"""
         from contextlib import asynccontextmanager
         from taskflow import configure, job
@@ -315,7 +315,7 @@ def test_without_modules_anywhere_the_command_says_where_to_name_them(cli: Cli) 
 
 
 def test_a_number_of_processes_starts_a_supervisor_which_keeps_it(shell: Shell) -> None:
-    """Also for a worker that takes another one's place after the setting is gone."""
+    """The number also holds for a worker that replaces another one after the setting is gone."""
     shell.write("tasks.py", A_TASK)
     shell.write("pyproject.toml", '[tool.taskflow.worker]\nmodules = ["tasks"]\nprocesses = 2\n')
     supervisor = shell.taskflow("worker")
