@@ -177,7 +177,7 @@ and any number of times. Calls may overlap: each move is made once.
     finds a lapsed session. If the session does not return, its leases count as handed back, not as crashed.
   [upkeep_expires] A waiting job past its expiry is CANCELLED, "expired".
   [upkeep_drops] An ended job is dropped when it need not be kept any longer. Its id is known for at least `repeat_for` after its end.
-  [upkeep_caps] If a queue has more than `kept_per_queue` failed jobs, or as many other ended ones, the oldest are dropped and counted.
+  [upkeep_caps] A queue keeps at most `kept_per_queue` failed jobs, and as many other ended ones. Upkeep drops the oldest, and counts them.
 
 **upkeep** for ends without a final verdict. These are waiting jobs that were cancelled, replaced, purged or expired. They are also runs
 that end because their worker was lost, has left, or does not know them, and runs that would wait again but are CANCELLED

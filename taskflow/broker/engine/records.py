@@ -114,7 +114,7 @@ class Flag:
     PAUSED: Final = 1024
     """SCHEDULED because the job's name was paused when it was claimed: see `job_pauses`."""
     LIMITED: Final = 512
-    """It has gates. While it's READY or RUNNING, it holds a slot of each, so only the engine starts and ends its runs."""
+    """It has gates. While it's READY or RUNNING, it holds a slot of each, so only the engine makes it READY and ends its runs."""
     FAIR: Final = 2048
     """It has a tenant. Once it's READY or waits at a gate, its `due_at` is a place in a line: see turns.py."""
     ADMITTED: Final = LIMITED | FAIR

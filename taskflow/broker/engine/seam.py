@@ -45,7 +45,7 @@ The engine writes only job headers with these properties. A store may refuse oth
   [claim_writes]  A lease sets status, `epoch` (plus 1), `session`, `claim`, `claimed_at`, `claimed_steady` and `worker`, clears
                   `started_at`, and is counted. The request's number is stored in the session's record, whose revision doesn't change.
 
-  [hot_add]      `add` adds all of the jobs as puts would, or none. It counts each new job, and returns False for each known id.
+  [hot_add]      `add` adds the jobs with new ids as puts would, or none of them. It counts each, and returns False for each known id.
   [hot_succeed]  `succeed` writes `settled`, `ended_at`, `started_at`, `fade_at` and the result, clears the lease, and counts each end. It
                  returns True again to a repeated call, False for a different fence, and None for a job with ties (see `Flag.TIES`).
   [hot_key]      The key of a job isn't a tie if its run names it, and if the key's record has this job as `holder` and no `next`. `succeed`
