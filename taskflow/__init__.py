@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from taskflow.app.portal import run_sync as run_sync
     from taskflow.app.schedules import ScheduleInfo as ScheduleInfo, schedules as schedules
     from taskflow.app.sending import enqueue as enqueue, enqueue_sync as enqueue_sync
-    from taskflow.broker.admin import QueueInfo as QueueInfo
+    from taskflow.broker.admin import LimitedJob as LimitedJob, QueueInfo as QueueInfo
     from taskflow.model.batch import Batch as Batch, Failure as Failure
     from taskflow.model.codec.compiler import Secret as Secret
     from taskflow.model.codec.untyped import register_type as register_type
@@ -111,7 +111,7 @@ _HOMES = {
     "taskflow.app.portal": "run_sync",
     "taskflow.app.schedules": "ScheduleInfo schedules",
     "taskflow.app.sending": "enqueue enqueue_sync",
-    "taskflow.broker.admin": "QueueInfo",
+    "taskflow.broker.admin": "LimitedJob QueueInfo",
     "taskflow.model.batch": "Batch Failure",
     "taskflow.model.rules": "Backoff",
     "taskflow.model.codec.untyped": "register_type",

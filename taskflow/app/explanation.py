@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from taskflow.broker.admin import Admin, View
+from taskflow.broker.admin import Admin, LimitRecord, View
 from taskflow.broker.paging import first
 from taskflow.broker.protocol import Broker
 from taskflow.model import wording
@@ -26,6 +26,8 @@ from taskflow.model.wording import POISON
 SAMPLE_TIME: Final = 1.0  # seconds for which a command measures the rate of claims from a queue
 MAX_POSITIONS: Final = 1_000  # the maximum number of jobs counted ahead of a ready job
 POSITIONS_AT_ONCE: Final = 200
+MAX_HOLDERS: Final = 3  # jobs that are named as holders of a limit's slots
+MAX_WAITING: Final = 1_000  # a store counts at most this many jobs that wait at a limit
 
 
 class Reason(msgspec.Struct, frozen=True):
@@ -68,42 +70,50 @@ async def facts_of(
     return Facts(now=now, is_paused=is_paused, counts=counts, positions=positions, workers=await admin.workers(), rate=rate)
 
 
-class FlowFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The jobs of a job's flow that matter for its state.
+class OwnFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What matters for the state of this job alone: jobs of its flow, and its limits.
 
     `awaited`  some of the jobs that it waits for; failed and cancelled ones come first
     `cause`    the job whose failure cancelled it
+    `limits`   its limits, if it waits for one of them
     """
 
     awaited: Sequence[Record] = ()
     cause: Record | None = None
+    limits: Sequence[LimitRecord] = ()
 
 
-async def flow_facts_of(broker: Broker, record: Record) -> FlowFacts:
+async def own_facts_of(broker: Broker, record: Record) -> OwnFacts:
     """Read them from the store. Jobs that it waits for are only found among the `MAX_POSITIONS` jobs before it in its flow."""
+    if _waits_at_limit(record):
+        return OwnFacts(limits=await broker.admin.limits(job=record.id))
     if record.member is None:
-        return FlowFacts()
+        return OwnFacts()
     if record.status is Status.HELD:
         first = max(0, record.member.number - MAX_POSITIONS)
         before = await broker.admin.flow(record.member.flow, first=first, limit=record.member.number - first)
         others = [other for other in before if record.id in other.joins and other.status is not Status.SUCCEEDED]
         live = [other for other in others if not other.status.is_ended]
         if len(live) >= record.awaits:  # it collects failures, or no job has failed
-            return FlowFacts(awaited=live)
-        return FlowFacts(awaited=sorted(others, key=lambda other: not other.status.is_ended))
+            return OwnFacts(awaited=live)
+        return OwnFacts(awaited=sorted(others, key=lambda other: not other.status.is_ended))
     if record.status is Status.CANCELLED and record.felled_by is not None:
         [cause] = await broker.read([record.felled_by])
-        return FlowFacts(cause=cause)
-    return FlowFacts()
+        return OwnFacts(cause=cause)
+    return OwnFacts()
 
 
 async def _claims(admin: Admin, queue: str) -> int:
     return (await admin.metrics()).totals.get(queue, {}).get(Event.CLAIM, 0)
 
 
-def reasons(record: Record, facts: Facts, flow: FlowFacts | None = None) -> list[Reason]:
+def reasons(record: Record, facts: Facts, own: OwnFacts | None = None) -> list[Reason]:
     """Return the reasons for the job's present state. The first one is the cause; the others may matter once it's resolved."""
-    found = list(_OF_STATUS[record.status](record, facts) if record.member is None else _in_flow(record, facts, flow or FlowFacts()))
+    own = own or OwnFacts()
+    if _waits_at_limit(record):
+        found = [*_at_limit(record, own.limits, facts)]
+    else:
+        found = list(_OF_STATUS[record.status](record, facts) if record.member is None else _in_flow(record, facts, own))
     if record.unreadable:
         columns = ", ".join(field.column for field in record.unreadable)
         found.insert(0, Reason(f"stored values cannot be read: {columns}", f"`taskflow jobs {_id(record)}` shows their bytes"))
@@ -126,7 +136,7 @@ def _held(record: Record, facts: Facts) -> Iterator[Reason]:
         yield Reason("it waits for other jobs to end", "see `taskflow jobs --status running`")
 
 
-def _in_flow(record: Record, facts: Facts, flow: FlowFacts) -> Iterator[Reason]:
+def _in_flow(record: Record, facts: Facts, flow: OwnFacts) -> Iterator[Reason]:
     """Yield the reasons for a job in a flow: what it waits for, what has cancelled it, or what its failure has cancelled."""
     assert record.member is not None
     show, again = f"`taskflow flows {id_text(record.member.flow)}`", f"`taskflow retry --flow {id_text(record.member.flow)}`"
@@ -147,12 +157,45 @@ def _in_flow(record: Record, facts: Facts, flow: FlowFacts) -> Iterator[Reason]:
             yield Reason("the jobs of its flow that had not begun were cancelled with it", f"its retry restores them; {show} shows them")
 
 
-def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:
-    if (record.waiting_for or "").startswith(wording.WAITS_AT_GATE.partition("%")[0]):
+def _waits_at_limit(record: Record) -> bool:
+    return record.status is Status.SCHEDULED and (record.waiting_for or "").startswith(wording.WAITS_AT_GATE.partition("%")[0])
+
+
+def _at_limit(record: Record, limits: Sequence[LimitRecord], facts: Facts) -> Iterator[Reason]:
+    """Yield which limit a job waits for: who holds its slots and how many wait, or when a rate lets the job start."""
+    is_rate, change = record.due_at > facts.now, "`taskflow limits set` changes the number"
+    own = [each for each in limits if wording.waits_at_gate(each.limit, each.key) == record.waiting_for]
+    limit = next((each for each in own if (each.per is not None) == is_rate), None)
+    if limit is None:
         yield Reason(f"it waits for a slot of {record.waiting_for}", "a run that ends frees its slot; see `taskflow jobs --status running`")
-        if facts.is_paused:
-            yield _paused(record, ", so no worker takes it when it is ready")
-        return
+    elif limit.per is not None:
+        at = f"{limit.n:,} in {span(limit.per)}"
+        later = f"; a job that is sent now starts in {span(limit.opens_in)}" if limit.opens_in else ""
+        yield Reason(f"{record.waiting_for} allows {at}: it starts {_after(record.due_at, facts.now)}{later}", f"wait, or {change}")
+    else:
+        number = next((number for number, job in enumerate(limit.next, 1) if job.id == _id(record)), None)
+        waiting = f"{limit.waiting:,}{' or more' if limit.waiting == MAX_WAITING else ''}"
+        place = f"{waiting} jobs wait" if number is None else f"it is number {number} of {waiting} that wait"
+        yield Reason(f"it waits for a slot of {record.waiting_for}: {_taken(limit)}; {place}", f"a run that ends frees its slot; {change}")
+    for other in limits:
+        if other is not limit and other.per is None and other.taken >= other.n:
+            yield Reason(
+                f"{wording.waits_at_gate(other.limit, other.key)} is full, too: {_taken(other)}",
+                f"a run that ends frees its slot; {change}",
+            )
+    if facts.is_paused:
+        yield _paused(record, ", so no worker takes it when it is ready")
+
+
+def _taken(limit: LimitRecord) -> str:
+    """Say how many slots are taken, and name some of the jobs that hold them."""
+    shown = [f"{job.id} ({'running' if job.is_running else 'ready'})" for job in limit.holders[:MAX_HOLDERS]]
+    more = [f"{limit.taken - len(shown):,} more"] * (limit.taken > len(shown) > 0)
+    held_by = f" by {', '.join([*shown, *more])}" if shown else ""
+    return f"{limit.taken:,} of {limit.n:,} {'is' if limit.taken == 1 else 'are'} taken{held_by}"
+
+
+def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:
     wait = _after(record.due_at, facts.now)
     if record.due_at <= facts.now and not any(worker.is_alive for worker in facts.workers):
         yield Reason("it is due, but no worker is running to make it ready", "start one with `taskflow worker MODULE`")

@@ -12,7 +12,7 @@ from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import check_operator, recorded
 from taskflow.app.declared_limits import Concurrency, Limit, Rate
 from taskflow.app.job_type import JobType
-from taskflow.broker.admin import LimitRecord
+from taskflow.broker.admin import LimitedJob, LimitRecord
 from taskflow.model.clock import to_microseconds
 from taskflow.model.ids import check_key
 from taskflow.model.limits import MAX_MOST, RATE, SLOTS, Gate, gate_id
@@ -32,6 +32,8 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     `per`       the seconds of a rate; None for a `Concurrency`
     `burst`     how many jobs may start at once at a rate
     `opens_in`  for a rate, seconds until the next job may start
+    `holders`   at most ten of the jobs that hold a slot, running ones first. They are searched for among 1,000 running and 1,000 ready jobs
+    `next`      the jobs that wait and pass next, at most ten, in their order
     """
 
     limit: str
@@ -43,6 +45,8 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     per: float | None
     burst: int
     opens_in: float
+    holders: tuple[LimitedJob, ...] = ()
+    next: tuple[LimitedJob, ...] = ()
 
 
 class Limits:

@@ -32,6 +32,21 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     next_due_in: float | None = None
 
 
+class LimitedJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that holds a slot of a limit, or waits for one.
+
+    `id`          its id, as text
+    `job`         the name of the job
+    `queue`       its queue
+    `is_running`  True if a worker runs it. A job that is ready holds its slot already
+    """
+
+    id: str
+    job: str
+    queue: str
+    is_running: bool
+
+
 class LimitRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A gate, which is a limit for one value of its key: see `taskflow.app.limits.LimitInfo`. `taken` is the number of slots held."""
 
@@ -44,6 +59,8 @@ class LimitRecord(msgspec.Struct, frozen=True, kw_only=True):
     per: float | None
     burst: int
     opens_in: float
+    holders: tuple[LimitedJob, ...] = ()
+    next: tuple[LimitedJob, ...] = ()
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -301,9 +318,9 @@ class Admin(Protocol):
         """Return the newest actions whose numbers are below `before`, newest first. [admin_acts]"""
         ...
 
-    async def limits(self, limit: str | None = None) -> list[LimitRecord]:
+    async def limits(self, limit: str | None = None, *, job: bytes | None = None) -> list[LimitRecord]:
         """Return the gates that are in use or whose number was set, of the limit with this name or of all limits. The gates with the most
-        waiting jobs come first. [admin_limits]"""
+        waiting jobs come first. With `job`, return the gates in use of the job with this id. [admin_limits]"""
         ...
 
     async def set_limit(self, gate: Gate, *, is_set: bool) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from taskflow.app.app import App
-from taskflow.app.explanation import Facts, Reason, facts_of, flow_facts_of, reasons
+from taskflow.app.explanation import Facts, Reason, facts_of, own_facts_of, reasons
 from taskflow.cli.command import existing_broker, ids_of, on_store, show_each
 from taskflow.cli.terminal import BOLD, GREEN, OF_STATUS, hanging, only, painted, room
 from taskflow.model.ids import id_text
@@ -24,13 +24,13 @@ async def explain(app: App, arguments: argparse.Namespace) -> int:
     ids, broker = ids_of(arguments.ids), await existing_broker(app)
     records = await broker.read(ids)
     facts: dict[tuple[str, Status], Facts] = {}  # the same for all jobs of a queue that have this status
-    flows = {record.id: await flow_facts_of(broker, record) for record in records if record is not None}
+    own = {record.id: await own_facts_of(broker, record) for record in records if record is not None}
     for record in records:
         if record is not None and (record.queue, record.status) not in facts:
             facts[record.queue, record.status] = await facts_of(broker.admin, record, datetime.now(UTC))
 
     def why(record: Record) -> list[Reason]:
-        return reasons(record, facts[record.queue, record.status], flows[record.id])
+        return reasons(record, facts[record.queue, record.status], own[record.id])
 
     def document(record: Record) -> dict[str, object]:
         return {"id": id_text(record.id), **only(record, "status", "job", "queue"), "reasons": why(record)}

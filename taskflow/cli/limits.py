@@ -14,7 +14,7 @@ from taskflow.cli.command import existing_broker, on_store, operator, with_store
 from taskflow.cli.modules import import_targets
 from taskflow.cli.terminal import room, show
 from taskflow.model.errors import ConfigurationError
-from taskflow.model.printable import one_line, span
+from taskflow.model.printable import INDENT, one_line, span
 
 NONE: Final = "no limit holds up a job, and no number was set"
 
@@ -25,10 +25,10 @@ async def list_limits(app: App, arguments: argparse.Namespace) -> int:
     found = [limit_info_of(record) for record in await broker.admin.limits()]
     if arguments.names:
         found = [info for info in found if info.limit in arguments.names]
-    return show(arguments, map(msgspec.structs.asdict, found), _rows(found) if found else iter([NONE]))
+    return show(arguments, map(msgspec.structs.asdict, found), _rows(found, is_detailed=bool(arguments.names)) if found else iter([NONE]))
 
 
-def _rows(found: Sequence[LimitInfo]) -> Iterator[str]:
+def _rows(found: Sequence[LimitInfo], *, is_detailed: bool) -> Iterator[str]:
     rows: list[tuple[str, ...]] = [("LIMIT", "KEY", "NUMBER", "RUNNING", "WAITING", "NEXT")]
     for info in found:
         number = f"{info.n:,}{'' if info.per is None else f' in {span(info.per)}'}{' (set)' if info.is_set else ''}"
@@ -37,8 +37,17 @@ def _rows(found: Sequence[LimitInfo]) -> Iterator[str]:
         held = (f"{info.running:,}", waiting, "") if info.per is None else ("", "", opens)
         rows.append((one_line(info.limit), one_line(info.key), number, held[0], held[1], held[2]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
+    for place, row in enumerate(rows):
         yield one_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), room())
+        if place:
+            yield from _holders(found[place - 1], is_detailed=is_detailed)
+
+
+def _holders(info: LimitInfo, *, is_detailed: bool) -> Iterator[str]:
+    """Yield a line for each job that holds a slot: for three of them, and only if jobs wait, unless the limit was named."""
+    for job in info.holders if is_detailed else info.holders[: 3 * bool(info.waiting)]:
+        state = "running" if job.is_running else "ready"
+        yield INDENT + one_line(f"{job.id}  {state}  {job.job}  (queue {job.queue})", room() - len(INDENT))
 
 
 def set_limit(arguments: argparse.Namespace) -> int:

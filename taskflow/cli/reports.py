@@ -115,7 +115,7 @@ async def metrics(app: App, arguments: argparse.Namespace) -> int:
         except ImportError as error:
             raise DriverMissing("--prometheus needs prometheus_client: pip install prometheus-client") from error
         workers = [worker for worker in await store.workers() if worker.is_alive]
-        sys.stdout.write(store_page(await store.queues(), totals, len(workers)).decode())
+        sys.stdout.write(store_page(await store.queues(), totals, len(workers), await store.limits()).decode())
         return Exit.OK
     if not totals and not arguments.json:
         print("no job has been sent yet", file=sys.stderr)

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from taskflow.app.app import default_app
 from taskflow.app.explanation import Reason
 from taskflow.app.job_display import IN_FULL, arguments_of, record_json, result_of
+from taskflow.app.limits import LimitInfo, limits
 from taskflow.app.operate import FailureGroup, WorkerInfo, failure_groups, operate
 from taskflow.app.schedules import ScheduleInfo, schedules
 from taskflow.broker.admin import QueueInfo
@@ -36,10 +37,12 @@ class Jobs(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A job, with the reasons for its state. `arguments` and `result` are None if they are hidden, not kept, or undecodable."""
+    """A job, with the reasons for its state, and its limits if it waits for one of them. `arguments` and `result` are None if they are
+    hidden, not kept, or undecodable."""
 
     job: dict[str, Any]
     reasons: list[Reason]
+    limits: list[LimitInfo]
     arguments: dict[str, Any] | None
     result: Any
 
@@ -74,9 +77,9 @@ async def _jobs(request: Request) -> Jobs:
 
 async def _job(request: Request) -> Job:
     record, is_shown = await pages.record_of(request.path_params["id"]), pages.access_of(request).show_arguments
-    limits, why = default_app().limits, await pages.why(record, datetime.now(UTC))
-    arguments = arguments_of(record, limits, IN_FULL)[0] if is_shown else None
-    return Job(_json(record), why, arguments, result_of(record, limits, IN_FULL)[0] if is_shown else None)
+    bounds, (why, waits_for) = default_app().limits, await pages.why(record, datetime.now(UTC))
+    arguments = arguments_of(record, bounds, IN_FULL)[0] if is_shown else None
+    return Job(_json(record), why, waits_for, arguments, result_of(record, bounds, IN_FULL)[0] if is_shown else None)
 
 
 async def _failures(request: Request) -> list[FailureGroup]:
@@ -109,6 +112,7 @@ RESOURCES: Final = {
     "/jobs": Resource(_jobs, Jobs, (*FILTERS, "cursor", "limit")),
     "/jobs/{id}": Resource(_job, Job),
     "/failures": Resource(_failures, list[FailureGroup], ("queue", "job", "tag", "deploy")),
+    "/limits": Resource(lambda request: limits.list(request.query_params.get("limit") or None), list[LimitInfo], ("limit",)),
     "/schedules": Resource(lambda request: schedules.list(), list[ScheduleInfo]),
     "/history": Resource(_history, list[Runs], ("hours",)),
     "/audit": Resource(lambda request: pages.actions_before(request), list[ActionRecord], ("before",)),

@@ -17,9 +17,10 @@ from starlette.responses import RedirectResponse, Response
 
 from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import DEFAULTS, POSSIBLE, ActionName, CallBrokerOnce
-from taskflow.app.explanation import Facts, Reason, facts_of, flow_facts_of, reasons
+from taskflow.app.explanation import Facts, Reason, facts_of, own_facts_of, reasons
 from taskflow.app.flow_tree import TreeLine, flow_records, summary_of, tree_of
 from taskflow.app.job_display import AT_A_GLANCE, arguments_of, detail, record_json, result_of
+from taskflow.app.limits import LimitInfo, limit_info_of, limits
 from taskflow.app.operate import Failures, WorkerInfo, failure_groups, operate
 from taskflow.app.schedules import schedules
 from taskflow.broker.admin import QueueInfo, View
@@ -139,7 +140,8 @@ async def job(request: Request) -> Response:
         flow_summary=flow_summary,
         fields=(fields := record_json(record)),
         trace=trace_of(fields["headers"]),
-        why=await why(record, now),
+        why=(reasons_and_limits := await why(record, now))[0],
+        limits=reasons_and_limits[1],
         moments=_moments(record, now),
         runs=charts.runs(record, now),
         errors=record.errors[: -MAX_ERRORS - 1 : -1],
@@ -178,9 +180,11 @@ def access_of(request: Request) -> Access:
     return access
 
 
-async def why(record: Record, now: datetime) -> list[Reason]:
+async def why(record: Record, now: datetime) -> tuple[list[Reason], list[LimitInfo]]:
+    """Return the reasons for the job's state, and its limits if it waits for one of them."""
     facts: Facts = await call(lambda broker: facts_of(broker.admin, record, now, sample_time=0, max_positions=MAX_POSITIONS))
-    return reasons(record, facts, await call(lambda broker: flow_facts_of(broker, record)))
+    own = await call(lambda broker: own_facts_of(broker, record))
+    return reasons(record, facts, own), [limit_info_of(limit) for limit in own.limits]
 
 
 async def record_of(text: str) -> Record:
@@ -234,8 +238,12 @@ async def queue(request: Request) -> Response:
         own = [{pair: of for pair, of in each.measures.items() if pair[0] == name} for each in history]
         return {job: of for (_, job), of in sum_of(own).items()}, _by_deploy([charts.merged(each.values()) for each in own])
 
-    queues, workers, totals, (measures, parts) = await asyncio.gather(
-        operate.queues(), operate.workers(), operate.metrics(), remembered(("last day", name), last_day, keep=60.0)
+    queues, workers, totals, (measures, parts), found_limits = await asyncio.gather(
+        operate.queues(),
+        operate.workers(),
+        operate.metrics(),
+        remembered(("last day", name), last_day, keep=60.0),
+        remembered("limits", limits.list),
     )
     found = next((queue for queue in queues if queue.name == name), None)
     if found is None:
@@ -246,6 +254,7 @@ async def queue(request: Request) -> Response:
         queue=found,
         workers=_takers(workers, name),
         events=totals.get(name, {}),
+        limits=[limit for limit in found_limits if any(job.queue == name for job in (*limit.holders, *limit.next))][:MAX_ROWS],
         measures=sorted(measures.items(), key=lambda pair: -pair[1].number)[:MAX_ROWS],
         waits=charts.histogram({part: measure.waits for part, measure in parts.items()}, "Waits in the last day"),
         times=charts.histogram({part: measure.times for part, measure in parts.items()}, "Run times in the last day"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -15,9 +16,11 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import REGISTRY, Collector
 
 from taskflow.app.middleware import Telemetry
-from taskflow.broker.admin import QueueInfo
+from taskflow.broker.admin import LimitRecord, QueueInfo
 from taskflow.model.measures import unpack_measures
 from taskflow.worker.measuring import WorkerFacts, WorkerMeasures
+
+MAX_LIMITS: Final = 100  # names of limits that have labels
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -138,10 +141,12 @@ def _buckets(bins: Mapping[int, int]) -> list[tuple[str, float]]:
 # --- the whole store ----------------------------------------------------------------------------------------------
 
 
-def store_page(queues: Sequence[QueueInfo], totals: Mapping[str, Mapping[str, int]], workers: int) -> bytes:
+def store_page(
+    queues: Sequence[QueueInfo], totals: Mapping[str, Mapping[str, int]], workers: int, limits: Sequence[LimitRecord] = ()
+) -> bytes:
     """Return the metrics of a store: a sample for each queue and status, and the age of the oldest ready job."""
     registry = CollectorRegistry()
-    registry.register(_StoreCollector(list(store_metrics(queues, totals, workers))))
+    registry.register(_StoreCollector([*store_metrics(queues, totals, workers), *limit_metrics(limits)]))
     return generate_latest(registry)
 
 
@@ -170,3 +175,19 @@ def store_metrics(queues: Sequence[QueueInfo], totals: Mapping[str, Mapping[str,
             events.add_metric((queue_name, event.replace(" ", "_")), n)
     yield from (jobs, oldest, paused, events)
     yield GaugeMetricFamily("taskflow_workers", "Living workers.", workers)
+
+
+def limit_metrics(limits: Sequence[LimitRecord]) -> Generator[Metric]:
+    """Add up the limits of all keys, so that there are few labels. A name after the first `MAX_LIMITS` counts as "_other"."""
+    jobs = GaugeMetricFamily("taskflow_limit_jobs", "Jobs that hold a slot of a limit, or wait for one.", labels=("limit", "state"))
+    full = GaugeMetricFamily("taskflow_limit_full_keys", "Keys of a limit at which jobs wait.", labels=("limit",))
+    found = dict[str, Counter[str]]()
+    for limit in limits:
+        if limit.per is None:
+            counts = found.setdefault(limit.limit if limit.limit in found or len(found) < MAX_LIMITS else "_other", Counter())
+            counts.update(holding=limit.taken, waiting=limit.waiting, full=int(limit.waiting > 0))
+    for name, counts in found.items():
+        for state in ("holding", "waiting"):
+            jobs.add_metric((name, state), counts[state])
+        full.add_metric((name,), counts["full"])
+    yield from (jobs, full)

@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from taskflow.app.explanation import Facts, Reason, facts_of, reasons
+from taskflow.app.explanation import Facts, Reason, facts_of, own_facts_of, reasons
 from taskflow.broker.admin import Admin
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Lease, OnConflict
 from taskflow.model.ids import id_text
-from taskflow.model.limits import Gate, gate_id
+from taskflow.model.limits import RATE, Gate, gate_id
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.session import Report, Session, SessionRecord
@@ -159,6 +159,35 @@ async def at_a_gate(world: World) -> Job:
     gate = Gate(gate_id("imports", "acme"), "imports", "acme", 1)
     await world.add(limits=(gate,))
     return await world.add(limits=(gate,))
+
+
+async def told_at_limits(world: World, *limits: Gate, number: int = 2) -> list[Reason]:
+    """Send jobs with these limits, and return why the last one waits."""
+    jobs = [await world.add(limits=limits) for _ in range(number)]
+    record = await world.record(jobs[-1])
+    now = instant_of(world.clock.wall())
+    return reasons(record, await facts_of(world.broker.admin, record, now), await own_facts_of(world.broker, record))
+
+
+async def test_a_job_at_a_limit_is_told_who_holds_its_slots_and_how_many_wait(world: World) -> None:
+    slots = [Gate(gate_id(name, "acme"), name, "acme", most) for name, most in (("imports", 2), ("shared", 9))]
+    told = await told_at_limits(world, *slots, number=5)
+    holders = [job.id for [limit] in [await world.broker.admin.limits("imports")] for job in limit.holders]
+    held_by = " (ready), ".join(holders)
+    assert [each.text for each in told] == [
+        f"it waits for a slot of limit imports of acme: 2 of 2 are taken by {held_by} (ready); it is number 3 of 3 that wait"
+    ]
+    assert "taskflow limits set" in told[0].cure
+    await world.broker.admin.set_limit(Gate(gate_id("shared", "acme"), "shared", "acme", 2), is_set=True)
+    told = await told_at_limits(world, *slots, number=20)
+    assert f"by {held_by} (ready); 23 jobs wait" in told[0].text
+    assert [each.text.partition(" by ")[0] for each in told[1:]] == ["limit shared of acme is full, too: 2 of 2 are taken"]
+
+
+async def test_a_job_at_a_rate_is_told_when_it_starts(world: World) -> None:
+    calls = Gate(gate_id("api", "", kind=RATE), "api", "", 6, 60_000_000)
+    [told] = await told_at_limits(world, calls, number=3)
+    assert told.text == "limit api allows 6 in 1m: it starts in 20s; a job that is sent now starts in 30s"
 
 
 @cause("it waits for other jobs to end")

@@ -21,7 +21,19 @@ from tests.cli.json_output import check
 # By their exit codes.
 COMMANDS = {
     0: (
-        *("status", "status --json", "queues", "queues --json", "workers --json", "metrics", "metrics --json", "audit", "audit --json"),
+        *(
+            "status",
+            "status --json",
+            "queues",
+            "queues --json",
+            "workers --json",
+            "metrics",
+            "metrics --json",
+            "audit",
+            "audit --json",
+            "limits",
+            "limits --json",
+        ),
         *("jobs", "jobs --json", "jobs --limit 1", "failures", "failures --json", "schedules", "schedules --json", "schedules list odd"),
         *("cancel --all", "purge --all", "resume default", "resume default --json", "migrate", "migrate --json", "migrate --plan"),
     ),

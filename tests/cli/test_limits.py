@@ -38,8 +38,14 @@ def test_limits_are_listed(cli: Cli, stored: None) -> None:
     assert (charge["limit"], charge["key"], charge["n"], charge["running"], charge["waiting"]) == ("charge", "acme", 2, 2, 1)
     assert (call["limit"], call["per"], call["running"], call["waiting"]) == ("api", 60.0, 0, 0)
     assert 0 < call["opens_in"] <= 60.0
+    assert [(each["job"], each["queue"], each["is_running"]) for each in charge["holders"]] == [("charge", "default", False)] * 2
+    [waiting] = charge["next"]
+    assert call["holders"] == call["next"] == []
+    assert waiting["id"] not in {each["id"] for each in charge["holders"]}
     said = cli("limits", "list", "charge").out.splitlines()
-    assert said == ["LIMIT   KEY   NUMBER  RUNNING  WAITING  NEXT", "charge  acme  2       2        1"]
+    assert said[:2] == ["LIMIT   KEY   NUMBER  RUNNING  WAITING  NEXT", "charge  acme  2       2        1"]
+    assert said[2:] == [f"    {each['id']}  ready  charge  (queue default)" for each in charge["holders"]]
+    assert cli("limits").out.splitlines()[2:4] == said[2:]
     assert cli("limits", "list", "api").out.splitlines()[1].startswith("api         1 in 1m                    in ")
     assert cli("limits", "list", "other").out == f"{NONE}\n"
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from taskflow.broker.admin import View
+from taskflow.broker.admin import LimitedJob, View
 from taskflow.broker.engine.draft import Draft, decide
 from taskflow.broker.engine.records import Kind
 from taskflow.broker.engine.seam import Operation, Query, Ref
 from taskflow.broker.protocol import Added, Broker
 from taskflow.model.envelope import Envelope, Lease, OnConflict
+from taskflow.model.ids import id_text
 from taskflow.model.limits import RATE, Gate, gate_id
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
@@ -556,6 +557,26 @@ async def test_admin_limits(world: World) -> None:
     assert (other.limit, other.key, other.taken, other.waiting, other.is_set) == ("other", "k", 1, 0, False)
     assert (rated.limit, rated.n, rated.per, rated.burst, rated.opens_in) == ("rated", 6, 60.0, 1, 10.0)
     assert await world.broker.admin.limits("other") == [other]
+
+
+async def test_admin_limits__jobs(world: World) -> None:
+    """At most ten jobs that hold slots, those that run first, and at most ten that pass next. A job has its own limits alone."""
+    both = (gate(12), gate(30, "other", "k"))
+    jobs = [await world.add(queue=f"q{number % 2}", limits=both) for number in range(24)]
+    await world.add(limits=(gate(1, "elsewhere"), rate(6, limit="rated")))
+    [lease] = await world.claim(await world.a_session(), ["q1"], 1)
+    for found in (await world.broker.admin.limits("limit"), (await world.broker.admin.limits(job=jobs[-1].id))[:1]):
+        assert (found[0].taken, found[0].n, found[0].waiting) == (12, 12, 12)
+        running, *ready = found[0].holders
+        assert running == LimitedJob(id=id_text(lease.envelope.id), job=jobs[1].job, queue="q1", is_running=True)
+        assert {each.is_running for each in ready} == {False}
+        assert {each.id for each in ready} < {id_text(job.id) for job in jobs[:12]}
+        assert len(ready) == 9
+        assert [each.id for each in found[0].next] == [id_text(job.id) for job in jobs[12:22]]
+    first, other = await world.broker.admin.limits(job=jobs[0].id)
+    assert ((first.limit, other.limit, other.key), other.taken, len(other.holders), other.next) == (("limit", "other", "k"), 12, 10, ())
+    assert await world.broker.admin.limits(job=bytes(16)) == []
+    assert [each.holders for each in await world.broker.admin.limits("rated")] == [()]
 
 
 async def test_admin_set_limit(world: World) -> None:

@@ -24,6 +24,7 @@ from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.fingerprint import cause_of
 from taskflow.model.flow import Member, Tie
 from taskflow.model.ids import id_text
+from taskflow.model.limits import RATE, Gate, gate_id
 from taskflow.model.measures import Measure, MeasuresRecord, pack_measures
 from taskflow.model.verdict import Failed, RunError, Settlement
 from tests.dashboard.site import ADA, PREFIX, Page, Site
@@ -255,6 +256,24 @@ async def test_every_page_has_the_keys(memory: World, site: Site) -> None:
         answer = (await site.get(f"/{name}")).answer
         assert answer.headers["content-type"].startswith(rendering.KINDS[Path(name).suffix])
         assert "immutable" in answer.headers["cache-control"]
+
+
+async def test_the_pages_of_a_job_and_a_queue_show_its_limits(world: World, site: Site) -> None:
+    limit, rate = Gate(gate_id("imports", "<acme>"), "imports", "<acme>", 1), Gate(gate_id("api", "", kind=RATE), "api", "", 6, 60_000_000)
+    holder, waiting = [await world.add(queue="imports", limits=(limit,)) for _ in range(2)]
+    rated = [await world.add(queue="calls", limits=(rate,)) for _ in range(2)][-1]
+    page = await site.get(f"/jobs/{id_text(waiting.id)}")
+    assert "it waits for a slot of limit imports of <acme>: 1 of 1 is taken" in page.text
+    assert f"imports <acme> 1 of 1 1 when a run ends {id_text(holder.id)} ready" in page.text
+    assert f"{PREFIX}/jobs/{id_text(holder.id)}" in page.links
+    assert "Limits of its jobs" in (queue := await site.get("/queues/imports")).text
+    assert f"{PREFIX}/jobs/{id_text(holder.id)}" in queue.links
+    assert "Limits of its jobs" not in (await site.get("/queues/calls")).text
+    assert "api 6 in 1m in 20s" in (await site.get(f"/jobs/{id_text(rated.id)}")).text
+    found = (await site.get("/api/v1/limits", limit="imports")).answer.json()
+    assert [(each["limit"], each["holders"][0]["id"]) for each in found] == [("imports", id_text(holder.id))]
+    job = (await site.get(f"/api/v1/jobs/{id_text(waiting.id)}")).answer.json()
+    assert [each["limit"] for each in job["limits"]] == ["imports"]
 
 
 async def test_a_ready_job_is_explained_at_once(world: World, site: Site) -> None:

@@ -183,7 +183,7 @@ class ReferenceConsole:
     async def cancel_flow(self, flow: bytes) -> int:
         raise NotImplementedError
 
-    async def limits(self, limit: str | None = None) -> list[LimitRecord]:
+    async def limits(self, limit: str | None = None, *, job: bytes | None = None) -> list[LimitRecord]:
         return []  # it has no limits
 
     async def set_limit(self, gate: Gate, *, is_set: bool) -> None:

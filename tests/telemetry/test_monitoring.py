@@ -16,7 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from taskflow.broker.admin import QueueInfo
+from taskflow.broker.admin import LimitRecord, QueueInfo
 from taskflow.model import verdict as verdicts
 from taskflow.model.measures import Measure, pack_measures
 from taskflow.model.record import Status
@@ -29,7 +29,7 @@ RULES: Final = [rule for group in yaml.safe_load((MONITORING / "alerts.yml").rea
 BOARD: Final = json.loads((MONITORING / "grafana.json").read_text())
 PANELS: Final = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
 
-FREE: Final = {"queue", "job", "event", "operation", "le", "instance", "file"}
+FREE: Final = {"queue", "job", "limit", "event", "operation", "le", "instance", "file"}
 """Labels whose values depend on the application, the store or Prometheus."""
 
 FOREIGN: Final = {"node_textfile_mtime_seconds": {"file"}}
@@ -88,8 +88,9 @@ def metrics() -> dict[str, dict[str, set[str]]]:
     measure = Measure(runs=dict.fromkeys(outcomes(), 1), waits={1: 1}, times={1: 1})
     facts = WorkerFacts(measures=pack_measures({("default", "mail"): measure}), broker_errors={"claiming": 1})
     queue = QueueInfo(name="default", is_paused=False, counts=dict.fromkeys(Status, 0))
+    limit = LimitRecord(limit="charge", key="", n=1, is_set=False, taken=1, waiting=1, per=None, burst=1, opens_in=0.0)
     found = defaultdict[str, dict[str, set[str]]](dict)
-    for page in (page_of([facts]), store_page([queue], {"default": {"claim": 1}}, 1)):
+    for page in (page_of([facts]), store_page([queue], {"default": {"claim": 1}}, 1, [limit])):
         for sample in itertools.chain.from_iterable(family.samples for family in text_string_to_metric_families(page.decode())):
             labels = found[sample.name]
             for label, value in sample.labels.items():
@@ -161,7 +162,7 @@ def test_the_reference_lists_every_metric_with_its_labels(metrics: dict[str, dic
     page = (ROOT / "docs/reference/metrics.md").read_text()
     rows = re.findall(r"^\| `(taskflow_\w+)` \| (\w+) \|([^|]*)\|", page, re.MULTILINE)
     shown = {
-        name + ("_bucket" if kind == "histogram" else ""): set(re.findall(r"`(\w+)`", labels)) - {"busy", "free"}
+        name + ("_bucket" if kind == "histogram" else ""): set(re.findall(r"`(\w+)`", labels)) - {"busy", "free", "holding", "waiting"}
         for name, kind, labels in rows
     }
     real = {name: labels.keys() - {"le"} for name, labels in metrics.items() if not name.endswith(("_created", "_count", "_sum"))}

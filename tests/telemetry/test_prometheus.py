@@ -11,12 +11,12 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from taskflow import Worker, configure
-from taskflow.broker.admin import QueueInfo
+from taskflow.broker.admin import LimitRecord, QueueInfo
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.measures import MAX_BIN, Measure, pack_measures
 from taskflow.model.record import Status
 from taskflow.telemetry import Prometheus
-from taskflow.telemetry.prometheus import page_of, store_page
+from taskflow.telemetry.prometheus import MAX_LIMITS, page_of, store_page
 from taskflow.worker.measuring import WorkerFacts
 from tests.telemetry.jobs import add, fails
 
@@ -81,7 +81,22 @@ def a_store_page() -> bytes:
         QueueInfo(name="mail", is_paused=True, counts=counts, oldest_ready_for=12.5),
         QueueInfo(name="other", is_paused=False, counts=dict.fromkeys(Status, 0)),
     ]
-    return store_page(queues, {"mail": {"claim": 7, "dropped over the cap": 1}}, 4)
+    return store_page(queues, {"mail": {"claim": 7, "dropped over the cap": 1}}, 4, [a_limit("acme", 3, 9), a_limit("umbrella", 1, 0)])
+
+
+def a_limit(key: str, taken: int, waiting: int, limit: str = "charge", per: float | None = None) -> LimitRecord:
+    return LimitRecord(limit=limit, key=key, n=3, is_set=False, taken=taken, waiting=waiting, per=per, burst=1, opens_in=0.0)
+
+
+def test_limits_are_added_up_over_their_keys() -> None:
+    page = a_store_page()
+    assert [value(page, "taskflow_limit_jobs", limit="charge", state=state) for state in ("holding", "waiting")] == [4, 9]
+    assert value(page, "taskflow_limit_full_keys", limit="charge") == 1
+    assert b"acme" not in page
+    many = [a_limit("", 1, 0, limit=f"limit{number}") for number in range(MAX_LIMITS + 5)] + [a_limit("", 0, 0, "rated", 60.0)]
+    page = store_page([], {}, 0, many)
+    assert value(page, "taskflow_limit_jobs", limit="_other", state="holding") == 5
+    assert b"rated" not in page
 
 
 def test_the_page_of_a_store_has_a_sample_for_each_queue_and_status() -> None:

@@ -170,8 +170,8 @@ class EngineAdmin:
     async def actions(self, *, before: int | None = None, limit: int = 100) -> list[ActionRecord]:
         return await self._run(admin.actions(before, limit))
 
-    async def limits(self, limit: str | None = None) -> list[LimitRecord]:
-        return await self._run(limits.records(limit))
+    async def limits(self, limit: str | None = None, *, job: bytes | None = None) -> list[LimitRecord]:
+        return await self._run(limits.records(limit, job))
 
     async def set_limit(self, gate: Gate, *, is_set: bool) -> None:
         await self._run(limits.set_number(gate, self._rules, is_set=is_set))

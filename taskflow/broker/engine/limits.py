@@ -1,20 +1,22 @@
-"""Limits from an operator's view: how many jobs hold slots or wait, and the numbers that were set at run time."""
+"""Limits from an operator's view: which jobs hold slots or wait, and the numbers that were set at run time."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from taskflow.broker.admin import LimitRecord
+from taskflow.broker.admin import LimitedJob, LimitRecord
 from taskflow.broker.engine import gates
 from taskflow.broker.engine.decisions import decide
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.moves import MOVE_SCANS
-from taskflow.broker.engine.records import Flag, Kind, Position
-from taskflow.broker.engine.seam import Operation, Query, Ref, Scan, Snapshot
+from taskflow.broker.engine.records import RUNNING, Flag, Kind, Position
+from taskflow.broker.engine.seam import Entry, Operation, Query, Ref, Scan, Snapshot
 from taskflow.model.clock import to_seconds
+from taskflow.model.ids import id_text
 from taskflow.model.limits import Gate, earliest
 from taskflow.model.rules import Rules
 
@@ -26,24 +28,71 @@ MAX_CROWDED: Final = 200
 """The maximum number of gates whose waiting jobs are counted. The others count as having one."""
 
 
-def records(limit: str | None) -> Operation[list[LimitRecord]]:
-    """Return the gates that are in use or whose number was set, of one limit or of all. The gates with the most waiting jobs come first."""
+MAX_SHOWN: Final = 10
+"""The maximum number of holders, and of the next jobs, that are listed of a gate."""
+
+MAX_EXAMINED: Final = 1_000
+"""The maximum number of running jobs, and of ready jobs with limits, that are read to find holders."""
+
+Found = list[tuple[Plain, Gate]]
+
+
+def records(limit: str | None, job_id: bytes | None) -> Operation[list[LimitRecord]]:
+    """Return the gates that are in use or whose number was set, of one limit, of one job or of all. The gates with the most waiting jobs
+    come first."""
+    found = yield from (_of_job(job_id) if job_id is not None else _listed(limit))
+    crowded = [gate.id for record, gate in found if record.header["has_waiting"]][:MAX_CROWDED]
+    scans = [Scan("gated", MAX_COUNTED, (gate_id,), with_records=False) for gate_id in crowded]
+    scans += [Scan("gated", MAX_SHOWN, (gate_id,)) for gate_id in crowded]
+    if any(record.header["taken"] for record, _ in found):
+        scans += [Scan("leases", MAX_EXAMINED), Scan("holding", MAX_EXAMINED)]
+    seen: Snapshot = yield Query(scans=tuple(scans))
+    counts = dict(zip(crowded, map(len, seen.scans), strict=False))
+    following = dict(zip(crowded, map(_jobs, seen.scans[len(crowded) :]), strict=False))
+    holders = dict[bytes, list[Job]]()
+    for job in itertools.chain.from_iterable(map(_jobs, seen.scans[2 * len(crowded) :])):
+        for gate in job.limits if job.has(Flag.LIMITED) else ():
+            holders.setdefault(gate.id, []).append(job)
+    listed = []
+    for record, gate in found:
+        waiting = counts.get(gate.id, int(record.header["has_waiting"]))
+        held = () if gate.per else holders.get(gate.id, ())
+        listed.append(_shown(record, gate, seen.now, waiting, held, following.get(gate.id, ())))
+    return sorted(listed, key=lambda each: (-each.waiting, each.limit, each.key))
+
+
+def _listed(limit: str | None) -> Operation[Found]:
     seen: Snapshot = yield Query(scans=(Scan("gates", MAX_LISTED),))
-    found = list[tuple[Plain, Gate]]()
+    found: Found = []
     for entry in seen.scans[0]:
         assert entry.record is not None
         record = Plain(entry.ref, dict(entry.record.header), entry.record.state)
         gate = gates.in_force(record, Gate(entry.ref.id, "", "", record.header["most"]))
         if gate.id != gates.of_pause(gate.limit).id and limit in (None, gate.limit):
             found.append((record, gate))
-    crowded = [gate.id for record, gate in found if record.header["has_waiting"]][:MAX_CROWDED]
-    waiting: Snapshot = yield Query(scans=tuple(Scan("gated", MAX_COUNTED, (gate_id,), with_records=False) for gate_id in crowded))
-    counted: dict[bytes, int] = dict(zip(crowded, map(len, waiting.scans), strict=True))
-    listed = [_shown(record, gate, counted.get(gate.id, int(record.header["has_waiting"])), seen.now) for record, gate in found]
-    return sorted(listed, key=lambda each: (-each.waiting, each.limit, each.key))
+    return found
 
 
-def _shown(record: Plain, gate: Gate, waiting: int, now: int) -> LimitRecord:
+def _of_job(job_id: bytes) -> Operation[Found]:
+    ref = Ref(Kind.JOB, job_id)
+    job: Snapshot = yield Query((ref,))
+    record = job.records[ref]
+    limits = () if record is None else Job.of_record(record).limits
+    seen: Snapshot = yield Query(tuple(gates.refs_of(limits)))
+    stored = [(gate, seen.records[Ref(Kind.GATE, gate.id)]) for gate in limits]
+    plain = [(Plain(each.ref, dict(each.header), each.state), gate) for gate, each in stored if each is not None]
+    return [(each, gates.in_force(each, gate)) for each, gate in plain]
+
+
+def _jobs(entries: Sequence[Entry]) -> list[Job]:
+    return [Job.of_record(entry.record) for entry in entries if entry.record is not None]
+
+
+def _limited(job: Job) -> LimitedJob:
+    return LimitedJob(id=id_text(job.id), job=job.header["job"], queue=job.queue, is_running=job.status == RUNNING)
+
+
+def _shown(record: Plain, gate: Gate, now: int, waiting: int, holders: Sequence[Job], following: Sequence[Job]) -> LimitRecord:
     header = record.header
     opens_at = earliest(header["tat"], header["closed_until"], gate, now) if gate.per > 0 and gate.most > 0 else now
     return LimitRecord(
@@ -56,6 +105,8 @@ def _shown(record: Plain, gate: Gate, waiting: int, now: int) -> LimitRecord:
         per=to_seconds(gate.per) if gate.per else None,
         burst=gate.burst,
         opens_in=to_seconds(opens_at - now),
+        holders=tuple(map(_limited, holders[:MAX_SHOWN])),
+        next=tuple(map(_limited, following)),
     )
 
 
