@@ -14,14 +14,13 @@ import pytest
 from tests.support import tiers
 
 _MEASURE: Final = "COVERAGE_PROCESS_CONFIG"
-"""By this variable coverage tells a process to measure."""
+"""Coverage sets this variable to make a process measure."""
 
 
 def _keep_bytecode() -> None:
-    """Keep it beside the checkout where the environment says that none is to be written into it.
+    """Keep bytecode beside the checkout where the environment says that none is to be written into it.
 
-    Otherwise each worker compiles all tests, and each of a thousand processes that they start the package: a third of the time.
-    """
+    Otherwise each worker compiles all tests, and each of a thousand processes that they start compiles the package: a third of the time."""
     folder = Path(tempfile.gettempdir(), f"taskflow-tests-bytecode-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
@@ -37,7 +36,7 @@ if os.environ.get("PYTHONDONTWRITEBYTECODE"):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return the number of workers for `-n auto`: most tests wait most of their time, but for the fast ones."""
+    """Return the number of workers for `-n auto`: most tests wait most of their time, except the fast ones."""
     processors = len(os.sched_getaffinity(0))
     return max(2, 3 * processors // 2) if config.option.markexpr == "fast" else max(4, 3 * processors)
 
@@ -83,7 +82,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Keep an `unmeasured` test and its processes from measuring what they reach: that takes them more than twice as long."""
+    """Keep an `unmeasured` test and its processes from measuring coverage, which takes them more than twice as long."""
     if not item.get_closest_marker("unmeasured") or _MEASURE not in os.environ:
         return (yield)
     coverage = sys.modules.get("coverage")
@@ -116,7 +115,7 @@ def _without_surrogates(value: Any) -> Any:
 
 @pytest.fixture(autouse=True, scope="session")
 def _hears_signals() -> None:
-    """Also where the tests themselves are run by nohup, or in the background of a script: their processes would ignore what they ignore."""
+    """Restore signals even where nohup or a background script runs the tests: their processes would ignore what they ignore."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Contenders are measured in turn; what was measured is kept, judged by targets, and shown in tables."""
+"""Contenders are measured in turn; results are kept, judged by targets, and shown in tables."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_the_table_tells_what_is_held_what_is_missed_and_what_was_not_measured()
 
 
 def test_the_pages_tell_what_is_kept() -> None:
-    """A figure that was measured anew stands in the tables, and in all of them: `python -m benchmarks --summary --keep` writes them."""
+    """A new measurement appears in all tables: `python -m benchmarks --summary --keep` writes them."""
     all_kept = read_all(results.FOLDER)
     told = results.README.read_text()
 
@@ -128,7 +128,7 @@ def test_the_pages_tell_what_is_kept() -> None:
 
 
 def test_peers_of_each_store_stand_beside_a_lone_job_among_idle_workers() -> None:
-    """By the variant that waits for results where there is one, and never by two variants of one program."""
+    """The variant that waits for results is shown where there is one, and never two variants of one program."""
     on_redis, on_postgres = ({peer.name for peer in Rivals().herds(store, MAX_PROCESSES)} for store in (REDIS, postgres()))
     assert on_redis >= {"dramatiq with results", "taskiq with results", "saq", "bullmq"}
     assert on_postgres >= {"pgqueuer", "oban"}

@@ -16,7 +16,7 @@ from tests.support.world import World
 
 @pytest.fixture(autouse=True)
 def _reads_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine any read is slow."""
+    """On a busy machine any read is slow, and would be cached."""
     monkeypatch.setattr(memo, "SLOW", math.inf)
 
 

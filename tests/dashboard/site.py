@@ -1,4 +1,4 @@
-"""A client of the dashboard, which behaves as a browser does, and reads pages."""
+"""A client of the dashboard, which behaves like a browser, and reads pages."""
 
 from __future__ import annotations
 

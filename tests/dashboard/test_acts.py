@@ -65,7 +65,7 @@ async def test_one_job_is_acted_on_and_its_page_shown(world: World, site: Site) 
 
 
 async def test_selected_jobs_are_acted_on(world: World, site: Site) -> None:
-    """The page says which of them stayed as they are, and why."""
+    """The page says which of them are unchanged, and why."""
     jobs, waiting = await failed_jobs(world, 3), id_text((await world.add(queue="other")).id)
     page = await site.post("/act", action="retry", id=[*jobs[:2], waiting])
     assert "2 retried" in page.text
@@ -166,7 +166,7 @@ async def test_a_cause_is_retried_in_stages_while_no_run_fails(world: World, sit
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("verdict", [failed, partial(retried, after=3_600.0)], ids=["failed", "retried"])
 async def test_stages_stop_when_a_run_fails_again(world: World, site: Site, verdict: Callable[[Lease], Settlement]) -> None:
-    """Also if the job has further attempts."""
+    """They also stop if the job has further attempts."""
     jobs = await failed_jobs(world, 30)
     page = await in_stages(site)
     await world.settle(*map(succeeded, await claimed(world, 1)))
@@ -247,7 +247,7 @@ async def test_an_act_that_names_nothing_or_something_odd_is_refused(memory: Wor
 
 @pytest.fixture
 def begun(memory: World, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """900 jobs, of which a cancel has reached 500 when it waits for this event."""
+    """Add 900 jobs, of which a cancel has reached 500 when it waits for this event."""
     monkeypatch.setattr(acts, "PATIENCE", 0.01)
     may_continue, cancel = asyncio.Event(), memory.broker.cancel
     calls = 0
@@ -265,7 +265,7 @@ def begun(memory: World, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
 @pytest.mark.usefixtures("begun")
 async def test_a_long_act_shows_its_progress_and_can_be_stopped(memory: World, site: Site) -> None:
-    """What was done until then stays, and the audit log says who has stopped it."""
+    """What was done until then is not undone, and the audit log says who stopped it."""
     await memory.enqueue(*[memory.an_envelope(queue="mail") for _ in range(900)])
     page = await site.post("/act", action="cancel", queue="mail")
     assert "Cancel: running" in page.text
@@ -307,7 +307,7 @@ async def test_the_end_of_the_process_is_recorded(memory: World) -> None:
 
 
 async def test_an_act_that_has_ended_keeps_no_ids(memory: World) -> None:
-    """They may be many, and the pages of 50 acts are kept."""
+    """There may be many ids, and the pages of 50 acts are kept."""
     ids = [parse_id(each) for each in await failed_jobs(memory, 3)]
     act = acts.Act(acts.Target(action="retry", ids=ids, group="71efb6587dea8408"), "ada", "")
     await act.task

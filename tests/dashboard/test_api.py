@@ -32,7 +32,7 @@ def strict(text: str) -> Any:
 
 
 async def get(site: Site, path: str, code: int = 200, **query: str) -> Any:
-    """Return the answer, which must be as the description says."""
+    """Return the answer, which must match the description."""
     answer = await site.client.get(f"{PREFIX}/api/v1{path}", params=query)
     assert (answer.status_code, answer.headers["content-type"]) == (code, "application/json")
     document = strict(answer.text)
@@ -106,7 +106,7 @@ async def test_odd_text_and_numbers_make_valid_json(site: Site, form: str) -> No
 
 
 async def test_the_bytes_of_unreadable_fields_stay_hidden(site: Site) -> None:
-    """There may be arguments or secrets among them."""
+    """They may contain arguments or secrets."""
     store = HostileStore("mail")
     with default_app().using(store):  # type: ignore[arg-type]  # it has what the dashboard asks for  # pyright: ignore[reportArgumentType]
         found = (await site.client.get(f"{PREFIX}/api/v1/jobs")).json()["jobs"]

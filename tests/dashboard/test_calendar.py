@@ -1,4 +1,4 @@
-"""The calendar of schedules: coming times, clock changes, and bounds."""
+"""The calendar of schedules: future times, clock changes, and bounds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_times_are_those_of_both_zones(memory: World) -> None:
 
 
 async def test_clock_changes_are_marked(memory: World) -> None:
-    """Where a time is skipped, it fires when the clock is set forward; where it is repeated, the first time, or in real time both."""
+    """A skipped time fires when the clock is set forward; a repeated one fires the first time, or both times if it counts real time."""
     await schedules.put("local", nothing.bind(), Cron("30 2 * * *", tz="Europe/Paris"))
     await schedules.put("real", nothing.bind(), Cron("30 */1 * * *", tz="Europe/Paris"))
     spring = await rows(date(2026, 3, 28))
@@ -80,7 +80,7 @@ def report() -> None: ...
 
 
 class Daily:
-    """A timetable of an application. A broken one returns the same time for ever."""
+    """An application's timetable. A broken one returns the same time for ever."""
 
     is_broken = False
 

@@ -20,7 +20,7 @@ from tests.dashboard.site import Page
 
 @pytest.fixture
 async def store(tmp_path: Path) -> str:
-    """The URL of a store that is there."""
+    """Return the URL of a store that exists."""
     url = f"sqlite:///{tmp_path}/queue.db"
     broker = connect(url)
     assert isinstance(broker, SqliteBroker)
@@ -82,7 +82,7 @@ def test_the_token_opens_it_once(server: Server) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it(server: Server, number: signal.Signals) -> None:
-    """Also while a page is live."""
+    """This also holds while a page is live."""
     with httpx.Client() as browser:
         browser.get(server.url)
         with browser.stream("GET", f"{server.url.partition('?')[0]}live") as stream:

@@ -1,4 +1,4 @@
-"""Live pages: one look at the store a second for all watchers, and none while no one watches."""
+"""Live pages: the store is checked once a second for all watchers, and not at all while no one watches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def count_looks(memory: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that gets the name of each operation that asks for the state of the store."""
+    """Return a list that gets the name of each operation that reads the store's state."""
     looks, kind = list[str](), type(memory.broker.admin)
 
     def counted(name: str, asked: Any) -> Any:
@@ -162,7 +162,7 @@ async def test_a_script_gets_the_content_without_its_frame(memory: World, site: 
 
 
 async def test_equal_requests_of_scripts_share_a_page(memory: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not with people who may do other things, and not with a person who opens the page."""
+    """They do not share it with people who have other rights, nor with a person who opens the page."""
     monkeypatch.setattr(live, "INTERVAL", 30.0)
     looks, access = count_looks(memory, monkeypatch), [ADA]
     async with Site(lambda request: access[-1]) as site:

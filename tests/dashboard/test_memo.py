@@ -1,4 +1,4 @@
-"""What took long to read in a large store is kept for a while."""
+"""The results of slow reads in a large store are cached for a while."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def rows(page: Page) -> list[str]:
 
 
 async def test_every_page_links_to_pages_that_are_there(world: World, site: Site) -> None:
-    """Also below a prefix. No page is larger than 60 kB."""
+    """This also holds below a prefix. No page is larger than 60 kB."""
     await scene(world)
     seen, left = set[str](), [PREFIX + "/"]
     while left:
@@ -171,7 +171,7 @@ async def test_jobs_are_filtered_by_the_url(world: World, site: Site) -> None:
 
 
 async def test_a_job_is_found_by_its_id(memory: World, site: Site) -> None:
-    """The filters of the form are left out, as they were filled in before."""
+    """The form's filters are ignored, because they were filled in before."""
     envelope = await memory.add()
     for text in (id_text(envelope.id), f" {envelope.id.hex()} "):
         answer = await site.client.get(f"{PREFIX}/jobs", params={"id": text, "status": "failed", "queue": ""})
@@ -458,7 +458,7 @@ async def test_a_store_that_is_away_is_503(
 
 
 async def test_the_page_of_a_job_shows_its_flow(world: World, site: Site) -> None:
-    """Below each job are those that it waits for. The job of the page stands out."""
+    """Below each job are those that it waits for. The page's own job is highlighted."""
     last, flow = b"l" * 16, b"f" * 16
     counts = [
         Envelope(id=bytes([n]) * 16, job="count", payload=b"", member=Member(flow, n, 0, 2), joins=(last,), ties=(Tie(n),)) for n in (0, 1)

@@ -1,4 +1,4 @@
-"""The dashboard is closed by default, takes writes from its own pages alone, and shows stored text as text."""
+"""The dashboard is closed by default, accepts writes only from its own pages, and shows stored text as text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def refuses(request: Request) -> Access | None:
 
 
 async def test_authorize_may_read_the_form(memory: World) -> None:
-    """The page that it is for reads it, too."""
+    """The requested page can read it too."""
 
     async def reads(request: Request) -> Access:
         return Access("ada", actions=await request.body() == b"action=pause")
@@ -119,7 +119,7 @@ async def test_an_authorize_that_fails_opens_nothing(memory: World, caplog: pyte
 
 
 async def test_authorize_may_raise_an_answer(memory: World) -> None:
-    """As checks of a sign-in do in Starlette and FastAPI."""
+    """Sign-in checks in Starlette and FastAPI do so."""
 
     def sign_in(request: Request) -> Access:
         raise HTTPException(303, "Sign in first.", {"Location": "/sign-in"})
@@ -168,7 +168,7 @@ async def test_a_write_of_the_dashboards_own_pages_is_taken(memory: World, site:
 
 @pytest.mark.parametrize("path", WRITES)
 async def test_a_person_who_may_only_look_cannot_act(memory: World, path: str) -> None:
-    """Nor do the pages offer it."""
+    """The pages do not offer actions either."""
     failed = await memory.add(queue="mail")
     async with Site(lambda request: Access("eve")) as site:
         page = await site.post(path, code=403, action="pause", id=id_text(failed.id))
@@ -213,7 +213,7 @@ async def test_every_answer_keeps_a_browser_safe(memory: World, site: Site, path
 
 @pytest.mark.parametrize("form", TEXTS)
 async def test_hostile_text_is_shown_as_text(form: str) -> None:
-    """On every page that has any: no tag, attribute or link comes from it, and no control character."""
+    """On every page that has any, no tag, attribute or link comes from it, and no control character."""
     store = HostileStore(TEXTS[form])
     with default_app().using(store):  # type: ignore[arg-type]  # it has what the dashboard asks for  # pyright: ignore[reportArgumentType]
         async with Site(lambda request: Access(TEXTS[form], actions=True, show_arguments=True)) as site:

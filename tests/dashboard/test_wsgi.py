@@ -97,7 +97,7 @@ def test_it_is_closed_without_authorize_and_to_other_sites(memory: World) -> Non
 
 
 def test_authorize_may_be_plain_or_async(memory: World) -> None:
-    """A plain one is called in the thread of the request, where connections and sessions of the application are."""
+    """A plain one is called in the request's thread, where the application's connections and sessions are."""
     threads = list[int]()
 
     def plain(request: Request) -> Access | None:
@@ -163,7 +163,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), client.get("/").status
 
 
 def test_it_works_in_processes_that_are_forked_after_it_was_used(tmp_path: Path) -> None:
-    """As servers do that load the application first. The child has no thread of the parent."""
+    """Servers that load the application first do this. The child has none of the parent's threads."""
     assert run_in_fork(FORKS, tmp_path, {"TASKFLOW_BROKER": "sqlite:///queue.db"}) == (0, "200 200\n0 200\n")
 
 
@@ -199,7 +199,7 @@ async def test_an_action_that_ends_with_its_process_is_recorded(tmp_path: Path) 
 
 @pytest.fixture
 def _still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every request looks at the store, and pages have no age."""
+    """Every request reads the store, and pages have no age."""
     monkeypatch.setattr(live, "INTERVAL", 0.0)
     monkeypatch.setattr(live, "MAX_AGE", 1_000_000_000)
 

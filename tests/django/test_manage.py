@@ -1,4 +1,4 @@
-"""`manage.py taskflow`, and what workers say that Django is not set up for."""
+"""`manage.py taskflow`, and the errors of workers if Django is not set up."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ urlpatterns = [path("orders", create_order), path("tasks/<task_id>", show_task)]
 
 
 class Project:
-    """A project in a folder of its own."""
+    """A project in a separate folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""A project on Django passes its tests, which Django's runner and pytest-django run in processes of their own."""
+"""A project on Django passes its tests, which Django's runner and pytest-django run in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is not configured costs nothing, and what a killed worker loses."""
+"""Telemetry that is not configured costs nothing; and how little a killed worker loses."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Calls:
 
 
 async def test_many_calls_sent_at_once_cost_few_calls_more_with_traces(memory_broker: MemoryBroker) -> None:
-    """The headers are made once for all of them."""
+    """The headers are created once for all of them."""
 
     async def calls_of(jobs: int) -> int:
         calls, given = Calls(), [add.bind(1, 2) for _ in range(jobs)]
@@ -170,7 +170,7 @@ def test_a_killed_worker_loses_only_what_it_counted_since_its_last_record(shell:
 
 @pytest.mark.parametrize("telemetry", [[], [History(), Prometheus(CollectorRegistry())]], ids=["none", "counting"])
 async def test_a_job_has_the_bytes_of_its_call_and_no_more(memory_broker: MemoryBroker, telemetry: list[Telemetry]) -> None:
-    """Traces alone travel with jobs. Counts of runs are kept apart."""
+    """Only traces travel with jobs. Counts of runs are kept separately."""
     configure(telemetry=telemetry)
     handle = await add.delay(1, 2)
     job = memory_broker._store._records[Ref(Kind.JOB, parse_id(handle.id))]

@@ -118,7 +118,7 @@ async def test_a_broken_opentelemetry_harms_no_job(memory_broker: MemoryBroker, 
 
 @pytest.mark.parametrize("kind", [OpenTelemetry, Sentry])
 async def test_an_exception_without_a_text_keeps_its_verdict(memory_broker: MemoryBroker, kind: type[Telemetry]) -> None:
-    """It is not among those after which the job is tried again."""
+    """The job is not retried after it."""
     configure(telemetry=[OpenTelemetry(TracerProvider()) if kind is OpenTelemetry else Sentry()])
     handle = await unreadable.delay()
     await work()
@@ -129,7 +129,7 @@ async def test_an_exception_without_a_text_keeps_its_verdict(memory_broker: Memo
 
 
 async def test_headers_of_the_caller_come_before_those_of_telemetry(memory_broker: MemoryBroker) -> None:
-    """Also those that middleware adds: it stamps after telemetry."""
+    """So do headers that middleware adds, although it stamps after telemetry."""
 
     class Fills(Middleware):
         def stamp(self, calls: Sequence[EnqueueCall]) -> None:

@@ -1,4 +1,4 @@
-"""What workers count, and the history that they record."""
+"""Workers' counts, and the history that they record."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ async def test_a_worker_records_once_a_minute(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_a_record_names_the_deploy() -> None:
-    """The metrics of the worker do not: it has one deploy only."""
+    """The worker's metrics do not: it has only one deploy."""
     store: Any = _Store()
     measures = WorkerMeasures(lambda: (0, 0, 0.0), records=True, deploy="v2")
     for _ in range(3):

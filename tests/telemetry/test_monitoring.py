@@ -1,4 +1,4 @@
-"""The dashboard, the alert rules and the scalers ask for metrics that exist, with labels and values that they can have."""
+"""The dashboard, the alert rules and the scalers query existing metrics, with labels and values that they can have."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FREE: Final = {"queue", "job", "limit", "event", "operation", "le", "instance", 
 """Labels whose values depend on the application, the store or Prometheus."""
 
 FOREIGN: Final = {"node_textfile_mtime_seconds": {"file"}}
-"""Metrics of the node exporter."""
+"""The node exporter's metrics."""
 
 
 def scaler_queries() -> Iterator[tuple[str, str]]:
@@ -76,7 +76,7 @@ def selectors(expression: promql_parser.Expr) -> list[Any]:
 
 
 def outcomes() -> set[str]:
-    """Return the name of each verdict that is counted. A completion counts as what has taken effect."""
+    """Return the name of each verdict that is counted. A completion counts as the verdict that took effect."""
     kinds = [kind for kind in vars(verdicts).values() if isinstance(kind, type) and issubclass(kind, verdicts.Verdict)]
     names = {kind.__name__ for kind in kinds if not kind.__name__.startswith("_")} - {"Verdict", "Completed"}
     return {name_of(cast(Any, type(name, (), {})())) for name in names}
@@ -84,7 +84,7 @@ def outcomes() -> set[str]:
 
 @pytest.fixture(scope="module")
 def metrics() -> dict[str, dict[str, set[str]]]:
-    """The values of each label of each metric that workers and the store have."""
+    """Return the label values of each metric that workers and the store have."""
     measure = Measure(runs=dict.fromkeys(outcomes(), 1), waits={1: 1}, times={1: 1})
     facts = WorkerFacts(measures=pack_measures({("default", "mail"): measure}), broker_errors={"claiming": 1})
     queue = QueueInfo(name="default", is_paused=False, counts=dict.fromkeys(Status, 0))
@@ -134,7 +134,7 @@ def test_legends_and_messages_name_labels_that_the_query_keeps() -> None:
 
 
 def test_no_scaler_asks_for_ready_jobs_alone() -> None:
-    """Otherwise it stops the workers that run the last jobs."""
+    """Otherwise it would stop the workers that run the last jobs."""
     found = [query for _, query in scaler_queries() if "taskflow_queue_jobs" in query]
     assert found
     assert [query for query in found if 'status=~"ready|running"' not in query] == []

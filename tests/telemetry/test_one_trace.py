@@ -1,4 +1,4 @@
-"""A request, the job that it sends, and what that does in a worker's child process, in one trace."""
+"""A request, the job that it sends, and the job's work in a worker's child process, in one trace."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def ids(span: ReadableSpan) -> str:
 
 @pytest.mark.parametrize("job", PLACES, ids=lambda job: job.name)
 async def test_the_spans_of_a_job_are_in_the_trace_of_the_request_that_sent_it(telemetry: Telemetry, job: Any) -> None:
-    """Wherever it runs, its own spans are children of the run's."""
+    """Wherever the job runs, its own spans are children of the run's."""
     with telemetry.tracer.start_as_current_span("request") as request:
         handle = await job.delay()
     await work()
@@ -160,7 +160,7 @@ async def test_baggage_travels_unless_it_is_large(telemetry: Telemetry) -> None:
 
 
 async def test_the_worker_asks_its_broker_in_silence(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Instrumentations of drivers read the context's key. A job's own calls are traced, as those after `async with Worker()`."""
+    """Instrumentations of drivers read the context's key. A job's own calls are traced, like those after `async with Worker()`."""
     quiet = dict[str, set[object]]()
 
     def note(name: str) -> None:

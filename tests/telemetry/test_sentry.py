@@ -17,7 +17,7 @@ from tests.telemetry.jobs import add, fails, fails_in_child
 
 
 class Events(Transport):
-    """Keeps what would be sent."""
+    """Records the events that would be sent."""
 
     def __init__(self) -> None:
         super().__init__()

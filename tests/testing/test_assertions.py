@@ -1,4 +1,4 @@
-"""What a test asserts of the calls that were sent: their arguments, options and number; and what a failed assertion shows."""
+"""Assertions about calls that were sent: their arguments, options and number, and the message of a failed assertion."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_any_stands_for_any_value_anywhere(taskflow_jobs: TaskflowJobs, ar
     ("args", "kwargs", "error"), [(("a", DAY), {}, "mail: expected"), ((ANY,), {}, "day"), ((ANY, ANY), {"urgnt": True}, "urgnt")]
 )
 async def test_a_call_that_could_not_be_sent_is_refused(taskflow_jobs: TaskflowJobs, args: Any, kwargs: Any, error: str) -> None:
-    """An assertion with a slip of the pen must not hold for ever."""
+    """An assertion with a typing error must not hold for ever."""
     for check in (taskflow_jobs.assert_enqueued, taskflow_jobs.assert_not_enqueued):
         with pytest.raises(TypeError, match=error):
             check(send, *args, **kwargs)

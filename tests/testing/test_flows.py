@@ -1,4 +1,4 @@
-"""Flows in tests: `run_all` and `inline` run them through, and what was sent can be asserted."""
+"""Flows in tests: `run_all` and `inline` run whole flows, and the calls that were sent can be asserted."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ async def test_a_failed_job_is_retried_and_its_flow_restored(taskflow_jobs: Task
 
 
 async def test_the_jobs_of_a_flow_can_be_asserted(taskflow_jobs: TaskflowJobs) -> None:
-    """What takes a result is equal to anything, because that is not known yet."""
+    """An argument that takes a result is equal to anything, because the result is not known yet."""
     await (double.bind(2) | add.partial(10) | double).delay()
     taskflow_jobs.assert_enqueued(double, 2)
     taskflow_jobs.assert_enqueued(add, ANY, 10)

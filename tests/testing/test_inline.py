@@ -1,4 +1,4 @@
-"""Jobs that run where they are sent: in the sender's thread, loop and transaction, and else as a worker runs them."""
+"""Jobs that run where they are sent: in the sender's thread, loop and transaction, and otherwise as a worker runs them."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def grandparent() -> str:
 
 @job(name="tests.inline.waits_for_another")
 def waits_for_another() -> str:
-    """The plain job cannot have this thread, which waits for it."""
+    """The plain job cannot use this thread, which waits for it."""
 
     async def send_and_wait() -> str:
         return await (await plain.delay(Mail("b"))).result(timeout=0)

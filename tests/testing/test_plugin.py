@@ -1,4 +1,4 @@
-"""The pytest plugin, used as a user uses it: in a project of its own, and in-process for the details."""
+"""The pytest plugin, used as a user does: in a separate project, and in-process for the details."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def never_sated(ctx: JobContext, how: str) -> None:
 
 
 async def test_run_all_runs_what_the_jobs_send_too(taskflow_jobs: TaskflowJobs) -> None:
-    """Also when a job waits for another's result."""
+    """It does so even when a job waits for another's result."""
     handle = await signup.delay("a")
     assert await taskflow_jobs.run_all() == 2
     assert await handle.result() == "a True"
@@ -105,7 +105,7 @@ async def test_retries_come_with_time(taskflow_jobs: TaskflowJobs) -> None:
 
 
 async def test_the_clock_starts_at_the_real_time(taskflow_jobs: TaskflowJobs) -> None:
-    """So that an instant that the code under test takes from the real clock is due when as much time has passed."""
+    """An instant that the tested code reads from the real clock is therefore due when as much time has passed."""
     handle = await send.options(at=datetime.now(UTC) + timedelta(days=1)).delay(Mail("a"))
     assert await taskflow_jobs.advance(hours=23) == 0
     assert await taskflow_jobs.advance(hours=1, seconds=5) == 1
@@ -130,7 +130,7 @@ async def test_a_job_that_has_no_end_is_named(taskflow_jobs: TaskflowJobs, monke
 
 
 async def test_runs_end_with_run_all(taskflow_jobs: TaskflowJobs) -> None:
-    """Nothing of them is left for the next test, and their jobs are ready again, when it is given up."""
+    """When it is given up, no run is left for the next test, and the jobs are ready again."""
     handle = await sleeps.delay()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):

@@ -41,7 +41,7 @@ BACKEND = "taskflow.django.TaskflowBackend"
 
 
 class CountsNotes(Middleware):
-    """Asks the database in each hook, as middleware that knows tenants does."""
+    """Queries the database in each hook, as middleware that knows tenants does."""
 
     def __init__(self) -> None:
         self.counted: list[int] = []
@@ -66,7 +66,7 @@ async def first_jobs() -> list[JobInfo]:
 
 
 class SeesRows:
-    """The same for each kind of test case: jobs and middleware see the rows of the test, and the test sees theirs."""
+    """The same tests for each kind of test case: jobs and middleware see the test's rows, and the test sees theirs."""
 
     def setUp(self) -> None:
         self.jobs = self.enterContext(jobs_in_memory())  # type: ignore[attr-defined]

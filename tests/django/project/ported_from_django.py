@@ -1,8 +1,7 @@
 """Django's own tests of its Tasks, on taskflow's backend: tests/tasks/test_tasks.py, test_dummy_backend.py and test_immediate_backend.py.
 
-They are adapted from Django 6.0 (BSD license, tests/django/LICENSE.django). Where the originals know a result at once, or look into the
-list of the dummy backend, these run a worker and refresh the result. The page on Django names those that are left out.
-"""
+They are adapted from Django 6.0 (BSD license, tests/django/LICENSE.django). Where the originals know a result at once, or read the dummy
+backend's list, these run a worker and refresh the result. The page on Django names those that are left out."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """The tests of django-tasks-db, on taskflow's backend. They are adapted from its version 0.13 (BSD license, LICENSE.django-tasks-db).
 
-In place of its model, they look at jobs with `taskflow.operate`; in place of `db_worker`, they run taskflow's worker, and in place of
-`prune_db_task_results`, `operate.purge`. Cases that Django's own suites have too stand there alone. The page on Django names the tests
-that are left out.
-"""
+In place of its model, they read jobs with `taskflow.operate`; in place of `db_worker`, they run taskflow's worker, and in place of
+`prune_db_task_results`, `operate.purge`. Cases that Django's own suites have too are only there. The page on Django names the tests that
+are left out."""
 
 from __future__ import annotations
 
@@ -51,7 +50,7 @@ async def _count(status: str) -> int:
 
 
 def count(status: str) -> int:
-    """How many jobs have this status."""
+    """Return how many jobs have this status."""
     return run_sync(_count(status))
 
 

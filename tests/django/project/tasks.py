@@ -113,7 +113,7 @@ def add_note(text: str) -> None:
 
 @task
 def end_connections() -> None:
-    """End all sessions of this application but the one of this function."""
+    """End all sessions of this application except this function's own."""
     other = connections.create_connection("default")
     with other.cursor() as cursor:
         ours = "application_name = 'jobs' AND pid <> pg_backend_pid()"
