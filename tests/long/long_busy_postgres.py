@@ -49,7 +49,7 @@ async def fill(url: str, after: float) -> None:
 
 
 def assert_cheap(costs: list[Cost], index: str, *, is_there: bool = True) -> None:
-    """By that index each time, if there is something to be found by it, never by the table from end to end, and of few rows."""
+    """Assert that each call uses that index, if it has an entry for it, reads few rows, and never the whole table."""
     for cost in costs:
         assert index in cost or not is_there, costs
         assert "jobs" not in cost, costs
@@ -59,7 +59,7 @@ def assert_cheap(costs: list[Cost], index: str, *, is_there: bool = True) -> Non
 @pytest.mark.parametrize("after", [0.0, 3600.0], ids=["ready", "scheduled"])
 @pytest.mark.parametrize("is_filled_first", [True, False], ids=["planned when full", "planned when empty"])
 async def test_a_claim_and_upkeep_read_few_of_a_million_jobs(store: Store, after: float, is_filled_first: bool) -> None:  # noqa: F811
-    """As the server counts them. tests/stores/postgres/test_plans.py has the plans."""
+    """The server counts the rows. tests/stores/postgres/test_plans.py has the plans."""
     if is_filled_first:
         await fill(store.url, after)
     costs = [await store.costs(call, times=UNTIL_KEPT) for call in CALLS]
@@ -75,7 +75,7 @@ async def test_a_claim_and_upkeep_read_few_of_a_million_jobs(store: Store, after
 
 
 async def test_a_job_of_a_transaction_that_stays_open_for_a_minute(scene: Scene) -> None:  # noqa: F811
-    """Others of its queue come and go all the time; it starts as soon as its transaction commits."""
+    """Other jobs of its queue come and go all the time; it starts as soon as its transaction commits."""
     sql = await asyncpg.connect(scene.straight_url)
     async with scene.worker():
         await scene.seconds_to_start(0)

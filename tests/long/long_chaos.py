@@ -22,5 +22,5 @@ async def test_chaos(shell: Shell, kind: type[Place]) -> None:
 
 
 def test_chaos_in_memory(shell: Shell) -> None:
-    """The same rules in a process of its own, which nobody can kill: its workers and their services are cancelled, and its clocks jump."""
+    """The same rules in a separate process, which can't be killed: its workers and their services are cancelled, and its clocks jump."""
     play_in_memory(shell, seed=SEED, seconds=SECONDS)

@@ -36,7 +36,7 @@ async def long() -> None:
 
 @on_each_broker
 def test_eleven_deploys_during_one_job(shell: Shell) -> None:
-    """Each worker is stopped while it runs the job. The last worker warns of it, and lets it end."""
+    """Each worker is stopped while it runs the job. The last worker warns about it, and lets it end."""
     shell.write("tasks.py", TASKS)
     shell.send("long.bind()")
     for number in range(1, TIMES + 1):

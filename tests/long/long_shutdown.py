@@ -1,4 +1,4 @@
-"""Stopped at every moment: the whole of what tests/cli/test_shutdown.py has a sample of. How many ended in which way is printed."""
+"""Workers stopped at every moment: tests/cli/test_shutdown.py has a sample of this. How many ended in which way is printed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tell(stopped: Sequence[Stopped]) -> None:
 @one_or_two
 @pytest.mark.parametrize("once", [None, "working as"], ids=["since its start", "since it works"])
 def test_at_every_moment(shell: Shell, processes: list[str], once: str | None) -> None:
-    """Each moment with one of the six ways of being stopped."""
+    """Each moment is used with one of the six ways to stop a worker."""
     stopped = Stage(shell, *BRIEF).stop_all(stops(EVERY_5_MS), "--concurrency", "4", *processes, once=once)
     tell(stopped)
     for one in stopped:
@@ -70,7 +70,7 @@ def test_with_jobs_that_ignore_their_cancellation(shell: Shell, processes: list[
 @one_or_two
 @pytest.mark.parametrize("kind", outages(), ids=lambda kind: kind.name)
 def test_with_the_broker_away(shell: Shell, kind: type[Outage], processes: list[str]) -> None:
-    """Some moments after the broker has gone; each worker has a long run. They end in time, and nothing is lost."""
+    """At some moments after the broker has gone; each worker has a long run. They end in time, and nothing is lost."""
     of_each = 2 if processes else 1
     stage, moments = Stage(shell), stops(EVERY_50_MS)
     with kind() as broker:

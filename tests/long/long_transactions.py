@@ -1,4 +1,4 @@
-"""Transactions that last, and 5,000 runs that are completed in theirs while workers and connections are killed."""
+"""Long transactions, and 5,000 runs that are completed in transactions while workers and connections are killed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_each_of_5000_increments_counts_once(shell: Shell) -> None:
 
 
 async def test_a_job_is_found_after_a_transaction_of_a_minute() -> None:
-    """Jobs of a transaction begin when it commits, although the low-water marks have risen above them."""
+    """A transaction's jobs begin when it commits, although the low-water marks have risen above them."""
     ran.clear()
     url = shared_postgres().url(shared_postgres().new_database())
     broker = connect(url)

@@ -1,4 +1,4 @@
-"""The worker's process with the times that users have: nothing is set shorter."""
+"""The worker's process with the times that users have: none is shortened."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_jobs_of_a_killed_worker_start_again_within_25_s(shell: Shell) -> No
 
 
 def test_a_worker_whose_loop_a_job_blocks_ends_by_the_first_signal(shell: Shell) -> None:
-    """After the grace period and `stop_timeout`, by force: the loop cannot hear of anything."""
+    """It ends after the grace period and `stop_timeout`, by force, because the loop cannot handle the signal."""
     shell.write("tasks.py", TASKS)
     shell.send("block.bind()")
     worker = shell.worker("--grace", "1")

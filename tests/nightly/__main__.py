@@ -1,8 +1,7 @@
-"""`python -m tests.nightly [pytest's options]`: what need not run with every change. The files are called nightly_*.py here.
+"""`python -m tests.nightly [pytest's options]`: tests that need not run with every change. The files are called nightly_*.py here.
 
-They test the test servers, search for long, and run the README's commands on a bare machine, which needs root and the network:
-`-k "not bare"` leaves that out.
-"""
+They test the test servers, run the long searches, and run the README's commands on a bare machine, which needs root and the network: `-k
+"not bare"` leaves that out."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ exec "$@"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a clone lies, and how the two commands are run on it."""
+    """Where a clone is, and how the two commands are run on it."""
 
     name: str
     user: str
@@ -99,7 +99,7 @@ def test_the_two_commands(bare: tuple[Place, Path]) -> None:
 
 
 def run(place: Place, machine: Path, command: str) -> int:
-    """The exit code of a command in the clone. Its output goes to ours."""
+    """Return the exit code of a command in the clone. Its output goes to ours."""
     environment = {
         "HOME": place.home,
         "USER": place.user,

@@ -1,7 +1,6 @@
-"""Both sides of the guides for a move: a worker of the other tool runs the code of its side, and a worker of taskflow that of ours.
+"""Both sides of the migration guides: a worker of the other tool runs the code of its side, and a worker of taskflow that of ours.
 
-Needs the package index. The versions of the tools are those of `benchmarks/peers/requirements`.
-"""
+Needs the package index. The tools' versions are those of `benchmarks/peers/requirements`."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from tests.support.servers import RedisServer
 
 @dataclass(frozen=True)
 class Guide:
-    """A page, with commands as it has them."""
+    """A page, with the commands that it shows."""
 
     tool: str
     worker: str
@@ -33,7 +32,7 @@ class Guide:
     """A call of taskflow's side, which a worker of taskflow runs."""
     first: str = ""
     extra: tuple[str, ...] = ()
-    """Packages of which the page speaks beside the tool itself."""
+    """Packages that the page mentions beside the tool itself."""
 
 
 GUIDES: Final = (
@@ -62,7 +61,7 @@ def taskflow_python(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Pa
 
 @pytest.fixture
 def variables(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    """Where both sides keep their jobs: what taskflow and clients of the other side's server read."""
+    """Yield the variables that taskflow, and clients of the other side's server, read: where both sides keep their jobs."""
     if "procrastinate" in request.node.name:
         shared = shared_postgres()
         name = shared.new_database()

@@ -1,4 +1,4 @@
-"""The suite runs on one version of PostgreSQL. Here what runs on PostgreSQL runs again on each other version of this machine."""
+"""The suite runs on one version of PostgreSQL. Here its PostgreSQL tests run again on each other version of this machine."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_a_consumer_of_the_wheel_gets_its_types(wheel: Path, tmp_path: Path) -> 
 
 
 def pythons_here() -> list[str]:
-    """Return the oldest Python that the package takes, and the newest that is here."""
+    """Return the oldest Python that the package accepts, and the newest on this machine."""
     found = [name for minor in (11, 14, 13, 12) for name in (f"python3.{minor}", f"/usr/bin/python3.{minor}") if works(name)]
     return list(dict.fromkeys(found[:1] + [name for name in found if "3.11" not in name][:1]))
 
@@ -126,7 +126,7 @@ def test_a_newcomer_gets_along_with_the_wheel_alone(python: str, wheel: Path, tm
 
 
 def follow(page: Path, place: Place) -> None:
-    """Do as a page of the tutorial says. What it installs or exports for a broker is there; its servers get free ports."""
+    """Follow a page of the tutorial. What it installs or exports for a broker is there; its servers get free ports."""
     ports = {"8000": f"{free_port()}", "8080": f"{free_port()}"}
     last_id = "ID"
     with ExitStack() as running:
@@ -156,7 +156,7 @@ def test_the_wheel_works_with_the_oldest_dependencies_that_it_declares(wheel: Pa
 
 
 def test_the_fast_tier_passes_with_the_oldest_dependencies(tmp_path: Path) -> None:
-    """All but typing-extensions: libraries that only the tests use need a newer one."""
+    """Except typing-extensions: libraries that only the tests use need a newer one."""
     python = environment(tmp_path / "venv", "--editable", f"{ROOT}[test]")
     oldest = [f"{name}=={version}" for name, version in LOWEST.items() if name != "typing-extensions"]
     run(python.with_name("pip"), "install", "--quiet", "--disable-pip-version-check", "--no-deps", *oldest)
@@ -242,7 +242,7 @@ def releases(request: pytest.FixtureRequest, tmp_path: Path, pythons: dict[str, 
 
 @pytest.mark.parametrize(("first", "second"), [("before", "new"), ("new", "before")])
 def test_workers_of_two_releases_share_a_store(releases: dict[str, Release], first: str, second: str) -> None:
-    """Each sends and runs jobs beside the other. Then the new ones go on alone, in the store of both."""
+    """Each sends and runs jobs beside the other. Then the new workers go on alone, in the shared store."""
     before, new = releases["before"], releases["new"]
     if first == "new" and before.run("-m", "taskflow", "--version") != new.run("-m", "taskflow", "--version"):
         pytest.skip("the promise is that a new release reads the store of the release before, not the reverse")

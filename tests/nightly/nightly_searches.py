@@ -17,7 +17,7 @@ from tests.support.harnesses import BROKERS, NewestPostgresHarness, StoreHarness
 
 @pytest.mark.parametrize("harness", [*BROKERS, NewestPostgresHarness], ids=lambda harness: harness.name)
 def test_a_broker_does_as_its_model(harness: type[StoreHarness]) -> None:
-    """Other examples each time: the seed is printed with a failure."""
+    """The examples differ each time: a failure prints the seed."""
     seed = random.SystemRandom().getrandbits(32)
     print(f"seed {seed}")
     run_machine(machine_for(harness), examples=200, steps=50, seed=seed)

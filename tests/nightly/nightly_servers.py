@@ -1,4 +1,4 @@
-"""The test servers and the proxy do to a server what the tests believe, and leave nothing behind."""
+"""The test servers and the proxy affect a server as the tests assume, and leave nothing behind."""
 
 from __future__ import annotations
 

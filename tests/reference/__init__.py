@@ -1,7 +1,6 @@
-"""An independent broker from heaps and dicts, which knows nothing of the engine. The other brokers are compared with it.
+"""An independent broker made of heaps and dicts, which shares nothing with the engine. The other brokers are compared with it.
 
-One engine under all stores would agree with itself. So this one stays, and follows each change of the contract.
-"""
+One engine under all stores would only agree with itself. So this broker is kept, and follows each change of the contract."""
 
 from tests.reference.broker import ReferenceBroker
 

@@ -1,4 +1,4 @@
-"""The processes of a chaos test, and what is done to them and to their store, by chance but from a seed."""
+"""The processes of a chaos test, and the faults that hit them and their store, at random but from a seed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SUPERVISED: Final = 2
 
 
 class Fleet:
-    """Two workers under a supervisor, a third one that is alone, and producers. `ttl` is that of the workers."""
+    """Two workers under a supervisor, a third, lone worker, and producers. `ttl` is the workers'."""
 
     def __init__(self, shell: Shell, place: Place, ledger: Ledger, ttl: float, seed: int) -> None:
         self.place, self.ledger, self.ttl = place, ledger, ttl
@@ -36,7 +36,7 @@ class Fleet:
         self.producers = list[Running]()
 
     def begin(self, seconds: float) -> None:
-        """Start everything. The producers send for so many seconds."""
+        """Start everything. The producers send for this many seconds."""
         self._ends_at = time.monotonic() + seconds
         self._start("producers", "-m", "tests.long.chaos.producers", "0", "0").end()
         self.supervisor, self.lone = self.start_supervisor(), self.start_lone()
@@ -53,7 +53,7 @@ class Fleet:
         return self._start("producers", "-m", "tests.long.chaos.producers", str(next(self._seeds)), str(seconds))
 
     def workers(self) -> list[int]:
-        """The processes of all workers that are alive."""
+        """Return the processes of all workers that are alive."""
         return [pid for pid in (*pids(self.supervisor), self.lone.process.pid) if is_alive(pid)]
 
     def _worker(self, client: str, *arguments: str) -> Running:
@@ -72,7 +72,7 @@ class Fleet:
 
 
 class Chaos:
-    """Begins a fault every second or so until it is over. Each of them ends by itself, and leaves nothing broken."""
+    """Begins a fault every second or so until it is over. Each fault ends by itself, and leaves nothing broken."""
 
     def __init__(self, fleet: Fleet, seed: int) -> None:
         self._fleet = fleet
@@ -108,7 +108,7 @@ class Chaos:
             await self._kill(self._chance.choice(victims))
 
     async def stop_worker(self) -> None:
-        """Shorter than the ttl, or longer than the lease can live."""
+        """Stop a worker for a shorter time than the ttl, or for longer than the lease can live."""
         if victims := self._victims():
             async with self._stop(self._chance.choice(victims)):
                 await asyncio.sleep(self._ttl * self._chance.choice((0.1, 0.5, 1.5, 2.2)))
@@ -134,7 +134,7 @@ class Chaos:
                 await asyncio.sleep(3)
 
     async def deploy(self) -> None:
-        """The supervisor replaces its workers one by one, the other worker ends in good order."""
+        """The supervisor replaces its workers one by one; the lone worker winds down."""
         async with self._alone_with("supervisor") as is_alone:
             if is_alone and "working as" in self._fleet.supervisor.said:
                 self._ledger.write("fault", pid=self._fleet.supervisor.process.pid, note="deploy")
@@ -161,7 +161,7 @@ class Chaos:
             await self._replace(lone)
 
     async def _replace(self, lone: Running) -> None:
-        """Start another worker that is alone, when this one has ended and nobody else has done it."""
+        """Start another lone worker when this one has ended, unless another fault has done so."""
         await asyncio.to_thread(lone.process.wait)
         await asyncio.sleep(self._chance.uniform(0, 2))
         if self._fleet.lone is lone:
@@ -180,7 +180,7 @@ class Chaos:
             self._stopped.discard(pid)
 
     def _victims(self) -> list[int]:
-        """Workers that are not stopped already. One is left in peace, so that jobs are done."""
+        """Return the workers that are not stopped already, except one, which is left alone so that jobs run."""
         awake = [pid for pid in self._fleet.workers() if pid not in self._stopped]
         return awake if len(awake) > 1 else []
 
@@ -205,7 +205,7 @@ class Chaos:
         proxy.latency = 0.0
 
     async def lose(self) -> None:
-        """Commands and replies get lost, where the proxy knows which is which."""
+        """Commands and replies get lost, where the proxy can tell them apart."""
         self._place.loses = self._chance.choice((0.01, 0.1))
         await asyncio.sleep(self._chance.uniform(0.5, 3))
         self._place.loses = 0.0
@@ -237,7 +237,7 @@ class Chaos:
 
     @asynccontextmanager
     async def _alone_with(self, victim: str) -> AsyncIterator[bool]:
-        """Yield True if nothing else is being done to it. Otherwise there is nothing to do."""
+        """Yield True if no other fault hits the victim. Otherwise there is nothing to do."""
         lock = self._locks[victim]
         if lock.locked():
             yield False

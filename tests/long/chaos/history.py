@@ -1,4 +1,4 @@
-"""What a ledger tells, sorted: how each job was sent, its runs, and when each process could not send heartbeats."""
+"""A ledger's contents, sorted: how each job was sent, its runs, and when each process could not send heartbeats."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Final, Literal
 from tests.long.chaos.ledger import Line
 
 Fate = Literal["added", "kept", "refused", "rolled back", "unknown"]
-"""What its sender knows. "kept" means that a live job had the key, so that this one was not added."""
+"""What the job's sender knows. "kept" means that a live job had the key, so that this one was not added."""
 
 BEATS: Final = 1 / 3
-"""The share of a ttl that may lie between two heartbeats of a worker that is well."""
+"""The maximum share of a ttl between two heartbeats of a healthy worker."""
 
 NEAR: Final = 20.0
-"""Seconds before and after a job in which what was done to processes matters to it."""
+"""Seconds before and after a job within which faults of processes matter to it."""
 
 
 @dataclass
 class Run:
-    """One run of a job. `end` is infinite, and `status` empty, if nobody knows of its end."""
+    """One run of a job. If its end is unknown, `end` is infinite, and `status` empty."""
 
     id: str
     epoch: int
@@ -115,12 +115,12 @@ class History:
                 return
 
     def windows(self, pid: int) -> list[Window]:
-        """When this process could not reach the store, in the order of time. 0 stands for all of them."""
+        """Return when this process could not reach the store, in the order of time. 0 means all processes."""
         return sorted([*self._windows[pid], *(self._windows[0] if pid else ())], key=lambda window: window.begin)
 
     def impaired_at(self, pid: int, instant: float, ttl: float) -> Window | None:
-        """Return the time for which the process had been hindered before this instant, windows that follow one another closely taken
-        together, if a lease of it can have lapsed by then."""
+        """Return the time for which the process had been impaired before this instant, with windows in close succession joined, if one of
+        its leases can have lapsed by then."""
         for block in _blocks(self.windows(pid), ttl * BEATS):
             if block.begin + ttl * (1 - BEATS) - 0.2 <= instant and instant <= block.end + ttl:
                 return block
@@ -131,7 +131,7 @@ class History:
         return any(window.is_stopped and window.begin <= end and begin <= window.end for window in self.windows(pid))
 
     def lines_of(self, ids: Iterable[str], pids: Iterable[int] = ()) -> list[Line]:
-        """Return the lines about these jobs, and about what was done to these processes at that time, in order."""
+        """Return the lines about these jobs, and about the faults of these processes at that time, in order."""
         jobs, processes = set(ids), set(pids)
         times = [line.mono for id in jobs for line in self.of_job.get(id, ())]
         begin, end = min(times, default=0.0) - NEAR, max(times, default=0.0) + NEAR

@@ -18,11 +18,11 @@ ledger: Final = ledgers.of_environment()
 KEPT: Final = 7_200.0
 
 Result = list[int]
-"""The number that was sent, and the epoch of the run that has ended the job."""
+"""The number that was sent, and the epoch of the run that ended the job."""
 
 
 class Deliberate(Exception):
-    """The failure of an attempt that is to fail."""
+    """The failure of an attempt that should fail."""
 
 
 def note(event: Event) -> None:
@@ -87,7 +87,7 @@ def threaded(ctx: JobContext, number: int, seconds: float) -> Result:
 
 @job(name="chaos.mourning")
 async def mourning(ctx: JobContext, number: int) -> Result:
-    """It is sent when a job has failed."""
+    """Sent when a job has failed."""
     with run(ctx):
         return [number, ctx.epoch]
 
@@ -103,7 +103,7 @@ async def retried(ctx: JobContext, number: int, fails: int) -> Result:
 
 @job(name="chaos.snoozed")
 async def snoozed(ctx: JobContext, number: int, seconds: float) -> Result:
-    """It snoozes until it is `seconds` old."""
+    """Snooze until it is `seconds` old."""
     with run(ctx):
         if ledger.wall() - ctx.created_at.timestamp() < seconds:
             raise Snooze(after=seconds / 2)
@@ -112,7 +112,7 @@ async def snoozed(ctx: JobContext, number: int, seconds: float) -> Result:
 
 @job(name="chaos.completed", retry=Backoff(base=0.1, max=0.5), max_attempts=1_000)
 def completed(ctx: JobContext, number: int) -> Result:
-    """Its effect and its success are one transaction."""
+    """Apply its effect and its success in one transaction."""
     with run(ctx):
         own = tables.of_environment()
         with own.transaction() as connection:

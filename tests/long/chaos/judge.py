@@ -1,4 +1,4 @@
-"""The judge of a chaos test: rules over the ledger and the store. Each rule yields what it finds broken."""
+"""The judge of a chaos test: rules over the ledger and the store. Each rule yields the violations that it finds."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 WAITING: Final = frozenset({"held", "scheduled", "ready"})
 POISON: Final = "poison: "
 COMPLETED: Final = "chaos.completed"
-"""The job that completes in a transaction of its own."""
+"""The job that completes in its own transaction."""
 
 MAX_CRASHES: Final = 3
 
 EARLY: Final = 0.01
-"""Seconds by which the clocks of a machine may seem to differ: they are read before and after a call."""
+"""Seconds by which a machine's clocks may seem to differ: they are read before and after a call."""
 
 LATE: Final = 0.5
 """Seconds for which a run that was claimed in time may wait for a processor."""
 
 
 class Violation(NamedTuple):
-    """A broken rule, the jobs that it is about, and the processes that matter."""
+    """A broken rule, the jobs that it concerns, and the processes that matter."""
 
     rule: str
     why: str
@@ -37,7 +37,7 @@ class Violation(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What is judged. `ttl` is that of the workers."""
+    """The ledger and the store to be judged. `ttl` is the workers'."""
 
     history: History
     state: State
@@ -48,11 +48,11 @@ class Case(NamedTuple):
         return id in self.state.jobs or id in self.history.runs or self.seen(id) is not None
 
     def seen(self, id: str) -> Line | None:
-        """Return the line in which somebody saw the end of this job."""
+        """Return the line in which a process saw the end of this job."""
         return next((line for line in self.history.of_job.get(id, ()) if line.event == "ended"), None)
 
     def end(self, id: str) -> Stored | None:
-        """Return how the job has ended. A cancelled one is dropped after a while, and then it counts how it was seen."""
+        """Return how the job has ended. A cancelled job is dropped after a while; then the line that saw its end counts."""
         seen = self.seen(id)
         return self.state.jobs.get(id) or (Stored(status="cancelled", reason=seen.note) if seen and seen.status == "cancelled" else None)
 
@@ -121,7 +121,7 @@ def nothing_comes_from_nowhere(case: Case) -> Iterator[tuple[str, tuple[str, ...
 
 
 def transactions_decide(case: Case) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The order that was written in the same transaction tells whether it has committed."""
+    """The order that was written in the same transaction shows whether it has committed."""
     orders = case.state.orders or set()
     for id, sent in case.history.sent.items():
         fate = case.history.fates[id]
@@ -272,7 +272,7 @@ def no_run_vanishes(case: Case) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def no_service_fails(case: Case) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Whatever a store or a network does is an error that workers know."""
+    """Whatever a store or a network does, workers know the error."""
     for line in case.history.lines:
         if line.event == "service failed":
             yield f"process {line.pid} met an unexpected error: {line.note}", ()
@@ -286,7 +286,7 @@ RULES: Final[Sequence[Rule]] = (
 
 
 def judge(lines: Sequence[Line], state: State, *, ttl: float) -> list[Violation]:
-    """Return all that is wrong."""
+    """Return all violations."""
     case = Case(History(lines), state, ttl)
     found = [Violation(rule.__name__, why, ids) for rule in RULES for why, ids in rule(case)]
     return [*found, *(Violation("runs_do_not_overlap", why, ids, pids) for why, ids, pids in overlaps(case.history, ttl))]

@@ -1,7 +1,6 @@
 """The chaos test of the memory broker, which lives in one process: `python -m tests.long.chaos.memory SEED SECONDS`.
 
-Workers are cancelled, stopped and replaced, their services are cancelled, the loop is blocked, and the machine sleeps: all clocks jump.
-"""
+Workers are cancelled, stopped and replaced, their services are cancelled, the loop is blocked, and the machine sleeps: all clocks jump."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ WORKERS: Final = 3
 PRODUCERS: Final = 2
 
 SERVICES: Final = ("Fetcher.", "Settler.", "Quarantine.", "WorkerSession.", "Runs.watch")
-"""How the names of the tasks begin that a worker starts again."""
+"""The beginnings of the names of tasks that a worker restarts."""
 
 
 class SleepyClock(SystemClock):
@@ -48,7 +47,7 @@ class SleepyClock(SystemClock):
 
 
 class Chaos:
-    """Keeps so many workers at work, and does something to one of them, or to all, every half second."""
+    """Keeps this many workers at work, and causes a fault in one of them, or in all, every half second."""
 
     def __init__(self, clock: SleepyClock, seed: int) -> None:
         self._clock = clock
@@ -72,7 +71,7 @@ class Chaos:
             await asyncio.sleep(self._chance.uniform(0.1, 1))
 
     async def work(self, number: int) -> None:
-        """One worker after another, in tasks of their own, until this is cancelled."""
+        """Run one worker after another, each in a separate task, until this is cancelled."""
         while True:
             self._leaving[number] = leaving = asyncio.Event()
             worker = asyncio.create_task(self._live(leaving), name=f"worker {number}")
@@ -96,7 +95,7 @@ class Chaos:
         self._chance.choice([task for task in asyncio.all_tasks() if task.get_name().startswith("worker ")]).cancel()
 
     async def cancel_service(self) -> None:
-        """As a job does that cancels all tasks but its own."""
+        """Act like a job that cancels all tasks but its own."""
         services = [task for task in asyncio.all_tasks() if task.get_name().startswith(SERVICES)]
         for task in self._chance.sample(services, min(len(services), self._chance.randint(1, 3))):
             task.cancel()
@@ -105,7 +104,7 @@ class Chaos:
         time.sleep(self._chance.uniform(0.01, 0.3))  # noqa: ASYNC251
 
     async def sleep(self) -> None:
-        """For shorter or longer than a lease lives."""
+        """Sleep for shorter or longer than a lease lives."""
         ledger.write("stopped")
         self._clock.sleep(TTL * self._chance.choice((0.1, 0.9, 1.5, 3.0)))
         ledger.write("continued")

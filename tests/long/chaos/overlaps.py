@@ -1,4 +1,4 @@
-"""Runs that went on at the same time, although only one of them can have held the lease."""
+"""Runs that overlapped, although only one of them can have held the lease."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ SLACK: Final = 0.05
 """Seconds between the end of a run and its line in the ledger."""
 
 OUTLIVES: Final = 8.0
-"""Seconds that a worker that was stopped has to hear that its session has ended: it may try one more heartbeat, which takes a few."""
+"""Seconds within which a stopped worker learns that its session has ended: it may try one more heartbeat, which takes a few."""
 
 PROMPT: Final = 2.0
-"""Seconds within which a worker that is cut off has stopped its runs, a ttl after that: it waits for no answer, but the machine is busy."""
+"""Seconds, after the ttl, within which a worker that is cut off has stopped its runs: it waits for no answer, but the machine is busy."""
 
 
 @dataclass
 class Zombies:
-    """The overlaps that are no one's fault, for the report: how many, and the longest in seconds."""
+    """The excused overlaps, for the report: how many, and the longest in seconds."""
 
     number: Counter[str] = field(default_factory=Counter)
     longest: dict[str, float] = field(default_factory=dict)
@@ -53,7 +53,7 @@ def _groups(history: History) -> dict[str, Sequence[Run]]:
 
 
 def _fault(history: History, first: Run, second: Run, ttl: float, zombies: Zombies) -> str:
-    """Return why the overlap is not excused, or an empty text. Of two runs of one job the one with the lower epoch is the zombie."""
+    """Return why the overlap is not excused, or an empty text. Of a job's two runs, the one with the lower epoch is the zombie."""
     zombie, holder = (second, first) if first.id == second.id and second.epoch < first.epoch else (first, second)
     block = history.impaired_at(zombie.pid, max(holder.begin, zombie.begin), ttl)
     if block is None:

@@ -1,4 +1,4 @@
-"""The stores of a chaos test, and what can be done to them. Workers and producers reach a server by proxies, the test directly."""
+"""The stores of a chaos test, and their faults. Workers and producers reach a server through proxies, the test directly."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ from tests.support.servers import RedisServer, redis_binaries
 S = TypeVar("S", bound=OwnServer)
 
 CLIENTS: Final = ("fleet", "lone", "producers", "users")
-"""Each has a proxy of its own: the supervisor with its workers, the worker that is alone, the producers, and the user's own connections
-of jobs and producers, which have no limit for an answer."""
+"""Each has its own proxy: the supervisor with its workers, the lone worker, the producers, and the user's connections of jobs and
+producers, which have no time limit for an answer."""
 
 
 class Place(ABC):
-    """As a context manager: an empty store inside. `urls` leads each client to it, `straight` leads the test.
+    """A store. As a context manager, it is empty at first. `urls` has each client's URL, `straight` the test's.
 
     `has_tables`  whether the user has tables in its database, and sends jobs in transactions
-    `loses`       the share of commands that are lost on their way, or whose reply is, if the proxies know the protocol
-    """
+    `loses`       the share of commands that are lost under way, or whose reply is, if the proxies know the protocol"""
 
     name: ClassVar[str]
     has_tables: ClassVar[bool] = False
@@ -52,11 +51,11 @@ class Place(ABC):
 
     @abstractmethod
     async def be_away(self, seconds: float, chance: random.Random) -> None:
-        """Let the store crash, restart or hang, and be away for so long. It loses nothing that it has acknowledged."""
+        """Let the store crash, restart or hang, and be unavailable for this long. It loses nothing that it has acknowledged."""
 
 
 class Served(Place, Generic[S]):
-    """A server of the test's own."""
+    """The test's own server."""
 
     scheme: ClassVar[str]
     server: S
@@ -82,7 +81,7 @@ class Served(Place, Generic[S]):
 
 
 class RedisPlace(Served[RedisServer]):
-    """It writes each command to a file before it answers, so that a crash of the server alone loses nothing."""
+    """Writes each command to a file before it answers, so that a crash of the server alone loses nothing."""
 
     name = "redis"
 
@@ -124,7 +123,7 @@ class PostgresPlace(Served[PostgresServer]):
 
 
 class SqlitePlace(Place):
-    """A file, which a stranger locks at times. Nobody can be cut off from it."""
+    """A file, which another program locks at times. No client can be cut off from it."""
 
     name = "sqlite"
     has_tables = True

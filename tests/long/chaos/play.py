@@ -37,20 +37,19 @@ from tests.support.waiting import until
 
 SECONDS: Final = float(os.environ.get("CHAOS_SECONDS", "600"))
 SEED: Final = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1_000)
-"""Chosen by chance unless the environment names it. It decides what is sent and which faults come, not when processes run."""
+"""Random unless the environment names it. It decides which jobs are sent and which faults occur, not when processes run."""
 
 DRAINS_TIMEOUT: Final = 180.0
 """Seconds until one more job has ended. One that has crashed three times waits 35 s, and on a busy machine everything takes longer."""
 
 CENSUS_INTERVAL: Final = 30.0
-"""Seconds between two looks at cancelled jobs, which the store drops after five minutes."""
+"""Seconds between two reads of cancelled jobs, which the store drops after five minutes."""
 
 
 async def play(shell: Shell, place: Place, *, seed: int, seconds: float, ttl: float) -> None:
-    """Let workers and producers live through chaos for so many seconds, and judge what they and the store say.
+    """Let workers and producers live through chaos for this many seconds, and judge their ledger and the store.
 
-    Raises AssertionError with the violations, each with its lines in the ledger.
-    """
+    Raises AssertionError with the violations, each with its lines in the ledger."""
     ledger = Ledger(shell.folder / "ledger")
     tables = Tables(place.straight) if place.has_tables else None
     if tables is not None:
@@ -79,7 +78,7 @@ async def play(shell: Shell, place: Place, *, seed: int, seconds: float, ttl: fl
 
 
 def play_in_memory(shell: Shell, *, seed: int, seconds: float) -> None:
-    """Run `tests/long/chaos/memory.py` in a process of its own, which has the memory broker to itself."""
+    """Run `tests/long/chaos/memory.py` in a separate process, which has the memory broker to itself."""
     shell.environment |= {"PYTHONPATH": str(ROOT), VARIABLE: str(shell.folder / "ledger")}
     running = shell.start("-m", "tests.long.chaos.memory", str(seed), str(seconds))
     running.process.wait(2 * seconds + DRAINS_TIMEOUT + TIMEOUT)  # faults keep the workers from a third of the jobs
@@ -88,7 +87,7 @@ def play_in_memory(shell: Shell, *, seed: int, seconds: float) -> None:
 
 
 def check(lines: list[Line], state: State, *, ttl: float, name: str, folder: Path) -> None:
-    """Print what has happened. What was read from the store is written beside the ledger, so that both can be judged again."""
+    """Print what has happened. The state read from the store is written beside the ledger, so that both can be judged again."""
     (folder / "state.json").write_bytes(msgspec.json.encode(state))
     violations = judge(lines, state, ttl=ttl)
     history, zombies = History(lines), Zombies()
@@ -103,7 +102,7 @@ def check(lines: list[Line], state: State, *, ttl: float, name: str, folder: Pat
 
 @asynccontextmanager
 async def census(broker: Broker, ledger: Ledger) -> AsyncIterator[None]:
-    """Write down every so often which jobs were cancelled."""
+    """Record at intervals which jobs were cancelled."""
 
     async def look() -> None:
         seen = set[bytes]()
@@ -128,7 +127,7 @@ async def take_census(broker: Broker, ledger: Ledger, seen: set[bytes]) -> None:
 
 
 async def drain(broker: Broker) -> None:
-    """Pause the schedules, and wait until nothing is left to do. If nothing gets done any more, the judge tells what is stuck."""
+    """Pause the schedules, and wait until nothing is left to do. If no job ends any more, the judge reports what is stuck."""
     for schedule in await broker.admin.schedules():
         await broker.admin.amend_schedule(schedule.name, Amendment.PAUSE)
     left, gives_up_at = math.inf, 0.0

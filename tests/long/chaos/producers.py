@@ -36,7 +36,7 @@ from tests.long.chaos.state import EVERY, KEYS, TAG
 T = TypeVar("T")
 
 PUT: Final = "chaos.put"
-"""The schedule that is put. The other one is declared."""
+"""The schedule that is stored by a put. The other one is declared."""
 
 GIVES_UP_AFTER: Final = 50.0
 """Seconds for which a call is sent again. A store knows its id for longer than that."""
@@ -44,7 +44,7 @@ GIVES_UP_AFTER: Final = 50.0
 MAX_AT_ONCE: Final = 60
 
 TROUBLES: Final = (BrokerUnavailable, BrokerRefused)
-"""Errors after which a call is sent again. SQLite refuses one that has waited for long for a transaction of the same process."""
+"""Errors after which a call is sent again. SQLite refuses a call that has long waited for a transaction of the same process."""
 
 
 class Producer:
@@ -72,7 +72,7 @@ class Producer:
         self._acts, self._weights = list(acts), list(acts.values())
 
     async def produce(self, seconds: float) -> None:
-        """Send for so many seconds, and then wait for the answers."""
+        """Send for this many seconds, and then wait for the answers."""
         until = time.monotonic() + seconds
         async with asyncio.TaskGroup() as group:
             while time.monotonic() < until:
@@ -131,7 +131,7 @@ class Producer:
             ledger.write("unknown" if answered is None else "accepted", id=call.id)
 
     async def cancelled(self) -> None:
-        """Some are waiting, some are running, some have ended when they are cancelled."""
+        """Some jobs wait, some run, and some have ended when they are cancelled."""
         after, seconds = self._chance.choice(((self._chance.uniform(0, 2), 0.0), (0.0, self._chance.uniform(0, 2)), (30.0, 0.0)))
         call = jobs.plain.options(after=after).bind(next(self._numbers), seconds)
         handle = await self._send("cancelled", call, after=after)
@@ -148,7 +148,7 @@ class Producer:
             return
 
     async def transaction(self) -> None:
-        """One to three jobs, and an order for each, in one transaction of the program's own."""
+        """Send one to three jobs, and an order for each, in one transaction of the program."""
         calls: list[tuple[Call[Result], dict[str, Any]]] = [
             self._keyed() if self._chance.random() < 0.2 else (jobs.plain.bind(next(self._numbers), self._brief()), {})
             for _ in range(self._chance.randint(1, 3))

@@ -56,7 +56,8 @@ class Fired(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class State(msgspec.Struct, kw_only=True):
-    """All of it. `orders` and `effects` are of the user's tables, None if there are none. `held_keys` are keys that a job seems to have."""
+    """The whole state. `orders` and `effects` are from the user's tables, None if there are none. `held_keys` are keys that a job seems to
+    have."""
 
     jobs: dict[str, Stored]
     counts: dict[str, int]
@@ -71,7 +72,7 @@ class State(msgspec.Struct, kw_only=True):
 
 
 async def read_state(broker: Broker, tables: Tables | None) -> State:
-    """Read everything while nobody changes it. Only time does: a cancelled job that is dropped meanwhile is counted and not listed."""
+    """Read everything while no process changes it. Only time does: a cancelled job that is dropped meanwhile is counted and not listed."""
     reads = 0
     while True:
         while (await broker.upkeep(1_000)).dropped:

@@ -1,4 +1,4 @@
-"""The user's own tables in the database of the store: orders, each written together with the jobs of a transaction, and effects."""
+"""The user's tables in the store's database: orders, each written together with the jobs of a transaction, and effects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WAITS: Final = 10.0
 
 
 class Tables:
-    """The tables at this URL of a store. Nothing here is of taskflow."""
+    """The tables at this URL of a store. Nothing here belongs to taskflow."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -36,7 +36,7 @@ class Tables:
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:
-        """A connection in a transaction, which commits at the end of the block, or rolls back if it raises."""
+        """Yield a connection in a transaction, which commits at the end of the block, or rolls back if it raises."""
         with closing(self.connect()) as connection, connection:
             yield connection
 

@@ -1,4 +1,4 @@
-"""The judge of the chaos tests: it passes a right ledger, and rejects each wrong one for the rule that it breaks, and for no other."""
+"""The judge of the chaos tests: it accepts a right ledger, and rejects each wrong one for the rule that it breaks, and for no other."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Tale:
         self.tell("end", end, pid, id=id, epoch=epoch, attempt=attempt, status=status)
 
     def retried(self) -> None:
-        """It fails in both of its attempts."""
+        """Both attempts of the job fail."""
         self.tell("send", id="retried", kind="retried", fails=4, max_attempts=2)
         self.tell("accepted", id="retried")
         self.run("retried", 1.0, 2.0, status="failed")
@@ -79,7 +79,7 @@ class Tale:
         self.state.jobs["retried"] = Stored(status="failed", epoch=2, failures=2, max_attempts=2)
 
     def zombie(self) -> None:
-        """A process is stopped for longer than a lease lives. Its run goes on afterwards, beside the one that has its job by then."""
+        """A process is stopped for longer than a lease lives. Its run goes on afterwards, beside the job's next run."""
         self.tell("send", id="lapsed", kind="plain")
         self.tell("accepted", id="lapsed")
         self.tell("stopped", 20.0, pid=8)
@@ -92,12 +92,12 @@ class Tale:
         self.state.jobs[id] = msgspec.structs.replace(self.state.jobs[id], **fields)
 
     def alter(self, id: str, event: Event, **fields: object) -> None:
-        """Change the last such line of the job."""
+        """Change the job's last line of this kind."""
         number = max(number for number, line in enumerate(self.lines) if (line.id, line.event) == (id, event))
         self.lines[number] = msgspec.structs.replace(self.lines[number], **fields)
 
     def broken_rules(self) -> set[str]:
-        """Fill in what is counted, unless the tale says otherwise, and ask the judge."""
+        """Fill in the counts, unless the tale gives them, and call the judge."""
         jobs = self.state.jobs.values()
         self.state.counts = self.state.counts or {
             status: number for status in ("succeeded", "failed", "cancelled", "ready") if (number := _number(self.state, status))
