@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class TaskflowPlugin(InitPlugin):
-    """Run a worker inside a Litestar application: ``Litestar(routes, plugins=[TaskflowPlugin(concurrency=50)])``.
+    """Runs a worker inside a Litestar application: ``Litestar(routes, plugins=[TaskflowPlugin(concurrency=50)])``.
 
     The worker starts after the application's lifespans and `on_startup` hooks, and winds down before they end. In its jobs,
     `ctx.state` is the application's `state`. List the plugin after the plugins that open resources for jobs.

@@ -38,7 +38,7 @@ class JobSelection(TypedDict, total=False):
     `error`         their last error, or the reason why they ended, contains this text, in upper or lower case
     `header`        they have this header ("name"), or the header with this value ("name=value")
     `created_before`, `ended_before`  they were sent, or ended, at least this long ago, in seconds or as a timedelta
-    `poison`        they failed because their workers were lost again and again
+    `poison`        they failed because their workers were lost repeatedly
     """
 
     tag: str | None
@@ -305,7 +305,7 @@ STOPPED: Final = "stopped"
 """A cancellation message that begins with this word names who stopped the action, so the audit log keeps it."""
 
 RECORD_TIMEOUT: Final = 5.0
-"""Seconds that adding an action to the log may take."""
+"""The maximum time for adding an action to the log, in seconds."""
 
 
 class ActionProgress(msgspec.Struct):

@@ -129,8 +129,8 @@ class JobContext:
     def arguments(self) -> Mapping[str, Any]:
         """The arguments of the call by parameter name, with the defaults of those that were not given; read-only.
 
-        The function gets the same objects, except in a child process (``runs_in="process"``): the worker, in which middleware runs,
-        decodes copies when this is first read.
+        The function gets the same objects, except in a child process (``runs_in="process"``): middleware, which runs in the worker,
+        gets copies that are decoded on first use.
         """
         if self._arguments is None:
             if self._job is None:

@@ -83,7 +83,7 @@ class Limit:
 
 
 class DeclaredLimits:
-    """The limits of one job. They determine the gates of each call, which are the limits as the store counts them."""
+    """The limits of one job, from which the gates of each call are made. A gate is a limit as the store counts it."""
 
     def __init__(self, limits: Sequence[tuple[str, Concurrency | Rate]], job: Any) -> None:
         self._limits = [(name, rule, None if rule.key is None else key_of(rule.key, job)) for name, rule in limits]

@@ -183,7 +183,7 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
                     whatever it returns)
     `around`        functions that take the run's `JobContext` and return a context manager. The job's function runs inside them, in the
                     same thread, task or child process, the first one outermost. Their errors are the run's errors. The
-                    ones of `configure(defaults=...)` and of a preset surround these. For an async function they may be async
+                    functions of `configure(defaults=...)` and of a preset are outside these. For an async function they may be async
     `limits`        a list of limits in the whole fleet, such as ``Concurrency(3, key="tenant")``, ``Rate(100, per=60)``, or a `Limit` that
                     jobs share. A job has to pass them before it becomes ready
     `fair`          the name of a parameter, such as "tenant" or "order.customer". The jobs of a queue take turns by its value, so one

@@ -1,4 +1,4 @@
-"""Why a job is in its present state: the facts that a store knows, and the reasons that follow from them."""
+"""Explains why a job is in its present state: reads the facts that a store knows, and derives the reasons from them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_WAITING: Final = 1_000  # a store counts at most this many jobs that wait at
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """One reason, and its cure if there is one."""
+    """A reason for a job's state, and its cure if there is one."""
 
     text: str
     cure: str = ""
@@ -51,7 +51,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 async def facts_of(
     admin: Admin, record: Record, now: datetime, *, sample_time: float = SAMPLE_TIME, max_positions: int = MAX_POSITIONS
 ) -> Facts:
-    """Read the facts that matter in the job's state from the store. If other jobs are ready in the same queue, count up to `max_positions`
+    """Read from the store the facts that matter in the job's state. If other jobs are ready in the same queue, count up to `max_positions`
     of them, and measure the rate of claims for `sample_time` seconds (0: no measurement)."""
     if record.status in (Status.SUCCEEDED, Status.FAILED):
         return Facts(now=now)
@@ -84,7 +84,7 @@ class OwnFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def own_facts_of(broker: Broker, record: Record) -> OwnFacts:
-    """Read them from the store. Jobs that it waits for are only found among the `MAX_POSITIONS` jobs before it in its flow."""
+    """Read these facts from the store. Jobs that it waits for are only found among the `MAX_POSITIONS` jobs before it in its flow."""
     if _waits_at_limit(record):
         return OwnFacts(limits=await broker.admin.limits(job=record.id))
     if record.member is None:

@@ -40,7 +40,7 @@ class Takes(Protocol[A_contra, S_co]):
 
 
 class Branch(Generic[R_co]):
-    """A call, or a flow that ends in one job. `group` takes these."""
+    """A call, or a flow that ends in one job. A group consists of branches."""
 
     __slots__ = ()
 
@@ -89,7 +89,7 @@ class Link(Generic[A_contra, R_co]):
         return call
 
     def _behind(self, chain: Chain) -> Chain:
-        """Return this job as a chain to follow `chain`. Raises TypeError if that ends in a group and the job cannot take a list."""
+        """Return this job as a chain to follow `chain`. Raises TypeError if `chain` ends in a group and the job cannot take a list."""
         if chain.ends_in_list:
             try:
                 self._job.codec.as_sent(self._takes)([])
@@ -125,7 +125,7 @@ class GroupLink(Generic[A_contra, R_co]):
 
     def __repr__(self) -> str:
         many = len(self._branches)
-        return f"<GroupLink of {many:,} branch{'' if many == 1 else 'es'}: put it behind a call, which gives them its result>"
+        return f"<GroupLink of {many:,} branch{'' if many == 1 else 'es'}: put it after a call, which gives them its result>"
 
 
 class Composed(Generic[R_co]):
@@ -139,7 +139,7 @@ class Composed(Generic[R_co]):
 
     def options(self, *, connection: Connection | None) -> Self:
         """Return a copy that is sent in the transaction of a `connection`, as in `EnqueueOptions`: the jobs exist if and only if that
-        commits. A job's options are given with its call. Raises TypeError if `connection` is no connection."""
+        commits. A job's options are given with its call. Raises TypeError for anything but a connection."""
         if connection is not None:
             adapter_class(connection)
         changed = copy.copy(self)
@@ -270,7 +270,7 @@ def _followed(chain: Chain, other: object) -> Flow[Any] | Group[Any]:
         return Group(chain.then(other._behind(chain)))
     link = cast(Any, other).partial() if isinstance(other, HasOptions) else other
     if not isinstance(link, Link):
-        raise TypeError(f"a flow got {shown(other)} behind `|`: expected a job, .partial(...) or .bind(...) of a job, a flow or a group")
+        raise TypeError(f"a flow got {shown(other)} after `|`: expected a job, .partial(...) or .bind(...) of a job, a flow or a group")
     return Flow(chain.then(link._behind(chain)))
 
 

@@ -126,7 +126,7 @@ class SentFlow:
         ids, retried = to_retry(await flow_records(call, self._id)), 0
         for begin in range(0, len(ids), AT_ONCE):
             answers = await apply(call, "retry", ids[begin : begin + AT_ONCE])
-            retried += answers.count(CHANGED) + answers.count(Redone.FELLED.value)  # the failures of a later portion stand until then
+            retried += answers.count(CHANGED) + answers.count(Redone.FELLED.value)  # felled only until a later portion is retried
         return retried
 
     def __repr__(self) -> str:

@@ -61,7 +61,7 @@ class Chain(NamedTuple):
                     yield from branch.calls()
 
     def then(self, other: Chain) -> Chain:
-        """Return a chain in which `other` follows this one. Raises ValueError if it is too large."""
+        """Return a chain in which `other` follows this one. Raises ValueError if the result is too large."""
         return _checked(
             Chain(
                 (*self.parts, *other.parts),
@@ -76,7 +76,7 @@ class Chain(NamedTuple):
 
 
 def chain_of_step(step: Step) -> Chain:
-    """Return a chain of one job. Raises ValueError if it cannot be in a flow."""
+    """Return a chain of one job. Raises ValueError if the job cannot be in a flow."""
     envelope = step.call.envelope
     if envelope.key is not None:
         raise ValueError(no_key(envelope.job, envelope.key_text))

@@ -41,7 +41,7 @@ def _why(record: Record) -> str:
     return ""
 
 
-# Fields of a record whose JSON has another form, or none.
+# Fields of a record that its JSON shows in another form, or not at all.
 _APART: Final = {
     *("id", "on_failure", "payload", "result", "errors", "progress"),
     *("unreadable", "secrets", "key_text", "headers", "behind", "cause", "member", "joins", "felled_by", "fair"),

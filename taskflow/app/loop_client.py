@@ -51,7 +51,7 @@ class _Pending(msgspec.Struct, Generic[Q, A]):
 
 
 class Coalescer(Generic[Q, A]):
-    """Bundles questions of one event loop's callers (envelopes to add, or ids to read) into shared calls to the store.
+    """Bundles the questions of callers in one event loop (envelopes to add, or ids to read) into shared calls to the store.
 
     While the store is unavailable, questions are sent again, together with new ones. Each question fails with BrokerUnavailable `timeout`
     seconds after it was asked. If a caller is cancelled, its question may already have been sent.
@@ -211,7 +211,7 @@ class LoopClient:
         return (self._plain if envelope.key is None and envelope.fair is None and not envelope.limits else self._keyed)(envelope)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        """Add envelopes in one step. A flow of more than `MAX_ITEMS` gets the time of as many batches, in which repeats are safe."""
+        """Add envelopes in one step. More than `MAX_ITEMS` get proportionally more time, in which repeats are safe."""
         timeout = min(self._timeout * max(1.0, len(envelopes) / MAX_ITEMS), max(self._timeout, MAX_FLOW_TIMEOUT))
         return await retry_within(lambda: self.broker.enqueue(envelopes), timeout)
 
@@ -220,7 +220,7 @@ class LoopClient:
         return await retry_within(lambda: operation(self.broker), self._timeout)
 
     async def call_on_flow(self, operation: Callable[[Broker], Awaitable[T]]) -> T:
-        """Do as `call` does, but leave the time that all jobs of a large flow may take."""
+        """Like `call`, but with enough time for an operation on all jobs of a large flow."""
         return await retry_within(lambda: operation(self.broker), max(self._timeout, MAX_FLOW_TIMEOUT))
 
     async def _enqueue_by_key(self, envelopes: list[Envelope]) -> list[Added | Refused]:

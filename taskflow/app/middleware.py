@@ -215,7 +215,7 @@ RunLayer = tuple[Callable[[Any, RunNext, JobContext], Awaitable[Verdict]], Middl
 
 
 def run_layers(middleware: Sequence[Middleware]) -> list[RunLayer]:
-    """Return what calls the `run` methods of the middleware, with the innermost one first."""
+    """Return the middleware that has a `run` method, innermost first, each with the function that calls the method."""
     found = [layer for layer in reversed(middleware) if type(layer).run is not Middleware.run]
     return [(_observe if isinstance(layer, Telemetry) else _call_layer, layer) for layer in found]
 

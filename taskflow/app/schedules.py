@@ -33,7 +33,7 @@ MAX_JOBS_PER_CALL: Final = 1_000
 
 
 class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A schedule as its store keeps it. Times are aware, in the schedule's time zone.
+    """A stored schedule. Times are aware datetimes in the schedule's time zone.
 
     `timetable`     when it fires, for example "0 9 * * MON-FRI Europe/Paris" or "every 30 s"
     `next_at`       the next time; None if it is paused or asleep, has no further times, or no worker has computed it yet

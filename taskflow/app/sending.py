@@ -1,4 +1,4 @@
-"""Sends calls in batches, through the middleware, to the store or in a caller's transaction, and makes handles of the store's answers."""
+"""Sends calls in batches, through the middleware, to the store or in a caller's transaction, and makes handles from the store's answers."""
 
 from __future__ import annotations
 

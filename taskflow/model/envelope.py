@@ -182,7 +182,7 @@ _BY_LETTER: Final = {field.letter: field for field in OPAQUE}
 
 
 _last_packed: tuple[Any, bytes | None] = (_NOTHING_OPAQUE, None)
-"""Jobs that are sent together are mostly alike."""
+"""The opaque fields that were packed last, and the result. Jobs that are sent together mostly have the same."""
 
 
 def pack_extras(envelope: Envelope) -> bytes | None:
@@ -219,7 +219,7 @@ def unpack_extras(packed: bytes | None) -> dict[str, Any]:
 
 
 def check_flow(envelopes: Sequence[Envelope]) -> None:
-    """Raise ValueError, with the number, if a flow has too many jobs or too many bytes."""
+    """Raise ValueError, naming the number, if a flow has too many jobs or too many bytes."""
     if len(envelopes) > MAX_MEMBERS:
         raise ValueError(f"the flow has {len(envelopes):,} jobs, expected at most {MAX_MEMBERS:,}: send several flows")
     size = sum(len(envelope.payload) + len(pack_extras(envelope) or b"") for envelope in envelopes)

@@ -139,7 +139,7 @@ class ResultExpired(JobError):
 
 
 class UnknownJob(JobError, LookupError):
-    """The store has never had the job, or no longer keeps it."""
+    """The store never had the job, or no longer keeps it."""
 
 
 class UnknownSchedule(TaskflowError, LookupError):

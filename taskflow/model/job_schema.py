@@ -82,7 +82,7 @@ def _read_seconds(stored: Any) -> float:
 def _read_headers(stored: Any) -> dict[str, str]:
     if not isinstance(stored, dict):
         raise TypeError(f"expected a map, got {type(stored).__name__}")
-    return dict(check_headers(stored))  # a run may change its own
+    return dict(check_headers(stored))  # a copy, because a run may change its headers
 
 
 def _read_retry(stored: Any) -> Backoff:
@@ -93,11 +93,11 @@ def _read_retry(stored: Any) -> Backoff:
 
 
 _last_headers: dict[str, str] = {}
-"""Jobs that are sent together mostly have the same."""
+"""The headers that were checked last. Jobs that are sent together mostly have the same."""
 
 
 def check_headers(headers: dict[str, str]) -> dict[str, str]:
-    """Return the headers with plain str names and values, which must not be changed. Raises TypeError or ValueError for invalid ones."""
+    """Return a shared copy of the headers, in plain str, which must not be changed. Raises TypeError or ValueError for invalid headers."""
     global _last_headers
     if headers == (last := _last_headers):
         return last

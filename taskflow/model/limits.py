@@ -65,5 +65,5 @@ def earliest(tat: int | None, closed_until: int | None, gate: Gate, now: int) ->
 
 
 def paid(tat: int | None, gate: Gate, start: int) -> int:
-    """Return the theoretical arrival time after a job has started, or is to start, at `start`."""
+    """Return the theoretical arrival time after a job that starts at `start`, now or later."""
     return min(LATEST, max(tat or 0, start) + interval(gate))

@@ -65,7 +65,7 @@ def _masked_parameter(found: re.Match[str]) -> str:
 def masked_value(value: object, secrets: Collection[str], limits: DisplayLimits) -> Any:
     """Convert a decoded value to JSON types: sets and tuples become lists; instants, decimals and keys of dicts become text.
 
-    A value whose name is in `secrets`, or that `is_secret` names, and passwords in URLs are hidden. Anything beyond `limits` is left out.
+    Passwords in URLs are hidden, and values whose name is in `secrets` or looks secret (`is_secret`). Anything beyond `limits` is left out.
     """
     if value is None or isinstance(value, bool | float):
         return _number(value)

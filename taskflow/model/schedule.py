@@ -20,7 +20,7 @@ MAX_OFFERS: Final = 100
 """The maximum number of schedules that one call of `upkeep` offers, of definitions in one `define`, and of firings in one `fire`."""
 
 MAX_OFFERED_BYTES: Final = 16 << 20
-"""The size of the definitions after which one call of `upkeep` offers no more, in the Redis and SQLite stores."""
+"""The total bytes of definitions after which one call of `upkeep` offers no more schedules, in the Redis and SQLite stores."""
 
 MAX_NAME: Final = 200
 """The maximum length of a schedule's name in characters, which must all be printable."""
@@ -83,7 +83,7 @@ class Amendment(Enum):
 
 
 class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A schedule as its store shows it. Times are aware datetimes in UTC.
+    """A schedule as a store shows it. Times are aware datetimes in UTC.
 
     `next_at`       the next instant to fire; None if there is none, or no worker has computed it yet
     `last_at`       the last instant that fired, and `fired_at` when it did
@@ -91,8 +91,8 @@ class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
     `fired`         how many jobs the schedule has added
     `skipped`       how many jobs were refused because of their key
     `missed`        how many instants were skipped because it was too late
-    `declarers`     the names of the living sessions that declare it, youngest first; empty if it was put
-    `asleep_since`  when the last session that declared it ended; None while one declares it, and if it was put
+    `declarers`     the names of the living sessions that declare it, youngest first; empty if `put` stored it
+    `asleep_since`  when the last session that declared it ended; None while a session declares it, or if `put` stored it
     """
 
     name: str
@@ -191,7 +191,7 @@ class ScheduleState(msgspec.Struct):
         self.offer_next(firing.offer_at)
 
     def amend(self, amendment: Amendment, now: int) -> bool:
-        """Pause or resume the schedule. For REMOVE, return whether the caller may remove it: not while a living session declares it."""
+        """Pause or resume the schedule. For REMOVE, return True if the caller may remove it: no living session declares it."""
         if amendment is Amendment.REMOVE:
             return not self.is_declared or self.asleep_since is not None
         if amendment is Amendment.PAUSE:

@@ -160,7 +160,7 @@ def firings_of(offer: Offer, plan: SchedulePlan, times: Timetable) -> list[Firin
 
 
 def _decide(offer: Offer, plan: SchedulePlan, times: Timetable, due_at: Callable[[int], int]) -> tuple[list[int], int, int | None]:
-    """Return the instants to fire now, how many due ones are left out, and the next instant after them."""
+    """Return the instants to fire now, how many due instants are skipped, and the next instant after them."""
     at, now, missed = offer.next_at, offer.now, 0
     assert at is not None
     is_late = now - due_at(at) > to_microseconds(PROMPT)

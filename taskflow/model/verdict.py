@@ -195,7 +195,7 @@ class HandedBack(_Waits, frozen=True):
 
     `counts` is False if the job was never started, in which case this does not count as a hand-back. `is_paused` is True if it was not
     started because its job is paused: while the pause lasts, it's parked instead. If `limits` is given, the job has to pass its gates again
-    before it starts, plus these.
+    before it starts, and these too.
     """
 
     counts: bool = True
@@ -204,8 +204,8 @@ class HandedBack(_Waits, frozen=True):
 
 
 class Completed(Verdict, frozen=True, dict=True, gc=True):
-    """The run has settled its job in a transaction (`JobContext.complete_in`). If that has committed, the job has succeeded; if it rolled
-    back, `otherwise` takes effect."""
+    """The run has settled its job in a transaction (`JobContext.complete_in`). If that committed, the job has succeeded; if it rolled back,
+    `otherwise` takes effect."""
 
     otherwise: Verdict
 
@@ -226,7 +226,7 @@ def detach_exception(verdict: Verdict) -> None:
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The verdict on one lease, with its consequences. All of them take effect together, or none does.
+    """The verdict on one lease, and its consequences. They take effect together, or not at all.
 
     `ran_for`    how many seconds the run took
     `keep_for`   how many seconds a successful job is kept

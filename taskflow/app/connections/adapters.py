@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class ConnectionAdapter:
-    """Runs statements on a caller's connection. `dialect` is None if its SQL is unknown. `driver` is below a framework's connection."""
+    """Runs statements on a caller's connection. `dialect` is None if unknown. `driver` is the connection that a framework's wraps."""
 
     is_awaited: ClassVar[bool] = False
     dialect: Dialect | None = "postgresql"

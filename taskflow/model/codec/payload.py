@@ -44,7 +44,7 @@ def seal_json(body: bytes) -> bytes:
 
 
 def open_payload(payload: bytes) -> tuple[Content, bytes]:
-    """Return the encoding of the body, and the body. Raises NewerFormat for a newer taskflow's payload, and DecodeError for other bytes."""
+    """Return the body's encoding, and the body. Raises NewerFormat for a newer taskflow's payload, and DecodeError for invalid bytes."""
     if payload.startswith(_MSGPACK_HEADER):
         return Content.MSGPACK, payload[HEADER_SIZE:]
     if payload.startswith(_JSON_HEADER):
@@ -209,7 +209,7 @@ def encode(shape: Shape, value: Any, limits: Limits, *, where: str = "", annotat
     """Encode a value as a payload. Raises EncodeError, or TooLarge beyond the limits.
 
     If the shape's classes check or convert their fields, the payload is also decoded and encoded again, and must not change. The same
-    applies to one that contains a registered type. `where` ends every message; `annotated` names what the user should annotate.
+    applies to a payload with a registered type. `where` ends every message; `annotated` names what the user should annotate.
     """
     try:
         payload = seal(pack(shape.write(value, limits.depth)))

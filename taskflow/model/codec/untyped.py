@@ -183,8 +183,8 @@ def register_type(kind: type[T], *, encode: Callable[[T], object], decode: Calla
     `name`    identifies the class in stored arguments (default: its module and qualified name). Choose one that survives a move of the
               class
 
-    Register a class beside its definition, before jobs whose annotations mention it are declared. This applies to instances of exactly this
-    class, not of subclasses. A worker in which the name is not registered parks the job, as it does with an unknown job.
+    Register a class next to its definition, before jobs whose annotations mention it are declared. This applies to instances of exactly
+    this class, not of subclasses. A worker in which the name is not registered parks the job, as it does with an unknown job.
 
     Registering again from the same file replaces the registration. Raises DeclarationError if the class or the name is already registered
     elsewhere, and for a type that needs no registration.
@@ -221,7 +221,7 @@ def registered_shape(kind: type) -> Shape | None:
 
 
 def record_unregistered(kind: type) -> None:
-    """Register that a job sends instances of the class by their fields, so that the class can no longer be registered."""
+    """Record that a job sends instances of the class by their fields, so that the class can no longer be registered."""
     _without.add(kind)
 
 

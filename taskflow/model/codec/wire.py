@@ -20,7 +20,7 @@ from taskflow.model.codec.shape import ShapeError
 Ext = msgspec.msgpack.Ext
 
 # Never change the number of an extension: payloads contain it.
-# Markers: extensions without data. As the first element of an array, a marker tells what the other elements mean.
+# Markers: extensions without data. As the first element of an array, a marker shows what the other elements mean.
 TUPLE, SET, FROZENSET, PAIRS, TAGGED, MODEL, NAMED, FAILURE = range(1, 9)
 LAST_MARKER: Final = 15
 # Values: extensions whose data represents a value.

@@ -164,7 +164,7 @@ def test_wrong_arguments_are_refused_where_the_flow_is_made() -> None:
         with pytest.raises(EncodeError, match=r"flow\.(one|twice)"):
             flow | partial()
     for other in (twice.function, 7, None, [one.bind()]):
-        with pytest.raises(TypeError, match=r"behind `\|`: expected a job"):
+        with pytest.raises(TypeError, match=r"after `\|`: expected a job"):
             flow | other
     with pytest.raises(TypeError, match="takes the results of a group, so its parameter 'n' must be a list"):
         any_group([one.bind()]) | twice
