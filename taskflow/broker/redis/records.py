@@ -51,6 +51,8 @@ def record_of(kind: int, record_id: bytes, stored: bytes, *, with_content: bool)
     ref, rev = Ref(kind, record_id), stored[REV]
     try:
         first = stored[0]
+        if kind == Kind.NOTE and (note := _note(ref, rev, stored)) is not None:
+            return note
         if first >= GENERAL:
             return _job(ref, rev, stored, with_content) if kind == Kind.JOB else _general(ref, rev, stored, request, with_content)
         header = dict(_JOB_DEFAULTS)
@@ -164,6 +166,20 @@ def _job(ref: Ref, rev: bytes, stored: bytes, with_content: bool) -> Record:
     if at != len(stored) or status > BURIED or None in map(header.get, needed):
         return unreadable(ref, stored)
     return Record(ref, rev, header, sent, state, content if with_content else None, _take_names(header, names))
+
+
+_NOTE: Final = struct.Struct(">9xI2sQII")
+_NOTE_HEADER: Final = (10, b"\x91\xa8")
+"""The length of a note's header, and its first bytes: an array of one number in 8 bytes."""
+
+
+def _note(ref: Ref, rev: bytes, stored: bytes) -> Record | None:
+    """Decode a note with its value in the state: the same as from `_general`, in a fraction of the time. Return None for any other."""
+    length, begin, size, sent, state = _NOTE.unpack_from(stored)
+    end = _NOTE.size + state - 1
+    if (length, begin) != _NOTE_HEADER or sent or not state or stored[end:] != b"\0\0\0\0":
+        return None
+    return Record(ref, rev, {"size": size - _BIAS}, None, stored[_NOTE.size : end])
 
 
 def _general(ref: Ref, rev: bytes, stored: bytes, request: bytes, with_content: bool) -> Record:
