@@ -7,7 +7,7 @@ import contextlib
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -15,7 +15,7 @@ from typing import Final
 from benchmarks.loops import run_in_fastest_loop
 from benchmarks.options import Options
 from benchmarks.processes import using
-from benchmarks.report import Measured, Row, in_turn
+from benchmarks.report import Contender, Measured, Row, in_turn
 from benchmarks.stores import Store
 from taskflow import Worker, job
 from taskflow.broker.protocol import Broker
@@ -30,6 +30,7 @@ from taskflow.worker.options import WorkerOptions
 JOBS: Final = 10_000
 SMALL: Final = 100
 SMALL_FLOWS: Final = 20
+PEER_FLOWS: Final = 5
 CONCURRENCY: Final = 100
 PLAIN: Final = "plain jobs"
 CALL_INTERVAL: Final = 0.005
@@ -105,10 +106,16 @@ def on_server(store: Store, options: Options) -> list[Row]:
         with store.start() as server:
             yield server.url
 
-    return _rows(store.name, begin, options)
+    return _rows(store.name, begin, options, options.peers.groups(store, JOBS), options.peers.joins(store, SMALL, PEER_FLOWS))
 
 
-def _rows(name: str, begin: Callable[[], contextlib.AbstractContextManager[str]], options: Options) -> list[Row]:
+def _rows(
+    name: str,
+    begin: Callable[[], contextlib.AbstractContextManager[str]],
+    options: Options,
+    groups: Sequence[Contender] = (),
+    joins: Sequence[Contender] = (),
+) -> list[Row]:
     def measured(of: Callable[[str], Measured]) -> Callable[[], Measured]:
         def once() -> Measured:
             with begin() as url:
@@ -116,10 +123,9 @@ def _rows(name: str, begin: Callable[[], contextlib.AbstractContextManager[str]]
 
         return once
 
-    rows = in_turn(
-        f"{name}: a group of {JOBS:,} drains", options.repeats, measured(_group), measured(_plain), part=f"{name}, drain", beside=PLAIN
-    )
-    rows += in_turn(f"{name}: the join of a group of {SMALL}", options.repeats, measured(_joins), part=f"{name}, join")
+    drains = f"{name}: a group of {JOBS:,} drains"
+    rows = in_turn(drains, options.repeats, measured(_group), measured(_plain), groups, part=f"{name}, drain", beside=PLAIN)
+    rows += in_turn(f"{name}: the join of a group of {SMALL}", options.repeats, measured(_joins), peers=joins, part=f"{name}, join")
     rows += in_turn(f"{name}: a flow of {JOBS:,} is cancelled", options.repeats, measured(_cancel), part=f"{name}, cancel")
     if name != "memory":
         rows += in_turn(f"{name}: others send while a flow of {JOBS:,} is sent", options.repeats, measured(_beside), part=f"{name}, beside")

@@ -23,6 +23,7 @@ class Peer:
     `in_threads`     True if its jobs are plain functions
     `tells_results`  True if a caller can wait for a result; with `polls_for_results`, by polling every half second or less often
     `plans`          True if a job can be sent for a later time without another process
+    `joins`          True if a job can await a group of others and get their results
     `lacks`          the features that taskflow has enabled in the measurement and the peer lacks
     `killed`         what happens to the jobs of a killed worker
     """
@@ -42,6 +43,7 @@ class Peer:
     tells_results: bool = False
     polls_for_results: bool = False
     plans: bool = False
+    joins: bool = False
 
     @property
     def asks(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -115,6 +116,21 @@ class Rivals:
 
         takes_part = workers <= MAX_PROCESSES
         return self._once(self._contenders(store, measure, lambda peer: takes_part and (peer.asks or _tells_no_results(peer))))
+
+    def groups(self, store: Store, jobs: int) -> list[Contender]:
+        """Return those with groups and joins, each with as many jobs as it drains in a few seconds."""
+
+        def measure(peer: Peer) -> Measured:
+            return runs.flow(peer, store, self.cache, self._share_of(min(jobs, peer.jobs)))
+
+        return self._once(self._contenders(store, measure, lambda peer: peer.joins))
+
+    def joins(self, store: Store, jobs: int, flows: int) -> list[Contender]:
+        def measure(peer: Peer) -> Measured:
+            lags = sorted(1_000 * lag for lag in runs.joins(peer, store, self.cache, _aligned(jobs), flows))
+            return {"join starts after ms": statistics.median(lags), "at most ms": lags[-1]}
+
+        return self._once(self._contenders(store, measure, lambda peer: peer.joins))
 
     def plans(self, store: Store, instants: Callable[[], Sequence[float]]) -> list[Contender]:
         def measure(peer: Peer) -> Measured:

@@ -159,6 +159,30 @@ def drain(peer: Peer, store: Store, cache: Path, jobs: int, concurrency: int, wi
     return {**figures, "worker CPU µs/job": 1e6 * spent / left, "server CPU µs/job": 1e6 * server_spent / left}
 
 
+def flow(peer: Peer, store: Store, cache: Path, jobs: int, within: float = 120.0) -> Mapping[str, float]:
+    """Let its worker drain a group and the job that awaits it, all queued. The rate is that from the first job's first line to the last."""
+    with marked_bench(peer, store, cache, jobs) as (bench, marks):
+        bench.tell("flow", jobs, within=within)
+        bench.server.rest()
+        with bench.at_work(peer.concurrency) as worker:
+            worker.wait_for(lambda: marks.ran >= jobs, "its worker did not run the whole flow", within)
+        marks.check()
+        return {"jobs/s": marks.rate}
+
+
+def joins(peer: Peer, store: Store, cache: Path, jobs: int, flows: int) -> list[float]:
+    """Return the seconds from the first line of a group's last job to that of the job that awaits the group, for several flows in turn."""
+    lags = list[float]()
+    with marked_bench(peer, store, cache, jobs) as (bench, marks), bench.at_work(peer.concurrency) as worker:
+        for _ in range(flows):
+            marks.clear()
+            bench.tell("flow", jobs, within=TO_BEGIN)
+            worker.wait_for(lambda: marks.ran >= jobs, "its worker did not run the whole flow", TO_BEGIN)
+            *members, join = marks.stamps()
+            lags.append(join - max(members))
+    return lags
+
+
 def fill(peer: Peer, store: Store, cache: Path, jobs: int) -> Mapping[str, float]:
     """Send jobs in bulk, as fast as the peer can."""
     with marked_bench(peer, store, cache, jobs) as (bench, _):

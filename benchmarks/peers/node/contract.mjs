@@ -51,6 +51,11 @@ const commands = {
       }
     }),
 
+  flow: async (sender, jobs) => {
+    await ability(sender, "sendFlow", "await a group of jobs")(jobs);
+    return null;
+  },
+
   callers: (sender, jobs, callers) => {
     let next = 0;
     const call = async () => {

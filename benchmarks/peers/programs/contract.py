@@ -3,6 +3,7 @@
     python -m benchmarks.peers.programs.with_NAME work CONCURRENCY       works until SIGTERM
     ... set-up                      creates the peer's tables
     ... fill JOBS                   sends jobs 0 to N-1 in the fastest documented way; answers {"jobs/s", "CPU µs/job"}
+    ... flow JOBS                   sends a group of jobs 0 to N-2, and a job that awaits them all and gets their results: number N-1
     ... callers JOBS CALLERS        sends from several callers, each one job after another; same answer
     ... one-by-one JOBS SECONDS     sends a job every SECONDS; answers the monotonic times just before each
     ... ask JOBS WAITERS            sends from several callers, which wait for each result; answers the seconds of each
@@ -55,6 +56,9 @@ class Sending:
         """Send a job and return its result."""
         raise CannotError("wait for a result")
 
+    async def send_flow(self, jobs: int) -> object:
+        raise CannotError("await a group of jobs")
+
     async def send_at(self, number: int, instant: float) -> object:
         raise CannotError("plan a job")
 
@@ -74,6 +78,9 @@ class SyncSending:
 
     def ask(self, number: int) -> object:
         raise CannotError("wait for a result")
+
+    def send_flow(self, jobs: int) -> object:
+        raise CannotError("await a group of jobs")
 
     def send_at(self, number: int, instant: float) -> object:
         raise CannotError("plan a job")
@@ -186,6 +193,11 @@ async def _plan(sender: Sending, instants: Sequence[float]) -> object:
     return None
 
 
+async def _flow(sender: Sending, jobs: int) -> object:
+    await sender.send_flow(jobs)
+    return None
+
+
 async def _set_up(sender: Sending) -> object:
     await sender.set_up()
     return None
@@ -194,6 +206,7 @@ async def _set_up(sender: Sending) -> object:
 _COMMANDS: Final[dict[str, Callable[..., Awaitable[object]]]] = {
     "set-up": _set_up,
     "fill": _fill,
+    "flow": _flow,
     "callers": _callers,
     "one-by-one": _one_by_one,
     "ask": _ask,
@@ -222,6 +235,11 @@ def _fill_sync(sender: SyncSending, jobs: int) -> object:
     for start in range(0, jobs, PORTION):
         sender.send_many(range(start, min(start + PORTION, jobs)))
     return _figures(jobs, began, cpu)
+
+
+def _flow_sync(sender: SyncSending, jobs: int) -> object:
+    sender.send_flow(jobs)
+    return None
 
 
 def _callers_sync(sender: SyncSending, jobs: int, callers: int) -> object:
@@ -261,6 +279,7 @@ def _plan_sync(sender: SyncSending, instants: Iterable[float]) -> object:
 _SYNC_COMMANDS: Final[dict[str, Callable[..., object]]] = {
     "set-up": SyncSending.set_up,
     "fill": _fill_sync,
+    "flow": _flow_sync,
     "callers": _callers_sync,
     "one-by-one": _one_by_one_sync,
     "ask": _ask_sync,

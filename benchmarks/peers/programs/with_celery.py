@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from celery import Celery
+from celery import Celery, chord
 
 from benchmarks.marks import mark
 from benchmarks.peers.programs.contract import URL, VARIANT, CannotError, SyncSending, run_sync, work_by
@@ -26,6 +26,11 @@ def note(number: int) -> None:
     mark(number)
 
 
+@app.task(name="join")
+def join(results: list[None], number: int) -> None:
+    mark(number)
+
+
 class CelerySending(SyncSending):
     def send(self, number: int) -> object:
         return note.delay(number)
@@ -34,6 +39,11 @@ class CelerySending(SyncSending):
         if VARIANT != "results":
             raise CannotError("wait for a result without a result backend")
         return note.delay(number).get(timeout=10)
+
+    def send_flow(self, jobs: int) -> object:
+        if VARIANT != "results":
+            raise CannotError("await a group of jobs without a result backend")
+        return chord(note.s(number) for number in range(jobs - 1))(join.s(jobs - 1))
 
     def send_at(self, number: int, instant: float) -> object:
         return note.apply_async((number,), eta=datetime.fromtimestamp(instant, UTC))

@@ -1,5 +1,5 @@
 // BullMQ, which keeps or drops ended jobs as its documentation advises for many jobs.
-import { Queue, QueueEvents, Worker } from "bullmq";
+import { FlowProducer, Queue, QueueEvents, Worker } from "bullmq";
 import { Redis } from "ioredis";
 import { run } from "./contract.mjs";
 
@@ -18,6 +18,11 @@ async function sending() {
   return {
     send: (number) => queue.add("note", { number }),
     sendMany: (numbers) => queue.addBulk(numbers.map((number) => ({ name: "note", data: { number } }))),
+    sendFlow: (jobs) => {
+      const queueName = "benchmark";
+      const children = Array.from({ length: jobs - 1 }, (_, number) => ({ name: "note", data: { number }, queueName, opts: dropped }));
+      return new FlowProducer({ connection }).add({ name: "join", data: { number: jobs - 1 }, queueName, opts: dropped, children });
+    },
     ask: async (number) => {
       const told = await listening();
       const job = await queue.add("note", { number });
@@ -29,7 +34,10 @@ async function sending() {
 
 async function work(concurrency) {
   const { mark, writeOut } = await import("./marks.mjs");
-  const worker = new Worker("benchmark", async (job) => mark(job.data.number), { connection, concurrency });
+  const worker = new Worker("benchmark", async (job) => {
+    if (job.name === "join") await job.getChildrenValues();
+    return mark(job.data.number);
+  }, { connection, concurrency });
   process.once("SIGTERM", async () => {
     await worker.close();
     writeOut();
