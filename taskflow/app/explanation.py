@@ -71,7 +71,7 @@ async def facts_of(
 
 
 class OwnFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What matters for the state of this job alone: jobs of its flow, and its limits.
+    """The facts that matter for the state of one job only: jobs of its flow, and its limits.
 
     `awaited`  some of the jobs that it waits for; failed and cancelled ones come first
     `cause`    the job whose failure cancelled it
@@ -162,7 +162,7 @@ def _waits_at_limit(record: Record) -> bool:
 
 
 def _at_limit(record: Record, limits: Sequence[LimitRecord], facts: Facts) -> Iterator[Reason]:
-    """Yield which limit a job waits for: who holds its slots and how many wait, or when a rate lets the job start."""
+    """Yield the limits that a job waits for: the holders of the slots and the number of waiting jobs, or the start at a rate."""
     is_rate, change = record.due_at > facts.now, "`taskflow limits set` changes the number"
     own = [each for each in limits if wording.waits_at_gate(each.limit, each.key) == record.waiting_for]
     limit = next((each for each in own if (each.per is not None) == is_rate), None)
@@ -188,7 +188,7 @@ def _at_limit(record: Record, limits: Sequence[LimitRecord], facts: Facts) -> It
 
 
 def _taken(limit: LimitRecord) -> str:
-    """Say how many slots are taken, and name some of the jobs that hold them."""
+    """Return the number of slots that are taken, and some of the jobs that hold them, as text."""
     shown = [f"{job.id} ({'running' if job.is_running else 'ready'})" for job in limit.holders[:MAX_HOLDERS]]
     more = [f"{limit.taken - len(shown):,} more"] * (limit.taken > len(shown) > 0)
     held_by = f" by {', '.join([*shown, *more])}" if shown else ""

@@ -32,8 +32,8 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     `per`       the seconds of a rate; None for a `Concurrency`
     `burst`     how many jobs may start at once at a rate
     `opens_in`  for a rate, seconds until the next job may start
-    `holders`   at most ten of the jobs that hold a slot, running ones first. They are searched for among 1,000 running and 1,000 ready jobs
-    `next`      the jobs that wait and pass next, at most ten, in their order
+    `holders`   at most ten of the jobs that hold a slot, running ones first. The search covers 1,000 running and 1,000 ready jobs
+    `next`      the waiting jobs that will pass next, at most ten, in their order
     """
 
     limit: str
