@@ -1,1 +1,1 @@
-"""The face that users see: declaring jobs, sending them, asking what became of them. On every broker that there is."""
+"""The API that users see, on every broker: declaring jobs, sending them, and asking for their results."""

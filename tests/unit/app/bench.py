@@ -1,4 +1,4 @@
-"""A store on a clock that moves by hand, and the executor that works it off: what a worker does, at the test's own pace."""
+"""A store on a clock that the test moves, and the executor that runs its jobs: what a worker does, at the test's own pace."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FOR_EVER = 1e9
 
 
 class Bench:
-    """The default application on `world`, and a worker of one session that runs when it is told to."""
+    """The default application on `world`, and a worker with one session that runs when called."""
 
     def __init__(self, world: World, app: App) -> None:
         self.world = world
@@ -34,7 +34,7 @@ class Bench:
         self._threads = ThreadPool(4, world.seams.start_thread)
 
     async def run_all(self, *, by: App | None = None, state: Any = None) -> list[Verdict]:
-        """Run what is ready until nothing is, one job after the other, as a worker that has loaded the application `by`."""
+        """Run ready jobs until none is left, one after the other, as a worker that has loaded the application `by`."""
         verdicts: list[Verdict] = []
         while leases := await self.claim():
             verdicts += [await self.run(lease, by=by, state=state) for lease in leases]
@@ -52,7 +52,7 @@ class Bench:
 
     @property
     def now(self) -> datetime:
-        """The store's, to the microsecond."""
+        """Return the store's time, to the microsecond."""
         return instant_of(self.clock.wall())
 
     async def pass_time(self, seconds: float) -> None:
@@ -63,7 +63,7 @@ class Bench:
         return (record.due_at.timestamp() * 1_000_000 - self.clock.wall()) / 1_000_000
 
     async def lease_of(self, handle: JobHandle[Any]) -> Lease:
-        """The job must be the only one that is ready."""
+        """Return the lease of the job, which must be the only one that is ready."""
         [lease] = await self.claim()
         assert lease.envelope.id == parse_id(handle.id)
         return lease
@@ -74,7 +74,7 @@ class Bench:
 
 @contextmanager
 def speaking_for(app: App) -> Iterator[App]:
-    """What is declared and asked for meanwhile belongs to this application, as if it had a process of its own."""
+    """In this block, declarations and queries belong to this application, as if it had its own process."""
     before = default_app()
     app_module._default_app = app
     try:
@@ -84,7 +84,7 @@ def speaking_for(app: App) -> Iterator[App]:
 
 
 def loaded(source: str, *, app: App, file: str = "/srv/app/tasks.py", name: str = "app.tasks") -> ModuleType:
-    """A module made of its text, as if it lay in that file; its jobs are in `app`."""
+    """Return a module made from source text, as if it were in that file; its jobs are in `app`."""
     module = ModuleType(name)
     module.__file__ = file
     with speaking_for(app):

@@ -1,7 +1,6 @@
-"""What bad input gets: one table of input, error, and what its message says. What is wrong, which one it is, and what to do.
+"""Bad input: one table of input, error, and message. The message says what is wrong, with which value, and what to do.
 
-The checkers would refuse most of it before it runs; what they say is tested in tests/typing. Here it has come past them.
-"""
+Type checkers would refuse most of it before it runs; tests/typing tests what they report. Here it has got past them."""
 
 from __future__ import annotations
 
@@ -175,7 +174,7 @@ def test_errors_are_of_one_tree_and_of_pythons_kinds(error: type[Exception], als
 
 
 async def test_bad_input_sends_nothing(bench: Bench) -> None:
-    """Nor does it hurt who sends at the same time."""
+    """It does not affect clients that send at the same time either."""
     answers: tuple[Any, ...] = await asyncio.gather(add.delay(1), add.delay("one"), add.delay(2), return_exceptions=True)
     assert isinstance(answers[1], EncodeError)
     assert [id_text(lease.envelope.id) for lease in await bench.claim()] == [answers[0].id, answers[2].id]

@@ -1,4 +1,4 @@
-"""What a batch job may be, where it is declared."""
+"""Which batch jobs a declaration accepts."""
 
 from __future__ import annotations
 

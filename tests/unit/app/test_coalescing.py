@@ -1,4 +1,4 @@
-"""Concurrent delays of one loop share round trips, without a timer, and none waits when it is alone."""
+"""Concurrent delays of one loop share round trips, without a timer, and a lone one does not wait."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def watched(bench: Bench) -> Iterator[Watched]:
 
 
 async def under_way(awaitable: Awaitable[Any]) -> asyncio.Task[Any]:
-    """A task that has come as far as it gets by itself."""
+    """Return a task that has run until it has to wait."""
     task = asyncio.ensure_future(awaitable)
     assert isinstance(task, asyncio.Task)
     await settle_down()
@@ -46,7 +46,7 @@ async def test_what_comes_meanwhile_gathers_into_the_next(watched: Watched) -> N
 
 
 async def test_a_batch_is_of_one_mebibyte(watched: Watched) -> None:
-    """A payload that is larger than what is left waits for the next; none is too large to go alone."""
+    """A payload that exceeds the remaining room waits for the next batch; none is too large to go alone."""
     await asyncio.gather(*(blob.delay(bytes(size)) for size in (500_000, 500_000, 500_000, 1_000_000, 10)))
     assert [len(batch) for batch in watched.batches] == [2, 1, 2]
     assert all(sum(len(envelope.payload) for envelope in batch) <= MAX_BYTES for batch in watched.batches)
@@ -69,7 +69,7 @@ async def test_keyed_ones_have_a_lane_of_their_own_sorted_by_key(watched: Watche
 
 
 async def test_a_key_that_is_held_up_does_not_hold_up_plain_ones(watched: Watched) -> None:
-    """A stranger's open transaction, for one, may have the key."""
+    """Another program's open transaction may hold the key, for example."""
     watched.is_held_up = lambda envelopes: any(envelope.key is not None for envelope in envelopes)
     watched.gate.clear()
     keyed = await under_way(add.options(key="k").delay(1))
@@ -98,7 +98,7 @@ async def test_a_cancelled_one_under_way_may_have_been_sent_and_hurts_nobody(wat
 
 
 async def test_a_flush_that_a_stranger_cancels_asks_again_for_those_who_still_wait() -> None:
-    """As a job does that cancels every task but its own."""
+    """A job that cancels every task but its own does this."""
     gate = asyncio.Event()
 
     async def store(questions: list[int]) -> list[int]:
@@ -130,7 +130,7 @@ async def test_a_store_that_stays_away_is_given_up(watched: Watched, bench: Benc
 
 
 async def test_a_newcomer_is_not_given_up_with_the_old_ones(watched: Watched) -> None:
-    """It has its own timeout: the store comes back after that of the old one has ended."""
+    """It has its own timeout: the store comes back after the old one's timeout has ended."""
     configure(enqueue_timeout=2.0)
     watched.is_away = True
     old = await under_way(add.delay(1))
@@ -168,7 +168,7 @@ async def test_a_store_that_answers_too_few_leaves_nobody_waiting(askers: int) -
 
 
 async def test_what_is_asked_while_a_call_begins_waits_for_it() -> None:
-    """One call at a time, whoever asks: the deadline is of one."""
+    """There is one call at a time, whichever task sends it: the deadline is for one."""
     nested: list[asyncio.Future[int]] = []
     at_once, most = 0, 0
 
@@ -189,7 +189,7 @@ async def test_what_is_asked_while_a_call_begins_waits_for_it() -> None:
 
 
 def test_a_loop_that_ends_cancels_what_waits() -> None:
-    """asyncio.run cancels every task: whoever waits for an answer is cancelled, and does not hang."""
+    """asyncio.run cancels every task: a caller that waits for an answer is cancelled, and does not hang."""
 
     async def never(questions: list[int]) -> list[int]:
         await asyncio.Event().wait()
@@ -219,7 +219,7 @@ def test_a_loop_that_ends_cancels_what_waits() -> None:
 
 
 async def test_an_answer_that_came_while_the_loop_stood_still_counts() -> None:
-    """The time to wait ran out, but nobody could have heard: the operation is sent again."""
+    """The timeout passed while the loop could not receive the answer: the operation is sent again."""
     loop, times = asyncio.get_running_loop(), 0
 
     async def verb() -> int:

@@ -1,4 +1,4 @@
-"""What a run knows of itself: JobContext, current_job, ctx.state."""
+"""What a run knows about itself: JobContext, current_job, ctx.state."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _forget() -> None:
 
 
 async def test_each_attempt_has_its_own(bench: Bench) -> None:
-    """attempt counts failures, epoch counts leases; the id stays."""
+    """attempt counts failures, epoch counts leases; the id is the same."""
     handle = await looks_around.options(headers={"a": "b"}).delay()
     await bench.run_all()
     await bench.pass_time(10)
@@ -53,7 +53,7 @@ async def test_each_attempt_has_its_own(bench: Bench) -> None:
 
 
 async def test_a_call_outside_gets_an_inert_one() -> None:
-    """A fresh id, attempt 1, and progress that goes nowhere."""
+    """It has a fresh id, attempt 1, and discards progress."""
     first, second = await about_itself("a"), await about_itself("b")
     assert first[1:] == [about_itself.name, "default", 1, 1, 1, "a"]
     assert parse_id(str(first[0])) != parse_id(str(second[0]))

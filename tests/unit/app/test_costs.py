@@ -1,4 +1,4 @@
-"""What sending a job costs its process, in calls of functions: a slower path fails here on any machine."""
+"""What sending a job costs its process, in function calls: a slower path fails here on any machine."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ async def add(x: int, y: int = 1) -> int:
 
 
 class Accepting(MemoryBroker):
-    """Takes what it is given, and forgets it: what is counted is the sender's part alone."""
+    """Accepts jobs and forgets them, so that only the sender's part is counted."""
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         return [Added(envelope.id) for envelope in envelopes]
 
 
 async def calls_of(work: Callable[[], Awaitable[object]]) -> int:
-    """How often functions of taskflow, or of the standard library for it, are called or gone on with."""
+    """Return how often functions of taskflow, or of the standard library for it, are called or resumed."""
     calls = 0
 
     def count(frame: FrameType, event: str, _: Any) -> None:
@@ -54,7 +54,7 @@ async def calls_of(work: Callable[[], Awaitable[object]]) -> int:
 
 
 async def test_a_delay_is_some_forty_calls() -> None:
-    """Nothing is looked up, compiled or bound again that was known when the job was declared."""
+    """Nothing that was known at the job's declaration is looked up, compiled or bound again."""
 
     async def caller() -> None:
         for _ in range(EACH):
@@ -72,7 +72,7 @@ async def test_a_call_in_bulk_is_some_twenty_calls() -> None:
 
 @pytest.mark.parametrize("rings_from", ["its own loop", "another thread"])
 async def test_many_who_wait_are_woken_by_one_message(monkeypatch: pytest.MonkeyPatch, rings_from: str) -> None:
-    """From another thread one to the loop, whose descriptor is written to for each; from the loop itself none."""
+    """Another thread sends the loop one message, each of which is a write to its descriptor; the loop itself sends none."""
     messages = 0
     loop = asyncio.get_running_loop()
     original = loop.call_soon_threadsafe

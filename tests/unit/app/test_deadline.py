@@ -1,4 +1,4 @@
-"""One timer for what is done again and again in time."""
+"""One timer for a task that repeatedly has to finish in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options for many jobs at once: `configure(defaults=...)` and `preset(...)`, and which of the sources of an option wins."""
+"""Options for many jobs at once: `configure(defaults=...)` and `preset(...)`, and which source of an option takes precedence."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ EVERY: DefaultOptions = {
 
 
 def sent(made: Declared[..., Any]) -> tuple[str, int, int, float | None, float | None, float]:
-    """The fields of a call that defaults decide."""
+    """Return the fields of a call that defaults decide."""
     call = made.bind().envelope
     return call.queue, call.priority, call.max_attempts, call.timeout, call.expires, call.keep_result
 

@@ -1,4 +1,4 @@
-"""Two versions of one application at work on one store, as in a rolling deploy. Nothing is lost, looped or burnt."""
+"""Two versions of one application work on one store, as in a rolling deploy. No job is lost, loops or uses up its attempts."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def deploy(bench: Bench) -> Iterator[Deploy]:
 
 
 async def is_parked(deploy: Deploy, handle: JobHandle[str], *words: str, by: App | None = None) -> None:
-    """A worker of one version parks it, saying for what and both ways out; no attempt is used, and a worker of the other runs it."""
+    """Assert that a worker of one version parks it, naming the cause and both solutions; no attempt is used, and the other version's worker
+    runs it."""
     parks = by or deploy.old_app
     [verdict] = await deploy.bench.run_all(by=parks)
     assert isinstance(verdict, Parked)
@@ -119,7 +120,7 @@ async def test_a_type_that_is_not_registered_yet_is_parked(deploy: Deploy, monke
 
 
 async def test_a_newer_payload_is_parked(deploy: Deploy) -> None:
-    """Of a newer taskflow, which writes what this one does not read."""
+    """A newer taskflow wrote it, in a form that this one does not read."""
     call = deploy.old.greet.bind("Ada")
     payload = bytes([call.envelope.payload[0] + 1]) + call.envelope.payload[1:]
     await deploy.bench.broker.enqueue([msgspec.structs.replace(call.envelope, payload=payload)])
@@ -129,7 +130,7 @@ async def test_a_newer_payload_is_parked(deploy: Deploy) -> None:
 
 
 async def test_parking_backs_off_and_ends_after_seven_days(deploy: Deploy) -> None:
-    """It doubles from 5 s to 5 minutes; then the job has FAILED, its payload kept, and an operator may send it again."""
+    """The wait doubles from 5 s to 5 minutes; in the end the job is FAILED, its payload kept, and an operator may send it again."""
     handle = await deploy.new.fresh.delay()
     waits: list[float] = []
     for _ in range(12):
@@ -157,7 +158,7 @@ async def test_parking_backs_off_and_ends_after_seven_days(deploy: Deploy) -> No
 
 
 async def fails_at_once(deploy: Deploy, handle: JobHandle[str], *words: str) -> None:
-    """No retry is burnt, and the payload is kept for whoever repairs it."""
+    """Assert that no retry is used up, and that the payload is kept for repair."""
     [verdict] = await deploy.bench.run_all(by=deploy.new_app)
     assert isinstance(verdict, Failed)
     with pytest.raises(JobFailed) as caught:
@@ -184,7 +185,7 @@ async def test_an_argument_of_another_type_fails_at_once(deploy: Deploy) -> None
 
 
 async def test_a_renamed_job_is_run_under_its_old_name(deploy: Deploy) -> None:
-    """And the old worker parks what is sent under the new one."""
+    """The old worker parks jobs that are sent under the new name."""
     handle = await deploy.old.mail.delay("Ada")
     await deploy.bench.run_all(by=deploy.new_app)
     assert await handle.result() == "new Ada"

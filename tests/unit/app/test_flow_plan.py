@@ -62,7 +62,7 @@ def planned(flow: Flow[Any] | Group[Any]) -> Plan:
 
 
 def tied(plan: Plan) -> list[str]:
-    """Each job with its scope, what it takes and awaits, and for each job that waits for it, its number and what that gets."""
+    """Return each job with its scope, what it takes and awaits, and for each job that waits for it, that job's number and input."""
     number_of = {call.envelope.id: number for number, call in enumerate(plan.calls)}
     lines = list[str]()
     for number, call in enumerate(plan.calls):
@@ -143,7 +143,7 @@ def test_each_plan_has_new_ids_so_that_a_flow_can_be_sent_again() -> None:
 
 
 def test_arguments_are_those_beside_the_result() -> None:
-    """The result is the first argument that is not given by name, and positional ones come behind it."""
+    """The result is the first argument that is not given by name, and positional ones follow it."""
     plan = planned(one.bind() | twice.partial(5) | twice.partial(n=7))
     assert [(call.envelope.member and call.envelope.member.takes, decode_value(call.envelope.payload)) for call in plan.calls] == [
         *((None, {}), ("n", {"by": 5}), ("by", {"n": 7}))

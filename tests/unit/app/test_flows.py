@@ -127,7 +127,7 @@ async def test_a_flow_is_cancelled_while_it_runs(bench: Bench) -> None:
 
 
 async def test_a_flow_is_whole_or_not_there(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The jobs of one are added in one call of the store."""
+    """A flow's jobs are added in one call of the store."""
     calls = list[int]()
     enqueue = bench.broker.enqueue
 
@@ -146,7 +146,7 @@ async def test_a_flow_is_whole_or_not_there(bench: Bench, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(("jobs", "timeout"), [(2, 5.0), (1_000, 5.0), (2_001, 10.005), (10_000, 50.0)])
 async def test_a_large_flow_has_more_time(bench: Bench, monkeypatch: pytest.MonkeyPatch, jobs: int, timeout: float) -> None:
-    """As if its jobs were sent in batches."""
+    """It has as much time as if its jobs were sent in batches."""
     given = list[float]()
 
     async def retry_within(operation: object, seconds: float) -> list[Added]:
@@ -175,7 +175,7 @@ async def test_a_job_that_is_known_by_its_name_only_waits(bench: Bench) -> None:
 
 
 class Wrapping(Middleware):
-    """Notes what it sees, and lets pass what it is told to."""
+    """Records the calls that it sees, and passes on those that it should."""
 
     def __init__(self) -> None:
         self.stamped: list[str] = []

@@ -1,4 +1,4 @@
-"""What a sender asks of a job that it sent: result, status, info, cancel."""
+"""A sender's queries about its job: result, status, info, cancel."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_a_failure_tells_type_message_and_traceback(bench: Bench) -> None:
 
 
 async def test_a_discarded_job_tells_its_own_reason(bench: Bench) -> None:
-    """Not the error of an attempt before."""
+    """It does not show the error of an earlier attempt."""
     handle = await discard_at_last.delay()
     await bench.run_all()
     await bench.pass_time(10)
@@ -91,7 +91,7 @@ async def test_the_text_of_an_error_is_safe_to_print_and_its_fields_are_exact(
 
 
 async def test_a_result_that_is_no_longer_kept(bench: Bench) -> None:
-    """The sender knows that the job was there: expired. Whoever has an id only does not: unknown."""
+    """The sender knows that the job existed: expired. A client that only has the id does not: unknown."""
     handle = await add.options(keep_result=10).delay(1)
     await bench.run_all()
     await bench.pass_time(11)
@@ -152,7 +152,8 @@ async def test_info_of_a_job_whose_result_cannot_be_decoded_has_the_rest(bench: 
 
 
 async def test_a_notebook_shows_a_handle_as_its_job_stands(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From inside the notebook's running loop. Stored text cannot add HTML, and a store that hangs delays the cell for a moment only."""
+    """This works from inside the notebook's running loop. Stored text cannot add HTML, and a store that hangs delays the cell only for a
+    moment."""
     handle, failing = await add.delay(1, 2), await fail.options(max_attempts=1).delay("<script>")
     assert f"<tr><th>id</th><td>{handle.id}</td></tr><tr><th>status</th><td>ready</td></tr>" in handle._repr_html_()
     await bench.run_all()
@@ -238,11 +239,11 @@ async def test_an_info_with_arguments_can_be_pickled(bench: Bench) -> None:
 
 
 A_WHILE = 4.0
-"""Seconds in which a waiter that polls would have looked, and one that is nudged has long been woken."""
+"""Seconds in which a polling waiter would have read again, and a nudged one has long been woken."""
 
 
 async def waiters_of(handles: list[JobHandle[int]], watched: Watched) -> list[asyncio.Task[int]]:
-    """Tasks that have looked once, and wait."""
+    """Return tasks that have read once, and wait."""
     tasks = [asyncio.ensure_future(handle.result(timeout=60)) for handle in handles]
     while sum(len(ids) for ids in watched.reads) < len(set(handles)):  # noqa: ASYNC110
         await asyncio.sleep(0)
@@ -266,7 +267,7 @@ async def test_a_waiter_looks_once_before_and_once_after(bench: Bench) -> None:
 
 
 async def test_a_hundred_waiters_for_a_hundred_jobs_share_their_reads(bench: Bench) -> None:
-    """As far as the jobs end together, as those of one settled batch do."""
+    """They do so if the jobs end together, like those of one settled batch."""
     watched = Watched(bench.broker)
     with bench.app.using(watched.as_broker):
         handles = await asyncio.gather(*(add.delay(n, n) for n in range(100)))
@@ -284,7 +285,7 @@ def _settlement(lease: Lease) -> Settlement:
 
 
 async def test_a_job_that_ended_before_the_listening_is_not_missed(bench: Bench) -> None:
-    """Between the listening and the first look nothing is lost: it listens first."""
+    """Since the waiter listens before its first read, nothing is lost in between."""
     watched = Watched(bench.broker)
     handle = await add.delay(1)
     with bench.app.using(watched.as_broker):

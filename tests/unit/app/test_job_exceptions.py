@@ -1,4 +1,4 @@
-"""What a run can say, and what the decorator's policy makes of errors."""
+"""The outcomes that a run can raise, and how the decorator's policy treats errors."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def breaks_as_it_likes(how: str) -> None:
 
 
 async def test_an_error_is_retried_until_the_last_attempt(bench: Bench) -> None:
-    """With base x factor ** failures between them, and then kept as FAILED."""
+    """The waits between failures are base x factor ** failures; then the job is kept as FAILED."""
     handle = await breaks_as_it_likes.options(max_attempts=4).delay("value")
     waits: list[float] = []
     while await handle.status() is not Status.FAILED:

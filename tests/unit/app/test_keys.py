@@ -107,7 +107,7 @@ once = add.options(key="sum")
 
 
 async def test_raise_in_a_batch_comes_after_it_with_both_lists(bench: Bench) -> None:
-    """Those without a conflict are sent, and the caller has all handles, in order, and which of them conflicted."""
+    """Calls without a conflict are sent, and the caller gets all handles, in order, and which of them conflicted."""
     standing = await once.delay(0)
     raising = add.options(on_conflict="raise")
 
@@ -352,7 +352,7 @@ def test_any_template_is_refused_at_decoration_or_makes_keys(template: str) -> N
 
 
 async def test_a_backfill_of_calls_with_a_key_adds_one_job_or_is_refused(bench: Bench) -> None:
-    """All jobs but one would be refused, as the first is live."""
+    """All jobs but one would be refused, because the first is live."""
     await schedules.put("keys.hourly", sync.bind(7), Every(3600))
     start = datetime(2026, 1, 1, tzinfo=UTC)
     with pytest.raises(ValueError, match="its calls have the key '7', so only one of 3 jobs could be live"):

@@ -1,4 +1,4 @@
-"""limits=: what a decorator takes, and the gates of calls."""
+"""limits=: what a decorator accepts, and the gates of calls."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_each_call_has_its_gates() -> None:
 
 
 def test_a_preset_has_limits() -> None:
-    """A job can leave them out, too."""
+    """A job can also leave them out."""
     limited = preset(limits=[Limit("disk", Concurrency(2))])
 
     @limited(name="limited")
@@ -166,7 +166,7 @@ def test_a_lease_that_may_start() -> None:
 
 
 def test_a_lease_that_lacks_gates() -> None:
-    """It gets them all; the store knows those that it has."""
+    """It gets all gates; the store knows those that it has."""
     limits = rated.bind("acme").envelope.limits
     assert unadmitted(lease(0, limits[:1]), rated) == HandedBack(counts=False, limits=limits)
     assert unadmitted(lease(), rated) == HandedBack(counts=False, limits=limits)
@@ -193,6 +193,6 @@ def test_a_wrong_rate(make: Callable[[], object], said: str) -> None:
 
 
 def test_interval() -> None:
-    """The times of a rate are so far apart that no period has more jobs than the rate says."""
+    """The times of a rate are far enough apart that no period has more jobs than the rate allows."""
     assert interval(Gate(b"", "", "", 7, 60_000_000)) == 8_571_429
     assert interval(Gate(b"", "", "", 600_000, 1_000_000)) == 2

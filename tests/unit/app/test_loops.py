@@ -1,4 +1,4 @@
-"""Event loops that come and go, threads without one, processes that fork: each sends, and nothing is lost or hangs."""
+"""Event loops that start and end, threads without one, processes that fork: each sends, and nothing is lost or hangs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
-    """Without a loop of its own: the tests here bring theirs."""
+    """A broker without its own loop: the tests here bring theirs."""
     harness: type[StoreHarness] = request.param
     world = World(harness)
     with default_app().using(world.broker):
@@ -84,7 +84,7 @@ def test_connections_of_closed_loops_are_let_go(broker: Broker) -> None:
 
 
 def test_delay_sync_from_eight_threads(broker: Broker) -> None:
-    """One loop serves them all."""
+    """One loop serves all threads."""
     start = threading.Barrier(8)
 
     def send() -> list[str]:
@@ -102,7 +102,7 @@ def test_delay_sync_from_eight_threads(broker: Broker) -> None:
 
 
 async def test_inside_of_a_running_loop_one_awaits() -> None:
-    """What would block the loop says so, and says what to write instead; awaiting works."""
+    """A call that would block the loop raises an error that says what to write instead; awaiting works."""
     world = World(BROKERS[0])
     with default_app().using(world.broker), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -118,7 +118,7 @@ async def test_inside_of_a_running_loop_one_awaits() -> None:
 
 
 def test_outside_of_a_loop_a_coroutine_says_what_to_use() -> None:
-    """One that is stepped by hand, or by another framework's loop."""
+    """The coroutine is stepped by hand, or by another framework's loop."""
     coroutine = add.delay(1)
     with pytest.raises(RuntimeError, match=r"no event loop is running here: use \.delay_sync\(\), enqueue_sync\(\) or run_sync\(\)"):
         coroutine.send(None)
@@ -218,7 +218,7 @@ say(add.delay_sync(2))
     ids=["async", "preload", "whole life", "waiting"],
 )
 def test_a_fork_between_two_sends(tmp_path: Path, script: str, sent: int) -> None:
-    """Each process starts afresh; all that was sent is in the one file, once."""
+    """Each process starts afresh; everything that was sent is in the one file, once."""
     said = run_script(tmp_path, BEGIN + script)
     ids = [line for line in said.splitlines() if len(line) == 36]
     assert len(ids) == len(set(ids)) == sent
@@ -248,8 +248,8 @@ class Noted:
 @pytest.mark.parametrize("store", ["sqlite", "redis", "postgres"])
 @pytest.mark.parametrize("is_configured", [True, False], ids=["configured", "from the environment"])
 def test_no_thread_imports_the_store_while_the_process_may_fork(tmp_path: Path, store: str, is_configured: bool) -> None:
-    """The children of such a fork waited for ever for the import lock of a thread that they do not have. A process in which any thread
-    may be the first to send calls `configure()`."""
+    """The children of such a fork waited for ever for the import lock of a thread that they do not have. A process in which any thread may
+    be the first to send calls `configure()`."""
     configure = f"taskflow.configure(broker={url_of(store)!r})" if is_configured else ""
     script = f"""
     import sys, taskflow
@@ -265,7 +265,7 @@ def test_no_thread_imports_the_store_while_the_process_may_fork(tmp_path: Path, 
 
 
 def run_script(folder: Path, script: str, **variables: str) -> str:
-    """Warnings are errors, but for Python's own (3.12) that a process with threads forks: that is what is tried here."""
+    """Run the script. Warnings are errors, except Python's own (3.12) about forks in a process with threads, which is what is tested."""
     (folder / "app").mkdir()
     (folder / "app" / "tasks.py").write_text(TASKS)
     flags = ["-W", "error", "-W", "ignore:This process:DeprecationWarning"]
@@ -314,7 +314,7 @@ atexit.register(lambda: try_to("registered last:", lambda: add.delay_sync(2)))
 @pytest.mark.parametrize("store", ["sqlite", "redis", "postgres"])
 @pytest.mark.parametrize("has_sent", [True, False], ids=["has sent", "has not sent"])
 def test_what_is_sent_while_python_exits_arrives_or_is_refused_at_once(tmp_path: Path, store: str, has_sent: bool) -> None:
-    """It hung for ever, or said that the broker was away. Python stops threads before it runs destructors."""
+    """It hung for ever, or reported an unavailable broker. Python stops threads before it runs destructors."""
     script = BEFORE + BEGIN + AT_EXIT.format(url_of(store), "add.delay_sync(3)" if has_sent else "")
 
     last, first, destructor = run_script(tmp_path, script).splitlines()
@@ -368,7 +368,7 @@ TOO_LATE = "taskflow can no longer reach the broker, because Python is exiting: 
 
 
 def test_a_script_that_has_sent_ends_at_once(tmp_path: Path) -> None:
-    """The portal's thread holds up no process; what waits in it when the script ends is cancelled."""
+    """The portal's thread holds up no process; calls that wait in it when the script ends are cancelled."""
     script = """
     import concurrent.futures
     handle = add.delay_sync(1)

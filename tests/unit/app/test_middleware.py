@@ -1,4 +1,4 @@
-"""The onion round sending and running."""
+"""The layers of middleware around sending and running."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_what_is_not_passed_on_is_not_sent(bench: Bench) -> None:
 
 
 async def test_it_may_settle_otherwise(bench: Bench) -> None:
-    """What it returns is what is settled."""
+    """The verdict that it returns is settled."""
 
     class Strict(Middleware):
         async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
@@ -91,7 +91,7 @@ async def test_what_is_not_passed_on_does_not_run(bench: Bench) -> None:
 
 
 async def test_it_sees_what_the_function_returned(bench: Bench) -> None:
-    """As annotated, so that nobody has to import the codec."""
+    """It sees the annotated type, so that it need not import the codec."""
     seen: list[Any] = []
 
     class Looking(Middleware):

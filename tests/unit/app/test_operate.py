@@ -1,4 +1,4 @@
-"""`operate`: an application looks at jobs, queues and workers, and acts on them in bulk."""
+"""`operate`: an application reads jobs, queues and workers, and changes them in bulk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def ids(**which: Any) -> list[str]:
 
 
 def newest_first(handles: dict[str, JobHandle[Any]], *names: str) -> list[str]:
-    """Ids begin with the machine's time in milliseconds, which may be the same for several of them."""
+    """Order by id: ids begin with the machine's time in milliseconds, which may be the same for several of them."""
     return sorted((handles[name].id for name in names), reverse=True)
 
 
@@ -36,7 +36,7 @@ async def another() -> None: ...
 
 
 async def an_import(bench: Bench) -> dict[str, JobHandle[Any]]:
-    """Four jobs of import 42, of which one has failed and one has succeeded; one of another import; one without tags."""
+    """Add four jobs of import 42, of which one has failed and one has succeeded; one of another import; one without tags."""
     tagged = ("import:42",)
     handles: dict[str, JobHandle[Any]] = {}
     for name, job in (("failed", fail.options(tags=tagged, max_attempts=1).bind("oh")), ("succeeded", add.options(tags=tagged).bind(1))):
@@ -58,7 +58,7 @@ async def an_import(bench: Bench) -> dict[str, JobHandle[Any]]:
 
 
 async def test_failures_are_grouped_by_their_cause(bench: Bench) -> None:
-    """Of all jobs, of a queue, of a job, and of a tag."""
+    """They can be those of all jobs, of a queue, of a job, and of a tag."""
     handles = await an_import(bench)
     [group] = await operate.failures()
     assert (group.count, group.error, group.jobs, group.sample) == (1, "ValueError: oh", {fail.name: 1}, handles["failed"].id)
@@ -134,7 +134,7 @@ async def test_queues_and_workers_are_shown(bench: Bench) -> None:
 
 
 async def test_an_import_is_cancelled(bench: Bench) -> None:
-    """What has ended stays as it is, and so do all other jobs."""
+    """Ended jobs are unchanged, and so are all others."""
     handles = await an_import(bench)
     [lease] = await bench.world.claim(await bench.world.a_session(), ["mail"])
 
@@ -206,7 +206,7 @@ async def test_ended_jobs_are_purged_and_waiting_ones_on_demand(bench: Bench) ->
 
 
 async def test_jobs_are_given_by_id_or_handle(bench: Bench) -> None:
-    """Those that cannot be changed are counted by the reason; repeated ones once."""
+    """Those that cannot be changed are counted by the reason; repeated ones count once."""
     handles = await an_import(bench)
     unknown = str(JobHandle.of("01890a5d-ac96-774b-bcce-b302099a8057").id)
     given: list[str | JobHandle[Any]] = [handles["plain"], handles["plain"].id, handles["succeeded"], unknown]
@@ -274,7 +274,7 @@ FUNCTIONS: dict[str, Callable[..., Awaitable[object]]] = {
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 async def test_an_empty_filter_is_refused(bench: Bench, function: str) -> None:
-    """It would match every job, as a variable that was not filled in."""
+    """It would match every job, for example if a variable was not filled in."""
     handle = await add.delay(1)
     filters = ("queue", "job", "tag", "ended_before") if function == "failures" else JobSelection.__annotations__
     for name in filters:
@@ -290,7 +290,7 @@ async def test_an_empty_filter_is_refused(bench: Bench, function: str) -> None:
 
 
 async def test_acts_are_recorded_with_who_and_why(bench: Bench) -> None:
-    """Those of operators. What an application does by a handle or by `schedules` is recorded only if it says who acts, or why."""
+    """This applies to operators' actions. An application's calls on a handle or `schedules` are recorded only with an actor or a reason."""
     handles = await an_import(bench)
     await operate.cancel(handles["ready"], by="ada", reason="wrong customer")
     await operate.retry(tag="import:42", reason="fixed")
@@ -321,7 +321,7 @@ async def test_acts_are_recorded_with_who_and_why(bench: Bench) -> None:
 
 
 async def test_a_job_is_paused_by_its_names(bench: Bench) -> None:
-    """Its aliases are names under which calls wait, too."""
+    """Calls wait under its aliases, too."""
     renamed = taskflow.job(name="operate.new", aliases=("operate.old",))(another)
     await operate.pause(job=renamed, by="ada")
     await operate.pause(job="another")
@@ -336,7 +336,7 @@ async def test_a_job_is_paused_by_its_names(bench: Bench) -> None:
 
 
 async def test_an_act_in_a_scope_that_is_cancelled_is_recorded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such a scope cancels each further wait, as when the client of a web application goes away."""
+    """Such a scope cancels each further wait, as when the client of a web application disconnects."""
     await enqueue(nothing.bind() for _ in range(3))
     monkeypatch.setattr(bulk_actions, "PAGE", 1)
     applied, batches = bulk_actions.apply, list[int]()

@@ -1,4 +1,4 @@
-"""Options of @job and of `.options()`: what None means, which numbers pass, and how an option of another library is answered."""
+"""Options of @job and of `.options()`: what None means, which numbers are accepted, and how an option of another library is answered."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DURATIONS_OF_BOTH = ("timeout", "expires", "keep_result")
 
 
 def declared(**options: Any) -> Declared[..., Any]:
-    """A job with these options of the decorator."""
+    """Return a job with these options of the decorator."""
 
     def function() -> None: ...
 
@@ -120,7 +120,7 @@ async def named() -> str:
 
 
 def test_what_is_declared_is_plain() -> None:
-    """A plain str in place of the member, in the job and in each envelope."""
+    """A plain str replaces the member, in the job and in each envelope."""
     call = named.options(key=Word.HIGH, headers={Word.HIGH: Word.HIGH})
     envelope = call.bind().envelope
     [(header, value)] = envelope.headers.items()

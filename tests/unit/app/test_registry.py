@@ -1,4 +1,4 @@
-"""What @job makes of a function, what it refuses, who may take a name, and what a module run as __main__ is called."""
+"""What @job makes of a function, what it refuses, which function may have a name, and the name of a module run as __main__."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Group:
 
 
 def test_the_same_function_again_replaces_silently() -> None:
-    """A reload; and a module that runs as __main__ and is then imported."""
+    """A reload does this; so does a module that runs as __main__ and is then imported."""
     app = App()
     loaded(one("mail"), app=app)
     second = loaded(one("mail"), app=app)
@@ -73,7 +73,7 @@ def test_a_reload_forgets_the_aliases_that_are_gone() -> None:
     ids=["names", "alias and name", "name and alias", "aliases"],
 )
 def test_another_owner_is_an_error_that_names_both_places(first: str, second: str, clash: str) -> None:
-    """And the first stays registered."""
+    """The first function remains registered."""
     app = App()
     standing = loaded(first, app=app, file="/srv/app/one.py").work
     with pytest.raises(DeclarationError) as caught:
@@ -157,7 +157,7 @@ def written(folder: Path, name: str, text: str) -> Path:
 def test_a_module_run_as_main_has_the_name_that_a_worker_sees(
     tmp_path: Path, file: str, folder: str, command: tuple[str, ...], name: str
 ) -> None:
-    """As `taskflow worker app.tasks`, started in that folder, imports it. In the layout with src/, it imports app.tasks."""
+    """`taskflow worker app.tasks`, started in that folder, imports it under this name. In the layout with src/, it imports app.tasks."""
     (tmp_path / "here").mkdir()
     script = written(tmp_path, file, SCRIPT)
     assert said_by(tmp_path / folder, *(part.format(file=script) for part in command), path="src") == name

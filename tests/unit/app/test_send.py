@@ -1,4 +1,4 @@
-"""delay, options, bind, enqueue, and their doors for code without a loop."""
+"""delay, options, bind, enqueue, and their counterparts for code without a loop."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_after_is_from_now(bench: Bench, after: float | timedelta) -> None
 
 
 async def test_options_make_a_copy(bench: Bench) -> None:
-    """The job itself stays as it was declared, and so does the copy when the caller's dict changes."""
+    """The job itself is unchanged, and so is the copy when the caller's dict changes."""
     headers = {"a": "1"}
     changed = add.options(queue="math", headers=headers)
     headers["b"] = "2"
@@ -85,7 +85,7 @@ async def test_options_make_a_copy(bench: Bench) -> None:
 
 
 async def test_tags_of_a_call_are_added_to_those_of_the_decorator(bench: Bench) -> None:
-    """Later tags of the call replace its earlier ones. The context and the job's record show them all."""
+    """Later tags of the call replace its earlier ones. The context and the job's record show all tags."""
     plain, more = await invoice.delay(), await invoice.options(tags=("a",)).options(tags=("eu", "import:42")).delay()
     [bound] = await enqueue([invoice.options(tags=["a"]).bind()])
     await bench.run_all()
@@ -108,7 +108,7 @@ def test_the_decorator_and_the_call_have_ten_tags_together() -> None:
 
 
 async def test_a_batch_is_of_one_mebibyte(bench: Bench) -> None:
-    """And a call that is larger than half of it goes alone."""
+    """A call that is larger than half of it goes alone."""
     watched = Watched(bench.broker)
     sizes = [400_000, 400_000, 400_000, 700_000, 10]
     with bench.app.using(watched.as_broker):
@@ -118,7 +118,7 @@ async def test_a_batch_is_of_one_mebibyte(bench: Bench) -> None:
 
 
 async def test_an_iterable_is_read_one_batch_ahead_at_most(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be endless. The next batch is gathered while one is under way, and one call more is taken to see that it is full."""
+    """It may be endless. The next batch is gathered while one is under way, and one more call is read to find that it is full."""
     monkeypatch.setattr(sending_module, "READ_AHEAD_TIMEOUT", 60.0)  # else what a busy machine does not gather in time is left for later
     watched = Watched(bench.broker)
     taken = 0
@@ -142,7 +142,7 @@ async def test_an_iterable_is_read_one_batch_ahead_at_most(bench: Bench, monkeyp
 
 
 async def test_a_failure_carries_the_handles_so_far(bench: Bench) -> None:
-    """What the iterable had given before it raised is sent."""
+    """Calls that the iterable yielded before it raised are sent."""
     watched = Watched(bench.broker)
 
     def calls() -> Iterator[Any]:
@@ -173,7 +173,7 @@ async def test_a_store_that_goes_away_leaves_the_handles_so_far(bench: Bench) ->
 
 
 class Refusing(Middleware):
-    """Lets no call with an even number through."""
+    """Refuses calls with an even number."""
 
     def __init__(self) -> None:
         self.seen = 0
@@ -186,7 +186,7 @@ class Refusing(Middleware):
 
 
 async def test_one_bad_item_leaves_its_neighbours_alone(bench: Bench) -> None:
-    """A middleware that refuses one of a batch does not keep the others from being sent."""
+    """A middleware that refuses one call of a batch does not keep the others from being sent."""
     bad = add.options(headers={"bad": "yes"})
     with bench.app.using(bench.broker):
         configure(middleware=[Refusing()])
@@ -199,7 +199,7 @@ async def test_one_bad_item_leaves_its_neighbours_alone(bench: Bench) -> None:
 
 
 class Opened:
-    """Calls from something that must be closed."""
+    """Calls from a source that must be closed."""
 
     def __init__(self, *, raises: bool = False) -> None:
         self.is_closed = False
@@ -217,7 +217,7 @@ class Opened:
 
 
 async def test_a_cancelled_enqueue_closes_its_async_generator(bench: Bench) -> None:
-    """Not only when the garbage collector finds it: what it holds open (a cursor, a file) is closed by then."""
+    """It is not left to the garbage collector: what it holds open (a cursor, a file) is closed by then."""
     slow = Watched(bench.broker)
     slow.gate.clear()
     opened = Opened()
@@ -242,7 +242,7 @@ async def test_an_async_generator_that_ends_or_raises_is_closed(bench: Bench) ->
 
 
 async def test_an_id_of_another_job_is_never_reported_as_sent(bench: Bench) -> None:
-    """A handle of it would be that of the other job, and the call would be lost."""
+    """Its handle would be the other job's, and the call would be lost."""
     sent, other = add.bind(1, 2), add.bind(3, 4)
     await enqueue([sent])
     other.envelope = msgspec.structs.replace(other.envelope, id=sent.envelope.id)
@@ -255,7 +255,7 @@ async def test_an_id_of_another_job_is_never_reported_as_sent(bench: Bench) -> N
 
 
 async def test_enqueue_sync_reads_the_iterable_in_the_callers_thread(bench: Bench) -> None:
-    """A database cursor, for one, refuses other threads; and a slow one must not hold up other senders."""
+    """A database cursor, for example, refuses other threads; and a slow one must not hold up other senders."""
     threads: set[int] = set()
 
     def calls() -> Iterator[Any]:
@@ -281,7 +281,7 @@ class Naming(Middleware):
 
 
 async def test_middleware_sees_the_callers_context(bench: Bench) -> None:
-    """Also of a caller without a loop, and of callers that share a round trip."""
+    """This includes callers without a loop, and callers that share a round trip."""
 
     async def send(name: str) -> str:
         tenant.set(name)

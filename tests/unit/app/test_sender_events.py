@@ -1,4 +1,4 @@
-"""Subscribers hear of calls that are sent, and of those that are not."""
+"""Subscribers receive events for calls that are sent, and for those that are not."""
 
 from __future__ import annotations
 

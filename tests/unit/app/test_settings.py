@@ -32,7 +32,7 @@ def write(folder: Path, table: str) -> None:
 
 
 def test_each_layer_comes_before_the_next(app: App, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the last to the first."""
+    """They are tested from the last to the first."""
 
     def in_force() -> tuple[str, float]:
         app.configure()  # reads the layers again
@@ -53,7 +53,7 @@ def test_each_layer_comes_before_the_next(app: App, folder: Path, monkeypatch: p
 
 
 def test_a_parents_pyproject_counts(folder: Path) -> None:
-    """That of the nearest folder that has one."""
+    """The nearest folder that has one counts."""
     write(folder, 'broker = "memory://"')
     (folder / "deeper").mkdir()
     assert layered({}, environ={}, folder=folder / "deeper").broker == "memory://"
@@ -65,7 +65,7 @@ def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch, app: App) ->
 
 
 async def test_the_implicit_default_is_told_once_by_its_absolute_path(app: App, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Not for each use, nor for each connection."""
+    """It is not reported for each use, nor for each connection."""
     with caplog.at_level(logging.INFO, "taskflow"):
         first = app.broker()
         assert app.broker() is first
@@ -142,7 +142,7 @@ def test_a_pyproject_without_a_table_for_us_is_named(folder: Path, text: str) ->
 
 
 async def test_more_than_the_default_may_be_sent_and_returned(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`max_payload` counts for arguments and results, and for whoever reads a result without its job."""
+    """`max_payload` applies to arguments and results, and to a client that reads a result without its job."""
 
     @job(name="sends back")
     async def back(data: bytes) -> bytes:

@@ -39,7 +39,7 @@ from tests.unit.app.jobs import add, nothing, total
 
 
 class Stamping(Middleware):
-    """Notes each call of `stamp`, and sets one header."""
+    """Records each call of `stamp`, and sets one header."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -94,7 +94,7 @@ async def test_each_way_of_sending_stamps_once_a_batch_in_the_callers_thread(ben
 
 
 async def test_schedules_stamp_the_jobs_that_they_add(bench: Bench, stamping: Stamping) -> None:
-    """Fired by a worker, and by hand."""
+    """They are fired by a worker, and by hand."""
     await schedules.put("often", nothing.bind(), Every(seconds=60))
     events = list[Event]()
     scheduler = Scheduler(bench.broker, bench.app.registry, bench.app.settings.middleware, Events(events.append))

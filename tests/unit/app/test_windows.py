@@ -78,7 +78,7 @@ def test_calls_without_a_loop_are_debounced_too(bench: Bench) -> None:
 
 
 async def test_a_debounced_job_keeps_its_slot_or_its_place_at_a_limit(bench: Bench) -> None:
-    """Whether it is READY or waits: the slot is given back once, and the next one gets it."""
+    """The job may be READY or wait: the slot is given back once, and the next one gets it."""
     limited = any_job(name="windows.limited", limits=[Concurrency(1)], debounce=5)(save)
     first, second = [await limited.options(key=key).delay(key) for key in ("a", "b")]
     await bench.pass_time(5)
@@ -117,7 +117,7 @@ async def test_options_that_do_not_fit_are_refused(options: dict[str, Any], says
 
 
 async def test_a_transaction_takes_no_debounced_call(bench: Bench) -> None:
-    """It could not change the job of others before its commit."""
+    """It could not change another client's job before its commit."""
     debounced = add.options(key="k", debounce=5)
     with closing(sqlite3.connect(":memory:")) as connection:
         with pytest.raises(ValueError, match="debounce= and connection= exclude each other"):

@@ -1,4 +1,4 @@
-"""A broker that counts what it is asked, and can be slow, away, or deaf."""
+"""A broker that counts its calls, and can be slow, unavailable, or deaf to nudges."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from taskflow.model.record import Record, Status
 
 
 class Watched:
-    """Passes on to the broker behind it. Cast it by `as_broker`.
+    """Passes calls on to the broker behind it. Cast it by `as_broker`.
 
     `batches`    the envelopes of each enqueue, in order
-    `calls`      how often each operation was asked
+    `calls`      how often each operation was called
     `is_away`    every operation raises BrokerUnavailable, before anything is done
-    `loses_answers`  so many answers of enqueue are lost after it has been done
-    `gate`       closed, it holds up each enqueue that `is_held_up` says
+    `loses_answers`  the number of answers of enqueue that are lost after it has been done
+    `gate`       while closed, it holds up each enqueue that `is_held_up` selects
     """
 
     def __init__(self, broker: Broker) -> None:
@@ -74,6 +74,6 @@ class Watched:
 
 
 async def settle_down() -> None:
-    """What can be done at once has been done."""
+    """Let everything run that can run at once."""
     for _ in range(10):
         await asyncio.sleep(0)

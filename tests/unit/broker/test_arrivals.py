@@ -1,4 +1,4 @@
-"""What the engine does with the records that a caller's transaction has left: see `engine/arrivals.py`."""
+"""How the engine handles the records that a caller's transaction has left: see `engine/arrivals.py`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def an_envelope(key: bytes | None = KEY, **fields: Any) -> Envelope:
 
 
 def arrive(broker: MemoryBroker, *envelopes: Envelope, replaced: Mapping[bytes, bytes] = MappingProxyType({})) -> None:
-    """Add jobs with a key as a committed transaction has."""
+    """Add jobs with a key as a committed transaction does."""
 
     def operation() -> Operation[None]:
         now = (yield Query()).now
@@ -66,7 +66,7 @@ async def running(broker: MemoryBroker, request: int, *envelopes: Envelope) -> L
 
 
 def complete(broker: MemoryBroker, lease: Lease, progress: bytes = b"") -> None:
-    """End a run as a committed transaction has."""
+    """End a run as a committed transaction does."""
 
     def operation() -> Operation[None]:
         ref, inbox = Ref(Kind.JOB, lease.envelope.id), Ref(Kind.INBOX, lease.envelope.id)
@@ -96,7 +96,7 @@ async def statuses(broker: MemoryBroker, *envelopes: Envelope) -> list[Status]:
 
 
 async def test_an_arrival_that_its_own_transaction_has_replaced(broker: MemoryBroker) -> None:
-    """It never gets the key, whatever becomes of the one in its place."""
+    """It never gets the key, however the job in its place ends."""
     standing, first, second = an_envelope(), an_envelope(), an_envelope(on_conflict=OnConflict.REPLACE)
     await broker.enqueue([standing])
     arrive(broker, first, second, replaced={first.id: second.id})
@@ -120,7 +120,7 @@ async def test_an_arrival_that_was_cancelled_is_not_admitted(broker: MemoryBroke
 
 
 async def test_an_arrival_is_counted_as_ready_and_calls_for_upkeep_at_once(broker: MemoryBroker) -> None:
-    """`--drain` and autoscalers look at the counts. Without a worker nothing admits it."""
+    """`--drain` and autoscalers read the counts. Without a worker nothing admits it."""
     await broker.upkeep(100)
     arrive(broker, an_envelope(), an_envelope())
     [queue] = await broker.admin.queues()
@@ -168,7 +168,7 @@ async def test_an_end_takes_effect_though_its_job_was_dropped(broker: MemoryBrok
 
 
 async def test_an_end_and_an_arrival_for_its_key_need_one_call(broker: MemoryBroker) -> None:
-    """The end comes first, although the arrival is older."""
+    """The end is handled first, although the arrival is older."""
     lease = await running(broker, 1, an_envelope())
     new = an_envelope()
     arrive(broker, new)
@@ -190,7 +190,7 @@ async def test_an_end_leaves_a_key_that_another_job_has_since_got(broker: Memory
 
 
 async def test_an_end_does_not_release_joined_jobs_twice(broker: MemoryBroker) -> None:
-    """A first end of the job has released them. An operator has then retried it."""
+    """The job's first end has released them. An operator has then retried it."""
     tied = an_envelope(None, awaits=2)
     lease = await running(broker, 1, an_envelope(joins=(tied.id,)), tied)
     await broker.settle([failed(lease)])

@@ -1,4 +1,4 @@
-"""Actions on flows that several clients carry on at once, and records that nobody could have written."""
+"""Actions on flows that several clients carry on at once, and records that no taskflow could have written."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def _statuses(world: World, flow: Flow) -> list[Status | None]:
 
 
 class _Client:
-    """Runs an operation by hand."""
+    """Runs an operation step by step."""
 
     def __init__(self, world: World, operation: Operation[Any]) -> None:
         assert isinstance(world.broker, MemoryBroker)
@@ -49,7 +49,7 @@ class _Client:
 
 
 async def test_a_client_does_not_drop_an_action_that_another_one_has_begun_again(world: World) -> None:
-    """It has gone past the jobs that an operator has retried since, and which the other client is to cancel."""
+    """It has passed the jobs that an operator has retried since, and which the other client is to cancel."""
     flow = await sent(world, members=700)
     first, second = (_Client(world, admin.cancel_flow(flow.id, world.rules)) for _ in range(2))
     first.go_on(5)  # up to its second portion
@@ -110,7 +110,7 @@ async def test_an_action_that_nobody_could_have_put_does_nothing(world: World, a
     ],
 )
 async def test_a_job_whose_place_in_its_flow_is_unreadable_fells_the_flow(world: World, body: bytes) -> None:
-    """It ends FAILED without a run, as other unreadable jobs do. Nothing waits for it for ever."""
+    """It ends FAILED without a run, as other unreadable jobs do. No job waits for it for ever."""
     flow = await sent(world)
     await _put(world, Ref(Kind.JOB, flow.firsts[0].id), sent=body)
     session = await world.a_session()

@@ -1,4 +1,4 @@
-"""What another program's open transaction holds up is left for later, and holds up nothing else."""
+"""Jobs that another program's open transaction locks are left for later, and hold up nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.world import World
 
 
 class LockedStore(MemoryStore):
-    """Answers as a store does in which another program has locked the rows of jobs."""
+    """Answers like a store in which another program has locked the rows of jobs."""
 
     locked: frozenset[bytes] = frozenset()
 
@@ -75,7 +75,7 @@ async def test_dead_sessions_with_locked_jobs_keep_no_other_one_waiting(world: W
 
 
 async def test_a_locked_job_that_awaits_others_fails_no_settlement(world: World) -> None:
-    """The end of the last one that it awaits is written. The job is released by the next upkeep."""
+    """The end of the last one that it awaits is written. The next upkeep releases the job."""
     held = await world.add(awaits=1)
     lease = await world.running(joins=(held.id,))
     _lock(world, held.id)
@@ -89,7 +89,7 @@ async def test_a_locked_job_that_awaits_others_fails_no_settlement(world: World)
 
 
 async def test_a_locked_job_of_a_flow_is_cancelled_once_it_is_free(world: World) -> None:
-    """It is in the first of several portions. Until then, upkeep looks for it now and then, but not all the time."""
+    """It is in the first of several portions. Until then, upkeep checks it now and then, but not all the time."""
     flow = await sent(world, members=1_200)
     _lock(world, flow.firsts[5].id)
     await world.broker.admin.cancel_flow(flow.id)

@@ -1,4 +1,4 @@
-"""The parser in Python gives what hiredis gives, however the bytes of a reply arrive."""
+"""The parser in Python returns what hiredis returns, however the bytes of a reply arrive."""
 
 from __future__ import annotations
 

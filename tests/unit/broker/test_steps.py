@@ -1,4 +1,4 @@
-"""What changes between the look of an operation and its step."""
+"""Changes between an operation's read and its step."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def performed(operation: Operation[Any], store: MemoryStore, before: Calla
 
 
 async def test_a_job_that_was_retried_after_it_was_listed_is_not_purged(store: MemoryStore, broker: MemoryBroker) -> None:
-    """An operator retries a failed job while another one purges the failed ones. The job waits again, and stays."""
+    """An operator retries a failed job while another one purges the failed ones. The job waits again, and is not purged."""
     session, job_id = Session(id=b"s" * 16, name="host:1"), IdFactory()()
     await broker.register(session)
     await broker.enqueue([Envelope(id=job_id, job="work", payload=b"")])
@@ -84,7 +84,7 @@ SECTIONS: list[Status | None] = [Status.FAILED]
 
 
 def test_a_page_begins_behind_a_job_whose_time_is_damaged() -> None:
-    """A changed bit puts the end of a job 140,000 years away. The cursor behind it was refused, so no later page could be read."""
+    """A changed bit moves the end of a job by 140,000 years. The cursor behind it was refused, so no later page could be read."""
     place = (Status.FAILED, 5, (-4_613_453_244_027_387_904, 7))
     assert _decoded(_encoded(*place), SECTIONS, POSITION_TYPES) == place
 
