@@ -1,4 +1,4 @@
-"""Broker URLs: what each names, and what is said of a wrong one."""
+"""Broker URLs: what each names, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from taskflow.model.errors import BrokerUrlError, ConfigurationError, DriverMiss
     ],
 )
 def test_sqlite(url: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three slashes are relative to the folder at that moment, four absolute; nothing is opened yet."""
+    """Three slashes are relative to the current folder at that moment, four are absolute; nothing is opened yet."""
     monkeypatch.chdir(tmp_path)
 
     broker = connect(url)
@@ -56,7 +56,7 @@ def test_sqlite(url: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     ],
 )
 def test_redis(url: str, server: RedisTarget) -> None:
-    """Host, port, database, user and what stands after the question mark; nothing is opened yet."""
+    """Host, port, database, user and the options after the question mark; nothing is opened yet."""
     broker = connect(url)
 
     assert isinstance(broker, RedisBroker)
@@ -96,7 +96,7 @@ def test_redis(url: str, server: RedisTarget) -> None:
     ],
 )
 def test_postgres(url: str, server: PostgresTarget) -> None:
-    """Host, port, database, user and what stands after the question mark; nothing is opened yet."""
+    """Host, port, database, user and the options after the question mark; nothing is opened yet."""
     broker = connect(url)
 
     assert isinstance(broker, PostgresBroker)
@@ -106,7 +106,7 @@ def test_postgres(url: str, server: PostgresTarget) -> None:
 
 
 def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the extra that brings it."""
+    """The error names the extra that installs it."""
     monkeypatch.setattr("taskflow.broker.url.find_spec", lambda name: None)
 
     with pytest.raises(DriverMissing, match=r"pip install asyncpg"):
@@ -226,7 +226,7 @@ AROUND = st.text("@:/?#&=%[],;. \n\t\x7f\u20281xX", max_size=6)
 
 @given(st.sampled_from([*SCHEMES, "redos", "redis+cluster"]), AROUND, AROUND)
 def test_no_password_is_shown_however_it_is_written(scheme: str, before: str, after: str) -> None:
-    """Also where it holds what it must not hold unless written as %xx."""
+    """This includes passwords with characters that must be written as %xx."""
     url = f"{scheme}://user:{before}hunter2{after}@host/0"
     assert "hunter2" not in masked(url)
     if (refused := refusal_of(url)) is not None:

@@ -117,7 +117,7 @@ def test_a_declared_follow_up_has_defaults_that_are_configured_later(follow_up: 
 
 
 def test_the_jobs_of_a_declared_schedule_have_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(default_app(), "registry", Registry())  # or the workers of other tests would fire it
+    monkeypatch.setattr(default_app(), "registry", Registry())  # otherwise other tests' workers would fire it
 
     @job(name="tests.defaults.scheduled", schedule=Every(60))
     async def scheduled() -> None: ...

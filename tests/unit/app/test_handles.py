@@ -247,7 +247,7 @@ async def waiters_of(handles: list[JobHandle[int]], watched: Watched) -> list[as
     tasks = [asyncio.ensure_future(handle.result(timeout=60)) for handle in handles]
     while sum(len(ids) for ids in watched.reads) < len(set(handles)):  # noqa: ASYNC110
         await asyncio.sleep(0)
-    await asyncio.sleep(0.05)  # the answers are on their way back from the writer's thread
+    await asyncio.sleep(0.05)  # the writer's thread is returning the answers
     return tasks
 
 

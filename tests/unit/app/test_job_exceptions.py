@@ -99,13 +99,13 @@ async def test_snooze_costs_no_attempt(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("how", "verdict"),
     [
-        ("os", Retried),  # of retry_on
-        ("left", Failed),  # discard_on wins
-        ("value", Failed),  # of neither: at once
+        ("os", Retried),  # named by retry_on
+        ("left", Failed),  # discard_on takes precedence
+        ("value", Failed),  # named by neither: fails at once
         ("key", Failed),
-        ("exit", Retried),  # what ends a process elsewhere is a failure like others
+        ("exit", Retried),  # an error that usually ends a process is a failure like others
         ("interrupt", Retried),
-        ("cancelled", Retried),  # a cancellation that we did not send
+        ("cancelled", Retried),  # a cancellation that taskflow did not send
     ],
 )
 async def test_what_becomes_of_an_error(bench: Bench, how: str, verdict: type) -> None:

@@ -174,7 +174,7 @@ async def main():
 asyncio.run(main())
 """
 
-# As gunicorn --preload does it: the application is imported, and may send, before the workers are forked; they serve threads, and end.
+# gunicorn --preload does this: the application is imported, and may send, before the workers are forked; they serve threads, and end.
 PRELOAD = """
 say(add.delay_sync(1))
 def worker():
@@ -189,7 +189,7 @@ check(*pids)
 say(add.delay_sync(4))
 """
 
-# A child that ends as processes do, with its exit handlers: it must not wait for threads that are its parent's.
+# A child that ends normally, with its exit handlers: it must not wait for its parent's threads.
 WHOLE_LIFE = """
 say(add.delay_sync(1))
 pid = os.fork()
@@ -199,7 +199,7 @@ if pid:
     say(add.delay_sync(3))
 """
 
-# Parent and child share nothing that one of them could break: the parent waits for results while children come and go.
+# Parent and child share nothing that one of them could break: the parent waits for results while children start and end.
 WAITING = """
 handle = add.delay_sync(1)
 say(handle)
@@ -235,7 +235,7 @@ def url_of(store: str) -> str:
             return "sqlite:///queue.db"
 
 
-# Notes which thread imports a module.
+# Records which thread imports a module.
 NOTE_IMPORTS = """
 import threading
 importers = []

@@ -47,7 +47,7 @@ def test_none_is_not_given_for_every_option_of_a_call() -> None:
 def test_none_is_not_given_for_every_option_of_the_decorator(option: str) -> None:
     def function() -> None: ...
 
-    function.__qualname__ = "test_options_function"  # as if it stood in the module
+    function.__qualname__ = "test_options_function"  # as if it were defined in the module
     made: Declared[..., Any] = any_job(**{option: None})(function)
     plain: Declared[..., Any] = any_job(function)
     assert (made.name, made.policy, made.aliases, made.runs_in) == (plain.name, plain.policy, plain.aliases, plain.runs_in)

@@ -119,7 +119,7 @@ async def test_a_batch_is_of_one_mebibyte(bench: Bench) -> None:
 
 async def test_an_iterable_is_read_one_batch_ahead_at_most(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be endless. The next batch is gathered while one is under way, and one more call is read to find that it is full."""
-    monkeypatch.setattr(sending_module, "READ_AHEAD_TIMEOUT", 60.0)  # else what a busy machine does not gather in time is left for later
+    monkeypatch.setattr(sending_module, "READ_AHEAD_TIMEOUT", 60.0)  # otherwise a busy machine may leave calls for later
     watched = Watched(bench.broker)
     taken = 0
 

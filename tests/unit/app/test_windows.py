@@ -83,7 +83,7 @@ async def test_a_debounced_job_keeps_its_slot_or_its_place_at_a_limit(bench: Ben
     first, second = [await limited.options(key=key).delay(key) for key in ("a", "b")]
     await bench.pass_time(5)
     assert {await handle.status() for handle in (first, second)} == {Status.READY, Status.SCHEDULED}
-    for key in ("a", "b"):  # one of them is READY, the other one waits for its slot
+    for key in ("a", "b"):  # one is READY, the other waits for its slot
         await limited.options(key=key).delay(f"last {key}")
     [lease] = await bench.claim()
     await bench.run(lease)

@@ -56,7 +56,7 @@ async def test_a_client_does_not_drop_an_action_that_another_one_has_begun_again
     cancelled = [record.id for record in await world.broker.admin.flow(flow.id) if record.status is CANCELLED]
     assert 0 < len(cancelled) < 700
     await world.broker.admin.retry(cancelled[:100])
-    second.go_on(2)  # it has begun the action again
+    second.go_on(2)  # the second client has begun the action again
     first.go_on(100)
     assert READY in await _statuses(world, flow)
     second.go_on(100)

@@ -1,4 +1,4 @@
-"""Equality that is as strict as the codec's promise: the same types all through, -0.0, NaN, folds and zones told apart."""
+"""Equality that is as strict as the codec's promise: the same types at all levels, and -0.0, NaN, folds and zones are distinguished."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ quick = settings(derandomize=True, database=None, deadline=None, max_examples=15
 
 
 def codec_of(annotation: Any, result: Any = None, limits: Limits | None = None) -> FunctionCodec:
-    """The codec of a function of one argument, called `value`, of that annotation."""
+    """Return the codec of a function with one argument, called `value`, with that annotation."""
 
     def function(value: Any) -> Any: ...
 

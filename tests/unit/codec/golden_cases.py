@@ -1,7 +1,6 @@
-"""What the golden files hold, one value per type; `python -m tests.unit.codec.golden_cases` writes those that are missing, and none anew.
+"""The contents of the golden files, one value per type; `python -m tests.unit.codec.golden_cases` writes missing ones, and changes none.
 
-A golden file that no longer fits means that payloads in somebody's queue no longer fit: the version byte must go up then.
-"""
+A golden file that no longer fits means that payloads in users' queues no longer fit: the version byte must then be raised."""
 
 from __future__ import annotations
 
@@ -105,7 +104,7 @@ ARGUMENTS: dict[str, tuple[Any, Any]] = {
 
 
 def payload_of(name: str) -> bytes:
-    """What today's encoder writes."""
+    """Return what today's encoder writes."""
     if name == "every_parameter":
         return EVERY_PARAMETER.encode_arguments(*CALL)
     annotation, value = ARGUMENTS[name]

@@ -1,4 +1,4 @@
-"""Classes of every kind that the codec takes, as an application would write them; annotations here are strings, on purpose."""
+"""Classes of every kind that the codec accepts, as an application would write them; annotations here are strings, on purpose."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ class Model:
 
 
 class Plain:
-    """A class of no kind that can be sent."""
+    """A class of a kind that cannot be sent."""
 
 
 class Money:

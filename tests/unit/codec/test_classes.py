@@ -1,4 +1,4 @@
-"""Instances of classes with fields come back as instances, made by their own constructors."""
+"""Instances of classes with fields come back as instances, created by their own constructors."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_what_is_no_instance_is_refused_where_it_is_sent(annotation: Any, value:
 
 
 def spoiled(instance: Any, **fields: Any) -> Any:
-    """An instance whose fields were changed behind its constructor's back."""
+    """Return an instance whose fields were changed without its constructor."""
     for name, value in fields.items():
         if isinstance(instance, Struct):
             structs.force_setattr(instance, name, value)
@@ -92,7 +92,7 @@ def spoiled(instance: Any, **fields: Any) -> Any:
     ids=stable_id,
 )
 def test_an_instance_that_its_class_would_refuse_is_refused_where_it_is_sent(kind: Any, instance: Any) -> None:
-    """Validation really runs at enqueue; else the worker would be the first to find out."""
+    """Validation really runs at enqueue; otherwise the worker would be the first to notice."""
     for annotation in (kind, list[kind], kind | None, dict[str, kind | int]):
         wrapped = {kind: instance, list[kind]: [instance], dict[str, kind | int]: {"a": instance}}.get(annotation, instance)
         with pytest.raises(EncodeError, match="refuses its fields") as caught:
@@ -108,7 +108,7 @@ def test_a_field_without_a_value_is_named() -> None:
 
 
 def test_a_newer_class_is_told_from_a_broken_payload() -> None:
-    """An old worker parks what has a field more; a field that is required and missing fails at once."""
+    """An old worker parks an instance with an extra field; a missing required field fails at once."""
 
     @dataclass
     class Newer:

@@ -1,4 +1,4 @@
-"""What no payload can carry is refused when the function is declared, naming function, parameter, field, and what to do."""
+"""What no payload can carry is refused at the function's declaration, naming function, parameter, field, and a solution."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     pass
 
 T = TypeVar("T")
-type_alias: Any = TypeAliasType  # so that no checker reads what is wrong on purpose
+type_alias: Any = TypeAliasType  # keeps type checkers from reading deliberate errors
 new_type: Any = NewType
 type_variables: Any = TypeVarTuple
 Knot = type_alias("Knot", "int | Knot")
@@ -175,7 +175,7 @@ def test_what_only_wraps_an_annotation_changes_nothing(wrapped: Any) -> None:
 
 
 def test_a_class_that_failed_once_is_not_half_known_afterwards() -> None:
-    """pydantic takes over a field after its class failed here; the same class elsewhere must fail again, not hang."""
+    """pydantic changes a field after its class failed here; the same class elsewhere must fail again, not hang."""
 
     @dataclass
     class Odd:

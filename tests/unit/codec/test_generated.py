@@ -1,4 +1,4 @@
-"""Generated values, with and without annotations: what encodes decodes to the same, and what encodes always decodes."""
+"""Generated values, with and without annotations: an encoded value decodes to the same value, and always decodes."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ st.register_type_strategy(k.Rights, st.integers(0, 3).map(k.Rights))
 
 
 def instances(annotation: Any) -> st.SearchStrategy[Any]:
-    """Values of a generated annotation; hypothesis itself does not know generic dataclasses and Structs."""
+    """Return values of a generated annotation; hypothesis itself does not know generic dataclasses and Structs."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return st.sampled_from(arguments)
@@ -162,6 +162,6 @@ def test_a_model_comes_back_with_all_that_it_knows(fields: dict[str, Any], seen:
     draft = k.Draft(**fields)
     draft._seen = seen
     draft._notes.update(notes)
-    draft.tags.extend(more_tags)  # changed in place: no field is given by it
+    draft.tags.extend(more_tags)  # changed in place: this sets no field
     for annotation, value in ((k.Draft, draft), (list[k.Draft | k.Point], [draft, k.Point(1)])):
         assert same(there_and_back(annotation, value), value)

@@ -1,4 +1,4 @@
-"""Whatever the bytes: a value of the annotation or a DecodeError, in bounded time and memory; never a class that was not asked for."""
+"""Any bytes lead to a value of the annotation or a DecodeError, in bounded time and memory; never to an unrequested class."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ SEEDS = [
 
 
 def survives(payload: bytes) -> bool:
-    """Whether it decoded as arguments; that nothing but a DecodeError comes out of anything is what this is about."""
+    """Return True if it decoded as arguments; the point is that nothing but a DecodeError is ever raised."""
     decoded = False
     for decode in (CODEC.decode_arguments, CODEC.decode_result, decode_value):
         try:
@@ -72,7 +72,7 @@ def survives(payload: bytes) -> bool:
 
 
 def mutated(seed: bytes, dice: random.Random) -> bytes:
-    """The seed with a few bytes changed, removed, doubled or swapped; its header mostly left alone."""
+    """Return the seed with a few bytes changed, removed, doubled or swapped; its header is mostly unchanged."""
     body = bytearray(seed)
     for _ in range(dice.randint(1, 4)):
         place = dice.randrange(4 if dice.random() < 0.95 else 0, len(body))
@@ -180,7 +180,7 @@ def peak_of(payload: bytes, decoders: Iterable[Any]) -> int:
 
 
 def repeated(piece: bytes, head: bytes = b"") -> bytes:
-    """A body of nearly a megabyte: an array32 of as many pieces as fit, and then something that is no msgpack."""
+    """Return a body of nearly a megabyte: an array32 of as many pieces as fit, and then something that is not msgpack."""
     count = (MEGABYTE - 20 - len(head)) // len(piece)
     return seal(head + b"\xdd" + count.to_bytes(4, "big") + piece * count + b"\xc1")
 
@@ -238,7 +238,7 @@ NUMBERS = {
 
 @pytest.mark.parametrize(("annotation", "value"), NUMBERS.values(), ids=NUMBERS)
 def test_huge_values_cost_no_more_than_their_bytes(annotation: Any, value: Any) -> None:
-    """Were one of them expanded, this would not end: 10**999999999999999999 has no room anywhere."""
+    """If one of them were expanded, this would not end: no memory can hold 10**999999999999999999."""
     codec = codec_of(annotation)
     payload = seal(pack({"value": value}))
     try:
@@ -255,7 +255,7 @@ COLLIDING = [Ext(16, (((1 << 61) - 1) * (1000 + number)).to_bytes(12, "big")) fo
 
 @pytest.mark.parametrize("annotation", [set, set[int], frozenset[int], dict[int, int], Any])
 def test_numbers_chosen_to_hash_alike_are_refused(annotation: Any) -> None:
-    """Their comparisons go with the square of their number: 32,000 of them took 4 s."""
+    """The number of comparisons grows with the square of their count: 32,000 of them took 4 s."""
     head = (
         [Ext(4, b""), *(part for number in COLLIDING for part in (number, 1))]
         if annotation == dict[int, int]

@@ -1,4 +1,4 @@
-"""Content 2: what a SQL trigger or another language writes, decoded leniently by the annotations."""
+"""Content 2: JSON that a SQL trigger or another language writes, decoded leniently by the annotations."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ WRITTEN: list[tuple[Any, str, Any]] = [
 
 @pytest.mark.parametrize(("annotation", "text", "expected"), WRITTEN, ids=short_id)
 def test_a_number_is_read_by_what_is_written(annotation: Any, text: str, expected: Any) -> None:
-    """A Decimal keeps every digit; to all others it is what a float would be."""
+    """A Decimal keeps every digit; all other types get what a float would be."""
     [decoded], _ = codec_of(annotation).decode_arguments(seal_json(b'{"value": %s}' % text.encode()))
     assert same(decoded, expected)
 
@@ -223,7 +223,7 @@ def test_json_has_the_same_bounds() -> None:
 
 
 def test_a_body_of_quotes_costs_no_more_than_its_length() -> None:
-    """A pattern that looks for the closing quote from each opening one would take hours over this."""
+    """A pattern that searches the closing quote from each opening one would take hours over this."""
     with pytest.raises(DecodeError):
         decode_value(seal_json(b'"' + b'\\"' * 500_000))
 

@@ -1,4 +1,4 @@
-"""Well-formed msgpack that is no value of the annotation: each says what was expected, and where."""
+"""Well-formed msgpack that is no value of the annotation: each error says what was expected, and where."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_malformed_values_say_what_was_expected(annotation: Any, value: Any, mes
 
 @pytest.mark.parametrize("code", [1, 2, 3])
 def test_an_array_of_any_kind_reads_as_the_annotated_one(code: int) -> None:
-    """So that jobs queued before `list[int]` became `tuple[int, ...]` still run."""
+    """Jobs queued before `list[int]` became `tuple[int, ...]` therefore still run."""
     payload = seal(pack({"value": [Ext(code, b""), 1, 2]}))
     assert codec_of(list[int]).decode_arguments(payload) == (([1, 2],), {})
     assert codec_of(tuple[int, ...]).decode_arguments(payload) == (((1, 2),), {})

@@ -1,4 +1,4 @@
-"""What cannot be sent is refused in the caller, saying what, where inside which argument, and what to do."""
+"""A value that cannot be sent is refused in the caller. The error names it, its place inside the argument, and a solution."""
 
 from __future__ import annotations
 

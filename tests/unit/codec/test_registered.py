@@ -1,4 +1,4 @@
-"""Types that an application registers: anywhere in arguments and results, named on the wire, and made by nothing but their own `decode`."""
+"""Types that an application registers: anywhere in arguments and results, named in payloads, and created only by their own `decode`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EUR = k.Money(Decimal("1.10"), "EUR")
 
 
 class Celsius:
-    """Nothing knows it until a test registers it."""
+    """Unknown until a test registers it."""
 
     def __init__(self, degrees: float) -> None:
         self.degrees = degrees
@@ -32,14 +32,14 @@ class Celsius:
 
 
 class Name(str):
-    """A str of its own that is registered by a test."""
+    """A subclass of str that a test registers."""
 
     __slots__ = ()
 
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
-    """What a test registers is forgotten after it."""
+    """Forget the types that a test registers after it."""
     tables: list[dict[Any, Any]] = [untyped._by_name, untyped.NAMED_READERS, untyped.WRITERS]
     before = [table.copy() for table in tables]
     yield

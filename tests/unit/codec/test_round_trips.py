@@ -1,4 +1,4 @@
-"""Every kind of value comes back as it went: same type, same value, to the sign of zero and the fold of a wall time."""
+"""Every kind of value comes back as it was sent: same type, same value, including the sign of zero and the fold of a wall time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCALARS: dict[type, Any] = {type(value): value for value in SELF_DESCRIBING if n
 
 @pytest.mark.parametrize("value", SCALARS.values(), ids=lambda value: type(value).__name__)
 def test_what_a_type_writes_does_not_depend_on_the_annotation(value: Any) -> None:
-    """So whatever was sent can be shown, and an annotation may be added later, without knowing the function."""
+    """Everything that was sent can therefore be shown without the function, and an annotation may be added later."""
     annotated = codec_of(type(value)).encode_arguments((value,), {})
     assert annotated == codec_of(Any).encode_arguments((value,), {})
     assert same(decode_value(annotated), {"value": value})
@@ -42,7 +42,7 @@ def test_annotated_values_are_exact(annotation: Any, value: Any) -> None:
 
 
 class SafeString(str):
-    """As Django marks text that is safe in HTML."""
+    """Django marks text that is safe in HTML this way."""
 
     __slots__ = ()
 
@@ -92,7 +92,7 @@ def test_a_reader_whose_zone_data_differ_keeps_the_instant() -> None:
 
 @pytest.mark.parametrize("annotation", [Any, str])
 def test_a_lazy_text_is_refused(annotation: Any) -> None:
-    """Its text depends on the language that is active where it is made, which may be the worker."""
+    """Its text depends on the language that is active where it is evaluated, which may be the worker."""
     lazy = pytest.importorskip("django.utils.functional").lazystr("a")
     with pytest.raises(EncodeError, match="__proxy__"):
         codec_of(annotation).encode_arguments((lazy,), {})
@@ -111,7 +111,7 @@ def test_what_is_written_is_what_always_was(name: str) -> None:
 def test_what_was_written_is_still_read(name: str) -> None:
     annotation, value = ARGUMENTS[name]
     [decoded], _ = codec_of(annotation).decode_arguments(golden(name))
-    assert decoded == value if name.endswith("_enum_unannotated") else same(decoded, value)  # they arrive as plain text and number
+    assert decoded == value if name.endswith("_enum_unannotated") else same(decoded, value)  # arrives as plain text or number
 
 
 def test_a_whole_call_is_still_read() -> None:

@@ -1,4 +1,4 @@
-"""Names are found whose values must not be shown, wherever an annotation has the mark."""
+"""Names whose values must not be shown are found wherever an annotation has the mark."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Box(msgspec.Struct):
 
 
 class Login(pydantic.BaseModel):
-    """pydantic moves what surrounds the type of a whole field to the field's metadata."""
+    """pydantic moves an annotation around a whole field's type into the field's metadata."""
 
     secret_1: Token
     secret_2: Annotated[Token, pydantic.Field(max_length=9)] = pydantic.Field("", alias="two")
@@ -115,7 +115,7 @@ async def test_a_call_carries_the_names_and_others_carry_nothing() -> None:
 
 
 def test_a_forward_reference_that_is_resolved_late_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading the queue first must not settle that the job has no secrets."""
+    """Reading the queue first must not lead to a lasting conclusion that the job has no secrets."""
 
     @job(name="tests.unit.codec.test_secret.late")
     async def late(a: Annotated[Later, Secret]) -> None: ...  # type: ignore[name-defined]  # noqa: F821
@@ -139,7 +139,7 @@ class Strict(pydantic.BaseModel):
     ],
 )  # fmt: skip
 def test_decode_errors_show_no_values_and_no_keys(sent: Any, annotation: Any, says: str) -> None:
-    """They are stored and logged, where the application's own secrets may not be."""
+    """The errors are stored and logged, where the application's own secrets may not be."""
 
     async def work(value: Any) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Arguments are bound as Python binds them, checked where they are sent, and arrive as the function takes them."""
+"""Arguments are bound as Python binds them, checked where they are sent, and arrive as the function accepts them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Options(TypedDict):
     size: NotRequired[int]
 
 
-# Each gives back what its parameters got.
+# Each returns what its parameters got.
 def plain(a: int, b: int = 2) -> Any:
     return locals()
 
@@ -89,7 +89,7 @@ CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
 
 
 def bound(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """What each parameter gets when Python itself binds (`Signature.bind` refuses what Python 3.11 takes)."""
+    """Return what each parameter gets when Python itself binds (`Signature.bind` refuses some calls that Python 3.11 accepts)."""
     names: dict[str, Any] = function(*args, **kwargs)
     return names
 
@@ -170,7 +170,7 @@ def newer(a: int, b: int = 2, c: int = 3) -> None: ...
 
 
 def test_an_unknown_argument_is_told_before_all_else() -> None:
-    """The worker that knows it may know what to do about the rest."""
+    """The worker that knows the argument may also know the others."""
 
     def renamed(z: str) -> None: ...
 

@@ -67,7 +67,7 @@ class Sized(NamedTuple("Sized", [("amount", int)])):
 
 @dataclass
 class Texting:
-    """After its second making it is no longer of its own annotation."""
+    """When created a second time, it no longer matches its own annotation."""
 
     amount: Any
 
@@ -92,7 +92,7 @@ CHANGING: list[tuple[Any, Any]] = [
 
 @pytest.mark.parametrize(("kind", "value"), CHANGING, ids=[kind.__name__ for kind, _ in CHANGING])
 def test_a_value_that_its_class_changes_is_refused_where_it_is_sent(kind: Any, value: Any) -> None:
-    """3, then 300, then 30,000: nobody would notice."""
+    """3, then 300, then 30,000: the change would go unnoticed."""
     for annotation, wrapped in ((kind, value), (list[kind], [value]), (dict[str, kind | None], {"a": value})):
         with pytest.raises(EncodeError, match=r"is changed by its class when it is decoded, .*in a call of app\.job") as caught:
             codec_of(annotation).encode_arguments((wrapped,), {})
@@ -104,7 +104,7 @@ def test_a_value_that_its_class_changes_is_refused_where_it_is_sent(kind: Any, v
 
 @dataclass
 class Normal:
-    """Its constructor changes what it gets, and leaves alone what it made."""
+    """Its constructor changes its input, but not its own output."""
 
     words: set[str]
     ratio: float = math.nan
@@ -121,7 +121,7 @@ def test_a_value_that_its_class_leaves_alone_passes() -> None:
 
 
 def test_plain_types_are_not_decoded_where_they_are_sent() -> None:
-    """Nothing but code of the user's can change them: they do not pay."""
+    """Only user code can change values, so plain types skip the check."""
     plain: list[tuple[Any, Any]] = [
         (int, 1), (Any, {"a": [1]}), (k.Point, k.Point(1)), (k.Frozen, k.Frozen("a")), (k.Wire, k.Wire(1)), (k.Lamp, k.Lamp(True)),
         (k.Pin, k.Pin(1)), (k.Movie, {"title": "a"}), (k.Color, k.Color.RED), (k.Box[int], k.Box(1)), (k.IntBox, k.IntBox(1)),
@@ -151,7 +151,7 @@ class Patch(pydantic.BaseModel):
 
 @pytest.mark.parametrize("given", [{}, {"name": None}, {"name": "a", "email": None}, {"tags": []}, {"stamp": -1}], ids=str)
 def test_a_model_knows_which_fields_were_given(given: dict[str, Any]) -> None:
-    """Else a PATCH overwrites with None what it never named."""
+    """Otherwise a PATCH overwrites fields that it never named with None."""
     patch = Patch(**given)
     for annotation, value in ((Patch, patch), (Patch | None, patch), (Patch | k.Point, patch)):
         back = there_and_back(annotation, value)
@@ -162,7 +162,7 @@ def test_a_model_knows_which_fields_were_given(given: dict[str, Any]) -> None:
 
 
 class Client:
-    """Has no equality, and cannot be sent: the class makes its own."""
+    """Has no equality, and cannot be sent: the class creates its own."""
 
 
 class WithClient(pydantic.BaseModel):

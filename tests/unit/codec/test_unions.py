@@ -1,4 +1,4 @@
-"""A union gives back the member that was sent, or is refused when it is declared."""
+"""A union returns the member that was sent, or is refused when it is declared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job's types are compiled before anybody has loaded `zoneinfo`, and zones come and go all the same. In processes of their own."""
+"""A job's types are compiled before anything has loaded `zoneinfo`, and zones are sent all the same. The tests use separate processes."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_one_that_comes_is_what_loads_it() -> None:
 
 
 def test_beside_a_thread_that_is_about_to_load_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its module is there before anything is in it."""
+    """The module exists before it has any contents."""
     monkeypatch.setitem(sys.modules, "zoneinfo", ModuleType("zoneinfo"))
     now = datetime.now(UTC)
     assert decode_value(encode_value([now, now.timetz()])) == [now, now.timetz()]

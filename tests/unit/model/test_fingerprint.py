@@ -1,4 +1,4 @@
-"""Failures with one cause have one fingerprint, and others have others."""
+"""Failures with one cause have one fingerprint, and other failures have others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Each field of an envelope is plain, decided or opaque, and is treated as declared. A field that a declaration lacks fails here."""
+"""Each field of an envelope is plain, decided or opaque, and is treated as declared. A field that is missing in the declarations fails
+here."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from taskflow.model.limits import Gate
 
 PLAIN: Final = Envelope(id=b"i" * 16, job="work", payload=b"p")
 DECIDED_AND_PLAIN: Final = {"id", "job", "queue", "priority", "payload"}
-"""The fields on which stores act, and which the fast paths handle."""
+"""The fields that stores act on, and that the fast paths handle."""
 
 OTHER_VALUES: Final[dict[str, Any]] = {
     "id": b"j" * 16, "job": "other", "queue": "other", "priority": 7, "payload": b"q", "after": 1.0, "at": 1, "expires": 1.0, "key": b"k",
@@ -24,11 +25,11 @@ OTHER_VALUES: Final[dict[str, Any]] = {
     "secrets": ("token",), "throttle": 60.0, "at_most": 60.0, "limits": (Gate(b"g" * 16, "limit", "", 1),),
     "member": Member(b"f" * 16, 1, 0, 2), "ties": (Tie(0),), "fair": b"t" * 16,
 }  # fmt: skip
-"""A value of each field of an envelope that is not its default."""
+"""For each field of an envelope, a value that is not its default."""
 
 
 def test_the_extras_of_a_job_with_a_follow_up_begin_in_a_way_of_their_own() -> None:
-    """Stores look for these bytes alone, so no other field but the tags may come before, and the map must have a head of one byte."""
+    """Stores search only for these bytes, so no other field but the tags may come before, and the map must have a head of one byte."""
     assert len(OPAQUE) < 16
     for name, value in OTHER_VALUES.items():
         if name in {field.name for field in OPAQUE} - {"on_failure"}:

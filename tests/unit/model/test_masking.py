@@ -1,4 +1,4 @@
-"""Values are shown without secrets, and never at a length that nobody asked for."""
+"""Values are shown without secrets, and never longer than requested."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_ids_are_uuids_of_version_7_that_tell_time_and_shard() -> None:
 
 
 def test_ids_and_pauses_do_not_repeat_when_an_application_seeds_the_global_generator() -> None:
-    """200 jobs that were sent once became 18, and nobody was told."""
+    """200 jobs that were sent once became 18, without any error."""
 
     def drawn() -> tuple[bytes, float, float]:
         random.seed(42)
@@ -232,7 +232,7 @@ A_CLAIM = ClaimId(bytes(16), 1, 0)
 
 @pytest.mark.parametrize("more", [{"leaving": True}, {"claims": (A_CLAIM,)}, {"seen": 1}, {"reports": (Report(A_CLAIM, 0.0),)}], ids=repr)
 def test_who_tells_of_a_death_says_nothing_else(more: dict[str, Any]) -> None:
-    """A leave hands back, and a beat of the living takes back ghosts: neither is what becomes of the leases of the dead."""
+    """A leaving session hands its leases back, and a living one's beat takes back ghosts: neither applies to a dead session's leases."""
     with pytest.raises(ValueError, match="died_of='exit code 77': a beat with died_of= must carry nothing else"):
         Beat(session=bytes(16), died_of="exit code 77", **more)
 
@@ -245,7 +245,7 @@ def test_pauses_double_from_the_first_to_the_longest() -> None:
 
 
 def test_pauses_stay_at_the_longest_for_any_number_of_failures() -> None:
-    """A float overflows after 1,024 doublings, which took 85 minutes of outage."""
+    """A float overflows after 1,024 doublings, which took an outage of 85 minutes."""
     pauses = Pauses(0.1, 5.0)
     assert {pauses.after(failures) for failures in (7, 1_023, 1_024, 1_025, 2_000, 10**30)} == {5.0}
 
@@ -281,6 +281,6 @@ def test_a_packed_act_is_read_as_it_was() -> None:
     ids=str,
 )
 def test_an_entry_that_cannot_be_read_is_listed_as_such(body: Any) -> None:
-    """With a time that the calendar lacks, too."""
+    """This includes an entry with a time that the calendar lacks."""
     record = action_record_of("one", 1 << 62, body)
     assert (record.number, record.at.timestamp(), record.action.by, record.action.kind) == (0, 0.0, "?", "?")

@@ -1,4 +1,4 @@
-"""Text that is shown is safe to show, whatever it holds."""
+"""Shown text is safe to show, whatever it contains."""
 
 from __future__ import annotations
 

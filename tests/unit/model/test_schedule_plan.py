@@ -24,7 +24,7 @@ def a_plan(**fields: Any) -> SchedulePlan:
 
 
 def steps(plan: SchedulePlan, next_at: int | None, now: int, times: Timetable | None = None) -> list[Firing]:
-    """The steps of an offer. Each expects what the one before has set."""
+    """Return the steps of an offer. Each expects what the one before has set."""
     definition = plan.to_definition("nightly")
     offer = Offer(name="nightly", digest=definition.digest, body=definition.body, next_at=next_at, since=now, now=now)
     found = firings_of(offer, plan, times or plan.times)  # type: ignore[arg-type]
@@ -33,12 +33,12 @@ def steps(plan: SchedulePlan, next_at: int | None, now: int, times: Timetable | 
 
 
 def fired(found: list[Firing]) -> list[int]:
-    """The hours from noon that add a job."""
+    """Return the hours from noon that add a job."""
     return [(step.expected - NOON) // HOUR for step in found if step.envelope is not None and step.expected is not None]
 
 
 def left(found: list[Firing]) -> tuple[int, int]:
-    """How many times were left out, and the hour from noon that is next."""
+    """Return how many times were left out, and the next hour from noon."""
     assert found[-1].next_at is not None
     return sum(step.missed for step in found), (found[-1].next_at - NOON) // HOUR
 
@@ -84,7 +84,7 @@ def test_all_are_caught_up_in_portions() -> None:
     first = steps(plan, NOON, NOON + 150 * HOUR)
     assert len(first) <= MAX_OFFERS
     assert first[-1].offer_at is not None
-    assert first[-1].offer_at <= NOON + 150 * HOUR  # the rest is due
+    assert first[-1].offer_at <= NOON + 150 * HOUR  # the others are due
     second = steps(plan, first[-1].next_at, NOON + 150 * HOUR)
     assert fired(first) + fired(second) == list(range(151))
 
@@ -92,7 +92,7 @@ def test_all_are_caught_up_in_portions() -> None:
 @pytest.mark.parametrize("catch_up", ["none", "latest"])
 @pytest.mark.parametrize("seconds", [1.0, 60.0, 86_400.0])
 def test_a_long_outage_takes_few_steps_and_counts_so_many(catch_up: str, seconds: float) -> None:
-    """Three years of a second each are not walked through."""
+    """Three years of one firing a second are not computed one by one."""
     now = NOON + round(1_000 * 86_400.5 * MICROSECONDS)
     counting = Counting(EveryTimes(seconds))
     found = steps(a_plan(times=EveryTimes(seconds), catch_up=catch_up), NOON, now, counting)

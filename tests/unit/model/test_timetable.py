@@ -26,7 +26,7 @@ def times(timetable: Timetable, start: datetime, end: datetime) -> list[datetime
 
 
 def local(expression: str, tz: str, start: str, number: int) -> list[str]:
-    """The next times after a local time, as the clock on the wall shows them."""
+    """Return the next times after a local time, as a wall clock shows them."""
     at: datetime | None = datetime.fromisoformat(start).replace(tzinfo=ZoneInfo(tz))
     found = list[str]()
     for _ in range(number):
@@ -40,7 +40,7 @@ def local(expression: str, tz: str, start: str, number: int) -> list[str]:
 @pytest.mark.parametrize("tz", ZONES)
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_the_times_of_a_year_are_those_of_a_plain_calendar(expression: str, tz: str) -> None:
-    """Around each change of the clock, and a few days at random."""
+    """The days are those around each clock change, and a few at random."""
     start = datetime(2026, 1, 1, tzinfo=UTC)
     changes = [day for day in (start + timedelta(days=n) for n in range(365)) if _changes(day, tz)]
     for day in [*changes, *(start + timedelta(days=random.Random(1).randrange(365)) for _ in range(3))]:
