@@ -1,4 +1,4 @@
-"""Increments of a user's table, each completed in its transaction, while workers and connections are killed."""
+"""Increments in a user's table, each completed in its transaction, while workers and connections are killed."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ class Counters:
         self.ask(f"INSERT INTO counters (number) {numbers} RETURNING number")
 
     def values(self) -> dict[int, int]:
-        """How many counters have each value."""
+        """Return how many counters have each value."""
         return dict(self.ask("SELECT value, count(*) FROM counters GROUP BY value"))
 
 
 def each_is_counted_once(shell: Shell, number: int, *, kills: int) -> None:
-    """Three workers, of which one is killed and replaced so many times, and now and then a connection of the user's. Some runs
+    """Run three workers, of which one is killed and replaced this many times, and now and then one of the user's connections. Some runs
     fail, before or after their commit. In the end each job has taken effect once, and succeeded."""
     if shell.environment["TASKFLOW_BROKER"].startswith("sqlite"):
         shell.environment["TASKFLOW_BROKER"] += "?shared=1"

@@ -25,7 +25,7 @@ async def tick(ctx: JobContext) -> None:
 
 
 def each_second_fires_once(shell: Shell, seconds: float, *, every: float) -> None:
-    """Three workers, one of which is killed and replaced each `every` seconds. Every second of the time fires, and none twice."""
+    """Run three workers, one of which is killed and replaced every `every` seconds. Every second of the time fires, and none twice."""
     shell.write("tasks.py", TASKS)
     workers = [shell.worker("--ttl", "2") for _ in range(3)]
     until(lambda: bool(shell.ledger()))
@@ -48,7 +48,7 @@ def each_second_fires_once(shell: Shell, seconds: float, *, every: float) -> Non
 
 
 def schedules(shell: Shell) -> list[ScheduleRecord]:
-    """What the store says of its schedules, by a look from this process."""
+    """Return the store's records of its schedules, as read from this process."""
     url = re.sub("^sqlite:///(?!/)", f"sqlite:///{shell.folder}/", shell.environment["TASKFLOW_BROKER"])
 
     async def look() -> list[ScheduleRecord]:

@@ -1,4 +1,4 @@
-"""Work while the broker goes away and comes back: what is sent, what has ended, what the worker says of it."""
+"""Work while the broker is unavailable and comes back: what is sent, what ends, and what the worker reports."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from tests.support.outages import Outage
 from tests.support.waiting import until
 
 TIMEOUT: Final = 60.0
-"""Seconds for what takes far less on a machine that does nothing else. What takes this long has hung."""
+"""Long enough for steps that take far less on an idle machine. A process that takes this long has hung."""
 
 FIRST_TRIES: Final = 10
 SLOWEST: Final = 0.2
-"""So many attempts of each kind may come fast, and then one in so many seconds: who waits no longer than that spins."""
+"""The first attempts of each kind may follow fast, and then one every `SLOWEST` seconds: a loop with shorter waits spins."""
 
 
 UNSENT: Final = -1
-"""Nobody was told that it was sent, and it may have been all the same: a store that was locked takes it when it goes on."""
+"""The sender had no answer, and the job may have been added all the same: a locked store adds it when it goes on."""
 
 
 class Bench:
-    """One worker and its jobs. `ended` counts the runs of each job that came to their end; `release` lets the long ones end."""
+    """One worker and its jobs. `ended` counts each job's finished runs; `release` lets the long ones end."""
 
     def __init__(self, outage: Outage) -> None:
         self.outage = outage
@@ -65,7 +65,7 @@ class Bench:
         await taskflow.enqueue(self.note.bind(number, seconds) for number in numbers)
 
     async def cannot_send(self) -> None:
-        """It is said in time: while the broker is away still."""
+        """The error is raised in time, while the broker is still unavailable."""
         taskflow.configure(enqueue_timeout=0.5)
         try:
             await self.note.delay(UNSENT, 0.0)
@@ -88,7 +88,7 @@ class Bench:
             self.away_for += time.monotonic() - began_at
 
     async def until_beaten(self) -> None:
-        """The store says that the only worker has beaten since this was called."""
+        """Wait until the store shows a heartbeat of the only worker since this call."""
         called_at = time.monotonic()
         async with asyncio.timeout(TIMEOUT):
             while True:

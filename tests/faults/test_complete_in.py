@@ -40,7 +40,7 @@ Script = Callable[["Run"], Awaitable[None]]
 
 
 class Run:
-    """A run with a connection of the user's, in a transaction that it commits at the end, unless the script does."""
+    """A run with one of the user's connections, in a transaction that it commits at the end, unless the script does."""
 
     scripts: ClassVar[list[Script]]
     url: ClassVar[str]
@@ -127,8 +127,8 @@ async def scene() -> AsyncIterator[Scene]:
 
 @pytest.mark.parametrize("winds_down", [False, True])
 async def test_a_run_that_goes_on_after_its_commit_has_succeeded(scene: Scene, winds_down: bool) -> None:
-    """The store says to the heartbeat that the lease is gone. The worker knows why, and does not stop the run. Nor does it matter that a
-    worker winds down then."""
+    """The store tells the heartbeat that the lease is gone. The worker knows why, and does not stop the run. A worker that winds down then
+    makes no difference."""
 
     async def script(run: Run) -> None:
         await run.complete()
@@ -151,7 +151,7 @@ async def test_a_run_that_goes_on_after_its_commit_has_succeeded(scene: Scene, w
 
 @pytest.mark.parametrize("commits", [True, False])
 async def test_a_session_that_is_reaped_while_the_transaction_is_open(scene: Scene, commits: bool) -> None:
-    """A commit stands. After a rollback the job runs again, and the first run's outcome does not count."""
+    """A commit takes effect. After a rollback the job runs again, and the first run's outcome does not count."""
 
     async def script(run: Run) -> None:
         await run.complete()
@@ -170,7 +170,7 @@ async def test_a_session_that_is_reaped_while_the_transaction_is_open(scene: Sce
 
 
 async def test_a_run_that_has_lost_its_job_cannot_complete_it(scene: Scene) -> None:
-    """It raises, so that its effect is rolled back; the other run's stands."""
+    """It raises, so that its effect is rolled back; the other run's effect remains."""
     raised = list[BaseException]()
 
     async def script(run: Run) -> None:
@@ -220,7 +220,7 @@ async def test_a_connection_that_is_lost_before_the_commit(scene: Scene) -> None
 
 
 async def test_a_run_that_ends_while_its_transaction_is_open_is_settled_after_that(scene: Scene) -> None:
-    """Its connection was given to somebody else, who commits later."""
+    """Its connection was passed on to other code, which commits later."""
     kept = list[psycopg.AsyncConnection[Any]]()
 
     async def script(run: Run) -> None:
@@ -240,7 +240,7 @@ async def test_a_run_that_ends_while_its_transaction_is_open_is_settled_after_th
 
 
 async def test_a_cancellation_before_the_commit(scene: Scene) -> None:
-    """It waits for the transaction no longer than for any lock. The commit stands."""
+    """It waits for the transaction no longer than for any lock. The commit takes effect."""
     handle = await scene.send(scene.open_for_long)
     async with scene.worker():
         await scene.between.wait()
@@ -270,7 +270,7 @@ async def test_a_cancellation_before_the_completion(scene: Scene) -> None:
 async def test_a_timeout_between_the_completion_and_the_commit(scene: Scene) -> None:
     """The transaction rolls back as the run is stopped; that counts as the timeout."""
     Run.scripts, Run.url = [scene.open_for_long, at_once], scene.url
-    handle = await effect.options(timeout=1.5).delay()  # the second run connects in this time, too
+    handle = await effect.options(timeout=1.5).delay()  # the second run also connects within this time
     async with scene.worker():
         await handle.result(TIMEOUT)
         info = await handle.info()

@@ -1,7 +1,6 @@
-"""The broker goes away and comes back under a supervisor: it replaces nobody for that, and all that was sent is done.
+"""The broker is unavailable for a while under a supervisor, which replaces no worker for that, and all jobs run.
 
-`test_outages` has each broker; here each test has another one.
-"""
+`test_outages` has each broker; here each test has another one."""
 
 from __future__ import annotations
 
@@ -52,7 +51,7 @@ LONG: Final = range(MANY, MANY + 6)
 ALL: Final = Counter(map(str, range(LONG.stop)))
 
 IDLING: Final = 0.25
-"""Of a core, the most for each process: who asks again without a pause takes all that it is given."""
+"""The maximum share of a core for each process: a loop that polls without a pause uses a whole core."""
 
 
 @pytest.fixture
@@ -63,7 +62,7 @@ def tasks(shell: Shell, outage: Outage) -> Shell:
 
 
 def two_at_work(tasks: Shell, *arguments: str) -> Running:
-    """Workers, each in the midst of many short jobs; and a few long ones."""
+    """Start workers, each in the midst of many short jobs; and a few long ones."""
     tasks.send(f"*[wait.bind(n) for n in range({LONG.start}, {LONG.stop})]", f"*[note.bind(n) for n in range({MANY})]")
     supervised = workers(tasks, 2, "--concurrency", "20", "--log-level", "debug", *arguments)
     supervised.wait_for("begun by", times=len(LONG))
@@ -75,7 +74,7 @@ def two_at_work(tasks: Shell, *arguments: str) -> Running:
 
 @contextmanager
 def away(outage: Outage, supervised: Running) -> Iterator[None]:
-    """Meanwhile none of the processes spins: neither by what it tries, nor by what it computes."""
+    """During the outage none of the processes spins: neither by its attempts, nor by computing."""
     three = [supervised.process.pid, *pids(supervised)]
     tried, before, began_at = tries(supervised), list(map(computed, three)), time.monotonic()
     outage.go_away()
@@ -92,13 +91,13 @@ def away(outage: Outage, supervised: Running) -> Iterator[None]:
 
 
 def tries(supervised: Running) -> Counter[str]:
-    """Attempts of both workers that did not reach the broker, by what was attempted. The first is told in words, the rest to who debugs."""
+    """Return both workers' attempts that did not reach the broker, by operation. The first is a warning, the others are debug messages."""
     first = re.findall(r"WARNING (?:\[\d+\] )?(.+) failed, trying again", supervised.said)
     return Counter([*first, *re.findall(r"BrokerCallFailed\(operation='([^']+)'", supervised.said)])
 
 
 def computed(pid: int) -> float:
-    """Seconds of a processor that the process has had."""
+    """Return the process's CPU seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -110,7 +109,7 @@ def nobody_was_replaced(supervised: Running) -> None:
 
 
 def all_end(tasks: Shell, supervised: Running) -> None:
-    """Each job once, and then the workers too."""
+    """Each job ends once, and then the workers do too."""
     tasks.write("release", "")
     until(lambda: len(tasks.ledger()) >= ALL.total(), supervised)
     supervised.signal(signal.SIGTERM)
@@ -135,7 +134,8 @@ def test_after_an_outage_that_is_longer_what_had_ended_counts_and_the_rest_runs_
 
 @pytest.mark.parametrize("outage", [SqliteOutage], indirect=True, ids=lambda kind: kind.name)
 def test_a_worker_that_dies_meanwhile_is_replaced_when_the_broker_is_back(tasks: Shell, outage: Outage) -> None:
-    """What could not start for want of it is tried again, the other one works on, and the broker hears of the death after all."""
+    """The replacement could not start during the outage and is retried; the other worker goes on, and the broker learns of the death in the
+    end."""
     tasks.send(f"wait.bind({LONG[0]})")
     supervised = workers(tasks, 2, "--ttl", "3600", "--start-timeout", "3")
     supervised.wait_for("begun by")

@@ -23,7 +23,7 @@ async def note(sent_at: float) -> None:
 )
 
 SOON = 3.0
-"""Seconds, on a machine with much else to do: less than an idle worker's next look, which is up to seven seconds away."""
+"""Seconds, on a busy machine: less than an idle worker's next poll, which is up to seven seconds away."""
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def idle_workers(tasks: Shell, number: int) -> list[Running]:
 
 
 def send_one_by_one(tasks: Shell, number: int) -> None:
-    """Each is sent when the one before has run."""
+    """Send each job when the one before has run."""
     done = len(tasks.ledger())
     for each in range(1, number + 1):
         tasks.send("note.bind(__import__('time').time())")
@@ -51,8 +51,8 @@ def send_one_by_one(tasks: Shell, number: int) -> None:
 @on_each_broker
 @pytest.mark.parametrize("is_killed", [True, False], ids=["killed", "stopped"])
 def test_jobs_start_at_once_though_an_idle_worker_was_killed_or_is_stopped(tasks: Shell, is_killed: bool) -> None:
-    """PostgreSQL cannot see that a process is gone, and nobody that it is stopped: the first job may wait until its nudge is passed on, by
-    whoever sends the next one."""
+    """PostgreSQL does not notice that a process is gone, and no store that one is stopped: the first job may wait until the sender of the
+    next one passes its nudge on."""
     workers = idle_workers(tasks, 2)
     lost = workers.pop()
     if is_killed:

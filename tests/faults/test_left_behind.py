@@ -1,4 +1,4 @@
-"""What jobs leave behind in a worker's process, threads and processes, and what these inherit."""
+"""Threads and processes that jobs leave behind in a worker's process, and what these inherit."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_worker_that_has_wound_down_ends_with_its_code_whatever_is_left_behind
 
 @pytest.mark.parametrize("where", ["fork_in_a_thread", "fork_in_the_loop", "fork_in_a_child"])
 def test_what_a_job_forks_ends_by_the_signals_that_end_a_process(shell: Shell, where: str) -> None:
-    """The worker's own handlers, which it has inherited, are not its own."""
+    """It has inherited the worker's handlers, which must not act in it."""
     shell.write("tasks.py", TASKS)
     shell.send(*(f"{where}.bind(signal.{name})" for name in ("SIGTERM", "SIGHUP", "SIGINT")))
     worker = shell.taskflow("worker", "tasks", "--drain", "--concurrency", "1")

@@ -1,4 +1,4 @@
-"""What jobs do to the process and the event loop that they share with their worker: it goes on, and so do their neighbours."""
+"""Jobs that disturb the process and the event loop that they share with their worker: it goes on, and so do their neighbours."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_worker_goes_on_after_a_job_that_cancels_every_task_of_its_loop(tasks:
 
 
 def test_a_job_that_cancels_every_task_while_the_worker_winds_down_keeps_it_from_nothing(tasks: Shell) -> None:
-    """What ran is handed back at once, and the worker leaves."""
+    """Running jobs are handed back at once, and the worker leaves."""
     tasks.send("cancel_everything_at_the_end.bind()", "neighbour.bind()")
     worker = tasks.worker("--grace", "0.5")
     worker.wait_for("begun", times=2)
@@ -139,7 +139,7 @@ def test_a_job_that_cancels_every_task_while_the_worker_winds_down_keeps_it_from
 
 
 def test_a_worker_whose_log_fails_works_on_and_heeds_signals(tasks: Shell) -> None:
-    """A handler or a filter of the application's raises for every line."""
+    """One of the application's handlers or filters raises for every line."""
     tasks.send("break_the_log.bind()", "neighbour.bind()")
     worker = tasks.worker()
     worker.wait_for("the application's own handler")
@@ -159,11 +159,11 @@ def drained(shell: Shell, call: str) -> str:
 
 
 def test_a_process_that_a_job_has_forked_does_not_go_on_as_a_second_worker(shell: Shell) -> None:
-    """It outlived the worker, and filled a processor and the log."""
+    """It outlived the worker, used up a processor and filled the log."""
     assert drained(shell, "fork.bind()").count("a job has returned in a process that it forked; this process ends now") == 1
     assert (shell.folder / "status").read_text() == str(1 << 8)
 
 
 def test_a_job_that_cancels_every_task_in_a_loop_is_said_once_for_each_task(shell: Shell) -> None:
-    """It wrote 38 MB in six seconds."""
+    """It wrote 38 MB of log in six seconds."""
     assert 1 <= drained(shell, "cancel_all.bind()").count("a job tried to cancel a task of the worker") <= 5

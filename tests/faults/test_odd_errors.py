@@ -1,4 +1,4 @@
-"""Errors and results that resist being described. Each run happens once, and its failure says what it was."""
+"""Errors and results that resist being described. Each run happens once, and its failure names the error."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ async def test_a_long_text_of_a_job_is_cut_off_in_store_and_log(broker: Broker, 
 
 
 async def test_a_job_that_discards_itself_is_logged_as_a_warning(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
-    """It is the job's own decision, and no error of the worker's or the code's."""
+    """It is the job's own decision, and no error of the worker or the code."""
     await run_once(broker, verbose.name, verbose.codec.encode_arguments(("discard",), {}))
     [logged] = [record for record in caplog.records if "discarded itself after" in record.getMessage()]
     assert logged.levelno == logging.WARNING

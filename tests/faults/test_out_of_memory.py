@@ -1,4 +1,4 @@
-"""The end of memory, for real: a limit of the process's own is an error, a control group's kills, and the record says what it was."""
+"""Real memory exhaustion: a process's own limit leads to an error, a control group's to a kill, and the record says which it was."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def tasks(shell: Shell) -> Shell:
 
 @pytest.fixture
 def small_cgroup() -> Iterator[Path]:
-    """A control group of 256 MiB, where we may make one: of version 1 or 2."""
+    """A control group of 256 MiB, where we may create one: version 1 or 2."""
     name = f"taskflow-test-{os.getpid()}"
     for group, limit in (
         (Path("/sys/fs/cgroup/memory", name), "memory.limit_in_bytes"),
@@ -85,7 +85,7 @@ def worker_in(group: Path, shell: Shell, *arguments: str) -> Running:
 
 
 def errors_of(shell: Shell, name: str) -> list[dict[str, Any]]:
-    """What the record of the only job of that name says of its runs."""
+    """Return the errors of runs in the record of the only job with that name."""
     [shown] = json.loads(shell.run("-m", "taskflow", "jobs", "--job", name, "--json"))["jobs"]
     return list(shown["errors"])
 
@@ -123,7 +123,7 @@ def test_a_child_that_the_kernel_kills_for_memory_is_its_runs_failure_alone(task
 
 
 def test_a_limit_of_the_processs_own_is_an_error_of_the_job_and_the_worker_goes_on(tasks: Shell) -> None:
-    """RLIMIT_AS, `ulimit -v`: nothing is killed, what is asked for is refused."""
+    """RLIMIT_AS, `ulimit -v`: nothing is killed; allocations are refused."""
     tasks.send("want_more_than_there_may_be.bind()", "add.bind(1, 2)")
     worker = tasks.taskflow("worker", "tasks", "--drain", "--concurrency", "1")
     ended_clearly(worker, [1])

@@ -1,4 +1,4 @@
-"""The broker goes away and comes back, whichever it is: workers neither end nor spin nor forget, and senders hear of it in time."""
+"""Any broker is unavailable for a while: workers neither end nor spin nor lose verdicts, and senders get an error in time."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def test_a_worker_that_is_cut_off_in_silence_stops_its_runs_before_others_
 
 
 async def test_an_outage_that_is_shorter_than_the_ttl_costs_nothing(outage: Outage) -> None:
-    """What ends meanwhile is settled after it, by the session that there was, and is not run again. What runs goes on."""
+    """A run that ends meanwhile is settled afterwards, by the same session, and does not run again. Runs go on."""
     bench = Bench(outage)
     async with bench.work(ttl=60):
         await bench.send(LONG, float("inf"))
@@ -105,7 +105,7 @@ def test_each_second_fires_once_while_workers_are_killed(shell: Shell, new_store
 
 @pytest.mark.parametrize("outage", [PostgresOutage], indirect=True, ids=lambda kind: kind.name)
 async def test_times_that_an_outage_covers_are_caught_up(outage: Outage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Longer than what counts as prompt, so that `catch_up` decides: all of them, each once."""
+    """The outage is longer than a firing may be late, so that `catch_up` decides: all times fire, each once."""
     monkeypatch.setattr(default_app(), "registry", Registry())
     seen = Counter[datetime]()
 

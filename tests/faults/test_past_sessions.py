@@ -1,4 +1,4 @@
-"""What a lost session leaves behind: its threads, its verdicts, and the way to the next session."""
+"""What a lost session leaves behind: its threads, its verdicts, and the start of the next session."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def quick(heard: EventRecorder, **more: Any) -> WorkerOptions:
 
 
 async def lose_session(broker: FaultyBroker, heard: EventRecorder, **away: set[str]) -> None:
-    """By an outage that is longer than the ttl; another session has begun when this ends. `meanwhile` and `after` are operations that are
-    away besides."""
+    """Cause an outage that is longer than the ttl; another session has begun when this ends. `meanwhile` and `after` are further operations
+    that fail then."""
     opened = len(heard.of(SessionOpened))
     broker.away = {"beat", *away.get("meanwhile", ())}
     await heard.wait_for(SessionEnded, times=opened)
@@ -45,7 +45,7 @@ async def lose_session(broker: FaultyBroker, heard: EventRecorder, **away: set[s
 
 @asynccontextmanager
 async def a_thread_left_behind(broker: FaultyBroker, heard: EventRecorder, **more: Any) -> AsyncIterator[Worker]:
-    """The worker's only thread is at a function of an earlier session, whose queue is paused."""
+    """The worker's only thread runs a function of an earlier session, whose queue is paused."""
 
     @job(name="tests.past.stuck", queue="stuck")
     def stuck() -> None:
@@ -69,7 +69,7 @@ def plain(ctx: JobContext) -> str:
 
 
 async def test_a_worker_whose_threads_are_all_left_behind_claims_nothing_until_one_is_free(broker: FaultyBroker) -> None:
-    """What no thread could begin is left to other workers; then it goes on."""
+    """Other workers run the jobs that no thread could begin; then it goes on."""
     heard = EventRecorder()
     async with a_thread_left_behind(broker, heard) as worker:
         handle = await plain.delay()
@@ -85,7 +85,7 @@ async def test_a_worker_whose_threads_are_all_left_behind_claims_nothing_until_o
 
 @pytest.mark.parametrize("how", ["cancel", "timeout", "winding down"])
 async def test_a_plain_job_that_waits_for_a_thread_can_be_stopped_and_costs_nothing(broker: FaultyBroker, how: str) -> None:
-    """And it is never called after that."""
+    """It is never called after that."""
     called = threading.Event()
 
     @job(name="tests.past.called", max_attempts=1)
@@ -128,7 +128,7 @@ def look_in_a_thread() -> str:
 
 @pytest.mark.parametrize("times", [1, 2])
 async def test_after_lost_sessions_jobs_have_the_context_variables_that_the_application_has_set(broker: FaultyBroker, times: int) -> None:
-    """The lifespan's too."""
+    """They also have those that the lifespan has set."""
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -145,7 +145,7 @@ async def test_after_lost_sessions_jobs_have_the_context_variables_that_the_appl
 
 
 async def test_what_had_ended_when_its_session_was_lost_is_told_at_the_end_of_the_worker(broker: FaultyBroker) -> None:
-    """The broker is back at that moment, and a verdict that waits for its next try is not dropped."""
+    """The broker is back at that moment, and a verdict that waits for its next attempt is not dropped."""
     heard, others = EventRecorder(), {"claim", "upkeep"}
     handle = await waits.delay()
     async with Worker(options=options(heard, stop_timeout=20.0)):
@@ -163,7 +163,7 @@ async def test_what_had_ended_when_its_session_was_lost_is_told_at_the_end_of_th
 async def test_a_stranger_that_cancels_every_task_between_two_sessions_does_not_leave_a_worker_without_one(
     broker: FaultyBroker, verbs: set[str]
 ) -> None:
-    """Nor verdicts of the one before untold."""
+    """No verdict of the earlier session is lost either."""
     heard = EventRecorder()
     handle = await waits.delay()
     async with Worker(options=options(heard)) as worker:

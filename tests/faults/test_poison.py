@@ -1,4 +1,4 @@
-"""A job that kills its worker each time harms its neighbours once, and is found out."""
+"""A job that kills its worker each time harms its neighbours once, and is then isolated."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def poison() -> None:
 
 @pytest.mark.parametrize(("processes", "new_store"), [(1, "sqlite"), (2, "redis")], indirect=["new_store"])
 def test_a_poison_job_delays_its_neighbours_by_seconds_and_takes_none_of_them_with_it(shell: Shell, processes: int) -> None:
-    """Each healthy job succeeds, most at once, the poison's neighbours at a later run; and all of them before the poison's fourth run, for
+    """Each healthy job succeeds, most at once, the poison's neighbours in a later run; and all of them before the poison's fourth run, for
     which it waits half a minute, and which is its last."""
     shell.write("tasks.py", TASKS)
     half = HEALTHY // 2

@@ -1,4 +1,4 @@
-"""The start of a child's process, as the system sees it."""
+"""The start of a child's process, at the level of the system."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ os.write(2, b" ".join([os.read(read, 99), os.read(ours, 99), other.recv(99)]))
     ("script", "said"), [(AMONG_FORKS, "none was waited for\n"), (WITHOUT_STREAMS, "output errors connection")], ids=["forks", "streams"]
 )
 def test_it_waits_for_no_fork_and_the_child_has_its_descriptors_whatever_the_workers_are(shell: Shell, script: str, said: str) -> None:
-    """A job's fork at that moment has all that is open; a service's worker may have no stdin and no stdout."""
+    """A process that a job forks at that moment has all open descriptors; a service's worker may have no stdin and no stdout."""
     assert shell.run("-c", script) == said

@@ -1,4 +1,4 @@
-"""A worker's process that a job holds up, or that is stopped: what it says, what becomes of the job, and of the process."""
+"""A worker's process that a job blocks, or that is stopped: its report, and what happens to the job and the process."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_job_that_blocks_the_loop_beyond_the_ttl_runs_once_and_is_named(tasks:
     second = tasks.worker("--ttl", "1")
     first.wait_for(r"WARNING tasks\.block [0-9a-f-]{36} .* blocks the event loop for 1\.")
     first.wait_for(r"in wait_for")
-    time.sleep(3.0)  # lives of a session that nobody beats for
+    time.sleep(3.0)  # several times the ttl of a session without heartbeats
     tasks.write("release", "")
     first.wait_for("the event loop responds again")
     first.wait_for("succeeded")
@@ -109,7 +109,7 @@ def test_a_job_that_blocks_the_loop_beyond_the_ttl_runs_once_and_is_named(tasks:
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_in_json_the_stack_is_a_field_of_the_line(tasks: Shell, loop: str) -> None:
-    """On each loop that there is."""
+    """This holds on each installed loop."""
     if loop == "asyncio":
         tasks.write("uvloop.py", "raise ImportError('not in this test')")  # the current folder's is found first
     else:
@@ -139,7 +139,7 @@ def test_a_loop_that_stands_still_for_good_ends_the_process_and_another_runs_the
 
 
 def test_a_loop_that_stands_still_in_the_log_itself_ends_the_process_too(tasks: Shell) -> None:
-    """Whatever is logged waits for its lock; the stacks are written past it."""
+    """Every log call waits for the log's lock; the stacks are written without it."""
     tasks.send("block_the_log.bind()")
     worker = tasks.worker("--stall-limit", "2")
     ended_in(worker, 5)
@@ -148,21 +148,22 @@ def test_a_loop_that_stands_still_in_the_log_itself_ends_the_process_too(tasks: 
 
 
 def ended_in(worker: Running, code: int) -> None:
-    """With stacks in what it said, which have our frames too."""
+    """Assert the exit code. The output has stacks, which include our frames."""
     assert worker.end() == code, worker.said
 
 
 @pytest.mark.parametrize("new_store", ["redis"], indirect=True)
 def test_c_code_that_keeps_the_interpreter_beyond_the_ttl_is_fenced_counted_as_a_crash_and_named(tasks: Shell) -> None:
-    """It goes on until another worker has run the job. A third beats all the while: when nobody does, it is the store that was away, and
-    nothing has crashed. On a server: a worker that stands still in the midst of a write to a file keeps it to itself, and all wait."""
+    """It goes on until another worker has run the job. A third sends heartbeats all the while: if none did, the store would count as
+    unavailable, and no job as crashed. On a server: a worker that is blocked in the midst of a write to a file keeps the file locked, and
+    all wait."""
     tasks.send("compute_in_c.bind()")
     third = tasks.worker("--ttl", "5", "--queues", "another")
     first = tasks.worker("--ttl", "5")
     first.wait_for("begun")
     second = tasks.worker("--ttl", "5")
     second.wait_for("tasks.compute_in_c .* succeeded")
-    with (tasks.folder / "byte").open("r+b") as file:  # not cut off first: the other process has it in its memory
+    with (tasks.folder / "byte").open("r+b") as file:  # not truncated first: the other process has mapped it
         file.write(b"\1")
     first.wait_for(r"tasks\.compute_in_c .* kept the interpreter lock .GIL.* after the ttl of 5 s others may take .*runs_in=.process.")
     first.wait_for("tasks.compute_in_c .* that was ignored")
@@ -177,7 +178,7 @@ def test_c_code_that_keeps_the_interpreter_beyond_the_ttl_is_fenced_counted_as_a
 
 @pytest.mark.parametrize("new_store", ["redis"], indirect=True)
 def test_a_supervisor_ends_a_worker_whose_interpreter_c_code_keeps_for_good(tasks: Shell) -> None:
-    """Nothing in the worker's own process can. The job's record says what became of that run, and others have been run meanwhile."""
+    """Nothing in the worker's own process can. The job's record says how that run ended, and other jobs have run meanwhile."""
     tasks.send("wait_in_c.bind()")
     supervisor = tasks.worker("--processes", "1", "--ttl", "2", "--stall-limit", "3")
     supervisor.wait_for("begun")
@@ -193,21 +194,21 @@ def test_a_supervisor_ends_a_worker_whose_interpreter_c_code_keeps_for_good(task
 
 @on_each_broker
 def test_a_stopped_worker_loses_its_job_and_nothing_that_it_settles_counts(tasks: Shell) -> None:
-    """SIGSTOP for longer than its ttl. When it goes on its run has just ended, under a lease that is another's by now: that is told,
-    the worker begins another session, and works."""
+    """SIGSTOP for longer than its ttl. When it goes on, its run has just ended, under a lease that is another's by now: the log reports
+    that, the worker begins another session, and works."""
     tasks.send("wait_in_a_thread.bind()")
     first = tasks.worker("--ttl", "1")
     first.wait_for("begun")
     second = tasks.worker("--ttl", "1")
     tasks.suspend(first)
     second.wait_for("succeeded")
-    time.sleep(1.5)  # so that it is worth a word
+    time.sleep(1.5)  # long enough to be reported
     tasks.write("release", "")
     first.signal(signal.SIGCONT)
     first.wait_for("that was ignored")
     first.wait_for("working as", times=2)
     first.wait_for("the process was suspended for")
-    let_end(second)  # or it would take the next one too
+    let_end(second)  # otherwise it would take the next one too
     tasks.send("wait_in_a_thread.bind()")
     first.wait_for("succeeded after", times=2)
     let_end(first)

@@ -1,4 +1,4 @@
-"""A worker that does not move: what it says of the job that holds it up, and what becomes of its session."""
+"""A blocked worker: what it reports about the job that blocks it, and what happens to its session."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TIMEOUT = 60.0
 
 
 class ActingRecorder(EventRecorder):
-    """It does something at the event of that number and kind, in the thread that tells it."""
+    """Does something at the event with that number and kind, in the thread that emits it."""
 
     def __init__(self, on: type[Event], do: Callable[[], object], times: int = 1) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def options(heard: EventRecorder, **more: Any) -> WorkerOptions:
 
 
 def block() -> None:
-    """Until the test lets it go, which it does when it has heard enough."""
+    """Block until the test releases it, which it does after enough events."""
     assert Run.release_thread.wait(TIMEOUT)
 
 
@@ -140,7 +140,7 @@ async def test_a_plain_function_is_not_accused_when_the_loop_gets_no_time(broker
 
 
 async def test_a_stall_is_told_ever_more_rarely(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After 1 s, 10 s, 100 s: here after a twentieth of that."""
+    """It is reported after 1 s, 10 s, 100 s: here after a twentieth of that."""
     monkeypatch.setattr(watchdog, "CHECK_INTERVAL", 0.01)
     monkeypatch.setattr(watchdog, "FIRST_REPORT", 0.05)
     heard = ActingRecorder(LoopStalled, Run.release_thread.set, times=2)
@@ -152,7 +152,7 @@ async def test_a_stall_is_told_ever_more_rarely(broker: Broker, monkeypatch: pyt
 
 
 async def test_in_an_application_a_loop_that_stands_still_for_good_ends_the_session_and_not_the_process() -> None:
-    """Nobody beats for it any more. When the loop moves again after all, the worker goes on under a new session."""
+    """No heartbeat is sent for it any more. If the loop moves again after all, the worker goes on under a new session."""
 
     class Counted(MemoryBroker):
         beats = 0
@@ -187,7 +187,7 @@ async def test_in_an_application_a_loop_that_stands_still_for_good_ends_the_sess
 
 
 async def test_a_subscriber_that_hangs_does_not_keep_the_limit_from_being_heeded(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a log does whose lock the blocking job holds."""
+    """A log hangs like this if the blocking job holds its lock."""
     monkeypatch.setattr(watchdog, "EMIT_TIMEOUT", 0.1)
     told = list[bool]()
 
@@ -237,7 +237,7 @@ async def test_whatever_ends_the_heartbeat_thread_another_session_takes_its_plac
 
 
 async def test_a_heartbeat_thread_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A beat whose call never returns, so that not even the thread's own deadline passes."""
+    """A beat's call never returns, so that not even the thread's own deadline passes."""
     monkeypatch.setattr(heartbeat, "STOP_TIMEOUT", 0.1)
     beats, released = list[Beat](), threading.Event()
 
@@ -279,7 +279,7 @@ async def test_beats_that_are_answered_slowly_keep_the_session() -> None:
 
 
 async def test_a_beat_that_a_suspended_thread_sends_after_the_ttl_keeps_the_session() -> None:
-    """If the store answers it, however long that takes, nobody else has the jobs."""
+    """If the store answers it, however long that takes, no other worker has the jobs."""
     beats = list[Beat]()
 
     async def is_suspended_after_the_first(beat: BeatIt, told: Beat) -> BeatAnswer:
@@ -301,7 +301,7 @@ async def test_a_beat_that_a_suspended_thread_sends_after_the_ttl_keeps_the_sess
 
 
 async def test_a_heartbeat_that_no_thread_can_be_had_for_is_tried_again(broker: Broker) -> None:
-    """The session before it has ended; to give up now would be to live on and do nothing."""
+    """The previous session has ended; a worker that gave up now would live on and do nothing."""
     refusals, starts = [RuntimeError("can't start new thread")] * 2, list[str]()
 
     def start(target: Callable[[], None], name: str) -> threading.Thread:
@@ -322,7 +322,7 @@ async def test_a_heartbeat_that_no_thread_can_be_had_for_is_tried_again(broker: 
 
 
 async def test_a_worker_winds_down_when_jobs_have_taken_all_of_the_loops_own_threads(broker: Broker) -> None:
-    """Its heartbeat is not waited for in one of them."""
+    """Waiting for its heartbeat needs none of them."""
 
     @job(name="tests.stalls.takes_threads")
     async def takes_threads() -> None:
@@ -341,7 +341,7 @@ async def test_a_worker_winds_down_when_jobs_have_taken_all_of_the_loops_own_thr
 
 
 def compute_in_c() -> None:
-    """One call of C code that keeps the interpreter lock for a second and a half of the processor's time."""
+    """Make one call of C code that keeps the interpreter lock for a second and a half of CPU time."""
     ends_at = time.thread_time() + watchdog.FIRST_REPORT + 2 * watchdog.CHECK_INTERVAL
     deque(takewhile(ends_at.__gt__, iter(time.thread_time, None)), maxlen=0)
 

@@ -1,4 +1,4 @@
-"""A worker, or a fleet of them, that starts while its store is away."""
+"""A worker, or a fleet of them, that starts while its store is unavailable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A broker raises what no broker raises, by a bug or for one odd row: the session, and with it every neighbour's lease, lives on."""
+"""A broker raises an unexpected error, by a bug or for one odd row: the session, and with it every neighbour's lease, lives on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def any_broker(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
 
 
 def fails(broker: Broker, monkeypatch: pytest.MonkeyPatch, verb: str, error: Exception, *, after: bool, times: int) -> None:
-    """The operation raises `error` the first `times` times: before it has reached the store, or after."""
+    """Let the operation raise `error` the first `times` times: before it has reached the store, or after."""
     sound: Callable[..., Any] = getattr(broker, verb)
     left = iter(range(times))
 
@@ -57,8 +57,7 @@ def fails(broker: Broker, monkeypatch: pytest.MonkeyPatch, verb: str, error: Exc
 async def test_a_verb_that_raises_what_no_broker_does_costs_no_lease(
     any_broker: Broker, monkeypatch: pytest.MonkeyPatch, verb: str, after: bool
 ) -> None:
-    """The neighbour that runs meanwhile ends as if nothing were; what the operation was about is done in the end, and nothing is
-    counted."""
+    """The neighbour that runs meanwhile ends normally; the operation succeeds in the end, and nothing is counted."""
     heard = EventRecorder()
     neighbour = await waits.delay()
     async with Worker(options=options(heard, ttl=4.0)):
@@ -92,7 +91,7 @@ async def test_a_claim_that_fails_again_and_again_is_told_of_and_backs_off(monke
 
 
 class OddBeats(FaultyBroker):
-    """A broker whose `beat` raises what no broker raises."""
+    """A broker whose `beat` raises an unexpected error."""
 
     def sibling(self) -> MemoryBroker:
         store, beats = self._store, iter(range(6))
@@ -133,7 +132,7 @@ async def test_a_report_that_cannot_be_written_is_dropped_and_its_neighbours_are
     sound = [await odd_progress.delay("text") for _ in range(5)]
     async with Worker(options=options(heard, ttl=2.0)):
         await Run.started.wait()
-        if not isinstance(any_broker, MemoryBroker):  # it writes nothing
+        if not isinstance(any_broker, MemoryBroker):  # memory writes nothing
             await heard.wait_for(ReportDropped, times=2)
         async with asyncio.timeout(10):
             for handle in sound:

@@ -1,4 +1,4 @@
-"""Nobody reads what is logged, and the pipe is full: whoever writes there waits for ever."""
+"""The log's pipe is full, because its reader has stopped: every writer waits for ever."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from taskflow import job
 async def work() -> None: ...
 """
 
-# Reads until the worker works, and then no more. A new description of the pipe, since the worker's own is to wait.
+# Reads until the worker works, and then stops. It opens the pipe again, because the worker's own descriptor has to block.
 UNREAD = """
 import fcntl, os, subprocess, sys
 reader, writer = os.pipe()
@@ -39,12 +39,13 @@ print(f"ended with {code}", flush=True)
 
 
 def unread(shell: Shell, *flags: str) -> Running:
-    """A worker that works, and whose log is full."""
+    """Return a worker that works, and whose log is full."""
     return shell.start("-c", UNREAD, "-m", "taskflow", "worker", "tasks", "--grace", "0.1", *flags)
 
 
 def test_a_worker_ends_all_the_same(shell: Shell) -> None:
-    """By itself or by its supervisor; when it is told once, by force once its time is over, and thrice at once. None is left of it."""
+    """It ends by itself or by its supervisor; after one signal, by force once its time is over, and after three at once. None of it is
+    left."""
     ways = [((), 1, Exit.FORCED), (("--processes", "1"), 1, Exit.FORCED), (("--processes", "1"), 3, 128 + signal.SIGTERM)]
     shell.write("tasks.py", TASKS)
     started = [unread(shell, *flags) for flags, _, _ in ways]

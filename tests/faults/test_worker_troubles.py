@@ -1,4 +1,4 @@
-"""What a worker makes of a store, and of a system, that refuses it what it stands on."""
+"""A worker whose store or system refuses it what it depends on."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def without_descriptors(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch, n
 
 
 async def test_sessions_that_end_early_in_a_row_begin_at_growing_intervals(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without descriptors for a heartbeat's loop, for example, which it does not take for descriptors that are not its own."""
+    """For example, there may be no descriptors for a heartbeat's loop. The worker does not mistake this for descriptors that a job has
+    closed."""
 
     def no_loop(main: Any) -> None:
         main.close()

@@ -16,7 +16,7 @@ from tests.transactions.handles import TABLE, a_database
 
 @pytest.fixture(scope="module")
 def postgres_database() -> Iterator[str]:
-    """The URL of a database with a store and a table of the user's, for the tests of a module."""
+    """The URL of a database with a store and one of the user's tables, for a module's tests."""
     with a_database() as name:
         _make_store(shared_postgres().url(name))
         yield shared_postgres().url(name)
@@ -42,7 +42,7 @@ async def broker_in_loop(postgres_database: str) -> AsyncIterator[Broker]:
 
 @pytest.fixture(scope="module")
 def sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with a store and a table of the user's, for the tests of a module."""
+    """A file with a store and one of the user's tables, for a module's tests."""
     path = tmp_path_factory.mktemp("store") / "app.db"
     connection = sqlite3.connect(path)
     connection.execute(TABLE)
@@ -52,7 +52,7 @@ def sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _make_store(url: str) -> None:
-    """Create the tables: the first test of a module in a process may be any."""
+    """Create the tables: any test may be a module's first in a process."""
     broker = connect(url)
     run_sync(broker.read([bytes(16)]))
     run_sync(broker.close())

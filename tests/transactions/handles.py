@@ -1,7 +1,7 @@
 """Users' connections, one class for each driver and framework, with the same methods for the tests. `ALL` names them.
 
-The methods are coroutines. Those of a connection that is used without `await` wait for nothing, so that
-`driven` can run them without a loop.
+The methods are coroutines. Those of a connection that is used without `await` wait for nothing, so that `driven` can run them without a
+loop.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TABLE: Final = "CREATE TABLE orders (number integer PRIMARY KEY)"
 
 @contextmanager
 def a_database() -> Iterator[str]:
-    """The name of a database with a table of the user's."""
+    """Yield the name of a database with one of the user's tables."""
     server = shared_postgres()
     name = server.new_database()
     server.execute(TABLE, name)
@@ -43,7 +43,7 @@ def a_database() -> Iterator[str]:
 
 
 async def maybe(made: Any) -> Any:
-    """Await what a driver's method has returned, if that can be awaited."""
+    """Await the return value of a driver's method, if it can be awaited."""
     return await made if inspect.isawaitable(made) else made
 
 
@@ -52,27 +52,27 @@ class User:
 
     is_awaited = False
     opens_again = False
-    """After it was closed, its next use takes another connection."""
+    """After it was closed, its next use opens another connection."""
 
     when_closed: type[Exception] = WrongConnection
     """The error if it is used after it was closed."""
 
     below: Any
-    """What the framework or driver calls a connection or session."""
+    """The framework's or driver's own connection or session."""
 
     def __init__(self, place: str) -> None:
         self.place = place
 
     @cached_property
     def connection(self) -> Any:
-        """What taskflow is given."""
+        """Return what taskflow is given."""
         return self.below
 
     async def open(self) -> None:
         raise NotImplementedError
 
     async def begin(self) -> None:
-        """For drivers that begin a transaction with the first statement there is nothing to do."""
+        """Begin a transaction. Drivers that begin one with the first statement need not do anything."""
 
     async def commit(self) -> None:
         await maybe(self.below.commit())
@@ -103,7 +103,7 @@ class User:
         await maybe(self.below.close())
 
     async def lose(self) -> None:
-        """End the connection as an outage does. One to SQLite is closed, as it is when its process ends."""
+        """End the connection as an outage does. One to SQLite is closed, as when its process ends."""
         if self.place.startswith("postgresql"):
             pid = await self.number("SELECT pg_backend_pid()")
             shared_postgres().execute(f"SELECT pg_terminate_backend({pid}, 5000)")
@@ -167,7 +167,7 @@ class AsyncpgPool(Asyncpg):
 
 
 class Plain(User):
-    """What a driver's own function has made."""
+    """A connection that a driver's own function has created."""
 
     def __init__(self, place: str, connect: Callable[[str], Any], *, is_awaited: bool = False) -> None:
         super().__init__(place)
@@ -179,7 +179,7 @@ class Plain(User):
 
 class PlainSqlite(Plain):
     async def begin(self) -> None:
-        """The driver begins only before a statement that writes: not before a savepoint."""
+        """Begin explicitly, because the driver begins only before a statement that writes, and not before a savepoint."""
         await maybe(self.below.execute("BEGIN IMMEDIATE"))
 
 
@@ -233,7 +233,7 @@ class Alchemy(User):
 
 
 def begin_as_documented(engine: Any) -> None:
-    """Begin as SQLAlchemy's documentation of SQLite says, without which a savepoint would be a transaction by itself."""
+    """Begin as SQLAlchemy's documentation of SQLite says. Otherwise a savepoint would be a transaction by itself."""
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, record: object) -> None:
@@ -298,7 +298,7 @@ class Django(User):
 
 
 class _Mine:
-    """What a user writes for a driver of theirs."""
+    """Code that users write for their own driver."""
 
     def __init__(self, below: Any) -> None:
         self._below = below

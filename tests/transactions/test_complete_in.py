@@ -1,4 +1,4 @@
-"""Runs that are completed in a transaction of their own, with each kind of connection."""
+"""Runs that are completed in their own transactions, with each kind of connection."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMEOUT: Final = 20.0
 
 
 class Way(NamedTuple):
-    """What a run does, step by step, and what follows from it. `a|b` is a in the first run, and b in the second."""
+    """What a run does, step by step, and the consequences. `a|b` is a in the first run, and b in the second."""
 
     steps: str
     orders: int = 1
@@ -44,11 +44,11 @@ WAYS: Final = {
     "completed in two transactions": Way("begin complete commit begin insert complete_again rollback", orders=0),
 }
 SOME: Final = ("asyncpg", "psycopg", "psycopg2", "SQLAlchemy AsyncSession, asyncpg", "Django, psycopg", "sqlite3", "aiosqlite")
-"""How a run goes on depends on the broker, and whether the connection is awaited, not on the framework."""
+"""How a run goes on depends on the broker, and on whether the connection is awaited, not on the framework."""
 
 
 class Run:
-    """One run, with a connection of the user's."""
+    """One run, with one of the user's connections."""
 
     steps: ClassVar[list[str]]
     kind: ClassVar[str]
@@ -119,7 +119,7 @@ async def alone(do: Callable[[User], Awaitable[Any]]) -> Any:
 
 @pytest.fixture
 def place(request: pytest.FixtureRequest, kind: str) -> str:
-    """Of the user's database for this kind of connection."""
+    """Return the place of the user's database for this kind of connection."""
     return str(request.getfixturevalue("postgres_database" if kind in POSTGRES else "sqlite_file"))
 
 

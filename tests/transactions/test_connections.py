@@ -1,4 +1,4 @@
-"""Connections that cannot carry a job, which are refused with the reason, and settings of connections that change nothing for jobs."""
+"""Connections that cannot carry a job are refused with the reason; and settings of connections that change nothing for jobs."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_an_awaited_connection_in_code_without_a_loop(broker: Broker) -> None:
 
 @pytest.fixture
 def elsewhere() -> Iterator[str]:
-    """Another database, with a table of the user's."""
+    """Another database, with one of the user's tables."""
     with a_database() as name:
         yield shared_postgres().url(name)
 
@@ -142,7 +142,7 @@ def test_another_database(broker: Broker, elsewhere: str, has_store: bool, says:
 
 
 def test_a_store_that_was_made_anew(postgres_database: str, user: psycopg.Connection) -> None:
-    """The broker learns the new one's name with the next connection; known ones are to the same database as before."""
+    """The broker learns the new store's name with the next connection; known ones are to the same database as before."""
     broker = connect(f"{postgres_database}?namespace=anew")
     with default_app().using(broker):
         charge.options(connection=user).delay_sync(1)
@@ -180,7 +180,7 @@ def test_a_broker_of_another_kind(user: psycopg.Connection, tmp_path: Path, url:
 def test_a_key_whose_job_has_ended_since_the_transaction_began(
     broker: Broker, user: psycopg.Connection, on_conflict: Literal["keep", "replace", "raise"], ends: str
 ) -> None:
-    """At this isolation level the transaction still sees the job that has ended: kept, that would be a lost job."""
+    """At this isolation level the transaction still sees the ended job: if that kept the key, the new job would be lost."""
     keyed = charge.options(key=f"ended {on_conflict} {ends}")
     standing = run_sync(keyed.delay(1))
     user.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
@@ -219,7 +219,7 @@ def test_middleware_of_a_sender_without_a_loop(broker: Broker, user: psycopg.Con
 
 
 def assert_sends(connection: Any, commit: Callable[[], None]) -> None:
-    """A lone job, many, and a key that another job has, which is read from rows."""
+    """Send one job, many, and one whose key another job has, which the answer's rows name."""
     handles = [charge.options(connection=connection).delay_sync(1)]
     handles += taskflow.enqueue_sync([charge.bind(2), charge.options(key="settings").bind(3)], connection=connection)
     again = charge.options(connection=connection, key="settings").delay_sync(4)
@@ -267,7 +267,7 @@ async def test_codecs_of_asyncpg(broker_in_loop: Broker, postgres_database: str)
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
 def test_sessions_of_sqlalchemy(broker: Broker, postgres_database: str, driver: str) -> None:
-    """Bound to a connection, made by `begin()`, nested, with a listener that rewrites statements."""
+    """They are bound to a connection, made by `begin()`, nested, or have a listener that rewrites statements."""
     engine = sqlalchemy.create_engine(postgres_database.replace("postgresql", f"postgresql+{driver}"))
 
     @event.listens_for(engine, "before_cursor_execute", retval=True)
@@ -285,7 +285,7 @@ def test_sessions_of_sqlalchemy(broker: Broker, postgres_database: str, driver: 
 
 
 async def test_a_hook_of_an_async_session_sends_in_its_transaction(broker_in_loop: Broker, postgres_database: str) -> None:
-    """It is synchronous, although its thread has a running loop."""
+    """The hook is synchronous, although its thread has a running loop."""
     engine = create_async_engine(postgres_database.replace("postgresql", "postgresql+asyncpg"))
     handles = []
     async with AsyncSession(engine) as session:

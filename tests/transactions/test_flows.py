@@ -32,7 +32,7 @@ async def total(numbers: list[int]) -> int:
 
 @pytest.fixture(params=["postgresql", "sqlite"])
 def connection(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    """The user's connection to the database of the broker."""
+    """The user's connection to the broker's database."""
     with contextlib.ExitStack() as stack:
         if request.param == "postgresql":
             url = request.getfixturevalue("postgres_database")
@@ -71,7 +71,7 @@ def test_the_jobs_of_a_flow_exist_if_and_only_if_the_transaction_commits(connect
 
 @pytest.mark.slow
 def test_a_flow_of_ten_thousand_jobs_in_a_transaction(connection: Any) -> None:
-    """It is whole, and others see none of it before the commit."""
+    """It is complete, and others see none of it before the commit."""
     large = (group(double.bind(n) for n in range(9_999)) | total).options(connection=connection)
     handle = large.delay_sync()
     assert run_sync(handle.flow.jobs[0].status()) is None

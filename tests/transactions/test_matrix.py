@@ -21,7 +21,7 @@ _numbers: Final = itertools.count(1)
 
 
 class Sender:
-    """Sends on a user's connection, and looks at the store, with `await` or without, as the connection is used."""
+    """Sends on a user's connection, and reads the store, with `await` or without, as the connection is used."""
 
     def __init__(self, user: User) -> None:
         self.user = user
@@ -66,7 +66,7 @@ def play(request: pytest.FixtureRequest) -> Play:
         try:
             await scenario(Sender(user))
         finally:
-            with contextlib.suppress(Exception):  # it may be closed or lost
+            with contextlib.suppress(Exception):  # the connection may be closed or lost
                 await user.close()
 
     def play(scenario: Scenario) -> None:
@@ -155,13 +155,13 @@ def test_connection_closed(play: Play) -> None:
 
 
 def test_connection_lost(play: Play) -> None:
-    """Between the sending and the commit."""
+    """It is lost between the sending and the commit."""
 
     async def scenario(sender: Sender) -> None:
         await sender.user.begin()
         handle = await sender.order()
         await sender.user.lose()
-        with contextlib.suppress(Exception):  # each driver raises another, aiosqlite none
+        with contextlib.suppress(Exception):  # each driver raises another error, aiosqlite none
             await sender.user.commit()
         assert await sender.status(handle) is None
 

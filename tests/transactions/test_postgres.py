@@ -32,7 +32,7 @@ from tests.transactions.jobs import charge, note, ran
 async def test_our_statement_is_the_first_of_a_session_that_rolls_back(
     broker_in_loop: Broker, postgres_database: str, is_warm: bool
 ) -> None:
-    """SQLAlchemy's asyncpg dialect begins the transaction only with a statement of its own."""
+    """SQLAlchemy's asyncpg dialect begins the transaction only with one of its own statements."""
     engine = create_async_engine(postgres_database.replace("postgresql", "postgresql+asyncpg"))
     if is_warm:
         async with AsyncSession(engine) as session:
@@ -120,7 +120,7 @@ async def test_isolation_and_constraints_lose_no_job(broker_in_loop: Broker, pos
         await note.options(connection=connection).delay(1)
         await taskflow.enqueue([note.bind(number) for number in range(2, 5)], connection=connection)
         await note.options(connection=connection, after=0.1).delay(5)
-        await asyncio.sleep(2.0)  # the low-water marks rise meanwhile
+        await asyncio.sleep(2.0)  # meanwhile the low-water marks rise
         assert not ran
         await connection.execute("COMMIT")
         await until(lambda: set(range(1, 6)) <= dict(ran).keys())
@@ -142,7 +142,7 @@ async def test_a_lock_on_the_table_is_waited_for_as_long_as_the_user_says(broker
 
 
 async def test_the_reply_of_the_commit_is_lost(postgres_database: str) -> None:
-    """Whether it took effect: the job exists if and only if the user's row does."""
+    """Whether or not the commit took effect, the job exists if and only if the user's row does."""
     server = shared_postgres()
     database = postgres_database.rpartition("/")[2]
     both, was_lost = list[bool](), list[bool]()
@@ -188,7 +188,7 @@ def roles() -> Iterator[tuple[str, str]]:
 
 
 async def test_usage_and_execute_are_enough_to_send(roles: tuple[str, str]) -> None:
-    """For the connection and for the broker of the sender."""
+    """They are enough for the connection and for the sender's broker."""
     owners, senders = roles
     role = senders.partition("//")[2].partition("@")[0]
     owner = connect(owners)
@@ -224,7 +224,8 @@ async def test_usage_and_execute_are_enough_to_send(roles: tuple[str, str]) -> N
 
 @pytest.mark.parametrize("may_complete", [True, False])
 async def test_the_documented_rights_of_a_worker_are_enough(roles: tuple[str, str], may_complete: bool) -> None:
-    """Those of a broker, and EXECUTE on settle_within(). Without that the job is not completed, and the user's transaction goes on."""
+    """They are a broker's rights, and EXECUTE on settle_within(). Without the latter the job is not completed, and the user's transaction
+    goes on."""
     owners, workers = roles
     role, database = workers.partition("//")[2].partition("@")[0], owners.rpartition("/")[2]
     owner = connect(owners)

@@ -49,7 +49,7 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     broker = connect(request.param)
     with default_app().using(broker):
-        run_sync(broker.read([bytes(16)]))  # creates the tables, which an open transaction would keep it from
+        run_sync(broker.read([bytes(16)]))  # creates the tables, which an open transaction would prevent
         configure(middleware=[Noting(user)])
         yield broker
     run_sync(broker.close())
@@ -60,7 +60,7 @@ def headers_of(broker: Broker) -> list[str]:
 
 
 def test_it_joins_the_callers_transaction(broker: Broker, user: Django) -> None:
-    """It runs in the thread, and so on the connection, of the caller."""
+    """It runs in the caller's thread, and therefore on the caller's connection."""
     connection = user.connection if "queue.db" in repr(broker) else None
     with user.atomic():
         driven(user.execute("INSERT INTO orders VALUES (0)"))  # the transaction holds the lock for writing from here on
