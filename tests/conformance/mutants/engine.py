@@ -271,9 +271,6 @@ limits._listed: admin_limits: limits that hold up jobs are not listed
 - if gate.id != gates.of_pause(gate.limit).id and limit in (None, gate.limit):
 + if False:
 
-<<<<<<< HEAD
-limits.set_number: admin_set_limit: a number that an operator sets has no effect
-=======
 limits.records: admin_limits: the jobs that hold slots are not found
 - job.has(Flag.LIMITED)
 + False
@@ -282,8 +279,7 @@ limits.records: admin_limits: the next jobs are not listed
 - seen.scans[len(crowded) :]
 + ()
 
-limits.set_number: admin_set_limit: a number that a person sets does not count
->>>>>>> a74ffe29 (Show who holds a limit's slots, who waits, and when it opens)
+limits.set_number: admin_set_limit: a number that an operator sets has no effect
 - int(is_set), gate.most
 + int(is_set), record.header["most"]
 
