@@ -1,6 +1,6 @@
-"""What must never happen, in words and as code. Each looks at one step of the world; `violated` gives the first that it breaks.
+"""What must never happen, in words and as code. Each invariant checks one step of the world; `violated` returns the first that it breaks.
 
-A restored store begins a history of its own: what is compared over a step is not compared over the loss of the tail.
+A restored store begins a new history: comparisons over a step do not apply to the loss of the tail.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Invariant = Callable[[Rules, World, Action, World], bool]
 
 
 def a_settlement_ends_its_own_run(rules: Rules, before: World, action: Action, after: World) -> bool:
-    """When a settlement takes effect, the job runs, and its present lease was given to exactly the run that settles."""
+    """When a settlement takes effect, the job runs, and its present lease is the settled run's."""
     return all(before.store.jobs[lease.job].lease == lease for lease in _took_effect(before, action, after))
 
 
@@ -33,7 +33,8 @@ def the_reaped_settle_nothing(rules: Rules, before: World, action: Action, after
 
 
 def the_living_keep_their_jobs(rules: Rules, before: World, action: Action, after: World) -> bool:
-    """A lease is taken only from a session that lapsed and has not beaten since; a beat takes back only what nobody can come to hold."""
+    """A lease is withdrawn only from a session that lapsed and has not beaten since; a beat takes back only leases that no worker can come
+    to hold."""
     for lease in _released(before, action, after):
         if isinstance(action, BeatArrived) and _is_known(before, lease):
             return False
@@ -54,7 +55,7 @@ def epochs_only_rise(rules: Rules, before: World, action: Action, after: World) 
 
 
 def a_request_is_granted_once(rules: Rules, before: World, action: Action, after: World) -> bool:
-    """A request that the store has answered is granted nothing more: the last one gets what it got, an older one nothing."""
+    """A request that the store has answered is granted nothing more: the last one gets its leases again, an older one nothing."""
     if not isinstance(action, ClaimArrived) or action.answer is SESSION_LOST:
         return True
     row = before.store.row(action.session)
@@ -64,7 +65,7 @@ def a_request_is_granted_once(rules: Rules, before: World, action: Action, after
 
 
 def an_answer_tells_the_truth(rules: Rules, before: World, action: Action, after: World) -> bool:
-    """A settlement is answered OK when it is the job's last outcome, be it now or before, else STALE."""
+    """A settlement is answered OK if it is the job's last outcome, now or before, otherwise STALE."""
     if not isinstance(action, SettlementArrived):
         return True
     outcome = after.store.jobs[action.lease.job].outcome
@@ -72,7 +73,7 @@ def an_answer_tells_the_truth(rules: Rules, before: World, action: Action, after
 
 
 def every_lease_is_in_hands(rules: Rules, before: World, action: Action, after: World) -> bool:
-    """No job is lost: one that runs is held by a worker, or a worker will be told of it, or a beat or upkeep gives it back."""
+    """No job is lost: a worker holds a running one, or will learn of it, or a beat or upkeep gives it back."""
     return all(job.lease is None or _is_in_hands(rules, after, job.lease) for job in after.store.jobs)
 
 
@@ -97,7 +98,7 @@ OF_STATES: Final[tuple[Invariant, ...]] = (every_lease_is_in_hands, every_runnin
 
 
 def violated(rules: Rules, before: World, action: Action, after: World, *, is_new: bool) -> Invariant | None:
-    """The first invariant that the step breaks. Those of states are looked at in new states only."""
+    """Return the first invariant that the step breaks. Those of states are checked only in new states."""
     if isinstance(action, ClaimArrived | SettlementArrived):
         for holds in OF_ANSWERS:
             if not holds(rules, before, action, after):
@@ -117,12 +118,12 @@ def violated(rules: Rules, before: World, action: Action, after: World, *, is_ne
 
 
 def _took_effect(before: World, action: Action, after: World) -> list[Lease]:
-    """The lease whose settlement took effect in this step: a list of none or one."""
+    """Return the lease whose settlement took effect in this step: a list of none or one."""
     return [action.lease] if isinstance(action, SettlementArrived) and before.store is not after.store else []
 
 
 def _released(before: World, action: Action, after: World) -> list[Lease]:
-    """Leases that went without a settlement."""
+    """Return the leases that ended without a settlement."""
     if isinstance(action, SettlementArrived):
         return []
     pairs = zip(before.store.jobs, after.store.jobs, strict=True)
@@ -140,7 +141,7 @@ def _may_be_taken_from(store: Store, lease: Lease) -> bool:
 
 
 def _is_known(world: World, lease: Lease) -> bool:
-    """The worker holds it, or still waits for the answer that gives it."""
+    """Return True if the worker holds it, or still waits for the answer with it."""
     process = world.process_in(lease.session)
     return process is not None and (lease in process.holds or process.seen < lease.request)
 

@@ -1,4 +1,4 @@
-"""The protocol's choices as data: `Rules` is one complete set of them. CORRECT ones hold, each BROKEN one is known from a real queue."""
+"""The protocol's choices as data: `Rules` is one complete set of them. CORRECT ones hold; each BROKEN one is known from a real queue."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Final
 from tests.protocol_model.states import Job, Lease, ListenerState, Row, Session, Status, Store
 
 Fence = Callable[[Job, Lease], bool]
-"""May this settlement, addressed to that lease, take effect on the job as it stands?"""
+"""May this settlement, addressed to that lease, take effect on the job in its current state?"""
 
 Reaping = Callable[[Store, Row], Store | None]
-"""One bounded call of upkeep, spent on one session: the store after it, or None when there is nothing to do for the session."""
+"""One bounded call of upkeep, used for one session: the store after it, or None when there is nothing to do for the session."""
 
 Ghosts = Callable[[Lease, tuple[Lease, ...], int], bool]
-"""Is the session's lease a ghost, going by a beat that names these leases and has seen the answers up to that request?"""
+"""Is the session's lease a ghost, according to a beat that names these leases and has seen the answers up to that request?"""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def by_claim_id(job: Job, lease: Lease) -> bool:
 
 
 def dead_first_in_steps(store: Store, row: Row) -> Store | None:
-    """Dead, then released one lease a call; known as dying until the last is released, so any later call goes on with it."""
+    """Mark the session dead, then release one lease a call; it counts as dying until the last is released, so any later call goes on with
+    it."""
     if _may_be_reaped(row):
         return store.with_row(_dead(row, ListenerState.DYING))
     if row.standing is not ListenerState.DYING:
@@ -81,7 +82,7 @@ def in_one_atom(store: Store, row: Row) -> Store | None:
 
 
 def row_removed_first(store: Store, row: Row) -> Store | None:
-    """The row goes in one step, its jobs in the next, looked up by sessions that are no longer there."""
+    """Remove the row in one step, its jobs in the next, which looks them up by sessions that no longer exist."""
     if not _may_be_reaped(row):
         return None
     if store.leases_of(row.session):
@@ -90,7 +91,7 @@ def row_removed_first(store: Store, row: Row) -> Store | None:
 
 
 def jobs_released_first(store: Store, row: Row) -> Store | None:
-    """The jobs go in one step, the row in the next, whatever the session claimed in between."""
+    """Release the jobs in one step, and the row in the next, whatever the session claimed in between."""
     if not _may_be_reaped(row):
         return None
     if store.leases_of(row.session) and not row.is_marked:
@@ -99,7 +100,7 @@ def jobs_released_first(store: Store, row: Row) -> Store | None:
 
 
 def by_age(store: Store, row: Row) -> Store | None:
-    """Whoever was once late is reaped, however often it has beaten since."""
+    """Reap each session that was late once, however often it has beaten since."""
     return in_one_atom(store, row._replace(is_lapsed=True)) if row.is_marked else None
 
 
@@ -121,7 +122,7 @@ def _release_all(store: Store, session: Session) -> Store:
 
 
 def unnamed_and_seen(lease: Lease, named: tuple[Lease, ...], seen: int) -> bool:
-    """Age is left out: a store that waits longer before it takes a ghost back does less of the same."""
+    """Age is left out: a store that waits longer before it takes a ghost back only does so less often."""
     return lease not in named and lease.request <= seen
 
 

@@ -1,6 +1,6 @@
 """Breadth-first search over all that may happen: the first violation found is at the end of a shortest path.
 
-What can play no part any more is forgotten: worlds that differ in nothing else are one state of the search.
+State that can no longer have an effect is forgotten: worlds that differ in nothing else are one state of the search.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Counterexample:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search came to: how many states and steps it has looked at, how deep they lie, and what it ran into, if anything."""
+    """The result of a search: its numbers of states and steps, its depth, and the counterexample, if there is one."""
 
     states: int
     steps: int
@@ -35,7 +35,7 @@ class SearchResult:
 
 
 def search(rules: Rules, bounds: Bounds) -> SearchResult:
-    """Every state within the bounds, or those up to the first violation."""
+    """Search every state within the bounds, or those up to the first violation."""
     start = first_world(bounds)
     seen: dict[World, int] = {start: 0}
     worlds = [start]
@@ -60,7 +60,7 @@ def search(rules: Rules, bounds: Bounds) -> SearchResult:
 
 
 def _path(rules: Rules, bounds: Bounds, worlds: list[World], parents: array[int], index: int) -> list[Action]:
-    """The actions that lead there, found again: keeping one for every state would cost more memory than the states."""
+    """Return the actions that lead there, computed again: storing one for every state would cost more memory than the states."""
     path: list[Action] = []
     while parents[index] >= 0:
         before, goal = worlds[parents[index]], worlds[index]
@@ -117,7 +117,7 @@ def _is_dead(store: Store, session: Session) -> bool:
 # --- worlds --------------------------------------------------------------------------------------------------------
 
 LEAN: Final = Bounds(late_beats=0, losses=0, lapses_apart=False, empty_answers=False)
-"""Without what `Bounds` calls the same or more permissive, to afford more of the rest."""
+"""Without behaviours that `Bounds` describes as equal or more permissive, so that the other bounds can be larger."""
 
 REGULAR: Final = {
     "every detail, one life each": Bounds(epochs=2, restarts=0, losses=0, late_beats=0),
@@ -132,4 +132,4 @@ FULL: Final = {
     "a lost tail, a restart": replace(LEAN, epochs=2, restarts=1, losses=1, requests=1),
     "two jobs, one by one": replace(LEAN, jobs=2, epochs=2, restarts=0),
 }
-"""Nightly: they take a minute and a half."""
+"""For the nightly run: they take a minute and a half."""

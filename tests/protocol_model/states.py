@@ -1,7 +1,7 @@
-"""What a store holds, as hashable tuples: two stores that hold the same are the same state of the search.
+"""A store's contents, as hashable tuples: two stores with the same contents are the same state of the search.
 
-Time does not occur. That a session has not beaten for its ttl is a fact about its row (`is_lapsed`), which may come about at any moment:
-a paused, slow or cut-off worker is one whose turn does not come.
+Time does not occur. That a session has not beaten for its ttl is a fact in its row (`is_lapsed`), which may become true at any moment: a
+paused, slow or cut-off worker is one that has no turn.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 
 class Session(NamedTuple):
-    """One incarnation of a worker process. Workers keep their name (`worker`) over a restart, never their `life`."""
+    """One incarnation of a worker process. Workers keep their name (`worker`) over a restart, but never their `life`."""
 
     worker: int
     life: int
@@ -49,7 +49,7 @@ class Job(NamedTuple):
 
 
 class ListenerState(StrEnum):
-    """DYING: dead, with leases that upkeep still has to release. GONE: dead, and upkeep does not look there any more."""
+    """DYING: dead, with leases that upkeep still has to release. GONE: dead, and ignored by upkeep."""
 
     ALIVE = "ALIVE"
     DYING = "DYING"
@@ -59,8 +59,8 @@ class ListenerState(StrEnum):
 class Row(NamedTuple):
     """A session as the store knows it, with the last claim request that it answered.
 
-    The answer is what is still leased under that request.
-    `is_marked` serves broken ways of reaping only: what such a reaper noted and acts on later without looking again.
+    The answer is the leases that remain of that request. `is_marked` serves only broken ways of reaping: a note on which such a reaper
+    later acts without checking again.
     """
 
     session: Session
@@ -90,19 +90,19 @@ class Store(NamedTuple):
         return Store((*self.jobs[:index], new, *self.jobs[index + 1 :]), self.rows)
 
     def answer_to(self, session: Session, request: int) -> tuple[Lease, ...]:
-        """What is leased under the request: its answer, less what is the session's no longer."""
+        """Return the leases of the request: its answer, without those that are no longer the session's."""
         return tuple(lease for lease in self.leases_of(session) if lease.request == request)
 
     def leases_of(self, session: Session) -> list[Lease]:
         return [job.lease for job in self.jobs if job.lease is not None and job.lease.session == session]
 
     def released(self, lease: Lease) -> Store:
-        """Without the lease: its job is READY again, its epoch stays."""
+        """Return the store without the lease: its job is READY again, its epoch is unchanged."""
         return self.with_job(lease.job, self.jobs[lease.job]._replace(status=Status.READY, lease=None))
 
 
 class Verdict(StrEnum):
-    """What a run came to. FAILURE asks for another run at once; handing back is, to the fence, the same."""
+    """A run's outcome. FAILURE requests another run at once; handing back is the same to the fence."""
 
     SUCCESS = "success"
     FAILURE = "failure"
@@ -125,7 +125,7 @@ SessionLost = _Lost
 
 
 class BeatAnswer(NamedTuple):
-    """`lost`: claims named that are not leased under that fence; `ghosts`: leases that went back because nobody knows them."""
+    """`lost`: claims named that are not leased under that fence; `ghosts`: leases that went back because no session knows them."""
 
     lost: tuple[Lease, ...] = ()
     ghosts: tuple[Lease, ...] = ()

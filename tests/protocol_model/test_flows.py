@@ -1,7 +1,7 @@
-"""Flows in every order of looks and steps: a join starts once, with all results, and never waits for a job that will not run.
+"""Flows in every order of reads and steps: a join starts once, with all results, and never waits for a job that will not run.
 
-Two members and a join. Each operation looks, and later applies what it decided, if what it expects is as it was. Between the two others may
-do the same. An operation that is stale, or whose process dies between the two, changes nothing; upkeep repeats what an action asks for.
+Two members and a join. Each operation reads, and later applies its decision, if the state that it expects is unchanged. Between the two
+others may do the same. An operation that is stale, or whose process dies between the two, changes nothing; upkeep repeats an action's work.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Action(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """What an operation has seen of a job, and of the action of a member."""
+    """What an operation has read of a job, and of the action of a member."""
 
     does: Does
     job: int

@@ -1,7 +1,8 @@
-"""Gates in every order of looks and steps: a slot is neither lost nor given twice, and nobody waits for ever where there is room.
+"""Gates in every order of reads and steps: a slot is neither lost nor given twice, and no job waits for ever where there is room.
 
-Each operation looks, and later applies what it decided, if what it expects is as it was. Between the two others may do the same. An
-operation that is stale, or whose process dies between the two, changes nothing. What a process leaves to its next operation may never come.
+Each operation reads, and later applies its decision, if the state that it expects is unchanged. Between the two others may do the same. An
+operation that is stale, or whose process dies between the two, changes nothing. A process's next operation, to which it leaves work, may
+never come.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Gate(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """What an operation has seen. `job` is None for one that lets jobs pass which wait at a gate with room."""
+    """What an operation has read. `job` is None for one that lets waiting jobs pass at a gate with room."""
 
     job: int | None
     seen: Gate
@@ -71,7 +72,7 @@ class World(NamedTuple):
         return self._replace(jobs=(*self.jobs[:job], at, *self.jobs[job + 1 :]))
 
     def gated(self, taken: int, *, has_waiting: bool) -> World:
-        """With another revision, as after each put."""
+        """Return the world with another revision, as after each put."""
         return self._replace(gate=Gate(self.gate.rev + 1, self.gate.taken + taken, has_waiting))
 
 

@@ -1,6 +1,6 @@
-"""The protocol holds in every state within the bounds, and the search is strong enough to see where it would not.
+"""The protocol holds in every state within the bounds, and the search is strong enough to find where it would not.
 
-Nightly searches larger worlds, and late beats.
+The nightly run searches larger worlds, and late beats.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FOUND: dict[str, tuple[int, Invariant]] = {
     "beat revives": (4, invariants.the_dead_stay_dead),
     "lapse by age": (5, invariants.the_living_keep_their_jobs),
 }
-"""Steps of the shortest counterexample, and what it breaks; the design promises at most eleven."""
+"""The number of steps of the shortest counterexample, and the invariant that it breaks; the design promises at most eleven."""
 
 LOSSES_MATTER = ("fence by epoch", "fence by claim id")
 
@@ -62,11 +62,12 @@ def test_broken_rules_are_found_out_by_a_short_path(rules: Rules) -> None:
 
 @pytest.mark.parametrize("rules", [rules for rules in BROKEN if rules.name in LOSSES_MATTER], ids=lambda rules: rules.name)
 def test_half_of_the_fence_would_do_if_stores_never_lost_their_tail(rules: Rules) -> None:
-    """Both halves of (epoch, claim id) are there for the loss of a tail only; this keeps the claim of the design honest."""
+    """Both halves of (epoch, claim id) are needed only for lost changes; this verifies the design's claim."""
     assert search(rules, replace(REGULAR["a restart"], losses=0)).counterexample is None
 
 
 @pytest.mark.parametrize("rules", [rules for rules in BROKEN if not rules.lapses_are_marked], ids=lambda rules: rules.name)
 def test_lean_worlds_leave_out_states_but_no_harm(rules: Rules) -> None:
-    """What the larger worlds go without does not hide broken rules (a beat between lapse and upkeep, looked at by one of them, apart)."""
+    """The reductions of the larger worlds hide no broken rules. Rules that mark lapses are tested apart: they need a beat between lapse and
+    upkeep."""
     assert search(rules, replace(LEAN, epochs=2, restarts=0, losses=1, requests=2)).counterexample is not None

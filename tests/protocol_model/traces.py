@@ -1,11 +1,11 @@
-"""The counterexamples as traces: what a client, time and mishap do to a broker, one step after the other, and what a CORRECT one answers.
+"""The counterexamples as traces: actions of a client, time and mishaps on a broker, step by step, and the answers of a CORRECT one.
 
-Every trace was found by the search as a shortest way to the harm that one broken set of rules does; there, a broker with those rules
-answers otherwise than the trace says. A real broker must answer as it says at every step. This module knows nothing of the model.
+The search found every trace as a shortest way to the harm that one broken set of rules does; there, a broker with those rules answers
+differently from the trace. A real broker must answer as the trace says at every step. This module is independent of the model.
 
-How to replay one on a broker: enqueue one job (no retry wait: a failure is READY again at once), then take the steps in order.
-Sessions and leases are names: `Register("s1")` makes a fresh session, a `Claim` that expects ("l1",) binds "l1" to the lease it gave.
-All steps are awaited one by one.
+How to replay one on a broker: enqueue one job (no retry wait: a failure is READY again at once), then take the steps in order. Sessions and
+leases are names: `Register("s1")` creates a session, a `Claim` that expects ("l1",) binds "l1" to the lease that it got. All steps are
+awaited one by one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STALE: Final = "STALE"
 
 @dataclass(frozen=True)
 class Register:
-    """`register` for a session with a fresh id, or, when it is known, once more for the same. Two lives of one worker bear its name."""
+    """`register` for a session with a fresh id, or again for a known one. Two lives of one worker have the same name."""
 
     session: str
     worker: str
@@ -58,7 +58,7 @@ class Settle:
 
 @dataclass(frozen=True)
 class Lapse:
-    """The session's ttl passes without a beat of it, while others beat (somebody must: else it is the store's outage)."""
+    """The session's ttl passes without a beat, while others beat (at least one must: otherwise it counts as the store's outage)."""
 
     session: str
 
@@ -77,17 +77,17 @@ class Upkeep:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The store's files are copied: what comes after may be lost."""
+    """The store's files are copied: later changes may be lost."""
 
 
 @dataclass(frozen=True)
 class Restore:
-    """The store loses its tail: it is again what it was at the Snapshot."""
+    """The store loses its latest changes: it is again as it was at the Snapshot."""
 
 
 @dataclass(frozen=True)
 class Read:
-    """`read` of the job: its status (ENDED stands for SUCCEEDED here) and its epoch, how often it has been leased."""
+    """`read` of the job: its status (ENDED means SUCCEEDED here) and its epoch, which counts its leases."""
 
     status: Literal["READY", "RUNNING", "ENDED"]
     epoch: int
@@ -198,4 +198,4 @@ TRACES: Final[dict[str, tuple[Step, ...]]] = {
         Read("RUNNING", 1),
     ),
 }
-"""By the name of the broken rules that each convicts: found by search, not written."""
+"""By the name of the broken rules that each trace detects: found by search, not written."""

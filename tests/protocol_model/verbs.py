@@ -1,4 +1,4 @@
-"""What a store does: each operation is one atom, from a store to the next store and an answer."""
+"""A store's operations: each is atomic, and returns the next store and an answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.protocol_model.states import (
 
 
 def register(store: Store, session: Session) -> tuple[Store, SessionLost | None]:
-    """Known from now on; a dead session stays dead."""
+    """The session is known from now on; a dead session remains dead."""
     row = store.row(session)
     if row is None:
         return store.with_row(Row(session)), None
@@ -29,7 +29,7 @@ def register(store: Store, session: Session) -> tuple[Store, SessionLost | None]
 
 
 def claim(rules: Rules, store: Store, session: Session, request: int, limit: int) -> tuple[Store, Granted | SessionLost]:
-    """Up to `limit` ready jobs for a living session; the last request again gets its answer again, an older one nothing."""
+    """Lease up to `limit` ready jobs to a living session; the last request, repeated, gets its answer again, and an older one nothing."""
     row = store.row(session)
     if row is None or (rules.claims_check_session and row.standing is not ListenerState.ALIVE):
         return store, SESSION_LOST
@@ -50,7 +50,8 @@ def _grant(store: Store, row: Row, request: int, limit: int) -> tuple[Store, Gra
 
 
 def beat(rules: Rules, store: Store, session: Session, named: tuple[Lease, ...], seen: int) -> tuple[Store, BeatAnswer | SessionLost]:
-    """Not lapsed any more; says which of the named leases are lost, and takes back what the session does not know that it has."""
+    """The session has not lapsed any more. Return which of the named leases are lost, and take back leases that the session does not
+    know."""
     row = store.row(session)
     if row is None or (row.standing is not ListenerState.ALIVE and not rules.beats_revive):
         return store, SESSION_LOST
@@ -64,7 +65,7 @@ def beat(rules: Rules, store: Store, session: Session, named: tuple[Lease, ...],
 
 
 def settle(rules: Rules, store: Store, lease: Lease, verdict: Verdict) -> tuple[Store, Settled]:
-    """The verdict takes effect if the fence lets it; what took effect last, sent again, is OK and changes nothing."""
+    """The verdict takes effect if the fence allows it. The last one that took effect, sent again, is OK and changes nothing."""
     job = store.jobs[lease.job]
     if rules.repeats_are_known and job.outcome == lease:
         return store, Settled.OK
@@ -75,12 +76,12 @@ def settle(rules: Rules, store: Store, lease: Lease, verdict: Verdict) -> tuple[
 
 
 def lapse(rules: Rules, store: Store, row: Row) -> Store:
-    """The ttl passes without a beat. No verb: time does it."""
+    """The ttl passes without a beat. This is no operation: time does it."""
     return store.with_row(row._replace(is_lapsed=True, is_marked=row.is_marked or rules.lapses_are_marked))
 
 
 def upkeep(rules: Rules, store: Store, calls: int | None = None) -> Store:
-    """So many bounded calls of upkeep, each one move for one session; until it finds nothing more to do, when `calls` is None."""
+    """Make this many bounded calls of upkeep, each one move for one session; if `calls` is None, until there is nothing more to do."""
     while calls is None or calls > 0:
         after = next((moved for row in store.rows if (moved := rules.reaping(store, row)) is not None), None)
         if after is None:

@@ -63,7 +63,7 @@ class Bounds:
 
 
 class Process(NamedTuple):
-    """A worker process; life 0 is not yet started. `seen`: the last claim request whose answer it has taken in or given up."""
+    """A worker process; life 0 is not yet started. `seen`: the last claim request whose answer it has processed or given up."""
 
     worker: int
     life: int = 0
@@ -79,7 +79,7 @@ class Process(NamedTuple):
 
 
 class BeatMessage(NamedTuple):
-    """A beat says what was true when it was sent."""
+    """A beat reports what was true when it was sent."""
 
     session: Session
     named: tuple[Lease, ...]
@@ -87,7 +87,7 @@ class BeatMessage(NamedTuple):
 
 
 class World(NamedTuple):
-    """`stray`: a lease that its worker held once, whose settlement may still arrive. `kept`: what the store may go back to."""
+    """`stray`: a lease that its worker once held, whose settlement may still arrive. `kept`: the state to which the store may go back."""
 
     store: Store
     processes: tuple[Process, ...]
@@ -104,7 +104,7 @@ class World(NamedTuple):
         return process if process.life == session.life else None
 
     def dropping(self, process: Process, new: Process) -> Iterator[World]:
-        """With the process as it is after it let go of leases; the settlement of one of them may be the one that strays."""
+        """Yield the world after the process let go of leases; the settlement of one of them may become the stray one."""
         after = self.with_process(new)
         yield after
         if self.stray is None:
@@ -121,7 +121,7 @@ class World(NamedTuple):
 
 
 class Started(NamedTuple):
-    """A process starts, in the place of the one before, and registers its session."""
+    """A process starts, replaces the one before, and registers its session."""
 
     session: Session
 
@@ -141,7 +141,7 @@ class ClaimArrived(NamedTuple):
 
 
 class ClaimGivenUp(NamedTuple):
-    """The worker waits no longer for the answer, and will not run what a late one gives."""
+    """The worker no longer waits for the answer, and will not run a late answer's jobs."""
 
     session: Session
     request: int
@@ -161,7 +161,7 @@ class BeatSent(NamedTuple):
 
 
 class BeatArrived(NamedTuple):
-    """The late one arrives, or one is sent and arrives at once."""
+    """The late beat arrives, or one is sent and arrives at once."""
 
     beat: BeatMessage
     answer: BeatAnswer | SessionLost
@@ -173,23 +173,23 @@ class Lapsed(NamedTuple):
 
 
 class UpkeepResult(NamedTuple):
-    """One bounded call of upkeep, spent on that session."""
+    """One bounded call of upkeep, used for that session."""
 
     session: Session
 
 
 class LapsedAndUpkept(NamedTuple):
-    """The two in one step."""
+    """The session lapses and is reaped in one step."""
 
     session: Session
 
 
 class TailBegan(NamedTuple):
-    """From here on, what is written is not yet safe."""
+    """From here on, what is written may be lost."""
 
 
 class TailLost(NamedTuple):
-    """Power cut, failover: the store is again what it was when the tail began."""
+    """Power cut or failover: the store is again as it was when the tail began."""
 
 
 Action = (
@@ -220,7 +220,7 @@ def first_world(bounds: Bounds) -> World:
 
 
 def successors(rules: Rules, bounds: Bounds, world: World) -> Successors:
-    """Everything that may happen next. A process whose session is dead for good comes down to its one settlement that may stray."""
+    """Yield everything that may happen next. For a process whose session is dead for good, only its one stray settlement remains."""
     for action, after in _acts_and_tail(rules, bounds, world):
         buried = next((p for p in after.processes if p.holds and _is_gone(after, p.session)), None)
         if buried is None:
@@ -231,7 +231,7 @@ def successors(rules: Rules, bounds: Bounds, world: World) -> Successors:
 
 
 def _is_gone(world: World, session: Session) -> bool:
-    """Dead, all its leases released, and no store to come back in which it is not."""
+    """Return True if the session is dead, its leases are released, and no state to which the store may go back has it alive."""
     for store in (world.store, world.kept):
         row = None if store is None else store.row(session)
         if store is not None and (row is None or row.standing is not ListenerState.GONE):
@@ -240,7 +240,7 @@ def _is_gone(world: World, session: Session) -> bool:
 
 
 def _acts_and_tail(rules: Rules, bounds: Bounds, world: World) -> Successors:
-    """A tail begins right before a write: what else happens then may as well have happened before."""
+    """A tail begins right before a write: anything else that happens then may as well have happened before."""
     if world.kept is None:
         yield from _acts(rules, bounds, world)
         if world.losses_left:
@@ -257,7 +257,7 @@ def _acts_and_tail(rules: Rules, bounds: Bounds, world: World) -> Successors:
 
 
 def _written(world: World) -> World:
-    """One write further away from the beginning of the tail."""
+    """Return the world one write further from the beginning of the tail."""
     return world._replace(tail_left=world.tail_left - 1) if world.tail_left > 1 else world._replace(kept=None, tail_left=0)
 
 
@@ -343,13 +343,13 @@ def _settlements_arrive(rules: Rules, world: World) -> Successors:
 
 
 def _settling(world: World) -> list[Lease]:
-    """Those of the leases that are held, and the stray one."""
+    """Return the leases that are held, and the stray one."""
     held = [lease for process in world.processes for lease in process.holds]
     return held if world.stray is None or world.stray in held else [*held, world.stray]
 
 
 def _beat_arrives(rules: Rules, world: World, beat: BeatMessage) -> Successors:
-    """A process that hears of its session's death may start anew, or never act again: no step of its own."""
+    """A process that learns of its session's death may start again, or never act again: no step of its own."""
     store, answer = verbs.beat(rules, world.store, beat.session, beat.named, beat.seen)
     after = world if store is world.store else world._replace(store=store)
     yield BeatArrived(beat, answer, False), after
@@ -365,7 +365,7 @@ def _late_beat_arrives(rules: Rules, world: World) -> Successors:
 
 
 def _registrations_arrive(world: World) -> Successors:
-    """Only a store that lost its tail can be told something new by an old registration."""
+    """An old registration can bring news only to a store that lost its latest changes."""
     for process in world.processes:
         for life in range(1, process.life + 1):
             session = Session(process.worker, life)

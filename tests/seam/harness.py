@@ -95,22 +95,22 @@ class SeamStore(ABC):
         self.clock.advance(seconds)
 
     async def spoil(self, ref: Ref) -> bool:
-        """Make the job's header unreadable. Return False if the store takes no such header."""
+        """Make the job's header unreadable. Return False if the store admits no such header."""
         return False
 
     @asynccontextmanager
     async def lock(self, ref: Ref) -> AsyncIterator[bool]:
-        """Lock the record in a transaction of another program. Give False if there are none in this store."""
+        """Lock the record in a transaction of another program. Yield False if this store has none."""
         yield False
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[SeamStore]:
-        """Give another client of the same records, which uses them at the same time if they are on a server."""
+        """Yield another client of the same records, which uses them at the same time if they are on a server."""
         yield self
 
     @asynccontextmanager
     async def losing_replies(self) -> AsyncIterator[bool]:
-        """Lose the first reply to each call, so that the same bytes are sent again. Give False if this store loses none."""
+        """Lose the first reply to each call, so that the same bytes are sent again. Yield False if this store loses none."""
         yield False
 
     def _beside(self, other: SeamStore) -> SeamStore:
@@ -157,7 +157,7 @@ class SeamStore(ABC):
         assert await self.apply(Step({ref: await self.rev(ref)}, drops=(ref,))) == [Applied()]
 
     async def add(self, ref: Ref, n: int, *, field: str = "awaits", most: int | None = None) -> Answer:
-        """Add to a field, beside the put of another record: no step has additions alone."""
+        """Add to a field, together with the put of another record: no step has only additions."""
         other = self.ref(Kind.MARK)
         [answer] = await self.apply(Step({other: ABSENT}, (Put(other, {}),), adds=(Addition(ref, field, n, most),)))
         return answer
@@ -259,7 +259,7 @@ class PostgresSeamStore(SeamStore):
 
 
 class SqliteSeamStore(SeamStore):
-    """The store of `sqlite:///`, in a file of its own."""
+    """The store of `sqlite:///`, in a separate file."""
 
     name = "sqlite"
     examples = 10

@@ -1,5 +1,5 @@
 """Operations of the engine that run interleaved over one store, as on a server: each effect is atomic, and between two effects anything may
-happen. A seed decides what, so that each run can be repeated."""
+happen. A seed decides, so that each run can be repeated."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAX_WAIT: Final = 5
 """In seconds: no job waits longer for its time."""
 
 MAX_ROUNDS: Final = 400
-"""After so many rounds at the end, what still waits will wait for ever."""
+"""Jobs that still wait after this many rounds at the end will wait for ever."""
 
 
 class Violation(Exception):
@@ -208,7 +208,7 @@ class Scene:
                 raise Violation(f"a job was taken from a living session: {answers}")
 
     async def run(self) -> None:
-        """Run everything, and then all that is left. Raises Violation."""
+        """Run everything, including what is left at the end. Raises Violation."""
         async with asyncio.TaskGroup() as workers:
             for _ in range(WORKERS):
                 workers.create_task(self._work())
@@ -237,7 +237,7 @@ class Scene:
 
 
 class BehindScene(Scene):
-    """A job waits behind a run with its key and for two others, and all of these end at once."""
+    """A job waits behind a run with its key and for two others, and all three end at once."""
 
     async def run(self) -> None:
         session = Session(id=next(self._numbers).to_bytes(16, "big"), name="host:1", ttl=1e6)

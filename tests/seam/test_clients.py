@@ -76,7 +76,7 @@ _CHANGED: Final = {Kind.JOB: ("priority",), Kind.KEY: ("holder",), Kind.SCHEDULE
 
 @pytest.mark.parametrize("of_kind", [Kind.JOB, Kind.KEY, Kind.SCHEDULE])
 async def test_expect__racing_step_by_step(store: SeamStore, of_kind: int) -> None:
-    """Many clients that change the same records at once, each in a step of its own: each record is changed by one of them."""
+    """Many clients change the same records at once, each in a separate step: each record is changed by one of them."""
     refs = [store.ref(of_kind) for _ in range(8)]
     for ref in refs:
         await store.put(ref, _made(ref, 50).header)

@@ -1,4 +1,4 @@
-"""Fields: who writes them, what the store gives them, and the bodies beside them."""
+"""Fields: who writes them, what the store assigns to them, and the bodies beside them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_owned__new_records(store: SeamStore) -> None:
 
 
 async def test_owned__restarts(store: SeamStore) -> None:
-    """A put that `restarts` writes the fields of additions and claims too. What the store gave stays."""
+    """A put that `restarts` writes the fields of additions and claims too. Values that the store assigned remain."""
     ref = await store.job({"status": HELD, "awaits": 4})
     before = await store.header(ref)
     await store.put(ref, {"awaits": 0, "seq": 77, "created_at": 77}, restarts=True)
@@ -87,7 +87,7 @@ async def test_owned__request(store: SeamStore) -> None:
 
 @pytest.mark.parametrize("status", [HELD, SCHEDULED, READY, RUNNING, FAILED, CANCELLED])
 async def test_released__in_every_status(store: SeamStore, status: int) -> None:
-    """An addition to `awaits` counts whatever the status is, and changes neither that nor the revision."""
+    """An addition to `awaits` counts in any status, and changes neither the status nor the revision."""
     ref = await store.job({"status": status, "awaits": 2})
     rev = await store.rev(ref)
     assert await store.add(ref, -1) == Applied()
@@ -138,7 +138,7 @@ async def test_stamped__seq(store: SeamStore) -> None:
 
 
 async def test_stamped__at_the_apply(store: SeamStore) -> None:
-    """`created_at`, NOW and After take the time at which the step is applied, not that of the query before it."""
+    """`created_at`, NOW and After get the time at which the step is applied, not that of the query before it."""
     early, ref, action = await store.now(), store.ref(), store.ref(Kind.ACTION)
     header = possible({"due_at": NOW, "expires_at": After(5_000_000), "claimed_at": early})
     step = Step({ref: ABSENT, action: ABSENT}, (Put(ref, header), Put(action, {})))
@@ -185,7 +185,7 @@ async def test_full__room_of_each_step(kind: type[SeamStore], sizes: tuple[int, 
 
 
 async def test_full__no_room(kind: type[SeamStore]) -> None:
-    """If the store has no room, a step with new jobs is Full if the call `grows`, and says so in words for the caller."""
+    """If the store has no room, a step with new jobs is Full if the call `grows`, with an explanation for the caller."""
     async with kind.open(capacity=2) as store:
         await store.job()
         refs = [store.ref() for _ in range(4)]
@@ -223,7 +223,7 @@ async def test_content__only_if_asked_for(store: SeamStore) -> None:
 
 
 async def test_unread__any_bytes(store: SeamStore) -> None:
-    """A record of any bytes is loaded, put and dropped like others, also a large one."""
+    """A record of any bytes, even a large one, is loaded, put and dropped like others."""
     junk = bytes(range(256)) * 4_096
     for part in ("sent", "state", "content"):
         parts: dict[str, Any] = {part: junk}
@@ -236,7 +236,7 @@ async def test_unread__any_bytes(store: SeamStore) -> None:
 
 
 async def test_unread__damage_alone(kind: type[SeamStore]) -> None:
-    """A header that cannot be read is reported as damage. The records beside it are read as ever, and it can be dropped."""
+    """A header that cannot be read is reported as damage. The records beside it are read as usual, and it can be dropped."""
     async with kind.open() as store:
         spoilt, sound = await store.job(), await store.job()
         before = await store.found(spoilt)

@@ -1,4 +1,4 @@
-"""The hot operations, claims among them: what each takes, in which order, what it leaves, writes and counts."""
+"""The hot operations, including claims: what each takes, in which order, and what it leaves, writes and counts."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ async def test_hot_key(store: SeamStore, *, named: bool, next_up: bytes | None, 
     ],
 )
 async def test_hot_tie(store: SeamStore, *, flags: int, names: bool, is_noted: bool, ends: bool | None) -> None:
-    """What awaits it has one job less to await, and the result as a note. Otherwise the job is None, and nothing changes."""
+    """Its successor awaits one job less, and gets the result as a note. Otherwise the job is None, and nothing changes."""
     record, other = await store.running({"flags": flags}), await store.running({"flags": Flag.AWAITED})
     awaiting, notes = await store.job({"status": HELD, "awaits": 5}), [Ref(Kind.NOTE, bytes([number] * 20)) for number in (1, 2)]
     if is_noted:
@@ -207,7 +207,7 @@ async def statuses(store: SeamStore, *refs: Ref) -> list[int | None]:
 
 
 async def test_hot_fade__buries_and_forgets(store: SeamStore) -> None:
-    """A job is buried once its `fade_at` has come, and forgotten `repeat_for` after its end. Its fence stays until then."""
+    """A job is buried once its `fade_at` has come, and forgotten `repeat_for` after its end. Its fence is kept until then."""
     now = await store.now()
     parts = {"sent": b"sent", "state": b"state", "content": b"content"}
     ref = await ended(store, SUCCEEDED, now, {"fade_at": now + 10 * SECOND, "settled": b"fence"}, **parts)

@@ -1,4 +1,4 @@
-"""Indexes: every one that is declared, compared with a model that knows the declaration only."""
+"""Indexes: each declared one is compared with a model that knows only the declaration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _VALUES: Final[dict[str, st.SearchStrategy[Any]]] = {
     "wants_ends": st.sampled_from([0, 1]),
     "is_paused": st.sampled_from([0, 1]),
 }
-"""Fields with values of their own: most indexes hang on them."""
+"""Fields with special values: most indexes depend on them."""
 
 _TYPES: Final[dict[Type, st.SearchStrategy[Any]]] = {
     Type.SMALL: st.sampled_from([-(2**15), -100, -1, 0, 1, 100, 2**15 - 1]),
@@ -56,7 +56,7 @@ def _field(kind: int, field: Field) -> st.SearchStrategy[Any]:
 
 
 class Change(NamedTuple):
-    """What is done to the record with this number: None drops it, and a number is added to what it awaits."""
+    """What happens to the record with this number: None drops it, and a number is added to what it awaits."""
 
     number: int
     header: dict[str, Any] | int | None
@@ -189,7 +189,7 @@ def test_indexed__as_declared(kind: type[SeamStore], kind_of_record: int) -> Non
 
 
 async def test_indexed__by_every_verb(store: SeamStore) -> None:
-    """A claim moves its jobs in the indexes from the instant at which it changes them."""
+    """A claim moves its jobs in the indexes at the instant of the change."""
     refs = [await store.job({"priority": number}) for number in range(3)]
     session = await store.session()
     assert await store.claim(session, 1, limit=2)
@@ -202,7 +202,7 @@ async def test_indexed__by_every_verb(store: SeamStore) -> None:
 
 
 async def test_counted__many(store: SeamStore) -> None:
-    """Groups are exact when many records come, move and go, in calls of many steps."""
+    """Groups are exact when many records are added, moved and dropped, in calls of many steps."""
     refs = [store.ref() for _ in range(60)]
     await store.apply(*(Step({ref: ABSENT}, (a_job(ref, {"queue": f"q{n % 3}"}),)) for n, ref in enumerate(refs)))
     revs = (await store.perform(Query(tuple(refs)))).records

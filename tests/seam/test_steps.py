@@ -81,7 +81,7 @@ async def test_snapshot__stays(store: SeamStore) -> None:
 
 
 async def test_expect__absent_or_changed(store: SeamStore) -> None:
-    """A step that expects no record is Stale if there is one, and the other way round. A revision that was read holds for one change."""
+    """A step that expects no record is Stale if there is one, and vice versa. A revision that was read holds for one change."""
     ref, there = store.ref(), await store.job()
     [was_there, was_missing] = await store.apply(
         Step({there: ABSENT}, (Put(there, {"priority": 1}),)), Step({ref: b"12345678"}, (a_job(ref),))
@@ -109,7 +109,7 @@ async def test_expect__only_read(store: SeamStore, is_there: bool) -> None:
 
 
 async def test_fresh_rev__of_a_record_made_again(store: SeamStore) -> None:
-    """A record that is dropped and made again never repeats a revision, however often."""
+    """A record that is dropped and created again never repeats a revision, however often."""
     ref, revs = store.ref(Kind.KEY), set[bytes]()
     for number in range(20):
         await store.put(ref, {"holder": b"a"})
