@@ -27,8 +27,8 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     `n`         the number in force
     `is_set`    True if `limits.set` has set the number, False if it is the declared one
     `running`   how many jobs hold a slot: they are ready or running. 0 for a rate
-    `waiting`   how many jobs wait for a slot, at most 1,000. 0 for a rate, whose jobs wait for their times. In a list of more than 200 such
-                limits, those after the first 200 show 1 if any job waits
+    `waiting`   how many jobs wait for a slot, at most 1,000. 0 for a rate, whose jobs wait for their times. A list counts
+                them for 200 limits only; the others show 1 if any job waits
     `per`       the seconds of a rate; None for a `Concurrency`
     `burst`     how many jobs may start at once at a rate
     `opens_in`  for a rate, seconds until the next job may start
