@@ -24,6 +24,7 @@ from taskflow.model.schedule import ScheduleRecord
 
 INTERVAL: Final = 1.0  # seconds between two checks of the store, during which a page is shared
 FEW, MAX_FACTOR = 5, 5.0  # with more watchers than `FEW`, checks become up to `MAX_FACTOR` times rarer, so that they cost the host little
+TIMES: Final = 10  # the next check begins at least this many times later than the last one took, so that a slow store has a rest
 MAX_STREAM: Final = 20.0  # seconds: a server that stops waits for its streams, and a browser opens the next one by itself
 MAX_AGE: Final = 10.0  # seconds after which a page is fetched again without a change, to update ages and the progress of jobs
 AWAY: Final = "away"
@@ -42,6 +43,7 @@ class Sampler:
         self._task: asyncio.Task[None] | None = None
         self._check: asyncio.Task[str] | None = None
         self._checked_at = 0.0
+        self._took = 0.0
 
     async def changes(self, seen: str) -> AsyncIterator[str]:
         """Yield events for a browser that has seen this digest, or an empty one: "seen" at first, "change" when the digest changes, and
@@ -79,7 +81,7 @@ class Sampler:
 
     @property
     def _interval(self) -> float:
-        return INTERVAL * min(max(1.0, len(self._watchers) / FEW), MAX_FACTOR)
+        return max(INTERVAL * min(max(1.0, len(self._watchers) / FEW), MAX_FACTOR), TIMES * self._took)
 
     async def digest(self) -> str:
         """Return a digest that changes with the store, from a recent check, or `AWAY`."""
@@ -95,6 +97,7 @@ class Sampler:
             await asyncio.sleep(self._interval)
 
     async def _check_store(self) -> str:
+        self._took, clock = 0.0, asyncio.get_running_loop().time
         try:
             queues, workers, *others = await asyncio.gather(
                 operate.queues(), operate.workers(), operate.metrics(), operate.paused_jobs(), remembered("schedules", _schedules)
@@ -104,7 +107,7 @@ class Sampler:
         else:
             counts = [(queue.name, queue.is_paused, queue.counts) for queue in queues]
             seen = [counts, [(worker.name, worker.running, worker.is_lost) for worker in workers], others, int(time.time() // MAX_AGE)]
-            state = hashlib.sha256(msgspec.msgpack.encode(seen)).hexdigest()[:16]
+            state, self._took = hashlib.sha256(msgspec.msgpack.encode(seen)).hexdigest()[:16], clock() - self._checked_at
         if state != self._state:
             self._state = state
             self._wake()

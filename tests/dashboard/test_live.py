@@ -106,6 +106,20 @@ async def test_looks_become_rarer_with_many_watchers(watchers: int, factor: int)
     assert sampler._interval == factor * live.INTERVAL
 
 
+async def test_slow_checks_become_rarer(memory: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type(memory.broker.admin)
+    queues = kind.queues
+
+    async def slow(self: Any) -> Any:
+        await asyncio.sleep(0.1)
+        return await queues(self)
+
+    monkeypatch.setattr(kind, "queues", slow)
+    sampler = Sampler()
+    await sampler.digest()
+    assert sampler._interval >= 1.0 > live.INTERVAL
+
+
 async def test_a_stream_ends_after_a_while_so_that_servers_can_stop(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A browser opens the next one, and is authorized again."""
     monkeypatch.setattr(live, "MAX_STREAM", 0.3)

@@ -216,3 +216,14 @@ async def test_counted__many(store: SeamStore) -> None:
     assert [(group.prefix, group.first[-1], group.size) for group in groups[1]] == [
         ((f"q{n}", 0), revs[ref].header["seq"], 0) for n, ref in firsts.items()
     ]
+
+
+async def test_counted__in_portions(store: SeamStore) -> None:
+    """All groups are returned, however many there are. A store may count them in several portions."""
+    causes = [number.to_bytes(8, "big") for number in range(190)]
+    for first in range(0, len(causes), 50):
+        refs = [(store.ref(), cause) for cause in causes[first : first + 50]]
+        await store.apply(*(Step({ref: ABSENT}, (a_job(ref, {"status": FAILED, "cause": cause}),)) for ref, cause in refs))
+    whole, ready, one = (await store.perform(Query(groups=(("causes", ()), ("ready", ()), ("causes", (causes[150],)))))).groups
+    assert [(group.prefix[0], group.size) for group in whole] == [(cause, 1) for cause in causes]
+    assert (ready, [group.prefix[0] for group in one]) == ([], [causes[150]])

@@ -32,7 +32,7 @@ The engine writes only job headers with these properties. A store may refuse oth
   [indexed]    A record is in each index whose condition its header meets, and its entry changes at the same instant as the record. Entries
                ascend by number, by code point of names, and by byte. A shorter position precedes all positions that begin with it.
   [counted]    The groups of an index are exact for every reader that sees the records. Empty groups are not returned. If the index is not
-               `counted`, a group has a first position only.
+               `counted`, a group has a first position only. A store may count many groups in portions.
   [unread]     A record with any bytes is loaded, put and dropped like others. If a header can't be read, only its record has `damage`.
   [content]    A query returns payloads and results only if it asks for them. A put keeps, replaces or removes each part.
 

@@ -31,6 +31,9 @@ RUNNING_BYTES: Final = 63
 MEMBER_BYTES: Final = 20
 """The length of the field `member`."""
 
+GROUPS_AT_ONCE: Final = 60
+"""How many groups of an index a script counts, so that other clients don't wait for long."""
+
 _BIAS: Final = 1 << 63
 
 
@@ -216,6 +219,7 @@ def literals() -> dict[str, str]:
         "L.lengths": "37",
         "L.reference": str(REFERENCE_BYTES),
         "L.mark": lua_bytes(MARK),
+        "L.portion": str(GROUPS_AT_ONCE),
         "L.prefixes": "({" + ", ".join(f"'{prefix}'" for prefix in PREFIXES) + "})",
         "L.fields": "({" + ", ".join(str(len(DEFAULTS[kind])) for kind in HEADERS) + "})",
         "L.defaults": "({" + ", ".join(lua_bytes(msgpack.packb(DEFAULTS[kind], use_bin_type=False) or b"") for kind in HEADERS) + "})",

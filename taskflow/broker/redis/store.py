@@ -30,7 +30,19 @@ from taskflow.broker.engine.seam import (
     refuse_repeated,
 )
 from taskflow.broker.redis.connections import Command
-from taskflow.broker.redis.layout import BY_NAME, MEMBERS, behind, bounds, id_at, number_in, position_bytes, split, text_bytes, texts_in
+from taskflow.broker.redis.layout import (
+    BY_NAME,
+    GROUPS_AT_ONCE,
+    MEMBERS,
+    behind,
+    bounds,
+    id_at,
+    number_in,
+    position_bytes,
+    split,
+    text_bytes,
+    texts_in,
+)
 from taskflow.broker.redis.packing import MAX_ENDED, Steps, answer_of, is_possible, pack, packed_envelopes, packed_runs
 from taskflow.broker.redis.records import INLINE, INLINE_RESULT, UNREADABLE, Contents, ahead, record_of
 from taskflow.model.envelope import Envelope
@@ -84,12 +96,24 @@ class RedisStore:
         READY jobs, and the second answer is whether `fade` has anything to do."""
         for_upkeep: Any = max_kept is not None and max_kept
         reply = await self._call("query", pack([*packed_query(query), list(awaited), listener, for_upkeep]))
-        seen = await snapshot_of(query, reply, self._steady(), self.contents)
+        seen = await self._snapshot_of(query, reply)
         if damaged := unreadable_in(seen):
             await self._set_aside([value for job_id in damaged for value in (job_id, False)])
             reply = await self._call("query", pack([*packed_query(query), [], "", for_upkeep]))
-            seen = await snapshot_of(query, reply, self._steady(), self.contents)
+            seen = await self._snapshot_of(query, reply)
         return seen, bool(reply[6])
+
+    async def _snapshot_of(self, query: Query, reply: Sequence[Any]) -> Snapshot:
+        """Decode the answer to a query, and read the groups on which the script has not counted."""
+        seen = await snapshot_of(query, reply, self._steady(), self.contents)
+        for (name, prefix), groups, portion in zip(query.groups, seen.groups, reply[4], strict=True):
+            index, member = BY_NAME[name], MEMBERS[name]
+            while index.listed and len(portion) >= 3 * GROUPS_AT_ONCE:
+                more = _packed_groups(name, prefix)
+                more[1] = behind(position_bytes(member, split(member, portion[-3])[0][: index.groups]))
+                portion = (await self._call("query", pack([[], [], [more], False, [], "", False])))[4][0]
+                groups += _groups(index, prefix, portion)
+        return seen
 
     async def _set_aside(self, found: Sequence[Any]) -> None:
         """Replace unreadable jobs, given as ids with the queue in which each was READY, or False, by FAILED ones."""
@@ -103,7 +127,7 @@ class RedisStore:
         if not apply.steps:
             return [], None if apply.then is None else await self.query(apply.then)
         steps, (answers, reply) = await self._apply(apply.steps, apply.grows, apply.then)
-        seen = None if apply.then is None else await snapshot_of(apply.then, reply, self._steady(), self.contents)
+        seen = None if apply.then is None else await self._snapshot_of(apply.then, reply)
         return [answer_of(answer, steps) for answer in answers], seen
 
     async def _apply(self, given: Sequence[Step], grows: bool, then: Query | None) -> tuple[Steps, Any]:
