@@ -23,8 +23,9 @@ from taskflow.model.errors import TaskflowError
 from taskflow.model.schedule import ScheduleRecord
 
 INTERVAL: Final = 1.0  # seconds between two checks of the store, during which a page is shared
-FEW, MAX_FACTOR = 5, 5.0  # with more watchers than `FEW`, checks become up to `MAX_FACTOR` times rarer, so that they cost the host little
+FEW, MAX_FACTOR = 2, 5.0  # with more watchers than `FEW`, checks become up to `MAX_FACTOR` times rarer, so that they cost the host little
 TIMES: Final = 10  # the next check begins at least this many times later than the last one took, so that a slow store has a rest
+SPACING: Final = 0.02  # seconds between two watchers that hear of a change, so that their fetches do not arrive all at once
 MAX_STREAM: Final = 20.0  # seconds: a server that stops waits for its streams, and a browser opens the next one by itself
 MAX_AGE: Final = 10.0  # seconds after which a page is fetched again without a change, to update ages and the progress of jobs
 AWAY: Final = "away"
@@ -77,16 +78,17 @@ class Sampler:
     def end(self) -> None:
         """End all streams, so that a server that waits for them can stop at once. Call this on their event loop."""
         self.is_ending = True
-        self._wake()
+        for watcher in self._watchers:
+            watcher.set()
 
     @property
-    def _interval(self) -> float:
+    def interval(self) -> float:
         return max(INTERVAL * min(max(1.0, len(self._watchers) / FEW), MAX_FACTOR), TIMES * self._took)
 
     async def digest(self) -> str:
         """Return a digest that changes with the store, from a recent check, or `AWAY`."""
         loop = asyncio.get_running_loop()
-        if self._check is None or (self._check.done() and loop.time() >= self._checked_at + self._interval):
+        if self._check is None or (self._check.done() and loop.time() >= self._checked_at + self.interval):
             self._checked_at = loop.time()
             self._check = loop.create_task(self._check_store())
         return await asyncio.shield(self._check)
@@ -94,7 +96,7 @@ class Sampler:
     async def _sample(self) -> None:
         while True:
             await self.digest()
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(self.interval)
 
     async def _check_store(self) -> str:
         self._took, clock = 0.0, asyncio.get_running_loop().time
@@ -110,12 +112,9 @@ class Sampler:
             state, self._took = hashlib.sha256(msgspec.msgpack.encode(seen)).hexdigest()[:16], clock() - self._checked_at
         if state != self._state:
             self._state = state
-            self._wake()
+            for number, watcher in enumerate(self._watchers):
+                asyncio.get_running_loop().call_later(number * SPACING, watcher.set)
         return state
-
-    def _wake(self) -> None:
-        for watcher in self._watchers:
-            watcher.set()
 
 
 async def _schedules() -> list[ScheduleRecord]:
@@ -123,7 +122,7 @@ async def _schedules() -> list[ScheduleRecord]:
 
 
 class Live:
-    """The stream of changes, and the pages that browsers fetch after a change. Each page is rendered once a second for all browsers."""
+    """The stream of changes, and the pages that browsers fetch after a change. Each page is rendered once for each check of the store."""
 
     def __init__(self) -> None:
         self._samplers = WeakKeyDictionary[asyncio.AbstractEventLoop, Sampler]()
@@ -146,7 +145,8 @@ class Live:
         async def shared(request: Request) -> Response:
             if not is_fragment(request):
                 return await endpoint(request)
-            digest = await self.sampler().digest()
+            sampler = self.sampler()
+            digest = await sampler.digest()
             headers = {} if digest == AWAY else {"ETag": f'"{digest}"'}
             if headers and request.headers.get("if-none-match") == headers["ETag"]:
                 return Response(status_code=304, headers=headers)
@@ -157,7 +157,7 @@ class Live:
             # The key includes the digest, because a page must not be older than its ETag.
             key = (loop, request.scope.get("root_path"), str(request.url), access.actions, access.show_arguments, digest)
             if key not in self._pages:
-                self._pages[key] = loop.time() + INTERVAL, loop.create_task(_awaited(endpoint(request)))
+                self._pages[key] = loop.time() + sampler.interval, loop.create_task(_awaited(endpoint(request)))
             made: Any = await asyncio.shield(self._pages[key][1])
             return HTMLResponse(made.body, made.status_code, headers)
 

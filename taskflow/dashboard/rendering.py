@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
+from weakref import WeakKeyDictionary
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -32,7 +33,10 @@ VERSION: Final = hashlib.sha256(b"".join(FILES.values())).hexdigest()[:12]
 POLLS: Final = "taskflow.polls"  # set in the scope of a request whose host can't stream
 FRAGMENT: Final = "X-Taskflow-Fragment"  # the header with which a script requests a fragment
 
-SLICE: Final = 0.0005  # seconds of rendering after which the event loop runs other tasks
+SLICE: Final = 0.00025  # seconds of rendering after which the event loop runs other tasks
+
+_turns: Final = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]()
+"""Pages of an event loop are rendered one after the other. Otherwise, its other tasks would wait for a slice of each page."""
 
 MAX_BLOCK: Final = 16_384  # maximum characters of a traceback or a value
 
@@ -129,12 +133,14 @@ async def render(
 
     values |= {"frame": "fragment.html" if is_fragment(request) else "base.html", "access": request.scope.get("taskflow.access")}
     values["stream"] = "" if POLLS in request.scope else url("/live")
-    parts, since = list[str](), time.perf_counter()
-    for part in _templates.get_template(template).generate(url=url, **values):
-        parts.append(part)
-        if time.perf_counter() - since > SLICE:
-            await asyncio.sleep(0)
-            since = time.perf_counter()
+    parts = list[str]()
+    async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+        since = time.perf_counter()
+        for part in _templates.get_template(template).generate(url=url, **values):
+            parts.append(part)
+            if time.perf_counter() - since > SLICE:
+                await asyncio.sleep(0)
+                since = time.perf_counter()
     return HTMLResponse("".join(parts), status, headers)
 
 

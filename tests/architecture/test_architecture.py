@@ -39,18 +39,18 @@ BUDGETS = {
     "taskflow/broker/engine": 5_680,
     "taskflow/broker/memory": 730,
     "taskflow/broker/sqlite": 4_215,
-    "taskflow/broker/redis": 4_995,
+    "taskflow/broker/redis": 5_045,
     "taskflow/broker/postgres": 5_900,
-    "taskflow/broker": 23_690,
+    "taskflow/broker": 23_740,
     "taskflow/app": 7_815,
     "taskflow/worker": 7_105,
     "taskflow/cli": 4_830,
     "taskflow/testing": 1_040,
-    "taskflow/dashboard": 2_130,
+    "taskflow/dashboard": 2_140,
     "taskflow/django": 625,
     "taskflow/telemetry": 430,
-    "taskflow": 54_970,
-    "tests": 74_275,
+    "taskflow": 55_030,
+    "tests": 74_305,
 }
 
 

@@ -201,6 +201,7 @@ async def test_an_action_that_ends_with_its_process_is_recorded(tmp_path: Path) 
 def _still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every request reads the store, and pages have no age."""
     monkeypatch.setattr(live, "INTERVAL", 0.0)
+    monkeypatch.setattr(live, "TIMES", 0)
     monkeypatch.setattr(live, "MAX_AGE", 1_000_000_000)
 
 
@@ -226,6 +227,7 @@ def test_a_page_is_sent_again_only_after_a_change(world: World) -> None:
 def test_a_page_is_never_older_than_its_tag(memory: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "MAX_AGE", 1_000_000_000)
     monkeypatch.setattr(live, "INTERVAL", 30.0)
+    monkeypatch.setattr(live, "TIMES", 0)
     client = site()
     tag = poll(client, "/").headers["ETag"]
     run_sync(memory.add(queue="mail"))

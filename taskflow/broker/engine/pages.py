@@ -131,7 +131,7 @@ def _read_merged(status: Status, after: Position | None, limit: int) -> Operatio
     counted: Snapshot = yield Query(groups=(("status", ()),))
     names = [group.prefix[0] for group in counted.groups[0] if group.prefix[1] == CODES[status]]
     behind = after if after is None or status is Status.SCHEDULED else (_negative(after[0]), _negative(after[1]))
-    heads = yield from _heads(status, dict.fromkeys(names, behind))
+    heads = yield from _heads(status, dict.fromkeys(names, behind), min(HEADS, 2 + 2 * limit // max(1, len(names))))
     merged, entries = [(_order(status, queue[0]), name) for name, queue in heads.items() if queue], list[Entry]()
     heapq.heapify(merged)
     while merged and len(entries) <= limit:
@@ -148,14 +148,14 @@ def _read_merged(status: Status, after: Position | None, limit: int) -> Operatio
     return [entry for entry in found if entry.record is not None], seen, len(entries) > limit
 
 
-def _heads(status: Status, behind: dict[str, Position | None]) -> Operation[dict[str, deque[Entry]]]:
+def _heads(status: Status, behind: dict[str, Position | None], limit: int = HEADS) -> Operation[dict[str, deque[Entry]]]:
     """Return the next entries of these queues, each after its own position."""
     scans = list[Scan]()
     for name, after in behind.items():
         prefix = (name,) if status is Status.SCHEDULED else (CODES[status], name)
         of = "scheduled" if status is Status.SCHEDULED else "ended"
         last = None if after is None else (*prefix, *after)
-        scans.append(Scan(of, HEADS, prefix, last, backwards=status is not Status.SCHEDULED, with_records=False))
+        scans.append(Scan(of, limit, prefix, last, backwards=status is not Status.SCHEDULED, with_records=False))
     seen: Snapshot = yield Query(scans=tuple(scans))
     return {name: deque(entries) for name, entries in zip(behind, seen.scans, strict=True)}
 
