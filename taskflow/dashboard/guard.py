@@ -93,7 +93,7 @@ class Guard:
             return read.pop(0) if read else await receive()
 
         request = Request(scope, receive_and_keep)
-        status, others = 403, dict[str, str]()
+        access, status, others = None, 403, dict[str, str]()
         try:
             access = await self._access_of(request)
             why = self._refusal(request, access)
