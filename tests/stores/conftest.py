@@ -16,6 +16,6 @@ def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=DRIVERS, ids=lambda kind: kind.name)
 def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
-    """A server of each kind in turn, which the test may harm."""
+    """A server of each kind in turn, which the test may damage."""
     with request.param.started() as driver:
         yield driver

@@ -1,4 +1,4 @@
-"""How the suites that Redis and PostgreSQL share start a server, harm it and look at it. A new server joins by one more class here."""
+"""How the suites that Redis and PostgreSQL share start a server, damage it and read it. A new server needs one more class here."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ServerDriver:
 
     @asynccontextmanager
     async def killing(self, scene: Scene, seed: int) -> AsyncIterator[Callable[[], int]]:
-        """Inside, the server ends connections again and again. Give a function that counts them."""
+        """Inside, the server ends connections again and again. Yields a function that counts them."""
         ended, chance = 0, random.Random(seed)
 
         async def kill_on() -> None:
@@ -127,7 +127,7 @@ class PostgresDriver(ServerDriver):
         scene.set("default_transaction_read_only", "on" if refused else None)
 
     def shorten_timeouts(self, patch: pytest.MonkeyPatch) -> None:
-        """To a tenth: a connection of PostgreSQL is not made as fast as one of Redis."""
+        """Shorten them to a tenth: a connection of PostgreSQL is not opened as fast as one of Redis."""
         defaults: dict[str, Any] = ConnectionPool.fetch.__kwdefaults__ or {}
         patch.setitem(defaults, "within", postgres_connect.ANSWER_TIMEOUT / 10)
         patch.setattr(postgres_connect, "CONNECT_TIMEOUT", postgres_connect.CONNECT_TIMEOUT / 10)

@@ -1,5 +1,5 @@
 """A release after this one, which has one more kind of records and two more indexes. Run as a program with the URL of a store, it migrates
-the store if it can, adds a job, and prints how many there are. Words before the URL: "index", or it has only the kind; "rebuild", to
+the store if it can, adds a job, and prints the number of jobs. Words before the URL: "index", or it has only the kind; "rebuild", to
 compute the indexes first; "sql", to only print its migration."""
 
 from __future__ import annotations

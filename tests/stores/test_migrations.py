@@ -1,4 +1,4 @@
-"""How tables are made, who may make them, and what the release after this one does to a store: it adds a kind of records and indexes."""
+"""How tables are created, which roles may create them, and what the next release does to a store: it adds a kind of records and indexes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def opened(url: str) -> AsyncIterator[Any]:
 
 
 async def test_of_twenty_at_once_one_makes_the_tables(driver: MigratingDriver) -> None:
-    """None of them fails or finds half of it, whether it comes by its first operation or to migrate."""
+    """None of them fails or finds half of the tables, whether it runs its first operation or a migration."""
     url = driver.nowhere()
     brokers: list[Any] = [connect(url) for _ in range(20)]
     verbs = [broker.enqueue([an_envelope()]) for broker in brokers[:10]]
@@ -54,14 +54,14 @@ async def test_of_twenty_at_once_one_makes_the_tables(driver: MigratingDriver) -
 
 
 async def test_who_is_told_not_to_migrate_says_what_to_do(driver: MigratingDriver) -> None:
-    """Nothing is changed; it works once somebody has migrated."""
+    """Nothing is changed; the broker works after a migration."""
     says = rf"does not exist, but taskflow needs version {VERSION}\. It isn't migrated because of migrate=0: run `taskflow migrate`"
     async with opened(f"{driver.nowhere()}?migrate=0") as broker:
         plan = await broker.pending()
         with pytest.raises(BrokerRefused, match=says):
             await broker.enqueue([an_envelope()])
         assert await broker.pending() == plan
-        await broker.migrate()  # what it is told is not to do so by itself
+        await broker.migrate()  # only automatic migration is disabled
         await one_job_is_done(broker)
 
 
@@ -75,7 +75,7 @@ async def test_newer_tables_are_refused_by_all(driver: MigratingDriver, options:
 
 
 async def test_an_administrator_runs_the_script(driver: MigratingDriver) -> None:
-    """It does what `migrate` does. A second time it does nothing."""
+    """It has the effect of `migrate`. A second time it does nothing."""
     url, twin = driver.nowhere(), driver.nowhere()
     async with opened(twin) as broker:
         await broker.migrate()
@@ -91,7 +91,7 @@ async def test_an_administrator_runs_the_script(driver: MigratingDriver) -> None
 
 
 def test_sql_that_changes_makes_a_new_version() -> None:
-    """A schema of the same version that is there already would never get the change."""
+    """An existing schema of the same version would never get the change."""
     pinned, now = digest.pinned(), digest.digests()
     changed = sorted(part for part in {*pinned, *now} - {"version"} if pinned.get(part) != now.get(part))
     assert not changed, (
@@ -102,7 +102,7 @@ def test_sql_that_changes_makes_a_new_version() -> None:
 
 
 async def newer(url: str, *words: str) -> str:
-    """Run the newer release, and return what it prints: how many jobs there are, or an error."""
+    """Run the newer release, and return its output: the number of jobs, or an error."""
     program = [sys.executable, "-m", "tests.stores.newer_release", *words, url]
     process = await asyncio.create_subprocess_exec(*program, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
     printed, _ = await process.communicate()

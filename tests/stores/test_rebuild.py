@@ -1,4 +1,4 @@
-"""Another program has changed indexes and counts. `examine` tells it, and `rebuild` computes them from the records."""
+"""Another program has changed indexes and counts. `examine` reports it, and `rebuild` computes them from the records."""
 
 from __future__ import annotations
 
@@ -131,7 +131,8 @@ async def test_all_jobs_run_after_a_rebuild(world: World) -> None:
 
 
 async def test_a_rebuild_that_is_broken_off_is_repeated(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On Redis, each call leaves a sound store behind: here it ends after one script more each time. Elsewhere it is a transaction."""
+    """On Redis, each call leaves a sound store behind: here each attempt ends after one script more. Elsewhere a rebuild is a
+    transaction."""
     jobs = await fill(world)
     spoil(world)
     calls_left, compare = 0, Comparison._compare

@@ -1,4 +1,4 @@
-"""Servers that let nobody in, are not there, or cannot be used: a clear error, and no secret in what is said."""
+"""Servers that refuse users, are missing, or cannot be used: a clear error, and no secret in its text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SERVERS: Final[dict[str, Any]] = {
         "offers no TLS, which tls=require",
     ),
 }
-"""How a server is started whose user has the password SECRET, and what is said of it."""
+"""How to start a server whose user has the password SECRET, and what errors say about it."""
 
 
 @pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.xdist_group(f"refusals of {kind}")) for kind in SERVERS], scope="module")
@@ -47,7 +47,7 @@ def port(kind: str) -> Iterator[int]:
 
 
 async def check_refusal(url: str, *patterns: str) -> None:
-    """Check that the broker says so, and shows no secret."""
+    """Check that the broker's error matches, and shows no secret."""
     broker = connect(url)
     with pytest.raises(BrokerError) as refused:
         await broker.read([bytes(16)])

@@ -1,4 +1,4 @@
-"""Servers end and come back or fall silent, and connections end, while workers work and senders send.
+"""Servers stop and come back or hang, and connections end, while workers work and senders send.
 
 tests/faults has the outages that last longer than a session.
 """
@@ -25,7 +25,7 @@ MANY: Final = 100
     ("kind", "end"), [pytest.param(kind, end, id=f"{kind.name}-{how}") for kind in DRIVERS for how, end in kind.ends.items()]
 )
 async def test_restarts_under_load_lose_and_repeat_nothing(kind: type[Driver], end: Callable[[Any], None]) -> None:
-    """Three restarts. The worker's session and its leases survive, and every run counts."""
+    """There are three restarts. The worker's session and its leases survive, and every run counts."""
     with kind.started() as driver:
         async with driver.scene() as scene:
             scene.takes = 0.02
@@ -65,7 +65,7 @@ async def test_senders_wait_for_a_server_that_is_away_at_first_or_refuses_writes
 
 
 async def test_connections_ended_at_random_lose_and_repeat_nothing(driver: Driver) -> None:
-    """The server ends one, all, or those that listen, under two workers."""
+    """The server ends one connection, all, or those that listen, under two workers."""
     configure(enqueue_timeout=TIMEOUT)
     async with driver.scene() as scene:
         async with scene.worker(), scene.worker(), driver.killing(scene, seed=3) as ended:
@@ -79,7 +79,7 @@ async def test_connections_ended_at_random_lose_and_repeat_nothing(driver: Drive
 
 
 async def test_cuts_of_all_connections_lose_and_repeat_nothing(driver: Driver) -> None:
-    """Half of the commands have been sent, and nobody knows whether they took effect."""
+    """Half of the commands have been sent, and it is unknown whether they took effect."""
     configure(enqueue_timeout=TIMEOUT)
     async with driver.scene(far=True) as scene, scene.worker():
         await scene.seconds_to_start(-1)
@@ -115,7 +115,7 @@ async def test_a_server_suspended_for_longer_than_a_command_may_take_costs_no_ru
 
 
 async def test_a_listening_connection_that_has_died_in_silence_is_replaced(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Old connections carry nothing any more, new ones do. Then a notification starts a job at once."""
+    """Old connections transmit nothing any more, new ones do. Then a notification starts a job at once."""
     driver.shorten_timeouts(monkeypatch)
     async with driver.scene(far=True) as scene, scene.worker():
         await scene.seconds_to_start(0)

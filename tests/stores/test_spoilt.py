@@ -1,4 +1,4 @@
-"""What one spoilt value does to its own job or session, and does not do to others. tests/conformance/test_spoilt_rows.py draws values."""
+"""One spoilt value affects only its own job or session. tests/conformance/test_spoilt_rows.py draws values at random."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def spoiler(world: World) -> Iterator[Spoiler]:
 
 
 IN_BODIES: Final = {"extras": "sent", "joins": "sent", "errors": "state"}
-"""Where a store of the engine keeps what others have in a column."""
+"""Where a store of the engine keeps fields for which others have a column."""
 
 
 def value_in(spoiler: Spoiler, owner: bytes, column: str) -> Value:
@@ -71,7 +71,7 @@ EXTRAS: Final[dict[str, Any]] = {
 
 @pytest.mark.parametrize("extras", EXTRAS.values(), ids=EXTRAS)
 async def test_options_that_cannot_be_read_spoil_their_own_job(world: World, spoiler: Spoiler, extras: bytes) -> None:
-    """It is found and dropped like the others, and upkeep and purge go on past it."""
+    """The job is found and dropped like the others, and upkeep and purge go on past it."""
     envelopes = list[Envelope]()
     for _ in range(3):
         envelopes.append(await world.add(tags=("a",), max_attempts=3))
@@ -103,7 +103,8 @@ ODD: Final[dict[str, Stored]] = {
 
 @pytest.mark.parametrize("stored", ODD.values(), ids=ODD)
 async def test_whatever_of_a_session_is_spoilt_costs_nobody_else(world: World, spoiler: Spoiler, stored: Stored) -> None:
-    """Each value in turn, if the store admits it. Others beat, claim and are listed, and what the session held is released in the end."""
+    """Each value in turn, if the store admits it. Other sessions beat, claim and are listed, and the spoilt session's leases are released
+    in the end."""
     other = await world.a_session("other", ttl=100_000.0)
     for value in spoiler.values_of((await world.a_session("like the doomed")).id):
         doomed = await world.a_session("doomed")
@@ -131,7 +132,7 @@ HUGE: Final = 24 << 20
 
 @pytest.mark.parametrize("column", ["extras", "joins", "errors"])
 async def test_a_huge_value_of_a_waiting_job_is_neither_fetched_nor_moved_again(world: World, spoiler: Spoiler, column: str) -> None:
-    """No sender can have written it. Whichever operation meets it looks at its length, and its neighbours are done."""
+    """No sender can have written it. Each operation that meets it checks its length first, and its neighbours run."""
     jobs = [await world.add(tags=("a",)) for _ in range(3)]
     if not spoiler.write(value_in(spoiler, jobs[1].id, column), bytes(HUGE)):
         pytest.skip("the store cannot hold it")
@@ -171,7 +172,7 @@ MOVES: Final = {
     "reap": ("running", Status.READY),
     "retry": ("failed", Status.READY),
 }
-"""What jobs are when they are spoilt, and what sound ones are after the move."""
+"""The states of jobs when they are spoilt, and of sound jobs after the move."""
 
 
 async def move(world: World, how: str, session: Session, ids: list[bytes], leases: list[Lease]) -> None:

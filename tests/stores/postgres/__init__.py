@@ -1,1 +1,1 @@
-"""The Postgres broker: what is its own, beside the conformance suite."""
+"""The Postgres broker's own tests, beside the conformance suite."""

@@ -14,14 +14,14 @@ from tests.support.postgres import PostgresServer, shared_postgres
 
 @pytest.fixture
 def server() -> Iterator[PostgresServer]:
-    """One that the test may harm."""
+    """A server that the test may damage."""
     with PostgresServer(fsync=False) as server:
         yield server
 
 
 @pytest.fixture
 async def scene() -> AsyncIterator[Scene]:
-    """An application straight on the shared server, in a database of its own."""
+    """An application directly on the shared server, in a separate database."""
     async with Scene(shared_postgres()) as scene:
         yield scene
 
@@ -41,7 +41,7 @@ async def broker(store: Store) -> AsyncIterator[Broker]:
 
 @pytest.fixture
 async def stranger(store: Store) -> AsyncIterator[asyncpg.Connection]:
-    """A connection of somebody else's, for transactions of theirs."""
+    """Another program's connection, for its own transactions."""
     connection = await asyncpg.connect(store.url)
     yield connection
     await connection.close()

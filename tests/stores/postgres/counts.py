@@ -1,4 +1,4 @@
-"""Counts what calls of a broker read, by the server's statistics: scans of tables and of indexes, and the rows that they return."""
+"""Counts what a broker's calls read, by the server's statistics: scans of tables and of indexes, and the rows that they return."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from tests.support.postgres import PostgresServer
 SESSION: Final = os.urandom(16)
 
 UNTIL_KEPT: Final = 6
-"""Executions until the server may keep a plan for whatever parameters."""
+"""The number of executions until the server may keep one plan for all parameters."""
 
 Cost = dict[str, tuple[int, int]]
-"""Of each table by itself, and of each index, how often it was scanned and how many rows that gave."""
+"""For each table alone, and each index, the number of scans and of rows that they returned."""
 
 
 class Clock:
-    """The machine's wall clock, and so many seconds more."""
+    """The machine's wall clock, plus this many seconds."""
 
     def __init__(self, ahead: float = 0.0) -> None:
         self.ahead = ahead
@@ -51,7 +51,7 @@ class Clock:
 
 
 class OnConnection(PostgresBroker):
-    """A broker that makes all calls on one connection, in the transaction that is open there. It keeps `wakeups`, and tells nobody."""
+    """A broker that makes all calls on one connection, in the transaction that is open there. It keeps `wakeups`, and notifies no one."""
 
     connection: asyncpg.Connection
     wakeups: list[str]
@@ -86,7 +86,8 @@ Call = Callable[[OnConnection], Awaitable[Any]]
 
 
 class Store:
-    """A schema with one session, and one connection to it, whose plans stay. `counted`: a pattern of the tables and indexes looked at."""
+    """A schema with one session, and one connection to it, which keeps its plans. `counted`: a pattern of the tables and indexes to
+    count."""
 
     def __init__(self, server: PostgresServer, database: str, connection: asyncpg.Connection) -> None:
         self.url = server.url(database)
@@ -103,7 +104,7 @@ class Store:
         self._server.execute(script, self._database)
 
     async def costs(self, call: Call | str, *, times: int = 1) -> list[Cost]:
-        """Each time, what a call or a statement reads. It is rolled back."""
+        """Return what each execution of a call or a statement reads. It is rolled back."""
         return [await self._cost(call) for _ in range(times)]
 
     async def _cost(self, call: Call | str) -> Cost:
@@ -130,7 +131,7 @@ def rows_of(cost: Cost) -> int:
 
 @asynccontextmanager
 async def a_store(server: PostgresServer) -> AsyncIterator[Store]:
-    """In a new database of that server, dropped at the end: each takes 8 MB of memory."""
+    """Yield a store in a new database of that server, dropped at the end: each takes 8 MB of memory."""
     database = of_this_version(server)
     broker = connect(server.url(database))
     await broker.register(Session(id=SESSION, name="worker"))
@@ -143,7 +144,7 @@ async def a_store(server: PostgresServer) -> AsyncIterator[Store]:
 
 @contextmanager
 def counting() -> Iterator[Counter[str]]:
-    """The functions of ours that are called inside, in all threads: of several in a statement the first."""
+    """Count the calls of our functions inside, in all threads: of several in a statement the first."""
     asked = Counter[str]()
     fetch = ConnectionPool.fetch
 

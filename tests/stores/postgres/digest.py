@@ -14,7 +14,8 @@ COMMAND: Final = "python -m tests.stores.postgres.digest"
 
 
 def digests() -> dict[str, str]:
-    """By part: the version, the tables, and all functions together. As the server gets them: a rule or a word is a part of them too."""
+    """Return the digests by part: the version, the tables, and all functions together. They cover the text that the server gets, including
+    rules and words."""
     functions = "".join(map(_rendered, sql_files.functions()))
     return {"version": str(VERSION), "tables": _digest(_rendered(sql_files.tables())), "functions": _digest(functions)}
 

@@ -29,10 +29,10 @@ from tests.stores.postgres.counts import Clock
 from tests.support.verdicts import cancelled, failed, retried, snoozed, succeeded
 
 FEW: Final = 1_200
-"""Rows that a plan may read: upkeep forgets up to 1,000 ids at a time."""
+"""The maximum number of rows that a plan may read: upkeep forgets up to 1,000 ids at a time."""
 SOME: Final = 200
 MANY: Final = 3_000
-"""How many records FILL makes of each kind, and of jobs in each status."""
+"""The number of records that FILL creates of each kind, and of jobs in each status."""
 
 _MODULE: Final = """
     LOAD 'auto_explain';
@@ -65,7 +65,8 @@ async def can_explain(connection: asyncpg.Connection) -> bool:
 
 @contextmanager
 def explaining(connection: asyncpg.Connection) -> Iterator[list[Read]]:
-    """Give afterwards what the plans of all statements inside have read, those in functions too. See `can_explain`."""
+    """Yield a list that afterwards has what the plans of all statements inside have read, including those in functions. See
+    `can_explain`."""
     messages, found = list[Any](), list[Read]()
 
     def take(_: object, message: Any) -> None:
@@ -95,7 +96,7 @@ def _reads(node: dict[str, Any], function: str, text: str, *, is_limited: bool) 
 
 
 async def empty_tables(connection: asyncpg.Connection) -> None:
-    """Delete what FILL has made. The server then knows that the tables are empty, and large."""
+    """Delete what FILL has created. The server then knows that the tables are empty, and large."""
     for table in _FILLED:
         await connection.execute(f"DELETE FROM taskflow.{table} WHERE NOT {'name = $$worker$$' if table == 'sessions' else 'false'}")
         await connection.execute(f"ANALYZE taskflow.{table}")
@@ -138,11 +139,11 @@ FILL: Final = f"""
     INSERT INTO taskflow.lowered (kind, queue, rank, xid, at) SELECT 'kept', 'other' || n, 0, '3', 0 {_ALL};
     INSERT INTO taskflow.totals (queue, what, n) SELECT 'other' || n % 3, '=' || n / 3, {MANY} FROM generate_series(0, 20) AS n;
 """
-"""Makes many records that are nobody's business: in other queues, of other sessions, or due in a hundred years."""
+"""Creates many records that do not concern the calls: in other queues, of other sessions, or due in a hundred years."""
 
 
 class Everything:
-    """Calls all that a worker, a sender and an operator call, and no function that only other functions call."""
+    """Makes every call of a worker, a sender and an operator, but no call of functions that only other functions use."""
 
     def __init__(self, broker: PostgresBroker, clock: Clock | ManualClock) -> None:
         self.clock = clock

@@ -1,4 +1,4 @@
-"""The scene of every store on a PostgreSQL server, and what can be done to its connections and databases."""
+"""The scene of every store on a PostgreSQL server, and faults of its connections and databases."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy
 
 LISTENS: Final = "(query LIKE 'LISTEN%' OR query = 'SELECT 1')"
-"""Of pg_stat_activity: a listening connection, which says this when it is asked whether it is there."""
+"""A condition on pg_stat_activity for a listening connection, which runs one of these when it is checked."""
 
 
 class Scene(scene.Scene):
-    """In a new database of `server`, unless `database` names one; through `proxy` where there is one."""
+    """An application in a new database of `server`, unless `database` names one; through `proxy` where there is one."""
 
     def __init__(self, server: PostgresServer, *, proxy: Proxy | None = None, database: str | None = None) -> None:
         self.postgres = server
@@ -27,19 +27,19 @@ class Scene(scene.Scene):
         super().__init__(server.url(self.database), far)
 
     async def assert_each_settled_once(self) -> None:
-        """And none was added more than once."""
+        """No job was added more than once either."""
         await super().assert_each_settled_once()
         assert (await self.totals())["enqueue"] == len(self.handles)
 
     def set(self, setting: str, value: str | None) -> None:
-        """For all connections to the database that are made from now on; the others are ended. None: as it was."""
+        """Change a setting for all later connections to the database, and end the others. None restores the default."""
         change = f"RESET {setting}" if value is None else f"SET {setting} = {value}"
         self.postgres.execute(f"ALTER DATABASE {self.database} {change}")
         terminate(self.postgres, self.database)
 
 
 def terminate(server: PostgresServer, database: str, *, which: str = "true", most: int = 1_000) -> int:
-    """Ends so many of the database's connections, at random; how many it were."""
+    """End this many of the database's connections, at random, and return their number."""
     [(ended,)] = server.rows(
         "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity "
         f"WHERE datname = $1 AND backend_type = 'client backend' AND {which} ORDER BY random() LIMIT $2) AS chosen",
@@ -50,7 +50,7 @@ def terminate(server: PostgresServer, database: str, *, which: str = "true", mos
 
 
 async def send(sql: asyncpg.Connection, options: str = "", **arguments: Any) -> JobHandle[Any]:
-    """The scene's job, `options` as they stand in SQL."""
+    """Send the scene's job, with `options` as written in SQL."""
     job_id = await sql.fetchval(
         f"SELECT taskflow.enqueue('{NOTE}', $1::jsonb{options and ', ' + options})", json.dumps({"number": 1, **arguments})
     )

@@ -1,4 +1,4 @@
-"""Connections: what they cost, statements that the server cancels, and addresses that lead to something else."""
+"""Connections: their cost, statements that the server cancels, and addresses that lead to something else."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def connections(scene: Scene) -> int:
 
 
 async def test_a_new_connection_asks_the_server_for_no_types(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the driver would, by a statement that takes longer than all others, for each array among our columns."""
+    """The driver would do so, by a statement that takes longer than all others, for each array among our columns."""
 
     async def refuse(*arguments: Any) -> object:
         raise AssertionError("types are asked for")
@@ -58,7 +58,7 @@ async def test_a_new_connection_asks_the_server_for_no_types(scene: Scene, monke
 
 
 async def test_a_sibling_does_not_check_the_schema_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker's heartbeat is one. The check would take longer than anything else that the server does for the first job."""
+    """A worker's heartbeat is a sibling. The check would take longer than anything else that the server does for the first job."""
     await scene.store.read([bytes(16)])
 
     async def refuse(*arguments: Any) -> None:
@@ -71,7 +71,7 @@ async def test_a_sibling_does_not_check_the_schema_again(scene: Scene, monkeypat
 
 
 async def test_connections_that_were_not_needed_for_a_while_are_closed(scene: Scene, pool: ConnectionPool) -> None:
-    """All but one, and none of those that are in use again and again. An idle worker has one that listens and one for heartbeats, too."""
+    """All but one are closed, and none that is used again and again. An idle worker also has one that listens and one for heartbeats."""
     for kept in (2, 1):
         await asyncio.gather(*[pool.fetch("SELECT pg_sleep(0.1)") for _ in range(5)])
         assert connections(scene) == 5
@@ -85,7 +85,7 @@ async def test_connections_that_were_not_needed_for_a_while_are_closed(scene: Sc
 
 
 async def test_a_statement_that_the_server_cancelled_is_sent_again_on_the_same_connection(scene: Scene, pool: ConnectionPool) -> None:
-    """A new one would plan all of it anew, and be cancelled again. One that is always cancelled fails in the end."""
+    """A new one would plan all of it again, and be cancelled again. One that is always cancelled fails in the end."""
     scene.postgres.execute("CREATE SEQUENCE turns", scene.database)
     scene.set("statement_timeout", "100")
     [[before]] = await pool.fetch("SELECT pg_backend_pid()")
@@ -123,7 +123,7 @@ async def send_many(number):
 async def test_a_program_that_ends_as_soon_as_it_has_sent_has_told_the_workers(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, sends: str
 ) -> None:
-    """A worker that hears nothing looks for itself after 5 s, or here never."""
+    """A worker without a notification polls after 5 s, or here never."""
     monkeypatch.setattr(fetcher, "POLL_INTERVAL", 3600.0)
     async with scene.worker():
         await scene.seconds_to_start(0)
@@ -142,7 +142,7 @@ CERTIFICATE: Final = Path(__file__).parent / "db.internal.pem"
 
 @asynccontextmanager
 async def listening(answer: bytes | None, context: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """A port where something answers so to the first bytes, begins TLS if there is a context, and closes. None: it says nothing."""
+    """Yield a port that answers the first bytes with `answer`, begins TLS if there is a context, and closes. None: it says nothing."""
     opened = list[asyncio.StreamWriter]()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -177,7 +177,7 @@ async def said_by(url: str) -> BrokerError:
 
 
 async def test_a_silent_server_is_said_not_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also one that falls silent once connected."""
+    """This includes one that falls silent once connected."""
 
     async def wait(*_: object) -> None:
         await asyncio.sleep(60)
@@ -203,7 +203,7 @@ async def test_a_foreign_server_is_said_not_to_speak_postgresql(answer: bytes) -
 
 
 async def test_a_certificate_that_does_not_fit_is_refused() -> None:
-    """One that no authority of the system has signed, one for another host, and a file of authorities that is not there."""
+    """No authority of the system has signed it, it is for another host, or the file of authorities is missing."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
     async with listening(b"S", context) as port:

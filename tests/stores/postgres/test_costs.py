@@ -27,7 +27,8 @@ def settling(leases: list[Lease], settlement: SettlementOf = succeeded) -> Calla
 
 
 async def test_each_verb_reads_what_it_changes_and_no_more(store: Store, broker: Broker) -> None:
-    """A claim what it takes, once; a settlement each version of the rows that it ends; an enqueue nothing: of all tables and indexes."""
+    """From all tables and indexes, a claim reads what it takes, once; a settlement each version of the rows that it ends; an enqueue
+    nothing."""
     await broker.enqueue(envelopes(3 * BATCH))
     store.counted = "."
     [claim] = await store.costs(lambda broker: broker.claim(SESSION, 1, [], BATCH))
@@ -42,7 +43,7 @@ async def test_each_verb_reads_what_it_changes_and_no_more(store: Store, broker:
 
 
 async def test_jobs_without_tags_never_touch_the_table_of_tags(store: Store, broker: Broker) -> None:
-    """Neither when they are added, in a batch or alone, nor when they end, nor when they are dropped, beside jobs that have tags."""
+    """They don't when they are added, in a batch or alone, nor when they end, nor when they are dropped, beside jobs that have tags."""
     await broker.enqueue([msgspec.structs.replace(each, tags=("a", "b"), after=3_600.0) for each in envelopes(2)])
     store.counted = "^tags"
     for number in (1, BATCH):
@@ -60,11 +61,11 @@ STATS: Final = """
     SELECT n_tup_ins, n_tup_upd, (SELECT xact_commit FROM pg_stat_database WHERE datname = current_database())
     FROM pg_stat_user_tables WHERE relname = 'jobs'
 """
-"""Of jobs the rows that were inserted and updated; of the database the transactions."""
+"""For jobs, the rows that were inserted and updated; for the database, the transactions."""
 
 
 async def test_a_job_is_written_three_times_in_a_hundredth_of_three_transactions(store: Store) -> None:
-    """As it is added, leased and ended; besides, one transaction that tells who waits."""
+    """It is written when added, leased and ended; one more transaction notifies waiters."""
     [before] = store.rows(STATS)
     broker = connect(store.url)
     for request in range(1, BATCHES + 1):

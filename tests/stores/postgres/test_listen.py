@@ -1,4 +1,4 @@
-"""Poolers in transaction mode. Where notifications get lost, jobs are looked for once a second, and the log says so."""
+"""Poolers in transaction mode. Where notifications get lost, waiters poll once a second, and the log says so."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.proxy import Proxy
 from tests.support.waiting import until
 
 POLLED_TIMEOUT: Final = 2.5
-"""Seconds: the longest pause between two looks, twice. Without polling a worker looks again after 5."""
+"""Seconds: twice the longest pause between two polls. Without polling a worker checks again after 5."""
 
 pooled = pytest.mark.skipif(
     not os.environ.get("CI") and not is_there(),
@@ -53,7 +53,7 @@ loses = pytest.mark.usefixtures("_loss_is_found_soon")
 
 @asynccontextmanager
 async def worker_at(scene: Scene, url: str) -> AsyncIterator[None]:
-    """It works for the scene by way of `url`, and what is sent goes straight: it hears of a job from the server, or not at all."""
+    """Let a worker run for the scene by way of `url`. Jobs are sent directly: the worker learns of them from the server, or not at all."""
     broker = connect(url)
     with default_app().using(broker):
         async with scene.worker(ttl=20):
@@ -66,7 +66,7 @@ async def worker_at(scene: Scene, url: str) -> AsyncIterator[None]:
 
 
 async def assert_hears_of_jobs(scene: Scene) -> None:
-    """The worker starts jobs without a poll. It would otherwise look for them every 5 s only."""
+    """Assert that the worker starts jobs without a poll. Otherwise it would poll only every 5 s."""
     polls: list[list[str]] = []
 
     async def polled(_listener: wakeups.PostgresListener, topics: list[str]) -> None:
@@ -119,7 +119,7 @@ async def test_a_pooler_beside_which_it_listens_is_no_reason_to_poll(
 
 @pooled
 async def test_all_that_one_waits_for_is_looked_for(bouncer: PgBouncer) -> None:
-    """And who finds nothing is left alone."""
+    """A waiter for which nothing is found is not woken."""
     database = shared_postgres().new_database()
     here, there = connect(f"{bouncer.url(database)}?pooled=1"), connect(shared_postgres().url(database))
     job = an_envelope(queue="elsewhere", after=3600.0)
@@ -157,7 +157,7 @@ async def test_a_wrong_place_to_listen_at_is_named_and_jobs_are_polled_until_one
 
 
 async def wake_ups(url: str) -> tuple[str, str]:
-    """Level and words of the finding."""
+    """Return the finding's level and text."""
     broker: Broker = connect(url)
     [finding] = [finding for finding in await broker.admin.examine() if finding.topic == "wake-ups"]
     await broker.close()
@@ -167,7 +167,7 @@ async def wake_ups(url: str) -> tuple[str, str]:
 @pooled
 @pytest.mark.parametrize(("prepared", "options"), [(0, "pooled=1"), (100, "pooled=1"), (100, "pooled=0")])
 async def test_jobs_are_done_through_a_pooler(prepared: int, options: str) -> None:
-    """With its support for prepared statements, and without, when the URL says so."""
+    """This works with its support for prepared statements, and without, when the URL says so."""
     database = shared_postgres().new_database()
     with PgBouncer(shared_postgres(), pool_size=2, max_prepared_statements=prepared) as bouncer:
         broker = connect(f"{bouncer.url(database)}?{options}")
@@ -178,7 +178,7 @@ async def test_jobs_are_done_through_a_pooler(prepared: int, options: str) -> No
 
 @pooled
 async def test_a_pooler_without_prepared_statements_says_what_the_url_lacks() -> None:
-    """As soon as a statement meets a connection of the server's that knows it by another name, or not at all."""
+    """The error comes as soon as a statement meets a server's connection that knows it by another name, or not at all."""
     with PgBouncer(shared_postgres(), pool_size=2) as bouncer:
         broker = connect(bouncer.url(shared_postgres().new_database()))
         with pytest.raises(BrokerRefused, match=r"without prepared statements: add pooled=1 to the broker URL"):
