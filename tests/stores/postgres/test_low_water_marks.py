@@ -33,7 +33,7 @@ MANY: Final = 10_000
 BATCH: Final = 200
 
 BEYOND_THE_MARKS: Final = 0.8
-"""Seconds. A mark lies half a second back."""
+"""Seconds. A mark is half a second back."""
 
 
 class Work:
@@ -46,7 +46,7 @@ class Work:
         return await self.broker.claim(SESSION, self.request, [], limit)
 
     async def pass_through(self, jobs: int, *, after: float = 0.0) -> None:
-        """Each is added, readied if it has to wait, claimed and settled."""
+        """Add each job, ready it if it has to wait, claim it and settle it."""
         for _ in range(jobs // BATCH):
             await self.broker.enqueue(envelopes(BATCH, after=after))
             if after:
@@ -65,7 +65,7 @@ class Work:
         return leases
 
     async def go_beyond(self, envelope: Envelope) -> None:
-        """Others of its queue and priority come and go, until the mark has passed the moment of its enqueue."""
+        """Let other jobs of its queue and priority come and go, until the mark has passed the moment of its enqueue."""
         for _ in range(2):
             await asyncio.sleep(BEYOND_THE_MARKS)
             await self.broker.enqueue([an_envelope()])
@@ -82,7 +82,7 @@ async def work(store: Store) -> AsyncIterator[Work]:
 
 
 async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(store: Store, work: Work, stranger: asyncpg.Connection) -> None:
-    """Rows of every table and index of ours, by each operation of a busy worker, once ten thousand jobs have come and gone."""
+    """The rows that each operation of a busy worker reads, from each table and index, once ten thousand jobs have come and gone."""
     await stranger.execute("CREATE TABLE public.theirs (n integer)")
     await stranger.execute("BEGIN; INSERT INTO public.theirs VALUES (1)")
     store.execute(_NOT_AWAITED_ANY_MORE)
@@ -124,7 +124,7 @@ _NOT_AWAITED_ANY_MORE: Final = f"""
 
 
 async def test_a_commit_that_comes_late_is_found_by_a_check_of_the_marks(work: Work, stranger: asyncpg.Connection) -> None:
-    """The marks have passed it; upkeep reads without them every ten seconds."""
+    """The marks have passed the job; upkeep reads without them every ten seconds."""
     late = an_envelope()
     await work.pass_through(BATCH)
     await stranger.execute("BEGIN")
@@ -139,7 +139,7 @@ async def test_a_commit_that_comes_late_is_found_by_a_check_of_the_marks(work: W
 
 
 async def test_what_a_claim_that_is_rolled_back_has_held_is_found_at_once(work: Work, stranger: asyncpg.Connection) -> None:
-    """Others have claimed what comes after it meanwhile."""
+    """Other claims have taken later jobs meanwhile."""
     held = an_envelope()
     await work.broker.enqueue([held])
     await stranger.execute("BEGIN")
@@ -180,8 +180,8 @@ async def test_a_scheduled_job_of_a_transaction_that_commits_late_is_found(work:
 
 @pytest.mark.parametrize("is_turn", [False, True], ids=["a statement", "a turn"])
 async def test_a_verb_that_took_long_checks_the_marks_itself(work: Work, stranger: asyncpg.Connection, is_turn: bool) -> None:
-    """Its commit takes two seconds; others' jobs come and go meanwhile. A turn is a transaction for contested records: it measures its
-    statements, and not only these."""
+    """Its commit takes two seconds; others' jobs come and go meanwhile. A turn is a transaction for contested records: it measures more
+    than its statements."""
     await stranger.execute(_SLOW_COMMIT)
     late = an_envelope(job="slow", after=3600.0 if is_turn else 0.0)
     if is_turn:
@@ -217,7 +217,7 @@ LOWER: Final = "SELECT taskflow.lower_mark('ready', 'default', 0, $1, 1000000)"
 RAISE: Final = "SELECT taskflow.raise_mark(taskflow.newest_mark('ready', 'default', 0), $1, 0, $2)"
 CURRENT: Final = "SELECT (taskflow.newest_mark('ready', 'default', 0)).at"
 NEVER: Final = 1 << 50
-"""Microseconds: a mark may be raised again."""
+"""Microseconds until a mark may be raised again."""
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ async def clients(store: Store, work: Work) -> AsyncIterator[list[asyncpg.Connec
 
 @pytest.mark.parametrize("ends", list(itertools.permutations(range(3))), ids=str)
 async def test_of_marks_that_are_lowered_at_once_the_lowest_counts(clients: list[asyncpg.Connection], ends: tuple[int, ...]) -> None:
-    """In every order of their commits, and though a mark is raised between any two, from what is visible then."""
+    """This holds in every order of their commits, and though a mark is raised between any two, from what is visible then."""
     *lowering, raising = clients
     places, waiting = (50, 30, 70), {50, 30, 70}
     for connection, place in zip(lowering, places, strict=True):
@@ -246,7 +246,7 @@ async def test_of_marks_that_are_lowered_at_once_the_lowest_counts(clients: list
 
 
 async def test_a_mark_that_is_raised_does_not_hide_what_was_put_back_meanwhile(clients: list[asyncpg.Connection]) -> None:
-    """Though another transaction has lowered the mark later, and has been seen when it was raised."""
+    """Another transaction has lowered the mark later, and was visible when it was raised."""
     slow, quick, raising, tidying = clients
     await slow.execute("BEGIN")
     await slow.fetchval(LOWER, 50)
@@ -261,7 +261,7 @@ async def test_a_mark_that_is_raised_does_not_hide_what_was_put_back_meanwhile(c
 
 
 async def test_a_job_in_the_past_counts_against_marks_that_are_raised_beyond_it(clients: list[asyncpg.Connection]) -> None:
-    """Though it was not before the mark that its own transaction saw."""
+    """It was not before the mark that its own transaction saw."""
     slow, raising, *_ = clients
     await slow.execute("BEGIN")
     await slow.fetchval(LOWER, 150)
@@ -271,7 +271,7 @@ async def test_a_job_in_the_past_counts_against_marks_that_are_raised_beyond_it(
 
 
 async def test_of_marks_that_are_raised_at_once_the_one_that_saw_most_counts(clients: list[asyncpg.Connection]) -> None:
-    """Not the one that was written last: it may hide what only the other has seen, whose row is gone by now."""
+    """The one that was written last does not count: it may hide jobs that only the other has seen, whose row is gone by now."""
     slow, quick, lowering, tidying = clients
     await slow.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
     await slow.fetchval(CURRENT)
@@ -286,7 +286,7 @@ async def test_of_marks_that_are_raised_at_once_the_one_that_saw_most_counts(cli
 
 
 async def test_marks_that_were_restored_from_a_dump_are_not_trusted(work: Work, stranger: asyncpg.Connection) -> None:
-    """Another server counts its transactions from another number. The first check finds the jobs."""
+    """Another server numbers its transactions differently. The first check finds the jobs."""
     envelope = an_envelope()
     await work.pass_through(BATCH)
     await stranger.execute("UPDATE taskflow.marks SET upto = '4000000000000', at = at + 3600000000")
@@ -309,13 +309,14 @@ async def test_a_queue_without_claims_keeps_few_marks(work: Work, stranger: asyn
 
 
 async def check_marks_after_a_while(stranger: asyncpg.Connection) -> None:
-    """As if every mark had been set a quarter of a minute earlier."""
+    """Check them as if every mark had been set a quarter of a minute earlier."""
     await stranger.execute("UPDATE taskflow.marks SET set_at = set_at - 15000000")
     await stranger.fetch("SELECT * FROM taskflow.check_marks(NULL)")
 
 
 async def test_many_queues_with_nothing_in_them_cost_a_claim_nothing(store: Store, work: Work, stranger: asyncpg.Connection) -> None:
-    """Once they have been empty for a while; what is added to one of them is found at once, also where it stood before others."""
+    """They cost nothing once they have been empty for a while; a job that is added to one of them is found at once, even where it is before
+    others."""
     queues = [f"queue{number}" for number in range(300)]
     await work.broker.enqueue([an_envelope(queue=queue) for queue in queues])
     leases = await work.claim(len(queues))
@@ -339,7 +340,7 @@ async def test_many_queues_with_nothing_in_them_cost_a_claim_nothing(store: Stor
 
 @pytest.mark.parametrize("looks", [0, 1], ids=["before it is said", "after"])
 async def test_what_comes_as_its_queue_comes_to_rest_is_found(work: Work, stranger: asyncpg.Connection, store: Store, looks: int) -> None:
-    """At once, though the transaction that adds it is not seen by those who let the queue rest."""
+    """It is found at once, though those who retire the queue do not see the transaction that adds it."""
     late = an_envelope()
     await work.pass_through(BATCH)
     for look in range(2):

@@ -1,4 +1,4 @@
-"""A schema is used only if nobody but trusted roles can change the functions in it."""
+"""A schema is used only if no one but trusted roles can change its functions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def use(roles: PostgresServer, database: str, user: str, options: str = ""
 
 @pytest.mark.parametrize("user", ["app", "postgres"])
 async def test_an_empty_schema_of_another_role_is_refused(roles: PostgresServer, database: str, user: str) -> None:
-    """A superuser has most to lose by running somebody's functions, and is a member of every role as far as pg_has_role() knows."""
+    """A superuser risks most by running another role's functions, and is a member of every role according to pg_has_role()."""
     roles.execute("SET ROLE mallory; CREATE SCHEMA taskflow; GRANT ALL ON SCHEMA taskflow TO app", database)
     broker: Any = connect(roles.url(database, user))
     for verb in (partial(broker.read, [bytes(16)]), broker.migrate, broker.pending):
@@ -84,8 +84,8 @@ HARMS: Final = {
         "REVOKE ALL ON taskflow.jobs FROM mallory",
     ),
 }
-"""What another role has in our schema, also since a time when it could create there. A trigger runs with the rights of whoever changes
-the table."""
+"""Objects of another role in our schema, perhaps from a time when it could create there. A trigger runs with the rights of the role that
+changes the table."""
 
 
 async def test_what_lets_others_change_our_functions_is_refused(roles: PostgresServer, database: str) -> None:
@@ -99,7 +99,7 @@ async def test_what_lets_others_change_our_functions_is_refused(roles: PostgresS
 
 
 async def test_members_of_the_owner_migrate_and_work_alike(roles: PostgresServer, database: str) -> None:
-    """Whichever of them migrates, everything belongs to the owner of the schema."""
+    """Whichever of them migrates, everything belongs to the schema's owner."""
     roles.execute("GRANT team TO app, other; CREATE SCHEMA taskflow AUTHORIZATION team", database)
     try:
         await use(roles, database, "app")
@@ -130,7 +130,7 @@ async def test_missing_rights_are_answered_with_the_lines_that_grant_them(roles:
 
 
 async def test_a_role_that_may_not_make_the_schema_is_told_what_it_lacks(roles: PostgresServer, database: str) -> None:
-    """None is needed if the schema was made for it."""
+    """It needs no further right if the schema was created for it."""
     name = f'{database} of "app"'
     quoted = '"{}"'.format(name.replace('"', '""'))
     roles.execute(f"ALTER DATABASE {database} RENAME TO {quoted}; REVOKE CREATE ON DATABASE {quoted} FROM app")
@@ -161,7 +161,7 @@ async def test_a_database_that_checks_no_text(roles: PostgresServer) -> None:
 
 
 async def test_a_schema_that_has_gone_is_made_anew_but_not_with_the_table_of_another_program(roles: PostgresServer, database: str) -> None:
-    """By a broker that had looked at it."""
+    """The broker had checked the schema before."""
     broker = connect(roles.url(database))
     await one_job_is_done(broker)
     roles.execute("DROP SCHEMA taskflow CASCADE", database)
@@ -188,7 +188,7 @@ FORBIDDEN: Final = [
 
 
 async def test_a_sender_may_add_jobs_and_neither_read_nor_change_any(roles: PostgresServer, database: str) -> None:
-    """The use of the schema is all that it needs, unless the right is kept from all but some."""
+    """It needs only usage of the schema, unless EXECUTE is restricted to some roles."""
     await use(roles, database, "app")
     roles.execute("GRANT USAGE ON SCHEMA taskflow TO mallory", database)
     as_sender = "SET ROLE mallory; SET statement_timeout = 10000; "
@@ -206,7 +206,7 @@ async def test_a_sender_may_add_jobs_and_neither_read_nor_change_any(roles: Post
 
 
 async def test_a_sender_learns_the_id_of_a_job_that_has_its_key_and_may_replace_that_job(roles: PostgresServer, database: str) -> None:
-    """The two things that the page warns of."""
+    """These are the two things that the page warns about."""
     broker = connect(roles.url(database))
     key = key_digest("default", "work", "k")
     standing = an_envelope(key=key)

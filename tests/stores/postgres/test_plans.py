@@ -25,7 +25,7 @@ from tests.support.binaries import ServerBinary
 from tests.support.postgres import shared_postgres, the_newest_postgres_binary, the_postgres_binary
 
 VERSIONS: Final = list(dict.fromkeys((the_postgres_binary(), the_newest_postgres_binary())))
-"""Each has a planner of its own, and keeps other plans."""
+"""Each has its own planner, and keeps other plans."""
 
 
 @pytest.fixture(params=VERSIONS, ids=lambda found: found.name)
@@ -48,11 +48,11 @@ FUNCTIONS: Final = {
     *map(hot_name, HOT_SCANS),
     "scan_gates",
 }
-"""All that read tables, but those of users' transactions."""
+"""All functions that read tables, except those of users' transactions."""
 
 
 def is_free(read: Read) -> bool:
-    """Whether a plan may read all of a table or an index, because it says how many there are of each, tidies up, or tells everybody."""
+    """Return True if a plan may read a whole table or index: it counts its contents, tidies up, or notifies all."""
     if read.function == "drop_old_marks":
         return read.table in ("marks", "lowered", "requests", "sessions", "awaited", "idle")
     if read.function == "look_for" and read.rows <= 1:  # it asks whether there is anything
@@ -98,7 +98,7 @@ def is_cheap(read: Read) -> bool:
 
 
 async def everything_is_called(connection: asyncpg.Connection) -> list[Read]:
-    """Call everything, and roll it back. Return what was read."""
+    """Make all calls, and roll them back. Return what was read."""
     transaction = connection.transaction()
     await transaction.start()
     with explaining(connection) as reads:

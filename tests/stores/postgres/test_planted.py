@@ -36,12 +36,12 @@ OPERATORS: Final = """
 IN_PLACE_OF_ANY: Final = ("text", "bigint", "integer", "bytea", "boolean", "anyelement")
 
 IMPOSSIBLE: Final = {'"any"', "internal", "cstring", "trigger", "event_trigger", "language_handler"}
-"""Types of which no function in PL/pgSQL can be."""
+"""Types that no function in PL/pgSQL can have."""
 
 
 def traps(server: PostgresServer, schema: str) -> Iterator[tuple[str, str]]:
-    """What each trap stands in for, and how to make it: "%" is its body. Of each built-in function whose name precedes a "(" in any file
-    of the store, and of each operator."""
+    """Yield what each trap replaces, and how to create it: "%" is its body. There is one for each built-in function whose name precedes a
+    "(" in any file of the store, and one for each operator."""
     files = (path.read_text() for suffix in ("sql", "py") for path in sql_files.FOLDER.rglob(f"*.{suffix}"))
     names = sorted({name for text in files for name in re.findall(r"(\w+)\s*\(", text)})
     for name, is_variadic, args, result in server.rows(FUNCTIONS, names):
@@ -73,7 +73,7 @@ END $$"""
 
 
 def plant(server: PostgresServer, database: str, schema: str) -> list[str]:
-    """Return what each trap stands in for, by its number."""
+    """Return what each trap replaces, by its number."""
     found = list(traps(server, schema))
     body = BODY.replace("%schema", schema)
     made = (create.replace("%", body.replace("%number", str(number)), 1) for number, (_, create) in enumerate(found, 1))
@@ -112,7 +112,7 @@ class Trapped(PostgresHarness):
         return psycopg.connect(self.server.url(self.database, "app"), autocommit=True)
 
     def remove(self) -> None:
-        """The whole server goes."""
+        """Remove the whole server."""
 
     def sprung(self) -> str | None:
         [(number, is_any)] = self.server.rows("SELECT last_value, is_called FROM app.sprung", database=self.database)
@@ -146,7 +146,7 @@ async def all_verbs(world: World) -> None:
 
 
 async def test_no_planted_function_or_operator_is_called(trapped: type[Trapped], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Functions that we call from outside set their own search_path, or name a schema for all that they call themselves."""
+    """Functions that we call from outside set their own search_path, or name a schema for all calls of their own."""
     async with World(trapped) as world:
         assert isinstance(world.harness, Trapped)
         called = set[str]()

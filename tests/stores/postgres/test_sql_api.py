@@ -98,7 +98,7 @@ async def test_what_is_rolled_back_adds_nothing(scene: Scene, sql: asyncpg.Conne
 
 
 async def test_a_key_is_the_same_in_sql_and_python(sql: asyncpg.Connection) -> None:
-    """Also where it fills a block of the digest just so."""
+    """This includes a key that exactly fills a block of the digest."""
     names = [("q", "j", "é" * 100), ("Q" * 100, "ü" * 200, "\U0001f600" * 50), ("q" * 100, "j" * 25, "k")]
     names += [("q", "j", "k" * length) for length in (1, 123, 124, 125, 126)]
     for each in names:
@@ -106,7 +106,7 @@ async def test_a_key_is_the_same_in_sql_and_python(sql: asyncpg.Connection) -> N
 
 
 async def test_a_key_that_is_taken_keeps_the_standing_job(scene: Scene, sql: asyncpg.Connection) -> None:
-    """Whoever sent it, unless it is to be an error. A key of the job's name is another than one of its queue."""
+    """This holds whichever program sent it, unless the call requests an error. A key for the job's name differs from one for its queue."""
     from_python = await scene.note.options(key="a").delay(1)
     assert await send(sql, "key => 'a'") == from_python
     from_sql = await send(sql, "key => 'b'")
@@ -147,7 +147,7 @@ HEADERS: Final = {"trace": "é" * 300, "": "x", **{f"h{number}": "" for number i
     ids=["all", "most", "two"],
 )
 async def test_a_worker_gets_what_it_gets_from_python(scene: Scene, sql: asyncpg.Connection, options: Any, in_sql: str) -> None:
-    """But for the id and the payload."""
+    """Only the id and the payload differ."""
     wanted: Any = {"keep_result": 3600, **options}
     await scene.note.options(**wanted).delay(1)
     await send(sql, in_sql)
@@ -172,7 +172,7 @@ DUE: Final = {
 
 
 async def test_when_it_is_due(sql: asyncpg.Connection) -> None:
-    """A month is one of the calendar."""
+    """A month is a calendar month."""
     await sql.execute("SET timezone = 'UTC'")
     month = (await sql.fetchval("SELECT now() + interval '1 month' - now()")).total_seconds()
     for options, seconds in {**DUE, "after => '1 month'": month}.items():
@@ -188,7 +188,7 @@ async def test_when_it_is_due(sql: asyncpg.Connection) -> None:
 
 
 async def test_the_id_is_one_like_the_clients(sql: asyncpg.Connection) -> None:
-    """A UUID of version 7 that tells the moment and no shard; no two are alike."""
+    """It is a UUID of version 7 with the time and no shard; no two are equal."""
     before = time.time()
     ids: list[UUID] = [row[0] for row in await sql.fetch(f"SELECT taskflow.enqueue('{NOTE}') FROM generate_series(1, 200)")]
     assert len(set(ids)) == 200
@@ -252,7 +252,7 @@ async def test_what_is_wrong_is_named_with_its_value(scene: Scene, sql: asyncpg.
 
 
 async def test_the_bytes_that_a_call_may_take_can_be_set(sql: asyncpg.Connection) -> None:
-    """As the clients' setting of the same name, which has a highest value."""
+    """The setting matches the clients' setting of the same name, which has a maximum."""
     await sql.execute("SET taskflow.max_payload = 100")
     with pytest.raises(asyncpg.InvalidParameterValueError, match="the limit is 100"):
         await send(sql, padding="x" * 100)
@@ -267,7 +267,7 @@ async def test_the_bytes_that_a_call_may_take_can_be_set(sql: asyncpg.Connection
 
 
 async def test_nothing_of_the_callers_is_run_as_the_owner(sql: asyncpg.Connection) -> None:
-    """Neither tables that its search_path puts first, nor text of the arguments. See also test_ownership.py and test_planted.py."""
+    """This covers tables that its search_path puts first, and text in arguments. See also test_ownership.py and test_planted.py."""
     await sql.execute("SET search_path = pg_temp, pg_catalog; CREATE TEMP TABLE jobs (id bytea); CREATE TEMP TABLE given (id bytea)")
     hostile = "'; DROP TABLE taskflow.jobs; --"
     await sql.fetchval(
@@ -280,7 +280,7 @@ async def test_nothing_of_the_callers_is_run_as_the_owner(sql: asyncpg.Connectio
 
 
 async def test_calls_with_few_arguments_are_never_taken_for_the_brokers_own(sql: asyncpg.Connection) -> None:
-    """Untyped literals and parameters too."""
+    """This includes untyped literals and parameters."""
     for call in (f"'{NOTE}'", f"'{NOTE}', '{{}}'", f"'{NOTE}', '{{}}', 'q', 1, '1 s', NULL, '1 m', 5, '1 h', 'k', 'keep', '1 h', '{{}}'"):
         assert isinstance(await sql.fetchval(f"SELECT taskflow.enqueue({call})"), UUID)
     assert await sql.fetchval("SELECT taskflow.enqueue($1, $2)", NOTE, '{"number": 1}')
@@ -319,7 +319,7 @@ async def test_a_request_that_is_no_object_or_too_long_is_refused(sql: asyncpg.C
 
 
 async def test_news_that_a_sender_has_forged_make_no_commit_fail(sql: asyncpg.Connection) -> None:
-    """No topic is that long, and no id has such digits."""
+    """A forged topic may be too long, and a forged id may have wrong digits."""
     for news in ("job:no digits", "x" * 20_000, "due\n" * 50_000):
         await sql.execute("BEGIN; SELECT taskflow.enqueue('work')")
         await sql.execute(f"SELECT set_config('taskflow.at_commit', '{news}', true), set_config('taskflow.keys', 'many', true)")

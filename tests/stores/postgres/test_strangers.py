@@ -1,4 +1,4 @@
-"""Transactions of others, what other programs write, and roles that may do no more than add jobs: none harms the fleet."""
+"""Other programs' transactions and data, and roles that may only add jobs: none harms the fleet."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.verdicts import failed, succeeded
 from tests.support.waiting import until
 
 SOON: Final = 2.0
-"""Seconds. Less than those after which an operation gives up waiting for a lock."""
+"""Seconds: less than an operation's timeout for a lock."""
 
 HOUR: Final = 3_600_000_000
 
@@ -131,7 +131,7 @@ REFUSED: Final = {
     **dict.fromkeys(("due_at", "expires_at", "epoch"), ("-1",)),
     **dict.fromkeys(("ended_at", "fade_at"), ("1",)),
 }
-"""Column to values that a check of the table refuses, of a job that is ready."""
+"""For columns of a ready job, values that a check of the table refuses."""
 
 NEVER_NULL: Final = ("rev", "status", "flags", "queue", "job", "priority", "seq", "created_at", "due_at", "epoch", "awaits")
 
@@ -143,7 +143,7 @@ async def assert_refused(connection: asyncpg.Connection, column: str, *values: s
 
 
 async def test_the_server_refuses_values_that_no_verb_could_work_with(broker: Broker, stranger: asyncpg.Connection) -> None:
-    """Of a job that is ready, that runs, and that has ended."""
+    """The jobs are ready, running, and ended."""
     await broker.enqueue([an_envelope()])
     for column, values in REFUSED.items():
         await assert_refused(stranger, column, *values)
@@ -159,7 +159,7 @@ async def test_the_server_refuses_values_that_no_verb_could_work_with(broker: Br
 
 @pytest.mark.parametrize(("field", "value"), [("keep_for", float("nan")), ("keep_for", 1e300), ("ran_for", 1e300), ("ran_for", -9.223e12)])
 async def test_a_verdict_that_cannot_be_written_fails_alone(broker: Broker, field: str, value: float) -> None:
-    """It is no error of the store: the worker sends the batch one by one, and the one as a failure."""
+    """It is no error of the store: the worker sends the batch one by one, and that one as a failure."""
     await broker.enqueue(envelopes(3))
     leases = await broker.claim(SESSION, 1, [], 10)
     good, bad, other = (succeeded(lease) for lease in leases)
@@ -186,7 +186,7 @@ async def test_counts_at_their_limits_stay_there(broker: Broker, stranger: async
 
 
 async def test_the_row_that_the_server_refuses_is_in_no_message(broker: Broker, stranger: asyncpg.Connection) -> None:
-    """The server's DETAIL has it: "Failing row contains ...". A traceback shows the driver's error too."""
+    """The server's DETAIL has it: "Failing row contains ...". A traceback also shows the driver's error."""
     await broker.enqueue([])
     await stranger.execute("ALTER TABLE taskflow.jobs ADD CONSTRAINT no_mail CHECK (queue <> 'mail')")
     mail = an_envelope(queue="mail", job=f"secret.{new_id().hex()}")
@@ -259,7 +259,7 @@ ADMITTED: Final = (
 async def test_a_value_that_the_server_admits_stops_no_schedule_beside_it(
     broker: Broker, stranger: asyncpg.Connection, change: str
 ) -> None:
-    """Nor upkeep, nor the listing, nor the end of a session that declares them."""
+    """It stops neither upkeep, nor the listing, nor the end of a session that declares them."""
     await broker.define([a_definition("spoilt"), a_definition("other")], SESSION)
     assert await stranger.execute(f"UPDATE taskflow.schedules SET {change} WHERE id = 'spoilt'") == "UPDATE 1"
 

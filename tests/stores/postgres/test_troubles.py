@@ -1,4 +1,4 @@
-"""A server without room, without connections, with other settings than one would wish, one whose process dies, and its standby."""
+"""A server without room or connections, with inconvenient settings, or whose process dies, and its standby."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from tests.support.verdicts import failed
 from tests.support.waiting import until
 
 BALLAST: Final = os.urandom(20_000)
-"""Nothing that could be compressed."""
+"""Bytes that cannot be compressed."""
 
 
 @pytest.fixture
 def small_disk(server: PostgresServer) -> Iterator[Path]:
-    """In memory, for the server's user: 24 MB, of which an empty database takes eight. To mount it takes root."""
+    """A disk in memory, for the server's user: 24 MB, of which an empty database takes eight. Mounting it requires root."""
     folder = new_folder("disk", server.user)
     mount = ["mount", "-t", "tmpfs", "-o", "size=24000000,mode=0777", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
@@ -56,7 +56,7 @@ def small_disk(server: PostgresServer) -> Iterator[Path]:
 
 
 async def test_a_full_disk_loses_nothing(server: PostgresServer, small_disk: Path) -> None:
-    """While it is full nothing can be sent; the worker stays, and what cannot be settled now is settled when there is room."""
+    """While it is full nothing can be sent; the worker stays, and settles its runs when there is room."""
     reserve, data = small_disk / "reserve", small_disk / "data"
     reserve.write_bytes(bytes(6_000_000))
     data.mkdir()
@@ -133,7 +133,7 @@ async def test_a_backend_that_crashes_takes_all_connections_with_it_and_no_job(s
 
 
 async def test_no_connection_to_be_had_for_a_while() -> None:
-    """Others have them all: whoever sends waits, and what ends meanwhile is told once there is one again."""
+    """Other programs have them all: senders wait, and runs that end meanwhile are settled once there is one again."""
     settings = {"max_connections": "14", "superuser_reserved_connections": "0"}
     with PostgresServer(fsync=False, settings=settings) as server:
         async with Scene(server) as scene, scene.worker(ttl=20):
@@ -165,10 +165,10 @@ ODD: Final = [
 
 @pytest.mark.parametrize(("setting", "value"), ODD)
 async def test_odd_settings_lose_and_repeat_nothing(scene: Scene, setting: str, value: str) -> None:
-    """They hold for the making of the schema too."""
+    """They also apply while the schema is created."""
 
     async def again_and_again(what: Callable[[], Awaitable[object]]) -> None:
-        """Until it succeeds: nobody else resends a look at the store, or a worker's first registration."""
+        """Repeat until it succeeds: no other code resends a read of the store, or a worker's first registration."""
         async with asyncio.timeout(TIMEOUT):
             while True:
                 with contextlib.suppress(BrokerUnavailable):
@@ -193,7 +193,7 @@ HOUR: Final = 3600.0
 
 @pytest.mark.parametrize("wrong_by", [HOUR, -HOUR], ids=["fast", "slow"])
 async def test_a_worker_whose_clock_is_off_by_an_hour(scene: Scene, monkeypatch: pytest.MonkeyPatch, wrong_by: float) -> None:
-    """And a sender's: all goes by the server's. What is to come later comes later, what expires in a minute does not expire."""
+    """So may a sender's clock be: only the server's counts. Later jobs come later, and one that expires in a minute does not expire now."""
     right, right_in_ns = time.time, time.time_ns
     monkeypatch.setattr(time, "time", lambda: right() + wrong_by)
     monkeypatch.setattr(time, "time_ns", lambda: right_in_ns() + int(wrong_by * 1e9))
@@ -250,7 +250,7 @@ def url_of_all(database: str, *ports: int) -> str:
 
 
 class SceneOfTwo(Scene):
-    """All of it knows both addresses, the looks at the store too."""
+    """All of it knows both addresses, including the reads of the store."""
 
     def __init__(self, first: PostgresServer, second: PostgresServer, *, database: str | None = None) -> None:
         super().__init__(first, database=database)
@@ -258,7 +258,7 @@ class SceneOfTwo(Scene):
         self._broker = connect(self.straight_url)
 
     async def check_wake_ups(self, numbers: range) -> None:
-        """The jobs that another broker sends start soon: nothing but a notification tells of them."""
+        """The jobs that another broker sends start soon, which only a notification can cause."""
         afar = connect(self.straight_url)
         with default_app().using(afar):
             await self.seconds_to_start(numbers.start)
@@ -277,7 +277,7 @@ async def one_is_added(broker: Broker) -> float:
 async def test_a_primary_that_is_replaced_under_load_loses_and_repeats_nothing(
     server: PostgresServer, standby: Standby, is_dead: bool
 ) -> None:
-    """Its standby is synchronous, as it has to be for that. Sessions and leases survive with the rest, and wake-ups come as before.
+    """Its standby is synchronous, which this requires. Sessions and leases survive with the other data, and wake-ups arrive as before.
     Connections to a primary that turns read-only live on, and every write on them fails: the listener leaves it too."""
     configure(enqueue_timeout=TIMEOUT)
     standby.be_waited_for()
@@ -304,7 +304,7 @@ async def test_a_primary_that_is_replaced_under_load_loses_and_repeats_nothing(
 async def test_a_standby_at_the_first_address_is_passed_over_and_standbys_alone_are_waited_for(
     server: PostgresServer, standby: Standby
 ) -> None:
-    """One of them may be promoted any moment."""
+    """One of them may be promoted at any moment."""
     async with SceneOfTwo(standby, server, database=server.new_database()) as scene, scene.worker():
         await scene.send(range(20))
         await scene.until_done()
@@ -320,7 +320,7 @@ async def test_a_standby_at_the_first_address_is_passed_over_and_standbys_alone_
 
 
 async def test_an_address_that_is_dead_in_silence_costs_a_part_of_the_timeout_and_once() -> None:
-    """Each new connection would wait for it again. What all refuse is refused."""
+    """Otherwise each new connection would wait for it again. If all addresses refuse, so does the broker."""
     server = shared_postgres()
     database = server.new_database()
     with Proxy(HOST, server.port, parse=None) as proxy:

@@ -1,4 +1,4 @@
-"""Notifications and their cost: notes, nudges, transactions that a look may have missed, and the ends of jobs."""
+"""Notifications and their cost: notes, nudges, transactions that a read may have missed, and the ends of jobs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.support.verdicts import succeeded
 from tests.support.waiting import until
 
 SOON: Final = 3.0
-"""Seconds. A worker looks again after five."""
+"""Seconds. A worker polls again after five."""
 
 
 @asynccontextmanager
 async def idle_worker(url: str, *, limit: int = 10) -> AsyncIterator[set[bytes]]:
-    """A worker that claims all that there is, and waits for a nudge. Gives the ids of its jobs."""
+    """Run a worker that claims all jobs, and waits for a nudge. Yields the ids of its jobs."""
     broker, taken, claims = connect(url), set[bytes](), 0
     session, nudges = await registered(broker, "idle", ttl=3600.0), broker.listen([topics.ANY_QUEUE])
     nudges.nudge()
@@ -76,7 +76,7 @@ async def ended(waiter: Broker, job_id: bytes) -> Record:
 
 @pytest.mark.parametrize("number", [1, 5])
 async def test_a_lone_job_takes_six_calls_however_many_workers_idle(store: Store, broker: Broker, number: int) -> None:
-    """One by each operation, and two notifications. Its result comes with the second one."""
+    """Each operation makes one, and there are two notifications. Its result comes with the second one."""
     waiter = broker.sibling()
 
     async def lone_result() -> None:
@@ -103,7 +103,7 @@ async def test_a_lone_job_takes_six_calls_however_many_workers_idle(store: Store
 
 @pytest.mark.parametrize(("number", "size"), [(10, 10), (1, 4_800), (1, 5_200), (8, 2_000), (250, 10)])
 async def test_many_ends_are_told_to_a_listener_in_one_message(store: Store, broker: Broker, number: int, size: int) -> None:
-    """However many wait in its process. Each result comes with it, unless they fit no message: then they are read."""
+    """This holds however many wait in its process. Each result comes with the message, unless they do not fit: then they are read."""
     jobs = envelopes(number)
     await broker.enqueue(jobs)
     leases = await broker.claim(SESSION, 1, [], number)
@@ -160,7 +160,7 @@ async def test_a_sender_that_goes_on_for_long_keeps_no_worker_busy(store: Store,
 
 
 async def test_a_users_commit_takes_no_lock_of_notifications_unless_a_worker_idles() -> None:
-    """Somebody else holds that lock, in a commit that waits for a standby."""
+    """Another program holds that lock, in a commit that waits for a standby."""
     settings = {"synchronous_standby_names": "nobody", "synchronous_commit": "local"}
     with PostgresServer(fsync=False, settings=settings) as server:
         url = server.url(server.new_database())
@@ -186,7 +186,7 @@ async def test_a_users_commit_takes_no_lock_of_notifications_unless_a_worker_idl
 async def test_nobody_reads_the_notes_that_a_long_transaction_keeps(
     store: Store, broker: Broker, stranger: asyncpg.Connection, is_analyzed: bool
 ) -> None:
-    """Whatever the statistics say, which autovacuum gathers at any moment."""
+    """This holds whatever the statistics say, which autovacuum gathers at any moment."""
     await broker.read([])
     await stranger.execute("CREATE TABLE public.theirs (n integer); BEGIN; INSERT INTO public.theirs VALUES (1)")
     store.execute(
@@ -210,7 +210,7 @@ async def test_nobody_reads_the_notes_that_a_long_transaction_keeps(
 
 
 async def test_nobody_reads_former_notes_that_a_long_transaction_keeps(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
-    """The listener was nudged, and has waited again, many times. What a call reads is counted in buffers."""
+    """The listener was nudged, and has waited again, many times. A call's reads are counted in buffers."""
     await broker.read([])
     await stranger.execute("CREATE TABLE public.theirs (n integer); BEGIN; INSERT INTO public.theirs VALUES (1)")
     store.execute(
@@ -245,7 +245,7 @@ RUBBISH: Final = r"""
 
 
 async def test_rubbish_in_the_notes_harms_nobody(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
-    """Another program has written whatever the columns take."""
+    """Another program has written whatever the columns admit."""
     async with idle_worker(store.url) as taken:
         await broker.enqueue([an_envelope(after=3600.0, queue="other")])
         for _ in range(3):

@@ -1,4 +1,5 @@
-"""Jobs are sent and settled in users' transactions: locks, deadlocks and isolation levels. The rest: conformance, tests/transactions."""
+"""Jobs are sent and settled in users' transactions: locks, deadlocks and isolation levels. Conformance and tests/transactions have the
+rest."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ def completed(lease: Lease) -> Settlement:
 
 
 async def test_a_lock_of_another_transaction_is_an_answer(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
-    """The user's transaction goes on, and holds nothing of the job."""
+    """The user's transaction goes on, and holds no lock on the job."""
     lease = await running(broker, key=key_digest("default", "work", "k"))
     other = await asyncpg.connect(store.url)
     await other.execute("BEGIN")
@@ -68,7 +69,7 @@ async def test_a_lock_of_another_transaction_is_an_answer(store: Store, broker: 
 
 
 async def test_two_transactions_that_wait_for_each_other_both_go_on(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
-    """The server finds the deadlock, which would make one of them fail."""
+    """Without this, the server would find the deadlock and make one of them fail."""
     first, second = await running(broker), await running(broker, 2)
     other = await asyncpg.connect(store.url)
     async with stranger.transaction(), other.transaction():
@@ -83,7 +84,7 @@ async def test_two_transactions_that_wait_for_each_other_both_go_on(store: Store
 async def test_at_repeatable_read_a_run_that_has_been_reported_since_is_settled_in_another_try(
     broker: Broker, stranger: asyncpg.Connection
 ) -> None:
-    """The transaction does not see the row as the heartbeat left it. It fails as any such transaction does, and its repetition succeeds."""
+    """The transaction does not see the row as the heartbeat left it. It fails like any such transaction, and its repetition succeeds."""
     lease = await running(broker)
     async with stranger.transaction(isolation="repeatable_read"):
         await stranger.fetchval("SELECT 1")
@@ -102,7 +103,7 @@ async def test_at_repeatable_read_a_run_that_has_been_reported_since_is_settled_
 async def test_a_key_that_a_snapshot_does_not_show_has_one_job_after_the_commit(
     store: Store, broker: Broker, stranger: asyncpg.Connection, level: str, stands: str, conflict: str
 ) -> None:
-    """The engine decides after the commit, and sees the job that stands."""
+    """The engine decides after the commit, and sees the existing job."""
     send = "SELECT taskflow.enqueue('work', key => 'k', on_conflict => $1)"
     await stranger.execute(f"BEGIN ISOLATION LEVEL {level}; SELECT count(*) FROM pg_class")
     other = await asyncpg.connect(store.url)

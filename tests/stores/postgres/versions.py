@@ -25,7 +25,7 @@ def of_this_version(server: PostgresServer) -> str:
 
 @cache
 def _template(server: PostgresServer) -> str:
-    """Make the schema once: to copy it takes the server a third of the time."""
+    """Create the schema once: copying it takes the server a third of the time."""
     database = server.new_database()
     server.execute(re.sub(r"(?m)^\\set .*$", "", _THIS), database)
     return database
