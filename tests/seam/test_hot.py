@@ -180,6 +180,30 @@ async def test_hot_tie__released(store: SeamStore) -> None:
     assert [(await store.header(ref))["awaits"] for ref in (last, not_last, cancelled)] == [0, 1, 0]
 
 
+@pytest.mark.parametrize("flags", [0, Flag.TAGGED, Flag.NOTED, Flag.STATED])
+async def test_hot_tie__of_a_member(store: SeamStore, *, flags: int) -> None:
+    """Whatever else a member is, it keeps its place through a claim and a success, and leaves the index of live members."""
+    member, awaiting, note = bytes(16) + b"\0\0\1\0", await store.job({"status": HELD, "awaits": 2}), bytes(20)
+    record = await store.running({"flags": Flag.MEMBER | Flag.AWAITED | flags, "member": member}, sent=b"sent", content=b"content")
+    scans = (Scan("flow", 9), Scan("flow_live", 9))
+    seen = await store.perform(Query(scans=scans))
+    assert [[entry.position for entry in entries] for entries in seen.scans] == [[(member, record.ref.id)]] * 2
+    ends = not flags & Flag.TIES
+    answers, _ = await store.perform(Succeed([run_of(record, awaited_by=awaiting.id, note=note)]))
+    assert answers == [True if ends else None]
+
+    seen = await store.perform(Query((record.ref,), scans=scans, with_content=True))
+    found = seen.records[record.ref]
+    assert found is not None
+    assert (found.header["member"], found.sent, found.content) == (member, b"sent", b"result" if ends else b"content")
+    assert [len(entries) for entries in seen.scans] == [1, 0 if ends else 1]
+    if ends:
+        store.advance(61)
+        await store.perform(Fade(9, 100, 1_000 * SECOND))
+        seen = await store.perform(Query((record.ref,), scans=scans))
+        assert [len(entries) for entries in seen.scans] == [1 if flags & Flag.KEPT_APART else 0, 0]
+
+
 async def test_hot_promote__fields(store: SeamStore) -> None:
     """A SCHEDULED job keeps its due time and counts as `due`. A released one is due from now on, and counts as `release`."""
     now = await store.now()
