@@ -223,7 +223,7 @@ class Executor:
         return self._failed(holding, failure_of(error, holding.lease.attempt), error)
 
     def _stop(self, holding: HeldLease, context: JobContext, task: asyncio.Task[Any] | None) -> None:
-        """Stop the run: withdraw a queued call of a plain function, or cancel the task. A function in a thread can only be asked."""
+        """Stop the run: withdraw a plain function's queued call, or cancel the task. A function in a thread can only be asked to stop."""
         context.cancelled.set()
         if holding.in_thread is None:
             if task is not None:

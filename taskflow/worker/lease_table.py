@@ -106,7 +106,7 @@ class LeaseTable:
         self.nudge()
 
     def add(self, lease: Lease, claimed_at: float) -> HeldLease:
-        """Add a lease. Its expiry counts from `claimed_at`, which is before the store computed it, so no run starts too late."""
+        """Add a lease. Its expiry is counted from `claimed_at`, a time before the store's answer, so no run starts too late."""
         begins_by = None if lease.expires_in is None else claimed_at + lease.expires_in
         holding = self._held[lease.claim] = HeldLease(lease, time.monotonic(), begins_by)
         holding.on_report = self._on_report

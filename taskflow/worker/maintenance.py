@@ -74,8 +74,8 @@ class _StampFailed(Exception):
 
 @dataclass(eq=False)
 class Scheduler:
-    """Declares a worker's schedules in each session, and fires the schedules that the store offers. Every session reports the worker's age,
-    or a replacement session would look like a newer deploy. Raises DeclarationError if two schedules share a name or one is invalid."""
+    """Declares a worker's schedules in each session, and fires the schedules that the store offers. Every session reports the worker's age;
+    otherwise a replacement would look like a newer deploy. Raises DeclarationError if two schedules share a name or one is invalid."""
 
     broker: Broker
     registry: Registry
@@ -227,7 +227,7 @@ class Scheduler:
         return [firing if firing.envelope is None else replace(firing, envelope=next(stamped)) for firing in firings]
 
     def _fail(self, name: str, why: str, kind: type[BaseException] | None = None) -> None:
-        """Report a failure, unless the schedule's last one was of the same kind: a schedule that doesn't fire is offered every second."""
+        """Report a failure unless the schedule's last failure was alike, because a schedule that doesn't fire is offered every second."""
         if name not in self._has_failed or self._has_failed[name] is not kind:
             self._has_failed[name] = kind
             self.events.emit(ScheduleFailed(name, why))

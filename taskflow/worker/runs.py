@@ -386,7 +386,7 @@ _FAILURES: Final = (Failed, Discarded)
 
 
 class RunCounts:
-    """Counts a worker's runs from its events. `ended` counts the runs that ended their job, and `failed` the ones that ended it as FAILED.
+    """Counts a worker's runs from its events. `ended` counts the runs that ended their job, and `failed` those whose job ended as FAILED.
     `set_aside` counts jobs that a drain found FAILED because they are poison or their stored values cannot be read."""
 
     def __init__(self) -> None:

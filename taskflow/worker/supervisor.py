@@ -247,7 +247,7 @@ class Supervisor:
             log.warning("worker %d worked for only %.0f s, like the one before; the next one starts in %g s", pid, worked_for, pause)
 
     def ended(self, pid: int, exit_status: ExitStatus) -> None:
-        """Handle the end of a process. If this is process 1 of a container, that need not be a worker."""
+        """Handle the end of a process, which need not be a worker if this is process 1 of a container."""
         worker = self._workers.pop(pid, None)
         if worker is None:
             log.debug("process %d, which is not a worker, has ended: %s", pid, exit_status.cause)
@@ -392,7 +392,7 @@ class Supervisor:
             log.warning("worker %d died while it wound down: %s", worker.pid, exit_status.cause)
 
     def _judge(self) -> None:
-        """Once all workers have ended for good, set the exit code: the highest of theirs, or that of the signal that ended them."""
+        """Once all workers have ended for good, set the exit code: the highest of the workers', or that of the signal that ended them."""
         if self._workers:
             return
         failed = [slot.no_start.code for slot in self._slots if slot.no_start is not None]

@@ -211,7 +211,7 @@ class Lifespan:
 
     @property
     def is_intact(self) -> bool:
-        """False if the async lifespan has been left early: a job may cancel every task of its loop."""
+        """False if the async lifespan ended early, because a job can cancel every task of its loop."""
         return self._held is None or not self._held.has_ended
 
     async def begin(self) -> CallRefused | None:

@@ -48,7 +48,7 @@ class _Call:
         self.task: asyncio.Task[Any] | None = None
 
     def is_to_stop(self) -> bool:
-        """Return True, once, if the call was asked to stop. May be called from both threads."""
+        """Return True, but only once, if the call was asked to stop. Either thread may call this."""
         if self.asked:
             with contextlib.suppress(IndexError):  # the other thread has just popped it
                 self.asked.pop()

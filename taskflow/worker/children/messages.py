@@ -72,7 +72,7 @@ class Stop(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """Reports that everything that can be imported has been imported. `memory` is the child's memory use in bytes."""
+    """Reports that all modules that can be imported are imported. `memory` is the child's memory use in bytes."""
 
     memory: int
 
@@ -95,7 +95,7 @@ class Finished(Message, frozen=True):
 
 
 class CallRefused(Message, frozen=True):
-    """Reports why the child could not set itself up, or did not find the job. A new child may find it."""
+    """Reports why the child could not set itself up, or did not find the job. A new child may succeed."""
 
     why: str
     traceback: str

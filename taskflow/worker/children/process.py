@@ -383,7 +383,7 @@ class Child(asyncio.Protocol):
 
 
 class _HungUp(Exception):
-    """No answer will arrive. `is_its_own` is True if the child closed the connection itself, and so may have died."""
+    """Raised when no answer will arrive. `is_its_own` is True if the child closed the connection itself, and so may have died."""
 
     def __init__(self, why: str, *, is_its_own: bool = True) -> None:
         super().__init__(why)

@@ -92,7 +92,7 @@ class Process:
         self._has_ended = False
 
     def wait(self) -> int:
-        """Return the exit code, the negated number of the signal that killed it, or 0 if a job has already reaped it."""
+        """Return the process's exit code, the negated number of the signal that killed it, or 0 if a job has already reaped it."""
         try:
             status = os.waitpid(self.pid, 0)[1]
         except ChildProcessError:
@@ -172,7 +172,7 @@ class OutOfMemory:
 
 
 def _counters(cgroups: Path, memberships: Path) -> Iterator[Path]:
-    """Yield the files that may have the counter. In a container, the reported path may be that on the host: the root is tried too."""
+    """Yield the files that may have the counter. In a container, the reported path may be the host's, so the root is tried too."""
     parts = [line.split(":", 2) for line in _text(memberships).splitlines() if line.count(":") >= 2]
     folders = {name: folder for _, names, folder in parts for name in names.split(",")}  # "memory" for version 1, "" for version 2
     if "" in folders:
