@@ -101,7 +101,7 @@ class Signals:
 
     @property
     def has_come(self) -> bool:
-        """True once a signal has arrived. It may explain a failed import, because C code may replace its exception with another error."""
+        """True once a signal has arrived. It may explain a failed import: C code may replace the signal's exception with another error."""
         return self._count > 0
 
     @property

@@ -42,14 +42,14 @@ def _raise(number: int, frame: object) -> None:
 
 
 def drops_exceptions(frame: object) -> bool:
-    """Return True if the interpreter would drop an exception raised in `frame`: the import system calls it when a weak reference dies."""
+    """Return True if the interpreter drops exceptions raised in `frame`, a callback of the import system for a dead weak reference."""
     code = getattr(frame, "f_code", None)
     return code is not None and code.co_name in ("cb", "remove") and code.co_filename.startswith("<frozen importlib")
 
 
 class Interrupts:
     """Remembers a Ctrl-C and raises it again, because the interpreter drops exceptions raised in its callbacks, which run during imports. A
-    second one ends the process at once, and so does SIGTERM in process 1, where the kernel drops signals without a handler."""
+    second Ctrl-C ends the process at once, and so does SIGTERM in process 1, where the kernel drops signals without a handler."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -121,7 +121,7 @@ _NOT_PASSED_ON = {
 
 
 def command_of(argv: list[str]) -> list[str]:
-    """Return this process's command line without `--broker`, or `python -m taskflow` if another program called taskflow."""
+    """Return this process's command line without `--broker`, or `python -m taskflow` if taskflow was called by another program."""
     how = program or sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]
     if not program and (argv != sys.orig_argv[len(sys.orig_argv) - len(argv) :] or argv != sys.argv[1:]):
         how = ["-m", "taskflow"]

@@ -161,7 +161,7 @@ def _run_through(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) 
 
 
 class OwnTask(asyncio.Task[T]):
-    """A task that belongs to the command. Jobs cannot cancel it, even by cancelling all tasks. The application's lifespan can."""
+    """A task that belongs to the command. Jobs cannot cancel it, even by cancelling all tasks, but the application's lifespan can."""
 
     _told_of = ""
 
