@@ -84,7 +84,7 @@ class OwnFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def own_facts_of(broker: Broker, record: Record) -> OwnFacts:
-    """Read these facts from the store. Jobs that it waits for are only found among the `MAX_POSITIONS` jobs before it in its flow."""
+    """Read a job's `OwnFacts`. Jobs that it waits for are only found among the `MAX_POSITIONS` jobs before it in its flow."""
     if _waits_at_limit(record):
         return OwnFacts(limits=await broker.admin.limits(job=record.id))
     if record.member is None:
@@ -162,7 +162,7 @@ def _waits_at_limit(record: Record) -> bool:
 
 
 def _at_limit(record: Record, limits: Sequence[LimitRecord], facts: Facts) -> Iterator[Reason]:
-    """Yield the limits that a job waits for: the holders of the slots and the number of waiting jobs, or the start at a rate."""
+    """Yield the limits that a job waits for: who holds the slots and how many jobs wait, or when a rate lets the job start."""
     is_rate, change = record.due_at > facts.now, "`taskflow limits set` changes the number"
     own = [each for each in limits if wording.waits_at_gate(each.limit, each.key) == record.waiting_for]
     limit = next((each for each in own if (each.per is not None) == is_rate), None)

@@ -246,7 +246,7 @@ def group(calls: Iterable[Any], *, failures: Failures = "cancel") -> Group[Any] 
 
 
 _MAX_COUNTED: Final = 100 * MAX_JOBS
-"""Counting ends here, because an iterable with more calls may be endless."""
+"""The number of calls at which counting ends, because an iterable with more calls may be endless."""
 
 
 def _branch(call: object) -> Chain | Link[Any, Any]:

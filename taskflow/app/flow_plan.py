@@ -52,7 +52,7 @@ class Chain(NamedTuple):
         return isinstance(self.parts[-1], Fan)
 
     def calls(self) -> Iterator[BareCall[Any]]:
-        """Yield the calls of its jobs, in their order."""
+        """Yield the calls of the chain's jobs, in order."""
         for part in self.parts:
             if isinstance(part, Step):
                 yield part.call

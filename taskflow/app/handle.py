@@ -222,7 +222,7 @@ def _error_info(error: RunError) -> ErrorInfo:
 
 
 def _facts(info: JobInfo) -> dict[str, object]:
-    """Return the most important facts, as rows, but not the result, which may be long or secret."""
+    """Return the most important facts about a job as rows, without the result, which may be long or secret."""
     facts: dict[str, object] = {"job": info.job, "status": info.status, "attempt": f"{info.attempt} of {info.max_attempts}"}
     if info.progress is not None:
         facts["progress"] = f"{info.progress.fraction:.0%} {info.progress.note}"

@@ -156,7 +156,7 @@ class JobType(HasOptions, Generic[R_co]):
         return self.named_arguments(*self.codec.decode_arguments(payload))
 
     def arguments_beside(self, takes: str, payload: bytes) -> Mapping[str, Any]:
-        """Return the arguments of a job in a flow, like `decoded_arguments`, but without `takes`, which results will fill."""
+        """Return the arguments of a job in a flow, like `decoded_arguments`, but without the parameter `takes`, which results will fill."""
         args, kwargs = self.codec.decode_around(takes, payload)
         signature = self.__signature__.replace(parameters=[each for name, each in self.__signature__.parameters.items() if name != takes])
         bound = signature.bind(*args, **kwargs)

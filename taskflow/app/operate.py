@@ -75,7 +75,7 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failures(NamedTuple):
-    """Groups, the largest first. If not all failed jobs were read, `window` is the number of those that were, otherwise None."""
+    """Groups, the largest first. If not all failed jobs were read, `window` is the number of jobs that were read, otherwise None."""
 
     groups: list[FailureGroup]
     window: int | None = None

@@ -68,7 +68,7 @@ INTERRUPTED: Final = (
     "taskflow cannot reach the broker here: a signal handler or `__del__` has interrupted its work in this thread. Send from the "
     "program's normal code"
 )
-"""In these situations, the caller would wait for a lock that its thread holds, or for an answer that only its thread can give."""
+"""The message if the caller would wait for a lock that its thread holds, or for an answer that only its thread can give."""
 
 _STORE_THREADS: Final = "taskflow-sqlite-"
 """The prefix of the names of store threads, which answer calls."""

@@ -139,7 +139,7 @@ class Schedules:
         await self._amend(name, Amendment.PAUSE, by, reason)
 
     async def resume(self, name: str, *, by: str | None = None, reason: str = "") -> None:
-        """Let a paused schedule fire again. Times that passed during the pause do not fire."""
+        """Let a paused schedule fire again. It does not fire for times that passed during the pause."""
         await self._amend(name, Amendment.RESUME, by, reason)
 
     async def remove(self, name: str, *, by: str | None = None, reason: str = "") -> None:
