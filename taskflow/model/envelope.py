@@ -74,7 +74,7 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
 
 
 def notes_of(envelope: Envelope) -> tuple[bytes, ...]:
-    """Return the ids of the notes (inputs of a flow's jobs) that a job's success writes, and of those that it drops if they are few."""
+    """Return the ids of the notes (inputs of a flow's jobs) that a job's success writes, and of the notes that it drops if they are few."""
     member = envelope.member
     inputs = 0 if member is None or member.inputs > MAX_NOTES_AT_ONCE else member.inputs
     ties = zip(envelope.joins, envelope.ties, strict=False)
@@ -182,7 +182,7 @@ _BY_LETTER: Final = {field.letter: field for field in OPAQUE}
 
 
 _last_packed: tuple[Any, bytes | None] = (_NOTHING_OPAQUE, None)
-"""The opaque fields that were packed last, and the result. Jobs that are sent together mostly have the same."""
+"""The opaque fields that were packed last, and the result. Jobs that are sent together mostly have the same fields."""
 
 
 def pack_extras(envelope: Envelope) -> bytes | None:

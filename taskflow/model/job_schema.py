@@ -93,7 +93,7 @@ def _read_retry(stored: Any) -> Backoff:
 
 
 _last_headers: dict[str, str] = {}
-"""The headers that were checked last. Jobs that are sent together mostly have the same."""
+"""The headers that were checked last. Jobs that are sent together mostly have the same headers."""
 
 
 def check_headers(headers: dict[str, str]) -> dict[str, str]:

@@ -34,8 +34,8 @@ class Measure(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """The runs of one job in one queue.
 
     `runs`      how many runs ended with each verdict, by its name: "succeeded", "retried" and so on
-    `waits`     a histogram of the time between a job's due time and its claim: bin N holds times below 2 ** N microseconds, and at least
-                half of that
+    `waits`     a histogram of the time between a job's due time and its claim: bin N counts the times below 2 ** N microseconds that reach
+                at least half of it
     `times`     a histogram of the run times
     `waited`    the sum of the waits in microseconds
     `ran`       the sum of the run times in microseconds

@@ -139,7 +139,7 @@ _OPAQUE: Final = tuple(field.name for field in OPAQUE if field.name in Record.__
 
 
 def record_of(job: Any, reader: FieldReader, *, id: bytes, name: str, queue: str, status: Status, extras: Mapping[str, Any]) -> Record:
-    """Return the record of a stored job. `job` is any object with these fields as attributes."""
+    """Return the record of a stored job. `job` is any object that has the record's other fields as attributes."""
     read = reader.read
     no_errors: tuple[RunError, ...] = ()
     return Record(

@@ -136,7 +136,7 @@ class ScheduleState(msgspec.Struct):
     since: int | None = None
 
     def offer_next(self, at: int | None) -> None:
-        """Set when the schedule is offered next. A paused one is never offered, and a sleeping one keeps its removal time."""
+        """Set the time at which the schedule is next offered. A paused one is never offered, and a sleeping one keeps its removal time."""
         if self.asleep_since is None:
             self.offer_at = None if self.is_paused else at
 

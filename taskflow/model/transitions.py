@@ -180,7 +180,7 @@ def crash(
 ) -> Transition:
     """Return the transition of a job whose worker was lost. A job that was asked to stop never becomes poison.
 
-    A poison job with a follow-up waits for a worker that sends that. If its workers keep being lost, it ends without the follow-up.
+    A poison job with a follow-up waits for a worker that sends the call. If its workers keep being lost, it ends without the follow-up.
     """
     job = job._replace(crashes=job.crashes + 1)
     lost = RunError(wording.CRASHED, wording.worker_lost(worker, job.crashes, died_of), "", job.failures + 1, ending=RunEnding.CRASHED)

@@ -195,7 +195,7 @@ class HandedBack(_Waits, frozen=True):
 
     `counts` is False if the job was never started, in which case this does not count as a hand-back. `is_paused` is True if it was not
     started because its job is paused: while the pause lasts, it's parked instead. If `limits` is given, the job has to pass its gates again
-    before it starts, and these too.
+    before it starts, and these limits too.
     """
 
     counts: bool = True
@@ -204,8 +204,8 @@ class HandedBack(_Waits, frozen=True):
 
 
 class Completed(Verdict, frozen=True, dict=True, gc=True):
-    """The run has settled its job in a transaction (`JobContext.complete_in`). If that committed, the job has succeeded; if it rolled back,
-    `otherwise` takes effect."""
+    """The run has settled its job in a transaction (`JobContext.complete_in`). If the transaction committed, the job has succeeded; if it
+    rolled back, `otherwise` takes effect."""
 
     otherwise: Verdict
 

@@ -76,7 +76,7 @@ WAS_PURGED: Final = "was purged"
 
 
 def felled_by(job_id: bytes, how: str) -> str:
-    """Return the reason for a job that another one ended. `how` is "has failed", "was cancelled" or WAS_PURGED."""
+    """Return the reason to show for a job that was ended by another job. `how` is "has failed", "was cancelled" or WAS_PURGED."""
     return f"job {id_text(job_id)} of its flow {how}"
 
 

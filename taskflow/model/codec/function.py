@@ -283,7 +283,7 @@ class FunctionCodec:
         raise EncodeError(f"{self.name} has no free parameter for a result: bind() makes a call that ignores it")
 
     def encode_around(self, takes: str, call: CallArguments) -> bytes:
-        """Encode arguments without that of the parameter `takes`, as `around` returns them. Raises the errors of `encode_arguments`."""
+        """Encode arguments from `around`, which lack the one for `takes`. Raises the errors of `encode_arguments`."""
         return encode(self._shape_around(takes), call, self.limits, where=self._in_call)
 
     def decode_around(self, takes: str, payload: bytes) -> CallArguments:
@@ -363,7 +363,7 @@ def _expanded(parameter: Parameter) -> list[Parameter]:
 
 
 def _shape(compiler: Compiler, annotation: Any, name: str) -> Shape:
-    """Return the shape of a parameter or of the result. Raises Unsupported or Unresolved, naming the parameter, if it cannot."""
+    """Return the shape of a parameter or of the result. Raises Unsupported or Unresolved, naming the parameter, if there is none."""
     try:
         return compiler.shape(annotation)
     except Unsupported as unsupported:

@@ -107,7 +107,7 @@ def raised(error: BaseException) -> str:
 
 
 def shown_cause(error: BaseException | None) -> BaseException | None:
-    """Return the exception as the cause of an error whose traceback is stored, or None if its text contains values."""
+    """Return the exception to use as the cause of an error whose traceback is stored, or None if its text shows input values."""
     return None if _shows_values(error) else error
 
 

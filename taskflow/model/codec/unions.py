@@ -129,7 +129,7 @@ def _shown(value: Any) -> str:
 
 
 def _with_dicts_joined(members: Sequence[Shape]) -> list[Shape]:
-    """Return the members with all TypedDicts joined into one. Raises Unsupported if their required keys and Literals cannot differ."""
+    """Return the members, with all TypedDicts joined into one. Raises Unsupported if keys or Literals can't tell two of them apart."""
     keyed = [(member, member.keys) for member in members if member.keys is not None]
     if len(keyed) < 2:
         return list(members)
