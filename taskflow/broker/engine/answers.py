@@ -20,7 +20,7 @@ from taskflow.model.stored_values import LATEST
 
 
 def throttled(draft: Draft, job: Job, throttle: float | None) -> bytes | None:
-    """Return the id of the job that represents a throttled call. If there is none, this job does so for the next `throttle` seconds."""
+    """Return the id of the job that represents a throttled call. If there is none, this job does for the next `throttle` seconds."""
     key = job.sent.key
     if not throttle or key is None:
         return None

@@ -245,8 +245,8 @@ def _act(draft: Draft, job: Job, action: flows.Action) -> None:
 
 
 def _finish(done: dict[bytes, flows.Action], revs: dict[bytes, Rev], left: Left, rules: Rules) -> Operation[None]:
-    """Drop the actions that are done, unless they were replaced. Before that, other failures in their flows cancel the restored jobs again,
-    and jobs that await a job which was dropped, or which nothing restores, are cancelled."""
+    """First let other failures in their flows cancel the restored jobs again, and cancel jobs that await one that was dropped or that
+    nothing restores. Then drop the actions that are done, unless they were replaced."""
     scopes: dict[bytes, set[tuple[int, int]]] = {}
     for action in done.values():
         if action.what == flows.RESTORE:
@@ -285,7 +285,7 @@ def _census(flow: bytes) -> Operation[flows.Census]:
 
 
 def _give_up(draft: Draft, item: tuple[bytes, int]) -> bool:
-    """Cancel a HELD job that awaits more jobs than may still succeed. It's read after these were counted, and `awaits` can't rise then."""
+    """Cancel a HELD job that awaits more jobs than may still succeed. It's read after they were counted, and `awaits` can't rise then."""
     job_id, expected = item
     job = draft.job(job_id)
     if job is not None and job.status == HELD and job.header["awaits"] > expected:

@@ -3,9 +3,9 @@
 The step that ends a successful run stores the result as a note (a record) for each job that takes it, and subtracts one from that job's
 `awaits`. Nothing else does. So `awaits` is the number of jobs that have not succeeded, whatever the status of the job that awaits them.
 
-If a job ends in another way, `awaits` stays unchanged, so no job that needs its result starts. The step puts an action, which then cancels
-the jobs of its scope that have not begun, in portions. A retry replaces the action by one that restores them. Each of these changes expects
-the action's revision, so changes decided on before the retry have no effect after it. Only a job that collects failures counts them too.
+If a job ends in another way, `awaits` stays unchanged, so no job that needs its result starts. The step stores an action, which then
+cancels the jobs of its scope that have not begun, in portions. A retry replaces the action by one that restores them. Each of these changes
+expects the action's revision, so changes decided on before the retry have no effect after it. Only jobs that collect failures count them.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ class Census:
                 self._failures[job.sent.member.first, job.sent.member.last] = job.id
 
     def failures_in(self, scopes: Iterable[tuple[int, int]]) -> list[bytes]:
-        """Return one job for each scope that overlaps one of these: a job that has failed, or was cancelled other than by an action."""
+        """Return one job for each scope that overlaps one of these: a job that failed, or was cancelled in any way but by an action."""
         apart = list[tuple[int, int]]()
         for first, last in sorted(scopes):
             if apart and first <= apart[-1][1]:

@@ -3,8 +3,8 @@
 A job with gates takes a slot of each when it becomes READY, either all or none. It gives them back when it stops being READY or RUNNING.
 A job that finds a gate full waits there as SCHEDULED. The step that gives a slot back passes it to the first waiting job.
 
-A job that begins to wait expects the gate's revision but doesn't put the gate, so any number of jobs can begin to wait at once. Only the
-first one puts it, to record that jobs wait. An operation that makes room in a gate checks it again after its step, because other jobs may
+A job that begins to wait expects the gate's revision but doesn't write the gate, so any number of jobs can begin to wait at once. Only the
+first one writes it, to record that jobs wait. An operation that makes room in a gate checks it again after its step, because other jobs may
 have begun to wait in between. No job begins to wait while the gate has room, so one check is enough.
 
 A rate (a limit on starts in a period) has no slots. A job pays for it when it becomes READY. If that is too early, the job pays for a later
@@ -194,7 +194,7 @@ def _pass_on(draft: Draft, record: Plain) -> Iterator[Job]:
 
 
 def record_of(draft: Draft, gate: Gate) -> Plain:
-    """Return a gate's record, or a new one. It's stored while jobs hold slots or wait, its number is set, or a rate isn't idle."""
+    """Return a gate's record, or a new one. A record is stored while jobs hold slots or wait, its number is set, or a rate isn't idle."""
     record = draft.plain(Kind.GATE, gate.id)
     if record is not None:
         return record

@@ -1,4 +1,4 @@
-"""Ends runs of jobs that have one limit and no other tie, and hands their slots on. This is a fast path of `jobs.settle` without drafts.
+"""Ends runs of jobs that have one limit and no other tie, and passes their slots on. This is a fast path of `jobs.settle` without drafts.
 
 It decides by headers. Jobs that need more, or whose records have changed in the meantime, are left to the general decision.
 """
@@ -21,7 +21,7 @@ from taskflow.model.verdict import Settlement, Succeeded, is_plain_success
 
 
 class _Ending(NamedTuple):
-    """A run to end, with the number of its settlement."""
+    """A run that is to be ended, with the index of its settlement."""
 
     number: int
     settlement: Settlement
@@ -35,7 +35,7 @@ def is_simple(settlement: Settlement) -> bool:
 
 
 def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[set[int]]:
-    """End runs for which `is_simple` is True. Return the numbers of the runs that it ended. The others may have more ties or be over."""
+    """End runs for which `is_simple` is True. Return the indexes of those it ended. The other runs may have more ties or be over."""
     by_gate: dict[bytes, list[int]] = {}
     for number, settlement in enumerate(settlements):
         by_gate.setdefault(settlement.limits[0].id, []).append(number)

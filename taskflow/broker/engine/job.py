@@ -269,7 +269,7 @@ class Job:
         self.header["flags"] = self.header["flags"] | flag if is_set else self.header["flags"] & ~flag
 
     def add_awaited(self, n: int) -> None:
-        """Apply an addition to `awaits` in memory, for later decisions. A put doesn't write it, even if it `restarts`."""
+        """Apply an addition to `awaits` in memory, for later decisions. Puts don't write `awaits`, not even one that `restarts`."""
         self.header["awaits"] += n
         if self.stored is not None:
             self.stored = {**self.stored, "awaits": self.header["awaits"]}
@@ -398,7 +398,7 @@ class Job:
 
 
 def put_of_plain(envelope: Envelope) -> Put:
-    """Return the put of a new job without ties that is due: the same as from `Job.of_envelope`, in a fraction of the time."""
+    """Return the `Put` of a new, due job without ties: the same as from `Job.of_envelope`, in a fraction of the time."""
     extras = pack_extras(envelope)
     header: dict[str, Any] = {
         "status": READY,
@@ -459,7 +459,7 @@ def text_bytes(text: str | None) -> bytes | None:
 
 
 def claim_bytes(claim: ClaimId) -> tuple[bytes, bytes]:
-    """Return the two fields of a claim in a header."""
+    """Return a claim as the two fields that a header stores."""
     return claim.session, claim.request.to_bytes(8, "big") + claim.number.to_bytes(4, "big")
 
 

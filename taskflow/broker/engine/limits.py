@@ -29,7 +29,7 @@ MAX_CROWDED: Final = 200
 
 
 MAX_SHOWN: Final = 10
-"""The maximum number of holders, and of the next jobs, that are listed of a gate."""
+"""The maximum number of holders, and of the next jobs, that are listed for a gate."""
 
 MAX_EXAMINED: Final = 1_000
 """The maximum number of running jobs, and of ready jobs with limits, that are read to find holders."""
@@ -38,8 +38,8 @@ Found = list[tuple[Plain, Gate]]
 
 
 def records(limit: str | None, job_id: bytes | None) -> Operation[list[LimitRecord]]:
-    """Return the gates that are in use or whose number was set, of one limit, of one job or of all. The gates with the most waiting jobs
-    come first."""
+    """Return the gates that are in use or whose number was set: those of one limit, of one job, or all. The gates with the most waiting
+    jobs come first."""
     found = yield from (_of_job(job_id) if job_id is not None else _listed(limit))
     crowded = [gate.id for record, gate in found if record.header["has_waiting"]][:MAX_CROWDED]
     scans = [Scan("gated", MAX_COUNTED, (gate_id,), with_records=False) for gate_id in crowded]

@@ -94,7 +94,7 @@ class Record(NamedTuple):
     """A stored record.
 
     `sent`     the part that never changes; None if there is none
-    `state`    the part that puts replace
+    `state`    the part that a put replaces
     `content`  the payload of a job that has not succeeded, or the result of one that has; None unless the query asked for it
     `damage`   what couldn't be read, one line for each part: its name, a tab, and what is known about it. A header may then be empty
     """
@@ -371,9 +371,9 @@ it can run in a lock, in a transaction, or in a coroutine."""
 class Store(Protocol):
     """A store of records. The methods of a store on a server are coroutines.
 
-    In addition, a store has a `claim(session, request, queues, limit)`, which its broker calls from `claim_records` with the arguments that
-    the store's wake-ups need. It leases READY jobs that have not expired, from queues that are not paused, and returns `Claimed`, or None
-    if the session is unknown or dead. Without queues, it goes through all queues with READY jobs, starting at a different one each time.
+    Its method `claim(session, request, queues, limit)` is called by its broker, from `claim_records`, with the arguments that the store's
+    wake-ups need. It leases READY jobs that have not expired, from queues that are not paused, and returns `Claimed`, or None if the
+    session is unknown or dead. Without queues, it goes through all queues with READY jobs, starting at a different one each time.
     """
 
     def query(self, query: Query) -> Snapshot | Awaitable[Snapshot]: ...
@@ -396,10 +396,10 @@ class Store(Protocol):
         ...
 
     def fade(self, limit: int, max_kept: int, repeat_for: int) -> Faded | Awaitable[Faded]:
-        """Bury the ended jobs without ties that need not be kept, and forget buried ones `repeat_for` microseconds after their end.
+        """Bury ended jobs that have no ties and need not be kept, and forget buried ones `repeat_for` microseconds after their end.
 
         Each queue keeps at most `max_kept` FAILED jobs, and as many other ended ones. The oldest are buried first, and counted as
-        `wording.DROPPED_OVER_CAP`. Any job is buried once its `fade_at` has come.
+        `wording.DROPPED_OVER_CAP`. Any job is buried once its `fade_at` has passed.
         """
         ...
 
@@ -408,7 +408,7 @@ _Applied = tuple[list[Answer], Snapshot | None]
 
 
 def awaits_nothing(header: Mapping[str, Any]) -> bool:
-    """Return True if a job named as `awaited_by` is one that `succeed` returns: it can be released, or was buried."""
+    """Return True if `succeed` returns this job, named as `awaited_by`, because it can be released or was buried."""
     return bool(header["status"] == BURIED or (header["status"] == HELD and header["awaits"] <= 0))
 
 
