@@ -250,13 +250,12 @@ class Admin(Protocol):
         ...
 
     async def purge(self, view: View, *, limit: int = 1_000) -> int:
-        """Drop up to `limit` matching jobs, and return their number. Waiting ones are cancelled first; running ones stay. [admin_purge]
+        """Drop up to `limit` matching jobs, and return their number. Waiting ones are cancelled first; running ones are kept. [admin_purge]
 
-        Each job is dropped in a separate step, if it still matches then and does not run. A job that begins to match during the call may
-        stay.
-        The ids stay known for `repeat_for`, so that a resent enqueue does not add the jobs again.
-        A view with a tag drops no job without that tag. [admin_purge_tag] What the purge of a job in a flow cancels is dropped too if it
-        matches. Other jobs of the flow are kept for `PURGED_TTL` seconds.
+        Each job is dropped in a separate step, if it still matches then and isn't running. A job that begins to match during the call may
+        stay. The ids stay known for `repeat_for`, so that a resent enqueue does not add the jobs again. A view with a tag drops no job
+        without that tag. [admin_purge_tag] A job that is cancelled because a job of its flow was purged is dropped too if it matches. Other
+        jobs of the flow are kept for `PURGED_TTL` seconds.
         """
         ...
 
@@ -319,7 +318,7 @@ class Admin(Protocol):
         ...
 
     async def limits(self, limit: str | None = None, *, job: bytes | None = None) -> list[LimitRecord]:
-        """Return the gates that are in use or whose number was set, of the limit with this name or of all limits. The gates with the most
+        """Return the gates that are in use or whose number was set: those of the limit with this name, or all. The gates with the most
         waiting jobs come first. With `job`, return the gates in use of the job with this id. [admin_limits]"""
         ...
 

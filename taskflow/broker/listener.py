@@ -198,7 +198,7 @@ class Listener(ABC):
 
     @abstractmethod
     async def pass_on(self, nudges: int) -> None:
-        """Ask the server to send this many nudges to other listeners instead, because no task of this one is waiting for jobs."""
+        """Ask the server to send this many nudges to other listeners instead, because no task of this listener is waiting for jobs."""
 
     # --- announcing topics ----------------------------------------------------------------------------------------
 

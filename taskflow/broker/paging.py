@@ -125,7 +125,7 @@ async def first(admin: Admin, view: View, most: int, limit: int = AT_ONCE) -> li
 
 def _matches(record: Record, view: View, now: int, until: int) -> bool:
     """Check the conditions that a store does not check. Jobs that were added after the first page do not match. A job from the future
-    doesn't count as one of these: the clock was set back, or the job's time is damaged."""
+    doesn't count as added later: the clock was set back, or the job's time is damaged."""
     if instant_of(until) < record.created_at <= instant_of(now):
         return False
     if view.created_before is not None and record.created_at > instant_of(now - to_microseconds(view.created_before)):

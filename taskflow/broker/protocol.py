@@ -52,13 +52,13 @@ of upkeep.
     `notes` returns the results by their numbers, at most about 4 MiB or one result in an answer. They are dropped when the job that
     received them has succeeded or is dropped.
   [flow_fells] If a job ends in another way, the waiting jobs of its scope are CANCELLED (felled), and kept as long as a failed job. Their
-    reason names the job, and `felled_by` is its id. Running jobs continue. A job of a flow that was cancelled by itself is kept as long.
+    reason names the job, and `felled_by` is its id. Running jobs continue. A flow's job that was cancelled individually is kept as long.
   [flow_collects] For a tie that `collects`, every end counts, and a failure takes the place of the result. A job that was felled by another
     job of the same scope passes that job's failure on.
   [flow_redo] If an operator retries a job, the jobs that it has felled wait again. Each is HELD until the jobs that it awaits have
-    succeeded, and keeps its time and the results that it has. If the flow has another failure, that one fells them again. A job that awaits
-    a job which was dropped, or which nothing restores, is CANCELLED. `retry` answers FELLED for jobs that this has ended again. A job that
-    collects failures loses the failure again, unless it has begun.
+    succeeded, and keeps its time and the results that it has. If the flow has another failure, that failure fells them again. A job that
+    awaits a job which was dropped, or which nothing restores, is CANCELLED. `retry` answers FELLED for jobs that end again in this way. A
+    job that collects failures loses the failure again, unless it has begun.
 
 **limits** of a job are gates, which it passes before it is READY. All jobs that have a gate with the same id share it.
   [gate_takes] A job that would become READY takes a slot of each of its gates. If one is full, the job is SCHEDULED instead, without a
@@ -100,7 +100,7 @@ of upkeep.
     queues then waits, later jobs wake it, and so do jobs that are still there.
   [claim_eligible] A job that is paused, expired, held or not yet due is never leased.
   [claim_fence] Each lease has an epoch one higher than the job's last one. The pair of epoch and claim id has never existed before.
-    After a store has lost its latest changes, each of the two alone may repeat.
+    After a store has lost its latest changes, either of the two may repeat by itself.
   [claim_waited] `waited` is the time since the job became due, by the store's clock.
   [claim_session] An unknown, reaped or departed session gets SessionLost, and nothing is leased.
   [claim_exclusive] A leased job is not leased to another session until it is settled, handed back or released by upkeep.
@@ -162,7 +162,7 @@ of upkeep.
 **upkeep** makes up to `limit` moves that have become necessary, and returns when to call it next. Any worker may call it, in any order
 and any number of times. Calls may overlap: each move is made once.
   [upkeep_due] A due job becomes READY, and its due time determines its place.
-  [upkeep_reaps] A session past its ttl is dead for good, and its leases are released, each as a crash. `next_in` ends by the next one.
+  [upkeep_reaps] A session past its ttl is dead for good, and its leases are released, each as a crash. `next_in` ends when the next lapses.
   [upkeep_bounded] No call makes more than `limit` moves. `next_in` is 0 if more are left. A session is dead before its first lease is
     released.
   [crash_backoff] The first crash causes no wait; later ones wait as `crash_backoff` specifies. A crash does not count as a failure.
@@ -204,8 +204,8 @@ never changes from declared to put, or back.
   [schedule_declared] If several sessions declare a schedule, the youngest one's definition is in force. `age` is a session's age in
     seconds. While no living session declares it, the schedule is asleep: it is not offered, but keeps its state. It is removed after
     `rules.keep_asleep`.
-  [schedule_handover] After the session whose definition is in force has died or left, that of the next youngest takes effect, as if it had
-    been declared at that moment. This follows the release of the session's leases.
+  [schedule_handover] After the session whose definition is in force has died or left, that of the next youngest session takes effect, as if
+    it had been declared at that moment. This follows the release of the session's leases.
   [schedule_session] An unknown, reaped or departed session gets SessionLost, and nothing is stored.
   [schedule_due] When a schedule becomes the first one due, listeners are nudged under `topics.DUE`, as for jobs (see [listen_due]).
 
@@ -292,7 +292,7 @@ class Refused(msgspec.Struct, frozen=True):
 
     @classmethod
     def as_known(cls, envelope: Envelope, known: Record | None) -> Refused:
-        """Refuse an envelope whose id is known. `known` is the job's record, or None if it has been dropped."""
+        """Return the refusal of an envelope whose id is known. `known` is the job's record, or None if it has been dropped."""
         has_changed = envelope.on_conflict is OnConflict.DEBOUNCE
         is_resent = known is None or (
             (known.job, known.queue, known.key_text) == (envelope.job, envelope.queue, envelope.key_text)

@@ -9,12 +9,12 @@ else is done to it: no commit, no rollback, no setting that outlives the transac
   [within_rollback] If it rolls back, they never existed, for any operation.
   [within_savepoint] The same holds for a savepoint that is released or rolled back.
   [within_keys] Keys and `on_conflict` see the jobs that the transaction has added, and those that have a key already. The answer may omit
-    a replaced job of another client, and a job that represents a call with `throttle`. No envelope has DEBOUNCE.
+    another client's job that was replaced, and a job that represents a call with `throttle`. No envelope has DEBOUNCE.
   [within_store] A connection to another database or store gets WrongConnection. Nothing is added, and the transaction is not affected.
   [within_open_key] No call waits for an open transaction that has added a job with a key. The key is assigned after the commits: a job
     that comes too late for it is then CANCELLED. (SQLite has one writer at a time, so no other call meets an open transaction.)
-  [within_full] If the store has no room, StoreFull is raised. Nothing of the call is added, and the transaction is not affected.
-  [within_nudges] The commit nudges listeners as `Broker.enqueue` does. If the engine has to admit a job first, those of `topics.DUE`.
+  [within_full] If the store has no room, StoreFull is raised. None of the call's jobs are added, and the transaction is not affected.
+  [within_nudges] The commit nudges listeners as `Broker.enqueue` does, or those of `topics.DUE` if the engine has to admit a job first.
 
 **settle** settles a run as SUCCEEDED in the caller's transaction, under the run's fence.
   [complete_commit] Once the transaction commits, the job has ended. A settlement by `Broker.settle` with the same fence is then COMMITTED,
@@ -22,8 +22,8 @@ else is done to it: no commit, no rollback, no setting that outlives the transac
     latest.
   [complete_rollback] If it rolls back, the run is still leased, and a settlement by `Broker.settle` with the same fence takes effect.
   [complete_stale] If the lease is no longer valid, the answer is STALE. Nothing changes, and the transaction is not affected.
-  [complete_open] While the transaction is open, no other operation waits for it: a settlement with the same fence is HELD_UP, upkeep and
-    the session's end leave the lease to a later call. (On SQLite, an open write transaction locks the whole store.)
+  [complete_open] While the transaction is open, no other operation waits for it: a settlement with the same fence is HELD_UP, and upkeep
+    and the session's end leave the lease to a later call. (On SQLite, an open write transaction locks the whole store.)
   [complete_repeat] Settling again in the same transaction is OK and changes nothing. In a later one the answer is COMMITTED.
 """
 
@@ -50,7 +50,7 @@ Row = Sequence[Any]
 class Statement(NamedTuple):
     """A statement to run on the caller's connection. Its placeholders are `%s` on PostgreSQL and `?` on SQLite.
 
-    A statement for PostgreSQL takes one text and returns one row with one text, so that every driver can run it.
+    A statement for PostgreSQL takes one text parameter and returns one row with one text column, so that every driver can run it.
     """
 
     sql: str
@@ -69,7 +69,7 @@ class CallersOperation(Protocol[T_co]):
         ...
 
     def steps(self) -> Generator[Statement, Sequence[Row], T_co]:
-        """Yield the operation's statements one by one, for a connection that is used with `await`. Each is answered with its rows."""
+        """Yield the operation's statements one by one, for a connection used with `await`. The caller sends back the rows of each."""
         ...
 
 

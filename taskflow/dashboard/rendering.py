@@ -75,7 +75,7 @@ def number(value: float) -> str:
 
 
 def path_of(kind: str, name: str) -> str:
-    """Return the path of a queue or a job. Browsers remove path segments of dots, so for a queue with such a name it's its list of jobs."""
+    """Return the path of a queue or a job. Browsers remove path segments of dots, so such a queue gets the path of its job list."""
     return f"/jobs?queue={name}" if name in (".", "..") else f"/{kind}/{quote(name.encode('utf-8', 'replace'), safe='')}"
 
 

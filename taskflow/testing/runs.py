@@ -113,7 +113,7 @@ class RecordingBroker(MemoryBroker):
         return None if record is None else Job.of_record(record).to_lease(self._clock.wall())
 
     def take_ends(self) -> tuple[tuple[bytes, ...], int]:
-        """Remove and return the ids of jobs that ended without a run, the first ones only, and the number of ids that were dropped."""
+        """Remove and return the first ids of jobs that ended without a run, and the number of ids that were dropped."""
         return self.perform(maintenance.take_ends(self.rules))
 
 
@@ -276,7 +276,7 @@ def endless(after: str, runs: Counter[str]) -> AssertionError:
 
 
 MAX_DEPTH: Final = 50
-"""The maximum nesting depth of jobs. A job that the innermost one sends waits."""
+"""The maximum nesting depth of jobs. If the innermost job sends another one, that one waits."""
 
 
 class _Around(msgspec.Struct, frozen=True):

@@ -106,7 +106,7 @@ _position: Final[Callable[[tuple[Position, Ref]], Position]] = itemgetter(0)
 
 
 def placing(kind: int) -> Callable[[Mapping[str, Any], bytes, Mapping[str, Any]], Places]:
-    """Return a function of a record's header, id and entries that computes its places in all indexes.
+    """Return a function that computes a record's places in all indexes from its header, id and entries.
 
     It is compiled from the declaration. A loop over the indexes would take several times as long for each change of a job.
     """
@@ -128,7 +128,7 @@ def placing(kind: int) -> Callable[[Mapping[str, Any], bytes, Mapping[str, Any]]
 
 
 def _in_python(condition: str) -> str:
-    """Return a condition of the declaration as Python."""
+    """Return a condition of the declaration as a Python expression."""
     for sql, python in (
         ("IS NOT NULL", "is not None"),
         ("IS NULL", "is None"),

@@ -53,7 +53,7 @@ def _updated(kind: int, field: Field) -> str:
 
 
 def inserted(kind: int, source: str) -> str:
-    """Return the INSERT of new records from the rows `source`, whose alias is g."""
+    """Return the INSERT statement for new records, from the rows `source`, whose alias is g."""
     fields = put_fields(kind)
     names = [field.name for field in fields]
     values = [_value(field) if field.default is None else f"coalesce({_value(field)}, {_default(field)})" for field in fields]
@@ -75,7 +75,7 @@ def _default(field: Field) -> str:
 
 
 def updated(kind: int, source: str) -> str:
-    """Return the UPDATE of records by the rows `source`. The stored row is available as o."""
+    """Return the UPDATE statement for records, from the rows `source`. The stored row is available as o."""
     fields = [_updated(kind, field) for field in put_fields(kind)]
     parts = [f"{part} = CASE WHEN g.parts & {1 << bit} <> 0 THEN r.{part} ELSE g.{part} END" for bit, part in enumerate(PARTS)]
     table, former = f"@.{TABLES[kind]}", ", queue, status" if kind == Kind.JOB else ""
@@ -288,7 +288,7 @@ def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
 
 
 def collapsed(column: list[Any]) -> list[Any]:
-    """Reduce a column to one element if all its elements are equal: the driver takes a third of a microsecond for each."""
+    """Reduce a column to one element if all its elements are equal: the driver takes a third of a microsecond per element."""
     return column[:1] if column and column.count(column[0]) == len(column) else column
 
 

@@ -71,8 +71,8 @@ MAX_PAYLOAD_BYTES: Final = 1 << 26
 """The maximum size of a payload or a result in bytes. A longer one is not fetched."""
 
 MIN_KEPT: Final = 60_000_000
-"""Microseconds for which a flow's job is kept at least after it was settled in a caller's transaction, so that upkeep can pass its result
-on."""
+"""The minimum time in microseconds for which a flow's job is kept after it was settled in a caller's transaction, so that upkeep can pass
+its result on."""
 
 NOTE_TTL: Final = 90_000_000
 """Microseconds for which a listener's note is valid. The listener renews it every minute."""

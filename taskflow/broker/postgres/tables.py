@@ -7,7 +7,7 @@ from typing import Final
 from taskflow.broker.engine.records import HEADERS, INDEXES, TABLES, Field, Index, Kind, Owner, Type
 
 OTHERS: Final = tuple(kind for kind in TABLES if kind not in (Kind.JOB, Kind.KEY))
-"""The kinds whose changes are sent as JSON: few records of them change at a time."""
+"""The kinds whose changes are sent as JSON, because few of their records change at a time."""
 
 BY_INDEX: Final = {index.name: index for index in INDEXES}
 JOB: Final = {field.name: field for field in HEADERS[Kind.JOB]}

@@ -110,7 +110,7 @@ class RedisBroker(EngineBroker):
                         await self.ask("DEL", key)
 
     async def _take_turn(self, key: bytes) -> bool:
-        """Wait for a turn, which is a key that expires. Return False if it doesn't come; turns only prevent conflicts."""
+        """Wait for a turn, which is a key that expires. Return False if it doesn't come: turns only prevent conflicts."""
         gives_up_at = time.monotonic() + 3 * TURN
         while time.monotonic() < gives_up_at:
             try:

@@ -255,7 +255,7 @@ class _Direct(asyncio.Protocol, ABC):
 
 
 class _Asked(NamedTuple):
-    """A call in progress: the future of its caller, how many replies it wants, and those so far."""
+    """A call in progress: the future of its caller, how many replies it wants, and the replies so far."""
 
     waiting: asyncio.Future[list[Any]]
     wanted: int

@@ -17,7 +17,7 @@ from taskflow.model.errors import BrokerUnavailable
 _KINDS: Final = {prefix.encode(): kind for kind, prefix in enumerate(PREFIXES) if any(index.kind == kind for index in BY_NAME.values())}
 _PORTION: Final = 100
 """The maximum number of records or entries that one script compares, which takes the server some milliseconds. A READY job is looked up in
-a list, which takes it up to 150 µs."""
+a list, which takes up to 150 µs."""
 _MAX_WALKS: Final = 3
 
 Ask = Callable[..., Awaitable[Any]]

@@ -67,7 +67,7 @@ class RedisStore:
     """Runs the store's methods as scripts.
 
     `steady`  returns the time of a test clock, or None
-    `lost`    returns the error for contents that the server has lost before their call
+    `lost` returns the error for contents that the server lost before their call arrived
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class RedisStore:
         return seen
 
     async def _set_aside(self, found: Sequence[Any]) -> None:
-        """Replace unreadable jobs, given as ids with the queue in which each was READY, or False, by FAILED ones."""
+        """Replace unreadable jobs by FAILED ones. In `found`, each id is followed by the queue in which the job was READY, or by False."""
         log.error(
             "jobs that another program has changed cannot be read, and are set aside as FAILED: %s", ", ".join(map(id_text, found[::2]))
         )

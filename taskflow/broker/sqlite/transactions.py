@@ -329,7 +329,7 @@ class OpenFile:
         return None
 
     def _run(self, queued: QueuedOperation) -> None:
-        """Run an operation. A refusal is an answer like any other."""
+        """Run an operation. A refusal counts as an answer, not as a failure."""
         self.store.forget()
         try:
             queued.answer = queued.operation(self.store)

@@ -266,7 +266,7 @@ class SocketListener:
         self._folder.close()
 
     def _end_receive(self) -> None:
-        """End the wait for a datagram by sending one, because neither closing nor shutting down the socket ends it."""
+        """End the wait for a datagram by sending one, because neither closing nor shutting down the socket ends the wait."""
         if self.name is not None:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
                 sender.setblocking(False)
