@@ -1,4 +1,4 @@
-"""An application on a store that fails: a job that notes that it ran, workers for it, and a direct way to look at the store."""
+"""An application on a store that fails: a job that records its runs, workers for it, and a direct way to read the store."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from tests.support.verdicts import succeeded
 from tests.support.waiting import until
 
 TIMEOUT: Final = 60.0
-"""Seconds for what takes far less on a machine that does nothing else. What takes this long has hung."""
+"""Long enough for steps that take far less on an idle machine. A process that takes this long has hung."""
 
 NOTE: Final = "tests.stores.note"
 """The scene's job."""
 
 
 class Scene:
-    """As an asynchronous context manager: inside, what taskflow sends and works goes to the broker at `url`.
+    """As an asynchronous context manager: inside, taskflow's clients and workers use the broker at `url`.
 
-    `url` may lead through a proxy; `store` looks at what `straight_url` names.
+    `url` may lead through a proxy; `store` reads what `straight_url` names.
     """
 
     def __init__(self, straight_url: str, url: str | None = None) -> None:
@@ -72,7 +72,7 @@ class Scene:
         self._stack.close()
 
     def worker(self, *, ttl: float = 4.0) -> Worker:
-        """By default it beats each second, and may stand still for as long as a machine with much else to do."""
+        """Return a worker. By default it beats each second, and may be blocked for as long as a busy machine blocks it."""
         return Worker(options=WorkerOptions(ttl=ttl, concurrency=50, grace=5.0, subscribers=(self.events.append,)))
 
     @property
@@ -85,7 +85,8 @@ class Scene:
         self.handles.update(zip(numbers, handles, strict=True))
 
     async def keep_sending(self, numbers: range, *, by: int = 5, ahead: int | None = None) -> None:
-        """In batches, with a pause after each. If `ahead` is given, only that many jobs wait to be run, however slow the machine is."""
+        """Send in batches, with a pause after each. If `ahead` is given, only that many jobs wait to be run, however slow the machine
+        is."""
         for first in range(numbers.start, numbers.stop, by):
             if ahead is not None and first - ahead >= numbers.start:
                 await self.until_ran([first - ahead])
@@ -110,7 +111,7 @@ class Scene:
                 await self._ran.wait()
 
     async def until_done(self, numbers: Iterable[int] | None = None) -> None:
-        """Until the store says of each of these jobs, of all by default, that it has succeeded."""
+        """Wait until the store shows that each of these jobs, by default all, has succeeded."""
         wanted = list(self.handles if numbers is None else numbers)
 
         async def have_succeeded() -> bool:
@@ -125,14 +126,14 @@ class Scene:
             raise AssertionError(f"not done: {await self.told(wanted)}; the last events: {self.events[-5:]}") from None
 
     async def seconds_to_start(self, number: int) -> float:
-        """From just before the enqueue to the job's first line."""
+        """Return the seconds from just before the enqueue to the job's first line."""
         began_at = time.monotonic()
         await asyncio.gather(self.send([number]), self.until_ran([number], within=10))
         return elapsed_since(began_at)
 
     @asynccontextmanager
     async def from_afar(self) -> AsyncIterator[None]:
-        """Send what is sent inside through another broker than the workers', so that nothing but a notification tells them."""
+        """Send calls inside through another broker than the workers', so that only a notification can reach them."""
         afar = connect(self.straight_url)
         with default_app().using(afar):
             await self.send([-1])
@@ -141,7 +142,7 @@ class Scene:
         await afar.close()
 
     async def told(self, numbers: Iterable[int]) -> dict[str, int]:
-        """How many of these jobs the store says what of."""
+        """Return how many of these jobs the store reports in which state."""
         return dict(Counter("gone" if record is None else record.status.value for record in await self.records(numbers)))
 
     async def records(self, numbers: Iterable[int]) -> list[Record | None]:
@@ -149,18 +150,18 @@ class Scene:
         return [record for first in range(0, len(ids), 500) for record in await self.store.read(ids[first : first + 500])]
 
     async def totals(self) -> Counter[str]:
-        """How often each event has happened, over all queues, says the store."""
+        """Return how often each event has happened, over all queues, according to the store."""
         return sum(map(Counter[str], (await self.store.admin.metrics()).totals.values()), Counter[str]())
 
     async def waiting(self) -> dict[str, int]:
-        """How many jobs have not ended, by status; nothing where none has."""
+        """Return how many jobs have not ended, by status; empty if all have."""
         counts: Counter[str] = Counter()
         for queue in await self.store.admin.queues():
             counts.update({status.value: count for status, count in queue.counts.items() if not status.is_ended})
         return dict(+counts)
 
     async def assert_each_settled_once(self) -> None:
-        """All that was sent is done, nothing is left, and no job was settled more than once."""
+        """Assert that all jobs have run, nothing is left, and no job was settled more than once."""
         assert await self.told(self.handles) == {Status.SUCCEEDED.value: len(self.handles)}
         assert (await self.totals())["succeed"] == len(self.handles)
         assert await self.waiting() == {}
@@ -176,7 +177,7 @@ def elapsed_since(began_at: float) -> float:
 
 
 async def one_job_is_done(broker: Broker) -> None:
-    """In a queue that is its own: others do the same meanwhile."""
+    """Run one job, in a separate queue, because others do the same meanwhile."""
     envelope = an_envelope(queue=new_id().hex())
     assert await broker.enqueue([envelope]) == [Added(envelope.id)]
     [lease] = await broker.claim((await registered(broker)).id, 1, [envelope.queue], 10)

@@ -125,4 +125,4 @@ async def test_a_listening_connection_that_has_died_in_silence_is_replaced(drive
         await asyncio.to_thread(driver.proxy.heal)
         await until(lambda: driver.listeners(scene) - dead, 10)
         async with scene.from_afar():
-            assert await scene.seconds_to_start(1) < 2.0  # to look again takes the worker 5 s
+            assert await scene.seconds_to_start(1) < 2.0  # a poll would come after 5 s

@@ -78,7 +78,7 @@ async def test_a_job_is_written_three_times_in_a_hundredth_of_three_transactions
     [after] = store.rows(STATS)
     inserted, updated, transactions = (now - then for now, then in zip(after, before, strict=True))
     assert (inserted, updated) == (BATCHES * BATCH, 2 * BATCHES * BATCH)
-    assert transactions <= 5 * BATCHES + 20  # the first use looks at the schema, and each look of this test is one
+    assert transactions <= 5 * BATCHES + 20  # the first use checks the schema, and each read of this test is one
 
 
 CALLS: Final[Mapping[str, tuple[dict[str, int], Callable[[Broker, list[Lease]], Awaitable[Any]]]]] = {

@@ -184,7 +184,7 @@ async def test_odd_settings_lose_and_repeat_nothing(scene: Scene, setting: str, 
         await asyncio.sleep(0.2)
         await scene.send(range(MANY, MANY + 20))
         await again_and_again(scene.until_done)
-    scene.set(setting, None)  # the looks of the test itself may take longer
+    scene.set(setting, None)  # reads by the test itself may take longer
     await scene.assert_each_settled_once()
 
 
@@ -264,7 +264,7 @@ class SceneOfTwo(Scene):
             await self.seconds_to_start(numbers.start)
             waits = [await self.seconds_to_start(number) for number in numbers[1:]]
         await afar.close()
-        assert max(waits) < 2.0, waits  # to look again takes the worker 5 s
+        assert max(waits) < 2.0, waits  # a poll would come after 5 s
 
 
 async def one_is_added(broker: Broker) -> float:

@@ -1,1 +1,1 @@
-"""The Redis broker on servers that fail: each test starts its own, and does to it what happens to servers."""
+"""The Redis broker on servers that fail: each test starts its own, and makes it fail as servers do."""

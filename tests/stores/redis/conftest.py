@@ -39,7 +39,7 @@ async def world() -> AsyncIterator[World]:
 
 
 class Stored:
-    """What the world's server holds of its store, by the ends of the keys' names."""
+    """The keys of the world's store on the server, by the ends of their names."""
 
     def __init__(self, harness: RedisHarness) -> None:
         self.client: redis.Redis = harness.server.client()

@@ -21,10 +21,10 @@ def commands() -> set[str]:
 
 
 _VERBS: Final = {sent: name for name in PARTS for sent in SCRIPTS[name]}
-"""By what a client sends: the script's hash, or its text."""
+"""The operations by what a client sends: the script's hash, or its text."""
 
 
 def verb_of(command: Command) -> str:
-    """The script that it runs, or its own name: "claim", "PING"."""
+    """Return the script that a command runs, or the command's own name: "claim", "PING"."""
     is_script = command.name in (b"EVALSHA", b"EVAL")
     return _VERBS.get(command.args[0], "another script") if is_script else command.name.decode()

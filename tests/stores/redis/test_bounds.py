@@ -1,4 +1,4 @@
-"""No call does more than so much, whatever lies in the store, and nothing is left behind. Large payloads and results have own keys.
+"""No call exceeds its bound, whatever the store contains, and nothing is left behind. Large payloads and results have separate keys.
 
 Each test of the conformance suite checks at its end that none is left there without its job.
 """
@@ -35,7 +35,7 @@ async def fill(world: World, number: int, **fields: Any) -> list[Envelope]:
 
 
 async def test_a_claim_passes_over_so_many_expired_jobs_and_no_more(world: World, stored: Stored) -> None:
-    """They are upkeep's to end: a backlog of them does not hold the server at each claim."""
+    """Upkeep ends them: a backlog of them does not block the server at each claim."""
     await fill(world, 3_000, expires=1.0)
     world.clock.advance(2.0)
     assert await world.claim(await world.a_session()) == []
@@ -63,7 +63,7 @@ async def test_a_job_is_found_behind_thousands_that_were_cancelled(world: World)
 
 
 async def test_listeners_that_are_gone_leave_nothing_behind(world: World, stored: Stored) -> None:
-    """Their names go when the next listener waits, minutes later, and the list expires if there is none."""
+    """Their names are removed when the next listener waits, minutes later, and the list expires if there is none."""
     for _ in range(3):
         world.clock.advance(100.0)
         broker = world.broker.sibling()
@@ -76,7 +76,7 @@ async def test_listeners_that_are_gone_leave_nothing_behind(world: World, stored
 
 
 async def test_upkeep_nudges_again_for_jobs_that_no_claim_has_taken(world: World) -> None:
-    """A process that was stopped after it began to wait keeps a job from nobody for long."""
+    """A process that was stopped after it began to wait does not delay a job for long."""
     idle = [world.broker.sibling() for _ in range(2)]
     waiters = [broker.listen([topics.queue("mail")]) for broker in idle]
     try:
@@ -96,14 +96,14 @@ async def test_upkeep_nudges_again_for_jobs_that_no_claim_has_taken(world: World
 
 
 async def test_nine_thousand_queues_in_one_call(world: World) -> None:
-    """More than Lua unpacks at once."""
+    """They are more than Lua unpacks at once."""
     answers = await world.enqueue(*(world.an_envelope(queue=f"q{number}") for number in range(9_000)))
     assert len(answers) == 9_000
     assert len((await world.broker.admin.metrics()).totals) == 9_000
 
 
 async def test_a_job_whose_key_has_a_wrong_type_is_gone_and_spoils_no_other(world: World, stored: Stored) -> None:
-    """The broker is told of no such job, and each operation goes on."""
+    """The broker sees no such job, and each operation goes on."""
     running, waiting, sound = await world.running(), await world.add(queue="mail"), await world.add(queue="mail")
     for job_id in (running.envelope.id, waiting.id):
         stored.client.delete(record := stored.key("j:", job_id))
@@ -134,7 +134,7 @@ RESULT: Final = b"\x01" + bytes(10_000)
 
 
 def contents_of(stored: Stored, job_id: bytes) -> dict[bytes, Any]:
-    """Return the job's contents that stay, by their keys."""
+    """Return the job's remaining contents, by their keys."""
     return {key: stored.client.get(key) for key in stored.keys(stored.key("c:", job_id)) if stored.client.ttl(key) == -1}
 
 
@@ -151,7 +151,7 @@ async def test_a_large_payload_is_apart_from_its_job_until_that_succeeds(world: 
 
 @pytest.mark.parametrize("fields", [{}, {"key": "k"}], ids=["plain", "with a key"])
 async def test_no_job_is_there_without_its_payload(world: World, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]) -> None:
-    """One that was sent ahead and has gone before the call: nothing is stored. A result that has gone so is sent within its settlement."""
+    """If a payload that was sent ahead is gone before the call, nothing is stored. A result that is gone is sent within its settlement."""
     envelopes = [world.an_envelope(), world.an_envelope(payload=LARGE, **fields)]
     with monkeypatch.context() as patch:
         patch.setattr(store, "ahead", lambda prefix, contents: [])
@@ -167,7 +167,7 @@ async def test_no_job_is_there_without_its_payload(world: World, monkeypatch: py
 
 
 async def test_contents_that_look_like_references(world: World) -> None:
-    """No codec of ours makes such, but a broker carries any bytes."""
+    """No codec of ours creates such contents, but a broker carries any bytes."""
     odd = [reference_to(b"", bytes(8)), MARK, MARK + bytes(100)]
     for payload in odd:
         await world.add(payload=payload)

@@ -1,4 +1,4 @@
-"""What a plain job costs the server, in counts: commands of a script, bytes of a job, and how it is kept, which decides how fast it is.
+"""What a plain job costs the server, in counts: a script's commands, a job's bytes, and its encoding, which decides the speed.
 
 An idle worker sends next to nothing, and starts a job at once all the same.
 """
@@ -44,7 +44,7 @@ async def add(world: World, number: int, **fields: Any) -> None:
 
 
 async def commands_of(stored: Stored, verb: Callable[[], Awaitable[object]]) -> tuple[int, int]:
-    """Scripts that an operation sends, and commands that they call."""
+    """Return how many scripts an operation sends, and how many commands they call."""
     stored.client.config_resetstat()
     await verb()
     stats: Any = stored.client.info("commandstats")
@@ -80,7 +80,7 @@ async def test_a_batch_costs_one_script_and_no_command_a_job(world: World, store
 
 
 MAX_COMMANDS: Final = {"enqueue": 15, "claim": 20, "settle": 10, "upkeep": 70}
-"""Commands of a call. Some of an enqueue's pass over a worker that waits, but whose process is gone."""
+"""Commands of a call. Some of an enqueue's skip a worker that waits, but whose process is gone."""
 
 
 async def test_a_plain_job_is_kept_in_the_fixed_layout_all_its_life(world: World, stored: Stored) -> None:
@@ -103,7 +103,7 @@ async def test_a_plain_job_is_kept_in_the_fixed_layout_all_its_life(world: World
 
 
 async def test_the_leases_of_a_busy_session_are_a_table(world: World, stored: Stored) -> None:
-    """As one string, which the server reads through at each lookup, they would cost a claim half as much again."""
+    """As one string, which the server searches at each lookup, they would make a claim half as expensive again."""
     session = await world.a_session()
     await add(world, BATCH)
     await world.claim(session)
@@ -112,7 +112,7 @@ async def test_the_leases_of_a_busy_session_are_a_table(world: World, stored: St
 
 
 async def test_the_fixed_layout_byte_by_byte(world: World, stored: Stored) -> None:
-    """Stores hold it: a change raises LAYOUT in layout.py. The revision, which is random, is left out."""
+    """Stores contain it: a change raises LAYOUT in layout.py. The revision, which is random, is left out."""
     session = await world.a_session("w1")
     created = number_bytes(world.clock.wall())
     envelope = await world.add(priority=-2, payload=b"\x01p")
@@ -150,17 +150,17 @@ def test_each_function_of_the_lua_files_is_once_in_each_script_that_calls_it() -
 
 @pytest.mark.parametrize(("name", "most"), [("add", 17), ("claim", 24), ("succeed", 14)])
 def test_a_script_for_plain_jobs_makes_few_functions(name: str, most: int) -> None:
-    """Each costs the server a quarter of a command, also when it is not called."""
+    """Each costs the server a quarter of a command, even when it is not called."""
     at_once = re.sub(r"^local function load_rest.*?^return [\w, ]+\nend$", "", TEXTS[name], flags=re.MULTILINE | re.DOTALL)
     assert len(FUNCTION.findall(at_once)) <= most
 
 
 LATENCY: Final = 0.15
-"""Seconds for a command's way to the server; its answer's way takes none, so that a round trip takes as long."""
+"""Seconds for a command's way to the server; its answer takes none, so that a round trip takes as long."""
 
 
 SLACK: Final = 0.14
-"""Seconds for what a machine with much else to do adds to the round trips; less than one of them, so that one more would be noticed."""
+"""Seconds that a busy machine may add to the round trips; less than one of them, so that one more would be noticed."""
 
 
 BLOCKING: Final = {"BLPOP", "BRPOP", "BLMOVE", "BLMPOP", "BRPOPLPUSH", "BZPOPMIN", "BZPOPMAX", "BZMPOP", "XREAD", "XREADGROUP", "WAIT"}
@@ -179,14 +179,14 @@ def sent(proxy: Proxy) -> Counter[str]:
 
 
 def check_round_trips(waits: list[float], number: int) -> None:
-    """No more than so many, but for one job that comes when all connections are in use: another is opened then, once, which is two more."""
+    """Check their number, except for one job that is sent when all connections are in use: another is opened then, once, with two more."""
     *others, longest = sorted(waits)
     assert max(others) < number * LATENCY + SLACK, waits
     assert longest < (number + 2) * LATENCY + SLACK, waits
 
 
 async def test_an_idle_worker_sends_less_than_one_command_a_second(far_scene: Scene, server: RedisServer, sent: Counter[str]) -> None:
-    """Counted on the wire and by the server over 10 s, with a user's own settings; then a job starts at once."""
+    """They are counted in the proxy and by the server over 10 s, with a user's own settings; then a job starts at once."""
     async with far_scene.worker(ttl=WorkerOptions().ttl):
         await far_scene.seconds_to_start(0)
         await asyncio.sleep(1)
@@ -199,7 +199,7 @@ async def test_an_idle_worker_sends_less_than_one_command_a_second(far_scene: Sc
         waited = await far_scene.seconds_to_start(1)
     assert when_idle.total() < 8, when_idle  # a heartbeat takes two, a call of upkeep that finds nothing one
     assert sum(told.get(f"cmdstat_{name}", 0) for name in ("evalsha", "eval", "ping")) < 8, told
-    assert waited < 2.0  # to look again takes the worker 5 s
+    assert waited < 2.0  # a poll would come after 5 s
     assert not BLOCKING & when_idle.keys()
 
 
@@ -217,8 +217,8 @@ async def test_a_job_starts_within_two_round_trips_of_its_enqueue(far_scene: Sce
 async def test_so_it_does_after_minutes_of_idleness_on_a_server_that_cuts_who_is_idle(
     far_scene: Scene, proxy: Proxy, server: RedisServer, monkeypatch: pytest.MonkeyPatch, sent: Counter[str]
 ) -> None:
-    """As many looks and pings as in minutes. The server cuts who says nothing for a second, so the first command connects anew, which is
-    two more round trips: the driver tells its name and its version."""
+    """It has polled and pinged as often as in minutes. The server cuts clients that are silent for a second, so the first command connects
+    again, with two more round trips, in which the driver sends its name and its version."""
     monkeypatch.setattr(fetcher, "POLL_INTERVAL", 5.0 / 200)
     monkeypatch.setattr(wakeups, "PING_INTERVAL", 25.0 / 200)
     monkeypatch.setattr(wakeups, "PONG_TIMEOUT", 4 * LATENCY)

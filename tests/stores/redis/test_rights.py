@@ -1,4 +1,4 @@
-"""Access lists: what the page grants is enough, and what a user lacks is said."""
+"""Access lists: the page's grants are enough, and errors name the rights that a user lacks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.servers import HOST, RedisServer, redis_binaries
 PAGE: Final = (Path(__file__).parents[3] / "docs/how-to/configure-a-broker.md").read_text()
 [_COMMAND] = re.findall(r"^redis-cli ACL SETUSER app on '>password' ((?:.*\\\n)*.*)$", PAGE, re.MULTILINE)
 OF_THE_PAGE: Final = shlex.split(_COMMAND.replace("\\\n", " "))
-"""What a user of ours may do, one rule of an access list each."""
+"""A taskflow user's rights, as rules of an access list."""
 
 each_server = pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
 
@@ -47,7 +47,7 @@ def test_the_page_permits_the_commands_that_are_used_and_no_others() -> None:
 
 @each_server
 async def test_a_user_with_the_rights_of_the_page_can_do_everything(found: ServerBinary) -> None:
-    """Every operation, every act of the admin interface; and nothing beside."""
+    """Every operation and every action of the admin interface works; and nothing else is allowed."""
     with with_user(*OF_THE_PAGE, binary=found.path, appendonly="yes") as url, RedisServer(found.path) as unused:
         async with Scene(unused.url, f"{url}?durability=fsync") as scene:
             broker, admin = scene._broker, scene._broker.admin
@@ -75,7 +75,7 @@ async def test_a_user_with_the_rights_of_the_page_can_do_everything(found: Serve
 
 @each_server
 async def test_every_kind_of_server_says_what_a_user_may_not_do(found: ServerBinary) -> None:
-    """And survives the question: one before Redis 8 takes a command that is not whole at its word, and looks for keys beyond its end."""
+    """It survives the question: a server before Redis 8 trusts an incomplete command, and searches keys beyond its end."""
     with RedisServer(found.path) as server, server.client() as client:
         for denied in ("-evalsha", "-hget", "-scan", "-publish", "-@write", "resetchannels", "resetkeys"):
             client.execute_command("ACL", "SETUSER", "app", "reset", "on", ">secret", *OF_THE_PAGE, denied)

@@ -1,4 +1,4 @@
-"""Redis forgets its scripts, its replies are late, lost or garbled, it comes back with less than it had, or its memory is used up."""
+"""Redis forgets its scripts, its replies are late, lost or garbled, it comes back with lost changes, or its memory is used up."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ FATES: Final[Mapping[str, Callable[[random.Random], Fate]]] = {
 
 @pytest.mark.parametrize("name", FATES)
 async def test_troubles_on_the_way_lose_and_repeat_nothing(far_scene: Scene, proxy: Proxy, name: str) -> None:
-    """What was garbled or lost may have taken effect, and the connection is not used again. Large payloads go ahead of their calls."""
+    """A garbled or lost command may have taken effect, and the connection is not used again. Large payloads are sent ahead of their
+    calls."""
     configure(enqueue_timeout=TIMEOUT)
     hit, chance = Counter[str](), random.Random(5)
 
@@ -79,7 +80,7 @@ MANY: Final = 200
 
 
 async def test_without_persistence_all_is_gone_and_the_worker_begins_anew(server: RedisServer) -> None:
-    """Its session is gone with the rest: it opens another, and does what comes then."""
+    """Its session is gone with the other data: it opens another, and runs later jobs."""
     async with Scene(server.url) as scene:
         async with scene.worker():
             await scene.send(range(MANY))
@@ -94,18 +95,18 @@ async def test_without_persistence_all_is_gone_and_the_worker_begins_anew(server
 
 
 ROOM: Final = 6_000_000
-"""Bytes beyond what an empty server takes."""
+"""Bytes beyond those that an empty server uses."""
 
 
 def make_scarce(server: RedisServer, room: int) -> None:
-    """So many bytes more than are used now, or fewer: then it is full and stays full, whatever is worked off."""
+    """Allow this many bytes more than are used now, or fewer: then it is full and remains full, however many jobs are run."""
     with server.client() as client:
         client.config_set("maxmemory", max(1, client.info("memory")["used_memory"] + room))
 
 
 @pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
 async def test_a_full_server_refuses_new_jobs_and_is_worked_off(found: ServerBinary) -> None:
-    """It stays full to the last: nothing of what it takes to claim, beat, settle and keep up needs room."""
+    """It is full until the end: claims, heartbeats, settlements and upkeep need no room."""
     with RedisServer(found.path, settings={"maxmemory-policy": "noeviction"}) as server:
         async with Scene(server.url) as scene:
             make_scarce(server, ROOM)
@@ -127,7 +128,7 @@ async def test_a_full_server_refuses_new_jobs_and_is_worked_off(found: ServerBin
 
 @pytest.mark.parametrize("policy", ["noeviction", "volatile-ttl"])
 async def test_what_is_refused_of_large_calls_takes_no_room_from_others(server: RedisServer, policy: str) -> None:
-    """As jobs are worked off new ones are taken, also when many are refused; and what refuses them is the memory, and nothing else."""
+    """As jobs run, new ones are accepted, even when many are refused; and only the memory limit refuses them."""
     with server.client() as client:
         client.config_set("maxmemory-policy", policy)
     make_scarce(server, 2 * ROOM)
@@ -155,7 +156,7 @@ async def test_what_is_refused_of_large_calls_takes_no_room_from_others(server: 
 
 
 async def test_a_server_that_may_evict_jobs_is_refused_unless_told_otherwise(server: RedisServer) -> None:
-    """None of our keys expires that a job needs, only lists of listeners."""
+    """No key that a job needs expires, only lists of listeners."""
     with server.client() as client:
         for policy in ("allkeys-lru", "allkeys-lfu", "allkeys-random"):
             client.config_set("maxmemory-policy", policy)

@@ -19,7 +19,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def open_broker(path: Path) -> AsyncIterator[Open]:
-    """Makes brokers, on `path` unless told otherwise; all are closed at the end."""
+    """Creates brokers, on `path` unless told otherwise; all are closed at the end."""
     opened = list[SqliteBroker]()
 
     def open_one(at: Path = path, **options: Any) -> SqliteBroker:
@@ -43,7 +43,7 @@ def only_nudges_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every statement that brokers make from now on."""
+    """A list of every statement that brokers execute from now on."""
     statements = list[str]()
     original: Callable[..., sqlite3.Connection] = sqlite3.connect
 

@@ -28,7 +28,7 @@ from tests.support.verdicts import succeeded
 warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads has its dangers
 broker = SqliteBroker(sys.argv[1])
 """
-"""What each script begins with. Its first argument is the path of a store."""
+"""The beginning of each script. Its first argument is the path of a store."""
 
 
 class Open(Protocol):
@@ -46,7 +46,7 @@ def connected(path: Path) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[sqlite3.Connection]:
-    """Somebody holds the write lock."""
+    """Hold the write lock, as another program."""
     with connected(path) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield connection
@@ -56,7 +56,7 @@ def locked(path: Path) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def started(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A Python of its own runs the script, and is killed at the end."""
+    """Run the script in a separate Python, which is killed at the end."""
     command = [sys.executable, "-c", _PRELUDE + textwrap.dedent(script), *map(str, arguments)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT) as process:
         try:
@@ -66,7 +66,7 @@ def started(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
 
 
 def run_script(script: str, *arguments: object, within: Sequence[str] = (), **options: Any) -> str:
-    """Return what the script prints, in a Python of its own, which must end well in silence. `within` is a program for it."""
+    """Return the script's output in a separate Python, which must succeed without further output. `within` is a program to run it in."""
     command = [*within, sys.executable, "-c", _PRELUDE + textwrap.dedent(script), *map(str, arguments)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=_ROOT, **options)
     assert (run.returncode, run.stderr) == (0, ""), run.stderr
@@ -106,7 +106,7 @@ for path in sys.argv[3:]:
 
 
 def used_by_nobody(own: Path, use: str, *paths: Path) -> str:
-    """Return what another user prints who uses stores so. They take an own one first. Coverage could not write what it measures of them."""
+    """Return the output of another user who uses stores this way, first an own one. Coverage could not write its data as that user."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     script = _USES.format(textwrap.indent(textwrap.dedent(use), "    "))
     return run_script(script, own, NOBODY, *paths, env=environment).partition("as the other:\n")[2]

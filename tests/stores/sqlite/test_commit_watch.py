@@ -1,4 +1,4 @@
-"""The commit of a caller's transaction wakes listeners, although no other connection is told of it."""
+"""The commit of a caller's transaction wakes listeners, although no other connection is notified of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.verdicts import settlement, succeeded
 
 @pytest.fixture(autouse=True)
 def listeners_do_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else they would find the jobs by themselves, if a second later."""
+    """Otherwise they would find the jobs by themselves, a second later."""
     monkeypatch.setattr(wakeups, "POLL_INTERVAL", 60.0)
 
 
@@ -45,7 +45,7 @@ def mail(open_broker: Open) -> Iterator[Waiter]:
 
 
 async def test_a_commit_wakes_within_milliseconds(caller: Caller, mail: Waiter) -> None:
-    """Also after a long transaction, which has woken nobody before."""
+    """This includes a long transaction, during which no listener is woken."""
     waits = list[float]()
     for _ in range(30):
         with caller.transaction():
@@ -64,7 +64,7 @@ async def test_a_commit_wakes_within_milliseconds(caller: Caller, mail: Waiter) 
 
 
 async def test_a_rollback_wakes_no_one(broker: SqliteBroker, caller: Caller, mail: Waiter) -> None:
-    """Nor does the next commit, for what was rolled back, in whole or to a savepoint. After another one, nothing is looked for any more."""
+    """Nor does the next commit, for what was rolled back, in whole or to a savepoint. After another one, the watch has ended."""
 
     async def is_expected() -> bool:
         transactions = broker._running().writer._transactions
@@ -109,7 +109,7 @@ FORKING = """
 
 
 async def test_programs_that_end_after_their_commit_wake_listeners(open_broker: Open, mail: Waiter, path: Path) -> None:
-    """The operations that the parent has kept work in its child, on a connection of the child, which looks for its own commits only."""
+    """The parent's operations work in its child, on one of the child's connections, which watches only its own commits."""
     with open_broker().listen([topics.queue("child")]) as child, started(SENDS + FORKING, path) as process:
         assert await child.wait(10)
         assert await mail.wait(5)
@@ -118,7 +118,7 @@ async def test_programs_that_end_after_their_commit_wake_listeners(open_broker: 
 
 @pytest.mark.parametrize("is_committed", [False, True])
 async def test_a_killed_program_has_sent_what_it_has_committed(broker: SqliteBroker, path: Path, is_committed: bool) -> None:
-    """And nothing else, at whatever moment it dies; its lock goes with it."""
+    """It has sent nothing else, whenever it dies; its lock is released with it."""
     for _ in range(2):
         job = an_envelope()
         sends = f"""

@@ -1,4 +1,4 @@
-"""What operations cost in statements, calls of Python and bytes of the disk, however much there is, and values that are too large."""
+"""What operations cost in statements, Python calls and bytes on disk, whatever the store's size, and values that are too large."""
 
 # ruff: noqa: ASYNC240 - a look at the disk holds up nothing but this test
 from __future__ import annotations
@@ -34,7 +34,7 @@ MANY = 100
 
 @pytest.mark.parametrize("number", [1, MANY])
 async def test_an_enqueue_a_claim_and_a_settlement_are_a_handful_of_statements(broker: SqliteBroker, said: list[str], number: int) -> None:
-    """However many jobs are in them: beside a busy event loop each statement may cost a switch of threads."""
+    """This holds for any number of jobs: beside a busy event loop each statement may cost a switch of threads."""
     session = await registered(broker)
     await broker.enqueue(envelopes(2 * number))
     await broker.settle([succeeded(lease) for lease in await broker.claim(session.id, 1, ["default"], number)])
@@ -55,7 +55,7 @@ async def test_an_enqueue_a_claim_and_a_settlement_are_a_handful_of_statements(b
 async def test_a_claim_and_a_settlement_that_wait_together_share_a_transaction(
     broker: SqliteBroker, said: list[str], queues: list[str]
 ) -> None:
-    """One commit, one flush, and each count written once."""
+    """There is one commit, one flush, and each count is written once."""
     session = await registered(broker)
     await broker.enqueue(envelopes(2 * MANY))
     leases = await broker.claim(session.id, 1, queues, MANY)
@@ -71,7 +71,8 @@ async def test_a_claim_and_a_settlement_that_wait_together_share_a_transaction(
 
 
 async def test_jobs_without_tags_cost_no_statement_for_tags(broker: SqliteBroker, said: list[str]) -> None:
-    """From enqueue to drop, also beside a job that has some. A batch of tagged jobs takes a few more when it is added and dropped."""
+    """This holds from enqueue to drop, also beside a job that has some. A batch of tagged jobs takes a few more when it is added and
+    dropped."""
     session = await registered(broker)
     await broker.enqueue([an_envelope(tags=("a", "b"), after=3_600.0)])
 
@@ -88,7 +89,7 @@ async def test_jobs_without_tags_cost_no_statement_for_tags(broker: SqliteBroker
 
 
 async def test_a_job_takes_few_calls_of_python(broker: SqliteBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this thread and in transactions: rows are packed and unpacked many at a time."""
+    """They are counted in this thread and in transactions: rows are packed and unpacked many at a time."""
     number, run, before = 0, Transactions.run, sys.getprofile()
 
     def count(frame: FrameType, event: str, argument: object) -> None:
@@ -121,7 +122,7 @@ async def test_a_job_takes_few_calls_of_python(broker: SqliteBroker, monkeypatch
 
 
 async def test_a_claim_from_many_queues_reads_those_that_it_takes_from(broker: SqliteBroker, said: list[str]) -> None:
-    """All queues that give all that they have by one look, and the rest of the statements as for one queue."""
+    """One query reads all queues that give everything they have; the other statements are those for one queue."""
     session = await registered(broker)
     await broker.enqueue([an_envelope(queue=f"queue-{number % 500}") for number in range(1_000)])
     said.clear()
@@ -141,7 +142,7 @@ async def test_every_queue_has_its_turn_behind_those_whose_jobs_have_expired(bro
 
 
 async def test_bytes_a_job(broker: SqliteBroker, path: Path) -> None:
-    """With a payload of 200 bytes, indexes counted in."""
+    """The payload has 200 bytes, and indexes are included."""
     for _ in range(10):
         await broker.enqueue(envelopes(1_000, payload=bytes(200)))
     await broker.close()
@@ -150,7 +151,7 @@ async def test_bytes_a_job(broker: SqliteBroker, path: Path) -> None:
 
 @pytest.fixture(params=[False, True], ids=["empty", "analyzed"])
 def connection(request: pytest.FixtureRequest) -> Iterator[sqlite3.Connection]:
-    """A store without jobs; SQLite knows that it has none, or takes it for large."""
+    """A store without jobs; SQLite knows that it is empty, or assumes that it is large."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as opened:
         opened.executescript(Statements("taskflow").script(tables.ddl()))
         if request.param:
@@ -159,7 +160,7 @@ def connection(request: pytest.FixtureRequest) -> Iterator[sqlite3.Connection]:
 
 
 def test_no_statement_reads_a_table_from_end_to_end(connection: sqlite3.Connection) -> None:
-    """Each statement of every operation goes by an index, or reads a list of its own."""
+    """Each statement of every operation uses an index, or reads a list of its own."""
     said = set[str]()
     connection.set_trace_callback(said.add)
     store = SqliteStore(connection, Statements("taskflow"), ManualClock(), None)
@@ -205,7 +206,7 @@ WHERE type = 'table' AND name IN ('taskflow_jobs', 'taskflow_keys', 'taskflow_ta
 
 @pytest.mark.parametrize("shared", [False, True])
 async def test_a_file_shrinks_after_its_jobs_are_dropped(open_broker: Open, path: Path, shared: bool) -> None:
-    """Upkeep gives back a few pages at a time. A file that other programs share keeps its size."""
+    """Upkeep releases a few pages at a time. A file that other programs share keeps its size."""
     clock, gone_after = ManualClock(), Rules().keep_cancelled + Rules().repeat_for
     broker = open_broker(seams=Seams(clock=clock), shared=shared)
     with connected(path) as reader:
@@ -224,7 +225,7 @@ async def test_a_file_shrinks_after_its_jobs_are_dropped(open_broker: Open, path
 
 
 async def test_a_long_payload_comes_back(broker: SqliteBroker) -> None:
-    """Alone in its answer; its neighbour is in the next one."""
+    """It is alone in its answer; its neighbour is in the next one."""
     await broker.enqueue([an_envelope(payload=bytes(64 << 20)), an_envelope(payload=bytes(1_000_000))])
     session = await registered(broker)
     [first] = await broker.claim(session.id, 1, [], 10)
@@ -234,7 +235,7 @@ async def test_a_long_payload_comes_back(broker: SqliteBroker) -> None:
 
 
 async def test_a_result_that_is_too_large_is_refused_by_itself(broker: SqliteBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not as a store that is away, which a worker would wait for without end; its job can be settled otherwise."""
+    """The store does not count as unavailable, for which a worker would wait without end; the job can be settled otherwise."""
     connect = sqlite3.connect
 
     def connect_with_limit(*arguments: Any, **options: Any) -> sqlite3.Connection:

@@ -25,7 +25,7 @@ from tests.support.namespaces import unshare_flags
 
 @pytest.mark.parametrize("is_open", [True, False])
 async def test_a_lock_is_waited_for_but_not_for_ever(open_broker: Open, path: Path, is_open: bool) -> None:
-    """By a call, and by one that opens the file. It says what the matter is, and goes on as soon as it can."""
+    """This applies to a call, and to one that opens the file. The error names the lock, and work goes on as soon as possible."""
     broker, job = open_broker(timeout=0.3), an_envelope()
     with connected(path) as stranger:
         stranger.execute("PRAGMA journal_mode=WAL")
@@ -42,7 +42,7 @@ async def test_a_lock_is_waited_for_but_not_for_ever(open_broker: Open, path: Pa
 
 
 async def test_the_wait_is_bounded_in_all(open_broker: Open, path: Path) -> None:
-    """Who comes while another waits does not wait for both."""
+    """A call that arrives while another waits does not wait for both."""
     broker = open_broker(timeout=1.5)
     await broker.enqueue([an_envelope()])
     with locked(path):
@@ -57,7 +57,7 @@ async def test_the_wait_is_bounded_in_all(open_broker: Open, path: Path) -> None
 
 
 async def test_a_process_that_writes_without_a_pause_leaves_room_for_others(broker: SqliteBroker, path: Path) -> None:
-    """SQLite's own waiting pauses for up to 100 ms a time, and then hardly ever finds the lock free."""
+    """SQLite's own wait pauses for up to 100 ms at a time, and then hardly ever finds the lock free."""
     await broker.enqueue([an_envelope()])
     script = """
         async def main():
@@ -83,7 +83,7 @@ async def test_a_process_that_writes_without_a_pause_leaves_room_for_others(brok
 @pytest.mark.parametrize("is_replaced", [False, True], ids=["removed", "replaced"])
 @pytest.mark.parametrize("of_admin", [False, True], ids=["the writer", "the admin interface's reader"])
 async def test_a_removed_or_replaced_file_is_not_used_any_more(open_broker: Open, path: Path, is_replaced: bool, of_admin: bool) -> None:
-    """The next call says so once, so that nobody takes the new store for the old one. The one after it uses the new file."""
+    """The next call reports this once, so that no user mistakes the new store for the old one. The one after it uses the new file."""
     broker, new = open_broker(), an_envelope()
     read: Callable[[], Awaitable[object]] = (lambda: listed(broker.admin)) if of_admin else (lambda: broker.read([new.id]))
     await broker.enqueue([an_envelope()])
@@ -123,8 +123,8 @@ async def test_neighbours_of_a_call_that_finds_the_file_damaged_may_try_again(br
 
 @pytest.mark.slow
 def test_a_full_disk(tmp_path: Path) -> None:
-    """Jobs until the disk is full, and what is left is another program's. Then nothing can be changed, and nothing is lost: what a worker
-    offers again when there is room takes effect."""
+    """Jobs and another program's file fill the disk. Then nothing can be changed, and nothing is lost: a worker's repeated settlements take
+    effect when there is room."""
     flags = unshare_flags("--mount")
     if flags is None:
         pytest.skip("this machine lets us mount no small disk")
@@ -202,7 +202,7 @@ async def test_the_log_of_two_brokers_stays_bounded(open_broker: Open, path: Pat
 
 @pytest.mark.slow
 async def test_nobody_makes_a_checkpoint_beside_another(broker: SqliteBroker, path: Path) -> None:
-    """While somebody holds the lock on the side file the log only grows; afterwards it is carried over."""
+    """While another process holds the lock on the side file the log only grows; afterwards it is checkpointed."""
     await broker.enqueue(envelopes(1))
     before = path.stat().st_size
     lock = os.open(f"{path}-taskflow", os.O_RDWR)
@@ -219,7 +219,8 @@ async def test_nobody_makes_a_checkpoint_beside_another(broker: SqliteBroker, pa
 async def test_a_read_of_the_admin_interface_waits_for_a_checkpoint(
     broker: SqliteBroker, path: Path, monkeypatch: pytest.MonkeyPatch, is_endless: bool
 ) -> None:
-    """Until it has ended, else for a while. The checkpoint waits for readers, so one that reads page after page would hold it up."""
+    """It waits until the checkpoint has ended, or for a while. The checkpoint waits for readers, so a client that reads page after page
+    would hold it up."""
     monkeypatch.setattr(checkpoint, "_BUSY_TIMEOUT_MS", 1 if is_endless else 60_000)
     await broker.enqueue(envelopes(1))
     assert len((await broker.admin.page(View())).records) == 1

@@ -1,4 +1,4 @@
-"""One thread, one connection, and as few commits as the moment allows; also after a fork."""
+"""One thread, one connection, and as few commits as possible; also after a fork."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ NOT_FLUSHED, FLUSHED = "PRAGMA synchronous=1", "PRAGMA synchronous=2"
 
 
 async def test_settling_and_enqueuing_are_flushed_and_claiming_is_not(broker: SqliteBroker, said: list[str]) -> None:
-    """Nor is the offer of a schedule; its definition and its job are."""
+    """Nor is a schedule's offer; its definition and its job are."""
     session = await registered(broker)
     assert await broker.enqueue([an_envelope()])
     [lease] = await broker.claim(session.id, 1, [], 10)
@@ -70,7 +70,7 @@ async def test_settling_and_enqueuing_are_flushed_and_claiming_is_not(broker: Sq
 
 
 async def test_a_broken_verb_undoes_itself_and_nothing_else(broker: SqliteBroker) -> None:
-    """Half of its batch had been written when it broke."""
+    """Half of its batch had been written when it failed."""
 
     class Unheard(Verdict, frozen=True):
         pass
@@ -127,7 +127,7 @@ async def test_closing_does_not_hang_while_calls_wait(open_broker: Open, path: P
 
 
 def test_what_was_accepted_is_done_at_the_interpreters_end(path: Path) -> None:
-    """The thread is a daemon; the end waits for what it has taken on."""
+    """The thread is a daemon; the exit waits for its accepted calls."""
     script = """
         async def main():
             tasks = [asyncio.create_task(broker.enqueue(envelopes(100, payload=bytes(1_000)))) for _ in range(50)]
@@ -162,7 +162,7 @@ async def test_a_forgotten_broker_ends_its_thread(path: Path) -> None:
 
 
 async def test_a_read_of_the_admin_interface_does_not_hold_up_the_writer(broker: SqliteBroker) -> None:
-    """Jobs are added and read while a page is being read; the page shows the file as it was when it began."""
+    """Jobs are added and read while a page is being read; the page shows the file as it was at its beginning."""
     await broker.enqueue(envelopes(1))
     is_reading, may_end = threading.Event(), threading.Event()
 
@@ -184,7 +184,7 @@ async def test_a_read_of_the_admin_interface_does_not_hold_up_the_writer(broker:
 
 
 def test_parent_and_child_go_on_with_the_same_broker(path: Path) -> None:
-    """Between two calls: the child starts afresh, also its listening, and leaves alone what is its parent's."""
+    """The fork is between two calls: the child starts afresh, including its listening, and leaves its parent's files alone."""
     script = """
         def add(number, queue):
             return asyncio.run(broker.enqueue(envelopes(number, queue=queue)))

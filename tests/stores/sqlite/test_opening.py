@@ -1,4 +1,4 @@
-"""Which files are opened, which are refused, and what is said then."""
+"""Which files are opened, which are refused, and the errors."""
 
 # ruff: noqa: ASYNC240 - a look at the disk holds up nothing but this test
 from __future__ import annotations
@@ -74,7 +74,7 @@ IN_THE_WAY: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("what", IN_THE_WAY)
 async def test_something_else_in_the_place_of_the_file(open_broker: Open, tmp_path: Path, what: str) -> None:
-    """It is left as it is. SQLite would call a pipe an I/O error, which would be tried again and again."""
+    """It is left unchanged. SQLite would call a pipe an I/O error, which would be retried again and again."""
     name, make, says = IN_THE_WAY[what]
     path = tmp_path / name
     await asyncio.to_thread(make, path)
@@ -84,7 +84,7 @@ async def test_something_else_in_the_place_of_the_file(open_broker: Open, tmp_pa
 
 
 async def test_tables_of_another_program(open_broker: Open, path: Path) -> None:
-    """They are left as they are, unless the file is to be shared; once it is, that need not be said again."""
+    """They are left unchanged, unless the file is to be shared; once it is, the URL need not say so again."""
     database_at(path, "CREATE TABLE orders (id)")
     before = path.read_bytes()
     said = await refusal(open_broker())
@@ -113,7 +113,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="to be another user th
     ],
 )
 def test_what_may_not_be_written(tmp_path: Path, file_mode: int | None, folder_mode: int, says: str) -> None:
-    """As another user: root may do everything."""
+    """The test runs as another user, because root may do everything."""
     with shared_folder(folder_mode) as folder:
         file = folder / "queue.db"
         if file_mode is not None:
@@ -125,7 +125,7 @@ def test_what_may_not_be_written(tmp_path: Path, file_mode: int | None, folder_m
 
 
 async def test_a_store_is_found_by_any_of_its_names(open_broker: Open, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a link, and by a relative path, wherever the process goes afterwards."""
+    """It is found by a link, and by a relative path, even if the process changes its folder afterwards."""
     monkeypatch.chdir(path.parent)
     path.with_name("link.db").symlink_to(path)
     by_link, relative, job = open_broker(path.with_name("link.db")), open_broker(Path("queue.db")), an_envelope()
@@ -138,7 +138,7 @@ async def test_a_store_is_found_by_any_of_its_names(open_broker: Open, path: Pat
 @pytest.mark.parametrize("mode", [0o777, 0o1777], ids=["", "in a sticky folder"])
 @pytest.mark.usefixtures("only_nudges_count")
 async def test_two_users_share_a_file(tmp_path: Path, mode: int) -> None:
-    """Whoever may write the file may use all that lies beside it: both work, and wake each other.
+    """Every user who may write the file may use all files beside it: both work, and wake each other.
 
     In a sticky folder neither can remove the other's files.
     """
@@ -173,7 +173,7 @@ INTRUDERS = {
 async def test_tables_with_the_trigger_or_view_of_another_program_are_refused(
     open_broker: Open, path: Path, kind: str, is_open: bool
 ) -> None:
-    """It would run a stranger's SQL; also if it is added while the file is open, and before it has run."""
+    """It would run another program's SQL; this also holds if it is added while the file is open, and before it has run."""
     before, job = open_broker(), an_envelope()
     await before.enqueue([an_envelope(payload=b"ours")])
     database_at(path, *["DROP TABLE taskflow_tags"][: kind == "view"], INTRUDERS[kind])
@@ -190,7 +190,7 @@ NAMES = ["sqlite", "Sqlite", "SQLite", "sqlite_", "sqlite_x", "a", "A", "aA", "A
 
 
 async def test_any_name_will_do(open_broker: Open) -> None:
-    """Also what SQLite keeps to itself, and what it takes for the same. No two share tables, and none is SQL."""
+    """This includes names that SQLite reserves, and names that it treats as equal. No two share tables, and none is SQL."""
     assert len({table_prefix(name).lower() for name in NAMES}) == len(NAMES)
     jobs = {name: an_envelope() for name in NAMES}
     for name, job in jobs.items():
@@ -203,8 +203,8 @@ async def test_any_name_will_do(open_broker: Open) -> None:
 
 
 async def test_a_worker_is_refused_by_each_verb_once_its_tables_are_of_a_newer_version(open_broker: Open, path: Path) -> None:
-    """By the first call after the change, on a connection that has run the same statements before. It changes nothing: a worker of the
-    newer version takes over the leases when the session has lapsed."""
+    """The first call after the change is refused, on a connection that has run the same statements before. It changes nothing: a worker of
+    the newer version takes over the leases when the session has lapsed."""
     brokers = [open_broker() for _ in range(5)]
     session = await registered(brokers[0])
     await brokers[0].enqueue(envelopes(20))

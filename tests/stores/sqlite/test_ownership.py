@@ -1,4 +1,4 @@
-"""What a stranger may have put beside the store is neither followed, written nor removed."""
+"""Files that another user may have put beside the store are neither followed, written nor removed."""
 
 # ruff: noqa: ASYNC240 - a look at the disk holds up nothing but this test
 from __future__ import annotations
@@ -44,8 +44,8 @@ PLANTED: list[Any] = [
 async def test_what_was_planted_beside_the_store_is_refused(
     broker: SqliteBroker, path: Path, tmp_path: Path, ending: str, plant: Callable[[Path, Path], object], says: str
 ) -> None:
-    """A link's target stays as it is: neither are the files of a folder removed, nor is anything written. A pipe would keep whoever opens
-    it waiting."""
+    """A link's target is unchanged: no file of a folder is removed, and nothing is written. A pipe would block every process that opens
+    it."""
     target = tmp_path / "somebody's"
     target.mkdir() if ending == "-wake" else target.write_bytes(b"precious" * 100)
     letter = target / "letter" if ending == "-wake" else target
@@ -59,7 +59,7 @@ async def test_what_was_planted_beside_the_store_is_refused(
 async def test_a_link_that_takes_the_place_of_the_wake_up_folder_is_not_followed(
     open_broker: Open, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the store is open. Names that look like a listener's are no reason to remove what has them."""
+    """It appears while the store is open. Files are not removed just because they have names like a listener's."""
     broker, other, namespace = open_broker(), open_broker(), topic_hash("taskflow")[1:]
     with other.listen([topics.ANY_QUEUE]):
         await broker.enqueue([an_envelope()])
@@ -83,7 +83,7 @@ def modes_beside(path: Path) -> dict[str, int]:
 
 
 async def test_files_beside_the_store_are_for_their_owner_alone_and_follow_its_mode(open_broker: Open, path: Path) -> None:
-    """Also those that are older than a change."""
+    """This includes those that are older than a change."""
     before = os.umask(0)
     try:
         for mode, of_folder in ((0o600, 0o700), (0o660, 0o770)):
@@ -115,7 +115,7 @@ async def test_the_doctor_tells_of_wider_rights(broker: SqliteBroker, path: Path
 async def test_the_file_of_another_user_is_refused_unless_the_url_names_them(
     broker: SqliteBroker, open_broker: Open, path: Path, mode: int
 ) -> None:
-    """The stranger's jobs would run as us, and ours would be theirs to read."""
+    """The other user's jobs would run as us, and that user could read ours."""
     await broker.enqueue([an_envelope()])
     await broker.close()
     os.chown(path, NOBODY, NOBODY)
@@ -130,7 +130,7 @@ async def test_the_file_of_another_user_is_refused_unless_the_url_names_them(
 
 @needs_root
 def test_a_stranger_cannot_plant_a_store_or_a_link_to_one_in_a_shared_folder(tmp_path: Path) -> None:
-    """In a folder like /tmp, for a user who is not root. Links of root, their own, and those in a folder of one user are followed."""
+    """The folder is like /tmp, and the user is not root. Links of root, their own, and those in a folder of one user are followed."""
     stranger = NOBODY - 1
     with shared_folder(0o1777) as shared:
         own = shared / "own"
@@ -157,7 +157,7 @@ def test_a_stranger_cannot_plant_a_store_or_a_link_to_one_in_a_shared_folder(tmp
 async def test_a_file_that_is_exchanged_while_sqlite_opens_it_is_not_used(
     open_broker: Open, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SQLite opens it by its path: between two looks at it, there may have been another one."""
+    """SQLite opens it by its path: between two checks of it, there may have been another one."""
     for at in (path, tmp_path / "other.db"):
         await (broker := open_broker(at)).enqueue([an_envelope()])
         await broker.close()

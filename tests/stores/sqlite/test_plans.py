@@ -1,4 +1,4 @@
-"""How SQLite finds rows: what must not take longer in a larger store."""
+"""How SQLite finds rows: queries that must not take longer in a larger store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations in a caller's transaction: what only SQLite has."""
+"""Operations in a caller's transaction: tests for SQLite alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def store(broker: SqliteBroker) -> Transactional:
 
 @pytest.fixture
 def connect(store: Transactional, path: Path) -> Iterator[Connect]:
-    """Makes a program's connections, to the store unless told otherwise."""
+    """Creates a program's connections, to the store unless told otherwise."""
     opened = list[sqlite3.Connection]()
 
     def connect_one(to: Path | str = path, **options: Any) -> Caller:
@@ -88,7 +88,7 @@ TEMPORARY = {
 async def test_temporary_tables_of_our_names_are_not_taken_for_ours(
     broker: SqliteBroker, connect: Connect, path: Path, temporary: list[str]
 ) -> None:
-    """Their names go before those of the file, and a job that is sent to one is lost with the connection."""
+    """Their names take precedence over the file's, and a job that is sent to one is lost with the connection."""
     held = an_envelope(awaits=1)
     await broker.enqueue([an_envelope(tags=("a",)), held])
     session = await registered(broker)
@@ -149,14 +149,14 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "TEXT": ("convert", None),
     "BLOB": ("convert", None),
 }
-"""A kind of column is converted to what taskflow has never stored."""
+"""A column is converted to a type that taskflow has never stored."""
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 async def test_settings_of_the_connection_change_nothing(
     broker: SqliteBroker, connect: Connect, path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Jobs are read, changed and written by it, with text in each column that has some."""
+    """The connection reads, changes and writes jobs, with text in each column that has some."""
     setting, value = SETTINGS[name]
     caller = connect(detect_types=sqlite3.PARSE_DECLTYPES if setting == "convert" else 0)
     if setting == "convert":
@@ -245,7 +245,7 @@ def _break(caller: Caller, at: int, *, is_late: bool) -> Callable[[Statement], S
 @pytest.mark.parametrize("is_settlement", [False, True])
 @pytest.mark.parametrize("how", ["run", "steps", "cancelled steps"])
 async def test_a_verb_that_fails_half_way_changes_nothing(broker: SqliteBroker, connect: Connect, is_settlement: bool, how: str) -> None:
-    """Whichever statement fails, or is interrupted, the program may commit what it has done itself."""
+    """Whichever statement fails, or is interrupted, the program may commit its own changes."""
     session, caller, at = await registered(broker), connect(), 0
     waiting = an_envelope(key=b"k" * 16)
     await broker.enqueue([waiting, an_envelope(queue="run")])
@@ -271,7 +271,7 @@ async def test_a_verb_that_fails_half_way_changes_nothing(broker: SqliteBroker, 
 
 
 async def test_a_verb_that_is_given_up_leaves_no_thread_behind(connect: Connect) -> None:
-    """At whichever statement; and the caller may roll back and go on."""
+    """This holds at any statement; and the caller may roll back and go on."""
     caller, at = connect(), 0
     while True:
         at += 1

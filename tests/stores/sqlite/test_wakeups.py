@@ -1,4 +1,4 @@
-"""Wake-ups from process to process: who gets them, and what they cost."""
+"""Wake-ups from process to process: their recipients, and their cost."""
 
 # ruff: noqa: ASYNC240 - a look at the disk holds up nothing but this test
 from __future__ import annotations
@@ -95,7 +95,7 @@ async def test_a_listener_to_more_topics_than_a_file_name_holds_beside_a_path_th
 async def test_many_ends_cost_their_listener_one_message(
     broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """However many wait, and even if the ids do not fit into a datagram."""
+    """This holds for any number of waiters, and even if the ids do not fit into a datagram."""
     heard_of, send = list[int](), Notifier._send
 
     def sending(this: Notifier, name: str, heard: Sequence[str]) -> bool:
@@ -160,7 +160,7 @@ def raise_no_space(*_: object) -> socket.socket:
 
 
 async def test_without_sockets_the_file_is_looked_at(broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system, or a system, that has none. The broker itself wakes its waiters all the same."""
+    """A file system, or a system, may have none. The broker itself wakes its waiters all the same."""
     other = open_broker()
     await other.enqueue([an_envelope()])
     monkeypatch.setattr(Folder, "bind", raise_no_space)
@@ -186,7 +186,7 @@ async def test_other_files_in_the_folder_stay_there(broker: SqliteBroker, open_b
 
 
 async def test_there_is_a_listener_only_while_somebody_listens(broker: SqliteBroker, path: Path) -> None:
-    """And then one for all."""
+    """There is then one for all."""
 
     def listeners() -> list[threading.Thread]:
         return [thread for thread in threading.enumerate() if thread.name == "taskflow-sqlite-listener"]
@@ -205,7 +205,7 @@ async def test_there_is_a_listener_only_while_somebody_listens(broker: SqliteBro
 
 
 async def test_idleness_costs_next_to_nothing(broker: SqliteBroker) -> None:
-    """The processor time of three idle seconds with an open file and a listener."""
+    """The CPU time of three idle seconds with an open file and a listener is measured."""
     await broker.enqueue([an_envelope()])
     with broker.listen([topics.ANY_QUEUE]) as waiter:
         await waiter.wait(1.5)
