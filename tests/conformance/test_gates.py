@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -543,6 +544,55 @@ async def test_gate_paused__many(world: World) -> None:
 
 
 # --- numbers that an operator sets --------------------------------------------------------------------------------
+
+
+async def test_gate_taken_back(world: World) -> None:
+    """A queue without a worker does not keep the slots that another queue waits for."""
+    first, second = [await limited(world, queue="unserved") for _ in range(2)]
+    served = await limited(world)
+    await world.pass_time(4.9)
+    assert await statuses(world, first, second, served) == [Status.READY, Status.SCHEDULED, Status.SCHEDULED]
+    await world.pass_time(0.2)
+    assert await statuses(world, first, second, served) == [Status.SCHEDULED, Status.SCHEDULED, Status.READY]
+    await world.settle(ended(await run_of(world, served)))
+    assert await statuses(world, first, second) == [Status.SCHEDULED, Status.READY]
+    await world.settle(ended(await run_of(world, second)))
+    assert await world.status(first) is Status.READY
+
+
+async def test_gate_taken_back__after_its_wait(world: World) -> None:
+    """The time counts from when a job became READY."""
+    before = await run_of(world, await limited(world))
+    unserved = await limited(world, queue="unserved")
+    await world.pass_time(60.0)
+    await world.settle(ended(before))
+    served = await limited(world)
+    await world.pass_time(4.9)
+    assert await statuses(world, unserved, served) == [Status.READY, Status.SCHEDULED]
+    await world.pass_time(0.2)
+    assert await statuses(world, unserved, served) == [Status.SCHEDULED, Status.READY]
+
+
+async def test_gate_taken_back__of_one_queue(world: World) -> None:
+    """Jobs of one queue keep their order. What runs, or what nobody waits for, keeps its slots."""
+    first, second = [await limited(world) for _ in range(2)]
+    alone = await limited(world, limit="other")
+    running = await limited(world, limit="third", queue="third")
+    await run_of(world, running)
+    waiting = await limited(world, limit="third", queue="fourth")
+    await world.pass_time(6.0)
+    jobs = (first, second, alone, running, waiting)
+    assert await statuses(world, *jobs) == [Status.READY, Status.SCHEDULED, Status.READY, Status.RUNNING, Status.SCHEDULED]
+
+
+async def test_gate_taken_back__many(world: World) -> None:
+    """Slots of many jobs are taken back, and as many get them."""
+    unserved = [await limited(world, 5, queue="unserved") for _ in range(7)]
+    served = [await limited(world, 5) for _ in range(4)]
+    await world.pass_time(5.1)
+    await world.upkeep()
+    assert Counter(await statuses(world, *unserved)) == {Status.READY: 1, Status.SCHEDULED: 6}
+    assert await statuses(world, *served) == [Status.READY] * 4
 
 
 async def test_admin_limits(world: World) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 from taskflow.broker import topics
 from taskflow.broker.engine import flows, gates
-from taskflow.broker.engine.draft import Draft, Left, decide as decide_once
+from taskflow.broker.engine.draft import Draft, Foreseen, Left, decide as decide_once
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.moves import MOVE_SCANS, ask_to_stop, enter, finish, move, redo, release as release_job
 from taskflow.broker.engine.records import BURIED, CANCELLED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Position
@@ -26,6 +26,9 @@ MAX_FILLS: Final = 16
 
 PORTION: Final = 500
 """The maximum number of jobs of flows that one decision changes."""
+
+MAX_READY_FOR: Final = 5_000_000
+"""Microseconds for which a READY job keeps its slots while jobs of other queues wait for them."""
 
 MAX_LOOKED_AT: Final = 1_000_000
 
@@ -78,7 +81,8 @@ def fill(opened: set[bytes], rules: Rules) -> Operation[int]:
             break
         ids, left = sorted(opened), Left()
         look = Query(tuple(Ref(Kind.GATE, gate_id) for gate_id in ids), MOVE_SCANS)
-        passed += sum((yield from decide_once(ids, _fill, rules, look, locked=0, left=left)))
+        foreseen = Foreseen(dict.fromkeys(ids, gates.MAX_TRIED))
+        passed += sum((yield from decide_once(ids, _fill, rules, look, locked=0, left=left, foreseen=foreseen)))
         opened = left.opened
     return passed
 
@@ -117,6 +121,33 @@ def give_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
     ids = [entry.ref.id for entry in seen.scans[0]]
     refs = [Ref(Kind.QUEUE, queue.encode()), *(Ref(Kind.JOB, job_id) for job_id in ids)]
     return sum((yield from decide(ids, one, rules, refs, scans=MOVE_SCANS, locked=False)))
+
+
+def take_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
+    """Let jobs that no worker has taken for `MAX_READY_FOR` give their slots to jobs of other queues that wait for them. Return how many
+    have."""
+
+    def one(draft: Draft, job_id: bytes) -> bool:
+        job = draft.job(job_id)
+        if job is None or job.status != READY or job.header["since"] is None or job.header["since"] > draft.now - MAX_READY_FOR:
+            return False
+        if not gates.leave_to_others(draft, job):
+            return False
+        job.header["due_at"] = draft.now
+        move(draft, job, Event.PARK, SCHEDULED)
+        enter(draft, job, Event.DUE)
+        return True
+
+    seen: Snapshot = yield Query(scans=(Scan("holding", limit, (queue,)),))
+    jobs = [Job.of_record(entry.record) for entry in seen.scans[0] if entry.record is not None]
+    refs = {ref for job in jobs for ref in gates.refs_of(job.limits)}
+    full: Snapshot = yield Query(tuple(refs))
+    crowded = [ref.id for ref, record in full.records.items() if record is not None and record.header["has_waiting"]]
+    if not crowded:
+        return 0
+    foreseen = Foreseen(dict.fromkeys(crowded, max(1, gates.MAX_TRIED // len(crowded))))
+    refs |= {Ref(Kind.JOB, job.id) for job in jobs}
+    return sum((yield from decide([job.id for job in jobs], one, rules, refs, scans=MOVE_SCANS, locked=False, foreseen=foreseen)))
 
 
 # --- flows ------------------------------------------------------------------------------------------------------------

@@ -139,6 +139,16 @@ def leave(draft: Draft, limits: Sequence[Gate]) -> Iterator[Job]:
             put(draft, record)
 
 
+def leave_to_others(draft: Draft, job: Job) -> bool:
+    """Let jobs of other queues be the first to get the slots that a job is to give back. Return False if none was seen to wait for them."""
+    lines = [line for gate in job.limits if not gate.per and (line := draft.waiting(gate.id))]
+    for line in lines:
+        others = [entry for entry in line if entry.record is not None and entry.record.header["queue"] != job.queue]
+        line.clear()
+        line.extend(others)
+    return any(lines)
+
+
 def fill(draft: Draft, gate_id: bytes) -> Iterator[Job]:
     """Yield the waiting jobs for which a gate has room. If no job waits any longer, record that."""
     record = draft.plain(Kind.GATE, gate_id)

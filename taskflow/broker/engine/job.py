@@ -355,7 +355,7 @@ class Job:
             epoch=header["epoch"],
             claim=ClaimId(header["session"], int.from_bytes(claim[:8], "big"), int.from_bytes(claim[8:], "big")),
             created_at=header["created_at"],
-            waited=now - (header.get("since") or header["due_at"]),
+            waited=now - ready_since(header),
             expires_in=None if header["expires_at"] is None else to_seconds(header["expires_at"] - now),
         )
 
@@ -385,7 +385,7 @@ class Job:
             epoch=header["epoch"],
             claim=claim_id(header["session"], header["claim"]),
             created_at=header["created_at"],
-            waited=now - (header.get("since") or header["due_at"]),
+            waited=now - ready_since(header),
             failures=failures,
             crashes=crashes,
             snoozes=snoozes,
@@ -419,7 +419,7 @@ class _Shown:
     def __init__(self, job: Job, status: Status | None = None) -> None:
         header, state = job.header, job.state
         self.id, self.priority, self.cause = job.id, header["priority"], header["cause"]
-        self.created_at, self.due_at, self.expires_at = header["created_at"], header["since"] or header["due_at"], header["expires_at"]
+        self.created_at, self.due_at, self.expires_at = header["created_at"], ready_since(header), header["expires_at"]
         self.claimed_at, self.started_at, self.ended_at = header["claimed_at"], header["started_at"], header["ended_at"]
         self.epoch, self.worker = header["epoch"], header["worker"]
         self.failures, self.crashes, self.snoozes, self.hand_backs, self.parked_at = job.counters
@@ -444,6 +444,12 @@ def _flags(envelope: Envelope) -> int:
 def in_flow(sent: Sent) -> dict[str, Any]:
     """Return the fields of an envelope that only jobs in flows have in their leases."""
     return {} if sent.member is None else {"member": sent.member, "joins": tuple(sent.joined), "ties": sent.ties}
+
+
+def ready_since(header: Mapping[str, Any]) -> int:
+    """Return when a job was due, or when one with a tenant became READY: its `due_at` is a place."""
+    due_at: int = header["due_at"]
+    return (header.get("since") or due_at) if header["flags"] & Flag.FAIR else due_at
 
 
 def _text(stored: bytes) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from taskflow.broker.engine import arrivals, flows, history, moves, schedules, sessions, turns
-from taskflow.broker.engine.decisions import carry_on, decide, fill, give_back
+from taskflow.broker.engine.decisions import MAX_READY_FOR, carry_on, decide, fill, give_back, take_back
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.gates import put, refs_of
 from taskflow.broker.engine.job import decode_sent
@@ -32,13 +32,14 @@ MAX_GONE: Final = 100
 MAX_FLOWS: Final = 250
 MAX_COUNTED: Final = 10_000
 MAX_PAUSED: Final = 100
+MAX_STUCK: Final = 16
 MIN_IDLE: Final = 10_000_000
 """Microseconds for which a rate is kept once it no longer holds up any job: it's used again soon, or never."""
 
 
 def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     """Make the moves that have become necessary. One query shows which kinds of moves are due; most calls find none."""
-    seen: Snapshot = yield Query((OUTAGE,), _scans(limit))
+    seen: Snapshot = yield Query((OUTAGE,), _scans(limit), (("holding", ()),))
     offered, _, dying, gone, expiring, rolling, to_admit, opened, rates, used, begun, paused, *arrived = seen.scans[_OFFERED:]
     suspects = _suspects(seen, rules)
     reaped = (yield from _reap(suspects, seen, rules)) if suspects else 0
@@ -58,6 +59,9 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
         left -= acted
     for entry in paused:
         left -= yield from give_back(entry.ref.id.decode(errors="backslashreplace"), min(MAX_PAUSED, max(0, left)), rules)
+    oldest = [group.first for group in seen.groups[0] if group.first is not None and group.first[1] < seen.now - MAX_READY_FOR]
+    for queue, *_ in oldest[:MAX_STUCK]:
+        left -= yield from take_back(queue, min(MAX_PAUSED, max(0, left)), rules)
     is_gone = bool(gone) and gone[0].position[0] < seen.now - to_microseconds(rules.repeat_for)
     released, has_more_dying = (yield from _release(left, rules)) if reaped or dying or is_gone else (0, False)
     left -= released
@@ -75,7 +79,7 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
     has_moved = bool(suspects or dying or begun or taken or promoted or expired or offers)
     ended, ends_dropped = (yield from take_ends(rules)) if ends and (has_moved or seen.scans[2]) else ((), 0)
     if has_moved or ended:
-        seen = yield Query((OUTAGE,), _scans(1))
+        seen = yield Query((OUTAGE,), _scans(1, only_next=True))
     is_cut_off = left <= 0 or has_more or has_more_dying
     next_in = _next_in(seen, rules, is_cut_off=is_cut_off, takes_ends=ends, takes_arrivals=all(taken), acts=not is_held_up)
     return UpkeepResult(
@@ -116,13 +120,14 @@ _SESSION_SCANS: Final = (*MOVE_SCANS, sessions.PULSE, *sessions.LAPSING)
 _OFFERED: Final = len(_SESSION_SCANS)
 
 
-def _scans(arriving: int) -> tuple[Scan, ...]:
+def _scans(arriving: int, *, only_next: bool = False) -> tuple[Scan, ...]:
     """Return the scans of upkeep: those of sessions, then offers, living, dying and gone sessions, expiring jobs, and history. Then come
-    jobs to admit, open gates, rates, turns, actions on flows, paused queues, and arrivals."""
+    jobs to admit, open gates, rates, turns, actions on flows, paused queues, and arrivals. `only_next` leaves out those that do not
+    say when upkeep is due again."""
     names = ("dying", "gone", "expiring", "rolling", "to_admit", "open", "rates", "turns")
     begun = Scan("flows", MAX_FLOWS)
-    firsts = (Scan(name, 1, with_records=False) for name in names)
-    paused = Scan("paused", MAX_PAUSED, with_records=False)
+    firsts = (Scan(name, int(not only_next or name in ("to_admit", "open")), with_records=False) for name in names)
+    paused = Scan("paused", 0 if only_next else MAX_PAUSED, with_records=False)
     living = Scan("lapsing", MAX_COUNTED, with_records=False)
     return (*_SESSION_SCANS, Scan("offers", 1, with_records=False), living, *firsts, begun, paused, *arrivals.scans(arriving))
 

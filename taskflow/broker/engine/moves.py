@@ -51,6 +51,8 @@ def move(draft: Draft, job: Job, event: Event, to: int) -> None:
         raise AssertionError(f"{id_text(job.id)}: status {header['status']} cannot become {to} by {event}")
     if to == READY and job.has(Flag.FAIR):
         turns.take(draft, job, turns.line_of(job.queue, header["priority"]))
+    elif to == READY and job.has(Flag.LIMITED):
+        header["since"] = draft.now
     had_slots = event is not Event.ENQUEUE and header["status"] in HOLDING
     header["status"] = to
     if header.get("gate") is not None and to != SCHEDULED:

@@ -159,7 +159,7 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
         _F("cause", _B),
         _F("gate", _B),  # the gate at which a SCHEDULED job waits
         _F("member", _B),  # of a flow: the flow's id (16 bytes), and the job's number in it (4 bytes)
-        _F("since", _N),  # when a FAIR job took its place
+        _F("since", _N),  # when an ADMITTED job became READY, or a FAIR one took its place
     ),
     # `holder` is a live job, and `next` waits behind it while it runs. The record doesn't show which of them waits and which one runs,
     # because a claim changes that without seeing the key. A decision about a key loads both jobs, and expects their revisions.
@@ -232,7 +232,14 @@ INDEXES: Final = (
         ("due_at", "seq"),
     ),
     Index("gated", Kind.JOB, "gate IS NOT NULL", ("gate", "-priority", "due_at", "seq")),
-    Index("holding", Kind.JOB, "status = 2 AND flags & 512 <> 0", ("queue", "seq")),
+    Index(
+        "holding",
+        Kind.JOB,
+        "status = 2 AND flags & 512 <> 0 AND since IS NOT NULL",
+        ("queue", "since", "seq"),
+        groups=1,
+        counted=False,
+    ),
     Index("fair", Kind.JOB, "status = 2 AND flags & 2048 <> 0", ("queue", "-priority", "due_at", "seq")),
     Index("fair_since", Kind.JOB, "status = 2 AND flags & 2048 <> 0 AND since IS NOT NULL", ("queue", "since", "seq")),
     Index("held", Kind.JOB, "status = 0", ("seq",)),

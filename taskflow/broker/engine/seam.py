@@ -53,6 +53,8 @@ The engine writes only job headers with these properties. A store may refuse oth
   [hot_tie]      If its run names the only job that awaits it, that isn't a tie either. `succeed` subtracts one from that job's `awaits` and
                  stores the result as the run's note, in the same step. If this note already exists, it returns None. It also returns
                  which of the named jobs await nothing any more, or don't exist.
+  [hot_limits]   `hand_over` ends runs as `succeed` does, and applies a step with them, or changes nothing. It returns the numbers of runs
+                 whose jobs have other ties than limits or another fence, or of all runs if the step is stale.
   [hot_promote]  `promote` makes jobs in `due` READY if their time has come, the earliest first. The `due_at` of a HELD one becomes now.
   [hot_fade]     `fade` buries jobs that need not be kept: it removes all but their ids and headers, and forgets those later. It returns the
                  jobs with ties, which it leaves alone.
@@ -141,6 +143,13 @@ class Put(NamedTuple):
     content: bytes | Keep | None = KEEP
     restarts: bool = False
     entries: Mapping[str, tuple[str | bytes, ...]] | None = None
+
+
+class Passing(Put):
+    """The put of a SCHEDULED job that waits at a gate: it becomes READY now, and its `since` is the store's time. Stores may have a faster
+    way for it."""
+
+    __slots__ = ()
 
 
 class Addition(NamedTuple):
@@ -294,6 +303,13 @@ class Succeed(NamedTuple):
     runs: Sequence[Run]
 
 
+class HandOver(NamedTuple):
+    """Calls `Store.hand_over`."""
+
+    runs: Sequence[Run]
+    step: Step
+
+
 class Promote(NamedTuple):
     """Calls `Store.promote`."""
 
@@ -361,7 +377,7 @@ class Faded(NamedTuple):
     left: dict[Ref, bool]
 
 
-Effect = Query | Apply | Add | Succeed | Promote | Fade
+Effect = Query | Apply | Add | Succeed | HandOver | Promote | Fade
 
 Operation = Generator[Effect, Any, T]
 """A generator of the engine. It yields calls of the store's methods, receives their answers, and returns T. Because it contains no `await`,
@@ -389,6 +405,14 @@ class Store(Protocol):
 
     def succeed(self, runs: Sequence[Run]) -> Ended | Awaitable[Ended]:
         """End runs as SUCCEEDED."""
+        ...
+
+    def hand_over(self, runs: Sequence[Run], step: Step) -> list[int] | Awaitable[list[int]]:
+        """End runs as SUCCEEDED whose jobs have limits as their only ties, and apply a step that hands their slots on, as one step.
+
+        Return nothing if both took effect. Otherwise nothing has changed: return the numbers of the runs that are not, or no longer, such
+        runs, and of all of them if the step is stale.
+        """
         ...
 
     def promote(self, limit: int) -> tuple[int, int | None] | Awaitable[tuple[int, int | None]]:
@@ -423,6 +447,8 @@ def dispatch(store: Store, effect: Effect) -> Any:
             return store.add(jobs)
         case Succeed(runs):
             return store.succeed(runs)
+        case HandOver(runs, step):
+            return store.hand_over(runs, step)
         case Promote(limit):
             return store.promote(limit)
         case Fade(limit, max_kept, repeat_for):

@@ -169,6 +169,7 @@ def fragments() -> dict[str, str]:
         "@IS_TO_ADMIT": BY_INDEX["to_admit"].when,
         "@KEYED": str(Flag.KEYED),
         "@LIMITED": str(Flag.LIMITED),
+        "@FAIR": str(Flag.FAIR),
         "@ADMITTED": str(Flag.ADMITTED),
         "@AWAITED": str(Flag.AWAITED),
         "@TAGGED": str(Flag.TAGGED),
@@ -205,11 +206,11 @@ class Changes:
     def _take(self, number: int, step: Step) -> None:
         left = dict(step.expect)
         for put in step.puts:
-            self._put(number, put, _number(left.pop(put.ref)))
+            self._put(number, put, number_of(left.pop(put.ref)))
         for ref in step.drops:
-            self._name(number, ref, _number(left.pop(ref)), 2)
+            self._name(number, ref, number_of(left.pop(ref)), 2)
         for ref, rev in left.items():
-            self._name(number, ref, _number(rev), 0)
+            self._name(number, ref, number_of(rev), 0)
         for each in step.adds:
             self._adds.append((number, each.ref.id, each.n, each.most))
         for (queue, event), n in step.totals.items():
@@ -297,5 +298,5 @@ def trimmed(column: list[Any]) -> list[Any]:
     return [] if column.count(None) == len(column) else column
 
 
-def _number(rev: Rev) -> int | None:
+def number_of(rev: Rev) -> int | None:
     return int.from_bytes(rev, "big", signed=True) if rev else None

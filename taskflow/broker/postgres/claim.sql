@@ -30,7 +30,7 @@ BEGIN
     END IF;
     SELECT * INTO newest FROM @.requests WHERE session = of_session ORDER BY request DESC LIMIT 1;
     IF of_request <= newest.request THEN
-        RETURN QUERY SELECT r.id, r.rev, r.flags, r.priority, r.queue, r.job, r.created_at, coalesce(r.since, r.due_at), r.expires_at, r.epoch, r.claim, time_now,
+        RETURN QUERY SELECT r.id, r.rev, r.flags, r.priority, r.queue, r.job, r.created_at, CASE WHEN r.flags & @FAIR <> 0 THEN coalesce(r.since, r.due_at) ELSE r.due_at END, r.expires_at, r.epoch, r.claim, time_now,
             @CLAIMED_BODIES
         FROM @.jobs AS r WHERE r.status = S.RUNNING AND r.session = of_session AND of_request = newest.request
             AND r.claim >= prefix || E'\\x00000000' AND r.claim <= prefix || E'\\xffffffff'
@@ -62,7 +62,7 @@ BEGIN
             claimed_at = time_now, claimed_steady = coalesce(steady, time_now), worker = s.name, started_at = NULL
         FROM unnest(picked.tids) WITH ORDINALITY AS of_those (tid, place)
         WHERE r.ctid = of_those.tid
-        RETURNING r.id, r.rev, r.flags, r.priority, r.queue, r.job, r.created_at, coalesce(r.since, r.due_at), r.expires_at, r.epoch, r.claim, time_now,
+        RETURNING r.id, r.rev, r.flags, r.priority, r.queue, r.job, r.created_at, CASE WHEN r.flags & @FAIR <> 0 THEN coalesce(r.since, r.due_at) ELSE r.due_at END, r.expires_at, r.epoch, r.claim, time_now,
             @CLAIMED_BODIES
     ), counted AS (
         INSERT INTO @.tally (queue, event, before, after, n)

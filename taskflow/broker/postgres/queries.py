@@ -255,15 +255,17 @@ def grouping() -> str:
                 WHERE status = 2 AND queue = m.queue AND (-priority) = m.rank AND (due_at, seq) >= (m.at, m.seq)
                 ORDER BY due_at, seq LIMIT 1
             ) AS f""",
-        "groups_scheduled": f"""WITH RECURSIVE each AS (
-                (SELECT queue, due_at, seq FROM @.jobs WHERE status = 1 ORDER BY queue, due_at, seq LIMIT 1)
+    }
+    for name in ("scheduled", "holding"):
+        index = BY_INDEX[name]
+        at = ", ".join(f"jobs.{field}" for field in index.at)
+        functions[f"groups_{name}"] = f"""WITH RECURSIVE each AS (
+                (SELECT {at} FROM @.jobs WHERE {index.when} ORDER BY {at} LIMIT 1)
                 UNION ALL
                 SELECT next.* FROM each CROSS JOIN LATERAL (
-                    SELECT jobs.queue, jobs.due_at, jobs.seq FROM @.jobs WHERE status = 1 AND jobs.queue > each.queue
-                    ORDER BY jobs.queue, jobs.due_at, jobs.seq LIMIT 1
+                    SELECT {at} FROM @.jobs WHERE {index.when} AND jobs.queue > each.queue ORDER BY {at} LIMIT 1
                 ) AS next
-            ) SELECT {_row_of(**first, queue="queue", due_at="due_at", seq="seq")} FROM each""",
-    }
+            ) SELECT {_row_of(**first, **{field: field for field in index.at})} FROM each"""
     for name in ("leases", "causes"):
         index = BY_INDEX[name]
         grouped, ordered = index.at[: index.groups], index.at[index.groups :]

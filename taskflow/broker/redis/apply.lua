@@ -4,12 +4,15 @@
 -- arguments  revision; kinds and ids of all records, alternating; contents that were sent ahead; how many `seq` new records need at most;
 --            steps; a query or false. Steps name a record by its number among all records
 -- a step     records and their expected revisions, alternating; puts; records to drop; additions: record, amount, and bound or false, in
---            turn; counts: names and numbers, alternating; topics: ids of sessions, or 'due'
--- a put      of a job that is READY at once, in the fixed layout: record; flags, priority, queue, and the end of its bytes, from lengths.
+--            turn; counts: names and numbers, alternating; topics: ids of sessions, or 'due'; and if jobs with limits succeed, their runs:
+--            record; fence (36 bytes); how long it ran (8); keep; result
+-- a put      of a job that waits at a gate and becomes READY: record. Of a job that is READY at once, in the fixed layout: record; flags,
+--            priority, queue, and the end of its bytes, from lengths.
 --            Of another new record without indexes: record; its bytes after the revision. Of any other: record; its header, or fields and
 --            values, alternating, if it exists; stamps: fields and microseconds from now, alternating, or false for the next `seq`; `sent`,
 --            `state`, content: true if unchanged; entries or false; whether it is new; the request or false
--- reply      answers, and the reply to the query. An answer is 'o'; 's', or 'r' if the same call made the record; or records past a bound
+-- reply      answers, and the reply to the query. An answer is 'o'; 's', or 'r' if the same call made the record; or records past a bound,
+--            or the numbers of runs that are refused, from 0
 
 local function is_stale(expect, stored, rev)
   local stale, is_ours = false, true
@@ -108,16 +111,98 @@ local function apply_steps(rev, refs, numbers, steps)
     end
   end
 
+  local function ready(i)
+    local stored, id = stored[i], refs[2 * i]
+    local priority, due, seq, queue, name, sent = struct.unpack('>xxBc8c8xxxxxxxxI2I2I4', stored, 10)
+    local names_at = L.waiting + 1
+    local since_at = names_at + queue + name
+    local extra_at, queue_name = since_at + sent - 1, sub(stored, names_at, names_at + queue - 1)
+    if sub(stored, extra_at, extra_at + #AT_A_GATE - 1) ~= AT_A_GATE then
+      return put(i, { F.status, F.ready_status, F.gate, false }, { F.since, 0 }, true, true, true)
+    end
+    local gate_at, position = extra_at + EXTRA_BYTES, due .. seq .. id
+    values[#values + 1] = keys[i]
+    values[#values + 1] = char(F.ready_status) .. rev .. sub(stored, 10, since_at - 1) .. now .. sub(stored, since_at + 8, extra_at - 1)
+      .. sub(stored, gate_at + 16)
+    append_to(zrems, 'i:scheduled', esc(queue_name) .. position)
+    append_to(zrems, 'i:gated', esc(sub(stored, gate_at, gate_at + 15)) .. struct.pack('>I2', 32896 - priority) .. position)
+    append_to(zadds, 'i:holding', esc(queue_name) .. now .. seq .. id)
+    record_ready(queue_name, priority - 128, position)
+    count(queue_name, F.scheduled_status, -1)
+    count(queue_name, F.ready_status, 1)
+    record_readied(queue_name, 1)
+  end
+
+  -- Returns whether a job is in the run with this fence, and has no other tie than limits.
+  local function is_limited_run(i, fence)
+    local stored = stored[i]
+    if stored and byte(stored) == F.running_status then
+      local waiting_at = L.running + struct.unpack('>I2', stored, L.running - 2)
+      return sub(stored, L.fence) == fence and bit.band(struct.unpack('>I2', stored, waiting_at + 9), G.TIES) == G.LIMITED
+    end
+    local header = stored and get(i).header
+    return header and header[F.status] == F.running_status and bit.band(header[F.flags], G.TIES) == G.LIMITED
+      and header[F.epoch] .. header[F.session] .. header[F.claim] == '\128' .. sub(fence, 2)
+  end
+
+  -- Returns the numbers of the runs that are others, from 0.
+  local function odd_ones(runs)
+    local found = {}
+    for n, each in ipairs(runs) do
+      if not is_limited_run(each[1], each[2]) then
+        found[#found + 1] = n - 1
+      end
+    end
+    return #found > 0 and found
+  end
+
+  local function finish(i, fence, ran_for, keep_for, result)
+    local stored, id = stored[i], refs[2 * i]
+    if byte(stored) ~= F.running_status then
+      tally(get(i).header[F.queue], E.SUCCEED, 1)
+      return put(i, { F.status, F.succeeded_status, F.settled, '\0' .. sub(fence, 2) .. '\0', F.session, false, F.claim, false },
+        { F.started_at, -dec(ran_for), F.ended_at, 0, F.fade_at, keep_for }, true, true, result)
+    end
+    local waiting_at = L.running + struct.unpack('>I2', stored, L.running - 2)
+    local seq, queue, name, sent = struct.unpack('>xxxxxxxxxxxc8xxxxxxxxI2I2I4', stored, waiting_at + 9)
+    local names_at = waiting_at + L.waiting
+    local content_at = names_at + queue + name + (sent > 0 and sent - 1 or 0)
+    local queue_name, key = sub(stored, names_at, names_at + queue - 1), apart(id, sub(stored, content_at))
+    local fades = enc(wall + keep_for)
+    result = held(id, rev, result)
+    values[#values + 1] = keys[i]
+    values[#values + 1] = char(F.succeeded_status) .. rev .. sub(stored, 10, content_at - 1) .. now .. fades .. ran_for .. result
+    append_to(hdels, sub(fence, 9, 24), sub(fence, 25))
+    append_to(zadds, 'i:fading', fades .. id)
+    append_to(zadds, 'i:ended', struct.pack('>I2', 32768 + F.succeeded_status) .. esc(queue_name) .. now .. seq .. id)
+    count(queue_name, F.running_status, -1)
+    count(queue_name, F.succeeded_status, 1)
+    ended_ids[#ended_ids + 1] = id
+    if key then
+      gone[#gone + 1] = P .. 'c:' .. key
+    end
+    key = apart(id, result)
+    if key then
+      call('PERSIST', P .. 'c:' .. key)
+    end
+    tally(queue_name, E.SUCCEED, 1)
+  end
+
   for s, step in ipairs(steps) do
     answers[s] = is_stale(step[1], stored, rev)
   end
   local wakes = {}
   for s, step in ipairs(steps) do
-    local _, puts, drops, adds, totals, topics = unpack(step)
-    answers[s] = answers[s] or #adds > 0 and past(adds) or 'o'
+    local _, puts, drops, adds, totals, topics, runs = unpack(step)
+    answers[s] = answers[s] or #adds > 0 and past(adds) or runs and odd_ones(runs) or 'o'
+    for _, each in ipairs(runs and answers[s] == 'o' and runs or {}) do
+      finish(unpack(each))
+    end
     if answers[s] == 'o' then
       for _, each in ipairs(puts) do
-        if #each == 2 then
+        if #each == 1 then
+          ready(each[1])
+        elseif #each == 2 then
           values[#values + 1] = keys[each[1]]
           values[#values + 1] = '\064' .. rev .. each[2]
         elseif #each == 5 then

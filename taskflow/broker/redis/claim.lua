@@ -41,16 +41,23 @@ local now = enc(wall)
 local since = now .. enc(steady) .. struct.pack('>I2', #worker) .. worker
 local left_over -- the name of a queue that may have more ready jobs
 
+local admitted = {} -- members of the index `holding`
+
 -- Returns the record to store; false if the entry is stale, nil if the job has expired.
 local function lease(entry, id, stored, tail, queue, priority)
   if is_leased[id] then
     return false
   elseif byte(stored) == F.ready_status and #stored >= L.waiting and #stored <= MAX_RECORD then
-    local flags, its_priority, place, length = struct.unpack('>I2Bc16xxxxxxxxI2', stored, 10)
+    local flags, its_priority, place, length, name = struct.unpack('>I2Bc16xxxxxxxxI2I2', stored, 10)
     if place ~= sub(entry, 1, 16) then
       return false
-    elseif bit.band(flags, bit.bnot(G.MEMBER)) < G.MARKED and its_priority == priority + 128 and length == #queue
+    elseif (bit.band(flags, bit.bnot(G.MEMBER)) < G.MARKED or flags >= G.LIMITED and flags < G.LIMITED + G.MARKED)
+      and its_priority == priority + 128 and length == #queue
       and sub(stored, L.waiting + 1, L.waiting + length) == queue then
+      if bit.band(flags, G.LIMITED) ~= 0 then
+        local since_at = L.waiting + length + name + 1
+        admitted[#admitted + 1] = esc(queue) .. sub(stored, since_at, since_at + 7) .. sub(place, 9) .. id
+      end
       return first_of .. tail .. since .. stored
     end
   end
@@ -192,6 +199,7 @@ end
 if leased_count > 0 then
   write_leases()
   set_all(values)
+  in_portions('ZREM', P .. 'i:holding', admitted)
 end
 if is_new and has_room() then
   -- The session found fewer jobs than it wanted, so its listener is nudged for the next ones.

@@ -30,6 +30,7 @@ RUNNING_BYTES: Final = 63
 
 MEMBER_BYTES: Final = 20
 """The length of the field `member`."""
+SINCE_BYTES: Final = 8
 
 GROUPS_AT_ONCE: Final = 60
 """How many groups of an index a script counts, so that other clients don't wait for long."""

@@ -12,7 +12,7 @@ import msgspec
 
 from taskflow.broker.engine.job import Sent, encode, in_flow
 from taskflow.broker.engine.records import HEADERS, INDEXES, READY, RUNNING, Flag, Kind, Owner
-from taskflow.broker.engine.seam import ABSENT, KEEP, NOW, After, Answer, Applied, Full, Put, Ref, Rev, Run, Stale, Step
+from taskflow.broker.engine.seam import ABSENT, KEEP, NOW, After, Answer, Applied, Full, Passing, Put, Ref, Rev, Run, Stale, Step
 from taskflow.broker.redis.layout import (
     DEFAULTS,
     ENTRIES,
@@ -21,6 +21,7 @@ from taskflow.broker.redis.layout import (
     PLACES,
     REFERENCE_BYTES,
     RUNNING_BYTES,
+    SINCE_BYTES,
     WAITING_BYTES,
     field_bytes,
     number_bytes,
@@ -101,6 +102,8 @@ def plain_leases(found: Sequence[bytes]) -> list[Lease] | None:
             name = names_in(stored[begin - 8 : begin - 6] + stored[begin:sent_at])
             sent_at += MEMBER_BYTES if flags & Flag.MEMBER else 0
             content_at = sent_at + sent - 1 if sent else sent_at
+            if flags & Flag.LIMITED:
+                sent_at += SINCE_BYTES
             extras = _from_sent(stored[sent_at:content_at]) if sent else _NOTHING
             envelope = Envelope(id=found[at], job=name[1], queue=name[0], priority=priority - 128, payload=stored[content_at:], **extras)
             claim, waited = ClaimId(session, request, number), claimed_at - due_at
@@ -114,7 +117,7 @@ _NOTHING: Final[dict[str, Any]] = {}
 _decode_sent: Final = msgspec.msgpack.Decoder(Sent).decode
 
 
-_LEASED_PLAINLY: Final = Flag.KEYED | Flag.AWAITED | Flag.TAGGED | Flag.MEMBER
+_LEASED_PLAINLY: Final = Flag.KEYED | Flag.AWAITED | Flag.TAGGED | Flag.MEMBER | Flag.LIMITED
 
 
 def _from_sent(sent: bytes) -> dict[str, Any]:
@@ -123,7 +126,7 @@ def _from_sent(sent: bytes) -> dict[str, Any]:
     if its.member is not None:
         check_member(its.member, its.joined, its.ties)
         return {**extras, "key": its.key, **in_flow(its)}
-    return extras if its.key is None else {**extras, "key": its.key}
+    return extras if its.key is None and not its.limits else {**extras, "key": its.key, "limits": its.limits}
 
 
 _BIAS: Final = 1 << 63
@@ -173,12 +176,15 @@ _SESSION_TOPIC: Final = "session:"
 class Steps:
     """Packs the steps of a call. `contents` has the large contents to send ahead, by id and revision."""
 
-    def __init__(self, steps: Sequence[Step], rev: Rev, max_inline: int) -> None:
+    def __init__(self, steps: Sequence[Step], rev: Rev, max_inline: int, runs: Sequence[Run] = ()) -> None:
+        """`runs` are of jobs with limits, and end with the last step."""
         self._rev, self._max_inline = rev, max_inline
         self._numbers: dict[Ref, int] = {}
         self._news = 0
         self.contents: dict[bytes, bytes] = {}
         self._steps = [self._packed(step) for step in steps]
+        if runs:
+            self._steps[-1].append(self._ending(runs))
 
     def arguments(self) -> list[Any]:
         refs = [value for ref in self._numbers for value in ref]
@@ -207,6 +213,8 @@ class Steps:
 
     def _put(self, put: Put, *, is_new: bool) -> list[Any]:
         kind = put.ref.kind
+        if type(put) is Passing:
+            return [self._number(put.ref)]
         if is_new and kind == Kind.JOB and (plain := self._plain_job(put)) is not None:
             return plain
         if is_new and kind in _BARE:
@@ -221,6 +229,16 @@ class Steps:
         sent = True if put.sent is KEEP else False if put.sent is None else put.sent
         state = True if put.state is KEEP else False if put.state is None else put.state
         return [self._number(put.ref), header, stamps, sent, state, self._content(put), entries, is_new, request]
+
+    def _ending(self, runs: Sequence[Run]) -> list[list[Any]]:
+        packed = list[list[Any]]()
+        for job_id, epoch, session, claim, result, ran_for, keep_for, *_ in runs:
+            if is_apart(result, self._max_inline):
+                self.contents[job_id + self._rev] = result
+                result = reference_to(result, self._rev)
+            fence = epoch.to_bytes(8, "big") + session + claim
+            packed.append([self._number(Ref(Kind.JOB, job_id)), fence, number_bytes(max(0, ran_for)), keep_for, result])
+        return packed
 
     def _content(self, put: Put) -> Any:
         content = put.content

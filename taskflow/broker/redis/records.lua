@@ -7,16 +7,19 @@
 -- RUNNING              fence (epoch, session, claim: 36), claimed_at (8), claimed_steady (8), worker (after its length in 2), then the whole
 --                      former record
 -- SUCCEEDED, BURIED    the same without the payload; then ended_at, fade_at, how long it ran (8 each), and the result
--- 64 and more, jobs    like a waiting job up to `sent`, then EXTRA below; then `since` (8) of a FAIR job; then worker, `settled`, `cause`,
---                      `gate`, `member`, the values of entries as msgpack, `state` and content
+-- 64 and more, jobs    like a waiting job up to `sent`, then EXTRA below; then worker, `settled`, `cause`, `gate`, `member`, the values of
+--                      entries as msgpack, `state` and content
 -- 64, other kinds      a msgpack array of the header's fields, in their order, after its length (4), with the values of entries at its end;
 --                      then `sent`, `state` and content, each after its length plus 1 (4), 0 if there is none
+--
+-- `sent` of an ADMITTED job begins with `since` (8).
 --
 -- The fixed layout holds jobs that wait for their first run, are in it, or have succeeded in it. They have no state and no expiry. Claims
 -- and successes cut and join their records as strings.
 
 -- === part records ==========================================================================================
 local ZERO = enc(0)
+local NONE = '\0\0\0\0\0\0\0\0'
 
 -- Returns whether another program has changed the name of a queue: it then has bytes that never occur in UTF-8.
 local function is_spoilt(queue)
@@ -34,17 +37,28 @@ local function decode_waiting(stored, at)
   if #stored < ends_at - 1 then
     error('it is too short')
   end
+  local since, sent_part = nil, sent > 0 and sub(stored, sent_at, ends_at - 1) or nil
+  if sent > 8 and bit.band(flags, G.ADMITTED) ~= 0 then
+    since, sent_part = sub(sent_part, 1, 8), sent > 9 and sub(sent_part, 9) or nil
+  end
   local header = { byte(stored, at), flags, priority - 128, sub(stored, names_at, queue_at - 1), sub(stored, queue_at, name_at - 1), seq,
     created, due, false, ZERO, ZERO, false, false, false, false, false, false, false, false, false, false, false, false, false, false }
   header[F.member] = is_member and sub(stored, name_at, sent_at - 1)
-  return header, sent > 0 and sub(stored, sent_at, ends_at - 1) or nil, ends_at
+  header[F.since] = since ~= NONE and since or false
+  return header, sent_part, ends_at
+end
+
+-- Returns `sent` as a record holds it.
+local function sent_of(header, sent)
+  return bit.band(header[F.flags], G.ADMITTED) ~= 0 and (header[F.since] or NONE) .. (sent or '') or sent
 end
 
 -- expires_at, awaits, epoch, claimed_at, claimed_steady, started_at, ended_at, fade_at, session, claim, and the lengths of the parts that
 -- follow plus 1, or 0 for absent parts. An absent number is NONE. Only RUNNING jobs have a session and a claim.
+-- AT_A_GATE begins this part of a job that has waited at a gate only: the lengths of its gate and content follow.
 local EXTRA, EXTRA_BYTES = '>c8c8c8c8c8c8c8c8c16c12I2I2I2I2I2I4I4I4', 114
-local NONE = '\0\0\0\0\0\0\0\0'
 local NO_LEASE = string.rep('\0', 28)
+local AT_A_GATE = NONE .. ZERO .. ZERO .. string.rep(NONE, 5) .. NO_LEASE .. '\0\0\0\0\0\0\0\17' .. string.rep('\0', 10)
 
 local function decode_extra(stored)
   local status = byte(stored) - 64
@@ -52,10 +66,6 @@ local function decode_extra(stored)
   local expires, awaits, epoch, claimed, claimed_steady, started, ended, fades, session, claim, worker, settled, cause, gate, member,
     entries, state, content = struct.unpack(EXTRA, stored, at)
   at = at + EXTRA_BYTES
-  if bit.band(header[F.flags], G.FAIR) ~= 0 then
-    local since = struct.unpack('>c8', stored, at)
-    header[F.since], at = since ~= NONE and since, at + 8
-  end
   local function take(length)
     if length == 0 then
       return false
@@ -85,6 +95,7 @@ end
 local function encode_extra(rev, header, sent, state, content)
   local queue, name, worker, settled = header[F.queue], header[F.job], header[F.worker], header[F.settled]
   local cause, gate, member = header[F.cause], header[F.gate], header[F.member]
+  sent = sent_of(header, sent)
   local entries = header[F.entries] and cmsgpack.pack(header[F.entries])
   return char(64 + header[F.status]) .. rev .. struct.pack('>I2B', header[F.flags], header[F.priority] + 128) .. header[F.due_at]
     .. header[F.seq] .. header[F.created_at] .. struct.pack('>I2I2I4', #queue, #name, sent and #sent + 1 or 0) .. queue .. name
@@ -93,7 +104,6 @@ local function encode_extra(rev, header, sent, state, content)
     .. (header[F.session] and header[F.session] .. header[F.claim] or NO_LEASE)
     .. struct.pack('>I2I2I2I2I2I4I4I4', worker and #worker + 1 or 0, settled and #settled + 1 or 0, cause and #cause + 1 or 0,
       gate and #gate + 1 or 0, member and #member + 1 or 0, entries and #entries + 1 or 0, state and #state + 1 or 0, content and #content + 1 or 0)
-    .. (bit.band(header[F.flags], G.FAIR) ~= 0 and (header[F.since] or NONE) or '')
     .. (worker or '') .. (settled or '') .. (cause or '') .. (gate or '') .. (member or '') .. (entries or '') .. (state or '') .. (content or '')
 end
 
@@ -158,7 +168,7 @@ local function is_plain(header, sent, state, content)
   local status = header[F.status]
   return (status == F.ready_status or status == F.scheduled_status) and content and not state and header[F.awaits] == ZERO
     and header[F.epoch] == ZERO and not header[F.expires_at] and not header[F.worker] and not header[F.settled] and not header[F.claimed_at]
-    and not header[F.started_at] and not header[F.cause] and not header[F.gate] and not header[F.since] and not header[F.entries]
+    and not header[F.started_at] and not header[F.cause] and not header[F.gate] and not header[F.entries]
     and (header[F.member] and bit.band(header[F.flags], bit.bnot(G.MEMBER)) < G.MARKED and #header[F.member] == L.member
       and bit.band(header[F.flags], G.MEMBER) ~= 0 or not header[F.member] and bit.band(header[F.flags], G.MEMBER) == 0)
 end
@@ -175,6 +185,7 @@ local function encode(kind, rev, header, sent, state, content)
     return encode_extra(rev, header, sent, state, content)
   end
   local queue, name = header[F.queue], header[F.job]
+  sent = sent_of(header, sent)
   return char(header[F.status]) .. rev .. struct.pack('>I2B', header[F.flags], header[F.priority] + 128) .. header[F.due_at]
     .. header[F.seq] .. header[F.created_at] .. struct.pack('>I2I2I4', #queue, #name, sent and #sent + 1 or 0) .. queue .. name
     .. (header[F.member] or '') .. (sent or '') .. content

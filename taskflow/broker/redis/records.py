@@ -10,11 +10,22 @@ from typing import Any, Final
 import msgpack
 
 from taskflow.broker.engine.job import Job
-from taskflow.broker.engine.records import BURIED, FAILED, HEADERS, RUNNING, Flag, Kind, Type
+from taskflow.broker.engine.records import BURIED, FAILED, HEADERS, RUNNING, SCHEDULED, Flag, Kind, Type
 from taskflow.broker.engine.seam import Record, Ref
 from taskflow.broker.redis.connections import Command, ConnectionPool
-from taskflow.broker.redis.layout import DEFAULTS, MARK, MEMBER_BYTES, REFERENCE_BYTES, RUNNING_BYTES, WAITING_BYTES, number_in
+from taskflow.broker.redis.layout import (
+    DEFAULTS,
+    MARK,
+    MEMBER_BYTES,
+    REFERENCE_BYTES,
+    RUNNING_BYTES,
+    SINCE_BYTES,
+    WAITING_BYTES,
+    number_bytes,
+    number_in,
+)
 from taskflow.model.job_schema import LARGE
+from taskflow.model.limits import GATE_ID_BYTES
 from taskflow.model.record import Record as JobRecord
 from taskflow.model.stored_values import LATEST, MAX_RAW
 
@@ -116,7 +127,11 @@ def read_waiting(stored: bytes, at: int, header: dict[str, Any]) -> tuple[bytes,
     if flags & Flag.MEMBER and stored[at] < GENERAL:
         header["member"] = stored[sent_at : sent_at + MEMBER_BYTES]
         sent_at += MEMBER_BYTES
-    return names, stored[sent_at : sent_at + sent - 1] if sent else None, sent_at + max(0, sent - 1)
+    body = stored[sent_at : sent_at + sent - 1] if sent else None
+    if body and flags & Flag.ADMITTED:
+        since = int.from_bytes(body[:SINCE_BYTES], "big")
+        header["since"], body = since - _BIAS if since else None, body[SINCE_BYTES:] or None
+    return names, body, sent_at + max(0, sent - 1)
 
 
 @lru_cache(4096)
@@ -138,6 +153,9 @@ def _take_names(header: dict[str, Any], names: bytes) -> str | None:
 
 
 _EXTRA: Final = struct.Struct(">8Q16s12sHHHHHIII")
+_AT_A_GATE: Final = b"".join([bytes(8), 2 * number_bytes(0), bytes(68), bytes(7), bytes([GATE_ID_BYTES + 1]), bytes(10)])
+"""The part of `_EXTRA` that only tells that a job waits at a gate: see records.lua."""
+
 _NUMBERS: Final = ("expires_at", "awaits", "epoch", "claimed_at", "claimed_steady", "started_at", "ended_at", "fade_at")
 
 
@@ -145,6 +163,11 @@ def _job(ref: Ref, rev: bytes, stored: bytes, with_content: bool) -> Record:
     """Decode a job outside the fixed layout."""
     header: dict[str, Any] = dict(_JOB_DEFAULTS)
     names, sent, at = read_waiting(stored, 0, header)
+    if stored[0] == GENERAL + SCHEDULED and stored.startswith(_AT_A_GATE, at):  # read in great numbers
+        content_at = at + _EXTRA.size + GATE_ID_BYTES
+        header["status"], header["gate"] = SCHEDULED, stored[at + _EXTRA.size : content_at]
+        if len(stored) == content_at + int.from_bytes(stored[at + len(_AT_A_GATE) : at + _EXTRA.size], "big") - 1:
+            return Record(ref, rev, header, sent, None, stored[content_at:] if with_content else None, _take_names(header, names))
     extra = _EXTRA.unpack_from(stored, at)
     session, claim = extra[len(_NUMBERS) : len(_NUMBERS) + 2]
     for name, number in zip(_NUMBERS, extra, strict=False):
@@ -153,9 +176,6 @@ def _job(ref: Ref, rev: bytes, stored: bytes, with_content: bool) -> Record:
     if status == RUNNING:
         header["session"], header["claim"] = session, claim
     at += _EXTRA.size
-    if header["flags"] & Flag.FAIR:
-        since = int.from_bytes(stored[at : at + 8], "big")
-        header["since"], at = since - _BIAS if since else None, at + 8
     parts = list[bytes | None]()
     for size in extra[len(_NUMBERS) + 2 :]:
         parts.append(stored[at : at + size - 1] if size else None)

@@ -243,17 +243,21 @@ gates.leave: gate_passes_on: a slot is given back twice
 - record.header["taken"] -= 1
 + record.header["taken"] -= 2
 
-handover._Step: gate_never_over gate_passes_on: a slot is passed on and is free too
-- += len(passing) - len(endings)
-+ -= len(endings)
+handover._Step: gate_never_over gate_passes_on: a slot is handed on and is free too
+- += len(passing) - ending
++ -= ending
 
 handover._may_pass: gate_all_or_none: a job passes only one of its gates
 - and len(decode_sent(record.sent).limits) == 1
 + and True
 
-handover._endings: gate_passes_on: a run that is over ends the next one's job
+handover._is_limited_run: gate_passes_on: a run that is over ends the next one's job
 - (header["status"], header["epoch"], header["session"], header["claim"]) == lease
 + header["status"] == RUNNING
+
+maintenance.take_back: gate_taken_back: a queue that nobody serves keeps the slots of a shared limit for ever
+- if not gates.leave_to_others(draft, job):
++ if True:
 
 gates._pay: gate_rate: jobs start as fast as they arrive
 - if not starts or max(starts) < 0:
