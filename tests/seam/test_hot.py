@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from taskflow.broker.engine.records import BURIED, CANCELLED, FAILED, HELD, READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind
-from taskflow.broker.engine.seam import NOW, Add, After, Fade, Promote, Put, Query, Record, Ref, Run, Scan, Succeed
+from taskflow.broker.engine.seam import NOW, Add, After, Fade, HandOver, Passing, Promote, Put, Query, Record, Ref, Run, Scan, Step, Succeed
 from taskflow.model import wording
 from tests.seam.harness import SeamStore, a_job
 
@@ -202,6 +202,103 @@ async def test_hot_tie__of_a_member(store: SeamStore, *, flags: int) -> None:
         await store.perform(Fade(9, 100, 1_000 * SECOND))
         seen = await store.perform(Query((record.ref,), scans=scans))
         assert [len(entries) for entries in seen.scans] == [1 if flags & Flag.KEPT_APART else 0, 0]
+
+
+async def at_a_gate(store: SeamStore, running: int = 2, **gate: Any) -> tuple[Ref, list[Record], list[Ref]]:
+    """Return a gate, jobs that run with a slot of it, and jobs that wait at it."""
+    ref = store.ref(Kind.GATE)
+    await store.put(ref, {"taken": running, "most": running, "has_waiting": 1, **gate}, state=b"state")
+    runs = [await store.running({"flags": Flag.LIMITED}, sent=b"sent", content=b"payload") for _ in range(running)]
+    waiting = [
+        await store.job(
+            {"status": SCHEDULED, "flags": Flag.LIMITED, "gate": ref.id, "queue": "other", "priority": n}, sent=b"s", content=b"c"
+        )
+        for n in range(2)
+    ]
+    return ref, runs, waiting
+
+
+async def handing_over(store: SeamStore, gate: Ref, waiting: list[Ref], header: Mapping[str, Any] | None) -> Step:
+    """Return the step that lets jobs pass, and changes the gate, or drops it if `header` is None."""
+    expect = {ref: await store.rev(ref) for ref in (gate, *waiting)}
+    passing = tuple([Passing(ref, {"status": READY, "gate": None, "since": NOW}) for ref in waiting])
+    if header is None:
+        return Step(expect, passing, (gate,), totals={("other", "due"): len(waiting)})
+    return Step(expect, (*passing, *([Put(gate, header)] if header else [])), totals={("other", "due"): len(waiting)})
+
+
+async def test_hot_limits(store: SeamStore) -> None:
+    """The runs end as `succeed` ends them, and the jobs that waited are READY since then, at their places."""
+    gate, running, waiting = await at_a_gate(store)
+    positions = [await store.header(ref) for ref in waiting]
+    step = await handing_over(store, gate, waiting, {"has_waiting": 0})
+    twin = await store.running(content=b"payload", sent=b"sent")
+    assert await store.perform(HandOver([run_of(record) for record in running], step)) == []
+    await store.perform(Succeed([run_of(twin)]))
+    ended = [await store.found(record.ref, with_content=True) for record in (*running, twin)]
+    at = [record.header["ended_at"] for record in ended]
+    assert at[0] == at[1] <= at[2]
+    fields = {"status": SUCCEEDED, "session": None, "claim": None}
+    for record, before in zip(ended, (*running, twin), strict=True):
+        assert record.header == before.header | fields | {
+            "settled": (1).to_bytes(8, "big") + before.header["session"] + before.header["claim"] + b"\0",
+            "ended_at": record.header["ended_at"],
+            "started_at": record.header["ended_at"] - 3 * SECOND,
+            "fade_at": record.header["ended_at"] + 60 * SECOND,
+        }
+        assert (record.sent, record.state, record.content) == (b"sent", None, b"result")
+    readied = [await store.found(ref, with_content=True) for ref in waiting]
+    assert [record.header for record in readied] == [header | {"status": READY, "gate": None, "since": at[0]} for header in positions]
+    assert [(record.sent, record.content) for record in readied] == [(b"s", b"c")] * 2
+    seen = await store.perform(Query(scans=(Scan("ready", 9), Scan("holding", 9), Scan("gated", 9), Scan("scheduled", 9))))
+    assert [[entry.ref for entry in entries] for entries in seen.scans] == [waiting[::-1], waiting, [], []]
+    assert (await store.header(gate))["has_waiting"] == 0
+    queues = [record.header["queue"] for record in (*running, twin)]
+    expected = {(queue, event): queues.count(queue) for queue in queues for event in ("claim", "succeed")}
+    assert await totals(store) == {**expected, ("other", "due"): 2}
+    claimed = await store.claim(await store.session(), 1, ["other"])
+    assert claimed is not None
+    assert [record.ref for record in claimed.records] == waiting[::-1]
+    assert not (await store.perform(Query(scans=(Scan("holding", 9),)))).scans[0]
+
+
+async def test_hot_limits__dropped(store: SeamStore) -> None:
+    """The last run takes the gate with it."""
+    gate, running, _ = await at_a_gate(store, 1)
+    step = await handing_over(store, gate, [], None)
+    assert await store.perform(HandOver([run_of(running[0])], step)) == []
+    assert await store.load(gate) is None
+
+
+@pytest.mark.parametrize("change", ["epoch", "claim", "session", "id", "flag", "resent"])
+async def test_hot_limits__odd(store: SeamStore, change: str) -> None:
+    """A run with another fence, or whose job has another tie, is refused by its number. Nothing changes."""
+    gate, running, waiting = await at_a_gate(store)
+    run = run_of(running[1])
+    if change == "flag":
+        run = run_of(await store.running({"flags": Flag.LIMITED | Flag.KEYED}))
+    elif change == "resent":
+        other, ended, _ = await at_a_gate(store, 1)
+        run = run_of(ended[0])
+        assert await store.perform(HandOver([run], await handing_over(store, other, [], None))) == []
+    else:
+        others: dict[str, Any] = {"epoch": 9, "session": bytes(16), "claim": bytes(12), "id": bytes(16)}
+        run = run._replace(**{change: others[change]})
+    before = [await store.load(ref) for ref in (gate, *waiting, running[0].ref)]
+    step = await handing_over(store, gate, waiting, {"has_waiting": 0})
+    assert await store.perform(HandOver([run_of(running[0]), run], step)) == [1]
+    assert [await store.load(ref) for ref in (gate, *waiting, running[0].ref)] == before
+
+
+@pytest.mark.parametrize("changes", ["gate", "waiting"])
+async def test_hot_limits__stale(store: SeamStore, changes: str) -> None:
+    """If the gate or a job that waits has changed, all are refused."""
+    gate, running, waiting = await at_a_gate(store)
+    step = await handing_over(store, gate, waiting, {})
+    await (store.put(gate, {"most": 3}) if changes == "gate" else store.put(waiting[1], {"priority": 7}))
+    before = [await store.load(ref) for ref in (gate, *waiting, *(record.ref for record in running))]
+    assert await store.perform(HandOver([run_of(record) for record in running], step)) == [0, 1]
+    assert [await store.load(ref) for ref in (gate, *waiting, *(record.ref for record in running))] == before
 
 
 async def test_hot_promote__fields(store: SeamStore) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar, cast
 
-from taskflow.broker.engine.seam import Apply, Effect, Operation, Query, Ref, Stale
+from taskflow.broker.engine.seam import Apply, Effect, HandOver, Operation, Query, Ref, Stale
 from taskflow.model.errors import BrokerError
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class Contention:
                     contested = []
                 else:
                     answer = await perform(effect)
-                if isinstance(effect, Apply) and (refs := stale_refs(effect, answer)):
+                if isinstance(effect, CHANGES) and (refs := stale_refs(effect, answer)):
                     stale += 1
                     if stale >= STALE_BEFORE_TURN:
                         contested = refs
@@ -76,9 +76,15 @@ class Contention:
         return [ref for ref in effect.refs if self._until.get(ref, 0.0) > now]
 
 
-def stale_refs(apply: Apply, answer: Any) -> list[Ref]:
+CHANGES: Final = (Apply, HandOver)
+"""The effects that change records which an operation has read."""
+
+
+def stale_refs(effect: Apply | HandOver, answer: Any) -> list[Ref]:
     """Return the records of the steps that were stale."""
-    steps = [step for step, each in zip(apply.steps, answer[0], strict=True) if type(each) is Stale]
+    if isinstance(effect, HandOver):
+        return list(effect.step.expect) if len(answer) == len(effect.runs) else []
+    steps = [step for step, each in zip(effect.steps, answer[0], strict=True) if type(each) is Stale]
     return list(dict.fromkeys(ref for step in steps for ref in (*step.expect, *(each.ref for each in step.adds))))
 
 

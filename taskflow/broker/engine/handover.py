@@ -1,31 +1,45 @@
 """Ends runs of jobs that have one limit and no other tie, and passes their slots on. This is a fast path of `jobs.settle` without drafts.
 
-It decides by headers. Jobs that need more, or whose records have changed in the meantime, are left to the general decision.
+It decides by the headers of the gates and of the jobs that wait there. The store finds out whether the runs are what they seem to be. One
+whose job needs more, or whose records have changed meanwhile, is left to the general decision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from taskflow.broker.engine import gates
 from taskflow.broker.engine.decisions import fill
 from taskflow.broker.engine.draft import Plain
-from taskflow.broker.engine.job import claim_bytes, content_of, decode_sent, fence_bytes
+from taskflow.broker.engine.job import decode_sent, fence_bytes
 from taskflow.broker.engine.records import READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind
-from taskflow.broker.engine.seam import Applied, Apply, Entry, Operation, Put, Query, Record, Ref, Rev, Scan, Snapshot, Step
-from taskflow.model.clock import to_microseconds
+from taskflow.broker.engine.seam import (
+    NOW,
+    After,
+    Applied,
+    Apply,
+    Effect,
+    Entry,
+    HandOver,
+    Operation,
+    Passing,
+    Put,
+    Query,
+    Record,
+    Ref,
+    Rev,
+    Run,
+    Scan,
+    Snapshot,
+    Step,
+)
 from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event
-from taskflow.model.verdict import Settlement, Succeeded, is_plain_success
+from taskflow.model.verdict import Settlement, is_plain_success
 
-
-class _Ending(NamedTuple):
-    """A run that is to be ended, with the index of its settlement."""
-
-    number: int
-    settlement: Settlement
-    record: Record
+MAX_TRIES = 2
+"""How many times the runs are ended together, without those that the store has refused."""
 
 
 def is_simple(settlement: Settlement) -> bool:
@@ -34,70 +48,61 @@ def is_simple(settlement: Settlement) -> bool:
     return len(limits) == 1 and not limits[0].per and settlement.key is None and not settlement.notes and is_plain_success(settlement)
 
 
-def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[set[int]]:
-    """End runs for which `is_simple` is True. Return the indexes of those it ended. The other runs may have more ties or be over."""
-    by_gate: dict[bytes, list[int]] = {}
-    for number, settlement in enumerate(settlements):
-        by_gate.setdefault(settlement.limits[0].id, []).append(number)
-    refs = [Ref(Kind.JOB, settlement.id) for settlement in settlements] + [Ref(Kind.GATE, gate_id) for gate_id in by_gate]
+def settle(runs: Sequence[Run], gate_ids: Sequence[bytes], rules: Rules) -> Operation[set[int]]:
+    """End runs of settlements for which `is_simple` is True. Return the numbers of those that have ended. The others may have more ties, or
+    be over."""
+    by_gate: dict[bytes, dict[bytes, int]] = {}
+    for number, (run, gate_id) in enumerate(zip(runs, gate_ids, strict=True)):
+        by_gate.setdefault(gate_id, {}).setdefault(run.id, number)
+    refs = tuple([Ref(Kind.GATE, gate_id) for gate_id in by_gate])
     scans = (Scan("gated", len(numbers), (gate_id,)) for gate_id, numbers in by_gate.items())
-    seen: Snapshot = yield Query(tuple(dict.fromkeys(refs)), (Scan("paused", gates.MAX_PAUSED, with_records=False), *scans))
+    seen: Snapshot = yield Query(refs, (Scan("paused", gates.MAX_PAUSED, with_records=False), *scans))
     paused = {entry.ref.id for entry in seen.scans[0]}
-    if len(paused) == gates.MAX_PAUSED:
-        return set()
-    step, ended, opened = _Step(paused), list[int](), set[bytes]()
-    for (gate_id, numbers), waiting in zip(by_gate.items(), seen.scans[1:], strict=True):
-        gate = seen.records[Ref(Kind.GATE, gate_id)]
-        found = list({ending.record.ref: ending for ending in _endings(seen, settlements, numbers)}.values())
-        if gate is None or not found or gate.header["taken"] < len(found):
-            continue
-        is_open = step.add(gate, found, waiting, seen.now)
-        if is_open is not None:
-            ended += [ending.number for ending in found]
-            opened.update([gate_id] if is_open else ())
-    [answer], _ = (yield Apply([step.made()])) if ended else ([None], None)
-    if not isinstance(answer, Applied):
-        return set()
-    if opened:
-        yield from fill(opened, rules)
-    return set(ended)
-
-
-def _endings(seen: Snapshot, settlements: Sequence[Settlement], numbers: Sequence[int]) -> Iterator[_Ending]:
-    for number in numbers:
-        settlement = settlements[number]
-        record = seen.records[Ref(Kind.JOB, settlement.id)]
-        if record is None or record.damage is not None:
-            continue
-        header = record.header
-        lease = (RUNNING, settlement.epoch, *claim_bytes(settlement.claim))
-        is_simple = header["flags"] & Flag.TIES == Flag.LIMITED and decode_sent(record.sent).limits == settlement.limits
-        if is_simple and (header["status"], header["epoch"], header["session"], header["claim"]) == lease:
-            yield _Ending(number, settlement, record)
+    refused = set(range(len(runs))) if len(paused) == gates.MAX_PAUSED else set[int]()
+    for _ in range(MAX_TRIES):
+        step, ended, opened = _Step(paused), list[int](), set[bytes]()
+        for ref, numbers, waiting in zip(refs, by_gate.values(), seen.scans[1:], strict=True):
+            gate, ending = seen.records[ref], [number for number in numbers.values() if number not in refused]
+            if gate is None or not ending or gate.header["taken"] < len(ending):
+                continue
+            is_open = step.add(gate, len(ending), waiting)
+            if is_open is not None:
+                ended += ending
+                opened.update([ref.id] if is_open else ())
+        if not ended:
+            break
+        odd: list[int] = yield HandOver([runs[number] for number in ended], step.made())
+        if not odd:
+            if opened:
+                yield from fill(opened, rules)
+            return set(ended)
+        refused.update([ended[number] for number in odd])
+    return set()
 
 
 class _Step:
-    """Builds the step that ends the runs of all gates. One step costs the least; if it's stale, the general path decides on each run."""
+    """The step that hands the slots of all gates on. One step costs the least; if it is stale, the general decisions are made apart."""
 
     def __init__(self, paused: set[bytes]) -> None:
         self._paused = paused
         self._expect: dict[Ref, Rev] = {}
         self._puts, self._drops, self._totals = list[Put](), list[Ref](), dict[tuple[str, str], int]()
 
-    def add(self, stored: Record, endings: Sequence[_Ending], waiting: Sequence[Entry], now: int) -> bool | None:
-        """Add the runs of one gate. Return True if the gate has room and jobs may still wait there. Return None, and add nothing, if a
-        waiting job needs the general decision."""
+    def add(self, stored: Record, ending: int, waiting: Sequence[Entry]) -> bool | None:
+        """Hand on the slots of runs that end at one gate. Return True if jobs may still wait there while it has room, and None if a job
+        that waits needs another decision: then nothing is added."""
         gate = Plain(stored.ref, dict(stored.header), stored.state)
-        room = max(0, gate.header["most"] - gate.header["taken"] + len(endings)) if gate.header["has_waiting"] else 0
+        room = max(0, gate.header["most"] - gate.header["taken"] + ending) if gate.header["has_waiting"] else 0
         passing = [entry.record for entry in waiting[:room]]
         if not all(record is not None and _may_pass(record, self._paused) for record in passing):
             return None
-        for _, settlement, record in endings:
-            self._put(record, _ended(settlement, record, now), Event.SUCCEED)
         for waiter in passing:
             assert waiter is not None
-            self._put(waiter, Put(waiter.ref, {"status": READY, "gate": None}), Event.DUE)
-        gate.header["taken"] += len(passing) - len(endings)
+            self._expect[waiter.ref] = waiter.rev
+            self._puts.append(Passing(waiter.ref, _READIED))
+            counted = (waiter.header["queue"], Event.DUE)
+            self._totals[counted] = self._totals.get(counted, 0) + 1
+        gate.header["taken"] += len(passing) - ending
         is_kept, is_open = gates.prepare(gate)
         self._expect[stored.ref] = stored.rev
         if not is_kept:
@@ -106,28 +111,11 @@ class _Step:
             self._puts.append(gate.to_put())
         return is_open
 
-    def _put(self, record: Record, put: Put, event: Event) -> None:
-        self._expect[record.ref] = record.rev
-        self._puts.append(put)
-        counted = (record.header["queue"], event)
-        self._totals[counted] = self._totals.get(counted, 0) + 1
-
     def made(self) -> Step:
         return Step(self._expect, tuple(self._puts), tuple(self._drops), totals=self._totals)
 
 
-def _ended(settlement: Settlement, record: Record, now: int) -> Put:
-    assert isinstance(settlement.verdict, Succeeded)
-    header = {
-        "status": SUCCEEDED,
-        "session": None,
-        "claim": None,
-        "settled": fence_bytes(settlement.epoch, *claim_bytes(settlement.claim)),
-        "started_at": now - to_microseconds(settlement.ran_for),
-        "ended_at": now,
-        "fade_at": now + to_microseconds(settlement.keep_for),
-    }
-    return Put(record.ref, header, content=content_of(settlement.verdict.result, settlement.arguments))
+_READIED: dict[str, Any] = {"status": READY, "gate": None, "since": NOW}
 
 
 def _may_pass(record: Record, paused: set[bytes]) -> bool:
@@ -141,3 +129,57 @@ def _may_pass(record: Record, paused: set[bytes]) -> bool:
         and len(decode_sent(record.sent).limits) == 1
         and header["queue"].encode() not in paused
     )
+
+
+def by_step(runs: Sequence[Run], step: Step) -> Operation[list[int]]:
+    """Do what `Store.hand_over` does, for stores that have no faster way."""
+    refs = [Ref(Kind.JOB, run.id) for run in runs]
+    seen: Snapshot = yield Query(tuple(refs))
+    if odd := [number for number, run in enumerate(runs) if not _is_limited_run(seen.records[refs[number]], run)]:
+        return odd
+    expect, puts, totals = dict(step.expect), list(step.puts), dict(step.totals)
+    for ref, run in zip(refs, runs, strict=True):
+        record = seen.records[ref]
+        assert record is not None
+        expect[ref] = record.rev
+        puts.append(Put(ref, _ended(run), content=run.result))
+        counted = (record.header["queue"], Event.SUCCEED)
+        totals[counted] = totals.get(counted, 0) + 1
+    [answer], _ = yield Apply([Step(expect, tuple(puts), step.drops, totals=totals)])
+    return [] if isinstance(answer, Applied) else list(range(len(runs)))
+
+
+def _is_limited_run(record: Record | None, run: Run) -> bool:
+    """Return True if a job is in this run, and its success changes no more than its limits."""
+    if record is None or record.damage is not None or record.header["flags"] & Flag.TIES != Flag.LIMITED:
+        return False
+    header, lease = record.header, (RUNNING, run.epoch, run.session, run.claim)
+    return (header["status"], header["epoch"], header["session"], header["claim"]) == lease
+
+
+def _ended(run: Run) -> dict[str, Any]:
+    return {
+        "status": SUCCEEDED,
+        "session": None,
+        "claim": None,
+        "settled": fence_bytes(run.epoch, run.session, run.claim),
+        "started_at": After(-run.ran_for),
+        "ended_at": NOW,
+        "fade_at": After(run.keep_for),
+    }
+
+
+class ByStep:
+    """A store in this process that hands slots on by a step."""
+
+    def perform(self, effect: Effect) -> Any:
+        raise NotImplementedError
+
+    def hand_over(self, runs: Sequence[Run], step: Step) -> list[int]:
+        operation, answer = by_step(runs, step), None
+        try:
+            while True:
+                answer = self.perform(operation.send(answer))
+        except StopIteration as end:
+            odd: list[int] = end.value
+            return odd

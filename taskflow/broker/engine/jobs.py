@@ -114,7 +114,8 @@ def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Se
     simple = [number for number, each in enumerate(settlements) if each.limits and handover.is_simple(each)]
     answers: dict[int, Settled] = {}
     if simple:
-        over = yield from handover.settle([settlements[number] for number in simple], rules)
+        limited = [settlements[number] for number in simple]
+        over = yield from handover.settle(_runs(limited), [each.limits[0].id for each in limited], rules)
         answers = {simple[number]: Settled.OK for number in over}
     if plain:
         ended: Ended = yield Succeed(_runs([settlements[number] for number in plain]))

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from taskflow.broker.engine.handover import ByStep
 from taskflow.broker.engine.records import BURIED, CANCELLED, FAILED, INDEXES, READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind, Position
 from taskflow.broker.engine.seam import (
     MAX_FORGOTTEN,
@@ -33,7 +34,7 @@ CLAIM_NUMBER_BYTES: Final = 4
 NOTES_INDEX: Final = next(number for number, index in enumerate(INDEXES) if index.name == "notes")
 
 
-class MemoryStore(RecordStore):
+class MemoryStore(ByStep, RecordStore):
     """The complete store. Its hot operations decide by headers alone, without decoding bodies."""
 
     def perform(self, effect: Effect) -> Any:

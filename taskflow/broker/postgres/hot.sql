@@ -129,6 +129,76 @@ BEGIN
 END
 $$;
 
+-- Ends runs of jobs with limits as SUCCEEDED, and hands their slots on, or changes nothing. The runs are as for succeed(). `passing` are the
+-- jobs that get the slots. A gate is changed (1), dropped (2), or only expected (0). `odd`: the numbers of runs that are others, from 0.
+-- `is_stale`: a job or a gate has another revision.
+CREATE FUNCTION @.hand_over(
+    ids bytea, fences bytea, ran_for bigint[], keep_for bigint[], results bytea[], passing bytea[], passing_revs bigint[],
+    gate_ids bytea[], gate_revs bigint[], gates_do smallint[], taken_of bigint[], have_waiting smallint[], are_open smallint[],
+    new_rev bigint, wall bigint, OUT odd integer[], OUT is_stale boolean, OUT are_awaited boolean, OUT wakeups text
+) LANGUAGE plpgsql @SETTINGS SET lock_timeout = '300ms' AS $$
+#variable_conflict use_column
+DECLARE
+    now_at bigint;
+    run_ids CONSTANT bytea[] := ARRAY(SELECT substr(ids, 16 * n - 15, 16) FROM generate_series(1, cardinality(ran_for)) AS n);
+    place record;
+BEGIN
+    PERFORM 1 FROM @.jobs WHERE id = ANY (run_ids || passing) ORDER BY id FOR UPDATE;
+    PERFORM 1 FROM @.gates WHERE id = ANY (gate_ids) ORDER BY id FOR UPDATE;
+    now_at := @.wall(wall);
+    odd := ARRAY(
+        SELECT (g.n - 1)::integer FROM unnest(run_ids) WITH ORDINALITY AS g (id, n)
+        WHERE (
+            SELECT r.status = S.RUNNING AND r.flags & @TIES = @LIMITED
+                AND int8send(r.epoch) || r.session || r.claim || E'\\x00' = substr(fences, 37 * g.n::integer - 36, 37)
+            FROM @.jobs AS r WHERE r.id = g.id
+        ) IS NOT TRUE ORDER BY g.n
+    );
+    is_stale := EXISTS (
+        SELECT FROM unnest(passing, passing_revs) AS g (id, old) WHERE (SELECT rev FROM @.jobs AS r WHERE r.id = g.id) IS DISTINCT FROM g.old
+    ) OR EXISTS (
+        SELECT FROM unnest(gate_ids, gate_revs) AS g (id, old) WHERE (SELECT rev FROM @.gates AS r WHERE r.id = g.id) IS DISTINCT FROM g.old
+    );
+    IF is_stale OR cardinality(odd) > 0 THEN
+        RETURN;
+    END IF;
+    WITH ended AS (
+        UPDATE @.jobs SET
+            status = S.SUCCEEDED, rev = new_rev, content = coalesce(g.outcome, results[1]), session = NULL, claim = NULL, settled = g.fence,
+            started_at = now_at - g.length, ended_at = now_at, fade_at = now_at + coalesce(g.keep, keep_for[1])
+        FROM (
+            SELECT run_ids[n] AS id, substr(fences, 37 * n::integer - 36, 37) AS fence, length, keep, outcome
+            FROM unnest(ran_for, keep_for, results) WITH ORDINALITY AS given (length, keep, outcome, n) OFFSET 0
+        ) AS g
+        WHERE jobs.id BETWEEN g.id AND g.id RETURNING jobs.queue
+    )
+    INSERT INTO @.tally (queue, event, before, after, n) SELECT queue, E.SUCCEED, S.RUNNING, S.SUCCEEDED, count(*) FROM ended GROUP BY queue;
+    FOR place IN
+        WITH readied AS (
+            UPDATE @.jobs AS r SET status = S.READY, rev = new_rev, gate = NULL, since = now_at
+            FROM unnest(passing) AS g (id) WHERE r.id BETWEEN g.id AND g.id RETURNING r.queue, r.priority, r.due_at
+        ), counted AS (
+            INSERT INTO @.tally (queue, event, before, after, n)
+            SELECT queue, E.DUE, S.SCHEDULED, S.READY, count(*) FROM readied GROUP BY queue
+        )
+        SELECT queue, priority, count(*) AS number, min(due_at) AS due_at FROM readied GROUP BY queue, priority
+    LOOP
+        PERFORM @.record_place(place.queue, place.priority, S.READY, place.number, place.due_at, NULL, now_at);
+    END LOOP;
+    IF 1 = ANY (gates_do) THEN
+        UPDATE @.gates AS r SET rev = new_rev, taken = coalesce(g.taken, r.taken), has_waiting = coalesce(g.waiting, r.has_waiting),
+            is_open = coalesce(g.open, r.is_open)
+        FROM unnest(gate_ids, gates_do, taken_of, have_waiting, are_open) AS g (id, does, taken, waiting, open)
+        WHERE g.does = 1 AND r.id BETWEEN g.id AND g.id;
+    END IF;
+    IF 2 = ANY (gates_do) THEN
+        DELETE FROM @.gates WHERE id = ANY (ARRAY(SELECT g.id FROM unnest(gate_ids, gates_do) AS g (id, does) WHERE g.does = 2));
+    END IF;
+    are_awaited := EXISTS (SELECT 1 FROM @.awaited WHERE id = ANY (run_ids));
+    wakeups := @.wakeups();
+END
+$$;
+
 -- --- upkeep -------------------------------------------------------------------------------------------
 
 -- Makes the jobs in `due` READY whose time has come. Returns their number, when the next one is due, and whether the caller should check

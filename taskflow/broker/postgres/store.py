@@ -26,6 +26,7 @@ from taskflow.broker.engine.seam import (
     Full,
     Group,
     Locked,
+    Passing,
     Put,
     Query,
     Record,
@@ -38,7 +39,7 @@ from taskflow.broker.engine.seam import (
     dispatch,
     refuse_repeated,
 )
-from taskflow.broker.postgres.changes import Changes, collapsed, trimmed
+from taskflow.broker.postgres.changes import Changes, collapsed, number_of, trimmed
 from taskflow.broker.postgres.errors import NoRoom, was_held_up
 from taskflow.broker.postgres.queries import HOT_SCANS, ScanShape, hot_name, scan_sql
 from taskflow.broker.postgres.rows import AT, Row, add_to_group, claim_of, leased_record, position_of, record_of
@@ -55,6 +56,8 @@ _GROUPS: Final = 1_000
 
 _KINDS: Final = {table: kind for kind, table in TABLES.items()}
 
+
+_NO_CHANGE: Final[dict[str, Any]] = {}
 
 FENCE_BYTES: Final = 37
 """The length of `jobs.settled`: see succeed() in hot.sql."""
@@ -294,8 +297,7 @@ class PostgresStore:
             raise
 
     async def _succeed(self, runs: Sequence[Run]) -> Ended:
-        ids = b"".join([run.id for run in runs])
-        fences = b"".join([run.epoch.to_bytes(8, "big") + run.session + run.claim + b"\0" for run in runs])
+        ids, fences = _packed_fences(runs)
         if len(ids) != len(runs) * ID_BYTES or len(fences) != len(runs) * FENCE_BYTES:
             return Ended([None] * len(runs))  # the function splits by length, but the engine accepts any
         row = await self._call_one(
@@ -315,6 +317,43 @@ class PostgresStore:
         self._hooks.ended({run.id for run, is_ended in zip(runs, answers, strict=True) if is_ended}, row["are_awaited"])
         return Ended(answers, row["released"] or [])
 
+    async def hand_over(self, runs: Sequence[Run], step: Step) -> list[int]:
+        try:
+            return await self._hand_over(runs, step)
+        except BrokerError as error:
+            if was_held_up(error):
+                return list(range(len(runs)))  # the engine finds out which records have changed
+            raise
+
+    async def _hand_over(self, runs: Sequence[Run], step: Step) -> list[int]:
+        ids, fences = _packed_fences(runs)
+        if len(ids) != len(runs) * ID_BYTES or len(fences) != len(runs) * FENCE_BYTES:
+            return list(range(len(runs)))
+        passing = [put.ref for put in step.puts if type(put) is Passing]
+        headers = {put.ref: put.header for put in step.puts if type(put) is not Passing}
+        gates = [(ref, rev) for ref, rev in step.expect.items() if ref.kind == Kind.GATE]
+        changed = [headers.get(ref, _NO_CHANGE) for ref, _ in gates]
+        row = await self._call_one(
+            "hand_over",
+            ids,
+            fences,
+            [run.ran_for for run in runs],
+            collapsed([run.keep_for for run in runs]),
+            collapsed([run.result for run in runs]),
+            [ref.id for ref in passing],
+            [number_of(step.expect[ref]) for ref in passing],
+            [ref.id for ref, _ in gates],
+            [number_of(rev) for _, rev in gates],
+            [1 if ref in headers else 2 if ref in step.drops else 0 for ref, _ in gates],
+            *([header.get(name) for header in changed] for name in ("taken", "has_waiting", "is_open")),
+            new_rev(),
+            self._wall(),
+        )
+        if row["odd"] or row["is_stale"]:
+            return list(row["odd"]) or list(range(len(runs)))
+        self._hooks.ended({run.id for run in runs}, row["are_awaited"])
+        return []
+
     async def promote(self, limit: int) -> tuple[int, int | None]:
         row = await self._call_one("promote", max(0, limit), new_rev(), self._wall())
         if row["checks_marks"]:
@@ -329,6 +368,12 @@ class PostgresStore:
 
 def _note(told: list[Callable[[], None]], hook: Callable[..., None], *arguments: Any) -> None:
     told.append(partial(hook, *arguments))
+
+
+def _packed_fences(runs: Sequence[Run]) -> tuple[bytes, bytes]:
+    """Return the ids of runs, and their fences in the form of `jobs.settled`."""
+    fences = [run.epoch.to_bytes(8, "big") + run.session + run.claim + b"\0" for run in runs]
+    return b"".join([run.id for run in runs]), b"".join(fences)
 
 
 def new_rev() -> int:

@@ -219,35 +219,43 @@ end
 
 -- --- any index -----------------------------------------------------------------------------------------
 
-local function scan(name, least, ends, backwards, limit, with_records, kind, id_at, only)
-  local members, records, reply
+-- Returns members, and their records if it has read them.
+local function members_of(name, least, ends, backwards, limit, only)
   if name == 'ready' then
-    members, records = scan_ready(least, ends, backwards, limit, only)
+    return scan_ready(least, ends, backwards, limit, only)
   elseif name == 'leases' then
-    members = scan_leases(least, ends, backwards, limit, only)
-  else
-    members = limit > 0 and range(name, least, ends, backwards, limit) or {}
+    return scan_leases(least, ends, backwards, limit, only)
   end
-  if not with_records then
-    return members
-  end
-  if not records then
-    local ids = {}
-    for i, member in ipairs(members) do
-      local at = id_at
-      if id_at == 0 then
-        local _, last = string.find(member, '\0\1', 1, true)
-        at = last + 1
+  return limit > 0 and range(name, least, ends, backwards, limit) or {}
+end
+
+-- Returns what each scan selects. The records of all are read together.
+local function scan_all(scans)
+  local replies, ids, places = {}, {}, {}
+  for n, each in ipairs(scans) do
+    local name, least, ends, backwards, limit, with_records, kind, id_at, only = unpack(each)
+    local members, records = members_of(name, least, ends, backwards, limit, only)
+    local reply = with_records and {} or members
+    replies[n] = reply
+    for i, member in ipairs(with_records and members or {}) do
+      reply[2 * i - 1], reply[2 * i] = member, records and records[i]
+      if not records then
+        local _, last = nil, id_at - 1
+        if id_at == 0 then
+          _, last = string.find(member, '\0\1', 1, true)
+        end
+        append_to(ids, kind, sub(member, last + 1))
+        append_to(places, kind, { reply, 2 * i })
       end
-      ids[i] = sub(member, at)
     end
-    records = records_of(kind, ids)
   end
-  reply = {}
-  for i, member in ipairs(members) do
-    reply[2 * i - 1], reply[2 * i] = member, records[i]
+  for kind, of_kind in pairs(ids) do
+    for n, stored in ipairs(records_of(kind, of_kind)) do
+      local place = places[kind][n]
+      place[1][place[2]] = stored
+    end
   end
-  return reply
+  return replies
 end
 
 -- Returns the first and last member of each group and its size, stepping from group to group. It stops after L.portion groups, which take
@@ -310,14 +318,11 @@ local function run_query(query)
       records[places[kind][n]] = stored
     end
   end
-  local scanned, grouped = {}, {}
-  for i, each in ipairs(scans) do
-    scanned[i] = scan(unpack(each))
-  end
+  local grouped = {}
   for i, each in ipairs(wanted) do
     grouped[i] = groups(unpack(each))
   end
-  return { wall, steady, records, scanned, grouped, with_totals and call('HGETALL', P .. 'totals') or {} }
+  return { wall, steady, records, scan_all(scans), grouped, with_totals and call('HGETALL', P .. 'totals') or {} }
 end
 
 -- === script query ==========================================================================================

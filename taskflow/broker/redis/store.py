@@ -126,13 +126,13 @@ class RedisStore:
         refuse_repeated(apply.steps)
         if not apply.steps:
             return [], None if apply.then is None else await self.query(apply.then)
-        steps, (answers, reply) = await self._apply(apply.steps, apply.grows, apply.then)
+        steps, (answers, reply) = await self._apply(apply.steps, grows=apply.grows, then=apply.then)
         seen = None if apply.then is None else await self._snapshot_of(apply.then, reply)
         return [answer_of(answer, steps) for answer in answers], seen
 
-    async def _apply(self, given: Sequence[Step], grows: bool, then: Query | None) -> tuple[Steps, Any]:
+    async def _apply(self, given: Sequence[Step], *, grows: bool, then: Query | None, runs: Sequence[Run] = ()) -> tuple[Steps, Any]:
         rev = new_rev()
-        steps = Steps(given, rev, INLINE)
+        steps = Steps(given, rev, INLINE_RESULT if runs else INLINE, runs)
         query: Any = False if then is None else packed_query(then)
         script = "grow" if grows else "apply"
         try:
@@ -148,7 +148,7 @@ class RedisStore:
                 raise
             reply = _MISSING
         if reply == _MISSING and not grows:  # a full server accepts contents within the call itself
-            steps = Steps(given, rev, _ANY_SIZE)
+            steps = Steps(given, rev, _ANY_SIZE, runs)
             reply = await self._call(script, pack([*steps.arguments(), query]), ahead=ahead(self.contents.prefix, steps.contents))
         if reply == _MISSING:
             raise await self._lost()
@@ -227,6 +227,12 @@ class RedisStore:
         for place, answer in zip(places, reply[0], strict=True):
             answers[place] = _ANSWERS[answer]
         return Ended(answers, reply[1:])
+
+    async def hand_over(self, runs: Sequence[Run], step: Step) -> list[int]:
+        if odd := [number for number, run in enumerate(runs) if not is_possible(run)]:
+            return odd
+        _, (answers, _) = await self._apply([step], grows=False, then=None, runs=runs)
+        return [] if answers[0] == b"o" else answers[0] if isinstance(answers[0], list) else list(range(len(runs)))
 
     async def promote(self, limit: int) -> tuple[int, int | None]:
         moved, next_due = await self._call("promote", pack([new_rev(), max(0, limit)]))

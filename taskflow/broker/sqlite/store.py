@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final, TypeVar
 
+from taskflow.broker.engine.handover import ByStep
 from taskflow.broker.engine.records import READY, RUNNING, SUCCEEDED, Flag, Kind, Type
 from taskflow.broker.engine.seam import KEEP, Claimed, Effect, Ended, Operation, Put, Record, Ref, Run, awaits_nothing, dispatch
 from taskflow.broker.sqlite.changes import new_rev
@@ -109,7 +110,7 @@ DELETE FROM "~keys" WHERE id IN (VALUES (?) ...) AND next IS NULL AND EXISTS (
 )"""
 
 
-class SqliteStore(MaintainedRecords):
+class SqliteStore(ByStep, MaintainedRecords):
     """The complete store, over one connection."""
 
     def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, capacity: int | None) -> None:

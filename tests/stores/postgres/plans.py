@@ -21,6 +21,7 @@ from taskflow.broker.postgres.queries import HOT_SCANS
 from taskflow.model.audit import Action
 from taskflow.model.clock import ManualClock
 from taskflow.model.envelope import Lease, OnConflict
+from taskflow.model.limits import Gate
 from taskflow.model.schedule import Amendment, Definition, Firing
 from taskflow.model.session import Beat, Report, Session
 from taskflow.model.verdict import Progress, Settled
@@ -157,7 +158,7 @@ class Everything:
         return list(await self.broker.claim(self.session.id, self.requests, queues, limit))
 
     async def run(self) -> None:
-        for part in (self.work, self.keys_and_joins, self.sessions, self.schedules, self.operate, self.wake, self.upkeep):
+        for part in (self.work, self.keys_and_joins, self.limits, self.sessions, self.schedules, self.operate, self.wake, self.upkeep):
             await part()
 
     async def work(self) -> None:
@@ -196,6 +197,14 @@ class Everything:
         assert await broker.holders([key]) != [None]
         await broker.settle([succeeded(lease, key=key)])
         await broker.enqueue([an_envelope(key=os.urandom(16)) for _ in range(3)])
+
+    async def limits(self) -> None:
+        broker, limit = self.broker, Gate(os.urandom(16), "limit", "", 2)
+        await broker.enqueue([an_envelope(queue="limited", limits=(limit,)) for _ in range(4)])
+        for _ in range(2):  # first, the slots go to others; then nobody waits for them
+            leases = await self.claim(4, "limited")
+            settled = await broker.settle([succeeded(lease, limits=lease.envelope.limits) for lease in leases])
+            assert settled == [Settled.OK] * 2
 
     async def sessions(self) -> None:
         leaving, dying = Session(id=new_id(), name="leaving"), Session(id=new_id(), name="dying")

@@ -36,10 +36,12 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
 
 
 _NAMES: Final = """
-    add claim succeed promote fade apply look scan locked load_awaiting load_totals record_waiting look_for notify nudge tell_ended
+    add claim succeed hand_over promote fade apply look scan locked load_awaiting load_totals record_waiting look_for notify nudge
+    tell_ended
     listeners_for forget_listener has_note has_ready first_ready ready_marks pick_from_one pick_from_queues next_queue
     raise_ready_mark newest_mark lower_mark may_check_marks drop_oldest drop_faded sum_counts nudge_again replace_entries
-    record_idle check_marks drop_old_marks groups_status groups_ready groups_scheduled groups_leases groups_causes
+    record_idle check_marks drop_old_marks groups_status groups_ready groups_scheduled groups_holding groups_leases
+    groups_causes
 """
 
 FUNCTIONS: Final = {
