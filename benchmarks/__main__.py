@@ -16,6 +16,7 @@ from benchmarks.options import Options
 from benchmarks.peers.catalogue import PEERS
 from benchmarks.peers.environments import default_cache, forget, own_python
 from benchmarks.peers.rivals import Rivals
+from benchmarks.places import PLACES
 from benchmarks.processes import PYTHON
 from benchmarks.report import machine
 from benchmarks.tables import tables
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, default=default_cache(), metavar="FOLDER", help="the folder for the peers' environments")
     parser.add_argument("--forget", action="store_true", help="remove the peers' environments and exit")
     parser.add_argument("--under", type=Path, metavar="FOLDER", help="a folder on a disk, for PostgreSQL's data (default: /var/tmp)")
+    parser.add_argument("--on", choices=[*PLACES], help="the only store of dashboard-pages and admin-pages; not with --keep")
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs of redis-leftovers, redis-scripts, redis-profile and postgres-backlog")
     parser.add_argument("--rate", type=float, metavar="N", help="jobs/s of …-load (default: half a drain's) and of postgres-busy (1000)")
     parser.add_argument("--minutes", type=float, default=15.0, metavar="N", help="the duration of postgres-busy (default: 15)")
@@ -75,6 +77,8 @@ def _chosen(arguments: argparse.Namespace) -> list[str]:
     known = {*WORKLOADS, *STUDIES}
     if unknown := [name for name in arguments.only if name not in known]:
         raise SystemExit(f"python -m benchmarks: no workload {', '.join(unknown)}; there are {', '.join((*WORKLOADS, *STUDIES))}")
+    if arguments.on and arguments.keep:
+        raise SystemExit("python -m benchmarks: with --on, the results of the other stores would be lost: leave out --keep")
     if arguments.summary:
         return []
     return arguments.only or [name for name, workload in WORKLOADS.items() if not (arguments.quick and workload.is_costly)]
@@ -85,7 +89,9 @@ def _options(arguments: argparse.Namespace) -> Options:
     if unknown := (names or frozenset()) - {peer.name for peer in PEERS}:
         raise SystemExit(f"python -m benchmarks: no peer {', '.join(unknown)}; there are {', '.join(peer.name for peer in PEERS)}")
     peers = Rivals(cache=arguments.cache.resolve(), names=names, repeats=arguments.peer_repeats)
-    options = Options(repeats=arguments.repeats, peers=peers, under=arguments.under, jobs=arguments.jobs, rate=arguments.rate)
+    options = Options(
+        repeats=arguments.repeats, peers=peers, under=arguments.under, jobs=arguments.jobs, rate=arguments.rate, on=arguments.on
+    )
     if not arguments.quick:
         return options
     few = replace(peers, names=QUICK_PEERS if names is None else names, repeats=1, share=QUICK, only_rates=True)

@@ -79,8 +79,8 @@ def pages(options: Options) -> list[Row]:
     """Measure on each store the 95th percentile of each kind of page, and a neighbour's enqueue with and without constant paging."""
     rows: list[Row] = []
     jobs = options.jobs or options.of(JOBS)
-    for name, place in PLACES.items():
-        with place(options.under) as url:
+    for name in [options.on] if options.on else PLACES:
+        with PLACES[name](options.under) as url:
             run_in_fastest_loop(fill(url, jobs))
             rows += in_turn(f"{name}, {jobs:,} jobs", 1, lambda: run_in_fastest_loop(_pages(url)), part=f"{name} pages")
             rows += in_turn(f"{name}, a neighbour's enqueue beside constant paging", 1, partial(_neighbour, url), part=f"{name} enqueue")

@@ -67,8 +67,8 @@ def pages(options: Options) -> list[Row]:
     """Measure on each store the 95th percentile and size of each page, the cost of viewers, and the host's `delay()` beside viewers."""
     rows: list[Row] = []
     jobs = options.jobs or options.of(JOBS)
-    for name, place in PLACES.items():
-        with place(options.under) as url:
+    for name in [options.on] if options.on else PLACES:
+        with PLACES[name](options.under) as url:
             run_in_fastest_loop(_remember(url))
             run_in_fastest_loop(fill(url, jobs))
             paths = run_in_fastest_loop(_furnish(url))

@@ -20,6 +20,7 @@ class Options:
     jobs: int | None = None
     rate: float | None = None
     minutes: float = 15.0
+    on: str | None = None
 
     def of(self, jobs: int) -> int:
         """Return this run's share of the jobs, rounded to a number for which marks can be aligned."""
