@@ -1,4 +1,5 @@
-// Keeps a page up to date while it is visible. One of a browser's visible tabs listens for changes, and notifies the other tabs.
+// Keeps a page up to date while it is visible: decides when htmx fetches and morphs it. One of a browser's visible tabs listens for
+// changes, and notifies the other tabs.
 const INTERVAL = 2000; // milliseconds between two fetches
 const AGAIN = 5000; // milliseconds until a refused stream is opened again
 const main = document.getElementById("main");
@@ -17,42 +18,33 @@ function isBusy() {
   return isTyping || main.querySelector("input[type=checkbox]:checked") !== null || !getSelection().isCollapsed;
 }
 
-function nameOf(element) {
-  return ["href", "name", "value", "aria-label"].map((name) => element.getAttribute(name) ?? "").join(" ") + element.tagName;
-}
+// What the user has opened stays open, and a chart takes its new values by itself.
+Object.assign(Idiomorph.defaults.callbacks, {
+  beforeAttributeUpdated: (attribute, element) => attribute !== "open" || !element.matches("details"),
+  beforeNodeMorphed(old, next) {
+    const isPlot = old.localName === "live-plot" && next.localName === "live-plot";
+    if (isPlot) old.dataset.plot = next.dataset.plot;
+    return !isPlot;
+  },
+});
 
-function replace(text) {
-  const open = [...main.querySelectorAll("details")].map((details) => details.open);
-  const focus = main.contains(document.activeElement) ? nameOf(document.activeElement) : null;
-  const scrolled = [...main.querySelectorAll(".scroll")].map((region) => region.scrollLeft);
-  main.replaceChildren(...new DOMParser().parseFromString(text, "text/html").body.childNodes);
-  const details = [...main.querySelectorAll("details")];
-  if (details.length === open.length) details.forEach((each, place) => (each.open = open[place]));
-  [...main.querySelectorAll(".scroll")].forEach((region, place) => (region.scrollLeft = scrolled[place] ?? 0));
-  if (focus !== null) [...main.querySelectorAll("*")].find((each) => nameOf(each) === focus)?.focus({ preventScroll: true });
-}
-
-async function refresh() {
+main.addEventListener("htmx:configRequest", ({ detail }) => {
   timer = 0;
   last = Date.now();
-  try {
-    const known = seen && { "If-None-Match": `"${seen}"` };
-    const answer = await fetch(location.href, { headers: { "X-Taskflow-Fragment": "1", ...known }, cache: "no-store" });
-    if (answer.status !== 304) {
-      if (!answer.ok || answer.redirected) throw new Error(answer.status);
-      const text = await answer.text();
-      if (isBusy()) return refreshSoon();
-      replace(text);
-      tell((seen = (answer.headers.get("ETag") ?? "").replaceAll('"', "")));
-    }
-    note.textContent = "live";
-  } catch {
-    note.textContent = "not live";
-  }
-}
+  if (seen) detail.headers["If-None-Match"] = `"${seen}"`;
+});
+main.addEventListener("htmx:sendError", () => (note.textContent = "not live"));
+main.addEventListener("htmx:beforeSwap", ({ detail }) => {
+  const { status, responseURL } = detail.xhr;
+  const isPage = status === 200 && responseURL === location.href.split("#")[0]; // and no redirect to a sign-in
+  note.textContent = isPage || status === 304 ? "live" : "not live";
+  detail.shouldSwap = isPage && !isBusy();
+  if (detail.shouldSwap) tell((seen = (detail.xhr.getResponseHeader("ETag") ?? "").replaceAll('"', "")));
+  else if (isPage) refreshSoon();
+});
 
 function refreshSoon() {
-  timer ||= setTimeout(refresh, Math.max(0, last + INTERVAL - Date.now()));
+  timer ||= setTimeout(() => htmx.trigger(main, "refresh"), Math.max(0, last + INTERVAL - Date.now()));
 }
 
 function hear(state) {

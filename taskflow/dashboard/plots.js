@@ -89,6 +89,12 @@ function show(plot, data, isWhole) {
 }
 
 class LivePlot extends HTMLElement {
+  static observedAttributes = ["data-plot"];
+
+  attributeChangedCallback(name, old) {
+    if (old !== null) this.connectedCallback();
+  }
+
   connectedCallback() {
     const chart = JSON.parse(this.dataset.plot);
     const figure = this.querySelector("figure");

@@ -70,6 +70,11 @@ def as_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def digest(name: str) -> str:
+    """Return an id for the row of this name, by which a script finds the same row in the next version of a page."""
+    return hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:16]
+
+
 def number(value: float) -> str:
     return f"{value:,}"
 
@@ -104,6 +109,7 @@ _templates.filters |= {
     "block": block,
     "code": code,
     "cut": one_line,
+    "digest": digest,
     "number": number,
     "span": span,
     "duration": duration,

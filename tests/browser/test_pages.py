@@ -6,7 +6,7 @@ import re
 
 from playwright.sync_api import Page, expect
 
-from taskflow.model.ids import id_text
+from taskflow.model.ids import id_text, parse_id
 from taskflow.model.verdict import RunError
 from tests.browser.conftest import Filled, NewContext
 from tests.browser.screenshots import pages_of
@@ -98,6 +98,27 @@ def test_typing_and_selecting_keep_the_page_as_it_is(stage: Filled, page: Page) 
     expect(page.locator(row(page, job)).get_by_role("checkbox")).to_be_checked()
     page.locator(row(page, job)).get_by_role("checkbox").uncheck()
     expect(page.locator(row(page, other))).to_be_visible()
+
+
+def test_a_refresh_keeps_the_focus_on_its_row_and_what_is_open(stage: Filled, page: Page) -> None:
+    first, second = stage.run(lambda world: add(world, queue="focus", number=2))
+    page.goto(f"{stage.url}/jobs?queue=focus")
+    expect(page.locator("#live")).to_have_text("live")
+    link = page.locator(row(page, first)).get_by_role("link").first
+    link.focus()
+    [third] = stage.run(lambda world: add(world, queue="focus"))
+    expect(page.locator(row(page, third))).to_be_visible()
+    expect(link).to_be_focused()
+    stage.run(lambda world: world.broker.cancel([parse_id(second)]))
+    expect(page.locator(row(page, second))).to_contain_text("cancelled")
+    expect(link).to_be_focused()
+    page.goto(f"{stage.url}/charts")
+    expect(page.locator("#live")).to_have_text("live")
+    page.get_by_text("Table of these charts").click()
+    page.evaluate("document.querySelector('h1').textContent = 'former'")
+    stage.run(lambda world: add(world, queue="focus"))
+    expect(page.locator("h1")).to_have_text("Charts")
+    expect(page.get_by_role("region", name="Charts as a table")).to_be_visible()
 
 
 def test_one_job_is_acted_on(stage: Filled, page: Page) -> None:
