@@ -27,7 +27,7 @@ _RAISE: Final = object()
 
 
 class ActiveRun(Protocol):
-    """A context's run. Its methods may be called from any thread. `child_headers` is None unless it runs in a child process."""
+    """A context's run. Its methods may be called from any thread. `child_headers` is None unless the run is in a child process."""
 
     child_headers: dict[str, str] | None
 
@@ -146,13 +146,13 @@ class JobContext:
 
     @property
     def caused_by(self) -> str | None:
-        """The id, as text, of the failed job whose ``on_failure`` sent this one, or None."""
+        """The id, as text, of the failed job whose ``on_failure`` sent this job, or None."""
         from taskflow.model.envelope import CAUSED_BY
 
         return self._lease.envelope.headers.get(CAUSED_BY)
 
     def pass_on(self, headers: Mapping[str, str]) -> None:
-        """Add headers for the child process of this run to those that were sent. Middleware may call this before `call_next`. It has no
+        """Add headers for this run's child process to the headers that were sent. Middleware may call this before `call_next`. It has no
         effect if the function runs in the worker."""
         if self._run is not None and self._run.child_headers is not None:
             self._run.child_headers.update(headers)

@@ -89,7 +89,7 @@ class Link(Generic[A_contra, R_co]):
         return call
 
     def _behind(self, chain: Chain) -> Chain:
-        """Return this job as a chain to follow `chain`. Raises TypeError if `chain` ends in a group and the job cannot take a list."""
+        """Return this job as a chain that follows `chain`. Raises TypeError if `chain` ends in a group and the job cannot take a list."""
         if chain.ends_in_list:
             try:
                 self._job.codec.as_sent(self._takes)([])

@@ -58,7 +58,7 @@ async def flow_of(call: CallBroker, named: bytes) -> tuple[bytes, list[Record]]:
 
 
 def to_retry(records: Sequence[Record]) -> list[bytes]:
-    """Return the ids of the flow's jobs that ended without success, except for those that the retry of another job restores."""
+    """Return the ids of the flow's jobs that ended without success, except for jobs that the retry of another job restores."""
     return [
         record.id
         for record in records

@@ -131,7 +131,7 @@ class JobHandle(Generic[R_co]):
         return self._decode(record)  # type: ignore[no-any-return]
 
     async def _cause_of(self, error: JobFailed | JobCancelled) -> JobFailed | JobCancelled:
-        """If another job of the flow caused this one to be cancelled, return that job's error, otherwise the given one."""
+        """If another job of the flow caused this job to be cancelled, return that job's error, otherwise the given error."""
         client = self._app.client()
         record = await client.read(self._id)
         found = None if record is None or record.felled_by is None else await client.read(record.felled_by)

@@ -44,7 +44,7 @@ from taskflow.model.record import Record, Status
 MAX_GROUPS: Final = 100
 
 MAX_READ: Final = 100_000
-"""The maximum number of groups that are searched for those of a deploy."""
+"""The maximum number of groups that are searched for groups of a deploy."""
 
 SAMPLES_AT_ONCE: Final = 20
 

@@ -13,8 +13,8 @@ from taskflow.model.fingerprint import deploy_in, fingerprint_in
 
 
 class FailurePart(msgspec.Struct):
-    """The number `n` of failed jobs with one stored cause and one name, when the first and the last of them ended, in microseconds, and the
-    id of the last one.
+    """Counts failed jobs with one stored cause and one name: their number `n`, when the first and the last of them ended, in microseconds,
+    and the id of the last.
 
     `cause` may be any value, because it comes from a store.
     """

@@ -110,7 +110,7 @@ class Collector:
 
 
 program: list[str] = []
-"""Python's arguments up to those of the command, if another program, such as Django's manage.py, runs taskflow's commands."""
+"""Python's arguments before the command's own, if another program, such as Django's manage.py, runs taskflow's commands."""
 
 _BROKER = "TASKFLOW_BROKER_FLAG"  # carries the value of --broker, because every user of the machine can read command lines
 # Signals that cannot be caught, SIGCHLD, the kernel's signals for faults of this process, and a terminal's stop signals.

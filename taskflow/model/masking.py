@@ -110,7 +110,7 @@ def _pairs(values: Mapping[Any, object], secrets: Collection[str], limits: Displ
 
 
 def _ordered(value: Any) -> Iterable[Any]:
-    """Return the items, those of a set sorted by their text, so that equal sets look alike."""
+    """Return the items. The items of a set are sorted by their text, so that equal sets look alike."""
     return sorted(value, key=shown) if isinstance(value, Set) else value
 
 

@@ -1,4 +1,4 @@
-"""Errors of jobs for Sentry."""
+"""Reports the errors of jobs to Sentry."""
 
 from __future__ import annotations
 

@@ -276,7 +276,7 @@ def endless(after: str, runs: Counter[str]) -> AssertionError:
 
 
 MAX_DEPTH: Final = 50
-"""The maximum nesting depth of jobs. If the innermost job sends another one, that one waits."""
+"""The maximum nesting depth of jobs. If the innermost job sends another job, that job waits."""
 
 
 class _Around(msgspec.Struct, frozen=True):

@@ -106,7 +106,7 @@ class EndedHooks:
         self._reading.add_done_callback(self._record_end)
 
     def _record_end(self, reading: asyncio.Task[None]) -> None:
-        """Restart the reading task if some ends are left, because a job may have cancelled every existing task."""
+        """Restart the reading task if some ended jobs are left, because a job may have cancelled every existing task."""
         self._reading = None
         if not reading.cancelled() and (error := reading.exception()) is not None:
             log_safely(log.error, "%s.ended() was not called for some jobs: %s: %s", self._names(), type(error).__name__, error)

@@ -226,7 +226,7 @@ class Runs:
         self.lease_table.nudge()
 
     async def stop_all(self, why: str) -> None:
-        """Ask all runs to stop. After `stop_timeout` seconds, cut off those that remain, so that their jobs are handed back."""
+        """Ask all runs to stop. After `stop_timeout` seconds, cut off the remaining ones, so that their jobs are handed back."""
         for holding in list(self.under_way.values()):
             holding.ask_to_stop(why)
         if self.under_way:

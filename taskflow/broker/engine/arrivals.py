@@ -32,7 +32,7 @@ def scans(limit: int) -> tuple[Scan, Scan]:
 
 
 def take(found: Sequence[Entry], rules: Rules) -> Operation[list[bool]]:
-    """Decide on the arrivals that `scans` found. Return False for each one that another program's open transaction blocks."""
+    """Decide on the arrivals that `scans` found. Return False for each arrival that another program's open transaction blocks."""
     refs = [entry.ref for entry in found]
     jobs = [Ref(Kind.JOB, ref.id) for ref in refs]
     in_flows = [

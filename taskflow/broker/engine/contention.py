@@ -33,7 +33,7 @@ class Contention:
     ) -> T:
         """Continue an operation with the answer to its last effect. `perform` answers an effect.
 
-        If other clients keep changing its records, `in_turn` runs the effects up to the next change while those clients wait. It returns
+        If other clients keep changing its records, `in_turn` runs the effects up to the next change while those clients wait, and returns
         that change and its answer.
         """
         stale = 0

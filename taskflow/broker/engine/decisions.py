@@ -62,7 +62,7 @@ def release(awaiting: Iterable[bytes], rules: Rules) -> Operation[None]:
 
 
 def _follow(left: Left, rules: Rules, scans: tuple[Scan, ...], most: int = MAX_FELLED) -> Operation[tuple[int, bool]]:
-    """Decide on the consequences of earlier decisions. The return value is that of `carry_on`."""
+    """Decide on the consequences of earlier decisions. Return the same as `carry_on`."""
     looked_at = (yield from _carry_on(left, rules, most)) if left.actions else (0, False)
     if left.released:
         ids = sorted(left.released)

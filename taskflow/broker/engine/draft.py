@@ -108,7 +108,7 @@ class Draft:
     """The records as they would be after the decisions so far."""
 
     def __init__(self, seen: Snapshot, rules: Rules, scans: Sequence[Scan] = ()) -> None:
-        """`scans` are those that earlier decisions requested. Their entries come last in `seen`."""
+        """`scans` are the scans that earlier decisions requested. Their entries come last in `seen`."""
         self.seen, self.rules = seen, rules
         self.now, self.steady, self._stored = seen.now, seen.steady, seen.records
         self.missing = set[Ref]()

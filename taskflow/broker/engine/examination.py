@@ -28,7 +28,7 @@ Pair = tuple[Any, bytes]
 
 
 class Entries(NamedTuple):
-    """The differences between the entries of an index and those that the records need."""
+    """The differences between an index's entries and the entries that the records need."""
 
     missing: set[Pair]
     wrong: set[Pair]

@@ -145,7 +145,7 @@ def end(draft: Draft, job: Job, by: Action | None) -> None:
 
 
 def _ties_of(job: Job) -> list[tuple[bytes, Tie]]:
-    """Return the jobs that still await this one, each with its tie."""
+    """Return the jobs that still await this job, each with its tie."""
     return [each for each in zip(job.sent.joined, job.sent.ties, strict=False) if each[0] not in job.state.spent]
 
 

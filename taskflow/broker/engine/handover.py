@@ -1,7 +1,7 @@
-"""Ends runs of jobs that have one limit and no other tie, and passes their slots on. This is a fast path of `jobs.settle` without drafts.
+"""Ends runs of jobs that have one limit and no other tie, and passes their slots on: a fast path of `jobs.settle` without drafts.
 
-It decides by the headers of the gates and of the jobs that wait there. The store finds out whether the runs are what they seem to be. One
-whose job needs more, or whose records have changed meanwhile, is left to the general decision.
+It decides by the headers of the gates and of the jobs that wait there. The store checks that the runs are as their settlements describe
+them. If a job needs more, or its records have changed in the meantime, its run is left to the general decision.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Sent(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def joined(self) -> list[bytes]:
-        """The ids of the jobs that await this one."""
+        """The ids of the jobs that await this job."""
         if len(self.joins) == ID_BYTES:
             return [self.joins]
         return [self.joins[at : at + ID_BYTES] for at in range(0, len(self.joins), ID_BYTES)]

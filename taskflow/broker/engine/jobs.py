@@ -41,7 +41,7 @@ from taskflow.model.verdict import HandedBack, Settled, Settlement, Snoozed, Suc
 # --- adding jobs ---------------------------------------------------------------------------------------------------
 
 MAX_ASSUMED: Final = 512
-"""The maximum payload in bytes that is sent without checking its key first. Redis would store larger ones separately, even in vain."""
+"""The maximum payload in bytes that is sent without checking its key first. Redis would store a larger one even for a refused job."""
 
 
 def enqueue(envelopes: Sequence[Envelope], rules: Rules, *, assumes_new: bool = False) -> Operation[list[Added | Refused]]:

@@ -221,7 +221,7 @@ def _expire(limit: int, rules: Rules) -> Operation[int]:
 
 
 def _drop(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
-    """Drop ended jobs that have been kept long enough or exceed the cap, and forget those that no resent call can refer to any more. Return
+    """Drop ended jobs that have been kept long enough or exceed the cap, and forget jobs that no resent call can refer to any more. Return
     how many it dropped, and whether more remain."""
     if limit <= 0:
         return 0, True

@@ -35,7 +35,7 @@ MOVE_SCANS: Final = (
     Scan("hearers", 1, with_records=False),
     Scan("ends", 1, with_records=False),
 )
-"""The scans that every operation with moves begins with: the first due job, a session that wants ends, and the first registered end."""
+"""The first scans of every operation with moves: the first due job, a session that wants ends, and the first registered end."""
 
 _LEGAL: Final = {
     (BURIED if was is None else CODES[was], event, BURIED if to is None else CODES[to])

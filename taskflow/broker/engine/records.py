@@ -65,7 +65,7 @@ class Owner(Enum):
     CLAIM = "claim"
     ADDITION = "addition"
     STORE = "store"
-    """The store writes it once, when it creates the record."""
+    """The store writes the field once, when it creates the record."""
 
 
 class Type(Enum):
@@ -98,12 +98,12 @@ class Flag:
 
     KEYED: Final = 1
     AWAITED: Final = 2
-    """Other jobs await its end."""
+    """Other jobs await this job's end."""
     TAGGED: Final = 4
     STATED: Final = 8
-    """It has a state that a successful run changes, such as a counter to be reset."""
+    """The job has a state that a successful run changes, such as a counter to be reset."""
     MARKED: Final = 16
-    """It was asked to stop."""
+    """The job was asked to stop."""
     POISON: Final = 32
     ARRIVING: Final = 64
     """A caller's transaction added it, and the engine hasn't admitted it yet. Until then BEHIND is set too, so nothing makes it READY."""

@@ -257,8 +257,8 @@ def _work_hint(draft: Draft, session: Plain) -> WorkHint:
 
 
 def lapses(draft: Draft, beating: Plain | None = None) -> list[float]:
-    """Return, for each session that `LAPSING` has found, the seconds until it lapses. The scans follow those of the moves and `PULSE`. The
-    session `beating` has sent a heartbeat since they were read."""
+    """Return, for each session that `LAPSING` has found, the seconds until it lapses. In `draft`, its scans follow those of the moves and
+    `PULSE`. The session `beating` has sent a heartbeat since they were read."""
     outages = outages_of(draft)
     pulse = draft.steady if beating is not None else pulse_in(draft.seen.scans[3], draft.steady)
     found = [beating if beating is not None and session.ref == beating.ref else session for session in lapsing(draft)]

@@ -22,7 +22,7 @@ from taskflow.model.rules import Rules
 
 MAX_FORGOTTEN: Final = 500
 IDLE_FOR: Final = 60 * MICROSECONDS
-"""Microseconds for which a tenant's place is kept at least after its last use."""
+"""The minimum time in microseconds for which a tenant's place is kept after its last use."""
 
 Line = tuple[str, str | bytes, int]
 """The index that contains a line's jobs, and the beginning of their positions: the queue or the gate, and the negated priority."""

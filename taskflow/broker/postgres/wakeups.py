@@ -40,8 +40,8 @@ NOTE_INTERVAL: Final = 60.0
 """Seconds after which a listener renews its notes, which are valid for 90 s: see sql_files.NOTE_TTL."""
 
 SEARCH_PAUSES: Final = (0.0, 0.01, 0.05, 0.25, 1.0, 2.0, 4.0)
-"""While a transaction that may have missed its note is open, a listener searches for jobs after each of these
-pauses, in seconds. Jobs that appear after the last search are found as if their nudge had been lost."""
+"""A listener searches for jobs after each of these pauses, in seconds, while a transaction that may have missed its note is open. Jobs that
+appear after the last search are found as if their nudge had been lost."""
 
 UNNOTED: Final = "unnoted"
 """Returned with a claim that could not write its listener's note: see claim.sql."""
@@ -58,7 +58,7 @@ _SESSION: Final = names.session(b"")
 
 
 class Notes(NamedTuple):
-    """The calls that a listener makes to the server: `note` replaces its former notes by one that shows what it's waiting for, and `look`
+    """The calls that a listener makes to the server: `note` replaces the listener's notes by one that shows what it waits for, and `look`
     checks what has already happened. See wakeups.sql."""
 
     note: Callable[[str, list[int], int, list[str], list[bytes]], Awaitable[None]]
@@ -114,8 +114,8 @@ class PostgresListener(Listener):
         await asyncio.sleep(_about(TEST_INTERVAL))
 
     def stays_armed(self, topic: str) -> bool:
-        """Return True unless the topic is that of a job, because a job's end is announced
-        only once. The server keeps any other note even if something has already happened."""
+        """Return False for a job's topic, because a job's end is announced only once. The server keeps any other note even if something has
+        already happened."""
         return not topic.startswith(_JOB)
 
     @property

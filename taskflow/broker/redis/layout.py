@@ -277,7 +277,7 @@ def _part(kind: int, name: str) -> str:
 
 
 def _in_lua(kind: int, condition: str) -> str:
-    """Return a condition of the declaration in Lua."""
+    """Translate a condition of the declaration into Lua."""
     for at, field in enumerate(HEADERS[kind], 1):
         if not re.search(rf"\b{field.name}\b", condition):
             continue

@@ -133,7 +133,7 @@ _BIAS: Final = 1 << 63
 
 
 def packed_runs(runs: Sequence[Run], rev: Rev, max_inline: int) -> tuple[list[Any], list[int], dict[bytes, bytes]]:
-    """Return runs in groups for the script `succeed`, the places of its answers, and the contents to send ahead."""
+    """Group runs for the script `succeed`. Return the groups, the places of the script's answers, and the contents to send ahead."""
     groups: dict[tuple[bytes, int], tuple[list[bytes], list[bytes], list[bytes], list[bytes], list[bytes], list[bytes], list[int]]] = {}
     contents: dict[bytes, bytes] = {}
     for place, (job_id, epoch, session, claim, result, ran_for, keep_for, key, awaited_by, note) in enumerate(runs):
@@ -250,7 +250,7 @@ class Steps:
         return reference_to(content, self._rev)
 
     def _plain_job(self, put: Put) -> list[Any] | None:
-        """Return the put of a new job that is READY at once, if the fixed layout can hold it."""
+        """Pack the put of a new job that is READY at once. Return None if the fixed layout can't hold the job."""
         header, sent = put.header, b"" if put.sent is KEEP or put.sent is None else put.sent
         if (
             header.get("due_at") is not NOW

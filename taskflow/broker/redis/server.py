@@ -51,9 +51,9 @@ _ABOUT: Final = _about()
 class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
     """The address of a server, and how to connect to it. `password` is never shown.
 
-    `tls`       use TLS; `ca_file`, `cert_file`, `key_file` are paths; `check_certificate=False` accepts any certificate
-    `fsync`     every enqueue waits until the server has written it to disk (WAITAOF)
-    `evicting`  accept a server that evicts keys, and thus jobs, when its memory is full
+    `tls`       True to use TLS; `ca_file`, `cert_file`, `key_file` are paths; `check_certificate=False` accepts any certificate
+    `fsync`     True if every enqueue waits until the server has written it to disk (WAITAOF)
+    `evicting`  True to accept a server that evicts keys, and thus jobs, when its memory is full
     """
 
     host: str = "localhost"

@@ -96,7 +96,7 @@ class Counts(RecordReader):
     # --- an operation among others -----------------------------------------------------------------------------------
 
     def save(self) -> Pending:
-        """Return the pending counts and wake-ups of the previous operations, and start collecting those of this one separately."""
+        """Return the pending counts and wake-ups of the previous operations, and start collecting those of this operation separately."""
         before = Pending(self._counted.copy(), self.announcement)
         self.announcement = Announcement()
         return before

@@ -68,7 +68,7 @@ def pragma(name: str, value: int) -> str:
 
 
 def row_of(columns: int) -> str:
-    """Return a list of rows with this number of columns, for `of_rows`."""
+    """Return the text of a list of rows with this number of columns, which `of_rows` expands."""
     return f"({', '.join(['?'] * columns)}) ..."
 
 

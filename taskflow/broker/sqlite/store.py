@@ -323,7 +323,7 @@ class SqliteStore(ByStep, MaintainedRecords):
         self.add_numbers({(Kind.JOB, "awaits", job_id): -number for job_id, number in ends.items()})
 
     def _find_ended(self, runs: Sequence[Run], fences: Sequence[bytes], rev: int, answers: list[bool | None]) -> list[str | None]:
-        """Return the queue of each job that has just received this revision, and None for the others. It also corrects the `answers`."""
+        """Return the queue of each job that has just received this revision, and None for the others. Also correct the `answers`."""
         known, token, queues = self.records([Ref(Kind.JOB, run.id) for run in runs]), rev_of(rev), list[str | None]()
         counted = set[bytes]()  # the same run may be given twice
         for number, (run, fence) in enumerate(zip(runs, fences, strict=True)):

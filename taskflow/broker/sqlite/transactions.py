@@ -304,7 +304,7 @@ class OpenFile:
     def run(self, group: Sequence[QueuedOperation]) -> BaseException | None:
         """Run the group's operations in the transaction that has begun, and commit. If that fails, roll back, and return the error.
 
-        If one of several operations fails, only that one is undone.
+        If one of several operations fails, only its changes are undone.
         """
         try:
             for queued in group:

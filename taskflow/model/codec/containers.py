@@ -31,7 +31,7 @@ def inside(levels: int) -> int:
 
 
 def convert_items(parts: Iterable[Any], convert: Convert, levels: int, head: Sequence[Any] = (), *, ordered: bool = True) -> list[Any]:
-    """Return `head`, and the converted items of a collection. Items of a set have no index for the path of a ShapeError."""
+    """Return a list of `head` and a collection's converted items. Items of a set have no index for the path of a ShapeError."""
     done = [*head]
     try:
         for part in parts:

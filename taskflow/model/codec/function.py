@@ -271,8 +271,8 @@ class FunctionCodec:
         return decode(arguments, payload, limits, where=self._in_call)  # type: ignore[no-any-return]
 
     def around(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, int, CallArguments]:
-        """Return the name and the place of the first positional parameter that `kwargs` lacks, and the arguments of a call without it, in
-        which `args` follow that place. Raises EncodeError if there is no such parameter."""
+        """Return the name and the place of the first positional parameter that is missing in `kwargs`, and a call's arguments without it.
+        `args` are for the parameters after that place. Raises EncodeError if no such parameter exists."""
         before, named = list[Any](), dict(kwargs)
         for each in self._parameters:
             if each.kind not in _BY_POSITION:

@@ -29,7 +29,7 @@ def hints_of_function(function: Callable[..., Any], names: Container[str]) -> di
 
 
 def hints_of_item(hints: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the annotations of one job from those of a function that takes and returns lists. Raises Unsupported if it does not."""
+    """Derive one job's annotations from the annotations of a function that takes and returns lists. Raises Unsupported if it does not."""
     return {name: _item(annotation, name) for name, annotation in hints.items()}
 
 

@@ -212,7 +212,7 @@ def union_of(members: Sequence[Shape]) -> Shape:
 
 
 def _without_covered(members: Sequence[Shape]) -> list[Shape]:
-    """If `Any` is among the members, leave out those that it covers. Classes, and members that may contain one, are kept."""
+    """If `Any` is among the members, leave out the members that it covers. Classes, and members that may contain one, are kept."""
     wide = next((member for member in members if member.wide), None)
     if wide is None:
         return list(members)

@@ -164,7 +164,7 @@ class Application:
         return not self._failures
 
     def load(self, wanted: Import) -> None:
-        """Import the module. If that fails, remember why for the runs that need it."""
+        """Import the module. If that fails, record the reason for the runs that need the module."""
         try:
             with default_app().importing(wanted.module):
                 if wanted.main is None:
