@@ -76,7 +76,7 @@ of upkeep.
   [gate_paused] Jobs of a paused queue hold no slots. READY ones give their slots back and are SCHEDULED until the queue is resumed; then
     they pass their gates again. If such a job waits at a gate, its turn is skipped.
   [gate_taken_back] If a job stays READY for more than 5 s while jobs of other queues wait at its gates, upkeep takes its slots back. The
-    first of those jobs gets them, and the job waits again, behind the others with its priority.
+    first of the waiting jobs gets them, and the job waits again, behind the others with its priority.
   [gate_forgets] If a job ends while it waits at a gate, its turn is skipped.
   [gate_number] The number that the last sender declares is in force. If it is lower than before, surplus jobs keep their slots.
   [gate_never_over] Whatever clients do at once, no more jobs of a gate are READY or RUNNING than its number allows, and all get their turn.

@@ -124,8 +124,8 @@ def give_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
 
 
 def take_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
-    """Let jobs that no worker has taken for `MAX_READY_FOR` give their slots to jobs of other queues that wait for them. Return how many
-    have."""
+    """Pass slots of jobs that no worker has claimed for `MAX_READY_FOR` to waiting jobs of other queues. Return the number of jobs that
+    lose theirs."""
 
     def one(draft: Draft, job_id: bytes) -> bool:
         job = draft.job(job_id)

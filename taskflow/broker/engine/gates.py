@@ -140,7 +140,7 @@ def leave(draft: Draft, limits: Sequence[Gate]) -> Iterator[Job]:
 
 
 def leave_to_others(draft: Draft, job: Job) -> bool:
-    """Let jobs of other queues be the first to get the slots that a job is to give back. Return False if none was seen to wait for them."""
+    """Let only jobs of other queues receive the slots that a job is about to give back. Return False if none of them is known to wait."""
     lines = [line for gate in job.limits if not gate.per and (line := draft.waiting(gate.id))]
     for line in lines:
         others = [entry for entry in line if entry.record is not None and entry.record.header["queue"] != job.queue]

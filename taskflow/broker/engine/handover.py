@@ -39,7 +39,7 @@ from taskflow.model.transitions import Event
 from taskflow.model.verdict import Settlement, is_plain_success
 
 MAX_TRIES = 2
-"""How many times the runs are ended together, without those that the store has refused."""
+"""How many times to try to end the runs together. Each further attempt leaves out the runs that the store has refused."""
 
 
 def is_simple(settlement: Settlement) -> bool:
@@ -49,8 +49,8 @@ def is_simple(settlement: Settlement) -> bool:
 
 
 def settle(runs: Sequence[Run], gate_ids: Sequence[bytes], rules: Rules) -> Operation[set[int]]:
-    """End runs of settlements for which `is_simple` is True. Return the numbers of those that have ended. The others may have more ties, or
-    be over."""
+    """End runs whose settlements are simple (see `is_simple`). Return the indexes of the runs that it ended. The others may have more ties
+    or be over."""
     by_gate: dict[bytes, dict[bytes, int]] = {}
     for number, (run, gate_id) in enumerate(zip(runs, gate_ids, strict=True)):
         by_gate.setdefault(gate_id, {}).setdefault(run.id, number)
@@ -81,7 +81,7 @@ def settle(runs: Sequence[Run], gate_ids: Sequence[bytes], rules: Rules) -> Oper
 
 
 class _Step:
-    """The step that hands the slots of all gates on. One step costs the least; if it is stale, the general decisions are made apart."""
+    """Builds the step that passes on the slots of all gates. One step costs the least. If it's stale, the general path takes over."""
 
     def __init__(self, paused: set[bytes]) -> None:
         self._paused = paused
@@ -89,8 +89,8 @@ class _Step:
         self._puts, self._drops, self._totals = list[Put](), list[Ref](), dict[tuple[str, str], int]()
 
     def add(self, stored: Record, ending: int, waiting: Sequence[Entry]) -> bool | None:
-        """Hand on the slots of runs that end at one gate. Return True if jobs may still wait there while it has room, and None if a job
-        that waits needs another decision: then nothing is added."""
+        """Pass on the slots of runs that end at one gate. Return True if the gate has room and jobs may still wait there. Return None, and
+        add nothing, if a waiting job needs the general decision."""
         gate = Plain(stored.ref, dict(stored.header), stored.state)
         room = max(0, gate.header["most"] - gate.header["taken"] + ending) if gate.header["has_waiting"] else 0
         passing = [entry.record for entry in waiting[:room]]
@@ -132,7 +132,7 @@ def _may_pass(record: Record, paused: set[bytes]) -> bool:
 
 
 def by_step(runs: Sequence[Run], step: Step) -> Operation[list[int]]:
-    """Do what `Store.hand_over` does, for stores that have no faster way."""
+    """Implement `Store.hand_over` by an ordinary step, for stores that have no faster way."""
     refs = [Ref(Kind.JOB, run.id) for run in runs]
     seen: Snapshot = yield Query(tuple(refs))
     if odd := [number for number, run in enumerate(runs) if not _is_limited_run(seen.records[refs[number]], run)]:
@@ -150,7 +150,7 @@ def by_step(runs: Sequence[Run], step: Step) -> Operation[list[int]]:
 
 
 def _is_limited_run(record: Record | None, run: Run) -> bool:
-    """Return True if a job is in this run, and its success changes no more than its limits."""
+    """Return True if a job is in this run and has no ties except limits."""
     if record is None or record.damage is not None or record.header["flags"] & Flag.TIES != Flag.LIMITED:
         return False
     header, lease = record.header, (RUNNING, run.epoch, run.session, run.claim)
@@ -170,7 +170,7 @@ def _ended(run: Run) -> dict[str, Any]:
 
 
 class ByStep:
-    """A store in this process that hands slots on by a step."""
+    """A base class of in-process stores that implements `hand_over` with `by_step`."""
 
     def perform(self, effect: Effect) -> Any:
         raise NotImplementedError

@@ -447,7 +447,7 @@ def in_flow(sent: Sent) -> dict[str, Any]:
 
 
 def ready_since(header: Mapping[str, Any]) -> int:
-    """Return when a job was due, or when one with a tenant became READY: its `due_at` is a place."""
+    """Return when a job was due. For a job with a tenant, whose `due_at` is a place, return when it became READY."""
     due_at: int = header["due_at"]
     return (header.get("since") or due_at) if header["flags"] & Flag.FAIR else due_at
 

@@ -122,8 +122,8 @@ _OFFERED: Final = len(_SESSION_SCANS)
 
 def _scans(arriving: int, *, only_next: bool = False) -> tuple[Scan, ...]:
     """Return the scans of upkeep: those of sessions, then offers, living, dying and gone sessions, expiring jobs, and history. Then come
-    jobs to admit, open gates, rates, turns, actions on flows, paused queues, and arrivals. `only_next` leaves out those that do not
-    say when upkeep is due again."""
+    jobs to admit, open gates, rates, turns, actions on flows, paused queues, and arrivals. `only_next` leaves out scans that do not show
+    when upkeep is due again."""
     names = ("dying", "gone", "expiring", "rolling", "to_admit", "open", "rates", "turns")
     begun = Scan("flows", MAX_FLOWS)
     firsts = (Scan(name, int(not only_next or name in ("to_admit", "open")), with_records=False) for name in names)

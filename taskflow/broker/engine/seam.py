@@ -53,8 +53,8 @@ The engine writes only job headers with these properties. A store may refuse oth
   [hot_tie]      If its run names the only job that awaits it, that isn't a tie either. `succeed` subtracts one from that job's `awaits` and
                  stores the result as the run's note, in the same step. If this note already exists, it returns None. It also returns
                  which of the named jobs await nothing any more, or don't exist.
-  [hot_limits]   `hand_over` ends runs as `succeed` does, and applies a step with them, or changes nothing. It returns the numbers of runs
-                 whose jobs have other ties than limits or another fence, or of all runs if the step is stale.
+  [hot_limits]   `hand_over` ends runs as `succeed` does and applies a step, or changes nothing. It returns the indexes of the runs whose
+                 jobs have ties other than limits or another fence, or of all runs if the step is stale.
   [hot_promote]  `promote` makes jobs in `due` READY if their time has come, the earliest first. The `due_at` of a HELD one becomes now.
   [hot_fade]     `fade` buries jobs that need not be kept: it removes all but their ids and headers, and forgets those later. It returns the
                  jobs with ties, which it leaves alone.
@@ -146,8 +146,8 @@ class Put(NamedTuple):
 
 
 class Passing(Put):
-    """The put of a SCHEDULED job that waits at a gate: it becomes READY now, and its `since` is the store's time. Stores may have a faster
-    way for it."""
+    """Makes a SCHEDULED job that waits at a gate READY now, with the store's time as its `since`. Stores may have a faster way to apply
+    this put."""
 
     __slots__ = ()
 
@@ -408,10 +408,10 @@ class Store(Protocol):
         ...
 
     def hand_over(self, runs: Sequence[Run], step: Step) -> list[int] | Awaitable[list[int]]:
-        """End runs as SUCCEEDED whose jobs have limits as their only ties, and apply a step that hands their slots on, as one step.
+        """End runs of jobs with no ties except limits as SUCCEEDED, and apply the step that passes their slots on, both or neither.
 
-        Return nothing if both took effect. Otherwise nothing has changed: return the numbers of the runs that are not, or no longer, such
-        runs, and of all of them if the step is stale.
+        Return an empty list if both took effect. Otherwise change nothing, and return the indexes of the runs that are over or have other
+        ties, or the indexes of all runs if the step is stale.
         """
         ...
 

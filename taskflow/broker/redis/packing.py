@@ -177,7 +177,7 @@ class Steps:
     """Packs the steps of a call. `contents` has the large contents to send ahead, by id and revision."""
 
     def __init__(self, steps: Sequence[Step], rev: Rev, max_inline: int, runs: Sequence[Run] = ()) -> None:
-        """`runs` are of jobs with limits, and end with the last step."""
+        """`runs` are runs of jobs with limits. The last step ends them."""
         self._rev, self._max_inline = rev, max_inline
         self._numbers: dict[Ref, int] = {}
         self._news = 0
