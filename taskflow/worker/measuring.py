@@ -55,7 +55,7 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def ended(self) -> WorkerFacts:
-        """Return what remains once the worker has ended: only its counts."""
+        """Return the facts to keep once the worker has ended: only its counts."""
         return msgspec.structs.replace(self, busy=0, free=0, loop_lag=0.0)
 
 

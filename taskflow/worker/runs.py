@@ -363,7 +363,7 @@ class Quarantine:
                 self._lease_table.set_trial(False)
 
     def _choose(self) -> Trial | None:
-        """Choose the leases to try now, and hand back the others. If other code cancels `run`, it starts again with a new choice."""
+        """Choose the leases to try now, and hand back the others. If other code cancels `run`, `run` starts again with a new choice."""
         waiting = sorted(self.take_all(), key=_crashes)
         if not waiting:
             return None

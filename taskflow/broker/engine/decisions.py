@@ -154,7 +154,7 @@ def take_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
 
 
 def begin(action_id: bytes, action: flows.Action, rules: Rules) -> Operation[int]:
-    """Store an action and carry it out. Return the number of jobs that it looked at. If the process dies in between, upkeep continues."""
+    """Store an action and carry it out. Return the number of jobs that it examined. If the process dies in between, upkeep continues."""
 
     def one(draft: Draft, action_id: bytes) -> None:
         flows.put(draft, action_id, action)
@@ -165,7 +165,7 @@ def begin(action_id: bytes, action: flows.Action, rules: Rules) -> Operation[int
 
 
 def carry_on(actions: dict[bytes, flows.Action], rules: Rules, most: int) -> Operation[tuple[int, bool]]:
-    """Carry out actions on flows, for at most `most` jobs. Return how many jobs it looked at, and True if another program's open
+    """Carry out actions on flows, for at most `most` jobs. Return how many jobs it examined, and True if another program's open
     transaction blocks one of them."""
     left = Left()
     left.actions.update(actions)

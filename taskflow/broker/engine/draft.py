@@ -230,7 +230,7 @@ class Draft:
             raise Missing
 
     def head(self, line: Scan) -> Entry | None:
-        """Return the first entry of a line that was required, as it was before these decisions."""
+        """Return a required line's first entry, as it was before these decisions."""
         return next(iter(self._heads[line]), None)
 
     def waiting(self, gate: bytes) -> deque[Entry] | None:

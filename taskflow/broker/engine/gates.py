@@ -150,7 +150,7 @@ def leave_to_others(draft: Draft, job: Job) -> bool:
 
 
 def fill(draft: Draft, gate_id: bytes) -> Iterator[Job]:
-    """Yield the waiting jobs for which a gate has room. If no job waits any longer, record that."""
+    """Yield the waiting jobs for which a gate has room. If no more jobs wait, record this."""
     record = draft.plain(Kind.GATE, gate_id)
     if record is None or not record.header["has_waiting"]:
         return

@@ -90,7 +90,7 @@ async def _look(connection: asyncpg.Connection, pool: ConnectionPool, schema: st
 
 
 async def _pending(connection: asyncpg.Connection, schema: str, place: str) -> Upgrade:
-    """Return what is pending. Raises BrokerRefused if the schema is newer than the installed taskflow, or another program's."""
+    """Return what is pending. Raises BrokerRefused if the schema is newer than the installed taskflow, or isn't taskflow's."""
     version = await _version(connection, schema)
     if version is None:
         raise BrokerRefused(

@@ -411,7 +411,7 @@ _VALUE: Final = re.compile(r"%([0-9]+)%")
 
 @cache
 def _scan_text(shape: ScanShape, schema: str, after: int, until: int, is_within: bool) -> str:
-    """Return the SQL of a scan, with numbered places for its values."""
+    """Return the SQL of a scan, with numbered placeholders for its values."""
     values = [f"%{number}%" for number in range(3, 3 + shape.prefix + after + until)]
     return filled(scan_sql(shape, values, "%1%", "%0%::smallint", "%2%", (after, until), is_within=is_within), schema)
 
