@@ -138,7 +138,7 @@ class Drain:
             job.codec.decode_arguments(record.payload or b"")
         except PARKED_ON:
             return False
-        except CodecError:  # the job will fail, so it ends too
+        except CodecError:  # the job will fail, which also ends it
             pass
         return True
 

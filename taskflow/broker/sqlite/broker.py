@@ -88,7 +88,7 @@ class SqliteBroker(EngineBroker):
     def admin(self) -> SqliteAdmin:
         return SqliteAdmin(self)
 
-    # --- operations: each is one operation in the writer's transaction -----------------------------------------------------
+    # --- broker methods: each is one operation in the writer's transaction -------------------------------------------------
 
     async def run(self, operation: Operation[T], durability: Durability = Durability.FULL) -> T:
         return await self.call(durability, lambda store: store.drive(operation))

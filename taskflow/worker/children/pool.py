@@ -94,7 +94,7 @@ class ChildPool:
             if isinstance(error, ChildFailed):  # the next start is put off, or waiting jobs could use up their attempts at once
                 pause = self._failures.failed()
                 self._start_at = time.monotonic() + pause
-                with_notes = partial(log.error, exc_info=(type(error), error, None))  # which contain the traceback in the child
+                with_notes = partial(log.error, exc_info=(type(error), error, None))  # the notes contain the child's traceback
                 log_safely(with_notes, "a child process cannot be used; the next one starts in %.1f s: %s", pause, error)
             raise
         self._failures.succeeded()
