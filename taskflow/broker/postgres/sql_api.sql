@@ -188,7 +188,7 @@ $$;
 CREATE FUNCTION @.instant_of(after interval, at timestamptz) RETURNS bigint LANGUAGE plpgsql AS $$
 BEGIN
     IF after IS NOT NULL AND at IS NOT NULL THEN
-        PERFORM @.refuse(format('after is %s and at is %s', @.shown(after), @.shown(at)), 'They exclude each other: give one of them.');
+        PERFORM @.refuse(format('after is %s and at is %s', @.shown(after), @.shown(at)), 'They cannot be combined: give only one.');
     ELSIF NOT isfinite(at) OR at >= '10000-01-01 00:00:00+00' THEN
         PERFORM @.refuse(format('at is %s', @.shown(at)), 'Expected a time before the year 10000; the past means now.');
     END IF;

@@ -217,7 +217,7 @@ REFUSED: Final = [
         f"{MAX_BYTES + 13} bytes, but the limit is {MAX_BYTES}",
         "max_payload",
     ),
-    ("after => '1 s', at => now()", "after is '00:00:01' and at is", "give one of them"),
+    ("after => '1 s', at => now()", "after is '00:00:01' and at is", "give only one"),
     ("after => '-1 s'", "after is '-00:00:01'", SPELL),
     ("after => '36526 days'", "after is '36526 days'", SPELL),
     ("expires => '-1 s'", "expires is '-00:00:01'", SPELL),
