@@ -89,7 +89,7 @@ def dependency_of(function: Callable[..., Any]) -> Dependency:
         if (each.default is each.empty and not is_open) or (each.kind is each.POSITIONAL_ONLY and isinstance(each.default, Dependency)):
             raise DeclarationError(
                 f"depends({_name(function)}): its parameter {each.name} has no default, or cannot be passed by name; a dependency gets the "
-                "run's context by a first parameter annotated with JobContext, and other values by depends()"
+                "run's context through a first parameter annotated with JobContext, and other values through depends()"
             )
     needs = {each.name: each.default for each in parameters if isinstance(each.default, Dependency)}
     return Dependency(function, has_context, needs, inspect.isasyncgenfunction(inner) or inspect.iscoroutinefunction(inner))
@@ -120,7 +120,7 @@ def _refuse_annotated(parameter: inspect.Parameter) -> None:
     annotation = parameter.annotation
     is_written = isinstance(annotation, str) and "Annotated[" in annotation and "depends(" in annotation
     if is_written or any(isinstance(each, Dependency) for each in getattr(annotation, "__metadata__", ())):
-        raise DeclarationError(f"{parameter.name}: give a dependency as a default, as in {parameter.name}: Session = depends(get_session)")
+        raise DeclarationError(f"{parameter.name}: write a dependency as a default, as in {parameter.name}: Session = depends(get_session)")
 
 
 def refuse_async(arounds: Sequence[Around], dependencies: Mapping[str, Dependency]) -> None:
@@ -267,7 +267,7 @@ def _stay(error: BaseException | None, raised: BaseException, dependency: Depend
     if error is None:
         _raise(raised, dependency)
     if raised is not error:
-        error.add_note(f"{dependency!r} raised another error at its end: {shown(raised)}")
+        error.add_note(f"{dependency!r} raised another error during cleanup: {shown(raised)}")
 
 
 def _raise(raised: BaseException, dependency: Dependency) -> NoReturn:

@@ -81,7 +81,7 @@ def _statuses(given: str | Iterable[str] | None) -> tuple[Status, ...]:
     if given is None:
         return ()
     if not isinstance(given, Iterable):
-        raise TypeError(f"status={shown(given)}: expected a status, or several")
+        raise TypeError(f"status={shown(given)}: expected one or more statuses")
     statuses = set[Status]()
     for each in [given] if isinstance(given, str) else given:
         try:
@@ -89,7 +89,7 @@ def _statuses(given: str | Iterable[str] | None) -> tuple[Status, ...]:
         except (ValueError, AttributeError):
             raise ValueError(f"status={shown(each)}: expected one of {', '.join(Status)}") from None
     if not statuses:
-        raise ValueError("status= is empty: leave it out, or give a status")
+        raise ValueError("status= is empty: leave it out, or pass a status")
     return tuple(sorted(statuses))
 
 
@@ -104,7 +104,7 @@ def header_of(given: str) -> tuple[str, str | None]:
 def check_error(text: str) -> str:
     """Return the text. Raises ValueError if it is empty or blank, because nearly every error contains such a text."""
     if not text.strip():
-        raise ValueError(f"error {text!r}: expected a part of an error's text")
+        raise ValueError(f"error {text!r}: expected part of an error's text")
     return text
 
 

@@ -82,7 +82,7 @@ class DeclaredKey:
             found = type(error).__name__ if is_secret else f"{type(error).__name__}: {error}"
             raise ValueError(f"{self._of_job()}: {field.text}: {found}") from None if is_secret else error
         if value is None:
-            raise TypeError(f"{self._of_job()}: {field.text} is None: give a text for None, as in {{{field.written}?none}}")
+            raise TypeError(f"{self._of_job()}: {field.text} is None: add a text for None, as in {{{field.written}?none}}")
         raise TypeError(f"{self._of_job()}: {field.text} is a {type(value).__name__}: {_PLAIN_ONLY}")  # not the value, which may be secret
 
     def _of_job(self) -> str:
@@ -107,7 +107,7 @@ class DeclaredKey:
         return parts
 
 
-_PLAIN_ONLY: Final = "a key takes text, numbers, dates, UUIDs, paths and enums; name such an attribute or item, as in {order.id}"
+_PLAIN_ONLY: Final = "a key accepts text, numbers, dates, UUIDs, paths and enums; use an attribute or item of such a type, as in {order.id}"
 
 
 class _TemplateField:

@@ -99,7 +99,7 @@ class DeclaredLimits:
         """Return the gates of a call whose argument `takes` is not known yet. Raises ValueError if a limit's key depends on it."""
         for _, rule, declared in self._limits:
             if declared is not None and takes in declared.parameters:
-                raise ValueError(f"{rule!r} counts by {takes!r}, which the result fills: give that by name, or count by another parameter")
+                raise ValueError(f"{rule!r} counts by {takes!r}, which the result fills: fill another parameter, or count by another one")
         return self.gates_of(args, kwargs)
 
     def _gates(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Gate, ...]:
@@ -138,7 +138,7 @@ def declared_limits(given: object, job: Any) -> DeclaredLimits | None:
         raise ValueError(f"limits= has {len(named)} limits: a job can have at most {MAX_GATES}")
     for name, rule in named:
         if [other for other, each in named if type(each) is type(rule)].count(name) > 1:
-            raise ValueError(f"limits= has two limits with the name {name!r}: give one another name, as in Limit('other', {rule!r})")
+            raise ValueError(f"limits= has two limits named {name!r}: rename one of them, as in Limit('other', {rule!r})")
     try:
         return DeclaredLimits(named, job) if named else None
     except ValueError as error:

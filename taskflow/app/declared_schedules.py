@@ -129,7 +129,7 @@ NO_ID: Final = bytes(16)
 """The id in every template. It is fixed so that all processes compute the same digest."""
 
 KEY_AND_OVERLAP: Final = (
-    'key= and overlap="{}" exclude each other, because overlap= gives the jobs a key too: use on_conflict= in place of overlap=, '
+    'key= and overlap="{}" cannot be combined, because overlap= gives the jobs a key too: use on_conflict= instead of overlap=, '
     'or remove a declared key with options={{"key": ""}} or .options(key="")'
 )
 
@@ -181,7 +181,7 @@ def terms_of(overlap: object, catch_up: object, max_delay: Any) -> dict[str, Any
     """Check the options of a schedule, and return them as fields of `SchedulePlan`. Raises TypeError or ValueError, naming the option."""
     for name, value, kind in (("overlap", overlap, Overlap), ("catch_up", catch_up, CatchUp)):
         if value not in get_args(kind):
-            raise ValueError(f"{name}={shown(value)}: expected {', '.join(map(repr, get_args(kind)))}")
+            raise ValueError(f"{name}={shown(value)}: expected one of {', '.join(map(repr, get_args(kind)))}")
     latest = None if max_delay is None else seconds_of("max_delay", max_delay)
     if latest is not None and latest < 1.0:
         raise ValueError(f"max_delay={shown(max_delay)}: expected at least 1 second, because a schedule always fires a little late")
@@ -207,7 +207,7 @@ def declared_schedules(job: Any, given: dict[str, Any]) -> tuple[DeclaredSchedul
     if not timetables:
         for option in ("overlap", "catch_up", "max_delay"):
             if given.get(option) is not None and "schedule" not in given:
-                raise ValueError(f"{option}= is for scheduled jobs: give schedule= too")
+                raise ValueError(f"{option}= is for scheduled jobs: add schedule=")
         return ()
     names = [_name_of(timetable, job.name, is_alone=len(timetables) == 1) for timetable in timetables]
     for name in names:
@@ -241,7 +241,7 @@ def _declared(job: Any, name: str, timetable: Timetable, terms: dict[str, Any]) 
     try:
         inspect.signature(job).bind(*(timed.args if timed else ()), **(timed.kwargs if timed else {}))
     except TypeError as error:
-        raise TypeError(f"schedule={timetable}: {error}: give it with Cron(..., args=(...)), or give the parameter a default") from None
+        raise TypeError(f"schedule={timetable}: {error}: pass it with Cron(..., args=(...)), or give the parameter a default") from None
     options = timed.options if timed else {}
     for option in ("after", "at"):
         if option in options:
@@ -250,7 +250,7 @@ def _declared(job: Any, name: str, timetable: Timetable, terms: dict[str, Any]) 
         raise ValueError(f"schedule={timetable}: options={{'connection': ...}}: a schedule's jobs are sent by workers")
     scheduled = job.options(**options)
     if scheduled._given.get("raises_on_conflict"):
-        raise ValueError(f"schedule={timetable}: {NOT_RAISED}: give options={{'on_conflict': 'keep'}}")
+        raise ValueError(f"schedule={timetable}: {NOT_RAISED}: set options={{'on_conflict': 'keep'}}")
     if scheduled.key is not None and terms["overlap"] != "allow":
         raise ValueError(KEY_AND_OVERLAP.format(terms["overlap"]))
     return DeclaredSchedule(name, timetable, job, terms)

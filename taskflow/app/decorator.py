@@ -209,7 +209,7 @@ def preset(**options: Unpack[PresetOptions]) -> _Decorator:
     try:
         for name in options:
             if name in OF_ONE_JOB:
-                raise TypeError(f"{name}= belongs to one job: give it where the preset is used, as in @io({name}=...)")
+                raise TypeError(f"{name}= belongs to one job: pass it where the preset is used, as in @io({name}=...)")
         _refuse_unknown(options)
         declared_options(options)
     except (TypeError, ValueError) as error:
@@ -248,7 +248,7 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
         if (grace := declared.get("stop_grace")) is not None and runs_in != "process":
             in_thread = "a thread is interrupted only with timeout_raises=True: check ctx.cancelled"
             instead = "an async function is cancelled" if runs_in == "loop" else in_thread
-            raise ValueError(f'stop_grace={shown(grace)}: only a job with runs_in="process" takes it; {instead}')
+            raise ValueError(f'stop_grace={shown(grace)}: it applies only to a job with runs_in="process"; {instead}')
         if "batch" in policy:
             check_batch(function, runs_in, policy)
         made: AnyJob = kind(app, function, _job_name("name", name), options, policy=policy, aliases=aliases, runs_in=runs_in)
@@ -281,11 +281,11 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
 def check_batch(function: Callable[..., Any], runs_in: RunsIn, policy: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError if the function can't be used for a batch job."""
     if runs_in == "process" or policy.get("timeout_raises"):
-        raise ValueError('batch= excludes runs_in="process" and timeout_raises=True')
+        raise ValueError('batch= cannot be combined with runs_in="process" or timeout_raises=True')
     parameters = list(inspect.signature(function).parameters.values())
     own = [each for each in parameters if each.name not in dependencies_of(parameters)]
     if takes_context(function) or len(own) != 1 or own[0].kind not in (own[0].POSITIONAL_ONLY, own[0].POSITIONAL_OR_KEYWORD):
-        raise TypeError("batch=: the function takes one list, with the argument of each job, besides its dependencies, and no JobContext")
+        raise TypeError("batch=: the function must take one list with each job's argument, and no JobContext; dependencies are allowed")
 
 
 def _refuse_unknown(declared: Mapping[str, Any]) -> None:
@@ -368,7 +368,7 @@ def mode_for(function: Callable[..., Any], asked: object) -> RunsIn:
             f'runs_in={asked!r}: expected "process", or "{own}", the default of {"an async" if own == "loop" else "a plain"} function'
         )
     if asked != "process":
-        why_not = "an async function runs in the event loop; to run in a thread, make it a plain one"
+        why_not = "an async function runs in the event loop; to run it in a thread, make it a plain function"
         if own == "thread":
             why_not = "a plain function would block the event loop; it runs in a thread unless you make it async"
         raise ValueError(f'runs_in="{asked}": {why_not}, or use runs_in="process"')

@@ -130,7 +130,7 @@ def short_reason(job: str, reason: str) -> str:
 def _held(record: Record, facts: Facts) -> Iterator[Reason]:
     if record.waiting_for:
         is_arriving = record.waiting_for == wording.ARRIVES
-        cure = "start one with `taskflow worker MODULE` if none is running" if is_arriving else "let that job end, or cancel it"
+        cure = "start one with `taskflow worker MODULE` if none is running" if is_arriving else "wait for that job to end, or cancel it"
         yield Reason(f"it waits for {record.waiting_for}", cure)
     else:
         yield Reason("it waits for other jobs to end", "see `taskflow jobs --status running`")
@@ -145,7 +145,7 @@ def _in_flow(record: Record, facts: Facts, flow: OwnFacts) -> Iterator[Reason]:
         such_as = "".join(f", {'such as ' if record.awaits > 1 else ''}{each.job} ({each.status})" for each in flow.awaited[:1])
         yield Reason(f"it waits for {jobs}{such_as}", f"{show} shows them all")
     elif record.status is Status.CANCELLED and record.felled_by == record.member.flow:
-        yield Reason("its flow was cancelled", f"{again} runs the jobs that have not succeeded anyway")
+        yield Reason("its flow was cancelled", f"{again} still runs the jobs that have not succeeded")
     elif record.status is Status.CANCELLED and record.felled_by is not None:
         restores = f"`taskflow retry {id_text(record.felled_by)}` runs that job again, and restores this one"
         error = None if flow.cause is None else flow.cause.last_error
@@ -281,7 +281,7 @@ def _behind(record: Record, facts: Facts) -> Iterator[Reason]:
         return
     about = ""
     if facts.rate is not None:
-        about = f"; at the current rate its turn comes in about {span(ahead / facts.rate)}" if facts.rate else "; none is being claimed"
+        about = f"; at the current rate its turn comes in about {span(ahead / facts.rate)}" if facts.rate else "; no job is being claimed"
     yield Reason(f"{behind}{about}", "wait, start more workers, or send it with a higher priority")
 
 

@@ -125,7 +125,7 @@ class GroupLink(Generic[A_contra, R_co]):
 
     def __repr__(self) -> str:
         many = len(self._branches)
-        return f"<GroupLink of {many:,} branch{'' if many == 1 else 'es'}: put it after a call, which gives them its result>"
+        return f"<GroupLink of {many:,} branch{'' if many == 1 else 'es'}: put it after a call, which passes its result to them>"
 
 
 class Composed(Generic[R_co]):
@@ -167,7 +167,7 @@ class Composed(Generic[R_co]):
     def _planned(self) -> tuple[App, Plan]:
         apps = {id(app): app for app in (_app_of(call) for call in self._chain.calls())}
         if len(apps) > 1:
-            raise ValueError(f"{self!r}: its jobs belong to {len(apps)} Apps; bind jobs of one")
+            raise ValueError(f"{self!r}: its jobs belong to {len(apps)} Apps; bind jobs of one App")
         app = next(iter(apps.values()), None) or default_app()
         return app, plan_of(self._chain, app.new_id)
 
@@ -277,7 +277,7 @@ def _followed(chain: Chain, other: object) -> Flow[Any] | Group[Any]:
 def _unsent(composed: Composed[Any]) -> Chain:
     """Return the jobs of a flow that becomes a part of another one. Raises TypeError if it has a connection, which would be lost."""
     if composed._connection is not None:
-        raise TypeError(f"connection= is given to the whole flow, not to a part of it: {composed!r}")
+        raise TypeError(f"pass connection= to the whole flow, not to a part of it: {composed!r}")
     return composed._chain
 
 

@@ -85,7 +85,7 @@ def chain_of_step(step: Step) -> Chain:
 
 def no_key(job: str, key: str | None) -> str:
     """Return the message for a job with a key. If a live job had that key, the call would add no job, and the flow would wait forever."""
-    return f'{job} has the key {key!r}, but a job in a flow can have none: .options(key="") removes it'
+    return f'{job} has the key {key!r}, but a job in a flow cannot have a key: .options(key="") removes it'
 
 
 def chain_of_fan(branches: Sequence[Chain], *, collects: bool) -> Chain:

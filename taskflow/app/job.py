@@ -94,7 +94,7 @@ class Sendable(HasOptions, Generic[P, R_co]):
     def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]:
         """Return a call for `enqueue` to send later. Its arguments are checked and encoded now."""
         if self._connection is not None:
-            raise TypeError("connection= is not kept in a call: give it to enqueue(calls, connection=...)")
+            raise TypeError("a call does not keep connection=: pass it to enqueue(calls, connection=...)")
         return self._call(args, kwargs)
 
     @overload
@@ -108,7 +108,7 @@ class Sendable(HasOptions, Generic[P, R_co]):
         and encoded now. Raises EncodeError (a TypeError) if they are invalid, and ValueError if the job cannot be in a flow.
         """
         if self._connection is not None:
-            raise TypeError("connection= is given to the whole flow, as in flow.options(connection=...)")
+            raise TypeError("pass connection= to the whole flow, as in flow.options(connection=...)")
         return self._link(args, kwargs)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], given: CallArguments | None = None) -> Call[R_co]:
@@ -251,7 +251,7 @@ class NamedJob(Sendable[..., Any]):
             return job._call(args, kwargs, given)
         if args:
             raise EncodeError(
-                f"{self.name} got {len(args)} positional argument(s): this process does not know the job, so give its arguments by name, "
+                f"{self.name} got {len(args)} positional argument(s): this process does not know the job, so pass its arguments by name, "
                 "as in send(..., order_id=7), or import the module that declares it"
             )
         resolved = self._current()

@@ -66,7 +66,7 @@ class Limits:
         name, rule = _found(limit)
         text = _text(key)
         if (text == "") != (rule.key is None):
-            has = "counts all calls together: give None as the key" if rule.key is None else f"needs a value of {rule.key}, got None"
+            has = "counts all calls together: pass None as the key" if rule.key is None else f"needs a value of {rule.key}, got None"
             raise ValueError(f"the limit {name!r} {has}")
         least = int(isinstance(rule, Rate))
         if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not least <= n <= MAX_MOST):
@@ -113,7 +113,7 @@ def _found(limit: object) -> tuple[str, Concurrency | Rate]:
         hint = f"; did you mean {near!r}?" if near else ""
         raise ValueError(f"this process declares no limit called {limit!r}: import the module that declares it{hint}")
     if len({type(rule) for rule in rules}) > 1:
-        raise ValueError(f"{limit!r} is the name of a Concurrency and of a Rate: give one of them a name, as in Limit('other', ...)")
+        raise ValueError(f"{limit!r} is the name of both a Concurrency and a Rate: give one a different name, as in Limit('other', ...)")
     return limit, rules[0]
 
 

@@ -184,7 +184,7 @@ def check_middleware(layer: object) -> None:
     if not isinstance(layer, Middleware):
         raise ConfigurationError(f"{where}: expected instances of subclasses of taskflow.Middleware")
     if isinstance(layer, Telemetry):
-        raise ConfigurationError(f"{where}: it belongs to telemetry=[...]")
+        raise ConfigurationError(f"{where}: pass it in telemetry=[...]")
     for name in HOOKS:
         is_async = inspect.iscoroutinefunction(getattr(layer, name))
         if is_async is (name in ("stamp", "around")):

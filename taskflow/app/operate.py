@@ -307,7 +307,7 @@ class Operate:
     ) -> None:
         check_operator(by, reason)
         if (queue is None) == (job is None):
-            raise TypeError(f"operate.{verb}() takes a queue or job=: give one of them")
+            raise TypeError(f"operate.{verb}() takes a queue or job=: pass only one")
         if queue is None:
             assert job is not None
             names = [check_job_name(job)] if isinstance(job, str) else [job.name, *job.aliases]
@@ -327,9 +327,9 @@ class Operate:
         call, view = default_app().client().call, view_of(method, cast(JobSelection, which))
         selects = view != View()
         if len([way for way in (ids, selects, everything) if way]) > 1:
-            raise ValueError(f"operate.{method}() got more than one of ids, a selection and everything=True: give one of them")
+            raise ValueError(f"operate.{method}() got more than one of ids, a selection and everything=True: pass only one")
         if not ids and not selects and not everything:
-            raise ValueError(f"operate.{method}() needs to know which jobs: give ids, a selection such as tag=, or everything=True")
+            raise ValueError(f"operate.{method}() needs to know which jobs: pass ids, a selection such as tag=, or everything=True")
         check_view(action, view)
         if not view.statuses:
             view = msgspec.structs.replace(view, statuses=tuple(sorted(STATUSES_OF[action])))

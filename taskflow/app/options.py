@@ -186,17 +186,17 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         """Return the envelope fields of `throttle` and `debounce`. Raises ValueError without a key, or for an option that they exclude."""
         name = "throttle" if self.throttle else "debounce"
         if not self.throttle and not self.debounce:
-            raise ValueError(f"{job}: at_most= limits debounce=: give that too")
+            raise ValueError(f"{job}: at_most= needs debounce=, which it limits")
         if not self.key:
             raise ValueError(f"{job}: {name}= needs key=, because it applies to calls with the same key")
         if self.on_conflict is OnConflict.REPLACE or (self.debounce and self.raises_on_conflict):
-            raise ValueError(f"{job}: {name}= and on_conflict= exclude each other: {name}= decides what happens to further calls")
+            raise ValueError(f"{job}: {name}= and on_conflict= cannot be combined: {name}= decides what happens to further calls")
         if not self.debounce:
             return {"throttle": self.throttle}
         excluded = {"throttle": self.throttle, "after": self.after, "at": self.at is not None, "connection": self.connection is not None}
         for other, is_given in excluded.items():
             if is_given:
-                raise ValueError(f"{job}: debounce= and {other}= exclude each other")
+                raise ValueError(f"{job}: debounce= and {other}= cannot be combined")
         if self.at_most and self.at_most < self.debounce:
             raise ValueError(f"{job}: at_most={self.at_most:g} must not be less than debounce={self.debounce:g}")
         return {"after": self.debounce, "on_conflict": OnConflict.DEBOUNCE, "at_most": self.at_most or None, "throttle": None}
@@ -268,12 +268,12 @@ def merged_options(before: Mapping[str, Any], fields: Mapping[str, Any]) -> dict
     after = {**before, **fields}
     if fields.get("key") == "":
         if not before.get("key"):
-            raise ValueError('key="" removes a key, but there is none: the job declares no key; leave key= out')
+            raise ValueError('key="" removes a declared key, but the job declares none: leave key= out')
         after["key"] = None
     if "tags" in fields:
         after["tags"] = check_tags((*before.get("declared_tags", ()), *fields["tags"]))
     if "after" in fields:
-        after["at"] = fields.get("at")  # after= and at= exclude each other: the last one given counts
+        after["at"] = fields.get("at")  # after= and at= cannot be combined: the last one given counts
     return after
 
 
@@ -290,14 +290,14 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
             fields[name] = None if value is None else seconds_of(name, value)
         elif name in _OPTION_TYPES and (not isinstance(value, _OPTION_TYPES[name]) or isinstance(value, bool)):
             kind = _OPTION_TYPES[name].__name__
-            hint = "; give a function to the decorator, as in @job(retry=...)" if name == "retry" and callable(value) else ""
+            hint = "; pass a function to the decorator, as in @job(retry=...)" if name == "retry" and callable(value) else ""
             raise TypeError(f"{name}={shown(value)}: expected {'an' if kind[0] in 'aeiou' else 'a'} {kind}{hint}")
         elif isinstance(value, int):
             fields[name] = int(value)  # converts members of an IntEnum too
         elif isinstance(value, str):
             fields[name] = bare_text(value)
     if "at" in fields and "after" in fields:
-        raise ValueError("after= and at= exclude each other: give one of them")
+        raise ValueError("after= and at= cannot be combined: give only one")
     if "at" in fields:
         fields["at"] = _instant(fields["at"])
     if "on_conflict" in fields:
@@ -409,8 +409,8 @@ _NAMES: Final = {
     "it is max_attempts= here, which counts the first run too": "retries max_retries max_tries tries",
     "it is retry=Backoff(base=..., factor=..., max=...) here": "default_retry_delay retry_backoff retry_delay min_backoff max_backoff",
     "it is retry_on= here, a tuple of exception classes": "autoretry_for retry_when",
-    "it is after= here, in seconds, given with a call: .options(after=60)": "countdown delay defer_by _defer_by",
-    "it is at= here, an aware datetime, given with a call: .options(at=...)": "eta defer_until _defer_until schedule_at",
+    "it is after= here, in seconds, set for a call: .options(after=60)": "countdown delay defer_by _defer_by",
+    "it is at= here, an aware datetime, set for a call: .options(at=...)": "eta defer_until _defer_until schedule_at",
     'it is key= here, as in @job(key="{order_id}") or .options(key=...); at most one live job has a key': (
         "unique queueing_lock job_id _job_id task_id"
     ),
@@ -418,12 +418,12 @@ _NAMES: Final = {
     "it is keep_result= here, in seconds": "result_ttl result_expires",
     "it is expires= here, in seconds": "ttl max_age",
     "it is queue= here": "queue_name _queue_name",
-    "arguments of the job are given to .delay(...)": "args kwargs",
+    "pass the job's arguments to .delay(...)": "args kwargs",
     "annotate the function's first parameter with JobContext to get the context of the run": "bind pass_context",
     "leave it out: a job is always acknowledged after its run, and runs again if its worker dies": "acks_late",
-    "it is schedule=Cron(...) or Every(...) here, given to the decorator": "crontab cron",
-    "it is limits=[Rate(100, per=60)] here, given to the decorator": "rate_limit",
-    "it is limits=[Concurrency(3)] here, given to the decorator": "concurrency max_concurrency concurrency_limit",
+    "it is schedule=Cron(...) or Every(...) here, passed to the decorator": "crontab cron",
+    "it is limits=[Rate(100, per=60)] here, passed to the decorator": "rate_limit",
+    "it is limits=[Concurrency(3)] here, passed to the decorator": "concurrency max_concurrency concurrency_limit",
 }
 """taskflow's equivalents of the most common options of Celery, RQ, arq, dramatiq, huey and Procrastinate."""
 
@@ -433,7 +433,7 @@ def unknown_option(name: str, known: Collection[str], elsewhere: Collection[str]
     `where_else`."""
     unknown = f"unknown option {name}="
     if name in elsewhere:
-        return f"{unknown}: give it {where_else}"
+        return f"{unknown}: pass it {where_else}"
     for answer, names in _NAMES.items():
         if name in names.split():
             return f"{unknown}: {answer}"

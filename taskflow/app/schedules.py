@@ -261,7 +261,7 @@ def check_backfill(name: str, plan: SchedulePlan, times: int) -> None:
     if times > 1 and plan.template.key is not None:
         key = shown(plan.template.key_text)
         raise ValueError(
-            f"schedule {shown(name)}: its calls have the key {key}, so only one of {times:,} jobs could be live: backfill one time"
+            f"schedule {shown(name)}: its calls have the key {key}, so only one of {times:,} jobs could be live: use a span with one time"
         )
 
 

@@ -214,7 +214,7 @@ class _Within:
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         for each in envelopes:
             if each.on_conflict is OnConflict.DEBOUNCE:
-                raise ValueError(f"{each.job}: debounce= and connection= exclude each other: a transaction cannot delay the job of others")
+                raise ValueError(f"{each.job}: debounce= and connection= cannot be combined: a transaction cannot delay an earlier job")
         return await self._enqueue(envelopes)
 
     async def send(self, envelope: Envelope) -> Added | Refused:

@@ -91,7 +91,7 @@ async def _act(app: App, arguments: argparse.Namespace) -> int:
         if arguments.ids or arguments.all:
             raise ConfigurationError("retry takes --group, ids or --all: leave out all but one")
         if arguments.status:
-            raise ConfigurationError("retry --group takes no --status: its jobs have failed")
+            raise ConfigurationError("retry --group takes no --status: all jobs of a group have failed")
         return await _retry_group(app, arguments)
     if flags := [f"--{name}" for name in ("canary", "then", "rate") if getattr(arguments, name, None)]:
         raise ConfigurationError(f"{flags[0]} needs --group: `taskflow failures` lists the groups")
@@ -100,7 +100,7 @@ async def _act(app: App, arguments: argparse.Namespace) -> int:
     if filters and arguments.all:
         raise ConfigurationError(f"{action} takes filters or --all, not both: leave out {filters[0]}, or --all")
     if not filters and not arguments.all:  # a forgotten filter or an empty shell variable must not affect every job
-        raise ConfigurationError(f"{action} needs to know which jobs: ids, filters or --all")
+        raise ConfigurationError(f"{action} needs to know which jobs: pass ids, filters or --all")
     return await _on_filtered(app, arguments)
 
 

@@ -64,7 +64,7 @@ def _limit_exit_time(code: int) -> None:
 
 def warn_of_slow_exit(after: float = 0.0) -> None:
     time.sleep(after)
-    print("taskflow: threads or processes left behind by jobs do not end; exiting without them", file=sys.stderr)
+    print("taskflow: threads or processes left behind by jobs do not end; exiting without waiting for them", file=sys.stderr)
     sys.stdout.flush()
 
 

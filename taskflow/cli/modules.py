@@ -29,7 +29,7 @@ _OURS: Final = f"{Path(__file__).parents[1]}{os.sep}"
 _NOT_READY: Final = "django.core.exceptions.AppRegistryNotReady"
 _NOT_CONFIGURED: Final = "django.core.exceptions.ImproperlyConfigured"
 _SET_UP_DJANGO: Final = (
-    'taskflow: Django is not set up: put "taskflow.django" into INSTALLED_APPS and run `python manage.py taskflow worker`, or set '
+    'taskflow: Django is not set up: add "taskflow.django" to INSTALLED_APPS and run `python manage.py taskflow worker`, or set '
     "DJANGO_SETTINGS_MODULE and name the module taskflow.django.setup before {}"
 )
 
@@ -58,7 +58,7 @@ def import_jobs(registry: Registry, arguments: argparse.Namespace) -> None:
     if not len(registry):
         packages = [name for name in arguments.modules if hasattr(sys.modules.get(name), "__path__") and not arguments.all_submodules]
         hint = f"; {packages[0]} is a package: name its modules, or add --all-submodules" if packages else ""
-        raise ConfigurationError(f"{', '.join(arguments.modules)} declares no job: decorate a function with @job{hint}")
+        raise ConfigurationError(f"no jobs in {', '.join(arguments.modules)}: decorate a function with @job{hint}")
 
 
 def _import(name: str) -> ModuleType:

@@ -161,7 +161,7 @@ def _add_reports(command: Callable[..., Parser]) -> None:
     watch = "show it every S seconds (default: 2) with rates, in place on a terminal, until Ctrl-C"
     status.add_argument("--watch", nargs="?", type=interval, const=2.0, metavar="S", help=watch)
     listing = "List jobs by status, or show those with the given ids."
-    jobs = command("jobs", "jobs:jobs", "list jobs, or show given ones", listing, all=False)
+    jobs = command("jobs", "jobs:jobs", "list jobs, or show some by id", listing, all=False)
     jobs.add_argument("ids", nargs="*", metavar="ID", help="show these jobs: arguments, result, runs on a timeline, error")
     _filter_options(jobs)
     _limit(jobs, 50, "list at most N jobs")
@@ -170,9 +170,9 @@ def _add_reports(command: Callable[..., Parser]) -> None:
     why = "Explain why jobs are in their current state, the cause first, and what to do about it."
     explain = command("explain", "explain:explain", "explain why a job has not run, or how it ended", why)
     explain.add_argument("ids", nargs="+", metavar="ID", help="the jobs")
-    trees = "Show flows as trees: below each job are those that it waits for."
+    trees = "Show flows as trees: below each job are the jobs that it waits for."
     flows = command("flows", "flows:flows", "show flows, and what their jobs wait for", trees)
-    flows.add_argument("ids", nargs="+", metavar="ID", help="the flows, or jobs of them")
+    flows.add_argument("ids", nargs="+", metavar="ID", help="the ids of flows, or of their jobs")
     causes = "List the causes of failed jobs, the most frequent first."
     failures = command("failures", "reports:failures", "list failed jobs by their cause", causes, status=None, poison=False)
     _queue_and_job(failures)
@@ -202,7 +202,7 @@ def _add_actions(command: Callable[..., Parser]) -> None:
     group.add_argument("--canary", type=positive, default=0, metavar="N", help="first retry N jobs, and wait until they have ended")
     group.add_argument("--then", type=stages, default=(), metavar="N,...", help="the sizes of further stages, such as 10,100,all")
     group.add_argument("--rate", type=positive, metavar="N", help="retry at most N jobs a second")
-    group.add_argument("--wait", type=seconds, default=300.0, metavar="S", help="stop if a stage takes longer (default: 300)")
+    group.add_argument("--wait", type=seconds, default=300.0, metavar="S", help="stop if a stage takes more than S seconds (default: 300)")
     early = "Make jobs ready that are waiting for their time or their next attempt. Limits, pauses and the order of keys still apply."
     _acts(command("run-now", "job_actions:act", "run scheduled jobs now", early), "run-now", default="scheduled")
     stop = "Cancel waiting jobs at once, and ask running ones to stop."
@@ -244,7 +244,7 @@ def _schedules(parser: Parser) -> None:
             added.add_argument("names", nargs="*" if name == "list" else "+", metavar="NAME", help="the schedules")
         return added
 
-    _add_output_options(action("list", "list_schedules", "list all schedules, or show given ones in full"), argparse.SUPPRESS)
+    _add_output_options(action("list", "list_schedules", "list all schedules, or show the named ones in full"), argparse.SUPPRESS)
     for name, summary in (
         ("trigger", "add a job for each schedule now; their next times still fire"),
         ("pause", "stop schedules"),
@@ -291,8 +291,8 @@ def _limits(parser: Parser) -> None:
     listing.add_argument("names", nargs="*", metavar="NAME", help="only limits with these names")
     _add_output_options(listing, argparse.SUPPRESS)
     setting = action("set", "set_limit", "set the number of a limit for one value of its key, overriding the code")
-    setting.add_argument("name", metavar="NAME", help="the limit: the name of a job, or that of a Limit")
-    setting.add_argument("key", nargs="?", metavar="KEY", help="the value of its key, unless it counts all calls together")
+    setting.add_argument("name", metavar="NAME", help="the limit: the name of a job or of a Limit")
+    setting.add_argument("key", nargs="?", metavar="KEY", help="the value of the limit's key, unless the limit counts all calls together")
     setting.add_argument("n", metavar="N", help='the number, or "declared" to restore the number in the code')
     module = "import this module, which declares the limit; may be repeated"
     setting.add_argument("--module", dest="modules", action="append", default=[], metavar="MODULE", help=module)
@@ -307,7 +307,7 @@ def _acts(parser: Parser, action: str, *, default: str) -> None:
     parser.add_argument("--all", action="store_true", help=f"all jobs that are {default}, instead of ids and filters")
     if action in ("retry", "cancel"):
         of_flow = (
-            "all jobs of this flow (it can be retried for 300 s)"
+            "all jobs of this flow (the flow can be retried for 300 s)"
             if action == "cancel"
             else "the failed jobs of this flow, and those that were cancelled with them"
         )

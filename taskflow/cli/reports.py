@@ -109,7 +109,7 @@ async def metrics(app: App, arguments: argparse.Namespace) -> int:
     totals = (await store.metrics()).totals
     if arguments.prometheus:
         if arguments.json:
-            raise ConfigurationError("--prometheus and --json exclude each other: each is a format of its output")
+            raise ConfigurationError("--prometheus and --json cannot be combined: each selects an output format")
         try:
             from taskflow.telemetry.prometheus import store_page
         except ImportError as error:

@@ -175,7 +175,7 @@ Done = tuple[str, dict[str, Any]]  # a line for the terminal, and fields of the 
 async def _trigger(name: str, arguments: argparse.Namespace) -> Done:
     handle = await schedules.trigger(name, **operator(arguments))
     if not handle.is_new:
-        raise ScheduleConflict(f"schedule {name!r} was not triggered: its job {handle.id} is live, and overlap= excludes another one")
+        raise ScheduleConflict(f"schedule {name!r} was not triggered: its job {handle.id} is live, and overlap= allows only one")
     return f"triggered {name}: job {handle.id}", {"job": handle.id}
 
 
@@ -217,7 +217,7 @@ async def _backfill(name: str, arguments: argparse.Namespace) -> Done:
         return f"would backfill {name} with {len(instants):,}{span}", fields
     handles = await schedules.backfill(name, start, end, limit=arguments.limit, **operator(arguments))
     added = sum(handle.is_new for handle in handles)
-    known = f"; {len(handles) - added:,} were there already" if added < len(handles) else ""
+    known = f"; {len(handles) - added:,} existed already" if added < len(handles) else ""
     return f"backfilled {name} with {added:,}{span}{known}", fields | {"times": len(handles), "added": added}
 
 

@@ -43,7 +43,7 @@ def _call(app: App, arguments: argparse.Namespace) -> Call[Any]:
     job = _job(app, arguments)
     if arguments.modules and app.registry.get(job.name) is None:
         hint = suggestion(job.name, app.registry.names) or "; to send it anyway, leave out --module"
-        raise ConfigurationError(f"{', '.join(arguments.modules)} declares no job {one_line(job.name)}{hint}")
+        raise ConfigurationError(f"{', '.join(arguments.modules)}: no job named {one_line(job.name)}{hint}")
     try:
         return job._call_from_json(_json_of(arguments.args))
     except UnknownArgument as error:

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _supervise(arguments: argparse.Namespace) -> int:
     arguments.collector.settle()
     if arguments.reload and arguments.drain:
-        raise ConfigurationError("--reload and --drain exclude each other: a drained worker has nothing to reload")
+        raise ConfigurationError("--reload and --drain cannot be combined: a drained worker has nothing to reload")
     options = SupervisorOptions(
         processes=arguments.processes or 1,
         grace=arguments.grace,
@@ -119,7 +119,7 @@ class SupervisorSocket:
             self._runs_left -= 1
             if self._runs_left == 0:
                 took = "this worker has reached --max-jobs"
-                log.info("%s: another one takes over, while this one finishes its runs", took)
+                log.info("%s: another worker takes over, while this one finishes its runs", took)
                 self._retire()
 
     def _retire(self) -> None:

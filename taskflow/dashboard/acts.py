@@ -86,7 +86,7 @@ async def target_of(fields: Fields | Any) -> Target:
         raise HTTPException(400, "There is no such action.")
     ids, group, filters = fields.getlist("id"), fields.get("group", ""), filters_of(fields)
     if bool(ids) == bool(group or filters):
-        raise HTTPException(400, "Select jobs, or give a filter.")
+        raise HTTPException(400, "Select jobs, or set a filter.")
     with refusing():
         if ids:
             if len(ids) > MAX_IDS:
@@ -301,7 +301,7 @@ async def amend_schedule(request: Request) -> Response:
         if action == "trigger":
             handle = await schedules.trigger(name, by=by, reason=reason)
             if not handle.is_new:
-                raise ScheduleConflict(f"its job {handle.id} is live, and its overlap= excludes another one")
+                raise ScheduleConflict(f"its job {handle.id} is live, and its overlap= allows only one")
             return _to(request, f"/jobs/{handle.id}")
         if action not in ("pause", "resume"):
             raise HTTPException(400, "There is no such action.")

@@ -47,7 +47,7 @@ async def _read(call: CallBroker, ids: Sequence[bytes]) -> dict[bytes, Record | 
 async def _ends(call: CallBroker, stage: Sequence[bytes], before: Mapping[bytes, Record | None], left: int) -> AsyncIterator[int]:
     """Wait until the jobs of a stage have ended, and yield how many haven't yet. A job without a record has usually succeeded."""
     waiting, gives_up_at = list(stage), time.monotonic() + MAX_WAIT
-    rest = f"The other {left:,} stay failed"
+    rest = f"The other {left:,} remain failed"
     while True:
         found = await _read(call, waiting)
         failures = [why for job_id, record in found.items() if (why := _failure(record, before[job_id])) is not None]

@@ -63,7 +63,7 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
         plan = _decode(body)
         template = check_envelope(plan.template)
         if template.after or template.at is not None or template.awaits or template.joins or len(template.key or NO_KEY) != len(NO_KEY):
-            raise ValueError("the template has a time, a key or links to other jobs that no call can have")
+            raise ValueError("the template has a time, a key or links to other jobs, which a schedule's call cannot have")
         for name, seconds in (("max_delay", plan.max_delay or 0.0), ("jitter", plan.jitter)):
             if not 0 <= seconds <= MAX_DURATION:
                 raise ValueError(f"{name}={seconds}: expected seconds, from 0 to a hundred years")

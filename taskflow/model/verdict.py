@@ -30,7 +30,7 @@ class Progress(msgspec.Struct, frozen=True):
     def checked(cls, fraction: float, note: str) -> Self:
         """Create a Progress from a job's values, truncating a long note. Raises TypeError or ValueError for values that do not fit."""
         if not isinstance(note, str):
-            raise TypeError(f"a progress note must be text, got {type(note).__name__}: pass str(...) of it")
+            raise TypeError(f"a progress note must be text, got {type(note).__name__}: convert it with str(...)")
         try:
             is_fraction = 0 <= fraction <= 1
         except TypeError:

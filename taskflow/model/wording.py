@@ -25,7 +25,7 @@ CLOSED: Final = "the broker is closed: create a new one"
 
 IN_PASSWORDS: Final = "in a password, write / as %2F, ? as %3F, @ as %40 and # as %23"
 
-STORE_FULL: Final = "the store is full: it takes at most %d live jobs; let workers catch up"
+STORE_FULL: Final = "the store is full: it holds at most %d live jobs; let workers catch up"
 
 SESSION_LOST: Final = "the session was reaped or never registered: register a new one, with a fresh id"
 
@@ -34,7 +34,7 @@ ARRIVES: Final = "a worker that admits it, because a transaction sent it with a 
 HANDED_BACK_IN_VAIN: Final = "a back-off: handed back %d times without an outcome"
 JOB_PAUSED: Final = "the end of the pause of job %s"
 FOLLOW_UP_WAITS: Final = "a worker that ends it as poison and sends its on_failure call"
-FOLLOW_UP_LOST: Final = "; its on_failure call was not sent, because no worker lived to send it"
+FOLLOW_UP_LOST: Final = "; its on_failure call was not sent, because no worker survived to send it"
 
 WAYS_OUT: Final = "deploy the code that sent it, or cancel it if that code was removed (taskflow cancel)"
 """What to do about a parked job."""

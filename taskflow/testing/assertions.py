@@ -69,7 +69,7 @@ class ExpectedCall:
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
         if self._job is None:
             if args:
-                raise TypeError(f"the job {self._name!r} is not known here: give its arguments by name")
+                raise TypeError(f"the job {self._name!r} is not known here: pass its arguments by name")
             return kwargs
         try:
             self._payload = self._job.codec.encode_arguments(args, kwargs)

@@ -121,7 +121,7 @@ class Scheduler:
                 return
             for definition, is_taken in zip(portion, taken, strict=True):
                 if not is_taken:
-                    self._fail(definition.name, "`schedules.put` has stored a schedule with its name: remove that, or rename this one")
+                    self._fail(definition.name, "`schedules.put` has stored a schedule with the same name: remove that one or rename this")
 
     async def _define(self, portion: Sequence[Definition], session: bytes) -> list[bool]:
         return await self.broker.define(portion, session, self.age())  # the age is computed again for each attempt

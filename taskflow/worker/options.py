@@ -28,7 +28,7 @@ class QueueChoice:
         self.names: tuple[str, ...] = tuple(weights)
         self._weights = {name: weight for name, weight in weights.items() if weight is not None}
         if self._weights and len(self._weights) != len(weights):
-            raise ValueError(f"queues {', '.join(weights)}: give every queue a weight (a=3,b=1), or none (a,b: in strict order)")
+            raise ValueError(f"queues {', '.join(weights)}: give every queue a weight (a=3,b=1), or no queue (a,b: in strict order)")
 
     @classmethod
     def parse(cls, text: str) -> QueueChoice:

@@ -240,11 +240,11 @@ class Supervisor:
             return
         now = self._clock()
         worked_for = worker.has_worked_for(now)
-        log.info("worker %d uses %s of memory, more than %s (--max-memory): another one takes over", pid, _bytes(size), _bytes(most))
+        log.info("worker %d uses %s of memory, more than %s (--max-memory): another worker takes over", pid, _bytes(size), _bytes(most))
         worker.is_leaving = True
         worker.is_retiring = self._processes.retire(pid)  # otherwise a signal follows
         if pause := self._slots[worker.slot].record_death(worked_for, now):
-            log.warning("worker %d worked for only %.0f s, like the one before; the next one starts in %g s", pid, worked_for, pause)
+            log.warning("worker %d worked for only %.0f s, like the previous one; the next one starts in %g s", pid, worked_for, pause)
 
     def ended(self, pid: int, exit_status: ExitStatus) -> None:
         """Handle the end of a process, which need not be a worker if this is process 1 of a container."""
@@ -312,7 +312,9 @@ class Supervisor:
             if worker.aborted_at is None:
                 worker.aborted_at = now
                 if worker.exit_code is None:
-                    log.error("worker %d has been silent for %g s: C code holds its interpreter; ending it", worker.pid, limit)
+                    log.error(
+                        "worker %d has been silent for %g s: C code is holding the interpreter lock; ending the worker", worker.pid, limit
+                    )
                 else:
                     log.error("worker %d has finished but did not exit within %g s: killing it", worker.pid, limit)
                 self._processes.signal(worker.pid, signal.SIGABRT)
@@ -375,7 +377,7 @@ class Supervisor:
         else:
             pause = slot.record_death(worker.has_worked_for(self._clock()), self._clock())
             when = f"in {pause:g} s" if pause else "now"
-            log.error("worker %d has ended: %s; another one starts %s", worker.pid, exit_status.cause, when)
+            log.error("worker %d has ended: %s; another worker starts %s", worker.pid, exit_status.cause, when)
 
     def _record_stopped(self, worker: WorkerProcess, exit_status: ExitStatus) -> None:
         """Record the exit code, unless the worker was still starting while others worked."""

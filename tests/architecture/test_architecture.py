@@ -43,7 +43,7 @@ BUDGETS = {
     "taskflow/broker/postgres": 6_015,
     "taskflow/broker": 24_155,
     "taskflow/app": 7_815,
-    "taskflow/worker": 7_105,
+    "taskflow/worker": 7_106,
     "taskflow/cli": 4_830,
     "taskflow/testing": 1_040,
     "taskflow/dashboard": 2_145,

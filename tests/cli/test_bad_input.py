@@ -72,7 +72,7 @@ def test_a_target_whose_name_is_nearly_right_is_suggested(cli: Cli, target: str,
 
 def test_a_target_without_jobs_is_refused(cli: Cli) -> None:
     cli.write("tasks.py", "def forgotten(): pass\n")
-    assert refused(cli, "worker", "tasks").err == "taskflow: tasks declares no job: decorate a function with @job\n"
+    assert refused(cli, "worker", "tasks").err == "taskflow: no jobs in tasks: decorate a function with @job\n"
 
 
 def test_a_package_without_jobs_is_told_of_its_submodules(cli: Cli) -> None:
@@ -105,7 +105,7 @@ def test_a_submodule_that_does_not_import_is_named(cli: Cli) -> None:
         (["--drain-horizon", "inf"], "'inf' is not a number of seconds"),
         (["--drain-horizon", "1e17"], "'1e17' is longer than a hundred years"),
         (["--ttl", "0.5"], "'0.5' is too short"),
-        (["--queues", "a=3,b"], "--queues: queues a, b: give every queue a weight (a=3,b=1), or none"),
+        (["--queues", "a=3,b"], "--queues: queues a, b: give every queue a weight (a=3,b=1), or no queue"),
         (["--queues", "a=0"], "queue 'a' has the weight '0'"),
         (["--queues", "a,a"], "queue 'a' is named twice"),
         (["--queues", "a b"], "queue 'a b'"),

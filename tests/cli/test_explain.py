@@ -129,7 +129,7 @@ async def busy_workers(world: World) -> Job:
     return await world.add()
 
 
-@cause("it has been ready for 5s, behind 31 others in queue default; none is being claimed", "wait")
+@cause("it has been ready for 5s, behind 31 others in queue default; no job is being claimed", "wait")
 async def behind_others(world: World) -> Job:
     await world.a_session(concurrency=10)
     await world.enqueue(*(world.an_envelope() for _ in range(31)))
@@ -148,7 +148,7 @@ async def added_by_a_schedule(world: World) -> Job:
     return await world.add(after=60.0, headers={SCHEDULE: "nightly"})
 
 
-@cause("which runs with its key", "let that job end")
+@cause("which runs with its key", "wait for that job to end")
 async def behind_the_holder_of_its_key(world: World) -> Job:
     await world.running(key="k", queue="default")
     return await world.add(key="k", on_conflict=OnConflict.REPLACE)
@@ -347,7 +347,7 @@ READY = Record(id=b"j" * 16, job="work", queue="mail", status=Status.READY, crea
         (0, 5, 10.0, "and is the next one in queue mail"),
         (1, 5, 10.0, "behind 1 other in queue mail; at the current rate its turn comes in about 0s"),
         (31, 500, 2.0, "behind 31 others in queue mail; at the current rate its turn comes in about 16s"),
-        (31, 500, 0.0, "behind 31 others in queue mail; none is being claimed"),
+        (31, 500, 0.0, "behind 31 others in queue mail; no job is being claimed"),
         (None, 50_000, 100.0, "behind at least 1,000 others in queue mail; at the current rate its turn comes in about 10s"),
         (None, 0, None, "and nothing is known to block it"),
     ],

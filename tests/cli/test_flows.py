@@ -106,7 +106,7 @@ def test_the_jobs_of_a_flow_are_explained(cli: Cli, ids: list[str]) -> None:
         "text": "the jobs of its flow that had not begun were cancelled with it",
         "cure": f"its retry restores them; {show} shows them",
     }
-    assert "another job of its flow has failed" in cli("retry", ids[3], code=1).err
+    assert "another job of its flow failed" in cli("retry", ids[3], code=1).err
     [reason] = felled["reasons"]
     assert reason["text"].startswith(f"job {ids[1]} of its flow has failed: count: builtins.ValueError: ")
     assert reason["cure"] == f"`taskflow retry {ids[1]}` runs that job again, and restores this one"
@@ -132,7 +132,7 @@ def test_a_flow_is_cancelled_and_retried(cli: Cli, ids: list[str]) -> None:
     [act] = cli.json("audit")
     assert (act["action"], act["affected"], act["selection"], act["reason"]) == ("cancel", 3, {"flow": id_text(FLOW)}, "wrong file")
     [stopped] = cli.json("explain", ids[3])
-    cure = f"`taskflow retry --flow {id_text(FLOW)}` runs the jobs that have not succeeded anyway"
+    cure = f"`taskflow retry --flow {id_text(FLOW)}` still runs the jobs that have not succeeded"
     assert stopped["reasons"] == [{"text": "its flow was cancelled", "cure": cure}]
     assert cli("retry", "--flow", ids[3]).out == "retried 3\n"
     assert [job["status"] for job in cli.json("flows", ids[3])[0]["jobs"]] == ["succeeded", "ready", "ready", "held"]

@@ -162,7 +162,7 @@ def test_the_port_has_the_metrics_of_all_processes(shell: Shell, options: tuple[
     until_there(port, "/scale", b'{"backlog":0,"oldest_ready_seconds":0.0}')
     if options:
         shell.send("crash.bind()")
-        worker.wait_for("another one starts")
+        worker.wait_for("another worker starts")
         until_there(port, "/metrics", b'taskflow_slots{state="free"} 200.0')
         until_there(port, "/metrics", expected)
 

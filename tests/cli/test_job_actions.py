@@ -160,10 +160,10 @@ def test_ids_and_filters_together_are_refused(cli: Cli, stock: Stock) -> None:
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [
-        (["retry"], "retry needs to know which jobs: ids, filters or --all"),
-        (["cancel"], "cancel needs to know which jobs: ids, filters or --all"),
-        (["cancel", "--dry-run"], "cancel needs to know which jobs: ids, filters or --all"),
-        (["purge"], "purge needs to know which jobs: ids, filters or --all"),
+        (["retry"], "retry needs to know which jobs: pass ids, filters or --all"),
+        (["cancel"], "cancel needs to know which jobs: pass ids, filters or --all"),
+        (["cancel", "--dry-run"], "cancel needs to know which jobs: pass ids, filters or --all"),
+        (["purge"], "purge needs to know which jobs: pass ids, filters or --all"),
         (["purge", "--all", "--queue", "mail"], "purge takes filters or --all, not both: leave out --queue, or --all"),
     ],
 )
@@ -302,10 +302,10 @@ def test_ctrl_c_says_how_many_were_retried(cli: Cli, group: str, monkeypatch: py
     ("flags", "complaint", "code"),
     [
         (["--group", "0" * 16], "no failed job is in group 0000000000000000: `taskflow failures` lists the groups", 4),
-        (["--group", "it"], "'it' is not a group, such as 71efb6587dea8408", 2),
+        (["--group", "it"], "'it' is not a group like 71efb6587dea8408", 2),
         (["--canary", "1", "--all"], "--canary needs --group", 2),
         (["--group", "0" * 16, "--all"], "retry takes --group, ids or --all: leave out all but one", 2),
-        (["--group", "0" * 16, "--status", "cancelled"], "retry --group takes no --status: its jobs have failed", 2),
+        (["--group", "0" * 16, "--status", "cancelled"], "retry --group takes no --status: all jobs of a group have failed", 2),
         (["--group", "0" * 16, "--then", "ten"], "'ten' is not a whole number, 1 or more", 2),
     ],
 )

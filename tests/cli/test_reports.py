@@ -221,4 +221,4 @@ def test_the_metrics_of_the_store_are_printed_as_prometheus_reads_them(cli: Cli)
 
 def test_prometheus_and_json_exclude_each_other(cli: Cli) -> None:
     cli.with_broker(lambda broker: broker.enqueue([Envelope(id=bytes([1]) * 16, job="send", payload=b"")]))
-    assert "--prometheus and --json exclude each other" in cli("metrics", "--prometheus", "--json", code=2).err
+    assert "--prometheus and --json cannot be combined" in cli("metrics", "--prometheus", "--json", code=2).err

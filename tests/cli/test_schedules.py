@@ -204,7 +204,7 @@ def test_a_schedule_is_triggered(cli: Cli, stored: None) -> None:
 
 def test_a_trigger_that_a_live_job_excludes_adds_nothing(cli: Cli, stored: None) -> None:
     said = cli("schedules", "trigger", "morning", code=1)
-    assert said.err == f"taskflow: schedule 'morning' was not triggered: its job {LAST} is live, and overlap= excludes another one\n"
+    assert said.err == f"taskflow: schedule 'morning' was not triggered: its job {LAST} is live, and overlap= allows only one\n"
     assert len(cli.jobs()) == 1
 
 
@@ -215,7 +215,7 @@ def test_a_backfill_adds_a_job_for_each_time_in_the_schedules_zone(cli: Cli, sto
     span = "first Thu 2027-01-14 09:00 CET, here 03:00, last Mon 2027-01-18 09:00 CET, here 03:00"
     assert cli("schedules", "backfill", "morning", *SPAN, "--dry-run").out == f"would backfill morning with 3, {span}\n"
     assert len(cli.jobs()) == 1
-    assert cli("schedules", "backfill", "morning", *SPAN).out == f"backfilled morning with 2, {span}; 1 were there already\n"
+    assert cli("schedules", "backfill", "morning", *SPAN).out == f"backfilled morning with 2, {span}; 1 existed already\n"
     assert {job["scheduled_for"][:10] for job in cli.jobs()} == {"2027-01-14", "2027-01-15", "2027-01-18"}
     saturday = ("--from", "2027-01-16T08:00Z", "--to", "2027-01-17")
     assert cli("schedules", "backfill", "morning", *saturday).out == "backfilled morning with 0\n"

@@ -81,7 +81,7 @@ def test_the_audit_log_names_the_job_that_was_sent_and_who_sent_it(cli: Cli) -> 
             "--args: order.number: expected",
         ),
         (["tasks.charge", "--module", "tasks", "--args", '{"orders": 7}'], "--args: orders: tasks.charge has no such parameter"),
-        (["tasks.chrage", "--module", "tasks"], "tasks declares no job tasks.chrage; did you mean tasks.charge?"),
+        (["tasks.chrage", "--module", "tasks"], "tasks: no job named tasks.chrage; did you mean tasks.charge?"),
         (["tasks.charge", "--module", "nowhere"], "found no module 'nowhere'"),
     ],
 )

@@ -50,7 +50,7 @@ def test_a_killed_worker_is_replaced_and_what_it_ran_runs_again(tasks: Shell) ->
     supervised.wait_for("begun by", times=2)
     victim = pids(supervised)[0]
     os.kill(victim, signal.SIGKILL)
-    supervised.wait_for(f"worker {victim} has ended: SIGKILL; another one starts now")
+    supervised.wait_for(f"worker {victim} has ended: SIGKILL; another worker starts now")
     supervised.wait_for("jobs of session [0-9a-f]{32} run again; its worker died: SIGKILL")
     supervised.wait_for("begun by", times=3)
     tasks.write("release", "")
@@ -70,7 +70,7 @@ def test_a_killed_worker_is_replaced_and_what_it_ran_runs_again(tasks: Shell) ->
     [
         ("import nowhere_to_be_found", [], "taskflow: tasks cannot be imported: ModuleNotFoundError"),
         ("def f(:", [], "taskflow: tasks cannot be imported: SyntaxError: invalid syntax"),
-        ("", [], "taskflow: tasks declares no job"),
+        ("", [], "taskflow: no jobs in tasks"),
         (TASKS, ["--broker", "mysql://there"], "taskflow: .*mysql"),
         (TASKS, ["--queues", "a=b"], "taskflow: --queues: queue 'a' has the weight 'b'"),
     ],
@@ -171,7 +171,7 @@ def test_a_worker_that_takes_too_much_memory_is_replaced_and_finishes_what_it_ru
     supervised = tasks.taskflow("worker", "tasks", "--max-memory", "300M", "--grace", "0.1")
     supervised.wait_for("begun by")
     tasks.send("grow.bind(400)")
-    supervised.wait_for("MiB of memory, more than 300 MiB .--max-memory.: another one takes over")
+    supervised.wait_for("MiB of memory, more than 300 MiB .--max-memory.: another worker takes over")
     supervised.wait_for("working as", times=2)
     tasks.send("note.bind(1)")
     until(lambda: len(tasks.ledger()) == 2, supervised)

@@ -109,7 +109,7 @@ async def test_poison_follow_up__a_worker_dies_over_it(world: World) -> None:
     assert (record.status, record.crashes) == (Status.FAILED, 4)
     assert record.reason is not None
     assert record.reason.startswith("poison: ")
-    assert record.reason.endswith("its on_failure call was not sent, because no worker lived to send it")
+    assert record.reason.endswith("its on_failure call was not sent, because no worker survived to send it")
     assert (await listed(world.broker.admin, View(poison=True)))[0].id == envelope.id
 
 

@@ -174,7 +174,7 @@ async def test_stages_stop_when_a_run_fails_again(world: World, site: Site, verd
     world.clock.advance(1.0)
     await world.settle(verdict(one))
     page = await until(site, page, "Retry in stages: stopped")
-    assert "1 of 10 failed again: builtins.ValueError: no such user. The other 19 stay failed" in page.text
+    assert "1 of 10 failed again: builtins.ValueError: no such user. The other 19 remain failed" in page.text
     await world.settle(*map(succeeded, others))
     assert (await statuses(world, jobs)).count(Status.FAILED) == 19 + (verdict is failed)
 
@@ -184,7 +184,7 @@ async def test_stages_end_when_jobs_do_not(memory: World, site: Site, monkeypatc
     monkeypatch.setattr(stages, "MAX_WAIT", 0.05)
     await failed_jobs(memory, 2)
     page = await until(site, await in_stages(site), "Retry in stages: stopped")
-    assert "1 of 1 have not ended within 50ms. The other 1 stay failed" in page.text
+    assert "1 of 1 have not ended within 50ms. The other 1 remain failed" in page.text
 
 
 async def test_jobs_that_are_gone_hold_no_stage_up(memory: World) -> None:

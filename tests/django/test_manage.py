@@ -110,7 +110,7 @@ def test_supervised_workers_and_child_processes_set_django_up(project: Project) 
 
 
 def test_a_worker_without_django_says_what_to_do(project: Project) -> None:
-    what_to_do = 'taskflow: Django is not set up: put "taskflow.django" into INSTALLED_APPS and run `python manage.py taskflow worker`'
+    what_to_do = 'taskflow: Django is not set up: add "taskflow.django" to INSTALLED_APPS and run `python manage.py taskflow worker`'
     for settings in ({}, {"DJANGO_SETTINGS_MODULE": "shop.settings"}):
         assert what_to_do in project("-m", "taskflow", "worker", "shop.tasks", code=2, **settings)
     said = project("-m", "taskflow", "worker", "taskflow.django.setup", "shop.tasks", "--drain", DJANGO_SETTINGS_MODULE="shop.settings")

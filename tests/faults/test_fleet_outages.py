@@ -143,7 +143,7 @@ def test_a_worker_that_dies_meanwhile_is_replaced_when_the_broker_is_back(tasks:
     [other] = set(pids(supervised)) - {victim}
     outage.go_away()
     os.kill(victim, signal.SIGKILL)
-    supervised.wait_for(r"worker \d+ has ended: exit code 3; another one starts in 1 s")
+    supervised.wait_for(r"worker \d+ has ended: exit code 3; another worker starts in 1 s")
     outage.come_back()
     supervised.wait_for("begun by", times=2)
     supervised.wait_for("working as", times=3)

@@ -99,7 +99,7 @@ def test_a_worker_that_has_wound_down_ends_with_its_code_whatever_is_left_behind
         worker.signal(signal.SIGTERM)
     for worker in workers.values():
         ended_clearly(worker, [0])
-        assert "exiting without them" in worker.said
+        assert "exiting without waiting for them" in worker.said
 
 
 @pytest.mark.parametrize("where", ["fork_in_a_thread", "fork_in_the_loop", "fork_in_a_child"])

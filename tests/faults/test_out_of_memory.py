@@ -93,7 +93,7 @@ def errors_of(shell: Shell, name: str) -> list[dict[str, Any]]:
 def test_a_worker_that_the_kernel_kills_for_memory_is_told_apart_and_the_record_says_so(tasks: Shell, small_cgroup: Path) -> None:
     tasks.send("grow_in_a_thread.bind(1024)")
     supervised = worker_in(small_cgroup, tasks, "--processes", "2", "--ttl", "3600")
-    supervised.wait_for("has ended: out of memory .SIGKILL.; another one starts now")
+    supervised.wait_for("has ended: out of memory .SIGKILL.; another worker starts now")
     supervised.wait_for("grow_in_a_thread .* succeeded")
     [crash] = errors_of(tasks, "grow_in_a_thread")
     assert "out of memory (SIGKILL)" in crash["message"]

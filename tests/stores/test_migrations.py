@@ -157,7 +157,7 @@ async def test_redis_has_no_entries_of_a_new_index_until_it_is_rebuilt(on_redis:
     assert await newer(on_redis, "index", "rebuild") == "2"
     assert await newer(on_redis, "index") == "3"
     async with opened(on_redis) as broker:
-        with pytest.raises(BrokerRefused, match="with the index 'by_due', which this version does not know: use that version"):
+        with pytest.raises(BrokerRefused, match="with the index 'by_due', which this version does not know: use the other version"):
             await broker.enqueue([an_envelope()])
         await broker.admin.rebuild()  # back to this release: it is the newer one's entries that would be wrong from now on
         await broker.enqueue([an_envelope()])

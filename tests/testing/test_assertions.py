@@ -190,7 +190,7 @@ async def test_a_job_that_is_not_known_here_is_found_by_its_name(taskflow_jobs: 
     taskflow_jobs.assert_enqueued("app.charge", order=ANY, queue=ANY, count=2)
     with pytest.raises(AssertionError, match=r"app.charge\(order=7, queue='a'\)\n    order: 7, expected 8"):
         taskflow_jobs.assert_enqueued("app.charge", order=8, queue="a")
-    with pytest.raises(TypeError, match=r"the job 'app\.charge' is not known here: give its arguments by name"):
+    with pytest.raises(TypeError, match=r"the job 'app\.charge' is not known here: pass its arguments by name"):
         taskflow_jobs.assert_enqueued("app.charge", 7)
     taskflow_jobs.assert_not_enqueued("app.other")
 

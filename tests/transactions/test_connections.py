@@ -59,7 +59,7 @@ def test_a_declared_key_holds_inside_a_transaction_and_is_found_after_it(broker:
         ("postgresql://localhost", r"connection= got a builtins\.str: expected a connection or session of asyncpg, psycopg"),
         (42, "expected a connection"),
         (sqlalchemy.create_engine("sqlite://"), r"with engine\.begin\(\) as connection"),
-        (orm.sessionmaker(), "give a session that it has made"),
+        (orm.sessionmaker(), "pass a session that it made"),
         (sqlite3.Connection, "expected a connection"),
     ],
 )

@@ -387,7 +387,7 @@ def test_what_cannot_work_is_refused_where_it_is_declared() -> None:
             job(function)
     with pytest.raises(DeclarationError, match=r"client .* is async, and the job is a plain function"):
         job(declare_async)
-    with pytest.raises(DeclarationError, match="db: give a dependency as a default, as in db: Session"):
+    with pytest.raises(DeclarationError, match="db: write a dependency as a default, as in db: Session"):
         job(declare_annotated)
     with pytest.raises(DeclarationError, match="its parameter session has no default"):
         depends(needs_more)

@@ -64,7 +64,7 @@ def _no_transaction(cure: str) -> WrongConnection:
     return WrongConnection(f"the connection is not in a transaction, so nothing could be rolled back: {cure}")
 
 
-_CLOSED: Final = "the connection is closed: give an open one"
+_CLOSED: Final = "the connection is closed: use an open one"
 
 
 # --- PostgreSQL ------------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class SqlAlchemyAdapter(SyncAdapter):
             raise WrongConnection(_CLOSED)
         name = self.connection.dialect.name
         if name not in ("postgresql", "sqlite"):
-            raise WrongConnection(f"the connection is to a {name} database; jobs are sent in transactions of PostgreSQL and SQLite")
+            raise WrongConnection(f"the connection is to a {name} database; jobs can be sent only in PostgreSQL and SQLite transactions")
         self.dialect = name
 
     @property
@@ -242,7 +242,7 @@ class DjangoAdapter(SyncAdapter):
     def __init__(self, connection: Any) -> None:
         super().__init__(connection)
         if connection.vendor not in ("postgresql", "sqlite"):
-            raise WrongConnection(f"the connection is to {connection.vendor}; jobs are sent in transactions of PostgreSQL and SQLite")
+            raise WrongConnection(f"the connection is to {connection.vendor}; jobs can be sent only in PostgreSQL and SQLite transactions")
         self.dialect = connection.vendor
 
     @property
@@ -259,7 +259,7 @@ class DjangoAdapter(SyncAdapter):
         if adapter is None:
             kind = type(self.driver)
             raise TypeError(
-                f"connection= got a connection of Django over a {kind.__module__}.{kind.__qualname__}: use {', '.join(DRIVERS)}"
+                f"connection= got a Django connection that uses {kind.__module__}.{kind.__qualname__}: use one of {', '.join(DRIVERS)}"
             )
         self._below = adapter(self.driver)
         self._below.check_open()
@@ -311,10 +311,10 @@ _ADAPTERS: Final[Mapping[str, type[ConnectionAdapter]]] = {
 }
 
 _NEARLY: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("Engine", "AsyncEngine"), "give a connection of it, from `with engine.begin() as connection:`"),
-    **dict.fromkeys(("sessionmaker", "async_sessionmaker"), "give a session that it has made"),
-    **dict.fromkeys(("Pool", "ConnectionPool", "AsyncConnectionPool"), "give a connection of it"),
-    **dict.fromkeys(("Cursor", "AsyncCursor", "CursorWrapper", "cursor"), "give its connection"),
+    **dict.fromkeys(("Engine", "AsyncEngine"), "pass one of its connections, as in `with engine.begin() as connection:`"),
+    **dict.fromkeys(("sessionmaker", "async_sessionmaker"), "pass a session that it made"),
+    **dict.fromkeys(("Pool", "ConnectionPool", "AsyncConnectionPool"), "pass one of its connections"),
+    **dict.fromkeys(("Cursor", "AsyncCursor", "CursorWrapper", "cursor"), "pass its connection"),
 }
 """Classes of objects that are easily mistaken for a connection, and what to do instead."""
 

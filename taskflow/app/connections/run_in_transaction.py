@@ -97,7 +97,7 @@ def _check_dialect(adapter: ConnectionAdapter, store: Transactional) -> None:
     if adapter.dialect is not None and adapter.dialect != store.dialect:
         names = {"postgresql": "PostgreSQL", "sqlite": "SQLite"}
         raise WrongConnection(
-            f"the connection is to a {names[adapter.dialect]} database, but the broker is {names[store.dialect]}, {store.place}: give a "
+            f"the connection is to a {names[adapter.dialect]} database, but the broker is {names[store.dialect]}, {store.place}: use a "
             "connection to the broker's database"
         )
 

@@ -124,7 +124,7 @@ async def trouble_with_listening(pool: ConnectionPool) -> str | None:
 def notifications_lost(server: PostgresTarget) -> str:
     if server.listen_at:
         return (
-            f"PostgreSQL at {shown(server.listen_at)} (listen= in the broker URL) gets no notifications sent at {server}: {_POLLED}. "
+            f"PostgreSQL at {shown(server.listen_at)} (listen= in the broker URL) gets no notifications sent through {server}: {_POLLED}. "
             "It must be the same database, without a pooler in between"
         )
     return (
@@ -137,7 +137,7 @@ def listen_failed(server: PostgresTarget, error: Exception) -> str:
     place = f"{shown(server.listen_at)} (listen= in the broker URL)" if server.listen_at else str(server)
     return (
         f"PostgreSQL at {place} accepts no listening connection, although {server} answers: {_POLLED}. "
-        f"It says: {str(error) or type(error).__name__}"
+        f"It reports: {str(error) or type(error).__name__}"
     )
 
 

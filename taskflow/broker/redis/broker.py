@@ -299,8 +299,8 @@ class RedisBroker(EngineBroker):
         if layout != b"%d" % LAYOUT:
             raise BrokerRefused(
                 f"{server_info.name} at {self.server} has jobs of another version of taskflow under {self.prefix}: their layout is "
-                f"{layout.decode(errors='backslashreplace')}, but this version reads {LAYOUT}. Use that version, or another ?namespace= in "
-                "the broker URL"
+                f"{layout.decode(errors='backslashreplace')}, but this version reads {LAYOUT}. Use the other version, or another "
+                "?namespace= in the broker URL"
             )
         await self._check_indexes(server_info.name, creates=creates)
         self._server_info = server_info
@@ -314,7 +314,7 @@ class RedisBroker(EngineBroker):
         missing, unknown = compare_declarations(stored)
         where = f"{server} at {self.server} has jobs of another version of taskflow under {self.prefix}"
         if unknown:
-            raise BrokerRefused(f"{where}, with the index {unknown[0]!r}, which this version does not know: use that version")
+            raise BrokerRefused(f"{where}, with the index {unknown[0]!r}, which this version does not know: use the other version")
         if missing and stored:
             raise BrokerRefused(
                 f"{where}, without the index {missing[0]!r}: stop its workers and senders, and run `taskflow doctor --rebuild`"

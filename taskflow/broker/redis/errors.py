@@ -33,7 +33,7 @@ def broker_error(error: Exception, place: str) -> BrokerError:
     if isinstance(error, exceptions.ResponseError):
         return _of_answer(str(error), place)
     if _is_about_certificates(error):
-        return BrokerRefused(f"Redis at {place} cannot be trusted: {error}; ?tls_ca= names the authority's certificate")
+        return BrokerRefused(f"Redis at {place} cannot be trusted: {error}; set ?tls_ca= to the authority's certificate")
     return BrokerUnavailable(f"Redis at {place} does not answer: {_reason(error)}")
 
 
@@ -54,7 +54,7 @@ def _of_answer(text: str, place: str) -> BrokerError:
     if word in _PASSING or any(f"{passing} " in text[:60] for passing in _PASSING):
         return BrokerUnavailable(f"Redis at {place} cannot run this now: {text}")
     if "WRONGTYPE" in text or any(sign in text for sign in _SPOILT):
-        return BrokerRefused(f"Redis at {place} has a value of taskflow that another program has changed: {re.sub(_OF_SCRIPT, '', text)}")
+        return BrokerRefused(f"Redis at {place} has a taskflow value that another program has changed: {re.sub(_OF_SCRIPT, '', text)}")
     if word in ("NOAUTH", "WRONGPASS", "ERR") and "AUTH" in text.upper():
         return BrokerRefused(f"Redis at {place} rejects this user and password: {text}")
     if "NOPERM" in text or "ACL failure" in text:

@@ -214,7 +214,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
             raise BrokerRefused(f"{self.name} at {place} is a node of a Redis Cluster, which taskflow does not support")
         if self.evicts and not may_evict:
             raise BrokerRefused(
-                f"{self.name} at {place} has maxmemory-policy {self.policy}: it deletes jobs when its memory is full. "
+                f"{self.name} at {place} has maxmemory-policy {self.policy}: the server deletes jobs when its memory is full. "
                 "Set it to noeviction, or add ?evicting=1 to the broker URL if jobs may be lost"
             )
 

@@ -146,5 +146,5 @@ def _use_wal(connection: sqlite3.Connection, store: StoreFile) -> None:
     """Switch to WAL mode. Unlike other statements, this one does not wait for other connections by itself."""
     [(mode,)] = execute_with_lock(connection, store, "PRAGMA journal_mode=WAL")
     if mode != "wal":
-        raise BrokerRefused(f"{store.path}: its file system does not support SQLite's write-ahead log (a network drive?): use a local one")
+        raise BrokerRefused(f"{store.path}: its file system does not support SQLite's write-ahead log (a network drive?): use a local disk")
     connection.execute("PRAGMA schema_version").fetchone()  # the first read creates the log's index

@@ -121,8 +121,8 @@ def check_store(store: StoreFile) -> None:
         owner = os.lstat(link).st_uid
         if not _is_named(store, owner) and os.stat(os.path.dirname(link)).st_mode & _WRITABLE_BY_OTHERS:
             raise BrokerRefused(
-                f"{link} is a link of uid {owner}, in a folder that other users can write to: name the file that it leads to, or add "
-                f"?owner={owner} if you trust this user"
+                f"{link} is a link that belongs to uid {owner}, in a folder that other users can write to: name the file that it leads to, "
+                f"or add ?owner={owner} if you trust this user"
             )
     try:
         found = os.lstat(store.path)

@@ -254,7 +254,7 @@ def _missing(connection: sqlite3.Connection, namespace: str, sql: Statements) ->
     # a new table of entries would lack those of existing records
     without = {f"{sql.prefix}{index.name}" for index in INDEXES if index.entries and f"{sql.prefix}{TABLES[index.kind]}" in there}
     if other := [name for name, text in needed.items() if there.get(name, text) != text] or sorted(without & missing.keys()):
-        raise BrokerRefused(f"{namespace} was made by a taskflow whose {other[0]} differs: use that version, or another file")
+        raise BrokerRefused(f"{namespace} was made by a version of taskflow whose {other[0]} differs: use that version, or another file")
     return list(missing.values())
 
 

@@ -89,7 +89,7 @@ class SqliteTransactional:
             attached = next((name for name, file in files.items() if self._is_ours(file)), None)
             if attached is None:
                 raise WrongConnection(
-                    f"the connection is to {theirs or 'a database in memory'}, but the broker uses {ours}: nothing was sent; give a "
+                    f"the connection is to {theirs or 'a database in memory'}, but the broker uses {ours}: nothing was sent; use a "
                     "connection to that file, or leave connection= out"
                 )
             raise WrongConnection(
@@ -245,7 +245,7 @@ def _plain(row: Row) -> tuple[Any, ...]:
     for value in values:
         if type(value) not in _STORED:
             raise WrongConnection(
-                f"the connection converts stored values to {type(value).__qualname__}, so taskflow cannot read its tables: give a "
+                f"the connection converts stored values to {type(value).__qualname__}, so taskflow cannot read its tables: use a "
                 "connection without converters for INTEGER, TEXT and BLOB columns"
             )
     return values

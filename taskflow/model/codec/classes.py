@@ -103,7 +103,7 @@ def _converter(
         converts = declared
         if undeclared := parts.keys() - declared.keys():
             if refused := [name for name in undeclared if record.undeclared is None or type(name) is not str or _SURROGATE.search(name)]:
-                raise ShapeError(f"has {_names(refused)}, which {label} does not know", UnknownArgument)
+                raise ShapeError(f"has {_names(refused)}, which {label} does not define", UnknownArgument)
             converts = declared | dict.fromkeys(undeclared, convert_of(record.undeclared or ANY))
         if not parts.keys() >= required:
             raise ShapeError(f"lacks {_names(required - parts.keys())}, which {label} requires", MissingArgument)
@@ -236,7 +236,7 @@ def _with_state(of_fields: Shape) -> Shape:
         known = type(value).__private_attributes__
         for name, part in read_map(private, read_any, levels - 1).items():
             if name not in known:
-                raise ShapeError(f"has the private attribute {name!r}, which {type_name(type(value))} does not know", UnknownArgument)
+                raise ShapeError(f"has the private attribute {name!r}, which {type_name(type(value))} does not define", UnknownArgument)
             setattr(value, name, part)
         return value
 
@@ -277,7 +277,7 @@ def _foreign(annotation: Any) -> Shape:
         except Exception as error:
             raise ShapeError(f"cannot be sent as {label}: {raised(error)}") from error
         if not same:
-            raise ShapeError(f"cannot be sent as {label}: a {type_name(type(value))} comes back different from JSON")
+            raise ShapeError(f"cannot be sent as {label}: a {type_name(type(value))} does not survive a round trip through JSON")
         return wire
 
     def read(wire: Any, levels: int) -> Any:

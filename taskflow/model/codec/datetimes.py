@@ -116,7 +116,7 @@ def _timezone(text: str) -> timezone:
         raise ShapeError("expected the offset of a timezone")
     zone = _zone_of(delta, name) if name else timezone(delta)
     if type(zone) is not timezone:
-        raise ShapeError("expected a timezone of fixed offset")
+        raise ShapeError("expected a timezone with a fixed offset")
     return zone
 
 

@@ -95,7 +95,7 @@ class Arguments:
     def _extra_name(self, name: str, wires: Mapping[str, Any]) -> str:
         """Return the name of an argument that belongs to ``**kwargs``. Raises ShapeError if it is not allowed there."""
         if name in self._keyword_writes and name in wires:
-            raise ShapeError("is given twice, by position and by name")
+            raise ShapeError("is passed twice, by position and by name")
         if self._extra is None or name in self._injected:
             takes = f"; its arguments are {one_of(list(self._keyword_writes))}" if self._keyword_writes else ""
             raise ShapeError(("is positional only" if name in self._position_only else "is not an argument of this function") + takes)

@@ -67,7 +67,7 @@ def with_argument(payload: bytes, name: str, values: Sequence[bytes], *, is_list
     content, body = open_payload(payload)
     lead = body[0] if body else 0
     if content is not Content.MSGPACK or not (0x80 <= lead <= 0x8F or lead in (0xDE, 0xDF)):
-        raise DecodeError("the arguments are not those of a call that taskflow has sent: expected a map in msgpack")
+        raise DecodeError("the arguments are not from a call that taskflow sent: expected a map in msgpack")
     begins = {0xDE: 3, 0xDF: 5}.get(lead, 1)
     size = int.from_bytes(body[1:begins], "big") if begins > 1 else lead & 0x0F
     value = [_head(0x90, 0xDC, len(values)), *values] if is_list else values

@@ -183,7 +183,7 @@ class Application:
         if module in self._failures:  # the module may have declared the job before it failed
             return self._failures[module]
         return default_app().registry.get(name) or CallRefused(
-            f"{module}, imported in a child process, declares no job {name!r}: declare it at module level, "
+            f"no job {name!r} in {module}, which a child process imported: declare the job at module level, "
             'not inside a function or under `if __name__ == "__main__":`',
             "",
         )

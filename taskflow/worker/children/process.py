@@ -151,7 +151,7 @@ class _Stream:
             self._say(self._begun)
             self._begun = ""
         if self._dropped:
-            self._emit(ChildPrinted(self._lease, self._pid, self._name, f"... and {self._dropped:,} characters more, which are not shown"))
+            self._emit(ChildPrinted(self._lease, self._pid, self._name, f"... and {self._dropped:,} more characters, which are not shown"))
         self._lease, self._left, self._dropped = None, MAX_OUTPUT, 0
 
     def _say(self, line: str) -> None:
@@ -325,7 +325,7 @@ class Child(asyncio.Protocol):
         match message:
             case messages.Reported(fraction, note):
                 if self._run is not None:
-                    with contextlib.suppress(ValueError):  # a job has written it
+                    with contextlib.suppress(ValueError):  # a job may have written the message itself
                         self._run.report(Progress.checked(fraction, note))
             case messages.Completing():
                 if self._run is not None:

@@ -124,7 +124,7 @@ async def test_a_shared_key_of_a_wrong_type_is_a_clear_error(world: World, store
     await world.add()
     stored.client.delete(stored.key(name))
     stored.client.xadd(stored.key(name), {"not": "ours"})
-    with pytest.raises(BrokerRefused, match="has a value of taskflow that another program has changed: Operation against a key"):
+    with pytest.raises(BrokerRefused, match="has a taskflow value that another program has changed: Operation against a key"):
         await (world.upkeep() if name == "i:due" else world.add())
 
 

@@ -234,4 +234,4 @@ NEWER = "UPDATE taskflow_meta SET value = value + 1 WHERE name = '{}'"
 async def test_tables_of_another_taskflow_with_the_same_version_are_refused(open_broker: Open, path: Path) -> None:
     await open_broker().enqueue([an_envelope()])
     database_at(path, "ALTER TABLE taskflow_jobs ADD COLUMN sender TEXT", NEWER.format("digest"))
-    assert "was made by a taskflow whose" in await refusal(open_broker())
+    assert "was made by a version of taskflow whose" in await refusal(open_broker())

@@ -150,7 +150,7 @@ def test_a_stranger_cannot_plant_a_store_or_a_link_to_one_in_a_shared_folder(tmp
 
     planted, theirs, *others = said.splitlines()
     assert f"{shared}/planted.db belongs to uid {stranger}" in planted
-    assert f"{shared}/theirs.db is a link of uid {stranger}" in theirs
+    assert f"{shared}/theirs.db is a link that belongs to uid {stranger}" in theirs
     assert others == ["[None]"] * 3
 
 

@@ -119,7 +119,7 @@ TABLE: dict[str, tuple[Callable[[], object], type[BaseException], tuple[str, ...
     "priority": (options(priority=-101), ValueError, ("priority=-101", "a whole number from -100 to 100")),
     "naive at": (options(at=datetime(2030, 1, 1)), ValueError, ("at=", "is naive", "datetime.now(UTC)")),
     "at is a number": (options(at=60), TypeError, ("at=60", "an aware datetime", "after=")),
-    "at and after": (options(at=datetime(2030, 1, 1, tzinfo=UTC), after=1), ValueError, ("after= and at=", "give one of them")),
+    "at and after": (options(at=datetime(2030, 1, 1, tzinfo=UTC), after=1), ValueError, ("after= and at=", "give only one")),
     "long key": (options(key="k" * 201), ValueError, ("key= has 201 bytes", "1 to 200")),
     "surrogate in key": (options(key="\ud800"), ValueError, ("key=", "lone surrogate")),
     "key is a number": (options(key=7), TypeError, ("key=7", "expected a str")),

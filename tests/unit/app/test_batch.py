@@ -59,12 +59,12 @@ def plain(numbers: list[int]) -> list[int]:
     [
         (no_list, {}, "numbers must be a list with one element for each job"),
         (no_result, {}, "the function must return a list"),
-        (with_context, {}, "takes one list"),
-        (two_lists, {}, "takes one list"),
-        (by_name, {}, "takes one list"),
+        (with_context, {}, "must take one list"),
+        (two_lists, {}, "must take one list"),
+        (by_name, {}, "must take one list"),
         (right, {"batch": 10}, "expected a Batch"),
-        (right, {"runs_in": "process"}, 'excludes runs_in="process"'),
-        (plain, {"timeout_raises": True}, "excludes .* timeout_raises=True"),
+        (right, {"runs_in": "process"}, 'cannot be combined with runs_in="process"'),
+        (plain, {"timeout_raises": True}, "cannot be combined with .* timeout_raises=True"),
     ],
 )
 def test_what_cannot_be_a_batch_is_refused_where_it_is_declared(function: Any, options: dict[str, Any], says: str) -> None:

@@ -92,7 +92,7 @@ def test_progress_says_what_fraction_it_takes(fraction: Any, error: type[Excepti
 
 @pytest.mark.parametrize("note", [Path("x"), 1, None, b"bytes"])
 def test_a_progress_note_must_be_text(note: Any) -> None:
-    with pytest.raises(TypeError, match=f"a progress note must be text, got {type(note).__name__}: pass str"):
+    with pytest.raises(TypeError, match=f"a progress note must be text, got {type(note).__name__}: convert it"):
         JobContext().progress(0.5, note)
 
 

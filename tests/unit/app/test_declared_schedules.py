@@ -65,11 +65,11 @@ def test_the_names_of_schedules(schedule: object, expected: list[str]) -> None:
         ({"schedule": "0 9 * * *"}, r"write Cron\('0 9 \* \* \*'\)"),
         ({"schedule": Every(30), "max_delay": 0}, "max_delay=0: expected at least 1 second"),
         ({"schedule": Every(30), "max_delay": timedelta(seconds=0.5)}, "expected at least 1 second"),
-        ({"overlap": "skip"}, "give schedule= too"),
-        ({"schedule": Every(30), "overlap": "never"}, "overlap='never': expected 'allow', 'skip', 'latest'"),
+        ({"overlap": "skip"}, "add schedule="),
+        ({"schedule": Every(30), "overlap": "never"}, "overlap='never': expected one of 'allow', 'skip', 'latest'"),
         ({"schedule": Every(30, args=(1, 2))}, "too many positional arguments"),
         ({"schedule": Every(30, options={"after": 5})}, "a schedule decides when its jobs start"),
-        ({"schedule": Every(30, options={"key": "k"}), "overlap": "skip"}, 'key= and overlap="skip" exclude each other'),
+        ({"schedule": Every(30, options={"key": "k"}), "overlap": "skip"}, 'key= and overlap="skip" cannot be combined'),
     ],
 )
 def test_a_schedule_that_cannot_work_is_refused(options: dict[str, Any], says: str) -> None:

@@ -134,7 +134,7 @@ def test_the_jobs_of_a_declared_schedule_have_the_defaults(monkeypatch: pytest.M
     ("given", "says"),
     [
         ({"max_attempt": 3}, "configure(defaults=...): unknown option max_attempt=; did you mean max_attempts=?"),
-        ({"key": "k"}, "unknown option key=: give it to each job that needs it: it cannot be a default"),
+        ({"key": "k"}, "unknown option key=: pass it to each job that needs it: it cannot be a default"),
         ({"max_attempts": 0}, "max_attempts=0: expected at least 1"),
         ({"queue": "a b"}, "queue 'a b': expected"),
         ({"retry_on": ("OSError",)}, "retry_on=('OSError',): expected a tuple of exception classes"),
@@ -197,8 +197,8 @@ def test_the_decorator_comes_before_the_preset_and_the_preset_before_the_default
     ("given", "says"),
     [
         ({"quue": "io"}, "preset(): unknown option quue=; did you mean queue=?"),
-        ({"name": "n"}, "preset(): name= belongs to one job: give it where the preset is used, as in @io(name=...)"),
-        ({"after": 5}, "preset(): unknown option after=: give it with a call, as in .options(after=...)"),
+        ({"name": "n"}, "preset(): name= belongs to one job: pass it where the preset is used, as in @io(name=...)"),
+        ({"after": 5}, "preset(): unknown option after=: pass it with a call, as in .options(after=...)"),
     ],
 )
 def test_a_wrong_preset_is_refused_where_it_is_made(given: Any, says: str) -> None:

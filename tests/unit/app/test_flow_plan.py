@@ -196,7 +196,7 @@ def test_a_key_is_refused_where_the_flow_is_made() -> None:
         lambda: group([one.options(key="k", debounce=5).bind()]),
     ]
     for make in of_keys:
-        with pytest.raises(ValueError, match=r'has the key .*, but a job in a flow can have none: \.options\(key=""\) removes it'):
+        with pytest.raises(ValueError, match=r'has the key .*, but a job in a flow cannot have a key: \.options\(key=""\) removes it'):
             make()
     assert len(planned(flow | keyed.options(key="")).calls) == 2
 
@@ -242,9 +242,9 @@ def test_a_connection_is_given_to_the_whole_flow() -> None:
 
 
 def _refuse_in_parts(connection: sqlite3.Connection) -> None:
-    with pytest.raises(TypeError, match="connection= is given to the whole flow"):
+    with pytest.raises(TypeError, match="pass connection= to the whole flow"):
         one.options(connection=connection).partial()
-    with pytest.raises(TypeError, match="connection= is given to the whole flow"):
+    with pytest.raises(TypeError, match="pass connection= to the whole flow"):
         (one.bind() | twice).options(connection=connection) | twice
     with pytest.raises(TypeError, match="connection="):
         (one.bind() | twice).options(connection=7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

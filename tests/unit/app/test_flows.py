@@ -93,7 +93,7 @@ async def test_a_group_of_jobs_takes_the_result_before_it(bench: Bench) -> None:
 
 
 def test_a_group_of_jobs_needs_a_call_in_front_of_it() -> None:
-    assert repr(group([double, double])) == "<GroupLink of 2 branches: put it after a call, which gives them its result>"
+    assert repr(group([double, double])) == "<GroupLink of 2 branches: put it after a call, which passes its result to them>"
     untyped: Any = group
     with pytest.raises(AttributeError, match=r"put it after a call, .* has no delay\(\)"):
         untyped([double]).delay()

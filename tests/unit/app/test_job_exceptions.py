@@ -193,7 +193,7 @@ async def test_a_function_is_a_default_and_an_option_of_a_preset_but_not_of_a_ca
     assert preset(retry=_wait_of)(name="of_preset")(waits.function).policy.retry is _wait_of
     configure(defaults={"retry": _wait_of})
     assert discards.policy.retry is _wait_of
-    with pytest.raises(TypeError, match=r"retry=.*: expected a Backoff; give a function to the decorator, as in @job\(retry=\.\.\.\)"):
+    with pytest.raises(TypeError, match=r"retry=.*: expected a Backoff; pass a function to the decorator, as in @job\(retry=\.\.\.\)"):
         waits.options(retry=_wait_of)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 

@@ -188,8 +188,8 @@ def test_a_value_is_formatted_plainly(annotation: Any, value: Any, rest: str, ex
 @pytest.mark.parametrize(
     ("key", "value", "error", "says"),
     [
-        ("{x}", [1, 2], TypeError, r"key='\{x\}' of keys.declared: \{x\} is a list: a key takes text, .*\{order.id\}"),
-        ("{x}", None, TypeError, r"\{x\} is None: give a text for None, as in \{x\?none\}"),
+        ("{x}", [1, 2], TypeError, r"key='\{x\}' of keys.declared: \{x\} is a list: a key accepts text, .*\{order.id\}"),
+        ("{x}", None, TypeError, r"\{x\} is None: add a text for None, as in \{x\?none\}"),
         ("{x.id}", None, ValueError, r"\{x.id\}: AttributeError: 'NoneType'"),
         ("{x:f}", Decimal("1E+50000000"), ValueError, r"\{x\}: ValueError: it has more than 10,000 digits or characters"),
         pytest.param("{x:x}", 1 << 1_000_000, ValueError, "more than 10,000 digits", id="a large int"),
@@ -295,7 +295,7 @@ def test_a_scope_is_queue_or_name() -> None:
 def test_an_empty_key_removes_it() -> None:
     for call in (sync.options(key="").bind(7), rebuild.options(key="").bind(), sync.options(key="a").options(key="").bind(7)):
         assert (call.key, call.envelope.key) == (None, None)
-    with pytest.raises(ValueError, match='key="" removes a key, but there is none'):
+    with pytest.raises(ValueError, match='key="" removes a declared key, but the job declares none'):
         sync.options(key="").options(key="")
 
 
@@ -326,7 +326,7 @@ def test_a_schedules_jobs_have_the_declared_key() -> None:
 
 @pytest.mark.parametrize("overlap", ["skip", "latest"])
 def test_a_declared_key_excludes_overlap_unless_the_schedule_removes_it(overlap: str) -> None:
-    with pytest.raises(DeclarationError, match=rf'key= and overlap="{overlap}" exclude each other.*on_conflict=.*options=\{{"key": ""\}}'):
+    with pytest.raises(DeclarationError, match=rf'key= and overlap="{overlap}" cannot be combined.*on_conflict=.*options=\{{"key": ""\}}'):
         declared("singleton", lambda: None, schedule=Every(30), overlap=overlap)
     made = declared("singleton", lambda: None, schedule=Cron("0 9 * * *", options={"key": ""}), overlap=overlap)
     assert SchedulePlan.from_body(made.schedules[0].definition.body).template.key is None

@@ -223,10 +223,10 @@ REFUSED: list[tuple[Callable[[], Awaitable[object]], type[Exception], str]] = [
     (
         lambda: operate.cancel(),
         ValueError,
-        r"operate\.cancel\(\) needs to know which jobs: give ids, a selection such as tag=, or everything",
+        r"operate\.cancel\(\) needs to know which jobs: pass ids, a selection such as tag=, or everything",
     ),
     (lambda: operate.retry(poison=False), ValueError, "needs to know which jobs"),
-    (lambda: operate.purge(), ValueError, r"operate\.purge\(\) needs to know which jobs: give ids, a selection such as tag="),
+    (lambda: operate.purge(), ValueError, r"operate\.purge\(\) needs to know which jobs: pass ids, a selection such as tag="),
     (lambda: operate.cancel(tag="a", everything=True), ValueError, "more than one of ids, a selection and everything=True"),
     (lambda: operate.cancel("nonsense"), InvalidJobId, "nonsense"),
     (lambda: operate.cancel(tag=""), ValueError, "tag '': expected 1 to 100 of"),
@@ -258,7 +258,7 @@ async def test_a_wrong_call_is_refused_and_changes_nothing(
         ({"tag": 7}, "tag=7: expected a str"),
         ({"queue": b"a"}, "queue=b'a': expected a str"),
         ({"job": 7}, "job=7: expected a str"),
-        ({"status": 7}, "status=7: expected a status, or several"),
+        ({"status": 7}, "status=7: expected one or more statuses"),
     ],
 )
 async def test_an_argument_of_the_wrong_type_is_refused(bench: Bench, given: dict[str, Any], says: str) -> None:

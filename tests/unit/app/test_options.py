@@ -208,7 +208,7 @@ OF_OTHERS: list[tuple[str, str]] = [
     ("ttl", "it is expires= here"),
     ("bind", "annotate the function's first parameter with JobContext"),
     ("rate_limit", "it is limits=[Rate(100, per=60)] here"),
-    ("kwargs", "given to .delay(...)"),
+    ("kwargs", "pass the job's arguments to .delay(...)"),
 ]
 
 
@@ -226,11 +226,11 @@ def test_an_option_of_another_library_is_answered_with_ours(name: str, answer: s
 
 @pytest.mark.parametrize("name", ["after", "at", "headers"])
 def test_the_decorator_says_that_an_option_belongs_to_a_call(name: str) -> None:
-    with pytest.raises(DeclarationError, match=rf"unknown option {name}=: give it with a call, as in \.options\({name}=\.\.\.\)"):
+    with pytest.raises(DeclarationError, match=rf"unknown option {name}=: pass it with a call, as in \.options\({name}=\.\.\.\)"):
         declared(**{name: "x"})
 
 
 @pytest.mark.parametrize("name", ["name", "retry_on", "discard_on", "aliases", "runs_in", "stop_grace", "timeout_raises", "keep_arguments"])
 def test_a_call_says_that_an_option_belongs_to_the_job(name: str) -> None:
-    with pytest.raises(TypeError, match=rf"unknown option {name}=: give it to the decorator, as in @job\({name}=\.\.\.\)"):
+    with pytest.raises(TypeError, match=rf"unknown option {name}=: pass it to the decorator, as in @job\({name}=\.\.\.\)"):
         add.options(**{name: "x"})

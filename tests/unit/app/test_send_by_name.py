@@ -74,7 +74,7 @@ def test_a_declared_key_holds_for_a_job_that_is_sent_by_name() -> None:
     alike(named("tests.named.keyed").bind(7).envelope, keyed.bind(7).envelope)
     alike(named("tests.named.keyed").options(key="").bind(7).envelope, keyed.options(key="").bind(7).envelope)
     assert named("tests.named.here").options(key="").key is None
-    with pytest.raises(ValueError, match='key="" removes a key, but there is none'):
+    with pytest.raises(ValueError, match='key="" removes a declared key, but the job declares none'):
         named("tests.named.here").options(key="").bind(1)
 
 
@@ -110,7 +110,7 @@ async def test_its_options_are_those_of_the_call_and_the_defaults(bench: Bench) 
 
 
 def test_positional_arguments_need_the_declaration() -> None:
-    with pytest.raises(EncodeError, match=r"app\.tasks\.charge got 2 positional argument\(s\): .* give its arguments by name"):
+    with pytest.raises(EncodeError, match=r"app\.tasks\.charge got 2 positional argument\(s\): .* pass its arguments by name"):
         named("app.tasks.charge").bind(1, 2)
 
 

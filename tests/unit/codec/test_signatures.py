@@ -129,7 +129,7 @@ def test_what_python_would_bind_is_accepted_and_nothing_else(function: Any) -> N
 MISFITS: list[tuple[Any, tuple[Any, ...], dict[str, Any], str, str]] = [
     (plain, (), {}, "a", "is a required argument and was not given"),
     (plain, (1, 2, 3), {}, "", "takes at most 2 positional arguments, got 3"),
-    (plain, (1,), {"a": 2}, "a", "is given twice"),
+    (plain, (1,), {"a": 2}, "a", "is passed twice"),
     (plain, (1,), {"c": 2}, "c", "is not an argument of this function; its arguments are a, b"),
     (plain, (1,), {"\ud800": 2}, "\ud800", "is not an argument"),
     (nothing, (1,), {}, "", "takes at most 0 positional arguments, got 1"),

@@ -110,11 +110,11 @@ EVENTS = k.Created | k.Deleted | k.Renamed
     [
         ({"kind": "created", "id": "1"}, "value['id']", "expected int, got str"),
         ({"kind": "created"}, "value", "lacks 'id', which .*Created requires"),
-        ({"kind": "deleted", "id": 1, "by": "a"}, "value", "has 'by', which .*Deleted does not know"),
-        ({"kind": "lost", "id": 1}, "value", "has 'kind', which .*Renamed does not know"),
+        ({"kind": "deleted", "id": 1, "by": "a"}, "value", "has 'by', which .*Deleted does not define"),
+        ({"kind": "lost", "id": 1}, "value", "has 'kind', which .*Renamed does not define"),
         ({"id": 1, "name": "a", "parts": [{"kind": "deleted", "id": None}]}, "value['parts'][0]['id']", "expected int, got NoneType"),
         (5, "value", "got int"),
-        ({1: 2}, "value", "has 1, which .*Renamed does not know"),
+        ({1: 2}, "value", "has 1, which .*Renamed does not define"),
     ],
     ids=stable_id,
 )

@@ -225,7 +225,7 @@ class _Search:
 def _said(error: Exception) -> str:
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
         return "is read-only"
-    return f"says: {str(error) or type(error).__name__}"
+    return f"reports: {str(error) or type(error).__name__}"
 
 
 def _drop_unwanted(task: asyncio.Task[asyncpg.Connection]) -> None:
@@ -248,7 +248,7 @@ def server_of(parts: SplitResult, options: Mapping[str, str]) -> PostgresTarget:
         raise BrokerUrlError(f"broker URL has tls={tls!r}: expected one of {', '.join(_TLS)}")
     if tls == "verify-ca" and "tls_ca" not in options:
         raise BrokerUrlError(
-            "broker URL has tls=verify-ca without tls_ca=, a file of authorities; to use the system's, write tls=verify-full"
+            "broker URL has tls=verify-ca without tls_ca=, a file of certificate authorities; for the system's, write tls=verify-full"
         )
     pooled = options.get("pooled", "0")
     if pooled not in ("0", "1"):
