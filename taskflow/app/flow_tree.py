@@ -51,14 +51,14 @@ async def flow_records(call: CallBroker, flow: bytes) -> list[Record]:
 
 
 async def flow_of(call: CallBroker, named: bytes) -> tuple[bytes, list[Record]]:
-    """Return the id and the jobs of the flow with this id, or of the flow of the job with this id. There are no jobs if neither exists."""
+    """Return the id and the jobs of a flow, given its id or the id of one of its jobs. There are no jobs if neither exists."""
     [record] = await call(lambda broker: broker.read([named]))
     flow = named if record is None or record.member is None else record.member.flow
     return flow, await flow_records(call, flow)
 
 
 def to_retry(records: Sequence[Record]) -> list[bytes]:
-    """Return the ids of the flow's jobs that ended without success, except for jobs that the retry of another job restores."""
+    """Return the ids of the flow's jobs that ended without success, except those that are restored when another job is retried."""
     return [
         record.id
         for record in records

@@ -146,7 +146,7 @@ class JobType(HasOptions, Generic[R_co]):
         return {self.queue} | {schedule.queue for schedule in self.schedules if schedule.queue}
 
     def named_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
-        """Return the arguments of a call by parameter name, read-only, with the defaults of those that weren't given."""
+        """Return a call's arguments as a read-only mapping by parameter name, including defaults for those that weren't given."""
         bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
         return MappingProxyType(bound.arguments)

@@ -308,7 +308,7 @@ class Admin(Protocol):
     async def record_action(self, action: Action) -> None:
         """Add an operator's action to the audit log, with the store's time. [admin_acts]
 
-        The same action sent again is not added again. [admin_acts_repeat]
+        Resending an action does not add it twice. [admin_acts_repeat]
         The log keeps the newest `rules.max_actions`. [admin_acts_bounded]
         """
         ...

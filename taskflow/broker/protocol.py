@@ -304,8 +304,8 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Notes(msgspec.Struct, frozen=True):
-    """Some of the results that a job in a flow receives. `notes` has each input's number, with bytes for `flow.read_note`. `next` is the
-    number from which on there may be more, or None."""
+    """Some of the results that a job in a flow receives. `notes` pairs each input's number with bytes for `flow.read_note`. `next` is the
+    number at which any further ones start, or None."""
 
     notes: tuple[tuple[int, bytes], ...] = ()
     next: int | None = None

@@ -181,8 +181,8 @@ class Histogram(msgspec.Struct, frozen=True):
 
 
 def histogram(series: Mapping[str, Mapping[int, int]], title: str) -> Histogram | None:
-    """Draw histograms of `Measure`, by their names. Several series are drawn as shares, side by side, with the last one in colour. None if
-    there were no runs."""
+    """Draw one chart of `series`, which maps names to histograms of a `Measure`. Several series are drawn as shares, side by side, with the
+    last one in colour. Return None if there were no runs."""
     series = {name: bins for name, bins in series.items() if bins}
     if not series:
         return None

@@ -52,7 +52,7 @@ def is_secret(name: str) -> bool:
 
 
 def masked_text(text: str) -> str:
-    """Hide passwords in URLs, and URL parameters that have the names of secrets."""
+    """Hide passwords in URLs, and the values of URL parameters whose names suggest a secret."""
     text = _PASSWORD_IN_URL.sub(rf"\1:{HIDDEN}", text) if "://" in text else text
     return _PARAMETER_IN_URL.sub(_masked_parameter, text)
 

@@ -322,7 +322,7 @@ LAST: Final = Trial(1, 300.0, 30.0)
 
 
 class Quarantine:
-    """Runs jobs that have crashed separately from all others, so that a job that kills its worker doesn't take the others down each time.
+    """Isolates jobs that have crashed from all others, so that a job that kills its worker doesn't end other runs each time.
 
     After a first crash, suspects run a few at a time; after further crashes, one by one. Before they start, the worker hands back all other
     leases and gives running jobs time to end. It claims nothing until the suspects have survived a period that grows with their crashes."""

@@ -220,8 +220,8 @@ def _first(group: _Group) -> flows.Action:
 
 
 def _is_outdated(left: Left, seen: Snapshot, refs: Iterable[Ref], revs: dict[bytes, Rev]) -> bool:
-    """Adopt the stored version of each action when it's first read, because another client may have replaced it, even by the same action,
-    which then begins again. Return True if one was replaced."""
+    """When each action is first read, take over its stored version: another client may have removed or replaced it, perhaps with the same
+    action starting over. Return True if any differed."""
     is_outdated = False
     for ref in refs:
         record = seen.records[ref]

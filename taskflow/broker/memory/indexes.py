@@ -128,7 +128,7 @@ def placing(kind: int) -> Callable[[Mapping[str, Any], bytes, Mapping[str, Any]]
 
 
 def _in_python(condition: str) -> str:
-    """Translate a condition of the declaration into Python."""
+    """Translate the SQL condition of an index's declaration into Python."""
     for sql, python in (
         ("IS NOT NULL", "is not None"),
         ("IS NULL", "is None"),

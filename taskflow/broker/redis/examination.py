@@ -36,8 +36,8 @@ async def keys_of(ask: Ask, prefix: str) -> AsyncIterator[list[bytes]]:
 class Comparison:
     """Compares records with indexes and counts, and corrects the differences if `repairs` is True.
 
-    Each script compares some records or entries in both directions: it adds the entries that a record lacks, or removes entries that no
-    record needs. So it can be interrupted at any time, and others can use the store in the meantime.
+    Each script checks either some records, and adds the entries that they lack, or some entries, and removes those that no record needs.
+    So the comparison can be interrupted at any time, and other clients can use the store in the meantime.
     """
 
     def __init__(self, ask: Ask, call: Callable[[str, bytes], Awaitable[Any]], prefix: str, *, repairs: bool, within: float = inf) -> None:

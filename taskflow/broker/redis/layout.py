@@ -291,8 +291,8 @@ def _in_lua(kind: int, condition: str) -> str:
 
 
 def id_at(index: str) -> int:
-    """Return where scripts find the id in a member: its first byte, counted from 1 (negative: from the end), or 0 for after the first
-    value."""
+    """Return the position of the id's first byte in a member, for scripts. It counts from 1, or from the end if it is negative; 0 means
+    that the id follows the first value."""
     at = MEMBERS[index].id_at
     return -ID_BYTES if at is None else at + 1
 

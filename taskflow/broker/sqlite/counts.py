@@ -91,7 +91,7 @@ class Counts(RecordReader):
             change_rows(self.connection, self.sql, _COUNT, rows)
 
     def forget(self) -> None:
-        """Clear the values that were read, when an operation begins or has failed."""
+        """Clear the values read so far. Called when an operation begins, and when one has failed."""
 
     # --- an operation among others -----------------------------------------------------------------------------------
 

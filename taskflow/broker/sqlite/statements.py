@@ -25,7 +25,7 @@ _INDEX: Final = re.compile(r'INDEXED BY "~')  # an index may not be qualified th
 class Statements:
     """Adapts statements to one namespace. In their texts, "~x" stands for the namespace's table x.
 
-    Statements name the table with its schema, main: on the caller's connection, a temporary table may have the same name.
+    Tables are qualified with their schema, `main`, because the caller's connection may have a temporary table with the same name.
     """
 
     def __init__(self, namespace: str) -> None:

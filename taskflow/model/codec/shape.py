@@ -41,7 +41,7 @@ class ShapeError(Exception):
         return self._as(EncodeError, advice + where, self.path)
 
     def as_decode_error(self, where: str = "") -> DecodeError:
-        """Return the error as a DecodeError, which is stored and logged. Its path has no keys of dicts."""
+        """Return the error as a DecodeError. Because it is stored and logged, its path shows only the types of dict keys."""
         return self._as(DecodeError, where, _joined([getattr(step, "unnamed", step) for step in self._steps]))
 
     def _as(self, usual: type[_E], where: str, path: str) -> _E:
