@@ -230,7 +230,7 @@ def _entered(stack: ExitStack | AsyncExitStack, made: Any, dependency: Dependenc
         try:
             entered.__exit__(kind, error, traceback)
         except JobStopping:
-            raise  # the run itself is asked to stop
+            raise  # the run itself is being asked to stop
         except BaseException as raised:
             _stay(error, raised, dependency)
 
@@ -247,7 +247,7 @@ async def _entered_async(stack: AsyncExitStack, entered: AbstractAsyncContextMan
         try:
             await entered.__aexit__(kind, error, traceback)
         except GeneratorExit:
-            raise  # the run's coroutine is closed
+            raise  # the run's coroutine is being closed
         except BaseException as raised:
             task = asyncio.current_task()
             if isinstance(raised, asyncio.CancelledError) and task is not None and task.cancelling():

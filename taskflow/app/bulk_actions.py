@@ -193,7 +193,7 @@ def check_view(action: ActionName, view: View) -> None:
         if status not in POSSIBLE[action]:
             raise ValueError(f"{action} cannot act on {status} jobs: allowed statuses are {', '.join(sorted(POSSIBLE[action]))}")
     if action == "purge" and not view.is_checked_by_store and not ENDED.issuperset(view.statuses):
-        raise ValueError("purge cannot select waiting jobs by an error, a header or their age: cancel them first")
+        raise ValueError("purge cannot select waiting jobs by error, header or age: cancel them first")
 
 
 async def apply(call: CallBroker, action: ActionName, ids: Sequence[bytes]) -> list[str]:

@@ -231,7 +231,7 @@ def _name_of(timetable: Timetable, job_name: str, *, is_alone: bool) -> str:
     name = getattr(timetable, "name", None)
     if name is None:
         if not is_alone and (type(timetable).__str__, type(timetable).__repr__) == (object.__str__, object.__repr__):
-            raise ValueError(f"schedule={shown(timetable)}: it needs an attribute `name`, because the job has several schedules")
+            raise ValueError(f"schedule={shown(timetable)}: it needs a `name` attribute, because the job has several schedules")
         name = job_name if is_alone else f"{job_name} {timetable}"
     return check_schedule_name(name)
 

@@ -425,7 +425,7 @@ def _in_this_thread(app: App, connection: object, send: Callable[[_Within | None
     from taskflow.app.connections.run_in_transaction import run_in_transaction_sync
 
     if adapter_class(connection).is_awaited:
-        raise TypeError(f"a {type(connection).__name__} is used with `await`, so send with `await .delay()` or `await enqueue()`")
+        raise TypeError(f"{type(connection).__name__} is an async connection: send with `await .delay()` or `await enqueue()`")
     if app.ignores_connections:
         return block_on(send(None))
     thread, has_middleware = CallersThread(), _has_enqueue_middleware(app)

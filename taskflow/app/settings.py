@@ -129,7 +129,7 @@ def _defaults(where: str, given: object) -> Defaults:
 def _check_url(where: str, value: object) -> None:
     """Check that the value is a string and not empty. The broker's module checks the URL itself."""
     if not isinstance(value, str) or not value:
-        found = "an empty text" if value == "" else type(value).__name__  # the value may contain a password
+        found = "an empty string" if value == "" else type(value).__name__  # the value may contain a password
         raise ConfigurationError(f"{where}: expected a URL, for example {DEFAULT_BROKER!r}, got {found}")
 
 

@@ -137,7 +137,7 @@ def stages(text: str) -> tuple[int | None, ...]:
 
 def fingerprint(text: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{16}", text, re.IGNORECASE):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a group like 71efb6587dea8408: `taskflow failures` lists the groups")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid group, such as 71efb6587dea8408: `taskflow failures` lists the groups")
     return text.lower()
 
 

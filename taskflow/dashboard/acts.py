@@ -169,12 +169,12 @@ class Act:
         except StagesStopped as stopped:
             self.is_stopped, self.problem = True, str(stopped)
         except BrokerError as error:
-            log.error("an action of the dashboard has failed: %s", error)  # for the operator only: the message names the server
+            log.error("a dashboard action failed: %s", error)  # for the operator only: the message names the server
             self.problem = UNAVAILABLE
         except Exception as error:
             self.problem = f"{type(error).__name__}: {error}"
             if not isinstance(error, TaskflowError):
-                log.exception("an action of the dashboard has failed")
+                log.exception("a dashboard action failed")
         except asyncio.CancelledError:
             self.is_stopped = True
             raise

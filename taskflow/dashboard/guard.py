@@ -111,7 +111,7 @@ class Guard:
             await self._app(scope, receive_again, send_with_headers)
 
     def _refusal(self, request: Request, access: Access | None) -> str:
-        """Return why the request is refused, or an empty text."""
+        """Return why the request is refused, or an empty string."""
         if access is None:
             return CLOSED if self._authorize is None else REFUSED
         if request.method in ("GET", "HEAD"):

@@ -53,7 +53,7 @@ LARGE: Final = 64 << 20
 MAX_PAYLOAD: Final = 60 << 20
 """The highest value of the setting `max_payload`. Every store can keep arguments and results of this size, including its own overhead."""
 
-# --- fields by which stores decide --------------------------------------------------------------------------------
+# --- fields that stores act on ------------------------------------------------------------------------------------
 
 NOT_PLAIN: Final = ("after", "at", "expires", "key", "awaits", "joins", "limits", "member", "ties")
 """The fields of an envelope that stores act on, and that the fast paths do not handle. A job that sets one of them is not plain."""

@@ -87,7 +87,7 @@ class CronTimes(msgspec.Struct, frozen=True, tag="cron"):
             return search(self.fields, zone_of(self.tz), after.astimezone(UTC))
         except OverflowError:
             if after.year == 1:
-                raise ValueError(f"{after!r} is too close to the first year that Python supports: start a day later") from None
+                raise ValueError(f"{after!r} is too close to the earliest time that Python supports: start a day later") from None
             return None
 
     @property

@@ -22,7 +22,7 @@ from taskflow.worker.options import WorkerOptions
 from taskflow.worker.registration import Registration
 from taskflow.worker.runs import Runs
 
-if TYPE_CHECKING:  # loaded only by workers with such hooks
+if TYPE_CHECKING:  # loaded only by workers with ended() hooks
     from taskflow.worker.ended_hooks import EndedHooks
 
 POLL_INTERVAL: Final = 5.0

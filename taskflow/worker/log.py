@@ -71,9 +71,9 @@ def _log_own(event: Event) -> None:
         case events.SessionOpened(name):
             log.info("working as %s", name)
         case events.SessionEnded(name, why, is_followed):
-            log.error("the session of %s has ended: %s%s", name, why, "; a new one follows" if is_followed else "")
+            log.error("the session of %s has ended: %s%s", name, why, "; starting a new one" if is_followed else "")
         case events.ServiceFailed(service, error, pause):
-            log.error("%s failed and starts again in %.1f s; this is a bug in taskflow or its broker", service, pause, exc_info=error)
+            log.error("%s failed and will restart in %.1f s; this is a bug in taskflow or its broker", service, pause, exc_info=error)
         case events.WaitingForBroker(why, seconds):
             log.warning("the broker does not answer yet; trying for at most %g s: %s", seconds, why)
         case events.ScheduleFired(name, job_id, is_added, late_by):
@@ -106,7 +106,7 @@ def _log_standstill(event: Event) -> None:
             words = f"{words}. {BLOCKING}" if lease else f"{words}. Or the machine is overloaded (load average {os.getloadavg()[0]:.1f})"
             _say_where(logging.WARNING, lease, words, stack)
         case events.LoopResumed(seconds):
-            log.warning("the event loop responds again after %.1f s", seconds)
+            log.warning("the event loop is responding again after %.1f s", seconds)
         case events.InterpreterBlocked(lease, seconds, ttl, is_computed, stack):
             lapsed = _lapsed(seconds, ttl)
             if is_computed:

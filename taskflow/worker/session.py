@@ -30,7 +30,7 @@ from taskflow.worker.runs import Quarantine, Runs
 from taskflow.worker.services import Services
 from taskflow.worker.settler import Settler
 
-if TYPE_CHECKING:  # loaded only by workers with such hooks
+if TYPE_CHECKING:  # loaded only by workers with ended() hooks, or with telemetry that counts runs
     from taskflow.worker.ended_hooks import EndedHooks
     from taskflow.worker.measuring import WorkerMeasures
 

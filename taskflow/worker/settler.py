@@ -156,7 +156,7 @@ class Settler:
                 await self._settle([settlement])
             return
         [unwritable] = batch
-        if unwritable.progress is not None:  # only the progress may be unwritable, which is no reason to fail the job
+        if unwritable.progress is not None:  # perhaps only the progress is unwritable, which is no reason to fail the job
             await self._settle([msgspec.structs.replace(unwritable, progress=None)])
             return
         if isinstance(unwritable.verdict, Failed) and unwritable.verdict.error.type == UNWRITABLE:

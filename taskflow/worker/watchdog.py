@@ -195,7 +195,7 @@ class Watchdog:
         holding, lines, late = self._holding_in(thread), lines_of(thread), passed - CHECK_INTERVAL
         if holding is not None and (holding.started or 0.0) <= self.checked_at - late / 2:
             return holding.lease, lines
-        for pause in (0.0, END_TIMEOUT):  # it may have been between two steps, and ends now
+        for pause in (0.0, END_TIMEOUT):  # the run may have been between two steps: give it a moment to end
             self._stopping.wait(pause)
             slow = self._watched.slow
             if slow is not None and slow[1] > self.checked_at - late:

@@ -39,7 +39,7 @@ from taskflow.worker.session_loop import PAUSES, SessionLoop
 from taskflow.worker.thread_pool import ThreadPool
 from taskflow.worker.watchdog import Watchdog
 
-if TYPE_CHECKING:  # loaded only by workers with such hooks
+if TYPE_CHECKING:  # loaded only by workers with ended() hooks, or with telemetry that counts runs
     from taskflow.worker.ended_hooks import EndedHooks
     from taskflow.worker.measuring import WorkerFacts, WorkerMeasures
 

@@ -125,7 +125,7 @@ def test_after_an_outage_that_is_longer_what_had_ended_counts_and_the_rest_runs_
     """Each worker gives its session up and goes on with another one, in the same process."""
     supervised = two_at_work(tasks, "--ttl", "6")
     with away(outage, supervised):
-        supervised.wait_for("the session of .* has ended: .*; a new one follows", times=2)
+        supervised.wait_for("the session of .* has ended: .*; starting a new one", times=2)
     supervised.wait_for("working as", times=4)
     supervised.wait_for("begun by", times=2 * len(LONG))
     nobody_was_replaced(supervised)

@@ -113,7 +113,7 @@ async def test_asyncpg_outside_a_transaction(broker_in_loop: Broker, postgres_da
 
 def test_an_awaited_connection_in_code_without_a_loop(broker: Broker) -> None:
     connection = AsyncSession()
-    with pytest.raises(TypeError, match=r"an? AsyncSession is used with `await`, so send with `await \.delay\(\)`"):
+    with pytest.raises(TypeError, match=r"AsyncSession is an async connection: send with `await \.delay\(\)`"):
         charge.options(connection=connection).delay_sync(1)
 
 

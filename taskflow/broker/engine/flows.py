@@ -222,7 +222,7 @@ def redo(draft: Draft, job: Job, *, acts: bool) -> None:
             continue
         draft.put(waiting)  # a release that is under way is decided again
         draft.add(waiting.ref, "awaits", 1)
-        waiting.add_awaited(1)  # the same call may retry it too
+        waiting.add_awaited(1)  # in memory too, because the same call may also retry this successor
         if tie.number is not None:
             draft.drop(Ref(Kind.NOTE, numbered(successor, tie.number)))
     if acts and (_acts(job, member) or job.header["awaits"] > 0):

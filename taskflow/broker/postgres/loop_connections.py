@@ -133,7 +133,7 @@ class LoopConnections:
         self.listener = listener
         self.notifier = notifier
         self.preparing = asyncio.Lock()
-        self.turn = asyncio.Lock()  # operations that lock records go one after the other
+        self.turn = asyncio.Lock()  # operations that lock records run one at a time
 
     def notify(self, topics: Mapping[str, int]) -> None:
         """Wake listeners in this process, and notify those in other processes that have left a note about the topics."""

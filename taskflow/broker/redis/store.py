@@ -117,9 +117,8 @@ class RedisStore:
 
     async def _set_aside(self, found: Sequence[Any]) -> None:
         """Replace unreadable jobs by FAILED ones. In `found`, each id is followed by the queue in which the job was READY, or by False."""
-        log.error(
-            "jobs that another program has changed cannot be read, and are set aside as FAILED: %s", ", ".join(map(id_text, found[::2]))
-        )
+        jobs = ", ".join(map(id_text, found[::2]))
+        log.error("setting aside as FAILED these jobs, which another program changed and which cannot be read: %s", jobs)
         await self._call("aside", pack(found))
 
     async def apply(self, apply: Apply) -> tuple[list[Answer], Snapshot | None]:

@@ -145,7 +145,7 @@ def check_opened(store: StoreFile) -> None:
     Only SQLite may open the file: if this module closed a descriptor of it, the system would release SQLite's locks.
     """
     check_store(store)
-    with suppress(FileNotFoundError):  # this system has no such folder
+    with suppress(FileNotFoundError):  # this system has no /dev/fd
         if store.identity() not in set(_open_files()):
             raise BrokerUnavailable(f"{store.path} was replaced while it was opened: the next call opens it again")
 

@@ -384,7 +384,7 @@ class OpenFile:
             [(free,)] = self._connection.execute("PRAGMA freelist_count").fetchall()
             [(pages,)] = self._connection.execute("PRAGMA page_count").fetchall()
             if free > max(_MIN_FREE, pages // 2):
-                # in Python 3.11, execute() gives back one page, because the statement returns no columns
+                # in Python 3.11, execute() frees only one page, because the statement returns no columns
                 self._connection.executescript(pragma("incremental_vacuum", _PAGES_AT_ONCE))
                 self._checkpointer.after_commit()
 

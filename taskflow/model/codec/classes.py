@@ -229,7 +229,7 @@ def _with_state(of_fields: Shape) -> Shape:
         if type(wire) is not list or marker_of(wire) != codes.MODEL:
             return of_fields.read(wire, levels)
         if len(wire) != 4 or any(type(part) is not dict for part in wire[1:]):
-            raise ShapeError(f"expected {of_fields.label}, got something else after its marker")
+            raise ShapeError(f"expected {of_fields.label}, got malformed data after its type marker")
         _, given, filled, private = wire
         value = of_fields.read({**given, **filled}, levels)
         value.__pydantic_fields_set__.difference_update(filled)

@@ -61,7 +61,7 @@ class Compiler:
             return self._single(members[0])
         try:
             hash(key := ("union", *members))
-        except TypeError:  # unhashable, as an Annotated with a list in its metadata is; only an alias could make it recursive
+        except TypeError:  # unhashable, e.g. an Annotated with a list in its metadata; it could be recursive only through an alias
             return self._union(members)
         return self._once(key, "...", lambda _: self._union(members))
 
@@ -310,7 +310,7 @@ def secret_names(annotations: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _walk(annotations: Iterable[tuple[str, Any]], found: set[str], seen: set[Any]) -> None:
     for owner, annotation in annotations:
-        with suppress(TypeError):  # unhashable metadata of an Annotated; a type refers to itself only by a name, which is hashable
+        with suppress(TypeError):  # unhashable metadata: no recursive type, since a type names itself by a hashable name
             if (owner, annotation) in seen:
                 continue
             seen.add((owner, annotation))

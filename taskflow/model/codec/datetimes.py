@@ -66,7 +66,7 @@ def _in_zone(value: datetime, name: str) -> datetime:
     """Return the same instant in the zone named in brackets after the offset. `name` is the text after the opening bracket."""
     offset = value.utcoffset()
     if offset is None:
-        raise ShapeError("expected an offset before the zone of a datetime")
+        raise ShapeError("expected a UTC offset before the datetime's time zone")
     zone = _zone_of(offset, name)
     there = value.replace(tzinfo=zone)
     if there.utcoffset() == offset:

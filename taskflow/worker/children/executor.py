@@ -117,7 +117,7 @@ class MainThreadCalls:
                 self._current = None
         except BaseException as raised:
             error = carried(raised)
-        with contextlib.suppress(RuntimeError):  # the other thread's loop is closed, so nothing waits
+        with contextlib.suppress(RuntimeError):  # the other thread's loop is closed, so nothing is waiting for the result
             call.loop.call_soon_threadsafe(_settle, call.outcome, value, error)
 
     def _stop_current(self, number: int, frame: FrameType | None) -> None:

@@ -404,7 +404,7 @@ def _spawn(theirs: int, spec: ChildSpec) -> tuple[Process, Output]:
             undo.callback(process.wait)
             undo.callback(process.kill)
             output = Output(process.pid, read_out, read_err, spec.emit, spec.start_thread)
-        except (OSError, RuntimeError) as error:  # no descriptor, process or thread is left
+        except (OSError, RuntimeError) as error:  # the system is out of descriptors, processes or threads
             raise _cannot_start(error) from error
         undo.pop_all()
     return process, output

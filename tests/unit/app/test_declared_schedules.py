@@ -60,7 +60,7 @@ def test_the_names_of_schedules(schedule: object, expected: list[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"schedule": [Plain(), Every(30)]}, "needs an attribute `name`"),
+        ({"schedule": [Plain(), Every(30)]}, "needs a `name` attribute"),
         ({"schedule": [Every(30), Every(30)]}, "two schedules called 'report every 30 s'"),
         ({"schedule": "0 9 * * *"}, r"write Cron\('0 9 \* \* \*'\)"),
         ({"schedule": Every(30), "max_delay": 0}, "max_delay=0: expected at least 1 second"),
