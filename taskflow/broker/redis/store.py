@@ -184,10 +184,13 @@ class RedisStore:
     async def _call_growing(self, script: str, arguments: list[Any], contents: dict[bytes, bytes]) -> Any:
         """Run a script that a full server refuses as a whole, which leaves the contents that were sent ahead unused."""
         try:
-            return await self._call(script, pack(arguments), ahead=ahead(self.contents.prefix, contents), on_disk=self._on_disk)
+            reply = await self._call(script, pack(arguments), ahead=ahead(self.contents.prefix, contents), on_disk=self._on_disk)
         except StoreFull:
             await self.contents.forget(contents)
             raise
+        if reply == _MISSING:  # the server evicted some of them
+            await self.contents.forget(contents)
+        return reply
 
     async def add(self, jobs: Sequence[Put]) -> list[bool] | str:
         steps = Steps([Step({put.ref: ABSENT}, (put,), totals={(put.header["queue"], "enqueue"): 1}) for put in jobs], new_rev(), INLINE)
