@@ -199,7 +199,7 @@ async def test_usage_and_execute_are_enough_to_send(roles: tuple[str, str]) -> N
         for grant in (f"GRANT USAGE ON SCHEMA taskflow TO {role}", f"GRANT EXECUTE ON FUNCTION taskflow.enqueue_within(text) TO {role}"):
             async with user.transaction():
                 await user.execute("INSERT INTO orders (number) VALUES ($1)", len(grant))
-                with pytest.raises(WrongConnection, match=r"role may not use.*USAGE on the schema 'taskflow' and EXECUTE"):
+                with pytest.raises(WrongConnection, match=r"let the connection's role use it.*USAGE on the schema 'taskflow' and EXECUTE"):
                     await charge.options(connection=user).delay(1)
             await admin.execute(grant)
         async with user.transaction():

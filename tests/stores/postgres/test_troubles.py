@@ -313,7 +313,7 @@ async def test_a_standby_at_the_first_address_is_passed_over_and_standbys_alone_
     broker = connect(url_of_all("postgres", standby.port, nobody))
     with pytest.raises(BrokerUnavailable, match=rf"127.0.0.1:{standby.port} is read-only") as told:
         await one_is_added(broker)
-    assert f"127.0.0.1:{nobody} says:" in str(told.value)
+    assert f"127.0.0.1:{nobody} reports:" in str(told.value)
     await asyncio.to_thread(standby.promote)
     await one_is_added(broker)
     await broker.close()
