@@ -39,18 +39,18 @@ BUDGETS = {
     "taskflow/broker/engine": 5_820,
     "taskflow/broker/memory": 735,
     "taskflow/broker/sqlite": 4_220,
-    "taskflow/broker/redis": 5_200,
+    "taskflow/broker/redis": 5_205,
     "taskflow/broker/postgres": 6_015,
     "taskflow/broker": 24_155,
     "taskflow/app": 7_815,
-    "taskflow/worker": 7_106,
+    "taskflow/worker": 7_110,
     "taskflow/cli": 4_830,
     "taskflow/testing": 1_040,
     "taskflow/dashboard": 2_145,
     "taskflow/django": 625,
     "taskflow/telemetry": 430,
-    "taskflow": 55_445,
-    "tests": 74_520,
+    "taskflow": 55_450,
+    "tests": 74_525,
 }
 
 
