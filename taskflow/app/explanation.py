@@ -85,7 +85,7 @@ class OwnFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 async def own_facts_of(broker: Broker, record: Record) -> OwnFacts:
     """Read a job's `OwnFacts`. Jobs that it waits for are only found among the `MAX_POSITIONS` jobs before it in its flow."""
-    if _waits_at_limit(record):
+    if waits_at_limit(record):
         return OwnFacts(limits=await broker.admin.limits(job=record.id))
     if record.member is None:
         return OwnFacts()
@@ -110,7 +110,7 @@ async def _claims(admin: Admin, queue: str) -> int:
 def reasons(record: Record, facts: Facts, own: OwnFacts | None = None) -> list[Reason]:
     """Return the reasons for the job's present state. The first one is the cause; the others may matter once it's resolved."""
     own = own or OwnFacts()
-    if _waits_at_limit(record):
+    if waits_at_limit(record):
         found = [*_at_limit(record, own.limits, facts)]
     else:
         found = list(_OF_STATUS[record.status](record, facts) if record.member is None else _in_flow(record, facts, own))
@@ -157,7 +157,8 @@ def _in_flow(record: Record, facts: Facts, flow: OwnFacts) -> Iterator[Reason]:
             yield Reason("the jobs of its flow that had not begun were cancelled with it", f"its retry restores them; {show} shows them")
 
 
-def _waits_at_limit(record: Record) -> bool:
+def waits_at_limit(record: Record) -> bool:
+    """Return True if the job waits for a slot of a limit, or for its rate."""
     return record.status is Status.SCHEDULED and (record.waiting_for or "").startswith(wording.WAITS_AT_GATE.partition("%")[0])
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import (
@@ -37,7 +37,7 @@ from taskflow.broker.admin import View
 from taskflow.dashboard.guard import READ_ONLY
 from taskflow.dashboard.memo import forget, remembered
 from taskflow.dashboard.pages import LABELS, access_of, call
-from taskflow.dashboard.rendering import UNAVAILABLE, path_of, render, root_of
+from taskflow.dashboard.rendering import UNAVAILABLE, path_of, redirect, render
 from taskflow.dashboard.selection import Fields, filters_of, form_of, refusing, view_of_filters, whole
 from taskflow.dashboard.stages import StagesStopped, retry_in_stages
 from taskflow.model.errors import BrokerError, DecodeError, ScheduleConflict, TaskflowError, UnknownSchedule
@@ -208,8 +208,8 @@ class Acts:
         name, act = self._started(target, access_of(request).actor, fields.get("reason", "").strip())
         await asyncio.wait([act.task], timeout=PATIENCE)
         if not act.is_running and not act.problem and act.result.affected == len(target.ids) == 1 and target.action != "purge":
-            return _to(request, f"/jobs/{id_text(target.ids[0])}")
-        return _to(request, f"/act/{name}")
+            return redirect(request, f"/jobs/{id_text(target.ids[0])}", "asked" if act.result.asked else target.action)
+        return redirect(request, f"/act/{name}")
 
     def _started(self, target: Target, by: str, reason: str) -> tuple[str, Act]:
         """Start an action. If the same user has already started the same action and it's running, return that action: a form may be sent
@@ -232,7 +232,7 @@ class Acts:
 
     async def stop(self, request: Request) -> Response:
         await self._act_of(request).stop(f"{STOPPED} by {access_of(request).actor}", PATIENCE)
-        return _to(request, f"/act/{request.path_params['name']}")
+        return redirect(request, f"/act/{request.path_params['name']}")
 
     @property
     def are_running(self) -> bool:
@@ -278,11 +278,6 @@ def _words(target: Target) -> dict[str, str]:
     return {} if target.ids else selection(target.view)
 
 
-def _to(request: Request, path: str) -> Response:
-    """Redirect to a page, so that a reload does not send the form again."""
-    return RedirectResponse(root_of(request) + path, status_code=303)
-
-
 async def amend_queue(request: Request) -> Response:
     fields, name, by = await form_of(request), request.path_params["name"], access_of(request).actor
     amend = {"pause": operate.pause, "resume": operate.resume}.get(fields.get("action", ""))
@@ -291,7 +286,7 @@ async def amend_queue(request: Request) -> Response:
     with refusing():
         await amend(name, by=by, reason=fields.get("reason", "").strip())
     is_known = any(queue.name == name for queue in await operate.queues())  # some queues existed only because they were paused
-    return _to(request, path_of("queues", name) if is_known else "/")
+    return redirect(request, path_of("queues", name) if is_known else "/", fields["action"])
 
 
 async def amend_schedule(request: Request) -> Response:
@@ -302,7 +297,7 @@ async def amend_schedule(request: Request) -> Response:
             handle = await schedules.trigger(name, by=by, reason=reason)
             if not handle.is_new:
                 raise ScheduleConflict(f"its job {handle.id} is live, and its overlap= allows only one")
-            return _to(request, f"/jobs/{handle.id}")
+            return redirect(request, f"/jobs/{handle.id}", action)
         if action not in ("pause", "resume"):
             raise HTTPException(400, "There is no such action.")
         await (schedules.pause if action == "pause" else schedules.resume)(name, by=by, reason=reason)
@@ -310,4 +305,4 @@ async def amend_schedule(request: Request) -> Response:
         raise HTTPException(404, "There is no such schedule any more.") from error
     except (ScheduleConflict, DecodeError) as error:
         raise HTTPException(409, f"The schedule was not changed: {error}") from error
-    return _to(request, "/schedules")
+    return redirect(request, "/schedules", action)

@@ -17,7 +17,7 @@ from starlette.responses import RedirectResponse, Response
 
 from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import DEFAULTS, POSSIBLE, ActionName, CallBrokerOnce
-from taskflow.app.explanation import Facts, Reason, facts_of, own_facts_of, reasons
+from taskflow.app.explanation import Facts, Reason, facts_of, own_facts_of, reasons, waits_at_limit
 from taskflow.app.flow_tree import TreeLine, flow_records, summary_of, tree_of
 from taskflow.app.job_display import AT_A_GLANCE, arguments_of, detail, record_json, result_of
 from taskflow.app.limits import LimitInfo, limit_info_of, limits
@@ -149,8 +149,15 @@ async def job(request: Request) -> Response:
         problem=problem,
         result=result,
         result_problem=result_problem,
-        actions={name: LABELS[name] for name in LABELS if record.status in POSSIBLE[name] and (name != "purge" or record.status in ENDED)},
+        actions={name: label for name, label in LABELS.items() if _applies(name, record)},
     )
+
+
+def _applies(action: ActionName, record: Record) -> bool:
+    """Return True if the page of this job offers the action."""
+    if action == "run-now" and waits_at_limit(record):  # it would skip no limit
+        return False
+    return record.status in POSSIBLE[action] and (action != "purge" or record.status in ENDED)
 
 
 async def _flow_of(record: Record) -> tuple[list[TreeLine], str]:

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from taskflow.model.ids import id_text
 from taskflow.model.printable import duration, indented, json_text, one_line, span
@@ -32,6 +32,17 @@ VERSION: Final = hashlib.sha256(b"".join(FILES.values())).hexdigest()[:12]
 
 POLLS: Final = "taskflow.polls"  # set in the scope of a request whose host can't stream
 FRAGMENT: Final = "X-Taskflow-Fragment"  # the header with which a script requests a fragment
+
+SAID: Final = {
+    "retry": "The job is ready again.",
+    "run-now": "The job's time has come: it runs as soon as a worker is free.",
+    "cancel": "The job is cancelled.",
+    "asked": "The running job was asked to stop.",
+    "pause": "The pause has begun.",
+    "resume": "The pause has ended.",
+    "trigger": "The schedule has sent this job.",
+}
+"""What an action has done, by the text in `said=` of the page to which it redirects."""
 
 SLICE: Final = 0.00025  # seconds of rendering after which the event loop runs other tasks
 
@@ -138,6 +149,7 @@ async def render(
         return root + with_query(path, query)
 
     values |= {"frame": "fragment.html" if is_fragment(request) else "base.html", "access": request.scope.get("taskflow.access")}
+    values["said"] = SAID.get(request.query_params.get("said", ""), "")
     values["stream"] = "" if POLLS in request.scope else url("/live")
     parts = list[str]()
     async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
@@ -148,6 +160,12 @@ async def render(
                 await asyncio.sleep(0)
                 since = time.perf_counter()
     return HTMLResponse("".join(parts), status, headers)
+
+
+def redirect(request: Request, path: str, said: str = "") -> Response:
+    """Redirect to a page, so that a reload does not send the form again. The page shows this text of `SAID`."""
+    query = f"{'&' if '?' in path else '?'}said={said}" if said else ""
+    return RedirectResponse(root_of(request) + path + query, status_code=303)
 
 
 API: Final = "/api/v1"

@@ -12,7 +12,7 @@ import pytest
 
 from taskflow import operate
 from taskflow.app.app import default_app
-from taskflow.dashboard import acts, live, stages
+from taskflow.dashboard import acts, live, rendering, stages
 from taskflow.dashboard.application import dashboard_with
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerRefused
@@ -48,11 +48,12 @@ async def test_one_job_is_acted_on_and_its_page_shown(world: World, site: Site) 
     [job] = await failed_jobs(world, 1)
     page = await site.post("/act", action="retry", id=job, reason="the service is back")
     assert page.answer.url.path == f"{PREFIX}/jobs/{job}"
-    assert "ready" in page.text
+    assert "The job is ready again." in page.text
     later = id_text((await world.add(after=3_600.0)).id)
     for action, status in (("run-now", Status.READY), ("cancel", Status.CANCELLED), ("retry", Status.READY), ("cancel", Status.CANCELLED)):
-        await site.post("/act", action=action, id=later)
+        page = await site.post("/act", action=action, id=later)
         assert await statuses(world, [later]) == [status]
+        assert rendering.SAID[action] in page.text
     page = await site.get("/act", action="purge", id=later)
     assert "Discard 1 job?" in page.text
     page = await site.post("/act", **form(page))
@@ -348,6 +349,7 @@ async def test_a_queue_is_paused_and_resumed(world: World, site: Site) -> None:
     await world.add(queue="mail")
     page = await site.post("/queues/mail", action="pause", reason="repair")
     assert page.answer.url.path == f"{PREFIX}/queues/mail"
+    assert "The pause has begun." in page.text
     assert page.all("button", value="resume")
     [queue] = await operate.queues()
     assert queue.is_paused

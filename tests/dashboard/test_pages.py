@@ -267,6 +267,7 @@ async def test_the_pages_of_a_job_and_a_queue_show_its_limits(world: World, site
     assert "it waits for a slot of limit imports of <acme>: 1 of 1 is taken" in page.text
     assert f"imports <acme> 1 of 1 1 when a run ends {id_text(holder.id)} ready" in page.text
     assert f"{PREFIX}/jobs/{id_text(holder.id)}" in page.links
+    assert [button["value"] for button in page.all("button", name="action")] == ["cancel"]  # "Run now" skips no limit
     assert "Limits of its jobs" in (queue := await site.get("/queues/imports")).text
     assert f"{PREFIX}/jobs/{id_text(holder.id)}" in queue.links
     assert "Limits of its jobs" not in (await site.get("/queues/calls")).text
@@ -325,6 +326,7 @@ async def test_schedules_are_listed_and_acted_on(world: World, site: Site) -> No
     assert page.all("button", value="resume")
     page = await site.post("/schedules", name="nightly", action="trigger")
     assert page.answer.url.path.startswith(f"{PREFIX}/jobs/")
+    assert "The schedule has sent this job." in page.text
     assert nothing.name in page.text
     await site.post("/schedules", name="nightly", action="resume")
     await site.post("/schedules", code=404, name="nonsense", action="pause")
