@@ -13,7 +13,7 @@ from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import DEFAULTS, POSSIBLE, ActionName, CallBrokerOnce
@@ -28,7 +28,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.dashboard import calendar, charts
 from taskflow.dashboard.guard import Access
 from taskflow.dashboard.memo import remembered
-from taskflow.dashboard.rendering import render, root_of
+from taskflow.dashboard.rendering import redirect, render
 from taskflow.dashboard.selection import FILTERS, filters_of, refusing, view_of_filters, whole
 from taskflow.model.audit import ActionRecord
 from taskflow.model.ids import id_text, parse_id
@@ -44,6 +44,7 @@ GROUPS_AT_A_GLANCE: Final = 6
 ACTIONS_AT_ONCE: Final = 50
 MAX_POSITIONS: Final = 200  # maximum number of jobs counted ahead of a ready one
 MAX_ERRORS: Final = 10  # maximum number shown for one job, the newest first
+NO_ID: Final = "This is not a whole id, which has 36 characters. Click a short id in the list to select the whole one, and copy it."
 FIRST_MOMENTS, LAST_MOMENTS = 5, 25
 MAX_ROWS: Final = 200  # maximum number of queues, workers or schedules on a page
 LABELS: Final[dict[ActionName, str]] = {"retry": "Retry", "run-now": "Run now", "cancel": "Cancel", "purge": "Discard"}
@@ -100,9 +101,12 @@ def newest_deploy(workers: Sequence[WorkerInfo]) -> str:
 
 
 async def jobs(request: Request) -> Response:
-    if job_id := request.query_params.get("id", "").strip():
-        with refusing():
-            return RedirectResponse(f"{root_of(request)}/jobs/{id_text(parse_id(job_id))}", status_code=303)
+    problem, job_id = "", request.query_params.get("id", "").strip()
+    if job_id:
+        try:
+            return redirect(request, f"/jobs/{id_text(parse_id(job_id))}")
+        except ValueError:
+            problem = NO_ID
     filters = filters_of(request.query_params)
     view, cursor = view_of_filters(filters), request.query_params.get("cursor") or None
     with refusing():
@@ -114,6 +118,9 @@ async def jobs(request: Request) -> Response:
     return await render(
         request,
         "jobs.html",
+        400 if problem else 200,
+        problem=problem,
+        job_id=job_id,
         filters=dict.fromkeys(FILTERS, "") | filters,
         is_filtered=bool(filters),
         rows=[(record, id_text(record.id), detail(record)) for record in page.records],

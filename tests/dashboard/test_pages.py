@@ -181,6 +181,17 @@ async def test_a_job_is_found_by_its_id(memory: World, site: Site) -> None:
     await site.get("/jobs", code=400, id="<b>")
 
 
+async def test_a_short_id_is_refused_above_the_list(memory: World, site: Site) -> None:
+    """The filters stay, and the list has whole ids to copy."""
+    text = id_text((await memory.add(queue="mail")).id)
+    page = await site.get("/jobs", code=400, id=f"…{text[-12:]}", queue="mail")
+    assert "This is not a whole id, which has 36 characters" in page.text
+    assert page.all("input", name="id", value=f"…{text[-12:]}")
+    assert page.all("input", name="queue", value="mail")
+    assert f" {text} " in page.text
+    assert page.all("span", title=text)
+
+
 async def test_jobs_are_listed_in_pages(world: World, site: Site) -> None:
     added = [id_text((await world.add()).id) for _ in range(120)]
     page, found = await site.get("/jobs", status="ready"), list[str]()
