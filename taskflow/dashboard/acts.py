@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections.abc import Sequence
 from typing import Any, Final, cast
+from urllib.parse import quote
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -37,7 +39,7 @@ from taskflow.broker.admin import View
 from taskflow.dashboard.guard import READ_ONLY
 from taskflow.dashboard.memo import forget, remembered
 from taskflow.dashboard.pages import LABELS, access_of, call
-from taskflow.dashboard.rendering import UNAVAILABLE, path_of, redirect, render
+from taskflow.dashboard.rendering import SAID, UNAVAILABLE, path_of, redirect, render, with_query
 from taskflow.dashboard.selection import Fields, filters_of, form_of, refusing, view_of_filters, whole
 from taskflow.dashboard.stages import StagesStopped, retry_in_stages
 from taskflow.model.errors import BrokerError, DecodeError, ScheduleConflict, TaskflowError, UnknownSchedule
@@ -59,12 +61,16 @@ ELSEWHERE: Final = (
     "This process does not know the action, but another process may: this page reloads every two seconds. The audit "
     "log shows what was done."
 )
+BACK: Final = re.compile(r"/(?:jobs(?:/[0-9a-f-]{36})?|failures)(?:\?[^#\s]*)?(?:#g[0-9a-f]{16})?", re.ASCII)
+"""A path that a form may name as the page that it came from."""
+
 PAST: Final[dict[ActionName, str]] = {"retry": "retried", "run-now": "made ready", "cancel": "cancelled", "purge": "discarded"}
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """The jobs that an action applies to: the jobs with these ids, or all jobs in the view. `fields` are the form inputs that select them.
-    If `group` names a cause, the ids are those of its jobs in the view. With `in_stages`, a few jobs are retried first."""
+    If `group` names a cause, the ids are those of its jobs in the view. With `in_stages`, a few jobs are retried first. `back` is the path
+    of the page that offered the action."""
 
     action: ActionName
     ids: Sequence[bytes] = ()
@@ -72,19 +78,24 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     fields: Sequence[tuple[str, str]] = ()
     group: str = ""
     in_stages: bool = False
+    back: str = "/jobs"
 
     @property
     def label(self) -> str:
         return LABELS[self.action] + (" in stages" if self.in_stages else "")
 
 
-async def target_of(fields: Fields | Any) -> Target:
+async def target_of(request: Request, fields: Fields | Any) -> Target:
     """Return the jobs that a form or a URL selects. Raises HTTPException if it selects nothing, or jobs that the action doesn't apply
-    to."""
+    to. A form from a page of the dashboard leads back to that page if it selects nothing."""
     action = cast(ActionName, fields.get("action", ""))
     if action not in LABELS:
         raise HTTPException(400, "There is no such action.")
     ids, group, filters = fields.getlist("id"), fields.get("group", ""), filters_of(fields)
+    back = fields.get("back", "") if BACK.fullmatch(fields.get("back", "")) else ""
+    if back and not (ids or group or filters):
+        raise HTTPException(303, SAID["none"], {"Location": redirect(request, back, "none").headers["location"]})
+    back = back or (f"/failures#g{quote(group)}" if group else with_query("/jobs", filters))
     if bool(ids) == bool(group or filters):
         raise HTTPException(400, "Select jobs, or set a filter.")
     with refusing():
@@ -92,7 +103,7 @@ async def target_of(fields: Fields | Any) -> Target:
             if len(ids) > MAX_IDS:
                 raise ValueError(f"at most {MAX_IDS} jobs can be selected: use a filter")
             distinct = list(dict.fromkeys(map(parse_id, ids)))
-            return Target(action=action, ids=distinct, fields=[("id", id_text(each)) for each in distinct])
+            return Target(action=action, ids=distinct, fields=[("id", id_text(each)) for each in distinct], back=back)
         if group:
             if action != "retry" or "status" in filters:
                 raise ValueError("the jobs of a cause have failed and can only be retried: leave out status=, or use action=retry")
@@ -101,11 +112,11 @@ async def target_of(fields: Fields | Any) -> Target:
             most = whole(fields.get("first"), len(found), 1, max(1, len(found)))
             inputs = {"group": group, **filters, "first": str(most) if most < len(found) else "", "stages": "1" if in_stages else ""}
             given = [(name, text) for name, text in inputs.items() if text]
-            return Target(action=action, ids=found[:most], view=view, fields=given, group=group, in_stages=in_stages)
+            return Target(action=action, ids=found[:most], view=view, fields=given, group=group, in_stages=in_stages, back=back)
         view = view_of_filters(filters)
         check_view(action, view)
         view = view if view.statuses else msgspec.structs.replace(view, statuses=tuple(sorted(DEFAULTS[action])))
-        return Target(action=action, view=view, fields=list(filters.items()))
+        return Target(action=action, view=view, fields=list(filters.items()), back=back)
 
 
 async def number_of(target: Target) -> tuple[int, bool]:
@@ -194,12 +205,12 @@ class Acts:
         """Show how many jobs the action applies to, and a form that starts it."""
         if not access_of(request).actions:
             raise HTTPException(403, READ_ONLY)
-        target = await target_of(request.query_params)
+        target = await target_of(request, request.query_params)
         return await _form(request, target, *await number_of(target))
 
     async def begin(self, request: Request) -> Response:
         fields = await form_of(request)
-        target = await target_of(fields)
+        target = await target_of(request, fields)
         if not target.ids and target.group:
             raise HTTPException(404, "No failed job has this cause any more.")
         number, is_more = await number_of(target)
@@ -259,7 +270,8 @@ async def _form(request: Request, target: Target, number: int, is_more: bool, *,
         action=target.action,
         label=target.label,
         in_stages=target.in_stages,
-        fields=target.fields,
+        fields=[*target.fields, ("back", target.back)],
+        back=target.back,
         number=number,
         is_more=is_more,
         which=_words(target),

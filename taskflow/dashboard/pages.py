@@ -28,7 +28,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.dashboard import calendar, charts
 from taskflow.dashboard.guard import Access
 from taskflow.dashboard.memo import remembered
-from taskflow.dashboard.rendering import redirect, render
+from taskflow.dashboard.rendering import redirect, render, with_query
 from taskflow.dashboard.selection import FILTERS, filters_of, refusing, view_of_filters, whole
 from taskflow.model.audit import ActionRecord
 from taskflow.model.ids import id_text, parse_id
@@ -119,6 +119,7 @@ async def jobs(request: Request) -> Response:
         request,
         "jobs.html",
         400 if problem else 200,
+        back=with_query("/jobs", filters),
         problem=problem,
         job_id=job_id,
         filters=dict.fromkeys(FILTERS, "") | filters,
@@ -229,6 +230,7 @@ async def failures(request: Request) -> Response:
     return await render(
         request,
         "failures.html",
+        back=with_query("/failures", {"deploy": deploy, **filters}),
         filters=shown,
         is_filtered=bool(filters),
         deploy=deploy,

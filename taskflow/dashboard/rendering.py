@@ -34,6 +34,7 @@ POLLS: Final = "taskflow.polls"  # set in the scope of a request whose host can'
 FRAGMENT: Final = "X-Taskflow-Fragment"  # the header with which a script requests a fragment
 
 SAID: Final = {
+    "none": "Nothing was done: select jobs first.",
     "retry": "The job is ready again.",
     "run-now": "The job's time has come: it runs as soon as a worker is free.",
     "cancel": "The job is cancelled.",

@@ -74,6 +74,41 @@ async def test_selected_jobs_are_acted_on(world: World, site: Site) -> None:
     assert await statuses(world, jobs) == [Status.READY, Status.READY, Status.FAILED]
 
 
+@pytest.mark.parametrize("action", ["retry", "purge"])
+async def test_an_action_on_no_selected_job_shows_the_list_again(memory: World, site: Site, action: str) -> None:
+    await failed_jobs(memory, 1)
+    [tag] = (await site.get("/jobs", status="failed", queue="mail")).all("input", name="back")
+    fields = {"action": action, "back": tag["value"]}
+    page = Page(await site.client.get(f"{PREFIX}/act", params=fields, follow_redirects=True))
+    for shown in (page, await site.post("/act", **fields)):
+        assert "Nothing was done: select jobs first." in shown.text
+        assert shown.all("input", name="queue", value="mail")
+
+
+@pytest.mark.parametrize("back", ["//evil", "https://evil", "/jobs/../../logout", "/audit", "/jobs\n", "/failures#x"])
+async def test_an_action_leads_back_to_lists_only(memory: World, site: Site, back: str) -> None:
+    await site.post("/act", code=400, action="retry", back=back)
+    assert f"{PREFIX}/jobs?queue=mail" in (await site.get("/act", action="retry", queue="mail", back=back)).links
+
+
+async def test_the_pages_of_an_action_lead_back(memory: World, site: Site) -> None:
+    """To the job, the filtered list or the cause that offered it."""
+    jobs = await failed_jobs(memory, 3)
+    cause = next(tag["id"] for tag in (await site.get("/failures")).all("article"))
+    for path, back in (
+        ("/jobs?status=failed&queue=mail", "/jobs?status=failed&queue=mail"),
+        ("/failures?queue=mail", f"/failures?queue=mail#{cause}"),
+    ):
+        page = await site.get(next(link for link in (await site.get(path)).links if "action=retry" in link))
+        assert PREFIX + back in page.links
+        page = await site.post("/act", **form(page))
+        assert PREFIX + back in page.links
+        await operate.cancel(*jobs)
+        await failed_jobs(memory, 3)
+    fields = form(await site.get(f"/jobs/{jobs[0]}"))
+    assert f"{PREFIX}/jobs/{jobs[0]}" in (await site.get("/act", action="purge", **fields)).links
+
+
 async def test_all_that_match_are_counted_before_they_are_acted_on(world: World, site: Site) -> None:
     jobs, others = await failed_jobs(world, 4), await failed_jobs(world, 2, "other")
     page = await site.get("/jobs", status="failed", queue="mail")
