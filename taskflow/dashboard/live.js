@@ -11,12 +11,19 @@ let last = Date.now();
 let stop = () => {};
 let tell = () => {}; // notifies the other tabs
 
-// A refresh must not discard what the user is typing or has selected.
-function isBusy() {
+// A refresh must not discard what the user is typing or has selected. Returns what holds it back, or an empty string.
+function hold() {
   const focus = document.activeElement;
-  const isTyping = main.contains(focus) && focus.matches("input:not([type=checkbox]), select, textarea");
-  return isTyping || main.querySelector("input[type=checkbox]:checked") !== null || !getSelection().isCollapsed;
+  if (main.querySelector("input[type=checkbox]:checked")) return "paused: jobs are selected";
+  if (main.contains(focus) && focus.matches("input:not([type=checkbox]), select, textarea")) return "paused: a field is in use";
+  return getSelection().isCollapsed ? "" : "paused: text is selected";
 }
+
+function show(state) {
+  note.textContent = state === "live" ? hold() || state : state;
+}
+
+main.addEventListener("change", ({ target }) => target.type === "checkbox" && /^(live|paused)/.test(note.textContent) && show("live"));
 
 // What the user has opened stays open, and a chart takes its new values by itself.
 Object.assign(Idiomorph.defaults.callbacks, {
@@ -37,8 +44,8 @@ main.addEventListener("htmx:sendError", () => (note.textContent = "not live"));
 main.addEventListener("htmx:beforeSwap", ({ detail }) => {
   const { status, responseURL } = detail.xhr;
   const isPage = status === 200 && responseURL === location.href.split("#")[0]; // and no redirect to a sign-in
-  note.textContent = isPage || status === 304 ? "live" : "not live";
-  detail.shouldSwap = isPage && !isBusy();
+  show(isPage || status === 304 ? "live" : "not live");
+  detail.shouldSwap = isPage && !hold();
   if (detail.shouldSwap) tell((seen = (detail.xhr.getResponseHeader("ETag") ?? "").replaceAll('"', "")));
   else if (isPage) refreshSoon();
 });
@@ -48,7 +55,7 @@ function refreshSoon() {
 }
 
 function hear(state) {
-  note.textContent = state === "away" ? "the store does not answer" : "live";
+  show(state === "away" ? "the store does not answer" : "live");
   if (state === "away") return;
   if (seen && state !== seen) refreshSoon();
   seen ||= state;
