@@ -206,17 +206,17 @@ class Acts:
         if not access_of(request).actions:
             raise HTTPException(403, READ_ONLY)
         target = await target_of(request, request.query_params)
-        return await _form(request, target, *await number_of(target))
+        return await _form(request, target, *await number_of(target), request.query_params.get("reason", ""))
 
     async def begin(self, request: Request) -> Response:
         fields = await form_of(request)
         target = await target_of(request, fields)
         if not target.ids and target.group:
             raise HTTPException(404, "No failed job has this cause any more.")
-        number, is_more = await number_of(target)
+        (number, is_more), reason = await number_of(target), fields.get("reason", "").strip()
         if number > TYPED_ABOVE and fields.get("confirm", "").strip() != target.action:
-            return await _form(request, target, number, is_more, is_unconfirmed=True)
-        name, act = self._started(target, access_of(request).actor, fields.get("reason", "").strip())
+            return await _form(request, target, number, is_more, reason, is_unconfirmed=True)
+        name, act = self._started(target, access_of(request).actor, reason)
         await asyncio.wait([act.task], timeout=PATIENCE)
         if not act.is_running and not act.problem and act.result.affected == len(target.ids) == 1 and target.action != "purge":
             return redirect(request, f"/jobs/{id_text(target.ids[0])}", "asked" if act.result.asked else target.action)
@@ -262,7 +262,7 @@ class Acts:
         return act
 
 
-async def _form(request: Request, target: Target, number: int, is_more: bool, *, is_unconfirmed: bool = False) -> Response:
+async def _form(request: Request, target: Target, number: int, is_more: bool, given: str = "", *, is_unconfirmed: bool = False) -> Response:
     return await render(
         request,
         "act.html",
@@ -278,6 +278,7 @@ async def _form(request: Request, target: Target, number: int, is_more: bool, *,
         is_open="id" not in dict(target.fields) and "first" not in dict(target.fields),
         is_typed=number > TYPED_ABOVE,
         is_unconfirmed=is_unconfirmed,
+        given=given,
         possible=sorted(POSSIBLE[target.action]),
         group=target.group,
     )

@@ -65,6 +65,20 @@ async def test_one_job_is_acted_on_and_its_page_shown(world: World, site: Site) 
     assert log[-1].action.reason == "the service is back"
 
 
+async def test_a_cancel_of_a_running_job_is_confirmed(world: World, site: Site) -> None:
+    """The page takes over the reason."""
+    lease = await world.running()
+    job = id_text(lease.envelope.id)
+    for path in (f"/jobs/{job}", "/jobs?status=running"):
+        [button] = (await site.get(path)).all("button", value="cancel")
+        assert button["formmethod"] == "get"
+    page = await site.get("/act", action="cancel", id=job, reason="wrong file")
+    assert "Cancel 1 job?" in page.text
+    assert page.all("input", name="reason", value="wrong file")
+    assert "The running job was asked to stop." in (await site.post("/act", **form(page))).text
+    assert "formmethod" not in (await site.get(f"/jobs/{id_text((await world.add()).id)}")).all("button", value="cancel")[0]
+
+
 async def test_selected_jobs_are_acted_on(world: World, site: Site) -> None:
     """The page says which of them are unchanged, and why."""
     jobs, waiting = await failed_jobs(world, 3), id_text((await world.add(queue="other")).id)
