@@ -17,7 +17,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.model import wording
 from taskflow.model.ids import id_text
 from taskflow.model.printable import moment, span
-from taskflow.model.record import Record, Status
+from taskflow.model.record import Record, Status, is_parked, waits_at_limit
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.session import SessionRecord
 from taskflow.model.transitions import Event
@@ -157,11 +157,6 @@ def _in_flow(record: Record, facts: Facts, flow: OwnFacts) -> Iterator[Reason]:
             yield Reason("the jobs of its flow that had not begun were cancelled with it", f"its retry restores them; {show} shows them")
 
 
-def waits_at_limit(record: Record) -> bool:
-    """Return True if the job waits for a slot of a limit, or for its rate."""
-    return record.status is Status.SCHEDULED and (record.waiting_for or "").startswith(wording.WAITS_AT_GATE.partition("%")[0])
-
-
 def _at_limit(record: Record, limits: Sequence[LimitRecord], facts: Facts) -> Iterator[Reason]:
     """Yield the limits that a job waits for: who holds the slots and how many jobs wait, or when a rate lets the job start."""
     is_rate, change = record.due_at > facts.now, "`taskflow limits set` changes the number"
@@ -200,10 +195,9 @@ def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:
     wait = _after(record.due_at, facts.now)
     if record.due_at <= facts.now and not any(worker.is_alive for worker in facts.workers):
         yield Reason("it is due, but no worker is running to make it ready", "start one with `taskflow worker MODULE`")
-    is_back_off = (record.waiting_for or "").startswith(wording.HANDED_BACK_IN_VAIN.partition("%")[0])
     if record.waiting_for == wording.job_paused(record.job):
         yield Reason(f"job {record.job} is paused", f"`taskflow resume --job {record.job}` ends the pause")
-    elif record.waiting_for and not is_back_off:
+    elif is_parked(record):
         yield Reason(
             f"no worker could run it: it waits for {short_reason(record.job, record.waiting_for)}, and is tried again {wait}",
             f"deploy the code that sent it, or `taskflow cancel {_id(record)}` if that code was removed",

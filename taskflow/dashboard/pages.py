@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import DEFAULTS, POSSIBLE, ActionName, CallBrokerOnce
-from taskflow.app.explanation import Facts, Reason, facts_of, own_facts_of, reasons, waits_at_limit
+from taskflow.app.explanation import Facts, Reason, facts_of, own_facts_of, reasons
 from taskflow.app.flow_tree import TreeLine, flow_records, summary_of, tree_of
 from taskflow.app.job_display import AT_A_GLANCE, arguments_of, detail, record_json, result_of
 from taskflow.app.limits import LimitInfo, limit_info_of, limits
@@ -33,7 +33,7 @@ from taskflow.dashboard.selection import FILTERS, filters_of, refusing, view_of_
 from taskflow.model.audit import ActionRecord
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.measures import Measure, MeasuresRecord, sum_of
-from taskflow.model.record import ENDED, LIVE, Moment, Record, Status, timeline
+from taskflow.model.record import ENDED, LIVE, Moment, Record, Status, is_parked, timeline, waits_at_limit
 from taskflow.model.timetable import zone_of
 
 T = TypeVar("T")
@@ -152,6 +152,7 @@ async def job(request: Request) -> Response:
         limits=reasons_and_limits[1],
         moments=_moments(record, now),
         runs=charts.runs(record, now),
+        is_parked=is_parked(record),
         errors=record.errors[: -MAX_ERRORS - 1 : -1],
         arguments=arguments,
         problem=problem,

@@ -7,13 +7,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
+from taskflow.model import wording
 from taskflow.model.clock import instant_of
 from taskflow.model.fingerprint import deploy_in, fingerprint_in
 from taskflow.model.flow import Member
 from taskflow.model.job_schema import OPAQUE, SentAndShown
 from taskflow.model.stored_values import FieldReader, Unreadable, maybe_instant, maybe_octets, maybe_text
 from taskflow.model.verdict import Progress, RunEnding, RunError, unpack_errors, unpack_progress
-from taskflow.model.wording import POISON
 
 
 class Status(StrEnum):
@@ -123,7 +123,7 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
         if self.status is not Status.FAILED or not self.errors:
             return None
         last, reason = self.errors[-1], self.reason or ""
-        return last if reason == f"{last.type}: {last.message}" or reason.startswith(POISON) else None
+        return last if reason == f"{last.type}: {last.message}" or reason.startswith(wording.POISON) else None
 
 
 def queue_wait(status: Status, due_at: datetime, started_at: datetime | None, ends: Iterable[datetime]) -> float | None:
@@ -176,6 +176,22 @@ def record_of(job: Any, reader: FieldReader, *, id: bytes, name: str, queue: str
     )
 
 
+def waits_at_limit(record: Record) -> bool:
+    """Return True if the job waits for a slot of a limit, or for its rate."""
+    return _waits_for(record, wording.WAITS_AT_GATE)
+
+
+def is_parked(record: Record) -> bool:
+    """Return True if no worker could run the job, because its code or arguments are unknown there."""
+    others = (wording.WAITS_AT_GATE, wording.HANDED_BACK_IN_VAIN, wording.JOB_PAUSED)
+    return _waits_for(record, "") and not any(_waits_for(record, other) for other in others)
+
+
+def _waits_for(record: Record, pattern: str) -> bool:
+    waiting_for = record.waiting_for or ""
+    return record.status is Status.SCHEDULED and waiting_for != "" and waiting_for.startswith(pattern.partition("%")[0])
+
+
 class Moment(NamedTuple):
     """An event in the life of a job, which may be in the future."""
 
@@ -190,7 +206,8 @@ def timeline(record: Record, now: datetime) -> list[Moment]:
     if record.status in WAITING or (last is not None and ran_at == instant_of(last.started_at)):
         ran_at = None  # the last run's job returned to the queue, or that run left the last error
     is_ready_at_once = last is None and record.due_at == record.created_at
-    found = [Moment(record.created_at, "sent, and ready at once" if is_ready_at_once else "sent")]
+    sent = f"sent; waits for {record.waiting_for}" if waits_at_limit(record) else "sent, and ready at once" if is_ready_at_once else "sent"
+    found = [Moment(record.created_at, sent)]
     lost = record.failures - sum(error.ending is not RunEnding.CRASHED for error in record.errors)
     if lost > 0 and last is not None:
         found.append(Moment(record.created_at, f"{lost:,} earlier {'failures are' if lost > 1 else 'failure is'} no longer kept"))
@@ -226,7 +243,11 @@ def _what_follows(record: Record, now: datetime) -> Iterator[Moment]:
     if record.status is Status.RUNNING:
         yield Moment(now, "asked to stop, and still running" if record.cancel_requested else "still running")
     elif record.status is Status.SCHEDULED:
-        yield Moment(record.due_at, f"attempt {record.attempt} is due")
+        if record.waiting_for:
+            parked = "parked: no worker can run it. It " if is_parked(record) else "still "
+            yield Moment(now, f"{parked}waits for {record.waiting_for.removesuffix(f'; {wording.WAYS_OUT}')}")
+        if not record.waiting_for or record.due_at > now:
+            yield Moment(record.due_at, f"attempt {record.attempt} is due")
     else:
         waits_for = record.waiting_for or ("a worker" if record.status is Status.READY else "other jobs")
         yield Moment(now, f"still waits for {waits_for}")

@@ -26,7 +26,7 @@ from taskflow.model.flow import Member, Tie
 from taskflow.model.ids import id_text
 from taskflow.model.limits import RATE, Gate, gate_id
 from taskflow.model.measures import Measure, MeasuresRecord, pack_measures
-from taskflow.model.verdict import Failed, RunError, Settlement
+from taskflow.model.verdict import Failed, Parked, RunError, Settlement
 from tests.dashboard.site import ADA, PREFIX, Page, Site
 from tests.support.harnesses import MemoryHarness
 from tests.support.verdicts import failed, retried, settlement, succeeded
@@ -276,6 +276,8 @@ async def test_the_pages_of_a_job_and_a_queue_show_its_limits(world: World, site
     rated = [await world.add(queue="calls", limits=(rate,)) for _ in range(2)][-1]
     page = await site.get(f"/jobs/{id_text(waiting.id)}")
     assert "it waits for a slot of limit imports of <acme>: 1 of 1 is taken" in page.text
+    assert "sent; waits for limit imports of <acme>" in page.text
+    assert "is due" not in page.text
     assert f"imports <acme> 1 of 1 1 when a run ends {id_text(holder.id)} ready" in page.text
     assert f"{PREFIX}/jobs/{id_text(holder.id)}" in page.links
     assert [button["value"] for button in page.all("button", name="action")] == ["cancel"]  # "Run now" skips no limit
@@ -287,6 +289,14 @@ async def test_the_pages_of_a_job_and_a_queue_show_its_limits(world: World, site
     assert [(each["limit"], each["holders"][0]["id"]) for each in found] == [("imports", id_text(holder.id))]
     job = (await site.get(f"/api/v1/jobs/{id_text(waiting.id)}")).answer.json()
     assert [each["limit"] for each in job["limits"]] == ["imports"]
+
+
+async def test_a_parked_job_has_not_started(world: World, site: Site) -> None:
+    lease = await world.running(await world.a_session("web-1:7"))
+    await world.settle(settlement(lease, Parked("a worker that knows job work", 60.0)))
+    page = await site.get(f"/jobs/{id_text(lease.envelope.id)}")
+    assert "parked: no worker can run it. It waits for a worker that knows job work" in page.text
+    assert ("Started" in page.text, "web-1:7" in page.text) == (False, False)
 
 
 async def test_a_ready_job_is_explained_at_once(world: World, site: Site) -> None:

@@ -37,6 +37,10 @@ FAILED_ONCE = [(0, "sent"), (1, "attempt 1 started on web:1"), (3, "attempt 1 fa
         ({"status": Status.READY}, [(0, "sent, and ready at once"), (100, "still waits for a worker")]),
         ({"status": Status.HELD, "waiting_for": "job X"}, [(0, "sent, and ready at once"), (100, "still waits for job X")]),
         (
+            {"status": Status.SCHEDULED, "waiting_for": "limit api of 7"},
+            [(0, "sent; waits for limit api of 7"), (100, "still waits for limit api of 7")],
+        ),
+        (
             {"status": Status.SCHEDULED, "due_at": at(200), "expires_at": at(300)},
             [(0, "sent"), (200, "attempt 1 is due"), (300, "expires")],
         ),
@@ -76,14 +80,15 @@ FAILED_ONCE = [(0, "sent"), (1, "attempt 1 started on web:1"), (3, "attempt 1 fa
         ),
         (
             {"status": Status.SCHEDULED, "due_at": at(200), "started_at": at(5), "worker": "web:2", "waiting_for": "a worker"},
-            [(0, "sent"), (200, "attempt 1 is due")],
+            [(0, "sent"), (100, "parked: no worker can run it. It waits for a worker"), (200, "attempt 1 is due")],
         ),
         (
             {"status": Status.CANCELLED, "due_at": at(200), "started_at": at(5), "ended_at": at(9), "worker": "web:2"},
             [(0, "sent"), (5, "attempt 1 started on web:2"), (9, "cancelled")],
         ),
     ],
-    ids=["ready", "held", "scheduled", "running", "retry", "again", "failed", "timed out", "cancelled", "succeeded", "parked", "snoozed"],
+    ids=["ready", "held", "at a limit", "scheduled", "running", "retry", "again", "failed", "timed out", "cancelled", "succeeded",
+         "parked", "snoozed"],
 )  # fmt: skip
 def test_a_job_has_a_time_line(fields: dict[str, Any], expected: list[tuple[float, str]]) -> None:
     assert told(**fields) == expected
