@@ -64,7 +64,7 @@ ELSEWHERE: Final = (
 BACK: Final = re.compile(r"/(?:jobs(?:/[0-9a-f-]{36})?|failures)(?:\?[^#\s]*)?(?:#g[0-9a-f]{16})?", re.ASCII)
 """A path that a form may name as the page that it came from."""
 
-PAST: Final[dict[ActionName, str]] = {"retry": "retried", "run-now": "made ready", "cancel": "cancelled", "purge": "discarded"}
+PAST: Final[dict[ActionName, str]] = {"retry": "ready again", "run-now": "ready", "cancel": "cancelled", "purge": "discarded"}
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +79,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     group: str = ""
     in_stages: bool = False
     back: str = "/jobs"
+    error: str = ""  # the newest of the cause
 
     @property
     def label(self) -> str:
@@ -109,10 +110,13 @@ async def target_of(request: Request, fields: Fields | Any) -> Target:
                 raise ValueError("the jobs of a cause have failed and can only be retried: leave out status=, or use action=retry")
             view, in_stages = view_of_filters(filters), bool(fields.get("stages"))
             found = await call(lambda broker: group_ids(broker.admin, view, group))
+            [newest] = await call(lambda broker: broker.read(found[:1])) if found else [None]
             most = whole(fields.get("first"), len(found), 1, max(1, len(found)))
             inputs = {"group": group, **filters, "first": str(most) if most < len(found) else "", "stages": "1" if in_stages else ""}
             given = [(name, text) for name, text in inputs.items() if text]
-            return Target(action=action, ids=found[:most], view=view, fields=given, group=group, in_stages=in_stages, back=back)
+            error = newest.reason or "" if newest else ""
+            how: dict[str, Any] = {"group": group, "in_stages": in_stages, "back": back, "error": error}
+            return Target(action=action, ids=found[:most], view=view, fields=given, **how)
         view = view_of_filters(filters)
         check_view(action, view)
         view = view if view.statuses else msgspec.structs.replace(view, statuses=tuple(sorted(DEFAULTS[action])))
@@ -268,7 +272,7 @@ async def _form(request: Request, target: Target, number: int, is_more: bool, gi
         "act.html",
         status=400 if is_unconfirmed else 200,
         action=target.action,
-        label=target.label,
+        label=LABELS[target.action],
         in_stages=target.in_stages,
         fields=[*target.fields, ("back", target.back)],
         back=target.back,
@@ -287,7 +291,7 @@ async def _form(request: Request, target: Target, number: int, is_more: bool, gi
 def _words(target: Target) -> dict[str, str]:
     """Describe the target of the action."""
     if target.group:
-        return {"cause": target.group, **selection(target.view)}
+        return {"cause": target.error or target.group, **selection(target.view)}
     return {} if target.ids else selection(target.view)
 
 

@@ -37,7 +37,8 @@ async def retry_in_stages(
         done += result
         if left:
             async for waiting in _ends(call, stage, before, len(left)):
-                yield done, f"{waiting:,} of {len(stage):,} jobs of this stage {'has' if waiting == 1 else 'have'} not ended yet"
+                jobs = f"{waiting:,} of {len(stage):,} job{'s' if len(stage) > 1 else ''} of this stage"
+                yield done, f"{jobs} {_have(waiting)} not ended yet"
 
 
 async def _read(call: CallBroker, ids: Sequence[bytes]) -> dict[bytes, Record | None]:
@@ -47,7 +48,7 @@ async def _read(call: CallBroker, ids: Sequence[bytes]) -> dict[bytes, Record | 
 async def _ends(call: CallBroker, stage: Sequence[bytes], before: Mapping[bytes, Record | None], left: int) -> AsyncIterator[int]:
     """Wait until the jobs of a stage have ended, and yield how many haven't yet. A job without a record has usually succeeded."""
     waiting, gives_up_at = list(stage), time.monotonic() + MAX_WAIT
-    rest = f"The other {left:,} remain failed"
+    rest = f"The other {left:,} remain{'s' if left == 1 else ''} failed"
     while True:
         found = await _read(call, waiting)
         failures = [why for job_id, record in found.items() if (why := _failure(record, before[job_id])) is not None]
@@ -57,9 +58,13 @@ async def _ends(call: CallBroker, stage: Sequence[bytes], before: Mapping[bytes,
         if not waiting:
             return
         if time.monotonic() > gives_up_at:
-            raise StagesStopped(f"{len(waiting):,} of {len(stage):,} have not ended within {duration(MAX_WAIT)}. {rest}")
+            raise StagesStopped(f"{len(waiting):,} of {len(stage):,} {_have(len(waiting))} not ended within {duration(MAX_WAIT)}. {rest}")
         yield len(waiting)
         await asyncio.sleep(CHECK_INTERVAL)
+
+
+def _have(number: int) -> str:
+    return "has" if number == 1 else "have"
 
 
 def _failure(record: Record | None, before: Record | None) -> str | None:

@@ -69,7 +69,7 @@ def test_each_page_works_without_a_script(stage: Filled, new_context: NewContext
     page.get_by_role("button", name="Discard").click()
     expect(page.locator("h1")).to_have_text("Discard 1 job?")
     page.get_by_role("button", name="Discard").click()
-    expect(page.get_by_role("status")).to_contain_text("1 discarded")
+    expect(page.get_by_role("status")).to_contain_text("1 job is discarded")
     page.goto(f"{stage.url}/jobs?queue=shelf")
     expect(page.locator(row(page, first))).to_have_count(0)
     expect(page.locator(row(page, second))).to_be_visible()
@@ -134,7 +134,7 @@ def test_one_job_is_acted_on(stage: Filled, page: Page) -> None:
         expect(page.locator("h1")).to_have_text(f"shop.shelf.fill {status}")
     page.get_by_role("button", name="Discard").click()
     page.get_by_role("button", name="Discard").click()
-    expect(page.get_by_role("status")).to_contain_text("1 discarded")
+    expect(page.get_by_role("status")).to_contain_text("1 job is discarded")
     page.goto(f"{stage.url}/audit")
     for reason in ("for ready", "for cancelled"):
         expect(page.locator("tr", has_text=reason).first).to_contain_text("ada")
@@ -150,7 +150,7 @@ def test_all_jobs_that_match_are_acted_on_after_a_preview(stage: Filled, page: P
     expect(page.locator("h1")).to_have_text("Cancel 1,001 jobs?")
     page.get_by_label("to confirm").fill("cancel")
     page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_role("status")).to_contain_text("1,001 cancelled", timeout=30_000)
+    expect(page.get_by_role("status")).to_contain_text("1,001 jobs are cancelled", timeout=30_000)
 
 
 def test_the_failures_of_a_cause_are_retried_one_first(stage: Filled, page: Page) -> None:
@@ -180,7 +180,7 @@ def test_failures_that_match_are_retried_in_stages_until_one_fails_again(stage: 
     page.get_by_role("link", name="in stages of 1, 10, the rest").click()
     expect(page.locator("main")).to_contain_text("The newest one first, then ten, then the rest.")
     page.get_by_role("button", name="Retry in stages").click()
-    expect(page.locator("main")).to_contain_text("1 of 1 jobs of this stage has not ended yet")
+    expect(page.locator("main")).to_contain_text("1 of 1 job of this stage has not ended yet")
     assert stage.run(lambda world: end(world, 0)) == 1
     expect(page.locator("main")).to_contain_text("10 of 10 jobs of this stage have not ended yet")
     stage.world.clock.advance(1.0)  # a run ends later than the one before

@@ -57,7 +57,7 @@ async def test_one_job_is_acted_on_and_its_page_shown(world: World, site: Site) 
     page = await site.get("/act", action="purge", id=later)
     assert "Discard 1 job?" in page.text
     page = await site.post("/act", **form(page))
-    assert "1 discarded" in page.text
+    assert "1 job is discarded" in page.text
     assert await statuses(world, [later]) == [None]
     log = await world.broker.admin.actions()
     assert [record.action.kind for record in log] == ["purge", "cancel", "retry", "cancel", "run-now", "retry"]
@@ -83,7 +83,7 @@ async def test_selected_jobs_are_acted_on(world: World, site: Site) -> None:
     """The page says which of them are unchanged, and why."""
     jobs, waiting = await failed_jobs(world, 3), id_text((await world.add(queue="other")).id)
     page = await site.post("/act", action="retry", id=[*jobs[:2], waiting])
-    assert "2 retried" in page.text
+    assert "2 jobs are ready again" in page.text
     assert "1: it has not ended yet" in page.text
     assert await statuses(world, jobs) == [Status.READY, Status.READY, Status.FAILED]
 
@@ -131,7 +131,7 @@ async def test_all_that_match_are_counted_before_they_are_acted_on(world: World,
     assert "Retry 4 jobs?" in page.text
     assert await statuses(world, jobs) == [Status.FAILED] * 4
     page = await site.post("/act", **form(page), reason="fixed")
-    assert "4 retried" in page.text
+    assert "4 jobs are ready again" in page.text
     assert await statuses(world, [*jobs, *others]) == [Status.READY] * 4 + [Status.FAILED] * 2
     [record] = await world.broker.admin.actions()
     assert (record.action.by, record.action.affected, record.action.reason) == ("ada", 4, "fixed")
@@ -174,7 +174,8 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 async def in_stages(site: Site) -> Page:
     """Begin to retry the first cause in stages, and return the page that shows the progress."""
     preview = await site.get(next(link for link in (await site.get("/failures")).links if "stages=1" in link))
-    assert "The newest one first, then ten, then the rest" in preview.text
+    assert "in stages? cause builtins.ValueError: no such user The newest one first, then ten, then the rest" in preview.text
+    assert "Only jobs that are cancelled or failed when you confirm are changed." in preview.text
     return await site.post("/act", **form(preview), reason="fixed")
 
 
@@ -202,11 +203,11 @@ async def test_a_cause_is_retried_in_stages_while_no_run_fails(world: World, sit
     for number in (1, 10, 19):
         leases = await claimed(world, number)
         if number != 19:
-            page = await until(site, page, f"{number} of {number} jobs of this stage")
+            page = await until(site, page, f"{number} of {number} job{'s' if number > 1 else ''} of this stage")
         assert (await statuses(world, jobs)).count(Status.RUNNING) == number
         await world.settle(*map(succeeded, leases))
     page = await until(site, page, "Retry in stages: done")
-    assert "30 retried" in page.text
+    assert "30 jobs are ready again" in page.text
     log = [record.action for record in await world.broker.admin.actions()]
     assert [(each.kind, each.affected, each.by, each.reason) for each in log] == [
         ("retry", number, "ada", "fixed") for number in (19, 10, 1)
@@ -234,7 +235,14 @@ async def test_stages_end_when_jobs_do_not(memory: World, site: Site, monkeypatc
     monkeypatch.setattr(stages, "MAX_WAIT", 0.05)
     await failed_jobs(memory, 2)
     page = await until(site, await in_stages(site), "Retry in stages: stopped")
-    assert "1 of 1 have not ended within 50ms. The other 1 remain failed" in page.text
+    assert "1 of 1 has not ended within 50ms. The other 1 remains failed" in page.text
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_stages_that_a_person_stops_leave_the_others_failed(memory: World, site: Site) -> None:
+    await failed_jobs(memory, 30)
+    [stop] = (await until(site, await in_stages(site), "of this stage")).all("form", method="post")
+    assert "The other jobs remain failed." in (await site.post(stop["action"])).text
 
 
 async def test_jobs_that_are_gone_hold_no_stage_up(memory: World) -> None:
@@ -258,7 +266,7 @@ async def test_many_jobs_need_a_word_that_is_typed(memory: World, site: Site) ->
         assert "Nothing has been done yet" in refused.text
     assert (await operate.queues())[0].counts[Status.READY] == 1_001
     page = await site.post("/act", **form(page), confirm="cancel")
-    assert "1,001 cancelled" in page.text
+    assert "1,001 jobs are cancelled" in page.text
 
 
 async def test_a_count_is_bounded(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,11 +327,12 @@ async def test_a_long_act_shows_its_progress_and_can_be_stopped(memory: World, s
     await memory.enqueue(*[memory.an_envelope(queue="mail") for _ in range(900)])
     page = await site.post("/act", action="cancel", queue="mail")
     assert "Cancel: running" in page.text
-    assert "500 cancelled" in page.text
+    assert "500 jobs are cancelled" in page.text
     assert page.answer.headers["refresh"] == "2"
     [stop] = page.all("form", method="post")
     page = await site.post(stop["action"])
     assert "Cancel: stopped" in page.text
+    assert "The other jobs stay as they were." in page.text
     assert "refresh" not in page.answer.headers
     [record] = await memory.broker.admin.actions()
     assert (record.action.affected, record.action.stopped) == (500, "stopped by ada")
