@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
 import msgspec
 
-from taskflow.broker.admin import Admin, LimitRecord, View
+from taskflow.broker.admin import Admin, LimitRecord, QueueInfo, View
 from taskflow.broker.paging import first
 from taskflow.broker.protocol import Broker
 from taskflow.model import wording
@@ -25,6 +26,7 @@ from taskflow.model.wording import POISON
 
 SAMPLE_TIME: Final = 1.0  # seconds for which a command measures the rate of claims from a queue
 MAX_POSITIONS: Final = 1_000  # the maximum number of jobs counted ahead of a ready job
+MAX_SCHEDULED: Final = 100  # the maximum number of scheduled jobs searched for those that no worker knows
 POSITIONS_AT_ONCE: Final = 200
 MAX_HOLDERS: Final = 3  # jobs that are named as holders of a limit's slots
 MAX_WAITING: Final = 1_000  # a store counts at most this many jobs that wait at a limit
@@ -68,6 +70,15 @@ async def facts_of(
         await asyncio.sleep(sample_time)
         rate = (await _claims(admin, record.queue) - before) / (time.monotonic() - begun)
     return Facts(now=now, is_paused=is_paused, counts=counts, positions=positions, workers=await admin.workers(), rate=rate)
+
+
+async def unknown_jobs(admin: Admin, queues: Sequence[QueueInfo], known: Sequence[Sequence[str]]) -> dict[str, int]:
+    """Count parked jobs by name that no running worker knows, given the names that each worker knows. Parked jobs are due again within
+    minutes, so they're among the next `MAX_SCHEDULED` scheduled jobs."""
+    if not known or not all(known) or not any(queue.counts.get(Status.SCHEDULED) for queue in queues):
+        return {}
+    page = await admin.page(View(statuses=(Status.SCHEDULED,)), limit=MAX_SCHEDULED)
+    return Counter(record.job for record in page.records if is_parked(record) and not any(record.job in jobs for jobs in known))
 
 
 class OwnFacts(msgspec.Struct, frozen=True, kw_only=True):

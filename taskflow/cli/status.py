@@ -8,7 +8,6 @@ import contextlib
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
@@ -17,7 +16,8 @@ from typing import Any, Final
 import msgspec
 
 from taskflow.app.app import App
-from taskflow.broker.admin import Admin, QueueInfo, View
+from taskflow.app.explanation import unknown_jobs
+from taskflow.broker.admin import Admin, QueueInfo
 from taskflow.broker.url import masked
 from taskflow.cli import terminal
 from taskflow.cli.command import existing_broker, on_store
@@ -30,7 +30,6 @@ from taskflow.model.transitions import Event
 
 MAX_WORKERS: Final = 10  # maximum number that `status` names; `taskflow workers` lists them all
 MAX_HINTS: Final = 5
-MAX_READ: Final = 100  # maximum number of scheduled jobs searched for those that no worker knows
 
 # The title of each rate, and the events that it counts.
 RATES: Final[Mapping[str, tuple[str, tuple[Event, ...]]]] = {
@@ -76,7 +75,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     schedules: dict[str, int]
     totals: dict[str, dict[str, int]]
     paused_jobs: Sequence[str] = ()
-    unknown: Mapping[str, int] = {}  # parked jobs among the next `MAX_READ` scheduled ones, by name, if no running worker knows them
+    unknown: Mapping[str, int] = {}  # parked jobs that no running worker knows, by name
 
     @classmethod
     async def read(cls, app: App, admin: Admin) -> Summary:
@@ -86,7 +85,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
             queues=queues,
             workers=workers,
             paused_jobs=await admin.paused_jobs(),
-            unknown=await _unknown_jobs(admin, queues, workers),
+            unknown=await unknown_jobs(admin, queues, [worker.session.jobs for worker in workers if worker.is_alive]),
             schedules={
                 "stored": len(schedules),
                 "paused": sum(schedule.is_paused for schedule in schedules),
@@ -203,15 +202,6 @@ def _hints(summary: Summary) -> Iterator[str]:
         yield f"job {name} is paused: `taskflow resume --job {name}` ends the pause"
     for name, count in ((one_line(job), count) for job, count in summary.unknown.items()):
         yield f"no running worker knows the job {name} ({count:,} parked): deploy the code that sent it, or `taskflow cancel --job {name}`"
-
-
-async def _unknown_jobs(admin: Admin, queues: Sequence[QueueInfo], workers: Sequence[SessionRecord]) -> dict[str, int]:
-    """Count parked jobs that no running worker knows. They are due again within minutes, so they're among the next scheduled jobs."""
-    known = [worker.session.jobs for worker in workers if worker.is_alive]
-    if not known or not all(known) or not any(queue.counts.get(Status.SCHEDULED) for queue in queues):
-        return {}
-    page = await admin.page(View(statuses=(Status.SCHEDULED,)), limit=MAX_READ)
-    return Counter(record.job for record in page.records if record.waiting_for and not any(record.job in jobs for jobs in known))
 
 
 def queue_json(queue: QueueInfo) -> dict[str, Any]:

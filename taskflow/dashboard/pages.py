@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import DEFAULTS, POSSIBLE, ActionName, CallBrokerOnce
-from taskflow.app.explanation import Facts, Reason, facts_of, own_facts_of, reasons
+from taskflow.app.explanation import Facts, Reason, facts_of, own_facts_of, reasons, unknown_jobs
 from taskflow.app.flow_tree import TreeLine, flow_records, summary_of, tree_of
 from taskflow.app.job_display import AT_A_GLANCE, arguments_of, detail, record_json, result_of
 from taskflow.app.limits import LimitInfo, limit_info_of, limits
@@ -74,6 +74,7 @@ async def overview(request: Request) -> Response:
     queues, workers, paused_jobs, chart = await asyncio.gather(
         operate.queues(), operate.workers(), operate.paused_jobs(), remembered("rate", rate, keep=15.0)
     )
+    known = [worker.jobs for worker in workers if not worker.is_lost]
     deploy = newest_deploy(workers)
     found = await groups_of(View(), GROUPS_AT_A_GLANCE, deploy, others=True)
     return await render(
@@ -85,6 +86,7 @@ async def overview(request: Request) -> Response:
         untaken={each.name for each in queues if each.counts[Status.READY] and not _takers(workers, each.name)},
         workers=workers,
         paused_jobs=paused_jobs,
+        unknown=await remembered("unknown", lambda: call(lambda broker: unknown_jobs(broker.admin, queues, known)), keep=5.0),
         groups=found.groups,
         deploy=deploy,
         chart=chart,

@@ -90,7 +90,7 @@ async def test_queues_workers_and_failures_are_shown(world: World, site: Site) -
     assert "taskflow worker MODULE" in (await site.get("/workers")).text
     ids = await scene(world)
     overview = (await site.get("/")).text
-    for text in ("1 ready", "1 workers, 1 of 4 slots busy", "paused", "builtins.ValueError: no such user"):
+    for text in ("1 ready", "1 worker, 1 of 4 slots busy", "paused", "builtins.ValueError: no such user"):
         assert text in overview
     queue = (await site.get("/queues/mail")).text
     assert ("1 ready" in queue, "web-1:7" in queue, "History()" in queue) == (True, True, True)
@@ -289,6 +289,16 @@ async def test_the_pages_of_a_job_and_a_queue_show_its_limits(world: World, site
     assert [(each["limit"], each["holders"][0]["id"]) for each in found] == [("imports", id_text(holder.id))]
     job = (await site.get(f"/api/v1/jobs/{id_text(waiting.id)}")).answer.json()
     assert [each["limit"] for each in job["limits"]] == ["imports"]
+
+
+async def test_parked_jobs_that_no_worker_knows_are_named(world: World, site: Site) -> None:
+    session = await world.a_session(jobs=("letter",))
+    for name in ("gone", "letter"):
+        await world.settle(settlement(await world.running(session, job=name), Parked(f"a worker that knows job {name}", 60.0)))
+    page = await site.get("/")
+    assert "parked Job gone (1): no running worker knows it" in page.text
+    assert "Job letter" not in page.text
+    assert f"{PREFIX}/jobs?job=gone&status=scheduled" in page.links
 
 
 async def test_a_parked_job_has_not_started(world: World, site: Site) -> None:
