@@ -5,54 +5,63 @@ from __future__ import annotations
 import secrets
 from typing import Final
 
-from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import RedirectResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from taskflow.dashboard.acts import Acts
 from taskflow.dashboard.application import dashboard_with
-from taskflow.dashboard.guard import Access
+from taskflow.dashboard.guard import HEADERS, Access
 from taskflow.dashboard.live import Live
 
-KNOWN: Final = "taskflow.is_known"  # set in the scope of a request with the right token or cookie
+KNOWN: Final = "taskflow.is_known"  # set in the scope of a request with the right cookie
+USED: Final = "taskflow.is_used"  # set in the scope of a request without one, with the token that was used
 
 
 def dashboard_alone(live: Live, acts: Acts, actor: str, token: str, cookie: str) -> ASGIApp:
     """Return a dashboard with these live pages and actions, in which `actor` may act and see arguments.
 
-    The first GET with the query ``token=...`` gets a cookie of this name. From then on the token is invalid, and every request needs the
-    cookie.
+    The first GET with the query ``token=...`` gets a cookie of this name, and is redirected to the overview, so that no history keeps the
+    token. From then on the token is invalid, and every request needs the cookie.
     """
-    app = dashboard_with(live, acts, lambda request: Access(actor, True, True) if KNOWN in request.scope else None)
+
+    def authorize(request: Request) -> Access | None:
+        if USED in request.scope:
+            raise HTTPException(403, "This URL has been used: start `taskflow dashboard` again.")
+        return Access(actor, True, True) if KNOWN in request.scope else None
+
+    app = dashboard_with(live, acts, authorize)
     return _OneBrowser(app, token, cookie)
 
 
 class _OneBrowser:
     def __init__(self, app: ASGIApp, token: str, cookie: str) -> None:
         self._app = app
-        self._token: str | None = token
+        self._token = token
+        self._is_used = False
         self._cookie = cookie
         self._session = secrets.token_urlsafe(32)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_cookie(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                # Without Secure, because this is served over plain HTTP, usually on loopback.
-                value = f"{self._cookie}={self._session}; Path=/; HttpOnly; SameSite=Strict"
-                MutableHeaders(scope=message).append("Set-Cookie", value)
-            await send(message)
-
-        is_first = False
         if scope["type"] == "http":
             request = Request(scope)
-            is_first = request.method == "GET" and _is_same(request.query_params.get("token"), self._token)
-            if is_first:
-                self._token = None
-            if is_first or _is_same(request.cookies.get(self._cookie), self._session):
+            has_token = request.method == "GET" and _is_same(request.query_params.get("token"), self._token)
+            if _is_same(request.cookies.get(self._cookie), self._session):
                 scope[KNOWN] = True
-        await self._app(scope, receive, send_with_cookie if is_first else send)
+            elif has_token and self._is_used:
+                scope[USED] = True
+            elif has_token:
+                self._is_used = True
+                answer = RedirectResponse("/", 303, HEADERS)
+                # Without Secure, because this is served over plain HTTP, usually on loopback. Lax and not Strict: a browser that follows a
+                # link from another page, such as a terminal's, would not send a strict cookie to where it is redirected.
+                answer.set_cookie(self._cookie, self._session, httponly=True, samesite="lax")
+                await answer(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
-def _is_same(given: str | None, secret: str | None) -> bool:
+def _is_same(given: str | None, secret: str) -> bool:
     """Compare in constant time, which reveals nothing about the secret."""
-    return given is not None and secret is not None and secrets.compare_digest(given.encode("utf-8", "replace"), secret.encode())
+    return given is not None and secrets.compare_digest(given.encode("utf-8", "replace"), secret.encode())

@@ -61,12 +61,14 @@ def test_the_token_opens_it_once(server: Server) -> None:
     assert httpx.head(server.url).status_code == 403  # a preview of links does not use it up
     with httpx.Client() as browser:
         first = browser.get(server.url)
-        assert first.status_code == 200
-        assert "Overview" in first.text
+        assert (first.status_code, first.headers["location"], first.headers["cache-control"]) == (303, "/", "no-store")
+        assert "Overview" in browser.get(f"{base}/").text
         [cookie] = first.headers.get_list("set-cookie")
         assert cookie.startswith(f"taskflow_dashboard_{address.port}=")
-        assert cookie.endswith("; Path=/; HttpOnly; SameSite=Strict")
-        assert httpx.get(server.url).status_code == 403
+        assert cookie.endswith("; HttpOnly; Path=/; SameSite=lax")
+        again = httpx.get(server.url)
+        assert again.status_code == 403
+        assert "This URL has been used: start `taskflow dashboard` again." in Page(again).text
         assert browser.get(f"{base}/workers").status_code == 200
         assert browser.get(server.url).status_code == 200  # a reload
         assert "set-cookie" not in browser.get(f"{base}/").headers
@@ -100,7 +102,7 @@ def test_it_listens_where_it_is_asked_to(store: str) -> None:
     try:
         address = urlsplit(server.url)
         assert address.hostname == "0.0.0.0"
-        assert httpx.get(server.url.replace("0.0.0.0", "127.0.0.1")).status_code == 200
+        assert httpx.get(server.url.replace("0.0.0.0", "127.0.0.1")).status_code == 303
         taken = run("--broker", store, "--port", str(address.port), "--host", "0.0.0.0")
     finally:
         _, err = server.end()
