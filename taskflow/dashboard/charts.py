@@ -203,7 +203,7 @@ def histogram(series: Mapping[str, Mapping[int, int]], title: str) -> Histogram 
     labels = _label(LEFT - 6, TOP + 8, top, "end") + _label(LEFT, HEIGHT - 4, f"below {table[0][0]}", "start")
     if len(table) > 1:
         labels += _label(WIDTH, HEIGHT - 4, f"below {table[-1][0]}", "end")
-    names = [one_line(name, 60) for name in series]
+    names = [one_line(name, 60) or "Runs" for name in series]
     keys = Markup(" ").join(Markup('<span class="key {}">{}</span>').format(*pair) for pair in zip(styles, names, strict=True))
     plot = Plot(
         title=title,

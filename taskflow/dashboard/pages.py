@@ -126,6 +126,7 @@ async def jobs(request: Request) -> Response:
         job_id=job_id,
         filters=dict.fromkeys(FILTERS, "") | filters,
         is_filtered=bool(filters),
+        is_ended=status in ENDED,
         rows=[(record, id_text(record.id), detail(record)) for record in page.records],
         page=page,
         is_first=cursor is None,
@@ -367,4 +368,4 @@ async def actions_before(request: Request) -> list[ActionRecord]:
 
 async def audit(request: Request) -> Response:
     records, is_first = await actions_before(request), not request.query_params.get("before")
-    return await render(request, "audit.html", records=records, is_first=is_first, is_full=len(records) == ACTIONS_AT_ONCE)
+    return await render(request, "audit.html", LABELS=LABELS, records=records, is_first=is_first, is_full=len(records) == ACTIONS_AT_ONCE)

@@ -63,6 +63,7 @@ async def test_one_job_is_acted_on_and_its_page_shown(world: World, site: Site) 
     assert [record.action.kind for record in log] == ["purge", "cancel", "retry", "cancel", "run-now", "retry"]
     assert {record.action.by for record in log} == {"ada"}
     assert log[-1].action.reason == "the service is back"
+    assert {f"{PREFIX}/jobs/{job}", f"{PREFIX}/jobs/{later}"} <= set((await site.get("/audit")).links)
 
 
 async def test_a_cancel_of_a_running_job_is_confirmed(world: World, site: Site) -> None:

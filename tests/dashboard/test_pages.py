@@ -181,6 +181,12 @@ async def test_a_job_is_found_by_its_id(memory: World, site: Site) -> None:
     await site.get("/jobs", code=400, id="<b>")
 
 
+async def test_lists_of_ended_jobs_say_when_they_ended(world: World, site: Site) -> None:
+    await scene(world)
+    for status, is_shown in (("failed", True), ("running", False), ("", False)):
+        assert ("Sent Ended Attempt" in (await site.get("/jobs", status=status)).text) is is_shown
+
+
 async def test_a_short_id_is_refused_above_the_list(memory: World, site: Site) -> None:
     """The filters stay, and the list has whole ids to copy."""
     text = id_text((await memory.add(queue="mail")).id)
@@ -412,6 +418,8 @@ async def test_charts_show_the_history_and_teach_how_to_record_one(site: Site) -
             queue = await site.get("/queues/mail")
             assert [tag["aria-label"] for tag in queue.all("svg")] == ["Waits in the last day", "Run times in the last day"]
             assert "letter 60 2ms 1.0s 2.1s 2.1s" in queue.text
+            assert [each["name"] for each in json.loads(queue.all("live-plot")[0]["data-plot"])["series"]] == ["Runs"]
+            assert "Below Runs 2ms" in queue.text
 
 
 async def test_deploys_are_marked_in_charts_and_split_histograms(site: Site) -> None:
