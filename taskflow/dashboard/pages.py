@@ -156,6 +156,8 @@ async def job(request: Request) -> Response:
         moments=_moments(record, now),
         runs=charts.runs(record, now),
         is_parked=is_parked(record),
+        is_paused=(is_paused := any(f"queue {record.queue} is paused" in each.text for each in reasons_and_limits[0])),
+        pause=await _pause_of(record.queue) if is_paused else None,
         errors=record.errors[: -MAX_ERRORS - 1 : -1],
         arguments=arguments,
         problem=problem,
@@ -163,6 +165,12 @@ async def job(request: Request) -> Response:
         result_problem=result_problem,
         actions={name: label for name, label in LABELS.items() if _applies(name, record)},
     )
+
+
+async def _pause_of(queue: str) -> ActionRecord | None:
+    """Return the action that paused the queue, if it is among the newest."""
+    found = await call(lambda broker: broker.admin.actions(limit=ACTIONS_AT_ONCE))
+    return next((record for record in found if record.action.kind == "pause" and queue in record.action.names), None)
 
 
 def _applies(action: ActionName, record: Record) -> bool:

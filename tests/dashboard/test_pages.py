@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -111,6 +112,14 @@ async def test_a_queue_with_ready_jobs_that_no_worker_takes_is_marked(memory: Wo
     assert page.text.count("no worker takes it") == 1
     await memory.beat(session, leaving=True)
     assert (await site.get("/")).text.count("no worker takes it") == 2
+
+
+async def test_a_job_in_a_paused_queue_says_who_paused_it(world: World, site: Site) -> None:
+    await operate.pause("mail", by="grace", reason="repair")
+    page = await site.get(f"/jobs/{id_text((await world.add(queue='mail')).id)}")
+    assert re.search(r"grace paused the queue \S+ ago \(repair\)\. Resume it on its page", page.text)
+    assert f"{PREFIX}/queues/mail" in page.links
+    assert "paused the queue" not in (await site.get(f"/jobs/{id_text((await world.add(queue='other')).id)}")).text
 
 
 async def test_commands_in_a_cure_are_code(memory: World, site: Site) -> None:
