@@ -21,9 +21,9 @@ from taskflow.app.explanation import Facts, Reason, facts_of, own_facts_of, reas
 from taskflow.app.flow_tree import TreeLine, flow_records, summary_of, tree_of
 from taskflow.app.job_display import AT_A_GLANCE, arguments_of, detail, record_json, result_of
 from taskflow.app.limits import LimitInfo, limit_info_of, limits
-from taskflow.app.operate import Failures, WorkerInfo, failure_groups, operate
+from taskflow.app.operate import Failures, WorkerInfo, failure_groups, group_ids, operate
 from taskflow.app.schedules import schedules
-from taskflow.broker.admin import QueueInfo, View
+from taskflow.broker.admin import Page, QueueInfo, View
 from taskflow.broker.protocol import Broker
 from taskflow.dashboard import calendar, charts
 from taskflow.dashboard.guard import Access
@@ -109,19 +109,20 @@ async def jobs(request: Request) -> Response:
             return redirect(request, f"/jobs/{id_text(parse_id(job_id))}")
         except ValueError:
             problem = NO_ID
-    filters = filters_of(request.query_params)
-    view, cursor = view_of_filters(filters), request.query_params.get("cursor") or None
+    group, cursor = request.query_params.get("group", "").strip(), request.query_params.get("cursor") or None
+    filters = {"status": "failed"} if group else filters_of(request.query_params)
+    view = view_of_filters(filters)
     with refusing():
-        page, queues = await asyncio.gather(
-            call(lambda broker: broker.admin.page(view, cursor=cursor, limit=JOBS_AT_ONCE)), operate.queues()
-        )
+        listed = _of_cause(group, cursor) if group else call(lambda broker: broker.admin.page(view, cursor=cursor, limit=JOBS_AT_ONCE))
+        page, queues = await asyncio.gather(listed, operate.queues())
     [status] = view.statuses or (None,)
     actions = {name: LABELS[name] for name in LABELS if (DEFAULTS[name] if status is None else {status}) & POSSIBLE[name]}
     return await render(
         request,
         "jobs.html",
         400 if problem else 200,
-        back=with_query("/jobs", filters),
+        group=group,
+        back=with_query("/jobs", {**filters, "group": group}),
         problem=problem,
         job_id=job_id,
         filters=dict.fromkeys(FILTERS, "") | filters,
@@ -133,8 +134,17 @@ async def jobs(request: Request) -> Response:
         totals=totals_of(queues, view.queue) if set(filters) <= {"status", "queue"} else None,
         statuses=list(Status),
         actions=actions,
-        acts_on_all=actions if filters else {},
+        acts_on_all=actions if filters and not group else {},
     )
+
+
+async def _of_cause(group: str, cursor: str | None) -> Page:
+    """Return some of the failed jobs of a cause, the newest first."""
+    start = whole(cursor, 0, 0, 1_000_000)
+    ids = await call(lambda broker: group_ids(broker.admin, View(), group))
+    records = await call(lambda broker: broker.read(ids[start : start + JOBS_AT_ONCE]))
+    following = str(start + JOBS_AT_ONCE) if start + JOBS_AT_ONCE < len(ids) else None
+    return Page(records=[each for each in records if each], cursor=following, examined=len(records), stopped_early=False)
 
 
 async def job(request: Request) -> Response:

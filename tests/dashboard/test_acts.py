@@ -18,7 +18,7 @@ from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.record import Status
-from taskflow.model.verdict import Settlement
+from taskflow.model.verdict import RunError, Settlement
 from tests.dashboard.site import ADA, PREFIX, Page, Site
 from tests.support.verdicts import failed, retried, succeeded
 from tests.support.world import World
@@ -151,6 +151,19 @@ async def test_the_jobs_of_a_cause_are_retried_a_few_at_first(world: World, site
         assert (await statuses(world, jobs)).count(Status.READY) == ready
     assert "No job matches" in (await site.get(links[-1])).text
     await site.post("/act", code=404, action="retry", group=links[-1].partition("group=")[2])
+
+
+async def test_the_jobs_of_a_cause_are_listed(world: World, site: Site) -> None:
+    jobs, session = await failed_jobs(world, 60), await world.a_session()
+    await world.settle(failed(await world.running(session), RunError("builtins.OSError", "another", "")))
+    [link] = [link for link in (await site.get("/failures", queue="mail")).links if "/jobs?group=" in link]
+    found = list[str]()
+    while link:
+        page = await site.get(link)
+        found += [tag["value"] for tag in page.all("input", name="id", type="checkbox")]
+        link = next((tag["href"] for tag in page.all("a", rel="next")), "")
+    assert sorted(found) == sorted(jobs)
+    await site.get("/jobs", code=400, group="nonsense")
 
 
 async def test_the_jobs_of_a_cause_that_match_are_retried(world: World, site: Site) -> None:
