@@ -64,7 +64,7 @@ ELSEWHERE: Final = (
 BACK: Final = re.compile(r"/(?:jobs(?:/[0-9a-f-]{36})?|failures)(?:\?[^#\s]*)?(?:#g[0-9a-f]{16})?", re.ASCII)
 """A path that a form may name as the page that it came from."""
 
-PAST: Final[dict[ActionName, str]] = {"retry": "ready again", "run-now": "ready", "cancel": "cancelled", "purge": "discarded"}
+DONE: Final[dict[ActionName, str]] = {"retry": "ready again", "run-now": "ready", "cancel": "cancelled", "purge": "discarded"}
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,11 +110,11 @@ async def target_of(request: Request, fields: Fields | Any) -> Target:
                 raise ValueError("the jobs of a cause have failed and can only be retried: leave out status=, or use action=retry")
             view, in_stages = view_of_filters(filters), bool(fields.get("stages"))
             found = await call(lambda broker: group_ids(broker.admin, view, group))
-            [newest] = await call(lambda broker: broker.read(found[:1])) if found else [None]
+            newest = await call(lambda broker: broker.read(found[:1])) if found else []
+            error = "".join(each.reason or "" for each in newest if each)
             most = whole(fields.get("first"), len(found), 1, max(1, len(found)))
             inputs = {"group": group, **filters, "first": str(most) if most < len(found) else "", "stages": "1" if in_stages else ""}
             given = [(name, text) for name, text in inputs.items() if text]
-            error = newest.reason or "" if newest else ""
             how: dict[str, Any] = {"group": group, "in_stages": in_stages, "back": back, "error": error}
             return Target(action=action, ids=found[:most], view=view, fields=given, **how)
         view = view_of_filters(filters)
@@ -242,7 +242,7 @@ class Acts:
     async def progress(self, request: Request) -> Response:
         act = self._act_of(request)
         action, headers = act.target.action, {"Refresh": REFRESH} if act.is_running else None
-        words: dict[str, Any] = {"label": act.target.label, "done": PAST[action], "which": _words(act.target)}
+        words: dict[str, Any] = {"label": act.target.label, "done": DONE[action], "which": _words(act.target)}
         return await render(request, "progress.html", headers=headers, act=act, name=request.path_params["name"], **words)
 
     async def stop(self, request: Request) -> Response:

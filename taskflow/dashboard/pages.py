@@ -76,7 +76,10 @@ async def overview(request: Request) -> Response:
     )
     known = [worker.jobs for worker in workers if not worker.is_lost]
     deploy = newest_deploy(workers)
-    found = await groups_of(View(), GROUPS_AT_A_GLANCE, deploy, others=True)
+    found, unknown = await asyncio.gather(
+        groups_of(View(), GROUPS_AT_A_GLANCE, deploy, others=True),
+        remembered("unknown", lambda: call(lambda broker: unknown_jobs(broker.admin, queues, known)), keep=5.0),
+    )
     return await render(
         request,
         "overview.html",
@@ -86,7 +89,7 @@ async def overview(request: Request) -> Response:
         untaken={each.name for each in queues if each.counts[Status.READY] and not _takers(workers, each.name)},
         workers=workers,
         paused_jobs=paused_jobs,
-        unknown=await remembered("unknown", lambda: call(lambda broker: unknown_jobs(broker.admin, queues, known)), keep=5.0),
+        unknown=unknown,
         groups=found.groups,
         deploy=deploy,
         chart=chart,
