@@ -35,7 +35,7 @@ FRAGMENT: Final = "X-Taskflow-Fragment"  # the header with which a script reques
 
 SAID: Final = {
     "none": "Nothing was done: select jobs first.",
-    "retry": "The job is ready again.",
+    "retry": "The job is back in its queue.",
     "run-now": "The job's time has come: it runs as soon as a worker is free.",
     "cancel": "The job is cancelled.",
     "asked": "The running job was asked to stop.",

@@ -48,7 +48,7 @@ async def test_one_job_is_acted_on_and_its_page_shown(world: World, site: Site) 
     [job] = await failed_jobs(world, 1)
     page = await site.post("/act", action="retry", id=job, reason="the service is back")
     assert page.answer.url.path == f"{PREFIX}/jobs/{job}"
-    assert "The job is ready again." in page.text
+    assert "The job is back in its queue." in page.text
     later = id_text((await world.add(after=3_600.0)).id)
     for action, status in (("run-now", Status.READY), ("cancel", Status.CANCELLED), ("retry", Status.READY), ("cancel", Status.CANCELLED)):
         page = await site.post("/act", action=action, id=later)
