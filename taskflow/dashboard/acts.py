@@ -64,7 +64,7 @@ ELSEWHERE: Final = (
 BACK: Final = re.compile(r"/(?:jobs(?:/[0-9a-f-]{36})?|failures)(?:\?[^#\s]*)?(?:#g[0-9a-f]{16})?", re.ASCII)
 """A path that a form may name as the page that it came from."""
 
-DONE: Final[dict[ActionName, str]] = {"retry": "ready again", "run-now": "ready", "cancel": "cancelled", "purge": "discarded"}
+DONE: Final[dict[ActionName, str]] = {"retry": "ready again", "run-now": "due now", "cancel": "cancelled", "purge": "discarded"}
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):

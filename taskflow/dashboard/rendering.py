@@ -36,7 +36,7 @@ FRAGMENT: Final = "X-Taskflow-Fragment"  # the header with which a script reques
 SAID: Final = {
     "none": "Nothing was done: select jobs first.",
     "retry": "The job is back in its queue.",
-    "run-now": "The job's time has come: it runs as soon as a worker is free.",
+    "run-now": "The job is due now: it runs as soon as a worker is free.",
     "cancel": "The job is cancelled.",
     "asked": "The running job was asked to stop.",
     "pause": "The pause has begun.",

@@ -93,7 +93,7 @@ async def test_selected_jobs_are_acted_on(world: World, site: Site) -> None:
 async def test_an_action_on_no_selected_job_shows_the_list_again(memory: World, site: Site, action: str) -> None:
     await failed_jobs(memory, 1)
     [tag] = (await site.get("/jobs", status="failed", queue="mail")).all("input", name="back")
-    fields = {"action": action, "back": tag["value"]}
+    fields: dict[str, Any] = {"action": action, "back": tag["value"]}
     page = Page(await site.client.get(f"{PREFIX}/act", params=fields, follow_redirects=True))
     for shown in (page, await site.post("/act", **fields)):
         assert "Nothing was done: select jobs first." in shown.text
@@ -281,6 +281,13 @@ async def test_many_jobs_need_a_word_that_is_typed(memory: World, site: Site) ->
     assert (await operate.queues())[0].counts[Status.READY] == 1_001
     page = await site.post("/act", **form(page), confirm="cancel")
     assert "1,001 jobs are cancelled" in page.text
+
+
+async def test_run_now_says_that_it_skips_no_limit(memory: World, site: Site) -> None:
+    await memory.add(after=60.0)
+    page = await site.get("/act", action="run-now", status="scheduled")
+    assert "It skips no limit." in page.text
+    assert "1 job is due now" in (await site.post("/act", **form(page))).text
 
 
 async def test_a_count_is_bounded(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
