@@ -208,7 +208,7 @@ def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:
         yield Reason("it is due, but no worker is running to make it ready", "start one with `taskflow worker MODULE`")
     if record.waiting_for == wording.job_paused(record.job):
         yield Reason(f"job {record.job} is paused", f"`taskflow resume --job {record.job}` ends the pause")
-    elif is_parked(record):
+    elif record.waiting_for and is_parked(record):
         yield Reason(
             f"no worker could run it: it waits for {short_reason(record.job, record.waiting_for)}, and is tried again {wait}",
             f"deploy the code that sent it, or `taskflow cancel {_id(record)}` if that code was removed",

@@ -62,7 +62,7 @@ def test_pages_actions_and_the_api_are_those_of_asgi(world: World) -> None:
         assert 'href="/ops/jobs/workers"' in page.text
     assert client.get("/ops/jobs").headers["Location"].endswith("/ops/jobs/")
     moved = client.post("/ops/jobs/act", data={"action": "run-now", "id": job, "reason": "größer"}, headers=SAME)
-    assert (moved.status_code, moved.headers["Location"]) == (303, f"/ops/jobs/jobs/{job}")
+    assert (moved.status_code, moved.headers["Location"]) == (303, f"/ops/jobs/jobs/{job}?said=run-now")
     [queue] = client.get("/ops/jobs/api/v1/queues").get_json()
     assert (queue["name"], queue["counts"][Status.READY]) == ("a/../bücher", 1)
     [record] = client.get("/ops/jobs/api/v1/audit").get_json()
