@@ -197,7 +197,7 @@ def test_selected_jobs_run_now(stage: Filled, page: Page) -> None:
     for job in jobs[:2]:
         page.locator(row(page, job)).get_by_role("checkbox").check()
     page.get_by_role("button", name="Run now").click()
-    expect(page.get_by_role("status")).to_contain_text("2 made ready")
+    expect(page.get_by_role("status")).to_contain_text("2 jobs are due now")
     page.goto(f"{stage.url}/jobs?queue=later")
     for job, status in zip(jobs, ("ready", "ready", "scheduled"), strict=True):
         expect(page.locator(row(page, job)).locator(".status")).to_have_text(status)
