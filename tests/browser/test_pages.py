@@ -51,6 +51,10 @@ def test_each_page_is_live_and_fits_a_phone(stage: Filled, page: Page) -> None:
             expect(page.locator("#live")).to_have_text("live")
         for width in (360, 1_280):
             page.set_viewport_size({"width": width, "height": 800})
+            for _ in range(60):  # a plot follows the width after it is drawn
+                if page.evaluate("document.documentElement.scrollWidth") <= width:
+                    break
+                page.wait_for_timeout(50)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, name
 
 
