@@ -178,7 +178,7 @@ def _plain(around: Around, entered: object) -> AbstractContextManager[Any]:
 
 
 class _Values:
-    """The values of one run's dependencies. Each function is called once. For a plain job, nothing is awaited."""
+    """Computes the values of one run's dependencies, calling each function once. Nothing is awaited if the job's function is plain."""
 
     def __init__(self, context: JobContext, overrides: Overrides, stack: ExitStack | AsyncExitStack) -> None:
         self._context = context

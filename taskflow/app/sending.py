@@ -64,7 +64,7 @@ async def enqueue(calls: Iterable[BareCall[R]] | AsyncIterable[BareCall[R]], *, 
         return sent.handles
     sending: asyncio.Task[None] | None = None
     try:
-        for batch in batches(calls):  # the next one is read while one is being sent, which takes about as long
+        for batch in batches(calls):  # reads a batch while the previous one is being sent, because both take about as long
             if sending is not None:
                 await sending
                 sending = None

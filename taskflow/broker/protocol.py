@@ -285,8 +285,8 @@ class Added(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """The job was not added. `standing` is the id of the job that has its key, or its own id if that is known. Because of "id", the job
-    had been sent before; because of "clash", another job has its id."""
+    """The job was not added. `because` is "key" if a live job has its key, "id" if the job was sent before, and "clash" if another job
+    has its id. `standing` is the id of the job that has the key, or else the refused job's id."""
 
     id: bytes
     standing: bytes

@@ -207,7 +207,7 @@ def _difference(url: str, connection: Any) -> str | None:
         return str(connection.vendor)
     if scheme == "sqlite":
         return None if Path(its_name).resolve() == Path(name).resolve() else its_name
-    if "service" in alias.get("OPTIONS", {}) or "," in parts.netloc:  # the first send compares the databases themselves
+    if "service" in alias.get("OPTIONS", {}) or "," in parts.netloc:  # unknown here: the first send compares the actual databases
         return None
     host, its_host = (_local_or(unquote(given or "")) for given in (parts.hostname, alias["HOST"]))
     is_same = (name, host, parts.port or 5432) == (its_name, its_host, int(alias["PORT"] or 5432))

@@ -70,8 +70,8 @@ def poison_fingerprint(died_of: str = "") -> bytes:
 @lru_cache(maxsize=64)
 def fingerprint(message: str, kind: str = "", traceback: str = "") -> bytes:
     """Return the fingerprint of a failure: a hash of the exception's type, the innermost frame of the application, and the message
-    without quoted text, ids and numbers. A frame counts by its file and function, without the line, so that edits elsewhere in the
-    file and new release folders do not matter. For a job that discarded itself, and for poison, only the reason counts."""
+    without quoted text, ids and numbers. Of the frame, only the file and function are used, so edits elsewhere in the file and new
+    release folders don't change the hash. For a job that discarded itself, and for poison, only the reason is used."""
     parts = (kind, frame(traceback), shape(message))
     return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).digest()[:FINGERPRINT_BYTES]
 

@@ -111,6 +111,6 @@ def check_member(member: Member, joins: Sequence[bytes], ties: Sequence[Tie]) ->
         raise ValueError(f"{member!r}, ties={ties!r}: expected numbers of one flow, and a tie for each of {len(joins)} joins")
     are_possible = not [tie for tie in ties if tie.number is not None and not 0 <= tie.number < MAX_MEMBERS]
     if not (are_possible and 0 <= member.inputs <= MAX_MEMBERS):
-        raise ValueError(f"{member!r}, ties={ties!r}: expected input numbers and counts from 0 to {MAX_MEMBERS:,}")
+        raise ValueError(f"{member!r}, ties={ties!r}: expected numbers below {MAX_MEMBERS:,}, and at most as many inputs")
     if (member.takes is None) != (member.inputs == 0 and not member.is_list):
         raise ValueError(f"{member!r}: expected takes= if, and only if, the job receives results")

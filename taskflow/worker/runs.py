@@ -111,7 +111,7 @@ class Runs:
         self.lease_table.nudge()
 
     def _fill_batches(self) -> None:
-        """Start the leases in the reserve for which a batch has room."""
+        """Start each run in the reserve whose job is gathering a batch that has room."""
         batches = self._executor.batches
         for holding in list(self._reserve) if batches is not None and batches.wanted else ():
             if batches is not None and batches.gathers(self._executor.registry.get(holding.lease.envelope.job)):

@@ -380,7 +380,7 @@ class Supervisor:
             log.error("worker %d has ended: %s; another worker starts %s", worker.pid, exit_status.cause, when)
 
     def _record_stopped(self, worker: WorkerProcess, exit_status: ExitStatus) -> None:
-        """Record the exit code, unless the worker was still starting while others worked."""
+        """Record the exit code, unless this worker was still starting although others had already started."""
         if worker.works_since is not None or not self._has_worked:
             by_us = worker.works_since is None and exit_status.code == 128 + signal.SIGTERM
             self._codes.append(128 + self._number if by_us or self._stops > 2 else exit_status.code)

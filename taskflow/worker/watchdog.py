@@ -37,7 +37,7 @@ Line = tuple[str, int, str, None]
 CHECK_INTERVAL: Final = 0.25
 FIRST_REPORT: Final = 1.0
 REPORT_FACTOR: Final = 10  # a stall is reported again each time its duration has grown by this factor
-END_TIMEOUT: Final = 0.05  # seconds in which a run that has held the interpreter lock may end, if it isn't in the middle of a step
+END_TIMEOUT: Final = 0.05  # seconds for a run that held the interpreter lock to finish its last step
 # Seconds to wait for the subscribers. They may hang, for example if the loop is blocked in the log that they write to.
 EMIT_TIMEOUT: Final = 2.0
 

@@ -224,7 +224,7 @@ def purge(view: View, limit: int, rules: Rules) -> Operation[int]:
     # Ended jobs come first: a waiting job that is purged may stay for a while as CANCELLED. HELD jobs precede those that they await.
     order = (*ENDED, Status.HELD, Status.SCHEDULED, Status.READY)
     sections = [None] if view.tag is not None else [status for status in order if status in (view.statuses or Status)]
-    felled = msgspec.structs.replace(view, statuses=(Status.CANCELLED,))  # by the purge of other jobs of their flows
+    felled = msgspec.structs.replace(view, statuses=(Status.CANCELLED,))  # jobs that were cancelled by the purge of another job
     for status, chosen in [*((status, view) for status in sections), (None if view.tag is not None else Status.CANCELLED, felled)]:
         after: Position | None = None
         while purged < limit:

@@ -19,7 +19,7 @@ CONTENTION_TTL: Final = 1.0
 
 
 class Contention:
-    """The records that other clients have recently kept changing while this client used them."""
+    """Tracks the records that other clients recently changed several times while this client was using them."""
 
     def __init__(self) -> None:
         self._until: dict[Ref, float] = {}

@@ -214,8 +214,8 @@ class Draft:
         return all(ref in self._current or ref in self._stored for ref in refs)
 
     def require(self, refs: Iterable[Ref], *, frees: bool = False, heads: Iterable[Scan] = ()) -> None:
-        """Raise Missing if one of these records or scans wasn't loaded, after registering all that are missing. With `frees`, the refs are
-        gates that get a free slot, so their waiting jobs are needed too."""
+        """Register which of these records and scans weren't loaded, and raise Missing if there are any. With `frees`, the refs are gates
+        that get a free slot, so their waiting jobs are needed too."""
         self.unseen.update(scan for scan in heads if scan not in self._heads)
         for ref in refs:
             is_known = ref in self._current or ref in self._stored

@@ -220,7 +220,7 @@ def redo(draft: Draft, job: Job, *, acts: bool) -> None:
         if waiting is None or waiting.status not in (HELD, FAILED, CANCELLED):
             state.spent = (*state.spent, successor)
             continue
-        draft.put(waiting)  # a release that is under way is decided again
+        draft.put(waiting)  # a change of the record: a concurrent release of this job finds it and decides again
         draft.add(waiting.ref, "awaits", 1)
         waiting.add_awaited(1)  # in memory too, because the same call may also retry this successor
         if tie.number is not None:

@@ -44,7 +44,7 @@ class ScheduleBody(msgspec.Struct):
         return sorted(self.declared, key=lambda each: (each.since, each.session, each.digest), reverse=True)
 
     def elect(self, now: int, keep_asleep: float) -> None:
-        """Make the youngest declaration effective."""
+        """Let the youngest session's declaration take effect."""
         youngest = next(iter(self.by_age()), None)
         definition = None if youngest is None else Definition(self.state.name, youngest.digest, youngest.body)
         self.state.elect(definition, now, keep_asleep)
@@ -112,8 +112,8 @@ def define(definitions: Sequence[Definition], session: bytes | None, age: float,
 
 
 def hand_over(session: bytes, rules: Rules) -> Operation[bool]:
-    """Drop the declarations of a session that has died, and make the next youngest ones effective. Return False if another program's open
-    transaction has locked one of the schedules."""
+    """Drop the declarations of a dead session, so that those of the next youngest session take effect. Return False if another program's
+    open transaction has locked one of the schedules."""
     seen: Snapshot = yield Query(scans=(Scan("declared", MAX_DECLARED, (session,), with_records=False),))
 
     def one(draft: Draft, ref: Ref) -> bool:

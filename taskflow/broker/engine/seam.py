@@ -369,7 +369,7 @@ class Faded(NamedTuple):
 
     `buried`    how many jobs it buried
     `has_more`  True if it stopped at the limit
-    `left`      the jobs with ties that are due for burial; the engine buries them. The value is True if their queue has too many jobs
+    `left`      jobs with ties that are due for burial, which the engine buries; each maps to True if its queue has too many jobs
     """
 
     buried: int

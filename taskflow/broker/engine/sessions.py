@@ -257,8 +257,8 @@ def _work_hint(draft: Draft, session: Plain) -> WorkHint:
 
 
 def lapses(draft: Draft, beating: Plain | None = None) -> list[float]:
-    """Return, for each session that `LAPSING` has found, the seconds until it lapses. In `draft`, its scans follow those of the moves and
-    `PULSE`. The session `beating` has sent a heartbeat since they were read."""
+    """Return the seconds until each session found by `LAPSING` lapses. The draft's scans begin with `MOVE_SCANS`, `PULSE` and `LAPSING`.
+    `beating` is the current record of a session that sent a heartbeat after the scans were read."""
     outages = outages_of(draft)
     pulse = draft.steady if beating is not None else pulse_in(draft.seen.scans[3], draft.steady)
     found = [beating if beating is not None and session.ref == beating.ref else session for session in lapsing(draft)]
@@ -266,7 +266,7 @@ def lapses(draft: Draft, beating: Plain | None = None) -> list[float]:
 
 
 def lapsing(draft: Draft) -> list[Plain]:
-    """Return the sessions that `LAPSING` has found."""
+    """Return the sessions found by `LAPSING`, without duplicates."""
     found = {entry.ref: entry.record for entries in draft.seen.scans[4:6] for entry in entries}
     return [Plain(ref, dict(record.header), record.state) for ref, record in found.items() if record is not None]
 

@@ -127,7 +127,7 @@ class LoopConnections:
 
     def __init__(self, pool: ConnectionPool, listener: PostgresListener, notifier: Notifier) -> None:
         self._wants_look = False
-        # once cancelled, it waits for the next call of `check_marks`: asyncio.run() cancels it at its end, and then still runs the loop
+        # asyncio.run() cancels this task at its end and then still runs the loop, so a cancelled task waits for the next `check_marks`
         self._looking = Duty(self._keep_looking, is_needed=lambda: False)
         self.pool = pool
         self.listener = listener

@@ -24,7 +24,7 @@ Ask = Callable[..., Awaitable[Any]]
 
 
 async def keys_of(ask: Ask, prefix: str) -> AsyncIterator[list[bytes]]:
-    """Yield the keys that begin with the prefix, some of them twice. A list may be empty."""
+    """Yield lists of the keys that begin with the prefix. A list may be empty, and a key may appear more than once."""
     cursor: Any = 0
     while True:
         cursor, keys = await ask("SCAN", cursor, "MATCH", f"{prefix}*", "COUNT", 1_000)

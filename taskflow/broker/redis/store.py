@@ -118,7 +118,7 @@ class RedisStore:
     async def _set_aside(self, found: Sequence[Any]) -> None:
         """Replace unreadable jobs by FAILED ones. In `found`, each id is followed by the queue in which the job was READY, or by False."""
         jobs = ", ".join(map(id_text, found[::2]))
-        log.error("setting aside as FAILED these jobs, which another program changed and which cannot be read: %s", jobs)
+        log.error("jobs became unreadable because another program changed them; storing them as FAILED: %s", jobs)
         await self._call("aside", pack(found))
 
     async def apply(self, apply: Apply) -> tuple[list[Answer], Snapshot | None]:

@@ -93,7 +93,7 @@ class Counts(RecordReader):
     def forget(self) -> None:
         """Clear the values read so far. Called when an operation begins, and when one has failed."""
 
-    # --- an operation among others -----------------------------------------------------------------------------------
+    # --- several operations in a transaction ---------------------------------------------------------------------------
 
     def save(self) -> Pending:
         """Return the pending counts and wake-ups of the previous operations, and start collecting those of this operation separately."""

@@ -213,7 +213,7 @@ _decode: Final = msgspec.json.Decoder(list[list[Any]]).decode
 
 
 class _TooLong(int):
-    """A placeholder for a value that must be read separately: its size in bytes."""
+    """The size in bytes of a value that must be read separately. It takes the value's place until then."""
 
     __slots__ = ()
 

@@ -133,7 +133,7 @@ class Folder:
         return listeners
 
     def address(self, name: str) -> str:
-        """Return the path of a socket. A path that is too long for a socket leads through the folder's descriptor."""
+        """Return the path of a socket, through the folder's descriptor if the plain path is too long for a socket."""
         path = os.path.join(self._path, name)
         return path if len(os.fsencode(path)) <= _MAX_ADDRESS_BYTES else f"/proc/self/fd/{self._opened()}/{name}"
 

@@ -109,7 +109,7 @@ class SocketListener:
                     self._hide_waiting()
 
     def begin_waiting(self) -> None:
-        """Show senders that this listener waits for jobs. If it wasn't shown until now, also check for jobs that already exist."""
+        """Show senders that this listener waits for jobs. If senders didn't know it yet, also check for jobs that already exist."""
         if self._pid != os.getpid():
             return
         with self._lock:

@@ -103,7 +103,7 @@ class Writer:
         return await future
 
     def expect(self, commit: ExpectedCommit) -> None:
-        """Announce a caller's transaction after its commit. Does nothing if the writer is closed."""
+        """Ask the writer to announce a caller's transaction once it has committed. Does nothing if the writer is closed."""
         with contextlib.suppress(BrokerUnavailable):
             self._put(commit)
 
