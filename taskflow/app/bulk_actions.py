@@ -137,6 +137,7 @@ POSSIBLE: Final[Mapping[ActionName, frozenset[Status]]] = {
 """The statuses that each action can act on."""
 
 CHANGED, ASKED, UNKNOWN = "changed", "asked to stop", "it is unknown or no longer kept"
+FELLED: Final = Redone.FELLED.value
 
 
 class ActionResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -284,13 +285,29 @@ async def act(call: CallBroker, action: ActionName, view: View) -> AsyncIterator
             done += ActionResult(changed=dropped)
             yield done
         return
-    acted = set[bytes]()
+    acted, felled = set[bytes](), list[bytes]()
     async for records in pages(call, view):
         ids = [record.id for record in records if record.id not in acted]
         if action == "run-now":
             acted.update(ids)  # a job that ran in the meantime, and is scheduled again, is on a later page too
-        done += ActionResult.of(await apply(call, action, ids) if ids else ())
+        answers = await apply(call, action, ids) if ids else []
+        felled += [job_id for job_id, answer in zip(ids, answers, strict=True) if answer == FELLED]
+        done += ActionResult.of(answers)
         yield done
+    if restored := await count_restored(call, felled):
+        left = len(felled) - restored
+        refused = {why: number for why, number in (done.refused | {FELLED: left}).items() if number}
+        yield msgspec.structs.replace(done, changed=done.changed + restored, refused=refused)
+
+
+async def count_restored(call: CallBroker, felled: Sequence[bytes]) -> int:
+    """Return how many of these retried jobs are not cancelled any more: failures in their flows had cancelled them again, until those were
+    retried too, in a later portion."""
+    restored = 0
+    for first in range(0, len(felled), PAGE):
+        records = await call(lambda broker, first=first: broker.read(felled[first : first + PAGE]))  # type: ignore[misc]
+        restored += sum(record is not None and record.status is not Status.CANCELLED for record in records)
+    return restored
 
 
 def _narrowed(view: View, statuses: Collection[Status]) -> View | None:

@@ -8,11 +8,10 @@ from datetime import timedelta
 from typing import Any, Final, Generic, TypeVar
 
 from taskflow.app.app import App, default_app
-from taskflow.app.bulk_actions import CHANGED, apply
+from taskflow.app.bulk_actions import CHANGED, FELLED, apply, count_restored
 from taskflow.app.flow_plan import Plan
 from taskflow.app.flow_tree import flow_records, to_retry
 from taskflow.app.handle import JobHandle, Origin, seconds_to_wait
-from taskflow.broker.admin import Redone
 from taskflow.model.batch import Failure
 from taskflow.model.errors import JobCancelled, JobFailed
 from taskflow.model.ids import id_text, parse_id
@@ -123,11 +122,11 @@ class SentFlow:
         """Rerun the jobs that failed or were cancelled, with fresh attempts, and restore those that their failures cancelled. Jobs that
         succeeded don't run again. Return the number of retried jobs."""
         call = self._app.client().call_on_flow
-        ids, retried = to_retry(await flow_records(call, self._id)), 0
+        ids, answers = to_retry(await flow_records(call, self._id)), list[str]()
         for begin in range(0, len(ids), AT_ONCE):
-            answers = await apply(call, "retry", ids[begin : begin + AT_ONCE])
-            retried += answers.count(CHANGED) + answers.count(Redone.FELLED.value)  # felled only until a later portion is retried
-        return retried
+            answers += await apply(call, "retry", ids[begin : begin + AT_ONCE])
+        felled = [job_id for job_id, answer in zip(ids, answers, strict=True) if answer == FELLED]
+        return answers.count(CHANGED) + await count_restored(call, felled)
 
     def __repr__(self) -> str:
         return f"<SentFlow {self.id}>"

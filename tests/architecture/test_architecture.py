@@ -42,15 +42,15 @@ BUDGETS = {
     "taskflow/broker/redis": 5_205,
     "taskflow/broker/postgres": 6_015,
     "taskflow/broker": 24_155,
-    "taskflow/app": 7_820,
+    "taskflow/app": 7_835,
     "taskflow/worker": 7_110,
     "taskflow/cli": 4_820,
     "taskflow/testing": 1_040,
     "taskflow/dashboard": 2_230,
     "taskflow/django": 625,
     "taskflow/telemetry": 430,
-    "taskflow": 55_550,
-    "tests": 74_670,
+    "taskflow": 55_570,
+    "tests": 74_690,
 }
 
 

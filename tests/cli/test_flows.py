@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from typing import Any, Final
 
 import msgspec
@@ -141,6 +142,25 @@ def test_a_flow_is_cancelled_and_retried(cli: Cli, ids: list[str]) -> None:
     assert [job["status"] for job in cli.json("flows", ids[3])[0]["jobs"]] == ["succeeded", "ready", "ready", "held"]
     assert NOBODY in cli("cancel", "--flow", NOBODY, code=4).err
     assert "leave out --queue, or --flow" in cli("cancel", *flow, "--queue", "mail", code=2).err
+
+
+@pytest.mark.parametrize("page", [2, 500])
+def test_jobs_of_one_flow_that_are_retried_in_portions(cli: Cli, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
+    """The failures of the later portions cancel the first ones again, until they're retried too. Only the end counts."""
+    monkeypatch.setattr("taskflow.app.bulk_actions.PAGE", page)
+    flow = a_flow(5)
+
+    async def send(broker: Broker) -> None:
+        await broker.enqueue(flow)
+        session = Session(id=secrets.token_bytes(16), name="somewhere:1", ttl=3600.0)
+        await broker.register(session)
+        await broker.settle([failed(lease) for lease in await broker.claim(session.id, 1, (), 10)])
+
+    cli.with_broker(send)
+    assert cli.json("retry", "--all")["changed"] == 5
+    assert Counter(job["status"] for job in cli.json("flows", id_text(FLOW))[0]["jobs"]) == {"ready": 5, "held": 1}
+    [act] = cli.json("audit")
+    assert act["affected"] == 5
 
 
 def record(number: int, status: Status, joins: tuple[int, ...] = ()) -> Record:
