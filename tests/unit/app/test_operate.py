@@ -234,7 +234,7 @@ REFUSED: list[tuple[Callable[[], Awaitable[object]], type[Exception], str]] = [
     (lambda: operate.cancel(status="ended"), ValueError, "status='ended': expected one of held, scheduled"),
     (lambda: operate.cancel(status="failed"), ValueError, "cancel cannot act on failed jobs: allowed statuses are held, ready"),
     (lambda: operate.purge(status=("failed", "running")), ValueError, "purge cannot act on running jobs"),
-    (lambda: operate.purge(status="ready", error="oh"), ValueError, "purge cannot select waiting jobs by an error"),
+    (lambda: operate.purge(status="ready", error="oh"), ValueError, "purge cannot select waiting jobs by error"),
     (lambda: operate.page(limit=0), ValueError, "limit=0: expected a whole number, at least 1"),
     (lambda: operate.page(cursor="x"), ValueError, "the cursor is damaged"),
     (lambda: operate.page(cursor=5), TypeError, "cursor=5: expected the cursor of the previous page, which is a str"),  # type: ignore[arg-type]
