@@ -30,7 +30,7 @@ F = TypeVar("F", bound=IO[Any])
 
 
 class Dependency(msgspec.Struct, frozen=True, eq=False):
-    """The default of a parameter whose value a function makes for each run. `needs` holds the function's dependencies, by parameter name.
+    """A parameter's default that names a function to call for the value in each run. `needs` has the function's dependencies, by parameter.
 
     `is_async` is True if only an async job can use it, as far as that's known before the function is called.
     """

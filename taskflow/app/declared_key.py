@@ -111,8 +111,8 @@ _PLAIN_ONLY: Final = "a key accepts text, numbers, dates, UUIDs, paths and enums
 
 
 class _TemplateField:
-    """A field of a template: a parameter, and the steps from its value to the formatted one. `none` is the template's text for a value of
-    None, or None if it gives no text."""
+    """A field of a template: a parameter, and the steps from its value to the formatted one. `none` is the text that replaces a value of
+    None, if the template gives one."""
 
     def __init__(self, parameter: Parameter, position: int, found: re.Match[str], steps: Sequence[tuple[str, str]], spec: str) -> None:
         self.text = f"{{{found[0]}}}"

@@ -105,7 +105,7 @@ async def own_facts_of(broker: Broker, record: Record) -> OwnFacts:
         before = await broker.admin.flow(record.member.flow, first=first, limit=record.member.number - first)
         others = [other for other in before if record.id in other.joins and other.status is not Status.SUCCEEDED]
         live = [other for other in others if not other.status.is_ended]
-        if len(live) >= record.awaits:  # it collects failures, or no job has failed
+        if len(live) >= record.awaits:  # the job collects failures, or no job has failed
             return OwnFacts(awaited=live)
         return OwnFacts(awaited=sorted(others, key=lambda other: not other.status.is_ended))
     if record.status is Status.CANCELLED and record.felled_by is not None:
@@ -277,7 +277,7 @@ def _behind(record: Record, facts: Facts) -> Iterator[Reason]:
     behind = f"{since}, behind {'at least ' if position is None else ''}{ahead:,} other{'s' if ahead > 1 else ''} in queue {record.queue}"
     if record.fair is not None:
         behind += ", in which tenants take turns"
-    if facts.is_paused:  # its position does not change, however many workers there are
+    if facts.is_paused:  # the job's position does not change, however many workers there are
         if ahead > 0:
             yield Reason(behind)
         return

@@ -288,8 +288,8 @@ class Operate:
     async def pause(
         self, queue: str | None = None, *, job: str | JobType[Any] | None = None, by: str | None = None, reason: str = ""
     ) -> None:
-        """Stop starting jobs of a queue, or calls of a job in any queue, until `resume`. Running jobs continue. The queue may be new.
-        Workers learn of a job's pause immediately, or at their next heartbeat, within 7 s. At most 100 jobs can be paused."""
+        """Stop starting jobs of a queue, or calls of a job in any queue, until `resume`. Running jobs continue. The queue need not exist
+        yet. Workers learn of a job's pause immediately, or at their next heartbeat, within 7 s. At most 100 jobs can be paused."""
         await self._amend("pause", queue, job, by, reason)
 
     async def resume(

@@ -236,7 +236,7 @@ _AS_LIBPQ_HAS_THEM: Final = {"sslmode": "tls", "sslrootcert": "tls_ca"}
 
 
 def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
-    if "@" in parts.query:  # it may be part of the password, so the message does not repeat it
+    if "@" in parts.query:  # the "@" may be part of the password, so the message does not repeat it
         raise BrokerUrlError(f"broker URL has an '@' after its '?'; {IN_PASSWORDS}")
     options: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):

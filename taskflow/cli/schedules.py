@@ -225,7 +225,7 @@ ACTIONS: Final = {"trigger": _trigger, "pause": _pause, "resume": _pause, "remov
 
 
 async def _stored(broker: Broker, names: Sequence[str]) -> list[ScheduleRecord]:
-    """Return the schedules with these names, or all. A name that's invalid, and so stored by another program, is found by listing all."""
+    """Return the schedules with these names, or all. An invalid name, stored by another program, is looked up among all of them."""
     if all(map(is_schedule_name, names)):
         return await broker.admin.schedules(names or None)
     return [record for record in await broker.admin.schedules() if record.name in names]

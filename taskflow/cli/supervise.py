@@ -100,7 +100,7 @@ class SupervisorSocket:
         self._end = socket.socket(fileno=descriptor)
         self._end.set_inheritable(False)
         end_with_parent()
-        if os.getppid() != supervisor:  # it has died already
+        if os.getppid() != supervisor:  # the supervisor has already died
             os.kill(os.getpid(), signal.SIGKILL)
         threading.Thread(target=self._listen, name="taskflow-supervisor-socket", daemon=True).start()
 
@@ -114,7 +114,7 @@ class SupervisorSocket:
         return True
 
     def count_run(self) -> None:
-        """Retire after the last of `max_jobs` runs."""
+        """Count a run, and retire once `max_jobs` runs have ended."""
         if self._runs_left is not None:
             self._runs_left -= 1
             if self._runs_left == 0:

@@ -108,7 +108,7 @@ def print_now(line: str) -> None:
 
 
 def confirmed(question: str, arguments: argparse.Namespace) -> bool:
-    """Return True if the user confirms on the terminal, with `--yes`, or without a terminal: a script is not prompted."""
+    """Ask the user on the terminal, and return True if they confirm. With `--yes`, or without a terminal, return True without asking."""
     if arguments.yes or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return True
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)

@@ -79,7 +79,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     group: str = ""
     in_stages: bool = False
     back: str = "/jobs"
-    error: str = ""  # the newest of the cause
+    error: str = ""  # the newest error with this cause
 
     @property
     def label(self) -> str:

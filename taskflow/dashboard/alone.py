@@ -16,7 +16,7 @@ from taskflow.dashboard.guard import HEADERS, Access
 from taskflow.dashboard.live import Live
 
 KNOWN: Final = "taskflow.is_known"  # set in the scope of a request with the right cookie
-USED: Final = "taskflow.is_used"  # set in the scope of a request without one, with the token that was used
+USED: Final = "taskflow.is_used"  # set in the scope of a request without the cookie, but with the token, which is no longer valid
 
 
 def dashboard_alone(live: Live, acts: Acts, actor: str, token: str, cookie: str) -> ASGIApp:

@@ -124,7 +124,7 @@ class Guard:
             return None
         if inspect.iscoroutinefunction(authorize) or inspect.iscoroutinefunction(getattr(authorize, "__call__", None)):  # noqa: B004
             found = authorize(request)
-        else:  # it may query a database
+        else:  # a plain function may query a database, so it runs in a thread
             found = await run_in_threadpool(authorize, request)
         access = await found if inspect.isawaitable(found) else found
         if access is not None and not isinstance(access, Access):

@@ -24,8 +24,8 @@ from taskflow.model.schedule import ScheduleRecord
 
 INTERVAL: Final = 1.0  # seconds between two checks of the store, during which a page is shared
 FEW, MAX_FACTOR = 2, 5.0  # with more watchers than `FEW`, checks become up to `MAX_FACTOR` times rarer, so that they cost the host little
-TIMES: Final = 10  # the next check begins at least this many times later than the last one took, so that a slow store has a rest
-SPACING: Final = 0.02  # seconds between two watchers that hear of a change, so that their fetches do not arrive all at once
+TIMES: Final = 10  # the pause between two checks is at least this many times as long as the last check, to spare a slow store
+SPACING: Final = 0.02  # seconds between the notifications of two watchers, so that their fetches do not arrive all at once
 MAX_STREAM: Final = 20.0  # seconds: a server that stops waits for its streams, and a browser opens the next one by itself
 MAX_AGE: Final = 10.0  # seconds after which a page is fetched again without a change, to update ages and the progress of jobs
 AWAY: Final = "away"

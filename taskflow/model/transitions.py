@@ -63,7 +63,7 @@ MOVES: Final[dict[tuple[Status | None, Event], frozenset[Status | None]]] = {
     (_HELD, Event.RELEASE): frozenset({_SCHEDULED, _READY}),
     (_SCHEDULED, Event.DUE): frozenset({_READY}),
     (_READY, Event.CLAIM): frozenset({_RUNNING}),
-    (_READY, Event.PARK): frozenset({_SCHEDULED}),  # it has limits, and its queue is paused
+    (_READY, Event.PARK): frozenset({_SCHEDULED}),  # the job has limits, and its queue is paused
     (_RUNNING, Event.SUCCEED): frozenset({_SUCCEEDED}),
     (_RUNNING, Event.FAIL): frozenset({_FAILED}),
     (_RUNNING, Event.DISCARD): frozenset({_FAILED}),

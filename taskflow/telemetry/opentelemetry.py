@@ -130,7 +130,7 @@ def _describe_failure(span: trace.Span, verdict: Failed | Retried | Discarded) -
         kind, message = verdict.error.type, verdict.error.message
         if verdict.exception is not None:
             span.record_exception(verdict.exception)
-        else:  # it was raised in a child process
+        else:  # the error was raised in a child process
             details = {"exception.type": kind, "exception.message": message, "exception.stacktrace": verdict.error.traceback}
             span.add_event("exception", details)
     span.set_attribute("error.type", kind)

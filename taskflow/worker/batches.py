@@ -124,7 +124,7 @@ class Batches:
                 self._threads.give_up(group.call.in_thread)
             outcomes = [Failure(error)] * len(items)
         for future, outcome in zip(group.runs, outcomes, strict=True):
-            if future.done():  # its run was stopped
+            if future.done():  # the run was stopped
                 continue
             if not isinstance(outcome, Failure):
                 future.set_result(outcome)

@@ -257,7 +257,7 @@ class Executor:
         try:
             return await chain(context)
         except BaseException as error:  # middleware raised it
-            if given is None and isinstance(error, errors.DecodeError):  # it has read the arguments of a job in a child process
+            if given is None and isinstance(error, errors.DecodeError):  # middleware has decoded a child's arguments
                 return self._undecodable(holding, error)
             return self._judge(holding, job, error)
         finally:

@@ -135,7 +135,7 @@ class Heartbeat:
         lapses_at = self.tried_at + self.session.ttl  # the session was registered later than `tried_at`
         retries = Retries(PAUSES.at_most(interval))
         while not self._stopping.is_set():
-            if self._loop.is_closed():  # it didn't wind down: let other workers take the jobs now, not when this process ends
+            if self._loop.is_closed():  # the worker didn't wind down: let others take the jobs now, not when this process ends
                 with contextlib.suppress(BrokerError):
                     await self._broker.beat(Beat(session=self.session.id, leaving=True))
                 return
@@ -152,7 +152,7 @@ class Heartbeat:
                 retries.succeeded()
                 self._trouble = NO_ANSWER
                 pause = self.session.ttl / IDLE_BEATS_PER_TTL if beat.looks else interval
-                pause = max(0.0, pause - (self.tried_at - asked_at))  # measured from sending, so that a slow store has as much time
+                pause = max(0.0, pause - (self.tried_at - asked_at))  # counted from sending, so that a slow answer delays no heartbeat
             except SessionLost as error:
                 self._in_loop(self.on_lost, str(error))
                 return

@@ -141,7 +141,7 @@ class WorkerMeasures:
                 for measure in recent.values():
                     measure.deploys = {self._deploy: measure.number} if self._deploy else {}
                 self._pending = session + self._number.to_bytes(4, "big"), pack_measures(sum_of([recent])), now
-        if (pending := self._pending) is not None:  # a lost session's thread may send it too
+        if (pending := self._pending) is not None:  # a lost session's heartbeat thread may also be sending the record
             record_id, packed, begun = pending
             try:
                 if now < begun + RECORD_INTERVAL:

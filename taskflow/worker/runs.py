@@ -175,7 +175,7 @@ class Runs:
                 await asyncio.sleep(0)
             if self._reserve and time.monotonic() - self._reserve[0].taken_at > RESERVE_TTL:
                 self.give_back_reserve()
-                self._fills_batches = False  # other jobs precede those of the batch, and would be claimed again at once
+                self._fills_batches = False  # jobs that precede the batch's in their queue would be claimed again at once
             await self.lease_table.wait_for_change(RESERVE_TTL if self._reserve else None)
 
     def begin_waiting(self) -> None:
@@ -221,7 +221,7 @@ class Runs:
     def _record_end(self, task: asyncio.Task[None]) -> None:
         holding = self.under_way.pop(task)
         self._fills_batches = True
-        if holding.started is None:  # other code has cancelled it before its first step
+        if holding.started is None:  # other code has cancelled the task before its first step
             self._settler.offer(holding, settlement_of(holding.lease, HandedBack()))
         self.lease_table.nudge()
 

@@ -162,7 +162,7 @@ class WorkerSession:
         self.runs.give_back_reserve()
         self.runs.begin_batches()
         for holding in self.runs.under_way.values():
-            if holding.started is None and holding.stop is not None:  # it's waiting for a child process, and no longer needs to
+            if holding.started is None and holding.stop is not None:  # the stopped run is waiting for a child process
                 holding.ask_to_stop(WINDING_DOWN)
 
     async def _finish_runs(self) -> None:

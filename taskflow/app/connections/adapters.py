@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class ConnectionAdapter:
-    """Runs statements on a caller's connection. `dialect` is None if unknown. `driver` is the connection that a framework's one wraps."""
+    """Runs statements on a caller's connection. `dialect` is None if unknown. `driver` is the driver's connection, which may be wrapped."""
 
     is_awaited: ClassVar[bool] = False
     dialect: Dialect | None = "postgresql"

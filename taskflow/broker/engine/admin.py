@@ -241,7 +241,7 @@ def _purger(view: View, *, is_felled: bool) -> Callable[[Draft, bytes], bool]:
     def one(draft: Draft, job_id: bytes) -> bool:
         job = draft.job(job_id)
         if job is None or BY_CODE.get(job.status) is Status.RUNNING or not pages.matches(job, view, draft.now):
-            return False  # it may have moved since it was listed
+            return False  # the job may have changed since it was listed
         if is_felled:
             if job.state.reason != text_bytes(wording.felled_by(job.state.felled_by or b"", wording.WAS_PURGED)):
                 return False
@@ -252,7 +252,7 @@ def _purger(view: View, *, is_felled: bool) -> Callable[[Draft, bytes], bool]:
         else:
             moves.bury(draft, job)
             return True
-        if not draft.seen.scans[1]:  # otherwise workers that handle its end still read it
+        if not draft.seen.scans[1]:  # otherwise a worker that handles the job's end still has to read the record
             moves.bury(draft, job)
         return True
 

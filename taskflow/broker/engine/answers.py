@@ -20,7 +20,7 @@ from taskflow.model.stored_values import LATEST
 
 
 def throttled(draft: Draft, job: Job, throttle: float | None) -> bytes | None:
-    """Return the id of the job that represents a throttled call. If there is none, this job does for the next `throttle` seconds."""
+    """Return the id of the job that represents a throttled call, or None: then `job` represents the next `throttle` seconds' calls."""
     key = job.sent.key
     if not throttle or key is None:
         return None
@@ -46,7 +46,7 @@ def merge(draft: Draft, job: Job, envelope: Envelope) -> Refused:
         due_at = max(draft.now, min(draft.now + to_microseconds(envelope.after), latest))
         if due_at < header["due_at"]:
             draft.wake(topics.DUE)
-        if header.get("gate") is not None or job.state.paid is not None:  # it passes its gates when it's due, whatever it paid before
+        if header.get("gate") is not None or job.state.paid is not None:  # the job passes its gates once it's due, even if it has paid
             header["gate"] = header["since"] = job.state.paid = job.state.waiting = None
             draft.wake(topics.DUE)
         header["due_at"] = due_at

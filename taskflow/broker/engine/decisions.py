@@ -100,7 +100,7 @@ def _free(draft: Draft, job_id: bytes) -> bool:
     more jobs does. If another program's open transaction has locked the job, the next upkeep releases it."""
     job = draft.job(job_id)
     if job is None or job.status == BURIED:
-        flows.put(draft, job_id, flows.Action(flows.FORGET, job_id))  # it received a result, but no longer exists
+        flows.put(draft, job_id, flows.Action(flows.FORGET, job_id))  # a job that no longer exists received a result
     elif job.status == HELD and job.header["awaits"] <= 0 and not job.has(Flag.BEHIND):
         release_job(draft, job)
     return True
@@ -194,7 +194,7 @@ def _carry_on(left: Left, rules: Rules, most: int) -> Operation[tuple[int, bool]
             for action_id, action in group.items():
                 if len(entries) == size:
                     left.actions[action_id] = action.behind(entries[-1])
-                elif left.actions.pop(action_id) and action_id not in held_up:  # otherwise the next upkeep starts it again
+                elif left.actions.pop(action_id) and action_id not in held_up:  # the next upkeep repeats an action that was held up
                     done[action_id] = action
         number += len(items)
     yield from _finish(done, revs, left, rules)
@@ -237,7 +237,7 @@ def _is_outdated(left: Left, seen: Snapshot, refs: Iterable[Ref], revs: dict[byt
 
 
 def _actor(groups: Sequence[_Group]) -> Callable[[Draft, tuple[int, Ref]], bool]:
-    # each job is restored by the action of the job that has felled it
+    # a job is restored by the action whose cause is the job that cancelled it
     restoring = [
         {action.cause: (action_id, action) for action_id, action in group.items() if action.what == flows.RESTORE} for group in groups
     ]
@@ -267,7 +267,7 @@ def _act(draft: Draft, job: Job, action: flows.Action) -> None:
             flows.redo(draft, job, acts=False)
             redo(draft, job, job.header["due_at"])
     elif job.is_waiting:
-        # kept for as long as the failed job can be retried
+        # a cancelled job is kept for as long as the failed job can be retried
         keep = draft.rules.keep_failed if action.what == flows.FELL else PURGED_TTL if action.what == flows.PURGE else None
         finish(draft, job, Event.CANCEL, Status.CANCELLED, action.reason, keep=keep, by=action)
     elif job.status == RUNNING and action.what == flows.CANCEL:
@@ -276,8 +276,8 @@ def _act(draft: Draft, job: Job, action: flows.Action) -> None:
 
 
 def _finish(done: dict[bytes, flows.Action], revs: dict[bytes, Rev], left: Left, rules: Rules) -> Operation[None]:
-    """First let other failures in their flows cancel the restored jobs again, and cancel jobs that await one that was dropped or that
-    nothing restores. Then drop the actions that are done, unless they were replaced."""
+    """Finish actions. After a RESTORE, cancel jobs again if their flow has another failure, or if they await a job that was dropped or
+    remains cancelled. Then drop the stored actions, unless they were replaced."""
     scopes: dict[bytes, set[tuple[int, int]]] = {}
     for action in done.values():
         if action.what == flows.RESTORE:

@@ -153,7 +153,7 @@ class Draft:
             except Missing:
                 continue
             except Exception:
-                if not self.lacks:  # otherwise it may have met a record that the previous item left half changed
+                if not self.lacks:  # otherwise an earlier item may have left a record half changed, and all are decided again
                     raise
         return answers
 
@@ -266,7 +266,7 @@ class Draft:
         for ref in whole.written:
             changed = current[ref]
             if changed is not None:
-                if ref.kind != Kind.GATE or not _is_as_stored(changed, stored[ref]):  # equal if a slot was passed on
+                if ref.kind != Kind.GATE or not _is_as_stored(changed, stored[ref]):  # passing a slot on leaves the gate unchanged
                     puts.append(changed.to_put())
             elif expect[ref] != ABSENT:
                 drops.append(ref)

@@ -120,7 +120,7 @@ def end(draft: Draft, job: Job, by: Action | None) -> None:
     member, state = job.sent.member, job.state
     assert member is not None
     has_succeeded = job.status == SUCCEEDED
-    # the action handles the jobs that await this one too, unless its scope is this job's own
+    # if an action with a wider scope ended this job, it also handles the jobs that await this one
     is_apart = state.felled_by is None or (by is not None and (by.first, by.last) == (member.first, member.last))
     counts = [each for each in _ties_of(job) if has_succeeded or (each[1].collects and is_apart)]
     needed = [Ref(Kind.NOTE, numbered(successor, tie.number)) for successor, tie in counts if tie.number is not None]

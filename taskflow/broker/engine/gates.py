@@ -190,7 +190,7 @@ def _pass_on(draft: Draft, record: Plain) -> Iterator[Job]:
     seen = draft.waiting(gate_id)
     while seen and header["taken"] < header["most"]:
         job = draft.job(seen[0].ref.id)
-        assert job is not None  # its record came with the scan
+        assert job is not None  # the scan has returned its record
         if not draft.has_loaded(_refs_to_admit(draft, job)):  # jobs may have other gates, and one query should load all
             jobs = [draft.job(entry.ref.id) for entry in seen]
             draft.require([ref for each in jobs if each is not None for ref in _refs_to_admit(draft, each)])

@@ -82,7 +82,7 @@ class State(msgspec.Struct, omit_defaults=True, gc=False):
 
     @property
     def has_to_be_reset(self) -> bool:
-        """Return True if a successful run has to change the state. It leaves other fields, such as errors, as they are."""
+        """Return True if the state has fields that a successful run clears. Other fields, such as errors, remain."""
         has_texts = not self.reason is self.waiting is self.spoilt is self.replaced is None
         return bool(has_texts or self.crashes or self.hand_backs or self.replaces or self.spent) or self.parked_at is not None
 
@@ -232,7 +232,7 @@ class Job:
 
     @property
     def tenant(self) -> bytes | None:
-        """The job's tenant, or None. The jobs of tenants take turns."""
+        """The job's tenant, or None. Tenants take turns in a queue."""
         try:
             return unpack_extras(self.sent.extras).get("fair") if self.has(Flag.FAIR) else None
         except Exception:  # another program may have written any bytes

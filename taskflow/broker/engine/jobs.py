@@ -1,4 +1,4 @@
-"""Adding jobs, settling runs, cancelling and reading jobs."""
+"""Adds jobs, settles runs, and cancels and reads jobs."""
 
 from __future__ import annotations
 

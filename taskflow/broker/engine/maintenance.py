@@ -75,7 +75,7 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
         yield from turns.forget(rules)
     if _is_due(rolling, seen.now):
         yield from history.roll(rules)
-    offers = (yield from schedules.offers(rules)) if reaped or dying or _is_due(offered, seen.now) else ()  # some may be handed over now
+    offers = (yield from schedules.offers(rules)) if reaped or dying or _is_due(offered, seen.now) else ()  # a hand-over may add offers
     has_moved = bool(suspects or dying or begun or taken or promoted or expired or offers)
     ended, ends_dropped = (yield from take_ends(rules)) if ends and (has_moved or seen.scans[2]) else ((), 0)
     if has_moved or ended:

@@ -125,7 +125,7 @@ def enter(draft: Draft, job: Job, event: Event) -> None:
     elif not (isinstance(due_at, After) or due_at <= draft.now):
         move(draft, job, event, SCHEDULED)
         wake_if_first(draft, due_at)
-    elif job.status == RUNNING and any(gate.per for gate in job.limits):  # its next run has to be paid for
+    elif job.status == RUNNING and any(gate.per for gate in job.limits):  # the next run has to pay again
         move(draft, job, event, SCHEDULED)
         enter(draft, job, Event.DUE)
     elif not job.has(Flag.LIMITED) or job.status == RUNNING or gates.admit(draft, job):
@@ -170,7 +170,7 @@ def requeue(draft: Draft, job: Job, transition: Transition) -> None:
     successor = _successor(draft, job)
     if successor is not None or job.state.stop is not None:
         transition = transitions.requeue(transition, job.cancel_requested, successor)
-        finish(draft, job, transition.event, Status.CANCELLED, transition.reason)  # its worker does not know that it has ended
+        finish(draft, job, transition.event, Status.CANCELLED, transition.reason)  # the worker does not know of the end
         return
     job.end_lease()
     job.set_flag(Flag.PAUSED, transition.is_paused)
@@ -181,7 +181,7 @@ def requeue(draft: Draft, job: Job, transition: Transition) -> None:
     else:
         job.header["due_at"] = NOW if transition.due_at <= draft.now else transition.due_at
         if job.has(Flag.FAIR) and not transition.is_paused:
-            job.header["since"] = None  # its next run takes a new turn
+            job.header["since"] = None  # the next run takes a new turn
         enter(draft, job, transition.event)
 
 

@@ -26,7 +26,7 @@ def scan(request: ScanRequest) -> Operation[ScanResult]:
     """List jobs in the order of their positions."""
     listed, examined, after = list[tuple[Record, Position]](), 0, request.after
     while True:
-        wanted = min(AT_ONCE if examined else request.limit, AT_ONCE, request.most - examined)  # more only if some don't match
+        wanted = min(AT_ONCE if examined else request.limit, AT_ONCE, request.most - examined)  # beyond `limit` if some didn't match
         entries, seen, has_more = yield from _read(request, after, wanted)
         for number, entry in enumerate(entries, 1):
             examined, after = examined + 1, _shown(request.status, entry)

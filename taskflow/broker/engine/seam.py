@@ -212,7 +212,7 @@ Answer = Applied | Stale | Locked | Full
 class Scan(NamedTuple):
     """Selects at most `limit` entries of the index named `of`.
 
-    `prefix`        the first fields of their positions; for an index with `entries`, its first value is the entry's
+    `prefix`        the first fields of their positions; in an index with `entries`, positions begin with the entry's value
     `after`         entries after this position, in the direction of the scan
     `until`         entries up to this position, inclusive
     `with_records`  False to get positions and refs only

@@ -66,7 +66,7 @@ class MemoryStore(ByStep, RecordStore):
         stored = self._records.get(ref)
         if stored is None or stored.header["status"] not in (READY, SCHEDULED) or self._is_paused(stored.header["queue"]):
             return None
-        if stored.header["status"] == SCHEDULED and stored.header["flags"] & Flag.ADMITTED:  # its gates hold it up, or will decide later
+        if stored.header["status"] == SCHEDULED and stored.header["flags"] & Flag.ADMITTED:  # it waits at a gate, or passes gates once due
             return None
         if stored.header["status"] == SCHEDULED:
             self._change(ref, "due", self._new_rev(), {"status": READY, "due_at": self._clock.wall()})
@@ -141,7 +141,7 @@ class MemoryStore(ByStep, RecordStore):
         header, fence = stored.header, run.epoch.to_bytes(8, "big") + run.session + run.claim + b"\0"
         if header["status"] != RUNNING or (header["epoch"], header["session"], header["claim"]) != run[1:4]:
             if run.awaited_by is not None:
-                awaited[run.awaited_by] += 0  # a resent call releases what it names
+                awaited[run.awaited_by] += 0  # a resent call returns the same `released` again
             return bool(header["settled"] == fence)
         key = None if run.key is None else Ref(Kind.KEY, run.key)
         if key is not None and (of_key := self._records.get(key)) is not None and of_key.header == {"holder": run.id, "next": None}:
@@ -165,7 +165,7 @@ class MemoryStore(ByStep, RecordStore):
         return True
 
     def _put_note(self, ref: Ref, note: bytes, rev: Rev) -> None:
-        """Put a new note as `_put` does, in a fraction of the time."""
+        """Put a new note like `_put`, but several times as fast."""
         self._records[ref] = stored = Stored({"size": len(note)})
         stored.rev, stored.state, stored.places = rev, note, [(NOTES_INDEX, (ref.id,))]
         self._numbered[NOTES_INDEX].add((ref.id,), ref)

@@ -138,12 +138,12 @@ def hot_name(shape: ScanShape) -> str:
 def scan_sql(
     shape: ScanShape, values: Sequence[str], limit: str, part: str, content: str, sizes: tuple[int, int] = (0, 0), *, is_within: bool = True
 ) -> str:
-    """Return a scan in SQL. `values` are the values of its prefix, of `after` and of `until`; the latter two have these `sizes`.
+    """Return a scan in SQL. `values` are the values of its prefix, of `after` and of `until`; `sizes` has the lengths of the last two.
     `is_within` is True if `after` and `until` begin with the prefix.
 
-    The last column of the prefix is then a range. If all its columns were compared with `=`, an index without them could give the
-    same order, and a plan for a seemingly empty table would read that whole index. The columns before the last are compared with `=`,
-    because PostgreSQL uses a comparison of rows to find the first position, but stops a scan by the first column alone.
+    In that case, the prefix's last column is compared as part of a range. With `=` for all columns, another index could give the same
+    order, and for a table that seems empty, PostgreSQL would plan to read that whole index. The columns before it are compared with `=`,
+    because a comparison of rows lets PostgreSQL find the first position, but only its first column ends the scan.
     """
     index = BY_INDEX[shape.of]
     at = places(index) if index.entries is None else ["e.value", "e.id"]

@@ -58,7 +58,7 @@ async def migrate(pool: ConnectionPool, schema: str) -> Upgrade:
 
 
 def script(found: Upgrade, schema: str) -> str:
-    """Return what `migrate` would do as a psql script. It fails, changing nothing, if the schema exists."""
+    """Return a psql script that does the same as `migrate`. If the schema exists, the script fails and changes nothing."""
     if not found.migrations:
         return f"-- {found.place} is up to date (version {found.version})\n"
     ahead = (_GUARD_VERSION.replace("%version", str(found.version)),) if found.version else (_GUARD, _MAKE_SCHEMA)

@@ -77,7 +77,7 @@ def tables() -> str:
         if kind == Kind.SESSION:
             columns.append('listener text COLLATE "C" CHECK (octet_length(listener) BETWEEN 1 AND 63)')
         settings = _ROW.get(kind, "fillfactor = 80, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.02")
-        unlogged = "UNLOGGED " if kind == Kind.END else ""  # it contains only hints
+        unlogged = "UNLOGGED " if kind == Kind.END else ""  # the table contains only hints
         lines.append(f"CREATE {unlogged}TABLE @.{table} ({', '.join(columns)}) WITH ({settings});")
     lines.append(_MORE_OF_JOBS)
     lines.extend(_index(index) for index in INDEXES)

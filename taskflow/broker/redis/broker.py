@@ -191,7 +191,7 @@ class RedisBroker(EngineBroker):
         return records
 
     async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
-        """Make the moves that have become necessary. The first query also requests a wake-up when a job becomes due earlier."""
+        """Make the moves that have become necessary. The first query also requests a wake-up in case an earlier due time is added."""
         listener = self._per_loop.here().listener
         times, operation = listener.times, maintenance.upkeep(min(int(limit), MAX_AT_ONCE), ends, self.rules)
         look = next(operation)

@@ -163,7 +163,7 @@ def _job(ref: Ref, rev: bytes, stored: bytes, with_content: bool) -> Record:
     """Decode a job outside the fixed layout."""
     header: dict[str, Any] = dict(_JOB_DEFAULTS)
     names, sent, at = read_waiting(stored, 0, header)
-    if stored[0] == GENERAL + SCHEDULED and stored.startswith(_AT_A_GATE, at):  # read in great numbers
+    if stored[0] == GENERAL + SCHEDULED and stored.startswith(_AT_A_GATE, at):  # a fast path, because many such jobs are read at once
         content_at = at + _EXTRA.size + GATE_ID_BYTES
         header["status"], header["gate"] = SCHEDULED, stored[at + _EXTRA.size : content_at]
         if len(stored) == content_at + int.from_bytes(stored[at + len(_AT_A_GATE) : at + _EXTRA.size], "big") - 1:
@@ -194,7 +194,7 @@ _NOTE_HEADER: Final = (10, b"\x91\xa8")
 
 
 def _note(ref: Ref, rev: bytes, stored: bytes) -> Record | None:
-    """Decode a note with its value in the state: the same as from `_general`, in a fraction of the time. Return None for any other."""
+    """Decode a note whose value is in the state. `_general` returns the same record, but more slowly. Return None for any other note."""
     length, begin, size, sent, state = _NOTE.unpack_from(stored)
     end = _NOTE.size + state - 1
     if (length, begin) != _NOTE_HEADER or sent or not state or stored[end:] != b"\0\0\0\0":

@@ -68,7 +68,7 @@ def pragma(name: str, value: int) -> str:
 
 
 def row_of(columns: int) -> str:
-    """Return the text of a list of rows with this number of columns, which `of_rows` expands."""
+    """Return a placeholder for a list of rows with this number of columns. `of_rows` expands it."""
     return f"({', '.join(['?'] * columns)}) ..."
 
 

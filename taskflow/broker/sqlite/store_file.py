@@ -126,7 +126,7 @@ def check_store(store: StoreFile) -> None:
             )
     try:
         found = os.lstat(store.path)
-    except OSError:  # it will be created, or opening it fails
+    except OSError:  # the file is missing and will be created, or SQLite will fail to open it
         return
     if stat.S_ISLNK(found.st_mode):
         raise _refusal(store.path, "has become a link")

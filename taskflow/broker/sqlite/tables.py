@@ -178,7 +178,7 @@ def make(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> U
 
 
 def script(found: Upgrade, sql: Statements, *, shared: bool = False) -> str:
-    """Return what `make` would do as a script for the `sqlite3` program. It fails, changing nothing, if the tables exist."""
+    """Return a script for the `sqlite3` program that does the same as `make`. If the tables exist, the script fails and changes nothing."""
     if not found.migrations:
         return f"-- {found.place} is up to date (version {found.version})\n"
     head = f"-- taskflow, {found.place}: from version {found.version} to {VERSION}."

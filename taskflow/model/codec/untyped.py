@@ -88,7 +88,7 @@ def _read_array(wire: list[Any], levels: int) -> Any:
         return convert_items(wire, read_any, within)
     if code == codes.PAIRS:
         return read_pairs(pairs_of(wire), read_any, read_any, within)
-    # Tags count as no level, so they could be nested without limit.
+    # A tag doesn't count as a level of nesting, so a tag directly inside a tag is rejected.
     if code == codes.TAGGED and len(wire) == 3 and not (type(wire[2]) is list and marker_of(wire[2]) == codes.TAGGED):
         return read_any(wire[2], levels)
     if code == codes.MODEL and len(wire) == 4 and type(wire[1]) is dict and type(wire[2]) is dict:

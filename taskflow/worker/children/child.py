@@ -96,7 +96,7 @@ class WorkerConnection:
 
     def _hear(self, message: Message, heard: asyncio.Queue[Message]) -> None:
         if isinstance(message, Stop):
-            if self._run is not None:  # otherwise it crossed with the run's answer
+            if self._run is not None:  # otherwise the run's answer was sent just before this message arrived
                 self._run.ask_to_stop(message.why)
             return
         self._is_busy = True

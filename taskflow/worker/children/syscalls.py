@@ -111,7 +111,7 @@ def spawn(command: list[str], *, connection: int, stdout: int, stderr: int) -> P
     with contextlib.ExitStack() as stack:
         actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
         for descriptor, place in ((stdout, 1), (stderr, 2), (connection, CONNECTION)):
-            # Copied above the child's numbers first: a worker without stdout, for example, may itself be using one of these.
+            # Copied to higher numbers first, because a worker without stdout, for example, may already use one of the child's numbers.
             moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, CONNECTION + 1)
             stack.callback(os.close, moved)
             actions.append((os.POSIX_SPAWN_DUP2, moved, place))
