@@ -65,7 +65,7 @@ def a_drain() -> list[Row]:
     ]
 
 
-def test_what_is_kept_is_read_back_as_it_was(tmp_path: Path) -> None:
+def test_kept_results_are_read_back_unchanged(tmp_path: Path) -> None:
     kept = Kept("redis-drain", "Redis: a worker drains", {"commit": "abc", "machine": "2 CPUs"}, a_drain())
 
     keep(kept, tmp_path)

@@ -67,7 +67,7 @@ def waiting(cli: Cli) -> dict[str, list[str]]:
     return ids
 
 
-def test_what_would_park_or_fail_is_told_with_an_example_and_the_reason(cli: Cli, waiting: dict[str, list[str]]) -> None:
+def test_check_reports_calls_that_would_park_or_fail_with_an_example_and_a_reason(cli: Cli, waiting: dict[str, list[str]]) -> None:
     told = cli.json("check", "new", code=1)
     jobs = {job["job"]: job for job in told["jobs"]}
     counts = {name: (job["fits"], job["parks"], job["fails"]) for name, job in jobs.items()}

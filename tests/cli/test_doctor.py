@@ -72,7 +72,7 @@ def test_a_damaged_page_is_a_problem(cli: Cli) -> None:
 
 
 @on_each_broker
-def test_what_workers_report_is_a_problem(cli: Cli, new_store: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trouble_that_workers_report_is_a_problem(cli: Cli, new_store: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that answers everything else may refuse the claims from a queue, or upkeep."""
     monkeypatch.setenv("TASKFLOW_BROKER", new_store())
     sessions = [Session(id=bytes([number]) * 16, name=f"web:{number}") for number in range(2)]
@@ -122,7 +122,7 @@ EVICTING = {"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}
     ],
     ids=["no persistence", "each second", "each second, but the URL waits", "always", "evicting"],
 )
-def test_how_a_server_keeps_jobs(cli: Cli, server: dict[str, Any], options: str, topic: str, level: str, says: str) -> None:
+def test_the_durability_of_redis(cli: Cli, server: dict[str, Any], options: str, topic: str, level: str, says: str) -> None:
     """What a power cut may lose depends on both the server's setting and the URL's. A server that evicts keys is refused."""
     with RedisServer(**server) as running:
         told = cli.json("doctor", "--broker", running.url + options, code=int(level == "problem"))

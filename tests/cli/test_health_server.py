@@ -180,7 +180,7 @@ def fetched(port: int, path: str) -> bytes:
         return b"".join(iter(lambda: connection.recv(65_536), b""))
 
 
-def test_what_is_found_decides_the_status(server: HealthServer) -> None:
+def test_the_health_check_decides_the_status_code(server: HealthServer) -> None:
     assert ask(port_of(server), "/live?verbose")[:2] == (200, {"ok": True, "why": "fine", "seconds": 1.5})
     assert ask(port_of(server), "/ready")[:2] == (503, {"ok": False, "why": "not yet"})
 
@@ -207,7 +207,7 @@ def test_requests_of_all_kinds_get_an_answer(server: HealthServer, request_bytes
     assert raw(server, request_bytes).startswith(b"HTTP/1.1 " + status)
 
 
-def test_who_says_nothing_is_shut_out_and_nobody_else_is(server: HealthServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_client_is_disconnected_and_no_other_is(server: HealthServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health_server, "ANSWER_TIMEOUT", 0.3)
     with socket.create_connection(("127.0.0.1", port_of(server)), timeout=TIMEOUT) as silent:
         silent.sendall(b"GET /live")
@@ -324,7 +324,7 @@ def test_without_a_socket_there_is_nothing_to_tell() -> None:
     assert environment == {"OTHER": "stays"}
 
 
-def test_what_is_no_socket_is_told_and_not_used(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unusable_notify_socket_is_logged_and_ignored(caplog: pytest.LogCaptureFixture) -> None:
     assert a_notifier({"NOTIFY_SOCKET": "vsock:2:1234"}) is None
     assert "NOTIFY_SOCKET=vsock:2:1234 is neither a path nor an abstract socket" in caplog.text
 

@@ -60,7 +60,7 @@ def test_each_command_with_json_is_documented_and_no_other() -> None:
 LOOKING = ("status", "workers", "queues", "metrics", "jobs", "failures", "doctor", "schedules", "audit")
 
 
-def test_what_looks_at_a_full_store_is_as_documented(cli: Cli, stock: Stock) -> None:
+def test_commands_that_read_a_full_store_print_json_as_documented(cli: Cli, stock: Stock) -> None:
     for command in LOOKING:
         cli.json(command)
     assert len(cli.json("jobs", *stock.all)) == len(stock.all)
@@ -69,7 +69,7 @@ def test_what_looks_at_a_full_store_is_as_documented(cli: Cli, stock: Stock) -> 
     assert cli.json("schedules", "next", "30 2 * * *", "--tz", "Europe/Berlin", "--from", "2026-03-28", "--count", "3")
 
 
-def test_what_acts_says_what_it_has_done(cli: Cli, stock: Stock) -> None:
+def test_commands_that_act_print_what_they_did_as_json(cli: Cli, stock: Stock) -> None:
     """Errors are text on stderr; the exit codes are the same as without `--json`."""
     told = cli.json("retry", stock.failed, stock.succeeded, NOBODY, code=4)
     assert (told["matching"], told["changed"], told["refused"]) == (

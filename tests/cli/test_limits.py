@@ -83,5 +83,5 @@ def test_a_number_is_set(cli: Cli, stored: None) -> None:
         (("charge", "a" * 201, "3"), "201 bytes of UTF-8, expected 1 to 200"),
     ],
 )
-def test_what_is_refused(cli: Cli, stored: None, words: tuple[str, ...], said: str) -> None:
+def test_invalid_arguments_of_limits_set_are_refused(cli: Cli, stored: None, words: tuple[str, ...], said: str) -> None:
     assert said in cli("limits", "set", *words, "--module", "app.tasks", code=2).err

@@ -44,7 +44,7 @@ REFERENCE: Final = Path(__file__).parents[2] / "docs/reference"
         (["jobs", "--job", "\udcff"], "--job: job name '\\udcff': expected 1 to 200 printable characters"),
     ],
 )
-def test_what_is_written_wrongly_is_said_and_nothing_done(cli: Cli, arguments: list[str], complaint: str) -> None:
+def test_wrong_arguments_are_reported_and_nothing_is_done(cli: Cli, arguments: list[str], complaint: str) -> None:
     said = cli(*arguments, code=2)
     assert complaint in said.err
     assert said.out == ""

@@ -82,7 +82,7 @@ def test_the_demo_counts_what_is_there(application: Shell) -> None:
     assert [file.name for file in (application.folder / "demo").iterdir() if file.stat().st_mode & 0o077] == []  # only for their owner
 
 
-def test_what_the_demo_says_to_type_next_works(application: Shell) -> None:
+def test_the_command_that_the_demo_suggests_works(application: Shell) -> None:
     """The command is pasted into the shell from which the demo was called; also when no folder is named, and when the folder's name is
     odd."""
     script = shlex.quote(str(Path(sys.executable).with_name("taskflow")))

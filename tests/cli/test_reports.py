@@ -140,7 +140,7 @@ def test_each_act_is_recorded_with_its_target_its_count_and_its_reason(cli: Cli,
     assert cli.json("audit", "--before", str(10**30))[0]["number"] == 5
 
 
-def test_what_changes_nothing_is_not_recorded(cli: Cli, stock: Stock) -> None:
+def test_commands_that_change_nothing_are_not_recorded(cli: Cli, stock: Stock) -> None:
     cli("retry", "--all", "--dry-run")
     cli("cancel", stock.failed, code=1)
     cli("purge", "--ended-before", "1d")

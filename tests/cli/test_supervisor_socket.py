@@ -47,7 +47,7 @@ def attached(shell: Shell, parent: int, words: str = "hello") -> tuple[socket.so
     return ours, process
 
 
-def test_where_the_kernel_does_not_end_it_the_end_of_the_line_does(shell: Shell) -> None:
+def test_a_worker_ends_when_the_supervisors_socket_closes(shell: Shell) -> None:
     ours, process = attached(shell, os.getpid())
     process.wait_for("attached")
     assert ours.recv(100) == b"hello\n"
@@ -56,7 +56,7 @@ def test_where_the_kernel_does_not_end_it_the_end_of_the_line_does(shell: Shell)
     assert process.end() == -signal.SIGKILL
 
 
-def test_what_a_worker_says_is_one_line(shell: Shell) -> None:
+def test_a_worker_sends_each_report_as_one_line(shell: Shell) -> None:
     """Neither a job's name in it nor an application's text can forge a line of the worker."""
     ours, process = attached(shell, os.getpid(), "health 1 1 in a\ndrained 0\x1b")
     process.wait_for("attached")
@@ -102,7 +102,7 @@ def test_sizes_are_bytes_or_have_a_unit(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5G", "512MB", "1T", "", "G", "\uff11G"])
-def test_what_is_no_size_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_malformed_size_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         a_parser().parse_args(["worker", "tasks", f"--max-memory={text}"])
     assert "is not a number of bytes, such as 536870912, 512M or 1G" in capsys.readouterr().err

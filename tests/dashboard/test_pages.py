@@ -356,7 +356,7 @@ async def test_arguments_are_hidden_and_secrets_always(world: World, site: Site)
 @pytest.mark.parametrize(
     "path", ["/jobs/nonsense", f"/jobs/{id_text(bytes(16))}", "/queues/nobody", "/act/nothing", "/nothing", "/jobs/a/b"]
 )
-async def test_what_does_not_exist_is_404(memory: World, site: Site, path: str) -> None:
+async def test_a_page_that_does_not_exist_is_404(memory: World, site: Site, path: str) -> None:
     page = await site.get(path, code=404)
     assert page.all("nav")
 

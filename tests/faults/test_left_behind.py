@@ -103,7 +103,7 @@ def test_a_worker_that_has_wound_down_ends_with_its_code_whatever_is_left_behind
 
 
 @pytest.mark.parametrize("where", ["fork_in_a_thread", "fork_in_the_loop", "fork_in_a_child"])
-def test_what_a_job_forks_ends_by_the_signals_that_end_a_process(shell: Shell, where: str) -> None:
+def test_a_process_that_a_job_forked_ends_on_the_usual_signals(shell: Shell, where: str) -> None:
     """It has inherited the worker's handlers, which must not act in it."""
     shell.write("tasks.py", TASKS)
     shell.send(*(f"{where}.bind(signal.{name})" for name in ("SIGTERM", "SIGHUP", "SIGINT")))

@@ -144,7 +144,7 @@ async def test_after_lost_sessions_jobs_have_the_context_variables_that_the_appl
         assert await (await look_in_a_thread.delay()).result(10) == "the lifespan's"
 
 
-async def test_what_had_ended_when_its_session_was_lost_is_told_at_the_end_of_the_worker(broker: FaultyBroker) -> None:
+async def test_a_verdict_of_a_lost_session_is_sent_when_the_worker_ends(broker: FaultyBroker) -> None:
     """The broker is back at that moment, and a verdict that waits for its next attempt is not dropped."""
     heard, others = EventRecorder(), {"claim", "upkeep"}
     handle = await waits.delay()

@@ -113,7 +113,7 @@ async def test_a_task_that_a_job_has_begun_is_the_jobs(broker: Broker) -> None:
     assert "in inner" in stalled.stack or "inner\n    block()" in stalled.stack
 
 
-async def test_what_is_no_jobs_code_is_shown_all_the_same(broker: Broker) -> None:
+async def test_blocking_code_that_belongs_to_no_job_is_shown_too(broker: Broker) -> None:
     heard = ActingRecorder(LoopStalled, Run.release_thread.set)
     await leaves_a_callback.delay()
     async with Worker(options=options(heard)):
@@ -219,7 +219,7 @@ class WithHeartbeat(FaultyBroker):
         return await (super().beat(beat) if beat.leaving else self._beats(super().beat, beat))
 
 
-async def test_whatever_ends_the_heartbeat_thread_another_session_takes_its_place() -> None:
+async def test_another_session_follows_if_the_heartbeat_thread_ends() -> None:
     errors = [SystemExit("as no broker says")]
 
     async def fails_once(beat: BeatIt, told: Beat) -> BeatAnswer:

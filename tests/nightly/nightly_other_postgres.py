@@ -17,7 +17,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("found", postgres_binaries()[1:], ids=lambda found: found.name)
-def test_what_runs_on_postgres_passes_on_another_version(found: ServerBinary) -> None:
+def test_the_tests_on_postgres_pass_on_another_version(found: ServerBinary) -> None:
     command = [
         sys.executable,
         "-m",

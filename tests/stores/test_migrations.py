@@ -53,7 +53,7 @@ async def test_of_twenty_at_once_one_makes_the_tables(driver: MigratingDriver) -
         await broker.close()
 
 
-async def test_who_is_told_not_to_migrate_says_what_to_do(driver: MigratingDriver) -> None:
+async def test_with_migrate_0_the_error_says_how_to_migrate(driver: MigratingDriver) -> None:
     """Nothing is changed; the broker works after a migration."""
     says = rf"does not exist, but taskflow needs version {VERSION}\. It isn't migrated because of migrate=0: run `taskflow migrate`"
     async with opened(f"{driver.nowhere()}?migrate=0") as broker:

@@ -102,7 +102,7 @@ ODD: Final[dict[str, Stored]] = {
 
 
 @pytest.mark.parametrize("stored", ODD.values(), ids=ODD)
-async def test_whatever_of_a_session_is_spoilt_costs_nobody_else(world: World, spoiler: Spoiler, stored: Stored) -> None:
+async def test_a_damaged_session_affects_no_other_session(world: World, spoiler: Spoiler, stored: Stored) -> None:
     """Each value in turn, if the store admits it. Other sessions beat, claim and are listed, and the spoilt session's leases are released
     in the end."""
     other = await world.a_session("other", ttl=100_000.0)
@@ -204,7 +204,7 @@ async def add(world: World, kind: str, session: Session, ids: list[bytes], lease
 
 
 @pytest.mark.parametrize("how", MOVES)
-async def test_whatever_column_of_a_job_is_spoilt_costs_nobody_else(world: World, spoiler: Spoiler, how: str) -> None:
+async def test_a_damaged_column_of_a_job_affects_no_other_job(world: World, spoiler: Spoiler, how: str) -> None:
     """Arithmetic with it may fail: each column in turn, with each value that the store admits. All other operations go on past it too."""
     kind, expected = MOVES[how]
     for name, stored in IN_COLUMNS.items():

@@ -59,7 +59,7 @@ def test_runs_are_counted_by_outcome_and_by_how_long_they_took() -> None:
 
 
 @pytest.mark.parametrize("answer", [Settled.STALE, Settled.HELD_UP])
-def test_what_the_store_has_not_settled_is_not_counted(answer: Settled) -> None:
+def test_runs_that_the_store_has_not_settled_are_not_counted(answer: Settled) -> None:
     measures = a_worker()
     count(measures, Succeeded(b""), answer)
     assert unpack_measures(measures.facts().measures) == {}

@@ -195,7 +195,7 @@ async def test_a_job_that_is_not_known_here_is_found_by_its_name(taskflow_jobs: 
     taskflow_jobs.assert_not_enqueued("app.other")
 
 
-async def test_what_has_run_inline_counts(taskflow_jobs: TaskflowJobs) -> None:
+async def test_jobs_that_ran_inline_count_as_enqueued(taskflow_jobs: TaskflowJobs) -> None:
     with taskflow_jobs.inline():
         await nothing.options(queue="q").delay()
         await snoozes.delay()
@@ -244,7 +244,7 @@ async def test_without_a_call_of_the_job_the_others_are_shown(taskflow_jobs: Tas
 
 
 @pytest.mark.parametrize("job_type", [send.function, nothing.bind(), named("tests.assertions.nothing"), None])
-def test_what_is_neither_a_job_nor_a_name_is_refused(taskflow_jobs: TaskflowJobs, job_type: Any) -> None:
+def test_assertions_refuse_anything_but_a_job_or_a_name(taskflow_jobs: TaskflowJobs, job_type: Any) -> None:
     for check in (taskflow_jobs.assert_enqueued, taskflow_jobs.assert_not_enqueued):
         with pytest.raises(TypeError, match="expected a job, or its name, and then its arguments"):
             check(job_type)

@@ -162,7 +162,7 @@ async def test_middleware_and_lifespan_are_those_of_the_application(taskflow_job
     assert shout.heard == ["tests.plugin.stateful"]
 
 
-def test_what_was_configured_is_undone() -> None:
+def test_configured_settings_are_undone() -> None:
     """It runs after the test above: nothing of it is left."""
     assert default_app().settings.middleware == ()
     assert default_app().settings.lifespan is None

@@ -63,7 +63,7 @@ def test_a_declared_key_holds_inside_a_transaction_and_is_found_after_it(broker:
         (sqlite3.Connection, "expected a connection"),
     ],
 )
-def test_what_is_no_connection_is_refused_when_it_is_given(given: Any, cure: str) -> None:
+def test_an_object_that_is_not_a_connection_is_refused_when_it_is_given(given: Any, cure: str) -> None:
     with pytest.raises(TypeError, match=cure):
         charge.options(connection=given)
     with pytest.raises(TypeError, match=cure):

@@ -70,7 +70,7 @@ def test_it_joins_the_callers_transaction(broker: Broker, user: Django) -> None:
     assert headers_of(broker) == ["1"] + ["2"] * 1_000 + ["3"] * 1_000 + ["4"] * 500
 
 
-def test_what_django_raises_reaches_the_caller_and_nothing_is_sent(broker: Broker, user: Django) -> None:
+def test_an_error_of_django_reaches_the_caller_and_nothing_is_sent(broker: Broker, user: Django) -> None:
     from django.db import IntegrityError
 
     connection = user.connection if "queue.db" in repr(broker) else None

@@ -46,6 +46,6 @@ def test_a_comment_names_the_error_of_each_checker(tree: Path) -> None:
     assert Error(checkers.NEGATIVE, line, "reportArgumentType") in checkers.expected(tree, "pyright")
 
 
-def test_what_is_typed_can_be_run() -> None:
+def test_the_typed_examples_can_be_imported() -> None:
     """Importing the examples declares their jobs."""
     importlib.import_module("tests.typing.positive")

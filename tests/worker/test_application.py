@@ -45,7 +45,7 @@ async def where(ctx: JobContext) -> str:
         ({"queues": ["a", "a"]}, r"queues=\['a', 'a'\]: queue 'a' is named twice"),
     ],
 )
-def test_what_a_worker_cannot_be_told_is_refused_in_words(given: dict[str, Any], said: str) -> None:
+def test_invalid_arguments_of_a_worker_are_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         Worker(**given)
 

@@ -92,7 +92,7 @@ async def asynchronous(number: int, client: str = depends(a_client), session: st
 NESTED = ["middleware begins", "defaults begins"], ["defaults ends", "middleware ends", "verdict Succeeded"]
 
 
-async def test_what_surrounds_a_plain_function_nests_in_its_own_thread(taskflow_jobs: TaskflowJobs) -> None:
+async def test_context_managers_of_a_plain_function_nest_in_its_thread(taskflow_jobs: TaskflowJobs) -> None:
     configure(middleware=[Surrounding()], defaults={"around": [noting("defaults")]})
     handle = await plain.delay(7)
 
@@ -381,7 +381,7 @@ def declare_annotated(db: Annotated[str, depends(fresh_session)]) -> None: ...
 def declare_partial(one: int = depends(partial(one_more))) -> None: ...
 
 
-def test_what_cannot_work_is_refused_where_it_is_declared() -> None:
+def test_invalid_dependencies_and_context_managers_are_refused_at_the_declaration() -> None:
     for function in (declare_before, declare_positional):
         with pytest.raises(DeclarationError, match=r"db = depends\(fresh_session\) precedes arguments that callers pass"):
             job(function)

@@ -281,7 +281,7 @@ async def test_a_time_limit_of_a_plain_function_leaves_its_slot_taken(broker: Br
                 await handle.result(10)
 
 
-async def test_what_has_expired_while_it_was_gathered_is_not_passed(broker: Broker) -> None:
+async def test_a_job_that_expired_while_its_batch_gathered_is_left_out(broker: Broker) -> None:
     expiring = await patient.options(expires=0.3).delay(1)
     async with a_worker():
         await until_running(expiring)
@@ -304,7 +304,7 @@ async def test_a_worker_that_finishes_runs_what_it_has_gathered(broker: Broker) 
     assert {await handle.status() for handle in handles} == {Status.SUCCEEDED}
 
 
-async def test_what_the_grace_period_cuts_short_is_handed_back(broker: Broker) -> None:
+async def test_a_batch_cut_short_by_the_grace_period_is_handed_back(broker: Broker) -> None:
     handles = await enqueue(patient.bind(number) for number in range(3))
     async with a_worker(grace=0.2):
         await until(lambda: Calls.made)

@@ -57,7 +57,7 @@ async def test_they_are_decoded_in_the_worker_too() -> None:
 
 @pytest.mark.parametrize("asks", [True, False], ids=["asked", "not asked"])
 @pytest.mark.parametrize(("payload", "kind"), [(encode_value({"newer": 1}), Parked), (b"\x01\x00\x00\x01\xc1", Failed)])
-async def test_what_does_not_fit_the_function_ends_as_it_would_without_middleware(
+async def test_unsuitable_arguments_have_the_same_outcome_with_middleware(
     broker: MemoryBroker, payload: bytes, kind: type[Verdict], asks: bool
 ) -> None:
     """An argument that only a newer version of the code knows parks the job, and undecodable bytes fail it."""

@@ -181,7 +181,7 @@ async def test_a_cancel_kills_and_what_it_has_started_too(worker: Worker, tmp_pa
     await gone(*pids)
 
 
-async def test_what_a_child_has_forked_does_not_hide_its_death(worker: Worker, tmp_path: Path) -> None:
+async def test_a_process_that_a_child_forked_does_not_hide_the_childs_death(worker: Worker, tmp_path: Path) -> None:
     failed = await failure(await jobs.forks_and_dies.delay(str(tmp_path / "note")))
     assert "has died: exit code 3" in failed.message
     await gone(*await written(tmp_path / "note"))
@@ -200,7 +200,7 @@ async def test_winding_down_hands_back_what_runs_and_what_waits_for_its_turn(lin
         assert (info.status, info.failures) == (Status.READY, 0)
 
 
-async def test_what_waits_for_its_turn_can_be_cancelled_and_its_timeout_has_not_begun(lines: Lines, tmp_path: Path) -> None:
+async def test_a_job_that_waits_for_a_child_can_be_cancelled_and_its_timeout_has_not_begun(lines: Lines, tmp_path: Path) -> None:
     async with a_worker(lines, at_once=1):
         first = await jobs.endless.options(timeout=2.0).delay(str(tmp_path / "note"))
         await written(tmp_path / "note")
@@ -446,7 +446,7 @@ def test_a_main_module_that_would_start_a_worker_in_its_child_is_told_of(shell: 
 
 
 @pytest.mark.parametrize("how", [("-c",)])
-def test_what_no_child_could_import_is_refused_where_it_is_declared(shell: Shell, how: tuple[str, ...]) -> None:
+def test_a_job_that_no_child_can_import_is_refused_at_its_declaration(shell: Shell, how: tuple[str, ...]) -> None:
     said = shell.run(*how, "from taskflow import job\n@job(runs_in='process')\ndef f() -> None: ...", code=1)
     assert "move it into a file, and import it" in said
 

@@ -242,7 +242,7 @@ async def test_a_lifespan_whose_exit_fails_does_not_hide_the_blocks_error(broker
     assert "the pool could not be closed" in caplog.text
 
 
-async def test_what_runs_ends_by_itself_and_nothing_new_begins(broker: Broker) -> None:
+async def test_runs_end_by_themselves_and_none_begins(broker: Broker) -> None:
     """However long the runs take, the grace period does not apply."""
     heard = EventRecorder()
     runs = await waits.delay()
@@ -260,7 +260,7 @@ async def test_what_runs_ends_by_itself_and_nothing_new_begins(broker: Broker) -
     assert not worker.has_forced
 
 
-async def test_when_its_session_is_lost_no_other_follows(broker: Broker) -> None:
+async def test_no_session_follows_one_that_was_lost_while_finishing(broker: Broker) -> None:
     """Its jobs now belong to another worker, usually its successor."""
     heard = EventRecorder()
     runs = await waits.delay()
@@ -275,7 +275,7 @@ async def test_when_its_session_is_lost_no_other_follows(broker: Broker) -> None
     assert await runs.status() == Status.READY
 
 
-async def test_what_has_ended_is_told_before_it_is_over() -> None:
+async def test_verdicts_reach_the_broker_before_finish_returns() -> None:
     """This also holds if the broker is unavailable for a while: the worker has not finished yet."""
     async with a_faulty_broker() as broker:
         runs = await waits.delay()

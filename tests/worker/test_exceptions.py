@@ -125,7 +125,7 @@ async def test_middleware_sees_the_exception_itself(watching: Watching, kind: An
     assert mine.__traceback__ is not None
 
 
-async def test_what_the_run_itself_met_counts_too(watching: Watching, memory_broker: MemoryBroker) -> None:
+async def test_errors_outside_the_function_count_too(watching: Watching, memory_broker: MemoryBroker) -> None:
     """This includes a timeout, a cancellation, and a result that cannot be encoded."""
     cancelled = await in_loop.delay("is cancelled")
     await in_loop.options(timeout=0.05).delay("overruns")

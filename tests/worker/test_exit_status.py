@@ -69,7 +69,7 @@ def test_a_kill_that_the_kernel_has_counted_was_for_want_of_memory(tmp_path: Pat
     assert not out_of_memory.exit_status(-signal.SIGKILL).is_out_of_memory
 
 
-def test_what_was_counted_long_ago_is_nobodys_cause(tmp_path: Path) -> None:
+def test_an_old_out_of_memory_kill_explains_no_new_death(tmp_path: Path) -> None:
     """A process of a job may have been killed then, for example. A kill counted since the last check may still be ours."""
     cgroups = Cgroups(tmp_path, "0::/\n")
     cgroups.write("memory.events", EVENTS.format(0))

@@ -68,7 +68,7 @@ async def test_an_idle_worker_asks_by_its_beats_alone(broker: Counting, monkeypa
         assert calls["upkeep"] <= 1
 
 
-async def test_what_nobody_was_told_of_is_found_by_the_next_beat(broker: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_job_without_a_nudge_is_found_by_the_next_heartbeat(broker: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     """By itself the worker would poll only much later."""
     monkeypatch.setattr(fetcher, "POLL_INTERVAL", 5 * TTL)
     monkeypatch.setattr(fetcher, "TRUSTED_INTERVALS", 20)
@@ -83,7 +83,7 @@ async def test_what_nobody_was_told_of_is_found_by_the_next_beat(broker: Countin
         Run.release.set()
 
 
-async def test_who_cannot_hear_goes_by_no_beat(broker: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_gets_no_nudges_polls_as_often_as_before(broker: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that knows that nudges are lost polls as often as before."""
     monkeypatch.setattr(fetcher, "POLL_INTERVAL", TTL / 4)
     monkeypatch.setattr(Waiter, "is_prompt", False)

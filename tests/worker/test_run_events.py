@@ -67,7 +67,7 @@ async def test_a_thread_that_runs_on_keeps_its_slot() -> None:
             assert await next_one.result(10) == "epoch 1"
 
 
-async def test_what_the_store_refuses_is_told_and_does_not_count(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_verdict_that_the_store_ignores_is_logged_and_not_counted(caplog: pytest.LogCaptureFixture) -> None:
     """After a worker was stopped for longer than its ttl, its run ends, but its job has long belonged to another worker."""
 
     class Slow(FaultyBroker):
@@ -122,7 +122,7 @@ async def test_a_leave_that_the_broker_did_not_hear_is_not_said_to_be_tried_agai
     assert "leave did not reach" not in caplog.text
 
 
-async def test_what_could_not_be_settled_by_the_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
+async def test_verdicts_that_could_not_be_sent_by_the_end_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     """The log explains why a job that it calls a success runs once more."""
     async with a_faulty_broker() as broker:
         heard = EventRecorder()

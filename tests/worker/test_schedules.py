@@ -140,7 +140,7 @@ async def test_a_schedule_that_the_store_refuses_stops_no_other(world: World, mo
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, GeneratorExit])
-async def test_whatever_a_timetable_raises_concerns_only_itself(world: World, error: type[BaseException]) -> None:
+async def test_an_error_of_a_timetable_affects_no_other_schedule(world: World, error: type[BaseException]) -> None:
     class Raising:
         name = "raising"
 

@@ -58,7 +58,7 @@ async def test_without_a_beat_for_its_ttl_a_worker_takes_itself_for_dead() -> No
             assert await handle.result(10) == "epoch 2"
 
 
-async def test_what_ended_during_an_outage_is_settled_after_it() -> None:
+async def test_a_run_that_ended_during_an_outage_is_settled_afterwards() -> None:
     """The verdict outlives the session, and the job does not run again."""
     async with a_faulty_broker() as broker:
         heard = EventRecorder()
@@ -76,7 +76,7 @@ async def test_what_ended_during_an_outage_is_settled_after_it() -> None:
 
 
 @pytest.mark.parametrize(("verb", "operation"), [("claim", "claiming"), ("upkeep", "upkeep")])
-async def test_what_fails_again_and_again_is_shown_in_the_store(verb: str, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_that_keep_failing_are_shown_in_the_store(verb: str, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`taskflow doctor` reads it there. A store may answer everything but this call."""
     monkeypatch.setattr("taskflow.worker.maintenance.MAINTENANCE_PAUSES", Pauses(0.001, 0.01))
     async with a_faulty_broker() as broker, asyncio.timeout(20):

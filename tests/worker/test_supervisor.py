@@ -118,7 +118,7 @@ def an_office(processes: int = 2, *, working: bool = True, **options: object) ->
 # --- the first start -----------------------------------------------------------------------------------------------------
 
 
-def test_when_all_have_been_started_it_ends_after_the_last(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_supervisor_ends_once_all_started_workers_have_ended(caplog: pytest.LogCaptureFixture) -> None:
     office = an_office(3, working=False)
     office.supervisor.record_report(1, "loaded")
     office.act(ALONE_TIMEOUT)
@@ -182,7 +182,7 @@ def test_a_system_that_has_no_process_to_give_is_asked_again(caplog: pytest.LogC
     assert "cannot start a worker" in caplog.text
 
 
-def test_what_a_job_has_written_into_the_line_is_passed_over() -> None:
+def test_nonsense_that_a_job_wrote_to_the_socket_is_ignored() -> None:
     office = an_office(2)
     for nonsense in ("", "session", "session zz", "hello \x00", "session aa bb", "ended", "ended x", "ended -1"):
         office.supervisor.record_report(1, nonsense)
@@ -217,7 +217,7 @@ def test_the_second_is_passed_on_too_and_the_third_kills() -> None:
     assert office.code == 128 + TERM
 
 
-def test_what_comes_twice_at_once_is_one_signal() -> None:
+def test_two_signals_at_once_count_as_one() -> None:
     office = an_office(1)
     office.supervisor.stop(TERM)
     office.now += SAME_SIGNAL / 2

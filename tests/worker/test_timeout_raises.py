@@ -80,7 +80,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("made", PLACES.values(), ids=PLACES)
-async def test_what_the_function_returns_is_its_result(worker: Worker, made: Job[[], str] | SyncJob[[], str]) -> None:
+async def test_a_value_returned_after_the_timeout_is_the_result(worker: Worker, made: Job[[], str] | SyncJob[[], str]) -> None:
     assert await (await made.delay()).result(TIMEOUT) == "in part: timeout, True"
 
 

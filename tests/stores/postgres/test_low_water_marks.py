@@ -81,7 +81,7 @@ async def work(store: Store) -> AsyncIterator[Work]:
     await broker.close()
 
 
-async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(store: Store, work: Work, stranger: asyncpg.Connection) -> None:
+async def test_reads_do_not_grow_with_dead_rows_that_cannot_be_vacuumed(store: Store, work: Work, stranger: asyncpg.Connection) -> None:
     """The rows that each operation of a busy worker reads, from each table and index, once ten thousand jobs have come and gone."""
     await stranger.execute("CREATE TABLE public.theirs (n integer)")
     await stranger.execute("BEGIN; INSERT INTO public.theirs VALUES (1)")
@@ -138,7 +138,7 @@ async def test_a_commit_that_comes_late_is_found_by_a_check_of_the_marks(work: W
         assert [lease.envelope.id for lease in await work.found(nudges)] == [late.id]
 
 
-async def test_what_a_claim_that_is_rolled_back_has_held_is_found_at_once(work: Work, stranger: asyncpg.Connection) -> None:
+async def test_jobs_of_a_claim_that_was_rolled_back_are_found_at_once(work: Work, stranger: asyncpg.Connection) -> None:
     """Other claims have taken later jobs meanwhile."""
     held = an_envelope()
     await work.broker.enqueue([held])
@@ -339,7 +339,7 @@ async def test_many_queues_with_nothing_in_them_cost_a_claim_nothing(store: Stor
 
 
 @pytest.mark.parametrize("looks", [0, 1], ids=["before it is said", "after"])
-async def test_what_comes_as_its_queue_comes_to_rest_is_found(work: Work, stranger: asyncpg.Connection, store: Store, looks: int) -> None:
+async def test_a_job_added_while_its_queue_retires_is_found(work: Work, stranger: asyncpg.Connection, store: Store, looks: int) -> None:
     """It is found at once, though those who retire the queue do not see the transaction that adds it."""
     late = an_envelope()
     await work.pass_through(BATCH)

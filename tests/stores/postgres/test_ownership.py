@@ -88,7 +88,7 @@ HARMS: Final = {
 changes the table."""
 
 
-async def test_what_lets_others_change_our_functions_is_refused(roles: PostgresServer, database: str) -> None:
+async def test_rights_that_let_others_replace_our_functions_are_refused(roles: PostgresServer, database: str) -> None:
     await use(roles, database, "app")
     for harm, says, mends in HARMS.values():
         roles.execute(harm, database)

@@ -84,7 +84,7 @@ TRIGGER: Final = f"""
 """
 
 
-async def test_what_is_rolled_back_adds_nothing(scene: Scene, sql: asyncpg.Connection) -> None:
+async def test_a_transaction_that_is_rolled_back_adds_no_job(scene: Scene, sql: asyncpg.Connection) -> None:
     await sql.execute(TRIGGER)
     transaction = sql.transaction()
     await transaction.start()
@@ -171,7 +171,7 @@ DUE: Final = {
 }
 
 
-async def test_when_it_is_due(sql: asyncpg.Connection) -> None:
+async def test_after_and_at_set_the_due_time(sql: asyncpg.Connection) -> None:
     """A month is a calendar month."""
     await sql.execute("SET timezone = 'UTC'")
     month = (await sql.fetchval("SELECT now() + interval '1 month' - now()")).total_seconds()
@@ -241,7 +241,7 @@ REFUSED: Final = [
 ]
 
 
-async def test_what_is_wrong_is_named_with_its_value(scene: Scene, sql: asyncpg.Connection) -> None:
+async def test_errors_name_the_wrong_option_and_its_value(scene: Scene, sql: asyncpg.Connection) -> None:
     for options, message, hint in REFUSED:
         name = "" if options.startswith("job") else f"'{NOTE}', "
         with pytest.raises(asyncpg.InvalidParameterValueError) as caught:

@@ -33,7 +33,7 @@ SOON: Final = 2.0
 HOUR: Final = 3_600_000_000
 
 
-async def test_what_a_stranger_holds_harms_no_other_settlement(broker: Broker, stranger: asyncpg.Connection) -> None:
+async def test_a_row_that_another_program_locks_blocks_no_other_settlement(broker: Broker, stranger: asyncpg.Connection) -> None:
     """An operator has locked a row."""
     await broker.enqueue(envelopes(3))
     held, *others = map(succeeded, await broker.claim(SESSION, 1, [], 10))

@@ -127,7 +127,7 @@ async def test_a_full_server_refuses_new_jobs_and_is_worked_off(found: ServerBin
 
 
 @pytest.mark.parametrize("policy", ["noeviction", "volatile-ttl"])
-async def test_what_is_refused_of_large_calls_takes_no_room_from_others(server: RedisServer, policy: str) -> None:
+async def test_large_calls_that_are_refused_take_no_room_from_others(server: RedisServer, policy: str) -> None:
     """As jobs run, new ones are accepted, even when many are refused; and only the memory limit refuses them."""
     with server.client() as client:
         client.config_set("maxmemory-policy", policy)

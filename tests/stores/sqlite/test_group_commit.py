@@ -34,7 +34,7 @@ def no_thread_is_left_behind() -> Iterator[None]:
         time.sleep(0.01)
 
 
-async def test_what_gathers_shares_a_commit(broker: SqliteBroker, said: list[str]) -> None:
+async def test_operations_that_arrive_together_share_a_commit(broker: SqliteBroker, said: list[str]) -> None:
     await broker.enqueue([an_envelope()])
     said.clear()
     answers = await asyncio.gather(*(broker.enqueue([an_envelope()]) for _ in range(200)))
@@ -126,7 +126,7 @@ async def test_closing_does_not_hang_while_calls_wait(open_broker: Open, path: P
     assert all(isinstance(outcome, BrokerUnavailable) for outcome in outcomes)
 
 
-def test_what_was_accepted_is_done_at_the_interpreters_end(path: Path) -> None:
+def test_accepted_operations_are_done_when_python_exits(path: Path) -> None:
     """The thread is a daemon; the exit waits for its accepted calls."""
     script = """
         async def main():

@@ -112,7 +112,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="to be another user th
         (None, 0o755, "where SQLite keeps its other files, is read-only for uid 65534"),
     ],
 )
-def test_what_may_not_be_written(tmp_path: Path, file_mode: int | None, folder_mode: int, says: str) -> None:
+def test_a_file_or_folder_that_cannot_be_written_is_refused(tmp_path: Path, file_mode: int | None, folder_mode: int, says: str) -> None:
     """The test runs as another user, because root may do everything."""
     with shared_folder(folder_mode) as folder:
         file = folder / "queue.db"

@@ -41,7 +41,7 @@ PLANTED: list[Any] = [
 
 
 @pytest.mark.parametrize(("ending", "plant", "says"), PLANTED)
-async def test_what_was_planted_beside_the_store_is_refused(
+async def test_files_planted_beside_the_store_are_refused(
     broker: SqliteBroker, path: Path, tmp_path: Path, ending: str, plant: Callable[[Path, Path], object], says: str
 ) -> None:
     """A link's target is unchanged: no file of a folder is removed, and nothing is written. A pipe would block every process that opens

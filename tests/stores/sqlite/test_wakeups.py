@@ -123,7 +123,7 @@ async def test_a_listener_that_does_not_keep_up_holds_nobody_up(broker: SqliteBr
 
 
 @pytest.mark.parametrize("change", ["ready", "ended", "stopping", "due"])
-async def test_what_nobody_announces_is_seen_within_about_a_second(
+async def test_unannounced_changes_are_seen_within_about_a_second(
     broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     """Another program has written to the file, or a wake-up was lost."""

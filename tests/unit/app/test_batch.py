@@ -67,7 +67,7 @@ def plain(numbers: list[int]) -> list[int]:
         (plain, {"timeout_raises": True}, "cannot be combined with .* timeout_raises=True"),
     ],
 )
-def test_what_cannot_be_a_batch_is_refused_where_it_is_declared(function: Any, options: dict[str, Any], says: str) -> None:
+def test_a_function_that_cannot_be_a_batch_job_is_refused_at_its_declaration(function: Any, options: dict[str, Any], says: str) -> None:
     with pytest.raises(DeclarationError, match=says):
         any_job(name="batch.wrong", **{"batch": BATCH, **options})(function)
 

@@ -35,7 +35,7 @@ async def under_way(awaitable: Awaitable[Any]) -> asyncio.Task[Any]:
 # --- sharing --------------------------------------------------------------------------------------------------------
 
 
-async def test_what_comes_meanwhile_gathers_into_the_next(watched: Watched) -> None:
+async def test_calls_that_arrive_during_a_round_trip_share_the_next_one(watched: Watched) -> None:
     watched.gate.clear()
     first = await under_way(add.delay(0))
     others = [await under_way(add.delay(n)) for n in range(20)]
@@ -167,7 +167,7 @@ async def test_a_store_that_answers_too_few_leaves_nobody_waiting(askers: int) -
         assert isinstance(answers[-1], ValueError)
 
 
-async def test_what_is_asked_while_a_call_begins_waits_for_it() -> None:
+async def test_a_question_asked_while_a_call_begins_waits_for_that_call() -> None:
     """There is one call at a time, whichever task sends it: the deadline is for one."""
     nested: list[asyncio.Future[int]] = []
     at_once, most = 0, 0

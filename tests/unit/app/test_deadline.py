@@ -17,7 +17,7 @@ def late() -> list[str]:
     return []
 
 
-async def test_what_ends_in_time_is_not_late(late: list[str]) -> None:
+async def test_an_operation_that_ends_in_time_is_not_late(late: list[str]) -> None:
     deadline = Deadline(lambda: late.append("late"))
     deadline.begin(SOON)
     deadline.end()
@@ -25,7 +25,7 @@ async def test_what_ends_in_time_is_not_late(late: list[str]) -> None:
     assert late == []
 
 
-async def test_what_ended_while_the_loop_was_blocked_is_not_late(late: list[str]) -> None:
+async def test_an_operation_that_ended_while_the_loop_was_blocked_is_not_late(late: list[str]) -> None:
     """The loop handles the answer first. The task that waits for it runs one turn later than the timer."""
     deadline = Deadline(lambda: late.append("late"))
     answer = asyncio.get_running_loop().create_future()

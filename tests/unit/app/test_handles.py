@@ -217,7 +217,7 @@ async def test_a_success_has_its_arguments_and_its_result_if_its_job_says_so(ben
         job(name="tests.handles.wrong", keep_arguments="yes")(deliver.function)  # type: ignore[call-overload]
 
 
-def test_what_no_store_could_keep_with_the_result_is_dropped() -> None:
+def test_arguments_too_large_to_keep_with_the_result_are_dropped() -> None:
     half = bytes(MAX_PAYLOAD // 2)
     assert result_and_arguments(content_of(half, half)) == (half, half)
     assert content_of(half, half + b"1") == half

@@ -108,13 +108,13 @@ async def test_snooze_costs_no_attempt(bench: Bench) -> None:
         ("cancelled", Retried),  # a cancellation that taskflow did not send
     ],
 )
-async def test_what_becomes_of_an_error(bench: Bench, how: str, verdict: type) -> None:
+async def test_each_error_leads_to_its_verdict(bench: Bench, how: str, verdict: type) -> None:
     await breaks.delay(how)
     [found] = await bench.run_all()
     assert isinstance(found, verdict)
 
 
-async def test_what_the_job_says_comes_before_discard_on(bench: Bench) -> None:
+async def test_exceptions_of_taskflow_take_precedence_over_discard_on(bench: Bench) -> None:
     @job(name="says", discard_on=(Exception,))
     async def says(how: str) -> None:
         raise {"retry": Retry("wait", after=30), "snooze": Snooze(after=30), "cancel": Cancel("no"), "other": KeyError()}[how]
@@ -198,6 +198,6 @@ async def test_a_function_is_a_default_and_an_option_of_a_preset_but_not_of_a_ca
 
 
 @pytest.mark.parametrize("retry", [3, Backoff, snoozes.function, lambda attempt: 1, lambda attempt, error, *, more: 1])
-def test_what_is_no_function_of_attempt_and_exception_is_refused(retry: Any) -> None:
+def test_retry_must_be_a_function_of_attempt_and_exception(retry: Any) -> None:
     with pytest.raises(DeclarationError, match=r"retry=.*: expected a Backoff, or a plain function \(attempt, exception\) that returns"):
         job(name="refused", retry=retry)(discards.function)

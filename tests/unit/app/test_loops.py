@@ -313,7 +313,7 @@ atexit.register(lambda: try_to("registered last:", lambda: add.delay_sync(2)))
 
 @pytest.mark.parametrize("store", ["sqlite", "redis", "postgres"])
 @pytest.mark.parametrize("has_sent", [True, False], ids=["has sent", "has not sent"])
-def test_what_is_sent_while_python_exits_arrives_or_is_refused_at_once(tmp_path: Path, store: str, has_sent: bool) -> None:
+def test_a_call_sent_while_python_exits_arrives_or_is_refused_at_once(tmp_path: Path, store: str, has_sent: bool) -> None:
     """It hung for ever, or reported an unavailable broker. Python stops threads before it runs destructors."""
     script = BEFORE + BEGIN + AT_EXIT.format(url_of(store), "add.delay_sync(3)" if has_sent else "")
 

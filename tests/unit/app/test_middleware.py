@@ -49,7 +49,7 @@ async def test_the_first_is_the_outermost(bench: Bench) -> None:
     assert await handle.result() == 3
 
 
-async def test_what_is_not_passed_on_is_not_sent(bench: Bench) -> None:
+async def test_a_call_that_middleware_does_not_pass_on_is_not_sent(bench: Bench) -> None:
     class Swallowing(Middleware):
         async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
             return
@@ -78,7 +78,7 @@ async def test_it_may_settle_otherwise(bench: Bench) -> None:
         await handle.result()
 
 
-async def test_what_is_not_passed_on_does_not_run(bench: Bench) -> None:
+async def test_a_run_that_middleware_does_not_pass_on_does_not_start(bench: Bench) -> None:
     class Cached(Middleware):
         async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
             return Succeeded(add.codec.encode_result(99))

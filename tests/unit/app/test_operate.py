@@ -358,7 +358,7 @@ async def test_an_act_in_a_scope_that_is_cancelled_is_recorded(bench: Bench, mon
 
 
 @pytest.mark.parametrize("given", [{"by": 7}, {"reason": None}])
-async def test_who_and_why_are_text(bench: Bench, given: dict[str, Any]) -> None:
+async def test_by_and_reason_must_be_text(bench: Bench, given: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match=r"(by=7|reason=None): expected a str"):
         await operate.pause("mail", **given)
     with pytest.raises(TypeError, match=r"(by=7|reason=None): expected a str"):

@@ -119,7 +119,7 @@ async def named() -> str:
     return "done"
 
 
-def test_what_is_declared_is_plain() -> None:
+def test_declared_enum_members_become_plain_text() -> None:
     """A plain str replaces the member, in the job and in each envelope."""
     call = named.options(key=Word.HIGH, headers={Word.HIGH: Word.HIGH})
     envelope = call.bind().envelope

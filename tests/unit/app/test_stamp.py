@@ -161,7 +161,7 @@ class Refusing(Middleware):
             raise LookupError("no tenant")
 
 
-async def test_what_a_stamp_raises_reaches_the_caller_and_nothing_of_the_batch_is_sent(bench: Bench) -> None:
+async def test_an_error_in_a_stamp_reaches_the_caller_and_nothing_of_the_batch_is_sent(bench: Bench) -> None:
     configure(middleware=[Refusing()])
     with pytest.raises(LookupError, match="no tenant"):
         await add.delay(1_000)

@@ -32,7 +32,7 @@ def test_replies_are_parsed_in_pieces_of_any_size(size: int, reader: type[Reader
 
 
 @pytest.mark.parametrize("nonsense", [b"!1\r\n", b"$x\r\n", b"HTTP/1.1 400 Bad Request\r\n", b":1.5\r\n"])
-def test_what_is_no_reply_is_an_error(nonsense: bytes) -> None:
+def test_bytes_that_are_not_a_reply_are_an_error(nonsense: bytes) -> None:
     parser = Reader(ResponseError)
     parser.feed(nonsense)
     with pytest.raises(InvalidResponse, match="Protocol Error"):

@@ -62,7 +62,7 @@ REFUSED: list[tuple[Any, Any, str, str]] = [
 
 
 @pytest.mark.parametrize(("annotation", "value", "path", "fragment"), REFUSED, ids=stable_id)
-def test_what_is_no_instance_is_refused_where_it_is_sent(annotation: Any, value: Any, path: str, fragment: str) -> None:
+def test_a_value_that_is_not_an_instance_is_refused_when_it_is_sent(annotation: Any, value: Any, path: str, fragment: str) -> None:
     with pytest.raises(EncodeError) as caught:
         codec_of(annotation).encode_arguments((value,), {})
     assert caught.value.path == path

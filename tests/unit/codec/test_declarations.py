@@ -169,7 +169,7 @@ def test_only_a_typed_dict_can_be_unpacked_into_keywords() -> None:
 
 
 @pytest.mark.parametrize("wrapped", [Final[int], ClassVar[int], Annotated[int, []], Annotated[Annotated[k.UserId, 1], 2]], ids=repr)
-def test_what_only_wraps_an_annotation_changes_nothing(wrapped: Any) -> None:
+def test_wrappers_of_an_annotation_change_nothing(wrapped: Any) -> None:
     assert there_and_back(wrapped, 5) == 5
     assert there_and_back(list[wrapped], [5]) == [5]
 

@@ -135,7 +135,7 @@ def test_instances_of_generated_annotations_come_back_the_same(data: st.DataObje
 
 @settings(quick, max_examples=600)
 @given(st.data())
-def test_what_encodes_decodes_without_being_asked_to(data: st.DataObject) -> None:
+def test_the_encoder_accepts_only_values_that_decode(data: st.DataObject) -> None:
     """The checking encoder is as good as really decoding: for a value of any type under any annotation, both agree."""
     annotation = data.draw(generated)
     compiler = Compiler()

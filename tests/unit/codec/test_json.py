@@ -201,7 +201,7 @@ NO_JSON = [
 
 
 @pytest.mark.parametrize("body", NO_JSON, ids=lambda body: repr(body[:20]))
-def test_what_is_no_json_object_is_a_decode_error(body: bytes) -> None:
+def test_anything_but_a_json_object_is_a_decode_error(body: bytes) -> None:
     with pytest.raises(DecodeError, match=r"is not JSON|expected a map by parameter name"):
         FunctionCodec(function, name="app.job").decode_arguments(seal_json(body))
 

@@ -117,14 +117,14 @@ NEWER = ["02000001", "00000001", "ff", "ff0000", "01010001", "01020001", "010400
 
 
 @pytest.mark.parametrize("header", NEWER)
-def test_what_a_newer_taskflow_wrote_is_told_as_such(header: str) -> None:
+def test_a_payload_of_a_newer_taskflow_raises_newer_format(header: str) -> None:
     for decode in (CODEC.decode_arguments, CODEC.decode_result, decode_value, open_payload):
         with pytest.raises(NewerFormat):
             decode(bytes.fromhex(header) + b"\x80")
 
 
 @pytest.mark.parametrize("header", ["", "01", "010000"])
-def test_what_is_too_short_to_be_a_payload_is_none(header: str) -> None:
+def test_bytes_too_short_for_a_payload_are_refused(header: str) -> None:
     with pytest.raises(DecodeError, match="a payload has at least 4 bytes") as caught:
         decode_value(bytes.fromhex(header))
     assert type(caught.value) is DecodeError

@@ -29,7 +29,7 @@ SCALARS: dict[type, Any] = {type(value): value for value in SELF_DESCRIBING if n
 
 
 @pytest.mark.parametrize("value", SCALARS.values(), ids=lambda value: type(value).__name__)
-def test_what_a_type_writes_does_not_depend_on_the_annotation(value: Any) -> None:
+def test_the_encoding_of_a_value_does_not_depend_on_the_annotation(value: Any) -> None:
     """Everything that was sent can therefore be shown without the function, and an annotation may be added later."""
     annotated = codec_of(type(value)).encode_arguments((value,), {})
     assert annotated == codec_of(Any).encode_arguments((value,), {})
@@ -78,7 +78,7 @@ CONVERTED: list[tuple[Any, Any, Any]] = [
 
 
 @pytest.mark.parametrize(("annotation", "value", "expected"), CONVERTED, ids=stable_id)
-def test_what_a_type_checker_lets_pass_comes_back_as_annotated(annotation: Any, value: Any, expected: Any) -> None:
+def test_a_value_that_type_checkers_accept_is_decoded_as_annotated(annotation: Any, value: Any, expected: Any) -> None:
     assert same(there_and_back(annotation, value), expected)
 
 
@@ -103,12 +103,12 @@ def test_a_lazy_text_is_refused(annotation: Any) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_written_is_what_always_was(name: str) -> None:
+def test_payloads_are_written_as_before(name: str) -> None:
     assert payload_of(name).hex(" ") == golden(name).hex(" ")
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_what_was_written_is_still_read(name: str) -> None:
+def test_payloads_written_before_are_still_read(name: str) -> None:
     annotation, value = ARGUMENTS[name]
     [decoded], _ = codec_of(annotation).decode_arguments(golden(name))
     assert decoded == value if name.endswith("_enum_unannotated") else same(decoded, value)  # arrives as plain text or number

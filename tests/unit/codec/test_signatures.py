@@ -108,7 +108,7 @@ arguments = st.tuples(
 
 
 @pytest.mark.parametrize("function", [plain, position_only, keyword_only, rest, extra, everything], ids=lambda each: each.__name__)
-def test_what_python_would_bind_is_accepted_and_nothing_else(function: Any) -> None:
+def test_only_arguments_that_python_would_bind_are_accepted(function: Any) -> None:
     codec = codec_of_function(function)
 
     @quick
@@ -200,7 +200,7 @@ def test_all_that_can_be_called_has_a_codec(function: Any) -> None:
     assert codec.decode_arguments(codec.encode_arguments((1,), {"b": 3})) == ((1, 3), {})
 
 
-def test_what_has_no_signature_has_none() -> None:
+def test_an_object_without_a_signature_is_refused() -> None:
     with pytest.raises(DeclarationError, match=r"signature of .* cannot be read"):
         FunctionCodec(type, name="app.job")
     with pytest.raises(DeclarationError, match=r"signature of .* cannot be read"):

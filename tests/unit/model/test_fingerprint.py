@@ -47,7 +47,7 @@ def of_failure(message: str = "no route", kind: str = "httpx.ConnectError", **pl
         ("a\nb", "a  b"),
     ],
 )
-def test_what_varies_does_not_count(one: str, other: str) -> None:
+def test_variable_parts_do_not_change_a_fingerprint(one: str, other: str) -> None:
     assert shape(one) == shape(other)
     assert of_failure(one) == of_failure(other)
 

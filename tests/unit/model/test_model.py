@@ -231,7 +231,7 @@ A_CLAIM = ClaimId(bytes(16), 1, 0)
 
 
 @pytest.mark.parametrize("more", [{"leaving": True}, {"claims": (A_CLAIM,)}, {"seen": 1}, {"reports": (Report(A_CLAIM, 0.0),)}], ids=repr)
-def test_who_tells_of_a_death_says_nothing_else(more: dict[str, Any]) -> None:
+def test_a_report_of_a_death_carries_nothing_else(more: dict[str, Any]) -> None:
     """A leaving session hands its leases back, and a living one's beat takes back ghosts: neither applies to a dead session's leases."""
     with pytest.raises(ValueError, match="died_of='exit code 77': a beat with died_of= must carry nothing else"):
         Beat(session=bytes(16), died_of="exit code 77", **more)

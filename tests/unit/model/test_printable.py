@@ -33,7 +33,7 @@ def is_safe(text: str) -> bool:
         ("", ""),
     ],
 )
-def test_what_a_terminal_acts_upon_is_escaped(text: str, shown: str) -> None:
+def test_characters_that_control_a_terminal_are_escaped(text: str, shown: str) -> None:
     assert one_line(text) == shown
 
 

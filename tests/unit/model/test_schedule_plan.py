@@ -51,7 +51,7 @@ def test_a_time_that_is_hardly_late_fires_whatever_is_caught_up(catch_up: str, l
 
 
 @pytest.mark.parametrize(("catch_up", "hours", "missed"), [("none", [], 4), ("latest", [3], 3), ("all", [0, 1, 2, 3], 0)])
-def test_what_is_caught_up_after_an_outage(catch_up: str, hours: list[int], missed: int) -> None:
+def test_catch_up_decides_which_times_fire_after_an_outage(catch_up: str, hours: list[int], missed: int) -> None:
     found = steps(a_plan(catch_up=catch_up), NOON, NOON + 3 * HOUR + 60 * MICROSECONDS)
     assert (fired(found), left(found)) == (hours, (missed, 4))
 
