@@ -101,7 +101,7 @@ def test_a_job_that_blocks_the_loop_beyond_the_ttl_runs_once_and_is_named(tasks:
     first.wait_for(r"in wait_for")
     time.sleep(3.0)  # several times the ttl of a session without heartbeats
     tasks.write("release", "")
-    first.wait_for("the event loop responds again")
+    first.wait_for("the event loop is responding again")
     first.wait_for("succeeded")
     let_end(first, second)
     assert tasks.ledger() == ["epoch 1"]
