@@ -155,7 +155,7 @@ class Series(msgspec.Struct, frozen=True):
 
 
 class Plot(msgspec.Struct, frozen=True, kw_only=True):
-    """What plots.js needs to replace a drawing: lines over time, or bars if there are `bins`."""
+    """The data with which plots.js replaces a drawing: lines over time, or bars if there are `bins`."""
 
     title: str
     unit: str

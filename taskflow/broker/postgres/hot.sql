@@ -130,8 +130,8 @@ END
 $$;
 
 -- Ends runs of jobs with limits as SUCCEEDED, and hands their slots on, or changes nothing. The runs are as for succeed(). `passing` are the
--- jobs that get the slots. A gate is changed (1), dropped (2), or only expected (0). `odd`: the numbers of runs that are others, from 0.
--- `is_stale`: a job or a gate has another revision.
+-- jobs that get the slots. A gate is changed (1), dropped (2), or only expected (0). `odd` contains the indexes, from 0, of runs whose jobs
+-- are no longer in them or have other ties. `is_stale` is true if the revision of a job or a gate is not the expected one.
 CREATE FUNCTION @.hand_over(
     ids bytea, fences bytea, ran_for bigint[], keep_for bigint[], results bytea[], passing bytea[], passing_revs bigint[],
     gate_ids bytea[], gate_revs bigint[], gates_do smallint[], taken_of bigint[], have_waiting smallint[], are_open smallint[],

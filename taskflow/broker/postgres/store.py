@@ -297,9 +297,9 @@ class PostgresStore:
             raise
 
     async def _succeed(self, runs: Sequence[Run]) -> Ended:
-        ids, fences = _packed_fences(runs)
-        if len(ids) != len(runs) * ID_BYTES or len(fences) != len(runs) * FENCE_BYTES:
-            return Ended([None] * len(runs))  # the function splits by length, but the engine accepts any
+        if (packed := _packed_fences(runs)) is None:
+            return Ended([None] * len(runs))
+        ids, fences = packed
         row = await self._call_one(
             "succeed",
             ids,
@@ -326,9 +326,9 @@ class PostgresStore:
             raise
 
     async def _hand_over(self, runs: Sequence[Run], step: Step) -> list[int]:
-        ids, fences = _packed_fences(runs)
-        if len(ids) != len(runs) * ID_BYTES or len(fences) != len(runs) * FENCE_BYTES:
+        if (packed := _packed_fences(runs)) is None:
             return list(range(len(runs)))
+        ids, fences = packed
         passing = [put.ref for put in step.puts if type(put) is Passing]
         headers = {put.ref: put.header for put in step.puts if type(put) is not Passing}
         gates = [(ref, rev) for ref, rev in step.expect.items() if ref.kind == Kind.GATE]
@@ -370,10 +370,12 @@ def _note(told: list[Callable[[], None]], hook: Callable[..., None], *arguments:
     told.append(partial(hook, *arguments))
 
 
-def _packed_fences(runs: Sequence[Run]) -> tuple[bytes, bytes]:
-    """Return the ids of runs, and their fences in the form of `jobs.settled`."""
-    fences = [run.epoch.to_bytes(8, "big") + run.session + run.claim + b"\0" for run in runs]
-    return b"".join([run.id for run in runs]), b"".join(fences)
+def _packed_fences(runs: Sequence[Run]) -> tuple[bytes, bytes] | None:
+    """Return the ids of runs, and their fences in the form of `jobs.settled`. Return None if a length differs: the engine accepts any,
+    but the functions split by length."""
+    ids = b"".join([run.id for run in runs])
+    fences = b"".join([run.epoch.to_bytes(8, "big") + run.session + run.claim + b"\0" for run in runs])
+    return (ids, fences) if len(ids) == len(runs) * ID_BYTES and len(fences) == len(runs) * FENCE_BYTES else None
 
 
 def new_rev() -> int:

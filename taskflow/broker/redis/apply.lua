@@ -7,12 +7,12 @@
 --            turn; counts: names and numbers, alternating; topics: ids of sessions, or 'due'; and if jobs with limits succeed, their runs:
 --            record; fence (36 bytes); how long it ran (8); keep; result
 -- a put      of a job that waits at a gate and becomes READY: record. Of a job that is READY at once, in the fixed layout: record; flags,
---            priority, queue, and the end of its bytes, from lengths.
+--            priority, queue, and the end of its bytes, from the lengths on.
 --            Of another new record without indexes: record; its bytes after the revision. Of any other: record; its header, or fields and
 --            values, alternating, if it exists; stamps: fields and microseconds from now, alternating, or false for the next `seq`; `sent`,
 --            `state`, content: true if unchanged; entries or false; whether it is new; the request or false
 -- reply      answers, and the reply to the query. An answer is 'o'; 's', or 'r' if the same call made the record; or records past a bound,
---            or the numbers of runs that are refused, from 0
+--            or the indexes, from 0, of runs that are refused
 
 local function is_stale(expect, stored, rev)
   local stale, is_ours = false, true
@@ -133,7 +133,7 @@ local function apply_steps(rev, refs, numbers, steps)
     record_readied(queue_name, 1)
   end
 
-  -- Returns whether a job is in the run with this fence, and has no other tie than limits.
+  -- Returns whether a job is still in the run with this fence, and has no ties but limits.
   local function is_limited_run(i, fence)
     local stored = stored[i]
     if stored and byte(stored) == F.running_status then
@@ -145,7 +145,7 @@ local function apply_steps(rev, refs, numbers, steps)
       and header[F.epoch] .. header[F.session] .. header[F.claim] == '\128' .. sub(fence, 2)
   end
 
-  -- Returns the numbers of the runs that are others, from 0.
+  -- Returns the indexes, from 0, of the runs whose jobs are no longer in them or have other ties.
   local function odd_ones(runs)
     local found = {}
     for n, each in ipairs(runs) do
