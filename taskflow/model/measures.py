@@ -9,6 +9,8 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from taskflow.model.clock import MICROSECONDS
+
 MAX_PAIRS: Final = 500
 """The maximum number of pairs of queue and job that are counted separately. Further pairs are counted as `OTHER`."""
 
@@ -101,11 +103,13 @@ def _quantile(bins: Mapping[int, int], share: float) -> float:
     return 0.0
 
 
-def measure_of(names: Sequence[str], waited: Sequence[int], ran: Sequence[int]) -> Measure:
-    """Return the measure of runs that ended with verdicts of these names. The times are in microseconds; a wait below 0 counts as 0."""
-    if min(waited, default=0) < 0:  # the store's clock was set back
-        waited = [max(0, each) for each in waited]
-    return Measure(runs=dict(Counter(names)), waits=_binned(waited), times=_binned(ran), waited=sum(waited), ran=sum(ran))
+def measure_of(name: str, waits: Sequence[int], seconds: Sequence[float]) -> Measure:
+    """Return the measure of runs that ended with the verdict of this name. `waits` are in microseconds; one below 0 counts as 0. `seconds`
+    are the run times."""
+    if min(waits) < 0:  # the store's clock was set back
+        waits = [max(0, wait) for wait in waits]
+    times = [round(each * MICROSECONDS) for each in seconds]
+    return Measure(runs={name: len(times)}, waits=_binned(waits), times=_binned(times), waited=sum(waits), ran=sum(times))
 
 
 def _binned(many: Sequence[int]) -> dict[int, int]:

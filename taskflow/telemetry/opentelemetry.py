@@ -88,7 +88,7 @@ class OpenTelemetry(Telemetry):
                 propagate.inject(carrier, current)
                 context.pass_on(carrier)
             verdict = await call_next(context)
-            attributes["taskflow.outcome"] = outcome = name_of(verdict)
+            attributes["taskflow.outcome"] = outcome = name_of(type(verdict))
             span.set_attribute("taskflow.outcome", outcome)
             if isinstance(verdict, _FAILED):
                 attributes["error.type"] = _describe_failure(span, verdict)

@@ -13,9 +13,8 @@ import msgspec
 
 from taskflow.app.events import Event
 from taskflow.broker.protocol import Broker
-from taskflow.model.clock import to_microseconds
 from taskflow.model.measures import Measures, add_up, measure_of, pack_measures, sum_of, unpack_measures
-from taskflow.model.verdict import Completed, Settled, Settlement, Verdict
+from taskflow.model.verdict import Completed, HandedBack, Settled, Settlement, Succeeded, Verdict
 from taskflow.worker.events import BrokerCallFailed, LeaseRevoked, RunEnded, VerdictIgnored
 from taskflow.worker.lease_table import HeldLease
 
@@ -89,24 +88,21 @@ class WorkerMeasures:
         self._recorded_at = time.monotonic()
 
     def settled(self, holdings: Sequence[HeldLease | None], batch: Sequence[Settlement], answers: Sequence[Settled]) -> None:
-        """Count a batch of settlements. Similar ones are grouped first, because most jobs of a batch are alike."""
-        alike = defaultdict[tuple[str, str], tuple[list[str], list[int], list[int]]](lambda: ([], [], []))
+        """Count a batch of settlements. Those of one job with the same verdict are counted together."""
+        alike = defaultdict[tuple[str, str, type[Verdict]], tuple[list[int], list[float]]](lambda: ([], []))
         for holding, settlement, answer in zip(holdings, batch, answers, strict=True):
             if holding is None or answer not in _COUNTED:
                 continue
             lease, verdict = holding.lease, settlement.verdict
+            envelope, kind = lease.envelope, type(verdict)
             if type(verdict) is Completed:
-                name = "succeeded" if answer is Settled.COMMITTED else name_of(verdict.otherwise)
-            else:
-                name = _NAMES.get(type(verdict)) or name_of(verdict)
-            envelope = lease.envelope
-            names, waited, ran = alike[envelope.queue, envelope.job]
-            names.append(name)
-            waited.append(lease.waited)
-            ran.append(to_microseconds(settlement.ran_for))
-        measures = {pair: measure_of(names, waited, ran) for pair, (names, waited, ran) in alike.items()}
+                kind = Succeeded if answer is Settled.COMMITTED else type(verdict.otherwise)
+            waits, times = alike[envelope.queue, envelope.job, kind]
+            waits.append(lease.waited)
+            times.append(settlement.ran_for)
         with self._lock:
-            add_up(self._recent, measures)
+            for (queue, job, kind), (waits, times) in alike.items():
+                add_up(self._recent, {(queue, job): measure_of(name_of(kind), waits, times)})
 
     def on_event(self, event: Event) -> None:
         if type(event) is RunEnded:  # by far the most frequent event
@@ -154,12 +150,8 @@ class WorkerMeasures:
 
 
 _COUNTED: Final = (Settled.OK, Settled.COMMITTED)
-_NAMES = dict[type[Verdict], str]()
 
 
-def name_of(verdict: Verdict) -> str:
-    """Return the name of a verdict in metrics: "succeeded", "handed_back" and so on."""
-    kind = type(verdict)
-    if kind not in _NAMES:
-        _NAMES[kind] = "handed_back" if kind.__name__ == "HandedBack" else kind.__name__.lower()
-    return _NAMES[kind]
+def name_of(verdict: type[Verdict]) -> str:
+    """Return a verdict's name in metrics: "succeeded", "handed_back" and so on."""
+    return "handed_back" if verdict is HandedBack else verdict.__name__.lower()
