@@ -373,16 +373,16 @@ async def recorded(
             await _record(call, action)
 
 
-async def amend_jobs(call: CallBroker, verb: Literal["pause", "resume"], names: Sequence[str], *, by: str | None, reason: str) -> list[str]:
+async def amend_jobs(call: CallBroker, kind: Literal["pause", "resume"], names: Sequence[str], *, by: str | None, reason: str) -> list[str]:
     """Pause or resume jobs, record that in the audit log, and return the names whose state changed. `resume` releases the calls that a
     pause parked, in batches, even if the pause had already ended."""
     paused = await call(lambda broker: broker.admin.paused_jobs())
-    changing = [name for name in names if (name in paused) != (verb == "pause")]
-    async with recorded(call, f"jobs.{verb}", by=by, reason=reason, names=changing) as doing:
-        for name in names if verb == "resume" else changing:
-            if verb == "pause":
+    changing = [name for name in names if (name in paused) != (kind == "pause")]
+    async with recorded(call, f"jobs.{kind}", by=by, reason=reason, names=changing) as doing:
+        for name in names if kind == "resume" else changing:
+            if kind == "pause":
                 await call(lambda broker, name=name: broker.admin.pause_job(name))  # type: ignore[misc]
-            while verb == "resume" and await call(lambda broker, name=name: broker.admin.resume_job(name)):  # type: ignore[misc]
+            while kind == "resume" and await call(lambda broker, name=name: broker.admin.resume_job(name)):  # type: ignore[misc]
                 pass
             doing.affected += name in changing
     return changing

@@ -303,21 +303,21 @@ class Operate:
         return await default_app().client().call(lambda broker: broker.admin.paused_jobs())
 
     async def _amend(
-        self, verb: Literal["pause", "resume"], queue: str | None, job: str | JobType[Any] | None, by: str | None, reason: str
+        self, action: Literal["pause", "resume"], queue: str | None, job: str | JobType[Any] | None, by: str | None, reason: str
     ) -> None:
         check_operator(by, reason)
         if (queue is None) == (job is None):
-            raise TypeError(f"operate.{verb}() takes a queue or job=: pass only one")
+            raise TypeError(f"operate.{action}() takes a queue or job=: pass only one")
         if queue is None:
             assert job is not None
             names = [check_job_name(job)] if isinstance(job, str) else [job.name, *job.aliases]
-            await amend_jobs(default_app().client().call, verb, names, by=by, reason=reason)
+            await amend_jobs(default_app().client().call, action, names, by=by, reason=reason)
             return
         name, call = check_queue(queue), default_app().client().call
-        async with recorded(call, verb, by=by, reason=reason, names=[name]) as doing:
+        async with recorded(call, action, by=by, reason=reason, names=[name]) as doing:
             was_paused = any(queue.is_paused for queue in await call(lambda broker: broker.admin.queues()) if queue.name == name)
-            await call(lambda broker: broker.admin.pause(name) if verb == "pause" else broker.admin.resume(name))
-            doing.affected = int(was_paused != (verb == "pause"))
+            await call(lambda broker: broker.admin.pause(name) if action == "pause" else broker.admin.resume(name))
+            doing.affected = int(was_paused != (action == "pause"))
 
     async def _act(self, action: ActionName, ids: tuple[str | JobHandle[Any], ...], options: ActionOptions) -> ActionResult:
         by, reason, everything = options.get("by"), options.get("reason", ""), options.get("everything", False)

@@ -203,13 +203,13 @@ schedules: Final = Schedules()
 
 
 def _recorded(
-    verb: str, name: str, by: str | None, reason: str, which: Mapping[str, str] | None = None
+    kind: str, name: str, by: str | None, reason: str, which: Mapping[str, str] | None = None
 ) -> AbstractAsyncContextManager[ActionProgress]:
     """Record the action in the audit log if `by` or `reason` is given."""
     check_operator(by, reason)
     if by is None and not reason:
         return nullcontext(ActionProgress())
-    return recorded(_client().call, f"schedules.{verb}", by=by, reason=reason, names=[name], which=which)
+    return recorded(_client().call, f"schedules.{kind}", by=by, reason=reason, names=[name], which=which)
 
 
 def _client() -> LoopClient:

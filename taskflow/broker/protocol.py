@@ -51,12 +51,12 @@ of upkeep.
   [flow_result] If a tie has a number, the step that ends a run as SUCCEEDED leaves its result for the other job, whatever `keep_for` says.
     `notes` returns the results by their numbers, at most about 4 MiB or one result in an answer. They are dropped when the job that
     received them has succeeded or is dropped.
-  [flow_fells] If a job ends in another way, the waiting jobs of its scope are CANCELLED (felled), and kept as long as a failed job. Their
-    reason names the job, and `felled_by` is its id. Running jobs continue. A flow's job that was cancelled individually is kept as long.
-  [flow_collects] For a tie that `collects`, every end counts, and a failure takes the place of the result. A job that was felled by another
-    job of the same scope passes that job's failure on.
-  [flow_redo] If an operator retries a job, the jobs that it has felled wait again. Each is HELD until the jobs that it awaits have
-    succeeded, and keeps its time and the results that it has. If the flow has another failure, that failure fells them again. A job that
+  [flow_fells] If a job ends in another way, the waiting jobs of its scope are CANCELLED, and kept as long as a failed job. Their reason
+    names the job, and `felled_by` is its id. Running jobs continue. A flow's job that was cancelled individually is kept as long.
+  [flow_collects] For a tie that `collects`, every end counts, and a failure takes the place of the result. A job that was cancelled because
+    of another job of the same scope passes that job's failure on.
+  [flow_redo] If an operator retries a job, the jobs that its failure cancelled wait again. Each is HELD until the jobs that it awaits have
+    succeeded, and keeps its time and the results that it has. If the flow has another failure, that one cancels them again. A job that
     awaits a job which was dropped, or which nothing restores, is CANCELLED. `retry` answers FELLED for jobs that end again in this way. A
     job that collects failures loses the failure again, unless it has begun.
 

@@ -133,7 +133,7 @@ async def is_known_queue(admin: Admin, name: str | None) -> bool:
     known = [] if name is None else [queue.name for queue in await admin.queues()]
     if name is None or name in known:
         return True
-    warn(f"no job has ever been in queue {name!r}{suggestion(name, known)}")
+    warn(f"queue {name!r} has never had a job{suggestion(name, known)}")
     return False
 
 

@@ -319,7 +319,7 @@ async def _pause(app: App, arguments: argparse.Namespace) -> int:
             if name in changing:
                 await (broker.admin.pause(name) if action == "pause" else broker.admin.resume(name))
                 progress.affected += 1
-                text = f"{action}d {name}" + ("" if name in known else ", in which no job has ever been")
+                text = f"{action}d {name}" + ("" if name in known else ", which has never had a job")
             else:
                 text = f"{name} is paused already" if action == "pause" else f"{name} is not paused"
             if not arguments.json:

@@ -320,7 +320,7 @@ class WorkerRun:
         for name in self.options.queues.names:
             if name not in known:
                 hint = f"; did you mean {near}?" if (near := nearest(name, known)) else ""
-                log.warning("queue %s is unknown: it never had a job, and no job here names it%s", name, hint)
+                log.warning("queue %s is unknown: it has never had a job, and no job here names it%s", name, hint)
 
     async def _print_remaining_jobs(self) -> None:
         drain = Drain(self.app.broker(), self.app.registry, self.options)

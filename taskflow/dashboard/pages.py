@@ -288,7 +288,7 @@ async def queue(request: Request) -> Response:
     )
     found = next((queue for queue in queues if queue.name == name), None)
     if found is None:
-        raise HTTPException(404, f"No job has ever been in queue {name}.")
+        raise HTTPException(404, f"Queue {name} has never had a job.")
     return await render(
         request,
         "queue.html",

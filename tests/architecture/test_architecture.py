@@ -177,7 +177,7 @@ def test_nothing_is_loaded_before_the_first_line_of_the_command() -> None:
     assert loaded == {"__future__", "taskflow", "taskflow.__main__", "taskflow.cli", "taskflow.cli.main"}
 
 
-def test_a_worker_loads_what_it_works_with() -> None:
+def test_a_worker_imports_only_the_modules_it_needs() -> None:
     """Not what a mistake, a child process, a fleet, a zone or a settings file would need, nor what the driver would read about itself."""
     loaded = loaded_by(
         "sys.modules['opentelemetry'] = None\n"  # redis loads it where it is installed

@@ -44,7 +44,7 @@ def test_decision_records_are_short_and_listed() -> None:
 ARCHITECTURE = ROOT / "docs/explanation/architecture.md"
 
 
-def test_the_drawing_of_the_layers_is_what_the_imports_are() -> None:
+def test_the_drawing_of_the_layers_matches_the_imports() -> None:
     """Without the arrows that follow from others."""
     arrows = re.findall(r"^ *([\w, ]+) → ([\w, ]+)$", ARCHITECTURE.read_text(), re.MULTILINE)
     drawn = {(part, target) for parts, targets in arrows for part in parts.split(", ") for target in targets.split(", ")}

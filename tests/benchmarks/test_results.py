@@ -104,7 +104,7 @@ def a_row(values: Mapping[str, Sequence[float]], *, part: str = "part", figure: 
     return Row(part, part, figure, values)
 
 
-def test_the_table_tells_what_is_held_what_is_missed_and_what_was_not_measured() -> None:
+def test_the_table_shows_targets_as_met_missed_or_not_measured() -> None:
     rows = [a_row({OURS: [60_000.0], BARE: [100_000.0], "dramatiq": [4_000.0], "bullmq": [30_000.0]}, part="drain, 100 at a time")]
 
     table = targets_table(kept("redis-drain", *rows, commit="abc", machine="2 CPUs"))
@@ -116,7 +116,7 @@ def test_the_table_tells_what_is_held_what_is_missed_and_what_was_not_measured()
     assert "| T2 Postgres, jobs/s | ≥ 0.5 × bare | not measured | | | |" in table  # noqa: RUF001
 
 
-def test_the_pages_tell_what_is_kept() -> None:
+def test_the_pages_show_the_kept_results() -> None:
     """A new measurement appears in all tables: `python -m benchmarks --summary --keep` writes them."""
     all_kept = read_all(results.FOLDER)
     told = results.README.read_text()

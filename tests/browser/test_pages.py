@@ -107,7 +107,7 @@ def test_typing_and_selecting_keep_the_page_as_it_is(stage: Filled, page: Page) 
     expect(page.locator(row(page, other))).to_be_visible()
 
 
-def test_a_refresh_keeps_the_focus_on_its_row_and_what_is_open(stage: Filled, page: Page) -> None:
+def test_a_refresh_keeps_the_focus_and_open_details(stage: Filled, page: Page) -> None:
     first, second = stage.run(lambda world: add(world, queue="focus", number=2))
     page.goto(f"{stage.url}/jobs?queue=focus")
     expect(page.locator("#live")).to_have_text("live")

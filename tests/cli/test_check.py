@@ -104,7 +104,7 @@ def test_all_that_fits_exits_with_0_and_the_window_is_told(cli: Cli, waiting: di
     out = cli("check", "new", "--limit", "2").out
     assert "checked 2 of 3 jobs in mail: --limit checks more\n" in out
     assert cli.json("check", "new", "--queue", "slow") == {"jobs": [], "queues": [{"queue": "slow", "checked": 0, "of": 0}]}
-    assert "no job has ever been in queue 'snow'; did you mean slow?" in cli("check", "new", "--queue", "snow", code=4).err
+    assert "queue 'snow' has never had a job; did you mean slow?" in cli("check", "new", "--queue", "snow", code=4).err
 
 
 IN_FLOWS = """

@@ -209,14 +209,14 @@ def url() -> str:
     return shared_postgres().url(shared_postgres().new_database())
 
 
-def test_it_applies_what_is_pending(cli: Cli, url: str) -> None:
+def test_migrate_applies_pending_migrations(cli: Cli, url: str) -> None:
     assert cli("migrate", "--broker", url).out == f"schema 'taskflow': created, version {VERSION}\n"
     assert cli("migrate", "--broker", url).out == f"schema 'taskflow' is up to date (version {VERSION})\n"
     assert cli("migrate", "--plan", "--broker", url).out == f"schema 'taskflow' is up to date (version {VERSION})\n"
     assert "workers    0" in cli("status", "--broker", f"{url}?migrate=0").out
 
 
-def test_it_makes_what_is_not_there(cli: Cli) -> None:
+def test_migrate_creates_missing_tables(cli: Cli) -> None:
     server = shared_postgres()
     url = server.url(server.new_database()) + "?namespace=shop"
 

@@ -108,7 +108,7 @@ async def _held(broker: Broker) -> tuple[str, str]:
 # --- purge -----------------------------------------------------------------------------------------------------------
 
 
-def test_purge_by_id_drops_what_has_ended_and_refuses_the_rest(cli: Cli, stock: Stock) -> None:
+def test_purge_by_id_drops_ended_jobs_and_refuses_others(cli: Cli, stock: Stock) -> None:
     given = (stock.failed, stock.succeeded, stock.scheduled, stock.running, NOBODY)
     assert cli("purge", *given, "--dry-run", code=4).out == "would purge 2\n"
     said = cli("purge", *given, code=4)
@@ -146,7 +146,7 @@ def test_the_help_has_the_statuses_that_an_action_takes(cli: Cli) -> None:
 
 @pytest.mark.parametrize("command", ["retry", "run-now", "cancel", "purge"])
 def test_a_queue_that_never_was_is_not_found(cli: Cli, stock: Stock, command: str) -> None:
-    assert "no job has ever been in queue 'mial'; did you mean mail?" in cli(command, "--queue", "mial", code=4).err
+    assert "queue 'mial' has never had a job; did you mean mail?" in cli(command, "--queue", "mial", code=4).err
 
 
 def test_ids_and_filters_together_are_refused(cli: Cli, stock: Stock) -> None:
@@ -199,7 +199,7 @@ def test_a_paused_queue_is_worked_again_once_it_is_resumed(cli: Cli, stock: Stoc
 def test_a_queue_may_be_paused_before_its_first_job(cli: Cli, stock: Stock) -> None:
     """The command says so all the same, because more often the name is mistyped."""
     said = cli("pause", "mial", "zzz")
-    assert said.out == "paused mial, in which no job has ever been; did you mean mail?\npaused zzz, in which no job has ever been\n"
+    assert said.out == "paused mial, which has never had a job; did you mean mail?\npaused zzz, which has never had a job\n"
     assert said.err == ""
 
 

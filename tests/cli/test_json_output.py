@@ -104,7 +104,7 @@ def test_a_group_is_retried_with_its_stages(cli: Cli, stock: Stock) -> None:
     assert (act["action"], act["affected"], act["selection"]) == ("retry", 1, {"group": group})
 
 
-def test_acts_on_schedules_say_what_they_have_done(cli: Cli, stock: Stock) -> None:
+def test_actions_on_schedules_print_what_they_did_as_json(cli: Cli, stock: Stock) -> None:
     template = Envelope(id=bytes(16), job="tick", payload=b"\x01")
     definition = SchedulePlan(times=EveryTimes(3600.0), template=template).to_definition("ticks")
     cli.with_broker(lambda broker: broker.define([definition]))

@@ -61,7 +61,7 @@ def of_job(lines: list[dict[str, Any]], job: str, logger: str) -> list[dict[str,
 
 
 @pytest.mark.filterwarnings("default::DeprecationWarning")
-def test_every_line_is_an_object_that_says_when_what_and_where_from(lines: list[dict[str, Any]]) -> None:
+def test_every_line_is_an_object_with_time_message_and_origin(lines: list[dict[str, Any]]) -> None:
     for line in lines:
         assert {"time", "level", "logger", "message"} <= line.keys()
         assert line["time"].endswith("+00:00")

@@ -55,7 +55,7 @@ def application(shell: Shell) -> Shell:
     return shell
 
 
-def test_a_worker_in_another_process_does_what_was_sent(application: Shell) -> None:
+def test_a_worker_in_another_process_runs_the_sent_jobs(application: Shell) -> None:
     worker = application.taskflow("worker", "app.tasks")
     assert application.run("send.py").splitlines() == [str(sum(2 * n for n in range(200))), "ValueError as asked"]
     worker.signal(signal.SIGTERM)
@@ -65,7 +65,7 @@ def test_a_worker_in_another_process_does_what_was_sent(application: Shell) -> N
 # --- the demo --------------------------------------------------------------------------------------------------------
 
 
-def test_the_demo_counts_what_is_there(application: Shell) -> None:
+def test_the_demo_counts_the_files_correctly(application: Shell) -> None:
     """Its figures equal those of an independent count of the same files, and so do those of its remaining queue."""
     said = application.run("-m", "taskflow", "demo", "--folder", "demo", "--limit", "60")
     contents = [file.read_bytes() for file in the_first_files(60)]

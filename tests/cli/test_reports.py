@@ -80,7 +80,7 @@ def test_filters_choose(cli: Cli, many: None) -> None:
     assert [group["count"] for group in cli.json("failures", "--tag", "odd")] == [20]
     assert [group["count"] for group in cli.json("failures", "--ended-before", "0")] == [40, 7]
     assert cli("failures", "--ended-before", "1h") == Said(0, "", "no failed jobs match\n")
-    assert "no job has ever been in queue 'flies'" in cli("failures", "--queue", "flies", code=4).err
+    assert "queue 'flies' has never had a job" in cli("failures", "--queue", "flies", code=4).err
 
 
 def test_a_worker_stores_the_cause_and_its_deploy(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ def test_commands_that_change_nothing_are_not_recorded(cli: Cli, stock: Stock) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_act_that_is_interrupted_is_recorded_with_what_was_done(
+def test_an_interrupted_action_is_recorded_with_its_progress(
     cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     """It is interrupted by Ctrl-C, the end of a container or a closed terminal during the third batch of four."""
@@ -175,7 +175,7 @@ def test_an_act_that_is_interrupted_is_recorded_with_what_was_done(
     assert (act["affected"], act["stopped"], act["reason"]) == (2, "interrupted", "too many")
 
 
-def test_an_act_that_the_store_breaks_off_is_recorded_with_what_was_done(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_action_aborted_by_the_store_is_recorded_with_its_progress(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
     dropped = SqliteAdmin.drop
     calls: list[int] = []
 

@@ -125,7 +125,7 @@ UNDER_NOHUP = (
 
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
 @pytest.mark.parametrize("times", [1, 2, 3])
-def test_as_pid1_it_hears_what_others_do(waiting: Shell, unshare: str, processes: list[str], times: int) -> None:
+def test_as_pid1_it_handles_the_same_signals(waiting: Shell, unshare: str, processes: list[str], times: int) -> None:
     """The kernel withholds from process 1 every signal that it has no handler for."""
     worker = waiting.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks", "--concurrency", "2", *processes)
     worker.wait_for("begun by", times=2)
@@ -194,7 +194,7 @@ def leave_an_orphan() -> None:
 
 
 @pytest.mark.parametrize("processes", [[], ["--processes", "1"]], ids=["plain", "supervised"])
-def test_as_pid1_it_reaps_what_others_leave_behind(shell: Shell, unshare: str, processes: list[str]) -> None:
+def test_as_pid1_it_reaps_orphans(shell: Shell, unshare: str, processes: list[str]) -> None:
     shell.write("tasks.py", ORPHAN)
     shell.send("leave_an_orphan.bind()")
     worker = shell.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks", *processes)

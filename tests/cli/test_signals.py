@@ -121,7 +121,7 @@ def test_the_first_lets_runs_finish_and_starts_nothing_new(tasks: Shell, number:
 
 
 @on_each_broker
-def test_the_second_hands_back_what_runs_and_another_starts_it_at_once(tasks: Shell) -> None:
+def test_the_second_signal_hands_runs_back_and_another_worker_starts_them(tasks: Shell) -> None:
     """It starts long before the session would lapse, which takes an hour here; and no attempt is used up."""
     tasks.send("wait.bind()")
     first = tasks.worker("--ttl", "3600")
@@ -140,7 +140,7 @@ def test_the_second_hands_back_what_runs_and_another_starts_it_at_once(tasks: Sh
 
 
 @on_each_broker
-def test_a_worker_whose_packages_have_been_replaced_gives_back_what_it_runs(tasks: Shell) -> None:
+def test_a_worker_whose_packages_were_replaced_hands_its_runs_back(tasks: Shell) -> None:
     """It imports nothing as it ends."""
     tasks.send("outlive_its_packages.bind(3600.0)")
     worker = tasks.worker("--grace", "0.1")

@@ -114,7 +114,7 @@ def test_workers_are_listed(cli: Cli, stock: Stock) -> None:
     assert [worker["jobs"] for worker in cli.json("workers")] == [[]]
 
 
-def test_a_running_worker_says_what_it_knows(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_worker_reports_its_jobs_and_its_deploy(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does so even while it runs a job that reads the status."""
     monkeypatch.setenv("TASKFLOW_DEPLOY", "v17")
     cli.write("tasks.py", LOOKING)

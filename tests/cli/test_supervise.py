@@ -44,7 +44,7 @@ def tasks(shell: Shell) -> Shell:
 
 
 @on_each_broker
-def test_a_killed_worker_is_replaced_and_what_it_ran_runs_again(tasks: Shell) -> None:
+def test_a_killed_worker_is_replaced_and_its_jobs_run_again(tasks: Shell) -> None:
     tasks.send("wait.bind()", "wait.bind()")
     supervised = workers(tasks, 2, "--concurrency", "1", "--ttl", "3600")
     supervised.wait_for("begun by", times=2)
@@ -165,7 +165,7 @@ def test_a_job_longer_than_the_grace_time_ends_in_the_worker_that_has_run_as_man
     assert tasks.counts() == {"succeeded": 61}
 
 
-def test_a_worker_that_takes_too_much_memory_is_replaced_and_finishes_what_it_runs(tasks: Shell) -> None:
+def test_a_worker_that_uses_too_much_memory_is_replaced_and_finishes_its_runs(tasks: Shell) -> None:
     """It also finishes runs that take longer than the grace period."""
     tasks.send("wait.bind()")
     supervised = tasks.taskflow("worker", "tasks", "--max-memory", "300M", "--grace", "0.1")
@@ -187,7 +187,7 @@ def test_a_worker_that_takes_too_much_memory_is_replaced_and_finishes_what_it_ru
 # --- drain ---------------------------------------------------------------------------------------------------------------
 
 
-def test_drained_by_several_it_ends_and_tells_once_what_is_left(tasks: Shell) -> None:
+def test_a_drain_by_several_workers_reports_the_remaining_jobs_once(tasks: Shell) -> None:
     tasks.send("*[note.bind(n) for n in range(50)]", "note.options(after=3600).bind(50)")
     supervised = tasks.taskflow("worker", "tasks", "--processes", "2", "--concurrency", "5", "--drain", "--max-jobs", "15")
     ended_clearly(supervised, [0])

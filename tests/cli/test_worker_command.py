@@ -105,7 +105,7 @@ def test_strict_queues_are_worked_in_order_and_others_are_left(cli: Cli, tasks: 
 def test_a_queue_that_nobody_knows_is_doubted_and_worked(cli: Cli, tasks: Any) -> None:
     """It may be created yet."""
     said = cli("worker", "app.tasks", "--queues", "mial", "--drain")
-    assert "queue mial is unknown: it never had a job, and no job here names it; did you mean mail?" in said.err
+    assert "queue mial is unknown: it has never had a job, and no job here names it; did you mean mail?" in said.err
     tasks.note.options(queue="own").delay_sync()
     assert "no job here names it" not in cli("worker", "app.tasks", "--queues", "own,mail", "--drain").err
 
@@ -121,7 +121,7 @@ def test_a_drained_worker_ends_with_1_when_a_job_that_it_ran_has_failed(cli: Cli
     assert cli("worker", "app.tasks", "--drain").out == "", "it was another worker's"
 
 
-def test_drain_leaves_what_waits_in_a_paused_queue(cli: Cli, tasks: Any) -> None:
+def test_drain_leaves_the_jobs_of_a_paused_queue(cli: Cli, tasks: Any) -> None:
     """No worker may take the jobs, so that waiting for them could take for ever."""
     tasks.send.delay_sync("nobody")
     tasks.send.options(after=50).delay_sync("nobody")
@@ -130,7 +130,7 @@ def test_drain_leaves_what_waits_in_a_paused_queue(cli: Cli, tasks: Any) -> None
     assert tasks.ran == []
 
 
-def test_drain_does_not_wait_for_what_is_parked_for_a_newer_worker(cli: Cli, tasks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drain_does_not_wait_for_jobs_parked_for_a_newer_worker(cli: Cli, tasks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """This worker can never run it, and says so; it waits all the same for a job that it knows and that is due soon."""
     monkeypatch.setattr(executor, "MIN_PARK_PAUSE", 30.0)
     louder = seal(pack({"to": "you", "loud": True}))

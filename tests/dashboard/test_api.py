@@ -44,7 +44,7 @@ async def get(site: Site, path: str, code: int = 200, **query: str) -> Any:
     return document
 
 
-async def test_it_has_what_the_pages_show(world: World, site: Site) -> None:
+async def test_the_api_has_the_content_of_the_pages(world: World, site: Site) -> None:
     session = await world.a_session("web-1:7", queues=("mail",))
     payload = encode_by_name({"to": "ada", "password": "xyzzy"}, job="work", limits=Limits())
     lease = await world.running(session, queue="mail", payload=payload)

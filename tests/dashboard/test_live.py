@@ -67,7 +67,7 @@ async def test_a_watcher_hears_of_changes(world: World) -> None:
     await stream.aclose()  # type: ignore[attr-defined]
 
 
-async def test_a_watcher_that_comes_back_hears_of_what_it_has_missed(memory: World) -> None:
+async def test_a_watcher_that_reconnects_hears_of_missed_changes(memory: World) -> None:
     sampler = Sampler()
     first = sampler.changes("")
     await next_event(first)

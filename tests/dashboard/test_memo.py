@@ -44,7 +44,7 @@ async def test_a_slow_read_that_fails_is_not_kept(memory: World, monkeypatch: py
     assert await memo.remembered("a", lambda: asyncio.sleep(0.001, 7)) == 7
 
 
-async def test_a_person_who_acts_sees_what_that_has_changed(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_user_who_acts_sees_the_change_at_once(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memo, "SLOW", 0.0)
     for _ in range(2):
         await memory.settle(failed(await memory.running()))

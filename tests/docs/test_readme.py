@@ -34,7 +34,7 @@ def test_the_quick_start_works_as_copied(tmp_path: Path) -> None:
     assert re.search(r"^\S+  succeeded  default +app\.tasks\.send_welcome_email  \d+s +1/3$", ran.stdout, re.MULTILINE)
 
 
-def test_the_second_command_is_what_ci_runs() -> None:
+def test_ci_runs_the_second_command() -> None:
     """The first two bash blocks are one command each; CI runs the second's test command, and parts of it on other Pythons."""
     demo, tests = (block.text.strip() for block in blocks(README, "bash")[:2])
     assert demo.endswith("taskflow demo")
@@ -47,7 +47,7 @@ def test_the_second_command_is_what_ci_runs() -> None:
     assert re.search(r'^step twice "\$work/3.13"$', ci, re.MULTILINE)
 
 
-def test_no_installation_of_what_is_not_published_is_advised() -> None:
+def test_nothing_advises_installing_an_unpublished_package() -> None:
     """Until 0.1.0 is published, the package comes from a clone. Pages and messages advise nothing else."""
     sources = {str(file.relative_to(ROOT)): file.read_text() for file in (ROOT / "taskflow").rglob("*.py")}
     pages = {name_of(page): page.read_text() for page in PAGES}

@@ -121,7 +121,7 @@ def all_end(tasks: Shell, supervised: Running) -> None:
 
 
 @pytest.mark.parametrize("outage", [PostgresOutage], indirect=True, ids=lambda kind: kind.name)
-def test_after_an_outage_that_is_longer_what_had_ended_counts_and_the_rest_runs_again(tasks: Shell, outage: Outage) -> None:
+def test_after_a_longer_outage_ended_runs_count_and_the_others_run_again(tasks: Shell, outage: Outage) -> None:
     """Each worker gives its session up and goes on with another one, in the same process."""
     supervised = two_at_work(tasks, "--ttl", "6")
     with away(outage, supervised):

@@ -89,7 +89,7 @@ asyncio.run(main(*sys.argv[1:3], bytes.fromhex(sys.argv[3])))
 @pytest.mark.slow
 @pytest.mark.parametrize("action", ["cancel", "retry"])
 @pytest.mark.parametrize("kind", SHARED, ids=lambda harness: harness.name)
-async def test_upkeep_ends_what_a_killed_process_has_begun(kind: type[StoreHarness], action: str) -> None:
+async def test_upkeep_finishes_an_action_of_a_killed_process(kind: type[StoreHarness], action: str) -> None:
     """The process is killed when it has cancelled or restored the first jobs of a flow of ten thousand."""
     harness = kind(Seams(), Rules())
     broker = harness.open()

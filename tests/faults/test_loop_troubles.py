@@ -103,7 +103,7 @@ def goes_on(shell: Shell, worker: Running) -> None:
     ended_clearly(worker, [0])
 
 
-def test_an_exit_in_what_a_job_has_started_is_that_jobs_failure_and_nobody_elses(tasks: Shell) -> None:
+def test_an_exit_in_a_task_of_a_job_fails_only_that_job(tasks: Shell) -> None:
     tasks.send("neighbour.bind()")
     worker = tasks.worker()
     worker.wait_for("begun")

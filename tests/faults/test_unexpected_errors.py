@@ -54,7 +54,7 @@ def fails(broker: Broker, monkeypatch: pytest.MonkeyPatch, verb: str, error: Exc
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("verb", ["claim", "upkeep"])
-async def test_a_verb_that_raises_what_no_broker_does_costs_no_lease(
+async def test_an_unexpected_error_of_an_operation_costs_no_lease(
     any_broker: Broker, monkeypatch: pytest.MonkeyPatch, verb: str, after: bool
 ) -> None:
     """The neighbour that runs meanwhile ends normally; the operation succeeds in the end, and nothing is counted."""
@@ -105,7 +105,7 @@ class OddBeats(FaultyBroker):
         return Keepers(store=store)
 
 
-async def test_a_beat_that_raises_what_no_broker_does_is_sent_again() -> None:
+async def test_a_heartbeat_is_sent_again_after_an_unexpected_error() -> None:
     heard = EventRecorder()
     with default_app().using(OddBeats()):
         handle = await waits.delay()

@@ -169,7 +169,7 @@ async def test_impossible_times_of_jobs_stop_no_record() -> None:
     assert unpack_measures(store.records[0][1])[PAIR].waited == unpack_measures(measures.facts().measures)[PAIR].waited == MAX_COUNT
 
 
-async def test_a_worker_leaves_what_it_has_counted(memory_broker: MemoryBroker) -> None:
+async def test_a_worker_leaves_its_counts(memory_broker: MemoryBroker) -> None:
     configure(telemetry=[History()])
     async with Worker() as worker:
         for number in range(3):

@@ -98,7 +98,7 @@ def metrics() -> dict[str, dict[str, set[str]]]:
 
 
 @pytest.mark.parametrize(("title", "query"), QUERIES, ids=[title for title, _ in QUERIES])
-def test_a_query_asks_for_what_exists(title: str, query: str, metrics: dict[str, dict[str, set[str]]]) -> None:
+def test_a_query_names_existing_metrics_and_labels(title: str, query: str, metrics: dict[str, dict[str, set[str]]]) -> None:
     expression = parsed(query)
     known = set[str]()
     for selector in selectors(expression):
@@ -121,7 +121,7 @@ def test_a_query_asks_for_what_exists(title: str, query: str, metrics: dict[str,
 )
 def test_a_wrong_query_is_found(query: str, metrics: dict[str, dict[str, set[str]]]) -> None:
     with pytest.raises(AssertionError):
-        test_a_query_asks_for_what_exists("", query, metrics)
+        test_a_query_names_existing_metrics_and_labels("", query, metrics)
 
 
 def test_legends_and_messages_name_labels_that_the_query_keeps() -> None:

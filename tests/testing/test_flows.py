@@ -97,7 +97,7 @@ async def test_nested_groups(taskflow_jobs: TaskflowJobs) -> None:
     assert await handle.result(0) == 6 + 10 + 4
 
 
-async def test_the_first_failure_cancels_what_has_not_begun(taskflow_jobs: TaskflowJobs) -> None:
+async def test_the_first_failure_cancels_jobs_that_have_not_begun(taskflow_jobs: TaskflowJobs) -> None:
     handle = await (group([double.bind(1) | double, fragile.bind(3) | double]) | total | double).delay()
     with pytest.raises(JobFailed, match="three"):
         await taskflow_jobs.run_all()

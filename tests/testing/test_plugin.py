@@ -88,7 +88,7 @@ async def never_sated(ctx: JobContext, how: str) -> None:
     await never_sated.delay(how)
 
 
-async def test_run_all_runs_what_the_jobs_send_too(taskflow_jobs: TaskflowJobs) -> None:
+async def test_run_all_also_runs_the_jobs_that_jobs_send(taskflow_jobs: TaskflowJobs) -> None:
     """It does so even when a job waits for another's result."""
     handle = await signup.delay("a")
     assert await taskflow_jobs.run_all() == 2

@@ -91,7 +91,7 @@ async def test_a_job_begins_as_soon_as_its_transaction_commits(broker_in_loop: B
     assert statistics.median(when - committed[number] for number, when in ran) < 0.05
 
 
-async def test_a_drain_runs_what_was_committed_with_a_key(postgres_database: str) -> None:
+async def test_a_drain_runs_jobs_that_were_committed_with_a_key(postgres_database: str) -> None:
     """No worker has admitted it when the drain begins."""
     ran.clear()
     with a_database() as name:

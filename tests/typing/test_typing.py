@@ -24,11 +24,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mypy")
 
 
-def test_mypy_reports_what_is_expected_and_nothing_else(tree: Path, cache: Path) -> None:
+def test_mypy_reports_exactly_the_expected_errors(tree: Path, cache: Path) -> None:
     assert checkers.mypy(tree, cache) == checkers.expected(tree, "mypy")
 
 
-def test_pyright_reports_what_is_expected_and_nothing_else(tree: Path) -> None:
+def test_pyright_reports_exactly_the_expected_errors(tree: Path) -> None:
     assert checkers.pyright([tree], tree.parent)[tree] == checkers.expected(tree, "pyright")
 
 

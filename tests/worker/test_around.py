@@ -213,7 +213,7 @@ async def test_callers_do_not_give_dependencies() -> None:
         asynchronous.bind(7, "mine")  # type: ignore[call-arg, unused-ignore]
 
 
-async def test_a_direct_call_makes_what_it_is_not_given() -> None:
+async def test_a_direct_call_makes_the_missing_dependencies() -> None:
     """It does so in the caller's thread or task, without what surrounds runs."""
     assert plain(7, user="ada") == "7 session of around.plain ada"
     assert SEEN == ["session begins", "runs in the main thread", "session ends"]

@@ -142,7 +142,7 @@ async def test_batch_gathers(world: World, concurrency: int) -> None:
     assert [len(call) for call in Calls.made] == [10, 10, 5]
 
 
-async def test_a_call_is_made_with_what_is_there_after_a_while(broker: Broker) -> None:
+async def test_a_call_is_made_with_the_gathered_jobs_after_a_while(broker: Broker) -> None:
     async with a_worker():
         began = time.monotonic()
         assert await (await index.delay(Doc(1))).result(10) == 10
@@ -292,7 +292,7 @@ async def test_a_job_that_expired_while_its_batch_gathered_is_left_out(broker: B
     assert Calls.made == [[2, 3]]
 
 
-async def test_a_worker_that_finishes_runs_what_it_has_gathered(broker: Broker) -> None:
+async def test_a_worker_that_finishes_runs_its_gathered_jobs(broker: Broker) -> None:
     """It runs them at once, not when the first one has waited long enough."""
     handles = await enqueue(patient.bind(number) for number in range(2))
     Calls.release.set()
@@ -315,7 +315,7 @@ async def test_a_batch_cut_short_by_the_grace_period_is_handed_back(broker: Brok
         assert await results(handles) == [0, 1, 2]
 
 
-async def test_the_leases_of_what_is_gathered_are_kept(broker: Broker) -> None:
+async def test_leases_of_gathered_jobs_are_kept(broker: Broker) -> None:
     """They are kept beyond the ttl: no other worker claims the jobs."""
     handles = await enqueue(patient.bind(number) for number in range(2))
     async with a_worker(ttl=0.4), a_worker(ttl=0.4, queues=QueueChoice.parse("other")):

@@ -171,7 +171,7 @@ async def test_the_timeout_kills(worker: Worker, tmp_path: Path, which: Any) -> 
     assert info.errors[-1].ending is RunEnding.TIMED_OUT
 
 
-async def test_a_cancel_kills_and_what_it_has_started_too(worker: Worker, tmp_path: Path) -> None:
+async def test_a_cancel_kills_the_child_and_the_processes_that_it_started(worker: Worker, tmp_path: Path) -> None:
     handle = await jobs.begets.delay(str(tmp_path / "note"))
     pids = await written(tmp_path / "note")
     assert await handle.cancel() is Status.RUNNING
@@ -187,7 +187,7 @@ async def test_a_process_that_a_child_forked_does_not_hide_the_childs_death(work
     await gone(*await written(tmp_path / "note"))
 
 
-async def test_winding_down_hands_back_what_runs_and_what_waits_for_its_turn(lines: Lines, tmp_path: Path) -> None:
+async def test_winding_down_hands_back_running_and_waiting_jobs(lines: Lines, tmp_path: Path) -> None:
     async with a_worker(lines, grace=0.1, at_once=1):
         running = await jobs.endless.delay(str(tmp_path / "note"))
         [pid] = await written(tmp_path / "note")

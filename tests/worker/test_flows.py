@@ -199,7 +199,7 @@ async def test_a_batch_job_gets_one_result_for_each_of_its_jobs(broker: Broker) 
     assert [await handle_of(each).result(0) for each in lasts] == [0, 1]
 
 
-async def test_results_beyond_what_an_argument_may_have(broker: Broker) -> None:
+async def test_results_may_exceed_the_size_of_an_argument(broker: Broker) -> None:
     """Each has at most `max_payload`, but all of them together may have 64 MiB."""
     group = a_group(large, [{"size": 900_000}] * 4, lengths, "texts")
     assert await result_of(broker, *group) == 3_600_000

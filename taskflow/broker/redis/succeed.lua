@@ -42,7 +42,7 @@ local function end_group(session, keep_for, ids, fences, outcomes, keys_of, awai
     keys[i] = P .. 'o:' .. note
   end
   for i, stored in ipairs(get_all(keys)) do
-    known[notes[i]] = stored and true -- there is none without an id
+    known[notes[i]] = stored and true -- a run without a note has the id '', which no record has
   end
   for i, id in ipairs(ids) do
     keys[i] = job_key .. id
@@ -116,7 +116,7 @@ end
 for i = 3, #given do
   end_group(unpack(given[i]))
 end
--- Lets a HELD job await fewer others. Returns whether that is all: it awaits some still.
+-- Subtracts ends from what a HELD job awaits. Returns whether it still awaits others, so that nothing else is to do.
 local function await_fewer(id, number)
   local stored = get_all({ job_key .. id })[1]
   if not stored or byte(stored) ~= 64 + F.held_status or #stored < L.waiting
@@ -169,7 +169,7 @@ local function succeed_any(id, stored, fence, outcome, fades, lone_key, awaited_
   local epoch, ties = '\128' .. sub(fence, 2, 8), bit.band(header[F.flags], G.TIES)
   if header[F.status] ~= F.running_status or header[F.epoch] .. header[F.session] .. header[F.claim] ~= epoch .. sub(fence, 9) then
     if header[F.settled] == settled and awaited_by ~= '' then
-      awaited[awaited_by] = awaited[awaited_by] or 0 -- a resent call releases what it names
+      awaited[awaited_by] = awaited[awaited_by] or 0 -- a resent call returns the same released jobs again
     end
     return header[F.settled] == settled and 'o' or 's'
   elseif ties ~= (awaited_by ~= '' and G.AWAITED or 0) and (ties ~= G.KEYED or not lone_key)

@@ -26,7 +26,7 @@ def settling(leases: list[Lease], settlement: SettlementOf = succeeded) -> Calla
     return lambda broker: broker.settle([settlement(lease) for lease in leases])
 
 
-async def test_each_verb_reads_what_it_changes_and_no_more(store: Store, broker: Broker) -> None:
+async def test_each_operation_reads_only_the_rows_that_it_changes(store: Store, broker: Broker) -> None:
     """From all tables and indexes, a claim reads what it takes, once; a settlement each version of the rows that it ends; an enqueue
     nothing."""
     await broker.enqueue(envelopes(3 * BATCH))

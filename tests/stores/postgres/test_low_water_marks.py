@@ -245,7 +245,7 @@ async def test_of_marks_that_are_lowered_at_once_the_lowest_counts(clients: list
         await raising.fetchval(RAISE, min({110} | waiting - set(places)), NEVER * (number + 1) + 1_000_000)
 
 
-async def test_a_mark_that_is_raised_does_not_hide_what_was_put_back_meanwhile(clients: list[asyncpg.Connection]) -> None:
+async def test_raising_a_mark_does_not_hide_jobs_that_were_put_back_meanwhile(clients: list[asyncpg.Connection]) -> None:
     """Another transaction has lowered the mark later, and was visible when it was raised."""
     slow, quick, raising, tidying = clients
     await slow.execute("BEGIN")

@@ -129,7 +129,7 @@ async def test_missing_rights_are_answered_with_the_lines_that_grant_them(roles:
     await use(roles, database, "app")
 
 
-async def test_a_role_that_may_not_make_the_schema_is_told_what_it_lacks(roles: PostgresServer, database: str) -> None:
+async def test_the_error_names_the_right_that_a_role_lacks_to_create_the_schema(roles: PostgresServer, database: str) -> None:
     """It needs no further right if the schema was created for it."""
     name = f'{database} of "app"'
     quoted = '"{}"'.format(name.replace('"', '""'))

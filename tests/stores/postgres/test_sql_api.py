@@ -146,7 +146,7 @@ HEADERS: Final = {"trace": "é" * 300, "": "x", **{f"h{number}": "" for number i
     ],
     ids=["all", "most", "two"],
 )
-async def test_a_worker_gets_what_it_gets_from_python(scene: Scene, sql: asyncpg.Connection, options: Any, in_sql: str) -> None:
+async def test_a_worker_gets_the_same_job_as_from_python(scene: Scene, sql: asyncpg.Connection, options: Any, in_sql: str) -> None:
     """Only the id and the payload differ."""
     wanted: Any = {"keep_result": 3600, **options}
     await scene.note.options(**wanted).delay(1)

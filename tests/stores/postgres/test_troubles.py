@@ -217,7 +217,7 @@ async def test_a_worker_whose_clock_is_off_by_an_hour(scene: Scene, monkeypatch:
     assert not scene.has_lost_a_session
 
 
-async def test_backslashes_may_mean_what_they_meant_long_ago(store: Store, stranger: asyncpg.Connection) -> None:
+async def test_standard_conforming_strings_may_be_off(store: Store, stranger: asyncpg.Connection) -> None:
     """A database with standard_conforming_strings off, and a pooler that keeps it so: failures and crashes are written."""
     database = await stranger.fetchval("SELECT current_database()")
     await stranger.execute(f"ALTER DATABASE {database} SET standard_conforming_strings = off")

@@ -194,7 +194,7 @@ async def test_a_payload_that_was_altered_fails_its_job_and_no_other(world: Worl
     world.harness._is_spoilt = True
 
 
-async def test_a_result_beyond_what_a_record_may_have_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_result_too_large_for_a_record_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taskflow.broker.redis.broker.MAX_RESULT", 5_000)
     lease = await world.running()
     with pytest.raises(ValueError, match="Redis allows results of at most"):

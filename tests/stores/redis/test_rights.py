@@ -74,7 +74,7 @@ async def test_a_user_with_the_rights_of_the_page_can_do_everything(found: Serve
 
 
 @each_server
-async def test_every_kind_of_server_says_what_a_user_may_not_do(found: ServerBinary) -> None:
+async def test_every_kind_of_server_names_the_rights_that_a_user_lacks(found: ServerBinary) -> None:
     """It survives the question: a server before Redis 8 trusts an incomplete command, and searches keys beyond its end."""
     with RedisServer(found.path) as server, server.client() as client:
         for denied in ("-evalsha", "-hget", "-scan", "-publish", "-@write", "resetchannels", "resetkeys"):

@@ -117,7 +117,7 @@ async def test_programs_that_end_after_their_commit_wake_listeners(open_broker: 
 
 
 @pytest.mark.parametrize("is_committed", [False, True])
-async def test_a_killed_program_has_sent_what_it_has_committed(broker: SqliteBroker, path: Path, is_committed: bool) -> None:
+async def test_a_killed_program_has_sent_exactly_the_committed_jobs(broker: SqliteBroker, path: Path, is_committed: bool) -> None:
     """It has sent nothing else, whenever it dies; its lock is released with it."""
     for _ in range(2):
         job = an_envelope()
@@ -135,7 +135,7 @@ async def test_a_killed_program_has_sent_what_it_has_committed(broker: SqliteBro
 
 
 @pytest.mark.parametrize("is_committed", [False, True])
-async def test_a_killed_run_has_completed_what_it_has_committed(broker: SqliteBroker, path: Path, is_committed: bool) -> None:
+async def test_a_killed_run_has_completed_exactly_the_committed_jobs(broker: SqliteBroker, path: Path, is_committed: bool) -> None:
     session = await registered(broker)
     await broker.enqueue([an_envelope()])
     [lease] = await broker.claim(session.id, 1, ["default"], 1)

@@ -203,7 +203,7 @@ async def test_each_way_to_begin_a_transaction(broker: SqliteBroker, connect: Co
         assert await statuses(broker, job) == [Status.READY if ends == connection.commit else None]
 
 
-async def test_a_transaction_that_has_read_too_early_is_told_what_to_do(broker: SqliteBroker, connect: Connect) -> None:
+async def test_the_error_of_a_transaction_that_read_too_early_has_advice(broker: SqliteBroker, connect: Connect) -> None:
     """The driver's own error is raised, with a note."""
     caller = connect()
     for verb in (caller.check, lambda: caller.enqueue(an_envelope())):

@@ -188,7 +188,7 @@ async def test_a_question_asked_while_a_call_begins_waits_for_that_call() -> Non
     assert most == 1
 
 
-def test_a_loop_that_ends_cancels_what_waits() -> None:
+def test_a_loop_that_ends_cancels_waiting_callers() -> None:
     """asyncio.run cancels every task: a caller that waits for an answer is cancelled, and does not hang."""
 
     async def never(questions: list[int]) -> list[int]:

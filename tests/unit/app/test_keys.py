@@ -142,7 +142,7 @@ async def test_live_takes_one_round_trip(bench: Bench) -> None:
     assert watched.calls == {"holders": 1}
 
 
-async def test_live_refuses_what_is_no_key(bench: Bench) -> None:
+async def test_live_refuses_an_invalid_key(bench: Bench) -> None:
     with pytest.raises(ValueError, match="key= has 0 bytes"):
         await add.live("")
     with pytest.raises(TypeError, match=r"live\(\) got 7: expected a key"):

@@ -138,7 +138,7 @@ async def test_an_arrival_is_counted_as_ready_and_calls_for_upkeep_at_once(broke
 # --- ends of runs -------------------------------------------------------------------------------------------------
 
 
-async def test_an_end_frees_the_key_and_releases_what_waits(broker: MemoryBroker) -> None:
+async def test_an_end_frees_the_key_and_releases_waiting_jobs(broker: MemoryBroker) -> None:
     tied = an_envelope(None, awaits=1)
     lease = await running(broker, 1, an_envelope(joins=(tied.id,)), tied)
     behind = an_envelope(on_conflict=OnConflict.REPLACE)

@@ -60,7 +60,7 @@ def ends_well(script: str) -> None:
         ("MOMENT", "datetime(2026, 7, 1, tzinfo=PARIS)"),
     ],
 )
-def test_zones_are_written_by_what_was_compiled_before(codec: str, value: str) -> None:
+def test_codecs_compiled_before_zoneinfo_was_loaded_write_zones(codec: str, value: str) -> None:
     ends_well(
         f"{COMPILED_FIRST}{WRITES}value = {value}\n"
         f"(read,), _ = {codec}.decode_arguments({codec}.encode_arguments((value,), {{}}))\n"
@@ -68,7 +68,7 @@ def test_zones_are_written_by_what_was_compiled_before(codec: str, value: str) -
     )
 
 
-def test_one_that_comes_is_what_loads_it() -> None:
+def test_decoding_a_zone_loads_zoneinfo() -> None:
     sent = encode_value(ZoneInfo("Europe/Paris"))
     ends_well(f"{COMPILED_FIRST}zone = decode_value({sent!r})\nassert zone.key == 'Europe/Paris'")
 

@@ -57,7 +57,7 @@ def test_catch_up_decides_which_times_fire_after_an_outage(catch_up: str, hours:
 
 
 @pytest.mark.parametrize(("catch_up", "hours", "missed"), [("none", [], 4), ("latest", [3], 3), ("all", [2, 3], 2)])
-def test_max_delay_leaves_out_what_is_later(catch_up: str, hours: list[int], missed: int) -> None:
+def test_max_delay_leaves_out_later_times(catch_up: str, hours: list[int], missed: int) -> None:
     plan = a_plan(catch_up=catch_up, max_delay=7_200.0)
     found = steps(plan, NOON, NOON + 3 * HOUR + 60 * MICROSECONDS)
     assert (fired(found), left(found)) == (hours, (missed, 4))
