@@ -215,9 +215,12 @@ async def calls_of(kind: Declared[..., Any], jobs: int) -> int:
     return calls.number
 
 
-@pytest.mark.parametrize(("kind", "eager", "plain_tasks"), [(noop, 66, 86), (timed, 70, 90), (pauses, 94, 104), (plain, 94, 105)])
-async def test_a_job_takes_few_calls_of_python(kind: Declared[..., Any], eager: int, plain_tasks: int) -> None:
+@pytest.mark.parametrize(("kind", "eager", "plain_tasks"), [(noop, 60, 86), (timed, 70, 90), (pauses, 90, 104), (plain, 105, 105)])
+async def test_a_job_takes_few_calls_of_python(
+    kind: Declared[..., Any], eager: int, plain_tasks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The calls are counted from its claim to its end, including the memory broker's. Runs begin as eager tasks where Python has them."""
+    monkeypatch.setattr(runs, "PORTION", 60.0)  # a slow machine runs fewer jobs in 2 ms, and then claims and settles more often
     most, counted = eager if sys.version_info >= (3, 12) else plain_tasks, list[float]()
     while len(counted) < 3 and min(counted, default=most + 1) > most:  # delayed threads wake the loop more often
         few, many = await calls_of(kind, 1_000), await calls_of(kind, 1_000 + MORE)
