@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
+from zlib import crc32
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
@@ -16,6 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 from tests.browser.chromium import CHROMIUM, chromium
 from tests.browser.scene import Scene, clock_for, fill
 from tests.browser.stage import Stage
+from tests.conformance import clauses
 from tests.support.harnesses import BROKERS, MemoryHarness, StoreHarness
 from tests.support.world import World
 
@@ -45,9 +47,19 @@ def _filled(harness: type[StoreHarness]) -> Iterator[Filled]:
         yield stage
 
 
-@pytest.fixture(scope="session", params=[pytest.param(kind, marks=pytest.mark.xdist_group(kind.name), id=kind.name) for kind in BROKERS])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test of what pages do in a browser one kind of store, in turn: `tests/dashboard` shows on each store what pages say."""
+    if "stage" not in metafunc.fixturenames:
+        return
+    name, is_on_each = metafunc.definition.name, any(mark.name == "each_store" for mark in metafunc.definition.iter_markers())
+    kinds = BROKERS if is_on_each or os.environ.get(clauses.ON_ALL) else [BROKERS[crc32(name.encode()) % len(BROKERS)]]
+    params = [pytest.param(kind, marks=pytest.mark.xdist_group(kind.name), id=kind.name) for kind in kinds]
+    metafunc.parametrize("stage", params, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def stage(request: pytest.FixtureRequest) -> Iterator[Filled]:
-    """The scene on each kind of store. Tests of one kind share it: they may add to it, and change what they have added."""
+    """The scene on a kind of store. Tests of one kind share it: they may add to it, and change what they have added."""
     yield from _filled(request.param)
 
 

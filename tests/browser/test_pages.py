@@ -1,9 +1,10 @@
-"""Each page and each action on each kind of store, with a script and without one, and by keyboard alone."""
+"""Each page and each action, with a script and without one, and by keyboard alone."""
 
 from __future__ import annotations
 
 import re
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from taskflow.model.ids import id_text, parse_id
@@ -41,6 +42,7 @@ def row(page: Page, job_id: str) -> str:
     return f"tr:has(input[value='{job_id}'])"
 
 
+@pytest.mark.each_store
 def test_each_page_is_live_and_fits_a_phone(stage: Filled, page: Page) -> None:
     for name, path in pages_of(stage.scene).items():
         answer = page.goto(stage.url + path)
@@ -79,6 +81,7 @@ def test_each_page_works_without_a_script(stage: Filled, new_context: NewContext
     expect(page.locator(row(page, second))).to_be_visible()
 
 
+@pytest.mark.each_store
 def test_a_change_of_the_store_appears_by_itself(stage: Filled, page: Page) -> None:
     page.goto(f"{stage.url}/jobs?queue=soon")
     expect(page.locator("#live")).to_have_text("live")

@@ -79,7 +79,7 @@ def test_a_chart_keeps_its_zoom_when_the_page_is_refreshed(stage: Filled, page: 
     assert ends_of(page, plot) == part
     plot.get_by_role("button", name="Show all").click()
     expect(plot.get_by_role("button", name="Show all")).to_be_hidden()
-    assert ends_of(page, plot)[0] == whole[0]
+    assert whole[0] <= ends_of(page, plot)[0] < part[0]  # the chart begins a minute later once a minute has passed
 
 
 def test_a_chart_shows_hostile_names_as_text(memory: Filled, page: Page) -> None:
