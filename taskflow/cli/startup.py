@@ -147,7 +147,7 @@ def take_broker(given: str | None) -> str | None:
 
 def run_as_pid1(arguments: argparse.Namespace) -> int:
     """Run the worker as a child of process 1 and pass signals on to it. Return its exit code, or 128+n if signal n ended it. Process 1 has
-    to reap orphans, which a worker cannot tell from processes that a job, or a library's C code, has started and is waiting for."""
+    to reap orphans. A worker can't do that, because it can't tell them from processes that a job, or a library, is waiting for."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # Python writes the number of each signal into the pipe

@@ -29,9 +29,9 @@ _BOUNDS: Final = tuple(range(10, 38, 2))
 
 
 class Prometheus(Telemetry):
-    """Serves metrics of the worker at `/metrics` of its health port (``taskflow worker --health-port 9000``), one page for all
-    ``--processes``. The page also has the registry's other metrics or, with ``--processes``, those of prometheus_client's multiprocess mode
-    (``PROMETHEUS_MULTIPROC_DIR``).
+    """Serves metrics of the worker at `/metrics` of its health port (``taskflow worker --health-port 9000``). With ``--processes``, one
+    page covers all processes. The page also has the registry's other metrics or, with ``--processes``, those of prometheus_client's
+    multiprocess mode (``PROMETHEUS_MULTIPROC_DIR``).
 
     `registry`  where to register (default: prometheus_client's own), for an application that runs a `Worker` and serves its metrics itself
     """

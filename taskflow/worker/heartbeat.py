@@ -49,8 +49,9 @@ class Heartbeat:
     """Sends a session's heartbeats. Its thread calls `on_answer`, with an answer and the time of the heartbeat, and `on_lost`, with the
     reason, in the session's loop. `beaten_at` is the time of the last answer, `tried_at` that of the last attempt, on the monotonic clock.
 
-    The session is given up one ttl after the last answered heartbeat was sent; in the store, it lapses one ttl after that one arrived. An
-    attempt in progress is then cancelled. Only an attempt that begins later, after the process was suspended, may still succeed."""
+    The session is given up one ttl after the last answered heartbeat was sent, and lapses in the store a ttl after that one's arrival. An
+    attempt in progress is then cancelled. Only an attempt that begins later, after the process was suspended, may still succeed.
+    """
 
     session: Session
     fetcher: Fetcher

@@ -64,7 +64,7 @@ def _type_name(kind: type) -> str:
     name = _QUALNAME.__get__(kind)
     try:
         module = _MODULE.__get__(kind)
-    except AttributeError:  # code run by exec() has created it, with globals that have no `__name__`
+    except AttributeError:  # exec() defined the class, with globals that have no `__name__`
         return str(name)
     return str(name) if module == "builtins" else f"{module}.{name}"
 

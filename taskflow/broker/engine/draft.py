@@ -94,7 +94,7 @@ class Part:
 
     def __init__(self) -> None:
         self.read: set[Ref] = set()
-        self.written: dict[Ref, None] = {}  # in the order of the writes, in which new records get their numbers
+        self.written: dict[Ref, None] = {}  # ordered: new records are numbered in the order of the writes
         self.additions: dict[tuple[Ref, str], int] = {}
         self.totals: dict[tuple[str, str], int] = {}
         self.wakes: set[str] = set()

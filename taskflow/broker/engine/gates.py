@@ -243,8 +243,8 @@ def _wait(draft: Draft, job: Job, record: Plain) -> None:
 
 
 def _pay(draft: Draft, job: Job, rates: Sequence[tuple[Plain, Gate]]) -> bool:
-    """Pay a job's rates. Return True if all of them allow it to start now. Otherwise pay only the one that makes it wait longest, as of the
-    time when it lets the job start, and make the job due then."""
+    """Pay a job's rates. Return True if all of them allow the job to start now. Otherwise pay only the rate that makes it wait longest, for
+    the time at which that rate lets it start, and make the job due then."""
     due_at, now = job.header["due_at"], draft.now
     is_good = job.state.paid is not None and not isinstance(due_at, After) and now - due_at <= to_microseconds(PAYMENT_TTL)
     starts = list[int]()

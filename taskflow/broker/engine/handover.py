@@ -49,8 +49,8 @@ def is_simple(settlement: Settlement) -> bool:
 
 
 def settle(runs: Sequence[Run], gate_ids: Sequence[bytes], rules: Rules) -> Operation[set[int]]:
-    """End runs whose settlements are simple (see `is_simple`). Return the indexes of the runs that it ended. The others may have more ties
-    or be over."""
+    """End runs whose settlements are simple (see `is_simple`). Return the indexes of the runs that it ended. Any other run may have more
+    ties, or has already ended."""
     by_gate: dict[bytes, dict[bytes, int]] = {}
     for number, (run, gate_id) in enumerate(zip(runs, gate_ids, strict=True)):
         by_gate.setdefault(gate_id, {}).setdefault(run.id, number)

@@ -34,7 +34,7 @@ MAX_COUNTED: Final = 10_000
 MAX_PAUSED: Final = 100
 MAX_STUCK: Final = 16
 MIN_IDLE: Final = 10_000_000
-"""Microseconds for which a rate is kept once it no longer holds up any job: it's used again soon, or never."""
+"""Microseconds for which a rate is kept once it no longer holds up any job. A rate that isn't used again by then is probably out of use."""
 
 
 def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:

@@ -104,7 +104,7 @@ class PostgresBroker(EngineBroker):
         return await self._contention.run(operation, self.store.perform, self._run_locked)
 
     async def _run_locked(self, contested: Sequence[Ref], operation: Operation[T], effect: Effect) -> tuple[Effect, Any]:
-        """Run the effects of an operation up to its next change of records, in a transaction that locks the contested ones first.
+        """Run the effects of an operation up to its next change of records, in a transaction that first locks the contested records.
 
         Return that change, and its answer. If a statement of the transaction fails, the last effect runs without a transaction.
         """

@@ -235,9 +235,9 @@ def _row_of(**values: str) -> str:
 
 
 def grouping() -> str:
-    """Return the functions that read groups. They return a row with the first position of each group, and one with the last.
+    """Return the functions that read groups. Each group has a row with its first position, and another with its last one if that is known.
 
-    In place of the revision, the rows have the group's size, or 0 if it is not counted.
+    In these rows, the column for the revision holds the group's size, or 0 if the index isn't counted.
     """
     first = {"part": "of_part", "kind": "0::smallint", "rev": "0::bigint"}
     functions = {

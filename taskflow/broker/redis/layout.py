@@ -89,7 +89,7 @@ class Member(NamedTuple):
 
     `types`   the types of the position's values, except an id at its end
     `has_id`  True if the id ends the position
-    `id_at`   where the id begins, from 0, or -1 for after the first value; None for the last 16 bytes
+    `id_at`   the offset at which the id begins; -1 if it follows the first value, None if it is the last 16 bytes
     """
 
     types: tuple[Type, ...]

@@ -181,7 +181,7 @@ def _counted_groups(index: Index) -> str:
 
 @cache
 def _first_of_groups(index: Index) -> str:
-    """Return the statement that reads each group's first row, and skips the others."""
+    """Return the statement that reads only each group's first row."""
     assert index.kind == Kind.JOB
     columns, own = list(places(index)), f'"~jobs" AS r INDEXED BY "~{index_name(index)}"'
     grouped = columns[: index.groups]

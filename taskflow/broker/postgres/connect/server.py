@@ -54,7 +54,7 @@ class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
     """The address of a database, and how to connect to it. `password` is never shown.
 
     `others`     further addresses, if there are standbys; any of the addresses may be the primary, and this may change
-    `listen_at`  addresses to listen at for wake-ups, if the other connections use a pooler that loses them; of several, the primary is used
+    `listen_at`  the server's own addresses, to listen at if the URL names a pooler that loses wake-ups; of several, the primary is used
     `tls`        "disable", "prefer", "require", "verify-ca" or "verify-full", as in libpq
     `is_pooled`  True if connections go through a pooler that does not support prepared statements
     `owner`      a role that is trusted with the schema, in addition to those listed in `schema.check_owner`
