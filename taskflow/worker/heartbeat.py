@@ -50,8 +50,7 @@ class Heartbeat:
     reason, in the session's loop. `beaten_at` is the time of the last answer, `tried_at` that of the last attempt, on the monotonic clock.
 
     The session is given up one ttl after the last answered heartbeat was sent, and lapses in the store a ttl after that one's arrival. An
-    attempt in progress is then cancelled. Only an attempt that begins later, after the process was suspended, may still succeed.
-    """
+    attempt in progress is then cancelled. Only an attempt that begins later, after the process was suspended, may still succeed."""
 
     session: Session
     fetcher: Fetcher

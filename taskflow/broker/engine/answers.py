@@ -20,7 +20,7 @@ from taskflow.model.stored_values import LATEST
 
 
 def throttled(draft: Draft, job: Job, throttle: float | None) -> bytes | None:
-    """Return the id of the job that represents a throttled call, or None: then `job` represents the next `throttle` seconds' calls."""
+    """Return the id of the job that represents a throttled call. If there is none, `job` represents such calls for `throttle` seconds."""
     key = job.sent.key
     if not throttle or key is None:
         return None

@@ -152,7 +152,7 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
         _F("claimed_at", _N),
         _F("claimed_steady", _N),
         _F("worker", _NAME),  # a claim copies the name of its session
-        _F("started_at", _N),  # when the current run started, once its worker has reported it; a claim clears the field
+        _F("started_at", _N),  # when the run of this epoch started, once its worker has reported it; a claim clears the field
         _F("settled", _B),  # the fence of the last settlement: epoch, session, claim, and 1 if it was made in a caller's transaction
         _F("ended_at", _N),
         _F("fade_at", _N),
