@@ -1,4 +1,4 @@
-// Replaces the drawings of the server by plots that show the values under the pointer, and zoom. Without this script, the drawings stay.
+// Replaces the server's drawings with plots that zoom and show the values under the pointer. Without this script, the drawings remain.
 const COLORS = { 0: "--link", 1: "--bad", 2: "--warn", old: "--dim", new: "--busy" }; // by the styles of the server
 const HEIGHT = 200; // pixels
 const plots = new Map(); // by title: a page that is refreshed keeps its plots, and their zoom

@@ -218,7 +218,7 @@ def test_a_broker_loads_only_its_own_driver() -> None:
     assert loaded.isdisjoint(DRIVERS)
 
 
-def test_nobody_waits_in_a_way_that_swallows_a_cancellation() -> None:
+def test_no_code_waits_in_a_way_that_swallows_a_cancellation() -> None:
     """asyncio.wait_for does on Python 3.11, when what it waits for comes at the same time: who was cancelled goes on for ever."""
     assert [str(path) for path in sorted((ROOT / "taskflow").rglob("*.py")) if "asyncio.wait_for(" in path.read_text()] == []
 

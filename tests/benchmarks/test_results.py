@@ -17,7 +17,7 @@ from benchmarks.tables import tables
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def test_contenders_take_turns_and_their_medians_are_told() -> None:
+def test_contenders_take_turns_and_their_medians_are_printed() -> None:
     said: list[str] = []
 
     def measure(name: str, values: list[float]):  # type: ignore[no-untyped-def]
@@ -38,7 +38,7 @@ def test_contenders_take_turns_and_their_medians_are_told() -> None:
     assert row.peers == ["peer"]
 
 
-def test_a_peer_that_fails_is_told_as_such_and_not_tried_again() -> None:
+def test_a_peer_that_fails_is_reported_and_not_tried_again() -> None:
     tried: list[str] = []
 
     def hang() -> dict[str, float]:

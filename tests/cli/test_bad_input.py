@@ -75,7 +75,7 @@ def test_a_target_without_jobs_is_refused(cli: Cli) -> None:
     assert refused(cli, "worker", "tasks").err == "taskflow: no jobs in tasks: decorate a function with @job\n"
 
 
-def test_a_package_without_jobs_is_told_of_its_submodules(cli: Cli) -> None:
+def test_the_error_for_a_package_without_jobs_names_its_submodules(cli: Cli) -> None:
     cli.write("app/tasks.py", A_JOB)
     assert "app is a package: name its modules, or add --all-submodules" in refused(cli, "worker", "app").err
 

@@ -98,7 +98,7 @@ def test_the_reasons_are_those_of_a_worker(cli: Cli, waiting: dict[str, list[str
     assert told["retyped"][0]["reason"] in reasons
 
 
-def test_all_that_fits_exits_with_0_and_the_window_is_told(cli: Cli, waiting: dict[str, list[str]]) -> None:
+def test_if_all_jobs_fit_check_exits_with_0_and_says_how_many_it_read(cli: Cli, waiting: dict[str, list[str]]) -> None:
     cli("cancel", *waiting["gone"], *waiting["retyped"], *waiting["renamed"], *waiting["apart"])
     assert cli("check", "new").out.splitlines()[-1] == "all 3 jobs would run with this code"
     out = cli("check", "new", "--limit", "2").out

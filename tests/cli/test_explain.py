@@ -169,7 +169,7 @@ async def told_at_limits(world: World, *limits: Gate, number: int = 2) -> list[R
     return reasons(record, await facts_of(world.broker.admin, record, now), await own_facts_of(world.broker, record))
 
 
-async def test_a_job_at_a_limit_is_told_who_holds_its_slots_and_how_many_wait(world: World) -> None:
+async def test_explain_shows_who_holds_a_limits_slots_and_how_many_wait(world: World) -> None:
     slots = [Gate(gate_id(name, "acme"), name, "acme", most) for name, most in (("imports", 2), ("shared", 9))]
     told = await told_at_limits(world, *slots, number=5)
     holders = [job.id for [limit] in [await world.broker.admin.limits("imports")] for job in limit.holders]
@@ -184,7 +184,7 @@ async def test_a_job_at_a_limit_is_told_who_holds_its_slots_and_how_many_wait(wo
     assert [each.text.partition(" by ")[0] for each in told[1:]] == ["limit shared of acme is full, too: 2 of 2 are taken"]
 
 
-async def test_a_job_at_a_rate_is_told_when_it_starts(world: World) -> None:
+async def test_explain_shows_when_a_rate_lets_the_job_start(world: World) -> None:
     calls = Gate(gate_id("api", "", kind=RATE), "api", "", 6, 60_000_000)
     [told] = await told_at_limits(world, calls, number=3)
     assert told.text == "limit api allows 6 in 1m: it starts in 20s; a job that is sent now starts in 30s"
@@ -352,7 +352,7 @@ READY = Record(id=b"j" * 16, job="work", queue="mail", status=Status.READY, crea
         (None, 0, None, "and nothing is known to block it"),
     ],
 )
-def test_the_place_of_a_ready_job_is_told(place: int | None, others: int, rate: float | None, told: str) -> None:
+def test_explain_shows_the_place_of_a_ready_job(place: int | None, others: int, rate: float | None, told: str) -> None:
     places = {number.to_bytes(16): number for number in range(min(others, 1_000))} | ({} if place is None else {READY.id: place})
     facts = Facts(now=NOW, counts={Status.READY: others + 1}, positions=places, workers=(IDLE,), rate=rate)
     [reason] = reasons(READY, facts)

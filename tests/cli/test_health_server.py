@@ -40,7 +40,7 @@ def test_a_worker_that_works_is_live_and_ready(shell: Shell) -> None:
     ended_clearly(worker, [0])
 
 
-def test_a_loop_that_stands_still_is_told_of_and_does_not_hang_the_probe(shell: Shell) -> None:
+def test_a_blocked_loop_is_reported_and_does_not_hang_the_probe(shell: Shell) -> None:
     worker, port = a_worker(shell)
     shell.send("block.bind()")
     worker.wait_for("begun")
@@ -279,7 +279,7 @@ def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FakeSyst
         yield opened
 
 
-def test_a_worker_tells_that_it_is_ready_alive_and_stopping(shell: Shell, systemd: FakeSystemd) -> None:
+def test_a_worker_reports_that_it_is_ready_alive_and_stopping(shell: Shell, systemd: FakeSystemd) -> None:
     """It reports that it is alive twice within the watchdog's time; the programs that its jobs start do not report for it."""
     shell.write("tasks.py", TELLING)
     shell.environment |= {**systemd.environment, "WATCHDOG_USEC": "2000000"}
@@ -363,7 +363,7 @@ def test_a_line_break_in_a_name_gives_no_command_to_systemd(systemd: FakeSystemd
     assert systemd.hear() == ["READY=1", r"STATUS=working as a worker\nMAINPID=1\ud800"]
 
 
-def test_a_socket_that_nobody_reads_holds_nothing_up(
+def test_a_socket_that_is_not_read_holds_nothing_up(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "SEND_TIMEOUT", 0.2)

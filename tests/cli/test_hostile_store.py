@@ -170,7 +170,7 @@ Unformattable = type("Unformattable", (Exception,), {"__notes__": property(no_no
 
 @pytest.mark.parametrize("formatter", [TextLines(), JsonLines()])
 @pytest.mark.parametrize("kind", [Mute, Unformattable])
-def test_an_error_that_cannot_be_formatted_is_logged_all_the_same(formatter: logging.Formatter, kind: type[Exception]) -> None:
+def test_an_error_that_cannot_be_formatted_is_still_logged(formatter: logging.Formatter, kind: type[Exception]) -> None:
     try:
         raise kind("x")
     except kind as error:

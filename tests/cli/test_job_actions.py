@@ -40,7 +40,7 @@ def everything(cli: Cli) -> dict[str, str]:
 # --- retry -----------------------------------------------------------------------------------------------------------
 
 
-def test_retry_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> None:
+def test_retry_by_id_reports_each_job_that_it_cannot_retry(cli: Cli, stock: Stock) -> None:
     said = cli("retry", stock.failed, stock.succeeded, stock.running, code=1)
     assert said.out == "retried 1\n"
     assert said.err.splitlines() == [
@@ -53,7 +53,7 @@ def test_retry_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> Non
     assert cli("retry", stock.cancelled, stock.cancelled).out == "retried 1\n"
 
 
-def test_retry_tells_of_a_key_that_is_taken(cli: Cli) -> None:
+def test_retry_reports_a_key_that_is_taken(cli: Cli) -> None:
     """In bulk too, the exit code is 1, since not everything requested is done."""
     job_id = cli.with_broker(_failed_with_its_key_taken)
     said = cli("retry", "--all", code=1)
@@ -76,7 +76,7 @@ async def _failed_with_its_key_taken(broker: Broker) -> str:
 # --- run-now ---------------------------------------------------------------------------------------------------------
 
 
-def test_run_now_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> None:
+def test_run_now_by_id_reports_each_job_that_it_cannot_run(cli: Cli, stock: Stock) -> None:
     told = {
         stock.ready[0]: "it is already ready",
         stock.running: "it is already running",
@@ -315,7 +315,7 @@ def test_a_mistake_is_named(cli: Cli, flags: list[str], complaint: str, code: in
     assert complaint in cli("retry", *flags, code=code).err
 
 
-def test_a_paused_job_is_told_of_until_it_is_resumed(cli: Cli, stock: Stock) -> None:
+def test_a_paused_job_is_reported_until_it_is_resumed(cli: Cli, stock: Stock) -> None:
     """Its pause is in the audit log, with the reason."""
     assert (
         cli("pause", "--job", "app.charge", "--job", "app.mail", "--reason", "down").out == "paused job app.charge\npaused job app.mail\n"

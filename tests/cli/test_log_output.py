@@ -68,7 +68,7 @@ def test_every_line_is_an_object_with_time_message_and_origin(lines: list[dict[s
     assert any(line["logger"] == "py.warnings" and "an old way" in line["message"] for line in lines)
 
 
-def test_a_line_whose_arguments_do_not_fit_is_a_line_all_the_same() -> None:
+def test_a_log_call_with_wrong_arguments_still_writes_one_line() -> None:
     record = logging.LogRecord("shop", logging.INFO, "shop.py", 1, "%d of them", ("many",), None)
     shown = json.loads(JsonLines().format(record))
     assert shown["message"].startswith("'%d of them', and its arguments do not fit: ")

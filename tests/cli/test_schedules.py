@@ -143,7 +143,7 @@ def test_an_unknown_schedule_is_not_found(cli: Cli, stored: None) -> None:
     assert "name             ticks\n" in said.out
 
 
-def test_a_definition_that_cannot_be_read_is_a_problem_of_its_own(cli: Cli, stored: None) -> None:
+def test_a_definition_that_cannot_be_read_is_shown_as_a_problem(cli: Cli, stored: None) -> None:
     cli.with_broker(lambda broker: broker.define([Definition("odd", bytes(16), b"\xff")]))
     row = next(row for row in cli("schedules").out.splitlines() if row.startswith("odd "))
     assert "problem: " in row
@@ -246,7 +246,7 @@ def test_an_action_on_an_unknown_schedule_does_the_others(cli: Cli, stored: None
 
 @on_each_broker
 @pytest.mark.parametrize("name", ["red\x1b[31m", "two\nlines", "\x7f", "right\u202eleft"])
-def test_a_schedule_with_an_odd_name_is_named_as_it_is_shown(
+def test_a_schedule_with_control_characters_is_named_in_escaped_form(
     cli: Cli, new_store: Callable[[], str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Another program has stored it. Without an escape, its name could not be an argument of a safe command."""

@@ -171,7 +171,7 @@ def test_the_third_ends_the_process_even_when_a_job_blocks_the_loop(on_each_loop
 
 
 @pytest.mark.parametrize("where", ["argparse.py", "tasks.py"], ids=["ours", "the application's"])
-def test_ctrl_c_of_which_c_code_makes_an_error_of_its_own(tasks: Shell, where: str) -> None:
+def test_ctrl_c_that_c_code_replaces_with_another_error(tasks: Shell, where: str) -> None:
     """PyCapsule_Import replaces whatever is raised while it loads a module."""
     tasks.start_sooner()
     tasks.write(where, LOADED_BY_C)

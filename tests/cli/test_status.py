@@ -32,7 +32,7 @@ COUNTS_OF_DEFAULT = {"held": 0, "scheduled": 1, "ready": 0, "running": 1, "succe
 COUNTS_OF_MAIL = {"held": 0, "scheduled": 0, "ready": 2, "running": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
 
 
-def test_queues_tells_every_count(cli: Cli, stock: Stock) -> None:
+def test_queues_shows_every_count(cli: Cli, stock: Stock) -> None:
     queues = {queue["name"]: queue for queue in cli.json("queues")}
     assert {name: queue["counts"] for name, queue in queues.items()} == {"default": COUNTS_OF_DEFAULT, "mail": COUNTS_OF_MAIL}
     assert queues["mail"]["oldest_ready_for"] >= 0
@@ -45,7 +45,7 @@ def test_queues_tells_every_count(cli: Cli, stock: Stock) -> None:
     assert re.fullmatch(r"\d+s", oldest)
 
 
-def test_status_tells_broker_workers_queues_and_totals(cli: Cli, stock: Stock) -> None:
+def test_status_shows_broker_workers_queues_and_totals(cli: Cli, stock: Stock) -> None:
     told = cli.json("status")
     assert told["broker"] == "sqlite:///queue.db"
     assert [queue["name"] for queue in told["queues"]] == ["default", "mail"]

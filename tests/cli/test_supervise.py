@@ -82,7 +82,7 @@ def test_a_usage_error_ends_it_and_is_said_once(shell: Shell, module: str, argum
     assert len(re.findall(f"^{message}", supervised.said, re.MULTILINE)) == 1, supervised.said
 
 
-def test_a_broker_that_does_not_answer_at_the_start_is_told_once(tasks: Shell) -> None:
+def test_a_broker_that_does_not_answer_at_the_start_is_reported_once(tasks: Shell) -> None:
     """Only the first worker waits for it."""
     supervised = tasks.taskflow("worker", "tasks", "--processes", "2", "--broker", "redis://127.0.0.1:1", "--start-timeout", "4")
     ended_clearly(supervised, [3])

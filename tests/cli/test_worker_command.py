@@ -102,7 +102,7 @@ def test_strict_queues_are_worked_in_order_and_others_are_left(cli: Cli, tasks: 
     assert cli.json("queues")[1]["counts"]["ready"] == 1
 
 
-def test_a_queue_that_nobody_knows_is_doubted_and_worked(cli: Cli, tasks: Any) -> None:
+def test_an_unknown_queue_causes_a_warning_and_is_served(cli: Cli, tasks: Any) -> None:
     """It may be created yet."""
     said = cli("worker", "app.tasks", "--queues", "mial", "--drain")
     assert "queue mial is unknown: it has never had a job, and no job here names it; did you mean mail?" in said.err

@@ -316,7 +316,7 @@ async def test_a_count_is_bounded(memory: World, site: Site, monkeypatch: pytest
         {"status": "failed"},
     ],
 )
-async def test_an_act_that_names_nothing_or_something_odd_is_refused(memory: World, site: Site, fields: dict[str, Any]) -> None:
+async def test_an_action_without_jobs_or_with_invalid_input_is_refused(memory: World, site: Site, fields: dict[str, Any]) -> None:
     [job] = await failed_jobs(memory, 1)
     await site.post("/act", code=400, **fields)
     await site.get("/act", code=400, **fields)

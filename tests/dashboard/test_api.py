@@ -95,7 +95,7 @@ async def test_its_description_is_served_for_the_place_where_it_is_mounted(memor
 
 
 @pytest.mark.parametrize("form", TEXTS)
-async def test_odd_text_and_numbers_make_valid_json(site: Site, form: str) -> None:
+async def test_unusual_text_and_numbers_make_valid_json(site: Site, form: str) -> None:
     store = HostileStore(TEXTS[form])
     with default_app().using(store):  # type: ignore[arg-type]  # it has what the dashboard asks for  # pyright: ignore[reportArgumentType]
         for path in ("/queues", "/workers", "/jobs", f"/jobs/{store.records[2].id.hex()}", "/failures", "/schedules", "/history", "/audit"):

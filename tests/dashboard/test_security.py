@@ -241,7 +241,7 @@ def assert_harmless(page: Page) -> None:
             assert attributes.get(name, PREFIX).startswith((PREFIX, "#"))
 
 
-def test_a_path_of_odd_bytes_is_read_below_litestar() -> None:
+def test_a_path_with_unusual_bytes_is_read_below_litestar() -> None:
     scope = _as_mounted({"litestar_app": None, "raw_path": b"/jobs/\xff", "path": "/\xff/"})
     assert scope["path"].startswith("/jobs/")
 

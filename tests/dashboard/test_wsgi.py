@@ -70,7 +70,7 @@ def test_pages_actions_and_the_api_are_those_of_asgi(world: World) -> None:
     assert client.head("/ops/jobs/").get_data() == b""
 
 
-def test_a_long_action_goes_on_after_its_request(memory: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_action_continues_after_its_request(memory: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taskflow.dashboard.acts.PATIENCE", 0.0)
     run_sync(memory.enqueue(*[memory.an_envelope(queue="mail") for _ in range(900)]))
     client = site()

@@ -117,7 +117,7 @@ def test_a_worker_without_django_says_what_to_do(project: Project) -> None:
     assert "2 jobs" in said
 
 
-def test_a_project_without_tasks_is_told_to_name_modules(project: Project) -> None:
+def test_the_error_for_a_project_without_tasks_asks_for_modules(project: Project) -> None:
     (project.folder / "shop" / "tasks.py").unlink()
     assert "name the modules that declare jobs" in project.manage("worker", code=2)
 

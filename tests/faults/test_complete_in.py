@@ -126,7 +126,7 @@ async def scene() -> AsyncIterator[Scene]:
 
 
 @pytest.mark.parametrize("winds_down", [False, True])
-async def test_a_run_that_goes_on_after_its_commit_has_succeeded(scene: Scene, winds_down: bool) -> None:
+async def test_a_run_that_continues_after_its_commit_has_succeeded(scene: Scene, winds_down: bool) -> None:
     """The store tells the heartbeat that the lease is gone. The worker knows why, and does not stop the run. A worker that winds down then
     makes no difference."""
 

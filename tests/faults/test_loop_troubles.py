@@ -120,7 +120,7 @@ def test_an_exit_in_a_task_of_a_job_fails_only_that_job(tasks: Shell) -> None:
     }
 
 
-def test_a_worker_goes_on_after_a_job_that_cancels_every_task_of_its_loop(tasks: Shell) -> None:
+def test_a_worker_survives_a_job_that_cancels_every_task_of_its_loop(tasks: Shell) -> None:
     tasks.send("cancel_everything.bind()")
     worker = tasks.worker()
     worker.wait_for("the task continues")
@@ -158,7 +158,7 @@ def drained(shell: Shell, call: str) -> str:
     return ended.stderr
 
 
-def test_a_process_that_a_job_has_forked_does_not_go_on_as_a_second_worker(shell: Shell) -> None:
+def test_a_process_that_a_job_forked_does_not_become_a_second_worker(shell: Shell) -> None:
     """It outlived the worker, used up a processor and filled the log."""
     assert drained(shell, "fork.bind()").count("a job has returned in a process that it forked; this process ends now") == 1
     assert (shell.folder / "status").read_text() == str(1 << 8)

@@ -122,7 +122,7 @@ def raises_in_a_thread(which: str) -> None:
 
 @pytest.mark.parametrize("function", [raises, raises_in_a_thread], ids=["async", "plain"])
 @pytest.mark.parametrize("which", EXPECTED)
-async def test_an_odd_error_is_a_failure_that_names_it_and_is_retried(broker: Broker, function: Any, which: str) -> None:
+async def test_an_unusual_error_fails_the_run_by_name_and_is_retried(broker: Broker, function: Any, which: str) -> None:
     handle = await function.delay(which)
     async with Worker():
         with pytest.raises(JobFailed) as failure:

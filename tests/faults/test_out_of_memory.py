@@ -90,7 +90,7 @@ def errors_of(shell: Shell, name: str) -> list[dict[str, Any]]:
     return list(shown["errors"])
 
 
-def test_a_worker_that_the_kernel_kills_for_memory_is_told_apart_and_the_record_says_so(tasks: Shell, small_cgroup: Path) -> None:
+def test_the_record_shows_that_the_kernel_killed_a_worker_for_memory(tasks: Shell, small_cgroup: Path) -> None:
     tasks.send("grow_in_a_thread.bind(1024)")
     supervised = worker_in(small_cgroup, tasks, "--processes", "2", "--ttl", "3600")
     supervised.wait_for("has ended: out of memory .SIGKILL.; another worker starts now")
@@ -122,7 +122,7 @@ def test_a_child_that_the_kernel_kills_for_memory_is_its_runs_failure_alone(task
     assert tasks.counts() == {"succeeded": 2}
 
 
-def test_a_limit_of_the_processs_own_is_an_error_of_the_job_and_the_worker_goes_on(tasks: Shell) -> None:
+def test_a_memory_limit_of_the_process_fails_the_job_and_not_the_worker(tasks: Shell) -> None:
     """RLIMIT_AS, `ulimit -v`: nothing is killed; allocations are refused."""
     tasks.send("want_more_than_there_may_be.bind()", "add.bind(1, 2)")
     worker = tasks.taskflow("worker", "tasks", "--drain", "--concurrency", "1")

@@ -139,7 +139,7 @@ async def test_a_plain_function_is_not_accused_when_the_loop_gets_no_time(broker
     assert {event.lease for event in heard.of(LoopStalled)} == {None}
 
 
-async def test_a_stall_is_told_ever_more_rarely(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stall_is_reported_less_and_less_often(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is reported after 1 s, 10 s, 100 s: here after a twentieth of that."""
     monkeypatch.setattr(watchdog, "CHECK_INTERVAL", 0.01)
     monkeypatch.setattr(watchdog, "FIRST_REPORT", 0.05)
@@ -377,7 +377,7 @@ async def test_c_code_that_keeps_the_interpreter_is_named_afterwards(broker: Bro
     assert held.lease.envelope.job == culprit.name
 
 
-async def test_a_process_that_stood_still_without_computing_accuses_nobody(broker: Broker) -> None:
+async def test_a_process_that_was_stopped_blames_no_job(broker: Broker) -> None:
     heard = EventRecorder()
     handle = await sleeps_in_c.delay()
     async with Worker(options=options(heard)):

@@ -78,7 +78,7 @@ async def quick(ctx: JobContext) -> int:
     return ctx.epoch
 
 
-async def test_a_claim_that_fails_again_and_again_is_told_of_and_backs_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_claim_that_keeps_failing_is_reported_and_backs_off(monkeypatch: pytest.MonkeyPatch) -> None:
     async with a_faulty_broker() as broker:
         heard = EventRecorder()
         fails(broker, monkeypatch, "claim", ValueError("one odd row"), after=False, times=1_000_000)

@@ -43,7 +43,7 @@ def unread(shell: Shell, *flags: str) -> Running:
     return shell.start("-c", UNREAD, "-m", "taskflow", "worker", "tasks", "--grace", "0.1", *flags)
 
 
-def test_a_worker_ends_all_the_same(shell: Shell) -> None:
+def test_a_worker_ends_even_if_its_output_is_not_read(shell: Shell) -> None:
     """It ends by itself or by its supervisor; after one signal, by force once its time is over, and after three at once. None of it is
     left."""
     ways = [((), 1, Exit.FORCED), (("--processes", "1"), 1, Exit.FORCED), (("--processes", "1"), 3, 128 + signal.SIGTERM)]

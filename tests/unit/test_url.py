@@ -213,7 +213,7 @@ def test_masked(url: str, shown: str) -> None:
         "redis://:ab?hunter2&c@host",
     ],
 )
-def test_no_error_tells_a_password(url: str) -> None:
+def test_no_error_shows_a_password(url: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         connect(url)
     assert "hunter2" not in str(refused.value)

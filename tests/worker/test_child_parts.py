@@ -171,7 +171,7 @@ def pipes() -> Pipes:
     return Pipes()
 
 
-def test_lines_are_told_as_the_runs_and_an_unended_one_at_its_end(pipes: Pipes) -> None:
+def test_lines_are_attributed_to_the_run_and_an_unfinished_one_at_its_end(pipes: Pipes) -> None:
     pipes.output.begin(LEASE)
     pipes.out(b"one\r\ntwo\nthr")
     pipes.err(b"\xe2\x82")
@@ -184,7 +184,7 @@ def test_lines_are_told_as_the_runs_and_an_unended_one_at_its_end(pipes: Pipes) 
     assert (pipes.told[-1].lease, pipes.told[-1].line, pipes.told[-1].pid) == (None, "between two runs", 7)
 
 
-def test_a_long_line_is_told_in_pieces(pipes: Pipes) -> None:
+def test_a_long_line_is_reported_in_pieces(pipes: Pipes) -> None:
     pipes.output.begin(LEASE)
     pipes.out(b"x" * (2 * MAX_LINE_LENGTH + 5))
     pipes.output.end()

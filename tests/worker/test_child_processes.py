@@ -251,7 +251,7 @@ async def test_signals_to_all_processes_of_a_service_are_left_to_the_worker(work
 # --- what it says -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_mebibyte_on_both_streams_holds_nobody_up(worker: Worker, lines: Lines) -> None:
+async def test_a_mebibyte_on_both_streams_blocks_neither_process(worker: Worker, lines: Lines) -> None:
     """This also holds while the worker's loop is busy. Every line arrives, in order, and before the run's end."""
     handle = await jobs.prints.delay(1024, 1000)
     time.sleep(1.0)  # noqa: ASYNC251  # the loop is busy
@@ -440,7 +440,7 @@ def test_a_job_that_is_declared_in_the_main_module(shell: Shell, how: tuple[str,
     assert shell.run(*how).startswith("another <JobHandle ")
 
 
-def test_a_main_module_that_would_start_a_worker_in_its_child_is_told_of(shell: Shell) -> None:
+def test_a_main_module_that_would_start_a_worker_in_its_child_is_reported(shell: Shell) -> None:
     shell.write("script.py", SCRIPT.replace("GUARD", "asyncio.run(main())").replace("@job(", "@job(max_attempts=1, "))
     assert '`if __name__ == "__main__":`' in shell.run("script.py", code=1)
 

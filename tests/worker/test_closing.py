@@ -291,7 +291,7 @@ async def test_verdicts_reach_the_broker_before_finish_returns() -> None:
             assert await runs.status() == Status.SUCCEEDED
 
 
-async def test_a_function_that_goes_on_when_it_is_asked_to_stop_is_waited_for_no_longer_than_the_grace_time(broker: Broker) -> None:
+async def test_finish_waits_for_a_function_that_ignores_a_stop_only_for_the_grace_period(broker: Broker) -> None:
     """It is past its timeout, and may never end: the worker would never be replaced."""
     begun, may_end = threading.Event(), threading.Event()
 

@@ -24,7 +24,7 @@ async def a_claimer(broker: Broker, name: str = "here:1") -> Session:
     return session
 
 
-async def test_a_broker_that_is_away_for_a_moment_is_told_when_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_death_is_reported_once_the_broker_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
     broker = FaultyBroker()
     session = await a_claimer(broker)
     broker.away.add("beat")

@@ -65,7 +65,7 @@ async def test_a_verb_that_the_broker_does_not_answer_ends_readiness_and_not_lif
         await until(worker.health.ready, is_well=True)
 
 
-async def test_a_beat_that_tells_of_nothing_to_claim_is_an_answer_too(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_heartbeat_without_work_counts_as_an_answer_too(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """An idle worker need not claim then."""
     monkeypatch.setattr(fetcher, "MAX_IDLE_INTERVAL", 3600.0)
     async with Worker(options=options(EventRecorder(), ttl=4.0)) as worker:
@@ -76,7 +76,7 @@ async def test_a_beat_that_tells_of_nothing_to_claim_is_an_answer_too(broker: Fa
         assert worker.health.ready().is_well
 
 
-async def test_verdicts_that_cannot_be_told_end_readiness(broker: FaultyBroker) -> None:
+async def test_verdicts_that_cannot_be_sent_end_readiness(broker: FaultyBroker) -> None:
     async with Worker(options=options(EventRecorder(), ttl=20.0, concurrency=1)) as worker:
         await until(worker.health.ready, is_well=True)
         broker.away = {"settle"}

@@ -115,7 +115,7 @@ async def test_runs_that_began_before_are_waited_for() -> None:
     assert stage.beside == [1, 1]
 
 
-async def test_one_that_goes_on_holds_the_others_up_for_no_longer_than_its_probation(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_suspect_holds_up_other_jobs_only_for_its_probation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(runs_module.TRIALS, 2, Trial(1, 0.02, 0.02))
     async with a_stage([2, 2, 2], lambda: asyncio.sleep(3600)) as stage:
         await stage.until_done()

@@ -33,7 +33,7 @@ def deaf_thread() -> None:
     Run.release_thread.wait(20)
 
 
-async def test_a_thread_that_runs_on_past_its_timeout_is_told_of_while_it_runs(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_thread_that_runs_past_its_timeout_is_reported_while_it_runs(caplog: pytest.LogCaptureFixture) -> None:
     """The log names it once its time to stop is over, and then ever more rarely."""
     heard = EventRecorder()
     async with a_faulty_broker():
@@ -138,7 +138,7 @@ async def test_verdicts_that_could_not_be_sent_by_the_end_are_logged(caplog: pyt
     assert "could not be settled (the broker did not answer before the worker ended): it will most likely run again" in caplog.text
 
 
-async def test_a_job_that_was_handed_back_ten_times_is_told_of_when_it_is_claimed(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_job_that_was_handed_back_ten_times_is_reported_when_it_is_claimed(caplog: pytest.LogCaptureFixture) -> None:
     """The log warns once for the claim, with the advice; a job with fewer hand-backs is not mentioned."""
     caplog.set_level(logging.WARNING, logger="taskflow.worker")
     heard = EventRecorder()

@@ -201,7 +201,7 @@ async def test_structured_concurrency_works_in_the_first_step_of_a_job(broker: B
         assert await handle.result(10) == ["timeout", "group", "scope"]
 
 
-async def test_each_run_has_context_variables_of_its_own(broker: Broker) -> None:
+async def test_each_run_has_separate_context_variables(broker: Broker) -> None:
     variable = contextvars.ContextVar("variable", default=0)
 
     @job(name="tests.worker.variable")

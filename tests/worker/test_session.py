@@ -223,7 +223,7 @@ async def test_a_settler_that_fails_starts_again_with_its_verdicts() -> None:
     assert not any(isinstance(event, SessionEnded) for event in heard.events)
 
 
-async def test_a_worker_in_a_cancelled_scope_winds_down_all_the_same(broker: Broker) -> None:
+async def test_a_worker_in_a_cancelled_scope_still_winds_down(broker: Broker) -> None:
     """anyio cancels every await again: stopping half-way would leave a session that beats for ever."""
     handle = await waits.delay()
     with anyio.move_on_after(0.2):

@@ -22,7 +22,7 @@ async def work() -> None:
         await worker.drained()
 
 
-async def test_each_worker_tells_the_subscribers_of_its_application() -> None:
+async def test_each_worker_sends_events_to_its_applications_subscribers() -> None:
     heard, others = list[Event](), list[Event]()
     worker = Worker(options=WorkerOptions(subscribers=(others.append,)))
     configure(subscribers=[heard.append])  # before the worker starts, not before it is created

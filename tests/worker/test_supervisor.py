@@ -346,7 +346,7 @@ def test_one_that_retires_has_all_the_time_that_its_runs_take() -> None:
     assert {pid for pid, number in office.sent if number == KILL} == {1, 2}
 
 
-def test_one_that_is_too_large_is_told_to_leave_once_and_has_a_successor() -> None:
+def test_a_worker_that_is_too_large_is_asked_once_to_leave_and_is_replaced() -> None:
     office = an_office(2, max_memory=1000)
     office.act(MIN_HEALTHY_TIME)
     for size in (1000, 1001, 1002):

@@ -35,7 +35,7 @@ async def test_there_are_never_more_threads_than_allowed() -> None:
     assert third.is_set()
 
 
-async def test_without_any_thread_left_the_caller_is_told() -> None:
+async def test_without_any_thread_left_the_caller_gets_an_error() -> None:
     def refuse(target: Callable[[], None], name: str) -> threading.Thread:
         raise RuntimeError("can't start new thread")
 

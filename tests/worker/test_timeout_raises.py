@@ -111,7 +111,7 @@ async def test_a_cancellation_interrupts_no_thread(worker: Worker) -> None:
     assert await handle.result(TIMEOUT) == "asked"
 
 
-async def test_a_child_that_goes_on_is_killed_a_while_later(worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_child_that_ignores_its_timeout_is_killed_later(worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "TIMEOUT_GRACE", 0.5)
     ledger = tmp_path / "ledger"
     failed = await failure(await jobs.is_deaf_to_its_timeout.delay(str(ledger)))

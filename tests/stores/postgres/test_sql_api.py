@@ -298,7 +298,7 @@ async def test_the_settings_of_a_session_change_nothing(scene: Scene, sql: async
     assert await scene.note.options(key="a", after=90).delay(1) == JobHandle.of(str(UUID(bytes=record.id)))
 
 
-async def test_another_namespace_is_told_on_its_own_channel(scene: Scene, sql: asyncpg.Connection) -> None:
+async def test_another_namespace_is_notified_on_a_separate_channel(scene: Scene, sql: asyncpg.Connection) -> None:
     other = connect(f"{scene.straight_url}?namespace=Other-one")
     await other.read([bytes(16)])
     with other.listen([topics.queue("default")]) as nudges:

@@ -102,7 +102,7 @@ async def test_a_lone_job_takes_six_calls_however_many_workers_idle(store: Store
 
 
 @pytest.mark.parametrize(("number", "size"), [(10, 10), (1, 4_800), (1, 5_200), (8, 2_000), (250, 10)])
-async def test_many_ends_are_told_to_a_listener_in_one_message(store: Store, broker: Broker, number: int, size: int) -> None:
+async def test_a_listener_gets_many_ends_in_one_message(store: Store, broker: Broker, number: int, size: int) -> None:
     """This holds however many wait in its process. Each result comes with the message, unless they do not fit: then they are read."""
     jobs = envelopes(number)
     await broker.enqueue(jobs)
@@ -148,7 +148,7 @@ async def test_a_job_that_a_sender_commits_while_a_worker_notes_itself_starts_so
         await are_taken(taken, envelope.id, within=SOON)
 
 
-async def test_a_sender_that_goes_on_for_long_keeps_no_worker_busy(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
+async def test_a_sender_that_sends_for_long_keeps_no_worker_busy(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
     await broker.read([])
     await stranger.execute("BEGIN")
     await OnConnection.of(stranger).enqueue([an_envelope()])
@@ -183,7 +183,7 @@ async def test_a_users_commit_takes_no_lock_of_notifications_unless_a_worker_idl
 
 
 @pytest.mark.parametrize("is_analyzed", [False, True], ids=["as it comes", "analyzed"])
-async def test_nobody_reads_the_notes_that_a_long_transaction_keeps(
+async def test_no_call_reads_the_notes_that_a_long_transaction_keeps(
     store: Store, broker: Broker, stranger: asyncpg.Connection, is_analyzed: bool
 ) -> None:
     """This holds whatever the statistics say, which autovacuum gathers at any moment."""
@@ -209,7 +209,7 @@ async def test_nobody_reads_the_notes_that_a_long_transaction_keeps(
     await stranger.execute("ROLLBACK")
 
 
-async def test_nobody_reads_former_notes_that_a_long_transaction_keeps(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
+async def test_no_call_reads_former_notes_that_a_long_transaction_keeps(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
     """The listener was nudged, and has waited again, many times. A call's reads are counted in buffers."""
     await broker.read([])
     await stranger.execute("CREATE TABLE public.theirs (n integer); BEGIN; INSERT INTO public.theirs VALUES (1)")
@@ -244,7 +244,7 @@ RUBBISH: Final = r"""
 """
 
 
-async def test_rubbish_in_the_notes_harms_nobody(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
+async def test_rubbish_in_the_notes_affects_no_listener(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
     """Another program has written whatever the columns admit."""
     async with idle_worker(store.url) as taken:
         await broker.enqueue([an_envelope(after=3600.0, queue="other")])

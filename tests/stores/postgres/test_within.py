@@ -68,7 +68,7 @@ async def test_a_lock_of_another_transaction_is_an_answer(store: Store, broker: 
     assert await stranger.fetchval("SELECT n FROM effects") == 1
 
 
-async def test_two_transactions_that_wait_for_each_other_both_go_on(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
+async def test_two_transactions_that_wait_for_each_other_both_commit(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
     """Without this, the server would find the deadlock and make one of them fail."""
     first, second = await running(broker), await running(broker, 2)
     other = await asyncpg.connect(store.url)
@@ -149,7 +149,7 @@ KEYS: Final = [bytes([number]) * 16 for number in range(8)]
 
 
 @pytest.mark.parametrize(("level", "modes"), [("read_committed", tuple(OnConflict)), ("serializable", (OnConflict.REPLACE,))])
-async def test_transactions_with_the_same_keys_wait_for_nobody(
+async def test_transactions_with_the_same_keys_do_not_wait(
     store: Store, broker: Broker, level: Literal["read_committed", "serializable"], modes: Sequence[OnConflict]
 ) -> None:
     """They take several keys in any order, beside each other and beside senders of batches. The server ends none of them. At "serializable"

@@ -155,7 +155,7 @@ async def test_large_calls_that_are_refused_take_no_room_from_others(server: Red
     await broker.close()
 
 
-async def test_a_server_that_may_evict_jobs_is_refused_unless_told_otherwise(server: RedisServer) -> None:
+async def test_a_server_that_may_evict_jobs_is_refused_unless_the_url_allows_it(server: RedisServer) -> None:
     """No key that a job needs expires, only lists of listeners."""
     with server.client() as client:
         for policy in ("allkeys-lru", "allkeys-lfu", "allkeys-random"):

@@ -201,7 +201,7 @@ async def test_the_log_of_two_brokers_stays_bounded(open_broker: Open, path: Pat
 
 
 @pytest.mark.slow
-async def test_nobody_makes_a_checkpoint_beside_another(broker: SqliteBroker, path: Path) -> None:
+async def test_only_one_process_makes_a_checkpoint_at_a_time(broker: SqliteBroker, path: Path) -> None:
     """While another process holds the lock on the side file the log only grows; afterwards it is checkpointed."""
     await broker.enqueue(envelopes(1))
     before = path.stat().st_size

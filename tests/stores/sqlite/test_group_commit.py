@@ -94,7 +94,7 @@ async def test_a_broken_verb_undoes_itself_and_nothing_else(broker: SqliteBroker
     assert metrics.totals["default"] == {"enqueue": 12, "claim": 2, "succeed": 2}
 
 
-def test_a_loop_that_is_gone_stops_nobody(path: Path) -> None:
+def test_a_loop_that_is_gone_stops_no_other_call(path: Path) -> None:
     """Its answer cannot be delivered; the next one can."""
     broker = SqliteBroker(path)
 
@@ -183,7 +183,7 @@ async def test_a_read_of_the_admin_interface_does_not_hold_up_the_writer(broker:
     assert len(await listed(broker.admin)) == 3
 
 
-def test_parent_and_child_go_on_with_the_same_broker(path: Path) -> None:
+def test_parent_and_child_can_use_the_same_broker(path: Path) -> None:
     """The fork is between two calls: the child starts afresh, including its listening, and leaves its parent's files alone."""
     script = """
         def add(number, queue):

@@ -102,7 +102,7 @@ async def test_files_beside_the_store_are_for_their_owner_alone_and_follow_its_m
 @pytest.mark.parametrize(
     ("mode", "level", "says"), [(0o600, "ok", "only its owner"), (0o644, "note", "read the file"), (0o660, "note", "write")]
 )
-async def test_the_doctor_tells_of_wider_rights(broker: SqliteBroker, path: Path, mode: int, level: str, says: str) -> None:
+async def test_the_doctor_reports_wider_rights(broker: SqliteBroker, path: Path, mode: int, level: str, says: str) -> None:
     await broker.enqueue([an_envelope()])
     path.chmod(mode)
     [finding] = [finding for finding in await broker.admin.examine() if finding.topic == "permissions"]

@@ -112,7 +112,7 @@ async def test_many_ends_cost_their_listener_one_message(
     assert heard_of == [number]
 
 
-async def test_a_listener_that_does_not_keep_up_holds_nobody_up(broker: SqliteBroker, open_broker: Open) -> None:
+async def test_a_slow_listener_holds_no_sender_up(broker: SqliteBroker, open_broker: Open) -> None:
     await broker.enqueue([an_envelope()])
     deaf = open_broker()._running().listener
     name, bound = deaf._folder.bind()
@@ -145,7 +145,7 @@ async def test_unannounced_changes_are_seen_within_about_a_second(
         assert await waiter.wait(3)
 
 
-async def test_a_commit_that_concerns_nobody_wakes_nobody(broker: SqliteBroker, path: Path) -> None:
+async def test_a_commit_that_concerns_no_listener_wakes_none(broker: SqliteBroker, path: Path) -> None:
     """Otherwise each idle worker would claim once a second while any other one is busy."""
     session = await registered(broker)
     with broker.listen([topics.queue("mail"), topics.DUE, topics.session(session.id)]) as waiter:
@@ -185,7 +185,7 @@ async def test_other_files_in_the_folder_stay_there(broker: SqliteBroker, open_b
             assert names <= set(wake_files(path))
 
 
-async def test_there_is_a_listener_only_while_somebody_listens(broker: SqliteBroker, path: Path) -> None:
+async def test_there_is_a_listener_only_while_a_task_waits(broker: SqliteBroker, path: Path) -> None:
     """There is then one for all."""
 
     def listeners() -> list[threading.Thread]:

@@ -83,7 +83,7 @@ async def test_a_key_that_is_held_up_does_not_hold_up_plain_ones(watched: Watche
 # --- cancelled ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_cancelled_one_under_way_may_have_been_sent_and_hurts_nobody(watched: Watched) -> None:
+async def test_a_cancelled_question_may_have_been_sent_and_affects_no_other(watched: Watched) -> None:
     watched.gate.clear()
     first, second = await under_way(add.delay(1)), await under_way(add.delay(2))
     third = await under_way(add.delay(3))
@@ -142,7 +142,7 @@ async def test_a_newcomer_is_not_given_up_with_the_old_ones(watched: Watched) ->
     assert (await new).is_new
 
 
-async def test_a_full_store_is_told_at_once(bench: Bench) -> None:
+async def test_a_full_store_is_reported_at_once(bench: Bench) -> None:
     class Full(Watched):
         async def enqueue(self, envelopes: Any) -> Any:
             self.calls["enqueue"] += 1
@@ -155,7 +155,7 @@ async def test_a_full_store_is_told_at_once(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("askers", [1, 3])
-async def test_a_store_that_answers_too_few_leaves_nobody_waiting(askers: int) -> None:
+async def test_a_store_with_too_few_answers_leaves_no_caller_waiting(askers: int) -> None:
     async def short(questions: list[int]) -> list[int]:
         await asyncio.sleep(0)
         return questions[:-1]

@@ -95,7 +95,7 @@ def test_a_group_and_its_join() -> None:
     ]
 
 
-def test_a_branch_that_may_fail_is_a_scope_of_its_own() -> None:
+def test_a_branch_that_may_fail_is_a_separate_scope() -> None:
     inner = group([one.bind(1), one.bind(2)]) | total
     flow = one.bind() | group([one.bind(3) | twice, inner], failures="collect") | tally
     assert tied(planned(flow)) == [

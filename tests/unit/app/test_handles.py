@@ -44,7 +44,7 @@ async def discard_at_last(ctx: JobContext) -> None:
     raise ValueError("not yet")
 
 
-async def test_a_failure_tells_type_message_and_traceback(bench: Bench) -> None:
+async def test_a_failure_has_type_message_and_traceback(bench: Bench) -> None:
     handle = await fail.options(max_attempts=1).delay("as asked")
     await bench.run_all()
 
@@ -58,7 +58,7 @@ async def test_a_failure_tells_type_message_and_traceback(bench: Bench) -> None:
     assert "raise ValueError(word)" in error.traceback
 
 
-async def test_a_discarded_job_tells_its_own_reason(bench: Bench) -> None:
+async def test_a_discarded_job_shows_its_own_reason(bench: Bench) -> None:
     """It does not show the error of an earlier attempt."""
     handle = await discard_at_last.delay()
     await bench.run_all()

@@ -32,7 +32,7 @@ async def test_each_call_is_an_event_with_its_job(heard: list[Event]) -> None:
     assert (first.job, first.queue, first.attempt, first.id, first.is_new) == (add.name, "slow", None, parse_id(one.id), True)
 
 
-async def test_a_call_whose_key_a_live_job_has_tells_of_that_job(heard: list[Event]) -> None:
+async def test_the_event_of_a_call_whose_key_is_taken_names_the_live_job(heard: list[Event]) -> None:
     live = await add.options(key="k").delay(1, 2)
     await add.options(key="k").delay(3, 4)
     with pytest.raises(KeyConflict):
@@ -49,7 +49,7 @@ def test_synchronous_senders_have_the_same_events() -> None:
     assert [event.job_id for event in heard] == [handle.id for handle in sent]
 
 
-async def test_a_call_that_is_not_sent_tells_why() -> None:
+async def test_the_event_of_a_call_that_is_not_sent_says_why() -> None:
     heard = list[Event]()
     with default_app().using(connect("redis://127.0.0.1:1")):
         configure(subscribers=[heard.append], enqueue_timeout=0.05)

@@ -64,7 +64,7 @@ def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch, app: App) ->
     assert app.settings.broker is None
 
 
-async def test_the_implicit_default_is_told_once_by_its_absolute_path(app: App, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_implicit_default_is_logged_once_with_its_absolute_path(app: App, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is not reported for each use, nor for each connection."""
     with caplog.at_level(logging.INFO, "taskflow"):
         first = app.broker()

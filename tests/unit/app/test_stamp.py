@@ -120,7 +120,7 @@ async def fire(bench: Bench, scheduler: Scheduler) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no tenant"), BrokerUnavailable("no tenant"), SystemExit("no tenant")])
-async def test_a_stamp_that_raises_keeps_back_the_jobs_of_a_schedule_and_is_told(bench: Bench, error: BaseException) -> None:
+async def test_a_stamp_that_raises_holds_back_a_schedules_jobs_and_is_reported(bench: Bench, error: BaseException) -> None:
     class Picky(Middleware):
         def stamp(self, calls: Sequence[EnqueueCall]) -> None:
             if any(call.job == nothing.name for call in calls):

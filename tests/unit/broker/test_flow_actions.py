@@ -84,7 +84,7 @@ async def _put(world: World, ref: Ref, **parts: Any) -> None:
         Action(FELL, b"f" * 16, -1, 5),
     ],
 )
-async def test_an_action_that_nobody_could_have_put_does_nothing(world: World, action: Action) -> None:
+async def test_an_action_that_no_client_could_have_stored_does_nothing(world: World, action: Action) -> None:
     """It is dropped, and no other flow is affected."""
     flow = await sent(world)
     await _put(world, Ref(Kind.FLOW, numbered(b"f" * 16, 3)), state=msgspec.msgpack.encode(action))

@@ -107,7 +107,7 @@ def test_a_field_without_a_value_is_named() -> None:
         codec_of(k.Computed).encode_arguments((object.__new__(k.Computed),), {})
 
 
-def test_a_newer_class_is_told_from_a_broken_payload() -> None:
+def test_a_newer_class_is_distinguished_from_a_broken_payload() -> None:
     """An old worker parks an instance with an extra field; a missing required field fails at once."""
 
     @dataclass

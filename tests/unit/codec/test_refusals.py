@@ -97,7 +97,7 @@ def test_a_lone_surrogate_is_named_by_its_path(annotation: Any, value: Any, path
     assert caught.value.path == path
 
 
-def test_a_zone_that_nobody_else_can_find_is_refused(tmp_path: Any) -> None:
+def test_a_zone_that_no_other_process_can_find_is_refused(tmp_path: Any) -> None:
     import importlib.resources
 
     data = importlib.resources.files("tzdata.zoneinfo.Europe").joinpath("Paris").read_bytes()

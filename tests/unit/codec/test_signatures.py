@@ -169,7 +169,7 @@ def test_an_injected_parameter_is_no_argument() -> None:
 def newer(a: int, b: int = 2, c: int = 3) -> None: ...
 
 
-def test_an_unknown_argument_is_told_before_all_else() -> None:
+def test_an_unknown_argument_is_reported_first() -> None:
     """The worker that knows the argument may also know the others."""
 
     def renamed(z: str) -> None: ...

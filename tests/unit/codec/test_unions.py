@@ -151,7 +151,7 @@ def test_a_dict_of_another_version_of_a_typed_dict_waits_for_its_worker(union: A
         codec_of(union).decode_arguments(payload)
 
 
-def test_json_tells_typed_dicts_apart_too() -> None:
+def test_json_distinguishes_typed_dicts_too() -> None:
     codec = codec_of(list[EVENTS])
     events = [{"kind": "deleted", "id": 1}, {"id": 2, "name": "a", "parts": [{"kind": "restored", "id": 3}]}]
     assert codec.decode_arguments(seal_json(json.dumps({"value": events}).encode())) == ((events,), {})

@@ -44,7 +44,7 @@ def envelope(**fields: object) -> Envelope:
 # --- clocks ---------------------------------------------------------------------------------------------
 
 
-def test_a_manual_clock_moves_when_told_and_only_on() -> None:
+def test_a_manual_clock_moves_on_request_and_only_forwards() -> None:
     clock = ManualClock()
     wall, steady = clock.wall(), clock.steady()
     clock.advance(1.5)
@@ -220,7 +220,7 @@ def test_every_status_can_be_reached_and_left() -> None:
 # --- beats ---------------------------------------------------------------------------------------------------
 
 
-def test_a_death_is_told_in_so_many_characters_and_always_as_one() -> None:
+def test_the_cause_of_a_death_is_truncated_and_never_empty() -> None:
     assert Beat.of_death(bytes(16), "x" * 1_000).died_of == "x" * MAX_DIED_OF
     assert Beat.of_death(bytes(16), "").died_of == UNKNOWN_DEATH
     with pytest.raises(ValueError, match=r"died_of has 201 characters, expected at most 200: Beat\.of_death\(\) shortens it"):
