@@ -1,4 +1,4 @@
-"""Each page and each action, with a script and without one, and by keyboard alone."""
+"""Each page and each action on each kind of store; without a script, and by keyboard alone, on one of them."""
 
 from __future__ import annotations
 
@@ -131,6 +131,7 @@ def test_a_refresh_keeps_the_focus_and_open_details(stage: Filled, page: Page) -
     expect(page.get_by_role("region", name="Charts as a table")).to_be_visible()
 
 
+@pytest.mark.each_store
 def test_one_job_is_acted_on(stage: Filled, page: Page) -> None:
     """Run now, cancel, retry, and discard."""
     [job] = stage.run(lambda world: add(world, after=3_600.0))
@@ -147,6 +148,7 @@ def test_one_job_is_acted_on(stage: Filled, page: Page) -> None:
         expect(page.locator("tr", has_text=reason).first).to_contain_text("ada")
 
 
+@pytest.mark.each_store
 def test_all_jobs_that_match_are_acted_on_after_a_preview(stage: Filled, page: Page) -> None:
     """Above 1,000 the name of the action is typed."""
     stage.run(lambda world: add(world, queue="bulk", number=1_001))
@@ -160,6 +162,7 @@ def test_all_jobs_that_match_are_acted_on_after_a_preview(stage: Filled, page: P
     expect(page.get_by_role("status")).to_contain_text("1,001 jobs are cancelled", timeout=30_000)
 
 
+@pytest.mark.each_store
 def test_the_failures_of_a_cause_are_retried_one_first(stage: Filled, page: Page) -> None:
     page.goto(stage.url)
     page.get_by_role("link", name="httpx.ConnectTimeout").click()
@@ -173,6 +176,7 @@ def test_the_failures_of_a_cause_are_retried_one_first(stage: Filled, page: Page
     expect(group.locator(".count")).to_have_text("3")
 
 
+@pytest.mark.each_store
 def test_failures_that_match_are_retried_in_stages_until_one_fails_again(stage: Filled, page: Page) -> None:
     error = RunError("builtins.OSError", "the printer is on fire", "")
 
@@ -198,6 +202,7 @@ def test_failures_that_match_are_retried_in_stages_until_one_fails_again(stage: 
     expect(page.locator("article .count")).to_have_text("5")
 
 
+@pytest.mark.each_store
 def test_selected_jobs_run_now(stage: Filled, page: Page) -> None:
     jobs = stage.run(lambda world: add(world, queue="later", number=3, after=3_600.0))
     page.goto(f"{stage.url}/jobs?queue=later")
@@ -210,6 +215,7 @@ def test_selected_jobs_run_now(stage: Filled, page: Page) -> None:
         expect(page.locator(row(page, job)).locator(".status")).to_have_text(status)
 
 
+@pytest.mark.each_store
 def test_a_queue_and_a_schedule_are_paused_and_resumed(stage: Filled, page: Page) -> None:
     page.goto(f"{stage.url}/queues/mail")
     page.get_by_role("button", name="Pause").click()
