@@ -16,7 +16,7 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.printable import shown
 from taskflow.model.rules import seconds_of
 from taskflow.model.schedule import MAX_NAME, Definition
-from taskflow.model.schedule_plan import CatchUp, Overlap, SchedulePlan
+from taskflow.model.schedule_plan import MAX_FLOW_JOBS, NO_ID, CatchUp, Overlap, SchedulePlan
 from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes, Timetable
 
 TIMES_EXAMINED: Final = 50
@@ -125,9 +125,6 @@ class Every(_Timed):
             raise ValueError(f"jitter={shown(jitter)}: expected less than the interval, {times.seconds:g} s")
 
 
-NO_ID: Final = bytes(16)
-"""The id in every template. It is fixed so that all processes compute the same digest."""
-
 KEY_AND_OVERLAP: Final = (
     'key= and overlap="{}" cannot be combined, because overlap= gives the jobs a key too: use on_conflict= instead of overlap=, '
     'or remove a declared key with options={{"key": ""}} or .options(key="")'
@@ -158,23 +155,29 @@ class DeclaredSchedule:
         if self._defined is None or self._defined[0] is not settings:
             if isinstance(timed := self.timetable, Cron | Every):
                 call = self._job.options(**timed.options).bind(*timed.args, **timed.kwargs)
-                plan = plan_of(timed.times, call.envelope, jitter=timed.jitter, terms=self._terms)
+                plan = plan_of(timed.times, [call.envelope], jitter=timed.jitter, terms=self._terms)
             else:
                 times = OwnTimes(f"{type(timed).__module__}.{type(timed).__qualname__}")
-                plan = plan_of(times, self._job.bind().envelope, jitter=0.0, terms=self._terms)
+                plan = plan_of(times, [self._job.bind().envelope], jitter=0.0, terms=self._terms)
             self._defined = settings, plan.to_definition(self.name)
         return self._defined[1]
 
 
-def plan_of(times: Any, envelope: Envelope, *, jitter: float, terms: dict[str, Any]) -> SchedulePlan:
-    """Return the plan of a schedule whose jobs have this envelope's fields. Raises ValueError if it has a start time, or both a key and
-    `overlap`."""
-    if envelope.after or envelope.at is not None:
+def plan_of(times: Any, envelopes: Sequence[Envelope], *, jitter: float, terms: dict[str, Any]) -> SchedulePlan:
+    """Return the plan of a schedule that sends a job with this envelope's fields, or a flow. Raises ValueError if one has a start time, or
+    both a key and `overlap`, or if the flow cannot be scheduled."""
+    *before, last = envelopes
+    if any(envelope.after or envelope.at is not None for envelope in envelopes):
         raise ValueError("a schedule decides when its jobs start: leave after=, at= and debounce= out of its options")
-    if envelope.key is not None and terms["overlap"] != "allow":
+    if last.key is not None and terms["overlap"] != "allow":
         raise ValueError(KEY_AND_OVERLAP.format(terms["overlap"]))
-    template = msgspec.structs.replace(envelope, id=NO_ID)
-    return SchedulePlan(times=times, template=template, jitter=jitter, **terms)
+    if last.member is None:
+        last = msgspec.structs.replace(last, id=NO_ID)
+    elif terms["overlap"] == "latest":
+        raise ValueError('overlap="latest" is for single jobs: a flow takes "skip" or "allow"')
+    elif len(envelopes) > MAX_FLOW_JOBS:
+        raise ValueError(f"the flow has {len(envelopes):,} jobs, but a schedule can send {MAX_FLOW_JOBS:,}: schedule a job that sends it")
+    return SchedulePlan(times=times, template=last, before=tuple(before), jitter=jitter, **terms)
 
 
 def terms_of(overlap: object, catch_up: object, max_delay: Any) -> dict[str, Any]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, Self, TypeVar, cast, get_args, overload
 
 from taskflow.app import portal
 from taskflow.app.app import App, default_app
-from taskflow.app.connections.adapters import adapter_class
 from taskflow.app.flow_handle import FlowHandle
 from taskflow.app.flow_plan import Chain, Plan, Step, chain_of_fan, chain_of_step, plan_of
 from taskflow.app.handle import Origin
 from taskflow.app.job_type import BareCall, HasOptions
+from taskflow.app.options import merged_options, plain_options
 from taskflow.app.sending import send_together, send_together_sync
 from taskflow.model.batch import Failure
 from taskflow.model.codec.function import CallArguments
+from taskflow.model.envelope import Envelope
 from taskflow.model.errors import EncodeError
 from taskflow.model.flow import MAX_JOBS
+from taskflow.model.ids import ID_BYTES
 from taskflow.model.printable import shown
 
 if TYPE_CHECKING:
@@ -131,20 +135,27 @@ class GroupLink(Generic[A_contra, R_co]):
 class Composed(Generic[R_co]):
     """The base class of flows and groups, which are immutable and can be sent any number of times."""
 
-    __slots__ = ("_chain", "_connection")
+    __slots__ = ("_chain", "_given")
 
     def __init__(self, chain: Chain) -> None:
         self._chain = chain
-        self._connection: Connection | None = None
+        self._given: dict[str, Any] = {}
 
-    def options(self, *, connection: Connection | None) -> Self:
-        """Return a copy that is sent in the transaction of a `connection`, as in `EnqueueOptions`: the jobs exist if and only if that
-        commits. A job's options are given with its call. Raises TypeError for anything but a connection."""
-        if connection is not None:
-            adapter_class(connection)
+    def options(self, *, connection: Connection | None = None, after: float | timedelta | None = None, at: datetime | None = None) -> Self:
+        """Return a copy that is sent with these options, as in `EnqueueOptions`. A job's other options are given with its call.
+
+        `connection`   its transaction adds the jobs: they exist if and only if it commits
+        `after`, `at`  when the jobs that begin the flow may start; this replaces their own `after` and `at`
+
+        Raises TypeError or ValueError, naming the option, for an invalid one.
+        """
         changed = copy.copy(self)
-        changed._connection = connection
+        changed._given = merged_options(self._given, plain_options({"connection": connection, "after": after, "at": at}))
         return changed
+
+    @property
+    def _connection(self) -> Connection | None:
+        return self._given.get("connection")
 
     async def delay(self) -> FlowHandle[R_co]:
         """Send the flow, and return its handle. All of its jobs are added in one step, or none is.
@@ -164,12 +175,21 @@ class Composed(Generic[R_co]):
         send_together_sync(app, plan.calls, self._connection)
         return self._handle(app, plan)
 
-    def _planned(self) -> tuple[App, Plan]:
+    def _templates(self) -> list[Envelope]:
+        """Return the envelopes that a schedule stores. The ids in them are numbers from 0 on, so that the same flow has the same ones."""
+        if self._given:
+            raise ValueError(f"{self!r}: a schedule decides when a flow is sent, and a worker sends it: leave out .options(...)")
+        numbers = count()
+        _, plan = self._planned(lambda: next(numbers).to_bytes(ID_BYTES))
+        return [call.envelope for call in plan.calls]
+
+    def _planned(self, new_id: Callable[[], bytes] | None = None) -> tuple[App, Plan]:
         apps = {id(app): app for app in (_app_of(call) for call in self._chain.calls())}
         if len(apps) > 1:
             raise ValueError(f"{self!r}: its jobs belong to {len(apps)} Apps; bind jobs of one App")
         app = next(iter(apps.values()), None) or default_app()
-        return app, plan_of(self._chain, app.new_id)
+        start: dict[str, Any] = {name: self._given[name] for name in ("after", "at") if name in self._given}
+        return app, plan_of(self._chain, new_id or app.new_id, start)
 
     def _handle(self, app: App, plan: Plan) -> FlowHandle[R_co]:
         return FlowHandle(app, plan, Origin.SENT if self._connection is None else Origin.TRANSACTION)
@@ -275,9 +295,9 @@ def _followed(chain: Chain, other: object) -> Flow[Any] | Group[Any]:
 
 
 def _unsent(composed: Composed[Any]) -> Chain:
-    """Return the jobs of a flow that becomes a part of another one. Raises TypeError if it has a connection, which would be lost."""
-    if composed._connection is not None:
-        raise TypeError(f"pass connection= to the whole flow, not to a part of it: {composed!r}")
+    """Return the jobs of a flow that becomes a part of another one. Raises TypeError if it has options, which would be lost."""
+    for name in composed._given:
+        raise TypeError(f"pass {name}= to the whole flow, not to a part of it: {composed!r}")
     return composed._chain
 
 

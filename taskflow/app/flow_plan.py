@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -137,8 +137,9 @@ class Plan(NamedTuple):
     last: Incoming
 
 
-def plan_of(chain: Chain, new_id: Callable[[], bytes]) -> Plan:
-    """Number the jobs of a flow, and tie each to the jobs that wait for it. All jobs get new ids, so that a flow can be sent again."""
+def plan_of(chain: Chain, new_id: Callable[[], bytes], start: Mapping[str, Any] = {}) -> Plan:
+    """Number the jobs of a flow, and tie each to the jobs that wait for it. All jobs get new ids, so that a flow can be sent again. `start`
+    has the fields of the envelopes of the jobs that begin the flow."""
     planner = _Planner(new_id())
     last = planner.place(chain, Incoming(), (0, chain.jobs - 1))
     ids = [new_id() for _ in planner.steps]
@@ -146,6 +147,8 @@ def plan_of(chain: Chain, new_id: Callable[[], bytes]) -> Plan:
     for number, (step, member, awaits) in enumerate(zip(planner.steps, planner.members, planner.awaits, strict=True)):
         joins, ties = zip(*planner.ties[number], strict=True) if planner.ties[number] else ((), ())
         more = {"id": ids[number], "member": member, "awaits": awaits, "joins": tuple(ids[other] for other in joins), "ties": ties}
+        if not awaits:
+            more |= start
         calls.append(step.call.stamped(msgspec.structs.replace(step.call.envelope, **more)))
     return Plan(planner.flow, calls, planner.steps, last)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import builtins
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime, timedelta, tzinfo
 from itertools import islice
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 
@@ -24,7 +25,7 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.errors import ConfigurationError, DecodeError, ScheduleConflict, UnknownSchedule
 from taskflow.model.ids import id_text
 from taskflow.model.printable import shown
-from taskflow.model.schedule import Amendment, ScheduleRecord
+from taskflow.model.schedule import Amendment, Firing, ScheduleRecord
 from taskflow.model.schedule_plan import CatchUp, Overlap, SchedulePlan
 from taskflow.model.timetable import OwnTimes, Timetable, zone_of
 
@@ -32,16 +33,22 @@ MAX_JOBS_PER_CALL: Final = 1_000
 """The default for the maximum number of jobs that `backfill` adds, and the maximum that it sends in one call."""
 
 
+MAX_NAMED: Final = 5
+"""The maximum number of different jobs that `ScheduleInfo.flow` names."""
+
+
 class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A stored schedule. Times are aware datetimes in the schedule's time zone.
 
     `timetable`     when it fires, for example "0 9 * * MON-FRI Europe/Paris" or "every 30 s"
+    `job`           the job that it sends; of a flow, the last one
+    `flow`          the jobs of the flow that it sends, for example "11 jobs: 10 count, total"; None if it sends a single job
     `next_at`       the next time; None if it is paused or asleep, has no further times, or no worker has computed it yet
     `last_at`       the last time that fired
-    `last_id`       the id of the last job that it added
+    `last_id`       the id of the last job that it added; of a flow, that of its last job
     `lag`           how late it last fired, in seconds, not counting the jitter; None if it has not fired yet
-    `fired`         how many jobs it has added
-    `skipped`       how many times added no job because an earlier job was still live
+    `fired`         how many jobs or flows it has added
+    `skipped`       how many times added none because an earlier one was still live
     `missed`        how many times did not fire because it was too late
     `is_declared`   True if it was declared by a decorator, False if it was stored by `schedules.put`
     `declarers`     the running workers that declare it, as "host:pid", youngest first; the first one's definition is in force
@@ -68,6 +75,7 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     is_declared: bool
     declarers: tuple[str, ...]
     asleep_since: datetime | None
+    flow: str | None = None
     problem: str | None = None
 
 
@@ -84,7 +92,7 @@ class Schedules:
     async def put(
         self,
         name: str,
-        call: Call[Any],
+        call: Call[Any] | Composed[Any],
         schedule: Cron | Every,
         *,
         overlap: Overlap = "allow",
@@ -95,27 +103,27 @@ class Schedules:
     ) -> None:
         """Store a schedule under a name, replacing one that `put` stored there. Putting an identical schedule again changes nothing.
 
-        `call`      a call made by ``.bind(...)``, with its arguments and options
+        `call`      a call made by ``.bind(...)``, with its arguments and options, or a flow or group. Each time adds all jobs of a flow, or
+                    none. A flow can have at most 1,000 jobs and 1 MiB here
         `schedule`  when it fires
-        `overlap`, `catch_up`, `max_delay`   as in `job`
+        `overlap`, `catch_up`, `max_delay`   as in `job`. For a flow, `overlap` can be "allow" or "skip", which adds none until all jobs of
+                    the last one have ended
 
         Raises TypeError or ValueError for an invalid argument, also for a call with ``on_conflict="raise"``, because a worker sends
         it. Raises ScheduleConflict if a decorator has declared a schedule with this name.
         """
-        if isinstance(cast(object, call), Composed):
-            raise TypeError(
-                "schedules.put() got a flow, but a schedule sends one job: put a job that sends the flow with `await flow.delay()`"
-            )
-        if not isinstance(call, Call):
-            raise TypeError(f"schedules.put() got {shown(call)}: expected a call made by .bind(...)")
+        if not isinstance(call, Call | Composed):
+            raise TypeError(f"schedules.put() got {shown(call)}: expected a call made by .bind(...), or a flow")
         if not isinstance(schedule, Cron | Every):
             raise TypeError(f"schedules.put() got {shown(schedule)}: expected Cron(...) or Every(...), which can be stored")
         if schedule.args or schedule.kwargs or schedule.options or schedule.name:
             raise ValueError("schedules.put() takes the name, the arguments and the options from its own arguments: leave them out of Cron")
-        if call.raises_on_conflict:
+        if isinstance(call, Call) and call.raises_on_conflict:
             raise ValueError(f"schedules.put(): {NOT_RAISED}")
-        terms = terms_of(overlap, catch_up, max_delay)
-        plan = plan_of(schedule.times, call.envelope, jitter=schedule.jitter, terms=terms)
+        envelopes = [call.envelope] if isinstance(call, Call) else call._templates()
+        if not envelopes:
+            raise ValueError(f"schedules.put() got {call!r}: a schedule sends at least one job")
+        plan = plan_of(schedule.times, envelopes, jitter=schedule.jitter, terms=terms_of(overlap, catch_up, max_delay))
         definition = plan.to_definition(check_schedule_name(name))
         async with _recorded("put", name, by, reason) as doing:
             [is_stored] = await _client().call(lambda broker: broker.define([definition]))
@@ -147,26 +155,33 @@ class Schedules:
         await self._amend(name, Amendment.REMOVE, by, reason)
 
     async def trigger(self, name: str, *, by: str | None = None, reason: str = "") -> JobHandle[Any]:
-        """Add a job for the schedule now, even if it is paused, and return its handle. This does not affect when the
-        schedule fires next. If `overlap` rules out another job, return the handle of the live one, with `is_new` False."""
+        """Add a job or flow for the schedule now, even if it is paused, and return the handle of the job, or of the flow's last job. This
+        does not affect when the schedule fires next. If `overlap` rules out another one, return the handle of a live job, with `is_new`
+        False."""
         app = default_app()
         plan = await stored_plan(name)
-        now = app.new_id()
-        envelope = msgspec.structs.replace(plan.envelope_for(name, int.from_bytes(now[:6], "big") * 1_000), id=now)
-        [envelope] = stamped_envelopes(app.settings.middleware, app.registry.get, [envelope])
+        envelopes = plan.envelopes_for(name, int.from_bytes(app.new_id()[:6], "big") * 1_000, new_id=app.new_id)
+        envelopes = tuple(stamped_envelopes(app.settings.middleware, app.registry.get, envelopes))
+        terms: dict[str, Any] = {"is_alone": plan.overlap != "allow", "is_extra": True}
+        firing = Firing(name=name, digest=b"", expected=None, next_at=None, offer_at=None, envelopes=envelopes, **terms)
         async with _recorded("trigger", name, by, reason) as doing:
-            [handle] = _handles(app, plan, [await app.client().send(envelope)])
-            doing.affected = int(handle.is_new)
-        return handle
+            [answer] = await app.client().call(lambda broker: broker.fire([firing]))
+            if answer is None:
+                raise _unknown(name)
+            is_new = isinstance(answer, Added) or answer.standing == answer.id  # if the call was repeated, it's known
+            doing.affected = int(is_new)
+        job_id = answer.id if isinstance(answer, Added) else answer.standing
+        return JobHandle(app, job_id, app.registry.get(plan.template.job), is_new=is_new)
 
     async def backfill(
         self, name: str, start: datetime, end: datetime, *, limit: int = MAX_JOBS_PER_CALL, by: str | None = None, reason: str = ""
     ) -> builtins.list[JobHandle[Any]]:
-        """Add a job for each of the schedule's times from `start` (inclusive) to `end` (exclusive), and return their handles in order.
+        """Add a job or flow for each of the schedule's times from `start` (inclusive) to `end` (exclusive). Return the handles of the jobs,
+        or of the flows' last jobs, in order.
 
-        If the store still knows the job for a time, that job is not added again. `overlap`, `catch_up` and `max_delay` do not apply.
-        Raises ValueError and adds nothing if there are more than `limit` times, or if `start` or `end` is naive. The same happens if there
-        is more than one time and the calls have a key, because only one of the jobs could be live.
+        If the store still knows the job, or a job of the flow, for a time, nothing is added for that time. `overlap`, `catch_up` and
+        `max_delay` do not apply. Raises ValueError and adds nothing if there are more than `limit` times, or if `start` or `end` is naive.
+        The same happens if there is more than one time and the calls have a key, because only one of the jobs could be live.
         """
         app = default_app()
         plan = await stored_plan(name)
@@ -175,12 +190,12 @@ class Schedules:
             raise ValueError(f"schedule {name!r} has more than {limit:,} times in this span: raise limit=, or choose a shorter span")
         check_backfill(name, plan, len(instants))
         handles = builtins.list[JobHandle[Any]]()
-        portion = max(1, min(MAX_JOBS_PER_CALL, MAX_BYTES // max(1, len(plan.template.payload))))
+        portion = 1 if plan.is_flow else max(1, min(MAX_JOBS_PER_CALL, MAX_BYTES // max(1, len(plan.template.payload))))
         async with _recorded("backfill", name, by, reason, {"from": start.isoformat(), "to": end.isoformat()}) as doing:
             for first in range(0, len(instants), portion):
-                envelopes = [plan.envelope_for(name, instant, is_alone=True) for instant in instants[first : first + portion]]
-                envelopes = stamped_envelopes(app.settings.middleware, app.registry.get, envelopes)
-                added = _handles(app, plan, await app.client().enqueue(envelopes))
+                fired = [plan.envelopes_for(name, instant, is_alone=True) for instant in instants[first : first + portion]]
+                envelopes = stamped_envelopes(app.settings.middleware, app.registry.get, [each for some in fired for each in some])
+                added = _handles(app, plan, (await app.client().enqueue(envelopes))[len(plan.before) :: len(plan.templates)])
                 doing.affected += sum(handle.is_new for handle in added)
                 handles += added
         return handles
@@ -288,6 +303,7 @@ def schedule_info_of(record: ScheduleRecord) -> ScheduleInfo:
     return ScheduleInfo(
         timetable=str(plan.times),
         job=plan.template.job,
+        flow=_flow_text(plan.templates) if plan.is_flow else None,
         queue=plan.template.queue,
         next_at=_local(record.next_at, zone) if is_waiting else None,
         last_at=_local(record.last_at, zone),
@@ -297,6 +313,13 @@ def schedule_info_of(record: ScheduleRecord) -> ScheduleInfo:
         problem=problem,
         **shared,
     )
+
+
+def _flow_text(templates: Sequence[Envelope]) -> str:
+    counts = Counter(template.job for template in templates)
+    names = [job if count == 1 else f"{count:,} {job}" for job, count in counts.items()]
+    more = ", ..." if len(names) > MAX_NAMED else ""
+    return f"{len(templates):,} job{'s' if len(templates) > 1 else ''}: {', '.join(names[:MAX_NAMED])}{more}"
 
 
 _OF_RECORD: Final = ("name", "fired", "skipped", "missed", "is_paused", "is_declared", "declarers")

@@ -44,9 +44,10 @@ another program's write.
   [joins] A HELD job with `awaits` n is released when n jobs that name it in `joins` have ended, with any outcome. This happens before the
     operation that ends the last one returns, or by the next upkeep.
 
-**flows**: one `enqueue` adds all jobs of a flow. `member` is a job's place among them, with the scope of its failure. `ties` define what
-its end means for the jobs in its `joins`. The consequences take effect before the operation that ends the job returns, or by later calls
-of upkeep.
+**flows**: one `enqueue` or one firing adds all jobs of a flow. `member` is a job's place among them, with the scope of its failure. `ties`
+define what its end means for the jobs in its `joins`. The consequences take effect before the operation that ends the job returns, or by
+later calls of upkeep.
+  [flow_whole] If a call adds one flow, and one of its ids is known, no job is added: some of the others may have been forgotten.
   [flow_released] A HELD job is released when all jobs of its flow that name it in `joins` have succeeded. Other ends do not count.
   [flow_result] If a tie has a number, the step that ends a run as SUCCEEDED leaves its result for the other job, whatever `keep_for` says.
     `notes` returns the results by their numbers, at most about 4 MiB or one result in an answer. They are dropped when the job that
@@ -220,11 +221,16 @@ never changes from declared to put, or back.
 
 **fire** advances schedules, and returns one answer for each firing. Each firing is one atomic step. Those of one schedule take effect in
 order.
-  [schedule_fires] In one step, the envelope is added as by `enqueue`, and the next instant and the time of the next offer are set.
+  [schedule_fires] In one step, the envelopes are added as by `enqueue`, and the next instant and the time of the next offer are set. For a
+    flow, the answer is about its last job.
   [schedule_cas] If the schedule is unknown or paused, or its digest or next instant is not the expected one, the answer is None, and that
-    firing changes nothing. None is also the answer to a firing without an envelope.
-  [schedule_advances] If the envelope is refused, the schedule still advances. A refusal because of the key is counted as skipped; one
+    firing changes nothing. None is also the answer to a firing without envelopes.
+  [schedule_advances] If the envelopes are refused, the schedule still advances. A refusal because of the key is counted as skipped; one
     because of a known id is not counted.
+  [schedule_alone] With `is_alone`, a flow is refused, as because of a key, if a job of the last flow that the schedule has added has not
+    ended. The answer names such a job.
+  [schedule_extra] With `is_extra`, the job or flow is added although the schedule is paused or expects another instant. Its instants and
+    its counts stay as they are.
   [schedule_full] If the store has no room for an envelope, fire raises StoreFull, and its schedule does not advance. Other schedules of the
     call may have advanced. If the call is sent again, [schedule_cas] applies to these.
 

@@ -93,7 +93,8 @@ def _in_full(info: ScheduleInfo, outcome: Status | None) -> dict[str, str | None
     return {
         "name": info.name,
         "when": info.timetable,
-        "job": f"{info.job}, queue {info.queue}",
+        "job": None if info.flow else f"{info.job}, queue {info.queue}",
+        "flow": info.flow,
         "next": _next(info) or ("none" if _troubles(info) else "no further time, or no worker has computed it yet"),
         "last": _last(info, outcome) or NEVER,
         "last job": info.last_id,

@@ -59,10 +59,12 @@ class Firing(msgspec.Struct, frozen=True, kw_only=True):
     """One step of a schedule. The store applies it only if the schedule is not paused, its digest is `digest`, and its next
     instant is `expected`.
 
-    `next_at`   the next instant after this step; None if there is none
+    `next_at`    the next instant after this step; None if there is none
     `offer_at`   when to offer the schedule again: normally `next_at` plus its jitter
-    `envelope`  the job to add; None to add none
-    `missed`    the number of instants that this step skips
+    `envelopes`  the job, or the jobs of the flow, to add; empty to add none
+    `missed`     the number of instants that this step skips
+    `is_alone`   True to add the flow only if all jobs of the schedule's last flow have ended
+    `is_extra`   True to add the job or flow now, whatever the schedule expects, and to leave its instants as they are
     """
 
     name: str
@@ -70,8 +72,10 @@ class Firing(msgspec.Struct, frozen=True, kw_only=True):
     expected: int | None
     next_at: int | None
     offer_at: int | None
-    envelope: Envelope | None = None
+    envelopes: tuple[Envelope, ...] = ()
     missed: int = 0
+    is_alone: bool = False
+    is_extra: bool = False
 
 
 class Amendment(Enum):
@@ -87,9 +91,9 @@ class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     `next_at`       the next instant to fire; None if there is none, or no worker has computed it yet
     `last_at`       the last instant that fired, and `fired_at` when it did
-    `last_id`       the id of the last job that was added
-    `fired`         how many jobs the schedule has added
-    `skipped`       how many jobs were refused because of their key
+    `last_id`       the id of the last job that was added; of a flow, that of its last job
+    `fired`         how many jobs or flows the schedule has added
+    `skipped`       how many were refused because an earlier one was live
     `missed`        how many instants were skipped because it was too late
     `declarers`     the names of the living sessions that declare it, youngest first; empty if `put` stored it
     `asleep_since`  when the last session that declared it ended; None while a session declares it, or if `put` stored it
@@ -117,6 +121,7 @@ class ScheduleState(msgspec.Struct):
     `offer_at`  when upkeep must offer it next or, if it is asleep, remove it; None if upkeep need not handle it
     `since`     if `next_at` has to be computed, the time after which to search for it. Offers do not change it, so no instant is lost if a
                 caller dies with an offer. None if there is no next instant
+    `last_flow` the id of the last flow that was added, by a firing or a trigger
     """
 
     name: str
@@ -134,6 +139,7 @@ class ScheduleState(msgspec.Struct):
     missed: int = 0
     asleep_since: int | None = None
     since: int | None = None
+    last_flow: bytes | None = None
 
     def offer_next(self, at: int | None) -> None:
         """Set the time at which the schedule is next offered. A paused one is never offered, and a sleeping one keeps its removal time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -31,13 +32,22 @@ MAX_COUNTED: Final = 100
 """The maximum number of missed instants that are counted at once. Any after those are skipped without being counted."""
 
 
+MAX_FLOW_JOBS: Final = 1_000
+"""The maximum number of jobs in a schedule's flow."""
+
+MAX_FLOW_DEFINITION: Final = 1 << 20
+"""The maximum size in bytes of the stored definition of a schedule that sends a flow."""
+
+
 class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule's definition, as it is stored.
 
     `times`      when it fires
-    `template`   the envelope of its jobs, without the id and the schedule's headers, which `envelope_for` sets
-    `overlap`    whether an instant adds a job while an earlier one is live: "allow" adds it, "skip" does not, and "latest" replaces an
-                 earlier job that is waiting
+    `template`   the envelope of its jobs, without the id and the schedule's headers, which `envelopes_for` sets; of a flow, that of the
+                 last job. The ids of a flow and of its jobs are then the numbers from 0 on, and are replaced too
+    `before`     the templates of the flow's other jobs, in their order
+    `overlap`    whether an instant adds a job while an earlier one is live: "allow" adds it, "skip" does not, and "latest", which flows
+                 cannot have, replaces an earlier job that is waiting
     `catch_up`   which missed instants fire later: "none", the "latest", or "all"
     `max_delay`  how late, in seconds, an instant may still fire; None for no limit
     `jitter`     the longest delay, in seconds; each instant has a fixed delay between 0 and this
@@ -45,15 +55,23 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
 
     times: CronTimes | EveryTimes | OwnTimes
     template: Envelope
+    before: tuple[Envelope, ...] = ()
     overlap: Overlap = "allow"
     catch_up: CatchUp = "latest"
     max_delay: float | None = None
     jitter: float = 0.0
 
     def to_definition(self, name: str) -> Definition:
-        """Return the definition to store. Raises ValueError if the headers of the jobs and of the schedule together are too long."""
-        check_headers(self.envelope_for(name, 0).headers)
+        """Return the definition to store. Raises ValueError if the headers of the jobs and of the schedule together are too long, or if a
+        flow is too large."""
+        for envelope in self.envelopes_for(name, 0):
+            check_headers(envelope.headers)
         body = _encode(self)
+        if self.is_flow and len(body) > MAX_FLOW_DEFINITION:
+            raise ValueError(
+                f"the flow's jobs have {len(body):,} bytes with their arguments and options, but a schedule can store "
+                f"{MAX_FLOW_DEFINITION:,}: schedule a job that sends the flow"
+            )
         return Definition(name, hashlib.sha256(body).digest()[:16], body)
 
     @staticmethod
@@ -61,9 +79,15 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
     def from_body(body: bytes) -> SchedulePlan:
         """Decode a stored definition. Raises ValueError if the bytes are not a definition or a value in it is invalid."""
         plan = _decode(body)
-        template = check_envelope(plan.template)
-        if template.after or template.at is not None or template.awaits or template.joins or len(template.key or NO_KEY) != len(NO_KEY):
-            raise ValueError("the template has a time, a key or links to other jobs, which a schedule's call cannot have")
+        for template in plan.templates:
+            check_envelope(template)
+            has_key = len(template.key or NO_ID) != len(NO_ID) or (plan.is_flow and template.key is not None)
+            if template.after or template.at is not None or has_key or (template.member is not None) != plan.is_flow:
+                raise ValueError("a template has a time, a key or links to other jobs, which a schedule's call cannot have")
+        jobs = {template.id: template.awaits for template in plan.templates}
+        awaited = Counter(job_id for template in plan.templates for job_id in template.joins)
+        if not len(jobs) == len(plan.templates) <= MAX_FLOW_JOBS or awaited != Counter(jobs):
+            raise ValueError(f"the flow has over {MAX_FLOW_JOBS:,} jobs, two with one id, or one that awaits jobs outside of it")
         for name, seconds in (("max_delay", plan.max_delay or 0.0), ("jitter", plan.jitter)):
             if not 0 <= seconds <= MAX_DURATION:
                 raise ValueError(f"{name}={seconds}: expected seconds, from 0 to a hundred years")
@@ -72,6 +96,14 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
         elif isinstance(plan.times, EveryTimes):
             plan.times.checked(plan.times.seconds)
         return plan
+
+    @property
+    def is_flow(self) -> bool:
+        return self.template.member is not None
+
+    @property
+    def templates(self) -> tuple[Envelope, ...]:
+        return (*self.before, self.template)
 
     @property
     def zone(self) -> str:
@@ -88,26 +120,38 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
         """Return how many seconds `now` is after an instant plus its jitter; negative if it is before that, 0 if there is no instant."""
         return 0.0 if instant is None else to_seconds(now - instant - self.delay_of(name, instant))
 
-    def envelope_for(self, name: str, instant: int, *, is_alone: bool = False) -> Envelope:
-        """Return the envelope of the job for an instant. Its id follows from name and instant. If `is_alone`, `overlap` is ignored."""
+    def envelopes_for(
+        self, name: str, instant: int, *, is_alone: bool = False, new_id: Callable[[], bytes] | None = None
+    ) -> tuple[Envelope, ...]:
+        """Return the envelope of the job for an instant, or those of the flow's jobs. Unless `new_id` makes them, the ids follow from name
+        and instant. If `is_alone`, the job gets no key for `overlap`."""
         local = instant_of(instant).astimezone(zone_of(self.zone))
-        headers = {**self.template.headers, SCHEDULE: name, SCHEDULED_FOR: f"{local.isoformat()}[{self.zone}]"}
-        fields: dict[str, Any] = {"id": id_of(name, instant), "headers": headers}
-        if self.overlap != "allow" and not is_alone:
-            fields["key"] = hashlib.sha256(b"\0".join((b"", b"", self.template.queue.encode(), name.encode()))).digest()[:16]
-            fields["on_conflict"] = OnConflict.REPLACE if self.overlap == "latest" else OnConflict.KEEP
-        return msgspec.structs.replace(self.template, **fields)
+        own = {SCHEDULE: name, SCHEDULED_FOR: f"{local.isoformat()}[{self.zone}]"}
+        ids = {old: new_id() if new_id else id_of(name, instant, int.from_bytes(old)) for old in (NO_ID, *(e.id for e in self.templates))}
+        envelopes = list[Envelope]()
+        for template in self.templates:
+            fields: dict[str, Any] = {"id": ids[template.id], "headers": {**template.headers, **own}}
+            if template.member is not None:
+                fields["member"] = template.member._replace(flow=ids[NO_ID])
+                fields["joins"] = tuple([ids[job_id] for job_id in template.joins])
+            elif self.overlap != "allow" and not is_alone:
+                fields["key"] = hashlib.sha256(b"\0".join((b"", b"", template.queue.encode(), name.encode()))).digest()[:16]
+                fields["on_conflict"] = OnConflict.REPLACE if self.overlap == "latest" else OnConflict.KEEP
+            envelopes.append(msgspec.structs.replace(template, **fields))
+        return tuple(envelopes)
 
 
-NO_KEY: Final = bytes(16)
+NO_ID: Final = bytes(16)
+"""The id in every template of a job. It is fixed so that all processes compute the same digest."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(SchedulePlan).decode
 
 
-def id_of(name: str, instant: int) -> bytes:
-    """Return the id of a schedule's job for an instant: a UUIDv7 with a hash of name and instant in place of random bits."""
-    random = int.from_bytes(_digest_of(name, instant)[:8], "big") >> 2
+def id_of(name: str, instant: int, number: int = 0) -> bytes:
+    """Return the id of a schedule's job or flow for an instant: a UUIDv7 with a hash of name and instant in place of random bits. The jobs
+    of a flow have numbers from 1 on."""
+    random = int.from_bytes(_digest_of(f"{name}\0{number}" if number else name, instant)[:8], "big") >> 2
     head = (max(instant, 0) // 1_000 << 16) | 0x7000
     return ((head << 64) | 0x8000_0000_0000_0000 | random).to_bytes(16, "big")
 
@@ -134,11 +178,11 @@ def firings_of(offer: Offer, plan: SchedulePlan, times: Timetable) -> list[Firin
     def due_at(instant: int) -> int:
         return instant + plan.delay_of(offer.name, instant)
 
-    def step(expected: int | None, then: int | None, *, missed: int = 0, envelope: Envelope | None = None) -> Firing:
+    def step(expected: int | None, then: int | None, *, missed: int = 0, envelopes: tuple[Envelope, ...] = ()) -> Firing:
         # A schedule with more due instants is offered again immediately, so it takes turns with the others.
         offer_at = None if then is None else min(max(due_at(then), offer.now), LATEST)
-        fields: dict[str, Any] = {"next_at": then, "offer_at": offer_at, "envelope": envelope, "missed": missed}
-        return Firing(name=offer.name, digest=offer.digest, expected=expected, **fields)
+        fields: dict[str, Any] = {"next_at": then, "offer_at": offer_at, "envelopes": envelopes, "missed": missed}
+        return Firing(name=offer.name, digest=offer.digest, expected=expected, is_alone=plan.overlap != "allow", **fields)
 
     first = offer.next_at
     if first is None:
@@ -154,7 +198,7 @@ def firings_of(offer: Offer, plan: SchedulePlan, times: Timetable) -> list[Firin
         missed = 0
     for instant, then in pairwise([*firing, following]):
         assert instant is not None
-        found.append(step(instant, then, missed=missed, envelope=plan.envelope_for(offer.name, instant)))
+        found.append(step(instant, then, missed=missed, envelopes=plan.envelopes_for(offer.name, instant)))
         missed = 0
     return found
 
@@ -176,8 +220,8 @@ def _decide(offer: Offer, plan: SchedulePlan, times: Timetable, due_at: Callable
         if plan.catch_up == "none":
             oldest = max(oldest, now - to_microseconds(PROMPT))
         return ([], missed + 1, following) if due_at(latest) < oldest else ([latest], missed, following)
-    firing = list[int]()
-    while at is not None and due_at(at) <= now and len(firing) < MAX_OFFERS - 1:
+    firing, most = list[int](), max(1, (MAX_OFFERS - 1) // len(plan.templates))
+    while at is not None and due_at(at) <= now and len(firing) < most:
         if due_at(at) < oldest:
             missed += 1
         else:

@@ -80,7 +80,7 @@ class RecordingBroker(MemoryBroker):
 
     async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
         answers = await super().fire(firings)
-        self._note([firing.envelope for firing in firings if firing.envelope is not None])
+        self._note([envelope for firing in firings for envelope in firing.envelopes])
         return answers
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 PASS_ON_DELAY: Final = 0.1  # seconds after which a schedule is offered again, perhaps to a worker that can compute its times
 FIRST_ROUNDS: Final = 3
 
-MAX_BYTES: Final = 1 << 20  # the maximum size of the arguments in one call of `fire`, in bytes. A larger job is sent alone.
+MAX_BYTES: Final = 1 << 20  # the maximum size of the jobs in one call of `fire`, in bytes. A larger job or flow is sent alone.
+JOB_OVERHEAD: Final = 1_000  # the size at which a job without arguments counts
 PAUSES: Final = Pauses(0.5, 30.0)
 
 STAMP_TIMEOUT: Final = 15.0  # seconds within which middleware must stamp the jobs of schedules. Maintenance waits for it.
@@ -142,7 +144,7 @@ class Scheduler:
         for offer in offers:
             found = self._steps_of(offer)
             for step in found:
-                more = 0 if step.firing.envelope is None else len(step.firing.envelope.payload)
+                more = sum([JOB_OVERHEAD + len(envelope.payload) for envelope in step.firing.envelopes])
                 if steps and (len(steps) >= MAX_OFFERS or size + more > MAX_BYTES):
                     await self._send(steps, began_at)
                     steps, size = [], 0
@@ -200,7 +202,7 @@ class Scheduler:
 
     async def _stamped(self, firings: list[Firing]) -> list[Firing]:
         """Return the firings with their jobs stamped by the middleware."""
-        envelopes = [firing.envelope for firing in firings if firing.envelope is not None]
+        envelopes = [envelope for firing in firings for envelope in firing.envelopes]
         if not envelopes or not stamping(self.middleware):
             return firings
         if self._threads is None:
@@ -224,7 +226,7 @@ class Scheduler:
             self._threads.give_up(outcome)
         if raised:
             raise _StampFailed from raised[0]
-        return [firing if firing.envelope is None else replace(firing, envelope=next(stamped)) for firing in firings]
+        return [replace(firing, envelopes=tuple(islice(stamped, len(firing.envelopes)))) for firing in firings]
 
     def _fail(self, name: str, why: str, kind: type[BaseException] | None = None) -> None:
         """Report a failure unless the schedule's last failure was alike, because a schedule that doesn't fire is offered every second."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -10,6 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from taskflow import group, named
+from taskflow.app.declared_schedules import plan_of, terms_of
 from taskflow.broker.protocol import Broker
 from taskflow.model.clock import microseconds_of
 from taskflow.model.envelope import Envelope
@@ -50,10 +53,10 @@ async def stock(broker: Broker) -> None:
 async def fire(broker: Broker, name: str, at: int) -> None:
     """Fire a schedule for an instant; its next instant is three days later."""
     [offer] = (await broker.upkeep(100)).offers
-    envelope = SchedulePlan.from_body(offer.body).envelope_for(name, at)
+    envelope = SchedulePlan.from_body(offer.body).envelopes_for(name, at)[0]
     first = Firing(name=name, digest=offer.digest, expected=None, next_at=at, offer_at=at)
     then = at + 3 * DAY
-    await broker.fire([first, msgspec.structs.replace(first, expected=at, next_at=then, offer_at=then, envelope=envelope, missed=2)])
+    await broker.fire([first, msgspec.structs.replace(first, expected=at, next_at=then, offer_at=then, envelopes=(envelope,), missed=2)])
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +66,17 @@ def in_new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     monkeypatch.undo()
     time.tzset()
+
+
+def test_what_a_schedule_sends(cli: Cli) -> None:
+    flow = (group(named("app.count").bind(n=n) for n in range(1_000 - 1)) | named("app.total").bind())._templates()
+    plan = plan_of(EveryTimes(30.0), flow, jitter=0.0, terms=terms_of("skip", "latest", None))
+    cli.with_broker(lambda broker: broker.define([a_definition("single", PARIS), plan.to_definition("whole")]))
+    said = cli("schedules", "list", "single", "whole").out
+    assert re.findall("(?:job|flow)  .*", said) == [
+        "job              app.single, queue mail",
+        "flow             1,000 jobs: 999 app.count, app.total",
+    ]
 
 
 @pytest.fixture

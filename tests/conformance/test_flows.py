@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from taskflow.broker.admin import Redone, View
+from taskflow.broker.protocol import Refused
 from taskflow.model.envelope import Lease
 from taskflow.model.flow import FailureNote, Member, Tie, read_note
 from taskflow.model.record import Status
@@ -39,6 +40,15 @@ async def _results(world: World, job: Job) -> dict[int, bytes | FailureNote]:
 
 async def _statuses(world: World, *jobs: Job) -> list[Status | None]:
     return [None if record is None else record.status for record in await world.broker.read(ids_of(jobs))]
+
+
+async def test_flow_whole(world: World) -> None:
+    """The rest of a flow would never end, or run twice."""
+    flow = a_flow(world)
+    known = flow.firsts[1]
+    await world.enqueue(known)
+    assert await world.broker.enqueue(flow.envelopes) == [Refused(each.id, each.id, "id") for each in flow.envelopes]
+    assert [job.id for job in await world.broker.admin.flow(flow.id)] == [known.id]
 
 
 # --- success --------------------------------------------------------------------------------------------------

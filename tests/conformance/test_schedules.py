@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Any, Literal
 
@@ -16,7 +17,9 @@ from taskflow.model.errors import StoreFull
 from taskflow.model.record import Status
 from taskflow.model.schedule import MAX_OFFERS, OFFER_TTL, Amendment, Definition, Firing, Offer, ScheduleRecord
 from taskflow.model.session import Session
-from tests.support.world import World
+from tests.support.flows import a_flow
+from tests.support.verdicts import SettlementOf, failed, succeeded
+from tests.support.world import World, id_of
 
 LONG = 1_000_000.0
 SECOND = 1_000_000
@@ -229,7 +232,7 @@ async def test_schedule_due(world: World) -> None:
     await declare(world, None, a_definition())
     offer = await offered(world)
     with world.broker.listen([topics.DUE]) as due, world.broker.listen([topics.queue("reports")]) as ready:
-        await fire(world, a_firing(offer, 0.5, envelope=world.an_envelope(queue="reports")))
+        await fire(world, a_firing(offer, 0.5, envelopes=(world.an_envelope(queue="reports"),)))
         assert await due.wait(world.harness.wakes_within)
         assert await ready.wait(world.harness.wakes_within)
 
@@ -285,7 +288,7 @@ async def test_schedule_paused(world: World) -> None:
     await world.broker.admin.amend_schedule("nightly", Amendment.PAUSE)
     world.clock.advance(OFFER_TTL)
     assert await offers(world) == []
-    assert await fire(world, a_firing(offer, 10.0, envelope=world.an_envelope())) == [None]
+    assert await fire(world, a_firing(offer, 10.0, envelopes=(world.an_envelope(),))) == [None]
     assert (await record(world)).is_paused
 
     await world.pass_time(100.0)
@@ -311,7 +314,7 @@ async def test_schedule_fires(world: World) -> None:
     offer = await due(world)
     envelope = world.an_envelope(queue="reports", headers={"tf-schedule": "nightly"})
 
-    assert await fire(world, a_firing(offer, 60.0, envelope=envelope, missed=2)) == [Added(envelope.id)]
+    assert await fire(world, a_firing(offer, 60.0, envelopes=(envelope,), missed=2)) == [Added(envelope.id)]
 
     job = await world.record(envelope)
     assert (job.status, job.queue, job.headers) == (Status.READY, "reports", envelope.headers)
@@ -336,7 +339,7 @@ async def test_schedule_fires__every_kind_of_envelope(world: World, fields: dict
     offer = await due(world)
     envelope, twin = world.an_envelope(**fields), world.an_envelope(**fields | {"key": None})
 
-    assert await fire(world, a_firing(offer, 60.0, envelope=envelope)) == [Added(envelope.id)]
+    assert await fire(world, a_firing(offer, 60.0, envelopes=(envelope,))) == [Added(envelope.id)]
     await world.enqueue(twin)
 
     one, other = await world.record(envelope), await world.record(twin)
@@ -350,7 +353,7 @@ async def test_schedule_fires__several_instants(world: World) -> None:
     envelopes = [world.an_envelope() for _ in range(3)]
     instants = [offer.next_at, offer.now + SECOND, offer.now + 2 * SECOND, offer.now + 3 * SECOND]
     firings = [
-        a_firing(offer, None, expected=expected, next_at=following, offer_at=following, envelope=envelope)
+        a_firing(offer, None, expected=expected, next_at=following, offer_at=following, envelopes=(envelope,))
         for envelope, expected, following in zip(envelopes, instants, instants[1:], strict=False)
     ]
 
@@ -361,7 +364,7 @@ async def test_schedule_fires__several_instants(world: World) -> None:
 
 async def test_schedule_fires__for_the_last_time(world: World) -> None:
     """A schedule without a next instant remains, and is not offered again."""
-    await fire(world, a_firing(await due(world), None, envelope=world.an_envelope()))
+    await fire(world, a_firing(await due(world), None, envelopes=(world.an_envelope(),)))
 
     await world.pass_time(LONG)
 
@@ -375,8 +378,8 @@ async def test_schedule_cas(world: World) -> None:
     offer = await due(world)
     first, second = world.an_envelope(), world.an_envelope()
     gone = msgspec.structs.replace(offer, name="gone")
-    assert await fire(world, a_firing(gone, 60.0), a_firing(offer, 60.0, envelope=first)) == [None, Added(first.id)]
-    assert await fire(world, a_firing(offer, 60.0, envelope=second)) == [None]
+    assert await fire(world, a_firing(gone, 60.0), a_firing(offer, 60.0, envelopes=(first,))) == [None, Added(first.id)]
+    assert await fire(world, a_firing(offer, 60.0, envelopes=(second,))) == [None]
     assert await world.read(second) is None
     assert (await record(world)).fired == 1
 
@@ -385,7 +388,7 @@ async def test_schedule_cas__of_another_definition(world: World) -> None:
     """What was offered before a deploy is not fired after it."""
     offer, envelope = await due(world), world.an_envelope()
     await declare(world, None, a_definition(version=2))
-    assert await fire(world, a_firing(offer, 60.0, envelope=envelope)) == [None]
+    assert await fire(world, a_firing(offer, 60.0, envelopes=(envelope,))) == [None]
     assert await world.read(envelope) is None
 
 
@@ -397,7 +400,7 @@ async def test_schedule_advances(world: World, because: Literal["key", "id"], sk
     offer = await due(world)
     envelope = holder if because == "id" else world.an_envelope(key="overlap")
 
-    assert await fire(world, a_firing(offer, 60.0, envelope=envelope)) == [Refused(envelope.id, holder.id, because)]
+    assert await fire(world, a_firing(offer, 60.0, envelopes=(envelope,))) == [Refused(envelope.id, holder.id, because)]
 
     found = await record(world)
     assert (found.next_at, found.fired, found.skipped) == (instant_of(offer.now + 60 * SECOND), 0, skipped)
@@ -408,7 +411,104 @@ async def test_key_replaces__when_a_schedule_fires(world: World) -> None:
     holder = await world.add(key="overlap")
     envelope = world.an_envelope(key="overlap", on_conflict=OnConflict.REPLACE)
 
-    assert await fire(world, a_firing(await due(world), 60.0, envelope=envelope)) == [Added(envelope.id, replaced=holder.id)]
+    assert await fire(world, a_firing(await due(world), 60.0, envelopes=(envelope,))) == [Added(envelope.id, replaced=holder.id)]
+
+
+async def test_schedule_fires__a_flow(world: World) -> None:
+    """All jobs of the flow are there, and the schedule knows the last one. A firing that is sent again adds none of them."""
+    offer, flow = await due(world), a_flow(world, members=3)
+    firing = a_firing(offer, 60.0, envelopes=tuple(flow.envelopes))
+    last = flow.envelopes[-1].id
+
+    assert await fire(world, firing) == [Added(last)]
+    assert await fire(world, firing) == [None]
+
+    assert [job.status for job in await world.broker.admin.flow(flow.id)] == [Status.READY] * 3 + [Status.HELD]
+    found = await record(world)
+    assert (found.last_id, found.fired, found.next_at) == (last, 1, instant_of(offer.now + 60 * SECOND))
+
+
+async def test_schedule_fires__a_flow_of_which_a_job_is_known(world: World) -> None:
+    """The rest of a flow would never end, or run twice."""
+    offer, flow = await due(world), a_flow(world)
+    await world.enqueue(flow.firsts[1])
+    last = flow.envelopes[-1].id
+
+    assert await fire(world, a_firing(offer, 60.0, envelopes=tuple(flow.envelopes))) == [Refused(last, last, "id")]
+
+    assert [job.id for job in await world.broker.admin.flow(flow.id)] == [flow.firsts[1].id]
+    found = await record(world)
+    assert (found.fired, found.skipped, found.next_at) == (0, 0, instant_of(offer.now + 60 * SECOND))
+
+
+async def test_schedule_fires__a_flow_once_among_racing_workers(world: World) -> None:
+    """One of several workers that fire the same instant adds the flow. The others add none of its jobs."""
+    offer, flow = await due(world), a_flow(world, members=20)
+    firing = a_firing(offer, 60.0, envelopes=tuple(flow.envelopes))
+    other = world.broker.sibling()
+    answers = await asyncio.gather(*(broker.fire([firing]) for broker in (world.broker, other) * 3))
+    if other is not world.broker:
+        await other.close()
+
+    assert sorted(map(str, answers)) == sorted(map(str, [[Added(flow.envelopes[-1].id)], *[[None]] * 5]))
+    assert len(await world.broker.admin.flow(flow.id)) == 21
+
+
+@pytest.mark.parametrize("end", [succeeded, failed])
+async def test_schedule_alone(world: World, end: SettlementOf) -> None:
+    """A flow runs while any of its jobs has not ended: a failure cancels the last job, while others still run."""
+    offer, first = await due(world), a_flow(world, joins=False)
+    await fire(world, a_firing(offer, 10.0, envelopes=tuple(first.envelopes)))
+    one, other = await world.claim(await world.a_session(), limit=2)
+    await world.settle(end(one))
+    world.clock.advance(10.0)
+    offer, second = await offered(world), a_flow(world)
+
+    firing = a_firing(offer, 10.0, envelopes=tuple(second.envelopes), is_alone=True)
+    assert await fire(world, firing) == [Refused(second.envelopes[-1].id, id_of(other), "key")]
+
+    assert await world.broker.admin.flow(second.id) == []
+    found = await record(world)
+    assert (found.fired, found.skipped, found.last_id) == (1, 1, first.envelopes[-1].id)
+    await world.settle(end(other))
+    world.clock.advance(10.0)
+    firing = a_firing(await offered(world), 10.0, envelopes=tuple(second.envelopes), is_alone=True)
+    assert await fire(world, firing) == [Added(second.envelopes[-1].id)]
+
+
+async def test_schedule_alone__within_one_call(world: World) -> None:
+    """Of several instants that fire together, the first one adds its flow."""
+    offer, flows = await due(world), [a_flow(world) for _ in range(3)]
+    expected, firings = offer.next_at, list[Firing]()
+    for number, flow in enumerate(flows, 1):
+        at = (offer.next_at or 0) + number
+        firings.append(a_firing(offer, None, expected=expected, next_at=at, offer_at=at, envelopes=tuple(flow.envelopes), is_alone=True))
+        expected = at
+
+    added, *refused = await fire(world, *firings)
+
+    last = flows[0].envelopes[-1].id
+    assert added == Added(last)
+    assert refused == [Refused(flow.envelopes[-1].id, last, "key") for flow in flows[1:]]
+    assert [len(await world.broker.admin.flow(flow.id)) for flow in flows] == [3, 0, 0]
+
+
+async def test_schedule_extra(world: World) -> None:
+    """A trigger adds a flow beside the schedule's instants. The next instant takes it into account."""
+    await a_schedule(world)
+    await world.broker.admin.amend_schedule("nightly", Amendment.PAUSE)
+    before, flow, envelope = await record(world), a_flow(world), world.an_envelope()
+    extra = Firing(name="nightly", digest=b"", expected=None, next_at=None, offer_at=None, is_extra=True, is_alone=True)
+    flows = [msgspec.structs.replace(extra, envelopes=tuple(each.envelopes)) for each in (flow, a_flow(world))]
+
+    assert await fire(world, msgspec.structs.replace(extra, envelopes=(envelope,))) == [Added(envelope.id)]
+    assert await fire(world, flows[0]) == [Added(flow.envelopes[-1].id)]
+    [refused] = await fire(world, flows[1])
+    assert await fire(world, msgspec.structs.replace(flows[0], name="unknown")) == [None]
+
+    assert isinstance(refused, Refused)
+    assert (refused.standing, refused.because) == (flow.firsts[0].id, "key")
+    assert await record(world) == before
 
 
 async def test_schedule_full(world: World) -> None:
@@ -418,7 +518,7 @@ async def test_schedule_full(world: World) -> None:
     await fill(other)
 
     with pytest.raises(StoreFull):
-        await fire(other, a_firing(offer, 60.0, envelope=other.an_envelope(payload=bytes(10 * other.harness.much))))
+        await fire(other, a_firing(offer, 60.0, envelopes=(other.an_envelope(payload=bytes(10 * other.harness.much)),)))
 
     assert (await record(other)).next_at == instant_of(offer.next_at or 0)
 
@@ -455,7 +555,7 @@ async def test_admin_schedules(world: World) -> None:
 async def test_admin_amend_schedule(world: World) -> None:
     """A schedule is removed, and leaves nothing behind; every action on an unknown one is refused. An action that changes nothing is no
     mistake."""
-    await fire(world, a_firing(await due(world), 60.0, envelope=world.an_envelope()))
+    await fire(world, a_firing(await due(world), 60.0, envelopes=(world.an_envelope(),)))
     for amendment in (Amendment.RESUME, Amendment.PAUSE, Amendment.PAUSE):
         assert await world.broker.admin.amend_schedule("nightly", amendment)
     assert await world.broker.admin.amend_schedule("nightly", Amendment.REMOVE)

@@ -93,17 +93,18 @@ class ScheduleStore(Store):
         return tuple(schedule.offer(self.now) for schedule in due if schedule.asleep_since is None)
 
     def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
-        self.refuse_if_full([firing.envelope for firing in firings if firing.envelope is not None])
+        self.refuse_if_full([envelope for firing in firings for envelope in firing.envelopes])
         answers = [self._fire_one(self.schedules.get(firing.name), firing) for firing in firings]
         self._announce_look(firing.name for firing in firings)
         return answers
 
     def _fire_one(self, schedule: StoredSchedule | None, firing: Firing) -> Added | Refused | None:
-        if schedule is None or not schedule.expects(firing):
+        if schedule is None or not (firing.is_extra or schedule.expects(firing)):
             return None
-        answer = None
-        if firing.envelope is not None:
-            answer = self._enqueue_one(firing.envelope)
+        answer = self._enqueue_one(firing.envelopes[-1]) if firing.envelopes else None
+        if firing.is_extra:
+            return answer
+        if answer is not None:
             schedule.record_job(self.now, answer.id, answer.because if isinstance(answer, Refused) else None)
         schedule.advance(firing)
         return answer

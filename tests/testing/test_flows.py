@@ -6,7 +6,7 @@ from unittest.mock import ANY
 
 import pytest
 
-from taskflow import Call, Failure, Group, JobCancelled, JobFailed, Retry, Status, TaskflowJobs, group, job, run_sync
+from taskflow import Call, Every, Failure, Group, JobCancelled, JobFailed, Retry, Status, TaskflowJobs, group, job, run_sync, schedules
 
 ran: list[str] = []
 
@@ -190,3 +190,20 @@ def test_a_flow_runs_inline_without_a_loop(taskflow_jobs: TaskflowJobs) -> None:
     with taskflow_jobs.inline():
         handle = (double.bind(2) | add.partial(10)).delay_sync()
         assert run_sync(handle.result(0)) == 14
+
+
+async def test_a_schedule_sends_a_flow_at_its_times(taskflow_jobs: TaskflowJobs) -> None:
+    await schedules.put("hourly", fan() | total, Every(3600), overlap="skip")
+    await taskflow_jobs.advance(hours=3)
+    assert ran.count("total [0, 2, 4]") == 3
+    found = await schedules.get("hourly")
+    assert found is not None
+    assert (found.fired, found.skipped) == (3, 0)
+
+
+async def test_a_delayed_flow_runs_at_its_time(taskflow_jobs: TaskflowJobs) -> None:
+    handle = await (fan() | total).options(after=3600).delay()
+    await taskflow_jobs.run_all()
+    assert ran == []
+    await taskflow_jobs.advance(hours=1)
+    assert await handle.result(timeout=0) == 6

@@ -13,7 +13,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from taskflow import Cron, Every
+from taskflow import Cron, Every, group, named
+from taskflow.app.declared_schedules import plan_of, terms_of
 from taskflow.model import timetable
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerRefused
@@ -21,7 +22,7 @@ from taskflow.model.record import Record
 from taskflow.model.schedule import Definition, Firing
 from taskflow.model.schedule_plan import SchedulePlan, _encode, id_of
 from taskflow.model.session import Session
-from taskflow.model.timetable import MAX_EXPRESSION, MAX_ZONE, CronTimes
+from taskflow.model.timetable import MAX_EXPRESSION, MAX_ZONE, CronTimes, EveryTimes
 from taskflow.worker.events import ScheduleFailed, ScheduleMissed
 from taskflow.worker.maintenance import PASS_ON_DELAY
 from tests.support.harnesses import BROKERS, MemoryHarness
@@ -241,9 +242,12 @@ async def test_the_stores_clock_is_set(world: World, skew: float) -> None:
 
 @on_each_store
 async def test_a_day_of_workers_that_are_killed(world: World) -> None:
-    """They die with an unfired offer, after sending a firing, or between two: no time is missed, and none fires twice."""
+    """They die with an unfired offer, after sending a firing, or between two: no time is missed, and none fires twice. A flow is whole."""
     chance = random.Random(24)
     schedule: dict[str, Any] = {"schedule": [Cron("*/30 * * * *", name="half"), Every(1_200, name="third")], "catch_up": "all"}
+    flow = (group(named("part").bind(n=n) for n in range(3)) | named("end").bind())._templates()
+    plan = plan_of(EveryTimes(3_600.0), flow, jitter=0.0, terms=terms_of("allow", "all", None))
+    await world.broker.define([plan.to_definition("flow")], None, 0.0)
     processes = [await Process(world, **schedule).begin() for _ in range(5)]
     until = world.clock.wall() + round(DAY * 1e6)
     while world.clock.wall() < until:
@@ -265,9 +269,11 @@ async def test_a_day_of_workers_that_are_killed(world: World) -> None:
         world.clock.advance(2.0)
         await processes[0].upkeep()
     by_name = Counter((record.headers["tf-schedule"], record.headers["tf-scheduled-for"]) for record in await jobs(world))
-    assert max(by_name.values()) == 1
+    assert {(name, count) for (name, _), count in by_name.items()} == {("half", 1), ("third", 1), ("flow", 4)}
     now = world.clock.wall()
     for name, every in (("half", 1_800_000_000), ("third", 1_200_000_000)):
         begin = round(START.timestamp() * 1e6) // every + 1
         ids = {id_of(name, n * every) for n in range(begin, now // every + 1)}
         assert {record.id for record in await jobs(world) if record.headers["tf-schedule"] == name} == ids
+    begin, end = round(START.timestamp()) // 3_600 + 1, now // 3_600_000_000
+    assert sum(name == "flow" for name, _ in by_name) == end - begin + 1

@@ -234,6 +234,11 @@ def whole(flow: bytes, after: int = 0, limit: int = MAX_MEMBERS) -> Scan:
     return Scan("flow", limit, after=(numbered(flow, after),), until=(numbered(flow, MAX_MEMBERS),))
 
 
+def alive(flow: bytes) -> Scan:
+    """Return the scan of the first job of a flow that has not ended."""
+    return whole(flow, 0, 1)._replace(of="flow_live", with_records=False)
+
+
 class Census:
     """Counts the jobs of a flow, which the caller adds in portions."""
 

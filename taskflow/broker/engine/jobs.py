@@ -63,7 +63,12 @@ def enqueue(envelopes: Sequence[Envelope], rules: Rules, *, assumes_new: bool = 
         lines = {turns.line_of(each.queue, each.priority) for each in envelopes if each.fair is not None}
         foreseen = Foreseen(heads=frozenset(map(turns.first_of, lines)))
         more: dict[str, Any] = {"scans": MOVE_SCANS, "grows": True, "together": True, "foreseen": foreseen}
-        answers = added or (yield from decide(envelopes, moves.add, rules, refs, **more))
+        if added is not None:
+            answers = added
+        elif (one := envelopes[0].member) is not None and all(each.member and each.member.flow == one.flow for each in envelopes):
+            [answers] = yield from decide([envelopes], moves.add_flow, rules, refs, **more)
+        else:
+            answers = yield from decide(envelopes, moves.add, rules, refs, **more)
     return (yield from compare_known(envelopes, answers))
 
 

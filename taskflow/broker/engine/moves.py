@@ -91,6 +91,13 @@ def add(draft: Draft, envelope: Envelope) -> Added | Refused:
     return Added(envelope.id, None if waiting is None else waiting.id)
 
 
+def add_flow(draft: Draft, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+    """Add all jobs of a flow, or none if one of their ids is known: then the flow was sent before, and some jobs may be forgotten."""
+    if any(draft.job(envelope.id) is not None for envelope in envelopes):
+        return [Refused(envelope.id, envelope.id, "id") for envelope in envelopes]
+    return [add(draft, envelope) for envelope in envelopes]
+
+
 def take_key(draft: Draft, job: Job, waiting: Job | None, running: Job | None) -> None:
     """Give a job its key. The job replaces a waiting job that has the key, and waits until a running job with the key ends."""
     if waiting is not None:

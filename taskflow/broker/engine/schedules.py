@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from taskflow.broker import topics
-from taskflow.broker.engine import moves
+from taskflow.broker.engine import flows, moves
 from taskflow.broker.engine.decisions import decide
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.jobs import compare_known
@@ -158,26 +158,43 @@ def offers(rules: Rules) -> Operation[tuple[Offer, ...]]:
 
 
 def fire(firings: Sequence[Firing], rules: Rules) -> Operation[list[Added | Refused | None]]:
+    added = set[bytes]()
+
     def one(draft: Draft, firing: Firing) -> Added | Refused | None:
         body = _load(draft, firing.name)
-        if body is None or not body.state.expects(firing):
+        if body is None or not (firing.is_extra or body.state.expects(firing)):
             return None
-        answer = None
-        if firing.envelope is not None:
-            answer = moves.add(draft, firing.envelope)
+        answer = _add(draft, body.state, firing, added) if firing.envelopes else None
+        if answer is not None and not firing.is_extra:
             body.state.record_job(draft.now, answer.id, answer.because if isinstance(answer, Refused) else None)
-        body.state.advance(firing)
+        if not firing.is_extra:
+            body.state.advance(firing)
         _put(draft, body)
         return answer
 
     refs = [ref_of(firing.name) for firing in firings]
-    for firing in firings:
-        if firing.envelope is not None:
-            refs += moves.refs_of(firing.envelope)
-    answers = yield from decide(firings, one, rules, refs, scans=OFFER_SCANS, grows=any(firing.envelope is not None for firing in firings))
-    sent = [(firing.envelope, answer) for firing, answer in zip(firings, answers, strict=True) if firing.envelope is not None and answer]
+    refs += [ref for firing in firings for envelope in firing.envelopes for ref in moves.refs_of(envelope)]
+    answers = yield from decide(firings, one, rules, refs, scans=OFFER_SCANS, grows=any(firing.envelopes for firing in firings))
+    sent = [(firing.envelopes[-1], answer) for firing, answer in zip(firings, answers, strict=True) if answer]
     compared = iter((yield from compare_known([envelope for envelope, _ in sent], [answer for _, answer in sent])))
     return [answer and next(compared) for answer in answers]
+
+
+def _add(draft: Draft, state: ScheduleState, firing: Firing, added: set[bytes]) -> Added | Refused:
+    """Add the firing's job or flow, and return the answer for its last job. `added` collects the flows that this operation adds, because
+    no scan shows them yet."""
+    last = firing.envelopes[-1]
+    if last.member is None:
+        return moves.add(draft, last)
+    if firing.is_alone and state.last_flow is not None:
+        draft.require((), heads=[alive := flows.alive(state.last_flow)])
+        if (live := draft.head(alive)) is not None or state.last_flow in added:
+            return Refused(last.id, state.last_id or last.id if live is None else live.ref.id, "key")
+    answer = moves.add_flow(draft, firing.envelopes)[-1]
+    if isinstance(answer, Added):
+        state.last_flow = last.member.flow
+        added.add(state.last_flow)
+    return answer
 
 
 # --- for operators --------------------------------------------------------------------------------------------

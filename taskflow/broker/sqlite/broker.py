@@ -135,7 +135,7 @@ class SqliteBroker(EngineBroker):
         return await self.run(define(definitions, session, age, self.rules), Durability.GROWING)
 
     async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
-        grows = any(firing.envelope is not None for firing in firings)
+        grows = any(firing.envelopes for firing in firings)
         return await self.run(fire(firings, self.rules), Durability.GROWING if grows else Durability.NORMAL)
 
     async def examine(self) -> list[Finding]:

@@ -188,8 +188,28 @@ maintenance.upkeep: upkeep_bounded: one call makes a whole night's jobs ready
 + 10**9
 
 schedules.fire: schedule_cas: a schedule fires once for each worker
-- body is None or not body.state.expects(firing)
+- body is None or not (firing.is_extra or body.state.expects(firing))
 + body is None
+
+schedules._add: schedule_alone: a nightly flow runs beside yesterday's, because that one's last job has ended
+- heads=[alive := flows.alive(state.last_flow)]
++ heads=[alive := flows.alive(bytes(16))]
+
+schedules._add: schedule_alone: after an hour without a worker, many flows run side by side
+- added.add(state.last_flow)
++ pass
+
+schedules._add: schedule_fires schedule_extra: a schedule sends a part of a flow
+- moves.add_flow(draft, firing.envelopes)[-1]
++ moves.add(draft, last)
+
+moves.add_flow: flow_whole schedule_fires: a flow that is sent again after an hour waits for jobs that are forgotten
+- any(draft.job(envelope.id) is not None for envelope in envelopes)
++ False
+
+schedules.fire: schedule_extra: a trigger moves the next time
+- if not firing.is_extra:
++ if True:
 
 schedules.fire: schedule_advances schedule_fires: a schedule fires again and again
 - body.state.advance(firing)

@@ -203,8 +203,8 @@ class FiresWithoutTheJob(Mutant):
 
     def _fire_one(self, schedule: StoredSchedule | None, firing: Firing) -> Added | Refused | None:
         answer = super()._fire_one(schedule, firing)
-        if isinstance(answer, Added) and firing.envelope is not None:
-            del self.jobs[firing.envelope.id]
+        if isinstance(answer, Added) and firing.envelopes:
+            del self.jobs[firing.envelopes[-1].id]
         return None if isinstance(answer, Added) else answer
 
 

@@ -222,7 +222,7 @@ class Everything:
         for offer in (await broker.upkeep(10)).offers:
             at = offer.now + 60_000_000
             await broker.fire(
-                [Firing(name=offer.name, digest=offer.digest, expected=None, next_at=at, offer_at=at, envelope=an_envelope())]
+                [Firing(name=offer.name, digest=offer.digest, expected=None, next_at=at, offer_at=at, envelopes=(an_envelope(),))]
             )
         assert len(await broker.admin.schedules(["put", "declared"])) == 2
         assert await broker.admin.amend_schedule("put", Amendment.REMOVE)

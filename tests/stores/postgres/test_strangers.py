@@ -202,7 +202,7 @@ def a_definition(name: str, version: int = 1) -> Definition:
 
 def a_firing(offer: Offer, **more: Any) -> Firing:
     at = offer.now + 60_000_000
-    return Firing(name=offer.name, digest=offer.digest, expected=offer.next_at, next_at=at, offer_at=at, envelope=an_envelope(**more))
+    return Firing(name=offer.name, digest=offer.digest, expected=offer.next_at, next_at=at, offer_at=at, envelopes=(an_envelope(**more),))
 
 
 @pytest.mark.parametrize("verb", ["define", "fire", "fire with keys"])

@@ -63,9 +63,9 @@ async def test_settling_and_enqueuing_are_flushed_and_claiming_is_not(broker: Sq
     said.clear()
     await broker.define([Definition("nightly", bytes(16), b"")])
     [offer] = (await broker.upkeep(100)).offers
-    firing = Firing(name="nightly", digest=bytes(16), expected=None, next_at=offer.now, offer_at=offer.now, envelope=an_envelope())
+    firing = Firing(name="nightly", digest=bytes(16), expected=None, next_at=offer.now, offer_at=offer.now, envelopes=(an_envelope(),))
     assert isinstance((await broker.fire([firing]))[0], Added)
-    await broker.fire([structs.replace(firing, expected=offer.now, envelope=None)])
+    await broker.fire([structs.replace(firing, expected=offer.now, envelopes=())])
     assert [each for each in said if "synchronous" in each] == [NOT_FLUSHED, FLUSHED, NOT_FLUSHED]
 
 

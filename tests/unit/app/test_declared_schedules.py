@@ -88,5 +88,5 @@ def test_the_jobs_of_a_schedule_have_the_tags_of_the_job_and_of_its_options() ->
     async def report() -> None: ...
 
     declared = any_job(name="report", tags=("reports",), schedule=[Every(30), Every(60, options={"tags": ("hourly",)})])(report)
-    templates = [SchedulePlan.from_body(schedule.definition.body).envelope_for(schedule.name, 0) for schedule in declared.schedules]
+    templates = [SchedulePlan.from_body(schedule.definition.body).envelopes_for(schedule.name, 0)[0] for schedule in declared.schedules]
     assert [template.tags for template in templates] == [("reports",), ("reports", "hourly")]

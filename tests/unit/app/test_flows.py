@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -33,8 +34,9 @@ from taskflow.app.events import Event, JobSent, SendingFailed
 from taskflow.app.flow_handle import AT_ONCE
 from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.url import connect
+from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Envelope
-from taskflow.model.ids import parse_id
+from taskflow.model.ids import id_text, parse_id
 from taskflow.worker.options import WorkerOptions
 from tests.support.listing import listed
 from tests.unit.app.bench import Bench
@@ -245,6 +247,82 @@ async def test_delay_sync_is_refused_inside_a_loop(bench: Bench) -> None:
         (double.bind(1) | double).delay_sync()
 
 
-async def test_a_schedule_sends_one_job(bench: Bench) -> None:
-    with pytest.raises(TypeError, match="a schedule sends one job: put a job that sends the flow"):
-        await schedules.put("nightly", double.bind(1) | double, Every(60))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+async def test_a_flow_starts_later(bench: Bench) -> None:
+    """Only the jobs that begin the flow wait for its time; it replaces their own."""
+    flow = group([double.options(after=5).bind(1), double.bind(2)]) | total | double
+    handle = await flow.options(after=60).options(connection=None).delay()
+    *begin, join, last = await asyncio.gather(*(job.info() for job in handle.flow.jobs))
+    assert [info and info.status for info in (*begin, join, last)] == [Status.SCHEDULED, Status.SCHEDULED, Status.HELD, Status.HELD]
+    await bench.pass_time(59.0)
+    assert await handle.flow.jobs[0].status() is Status.SCHEDULED
+    await bench.pass_time(1.0)
+    async with Worker(options=WorkerOptions(subscribers=())):
+        assert await handle.result(timeout=30) == 12
+
+    at = instant_of(bench.clock.wall()) + timedelta(hours=1)
+    later = await flow.options(after=60).options(at=at).delay()
+    info = await later.flow.jobs[0].info()
+    assert info is not None
+    assert info.due_at == at
+
+
+def test_a_part_of_a_flow_has_no_time() -> None:
+    flow = (double.bind(1) | double).options(after=60)
+    with pytest.raises(TypeError, match="pass after= to the whole flow, not to a part of it"):
+        flow | double
+    with pytest.raises(ValueError, match="after= and at= cannot be combined"):
+        flow.options(after=1, at=datetime.now(UTC))
+    with pytest.raises(ValueError, match="after=-1"):
+        flow.options(after=-1)
+
+
+async def test_a_schedule_sends_a_flow(bench: Bench) -> None:
+    flow = group(double.bind(n) for n in range(10)) | total
+    await schedules.put("nightly", flow, Every(3600), overlap="skip")
+    before = await schedules.get("nightly")
+    await schedules.put("nightly", group(double.bind(n) for n in range(10)) | total, Every(3600), overlap="skip")
+    assert await schedules.get("nightly") == before
+    assert before is not None
+    assert before.flow == "11 jobs: 10 flows.unit.double, flows.unit.total"
+
+    handle = await schedules.trigger("nightly")
+    again = await schedules.trigger("nightly")
+    assert handle.is_new
+    assert not again.is_new
+    jobs = await listed(bench.broker.admin)
+    assert len(jobs) == 11
+    assert {job.headers["tf-schedule"] for job in jobs} == {"nightly"}
+    assert again.id in {id_text(job.id) for job in jobs}
+    async with Worker(options=WorkerOptions(subscribers=())):
+        assert await handle.result(timeout=30) == 90
+    assert (await schedules.trigger("nightly")).is_new
+
+
+async def test_a_flow_is_backfilled(bench: Bench) -> None:
+    """A time whose flow is known is not added again."""
+    await schedules.put("nightly", double.bind(1) | double, Every(3600))
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    first = await schedules.backfill("nightly", start, start + timedelta(hours=2))
+    assert [handle.is_new for handle in first] == [True, True]
+    again = await schedules.backfill("nightly", start, start + timedelta(hours=3))
+    assert [handle.is_new for handle in again] == [False, False, True]
+    assert [handle.id for handle in again[:2]] == [handle.id for handle in first]
+    async with Worker(options=WorkerOptions(subscribers=())):
+        assert [await handle.result(timeout=30) for handle in again] == [4, 4, 4]
+
+
+WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "too many jobs": (group([double.bind(1)] * 1_000) | total, {}, r"has 1,001 jobs, but a schedule can send 1,000"),
+    "too many bytes": (group([named("large").bind(text="x" * 600_000)] * 2), {}, r"have 1,2\d\d,\d\d\d bytes .* can store 1,048,576"),
+    "latest": (double.bind(1) | double, {"overlap": "latest"}, 'overlap="latest" is for single jobs: a flow takes "skip" or "allow"'),
+    "options": ((double.bind(1) | double).options(after=1), {}, r"leave out \.options\(\.\.\.\)"),
+    "a job's time": (double.options(after=1).bind(1) | double, {}, "leave after=, at= and debounce= out"),
+    "nothing": (group([double.bind(1)] * 0), {}, "a schedule sends at least one job"),
+}
+
+
+@pytest.mark.parametrize(("flow", "terms", "says"), WRONG.values(), ids=WRONG)
+async def test_flows_that_no_schedule_sends(bench: Bench, flow: Any, terms: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        await schedules.put("nightly", flow, Every(60), **terms)
+    assert await schedules.list() == []

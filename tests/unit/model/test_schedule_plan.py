@@ -10,6 +10,7 @@ import pytest
 
 from taskflow.model.clock import MICROSECONDS, microseconds_of
 from taskflow.model.envelope import Envelope, OnConflict
+from taskflow.model.flow import Member, Tie
 from taskflow.model.schedule import MAX_OFFERS, Firing, Offer
 from taskflow.model.schedule_plan import MAX_COUNTED, PROMPT, SchedulePlan, firings_of, id_of, scheduled_for
 from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes, Timetable
@@ -34,7 +35,7 @@ def steps(plan: SchedulePlan, next_at: int | None, now: int, times: Timetable | 
 
 def fired(found: list[Firing]) -> list[int]:
     """Return the hours from noon that add a job."""
-    return [(step.expected - NOON) // HOUR for step in found if step.envelope is not None and step.expected is not None]
+    return [(step.expected - NOON) // HOUR for step in found if step.envelopes and step.expected is not None]
 
 
 def left(found: list[Firing]) -> tuple[int, int]:
@@ -107,7 +108,7 @@ def test_a_schedule_that_has_no_further_time_says_so() -> None:
     plan = a_plan(times=OwnTimes("tests.Once"))
     [step] = steps(plan, NOON, NOON, Once())
     assert (step.next_at, step.offer_at) == (None, None)
-    assert step.envelope is not None
+    assert step.envelopes
 
 
 def test_jitter_delays_each_time_by_its_own_share() -> None:
@@ -123,14 +124,14 @@ def test_a_time_with_jitter_waits_for_it() -> None:
     plan = a_plan(jitter=600.0)
     delay = plan.delay_of("nightly", NOON)
     [waiting] = steps(plan, NOON, NOON + delay - 1)
-    assert (waiting.envelope, waiting.offer_at) == (None, NOON + delay)
+    assert (waiting.envelopes, waiting.offer_at) == ((), NOON + delay)
     [due] = steps(plan, NOON, NOON + delay)
-    assert due.envelope is not None
+    assert due.envelopes
     assert due.offer_at == NOON + HOUR + plan.delay_of("nightly", NOON + HOUR)
 
 
 def test_the_job_of_a_time() -> None:
-    envelope = a_plan(times=CronTimes("@hourly", "Europe/Paris")).envelope_for("nightly", NOON)
+    envelope = a_plan(times=CronTimes("@hourly", "Europe/Paris")).envelopes_for("nightly", NOON)[0]
     assert msgspec.structs.replace(envelope, id=TEMPLATE.id, headers=TEMPLATE.headers) == TEMPLATE
     assert envelope.id == id_of("nightly", NOON)
     assert envelope.headers == {"a": "b", "tf-schedule": "nightly", "tf-scheduled-for": "2026-05-01T14:00:00+02:00[Europe/Paris]"}
@@ -140,17 +141,39 @@ def test_the_job_of_a_time() -> None:
 @pytest.mark.parametrize(("overlap", "on_conflict"), [("skip", OnConflict.KEEP), ("latest", OnConflict.REPLACE)])
 def test_overlap_is_a_key_of_the_schedule(overlap: str, on_conflict: OnConflict) -> None:
     plan = a_plan(overlap=overlap)
-    one, other = plan.envelope_for("nightly", NOON), plan.envelope_for("nightly", NOON + HOUR)
+    one, other = plan.envelopes_for("nightly", NOON)[0], plan.envelopes_for("nightly", NOON + HOUR)[0]
     assert one.key == other.key
     assert one.key is not None
     assert one.on_conflict is on_conflict
-    assert one.key != plan.envelope_for("daily", NOON).key
-    assert plan.envelope_for("nightly", NOON, is_alone=True).key is None
+    assert one.key != plan.envelopes_for("daily", NOON)[0].key
+    assert plan.envelopes_for("nightly", NOON, is_alone=True)[0].key is None
 
 
 def test_a_definition_is_the_same_in_each_process() -> None:
     assert a_plan().to_definition("nightly") == a_plan().to_definition("nightly")
     assert SchedulePlan.from_body(a_plan(catch_up="all").to_definition("nightly").body) == a_plan(catch_up="all")
+
+
+def a_flow_definition(**changes: Any) -> bytes:
+    """Return the definition of a schedule with a flow of two jobs, of which the first one is changed."""
+    ids = [bytes(15) + bytes([number]) for number in (1, 2)]
+    member = Member(bytes(16), 0, 0, 1)
+    first = msgspec.structs.replace(TEMPLATE, id=ids[0], member=member, joins=(ids[1],), ties=(Tie(),))
+    last = msgspec.structs.replace(TEMPLATE, id=ids[1], member=member._replace(number=1), awaits=1)
+    before = (msgspec.structs.replace(first, **changes),)
+    return msgspec.msgpack.encode({"times": EveryTimes(5.0), "template": last, "before": before})
+
+
+def test_the_jobs_of_a_flow_get_ids_of_the_time() -> None:
+    plan = SchedulePlan.from_body(a_flow_definition())
+    first, last = plan.envelopes_for("nightly", NOON)
+    assert (first.id, last.id) == (id_of("nightly", NOON, 1), id_of("nightly", NOON, 2))
+    assert first.joins == (last.id,)
+    assert first.member is not None
+    assert last.member is not None
+    assert {first.member.flow, last.member.flow} == {id_of("nightly", NOON)}
+    assert first.headers == last.headers == plan.envelopes_for("nightly", NOON)[0].headers
+    assert {each.id for each in plan.envelopes_for("nightly", NOON + HOUR)}.isdisjoint({first.id, last.id})
 
 
 @pytest.mark.parametrize(
@@ -164,6 +187,12 @@ def test_a_definition_is_the_same_in_each_process() -> None:
         msgspec.msgpack.encode({"times": {"type": "tomorrow"}, "template": TEMPLATE}),
         msgspec.msgpack.encode({"times": EveryTimes(5.0), "template": msgspec.structs.replace(TEMPLATE, queue="a b")}),
         msgspec.msgpack.encode({"times": EveryTimes(5.0), "template": TEMPLATE, "overlap": "perhaps"}),
+        msgspec.msgpack.encode({"times": EveryTimes(5.0), "template": TEMPLATE, "before": [TEMPLATE]}),
+        a_flow_definition(awaits=2),
+        a_flow_definition(joins=(bytes(15) + b"\x09",)),
+        a_flow_definition(key=bytes(16)),
+        a_flow_definition(id=bytes(15) + b"\x02"),
+        a_flow_definition(member=None),
     ],
 )
 def test_a_damaged_definition_is_refused(body: bytes) -> None:
