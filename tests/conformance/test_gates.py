@@ -585,6 +585,16 @@ async def test_gate_taken_back__of_one_queue(world: World) -> None:
     assert await statuses(world, *jobs) == [Status.READY, Status.SCHEDULED, Status.READY, Status.RUNNING, Status.SCHEDULED]
 
 
+async def test_gate_taken_back__in_time(world: World) -> None:
+    """Heartbeats of idle workers tell when it is due, if any job waits."""
+    session = await world.a_session(ttl=1_000_000.0)
+    await limited(world, queue="unserved")
+    world.clock.advance(1.0)
+    assert (await world.work_hint(session)).due_in > 5.0
+    await limited(world)
+    assert (await world.work_hint(session)).due_in == 4.0
+
+
 async def test_gate_taken_back__many(world: World) -> None:
     """Slots of many jobs are taken back, and as many get them."""
     unserved = [await limited(world, 5, queue="unserved") for _ in range(7)]

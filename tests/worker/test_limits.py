@@ -16,6 +16,7 @@ from taskflow.app.app import default_app
 from taskflow.broker.protocol import Broker
 from taskflow.model.clock import Seams
 from taskflow.model.rules import Rules
+from taskflow.worker.options import QueueChoice
 from tests.support.harnesses import BROKERS, StoreHarness
 from tests.worker.scene import EventRecorder, options
 
@@ -90,3 +91,18 @@ async def test_limits_that_the_sender_does_not_know(broker: Broker) -> None:
         await worker.drained()
     assert {record.status for record in await broker.read([each.id for each in envelopes]) if record} == {Status.SUCCEEDED}
     assert Runs.most["a"] == 2
+
+
+@job(name="tests.limits.shared", limits=[Limit("tests.shared", Concurrency(1))])
+async def shared() -> None:
+    pass
+
+
+async def test_a_queue_without_a_worker_gives_its_slot_up(broker: Broker) -> None:
+    """A worker of another queue gets the slot within a few seconds, and takes the time for upkeep even if it has nothing else to do."""
+    unserved = await shared.options(queue="unserved").delay()
+    async with Worker(options=options(EventRecorder(), ttl=10.0, queues=QueueChoice({"served": None}))):
+        served = await shared.options(queue="served").delay()
+        await served.result(20)
+    assert (await unserved.status()) in (Status.READY, Status.SCHEDULED)
+    assert len(await broker.admin.limits()) == 1

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from taskflow.broker.engine import arrivals, moves, schedules
-from taskflow.broker.engine.decisions import decide
+from taskflow.broker.engine.decisions import MAX_READY_FOR, decide
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job, claim_id, text_bytes
 from taskflow.broker.engine.job_pauses import PAUSED, names_in
@@ -189,7 +189,7 @@ def _extend(beat: Beat, rules: Rules) -> Operation[tuple[Snapshot, WorkHint | No
     refs = [Ref(Kind.SESSION, beat.session), OUTAGE, PAUSED]
     leases = of_session("leases", beat.session), of_session("marked", beat.session)
     scans = (*MOVE_SCANS, PULSE, *(_LOOK if beat.looks else (LAPSED,)), *leases)
-    groups = (("ready", ()),) if beat.looks else ()
+    groups = (("ready", ()), ("holding", ())) if beat.looks else ()
     [answer] = yield from decide([beat], one, rules, refs, scans=scans, groups=groups)
     if answer is None:
         raise SessionLost(wording.SESSION_LOST)
@@ -237,6 +237,7 @@ _LOOK: Final = (
     Scan("to_admit", 1, with_records=False),
     Scan("open", 1, with_records=False),
     Scan("flows", 1, with_records=False),
+    Scan("gated", 1, with_records=False),
     *arrivals.scans(1),
 )
 """The scans of a heartbeat that asks for a work hint. They follow those of the moves and `PULSE`."""
@@ -245,11 +246,13 @@ _LOOK: Final = (
 def _work_hint(draft: Draft, session: Plain) -> WorkHint:
     """Return the work hint for a session whose heartbeat is in the draft."""
     seen = draft.seen
-    dying, offers, expiring, fading, paused, limited, opened, begun, *arriving = seen.scans[6:-2]
+    dying, offers, expiring, fading, paused, limited, opened, begun, gated, *arriving = seen.scans[6:-2]
     has_ends = bool(seen.scans[2]) and bool(session.header["wants_ends"])
     names = {entry.ref.id.decode(errors="backslashreplace") for entry in paused}
     waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offers, expiring, fading, limited) if entries]
     waits += lapses(draft, session)
+    if gated:  # they may get the slots of jobs that nobody claims
+        waits += [to_seconds(group.first[1] + MAX_READY_FOR - seen.now) for group in seen.groups[1] if group.first is not None]
     return WorkHint(
         is_ready=any(group.prefix[0] not in names for group in seen.groups[0]),
         due_in=0.0 if dying or has_ends or opened or begun or any(arriving) else max(0.0, min(waits, default=math.inf)),
