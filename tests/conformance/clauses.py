@@ -18,7 +18,22 @@ from tests.support.harnesses import StoreHarness
 from tests.support.world import World
 
 MODULES: Final = (
-    *("enqueue", "keys", "joins", "flows", "flow_troubles", "gates", "fair", "sessions", "claim", "beat", "settle", "turns", "ends"),
+    *(
+        "enqueue",
+        "keys",
+        "joins",
+        "flows",
+        "flow_troubles",
+        "gates",
+        "gate_troubles",
+        "fair",
+        "sessions",
+        "claim",
+        "beat",
+        "settle",
+        "turns",
+        "ends",
+    ),
     *("cancel_read", "upkeep", "poison_follow_up", "listen", "nudges", "schedules"),
     *("admin", "pages", "admin_acts", "admin_failures", "history"),
     *("tags", "spoilt_rows", "job_pauses"),

@@ -17,6 +17,7 @@ from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.broker.url import connect
 from taskflow.model.envelope import OnConflict
 from taskflow.model.ids import key_digest
+from taskflow.model.limits import Gate, gate_id
 from taskflow.model.record import Status
 from taskflow.model.schedule import Amendment, Definition, Firing, Offer
 from taskflow.model.session import Beat
@@ -43,6 +44,26 @@ async def test_a_row_that_another_program_locks_blocks_no_other_settlement(broke
     assert await broker.settle([held]) == [Settled.HELD_UP]
     await stranger.execute("ROLLBACK")
     assert await broker.settle([held, *others]) == [Settled.OK] * 3
+
+
+@pytest.mark.parametrize("locked", ["gates", "jobs"], ids=["the gate", "the job that waits"])
+async def test_a_slot_is_passed_on_once_what_a_stranger_holds_is_free(broker: Broker, stranger: asyncpg.Connection, locked: str) -> None:
+    """Other limits, and jobs without one, go on meanwhile. No slot is lost, nor given twice."""
+    gates = [Gate(gate_id("limit", key), "limit", key, 1) for key in ("held", "other")]
+    jobs = [an_envelope(limits=(gate,)) for gate in gates for _ in range(2)]
+    await broker.enqueue([*jobs, an_envelope()])
+    leases = await broker.claim(SESSION, 1, [], 10)
+    held, *others = [succeeded(lease, limits=lease.envelope.limits) for lease in leases]
+    assert len(others) == 2
+    await stranger.execute("BEGIN")
+    of = gates[0].id if locked == "gates" else jobs[1].id
+    await stranger.fetch(f"SELECT * FROM taskflow.{locked} WHERE id = $1 FOR UPDATE", of)
+    assert await broker.settle([held, *others]) == [Settled.HELD_UP, Settled.OK, Settled.OK]
+    assert await broker.settle([held]) == [Settled.HELD_UP]
+    assert [lease.envelope.id for lease in await broker.claim(SESSION, 2, [], 10)] == [jobs[3].id]
+    await stranger.execute("ROLLBACK")
+    assert await broker.settle([held]) == [Settled.OK]
+    assert [lease.envelope.id for lease in await broker.claim(SESSION, 3, [], 10)] == [jobs[1].id]
 
 
 @pytest.mark.parametrize("level", ["read committed", "repeatable read"])
