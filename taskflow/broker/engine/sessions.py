@@ -251,7 +251,7 @@ def _work_hint(draft: Draft, session: Plain) -> WorkHint:
     names = {entry.ref.id.decode(errors="backslashreplace") for entry in paused}
     waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offers, expiring, fading, limited) if entries]
     waits += lapses(draft, session)
-    if gated:  # they may get the slots of jobs that nobody claims
+    if gated:  # they may get the slots of jobs that no worker claims
         waits += [to_seconds(group.first[1] + MAX_READY_FOR - seen.now) for group in seen.groups[1] if group.first is not None]
     return WorkHint(
         is_ready=any(group.prefix[0] not in names for group in seen.groups[0]),
