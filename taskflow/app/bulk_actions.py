@@ -22,7 +22,7 @@ from taskflow.model.errors import BrokerError, BrokerRefused
 from taskflow.model.ids import id_text
 from taskflow.model.job_schema import check_tag
 from taskflow.model.printable import nearest, shown
-from taskflow.model.record import ENDED, LIVE, WAITING, Record, Status
+from taskflow.model.record import ENDED, LIVE, WAITING, Record, Status, waits_at_limit
 from taskflow.model.rules import seconds_of
 
 T = TypeVar("T")
@@ -202,26 +202,26 @@ async def apply(call: CallBroker, action: ActionName, ids: Sequence[bytes]) -> l
     if action == "retry":
         redone = {Redone.OK: CHANGED, Redone.UNKNOWN: UNKNOWN}
         return [redone.get(answer, answer.value) for answer in await call(lambda broker: broker.admin.retry(ids))]
+    records: list[Record | None] = [None] * len(ids)
     if action == "purge":
         found = await call(lambda broker: broker.admin.drop(ids))
     elif action == "cancel":
         found = await call(lambda broker: broker.cancel(ids))
     else:
+        records = await call(lambda broker: broker.read(ids))
         found = await call(lambda broker: broker.admin.run_now(ids))
-    held = [job_id for job_id, status in zip(ids, found, strict=True) if status is Status.HELD and action == "run-now"]
-    records = dict(zip(held, await call(lambda broker: broker.read(held)), strict=True)) if held else {}
-    return [_answer(action, status, records.get(job_id)) for job_id, status in zip(ids, found, strict=True)]
+    return [_answer(action, *each) for each in zip(found, records, strict=True)]
 
 
 def _answer(action: ActionName, status: Status | None, record: Record | None) -> str:
-    """Return the answer for a job that had this status when it was purged, cancelled or run now. `record` is given for a HELD job."""
+    """Return the answer for a job that had this status when it was purged, cancelled or run now. `record` is needed for run-now."""
     if status is None:
         return UNKNOWN
     match action, status:
         case "purge", _:
             return CHANGED if status.is_ended else f"it is {status}: cancel it first"
         case "run-now", Status.SCHEDULED:
-            return CHANGED
+            return "it waits for a limit, which run-now doesn't skip" if record is not None and waits_at_limit(record) else CHANGED
         case "run-now", Status.READY | Status.RUNNING:
             return f"it is already {status}"
         case "run-now", Status.HELD:

@@ -10,13 +10,14 @@ from typing import Any
 import httpx
 import pytest
 
-from taskflow import operate
+from taskflow import ActionResult, operate
 from taskflow.app.app import default_app
 from taskflow.dashboard import acts, live, rendering, stages
 from taskflow.dashboard.application import dashboard_with
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.ids import id_text, parse_id
+from taskflow.model.limits import Gate, gate_id
 from taskflow.model.record import Status
 from taskflow.model.verdict import RunError, Settlement
 from tests.dashboard.site import ADA, PREFIX, Page, Site
@@ -288,6 +289,19 @@ async def test_run_now_says_that_it_skips_no_limit(memory: World, site: Site) ->
     page = await site.get("/act", action="run-now", status="scheduled")
     assert "It skips no limit." in page.text
     assert "1 job is due now" in (await site.post("/act", **form(page))).text
+
+
+async def test_run_now_leaves_jobs_that_wait_at_a_limit(world: World, site: Site) -> None:
+    """It changes nothing about them, so it counts them as refused, selected or by a filter."""
+    limit = Gate(gate_id("imports", ""), "imports", "", 1)
+    _, waiting = [await world.add(limits=(limit,)) for _ in range(2)]
+    later = [await world.add(after=60.0) for _ in range(2)]
+    page = await site.post("/act", action="run-now", id=[id_text(each.id) for each in (waiting, later[0])])
+    assert "1 job is due now" in page.text
+    assert "1: it waits for a limit, which run-now doesn't skip" in page.text
+    assert await operate.run_now(status="scheduled") == ActionResult(
+        changed=1, refused={"it waits for a limit, which run-now doesn't skip": 1}
+    )
 
 
 async def test_a_count_is_bounded(memory: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
