@@ -57,7 +57,8 @@ async def facts_of(
     of them, and measure the rate of claims for `sample_time` seconds (0: no measurement)."""
     if record.status in (Status.SUCCEEDED, Status.FAILED):
         return Facts(now=now)
-    queue = next((queue for queue in await admin.queues() if queue.name == record.queue), None)
+    queues, workers = await asyncio.gather(admin.queues(), admin.workers())
+    queue = next((queue for queue in queues if queue.name == record.queue), None)
     counts = {} if queue is None else queue.counts
     is_paused = queue is not None and queue.is_paused
     rate, positions = None, dict[bytes, int]()
@@ -69,7 +70,7 @@ async def facts_of(
         before = await _claims(admin, record.queue)
         await asyncio.sleep(sample_time)
         rate = (await _claims(admin, record.queue) - before) / (time.monotonic() - begun)
-    return Facts(now=now, is_paused=is_paused, counts=counts, positions=positions, workers=await admin.workers(), rate=rate)
+    return Facts(now=now, is_paused=is_paused, counts=counts, positions=positions, workers=workers, rate=rate)
 
 
 async def unknown_jobs(admin: Admin, queues: Sequence[QueueInfo], known: Sequence[Sequence[str]]) -> dict[str, int]:

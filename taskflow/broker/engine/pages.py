@@ -131,15 +131,19 @@ def _read_merged(status: Status, after: Position | None, limit: int) -> Operatio
     counted: Snapshot = yield Query(groups=(("status", ()),))
     names = [group.prefix[0] for group in counted.groups[0] if group.prefix[1] == CODES[status]]
     behind = after if after is None or status is Status.SCHEDULED else (_negative(after[0]), _negative(after[1]))
-    heads = yield from _heads(status, dict.fromkeys(names, behind), min(HEADS, 2 + 2 * limit // max(1, len(names))))
+    at_once = min(HEADS, 2 + 2 * limit // max(1, len(names)))
+    heads = yield from _heads(status, dict.fromkeys(names, behind), at_once)
+    have_more = {name for name, queue in heads.items() if len(queue) == at_once}
     merged, entries = [(_order(status, queue[0]), name) for name, queue in heads.items() if queue], list[Entry]()
     heapq.heapify(merged)
     while merged and len(entries) <= limit:
         _, name = heapq.heappop(merged)
         entry = heads[name].popleft()
         entries.append(entry)
-        if not heads[name]:
+        if not heads[name] and name in have_more:
             heads |= yield from _heads(status, {name: entry.position[-2:]})
+            if len(heads[name]) < HEADS:
+                have_more.discard(name)
         if heads[name]:
             heapq.heappush(merged, (_order(status, heads[name][0]), name))
     chosen = entries[:limit]

@@ -122,7 +122,9 @@ CREATE VIEW @.counted AS
     FROM (
         SELECT queue, what, n FROM @.totals
         UNION ALL
-        SELECT queue, each.what, each.n FROM @.tally, LATERAL (VALUES ('=' || before, -tally.n), ('=' || after, tally.n), (event, tally.n)) AS each (what, n)
+        SELECT queue, each.what, each.n
+        FROM (SELECT queue, before, after, event, sum(n) AS n FROM @.tally GROUP BY queue, before, after, event) AS tally, -- first: fewer rows
+            LATERAL (VALUES ('=' || before, -tally.n), ('=' || after, tally.n), (event, tally.n)) AS each (what, n)
         WHERE each.what IS NOT NULL
     ) AS every
     GROUP BY queue, what;
