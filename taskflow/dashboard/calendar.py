@@ -33,6 +33,10 @@ class Day(msgspec.Struct, frozen=True):
     end: datetime
     change: str
 
+    @property
+    def head(self) -> str:
+        return f"{self.date:%a %d %b}" + (f", {self.change}" if self.change else "")
+
 
 class Time(msgspec.Struct, frozen=True):
     """A time at which a schedule fires: in the viewer's zone, in the schedule's zone if that differs, and any effect of a clock change."""

@@ -30,6 +30,7 @@ class Bucket(msgspec.Struct, frozen=True):
     at: datetime
     seconds: int
     measure: Measure
+    is_known: bool = True  # False before the first run that was measured in this time: perhaps nothing was recorded yet
 
     @property
     def failed(self) -> int:
@@ -62,7 +63,8 @@ def buckets(history: Sequence[MeasuresRecord], back: timedelta, *, queue: str = 
         del found[place]
     passed = [max(MINUTE, min(seconds, int(datetime.now(UTC).timestamp()) - place * seconds)) for place in found]
     starts = [instant_of(place * seconds * 1_000_000) for place in found]
-    return list(map(Bucket, starts, passed, found.values()))
+    begun = min((int(record.at.timestamp()) // seconds for record in history), default=0)
+    return list(map(Bucket, starts, passed, found.values(), [place >= begun for place in found]))
 
 
 def deploys(measures: Iterable[Measure]) -> list[tuple[int, str]]:
@@ -78,9 +80,10 @@ def deploys(measures: Iterable[Measure]) -> list[tuple[int, str]]:
 
 def rate(found: Sequence[Bucket], title: str) -> Markup:
     """Draw how many runs ended per minute, and how many of them did not succeed."""
-    all_runs = [60 * bucket.measure.number / bucket.seconds for bucket in found]
-    failed = [60 * bucket.failed / bucket.seconds for bucket in found]
-    series = {"all": all_runs, "failed": failed}
+    series = {
+        "all": [60 * bucket.measure.number / bucket.seconds if bucket.is_known else None for bucket in found],
+        "failed": [60 * bucket.failed / bucket.seconds if bucket.is_known else None for bucket in found],
+    }
     return _lines(title, found, series, lambda value: f"{value:,.3g}" if value < 1_000 else f"{value:,.0f}", "rate")
 
 
@@ -119,6 +122,8 @@ def _lines(
         for style, values in zip(styles, series.values(), strict=True)
     )
     keys = Markup(" ").join(Markup('<span class="key s{}">{}</span>').format(*pair) for pair in zip(styles, series, strict=True))
+    if (first := next((bucket for bucket in found if bucket.is_known), None)) is not None and first is not found[0]:
+        keys += Markup(' <span class="note">nothing measured before {}</span>').format(f"{first.at:%m-%d %H:%M} UTC")
     marks = deploys(bucket.measure for bucket in found)
     drawn += Markup("").join(_mark(LEFT + place * step, name) for place, name in marks)
     frame = Markup('<path class="axis" d="M{} {}V{}H{}"/>').format(LEFT, TOP, HEIGHT - BOTTOM, WIDTH)
@@ -176,7 +181,7 @@ class Histogram(msgspec.Struct, frozen=True):
     """A drawing and its table: for each bin its upper bound, and how many runs of each series were in it."""
 
     drawn: Markup
-    names: list[str]
+    heads: list[str]
     table: list[tuple[str, list[int]]]
 
 
@@ -212,7 +217,11 @@ def histogram(series: Mapping[str, Mapping[int, int]], title: str) -> Histogram 
         series=[Series(*each) for each in zip(names, styles, zip(*shares, strict=True), strict=True)],
         bins=[bound for bound, _ in table],
     )
-    return Histogram(_figure(plot, bars + labels, keys if len(series) > 1 else ""), names, table)
+    return Histogram(
+        _figure(plot, bars + labels, keys if len(series) > 1 else ""),
+        [f"#{name}" if name == "Runs" else f"#Runs {name}" for name in names],
+        table,
+    )
 
 
 def runs(record: Record, now: datetime) -> Markup | None:
@@ -230,12 +239,12 @@ def runs(record: Record, now: datetime) -> Markup | None:
         return WIDTH * (at - first).total_seconds() / whole
 
     bars = Markup("").join(
-        Markup('<rect class="run {}" x="{:.1f}" y="4" width="{:.1f}" height="20"><title>{}</title></rect>').format(
+        Markup('<rect class="run {}" x="{:.1f}" y="2" width="{:.1f}" height="10"><title>{}</title></rect>').format(
             kind, min(x(begin), WIDTH - 3), max(3.0, x(end) - x(begin)), f"{kind}, {duration((end - begin).total_seconds())}"
         )
         for begin, end, kind in spans
     )
     title = f"{len(spans):,} run{'s' if len(spans) > 1 else ''} in {duration(whole)}"
-    return Markup('<svg class="runs" viewBox="0 0 {} 28" role="img" aria-label="{}"><path class="axis" d="M0 26H{}"/>{}</svg>').format(
+    return Markup('<svg class="runs" viewBox="0 0 {} 16" role="img" aria-label="{}"><path class="axis" d="M0 14H{}"/>{}</svg>').format(
         WIDTH, title, WIDTH, bars
     )

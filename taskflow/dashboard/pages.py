@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from taskflow.app.app import default_app
 from taskflow.app.bulk_actions import DEFAULTS, POSSIBLE, ActionName, CallBrokerOnce
-from taskflow.app.explanation import Facts, Reason, facts_of, own_facts_of, reasons, unknown_jobs
+from taskflow.app.explanation import Reason, facts_of, own_facts_of, reasons, unknown_jobs
 from taskflow.app.flow_tree import TreeLine, flow_records, summary_of, tree_of
 from taskflow.app.job_display import AT_A_GLANCE, arguments_of, detail, record_json, result_of
 from taskflow.app.limits import LimitInfo, limit_info_of, limits
@@ -42,10 +42,11 @@ JOBS_AT_ONCE: Final = 50
 GROUPS_AT_ONCE: Final = 50
 GROUPS_AT_A_GLANCE: Final = 6
 ACTIONS_AT_ONCE: Final = 50
-MAX_POSITIONS: Final = 200  # maximum number of jobs counted ahead of a ready one
+MAX_POSITIONS: Final = 100  # maximum number of jobs counted ahead of a ready one
 MAX_ERRORS: Final = 10  # maximum number shown for one job, the newest first
 NO_ID: Final = "This is not a whole id, which has 36 characters. Click a short id in the list to select the whole one, and copy it."
 FIRST_MOMENTS, LAST_MOMENTS = 5, 25
+MAX_NAMES: Final = 100  # maximum number of names that a filter suggests
 MAX_ROWS: Final = 200  # maximum number of queues, workers or schedules on a page
 LABELS: Final[dict[ActionName, str]] = {"retry": "Retry", "run-now": "Run now", "cancel": "Cancel", "purge": "Discard"}
 
@@ -117,7 +118,7 @@ async def jobs(request: Request) -> Response:
     view = view_of_filters(filters)
     with refusing():
         listed = _of_cause(group, cursor) if group else call(lambda broker: broker.admin.page(view, cursor=cursor, limit=JOBS_AT_ONCE))
-        page, queues = await asyncio.gather(listed, operate.queues())
+        page, queues, workers = await asyncio.gather(listed, operate.queues(), remembered("workers", operate.workers, keep=30.0))
     [status] = view.statuses or (None,)
     actions = {name: LABELS[name] for name in LABELS if (DEFAULTS[name] if status is None else {status}) & POSSIBLE[name]}
     return await render(
@@ -129,6 +130,10 @@ async def jobs(request: Request) -> Response:
         problem=problem,
         job_id=job_id,
         filters=dict.fromkeys(FILTERS, "") | filters,
+        known={
+            "queue": [queue.name for queue in queues][:MAX_NAMES],
+            "job": sorted({name for worker in workers for name in worker.jobs} | {record.job for record in page.records})[:MAX_NAMES],
+        },
         is_filtered=bool(filters),
         is_ended=status in ENDED,
         rows=[(record, id_text(record.id), detail(record)) for record in page.records],
@@ -155,7 +160,7 @@ async def job(request: Request) -> Response:
     now, limits, access = datetime.now(UTC), default_app().limits, access_of(request)
     arguments, problem = arguments_of(record, limits, AT_A_GLANCE) if access.show_arguments else (None, None)
     result, result_problem = result_of(record, limits, AT_A_GLANCE) if access.show_arguments else (None, None)
-    tree, flow_summary = await _flow_of(record)
+    (tree, flow_summary), (found, its_limits) = await asyncio.gather(_flow_of(record), why(record, now))
     return await render(
         request,
         "job.html",
@@ -164,12 +169,12 @@ async def job(request: Request) -> Response:
         flow_summary=flow_summary,
         fields=(fields := record_json(record)),
         trace=trace_of(fields["headers"]),
-        why=(reasons_and_limits := await why(record, now))[0],
-        limits=reasons_and_limits[1],
+        why=found,
+        limits=its_limits,
         moments=_moments(record, now),
         runs=charts.runs(record, now),
         is_parked=is_parked(record),
-        is_paused=(is_paused := any(f"queue {record.queue} is paused" in each.text for each in reasons_and_limits[0])),
+        is_paused=(is_paused := any(f"queue {record.queue} is paused" in each.text for each in found)),
         pause=await _pause_of(record.queue) if is_paused else None,
         errors=record.errors[: -MAX_ERRORS - 1 : -1],
         arguments=arguments,
@@ -222,8 +227,10 @@ def access_of(request: Request) -> Access:
 
 async def why(record: Record, now: datetime) -> tuple[list[Reason], list[LimitInfo]]:
     """Return the reasons for the job's state, and its limits if it waits for one of them."""
-    facts: Facts = await call(lambda broker: facts_of(broker.admin, record, now, sample_time=0, max_positions=MAX_POSITIONS))
-    own = await call(lambda broker: own_facts_of(broker, record))
+    facts, own = await asyncio.gather(
+        call(lambda broker: facts_of(broker.admin, record, now, sample_time=0, max_positions=MAX_POSITIONS)),
+        call(lambda broker: own_facts_of(broker, record)),
+    )
     return reasons(record, facts, own), [limit_info_of(limit) for limit in own.limits]
 
 

@@ -1,5 +1,5 @@
 // Replaces the server's drawings with plots that zoom and show the values under the pointer. Without this script, the drawings remain.
-const COLORS = { 0: "--link", 1: "--bad", 2: "--warn", old: "--dim", new: "--busy" }; // by the styles of the server
+const COLORS = { 0: "--link", 1: "--bad", 2: "--warn", old: "--dim", new: "--link" }; // by the styles of the server
 const HEIGHT = 200; // pixels
 const plots = new Map(); // by title: a page that is refreshed keeps its plots, and their zoom
 
@@ -34,7 +34,7 @@ function options({ unit, bins, series }, width) {
     },
     axes: [
       {
-        ...{ stroke, grid, ticks: grid, ...(bins && { incrs: [1, 2, 4, 8] }) },
+        ...{ stroke, grid, ticks: grid, size: 30, ...(bins && { incrs: [1, 2, 4, 8] }) },
         values: (plot, places) => places.map((place) => (bins ? plot.bins[place] : tick(place))),
       },
       { stroke, grid, ticks: grid, size: 60, values: (plot, values) => values.map(shown) },
@@ -48,7 +48,7 @@ function options({ unit, bins, series }, width) {
         label: name,
         stroke: color(COLORS[style]),
         value: (plot, value, number, index) => shown(plot.data[number][shownAt(plot, index)]),
-        ...(bins ? { paths: bars(place), fill: color(COLORS[style]), points: { show: false } } : { width: 1.5, points: { size: 4 } }),
+        ...(bins ? { paths: bars(place), fill: color(COLORS[style]), points: { show: false } } : { width: 1.5, points: { show: false, size: 4 } }),
       })),
     ],
     hooks: { init: [(plot) => Object.assign(plot, { bins, deploys: [] })], setSelect: [(plot) => (plot.reset.hidden = plot.select.width === 0)], draw: [mark] },
@@ -69,10 +69,11 @@ function mark(plot) {
   );
 }
 
+const widthOf = (figure) => figure.clientWidth - 26; // without its frame
 const namesOf = ({ series }) => JSON.stringify(series.map(({ name }) => name));
 
 function made(chart, figure) {
-  const plot = new uPlot(options(chart, figure.clientWidth));
+  const plot = new uPlot(options(chart, widthOf(figure)));
   plot.names = namesOf(chart);
   Object.assign(plot.root, { role: "img", ariaLabel: chart.title });
   plot.marks = plot.over.appendChild(Object.assign(document.createElement("div"), { className: "marks" }));
@@ -119,4 +120,4 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   plots.clear();
   document.querySelectorAll("live-plot").forEach((each) => each.connectedCallback());
 });
-addEventListener("resize", () => plots.forEach((plot) => plot.setSize({ width: plot.root.parentNode.clientWidth, height: HEIGHT })));
+addEventListener("resize", () => plots.forEach((plot) => plot.setSize({ width: widthOf(plot.root.parentNode), height: HEIGHT })));

@@ -127,7 +127,7 @@ _templates.filters |= {
     "duration": duration,
     "absolute": absolute,
 }
-_templates.globals |= {"path_of": path_of, "id_text": id_text, "version": VERSION}
+_templates.globals |= {"path_of": path_of, "id_text": id_text, "version": VERSION, "end": Markup("</tbody></table></div>")}
 
 
 def root_of(request: Request) -> str:

@@ -6,6 +6,7 @@ import re
 from html.parser import HTMLParser
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlencode
 
 import httpx
 from starlette.applications import Starlette
@@ -34,7 +35,18 @@ class Page:
 
     @property
     def links(self) -> list[str]:
-        return [found["href"] for found in self.all("a")]
+        """Return the URLs that links lead to, and the buttons of forms that only have hidden fields."""
+        found, fields, action = list[str](), list[tuple[str, str]](), ""
+        for name, tag in self.tags:
+            if name == "a":
+                found.append(tag["href"])
+            elif name == "form":
+                fields, action = [], tag["action"] if tag.get("method") == "get" else ""
+            elif name == "input":
+                fields, action = [*fields, (tag.get("name", ""), tag.get("value", ""))], action if tag.get("type") == "hidden" else ""
+            elif name == "button" and action:
+                found.append(f"{action}?{urlencode([*fields, *([(tag['name'], tag['value'])] if 'name' in tag else [])])}")
+        return found
 
 
 class _Reader(HTMLParser):
