@@ -6,6 +6,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Generator
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,11 +74,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test's tiers before `-m` chooses; and begin with the slow ones, so that no worker has one left at the end."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test's tiers before `-m` chooses; and begin with the slow ones, so that no worker has one left at the end.
+
+    Leave out cases of stores whose turn it is not."""
     for item in items:
         tiers.mark(item)
-    items.sort(key=tiers.is_fast)
+    config.hook.pytest_deselected(items=list(filter(tiers.is_left_to_others, items)))
+    items[:] = sorted(filterfalse(tiers.is_left_to_others, items), key=tiers.is_fast)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 from tests.browser.chromium import CHROMIUM, chromium
 from tests.browser.scene import Scene, clock_for, fill
 from tests.browser.stage import Stage
-from tests.conformance import clauses
+from tests.support import tiers
 from tests.support.harnesses import BROKERS, MemoryHarness, StoreHarness
 from tests.support.world import World
 
@@ -52,7 +52,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "stage" not in metafunc.fixturenames:
         return
     name, is_on_each = metafunc.definition.name, any(mark.name == "each_store" for mark in metafunc.definition.iter_markers())
-    kinds = BROKERS if is_on_each or os.environ.get(clauses.ON_ALL) else [BROKERS[crc32(name.encode()) % len(BROKERS)]]
+    kinds = BROKERS if is_on_each or os.environ.get(tiers.ON_ALL) else [BROKERS[crc32(name.encode()) % len(BROKERS)]]
     params = [pytest.param(kind, marks=pytest.mark.xdist_group(kind.name), id=kind.name) for kind in kinds]
     metafunc.parametrize("stage", params, indirect=True, scope="session")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +22,6 @@ from taskflow.model.schedule_plan import SchedulePlan, id_of
 from taskflow.model.session import Beat, Session
 from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes
 from tests.cli.inprocess import URL, Cli
-from tests.cli.processes import on_each_broker
 from tests.support.verdicts import succeeded
 
 FRIDAY = microseconds_of(datetime(2027, 1, 15, 8, tzinfo=UTC))
@@ -258,13 +257,9 @@ def test_an_action_on_an_unknown_schedule_does_the_others(cli: Cli, stored: None
     assert f" {known}" in said.out
 
 
-@on_each_broker
 @pytest.mark.parametrize("name", ["red\x1b[31m", "two\nlines", "\x7f", "right\u202eleft"])
-def test_a_schedule_with_control_characters_is_named_in_escaped_form(
-    cli: Cli, new_store: Callable[[], str], monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_schedule_with_control_characters_is_named_in_escaped_form(cli: Cli, name: str) -> None:
     """Another program has stored it. Without an escape, its name could not be an argument of a safe command."""
-    monkeypatch.setenv("TASKFLOW_BROKER", new_store())
     plain = a_definition("plain", EveryTimes(30.0))
     cli.with_broker(lambda broker: broker.define([plain, plain._replace(name=name)]))
     shown = next(line.split("  ")[0] for line in cli("schedules").out.splitlines()[1:] if not line.startswith("plain"))

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import clauses
+from tests.support import tiers
 
 
 def main() -> int:
-    os.environ[clauses.ON_ALL] = "1"
+    os.environ[tiers.ON_ALL] = "1"
     code = pytest.main([str(Path(__file__).parent), "-Wignore::pytest.PytestAssertRewriteWarning", *sys.argv[1:]])
     from tests.conformance.mutants import MUTANTS, harness_of
     from tests.support.harnesses import ReferenceHarness

@@ -41,9 +41,6 @@ MODULES: Final = (
 )
 """The modules that claim clauses: `test_<module>.py` each."""
 
-ON_ALL: Final = "CONFORMANCE_ON_ALL"
-"""If this environment variable is set, every test runs on every broker."""
-
 _BRACKETED: Final = re.compile(r"\[([a-z]+(?:_[a-z]+)*)\]")
 
 

@@ -1,16 +1,17 @@
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from itertools import compress
+from pathlib import Path
 from typing import Final
-from zlib import crc32
 
 import pytest
 
-from tests.conformance import clauses
-from tests.support.harnesses import BROKERS, MemoryHarness, StoreHarness
+from tests.support import tiers
+from tests.support.harnesses import BROKERS, StoreHarness
 from tests.support.world import World
+
+HERE: Final = Path(__file__).parent
 
 OF_THE_ENGINE: Final = frozenset(
     f"test_{module}"
@@ -22,8 +23,6 @@ OF_THE_ENGINE: Final = frozenset(
         "flows",
         "gates",
         "joins",
-        "moves",
-        "outage",
         "poison_follow_up",
         "schedules",
         "turns",
@@ -39,24 +38,18 @@ OF_EACH_STORE: Final = frozenset(
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run rules of the engine on memory and, in turn, on one other store. `python -m tests.conformance` runs all of them on every store."""
-    chosen = [not _is_spared(item) for item in items]
+    chosen = [not (_runs_in_turn(item) and tiers.is_another_stores_turn(item)) for item in items]
     config.hook.pytest_deselected(items=[item for item, is_chosen in zip(items, chosen, strict=True) if not is_chosen])
     items[:] = list(compress(items, chosen))
 
 
-def _is_spared(item: pytest.Item) -> bool:
-    if (
-        os.environ.get(clauses.ON_ALL)
-        or item.path.stem in OF_EACH_STORE
-        or not isinstance(item, pytest.Function)
-        or not hasattr(item, "callspec")
-    ):
+def _runs_in_turn(item: pytest.Item) -> bool:
+    """Return True for a rule of the engine, and for a test with several cases, which differ by a value that a store only keeps."""
+    if item.path.parent != HERE or item.path.stem in OF_EACH_STORE:
         return False
-    if item.path.stem not in OF_THE_ENGINE and len(item.callspec.params) == 1:
-        return False
-    others = [harness for harness in BROKERS if harness is not MemoryHarness]
-    mine = next((harness for harness in others if harness is item.callspec.params.get("world")), None)
-    return mine is not None and mine is not others[crc32(item.name.replace(mine.name, "").encode()) % len(others)]
+    return item.path.stem in OF_THE_ENGINE or (
+        isinstance(item, pytest.Function) and hasattr(item, "callspec") and len(item.callspec.params) > 1
+    )
 
 
 @pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Final
+from zlib import crc32
 
 import pytest
 
@@ -22,6 +24,13 @@ _PROCESSES: Final = frozenset([TESTS / "stores/sqlite/test_commit_watch.py"])
 _SERVERS: Final = frozenset({"redis", "postgres"})
 """Parameters of tests that need a server."""
 
+ON_ALL: Final = "CONFORMANCE_ON_ALL"
+"""If this environment variable is set, every test runs on every broker that it takes."""
+
+_STORES: Final = ("sqlite", "redis", "postgres")
+
+_IN_TURN: Final = frozenset(TESTS / folder for folder in ("unit/app", "dashboard"))
+"""Folders whose tests are about what is above a broker. They run on memory and, in turn, on one store."""
 
 _BROWSER: Final = TESTS / "browser"
 """Tests that need Chromium and the extra `browser`. A full run does not include them."""
@@ -29,22 +38,42 @@ _BROWSER: Final = TESTS / "browser"
 
 def mark(item: pytest.Item) -> None:
     """Mark the test `fast`, `conformance` or `browser`, if it belongs to that tier."""
-    is_conformance, is_in_fast_place = _tiers_of(item.path)
+    is_conformance, is_in_fast_place, is_browser = _tiers_of(item.path)
     if is_conformance:
         item.add_marker("conformance")
     if is_in_fast_place and item.get_closest_marker("slow") is None and not _parameters(item) & _SERVERS:
         item.add_marker("fast")
-    if item.path.is_relative_to(_BROWSER):
+    if is_browser:
         item.add_marker("browser")
 
 
 @cache
-def _tiers_of(module: Path) -> tuple[bool, bool]:
-    """Return whether this module is in the conformance suite, and whether it is in a fast place.
+def _tiers_of(module: Path) -> tuple[bool, bool, bool]:
+    """Return whether this module is in the conformance suite, in a fast place, and about pages in a browser.
 
     The result is cached: each worker of pytest-xdist asks for ten thousand tests, which would take a second and a half.
     """
-    return module.is_relative_to(TESTS / "conformance"), module not in _PROCESSES and any(map(module.is_relative_to, _FAST))
+    is_fast = module not in _PROCESSES and any(map(module.is_relative_to, _FAST))
+    return module.is_relative_to(TESTS / "conformance"), is_fast, module.is_relative_to(_BROWSER)
+
+
+def is_left_to_others(item: pytest.Item) -> bool:
+    """Return True if the test runs on one store in turn, and this is another store's case."""
+    return _runs_in_turn(item.path) and is_another_stores_turn(item)
+
+
+@cache
+def _runs_in_turn(module: Path) -> bool:
+    return any(map(module.is_relative_to, _IN_TURN))
+
+
+def is_another_stores_turn(item: pytest.Item) -> bool:
+    """Return True if this is the case of a store other than memory and the one whose turn it is."""
+    if os.environ.get(ON_ALL) or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+        return False
+    kinds = (getattr(value, "name", None) for value in item.callspec.params.values())
+    mine = next((kind for kind in kinds if kind in _STORES), None)
+    return mine is not None and mine != _STORES[crc32(item.name.replace(mine, "").encode()) % len(_STORES)]
 
 
 def is_slow_folder(path: Path) -> bool:
