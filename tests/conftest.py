@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import tiers
 
@@ -33,6 +34,10 @@ def _keep_bytecode() -> None:
 
 if os.environ.get("PYTHONDONTWRITEBYTECODE"):
     _keep_bytecode()
+
+# A busy machine generates slowly, and runs an example slowly.
+settings.register_profile("any speed", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -337,7 +337,7 @@ def test_a_declared_key_excludes_overlap_unless_the_schedule_removes_it(overlap:
 PIECES = [*"{}x.[]!:0_²é\0 ?", "project_id", "order", "id", "{{", "}}", "{size}", "{order.id}"]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join) | st.text(max_size=12))
 def test_any_template_is_refused_at_decoration_or_makes_keys(template: str) -> None:
     try:

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from taskflow.model.masking import HIDDEN, DisplayLimits, is_secret, masked_value
 
@@ -81,7 +81,6 @@ _leaves: st.SearchStrategy[Any] = (
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # a busy machine generates slowly
 @given(st.recursive(_leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner), max_leaves=30))
 def test_every_value_becomes_json(value: Any) -> None:
     json.dumps(masked_value(value, {"a"}, LIMITS), allow_nan=False)
