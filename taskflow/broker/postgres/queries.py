@@ -120,7 +120,6 @@ HOT_SCANS: Final = (
         )
     ),
     *_FROM_FIRST_LEASE,
-    ScanShape("gated", prefix=1, with_records=True),
     ScanShape("flows", with_records=True),
     ScanShape("gated", prefix=2),
     ScanShape("fair", prefix=2),
@@ -182,10 +181,11 @@ def scan_sql(
     return f"(SELECT {columns} FROM {table}{where} ORDER BY {order} LIMIT {limit})"
 
 
-_SCAN_GATES: Final = """FOR i IN 1..cardinality(parts) LOOP
-        RETURN QUERY SELECT * FROM @.scan_gated_records(parts[i], lims[i], with_content, gates[i]);
-    END LOOP;"""
-"""Reads jobs that wait at many gates: a decision may need those of each job in a batch, and a long statement takes long to plan."""
+_OF_GATE: Final = ScanShape("gated", prefix=1, with_records=True)
+_SCAN_GATES: Final = f"""RETURN QUERY SELECT s.* FROM unnest(parts, lims, gates) AS g (part, lim, gate)
+    CROSS JOIN LATERAL {scan_sql(_OF_GATE, ["g.gate"], "g.lim", "g.part", "with_content")} AS s;"""
+"""Reads jobs that wait at many gates: a decision may need those of each job in a batch. The jobs of a gate come in order, because only a
+nested loop can join them."""
 
 
 def scanning() -> str:

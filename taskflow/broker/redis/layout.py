@@ -157,6 +157,8 @@ def bounds(index: str, prefix: Position, after: Position | None, until: Position
     width = len(member.types) + member.has_id
     begin = position_bytes(member, prefix)
     least, ends = begin, behind(begin)
+    if after is None and until is None:
+        return least, ends
 
     def past(position: Position) -> bytes:
         """Return the smallest key that sorts after all members at exactly this position. No member is at an incomplete position."""

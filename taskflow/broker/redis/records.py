@@ -203,27 +203,13 @@ def _note(ref: Ref, rev: bytes, stored: bytes) -> Record | None:
 
 
 def _general(ref: Ref, rev: bytes, stored: bytes, request: bytes, with_content: bool) -> Record:
-    kind = ref.kind
-    length = _LENGTH.unpack_from(stored, 9)[0]
-    at = 13 + length
-    values = msgpack.unpackb(stored[13:at], raw=True)
-    if len(values) != len(DEFAULTS[kind]):
+    at = 13 + _LENGTH.unpack_from(stored, 9)[0]
+    packed = stored[13:at]
+    found = _gate_header(packed) if ref.kind == Kind.GATE else _header(ref.kind, packed)
+    if found is None:
         return unreadable(ref, stored)
-    header = dict[str, Any]()
-    for (name, of_type, is_optional), value in zip(_FIELDS[kind], values, strict=False):
-        if value is False and is_optional:
-            header[name] = None
-        elif of_type is Type.SMALL and type(value) is int:
-            header[name] = value
-        elif not isinstance(value, bytes) or of_type is Type.SMALL or (of_type is Type.NUMBER and len(value) != 8):
-            return unreadable(ref, stored)
-        elif of_type is Type.NUMBER:
-            header[name] = number_in(value)
-        elif of_type is Type.NAME:
-            header[name] = value.decode(errors="surrogatepass")
-        else:
-            header[name] = bytes(value)
-    if kind == Kind.SESSION:
+    header = dict(found)
+    if ref.kind == Kind.SESSION:
         header["request"] = number_in(request)
     parts = list[bytes | None]()
     for _ in range(3):
@@ -235,6 +221,34 @@ def _general(ref: Ref, rev: bytes, stored: bytes, request: bytes, with_content: 
         return unreadable(ref, stored)
     sent, state, content = parts
     return Record(ref, rev, header, sent, state, content if with_content else None)
+
+
+def _header(kind: int, packed: bytes) -> dict[str, Any] | None:
+    """Decode a header. Return None if another program has written it."""
+    values = msgpack.unpackb(packed, raw=True)
+    if len(values) != len(DEFAULTS[kind]):
+        return None
+    header = dict[str, Any]()
+    for (name, of_type, is_optional), value in zip(_FIELDS[kind], values, strict=False):
+        if value is False and is_optional:
+            header[name] = None
+        elif of_type is Type.SMALL and type(value) is int:
+            header[name] = value
+        elif not isinstance(value, bytes) or of_type is Type.SMALL or (of_type is Type.NUMBER and len(value) != 8):
+            return None
+        elif of_type is Type.NUMBER:
+            header[name] = number_in(value)
+        elif of_type is Type.NAME:
+            header[name] = value.decode(errors="surrogatepass")
+        else:
+            header[name] = bytes(value)
+    return header
+
+
+@lru_cache(1024)
+def _gate_header(packed: bytes) -> dict[str, Any] | None:
+    """Decode the header of a gate. Many gates have the same one, because it doesn't contain their names."""
+    return _header(Kind.GATE, packed)
 
 
 def _worker_name(raw: bytes) -> str:
