@@ -41,7 +41,7 @@ BUDGETS = {
     "taskflow/broker/sqlite": 4_220,
     "taskflow/broker/redis": 5_220,
     "taskflow/broker/postgres": 6_020,
-    "taskflow/broker": 24_220,
+    "taskflow/broker": 24_225,
     "taskflow/app": 7_885,
     "taskflow/worker": 7_100,
     "taskflow/cli": 4_820,

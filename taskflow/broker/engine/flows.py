@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from taskflow.broker import topics
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job, result_and_arguments, text_bytes
 from taskflow.broker.engine.records import CANCELLED, FAILED, HELD, SUCCEEDED, Flag, Kind
@@ -186,8 +187,10 @@ def drop_notes(draft: Draft, job: Job) -> None:
     for ref in refs:
         if draft.plain(*ref) is not None:
             draft.drop(ref)
-    if not refs and job.has(Flag.NOTED):
+    if not refs and job.has(Flag.NOTED):  # the settlements behind this one don't wait until they are dropped
         put(draft, job.id, Action(FORGET, job.id))
+        del draft.actions[job.id]
+        draft.wake(topics.DUE)
 
 
 def _failure_of(job: Job) -> FailureNote:
