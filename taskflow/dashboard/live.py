@@ -23,7 +23,7 @@ from taskflow.model.errors import TaskflowError
 from taskflow.model.schedule import ScheduleRecord
 
 INTERVAL: Final = 1.0  # seconds between two checks of the store, during which a page is shared
-FEW, MAX_FACTOR = 2, 5.0  # with more watchers than `FEW`, checks become up to `MAX_FACTOR` times rarer, so that they cost the host little
+MAX_FACTOR: Final = 8.0  # with more watchers, checks become up to this many times rarer, so that they cost the host little
 TIMES: Final = 10  # the pause between two checks is at least this many times as long as the last check, to spare a slow store
 SPACING: Final = 0.02  # seconds between the notifications of two watchers, so that their fetches do not arrive all at once
 MAX_STREAM: Final = 20.0  # seconds: a server that stops waits for its streams, and a browser opens the next one by itself
@@ -35,7 +35,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Sampler:
-    """Checks the store for all watchers of an event loop, and for browsers that poll: once a second for a few, every 5 s for many."""
+    """Checks the store for all watchers of an event loop, and for browsers that poll: once a second for one, every 8 s for many."""
 
     def __init__(self) -> None:
         self.is_ending = False
@@ -83,7 +83,7 @@ class Sampler:
 
     @property
     def interval(self) -> float:
-        return max(INTERVAL * min(max(1.0, len(self._watchers) / FEW), MAX_FACTOR), TIMES * self._took)
+        return max(INTERVAL * min(max(1.0, len(self._watchers)), MAX_FACTOR), TIMES * self._took)
 
     async def digest(self) -> str:
         """Return a digest that changes with the store, from a recent check, or `AWAY`."""

@@ -48,6 +48,12 @@ NO_ID: Final = "This is not a whole id, which has 36 characters. Click a short i
 FIRST_MOMENTS, LAST_MOMENTS = 5, 25
 MAX_NAMES: Final = 100  # maximum number of names that a filter suggests
 MAX_ROWS: Final = 200  # maximum number of queues, workers or schedules on a page
+PORTIONS: Final = (
+    (timedelta(days=2), timedelta(days=1)),
+    (timedelta(hours=3), timedelta(hours=2)),
+    (timedelta(), timedelta(minutes=20)),
+)
+"""Ages above which a portion of the history has so much time: older periods are longer."""
 LABELS: Final[dict[ActionName, str]] = {"retry": "Retry", "run-now": "Run now", "cancel": "Cancel", "purge": "Discard"}
 
 
@@ -64,13 +70,24 @@ async def groups_of(view: View, most: int = GROUPS_AT_ONCE, deploy: str = "", *,
     async def read() -> Failures:
         return await call(lambda broker: failure_groups(broker, view, most, deploy, others=others))
 
-    return await remembered(("failures", view, most, deploy, others), read, keep=10.0)
+    return await remembered(("failures", view, most, deploy, others), read, keep=20.0)
+
+
+async def history_of(back: timedelta) -> list[MeasuresRecord]:
+    """Read the history in portions, between which the event loop runs other tasks: unpacking 30 days at once takes half a second."""
+    now, found = datetime.now(UTC), dict[tuple[datetime, int], MeasuresRecord]()
+    while back > timedelta():
+        portion = next(portion for age, portion in PORTIONS if back > age)
+        until = now - (back - portion) if back > portion else None
+        found |= {(each.at, each.seconds): each for each in await operate.history(since=now - back, until=until)}
+        back -= portion
+    return [found[period] for period in sorted(found)]
 
 
 async def overview(request: Request) -> Response:
     async def rate() -> Markup | None:
-        history = await operate.history()
-        return charts.rate(charts.buckets(history, timedelta(hours=1)), "Runs per minute in the last hour") if history else None
+        history = await history_of(timedelta(hours=1))
+        return await run_in_threadpool(_rate, history) if history else None
 
     queues, workers, paused_jobs, chart = await asyncio.gather(
         operate.queues(), operate.workers(), operate.paused_jobs(), remembered("rate", rate, keep=15.0)
@@ -95,6 +112,10 @@ async def overview(request: Request) -> Response:
         deploy=deploy,
         chart=chart,
     )
+
+
+def _rate(history: list[MeasuresRecord]) -> Markup:
+    return charts.rate(charts.buckets(history, timedelta(hours=1)), "Runs per minute in the last hour")
 
 
 def newest_deploy(workers: Sequence[WorkerInfo]) -> str:
@@ -282,7 +303,7 @@ async def queue(request: Request) -> Response:
 
     async def last_day() -> tuple[dict[str, Measure], dict[str, Measure]]:
         """Return the measures by job, and by deploy."""
-        history = await operate.history(since=timedelta(days=1))
+        history = await history_of(timedelta(days=1))
         own = [{pair: of for pair, of in each.measures.items() if pair[0] == name} for each in history]
         return {job: of for (_, job), of in sum_of(own).items()}, _by_deploy([charts.merged(each.values()) for each in own])
 
@@ -363,7 +384,7 @@ async def chart_page(request: Request) -> Response:
     filters = {name: request.query_params.get(name, "").strip() for name in ("queue", "job")}
 
     async def drawn() -> dict[str, Any]:
-        return _drawn(await operate.history(since=timedelta(hours=hours)), hours, **filters)
+        return await run_in_threadpool(_drawn, await history_of(timedelta(hours=hours)), hours, **filters)
 
     # A point in a 30-day chart covers half a day.
     values = await remembered(("charts", hours, *filters.values()), drawn, keep=min(300.0, 15.0 * hours))
