@@ -302,10 +302,7 @@ async def queue(request: Request) -> Response:
     name = request.path_params["name"]
 
     async def last_day() -> tuple[dict[str, Measure], dict[str, Measure]]:
-        """Return the measures by job, and by deploy."""
-        history = await history_of(timedelta(days=1))
-        own = [{pair: of for pair, of in each.measures.items() if pair[0] == name} for each in history]
-        return {job: of for (_, job), of in sum_of(own).items()}, _by_deploy([charts.merged(each.values()) for each in own])
+        return await run_in_threadpool(_by_job_and_deploy, await history_of(timedelta(days=1)), name)
 
     queues, workers, totals, (measures, parts), found_limits = await asyncio.gather(
         operate.queues(),
@@ -330,13 +327,14 @@ async def queue(request: Request) -> Response:
     )
 
 
-def _by_deploy(periods: Sequence[Measure]) -> dict[str, Measure]:
-    """Add up the periods before and since the newest deploy, or all of them if no deploy is known to begin in them."""
-    begun = charts.deploys(periods)
-    if not begun:
-        return {"": charts.merged(periods)}
+def _by_job_and_deploy(history: list[MeasuresRecord], queue: str) -> tuple[dict[str, Measure], dict[str, Measure]]:
+    """Add up a queue's measures by job; and before and since the newest deploy, or all of them if no deploy is known to begin in them."""
+    own = [{pair: of for pair, of in each.measures.items() if pair[0] == queue} for each in history]
+    by_job, periods = {job: of for (_, job), of in sum_of(own).items()}, [charts.merged(each.values()) for each in own]
+    if not (begun := charts.deploys(periods)):
+        return by_job, {"": charts.merged(periods)}
     place, deploy = begun[-1]
-    return {f"before {deploy}": charts.merged(periods[:place]), f"since {deploy}": charts.merged(periods[place:])}
+    return by_job, {f"before {deploy}": charts.merged(periods[:place]), f"since {deploy}": charts.merged(periods[place:])}
 
 
 async def workers(request: Request) -> Response:
