@@ -269,12 +269,12 @@ $$;
 CREATE FUNCTION @.drop_old_marks(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
-    DELETE FROM @.marks AS old USING (
-        SELECT DISTINCT ON (kind, queue, rank) *, ctid AS tid FROM @.marks WHERE upto <= pg_snapshot_xmax(pg_current_snapshot())
-        ORDER BY kind, queue, rank, upto DESC, n_open, set_at DESC
-    ) AS newest
-    WHERE newest.kind = old.kind AND newest.queue = old.queue AND newest.rank = old.rank
-        AND newest.tid <> old.ctid; -- including equivalent marks, which renewals have added
+    -- Each row looks its newest neighbour up in the index. A join is quadratic with a plan that was made when the tables were empty.
+    DELETE FROM @.marks AS old WHERE old.ctid <> ( -- including equivalent marks, which renewals have added
+        SELECT m.ctid FROM @.marks AS m
+        WHERE m.kind = old.kind AND m.queue = old.queue AND m.rank = old.rank AND m.upto <= pg_snapshot_xmax(pg_current_snapshot())
+        ORDER BY m.upto DESC, m.n_open, m.set_at DESC LIMIT 1
+    );
     DELETE FROM @.lowered AS old WHERE xid <> pg_current_xact_id() AND ( -- each statement sees more transactions than the one before
         xid > pg_snapshot_xmax(pg_current_snapshot()) OR NOT EXISTS (SELECT 1 FROM @.marks AS m WHERE m.kind = old.kind AND m.queue = old.queue AND m.rank = old.rank)
         OR EXISTS (
@@ -284,8 +284,7 @@ BEGIN
     );
     DELETE FROM @.marks AS old WHERE kind = 'ready' AND set_at < now_at - 20000000 AND (@.first_ready(queue, rank, at, seq)).due_at IS NULL
         AND NOT EXISTS (SELECT 1 FROM @.lowered AS l WHERE l.kind = old.kind AND l.queue = old.queue AND l.rank = old.rank);
-    DELETE FROM @.requests AS old USING (SELECT session, max(request) AS request FROM @.requests GROUP BY session) AS newest
-    WHERE newest.session = old.session AND newest.request > old.request;
+    DELETE FROM @.requests AS old WHERE old.request < (SELECT max(r.request) FROM @.requests AS r WHERE r.session = old.session);
     DELETE FROM @.requests WHERE NOT EXISTS (SELECT 1 FROM @.sessions WHERE id = session);
     DELETE FROM @.awaited WHERE until_when < now_at;
     DELETE FROM @.idle WHERE since < @.noted_since();
