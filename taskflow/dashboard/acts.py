@@ -242,8 +242,8 @@ class Acts:
     async def progress(self, request: Request) -> Response:
         act = self._act_of(request)
         action, headers = act.target.action, {"Refresh": REFRESH} if act.is_running else None
-        words: dict[str, Any] = {"label": act.target.label, "done": DONE[action], "which": _words(act.target)}
-        return await render(request, "progress.html", headers=headers, act=act, name=request.path_params["name"], **words)
+        words = {"name": request.path_params["name"], "done": DONE[action], "which": _words(act.target)}
+        return await render(request, "progress.html", headers=headers, act=act, **words)
 
     async def stop(self, request: Request) -> Response:
         await self._act_of(request).stop(f"{STOPPED} by {access_of(request).actor}", PATIENCE)
@@ -271,11 +271,7 @@ async def _form(request: Request, target: Target, number: int, is_more: bool, gi
         request,
         "act.html",
         status=400 if is_unconfirmed else 200,
-        action=target.action,
-        label=LABELS[target.action],
-        in_stages=target.in_stages,
-        fields=[*target.fields, ("back", target.back)],
-        back=target.back,
+        target=target,
         number=number,
         is_more=is_more,
         which=_words(target),
@@ -284,7 +280,6 @@ async def _form(request: Request, target: Target, number: int, is_more: bool, gi
         is_unconfirmed=is_unconfirmed,
         given=given,
         possible=sorted(POSSIBLE[target.action]),
-        group=target.group,
     )
 
 

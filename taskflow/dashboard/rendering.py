@@ -115,18 +115,9 @@ _templates: Final = Environment(
     finalize=_finalized,
     auto_reload=False,
 )
-_templates.filters |= {
-    "when": when,
-    "as_json": as_json,
-    "block": block,
-    "code": code,
-    "cut": one_line,
-    "digest": digest,
-    "number": number,
-    "span": span,
-    "duration": duration,
-    "absolute": absolute,
-}
+for _filter in (when, as_json, block, code, digest, number, span, duration, absolute):
+    _templates.filters[_filter.__name__] = _filter
+_templates.filters["cut"] = one_line
 _templates.globals |= {"path_of": path_of, "id_text": id_text, "version": VERSION, "end": Markup("</tbody></table></div>")}
 
 

@@ -46,10 +46,10 @@ BUDGETS = {
     "taskflow/worker": 7_100,
     "taskflow/cli": 4_820,
     "taskflow/testing": 1_040,
-    "taskflow/dashboard": 2_270,
+    "taskflow/dashboard": 2_255,
     "taskflow/django": 625,
     "taskflow/telemetry": 430,
-    "taskflow": 55_775,
+    "taskflow": 55_760,
     "tests": 75_590,
 }
 

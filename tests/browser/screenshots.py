@@ -70,9 +70,10 @@ def take(browser: Browser, folder: Path, width: int = WIDTH, max_height: int = M
     with Stage(lambda: World(MemoryHarness, clock=clock_for(NOW, MINUTES))) as stage:
         scene = stage.run(lambda world: fill(world, NOW))
         for theme in THEMES:
-            context = browser.new_context(color_scheme=theme, viewport={"width": width, "height": 400}, reduced_motion="reduce")
+            context = browser.new_context(color_scheme=theme, viewport={"width": width, "height": 300}, reduced_motion="reduce")
             page = context.new_page()
             for name, path in pages_of(scene).items():
+                page.set_viewport_size({"width": width, "height": 300})  # a page is at least as high as its window
                 page.goto(stage.url + path)
                 page.wait_for_function(IS_SETTLED)
                 height = min(max_height, int(page.evaluate("document.documentElement.scrollHeight")))
