@@ -219,6 +219,10 @@ class Admin(Protocol):
         Jobs that are no longer kept are left out. [admin_flow]"""
         ...
 
+    async def flows(self, limit: int = 20) -> list[Record]:
+        """Return the last job that each of the newest flows still has, newest flow first, without arguments and results. [admin_flows]"""
+        ...
+
     async def cancel_flow(self, flow: bytes) -> int:
         """Cancel the waiting jobs of a flow, and ask the running ones to stop. Return the number of these jobs.
 

@@ -1,4 +1,4 @@
-"""`taskflow flows ID`: shows flows as trees."""
+"""`taskflow flows`: lists the newest flows, or shows flows as trees."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from taskflow.app.bulk_actions import CallBrokerOnce
 from taskflow.app.flow_tree import TreeLine, flow_json, flow_of, summary_of, tree_of
 from taskflow.cli.command import existing_broker, ids_of, on_store
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.terminal import BOLD, OF_STATUS, Column, painted, print_json, table, warn
+from taskflow.cli.terminal import BOLD, OF_STATUS, Column, ago, painted, print_json, show, table, warn
 from taskflow.model.ids import id_text
 from taskflow.model.record import Record
 
 
 @on_store
 async def flows(app: App, arguments: argparse.Namespace) -> int:
-    call = CallBrokerOnce(await existing_broker(app))
+    call = CallBrokerOnce(broker := await existing_broker(app))
+    if not arguments.ids:
+        newest = [(record.member, record) for record in await broker.admin.flows(arguments.limit) if record.member is not None]
+        document = (flow_json(member.flow, [record]) for member, record in newest)
+        return show(arguments, document, table(_NEWEST, newest, detail=_NEWEST_NOTE, color=None) if newest else iter([NONE]))
     found = [await flow_of(call, flow) for flow in ids_of(arguments.ids)]
     if arguments.json:
         print_json([flow_json(flow, records) if records else None for flow, records in found])
@@ -49,3 +53,13 @@ _COLUMNS: Final = (
     Column("ID", lambda line: "" if line.record is None else id_text(line.record.id)),
 )
 _NOTE: Final = Column("NOTE", lambda line: line.note)
+
+NONE: Final = "there are no flows: a.bind(x) | b makes one, and .delay() sends it"
+_NEWEST: Final = (
+    Column("FLOW", lambda each: id_text(each[0].flow)),
+    Column("JOBS", lambda each: f"{each[0].number + 1:,}"),
+    Column("AGE", lambda each: ago(each[1].created_at)),
+    Column("LAST JOB", lambda each: each[1].job),
+    Column("STATUS", lambda each: each[1].status, color=lambda each: OF_STATUS.get(each[1].status)),
+)
+_NEWEST_NOTE: Final = Column("NOTE", lambda each: TreeLine(0, each[1]).note)

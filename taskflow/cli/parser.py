@@ -170,9 +170,10 @@ def _add_reports(command: Callable[..., Parser]) -> None:
     why = "Explain why jobs are in their current state, the cause first, and what to do about it."
     explain = command("explain", "explain:explain", "explain why a job has not run, or how it ended", why)
     explain.add_argument("ids", nargs="+", metavar="ID", help="the jobs")
-    trees = "Show flows as trees: below each job are the jobs that it waits for."
+    trees = "List the newest flows, or show flows as trees: below each job are the jobs that it waits for."
     flows = command("flows", "flows:flows", "show flows, and what their jobs wait for", trees)
-    flows.add_argument("ids", nargs="+", metavar="ID", help="the ids of flows, or of their jobs")
+    flows.add_argument("ids", nargs="*", metavar="ID", help="the ids of flows, or of their jobs (default: list the newest flows)")
+    flows.add_argument("--limit", type=positive, default=20, metavar="N", help="without ids: list at most N flows (default: 20)")
     causes = "List the causes of failed jobs, the most frequent first."
     failures = command("failures", "reports:failures", "list failed jobs by their cause", causes, status=None, poison=False)
     _queue_and_job(failures)

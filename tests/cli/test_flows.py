@@ -83,6 +83,17 @@ def test_a_flow_is_shown_as_a_tree(cli: Cli, ids: list[str]) -> None:
     assert NOBODY in cli("flows", NOBODY, code=4).err
 
 
+def test_the_newest_flows_are_listed(cli: Cli, ids: list[str]) -> None:
+    [_, line] = cli("flows").out.splitlines()
+    assert line.split() == [id_text(FLOW), "4", *line.split()[2:-4], "total", "held", "awaits", "2"]
+    assert [(flow["id"], [job["id"] for job in flow["jobs"]]) for flow in cli.json("flows", "--limit", "1")] == [(id_text(FLOW), ids[3:])]
+
+
+def test_without_flows_none_is_listed(cli: Cli) -> None:
+    cli("send", "add")
+    assert cli("flows").out.startswith("there are no flows")
+
+
 def test_a_flow_is_shown_as_json(cli: Cli, ids: list[str]) -> None:
     fail_one(cli)
     flow, nobody = cli.json("flows", ids[3], NOBODY, code=4)

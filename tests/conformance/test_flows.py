@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import patch
 
 import pytest
 
@@ -523,6 +524,22 @@ async def test_flow_cancel__unknown(world: World) -> None:
     other = await sent(world)
     assert await world.broker.admin.cancel_flow(world.an_id()) == 0
     assert await _statuses(world, *other.envelopes) == [READY, READY, HELD]
+
+
+async def test_admin_flows(world: World) -> None:
+    """The newest flows come first, whatever their size. Each is represented by its last job."""
+    assert await world.broker.admin.flows() == []
+    await world.add()
+    sizes = (3, 1, 9, 2, 4)
+    flows = sorted([await sent(world, members=size) for size in sizes], key=lambda flow: flow.id, reverse=True)
+    [lease] = await world.claim(await world.a_session(), ["0"], 1)
+    await world.settle(failed(lease))
+
+    with patch("taskflow.broker.engine.admin.FLOW_ENTRIES", 4):
+        found = await world.broker.admin.flows()
+    assert ids_of([record.id for record in found]) == ids_of([flow.envelopes[-1] for flow in flows])
+    assert sorted(record.status for record in found) == [CANCELLED, *[HELD] * 4]
+    assert await world.broker.admin.flows(2) == found[:2]
 
 
 async def test_admin_flow__lists_it(world: World) -> None:

@@ -180,6 +180,9 @@ class ReferenceConsole:
     async def flow(self, flow: bytes, *, first: int = 0, limit: int = 1_000) -> list[Record]:
         return []  # it has no flows
 
+    async def flows(self, limit: int = 20) -> list[Record]:
+        return []
+
     async def cancel_flow(self, flow: bytes) -> int:
         raise NotImplementedError
 

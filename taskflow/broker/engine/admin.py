@@ -25,6 +25,7 @@ from taskflow.model.audit import Action, ActionRecord, action_record_of, pack_ac
 from taskflow.model.clock import to_seconds
 from taskflow.model.fingerprint import FINGERPRINT_BYTES, fingerprint_in
 from taskflow.model.flow import MAX_MEMBERS, numbered
+from taskflow.model.ids import ID_BYTES
 from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import SessionRecord
@@ -36,6 +37,8 @@ MAX_ARRIVING: Final = 10_000
 MAX_DUE: Final = 100
 GIVEN_BACK_AT_ONCE: Final = 100
 MAX_FAILED: Final = 1_000_000
+FLOW_ENTRIES: Final = 500
+"""The number of jobs that are read at once to find the newest flows."""
 
 
 # --- queues ---------------------------------------------------------------------------------------------------
@@ -193,6 +196,22 @@ def flow(flow_id: bytes, first: int, limit: int) -> Operation[list[Record]]:
     seen: Snapshot = yield Query(scans=(flows.whole(flow_id, first, limit),))
     jobs = [Job.of_record(entry.record) for entry in seen.scans[0] if entry.record is not None]
     return [job.to_record() for job in jobs if job.is_kept(seen.now)]
+
+
+def newest_flows(limit: int) -> Operation[list[Record]]:
+    last, after, known = dict[bytes, Ref](), None, -1
+    while known < len(last) < limit:
+        known = len(last)
+        seen: Snapshot = yield Query(scans=(Scan("flow", FLOW_ENTRIES, after=after, backwards=True, with_records=False),))
+        for entry in seen.scans[0]:
+            last.setdefault(entry.position[0][:ID_BYTES], entry.ref)
+        if len(seen.scans[0]) < FLOW_ENTRIES:
+            break
+        after = (numbered([*last][-1], 0),)  # skip the rest of this flow
+    refs = tuple(last.values())[:limit]
+    found: Snapshot = yield Query(refs)
+    jobs = [Job.of_record(record) for ref in refs if (record := found.records[ref]) is not None]
+    return [job.to_record() for job in jobs if job.is_kept(found.now)]
 
 
 def cancel_flow(flow_id: bytes, rules: Rules) -> Operation[int]:

@@ -124,6 +124,9 @@ class EngineAdmin:
     async def flow(self, flow: bytes, *, first: int = 0, limit: int = 1_000) -> list[Record]:
         return await self._run(admin.flow(flow, first, limit))
 
+    async def flows(self, limit: int = 20) -> list[Record]:
+        return await self._run(admin.newest_flows(limit))
+
     async def cancel_flow(self, flow: bytes) -> int:
         return await self._run(admin.cancel_flow(flow, self._rules))
 
