@@ -48,7 +48,7 @@ def _filled(harness: type[StoreHarness]) -> Iterator[Filled]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give a test of what pages do in a browser one kind of store, in turn: `tests/dashboard` shows on each store what pages say."""
+    """Give a test of what pages do in a browser one kind of store, in turn: `tests.nightly` runs all of them on each store."""
     if "stage" not in metafunc.fixturenames:
         return
     name, is_on_each = metafunc.definition.name, any(mark.name == "each_store" for mark in metafunc.definition.iter_markers())
