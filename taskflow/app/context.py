@@ -213,7 +213,7 @@ class JobContext:
         committed.
         """
         if self._run is None:
-            raise TaskflowError("complete_in() was called outside of a run: a job completes only while a worker runs it")
+            raise TaskflowError("complete_in() was called outside of a run: a job can be completed only while a worker is running it")
         return self._run.complete_in(connection, result)
 
     def __repr__(self) -> str:

@@ -263,7 +263,7 @@ class NamedJob(Sendable[..., Any]):
         job = self._declared()
         if job is None:
             unknown = f"{self.name}: this process does not know the job, so it cannot tell which argument takes the result"
-            raise EncodeError(f"{unknown}: import the module that declares it, or use .bind(...), so that it only waits")
+            raise EncodeError(f"{unknown}: import the module that declares it, or use .bind(...) to make the job wait without a result")
         return job._link(args, kwargs)
 
     def _call_from_json(self, body: bytes) -> Call[Any]:

@@ -162,11 +162,11 @@ class Signals:
         while self._handled < self._count:
             self._handled += 1
             if self._handled == 1 and self._start is not None:
-                log_safely(log.info, "%s: cancelling the start; a second signal ends at once", name)
+                log_safely(log.info, "%s: cancelling the start; a second signal exits at once", name)
                 self._stopped.set()
                 self._start.cancel()
             elif self._handled == 1:
-                log_safely(log.info, "%s: winding down; a second signal cancels the runs, a third ends at once", name)
+                log_safely(log.info, "%s: winding down; a second signal cancels the runs, a third exits at once", name)
                 self._stopped.set()
             elif self._worker is not None:
                 log_safely(log.warning, "%s again: cancelling the runs", name)

@@ -138,7 +138,7 @@ def _run_to_exit(run: WorkerRun) -> int:
         if not run.has_ended:  # the event loop has failed
             run.on_event(DescriptorsClosed(str(error)))
         if isinstance(error, asyncio.CancelledError):
-            log.error("the worker has wound down, because code that it called cancelled the worker's task")
+            log.error("the worker has wound down, because its task was cancelled by code that it had called")
             return Exit.FAILED
         if is_ours(error):
             raise

@@ -246,7 +246,7 @@ def pack_follow_up(envelope: Envelope) -> bytes:
     try:
         check_envelope(caused)
     except ValueError as error:
-        raise ValueError(f"the call of {envelope.job}: {error}, including 48 for {CAUSED_BY}") from None
+        raise ValueError(f"the call to {envelope.job}: {error}; this counts the 48 bytes of {CAUSED_BY}") from None
     given = {name: getattr(envelope, name) for name in Envelope.__struct_fields__}
     packed = msgspec.msgpack.encode({name: value for name, value in given.items() if value != getattr(_PLAIN, name)} | {"id": b""})
     if len(packed) > MAX_FOLLOW_UP:

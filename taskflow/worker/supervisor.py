@@ -184,7 +184,7 @@ class Supervisor:
         name = signal.Signals(number).name
         if self._stops == 1:
             workers = "" if len(self._workers) == 1 else f" {len(self._workers)} workers"
-            log.info("%s: winding down%s; a second signal cancels the runs, a third ends at once", name, workers)
+            log.info("%s: winding down%s; a second signal cancels the runs, a third exits at once", name, workers)
         elif self._stops == 2:
             log.warning("%s again: cancelling the runs", name)
 

@@ -42,7 +42,7 @@ def write_any(value: Any, levels: int) -> Any:
             return SCALARS[base].write(value, levels)
     if (zone := shape_of_zoneinfo(type(value))) is not None:
         return zone.write(value, levels)
-    raise ShapeError(f"{type_name(type(value))} cannot be sent by itself", needs_annotation=True)
+    raise ShapeError(f"{type_name(type(value))} cannot be sent as it is", needs_annotation=True)
 
 
 def read_any(wire: Any, levels: int) -> Any:

@@ -117,7 +117,7 @@ def test_positional_arguments_need_the_declaration() -> None:
 def test_a_value_that_needs_an_annotation_is_refused_with_the_name_of_the_argument() -> None:
     class Order: ...
 
-    with pytest.raises(EncodeError, match=r"order.*cannot be sent by itself.*app\.tasks\.charge, whose annotations are not known here"):
+    with pytest.raises(EncodeError, match=r"order.*cannot be sent as it is.*app\.tasks\.charge, whose annotations are not known here"):
         named("app.tasks.charge").bind(order=Order())
     with pytest.raises(TooLarge):
         named("app.tasks.charge").bind(order=b"x" * (2 << 20))

@@ -57,7 +57,7 @@ REFUSED: list[tuple[Any, Any, str, str]] = [
     (k.Site, k.Site.model_construct(url=object()), "value.url", "cannot be sent as"),
     (Any, k.Point(1), "value", "annotate the parameter"),
     (list, [{"a": k.Point(1)}], "value[0]['a']", "annotate the parameter"),
-    (k.Box, k.Box(k.Plain()), "value.content", "tests.unit.codec.kinds.Plain cannot be sent by itself"),
+    (k.Box, k.Box(k.Plain()), "value.content", "tests.unit.codec.kinds.Plain cannot be sent as it is"),
 ]
 
 

@@ -60,7 +60,7 @@ WRONG_TYPES: list[tuple[Any, Any, str, str]] = [
     (k.Rights, 1, "value", "expected tests.unit.codec.kinds.Rights, got int"),
     (k.Bits, k.Bits(2), "value", "unknown bits"),
     (k.Json, {"a": (1,)}, "value['a']", "got tuple"),
-    (Any, object(), "value", "object cannot be sent by itself"),
+    (Any, object(), "value", "object cannot be sent as it is"),
     (Any, {"a": {k.Color.RED: 1}}, "value['a'].<key>", "tests.unit.codec.kinds.Color cannot be sent"),
     (Any, {(1, k.Color.RED)}, "value.<item>[1]", "tests.unit.codec.kinds.Color cannot be sent"),
     (Any, msgspec.msgpack.Ext(1, b""), "value", "Ext cannot be sent"),
