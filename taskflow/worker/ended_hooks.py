@@ -1,4 +1,4 @@
-"""Calls `Middleware.ended` for each job that ends. Settlements never wait for it. Errors are logged with the job's id."""
+"""Calls `Middleware.ended` for each job that ends, without delaying settlements. Errors are logged with the job's id."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from taskflow.worker.lease_table import HeldLease
 
 log: Final = logging.getLogger("taskflow.worker")
 
-AT_ONCE: Final = 100  # the approximate number of `ended` calls that run at once, and of records that one read fetches
-MAX_WAITING: Final = 10_000  # the maximum number of ends that wait for a call. Further ones are dropped, with an error in the log.
+AT_ONCE: Final = 100  # the approximate number of `ended` calls that run at once, and the number of records fetched per read
+MAX_WAITING: Final = 10_000  # the maximum number of ended jobs that wait for a call. Further jobs are dropped, and an error is logged.
 STUCK_TIMEOUT: Final = 1.0  # if no call ends for this many seconds, the worker stops waiting for the hooks
 TIMEOUT: Final = 30.0  # seconds after which a call of `ended` is cancelled, so that hanging hooks do not fill the memory
 
@@ -46,7 +46,7 @@ class _Settlement(NamedTuple):
 
 
 class EndedHooks:
-    """Calls `Middleware.ended` for each job that ends. Settlements never wait for it. If the store no longer has a job's record or does
+    """Calls `Middleware.ended` for each job that ends, without delaying settlements. If the store no longer has a job's record or does
     not answer, the worker builds the `JobInfo` from the lease and the verdict. Errors are logged with the job's id."""
 
     def __init__(self, app: App, broker: Broker, middleware: Sequence[Middleware], worker: str) -> None:
@@ -64,7 +64,7 @@ class EndedHooks:
 
     @property
     def is_behind(self) -> bool:
-        """True if the worker should claim no more jobs yet, because too many ended jobs wait for hooks. Hung hooks don't count."""
+        """True if the worker should claim no more jobs yet, because too many ended jobs wait for hooks. False if the hooks hang."""
         return len(self._waiting) >= MAX_WAITING // 2 and time.monotonic() - self._called_at < STUCK_TIMEOUT
 
     def tell_ended(self, ids: Sequence[bytes], dropped: int = 0) -> None:

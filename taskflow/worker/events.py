@@ -77,7 +77,7 @@ class SettlementBlocked(WorkerEvent, frozen=True):
 
 class CompletionRolledBack(WorkerEvent, frozen=True):
     """The run was completed in a transaction (`complete_in`) that was rolled back. In place of the verdict announced by `RunEnded`, the
-    verdict `instead` has taken effect: the error that the job raised, or else a failure `taskflow.RolledBack`."""
+    verdict `instead` has taken effect: the error that the job raised, or else a `taskflow.RolledBack` failure."""
 
     lease: Lease
     verdict: Completed
@@ -152,7 +152,7 @@ class BrokerRecovered(WorkerEvent, frozen=True):
 
 class ScheduleFired(WorkerEvent, frozen=True):
     """The worker has fired a schedule, `late_by` seconds after its time and jitter. If `is_added`, `id` is the id of the new job.
-    Otherwise, `overlap` ruled it out while an earlier job was live, or the store already knew the job."""
+    Otherwise, `overlap` ruled the job out because an earlier one was live, or the store already had this job."""
 
     name: str
     id: bytes
@@ -161,8 +161,8 @@ class ScheduleFired(WorkerEvent, frozen=True):
 
 
 class ScheduleMissed(WorkerEvent, frozen=True):
-    """The schedule has missed `count` firings, because they were too late for its `catch_up` or `max_delay`. Above 100, `count` may be
-    lower than their number."""
+    """The schedule has missed `count` firings, because they were too late for its `catch_up` or `max_delay`. If more than 100 were
+    missed, `count` may be lower than the actual number."""
 
     name: str
     count: int
@@ -207,9 +207,9 @@ class DescriptorsClosed(WorkerEvent, frozen=True):
 
 
 class LoopStalled(WorkerEvent, frozen=True):
-    """The worker's event loop has made no progress for `seconds`. `lease` is the lease of the job whose code does not return, or None if
-    no job is blocking the loop: then the machine may be overloaded, or threads compete for the interpreter lock. `stack` shows where the
-    loop is. Sent after 1 s, 10 s, 100 s and so on. This event and the next three are sent from a separate thread."""
+    """The worker's event loop has made no progress for `seconds`. `lease` is the lease of the job whose code does not return. It's None
+    if no job is blocking the loop: then the machine may be overloaded, or threads may be competing for the interpreter lock. `stack` shows
+    where the loop is. Sent after 1 s, 10 s, 100 s and so on. This event and the next three are sent from a separate thread."""
 
     lease: Lease | None
     seconds: float

@@ -52,7 +52,7 @@ from taskflow.worker.results import ReadNotes, ResultsMissing, with_results
 from taskflow.worker.run_errors import RolledBack, failure_of, follow_ups_of, stored_cause, unencodable
 from taskflow.worker.thread_pool import CancelledBeforeStart, RaisedInThread, StoppableCall, ThreadPool
 
-if TYPE_CHECKING:  # loaded only by workers that run such jobs
+if TYPE_CHECKING:  # loaded only by workers that run batch jobs
     from taskflow.worker.batches import Batches
 
 log: Final = logging.getLogger("taskflow.worker")
@@ -89,7 +89,7 @@ class Executor:
     deploy: str = ""
     read_notes: ReadNotes | None = None
 
-    gathers = True  # False makes the calls of batch jobs as soon as their runs have begun
+    gathers = True  # if False, a batch job's function is called as soon as the available runs have begun
 
     def __post_init__(self) -> None:
         self.registry = self.app.registry
@@ -101,7 +101,7 @@ class Executor:
         self._pid = os.getpid()
         self._completes = self._complete  # bound once, not for each run
         self._deadlines = Deadlines(self._end_at_timeout)
-        self.batches: Batches | None = None  # made for the first batch job
+        self.batches: Batches | None = None  # created for the first batch job
 
     async def run(self, holding: HeldLease) -> Settlement:
         """Run the job and return the settlement. If the coroutine is closed, raises GeneratorExit: call `close` for the settlement."""
@@ -312,7 +312,7 @@ class Executor:
 
     def _surroundings_of(self, job: AnyJob) -> Callable[..., Any] | None:
         """Return a function that calls the job's function inside its context managers, or None if there are none."""
-        # a child process imports the application after this executor was made
+        # a child process imports the application only after this executor has been made
         of_middleware = [layer.around for layer in self.app.settings.middleware if type(layer).around is not Middleware.around]
         if self.app.is_in_child:
             of_middleware += [each.in_child for each in self.app.settings.telemetry if type(each).in_child is not Telemetry.in_child]
@@ -383,7 +383,7 @@ class Executor:
         return Completed(otherwise)
 
     def _completed(self, holding: HeldLease, verdict: Verdict) -> Verdict:
-        """Return the verdict to settle with. If the run was completed in a transaction but then failed, it's wrapped in Completed."""
+        """Return the verdict to settle with, wrapped in Completed if the run was completed in a transaction but then failed."""
         if holding.completed is None or isinstance(verdict, Completed | Succeeded):
             return verdict
         completed = Completed(verdict)
@@ -441,14 +441,14 @@ class Executor:
     def _wait(self, lease: Lease, retry: Backoff | RetryFunction, error: BaseException) -> float | None:
         """Return the seconds to wait before the next attempt, or None if the job's retry function allows no more attempts."""
         if not isinstance(retry, Backoff):
-            is_asked = isinstance(error, Exception) and not isinstance(error, RolledBack)  # the run may still succeed
+            is_asked = isinstance(error, Exception) and not isinstance(error, RolledBack)  # a run judged RolledBack may still succeed
             try:
                 wait = retry(lease.attempt, error) if is_asked else None  # type: ignore[arg-type]
                 if wait is not None:
                     return seconds_of("retry", wait)
                 if is_asked and not isinstance(error, Retry):
                     return None
-            except BaseException:  # an error in it must neither lose the job nor end the worker
+            except BaseException:  # an error in that function must neither lose the job nor end the worker
                 said = "job %s (%s): its retry= function failed after attempt %d; the default back-off applies"
                 log_safely(partial(log.error, exc_info=True), said, id_text(lease.envelope.id), lease.envelope.job, lease.attempt)
             retry = Backoff()
@@ -456,7 +456,7 @@ class Executor:
 
 
 def end_forked_process() -> NoReturn:
-    """End a process that a job forked and in which the job returned or raised: it would otherwise continue as a second worker."""
+    """End a process forked by a job that then returned or raised in it. Otherwise, the process would continue as a second worker."""
     log_safely(log.error, "a job has returned in a process that it forked; this process ends now. End such processes with os._exit()")
     os._exit(1)
 

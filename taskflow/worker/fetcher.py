@@ -46,8 +46,8 @@ BEHIND_PAUSE: Final = 0.1  # seconds after which the fetcher checks again whethe
 class Fetcher:
     """Claims jobs for a session, one claim at a time. A claim whose answer was lost is repeated with the same number.
 
-    `answered_at` is when a claim was last answered, and `full_at` when there was last no room, both on the monotonic clock. `has_tried` is
-    set once a claim was answered or failed, or there was no room. `on_leases` receives the leases and the time of the request."""
+    `answered_at` is when a claim was last answered, and `full_at` when the worker was last full (monotonic clock). `has_tried` is set once
+    a claim has been answered or has failed, or the worker was full. `on_leases` receives the leases and the time of the request."""
 
     registration: Registration
     options: WorkerOptions
@@ -116,7 +116,7 @@ class Fetcher:
         try:
             leases = await self._claim(self._queues.order(), limit)
             self.answered_at = time.monotonic()
-            # The leases of a slow answer may already count as ghosts, and run elsewhere.
+            # The leases of a slow answer may already count as ghosts, and their jobs may be running elsewhere.
             take = self.on_leases if self.answered_at - asked_at < self._too_old else self.runs.refuse
             take(leases, asked_at)
         finally:

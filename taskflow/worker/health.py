@@ -1,4 +1,4 @@
-"""Reports whether a worker is alive and ready. Any thread may call this, even while the event loop is blocked."""
+"""Reports whether a worker is alive and ready. Any thread may run the checks, even while the event loop is blocked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WATCHDOG_TIMEOUT: Final = 5.0  # seconds without a check after which the watchdo
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """The result of a health check. `why` is for people, `facts` for programs. Web frameworks can return a dataclass directly."""
+    """The result of a health check. `why` is for people, `facts` for programs. It's a dataclass so that web frameworks can return it."""
 
     is_well: bool
     why: str
@@ -87,7 +87,7 @@ class WorkerHealth:
             return HealthCheck(False, f"no job can start: abandoned functions still occupy all {runs.left_behind} slots", facts)
         if beaten is None or beaten > max(ANSWER_TIMEOUT, self._ttl / 2):
             return HealthCheck(False, _not_for("a heartbeat", beaten), facts)
-        # If every slot is occupied, the worker need not claim, but it must still settle the runs when they end.
+        # If every slot is occupied, the worker need not claim jobs, but it must still settle the runs when they end.
         full = _since(session.fetcher.full_at, now)
         waited = claimed if claimed is None or full is None else min(claimed, full)
         if waited is None or (runs.free and waited > ANSWER_TIMEOUT):

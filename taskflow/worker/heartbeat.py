@@ -47,10 +47,10 @@ LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
 @dataclass(eq=False)
 class Heartbeat:
     """Sends a session's heartbeats. Its thread calls `on_answer`, with an answer and the time of the heartbeat, and `on_lost`, with the
-    reason, in the session's loop. `beaten_at` is the time of the last answer, `tried_at` that of the last attempt, on the monotonic clock.
+    reason, in the session's loop. `beaten_at` is when the last answer arrived, `tried_at` when the last attempt ended (monotonic clock).
 
-    The session is given up one ttl after the last answered heartbeat was sent, and lapses in the store a ttl after that one's arrival. An
-    attempt in progress is then cancelled. Only an attempt that begins later, after the process was suspended, may still succeed."""
+    The session is given up one ttl after the last answered heartbeat was sent. It lapses in the store one ttl after that heartbeat arrived.
+    An attempt in progress is then cancelled. Only an attempt that begins later, after the process was suspended, may still succeed."""
 
     session: Session
     fetcher: Fetcher
@@ -132,15 +132,15 @@ class Heartbeat:
 
     async def _beat_on(self, deadline: Deadline) -> None:
         interval = self.session.ttl / BEATS_PER_TTL
-        lapses_at = self.tried_at + self.session.ttl  # the session was registered later than `tried_at`
+        lapses_at = self.tried_at + self.session.ttl  # the session was registered after `tried_at`
         retries = Retries(PAUSES.at_most(interval))
         while not self._stopping.is_set():
-            if self._loop.is_closed():  # the worker didn't wind down: let others take the jobs now, not when this process ends
+            if self._loop.is_closed():  # the worker didn't wind down: let other workers take the jobs now, not when this process ends
                 with contextlib.suppress(BrokerError):
                     await self._broker.beat(Beat(session=self.session.id, leaving=True))
                 return
             try:
-                asked_at, seen = time.monotonic(), self.fetcher.request  # read first: a claim answered in between is newer
+                asked_at, seen = time.monotonic(), self.fetcher.request  # read before the claims: a claim answered in between is newer
                 claims = self.lease_table.claims()
                 beat = Beat(session=self.session.id, claims=claims, seen=seen, looks=not claims)
                 deadline.begin(left if (left := lapses_at - asked_at) > 0 else math.inf)

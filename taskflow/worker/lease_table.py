@@ -36,13 +36,13 @@ class HeldLease:
     reported: object = NOTHING_YET  # the progress in the last heartbeat
     on_report: Callable[[], None] | None = None  # called, from any thread, when the run has reported progress
     stop: Callable[[], object] | None = None
-    in_thread: asyncio.Future[Any] | None = None  # the future of its plain function, if that runs in a thread
+    in_thread: asyncio.Future[Any] | None = None  # the future of the run's plain function, if that runs in a thread
     why_stopped: str | None = None
     asked_at: float | None = None  # when the run was asked to stop
     reminders: int = 0  # how many times it has been reported that the run has not stopped
     is_offered: bool = False
     is_held_up: bool = False  # True once its settlement has been set aside, usually because another program's transaction blocks it
-    completed: bytes | None = None  # the result with which the run has been settled in a transaction, or may have been
+    completed: bytes | None = None  # the result with which the run was, or may have been, settled in a transaction
     complete_on: CompleteOn | None = None  # completes the run in a transaction; set by the executor
     raised: list[Verdict] | None = None  # the run's verdicts that have an exception attached
     child_headers: dict[str, str] | None = None  # headers for the child process in addition to those sent; None if the run has no child
@@ -94,7 +94,7 @@ class LeaseTable:
 
     @property
     def is_open(self) -> bool:
-        """True if the session may claim leases and start waiting runs. False during a trial of crashed jobs, and once it's lost."""
+        """True if the session may claim leases and start waiting runs. False while crashed jobs are tried and once the session is lost."""
         return not (self._is_on_trial or self._is_closed)
 
     def set_trial(self, is_on_trial: bool) -> None:

@@ -39,10 +39,10 @@ PASS_ON_DELAY: Final = 0.1  # seconds after which a schedule is offered again, p
 FIRST_ROUNDS: Final = 3
 
 MAX_BYTES: Final = 1 << 20  # the maximum size of the jobs in one call of `fire`, in bytes. A larger job or flow is sent alone.
-JOB_OVERHEAD: Final = 1_000  # the size at which a job without arguments counts
+JOB_OVERHEAD: Final = 1_000  # the size in bytes that a job without arguments counts as
 PAUSES: Final = Pauses(0.5, 30.0)
 
-STAMP_TIMEOUT: Final = 15.0  # seconds within which middleware must stamp the jobs of schedules. Maintenance waits for it.
+STAMP_TIMEOUT: Final = 15.0  # seconds within which middleware must stamp the jobs of schedules. Maintenance waits for this.
 LIMIT: Final = 250
 """The maximum number of moves in one call while jobs are falling due. These jobs wait
 for the call, and so do claims for the jobs that the previous call made ready."""
@@ -58,13 +58,13 @@ MAX_IDLE_INTERVAL: Final = 60.0  # seconds after which maintenance is called, wh
 SHORT: Final = 2.0
 UNANNOUNCED: Final = 0.1
 """If a heartbeat reports work that is due this many seconds or more before
-the planned call, no nudge announced it, and maintenance is called earlier."""
+the planned call, no nudge has announced that work, so maintenance is called earlier."""
 # Minimum seconds between two calls. Each job that's due soon sends a nudge, and a flood of nudges must not become a flood of calls.
 MIN_INTERVAL: Final = 0.005
 
 
 class _Step(NamedTuple):
-    """A firing, and how late it was, in seconds, when the schedule was offered."""
+    """A firing, and by how many seconds it was late when the schedule was offered."""
 
     firing: Firing
     lag: float
@@ -119,7 +119,7 @@ class Scheduler:
             portion = definitions[first : first + MAX_OFFERS]
             try:
                 taken = await retry(partial(self._define, portion, session), PAUSES, on=BrokerError, note=self._note)
-            except SessionLost:  # the heartbeat reports it too
+            except SessionLost:  # the heartbeat reports this too
                 return
             for definition, is_taken in zip(portion, taken, strict=True):
                 if not is_taken:
@@ -174,7 +174,7 @@ class Scheduler:
                     return [_Step(Firing(name=offer.name, digest=offer.digest, expected=at, next_at=at, offer_at=offer_at), 0.0)]
                 times = declared.timetable
             return [_Step(firing, plan.lag_of(offer.name, firing.expected, offer.now)) for firing in firings_of(offer, plan, times)]
-        except (Exception, asyncio.CancelledError, GeneratorExit, SystemExit) as error:  # a timetable's error must not affect others
+        except (Exception, asyncio.CancelledError, GeneratorExit, SystemExit) as error:  # one timetable's error must not affect others
             self._fail(offer.name, f"{type(error).__name__}: {error}", type(error))
             return []
 
@@ -229,7 +229,7 @@ class Scheduler:
         return [replace(firing, envelopes=tuple(islice(stamped, len(firing.envelopes)))) for firing in firings]
 
     def _fail(self, name: str, why: str, kind: type[BaseException] | None = None) -> None:
-        """Report a failure unless the schedule's last failure was alike, because a schedule that doesn't fire is offered every second."""
+        """Report a failure unless the schedule's last failure was of this kind: a schedule that doesn't fire is offered every second."""
         if name not in self._has_failed or self._has_failed[name] is not kind:
             self._has_failed[name] = kind
             self.events.emit(ScheduleFailed(name, why))
@@ -293,7 +293,7 @@ class Maintenance:
             self._when_due = None
 
     async def _wait(self, waiter: Waiter, pause: float) -> bool:
-        """Wait until the next call is due. It is postponed while maintenance is at rest. Return True if a nudge arrived."""
+        """Wait until the next call is due. The call is postponed while maintenance is at rest. Return True if a nudge arrived."""
         began_at = time.monotonic()
         self._next_at = began_at + pause
         while not await waiter.wait(pause):

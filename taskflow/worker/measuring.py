@@ -1,4 +1,4 @@
-"""Counts what a worker does, for metrics and for the history. Created only if telemetry asks for it."""
+"""Counts what a worker does, for metrics and for the history. Workers count only if telemetry requires it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ RECORD_TIMEOUT: Final = 2.0
 class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The counts of one or more workers since they started, and their current state.
 
-    `measures`       packed, see `pack_measures`
+    `measures`       the measures, packed by `pack_measures`
     `broker_errors`  how many calls to the broker have failed, by operation
     `leases_lost`    how many leases were lost
-    `busy`, `free`   slots
+    `busy`, `free`   the numbers of busy and free slots
     `loop_lag`       seconds for which the event loop has not responded
     """
 
@@ -74,8 +74,8 @@ class WorkerMeasures:
     """Counts runs as they are settled, and other events of a worker. The worker's loop writes; other threads read."""
 
     def __init__(self, facts: Callable[[], tuple[int, int, float]], *, records: bool, deploy: str = "") -> None:
-        """`facts` returns the numbers of busy and free slots, and how long the event loop has been blocked. `records` is True to record the
-        history, with the name of this deploy."""
+        """`facts` returns the numbers of busy and free slots, and how long the event loop has been blocked. If `records` is True, the
+        history is recorded too, with the name of this deploy."""
         self._facts = facts
         self._records = records
         self._deploy = deploy
@@ -88,7 +88,7 @@ class WorkerMeasures:
         self._recorded_at = time.monotonic()
 
     def settled(self, holdings: Sequence[HeldLease | None], batch: Sequence[Settlement], answers: Sequence[Settled]) -> None:
-        """Count a batch of settlements. Those of one job with the same verdict are counted together."""
+        """Count a batch of settlements. Settlements with the same queue, job and verdict are counted together."""
         alike = defaultdict[tuple[str, str, type[Verdict]], tuple[list[int], list[float]]](lambda: ([], []))
         for holding, settlement, answer in zip(holdings, batch, answers, strict=True):
             if holding is None or answer not in _COUNTED:

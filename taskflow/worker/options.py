@@ -19,7 +19,7 @@ MAX_CONCURRENCY: Final = 100_000
 
 
 class QueueChoice:
-    """The order in which a worker claims from its queues: strict for ``a,b``, weighted for ``a=3,b=1``, in turn from all if none is named.
+    """The order in which a worker claims from its queues: strict for ``a,b``, weighted for ``a=3,b=1``. If none are named, all take turns.
     With weights, each queue comes first in a share of the claims that is proportional to its weight, so that none starves."""
 
     def __init__(self, weights: Mapping[str, int | None] | None = None) -> None:
@@ -66,10 +66,10 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     ttl: float = 20.0  # seconds without a heartbeat after which other workers may take the jobs
     start_timeout: float = 0.0  # seconds to wait at startup for a broker that does not answer; 0 raises at once
     drain_horizon: float = 60.0  # `drained` waits for jobs that are due within this many seconds
-    modules: tuple[str, ...] = ()  # those that a child process imports first; it also imports the module of each job that it runs
+    modules: tuple[str, ...] = ()  # the modules that a child process imports first; it also imports those of the jobs that it runs
     children: ChildOptions = msgspec.field(default_factory=ChildOptions)
     stall_limit: float = 300.0  # seconds that a job may block the loop before the heartbeat stops and others take its jobs; 0 disables
-    # Called when that limit is reached, from a separate thread. The argument is False if the subscribers did not receive `StalledForGood`
+    # Called from a separate thread when that limit is reached. The argument is False if the subscribers did not receive `StalledForGood`
     # in time, for example because the loop is stuck writing to the log.
     on_stall_limit: Callable[[bool], None] | None = None
     subscribers: tuple[Subscriber, ...] = (log_event,)

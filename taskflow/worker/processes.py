@@ -44,8 +44,8 @@ def supervise(
     on_news: Callable[[int, str | ExitStatus], None] = lambda pid, news: None,
     on_stop: Callable[[], None] = lambda: None,
 ) -> int:
-    """Keep the workers running until all have ended for good, and return the exit code. Each is a process that runs `command` in
-    `environment` (default: that of this process). When a worker crashes, another running worker or the next one reports its death to the
+    """Keep the workers running until all have ended for good, and return the exit code. Each worker is a process that runs `command`
+    in `environment` (default: that of this process). When a worker crashes, another running worker or the next one reports its death to the
     broker. `on_news` receives the workers' reports and exit statuses, and `on_stop` is called when the supervisor is asked to stop."""
     with SignalPipe() as signals, Processes(command, signals, environment) as processes:
         if watch is not None:
@@ -112,7 +112,7 @@ class Processes:
         return pid in self._sockets and self._sockets[pid].say(RETIRE)
 
     def record_death(self, session: bytes, cause: str) -> None:
-        """Make each worker with a session report the death to the broker, until one has done so. Repeated reports do no harm."""
+        """Make the workers that have a session report the death to the broker, until one has done so. Repeated reports do no harm."""
         self._deaths[session.hex()] = f"died {session.hex()} {cause}\n".encode(), time.monotonic()
         self._remind()
 
@@ -129,7 +129,7 @@ class Processes:
             self._remind()
 
     def news(self) -> Iterator[tuple[int, str | ExitStatus]]:
-        """Yield pids with reports or exit statuses; a worker's exit status is its last. If this is process 1, orphans are reaped too."""
+        """Yield each report or exit status with its process's pid. A worker's exit status comes last. Process 1 also reaps orphans."""
         for pid, worker_socket in self._sockets.items():
             for line in worker_socket.take():
                 self._record_line(worker_socket, line)
@@ -249,7 +249,7 @@ class SignalPipe:
         os.write(self._writer, bytes([CHANGED]))
 
     def has_lost_terminal(self) -> bool:
-        """Return True if the terminal in which this process was started is gone: a SIGHUP then reports that, and requests no restart."""
+        """Return True if the terminal in which this process was started is gone. A SIGHUP then reports that, and requests no restart."""
         return self._had_terminal and not _has_terminal()
 
     def __enter__(self) -> Self:

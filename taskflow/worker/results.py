@@ -25,9 +25,9 @@ class ResultsMissing(TaskflowError):
 
 
 async def with_results(lease: Lease, read: ReadNotes) -> Lease:
-    """Return the lease with the results among the job's arguments. The run decodes them later, as the job's annotations require.
+    """Return the lease with the results added to the job's arguments. The run decodes them later, as the job's annotations require.
 
-    Raises ResultsMissing, DecodeError, or the errors of the broker.
+    Raises ResultsMissing, DecodeError, or the broker's errors.
     """
     envelope, member = lease.envelope, lease.envelope.member
     assert member is not None

@@ -15,7 +15,7 @@ from taskflow.model.ids import IdFactory, id_text
 from taskflow.model.verdict import Completed, Discarded, Failed, RunEnding, RunError, Verdict
 from taskflow.worker.children.messages import ChildFailed
 
-# An error's metaclass may hide or break these attributes. So may `error.__class__`, which `isinstance` reads: use `type(error)`.
+# An error's metaclass may hide or break these attributes. `error.__class__`, which `isinstance` reads, may be wrong too: use `type(error)`.
 _MODULE: Final = type.__dict__["__module__"]
 _QUALNAME: Final = type.__dict__["__qualname__"]
 
@@ -37,7 +37,7 @@ class RolledBack(TaskflowError):
 def failure_of(
     error: BaseException, attempt: int, function: Callable[..., Any] | None = None, ending: RunEnding = RunEnding.FAILED
 ) -> RunError:
-    """Describe `error`. The traceback begins in `function`, if one is given and it is on the stack."""
+    """Describe `error`. The traceback begins in `function`, if that is given and on the stack."""
     is_ours = issubclass(type(error), (DecodeError, EncodeError)) and error.__cause__ is None
     shown = "" if is_ours else _traceback(error, function)
     return RunError(_type_name(type(error)), _message(error), shown, attempt, ending=ending)
@@ -91,7 +91,7 @@ def _traceback(error: BaseException, function: Callable[..., Any] | None) -> str
 
 
 def frames_from(function: Callable[..., Any], error: BaseException) -> TracebackType | None:
-    """Return the error's frames, starting at the function or at its attribute `begins_at`; all of them if it's not on the stack."""
+    """Return the error's frames, starting at the function or its `begins_at`. If that isn't on the stack, return all frames."""
     code = getattr(inspect.unwrap(getattr(function, "begins_at", function)), "__code__", None)
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code is not code:

@@ -175,7 +175,7 @@ class Runs:
                 await asyncio.sleep(0)
             if self._reserve and time.monotonic() - self._reserve[0].taken_at > RESERVE_TTL:
                 self.give_back_reserve()
-                self._fills_batches = False  # jobs that precede the batch's in their queue would be claimed again at once
+                self._fills_batches = False  # jobs ahead of the batch's in the queue would be claimed again at once
             await self.lease_table.wait_for_change(RESERVE_TTL if self._reserve else None)
 
     def begin_waiting(self) -> None:
@@ -201,7 +201,7 @@ class Runs:
             settlement = await self._executor.run(holding)
         except GeneratorExit as closed:
             task = asyncio.current_task(self._loop)
-            if task is not None and self.under_way.get(task) is holding:  # otherwise the loop is gone, and its coroutines are closed
+            if task is not None and self.under_way.get(task) is holding:  # otherwise the loop is gone, and its coroutines are being closed
                 settlement = self._executor.close(holding, closed)
         finally:
             self._end(holding, settlement or settlement_of(holding.lease, HandedBack()))  # a cancellation may bypass the executor
@@ -304,11 +304,11 @@ class Prefetch:
 
 
 class Trial(NamedTuple):
-    """A plan for trying suspects."""
+    """A plan for trying suspects, which are jobs that have crashed."""
 
     together: int  # the number of jobs that run at the same time
     probation: float  # seconds after which other jobs may start alongside them
-    # Seconds to wait for earlier runs to end and for the store to take back other leases. Runs that continue share the risk
+    # Seconds to wait for earlier runs to end and for the store to take back other leases. Runs that continue after that share the risk
     until_alone: float
 
 

@@ -20,7 +20,7 @@ MIN_HEALTHY_TIME: Final = 60.0  # a service that has run for this many seconds b
 
 
 class Services:
-    """An async context manager that runs services inside its block. `on_end` is called whenever one stops.
+    """An async context manager that runs services inside its block. `on_end` is called whenever a service stops.
 
     A service that other code cancels, such as a job that cancels all tasks, restarts at once; one that fails restarts after a growing
     pause."""

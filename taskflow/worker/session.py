@@ -51,10 +51,10 @@ class Phase(IntEnum):
     | WINDING_DOWN | -            | -               | -> STOPPING        | -> LOST; verdicts are offered for a while              |
     | STOPPING     | -            | -               | -                  | -> LOST; as before                                     |
 
-    A worker has a phase too: WORKING, FINISHING or WINDING_DOWN. Its current session follows it."""
+    A worker has a phase too: WORKING, FINISHING or WINDING_DOWN. Its current session adopts that phase."""
 
     WORKING = 0
-    FINISHING = 1  # the session claims nothing more. Its runs may take as long as they need
+    FINISHING = 1  # the session claims no more jobs. Its runs may take as long as they need
     WINDING_DOWN = 2  # the runs have the grace period to finish
     STOPPING = 3  # the grace period is over. The remaining runs are cancelled and handed back, then the session leaves
     LOST = 4  # the store, or the worker itself, has declared the session dead. Other workers may run its jobs
@@ -71,9 +71,9 @@ class Hooks(NamedTuple):
 class WorkerSession:
     """One session of a worker. If it ends while the worker continues, the worker begins another one.
 
-    `run` takes the session through its phases. `finish`, `wind_down`, `end_grace_period` and `lose` only set the phase, and `settle_by` a
-    time limit. `has_forced` is True if runs had to be cancelled. `all_ended` is set when a finishing session has nothing left to wait for,
-    `runs_stopped` when no run continues here except in threads, `schedules_begun` when the worker's schedules have been declared."""
+    `run` takes the session through its phases. `finish`, `wind_down`, `end_grace_period` and `lose` only set the phase; `settle_by` sets
+    a time limit. `has_forced` is True if runs had to be cancelled. `all_ended` is set when a finishing session has nothing left to wait
+    for, `runs_stopped` when no run continues except in threads, and `schedules_begun` when the worker's schedules have been declared."""
 
     def __init__(
         self, broker: Broker, executor: Executor, scheduler: Scheduler, options: WorkerOptions, events: Events, hooks: Hooks
@@ -113,7 +113,7 @@ class WorkerSession:
         self.heartbeat.start(self._broker.sibling())
 
     async def run(self) -> None:
-        """Run the session until it ends. If a call is cancelled, the next one continues in the same phase."""
+        """Run the session until it ends. If a call is cancelled, the next call continues in the same phase."""
         if self.phase is Phase.ENDED:
             return
         async with self._running(self.settler.run, self.settler.run_held_up, self._watch_cancellations):
@@ -162,11 +162,11 @@ class WorkerSession:
         self.runs.give_back_reserve()
         self.runs.begin_batches()
         for holding in self.runs.under_way.values():
-            if holding.started is None and holding.stop is not None:  # the stopped run is waiting for a child process
+            if holding.started is None and holding.stop is not None:  # the run is waiting for a child process
                 holding.ask_to_stop(WINDING_DOWN)
 
     async def _finish_runs(self) -> None:
-        """Wait for the runs to end, except runs that ignored a request to stop for a whole grace period. Then wait to wind down."""
+        """Wait for the runs to end, except those that have ignored a request to stop for a whole grace period. Then wait to wind down."""
         while self.phase is Phase.FINISHING and not self.all_ended.is_set():
             by = time.monotonic() - self._options.grace
             if any(holding.asked_at is None or holding.asked_at > by for holding in self.lease_table.all()):
@@ -260,7 +260,7 @@ class WorkerSession:
         return self.phase >= Phase.WINDING_DOWN
 
     def take(self, leases: Sequence[Lease], claimed_at: float) -> None:
-        """Start claimed leases. If some of their jobs have crashed before, quarantine these, and hand back leases that find no slot."""
+        """Start claimed leases. Quarantine those of jobs that have crashed before; if there are any, hand back leases that find no slot."""
         if self.phase >= Phase.WINDING_DOWN:
             self.runs.refuse(leases, claimed_at)
             return
@@ -290,7 +290,7 @@ class WorkerSession:
             if (holding := self.lease_table.get(claim)) is not None:
                 self.runs.ask_to_stop(holding, CANCELLED)
         for claim in answer.lost:
-            # Ignored if its settlement is under way, or it was completed in a transaction: that ended the lease, and an answer follows.
+            # Ignored if the run is being settled, or was completed in a transaction: that ended the lease, and an answer follows.
             if (holding := self.lease_table.get(claim)) is not None and not holding.is_offered and holding.completed is None:
                 self._events.emit(events.LeaseRevoked(holding.lease))
                 self.runs.ask_to_stop(holding, LOST)

@@ -123,7 +123,7 @@ class SessionLoop:
                 await asyncio.sleep(self._early_ends.failed())
             else:
                 self._early_ends.succeeded()
-            # Any error counts, such as having no thread for the heartbeat: giving up would leave a live worker that does nothing.
+            # Retry after any error, such as having no thread for the heartbeat: giving up would leave a live worker that does nothing.
             self.current = await retry(self._begin, PAUSES, on=Exception, note=note, draw=self._chance.random)
         if self.current is not None:
             self.past = [session for session in self.past if session.phase is not Phase.ENDED]

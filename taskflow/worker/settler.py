@@ -35,7 +35,7 @@ SettledHook = Callable[[Sequence[HeldLease | None], Sequence[Settlement], Sequen
 
 
 class Settler:
-    """Sends settlements in batches, without a timer: those that arrive while a batch is under way form the next one.
+    """Sends settlements in batches, without a timer: those that arrive while a batch is under way form the next batch.
 
     A settlement is retried until the store has answered it or its lease is lost. If another program's transaction blocks it, `run_held_up`
     offers it again separately from the others. `waiting_since` is when the unanswered batch was sent, on the monotonic clock, or None."""

@@ -102,14 +102,14 @@ class RollingRestart:
         self.generation = 0
         self._start = start
         self._is_under_way = False
-        self._change: tuple[WorkerProcess, WorkerProcess] | None = None  # the first leaves once the second is working
+        self._change: tuple[WorkerProcess, WorkerProcess] | None = None  # the first worker leaves once the second is working
 
     def begin(self) -> None:
         self.generation += 1
         self._is_under_way = True
 
     def replace_all(self) -> None:
-        """Begin a new generation because all workers restart at once. This ends a rolling restart."""
+        """Begin a new generation because all workers restart at once. This ends any rolling restart."""
         self.generation += 1
         self._end()
 
@@ -147,7 +147,7 @@ class RollingRestart:
 
 
 class ProcessControl(Protocol):
-    """The part of `Processes` that a supervisor needs: it is tested without processes."""
+    """The part of `Processes` that a supervisor needs, so that it can be tested without processes."""
 
     def start(self, slot: int) -> int: ...
     def signal(self, pid: int, number: int) -> None: ...
@@ -156,7 +156,7 @@ class ProcessControl(Protocol):
 
 
 class Supervisor:
-    """Decides when to start, signal and replace workers. After events, call `act`; `code` is set once it is done."""
+    """Decides when to start, signal and replace workers. After events, call `act`. `code` is set once the supervisor is done."""
 
     def __init__(self, options: SupervisorOptions, processes: ProcessControl, clock: Callable[[], float] = time.monotonic) -> None:
         self.code: int | None = None
@@ -282,7 +282,7 @@ class Supervisor:
         return [worker for worker in self._workers.values() if not worker.is_leaving]
 
     def _may_start(self) -> bool:
-        """Return True if another worker may start. Only one may until it's known that the application starts and the broker answers."""
+        """Return True if another worker may start. Until it's known that the application starts and the broker answers, only one may."""
         first = self._staying()
         loaded = [worker for worker in first if not worker.waits_for_broker]
         if any(worker.loaded_at is not None and worker.loaded_at + ALONE_TIMEOUT <= self._clock() for worker in loaded):
@@ -394,7 +394,7 @@ class Supervisor:
             log.warning("worker %d died while it wound down: %s", worker.pid, exit_status.cause)
 
     def _judge(self) -> None:
-        """Once all workers have ended for good, set the exit code: the highest of the workers', or that of the signal that ended them."""
+        """Once all workers have ended for good, set `code` to the workers' highest exit code, or to that of the signal that ended them."""
         if self._workers:
             return
         failed = [slot.no_start.code for slot in self._slots if slot.no_start is not None]

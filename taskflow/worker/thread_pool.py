@@ -1,4 +1,4 @@
-"""Runs plain functions in threads. Results return in batches: a thread switch for each job would cost too much."""
+"""Runs plain functions in threads. Results are returned in batches, because a thread switch for each job would cost too much."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class _ThreadCall(NamedTuple):
 
 
 class ThreadPool:
-    """A pool of at most `size` daemon threads, started as needed, for one event loop. `left_behind` counts those that still run an
-    abandoned function. `on_freed` is called in the event loop when such a function has ended."""
+    """A pool of at most `size` daemon threads, started as needed, for one event loop. `left_behind` counts those that are still
+    running an abandoned function. `on_freed` is called in the event loop when such a function has ended."""
 
     def __init__(self, size: int, start_thread: StartThread, on_freed: Callable[[], None] = lambda: None) -> None:
         self.left_behind = 0
@@ -43,7 +43,7 @@ class ThreadPool:
 
     def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
         """Call the function in a thread, with this task's context variables, and return a future. If the future is cancelled before a
-        thread takes the call, nothing is called; if later, call `give_up`. Raises RuntimeError if the system cannot start a thread."""
+        thread takes the call, the function isn't called; if later, call `give_up`. Raises RuntimeError if no thread can be started."""
         outcome: asyncio.Future[Any] = self._loop.create_future()
         work = _ThreadCall(function, contextvars.copy_context(), outcome)
         self._waiting.append(work)
@@ -80,7 +80,7 @@ class ThreadPool:
         return False
 
     def _call_one(self) -> None:
-        """Wake a thread, unless one is already waking up: that thread wakes the next if it finds more calls. So each blocking function
+        """Wake a thread, unless one is already waking up: that thread wakes another if it finds more calls. So each blocking function
         gets a thread, while one or two threads handle a batch of short functions without competing for the GIL."""
         if self._is_one_coming:
             return
@@ -106,7 +106,7 @@ class ThreadPool:
                 self._call_one()
             value, error = None, None
             try:
-                if not work.outcome.cancelled():  # a cancelled call must not start: the caller no longer waits for it
+                if not work.outcome.cancelled():  # a cancelled call must not start: the caller is no longer waiting for it
                     value = work.scope.run(work.function)
             except BaseException as raised:
                 error = raised
@@ -142,7 +142,7 @@ class ThreadPool:
             self._is_delivering = True
             try:
                 self._loop.call_soon_threadsafe(self._take_in)
-            except RuntimeError:  # the loop is closed, so nothing waits
+            except RuntimeError:  # the loop is closed, so nothing is waiting
                 self._done.clear()
 
     def _take_in(self) -> None:
@@ -193,7 +193,7 @@ class StoppableCall:
                 thread, self._thread = self._thread, None
                 if self._is_stopped and thread is not None:
                     _raise_in(thread, None)  # withdraws an exception that hasn't been raised yet
-        except JobStopping:  # too late: the function had ended
+        except JobStopping:  # too late: the function had already ended
             pass
 
 

@@ -22,7 +22,7 @@ from taskflow.worker.executor import Executor
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.thread_pool import ThreadPool
 
-if TYPE_CHECKING:  # only for its type
+if TYPE_CHECKING:  # needed only for annotations
     from taskflow.worker.session_loop import SessionLoop
 
 _LOOPS: Final = str(Path(asyncio.__file__).parent)
@@ -75,7 +75,7 @@ def run_in_loop(loop: asyncio.AbstractEventLoop, thread: int) -> JobContext | No
 
 
 def run_in(thread: int) -> JobContext | None:
-    """Return the run on the thread's stack. It is found by searching the frames, so that runs need not record it."""
+    """Return the run on the thread's stack. The thread's frames are searched, so that runs need not record their threads."""
     for frame in _frames(thread):
         if frame.f_code is _IN_LOOP:
             context: JobContext | None = frame.f_locals.get("context")
@@ -87,7 +87,7 @@ def run_in(thread: int) -> JobContext | None:
 
 
 def seconds_computed() -> dict[int, float]:
-    """Return the CPU time of each Python thread in seconds, keyed by thread number; nothing if the system does not report it."""
+    """Return the CPU time of each Python thread in seconds, keyed by thread number. Return {} if the system does not report it."""
     if sys.platform != "linux":
         return {}
     # A clock's id is computed from the thread's native id, as glibc does. For a thread that has ended, the kernel returns an error, whereas
@@ -174,7 +174,7 @@ class Watchdog:
             if passed - CHECK_INTERVAL >= FIRST_REPORT:
                 self._look_back(passed, before)
             self._check_loop(passed)
-            # If the ttl passes without a heartbeat, the heartbeat's thread reports that itself; if it does not, it is dead or stuck.
+            # If the ttl passes without a heartbeat, the heartbeat's thread reports that itself, unless it is dead or stuck.
             self._beats.check(passed)
             if self._beats.seconds > self._ttl + 2 * FIRST_REPORT:
                 self._beats.seconds = 0.0
@@ -182,7 +182,7 @@ class Watchdog:
 
     def _look_back(self, passed: float, before: dict[int, float]) -> None:
         """Report why this check ran so late. If a thread used a lot of CPU time in the meantime, it was holding the interpreter lock:
-        ordinary Python code releases it within milliseconds. Before a process is stopped, a thread may compute for `CHECK_INTERVAL`."""
+        ordinary Python code releases it within milliseconds. Less than `CHECK_INTERVAL` may date from before a suspension."""
         spent = {thread: seconds - before.get(thread, 0.0) for thread, seconds in self._computed.items()}
         thread = max(spent, key=lambda one: spent[one], default=self._thread)
         is_computed = spent.get(thread, 0.0) > CHECK_INTERVAL

@@ -69,7 +69,7 @@ class Drain:
         self._began_at: datetime | None = None
 
     async def record_begin(self, session: bytes) -> None:
-        """Record when the store registered the session. Jobs that fail without a run after that count as failures of this drain."""
+        """Record when the store registered the session. Jobs that fail without a run after that time count as failures of this drain."""
         workers = await self._broker.admin.workers()
         self._began_at = next((worker.registered_at for worker in workers if worker.session.id == session), None)
 
@@ -109,7 +109,7 @@ class Drain:
         return Counter(record.job for record in await self._scheduled(queue) if not self._can_run(record))
 
     async def _has_something_due(self, queue: QueueInfo) -> bool:
-        """Return True if a job for this worker is due within the horizon. Above `MAX_SEARCHED` scheduled jobs, parked ones count."""
+        """Return True if a job for this worker is due within the horizon. Beyond `MAX_SEARCHED` scheduled jobs, parked ones count too."""
         if queue.next_due_in is None or queue.next_due_in > self._horizon:
             return False
         if queue.counts[Status.SCHEDULED] > MAX_SEARCHED or time.monotonic() < self._search_at.get(queue.name, 0.0):
@@ -124,7 +124,7 @@ class Drain:
         return True
 
     async def _scheduled(self, queue: QueueInfo) -> list[Record]:
-        """Return the first of the queue's scheduled jobs."""
+        """Return the queue's first scheduled jobs, at most `MAX_SEARCHED`."""
         return await first(self._broker.admin, View(queue=queue.name, statuses=(Status.SCHEDULED,)), MAX_SEARCHED)
 
     def _can_run(self, record: Record) -> bool:
@@ -289,7 +289,7 @@ class Worker:
         return measures
 
     def facts(self) -> WorkerFacts | None:
-        """Return what the worker has counted; None unless telemetry asks it to count. May be called from any thread."""
+        """Return what the worker has counted, or None if no telemetry requires counts. May be called from any thread."""
         return None if self._measures is None else self._measures.facts()
 
     def _slots(self) -> tuple[int, int, float]:

@@ -1,7 +1,7 @@
 """The main program of a child process. It imports the application once, then runs the jobs that the worker sends, one at a time.
 
-The main thread calls the jobs' functions, because some libraries require it. A second thread runs an event loop for everything else: it
-reads from the worker, decodes arguments, encodes results, and notices when the worker is gone."""
+The main thread calls the jobs' functions, because some libraries work only there. A second thread runs an event loop for everything else:
+it reads from the worker, decodes arguments, encodes results, and notices when the worker is gone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def main(descriptor: int) -> None:
         signal.signal(number, _leave_it_to_the_worker)
     syscalls.keep_handlers_from_forks(lambda handler: handler is _leave_it_to_the_worker)
     faulthandler.enable(all_threads=False)  # shows a crash of this process in the log and in the job's error
-    for stream in (sys.stdout, sys.stderr):  # prints at once, while the job runs
+    for stream in (sys.stdout, sys.stderr):  # output appears at once, while the job runs
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]  # before any code can replace them
     calls = MainThreadCalls()
     connection = WorkerConnection(socket.socket(fileno=descriptor), calls)
@@ -54,7 +54,7 @@ def main(descriptor: int) -> None:
 
 
 def _leave_it_to_the_worker(number: int, frame: object) -> None:
-    """Do nothing, because the worker lets runs finish. Unlike SIG_IGN, programs started from here don't inherit this handler."""
+    """Do nothing, because the worker lets runs finish. Unlike SIG_IGN, this handler isn't inherited by programs started from here."""
 
 
 class WorkerConnection:
@@ -84,7 +84,7 @@ class WorkerConnection:
             while received := await reader.read(1 << 16):
                 for message in unpacker.feed(received):
                     self._hear(message, heard)
-            if self._is_busy:  # the worker is dead, or has given up this run
+            if self._is_busy:  # the worker is dead, or has given up on this run
                 syscalls.end_now()
             answering.cancel()
         with contextlib.suppress(TimeoutError):
@@ -171,7 +171,7 @@ class Application:
                     importlib.import_module(wanted.module)
                 else:
                     _load_main(wanted.main)
-        except BaseException as error:  # includes SystemExit, or an exception class of the module
+        except BaseException as error:  # includes SystemExit and exception classes that the module defines
             failure = failure_of(error, 1)
             why = f"{wanted.main or wanted.module} cannot be imported in a child process: {failure.type}: {failure.message}"
             self._failures[wanted.module] = CallRefused(why, failure.traceback)
@@ -199,7 +199,7 @@ def _load_main(main: str) -> None:
 
 
 class Lifespan:
-    """The application's `child_initializer` and `child_lifespan`. They begin once, after the first job's module has been imported."""
+    """The application's `child_initializer` and `child_lifespan`. Both are started once, after the first job's module has been imported."""
 
     def __init__(self, handshake: Handshake, calls: MainThreadCalls) -> None:
         self.state: Any = NoState() if handshake.has_lifespan else None
@@ -211,11 +211,11 @@ class Lifespan:
 
     @property
     def is_intact(self) -> bool:
-        """False if the async lifespan ended early, because a job can cancel every task of its loop."""
+        """False if the async lifespan has ended early, as it does when a job cancels every task in its loop."""
         return self._held is None or not self._held.has_ended
 
     async def begin(self) -> CallRefused | None:
-        """Call the initializer and enter the lifespan, the first time. If one of them fails, return the reason."""
+        """The first time, call the initializer and enter the lifespan. If either fails, return the reason."""
         if self._has_begun:
             return None
         self._has_begun = True
@@ -293,7 +293,7 @@ class _Held:
 
 
 class NoState:
-    """Replaces `ctx.state` if only the worker's process has a state. Raises TaskflowError when it's used."""
+    """Replaces `ctx.state` if only the worker's process has a state. Any use of it raises TaskflowError."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -28,7 +28,7 @@ from taskflow.worker.thread_pool import CancelledBeforeStart, carried
 # Interrupts the main thread. By default it has no effect, not even in a debugger, and hardly any program uses it.
 STOP_SIGNAL: Final = signal.SIGURG
 
-# Seconds until the signal is sent again. The first one may come just before a system call, which it then does not interrupt.
+# Seconds until the signal is sent again. The first signal may arrive just before a system call, which it then does not interrupt.
 _RESEND_INTERVAL: Final = 0.02
 _MAX_PAUSE: Final = 1.0
 PROGRESS_INTERVAL: Final = 0.05  # minimum seconds between two progress reports, because a job may report each of a million items
@@ -57,8 +57,8 @@ class _Call:
 
 
 class MainThreadCalls:
-    """A queue of calls, which the main thread makes one at a time. Async functions share one event loop there; plain ones may run their
-    own. `run`, `run_async`, `stop` and `end` are called in the other thread's loop."""
+    """A queue of calls, which the main thread makes one at a time. Async functions share one event loop in that thread; plain functions
+    may run their own. `run`, `run_async`, `stop` and `end` are called in the other thread's loop."""
 
     def __init__(self) -> None:
         self._waiting: SimpleQueue[_Call | None] = SimpleQueue()
@@ -121,7 +121,7 @@ class MainThreadCalls:
             call.loop.call_soon_threadsafe(_settle, call.outcome, value, error)
 
     def _stop_current(self, number: int, frame: FrameType | None) -> None:
-        """Raise JobStopping if a plain function was interrupted. In `_make` itself, the function hasn't begun or has already returned."""
+        """Raise JobStopping if a plain function was interrupted. If `_make` itself was, the function hasn't begun or has returned."""
         call = self._current
         if call is not None and call.asked and frame is not None and frame.f_code is not _MAKE:
             raise JobStopping(call.asked.pop())

@@ -1,9 +1,9 @@
-"""The messages between a worker and a child. On the socket, each is a length in 4 bytes, big-endian, followed by msgpack.
+"""The messages between a worker and a child. On the socket, each consists of a 4-byte big-endian length and a msgpack body.
 
 Arguments and results are sent as stored payloads, which the child decodes and encodes as the annotations require.
 
-    worker   Handshake, then any number of Import and Run, each after the answer to the previous one; Stop at any time during a run. It
-             closes the socket to end the child
+    worker   Handshake, then any number of Import and Run, each after the answer to the previous one; Stop at any time during a run. To
+             end the child, the worker closes the socket
     child    Ready in answer to Handshake; Ready or CallRefused in answer to Import. In answer to Run, any number of Reported and
              Completing, then Finished or CallRefused
 """
@@ -21,7 +21,7 @@ from taskflow.model.envelope import Lease
 from taskflow.model.errors import TaskflowError
 from taskflow.model.verdict import Cancelled, Completed, Discarded, Failed, HandedBack, Parked, Retried, Snoozed, Succeeded, Verdict
 
-# The number of bytes that a message may have in addition to a payload: names, headers, an error, and some reserve.
+# The maximum number of bytes that a message has in addition to a payload: names, headers, an error, and some reserve.
 OVERHEAD: Final = 1 << 20
 
 # The settings that a child process must also have if the worker has them.
@@ -52,7 +52,7 @@ class Handshake(Message, frozen=True, kw_only=True):
 
 
 class Import(Message, frozen=True):
-    """Asks the child to import a job's module. If it is the worker's main module, `main` is a module's name or a file's path."""
+    """Asks the child to import a job's module. If that is the worker's main module, `main` is its real name or its file's path."""
 
     module: str
     main: str | None = None
@@ -66,13 +66,13 @@ class Run(Message, frozen=True):
 
 
 class Stop(Message, frozen=True):
-    """Asks the child to stop its run. `why` is the reason, as in `HeldLease.why_stopped`. Without a run, it is ignored."""
+    """Asks the child to stop its run. `why` is the reason, as in `HeldLease.why_stopped`. Ignored if the child has no run."""
 
     why: str
 
 
 class Ready(Message, frozen=True):
-    """Reports that all modules that can be imported are imported. `memory` is the child's memory use in bytes."""
+    """Reports that the child has imported every module that it could. `memory` is the child's memory use in bytes."""
 
     memory: int
 
@@ -83,7 +83,7 @@ class Reported(Message, frozen=True):
 
 
 class Completing(Message, frozen=True):
-    """Reports that the run is about to be completed in a transaction, so that its lease may end before the run does."""
+    """Reports that the run is about to be completed in a transaction, so its lease may end before the run does."""
 
 
 class Finished(Message, frozen=True):
@@ -163,7 +163,7 @@ def _read(body: bytes) -> Message:
 
 
 class ChildFailed(TaskflowError):
-    """A child process did not start, did not find the job, or died. The run is retried while attempts are left, whatever `retry_on`."""
+    """A child process did not start, did not find the job, or died. The run is retried, whatever `retry_on` says, if attempts are left."""
 
     __module__ = "taskflow"  # the name that a job's record shows
 

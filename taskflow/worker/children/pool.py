@@ -30,9 +30,9 @@ log: Final = logging.getLogger("taskflow.worker")
 
 START_PAUSES: Final = Pauses(0.1, 2.0)
 
-TIMEOUT_GRACE: Final = 5.0  # seconds that a run with `timeout_raises` and without a `stop_grace` has after its timeout
+TIMEOUT_GRACE: Final = 5.0  # seconds that a run with `timeout_raises` but no `stop_grace` has to end after its timeout
 
-_UNTIL_GONE: Final = 5.0  # seconds within which a killed child is usually gone, unless the system itself is stuck
+_UNTIL_GONE: Final = 5.0  # seconds within which a killed child is gone, unless the system itself is stuck
 
 
 class ChildPool:
@@ -51,7 +51,7 @@ class ChildPool:
         self._start_at = 0.0
 
     async def reserve(self, holding: HeldLease, job: AnyJob) -> ReservedChild:
-        """Wait for a slot and a child with the job's module. A run that is stopped before then hasn't started. May raise ChildFailed."""
+        """Wait for a slot and a child with the job's module. A run stopped during the wait counts as not started. May raise ChildFailed."""
         task = asyncio.current_task()
         assert task is not None
         holding.started, holding.stop = None, task.cancel
@@ -91,7 +91,7 @@ class ChildPool:
         except BaseException as error:
             if child is not None:
                 child.kill()
-            if isinstance(error, ChildFailed):  # the next start is put off, or waiting jobs could use up their attempts at once
+            if isinstance(error, ChildFailed):  # without a pause, waiting jobs could use up their attempts at once
                 pause = self._failures.failed()
                 self._start_at = time.monotonic() + pause
                 with_notes = partial(log.error, exc_info=(type(error), error, None))  # the notes contain the child's traceback
@@ -162,7 +162,7 @@ class ReservedChild:
         self._give_back = give_back
 
     async def run(self) -> Verdict:
-        """Run the job and return its verdict. Raises ChildFailed if there is none. If cancelled, kills the child and waits for its exit."""
+        """Run the job and return its verdict. Raises ChildFailed if the child sends none. If cancelled, kills it and waits for its exit."""
         try:
             return await self._child.run(self._holding, self._module)
         except asyncio.CancelledError:
@@ -172,7 +172,7 @@ class ReservedChild:
 
     @contextlib.contextmanager
     def soft_stop(self, context: JobContext, policy: Policy) -> Iterator[None]:
-        """In this block, a request to stop the run is passed on to the child, which is killed after the job's grace."""
+        """In this block, a request to stop the run is passed on to the child, which is killed after the job's grace period."""
         holding, kill, timers = self._holding, self._holding.stop, list[asyncio.TimerHandle]()
 
         def stop() -> None:

@@ -27,13 +27,13 @@ from taskflow.worker.events import ChildPrinted
 from taskflow.worker.lease_table import HeldLease
 
 MEBIBYTE: Final = 1 << 20
-# A new interpreter with the same path, never a fork: the worker has threads, connections and locks.
+# This starts a new interpreter with the same path instead of forking, because the worker has threads, connections and locks.
 _BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.children.child import main; main(int(sys.argv[1]))"
-_UNTIL_DEAD: Final = 1.0  # seconds to wait for the end of a child that has closed its connection, and then for its last output
-_OUTPUT_TIMEOUT: Final = 0.2
+_UNTIL_DEAD: Final = 1.0  # seconds to wait for a child to end after it has closed its connection
+_OUTPUT_TIMEOUT: Final = 0.2  # seconds to wait for a child's last output after it has ended
 MAX_LINE_LENGTH: Final = 8_192  # the maximum length of a line in characters. Longer lines are reported in pieces.
 MAX_OUTPUT: Final = 1 << 20  # the maximum number of characters that are reported for one run. The rest is counted and dropped.
-LAST_LINES: Final = 40  # the number of lines of stderr that are added to the error of a run whose child died
+LAST_LINES: Final = 40  # the number of stderr lines that are added to a run's error if its child has died
 _AT_ONCE: Final = 1 << 16  # the size of a pipe in bytes
 
 
@@ -225,7 +225,7 @@ class Child(asyncio.Protocol):
             self._modules.add(module)
 
     async def run(self, holding: HeldLease, module: str) -> Verdict:
-        """Run the job and return its verdict. Raises ChildFailed if there is none. If this is cancelled, the caller must kill the child."""
+        """Run the job and return its verdict. Raises ChildFailed if the child sends none. If this is cancelled, the caller must kill it."""
         self._runs += 1
         self._run = holding
         self._out_of_memory.mark()
@@ -248,7 +248,7 @@ class Child(asyncio.Protocol):
             self._transport.write(messages.pack(messages.Stop(why)))
 
     def retire(self) -> None:
-        """Make the child exit within `exit_within` seconds. Its own processes may continue, unless its last run was stopped."""
+        """Make the child exit within `exit_within` seconds. Processes that it started may continue, unless its last run was stopped."""
         self.is_retired = self.is_spent = True
         self._hang_up()
         self._loop.call_later(self._spec.options.exit_within, self.kill)
@@ -344,7 +344,7 @@ class Child(asyncio.Protocol):
             self._transport.close()
 
     def _watch(self) -> None:
-        """Watch for the end of the child, which the connection does not show if a forked process keeps it open."""
+        """Watch for the child's end, because a process that the child forked may keep the connection open."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except (AttributeError, OSError):  # not on Linux, or not permitted
@@ -360,7 +360,7 @@ class Child(asyncio.Protocol):
     def _record_end_of(self, descriptor: int) -> None:
         self._loop.remove_reader(descriptor)
         os.close(descriptor)
-        if not self.is_retired or self._was_asked:  # done before the pid is released, because another process may get it after that
+        if not self.is_retired or self._was_asked:  # done before the pid is released, because another process may get it afterwards
             self._kill_group()
         self._record_end(self._process.wait())
 
@@ -370,14 +370,14 @@ class Child(asyncio.Protocol):
 
     def _wait_in_a_thread(self) -> None:
         code = self._process.wait()
-        with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing waits
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing is waiting
             self._loop.call_soon_threadsafe(self._record_end, code)
 
     def _record_end(self, code: int) -> None:
         self.is_spent = True
         if not self.ended.done():
             self.ended.set_result(code)
-        # Its last output may still be in the pipe.
+        # The child's last output may still be in the pipe.
         self._loop.call_later(_OUTPUT_TIMEOUT, self._give_up, _HungUp("has ended"))
         self._loop.call_later(_OUTPUT_TIMEOUT, self._hang_up)
 

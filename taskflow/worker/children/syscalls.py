@@ -31,7 +31,7 @@ def _library() -> Any:
 
 
 def end_with_parent() -> None:
-    """Make Linux kill this process when the thread that started it ends. Elsewhere, a child notices its closed connection."""
+    """Make Linux kill this process when the thread that started it ends. On other systems, a child notices that its connection closes."""
     if sys.platform == "linux":
         _library().prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
@@ -43,7 +43,7 @@ def die_before_parent() -> None:
 
 
 def keep_handlers_from_forks(is_ours: Callable[[object], bool]) -> None:
-    """Restore the default handlers of `HANDLED` signals in forks: our handlers notify an event loop that doesn't exist there."""
+    """Restore the default handlers of `HANDLED` signals in forked processes, which lack the event loop that our handlers notify."""
     os.register_at_fork(after_in_child=partial(_restore_handlers, is_ours))
 
 
@@ -111,7 +111,7 @@ def spawn(command: list[str], *, connection: int, stdout: int, stderr: int) -> P
     with contextlib.ExitStack() as stack:
         actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
         for descriptor, place in ((stdout, 1), (stderr, 2), (connection, CONNECTION)):
-            # Copied to higher numbers first, because a worker without stdout, for example, may already use one of the child's numbers.
+            # Copy to higher numbers first, because a worker without stdout, for example, may already use one of the child's numbers.
             moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, CONNECTION + 1)
             stack.callback(os.close, moved)
             actions.append((os.POSIX_SPAWN_DUP2, moved, place))
@@ -172,7 +172,7 @@ class OutOfMemory:
 
 
 def _counters(cgroups: Path, memberships: Path) -> Iterator[Path]:
-    """Yield the files that may have the counter. In a container, the reported path may be the host's, so the root is tried too."""
+    """Yield the files that may contain the counter. In a container, the reported path may be the host's, so the root is tried too."""
     parts = [line.split(":", 2) for line in _text(memberships).splitlines() if line.count(":") >= 2]
     folders = {name: folder for _, names, folder in parts for name in names.split(",")}  # "memory" for version 1, "" for version 2
     if "" in folders:
