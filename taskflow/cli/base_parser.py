@@ -1,4 +1,4 @@
-"""The parser class of the command line: its help, its width, its messages about wrong arguments, and the types of its options."""
+"""The command line's parser class, with its help, its messages about wrong arguments, and the types of its options."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Parser(argparse.ArgumentParser):
         self._action_groups.append(self._optionals)
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
-        """Print the help. If it cannot be written, this raises an error, which argparse's own method would ignore."""
+        """Print the help. If it cannot be written, raise the error, which argparse's own method would ignore."""
         print(self.format_help(), end="", file=file)
         if file is None:
             sys.stdout.flush()

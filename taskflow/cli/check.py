@@ -27,8 +27,8 @@ from taskflow.model.verdict import Failed, Parked, Verdict
 from taskflow.model.wording import WAYS_OUT
 from taskflow.worker.executor import Executor
 
-STATUSES: Final = (Status.READY, Status.RUNNING, Status.SCHEDULED, Status.HELD)  # of jobs that may still run, in reading order
-MAX_PROBLEMS: Final = 10  # maximum number shown for one job name
+STATUSES: Final = (Status.READY, Status.RUNNING, Status.SCHEDULED, Status.HELD)  # those of jobs that may still run, in the order of reading
+MAX_PROBLEMS: Final = 10  # maximum number of problems shown for one job name
 _SHOWN: Final = {"park": (YELLOW, "would park, and wait for"), "fail": (RED, "would fail:")}
 
 
@@ -42,7 +42,7 @@ class Problem(msgspec.Struct, kw_only=True):
 
 
 class JobCheck(msgspec.Struct, kw_only=True):
-    """How many jobs of one name would run with this code, would be parked, and would fail without being run."""
+    """How many jobs of one name would run with this code, be parked, or fail without being run."""
 
     job: str
     fits: int = 0

@@ -98,7 +98,7 @@ def checked(name: str, value: Any) -> Any:
 
 
 def given_filters(arguments: argparse.Namespace) -> list[str]:
-    """Return the filter flags that were given. Raises ConfigurationError if ids are given too, because one of them would be ignored."""
+    """Return the filter flags that were given. Raises ConfigurationError if ids are given too, because the filters would be ignored."""
     given = {name: getattr(arguments, name) for name in FILTERS}
     flags = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None and value is not False]
     if arguments.ids and (others := [*flags, *["--all"] * arguments.all]):
@@ -138,7 +138,7 @@ async def is_known_queue(admin: Admin, name: str | None) -> bool:
 
 
 async def report_unknown_job(admin: Admin, name: str | None) -> None:
-    """Print a message if nothing was found for a job's name and neither a running worker nor the store's first jobs have it."""
+    """Print a message if no running worker declares a job with this name, and none is among the jobs that the store reads."""
     if name is None:
         return
     known = {job for worker in await admin.workers() for job in worker.session.jobs}

@@ -50,7 +50,7 @@ async def _serve(app: App, arguments: argparse.Namespace) -> int:
         token = secrets.token_urlsafe(32)
         if not ipaddress.ip_address(address).is_loopback:
             warn("the connection is not encrypted, and other machines can reach this port: prefer 127.0.0.1 and a tunnel, such as ssh -L")
-        # Browsers send a cookie to all ports of a host, so its name has the port.
+        # Browsers send a cookie to all ports of a host, so the cookie's name includes the port.
         config = uvicorn.Config(
             dashboard_alone(live, acts, this_operator(), token, f"taskflow_dashboard_{port}"),
             lifespan="off",

@@ -133,7 +133,7 @@ def _worker_process(url: str) -> Iterator[subprocess.Popen[bytes]]:
 async def _watch(app: App, bar: Bar, worker: subprocess.Popen[bytes]) -> None:
     """Show the progress until all jobs have ended. Raises TaskflowError if the worker exits before that."""
     while True:
-        code = worker.poll()  # polled before the count, so that the count includes all its work
+        code = worker.poll()  # polled before the count, so that the count includes all of the worker's work
         queues = await app.broker().admin.queues()
         done = sum(queue.counts[status] for queue in queues if queue.name == index.queue for status in ENDED)
         bar.show(done)

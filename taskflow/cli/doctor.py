@@ -1,4 +1,4 @@
-"""`taskflow doctor | migrate`: checks whether jobs are safe in the store, and brings its tables to the version of this taskflow."""
+"""`taskflow doctor | migrate`: checks whether jobs are safe in the store, and migrates its tables to this version of taskflow."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ MAX_LENGTH: Final = 1_000
 async def explain(app: App, arguments: argparse.Namespace) -> int:
     ids, broker = ids_of(arguments.ids), await existing_broker(app)
     records = await broker.read(ids)
-    facts: dict[tuple[str, Status], Facts] = {}  # the same for all jobs of a queue that have this status
+    facts: dict[tuple[str, Status], Facts] = {}  # shared by all jobs with the same queue and status
     own = {record.id: await own_facts_of(broker, record) for record in records if record is not None}
     for record in records:
         if record is not None and (record.queue, record.status) not in facts:

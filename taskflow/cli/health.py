@@ -35,10 +35,10 @@ SEND_TIMEOUT: Final = 1.0
 RECHECK_INTERVAL: Final = 1.0  # maximum seconds before a worker that has failed its health check is checked again
 
 FACTS_INTERVAL: Final = 5.0  # seconds between two reports of what a worker has counted
-MAX_PART: Final = 1_500  # maximum characters of such a report in one line
+MAX_PART: Final = 1_500  # maximum characters of such a report per line
 PARTS_AT_ONCE: Final = 16  # the number of lines sent before a pause, so that other reports still fit into the socket's buffer
 PARTS_PAUSE: Final = 0.05
-MAX_ENDED: Final = 50  # maximum reports of ended workers that wait to be added up
+MAX_ENDED: Final = 50  # maximum number of ended workers' reports that wait to be added up
 
 _STARTING: Final = "the worker has not started yet"
 
@@ -54,7 +54,7 @@ class HealthReport:
         self.metrics: Callable[[], Page | None] | None = None
         """Returns the metrics of this worker."""
         self.facts: Callable[[], bytes] | None = None
-        """Returns the packed counts that a supervisor adds up to metrics."""
+        """Returns the packed counts, which a supervisor combines into metrics."""
         self.backlog: Page | None = None
         self._ending = threading.Event()
         self._server: HealthServer | None = None
@@ -261,7 +261,7 @@ class SystemdNotifier:
     """Sends notifications to systemd (sd_notify(3)) from a separate thread, so that a blocked socket delays nothing else."""
 
     def __init__(self, address: str, watchdog: float | None, live: Callable[[], HealthCheck]) -> None:
-        """Send to `address`, and a keep-alive message twice within `watchdog` seconds, if given, as long as the worker is `live`."""
+        """Send to `address`. If `watchdog` is given, also send a keep-alive every `watchdog / 2` seconds while the worker is `live`."""
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._interval = watchdog / 2 if watchdog is not None else None
         self._live = live

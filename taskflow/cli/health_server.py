@@ -22,7 +22,7 @@ log: Final = logging.getLogger("taskflow.worker")
 MAX_REQUEST: Final = 8_192
 ANSWER_TIMEOUT: Final = 2.0  # seconds for a request and its answer
 MAX_OPEN: Final = 64  # maximum open connections; a further one replaces the oldest
-# The number of connections to accept before the open ones are read. It's low, so that even in a flood each is read before it's replaced.
+# The number of connections to accept before the open ones are read. It's low, so that each is read before it's replaced, even in a flood.
 MAX_ACCEPTED_AT_ONCE: Final = 8
 MAX_UNACCEPTED: Final = 128
 START_TIMEOUT: Final = 5.0
@@ -33,7 +33,7 @@ Page = tuple[str, bytes]
 
 
 def listener(host: str, port: int, option: str = "--health-port") -> socket.socket:
-    """Open a listening socket. Raises ConfigurationError if that fails, naming the option. Port 0 means any free port."""
+    """Open a listening socket. Port 0 means any free port. On failure, raises a ConfigurationError that names the option."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family)

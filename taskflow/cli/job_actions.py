@@ -42,7 +42,7 @@ from taskflow.model.printable import message, one_line
 from taskflow.model.record import Status
 
 AT_ONCE: Final = 100
-MAX_CHECKED: Final = 1_000  # maximum jobs that are read between two batches, however many haven't ended yet
+MAX_CHECKED: Final = 1_000  # maximum number of jobs that are read between two batches, however many haven't ended yet
 POLL_INTERVAL: Final = 0.2
 PAST: Final = {"retry": "retried", "run-now": "made ready", "cancel": "cancelled", "purge": "purged"}
 WOULD: Final = {"run-now": "make ready"}
@@ -77,7 +77,7 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 def act(arguments: argparse.Namespace) -> int:
-    with raising(signal.SIGTERM, signal.SIGHUP):  # so that the audit log records what was done until then
+    with raising(signal.SIGTERM, signal.SIGHUP):  # so that the audit log records what was done before the signal
         return command.with_store(_pause if arguments.command in ("pause", "resume") else _act, arguments)
 
 
@@ -292,7 +292,7 @@ class Rollout:
         for begin in range(0, len(next_ones), AT_ONCE):
             ids = next_ones[begin : begin + AT_ONCE]
             for job_id, record in zip(ids, await self._broker.read(ids), strict=True):
-                # The retry has cleared the counters. A job that fails again may wait for its next attempt.
+                # The retry has cleared the counters. A job that has failed again may be waiting for its next attempt.
                 if record is not None and (record.status is Status.FAILED or record.failures > 0 or record.crashes > 0):
                     error = record.errors[-1] if record.errors else None
                     why = record.reason or (f"{error.type}: {error.message}" if error else "")
@@ -304,7 +304,7 @@ class Rollout:
 
 
 async def _pause(app: App, arguments: argparse.Namespace) -> int:
-    """Pause or resume queues and jobs. A queue may be paused before its first job, but that's usually a typo: the output mentions it."""
+    """Pause or resume queues and jobs. A queue may be paused before its first job, but that's usually a typo, so the output mentions it."""
     action, broker = arguments.command, app.broker()
     with command.reporting(ValueError):
         names = list(dict.fromkeys(check_queue(name) for name in arguments.names))

@@ -25,7 +25,7 @@ from taskflow.model.record import Moment, Record, Status, timeline
 MAX_VALUE: Final = 1_000  # maximum characters of one argument, unless everything is shown
 FIRST_MOMENTS, LAST_MOMENTS = 5, 25
 MAX_WIDTH: Final = 200
-MAX_DETAIL: Final = 500  # characters of a detail on separate lines
+MAX_DETAIL: Final = 500  # maximum characters of a detail on separate lines
 
 
 @on_store

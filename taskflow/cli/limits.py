@@ -44,7 +44,7 @@ def _rows(found: Sequence[LimitInfo], *, is_detailed: bool) -> Iterator[str]:
 
 
 def _holders(info: LimitInfo, *, is_detailed: bool) -> Iterator[str]:
-    """Yield a line for each job that holds a slot: for three of them, and only if jobs wait, unless the limit was named."""
+    """Yield a line for each job that holds a slot. Unless the limit was named, yield at most three, and only if jobs are waiting."""
     for job in info.holders if is_detailed else info.holders[: 3 * bool(info.waiting)]:
         state = "running" if job.is_running else "ready"
         yield INDENT + one_line(f"{job.id}  {state}  {job.job}  (queue {job.queue})", room() - len(INDENT))

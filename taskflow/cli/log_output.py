@@ -1,4 +1,4 @@
-"""Writes the worker's log to stderr, as text or as JSON lines. Lines that a job logs include its id."""
+"""Writes the worker's log to stderr, as text or as JSON lines. Lines that a job logs include the job's id."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class BackgroundHandler(logging.Handler):
     def __init__(self) -> None:
         self._lines = queue.Queue[str | None](MAX_UNREAD)
         self._writing = threading.Thread(target=self._write, name="taskflow-log", daemon=True)
-        super().__init__()  # from now on, logging closes it when Python exits
+        super().__init__()  # from now on, logging closes this handler when Python exits
         self._writing.start()
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 EXIT_TIMEOUT: Final = 5.0  # seconds. Python itself would wait indefinitely for threads and processes that jobs have left behind
-WARNING_TIMEOUT: Final = 0.5  # additional seconds to print a message about them and the buffered output
+WARNING_TIMEOUT: Final = 0.5  # additional seconds to print a warning and the buffered output
 
 
 def program() -> int:

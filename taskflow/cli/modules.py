@@ -69,10 +69,10 @@ def _import(name: str) -> ModuleType:
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise _shown(name, error) from error  # the module exists; one that it imports does not
+            raise _shown(name, error) from error  # the module exists, but a module that it imports does not
         print(f"taskflow: found no module {name!r}{_hint(name)}", file=sys.stderr)
         raise TargetFailed from error
-    except BaseException as error:  # includes SystemExit, or an exception class of the module
+    except BaseException as error:  # includes SystemExit and exception classes that the module defines
         if isinstance(error, KeyboardInterrupt):
             raise
         raise _shown(name, error) from error
@@ -98,7 +98,7 @@ def _hint(name: str) -> str:
 
 
 def _submodules(package: ModuleType) -> Iterator[str]:
-    import pkgutil  # imported here, because most workers need none
+    import pkgutil  # imported here, because most workers do not need it
 
     def fail(name: str) -> None:
         raise _shown(name, sys.exception() or ImportError(name))
@@ -118,7 +118,7 @@ def print_users(error: BaseException) -> None:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Return True for a TaskflowError raised in taskflow's code, or an error with frames of taskflow and Python alone."""
+    """Return True for a TaskflowError raised in taskflow's code, or an error whose frames all belong to taskflow or Python."""
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, TaskflowError) and files and _is_machinery(files[-1]):
         return True

@@ -18,7 +18,7 @@ from taskflow.model.printable import INDENT, one_line
 from taskflow.model.stored_values import LATEST
 
 MAX_DEPLOYS: Final = 3  # maximum number of deploys listed by name
-MAX_ACTIONS: Final = 10_000  # maximum number in one list, which is also the maximum that a store keeps
+MAX_ACTIONS: Final = 10_000  # maximum number of actions in one list, which is also the maximum that a store keeps
 
 
 @on_store

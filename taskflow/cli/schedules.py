@@ -65,7 +65,7 @@ async def _outcomes(broker: Broker, found: Sequence[ScheduleInfo]) -> list[Statu
 
 
 def _rows(found: Sequence[ScheduleInfo], outcomes: Sequence[Status | None]) -> Iterator[str]:
-    """Yield a row for each schedule. If the states do not fit the terminal, they follow on separate lines; so may the next times."""
+    """Yield a row for each schedule. States that do not fit the terminal follow on separate lines, and so may the next times."""
     is_terminal, most = sys.stdout.isatty(), room()
     widest, longest = (MAX_NAME, MAX_STATE) if is_terminal else (MAX_CHARACTERS, MAX_CHARACTERS)
     rows = [("SCHEDULE", "WHEN", "NEXT", "STATE")]
@@ -226,7 +226,7 @@ ACTIONS: Final = {"trigger": _trigger, "pause": _pause, "resume": _pause, "remov
 
 
 async def _stored(broker: Broker, names: Sequence[str]) -> list[ScheduleRecord]:
-    """Return the schedules with these names, or all. An invalid name, stored by another program, is looked up among all of them."""
+    """Return the schedules with these names, or all. To find an invalid name, stored by another program, read them all."""
     if all(map(is_schedule_name, names)):
         return await broker.admin.schedules(names or None)
     return [record for record in await broker.admin.schedules() if record.name in names]
@@ -254,7 +254,7 @@ def next_times(arguments: argparse.Namespace) -> int:
     with reporting(TypeError, ValueError):
         zone, times = zone_of(arguments.tz), _timetable(arguments)
     at = datetime.now(UTC)
-    if (start := arguments.start) is not None:  # a time equal to `--from` is found
+    if (start := arguments.start) is not None:  # includes a time equal to `--from`
         at = (start if start.tzinfo is not None else start.replace(tzinfo=zone)).astimezone(UTC) - timedelta(microseconds=1)
     found = list[tuple[datetime, str]]()
     while len(found) < arguments.count and (following := times.next(at)) is not None:

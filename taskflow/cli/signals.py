@@ -75,8 +75,8 @@ def _run_for(seconds: float, say: Callable[[], None]) -> None:
 class Signals:
     """Handles a worker's signals: the first winds it down, the second cancels its runs, the third ends even a blocked process.
 
-    While modules are imported, the first raises `Interrupted`; while the worker starts, it cancels the start; the second then ends the
-    process. After `begin`, the handler only wakes the loop. SIGHUP counts only once: a closing terminal sends several."""
+    While modules are imported, the first raises `Interrupted`; while the worker starts, it cancels the start. In both cases, the second
+    ends the process. After `begin`, the handler only wakes the loop. SIGHUP counts only once: a closing terminal sends several."""
 
     def __init__(self, forced_exit: ForcedExit, *, grace: float, stop_timeout: float) -> None:
         self._forced_exit = forced_exit
@@ -151,7 +151,7 @@ class Signals:
                 self._loop.call_soon_threadsafe(self._handle_in_loop)
 
     def _ignore_late_signals(self) -> None:
-        """Ignore signals while Python shuts down. It resets the handlers, so that a late SIGTERM would kill it and change the exit code."""
+        """Ignore signals while Python shuts down, because it resets handlers: a late SIGTERM would kill it and change the exit code."""
         for number in HANDLED:
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, signal.SIG_IGN)

@@ -1,5 +1,5 @@
-"""The start of a command: Ctrl-C during imports, rare garbage collections, and the same command in another process. It imports no other
-part of taskflow, so that process 1 of a container stays as small as Python itself."""
+"""Helpers for starting a command: they handle Ctrl-C during imports, make garbage collections rare, and run the command in another process.
+This module imports no other part of taskflow, so that process 1 of a container stays as small as Python itself."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ RARE_COLLECTIONS = 50_021  # new objects between two collections while a worker 
 
 
 class Collector:
-    """Makes garbage collections rare until `settle`, after which they skip the modules and all other objects that existed before."""
+    """Makes garbage collections rare until `settle` is called. After that, they skip all objects that existed by then, such as modules."""
 
     def __enter__(self) -> Self:
         self._before = gc.get_threshold()

@@ -28,7 +28,7 @@ from taskflow.model.record import Status
 from taskflow.model.session import SessionRecord
 from taskflow.model.transitions import Event
 
-MAX_WORKERS: Final = 10  # maximum number that `status` names; `taskflow workers` lists them all
+MAX_WORKERS: Final = 10  # maximum number of workers that `status` names; `taskflow workers` lists them all
 MAX_HINTS: Final = 5
 
 # The title of each rate, and the events that it counts.
@@ -210,7 +210,7 @@ def queue_json(queue: QueueInfo) -> dict[str, Any]:
 
 
 async def watch(read: Callable[[], Awaitable[Summary]], interval: float, *, is_json: bool) -> int:
-    """Show what `read` returns every `interval` seconds, until a signal stops it. If the store does not answer, show that and keep
+    """Every `interval` seconds, show what `read` returns, until a signal ends this. If the store does not answer, show that and keep
     trying."""
     before = await read()
     rates: Rates = {}

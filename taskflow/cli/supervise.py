@@ -92,9 +92,9 @@ class SupervisorSocket:
         descriptor, supervisor, slot = map(int, address.split())  # the parts of the environment variable named by `SUPERVISED`
         self.is_leaving = False
         self.is_first = slot == 0
-        self.retired = Future[None]()  # done when this worker must stop claiming and exit after its runs: another one takes its slot
+        self.retired = Future[None]()  # done when this worker must stop claiming and exit after its runs: another worker takes its slot
         self.deaths = deque[tuple[bytes, str]]()  # dead sessions of other workers with their causes, to report and then confirm
-        self.on_death: Callable[[], object] = lambda: None  # called after each addition, in another thread
+        self.on_death: Callable[[], object] = lambda: None  # called in another thread after each addition to `deaths`
         self._runs_left = max_jobs
         self._lock = threading.Lock()
         self._end = socket.socket(fileno=descriptor)
@@ -137,7 +137,7 @@ class SupervisorSocket:
                 heard = self._end.recv(4096)
             except OSError:  # a job has closed the descriptor
                 return
-            if not heard:  # the supervisor has died, and the kernel has not ended this process too
+            if not heard:  # the supervisor has died, but the kernel has not ended this process
                 os.kill(os.getpid(), signal.SIGKILL)
             *lines, rest = (rest + heard).split(b"\n")
             for line in lines:

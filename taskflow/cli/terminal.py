@@ -47,19 +47,19 @@ def width(text: str) -> int:
 
 
 def padded(text: str, most: int) -> str:
-    """Pad the text to this width. On a terminal, wider text is cut at its beginning, because the end of a name says more."""
+    """Pad the text to `most` columns. On a terminal, wider text is cut at its beginning, because the end of a name says more."""
     if sys.stdout.isatty() and width(text) > most:
         text = f"...{_fitting(text[::-1], most - 3)[::-1]}"
     return text + " " * (most - width(text))
 
 
 def cut(text: str, most: int) -> str:
-    """Return the text, cut at its end if it is wider than this."""
+    """Return the text, cut at its end if it is wider than `most` columns."""
     return text if width(text) <= most else f"{_fitting(text, most - 3)}..."
 
 
 def _fitting(text: str, most: int) -> str:
-    """Return the beginning of the text that fits."""
+    """Return the longest beginning of the text that fits in `most` columns."""
     end = min(len(text), max(0, most))
     while end and width(text[:end]) > most:
         end -= 1
@@ -67,7 +67,7 @@ def _fitting(text: str, most: int) -> str:
 
 
 def wrapped(text: str, most: int) -> Iterator[str]:
-    """Yield the text in lines of at most this width. A command in backticks stays on one line if it fits, so that it can be copied."""
+    """Yield the text in lines no wider than `most`. A command in backticks stays on one line if it fits, so that it can be copied."""
     line = ""
     for word in re.findall(r"(?:`[^`]*`\S*|\S+)\s*", text):
         if line and width(line) + width(word.rstrip()) > most:
@@ -81,7 +81,7 @@ def wrapped(text: str, most: int) -> Iterator[str]:
 
 
 def hanging(label: str, text: str, most: int) -> Iterator[str]:
-    """Yield the label and the text in lines of at most this width. Continuation lines are aligned with the text of the first one."""
+    """Yield the label and the text in lines no wider than `most`. Continuation lines are aligned with the text of the first one."""
     for line in [text] if width(label + text) <= most else wrapped(text, max(most - len(label), 20)):
         yield label + line
         label = " " * len(label)

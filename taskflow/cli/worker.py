@@ -142,7 +142,7 @@ def _run_to_exit(run: WorkerRun) -> int:
             return Exit.FAILED
         if is_ours(error):
             raise
-        print_users(error)  # also for the application's lifespan, which may raise SystemExit
+        print_users(error)  # includes errors of the application's lifespan, which may raise SystemExit
         return Exit.FAILED
 
 
@@ -168,7 +168,7 @@ class OwnTask(asyncio.Task[T]):
     def cancel(self, msg: Any | None = None) -> bool:
         context = running.get()
         if context is not None and asyncio.current_task(self.get_loop()) is not None:
-            if context.job_id != self._told_of:  # a job may try in a loop
+            if context.job_id != self._told_of:  # a job may try this in a loop
                 self._told_of = context.job_id
                 log_safely(log.error, "a job tried to cancel a task of the worker; the task continues")
             return False
@@ -181,7 +181,7 @@ def _create_own(work: Coroutine[Any, Any, T]) -> OwnTask[T]:
 
 @dataclass
 class WorkerRun:
-    """Runs a worker from its start to its exit. `supervisor` is its socket to the supervisor, or None."""
+    """Runs a worker from its start to its exit. `supervisor` is the socket to the supervisor, if there is one."""
 
     app: App
     options: WorkerOptions
@@ -300,7 +300,7 @@ class WorkerRun:
         return not done.isdisjoint(drained)
 
     async def _report_deaths(self, supervisor: SupervisorSocket) -> None:
-        """Report the deaths that the supervisor has noticed to the broker. The supervisor repeats deaths that aren't confirmed."""
+        """Report to the broker the deaths that the supervisor has noticed. The supervisor repeats deaths that aren't confirmed."""
         loop, has_come = asyncio.get_running_loop(), asyncio.Event()
         supervisor.on_death = lambda: loop.call_soon_threadsafe(has_come.set)
         while True:
