@@ -1,6 +1,6 @@
 """Performs the actions that forms request on jobs, queues and schedules. The audit log names the user.
 
-An action on many jobs runs in the background of the request that started it: its page shows the progress, and can stop it.
+An action on many jobs continues in the background after its request. Its page shows the progress, and can stop the action.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ MAX_COUNTED: Final = 2_000  # maximum number of jobs read for a count
 MAX_GROUPS: Final = 100_000
 MAX_IDS: Final = 500  # maximum number of jobs in one form
 PATIENCE: Final = 1.0  # seconds that a request waits for an action before it shows the progress
-MAX_KEPT: Final = 50  # ended actions to keep for their pages
+MAX_KEPT: Final = 50  # maximum number of ended actions that are kept for their pages
 REFRESH: Final = "2"  # seconds
 ELSEWHERE: Final = (
     "This process does not know the action, but another process may: this page reloads every two seconds. The audit "
     "log shows what was done."
 )
 BACK: Final = re.compile(r"/(?:jobs(?:/[0-9a-f-]{36})?|failures)(?:\?[^#\s]*)?(?:#g[0-9a-f]{16})?", re.ASCII)
-"""A path that a form may name as the page that it came from."""
+"""Matches the paths that a form may name as the page it came from."""
 
 DONE: Final[dict[ActionName, str]] = {"retry": "ready again", "run-now": "due now", "cancel": "cancelled", "purge": "discarded"}
 
@@ -195,7 +195,7 @@ class Act:
             raise
         finally:
             self._ended = time.monotonic()
-            self.target = msgspec.structs.replace(target, ids=(), fields=())  # there may be 100,000, and the page needs none of them
+            self.target = msgspec.structs.replace(target, ids=(), fields=())  # there may be 100,000 ids, and the page needs none of them
             forget()
 
 

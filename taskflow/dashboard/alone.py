@@ -22,8 +22,8 @@ USED: Final = "taskflow.is_used"  # set in the scope of a request without the co
 def dashboard_alone(live: Live, acts: Acts, actor: str, token: str, cookie: str) -> ASGIApp:
     """Return a dashboard with these live pages and actions, in which `actor` may act and see arguments.
 
-    The first GET with the query ``token=...`` gets a cookie of this name, and is redirected to the overview, so that no history keeps the
-    token. From then on the token is invalid, and every request needs the cookie.
+    The first GET with the query ``token=...`` gets a cookie whose name is `cookie`, and is redirected to the overview, so that no history
+    keeps the token. From then on the token is invalid, and every request needs the cookie.
     """
 
     def authorize(request: Request) -> Access | None:
@@ -54,8 +54,8 @@ class _OneBrowser:
             elif has_token:
                 self._is_used = True
                 answer = RedirectResponse("/", 303, HEADERS)
-                # Without Secure, because this is served over plain HTTP, usually on loopback. Lax and not Strict: a browser that follows a
-                # link from another page, such as a terminal's, would not send a strict cookie to where it is redirected.
+                # Without Secure, because this is served over plain HTTP, usually on loopback. Lax, not Strict: after following a link
+                # from another page, such as a web terminal, a browser would not send a strict cookie with the redirected request.
                 answer.set_cookie(self._cookie, self._session, httponly=True, samesite="lax")
                 await answer(scope, receive, send)
                 return

@@ -1,4 +1,4 @@
-"""`/api/v1`: the content of the pages as JSON, for people whom `authorize` admits. `/api/v1/openapi.json` describes it."""
+"""`/api/v1`: the content of the pages as JSON, for people whom `authorize` admits. `/api/v1/openapi.json` describes the API."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Jobs(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A job, with the reasons for its state, and its limits if it waits for one of them. `arguments` and `result` are None if they are
+    """A job, with the reasons for its state, and its limits if it is waiting for one of them. `arguments` and `result` are None if they are
     hidden, not kept, or undecodable."""
 
     job: dict[str, Any]
@@ -48,8 +48,8 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Runs(msgspec.Struct, frozen=True):
-    """The runs of a job in a queue over a period: how many by verdict and by deploy, and the median and 95th percentile of the waits and
-    run times, in seconds."""
+    """The runs of a job in a queue over a period: their number by verdict and by deploy, and the median and 95th percentile of the waits
+    and run times, in seconds."""
 
     at: datetime
     seconds: int
@@ -99,7 +99,7 @@ async def _history(request: Request) -> list[Runs]:
 
 
 class Resource(NamedTuple):
-    """A path of the API: the function that answers it, and the names of its query parameters."""
+    """A resource of the API: the function that reads it, the type of its content, and the names of its query parameters."""
 
     read: Callable[[Request], Awaitable[Any]]
     kind: Any

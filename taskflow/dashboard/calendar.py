@@ -1,4 +1,4 @@
-"""The calendar of schedules: their times during the next seven days, in the schedule's time zone and in the viewer's, with clock
+"""The calendar of schedules: when each one fires during the next seven days, in its own time zone and in the viewer's, with clock
 changes."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.model.timetable import CronTimes, EveryTimes, Timetable, first_change, zone_of
 
 DAYS: Final = 7
-MAX_TIMES: Final = 3  # maximum number in a cell; if there are more, only the first is shown
+MAX_TIMES: Final = 3  # maximum number of times in a cell; if there are more, only the first is shown
 MAX_ROWS: Final = 25
 MAX_AHEAD: Final = timedelta(days=3_660)
 MOMENT: Final = timedelta(microseconds=1)
@@ -39,7 +39,7 @@ class Day(msgspec.Struct, frozen=True):
 
 
 class Time(msgspec.Struct, frozen=True):
-    """A time at which a schedule fires: in the viewer's zone, in the schedule's zone if that differs, and any effect of a clock change."""
+    """A time of a schedule in the viewer's zone (`yours`) and in its own if different (`own`). `note` describes a clock change's effect."""
 
     at: datetime
     yours: str
@@ -48,7 +48,7 @@ class Time(msgspec.Struct, frozen=True):
 
 
 class Cell(msgspec.Struct):
-    """A schedule's times on one day. `change` describes a clock change of its zone on that day."""
+    """A schedule's times on one day. `change` describes a clock change in the schedule's zone on that day."""
 
     times: list[Time]
     is_more: bool = False

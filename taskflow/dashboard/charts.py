@@ -25,12 +25,12 @@ MAX_QUIET: Final = 10  # periods that a deploy may go without a run before it co
 
 
 class Bucket(msgspec.Struct, frozen=True):
-    """The measures of a period that begins at `at` and lasts for `seconds`. The current one is shorter than the others."""
+    """The measures of a period that begins at `at` and lasts for `seconds`. The current bucket is shorter than the others."""
 
     at: datetime
     seconds: int
     measure: Measure
-    is_known: bool = True  # False before the first run that was measured in this time: perhaps nothing was recorded yet
+    is_known: bool = True  # False before the first run in the history, because perhaps nothing was recorded then
 
     @property
     def failed(self) -> int:
@@ -45,7 +45,7 @@ def merged(measures: Iterable[Measure]) -> Measure:
 
 
 def buckets(history: Sequence[MeasuresRecord], back: timedelta, *, queue: str = "", job: str = "") -> list[Bucket]:
-    """Combine the periods of the last `back` into about 60 buckets of equal length, for a queue and a job, or for all (empty)."""
+    """Combine the periods of the last `back` into about 60 buckets of equal length. An empty `queue` or `job` means all."""
     longest = max((record.seconds for record in history), default=MINUTE)
     seconds = next((step for step in (MINUTE, TEN_MINUTES, HOUR) if step >= longest and back.total_seconds() / step <= MAX_BUCKETS), None)
     seconds = seconds or HOUR * -(-int(back.total_seconds()) // (HOUR * MAX_BUCKETS))
@@ -68,8 +68,8 @@ def buckets(history: Sequence[MeasuresRecord], back: timedelta, *, queue: str = 
 
 
 def deploys(measures: Iterable[Measure]) -> list[tuple[int, str]]:
-    """Return the positions in consecutive periods at which deploys begin, with their names: a deploy begins after `MAX_QUIET` periods
-    without a run. It's unknown whether deploys in the first period began there."""
+    """Return the positions, in consecutive periods, at which deploys begin, with the deploys' names. A deploy begins after `MAX_QUIET`
+    periods without a run. It's unknown whether deploys in the first period began there."""
     begun, former = list[tuple[int, str]](), deque[Mapping[str, int]](maxlen=MAX_QUIET)
     for place, measure in enumerate(measures):
         if measure.deploys:
@@ -88,7 +88,7 @@ def rate(found: Sequence[Bucket], title: str) -> Markup:
 
 
 def quantiles(found: Sequence[Bucket], title: str, of: Callable[[Measure, float], float]) -> Markup:
-    """Draw the median and the 95th percentile of the run times. Buckets without runs are gaps."""
+    """Draw the median and the 95th percentile of waits or run times, as given by `of`. Buckets without runs are gaps."""
     series = {
         name: [of(bucket.measure, share) if bucket.measure.number else None for bucket in found]
         for name, share in (("95 %", 0.95), ("50 %", 0.5))

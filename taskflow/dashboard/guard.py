@@ -24,7 +24,7 @@ log: Final = logging.getLogger("taskflow.dashboard")
 OWN: Final = ("style-src", "script-src", "img-src", "connect-src", "form-action")
 CONTENT_POLICY: Final = "".join(f"{kind} 'self'; " for kind in OWN) + "default-src 'none'; base-uri 'none'; frame-ancestors 'none'"
 
-# `same-origin` and not `no-referrer`: with the latter, a browser sends "Origin: null" with its own forms.
+# `same-origin` and not `no-referrer`: with the latter, browsers send "Origin: null" even with the dashboard's own forms.
 HEADERS: Final = {
     "Content-Security-Policy": CONTENT_POLICY,
     "Cache-Control": "no-store",

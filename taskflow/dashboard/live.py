@@ -22,11 +22,11 @@ from taskflow.dashboard.rendering import POLLS, is_fragment
 from taskflow.model.errors import TaskflowError
 from taskflow.model.schedule import ScheduleRecord
 
-INTERVAL: Final = 1.0  # seconds between two checks of the store, during which a page is shared
-MAX_FACTOR: Final = 8.0  # with more watchers, checks become up to this many times rarer, so that they cost the host little
+INTERVAL: Final = 1.0  # seconds between two checks of the store; a page is shared until the next check
+MAX_FACTOR: Final = 8.0  # with more watchers, the interval grows by up to this factor, so that checks cost the host little
 TIMES: Final = 10  # the pause between two checks is at least this many times as long as the last check, to spare a slow store
 SPACING: Final = 0.02  # seconds between the notifications of two watchers, so that their fetches do not arrive all at once
-MAX_STREAM: Final = 20.0  # seconds: a server that stops waits for its streams, and a browser opens the next one by itself
+MAX_STREAM: Final = 20.0  # seconds: a stopping server waits for its streams, and browsers open the next stream by themselves
 MAX_AGE: Final = 10.0  # seconds after which a page is fetched again without a change, to update ages and the progress of jobs
 AWAY: Final = "away"
 RETRY: Final = 1_000  # milliseconds
@@ -35,7 +35,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Sampler:
-    """Checks the store for all watchers of an event loop, and for browsers that poll: once a second for one, every 8 s for many."""
+    """Checks the store for all watchers of an event loop, and for browsers that poll: every second for one, every 8 s for many."""
 
     def __init__(self) -> None:
         self.is_ending = False
@@ -47,7 +47,7 @@ class Sampler:
         self._took = 0.0
 
     async def changes(self, seen: str) -> AsyncIterator[str]:
-        """Yield events for a browser that has seen this digest, or an empty one: "seen" at first, "change" when the digest changes, and
+        """Yield events for a browser that has seen this digest (empty for none): "seen" at first, "change" when the digest changes, and
         "away" when the store does not answer."""
         mine, told = asyncio.Event(), seen
         self._watchers.add(mine)
@@ -76,7 +76,7 @@ class Sampler:
                 self._task = None
 
     def end(self) -> None:
-        """End all streams, so that a server that waits for them can stop at once. Call this on their event loop."""
+        """End all streams, so that a server that waits for them can stop at once. Call this on the streams' event loop."""
         self.is_ending = True
         for watcher in self._watchers:
             watcher.set()
@@ -86,7 +86,7 @@ class Sampler:
         return max(INTERVAL * min(max(1.0, len(self._watchers)), MAX_FACTOR), TIMES * self._took)
 
     async def digest(self) -> str:
-        """Return a digest that changes with the store, from a recent check, or `AWAY`."""
+        """Return a digest of the store's state from a recent check, or `AWAY` if the store did not answer."""
         loop = asyncio.get_running_loop()
         if self._check is None or (self._check.done() and loop.time() >= self._checked_at + self.interval):
             self._checked_at = loop.time()

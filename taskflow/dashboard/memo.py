@@ -1,4 +1,4 @@
-"""Caches slow reads for a while, so that in a large store, reads of one kind take at most a small share of the time."""
+"""Caches slow reads for a while, so that reads of one kind take at most a small share of the time, even in a large store."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ async def remembered(key: Hashable, read: Callable[[], Awaitable[T]], *, keep: f
 
 
 def forget() -> None:
-    """Clear the cache, because a user has changed something here."""
+    """Clear the cache, because a user has changed something through the dashboard."""
     _memos.pop(default_app().client(), None)

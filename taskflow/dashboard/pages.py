@@ -42,8 +42,8 @@ JOBS_AT_ONCE: Final = 50
 GROUPS_AT_ONCE: Final = 50
 GROUPS_AT_A_GLANCE: Final = 6
 ACTIONS_AT_ONCE: Final = 50
-MAX_POSITIONS: Final = 100  # maximum number of jobs counted ahead of a ready one
-MAX_ERRORS: Final = 10  # maximum number shown for one job, the newest first
+MAX_POSITIONS: Final = 100  # maximum number of jobs that are counted ahead of a ready job
+MAX_ERRORS: Final = 10  # maximum number of errors shown for one job, the newest first
 NO_ID: Final = "This is not a whole id, which has 36 characters. Click a short id in the list to select the whole one, and copy it."
 FIRST_MOMENTS, LAST_MOMENTS = 5, 25
 MAX_NAMES: Final = 100  # maximum number of names that a filter suggests
@@ -53,7 +53,7 @@ PORTIONS: Final = (
     (timedelta(hours=3), timedelta(hours=2)),
     (timedelta(), timedelta(minutes=20)),
 )
-"""Ages above which a portion of the history has so much time: older periods are longer."""
+"""Pairs of an age and a span: history older than the age is read in portions of that span, because older periods are longer."""
 LABELS: Final[dict[ActionName, str]] = {"retry": "Retry", "run-now": "Run now", "cancel": "Cancel", "purge": "Discard"}
 
 
@@ -119,7 +119,7 @@ def _rate(history: list[MeasuresRecord]) -> Markup:
 
 
 def newest_deploy(workers: Sequence[WorkerInfo]) -> str:
-    """Return the deploy that started last, judged by the oldest running worker of each; an empty string if none is known."""
+    """Return the deploy that started last, judged by the oldest running worker of each deploy; an empty string if none is known."""
     begun = dict[str, datetime]()
     for worker in workers:
         if worker.deploy and not worker.is_lost:
@@ -168,7 +168,7 @@ async def jobs(request: Request) -> Response:
 
 
 async def _of_cause(group: str, cursor: str | None) -> Page:
-    """Return some of the failed jobs of a cause, the newest first."""
+    """Return a page of the failed jobs of a cause, the newest first."""
     start = whole(cursor, 0, 0, 1_000_000)
     ids = await call(lambda broker: group_ids(broker.admin, View(), group))
     records = await call(lambda broker: broker.read(ids[start : start + JOBS_AT_ONCE]))
@@ -207,20 +207,20 @@ async def job(request: Request) -> Response:
 
 
 async def _pause_of(queue: str) -> ActionRecord | None:
-    """Return the action that paused the queue, if it is among the newest."""
+    """Return the action that paused the queue, if it is among the newest actions."""
     found = await call(lambda broker: broker.admin.actions(limit=ACTIONS_AT_ONCE))
     return next((record for record in found if record.action.kind == "pause" and queue in record.action.names), None)
 
 
 def _applies(action: ActionName, record: Record) -> bool:
     """Return True if the page of this job offers the action."""
-    if action == "run-now" and waits_at_limit(record):  # Run now skips no limit
+    if action == "run-now" and waits_at_limit(record):  # the action "Run now" skips no limit
         return False
     return record.status in POSSIBLE[action] and (action != "purge" or record.status in ENDED)
 
 
 async def _flow_of(record: Record) -> tuple[list[TreeLine], str]:
-    """Return the tree of the job's flow, and how many jobs of each status it has."""
+    """Return the tree of the job's flow, and a summary of the flow's jobs by status."""
     member = record.member
     if member is None:
         return [], ""
@@ -247,7 +247,7 @@ def access_of(request: Request) -> Access:
 
 
 async def why(record: Record, now: datetime) -> tuple[list[Reason], list[LimitInfo]]:
-    """Return the reasons for the job's state, and its limits if it waits for one of them."""
+    """Return the reasons for the job's state, and its limits if it is waiting for one of them."""
     facts, own = await asyncio.gather(
         call(lambda broker: facts_of(broker.admin, record, now, sample_time=0, max_positions=MAX_POSITIONS)),
         call(lambda broker: own_facts_of(broker, record)),
@@ -268,7 +268,7 @@ async def record_of(text: str) -> Record:
 
 
 def _moments(record: Record, now: datetime) -> list[tuple[Moment, float | None]]:
-    """Return the moments of the job's timeline, each with the seconds since the previous one. The middle of a long one is left out."""
+    """Return the moments of the job's timeline, each with the seconds since the previous one. The middle of a long timeline is cut."""
     found = timeline(record, now)
     timed = [(moment, None if not place else (moment.at - found[place - 1].at).total_seconds()) for place, moment in enumerate(found)]
     most = FIRST_MOMENTS + LAST_MOMENTS
@@ -328,7 +328,7 @@ async def queue(request: Request) -> Response:
 
 
 def _by_job_and_deploy(history: list[MeasuresRecord], queue: str) -> tuple[dict[str, Measure], dict[str, Measure]]:
-    """Add up a queue's measures by job; and before and since the newest deploy, or all of them if no deploy is known to begin in them."""
+    """Add up a queue's measures by job, and also before and since the newest deploy (in total if no deploy is known to have begun)."""
     own = [{pair: of for pair, of in each.measures.items() if pair[0] == queue} for each in history]
     by_job, periods = {job: of for (_, job), of in sum_of(own).items()}, [charts.merged(each.values()) for each in own]
     if not (begun := charts.deploys(periods)):

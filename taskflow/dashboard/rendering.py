@@ -43,12 +43,12 @@ SAID: Final = {
     "resume": "The pause has ended.",
     "trigger": "The schedule has sent this job.",
 }
-"""What an action has done, by the text in `said=` of the page to which it redirects."""
+"""For each value of `said=` in a URL, the text with which the page reports what an action has done."""
 
 SLICE: Final = 0.00025  # seconds of rendering after which the event loop runs other tasks
 
 _turns: Final = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]()
-"""Pages of an event loop are rendered one after the other. Otherwise, its other tasks would wait for a slice of each page."""
+"""Pages of an event loop are rendered one after the other. Otherwise, the loop's other tasks would wait for a slice of each page."""
 
 MAX_BLOCK: Final = 16_384  # maximum characters of a traceback or a value
 
@@ -83,7 +83,7 @@ def as_json(value: object) -> str:
 
 
 def digest(name: str) -> str:
-    """Return an id for the row of this name, by which a script finds the same row in the next version of a page."""
+    """Return an id for the row with this name, by which a script finds the same row in the next version of a page."""
     return hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:16]
 
 
@@ -92,7 +92,7 @@ def number(value: float) -> str:
 
 
 def path_of(kind: str, name: str) -> str:
-    """Return the path of a queue or a job. Browsers remove path segments of dots, so such a queue gets the path of its job list."""
+    """Return the path of a queue or a job. Browsers remove segments of dots, so a queue with such a name gets its job list's path."""
     return f"/jobs?queue={name}" if name in (".", "..") else f"/{kind}/{quote(name.encode('utf-8', 'replace'), safe='')}"
 
 
@@ -102,7 +102,7 @@ def with_query(path: str, values: Mapping[str, Any]) -> str:
 
 
 def _finalized(value: object) -> object:
-    """Escape control characters in the values that a template prints. Markup comes from a filter here or from a macro."""
+    """Escape control characters in the values that a template prints. Markup from a filter here or from a macro is left alone."""
     return one_line(value) if isinstance(value, str) and not isinstance(value, Markup) else "" if value is None else value
 
 
@@ -155,7 +155,7 @@ async def render(
 
 
 def redirect(request: Request, path: str, said: str = "") -> Response:
-    """Redirect to a page, so that a reload does not send the form again. The page shows this text of `SAID`."""
+    """Redirect to a page, so that a reload does not send the form again. The page shows the text in `SAID` for `said`."""
     query = f"{'&' if '?' in path else '?'}said={said}" if said else ""
     return RedirectResponse(root_of(request) + path + query, status_code=303)
 

@@ -21,7 +21,7 @@ Fields = ImmutableMultiDict[str, str]
 
 
 async def form_of(request: Request) -> Fields:
-    """Return the fields of a form. Raises HTTPException if it's too large, incomplete, or not this kind of form."""
+    """Return the fields of a form. Raises HTTPException if it's too large, incomplete, or not URL-encoded."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
         raise HTTPException(415, "The dashboard accepts only forms.")
     body = bytearray()

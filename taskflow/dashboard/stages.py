@@ -1,4 +1,4 @@
-"""Retries the jobs of a cause in stages: one job, then ten, then all others. It stops if a job fails again."""
+"""Retries the jobs of a cause in stages: one job, then ten, then all others. Stops if a job fails again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StagesStopped(Exception):
 async def retry_in_stages(
     call: CallBroker, ids: Sequence[bytes], *, by: str | None, reason: str
 ) -> AsyncIterator[tuple[ActionResult, str]]:
-    """Retry jobs in order. Yield the totals so far, and what the next stage waits for. Raises StagesStopped."""
+    """Retry jobs in order. Yield the totals so far, and what the next stage is waiting for. Raises StagesStopped."""
     done, left = ActionResult(), list(ids)
     for size in (*STAGES, len(left)):
         stage, left = left[:size], left[size:]

@@ -1,4 +1,4 @@
-"""The dashboard for WSGI hosts, such as Flask and Django. The ASGI application runs on the event loop shared by callers without one."""
+"""The dashboard for WSGI hosts, such as Flask and Django. The ASGI application runs on the event loop that callers without a loop share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from taskflow.dashboard.live import Live
 from taskflow.dashboard.rendering import POLLS
 from taskflow.dashboard.selection import MAX_FORM, whole
 
-GIVEN: Final = "taskflow.given"  # in the scope: what `authorize` has returned or raised in the host's thread
+GIVEN: Final = "taskflow.given"  # set in the scope to what `authorize` has returned or raised in the host's thread
 
 
 def dashboard_wsgi(*, authorize: Authorize | None = None) -> WSGIApplication:

@@ -1,4 +1,4 @@
-"""The app that INSTALLED_APPS names as "taskflow.django", and the middleware that closes old database connections around runs."""
+"""The app that INSTALLED_APPS names as "taskflow.django", and the middleware that closes old database connections before and after runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TaskflowConfig(AppConfig):
         with suppress(ImportError):  # this version of Django has no Tasks
             from taskflow.django.backend import apply_settings
 
-            if setting == "TASKS":  # tests change it
+            if setting == "TASKS":  # tests change this setting
                 apply_settings()
 
 
@@ -63,7 +63,7 @@ class CloseConnections(Middleware):
 
 
 class _Closing(AbstractContextManager[None]):
-    """A context manager for plain jobs and for async ones."""
+    """A context manager for both plain and async jobs."""
 
     _kept: Sequence[Any] = ()
 

@@ -43,7 +43,7 @@ class TaskflowBackend(_Base):
 
     `broker`       the broker's URL (default: as in every process of taskflow, for example ``TASKFLOW_BROKER``)
     `transaction`  "now" (default) sends at once; "on_commit" sends once the open transaction has committed; "join" makes the job part of
-                   the open transaction; the broker must be in its database
+                   the open transaction, which must be in the broker's database
     `database`     the alias of the database with that transaction (default "default")
 
     Raises ImproperlyConfigured for wrong options.
@@ -102,7 +102,7 @@ class TaskflowBackend(_Base):
 
     def get_result(self, result_id: str) -> Any:
         """Return the TaskResult with this id. Raises TaskResultDoesNotExist if the broker does not know it or no longer keeps it."""
-        default_app().broker()  # imported here and not in another thread, as in `send_call_sync`
+        default_app().broker()  # loaded here and not in another thread, as in `send_call_sync`
         return _result(result_id, block_on(_read(result_id)))
 
     async def aget_result(self, result_id: str) -> Any:
@@ -165,7 +165,7 @@ async def _read(result_id: str) -> JobInfo | None:
 def _result(result_id: str, info: JobInfo | None) -> Any:
     if info is None:
         raise _DoesNotExist(result_id)
-    if default_app().registry.get(info.job) is None:  # stored names are never imported
+    if default_app().registry.get(info.job) is None:  # a name from the store is never imported, so import all apps' `tasks`
         autodiscover_modules("tasks")
     known = default_app().registry.get(info.job)
     if known is None or (task := task_of(known)) is None:

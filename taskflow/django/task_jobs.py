@@ -37,7 +37,7 @@ RUN_AFTER: Final = "django-run-after"
 
 
 def job_of(task: Any) -> Declared[..., Any]:
-    """Return the job of a task. The first call for a task declares it."""
+    """Return the job of a task. The first call for a task declares the job."""
     known = default_app().registry.get(task.module_path)
     if isinstance(known, Declared) and getattr(task_of(known), "func", None) is task.func:
         return known

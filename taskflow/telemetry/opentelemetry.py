@@ -22,7 +22,7 @@ PARENT_FOR: Final = 60.0
 """If a job waits for less than this many seconds, its first run is part of the sender's trace. Other runs begin traces that link to it."""
 
 MAX_HEADER: Final = 1_024
-"""The maximum length of a context header. Longer headers, such as a large baggage, aren't sent with the job."""
+"""The maximum length of a context header. Longer headers, such as large baggage, aren't sent with the job."""
 
 _SENDING: Final = {"messaging.system": "taskflow", "messaging.operation.name": "send", "messaging.operation.type": "send"}
 _RUNNING: Final = {"messaging.system": "taskflow", "messaging.operation.name": "process", "messaging.operation.type": "process"}
@@ -117,7 +117,7 @@ class OpenTelemetry(Telemetry):
 
 @lru_cache(maxsize=256)
 def _sender(headers: tuple[tuple[str, str], ...]) -> tuple[Context, SpanContext]:
-    """Return the sender's context, without the worker's context (see `quiet`), and the sender's span. A batch's jobs share both."""
+    """Return the sender's context, without the worker's context (see `quiet`), and the sender's span. Jobs sent in one batch share both."""
     sender = propagate.extract(dict(headers), context=_NOTHING)
     return sender, get_current_span(sender).get_span_context()
 

@@ -20,7 +20,7 @@ from taskflow.broker.admin import LimitRecord, QueueInfo
 from taskflow.model.measures import unpack_measures
 from taskflow.worker.measuring import WorkerFacts, WorkerMeasures
 
-MAX_LIMITS: Final = 100  # names of limits that have labels
+MAX_LIMITS: Final = 100  # maximum number of limit names that get separate labels
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -178,7 +178,7 @@ def store_metrics(queues: Sequence[QueueInfo], totals: Mapping[str, Mapping[str,
 
 
 def limit_metrics(limits: Sequence[LimitRecord]) -> Generator[Metric]:
-    """Add up the limits of all keys, so that there are few labels. A name after the first `MAX_LIMITS` counts as "_other"."""
+    """Add up each limit's jobs over all its keys, so that there are few labels. Limits beyond the first `MAX_LIMITS` count as "_other"."""
     jobs = GaugeMetricFamily("taskflow_limit_jobs", "Jobs that hold a slot of a limit, or wait for one.", labels=("limit", "state"))
     full = GaugeMetricFamily("taskflow_limit_full_keys", "Keys of a limit at which jobs wait.", labels=("limit",))
     found = dict[str, Counter[str]]()

@@ -30,7 +30,7 @@ _SAME_TIME: Final = 1_000  # microseconds
 
 
 class SentJob(NamedTuple):
-    """A job that was sent, and when the store added it."""
+    """A job that was sent. `created_at` is when the store added it, in microseconds."""
 
     envelope: Envelope
     created_at: int
@@ -136,7 +136,7 @@ def decoded(job: JobType[Any] | None, envelope: Envelope) -> Mapping[str, Any]:
 
 
 def check_job(job: object) -> None:
-    """Raise TypeError for anything but a job or a name, such as a call made by `bind`, or the undecorated function."""
+    """Raise TypeError unless this is a job or a name. It may be a call made by `bind`, or the undecorated function."""
     if not isinstance(job, Declared | str):
         raise TypeError(f"got {shown(job)}: expected a job, or its name, and then its arguments, as in assert_enqueued(greet, 'ada')")
 

@@ -48,7 +48,7 @@ def wait_inline(awaitable: Awaitable[T]) -> T:
     try:
         return scope.run(thread.serve, within())
     finally:
-        asgiref.SyncToAsync.threadlocal.main_event_loop = its_loop  # a later `async_to_sync` would use the portal's loop
+        asgiref.SyncToAsync.threadlocal.main_event_loop = its_loop  # otherwise, a later `async_to_sync` would use the portal's loop
 
 
 def wait_for_django(awaitable: Awaitable[T]) -> T:

@@ -36,7 +36,7 @@ from taskflow.worker.thread_pool import ThreadPool
 
 P = ParamSpec("P")
 
-# The maximum number of due times in one `advance`: more indicate an endless loop.
+# The maximum number of due times in one `advance`. More than that indicates an endless loop.
 MAX_STEPS = 100_000
 
 
@@ -104,7 +104,7 @@ class TaskflowJobs:
     @overload
     def assert_enqueued(self, job: str, /, *args: Any, **kwargs: Any) -> None: ...
     def assert_enqueued(self, job: Any, /, *args: Any, **kwargs: Any) -> None:
-        """Assert that a call of the job with these arguments waits or runs, or has run in `inline`.
+        """Assert that a call of the job with these arguments is waiting or running, or has run in `inline`.
 
         An argument that is left out counts as its default. `unittest.mock.ANY` stands for any value, anywhere in the arguments. Keywords
         that the function does not take are options: ``assert_enqueued(greet, "ada", queue="mail", after=60)``. `count` is the expected
@@ -117,8 +117,8 @@ class TaskflowJobs:
         check_enqueued(ExpectedCall(self._app.registry, job, args, kwargs), self._sent(), self._app.registry)
 
     def assert_not_enqueued(self, job: Declared[..., Any] | str, /, *args: Any, **kwargs: Any) -> None:
-        """Assert that no call of the job waits or runs, or has run in `inline`. With arguments or options, as in `assert_enqueued`, this
-        applies only to matching calls."""
+        """Assert that no call of the job is waiting or running, or has run in `inline`. With arguments or options, as in `assert_enqueued`,
+        this applies only to matching calls."""
         registry, sent = self._app.registry, self._sent()
         check_job(job)
         expected = ExpectedCall(registry, job, args, kwargs) if args or kwargs else None
@@ -250,7 +250,7 @@ class TaskflowJobs:
 
     @asynccontextmanager
     async def _at_work(self, *, raises: bool) -> AsyncIterator[PassState]:
-        """Enter the lifespan once for all runs in the block. If `raises` is True, raise the runs' failures at its end."""
+        """Enter the lifespan once for all runs in the block. If `raises` is True, raise the runs' failures at the end of the block."""
         async with AsyncExitStack() as stack:
             lifespan = self._app.settings.lifespan
             lifespan_state = await stack.enter_async_context(lifespan()) if lifespan is not None else None

@@ -44,7 +44,7 @@ from taskflow.worker.maintenance import Scheduler
 from taskflow.worker.thread_pool import carried
 
 CONCURRENCY: Final = 100
-# The maximum number of runs in one call, not counting the jobs of schedules: more runs indicate an endless loop.
+# The maximum number of runs in one call, not counting the jobs of schedules. More runs indicate an endless loop.
 MAX_RUNS = 50_000
 runs_inline: Final[ContextVar[bool]] = ContextVar("taskflow_runs_inline", default=False)
 """True in jobs that run as they are sent."""
@@ -93,7 +93,7 @@ class RecordingBroker(MemoryBroker):
             self._sent.setdefault(envelope.id, envelope)
 
     def awaiting(self, job_id: bytes, *, has_succeeded: bool) -> set[bytes]:
-        """Return the jobs of a flow that the end of this one may have made ready: a failure may concern any of them."""
+        """Return the jobs of a flow that the end of this job may have made ready. A failure may concern any of them."""
         ended = self._sent.get(job_id)
         if ended is None or ended.member is None:
             return set()
@@ -137,7 +137,7 @@ class TestExecutor(Executor):
 
     __test__ = False
     is_in_djangos_thread = False
-    gathers = False  # virtual time does not pass while jobs run
+    gathers = False  # don't wait to fill a batch: virtual time stands still while jobs run, so the wait would never end
 
     def _invoke(
         self, holding: HeldLease, job: AnyJob, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -294,7 +294,7 @@ class Inline:
     """Runs jobs where they are sent. It may be called from several threads and event loops.
 
     `ran`       the jobs that have begun
-    `failures`  the final failures, and anything else the test should know
+    `failures`  the final failures, and other errors that the test should report
     """
 
     def __init__(

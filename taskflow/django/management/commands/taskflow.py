@@ -16,7 +16,7 @@ from taskflow.cli.modules import import_targets
 
 
 class Command(BaseCommand):
-    """Runs a command of taskflow. Django is set up, and the module `tasks` of each app is imported."""
+    """Runs a taskflow command, after setting up Django and importing each app's `tasks` module."""
 
     help = "Runs taskflow's commands: see `manage.py taskflow help`."
     requires_system_checks: list[str] = []
