@@ -38,7 +38,7 @@ class LimitedJob(msgspec.Struct, frozen=True, kw_only=True):
     `id`          its id, as text
     `job`         the name of the job
     `queue`       its queue
-    `is_running`  True if a worker runs it. A job that is ready holds its slot already
+    `is_running`  True if a worker is running it; a READY job already holds its slot
     """
 
     id: str
@@ -71,8 +71,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     `tag`           the tag; its jobs are listed newest first, and stores read no other jobs
     `job`           the name of the job
     `error`         a text in the job's last error or in the reason of its end, ignoring case
-    `header`        the name of a header, and its value or None for any
-    `created_before`, `ended_before`  the job was created, or has ended, at least that many seconds ago
+    `header`        the name of a header, and its value, or None for any value
+    `created_before`, `ended_before`  the job was created, or ended, at least this many seconds ago
     `poison`        True for jobs that failed as poison
     """
 
@@ -96,8 +96,8 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     """A page of jobs.
 
     `cursor`         where the next page begins, as text that is safe in a URL; None after the last page
-    `examined`       how many jobs were read to find these
-    `stopped_early`  True if the page is not full because `EXAMINED` jobs were read, and more may match
+    `examined`       how many jobs were read to find `records`
+    `stopped_early`  True if the page is not full because the maximum number of jobs was read; more may match
     """
 
     records: list[Record]
@@ -122,7 +122,7 @@ class Redone(Enum):
 
 
 class FailureGroupRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The failed jobs with one cause.
+    """The failed jobs that have the same cause.
 
     `fingerprint`  the fingerprint of their failures (see `model/fingerprint.py`), or `fingerprint.UNKNOWN` for jobs without a valid cause
     `count`        the number of jobs
@@ -160,10 +160,10 @@ class Finding(msgspec.Struct, frozen=True):
 class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
     """The result of `rebuild`.
 
-    `corrected`   the number of wrong or missing entries by index, of wrong counts as `counts`, and of limits with a wrong number of taken
-                  slots as `slots of limits`
+    `corrected`   the number of corrections: wrong or missing entries by index, wrong counts as `counts`, and limits with a wrong number of
+                  taken slots as `slots of limits`
     `records`     how many records the store has
-    `unreadable`  how many of the records that had to be decoded were unreadable; they and their entries were left as they are
+    `unreadable`  how many of the records that had to be decoded were unreadable; these and their entries were left unchanged
     """
 
     corrected: dict[str, int] = {}
@@ -179,9 +179,9 @@ class Admin(Protocol):
         ...
 
     async def page(self, view: View, *, cursor: str | None = None, limit: int = 100) -> Page:
-        """Return jobs of a view that begin at the cursor, at most `limit`. Only jobs that `read` would return are listed. [page_lists]
+        """Return at most `limit` jobs of a view, beginning at the cursor. Only jobs that `read` would return are listed. [page_lists]
 
-        Each status has an order, that of an index [page_order]:
+        The jobs of a status are listed in the order of an index [page_order]:
 
         HELD                          in the order of their arrival
         SCHEDULED                     the next one due first
@@ -195,9 +195,9 @@ class Admin(Protocol):
         status and position is left out or listed twice. Jobs that are added after the first page are not listed, so the pages have an
         end. [page_cursor]
 
-        At most `EXAMINED` jobs are read for a page, and fewer for `error`, `header` and `created_before`. Where a field of the view has no
-        index, the page may then have fewer jobs than `limit`, or none, and a cursor. Queues have an index of their SCHEDULED, READY,
-        SUCCEEDED, FAILED and CANCELLED jobs. [page_bounded]
+        At most `EXAMINED` jobs are read for a page, and fewer if the view has `error`, `header` or `created_before`. If a field of the view
+        has no index, a page with a cursor may therefore have fewer jobs than `limit`, or none. Queues have an index of their SCHEDULED,
+        READY, SUCCEEDED, FAILED and CANCELLED jobs. [page_bounded]
 
         Raises ValueError if the cursor is damaged, or belongs to a view with other statuses. [page_refuses]
         """
@@ -231,10 +231,10 @@ class Admin(Protocol):
         ...
 
     async def run_now(self, ids: Sequence[bytes]) -> list[Status | None]:
-        """Make SCHEDULED jobs READY now: their due time, the wait before a retry and any other back-off are over. [admin_run_now]
+        """Make SCHEDULED jobs READY now, whether they wait for their due time, a retry or the end of another back-off. [admin_run_now]
 
         Return the status that each job had, or None for one that `read` would not return. Jobs with other statuses stay as they are: a HELD
-        one keeps waiting for other jobs, or for the running job with its key. [admin_run_now_leaves]
+        job keeps waiting for other jobs, or for the running job with its key. [admin_run_now_leaves]
         """
         ...
 
@@ -249,8 +249,8 @@ class Admin(Protocol):
         ...
 
     async def failed_ids(self, fingerprint: bytes) -> list[bytes]:
-        """Return the ids of the failed jobs with this fingerprint, in no particular order. A job that joins or leaves its group
-        meanwhile may be missing. [admin_failures_ids]"""
+        """Return the ids of the failed jobs with this fingerprint, in no particular order. A job that joins or leaves its group during the
+        call may be missing. [admin_failures_ids]"""
         ...
 
     async def purge(self, view: View, *, limit: int = 1_000) -> int:
@@ -280,16 +280,16 @@ class Admin(Protocol):
     async def pause_job(self, job: str) -> None:
         """Start no more jobs with this name until `resume_job`. Running ones continue. A second pause changes nothing.
 
-        Registrations and heartbeats name the paused jobs, and every living session is nudged. A lease that its session hands back with
-        `is_paused` is parked: SCHEDULED, with a `waiting_for` that names the pause. No counter is raised. If the pause is over by then, the
-        job is READY in its old place. After an hour it is READY again, and parked again when it is claimed.
+        The answers to registrations and heartbeats name the paused jobs, and every living session is nudged. A job that its session hands
+        back with `is_paused` is parked: SCHEDULED, with a `waiting_for` that names the pause. No counter is raised. If the pause is over by
+        then, the job is READY in its old place. After an hour, a parked job is READY again, and is parked again when it is claimed.
 
         Raises BrokerRefused if 100 jobs are paused. [job_pause]
         """
         ...
 
     async def resume_job(self, job: str) -> bool:
-        """End a pause, and make the first parked jobs READY in their old places. Return True if there are more, for another call.
+        """End a pause, and make the first parked jobs READY in their old places. If this returns True, more may be parked: call it again.
         [job_pause]"""
         ...
 
@@ -322,13 +322,13 @@ class Admin(Protocol):
         ...
 
     async def limits(self, limit: str | None = None, *, job: bytes | None = None) -> list[LimitRecord]:
-        """Return the gates that are in use or whose number was set: those of the limit with this name, or all. The gates with the most
-        waiting jobs come first. With `job`, return the gates in use of the job with this id. [admin_limits]"""
+        """Return the gates of the limit with this name, or of all limits, that are in use or whose number was set. The gates with the most
+        waiting jobs come first. With `job`, return only the gates of the job with this id that are in use. [admin_limits]"""
         ...
 
     async def set_limit(self, gate: Gate, *, is_set: bool) -> None:
         """Set the number of a gate, overriding the senders' numbers. Jobs that can now pass become READY. If `is_set` is False, the number
-        that the next sender declares is in force. [admin_set_limit]"""
+        that the next sender declares applies. [admin_set_limit]"""
         ...
 
     async def metrics(self) -> Metrics:
@@ -343,8 +343,8 @@ class Admin(Protocol):
         ...
 
     async def history(self, since: datetime, until: datetime) -> list[MeasuresRecord]:
-        """Return the periods that overlap this time, in order. Those of the last 3 hours last a minute, those of the last 2 days ten
-        minutes, and older ones an hour; upkeep adds them up. After 30 days they are dropped. [history_levels]
+        """Return the periods that overlap this span of time, in order. In the last 3 hours a period is a minute, in the last 2 days ten
+        minutes, and before that an hour, because upkeep merges periods. After 30 days they are dropped. [history_levels]
 
         Unreadable measures are ignored. [history_spoilt]
         """

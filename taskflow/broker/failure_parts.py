@@ -13,8 +13,8 @@ from taskflow.model.fingerprint import deploy_in, fingerprint_in
 
 
 class FailurePart(msgspec.Struct):
-    """Counts failed jobs with one stored cause and one name: their number `n`, when the first and the last of them ended, in microseconds,
-    and the id of the last.
+    """The failed jobs that have the same stored cause and the same name. `n` is their number, `first_at` and `last_at` are the times in
+    microseconds at which the first and the last of them ended, and `last_id` is the id of the last.
 
     `cause` may be any value, because it comes from a store.
     """
@@ -50,7 +50,7 @@ def _group(fingerprint: bytes, parts: list[FailurePart]) -> FailureGroupRecord:
 
 
 def _counted(counts: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Return the sum for each name, the largest first."""
+    """Return the sum of the counts for each name, the largest sum first."""
     total: dict[str, int] = {}
     for name, count in counts:
         total[name] = total.get(name, 0) + count

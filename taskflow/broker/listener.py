@@ -3,8 +3,8 @@
 The server nudges only as many listeners as there are jobs to claim. If a listener
 is nudged but no task is waiting any more, it asks the server to nudge another one.
 
-A waiter's topics are announced to the server once the listener is subscribed. The
-answer names the topics for which something has already happened, so nothing is missed.
+A waiter's topics are announced to the server once the listener is subscribed. The server's answer names the topics for which something has
+already happened, so nothing is missed.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Listener(ABC):
         return ListenerState(not self._armed.isdisjoint(topics), was_nudged)
 
     def take_ended(self, job_id: bytes) -> Record | None:
-        """Remove and return the record that arrived with the message that the job has ended, if there is one."""
+        """Remove and return the record that arrived with the report of the job's end, or None if no record arrived."""
         return self._ended.pop(job_id, None)
 
     def armed(self, topics: Iterable[str], times: int) -> None:

@@ -14,7 +14,7 @@ from taskflow.model.transitions import Event
 
 
 def literals(text: Callable[[str], str]) -> dict[str, str]:
-    """Return the literal for each name: events, words and rules. `text` formats a string in the script's language. Times are in
+    """Return the literals of events, words and rules, by name. `text` formats a string in the script's language. Times are in
     microseconds."""
     return {f"E.{event.name}": text(event.value) for event in Event} | {
         "W.DROPPED_OVER_CAP": text(wording.DROPPED_OVER_CAP),

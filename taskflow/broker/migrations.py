@@ -25,7 +25,7 @@ class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
     `place`       the location of the tables: "schema 'taskflow'", "namespace 'taskflow' of /var/queue.db"
     `version`     the store's version before the migrations; 0 if there were no tables
     `migrations`  the migrations in order; empty if the store is up to date
-    `missing`     the statements that create the tables and indexes which the store lacks, if nothing else is needed
+    `missing`     the statements that create the tables and indexes that the store lacks, if nothing else is needed
     """
 
     place: str
@@ -62,7 +62,7 @@ class Migrating(Protocol):
         """Apply all pending migrations or none, and return those applied. If
         several callers migrate at once, only one of them applies the migrations.
 
-        Raises BrokerUnavailable if another session holds locks on the tables for longer than 2 s: others would queue behind this one.
+        Raises BrokerUnavailable if another session holds locks on the tables for over 2 s: other sessions would queue behind this one.
         """
         ...
 

@@ -41,8 +41,8 @@ class ScanRequest(NamedTuple):
     """A request for jobs of one index of a store.
 
     `view`    selects the jobs; the store checks `queue`, `job`, `ended_before` and `poison`, and `statuses` if there is a tag
-    `status`  the status whose jobs are scanned; None for those of the view's tag
-    `after`   begin after this position; None begins with the first job
+    `status`  the status whose jobs are scanned; None to scan the jobs with the view's tag
+    `after`   the position after which to begin; None to begin with the first job
     `limit`   the maximum number of jobs to list
     `most`    the maximum number of jobs to read
     """
@@ -59,7 +59,7 @@ class ScanResult(NamedTuple):
 
     `listed`    jobs that match, each with its position
     `examined`  how many jobs were read
-    `end`       the position of the last job that was read; None if there are no more
+    `end`       the position of the last job that was read; None if no jobs are left
     `now`       the store's time, in microseconds
     """
 
@@ -125,7 +125,7 @@ async def first(admin: Admin, view: View, most: int, limit: int = AT_ONCE) -> li
 
 def _matches(record: Record, view: View, now: int, until: int) -> bool:
     """Check the conditions that a store does not check. Jobs that were added after the first page do not match. A job from the future
-    doesn't count as added later: the clock was set back, or the job's time is damaged."""
+    doesn't count as added later, because the clock was set back or the job's time is damaged."""
     if instant_of(until) < record.created_at <= instant_of(now):
         return False
     if view.created_before is not None and record.created_at > instant_of(now - to_microseconds(view.created_before)):
@@ -147,7 +147,7 @@ def _error_of(record: Record) -> str:
 _MAX_CURSOR: Final = 2_000
 _MAX_TIME: Final = 2**53
 _MAX_NUMBER: Final = 2**63
-"""A damaged time may be this far in the future. The next page begins after it."""
+"""The bound on a position's numbers. It allows a damaged time far in the future, after which the next page begins."""
 
 
 def _encoded(status: Status | None, until: int | None, after: Position | None) -> str:

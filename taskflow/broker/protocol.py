@@ -12,17 +12,17 @@ another program's write.
     bytes. Such a session lives on with a default instead of the value, or is reaped. (The memory broker holds objects that no other
     program can write.)
 
-**enqueue** adds envelopes in order, with one answer for each.
+**enqueue** adds envelopes in order, and returns one answer for each.
   [enqueue_adds] A new id is Added: HELD while it awaits other jobs, SCHEDULED until its time, otherwise READY.
   [enqueue_repeat] A known id, ended or not, adds nothing: it is Refused with that id, because of "id".
   [enqueue_clash] If the known job differs, the envelope is Refused because of "clash" instead. Until the known job is dropped, its name,
-    queue and key are compared, and its payload unless it has succeeded.
+    queue and key are compared, and so is its payload unless the job has succeeded.
   [enqueue_order] Ready jobs are claimed by priority (higher first), then by the time they became ready, then in order of arrival.
   [enqueue_past] A time in the past means now.
   [tags_kept] A job keeps its tags until it is dropped, whatever happens to it. Its leases and records show them.
   [tags_dropped] Once a job is dropped, no index has an entry for its tags. A job without tags has no entry in such an index.
-  [key_keeps] While a live job has the key, another job is Refused because of "key", with the id of the waiting holder, or of the
-    running one if none waits.
+  [key_keeps] While a live job has the key, another job is Refused because of "key", with the id of the waiting holder, or of the running
+    holder if none is waiting.
   [key_cancelled] A running holder that was asked to stop causes no refusal. Unless there is also a waiting holder, the new job is Added,
     and waits as in [key_waits_behind]. Only an operator's retry of an ended job is refused because of such a holder.
   [key_neighbours] A refused item does not affect the others of its batch.
@@ -44,15 +44,15 @@ another program's write.
   [joins] A HELD job with `awaits` n is released when n jobs that name it in `joins` have ended, with any outcome. This happens before the
     operation that ends the last one returns, or by the next upkeep.
 
-**flows**: one `enqueue` or one firing adds all jobs of a flow. `member` is a job's place among them, with the scope of its failure. `ties`
-define what its end means for the jobs in its `joins`. The consequences take effect before the operation that ends the job returns, or by
-later calls of upkeep.
-  [flow_whole] If a call adds one flow, and one of its ids is known, no job is added: some of the others may have been forgotten.
+**flows**: one `enqueue` or one firing adds all jobs of a flow. `member` is a job's place among these jobs, with the scope of its failure.
+`ties` define what the job's end means for the jobs in its `joins`. The consequences take effect before the operation that ends the job
+returns, or by later calls of upkeep.
+  [flow_whole] If a call adds one flow, and one of its ids is known, no job is added, because some of the other ids may have been forgotten.
   [flow_released] A HELD job is released when all jobs of its flow that name it in `joins` have succeeded. Other ends do not count.
-  [flow_result] If a tie has a number, the step that ends a run as SUCCEEDED leaves its result for the other job, whatever `keep_for` says.
-    `notes` returns the results by their numbers, at most about 4 MiB or one result in an answer. They are dropped when the job that
-    received them has succeeded or is dropped.
-  [flow_fells] If a job ends in another way, the waiting jobs of its scope are CANCELLED, and kept as long as a failed job. Their reason
+  [flow_result] If a tie has a number, the step that ends a run as SUCCEEDED leaves the result for the awaiting job, whatever `keep_for`
+    says. `notes` returns the results by their numbers, with at most about 4 MiB or one result in an answer. They are dropped when the job
+    that received them succeeds or is dropped.
+  [flow_fells] If a job ends without success, the waiting jobs of its scope are CANCELLED, and kept as long as a failed job. Their reason
     names the job, and `felled_by` is its id. Running jobs continue. A flow's job that was cancelled individually is kept as long.
   [flow_collects] For a tie that `collects`, every end counts, and a failure takes the place of the result. A job that was cancelled because
     of another job of the same scope passes that job's failure on.
@@ -65,13 +65,13 @@ later calls of upkeep.
   [gate_takes] A job that would become READY takes a slot of each of its gates. If one is full, the job is SCHEDULED instead, without a
     future due time, and `waiting_for` shows the limit. No claim leases it, and it holds up no other job.
   [gate_all_or_none] A job that has to wait takes no slot. It waits at one full gate. When its turn comes there, it may find another gate
-    full, and then waits at that one. The next job at the first gate gets the slot.
+    full, and then waits there. The next job at the first gate gets the slot.
   [gate_passes_on] A job that is no longer READY or RUNNING gives its slots back. The step that ends its run or its wait hands each slot to
     the first waiting job, by priority, due time and arrival. A job that returns to its place in its queue at once keeps its slots.
   [gate_rate] A gate with a period is a rate. A job pays for it when it becomes READY. If it may not start yet, it is SCHEDULED for the
-    first time at which it may, in the order of arrival. In any `per`, at most `most` plus `burst` jobs become READY. A job that becomes
-    READY more than a second after its time pays again. So does a job that its worker received too late and hands back, and every further
-    run of a job. After `Snoozed.closes`, no job passes the job's rates until the snooze is over.
+    first time at which it may start, in the order of arrival. In any `per`, at most `most` plus `burst` jobs become READY. A job that
+    becomes READY more than a second after its time pays again. So does a job that its worker received too late and hands back, and every
+    further run of a job. After `Snoozed.closes`, no job passes the job's rates until the snooze is over.
   [gate_late] When a worker hands a job back with `limits`, the job passes its gates again, including those that its sender did not know.
     No counter is raised.
   [gate_paused] Jobs of a paused queue hold no slots. READY ones give their slots back and are SCHEDULED until the queue is resumed; then
@@ -79,7 +79,7 @@ later calls of upkeep.
   [gate_taken_back] If a job stays READY for more than 5 s while jobs of other queues wait at its gates, upkeep takes its slots back. The
     first of the waiting jobs gets them, and the job waits again, behind the others with its priority.
   [gate_forgets] If a job ends while it waits at a gate, its turn is skipped.
-  [gate_number] The number that the last sender declares is in force. If it is lower than before, surplus jobs keep their slots.
+  [gate_number] The number that the last sender declared is in force. If it is lower than before, surplus jobs keep their slots.
   [gate_never_over] Whatever clients do at once, no more jobs of a gate are READY or RUNNING than its number allows, and all get their turn.
   [gate_acts] `run_now` skips a due time, but no gate. An ended job that is retried passes its gates again. Listings show jobs that wait at
     gates as SCHEDULED.
@@ -97,13 +97,13 @@ later calls of upkeep.
   [fair_forgets] Upkeep forgets tenants whose turns are over, so that they cost nothing.
 
 **claim** leases up to `limit` ready jobs to a session.
-  [claim_queues] Jobs come from `queues` in that order. If it is empty, they come from every queue, starting with a different one with
-    each request.
+  [claim_queues] Jobs come from `queues` in that order. If it is empty, they come from every queue, starting with a different queue on each
+    request.
   [claim_fewer] Fewer than `limit` means that no more could be leased, or that the answer has no room for more. If a listener of these
     queues then waits, later jobs wake it, and so do jobs that are still there.
   [claim_eligible] A job that is paused, expired, held or not yet due is never leased.
   [claim_fence] Each lease has an epoch one higher than the job's last one. The pair of epoch and claim id has never existed before.
-    After a store has lost its latest changes, either of the two may repeat by itself.
+    After a store has lost its latest changes, either of the two may repeat, but never both together.
   [claim_waited] `waited` is the time since the job became due, by the store's clock.
   [claim_session] An unknown, reaped or departed session gets SessionLost, and nothing is leased.
   [claim_exclusive] A leased job is not leased to another session until it is settled, handed back or released by upkeep.
@@ -120,8 +120,8 @@ later calls of upkeep.
     session has `seen` the request. No counter is raised.
   [beat_young] A younger lease, or one of a request not yet seen, is not affected.
   [beat_reports] The record shows the reported start and progress of runs.
-  [beat_looks] The answer to a beat with `looks` has a `WorkHint`; others have none. It `is_ready` while a claim could lease a job from a
-    queue that is not paused. Upkeep has nothing to move before `due_in`, apart from later changes and jobs beyond `kept_per_queue`.
+  [beat_looks] The answer to a beat with `looks` has a `WorkHint`; other answers have none. It `is_ready` while a claim could lease a job
+    from a queue that is not paused. Upkeep has nothing to move before `due_in`, apart from later changes and jobs beyond `kept_per_queue`.
   [beat_leaving] A leaving session is dead at once. Then its remaining leases are handed back, each in a separate step. Upkeep hands back
     those that the call has not reached.
   [beat_died] A beat with `died_of` comes from another process, such as the supervisor, which knows of a death before the ttl has passed.
@@ -146,8 +146,8 @@ later calls of upkeep.
   [hand_back_backoff] No number of hand-backs fails a job. After a counted hand-back, the job waits as `hand_back_backoff` specifies for the
     number of hand-backs since the last outcome. `waiting_for` shows that number while the job waits.
   [settle_forgets_payload] A success without `arguments` keeps its result and no payload; a failure keeps its payload.
-  [settle_keeps_arguments] A success with `arguments` keeps these as its payload, for as long as its result, unless both together have more
-    than `MAX_PAYLOAD` bytes.
+  [settle_keeps_arguments] A success with `arguments` keeps these as its payload, for as long as its result, unless the two exceed
+    `MAX_PAYLOAD` bytes together.
 
 **cancel** returns the status that the job had, or None for an unknown job.
   [cancel_waiting] A waiting job is CANCELLED at once.
@@ -165,7 +165,7 @@ later calls of upkeep.
 **upkeep** makes up to `limit` moves that have become necessary, and returns when to call it next. Any worker may call it, in any order
 and any number of times. Calls may overlap: each move is made once.
   [upkeep_due] A due job becomes READY, and its due time determines its place.
-  [upkeep_reaps] A session past its ttl is dead for good, and its leases are released, each as a crash. `next_in` ends when the next lapses.
+  [upkeep_reaps] A session past its ttl is dead for good. Its leases are released as crashes. `next_in` ends when the next session lapses.
   [upkeep_bounded] No call makes more than `limit` moves. `next_in` is 0 if more are left. A session is dead before its first lease is
     released.
   [crash_backoff] The first crash causes no wait; later ones wait as `crash_backoff` specifies. A crash does not count as a failure.
@@ -182,8 +182,8 @@ and any number of times. Calls may overlap: each move is made once.
   [upkeep_drops] An ended job is dropped when it need not be kept any longer. Its id is known for at least `repeat_for` after its end.
   [upkeep_caps] A queue keeps at most `kept_per_queue` failed jobs, and as many other ended ones. Upkeep drops the oldest, and counts them.
 
-**upkeep** for ends without a final verdict. These are waiting jobs that were cancelled, replaced, purged or expired. They are also runs
-that end because their worker was lost, has left, or does not know them, and runs that would wait again but are CANCELLED
+**upkeep** for ends without a final verdict. These are the ends of waiting jobs that were cancelled, replaced, purged or expired. They are
+also the ends of running jobs whose worker was lost, has left, or does not know them, and of jobs that would wait again but are CANCELLED
 ([settle_marked], [key_gives_way]).
   [ends_heard] While a session with `wants_ends` lives, the store registers the ids of such jobs. Upkeep with `ends` removes and returns at
     most `MAX_ENDS` of them, oldest first. `next_in` is 0 if more are left. Each id goes to one caller, once.
@@ -311,7 +311,7 @@ class Refused(msgspec.Struct, frozen=True):
 
 class Notes(msgspec.Struct, frozen=True):
     """Some of the results that a job in a flow receives. `notes` pairs each input's number with bytes for `flow.read_note`. `next` is the
-    number at which any further ones start, or None."""
+    number at which further results start, or None if there are none."""
 
     notes: tuple[tuple[int, bytes], ...] = ()
     next: int | None = None

@@ -1,4 +1,4 @@
-"""Tasks, deadlines and connections of brokers in their event loops."""
+"""The tasks, deadlines and connections that brokers have in their event loops."""
 
 from __future__ import annotations
 

@@ -6,10 +6,10 @@ else is done to it: no commit, no rollback, no setting that outlives the transac
 
 **enqueue** adds envelopes as `Broker.enqueue` does, but in the caller's transaction.
   [within_commit] Once the transaction commits, the jobs exist. A job with a key may be HELD until upkeep has admitted it.
-  [within_rollback] If it rolls back, they never existed, for any operation.
+  [within_rollback] If the transaction rolls back, the jobs never existed, for any operation.
   [within_savepoint] The same holds for a savepoint that is released or rolled back.
-  [within_keys] Keys and `on_conflict` see the jobs that the transaction has added, and those that have a key already. The answer may omit
-    another client's job that was replaced, and a job that represents a call with `throttle`. No envelope has DEBOUNCE.
+  [within_keys] Keys and `on_conflict` see the jobs that the transaction has added, and the jobs that already have a key. The answer may
+    omit another client's job that was replaced, and a job that represents a call with `throttle`. No envelope has DEBOUNCE.
   [within_store] A connection to another database or store gets WrongConnection. Nothing is added, and the transaction is not affected.
   [within_open_key] No call waits for an open transaction that has added a job with a key. The key is assigned after the commits: a job
     that comes too late for it is then CANCELLED. (SQLite has one writer at a time, so no other call meets an open transaction.)
@@ -20,11 +20,11 @@ else is done to it: no commit, no rollback, no setting that outlives the transac
   [complete_commit] Once the transaction commits, the job has ended. A settlement by `Broker.settle` with the same fence is then COMMITTED,
     and changes nothing. The consequences for its key, for joined jobs and for its follow-ups' keys take effect with the next upkeep at the
     latest.
-  [complete_rollback] If it rolls back, the run is still leased, and a settlement by `Broker.settle` with the same fence takes effect.
+  [complete_rollback] After a rollback, the run is still leased, and a settlement by `Broker.settle` with the same fence takes effect.
   [complete_stale] If the lease is no longer valid, the answer is STALE. Nothing changes, and the transaction is not affected.
   [complete_open] While the transaction is open, no other operation waits for it: a settlement with the same fence is HELD_UP, and upkeep
     and the session's end leave the lease to a later call. (On SQLite, an open write transaction locks the whole store.)
-  [complete_repeat] Settling again in the same transaction is OK and changes nothing. In a later one the answer is COMMITTED.
+  [complete_repeat] Settling again in the same transaction is OK and changes nothing. In a later transaction, the answer is COMMITTED.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class Transactional(Protocol):
     def place(self) -> str: ...
 
     def check(self, purpose: Purpose = "enqueue") -> CallersOperation[None]:
-        """Return an operation that raises WrongConnection unless the connection is to this store, and may run the operation. It
-        runs before the first such operation on each connection, and must not make the transaction fail."""
+        """Return an operation that raises WrongConnection unless the connection is to this store and has the rights that `purpose` needs.
+        It runs before the first operation for that purpose on each connection, and must not make the transaction fail."""
         ...
 
     def enqueue(self, envelopes: Sequence[Envelope]) -> CallersOperation[list[Added | Refused]]: ...
@@ -107,8 +107,8 @@ class TransactionalBroker(Protocol):
 
 
 def drive(steps: Generator[Statement, Sequence[Row], T], run: RunStatement) -> T:
-    """Run the statements of an operation, and return its answer. If a statement fails, the operation may undo its changes, and raises the
-    error."""
+    """Run the statements of an operation, and return its answer. If a statement fails, the operation may undo its changes, and then raises
+    the error."""
     try:
         statement = next(steps)
         while True:

@@ -1,4 +1,4 @@
-"""Parses broker URLs. This is the only module that imports a concrete broker, and it imports only the one in the URL."""
+"""Parses broker URLs. This is the only module that imports a concrete broker, and it imports only the broker that the URL names."""
 
 from __future__ import annotations
 

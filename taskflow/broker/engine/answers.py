@@ -1,6 +1,6 @@
 """Calls that add no job because another job represents them: those with `throttle`, and those merged by `OnConflict.DEBOUNCE`.
 
-A BURIED record remembers that job until it expires. Its id is the key of throttled calls, or the id of a merged call.
+A BURIED record refers to that job until the record expires. The record's id is the key of throttled calls, or the id of a merged call.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Arrivals: the changes that callers' transactions leave for the engine to decide on after the commit.
 
-Such a transaction writes no record that others write, such as a key's. It adds a job with a key as HELD and ARRIVING, and leaves the
+Such a transaction writes no record that other clients write, such as a key's. It adds a job with a key as HELD and ARRIVING, and leaves the
 consequences of a run's end as an INBOX record.
 """
 
@@ -88,11 +88,11 @@ def _throttle(job: Job) -> float | None:
 
 
 def _settle(draft: Draft, ref: Ref, settled: Record | None) -> None:
-    """Carry out the consequences of a successful run. The job itself may have been dropped by now. `settled` has its result, if it belongs
-    to a flow.
+    """Carry out the consequences of a successful run. The job itself may have been dropped by now. `settled` is the job's record with its
+    result, if the job belongs to a flow.
 
-    The record's `sent` is that of the job; its state is the job's flags at the end of the run, followed by the progress. The job is no
-    longer AWAITED, so that ending it again releases no job twice.
+    The INBOX record's `sent` is that of the job; its state is the job's flags at the end of the run, followed by the progress. The job is
+    no longer AWAITED, so that ending it again releases no job twice.
     """
     if draft.plain(*ref) is None:
         return

@@ -47,7 +47,7 @@ def decide(
     most: int = MAX_FELLED,
     **more: Any,
 ) -> Operation[list[T]]:
-    """Decide on items as `draft.decide` does, and then on the consequences for other jobs. It changes at most `most` jobs of flows."""
+    """Decide on items as `draft.decide` does, and then on the consequences for other jobs. At most `most` jobs of flows are changed."""
     left = Left()
     answers: list[T] = yield from decide_once(items, one, rules, Query(tuple(refs), scans, groups), left=left, **more)
     yield from _follow(left, rules, scans, most)
@@ -96,8 +96,8 @@ def _fill(draft: Draft, gate_id: bytes) -> int:
 
 
 def _free(draft: Draft, job_id: bytes) -> bool:
-    """Release a HELD job if it awaits nothing. An addition to `awaits` doesn't change its revision, but every change that makes it await
-    more jobs does. If another program's open transaction has locked the job, the next upkeep releases it."""
+    """Release a HELD job if it awaits nothing. An addition to `awaits` doesn't change the job's revision, but every change that makes the
+    job await more jobs does. If another program's open transaction has locked the job, the next upkeep releases it."""
     job = draft.job(job_id)
     if job is None or job.status == BURIED:
         flows.put(draft, job_id, flows.Action(flows.FORGET, job_id))  # a job that no longer exists received a result
@@ -107,7 +107,7 @@ def _free(draft: Draft, job_id: bytes) -> bool:
 
 
 def give_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
-    """Make READY jobs of a paused queue give back their slots, at most `limit` jobs. Return their number."""
+    """Take back the slots held by up to `limit` READY jobs of a paused queue. Return the number of jobs."""
 
     def one(draft: Draft, job_id: bytes) -> bool:
         job = draft.job(job_id)
@@ -125,7 +125,7 @@ def give_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
 
 def take_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
     """Pass slots of jobs that no worker has claimed for `MAX_READY_FOR` to waiting jobs of other queues. Return the number of jobs that
-    lose theirs."""
+    lose their slots."""
 
     def one(draft: Draft, job_id: bytes) -> bool:
         job = draft.job(job_id)
@@ -154,7 +154,7 @@ def take_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
 
 
 def begin(action_id: bytes, action: flows.Action, rules: Rules) -> Operation[int]:
-    """Store an action and carry it out. Return the number of jobs that it examined. If the process dies in between, upkeep continues."""
+    """Store an action and carry it out. Return the number of jobs examined. If the process dies in between, upkeep continues."""
 
     def one(draft: Draft, action_id: bytes) -> None:
         flows.put(draft, action_id, action)
@@ -165,7 +165,7 @@ def begin(action_id: bytes, action: flows.Action, rules: Rules) -> Operation[int
 
 
 def carry_on(actions: dict[bytes, flows.Action], rules: Rules, most: int) -> Operation[tuple[int, bool]]:
-    """Carry out actions on flows, for at most `most` jobs. Return how many jobs it examined, and True if another program's open
+    """Carry out actions on flows, for at most `most` jobs. Return how many jobs were examined, and whether another program's open
     transaction blocks one of them."""
     left = Left()
     left.actions.update(actions)
@@ -220,8 +220,8 @@ def _first(group: _Group) -> flows.Action:
 
 
 def _is_outdated(left: Left, seen: Snapshot, refs: Iterable[Ref], revs: dict[bytes, Rev]) -> bool:
-    """When each action is first read, take over its stored version: another client may have removed or replaced it, perhaps with the same
-    action starting over. Return True if any differed."""
+    """When each action is first read, take over its stored version, because another client may have removed or replaced it, perhaps with
+    the same action starting over. Return True if any version differed."""
     is_outdated = False
     for ref in refs:
         record = seen.records[ref]
@@ -316,7 +316,7 @@ def _census(flow: bytes) -> Operation[flows.Census]:
 
 
 def _give_up(draft: Draft, item: tuple[bytes, int]) -> bool:
-    """Cancel a HELD job that awaits more jobs than may still succeed. It's read after they were counted, and `awaits` can't rise then."""
+    """Cancel a HELD job that awaits more jobs than may still succeed. It's read after these are counted; `awaits` can't rise in between."""
     job_id, expected = item
     job = draft.job(job_id)
     if job is not None and job.status == HELD and job.header["awaits"] > expected:

@@ -121,7 +121,7 @@ class Draft:
         self.paused: frozenset[bytes] | None = None
         """The ids of the paused queues, if they are known."""
         self.wanted = Counter[bytes]()
-        """How many waiting jobs of a gate the decisions need to see, if they haven't seen that many."""
+        """For each gate: how many of its waiting jobs the decisions need to see, if they haven't seen that many."""
         self.unseen = set[Scan]()
         """The lines (see turns.py) whose first job the decisions need to see."""
         self._freed = Counter[bytes]()
@@ -153,7 +153,7 @@ class Draft:
             except Missing:
                 continue
             except Exception:
-                if not self.lacks:  # otherwise an earlier item may have left a record half changed, and all are decided again
+                if not self.lacks:  # otherwise an earlier item may have left a record half changed, and all items are decided again
                     raise
         return answers
 

@@ -1,4 +1,4 @@
-"""Compares records with what stores derive from them, for `taskflow doctor`: see `broker.admin.Admin.rebuild`."""
+"""Compares records with the data that stores derive from them, for `taskflow doctor`: see `broker.admin.Admin.rebuild`."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ The step that ends a successful run stores the result as a note (a record) for e
 `awaits`. Nothing else does. So `awaits` is the number of jobs that have not succeeded, whatever the status of the job that awaits them.
 
 If a job ends in another way, `awaits` stays unchanged, so no job that needs its result starts. The step stores an action, which then
-cancels the jobs of its scope that have not begun, in portions. A retry replaces the action by one that restores them. Each of these changes
-expects the action's revision, so changes decided on before the retry have no effect after it. Only jobs that collect failures count them.
+cancels the jobs of its scope that have not begun, in portions. A retry replaces the action with one that restores them. Each of these
+changes expects the action's revision, so changes decided on before the retry have no effect. Only jobs that collect failures count them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
     """The work that remains to be done on the jobs of a flow.
 
     `what`     one of `FELL`, `RESTORE`, `CANCEL`, `FORGET`, `PURGE`
-    `owner`    the flow's id; for FORGET, that of the job whose notes are dropped
+    `owner`    the flow's id; for FORGET, the id of the job whose notes are dropped
     `first`    the first number of the scope
     `last`     the last number of the scope
     `cause`    the job that failed or is retried; for CANCEL, the flow's id
@@ -151,13 +151,13 @@ def _ties_of(job: Job) -> list[tuple[bytes, Tie]]:
 
 
 def _own_notes(job: Job) -> list[Ref]:
-    """Return the refs of the notes that a job may have received, or none if there are too many to drop at once."""
+    """Return the refs of the notes that a job may have received, or an empty list if there are too many to drop at once."""
     inputs = 0 if job.sent.member is None or not job.has(Flag.NOTED) else job.sent.member.inputs
     return [Ref(Kind.NOTE, numbered(job.id, number)) for number in range(inputs)] if inputs <= MAX_NOTES_AT_ONCE else []
 
 
 def _acts(job: Job, member: Member) -> bool:
-    """Return True if a job's failure affects other jobs: it has a scope, and no action has cancelled the job itself."""
+    """Return True if a job's failure affects other jobs: the job has a scope, and no action has cancelled it."""
     return job.state.felled_by is None and member.first < member.last
 
 
@@ -171,7 +171,7 @@ def _fell(draft: Draft, job: Job, failure: FailureNote) -> None:
 
 
 def _put_note(draft: Draft, note_id: bytes, note: bytes) -> bool:
-    """Put a note. Return False if it already exists: then the job that takes it has already counted an end."""
+    """Store a note. Return False if it already exists, in which case the job that takes it has already counted this job's end."""
     ref = Ref(Kind.NOTE, note_id)
     if draft.plain(*ref) is not None:
         return False
@@ -187,7 +187,7 @@ def drop_notes(draft: Draft, job: Job) -> None:
     for ref in refs:
         if draft.plain(*ref) is not None:
             draft.drop(ref)
-    if not refs and job.has(Flag.NOTED):  # the settlements behind this one don't wait until they are dropped
+    if not refs and job.has(Flag.NOTED):  # left to upkeep, so that the settlements queued behind this one don't have to wait for it
         put(draft, job.id, Action(FORGET, job.id))
         del draft.actions[job.id]
         draft.wake(topics.DUE)
@@ -210,9 +210,9 @@ def _failure_of(job: Job) -> FailureNote:
 
 
 def redo(draft: Draft, job: Job, *, acts: bool) -> None:
-    """Prepare the retry of a job that has ended: undo the consequences of its failure. With `acts`, an action restores the jobs that it
-    cancelled, and cancels the job again if it awaits jobs that don't run. A job that has already begun with the failure keeps it, and
-    receives nothing more from the retried job."""
+    """Prepare the retry of a job that has ended: undo the consequences of its failure. With `acts`, an action restores the jobs that the
+    failure cancelled, and cancels the job again if it awaits jobs that don't run. A job that has already begun with the failure keeps it,
+    and receives nothing more from the retried job."""
     member, state = job.sent.member, job.state
     assert member is not None
     given = [each for each in _ties_of(job) if each[1].collects and state.counted]
@@ -223,7 +223,7 @@ def redo(draft: Draft, job: Job, *, acts: bool) -> None:
         if waiting is None or waiting.status not in (HELD, FAILED, CANCELLED):
             state.spent = (*state.spent, successor)
             continue
-        draft.put(waiting)  # a change of the record: a concurrent release of this job finds it and decides again
+        draft.put(waiting)  # a concurrent release of this job then finds the record changed, and decides again
         draft.add(waiting.ref, "awaits", 1)
         waiting.add_awaited(1)  # in memory too, because the same call may also retry this successor
         if tie.number is not None:
@@ -280,8 +280,8 @@ class Census:
         return found
 
     def expected(self) -> list[tuple[bytes, int]]:
-        """Return the HELD jobs, each with the number of the jobs that it awaits and that may still succeed. The others were dropped, or
-        nothing restores them. A failed job is counted, because its failure cancels the jobs that await it."""
+        """Return the HELD jobs, each with the number of jobs that it awaits and that may still succeed. Jobs that were dropped or that
+        nothing restores are not counted. A failed job is, because its failure cancels the jobs that await it."""
         for cause, awaited_by in self._felled:
             if cause in self._standing:
                 self._awaited.update(awaited_by)

@@ -4,8 +4,8 @@ A job with gates takes a slot of each when it becomes READY, either all or none.
 A job that finds a gate full waits there as SCHEDULED. The step that gives a slot back passes it to the first waiting job.
 
 A job that begins to wait expects the gate's revision but doesn't write the gate, so any number of jobs can begin to wait at once. Only the
-first one writes it, to record that jobs wait. An operation that makes room in a gate checks it again after its step, because other jobs may
-have begun to wait in between. No job begins to wait while the gate has room, so one check is enough.
+first one writes it, to record that jobs are waiting. An operation that makes room in a gate checks it again after its step, because other
+jobs may have begun to wait in between. No job begins to wait while the gate has room, so one check is enough.
 
 A rate (a limit on starts in a period) has no slots. A job pays for it when it becomes READY. If that is too early, the job pays for a later
 time and becomes due then. A payment is valid for `PAYMENT_TTL`, so that jobs which couldn't start in time don't start all at once.
@@ -140,7 +140,7 @@ def leave(draft: Draft, limits: Sequence[Gate]) -> Iterator[Job]:
 
 
 def leave_to_others(draft: Draft, job: Job) -> bool:
-    """Let only jobs of other queues receive the slots that a job is about to give back. Return False if none of them is known to wait."""
+    """Let only jobs of other queues receive the slots that a job is about to give back. Return False if no such job is known to wait."""
     lines = [line for gate in job.limits if not gate.per and (line := draft.waiting(gate.id))]
     for line in lines:
         others = [entry for entry in line if entry.record is not None and entry.record.header["queue"] != job.queue]
@@ -172,7 +172,7 @@ def pause(draft: Draft, queue: str, *, is_paused: bool) -> None:
 
 
 def close(draft: Draft, limits: Sequence[Gate], seconds: float) -> None:
-    """Close the rates among these gates to all jobs for `seconds`."""
+    """Let no job pass the rates among these gates for the next `seconds`."""
     limits = [gate for gate in limits if gate.per]
     draft.require(refs_of(limits))
     for gate in limits:

@@ -1,7 +1,7 @@
 """Ends runs of jobs that have one limit and no other tie, and passes their slots on: a fast path of `jobs.settle` without drafts.
 
-It decides by the headers of the gates and of the jobs that wait there. The store checks that the runs are as their settlements describe
-them. If a job needs more, or its records have changed in the meantime, its run is left to the general decision.
+This path decides by the headers of the gates and of the jobs that wait there. The store checks that the runs match their settlements. If a
+job needs more, or its records have changed in the meantime, its run is left to the general decision.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def is_simple(settlement: Settlement) -> bool:
 
 
 def settle(runs: Sequence[Run], gate_ids: Sequence[bytes], rules: Rules) -> Operation[set[int]]:
-    """End runs whose settlements are simple (see `is_simple`). Return the indexes of the runs that it ended. Any other run may have more
-    ties, or has already ended."""
+    """End runs whose settlements are simple (see `is_simple`). Return the indexes of the runs that were ended. The other runs may have more
+    ties, or may already have ended."""
     by_gate: dict[bytes, dict[bytes, int]] = {}
     for number, (run, gate_id) in enumerate(zip(runs, gate_ids, strict=True)):
         by_gate.setdefault(gate_id, {}).setdefault(run.id, number)
@@ -81,7 +81,7 @@ def settle(runs: Sequence[Run], gate_ids: Sequence[bytes], rules: Rules) -> Oper
 
 
 class _Step:
-    """Builds the step that passes on the slots of all gates. One step costs the least. If it's stale, the general path takes over."""
+    """Builds one step that passes on the slots of all gates, which costs less than several. If it's stale, the general path takes over."""
 
     def __init__(self, paused: set[bytes]) -> None:
         self._paused = paused

@@ -1,4 +1,4 @@
-"""The history of measures: each worker records its own every minute, and upkeep adds them up to minutes, ten minutes and hours."""
+"""The history of measures. Each worker records its own every minute, and upkeep merges them into minutes, ten minutes and hours."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Level(NamedTuple):
 
 
 LEVELS: Final = (Level(60, 150), Level(60, 3 * 3_600), Level(600, 2 * 86_400), Level(3_600, 30 * 86_400))
-"""The records of level 0 are those of single workers. At the end of its time, a record is added to the next level."""
+"""A record of level 0 comes from a single worker. At the end of its time, a record is added to the next level."""
 
 MAX_ROLLED: Final = 64
 MAX_READ: Final = 10_000

@@ -55,7 +55,7 @@ class State(msgspec.Struct, omit_defaults=True, gc=False):
     `paid`       while the job waits for its time: the rate that it has paid for
     `felled_by`  the job of its flow whose failure has cancelled this job, or the flow itself
     `counted`    True if the job has failed and the jobs that collect failures have counted it
-    `spent`      the jobs that had already begun with this job's failure when it was retried, so that they receive nothing more from it
+    `spent`      the jobs that had already begun with this job's failure when it was retried; they receive nothing more from it
     """
 
     failures: int = msgspec.field(default=0, name="f")
@@ -98,7 +98,7 @@ _decode_state: Final = msgspec.msgpack.Decoder(State).decode
 
 
 def _decode_sent(body: bytes) -> Sent:
-    """Decode a body. Raises MsgspecError, or ValueError if its place in a flow is impossible."""
+    """Decode a body. Raises MsgspecError, or ValueError if the job's place in a flow is impossible."""
     sent = _sent_in(body)
     if sent.member is not None:
         check_member(sent.member, sent.joined, sent.ties)
@@ -106,7 +106,7 @@ def _decode_sent(body: bytes) -> Sent:
 
 
 def decode_sent(body: bytes | None) -> Sent:
-    """Decode a body. An undecodable one counts as empty."""
+    """Decode a body. An undecodable body counts as empty."""
     try:
         return _NOT_SENT if body is None else _decode_sent(body)
     except (msgspec.MsgspecError, ValueError):
@@ -114,7 +114,7 @@ def decode_sent(body: bytes | None) -> Sent:
 
 
 def _lost(record: Record) -> Sent:
-    """Return a substitute for an unreadable body. It keeps the job in its flow, whose other jobs must not wait for it for ever."""
+    """Return a substitute for an unreadable body. It keeps the job in its flow, whose other jobs must not wait for it forever."""
     place = record.header.get("member") or b""
     flow, number = place[:ID_BYTES], int.from_bytes(place[ID_BYTES:], "big")
     return _NOT_SENT if len(flow) != ID_BYTES or number >= MAX_MEMBERS else Sent(member=Member(flow, number, 0, MAX_MEMBERS - 1))
@@ -269,7 +269,7 @@ class Job:
         self.header["flags"] = self.header["flags"] | flag if is_set else self.header["flags"] & ~flag
 
     def add_awaited(self, n: int) -> None:
-        """Apply an addition to `awaits` in memory, for later decisions. Puts don't write `awaits`, not even one that `restarts`."""
+        """Apply an addition to `awaits` in memory, for later decisions. Puts don't write `awaits`, not even a put that `restarts`."""
         self.header["awaits"] += n
         if self.stored is not None:
             self.stored = {**self.stored, "awaits": self.header["awaits"]}
@@ -398,7 +398,7 @@ class Job:
 
 
 def put_of_plain(envelope: Envelope) -> Put:
-    """Return the `Put` of a new, due job without ties. `Job.of_envelope` leads to the same one, but takes several times as long."""
+    """Return the `Put` of a new, due job without ties. `Job.of_envelope` leads to the same `Put`, but takes several times as long."""
     extras = pack_extras(envelope)
     header: dict[str, Any] = {
         "status": READY,
@@ -442,7 +442,7 @@ def _flags(envelope: Envelope) -> int:
 
 
 def in_flow(sent: Sent) -> dict[str, Any]:
-    """Return the fields of an envelope that only jobs in flows have in their leases."""
+    """Return the envelope fields that only the leases of jobs in flows have."""
     return {} if sent.member is None else {"member": sent.member, "joins": tuple(sent.joined), "ties": sent.ties}
 
 
@@ -457,7 +457,7 @@ def _text(stored: bytes) -> str:
 
 
 def text_bytes(text: str | None) -> bytes | None:
-    """Encode a text for a state."""
+    """Encode text as the bytes that a job's `State` stores."""
     return None if text is None else text.encode(errors="surrogatepass")
 
 
@@ -473,7 +473,7 @@ def claim_id(session: bytes, claim: bytes) -> ClaimId:
     return ClaimId(session, int.from_bytes(claim[:8], "big"), int.from_bytes(claim[8:], "big"))
 
 
-# --- the content of a success -------------------------------------------------------------------------------------
+# --- the content of a successful job ------------------------------------------------------------------------------
 
 _KEPT: Final = b"\0kept"
 """The first bytes of a successful job's content if its arguments are kept. The size of the result (4 bytes), the result, and the payload

@@ -34,7 +34,7 @@ _decode: Final = msgspec.msgpack.Decoder(list[str]).decode
 
 
 def names_in(state: object) -> tuple[str, ...]:
-    """Return the names in the record's state, or none if it can't be decoded."""
+    """Return the names in the record's state, or an empty tuple if it can't be decoded."""
     try:
         return tuple(_decode(state)) if isinstance(state, bytes) else ()
     except msgspec.MsgspecError:
@@ -84,7 +84,7 @@ def park(draft: Draft, job: Job, handed_back: Transition) -> Transition:
 
 
 def release(job: str, rules: Rules) -> Operation[bool]:
-    """Make the first jobs that a pause has parked READY in their old places. Return True if there are more."""
+    """Make the first jobs that a pause has parked READY in their old places. Return True if more may be parked."""
     seen: Snapshot = yield Query(scans=(Scan("parked", MAX_RELEASED, (job,), with_records=False),))
     ids = [entry.ref.id for entry in seen.scans[0]]
     refs = [Ref(Kind.JOB, job_id) for job_id in ids]

@@ -41,11 +41,11 @@ from taskflow.model.verdict import HandedBack, Settled, Settlement, Snoozed, Suc
 # --- adding jobs ---------------------------------------------------------------------------------------------------
 
 MAX_ASSUMED: Final = 512
-"""The maximum payload in bytes that is sent without checking its key first. Redis would store a larger one even for a refused job."""
+"""The maximum payload in bytes that is sent without checking its key first. Redis would store a larger payload even for a refused job."""
 
 
 def enqueue(envelopes: Sequence[Envelope], rules: Rules, *, assumes_new: bool = False) -> Operation[list[Added | Refused]]:
-    """Add jobs in one step. With `assumes_new`, it first tries without a query, as if no live job had one of their keys."""
+    """Add jobs in one step. With `assumes_new`, first try without a query, as if no live job had one of their keys."""
     if all(map(is_plain, envelopes)) and len({envelope.id for envelope in envelopes}) == len(envelopes):
         are_new: list[bool] | str = yield Add([put_of_plain(envelope) for envelope in envelopes])
         if isinstance(are_new, str):
@@ -95,7 +95,7 @@ def _answer(job_id: bytes, is_new: bool) -> Added | Refused:
 
 
 def compare_known(envelopes: Sequence[Envelope], answers: Sequence[Added | Refused]) -> Operation[list[Added | Refused]]:
-    """Compare envelopes that were refused because of their ids with the stored jobs: they were resent, or clash. Others cost no query."""
+    """Find out whether envelopes refused because of their ids were resent, or clash with the stored jobs. Others cost no query."""
     ids = [answer.id for answer in answers if isinstance(answer, Refused) and answer.because == "id"]
     if not ids:
         return list(answers)
@@ -142,7 +142,7 @@ def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Se
 
 
 def _runs(settlements: Sequence[Settlement]) -> list[Run]:
-    """Convert settlements of successes for a store. For speed, it calls no function per settlement unless the arguments are kept."""
+    """Convert settlements of successes for a store. For speed, no function is called for a settlement unless its arguments are kept."""
     return [
         Run(
             each.id,
@@ -169,8 +169,8 @@ def _is_native(success: Settlement) -> bool:
 
 
 def complete(settlement: Settlement, rules: Rules) -> Operation[Settled]:
-    """End a run as SUCCEEDED in a caller's transaction, which has locked the whole store. Once it has committed, `settle` returns
-    COMMITTED."""
+    """End a run as SUCCEEDED in a caller's transaction, which has locked the whole store. Once the transaction has committed, `settle`
+    returns COMMITTED."""
     refs = [Ref(Kind.JOB, settlement.id), *(ref for follow_up in settlement.follow_ups for ref in moves.refs_of(follow_up))]
     [settled] = yield from decide([settlement], _complete, rules, refs, scans=MOVE_SCANS)
     return settled
@@ -178,7 +178,7 @@ def complete(settlement: Settlement, rules: Rules) -> Operation[Settled]:
 
 def _complete(draft: Draft, settlement: Settlement) -> Settled:
     settled = _settle(draft, settlement, is_committed=True)
-    if settled is Settled.COMMITTED:  # by this transaction, or by one before it
+    if settled is Settled.COMMITTED:  # by this transaction, or by an earlier one
         return Settled.OK
     job = draft.job(settlement.id)
     has_settled = job is not None and job.header["settled"] == _fence(settlement, is_committed=True)
@@ -263,7 +263,7 @@ MAX_NOTES_BYTES: Final = 4 << 20
 
 
 def notes(job_id: bytes, first: int) -> Operation[Notes]:
-    """Return results that a job in a flow has received, from input `first` on. Large ones are read separately, to bound each answer."""
+    """Return results that a job in a flow has received, from input `first` on. Large results are read separately to bound each answer."""
     after = (job_id if first <= 0 else numbered(job_id, first - 1),)
     seen: Snapshot = yield Query(scans=(Scan("notes", MAX_NOTES, after=after, until=(numbered(job_id, MAX_MEMBERS),)),))
     records, size = list[StoredRecord](), 0

@@ -25,7 +25,7 @@ MAX_COUNTED: Final = 1_000
 """The maximum number of waiting jobs that are counted at a gate."""
 
 MAX_CROWDED: Final = 200
-"""The maximum number of gates whose waiting jobs are counted. The others count as having one."""
+"""The maximum number of gates whose waiting jobs are counted. Each other gate with waiting jobs counts as having one."""
 
 
 MAX_SHOWN: Final = 10
@@ -38,7 +38,7 @@ Found = list[tuple[Plain, Gate]]
 
 
 def records(limit: str | None, job_id: bytes | None) -> Operation[list[LimitRecord]]:
-    """Return the gates that are in use or whose number was set: those of one limit, of one job, or all. The gates with the most waiting
+    """Return the gates of one limit, of one job, or of all limits that are in use or whose number was set. The gates with the most waiting
     jobs come first."""
     found = yield from (_of_job(job_id) if job_id is not None else _listed(limit))
     crowded = [gate.id for record, gate in found if record.header["has_waiting"]][:MAX_CROWDED]
@@ -111,7 +111,7 @@ def _shown(record: Plain, gate: Gate, now: int, waiting: int, holders: Sequence[
 
 
 def set_number(gate: Gate, rules: Rules, *, is_set: bool) -> Operation[None]:
-    """Set the number of a gate. With `is_set`, it overrides the senders' numbers until it's set again. Jobs that can now pass become
+    """Set the number of a gate. With `is_set`, this number overrides those of senders until it's set again. Jobs that can now pass become
     READY."""
 
     def one(draft: Draft, gate: Gate) -> None:

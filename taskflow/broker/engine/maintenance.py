@@ -96,7 +96,7 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
 
 
 def _admit(limit: int, rules: Rules) -> Operation[int]:
-    """Make due jobs READY in their turn, or let them wait at a gate. Return how many jobs it moved."""
+    """Make due jobs READY in their turn, or let them wait at a gate. Return the number of jobs moved."""
     seen: Snapshot = yield Query(scans=(Scan("to_admit", max(0, limit)),))
 
     def one(draft: Draft, ref: Ref) -> bool:
@@ -164,8 +164,8 @@ def _reap(suspects: Sequence[Plain], seen: Snapshot, rules: Rules) -> Operation[
 
 
 def _release(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
-    """Release the leases of dead sessions, and forget the sessions that died long ago. Return how many leases it released, and True if it
-    stopped before the last session."""
+    """Release the leases of dead sessions, and forget the sessions that died long ago. Return the number of leases released, and True if
+    some dead sessions were not reached."""
     seen: Snapshot = yield Query(scans=(Scan("dying", MAX_DYING, with_records=False), Scan("gone", MAX_GONE, with_records=False)))
     released = sessions_released = 0
     has_more = False
@@ -203,7 +203,7 @@ def _forget(draft: Draft, ref: Ref) -> bool:
     return is_there
 
 
-# --- expiry and keeping ---------------------------------------------------------------------------------------
+# --- expiry and retention -------------------------------------------------------------------------------------
 
 
 def _expire(limit: int, rules: Rules) -> Operation[int]:
@@ -222,7 +222,7 @@ def _expire(limit: int, rules: Rules) -> Operation[int]:
 
 def _drop(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
     """Drop ended jobs that have been kept long enough or exceed the cap, and forget jobs that no resent call can refer to any more. Return
-    how many it dropped, and whether more remain."""
+    the number of jobs dropped, and whether more remain."""
     if limit <= 0:
         return 0, True
     faded: Faded = yield Fade(limit, rules.kept_per_queue, to_microseconds(rules.repeat_for))
@@ -259,9 +259,9 @@ def take_ends(rules: Rules) -> Operation[tuple[tuple[bytes, ...], int]]:
 
 
 def _next_in(seen: Snapshot, rules: Rules, *, is_cut_off: bool, takes_ends: bool, takes_arrivals: bool, acts: bool) -> float:
-    """Return the seconds until the caller's next upkeep. With n living sessions, each calls it every n * `upkeep_every` seconds, or earlier
-    if a job becomes due or a session lapses. `takes_arrivals` is False if an open transaction blocks some arrivals, and `acts` is False
-    if one blocks an action on a flow."""
+    """Return the seconds until the caller's next upkeep. With n living sessions, each calls upkeep every n * `upkeep_every` seconds, or
+    earlier if a job becomes due or a session lapses. `takes_arrivals` is False if an open transaction blocks some arrivals, and `acts` is
+    False if one blocks an action on a flow."""
     offered, living, _, _, _, _, to_admit, opened, _, _, begun, *_ = seen.scans[_OFFERED:]
     if is_cut_off or opened or (begun and acts) or (takes_ends and seen.scans[2]) or (takes_arrivals and any(seen.scans[-2:])):
         return 0.0

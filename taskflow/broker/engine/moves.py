@@ -92,7 +92,7 @@ def add(draft: Draft, envelope: Envelope) -> Added | Refused:
 
 
 def add_flow(draft: Draft, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-    """Add all jobs of a flow, or none if one of their ids is known: then the flow was sent before, and some jobs may be forgotten."""
+    """Add all jobs of a flow. Add none if one of their ids is known: the flow was sent before, and some of its jobs may be forgotten."""
     if any(draft.job(envelope.id) is not None for envelope in envelopes):
         return [Refused(envelope.id, envelope.id, "id") for envelope in envelopes]
     return [add(draft, envelope) for envelope in envelopes]
@@ -249,7 +249,7 @@ def finish(
     by: flows.Action | None = None,
 ) -> None:
     """End a job, free its key, and release the jobs that await it. `is_settled` is True if its worker knows about the end, and `by` is the
-    action on its flow that ends it."""
+    action on its flow that ends the job."""
     move(draft, job, event, CODES[status])
     if by is None and job.sent.member is not None and job.state.felled_by is None and status is Status.CANCELLED and keep is None:
         keep = draft.rules.keep_failed  # as long as the jobs that it cancels: a retry restores them

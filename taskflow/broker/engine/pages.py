@@ -26,7 +26,7 @@ def scan(request: ScanRequest) -> Operation[ScanResult]:
     """List jobs in the order of their positions."""
     listed, examined, after = list[tuple[Record, Position]](), 0, request.after
     while True:
-        wanted = min(AT_ONCE if examined else request.limit, AT_ONCE, request.most - examined)  # beyond `limit` if some didn't match
+        wanted = min(AT_ONCE if examined else request.limit, AT_ONCE, request.most - examined)  # may exceed `limit` if some didn't match
         entries, seen, has_more = yield from _read(request, after, wanted)
         for number, entry in enumerate(entries, 1):
             examined, after = examined + 1, _shown(request.status, entry)
@@ -41,7 +41,7 @@ def scan(request: ScanRequest) -> Operation[ScanResult]:
 
 
 def _read(request: ScanRequest, after: Position | None, limit: int) -> Operation[tuple[list[Entry], Snapshot, bool]]:
-    """Read the next jobs. Also return whether more follow."""
+    """Read the next jobs. Return their entries, the snapshot, and whether more jobs follow."""
     view, status = request.view, request.status
     if status is not None and status in _MERGED and view.queue is None:
         return (yield from _read_merged(status, after, limit))

@@ -1,4 +1,4 @@
-"""Declares the records: their kinds, header fields and indexes. Stores derive their tables, codecs and queries from it."""
+"""Declares the records: their kinds, header fields and indexes. Stores derive their tables, codecs and queries from these declarations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Kind:
     GATE: Final = 10
     """A limit for one value of its key: see gates.py."""
     NOTE: Final = 11
-    """The result of a job in a flow, for another job that awaits it. Its id is that job's id and the number of the input (4 bytes)."""
+    """The result of a job in a flow, for another job that awaits it. Its id is the awaiting job's id and the input's number (4 bytes)."""
     FLOW: Final = 12
     """Work that remains to be done on the jobs of a flow: see flows.py."""
     TURN: Final = 13
@@ -182,7 +182,7 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
     Kind.MARK: (),
     Kind.HISTORY: (_F("level", _S, 0), _F("at", _N, 0), _F("rolls_at", _N, 0)),
     # `taken` of `most` slots are held. `has_waiting` is 1 once a job waits here, until no job is found waiting although the gate has room.
-    # Until then, a gate with room has `is_open` set. A rate has `tat` instead of slots (see `model/limits.py`).
+    # While it is 1, a gate with room has `is_open` set. A rate has `tat` instead of slots (see `model/limits.py`).
     Kind.GATE: (
         _F("taken", _N, 0),
         _F("most", _N, 0),

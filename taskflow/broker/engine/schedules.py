@@ -27,7 +27,7 @@ MAX_DECLARED: Final = 10_000
 
 
 class Declaration(msgspec.Struct, array_like=True):
-    """A session's declaration of a schedule. `since` is the instant from which its age counts."""
+    """A session's declaration of a schedule. `since` is the instant from which the session's age counts."""
 
     since: int
     session: bytes
@@ -141,7 +141,7 @@ def offers(rules: Rules) -> Operation[tuple[Offer, ...]]:
     def one(draft: Draft, ref: Ref) -> tuple[Offer, ...]:
         record = draft.plain(*ref)
         body = body_of(record.state) if record is not None and isinstance(record.state, bytes) else None
-        if record is not None and body is None:  # an undecodable schedule is only offered once it's declared again
+        if record is not None and body is None:  # an undecodable schedule is offered only once it's declared again
             draft.put(Plain(ref, {"offer_at": None}))
         if body is None or body.state.offer_at is None or body.state.offer_at > draft.now or sizes[0] > MAX_OFFERED_BYTES:
             return ()

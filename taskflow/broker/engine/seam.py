@@ -3,7 +3,7 @@
 A store knows headers, revisions and indexes, but none of the rules for jobs. Each name in brackets is a test in the seam's suite, and a new
 store must pass all of them.
 
-The engine writes only job headers with these properties. A store may refuse others, because other programs may be able to write records:
+The engine writes only job headers with these properties. A store may refuse other headers, because other programs may write records:
   - The id has 16 bytes. The queue and the job name are not empty. The priority is from -100 to 100. No time except `started_at` is before
     1970.
   - A RUNNING job has `session` (16 bytes), `claim` (12 bytes) and `claimed_steady`. No other job has a session or a claim.
@@ -50,12 +50,12 @@ The engine writes only job headers with these properties. A store may refuse oth
                  returns True again to a repeated call, False for a different fence, and None for a job with ties (see `Flag.TIES`).
   [hot_key]      The key of a job isn't a tie if its run names it, and if the key's record has this job as `holder` and no `next`. `succeed`
                  drops that record in the same step.
-  [hot_tie]      If its run names the only job that awaits it, that isn't a tie either. `succeed` subtracts one from that job's `awaits` and
-                 stores the result as the run's note, in the same step. If this note already exists, it returns None. It also returns
+  [hot_tie]      Being awaited isn't a tie either if the run names the one awaiting job. `succeed` subtracts one from that job's `awaits`
+                 and stores the result as the run's note, in the same step. If this note already exists, it returns None. It also returns
                  which of the named jobs await nothing any more, or don't exist.
   [hot_limits]   `hand_over` ends runs as `succeed` does and applies a step, or changes nothing. It returns the indexes of the runs whose
                  jobs have ties other than limits or another fence, or of all runs if the step is stale.
-  [hot_promote]  `promote` makes jobs in `due` READY if their time has come, the earliest first. The `due_at` of a HELD one becomes now.
+  [hot_promote]  `promote` makes jobs in `due` READY if their time has come, the earliest first. The `due_at` of a HELD job becomes now.
   [hot_fade]     `fade` buries jobs that need not be kept: it removes all but their ids and headers, and forgets those later. It returns the
                  jobs with ties, which it leaves alone.
 """
@@ -72,7 +72,7 @@ from taskflow.broker.engine.records import BURIED, HELD, Position
 T = TypeVar("T")
 
 MAX_FORGOTTEN: Final = 1_000
-"""The maximum number of ids that `fade` forgets in addition to the jobs of its limit. After a burst, very many may be due."""
+"""The maximum number of ids that `fade` forgets in addition to the jobs of its limit. After a burst, very many ids may be due."""
 
 
 class Ref(NamedTuple):
@@ -185,7 +185,7 @@ class Applied(NamedTuple):
 
 
 class Stale(NamedTuple):
-    """A record has changed since it was read. `refs` is empty if the store does not know which."""
+    """A record has changed since it was read. `refs` is empty if the store does not know which record."""
 
     refs: tuple[Ref, ...] = ()
 
@@ -236,7 +236,7 @@ class Entry(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The entries of an index with one prefix: their number, and the first and the last position if the index lists them.
+    """The entries of an index that share a prefix: `size` entries, from position `first` to `last` (None if entries are only counted).
 
     If the index is not `counted`, `size` is 0 and `last` is None.
     """
@@ -283,7 +283,7 @@ class Apply(NamedTuple):
     """Applies steps.
 
     `grows`  True if the steps add jobs, so that they're Full if the store has no room
-    `then`   a query to answer after them, in the same round trip
+    `then`   a query to answer after the steps, in the same round trip
     """
 
     steps: Sequence[Step]
@@ -327,7 +327,7 @@ class Fade(NamedTuple):
 class Run(NamedTuple):
     """A run that succeeded, for `succeed`. `ran_for` and `keep_for` are in microseconds. `key` is the id of its key's record.
 
-    `awaited_by` is the one job that awaits it, and `note` the id of the note with its result, or empty if that job takes none.
+    `awaited_by` is the only job that awaits its job, and `note` is the id of the note with the result, or empty if that job takes none.
     """
 
     id: bytes
@@ -387,9 +387,9 @@ it can run in a lock, in a transaction, or in a coroutine."""
 class Store(Protocol):
     """A store of records. The methods of a store on a server are coroutines.
 
-    Its method `claim(session, request, queues, limit)` is called by its broker, from `claim_records`, with the arguments that the store's
-    wake-ups need. It leases READY jobs that have not expired, from queues that are not paused, and returns `Claimed`, or None if the
-    session is unknown or dead. Without queues, it goes through all queues with READY jobs, starting at a different one each time.
+    The broker's `claim_records` calls `claim(session, request, queues, limit)`, with further arguments if the store's wake-ups need them.
+    It leases READY jobs that have not expired, from queues that are not paused, and returns `Claimed`, or None if the session is unknown or
+    dead. Without queues, it goes through all queues with READY jobs, starting at a different one each time.
     """
 
     def query(self, query: Query) -> Snapshot | Awaitable[Snapshot]: ...

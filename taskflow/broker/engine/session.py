@@ -124,8 +124,8 @@ def record_outage(draft: Draft, ttl: int, pulse: int | None) -> Outages:
 def lapse(session: Plain, outages: Outages, pulse: int | None, draft: Draft) -> tuple[int, bool]:
     """Return when a session lapses by the steady clock, and whether its leases are handed back then rather than counted as crashes.
 
-    If the store was unavailable, or the machine rebooted, the worker isn't to blame. After an outage it gets one more ttl. The
-    session may have sent its last heartbeat a little before the others sent theirs: workers send one three times in a ttl.
+    If the store was unavailable, or the machine rebooted, the worker isn't to blame. After an outage, the session gets one more ttl. Its
+    last heartbeat may be a little older than those of other sessions, because workers send three in a ttl.
     """
     header = session.header
     if session_body(session).boot != draft.seen.boot:

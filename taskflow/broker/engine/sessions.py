@@ -31,11 +31,11 @@ MAX_LEASES: Final = 100_000
 """The maximum number of leases of one session that a heartbeat checks."""
 
 PULSE: Final = Scan("beats", 64, with_records=False)
-"""Finds the last heartbeats of all sessions. A dead session's counts too, because it shows that the store was available."""
+"""Finds the last heartbeats of all sessions. A dead session's heartbeat counts too, because it shows that the store was available."""
 
 MAX_LAPSING: Final = 16
 LAPSING: Final = (Scan("lapsing", MAX_LAPSING), Scan("lapsing", MAX_LAPSING, backwards=True))
-"""The sessions that lapse first, and those that lapse last. After a reboot, the latter date from before it."""
+"""The sessions that lapse first, and those that lapse last. After a reboot, the latter date from before the reboot."""
 
 LAPSED: Final = Scan("lapsing", 1)
 """The first of `LAPSING`. Heartbeats and registrations check whether it has lapsed."""
@@ -43,7 +43,7 @@ LAPSED: Final = Scan("lapsing", 1)
 
 def pulse_in(entries: Sequence[Entry], steady: int) -> int | None:
     """Return the time of the last heartbeat that `PULSE` found. A time in the future dates from before a reboot.
-    The first registration after the boot replaces it by 0."""
+    The first registration after the boot replaces it with 0."""
     return next((-entry.position[0] for entry in entries if 0 < -entry.position[0] <= steady), None)
 
 
@@ -96,8 +96,8 @@ def _paused_jobs(seen: Snapshot) -> tuple[str, ...]:
 
 
 def _of_this_boot(draft: Draft, beats: Sequence[Entry]) -> list[Entry]:
-    """Return the heartbeats of sessions of this boot, and clear earlier ones, whose times would soon seem to be current. The first
-    operation after a boot is the registration of a session, so no other operation has to check for them."""
+    """Return the heartbeats of sessions registered since this boot, and clear older ones, whose times the restarted clock would soon reach.
+    The first operation after a boot registers a session, so no other operation has to check for them."""
     found = list[Entry]()
     for entry in beats:
         assert entry.record is not None
@@ -136,7 +136,7 @@ def leases_of(claimed: Claimed | None) -> list[Lease]:
 
 
 class _Seen(NamedTuple):
-    """The leases of a session as a heartbeat finds them: the job of each claim, and the claims that should stop."""
+    """The leases of a session as a heartbeat finds them. `held` maps each claim to its job, and `stopping` has those that should stop."""
 
     held: Mapping[ClaimId, bytes]
     stopping: frozenset[ClaimId]
@@ -171,7 +171,7 @@ def beat(beat: Beat, rules: Rules) -> Operation[BeatAnswer]:
 def _extend(beat: Beat, rules: Rules) -> Operation[tuple[Snapshot, WorkHint | None]]:
     """Record the heartbeat, and the death of a session that leaves or has died.
 
-    Return the snapshot from before, ending with the session's leases and the marked ones, and the work hint if the heartbeat wants it.
+    Return the earlier snapshot, whose last scans are the session's leases and the marked ones, and the work hint if it was asked for.
     """
 
     def one(draft: Draft, beat: Beat) -> tuple[Snapshot, WorkHint | None] | None:
@@ -251,7 +251,7 @@ def _work_hint(draft: Draft, session: Plain) -> WorkHint:
     names = {entry.ref.id.decode(errors="backslashreplace") for entry in paused}
     waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offers, expiring, fading, limited) if entries]
     waits += lapses(draft, session)
-    if gated:  # they may get the slots of jobs that no worker claims
+    if gated:  # waiting jobs may get the slots of jobs that no worker claims
         waits += [to_seconds(group.first[1] + MAX_READY_FOR - seen.now) for group in seen.groups[1] if group.first is not None]
     return WorkHint(
         is_ready=any(group.prefix[0] not in names for group in seen.groups[0]),
@@ -291,8 +291,8 @@ _HELD_UP: Final = -1
 
 
 def release(session_id: bytes, rules: Rules, limit: int = MAX_LEASES) -> Operation[tuple[int, bool]]:
-    """Release the leases of a dead session, at most `limit`, and hand over its schedules. Leases blocked by another program's open
-    transaction are left to a later call. Return how many leases it has released, and True if none are left."""
+    """Release at most `limit` leases of a dead session, and hand over its schedules. Leases blocked by another program's open transaction
+    are left to a later call. Return the number of leases released, and True if nothing is left to do."""
     seen: Snapshot = yield Query((Ref(Kind.SESSION, session_id),), (of_session("leases", session_id, limit),))
     record = seen.records[Ref(Kind.SESSION, session_id)]
     if record is None:

@@ -1,8 +1,8 @@
 """Turns: tenants that share a line have their jobs run in turn, however many jobs each tenant has sent.
 
 A line contains jobs of one priority: the READY jobs of a queue, or the jobs that wait at a gate. It's ordered by `due_at`. For a job with a
-tenant, `due_at` is a place instead of a time: the place of the line's first job, or the next after the tenant's last job if that is later.
-So the n-th jobs of all tenants are next to each other. In a line without such jobs, places begin at the current time.
+tenant, `due_at` is a place instead of a time: the place of the line's first job, or the next place after the tenant's last job if that is
+later. So the n-th jobs of all tenants are next to each other. In a line without such jobs, places begin at the current time.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class RecordStore:
     def take_wakeups(self, *, is_heard: bool) -> tuple[set[str], dict[str, int]]:
         """Return the topics to announce, and how many listeners to wake for each queue. Paused queues wake none.
 
-        `is_heard` is False if there is no listener. Then it returns no topics.
+        `is_heard` is False if there is no listener, in which case no topics are returned.
         """
         if not (self.woken or self.ended or self.readied):
             return set(), {}

@@ -206,7 +206,7 @@ class MemoryStore(ByStep, RecordStore):
         return Faded(buried, has_more, left)
 
     def _over_cap(self, max_kept: int, limit: int) -> list[tuple[str, Ref]]:
-        """Return the oldest ended jobs of queues that have too many of them, at most `limit`."""
+        """Return up to `limit` of the oldest ended jobs of queues that have too many."""
         found = list[tuple[str, Ref]]()
         for queue in sorted({group.prefix[0] for group in self._indexes["status"].groups(())}):
             for statuses in ((SUCCEEDED, CANCELLED), (FAILED,)):

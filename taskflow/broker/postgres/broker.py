@@ -230,7 +230,7 @@ class PostgresBroker(EngineBroker):
         await self._per_loop.close()
 
     async def drop_namespace(self) -> None:
-        """Delete the schema with everything that it holds. Nothing may use it at the same time."""
+        """Delete the schema with everything that it holds. Nothing else may use the schema at the same time."""
         await self._per_loop.here().pool.fetch(f'DROP SCHEMA IF EXISTS "{self._namespace}" CASCADE', within=DROP_TIMEOUT)
 
     # --- migrations: see taskflow.broker.migrations.Migrating -------------------------------------------------------

@@ -63,7 +63,7 @@ def inserted(kind: int, source: str) -> str:
     columns = ", ".join(["id", "rev", *names, *PARTS])
     order = (
         "n" if any(field.name == "seq" for field in HEADERS[kind]) else "id"
-    )  # so that two calls that create the same records wait in one order
+    )  # so that two calls that create the same records lock them in one order
     return (
         f"INSERT INTO @.{TABLES[kind]} ({columns}) SELECT g.id, new_rev, {', '.join([*values, *(f'g.{part}' for part in PARTS)])} "
         f"FROM {source} WHERE g.old IS NULL AND g.step <> ALL (bad) ORDER BY g.{order}"

@@ -143,7 +143,7 @@ def is_stale(error: Exception) -> bool:
 
 
 def was_cancelled(error: BaseException) -> bool:
-    """Return True if the server cancelled the statement, because of statement_timeout or at an operator's request. It had no effect.
+    """Return True if the server cancelled the statement, because of statement_timeout or at an operator's request, without any effect.
 
     The connection still works, and its session keeps its plans, so a second attempt there takes less time.
     """

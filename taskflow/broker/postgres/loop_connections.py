@@ -146,7 +146,7 @@ class LoopConnections:
         self.notifier.add(topics)
 
     def check_marks(self) -> None:
-        """Check the low-water marks in a moment: a worker that has just started has more urgent queries."""
+        """Check the low-water marks after a moment, because a worker that has just started has more urgent queries."""
         self._wants_look = True
         self._looking.start()
 

@@ -1,4 +1,4 @@
-"""Derives the SQL functions that read records from the declaration in `engine/records.py`. Each returns rows of the type `row`."""
+"""Derives the SQL functions that read records from the declaration in `engine/records.py`. Each function returns rows of the type `row`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _function(name: str, arguments: str, returns: str, body: str) -> str:
 
 
 def placed(kind: int) -> dict[str, str]:
-    """Return, for each column of `row`, the field of this kind that it carries. Kinds other than jobs use columns of the same type."""
+    """Return, for each column of `row`, the field of this kind that it carries. Other kinds than jobs use columns of the same type."""
     if kind == Kind.JOB:
         return {name: name for name in JOB}
     free = {name: field.type for name, field in JOB.items()}
@@ -85,7 +85,7 @@ def loading() -> str:
 
 
 class ScanShape(NamedTuple):
-    """The shape of a scan: everything but its values, `after` and `until`."""
+    """The shape of a scan: everything but the values of its prefix, `after` and `until`."""
 
     of: str
     prefix: int = 0
@@ -137,8 +137,8 @@ def hot_name(shape: ScanShape) -> str:
 def scan_sql(
     shape: ScanShape, values: Sequence[str], limit: str, part: str, content: str, sizes: tuple[int, int] = (0, 0), *, is_within: bool = True
 ) -> str:
-    """Return a scan in SQL. `values` are the values of its prefix, of `after` and of `until`; `sizes` has the lengths of the last two.
-    `is_within` is True if `after` and `until` begin with the prefix.
+    """Return a scan in SQL. `values` are the values of its prefix, of `after` and of `until`; `sizes` are the lengths of `after` and
+    `until`. `is_within` is True if `after` and `until` begin with the prefix.
 
     In that case, the prefix's last column is compared as part of a range. With `=` for all columns, another index could give the same
     order, and for a table that seems empty, PostgreSQL would plan to read that whole index. The columns before it are compared with `=`,
@@ -184,12 +184,12 @@ def scan_sql(
 _OF_GATE: Final = ScanShape("gated", prefix=1, with_records=True)
 _SCAN_GATES: Final = f"""RETURN QUERY SELECT s.* FROM unnest(parts, lims, gates) AS g (part, lim, gate)
     CROSS JOIN LATERAL {scan_sql(_OF_GATE, ["g.gate"], "g.lim", "g.part", "with_content")} AS s;"""
-"""Reads jobs that wait at many gates: a decision may need those of each job in a batch. The jobs of a gate come in order, because only a
-nested loop can join them."""
+"""Reads the jobs that wait at many gates, because a decision may need those at the gates of every job in a batch. The jobs of a gate are in
+order, because only a nested loop can join them."""
 
 
 def scanning() -> str:
-    """Return the functions of the hot scans, and one for all others."""
+    """Return the functions for the hot scans, and a function for all other scans."""
     lines = []
     for shape in HOT_SCANS:
         index = BY_INDEX[shape.of]

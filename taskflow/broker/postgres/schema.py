@@ -20,8 +20,8 @@ from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 
 VERSION: Final = 1
 """The schema version that the installed taskflow needs. It is part of a release: see tests/stores/postgres/digest.py. A migration adds the
-tables and indexes that an older schema lacks, and replaces all functions. Other changes need a separate migration: those of columns, types,
-the arguments or rows of a function, and an index with entries on an older kind of records."""
+tables and indexes that an older schema lacks, and replaces all functions. Other changes need a separate migration: changes of columns or
+types, of a function's arguments or rows, and new indexes with entries on an older kind of record."""
 
 OLDEST_SERVER: Final = 140_000
 
@@ -44,7 +44,7 @@ async def prepare(pool: ConnectionPool, schema: str, *, migrates: bool) -> None:
         if found.migrations:
             await _make(connection, pool, schema)
         else:
-            pool.put_back(connection)  # the first operation reuses it: a new one would add 3 ms to a worker's start
+            pool.put_back(connection)  # the first operation reuses it: a new connection would add 3 ms to a worker's start
 
 
 async def pending(pool: ConnectionPool, schema: str) -> Upgrade:
@@ -276,9 +276,9 @@ async def _check_server(connection: asyncpg.Connection, place: str) -> None:
 async def check_owner(connection: asyncpg.Connection, schema: str, place: str, trusted: str | None) -> None:
     """Raise BrokerRefused if a role that is not trusted owns a part of the schema, or may create functions or triggers in it.
 
-    Our functions run with the rights of their caller, so every role that could replace one must be trusted. Trusted are the connected role,
-    roles that it is a member of, superusers, the owner of the database, and `trusted`. A role that was merely granted rights may use a
-    schema that one of these owns. `place` names the server.
+    Our functions run with the rights of their caller, so every role that could replace one must be trusted. The trusted roles are the
+    connected role, roles that it is a member of, superusers, the owner of the database, and `trusted`. A role that was merely granted
+    rights may use a schema that one of these owns. `place` names the server.
     """
     found = await connection.fetchrow(FIRST_UNTRUSTED_ROLE, schema, trusted)
     if found is None:

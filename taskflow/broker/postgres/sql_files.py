@@ -65,10 +65,10 @@ def _text(text: str) -> str:
 # --- limits: P.LATEST and so on ---------------------------------------------------------------------------------------
 
 MAX_BYTES: Final = 1 << 20
-"""The maximum size of a small stored value in bytes. A longer one is not fetched."""
+"""The maximum size of a small stored value in bytes. A longer value is not fetched."""
 
 MAX_PAYLOAD_BYTES: Final = 1 << 26
-"""The maximum size of a payload or a result in bytes. A longer one is not fetched."""
+"""The maximum size of a payload or a result in bytes. A longer value is not fetched."""
 
 MIN_KEPT: Final = 60_000_000
 """The minimum time in microseconds for which a flow's job is kept after it was settled in a caller's transaction, so that upkeep can pass

@@ -293,7 +293,7 @@ class PostgresStore:
             return await self._succeed(runs)
         except BrokerError as error:
             if was_held_up(error):
-                return Ended([None] * len(runs))  # the engine finds out which ones have changed
+                return Ended([None] * len(runs))  # the engine finds out which jobs have changed
             raise
 
     async def _succeed(self, runs: Sequence[Run]) -> Ended:
@@ -371,8 +371,8 @@ def _note(told: list[Callable[[], None]], hook: Callable[..., None], *arguments:
 
 
 def _packed_fences(runs: Sequence[Run]) -> tuple[bytes, bytes] | None:
-    """Return the ids of runs, and their fences in the form of `jobs.settled`. Return None if a length differs: the engine accepts any,
-    but the functions split by length."""
+    """Return the ids of runs, and their fences in the form of `jobs.settled`. Return None if a length differs: the engine accepts any
+    length, but the SQL functions split by length."""
     ids = b"".join([run.id for run in runs])
     fences = b"".join([run.epoch.to_bytes(8, "big") + run.session + run.claim + b"\0" for run in runs])
     return (ids, fences) if len(ids) == len(runs) * ID_BYTES and len(fences) == len(runs) * FENCE_BYTES else None

@@ -58,8 +58,8 @@ _SESSION: Final = names.session(b"")
 
 
 class Notes(NamedTuple):
-    """The calls that a listener makes to the server: `note` replaces the listener's notes by one that shows what it waits for, and `look`
-    checks what has already happened. See wakeups.sql."""
+    """The calls that a listener makes to the server: `note` replaces the listener's notes with one that shows what it is waiting for, and
+    `look` checks what has already happened. See wakeups.sql."""
 
     note: Callable[[str, list[int], int, list[str], list[bytes]], Awaitable[None]]
     look: Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes], bool]]]
@@ -69,7 +69,7 @@ class PostgresListener(Listener):
     """Listens for notifications. While they do not arrive, it polls for all waiters in one query and wakes those for
     which something has happened.
 
-    It does not poll for a session's own topic, because the answer to the next heartbeat reports the same.
+    It does not poll for a session's own topic, because the answer to the next heartbeat reports the same events.
     """
 
     def __init__(self, pool: ConnectionPool, schema: str, notes: Notes) -> None:
@@ -131,8 +131,8 @@ class PostgresListener(Listener):
         return [job_id for job_id in ids if self.flag.hears(topic := names.job(job_id)) and topic not in self._armed]
 
     def begin_claim(self, topics: Sequence[str]) -> Claiming | None:
-        """Return a claim for the workers that wait for these topics. Return None
-        if none is waiting here for such jobs, or if no notification would arrive."""
+        """Return a claim for the workers that wait for these topics. Return None if no worker is waiting here for such jobs, or if no
+        notification would arrive."""
         if not self.is_on or not all(map(self.flag.hears, topics)):
             return None
         self.has_noted = True
@@ -170,7 +170,7 @@ class PostgresListener(Listener):
         """Do nothing: upkeep nudges another listener."""
 
     async def _note(self, topics: Iterable[str], ids: list[bytes]) -> None:
-        """Write a note of what this listener waits for, including all queues of its former notes."""
+        """Write a note of what this listener is waiting for, including every queue named in its former notes."""
         of_jobs = {topic for topic in (*topics, *self._armed) if _is_of_jobs(topic)}
         others = [topic for topic in topics if not _is_of_jobs(topic)]
         former, note = sorted(self._noted), self._next_note() if of_jobs else 0
@@ -199,7 +199,7 @@ class PostgresListener(Listener):
         return [*super()._duties(), self._keep_polling, self._keep_looking_again, self._keep_noted]
 
     async def _keep_noted(self) -> None:
-        """Renew waiters' notes before these expire."""
+        """Renew waiters' notes before they expire."""
         while True:
             await asyncio.sleep(NOTE_INTERVAL)
             noted = [topic for topic in self._armed if not topic.startswith((_JOB, _SESSION))]
@@ -234,7 +234,7 @@ class PostgresListener(Listener):
 
     def _take_nudge(self, topic: str) -> None:
         self._nudges += 1
-        self._disarm()  # the server no longer nudges this note
+        self._disarm()  # the server sends no more nudges for this note
         self.received({each for each in (topic, names.ANY_QUEUE) if self.flag.hears(each)}, disarms=True)
 
     def _hears_again(self) -> None:

@@ -56,7 +56,7 @@ _PAUSE: Final = (0.000_5, 0.004)
 _CHANCE: Final = random.SystemRandom()  # an application may seed the global one
 
 MAX_RESULT: Final = 60 * 1024 * 1024
-"""The maximum size of a result in bytes, because a full server receives it within the call."""
+"""The maximum size of a result in bytes, because a full server receives the result within the call."""
 
 
 class RedisBroker(EngineBroker):
@@ -110,7 +110,7 @@ class RedisBroker(EngineBroker):
                         await self.ask("DEL", key)
 
     async def _take_turn(self, key: bytes) -> bool:
-        """Wait for a turn, which is a key that expires. Return False if it doesn't come: turns only prevent conflicts."""
+        """Wait for a turn, which is a key that expires. Return False if the turn doesn't come: turns only prevent conflicts."""
         gives_up_at = time.monotonic() + 3 * TURN
         while time.monotonic() < gives_up_at:
             try:
@@ -200,7 +200,7 @@ class RedisBroker(EngineBroker):
         is_due = bool(seen.scans[0]) and seen.scans[0][0].position[0] <= seen.now
         has_applied = False
 
-        async def perform(effect: Effect) -> Any:  # most calls find nothing to do: they are one script each
+        async def perform(effect: Effect) -> Any:  # most calls find nothing to do, and run a single script
             nonlocal has_applied
             if isinstance(effect, Promote) and not is_due:
                 return 0, None
@@ -247,7 +247,7 @@ class RedisBroker(EngineBroker):
         await self._per_loop.close()
 
     async def drop_namespace(self) -> None:
-        """Delete everything that this namespace holds. Nothing may use it at the same time."""
+        """Delete everything that this namespace holds. Nothing else may use the namespace at the same time."""
         async for keys in keys_of(self.ask, self.prefix):
             if keys:
                 await self.ask("UNLINK", *keys)

@@ -30,7 +30,7 @@ ERRORS: Final = (exceptions.RedisError, OSError, EOFError)
 """Errors raised by the driver and by sockets. A TimeoutError is an OSError."""
 
 MAX_DEDICATED_CONNECTIONS: Final = 8
-"""The maximum number of connections for calls that need one to themselves, in one event loop. Further calls wait for one of them."""
+"""The maximum number of connections, in one event loop, for calls that need a connection to themselves. Further calls wait."""
 
 SYNC_TIMEOUT: Final = 2_500
 """Milliseconds within which the server must write changes to its disk."""
@@ -108,8 +108,8 @@ class ConnectionPool:
             await self._end.aclose()
 
     async def _ask(self, commands: Sequence[Command], *, each: bool = False) -> Any:
-        """Send commands, and return the reply to the last one, or all if `each` is True. If the connection was cut, send them once more
-        on a new one: every operation may be sent twice."""
+        """Send commands, and return the last reply, or all replies if `each` is True. If the connection was cut, send the commands once
+        more on a new connection, because every operation may be sent twice."""
         connection = self._connection
         if connection is not None and not connection.is_lost:
             try:
@@ -120,7 +120,7 @@ class ConnectionPool:
         return await self._over(await self._connected(), commands, each)
 
     async def _ask_apart(self, commands: Sequence[Command]) -> Any:
-        """Send commands over a connection that no other call uses in the meantime, and return the reply to the last one before WAITAOF.
+        """Send commands over a connection that no other call uses in the meantime, and return the reply to the last command before WAITAOF.
 
         While a call waits for the server's disk, the server answers nothing else on its connection. Such calls share one write to the disk.
         """
@@ -255,7 +255,7 @@ class _Direct(asyncio.Protocol, ABC):
 
 
 class _Asked(NamedTuple):
-    """A call in progress: the future of its caller, how many replies it wants, and the replies so far."""
+    """A call in progress: `waiting` is its caller's future, `wanted` the number of replies, and `replies` those received so far."""
 
     waiting: asyncio.Future[list[Any]]
     wanted: int
@@ -271,8 +271,8 @@ class CommandConnection(_Direct):
         super().__init__(connection)
 
     def ask(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
-        """Send commands and return a reply for each. An error from the server is returned as a reply. TimeoutError is raised
-        `ANSWER_TIMEOUT` seconds after the answer to the previous call. The caller may stop awaiting at any time.
+        """Send commands and return a reply for each. An error from the server is returned as a reply. TimeoutError is raised if no answer
+        arrives within `ANSWER_TIMEOUT` seconds of the answer to the previous call. The caller may stop awaiting at any time.
 
         If one call fails, the connection is lost, and all others fail with a ConnectionError.
         """

@@ -46,8 +46,8 @@ class Comparison:
         self._found = Counter[str]()
 
     async def run(self) -> Rebuilt | None:
-        """Return the differences, or None if none were found within `within` seconds. Raises BrokerUnavailable if the counts kept changing,
-        so that it couldn't correct them."""
+        """Return the differences, or None if none were found within `within` seconds. Raises BrokerUnavailable if the counts kept changing
+        and could not be corrected."""
         try:
             for _ in range(_MAX_WALKS):
                 [before] = await self._compare("counts", [], -1)

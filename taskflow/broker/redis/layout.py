@@ -1,4 +1,4 @@
-"""Derives the stored form of records from the declaration in `engine/records.py`, with the literals that the scripts need."""
+"""Derives the stored form of records from the declaration in `engine/records.py`, and the literals that the scripts need."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from taskflow.model.ids import ID_BYTES
 
 LAYOUT: Final = 5
 """The version of keys and records. A store with another version is refused. Increase it with every change that an older taskflow would
-misread. Kinds and indexes may be added without that: see DECLARED."""
+misread. Kinds and indexes may be added without an increase: see DECLARED."""
 
 PREFIXES: Final = ("j:", "k:", "s:", "h:", "q:", "e:", "a:", "x:", "m:", "y:", "g:", "o:", "f:", "t:")
 """The key prefixes of records, by kind."""
 
 MARK: Final = b"\xff@"
 REFERENCE_BYTES: Final = 14
-"""A content that is stored separately leaves a reference: the mark, its length (4 bytes) and the end of its key (8). See `records.py`."""
+"""Content stored separately leaves a reference: the mark, the content's length (4 bytes) and the end of its key (8). See `records.py`."""
 
 WAITING_BYTES: Final = 44
 RUNNING_BYTES: Final = 63
@@ -152,7 +152,7 @@ def split(member: Member, packed: bytes) -> tuple[Position, bytes]:
 
 
 def bounds(index: str, prefix: Position, after: Position | None, until: Position | None, *, backwards: bool) -> tuple[bytes, bytes]:
-    """Return the smallest member of a scan, and the smallest one after its end, or b"" if the scan has no end."""
+    """Return the bounds of a scan: the first possible member (inclusive), and the end (exclusive), or b"" if the scan has no end."""
     member = MEMBERS[index]
     width = len(member.types) + member.has_id
     begin = position_bytes(member, prefix)
@@ -187,8 +187,8 @@ DECLARED: Final = frozenset(f"{index.kind}.{index.name}.{zlib.crc32(repr(index).
 
 
 def compare_declarations(stored: Set[str]) -> tuple[list[str], list[str]]:
-    """Return the indexes of known records that the store lacks, and those that this version doesn't know. Indexes of new kinds don't count:
-    they have no records yet, or the other version never touches them."""
+    """Return the indexes of known records that the store lacks, and those that this version doesn't know. Indexes of new kinds don't count,
+    because these kinds have no records yet, or the other version never touches them."""
 
     def of(names: Set[str], others: Set[str]) -> list[str]:
         kinds = {name.partition(".")[0] for name in others}

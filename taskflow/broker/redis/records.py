@@ -141,7 +141,7 @@ def names_in(names: bytes) -> tuple[str, str]:
 
 
 def _take_names(header: dict[str, Any], names: bytes) -> str | None:
-    """Set the names of queue and job. Return the problems with them."""
+    """Set the names of the queue and the job. Return the damage if a name can't be decoded, or None."""
     try:
         header["queue"], header["job"] = names_in(names)
         return None
@@ -247,7 +247,7 @@ def _header(kind: int, packed: bytes) -> dict[str, Any] | None:
 
 @lru_cache(1024)
 def _gate_header(packed: bytes) -> dict[str, Any] | None:
-    """Decode the header of a gate. Many gates have the same one, because it doesn't contain their names."""
+    """Decode the header of a gate. Many gates have the same header, because it doesn't contain their names."""
     return _header(Kind.GATE, packed)
 
 
@@ -290,7 +290,7 @@ def reference_to(content: bytes, rev: bytes) -> bytes:
 
 
 def ahead(prefix: bytes, contents: Mapping[bytes, bytes]) -> list[Command]:
-    """Return the commands that store contents, keyed by id and revision. If a call is resent, they do not replace stored ones (NX)."""
+    """Return the commands that store contents, keyed by id and revision. If a call is resent, they do not replace stored contents (NX)."""
     return [("SET", prefix + key, content, "NX", "EX", EXPIRES_IN) for key, content in contents.items()]
 
 
@@ -320,7 +320,7 @@ class Contents:
                 portion.append(key)
                 size += sizes[key]
             if portion and (size >= FETCHED_AT_ONCE or key == last):
-                fetches = [("GETRANGE", self.prefix + each, 0, sizes[each]) for each in portion]  # one more byte shows that it's longer
+                fetches = [("GETRANGE", self.prefix + each, 0, sizes[each]) for each in portion]  # one more byte shows if it's longer
                 found |= zip(portion, await self._pool().ask_each(fetches), strict=True)
                 portion, size = [], 0
         is_apart = [each.content is not None and is_reference(each.content) for each in records]

@@ -1,4 +1,4 @@
-"""Packs commands and parses replies of RESP 2: by hiredis where it is installed, otherwise in Python."""
+"""Packs commands and parses replies of RESP 2, with hiredis if it is installed, otherwise in Python."""
 
 from __future__ import annotations
 

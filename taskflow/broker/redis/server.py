@@ -52,7 +52,7 @@ class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
     """The address of a server, and how to connect to it. `password` is never shown.
 
     `tls`       True to use TLS; `ca_file`, `cert_file`, `key_file` are paths; `check_certificate=False` accepts any certificate
-    `fsync`     True if every enqueue waits until the server has written it to disk (WAITAOF)
+    `fsync`     True if every enqueue waits until the server has written the jobs to disk (WAITAOF)
     `evicting`  True to accept a server that evicts keys, and thus jobs, when its memory is full
     """
 

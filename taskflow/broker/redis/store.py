@@ -92,8 +92,8 @@ class RedisStore:
     async def look(
         self, query: Query, awaited: Sequence[bytes] = (), listener: str = "", max_kept: int | None = None
     ) -> tuple[Snapshot, bool]:
-        """Answer a query. If `max_kept` is given, this is for upkeep: the listener awaits the next due time, others are nudged again for
-        READY jobs, and the second answer is whether `fade` has anything to do."""
+        """Answer a query. If `max_kept` is given, the query is for upkeep: the listener awaits the next due time, and others are nudged
+        again for READY jobs. The second value returned is True if `fade` has anything to do."""
         for_upkeep: Any = max_kept is not None and max_kept
         reply = await self._call("query", pack([*packed_query(query), list(awaited), listener, for_upkeep]))
         seen = await self._snapshot_of(query, reply)
@@ -104,7 +104,7 @@ class RedisStore:
         return seen, bool(reply[6])
 
     async def _snapshot_of(self, query: Query, reply: Sequence[Any]) -> Snapshot:
-        """Decode the answer to a query, and read the groups on which the script has not counted."""
+        """Decode the answer to a query, and read the groups that the script did not reach."""
         seen = await snapshot_of(query, reply, self._steady(), self.contents)
         for (name, prefix), groups, portion in zip(query.groups, seen.groups, reply[4], strict=True):
             index, member = BY_NAME[name], MEMBERS[name]
@@ -116,7 +116,7 @@ class RedisStore:
         return seen
 
     async def _set_aside(self, found: Sequence[Any]) -> None:
-        """Replace unreadable jobs by FAILED ones. In `found`, each id is followed by the queue in which the job was READY, or by False."""
+        """Replace unreadable jobs with FAILED ones. In `found`, each id is followed by the queue in which the job was READY, or False."""
         jobs = ", ".join(map(id_text, found[::2]))
         log.error("jobs became unreadable because another program changed them; storing them as FAILED: %s", jobs)
         await self._call("aside", pack(found))
@@ -173,7 +173,7 @@ class RedisStore:
         return Claimed(await self.contents.fill(records), now)
 
     async def add_plain(self, envelopes: Sequence[Envelope]) -> bool:
-        """Add plain jobs. Return False, having added none, if the script can't add them or one of them is known."""
+        """Add plain jobs. If the script can't add them, or one of them is known, add none and return False."""
         rev = new_rev()
         plain = packed_envelopes(envelopes, rev)
         if plain is None:
@@ -182,13 +182,13 @@ class RedisStore:
         return await self._call_growing("add", [rev, list(contents), *runs], contents) is None
 
     async def _call_growing(self, script: str, arguments: list[Any], contents: dict[bytes, bytes]) -> Any:
-        """Run a script that a full server refuses as a whole, which leaves the contents that were sent ahead unused."""
+        """Run a script that a full server refuses as a whole. If it is refused, delete the contents that were sent ahead."""
         try:
             reply = await self._call(script, pack(arguments), ahead=ahead(self.contents.prefix, contents), on_disk=self._on_disk)
         except StoreFull:
             await self.contents.forget(contents)
             raise
-        if reply == _MISSING:  # the server evicted some of them
+        if reply == _MISSING:  # the server evicted some contents
             await self.contents.forget(contents)
         return reply
 

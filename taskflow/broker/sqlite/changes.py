@@ -66,7 +66,7 @@ class RecordChanger(Counts):
         self._coming = 0
         """The number of new live jobs in the current steps."""
         self._moves: dict[tuple[str, int | None, str, int], int] = {}
-        """The jobs that the current steps move, by queue and by status before and after."""
+        """The number of jobs that the current steps move, by queue and status before and after the move."""
 
     def query(self, query: Query) -> Snapshot:
         if query.groups or query.with_totals:
@@ -77,7 +77,7 @@ class RecordChanger(Counts):
         return seen
 
     def forget(self) -> None:
-        """Clear the cache, when an operation begins or has failed."""
+        """Clear the cache. Called when an operation begins or has failed."""
         self._known.clear()
 
     # --- steps -----------------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ class RecordChanger(Counts):
         self.add_numbers(sums)
 
     def add_numbers(self, sums: Mapping[tuple[int, str, bytes], int]) -> None:
-        """Add to fields of records."""
+        """Add numbers to fields of records. `sums` has the numbers by kind, field and id."""
         for kind, field in {name[:2] for name in sums}:
             rows = [(record_id, n) for (of_kind, name, record_id), n in sums.items() if (of_kind, name) == (kind, field)]
             text = (
@@ -277,7 +277,7 @@ class RecordChanger(Counts):
 
 
 _MAX_SUM: Final = 1 << 61
-"""The largest number to which something is added. Only other programs write larger ones. This keeps sums within 64 bits."""
+"""The largest number to which something is added, so that sums stay within 64 bits. Only other programs write larger numbers."""
 
 _END: Final = (1 << 63) - 1
 _APPLIED: Final = Applied()
@@ -299,7 +299,7 @@ def new_rev() -> int:
 def _columns(
     kind: int, writes_all: bool, names: tuple[str, ...], state: bool, sent: bool, content: bool
 ) -> tuple[tuple[str, ...], tuple[bool, ...] | None]:
-    """Return the columns that a put writes, and which of its header's values they take; None means all."""
+    """Return the columns that a put writes, and for each value of its header whether it's written; None means that all are."""
     allowed = (RESTARTED if writes_all else WRITTEN)[kind]
     written = tuple([name in allowed for name in names])
     parts = [part for part, is_given in (("state", state), ("sent", sent), ("content", content)) if is_given]

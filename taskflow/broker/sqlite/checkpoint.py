@@ -1,9 +1,9 @@
-"""Makes checkpoints, which copy the write-ahead log into the file. Only one connection makes one at a time.
+"""Makes checkpoints, which copy the write-ahead log into the file. Only one connection makes a checkpoint at a time.
 
 SQLite before 3.51.3 can corrupt a file if one connection begins a checkpoint while another's commit restarts
 the log (https://sqlite.org/wal.html#walresetbug), and distributions ship older versions. So
 `wal_autocheckpoint` is off, and a lock on a side file allows only one checkpoint at a time. The mode is RESTART
-or TRUNCATE. Unlike PASSIVE, these hold the write lock, so no commit can restart the log during the checkpoint.
+or TRUNCATE. Unlike PASSIVE, these modes hold the write lock, so no commit can restart the log during the checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_CHANGES: Final = 3_000
 """The number of commits, or of changed rows, after which a connection makes a checkpoint: about 4 MiB of log."""
 
 LOG_LIMIT: Final = 6 << 20
-"""The size in bytes beyond which the log is truncated. Otherwise it is written again from its start, because flushing takes twice as long
+"""The size in bytes beyond which the log is truncated. A smaller log is overwritten from its start, because flushing takes twice as long
 while a file grows."""
 
 _BUSY_TIMEOUT_MS: Final = 100
@@ -66,8 +66,8 @@ class Checkpointer:
     def wait(self) -> None:
         """Wait while another connection makes a checkpoint, at most 100 ms. Call this before a read transaction.
 
-        A checkpoint waits for the readers that it finds, and the writers wait for it. It checks for gaps between their transactions less
-        and less often, so a reader that keeps starting again would block it until its busy timeout ends.
+        A checkpoint waits for the readers that it finds, and the writers wait for the checkpoint. It checks for gaps between the readers'
+        transactions less and less often, so a reader that keeps starting again would block it until its busy timeout ends.
         """
         give_up_at = time.monotonic() + _BUSY_TIMEOUT_MS / 1e3
         while time.monotonic() < give_up_at:

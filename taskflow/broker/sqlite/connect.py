@@ -56,7 +56,7 @@ def _connect(store: StoreFile, begin: Callable[[sqlite3.Connection], T]) -> tupl
     connection.text_factory = decoded
     try:
         check_opened(store)
-        connection.execute("PRAGMA trusted_schema=OFF")  # no trigger or view of the file may call functions with side effects
+        connection.execute("PRAGMA trusted_schema=OFF")  # no trigger or view in the file may call functions with side effects
         return connection, begin(connection)
     except BaseException as error:
         connection.close()

@@ -47,7 +47,7 @@ def examine(store: SqliteStore) -> list[Finding]:
 
 
 def _limited(store: SqliteStore, ask: Callable[[], T]) -> T | None:
-    """Return the answer, or None if its statements take longer than `EXAMINE_TIMEOUT`: checkpoints wait for this read transaction."""
+    """Return `ask()`, or None if it takes longer than `EXAMINE_TIMEOUT`. There is a limit because checkpoints wait for this transaction."""
     until = time.monotonic() + EXAMINE_TIMEOUT
     store.connection.set_progress_handler(lambda: time.monotonic() > until, 10_000)
     try:

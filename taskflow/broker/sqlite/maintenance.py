@@ -1,4 +1,4 @@
-"""Makes due jobs READY, and buries expired ones: the hot operations of upkeep."""
+"""Makes due jobs READY, and buries ended jobs that need not be kept: the hot operations of upkeep."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from taskflow.broker.sqlite.tables import BY_INDEX
 from taskflow.model import wording
 
 MAX_INSTANT: Final = 1 << 62
-"""The largest time to which something is added. Only other programs write larger ones. This keeps sums within 64 bits."""
+"""The largest time to which something is added, so that sums stay within 64 bits. Only other programs write larger times."""
 
 MOVED: Final = Packing(
     [
@@ -59,7 +59,7 @@ FORGET: Final = 'DELETE FROM "~jobs" WHERE seq IN (SELECT value FROM json_each(?
 
 
 class MaintainedRecords(RecordChanger):
-    """Makes due jobs READY, and buries expired ones."""
+    """Makes due jobs READY, and buries ended jobs that need not be kept."""
 
     def promote(self, limit: int) -> tuple[int, int | None]:
         self.forget()
@@ -97,7 +97,7 @@ class MaintainedRecords(RecordChanger):
         return Faded(buried, has_more, left)
 
     def _over_cap(self, max_kept: int, limit: int) -> list[list[Any]]:
-        """Return the oldest ended jobs of queues that have too many of them, at most `limit`."""
+        """Return up to `limit` of the oldest ended jobs of queues that have too many."""
         found, kept = list[list[Any]](), Counter[tuple[str, bool]]()
         for queue, what, n in self.connection.execute(self.sql[KEPT]).fetchall():
             kept[queue, what == f"={FAILED}"] += n
@@ -111,7 +111,7 @@ class MaintainedRecords(RecordChanger):
         return found
 
     def _bury(self, rows: Sequence[list[Any]], now: int, repeat_for: int, left: dict[Ref, bool], *, is_surplus: bool) -> int:
-        """Bury jobs without tags and notes, and return their number. The others are added to `left`."""
+        """Bury the jobs without tags and notes, and return their number. Add the other jobs to `left`."""
         plain = list[list[Any]]()
         for row in rows:
             if row[4] & Flag.KEPT_APART:

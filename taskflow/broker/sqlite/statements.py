@@ -19,7 +19,7 @@ _MAX_ROWS: Final = 256
 any length."""
 
 _REPEATED: Final = re.compile(r"(\((?:\?, )*\?\)) \.\.\.")
-_INDEX: Final = re.compile(r'INDEXED BY "~')  # an index may not be qualified there
+_INDEX: Final = re.compile(r'INDEXED BY "~')  # a schema may not be named there
 
 
 class Statements:
@@ -74,7 +74,7 @@ def row_of(columns: int) -> str:
 
 def filled_up(rows: Sequence[tuple[object, ...]]) -> Iterator[tuple[int, tuple[object, ...]]]:
     """Split the rows into chunks, and pad each to a power of two with rows of NULLs, which never match in a join. Yield the number of rows
-    in each, and its values."""
+    in each chunk, and its values."""
     for start in range(0, len(rows), _MAX_ROWS):
         chunk = rows[start : start + _MAX_ROWS]
         missing = (1 << (len(chunk) - 1).bit_length()) - len(chunk)

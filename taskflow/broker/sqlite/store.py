@@ -1,4 +1,4 @@
-"""The store of records in a file: it runs the engine's operations, and has fast ones for jobs without ties, which read only headers."""
+"""The store of records in a file: it runs the engine's operations. Its fast operations, for jobs without ties, read only headers."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ FROM (
 ) CROSS JOIN "~jobs" AS r ON r.seq = chosen"""
 
 MAX_EPOCH: Final = (1 << 53) - 1
-"""The largest epoch that is counted up. Only other programs write larger ones. This keeps sums within 64 bits."""
+"""The largest epoch that is incremented, so that sums stay within 64 bits. Only other programs write larger epochs."""
 
 LEASE: Final = f"""\
 WITH leased (seq, claim) AS (VALUES (?, ?) ...)
@@ -257,8 +257,8 @@ class SqliteStore(ByStep, MaintainedRecords):
                 del self._leased_from[next(iter(self._leased_from))]
 
     def _ready_queues(self, request: int, limit: int) -> Iterator[tuple[str, int]]:
-        """Yield the queues that have READY jobs, with the number of these, starting at a different queue with each request. It reads only
-        as many queues as the claim needs."""
+        """Yield the queues that have READY jobs, with the number of these jobs, starting at a different queue with each request. Only as
+        many queues are read as the claim needs."""
         self.flush()
         [(number,)] = self.connection.execute(self.sql[NUMBER_OF_READY_QUEUES]).fetchall()
         first, at_once = request % max(1, number), max(limit, _MIN_QUEUES)

@@ -43,7 +43,7 @@ _POSSIBLE: Final = (
     "status <> 5 OR cause IS NOT NULL",
     "queue <> '' AND length(queue) <= 200 AND job <> '' AND length(job) <= 200",
 )
-"""Other programs may write rows too. A row that broke one of these rules would never be found, or would break a page. At an update, SQLite
+"""Other programs may write rows too. A row that broke one of these rules would never be found, or would break a page. On an update, SQLite
 checks only the rules that name a changed column."""
 
 _META: Final = """\
@@ -151,7 +151,7 @@ _COMMENT: Final = re.compile(r"^\s*--.*$", re.MULTILINE)
 
 
 def pending(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
-    """Return what creating the tables would do: nothing if none is missing. Raises BrokerRefused if this version cannot use them."""
+    """Return what creating the tables would do: nothing if none are missing. Raises BrokerRefused if this version cannot use them."""
     is_there = tables_of(store.namespace) & tables_in(connection)
     return check_tables(connection, store, sql) if is_there else upgrade_from(0, store)
 
@@ -251,7 +251,7 @@ def _missing(connection: sqlite3.Connection, namespace: str, sql: Statements) ->
     there = dict(connection.execute("SELECT name, sql FROM main.sqlite_master WHERE sql IS NOT NULL").fetchall())
     needed = _objects(sql)
     missing = {name: text for name, text in needed.items() if name not in there}
-    # a new table of entries would lack those of existing records
+    # a new table of entries would lack the entries of existing records
     without = {f"{sql.prefix}{index.name}" for index in INDEXES if index.entries and f"{sql.prefix}{TABLES[index.kind]}" in there}
     if other := [name for name, text in needed.items() if there.get(name, text) != text] or sorted(without & missing.keys()):
         raise BrokerRefused(f"{namespace} was made by a version of taskflow whose {other[0]} differs: use that version, or another file")

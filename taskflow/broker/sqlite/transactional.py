@@ -81,7 +81,7 @@ class SqliteTransactional:
 
     def _check(self, connection: CallersConnection) -> None:
         ours = self._store.path
-        # These two read no file. If a transaction reads before it takes the lock, SQLite does not wait for other writers.
+        # These two statements read no file. If a transaction reads before it takes the lock, SQLite does not wait for other writers.
         files = {text(name): text(file or b"") for _, name, file in connection.execute("PRAGMA database_list")}
         [(library,)] = connection.execute(_LIBRARY)
         theirs = files.pop("main", "")
@@ -276,8 +276,8 @@ class _Abandoned(BaseException):
 def in_steps(work: Callable[[RunStatement], T], start_thread: StartThread) -> Generator[Statement, Sequence[Row], T]:
     """Yield the statements that `work` runs, one by one, and return its answer.
 
-    `work` runs in a thread, because it waits for the rows of each statement in the middle of ordinary code. It runs only while this
-    generator is being resumed. Closing the generator ends it.
+    `work` runs in a thread, because it waits for the rows of each statement in the middle of ordinary code. `work` runs only while this
+    generator is being resumed. Closing the generator ends `work`.
     """
     handed_over = queue.SimpleQueue[Statement | Future[T]]()
     rows_or_error = queue.SimpleQueue[Sequence[Row] | BaseException]()

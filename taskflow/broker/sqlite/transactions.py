@@ -264,7 +264,7 @@ _NORMAL, _FULL = 1, 2
 
 _PAGES_AT_ONCE: Final = 64
 _MIN_FREE: Final = 256
-"""How many free pages one upkeep call gives back to the disk, if at least that many are free and at least half of the file is."""
+"""How many free pages one upkeep call gives back to the disk, if more than the minimum, and more than half of the file, are free."""
 
 
 class OpenFile:
@@ -360,7 +360,7 @@ class OpenFile:
     # --- the tables' version -----------------------------------------------------------------------------------------
 
     def _record_compilation(self, action: int, *_: object) -> int:
-        """Record that SQLite compiles a statement: on first use, and again after another process has changed the tables."""
+        """Record that SQLite is compiling a statement, which it does on first use and after another process has changed the tables."""
         self._has_compiled |= action != sqlite3.SQLITE_PRAGMA  # a PRAGMA is compiled at every use
         return sqlite3.SQLITE_OK
 

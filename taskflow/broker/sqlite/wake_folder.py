@@ -51,7 +51,7 @@ def topics_file(name: str, heard: Iterable[str]) -> str:
 
 
 class Listeners:
-    """Derives the listeners from the names of the files in the folder. It ignores files with other names."""
+    """Derives the listeners from the names of the files in the folder. Files with other names are ignored."""
 
     def __init__(self, files: Iterable[str]) -> None:
         self._files = [(file, *found.groups()) for file in files if (found := _FILE.fullmatch(file)) is not None]

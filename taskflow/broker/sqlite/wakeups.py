@@ -109,7 +109,7 @@ class SocketListener:
                     self._hide_waiting()
 
     def begin_waiting(self) -> None:
-        """Show senders that this listener waits for jobs. If senders didn't know it yet, also check for jobs that already exist."""
+        """Show senders that this listener waits for jobs. If senders didn't know this yet, also check for jobs that already exist."""
         if self._pid != os.getpid():
             return
         with self._lock:
@@ -203,7 +203,7 @@ class SocketListener:
         """Wake the waiters of these topics."""
         heard = [*topics]
         if any(map(is_queue, heard)):
-            with self._lock:  # after `_show_waiting`. The sender has removed a file, and a claim may have created another since
+            with self._lock:  # so `_show_waiting` has ended: the sender has removed a file, and a claim may have created another since
                 if self._waiting_file is not None and not self._folder.has(self._waiting_file):
                     self._waiting_file = None
         if ANYTHING in heard:
@@ -318,7 +318,7 @@ class StoreWatch:
 
     def look(self, topics: Sequence[str], jobs: Sequence[bytes], *, if_changed: bool) -> set[str]:
         """Check `topics` and the topics of `jobs`, and return those for which something has happened.
-        If `if_changed` is True, return none unless the file has changed since the last check."""
+        If `if_changed` is True, return an empty set unless the file has changed since the last check."""
         try:
             return self._look(topics, jobs, if_changed)
         except sqlite3.Error:

@@ -24,7 +24,7 @@ MAX_GROUP_SIZE: Final = 128
 """The maximum number of operations that share a commit. A larger group would save no more time, and would delay the first operation."""
 
 MAX_WAIT: Final = 5.0
-"""The maximum time in seconds that a fork waits: longer than a transaction waits for another process's lock."""
+"""The maximum time in seconds that a fork waits. It is longer than a transaction's wait for another process's lock."""
 
 
 class _Gate:

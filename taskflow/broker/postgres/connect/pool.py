@@ -61,8 +61,8 @@ class ConnectionPool:
 
     @contextlib.asynccontextmanager
     async def transaction(self, within: float = ANSWER_TIMEOUT) -> AsyncGenerator[Callable[..., Awaitable[list[asyncpg.Record]]]]:
-        """Open a transaction that sees other transactions' commits, for at most this many seconds. Return a function that runs a
-        statement in it."""
+        """Open a transaction that sees other transactions' commits, for at most `within` seconds. Yield a function that runs a statement in
+        it."""
         try:
             async with self._semaphore:
                 connection = await self._acquire("BEGIN")
