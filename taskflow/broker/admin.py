@@ -226,7 +226,7 @@ class Admin(Protocol):
     async def cancel_flow(self, flow: bytes) -> int:
         """Cancel the waiting jobs of a flow, and ask the running ones to stop. Return the number of these jobs.
 
-        Once it has returned, no job of the flow starts, unless an operator retries it. If the caller dies, upkeep continues. [flow_cancel]
+        After this call, no job of the flow starts, unless an operator retries it. If the caller dies, upkeep continues. [flow_cancel]
         """
         ...
 
@@ -254,7 +254,7 @@ class Admin(Protocol):
         ...
 
     async def purge(self, view: View, *, limit: int = 1_000) -> int:
-        """Drop up to `limit` matching jobs, and return their number. Waiting ones are cancelled first; running ones are kept. [admin_purge]
+        """Drop up to `limit` matching jobs, and return their number. Waiting jobs are cancelled first; running jobs stay. [admin_purge]
 
         Each job is dropped in a separate step, if it still matches then and isn't running. A job that begins to match during the call may
         stay. The ids stay known for `repeat_for`, so that a resent enqueue does not add the jobs again. A view with a tag drops no job
@@ -352,7 +352,7 @@ class Admin(Protocol):
 
     async def examine(self) -> list[Finding]:
         """Return findings about the store: how safe its jobs are, how much space it has, and whether indexes and counts agree with the
-        records. The comparison takes a few seconds at most, and reports what it has found by then. [admin_examine]"""
+        records. The comparison stops after a few seconds, and reports what it has found by then. [admin_examine]"""
         ...
 
     async def rebuild(self) -> Rebuilt:

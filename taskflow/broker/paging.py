@@ -1,4 +1,4 @@
-"""Pages of jobs: scans a view status by status, and keeps its position in a cursor. Each store scans its own indexes."""
+"""Reads pages of jobs: scans a view status by status, and keeps the position in a cursor. Each store scans its own indexes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ AT_ONCE: Final = 500
 """How many jobs `pages` requests at once."""
 
 MAX_CHECKED: Final = 200
-"""The maximum number of jobs read for a page whose conditions the store can't check. Each of them has to be decoded."""
+"""The maximum number of jobs read for a page whose conditions the store can't check. Each of these jobs has to be decoded."""
 
 
 class ScanRequest(NamedTuple):

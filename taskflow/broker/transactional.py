@@ -42,7 +42,7 @@ T_co = TypeVar("T_co", covariant=True)
 Dialect = Literal["postgresql", "sqlite"]
 
 Purpose = Literal["enqueue", "settle"]
-"""The operation that a connection is checked for. Each needs different rights."""
+"""The operation that a connection is checked for. Each operation needs different rights."""
 
 Row = Sequence[Any]
 
@@ -101,8 +101,8 @@ class TransactionalBroker(Protocol):
     """A broker that can act in a caller's transaction."""
 
     async def transactional(self) -> Transactional:
-        """Prepare the store, and return its operations for callers' transactions. Callers keep and reuse these. Raises
-        BrokerRefused or BrokerUnavailable."""
+        """Prepare the store, and return its operations for callers' transactions, which callers keep and reuse. Raises BrokerRefused or
+        BrokerUnavailable."""
         ...
 
 

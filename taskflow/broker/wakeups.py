@@ -77,7 +77,7 @@ class WakeUpFlag:
 
 class Waiter:
     """Waits for nudges for some topics, and receives them from its creation
-    until `close`. A context manager. Only one task may wait at a time.
+    until `close`. It is a context manager. Only one task may wait at a time.
 
     If a nudge arrives while no task is waiting, the next `wait` returns immediately. So a caller that checks and then waits misses nothing.
     """

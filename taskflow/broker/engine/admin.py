@@ -85,7 +85,7 @@ def queues() -> Operation[list[QueueInfo]]:
 
 
 def _ready_since(firsts: Sequence[tuple[Any, ...]]) -> Operation[list[tuple[str, int]]]:
-    """Return the time since which each queue has had READY jobs. If a line's first job has a tenant, its `due_at` isn't a time."""
+    """Return each queue with the time since which it has had READY jobs. If a line's first job has a tenant, its `due_at` isn't a time."""
     queues = list(dict.fromkeys(queue for queue, *_ in firsts))
     lines = [turns.first_of(turns.line_of(queue, -rank)) for queue, rank, *_ in firsts]
     seen: Snapshot = yield Query(scans=(*lines, *(Scan("fair_since", 1, (queue,), with_records=False) for queue in queues)))

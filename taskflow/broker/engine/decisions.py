@@ -100,7 +100,7 @@ def _free(draft: Draft, job_id: bytes) -> bool:
     job await more jobs does. If another program's open transaction has locked the job, the next upkeep releases it."""
     job = draft.job(job_id)
     if job is None or job.status == BURIED:
-        flows.put(draft, job_id, flows.Action(flows.FORGET, job_id))  # a job that no longer exists received a result
+        flows.put(draft, job_id, flows.Action(flows.FORGET, job_id))  # the job no longer exists, but has received a result
     elif job.status == HELD and job.header["awaits"] <= 0 and not job.has(Flag.BEHIND):
         release_job(draft, job)
     return True

@@ -38,7 +38,7 @@ Item = TypeVar("Item")
 T = TypeVar("T")
 
 MAX_ROUNDS: Final = 8
-"""How often an operation is decided again because its records keep changing, before it fails."""
+"""How many times an operation is decided again while its records keep changing, before it fails."""
 
 MAX_CHAIN: Final = 6
 """How many times one decision may request more records. Longer chains arise only when records change between two queries."""

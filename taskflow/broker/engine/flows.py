@@ -29,11 +29,11 @@ from taskflow.model.verdict import unpack_errors
 
 FELL, RESTORE, CANCEL, FORGET, PURGE = range(5)
 """What an action does: cancel the jobs of a failure's scope that have not begun, restore them, cancel the whole flow, or drop notes. PURGE
-cancels the scope of a purged job: nothing can restore it.
+cancels the jobs of a purged job's scope, which nothing can restore.
 """
 
 MAX_INLINE: Final = 1_024
-"""The maximum size in bytes of a result that is read together with a job's other notes. Larger ones are read separately."""
+"""The maximum size in bytes of a result that is read together with a job's other notes. Larger results are read separately."""
 
 
 class Action(msgspec.Struct, frozen=True, array_like=True):
@@ -267,7 +267,7 @@ class Census:
                 self._failures[job.sent.member.first, job.sent.member.last] = job.id
 
     def failures_in(self, scopes: Iterable[tuple[int, int]]) -> list[bytes]:
-        """Return one job for each scope that overlaps one of these: a job that failed, or was cancelled in any way but by an action."""
+        """Return one job for each scope that overlaps one of these: a job that failed, or was cancelled other than by an action."""
         apart = list[tuple[int, int]]()
         for first, last in sorted(scopes):
             if apart and first <= apart[-1][1]:
@@ -297,7 +297,7 @@ def is_felled(record: Record | None) -> bool:
 
 
 def fell_again(draft: Draft, job_id: bytes) -> bool:
-    """Let a failed job cancel again the jobs that another job's retry has restored."""
+    """Let a failed job once more cancel the jobs that another job's retry has restored."""
     job = draft.job(job_id)
     if job is not None and job.sent.member is not None and job.status in (FAILED, CANCELLED) and _acts(job, job.sent.member):
         _fell(draft, job, _failure_of(job))

@@ -22,8 +22,8 @@ from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event
 
 MAX_DYING: Final = 100
-"""The maximum number of dead sessions that a call checks. Other programs' open transactions may block the leases of the first ones for a
-long time."""
+"""The maximum number of dead sessions that a call checks. Other programs' open transactions may block the leases of the first sessions for
+a long time."""
 
 MAX_RELEASED: Final = 16
 """The maximum number of dead sessions whose leases a call releases."""
@@ -137,7 +137,7 @@ def _is_due(first: Sequence[Entry], now: int) -> bool:
 
 
 def _suspects(seen: Snapshot, rules: Rules) -> list[Plain]:
-    """Return the sessions that have lapsed. `_reap` spares those whose silence was an outage of the store."""
+    """Return the sessions that have lapsed. `_reap` spares those whose silence was due to an outage of the store."""
     found = sessions.lapsing(Draft(seen, rules))
     return [session for session in found if session.header["lapses_at"] <= seen.steady or session_body(session).boot != seen.boot]
 

@@ -111,7 +111,7 @@ def take_key(draft: Draft, job: Job, waiting: Job | None, running: Job | None) -
 
 
 def holders(draft: Draft, key: bytes | None) -> tuple[Job | None, Job | None]:
-    """Return the waiting and the running job that have the key, each None if there is none.
+    """Return the waiting job and the running job that have the key, each None if there is no such job.
 
     The key's record names both, but doesn't show which one is which. A job that it names but that isn't live no longer has the key.
     """

@@ -13,14 +13,14 @@ class Kind:
 
     JOB: Final = 0
     KEY: Final = 1
-    """Its id is the key's digest. The record names the live jobs that have the key."""
+    """The id is the key's digest. The record names the live jobs that have the key."""
     SESSION: Final = 2
     SCHEDULE: Final = 3
-    """Its id is the name in UTF-8."""
+    """The id is the schedule's name in UTF-8."""
     QUEUE: Final = 4
-    """Its id is the name in UTF-8. It exists while the queue is paused."""
+    """The id is the queue's name in UTF-8. The record exists while the queue is paused."""
     END: Final = 5
-    """Its id is the id of a job that ended without a settlement."""
+    """The id is that of a job that ended without a settlement."""
     ACTION: Final = 6
     """An entry of the audit log."""
     INBOX: Final = 7
@@ -28,7 +28,7 @@ class Kind:
     MARK: Final = 8
     """A fact about the whole store, such as an outage."""
     HISTORY: Final = 9
-    """The workers' measurements in a period. Its id is a session and a number, or a level and a number of periods since 1970."""
+    """The workers' measurements in a period. The id is a session and a number, or a level and a number of periods since 1970."""
     GATE: Final = 10
     """A limit for one value of its key: see gates.py."""
     NOTE: Final = 11
@@ -84,7 +84,7 @@ class Field(NamedTuple):
     """A field of a header.
 
     `owner`    the only writer of the field, or None
-    `default`  its value in a new record that does not set it; None if it may be absent
+    `default`  the value in a new record that does not set the field; None if the field may be absent
     """
 
     name: str
@@ -106,23 +106,23 @@ class Flag:
     """The job was asked to stop."""
     POISON: Final = 32
     ARRIVING: Final = 64
-    """A caller's transaction added it, and the engine hasn't admitted it yet. Until then BEHIND is set too, so nothing makes it READY."""
+    """A caller's transaction added the job, and the engine hasn't admitted it yet. Until then BEHIND is set, so nothing makes it READY."""
     SPOILT: Final = 128
     BEHIND: Final = 256
-    """HELD until a running job with the same key has ended. This isn't part of `awaits`: with a single counter, an additional join would
-    release the job while the other job still runs."""
+    """The job is HELD until a running job with the same key has ended. This isn't part of `awaits`: with a single counter, an additional
+    join would release the job while the other job still runs."""
     PAUSED: Final = 1024
-    """SCHEDULED because the job's name was paused when it was claimed: see `job_pauses`."""
+    """The job is SCHEDULED because its name was paused when it was claimed: see `job_pauses`."""
     LIMITED: Final = 512
-    """It has gates. While it's READY or RUNNING, it holds a slot of each, so only the engine makes it READY and ends its runs."""
+    """The job has gates. While it's READY or RUNNING, it holds a slot of each, so only the engine makes it READY and ends its runs."""
     FAIR: Final = 2048
-    """It has a tenant. Once it's READY or waits at a gate, its `due_at` is a place in a line: see turns.py."""
+    """The job has a tenant. Once it's READY or waits at a gate, its `due_at` is a place in a line: see turns.py."""
     ADMITTED: Final = LIMITED | FAIR
     """Only the engine makes these jobs READY."""
     NOTED: Final = 4096
-    """It receives results of other jobs of its flow."""
+    """The job receives results of other jobs of its flow."""
     MEMBER: Final = 8192
-    """It belongs to a flow, so it has `member`."""
+    """The job belongs to a flow, so it has `member`."""
     TIES: Final = LIMITED | KEYED | AWAITED | STATED | POISON | ARRIVING | SPOILT | NOTED
     """The ties of a job: `succeed` leaves jobs with any of these flags to the engine."""
     KEPT_APART: Final = TAGGED | NOTED

@@ -131,7 +131,7 @@ NOW: Final = After(0)
 class Put(NamedTuple):
     """Writes a record.
 
-    `header`    the values of the fields; a missing one gets its default in a new record, and keeps its value in an existing one
+    `header`    the values of the fields; a missing field gets its default in a new record, and keeps its value in an existing one
     `restarts`  True if an operator retries the job: fields that belong to additions and claims are written too
     `entries`   for indexes with `entries`, the distinct values that replace the current ones. Other indexes keep theirs
     """
@@ -248,7 +248,7 @@ class Group(NamedTuple):
 
 
 class Query(NamedTuple):
-    """Everything that one decision reads, in one round trip. A store with snapshots answers from a single one.
+    """Everything that one decision reads, in one round trip. A store with snapshots answers from a single snapshot.
 
     `groups`  index names, each with a prefix of the groups to return
     """
@@ -416,7 +416,7 @@ class Store(Protocol):
         ...
 
     def promote(self, limit: int) -> tuple[int, int | None] | Awaitable[tuple[int, int | None]]:
-        """Make due jobs READY. Return their number, and when the next one is due, or None."""
+        """Make due jobs READY. Return their number, and the time when the next job is due, or None."""
         ...
 
     def fade(self, limit: int, max_kept: int, repeat_for: int) -> Faded | Awaitable[Faded]:

@@ -51,7 +51,7 @@ _decode_outages: Final = msgspec.msgpack.Decoder(tuple[bytes, Outages]).decode
 
 
 def session_body(session: Plain) -> SessionBody:
-    """Decode the body of a session. An undecodable one counts as empty."""
+    """Decode the body of a session. An undecodable body counts as empty."""
     try:
         return _decode_session(session.state) if isinstance(session.state, bytes) else SessionBody(b"", 0, b"")
     except msgspec.MsgspecError:

@@ -111,7 +111,7 @@ def _of_this_boot(draft: Draft, beats: Sequence[Entry]) -> list[Entry]:
 
 def _bury_unknown(rules: Rules) -> Operation[None]:
     """Add a dead session for each lease whose session has no record, so that upkeep releases it. Such leases
-    exist only if another program has changed the store, for example deleted a row. Each new session checks for them."""
+    exist only if another program has changed the store, for example by deleting a row. Each new session checks for them."""
     leases: Snapshot = yield Query(groups=(("leases", ()),))
     refs = [Ref(Kind.SESSION, group.prefix[0]) for group in leases.groups[0] if len(group.prefix[0]) == ID_BYTES]
     if not refs:
@@ -240,7 +240,7 @@ _LOOK: Final = (
     Scan("gated", 1, with_records=False),
     *arrivals.scans(1),
 )
-"""The scans of a heartbeat that asks for a work hint. They follow those of the moves and `PULSE`."""
+"""The scans of a heartbeat that asks for a work hint. They follow the scans of moves and `PULSE`."""
 
 
 def _work_hint(draft: Draft, session: Plain) -> WorkHint:

@@ -49,7 +49,7 @@ MARKS_INTERVAL: Final = 10.0
 """Seconds after which an idle worker asks again whether it should check the low-water marks."""
 
 CHECK_TIMEOUT: Final = 60.0
-"""Seconds that a check of the low-water marks may take: see low_water_marks.sql. It reads all dead rows that cannot be vacuumed yet."""
+"""Seconds that a check of the low-water marks may take: see low_water_marks.sql. It reads all dead rows that can't be vacuumed yet."""
 
 DROP_TIMEOUT: Final = 60.0
 """Seconds that deleting the schema may take."""

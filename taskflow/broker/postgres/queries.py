@@ -94,7 +94,7 @@ class ScanShape(NamedTuple):
 
 
 _FLOORS: Final = {"due": ("due", "due_at"), "fading": ("fade", "fade_at")}
-"""Indexes that are read starting at a low-water mark: the kind of the mark, and the column."""
+"""Indexes that are read starting at a low-water mark, each with the kind of the mark and the column."""
 
 _FROM_FIRST_LEASE: Final = (ScanShape("leases", prefix=1), ScanShape("marked", prefix=1))
 """Scans that begin at the session's first lease: see low_water_marks.sql."""
@@ -127,7 +127,7 @@ HOT_SCANS: Final = (
     ScanShape("lapsing", with_records=True),
     ScanShape("lapsing", backwards=True, with_records=True),
 )
-"""Scans that heartbeats and upkeep begin with. Each has a function, so that its plan is made once."""
+"""Scans that heartbeats and upkeep begin with. Each scan has a function, so that its plan is made once."""
 
 
 def hot_name(shape: ScanShape) -> str:
@@ -235,7 +235,7 @@ def _row_of(**values: str) -> str:
 
 
 def grouping() -> str:
-    """Return the functions that read groups. Each group has a row with its first position, and another with its last one if that is known.
+    """Return the functions that read groups. Each group has a row with its first position, and another with its last if that is known.
 
     In these rows, the column for the revision holds the group's size, or 0 if the index isn't counted.
     """

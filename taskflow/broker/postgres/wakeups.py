@@ -137,7 +137,7 @@ class PostgresListener(Listener):
             return None
         self.has_noted = True
         every = [*topics, *(topic for topic in self.waited if _is_of_jobs(topic) and topic not in topics)]
-        is_noted = bool(self._noted) and (self._armed | self._noting).issuperset(topics)  # or is about to be: one note is enough
+        is_noted = bool(self._noted) and (self._armed | self._noting).issuperset(topics)  # or about to be noted: one note is enough
         note = max(self._noted) if is_noted else self._next_note()
         return Claiming(self, topics, every, sorted(self._noted), note, self.times, self._nudges)
 
@@ -146,7 +146,7 @@ class PostgresListener(Listener):
             self._noted.difference_update(claiming.former)
         if is_full:
             self._disarm()
-            self.want(topic for topic in claiming.every if topic in self.waited)  # the note of other waiters here is gone
+            self.want(topic for topic in claiming.every if topic in self.waited)  # the claim removed the note of other waiters here
             return
         self._noted.add(claiming.note)
         if self._nudges == claiming.nudges:

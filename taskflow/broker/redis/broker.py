@@ -160,7 +160,7 @@ class RedisBroker(EngineBroker):
         leased, is_armed, now = found
         if is_armed:
             listener.armed(topics, times)
-        else:  # more jobs may be ready, and an earlier wake-up may be used up: the next waiter asks the server
+        else:  # more jobs may be ready, and an earlier wake-up may have been used up: the next waiter asks the server
             listener.forget(topics)
             listener.want([topic for topic in topics if topic in listener.waited])  # wakes another worker in this loop
         return leased, now

@@ -36,8 +36,8 @@ async def keys_of(ask: Ask, prefix: str) -> AsyncIterator[list[bytes]]:
 class Comparison:
     """Compares records with indexes and counts, and corrects the differences if `repairs` is True.
 
-    Each script checks either some records, and adds the entries that they lack, or some entries, and removes those that no record needs.
-    So the comparison can be interrupted at any time, and other clients can use the store in the meantime.
+    Each script checks some records and adds the entries that they lack, or checks some entries and removes those that no record needs. So
+    the comparison can be interrupted at any time, and other clients can use the store in the meantime.
     """
 
     def __init__(self, ask: Ask, call: Callable[[str, bytes], Awaitable[Any]], prefix: str, *, repairs: bool, within: float = inf) -> None:

@@ -183,7 +183,7 @@ def behind(begin: bytes) -> bytes:
 
 
 DECLARED: Final = frozenset(f"{index.kind}.{index.name}.{zlib.crc32(repr(index).encode()):08x}" for index in INDEXES)
-"""The indexes with their kinds, as the store lists them. A taskflow version that doesn't know an index would leave it wrong."""
+"""The indexes with their kinds, as the store lists them. A taskflow version that doesn't know an index would not update it."""
 
 
 def compare_declarations(stored: Set[str]) -> tuple[list[str], list[str]]:

@@ -84,7 +84,7 @@ _WAITING: Final = struct.Struct(">9xHBQ8xQHHI")
 
 
 def plain_leases(found: Sequence[bytes]) -> list[Lease] | None:
-    """Return the leases on jobs in the fixed layout (see records.lua), or None if a job is outside it, or its content is stored
+    """Return the leases on jobs in the fixed layout (see records.lua), or None if a job isn't in that layout, or its content is stored
     separately."""
     leases = list[Lease]()
     try:
@@ -167,7 +167,7 @@ def is_possible(run: Run) -> bool:
 _FIELDS: Final = {kind: {field.name: field for field in fields} for kind, fields in HEADERS.items()}
 _BY_STORE: Final = {kind: [field for field in fields if field.owner is Owner.STORE] for kind, fields in HEADERS.items()}
 _BARE: Final = frozenset(kind for kind in HEADERS if not any(index.kind == kind for index in INDEXES) and not _BY_STORE[kind])
-"""The kinds whose new records are only copied by scripts."""
+"""The kinds whose new records the scripts only copy."""
 
 _OF_PLAIN: Final = frozenset({"status", "flags", "priority", "queue", "job", "due_at", "awaits"})
 _SESSION_TOPIC: Final = "session:"

@@ -33,7 +33,7 @@ from taskflow.model.stored_values import LATEST, MAX_RAW
 
 
 def is_reference(content: bytes) -> bool:
-    """Return True if the content is a reference to one stored separately: see `Contents`."""
+    """Return True if the content is a reference to content stored separately: see `Contents`."""
     return len(content) == REFERENCE_BYTES and content.startswith(MARK)
 
 
@@ -42,7 +42,7 @@ UNREADABLE: Final = "record\t"
 
 REV: Final = slice(1, 9)
 GENERAL: Final = 64
-"""The first byte of a record that isn't in the fixed layout is this or more."""
+"""The first byte of a record outside the fixed layout is at least this."""
 
 _BIAS: Final = 1 << 63
 _WAITING: Final = struct.Struct(">9xHBQQQHHI")
@@ -261,9 +261,9 @@ def _worker_name(raw: bytes) -> str:
 
 # --- large contents --------------------------------------------------------------------------------------------------
 
-# They are sent ahead of the call that writes their records, and expire unless that call keeps them. So a call that never arrives leaves
-# nothing behind. The key is the job's id and the revision that the call writes, so no other call replaces it. Records hold references;
-# this module fetches the bytes.
+# Large contents are sent ahead of the call that writes their records, and expire unless that call keeps them. So a call that never arrives
+# leaves nothing behind. The key is the job's id and the revision that the call writes, so no other call replaces it. Records hold
+# references; this module fetches the bytes.
 
 INLINE: Final = 512
 """Payloads of up to this many bytes stay in their jobs. Storing a payload separately saves server time: adding, claiming and settling a job
@@ -273,7 +273,7 @@ INLINE_RESULT: Final = 2_048
 """Results of up to this many bytes stay in their jobs: a waiting caller receives such a result with the message that the job has ended."""
 
 EXPIRES_IN: Final = 600
-"""Seconds after which a content expires if its call has not arrived."""
+"""Seconds after which content expires if its call has not arrived."""
 
 FETCHED_AT_ONCE: Final = 4 * 1024 * 1024
 """The approximate maximum number of bytes that one command fetches."""
@@ -308,7 +308,7 @@ class Contents:
             await self._pool().ask("UNLINK", *(self.prefix + key for key in contents))
 
     async def fill(self, records: Sequence[Record]) -> list[Record]:
-        """Replace references in the records with contents. A content that is gone or damaged is listed as damage."""
+        """Replace references in the records with contents. Missing or damaged content is listed as damage."""
         sizes = {_key(each): int.from_bytes(each.content[2:6], "big") for each in records if each.content and is_reference(each.content)}
         if not sizes:
             return list(records)
@@ -331,7 +331,7 @@ class Contents:
 
 
 def _key(record: Record) -> bytes:
-    """Return the key, after "c:", of a content that is stored separately."""
+    """Return the key, after "c:", of content that is stored separately."""
     assert record.content is not None
     return record.ref.id + record.content[6:]
 

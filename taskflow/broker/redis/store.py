@@ -52,7 +52,7 @@ from taskflow.model.ids import id_text
 log: Final = logging.getLogger("taskflow")
 
 _MISSING: Final = b"MISSING"
-"""A script's reply if a content that was sent ahead has disappeared."""
+"""A script's reply if content that was sent ahead has disappeared."""
 
 _ANY_SIZE: Final = 1 << 40
 

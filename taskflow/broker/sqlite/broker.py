@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 _TIMEOUT: Final = 4.0
 """The default timeout in seconds. It is shorter than the default `enqueue_timeout` (5 s), so that the broker's error, which names the file,
-comes first."""
+is raised first."""
 
 
 class SqliteBroker(EngineBroker):
@@ -173,7 +173,7 @@ class SqliteBroker(EngineBroker):
         # An open file is not opened again: the writer may wait for a lock that the caller holds.
         if not self._running().writer.is_open:
             await self.call(Durability.READ, lambda _: None)
-        this = weakref.ref(self)  # callers keep the operations for as long as the broker lives
+        this = weakref.ref(self)  # callers cache the operations, which must not keep the broker alive
 
         def writer() -> Writer:
             if (broker := this()) is None:

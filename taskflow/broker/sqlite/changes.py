@@ -195,7 +195,7 @@ class RecordChanger(Counts):
     def _prepare(
         self, put: Put, now: int, inserts: dict[Shape, list[tuple[Any, ...]]], updates: dict[Shape, list[tuple[Any, ...]]]
     ) -> None:
-        """Add a put's values to the list for all puts that write the same columns."""
+        """Add a put's values to the list of all puts that write the same columns."""
         (kind, record_id), known, header, parts = put.ref, self._known[put.ref], put.header, put[2:5]
         columns, written = _columns(kind, known is None or put.restarts, tuple(header), *[part is not KEEP for part in parts])
         values = [now + value if type(value) is After else value for value in header.values()]

@@ -128,7 +128,7 @@ def _load_text(kind: int) -> str:
 
 @cache
 def _scan_text(of: str, prefix: int, ends: tuple[tuple[int, bool], ...], backwards: bool, with_records: bool) -> str:
-    """Return the statement of a scan. `ends` has the widths of `after` and `until`, and whether these begin with the prefix."""
+    """Return the statement of a scan. `ends` has, for `after` and `until`, the width and whether it begins with the prefix."""
     index = BY_INDEX[of]
     table = TABLES[index.kind]
     at = [f"r.{place}" for place in places(index)]
@@ -207,7 +207,7 @@ SELECT seq, seq, 0 FROM former"""
 # --- rows ------------------------------------------------------------------------------------------------------
 
 MAX_TOGETHER: Final = 65_536
-"""The maximum size in bytes of a value that is read together with others. A longer one is read separately."""
+"""The maximum size in bytes of a value that is read together with others. A longer value is read separately."""
 
 _decode: Final = msgspec.json.Decoder(list[list[Any]]).decode
 

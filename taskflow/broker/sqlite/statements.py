@@ -49,14 +49,14 @@ class Statements:
         return known
 
     def script(self, text: str) -> str:
-        """Return the text of a script that creates tables: their names need no schema there."""
+        """Return the text of a script that creates tables, whose names need no schema there."""
         return text.replace('"~', f'"{self.prefix}')
 
 
 def table_prefix(namespace: str) -> str:
     """Return the prefix of the namespace's table names.
 
-    SQLite treats "A" and "a" as the same name, and reserves names that begin with "sqlite". A "^" distinguishes them.
+    SQLite treats "A" and "a" as one name, and reserves names that begin with "sqlite". "^" marks a capital letter, "^^" a reserved name.
     """
     marked = re.sub("[A-Z]", lambda upper: "^" + upper[0].lower(), namespace)
     return ("^^" if marked.startswith("sqlite") else "") + marked + "_"

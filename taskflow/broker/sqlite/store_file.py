@@ -47,7 +47,7 @@ class Opening:
 class StoreFile:
     """The file of a store, and how it is used. `path` is absolute and not a link; `given` is the user's own path, made absolute.
     `timeout` is the maximum time in seconds to wait for another process's lock, `capacity` the number of live jobs beyond which `enqueue`
-    raises StoreFull, or None.
+    raises StoreFull (None for no limit).
     """
 
     path: str

@@ -284,7 +284,7 @@ class OpenFile:
         self._can_shrink = not file.shared and vacuum == INCREMENTAL
 
     def begin(self, group: Sequence[QueuedOperation]) -> None:
-        """Begin the transaction of a group. It fails if another connection holds the lock."""
+        """Begin the transaction of a group. Fails if another connection holds the lock."""
         durability = max(queued.durability for queued in group)
         if durability is Durability.READ:
             self._checkpointer.wait()
