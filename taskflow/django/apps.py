@@ -19,7 +19,7 @@ from taskflow.app.middleware import Middleware
 
 
 class TaskflowConfig(AppConfig):
-    """Sets taskflow up in each process of a project: its broker, and the database connections of its runs."""
+    """Sets up taskflow in each process of a project: the broker, and the closing of old database connections around runs."""
 
     name = "taskflow.django"
     label = "taskflow"

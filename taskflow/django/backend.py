@@ -41,7 +41,7 @@ class TaskflowBackend(_Base):
 
     It takes these ``OPTIONS``:
 
-    `broker`       the broker's URL (default: as in every process of taskflow, for example ``TASKFLOW_BROKER``)
+    `broker`       the broker's URL (default: the usual setting, for example ``TASKFLOW_BROKER``)
     `transaction`  "now" (default) sends at once; "on_commit" sends once the open transaction has committed; "join" makes the job part of
                    the open transaction, which must be in the broker's database
     `database`     the alias of the database with that transaction (default "default")

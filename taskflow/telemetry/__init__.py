@@ -18,8 +18,8 @@ __all__ = ["History", "Measure", "MeasuresRecord", "OpenTelemetry", "Prometheus"
 
 
 class History(Telemetry):
-    """Records how long jobs waited and ran, by queue and job, in the store: minutes for 3 hours, ten minutes for 2 days, and hours for
-    30 days. Read it with `operate.history()`. A worker adds one small record a minute if it has run jobs. If it is killed, the
+    """Records in the store how long jobs waited and ran, by queue and job: by the minute for 3 hours, by ten minutes for 2 days, and by
+    the hour for 30 days. Read it with `operate.history()`. A worker adds one small record a minute if it has run jobs. If it is killed, the
     counts of up to a minute are lost."""
 
     counts_runs = True

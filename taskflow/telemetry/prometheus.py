@@ -33,7 +33,7 @@ class Prometheus(Telemetry):
     page covers all processes. The page also has the registry's other metrics or, with ``--processes``, those of prometheus_client's
     multiprocess mode (``PROMETHEUS_MULTIPROC_DIR``).
 
-    `registry`  where to register (default: prometheus_client's own), for an application that runs a `Worker` and serves its metrics itself
+    `registry`  the registry (default: prometheus_client's own), for an application that runs a `Worker` and serves its metrics itself
     """
 
     counts_runs = True

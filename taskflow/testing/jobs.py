@@ -192,10 +192,10 @@ class TaskflowJobs:
 
         A plain function runs in its sender's thread, and so in its open transaction. If the sender is a coroutine, the function runs in
         another thread: the one in which Django uses its connections, if Django is loaded. An async function runs in the sender's event
-        loop, or in one in the background if there is none. A job with ``runs_in="process"`` runs like any other.
+        loop, or in a background loop if there is none. A job with ``runs_in="process"`` runs like any other.
 
         As in production, sending a job does not raise the job's errors. The JobFailed of a job that has failed for good is raised at the
-        end of the block; several are raised as an ExceptionGroup. If the block itself raises, they are added to its exception as notes.
+        end of the block; several are raised as an ExceptionGroup. If the block raises too, the failures are added to its error as notes.
         """
         outer = self._app.run_inline
         inline = Inline(self._broker, partial(self._at_work, raises=False), self._record_failures)

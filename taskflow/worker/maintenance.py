@@ -251,8 +251,8 @@ def _by_name(registry: Registry) -> dict[str, DeclaredSchedule]:
 
 @dataclass(eq=False)
 class Maintenance:
-    """Runs the store's maintenance when it is due. `on_ready` is called when a call has made jobs ready. `on_offers` fires the schedules
-    that a call offers, and returns the seconds until the first of them is due again. `on_ended`, if given, receives the ids of jobs that
+    """Runs the store's maintenance when it is due. `on_ready` is called when this makes jobs ready. `on_offers` fires the schedules that
+    are offered, and returns the seconds until the first of them is due again. `on_ended`, if given, receives the ids of jobs that
     ended without a settlement, and how many ids the store dropped. `is_at_rest` is True while there seems to be nothing to do."""
 
     registration: Registration

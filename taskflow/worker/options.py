@@ -45,7 +45,7 @@ class QueueChoice:
         return cls(weights)
 
     def order(self) -> Sequence[str]:
-        """Return the queues in the order for the next claim. With weights, it is random: see Efraimidis and Spirakis (2006)."""
+        """Return the queues in the order for the next claim. With weights, the order is random: see Efraimidis and Spirakis (2006)."""
         if not self._weights:
             return self.names
         return sorted(self.names, key=lambda name: self._random.random() ** (1 / self._weights[name]), reverse=True)

@@ -159,7 +159,7 @@ class Runs:
         self._reserve.clear()
 
     def ask_to_stop(self, holding: HeldLease, why: str) -> None:
-        """Stop the lease's run. A lease in the reserve never starts; if its job was cancelled, it is settled at once."""
+        """Stop the lease's run. A lease in the reserve never starts; if its job was cancelled, the lease is settled at once."""
         holding.ask_to_stop(why)
         if holding in self._reserve:
             self._reserve.remove(holding)

@@ -195,7 +195,7 @@ class WorkerSession:
             self._events.emit(events.VerdictsLost(untold, "the broker did not answer before the worker ended"))
 
     async def _leave(self) -> None:
-        """End the session in the store, which hands back its remaining leases. Even a lost session may have some."""
+        """End the session in the store, which hands back its remaining leases. Even a lost session may still have some."""
         is_past, within = self._grace_ends_at is None, self._options.stop_timeout
         if is_past and self.runs.under_way:
             return

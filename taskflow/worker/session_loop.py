@@ -167,7 +167,7 @@ class SessionLoop:
         return next((holding for session in self.all if (holding := session.lease_table.held_by(run)) is not None), None)
 
     def record_freed(self) -> None:
-        """Register that a thread with an abandoned function has become free."""
+        """Record that a thread with an abandoned function has become free."""
         if (current := self.current) is not None:
             current.lease_table.nudge()
 

@@ -122,7 +122,7 @@ class RollingRestart:
         return self._change is not None and self._change[1] is worker and worker.works_since is None
 
     def advance(self, workers: Mapping[int, WorkerProcess]) -> None:
-        """Continue the restart, if one is in progress. `workers` are all workers by their pids."""
+        """Continue the restart, if one is in progress. `workers` maps pids to all workers."""
         if not self._is_under_way:
             return
         if self._change is not None:

@@ -74,7 +74,7 @@ class Output:
         start_thread(self._empty, "taskflow-output")
 
     def begin(self, lease: Lease) -> None:
-        """Attribute all output that is read from now on to this run."""
+        """From now on, attribute all output that is read to this run."""
         with self._lock:
             for stream in self._streams.values():
                 stream.begin(lease)
