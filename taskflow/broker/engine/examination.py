@@ -59,7 +59,7 @@ def _values(kind: int, sent: bytes | None, state: bytes | None) -> tuple[Any, ..
 
 
 def finding(found: Rebuilt | None) -> Finding:
-    """Return what `taskflow doctor` says about a comparison. None means that it wasn't finished in time."""
+    """Return what `taskflow doctor` says about a comparison. `found` is None if the comparison wasn't finished in time."""
     if found is None:
         return Finding("indexes", "note", f"no difference from the records found within {EXAMINE_TIMEOUT:g} s")
     if found.corrected:

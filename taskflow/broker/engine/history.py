@@ -16,7 +16,7 @@ from taskflow.model.stored_values import LATEST
 
 
 class Level(NamedTuple):
-    """A level of history: periods of equal length, each kept for `keep` after its end. Both are in seconds."""
+    """A level of history: periods of equal length, each kept for `keep` after its end. `period` and `keep` are in seconds."""
 
     period: int
     keep: int

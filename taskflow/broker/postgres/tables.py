@@ -30,7 +30,7 @@ _ROW: Final = {
     Kind.SCHEDULE: "fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0",
 }
 """The settings of a table. Jobs are vacuumed after a fixed number of dead rows, however many live ones there are, in steps so short that a
-claim hardly waits for one. The total rate is that of the server's default settings (200 in 2 ms): a higher one would take processor time
+claim hardly waits for one. The total rate is that of the server's default settings (200 in 2 ms): a higher rate would take processor time
 and log bandwidth from claims and commits."""
 
 _MORE_OF_JOBS: Final = """\
@@ -42,7 +42,7 @@ ALTER TABLE @.jobs ALTER content SET STORAGE EXTERNAL, ADD CONSTRAINT a_header_i
 );
 """
 """Other programs may write rows too. A row that breaks one of these rules would cause damage: it would never be found, or would break a
-page. This is one constraint, because PostgreSQL prepares each one again for each statement, which takes longer than checking it."""
+page. This is one constraint, because PostgreSQL prepares each constraint again for each statement, which takes longer than checking it."""
 
 SETTINGS: Final = (
     "SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off "

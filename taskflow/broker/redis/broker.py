@@ -50,7 +50,7 @@ MAX_AT_ONCE: Final = 500
 reaches the limit calls again."""
 
 TURN: Final = 1.0
-"""Seconds after which a turn expires if its client has died. A client waits for three such turns at most."""
+"""Seconds after which a turn expires if its client has died. A client waits for its turn at most three times as long."""
 
 _PAUSE: Final = (0.000_5, 0.004)
 _CHANCE: Final = random.SystemRandom()  # an application may seed the global one

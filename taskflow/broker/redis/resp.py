@@ -14,7 +14,7 @@ UNFINISHED: Final = object()
 
 
 class Reader:
-    """Parses replies like `hiredis.Reader`, which it replaces. The bytes of an unfinished reply are scanned only once."""
+    """Parses replies like `hiredis.Reader`, if hiredis is not installed. The bytes of an unfinished reply are scanned only once."""
 
     def __init__(self, error_of: Callable[[str], Exception]) -> None:
         self._error_of = error_of

@@ -77,7 +77,7 @@ class Counts(RecordReader):
         self._counted[event, queue] += n
 
     def count_move(self, queue: str, was: int | None, status: int | None, n: int = 1) -> None:
-        """Count jobs that have changed their status. None means that the job didn't exist before, or no longer exists."""
+        """Count jobs that have changed their status. `was` is None for new jobs, and `status` for dropped ones."""
         if was is not None:
             self._counted[f"={was}", queue] -= n
         if status is not None:

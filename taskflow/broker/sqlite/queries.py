@@ -23,7 +23,7 @@ from taskflow.model.job_schema import LARGE, SMALL
 
 
 class RecordReader:
-    """Reads records. It changes nothing."""
+    """Reads records, and changes nothing."""
 
     def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock) -> None:
         self.connection, self.sql, self.clock = connection, sql, clock

@@ -64,7 +64,7 @@ _MIN_PAUSES: Final = 50
 
 _COMMIT_POLL_INTERVAL: Final = 0.004
 _LOOK_SHARE: Final = 1 / 250
-"""The pause between two checks for a caller's commit: its minimum in seconds, and its share of the time since the last operation."""
+"""The pause between checks for a caller's commit: this many seconds, or this share of the time since the last operation if longer."""
 
 COMMIT_POLL_TIMEOUT: Final = 60.0
 """Seconds for which the writer checks for an expected commit. Listeners find the jobs of later commits at their next check of the store."""
