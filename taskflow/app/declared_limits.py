@@ -44,8 +44,8 @@ class Rate:
 
     `n`      from 1 to a billion
     `per`    seconds or a timedelta, up to a hundred years
-    `burst`  how many jobs may start at once after a quiet period (default 1). In any `per` seconds, at most
-             ``n + burst`` jobs start
+    `burst`  how many jobs may start at once after a quiet period (default 1). In any `per` seconds, at most ``n + burst + n / per`` jobs
+             start; the last part is there because a job may start a second after its time
     `key`    as for `Concurrency`
 
     Raises TypeError or ValueError for other arguments.
