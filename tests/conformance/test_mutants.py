@@ -49,10 +49,11 @@ def test_every_clause_has_its_mutant() -> None:
     rows that could be spoilt. Its workers are in one process, which ends or stops as a whole; the clauses about that have mutants of the
     Redis scripts below. No program has a transaction in its memory: those clauses have mutants of the PostgreSQL functions.
 
-    The reference broker has no limits, turns and flows: those clauses have mutants of the engine. [gate_forgets] is implemented in two
-    places: the index of waiting jobs, and the decision. On an engine without [gate_paused] its tests wait for minutes.
+    The reference broker has no limits, turns and flows: those clauses have mutants of the engine, and so has [schedule_extra].
+    [gate_forgets] is implemented in two places: the index of waiting jobs, and the decision. On an engine without [gate_paused] its tests
+    wait for minutes.
     """
-    beginnings = ("gate_", "fair_", "flow_", "admin_flow", "admin_limits", "admin_set_limit")
+    beginnings = ("gate_", "fair_", "flow_", "admin_flow", "admin_limits", "admin_set_limit", "schedule_alone", "schedule_extra")
     of_engines = (mutant.breaks for mutant in ENGINES if any(name.startswith(beginnings) for name in mutant.breaks))
     named = frozenset[str]().union(*(mutant.breaks for mutant in MUTANTS), *of_engines, IN_TRANSACTIONS)
 
