@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # importing typing takes 5 ms, in which Python itself would handle, or lose, the command's Ctrl-C
+TYPE_CHECKING = False  # importing typing takes 5 ms, during which Python itself would handle the command's Ctrl-C, or lose it
 if TYPE_CHECKING:
     from taskflow.app.app import configure as configure
     from taskflow.app.around import depends as depends

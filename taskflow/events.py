@@ -1,4 +1,4 @@
-"""The events of senders and workers, for `configure(subscribers=[...])`. The page "Events and log lines" of the reference explains them."""
+"""The events of senders and workers, for `configure(subscribers=[...])`. See the page "Events and log lines" of the reference."""
 
 from taskflow.app.events import Event as Event, JobSent as JobSent, SendingFailed as SendingFailed
 from taskflow.worker.events import (

@@ -49,7 +49,7 @@ class TaskflowPlugin(InitPlugin):
         own: dict[Any, Any] = {InvalidJobId: _not_found, UnknownJob: _not_found, BrokerUnavailable: _unavailable}
         app_config.exception_handlers = own | dict(app_config.exception_handlers)
         if self._worker:
-            # Lifespans are entered before the startup hooks run, and left before the shutdown hooks: the stack ends the worker in between.
+            # Lifespans begin before the startup hooks and end before the shutdown hooks: a hook starts the worker, and a lifespan ends it.
             stack = AsyncExitStack()
 
             @asynccontextmanager

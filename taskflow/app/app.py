@@ -116,7 +116,7 @@ class App:
 
     @contextmanager
     def using(self, broker: Broker) -> Iterator[None]:
-        """Use `broker` inside the block, whatever the settings name. Settings that are changed in the block are restored afterwards."""
+        """Use `broker` inside the block, regardless of the settings. Settings that are changed in the block are restored afterwards."""
         before = (self._given_broker, self._configured.copy(), self._flags.copy())
         self._given_broker = broker
         self._clients.clear()
@@ -144,7 +144,7 @@ class App:
         return DEFAULT_BROKER if configured is None else configured
 
     def broker(self) -> Broker:
-        """Return the configured broker, one per URL. Raises ConfigurationError in a child process that cannot reach the broker."""
+        """Return the configured broker, which is created once per URL. Raises ConfigurationError in a child process that can't reach it."""
         if self._given_broker is not None:
             return self._given_broker
         if self._why_out_of_reach is not None:
@@ -162,7 +162,7 @@ class App:
                 finally:
                     self._is_connecting = False
                 if self.settings.broker is None and not self._has_told_default:
-                    self._has_told_default = True  # else a web process and a worker in another folder would silently use different files
+                    self._has_told_default = True  # warn: a web process and a worker in another folder would use different files
                     path = Path(DEFAULT_BROKER.removeprefix("sqlite:///")).absolute()
                     log.warning("no broker is configured: using the SQLite file %s; set TASKFLOW_BROKER, or configure(broker=...)", path)
             return self._brokers[url]

@@ -30,7 +30,7 @@ F = TypeVar("F", bound=IO[Any])
 
 
 class Dependency(msgspec.Struct, frozen=True, eq=False):
-    """A parameter's default that names a function to call for the value in each run. `needs` has the function's dependencies, by parameter.
+    """The default of a parameter for which `function` makes the value in each run. `needs` has the function's dependencies, by parameter.
 
     `is_async` is True if only an async job can use it, as far as that's known before the function is called.
     """
@@ -63,7 +63,7 @@ def depends(function: Callable[..., Awaitable[T]], /) -> T: ...
 @overload
 def depends(function: Callable[..., T], /) -> T: ...
 def depends(function: Callable[..., Any], /) -> Any:
-    """Declare a parameter whose value each run makes: ``async def bill(order_id: int, db: Session = depends(get_session))``.
+    """Declare a parameter whose value is made in each run: ``async def bill(order_id: int, db: Session = depends(get_session))``.
 
     `function` returns the value or yields it once; it may be async if the job is. When the job's function has ended, the code after each
     ``yield`` runs, in reverse order, before the run is settled. If the job fails, its error is raised at the ``yield``, and remains the
@@ -103,7 +103,7 @@ def _innermost(function: Callable[..., Any]) -> Any:
 
 
 def dependencies_of(parameters: Sequence[inspect.Parameter]) -> dict[str, Dependency]:
-    """Return the dependencies among parameters, by name. Raises DeclarationError for one that cannot be given by name."""
+    """Return the dependencies among the parameters, by name. Raises DeclarationError if one of them can't be passed by name."""
     found = dict[str, Dependency]()
     for number, each in enumerate(parameters):
         _refuse_annotated(each)

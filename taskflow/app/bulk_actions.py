@@ -1,4 +1,4 @@
-"""Retries, runs, cancels or purges selected jobs in batches, and records that in the audit log: for `operate` and the command line."""
+"""Retries, runs, cancels or purges selected jobs in batches for `operate` and the command line, and records it in the audit log."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class JobSelection(TypedDict, total=False):
 
 
 def view_of(method: str, which: JobSelection) -> View:
-    """Return the view for the arguments of this method of `operate`. Raises TypeError or ValueError, naming the argument."""
+    """Convert the arguments of a method of `operate` to a view. Raises TypeError or ValueError, naming the argument."""
     for name in which:
         if name not in JobSelection.__annotations__:
             near = nearest(name, JobSelection.__annotations__)
@@ -143,9 +143,9 @@ FELLED: Final = Redone.FELLED.value
 class ActionResult(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of an action, in numbers of jobs. With ``dry_run=True``, nothing was changed, and these are the numbers to expect.
 
-    `changed`  the jobs that were cancelled, retried or purged, or made ready by `run_now`
-    `asked`    running jobs that were asked to stop; their workers will stop them
-    `refused`  the number of jobs that were left as they were, by reason
+    `changed`  how many jobs were cancelled, retried or purged, or made ready by `run_now`
+    `asked`    how many running jobs were asked to stop; their workers will stop them
+    `refused`  how many jobs were left as they were, by reason
     """
 
     changed: int = 0
@@ -173,7 +173,7 @@ class ActionResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CallBroker(Protocol):
-    """A function that calls an operation of the broker, and may repeat it while the store does not answer."""
+    """A function that calls an operation of the broker, and may repeat the call until the store answers."""
 
     async def __call__(self, operation: Callable[[Broker], Awaitable[T]], /) -> T: ...
 
@@ -189,7 +189,7 @@ class CallBrokerOnce:
 
 
 def check_view(action: ActionName, view: View) -> None:
-    """Raise ValueError if the action cannot act on jobs with one of the view's statuses, or selected by its other conditions."""
+    """Raise ValueError if the action does not support one of the view's statuses, or the view's other conditions."""
     for status in view.statuses:
         if status not in POSSIBLE[action]:
             raise ValueError(f"{action} cannot act on {status} jobs: allowed statuses are {', '.join(sorted(POSSIBLE[action]))}")
@@ -246,7 +246,7 @@ def foresee(action: ActionName, record: Record | None, *, by_id: bool) -> str:
 
 
 async def pages(call: CallBroker, view: View) -> AsyncIterator[list[Record]]:
-    """Yield the records of matching jobs, page by page. An action on them does not shift the later pages."""
+    """Yield the records of matching jobs, page by page. Acting on these jobs does not shift later pages."""
     cursor: str | None = None
     while True:
         page = await call(lambda broker, cursor=cursor: broker.admin.page(view, cursor=cursor, limit=PAGE))  # type: ignore[misc]
@@ -257,7 +257,7 @@ async def pages(call: CallBroker, view: View) -> AsyncIterator[list[Record]]:
 
 
 async def count(call: CallBroker, view: View) -> int:
-    """Count the matching jobs. The queues' counts suffice for live jobs only: for ended ones, they include some that are no longer kept."""
+    """Count the matching jobs. For live jobs, the queues' counts suffice; those of ended jobs include jobs that are no longer kept."""
     statuses = view.statuses
     if statuses and LIVE.issuperset(statuses) and view == View(queue=view.queue, statuses=statuses):
         queues = [queue for queue in await call(lambda broker: broker.admin.queues()) if view.queue in (None, queue.name)]
@@ -270,7 +270,7 @@ async def act(call: CallBroker, action: ActionName, view: View) -> AsyncIterator
     done = ActionResult()
     if action == "purge":
         ended, waiting = (_narrowed(view, statuses) for statuses in (ENDED, WAITING))
-        left = await count(call, waiting) if waiting is not None else 0  # jobs added in the meantime can't keep it running
+        left = await count(call, waiting) if waiting is not None else 0  # jobs added in the meantime can't keep the purge running
         if ended is not None:
             async for records in pages(call, ended):
                 found = await apply(call, action, [record.id for record in records])
@@ -289,7 +289,7 @@ async def act(call: CallBroker, action: ActionName, view: View) -> AsyncIterator
     async for records in pages(call, view):
         ids = [record.id for record in records if record.id not in acted]
         if action == "run-now":
-            acted.update(ids)  # a job that ran in the meantime, and is scheduled again, is on a later page too
+            acted.update(ids)  # a job that ran in the meantime, and was scheduled again, is on a later page too
         answers = await apply(call, action, ids) if ids else []
         felled += [job_id for job_id, answer in zip(ids, answers, strict=True) if answer == FELLED]
         done += ActionResult.of(answers)
@@ -301,8 +301,8 @@ async def act(call: CallBroker, action: ActionName, view: View) -> AsyncIterator
 
 
 async def count_restored(call: CallBroker, felled: Sequence[bytes]) -> int:
-    """Return how many of these retried jobs are not cancelled any more: failures in their flows had cancelled them again, until those were
-    retried too, in a later portion."""
+    """Return how many of these retried jobs are no longer cancelled. Failures in their flows had cancelled them again at first, but a later
+    portion of the action retried the failed jobs too."""
     restored = 0
     for first in range(0, len(felled), PAGE):
         records = await call(lambda broker, first=first: broker.read(felled[first : first + PAGE]))  # type: ignore[misc]
@@ -347,7 +347,7 @@ def this_operator() -> str:
 async def recorded(
     call: CallBroker, kind: str, *, by: str | None, reason: str, names: Sequence[str] = (), which: Mapping[str, str] | None = None
 ) -> AsyncIterator[ActionProgress]:
-    """Record the action of the `with` block once, at its end, if it affected anything, or was interrupted and may have done so."""
+    """Record the action once, at the end of the `with` block, if it affected anything, or may have done so before it was interrupted."""
     doing = ActionProgress()
     try:
         yield doing
@@ -374,8 +374,8 @@ async def recorded(
 
 
 async def amend_jobs(call: CallBroker, kind: Literal["pause", "resume"], names: Sequence[str], *, by: str | None, reason: str) -> list[str]:
-    """Pause or resume jobs, record that in the audit log, and return the names whose state changed. `resume` releases the calls that a
-    pause parked, in batches, even if the pause had already ended."""
+    """Pause or resume jobs, record the action in the audit log, and return the names of the jobs that changed. `resume` releases the calls
+    that a pause parked, in batches, even if the pause had already ended."""
     paused = await call(lambda broker: broker.admin.paused_jobs())
     changing = [name for name in names if (name in paused) != (kind == "pause")]
     async with recorded(call, f"jobs.{kind}", by=by, reason=reason, names=changing) as doing:

@@ -55,7 +55,7 @@ class JobContext:
     """The context of a running job. A job's function receives it if its first parameter is annotated
     with this class. Elsewhere, `current_job()` returns it.
 
-    `state`  the value that the worker's lifespan yielded, or in a child process its `child_lifespan`, or None
+    `state`  the value that the worker's lifespan (in a child process, its `child_lifespan`) yielded, or None if there is none
     """
 
     __slots__ = ("_arguments", "_cancelled", "_given", "_job", "_lease", "_run", "state")
@@ -159,7 +159,7 @@ class JobContext:
 
     @property
     def runs_in_child(self) -> bool:
-        """True, for middleware in the worker, if the job's function runs in a child process."""
+        """True in the worker's middleware if the job's function runs in a child process."""
         return self._run is not None and self._run.child_headers is not None
 
     @property
@@ -201,7 +201,7 @@ class JobContext:
         `connection`  a connection or session with an open transaction in the broker's own database, as for ``.options(connection=...)``
         `result`      the job's result; the value that the function returns is ignored
 
-        Call it last in the transaction. Once that commits, the job has succeeded, whatever the run does afterwards. If it rolls back, the
+        Call it last in the transaction. Once this commits, the job has succeeded, whatever the run does afterwards. If it rolls back, the
         run counts as failed: with the error that the function raised, or as ``taskflow.RolledBack`` if it returned.
 
         With a synchronous connection it takes effect at once, and `await` is optional. In tests with `taskflow_jobs`, any connection is

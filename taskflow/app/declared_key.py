@@ -78,7 +78,7 @@ class DeclaredKey:
                 if _is_long(value):
                     raise ValueError(f"it has more than {_MAX_LENGTH:,} digits or characters")
                 return format(value, field.spec), is_secret
-        except Exception as error:  # a property of the argument, or a format that does not fit the value
+        except Exception as error:  # from a property of the argument, or from a format that does not fit the value
             found = type(error).__name__ if is_secret else f"{type(error).__name__}: {error}"
             raise ValueError(f"{self._of_job()}: {field.text}: {found}") from None if is_secret else error
         if value is None:

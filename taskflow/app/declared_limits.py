@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from taskflow.app.declared_key import DeclaredKey
 
 MAX_PAID_FOR: Final = 1_000_000
-"""Microseconds after its due time within which a job must be claimed to use the place that a rate gave it. A job that is claimed later
+"""How many microseconds after its due time a job can be claimed and still use the place that a rate gave it. A job that is claimed later
 needs a new place; otherwise all jobs that waited for a worker would start at once."""
 
 
@@ -124,7 +124,7 @@ def unadmitted(lease: Lease, job: Any) -> HandedBack | None:
         return None
     try:
         gates = declared.gates_of(*job.codec.decode_arguments(lease.envelope.payload)) if lacks and declared is not None else ()
-    except Exception:  # the run decodes them too, and its error says why
+    except Exception:  # the run decodes the arguments too, and its error says what is wrong
         return None
     return HandedBack(counts=False, limits=gates)
 

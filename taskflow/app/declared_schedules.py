@@ -164,7 +164,7 @@ class DeclaredSchedule:
 
 
 def plan_of(times: Any, envelopes: Sequence[Envelope], *, jitter: float, terms: dict[str, Any]) -> SchedulePlan:
-    """Return the plan of a schedule that sends a job with this envelope's fields, or a flow. Raises ValueError if one has a start time, or
+    """Return the plan of a schedule that sends the job or flow of these envelopes. Raises ValueError if one of them has a start time, or
     both a key and `overlap`, or if the flow cannot be scheduled."""
     *before, last = envelopes
     if any(envelope.after or envelope.at is not None for envelope in envelopes):

@@ -161,10 +161,10 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
                     call's arguments. None as a value raises TypeError, unless the template gives a text for it: "{branch?main}"
     `tags`          tags of every call; those of `.options(tags=...)` are added to them
     `max_attempts`  the number of attempts, including the first (default 10)
-    `retry`         the `Backoff` between attempts, or a plain function of the number of the attempt that failed (starting at 1) and its
+    `retry`         the `Backoff` between attempts, or a plain function that takes the number of the failed attempt (starting at 1) and its
                     exception. It returns the wait in seconds or as a timedelta, or None to fail the job at once
     `keep_arguments`  True keeps the arguments of a successful job for as long as its result, see `JobInfo.arguments` (default False: a
-                    success drops them). If they exceed 60 MiB together, only the result is kept
+                    success drops them). If arguments and result together exceed 60 MiB, only the result is kept
     `retry_on`      the exceptions after which the job is retried (default `Exception`); any other fails it at once
     `discard_on`    exceptions that fail the job at once, even if `retry_on` covers them
     `batch`         a `Batch`: workers gather calls, and the function gets the arguments of several calls in a list. It returns a list of
@@ -174,17 +174,17 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
                     killed if the run exceeds its timeout or is cancelled. If the child dies, for example from a segfault,
                     only that run fails, and it is retried whatever `retry_on` says. By default, an async function runs in
                     the event loop ("loop") and a plain one in a thread ("thread")
-    `stop_grace`    with ``runs_in="process"``: seconds or a timedelta between asking a run to stop and killing its process. To ask a
-                    plain function, `JobStopping` is raised inside it; an async one is cancelled (default 0: the process is killed at
-                    once)
+    `stop_grace`    with ``runs_in="process"``: seconds or a timedelta between asking a run to stop and killing its process. A plain
+                    function is asked by raising `JobStopping` inside it, an async one by cancelling it (default 0: the process is killed
+                    at once)
     `timeout_raises`  True raises `JobStopping` inside a plain function, at any point of its Python code, when its run exceeds its timeout.
                     If the function then returns a value, that is the run's result. A child process is killed `stop_grace` seconds later,
-                    or 5 s if that is 0. (default False: `JobContext.cancelled` is set for a function in a thread, and the run fails
+                    or 5 s if `stop_grace` is 0. (default False: `JobContext.cancelled` is set for a function in a thread, and the run fails
                     whatever it returns)
     `around`        functions that take the run's `JobContext` and return a context manager. The job's function runs inside them, in the
                     same thread, task or child process, the first one outermost. Their errors are the run's errors. The
-                    functions of `configure(defaults=...)` and of a preset are outside these. For an async function they may be async
-    `limits`        a list of limits in the whole fleet, such as ``Concurrency(3, key="tenant")``, ``Rate(100, per=60)``, or a `Limit` that
+                    functions of `configure(defaults=...)` and of a preset surround these. If the job is async, they may be async too
+    `limits`        a list of fleet-wide limits, such as ``Concurrency(3, key="tenant")``, ``Rate(100, per=60)``, or a `Limit` that
                     jobs share. A job has to pass them before it becomes ready
     `fair`          the name of a parameter, such as "tenant" or "order.customer". The jobs of a queue take turns by its value, so one
                     tenant's many jobs don't hold up those of another
@@ -192,7 +192,7 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
                     declares the schedule is running, the job is added at each of its times, once in the whole fleet
     `overlap`       what happens at a scheduled time while an earlier job of the schedule is live: "allow" (default) adds another, "skip"
                     doesn't, and "latest" replaces an earlier job that is still waiting
-    `catch_up`      which of the times that passed while no worker was running fire afterwards: the "latest" (default), "all" or "none"
+    `catch_up`      if times passed while no worker was running, which of them fire afterwards: the "latest" (default), "all" or "none"
     `max_delay`     how late a time may still fire, in seconds or as a timedelta (default None: no limit)
 
     An async function becomes a `Job`, a plain one a `SyncJob`. Raises DeclarationError for an invalid declaration.
@@ -324,7 +324,7 @@ def check_function(function: Any) -> None:
 
 
 def _is_in_a_class(function: object) -> bool:
-    """Return True for a function in a class body that takes self or cls. Other functions there can be called without an object."""
+    """Return True for a function in a class body that takes self or cls. Other functions in a class can be called without an object."""
     around, _, _ = getattr(function, "__qualname__", "").rpartition(".")
     if not inspect.isfunction(function) or not around or around.endswith("<locals>"):
         return False

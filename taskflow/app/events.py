@@ -15,7 +15,7 @@ from taskflow.model.printable import log_safely
 log: Final = logging.getLogger("taskflow")
 
 
-# gc=False: thousands are created and they never form a cycle, so the collector can skip them.
+# gc=False: thousands of events are created, and they never form a cycle, so the collector can skip them.
 class Event(msgspec.Struct, frozen=True, gc=False):
     """The base class of all events. Its properties describe the job that the event is about, and are None if it isn't about a job."""
 
@@ -47,7 +47,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 class JobSent(Event, frozen=True):
     """The store has answered a call. If the call was sent in a transaction, this event comes before the commit.
 
-    `id`      the id of the job that was added, or of the live one that has the call's key
+    `id`      the id of the job that was added, or of the live job that already had the call's key
     `is_new`  False if no job was added
     """
 

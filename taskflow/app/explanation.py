@@ -26,9 +26,9 @@ from taskflow.model.wording import POISON
 
 SAMPLE_TIME: Final = 1.0  # seconds for which a command measures the rate of claims from a queue
 MAX_POSITIONS: Final = 1_000  # the maximum number of jobs counted ahead of a ready job
-MAX_SCHEDULED: Final = 100  # the maximum number of scheduled jobs searched for those that no worker knows
+MAX_SCHEDULED: Final = 100  # the maximum number of scheduled jobs that are searched for jobs that no worker knows
 POSITIONS_AT_ONCE: Final = 200
-MAX_HOLDERS: Final = 3  # jobs that are named as holders of a limit's slots
+MAX_HOLDERS: Final = 3  # the maximum number of jobs that are named as holders of a limit's slots
 MAX_WAITING: Final = 1_000  # a store counts at most this many jobs that wait at a limit
 
 
@@ -53,7 +53,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 async def facts_of(
     admin: Admin, record: Record, now: datetime, *, sample_time: float = SAMPLE_TIME, max_positions: int = MAX_POSITIONS
 ) -> Facts:
-    """Read from the store the facts that matter in the job's state. If other jobs are ready in the same queue, count up to `max_positions`
+    """Query the store for the facts that matter in the job's state. If other jobs are ready in the same queue, count up to `max_positions`
     of them, and measure the rate of claims for `sample_time` seconds (0: no measurement)."""
     if record.status in (Status.SUCCEEDED, Status.FAILED):
         return Facts(now=now)
@@ -74,8 +74,8 @@ async def facts_of(
 
 
 async def unknown_jobs(admin: Admin, queues: Sequence[QueueInfo], known: Sequence[Sequence[str]]) -> dict[str, int]:
-    """Count parked jobs by name that no running worker knows, given the names that each worker knows. Parked jobs are due again within
-    minutes, so they're among the next `MAX_SCHEDULED` scheduled jobs."""
+    """Count, by name, the parked jobs that no running worker knows. `known` has the names that each worker knows. Parked jobs are due again
+    within minutes, so they're among the next `MAX_SCHEDULED` scheduled jobs."""
     if not known or not all(known) or not any(queue.counts.get(Status.SCHEDULED) for queue in queues):
         return {}
     page = await admin.page(View(statuses=(Status.SCHEDULED,)), limit=MAX_SCHEDULED)
@@ -83,7 +83,7 @@ async def unknown_jobs(admin: Admin, queues: Sequence[QueueInfo], known: Sequenc
 
 
 class OwnFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts that matter for the state of one job only: jobs of its flow, and its limits.
+    """Facts that concern only this job: related jobs of its flow, and its limits.
 
     `awaited`  some of the jobs that it waits for; failed and cancelled ones come first
     `cause`    the job whose failure cancelled it
@@ -96,7 +96,7 @@ class OwnFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def own_facts_of(broker: Broker, record: Record) -> OwnFacts:
-    """Read a job's `OwnFacts`. Jobs that it waits for are only found among the `MAX_POSITIONS` jobs before it in its flow."""
+    """Read a job's `OwnFacts`. Jobs that it waits for are found only among the `MAX_POSITIONS` jobs before it in its flow."""
     if waits_at_limit(record):
         return OwnFacts(limits=await broker.admin.limits(job=record.id))
     if record.member is None:
@@ -170,7 +170,7 @@ def _in_flow(record: Record, facts: Facts, flow: OwnFacts) -> Iterator[Reason]:
 
 
 def _at_limit(record: Record, limits: Sequence[LimitRecord], facts: Facts) -> Iterator[Reason]:
-    """Yield the limits that a job waits for: who holds the slots and how many jobs wait, or when a rate lets the job start."""
+    """Yield the reasons for a job that waits for limits: who holds the slots and how many jobs wait, or when a rate lets the job start."""
     is_rate, change = record.due_at > facts.now, "`taskflow limits set` changes the number"
     own = [each for each in limits if wording.waits_at_gate(each.limit, each.key) == record.waiting_for]
     limit = next((each for each in own if (each.per is not None) == is_rate), None)
@@ -196,7 +196,7 @@ def _at_limit(record: Record, limits: Sequence[LimitRecord], facts: Facts) -> It
 
 
 def _taken(limit: LimitRecord) -> str:
-    """Return the number of slots that are taken, and some of the jobs that hold them, as text."""
+    """Return a text that says how many slots are taken, and names some of the jobs that hold them."""
     shown = [f"{job.id} ({'running' if job.is_running else 'ready'})" for job in limit.holders[:MAX_HOLDERS]]
     more = [f"{limit.taken - len(shown):,} more"] * (limit.taken > len(shown) > 0)
     held_by = f" by {', '.join([*shown, *more])}" if shown else ""

@@ -1,4 +1,4 @@
-"""Defines flows: calls that `|` chains and that `group` runs side by side. A flow is sent in one step."""
+"""Defines flows: calls that are chained by `|`, or run side by side by `group`. A flow is sent in one step."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Branch(Generic[R_co]):
 
 
 class Call(BareCall[R_co], Branch[R_co]):
-    """A call to a job, made by `bind`: `enqueue` sends it once. In a flow, its job gets a new id each time that the flow is sent."""
+    """A call to a job, made by `bind`: `enqueue` sends it once. In a flow, its job gets a new id each time the flow is sent."""
 
     __slots__ = ()
 
@@ -144,10 +144,10 @@ class Composed(Generic[R_co]):
     def options(self, *, connection: Connection | None = None, after: float | timedelta | None = None, at: datetime | None = None) -> Self:
         """Return a copy that is sent with these options, as in `EnqueueOptions`. A job's other options are given with its call.
 
-        `connection`   its transaction adds the jobs: they exist if and only if it commits
+        `connection`   the jobs are added in its transaction, and exist if and only if that commits
         `after`, `at`  when the jobs that begin the flow may start; this replaces their own `after` and `at`
 
-        Raises TypeError or ValueError, naming the option, for an invalid one.
+        Raises TypeError or ValueError for an invalid option, naming it.
         """
         changed = copy.copy(self)
         changed._given = merged_options(self._given, plain_options({"connection": connection, "after": after, "at": at}))
@@ -176,7 +176,7 @@ class Composed(Generic[R_co]):
         return self._handle(app, plan)
 
     def _templates(self) -> list[Envelope]:
-        """Return the envelopes that a schedule stores. The ids in them are numbers from 0 on, so that the same flow has the same ones."""
+        """Return the envelopes that a schedule stores. Their ids are numbers from 0 on, so the same flow always gets the same ids."""
         if self._given:
             raise ValueError(f"{self!r}: a schedule decides when a flow is sent, and a worker sends it: leave out .options(...)")
         numbers = count()
@@ -208,7 +208,7 @@ class Flow(Composed[R_co], Branch[R_co]):
 
 
 class Group(Composed[list[R_co]], Generic[R_co]):  # pyright: ignore[reportInvalidTypeArguments]  # each result is a new list
-    """Calls and flows that run side by side, made by `group`. Its result is the list of their results."""
+    """A group of calls and flows that run side by side, made by `group`. Its result is the list of their results."""
 
     __slots__ = ()
 
@@ -240,11 +240,11 @@ def group(calls: Iterable[Any], *, failures: Failures = "cancel") -> Group[Any] 
     `calls`     calls made by `bind`, and flows that end in one job. If there are none, the job that follows gets an empty list. Jobs, and
                 links made by `partial`, take the result of the call before the group:
                 ``fetch.bind(url) | group([count.partial(), index.partial()])``
-    `failures`  what happens if one fails: "cancel" (default) cancels all jobs of the flow that have not begun. "collect" puts a `Failure`
+    `failures`  what happens if a call fails: "cancel" (default) cancels all jobs of the flow that haven't begun. "collect" puts a `Failure`
                 into the list in place of its result, and cancels only the jobs that follow it in the same branch
 
-    A flow can have at most 10,000 jobs, apart from those that follow a group, and 16 MiB. Raises ValueError for a larger one and for a call
-    with a key, and TypeError for anything that is not a call or a flow.
+    A flow can have at most 10,000 jobs, not counting those that follow a group, and 16 MiB. Raises ValueError for a larger flow and for a
+    call with a key, and TypeError for anything that is not a call or a flow.
     """
     if failures not in get_args(Failures):
         raise ValueError(f'failures={shown(failures)}: expected "cancel" or "collect"')

@@ -45,7 +45,7 @@ class FlowHandle(Generic[R_co]):
     async def result(self, timeout: float | timedelta | None = None) -> R_co:
         """Wait up to `timeout` (seconds or a timedelta) for the flow to end, and return its result. 0 checks once; None waits forever.
 
-        That is the result of the last job. If the flow ends in a group, it is the list of the group's results, in the order of the calls.
+        The result is that of the last job or, if the flow ends in a group, the list of the group's results, in the order of the calls.
 
         If the flow failed, raises the JobFailed or JobCancelled of the job that caused it, whose id is in `job_id`. Also raises the other
         errors of `JobHandle.result`.
@@ -76,7 +76,7 @@ class FlowHandle(Generic[R_co]):
 
     async def status(self) -> Status | None:
         """Return the status of the flow's last job. If the flow ends in a group, return RUNNING until all of its last jobs have ended, then
-        SUCCEEDED, or the status of the first that did not succeed. Return None if the store no longer knows the jobs."""
+        SUCCEEDED, or the status of the first one that did not succeed. Return None if the store no longer knows the jobs."""
         found = await asyncio.gather(*(handle.status() for handle in self._ends or self._waits))
         if len(found) == 1:
             return found[0]
@@ -93,7 +93,7 @@ class FlowHandle(Generic[R_co]):
 class SentFlow:
     """A flow in the store.
 
-    `jobs`  the handles of its jobs, in the order of the flow; empty if `of` returned it
+    `jobs`  the handles of its jobs, in the order of the flow; empty if `of` returned the flow
     """
 
     __slots__ = ("_app", "_id", "jobs")

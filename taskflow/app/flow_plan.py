@@ -1,4 +1,4 @@
-"""Arranges a flow's jobs as a tree, numbers them, and ties each to the jobs that wait for it. Nothing here sends anything."""
+"""Arranges a flow's jobs as a tree, numbers them, and ties each to the jobs that wait for it. Nothing is sent here."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ TIE_BYTES: Final = 24
 
 
 class Step(NamedTuple):
-    """A job of a flow. `takes` is the parameter that the results fill, or None if it only waits."""
+    """A job of a flow. `takes` is the parameter that the results fill, or None if the job only waits."""
 
     call: BareCall[Any]
     takes: str | None = None
 
 
 class Fan(NamedTuple):
-    """Branches that run side by side. If it `collects`, one branch may fail without the others."""
+    """Branches that run side by side. If `collects` is True, one branch may fail without affecting the others."""
 
     branches: tuple[Chain, ...]
     collects: bool
@@ -139,7 +139,7 @@ class Plan(NamedTuple):
 
 def plan_of(chain: Chain, new_id: Callable[[], bytes], start: Mapping[str, Any] = {}) -> Plan:
     """Number the jobs of a flow, and tie each to the jobs that wait for it. All jobs get new ids, so that a flow can be sent again. `start`
-    has the fields of the envelopes of the jobs that begin the flow."""
+    has additional envelope fields for the jobs that begin the flow."""
     planner = _Planner(new_id())
     last = planner.place(chain, Incoming(), (0, chain.jobs - 1))
     ids = [new_id() for _ in planner.steps]
@@ -164,7 +164,7 @@ class _Planner:
         self.ties = list[list[tuple[int, Tie]]]()
 
     def place(self, chain: Chain, incoming: Incoming, scope: tuple[int, int]) -> Incoming:
-        """Number the jobs of a chain. `scope` is the first and the last number of the jobs that a failure in the chain cancels."""
+        """Number the jobs of a chain. `scope` is the range of numbers, first and last, of the jobs that a failure in the chain cancels."""
         for part in chain.parts:
             incoming = self._place_step(part, incoming, scope) if isinstance(part, Step) else self._place_fan(part, incoming, scope)
         return incoming

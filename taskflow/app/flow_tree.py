@@ -21,7 +21,7 @@ URGENCY: Final = (Status.FAILED, Status.RUNNING, Status.CANCELLED, Status.READY,
 
 
 class TreeLine(NamedTuple):
-    """A line of the tree: a job, or None and a text about several jobs. `level` is its depth."""
+    """A line of the tree, at depth `level`: one job or, if `record` is None, a `text` about several jobs."""
 
     level: int
     record: Record | None
@@ -29,7 +29,7 @@ class TreeLine(NamedTuple):
 
     @property
     def note(self) -> str:
-        """The reason why the job waits or has ended, or the line's text."""
+        """The text about the line's job, or else the reason why the job waits or has ended. Empty for several jobs."""
         if self.record is None:
             return ""
         if self.text:
@@ -51,7 +51,7 @@ async def flow_records(call: CallBroker, flow: bytes) -> list[Record]:
 
 
 async def flow_of(call: CallBroker, named: bytes) -> tuple[bytes, list[Record]]:
-    """Return the id and the jobs of a flow, given its id or the id of one of its jobs. There are no jobs if neither exists."""
+    """Return the id and the jobs of a flow, given its id or the id of one of its jobs. The list is empty if neither exists."""
     [record] = await call(lambda broker: broker.read([named]))
     flow = named if record is None or record.member is None else record.member.flow
     return flow, await flow_records(call, flow)
@@ -97,7 +97,7 @@ def _beside(records: Sequence[Record], level: int) -> list[TreeLine]:
 
 
 def summary_of(records: Sequence[Record]) -> str:
-    """Return how many jobs there are, and how many of each status."""
+    """Return a text that says how many jobs there are, in all and with each status."""
     counts = Counter(record.status for record in records)
     jobs = "1 job" if len(records) == 1 else f"{len(records):,} jobs"
     return f"{jobs}: {', '.join(f'{counts[status]:,} {status}' for status in Status if counts[status])}"

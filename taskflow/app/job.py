@@ -73,7 +73,7 @@ class Sendable(HasOptions, Generic[P, R_co]):
     def delay_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]:
         """Like `delay`, but for code without an event loop, in any thread. Raises RuntimeError inside a running loop,
         unless a synchronous `connection` is given."""
-        if self._connection is None:  # the thread of a connection may have a loop, as in AsyncSession.run_sync()
+        if self._connection is None:  # the connection's thread may have a loop, as in AsyncSession.run_sync()
             portal.refuse_inside_a_loop("delay_sync()", "await .delay()")
         return send_call_sync(self.app, self._call(args, kwargs, given=(args, kwargs)), self._connection)
 
@@ -176,7 +176,7 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
         return Envelope(id=envelope.id, job=envelope.job, payload=envelope.payload, **more)
 
     def _resolve(self, settings: Settings) -> Resolved:
-        """Add the names of secrets, which are not known before the annotations are resolved."""
+        """Compute the options, and add the names of secrets, which are not known before the annotations are resolved."""
         resolved = super()._resolve(settings)
         if not self.codec.is_resolved:
             self._resolved = UNRESOLVED
@@ -227,7 +227,7 @@ class SyncJob(Declared[P, R_co]):
 
 
 class NamedJob(Sendable[..., Any]):
-    """A job that is known by its name. If this process has declared a job with this name or alias, calls are the same as that job's.
+    """A job that is known by its name. If this process has declared a job with this name or alias, calls work as for that job.
 
     Otherwise the arguments must be given by name. They are encoded without annotations, and the worker checks them. The options of
     the job's decorator are not known either, so the configured defaults apply.

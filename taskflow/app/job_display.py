@@ -1,4 +1,4 @@
-"""A job's record as JSON for people, with its arguments and result. Secrets are hidden, and no user code is called."""
+"""Converts a job's record, arguments and result to JSON for display. Secrets are hidden, and no user code is called."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def arguments_of(record: Record, limits: Limits, display: DisplayLimits) -> tupl
 
 
 def result_of(record: Record, limits: Limits, display: DisplayLimits) -> tuple[Any, str | None]:
-    """Return the result, for display, or None and the reason why it can't be decoded. Without a result, return None twice."""
+    """Return the result, for display. If it can't be decoded, return None and the reason; if there is no result, return None twice."""
     result = record.result
     if not result or RETURNED in record.secrets:
         return HIDDEN if result else None, None

@@ -142,8 +142,8 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def queue_wait(self) -> float | None:
-        """How many seconds the job was ready before its last run started. None while the job waits, until its worker has reported the
-        start, and if the job ended without a run. If a run was handed back, that run and the wait before it are included."""
+        """How many seconds the job was ready before its last run started. None while the job waits or its start has not been
+        reported, and if the job ended without a run. If a run was handed back, that run and the wait before it are included."""
         return queue_wait(self.status, self.due_at, self.started_at, [error.at for error in self.errors])
 
     @property

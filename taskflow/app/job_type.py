@@ -132,7 +132,7 @@ class JobType(HasOptions, Generic[R_co]):
 
     @property
     def around(self) -> tuple[Around, ...]:
-        """The context managers around its runs, outermost first: those of `configure(defaults=...)`, of its preset, and its own."""
+        """The context managers around its runs, outermost first: from `configure(defaults=...)`, its preset and its decorator."""
         return (*self._read_settings().defaults.policy.get("around", ()), *self._policy.get("around", ()))
 
     @property
@@ -194,7 +194,7 @@ class BareCall(Generic[R_co]):
         self.given = given
 
     def stamped(self, envelope: Envelope) -> BareCall[R_co]:
-        """Return this call with an envelope that middleware has changed."""
+        """Return a copy of this call with an envelope that middleware or a flow has changed."""
         return BareCall(self.job_type, envelope, raises_on_conflict=self.raises_on_conflict, given=self.given)
 
     def _renewed(self) -> Envelope:

@@ -193,7 +193,7 @@ class LoopClient:
     """Sends the calls of one event loop to the broker, in shared round trips. After `timeout` seconds, a call raises BrokerUnavailable.
 
     Envelopes with a key, a tenant or limits are sent separately, sorted by key. So a lock that another program holds on a key does not
-    delay calls without one, and two senders cannot deadlock, because both lock keys in the same order.
+    delay calls without a key, and two senders cannot deadlock, because both lock keys in the same order.
     """
 
     def __init__(self, broker: Broker, *, timeout: float) -> None:
@@ -211,7 +211,7 @@ class LoopClient:
         return (self._plain if envelope.key is None and envelope.fair is None and not envelope.limits else self._keyed)(envelope)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        """Add envelopes in one step. More than `MAX_ITEMS` get proportionally more time, in which repeats are safe."""
+        """Add envelopes in one step. More than `MAX_ITEMS` get proportionally more time, but only as long as repeats are safe."""
         timeout = min(self._timeout * max(1.0, len(envelopes) / MAX_ITEMS), max(self._timeout, MAX_FLOW_TIMEOUT))
         return await retry_within(lambda: self.broker.enqueue(envelopes), timeout)
 

@@ -124,8 +124,8 @@ class Middleware:
     does not await `call_next`, the call is not sent or the job is not run."""
 
     def stamp(self, calls: Sequence[EnqueueCall]) -> None:
-        """Set headers of calls that are about to be sent, for example of 1,000 calls given to `enqueue()`. This is called once for each
-        batch, in the caller's thread, before middleware's `enqueue`. If it raises, no call of the batch is sent.
+        """Set headers on calls that are about to be sent, such as 1,000 calls passed to `enqueue()`. Called once per batch, in the
+        caller's thread, before the `enqueue` of any middleware. If it raises, no call in the batch is sent.
         """
 
     async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
@@ -141,7 +141,7 @@ class Middleware:
 
     def around(self, context: JobContext) -> AbstractContextManager[Any] | AbstractAsyncContextManager[Any]:
         """Return a context manager inside which the job's function is called, in the function's thread, task or child process. It surrounds
-        the job's `around=`. Only async jobs may have an async one. An error in it is the run's error."""
+        the job's `around=`. Only async jobs may have an async context manager. Its errors are the run's errors."""
         return nullcontext()
 
     async def ended(self, info: JobInfo) -> None:

@@ -44,7 +44,7 @@ from taskflow.model.record import Record, Status
 MAX_GROUPS: Final = 100
 
 MAX_READ: Final = 100_000
-"""The maximum number of groups that are searched for groups of a deploy."""
+"""The maximum number of groups that are read to find those with jobs of a deploy."""
 
 SAMPLES_AT_ONCE: Final = 20
 
@@ -59,7 +59,7 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
     `jobs`     the number of its jobs by job name, the most frequent first
     `deploys`  the number of its jobs by deploy (TASKFLOW_DEPLOY of the worker), the most frequent first
     `error`    the error of the job that failed last
-    `frame`    the innermost frame of the application in its traceback, as "folder/file.py:function"
+    `frame`    the innermost frame of the application in that error's traceback, as "folder/file.py:function"
     `sample`   the id of the job that failed last
     """
 
@@ -82,11 +82,11 @@ class Failures(NamedTuple):
 
 
 async def failure_groups(broker: Broker, view: View, limit: int = MAX_GROUPS, deploy: str = "", *, others: bool = False) -> Failures:
-    """Return the largest groups of failed jobs in this view. The store counts all failed jobs if the view has at most a queue and a job
-    name. With `deploy`, return the groups with the most jobs that failed on it, and with `others` the remaining groups after them.
+    """Return the largest groups of failed jobs in this view. With `deploy`, return the groups with the most jobs that failed on that
+    deploy, followed by the remaining groups if `others` is True.
 
-    With any other condition, at most `EXAMINED` jobs are read: those that failed last, or with a tag, the newest ones.
-    """
+    The store counts all failed jobs if the view has at most a queue and a job name. Otherwise, at most `EXAMINED` jobs are read: those
+    that failed last, or with a tag, the newest ones."""
     view, window, most = msgspec.structs.replace(view, statuses=(Status.FAILED,)), None, MAX_READ if deploy else limit
     if view == View(queue=view.queue, job=view.job, statuses=view.statuses):
         found = await broker.admin.failure_groups(queue=view.queue, job=view.job, limit=most)
@@ -145,7 +145,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     `silent_for`   seconds since its last heartbeat
     `is_lost`      True if it was declared dead; its jobs are about to run elsewhere
     `jobs`         the names of the jobs that its code declares, aliases included; empty if there are more than 1,000
-    `deploy`       the value of TASKFLOW_DEPLOY in its environment; empty without one
+    `deploy`       the value of TASKFLOW_DEPLOY in its environment; empty if it isn't set
     `since`        when it registered, as an aware datetime in UTC
     """
 
@@ -212,7 +212,7 @@ class Operate:
 
     async def history(self, *, since: datetime | timedelta = timedelta(hours=1), until: datetime | None = None) -> list[MeasuresRecord]:
         """Return how many runs ended and how long jobs waited and ran, by period: minutes for the last 3 hours, ten minutes for the last 2
-        days, hours for the last 30 days. Workers record it with `configure(telemetry=[History()])`.
+        days, hours for the last 30 days. Workers record this with `configure(telemetry=[History()])`.
 
         `since`  the beginning, or how long ago it was (default: an hour)
         `until`  the end (default: now)
@@ -235,8 +235,8 @@ class Operate:
         limit: int = 100,
     ) -> list[FailureGroup]:
         """Return the groups of failed jobs with the same cause, the largest first, at most `limit`. With `deploy`, return the groups with
-        jobs that failed on it, the most frequent there first. The counts are exact, but with `tag` or `ended_before`, only the newest 800
-        failed jobs that match are counted."""
+        jobs that failed on that deploy, those with the most first. The counts are exact, but with `tag` or `ended_before`, only the newest
+        800 failed jobs that match are counted."""
         _check_limit(limit)
         view = view_of("failures", {"queue": queue, "job": job, "tag": tag, "ended_before": ended_before})
         found = await default_app().client().call(lambda broker: failure_groups(broker, view, limit, deploy or ""))

@@ -183,7 +183,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return {field: value for field, value in fields.items() if value != getattr(_PLAIN, field)}
 
     def _window_fields(self, job: str) -> dict[str, Any]:
-        """Return the envelope fields of `throttle` and `debounce`. Raises ValueError without a key, or for an option that they exclude."""
+        """Return the envelope fields of `throttle` and `debounce`. Raises ValueError if there is no key, or an option that they exclude."""
         name = "throttle" if self.throttle else "debounce"
         if not self.throttle and not self.debounce:
             raise ValueError(f"{job}: at_most= needs debounce=, which it limits")
@@ -264,7 +264,7 @@ def default_options(given: object) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def merged_options(before: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `before` with `fields`, which override it. Raises ValueError if they remove a key that is not there, or add too many tags."""
+    """Return `before`, overridden by `fields`. Raises ValueError if `fields` remove a key that is not set, or add too many tags."""
     after = {**before, **fields}
     if fields.get("key") == "":
         if not before.get("key"):
@@ -310,7 +310,7 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
     if "connection" in fields:
         from taskflow.app.connections.adapters import adapter_class
 
-        adapter_class(fields["connection"])  # raises TypeError for anything else
+        adapter_class(fields["connection"])  # raises TypeError if it is not a connection
     if "on_failure" in fields:
         _check_follow_up(fields["on_failure"])
     if "headers" in fields:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-# Every version of OpenStack's package has this file, and ours does not. Installed in one folder, the two overwrite each other's files.
+# Every version of OpenStack's package has this file, and ours does not. If both are in one folder, they overwrite each other's files.
 _THEIRS: Final = Path(__file__).parents[1] / "engines" / "__init__.py"
 
 
 def advice_if_mixed() -> str | None:
-    """Return advice if OpenStack's package is installed in our folder and so breaks ours, else None. This looks up one file."""
+    """Return advice if OpenStack's package is installed in our folder and so breaks ours, else None. This checks for a single file."""
     return advice() if _THEIRS.exists() else None
 
 

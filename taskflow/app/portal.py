@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 T = TypeVar("T")
 
 _waits: Callable[[Awaitable[Any]], Any] | None = None
-"""The function that tests call in place of `wait`: see `wait_by`."""
+"""The function that `run_sync` calls in place of `wait` in tests: see `wait_by`."""
 
 # Seconds within which running calls must finish when the process exits.
 STOP_TIMEOUT: Final = 5.0

@@ -10,7 +10,7 @@ from taskflow.model.errors import ConfigurationError
 
 
 def project_table(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
-    """Return the nearest pyproject.toml, in the folder or above it, and its table, or None. Raises ConfigurationError if unreadable."""
+    """Return the path and the taskflow table of the nearest pyproject.toml, at or above the folder, if any. Raises ConfigurationError."""
     for candidate in (folder, *folder.parents):
         file = candidate / "pyproject.toml"
         if file.is_file():
@@ -33,7 +33,7 @@ def table_in(table: Mapping[str, Any], name: str, path: str, file: Path) -> Mapp
 
 
 def check_names(table: Mapping[str, Any], path: str, file: Path, known: Collection[str]) -> None:
-    """Raise ConfigurationError for a setting that is not known."""
+    """Raise ConfigurationError if the table has an unknown setting."""
     for name in table:
         if name not in known:
             raise ConfigurationError(f"[{path}] in {file} has an unknown setting {name!r}; settings are {', '.join(known)}")

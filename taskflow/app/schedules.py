@@ -30,7 +30,7 @@ from taskflow.model.schedule_plan import CatchUp, Overlap, SchedulePlan
 from taskflow.model.timetable import OwnTimes, Timetable, zone_of
 
 MAX_JOBS_PER_CALL: Final = 1_000
-"""The default for the maximum number of jobs that `backfill` adds, and the maximum that it sends in one call."""
+"""The maximum number of jobs that `backfill` sends in one call to the store, and the default of its `limit`."""
 
 
 MAX_NAMED: Final = 5
@@ -41,14 +41,14 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A stored schedule. Times are aware datetimes in the schedule's time zone.
 
     `timetable`     when it fires, for example "0 9 * * MON-FRI Europe/Paris" or "every 30 s"
-    `job`           the job that it sends; of a flow, the last one
+    `job`           the job that it sends, or the last job of its flow
     `flow`          the jobs of the flow that it sends, for example "11 jobs: 10 count, total"; None if it sends a single job
     `next_at`       the next time; None if it is paused or asleep, has no further times, or no worker has computed it yet
     `last_at`       the last time that fired
-    `last_id`       the id of the last job that it added; of a flow, that of its last job
+    `last_id`       the id of the job that it added last, or of the last job of that flow
     `lag`           how late it last fired, in seconds, not counting the jitter; None if it has not fired yet
     `fired`         how many jobs or flows it has added
-    `skipped`       how many times added none because an earlier one was still live
+    `skipped`       how many times added no job or flow, because an earlier one was still live
     `missed`        how many times did not fire because it was too late
     `is_declared`   True if it was declared by a decorator, False if it was stored by `schedules.put`
     `declarers`     the running workers that declare it, as "host:pid", youngest first; the first one's definition is in force
@@ -101,13 +101,13 @@ class Schedules:
         by: str | None = None,
         reason: str = "",
     ) -> None:
-        """Store a schedule under a name, replacing one that `put` stored there. Putting an identical schedule again changes nothing.
+        """Store a schedule under a name, replacing the one that `put` stored before. Putting an identical schedule again changes nothing.
 
         `call`      a call made by ``.bind(...)``, with its arguments and options, or a flow or group. Each time adds all jobs of a flow, or
                     none. A flow can have at most 1,000 jobs and 1 MiB here
         `schedule`  when it fires
-        `overlap`, `catch_up`, `max_delay`   as in `job`. For a flow, `overlap` can be "allow" or "skip", which adds none until all jobs of
-                    the last one have ended
+        `overlap`, `catch_up`, `max_delay`   as in `job`. For a flow, `overlap` can be "allow" or "skip", which adds no flow until all
+                    jobs of the last one have ended
 
         Raises TypeError or ValueError for an invalid argument, also for a call with ``on_conflict="raise"``, because a worker sends
         it. Raises ScheduleConflict if a decorator has declared a schedule with this name.
@@ -156,7 +156,7 @@ class Schedules:
 
     async def trigger(self, name: str, *, by: str | None = None, reason: str = "") -> JobHandle[Any]:
         """Add a job or flow for the schedule now, even if it is paused, and return the handle of the job, or of the flow's last job. This
-        does not affect when the schedule fires next. If `overlap` rules out another one, return the handle of a live job, with `is_new`
+        does not affect when the schedule fires next. If `overlap` rules out another job, return the handle of a live one, with `is_new`
         False."""
         app = default_app()
         plan = await stored_plan(name)
@@ -168,7 +168,7 @@ class Schedules:
             [answer] = await app.client().call(lambda broker: broker.fire([firing]))
             if answer is None:
                 raise _unknown(name)
-            is_new = isinstance(answer, Added) or answer.standing == answer.id  # if the call was repeated, it's known
+            is_new = isinstance(answer, Added) or answer.standing == answer.id  # a repeated call finds its own job
             doing.affected = int(is_new)
         job_id = answer.id if isinstance(answer, Added) else answer.standing
         return JobHandle(app, job_id, app.registry.get(plan.template.job), is_new=is_new)
@@ -232,7 +232,7 @@ def _client() -> LoopClient:
 
 
 async def _records(names: Sequence[str] | None) -> list[ScheduleRecord]:
-    """Return the records of these schedules, or of all. A name that taskflow would reject is looked up among all schedules."""
+    """Return the records of these schedules, or of all if None. A name that taskflow would reject is looked up among all schedules."""
     if names is None or all(map(is_schedule_name, names)):
         return await _client().call(lambda broker: broker.admin.schedules(names))
     return [record for record in await _records(None) if record.name in names]
@@ -272,7 +272,7 @@ def instants_between(timetable: Timetable, start: datetime, end: datetime) -> It
 
 
 def check_backfill(name: str, plan: SchedulePlan, times: int) -> None:
-    """Raise ValueError if the schedule's calls have a key, so that all jobs but one would be refused or replaced."""
+    """Raise ValueError for several times if the calls have a key, because all jobs but one would be refused or replaced."""
     if times > 1 and plan.template.key is not None:
         key = shown(plan.template.key_text)
         raise ValueError(

@@ -40,7 +40,7 @@ def send_call_sync(app: App, call: BareCall[R], connection: object = None) -> Jo
     [call] = _stamped(app, [call])
     if connection is not None:
         return _in_this_thread(app, connection, partial(_send, app, call))
-    app.broker()  # imported here and not in the portal's thread: see `url.load`
+    app.broker()  # imports the driver here, and not in the portal's thread: see `url.load`
     return run_sync(_send(app, call))
 
 
@@ -64,7 +64,7 @@ async def enqueue(calls: Iterable[BareCall[R]] | AsyncIterable[BareCall[R]], *, 
         return sent.handles
     sending: asyncio.Task[None] | None = None
     try:
-        for batch in batches(calls):  # reads a batch while the previous one is being sent, because both take about as long
+        for batch in batches(calls):  # read a batch while the previous one is being sent: both take about the same time
             if sending is not None:
                 await sending
                 sending = None
@@ -132,8 +132,8 @@ class Sent(Generic[R]):
 
 
 class Batch(Generic[R]):
-    """A batch of at most 1,000 calls and 1 MiB, or one larger call, with the exception that the iterable raised after these calls, or
-    None."""
+    """A batch of at most 1,000 calls and 1 MiB, or one larger call. `error` is the exception that the iterable raised after these calls, if
+    any."""
 
     def __init__(self) -> None:
         self.calls: list[BareCall[R]] = []
@@ -157,7 +157,7 @@ READ_AHEAD_TIMEOUT: Final = 0.05
 
 
 def batches(calls: Iterable[BareCall[R]]) -> Iterator[Batch[R] | None]:
-    """Yield the calls of an iterable, which may be endless, in batches, and None each time that reading has taken `READ_AHEAD_TIMEOUT`."""
+    """Yield the calls of an iterable, which may be endless, in batches. Also yield None whenever reading has taken `READ_AHEAD_TIMEOUT`."""
     given: object = calls
     if not isinstance(given, Iterable):
         hint = "[...] around a single one, or .delay(...)" if isinstance(given, BareCall) else "job.bind(...) for each call"

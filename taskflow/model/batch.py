@@ -37,7 +37,7 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class Failure:
-    """An item of the list that a batch job returns, for a job that has failed: ``Failure(error)`` or ``Failure("no such document")``.
+    """An item of the list that a batch job returns, for a job that failed: ``Failure(error)`` or ``Failure("no such document")``.
 
     The job is treated as if its run had raised the error: it is retried, discarded, snoozed or cancelled by the same rules. A text becomes
     a RuntimeError.

@@ -99,7 +99,7 @@ def microseconds_of(instant: datetime) -> int:
 
 
 def instant_of(microseconds: int) -> datetime:
-    """Convert microseconds since 1970 to an aware datetime in UTC. Instants beyond datetime's range become its first or last one."""
+    """Convert microseconds since 1970 to an aware datetime in UTC. Instants outside datetime's range become its first or last instant."""
     try:
         return _EPOCH + timedelta(microseconds=microseconds)
     except OverflowError:
@@ -141,7 +141,7 @@ class Chance(Protocol):
 
 SYSTEM_RANDOM: Final = random.SystemRandom()
 """Draws from the operating system, because two processes with equal generator states would make the same ids, and jobs would be lost.
-Applications seed the random module's generator, and C code that forks, as in uWSGI, copies the state of any generator."""
+Some applications seed the random module's generator, and C code that forks, as in uWSGI, copies the state of any generator."""
 
 
 class _SystemChance:

@@ -74,7 +74,7 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
 
 
 def notes_of(envelope: Envelope) -> tuple[bytes, ...]:
-    """Return the ids of the notes (inputs of a flow's jobs) that a job's success writes, and of the notes that it drops if they are few."""
+    """Return the ids of the notes (inputs of a flow's jobs) that a job's success writes and, if there are few, of the notes it drops."""
     member = envelope.member
     inputs = 0 if member is None or member.inputs > MAX_NOTES_AT_ONCE else member.inputs
     ties = zip(envelope.joins, envelope.ties, strict=False)
@@ -166,7 +166,7 @@ _PLAIN: Final = Envelope(id=b"", job="", payload=b"")
 
 
 def _has_more() -> str:
-    """Return an expression that is true if the envelope `e` sets a field that plain jobs lack. Compiled, it is faster than a loop."""
+    """Return an expression that is true if the envelope `e` sets a field that plain jobs lack. When compiled, it is faster than a loop."""
     names = [*NOT_PLAIN, *(field.name for field in OPAQUE if not field.is_plain)]
     return " or ".join(f"e.{name} is not None" if getattr(_PLAIN, name) is None else f"e.{name}" for name in names)
 
@@ -182,7 +182,7 @@ _BY_LETTER: Final = {field.letter: field for field in OPAQUE}
 
 
 _last_packed: tuple[Any, bytes | None] = (_NOTHING_OPAQUE, None)
-"""The opaque fields that were packed last, and the result. Jobs that are sent together mostly have the same fields."""
+"""The opaque fields that were packed last, and their packed form. Jobs that are sent together mostly have the same fields."""
 
 
 def pack_extras(envelope: Envelope) -> bytes | None:
@@ -266,7 +266,7 @@ def follow_up_of(packed: bytes, new_id: bytes, cause: bytes) -> Envelope:
 
 
 def job_of(packed: bytes) -> str:
-    """Return the name of the job that is called. Raises ValueError if the call cannot be read."""
+    """Return the name of the job that a packed call is for. Raises ValueError if the call cannot be read."""
     return follow_up_of(packed, _NO_ID, _NO_ID).job
 
 

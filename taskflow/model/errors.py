@@ -98,7 +98,7 @@ class WrongConnection(TaskflowError, ValueError):
 
 
 class LeaseLost(TaskflowError):
-    """The run no longer holds its job, so it cannot complete it. Let the transaction roll back: the job runs elsewhere, or has ended."""
+    """The run no longer holds its job, and can't complete it. Let the transaction roll back: the job runs elsewhere, or has ended."""
 
 
 class SessionLost(BrokerError):
@@ -186,7 +186,7 @@ class JobStopping(BaseException):
     `timeout_raises`, a timeout raises it too, even in a thread. It isn't an Exception, so `except Exception` does not catch it.
 
     `reason`  "cancelled", "timeout", "shutdown" if the worker's grace period is over, or "lost" if the worker has lost the lease, in which
-              case the job may already run elsewhere
+              case the job may already be running elsewhere
     """
 
     def __init__(self, reason: StopReason = "timeout") -> None:  # a thread can only be interrupted by a class, without arguments

@@ -39,7 +39,7 @@ class Member(NamedTuple):
     `first`    the lowest number of the jobs that its failure cancels, if they have not begun
     `last`     the highest number of these jobs
     `takes`    the name of the parameter that the results fill; None if the job only waits
-    `is_list`  True if the parameter gets a list of the results, in the order of the inputs, and False if it gets the only one
+    `is_list`  True if the parameter gets a list of the results, in the order of the inputs; False if it gets the only result
     `inputs`   how many results the job gets; 0 if it takes none
     """
 
@@ -75,8 +75,8 @@ _MAX_MESSAGE: Final = 2_000
 
 
 class FailureNote(NamedTuple):
-    """How a job ended without success. `type` is the error's type, or empty if the job was cancelled; then `message` is the reason.
-    `job_id` is the job whose failure ended it, which may be another job."""
+    """How a job ended without success. `type` is the error's type; if it is empty, the job was cancelled, and `message` is the reason.
+    `job_id` is the job whose failure ended this one, which may be another job."""
 
     type: str
     message: str

@@ -51,7 +51,7 @@ class Counters(NamedTuple):
 SMALL: Final = 1 << 20
 LARGE: Final = 64 << 20
 MAX_PAYLOAD: Final = 60 << 20
-"""The highest value of the setting `max_payload`. Every store can keep arguments and results of this size, including its own overhead."""
+"""The highest value of the setting `max_payload`. Every store can keep arguments and results of this size, including store overhead."""
 
 # --- fields that stores act on ------------------------------------------------------------------------------------
 
@@ -170,7 +170,7 @@ def has_tags(extras: bytes | None) -> bool:
 
 
 def has_follow_up(extras: bytes | None) -> bool:
-    """Return True if a job with these extras has `on_failure`. A store looks at nothing else in the extras."""
+    """Return True if a job with these extras has `on_failure`. A store reads nothing else in the extras."""
     if extras is None or not has_tags(extras):
         return extras is not None and extras[1:3] == FOLLOWED_UP
     try:

@@ -28,7 +28,7 @@ class Gate(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One limit, for one value of its key. All jobs whose gates have the same `id` share it.
 
     `id`     16 bytes, made by `gate_id`
-    `limit`  the name of the limit: that of its job, or that of a shared `Limit`
+    `limit`  the limit's name: the job's name, or the name of the shared `Limit`
     `key`    the value of the key, for display; "" if the limit has no key
     `most`   how many jobs may be READY or RUNNING at once, or start in `per`, as the sender declares it
     `per`    the period of a rate, in microseconds; 0 if the gate limits how many run at once
@@ -55,7 +55,7 @@ def lacking(limits: Sequence[Gate], declared: Sequence[Gate]) -> tuple[Gate, ...
 
 
 def interval(gate: Gate) -> int:
-    """Return the interval between jobs at this rate, in microseconds, rounded up so that no period has too many."""
+    """Return the interval between jobs at this rate, in microseconds, rounded up so that no period has too many jobs."""
     return -(-gate.per // gate.most)
 
 

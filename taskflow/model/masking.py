@@ -27,8 +27,8 @@ _SECRET_PAIRS: Final = frozenset(
 )
 _SECRET_JOINED: Final = frozenset(pair.replace(" ", "") for pair in _SECRET_PAIRS)
 
-# Passwords that should have been percent-encoded contain "/" or spaces. A number before these is a port, unless "@" comes before a space.
-# No match goes beyond the next "://", so that the time is linear.
+# Passwords that should have been percent-encoded contain "/" or spaces. A number before one of them is a port, unless "@" precedes a space.
+# No match goes beyond the next "://", so matching takes linear time.
 _PASSWORD_IN_URL: Final = re.compile(r"(?<=://)([^\s/?#:@]*):(?:(?:(?!://)\S)*(?=@)|(?!\d{1,5}(?:[/?#\s]|$))\S(?:(?!://).)*(?=@))")
 _PARAMETER_IN_URL: Final = re.compile(r"(?<=[?&#;])([^\s=?&#;]{1,64})=([^\s&#;\"'<>]+)")
 
@@ -65,7 +65,7 @@ def _masked_parameter(found: re.Match[str]) -> str:
 def masked_value(value: object, secrets: Collection[str], limits: DisplayLimits) -> Any:
     """Convert a decoded value to JSON types: sets and tuples become lists; instants, decimals and keys of dicts become text.
 
-    Passwords in URLs are hidden, and values whose name is in `secrets` or looks secret (`is_secret`). Anything beyond `limits` is left out.
+    Hides passwords in URLs, and values whose name is in `secrets` or looks secret (`is_secret`). Leaves out anything beyond `limits`.
     """
     if value is None or isinstance(value, bool | float):
         return _number(value)

@@ -36,8 +36,8 @@ class Measure(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """The runs of one job in one queue.
 
     `runs`      how many runs ended with each verdict, by its name: "succeeded", "retried" and so on
-    `waits`     a histogram of the time between a job's due time and its claim: bin N counts the times below 2 ** N microseconds that reach
-                at least half of it
+    `waits`     a histogram of the time between a job's due time and its claim: bin N counts the times of less than 2 ** N microseconds
+                that no lower bin counts
     `times`     a histogram of the run times
     `waited`    the sum of the waits in microseconds
     `ran`       the sum of the run times in microseconds
@@ -58,7 +58,7 @@ class Measure(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
     def time_of(self, share: float) -> float:
         """Return the time in seconds within which the given share of the runs ended: at 0.95, 95 % were no slower. The result is up to
-        twice the exact time; 0.0 without runs."""
+        twice the exact time; 0.0 if there are no runs."""
         return _quantile(self.times, share)
 
     def wait_of(self, share: float) -> float:
@@ -104,7 +104,7 @@ def _quantile(bins: Mapping[int, int], share: float) -> float:
 
 
 def measure_of(name: str, waits: Sequence[int], seconds: Sequence[float]) -> Measure:
-    """Return the measure of runs that ended with the verdict of this name. `waits` are in microseconds; one below 0 counts as 0. `seconds`
+    """Return the measure of runs that ended with the verdict of this name. `waits` are in microseconds; negative ones count as 0. `seconds`
     are the run times."""
     if min(waits) < 0:  # the store's clock was set back
         waits = [max(0, wait) for wait in waits]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 STEEPEST = 60
-"""The maximum number of doublings, after which every pause has reached its maximum. Without it, a float overflows at 1,024 failures."""
+"""The maximum number of doublings, after which every pause is at its maximum. Without the cap, a float overflows at 1,024 failures."""
 
 
 class Pauses:

@@ -1,4 +1,4 @@
-"""Text for people: safe for a terminal or a log, whatever stored text contains. Also times, JSON, suggestions, safe logging."""
+"""Makes text safe to show in a terminal or a log. Also formats times, durations and JSON, suggests similar names, and logs safely."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def bar_of(share: float, width: int) -> str:
 
 def json_text(value: Any, indent: int | None = None) -> str:
     """Return JSON in ASCII without control characters, even DEL. Iterators become arrays; infinity and NaN become null."""
-    import json  # imported here because most commands need none
+    import json  # imported here because most commands print no JSON
 
     return json.dumps(_plain(value), indent=indent, default=str, allow_nan=False).replace("\x7f", "\\u007f")
 

@@ -97,7 +97,7 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
 
     @property
     def queue_wait(self) -> float | None:
-        """Seconds for which the job was ready before its last run. None if it waits, or ended while it waited."""
+        """Seconds for which the job was ready before its last run. None if it is waiting, or ended while it was waiting."""
         ends = [instant_of(error.at) for error in self.errors]
         return queue_wait(self.status, self.due_at, self.started_at or self.claimed_at, ends)
 
@@ -182,7 +182,7 @@ def waits_at_limit(record: Record) -> bool:
 
 
 def is_parked(record: Record) -> bool:
-    """Return True if no worker could run the job, because its code or arguments are unknown there."""
+    """Return True if the job is waiting because no worker that claimed it knew its code or arguments."""
     others = (wording.WAITS_AT_GATE, wording.HANDED_BACK_IN_VAIN, wording.JOB_PAUSED)
     return _waits_for(record, "") and not any(_waits_for(record, other) for other in others)
 
@@ -204,7 +204,7 @@ def timeline(record: Record, now: datetime) -> list[Moment]:
     last = record.errors[-1] if record.errors else None
     ran_at = record.started_at or (record.claimed_at if record.status is Status.RUNNING else None)
     if record.status in WAITING or (last is not None and ran_at == instant_of(last.started_at)):
-        ran_at = None  # the last run's job returned to the queue, or that run left the last error
+        ran_at = None  # the job waits again, or its last run is the one that left the last error
     is_ready_at_once = last is None and record.due_at == record.created_at
     sent = f"sent; waits for {record.waiting_for}" if waits_at_limit(record) else "sent, and ready at once" if is_ready_at_once else "sent"
     found = [Moment(record.created_at, sent)]
@@ -235,7 +235,7 @@ def _started(at: datetime, attempt: int, worker: str | None) -> Moment:
 
 def _what_follows(record: Record, now: datetime) -> Iterator[Moment]:
     if record.ended_at is not None:
-        error = record.last_error  # if there is one, the previous line has shown it, with the same reason
+        error = record.last_error  # if it isn't None, the previous line has shown it, with the same reason
         if error is not None and error.ending is RunEnding.FAILED and instant_of(error.at) == record.ended_at:
             return  # "attempt 2 failed" already shows the end
         yield Moment(record.ended_at, f"{record.status}{f': {record.reason}' if record.reason and error is None else ''}")

@@ -32,7 +32,7 @@ SCHEDULED_FOR: Final = "tf-scheduled-for"
 
 
 class Definition(NamedTuple):
-    """A schedule's definition. Stores do not interpret `body`; they tell definitions apart by `digest`, a 16-byte hash of it."""
+    """A schedule's definition. Stores do not interpret `body`; they tell definitions apart by `digest`, a 16-byte hash of the body."""
 
     name: str
     digest: bytes
@@ -91,9 +91,9 @@ class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     `next_at`       the next instant to fire; None if there is none, or no worker has computed it yet
     `last_at`       the last instant that fired, and `fired_at` when it did
-    `last_id`       the id of the last job that was added; of a flow, that of its last job
+    `last_id`       the id of the job that was added last, or of the last job of that flow
     `fired`         how many jobs or flows the schedule has added
-    `skipped`       how many were refused because an earlier one was live
+    `skipped`       how many jobs or flows were refused because an earlier one was live
     `missed`        how many instants were skipped because it was too late
     `declarers`     the names of the living sessions that declare it, youngest first; empty if `put` stored it
     `asleep_since`  when the last session that declared it ended; None while a session declares it, or if `put` stored it
@@ -142,7 +142,7 @@ class ScheduleState(msgspec.Struct):
     last_flow: bytes | None = None
 
     def offer_next(self, at: int | None) -> None:
-        """Set the time at which the schedule is next offered. A paused one is never offered, and a sleeping one keeps its removal time."""
+        """Set the time of the schedule's next offer. A paused schedule is never offered, and a sleeping one keeps its removal time."""
         if self.asleep_since is None:
             self.offer_at = None if self.is_paused else at
 
@@ -197,7 +197,7 @@ class ScheduleState(msgspec.Struct):
         self.offer_next(firing.offer_at)
 
     def amend(self, amendment: Amendment, now: int) -> bool:
-        """Pause or resume the schedule. For REMOVE, return True if the caller may remove it: no living session declares it."""
+        """Pause or resume the schedule. For REMOVE, return True if the caller may remove it, because no living session declares it."""
         if amendment is Amendment.REMOVE:
             return not self.is_declared or self.asleep_since is not None
         if amendment is Amendment.PAUSE:

@@ -43,8 +43,8 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule's definition, as it is stored.
 
     `times`      when it fires
-    `template`   the envelope of its jobs, without the id and the schedule's headers, which `envelopes_for` sets; of a flow, that of the
-                 last job. The ids of a flow and of its jobs are then the numbers from 0 on, and are replaced too
+    `template`   the envelope of its jobs, without the id and the schedule's headers, which `envelopes_for` sets; for a flow, the envelope
+                 of its last job. The ids of the flow and of its jobs are then numbers from 0 on, which are replaced too
     `before`     the templates of the flow's other jobs, in their order
     `overlap`    whether an instant adds a job while an earlier one is live: "allow" adds it, "skip" does not, and "latest", which flows
                  cannot have, replaces an earlier job that is waiting
@@ -123,8 +123,8 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
     def envelopes_for(
         self, name: str, instant: int, *, is_alone: bool = False, new_id: Callable[[], bytes] | None = None
     ) -> tuple[Envelope, ...]:
-        """Return the envelope of the job for an instant, or those of the flow's jobs. Unless `new_id` makes them, the ids follow from name
-        and instant. If `is_alone`, the job gets no key for `overlap`."""
+        """Return the envelope of the job for an instant, or those of the flow's jobs. Unless `new_id` makes the ids, they are derived
+        from name and instant. If `is_alone` is True, the job gets no key for `overlap`."""
         local = instant_of(instant).astimezone(zone_of(self.zone))
         own = {SCHEDULE: name, SCHEDULED_FOR: f"{local.isoformat()}[{self.zone}]"}
         ids = {old: new_id() if new_id else id_of(name, instant, int.from_bytes(old)) for old in (NO_ID, *(e.id for e in self.templates))}
@@ -179,7 +179,7 @@ def firings_of(offer: Offer, plan: SchedulePlan, times: Timetable) -> list[Firin
         return instant + plan.delay_of(offer.name, instant)
 
     def step(expected: int | None, then: int | None, *, missed: int = 0, envelopes: tuple[Envelope, ...] = ()) -> Firing:
-        # A schedule with more due instants is offered again immediately, so it takes turns with the others.
+        # A schedule with more due instants is offered again immediately, so that it takes turns with other schedules.
         offer_at = None if then is None else min(max(due_at(then), offer.now), LATEST)
         fields: dict[str, Any] = {"next_at": then, "offer_at": offer_at, "envelopes": envelopes, "missed": missed}
         return Firing(name=offer.name, digest=offer.digest, expected=expected, is_alone=plan.overlap != "allow", **fields)
@@ -231,7 +231,7 @@ def _decide(offer: Offer, plan: SchedulePlan, times: Timetable, due_at: Callable
 
 
 def _skip(times: Timetable, at: int, until: int) -> tuple[int | None, int]:
-    """Skip the instants from `at` to before `until`. Return the next one, and how many were skipped, at most `MAX_COUNTED`."""
+    """Skip the instants from `at` to before `until`. Return the next instant and the number of skipped ones, at most `MAX_COUNTED`."""
     skipped, instant = 0, cast("int | None", at)
     while instant is not None and instant < until and skipped < MAX_COUNTED:
         instant = _next(times, instant)

@@ -20,7 +20,7 @@ LATEST: Final = 253_402_300_799_999_999
 """The last instant that `datetime` can express, in microseconds since 1970."""
 
 MAX_RAW: Final = 256
-"""The maximum number of an unreadable field's bytes that a record shows. The store keeps all of them."""
+"""The maximum number of bytes that a record shows of an unreadable field. The store keeps all bytes."""
 
 
 class Unreadable(msgspec.Struct, frozen=True):

@@ -33,7 +33,7 @@ FIELDS: Final = ("second", "minute", "hour", "day-of-month", "month", "day-of-we
 
 MAX_EXPRESSION: Final = 200
 MAX_ZONE: Final = 64
-"""The maximum length of a cron expression and of a zone's name, in characters. Stored ones may be longer."""
+"""The maximum length of a cron expression and of a zone's name, in characters. Stored values may be longer."""
 
 MAX_GAP: Final = timedelta(hours=3)
 """If the clock is set forward by more than this, as when a zone skips a whole day, the skipped local times do not fire."""

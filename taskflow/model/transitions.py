@@ -89,7 +89,7 @@ class Transition(NamedTuple):
     `waiting_for` the reason to show while the job waits
     `error`       an error to add to the job's history
     `cause`       the cause to store with a job that ends as FAILED
-    `is_paused`   True if it waits for the end of a pause
+    `is_paused`   True if the job waits for the end of a pause
     """
 
     event: Event

@@ -141,7 +141,7 @@ class Succeeded(Verdict, frozen=True, dict=True, gc=True):
 
 
 def decodable(success: Succeeded, decode: Callable[[bytes], Any]) -> Succeeded:
-    """Return the success with `decode` as the decoder of its `value`."""
+    """Set `decode` as the decoder of the verdict's `value`, and return the verdict."""
     msgspec.structs.force_setattr(success, "_decode", decode)
     return success
 
@@ -194,8 +194,8 @@ class HandedBack(_Waits, frozen=True):
     """The job returns to its old place in the queue, because the worker is shutting down or never started it.
 
     `counts` is False if the job was never started, in which case this does not count as a hand-back. `is_paused` is True if it was not
-    started because its job is paused: while the pause lasts, it's parked instead. If `limits` is given, the job has to pass its gates again
-    before it starts, and these limits too.
+    started because its job is paused: while the pause lasts, it's parked instead. If `limits` is given, the job must pass its gates again,
+    and these limits too, before it starts.
     """
 
     counts: bool = True
@@ -235,8 +235,8 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `cause`      the cause of a run that ends its job as FAILED: see `fingerprint.cause_of`
     `key`        the key of the job, from its lease, so that a store can read everything it needs at once
     `limits`     the gates of the job, from its lease, for the same reason
-    `arguments`  the payload of the job, if it's to be kept with a success's result
-    `awaited_by` the job of its flow that awaits it, if exactly one does, for the same reason
+    `arguments`  the payload of the job, if it's to be kept with the result of a success
+    `awaited_by` the job of its flow that awaits it, if exactly one does, for the same reason as the key
     `notes`      the notes that the end of a job in a flow writes or drops, for the same reason as the key
     """
 

@@ -32,7 +32,7 @@ class _IsInTransaction(Protocol):
 class RunsStatement(Protocol):
     """A connection of a driver that taskflow does not know. Implement this to send jobs in its transactions.
 
-    The connection must be in a transaction, which taskflow cannot check.
+    The connection must be in a transaction. taskflow cannot check whether it is.
     """
 
     def run_statement(self, statement: str, parameters: Sequence[Any], /) -> Iterable[Iterable[Any]] | Awaitable[Iterable[Iterable[Any]]]:

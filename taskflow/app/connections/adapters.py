@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class ConnectionAdapter:
-    """Runs statements on a caller's connection. `dialect` is None if unknown. `driver` is the driver's connection, which may be wrapped."""
+    """Runs statements on a caller's connection. `dialect` is None if unknown. `driver` is the driver's connection beneath any wrappers."""
 
     is_awaited: ClassVar[bool] = False
     dialect: Dialect | None = "postgresql"
@@ -150,7 +150,7 @@ class SqliteAdapter(SyncAdapter):
 
 
 class AiosqliteAdapter(RunSyncAdapter):
-    """Adapts aiosqlite. An operation runs entirely in the connection's thread: four thread switches per statement took 5 ms, not 0.5."""
+    """Adapts aiosqlite. An operation runs entirely in the connection's thread, in 0.5 ms; four thread switches per statement took 5 ms."""
 
     dialect = "sqlite"
 
@@ -163,7 +163,7 @@ class AiosqliteAdapter(RunSyncAdapter):
 
 
 BEGIN: Final = "BEGIN IMMEDIATE"
-"""Takes the write lock immediately. A transaction that has only read can't take it later if another connection has written since."""
+"""Takes the write lock immediately. A transaction that has only read can't take it later if another connection has written meanwhile."""
 
 
 def _begins_here(connection: Any) -> bool:
@@ -184,7 +184,7 @@ DRIVERS: Final[Mapping[str, type[SyncAdapter]]] = {
 
 
 def by_class_name(connection: object, among: Mapping[str, T]) -> T | None:
-    """Return the entry for the name of the connection's class or of one of its base classes, or None."""
+    """Return the entry for the connection's class or its nearest base class, by name, or None if there is none."""
     for base in type(connection).__mro__:
         if (found := among.get(f"{base.__module__}.{base.__qualname__}")) is not None:
             return found
@@ -214,7 +214,7 @@ class SqlAlchemyAdapter(SyncAdapter):
         if getattr(self.connection.connection.dbapi_connection, "autocommit", False) is True:
             raise _no_transaction('use an engine or connection without isolation_level="AUTOCOMMIT"')
         if not self.connection.in_transaction():
-            self.connection.begin()  # as it would do before its first statement
+            self.connection.begin()  # as the connection itself would before its first statement
 
     def begin(self) -> None:
         if self.dialect == "sqlite" and _begins_here(self.driver):
@@ -316,11 +316,11 @@ _NEARLY: Final[Mapping[str, str]] = {
     **dict.fromkeys(("Pool", "ConnectionPool", "AsyncConnectionPool"), "pass one of its connections"),
     **dict.fromkeys(("Cursor", "AsyncCursor", "CursorWrapper", "cursor"), "pass its connection"),
 }
-"""Classes of objects that are easily mistaken for a connection, and what to do instead."""
+"""Advice for objects that are easily mistaken for a connection, by class name."""
 
 
 def adapter_class(connection: object) -> type[ConnectionAdapter]:
-    """Return the class of adapters for a connection. Raises TypeError for anything that is not a connection."""
+    """Return the adapter class for a connection. Raises TypeError for anything that is not a connection."""
     found = by_class_name(connection, _ADAPTERS)
     if found is not None:
         return found

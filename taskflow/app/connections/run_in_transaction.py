@@ -19,10 +19,10 @@ MakeOperation = Callable[[Transactional], CallersOperation[T]]
 
 
 async def run_in_transaction(app: App, connection: object, purpose: Purpose, make: MakeOperation[T]) -> T:
-    """Run an operation on the connection, in the caller's task and thread. `purpose` names the operation that the connection's role needs
-    rights for.
+    """Run an operation on the connection, in the caller's task and thread. `purpose` names the operation for which the connection's role
+    needs rights.
 
-    Raises WrongConnection if the connection is closed, isn't in a transaction, or leads to another database. Errors of its driver aren't
+    Raises WrongConnection if the connection is closed, isn't in a transaction, or leads to another database. The driver's errors aren't
     translated.
     """
     adapter, broker = adapter_class(connection)(connection), _broker(app, purpose)
@@ -109,7 +109,7 @@ _stores: Final = WeakKeyDictionary[TransactionalBroker, Transactional]()
 
 @contextmanager
 def _forgetting(store: Transactional) -> Iterator[None]:
-    """Forget the store if a connection leads to another one, because the store may have been replaced."""
+    """Forget the store if a connection leads to a different one, because the store may have been replaced."""
     try:
         yield
     except WrongConnection:

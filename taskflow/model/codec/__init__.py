@@ -1,4 +1,4 @@
-"""Encodes arguments and results as bytes, exactly and within limits. Start reading at `FunctionCodec`."""
+"""Encodes arguments and results as bytes, without loss and within limits. Start reading at `FunctionCodec`."""
 
 from taskflow.model.codec.function import FunctionCodec, decode_by_name, encode_by_name
 from taskflow.model.codec.payload import Content, Limits, decode_value, encode_value, open_payload, seal_json

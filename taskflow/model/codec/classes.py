@@ -55,7 +55,7 @@ class ClassFields(msgspec.Struct, frozen=True):
 
     `make`        makes an instance from its fields, given by name. It may raise any exception
     `parts`       maps an instance to its fields, and any other object to None. If this is not given, the fields are attributes
-    `runs_code`   True if making an instance runs the author's code. Only decoding shows whether that leaves a value unchanged
+    `runs_code`   True if making an instance runs the author's code. Only decoding shows whether it leaves a value unchanged
     `has_tag`     True if a union can mark values with the name of the class. False for a TypedDict, whose values are plain dicts
     `forms`       the forms of the wire values, including any that `around` adds
     `around`      takes the shape of the fields, and returns a shape that also includes whatever else an instance stores
@@ -207,7 +207,7 @@ def _of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _is_default(field: Any, value: Any) -> bool:
-    """Return True if the value is the field's default. A factory's value isn't one, because the next value may differ."""
+    """Return True if the value is the field's default. A factory's value doesn't count, because the next value may differ."""
     try:
         return type(field.default) is type(value) and bool(field.default == value)
     except Exception:

@@ -284,7 +284,7 @@ _ABSTRACT = (
 
 
 RETURNED: Final = "return"
-"""The name of the result among the names of secrets."""
+"""The name that stands for the result among the names of secrets."""
 
 
 class Secret:
@@ -301,8 +301,8 @@ class Secret:
 
 
 def secret_names(annotations: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names, of these annotations and of fields in their types, that are marked as `Secret`, even if the mark is on a part
-    without a name."""
+    """Return the names that are marked as `Secret`, among these annotations and the fields in their types. A mark on a part without a name
+    counts for the name that contains it."""
     found = set[str]()
     _walk(annotations.items(), found, set())
     return tuple(sorted(found))
@@ -310,7 +310,7 @@ def secret_names(annotations: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _walk(annotations: Iterable[tuple[str, Any]], found: set[str], seen: set[Any]) -> None:
     for owner, annotation in annotations:
-        with suppress(TypeError):  # unhashable metadata: no recursive type, since a type names itself by a hashable name
+        with suppress(TypeError):  # unhashable metadata can't be in a recursive type, which refers to itself by a hashable name
             if (owner, annotation) in seen:
                 continue
             seen.add((owner, annotation))

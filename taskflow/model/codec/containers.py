@@ -1,7 +1,7 @@
 """Shapes for containers: list, tuple, set, frozenset, dict and their abstract base classes.
 
 `levels` is how many more levels of nesting are allowed inside. A mapping whose keys are all encoded as str becomes a msgpack map. Any other
-becomes an array: the marker PAIRS, then keys and values in turn.
+mapping becomes an array: the marker PAIRS, then keys and values in turn.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def inside(levels: int) -> int:
 
 
 def convert_items(parts: Iterable[Any], convert: Convert, levels: int, head: Sequence[Any] = (), *, ordered: bool = True) -> list[Any]:
-    """Return a list of `head` and a collection's converted items. Items of a set have no index for the path of a ShapeError."""
+    """Return a list of `head` followed by a collection's converted items. Items of a set have no index for the path of a ShapeError."""
     done = [*head]
     try:
         for part in parts:
-            done.append(convert(part, levels))  # noqa: PERF401  # the length of the list shows where it failed
+            done.append(convert(part, levels))  # noqa: PERF401  # the length of the list shows where the conversion failed
     except ShapeError as error:
         error.within(f"[{len(done) - len(head)}]" if ordered else ".<item>")
         raise
@@ -143,7 +143,7 @@ _KINDS: dict[type, int] = {list: 0, tuple: codes.TUPLE, set: codes.SET, frozense
 
 
 def collection_of(kind: type, item: Shape) -> Shape:
-    """Return the shape of `list[item]`, `tuple[item, ...]`, `set[item]` or `frozenset[item]`. Instances of subclasses become plain."""
+    """Return the shape of `list[item]`, `tuple[item, ...]`, `set[item]` or `frozenset[item]`. Instances of subclasses lose their class."""
     label = f"{kind.__name__}[{item.label}{', ...' if kind is tuple else ''}]"
 
     def write(value: Any, levels: int) -> list[Any]:

@@ -1,7 +1,7 @@
 """Shapes for dates and times: date, time, datetime, timedelta, timezone and ZoneInfo.
 
 A zone is written after the time: ``+02:00``, ``+02:00[=CEST]`` for an offset with a name, ``+02:00[Europe/Paris]`` for a ZoneInfo. A reader
-with other zone data gets the same instant. `zoneinfo` takes memory and time to load, so it is loaded only when needed.
+with different zone data gets the same instant. `zoneinfo` takes memory and time to load, so it is loaded only when needed.
 """
 
 from __future__ import annotations

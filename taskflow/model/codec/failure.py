@@ -14,7 +14,7 @@ from taskflow.model.ids import id_text
 
 
 def failure_body(failure: FailureNote) -> bytes:
-    """Return a failure as a value in a payload."""
+    """Encode a failure as a value for a payload."""
     job_id = id_text(failure.job_id)
     return pack([marker(codes.FAILURE), failure.type, failure.message, job_id])
 

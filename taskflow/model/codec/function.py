@@ -30,8 +30,8 @@ CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Arguments:
-    """Converts the arguments of calls to one function, by its parameters and their shapes. Immutable. An argument that was not passed is
-    not written. ``*args`` becomes an array and ``**kwargs`` a map, each under the parameter's name; if empty, they are left out."""
+    """Converts the arguments of calls to one function, according to its parameters and their shapes. Immutable. Arguments not passed are
+    left out. ``*args`` becomes an array and ``**kwargs`` a map, each under the parameter's name; empty ones are left out too."""
 
     def __init__(self, parameters: Sequence[Parameter], shapes: Mapping[str, Shape], injected: frozenset[str]) -> None:
         self._injected = injected
@@ -190,7 +190,7 @@ class FunctionCodec:
     `name` is the job's name, for messages. Callers do not pass the first `skip` parameters, nor those named in `injected`. Raises
     DeclarationError for an unsupported signature, or for a name that is undefined when `resolve` is called or the codec is first used.
 
-    If it `is_batch`, the function takes and returns a list with an element for each job.
+    If `is_batch` is True, the function takes and returns a list with an element for each job.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class FunctionCodec:
         return self._compiled is not None
 
     def resolve(self) -> None:
-        """Resolve names that were undefined at construction. If one still is, raises DeclarationError, naming the parameter."""
+        """Resolve names that were undefined at construction. Raises DeclarationError, naming the parameter, if one is still undefined."""
         unresolved = self._try_to_compile() if self._compiled is None else None
         if unresolved is not None:
             raise DeclarationError(
@@ -231,14 +231,14 @@ class FunctionCodec:
 
     @functools.cached_property
     def secrets(self) -> tuple[str, ...]:
-        """The names that are marked as `Secret` in the annotations: of parameters, of fields of their types, and "return" for the result.
+        """The names that the annotations mark as `Secret`: names of parameters and of fields of their types, and "return" for the result.
         Raises DeclarationError if an annotation cannot be resolved."""
         self.resolve()
         hints = self._all_hints()
         return secret_names({**{each.name: each.annotation for each in self._annotated(hints)}, RETURNED: hints.get(RETURNED, Any)})
 
     def hints(self, names: Collection[str]) -> dict[str, Any]:
-        """Return the annotations of one job. They differ from the function's if that is a batch function, which takes and returns lists."""
+        """Return the annotations of one job. They differ from those of a batch function, which takes and returns lists."""
         hints = hints_of_function(self._function, names)
         return hints_of_item(hints) if self._is_batch else hints
 
@@ -271,7 +271,7 @@ class FunctionCodec:
         return decode(arguments, payload, limits, where=self._in_call)  # type: ignore[no-any-return]
 
     def around(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, int, CallArguments]:
-        """Return the name and the place of the first positional parameter that is missing in `kwargs`, and a call's arguments without it.
+        """Return the name and the place of the first positional parameter that is missing in `kwargs`, and the call's arguments without it.
         `args` are for the parameters after that place. Raises EncodeError if no such parameter exists."""
         before, named = list[Any](), dict(kwargs)
         for each in self._parameters:
@@ -283,7 +283,7 @@ class FunctionCodec:
         raise EncodeError(f"{self.name} has no free parameter for a result: bind() makes a call that ignores it")
 
     def encode_around(self, takes: str, call: CallArguments) -> bytes:
-        """Encode arguments from `around`, which lack the one for `takes`. Raises the errors of `encode_arguments`."""
+        """Encode arguments from `around`, which lack the one for `takes`. Raises the same errors as `encode_arguments`."""
         return encode(self._shape_around(takes), call, self.limits, where=self._in_call)
 
     def decode_around(self, takes: str, payload: bytes) -> CallArguments:
@@ -296,7 +296,7 @@ class FunctionCodec:
         return self._around[takes]
 
     def as_sent(self, name: str) -> Callable[[Any], Any]:
-        """Return a function that converts an argument to the value that a run gets, and raises EncodeError for an unsuitable one."""
+        """Return a function that converts an argument to the value that a run gets. It raises EncodeError for an unsuitable argument."""
         self.resolve()
         shape = _shape(Compiler(), self.hints((name,)).get(name, Any), name)
         return lambda value: decode(shape, encode(shape, value, self.limits), self.limits)
@@ -328,7 +328,7 @@ class FunctionCodec:
         return parameters[skip:]
 
     def _try_to_compile(self) -> Unresolved | None:
-        """Compile the signature. Returns the Unresolved error if a name is undefined. Raises DeclarationError if it can never work."""
+        """Compile the signature. Returns the Unresolved error if a name is undefined. Raises DeclarationError if it can't be compiled."""
         try:
             hints, of_result = self._all_hints(), Compiler()
             result = replace(_shape(of_result, hints.get(RETURNED, Any), RETURNED), runs_code=of_result.runs_code)

@@ -95,7 +95,7 @@ def stands_for(name: Any, annotation: Callable[[], Any]) -> Any:
 
 
 def _unresolved(error: NameError | AttributeError, annotations: Mapping[str, Any], prefix: str) -> Unresolved:
-    """Return the Unresolved for an undefined name. The annotation that uses it is found by a text search: `error` has only the name."""
+    """Return the Unresolved for an undefined name. A text search finds the annotation that uses it, because `error` has only the name."""
     missing = error.name or str(error)
     owners = [name for name, annotation in annotations.items() if missing in str(annotation)]
     return Unresolved(missing, prefix + (owners[0] if owners else "signature"))
@@ -117,7 +117,7 @@ def _owners(kind: type, arguments: tuple[Any, ...]) -> dict[type, _Bindings]:
 
 
 def _owner_of(name: str, kind: type, owners: Mapping[type, _Bindings]) -> _Bindings:
-    """Return the bindings of the most derived class that declares a field, or the first in a TypedDict, which repeats inherited fields."""
+    """Return the bindings of the most derived class that declares a field; for a TypedDict, which repeats inherited ones, of the first."""
     declaring = [bindings for owner, bindings in owners.items() if name in inspect.get_annotations(owner)]
     return next(iter(declaring if hasattr(kind, "__total__") else reversed(declaring)), {})
 

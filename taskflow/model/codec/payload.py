@@ -1,4 +1,4 @@
-"""Encodes values as payloads and decodes them, by a shape and within limits. `docs/reference/wire-format.md` describes the bytes.
+"""Encodes values as payloads and decodes them, using a shape and within limits. `docs/reference/wire-format.md` describes the bytes.
 
 An unknown version, flag, key or content raises `NewerFormat`: a newer taskflow wrote the payload, and the job waits for a newer worker.
 """
@@ -60,7 +60,7 @@ def open_payload(payload: bytes) -> tuple[Content, bytes]:
 
 
 def with_argument(payload: bytes, name: str, values: Sequence[bytes], *, is_list: bool) -> bytes:
-    """Return the payload of a call with one more argument, without decoding anything. It is a single value, or a list of the values.
+    """Return the payload of a call with one more argument, without decoding anything. The argument is a single value or a list.
 
     `values` are bodies of payloads. Raises DecodeError for a payload that is not a map of arguments.
     """
@@ -86,7 +86,7 @@ class Limits(msgspec.Struct, frozen=True):
 
     `size`   the bytes of the whole payload
     `depth`  how deeply containers are nested in an argument: ``[[1]]`` is two deep. At most 200: a level takes 3 of Python's 1,000 frames
-    `items`  the number of values of any kind: a million empty lists fit into 1 MiB, but take sixty times that when decoded
+    `items`  the number of values of any kind: a million empty lists fit into 1 MiB, but take sixty times as much when decoded
     """
 
     size: int = 1 << 20
@@ -110,7 +110,7 @@ def _check_limits(payload: bytes, content: Content, limits: Limits) -> None:
 
 
 def _items_in_json(body: bytes, _enough: int) -> int:
-    """Return an upper bound on the number of values. Each but the first follows a comma, colon or opening bracket outside a string."""
+    """Return an upper bound on the number of values. All but the first follow a comma, colon or opening bracket outside a string."""
     bare = re.sub(_JSON_STRING, b"", body)
     return 1 + sum(bare.count(mark) for mark in (b",", b":", b"[", b"{"))
 
@@ -221,7 +221,7 @@ def encode(shape: Shape, value: Any, limits: Limits, *, where: str = "", annotat
         raise error.as_encode_error(where, annotated) from error.__cause__
     except RecursionError:
         raise too_deep().as_encode_error(where) from None
-    except Exception as error:  # from the class's code: a property, or a mapping's items()
+    except Exception as error:  # raised by the class's code: a property, or a mapping's items()
         raise EncodeError(f"cannot be encoded: {raised(error)}{where}") from error
     return payload
 
@@ -239,7 +239,7 @@ def decode(shape: Shape, payload: bytes, limits: Limits, *, where: str = "") -> 
         raise error.as_decode_error(where) from shown_cause(error.__cause__)
     except RecursionError:
         raise too_deep().as_decode_error(where) from None
-    except Exception as error:  # from the class's code, or for a number that its type cannot hold
+    except Exception as error:  # raised by the class's code, or for a number that its type cannot hold
         raise DecodeError(f"cannot be decoded: {raised(error)}{where}") from shown_cause(error)
 
 
@@ -251,13 +251,13 @@ def encode_value(value: object, *, limits: Limits = DEFAULT_LIMITS) -> bytes:
 def decode_value(payload: bytes, *, limits: Limits = DEFAULT_LIMITS) -> Any:
     """Decode a payload without an annotation. Raises DecodeError if the payload is invalid or exceeds a limit.
 
-    Instances of classes are returned as dicts, Enum members as their values, unregistered types as the value that `encode` made.
+    Returns instances of classes as dicts, Enum members as their values, and unregistered types as the values that `encode` made.
     """
     return decode_plain(ANY, payload, limits)
 
 
 def decode_plain(shape: Shape, payload: bytes, limits: Limits) -> Any:
-    """Decode a payload with a shape without annotations. Types that are not registered here become the value that `encode` made."""
+    """Decode a payload by a shape that has no annotations. Types that are not registered here become the values that `encode` made."""
     try:
         return decode(shape, payload, limits)
     except UnknownType:

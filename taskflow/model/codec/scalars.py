@@ -35,7 +35,7 @@ def _label(kind: type) -> str:
 
 
 def _native(kind: type, write: Convert | None = None, read_json: Convert | None = None) -> Shape:
-    """Return the shape of a type that msgpack also has. By default, no instance of a subclass can be written."""
+    """Return the shape of a type that msgpack also has. By default, instances of subclasses are rejected."""
     label = _label(kind)
 
     def write_same(value: Any, _levels: int) -> Any:
@@ -234,7 +234,7 @@ SCALARS: Final[dict[type, Shape]] = {
 # --- paths --------------------------------------------------------------------------------------------------------
 
 _LETTERS: Final[dict[type[PurePath], bytes]] = {PosixPath: b"P", WindowsPath: b"W", PurePosixPath: b"p", PureWindowsPath: b"w"}
-"""The letter of each class, which comes before the text. Subclasses come before their bases."""
+"""The letter of each class, which precedes a path's text. Subclasses come before their bases."""
 _KINDS: Final = {letter: kind for kind, letter in _LETTERS.items()}
 _ALL: Final[tuple[type[PurePath], ...]] = (Path, *_LETTERS, PurePath)
 

@@ -15,8 +15,8 @@ _KNOWN_MODULES = ("builtins", "datetime", "uuid", "decimal", "zoneinfo", "pathli
 
 
 class ShapeError(Exception):
-    """Raised when a value does not fit its shape. Each enclosing container adds a step to its path with `within`. The codec converts it
-    to an error of class `error`, or to EncodeError or DecodeError."""
+    """Raised when a value does not fit its shape. Each enclosing container adds a step to the error's path with `within`. The codec
+    converts the error to class `error`, or to EncodeError or DecodeError."""
 
     def __init__(self, message: str, error: type[CodecError] | None = None, *, needs_annotation: bool = False) -> None:
         super().__init__(message)
@@ -121,7 +121,7 @@ def one_of(names: Sequence[str]) -> str:
 
 
 Convert: TypeAlias = Callable[[Any, int], Any]
-"""Converts a value to a wire value, or back. The int is the number of nesting levels left. Raises ShapeError if it does not fit."""
+"""Converts a value to a wire value, or back. The int is the number of nesting levels left. Raises ShapeError if the value does not fit."""
 
 Form: TypeAlias = object
 """A feature that distinguishes wire values: a type such as `str`, the code of an extension or marker, ("tag", name) or ("type", name)."""
@@ -132,7 +132,7 @@ class Shape(msgspec.Struct, frozen=True):
 
     `types`      the exact types of the values that it can write
     `forms`      the forms of its wire values
-    `tag`        the name with which a union can mark the values; "" if it cannot recognize them by their type
+    `tag`        the name with which a union can mark the values; "" if their type does not identify them
     `wide`       True if it accepts every self-describing value, as `Any` does. In a union, it replaces members such as int or str
     `fits_json`  returns True if a JSON array or object fits, judged by its type, keys and length. A union chooses the first such member
     `keys`       the keys of a TypedDict, by which a union tells its values from those of another

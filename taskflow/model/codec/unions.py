@@ -1,7 +1,7 @@
 """Shapes for annotations that give a choice: Enum, Flag, Literal, and unions.
 
 A union chooses a member by the exact type of the value, or by the form of the wire value. If two members look alike on the wire, instances
-are written as arrays: the marker TAGGED, the name of the class, the value. TypedDicts are told apart by their keys. An ambiguous union is
+are written as arrays: the marker TAGGED, the class name, and the value. TypedDicts are told apart by their keys. An ambiguous union is
 rejected when it is declared.
 """
 
@@ -153,7 +153,7 @@ def _accepts(convert: Convert, value: Any) -> bool:
 
 
 def _joined(keyed: Sequence[tuple[Shape, DictKeys]]) -> Shape:
-    """Return a shape that chooses among TypedDicts. A dict that fits none goes to the nearest one, so that the error says what is wrong."""
+    """Return a shape that chooses among TypedDicts. A dict that fits none is passed to the nearest one, whose error says what is wrong."""
     label = " | ".join(member.label for member, _ in keyed)
 
     def converter(of: Callable[[Shape], Convert], got: Callable[[Any], str]) -> Convert:
@@ -212,7 +212,7 @@ def union_of(members: Sequence[Shape]) -> Shape:
 
 
 def _without_covered(members: Sequence[Shape]) -> list[Shape]:
-    """If `Any` is among the members, leave out the members that it covers. Classes, and members that may contain one, are kept."""
+    """If `Any` is among the members, leave out the members that it covers. Classes, and members that may contain classes, are kept."""
     wide = next((member for member in members if member.wide), None)
     if wide is None:
         return list(members)
@@ -307,7 +307,7 @@ def _reader(label: str, members: Sequence[Shape]) -> Convert:
 
 
 def _json_reader(label: str, members: Sequence[Shape]) -> Convert:
-    """Return a reader that takes the first member that seems to fit: trying them one by one could take 2**depth steps on hostile input."""
+    """Return a reader that uses the first member that seems to fit. Trying one after another could take 2**depth steps on hostile input."""
 
     def read_json(wire: Any, levels: int) -> Any:
         if type(wire) in (list, dict):

@@ -60,7 +60,7 @@ def read_any(wire: Any, levels: int) -> Any:
 
 
 def read_json_any(wire: Any, levels: int) -> Any:
-    """Read a JSON value as it is, with each Decimal converted to a float."""
+    """Read a JSON value as it is, except that each Decimal becomes a float."""
     if type(wire) is list:
         return convert_items(wire, read_json_any, inside(levels))
     if type(wire) is dict:
@@ -118,7 +118,7 @@ def _has_unknown_name(form: object) -> TypeGuard[tuple[str, str]]:
 
 
 def without_unknown_names(wire: Any) -> Any:
-    """Replace each value of a type that isn't registered here by the value that `encode` made."""
+    """Replace each value of a type that isn't registered here with the value that `encode` made."""
     if type(wire) is dict:
         return {key: without_unknown_names(part) for key, part in wire.items()}
     if type(wire) is not list:
@@ -172,16 +172,16 @@ class _Registered(NamedTuple):
 
 _by_name: dict[str, _Registered] = {}
 _without: WeakSet[type] = WeakSet()
-"""The classes whose instances a declared job already sends as fields."""
+"""The classes whose instances a declared job already sends by their fields."""
 
 
 def register_type(kind: type[T], *, encode: Callable[[T], object], decode: Callable[[Any], T], name: str | None = None) -> None:
     """Register a class so that arguments and results can contain its instances, which taskflow couldn't send otherwise.
 
     `encode`  returns a value that can be sent without an annotation: plain data, or instances of other registered types
-    `decode`  makes an instance from that value. It's also called by the sender: encoding the instance again must give the same value
-    `name`    identifies the class in stored arguments (default: its module and qualified name). Choose one that survives a move of the
-              class
+    `decode`  makes an instance from that value. The sender calls it too: encoding the instance again must give the same value
+    `name`    identifies the class in stored arguments (default: its module and qualified name). Choose a name that stays valid if the
+              class moves
 
     Register a class next to its definition, before jobs whose annotations mention it are declared. This applies to instances of exactly
     this class, not of subclasses. A worker in which the name is not registered parks the job, as it does with an unknown job.

@@ -1,6 +1,6 @@
 """Converts wire values to bytes and back: msgpack with taskflow's extension codes (`docs/reference/wire-format.md`).
 
-A wire value is None, a bool, an int of 64 bits, a float, a str, bytes, a list, a dict with str keys, or an `Ext`; from JSON also a Decimal.
+A wire value is None, a bool, an int of 64 bits, a float, a str, bytes, a list, a dict with str keys, an `Ext` or, from JSON, a Decimal.
 
 msgspec is faster than `msgpack`, and raises only ValueError or RecursionError for invalid bytes. Its typed decoding is not used: it
 confuses str-like members of a union, has no tuple in Any, and rounds numbers.
