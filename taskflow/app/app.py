@@ -71,7 +71,7 @@ class App:
     # --- settings ----------------------------------------------------------------------------------
 
     def read_settings(self) -> Settings:
-        """Return the current settings, which are read on first use and after each change. Declared jobs then get the new size limits."""
+        """Return the current settings. They are read on first use and after each change; declared jobs then get the new size limits."""
         settings = self._settings
         if settings is None:
             integrated = {name: value for name, value in self._integrated.items() if value is not None}

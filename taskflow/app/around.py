@@ -67,7 +67,7 @@ def depends(function: Callable[..., Any], /) -> Any:
 
     `function` returns the value or yields it once; it may be async if the job is. When the job's function has ended, the code after each
     ``yield`` runs, in reverse order, before the run is settled. If the job fails, its error is raised at the ``yield``, and remains the
-    run's error, whatever the code there does or raises. The function may have dependencies itself, and a first parameter annotated with
+    run's error, whatever the code after it does or raises. The function may have dependencies itself, and a first parameter annotated with
     `JobContext`. Each function is called once in a run, and everything that depends on it shares the value.
 
     Callers do not pass the parameter: `delay` refuses it. Raises DeclarationError if `function` takes other arguments without a default.
@@ -103,7 +103,7 @@ def _innermost(function: Callable[..., Any]) -> Any:
 
 
 def dependencies_of(parameters: Sequence[inspect.Parameter]) -> dict[str, Dependency]:
-    """Return the dependencies among the parameters, by name. Raises DeclarationError if one of them can't be passed by name."""
+    """Return the dependencies among parameters, by name. Raises DeclarationError if one is positional-only or precedes callers' values."""
     found = dict[str, Dependency]()
     for number, each in enumerate(parameters):
         _refuse_annotated(each)

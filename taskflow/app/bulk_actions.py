@@ -1,4 +1,4 @@
-"""Retries, runs, cancels or purges selected jobs in batches for `operate` and the command line, and records it in the audit log."""
+"""Retries, runs, cancels or purges selected jobs in batches for `operate` and the command line. Records each action in the audit log."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class CallBroker(Protocol):
 
 
 class CallBrokerOnce:
-    """Calls an operation of the broker without repeating it."""
+    """Calls an operation of the broker only once."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -235,7 +235,7 @@ def _answer(action: ActionName, status: Status | None, record: Record | None) ->
 
 
 def foresee(action: ActionName, record: Record | None, *, by_id: bool) -> str:
-    """Return the answer that the action would give for the job, judged by its status. `by_id` is True if the job is named by its id."""
+    """Return the answer that the action would give for the job, judging by its status. `by_id` is True if the job is named by its id."""
     if record is None:
         return UNKNOWN
     if action in ("cancel", "run-now") or (action == "purge" and by_id):
@@ -407,7 +407,7 @@ async def perform(
 
 
 async def _record(call: CallBroker, action: Action) -> None:
-    """Add the action to the log, even in a task that is being cancelled. If that fails, only log an error: the action itself is done."""
+    """Add the action to the log, even in a task that is being cancelled. If that fails, only log an error: the action is already done."""
     import anyio
 
     async def add() -> None:

@@ -157,7 +157,7 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     `name`          the name by which workers find the job (default: the function's module and qualified name)
     `queue`, `priority`, `timeout`, `expires`, `keep_result`, `key_scope`, `on_conflict`, `throttle`, `debounce`, `at_most`, `on_failure`
                     as in `EnqueueOptions`, for every call
-    `key`           the key of every call, or a template of it such as "{project_id}" or "{tenant}:{order.id}", which is formatted from the
+    `key`           the key of every call, or a template for it such as "{project_id}" or "{tenant}:{order.id}", which is formatted from the
                     call's arguments. None as a value raises TypeError, unless the template gives a text for it: "{branch?main}"
     `tags`          tags of every call; those of `.options(tags=...)` are added to them
     `max_attempts`  the number of attempts, including the first (default 10)

@@ -26,14 +26,14 @@ from taskflow.model.wording import POISON
 
 SAMPLE_TIME: Final = 1.0  # seconds for which a command measures the rate of claims from a queue
 MAX_POSITIONS: Final = 1_000  # the maximum number of jobs counted ahead of a ready job
-MAX_SCHEDULED: Final = 100  # the maximum number of scheduled jobs that are searched for jobs that no worker knows
+MAX_SCHEDULED: Final = 100  # the maximum number of scheduled jobs that are compared with what workers know
 POSITIONS_AT_ONCE: Final = 200
 MAX_HOLDERS: Final = 3  # the maximum number of jobs that are named as holders of a limit's slots
 MAX_WAITING: Final = 1_000  # a store counts at most this many jobs that wait at a limit
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """A reason for a job's state, and its cure if there is one."""
+    """A reason for a job's state, with a cure if there is one."""
 
     text: str
     cure: str = ""
@@ -83,7 +83,7 @@ async def unknown_jobs(admin: Admin, queues: Sequence[QueueInfo], known: Sequenc
 
 
 class OwnFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Facts that concern only this job: related jobs of its flow, and its limits.
+    """Facts that concern a single job: related jobs of its flow, and its limits.
 
     `awaited`  some of the jobs that it waits for; failed and cancelled ones come first
     `cause`    the job whose failure cancelled it

@@ -47,8 +47,8 @@ class FlowHandle(Generic[R_co]):
 
         The result is that of the last job or, if the flow ends in a group, the list of the group's results, in the order of the calls.
 
-        If the flow failed, raises the JobFailed or JobCancelled of the job that caused it, whose id is in `job_id`. Also raises the other
-        errors of `JobHandle.result`.
+        If the flow failed, raises the JobFailed or JobCancelled of the job that caused the failure, whose id is in `job_id`. Also raises
+        the other errors of `JobHandle.result`.
         """
         seconds = None if timeout is None else seconds_to_wait(timeout)
         until = None if seconds is None else time.monotonic() + seconds

@@ -29,7 +29,7 @@ class TreeLine(NamedTuple):
 
     @property
     def note(self) -> str:
-        """The text about the line's job, or else the reason why the job waits or has ended. Empty for several jobs."""
+        """The text about the line's job, or the reason why the job waits or has ended. Empty for a line about several jobs."""
         if self.record is None:
             return ""
         if self.text:

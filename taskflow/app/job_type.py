@@ -54,7 +54,7 @@ class HasOptions:
 
     @property
     def key(self) -> str | None:
-        """The key of its calls, or the template that makes it; None if they have no key."""
+        """The key of the job's calls, or the template that makes it; None if they have no key."""
         key = self._given.get("key")
         return str(key) if key else None
 
@@ -127,7 +127,7 @@ class JobType(HasOptions, Generic[R_co]):
 
     @property
     def policy(self) -> Policy:
-        """The rules by which workers retry and stop its runs."""
+        """The rules by which workers retry and stop the job's runs."""
         return Policy(**{**self._read_settings().defaults.policy, **self._policy})
 
     @property

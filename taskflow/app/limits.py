@@ -27,7 +27,7 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     `n`         the number in force
     `is_set`    True if `limits.set` has set the number, False if it is the declared one
     `running`   how many jobs hold a slot: they are ready or running. 0 for a rate
-    `waiting`   how many jobs wait for a slot, at most 1,000. 0 for a rate, whose jobs wait for their times. A list counts
+    `waiting`   how many jobs wait for a slot, at most 1,000. 0 for a rate, whose jobs wait for their times. `list` counts
                 them for 200 limits only; the others show 1 if any job waits
     `per`       the seconds of a rate; None for a `Concurrency`
     `burst`     how many jobs may start at once at a rate

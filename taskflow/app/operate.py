@@ -161,7 +161,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Some of the selected jobs.
+    """A page of the selected jobs.
 
     `cursor`         where the next page begins, for `operate.page`, as text that is safe in a URL; None after the last page
     `examined`       how many jobs were read to find these

@@ -183,7 +183,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return {field: value for field, value in fields.items() if value != getattr(_PLAIN, field)}
 
     def _window_fields(self, job: str) -> dict[str, Any]:
-        """Return the envelope fields of `throttle` and `debounce`. Raises ValueError if there is no key, or an option that they exclude."""
+        """Return the envelope fields of `throttle` and `debounce`. Raises ValueError if there is no key, or if an option excludes them."""
         name = "throttle" if self.throttle else "debounce"
         if not self.throttle and not self.debounce:
             raise ValueError(f"{job}: at_most= needs debounce=, which it limits")

@@ -10,7 +10,8 @@ from taskflow.model.errors import ConfigurationError
 
 
 def project_table(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
-    """Return the path and the taskflow table of the nearest pyproject.toml, at or above the folder, if any. Raises ConfigurationError."""
+    """Return the path and the taskflow table of the nearest pyproject.toml, in the folder or above it, or None if there is no such file.
+    Raises ConfigurationError if the file cannot be read, or if its `[tool.taskflow]` is not a table."""
     for candidate in (folder, *folder.parents):
         file = candidate / "pyproject.toml"
         if file.is_file():

@@ -109,7 +109,7 @@ class Schedules:
         `overlap`, `catch_up`, `max_delay`   as in `job`. For a flow, `overlap` can be "allow" or "skip", which adds no flow until all
                     jobs of the last one have ended
 
-        Raises TypeError or ValueError for an invalid argument, also for a call with ``on_conflict="raise"``, because a worker sends
+        Raises TypeError or ValueError for an invalid argument, and for a call with ``on_conflict="raise"``, because a worker sends
         it. Raises ScheduleConflict if a decorator has declared a schedule with this name.
         """
         if not isinstance(call, Call | Composed):
@@ -179,7 +179,7 @@ class Schedules:
         """Add a job or flow for each of the schedule's times from `start` (inclusive) to `end` (exclusive). Return the handles of the jobs,
         or of the flows' last jobs, in order.
 
-        If the store still knows the job, or a job of the flow, for a time, nothing is added for that time. `overlap`, `catch_up` and
+        Nothing is added for a time if the store still knows its job, or a job of its flow. `overlap`, `catch_up` and
         `max_delay` do not apply. Raises ValueError and adds nothing if there are more than `limit` times, or if `start` or `end` is naive.
         The same happens if there is more than one time and the calls have a key, because only one of the jobs could be live.
         """

@@ -132,8 +132,7 @@ class Sent(Generic[R]):
 
 
 class Batch(Generic[R]):
-    """A batch of at most 1,000 calls and 1 MiB, or one larger call. `error` is the exception that the iterable raised after these calls, if
-    any."""
+    """At most 1,000 calls and 1 MiB, or one larger call. `error` is the exception that the iterable raised after these calls, if any."""
 
     def __init__(self) -> None:
         self.calls: list[BareCall[R]] = []

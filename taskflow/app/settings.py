@@ -72,7 +72,7 @@ _NUMBERS: Final[Mapping[str, tuple[type[int] | type[float], int, float]]] = {
 
 
 def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
-    """Return the current settings, merged from all sources. Raises ConfigurationError for an invalid value, naming its source."""
+    """Return the current settings, merged from all sources. Raises ConfigurationError for an invalid value, naming source and setting."""
     environ = os.environ if environ is None else environ
     variables = {name: f"TASKFLOW_{name.upper()}" for name in TEXTUAL}
     given = {name: _read(variable, name, text) for name, variable in variables.items() if (text := environ.get(variable))}

@@ -74,7 +74,7 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
 
 
 def notes_of(envelope: Envelope) -> tuple[bytes, ...]:
-    """Return the ids of the notes (inputs of a flow's jobs) that a job's success writes and, if there are few, of the notes it drops."""
+    """Return the ids of the notes (inputs of a flow's jobs) that a job's success writes, and of those that it drops, if there are few."""
     member = envelope.member
     inputs = 0 if member is None or member.inputs > MAX_NOTES_AT_ONCE else member.inputs
     ties = zip(envelope.joins, envelope.ties, strict=False)

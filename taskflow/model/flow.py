@@ -16,13 +16,13 @@ MAX_JOBS: Final = 10_000
 """The maximum number of jobs in a flow, apart from those that follow a group."""
 
 MAX_MEMBERS: Final = 2 * MAX_JOBS
-"""The maximum number of all jobs in a flow."""
+"""The maximum total number of jobs in a flow."""
 
 MAX_FLOW_BYTES: Final = 16 << 20
 """The maximum size of the arguments and options of all jobs in a flow, in bytes."""
 
 MAX_RESULTS: Final = 64 << 20
-"""The maximum size of all results that one job gets, in bytes."""
+"""The maximum total size of the results that one job gets, in bytes."""
 
 MAX_NOTES_AT_ONCE: Final = 16
 """The maximum number of notes (stored inputs) that the end of a job drops in the same step. Upkeep drops the others."""

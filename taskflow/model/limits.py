@@ -16,7 +16,7 @@ RATE: Final = b"rate"
 """The kinds of gates."""
 
 TENANT: Final = b"tenant"
-"""The kind in the digest of a tenant, whose jobs take turns with those of other tenants."""
+"""The kind of a tenant's digest. The jobs of different tenants take turns."""
 
 MAX_GATES: Final = 8
 """The maximum number of limits of one job."""

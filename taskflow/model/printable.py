@@ -1,4 +1,4 @@
-"""Makes text safe to show in a terminal or a log. Also formats times, durations and JSON, suggests similar names, and logs safely."""
+"""Makes any text safe to show in a terminal or log. Also formats times, durations and JSON, suggests similar names, and logs safely."""
 
 from __future__ import annotations
 

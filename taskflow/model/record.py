@@ -177,7 +177,7 @@ def record_of(job: Any, reader: FieldReader, *, id: bytes, name: str, queue: str
 
 
 def waits_at_limit(record: Record) -> bool:
-    """Return True if the job waits for a slot of a limit, or for its rate."""
+    """Return True if the job waits at a limit: for a slot, or for the time that a rate gave it."""
     return _waits_for(record, wording.WAITS_AT_GATE)
 
 

@@ -39,7 +39,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     `keep_failed`       how long a failed job is kept
     `keep_cancelled`    how long a cancelled job is kept
     `keep_asleep`       how long a declared schedule is kept after the last session that declared it has ended
-    `kept_per_queue`    how many failed jobs, and how many other ended jobs, are kept in each queue; the oldest are dropped first
+    `kept_per_queue`    the maximum number of failed jobs in each queue, and of its other ended jobs; the oldest are dropped first
     `max_ends`          how many ends of jobs the store keeps for workers with `ended` hooks; the oldest are dropped and counted
     `max_actions`       how many actions of operators the audit log keeps
     `upkeep_every`      how often upkeep runs in the whole fleet while nothing is due. By default, an idle worker sends less than one

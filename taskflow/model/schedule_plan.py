@@ -29,7 +29,7 @@ PROMPT: Final = 10.0
 If a worker is killed while firing a schedule, the delay is shorter than this."""
 
 MAX_COUNTED: Final = 100
-"""The maximum number of missed instants that are counted at once. Any after those are skipped without being counted."""
+"""The maximum number of missed instants that are counted at once. Further ones are skipped without being counted."""
 
 
 MAX_FLOW_JOBS: Final = 1_000

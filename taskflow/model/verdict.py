@@ -56,7 +56,7 @@ MAX_ERRORS_BYTES: Final = 65_536
 
 
 class RunEnding(StrEnum):
-    """How a run with an error in its job's history ended."""
+    """How a run that left an error in its job's history ended."""
 
     FAILED = "failed"
     TIMED_OUT = "timed out"
