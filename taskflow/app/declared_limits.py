@@ -96,7 +96,7 @@ class DeclaredLimits:
         return self._constant if self._constant is not None else self._gates(args, kwargs)
 
     def gates_without(self, takes: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Gate, ...]:
-        """Return the gates of a call whose argument `takes` is not known yet. Raises ValueError if a limit's key depends on it."""
+        """Return the gates of a call whose argument named by `takes` is not known yet. Raises ValueError if a limit's key depends on it."""
         for _, rule, declared in self._limits:
             if declared is not None and takes in declared.parameters:
                 raise ValueError(f"{rule!r} counts by {takes!r}, which the result fills: fill another parameter, or count by another one")

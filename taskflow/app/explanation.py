@@ -196,7 +196,7 @@ def _at_limit(record: Record, limits: Sequence[LimitRecord], facts: Facts) -> It
 
 
 def _taken(limit: LimitRecord) -> str:
-    """Return a text that says how many slots are taken, and names some of the jobs that hold them."""
+    """Return a phrase that says how many slots are taken and names some of the jobs that hold them."""
     shown = [f"{job.id} ({'running' if job.is_running else 'ready'})" for job in limit.holders[:MAX_HOLDERS]]
     more = [f"{limit.taken - len(shown):,} more"] * (limit.taken > len(shown) > 0)
     held_by = f" by {', '.join([*shown, *more])}" if shown else ""

@@ -124,7 +124,7 @@ class Middleware:
     does not await `call_next`, the call is not sent or the job is not run."""
 
     def stamp(self, calls: Sequence[EnqueueCall]) -> None:
-        """Set headers on calls that are about to be sent, such as 1,000 calls passed to `enqueue()`. Called once per batch, in the
+        """Set headers on a batch of calls that are about to be sent; `enqueue()` sends up to 1,000 per batch. Called once per batch, in the
         caller's thread, before the `enqueue` of any middleware. If it raises, no call in the batch is sent.
         """
 

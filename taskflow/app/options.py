@@ -244,7 +244,7 @@ _OPTION_TYPES: dict[str, type] = {"priority": int, "max_attempts": int, "queue":
 
 
 def declared_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Convert options of a declaration to fields of `Options` and of `Policy`. Raises TypeError or ValueError, naming the option."""
+    """Convert a declaration's options to fields of `Options` and `Policy`. Raises TypeError or ValueError, naming the option."""
     options = plain_options(cast(EnqueueOptions, {name: given[name] for name in _OF_CALLS if name in given}))
     if "tags" in options:
         options["declared_tags"] = options["tags"]

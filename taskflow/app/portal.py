@@ -93,7 +93,7 @@ class CallersThread(Executor):
             raise
 
     def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Run a function in the thread that has called `serve`."""
+        """Run a function in the thread that called `serve`."""
         future = Future[T]()
 
         def run() -> None:

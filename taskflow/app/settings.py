@@ -57,7 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
-# The settings that the environment and pyproject.toml may contain. Numbers have a type, a minimum and a maximum.
+# The settings that may come from the environment or pyproject.toml.
 TEXTUAL: Final = ("broker", "enqueue_timeout", "max_payload")
 _FUNCTIONS: Final[Mapping[str, str]] = {
     "lifespan": "a function that returns an async context manager",
@@ -65,7 +65,7 @@ _FUNCTIONS: Final[Mapping[str, str]] = {
     "child_lifespan": "a function that returns a context manager, or an async one",
 }
 _OF_PYPROJECT: Final = (*TEXTUAL, "defaults", "worker")  # `taskflow worker` reads the last one
-_NUMBERS: Final[Mapping[str, tuple[type[int] | type[float], int, float]]] = {
+_NUMBERS: Final[Mapping[str, tuple[type[int] | type[float], int, float]]] = {  # each number's type, minimum and maximum
     "enqueue_timeout": (float, 0, inf),
     "max_payload": (int, 1, MAX_PAYLOAD),
 }

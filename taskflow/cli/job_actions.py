@@ -49,7 +49,7 @@ WOULD: Final = {"run-now": "make ready"}
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """The JSON of `retry`, `run-now`, `cancel` and `purge`."""
+    """The JSON output of `retry`, `run-now`, `cancel` and `purge`."""
 
     action: str
     dry_run: bool

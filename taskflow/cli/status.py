@@ -188,7 +188,7 @@ def _rate_column(kind: str, rates: Rates) -> Column:
 
 
 def _hints(summary: Summary) -> Iterator[str]:
-    """Yield hints about paused queues and jobs, and about jobs that no running worker takes or knows."""
+    """Yield hints about paused queues and jobs, queues that no running worker takes jobs from, and jobs that no running worker knows."""
     alive = [worker.session for worker in summary.workers if worker.is_alive]
     for queue in summary.queues:
         ready = queue.counts.get(Status.READY, 0)

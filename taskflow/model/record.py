@@ -97,7 +97,7 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
 
     @property
     def queue_wait(self) -> float | None:
-        """Seconds for which the job was ready before its last run. None if it is waiting, or ended while it was waiting."""
+        """How many seconds the job was ready before its last run started. None if it is waiting, or ended while waiting."""
         ends = [instant_of(error.at) for error in self.errors]
         return queue_wait(self.status, self.due_at, self.started_at or self.claimed_at, ends)
 
@@ -182,7 +182,7 @@ def waits_at_limit(record: Record) -> bool:
 
 
 def is_parked(record: Record) -> bool:
-    """Return True if the job is waiting because no worker that claimed it knew its code or arguments."""
+    """Return True if the job is waiting because every worker that claimed it lacked its code or could not read its arguments."""
     others = (wording.WAITS_AT_GATE, wording.HANDED_BACK_IN_VAIN, wording.JOB_PAUSED)
     return _waits_for(record, "") and not any(_waits_for(record, other) for other in others)
 

@@ -178,7 +178,7 @@ def store_metrics(queues: Sequence[QueueInfo], totals: Mapping[str, Mapping[str,
 
 
 def limit_metrics(limits: Sequence[LimitRecord]) -> Generator[Metric]:
-    """Add up each limit's jobs over all its keys, so that there are few labels. Limits beyond the first `MAX_LIMITS` count as "_other"."""
+    """Add up each limit's jobs over all its keys, to keep labels few. Limits beyond the first `MAX_LIMITS` are counted as "_other"."""
     jobs = GaugeMetricFamily("taskflow_limit_jobs", "Jobs that hold a slot of a limit, or wait for one.", labels=("limit", "state"))
     full = GaugeMetricFamily("taskflow_limit_full_keys", "Keys of a limit at which jobs wait.", labels=("limit",))
     found = dict[str, Counter[str]]()

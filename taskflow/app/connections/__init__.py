@@ -15,7 +15,7 @@ class _Commits(Protocol):
 
 
 class _Proxy(Protocol):
-    """``django.db.connection``, if Django's stubs are not installed."""
+    """The type of ``django.db.connection`` when Django's stubs are not installed."""
 
     def __getattr__(self, item: Any, /) -> Any: ...
 

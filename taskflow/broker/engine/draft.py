@@ -139,9 +139,9 @@ class Draft:
         self._current: dict[Ref, Job | Plain | None] = {}
 
     def decide(self, items: Sequence[Item], one: Callable[[Draft, Item], T], *, together: bool) -> list[T]:
-        """Decide on each item in turn. If `missing` isn't empty afterwards, the answers must be discarded.
+        """Decide on each item in turn. The answers are valid only if `lacks` is false afterwards.
 
-        Each decision is one part. With `together`, all parts that change anything form one step.
+        Each decision is a separate part. With `together`, all parts that change anything are applied as one step.
         """
         self._is_whole = together
         answers = list[T]()

@@ -172,7 +172,7 @@ def pause(draft: Draft, queue: str, *, is_paused: bool) -> None:
 
 
 def close(draft: Draft, limits: Sequence[Gate], seconds: float) -> None:
-    """Let no job pass the rates among these gates for the next `seconds`."""
+    """Close the rates among these gates, so that no job passes them for the next `seconds`."""
     limits = [gate for gate in limits if gate.per]
     draft.require(refs_of(limits))
     for gate in limits:

@@ -96,8 +96,8 @@ def _paused_jobs(seen: Snapshot) -> tuple[str, ...]:
 
 
 def _of_this_boot(draft: Draft, beats: Sequence[Entry]) -> list[Entry]:
-    """Return the heartbeats of sessions registered since this boot, and clear older ones, whose times the restarted clock would soon reach.
-    The first operation after a boot registers a session, so no other operation has to check for them."""
+    """Return the heartbeats of sessions registered since this boot, and clear older ones: the clock restarts at boot, so their times
+    would soon look current. The first operation after a boot registers a session, so no other operation has to check for old heartbeats."""
     found = list[Entry]()
     for entry in beats:
         assert entry.record is not None

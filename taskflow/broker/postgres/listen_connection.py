@@ -65,7 +65,7 @@ class ListenConnection:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            if kind is None and not self._has_heard:  # behind a pooler, the server's connection would keep listening for the next program
+            if kind is None and not self._has_heard:  # behind a pooler, the next program would get a connection that still listens
                 with contextlib.suppress(*ERRORS):
                     async with asyncio.timeout(1.0):
                         for channel in self._takes:

@@ -170,7 +170,7 @@ class PostgresListener(Listener):
         """Do nothing: upkeep nudges another listener."""
 
     async def _note(self, topics: Iterable[str], ids: list[bytes]) -> None:
-        """Write a note of what this listener is waiting for, including every queue named in its former notes."""
+        """Write a note of what this listener is waiting for, including every queue named in its earlier notes."""
         of_jobs = {topic for topic in (*topics, *self._armed) if _is_of_jobs(topic)}
         others = [topic for topic in topics if not _is_of_jobs(topic)]
         former, note = sorted(self._noted), self._next_note() if of_jobs else 0

@@ -295,7 +295,7 @@ def ahead(prefix: bytes, contents: Mapping[bytes, bytes]) -> list[Command]:
 
 
 class Contents:
-    """Fetches the contents under one prefix."""
+    """Fetches and deletes the payloads and results that are stored under one key prefix."""
 
     def __init__(self, pool: Callable[[], ConnectionPool], prefix: str) -> None:
         """`pool` is a function that returns the running event loop's connections."""

@@ -339,7 +339,7 @@ def record_packing(kind: int, with_content: bool, entries: Type | None = None) -
 
 @cache
 def position_packing(index: Index) -> Packing:
-    """Return the packing of an index's positions: their columns, including the id."""
+    """Return the `Packing` that reads an index's positions: the index's columns and the record's id."""
     types = {field.name: field.type for field in HEADERS[index.kind]} | {"id": Type.BYTES}
     columns = [(falling_column(name[1:]) if name[0] == "-" else name, types[name.removeprefix("-")]) for name in index.at]
     if index.entries is not None:

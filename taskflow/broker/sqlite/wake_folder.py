@@ -164,7 +164,7 @@ class Folder:
         return True
 
     def forget(self, name: str) -> None:
-        """Remove all files of a listener."""
+        """Remove all of a listener's files."""
         self._listed = None
         for file in self.listeners().files_of(name):
             self.remove(file)

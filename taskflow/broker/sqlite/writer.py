@@ -116,7 +116,7 @@ class Writer:
             self._queue.put(call)
 
     def close(self) -> threading.Thread | None:
-        """Refuse further calls; accepted ones still run. Return the thread, which then ends, or None if it was never started."""
+        """Refuse further calls. Return the thread, which ends once the accepted calls have run, or None if it was never started."""
         if self.pid != os.getpid():
             return None
         with self._lock:

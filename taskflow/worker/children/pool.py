@@ -162,7 +162,7 @@ class ReservedChild:
         self._give_back = give_back
 
     async def run(self) -> Verdict:
-        """Run the job and return its verdict. Raises ChildFailed if the child sends none. If cancelled, kills it and waits for its exit."""
+        """Run the job and return its verdict. Raises ChildFailed if there is none. If cancelled, kills the child and waits for its exit."""
         try:
             return await self._child.run(self._holding, self._module)
         except asyncio.CancelledError:

@@ -74,7 +74,7 @@ class Output:
         start_thread(self._empty, "taskflow-output")
 
     def begin(self, lease: Lease) -> None:
-        """From now on, attribute all output that is read to this run."""
+        """Attribute all output read from now on to this run."""
         with self._lock:
             for stream in self._streams.values():
                 stream.begin(lease)
