@@ -33,7 +33,7 @@ Ended: time of the end, arrival. None, for a tag: id.
 AT_ONCE: Final = 500
 """How many jobs `pages` requests at once."""
 
-MAX_CHECKED: Final = 200
+MAX_CHECKED: Final = 120
 """The maximum number of jobs read for a page whose conditions the store can't check. Each of these jobs has to be decoded."""
 
 
