@@ -1,4 +1,4 @@
-"""Store operations for the command line. Workers do not need them."""
+"""Store operations for operators: the command line, the dashboard and applications call them. Running jobs doesn't need them."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     `queue`         the name of the queue
     `tag`           the tag; its jobs are listed newest first, and stores read no other jobs
     `job`           the name of the job
-    `error`         a text in the job's last error or in the reason of its end, ignoring case
-    `header`        the name of a header, and its value, or None for any value
+    `error`         a text that occurs in the job's last error or in the reason for its end, ignoring case
+    `header`        the name of a header, with its value, or with None for any value
     `created_before`, `ended_before`  the job was created, or ended, at least this many seconds ago
     `poison`        True for jobs that failed as poison
     """
@@ -172,7 +172,7 @@ class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Admin(Protocol):
-    """The operations behind the command line. As in `protocol`, each name in brackets is the name of a conformance test."""
+    """An operator's view of a store. As in `protocol`, each name in brackets is the name of a conformance test."""
 
     async def queues(self) -> list[QueueInfo]:
         """Return every queue that is paused or has ever had jobs, sorted by name. [admin_queues]"""
@@ -226,12 +226,12 @@ class Admin(Protocol):
     async def cancel_flow(self, flow: bytes) -> int:
         """Cancel the waiting jobs of a flow, and ask the running ones to stop. Return the number of these jobs.
 
-        After this call, no job of the flow starts, unless an operator retries it. If the caller dies, upkeep continues. [flow_cancel]
+        After this call, no job of the flow starts unless an operator retries it. If the caller dies, upkeep cancels the rest. [flow_cancel]
         """
         ...
 
     async def run_now(self, ids: Sequence[bytes]) -> list[Status | None]:
-        """Make SCHEDULED jobs READY now, whether they wait for their due time, a retry or the end of another back-off. [admin_run_now]
+        """Make SCHEDULED jobs READY now, whether they wait for their due time, for a retry or for any other reason. [admin_run_now]
 
         Return the status that each job had, or None for one that `read` would not return. Jobs with other statuses stay as they are: a HELD
         job keeps waiting for other jobs, or for the running job with its key. [admin_run_now_leaves]
@@ -258,8 +258,8 @@ class Admin(Protocol):
 
         Each job is dropped in a separate step, if it still matches then and isn't running. A job that begins to match during the call may
         stay. The ids stay known for `repeat_for`, so that a resent enqueue does not add the jobs again. A view with a tag drops no job
-        without that tag. [admin_purge_tag] A job that is cancelled because a job of its flow was purged is dropped too if it matches. Other
-        jobs of the flow are kept for `PURGED_TTL` seconds.
+        without that tag. [admin_purge_tag] If purging a job cancels others of its flow, those that match are dropped too, and the rest are
+        kept for `PURGED_TTL` seconds.
         """
         ...
 
@@ -269,8 +269,7 @@ class Admin(Protocol):
         ...
 
     async def pause(self, queue: str) -> None:
-        """Stop claims from the queue until `resume`. Jobs that are already
-        running continue. A second pause changes nothing. [admin_pause]"""
+        """Let no worker claim jobs from the queue until `resume`. Running jobs continue. A second pause changes nothing. [admin_pause]"""
         ...
 
     async def resume(self, queue: str) -> None:
@@ -281,16 +280,16 @@ class Admin(Protocol):
         """Start no more jobs with this name until `resume_job`. Running ones continue. A second pause changes nothing.
 
         The answers to registrations and heartbeats name the paused jobs, and every living session is nudged. A job that its session hands
-        back with `is_paused` is parked: SCHEDULED, with a `waiting_for` that names the pause. No counter is raised. If the pause is over by
-        then, the job is READY in its old place. After an hour, a parked job is READY again, and is parked again when it is claimed.
+        back with `is_paused` is parked: it becomes SCHEDULED, with a `waiting_for` that names the pause. No counter is raised. If the pause
+        is over by then, the job becomes READY in its old place instead. A job parked for an hour becomes READY, and is parked again when it
+        is claimed.
 
         Raises BrokerRefused if 100 jobs are paused. [job_pause]
         """
         ...
 
     async def resume_job(self, job: str) -> bool:
-        """End a pause, and make the first parked jobs READY in their old places. If this returns True, more may be parked: call it again.
-        [job_pause]"""
+        """End a pause, and make the first parked jobs READY in their old places. Return True if a further call is needed. [job_pause]"""
         ...
 
     async def paused_jobs(self) -> list[str]:
@@ -322,8 +321,8 @@ class Admin(Protocol):
         ...
 
     async def limits(self, limit: str | None = None, *, job: bytes | None = None) -> list[LimitRecord]:
-        """Return the gates of the limit with this name, or of all limits, that are in use or whose number was set. The gates with the most
-        waiting jobs come first. With `job`, return only the gates of the job with this id that are in use. [admin_limits]"""
+        """Return the gates of one limit, or of all limits, that are in use or whose number an operator has set. The gates with the most
+        waiting jobs come first. With `job`, return instead those gates of the job with this id that are in use. [admin_limits]"""
         ...
 
     async def set_limit(self, gate: Gate, *, is_set: bool) -> None:
@@ -332,7 +331,7 @@ class Admin(Protocol):
         ...
 
     async def metrics(self) -> Metrics:
-        """Return the number of events in each queue since the store was created. [admin_metrics]"""
+        """Return how often each event has occurred in each queue since the store was created. [admin_metrics]"""
         ...
 
     async def record_measures(self, record_id: bytes, measures: bytes) -> None:
@@ -343,8 +342,8 @@ class Admin(Protocol):
         ...
 
     async def history(self, since: datetime, until: datetime) -> list[MeasuresRecord]:
-        """Return the periods that overlap this span of time, in order. In the last 3 hours a period is a minute, in the last 2 days ten
-        minutes, and before that an hour, because upkeep merges periods. After 30 days they are dropped. [history_levels]
+        """Return the periods that overlap this span of time, in order. A period lasts a minute in the last 3 hours, ten minutes in the last
+        2 days, and an hour before that, because upkeep merges older periods. After 30 days they are dropped. [history_levels]
 
         Unreadable measures are ignored. [history_spoilt]
         """
@@ -356,7 +355,7 @@ class Admin(Protocol):
         ...
 
     async def rebuild(self) -> Rebuilt:
-        """Compute indexes, counts and the slots of limits from the records, after another program has changed the store.
+        """Correct indexes, counts and the slots of limits from the records, after another program has changed the store.
 
         The records themselves stay as they are. An interrupted call loses nothing, and can be repeated.
         Raises BrokerRefused while a worker is running. [admin_rebuild]

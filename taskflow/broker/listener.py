@@ -43,7 +43,7 @@ class ListenerState(NamedTuple):
 
 
 class AnnouncedWaiter(Waiter):
-    """A waiter whose topics are announced to the server when it waits."""
+    """A waiter whose listener announces its topics to the server when a wait begins."""
 
     def __init__(self, listener: Listener, topics: Sequence[str]) -> None:
         super().__init__(listener.flag, topics)
@@ -102,7 +102,7 @@ class Listener(ABC):
                 self._has_wants.set()
 
     def forget(self, topics: Iterable[str]) -> None:
-        """Make the next wait announce these topics again."""
+        """Make the next wait announce these topics again, and drop the records kept for their jobs."""
         self._armed.difference_update(topics)
         for job_id in job_ids(topics):
             self._ended.pop(job_id, None)
@@ -117,7 +117,7 @@ class Listener(ABC):
         return self._ended.pop(job_id, None)
 
     def armed(self, topics: Iterable[str], times: int) -> None:
-        """Record that another call has announced topics to the server. `times` is the value of `self.times` when that call began."""
+        """Record that topics were announced, unless the subscription has been lost since. `times` is `self.times` from before that."""
         if self.is_on and times == self.times:
             self._armed.update(topics)
 
@@ -151,12 +151,12 @@ class Listener(ABC):
         pass each topic that arrives to `received`, until the connection breaks."""
 
     def stays_armed(self, topic: str) -> bool:
-        """Return True if the server keeps announcing the topic after one request,
-        even if something had already happened when that request arrived."""
+        """Return True if one announcement is enough for the server to keep sending the
+        topic, even if something had already happened when the announcement arrived."""
         return False
 
     def received(self, topics: Iterable[str], *, disarms: bool) -> None:
-        """Wake the waiters of these topics. `disarms` is True if the server announces each topic only once per request."""
+        """Wake the waiters of these topics. `disarms` is True if the server sends each topic only once per announcement."""
         heard = set(topics)
         if disarms:
             self._armed -= heard
@@ -169,7 +169,7 @@ class Listener(ABC):
         self.flag.wake(heard)
 
     def received_ends(self, records: Mapping[bytes, Record | None]) -> None:
-        """Wake the waiters of these jobs. Records that arrived with the message are kept, which saves the waiters a query."""
+        """Wake the waiters of these jobs. Keep the records that arrived with the message for them, which saves the waiters a query."""
         for job_id, record in records.items():
             if record is not None and self.flag.hears(job_topic(job_id)):
                 self._ended[job_id] = record
@@ -198,7 +198,7 @@ class Listener(ABC):
 
     @abstractmethod
     async def pass_on(self, nudges: int) -> None:
-        """Ask the server to send this many nudges to other listeners instead, because no task of this listener is waiting for jobs."""
+        """Ask the server to nudge this many other listeners instead, because no task of this listener is waiting for those jobs."""
 
     # --- announcing topics ----------------------------------------------------------------------------------------
 

@@ -14,8 +14,7 @@ from taskflow.model.transitions import Event
 
 
 def literals(text: Callable[[str], str]) -> dict[str, str]:
-    """Return the literals of events, words and rules, by name. `text` formats a string in the script's language. Times are in
-    microseconds."""
+    """Return the literals of events, words and rules, by name. `text` quotes a string for the script. Times are in microseconds."""
     return {f"E.{event.name}": text(event.value) for event in Event} | {
         "W.DROPPED_OVER_CAP": text(wording.DROPPED_OVER_CAP),
         "W.STORE_FULL": text(wording.STORE_FULL),

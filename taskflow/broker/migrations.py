@@ -39,8 +39,7 @@ class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
         return self.migrations[-1].version if self.migrations else self.version
 
     def refuse_unless(self, migrates: bool, place: str | None = None) -> None:
-        """Raise BrokerRefused if a migration is pending and `migrates` is False.
-        The message names `place`, or by default the location of the tables."""
+        """Raise BrokerRefused if a migration is pending and `migrates` is False. The message names `place`, or else `self.place`."""
         if self.migrations and not migrates:
             if self.version == self.target:
                 stands = "lacks tables or indexes that taskflow needs"
@@ -62,7 +61,7 @@ class Migrating(Protocol):
         """Apply all pending migrations or none, and return those applied. If
         several callers migrate at once, only one of them applies the migrations.
 
-        Raises BrokerUnavailable if another session holds locks on the tables for over 2 s: other sessions would queue behind this one.
+        Raises BrokerUnavailable if it waits over 2 s for another session's locks on the tables, because other sessions queue behind it.
         """
         ...
 

@@ -26,8 +26,8 @@ POSITION_TYPES: Final[Mapping[Status | None, tuple[type, ...]]] = {
 }
 """The types of a position's values, by the status that the index covers.
 
-HELD: number of arrival. SCHEDULED: due time, arrival. READY: queue, priority, due time, arrival. RUNNING: session, request, number.
-Ended: time of the end, arrival. None, for a tag: id.
+HELD: arrival number. SCHEDULED: due time, arrival number. READY: queue, priority, due time, arrival number. RUNNING: session, request,
+the lease's number in the answer. Ended: time of the end, arrival number. None, for a tag: id.
 """
 
 AT_ONCE: Final = 500
@@ -75,7 +75,8 @@ Scan = Callable[[ScanRequest], Awaitable[ScanResult]]
 async def page(
     scan: Scan, view: View, cursor: str | None, limit: int, types: Mapping[Status | None, tuple[type, ...]] = POSITION_TYPES
 ) -> Page:
-    """Return the page of a view that begins at the cursor."""
+    """Return the page of a view that begins at the cursor, or the first page. Raises ValueError if `limit` is below 1, or if the cursor is
+    damaged or belongs to another view."""
     if limit < 1:
         raise ValueError(f"limit={limit}: expected at least 1")
     sections: list[Status | None] = [None] if view.tag is not None else [status for status in Status if status in (view.statuses or Status)]
@@ -124,8 +125,8 @@ async def first(admin: Admin, view: View, most: int, limit: int = AT_ONCE) -> li
 
 
 def _matches(record: Record, view: View, now: int, until: int) -> bool:
-    """Check the conditions that a store does not check. Jobs that were added after the first page do not match. A job from the future
-    doesn't count as added later, because the clock was set back or the job's time is damaged."""
+    """Check the conditions that a store does not check. Jobs added after the first page do not match. If a job's time is in the future, the
+    clock was set back or the time is damaged, so the job doesn't count as added later."""
     if instant_of(until) < record.created_at <= instant_of(now):
         return False
     if view.created_before is not None and record.created_at > instant_of(now - to_microseconds(view.created_before)):
@@ -147,7 +148,7 @@ def _error_of(record: Record) -> str:
 _MAX_CURSOR: Final = 2_000
 _MAX_TIME: Final = 2**53
 _MAX_NUMBER: Final = 2**63
-"""The bound on a position's numbers. It allows a damaged time far in the future, after which the next page begins."""
+"""The bound on a position's numbers. It admits damaged times far in the future, because the next page may begin after such a job."""
 
 
 def _encoded(status: Status | None, until: int | None, after: Position | None) -> str:
@@ -161,7 +162,7 @@ _decode: Final = msgspec.msgpack.Decoder(tuple[int | None, int | None, tuple[Any
 def _decoded(
     cursor: str, sections: list[Status | None], types: Mapping[Status | None, tuple[type, ...]]
 ) -> tuple[Status | None, int | None, Position | None]:
-    """Decode a cursor. Raises ValueError if `_encoded` can't have made it for these sections."""
+    """Return a cursor's status, time and position. Raises ValueError, or TypeError, if `_encoded` can't have made it for these sections."""
     if not isinstance(cursor, str):
         raise TypeError(f"cursor={shown(cursor)}: expected the cursor of the previous page, which is a str")
     try:

@@ -32,7 +32,7 @@ another program's write.
   [key_waits_behind] With REPLACE while the holder runs, the new job is HELD until the holder is no longer RUNNING. It is released before
     the operation that ends that run returns, or by the next upkeep. Its record shows the holder as `behind`. Jobs that name it in `joins`
     do not release it earlier.
-  [throttle_first] For `throttle` seconds after a job with `throttle` was added, it represents later calls with its key and `throttle`. They
+  [throttle_first] For `throttle` seconds after it was added, a job with `throttle` represents later calls with its key and `throttle`. They
     are Refused because of "key", with its id, even if it has ended, was purged or is forgotten. Other calls see live holders only.
   [debounce_last] With DEBOUNCE, a waiting holder gets the call's payload and opaque fields, tags and expiry. It keeps its id, its queue,
     its priority and the jobs that it awaits or that await it, and its counters are reset. If it is not READY, it becomes due `after`
@@ -58,8 +58,8 @@ returns, or by later calls of upkeep.
     of another job of the same scope passes that job's failure on.
   [flow_redo] If an operator retries a job, the jobs that its failure cancelled wait again. Each is HELD until the jobs that it awaits have
     succeeded, and keeps its time and the results that it has. If the flow has another failure, that one cancels them again. A job that
-    awaits a job which was dropped, or which nothing restores, is CANCELLED. `retry` answers FELLED for jobs that end again in this way. A
-    job that collects failures loses the failure again, unless it has begun.
+    awaits a job which was dropped, or which nothing restores, is CANCELLED. `retry` answers FELLED for jobs that end again in this way. The
+    failure is also taken back from jobs that collect failures, unless they have begun.
 
 **limits** of a job are gates, which it passes before it is READY. All jobs that have a gate with the same id share it.
   [gate_takes] A job that would become READY takes a slot of each of its gates. If one is full, the job is SCHEDULED instead, without a
@@ -93,7 +93,7 @@ returns, or by later calls of upkeep.
     tenant has. A tenant that comes late or comes back begins at the place of the first READY job. Jobs that wait at a gate do the same.
   [fair_comes_back] A job that is handed back keeps its place, but never gets ahead of the first READY job. A retry takes its tenant's next
     place.
-  [fair_times] `due_at`, `waited` and the age of the oldest ready job count from the time when a job became READY, whatever its place is.
+  [fair_times] `due_at`, `waited` and the age of the oldest ready job count from the time when a job became READY, whatever its place.
   [fair_forgets] Upkeep forgets tenants whose turns are over, so that they cost nothing.
 
 **claim** leases up to `limit` ready jobs to a session.
@@ -120,8 +120,8 @@ returns, or by later calls of upkeep.
     session has `seen` the request. No counter is raised.
   [beat_young] A younger lease, or one of a request not yet seen, is not affected.
   [beat_reports] The record shows the reported start and progress of runs.
-  [beat_looks] The answer to a beat with `looks` has a `WorkHint`; other answers have none. It `is_ready` while a claim could lease a job
-    from a queue that is not paused. Upkeep has nothing to move before `due_in`, apart from later changes and jobs beyond `kept_per_queue`.
+  [beat_looks] The answer to a beat with `looks` has a `WorkHint`; others have none. Its `is_ready` is True if a claim could lease a job
+    from a queue that isn't paused. Upkeep has nothing to move before `due_in`, except for later changes and jobs beyond `kept_per_queue`.
   [beat_leaving] A leaving session is dead at once. Then its remaining leases are handed back, each in a separate step. Upkeep hands back
     those that the call has not reached.
   [beat_died] A beat with `died_of` comes from another process, such as the supervisor, which knows of a death before the ttl has passed.
@@ -291,8 +291,8 @@ class Added(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """The job was not added. `because` is "key" if a live job has its key, "id" if the job was sent before, and "clash" if another job
-    has its id. `standing` is the id of the job that has the key, or else the refused job's id."""
+    """The job was not added. `because` is "key" if another job has or represents its key, "id" if the job was sent before, and "clash" if
+    a different job has its id. `standing` is the id of the job that has or represents the key, or else the refused job's id."""
 
     id: bytes
     standing: bytes
@@ -318,7 +318,8 @@ class Notes(msgspec.Struct, frozen=True):
 
 
 class UpkeepResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of one upkeep call: the number of jobs moved, by kind. The next call is due in `next_in` seconds.
+    """The result of one upkeep call: the number of moves of each kind (`reaped` counts sessions, the others jobs). The next call is due in
+    `next_in` seconds.
 
     `offers`        the schedules that the caller is to fire
     `ended`         the ids of jobs that have ended without a settlement, for a caller that handles them
@@ -341,7 +342,7 @@ class Broker(Protocol):
 
     @property
     def admin(self) -> Admin:
-        """Return the operations behind the command line."""
+        """The operations for operators."""
         ...
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]: ...
@@ -375,7 +376,7 @@ class Broker(Protocol):
     def listen(self, topics: Sequence[str]) -> Waiter: ...
 
     def sibling(self) -> Broker:
-        """Return another broker for the same store, with separate connections, for use in another thread."""
+        """Return another broker for the same store, with separate connections, so that another thread can use it."""
         ...
 
     async def close(self) -> None:

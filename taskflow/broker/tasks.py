@@ -39,7 +39,7 @@ may have arrived unread. The deadline is then extended once, by this many second
 
 
 class Deadline:
-    """Guards one operation at a time, in the event loop that created it. Calls `late` if the operation takes too long.
+    """Guards one operation at a time, in the event loop where it was created. Calls `late` if the operation takes too long.
 
     One timer serves many operations: if it fires too early, it is set again. Setting
     and cancelling a timer for each operation would cost as much as sending a command.
@@ -99,8 +99,9 @@ RESTART_PAUSES: Final = Pauses(0.01, 2.0)
 class Duty:
     """Runs a coroutine function in a separate task from `start` on, until it returns or `end` is called.
 
-    The task shares the event loop with the application: a job may cancel every task of the loop, and asyncio does that before it closes
-    the loop. So a task that was cancelled or has failed starts again only if `is_needed` then returns True. Otherwise it waits for `start`.
+    The task shares the event loop with the application: a job may cancel every task of the loop, and asyncio does that before it closes the
+    loop. So a task that was cancelled or failed is restarted after a pause only if `is_needed` then returns True. Otherwise it waits for
+    `start`.
     """
 
     def __init__(self, run: Callable[[], Coroutine[Any, Any, None]], is_needed: Callable[[], bool]) -> None:
@@ -123,7 +124,7 @@ class Duty:
             self._task.add_done_callback(self._record_end)
 
     async def end(self, within: float = 0.0) -> None:
-        """Wait at most `within` seconds for the task to return, then cancel it."""
+        """Wait at most `within` seconds for the task to return, then cancel it. It can't be started again."""
         self._has_ended = True
         if (task := self._task) is not None:
             if within:
@@ -161,8 +162,7 @@ L = TypeVar("L", bound=LoopBound)
 
 
 class PerLoop(Generic[L]):
-    """Holds one connection for each event loop, opened on first use. A
-    forked child opens its own connections and does not touch its parent's."""
+    """Holds one connection for each event loop, opened on first use. A forked child opens its own and does not touch its parent's."""
 
     def __init__(self, make: Callable[[], L]) -> None:
         self._make = make

@@ -1,5 +1,5 @@
 """The contract for brokers that can act inside a caller's transaction. Each clause has a name in brackets, with a conformance test of that
-name that runs on every such broker: PostgreSQL and SQLite. The memory broker and Redis cannot join a transaction of another program.
+name that runs on every such broker: PostgreSQL and SQLite. The memory and Redis brokers cannot join another program's transaction.
 
 The caller's connection must be to the store's own database. The statements run on that connection, in the caller's thread, and nothing
 else is done to it: no commit, no rollback, no setting that outlives the transaction.
@@ -101,14 +101,13 @@ class TransactionalBroker(Protocol):
     """A broker that can act in a caller's transaction."""
 
     async def transactional(self) -> Transactional:
-        """Prepare the store, and return its operations for callers' transactions, which callers keep and reuse. Raises BrokerRefused or
-        BrokerUnavailable."""
+        """Prepare the store, and return its reusable operations for callers' transactions. Raises BrokerRefused or BrokerUnavailable."""
         ...
 
 
 def drive(steps: Generator[Statement, Sequence[Row], T], run: RunStatement) -> T:
-    """Run the statements of an operation, and return its answer. If a statement fails, the operation may undo its changes, and then raises
-    the error."""
+    """Run the statements of an operation, and return its answer. If a statement fails, the operation may first undo its changes, and then
+    the error is raised."""
     try:
         statement = next(steps)
         while True:

@@ -41,8 +41,8 @@ _Open = Callable[[SplitResult, dict[str, str], Seams | None, Rules | None], Brok
 def connect(url: str, *, seams: Seams | None = None, rules: Rules | None = None) -> Broker:
     """Return the broker for a URL, without opening a connection.
 
-    Raises BrokerUrlError, naming the faulty part, if the URL is invalid, and
-    ConfigurationError if this version lacks the broker. Neither message shows a password.
+    Raises BrokerUrlError, naming the faulty part, if the URL is invalid, ConfigurationError if this version
+    lacks the broker, and DriverMissing if its driver is not installed. No message shows a password.
     """
     if not isinstance(url, str):
         raise BrokerUrlError(f"a broker URL must be text, such as sqlite:///taskflow.db, got {type(url).__name__}")
@@ -63,7 +63,7 @@ def load(url: str) -> None:
 def masked(url: str) -> str:
     """Return the URL for messages, with `***` in place of its password and of unknown parameters.
 
-    For a malformed URL, only the scheme is returned, because any other part may belong to the password.
+    If the URL is malformed, or an unescaped password may extend into other parts, only the scheme is shown.
     """
     try:
         scheme, parts = _parsed(url)
@@ -218,7 +218,7 @@ def _flag(options: dict[str, str], name: str, default: str) -> bool:
 
 
 def _user(options: dict[str, str]) -> int | None:
-    """Return the uid of the user that `owner=` names."""
+    """Return the uid of the user that `owner=` names, or None without `owner=`. Raises BrokerUrlError if there is no such user."""
     owner = options.get("owner")
     if owner is None or (owner.isascii() and owner.isdecimal() and len(owner) <= _UID_DIGITS):
         return None if owner is None else int(owner)
@@ -265,7 +265,8 @@ def _shown(parts: SplitResult) -> str:
 def _path(parts: SplitResult) -> Path:
     if parts.netloc:
         raise BrokerUrlError(
-            f"broker URL {_shown(parts)!r} names a host: write three slashes before a file, sqlite:///queue.db, or four, sqlite:////var/queue.db"
+            f"broker URL {_shown(parts)!r} names a host: write three slashes before a relative path, as in sqlite:///queue.db, "
+            "and four for an absolute one, as in sqlite:////var/queue.db"
         )
     path = unquote(parts.path.removeprefix("/"))
     if not path or path == ":memory:" or path.endswith("/"):

@@ -28,8 +28,8 @@ class WakeUpFlag:
         _nudge(woken)
 
     def wake_some(self, topics: Iterable[str], number: int) -> None:
-        """Wake at most `number` of the tasks that are waiting for these topics. Listeners
-        that are not waiting now are nudged too, so their next wait returns at once."""
+        """Wake at most `number` of the tasks that are waiting for these topics. Waiters whose task is busy are nudged too, so that their
+        next wait returns at once."""
         if not self._listeners:
             return
         with self._lock:
@@ -38,7 +38,7 @@ class WakeUpFlag:
         _nudge([*waiting[:number], *(waiter for waiter in listeners if waiter not in waiting)])
 
     def waiting(self, topics: Iterable[str]) -> int:
-        """Return the number of listeners that are waiting for one of these topics."""
+        """Return the number of tasks that are waiting for one of these topics."""
         with self._lock:
             return sum(waiter.is_waiting for waiter in {waiter for topic in topics for waiter in self._listeners.get(topic, ())})
 
@@ -53,12 +53,12 @@ class WakeUpFlag:
         return bool(self._listeners)
 
     def topics(self) -> list[str]:
-        """Return all topics that have a listener."""
+        """Return all topics that have a waiter."""
         with self._lock:
             return list(self._listeners)
 
     def hears(self, topic: str) -> bool:
-        """Return True if the topic has a listener."""
+        """Return True if the topic has a waiter."""
         return topic in self._listeners
 
     def join(self, waiter: Waiter, topics: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""An in-process broker: the engine over records in dicts."""
+"""An in-process broker: the engine, with its records in dicts."""
 
 from taskflow.broker.memory.broker import MemoryBroker
 

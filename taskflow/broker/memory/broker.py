@@ -1,4 +1,4 @@
-"""The memory broker: the engine over records in this process."""
+"""The memory broker: runs the engine on records in this process's memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MemoryBroker(EngineBroker):
         return self.perform(operation)
 
     def perform(self, operation: Operation[T]) -> T:
-        """Run an operation atomically."""
+        """Run an operation atomically, then wake the waiters that it concerns, and return its answer."""
         with self._lock:
             try:
                 effect = next(operation)

@@ -11,7 +11,7 @@ from taskflow.broker.engine.records import HEADERS, INDEXES, Index, Position
 from taskflow.broker.engine.seam import Group, Ref, Scan
 
 MIN_REMOVED: Final = 1_000
-"""How many entries are removed from the beginning of an index before the list is shortened."""
+"""An index shortens its list only when it has removed more than this many entries from the beginning."""
 
 
 Places = list[tuple[int, Position]]

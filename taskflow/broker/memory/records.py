@@ -79,9 +79,9 @@ class RecordStore:
         """The pending announcements: topics, jobs that have ended, and the number of jobs that became READY in each queue."""
 
     def take_wakeups(self, *, is_heard: bool) -> tuple[set[str], dict[str, int]]:
-        """Return the topics to announce, and how many listeners to wake for each queue. Paused queues wake none.
+        """Take the pending announcements: return the topics to announce, and how many waiters to wake for each queue that isn't paused.
 
-        `is_heard` is False if there is no listener, in which case no topics are returned.
+        `is_heard` is False if there are no waiters, in which case no topics are returned.
         """
         if not (self.woken or self.ended or self.readied):
             return set(), {}
@@ -252,7 +252,7 @@ class RecordStore:
         return self._last_rev.to_bytes(8, "big")
 
     def _change(self, ref: Ref, event: str, rev: Rev, header: Mapping[str, Any]) -> None:
-        """Change a job for a hot operation, and count the event."""
+        """Make a hot operation's change to a job, and count and announce it."""
         stored = self._records[ref]
         was = stored.header["status"]
         stored.header.update(header)

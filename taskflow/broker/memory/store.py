@@ -1,4 +1,4 @@
-"""A store of records in this process's memory. Every method is atomic, because none of them awaits anything."""
+"""A store of records in this process's memory. Its methods are atomic, because the broker calls them under a lock."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NOTES_INDEX: Final = next(number for number, index in enumerate(INDEXES) if inde
 
 
 class MemoryStore(ByStep, RecordStore):
-    """The complete store. Its hot operations decide by headers alone, without decoding bodies."""
+    """The complete store. Its hot operations (fast paths) decide by headers alone, without decoding bodies."""
 
     def perform(self, effect: Effect) -> Any:
         """Answer a call that an operation has yielded."""
@@ -60,13 +60,13 @@ class MemoryStore(ByStep, RecordStore):
         return Claimed([Record(ref, job.rev, dict(job.header), job.sent, job.state, job.content) for ref, job in leased], now)
 
     def claim_job(self, session: bytes, request: int, job_id: bytes) -> Record | None:
-        """Lease a specific job if it's READY or SCHEDULED, whatever is ahead of it in its queue. Tests use this to run jobs as they send
-        them."""
+        """Lease a particular job, whatever is ahead of it in its queue. Return None if it isn't READY or SCHEDULED, if it waits at a gate,
+        or if its queue is paused. Tests use this to run jobs as they send them."""
         state, ref = self._records[Ref(Kind.SESSION, session)], Ref(Kind.JOB, job_id)
         stored = self._records.get(ref)
         if stored is None or stored.header["status"] not in (READY, SCHEDULED) or self._is_paused(stored.header["queue"]):
             return None
-        if stored.header["status"] == SCHEDULED and stored.header["flags"] & Flag.ADMITTED:  # it waits at a gate, or passes gates once due
+        if stored.header["status"] == SCHEDULED and stored.header["flags"] & Flag.ADMITTED:  # it waits at a gate, or must pass one
             return None
         if stored.header["status"] == SCHEDULED:
             self._change(ref, "due", self._new_rev(), {"status": READY, "due_at": self._clock.wall()})
@@ -206,7 +206,7 @@ class MemoryStore(ByStep, RecordStore):
         return Faded(buried, has_more, left)
 
     def _over_cap(self, max_kept: int, limit: int) -> list[tuple[str, Ref]]:
-        """Return up to `limit` of the oldest ended jobs of queues that have too many."""
+        """Return up to `limit` ended jobs that queues keep beyond `max_kept`, each with its queue, the oldest of a queue first."""
         found = list[tuple[str, Ref]]()
         for queue in sorted({group.prefix[0] for group in self._indexes["status"].groups(())}):
             for statuses in ((SUCCEEDED, CANCELLED), (FAILED,)):

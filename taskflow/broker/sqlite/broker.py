@@ -1,9 +1,9 @@
-"""The SQLite broker: the engine over records in a file, in a writer's thread."""
+"""The SQLite broker: runs the engine on records in a file, in a writer's thread."""
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures.thread  # noqa: F401  # imported for close(), because another version may be installed in its place by then
+import concurrent.futures.thread  # noqa: F401  # close() needs it, and an upgrade may have replaced the module by then
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -145,7 +145,7 @@ class SqliteBroker(EngineBroker):
         return await self.call(Durability.FULL, rebuild)
 
     async def run_beside(self, operation: Operation[T]) -> T:
-        """Run an operation of the admin interface, on a connection that doesn't block the writer. Each effect is a transaction."""
+        """Run an admin operation on a separate connection, so that reads don't wait for the writer. Each store call is one transaction."""
         admin = self._running().admin
         try:
             effect = next(operation)
@@ -201,7 +201,7 @@ class SqliteBroker(EngineBroker):
         return await self._running().writer.call(durability, operation)
 
     async def _alone(self, store: StoreFile, operation: Callable[[Transactions], T]) -> T:
-        """Run a migration without the writer, which would migrate the file on opening it."""
+        """Migrate the tables or check their version without the writer, because the writer would migrate the file when it opens it."""
 
         def run() -> T:
             with no_fork:
@@ -210,7 +210,8 @@ class SqliteBroker(EngineBroker):
         return await asyncio.to_thread(run)
 
     def _running(self) -> _ProcessParts:
-        """Return this process's writer and listener. A forked child creates its own and does not touch its parent's."""
+        """Return the parts that this process uses, which the first call creates. A forked child creates its own, and leaves its parent's
+        alone. Raises BrokerUnavailable after `close`."""
         if self._is_closed:
             raise BrokerUnavailable(wording.CLOSED)
         parts = self._parts

@@ -1,4 +1,4 @@
-"""Applies steps over one connection, within a transaction that holds the write lock."""
+"""Applies the engine's steps over one connection, within a transaction that holds the write lock."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from taskflow.model.clock import Clock
 
 
 class Known(NamedTuple):
-    """The columns of a stored record that a change needs. `key` identifies the row: its number or its id."""
+    """The columns of a stored record that a change needs. `key` identifies the row: its `seq`, or the record's id."""
 
     rev: bytes
     key: int | bytes
@@ -57,8 +57,7 @@ Shape = tuple[int, tuple[str, ...]]
 
 
 class RecordChanger(Counts):
-    """Changes records. Whatever it reads within an operation stays valid until the operation's end, because the transaction holds the write
-    lock."""
+    """Changes records. What it reads within an operation stays valid until the operation ends, because the write lock is held."""
 
     def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, capacity: int | None) -> None:
         super().__init__(connection, sql, clock, capacity)
@@ -77,7 +76,7 @@ class RecordChanger(Counts):
         return seen
 
     def forget(self) -> None:
-        """Clear the cache. Called when an operation begins or has failed."""
+        """Clear the cache of records. Called when an operation begins, and when one has failed."""
         self._known.clear()
 
     # --- steps -----------------------------------------------------------------------------------------------
@@ -195,7 +194,7 @@ class RecordChanger(Counts):
     def _prepare(
         self, put: Put, now: int, inserts: dict[Shape, list[tuple[Any, ...]]], updates: dict[Shape, list[tuple[Any, ...]]]
     ) -> None:
-        """Add a put's values to the list of all puts that write the same columns."""
+        """Add a put's values to the rows of `inserts` or `updates` for the same columns, and record a job's move."""
         (kind, record_id), known, header, parts = put.ref, self._known[put.ref], put.header, put[2:5]
         columns, written = _columns(kind, known is None or put.restarts, tuple(header), *[part is not KEEP for part in parts])
         values = [now + value if type(value) is After else value for value in header.values()]
@@ -216,7 +215,7 @@ class RecordChanger(Counts):
             self._record_move(put.ref, known, header)
 
     def _record_move(self, ref: Ref, known: Known | None, header: Mapping[str, Any]) -> None:
-        """Register a job's change of status, to be counted and announced."""
+        """Record a job's change of status or queue, to be counted and announced."""
         was, was_queue = (None, "") if known is None else (known.status, known.queue)
         status, queue = header.get("status", READY if was is None else was), header.get("queue", was_queue)
         if (status, queue) != (was, was_queue):
@@ -291,7 +290,7 @@ def _known(record: Record) -> Known:
 
 
 def new_rev() -> int:
-    """Return a revision that no record has had, as a number."""
+    """Return a new revision, as a random number of 63 bits."""
     return int.from_bytes(os.urandom(8), "big") >> 1
 
 
@@ -299,7 +298,7 @@ def new_rev() -> int:
 def _columns(
     kind: int, writes_all: bool, names: tuple[str, ...], state: bool, sent: bool, content: bool
 ) -> tuple[tuple[str, ...], tuple[bool, ...] | None]:
-    """Return the columns that a put writes, and for each value of its header whether it's written; None means that all are."""
+    """Return the columns that a put writes, and a flag for each value of its header: True if it's written. If all are, return no flags."""
     allowed = (RESTARTED if writes_all else WRITTEN)[kind]
     written = tuple([name in allowed for name in names])
     parts = [part for part, is_given in (("state", state), ("sent", sent), ("content", content)) if is_given]

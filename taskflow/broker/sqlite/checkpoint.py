@@ -46,7 +46,7 @@ class Checkpointer:
             self.checkpoint("TRUNCATE" if self._store.size(LOG) > LOG_LIMIT else "RESTART")
 
     def checkpoint(self, mode: Literal["RESTART", "TRUNCATE"]) -> None:
-        """Make a checkpoint now, unless another connection is making one. A long read transaction can keep it from copying everything."""
+        """Make a checkpoint now, unless another connection is making one. A long read transaction may keep it from copying everything."""
         if self._lock < 0:
             return
         self._commits = 0
@@ -66,8 +66,8 @@ class Checkpointer:
     def wait(self) -> None:
         """Wait while another connection makes a checkpoint, at most 100 ms. Call this before a read transaction.
 
-        A checkpoint waits for the readers that it finds, and the writers wait for the checkpoint. It checks for gaps between the readers'
-        transactions less and less often, so a reader that keeps starting again would block it until its busy timeout ends.
+        A checkpoint waits for the readers that it finds, and the writers wait for the checkpoint. SQLite checks less and less often whether
+        the readers have finished, so a reader that keeps starting again would block the checkpoint until its busy timeout ends.
         """
         give_up_at = time.monotonic() + _BUSY_TIMEOUT_MS / 1e3
         while time.monotonic() < give_up_at:

@@ -24,7 +24,7 @@ _CACHE_KIB: Final = 16_384
 
 
 def connect(store: StoreFile, sql: Statements) -> tuple[sqlite3.Connection, Upgrade]:
-    """Open a connection to the namespace's tables, creating or migrating these if necessary.
+    """Open a connection to the namespace's tables, creating or migrating them if necessary. Return it, and the migrations applied.
 
     If that fails, raises BrokerRefused or BrokerUnavailable, naming the file and the remedy. The connection belongs to the calling thread.
     """
@@ -143,7 +143,7 @@ def _check_encoding(connection: sqlite3.Connection, store: StoreFile) -> None:
 
 
 def _use_wal(connection: sqlite3.Connection, store: StoreFile) -> None:
-    """Switch to WAL mode. Unlike other statements, this one does not wait for other connections by itself."""
+    """Switch the file to WAL mode. SQLite doesn't wait for a lock before this statement, so it is retried here."""
     [(mode,)] = execute_with_lock(connection, store, "PRAGMA journal_mode=WAL")
     if mode != "wal":
         raise BrokerRefused(f"{store.path}: its file system does not support SQLite's write-ahead log (a network drive?): use a local disk")

@@ -23,7 +23,7 @@ class Announcement:
     `woken`          the topics that steps announce, other than `topics.DUE`
     `is_due`         True if listeners that wait for the next upkeep may have to call it earlier
     `full_claims`    the number of claims that reached their limit, by their queues (empty for all queues): more jobs may be ready
-    `is_upkeep`      True for upkeep, after which the file may shrink
+    `is_upkeep`      True if the transaction includes upkeep, after which the file may shrink
     """
 
     ready: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -71,7 +71,7 @@ class Counts(RecordReader):
         self._capacity = capacity
         self.announcement = Announcement()
         self._counted = Counter[tuple[str, str]]()
-        """Changes of the table of counts that have not been written yet."""
+        """Changes to the table of counts that have not been written yet."""
 
     def count(self, queue: str, event: str, n: int = 1) -> None:
         self._counted[event, queue] += n
@@ -96,7 +96,7 @@ class Counts(RecordReader):
     # --- several operations in a transaction ---------------------------------------------------------------------------
 
     def save(self) -> Pending:
-        """Return the pending counts and wake-ups of the previous operations, and start collecting those of this operation separately."""
+        """Return the pending counts and wake-ups of previous operations, and start to collect this operation's wake-ups separately."""
         before = Pending(self._counted.copy(), self.announcement)
         self.announcement = Announcement()
         return before
@@ -107,12 +107,12 @@ class Counts(RecordReader):
         self.announcement = before.announcement
 
     def restore(self, before: Pending) -> None:
-        """Discard the counts of this operation, which has failed."""
+        """Discard the counts and wake-ups of an operation that failed. `before` is what `save` returned."""
         self._counted, self.announcement = before
         self.forget()
 
     def reset(self) -> None:
-        """Discard the counts of all operations of a transaction that was rolled back."""
+        """Discard the counts and wake-ups of a transaction that was rolled back."""
         self.restore(Pending(Counter(), Announcement()))
 
     def take_announcement(self) -> Announcement:

@@ -43,7 +43,7 @@ def broker_error(error: sqlite3.Error, store: StoreFile, *, grows: bool = True) 
     """Return the taskflow error to raise instead, which names the file and says what to do. `grows` is True for an operation that adds
     jobs.
 
-    A value that is too large does not cause a BrokerError: the store works, and another attempt would fail too.
+    A value that is too large gives TooLarge, which is no BrokerError: the store works, and another attempt would fail too.
     """
     path = store.path
     code = _code(error)
@@ -53,7 +53,7 @@ def broker_error(error: sqlite3.Error, store: StoreFile, *, grows: bool = True) 
         return BrokerUnavailable(f"{path}: the disk is full ({error}), so nothing was changed: free space on the disk")
     if is_busy(error):
         return BrokerUnavailable(
-            f"{path} is locked by another connection, for longer than {store.timeout:g} s: find a program with an open transaction on it "
+            f"{path} has been locked by another connection for over {store.timeout:g} s: find a program with an open transaction on it "
             "(a database browser, a backup, your own code), and end that transaction sooner"
         )
     if code == sqlite3.SQLITE_TOOBIG:

@@ -33,7 +33,7 @@ class Notifier:
         self._socket: socket.socket | None = None
 
     def announce(self, news: Announcement, store: SqliteStore) -> None:
-        """Wake the listeners that wait for one of these events. Wake-ups are hints, so a failure raises nothing."""
+        """Wake the listeners that wait for one of these events. Wake-ups are hints, so failures are ignored."""
         listeners = self._folder.listeners()
         if self._own.is_heard and (self._own.name is None or not listeners.names):
             self._own.received(news.topics())
@@ -63,7 +63,7 @@ class Notifier:
                     told += self._send(name, [topics.DUE])
 
     def _nudge(self, queue: str, number: int, waiting: list[tuple[str, str]], listeners: Listeners, store: SqliteStore) -> int:
-        """Nudge waiting listeners of a queue, at most one for each READY job that isn't paused. Return how many were nudged."""
+        """Nudge listeners that wait for this queue: at most `number`, one for each READY job, none if it is paused. Return their number."""
         nudge, nudged = [topics.queue(queue), topics.ANY_QUEUE], 0
         hearing = [each for each in waiting if listeners.hears(each[1], *nudge)]
         number = min(number, store.ready_in(queue)) if hearing else 0

@@ -128,7 +128,7 @@ def _load_text(kind: int) -> str:
 
 @cache
 def _scan_text(of: str, prefix: int, ends: tuple[tuple[int, bool], ...], backwards: bool, with_records: bool) -> str:
-    """Return the statement of a scan. `ends` has, for `after` and `until`, the width and whether it begins with the prefix."""
+    """Return the statement of a scan. For `after` and `until`, `ends` has the number of fields, and True if they begin with the prefix."""
     index = BY_INDEX[of]
     table = TABLES[index.kind]
     at = [f"r.{place}" for place in places(index)]
@@ -188,8 +188,8 @@ def _first_of_groups(index: Index) -> str:
     names, order = ", ".join(grouped), ", ".join(f"r.{name}" for name in columns)
 
     def next_by(place: int) -> str:
-        """Return a subquery for the first row that equals `former` before this column and is greater in it. With a row value, SQLite would
-        use the index for the first column only, and read all rows that are equal in it."""
+        """Return a subquery for the first row that equals `former` in the columns before this one, and is greater in this one. With a row
+        value, SQLite would use the index for the first column only, and read all rows that are equal in it."""
         conditions = [f"r.{name} = former.{name}" for name in grouped[:place]] + [f"r.{grouped[place]} > former.{grouped[place]}"]
         return f"(SELECT r.seq FROM {own} WHERE ({index.when}) AND {' AND '.join(conditions)} ORDER BY {order} LIMIT 1)"
 
@@ -219,7 +219,7 @@ class _TooLong(int):
 
 
 class Packing:
-    """A list of columns to read. In the rows, the columns that aren't bytes come first."""
+    """Reads columns of many rows as a single row, and unpacks it. In the unpacked rows, columns of bytes come last."""
 
     def __init__(self, columns: Sequence[tuple[str, Type]]) -> None:
         plain = [(name, of_type) for name, of_type in columns if of_type is not Type.BYTES]
@@ -251,7 +251,7 @@ class Packing:
         return rows
 
     def _decode_damaged(self, packed: bytes) -> list[list[Any]]:
-        """Decode the rows, and escape bytes that aren't UTF-8. The positions of such texts follow the row's values."""
+        """Decode the rows, and escape bytes that aren't UTF-8. A list of the positions of such texts is appended to their row."""
         rows: list[list[Any]] = json.loads(packed.decode(errors="surrogateescape"), strict=False)
         for row in rows:
             damaged = list[int]()
@@ -277,7 +277,7 @@ def _select(plain: Sequence[str], large: Sequence[str]) -> str:
 def read_rows(
     connection: sqlite3.Connection, sql: Statements, text: str, packing: Packing, values: Sequence[object], size: int | None = None
 ) -> list[list[Any]]:
-    """Run a statement in which @ stands for the selected columns, and return its rows."""
+    """Run a statement in which @ stands for the columns, and return its rows. With `size`, its list of values gets this number of rows."""
     statement = text.replace("@", packing.select)
     placed = sql[statement] if size is None else sql.of_rows(statement, size)
     [(packed, joined)] = connection.execute(placed, tuple(values)).fetchall()
@@ -317,7 +317,7 @@ class RecordPacking(Packing):
         return row[self._entry_value]
 
     def _whole(self, connection: sqlite3.Connection, sql: Statements, row: list[Any]) -> str | None:
-        """Read the long values of a row, and return the damage found."""
+        """Read the long values into a row. Return the damage found in the row, one line for each value, or None."""
         damage = [f"{self.names[place]}\t{row[place]}" for places in row[self._width :] for place in places or ()]
         for place, value in enumerate(row[: self._width]):
             if type(value) is not _TooLong:
@@ -356,7 +356,7 @@ def position_of(index: Index, record: Record) -> Position:
 
 
 def rev_of(number: int) -> Rev:
-    """Convert a revision from a table's number to the seam's form."""
+    """Convert a revision from a number in a table to the bytes that the engine uses."""
     return (number & _ALL_BITS).to_bytes(8, "big")
 
 

@@ -49,7 +49,7 @@ class Statements:
         return known
 
     def script(self, text: str) -> str:
-        """Return the text of a script that creates tables, whose names need no schema there."""
+        """Return the statements for a script that creates tables. Names need no schema there."""
         return text.replace('"~', f'"{self.prefix}')
 
 

@@ -1,4 +1,4 @@
-"""The store of records in a file: it runs the engine's operations. Its fast operations, for jobs without ties, read only headers."""
+"""The store of records in a file. Its hot operations, which are fast paths for jobs without `Flag.TIES`, read only headers."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class SqliteStore(ByStep, MaintainedRecords):
         self._leased_from: dict[tuple[bytes, bytes], str] = {}
 
     def drive(self, operation: Operation[T]) -> T:
-        """Run an operation of the engine."""
+        """Run an operation of the engine, and return its answer."""
         self.forget()
         try:
             effect = next(operation)
@@ -214,7 +214,7 @@ class SqliteStore(ByStep, MaintainedRecords):
         return rows
 
     def _all_ready(self, queues: Sequence[str], now: int, limit: int) -> list[list[Any]]:
-        """Return the columns of all READY jobs of these queues, in their order."""
+        """Return the columns of up to `limit` READY jobs of these queues, queue by queue."""
         if len(queues) < 2:
             return [row for queue in queues for row in self._first_ready(queue, now, limit)]
         places = {queue: number for number, queue in enumerate(queues)}
@@ -316,14 +316,14 @@ class SqliteStore(ByStep, MaintainedRecords):
         return Ended(answers, [ref.id for ref in refs if ref not in found or awaits_nothing(found[ref].header)])
 
     def _pass_on(self, runs: Sequence[Run], rev: int) -> None:
-        """Store the results of ended runs as notes for the jobs that await them."""
+        """Store the results of ended runs as notes for the jobs that await them, and count the ends in the `awaits` of these jobs."""
         notes = [(run.note, rev, len(run.result) + 1, result_note(run.result)) for run in runs if run.note]
         insert_rows(self.connection, self.sql, 'INSERT INTO "~notes" (id, rev, size, state) VALUES (?, ?, ?, ?) ...', notes)
         ends = Counter([run.awaited_by for run in runs if run.awaited_by is not None])
         self.add_numbers({(Kind.JOB, "awaits", job_id): -number for job_id, number in ends.items()})
 
     def _find_ended(self, runs: Sequence[Run], fences: Sequence[bytes], rev: int, answers: list[bool | None]) -> list[str | None]:
-        """Return the queue of each job that has just received this revision, and None for the others. Also correct the `answers`."""
+        """Return the queue of each job that this call ended with the revision `rev`, and None for the others. Also correct `answers`."""
         known, token, queues = self.records([Ref(Kind.JOB, run.id) for run in runs]), rev_of(rev), list[str | None]()
         counted = set[bytes]()  # the same run may be given twice
         for number, (run, fence) in enumerate(zip(runs, fences, strict=True)):

@@ -28,7 +28,7 @@ SIDE: Final = "-taskflow"
 """The suffix of taskflow's own file beside the store: its lock is for checkpoints (checkpoint.py)."""
 
 WAKE: Final = "-wake"
-"""The suffix of the folder of listeners: see wake_folder.py."""
+"""The suffix of the folder in which listeners can be found: see wake_folder.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +182,8 @@ def _is_named(store: StoreFile, owner: int) -> bool:
 
 
 def open_beside(store: StoreFile, ending: str, flags: int) -> int:
-    """Open a regular file beside the store, or a folder with O_DIRECTORY. Raises OSError on failure, and BrokerRefused for a link, a
-    special file or another user's file."""
+    """Open a regular file beside the store, or a folder if `flags` contains O_DIRECTORY, and return its descriptor. Raises OSError on
+    failure, and BrokerRefused for a link, a special file or an untrusted user's file."""
     path = store.beside(ending)
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, PRIVATE)

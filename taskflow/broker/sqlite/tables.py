@@ -1,5 +1,4 @@
-"""Derives the tables of records from the declaration in `engine/records.py`. Creates them in a file, and refuses tables that this version
-cannot use."""
+"""Derives a file's tables from the declaration in `engine/records.py`, creates them, and refuses tables that this version cannot use."""
 
 from __future__ import annotations
 
@@ -43,8 +42,8 @@ _POSSIBLE: Final = (
     "status <> 5 OR cause IS NOT NULL",
     "queue <> '' AND length(queue) <= 200 AND job <> '' AND length(job) <= 200",
 )
-"""Other programs may write rows too. A row that broke one of these rules would never be found, or would break a page. On an update, SQLite
-checks only the rules that name a changed column."""
+"""Other programs may write rows too. A row that broke one of these rules would never be found, or would make listings fail. On an update,
+SQLite checks only the rules that name a changed column."""
 
 _META: Final = """\
 CREATE TABLE "~meta" (
@@ -151,7 +150,7 @@ _COMMENT: Final = re.compile(r"^\s*--.*$", re.MULTILINE)
 
 
 def pending(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
-    """Return what creating the tables would do: nothing if none are missing. Raises BrokerRefused if this version cannot use them."""
+    """Return the migration that `make` would apply, if any. Raises BrokerRefused if this version cannot use the existing tables."""
     is_there = tables_of(store.namespace) & tables_in(connection)
     return check_tables(connection, store, sql) if is_there else upgrade_from(0, store)
 
@@ -163,7 +162,7 @@ def upgrade_from(version: int, store: StoreFile, missing: Sequence[str] = ()) ->
 
 
 def make(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
-    """Create the tables, unless another process has done so, and return what was done."""
+    """Create the missing tables and indexes, unless another process has done so, and return what was done."""
     execute_with_lock(connection, store, "BEGIN IMMEDIATE")
     try:
         found = pending(connection, store, sql)
@@ -195,7 +194,7 @@ _NAME: Final = re.compile(r'CREATE (?:TABLE|INDEX) "([^"]+)"')
 
 
 def _objects(sql: Statements) -> dict[str, str]:
-    """Return the statement that creates each table and index, as SQLite stores it."""
+    """Return the statements that create the tables and indexes, by name, as SQLite stores them."""
     statements = [part.strip() for part in sql.script(_COMMENT.sub("", ddl())).split(";")[:-1]]
     return {_NAME.match(each)[1]: each for each in statements}  # type: ignore[index]
 
@@ -246,8 +245,8 @@ def check_tables(connection: sqlite3.Connection, store: StoreFile, sql: Statemen
 
 
 def _missing(connection: sqlite3.Connection, namespace: str, sql: Statements) -> list[str]:
-    """Return the statements that create missing tables and indexes. Another version may have more, which SQLite maintains; see
-    `records.TABLES`."""
+    """Return the statements that create missing tables and indexes. Raises BrokerRefused if an existing one differs. Another version's
+    additional ones may remain, because SQLite maintains its indexes: see `records.TABLES`."""
     there = dict(connection.execute("SELECT name, sql FROM main.sqlite_master WHERE sql IS NOT NULL").fetchall())
     needed = _objects(sql)
     missing = {name: text for name, text in needed.items() if name not in there}
@@ -265,7 +264,7 @@ def _not_ours(store: StoreFile) -> BrokerError:
 
 
 def execute_with_lock(connection: sqlite3.Connection, store: StoreFile, statement: str) -> list[Any]:
-    """Execute a statement that prepares the store, and return its rows. It waits for the lock like an operation."""
+    """Execute a statement that prepares the store, and return its rows. While the file is locked, retry until the store's timeout."""
     until = time.monotonic() + store.timeout
     connection.execute(pragma("busy_timeout", 0)).fetchall()
     try:

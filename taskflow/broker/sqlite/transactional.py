@@ -109,7 +109,7 @@ class SqliteTransactional:
                 raise
             raise WrongConnection(
                 f"the transaction does not see the tables of namespace {self._store.namespace!r} in {ours}, because they were created "
-                "after it had begun: nothing was sent; roll it back and begin another"
+                "after it began: nothing was sent; roll it back and begin another"
             ) from error
         check_tables(cast("Any", connection), self._store, self._sql).refuse_unless(migrates=False)
 
@@ -150,7 +150,7 @@ class SqliteTransactional:
         return bool(number)
 
     def _apply(self, connection: CallersConnection, operation: Operation[T]) -> tuple[Announcement, T]:
-        """Run an operation on the caller's connection."""
+        """Run an operation in a savepoint of the caller's transaction. Return what to announce after the commit, and the answer."""
         connection.execute(self._sql[_TAKE_WRITE_LOCK])
         with connection.savepoint() as their_connection:
             store = SqliteStore(their_connection, self._sql, self._seams.clock, self._store.capacity)
@@ -178,7 +178,7 @@ _STORED: Final = frozenset({int, float, str, bytes, type(None)})
 
 
 class CallersConnection:
-    """The part of `sqlite3.Connection` that operations use, on the caller's connection."""
+    """Offers the part of `sqlite3.Connection` that operations use, and runs their statements on the caller's connection."""
 
     def __init__(self, run: RunStatement) -> None:
         self._run = run
@@ -234,13 +234,12 @@ class _Result:
 
     @property
     def rowcount(self) -> int:
-        """The number of rows that the statement has changed. No other statement may run in between."""
+        """The number of rows that the statement changed. Read this before the next statement runs."""
         return self._connection.number("SELECT changes()")
 
 
 def _plain(row: Row) -> tuple[Any, ...]:
-    """Return a row as a tuple. Raises WrongConnection if the connection has converted its values, because they would be stored in that
-    form."""
+    """Return a row as a tuple. Raises WrongConnection if the connection has converted values, which would be stored in that form."""
     values = tuple(row)
     for value in values:
         if type(value) not in _STORED:
@@ -252,13 +251,13 @@ def _plain(row: Row) -> tuple[Any, ...]:
 
 
 def _of_sqlite(error: BaseException) -> sqlite3.Error | None:
-    """Return the sqlite3 error that a driver's own error wraps, or the error itself if it's one already."""
+    """Return the sqlite3 error that a driver's error wraps, or the error itself if it's one, or None."""
     found: list[object] = [error, getattr(error, "orig", None), error.__cause__]
     return next((each for each in found if isinstance(each, sqlite3.Error)), None)
 
 
 def _explain(error: BaseException, cause: sqlite3.Error | None) -> None:
-    """Add a note to an error of the caller's driver, which is raised unchanged."""
+    """If the transaction can't write because it has read an older state, add a note with the remedy to the driver's error."""
     if getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY_SNAPSHOT:
         error.add_note(
             "This transaction has read, and another connection has written since, so SQLite no longer lets this one write. "

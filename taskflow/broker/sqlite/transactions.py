@@ -59,12 +59,13 @@ _SHORT_PAUSE: Final = 0.000_5
 _LONG_PAUSE: Final = 0.005
 _MAX_SHORT_PAUSES: Final = 400
 _MIN_PAUSES: Final = 50
-"""The pauses in seconds between attempts to begin: short ones for as long as some transactions take, then longer ones."""
+"""Seconds between attempts to begin: first short pauses, then long ones. There are at least `_MIN_PAUSES`, even after the deadline."""
 
 
 _COMMIT_POLL_INTERVAL: Final = 0.004
 _LOOK_SHARE: Final = 1 / 250
-"""The pause between checks for a caller's commit: this many seconds, or this share of the time since the last operation if longer."""
+"""The pause between checks for a caller's commit: the interval in seconds, or if longer, this share of the time since the last operation in
+a caller's transaction."""
 
 COMMIT_POLL_TIMEOUT: Final = 60.0
 """Seconds for which the writer checks for an expected commit. Listeners find the jobs of later commits at their next check of the store."""
@@ -78,7 +79,7 @@ class ExpectedCommit:
     """An announcement to make once the caller's transaction has committed.
 
     `job_id`  the job that exists after the commit
-    `fence`   the fence with which the commit has settled it; None for a new job
+    `fence`   the fence with which the transaction settles it; None for a new job
 
     SQLite doesn't report a commit to other connections, but their `PRAGMA data_version` changes. A transaction that has written holds the
     write lock until it ends. So the first change after an operation shows that the caller's transaction has ended, and the operation's
@@ -121,7 +122,7 @@ class Transactions:
         return self._file is not None
 
     def run(self, group: Sequence[QueuedOperation]) -> None:
-        """Run the group's operations, and give each its answer or its error."""
+        """Run the group's operations, give each its answer or its error, and announce their changes after the commit."""
         try:
             file = self._opened()
             self._begin(file, group)
@@ -160,7 +161,7 @@ class Transactions:
             pauses += 1
 
     def _fail(self, group: Sequence[QueuedOperation], error: BaseException) -> None:
-        """Give the operations an error. If it is about the file, the next call opens the file again."""
+        """Give the operations this error. If it's about the file, or a refusal, close the file, so that the next call opens it again."""
         for number, queued in enumerate(group):
             queued.answer, queued.error = None, error
             if number and is_about_the_file(error):
@@ -188,7 +189,7 @@ class Transactions:
         return max(0.0, self._next_look - time.monotonic()) if self._expected else None
 
     def look_for_commits(self) -> None:
-        """Announce the transactions of callers that have committed, so that listeners are woken as after a commit of the writer."""
+        """Announce callers' transactions that have committed, so that they wake listeners as the writer's commits do."""
         if not self._expected:
             return
         now = time.monotonic()
@@ -224,7 +225,7 @@ class Transactions:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._file.store.connection))
 
     def migrate(self) -> Upgrade:
-        """Migrate the file to this version, and close it. Runs in the calling thread, like `pending`."""
+        """Migrate the file to this version, close it, and return what was done. Runs in the calling thread, like `pending`."""
         upgrade = self._opened().upgrade
         self.close()
         return upgrade
@@ -264,7 +265,7 @@ _NORMAL, _FULL = 1, 2
 
 _PAGES_AT_ONCE: Final = 64
 _MIN_FREE: Final = 256
-"""How many free pages one upkeep call gives back to the disk, if more than the minimum, and more than half of the file, are free."""
+"""One upkeep call gives `_PAGES_AT_ONCE` pages back to the disk if more than `_MIN_FREE` pages and more than half of the file are free."""
 
 
 class OpenFile:
@@ -302,7 +303,7 @@ class OpenFile:
         self._connection.execute("BEGIN IMMEDIATE")
 
     def run(self, group: Sequence[QueuedOperation]) -> BaseException | None:
-        """Run the group's operations in the transaction that has begun, and commit. If that fails, roll back, and return the error.
+        """Run the group's operations in the transaction that `begin` began, and commit. If that fails, roll back, and return the error.
 
         If one of several operations fails, only its changes are undone.
         """
@@ -365,7 +366,7 @@ class OpenFile:
         return sqlite3.SQLITE_OK
 
     def _check_version(self, *, always: bool = False) -> None:
-        """Raise BrokerRefused if another process has changed the tables. Costs nothing while they do not change."""
+        """Raise BrokerRefused if another process has changed the tables so that this version can't use them. Usually costs nothing."""
         if self._has_compiled or always:
             check_tables(self._connection, self._file, self.store.sql)
             self._has_compiled = False

@@ -1,4 +1,4 @@
-"""The folder beside the file in which senders find listeners.
+"""Manages the folder beside the store's file through which senders find listeners.
 
 A listener NAME has a socket, NAME, and up to three empty files:
 
@@ -94,7 +94,7 @@ class Folder:
         self._listed: tuple[int, Listeners] | None = None
 
     def bind(self) -> tuple[str, socket.socket]:
-        """Bind a new socket in the folder, which is created if it is missing. Raises OSError if that is impossible."""
+        """Create the folder if it is missing, and a listener's socket in it. Return its name and the socket. Raises OSError on failure."""
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._path, 0o700)
         self._store.share(self._opened())
@@ -120,7 +120,7 @@ class Folder:
                         self.forget(name)
 
     def listeners(self) -> Listeners:
-        """Return the listeners in the folder: none if it is missing or cannot be read."""
+        """Return the listeners in the folder, or none if it is missing or cannot be read."""
         try:
             folder = self._opened()
             if self._listed is not None and self._listed[0] == self._changed_at:
@@ -151,7 +151,7 @@ class Folder:
         return True
 
     def remove(self, file: str) -> bool:
-        """Remove a file or socket. Return False if another process has done so."""
+        """Remove a file or socket. Return False if another process has already removed it."""
         try:
             folder = self._opened()
             mode = os.stat(file, dir_fd=folder, follow_symlinks=False).st_mode
@@ -175,8 +175,7 @@ class Folder:
             self._descriptor = self._listed = None
 
     def _opened(self) -> int:
-        """Return the folder's descriptor, and open the folder again if it has been replaced. Raises OSError if it is missing, a link, or
-        another user's."""
+        """Return the folder's descriptor, reopened if the folder was replaced. Raises OSError if it's missing, a link or another user's."""
         if self._descriptor is not None:
             found = os.lstat(self._path)
             if os.path.samestat(found, os.fstat(self._descriptor)):

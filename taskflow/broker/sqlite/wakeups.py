@@ -76,7 +76,7 @@ class SocketListener:
     # --- for waiters and claims --------------------------------------------------------------------------------------
 
     def listen(self, topics: Sequence[str]) -> Waiter:
-        """Listen to topics. The socket exists when this returns, so nothing is missed from then on."""
+        """Return a waiter for these topics. The listener's socket exists by then, so nothing is missed from then on."""
         with self._lock:
             waiter = SocketWaiter(self, self._flag, topics)
             if self._thread is None:
@@ -95,7 +95,7 @@ class SocketListener:
             return waiter
 
     def drop(self, topics: Sequence[str]) -> None:
-        """Undo `listen`."""
+        """Stop listening to the topics of a waiter that was closed."""
         if self._pid != os.getpid():  # a forked child; checked before the lock, which another thread may have held
             return
         with self._lock:
@@ -119,8 +119,8 @@ class SocketListener:
                 self._end_receive()
 
     def claimed(self, *, is_full: bool) -> None:
-        """Show senders whether this listener waits for jobs. Called while the claim holds the write lock, so that no job can become ready
-        unnoticed."""
+        """After a claim, show senders whether this listener waits for jobs. Called while the claim still holds the write lock, so that no
+        job can become ready unnoticed."""
         with self._lock:
             if is_full:
                 self._hide_waiting()

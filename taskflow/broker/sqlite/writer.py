@@ -24,7 +24,7 @@ MAX_GROUP_SIZE: Final = 128
 """The maximum number of operations that share a commit. A larger group would save no more time, and would delay the first operation."""
 
 MAX_WAIT: Final = 5.0
-"""The maximum time in seconds that a fork waits. It is longer than a transaction's wait for another process's lock."""
+"""How many seconds a fork waits for transactions to end. This is longer than a transaction waits for another process's lock."""
 
 
 class _Gate:
@@ -79,8 +79,7 @@ class WriterCall(QueuedOperation):
 
 
 class Writer:
-    """Runs operations in a thread that the first call starts. It belongs to one process: a forked child creates its own writer and does not
-    touch this one."""
+    """Runs operations in a thread that the first call starts. A forked child creates its own writer, and leaves its parent's alone."""
 
     def __init__(self, transactions: Transactions, start_thread: StartThread) -> None:
         self.pid = os.getpid()

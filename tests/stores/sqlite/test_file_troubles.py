@@ -33,7 +33,7 @@ async def test_a_lock_is_waited_for_but_not_for_ever(open_broker: Open, path: Pa
         await broker.enqueue([an_envelope()])
     with locked(path) as stranger:
         began = time.monotonic()
-        says = f"{path}.* is locked by another connection, for longer than 0.3 s: find a program"
+        says = f"{path}.* has been locked by another connection for over 0.3 s: find a program"
         with pytest.raises(BrokerUnavailable, match=says):
             await (broker.enqueue([job]) if is_open else broker.migrate())
         assert 0.25 < time.monotonic() - began < 1.6
