@@ -45,7 +45,7 @@ FLOW_ENTRIES: Final = 500
 
 
 _DUE: Final = ("due", "to_admit")
-"""The indexes that contain HELD jobs which no longer await anything and are about to be released."""
+"""The indexes that contain, among others, the HELD jobs that no longer await anything. The next upkeep releases these jobs."""
 
 
 def queues() -> Operation[list[QueueInfo]]:
@@ -85,7 +85,7 @@ def queues() -> Operation[list[QueueInfo]]:
 
 
 def _ready_since(firsts: Sequence[tuple[Any, ...]]) -> Operation[list[tuple[str, int]]]:
-    """Return each queue with the time since which it has had READY jobs. If a line's first job has a tenant, its `due_at` isn't a time."""
+    """Return times since which jobs have been READY, each with its queue. If a line's first job has a tenant, its `due_at` isn't a time."""
     queues = list(dict.fromkeys(queue for queue, *_ in firsts))
     lines = [turns.first_of(turns.line_of(queue, -rank)) for queue, rank, *_ in firsts]
     seen: Snapshot = yield Query(scans=(*lines, *(Scan("fair_since", 1, (queue,), with_records=False) for queue in queues)))
@@ -238,7 +238,7 @@ def _run_now(draft: Draft, job_id: bytes) -> Status | None:
 
 
 def purge(view: View, limit: int, rules: Rules) -> Operation[int]:
-    """Drop jobs of a view, each in a separate step."""
+    """Drop up to `limit` jobs of a view, each in a separate step, and return their number."""
     purged = 0
     # Ended jobs come first: a waiting job that is purged may stay for a while as CANCELLED. HELD jobs precede those that they await.
     order = (*ENDED, Status.HELD, Status.SCHEDULED, Status.READY)

@@ -1,7 +1,7 @@
 """Arrivals: the changes that callers' transactions leave for the engine to decide on after the commit.
 
-Such a transaction writes no record that other clients write, such as a key's. It adds a job with a key as HELD and ARRIVING, and leaves the
-consequences of a run's end as an INBOX record.
+Such a transaction writes no record that other clients also write, such as a key's. It adds a job that has a key as HELD and ARRIVING, and
+leaves the consequences of a run's end as an INBOX record.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def scans(limit: int) -> tuple[Scan, Scan]:
 
 
 def take(found: Sequence[Entry], rules: Rules) -> Operation[list[bool]]:
-    """Decide on the arrivals that `scans` found. Return False for each arrival that another program's open transaction blocks."""
+    """Decide on the arrivals that `scans` found. For each, return True, or False if another program's open transaction blocks it."""
     refs = [entry.ref for entry in found]
     jobs = [Ref(Kind.JOB, ref.id) for ref in refs]
     in_flows = [
@@ -54,7 +54,7 @@ def take(found: Sequence[Entry], rules: Rules) -> Operation[list[bool]]:
 
 
 def _admit(draft: Draft, ref: Ref) -> None:
-    """Give an arrived job its key, or cancel the job if a live job has the key."""
+    """Give an arrived job its key and let it wait, or cancel it if it was replaced or throttled, or if a live job has its key."""
     job = draft.job(ref.id)
     if job is None or not job.has(Flag.ARRIVING):
         return
@@ -91,7 +91,7 @@ def _settle(draft: Draft, ref: Ref, settled: Record | None) -> None:
     """Carry out the consequences of a successful run. The job itself may have been dropped by now. `settled` is the job's record with its
     result, if the job belongs to a flow.
 
-    The INBOX record's `sent` is that of the job; its state is the job's flags at the end of the run, followed by the progress. The job is
+    The INBOX record's `sent` is the job's; its state is the job's flags at the end of the run, followed by the progress. The stored job is
     no longer AWAITED, so that ending it again releases no job twice.
     """
     if draft.plain(*ref) is None:

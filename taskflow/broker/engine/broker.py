@@ -41,7 +41,7 @@ class EngineBroker(ABC):
 
     @abstractmethod
     async def run(self, operation: Operation[T]) -> T:
-        """Run an operation with the store."""
+        """Run an operation on the store, and return its result."""
 
     @abstractmethod
     async def claim_records(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> Claimed | None: ...

@@ -31,9 +31,9 @@ class Contention:
         in_turn: Callable[[Sequence[Ref], Operation[T], Effect], Awaitable[tuple[Effect, Any]]],
         answer: Any = None,
     ) -> T:
-        """Continue an operation with the answer to its last effect. `perform` answers an effect.
+        """Run an operation to its end, and return its result. `perform` answers an effect. `answer` belongs to its last effect, if any.
 
-        If other clients keep changing its records, `in_turn` runs the effects up to the next change while those clients wait, and returns
+        If other clients keep changing the records, `in_turn` runs the effects up to the next change while those clients wait, and returns
         that change and its answer.
         """
         stale = 0
@@ -77,7 +77,7 @@ class Contention:
 
 
 CHANGES: Final = (Apply, HandOver)
-"""The effects that change records which an operation has read."""
+"""The effects that change records an operation has read."""
 
 
 def stale_refs(effect: Apply | HandOver, answer: Any) -> list[Ref]:
@@ -96,7 +96,7 @@ class Ended(Exception):
 
 
 def advance(operation: Operation[Any], answer: Any) -> Effect:
-    """Send an answer to an operation, and return its next effect. Raises Ended if there is none."""
+    """Send an answer to an operation, and return its next effect. Raises Ended if the operation returns or fails."""
     try:
         return operation.send(answer)
     except StopIteration as end:

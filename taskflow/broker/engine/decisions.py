@@ -1,5 +1,5 @@
-"""Decides on items, and then on the consequences for other jobs: those that no longer await anything, those that wait at gates (limits)
-with room, and those of the same flow."""
+"""Decides on items, such as settlements, and then on the consequences for other jobs: those that no longer await anything, those that wait
+at gates (limits) with room, and those of the same flow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 MAX_FILLS: Final = 16
 
 PORTION: Final = 500
-"""The maximum number of jobs of flows that one decision changes."""
+"""The maximum number of jobs in flows that are changed at a time."""
 
 MAX_READY_FOR: Final = 5_000_000
 """Microseconds for which a READY job keeps its slots while jobs of other queues wait for them."""
@@ -33,7 +33,7 @@ MAX_READY_FOR: Final = 5_000_000
 MAX_LOOKED_AT: Final = 1_000_000
 
 MAX_FELLED: Final = 2_000
-"""The maximum number of jobs of flows that an operation changes after a failure. Upkeep changes the remaining jobs."""
+"""The maximum number of jobs in flows that an operation changes after a failure. Upkeep changes the rest."""
 
 
 def decide(
@@ -47,7 +47,7 @@ def decide(
     most: int = MAX_FELLED,
     **more: Any,
 ) -> Operation[list[T]]:
-    """Decide on items as `draft.decide` does, and then on the consequences for other jobs. At most `most` jobs of flows are changed."""
+    """Decide on items as `draft.decide` does, and then on the consequences for other jobs, including at most `most` jobs in flows."""
     left = Left()
     answers: list[T] = yield from decide_once(items, one, rules, Query(tuple(refs), scans, groups), left=left, **more)
     yield from _follow(left, rules, scans, most)
@@ -55,14 +55,14 @@ def decide(
 
 
 def release(awaiting: Iterable[bytes], rules: Rules) -> Operation[None]:
-    """Release the jobs among these that no longer await another job."""
+    """Release those of the given jobs that no longer await another job."""
     left = Left()
     left.released.update(awaiting)
     yield from _follow(left, rules, MOVE_SCANS)
 
 
 def _follow(left: Left, rules: Rules, scans: tuple[Scan, ...], most: int = MAX_FELLED) -> Operation[tuple[int, bool]]:
-    """Decide on the consequences of earlier decisions. Return the same as `carry_on`."""
+    """Decide on the consequences of earlier decisions. Return what `carry_on` returns."""
     looked_at = (yield from _carry_on(left, rules, most)) if left.actions else (0, False)
     if left.released:
         ids = sorted(left.released)
@@ -96,8 +96,8 @@ def _fill(draft: Draft, gate_id: bytes) -> int:
 
 
 def _free(draft: Draft, job_id: bytes) -> bool:
-    """Release a HELD job if it awaits nothing. An addition to `awaits` doesn't change the job's revision, but every change that makes the
-    job await more jobs does. If another program's open transaction has locked the job, the next upkeep releases it."""
+    """Release a HELD job if it awaits nothing, or begin to drop the notes of a job that is gone. An addition to `awaits` doesn't change the
+    job's revision, but a change that makes the job await more jobs does. If the job is locked, the next upkeep releases it."""
     job = draft.job(job_id)
     if job is None or job.status == BURIED:
         flows.put(draft, job_id, flows.Action(flows.FORGET, job_id))  # the job no longer exists, but has received a result
@@ -124,8 +124,8 @@ def give_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
 
 
 def take_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
-    """Pass slots of jobs that no worker has claimed for `MAX_READY_FOR` to waiting jobs of other queues. Return the number of jobs that
-    lose their slots."""
+    """Take the slots of up to `limit` READY jobs of a queue that no worker has claimed for `MAX_READY_FOR`, and pass them to waiting jobs
+    of other queues. Return the number of jobs that lost their slots."""
 
     def one(draft: Draft, job_id: bytes) -> bool:
         job = draft.job(job_id)
@@ -154,7 +154,7 @@ def take_back(queue: str, limit: int, rules: Rules) -> Operation[int]:
 
 
 def begin(action_id: bytes, action: flows.Action, rules: Rules) -> Operation[int]:
-    """Store an action and carry it out. Return the number of jobs examined. If the process dies in between, upkeep continues."""
+    """Store an action and carry it out. Return the number of jobs examined. If the process dies before the end, upkeep continues."""
 
     def one(draft: Draft, action_id: bytes) -> None:
         flows.put(draft, action_id, action)
@@ -220,8 +220,8 @@ def _first(group: _Group) -> flows.Action:
 
 
 def _is_outdated(left: Left, seen: Snapshot, refs: Iterable[Ref], revs: dict[bytes, Rev]) -> bool:
-    """When each action is first read, take over its stored version, because another client may have removed or replaced it, perhaps with
-    the same action starting over. Return True if any version differed."""
+    """Adopt the stored version of each action that is read for the first time: another client may have removed the action or replaced it,
+    perhaps with the same action starting over. Return True if any stored version differed."""
     is_outdated = False
     for ref in refs:
         record = seen.records[ref]
@@ -276,8 +276,8 @@ def _act(draft: Draft, job: Job, action: flows.Action) -> None:
 
 
 def _finish(done: dict[bytes, flows.Action], revs: dict[bytes, Rev], left: Left, rules: Rules) -> Operation[None]:
-    """Finish actions. After a RESTORE, cancel jobs again if their flow has another failure, or if they await a job that was dropped or
-    remains cancelled. Then drop the stored actions, unless they were replaced."""
+    """Finish actions that have reached all their jobs. After a RESTORE, cancel jobs again if their flow has another failure, or if they
+    await a job that was dropped or remains cancelled. Then drop the stored actions, unless they were replaced."""
     scopes: dict[bytes, set[tuple[int, int]]] = {}
     for action in done.values():
         if action.what == flows.RESTORE:
@@ -316,7 +316,7 @@ def _census(flow: bytes) -> Operation[flows.Census]:
 
 
 def _give_up(draft: Draft, item: tuple[bytes, int]) -> bool:
-    """Cancel a HELD job that awaits more jobs than may still succeed. It's read after these are counted; `awaits` can't rise in between."""
+    """Cancel a HELD job that awaits more jobs than may still succeed. `awaits` is read after that count, and can't rise in between."""
     job_id, expected = item
     job = draft.job(job_id)
     if job is not None and job.status == HELD and job.header["awaits"] > expected:
@@ -325,7 +325,7 @@ def _give_up(draft: Draft, item: tuple[bytes, int]) -> bool:
 
 
 def _put_off(draft: Draft, item: tuple[bytes, flows.Action]) -> None:
-    """Store how far an action has got, so that upkeep continues there."""
+    """Store how far an action has got, unless it was replaced, so that upkeep continues there."""
     if flows.is_current(draft, *item):
         flows.put(draft, *item)
         draft.wake(topics.DUE)

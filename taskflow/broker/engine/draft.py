@@ -52,7 +52,7 @@ class Foreseen(NamedTuple):
     """Facts about gates, read in advance so that decisions need no second query.
 
     `waiting`  for each gate: how many of its waiting jobs the decisions will probably need
-    `paused`   the ids of the paused queues, if they are known. If a pause begins in the meantime, it takes the slots back
+    `paused`   the ids of the paused queues, if they are known. A pause that begins in the meantime takes the slots back
     `heads`    the scans for the first jobs of the lines in which jobs will probably take a place
     """
 
@@ -108,7 +108,7 @@ class Draft:
     """The records as they would be after the decisions so far."""
 
     def __init__(self, seen: Snapshot, rules: Rules, scans: Sequence[Scan] = ()) -> None:
-        """`scans` are the scans that earlier decisions requested. Their entries come last in `seen`."""
+        """`scans` are those that the query contains for gates and lines (see turns.py). Their entries come last in `seen`."""
         self.seen, self.rules = seen, rules
         self.now, self.steady, self._stored = seen.now, seen.steady, seen.records
         self.missing = set[Ref]()
@@ -121,7 +121,7 @@ class Draft:
         self.paused: frozenset[bytes] | None = None
         """The ids of the paused queues, if they are known."""
         self.wanted = Counter[bytes]()
-        """For each gate: how many of its waiting jobs the decisions need to see, if they haven't seen that many."""
+        """For each gate of which too few waiting jobs were loaded: how many the decisions need to see."""
         self.unseen = set[Scan]()
         """The lines (see turns.py) whose first job the decisions need to see."""
         self._freed = Counter[bytes]()
@@ -139,7 +139,7 @@ class Draft:
         self._current: dict[Ref, Job | Plain | None] = {}
 
     def decide(self, items: Sequence[Item], one: Callable[[Draft, Item], T], *, together: bool) -> list[T]:
-        """Decide on each item in turn. The answers are valid only if `lacks` is false afterwards.
+        """Decide on each item in turn. If `lacks` is true afterwards, the answers are not valid, and the caller discards them.
 
         Each decision is a separate part. With `together`, all parts that change anything are applied as one step.
         """
@@ -175,7 +175,7 @@ class Draft:
         return found
 
     def put(self, record: Job | Plain) -> None:
-        """Write a record that was changed or is new."""
+        """Include a new or changed record in the current part, which writes it."""
         ref, part = record.ref, self.part
         part.read.add(ref)
         part.written[ref] = None
@@ -214,8 +214,8 @@ class Draft:
         return all(ref in self._current or ref in self._stored for ref in refs)
 
     def require(self, refs: Iterable[Ref], *, frees: bool = False, heads: Iterable[Scan] = ()) -> None:
-        """Register which of these records and scans weren't loaded, and raise Missing if there are any. With `frees`, the refs are gates
-        that get a free slot, so their waiting jobs are needed too."""
+        """Register which of these records and scans weren't loaded, and raise Missing if anything is missing. With `frees`, the refs are
+        gates that get a free slot, so their waiting jobs are needed too."""
         self.unseen.update(scan for scan in heads if scan not in self._heads)
         for ref in refs:
             is_known = ref in self._current or ref in self._stored
@@ -230,12 +230,12 @@ class Draft:
             raise Missing
 
     def head(self, line: Scan) -> Entry | None:
-        """Return a required line's first entry, as it was before these decisions."""
+        """Return the first entry of a required line as it was before these decisions, or None if the line was empty."""
         return next(iter(self._heads[line]), None)
 
     def waiting(self, gate: bytes) -> deque[Entry] | None:
-        """Return the entries of the jobs that wait at a gate, in order, or None if they weren't queried. The decisions remove the entries
-        that they have handled."""
+        """Return the entries of the jobs that wait at a gate, in order, or None if they weren't queried. Decisions remove the entries that
+        they have handled."""
         return self._waiting.get(gate)
 
     # --- what else a decision changes ------------------------------------------------------------------------
@@ -250,9 +250,9 @@ class Draft:
     # --- steps -----------------------------------------------------------------------------------------------
 
     def steps(self) -> list[tuple[list[int], Step]]:
-        """Return the steps, each with the numbers of its parts.
+        """Return the steps, each with the numbers of its parts. Parts that change nothing are left out.
 
-        Two parts form one step if one of them writes a record that the other reads or writes.
+        Two parts belong to the same step if one of them writes a record that the other reads or writes.
         """
         parts = [(number, part) for number, part in enumerate(self._parts) if not part.is_empty]
         groups = [parts] if self._is_whole and parts else _tied(parts)
@@ -295,7 +295,7 @@ def _add_up(total: dict[Any, int], numbers: dict[Any, int]) -> None:
 
 
 def _tied(parts: Sequence[tuple[int, Part]]) -> list[list[tuple[int, Part]]]:
-    """Group the parts that must form one step."""
+    """Group the parts that must be applied together in one step."""
     if sum([len(part.read) for _, part in parts]) == len(set().union(*[part.read for _, part in parts])):
         return [[numbered] for numbered in parts]
     group_of = list(range(len(parts)))
@@ -335,6 +335,7 @@ def decide(
 
     `look`      the records that the decisions will probably need; others are loaded on demand
     `locked`    the answer for an item whose records another program's open transaction has locked
+    `grows`     True if jobs are added, so that the store first checks whether it has room
     `together`  True if all decisions form one step
     `foreseen`  facts about gates that are known in advance
     `left`      collects the work for a later decision
@@ -392,8 +393,8 @@ def _draft(
     together: bool,
     paused: frozenset[bytes] | None,
 ) -> Operation[tuple[Draft, list[T]] | None]:
-    """Load the records that the decisions need, and decide. Return None if they still need more after `MAX_CHAIN` queries. `sizes` is the
-    number of waiting jobs to read at each gate, and `heads` are the scans for the first jobs of lines."""
+    """Load the records that the decisions need, and decide. Return None if they still need more after `MAX_CHAIN` queries. `sizes` says how
+    many waiting jobs to read at each gate, and `heads` are the scans for the first jobs of lines."""
     for _ in range(MAX_CHAIN):
         scans = [*(Scan("gated", size, (gate,)) for gate, size in sizes.items()), *heads]
         draft = Draft((yield look._replace(refs=tuple(known), scans=(*look.scans, *scans))), rules, scans)

@@ -5,7 +5,7 @@ The step that ends a successful run stores the result as a note (a record) for e
 
 If a job ends in another way, `awaits` stays unchanged, so no job that needs its result starts. The step stores an action, which then
 cancels the jobs of its scope that have not begun, in portions. A retry replaces the action with one that restores them. Each of these
-changes expects the action's revision, so changes decided on before the retry have no effect. Only jobs that collect failures count them.
+changes expects the action's revision, so changes decided on before the retry have no effect. Jobs that collect failures count them too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ cancels the jobs of a purged job's scope, which nothing can restore.
 """
 
 MAX_INLINE: Final = 1_024
-"""The maximum size in bytes of a result that is read together with a job's other notes. Larger results are read separately."""
+"""The maximum size in bytes of a note that is read together with a job's other notes. Larger notes are read separately."""
 
 
 class Action(msgspec.Struct, frozen=True, array_like=True):
@@ -41,7 +41,7 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
 
     `what`     one of `FELL`, `RESTORE`, `CANCEL`, `FORGET`, `PURGE`
     `owner`    the flow's id; for FORGET, the id of the job whose notes are dropped
-    `first`    the first number of the scope
+    `first`    the first number of the scope, which is the range of the jobs that the action may change
     `last`     the last number of the scope
     `cause`    the job that failed or is retried; for CANCEL, the flow's id
     `reason`   why jobs are cancelled
@@ -59,7 +59,7 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
     after: int = 0
 
     def scan(self, limit: int) -> Scan:
-        """Return the scan of the next jobs or notes."""
+        """Return a scan for the next `limit` jobs or notes that the action has not reached."""
         after, until = numbered(self.owner, max(self.first, self.after)), numbered(self.owner, self.last + 1)
         return Scan(_INDEX[self.what], limit, after=(self.owner if self.what == FORGET else after,), until=(until,), with_records=False)
 
@@ -69,7 +69,7 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def extent(self) -> tuple[int, bytes, int, int]:
-        """The kind, owner and scope. Actions with the same extent are done together, because many jobs of a flow may fail at once."""
+        """The kind, owner and scope. Actions with the same extent are carried out together: many jobs of a flow may fail at once."""
         return self.what, self.owner, self.first, self.last
 
 
@@ -86,7 +86,7 @@ def number_of(entry: Entry) -> int:
 
 
 def action_in(action_id: bytes, record: Record | Plain | None) -> Action:
-    """Decode an action. If it can't be decoded, or isn't about its own flow or job, return an action that does nothing."""
+    """Decode an action. If it's missing, undecodable, or about another flow or job than its id, return one that does nothing."""
     try:
         found = _decode(record.state) if record is not None and isinstance(record.state, bytes) else _NOTHING
     except msgspec.MsgspecError:
@@ -101,7 +101,7 @@ def actions_in(found: Sequence[Entry]) -> dict[bytes, Action]:
 
 
 def is_current(draft: Draft, action_id: bytes, action: Action) -> bool:
-    """Return True if this action still has to be done. The decision that calls this then expects the action's revision."""
+    """Return True if this action is still stored, and so has to be carried out. The calling decision then expects the action's revision."""
     current = action_in(action_id, draft.plain(Kind.FLOW, action_id))
     return (current.what, current.cause) == (action.what, action.cause)
 
@@ -117,7 +117,7 @@ def put(draft: Draft, action_id: bytes, action: Action) -> None:
 
 
 def end(draft: Draft, job: Job, by: Action | None) -> None:
-    """Apply the consequences of a job's end to its flow. `by` is the action that ended the job, if any."""
+    """Apply the consequences of a job's end to the other jobs of its flow. `by` is the action that ended the job, if any."""
     member, state = job.sent.member, job.state
     assert member is not None
     has_succeeded = job.status == SUCCEEDED
@@ -194,7 +194,7 @@ def drop_notes(draft: Draft, job: Job) -> None:
 
 
 def _failure_of(job: Job) -> FailureNote:
-    """Return a job's failure as the jobs that collect failures receive it."""
+    """Return a job's failure in the form in which jobs that collect failures receive it."""
     reason = (job.state.reason or b"").decode(errors="replace")
     if job.status == CANCELLED:
         return FailureNote("", reason, job.id)
@@ -233,12 +233,12 @@ def redo(draft: Draft, job: Job, *, acts: bool) -> None:
 
 
 def whole(flow: bytes, after: int = 0, limit: int = MAX_MEMBERS) -> Scan:
-    """Return the scan of a flow's jobs from the number `after` on."""
+    """Return a scan for a flow's jobs from the number `after` on."""
     return Scan("flow", limit, after=(numbered(flow, after),), until=(numbered(flow, MAX_MEMBERS),))
 
 
 def alive(flow: bytes) -> Scan:
-    """Return the scan of the first job of a flow that has not ended."""
+    """Return a scan for the first job of a flow that has not ended."""
     return whole(flow, 0, 1)._replace(of="flow_live", with_records=False)
 
 
@@ -267,7 +267,7 @@ class Census:
                 self._failures[job.sent.member.first, job.sent.member.last] = job.id
 
     def failures_in(self, scopes: Iterable[tuple[int, int]]) -> list[bytes]:
-        """Return one job for each scope that overlaps one of these: a job that failed, or was cancelled other than by an action."""
+        """For each failure scope that overlaps one of these, return the id of a job that failed, or that was cancelled but by no action."""
         apart = list[tuple[int, int]]()
         for first, last in sorted(scopes):
             if apart and first <= apart[-1][1]:
@@ -281,7 +281,7 @@ class Census:
 
     def expected(self) -> list[tuple[bytes, int]]:
         """Return the HELD jobs, each with the number of jobs that it awaits and that may still succeed. Jobs that were dropped or that
-        nothing restores are not counted. A failed job is, because its failure cancels the jobs that await it."""
+        nothing restores are not counted. Failed jobs are counted, because their failures cancel the jobs that await them."""
         for cause, awaited_by in self._felled:
             if cause in self._standing:
                 self._awaited.update(awaited_by)
@@ -289,7 +289,7 @@ class Census:
 
 
 def is_felled(record: Record | None) -> bool:
-    """Return True if other jobs of its flow have ended this job."""
+    """Return True if a job was cancelled because of other jobs of its flow."""
     if record is None or record.header["status"] != CANCELLED:
         return False
     state = Job.of_record(record).state
@@ -297,7 +297,7 @@ def is_felled(record: Record | None) -> bool:
 
 
 def fell_again(draft: Draft, job_id: bytes) -> bool:
-    """Let a failed job once more cancel the jobs that another job's retry has restored."""
+    """If a job is still failed or cancelled, store its action again, which cancels jobs of its scope that another job's retry restored."""
     job = draft.job(job_id)
     if job is not None and job.sent.member is not None and job.status in (FAILED, CANCELLED) and _acts(job, job.sent.member):
         _fell(draft, job, _failure_of(job))

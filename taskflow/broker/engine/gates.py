@@ -64,7 +64,7 @@ def of_pause(queue: str) -> Gate:
 
 
 def foresee(limits: Sequence[Gate]) -> Operation[Foreseen | None]:
-    """Query how many waiting jobs a decision will probably need when a slot of each gate becomes free. Return None if that's unknown."""
+    """Query what a decision needs when a slot of each gate becomes free. Return None if no gate has slots or too many queues are paused."""
     freed = Counter([gate.id for gate in limits if not gate.per])
     if not freed:
         return None
@@ -77,7 +77,7 @@ def foresee(limits: Sequence[Gate]) -> Operation[Foreseen | None]:
 
 
 def declare(draft: Draft, limits: Sequence[Gate]) -> None:
-    """Give gates the numbers that the sender of a new job declares, unless an operator has set them."""
+    """Update stored gates to the numbers that the sender of a new job declares, unless an operator has set them."""
     for gate in limits:
         record = draft.plain(Kind.GATE, gate.id)
         if record is not None and not record.header["is_set"] and in_force(record, gate) != gate:
@@ -97,7 +97,7 @@ def in_force(record: Plain, gate: Gate) -> Gate:
 
 
 def admit(draft: Draft, job: Job) -> bool:
-    """Take a slot of each of a job's gates. Return False, and take none, if the job has to wait at one of them or for a later time."""
+    """Take a slot of each of a job's gates, and pay its rates. Return False, and take none, if it has to wait at a gate or until later."""
     limits, queue = job.limits, Ref(Kind.QUEUE, job.queue.encode())
     draft.require(_refs_to_admit(draft, job))
     if (draft.paused is None or queue.id in draft.paused) and draft.plain(*queue) is not None:
@@ -128,7 +128,7 @@ def _refs_to_admit(draft: Draft, job: Job) -> list[Ref]:
 
 
 def leave(draft: Draft, limits: Sequence[Gate]) -> Iterator[Job]:
-    """Give back a slot of each gate. Yield the jobs that receive the slots, for the caller to make READY."""
+    """Give back a slot of each gate that has slots. Yield the jobs that receive them, for the caller to make READY."""
     limits = [gate for gate in limits if not gate.per]
     draft.require(refs_of(limits), frees=True)
     for gate in limits:
@@ -150,7 +150,7 @@ def leave_to_others(draft: Draft, job: Job) -> bool:
 
 
 def fill(draft: Draft, gate_id: bytes) -> Iterator[Job]:
-    """Yield the waiting jobs for which a gate has room. If no more jobs wait, record this."""
+    """Yield the waiting jobs for which a gate has room, for the caller to make READY. If no more jobs wait, record that."""
     record = draft.plain(Kind.GATE, gate_id)
     if record is None or not record.header["has_waiting"]:
         return
@@ -204,7 +204,7 @@ def _pass_on(draft: Draft, record: Plain) -> Iterator[Job]:
 
 
 def record_of(draft: Draft, gate: Gate) -> Plain:
-    """Return a gate's record, or a new one. A record is stored while jobs hold slots or wait, its number is set, or a rate isn't idle."""
+    """Return a gate's record, or a new one. It's stored while jobs hold slots or wait, its number is set, or its rate is in use."""
     record = draft.plain(Kind.GATE, gate.id)
     if record is not None:
         return record
@@ -223,7 +223,7 @@ def put(draft: Draft, record: Plain) -> None:
 
 
 def prepare(record: Plain) -> tuple[bool, bool]:
-    """Set in a record whether its gate is open. Return whether to keep the record, and whether the gate is open."""
+    """Update a gate's `is_open`: True if jobs wait although it has room. Return whether to keep the record, and `is_open`."""
     header = record.header
     header["is_open"] = int(header["has_waiting"] and header["taken"] < header["most"])
     is_kept = bool(header["taken"] or header["has_waiting"] or header["is_set"]) or header["tat"] is not None
@@ -231,7 +231,7 @@ def prepare(record: Plain) -> tuple[bool, bool]:
 
 
 def _wait(draft: Draft, job: Job, record: Plain) -> None:
-    """Make a job wait at a full gate."""
+    """Make a job wait at a gate that is full, or that a pause has closed. The caller puts the job."""
     if job.has(Flag.FAIR):
         job.header["since"] = None
         turns.take(draft, job, ("gated", record.ref.id, -job.header["priority"]))

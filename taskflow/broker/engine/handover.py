@@ -1,6 +1,6 @@
 """Ends runs of jobs that have one limit and no other tie, and passes their slots on: a fast path of `jobs.settle` without drafts.
 
-This path decides by the headers of the gates and of the jobs that wait there. The store checks that the runs match their settlements. If a
+This path decides by the headers of the gates and of the jobs that wait there. The store checks that the jobs are still in these runs. If a
 job needs more, or its records have changed in the meantime, its run is left to the general decision.
 """
 
@@ -39,11 +39,11 @@ from taskflow.model.transitions import Event
 from taskflow.model.verdict import Settlement, is_plain_success
 
 MAX_TRIES = 2
-"""How many times to try to end the runs together. Each further attempt leaves out the runs that the store has refused."""
+"""How many times to try to end the runs together. A second attempt leaves out the runs that the store has refused."""
 
 
 def is_simple(settlement: Settlement) -> bool:
-    """Return True if `settle` may end the run."""
+    """Return True if `settle` can try to end the run: a plain success with one limit that has slots, and no key or notes."""
     limits = settlement.limits
     return len(limits) == 1 and not limits[0].per and settlement.key is None and not settlement.notes and is_plain_success(settlement)
 
@@ -89,8 +89,8 @@ class _Step:
         self._puts, self._drops, self._totals = list[Put](), list[Ref](), dict[tuple[str, str], int]()
 
     def add(self, stored: Record, ending: int, waiting: Sequence[Entry]) -> bool | None:
-        """Pass on the slots of runs that end at one gate. Return True if the gate has room and jobs may still wait there. Return None, and
-        add nothing, if a waiting job needs the general decision."""
+        """Pass on the slots of the `ending` runs at one gate. Return True if the gate still has room and waiting jobs, else False. Return
+        None, and add nothing, if a waiting job needs the general decision."""
         gate = Plain(stored.ref, dict(stored.header), stored.state)
         room = max(0, gate.header["most"] - gate.header["taken"] + ending) if gate.header["has_waiting"] else 0
         passing = [entry.record for entry in waiting[:room]]
@@ -119,7 +119,7 @@ _READIED: dict[str, Any] = {"status": READY, "gate": None, "since": NOW}
 
 
 def _may_pass(record: Record, paused: set[bytes]) -> bool:
-    """Return True if a waiting job needs only a slot of this gate."""
+    """Return True if a waiting job needs only a slot of this gate to become READY."""
     header = record.header
     return (
         header["status"] == SCHEDULED
@@ -132,7 +132,7 @@ def _may_pass(record: Record, paused: set[bytes]) -> bool:
 
 
 def by_step(runs: Sequence[Run], step: Step) -> Operation[list[int]]:
-    """Implement `Store.hand_over` by an ordinary step, for stores that have no faster way."""
+    """Implement `Store.hand_over` with an ordinary step, for stores that have no faster way."""
     refs = [Ref(Kind.JOB, run.id) for run in runs]
     seen: Snapshot = yield Query(tuple(refs))
     if odd := [number for number, run in enumerate(runs) if not _is_limited_run(seen.records[refs[number]], run)]:
@@ -150,7 +150,7 @@ def by_step(runs: Sequence[Run], step: Step) -> Operation[list[int]]:
 
 
 def _is_limited_run(record: Record | None, run: Run) -> bool:
-    """Return True if a job is in this run and has no ties except limits."""
+    """Return True if a job is still in this run and has no ties except limits."""
     if record is None or record.damage is not None or record.header["flags"] & Flag.TIES != Flag.LIMITED:
         return False
     header, lease = record.header, (RUNNING, run.epoch, run.session, run.claim)

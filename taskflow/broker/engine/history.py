@@ -1,4 +1,4 @@
-"""The history of measures. Each worker records its own every minute, and upkeep merges them into minutes, ten minutes and hours."""
+"""The history of measures. Each worker records its measures every minute, and upkeep adds them up for each minute, ten minutes and hour."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Level(NamedTuple):
 
 
 LEVELS: Final = (Level(60, 150), Level(60, 3 * 3_600), Level(600, 2 * 86_400), Level(3_600, 30 * 86_400))
-"""A record of level 0 comes from a single worker. At the end of its time, a record is added to the next level."""
+"""A record of level 0 comes from a single worker. Once its time on a level is over, a record is added to the next level."""
 
 MAX_ROLLED: Final = 64
 MAX_READ: Final = 10_000
@@ -31,7 +31,7 @@ MAX_READ: Final = 10_000
 
 
 def record(record_id: bytes, measures: bytes, rules: Rules) -> Operation[None]:
-    """Record a worker's measures since its last record, in the current minute."""
+    """Record what a worker has measured since its last record, under the current minute. A known record stays as it is."""
     ref = Ref(Kind.HISTORY, record_id)
 
     def one(draft: Draft, ref: Ref) -> None:
@@ -68,7 +68,7 @@ def read(since: datetime, until: datetime) -> Operation[list[MeasuresRecord]]:
 
 
 def roll(rules: Rules) -> Operation[None]:
-    """Add records that have reached the end of their level to the next one, or drop them after the last level."""
+    """Add up to `MAX_ROLLED` records whose time on their level is over to the next level, or drop them after the last one."""
     seen: Snapshot = yield Query(scans=(Scan("rolling", MAX_ROLLED),))
     sources = dict[Ref, list[Ref]]()
     for entry in seen.scans[0]:

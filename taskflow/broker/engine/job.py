@@ -23,7 +23,7 @@ from taskflow.model.verdict import RunError, append_error
 
 
 class Sent(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The immutable body: the parts of an envelope on which no store bases a decision. `joins` holds concatenated ids."""
+    """The sender's body: the parts of an envelope on which no store bases a decision. `joins` holds the concatenated ids of `joined`."""
 
     extras: bytes | None = None
     key: bytes | None = None
@@ -46,12 +46,12 @@ class State(msgspec.Struct, omit_defaults=True, gc=False):
     `progress`   the epoch of the run that reported it, and the progress, which is valid for this run only
     `waiting`    what a waiting job waits for, other than its time, a worker or a gate
     `behind`     the running job with the same key, which this job waits for
-    `spoilt`     a former state that could not be decoded
+    `spoilt`     a previous state that could not be decoded
     `standing`   for a record that only remembers a call: the job that represents the call
     `place`      for a job that a pause has parked: its former due time
-    `replaces`   for an arrival: True if it replaces a waiting job with its key, False if it gives way to a live one
-    `replaced`   for an arrival: the job that has replaced it in the same transaction
-    `limits`     gates that its sender didn't know and that a worker has added
+    `replaces`   for an arrival (see arrivals.py): True if it replaces a waiting job with its key, False if it gives way to a live one
+    `replaced`   for an arrival: the job that replaced it in the same transaction
+    `limits`     gates that a worker has added because the sender didn't know them
     `paid`       while the job waits for its time: the rate that it has paid for
     `felled_by`  the job of its flow whose failure has cancelled this job, or the flow itself
     `counted`    True if the job has failed and the jobs that collect failures have counted it
@@ -82,7 +82,7 @@ class State(msgspec.Struct, omit_defaults=True, gc=False):
 
     @property
     def has_to_be_reset(self) -> bool:
-        """Return True if the state has fields that a successful run clears. Other fields, such as errors, remain."""
+        """True if the state has fields that a successful run clears. Other fields, such as errors, remain."""
         has_texts = not self.reason is self.waiting is self.spoilt is self.replaced is None
         return bool(has_texts or self.crashes or self.hand_backs or self.replaces or self.spent) or self.parked_at is not None
 
@@ -98,7 +98,7 @@ _decode_state: Final = msgspec.msgpack.Decoder(State).decode
 
 
 def _decode_sent(body: bytes) -> Sent:
-    """Decode a body. Raises MsgspecError, or ValueError if the job's place in a flow is impossible."""
+    """Decode a `Sent`. Raises MsgspecError, or ValueError if the job's place in a flow is impossible."""
     sent = _sent_in(body)
     if sent.member is not None:
         check_member(sent.member, sent.joined, sent.ties)
@@ -106,7 +106,7 @@ def _decode_sent(body: bytes) -> Sent:
 
 
 def decode_sent(body: bytes | None) -> Sent:
-    """Decode a body. An undecodable body counts as empty."""
+    """Decode a `Sent`. A missing or undecodable one counts as empty."""
     try:
         return _NOT_SENT if body is None else _decode_sent(body)
     except (msgspec.MsgspecError, ValueError):
@@ -114,7 +114,7 @@ def decode_sent(body: bytes | None) -> Sent:
 
 
 def _lost(record: Record) -> Sent:
-    """Return a substitute for an unreadable body. It keeps the job in its flow, whose other jobs must not wait for it forever."""
+    """Return a substitute for an unreadable `Sent`. It keeps the job in its flow, whose other jobs must not wait for it forever."""
     place = record.header.get("member") or b""
     flow, number = place[:ID_BYTES], int.from_bytes(place[ID_BYTES:], "big")
     return _NOT_SENT if len(flow) != ID_BYTES or number >= MAX_MEMBERS else Sent(member=Member(flow, number, 0, MAX_MEMBERS - 1))
@@ -184,7 +184,7 @@ class Job:
 
     @classmethod
     def of_envelope(cls, envelope: Envelope, now: int) -> Job:
-        """Return a new job. If it's due, it becomes ready when the store adds it."""
+        """Return a new READY job. If it's already due, the time at which the store adds it becomes its due time."""
         extras, key, joins = pack_extras(envelope), envelope.key, b"".join(envelope.joins)
         due = due_at(envelope, now)
         header: dict[str, Any] = {
@@ -240,7 +240,7 @@ class Job:
 
     @property
     def waiting_for(self) -> bytes | None:
-        """The condition that a waiting job waits for, apart from its due time and a worker."""
+        """What a waiting job waits for other than its due time and a worker, as encoded text; None if nothing."""
         gate_id = self.header["gate"]
         if gate_id is None:
             return self.state.waiting
@@ -318,7 +318,7 @@ class Job:
 
     @classmethod
     def lease_of(cls, record: Record, now: int) -> Lease:
-        """Return the lease on a stored job. Most jobs have no state, which makes this fast."""
+        """Return the lease on a stored job. This is faster for jobs without a state, as most jobs are."""
         if record.state is not None or record.damage is not None:
             return cls.of_record(record).to_lease(now)
         header = record.header
@@ -398,7 +398,7 @@ class Job:
 
 
 def put_of_plain(envelope: Envelope) -> Put:
-    """Return the `Put` of a new, due job without ties. `Job.of_envelope` leads to the same `Put`, but takes several times as long."""
+    """Return the `Put` of a new, due job without ties. `Job.of_envelope` would give the same `Put`, but takes several times as long."""
     extras = pack_extras(envelope)
     header: dict[str, Any] = {
         "status": READY,
@@ -433,7 +433,6 @@ class _Shown:
 
 
 def _flags(envelope: Envelope) -> int:
-    """Return the flags of a new job."""
     keyed, awaited, tagged = envelope.key is not None, bool(envelope.joins), bool(envelope.tags)
     noted = Flag.NOTED if envelope.member is not None and envelope.member.inputs else 0
     flags = Flag.KEYED * keyed | Flag.AWAITED * awaited | Flag.TAGGED * tagged | noted
@@ -442,12 +441,12 @@ def _flags(envelope: Envelope) -> int:
 
 
 def in_flow(sent: Sent) -> dict[str, Any]:
-    """Return the envelope fields that only the leases of jobs in flows have."""
+    """Return the fields that an envelope has only if its job belongs to a flow, or an empty dict."""
     return {} if sent.member is None else {"member": sent.member, "joins": tuple(sent.joined), "ties": sent.ties}
 
 
 def ready_since(header: Mapping[str, Any]) -> int:
-    """Return when a job was due. For a job with a tenant, whose `due_at` is a place, return when it became READY."""
+    """Return when a job was due. For a job with a tenant, whose `due_at` is a place in a line, return when it took that place."""
     due_at: int = header["due_at"]
     return (header.get("since") or due_at) if header["flags"] & Flag.FAIR else due_at
 

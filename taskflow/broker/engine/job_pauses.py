@@ -1,5 +1,5 @@
-"""Pauses of jobs by their names. Claims know only queues, so workers hand back jobs with paused names, and the engine parks these jobs
-as SCHEDULED."""
+"""Pauses of jobs by name. Claims know only queues, so workers hand back jobs with paused names, and the engine parks these jobs as
+SCHEDULED."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def _names(draft: Draft) -> tuple[str, ...]:
 
 
 def pause(job: str, rules: Rules, *, is_paused: bool) -> Operation[None]:
-    """Begin or end a pause, and wake all workers, so that they send a heartbeat."""
+    """Begin or end the pause of a job name. Wake the workers, so that they send a heartbeat, whose answer contains the paused names. Raises
+    BrokerRefused if `MAX_PAUSED` names are already paused."""
 
     def one(draft: Draft, job: str) -> None:
         before = _names(draft)
@@ -73,7 +74,7 @@ def pause(job: str, rules: Rules, *, is_paused: bool) -> Operation[None]:
 
 
 def park(draft: Draft, job: Job, handed_back: Transition) -> Transition:
-    """Return the transition of a job that a worker has handed back because of a pause, which may be over by now."""
+    """Return the transition for a job handed back because its name was paused: PARK, or `handed_back` if the pause is over by now."""
     if job.header["job"] not in _names(draft):
         job.header["due_at"] = job.header["due_at"] if job.state.place is None else job.state.place
         return handed_back
@@ -84,7 +85,7 @@ def park(draft: Draft, job: Job, handed_back: Transition) -> Transition:
 
 
 def release(job: str, rules: Rules) -> Operation[bool]:
-    """Make the first jobs that a pause has parked READY in their old places. Return True if more may be parked."""
+    """Let up to `MAX_RELEASED` jobs that a pause has parked return to their old places. Return True if more may be parked."""
     seen: Snapshot = yield Query(scans=(Scan("parked", MAX_RELEASED, (job,), with_records=False),))
     ids = [entry.ref.id for entry in seen.scans[0]]
     refs = [Ref(Kind.JOB, job_id) for job_id in ids]

@@ -41,7 +41,7 @@ from taskflow.model.verdict import HandedBack, Settled, Settlement, Snoozed, Suc
 # --- adding jobs ---------------------------------------------------------------------------------------------------
 
 MAX_ASSUMED: Final = 512
-"""The maximum payload in bytes that is sent without checking its key first. Redis would store a larger payload even for a refused job."""
+"""The maximum size in bytes of a payload whose key isn't checked first. Redis would store a larger payload even for a refused job."""
 
 
 def enqueue(envelopes: Sequence[Envelope], rules: Rules, *, assumes_new: bool = False) -> Operation[list[Added | Refused]]:
@@ -86,7 +86,7 @@ def _add_new(envelopes: Sequence[Envelope], refs: Sequence[Ref], rules: Rules) -
 
 
 def are_new(answers: Sequence[Added | Refused]) -> bool:
-    """Return True if no live job had a key of these jobs. The next jobs are then probably new too."""
+    """Return True if all jobs were added and none replaced another. The next jobs are then probably new too."""
     return all(isinstance(answer, Added) and answer.replaced is None for answer in answers)
 
 
@@ -95,7 +95,7 @@ def _answer(job_id: bytes, is_new: bool) -> Added | Refused:
 
 
 def compare_known(envelopes: Sequence[Envelope], answers: Sequence[Added | Refused]) -> Operation[list[Added | Refused]]:
-    """Find out whether envelopes refused because of their ids were resent, or clash with the stored jobs. Others cost no query."""
+    """Correct the answers for known ids: find out whether a call was resent, or clashes with the stored job. Others cost no query."""
     ids = [answer.id for answer in answers if isinstance(answer, Refused) and answer.because == "id"]
     if not ids:
         return list(answers)
@@ -110,7 +110,7 @@ def compare_known(envelopes: Sequence[Envelope], answers: Sequence[Added | Refus
 
 
 def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Settled]]:
-    """End runs. If a job has no ties, a success that carries only its result is settled natively, by the store's `succeed`."""
+    """End runs. A success with only a result may take a fast path: the store's `succeed`, or `handover` if the job has one limit."""
     plain = [
         number
         for number, each in enumerate(settlements)
@@ -142,7 +142,7 @@ def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Se
 
 
 def _runs(settlements: Sequence[Settlement]) -> list[Run]:
-    """Convert settlements of successes for a store. For speed, no function is called for a settlement unless its arguments are kept."""
+    """Convert the settlements of successful runs for a store. For speed, this calls no helper unless arguments are kept."""
     return [
         Run(
             each.id,
@@ -263,7 +263,7 @@ MAX_NOTES_BYTES: Final = 4 << 20
 
 
 def notes(job_id: bytes, first: int) -> Operation[Notes]:
-    """Return results that a job in a flow has received, from input `first` on. Large results are read separately to bound each answer."""
+    """Return results and failures that a job in a flow received, from input `first` on. Large ones are read apart, to bound each answer."""
     after = (job_id if first <= 0 else numbered(job_id, first - 1),)
     seen: Snapshot = yield Query(scans=(Scan("notes", MAX_NOTES, after=after, until=(numbered(job_id, MAX_MEMBERS),)),))
     records, size = list[StoredRecord](), 0

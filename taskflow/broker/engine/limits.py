@@ -111,8 +111,8 @@ def _shown(record: Plain, gate: Gate, now: int, waiting: int, holders: Sequence[
 
 
 def set_number(gate: Gate, rules: Rules, *, is_set: bool) -> Operation[None]:
-    """Set the number of a gate. With `is_set`, this number overrides those of senders until it's set again. Jobs that can now pass become
-    READY."""
+    """Set a gate's number. With `is_set`, it overrides the numbers that senders declare, until it's set again. Jobs that can now pass the
+    gate become READY."""
 
     def one(draft: Draft, gate: Gate) -> None:
         record = gates.record_of(draft, gate)

@@ -1,4 +1,4 @@
-"""Upkeep: the moves that become necessary as time passes. Records locked by another program's open transaction are left to a later call."""
+"""Upkeep: the changes that become due as time passes. Records locked by another program's open transaction are left to a later call."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event
 
 MAX_DYING: Final = 100
-"""The maximum number of dead sessions that a call checks. Other programs' open transactions may block the leases of the first sessions for
-a long time."""
+"""The maximum number of dead sessions that a call checks. It's higher than `MAX_RELEASED`, because other programs' open transactions may
+block the leases of the first sessions for a long time."""
 
 MAX_RELEASED: Final = 16
 """The maximum number of dead sessions whose leases a call releases."""
@@ -38,7 +38,8 @@ MIN_IDLE: Final = 10_000_000
 
 
 def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
-    """Make the moves that have become necessary. One query shows which kinds of moves are due; most calls find none."""
+    """Make the changes that are due, to about `limit` jobs. With `ends`, also return registered ends. One query shows which kinds of
+    changes are due; most calls find none."""
     seen: Snapshot = yield Query((OUTAGE,), _scans(limit), (("holding", ()),))
     offered, _, dying, gone, expiring, rolling, to_admit, opened, rates, used, begun, paused, *arrived = seen.scans[_OFFERED:]
     suspects = _suspects(seen, rules)
@@ -75,7 +76,7 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
         yield from turns.forget(rules)
     if _is_due(rolling, seen.now):
         yield from history.roll(rules)
-    offers = (yield from schedules.offers(rules)) if reaped or dying or _is_due(offered, seen.now) else ()  # a hand-over may add offers
+    offers = (yield from schedules.offers(rules)) if reaped or dying or _is_due(offered, seen.now) else ()  # a death may make some due
     has_moved = bool(suspects or dying or begun or taken or promoted or expired or offers)
     ended, ends_dropped = (yield from take_ends(rules)) if ends and (has_moved or seen.scans[2]) else ((), 0)
     if has_moved or ended:
@@ -96,7 +97,7 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
 
 
 def _admit(limit: int, rules: Rules) -> Operation[int]:
-    """Make due jobs READY in their turn, or let them wait at a gate. Return the number of jobs moved."""
+    """Make due jobs that have gates or a tenant READY, or let them wait at a gate. Return the number of jobs handled."""
     seen: Snapshot = yield Query(scans=(Scan("to_admit", max(0, limit)),))
 
     def one(draft: Draft, ref: Ref) -> bool:
@@ -137,14 +138,14 @@ def _is_due(first: Sequence[Entry], now: int) -> bool:
 
 
 def _suspects(seen: Snapshot, rules: Rules) -> list[Plain]:
-    """Return the sessions that have lapsed. `_reap` spares those whose silence was due to an outage of the store."""
+    """Return the sessions that have lapsed or date from before a reboot. `_reap` spares those that an outage of the store kept silent."""
     found = sessions.lapsing(Draft(seen, rules))
     return [session for session in found if session.header["lapses_at"] <= seen.steady or session_body(session).boot != seen.boot]
 
 
 def _reap(suspects: Sequence[Plain], seen: Snapshot, rules: Rules) -> Operation[int]:
-    """Mark lapsed sessions as dead, and return their number. From then on their claims are refused, so no new lease can be missed when
-    their leases are released."""
+    """Mark lapsed sessions as dead, and return their number. From then on their claims are refused, so the later release of their leases
+    can't miss a new one."""
     least_ttl = min(session.header["ttl"] for session in sessions.lapsing(Draft(seen, rules)))
     refs = [session.ref for session in suspects]
 
@@ -164,8 +165,8 @@ def _reap(suspects: Sequence[Plain], seen: Snapshot, rules: Rules) -> Operation[
 
 
 def _release(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
-    """Release the leases of dead sessions, and forget the sessions that died long ago. Return the number of leases released, and True if
-    some dead sessions were not reached."""
+    """Release up to `limit` leases of dead sessions, and forget the sessions that died long ago. Return the number of leases released, and
+    True if some dead sessions were not reached."""
     seen: Snapshot = yield Query(scans=(Scan("dying", MAX_DYING, with_records=False), Scan("gone", MAX_GONE, with_records=False)))
     released = sessions_released = 0
     has_more = False
@@ -183,7 +184,7 @@ def _release(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
 
 
 def _forget_rates(rules: Rules) -> Operation[None]:
-    """Forget rates that no longer hold up any job."""
+    """Forget rates that have held up no job for the last `MIN_IDLE` microseconds."""
     seen: Snapshot = yield Query(scans=(Scan("rates", MAX_COUNTED, with_records=False),))
 
     def one(draft: Draft, ref: Ref) -> None:
@@ -245,7 +246,8 @@ def _drop(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
 
 
 def take_ends(rules: Rules) -> Operation[tuple[tuple[bytes, ...], int]]:
-    """Remove and return the first registered ends. If there are too many, drop the oldest ones first, and return the number dropped."""
+    """Remove the oldest registered ends, and return the ids of their jobs. If there are too many, drop the surplus first. Also return how
+    many were dropped."""
     seen: Snapshot = yield Query(scans=(Scan("ends", rules.max_ends + MAX_ENDS, with_records=False),))
 
     surplus = max(0, len(seen.scans[0]) - rules.max_ends)

@@ -1,4 +1,4 @@
-"""The moves of jobs between statuses, and their consequences for keys and for jobs that await others.
+"""Moves: changes of a job's status, with their consequences for keys, for slots, and for jobs that await others.
 
 The rules are in `model/transitions.py`. The functions here apply them to the records of a draft.
 """
@@ -35,7 +35,7 @@ MOVE_SCANS: Final = (
     Scan("hearers", 1, with_records=False),
     Scan("ends", 1, with_records=False),
 )
-"""The first scans of every operation with moves: the first due job, a session that wants ends, and the first registered end."""
+"""The first scans of every operation that moves jobs: the first due job, a session that wants ends, and the first registered end."""
 
 _LEGAL: Final = {
     (BURIED if was is None else CODES[was], event, BURIED if to is None else CODES[to])
@@ -45,7 +45,7 @@ _LEGAL: Final = {
 
 
 def move(draft: Draft, job: Job, event: Event, to: int) -> None:
-    """Change a job's status, and count the event. Raises AssertionError for an illegal move."""
+    """Change a job's status, count the event, and pass on the slots that the job gives up. Raises AssertionError for an illegal move."""
     header = job.header
     if event is not Event.ENQUEUE and (header["status"], event, to) not in _LEGAL:
         raise AssertionError(f"{id_text(job.id)}: status {header['status']} cannot become {to} by {event}")
@@ -73,7 +73,7 @@ def free_slots(draft: Draft, limits: Sequence[Gate]) -> None:
 
 
 def add(draft: Draft, envelope: Envelope) -> Added | Refused:
-    """Add a job, unless its id is known, its key belongs to a live job, or another job represents the call."""
+    """Add a job. Refuse it if its id is known, its key belongs to a live job, or another job represents the call (see answers.py)."""
     if (known := draft.job(envelope.id)) is not None:
         standing = known.state.standing
         return Refused(envelope.id, envelope.id, "id") if standing is None else Refused(envelope.id, standing, "key")
@@ -125,7 +125,7 @@ def holders(draft: Draft, key: bytes | None) -> tuple[Job | None, Job | None]:
 
 
 def enter(draft: Draft, job: Job, event: Event) -> None:
-    """Make a job HELD, SCHEDULED or READY, depending on what it awaits and on its due time. For a RUNNING job, `awaits` is ignored."""
+    """Make a job HELD, SCHEDULED or READY, depending on what it awaits, its due time and its gates. Ignore `awaits` if it's RUNNING."""
     due_at = job.header["due_at"]
     if job.status != RUNNING and (job.header["awaits"] > 0 or job.has(Flag.BEHIND)):
         move(draft, job, event, HELD)
@@ -144,7 +144,7 @@ def enter(draft: Draft, job: Job, event: Event) -> None:
 
 
 def wake_if_first(draft: Draft, due_at: int) -> None:
-    """Announce a due time that is earlier than all others."""
+    """Announce a due time if it's earlier than all others."""
     first = draft.seen.scans[0]
     if not first or due_at < first[0].position[0]:
         draft.wake(topics.DUE)
@@ -205,7 +205,7 @@ def readmit(draft: Draft, job: Job, limits: Sequence[Gate]) -> None:
 
 
 def _successor(draft: Draft, job: Job) -> bytes | None:
-    """Return the id of the job that waits for this one to end because it has the same key."""
+    """Return the id of the job that waits for this one to end because it has the same key, or None."""
     record = None if job.sent.key is None else draft.plain(Kind.KEY, job.sent.key)
     if record is None or record.header["holder"] != job.id or record.header["next"] is None:
         return None
@@ -252,7 +252,7 @@ def finish(
     action on its flow that ends the job."""
     move(draft, job, event, CODES[status])
     if by is None and job.sent.member is not None and job.state.felled_by is None and status is Status.CANCELLED and keep is None:
-        keep = draft.rules.keep_failed  # as long as the jobs that it cancels: a retry restores them
+        keep = draft.rules.keep_failed  # for as long as the jobs cancelled along with it, because its retry restores them
     keep_for = transitions.keep_for(status, draft.rules) if keep is None else to_microseconds(keep)
     job.end_lease()
     job.header["ended_at"], job.header["fade_at"] = draft.now, draft.now + keep_for
@@ -271,7 +271,7 @@ def finish(
 
 
 def release_key(draft: Draft, job_id: bytes, key: bytes | None) -> None:
-    """Free the key of a job that has ended, and release the job that waits behind it."""
+    """Free the key of a job that has ended. If another job waits behind it, release that job and give it the key."""
     record = None if key is None else draft.plain(Kind.KEY, key)
     if record is None:
         return
@@ -315,7 +315,7 @@ def release_joined(draft: Draft, joined: Sequence[bytes]) -> None:
 
 
 def _record_end(draft: Draft, job_id: bytes) -> None:
-    """Record that a job has ended without a settlement, so that upkeep reports it."""
+    """Record that a job has ended without a settlement, so that upkeep reports the end to a worker."""
     if draft.plain(Kind.END, job_id) is None:
         draft.put(Plain(Ref(Kind.END, job_id), {}))
         if not draft.seen.scans[2]:
@@ -336,7 +336,7 @@ def bury(draft: Draft, job: Job) -> None:
 
 
 def make_fresh(job: Job, due_at: int) -> None:
-    """Reset a job as if it had just been added, but keep its errors. In a flow, it still awaits the jobs that have not succeeded."""
+    """Reset a job as if it had just been added, but keep its errors and gates. In a flow, it still awaits jobs that have not succeeded."""
     fresh: dict[str, Any] = dict.fromkeys(("started_at", "ended_at", "fade_at", "expires_at", "worker", "cause", "since"))
     job.header |= fresh | {"due_at": due_at, "flags": job.header["flags"] & ~(Flag.POISON | Flag.MARKED | Flag.BEHIND)}
     if job.sent.member is None:

@@ -23,7 +23,7 @@ HEADS: Final = 50
 
 
 def scan(request: ScanRequest) -> Operation[ScanResult]:
-    """List jobs in the order of their positions."""
+    """List up to `limit` jobs that match a view, in the order of their positions, after examining at most `most` jobs."""
     listed, examined, after = list[tuple[Record, Position]](), 0, request.after
     while True:
         wanted = min(AT_ONCE if examined else request.limit, AT_ONCE, request.most - examined)  # may exceed `limit` if some didn't match
@@ -127,7 +127,7 @@ _MERGED: Final = frozenset((*ENDED, Status.SCHEDULED))
 
 
 def _read_merged(status: Status, after: Position | None, limit: int) -> Operation[tuple[list[Entry], Snapshot, bool]]:
-    """Merge the jobs of all queues: the earliest due time first, or the latest end first."""
+    """Read like `_read`, merging the jobs of all queues: the earliest due time first, or the latest end first."""
     counted: Snapshot = yield Query(groups=(("status", ()),))
     names = [group.prefix[0] for group in counted.groups[0] if group.prefix[1] == CODES[status]]
     behind = after if after is None or status is Status.SCHEDULED else (_negative(after[0]), _negative(after[1]))

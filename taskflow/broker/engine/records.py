@@ -32,7 +32,7 @@ class Kind:
     GATE: Final = 10
     """A limit for one value of its key: see gates.py."""
     NOTE: Final = 11
-    """The result of a job in a flow, for another job that awaits it. Its id is the awaiting job's id and the input's number (4 bytes)."""
+    """The result or failure of a job in a flow, for a job that awaits it. The id is that job's id and the input's number (4 bytes)."""
     FLOW: Final = 12
     """Work that remains to be done on the jobs of a flow: see flows.py."""
     TURN: Final = 13
@@ -120,7 +120,7 @@ class Flag:
     ADMITTED: Final = LIMITED | FAIR
     """Only the engine makes these jobs READY."""
     NOTED: Final = 4096
-    """The job receives results of other jobs of its flow."""
+    """The job takes results of other jobs of its flow as inputs."""
     MEMBER: Final = 8192
     """The job belongs to a flow, so it has `member`."""
     TIES: Final = LIMITED | KEYED | AWAITED | STATED | POISON | ARRIVING | SPOILT | NOTED
@@ -158,7 +158,7 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
         _F("fade_at", _N),
         _F("cause", _B),
         _F("gate", _B),  # the gate at which a SCHEDULED job waits
-        _F("member", _B),  # of a flow: the flow's id (16 bytes), and the job's number in it (4 bytes)
+        _F("member", _B),  # of a job in a flow: the flow's id (16 bytes), and the job's number in the flow (4 bytes)
         _F("since", _N),  # when an ADMITTED job became READY, or a FAIR one took its place
     ),
     # `holder` is a live job, and `next` waits behind it while it runs. The record doesn't show which of them waits and which one runs,

@@ -44,7 +44,7 @@ class ScheduleBody(msgspec.Struct):
         return sorted(self.declared, key=lambda each: (each.since, each.session, each.digest), reverse=True)
 
     def elect(self, now: int, keep_asleep: float) -> None:
-        """Let the youngest session's declaration take effect."""
+        """Let the youngest session's declaration take effect. If there is no declaration, put the schedule to sleep."""
         youngest = next(iter(self.by_age()), None)
         definition = None if youngest is None else Definition(self.state.name, youngest.digest, youngest.body)
         self.state.elect(definition, now, keep_asleep)
@@ -181,8 +181,8 @@ def fire(firings: Sequence[Firing], rules: Rules) -> Operation[list[Added | Refu
 
 
 def _add(draft: Draft, state: ScheduleState, firing: Firing, added: set[bytes]) -> Added | Refused:
-    """Add the firing's job or flow, and return the answer for its last job. `added` collects the flows that this operation adds, because
-    no scan shows them yet."""
+    """Add the firing's job or flow, and return the answer for its last job. A flow that runs alone is refused while the last one is alive.
+    `added` collects the flows that this operation adds, because no scan shows them yet."""
     last = firing.envelopes[-1]
     if last.member is None:
         return moves.add(draft, last)

@@ -9,10 +9,10 @@ The engine writes only job headers with these properties. A store may refuse oth
   - A RUNNING job has `session` (16 bytes), `claim` (12 bytes) and `claimed_steady`. No other job has a session or a claim.
   - Every job that has ended has `ended_at` and `fade_at`, and no other job does. A FAILED job has a `cause` of at least 8 bytes.
 
-  [snapshot]   A record that a query or a claim has returned does not change when the stored record does.
+  [snapshot]   A record returned by a query or a claim does not change when the stored record does.
   [step]       A step takes effect as a whole or not at all. The steps of one `apply` are independent: each expects the records as they
                were before the call. The store answers the query `then` after all steps.
-  [expect]     A step is Stale if a record that it expects has another revision, exists although ABSENT was expected, or is missing.
+  [expect]     A step is Stale if a record that it expects has a different revision, exists although ABSENT was expected, or is missing.
   [resent]     If the reply to a call was lost, the client may send the same bytes again, which changes nothing. A repeated step is Stale,
                because each step puts or drops at least one record. `add`, `succeed` and a claim give the same answer again.
   [fresh_rev]  Each put, claim, `succeed`, `promote` and `fade` gives a record a revision that its ref never had before, even if the record
@@ -33,7 +33,7 @@ The engine writes only job headers with these properties. A store may refuse oth
                ascend by number, by code point of names, and by byte. A shorter position precedes all positions that begin with it.
   [counted]    The groups of an index are exact for every reader that sees the records. Empty groups are not returned. If the index is not
                `counted`, a group has a first position only. A store may count many groups in portions.
-  [unread]     A record with any bytes is loaded, put and dropped like others. If a header can't be read, only its record has `damage`.
+  [unread]     A record is loaded, put and dropped whatever bytes it contains. An unreadable header sets `damage` on its own record only.
   [content]    A query returns payloads and results only if it asks for them. A put keeps, replaces or removes each part.
 
   [claim_order]   A claim goes through the queues in the order given. In each, it takes the highest priority first, then the earliest due
@@ -47,7 +47,7 @@ The engine writes only job headers with these properties. A store may refuse oth
 
   [hot_add]      `add` adds the jobs with new ids as puts would, or none of them. It counts each, and returns False for each known id.
   [hot_succeed]  `succeed` writes `settled`, `ended_at`, `started_at`, `fade_at` and the result, clears the lease, and counts each end. It
-                 returns True again to a repeated call, False for a different fence, and None for a job with ties (see `Flag.TIES`).
+                 returns True again for a repeated call, False for a different fence, and None for a job with ties (see `Flag.TIES`).
   [hot_key]      The key of a job isn't a tie if its run names it, and if the key's record has this job as `holder` and no `next`. `succeed`
                  drops that record in the same step.
   [hot_tie]      Being awaited isn't a tie either if the run names the one awaiting job. `succeed` subtracts one from that job's `awaits`
@@ -55,9 +55,9 @@ The engine writes only job headers with these properties. A store may refuse oth
                  which of the named jobs await nothing any more, or don't exist.
   [hot_limits]   `hand_over` ends runs as `succeed` does and applies a step, or changes nothing. It returns the indexes of the runs whose
                  jobs have ties other than limits or another fence, or of all runs if the step is stale.
-  [hot_promote]  `promote` makes jobs in `due` READY if their time has come, the earliest first. The `due_at` of a HELD job becomes now.
-  [hot_fade]     `fade` buries jobs that need not be kept: it removes all but their ids and headers, and forgets those later. It returns the
-                 jobs with ties, which it leaves alone.
+  [hot_promote]  `promote` makes jobs in `due` READY if their time has come, the earliest first. It sets a HELD job's `due_at` to now.
+  [hot_fade]     `fade` buries jobs that need not be kept: it removes all but their ids and headers, and forgets those later. It leaves jobs
+                 with ties alone, and returns them.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ from taskflow.broker.engine.records import BURIED, HELD, Position
 T = TypeVar("T")
 
 MAX_FORGOTTEN: Final = 1_000
-"""The maximum number of ids that `fade` forgets in addition to the jobs of its limit. After a burst, very many ids may be due."""
+"""How many ids one `fade` may forget, in addition to the jobs that its limit allows. After a burst, very many ids may be due at once."""
 
 
 class Ref(NamedTuple):
-    """Names a record."""
+    """Identifies a record by its kind (see `records.Kind`) and its id."""
 
     kind: int
     id: bytes
@@ -95,10 +95,10 @@ ABSENT: Final[Rev] = b""
 class Record(NamedTuple):
     """A stored record.
 
-    `sent`     the part that never changes; None if there is none
-    `state`    the part that a put replaces
-    `content`  the payload of a job that has not succeeded, or the result of one that has; None unless the query asked for it
-    `damage`   what couldn't be read, one line for each part: its name, a tab, and what is known about it. A header may then be empty
+    `sent`     the part that the sender of a job writes; None if there is none
+    `state`    the part that the engine's decisions change; None if there is none
+    `content`  the payload of a job that has not succeeded, or the result of one that has; None unless it was asked for
+    `damage`   what couldn't be read, one line for each part: its name, a tab, and what is known about it. The header may then be empty
     """
 
     ref: Ref
@@ -120,7 +120,7 @@ KEEP: Final = Keep.KEEP
 
 
 class After(int):
-    """A number of microseconds after the store's time at the moment of an `apply`."""
+    """A time given as the number of microseconds after the store's time at the moment of an `apply`."""
 
     __slots__ = ()
 
@@ -146,8 +146,8 @@ class Put(NamedTuple):
 
 
 class Passing(Put):
-    """Makes a SCHEDULED job that waits at a gate READY now, with the store's time as its `since`. Stores may have a faster way to apply
-    this put."""
+    """Takes a SCHEDULED job from the gate at which it waits, and makes it READY, with the store's time as its `since`. Stores may have a
+    faster way to apply this put."""
 
     __slots__ = ()
 
@@ -169,7 +169,7 @@ class Step(NamedTuple):
 
     `expect`  the revisions of the records that it puts or drops, and of all others that the decision read
     `totals`  the numbers to add to the counts of events, by queue and event
-    `wakes`   the topics to announce: those of sessions, and `topics.DUE`. The store announces READY jobs and ends by itself
+    `wakes`   the topics to announce: those of sessions, and `topics.DUE`. The store itself announces READY jobs and the ends of jobs
     """
 
     expect: Mapping[Ref, Rev]
@@ -248,7 +248,7 @@ class Group(NamedTuple):
 
 
 class Query(NamedTuple):
-    """Everything that one decision reads, in one round trip. A store with snapshots answers from a single snapshot.
+    """Everything that one decision reads, in one round trip. A store that supports snapshots answers from a single one.
 
     `groups`  index names, each with a prefix of the groups to return
     """
@@ -325,9 +325,9 @@ class Fade(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run that succeeded, for `succeed`. `ran_for` and `keep_for` are in microseconds. `key` is the id of its key's record.
+    """A run that succeeded. `ran_for` and `keep_for` are in microseconds. `key` is the id of the record of the job's key.
 
-    `awaited_by` is the only job that awaits its job, and `note` is the id of the note with the result, or empty if that job takes none.
+    `awaited_by` is the only job that awaits this one. `note` is the id under which the result is stored for it, or empty if it takes none.
     """
 
     id: bytes
@@ -380,8 +380,8 @@ class Faded(NamedTuple):
 Effect = Query | Apply | Add | Succeed | HandOver | Promote | Fade
 
 Operation = Generator[Effect, Any, T]
-"""A generator of the engine. It yields calls of the store's methods, receives their answers, and returns T. Because it contains no `await`,
-it can run in a lock, in a transaction, or in a coroutine."""
+"""A generator of the engine. It yields effects (calls of store methods), receives their answers, and returns T. Because it contains no
+`await`, it can run in a lock, in a transaction, or in a coroutine."""
 
 
 class Store(Protocol):
@@ -397,21 +397,21 @@ class Store(Protocol):
     def apply(self, apply: Apply) -> _Applied | Awaitable[_Applied]: ...
 
     def add(self, jobs: Sequence[Put]) -> list[bool] | str | Awaitable[list[bool] | str]:
-        """Add READY jobs without ties, as a whole. Return False for each id that is known, or a message if the store has no room.
+        """Add READY jobs without ties, no two with the same id. For each job, return True, or False if its id is known.
 
-        No two of the jobs have the same id.
+        If the store has no room, add none, and return a message.
         """
         ...
 
     def succeed(self, runs: Sequence[Run]) -> Ended | Awaitable[Ended]:
-        """End runs as SUCCEEDED."""
+        """End runs as SUCCEEDED, except those that are over or whose jobs have ties: see [hot_succeed]."""
         ...
 
     def hand_over(self, runs: Sequence[Run], step: Step) -> list[int] | Awaitable[list[int]]:
-        """End runs of jobs with no ties except limits as SUCCEEDED, and apply the step that passes their slots on, both or neither.
+        """End runs as SUCCEEDED, and apply the step that passes their slots on. Their jobs may have no ties except limits.
 
-        Return an empty list if both took effect. Otherwise change nothing, and return the indexes of the runs that are over or have other
-        ties, or the indexes of all runs if the step is stale.
+        Return an empty list if both took effect. Otherwise change nothing, and return the indexes of the runs that are over or whose jobs
+        have other ties, or the indexes of all runs if the step is stale.
         """
         ...
 
@@ -432,12 +432,12 @@ _Applied = tuple[list[Answer], Snapshot | None]
 
 
 def awaits_nothing(header: Mapping[str, Any]) -> bool:
-    """Return True if `succeed` returns this job, named as `awaited_by`, because it can be released or was buried."""
+    """Return True if `succeed` should return a job named as `awaited_by`, because the job can be released or was buried."""
     return bool(header["status"] == BURIED or (header["status"] == HELD and header["awaits"] <= 0))
 
 
 def dispatch(store: Store, effect: Effect) -> Any:
-    """Call the store method that an operation has yielded. Return its answer, or a coroutine if the store is on a server."""
+    """Call the store method for an effect that an operation yielded. Return its answer, or a coroutine if the store is on a server."""
     match effect:
         case Query():
             return store.query(effect)

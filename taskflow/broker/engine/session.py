@@ -29,7 +29,7 @@ class SessionBody(msgspec.Struct, array_like=True):
 
 
 class Outage(msgspec.Struct, array_like=True):
-    """A period in which no session sent a heartbeat for more than two thirds of a session's ttl, by the steady clock.
+    """A period of more than two thirds of a session's ttl in which no session sent a heartbeat. Its times are by the steady clock.
 
     `began`  the last heartbeat before it
     `noted`  when it was noticed
@@ -110,7 +110,7 @@ def record_outage(draft: Draft, ttl: int, pulse: int | None) -> Outages:
     if pulse is None:
         return outages
     if outages:
-        pulse = max(pulse, outages[-1].began)  # the session that sent the last heartbeat may be forgotten
+        pulse = max(pulse, outages[-1].began)  # the session that sent this last heartbeat may have been forgotten since
     if draft.steady - pulse <= ttl * 2 // 3:
         return outages
     if outages and outages[-1].began == pulse:
@@ -125,7 +125,7 @@ def lapse(session: Plain, outages: Outages, pulse: int | None, draft: Draft) -> 
     """Return when a session lapses by the steady clock, and whether its leases are handed back then rather than counted as crashes.
 
     If the store was unavailable, or the machine rebooted, the worker isn't to blame. After an outage, the session gets one more ttl. Its
-    last heartbeat may be a little older than those of other sessions, because workers send three in a ttl.
+    last heartbeat may be up to a third of a ttl older than the last one of all, because workers send three per ttl.
     """
     header = session.header
     if session_body(session).boot != draft.seen.boot:

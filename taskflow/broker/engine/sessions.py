@@ -42,14 +42,14 @@ LAPSED: Final = Scan("lapsing", 1)
 
 
 def pulse_in(entries: Sequence[Entry], steady: int) -> int | None:
-    """Return the time of the last heartbeat that `PULSE` found. A time in the future dates from before a reboot.
-    The first registration after the boot replaces it with 0."""
+    """Return the steady time of the last heartbeat that `PULSE` found, or None. Times in the future date from before a reboot, and are
+    ignored. The first registration after the boot replaces them with 0."""
     return next((-entry.position[0] for entry in entries if 0 < -entry.position[0] <= steady), None)
 
 
 def _least_ttl(draft: Draft, ttl: int) -> int:
-    """Return `ttl`, or the ttl of the first lapsed session if that is shorter: the heartbeat hides the silence in which that session
-    lapsed."""
+    """Return `ttl`, or the ttl of the first session if that has lapsed and its ttl is shorter: the new heartbeat hides the silence in which
+    that session lapsed."""
     first = draft.seen.scans[len(MOVE_SCANS) + 1]
     header = first[0].record.header if first and first[0].record is not None else {}
     return min(ttl, header["ttl"]) if header and header["lapses_at"] <= draft.steady else ttl
@@ -60,7 +60,7 @@ MAX_BURIED: Final = 16
 
 
 def of_session(index: str, session: bytes, limit: int = MAX_LEASES) -> Scan:
-    """Return a scan of the leases of a session."""
+    """Return a scan of a session's leases in the index "leases" (all) or "marked" (those of jobs asked to stop)."""
     return Scan(index, limit, (session,), with_records=False)
 
 
@@ -68,7 +68,7 @@ def of_session(index: str, session: bytes, limit: int = MAX_LEASES) -> Scan:
 
 
 def register(session: Session, rules: Rules) -> Operation[tuple[str, ...]]:
-    """Add a session, and return the names of the paused jobs."""
+    """Add a session, or update the description of a known one. Return the names of the paused jobs. Raises SessionLost if it's dead."""
 
     def one(draft: Draft, session: Session) -> tuple[str, ...] | None:
         beats = _of_this_boot(draft, draft.seen.scans[len(MOVE_SCANS)])
@@ -96,8 +96,8 @@ def _paused_jobs(seen: Snapshot) -> tuple[str, ...]:
 
 
 def _of_this_boot(draft: Draft, beats: Sequence[Entry]) -> list[Entry]:
-    """Return the heartbeats of sessions registered since this boot, and clear older ones: the clock restarts at boot, so their times
-    would soon look current. The first operation after a boot registers a session, so no other operation has to check for old heartbeats."""
+    """Return the heartbeats of sessions registered since this boot, and clear older ones. The clock restarts at boot, so their times would
+    soon look current. The first operation after a boot registers a session, so no other operation has to check for old heartbeats."""
     found = list[Entry]()
     for entry in beats:
         assert entry.record is not None
@@ -110,7 +110,7 @@ def _of_this_boot(draft: Draft, beats: Sequence[Entry]) -> list[Entry]:
 
 
 def _bury_unknown(rules: Rules) -> Operation[None]:
-    """Add a dead session for each lease whose session has no record, so that upkeep releases it. Such leases
+    """Add the record of a dead session for each session that has leases but no record, so that upkeep releases the leases. Such leases
     exist only if another program has changed the store, for example by deleting a row. Each new session checks for them."""
     leases: Snapshot = yield Query(groups=(("leases", ()),))
     refs = [Ref(Kind.SESSION, group.prefix[0]) for group in leases.groups[0] if len(group.prefix[0]) == ID_BYTES]
@@ -136,7 +136,7 @@ def leases_of(claimed: Claimed | None) -> list[Lease]:
 
 
 class _Seen(NamedTuple):
-    """The leases of a session as a heartbeat finds them. `held` maps each claim to its job, and `stopping` has those that should stop."""
+    """A session's leases as a heartbeat finds them. `held` maps claims to jobs; `stopping` contains the claims of jobs asked to stop."""
 
     held: Mapping[ClaimId, bytes]
     stopping: frozenset[ClaimId]
@@ -169,9 +169,9 @@ def beat(beat: Beat, rules: Rules) -> Operation[BeatAnswer]:
 
 
 def _extend(beat: Beat, rules: Rules) -> Operation[tuple[Snapshot, WorkHint | None]]:
-    """Record the heartbeat, and the death of a session that leaves or has died.
+    """Record the heartbeat, and the death of a session that leaves or has died. Raises SessionLost if the session is unknown or dead.
 
-    Return the earlier snapshot, whose last scans are the session's leases and the marked ones, and the work hint if it was asked for.
+    Return the snapshot from before, whose last scans are the session's leases and the marked ones, and the work hint if `beat.looks`.
     """
 
     def one(draft: Draft, beat: Beat) -> tuple[Snapshot, WorkHint | None] | None:
@@ -211,7 +211,7 @@ def _reporter(leases: _Seen) -> Callable[[Draft, Report], bool]:
 
 
 def _return_ghosts(claims: Sequence[ClaimId], leases: _Seen, rules: Rules) -> Operation[int]:
-    """Requeue the jobs of old leases that the session doesn't know, in their old places. Return their number."""
+    """Requeue, in their old places, the jobs of these leases that are older than `ghost_after`. Return the number of jobs."""
 
     def one(draft: Draft, claim: ClaimId) -> bool:
         job = draft.job(leases.held[claim])
@@ -244,7 +244,7 @@ _LOOK: Final = (
 
 
 def _work_hint(draft: Draft, session: Plain) -> WorkHint:
-    """Return the work hint for a session whose heartbeat is in the draft."""
+    """Return whether jobs are ready, and in how many seconds upkeep has work, for a session whose heartbeat is in the draft."""
     seen = draft.seen
     dying, offers, expiring, fading, paused, limited, opened, begun, gated, *arriving = seen.scans[6:-2]
     has_ends = bool(seen.scans[2]) and bool(session.header["wants_ends"])
@@ -320,7 +320,6 @@ def release(session_id: bytes, rules: Rules, limit: int = MAX_LEASES) -> Operati
 
 
 def _finish_release(session_id: bytes, rules: Rules) -> Operation[None]:
-    """Record that a dead session has no more leases."""
 
     def one(draft: Draft, session_id: bytes) -> None:
         session = draft.plain(Kind.SESSION, session_id)

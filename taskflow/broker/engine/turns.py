@@ -65,7 +65,7 @@ def take(draft: Draft, job: Job, line: Line) -> None:
 
 
 def forget(rules: Rules) -> Operation[None]:
-    """Drop the records of idle tenants whose lines are empty or have moved past the tenant's last place."""
+    """Drop the records of tenants that have been idle for `IDLE_FOR`, and whose line is empty or has moved past their last place."""
     seen: Snapshot = yield Query(scans=(Scan("turns", MAX_FORGOTTEN),))
     idle = {entry.ref: _line_in(entry.record) for entry in seen.scans[0] if entry.position[0] < seen.now - IDLE_FOR}
     lines = {line for line in idle.values() if line is not None}
