@@ -135,7 +135,6 @@ class Chance(Protocol):
         ...
 
     def randbytes(self, n: int, /) -> bytes:
-        """Return n random bytes."""
         ...
 
 

@@ -84,7 +84,6 @@ class FailureNote(NamedTuple):
 
 
 def result_note(result: bytes) -> bytes:
-    """Return the note that holds a result."""
     return _RESULT + result
 
 

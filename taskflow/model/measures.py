@@ -53,7 +53,6 @@ class Measure(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
     @property
     def number(self) -> int:
-        """The number of runs."""
         return sum(self.runs.values())
 
     def time_of(self, share: float) -> float:

@@ -35,7 +35,7 @@ TOP = 5
 
 # Lines of Python, Lua and SQL at most. Lower one when its room has shrunk: the package is to come below 36,500, the tests below 55,000.
 BUDGETS = {
-    "taskflow/model": 7_130,
+    "taskflow/model": 7_125,
     "taskflow/broker/engine": 5_885,
     "taskflow/broker/memory": 735,
     "taskflow/broker/sqlite": 4_220,
