@@ -39,15 +39,15 @@ class Batch(msgspec.Struct, frozen=True):
 class Failure:
     """An item of the list that a batch job returns, for a job that failed: ``Failure(error)`` or ``Failure("no such document")``.
 
-    The job is treated as if its run had raised the error: it is retried, discarded, snoozed or cancelled by the same rules. A text becomes
-    a RuntimeError.
+    The job is treated as if its run had raised the error: it is retried, discarded, snoozed or cancelled by the same rules. Text becomes a
+    RuntimeError.
     """
 
     __slots__ = ("error",)
 
     def __init__(self, error: BaseException | str) -> None:
         if not isinstance(error, BaseException | str):
-            raise TypeError(f"Failure({shown(error)}): expected an exception or a text")
+            raise TypeError(f"Failure({shown(error)}): expected an exception or a str")
         self.error = RuntimeError(error) if isinstance(error, str) else error
 
     def __repr__(self) -> str:

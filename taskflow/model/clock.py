@@ -30,8 +30,7 @@ class Clock(Protocol):
         ...
 
     def steady(self) -> int:
-        """Return the microseconds since the machine booted, including time
-        spent suspended. Processes on one machine can compare their readings."""
+        """Return the microseconds since the machine booted, including time spent suspended. Processes on a machine can compare readings."""
         ...
 
     def boot_id(self) -> str:
@@ -134,8 +133,7 @@ class Chance(Protocol):
         """Return a float that is at least 0 and less than 1."""
         ...
 
-    def randbytes(self, n: int, /) -> bytes:
-        ...
+    def randbytes(self, n: int, /) -> bytes: ...
 
 
 SYSTEM_RANDOM: Final = random.SystemRandom()

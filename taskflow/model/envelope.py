@@ -182,7 +182,7 @@ _BY_LETTER: Final = {field.letter: field for field in OPAQUE}
 
 
 _last_packed: tuple[Any, bytes | None] = (_NOTHING_OPAQUE, None)
-"""The opaque fields that were packed last, and their packed form. Jobs that are sent together mostly have the same fields."""
+"""The opaque fields that were packed last, and their packed form. Jobs that are sent together mostly have the same values in them."""
 
 
 def pack_extras(envelope: Envelope) -> bytes | None:
@@ -200,7 +200,7 @@ def pack_extras(envelope: Envelope) -> bytes | None:
 def unpack_extras(packed: bytes | None) -> dict[str, Any]:
     """Unpack the result of `pack_extras` as keyword arguments for `Envelope`. Unknown letters, which a newer version wrote, are ignored.
 
-    Raises ValueError, TypeError or a msgpack error for data or values that are not valid.
+    Raises ValueError, TypeError or a msgpack error for invalid data or values.
     """
     if packed is None:
         return {}
@@ -231,7 +231,7 @@ def check_flow(envelopes: Sequence[Envelope]) -> None:
 
 
 CAUSED_BY: Final = "tf-caused-by"
-"""The header of a follow-up that holds the id of the job that failed."""
+"""The header in which a follow-up (an `on_failure` call) carries the id of the job that failed."""
 
 MAX_FOLLOW_UP: Final = 32_768
 """The maximum size in bytes of an `on_failure` call, which travels with its job. It includes the `on_failure` of the call itself."""
@@ -246,19 +246,19 @@ def pack_follow_up(envelope: Envelope) -> bytes:
     try:
         check_envelope(caused)
     except ValueError as error:
-        raise ValueError(f"the call to {envelope.job}: {error}; this counts the 48 bytes of {CAUSED_BY}") from None
+        raise ValueError(f"the call to {envelope.job}: {error} (including the 48 bytes that taskflow adds for {CAUSED_BY})") from None
     given = {name: getattr(envelope, name) for name in Envelope.__struct_fields__}
     packed = msgspec.msgpack.encode({name: value for name, value in given.items() if value != getattr(_PLAIN, name)} | {"id": b""})
     if len(packed) > MAX_FOLLOW_UP:
         raise ValueError(
-            f"the call of {envelope.job} has {len(packed):,} bytes with its arguments and options, expected at most {MAX_FOLLOW_UP:,}: "
+            f"the call to {envelope.job} has {len(packed):,} bytes with its arguments and options, expected at most {MAX_FOLLOW_UP:,}: "
             "pass a reference to large data, such as an id"
         )
     return packed
 
 
 def follow_up_of(packed: bytes, new_id: bytes, cause: bytes) -> Envelope:
-    """Return the envelope to send. `cause` is the id of the job that failed. Raises ValueError if the call cannot be read."""
+    """Return the envelope to send for a packed call. `cause` is the id of the job that failed. Raises ValueError for an unreadable call."""
     try:
         return check_envelope(_caused_by(_DECODER.decode(packed), new_id, cause))
     except msgspec.MsgspecError as error:

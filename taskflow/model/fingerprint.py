@@ -46,14 +46,14 @@ _VARYING: Final = (
     (re.compile(r"\d+(?:[.,:]\d+)*"), "N"),
     (re.compile(r"\s+"), " "),
 )
-"""Patterns that vary between messages with the same cause, and their replacements."""
+"""Patterns for what varies between messages with the same cause, and the replacements."""
 
 MAX_CHARACTERS: Final = 300
 """Only this many characters of a message count, because the rest is mostly data."""
 
 
 def cause_of(verdict: Verdict, deploy: str) -> bytes | None:
-    """Return the cause to store with a job that the verdict ends as FAILED; None for other verdicts."""
+    """Return the cause to store with a job that the verdict ends as FAILED, or None if it doesn't."""
     if isinstance(verdict, Completed):
         verdict = verdict.otherwise
     if isinstance(verdict, Failed):
@@ -77,8 +77,8 @@ def fingerprint(message: str, kind: str = "", traceback: str = "") -> bytes:
 
 
 def frame(traceback: str) -> str:
-    """Return the innermost frame outside libraries, or else the innermost of all, as "folder/file.py:function". For an exception group, use
-    its last exception."""
+    """Return the innermost frame outside libraries, or else the innermost of all, as "folder/file.py:function", or "" if there is none. For
+    an exception group, use its last exception."""
     frames = [(found["file"], found["function"]) for found in _FRAME.finditer(traceback)]
     own = [place for place in frames if not _LIBRARIES.search(place[0])]
     if not frames:
@@ -89,7 +89,7 @@ def frame(traceback: str) -> str:
 
 
 def shape(message: str) -> str:
-    """Return a message without its variable parts: quoted text, ids and numbers."""
+    """Return the beginning of a message, with placeholders for its variable parts: quoted text, ids and numbers."""
     text = message[:MAX_CHARACTERS]
     for varying, stands_for in _VARYING:
         text = varying.sub(stands_for, text)

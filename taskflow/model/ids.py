@@ -53,7 +53,7 @@ def key_digest(queue: str, job: str, key: str) -> bytes:
 
 
 def check_key(key: str, text: str | None = None) -> str:
-    """Return the key. Raises ValueError if it's empty or too long; the message shows `text` if the key itself must stay hidden."""
+    """Return the key. Raises ValueError if it's empty, too long or invalid text. The message shows `text` instead, if the key is secret."""
     try:
         size = len(key.encode())
     except UnicodeEncodeError:

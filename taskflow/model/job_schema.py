@@ -51,7 +51,7 @@ class Counters(NamedTuple):
 SMALL: Final = 1 << 20
 LARGE: Final = 64 << 20
 MAX_PAYLOAD: Final = 60 << 20
-"""The highest value of the setting `max_payload`. Every store can keep arguments and results of this size, including store overhead."""
+"""The highest value of the setting `max_payload`. Every store can keep arguments and results of this size, with its own overhead."""
 
 # --- fields that stores act on ------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ def lacking(limits: Sequence[Gate], declared: Sequence[Gate]) -> tuple[Gate, ...
 
 
 def interval(gate: Gate) -> int:
-    """Return the interval between jobs at this rate, in microseconds, rounded up so that no period has too many jobs."""
+    """Return the interval between starts at this rate, in microseconds, rounded up so that no period has too many."""
     return -(-gate.per // gate.most)
 
 

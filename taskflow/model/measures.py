@@ -1,4 +1,4 @@
-"""Counts of runs, and histograms of how long jobs waited and ran. Workers make them, and stores keep them as history."""
+"""Measures: counts of runs, and histograms of how long jobs waited and ran. Workers collect them, and stores keep them as history."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def _clock(at: datetime) -> str:
 
 
 def span(seconds: float) -> str:
-    """Return a duration in its two largest units, for example 3d4h."""
+    """Return a duration in its largest unit, and in the next smaller one too if the first number has one digit: 3d4h, but 12d."""
     whole = round(min(max(0.0, seconds), 1e15))  # a store may contain infinity
     for unit, name, smaller, smaller_name in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
         if whole >= unit:

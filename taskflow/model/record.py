@@ -97,7 +97,7 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
 
     @property
     def queue_wait(self) -> float | None:
-        """How many seconds the job was ready before its last run started. None if it is waiting, or ended while waiting."""
+        """How many seconds the job was ready before its last run started. None if it's still waiting, or ended while waiting."""
         ends = [instant_of(error.at) for error in self.errors]
         return queue_wait(self.status, self.due_at, self.started_at or self.claimed_at, ends)
 
@@ -200,7 +200,7 @@ class Moment(NamedTuple):
 
 
 def timeline(record: Record, now: datetime) -> list[Moment]:
-    """Return the known events of the job's life. Runs that were snoozed, parked or handed back leave no trace."""
+    """Return the known events of the job's life, and the expected ones. Runs that were snoozed, parked or handed back leave no trace."""
     last = record.errors[-1] if record.errors else None
     ran_at = record.started_at or (record.claimed_at if record.status is Status.RUNNING else None)
     if record.status in WAITING or (last is not None and ran_at == instant_of(last.started_at)):

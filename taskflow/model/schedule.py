@@ -56,8 +56,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Firing(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of a schedule. The store applies it only if the schedule is not paused, its digest is `digest`, and its next
-    instant is `expected`.
+    """One step of a schedule. Unless it `is_extra`, the store applies it only if the schedule is not paused, its digest is `digest`, and
+    its next instant is `expected`.
 
     `next_at`    the next instant after this step; None if there is none
     `offer_at`   when to offer the schedule again: normally `next_at` plus its jitter
@@ -161,7 +161,7 @@ class ScheduleState(msgspec.Struct):
             self.offer_next(now)
 
     def elect(self, youngest: Definition | None, now: int, keep_asleep: float) -> None:
-        """Make the youngest living declaration effective. If there is none, put the schedule to sleep."""
+        """Bring the youngest session's declaration into force. If no session declares the schedule, put it to sleep."""
         if youngest is None:
             if self.asleep_since is None:
                 self.asleep_since, self.offer_at = now, now + to_microseconds(keep_asleep)
@@ -197,7 +197,7 @@ class ScheduleState(msgspec.Struct):
         self.offer_next(firing.offer_at)
 
     def amend(self, amendment: Amendment, now: int) -> bool:
-        """Pause or resume the schedule. For REMOVE, return True if the caller may remove it, because no living session declares it."""
+        """Pause or resume the schedule. For REMOVE, return False if the caller may not remove it, because a living session declares it."""
         if amendment is Amendment.REMOVE:
             return not self.is_declared or self.asleep_since is not None
         if amendment is Amendment.PAUSE:

@@ -87,7 +87,7 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
         jobs = {template.id: template.awaits for template in plan.templates}
         awaited = Counter(job_id for template in plan.templates for job_id in template.joins)
         if not len(jobs) == len(plan.templates) <= MAX_FLOW_JOBS or awaited != Counter(jobs):
-            raise ValueError(f"the flow has over {MAX_FLOW_JOBS:,} jobs, two with one id, or one that awaits jobs outside of it")
+            raise ValueError(f"the flow has over {MAX_FLOW_JOBS:,} jobs, two jobs with the same id, or one that awaits a job outside of it")
         for name, seconds in (("max_delay", plan.max_delay or 0.0), ("jitter", plan.jitter)):
             if not 0 <= seconds <= MAX_DURATION:
                 raise ValueError(f"{name}={seconds}: expected seconds, from 0 to a hundred years")

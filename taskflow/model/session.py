@@ -61,7 +61,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_alive(self) -> bool:
-        """False if the session was reaped or is silent. A store's only worker is never reaped, because workers reap one another."""
+        """False if the session was reaped, or has been silent for longer than its ttl. No worker reaps a store's only worker."""
         return not self.is_dying and self.seconds_since_beat <= self.session.ttl
 
 

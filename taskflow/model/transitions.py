@@ -121,7 +121,7 @@ Holder = TypeVar("Holder", bound=KeyHolder)
 
 
 def refused_for(waiting: Holder | None, running: Holder | None, on_conflict: OnConflict) -> Holder | None:
-    """Return the live job whose key keeps a new job from being added, or None. A running job that was asked to stop is ignored."""
+    """Return the live job that keeps a new job with its key from being added, or None. A running job that was asked to stop is ignored."""
     if on_conflict is not OnConflict.KEEP:
         return None
     return waiting or (running if running is not None and running.cancel_requested is None else None)

@@ -17,7 +17,7 @@ from taskflow.model.rules import MAX_DURATION
 from taskflow.model.stored_values import LATEST, number, octets, packed, text, unpacked, whole
 
 MAX_NOTE: Final = 4_096
-"""The maximum length of a note in characters. Longer notes are truncated."""
+"""The maximum length of a progress note in characters. Longer notes are truncated."""
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -324,7 +324,7 @@ def _keep_head(struct: msgspec.Struct, field: str) -> None:
 def _check_wait(struct: msgspec.Struct, field: str) -> None:
     seconds: float = getattr(struct, field)
     if not (math.isfinite(seconds) and 0 <= seconds <= MAX_DURATION):
-        raise ValueError(f"a wait of {seconds!r} seconds: expected a finite number from 0 to a hundred years")
+        raise ValueError(f"{field}={seconds!r}: expected seconds, from 0 to a hundred years")
 
 
 def _check(name: str, value: object, kind: type) -> None:

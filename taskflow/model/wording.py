@@ -30,7 +30,7 @@ STORE_FULL: Final = "the store is full: it holds at most %d live jobs; let worke
 SESSION_LOST: Final = "the session was reaped or never registered: register a new one, with a fresh id"
 
 REPLACED_BY: Final = "replaced by %s"
-ARRIVES: Final = "a worker that admits it, because a transaction sent it with a key"
+ARRIVES: Final = "a worker to admit it, because it was sent with a key in a transaction"
 HANDED_BACK_IN_VAIN: Final = "a back-off: handed back %d times without an outcome"
 JOB_PAUSED: Final = "the end of the pause of job %s"
 FOLLOW_UP_WAITS: Final = "a worker that ends it as poison and sends its on_failure call"
@@ -53,7 +53,7 @@ def replaced_by(job_id: bytes) -> str:
 
 
 def waits_behind(job_id: bytes) -> str:
-    return f"job {id_text(job_id)}, which runs with its key"
+    return f"job {id_text(job_id)}, which is running with the same key"
 
 
 WAITS_AT_GATE: Final = "limit %s"

@@ -148,7 +148,7 @@ async def added_by_a_schedule(world: World) -> Job:
     return await world.add(after=60.0, headers={SCHEDULE: "nightly"})
 
 
-@cause("which runs with its key", "wait for that job to end")
+@cause("which is running with the same key", "wait for that job to end")
 async def behind_the_holder_of_its_key(world: World) -> Job:
     await world.running(key="k", queue="default")
     return await world.add(key="k", on_conflict=OnConflict.REPLACE)

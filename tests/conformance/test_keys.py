@@ -229,7 +229,7 @@ async def test_key_cancelled(world: World, on_conflict: OnConflict) -> None:
     assert await world.enqueue(new) == [Added(new.id, replaced=None)]
 
     record = await world.record(new)
-    assert (record.status, record.waiting_for) == (Status.HELD, f"job {id_text(lease.envelope.id)}, which runs with its key")
+    assert (record.status, record.waiting_for) == (Status.HELD, f"job {id_text(lease.envelope.id)}, which is running with the same key")
     assert await world.claim(await world.a_session()) == []
     assert await world.status(lease) is Status.RUNNING
 

@@ -55,7 +55,7 @@ class ClassFields(msgspec.Struct, frozen=True):
 
     `make`        makes an instance from its fields, given by name. It may raise any exception
     `parts`       maps an instance to its fields, and any other object to None. If this is not given, the fields are attributes
-    `runs_code`   True if making an instance runs the author's code. Only decoding shows whether it leaves a value unchanged
+    `runs_code`   True if making an instance runs the author's code. Only decoding shows whether that code leaves a value unchanged
     `has_tag`     True if a union can mark values with the name of the class. False for a TypedDict, whose values are plain dicts
     `forms`       the forms of the wire values, including any that `around` adds
     `around`      takes the shape of the fields, and returns a shape that also includes whatever else an instance stores
@@ -167,7 +167,7 @@ def _reader(record: ClassFields, label: str, convert: Convert) -> Convert:
         try:
             return record.make(fields)
         except Exception as error:
-            raise ShapeError(f"{label} refuses its fields: {raised(error)}") from error
+            raise ShapeError(f"{label} rejected its fields: {raised(error)}") from error
 
     return read
 
@@ -306,7 +306,7 @@ def _of_typed_dict(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _is_required(kind: Any, name: str, hint: Any) -> bool:
-    """Return True if a field is required. Its annotation takes precedence, because the class cannot read a postponed annotation."""
+    """Return True if a field is required. The annotation overrides what the class says, which is wrong for a postponed annotation."""
     while (origin := get_origin(hint)) is not None:
         if origin in (Required, NotRequired):
             return origin is Required

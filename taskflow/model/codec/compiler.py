@@ -301,8 +301,8 @@ class Secret:
 
 
 def secret_names(annotations: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names that are marked as `Secret`, among these annotations and the fields in their types. A mark on a part without a name
-    counts for the name that contains it."""
+    """Return the names that are marked as `Secret`, among these annotations and the fields in their types. A mark on an inner part without
+    a name, such as the items of a list, counts for the name of the whole."""
     found = set[str]()
     _walk(annotations.items(), found, set())
     return tuple(sorted(found))

@@ -31,7 +31,7 @@ def inside(levels: int) -> int:
 
 
 def convert_items(parts: Iterable[Any], convert: Convert, levels: int, head: Sequence[Any] = (), *, ordered: bool = True) -> list[Any]:
-    """Return a list of `head` followed by a collection's converted items. Items of a set have no index for the path of a ShapeError."""
+    """Return a list of `head` followed by a collection's converted items. In the path of a ShapeError, items of a set have no index."""
     done = [*head]
     try:
         for part in parts:
@@ -62,7 +62,7 @@ def read_map(wires: Mapping[str, Any], read: Convert, levels: int, step_to: Call
     try:
         for key, wire in wires.items():
             if type(key) is not str:
-                raise ShapeError(f"expected the key of a map to be str, got {wire_type(key)}")
+                raise ShapeError(f"expected map keys to be str, got {wire_type(key)}")
             values[key] = read(wire, levels)
     except ShapeError as error:
         error.within(step_to(key))
@@ -128,7 +128,7 @@ def _refuse_collisions(keys: Iterable[Any]) -> None:
 
 
 def _elements(wire: Any, expected: str) -> list[Any]:
-    """Return the elements of a list, tuple or set on the wire, so that a list can be read after its annotation has become a tuple."""
+    """Return the elements of a list, tuple or set on the wire. Any of these is accepted, because an annotation may since have changed."""
     code = marker_of(wire) if type(wire) is list else codes.PAIRS
     if code >= codes.PAIRS:
         raise ShapeError(f"expected {expected}, got {wire_type(wire)}")
@@ -204,7 +204,7 @@ def fixed_tuple(items: Sequence[Shape]) -> Shape:
 
 
 def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
-    """Return the shape of `dict[key, value]`, or, if `abstract`, of `Mapping[key, value]`, which accepts any mapping and becomes a dict."""
+    """Return the shape of `dict[key, value]`, or, if `abstract`, of `Mapping[key, value]`, which accepts any mapping and reads a dict."""
     kind: Any = Mapping if abstract else dict
     label = f"{kind.__name__}[{key.label}, {value.label}]"
 

@@ -145,7 +145,7 @@ class Arguments:
             if name not in values:
                 break
             args.append(values.pop(name))
-        for parameter in self._positional[len(args) :] if rest or values else ():  # before a value that must be passed by position
+        for parameter in self._positional[len(args) :] if rest or values else ():  # fills gaps before values that need a position
             if not rest and self._position_only.isdisjoint(values):
                 break
             args.append(values.pop(parameter.name, parameter.default))
@@ -260,7 +260,7 @@ class FunctionCodec:
         return encode(arguments, (args, kwargs), self.limits, where=self._in_call)
 
     def decode_arguments(self, payload: bytes, *, results: int = 0) -> CallArguments:
-        """Decode the arguments of a call. One of them may hold `results` results of other jobs, each as large as an argument may be.
+        """Decode the arguments of a call. One of them may hold the results of `results` other jobs, up to `MAX_RESULTS` bytes in all.
 
         Raises only DecodeError or a subclass (NewerFormat, ...), whatever the bytes are.
         """
@@ -280,7 +280,7 @@ class FunctionCodec:
             if each.kind is Parameter.POSITIONAL_ONLY or each.name not in named:
                 return each.name, len(before), ((*before, *args), named)
             before.append(named.pop(each.name))
-        raise EncodeError(f"{self.name} has no free parameter for a result: bind() makes a call that ignores it")
+        raise EncodeError(f"{self.name} has no free parameter for a result: use bind() for a call that ignores the result")
 
     def encode_around(self, takes: str, call: CallArguments) -> bytes:
         """Encode arguments from `around`, which lack the one for `takes`. Raises the same errors as `encode_arguments`."""

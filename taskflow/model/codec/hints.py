@@ -117,7 +117,7 @@ def _owners(kind: type, arguments: tuple[Any, ...]) -> dict[type, _Bindings]:
 
 
 def _owner_of(name: str, kind: type, owners: Mapping[type, _Bindings]) -> _Bindings:
-    """Return the bindings of the most derived class that declares a field; for a TypedDict, which repeats inherited ones, of the first."""
+    """Return the bindings of the most derived class that declares a field. TypedDicts repeat inherited fields, so the first one counts."""
     declaring = [bindings for owner, bindings in owners.items() if name in inspect.get_annotations(owner)]
     return next(iter(declaring if hasattr(kind, "__total__") else reversed(declaring)), {})
 

@@ -153,7 +153,7 @@ def _accepts(convert: Convert, value: Any) -> bool:
 
 
 def _joined(keyed: Sequence[tuple[Shape, DictKeys]]) -> Shape:
-    """Return a shape that chooses among TypedDicts. A dict that fits none is passed to the nearest one, whose error says what is wrong."""
+    """Return a shape that chooses among TypedDicts. A dict that fits none goes to the nearest, if any, whose error says what is wrong."""
     label = " | ".join(member.label for member, _ in keyed)
 
     def converter(of: Callable[[Shape], Convert], got: Callable[[Any], str]) -> Convert:

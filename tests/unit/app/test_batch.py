@@ -91,5 +91,5 @@ def test_a_failure_has_an_error() -> None:
     error = OSError("away")
     assert Failure(error).error is error
     assert repr(Failure(error)) == "Failure(OSError('away'))"
-    with pytest.raises(TypeError, match="expected an exception or a text"):
+    with pytest.raises(TypeError, match="expected an exception or a str"):
         Failure(7)  # type: ignore[arg-type]

@@ -142,7 +142,7 @@ BAD: list[tuple[Any, Any, str, str]] = [
     (int | date, "x", "value", "expected int | date, got str"),
     (k.Lamp | k.Point, {"z": 1}, "value", "expected"),
     (k.Point, {"x": "a"}, "value.x", "expected int"),
-    (k.User, {"id": 0}, "value", "refuses its fields: ValidationError"),
+    (k.User, {"id": 0}, "value", "rejected its fields: ValidationError"),
 ]
 
 

@@ -135,7 +135,7 @@ class Strict(pydantic.BaseModel):
         ({"sk_live": 1}, dict[str, str], r"^value\[<str>\]: expected str"),
         ({("sk_live", 1): 1}, dict[tuple[str, int], str], r"^value\[<tuple>\]: expected str"),
         ({"sk_live": [{"hunter2": 1}]}, Any, r"^value\[<str>\]\[0\]\[<str>\]: extension 99"),
-        ({"by_user": {"sk_live": "hunter2"}}, Strict, ".*Strict refuses its fields: ValidationError: by_user: String should have"),
+        ({"by_user": {"sk_live": "hunter2"}}, Strict, ".*Strict rejected its fields: ValidationError: by_user: String should have"),
     ],
 )  # fmt: skip
 def test_decode_errors_show_no_values_and_no_keys(sent: Any, annotation: Any, says: str) -> None:

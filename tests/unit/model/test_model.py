@@ -170,7 +170,7 @@ def test_an_envelope_that_a_user_may_not_send(fields: dict[str, object], said: s
 def test_a_verdict_does_not_wait_for_nonsense(wait: float) -> None:
     error = RunError("E", "m")
     for make in (lambda: Retried(error, wait), lambda: Snoozed(wait), lambda: Parked("w", wait)):
-        with pytest.raises(ValueError, match="expected a finite number from 0"):
+        with pytest.raises(ValueError, match="expected seconds, from 0"):
             make()
 
 
