@@ -57,12 +57,12 @@ class Batches:
         return job in self._gathering
 
     def begin_all(self) -> None:
-        """Call the functions for the runs gathered so far, because no more will arrive."""
+        """Begin the calls of all gathering batches, because no more runs will arrive."""
         for group in list(self._gathering.values()):
             self._begin(group)
 
     async def outcome(self, run: HeldLease, job: AnyJob, function: Callable[..., Any], item: Any) -> Any:
-        """Return a run's outcome, or raise its error. A batch calls the `function` that was passed with its first run."""
+        """Add a run to its job's batch. Return the run's outcome, or raise its error. The batch calls the `function` of its first run."""
         assert job.batch is not None
         loop = asyncio.get_running_loop()
         group = self._gathering.get(job)
@@ -97,7 +97,7 @@ class Batches:
                 group.timer.cancel()
 
     def _begin(self, group: _Group) -> None:
-        """Call the function for the gathered runs, and start their time limits."""
+        """Start the call, and the time limits of its runs. Runs that expired while waiting are left out, with CancelledBeforeStart."""
         if self._gathering.get(group.job) is group:
             del self._gathering[group.job]
         if group.timer is not None:
@@ -134,7 +134,7 @@ class Batches:
                 future.set_exception(carried(outcome.error))
 
     async def _wait_out(self, group: _Group, task: asyncio.Task[None]) -> None:
-        """Wait for the call to end, because it may still be working on the stopped run's job. If every run is stopped, stop the call."""
+        """Wait for the call to end, because it may still be working on the stopped run's job. Once every run is stopped, stop the call."""
         group.stopped += 1
         if group.stopped == len(group.runs):
             if group.call.in_thread is None:

@@ -1,4 +1,4 @@
-"""Calls `Middleware.ended` for each job that ends, without delaying settlements. Errors are logged with the job's id."""
+"""Calls the `ended` hooks of middleware in the background."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from taskflow.worker.lease_table import HeldLease
 
 log: Final = logging.getLogger("taskflow.worker")
 
-AT_ONCE: Final = 100  # the approximate number of `ended` calls that run at once, and the number of records fetched per read
+AT_ONCE: Final = 100  # the number of records fetched per read. No further read begins while this many calls of `ended` are running.
 MAX_WAITING: Final = 10_000  # the maximum number of ended jobs that wait for a call. Further jobs are dropped, and an error is logged.
 STUCK_TIMEOUT: Final = 1.0  # if no call ends for this many seconds, the worker stops waiting for the hooks
-TIMEOUT: Final = 30.0  # seconds after which a call of `ended` is cancelled, so that hanging hooks do not fill the memory
+TIMEOUT: Final = 30.0  # seconds after which a call of `ended` is cancelled, so that hooks that hang don't fill the memory
 
 
 class _Settlement(NamedTuple):
@@ -46,8 +46,8 @@ class _Settlement(NamedTuple):
 
 
 class EndedHooks:
-    """Calls `Middleware.ended` for each job that ends, without delaying settlements. If the store no longer has a job's record or does
-    not answer, the worker builds the `JobInfo` from the lease and the verdict. Errors are logged with the job's id."""
+    """Calls `Middleware.ended` for each job that ends, without delaying settlements. Errors are logged with the job's id. If the store
+    can't return the ended job, its `JobInfo` is built from the lease and the verdict, or the call is left out if there was no run."""
 
     def __init__(self, app: App, broker: Broker, middleware: Sequence[Middleware], worker: str) -> None:
         self._app = app
@@ -68,14 +68,14 @@ class EndedHooks:
         return len(self._waiting) >= MAX_WAITING // 2 and time.monotonic() - self._called_at < STUCK_TIMEOUT
 
     def tell_ended(self, ids: Sequence[bytes], dropped: int = 0) -> None:
-        """Call the hooks for jobs that ended without a run. `dropped` is the number of such jobs whose ids the store dropped."""
+        """Queue calls for jobs that ended without a run. `dropped`, the number of ended jobs whose ids the store dropped, is logged."""
         if dropped:
             log_safely(log.error, "%s.ended() was not called for %d job(s): too many have ended without a run", self._names(), dropped)
         for job_id in ids:
             self._add(job_id)
 
     def settled(self, holdings: Sequence[HeldLease | None], batch: Sequence[Settlement], answers: Sequence[Settled]) -> None:
-        """Call the hooks for the jobs that ended because of these verdicts. Maintenance reports jobs that end in other ways."""
+        """Queue calls for the jobs that these settlements ended. Maintenance reports jobs that end in other ways."""
         at = self._clock.wall()
         for holding, settlement, answer in zip(holdings, batch, answers, strict=True):
             if holding is None or answer not in (Settled.OK, Settled.COMMITTED):
@@ -106,7 +106,7 @@ class EndedHooks:
         self._reading.add_done_callback(self._record_end)
 
     def _record_end(self, reading: asyncio.Task[None]) -> None:
-        """Restart the reading task if some ended jobs are left, because a job may have cancelled every existing task."""
+        """Log the reading task's error and the dropped ends. If ended jobs are left, restart the task: a job may have cancelled it."""
         self._reading = None
         if not reading.cancelled() and (error := reading.exception()) is not None:
             log_safely(log.error, "%s.ended() was not called for some jobs: %s: %s", self._names(), type(error).__name__, error)
@@ -151,7 +151,7 @@ class EndedHooks:
                 log_safely(log.exception, "%s.ended() failed for job %s (%s)", type(layer).__name__, info.id, info.job)
 
     async def close(self, within: float) -> None:
-        """Wait up to `within` seconds for the remaining calls, then cancel the unfinished ones."""
+        """Wait up to `within` seconds for the remaining calls, then cancel the unfinished ones and log their number."""
         until = time.monotonic() + within
         try:
             while (tasks := self._tasks()) and (left := until - time.monotonic()) > 0:

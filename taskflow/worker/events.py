@@ -24,7 +24,7 @@ class WorkerEvent(Event, frozen=True):
 
 
 class RunEnded(WorkerEvent, frozen=True):
-    """A run has ended with a verdict, which the worker is about to settle. `ran_for` is in seconds."""
+    """A run has ended. The worker then sends its verdict to the broker. `ran_for` is in seconds."""
 
     lease: Lease
     verdict: Verdict
@@ -55,8 +55,8 @@ class VerdictIgnored(WorkerEvent, frozen=True):
 
 
 class QuarantineStarted(WorkerEvent, frozen=True):
-    """A job whose last run ended with its worker's death is about to run again. After a first crash, up to ten such jobs run together;
-    after further crashes, a job runs alone. No other job starts in this worker until they end, or until `seconds` have passed."""
+    """A job is starting again after its worker died during its last run. After a first crash, up to ten such jobs run together; after
+    further crashes, a job runs alone. Until these jobs end, for at most `seconds`, no other job starts in this worker."""
 
     lease: Lease
     seconds: float
@@ -107,7 +107,7 @@ class SessionOpened(WorkerEvent, frozen=True):
 
 
 class SessionEnded(WorkerEvent, frozen=True):
-    """The broker or the worker has ended the session. A new one follows, unless the worker is winding down."""
+    """The broker or the worker has ended the session. `is_followed` is False if the worker is winding down, so that no new one follows."""
 
     name: str
     why: str
@@ -151,8 +151,8 @@ class BrokerRecovered(WorkerEvent, frozen=True):
 
 
 class ScheduleFired(WorkerEvent, frozen=True):
-    """The worker has fired a schedule, `late_by` seconds after its time and jitter. If `is_added`, `id` is the id of the new job.
-    Otherwise, `overlap` ruled the job out because an earlier one was live, or the store already had this job."""
+    """The worker has fired a schedule, `late_by` seconds later than its time plus jitter. If `is_added`, `id` is the new job's id.
+    Otherwise it's an existing job's: `overlap` ruled out a second job while that one is live, or the store already had this job."""
 
     name: str
     id: bytes
@@ -169,7 +169,7 @@ class ScheduleMissed(WorkerEvent, frozen=True):
 
 
 class ScheduleFailed(WorkerEvent, frozen=True):
-    """The worker cannot fire the schedule, or cannot declare it because its name is taken. Sent again only if the reason changes."""
+    """The worker cannot fire the schedule, or cannot declare it because its name is taken. Sent again only if the kind of error changes."""
 
     name: str
     why: str
@@ -208,7 +208,7 @@ class DescriptorsClosed(WorkerEvent, frozen=True):
 
 class LoopStalled(WorkerEvent, frozen=True):
     """The worker's event loop has made no progress for `seconds`. `lease` is the lease of the job whose code does not return. It's None
-    if no job is blocking the loop: then the machine may be overloaded, or threads may be competing for the interpreter lock. `stack` shows
+    if no job is blocking the loop: the machine may be overloaded, or threads may be competing for the interpreter lock. `stack` shows
     where the loop is. Sent after 1 s, 10 s, 100 s and so on. This event and the next three are sent from a separate thread."""
 
     lease: Lease | None

@@ -1,4 +1,4 @@
-"""Runs the job of a lease and returns its settlement, without a broker: workers, child processes and tests run the same code."""
+"""Runs a lease's job and returns its settlement. No broker is needed, so workers, child processes and tests run the same code."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ MAX_PARK_PAUSE: Final = 300.0
 
 @dataclass(eq=False)
 class Executor:
-    """Runs a job: finds it, decodes its arguments, calls it, decides the verdict, and encodes the result.
+    """Runs jobs. For each run, it finds the job, decodes the arguments, calls the function, encodes the result, and decides the verdict.
 
     Without `children`, jobs for child processes run in this process, as in tests and in a child. Without `threads`, a subclass must call
     plain functions in `_invoke`. `is_cut_short()` returns True while the worker's `async with` block is being cancelled: runs that are
@@ -104,7 +104,7 @@ class Executor:
         self.batches: Batches | None = None  # created for the first batch job
 
     async def run(self, holding: HeldLease) -> Settlement:
-        """Run the job and return the settlement. If the coroutine is closed, raises GeneratorExit: call `close` for the settlement."""
+        """Run the job and return the settlement. If awaiting this raises GeneratorExit, call `close` for the settlement."""
         begun = holding.started = time.monotonic()
         try:
             verdict = self._verdict(holding)
@@ -117,12 +117,12 @@ class Executor:
         return self._settlement(holding, verdict, begun)
 
     def foresee(self, lease: Lease) -> Verdict | None:
-        """Return the verdict that a lease would get without its function being called, or None if the function would be called."""
+        """Return the verdict that the lease would get without a call of the job's function, or None if the function would be called."""
         found = self._verdict(HeldLease(lease))
         return found if isinstance(found, Verdict) else found.close()
 
     def close(self, holding: HeldLease, error: GeneratorExit) -> Settlement:
-        """Return the settlement of a run whose coroutine was closed because it awaited a future that raised GeneratorExit."""
+        """Return the settlement for a run whose coroutine was closed because it awaited a future that raised GeneratorExit."""
         verdict = self._judge(holding, self.registry.get(holding.lease.envelope.job), error)
         return self._settlement(holding, verdict, holding.started or time.monotonic())
 
@@ -156,7 +156,7 @@ class Executor:
         return keeps
 
     def _verdict(self, holding: HeldLease) -> Verdict | Coroutine[Any, Any, Verdict]:
-        """Return the verdict if the job need not run, or else a coroutine that runs it. This saves each run one coroutine call."""
+        """Return the verdict if it's known without running the job, or else a coroutine that runs it. This saves each run a coroutine."""
         lease = holding.lease
         if lease.poison is not None:
             return Cancelled(CANCELLED) if holding.why_stopped == CANCELLED else Discarded(lease.poison)
@@ -183,7 +183,7 @@ class Executor:
         return self._run(holding, job, partial(self._call, holding, job, *given), given)
 
     async def _verdict_with_results(self, holding: HeldLease, read_notes: ReadNotes) -> Verdict:
-        """Add the results of the awaited jobs to the job's arguments, and run the job."""
+        """Add the results of the awaited jobs to the job's arguments, and run the job. If the store does not answer, hand the job back."""
         try:
             holding.lease = await with_results(holding.lease, read_notes)
         except errors.BrokerError:  # the store does not answer claims either, so this cannot become a tight loop
@@ -242,7 +242,7 @@ class Executor:
         return Parked(waiting_for, min(MAX_PARK_PAUSE, max(MIN_PARK_PAUSE, lease.parked_for)))
 
     async def _run(self, holding: HeldLease, job: AnyJob, call: RunNext, given: CallArguments | None = None) -> Verdict:
-        """Run the job and its middleware. A job that was asked to stop or has expired doesn't start; the store cancels expired jobs."""
+        """Run the job inside its middleware. If it has expired or was asked to stop, it doesn't start; the store cancels expired jobs."""
         if holding.why_stopped is not None or (holding.begins_by is not None and time.monotonic() >= holding.begins_by):
             return _not_begun(holding)
         holding.complete_on = self._completes
@@ -269,7 +269,7 @@ class Executor:
             running.reset(token)
 
     def limit(self, holding: HeldLease) -> None:
-        """Start the run's time limit, if it has one."""
+        """Start the time limit of a run in a batch, if its job has one. Called when the batch's call begins."""
         if (timeout := holding.lease.envelope.timeout) is not None:
             self._deadlines.add(holding, timeout)
 
@@ -312,7 +312,7 @@ class Executor:
 
     def _surroundings_of(self, job: AnyJob) -> Callable[..., Any] | None:
         """Return a function that calls the job's function inside its context managers, or None if there are none."""
-        # a child process imports the application only after this executor has been made
+        # read here, not in `__post_init__`: a child process imports the application after it has created its executor
         of_middleware = [layer.around for layer in self.app.settings.middleware if type(layer).around is not Middleware.around]
         if self.app.is_in_child:
             of_middleware += [each.in_child for each in self.app.settings.telemetry if type(each).in_child is not Telemetry.in_child]
@@ -323,7 +323,7 @@ class Executor:
         return found
 
     def renew_surroundings(self) -> None:
-        """Discard what is cached about the jobs' context managers, because imported code may have configured others."""
+        """Clear what is cached about jobs, because newly imported code may have declared them or configured context managers."""
         self._surroundings.clear()
         self._keeping.clear()
 
@@ -405,7 +405,7 @@ class Executor:
         return verdict
 
     def _decide(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
-        """Snooze, Discard and Cancel take precedence, then the reason for stopping the run, then Retry, then the job's policy."""
+        """Return the verdict for an error. Snooze, Discard and Cancel come first, then why the run was stopped, Retry, and the policy."""
         match error:
             case CancelledBeforeStart():
                 return _not_begun(holding)
@@ -481,7 +481,7 @@ def _timeout_of(holding: HeldLease) -> TimeoutError:
 
 @contextlib.contextmanager
 def _completing(holding: HeldLease, result: bytes) -> Iterator[None]:
-    """Store the result in the lease before the statement is sent, because even a cancelled call may have taken effect."""
+    """Record the result before the statement is sent, because even a cancelled call may have taken effect."""
     before, holding.completed = holding.completed, result
     try:
         yield

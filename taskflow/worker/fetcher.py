@@ -27,10 +27,10 @@ if TYPE_CHECKING:  # loaded only by workers with ended() hooks
 
 POLL_INTERVAL: Final = 5.0
 """Seconds without a nudge after which the fetcher claims again, because nudges may
-be lost. It does not do so after a heartbeat has reported that there is no work."""
+be lost. It keeps waiting while heartbeats report that there is no work."""
 
 TRUSTED_INTERVALS: Final = 1.4
-"""A heartbeat's report is trusted for `POLL_INTERVAL` times this factor. That is slightly
+"""A heartbeat's report is trusted for this many times `POLL_INTERVAL`, which is slightly
 longer than the 6.7 s between an idle session's heartbeats (with a ttl of 20 s)."""
 
 MAX_IDLE_INTERVAL: Final = 60.0  # seconds after which the fetcher claims again, whatever the heartbeats report
@@ -60,7 +60,7 @@ class Fetcher:
     def __post_init__(self) -> None:
         self._broker = self.registration.broker
         self._queues = self.options.queues
-        self._too_old = self.options.ttl / 4  # half the ghost age, which in turn is half the ttl
+        self._too_old = self.options.ttl / 4  # half of `ghost_after`, which in turn is half the ttl
         self._retries = Retries(PAUSES, self.chance.random)
         self._nudge: Callable[[], None] = lambda: None
         self._answered = asyncio.Event()
@@ -83,8 +83,8 @@ class Fetcher:
             self.on_lost(str(error))
 
     async def stop(self, within: float) -> None:
-        """Stop claiming. Wait at most `within` seconds for a claim in progress, whose leases would otherwise belong to no worker for a
-        while."""
+        """Stop claiming. Wait at most `within` seconds for a claim in progress, because no worker would run its jobs until the store
+        takes the leases back."""
         self._is_stopping = True
         with anyio.move_on_after(within):
             await self._answered.wait()
@@ -96,7 +96,7 @@ class Fetcher:
             return
         if not work_hint.is_ready:
             self.answered_at = asked_at
-        elif time.monotonic() - self._polled_at >= POLL_INTERVAL:  # otherwise the ready jobs are probably in queues of other workers
+        elif time.monotonic() - self._polled_at >= POLL_INTERVAL:  # otherwise the ready jobs are probably in other workers' queues
             self._nudge()
 
     def poll(self) -> None:
@@ -116,7 +116,7 @@ class Fetcher:
         try:
             leases = await self._claim(self._queues.order(), limit)
             self.answered_at = time.monotonic()
-            # The leases of a slow answer may already count as ghosts, and their jobs may be running elsewhere.
+            # After a slow answer, the store may have taken the leases back, as "ghosts" that no heartbeat names, and given them to others.
             take = self.on_leases if self.answered_at - asked_at < self._too_old else self.runs.refuse
             take(leases, asked_at)
         finally:

@@ -15,14 +15,14 @@ if TYPE_CHECKING:  # a supervisor, which also imports this module, must stay sma
 
 ANSWER_TIMEOUT: Final = 12.0
 """Seconds without an answer after which the broker is considered unavailable.
-This is slightly longer than two of the fetcher's checks for jobs or room."""
+This is slightly longer than two intervals between the fetcher's checks for jobs or room."""
 
 WATCHDOG_TIMEOUT: Final = 5.0  # seconds without a check after which the watchdog is considered dead
 
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """The result of a health check. `why` is for people, `facts` for programs. It's a dataclass so that web frameworks can return it."""
+    """The result of a health check. `why` is for people, `facts` for programs. As a dataclass, it can be returned by web handlers."""
 
     is_well: bool
     why: str
@@ -39,7 +39,7 @@ class WorkerHealth:
         self.is_winding_down = False
 
     def live(self) -> HealthCheck:
-        """Check the event loop and the heartbeat thread, but not the broker: restarting this process would not bring the broker back."""
+        """Check the watchdog, the event loop and the heartbeat thread. The broker doesn't count: a restart would not bring it back."""
         watchdog, session, now = self._watchdog(), self._session(), time.monotonic()
         if watchdog is None:
             return HealthCheck(True, self._without_watchdog())

@@ -46,11 +46,11 @@ LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
 
 @dataclass(eq=False)
 class Heartbeat:
-    """Sends a session's heartbeats. Its thread calls `on_answer`, with an answer and the time of the heartbeat, and `on_lost`, with the
-    reason, in the session's loop. `beaten_at` is when the last answer arrived, `tried_at` when the last attempt ended (monotonic clock).
+    """Sends a session's heartbeats. In the session's loop, it calls `on_answer` with each answer and the time of its heartbeat, and
+    `on_lost` with the reason. `beaten_at` is when the last answer arrived, `tried_at` when the last attempt ended (monotonic clock).
 
-    The session is given up one ttl after the last answered heartbeat was sent. It lapses in the store one ttl after that heartbeat arrived.
-    An attempt in progress is then cancelled. Only an attempt that begins later, after the process was suspended, may still succeed."""
+    One ttl after the last answered heartbeat was sent, an attempt in progress is cancelled, and the session is given up. In the store, it
+    lapses one ttl after that heartbeat arrived. Only an attempt that begins later, after the process was suspended, may still succeed."""
 
     session: Session
     fetcher: Fetcher

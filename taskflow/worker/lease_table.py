@@ -20,7 +20,7 @@ from taskflow.model.verdict import Progress, Verdict, attach_exception, detach_e
 NOTHING_YET: Final = object()
 
 CompleteOn = Callable[["HeldLease", object, object], Awaitable[None]]
-# Minimum seconds between two scans. A timeout may be noticed that much later, but even ten thousand long runs cost little.
+# Minimum seconds between two scans of the deadlines. A timeout may be noticed that much later, but ten thousand long runs cost little.
 SWEEP_INTERVAL: Final = 0.01
 
 
@@ -94,7 +94,7 @@ class LeaseTable:
 
     @property
     def is_open(self) -> bool:
-        """True if the session may claim leases and start waiting runs. False while crashed jobs are tried and once the session is lost."""
+        """True if the session may claim leases and start waiting runs. False during a quarantine, and once the session is lost."""
         return not (self._is_on_trial or self._is_closed)
 
     def set_trial(self, is_on_trial: bool) -> None:
@@ -127,7 +127,7 @@ class LeaseTable:
         return list(self._held.values())
 
     def held_by(self, run: JobContext) -> HeldLease | None:
-        """Return the lease of a run, if it is still held. May be called from any thread."""
+        """Return the lease of a run, or None if it's no longer held. May be called from any thread."""
         for holding in self.all():
             if holding.lease.epoch == run.epoch and id_text(holding.lease.envelope.id) == run.job_id:
                 return holding

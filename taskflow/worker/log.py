@@ -37,7 +37,7 @@ def log_event(event: Event) -> None:
             if log.isEnabledFor(logging.INFO):
                 _say(logging.INFO, lease, f"{stream}: {line}")
         case events.LeaseRevoked(lease):
-            _say(logging.WARNING, lease, "lost its lease: another worker has it, or it has ended; the result of this run will be ignored")
+            _say(logging.WARNING, lease, "lost its lease: another worker has the job, or it has ended; this run's result will be ignored")
         case events.VerdictsLost(leases, why):
             for lease in leases:
                 _say(logging.ERROR, lease, f"has ended, but could not be settled ({why}): it will most likely run again")
@@ -114,7 +114,7 @@ def _log_standstill(event: Event) -> None:
                 _say_where(logging.ERROR if lapsed else logging.WARNING, lease, f"{words}. {IN_PROCESS}", stack)
             else:
                 why = "it was stopped, the machine is overloaded, or C code held the interpreter lock"
-                then = f". Then ran {_name(lease)}" if lease else ""
+                then = f"; the event loop was running {_name(lease)}" if lease else ""
                 log.warning("the process was suspended for %.1f s: %s%s%s", seconds, why, lapsed, then)
         case events.StalledForGood(lease, seconds, stacks):
             words = f"has blocked the event loop for {seconds:.0f} s: this worker stops its heartbeat, so that others take its jobs"
@@ -124,7 +124,7 @@ def _log_standstill(event: Event) -> None:
 
 
 def _lapsed(seconds: float, ttl: float) -> str:
-    """Return the text to add if the ttl may have passed: the stall may have begun a quarter of the ttl after the last heartbeat."""
+    """Return a warning to append if the ttl may have passed, or "". The last heartbeat may be a quarter of the ttl older than the stall."""
     may_lapse = seconds > 0.7 * ttl
     return f"; after the ttl of {ttl:g} s others may take its jobs, which counts as a crash" if may_lapse else ""
 

@@ -44,8 +44,8 @@ PAUSES: Final = Pauses(0.5, 30.0)
 
 STAMP_TIMEOUT: Final = 15.0  # seconds within which middleware must stamp the jobs of schedules. Maintenance waits for this.
 LIMIT: Final = 250
-"""The maximum number of moves in one call while jobs are falling due. These jobs wait
-for the call, and so do claims for the jobs that the previous call made ready."""
+"""The maximum number of moves (jobs changed or dropped) in one call while jobs are falling due. These
+jobs wait for the call, and so do claims for the jobs that the previous call made ready."""
 PORTIONS: Final = ((100, 50), (500, 250))
 BATCH_PAUSE: Final = 0.01
 """Work that no job is waiting for, mostly dropping old results, is done in small batches, `BATCH_PAUSE`
@@ -76,8 +76,8 @@ class _StampFailed(Exception):
 
 @dataclass(eq=False)
 class Scheduler:
-    """Declares a worker's schedules in each session, and fires the schedules that the store offers. Every session reports the worker's age;
-    otherwise a replacement would look like a newer deploy. Raises DeclarationError if two schedules share a name or one is invalid."""
+    """Declares a worker's schedules in each session, and fires the schedules that the store offers. Sessions report the worker's age, not
+    their own, so that a new session isn't taken for a new deploy. Raises DeclarationError if a schedule is invalid or two share a name."""
 
     broker: Broker
     registry: Registry
@@ -123,7 +123,7 @@ class Scheduler:
                 return
             for definition, is_taken in zip(portion, taken, strict=True):
                 if not is_taken:
-                    self._fail(definition.name, "`schedules.put` has stored a schedule with the same name: remove that one or rename this")
+                    self._fail(definition.name, "`schedules.put` has stored a schedule with this name: remove that one or rename this one")
 
     async def _define(self, portion: Sequence[Definition], session: bytes) -> list[bool]:
         return await self.broker.define(portion, session, self.age())  # the age is computed again for each attempt
@@ -212,7 +212,7 @@ class Scheduler:
         def stamp() -> list[Envelope]:
             try:
                 return stamped_envelopes(self.middleware, self.registry.get, envelopes)
-            except BaseException as error:  # raised here, SystemExit would end the worker
+            except BaseException as error:  # if it were raised here, SystemExit would end the worker
                 raised.append(error)
                 return []
 
@@ -229,7 +229,7 @@ class Scheduler:
         return [replace(firing, envelopes=tuple(islice(stamped, len(firing.envelopes)))) for firing in firings]
 
     def _fail(self, name: str, why: str, kind: type[BaseException] | None = None) -> None:
-        """Report a failure unless the schedule's last failure was of this kind: a schedule that doesn't fire is offered every second."""
+        """Report a failure unless the schedule's last one was of the same kind: a schedule that doesn't fire is offered every second."""
         if name not in self._has_failed or self._has_failed[name] is not kind:
             self._has_failed[name] = kind
             self.events.emit(ScheduleFailed(name, why))
@@ -251,8 +251,8 @@ def _by_name(registry: Registry) -> dict[str, DeclaredSchedule]:
 
 @dataclass(eq=False)
 class Maintenance:
-    """Runs the store's maintenance when it is due. `on_ready` is called when this makes jobs ready. `on_offers` fires the schedules that
-    are offered, and returns the seconds until the first of them is due again. `on_ended`, if given, receives the ids of jobs that
+    """Runs the store's maintenance when it is due. `on_ready` is called when jobs may be ready to claim. `on_offers` fires the schedules
+    that are offered, and returns the seconds until the first of them is due again. `on_ended`, if given, receives the ids of jobs that
     ended without a settlement, and how many ids the store dropped. `is_at_rest` is True while there seems to be nothing to do."""
 
     registration: Registration
@@ -293,7 +293,7 @@ class Maintenance:
             self._when_due = None
 
     async def _wait(self, waiter: Waiter, pause: float) -> bool:
-        """Wait until the next call is due. The call is postponed while maintenance is at rest. Return True if a nudge arrived."""
+        """Wait until the next call is due, or later while heartbeats report that nothing is due. Return True if a nudge arrived."""
         began_at = time.monotonic()
         self._next_at = began_at + pause
         while not await waiter.wait(pause):

@@ -20,7 +20,7 @@ from taskflow.worker.lease_table import HeldLease
 
 RECORD_INTERVAL: Final = 60.0
 """Seconds between two records in the history. A record that the store hasn't acknowledged by then is given up, because it may have been
-stored."""
+stored after all."""
 
 RECORD_TIMEOUT: Final = 2.0
 """Seconds that a record may take. Heartbeats wait for it."""
@@ -71,7 +71,7 @@ def unpack_facts(packed: bytes) -> WorkerFacts:
 
 
 class WorkerMeasures:
-    """Counts runs as they are settled, and other events of a worker. The worker's loop writes; other threads read."""
+    """Counts a worker's runs as they are settled, its failed broker calls and its lost leases. Any thread may read the counts."""
 
     def __init__(self, facts: Callable[[], tuple[int, int, float]], *, records: bool, deploy: str = "") -> None:
         """`facts` returns the numbers of busy and free slots, and how long the event loop has been blocked. If `records` is True, the
@@ -124,8 +124,8 @@ class WorkerMeasures:
             )
 
     async def record(self, broker: Broker, session: bytes, *, at_once: bool = False) -> None:
-        """Add what was counted since the last record to the history, once a minute. If the store does not answer, the next call tries
-        again. Errors are caught, because they would end the heartbeats, whose thread calls this."""
+        """Add what was counted since the last record to the history, once a minute or if `at_once`. If the store does not answer, the
+        next call tries again. Errors are caught, because they would end the heartbeats, whose thread calls this."""
         now = time.monotonic()
         if self._pending is None and self._records and (at_once or now >= self._recorded_at + RECORD_INTERVAL):
             with self._lock:

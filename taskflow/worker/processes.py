@@ -1,6 +1,6 @@
 """Starts and reaps worker processes for the supervisor, reads their reports, and waits for signals.
 
-It imports neither an event loop nor the application, so that the supervisor stays as small as Python itself."""
+This module imports neither an event loop nor the application, so that the supervisor needs little more memory than Python itself."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def supervise(
     on_stop: Callable[[], None] = lambda: None,
 ) -> int:
     """Keep the workers running until all have ended for good, and return the exit code. Each worker is a process that runs `command`
-    in `environment` (default: that of this process). When a worker crashes, another running worker or the next one reports its death to the
-    broker. `on_news` receives the workers' reports and exit statuses, and `on_stop` is called when the supervisor is asked to stop."""
+    with `environment` (default: that of this process). When a worker crashes, another running worker or the next one reports its death to
+    the broker. `on_news` receives the workers' reports and exit statuses, and `on_stop` is called when the supervisor is asked to stop."""
     with SignalPipe() as signals, Processes(command, signals, environment) as processes:
         if watch is not None:
             watch(signals.record_change)
@@ -120,7 +120,7 @@ class Processes:
         return list(self._sockets)
 
     def wait(self, timeout: float) -> None:
-        """Wait for a report, the end of a process or a signal, for at most `timeout` seconds."""
+        """Wait for a report, the end of a process or a signal, for at most `timeout` seconds. Then repeat reports of deaths if due."""
         self._selector.select(timeout)
         now = time.monotonic()
         self._out_of_memory.check(now)
@@ -129,7 +129,7 @@ class Processes:
             self._remind()
 
     def news(self) -> Iterator[tuple[int, str | ExitStatus]]:
-        """Yield each report or exit status with its process's pid. A worker's exit status comes last. Process 1 also reaps orphans."""
+        """Yield each report or exit status with its process's pid. A worker's exit status comes last. As process 1, also reap orphans."""
         for pid, worker_socket in self._sockets.items():
             for line in worker_socket.take():
                 self._record_line(worker_socket, line)
@@ -177,7 +177,7 @@ class Processes:
 
 
 def _reap() -> tuple[int, int] | None:
-    """Return the pid and the status of a process that has ended, if there is one."""
+    """Reap a child process that has ended. Return its pid and status, or None if there is none."""
     try:
         pid, status = os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:
@@ -249,7 +249,7 @@ class SignalPipe:
         os.write(self._writer, bytes([CHANGED]))
 
     def has_lost_terminal(self) -> bool:
-        """Return True if the terminal in which this process was started is gone. A SIGHUP then reports that, and requests no restart."""
+        """Return True if the terminal in which this process was started is gone. A SIGHUP then means that, and isn't a restart request."""
         return self._had_terminal and not _has_terminal()
 
     def __enter__(self) -> Self:

@@ -22,7 +22,7 @@ from taskflow.model.session import MAX_NAMES, Beat, Session
 from taskflow.worker.events import BrokerCallFailed, BrokerRecovered
 from taskflow.worker.options import WorkerOptions
 
-MIN_FAILURES: Final = 3  # the number of failures in a row that count as trouble. Fewer are common when a store restarts.
+MIN_FAILURES: Final = 3  # the number of consecutive failures after which the trouble is shown. Fewer are common when a store restarts.
 SHOW_TIMEOUT: Final = 1.0  # seconds that reporting trouble may take. The failing operation waits for it.
 MAX_TROUBLE_LENGTH: Final = 500
 ANSWER_TIMEOUT: Final = 5.0
@@ -35,7 +35,7 @@ def worker_name() -> str:
 
 
 def deploy_name() -> str:
-    """Return the name that this process's environment gives to the deploy, or an empty string."""
+    """Return the deploy's name from the environment variable TASKFLOW_DEPLOY, cut to `MAX_DEPLOY` characters. Empty if it's not set."""
     return os.environ.get("TASKFLOW_DEPLOY", "")[:MAX_DEPLOY]
 
 
@@ -84,7 +84,7 @@ class Registration:
 
 
 async def report_death(broker: Broker, session_id: bytes, cause: str) -> bool:
-    """Report that a session's process is dead. Its jobs then count as crashed with this cause ("SIGSEGV"). Return False if that failed."""
+    """Report that a session's process died, so that its jobs count as crashed with this cause ("SIGSEGV"). Return False if this failed."""
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT):
             beat = Beat.of_death(session_id, cause)

@@ -53,7 +53,7 @@ async def _values(job_id: bytes, member: Member, read: ReadNotes) -> list[bytes]
         first = page.next
     missing = [number for number in range(member.inputs) if number not in found]
     if missing:
-        raise ResultsMissing(f"the store has lost {len(missing):,} of {member.inputs:,} results; the first is number {missing[0]}")
+        raise ResultsMissing(f"the store has lost {len(missing):,} of {member.inputs:,} results, the first of them number {missing[0]}")
     return [_body(found[number]) for number in range(member.inputs)]
 
 

@@ -37,7 +37,7 @@ class RolledBack(TaskflowError):
 def failure_of(
     error: BaseException, attempt: int, function: Callable[..., Any] | None = None, ending: RunEnding = RunEnding.FAILED
 ) -> RunError:
-    """Describe `error`. The traceback begins in `function`, if that is given and on the stack."""
+    """Describe `error` for the record. The traceback begins in `function`, if given and on the stack. Our codec's errors have none."""
     is_ours = issubclass(type(error), (DecodeError, EncodeError)) and error.__cause__ is None
     shown = "" if is_ours else _traceback(error, function)
     return RunError(_type_name(type(error)), _message(error), shown, attempt, ending=ending)
@@ -100,7 +100,7 @@ def frames_from(function: Callable[..., Any], error: BaseException) -> Traceback
 
 
 def follow_ups_of(lease: Lease, verdict: Verdict) -> tuple[Envelope, ...]:
-    """Return the envelopes to add when a run of a job with `on_failure` has this verdict. Never raises."""
+    """Return the envelope of the job's `on_failure` call if the verdict is a final failure, otherwise nothing. Never raises."""
     packed = lease.envelope.on_failure
     if isinstance(verdict, Completed):
         verdict = verdict.otherwise

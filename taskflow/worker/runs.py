@@ -91,7 +91,7 @@ class Runs:
         return self._threads.left_behind >= self._slots
 
     def room(self) -> int:
-        """Return the number of leases to claim now. The reserve is refilled once half of it is used, which saves round trips."""
+        """Return how many leases to claim. A half-empty reserve is refilled, which saves round trips. A full worker still fills batches."""
         if not self.lease_table.is_open:
             return 0
         self._look_ahead()
@@ -119,7 +119,7 @@ class Runs:
                 self.begin(holding)
 
     def pause(self, jobs: Iterable[str]) -> None:
-        """Stop starting jobs with these names, and hand back those in the reserve."""
+        """Set the names of paused jobs. These jobs don't start, and those in the reserve are handed back."""
         self._paused = frozenset(jobs)
         for holding in [each for each in self._reserve if each.lease.envelope.job in self._paused]:
             self._reserve.remove(holding)
@@ -145,12 +145,12 @@ class Runs:
         self._settler.offer(holding, settlement_of(holding.lease, HandedBack(counts=False)))
 
     def refuse(self, leases: Iterable[Lease], claimed_at: float) -> None:
-        """Hand back claimed leases."""
+        """Hand back leases that were claimed but can't be run."""
         for lease in leases:
             self.give_back(self.lease_table.add(lease, claimed_at))
 
     def begin_batches(self) -> None:
-        """Call the functions of batch jobs with the runs gathered so far, because no more will arrive."""
+        """Begin the calls of all gathering batches, because no more runs will arrive."""
         if self._executor.batches is not None:
             self._executor.batches.begin_all()
 
@@ -175,7 +175,7 @@ class Runs:
                 await asyncio.sleep(0)
             if self._reserve and time.monotonic() - self._reserve[0].taken_at > RESERVE_TTL:
                 self.give_back_reserve()
-                self._fills_batches = False  # jobs ahead of the batch's in the queue would be claimed again at once
+                self._fills_batches = False  # otherwise, jobs ahead of the batch's in the queue would be claimed again at once
             await self.lease_table.wait_for_change(RESERVE_TTL if self._reserve else None)
 
     def begin_waiting(self) -> None:
@@ -341,7 +341,7 @@ class Quarantine:
         self._has_some.set()
 
     def take_all(self) -> list[HeldLease]:
-        """Remove and return the leases whose runs haven't started."""
+        """Remove and return the leases whose runs haven't started and that are still held."""
         taken = self._held([*self._chosen, *self._waiting])
         self._chosen, self._waiting = [], []
         return taken
@@ -363,7 +363,7 @@ class Quarantine:
                 self._lease_table.set_trial(False)
 
     def _choose(self) -> Trial | None:
-        """Choose the leases to try now, and hand back the others. If other code cancels `run`, `run` starts again with a new choice."""
+        """Choose leases to try, and hand back the others. Return the plan, or None if there are none. A restart of `run` chooses again."""
         waiting = sorted(self.take_all(), key=_crashes)
         if not waiting:
             return None

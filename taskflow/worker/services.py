@@ -22,8 +22,8 @@ MIN_HEALTHY_TIME: Final = 60.0  # a service that has run for this many seconds b
 class Services:
     """An async context manager that runs services inside its block. `on_end` is called whenever a service stops.
 
-    If other code cancels a service, for example a job that cancels all tasks, the service restarts at once. If the service fails, it
-    restarts after a growing pause."""
+    If other code cancels a service, for example a job that cancels all tasks, the service restarts at once. If it fails, it restarts
+    after a pause, which grows with each failure."""
 
     def __init__(self, events: Events, chance: Chance, on_end: Callable[[], None], *services: Service) -> None:
         self._events = events

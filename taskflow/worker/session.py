@@ -151,7 +151,7 @@ class WorkerSession:
         self.schedules_begun.set()
 
     def _release_unstarted(self) -> None:
-        """Hand back leases whose runs have not started, or drop them if their jobs already belong to other workers."""
+        """Hand back leases whose runs have not started, or drop them if the session is lost. Begin the calls of gathering batches."""
         waiting = self._quarantine.take_all()
         if self.phase is Phase.LOST:
             self.lease_table.remove([holding.lease.claim for holding in waiting])
@@ -183,7 +183,7 @@ class WorkerSession:
         self._enter(Phase.STOPPING)
 
     async def _until_settled(self) -> None:
-        """Wait until the store has answered all settlements: at most `stop_timeout` seconds when winding down, or until `settle_by`."""
+        """Wait for the answers to all settlements: up to `stop_timeout` seconds when winding down, or until the time set by `settle_by`."""
         if self._settles_until is None and self._grace_ends_at is not None:
             self._settles_until = time.monotonic() + self._options.stop_timeout
         while self.lease_table.unanswered() if self._settles_until is not None else len(self.lease_table):
@@ -195,7 +195,7 @@ class WorkerSession:
             self._events.emit(events.VerdictsLost(untold, "the broker did not answer before the worker ended"))
 
     async def _leave(self) -> None:
-        """End the session in the store, which hands back its remaining leases. Even a lost session may still have some."""
+        """End the session in the store, which hands back any leases it still has. A lost session doesn't leave while its runs continue."""
         is_past, within = self._grace_ends_at is None, self._options.stop_timeout
         if is_past and self.runs.under_way:
             return

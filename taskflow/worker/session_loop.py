@@ -1,4 +1,4 @@
-"""Runs the sessions of a worker, one after another."""
+"""Begins a worker's next session when the current one is lost, and ends all of them when the worker winds down."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class SessionLoop:
         self._beginning: anyio.CancelScope | None = None
 
     async def begin(self) -> None:
-        """Begin the first session. If the broker does not answer, keep trying for `start_timeout` seconds."""
+        """Begin the first session. Raises BrokerUnavailable if the broker does not answer within `start_timeout` seconds."""
         timeout = self._options.start_timeout
         self._beginning = anyio.CancelScope()  # loads anyio's asyncio backend before jobs are claimed, not after
 
@@ -153,13 +153,13 @@ class SessionLoop:
 
     @property
     def beats(self) -> object:
-        """A value that changes with every answered heartbeat and with every new session."""
+        """A value that changes with every answered heartbeat, with every new session, and at every read while there is no session."""
         current = self.current
         return object() if current is None else (current, current.heartbeat.beaten_at)
 
     @property
     def slow(self) -> tuple[HeldLease, float] | None:
-        """The last slow run, and when it ended. A run that holds the interpreter lock may have ended its session."""
+        """The last slow run, and when it ended, or None. The lost session counts too, because a run may have blocked its heartbeats."""
         found = [slow for session in (self.current, self._lost) if session is not None and (slow := session.runs.slow) is not None]
         return max(found, key=lambda one: one[1], default=None)
 
@@ -176,7 +176,7 @@ class SessionLoop:
             current.fall_silent("its heartbeat thread has sent nothing for longer than the ttl")
 
     def give_up(self, *, is_delivered: bool) -> None:
-        """Stop the heartbeat, so that other workers take the jobs. If the loop ever runs again, a new session follows."""
+        """Stop the heartbeat, so that other workers take the jobs, and call `on_stall_limit`. If the loop resumes, a new session begins."""
         if (current := self.current) is not None:
             current.fall_silent(f"the event loop was blocked for {self._options.stall_limit:g} s")
         if self._options.on_stall_limit is not None:

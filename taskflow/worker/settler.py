@@ -31,7 +31,7 @@ UNWRITABLE: Final = "taskflow.VerdictNotWritable"
 
 
 SettledHook = Callable[[Sequence[HeldLease | None], Sequence[Settlement], Sequence[Settled]], None]
-"""Called with each batch of settlements, their leases, and the answers."""
+"""Called once for each batch that the store has answered, with the leases, the settlements and the answers."""
 
 
 class Settler:
@@ -150,7 +150,7 @@ class Settler:
             self._events.emit(events.VerdictIgnored(lease, settlement.verdict))
 
     async def _settle_apart(self, batch: list[Settlement], error: Exception) -> None:
-        """Settle the batch one settlement at a time, because part of it cannot be written."""
+        """Settle the jobs separately, because one verdict cannot be written. Drop that one's progress, or else settle it as failed."""
         if len(batch) > 1:
             for settlement in batch:
                 await self._settle([settlement])

@@ -80,7 +80,7 @@ class WorkerProcess:
 
 @dataclass(eq=False)
 class WorkerSlot:
-    """A slot for one worker process after another. `failures` counts consecutive deaths of workers that hadn't become healthy."""
+    """A slot, which workers occupy one after another. `failures` counts consecutive deaths; a healthy worker's death resets it to 1."""
 
     failures: int = 0
     may_start_at: float = float("-inf")
@@ -88,7 +88,7 @@ class WorkerSlot:
     no_start: ExitStatus | None = None
 
     def record_death(self, worked_for: float, now: float) -> float:
-        """Record a death. Return the seconds until the next worker may start: 0 at first, then 1, 2, 4 and so on."""
+        """Record a death. Return the seconds until the next worker may start: 0 at first, then 1, 2, 4 and so on up to 30."""
         self.failures = 1 if worked_for >= MIN_HEALTHY_TIME else self.failures + 1
         pause = 0.0 if self.failures == 1 else PAUSES.after(self.failures - 1)
         self.may_start_at = now + pause

@@ -43,7 +43,7 @@ class ThreadPool:
 
     def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
         """Call the function in a thread, with this task's context variables, and return a future. If the future is cancelled before a
-        thread takes the call, the function isn't called; if later, call `give_up`. Raises RuntimeError if no thread can be started."""
+        thread takes the call, the function isn't called; after that, call `give_up`. Raises RuntimeError if no thread can be started."""
         outcome: asyncio.Future[Any] = self._loop.create_future()
         work = _ThreadCall(function, contextvars.copy_context(), outcome)
         self._waiting.append(work)
@@ -60,7 +60,7 @@ class ThreadPool:
             outcome.set_exception(CancelledBeforeStart())
 
     def give_up(self, outcome: asyncio.Future[Any]) -> None:
-        """If a thread has taken the cancelled call, count it as left behind. The thread is not free until the function ends."""
+        """If a thread has taken the cancelled call, count the thread as left behind: it isn't free until the function ends."""
         if outcome.cancelled() and not self._withdraw(outcome):
             self.left_behind += 1
 
@@ -122,7 +122,7 @@ class ThreadPool:
                     return None
 
     def _has_more(self) -> bool:
-        """Wait for a call. Return False if none arrives in time, or the pool is closed. Calls are queued first, then announced."""
+        """Wait for a call. Return False if none arrives in time, or the pool is closed. Calls are queued before a thread is woken."""
         with self._wake:
             is_late = False
             while not self._waiting:
@@ -209,7 +209,7 @@ class CancelledBeforeStart(Exception):
 
 
 class RaisedInThread(Exception):
-    """Wraps an error that a future rejects: StopIteration, or GeneratorExit, which would close the awaiting coroutine."""
+    """Wraps an error that a future can't carry: StopIteration, or GeneratorExit, which would close the awaiting coroutine."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(f"{type(error).__name__} was raised by the job's function")

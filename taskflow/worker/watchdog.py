@@ -66,7 +66,7 @@ def shown(lines: list[Line]) -> str:
 
 
 def run_in_loop(loop: asyncio.AbstractEventLoop, thread: int) -> JobContext | None:
-    """Return the run whose code the event loop is executing, either in the run's own task or in a task that it started."""
+    """Return the run whose code the event loop is executing, in the run's own task or in a task that it started, or None."""
     task = asyncio.current_task(loop)
     if task is None:
         return None
@@ -75,7 +75,7 @@ def run_in_loop(loop: asyncio.AbstractEventLoop, thread: int) -> JobContext | No
 
 
 def run_in(thread: int) -> JobContext | None:
-    """Return the run on the thread's stack. The thread's frames are searched, so that runs need not record their threads."""
+    """Return the run on the thread's stack, or None. The frames are searched, so that runs need not record their threads."""
     for frame in _frames(thread):
         if frame.f_code is _IN_LOOP:
             context: JobContext | None = frame.f_locals.get("context")
@@ -182,7 +182,7 @@ class Watchdog:
 
     def _look_back(self, passed: float, before: dict[int, float]) -> None:
         """Report why this check ran so late. If a thread used a lot of CPU time in the meantime, it was holding the interpreter lock:
-        ordinary Python code releases it within milliseconds. Less than `CHECK_INTERVAL` may date from before a suspension."""
+        ordinary Python code releases it within milliseconds. Less CPU time than `CHECK_INTERVAL` may date from before a suspension."""
         spent = {thread: seconds - before.get(thread, 0.0) for thread, seconds in self._computed.items()}
         thread = max(spent, key=lambda one: spent[one], default=self._thread)
         is_computed = spent.get(thread, 0.0) > CHECK_INTERVAL
@@ -240,7 +240,7 @@ class Watchdog:
 
 
 def _clocks() -> tuple[float, dict[int, float]]:
-    """Read the monotonic clock and the CPU clocks of the threads without a long call into C code between the two."""
+    """Read the monotonic clock and the threads' CPU clocks, again if another thread held the interpreter lock in between."""
     while True:
         begun_at, computed, now = time.monotonic(), seconds_computed(), time.monotonic()
         if now - begun_at < CHECK_INTERVAL:

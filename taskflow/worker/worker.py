@@ -74,7 +74,7 @@ class Drain:
         self._began_at = next((worker.registered_at for worker in workers if worker.session.id == session), None)
 
     async def set_aside(self) -> int:
-        """Count the jobs that the store has set aside as FAILED since this worker began: unreadable jobs, and poison in its queues."""
+        """Count the jobs that ended as FAILED without a run since `record_begin`: unreadable jobs, and poison in the worker's queues."""
         if self._began_at is None:
             return 0
         failed = await self._broker.admin.page(View(statuses=(Status.FAILED,)), limit=MAX_SEARCHED)
@@ -99,17 +99,17 @@ class Drain:
         return True
 
     async def queues(self) -> list[QueueInfo]:
-        """Return the worker's queues."""
+        """Return those of the worker's queues that the store knows."""
         return [queue for queue in await self._broker.admin.queues() if not self._names or queue.name in self._names]
 
     async def parked(self, queue: QueueInfo) -> Counter[str]:
-        """Return, for each job name, how many of the queue's newest scheduled jobs this worker cannot run."""
+        """Return, for each job name, how many of the queue's scheduled jobs this worker cannot run, among the first `MAX_SEARCHED`."""
         if not queue.counts[Status.SCHEDULED]:
             return Counter()
         return Counter(record.job for record in await self._scheduled(queue) if not self._can_run(record))
 
     async def _has_something_due(self, queue: QueueInfo) -> bool:
-        """Return True if a job for this worker is due within the horizon. Beyond `MAX_SEARCHED` scheduled jobs, parked ones count too."""
+        """Return True if a job that this worker can run is due within the horizon. Beyond `MAX_SEARCHED` scheduled jobs, any counts."""
         if queue.next_due_in is None or queue.next_due_in > self._horizon:
             return False
         if queue.counts[Status.SCHEDULED] > MAX_SEARCHED or time.monotonic() < self._search_at.get(queue.name, 0.0):
@@ -124,7 +124,7 @@ class Drain:
         return True
 
     async def _scheduled(self, queue: QueueInfo) -> list[Record]:
-        """Return the queue's first scheduled jobs, at most `MAX_SEARCHED`."""
+        """Return the queue's scheduled jobs, the next one due first, at most `MAX_SEARCHED`."""
         return await first(self._broker.admin, View(queue=queue.name, statuses=(Status.SCHEDULED,)), MAX_SEARCHED)
 
     def _can_run(self, record: Record) -> bool:
@@ -260,7 +260,7 @@ class Worker:
         await self._sessions.finish()
 
     async def drained(self) -> None:
-        """Wait until the queues have no READY or RUNNING job, and no job SCHEDULED within the horizon.
+        """Wait until no job in the queues is READY, RUNNING or due within `drain_horizon` seconds.
 
         Parked jobs stay in their queues, and so do waiting jobs in paused queues. If the broker does not answer, the worker tries again."""
         drain = Drain(self._app.broker(), self._app.registry, self.options)

@@ -199,7 +199,7 @@ def _load_main(main: str) -> None:
 
 
 class Lifespan:
-    """The application's `child_initializer` and `child_lifespan`. Both are started once, after the first job's module has been imported."""
+    """Calls the application's `child_initializer` and enters its `child_lifespan`, once, after importing the first job's module."""
 
     def __init__(self, handshake: Handshake, calls: MainThreadCalls) -> None:
         self.state: Any = NoState() if handshake.has_lifespan else None
@@ -215,7 +215,7 @@ class Lifespan:
         return self._held is None or not self._held.has_ended
 
     async def begin(self) -> CallRefused | None:
-        """The first time, call the initializer and enter the lifespan. If either fails, return the reason."""
+        """On the first call, call the initializer and enter the lifespan. Return the reason if either fails, otherwise None."""
         if self._has_begun:
             return None
         self._has_begun = True
@@ -225,7 +225,7 @@ class Lifespan:
             for name in self._hooks:
                 if getattr(settings, name) is None:
                     raise ConfigurationError(
-                        f"no module that a child process imports configures it: call configure({name}=...) in the module of the jobs, "
+                        f"no module that a child process imports configures it: call configure({name}=...) in the jobs' module, "
                         "or in one that it imports"
                     )
             name = "child_initializer"

@@ -121,7 +121,7 @@ class MainThreadCalls:
             call.loop.call_soon_threadsafe(_settle, call.outcome, value, error)
 
     def _stop_current(self, number: int, frame: FrameType | None) -> None:
-        """Raise JobStopping if a plain function was interrupted. If `_make` itself was, the function hasn't begun or has returned."""
+        """Raise JobStopping if the signal interrupted a plain function, but not if it interrupted `_make`, before or after the function."""
         call = self._current
         if call is not None and call.asked and frame is not None and frame.f_code is not _MAKE:
             raise JobStopping(call.asked.pop())
@@ -150,7 +150,7 @@ Say = Callable[[Message], None]
 
 
 class ChildExecutor(Executor):
-    """Runs jobs without middleware or timeouts; the worker applies both. An exception in the main thread stops a run's function."""
+    """Runs jobs without middleware or timeouts; the worker applies both. To stop a function, it raises JobStopping in the main thread."""
 
     def __init__(self, calls: MainThreadCalls, say: Say) -> None:
         super().__init__(default_app(), middleware=(), threads=None, seams=Seams())
@@ -176,7 +176,7 @@ class ChildExecutor(Executor):
         self._calls.stop(_REASONS[holding.why_stopped or CANCELLED])
 
     def _end_at_timeout(self, holding: HeldLease) -> None:
-        """Do nothing: the worker decides."""
+        """Do nothing, because the worker enforces the timeout."""
 
     def _complete_with(self, holding: HeldLease, connection: object, result: bytes) -> Awaitable[None]:
         self._loop.call_soon_threadsafe(self._say, Completing())
@@ -202,7 +202,7 @@ class _ProgressReports:
             self._loop.call_soon_threadsafe(lambda: self._loop.call_at(self._said_at + PROGRESS_INTERVAL, self._send))
 
     def end(self) -> None:
-        """Send the latest report now, and ignore later ones."""
+        """Send the latest progress now, and ignore later reports."""
         self._send()
         self._has_ended = True
 

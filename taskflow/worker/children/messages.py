@@ -110,7 +110,7 @@ def pack(message: Message) -> bytes:
     fields = {name: getattr(message, name) for name in message.__struct_fields__}
     if isinstance(message, Finished):
         fields["verdict"] = _packed_verdict(message.verdict)
-    # the message of an error may contain half of a surrogate pair, which UTF-8 cannot express
+    # an error's message may contain half of a surrogate pair, which UTF-8 cannot express
     body = msgpack.packb([type(message).__name__, msgspec.to_builtins(fields, builtin_types=(bytes,))], unicode_errors="surrogatepass")
     assert body is not None
     return _LENGTH.pack(len(body)) + bytes(body)
@@ -163,7 +163,7 @@ def _read(body: bytes) -> Message:
 
 
 class ChildFailed(TaskflowError):
-    """A child process did not start, did not find the job, or died. The run is retried, whatever `retry_on` says, if attempts are left."""
+    """A child process did not start, did not find the job, or died. The job is retried, whatever `retry_on` says, if attempts are left."""
 
     __module__ = "taskflow"  # the name that a job's record shows
 

@@ -101,7 +101,7 @@ class ChildPool:
         return child
 
     def _warm(self) -> Child | None:
-        """Return the most recently used idle child, so that the others can time out."""
+        """Return the most recently used idle child, so that the others can time out, or None if none is idle."""
         while self._idle:
             child, timer = self._idle.popitem()
             timer.cancel()
@@ -162,7 +162,7 @@ class ReservedChild:
         self._give_back = give_back
 
     async def run(self) -> Verdict:
-        """Run the job and return its verdict. Raises ChildFailed if there is none. If cancelled, kills the child and waits for its exit."""
+        """Run the job and return its verdict. Raises ChildFailed if the child sends none. If cancelled, kill the child and wait for it."""
         try:
             return await self._child.run(self._holding, self._module)
         except asyncio.CancelledError:
@@ -201,7 +201,7 @@ class ReservedChild:
 
 
 def _main_module() -> str | None:
-    """Return the worker's main module for `Import`: a module's name, or the absolute path of a file."""
+    """Return the worker's main module for `Import`: a module's name, a file's absolute path, or None in an interactive session."""
     main = sys.modules["__main__"]
     spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
     if spec is not None:

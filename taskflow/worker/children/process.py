@@ -62,7 +62,7 @@ Emit = Callable[[ChildPrinted], None]
 
 
 class Output:
-    """Reads the stdout and stderr of one child in a thread, which ends once every process has closed both."""
+    """Reads one child's stdout and stderr in a thread, which ends once the child and all processes it started have closed both."""
 
     def __init__(self, pid: int, stdout: int, stderr: int, emit: Emit, start_thread: StartThread) -> None:
         self._lock = threading.Lock()
@@ -219,13 +219,13 @@ class Child(asyncio.Protocol):
         return child
 
     async def prepare(self, module: str, main: str | None) -> None:
-        """Make the child import the job's module and set itself up. If this is cancelled, the caller must kill the child."""
+        """Make the child import the job's module and set itself up. Raises ChildFailed. If cancelled, the caller must kill the child."""
         if module not in self._modules:
             self._memory_at_first = await self._get_ready(messages.Import(module, main))
             self._modules.add(module)
 
     async def run(self, holding: HeldLease, module: str) -> Verdict:
-        """Run the job and return its verdict. Raises ChildFailed if the child sends none. If this is cancelled, the caller must kill it."""
+        """Run the job and return its verdict. Raises ChildFailed if the child sends none. If cancelled, the caller must kill the child."""
         self._runs += 1
         self._run = holding
         self._out_of_memory.mark()
@@ -262,7 +262,7 @@ class Child(asyncio.Protocol):
         self._hang_up()
 
     async def _get_ready(self, message: messages.Handshake | messages.Import) -> int:
-        """Make the child import modules, and return how much memory it uses afterwards."""
+        """Make the child import modules. Return its memory use afterwards, in bytes. Raises ChildFailed if it fails or takes too long."""
         within = self._spec.options.start_within
         try:
             async with asyncio.timeout(within):
@@ -288,7 +288,7 @@ class Child(asyncio.Protocol):
     async def _ask(self, message: messages.Message) -> messages.Message:
         self._answer = self._loop.create_future()
         if self._transport is None or self._transport.is_closing():
-            self._answer.set_exception(_HungUp("had closed its connection before"))
+            self._answer.set_exception(_HungUp("had already closed its connection"))
         else:
             self._transport.write(messages.pack(message))
         try:

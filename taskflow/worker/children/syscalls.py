@@ -19,7 +19,7 @@ SAME_SIGNAL: Final = 0.05
 HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the signals that a worker and its children handle
 CONNECTION: Final = 3  # the file descriptor, in the child, of the socket to the worker
 _DEFAULTS: Final = (signal.SIGPIPE, signal.SIGXFSZ)  # signals that Python ignores, but whose default actions other programs expect
-# Minimum seconds between two checks of the counter. Kills counted before the second-to-last check are no longer considered as a cause.
+# Minimum seconds between two checks of the out-of-memory counter. A kill before the second-to-last check explains no later death.
 KILL_COUNT_TTL: Final = 5.0
 
 
@@ -92,7 +92,7 @@ class Process:
         self._has_ended = False
 
     def wait(self) -> int:
-        """Return the process's exit code, the negated number of the signal that killed it, or 0 if a job has already reaped it."""
+        """Wait for the process to end. Return its exit code, the negated number of the signal that killed it, or 0 if a job reaped it."""
         try:
             status = os.waitpid(self.pid, 0)[1]
         except ChildProcessError:
