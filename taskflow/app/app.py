@@ -144,7 +144,7 @@ class App:
         return DEFAULT_BROKER if configured is None else configured
 
     def broker(self) -> Broker:
-        """Return the configured broker, which is created once per URL. Raises ConfigurationError in a child process that can't reach it."""
+        """Return the broker in use, which is created once per URL. Raises ConfigurationError in a child process that can't reach it."""
         if self._given_broker is not None:
             return self._given_broker
         if self._why_out_of_reach is not None:
@@ -256,7 +256,7 @@ def configure(
     `middleware`         instances of `Middleware`, outermost first (default none)
     `lifespan`           a function that returns an async context manager, entered once
                          per worker; the value that it yields is `JobContext.state`
-    `subscribers`        functions that senders and workers call with each of their events, see `taskflow.events` (default none)
+    `subscribers`        functions that senders and workers call with each of their events; see `taskflow.events` (default none)
     `telemetry`          instances of the classes in `taskflow.telemetry` (default none)
     `child_initializer`  a function that each child process (``runs_in="process"``) calls once, before its first job
     `child_lifespan`     like `lifespan`, but entered once in each child process; its context manager may be a synchronous one

@@ -30,7 +30,7 @@ F = TypeVar("F", bound=IO[Any])
 
 
 class Dependency(msgspec.Struct, frozen=True, eq=False):
-    """The default of a parameter for which `function` makes the value in each run. `needs` has the function's dependencies, by parameter.
+    """The default of a parameter whose value `function` makes in each run. `needs` has the function's own dependencies, by parameter.
 
     `is_async` is True if only an async job can use it, as far as that's known before the function is called.
     """
@@ -103,7 +103,7 @@ def _innermost(function: Callable[..., Any]) -> Any:
 
 
 def dependencies_of(parameters: Sequence[inspect.Parameter]) -> dict[str, Dependency]:
-    """Return the dependencies among parameters, by name. Raises DeclarationError if one is positional-only or precedes callers' values."""
+    """Return the dependencies among parameters, by name. Raises DeclarationError if a caller's argument could take a dependency's place."""
     found = dict[str, Dependency]()
     for number, each in enumerate(parameters):
         _refuse_annotated(each)
@@ -219,7 +219,7 @@ class _Values:
 
 
 def _entered(stack: ExitStack | AsyncExitStack, made: Any, dependency: Dependency) -> Any:
-    """Return a dependency's value, which is `made` itself, or the value that it yields if it is a generator."""
+    """Return a dependency's value: `made` itself or, if it is a generator, what it yields. `stack` then runs the code after the yield."""
     if inspect.isgenerator(generator := made):
         made = contextlib.contextmanager(lambda: generator)()
     if not isinstance(made, _GeneratorContextManager):
@@ -263,7 +263,7 @@ async def _entered_async(stack: AsyncExitStack, entered: AbstractAsyncContextMan
 
 
 def _stay(error: BaseException | None, raised: BaseException, dependency: Dependency) -> None:
-    """Keep the job's error as the run's error, with a note of what a dependency raised during cleanup."""
+    """Add a note of what a dependency raised during cleanup to the job's error. If the job raised none, raise the dependency's error."""
     if error is None:
         _raise(raised, dependency)
     if raised is not error:

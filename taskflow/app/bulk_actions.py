@@ -77,7 +77,7 @@ def view_of(method: str, which: JobSelection) -> View:
 
 
 def _statuses(given: str | Iterable[str] | None) -> tuple[Status, ...]:
-    """Return the statuses in a fixed order. They may be given by name, in upper or lower case."""
+    """Return the statuses, sorted. They may be given by name, in upper or lower case. Raises TypeError or ValueError for anything else."""
     if given is None:
         return ()
     if not isinstance(given, Iterable):
@@ -102,7 +102,7 @@ def header_of(given: str) -> tuple[str, str | None]:
 
 
 def check_error(text: str) -> str:
-    """Return the text. Raises ValueError if it is empty or blank, because nearly every error contains such a text."""
+    """Return the text. Raises ValueError if it is empty or blank, because it would match nearly every error."""
     if not text.strip():
         raise ValueError(f"error {text!r}: expected part of an error's text")
     return text
@@ -179,7 +179,7 @@ class CallBroker(Protocol):
 
 
 class CallBrokerOnce:
-    """Calls an operation of the broker only once."""
+    """Calls an operation of the broker once, even if the store does not answer."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -235,7 +235,7 @@ def _answer(action: ActionName, status: Status | None, record: Record | None) ->
 
 
 def foresee(action: ActionName, record: Record | None, *, by_id: bool) -> str:
-    """Return the answer that the action would give for the job, judging by its status. `by_id` is True if the job is named by its id."""
+    """Return the answer that the action would give for the job, judging by its record. `by_id` is True if the job is named by its id."""
     if record is None:
         return UNKNOWN
     if action in ("cancel", "run-now") or (action == "purge" and by_id):
@@ -257,7 +257,8 @@ async def pages(call: CallBroker, view: View) -> AsyncIterator[list[Record]]:
 
 
 async def count(call: CallBroker, view: View) -> int:
-    """Count the matching jobs. For live jobs, the queues' counts suffice; those of ended jobs include jobs that are no longer kept."""
+    """Count the matching jobs. If the view has only live statuses and perhaps a queue, this adds up the queues' counts. Otherwise it reads
+    the jobs, because the counts of ended jobs include those that are no longer kept."""
     statuses = view.statuses
     if statuses and LIVE.issuperset(statuses) and view == View(queue=view.queue, statuses=statuses):
         queues = [queue for queue in await call(lambda broker: broker.admin.queues()) if view.queue in (None, queue.name)]
@@ -301,8 +302,8 @@ async def act(call: CallBroker, action: ActionName, view: View) -> AsyncIterator
 
 
 async def count_restored(call: CallBroker, felled: Sequence[bytes]) -> int:
-    """Return how many of these retried jobs are no longer cancelled. Failures in their flows had cancelled them again at first, but a later
-    portion of the action retried the failed jobs too."""
+    """Return how many of these jobs are no longer cancelled. Retrying them had no effect while another job of their flow had failed, but a
+    later batch of the action may have retried that job, which restores them."""
     restored = 0
     for first in range(0, len(felled), PAGE):
         records = await call(lambda broker, first=first: broker.read(felled[first : first + PAGE]))  # type: ignore[misc]
@@ -322,7 +323,7 @@ STOPPED: Final = "stopped"
 """A cancellation message that begins with this word names who stopped the action, so the audit log keeps it."""
 
 RECORD_TIMEOUT: Final = 5.0
-"""The maximum time for adding an action to the log, in seconds."""
+"""The maximum time for adding an action to the audit log, in seconds."""
 
 
 class ActionProgress(msgspec.Struct):

@@ -174,8 +174,7 @@ class JobContext:
 
     @property
     def cancelled(self) -> threading.Event:
-        """An event that is set when the run is asked to stop. Plain functions
-        should check it, because their threads cannot be interrupted."""
+        """An event that is set when the run is asked to stop. Plain functions should check it: cancelling a run doesn't stop its thread."""
         if self._cancelled is None:
             with _making:  # the event loop may read it while a thread creates it
                 self._cancelled = self._cancelled or threading.Event()
@@ -301,7 +300,7 @@ name_as_public({"Retry": Retry, "Snooze": Snooze, "RateLimited": RateLimited, "D
 
 
 def takes_context(function: Callable[..., Any]) -> bool:
-    """Return True if the first parameter is annotated with JobContext, even if the annotation is a string that cannot be resolved yet."""
+    """Return True if the function's first parameter is annotated with JobContext, even by a string that cannot be resolved yet."""
     first = next(iter(inspect.signature(function).parameters.values()), None)
     if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
         return False

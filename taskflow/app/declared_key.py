@@ -128,7 +128,7 @@ class _TemplateField:
         self._as_sent: Callable[[Any], Any] | None = None
 
     def value_in(self, args: Sequence[Any], kwargs: Mapping[str, Any], codec: FunctionCodec) -> Any:
-        """Return the field's value as the run will get it. Names in annotations are resolved by now, because the call is encoded."""
+        """Return the field's value as the run will get it. Names in annotations are resolved by now, because the call has been encoded."""
         if self._as_sent is None:
             as_sent = codec.as_sent(self.name)
             with suppress(EncodeError):  # a default that does not fit its annotation is used as it is

@@ -26,8 +26,8 @@ class Concurrency:
     """Lets at most `n` jobs be ready or running at once, in the whole fleet. Further jobs wait, without holding up any others.
 
     `n`    from 1 to a billion
-    `key`  the name of a parameter of the job, such as "tenant" or "order.customer": each value then has a separate limit. Values
-           are text, numbers, dates, UUIDs, paths or enums (default None: one limit for all calls)
+    `key`  a parameter of the job, such as "tenant", or an attribute of one, such as "order.customer": each value then has a separate
+           limit. Values are text, numbers, dates, UUIDs, paths or enums (default None: one limit for all calls)
 
     Raises TypeError or ValueError for other arguments.
     """
@@ -45,7 +45,7 @@ class Rate:
     `n`      from 1 to a billion
     `per`    seconds or a timedelta, up to a hundred years
     `burst`  how many jobs may start at once after a quiet period (default 1). In any `per` seconds, at most ``n + burst + n / per`` jobs
-             start; the last part is there because a job may start a second after its time
+             start; the last term allows for jobs that start a second after their time
     `key`    as for `Concurrency`
 
     Raises TypeError or ValueError for other arguments.
@@ -96,7 +96,7 @@ class DeclaredLimits:
         return self._constant if self._constant is not None else self._gates(args, kwargs)
 
     def gates_without(self, takes: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Gate, ...]:
-        """Return the gates of a call whose argument named by `takes` is not known yet. Raises ValueError if a limit's key depends on it."""
+        """Return the gates of a call that still lacks the parameter named by `takes`. Raises ValueError if a limit's key depends on it."""
         for _, rule, declared in self._limits:
             if declared is not None and takes in declared.parameters:
                 raise ValueError(f"{rule!r} counts by {takes!r}, which the result fills: fill another parameter, or count by another one")
@@ -130,7 +130,7 @@ def unadmitted(lease: Lease, job: Any) -> HandedBack | None:
 
 
 def declared_limits(given: object, job: Any) -> DeclaredLimits | None:
-    """Check and convert the value of `limits=`. Raises TypeError or ValueError, naming the option, if it does not fit the job."""
+    """Check and convert the value of `limits=`; an empty list gives None. Raises TypeError or ValueError if it does not fit the job."""
     if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(each, Concurrency | Rate | Limit) for each in given):
         raise TypeError(f"limits={shown(given)}: expected a list of limits, as in limits=[Concurrency(3)]")
     named = [(each.name, each.rule) if isinstance(each, Limit) else (job.name, each) for each in given]

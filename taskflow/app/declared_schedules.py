@@ -134,7 +134,7 @@ NOT_RAISED: Final = 'a worker sends the calls, so their on_conflict must be "kee
 
 
 class DeclaredSchedule:
-    """A schedule that a job's decorator declares. Its arguments are encoded when `definition` is first used, and when settings change."""
+    """A schedule that a job's decorator declares. Its arguments are encoded when `definition` is first used, and again for new settings."""
 
     def __init__(self, name: str, timetable: Timetable, job: Any, terms: dict[str, Any]) -> None:
         self._defined: tuple[Settings, Definition] | None = None

@@ -136,7 +136,7 @@ class _Decorator(Protocol):
 
 
 class _BatchDecorator(Protocol):
-    """The type of ``job(batch=...)``. A call of the job takes one element of the function's list, and its result is the matching element of
+    """The type of ``job(batch=...)``. A call to the job takes one element of the function's list, and its result is the matching element of
     the returned list."""
 
     @overload
@@ -158,12 +158,12 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     `queue`, `priority`, `timeout`, `expires`, `keep_result`, `key_scope`, `on_conflict`, `throttle`, `debounce`, `at_most`, `on_failure`
                     as in `EnqueueOptions`, for every call
     `key`           the key of every call, or a template for it such as "{project_id}" or "{tenant}:{order.id}", which is formatted from the
-                    call's arguments. None as a value raises TypeError, unless the template gives a text for it: "{branch?main}"
+                    call's arguments. A value of None raises TypeError, unless the template has a text for that case: "{branch?main}"
     `tags`          tags of every call; those of `.options(tags=...)` are added to them
     `max_attempts`  the number of attempts, including the first (default 10)
     `retry`         the `Backoff` between attempts, or a plain function that takes the number of the failed attempt (starting at 1) and its
                     exception. It returns the wait in seconds or as a timedelta, or None to fail the job at once
-    `keep_arguments`  True keeps the arguments of a successful job for as long as its result, see `JobInfo.arguments` (default False: a
+    `keep_arguments`  True keeps the arguments of a successful job for as long as its result; see `JobInfo.arguments` (default False: a
                     success drops them). If arguments and result together exceed 60 MiB, only the result is kept
     `retry_on`      the exceptions after which the job is retried (default `Exception`); any other fails it at once
     `discard_on`    exceptions that fail the job at once, even if `retry_on` covers them
@@ -186,14 +186,14 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
                     functions of `configure(defaults=...)` and of a preset surround these. If the job is async, they may be async too
     `limits`        a list of fleet-wide limits, such as ``Concurrency(3, key="tenant")``, ``Rate(100, per=60)``, or a `Limit` that
                     jobs share. A job has to pass them before it becomes ready
-    `fair`          the name of a parameter, such as "tenant" or "order.customer". The jobs of a queue take turns by its value, so one
-                    tenant's many jobs don't hold up those of another
+    `fair`          a parameter, such as "tenant", or an attribute of one, such as "order.customer". The jobs of a queue take turns by its
+                    value, so one tenant's many jobs don't hold up those of another
     `schedule`      a `Cron` or `Every`, any object with a method ``next(after)``, a list of these, or None. While a worker that
                     declares the schedule is running, the job is added at each of its times, once in the whole fleet
     `overlap`       what happens at a scheduled time while an earlier job of the schedule is live: "allow" (default) adds another, "skip"
                     doesn't, and "latest" replaces an earlier job that is still waiting
     `catch_up`      if times passed while no worker was running, which of them fire afterwards: the "latest" (default), "all" or "none"
-    `max_delay`     how late a time may still fire, in seconds or as a timedelta (default None: no limit)
+    `max_delay`     how late a scheduled time may still fire, in seconds or as a timedelta (default None: no limit)
 
     An async function becomes a `Job`, a plain one a `SyncJob`. Raises DeclarationError for an invalid declaration.
     """
@@ -324,7 +324,7 @@ def check_function(function: Any) -> None:
 
 
 def _is_in_a_class(function: object) -> bool:
-    """Return True for a function in a class body that takes self or cls. Other functions in a class can be called without an object."""
+    """Return True for a function that is defined in a class and takes self or cls. Other functions in a class need no object."""
     around, _, _ = getattr(function, "__qualname__", "").rpartition(".")
     if not inspect.isfunction(function) or not around or around.endswith("<locals>"):
         return False
@@ -332,15 +332,15 @@ def _is_in_a_class(function: object) -> bool:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Return the default name of a job: its module and qualified name. Raises DeclarationError for a function inside a function."""
+    """Return a job's default name: its module and qualified name. Raises DeclarationError for a lambda or a function inside a function."""
     if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
         raise DeclarationError(f"{location(function)}: a worker cannot import a function inside a function by name; set name=")
     return check_job_name(f"{_module_of(function)}.{function.__qualname__}")
 
 
 def _module_of(function: Callable[..., Any]) -> str:
-    """Return the name of the module from which a worker imports a function. A script's name is its path, relative to the nearest folder on
-    sys.path or to the current folder."""
+    """Return the name of the module from which a worker imports a function. For a script, this is its dotted path, relative to the nearest
+    folder on sys.path or to the current folder."""
     if function.__module__ not in RUN_AS_MAIN:
         return function.__module__
     scope = getattr(inspect.unwrap(function), "__globals__", {})
@@ -359,7 +359,7 @@ RUN_AS_MAIN: Final = ("__main__", "__mp_main__")
 
 
 def mode_for(function: Callable[..., Any], asked: object) -> RunsIn:
-    """Return the requested execution mode, or the default. Raises ValueError or DeclarationError if it does not fit the function."""
+    """Return the requested mode of execution, or the default. Raises ValueError or DeclarationError if it doesn't fit the function."""
     own: RunsIn = "loop" if inspect.iscoroutinefunction(function) else "thread"
     if asked is None or asked == own:
         return own

@@ -53,8 +53,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 async def facts_of(
     admin: Admin, record: Record, now: datetime, *, sample_time: float = SAMPLE_TIME, max_positions: int = MAX_POSITIONS
 ) -> Facts:
-    """Query the store for the facts that matter in the job's state. If other jobs are ready in the same queue, count up to `max_positions`
-    of them, and measure the rate of claims for `sample_time` seconds (0: no measurement)."""
+    """Query the store for the facts that matter in the job's state. If the job is ready, and so are others in its queue, read the first
+    `max_positions` of them and, unless the queue is paused, measure the rate of claims for `sample_time` seconds (0: no measurement)."""
     if record.status in (Status.SUCCEEDED, Status.FAILED):
         return Facts(now=now)
     queues, workers = await asyncio.gather(admin.queues(), admin.workers())
@@ -74,8 +74,8 @@ async def facts_of(
 
 
 async def unknown_jobs(admin: Admin, queues: Sequence[QueueInfo], known: Sequence[Sequence[str]]) -> dict[str, int]:
-    """Count, by name, the parked jobs that no running worker knows. `known` has the names that each worker knows. Parked jobs are due again
-    within minutes, so they're among the next `MAX_SCHEDULED` scheduled jobs."""
+    """Count, by name, the parked jobs (which no worker could run) that no running worker knows. `known` has each worker's jobs; if a worker
+    names none, nothing is counted. Parked jobs are due again within minutes, so only the next `MAX_SCHEDULED` scheduled jobs are read."""
     if not known or not all(known) or not any(queue.counts.get(Status.SCHEDULED) for queue in queues):
         return {}
     page = await admin.page(View(statuses=(Status.SCHEDULED,)), limit=MAX_SCHEDULED)
@@ -133,7 +133,7 @@ def reasons(record: Record, facts: Facts, own: OwnFacts | None = None) -> list[R
 
 
 def short_reason(job: str, reason: str) -> str:
-    """Return the reason without its cure and the job's name, which are shown next to it."""
+    """Shorten a reason: leave out its cure and the job's name, which are shown next to it, and reword problems with arguments."""
     reason = reason.removesuffix(f"; {wording.WAYS_OUT}").removesuffix(f" (in a call of {job})")
     reason = re.sub(r"(\S+): is a required argument and was not given", r"the argument `\1` is required, and was not given", reason)
     return re.sub(r"(\S+): the function has no such argument", r"the function has no argument `\1`", reason)
@@ -149,7 +149,7 @@ def _held(record: Record, facts: Facts) -> Iterator[Reason]:
 
 
 def _in_flow(record: Record, facts: Facts, flow: OwnFacts) -> Iterator[Reason]:
-    """Yield the reasons for a job in a flow: what it waits for, what has cancelled it, or what its failure has cancelled."""
+    """Yield the reasons for a job in a flow: what it waits for, what cancelled it, or what its failure cancelled."""
     assert record.member is not None
     show, again = f"`taskflow flows {id_text(record.member.flow)}`", f"`taskflow retry --flow {id_text(record.member.flow)}`"
     if record.status is Status.HELD and record.awaits:
@@ -231,7 +231,7 @@ def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:
     elif record.snoozes:
         yield Reason(f"it has snoozed {_times(record.snoozes)}; it is ready again {wait}")
     elif SCHEDULE in record.headers:
-        yield Reason(f"schedule {record.headers[SCHEDULE]} has added it for later; it is ready {wait}")
+        yield Reason(f"schedule {record.headers[SCHEDULE]} added it for later; it is ready {wait}")
     else:
         yield Reason(f"it was sent for later; it is ready {wait}")
     if facts.is_paused:

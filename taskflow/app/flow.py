@@ -176,7 +176,7 @@ class Composed(Generic[R_co]):
         return self._handle(app, plan)
 
     def _templates(self) -> list[Envelope]:
-        """Return the envelopes that a schedule stores. Their ids are numbers from 0 on, so the same flow always gets the same ids."""
+        """Return the envelopes for a schedule to store. Their ids count from 0, so they never change. Raises ValueError for options."""
         if self._given:
             raise ValueError(f"{self!r}: a schedule decides when a flow is sent, and a worker sends it: leave out .options(...)")
         numbers = count()
@@ -199,7 +199,7 @@ class Composed(Generic[R_co]):
 
 
 class Flow(Composed[R_co], Branch[R_co]):
-    """A flow that ends in one job, whose result is that of the flow: ``fetch.bind(url) | parse | store.partial("bucket")``."""
+    """A flow that ends in one job, whose result is the flow's result: ``fetch.bind(url) | parse | store.partial("bucket")``."""
 
     __slots__ = ()
 
@@ -258,7 +258,7 @@ def group(calls: Iterable[Any], *, failures: Failures = "cancel") -> Group[Any] 
             branches.append(_branch(call))
     if number > MAX_JOBS:
         many = f"{number:,} calls{' or more' if number > _MAX_COUNTED else ''}"
-        raise ValueError(f"group() got {many}: a flow can have at most {MAX_JOBS:,} jobs; send several, or enqueue() the calls")
+        raise ValueError(f"group() got {many}: a flow can have at most {MAX_JOBS:,} jobs; send several flows, or enqueue() the calls")
     chains = [each for each in branches if not isinstance(each, Link)]
     if len(chains) < len(branches):
         return GroupLink(branches, collects=failures == "collect")

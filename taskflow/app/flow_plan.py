@@ -31,7 +31,7 @@ class Fan(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """Parts that run one after another.
+    """Steps and fans that run one after another.
 
     `jobs`     how many jobs it has; `joins` of them follow a group
     `size`     the bytes of the jobs and of the ties between them
@@ -164,7 +164,7 @@ class _Planner:
         self.ties = list[list[tuple[int, Tie]]]()
 
     def place(self, chain: Chain, incoming: Incoming, scope: tuple[int, int]) -> Incoming:
-        """Number the jobs of a chain. `scope` is the range of numbers, first and last, of the jobs that a failure in the chain cancels."""
+        """Number the jobs of a chain, and return those that end it. A failure cancels the jobs with numbers in `scope` (first, last)."""
         for part in chain.parts:
             incoming = self._place_step(part, incoming, scope) if isinstance(part, Step) else self._place_fan(part, incoming, scope)
         return incoming

@@ -97,14 +97,14 @@ def _beside(records: Sequence[Record], level: int) -> list[TreeLine]:
 
 
 def summary_of(records: Sequence[Record]) -> str:
-    """Return a text that says how many jobs there are, in all and with each status."""
+    """Return a phrase that counts the jobs, in all and by status."""
     counts = Counter(record.status for record in records)
     jobs = "1 job" if len(records) == 1 else f"{len(records):,} jobs"
     return f"{jobs}: {', '.join(f'{counts[status]:,} {status}' for status in Status if counts[status])}"
 
 
 def flow_json(flow: bytes, records: Sequence[Record]) -> dict[str, Any]:
-    """Convert a flow to JSON. `waits_for` has the numbers of the jobs that a job waits for."""
+    """Convert a flow to JSON. In each job, `waits_for` has the numbers of the jobs that it waits for."""
     before, numbers = defaultdict[bytes, list[int]](list), [record.member.number if record.member else 0 for record in records]
     for number, record in zip(numbers, records, strict=True):
         for join in record.joins:

@@ -1,4 +1,4 @@
-"""Defines the handle of a sent job, and the information that it returns."""
+"""Defines the handle of a sent job, and converts the job's record to the `JobInfo` that the handle returns."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class JobHandle(Generic[R_co]):
         )
 
     def _decode(self, record: Record) -> Any:
-        if not record.result:  # empty if middleware has returned Succeeded(b"")
+        if not record.result:  # empty if middleware returned Succeeded(b"")
             return None
         return decode_value(record.result, limits=self._app.limits) if self._job is None else self._job.codec.decode_result(record.result)
 
@@ -242,5 +242,5 @@ def seconds_to_wait(timeout: float | timedelta) -> float:
 
 
 def info_of(app: App, record: Record) -> JobInfo:
-    """Return a record as users see it. If the application knows the job, the result is decoded by its annotation."""
+    """Convert a record to a `JobInfo`. If the application knows the job, the result is decoded by its annotation."""
     return JobHandle[Any](app, record.id, app.registry.get(record.job))._to_info(record)

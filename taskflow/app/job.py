@@ -51,7 +51,7 @@ class Sendable(HasOptions, Generic[P, R_co]):
 
     app: App
     _may_declare_key = False
-    """True if the declaration, which may have a key, is not known yet."""
+    """True if the job's declaration, which may set a key, is not known yet."""
 
     def options(self, **options: Unpack[EnqueueOptions]) -> Self:
         """Return a copy whose calls have these options; see `EnqueueOptions`.
@@ -92,7 +92,8 @@ class Sendable(HasOptions, Generic[P, R_co]):
         return None if job_id is None else JobHandle(self.app, job_id, self if isinstance(self, JobType) else None, is_new=False)
 
     def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]:
-        """Return a call for `enqueue` to send later. Its arguments are checked and encoded now."""
+        """Return a call for `enqueue` to send later. Its arguments are checked and encoded now. Raises EncodeError (a TypeError) if they
+        are invalid, and TypeError if the options include a connection."""
         if self._connection is not None:
             raise TypeError("a call does not keep connection=: pass it to enqueue(calls, connection=...)")
         return self._call(args, kwargs)
@@ -129,7 +130,7 @@ class Sendable(HasOptions, Generic[P, R_co]):
 
 
 def check_app_of(on_failure: object, app: App) -> None:
-    """Raise ValueError for a call to a job of another app, whose broker and settings may differ."""
+    """Raise ValueError if this is a call to another app's job, because that app's broker and settings may differ."""
     if isinstance(on_failure, Call) and getattr(on_failure.job_type, "app", app) is not app:
         raise ValueError(f"on_failure=: the call of {on_failure.job} belongs to another App; bind a job of this one")
 
@@ -176,7 +177,7 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
         return Envelope(id=envelope.id, job=envelope.job, payload=envelope.payload, **more)
 
     def _resolve(self, settings: Settings) -> Resolved:
-        """Compute the options, and add the names of secrets, which are not known before the annotations are resolved."""
+        """Compute the options, with the names of secrets. Until the annotations are resolved, these are unknown, and nothing is cached."""
         resolved = super()._resolve(settings)
         if not self.codec.is_resolved:
             self._resolved = UNRESOLVED
@@ -185,8 +186,8 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
         return resolved
 
     def _run_here(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the function with the dependencies that the caller leaves out, and with the running job's context. Outside a job, the
-        context discards reports."""
+        """Call the function, adding the dependencies that the caller left out and the running job's context. Outside a job, the context
+        discards reports."""
         if self.batch is not None:
             args, kwargs = ([args[0] if args else kwargs.pop(next(iter(self.__signature__.parameters)))],), {**kwargs}
         if not self.takes_context and not self.dependencies:
@@ -263,11 +264,11 @@ class NamedJob(Sendable[..., Any]):
         job = self._declared()
         if job is None:
             unknown = f"{self.name}: this process does not know the job, so it cannot tell which argument takes the result"
-            raise EncodeError(f"{unknown}: import the module that declares it, or use .bind(...) to make the job wait without a result")
+            raise EncodeError(f"{unknown}: import its module, or use .bind(...) to run the job afterwards without passing it the result")
         return job._link(args, kwargs)
 
     def _call_from_json(self, body: bytes) -> Call[Any]:
-        """Return a call with the arguments in a JSON object, by parameter name. Raises CodecError for arguments that do not fit."""
+        """Return a call that takes its arguments, by parameter name, from a JSON object. Raises CodecError if they do not fit."""
         payload, job = seal_json(body), self._declared()
         if job is not None:
             given = job.codec.decode_arguments(payload)
@@ -278,7 +279,7 @@ class NamedJob(Sendable[..., Any]):
         return call
 
     def _declared(self) -> Declared[..., Any] | None:
-        """Return the job that this process declares under this name, with the options given here, or None."""
+        """Return the job that this process declares under this name, with this object's options applied, or None if there is none."""
         job = self.app.registry.get(self.name)
         if not isinstance(job, Declared):
             return None

@@ -23,7 +23,7 @@ AT_A_GLANCE: Final = DisplayLimits(characters=400, items=20, levels=4)
 
 
 def detail(record: Record) -> str:
-    """Return the most important fact about a job in its current state: its error, or what it waits for."""
+    """Return the facts that matter most in the job's current state: the schedule that added it, and its error, progress or reason."""
     schedule = f"by schedule {record.headers[SCHEDULE]}" if SCHEDULE in record.headers else ""
     return "  ".join(filter(None, (schedule, _why(record))))
 

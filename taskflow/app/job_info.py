@@ -30,7 +30,7 @@ class StoredArguments:
         self._decoded: Mapping[str, Any] | None = None
 
     def decoded(self) -> Mapping[str, Any] | None:
-        """Return the arguments by parameter name. If they do not fit the job, use no annotations; if that fails too, return None."""
+        """Return the arguments by parameter name, decoded without annotations if they don't fit the job, or None if that fails too."""
         if self._decoded is None:
             if self._job is not None:
                 with suppress(CodecError, DeclarationError):

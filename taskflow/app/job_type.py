@@ -40,7 +40,7 @@ class Resolved(msgspec.Struct, frozen=True):
 
 
 class HasOptions:
-    """A job's name, and the options given for its calls. It is immutable apart from the resolved options."""
+    """A job's name, and the options given for its calls. It is immutable, except that it caches the resolved options."""
 
     def __init__(self, name: str, given: dict[str, Any], read_settings: Callable[[], Settings]) -> None:
         self.name = name
@@ -54,7 +54,7 @@ class HasOptions:
 
     @property
     def key(self) -> str | None:
-        """The key of the job's calls, or the template that makes it; None if they have no key."""
+        """The key of the job's calls, or the template from which it is made; None if they have no key."""
         key = self._given.get("key")
         return str(key) if key else None
 
@@ -132,7 +132,7 @@ class JobType(HasOptions, Generic[R_co]):
 
     @property
     def around(self) -> tuple[Around, ...]:
-        """The context managers around its runs, outermost first: from `configure(defaults=...)`, its preset and its decorator."""
+        """The functions that make the context managers around its runs: those of `configure(defaults=...)` outermost, then its own."""
         return (*self._read_settings().defaults.policy.get("around", ()), *self._policy.get("around", ()))
 
     @property
@@ -156,7 +156,7 @@ class JobType(HasOptions, Generic[R_co]):
         return self.named_arguments(*self.codec.decode_arguments(payload))
 
     def arguments_beside(self, takes: str, payload: bytes) -> Mapping[str, Any]:
-        """Return the arguments of a job in a flow, like `decoded_arguments`, but without the parameter `takes`, which results will fill."""
+        """Like `decoded_arguments`, for a job in a flow: leave out the parameter named by `takes`, which results will fill."""
         args, kwargs = self.codec.decode_around(takes, payload)
         signature = self.__signature__.replace(parameters=[each for name, each in self.__signature__.parameters.items() if name != takes])
         bound = signature.bind(*args, **kwargs)
@@ -247,7 +247,7 @@ class Registry:
         return tuple(sorted(self._jobs))
 
     def resolve(self) -> None:
-        """Resolve the annotations of every job. Raises DeclarationError, naming the parameter, if one cannot be resolved."""
+        """Resolve every job's annotations. Raises DeclarationError, naming the parameter, if an annotation cannot be resolved."""
         for job in self:
             job.codec.resolve()
 

@@ -99,7 +99,7 @@ def gate_of(name: str, key: str, rule: Concurrency | Rate, n: int) -> Gate:
 
 
 def _found(limit: object) -> tuple[str, Concurrency | Rate]:
-    """Return the name and the rule of a limit."""
+    """Return a limit's name and rule. Raises TypeError or ValueError if this process declares no such limit, or two kinds of it."""
     if isinstance(limit, Limit):
         return limit.name, limit.rule
     declared = [each for job in default_app().registry if job.limits is not None for each in job.limits.rules]

@@ -47,7 +47,7 @@ class EnqueueCall:
 
     @property
     def headers(self) -> dict[str, str]:
-        """A dict of str to str, which is sent with the job and which middleware may change."""
+        """The headers that are sent with the job, as a dict of str to str. Middleware may change them."""
         if self._headers is None:
             self._headers = dict(self._envelope.headers)
         return self._headers
@@ -125,8 +125,7 @@ class Middleware:
 
     def stamp(self, calls: Sequence[EnqueueCall]) -> None:
         """Set headers on a batch of calls that are about to be sent; `enqueue()` sends up to 1,000 per batch. Called once per batch, in the
-        caller's thread, before the `enqueue` of any middleware. If it raises, no call in the batch is sent.
-        """
+        caller's thread, before the `enqueue` of any middleware. If it raises, no call in the batch is sent."""
 
     async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
         """Wrap the sending of a call, in the sender's process. If you only set headers, `stamp` is several times as fast."""
@@ -162,7 +161,7 @@ class Telemetry(Middleware):
         """Receive an event, like a function in `subscribers`."""
 
     def working(self, measures: WorkerMeasures | None) -> AbstractContextManager[None]:
-        """Return a context manager to hold open while a worker runs. `measures` is None if no telemetry object `counts_runs`."""
+        """Return a context manager that stays open while a worker runs. `measures` is None if no telemetry object has `counts_runs` set."""
         return nullcontext()
 
     def in_child(self, context: JobContext) -> AbstractContextManager[None]:
@@ -268,7 +267,7 @@ def stamping(middleware: Sequence[Middleware]) -> list[Middleware]:
 
 
 def stamp(layers: Sequence[Middleware], calls: Iterable[EnqueueCall]) -> list[Envelope]:
-    """Let these layers stamp the calls, and return their envelopes in the same order."""
+    """Let these layers stamp the calls, and return the calls' envelopes in the same order. Errors of telemetry are only logged."""
     calls = tuple(calls)  # middleware cannot reorder a tuple
     if calls:
         for layer in layers:

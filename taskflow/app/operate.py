@@ -105,7 +105,7 @@ async def failure_groups(broker: Broker, view: View, limit: int = MAX_GROUPS, de
 
 
 async def group_ids(admin: Admin, view: View, group: str) -> list[bytes]:
-    """Return the ids of the group's jobs in this view, newest first."""
+    """Return the ids of the group's jobs in this view: newest first if the view has no conditions, otherwise in the order of its pages."""
     fingerprint = bytes.fromhex(group)
     if view == View():
         return sorted(await admin.failed_ids(fingerprint), reverse=True)
@@ -114,7 +114,7 @@ async def group_ids(admin: Admin, view: View, group: str) -> list[bytes]:
 
 
 def _shown(group: FailureGroupRecord, sample: Record | None) -> FailureGroup:
-    """Convert a group. Its sample may have been retried or dropped in the meantime."""
+    """Convert a group's record. If its sample was dropped in the meantime, `sample` is None, and the group has no error and no frame."""
     error = None if sample is None else sample.last_error
     shared: dict[str, Any] = {name: getattr(group, name) for name in ("count", "first", "last", "jobs", "deploys")}
     return FailureGroup(
@@ -143,7 +143,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     `concurrency`  how many jobs it runs at once
     `running`      how many jobs it holds now, including those that wait for a free slot
     `silent_for`   seconds since its last heartbeat
-    `is_lost`      True if it was declared dead; its jobs are about to run elsewhere
+    `is_lost`      True if it was declared dead; its jobs will run elsewhere
     `jobs`         the names of the jobs that its code declares, aliases included; empty if there are more than 1,000
     `deploy`       the value of TASKFLOW_DEPLOY in its environment; empty if it isn't set
     `since`        when it registered, as an aware datetime in UTC
@@ -262,12 +262,12 @@ class Operate:
         return JobPage(jobs=jobs, cursor=page.cursor, examined=page.examined, stopped_early=page.stopped_early)
 
     async def count(self, **which: Unpack[JobSelection]) -> int:
-        """Count the selected jobs. This reads them all; `queues` has the numbers by status."""
+        """Count the selected jobs. This reads them all, unless only live statuses, and perhaps a queue, are given. `queues` has the numbers
+        by status."""
         return await count(default_app().client().call, view_of("count", which))
 
     async def cancel(self, *ids: str | JobHandle[Any], **which: Unpack[ActionOptions]) -> ActionResult:
-        """Cancel the jobs with these ids or handles, or the selected jobs, unless they have ended.
-        Running jobs are asked to stop."""
+        """Cancel the jobs with these ids or handles, or the selected jobs, unless they have ended. Running jobs are asked to stop."""
         return await self._act("cancel", ids, which)
 
     async def retry(self, *ids: str | JobHandle[Any], **which: Unpack[ActionOptions]) -> ActionResult:
@@ -288,7 +288,7 @@ class Operate:
     async def pause(
         self, queue: str | None = None, *, job: str | JobType[Any] | None = None, by: str | None = None, reason: str = ""
     ) -> None:
-        """Stop starting jobs of a queue, or calls of a job in any queue, until `resume`. Running jobs continue. The queue need not exist
+        """Stop starting jobs of a queue, or calls to a job in any queue, until `resume`. Running jobs continue. The queue need not exist
         yet. Workers learn of a job's pause immediately, or at their next heartbeat, within 7 s. At most 100 jobs can be paused."""
         await self._amend("pause", queue, job, by, reason)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 Around = Callable[[Any], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
-"""A function of a run's JobContext that returns a context manager. The job's function is called inside it."""
+"""A function that takes a run's JobContext and returns a context manager, inside which the job's function is called."""
 
 Conflict = Literal["keep", "replace", "raise"]
 KeyScope = Literal["queue", "name"]
@@ -95,14 +95,14 @@ class PresetOptions(DefaultOptions, KeyOptions, total=False):
 
 
 class JobOptions(PresetOptions, total=False):
-    """The options of the decorator; see `job`."""
+    """The decorator's options; see `job`."""
 
     name: str | None
     aliases: Sequence[str] | None
 
 
 class BatchJobOptions(JobOptions, total=False):
-    """The options of the decorator for a job whose function takes and returns lists."""
+    """The decorator's options for a job whose function takes and returns lists."""
 
     batch: Required[Batch]
 
@@ -129,11 +129,11 @@ class EnqueueOptions(SharedOptions, KeyOptions, total=False):
                     last call. All calls return the handle of the same job; 0 removes a debounce that the decorator set
     `at_most`       with `debounce`: seconds or a timedelta after the first call at which the job becomes due, however many calls follow
     `keep_result`   seconds or a timedelta for which a successful job is kept (default 3600 s; 0 keeps none)
-    `tags`          up to 10 texts by which the job can be found; those of the decorator are added
-    `headers`       a dict of str to str, up to 4 KiB in all, which is sent with the job
+    `tags`          up to 10 texts by which the job can be found; the decorator's tags are added to them
+    `headers`       a dict of str to str that is sent with the job, up to 4 KiB in all
     `on_failure`    a call made by `bind`, which is sent in the same step that ends the job as FAILED; see `JobContext.caused_by`. At most
                     32 KiB, including its arguments and options
-    `connection`    a database connection or session with an open transaction: the job exists if and only if that commits
+    `connection`    a database connection or session with an open transaction: the job exists if and only if this transaction commits
     """
 
     after: float | timedelta | None
@@ -172,7 +172,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     connection: Any = None
 
     def envelope_fields(self, job: str) -> dict[str, Any]:
-        """Return the fields of the envelopes of the job's calls, without those that have default values."""
+        """Return the envelope fields of the job's calls, except those with default values. Raises ValueError for options that conflict."""
         fields = {field: getattr(self, field) for field in Options.__struct_fields__ if field not in NOT_SENT}
         if self.key and isinstance(self.key, str):
             fields |= self.key_fields(job, self.key)
@@ -183,7 +183,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return {field: value for field, value in fields.items() if value != getattr(_PLAIN, field)}
 
     def _window_fields(self, job: str) -> dict[str, Any]:
-        """Return the envelope fields of `throttle` and `debounce`. Raises ValueError if there is no key, or if an option excludes them."""
+        """Return the envelope fields of `throttle` and `debounce`. Raises ValueError if there is no key, or if other options conflict."""
         name = "throttle" if self.throttle else "debounce"
         if not self.throttle and not self.debounce:
             raise ValueError(f"{job}: at_most= needs debounce=, which it limits")
@@ -202,7 +202,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return {"after": self.debounce, "on_conflict": OnConflict.DEBOUNCE, "at_most": self.at_most or None, "throttle": None}
 
     def key_fields(self, job: str, key: str, text: str | None = None) -> dict[str, Any]:
-        """Return the envelope fields of a call's key. `text` replaces a key that contains secrets. Raises ValueError for an invalid key."""
+        """Return the envelope fields of a call's key. `text` is shown for a key that has secrets. Raises ValueError for an invalid key."""
         return {"key": key_digest("" if self.key_scope == "name" else self.queue, job, key), "key_text": key if text is None else text}
 
 
@@ -221,7 +221,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NOT_SENT: Final = ("key", "key_scope", "debounce", "declared_tags", "raises_on_conflict", "on_failure", "connection")
-"""The fields of `Options` that are not fields of the envelope."""
+"""The fields of `Options` that are not copied to the envelope as they are."""
 _PLAIN: Final = Envelope(id=b"", job="", payload=b"")
 
 
@@ -252,7 +252,7 @@ def declared_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
 
 
 def default_options(given: object) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Check the value of ``configure(defaults=...)``, and convert it like `declared_options`."""
+    """Check the value of ``configure(defaults=...)``, and convert it like `declared_options`. Raises the same errors."""
     if not isinstance(given, Mapping):
         raise TypeError(f"expected a dict of options, got {shown(given)}")
     known = DefaultOptions.__annotations__
@@ -264,7 +264,7 @@ def default_options(given: object) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def merged_options(before: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `before`, overridden by `fields`. Raises ValueError if `fields` remove a key that is not set, or add too many tags."""
+    """Return `before`, overridden by `fields`. Raises ValueError if `fields` removes a key that is not set, or adds too many tags."""
     after = {**before, **fields}
     if fields.get("key") == "":
         if not before.get("key"):
@@ -322,7 +322,7 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
         tags = fields["tags"]
         if not isinstance(tags, tuple | list) or not all(isinstance(tag, str) for tag in tags):
             example = f", as in tags=({shown(tags)},)" if isinstance(tags, str) else ""
-            raise TypeError(f"tags={shown(tags)}: expected a tuple of texts{example}")
+            raise TypeError(f"tags={shown(tags)}: expected a tuple of str{example}")
         fields["tags"] = check_tags(map(bare_text, tags))
     if fields.get("key"):
         check_key(fields["key"])

@@ -1,4 +1,4 @@
-"""Runs coroutines for callers without an event loop, in one loop in a background thread."""
+"""Runs coroutines for callers without an event loop, in a single loop in a background thread: the portal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 _waits: Callable[[Awaitable[Any]], Any] | None = None
 """The function that `run_sync` calls in place of `wait` in tests: see `wait_by`."""
 
-# Seconds within which running calls must finish when the process exits.
+# Seconds to wait for the portal's thread when the process exits. The thread cancels the calls that are still running.
 STOP_TIMEOUT: Final = 5.0
 
 
@@ -38,13 +38,13 @@ def run_sync(awaitable: Awaitable[T]) -> T:
 
 
 def block_on(awaitable: Awaitable[T]) -> T:
-    """Like `run_sync`, but blocks a running loop too."""
+    """Like `run_sync`, but may be called inside a running loop, which it blocks."""
     result: T = (_waits or wait)(awaitable)
     return result
 
 
 def wait(awaitable: Awaitable[T]) -> T:
-    """Wait for an awaitable that runs in the portal."""
+    """Run an awaitable in the portal, wait for it, and return its result."""
     return _portal_for(awaitable).wait_for(awaitable)
 
 
@@ -81,7 +81,7 @@ class CallersThread(Executor):
         self._queue = queue.SimpleQueue[Callable[[], None] | None]()
 
     def serve(self, awaitable: Awaitable[T]) -> T:
-        """Wait for the awaitable in the portal, and run submitted functions in this thread until it's done."""
+        """Run the awaitable in the portal, and submitted functions in this thread until it's done. Return its result."""
         future = _portal_for(awaitable).submit(awaitable)
         future.add_done_callback(lambda _: self._queue.put(None))
         try:
@@ -93,7 +93,7 @@ class CallersThread(Executor):
             raise
 
     def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Run a function in the thread that called `serve`."""
+        """Queue a function for the thread that called `serve`, and return the function's future."""
         future = Future[T]()
 
         def run() -> None:
@@ -180,8 +180,8 @@ class _Holder:
         self._of_parents: list[_Portal] = []
 
     def portal(self) -> _Portal:
-        """Return the portal. Raises RuntimeError while Python exits, because the portal's thread has stopped and a caller would wait
-        forever."""
+        """Return the portal, starting it on first use. Raises RuntimeError where a caller would wait forever: while Python exits, or in a
+        signal handler that interrupted the start."""
         if self._is_closed or sys.is_finalizing():
             raise RuntimeError(_AT_EXIT)
         with self._lock:
@@ -210,7 +210,7 @@ class _Holder:
 
 
 _holder: Final = _Holder()
-# At exit, brokers are closed by such finalizers too, the latest first. Functions that an application registers with atexit after declaring
-# its jobs run before all of these, so they can send jobs.
+# At exit, finalizers close the portal and the brokers, the newest first. Functions that an application registers with atexit after
+# declaring its jobs run before all of these, so they can send jobs.
 weakref.finalize(_holder, _holder.close)
 os.register_at_fork(after_in_child=_holder.after_fork)

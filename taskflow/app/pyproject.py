@@ -10,8 +10,8 @@ from taskflow.model.errors import ConfigurationError
 
 
 def project_table(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
-    """Return the path and the taskflow table of the nearest pyproject.toml, in the folder or above it, or None if there is no such file.
-    Raises ConfigurationError if the file cannot be read, or if its `[tool.taskflow]` is not a table."""
+    """Return the path of the nearest pyproject.toml, in the folder or above it, and its `[tool.taskflow]` table, which may be empty. Return
+    None if there is no such file. Raises ConfigurationError if the file cannot be read, or if `[tool.taskflow]` is not a table."""
     for candidate in (folder, *folder.parents):
         file = candidate / "pyproject.toml"
         if file.is_file():

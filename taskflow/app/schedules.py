@@ -103,8 +103,8 @@ class Schedules:
     ) -> None:
         """Store a schedule under a name, replacing the one that `put` stored before. Putting an identical schedule again changes nothing.
 
-        `call`      a call made by ``.bind(...)``, with its arguments and options, or a flow or group. Each time adds all jobs of a flow, or
-                    none. A flow can have at most 1,000 jobs and 1 MiB here
+        `call`      a call made by ``.bind(...)``, with its arguments and options, or a flow or group. At each time, all jobs of a flow are
+                    added, or none is. A flow can have at most 1,000 jobs and 1 MiB here
         `schedule`  when it fires
         `overlap`, `catch_up`, `max_delay`   as in `job`. For a flow, `overlap` can be "allow" or "skip", which adds no flow until all
                     jobs of the last one have ended
@@ -220,7 +220,7 @@ schedules: Final = Schedules()
 def _recorded(
     kind: str, name: str, by: str | None, reason: str, which: Mapping[str, str] | None = None
 ) -> AbstractAsyncContextManager[ActionProgress]:
-    """Record the action in the audit log if `by` or `reason` is given."""
+    """Return a context manager that records the action in the audit log if `by` or `reason` is given."""
     check_operator(by, reason)
     if by is None and not reason:
         return nullcontext(ActionProgress())
@@ -265,7 +265,7 @@ def timetable_of(app: App, name: str, plan: SchedulePlan) -> Timetable:
 
 
 def instants_between(timetable: Timetable, start: datetime, end: datetime) -> Iterator[int]:
-    """Yield the instants in [start, end), in microseconds since 1970. Raises ValueError for naive datetimes."""
+    """Yield the timetable's instants in [start, end), in microseconds since 1970. Raises ValueError for naive datetimes."""
     at: datetime | None = instant_of(microseconds_of(start) - 1)
     while at is not None and (at := timetable.next(at)) is not None and microseconds_of(at) < microseconds_of(end):
         yield microseconds_of(at)

@@ -1,4 +1,4 @@
-"""Sends calls in batches, through the middleware, to the store or in a caller's transaction, and makes handles from the store's answers."""
+"""Sends calls through the middleware to the store, in batches or in a caller's transaction, and makes handles from the store's answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 async def send_call(app: App, call: BareCall[R], connection: object = None) -> JobHandle[R]:
-    """Send one call. Calls sent at the same time share a round trip. With a connection, the call is sent in its transaction."""
+    """Send one call. Calls sent at the same time share a round trip. With a connection, the job is added in its transaction."""
     if app.settings.middleware:
         [call] = _stamped(app, [call])
     return await _send(app, call, None if connection is None else _within(app, connection))
@@ -86,9 +86,8 @@ async def enqueue(calls: Iterable[BareCall[R]] | AsyncIterable[BareCall[R]], *, 
 
 
 def enqueue_sync(calls: Iterable[BareCall[R]], *, connection: Connection | None = None) -> list[JobHandle[R]]:
-    """Like `enqueue`, but for code without an event loop and for plain iterables only. `calls` is read in the
-    calling thread, where the `connection` is used too. Raises RuntimeError inside a running loop, unless a
-    synchronous `connection` is given."""
+    """Like `enqueue`, but for code without an event loop and for plain iterables only. `calls` is read in the calling thread, where the
+    `connection` is used too. Raises RuntimeError inside a running loop, unless a synchronous `connection` is given."""
     app, sent = default_app(), Sent[R]()
     if connection is None:
         refuse_inside_a_loop("enqueue_sync()", "await enqueue()")
@@ -142,7 +141,7 @@ class Batch(Generic[R]):
     def add(self, call: BareCall[R]) -> bool:
         """Add the call, or return False if the batch is full. Raises TypeError for anything that is not a call."""
         if not isinstance(call, BareCall):
-            raise TypeError(f"enqueue() got {call!r}: expected calls made by .bind(...); a flow is sent by its own .delay()")
+            raise TypeError(f"enqueue() got {call!r}: expected calls made by .bind(...); to send a flow, call its .delay()")
         size = self._size + len(call.envelope.payload)
         if self.calls and (size > MAX_BYTES or len(self.calls) >= MAX_ITEMS):
             return False
@@ -152,11 +151,11 @@ class Batch(Generic[R]):
 
 
 READ_AHEAD_TIMEOUT: Final = 0.05
-"""Seconds to spend on reading calls for the next batch while the current one is being sent. The rest is read after the store's answer."""
+"""Seconds to spend reading calls for the next batch while the current one is being sent. The rest is read after the store's answer."""
 
 
 def batches(calls: Iterable[BareCall[R]]) -> Iterator[Batch[R] | None]:
-    """Yield the calls of an iterable, which may be endless, in batches. Also yield None whenever reading has taken `READ_AHEAD_TIMEOUT`."""
+    """Yield the calls of an iterable, which may be endless, in batches. Also yield None after every `READ_AHEAD_TIMEOUT` s of reading."""
     given: object = calls
     if not isinstance(given, Iterable):
         hint = "[...] around a single one, or .delay(...)" if isinstance(given, BareCall) else "job.bind(...) for each call"
@@ -419,7 +418,7 @@ def _within(app: App, connection: object) -> _Within | None:
 
 
 def _in_this_thread(app: App, connection: object, send: Callable[[_Within | None], Coroutine[Any, Any, T]]) -> T:
-    """Send on the connection, whose statements run in this thread. Middleware runs in the portal's event loop."""
+    """Send on the connection, in this thread. Middleware runs in the portal's event loop. Raises TypeError for an async connection."""
     from taskflow.app.connections.adapters import adapter_class
     from taskflow.app.connections.run_in_transaction import run_in_transaction_sync
 

@@ -72,7 +72,7 @@ _NUMBERS: Final[Mapping[str, tuple[type[int] | type[float], int, float]]] = {  #
 
 
 def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
-    """Return the current settings, merged from all sources. Raises ConfigurationError for an invalid value, naming source and setting."""
+    """Return the current settings, merged from all sources. Raises ConfigurationError for an invalid value, naming its source."""
     environ = os.environ if environ is None else environ
     variables = {name: f"TASKFLOW_{name.upper()}" for name in TEXTUAL}
     given = {name: _read(variable, name, text) for name, variable in variables.items() if (text := environ.get(variable))}
@@ -127,7 +127,7 @@ def _defaults(where: str, given: object) -> Defaults:
 
 
 def _check_url(where: str, value: object) -> None:
-    """Check that the value is a string and not empty. The broker's module checks the URL itself."""
+    """Raise ConfigurationError unless the value is a non-empty string. The broker's module checks the URL itself."""
     if not isinstance(value, str) or not value:
         found = "an empty string" if value == "" else type(value).__name__  # the value may contain a password
         raise ConfigurationError(f"{where}: expected a URL, for example {DEFAULT_BROKER!r}, got {found}")

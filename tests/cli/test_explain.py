@@ -143,7 +143,7 @@ async def planned(world: World) -> Job:
     return await world.add(after=60.0)
 
 
-@cause("schedule nightly has added it for later; it is ready in 1m")
+@cause("schedule nightly added it for later; it is ready in 1m")
 async def added_by_a_schedule(world: World) -> Job:
     return await world.add(after=60.0, headers={SCHEDULE: "nightly"})
 

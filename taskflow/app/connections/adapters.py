@@ -88,7 +88,7 @@ class AsyncpgAdapter(AwaitedAdapter):
 
 
 class PsycopgAdapter(SyncAdapter):
-    """Adapts psycopg 3. A cursor of psycopg's own class ignores the row factory and the cursor class of the connection."""
+    """Adapts psycopg 3. It uses psycopg's own cursor class and tuples as rows, whatever the connection is set to use."""
 
     how_to_begin: ClassVar[str] = "use `with connection.transaction():`, or a connection without autocommit"
 
@@ -128,7 +128,7 @@ class Psycopg2Adapter(PsycopgAdapter):
 
 
 class SqliteAdapter(SyncAdapter):
-    """Adapts sqlite3. A cursor made directly from its class has no row factory."""
+    """Adapts sqlite3. It makes cursors directly from sqlite3's class, so that they don't use the connection's row factory."""
 
     dialect = "sqlite"
 
@@ -195,7 +195,7 @@ def by_class_name(connection: object, among: Mapping[str, T]) -> T | None:
 
 
 class SqlAlchemyAdapter(SyncAdapter):
-    """A session or connection of SQLAlchemy. Some dialects begin the driver's transaction only in its `exec_driver_sql`."""
+    """A session or connection of SQLAlchemy. Statements run in `exec_driver_sql`, where some dialects begin the driver's transaction."""
 
     def __init__(self, connection: Any) -> None:
         super().__init__(connection if hasattr(connection, "exec_driver_sql") else connection.connection())
@@ -237,7 +237,7 @@ class AsyncSqlAlchemyAdapter(RunSyncAdapter):
 
 
 class DjangoAdapter(SyncAdapter):
-    """A connection of Django. Statements go to the driver's connection, because Django rewrites placeholders."""
+    """A Django connection. Statements go to the driver's connection, because Django would rewrite their placeholders."""
 
     def __init__(self, connection: Any) -> None:
         super().__init__(connection)

@@ -19,11 +19,10 @@ MakeOperation = Callable[[Transactional], CallersOperation[T]]
 
 
 async def run_in_transaction(app: App, connection: object, purpose: Purpose, make: MakeOperation[T]) -> T:
-    """Run an operation on the connection, in the caller's task and thread. `purpose` names the operation for which the connection's role
-    needs rights.
+    """Run an operation on the connection, in the caller's task. `purpose` names the operation for which the connection's role needs rights.
 
-    Raises WrongConnection if the connection is closed, isn't in a transaction, or leads to another database. The driver's errors aren't
-    translated.
+    Raises WrongConnection if the connection is closed, isn't in a transaction, or leads to another database, and ConfigurationError if
+    the broker has no transactions. The driver's errors aren't translated.
     """
     adapter, broker = adapter_class(connection)(connection), _broker(app, purpose)
     if (store := _stores.get(broker)) is None:
@@ -109,7 +108,7 @@ _stores: Final = WeakKeyDictionary[TransactionalBroker, Transactional]()
 
 @contextmanager
 def _forgetting(store: Transactional) -> Iterator[None]:
-    """Forget the store if a connection leads to a different one, because the store may have been replaced."""
+    """Forget the store if a connection is refused: it may lead to a different store because this one was replaced."""
     try:
         yield
     except WrongConnection:

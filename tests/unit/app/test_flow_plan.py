@@ -258,6 +258,6 @@ def test_a_tie_and_a_member_are_plain_values() -> None:
 async def test_a_flow_is_no_call_for_enqueue() -> None:
     with (
         default_app().using(connect("memory://")),
-        pytest.raises(EnqueueFailed, match=r"expected calls made by .bind\(...\); a flow is sent by its own .delay\(\)"),
+        pytest.raises(EnqueueFailed, match=r"expected calls made by .bind\(...\); to send a flow, call its .delay\(\)"),
     ):
         await enqueue([one.bind() | twice])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

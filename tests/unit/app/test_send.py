@@ -100,7 +100,7 @@ def test_the_decorator_and_the_call_have_ten_tags_together() -> None:
     nine = tuple(map(str, range(9)))
     with pytest.raises(ValueError, match="11 tags: a job can have at most 10"):
         invoice.options(tags=nine)
-    with pytest.raises(DeclarationError, match=r"tags='a': expected a tuple of texts, as in tags=\('a',\)"):
+    with pytest.raises(DeclarationError, match=r"tags='a': expected a tuple of str, as in tags=\('a',\)"):
         job(name="untagged", tags=cast(Any, "a"))(lambda: None)
 
 
