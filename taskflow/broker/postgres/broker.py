@@ -1,4 +1,4 @@
-"""The PostgreSQL broker: the engine over the records in a schema."""
+"""The PostgreSQL broker: runs the engine on the records in a schema."""
 
 from __future__ import annotations
 
@@ -100,13 +100,14 @@ class PostgresBroker(EngineBroker):
         return self._per_loop.here().listener
 
     async def run(self, operation: Operation[T]) -> T:
-        """Run an operation. Each of its effects is one statement, unless other clients keep changing the records that it needs."""
+        """Run an operation, and return its answer. Each store call is one statement, unless other clients keep changing the records that it
+        needs: see `_run_locked`."""
         return await self._contention.run(operation, self.store.perform, self._run_locked)
 
     async def _run_locked(self, contested: Sequence[Ref], operation: Operation[T], effect: Effect) -> tuple[Effect, Any]:
-        """Run the effects of an operation up to its next change of records, in a transaction that first locks the contested records.
+        """Perform `effect`, and continue the operation up to its next change of records, in a transaction that first locks `contested`.
 
-        Return that change, and its answer. If a statement of the transaction fails, the last effect runs without a transaction.
+        Return that change, and its answer. If a statement of the transaction fails, the last call runs again without a transaction.
         """
         connections, told = self._per_loop.here(), list[Callable[[], None]]()
         async with connections.turn:
@@ -150,7 +151,7 @@ class PostgresBroker(EngineBroker):
 
     async def beat(self, beat: Beat) -> BeatAnswer:
         """Send a heartbeat. An idle worker, which calls no upkeep for a minute, also asks now and then whether it should check the
-        marks."""
+        low-water marks."""
         answer = await super().beat(beat)
         if beat.looks and time.monotonic() - self._asked_at >= MARKS_INTERVAL:
             self._asked_at = time.monotonic()
@@ -161,7 +162,7 @@ class PostgresBroker(EngineBroker):
         return answer
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        """Settle runs. Raises ValueError if one of the settlements cannot be stored; the caller then sends the others without it."""
+        """Settle runs. If one of the settlements cannot be stored, raises ValueError; the caller then sends the others without it."""
         try:
             return await super().settle(settlements)
         except BrokerRefused as error:
@@ -251,7 +252,7 @@ class PostgresBroker(EngineBroker):
         return await self._fetch(self._statement(name, len(arguments)), *arguments, within=within)
 
     async def _fetch(self, statement: str, *arguments: Any, within: float = ANSWER_TIMEOUT) -> list[Any]:
-        """Run a statement that calls our SQL functions, and return its rows. The first call prepares the schema."""
+        """Run a statement that calls our SQL functions, and return its rows. Prepare the schema first if it's unchecked or was dropped."""
         connections = self._per_loop.here()
         if not self._is_prepared:
             await self._prepare(connections)
@@ -276,7 +277,7 @@ class PostgresBroker(EngineBroker):
                 self._is_prepared = True
 
     def _tell_readied(self, wakeups: str, seconds: float) -> None:
-        """Wake listeners: those in this process immediately, others with a notification."""
+        """Wake listeners: those in this process immediately, others with a notification. After a slow operation, check the marks."""
         connections = self._per_loop.here()
         connections.notify(parse_wakeups(wakeups))
         if seconds >= MIN_LATE:

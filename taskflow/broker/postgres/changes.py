@@ -289,7 +289,7 @@ def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
 
 
 def collapsed(column: list[Any]) -> list[Any]:
-    """Reduce a column to one element if all its elements are equal: the driver takes a third of a microsecond per element."""
+    """Reduce a column to one element if all its elements are equal, because the driver takes a third of a microsecond per element."""
     return column[:1] if column and column.count(column[0]) == len(column) else column
 
 

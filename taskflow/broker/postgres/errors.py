@@ -29,7 +29,7 @@ class NoRoom(BrokerUnavailable):
 
 
 class Unsuitable(ConnectionError):
-    """The server cannot be used with this URL, and another attempt would fail too. The message is written to follow the server's name."""
+    """The server cannot be used with this URL, and another attempt would fail too. The message completes "PostgreSQL at PLACE"."""
 
 
 def connect_error(error: Exception, tls: str, within: float) -> Exception:

@@ -40,7 +40,7 @@ Ask = Callable[..., Awaitable[list[Any]]]
 
 @asynccontextmanager
 async def _transaction(pool: ConnectionPool, schema: str, within: float) -> AsyncGenerator[Ask]:
-    """Open a transaction in which no operator of another schema can shadow a built-in one."""
+    """Open a transaction in which other schemas can't replace built-in SQL operators. Yield a function that runs a statement in it."""
     async with pool.transaction(within) as fetch:
 
         async def ask(statement: str, *arguments: Any) -> list[Any]:

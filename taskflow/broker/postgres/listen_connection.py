@@ -40,8 +40,8 @@ POLL_INTERVAL: Final = 1.0
 
 
 class ListenConnection:
-    """A connection that listens on channels inside an `async with` block. It passes the message of each notification to
-    the channel's function in `takes`, except those that it sends itself to test the connection."""
+    """A connection that listens on channels inside an `async with` block. It passes each
+    notification's message to the channel's function in `takes`, except for its own test messages."""
 
     def __init__(self, pool: ConnectionPool, takes: Mapping[str, Callable[[str], None]]) -> None:
         self._pool = pool

@@ -120,7 +120,8 @@ CHECK_PAUSE: Final = 1.0
 
 
 class LoopConnections:
-    """A broker's connections, listener and notifier in one event loop. `look` checks the low-water marks: see low_water_marks.sql."""
+    """A broker's connections, listener and notifier in one event loop. `look` checks the low-water marks (see low_water_marks.sql), and
+    `forget` drops a listener's notes."""
 
     look: Callable[[], Awaitable[None]]
     forget: Callable[[str], Awaitable[Any]]

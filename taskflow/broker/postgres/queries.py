@@ -17,7 +17,7 @@ def _function(name: str, arguments: str, returns: str, body: str) -> str:
 
 
 def placed(kind: int) -> dict[str, str]:
-    """Return, for each column of `row`, the field of this kind that it carries. Other kinds than jobs use columns of the same type."""
+    """Return, for each column of `row`, the field of this kind that it carries. Kinds other than jobs use columns of the same types."""
     if kind == Kind.JOB:
         return {name: name for name in JOB}
     free = {name: field.type for name, field in JOB.items()}
@@ -204,7 +204,8 @@ def scanning() -> str:
 
 
 def looking() -> str:
-    """Return the function with which most decisions begin. It reads the clock, jobs and keys, and the scans of moves."""
+    """Return the functions that `grouping` returns, and `look`, with which most decisions begin. It reads the clock, jobs and keys, and
+    runs `MOVE_SCANS`."""
     clock = _row_of(part="(-1)::smallint", created_at="@.wall(wall)")
     shapes = enumerate(map(ScanShape, ("due", "hearers", "ends")), 1)
     scans = "\n        ".join(f"RETURN QUERY {scan_sql(shape, [], '1', f'{number}::smallint', 'false')};" for number, shape in shapes)
@@ -235,7 +236,7 @@ def _row_of(**values: str) -> str:
 
 
 def grouping() -> str:
-    """Return the functions that read groups. Each group has a row with its first position, and another with its last if that is known.
+    """Return the functions that read groups and totals. A group has a row with its first position, and another with its last if it's known.
 
     In these rows, the column for the revision holds the group's size, or 0 if the index isn't counted.
     """

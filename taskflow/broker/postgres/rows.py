@@ -107,7 +107,7 @@ def position_of(index: Index, record: Record, row: Row) -> Position:
 
 
 def add_to_group(groups: dict[Position, Group], index: Index, row: Row) -> None:
-    """Add a group from a row, which has the size in place of the revision, and 1 in place of the kind for the last position."""
+    """Add a group, or its last position, from a row. There, `rev` is the size of the group, and `kind` is 1 if the position is the last."""
     position = tuple([row["id"] if field == "id" else -row[field[1:]] if field[0] == "-" else row[field] for field in index.at])
     prefix = position[: index.groups]
     known = groups.get(prefix)

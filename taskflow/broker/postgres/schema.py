@@ -1,4 +1,4 @@
-"""Prepares the schema: creates its tables and functions if there are none, and checks that it's safe to use."""
+"""Prepares the schema: creates or migrates its tables and functions, and checks that it's safe to use."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def script(found: Upgrade, schema: str) -> str:
 
 
 async def _look(connection: asyncpg.Connection, pool: ConnectionPool, schema: str) -> Upgrade:
-    """Check who owns the schema, and return what is pending. Time limits set for the role
-    or database are suspended meanwhile, because a connection's first statements take longest."""
+    """Check who owns the schema, and return the pending migrations. Time limits set for the role or
+    database are suspended meanwhile, because a connection's first statements take longest."""
     await connection.execute(
         "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL statement_timeout = 0; "
         "SET LOCAL search_path = pg_catalog, pg_temp"
@@ -90,7 +90,7 @@ async def _look(connection: asyncpg.Connection, pool: ConnectionPool, schema: st
 
 
 async def _pending(connection: asyncpg.Connection, schema: str, place: str) -> Upgrade:
-    """Return what is pending. Raises BrokerRefused if the schema is newer than the installed taskflow, or isn't taskflow's."""
+    """Return the pending migrations. Raises BrokerRefused if the schema is newer than the installed taskflow, or isn't taskflow's."""
     version = await _version(connection, schema)
     if version is None:
         raise BrokerRefused(
@@ -126,7 +126,7 @@ async def _version(connection: asyncpg.Connection, schema: str) -> int | None:
 
 
 async def _make(connection: asyncpg.Connection, pool: ConnectionPool, schema: str) -> Upgrade:
-    """Create or migrate the schema's contents, unless another process has already done so."""
+    """Create or migrate the schema's contents, unless another process has already done so. Return what was done."""
     place = str(pool.server)
     async with connection.transaction(isolation="read_committed"):  # sees changes committed while it waited for the lock
         await connection.execute(_TAKE_LOCK.replace("%schema", schema))
@@ -235,8 +235,8 @@ $$;"""
 
 @asynccontextmanager
 async def _opened(pool: ConnectionPool, *, within: float | None) -> AsyncIterator[asyncpg.Connection]:
-    """Open a connection to a suitable server, and limit the `async with` block to
-    `within` seconds. Driver errors, also inside the block, are raised as BrokerError."""
+    """Open a connection, check that the server is suitable, and limit the `async with` block
+    to `within` seconds. Driver errors, including those in the block, are raised as BrokerError."""
     place = str(pool.server)
     try:
         connection = await pool.open()

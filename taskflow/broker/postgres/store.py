@@ -83,7 +83,7 @@ class Hooks(NamedTuple):
 
 
 class PostgresStore:
-    """Runs the store's methods as calls of the functions in a schema."""
+    """Runs the store's methods as calls of a schema's SQL functions."""
 
     def __init__(
         self,
@@ -97,8 +97,7 @@ class PostgresStore:
         self._fetch, self._schema, self._wall, self._steady, self._capacity, self._hooks = fetch, schema, wall, steady, capacity, hooks
 
     def within(self, fetch: Fetch, told: list[Callable[[], None]]) -> PostgresStore:
-        """Return this store in a transaction, whose statements `fetch` runs. Notifications are collected in `told` as calls, instead of
-        being sent."""
+        """Return this store in a transaction, whose statements `fetch` runs. Notifications are added to `told` as calls, and not sent."""
         hooks = Hooks(*[partial(_note, told, hook) for hook in self._hooks])
         return PostgresStore(fetch, self._schema, self._wall, self._steady, self._capacity, hooks)
 
@@ -108,7 +107,7 @@ class PostgresStore:
         await self._call("lock_records", *[[ref.id for ref in refs if ref.kind in each] for each in kinds])
 
     async def perform(self, effect: Effect) -> Any:
-        """Answer a call that an operation has yielded."""
+        """Answer a call that an operation has yielded. Raises StoreFull if the call adds jobs and the disk is full."""
         try:
             return await dispatch(self, effect)
         except NoRoom as error:
@@ -254,7 +253,7 @@ class PostgresStore:
     async def claim(
         self, session: bytes, request: int, queues: Sequence[str], limit: int, noting: tuple[str | None, list[int], int, list[str]]
     ) -> tuple[Claimed, list[str]]:
-        """Return the leases, and the news in the last rows: see claim.sql. `noting` describes the note of the worker's listener."""
+        """Lease jobs. Return them, and the news in the last rows: see claim.sql. `noting` describes the note of the worker's listener."""
         rows = await self._call("claim", self._wall(), self._steady(), session, request, list(queues), limit, new_rev(), *noting)
         news = list[str]()
         while rows and rows[-1]["id"] is None:
@@ -379,7 +378,7 @@ def _packed_fences(runs: Sequence[Run]) -> tuple[bytes, bytes] | None:
 
 
 def new_rev() -> int:
-    """Return a revision that no record has had, in the form that PostgreSQL stores."""
+    """Return a new revision, which is random, in the form that PostgreSQL stores."""
     return int.from_bytes(os.urandom(8), "big", signed=True)
 
 

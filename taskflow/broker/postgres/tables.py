@@ -41,8 +41,8 @@ ALTER TABLE @.jobs ALTER content SET STORAGE EXTERNAL, ADD CONSTRAINT a_header_i
     AND (status <> S.FAILED OR cause IS NOT NULL) AND octet_length(queue) BETWEEN 1 AND 400 AND octet_length(job) BETWEEN 1 AND 800
 );
 """
-"""Other programs may write rows too. A row that breaks one of these rules would cause damage: it would never be found, or would break a
-page. This is one constraint, because PostgreSQL prepares each constraint again for each statement, which takes longer than checking it."""
+"""Other programs may write rows too. A row that broke one of these rules would never be found, or would make listings fail. This is one
+constraint, because PostgreSQL prepares each constraint again for each statement, which takes longer than checking it."""
 
 SETTINGS: Final = (
     "SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off "

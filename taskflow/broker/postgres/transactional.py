@@ -86,7 +86,7 @@ class PostgresTransactional:
             )
 
     def _check_rights(self, function: str) -> Steps[None]:
-        """Check the catalog first, because calling a function that is missing or not permitted would make the transaction fail."""
+        """Raise WrongConnection if the function is missing or not permitted, because calling it would make the transaction fail."""
         [(rights,)] = yield Statement(_RIGHTS.format(function), (self._schema,))
         if _text(rights) != "granted":
             problem = {"missing": "has no such store", "denied": "does not let the connection's role use it"}[_text(rights)]

@@ -120,8 +120,7 @@ class PostgresListener(Listener):
 
     @property
     def is_at_rest(self) -> bool:
-        """Return True if this listener hears about everything that happens from now on, because it is neither writing
-        notes nor searching for jobs."""
+        """Return True if this listener is neither writing notes nor searching for jobs, so that it misses nothing from now on."""
         return not (self._has_wants.is_set() or self._is_noting or self._is_looking_again)
 
     def unnoted(self, ids: Iterable[bytes]) -> list[bytes]:
@@ -155,7 +154,7 @@ class PostgresListener(Listener):
             self._look_again(claiming.topics)
 
     def fail_claim(self, claiming: Claiming) -> None:
-        """Forget the topics, because it is unknown whether the failed claim has written the listener's note."""
+        """Forget the topics, because it is unknown whether the failed claim wrote the listener's note."""
         self._noted.add(claiming.note)
         self._disarm()
 
@@ -199,7 +198,7 @@ class PostgresListener(Listener):
         return [*super()._duties(), self._keep_polling, self._keep_looking_again, self._keep_noted]
 
     async def _keep_noted(self) -> None:
-        """Renew waiters' notes before they expire."""
+        """Renew the notes that waiters need before they expire, and forget the others."""
         while True:
             await asyncio.sleep(NOTE_INTERVAL)
             noted = [topic for topic in self._armed if not topic.startswith((_JOB, _SESSION))]

@@ -1,4 +1,4 @@
-"""The Redis broker: the engine over the records under a prefix. Each method of the store is one Lua script, which is atomic."""
+"""The Redis broker: runs the engine on the records under one key prefix. Each method of the store is a Lua script, which is atomic."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ MAX_AT_ONCE: Final = 500
 reaches the limit calls again."""
 
 TURN: Final = 1.0
-"""Seconds after which a turn expires if its client has died. A client waits for its turn at most three times as long."""
+"""Seconds after which a turn (a lock on contested records) expires if its client has died. Clients wait at most three times as long."""
 
 _PAUSE: Final = (0.000_5, 0.004)
 _CHANCE: Final = random.SystemRandom()  # an application may seed the global one
 
 MAX_RESULT: Final = 60 * 1024 * 1024
-"""The maximum size of a result in bytes, because a full server receives the result within the call."""
+"""The maximum size of a result in bytes. If the server's memory is full, the result must fit into the call that ends the run."""
 
 
 class RedisBroker(EngineBroker):
@@ -87,13 +87,13 @@ class RedisBroker(EngineBroker):
         return f"<RedisBroker {self.server} {self._namespace!r}>"
 
     async def run(self, operation: Operation[T]) -> T:
-        """Run an operation. Each of its effects is one script."""
+        """Run an operation, and return its answer. Each store call that it yields is one script."""
         return await self._contention.run(operation, self.store.perform, self._run_in_turn)
 
     async def _run_in_turn(self, contested: Sequence[Ref], operation: Operation[T], effect: Effect) -> tuple[Effect, Any]:
-        """Run the effects of an operation up to its next change of records, while other clients that do the same wait for their turn.
+        """Perform `effect`, and continue the operation up to its next change of records. Return that change, and its answer.
 
-        Return that change, and its answer.
+        Meanwhile, other clients that contend for these records wait for their turn.
         """
         key = f"{self.prefix}turn:".encode() + max(contested).id  # the id of a gate or a key, if there is one
         async with self._per_loop.here().turn:
@@ -110,7 +110,7 @@ class RedisBroker(EngineBroker):
                         await self.ask("DEL", key)
 
     async def _take_turn(self, key: bytes) -> bool:
-        """Wait for a turn, which is a key that expires. Return False if the turn doesn't come: turns only prevent conflicts."""
+        """Wait for a turn, which is a key that expires. Return False if none comes: turns only avoid conflicts, so the caller continues."""
         gives_up_at = time.monotonic() + 3 * TURN
         while time.monotonic() < gives_up_at:
             try:
@@ -137,7 +137,7 @@ class RedisBroker(EngineBroker):
         return await self.run(compare_known(envelopes, known))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-        """Claim jobs. Jobs in the fixed layout become leases directly, without a record in between."""
+        """Claim jobs. If all are stored in the fixed layout (see records.lua), they're decoded to leases directly."""
         found = await self._claim(session, request, queues, limit)
         if found is None:
             raise SessionLost(wording.SESSION_LOST)
@@ -166,7 +166,7 @@ class RedisBroker(EngineBroker):
         return leased, now
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        """Settle runs. Raises ValueError if one of the settlements cannot be stored; the caller then sends the others without it."""
+        """Settle runs. If a result is too large, raises ValueError and settles none; the caller then sends the others without that one."""
         for settlement in settlements:
             if isinstance(settlement.verdict, Succeeded) and len(settlement.verdict.result) > MAX_RESULT:
                 raise ValueError(f"Redis allows results of at most {MAX_RESULT:,} bytes, got {len(settlement.verdict.result):,}")
@@ -191,7 +191,7 @@ class RedisBroker(EngineBroker):
         return records
 
     async def upkeep(self, limit: int, *, ends: bool = False) -> UpkeepResult:
-        """Make the moves that have become necessary. The first query also requests a wake-up in case an earlier due time is added."""
+        """Make the moves that have become necessary. The first query also requests a wake-up for when an earlier due time is added."""
         listener = self._per_loop.here().listener
         times, operation = listener.times, maintenance.upkeep(min(int(limit), MAX_AT_ONCE), ends, self.rules)
         look = next(operation)
@@ -278,8 +278,8 @@ class RedisBroker(EngineBroker):
         return await self._per_loop.here().pool.ask(*command)
 
     async def _check_server(self, *, creates: bool) -> None:
-        """Check the server and the layout. If nothing is stored yet and `creates` is False, nothing is written, and the next call checks
-        again."""
+        """Raise BrokerRefused if the server or the stored layout is unsuitable. If nothing is stored yet and `creates` is False, write
+        nothing, so that the next call checks again."""
         server_info = await self.server_info()
         server_info.check(str(self.server), may_evict=self.server.evicting)
         if self.server.fsync and not server_info.has_aof:
@@ -306,8 +306,7 @@ class RedisBroker(EngineBroker):
         self._server_info = server_info
 
     async def _check_indexes(self, server: str, *, creates: bool) -> None:
-        """Refuse a store with different indexes, except for `rebuild`, and list in the store the indexes that this version adds for new
-        kinds of records."""
+        """Raise BrokerRefused if the store has different indexes, except for `rebuild`. Add indexes of new kinds to the store's list."""
         stored = await self._declared()
         if self.rebuilds or stored == DECLARED:
             return
@@ -327,7 +326,7 @@ class RedisBroker(EngineBroker):
         return frozenset(name for name in stored if name.count(".") == 2)  # another program may have written any text
 
     async def _declare(self, stored: frozenset[str]) -> None:
-        """Add the indexes that are now complete to the store's list."""
+        """Add this version's indexes, which are complete, to the store's list, and remove those that it doesn't keep up to date."""
         _, unknown = compare_declarations(stored)
         kept = {name for name in stored if name.split(".")[1] not in unknown}
         await self.ask("HSET", f"{self.prefix}meta", "indexes", " ".join(sorted(DECLARED | kept)))

@@ -167,8 +167,8 @@ class ConnectionPool:
         return reply
 
     async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
-        """Close the connection when the loop ends: asyncio.run() and similar functions shut down asynchronous generators
-        before they close a loop."""
+        """Close the connections when the loop ends, because asyncio.run() and similar functions
+        shut down asynchronous generators before they close a loop. `close` ends it too."""
         try:
             yield
         finally:
@@ -180,8 +180,7 @@ class ConnectionPool:
 
 
 def _is_cut(error: Exception) -> bool:
-    """Return True if the connection was probably gone before the command reached the server: the error is
-    neither an answer nor a timeout."""
+    """Return True if the connection was probably gone before the command arrived: the error is neither an answer nor a timeout."""
     is_answer = isinstance(error, exceptions.ResponseError | exceptions.AuthenticationError | exceptions.BusyLoadingError)
     is_silence = isinstance(error, TimeoutError | exceptions.TimeoutError)
     return not is_answer and not is_silence
@@ -272,7 +271,7 @@ class CommandConnection(_Direct):
 
     def ask(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         """Send commands and return a reply for each. An error from the server is returned as a reply. TimeoutError is raised if no answer
-        arrives within `ANSWER_TIMEOUT` seconds of the answer to the previous call. The caller may stop awaiting at any time.
+        arrives within `ANSWER_TIMEOUT` seconds of this call or the previous call's answer. The caller may stop awaiting at any time.
 
         If one call fails, the connection is lost, and all others fail with a ConnectionError.
         """
@@ -358,4 +357,4 @@ class Subscription(_Direct):
         for waiting in (self._confirmed, self._cut):
             if not waiting.done():
                 waiting.set_exception(error)
-                waiting.exception()  # marks it as retrieved, because nothing may await it any more
+                waiting.exception()  # marks it as retrieved, in case nothing awaits it any more

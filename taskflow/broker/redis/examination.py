@@ -46,8 +46,8 @@ class Comparison:
         self._found = Counter[str]()
 
     async def run(self) -> Rebuilt | None:
-        """Return the differences, or None if none were found within `within` seconds. Raises BrokerUnavailable if the counts kept changing
-        and could not be corrected."""
+        """Return the differences. Return None if none were found, but `within` seconds were not enough or the counts kept changing. With
+        `repairs`, raises BrokerUnavailable if the counts kept changing."""
         try:
             for _ in range(_MAX_WALKS):
                 [before] = await self._compare("counts", [], -1)
@@ -75,7 +75,7 @@ class Comparison:
             raise TimeoutError
 
     async def _compare_records(self) -> tuple[int, int, set[bytes], Counter[bytes]]:
-        """Return the number of records, the number of unreadable ones, the names of places and leases, and the counts of jobs."""
+        """Return the number of records, the number of unreadable ones, the names of keys with entries of jobs, and the counts of jobs."""
         seen, others, counts, unreadable = set[bytes](), set[bytes](), Counter[bytes](), 0
         async for keys in keys_of(self._ask, self._prefix):
             self._check_time()

@@ -88,6 +88,7 @@ class Member(NamedTuple):
     """Describes how a member of an index is made from a position and an id.
 
     `types`   the types of the position's values, except an id at its end
+    `falls`   for each of these values, True if members descend by it
     `has_id`  True if the id ends the position
     `id_at`   the offset at which the id begins; -1 if it follows the first value, None if it is the last 16 bytes
     """
@@ -118,7 +119,7 @@ MEMBERS: Final = {index.name: _member(index) for index in INDEXES}
 
 
 def position_bytes(member: Member, position: Position) -> bytes:
-    """Return the beginning of the members at a position. The position may have fewer values than an index has."""
+    """Return the bytes with which the members at a position begin. The position may be incomplete."""
     given = zip(member.types, member.falls, position, strict=False)
     parts = [_value_bytes(of_type, value - 1 if falls and of_type is Type.NUMBER else value) for of_type, falls, value in given]
     return b"".join([*parts, *position[len(member.types) :]])

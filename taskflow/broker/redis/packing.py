@@ -84,8 +84,7 @@ _WAITING: Final = struct.Struct(">9xHBQ8xQHHI")
 
 
 def plain_leases(found: Sequence[bytes]) -> list[Lease] | None:
-    """Return the leases on jobs in the fixed layout (see records.lua), or None if a job isn't in that layout, or its content is stored
-    separately."""
+    """Return the leases on jobs in the fixed layout (see records.lua). Return None if a job isn't, or has its content stored separately."""
     leases = list[Lease]()
     try:
         for at in range(0, len(found), 2):
@@ -133,7 +132,7 @@ _BIAS: Final = 1 << 63
 
 
 def packed_runs(runs: Sequence[Run], rev: Rev, max_inline: int) -> tuple[list[Any], list[int], dict[bytes, bytes]]:
-    """Group runs for the script `succeed`. Return the groups, the places of the script's answers, and the contents to send ahead."""
+    """Group runs for the script `succeed`. Return the groups, the number of the run for each answer, and the contents to send ahead."""
     groups: dict[tuple[bytes, int], tuple[list[bytes], list[bytes], list[bytes], list[bytes], list[bytes], list[bytes], list[int]]] = {}
     contents: dict[bytes, bytes] = {}
     for place, (job_id, epoch, session, claim, result, ran_for, keep_for, key, awaited_by, note) in enumerate(runs):
@@ -269,7 +268,7 @@ class Steps:
         return [self._number(put.ref), flags, header.get("priority", 0), queue, tail]
 
     def _new_header(self, put: Put) -> tuple[list[Any], list[Any]]:
-        """Return the whole header of a new record, and its stamps."""
+        """Return the whole header of a new record, and its stamps: the fields that the script fills in."""
         kind = put.ref.kind
         values, stamps, places, fields = list(DEFAULTS[kind]), list[Any](), PLACES[kind], _FIELDS[kind]
         for name, value in put.header.items():
@@ -285,7 +284,7 @@ class Steps:
 
 
 def _body_of(put: Put) -> bytes:
-    """Return the bytes of a new record that follow its revision: see records.lua."""
+    """Return the bytes that follow the revision in a new record: see records.lua."""
     kind = put.ref.kind
     values, places, fields = list(DEFAULTS[kind]), PLACES[kind], _FIELDS[kind]
     for name, value in put.header.items():
@@ -316,7 +315,7 @@ _WRITTEN: Final = {
 
 
 def _changes(put: Put) -> tuple[list[Any], list[Any]]:
-    """Return the changed fields of a record, each followed by its value, and its stamps."""
+    """Return the changed fields of a record, each followed by its value, and its stamps: the fields that the script fills in."""
     values, stamps, written = list[Any](), list[Any](), _WRITTEN[put.ref.kind, put.restarts]
     for name, value in put.header.items():
         if name not in written:

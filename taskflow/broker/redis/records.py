@@ -55,7 +55,7 @@ _REQUEST_BYTES: Final = 8
 
 
 def record_of(kind: int, record_id: bytes, stored: bytes, *, with_content: bool) -> Record:
-    """Return a record. Unreadable parts are listed as damage."""
+    """Decode a stored record. Unreadable parts are listed in its `damage`."""
     request = b""
     if kind == Kind.SESSION:
         stored, request = stored[:-_REQUEST_BYTES], stored[-_REQUEST_BYTES:]
@@ -92,8 +92,8 @@ def unreadable(ref: Ref, stored: bytes) -> Record:
 
 
 def ended_record(job_id: bytes, stored: bytes) -> JobRecord | None:
-    """Return the record of an ended job. Return None if the waiter has to read it, because it's unreadable here, isn't kept, or has its
-    content stored separately."""
+    """Return the record of an ended job. Return None if it's unreadable or not kept, or if its content is stored separately, so that the
+    waiter has to read the job."""
     if not stored:
         return None
     record = record_of(Kind.JOB, job_id, stored, with_content=True)
@@ -104,7 +104,7 @@ def ended_record(job_id: bytes, stored: bytes) -> JobRecord | None:
 
 
 def _read_lease(stored: bytes, status: int, header: dict[str, Any]) -> int:
-    """Read the first parts of a claimed job. Return where its waiting form begins."""
+    """Read the lease of a job that is or was running into `header`. Return where the part that it had as a waiting job begins."""
     epoch, session, claim, claimed_at, claimed_steady, worker_bytes = _LEASED.unpack_from(stored)
     at: int = RUNNING_BYTES + worker_bytes
     header["epoch"], header["worker"] = epoch, _worker_name(stored[RUNNING_BYTES:at])
@@ -117,7 +117,7 @@ def _read_lease(stored: bytes, status: int, header: dict[str, Any]) -> int:
 
 
 def read_waiting(stored: bytes, at: int, header: dict[str, Any]) -> tuple[bytes, bytes | None, int]:
-    """Read the parts of a waiting job that begins at `at`. Return its names, `sent`, and where the content begins."""
+    """Read the parts of a waiting job, which begin at `at`, into `header`. Return its names, `sent`, and where its content begins."""
     flags, priority, due_at, seq, created_at, queue, job, sent = _WAITING.unpack_from(stored, at)
     names_at = at + WAITING_BYTES
     sent_at = names_at + queue + job
@@ -194,7 +194,7 @@ _NOTE_HEADER: Final = (10, b"\x91\xa8")
 
 
 def _note(ref: Ref, rev: bytes, stored: bytes) -> Record | None:
-    """Decode a note whose value is in the state. `_general` returns the same record, but more slowly. Return None for any other note."""
+    """Decode a note (a result for an awaiting job) kept in `state`. Return None for any other note. This is faster than `_general`."""
     length, begin, size, sent, state = _NOTE.unpack_from(stored)
     end = _NOTE.size + state - 1
     if (length, begin) != _NOTE_HEADER or sent or not state or stored[end:] != b"\0\0\0\0":
@@ -303,7 +303,7 @@ class Contents:
         self.prefix = f"{prefix}c:".encode()
 
     async def forget(self, contents: Mapping[bytes, bytes]) -> None:
-        """Delete contents that were sent ahead of a call that has failed."""
+        """Delete contents that were sent ahead of a call that failed."""
         if contents:
             await self._pool().ask("UNLINK", *(self.prefix + key for key in contents))
 

@@ -14,7 +14,7 @@ UNFINISHED: Final = object()
 
 
 class Reader:
-    """Parses replies like `hiredis.Reader`, if hiredis is not installed. The bytes of an unfinished reply are scanned only once."""
+    """Parses replies as `hiredis.Reader` does, for use without hiredis. The bytes of an unfinished reply are scanned only once."""
 
     def __init__(self, error_of: Callable[[str], Exception]) -> None:
         self._error_of = error_of
@@ -73,7 +73,7 @@ class Reader:
 
 
 def packed(command: Sequence[Any]) -> bytes:
-    """Return a command as it is sent."""
+    """Encode a command for sending."""
     parts = [b"*%d\r\n" % len(command)]
     for value in command:
         raw = value if isinstance(value, bytes) else str(value).encode()

@@ -80,7 +80,7 @@ class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.host}:{self.port}{' over TLS' if self.tls else ''}"
 
     def connection(self) -> AbstractConnection:
-        """Return a connection that is not open yet.
+        """Return a connection that is not open yet. Raises BrokerRefused if a TLS file is missing.
 
         The driver must not retry: it would resend a command up to ten times, so a script could run twice. The pool resends where that
         is safe. There is no socket timeout, because the pool sets a time limit for each command as a whole. RESP2 is used because
@@ -113,7 +113,7 @@ class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def _check_files(self) -> None:
-        """Raise BrokerRefused if a TLS file is missing; otherwise the driver's error would suggest that the server is unavailable."""
+        """Raise BrokerRefused if a TLS file is missing, because the driver's error would suggest that the server is unavailable."""
         for file in (self.ca_file, self.cert_file, self.key_file):
             if file is not None and not os.path.isfile(file):
                 raise BrokerRefused(f"no TLS with Redis at {self.host}:{self.port}: the broker URL names {file}, which is not a file")

@@ -66,8 +66,9 @@ class Call(Protocol):
 class RedisStore:
     """Runs the store's methods as scripts.
 
-    `steady`  returns the time of a test clock, or None
-    `lost` returns the error for contents that the server lost before their call arrived
+    `steady`   returns the time of a test clock, or None to use the server's
+    `lost`     returns the error for contents that the server lost before their call arrived
+    `on_disk`  True to wait until new jobs and schedules are on the server's disk
     """
 
     def __init__(
@@ -86,14 +87,14 @@ class RedisStore:
         return await dispatch(self, effect)
 
     async def query(self, query: Query, awaited: Sequence[bytes] = (), listener: str = "") -> Snapshot:
-        """Answer a query. The listener also awaits the ends of the jobs in `awaited`."""
+        """Answer a query, and register `listener` for the ends of the jobs in `awaited`."""
         return (await self.look(query, awaited, listener))[0]
 
     async def look(
         self, query: Query, awaited: Sequence[bytes] = (), listener: str = "", max_kept: int | None = None
     ) -> tuple[Snapshot, bool]:
-        """Answer a query. If `max_kept` is given, the query is for upkeep: the listener awaits the next due time, and others are nudged
-        again for READY jobs. The second value returned is True if `fade` has anything to do."""
+        """Answer a query. If `max_kept` is given, the query is for upkeep: it also registers `listener` for the next due time, and nudges
+        listeners again for READY jobs. The second value returned is True if `fade` has anything to do."""
         for_upkeep: Any = max_kept is not None and max_kept
         reply = await self._call("query", pack([*packed_query(query), list(awaited), listener, for_upkeep]))
         seen = await self._snapshot_of(query, reply)
@@ -182,7 +183,7 @@ class RedisStore:
         return await self._call_growing("add", [rev, list(contents), *runs], contents) is None
 
     async def _call_growing(self, script: str, arguments: list[Any], contents: dict[bytes, bytes]) -> Any:
-        """Run a script that a full server refuses as a whole. If it is refused, delete the contents that were sent ahead."""
+        """Run a script that a full server refuses as a whole, with StoreFull. In that case, delete the contents that were sent ahead."""
         try:
             reply = await self._call(script, pack(arguments), ahead=ahead(self.contents.prefix, contents), on_disk=self._on_disk)
         except StoreFull:
@@ -249,7 +250,7 @@ _ANSWERS: Final = {ord("o"): True, ord("s"): False, ord("t"): None}
 
 
 def new_rev() -> bytes:
-    """Return a revision that no record has had."""
+    """Return a new revision, which is random."""
     return os.urandom(8)
 
 
@@ -315,7 +316,7 @@ def unreadable_in(seen: Snapshot) -> list[bytes]:
 async def _filled(
     records: dict[Ref, Record | None], scans: tuple[list[Entry], ...], contents: Contents
 ) -> tuple[dict[Ref, Record | None], tuple[list[Entry], ...]]:
-    """Replace references with contents."""
+    """Replace the references in all of these records with the contents, which are fetched together."""
     all_records = [record for record in records.values() if record is not None]
     all_records += [entry.record for entries in scans for entry in entries if entry.record is not None]
     filled = await contents.fill(all_records)

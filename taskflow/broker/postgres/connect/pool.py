@@ -51,7 +51,8 @@ class ConnectionPool:
         self._end: AsyncGenerator[None] | None = None
 
     async def fetch(self, statement: str, *arguments: Any, within: float = ANSWER_TIMEOUT) -> list[asyncpg.Record]:
-        """Run a statement and return its rows. Like any operation, it may be sent more than once."""
+        """Run a statement and return its rows. Like any operation, it may be sent more than once. Raises ValueError for a value that its
+        column cannot hold, and otherwise BrokerError."""
         try:
             return await self._fetch(statement, arguments, within)
         except ERRORS as error:
@@ -61,8 +62,7 @@ class ConnectionPool:
 
     @contextlib.asynccontextmanager
     async def transaction(self, within: float = ANSWER_TIMEOUT) -> AsyncGenerator[Callable[..., Awaitable[list[asyncpg.Record]]]]:
-        """Open a transaction that sees other transactions' commits, for at most `within` seconds. Yield a function that runs a statement in
-        it."""
+        """Open a transaction that sees others' commits, for at most `within` seconds. Yield a function that runs a statement in it."""
         try:
             async with self._semaphore:
                 connection = await self._acquire("BEGIN")
@@ -101,8 +101,8 @@ class ConnectionPool:
         return connection
 
     def put_back(self, connection: asyncpg.Connection) -> None:
-        """Return a connection from `open` to the pool. Its settings must be unchanged. If there
-        are several addresses, do nothing, because another address may be the primary by now."""
+        """Put a connection from `open` into the pool. Its settings must be unchanged. Do nothing
+        if there are several addresses, because another one may be the primary by now."""
         if not self._is_closed and not self.server.others:
             self._idle.append(connection)
 
@@ -212,8 +212,8 @@ class ConnectionPool:
             drop(self._idle.pop())
 
     async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
-        """Close all connections when the loop ends: asyncio.run() and similar functions shut down asynchronous generators
-        before they close a loop."""
+        """Close all connections when the loop ends, because asyncio.run() and similar functions
+        shut down asynchronous generators before they close a loop. `close` ends it too."""
         try:
             yield
         finally:
