@@ -51,7 +51,7 @@ class ActionRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def pack_action(action: Action) -> bytes:
-    """Pack an action without its id. Long texts are truncated, so that no action is large."""
+    """Pack an action without its id. Long texts are truncated, so that no entry becomes large."""
     names = [name[:MAX_CHARACTERS] for name in action.names[:MAX_NAMES]]
     which = {name: value[:MAX_CHARACTERS] for name, value in action.which.items()}
     texts = [value[:MAX_CHARACTERS] for value in (action.by, action.kind, action.stopped)]

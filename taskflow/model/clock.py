@@ -30,7 +30,7 @@ class Clock(Protocol):
         ...
 
     def steady(self) -> int:
-        """Return the microseconds since the machine booted, including time spent suspended. Processes on a machine can compare readings."""
+        """Return the microseconds since boot, including time spent suspended. Processes on the same machine can compare their readings."""
         ...
 
     def boot_id(self) -> str:

@@ -94,7 +94,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An envelope held by a session. `epoch` and `claim` form its fence, which rejects outdated settlements. The store sets the counters.
 
     `created_at`  microseconds since 1970
-    `waited`      microseconds from when the job became due to this claim
+    `waited`      microseconds between the time when the job became due and this claim
     `parked_for`  seconds since the job was parked; parking it again before its next outcome does not restart the count
     `expires_in`  seconds from the claim until the job expires, by the store's clock; None if it does not expire
     `unreadable`  the stored fields that could not be read; if there are any, the worker ends the job as FAILED without running it

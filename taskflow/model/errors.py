@@ -77,7 +77,7 @@ class UnknownType(DecodeError):
 
 
 class BrokerError(TaskflowError):
-    """The base class of errors raised by the store, or in communicating with it."""
+    """The base class of errors raised by the store, or by the connection to it."""
 
 
 class BrokerUnavailable(BrokerError, ConnectionError):
@@ -98,7 +98,7 @@ class WrongConnection(TaskflowError, ValueError):
 
 
 class LeaseLost(TaskflowError):
-    """The run no longer holds its job, and can't complete it. Let the transaction roll back: the job runs elsewhere, or has ended."""
+    """The run no longer holds its job, and can't complete it. Let the transaction roll back: the job is running elsewhere, or has ended."""
 
 
 class SessionLost(BrokerError):

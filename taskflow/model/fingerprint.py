@@ -53,7 +53,7 @@ MAX_CHARACTERS: Final = 300
 
 
 def cause_of(verdict: Verdict, deploy: str) -> bytes | None:
-    """Return the cause to store with a job that the verdict ends as FAILED, or None if it doesn't."""
+    """Return the cause to store with a job that the verdict ends as FAILED, or None for a verdict that doesn't."""
     if isinstance(verdict, Completed):
         verdict = verdict.otherwise
     if isinstance(verdict, Failed):

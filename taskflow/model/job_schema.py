@@ -170,7 +170,7 @@ def has_tags(extras: bytes | None) -> bool:
 
 
 def has_follow_up(extras: bytes | None) -> bool:
-    """Return True if a job with these extras has `on_failure`. A store reads nothing else in the extras."""
+    """Return True if a job with these extras has `on_failure`. The extras are unpacked only if the job has tags."""
     if extras is None or not has_tags(extras):
         return extras is not None and extras[1:3] == FOLLOWED_UP
     try:

@@ -82,7 +82,7 @@ def masked_value(value: object, secrets: Collection[str], limits: DisplayLimits)
 
 
 def masked_map(values: Mapping[Any, object], secrets: Collection[str], limits: DisplayLimits) -> dict[str, Any]:
-    """Like `masked_value`, for a map of values by name."""
+    """Convert a map of values by name as `masked_value` does."""
     return dict(_pairs(values, secrets, limits))
 
 

@@ -31,7 +31,8 @@ def one_line(text: object, most: int = MAX_CHARACTERS) -> str:
 
 
 def indented(text: object, most: int | None = None) -> str:
-    """Return the text with each line escaped and indented, so that no line can pass for a log line. A long text loses its middle."""
+    """Return the text with each line escaped and indented, so that no line can pass for a log line. If it's longer than `most` characters,
+    its middle is left out."""
     whole = str(text)
     if most is not None and len(whole) > most:
         half = most // 2
@@ -87,7 +88,7 @@ def _clock(at: datetime) -> str:
 
 
 def span(seconds: float) -> str:
-    """Return a duration in its largest unit, and in the next smaller one too if the first number has one digit: 3d4h, but 12d."""
+    """Return a duration in days, hours, minutes or seconds. A one-digit number is followed by the next smaller unit: 3d4h, but 12d."""
     whole = round(min(max(0.0, seconds), 1e15))  # a store may contain infinity
     for unit, name, smaller, smaller_name in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
         if whole >= unit:

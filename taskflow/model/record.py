@@ -51,7 +51,7 @@ CODES: Final = {status: code for code, status in BY_CODE.items()}
 class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
     """The state of a job. Times are aware datetimes in UTC, by the store's clock. `result` and `payload` are encoded bytes.
 
-    `due_at`       when the job may start: the planned time while it is SCHEDULED, otherwise the time at which it became ready
+    `due_at`       when the job may start: the planned time while it is HELD or SCHEDULED, otherwise the time at which it became ready
     `waiting_for`  what the job is waiting for, other than its time or a worker: code that knows the job, a running job with its key, or the
                    end of a back-off after too many hand-backs
     `reason`       why the job ended, if there is a reason: "expired", "replaced by ID", "poison: ...", or a user's text. A poison job that

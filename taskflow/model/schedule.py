@@ -14,13 +14,13 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.stored_values import maybe_instant
 
 OFFER_TTL: Final = 1.0
-"""Seconds that a caller has to fire a schedule it was offered. After that, the schedule is offered again."""
+"""Seconds within which a caller must fire a schedule that it was offered. After that, the schedule is offered again."""
 
 MAX_OFFERS: Final = 100
 """The maximum number of schedules that one call of `upkeep` offers, of definitions in one `define`, and of firings in one `fire`."""
 
 MAX_OFFERED_BYTES: Final = 16 << 20
-"""The total bytes of definitions after which one call of `upkeep` offers no more schedules, in the Redis and SQLite stores."""
+"""The total size of definitions, in bytes, after which one call of `upkeep` offers no more schedules."""
 
 MAX_NAME: Final = 200
 """The maximum length of a schedule's name in characters, which must all be printable."""

@@ -69,7 +69,7 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
         body = _encode(self)
         if self.is_flow and len(body) > MAX_FLOW_DEFINITION:
             raise ValueError(
-                f"the flow's jobs have {len(body):,} bytes with their arguments and options, but a schedule can store "
+                f"the flow's jobs have {len(body):,} bytes including their arguments and options, but a schedule can store "
                 f"{MAX_FLOW_DEFINITION:,}: schedule a job that sends the flow"
             )
         return Definition(name, hashlib.sha256(body).digest()[:16], body)
@@ -142,7 +142,7 @@ class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NO_ID: Final = bytes(16)
-"""The id in every template of a job. It is fixed so that all processes compute the same digest."""
+"""The id in the template of a single job, and a flow's id in its templates. It is fixed so that all processes compute the same digest."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(SchedulePlan).decode
@@ -240,8 +240,7 @@ def _skip(times: Timetable, at: int, until: int) -> tuple[int | None, int]:
 
 
 def _latest(times: Timetable, at: int, now: int, due_at: Callable[[int], int]) -> tuple[int, int | None]:
-    """Return the latest due instant and the one after it. Timetables only look forward, so the search starts earlier and earlier, but not
-    before `at`."""
+    """Return the latest due instant and the next one. Timetables only look forward, so try ever earlier starts, but none before `at`."""
     back, latest = MICROSECONDS, _next(times, now - MICROSECONDS)
     while latest is None or due_at(latest) > now:
         back *= 2

@@ -56,7 +56,7 @@ MAX_ERRORS_BYTES: Final = 65_536
 
 
 class RunEnding(StrEnum):
-    """How a run that left an error in its job's history ended."""
+    """How a run ended that left an error in its job's history."""
 
     FAILED = "failed"
     TIMED_OUT = "timed out"
@@ -301,7 +301,7 @@ def unpack_errors(errors: bytes | None) -> tuple[RunError, ...]:
         found.append(_read_error(stored))
         end = unpacker.tell()  # after the loop, the position may be past an error that was cut off
     if end != len(errors):
-        raise ValueError(f"{len(errors) - end} bytes after the last whole error")
+        raise ValueError(f"found {len(errors) - end} bytes after the last complete error")
     return tuple(found)
 
 

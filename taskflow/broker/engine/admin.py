@@ -85,7 +85,7 @@ def queues() -> Operation[list[QueueInfo]]:
 
 
 def _ready_since(firsts: Sequence[tuple[Any, ...]]) -> Operation[list[tuple[str, int]]]:
-    """Return times since which jobs have been READY, each with its queue. If a line's first job has a tenant, its `due_at` isn't a time."""
+    """Return queues, each with the time when one of its oldest jobs became READY. A tenant's job has a place in `due_at`, not a time."""
     queues = list(dict.fromkeys(queue for queue, *_ in firsts))
     lines = [turns.first_of(turns.line_of(queue, -rank)) for queue, rank, *_ in firsts]
     seen: Snapshot = yield Query(scans=(*lines, *(Scan("fair_since", 1, (queue,), with_records=False) for queue in queues)))

@@ -31,7 +31,8 @@ class Contention:
         in_turn: Callable[[Sequence[Ref], Operation[T], Effect], Awaitable[tuple[Effect, Any]]],
         answer: Any = None,
     ) -> T:
-        """Run an operation to its end, and return its result. `perform` answers an effect. `answer` belongs to its last effect, if any.
+        """Run an operation to its end, and return its result. `perform` carries out an effect, and returns the answer. If the operation has
+        already yielded an effect, `answer` is the answer to it.
 
         If other clients keep changing the records, `in_turn` runs the effects up to the next change while those clients wait, and returns
         that change and its answer.
@@ -81,7 +82,7 @@ CHANGES: Final = (Apply, HandOver)
 
 
 def stale_refs(effect: Apply | HandOver, answer: Any) -> list[Ref]:
-    """Return the records of the steps that were stale."""
+    """Return the records that the stale steps read or changed."""
     if isinstance(effect, HandOver):
         return list(effect.step.expect) if len(answer) == len(effect.runs) else []
     steps = [step for step, each in zip(effect.steps, answer[0], strict=True) if type(each) is Stale]

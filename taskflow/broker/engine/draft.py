@@ -53,7 +53,7 @@ class Foreseen(NamedTuple):
 
     `waiting`  for each gate: how many of its waiting jobs the decisions will probably need
     `paused`   the ids of the paused queues, if they are known. A pause that begins in the meantime takes the slots back
-    `heads`    the scans for the first jobs of the lines in which jobs will probably take a place
+    `heads`    the scans for the first job of each line (see turns.py) that jobs will probably join
     """
 
     waiting: Mapping[bytes, int] = {}
@@ -175,7 +175,7 @@ class Draft:
         return found
 
     def put(self, record: Job | Plain) -> None:
-        """Include a new or changed record in the current part, which writes it."""
+        """Add a new or changed record to those that the current part writes."""
         ref, part = record.ref, self.part
         part.read.add(ref)
         part.written[ref] = None
@@ -230,7 +230,7 @@ class Draft:
             raise Missing
 
     def head(self, line: Scan) -> Entry | None:
-        """Return the first entry of a required line as it was before these decisions, or None if the line was empty."""
+        """Return a line's first entry as it was before these decisions, or None if the line was empty. Call `require` first."""
         return next(iter(self._heads[line]), None)
 
     def waiting(self, gate: bytes) -> deque[Entry] | None:
@@ -373,7 +373,7 @@ def decide(
                 rounds.extend(([number], tries) for number in of_step)
             elif isinstance(result, Locked) and locked is not None:
                 answers.update(dict.fromkeys(of_step, locked))
-            elif not isinstance(result, Applied):  # Stale, or Locked, perhaps by another client's short call
+            elif not isinstance(result, Applied):  # Stale, or Locked, perhaps only for the time of another client's call
                 stale += of_step
                 is_locked = is_locked or isinstance(result, Locked)
         if stale:

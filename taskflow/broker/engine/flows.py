@@ -45,7 +45,7 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
     `last`     the last number of the scope
     `cause`    the job that failed or is retried; for CANCEL, the flow's id
     `reason`   why jobs are cancelled
-    `failure`  the failure as jobs that collect failures receive it
+    `failure`  the failure, in the form in which jobs that collect failures receive it
     `after`    the number of the first job that the action has not reached
     """
 
@@ -267,7 +267,7 @@ class Census:
                 self._failures[job.sent.member.first, job.sent.member.last] = job.id
 
     def failures_in(self, scopes: Iterable[tuple[int, int]]) -> list[bytes]:
-        """For each failure scope that overlaps one of these, return the id of a job that failed, or that was cancelled but by no action."""
+        """For each failure's scope that overlaps one of these, return a job that failed, or that was cancelled other than by an action."""
         apart = list[tuple[int, int]]()
         for first, last in sorted(scopes):
             if apart and first <= apart[-1][1]:
@@ -297,7 +297,7 @@ def is_felled(record: Record | None) -> bool:
 
 
 def fell_again(draft: Draft, job_id: bytes) -> bool:
-    """If a job is still failed or cancelled, store its action again, which cancels jobs of its scope that another job's retry restored."""
+    """If a job is still FAILED or CANCELLED, begin its action again: another job's retry has restored jobs that this one had cancelled."""
     job = draft.job(job_id)
     if job is not None and job.sent.member is not None and job.status in (FAILED, CANCELLED) and _acts(job, job.sent.member):
         _fell(draft, job, _failure_of(job))

@@ -172,7 +172,7 @@ def pause(draft: Draft, queue: str, *, is_paused: bool) -> None:
 
 
 def close(draft: Draft, limits: Sequence[Gate], seconds: float) -> None:
-    """Close the rates among these gates, so that no job passes them for the next `seconds`."""
+    """Close those of these gates that are rates, so that no job passes them for the next `seconds`."""
     limits = [gate for gate in limits if gate.per]
     draft.require(refs_of(limits))
     for gate in limits:
@@ -191,7 +191,7 @@ def _pass_on(draft: Draft, record: Plain) -> Iterator[Job]:
     while seen and header["taken"] < header["most"]:
         job = draft.job(seen[0].ref.id)
         assert job is not None  # the scan has returned its record
-        if not draft.has_loaded(_refs_to_admit(draft, job)):  # jobs may have other gates, and one query should load all
+        if not draft.has_loaded(_refs_to_admit(draft, job)):  # these jobs may have other gates: load all with one query
             jobs = [draft.job(entry.ref.id) for entry in seen]
             draft.require([ref for each in jobs if each is not None for ref in _refs_to_admit(draft, each)])
         seen.popleft()

@@ -1,4 +1,4 @@
-"""The history of measures. Each worker records its measures every minute, and upkeep adds them up for each minute, ten minutes and hour."""
+"""The history of measures. Each worker records its measures every minute. Upkeep adds them up over one minute, ten minutes and an hour."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_READ: Final = 10_000
 
 
 def record(record_id: bytes, measures: bytes, rules: Rules) -> Operation[None]:
-    """Record what a worker has measured since its last record, under the current minute. A known record stays as it is."""
+    """Store what a worker has measured since its last record, for the current minute. If the record already exists, change nothing."""
     ref = Ref(Kind.HISTORY, record_id)
 
     def one(draft: Draft, ref: Ref) -> None:
@@ -68,7 +68,7 @@ def read(since: datetime, until: datetime) -> Operation[list[MeasuresRecord]]:
 
 
 def roll(rules: Rules) -> Operation[None]:
-    """Add up to `MAX_ROLLED` records whose time on their level is over to the next level, or drop them after the last one."""
+    """Merge up to `MAX_ROLLED` records whose time on their level is over into the next level. After the last level, drop them."""
     seen: Snapshot = yield Query(scans=(Scan("rolling", MAX_ROLLED),))
     sources = dict[Ref, list[Ref]]()
     for entry in seen.scans[0]:

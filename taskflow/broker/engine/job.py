@@ -23,7 +23,7 @@ from taskflow.model.verdict import RunError, append_error
 
 
 class Sent(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The sender's body: the parts of an envelope on which no store bases a decision. `joins` holds the concatenated ids of `joined`."""
+    """A job's `sent` body, decoded: the parts of an envelope on which no store bases a decision. `joins` holds the ids of `joined`."""
 
     extras: bytes | None = None
     key: bytes | None = None
@@ -41,7 +41,7 @@ class Sent(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class State(msgspec.Struct, omit_defaults=True, gc=False):
-    """The mutable body. Its texts are UTF-8 that may contain lone surrogates. Field names are short because each job stores them.
+    """A job's `state` body, decoded. Texts are UTF-8 that may contain lone surrogates. Field names are short because each job stores them.
 
     `progress`   the epoch of the run that reported it, and the progress, which is valid for this run only
     `waiting`    what a waiting job waits for, other than its time, a worker or a gate

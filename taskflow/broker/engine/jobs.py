@@ -208,7 +208,7 @@ def _settle(draft: Draft, settlement: Settlement, *, is_committed: bool = False)
     transition = apply_verdict(job.counters, settlement.verdict, draft.rules, draft.now, settlement.cause)
     if isinstance(settlement.verdict, HandedBack) and settlement.verdict.is_paused:
         transition = job_pauses.park(draft, job, transition)
-    if job.has(Flag.POISON):  # no run has reported an outcome
+    if job.has(Flag.POISON):  # the worker didn't run the job, so no outcome resets its counters
         transition = transition._replace(counters=job.counters)
     keep = None
     if isinstance(settlement.verdict, Succeeded):
@@ -263,7 +263,7 @@ MAX_NOTES_BYTES: Final = 4 << 20
 
 
 def notes(job_id: bytes, first: int) -> Operation[Notes]:
-    """Return results and failures that a job in a flow received, from input `first` on. Large ones are read apart, to bound each answer."""
+    """Return results and failures that a job in a flow received, from input `first` on. A second query reads large ones."""
     after = (job_id if first <= 0 else numbered(job_id, first - 1),)
     seen: Snapshot = yield Query(scans=(Scan("notes", MAX_NOTES, after=after, until=(numbered(job_id, MAX_MEMBERS),)),))
     records, size = list[StoredRecord](), 0

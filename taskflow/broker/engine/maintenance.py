@@ -76,7 +76,7 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[UpkeepResult]:
         yield from turns.forget(rules)
     if _is_due(rolling, seen.now):
         yield from history.roll(rules)
-    offers = (yield from schedules.offers(rules)) if reaped or dying or _is_due(offered, seen.now) else ()  # a death may make some due
+    offers = (yield from schedules.offers(rules)) if reaped or dying or _is_due(offered, seen.now) else ()  # a dead session's may be due
     has_moved = bool(suspects or dying or begun or taken or promoted or expired or offers)
     ended, ends_dropped = (yield from take_ends(rules)) if ends and (has_moved or seen.scans[2]) else ((), 0)
     if has_moved or ended:
@@ -246,8 +246,8 @@ def _drop(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
 
 
 def take_ends(rules: Rules) -> Operation[tuple[tuple[bytes, ...], int]]:
-    """Remove the oldest registered ends, and return the ids of their jobs. If there are too many, drop the surplus first. Also return how
-    many were dropped."""
+    """Remove the oldest registered ends (of jobs that ended without a settlement), and return the jobs' ids. If there are too many, drop
+    the surplus first. Also return how many were dropped."""
     seen: Snapshot = yield Query(scans=(Scan("ends", rules.max_ends + MAX_ENDS, with_records=False),))
 
     surplus = max(0, len(seen.scans[0]) - rules.max_ends)

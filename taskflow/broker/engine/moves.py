@@ -48,7 +48,7 @@ def move(draft: Draft, job: Job, event: Event, to: int) -> None:
     """Change a job's status, count the event, and pass on the slots that the job gives up. Raises AssertionError for an illegal move."""
     header = job.header
     if event is not Event.ENQUEUE and (header["status"], event, to) not in _LEGAL:
-        raise AssertionError(f"{id_text(job.id)}: status {header['status']} cannot become {to} by {event}")
+        raise AssertionError(f"{id_text(job.id)}: {event} cannot change the status from {header['status']} to {to}")
     if to == READY and job.has(Flag.FAIR):
         turns.take(draft, job, turns.line_of(job.queue, header["priority"]))
     elif to == READY and job.has(Flag.LIMITED):
@@ -177,7 +177,7 @@ def requeue(draft: Draft, job: Job, transition: Transition) -> None:
     successor = _successor(draft, job)
     if successor is not None or job.state.stop is not None:
         transition = transitions.requeue(transition, job.cancel_requested, successor)
-        finish(draft, job, transition.event, Status.CANCELLED, transition.reason)  # the worker does not know of the end
+        finish(draft, job, transition.event, Status.CANCELLED, transition.reason)  # the worker doesn't know that the job ended
         return
     job.end_lease()
     job.set_flag(Flag.PAUSED, transition.is_paused)

@@ -58,7 +58,7 @@ def _status(entry: Entry) -> int:
 
 
 def _scan_of(view: View, status: Status | None, after: Position | None, limit: int) -> Scan:
-    """Return the scan of one status or one tag, starting after a page position."""
+    """Return a scan for the jobs of one status or one tag, starting after a page position."""
     queue = () if view.queue is None else (view.queue,)
     match status:
         case None:
@@ -90,7 +90,7 @@ def _shown(status: Status | None, entry: Entry) -> Position:
 
 
 def _is_at(status: Status | None, entry: Entry) -> bool:
-    """Return False for the old entry of an unreadable job that has been set aside: that job is now listed among the ended ones."""
+    """Return False for an outdated entry of an ended job. Redis leaves one if it can't read the job, and therefore ends it as FAILED."""
     record = entry.record
     assert record is not None
     return status not in ENDED or record.damage is not None or record.header["ended_at"] == entry.position[-2]

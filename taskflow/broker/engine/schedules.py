@@ -59,7 +59,7 @@ def ref_of(name: str) -> Ref:
 
 
 def body_of(state: bytes | None) -> ScheduleBody | None:
-    """Decode a schedule, or return None if that's impossible."""
+    """Decode a schedule, or return None if it's missing or undecodable."""
     try:
         return None if state is None else _decode(state)
     except msgspec.MsgspecError:

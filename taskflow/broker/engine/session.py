@@ -125,7 +125,7 @@ def lapse(session: Plain, outages: Outages, pulse: int | None, draft: Draft) -> 
     """Return when a session lapses by the steady clock, and whether its leases are handed back then rather than counted as crashes.
 
     If the store was unavailable, or the machine rebooted, the worker isn't to blame. After an outage, the session gets one more ttl. Its
-    last heartbeat may be up to a third of a ttl older than the last one of all, because workers send three per ttl.
+    last heartbeat may be up to a third of a ttl older than the last one before the outage, because workers send three per ttl.
     """
     header = session.header
     if session_body(session).boot != draft.seen.boot:

@@ -171,7 +171,7 @@ def beat(beat: Beat, rules: Rules) -> Operation[BeatAnswer]:
 def _extend(beat: Beat, rules: Rules) -> Operation[tuple[Snapshot, WorkHint | None]]:
     """Record the heartbeat, and the death of a session that leaves or has died. Raises SessionLost if the session is unknown or dead.
 
-    Return the snapshot from before, whose last scans are the session's leases and the marked ones, and the work hint if `beat.looks`.
+    Return the snapshot taken before, whose last scans are the session's leases and the marked ones, and the work hint if `beat.looks`.
     """
 
     def one(draft: Draft, beat: Beat) -> tuple[Snapshot, WorkHint | None] | None:

@@ -36,7 +36,6 @@ def line_of(queue: str, priority: int) -> Line:
 
 
 def first_of(line: Line) -> Scan:
-    """Return the scan for the first job in a line."""
     return Scan(line[0], 1, line[1:], with_records=False)
 
 

@@ -297,7 +297,7 @@ class Secret:
     """
 
     def __init__(self) -> None:
-        raise TypeError("Secret is not called: write Annotated[str, Secret]")
+        raise TypeError("Secret cannot be called: write Annotated[str, Secret]")
 
 
 def secret_names(annotations: Mapping[str, Any]) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ def _refuse_collisions(keys: Iterable[Any]) -> None:
 
 
 def _elements(wire: Any, expected: str) -> list[Any]:
-    """Return the elements of a list, tuple or set on the wire. Any of these is accepted, because an annotation may since have changed."""
+    """Return the elements of a list, tuple or set on the wire. Any of these is accepted, because the annotation may have changed since."""
     code = marker_of(wire) if type(wire) is list else codes.PAIRS
     if code >= codes.PAIRS:
         raise ShapeError(f"expected {expected}, got {wire_type(wire)}")
@@ -204,7 +204,7 @@ def fixed_tuple(items: Sequence[Shape]) -> Shape:
 
 
 def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
-    """Return the shape of `dict[key, value]`, or, if `abstract`, of `Mapping[key, value]`, which accepts any mapping and reads a dict."""
+    """Return the shape of `dict[key, value]`, or, if `abstract`, of `Mapping[key, value]`, which writes any mapping and reads a dict."""
     kind: Any = Mapping if abstract else dict
     label = f"{kind.__name__}[{key.label}, {value.label}]"
 

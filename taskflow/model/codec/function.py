@@ -139,7 +139,7 @@ class Arguments:
         rest = values.pop(self._rest, ()) if self._rest else ()
         extra = values.pop(self._extra, {}) if self._extra else {}
         if extra and (foreign := self._injected.intersection(extra)):
-            raise ShapeError("is made for each run, so it is not an argument of this function", UnknownArgument).within(min(foreign))
+            raise ShapeError("is provided by the worker for each run, so a call cannot pass it", UnknownArgument).within(min(foreign))
         args: list[Any] = []
         for name in self._position_names:
             if name not in values:

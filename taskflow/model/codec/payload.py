@@ -86,7 +86,7 @@ class Limits(msgspec.Struct, frozen=True):
 
     `size`   the bytes of the whole payload
     `depth`  how deeply containers are nested in an argument: ``[[1]]`` is two deep. At most 200: a level takes 3 of Python's 1,000 frames
-    `items`  the number of values of any kind: a million empty lists fit into 1 MiB, but take sixty times as much when decoded
+    `items`  the number of values of any kind: a million empty lists fit into 1 MiB, but take 60 times as much memory when decoded
     """
 
     size: int = 1 << 20

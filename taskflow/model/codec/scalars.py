@@ -251,7 +251,7 @@ def _parse_path(data: bytes) -> PurePath:
     letter = data[:1]
     kind = _KINDS.get(letter)
     if kind is None:
-        raise ShapeError("expected the letter of a class of paths")
+        raise ShapeError("expected the letter of a path class")
     try:
         text = data[1:].decode("utf-8", _on_error(letter))
     except UnicodeDecodeError as error:
@@ -287,4 +287,4 @@ def _path(kind: type[PurePath], label: str) -> Shape:
 
 
 PATHS: Final[dict[type, Shape]] = {**{kind: _path(kind, kind.__name__) for kind in _ALL}, os.PathLike: _path(PurePath, "PathLike")}
-"""The shape of each class of paths. `os.PathLike` covers all of them."""
+"""The shape of each path class. `os.PathLike` covers all of them."""
