@@ -43,7 +43,7 @@ PERMISSIONS = {"act": "Can act on jobs, queues and schedules", "see_arguments": 
 
 
 def _create_permissions(*, using: str, apps: Apps = apps, **kwargs: Any) -> None:
-    """Create the permissions of the dashboard. They belong to no model, because jobs aren't in Django's tables."""
+    """Create the dashboard's permissions. They have a content type but no model, because jobs aren't in Django's tables."""
     try:
         permission, content_type = apps.get_model("auth", "Permission"), apps.get_model("contenttypes", "ContentType")
     except LookupError:  # not migrated yet
@@ -68,7 +68,7 @@ class _Closing(AbstractContextManager[None]):
     _kept: Sequence[Any] = ()
 
     def __enter__(self) -> None:
-        if default_app().ignores_connections:  # a test's job may run in the thread of the test, and use its connections
+        if default_app().ignores_connections:  # a test's job may run in the test's thread, and use its connections
             self._kept = [each for each in connections.all(initialized_only=True) if each.connection is not None]
         self.__exit__()
 

@@ -1,4 +1,4 @@
-"""The backend of Django's Tasks, its options, and the broker that they name."""
+"""The backend for Django's Tasks, its options, and the broker that they name."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TaskflowBackend(_Base):
                    the open transaction, which must be in the broker's database
     `database`     the alias of the database with that transaction (default "default")
 
-    Raises ImproperlyConfigured for wrong options.
+    Raises ImproperlyConfigured for invalid options.
     """
 
     supports_defer = supports_async_task = supports_get_result = supports_priority = True
@@ -56,7 +56,7 @@ class TaskflowBackend(_Base):
         where = f'the OPTIONS of TASKS["{alias}"]'
         for name in self.options:
             if name not in _OPTIONS:
-                raise ImproperlyConfigured(f"{where} have an unknown name {name!r}: expected {', '.join(_OPTIONS)}")
+                raise ImproperlyConfigured(f"{where} have an unknown option {name!r}: expected {', '.join(_OPTIONS)}")
         self.transaction: str = self.options.get("transaction", "now")
         self.database: str = self.options.get("database", "default")
         if self.transaction not in _TRANSACTIONS:
@@ -177,7 +177,7 @@ def _result(result_id: str, info: JobInfo | None) -> Any:
 
 
 def apply_settings() -> None:
-    """Use the broker that TASKS names, unless `configure()` names one. Raises ImproperlyConfigured for wrong settings."""
+    """Use the broker that TASKS names, unless `configure()` names one. Raises ImproperlyConfigured for invalid settings."""
     ours = []
     for alias, params in getattr(settings, "TASKS", {}).items():
         with suppress(ImportError, TypeError):  # Django reports this where that backend is used

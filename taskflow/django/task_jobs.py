@@ -33,7 +33,7 @@ signals: Any = import_module(f"{_PACKAGE}.signals")
 
 BACKEND: Final = "django-backend"
 RUN_AFTER: Final = "django-run-after"
-"""The names of job headers with facts that only a TaskResult shows: the alias of its backend, and `run_after`."""
+"""The headers of a job with facts that only a TaskResult shows: the alias of its backend, and `run_after`."""
 
 
 def job_of(task: Any) -> Declared[..., Any]:
@@ -111,7 +111,7 @@ def _succeed(result: Any, value: Any) -> Any:
 
 
 def _fails(result: Any, context: JobContext, error: BaseException) -> bool:
-    """Return True if the error ends the task as FAILED, and False if the task is retried or the worker has stopped the run."""
+    """If the error ends the task as FAILED, record it in the result, and return True. Otherwise the task is retried or the run stopped."""
     policy = job_of(result.task).policy
     if isinstance(error, Snooze | asyncio.CancelledError) or context.cancelled.is_set():
         return False
@@ -130,7 +130,7 @@ def _fails(result: Any, context: JobContext, error: BaseException) -> bool:
 
 
 def new_result(task: Any, job_id: str, args: list[Any], kwargs: dict[str, Any], *, status: str = "READY", **fields: Any) -> Any:
-    """Return a TaskResult. Without other fields, it describes a task that has just been sent, at the time in the id."""
+    """Return a TaskResult. Without further `fields`, it describes a task that has just been sent; the time of sending is in its id."""
     sent_at = _local(datetime.fromtimestamp((UUID(job_id).int >> 80) / 1_000, UTC))
     empty: dict[str, Any] = {
         "enqueued_at": sent_at,
@@ -145,7 +145,7 @@ def new_result(task: Any, job_id: str, args: list[Any], kwargs: dict[str, Any], 
 
 
 def result_of(info: JobInfo, task: Any) -> Any:
-    """Return the TaskResult of a task's job."""
+    """Convert a job to the TaskResult of its task."""
     arguments = info.arguments or {}
     errors = [_error(error.type, error.traceback or str(error)) for error in info.errors]
     workers = [error.worker or "" for error in info.errors]
@@ -179,7 +179,7 @@ def normalized(value: Any) -> Any:
 
 
 def _as_sent(task: Any, headers: Mapping[str, str], **options: Any) -> Any:
-    """Return a declared task with the options of a call."""
+    """Return a copy of a declared task with a call's options."""
     run_after = headers.get(RUN_AFTER)
     return task.using(run_after=run_after and datetime.fromisoformat(run_after), backend=headers.get(BACKEND), **options)
 
@@ -198,5 +198,5 @@ def _change(result: Any, **fields: Any) -> None:
 
 
 def _local(when: datetime | None) -> datetime | None:
-    """Return a time as Django's settings require it: naive if USE_TZ is False."""
+    """Return a time in the form that Django's settings require: naive if USE_TZ is False."""
     return when if when is None or settings.USE_TZ else timezone.make_naive(when)

@@ -17,7 +17,7 @@ _application = application()
 # The dashboard accepts writes only from the same origin, so its forms need no CSRF token.
 @csrf_exempt
 def dashboard(request: HttpRequest, path: str) -> HttpResponse:
-    """Serve the dashboard. Anonymous users are redirected to `LOGIN_URL`; their scripts and programs are refused."""
+    """Serve the dashboard. Anonymous users who open a page are redirected to `LOGIN_URL`; their other requests are refused."""
     user = request.user
     is_for_program = FRAGMENT in request.headers or f"/{path}".startswith(f"{API}/")
     if not user.is_authenticated and request.method == "GET" and not is_for_program:

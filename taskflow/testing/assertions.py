@@ -30,7 +30,7 @@ _SAME_TIME: Final = 1_000  # microseconds
 
 
 class SentJob(NamedTuple):
-    """A job that was sent. `created_at` is when the store added it, in microseconds."""
+    """A job that was sent. `created_at` is when the store added it, in microseconds since 1970."""
 
     envelope: Envelope
     created_at: int
@@ -125,7 +125,7 @@ _RESULT: Final = _Result()
 
 
 def decoded(job: JobType[Any] | None, envelope: Envelope) -> Mapping[str, Any]:
-    """Return the arguments of a call by name, with defaults if the job is known."""
+    """Return a call's arguments by name. If the job is known, add defaults, and `_RESULT` for the argument that a result will fill."""
     if job is None:
         plain: dict[str, Any] = decode_value(envelope.payload)
         return plain
@@ -136,9 +136,9 @@ def decoded(job: JobType[Any] | None, envelope: Envelope) -> Mapping[str, Any]:
 
 
 def check_job(job: object) -> None:
-    """Raise TypeError unless this is a job or a name. It may be a call made by `bind`, or the undecorated function."""
+    """Raise TypeError unless this is a job or a name, for example because it is a call made by `bind` or an undecorated function."""
     if not isinstance(job, Declared | str):
-        raise TypeError(f"got {shown(job)}: expected a job, or its name, and then its arguments, as in assert_enqueued(greet, 'ada')")
+        raise TypeError(f"got {shown(job)}: expected a job or its name, followed by its arguments, as in assert_enqueued(greet, 'ada')")
 
 
 def check_enqueued(expected: ExpectedCall, sent: Sequence[SentJob], registry: Registry) -> None:
@@ -158,7 +158,7 @@ def check_enqueued(expected: ExpectedCall, sent: Sequence[SentJob], registry: Re
 
 
 def call_of(sent: SentJob, registry: Registry) -> str:
-    """Format a job that was sent as the call that sends it."""
+    """Format a sent job as the call that sent it."""
     envelope = sent.envelope
     job = registry.get(envelope.job)
     try:
@@ -186,7 +186,7 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
     checked = dict[str, Any]()
     for name, value in given.items():
         if name in EnqueueOptions.__annotations__ and name not in COMPARED:
-            raise TypeError(f"{name}= cannot be asserted; the options that can: {', '.join(COMPARED)}")
+            raise TypeError(f"{name}= cannot be asserted: expected one of {', '.join(COMPARED)}")
         if _has_any(value) or (value is None and name in _MAY_BE_NONE):
             checked[name] = value
         elif value is not None:

@@ -59,7 +59,7 @@ def wait_for_django(awaitable: Awaitable[T]) -> T:
 async def with_djangos_thread() -> AsyncIterator[bool]:
     """Yield True if the thread in which Django uses its connections has an open connection. Plain jobs then run there too.
 
-    Jobs can't use a transaction of the event loop's thread. If there is one, the first query and the end of the block raise AssertionError.
+    Jobs can't use a transaction of the event loop's thread. If one is open, a job's query raises AssertionError, as does the block's end.
     """
     if not is_django_loaded():
         yield False
@@ -95,7 +95,7 @@ async def with_djangos_thread() -> AsyncIterator[bool]:
 
 
 _APART: Final = (
-    "a job, or middleware, has queried the database {!r} outside of the test's transaction, and would not see its rows. The test is a "
+    "a job or middleware queried the database {!r} outside of the test's transaction, and would not see its rows. The test is a "
     "coroutine, and its transaction belongs to the thread of its event loop. Make the test a plain function, with "
     "run_sync(taskflow_jobs.run_all()); or let its rows be committed, with TransactionTestCase or @pytest.mark.django_db(transaction=True)"
 )

@@ -129,7 +129,7 @@ class TaskflowJobs:
             raise AssertionError(f"{expected or name} was enqueued; {calls_of(sent, registry)}")
 
     def _sent(self) -> list[SentJob]:
-        """Return the jobs that are waiting or running, and those that have run in `inline`."""
+        """Return the jobs that are waiting or running, and those that ran inside `inline` blocks."""
         ran = [job for inline in self._inlines for job in inline.ran]
         return list({job.envelope.id: job for job in [*ran, *self._broker.live()]}.values())
 
@@ -250,7 +250,7 @@ class TaskflowJobs:
 
     @asynccontextmanager
     async def _at_work(self, *, raises: bool) -> AsyncIterator[PassState]:
-        """Enter the lifespan once for all runs in the block. If `raises` is True, raise the runs' failures at the end of the block."""
+        """Enter the lifespan once for all runs in the block. At its end, raise AssertionError for bad schedules, then any failures."""
         async with AsyncExitStack() as stack:
             lifespan = self._app.settings.lifespan
             lifespan_state = await stack.enter_async_context(lifespan()) if lifespan is not None else None

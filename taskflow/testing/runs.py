@@ -53,7 +53,7 @@ STOP_TIMEOUT: Final = 1.0
 
 
 class _HeardStore(MemoryStore):
-    """Answers as if a worker with `ended` hooks were always running."""
+    """A memory store that answers as if a worker with `ended` hooks were always running."""
 
     def _scan(self, scan: Scan, with_content: bool) -> list[Entry]:
         if scan.of == "hearers":
@@ -62,7 +62,7 @@ class _HeardStore(MemoryStore):
 
 
 class RecordingBroker(MemoryBroker):
-    """Records the envelopes that were sent, because a job's record does not contain all of their fields."""
+    """A memory broker that keeps the envelopes that were sent, because a job's record does not contain all of their fields."""
 
     def __init__(self, clock: Clock) -> None:
         self._heard = _HeardStore(clock)
@@ -93,7 +93,7 @@ class RecordingBroker(MemoryBroker):
             self._sent.setdefault(envelope.id, envelope)
 
     def awaiting(self, job_id: bytes, *, has_succeeded: bool) -> set[bytes]:
-        """Return the jobs of a flow that the end of this job may have made ready. A failure may concern any of them."""
+        """Return the ids of the jobs that this job's end may have made ready. After a failure, these are all jobs of its flow."""
         ended = self._sent.get(job_id)
         if ended is None or ended.member is None:
             return set()
@@ -108,12 +108,12 @@ class RecordingBroker(MemoryBroker):
         return [SentJob(self._sent[record.id], microseconds_of(record.created_at)) for record in live]
 
     async def claim_one(self, session: bytes, request: int, job_id: bytes) -> Lease | None:
-        """Claim a specific job, even if its time hasn't come yet."""
+        """Claim a specific job, even if its time hasn't come yet. Return None if it can't run, for example because its queue is paused."""
         record = self._heard.claim_job(session, request, job_id)
         return None if record is None else Job.of_record(record).to_lease(self._clock.wall())
 
     def take_ends(self) -> tuple[tuple[bytes, ...], int]:
-        """Remove and return the first ids of jobs that ended without a run, and the number of ids that were dropped."""
+        """Remove and return some ids of jobs that ended without a run, and the number of ids that were dropped for lack of space."""
         return self.perform(maintenance.take_ends(self.rules))
 
 
@@ -121,7 +121,7 @@ _Outcome = tuple[Any, BaseException | None]
 
 
 class PassState(msgspec.Struct, eq=False):
-    """The state of one call of `run_all` or `advance`, or of a job that runs where it is sent."""
+    """The state of one call to `run_all` or `advance`, or of jobs that run as they are sent."""
 
     executor: TestExecutor
     scheduler: Scheduler
@@ -257,10 +257,10 @@ class Pass:
         self._settled(settlement)
 
     def _settled(self, settlement: Settlement) -> None:
-        """Called after each run. A subclass decides what runs next."""
+        """Called after each run, so that a subclass can choose what runs next."""
 
     async def _leave(self) -> None:
-        """Leave the session. If the test has given up and some runs are left, stop them first; their jobs become ready again."""
+        """Leave the session. First stop the runs that are left if the test gave up; their jobs become ready again."""
         for holding in self._running.values():
             holding.ask_to_stop(WINDING_DOWN)
         if self._running:
@@ -271,7 +271,7 @@ class Pass:
 def endless(after: str, runs: Counter[str]) -> AssertionError:
     [(job, count)] = runs.most_common(1)
     return AssertionError(
-        f"jobs are still ready after {after}, {count:,} of them {job}: does it send itself, or snooze for (almost) no time?"
+        f"jobs are still ready after {after}, and {job} ran {count:,} times: does it send itself, or snooze for (almost) no time?"
     )
 
 
@@ -280,7 +280,7 @@ MAX_DEPTH: Final = 50
 
 
 class _Around(msgspec.Struct, frozen=True):
-    """The run in which a job is sent: the nesting depth, and the event loop and state of the innermost run."""
+    """The run in which a job is sent: its nesting depth, its event loop and its state."""
 
     depth: int
     loop: asyncio.AbstractEventLoop
@@ -291,7 +291,7 @@ _around: Final[ContextVar[_Around | None]] = ContextVar("taskflow_inline_run", d
 
 
 class Inline:
-    """Runs jobs where they are sent. It may be called from several threads and event loops.
+    """Runs jobs as they are sent. It may be called from several threads and event loops.
 
     `ran`       the jobs that have begun
     `failures`  the final failures, and other errors that the test should report
@@ -340,7 +340,7 @@ class Inline:
 
 
 class _InlinePass(Pass):
-    """Runs specific jobs in order. Retries run immediately, as if their waits had passed."""
+    """Runs specific jobs in order, then their follow-ups and the jobs of their flows. Retries run immediately, without a wait."""
 
     hears: ClassVar[tuple[str, ...]] = ()
 

@@ -140,7 +140,7 @@ async def test_parameters_may_have_the_names_of_options(taskflow_jobs: TaskflowJ
     ("options", "message"),
     [
         ({"options": {"quee": "a"}}, "quee"),
-        ({"connection": object()}, "connection= cannot be asserted; the options that can: queue, "),
+        ({"connection": object()}, "connection= cannot be asserted: expected one of queue, "),
         ({"on_conflict": "raise"}, "on_conflict= cannot be asserted"),
         ({"queue": 5}, "queue=5: expected a str"),
         ({"quee": "a"}, "quee"),
@@ -246,5 +246,5 @@ async def test_without_a_call_of_the_job_the_others_are_shown(taskflow_jobs: Tas
 @pytest.mark.parametrize("job_type", [send.function, nothing.bind(), named("tests.assertions.nothing"), None])
 def test_assertions_refuse_anything_but_a_job_or_a_name(taskflow_jobs: TaskflowJobs, job_type: Any) -> None:
     for check in (taskflow_jobs.assert_enqueued, taskflow_jobs.assert_not_enqueued):
-        with pytest.raises(TypeError, match="expected a job, or its name, and then its arguments"):
+        with pytest.raises(TypeError, match="expected a job or its name, followed by its arguments"):
             check(job_type)

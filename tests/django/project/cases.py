@@ -217,7 +217,7 @@ class Options(SimpleTestCase):
             self.enterContext(override_settings(TASKS={"default": {"BACKEND": BACKEND, "OPTIONS": options}, **named}))
 
     def test_wrong_ones_are_named(self) -> None:
-        self.refused("have an unknown name 'brokr': expected broker, transaction, database", brokr="memory://")
+        self.refused("have an unknown option 'brokr': expected broker, transaction, database", brokr="memory://")
         self.refused("have \"transaction\": 'later': expected now, on_commit, join", transaction="later")
         self.refused("have \"database\": 'other', which DATABASES does not have", database="other")
         self.refused("broker URL has the unknown scheme 'amqp'", broker="amqp://host")

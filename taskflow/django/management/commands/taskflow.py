@@ -33,17 +33,17 @@ class Command(BaseCommand):
         sys.exit(program())
 
     def add_arguments(self, parser: Any) -> None:
-        parser.add_argument("arguments", nargs=REMAINDER, help="a command of taskflow with its arguments")
+        parser.add_argument("arguments", nargs=REMAINDER, help="a taskflow command with its arguments")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Run ``call_command("taskflow", "status")`` in this process. Raises SystemExit with the code of the command unless it is 0."""
+        """Run ``call_command("taskflow", "status")`` in this process. Raises SystemExit with the command's exit code unless it is 0."""
         _prepare(options["arguments"])
         if code := main(options["arguments"]):
             sys.exit(code)
 
 
 def _prepare(given: list[str]) -> None:
-    """Make a worker import the modules of all apps. For other commands, import them here, so that arguments and results can be decoded."""
+    """Have `worker` and `check` import each app's `tasks`. For other commands, import them here, so that arguments can be decoded."""
     found = [f"{each.name}.tasks" for each in apps.get_app_configs() if module_has_submodule(each.module, "tasks")]
     worker_options.own_modules[:], worker_options.found_modules[:] = ["taskflow.django.setup"], found
     if given[:1] not in (["worker"], ["check"]):
