@@ -182,15 +182,19 @@ def _carry_on(left: Left, rules: Rules, most: int) -> Operation[tuple[int, bool]
         groups = _grouped(left.actions, room)
         size = room // len(groups)
         refs = {Ref(Kind.FLOW, action_id) for group in groups for action_id in group}
-        seen: Snapshot = yield Query((*refs,), tuple(_first(group).scan(size) for group in groups))
+        seen: Snapshot = yield Query((*refs,), (*MOVE_SCANS, *(_first(group).scan(size) for group in groups)))
         if _is_outdated(left, seen, refs, revs):
             continue
-        items = [(at, entry.ref) for at, entries in enumerate(seen.scans) for entry in entries]
+        found = seen.scans[len(MOVE_SCANS) :]
+        items = [(at, entry.ref) for at, entries in enumerate(found) for entry in entries]
         look = Query((*refs, *{ref for _, ref in items}), MOVE_SCANS)
-        acted = yield from decide_once(items, _actor(groups), rules, look, locked=False, left=left)
+        seen.records.update({entry.ref: entry.record for entries in found for entry in entries})
+        acted = yield from decide_once(
+            items, _actor(groups), rules, look, locked=False, together=None, left=left, foreseen=Foreseen(seen=seen)
+        )
         for at in {at for (at, _), has_acted in zip(items, acted, strict=True) if not has_acted}:
             held_up.update(groups[at])
-        for group, entries in zip(groups, seen.scans, strict=True):
+        for group, entries in zip(groups, found, strict=True):
             for action_id, action in group.items():
                 if len(entries) == size:
                     left.actions[action_id] = action.behind(entries[-1])

@@ -49,16 +49,18 @@ class Missing(Exception):
 
 
 class Foreseen(NamedTuple):
-    """Facts about gates, read in advance so that decisions need no second query.
+    """Facts that are known in advance, so that decisions need no second query.
 
     `waiting`  for each gate: how many of its waiting jobs the decisions will probably need
     `paused`   the ids of the paused queues, if they are known. A pause that begins in the meantime takes the slots back
     `heads`    the scans for the first job of each line (see turns.py) that jobs will probably join
+    `seen`     an answer to the first query
     """
 
     waiting: Mapping[bytes, int] = {}
     paused: frozenset[bytes] | None = None
     heads: frozenset[Scan] = frozenset()
+    seen: Snapshot | None = None
 
 
 class Left:
@@ -327,7 +329,7 @@ def decide(
     *,
     locked: T | None = None,
     grows: bool = False,
-    together: bool = False,
+    together: bool | None = False,
     left: Left | None = None,
     foreseen: Foreseen | None = None,
 ) -> Operation[list[T]]:
@@ -336,14 +338,13 @@ def decide(
     `look`      the records that the decisions will probably need; others are loaded on demand
     `locked`    the answer for an item whose records another program's open transaction has locked
     `grows`     True if jobs are added, so that the store first checks whether it has room
-    `together`  True if all decisions form one step
-    `foreseen`  facts about gates that are known in advance
+    `together`  True if all decisions form one step. None if they do at first, which is faster, and are separate if that has no effect
+    `foreseen`  facts that are known in advance
     `left`      collects the work for a later decision
 
     Raises StoreFull if the store has no room. Raises BrokerUnavailable if records keep changing, or are locked and `locked` is None.
     """
-    answers: dict[int, T] = {}
-    foreseen = foreseen or Foreseen()
+    answers, foreseen = dict[int, T](), foreseen or Foreseen()
     known, sizes, heads, is_locked = set(look.refs), dict(foreseen.waiting), set(foreseen.heads), False
     rounds = deque([(list(range(len(items))), 1)] if items else ())
     while rounds:
@@ -352,7 +353,9 @@ def decide(
             why = "another program's open transaction has locked" if is_locked else "other clients keep changing"
             raise BrokerUnavailable(f"{why} the records of this call: try again")
         chosen = [items[number] for number in numbers]
-        drafted = yield from _draft(chosen, one, rules, look, known, sizes, heads, together=together, paused=foreseen.paused)
+        is_whole = tries == 1 if together is None else together
+        drafted = yield from _draft(chosen, one, rules, look, known, sizes, heads, together=is_whole, foreseen=foreseen)
+        foreseen = foreseen._replace(seen=None)  # later rounds read again
         if drafted is None:
             rounds.append((numbers, tries + 1))
             continue
@@ -363,15 +366,14 @@ def decide(
             continue
         if left is not None:
             left.take(draft)
-        results, _ = yield Apply([step for _, step in steps], grows=grows)
-        stale = list[int]()
+        (results, _), stale = (yield Apply([step for _, step in steps], grows=grows)), list[int]()
         for (places, _), result in zip(steps, results, strict=True):
-            of_step = numbers if together else [numbers[place] for place in places]
+            of_step = numbers if is_whole else [numbers[place] for place in places]
             if isinstance(result, Full):
                 raise StoreFull(result.says)
-            if isinstance(result, Locked) and len(of_step) > 1 and not together:
+            if isinstance(result, Locked) and len(of_step) > 1 and not is_whole:
                 rounds.extend(([number], tries) for number in of_step)
-            elif isinstance(result, Locked) and locked is not None:
+            elif isinstance(result, Locked) and locked is not None and is_whole is bool(together):
                 answers.update(dict.fromkeys(of_step, locked))
             elif not isinstance(result, Applied):  # Stale, or Locked, perhaps only for the time of another client's call
                 stale += of_step
@@ -391,14 +393,15 @@ def _draft(
     heads: set[Scan],
     *,
     together: bool,
-    paused: frozenset[bytes] | None,
+    foreseen: Foreseen,
 ) -> Operation[tuple[Draft, list[T]] | None]:
     """Load the records that the decisions need, and decide. Return None if they still need more after `MAX_CHAIN` queries. `sizes` says how
     many waiting jobs to read at each gate, and `heads` are the scans for the first jobs of lines."""
+    seen = foreseen.seen
     for _ in range(MAX_CHAIN):
         scans = [*(Scan("gated", size, (gate,)) for gate, size in sizes.items()), *heads]
-        draft = Draft((yield look._replace(refs=tuple(known), scans=(*look.scans, *scans))), rules, scans)
-        draft.paused = paused
+        draft = Draft(seen or (yield look._replace(refs=tuple(known), scans=(*look.scans, *scans))), rules, scans)
+        draft.paused, seen = foreseen.paused, None
         answers = draft.decide(items, one, together=together)
         if not draft.lacks:
             return draft, answers

@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -61,7 +62,7 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
     def scan(self, limit: int) -> Scan:
         """Return a scan for the next `limit` jobs or notes that the action has not reached."""
         after, until = numbered(self.owner, max(self.first, self.after)), numbered(self.owner, self.last + 1)
-        return Scan(_INDEX[self.what], limit, after=(self.owner if self.what == FORGET else after,), until=(until,), with_records=False)
+        return Scan(_INDEX[self.what], limit, after=(self.owner if self.what == FORGET else after,), until=(until,))
 
     def behind(self, last: Entry) -> Action:
         """Return the part of the action that remains after this entry."""
@@ -76,7 +77,7 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
 _INDEX: Final = {FELL: "flow_live", RESTORE: "flow", CANCEL: "flow_live", FORGET: "notes", PURGE: "flow_live"}
 _NOTHING: Final = Action(FORGET, b"")
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(Action).decode
+_decode: Final = lru_cache(64)(msgspec.msgpack.Decoder(Action).decode)  # each job of a portion reads the same action
 
 
 def number_of(entry: Entry) -> int:
@@ -135,7 +136,7 @@ def end(draft: Draft, job: Job, by: Action | None) -> None:
         acts = by is None and _acts(job, member)
         draft.require([*needed, *([Ref(Kind.FLOW, job.header["member"])] if acts else [])])
         failure = _failure_of(job) if by is None else by.failure
-        note = failure_note(failure)
+        note = failure_note(failure) if needed else b""
         if acts:
             _fell(draft, job, failure)
     for successor, tie in counts:

@@ -64,6 +64,19 @@ async def test_a_client_does_not_drop_an_action_that_another_one_has_begun_again
     assert {*await _statuses(world, flow)} == {CANCELLED}
 
 
+async def test_a_job_that_a_worker_claims_meanwhile_holds_up_no_other(world: World) -> None:
+    """The portion, which was one step, is decided again in a step for each job."""
+    flow = await sent(world, members=700)
+    client = _Client(world, admin.cancel_flow(flow.id, world.rules))
+    client.go_on(3)  # it has read the first portion
+    [lease] = await world.claim(await world.a_session(), ["0"], 1)
+    client.go_on(5)  # the first portion twice, then the second
+
+    statuses = dict(zip(ids_of(flow.envelopes), await _statuses(world, flow), strict=True))
+    assert statuses.pop(lease.envelope.id) is Status.RUNNING
+    assert {*statuses.values()} == {CANCELLED}
+
+
 async def _put(world: World, ref: Ref, **parts: Any) -> None:
     def operation() -> Operation[None]:
         seen: Snapshot = yield Query((ref,))
